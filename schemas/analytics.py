@@ -1,0 +1,235 @@
+"""Rows of the analytical store (ClickHouse) and the protocols of its writers and readers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from schemas.meters import Aggregation, Meter
+from schemas.periods import Period
+
+
+class EventRow(NamedTuple):
+    """One accepted event in `usage_events`; identity (account, id), the lowest position wins.
+
+    `data` is the event's data as JSON text, normalised: keys sorted, duplicates resolved, numbers exact.
+    """
+
+    account: str
+    id: str
+    type: str
+    source: str
+    time_us: int
+    data: str
+    partition: int
+    position: int
+    log_time_ms: int
+
+
+class DuplicateRow(NamedTuple):
+    """An event that arrived again, in `usage_duplicates`; identity (partition, position)."""
+
+    account: str
+    id: str
+    type: str
+    source: str
+    time_us: int
+    data: str
+    partition: int
+    position: int
+    log_time_ms: int
+
+
+class HourlyRow(NamedTuple):
+    """One cell in `usage_hourly`; identity is everything up to `arrival_bucket_ms`, the highest version wins.
+
+    `value_minor` is the cell's own aggregate in minor units; `latest_time_us` and `latest_position` order the
+    values of `latest` (0 otherwise). `version` = generation and position of the last contributing event.
+    """
+
+    account: str
+    meter: str
+    period_start_ms: int
+    period_end_ms: int
+    hour_ms: int
+    dimensions: str
+    arrival_bucket_ms: int
+    aggregation: Aggregation
+    scale: int
+    value_minor: int
+    latest_time_us: int
+    latest_position: int
+    partition: int
+    version: int
+
+
+class ControlRow(NamedTuple):
+    """One control record in `control_log`; identity (partition, position). `value` is its JSON text."""
+
+    partition: int
+    position: int
+    kind: str
+    account: str
+    log_time_ms: int
+    value: str
+
+
+class ArchivePosition(NamedTuple):
+    """How far `usage_events` of a partition reaches; written after the rows it covers."""
+
+    partition: int
+    next_offset: int
+    log_time_ms: int
+    log_id: str
+
+
+class DrainPosition(NamedTuple):
+    """Everything folded before `log_time_ms` (and `next_offset`) on this partition is in `usage_hourly`."""
+
+    partition: int
+    next_offset: int
+    log_time_ms: int
+
+
+class ArchiveStore(Protocol):
+    """Where the archive agent writes. Every write is idempotent by identity; blocks until stored.
+
+    Raises `Transient` where the server did not confirm; the rows may be there all the same.
+    """
+
+    async def migrate(self) -> None:
+        """Apply the numbered migrations that are missing. Harmless when repeated."""
+        ...
+
+    async def insert_events(self, rows: Sequence[EventRow]) -> None: ...
+
+    async def insert_controls(self, rows: Sequence[ControlRow]) -> None: ...
+
+    async def save_position(self, position: ArchivePosition) -> None: ...
+
+    async def load_position(self, partition: int) -> ArchivePosition | None: ...
+
+    async def load_controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
+        """The latest catalog row and all account and close rows before `before_position`, oldest first."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class HourlyStore(Protocol):
+    """Where drainers write. Absolute by version, hence repeatable. Errors as `ArchiveStore`."""
+
+    async def insert_hourly(self, rows: Sequence[HourlyRow]) -> None: ...
+
+    async def insert_duplicates(self, rows: Sequence[DuplicateRow]) -> None: ...
+
+    async def save_drained(self, position: DrainPosition) -> None: ...
+
+    async def load_drained(self) -> Mapping[int, DrainPosition]: ...
+
+    async def close(self) -> None: ...
+
+
+class Window(StrEnum):
+    """How a usage answer is cut in time, in the asked time zone."""
+
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+
+
+class UsageQuery(NamedTuple):
+    """A question about one meter. `account` None means all accounts; `[from_ms, to_ms)` is event time.
+
+    `from_ms` and `to_ms` are whole hours. `group_by` names declared dimensions, or `account`.
+    """
+
+    meter: str
+    from_ms: int
+    to_ms: int
+    account: str | None = None
+    window: Window | None = None
+    time_zone: str = "UTC"
+    group_by: tuple[str, ...] = ()
+
+
+class UsageRow(NamedTuple):
+    """One answer row: the window's start (None without a window), the groups and the value in minor units."""
+
+    window_start_ms: int | None
+    groups: Mapping[str, str]
+    value_minor: int
+
+
+class RecountKey(NamedTuple):
+    """What a recount is per: account, meter, period, event hour, dimensions (canonical JSON), arrival bucket."""
+
+    account: str
+    meter: str
+    period_start_ms: int
+    period_end_ms: int
+    hour_ms: int
+    dimensions: str
+    arrival_bucket_ms: int
+
+
+class MeterSpan(NamedTuple):
+    """A meter and the positions `[from_position, before_position)` of one partition at which it was in force."""
+
+    meter: Meter
+    from_position: int
+    before_position: int
+
+
+class RecountRequest(NamedTuple):
+    """Recount one partition's events at positions below `before_position`.
+
+    `meters` are the definitions in force and where; a definition never changes under its slug.
+    `graces` are (from position, grace_ms), ascending: the policy's grace in force from there on.
+    `boundaries` gives the periods of accounts that have bindings (sorted, contiguous); accounts without an
+    entry have calendar months (UTC). `closings` are explicit closings: account → (period, position of record).
+    `accounts` None means all of them.
+    """
+
+    partition: int
+    before_position: int
+    meters: Sequence[MeterSpan]
+    graces: Sequence[tuple[int, int]]
+    boundaries: Mapping[str, Sequence[Period]]
+    closings: Mapping[str, Sequence[tuple[Period, int]]]
+    accounts: Sequence[str] | None = None
+
+
+class UsageReader(Protocol):
+    """Where the query API and the reconciler read. Raises `Transient` where the server does not answer."""
+
+    async def usage(self, query: UsageQuery, aggregation: Aggregation) -> Sequence[UsageRow]:
+        """Answer from `usage_hourly` (exact view); unique per hour or day is counted over `usage_events`."""
+        ...
+
+    async def recount_cells(self, request: RecountRequest) -> Mapping[RecountKey, int]:
+        """Value per cell, by SQL of its own over `usage_events`, in minor units."""
+        ...
+
+    async def recount_totals(
+        self, request: RecountRequest, before_ms: int | None = None
+    ) -> Mapping[tuple[str, str, Period], int]:
+        """Total per (account, meter, period); only events that arrived before log time `before_ms` if given."""
+        ...
+
+    async def hourly_cells(self, partition: int) -> Mapping[RecountKey, int]:
+        """What `usage_hourly` says of the same cells."""
+        ...
+
+    async def conflicts(self) -> Sequence[tuple[str, str, int]]:
+        """(account, event id, count) of events that arrived again with another type or data."""
+        ...
+
+    async def controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
+        """All control records of a partition except ticks, oldest first."""
+        ...
+
+    async def archive_positions(self) -> Mapping[int, ArchivePosition]: ...
+
+    async def close(self) -> None: ...

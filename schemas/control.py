@@ -1,0 +1,80 @@
+"""Control records: what the fold needs besides events, in the same log and signed (I7).
+
+A control record is marked by the header `tidemark-control` (its kind) and signed in `tidemark-signature`
+(hex HMAC-SHA256 with the deployment secret over topic, partition, kind and value; `aggregators.signing`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.events import NAME_CHARACTERS_MAX
+from schemas.meters import Catalog
+from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS, Binding
+
+CONTROL_HEADER: Final = "tidemark-control"
+SIGNATURE_HEADER: Final = "tidemark-signature"
+
+
+class ControlKind(StrEnum):
+    """The kinds of control record; each is also the class that carries it."""
+
+    GENESIS = "genesis"
+    TICK = "tick"
+    CATALOG = "catalog"
+    ACCOUNT = "account"
+    CLOSE = "close"
+
+
+class _Control(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Genesis(_Control):
+    """The first record of each partition: which log this is and how many partitions it has, for ever."""
+
+    log_id: str = Field(min_length=1, max_length=64)
+    partitions: int = Field(ge=1, le=65_535)
+    livemode: bool = False
+    stripe_account: str = Field(default="", max_length=255)
+
+
+class Tick(_Control):
+    """Moves log time where no events arrive. A tick of another log is rejected."""
+
+    log_id: str = Field(min_length=1, max_length=64)
+
+
+class CatalogRecord(_Control):
+    """The whole catalog, effective from this record's offset on this partition."""
+
+    catalog: Catalog
+
+
+class AccountRecord(_Control):
+    """A binding of one account, on the account's partition only."""
+
+    account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
+    binding: Binding
+
+
+class CloseRecord(_Control):
+    """Closes the account's period that contains `instant_ms`, before its grace has passed (I9)."""
+
+    account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
+    instant_ms: int = Field(ge=INSTANT_MIN_MS, le=INSTANT_MAX_MS)
+    reason: Literal["operator"] = "operator"
+
+
+Control = Genesis | Tick | CatalogRecord | AccountRecord | CloseRecord
+
+CONTROL_CLASSES: Final[dict[ControlKind, type[Control]]] = {
+    ControlKind.GENESIS: Genesis,
+    ControlKind.TICK: Tick,
+    ControlKind.CATALOG: CatalogRecord,
+    ControlKind.ACCOUNT: AccountRecord,
+    ControlKind.CLOSE: CloseRecord,
+}

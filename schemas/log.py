@@ -1,0 +1,125 @@
+"""The log as seen from everywhere: records, topics and the protocol its drivers implement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+EVENTS_TOPIC: Final = "usage.events"
+INBOX_TOPIC: Final = "usage.inbox"
+REJECTED_TOPIC: Final = "usage.rejected"
+REPORTS_TOPIC: Final = "billing.reports"
+
+Headers = tuple[tuple[str, bytes], ...]
+
+POSITION_INDEX_BITS: Final = 16
+RECORD_EVENTS_MAX: Final = 1 << POSITION_INDEX_BITS
+OFFSET_MAX: Final = (1 << 40) - 1
+
+
+class Record(NamedTuple):
+    """One record of one partition, as a driver read it.
+
+    `timestamp_ms` is the log's own append time (LogAppendTime), never the producer's.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+    @property
+    def next_offset(self) -> int:
+        """The offset to read after this record; the only place where one is added."""
+        return self.offset + 1
+
+
+class Bounds(NamedTuple):
+    """What a partition holds: offsets in `[first, next)`."""
+
+    first: int
+    next: int
+
+
+def position(offset: int, index: int = 0) -> int:
+    """One integer that orders all events of a partition: 40 bits of offset, 16 bits of index within the record.
+
+    Fits 56 bits, so that (generation, position) fits a UInt64 version.
+    """
+    return offset << POSITION_INDEX_BITS | index
+
+
+def offset_of(event_position: int) -> int:
+    """The record offset of a position."""
+    return event_position >> POSITION_INDEX_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic and the settings it must have; `doctor` compares them with the broker's.
+
+    `retention_ms` -1 keeps for ever. A topic is created with LogAppendTime in every shape.
+    """
+
+    name: str
+    partitions: int
+    retention_ms: int
+    replication: int = 1
+    min_insync_replicas: int = 1
+    record_bytes_max: int = 8 * 1024 * 1024
+
+
+class Log(Protocol):
+    """A partitioned durable log: embedded (SQLite), Kafka, or the in-memory twin.
+
+    Every method may raise `Transient` where the driver's own bounded retries are used up.
+    """
+
+    async def start(self) -> None:
+        """Connect. Must be called once before anything else, in the event loop that uses the log."""
+        ...
+
+    async def close(self) -> None:
+        """Flush what was appended and release everything. Safe to call twice."""
+        ...
+
+    async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+        """Create the topics that are missing; never changes one that exists.
+
+        Raises `OperatorNeeded` where an existing topic has another number of partitions.
+        """
+        ...
+
+    async def partition_count(self, topic: str) -> int:
+        """How many partitions `topic` has; 0 where it does not exist."""
+        ...
+
+    async def topic_settings(self, topic: str) -> Mapping[str, str]:
+        """Kafka's names and values (`message.timestamp.type`, `retention.ms`, `min.insync.replicas`, …)."""
+        ...
+
+    async def append(
+        self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
+    ) -> int:
+        """Append one record and return its offset once it is durable (fsync, or all in-sync replicas).
+
+        Concurrent calls are batched by the driver. After an error the record may or may not be in the log.
+        Raises `InvalidInput` where the record is over the topic's size limit.
+        """
+        ...
+
+    async def bounds(self, topic: str, partition: int) -> Bounds:
+        """First and next offset of a partition."""
+        ...
+
+    async def read(self, topic: str, partition: int, offset: int, records_max: int = 500) -> list[Record]:
+        """Up to `records_max` records from `offset` on; empty at the end. Offsets need not be contiguous."""
+        ...
+
+    async def committed(self, group: str, topic: str, partition: int) -> int | None:
+        """The group's committed offset: a hint for lag graphs, never where reading starts."""
+        ...

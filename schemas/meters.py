@@ -1,0 +1,146 @@
+"""The catalog: which events are metered and how. Published as JSON Schema by `tidemark catalog schema`."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+Path = Annotated[str, StringConstraints(pattern=r"^\$(\.[A-Za-z_][A-Za-z0-9_-]{0,62}){1,8}$")]
+
+DIMENSION_CHARACTERS_MAX = 256
+QUANTITY_MINOR_MAX = 10**18 - 1
+
+
+class Aggregation(StrEnum):
+    """How the quantities of a period become one total."""
+
+    COUNT = "count"
+    SUM = "sum"
+    MAX = "max"
+    UNIQUE = "unique"
+    LATEST = "latest"
+
+    @property
+    def additive(self) -> bool:
+        """Whether hours and dimensions may be added up: counts and sums only.
+
+        `unique` cells count first sightings in the period, so they add up within one period but say
+        nothing about the distinct values of an hour.
+        """
+        return self in (Aggregation.COUNT, Aggregation.SUM)
+
+
+class LatePolicy(StrEnum):
+    """What becomes of an event whose period is closed (I9)."""
+
+    CARRY_FORWARD = "carry_forward"
+    QUARANTINE = "quarantine"
+
+
+class FilterOperator(StrEnum):
+    """How a filter compares the text of a scalar."""
+
+    EQUAL = "eq"
+    NOT_EQUAL = "ne"
+    IN = "in"
+    NOT_IN = "not_in"
+
+
+class Filter(BaseModel):
+    """An event feeds the meter only where the scalar at `path`, as text, passes. A missing value is the empty text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    operator: FilterOperator = FilterOperator.EQUAL
+    values: tuple[str, ...] = Field(min_length=1, max_length=100)
+
+
+class Meter(BaseModel):
+    """One meter: the events it wants and the quantity it takes from each.
+
+    `value_path` names a number (or decimal string) for sum, max and latest, the distinct value for unique,
+    and is absent for count. `scale` is the number of decimal digits of the minor unit (I5).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slug: Slug
+    event_type: str = Field(min_length=1, max_length=256)
+    aggregation: Aggregation
+    value_path: Path | None = None
+    dimensions: dict[Slug, Path] = Field(default_factory=dict, max_length=8)
+    filters: tuple[Filter, ...] = Field(default=(), max_length=16)
+    unit: str = Field(default="", max_length=64)
+    scale: int = Field(default=0, ge=0, le=12)
+    allow_negative: bool = False
+    late: LatePolicy = LatePolicy.CARRY_FORWARD
+    stripe_event_name: str | None = Field(default=None, max_length=100)
+    description: str = Field(default="", max_length=1000)
+
+    @model_validator(mode="after")
+    def _value_path_fits_the_aggregation(self) -> Self:
+        if self.aggregation is Aggregation.COUNT and self.value_path is not None:
+            raise ValueError("a count meter takes no value_path: remove it, or use sum")
+        if self.aggregation is not Aggregation.COUNT and self.value_path is None:
+            raise ValueError(f"a {self.aggregation} meter needs a value_path such as $.tokens")
+        if self.aggregation in (Aggregation.COUNT, Aggregation.UNIQUE) and self.scale:
+            raise ValueError(f"a {self.aggregation} meter counts whole things: scale must be 0")
+        return self
+
+
+class Policy(BaseModel):
+    """What the fold needs besides the meters; in the log with them, so that a replay decides the same (I7)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    window_ms: int = Field(default=72 * HOUR_MS, ge=2 * HOUR_MS, le=90 * DAY_MS)
+    future_ms: int = Field(default=5 * MINUTE_MS, ge=0, le=DAY_MS)
+    grace_ms: int = Field(default=HOUR_MS, ge=0, le=35 * DAY_MS)
+    report_interval_ms: int = Field(default=HOUR_MS, ge=MINUTE_MS, le=DAY_MS)
+    event_bytes_max: int = Field(default=65_536, ge=1_024, le=1_048_576)
+
+    @model_validator(mode="after")
+    def _spans_divide(self) -> Self:
+        if self.window_ms % 2:
+            raise ValueError("window_ms must be even: marks are kept in halves of it")
+        if DAY_MS % self.report_interval_ms:
+            raise ValueError("report_interval_ms must divide a day, so that report buckets are aligned")
+        return self
+
+
+class Catalog(BaseModel):
+    """All meters of a deployment. Written whole into every partition; effective from its offset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = Field(ge=1)
+    meters: tuple[Meter, ...] = Field(max_length=500)
+    policy: Policy = Policy()
+
+    @model_validator(mode="after")
+    def _slugs_differ(self) -> Self:
+        slugs = [meter.slug for meter in self.meters]
+        twice = sorted({slug for slug in slugs if slugs.count(slug) > 1})
+        if twice:
+            raise ValueError(f"meter slug used twice: {', '.join(twice)}")
+        names = [meter.stripe_event_name for meter in self.meters if meter.stripe_event_name]
+        shared = sorted({name for name in names if names.count(name) > 1})
+        if shared:
+            raise ValueError(f"stripe_event_name used by two meters: {', '.join(shared)}")
+        return self
+
+    def meter(self, slug: str) -> Meter | None:
+        """The meter of that slug, or None."""
+        return next((meter for meter in self.meters if meter.slug == slug), None)
+
+
+def path_keys(path: str) -> tuple[str, ...]:
+    """`$.usage.tokens` → `("usage", "tokens")`."""
+    return tuple(re.split(r"\.", path)[1:])

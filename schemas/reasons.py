@@ -1,0 +1,58 @@
+"""Why an event was not counted. Closed: a reason that is not here cannot be given."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why an event or record went to the quarantine topic."""
+
+    BAD_ENCODING = "bad_encoding"
+    BAD_JSON = "bad_json"
+    TOO_DEEP = "too_deep"
+    TOO_LARGE = "too_large"
+    TOO_MANY_EVENTS = "too_many_events"
+    NOT_AN_EVENT = "not_an_event"
+    MISSING_FIELD = "missing_field"
+    BAD_FIELD = "bad_field"
+    BAD_TIME = "bad_time"
+    TOO_FAR_IN_FUTURE = "too_far_in_future"
+    OLDER_THAN_WINDOW = "older_than_window"
+    MISSING_QUANTITY = "missing_quantity"
+    BAD_QUANTITY = "bad_quantity"
+    TOO_MANY_DIGITS = "too_many_digits"
+    QUANTITY_TOO_LARGE = "quantity_too_large"
+    NEGATIVE_QUANTITY = "negative_quantity"
+    BAD_DIMENSION = "bad_dimension"
+    BAD_FOR_ONE_METER = "bad_for_one_meter"
+    WRONG_PARTITION = "wrong_partition"
+    FORGED_CONTROL = "forged_control"
+    BAD_CONTROL = "bad_control"
+    PERIOD_CLOSED = "period_closed"
+
+
+REMEDIES: dict[Reason, str] = {
+    Reason.BAD_ENCODING: "send UTF-8",
+    Reason.BAD_JSON: "send well-formed JSON; NaN and Infinity are not JSON",
+    Reason.TOO_DEEP: "nest objects and lists at most a few hundred levels deep",
+    Reason.TOO_LARGE: "keep the event below the catalog's policy.event_bytes_max",
+    Reason.TOO_MANY_EVENTS: "put at most 65 536 events into one record",
+    Reason.NOT_AN_EVENT: "send a CloudEvents 1.0 JSON object, or a list of them",
+    Reason.MISSING_FIELD: "add the field",
+    Reason.BAD_FIELD: "correct the field's type or length",
+    Reason.BAD_TIME: "send an RFC 3339 time with an offset, such as 2026-11-21T10:00:00Z",
+    Reason.TOO_FAR_IN_FUTURE: "correct the producer's clock, then redrive",
+    Reason.OLDER_THAN_WINDOW: "the event is older than the dedup window; check the producer, then redrive",
+    Reason.MISSING_QUANTITY: "add the value the meter's value_path names",
+    Reason.BAD_QUANTITY: "send a finite number or a decimal string",
+    Reason.TOO_MANY_DIGITS: "send no more decimal digits than the meter's scale; nothing is rounded",
+    Reason.QUANTITY_TOO_LARGE: "keep one quantity below 10^18 minor units",
+    Reason.NEGATIVE_QUANTITY: "send a quantity of 0 or more, or set allow_negative on the meter",
+    Reason.BAD_DIMENSION: "send text, an integer or a boolean of at most 256 characters",
+    Reason.BAD_FOR_ONE_METER: "the event feeds several meters, all or none: correct the value the detail names",
+    Reason.WRONG_PARTITION: "write to usage.inbox, or key usage.events by murmur2 of the account; then redrive",
+    Reason.FORGED_CONTROL: "control records are signed: write them with the tidemark command and TIDEMARK_SECRET",
+    Reason.BAD_CONTROL: "the control record is signed but not understood: use a matching version",
+    Reason.PERIOD_CLOSED: "the event's period is closed and its meter says quarantine; add a correction",
+}

@@ -1,0 +1,139 @@
+"""What is told to Stripe, and what came of it (I10). All of it lives in the `billing.reports` topic.
+
+The topic's records are JSON with a `kind`: an *intent* is made when a report bucket closes; an *attempt* is
+durable before the first send; an *outcome* says what became of it. Whoever reads the topic from the lowest
+unresolved offset knows what is still to be done.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal, NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Intent(_Frozen):
+    """The change of one total over one report bucket. Deterministic: a rebuild makes the same one.
+
+    `delta_minor` = total at the bucket's end minus total at its start, for every aggregation.
+    `identifier` = hash of (livemode, Stripe account, log id, meter, account, period, bucket, delta).
+    """
+
+    kind: Literal["intent"] = "intent"
+    identifier: str
+    livemode: bool
+    stripe_account: str
+    log_id: str
+    meter: str
+    event_name: str
+    account: str
+    period_start_ms: int
+    period_end_ms: int
+    bucket_start_ms: int
+    bucket_end_ms: int
+    delta_minor: int
+    scale: int
+
+
+class Attempt(_Frozen):
+    """Written before the first send, so that after a crash "never sent" and "perhaps sent" differ."""
+
+    kind: Literal["attempt"] = "attempt"
+    identifier: str
+    stripe_customer: str
+    timestamp_s: int
+    value: str
+    attempted_at_ms: int
+
+
+class OutcomeStatus(StrEnum):
+    """How an intent ended."""
+
+    ACCEPTED = "accepted"
+    FREE = "free"
+    DEAD = "dead"
+
+
+class Outcome(_Frozen):
+    """The intent is settled: Stripe has it, it is never to be sent, or a person must look (dead letter)."""
+
+    kind: Literal["outcome"] = "outcome"
+    identifier: str
+    status: OutcomeStatus
+    detail: str = ""
+    stripe_customer: str = ""
+    settled_at_ms: int = 0
+
+
+ReportEntry = Annotated[Intent | Attempt | Outcome, Field(discriminator="kind")]
+
+
+class MeterEvent(NamedTuple):
+    """One Stripe meter event, ready to send (docs.stripe.com/api/billing/meter-event/create).
+
+    `value` is a decimal string, `timestamp_s` Unix seconds inside the usage's period.
+    """
+
+    identifier: str
+    event_name: str
+    stripe_customer: str
+    value: str
+    timestamp_s: int
+
+
+class SendStatus(StrEnum):
+    """What Stripe said to one meter event, named by what the sender does next."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    RETRY = "retry"
+    DEAD = "dead"
+    STOP = "stop"
+
+
+class SendResult(NamedTuple):
+    """`detail` is for people; `retry_after_s` is set for `RETRY` only."""
+
+    status: SendStatus
+    detail: str = ""
+    retry_after_s: float = 0.0
+
+
+class MeterSummary(NamedTuple):
+    """Stripe's own sum for (meter, customer) over `[start_s, end_s)`, as a decimal string."""
+
+    value: str
+    rows: int
+
+
+class StripeMeters(Protocol):
+    """Stripe's meters API v1, or a twin of it. Never raises for an answer of Stripe; raises `Transient`
+    where no answer came to a read, `Refused` where the key is wrong."""
+
+    async def identity(self) -> tuple[bool, str]:
+        """(livemode, Stripe account id) of the configured key."""
+        ...
+
+    async def ensure_meter(self, event_name: str, display_name: str) -> str:
+        """The id of the active meter of `event_name` (formula sum, raw), created if it is missing."""
+        ...
+
+    async def send(self, event: MeterEvent) -> SendResult:
+        """Send one meter event under its identifier. May repeat harmlessly within Stripe's 24 h window.
+
+        `RETRY` covers 409, 429, 5xx, timeouts and lost connections: it may or may not have been taken.
+        """
+        ...
+
+    async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
+        """Stripe's aggregate; lags behind `send`. Both instants are whole minutes."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections. Safe to call twice."""
+        ...

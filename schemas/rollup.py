@@ -1,0 +1,251 @@
+"""State of the rollup: the fence, what a flush reads, what it writes, and the store that holds it (§6).
+
+Field texts inside `cells` and `reports` are made and parsed by `aggregators.fields` only; stores treat them
+as opaque text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from schemas.meters import Catalog
+from schemas.periods import AccountState
+
+
+class Counters(NamedTuple):
+    """Events of one partition since the log began. I1: `received` is the sum of the others."""
+
+    received: int = 0
+    counted: int = 0
+    duplicate: int = 0
+    unmetered: int = 0
+    late: int = 0
+    rejected: int = 0
+    parked: int = 0
+
+    @property
+    def conserved(self) -> bool:
+        """Whether I1 holds."""
+        return self.received == sum(self[1:])
+
+
+class MarkSlice(NamedTuple):
+    """Marks of half a window of log time; its members are spread over `buckets` sets."""
+
+    number: int
+    buckets: int
+    members: int = 0
+
+
+class Fence(msgspec.Struct, frozen=True):
+    """Everything a partition's fold starts from; stored in one hash and committed with the state (I2).
+
+    `secret_fingerprint` names the secret that keyed the marks. `generation` rises with each rebuild.
+    `open_buckets` are the arrival buckets (ms) whose cells are not yet dropped, `report_buckets` those whose
+    report entries are not yet published.
+    """
+
+    log_id: str
+    partitions: int
+    livemode: bool
+    stripe_account: str
+    generation: int
+    next_offset: int
+    log_time_ms: int
+    secret_fingerprint: str
+    catalog: Catalog | None
+    counters: Counters
+    slices: tuple[MarkSlice, ...]
+    open_buckets: tuple[int, ...] = ()
+    report_buckets: tuple[int, ...] = ()
+
+
+class TotalKey(NamedTuple):
+    """One hash of totals: all meters of an account in one period."""
+
+    account: str
+    period_start_ms: int
+    period_end_ms: int
+
+
+class UniqueKey(NamedTuple):
+    """The set of distinct values of an account, meter and period."""
+
+    account: str
+    meter: str
+    period_start_ms: int
+
+
+class BucketField(NamedTuple):
+    """A field of one bucket's hash (cells or reports)."""
+
+    bucket_ms: int
+    field: str
+
+
+class MarkKey(NamedTuple):
+    """One integer set of marks."""
+
+    slice_number: int
+    bucket: int
+
+
+class ReadRequest(NamedTuple):
+    """What a flush must see besides the fence. Everything is keyed, so a store can answer in one round trip."""
+
+    marks: Mapping[MarkKey, Sequence[int]] = {}
+    totals: Sequence[TotalKey] = ()
+    cells: Sequence[BucketField] = ()
+    reports: Sequence[BucketField] = ()
+    uniques: Mapping[UniqueKey, Sequence[int]] = {}
+    accounts: Sequence[str] = ()
+
+
+class View(NamedTuple):
+    """The answer: marks and uniques that are present, totals by meter, cell and report texts, account states.
+
+    What is absent is absent from the mapping, except that every requested total and account has an entry.
+    """
+
+    marks: frozenset[int] = frozenset()
+    totals: Mapping[TotalKey, Mapping[str, str]] = {}
+    cells: Mapping[BucketField, str] = {}
+    reports: Mapping[BucketField, str] = {}
+    uniques: Mapping[UniqueKey, frozenset[int]] = {}
+    accounts: Mapping[str, AccountState] = {}
+
+
+class RankingKey(NamedTuple):
+    """The sorted set (account by total) of a meter and period."""
+
+    meter: str
+    period_start_ms: int
+
+
+class Duplicate(NamedTuple):
+    """A duplicate to be shown: its full identity, payload and position."""
+
+    position: int
+    account: str
+    id: str
+    type: str
+    source: str
+    time_us: int
+    data: str
+    log_time_ms: int
+
+
+class Changes(NamedTuple):
+    """One commit: absolute values only, so that repeating it is harmless.
+
+    `dirty` maps each changed cell to its new version; the store keeps it until a drainer confirms that version.
+    """
+
+    fence: Fence
+    marks: Mapping[MarkKey, Sequence[int]] = {}
+    totals: Mapping[TotalKey, Mapping[str, str]] = {}
+    rankings: Mapping[RankingKey, Mapping[str, int]] = {}
+    cells: Mapping[BucketField, str] = {}
+    dirty: Mapping[BucketField, int] = {}
+    reports: Mapping[BucketField, str] = {}
+    uniques: Mapping[UniqueKey, Sequence[int]] = {}
+    accounts: Mapping[str, AccountState] = {}
+    duplicates: Sequence[Duplicate] = ()
+    expired_marks: Sequence[MarkKey] = ()
+
+
+class DirtyCell(NamedTuple):
+    """A cell a drainer has to write: its field, text and version."""
+
+    key: BucketField
+    text: str
+    version: int
+
+
+class RollupStore(Protocol):
+    """Redis, or its in-memory twin. All keys of a partition live and die together.
+
+    Every method may raise `Transient` (the server did not answer) and `OperatorNeeded` (a key has another
+    type than this version writes, or a setting endangers the counts).
+    """
+
+    async def check(self) -> Sequence[str]:
+        """What is wrong with the server's settings, each with its remedy (`noeviction`, `set-max-intset-entries`)."""
+        ...
+
+    async def load_fence(self, partition: int) -> Fence | None:
+        """The stored fence, or None where this partition has none."""
+        ...
+
+    async def create_fence(self, partition: int, fence: Fence) -> None:
+        """Write the first fence; raises `Fenced` where there is one already."""
+        ...
+
+    async def read(self, partition: int, believed: Fence, request: ReadRequest) -> View:
+        """Read at the fence. Raises `Fenced` where the stored fence is not `believed`,
+        `OperatorNeeded` where it is gone (the store was emptied or restored)."""
+        ...
+
+    async def commit(self, partition: int, believed: Fence, changes: Changes) -> None:
+        """All or nothing, only if the stored fence is `believed`. Errors as `read`.
+
+        After `Transient` it may or may not have been applied: load the fence and compare.
+        """
+        ...
+
+    async def dirty(self, partition: int, cells_max: int) -> tuple[Fence | None, list[DirtyCell]]:
+        """The fence and up to `cells_max` dirty cells, read in one transaction."""
+        ...
+
+    async def confirm_dirty(self, partition: int, drained: Sequence[DirtyCell]) -> None:
+        """Forget dirty entries whose version is still the one drained. Harmless when repeated."""
+        ...
+
+    async def drop_buckets(self, partition: int, buckets_ms: Sequence[int]) -> None:
+        """Drop the cells of closed arrival buckets that have no dirty entry left."""
+        ...
+
+    async def duplicates(self, partition: int, count_max: int) -> list[Duplicate]:
+        """Duplicates not yet confirmed, oldest first."""
+        ...
+
+    async def confirm_duplicates(self, partition: int, positions: Sequence[int]) -> None:
+        """Forget duplicates that another store now holds."""
+        ...
+
+    async def reports(self, partition: int, bucket_ms: int, count_max: int) -> dict[str, str]:
+        """Up to `count_max` report entries (field → text) of one report bucket."""
+        ...
+
+    async def report_buckets(self, partition: int) -> tuple[Fence | None, list[int]]:
+        """The fence and the report buckets that still hold entries, oldest first."""
+        ...
+
+    async def confirm_reports(self, partition: int, bucket_ms: int, fields: Sequence[str]) -> None:
+        """Forget report entries of a closed bucket whose intents are durable in the log."""
+        ...
+
+    async def account(self, partition: int, account: str) -> AccountState:
+        """Bindings and closings of one account; an empty state where nothing is known."""
+        ...
+
+    async def account_totals(
+        self, partition: int, keys: Sequence[TotalKey]
+    ) -> tuple[Fence | None, dict[TotalKey, dict[str, str]]]:
+        """The fence and totals, read in one transaction: what a live usage answer and a recount compare."""
+        ...
+
+    async def total_keys(self, partition: int, cursor: int, count: int) -> tuple[int, list[TotalKey]]:
+        """Walk all totals of a partition: (next cursor, keys); the walk ends at cursor 0. Keys may repeat."""
+        ...
+
+    async def ranking(self, partition: int, key: RankingKey, count: int) -> list[tuple[str, int]]:
+        """The accounts with the highest totals. Ranks by float; read the exact totals from the hashes."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections. Safe to call twice."""
+        ...
