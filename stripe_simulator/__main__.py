@@ -1,0 +1,61 @@
+"""`python -m stripe_simulator --port N [--state FILE] [--clock TEXT]`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from stripe_simulator.app import create_app
+from stripe_simulator.clock import parse_clock
+from stripe_simulator.simulator import Simulator, SimulatorSettings
+
+READY_PREFIX = "stripe simulator ready at "
+
+
+def _arguments() -> argparse.Namespace:
+    defaults = SimulatorSettings()
+    parser = argparse.ArgumentParser(prog="python -m stripe_simulator", description="A simulator of Stripe's meters.")
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one")
+    parser.add_argument("--state", type=Path, default=None, help="SQLite file that keeps the state over restarts")
+    parser.add_argument(
+        "--clock", type=parse_clock, default="system", help="system, or scaled:REAL_MS:SIMULATED_MS:FACTOR"
+    )
+    parser.add_argument("--account", default=defaults.account, help="the Stripe account id")
+    parser.add_argument("--summary-lag-s", type=float, default=defaults.summary_lag_s)
+    parser.add_argument("--validation-window-s", type=float, default=defaults.validation_window_s)
+    parser.add_argument("--validation-delay-s", type=float, default=defaults.validation_delay_s)
+    parser.add_argument("--latency-s", type=float, default=defaults.latency_s)
+    return parser.parse_args()
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    settings = SimulatorSettings(
+        account=arguments.account,
+        summary_lag_s=arguments.summary_lag_s,
+        validation_window_s=arguments.validation_window_s,
+        validation_delay_s=arguments.validation_delay_s,
+        latency_s=arguments.latency_s,
+    )
+    simulator = Simulator(arguments.clock, settings, arguments.state)
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", arguments.port))
+    listener.listen(512)
+    sys.stdout.write(f"{READY_PREFIX}http://127.0.0.1:{listener.getsockname()[1]}\n")
+    sys.stdout.flush()
+    config = uvicorn.Config(
+        create_app(simulator), log_level="critical", access_log=False, lifespan="off", timeout_graceful_shutdown=1
+    )
+    try:
+        await uvicorn.Server(config).serve(sockets=[listener])
+    finally:
+        simulator.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(_arguments()))

@@ -1,0 +1,51 @@
+"""The simulator's time: a protocol, and the two clocks its command line knows."""
+
+from __future__ import annotations
+
+import time
+from fractions import Fraction
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Anything that tells Unix milliseconds. The simulator reads no other clock."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970-01-01T00:00:00Z."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now_ms(self) -> int:
+        """The machine's time in milliseconds."""
+        return time.time_ns() // 1_000_000
+
+
+class ScaledClock:
+    """A clock that stood at `simulated_origin_ms` when the machine's stood at `real_origin_ms`, and runs
+    `factor` times as fast. Two processes given the same three numbers agree on the time."""
+
+    def __init__(self, real_origin_ms: int, simulated_origin_ms: int, factor: Fraction) -> None:
+        self._real_origin_ms = real_origin_ms
+        self._simulated_origin_ms = simulated_origin_ms
+        self._factor = factor
+        self._system = SystemClock()
+
+    def now_ms(self) -> int:
+        """The simulated time in milliseconds."""
+        return self._simulated_origin_ms + int((self._system.now_ms() - self._real_origin_ms) * self._factor)
+
+
+def parse_clock(text: str) -> Clock:
+    """A clock from `system` or `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR`. Raises `ValueError`."""
+    if text == "system":
+        return SystemClock()
+    parts = text.split(":")
+    if len(parts) == 4 and parts[0] == "scaled":
+        factor = Fraction(parts[3])
+        if factor <= 0:
+            raise ValueError(f"clock {text!r}: the factor must be above 0")
+        return ScaledClock(int(parts[1]), int(parts[2]), factor)
+    raise ValueError(f"clock {text!r}: write `system` or `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR`")
