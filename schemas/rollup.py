@@ -33,9 +33,10 @@ class Counters(NamedTuple):
 
 
 class MarkSlice(NamedTuple):
-    """Marks of half a window of log time; its members are spread over `buckets` sets."""
+    """Marks of half a window of log time, `[start_ms, end_ms)`; its members are spread over `buckets` sets."""
 
-    number: int
+    start_ms: int
+    end_ms: int
     buckets: int
     members: int = 0
 
@@ -44,8 +45,6 @@ class Fence(msgspec.Struct, frozen=True):
     """Everything a partition's fold starts from; stored in one hash and committed with the state (I2).
 
     `secret_fingerprint` names the secret that keyed the marks. `generation` rises with each rebuild.
-    `open_buckets` are the arrival buckets (ms) whose cells are not yet dropped, `report_buckets` those whose
-    report entries are not yet published.
     """
 
     log_id: str
@@ -59,8 +58,6 @@ class Fence(msgspec.Struct, frozen=True):
     catalog: Catalog | None
     counters: Counters
     slices: tuple[MarkSlice, ...]
-    open_buckets: tuple[int, ...] = ()
-    report_buckets: tuple[int, ...] = ()
 
 
 class TotalKey(NamedTuple):
@@ -89,7 +86,7 @@ class BucketField(NamedTuple):
 class MarkKey(NamedTuple):
     """One integer set of marks."""
 
-    slice_number: int
+    slice_start_ms: int
     bucket: int
 
 
@@ -204,8 +201,8 @@ class RollupStore(Protocol):
         """Forget dirty entries whose version is still the one drained. Harmless when repeated."""
         ...
 
-    async def drop_buckets(self, partition: int, buckets_ms: Sequence[int]) -> None:
-        """Drop the cells of closed arrival buckets that have no dirty entry left."""
+    async def drop_closed_buckets(self, partition: int) -> None:
+        """Drop the cells of arrival buckets that log time has passed and that have no dirty entry left."""
         ...
 
     async def duplicates(self, partition: int, count_max: int) -> list[Duplicate]:

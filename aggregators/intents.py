@@ -1,0 +1,38 @@
+"""From a report entry of a closed bucket to an intent (I10). Deterministic: a rebuild makes the same intents."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import msgspec
+
+from aggregators.fields import parse_report_field, parse_report_text
+from schemas.reports import Intent
+from schemas.rollup import Fence
+
+
+def intent_of(fence: Fence, bucket_start_ms: int, bucket_end_ms: int, field: str, text: str) -> Intent | None:
+    """The intent of one report entry, or None where the total did not change over the bucket."""
+    key, value = parse_report_field(field), parse_report_text(text)
+    delta_minor = value.current_minor - value.base_minor
+    if not delta_minor:
+        return None
+    identity = (
+        fence.livemode, fence.stripe_account, fence.log_id, key.meter, key.account,
+        key.period_start_ms, key.period_end_ms, bucket_start_ms, delta_minor,
+    )  # fmt: skip
+    return Intent(
+        identifier="tm_" + blake2b(msgspec.json.encode(identity), digest_size=20).hexdigest(),
+        livemode=fence.livemode,
+        stripe_account=fence.stripe_account,
+        log_id=fence.log_id,
+        meter=key.meter,
+        event_name=value.event_name,
+        account=key.account,
+        period_start_ms=key.period_start_ms,
+        period_end_ms=key.period_end_ms,
+        bucket_start_ms=bucket_start_ms,
+        bucket_end_ms=bucket_end_ms,
+        delta_minor=delta_minor,
+        scale=value.scale,
+    )

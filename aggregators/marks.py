@@ -1,0 +1,44 @@
+"""Dedup marks: which slice of log time they stand in and which set of it (§6, I4).
+
+A mark made at log time T stands in the half-window slice that contains T and is looked for until that slice has
+ended more than a window ago: at least one window, at most one and a half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from schemas.rollup import MarkKey, MarkSlice
+
+BUCKETS_MIN: Final = 64
+BUCKETS_MAX: Final = 1 << 24
+BUCKET_MEMBERS_TARGET: Final = 16_384
+
+
+def current_slice(slices: Sequence[MarkSlice], log_time_ms: int, window_ms: int) -> MarkSlice:
+    """The slice that takes new marks at this log time: the last one, or a new one sized by the last one's count."""
+    if slices and log_time_ms < slices[-1].end_ms:
+        return slices[-1]
+    half_ms = window_ms // 2
+    start_ms = log_time_ms // half_ms * half_ms
+    if slices:
+        start_ms = max(start_ms, slices[-1].end_ms)
+    members = slices[-1].members if slices else 0
+    buckets = BUCKETS_MIN
+    while buckets * BUCKET_MEMBERS_TARGET < members and buckets < BUCKETS_MAX:
+        buckets *= 2
+    return MarkSlice(start_ms, (log_time_ms // half_ms + 1) * half_ms, buckets)
+
+
+def live_slices(slices: Sequence[MarkSlice], log_time_ms: int, window_ms: int) -> tuple[MarkSlice, ...]:
+    """The slices that may hold marks made within the window before this log time."""
+    return tuple(each for each in slices if each.end_ms > log_time_ms - window_ms)
+
+
+def expired_keys(before: Sequence[MarkSlice], after: Sequence[MarkSlice]) -> list[MarkKey]:
+    """All sets of the slices that are no longer kept."""
+    kept = {each.start_ms for each in after}
+    return [
+        MarkKey(each.start_ms, bucket) for each in before if each.start_ms not in kept for bucket in range(each.buckets)
+    ]

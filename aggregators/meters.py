@@ -1,0 +1,177 @@
+"""A catalog made ready for the hot path: which meters an event feeds and with what quantities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from aggregators.quantities import minor_of, text_of
+from schemas.meters import Aggregation, Catalog, FilterOperator, LatePolicy, Meter, path_keys
+from schemas.reasons import Reason
+
+NO_DIMENSIONS: Final = "{}"
+
+_dimension_json: Final = msgspec.json.Encoder(order="sorted").encode
+
+
+class Contribution(NamedTuple):
+    """What an event adds to one meter: a quantity in minor units, or a distinct text, with its dimensions."""
+
+    meter: Meter
+    minor: int
+    text: str
+    dimensions: str
+
+
+class Failure(NamedTuple):
+    """Why an event cannot feed one of its meters."""
+
+    reason: Reason
+    detail: str
+
+
+class CompiledCatalog(NamedTuple):
+    """The catalog by event type."""
+
+    catalog: Catalog
+    by_type: dict[str, tuple[Callable[[dict[str, Any]], Contribution | Failure | None], ...]]
+
+    def contributions(self, event_type: str, data: dict[str, Any]) -> tuple[Contribution, ...] | Failure:
+        """What the event adds to each meter that wants it, all or none; empty where no meter wants it."""
+        readers = self.by_type.get(event_type)
+        if readers is None:
+            return ()
+        if len(readers) == 1:
+            only = readers[0](data)
+            if only is None:
+                return ()
+            return only if isinstance(only, Failure) else (only,)
+        wanted = [answer for reader in readers if (answer := reader(data)) is not None]
+        good = tuple(answer for answer in wanted if isinstance(answer, Contribution))
+        if len(good) == len(wanted):
+            return good
+        failure = next(answer for answer in wanted if isinstance(answer, Failure))
+        if good:
+            return Failure(Reason.BAD_FOR_ONE_METER, f"{failure.reason}: {failure.detail}")
+        return failure
+
+
+def compiled(catalog: Catalog) -> CompiledCatalog:
+    """The catalog ready for the hot path; cached by its text."""
+    return _compiled(catalog.model_dump_json())
+
+
+@lru_cache(maxsize=64)
+def _compiled(text: str) -> CompiledCatalog:
+    catalog = Catalog.model_validate_json(text)
+    by_type: dict[str, list[Callable[[dict[str, Any]], Contribution | Failure | None]]] = {}
+    for meter in catalog.meters:
+        by_type.setdefault(meter.event_type, []).append(_reader(meter))
+    return CompiledCatalog(catalog, {name: tuple(readers) for name, readers in by_type.items()})
+
+
+def quarantines_late(contributions: tuple[Contribution, ...]) -> bool:
+    """Whether a late event is kept out whole: one of its meters says `quarantine`."""
+    return any(contribution.meter.late is LatePolicy.QUARANTINE for contribution in contributions)
+
+
+def definition_change(held: Catalog | None, proposed: Catalog) -> str | None:
+    """What a proposed catalog would change about a meter that exists, or None.
+
+    A slug means one thing for ever: counts made under two definitions could not be proved by one recount.
+    """
+    if held is None:
+        return None
+    for span in ("window_ms", "report_interval_ms"):
+        if getattr(held.policy, span) != getattr(proposed.policy, span):
+            return f"policy.{span} cannot change: marks and reports are cut by it"
+    for meter in proposed.meters:
+        before = held.meter(meter.slug)
+        if before is None:
+            continue
+        for field in ("event_type", "aggregation", "value_path", "dimensions", "filters", "scale", "late"):
+            if getattr(before, field) != getattr(meter, field):
+                return f"meter {meter.slug}: {field} cannot change; add a meter under another slug"
+    return None
+
+
+def _reader(meter: Meter) -> Callable[[dict[str, Any]], Contribution | Failure | None]:
+    passes = _filter(meter)
+    dimensions_of = _dimensions(meter)
+    value_keys = path_keys(meter.value_path) if meter.value_path else ()
+    count, unique = meter.aggregation is Aggregation.COUNT, meter.aggregation is Aggregation.UNIQUE
+    scale, allow_negative = meter.scale, meter.allow_negative
+
+    def read(data: dict[str, Any]) -> Contribution | Failure | None:
+        if passes is not None and not passes(data):
+            return None
+        dimensions = NO_DIMENSIONS if dimensions_of is None else dimensions_of(data)
+        if isinstance(dimensions, Failure):
+            return dimensions
+        if count:
+            return Contribution(meter, 1, "", dimensions)
+        value = _lookup(data, value_keys)
+        if unique:
+            text = text_of(value)
+            if not text:
+                reason = Reason.BAD_QUANTITY if text is None else Reason.MISSING_QUANTITY
+                return Failure(reason, f"{meter.slug}: {meter.value_path}")
+            return Contribution(meter, 0, text, dimensions)
+        minor = minor_of(value, scale, allow_negative)
+        if isinstance(minor, Reason):
+            return Failure(minor, f"{meter.slug}: {meter.value_path}")
+        return Contribution(meter, minor, "", dimensions)
+
+    return read
+
+
+def _lookup(data: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        if not isinstance(data, dict):
+            return None
+        data = data.get(key)
+    return data
+
+
+def _filter(meter: Meter) -> Callable[[dict[str, Any]], bool] | None:
+    if not meter.filters:
+        return None
+    tests = tuple(
+        (
+            path_keys(each.path),
+            frozenset(each.values),
+            each.operator in (FilterOperator.EQUAL, FilterOperator.IN),
+        )
+        for each in meter.filters
+    )
+
+    def passes(data: dict[str, Any]) -> bool:
+        # A value that is no text, integer or boolean equals nothing.
+        return all((text_of(_lookup(data, keys)) in values) is inside for keys, values, inside in tests)
+
+    return passes
+
+
+def _dimensions(meter: Meter) -> Callable[[dict[str, Any]], str | Failure] | None:
+    if not meter.dimensions:
+        return None
+    names = tuple(sorted(meter.dimensions))
+    paths = tuple(path_keys(meter.dimensions[name]) for name in names)
+
+    @lru_cache(maxsize=65_536)
+    def encoded(values: tuple[str, ...]) -> str:
+        return _dimension_json(dict(zip(names, values, strict=True))).decode()
+
+    def dimensions_of(data: dict[str, Any]) -> str | Failure:
+        values = []
+        for name, keys in zip(names, paths, strict=True):
+            text = text_of(data.get(keys[0]) if len(keys) == 1 else _lookup(data, keys))
+            if text is None:
+                return Failure(Reason.BAD_DIMENSION, f"{meter.slug}: dimension {name}")
+            values.append(text)
+        return encoded(tuple(values))
+
+    return dimensions_of

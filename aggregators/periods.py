@@ -1,0 +1,119 @@
+"""Where a billing period begins and ends (I8), and which are closed (I9)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from aggregators.instants import civil_from_days, days_from_civil, month_days
+from schemas.clock import DAY_MS
+from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS, AccountState, Binding, Interval, Period
+
+
+class _Cut(NamedTuple):
+    """From `from_ms` on, periods are counted from this anchor."""
+
+    from_ms: int
+    anchor_ms: int
+    interval: Interval
+    interval_count: int
+
+
+_CALENDAR = _Cut(INSTANT_MIN_MS, 0, Interval.MONTH, 1)
+
+
+def period_at(state: AccountState, instant_ms: int) -> Period:
+    """The account's period that contains the instant."""
+    if not state.bindings:
+        return _calendar_month(instant_ms // DAY_MS)
+    return _cut_period(_cuts(state.bindings), instant_ms)
+
+
+def _cut_period(cuts: tuple[_Cut, ...], instant_ms: int) -> Period:
+    index = max(i for i, cut in enumerate(cuts) if i == 0 or cut.from_ms <= instant_ms)
+    cut = cuts[index]
+    period = _anchored(cut.anchor_ms, cut.interval, cut.interval_count, instant_ms)
+    start_ms = period.start_ms if index == 0 else max(period.start_ms, cut.from_ms)
+    end_ms = period.end_ms if index + 1 == len(cuts) else min(period.end_ms, cuts[index + 1].from_ms)
+    return Period(start_ms, end_ms)
+
+
+@lru_cache(maxsize=4096)
+def _cuts(bindings: tuple[Binding, ...]) -> tuple[_Cut, ...]:
+    """One cut per change of anchor or interval: a binding that only changes the customer does not end a period."""
+    cuts = [_CALENDAR]
+    for binding in bindings:
+        last = cuts[-1]
+        if (binding.anchor_ms, binding.interval, binding.interval_count) != last[1:]:
+            cuts.append(_Cut(binding.effective_from_ms, binding.anchor_ms, binding.interval, binding.interval_count))
+    return tuple(cuts)
+
+
+@lru_cache(maxsize=4096)
+def _calendar_month(day: int) -> Period:
+    year, month, _ = civil_from_days(day)
+    after = (year + 1, 1) if month == 12 else (year, month + 1)
+    return Period(days_from_civil(year, month, 1) * DAY_MS, days_from_civil(*after, 1) * DAY_MS)
+
+
+def _anchored(anchor_ms: int, interval: Interval, interval_count: int, instant_ms: int) -> Period:
+    if interval in (Interval.DAY, Interval.WEEK):
+        length_ms = interval_count * DAY_MS * (7 if interval is Interval.WEEK else 1)
+        start_ms = anchor_ms + (instant_ms - anchor_ms) // length_ms * length_ms
+        return Period(start_ms, start_ms + length_ms)
+    months = interval_count * (12 if interval is Interval.YEAR else 1)
+    anchor_year, anchor_month, _ = civil_from_days(anchor_ms // DAY_MS)
+    year, month, _ = civil_from_days(instant_ms // DAY_MS)
+    number = ((year - anchor_year) * 12 + month - anchor_month) // months
+    if _months_after(anchor_ms, number * months) > instant_ms:
+        number -= 1
+    elif _months_after(anchor_ms, (number + 1) * months) <= instant_ms:
+        number += 1
+    return Period(_months_after(anchor_ms, number * months), _months_after(anchor_ms, (number + 1) * months))
+
+
+def _months_after(anchor_ms: int, months: int) -> int:
+    """The anchor moved by calendar months; a day that the month lacks becomes its last, without drift."""
+    days, time_ms = divmod(anchor_ms, DAY_MS)
+    year, month, day = civil_from_days(days)
+    year, month = divmod(year * 12 + month - 1 + months, 12)
+    month += 1
+    return days_from_civil(year, month, min(day, month_days(year, month))) * DAY_MS + time_ms
+
+
+def is_closed(state: AccountState, period: Period, grace_ms: int, log_time_ms: int) -> bool:
+    """Whether a period takes no more usage: its grace has passed in log time, or a record closed it."""
+    return period.end_ms + grace_ms <= log_time_ms or period.start_ms in state.closed_start_ms
+
+
+def open_period(state: AccountState, grace_ms: int, log_time_ms: int) -> Period:
+    """Where late usage is carried: the period of the log time, or the first one after it that is not closed."""
+    period = period_at(state, log_time_ms)
+    for _ in state.closed_start_ms:
+        if not is_closed(state, period, grace_ms, log_time_ms):
+            break
+        period = period_at(state, period.end_ms)
+    return period
+
+
+def with_binding(state: AccountState, binding: Binding, log_time_ms: int) -> AccountState:
+    """The state after a binding record. It takes effect at the record's log time at the earliest, because usage
+    before it may be counted already; it replaces bindings that would take effect after it."""
+    minute_ms = -(-log_time_ms // 60_000) * 60_000
+    effective = max(binding.effective_from_ms, minute_ms)
+    kept = tuple(held for held in state.bindings if held.effective_from_ms < effective)
+    placed = binding.model_copy(update={"effective_from_ms": min(effective, INSTANT_MAX_MS)})
+    return state.model_copy(update={"bindings": (*kept[-99:], placed)})
+
+
+def with_closing(state: AccountState, instant_ms: int, grace_ms: int, log_time_ms: int) -> AccountState:
+    """The state after a close record; closings that grace has overtaken are dropped."""
+    start_ms = period_at(state, instant_ms).start_ms
+    kept = {held for held in state.closed_start_ms if period_at(state, held).end_ms + grace_ms > log_time_ms}
+    return state.model_copy(update={"closed_start_ms": tuple(sorted(kept | {start_ms}))})
+
+
+def customer_at(state: AccountState, instant_ms: int) -> Binding | None:
+    """The binding in force at an instant, or None."""
+    held = [binding for binding in state.bindings if binding.effective_from_ms <= instant_ms]
+    return held[-1] if held else None

@@ -1,0 +1,216 @@
+"""The second step of a flush: periods and lateness of every arrival, and what the fold must read.
+
+Needs the states of the accounts concerned. The archive runs it too, to leave out what is quarantined as late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from aggregators.fields import CellKey, ReportKey, cell_field, report_field
+from aggregators.instants import hour_of_us
+from aggregators.marks import current_slice, live_slices
+from aggregators.meters import quarantines_late
+from aggregators.periods import is_closed, open_period, period_at, with_binding, with_closing
+from aggregators.scan import AccountControl, Arrival, Scan
+from aggregators.signing import distinct_member, mark
+from schemas.clock import HOUR_MS
+from schemas.control import AccountRecord
+from schemas.log import offset_of
+from schemas.meters import Aggregation, Meter, Policy
+from schemas.periods import AccountState, Period
+from schemas.rollup import BucketField, Fence, MarkKey, MarkSlice, ReadRequest, TotalKey, UniqueKey
+
+
+class Placed(NamedTuple):
+    """An arrival with the period it counts in. `late` means its own period was closed; `kept_out` that its meters
+    quarantine such events."""
+
+    arrival: Arrival
+    period: Period
+    late: bool
+    kept_out: bool
+
+
+class Placement(NamedTuple):
+    """All arrivals in log order and the account states that changed on the way."""
+
+    placed: list[Placed]
+    accounts: dict[str, AccountState]
+
+
+class Target(NamedTuple):
+    """Where contributions of one kind go: a cell, a total, and a report entry where Stripe is told."""
+
+    meter: Meter
+    total: TotalKey
+    cell: CellKey
+    cell_key: BucketField
+    report_key: BucketField | None
+    unique: UniqueKey | None
+
+
+class Candidate(NamedTuple):
+    """A placed arrival with its mark and, per contribution, (target number, minor, distinct member)."""
+
+    placed: Placed
+    bucket_hash: int
+    member: int
+    contributions: tuple[tuple[int, int, int], ...]
+
+
+class Plan(NamedTuple):
+    """All the fold needs besides the view: pure data, made from a scan, account states and the fence."""
+
+    scan: Scan
+    candidates: list[Candidate]
+    targets: list[Target]
+    accounts: dict[str, AccountState]
+    slices: tuple[MarkSlice, ...]
+    request: ReadRequest
+
+
+def place(scan: Scan, states: Mapping[str, AccountState]) -> Placement:
+    """Give every arrival its period, in log order, following bindings and closings on the way."""
+    changed: dict[str, AccountState] = {}
+    placed: list[Placed] = []
+    policies = scan.policies
+    for step in scan.steps:
+        policy = policies[offset_of(step.position)]
+        if isinstance(step, AccountControl):
+            account = step.control.account
+            before = changed.get(account) or states.get(account) or AccountState()
+            changed[account] = _followed(before, step, policy)
+            continue
+        if not step.contributions:
+            placed.append(Placed(step, Period(0, 0), late=False, kept_out=False))
+            continue
+        state = changed.get(step.account) or states.get(step.account) or AccountState()
+        period = period_at(state, step.time_us // 1000)
+        if is_closed(state, period, policy.grace_ms, step.log_time_ms):
+            if quarantines_late(step.contributions):
+                placed.append(Placed(step, period, late=True, kept_out=True))
+            else:
+                carried = open_period(state, policy.grace_ms, step.log_time_ms)
+                placed.append(Placed(step, carried, late=True, kept_out=False))
+        else:
+            placed.append(Placed(step, period, late=False, kept_out=False))
+    return Placement(placed, changed)
+
+
+def _followed(state: AccountState, step: AccountControl, policy: Policy) -> AccountState:
+    if isinstance(step.control, AccountRecord):
+        return with_binding(state, step.control.binding, step.log_time_ms)
+    return with_closing(state, step.control.instant_ms, policy.grace_ms, step.log_time_ms)
+
+
+def plan(scan: Scan, placement: Placement, fence: Fence, hash_key: bytes) -> Plan:
+    """What the fold will do and must read. `fence` is the state before the scan's first record."""
+    # The flush stands in one slice: `scan` stops before the next one begins.
+    policy = scan.policies[min(scan.policies)] if scan.policies else Policy()
+    first_log_time_ms = _first_log_time_ms(scan, fence)
+    slices = live_slices(fence.slices, first_log_time_ms, policy.window_ms)
+    current = current_slice(fence.slices, first_log_time_ms, policy.window_ms)
+    readable = tuple(each for each in slices if each.members)
+    if not slices or slices[-1].start_ms != current.start_ms:
+        slices = (*slices, current)
+
+    builder = _Builder(scan.policies, hash_key)
+    marks: dict[MarkKey, list[int]] = {}
+    candidates = []
+    for placed in placement.placed:
+        arrival = placed.arrival
+        bucket_hash, member = mark(hash_key, arrival.account, arrival.id)
+        for each in readable:
+            marks.setdefault(MarkKey(each.start_ms, bucket_hash % each.buckets), []).append(member)
+        contributions = () if placed.kept_out else builder.contributions(placed)
+        candidates.append(Candidate(placed, bucket_hash, member, contributions))
+    request = ReadRequest(
+        marks=marks,
+        totals=list(dict.fromkeys(target.total for target in builder.targets)),
+        cells=[target.cell_key for target in builder.targets],
+        reports=list(dict.fromkeys(target.report_key for target in builder.targets if target.report_key)),
+        uniques=builder.uniques,
+    )
+    return Plan(scan, candidates, builder.targets, placement.accounts, slices, request)
+
+
+def _first_log_time_ms(scan: Scan, fence: Fence) -> int:
+    # Everything in one scan lies before the end of the slice its first record stands in, so any of its log times
+    # names the same slice; the last one is at hand.
+    return max(fence.log_time_ms, scan.state.log_time_ms)
+
+
+class _Builder:
+    """Numbers the targets of one plan."""
+
+    def __init__(self, policies: Mapping[int, Policy], hash_key: bytes) -> None:
+        self.policies = policies
+        self.hash_key = hash_key
+        self.targets: list[Target] = []
+        self.uniques: dict[UniqueKey, Sequence[int]] = {}
+        self._numbers: dict[tuple[str, str, int, str, int, int, int], int] = {}
+
+    def contributions(self, placed: Placed) -> tuple[tuple[int, int, int], ...]:
+        arrival, period = placed.arrival, placed.period
+        hour_ms = hour_of_us(arrival.time_us)
+        made = []
+        for contribution in arrival.contributions:
+            meter = contribution.meter
+            interval_ms = self.policies[offset_of(arrival.position)].report_interval_ms
+            report_bucket_ms = arrival.log_time_ms // interval_ms * interval_ms
+            arrival_bucket_ms = arrival.log_time_ms // HOUR_MS * HOUR_MS
+            key = (
+                arrival.account, meter.slug, hour_ms, contribution.dimensions,
+                period.start_ms, arrival_bucket_ms, report_bucket_ms,
+            )  # fmt: skip
+            number = self._numbers.get(key)
+            if number is None:
+                number = self._numbers[key] = len(self.targets)
+                self.targets.append(
+                    _target(
+                        arrival.account,
+                        contribution.dimensions,
+                        meter,
+                        period,
+                        hour_ms,
+                        arrival_bucket_ms,
+                        report_bucket_ms,
+                    )
+                )
+            member = 0
+            unique = self.targets[number].unique
+            if unique is not None:
+                member = distinct_member(self.hash_key, contribution.text)
+                members = self.uniques.setdefault(unique, [])
+                if isinstance(members, list):
+                    members.append(member)
+            made.append((number, contribution.minor, member))
+        return tuple(made)
+
+
+def _target(
+    account: str,
+    dimensions: str,
+    meter: Meter,
+    period: Period,
+    hour_ms: int,
+    arrival_bucket_ms: int,
+    report_bucket_ms: int,
+) -> Target:
+    cell = CellKey(hour_ms, period.start_ms, period.end_ms, meter.slug, dimensions, account)
+    report = None
+    if meter.stripe_event_name:
+        report = BucketField(
+            report_bucket_ms, report_field(ReportKey(period.start_ms, period.end_ms, meter.slug, account))
+        )
+    unique = UniqueKey(account, meter.slug, period.start_ms) if meter.aggregation is Aggregation.UNIQUE else None
+    return Target(
+        meter,
+        TotalKey(account, period.start_ms, period.end_ms),
+        cell,
+        BucketField(arrival_bucket_ms, cell_field(cell)),
+        report,
+        unique,
+    )

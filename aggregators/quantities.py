@@ -1,0 +1,107 @@
+"""From a JSON value to an exact quantity in minor units, or the reason why not (I5)."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Final
+
+from schemas.meters import DIMENSION_CHARACTERS_MAX, QUANTITY_MINOR_MAX
+from schemas.reasons import Reason
+
+_DECIMAL_TEXT: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,4})?")
+_DECIMAL_CHARACTERS_MAX: Final = 64
+_POWERS: Final[tuple[int, ...]] = (
+    1,
+    10,
+    10**2,
+    10**3,
+    10**4,
+    10**5,
+    10**6,
+    10**7,
+    10**8,
+    10**9,
+    10**10,
+    10**11,
+    10**12,
+)
+
+
+def minor_of(value: object, scale: int, allow_negative: bool) -> int | Reason:
+    """`value` × 10^scale as an int. Numbers and decimal texts are taken; booleans are not numbers.
+
+    Reasons: missing, bad, too many digits (nothing is rounded), too large, negative.
+    """
+    if type(value) is int:
+        minor = value * _POWERS[scale]
+    elif value is None:
+        return Reason.MISSING_QUANTITY
+    else:
+        exact = _decimal_of(value)
+        if exact is None:
+            return Reason.BAD_QUANTITY
+        scaled = _scaled(exact, scale)
+        if isinstance(scaled, Reason):
+            return scaled
+        minor = scaled
+    if minor < 0 and not allow_negative:
+        return Reason.NEGATIVE_QUANTITY
+    if -QUANTITY_MINOR_MAX <= minor <= QUANTITY_MINOR_MAX:
+        return minor
+    return Reason.QUANTITY_TOO_LARGE
+
+
+def _decimal_of(value: object) -> Decimal | None:
+    if isinstance(value, str):
+        if len(value) > _DECIMAL_CHARACTERS_MAX or _DECIMAL_TEXT.fullmatch(value) is None:
+            return None
+        try:
+            value = Decimal(value)
+        except InvalidOperation:
+            return None
+    return value if isinstance(value, Decimal) and value.is_finite() else None
+
+
+def _scaled(exact: Decimal, scale: int) -> int | Reason:
+    # The exponent is judged before any power of ten is made: 1e999999 would fill the memory.
+    if exact.is_zero():
+        return 0
+    if exact.adjusted() + scale > 18:
+        return Reason.QUANTITY_TOO_LARGE
+    if exact.adjusted() + scale < 0:
+        return Reason.TOO_MANY_DIGITS
+    sign, digits, exponent = exact.as_tuple()
+    if not isinstance(exponent, int):
+        return Reason.BAD_QUANTITY
+    written = "".join(map(str, digits))
+    mantissa = written.rstrip("0")
+    shift = exponent + scale + len(written) - len(mantissa)
+    if shift < 0:
+        return Reason.TOO_MANY_DIGITS
+    minor = int(mantissa + "0" * shift)
+    return -minor if sign else minor
+
+
+def text_of(value: object) -> str | None:
+    """A scalar as text, for dimensions, filters and distinct values; None where it cannot be one.
+
+    A missing value is the empty text. Fractions are refused: 1.0 and 1.00 would be two texts for one number.
+    """
+    if isinstance(value, str):
+        return value if len(value) <= DIMENSION_CHARACTERS_MAX else None
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value) if -(10**DIMENSION_CHARACTERS_MAX) < value < 10**DIMENSION_CHARACTERS_MAX else None
+    return None
+
+
+def decimal_text(minor: int, scale: int) -> str:
+    """`minor / 10^scale` as the shortest exact decimal text, never in exponent form."""
+    sign = "-" if minor < 0 else ""
+    whole, fraction = divmod(abs(minor), 10**scale)
+    digits = f"{fraction:0{scale}d}".rstrip("0") if scale else ""
+    return f"{sign}{whole}.{digits}" if digits else f"{sign}{whole}"

@@ -1,0 +1,256 @@
+"""The first step of a flush: decode records in order, check events, evaluate meters, follow control records.
+
+Nothing here depends on an account's state, so it needs no store; the archive runs the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from pydantic import ValidationError
+
+from aggregators.decode import Rejected, decode, raw_event
+from aggregators.instants import parse_instant_us
+from aggregators.meters import CompiledCatalog, Contribution, Failure, compiled, definition_change
+from aggregators.partitioning import partition_of
+from aggregators.signing import signature_holds
+from schemas.clock import MILLISECOND_US
+from schemas.control import (
+    CONTROL_CLASSES,
+    CONTROL_HEADER,
+    SIGNATURE_HEADER,
+    AccountRecord,
+    CatalogRecord,
+    CloseRecord,
+    Control,
+    ControlKind,
+    Genesis,
+    Tick,
+)
+from schemas.log import Record, position
+from schemas.meters import Catalog, Policy
+from schemas.reasons import Reason
+
+EVENTS_BEFORE_A_CATALOG: Final = Policy()
+
+
+class LogState(NamedTuple):
+    """What reading a partition depends on; part of the fence, and of the archive's position."""
+
+    log_id: str
+    partitions: int
+    log_time_ms: int
+    catalog: Catalog | None
+
+
+class Arrival(NamedTuple):
+    """A well-formed event where and when it arrived, with what it adds to each meter."""
+
+    position: int
+    log_time_ms: int
+    account: str
+    id: str
+    type: str
+    source: str
+    time_us: int
+    data: dict[str, Any]
+    contributions: tuple[Contribution, ...]
+
+
+class AccountControl(NamedTuple):
+    """A binding or closing, in its place among the events."""
+
+    position: int
+    log_time_ms: int
+    control: AccountRecord | CloseRecord
+
+
+class Quarantined(NamedTuple):
+    """An event or record for the quarantine topic, with where it stood."""
+
+    position: int
+    log_time_ms: int
+    reason: Reason
+    detail: str
+    raw: bytes
+
+
+class ControlEntry(NamedTuple):
+    """A control record that was accepted, for the archive's control log."""
+
+    position: int
+    log_time_ms: int
+    kind: ControlKind
+    account: str
+    value: str
+
+
+class Scan(NamedTuple):
+    """What a run of records says, in log order. `state` is the log state after the last of them;
+    `policies` says which policy was in force at each record's offset."""
+
+    steps: list[Arrival | AccountControl]
+    quarantined: list[Quarantined]
+    controls: list[ControlEntry]
+    state: LogState
+    received: int
+    next_offset: int
+    policies: dict[int, Policy]
+
+    @property
+    def accounts(self) -> set[str]:
+        """The accounts whose states the plan needs."""
+        return {step.account if isinstance(step, Arrival) else step.control.account for step in self.steps}
+
+
+class _Scanner:
+    """Builds one Scan; lives for one call."""
+
+    def __init__(self, partition: int, state: LogState, secret: bytes) -> None:
+        self.partition = partition
+        self.secret = secret
+        self.log_id, self.partitions, self.log_time_ms, self.catalog = state
+        self.compiled: CompiledCatalog | None = compiled(self.catalog) if self.catalog else None
+        self.policy = self.catalog.policy if self.catalog else EVENTS_BEFORE_A_CATALOG
+        self.steps: list[Arrival | AccountControl] = []
+        self.quarantined: list[Quarantined] = []
+        self.controls: list[ControlEntry] = []
+        self.received = 0
+
+    def take(self, record: Record) -> None:
+        self.log_time_ms = max(self.log_time_ms, record.timestamp_ms)
+        headers = dict(record.headers)
+        if CONTROL_HEADER in headers:
+            self._control(record, headers)
+        else:
+            self._events(record)
+
+    def _events(self, record: Record) -> None:
+        decoded = decode(record.value, self.policy.event_bytes_max)
+        self.received += decoded.received
+        base, log_time_ms = position(record.offset), self.log_time_ms
+        for rejected in decoded.rejected:
+            self._quarantine(record, rejected)
+        latest_us = (log_time_ms + self.policy.future_ms) * MILLISECOND_US
+        earliest_us = (log_time_ms - self.policy.window_ms) * MILLISECOND_US
+        partition, partitions = self.partition, self.partitions
+        contributions_of = self.compiled.contributions if self.compiled else None
+        append = self.steps.append
+        for place, event in decoded.events:
+            time_us = parse_instant_us(event.time)
+            account = event.subject
+            if time_us is not None and earliest_us <= time_us <= latest_us:
+                if partition_of(account, partitions) == partition:
+                    made = contributions_of(event.type, event.data) if contributions_of else ()
+                    if not isinstance(made, Failure):
+                        append(
+                            Arrival(
+                                base | place, log_time_ms, account, event.id, event.type, event.source,
+                                time_us, event.data, made,
+                            )
+                        )  # fmt: skip
+                        continue
+                    failure = made
+                else:
+                    detail = f"subject belongs on partition {partition_of(account, partitions)} of {partitions}"
+                    failure = Failure(Reason.WRONG_PARTITION, detail)
+            elif time_us is None:
+                failure = Failure(Reason.BAD_TIME, f"time: {event.time[:50]!r}")
+            elif partition_of(account, partitions) != partition:
+                failure = Failure(
+                    Reason.WRONG_PARTITION, f"subject belongs on partition {partition_of(account, partitions)}"
+                )
+            else:
+                reason = Reason.TOO_FAR_IN_FUTURE if time_us > latest_us else Reason.OLDER_THAN_WINDOW
+                failure = Failure(reason, f"time: {event.time} at log time {log_time_ms} ms")
+            self._quarantine(record, Rejected(place, failure.reason, failure.detail, b""))
+
+    def _quarantine(self, record: Record, rejected: Rejected) -> None:
+        self.quarantined.append(
+            Quarantined(
+                position(record.offset, rejected.place),
+                self.log_time_ms,
+                rejected.reason,
+                rejected.detail,
+                rejected.raw or raw_event(record.value, rejected.place),
+            )
+        )
+
+    def _control(self, record: Record, headers: dict[str, bytes]) -> None:
+        kind_text = headers[CONTROL_HEADER].decode("ascii", "replace")
+        value, signature = record.value or b"", headers.get(SIGNATURE_HEADER, b"")
+        if not signature_holds(self.secret, record.topic, self.partition, kind_text, value, signature):
+            return self._refuse(record, Reason.FORGED_CONTROL, f"{kind_text[:50]}: the signature does not hold")
+        try:
+            kind = ControlKind(kind_text)
+            control = CONTROL_CLASSES[kind].model_validate_json(value)
+        except (ValidationError, ValueError) as error:
+            return self._refuse(record, Reason.BAD_CONTROL, f"{kind_text[:50]}: {str(error)[:200]}")
+        problem = self._apply(control, position(record.offset))
+        if problem:
+            return self._refuse(record, Reason.BAD_CONTROL, problem)
+        account = control.account if isinstance(control, AccountRecord | CloseRecord) else ""
+        self.controls.append(ControlEntry(position(record.offset), self.log_time_ms, kind, account, value.decode()))
+        return None
+
+    def _apply(self, control: Control, at: int) -> str | None:
+        """Follow a genuine control record; what is wrong with it, or None."""
+        if isinstance(control, Tick | Genesis):
+            return (
+                None if control.log_id == self.log_id else f"it belongs to log {control.log_id}, this is {self.log_id}"
+            )
+        if isinstance(control, CatalogRecord):
+            change = definition_change(self.catalog, control.catalog)
+            if change:
+                return change
+            # An older version is a late repeat of a record that another apply has overtaken.
+            if self.catalog is None or control.catalog.version > self.catalog.version:
+                self.catalog, self.policy = control.catalog, control.catalog.policy
+                self.compiled = compiled(control.catalog)
+            return None
+        if partition_of(control.account, self.partitions) != self.partition:
+            return f"account {control.account[:100]} does not live on partition {self.partition}"
+        self.steps.append(AccountControl(at, self.log_time_ms, control))
+        return None
+
+    def _refuse(self, record: Record, reason: Reason, detail: str) -> None:
+        self.received += 1
+        self._quarantine(record, Rejected(0, reason, detail, record.value or b"{}"))
+
+
+def scan(
+    partition: int,
+    state: LogState,
+    secret: bytes,
+    records: Sequence[Record],
+    *,
+    before_ms: int | None = None,
+    events_max: int = 10_000,
+) -> Scan:
+    """Scan records of one partition, in order, from `state` on.
+
+    Takes at least one record and stops, between records, before log time reaches `before_ms` (the end of a mark
+    slice) or once `events_max` events were received: see `Scan.next_offset` for where to go on. Never raises.
+    """
+    scanner = _Scanner(partition, state, secret)
+    next_offset = records[0].offset
+    policies: dict[int, Policy] = {}
+    for number, record in enumerate(records):
+        if number and (
+            scanner.received >= events_max
+            or (before_ms is not None and max(scanner.log_time_ms, record.timestamp_ms) >= before_ms)
+        ):
+            break
+        policies[record.offset] = scanner.policy
+        scanner.take(record)
+        next_offset = record.next_offset
+    return Scan(
+        scanner.steps,
+        scanner.quarantined,
+        scanner.controls,
+        LogState(scanner.log_id, scanner.partitions, scanner.log_time_ms, scanner.catalog),
+        scanner.received,
+        next_offset,
+        policies,
+    )

@@ -1,0 +1,46 @@
+"""Keyed hashes: signatures of control records, marks of events, members of distinct sets."""
+
+from __future__ import annotations
+
+import hmac
+from hashlib import blake2b, sha256
+from typing import Final
+
+MARK_BYTES: Final = 12
+
+
+def sign(secret: bytes, topic: str, partition: int, kind: str, value: bytes) -> bytes:
+    """Hex HMAC-SHA256 over where a control record stands, its kind and its value."""
+    message = b"\n".join((topic.encode(), str(partition).encode(), kind.encode(), value))
+    return hmac.new(secret, message, sha256).hexdigest().encode()
+
+
+def signature_holds(secret: bytes, topic: str, partition: int, kind: str, value: bytes, signature: bytes) -> bool:
+    """Whether `sign` gave this signature; constant time."""
+    return hmac.compare_digest(sign(secret, topic, partition, kind, value), signature)
+
+
+def fingerprint(secret: bytes) -> str:
+    """Names a secret without giving it away; kept in the fence, because marks are keyed by the secret."""
+    return blake2b(b"tidemark fingerprint", key=hash_key(secret), digest_size=8).hexdigest()
+
+
+def hash_key(secret: bytes) -> bytes:
+    """The secret as a blake2b key (at most 64 bytes)."""
+    return sha256(secret).digest()
+
+
+def mark(key: bytes, account: str, event_id: str) -> tuple[int, int]:
+    """(bucket hash of 32 bits, member of 64 bits) of an event's identity (I3).
+
+    Keyed by the deployment's secret, so that nobody can craft a collision. The account's length keeps
+    ("ab", "c") and ("a", "bc") apart.
+    """
+    digest = blake2b(f"{len(account)}:{account}{event_id}".encode(), digest_size=MARK_BYTES, key=key).digest()
+    return int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big", signed=True)
+
+
+def distinct_member(key: bytes, text: str) -> int:
+    """The 64-bit member that stands for a distinct value."""
+    digest = blake2b(text.encode(), digest_size=8, key=key, person=b"distinct").digest()
+    return int.from_bytes(digest, "big", signed=True)

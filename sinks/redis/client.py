@@ -1,0 +1,121 @@
+"""The one place that imports `redis`: connections that send a run of commands and read all answers.
+
+Calls block; the stores run them in threads, so that flushes of different partitions overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from schemas.errors import OperatorNeeded, Transient
+
+Command = tuple[str | bytes | int, ...]
+SOCKET_TIMEOUT_S = 30.0
+
+
+class Connection:
+    """One connection with its own WATCH state. Not safe for concurrent use."""
+
+    def __init__(self, pool: redis.ConnectionPool, where: str) -> None:
+        self._pool = pool
+        self._where = where
+        self._connection: Any = None
+
+    def run(self, commands: Sequence[Command]) -> list[Any]:
+        """Send the commands in one write and return their answers, errors of the server included as values.
+
+        Raises `Transient` where the connection broke: the commands may or may not have run.
+        """
+        try:
+            if self._connection is None:
+                self._connection = self._pool.get_connection()
+            connection = self._connection
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            return [self._answer(connection) for _ in commands]
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            self.reset()
+            raise Transient(f"{self._where} did not answer: {error}") from error
+
+    @staticmethod
+    def _answer(connection: Any) -> Any:
+        try:
+            return connection.read_response()
+        except ResponseError as error:
+            return error
+
+    def reset(self) -> None:
+        """Drop the connection, and with it any WATCH."""
+        if self._connection is not None:
+            self._connection.disconnect()
+            self._pool.release(self._connection)
+            self._connection = None
+
+    def release(self) -> None:
+        """Give the connection back to the pool."""
+        if self._connection is not None:
+            self._pool.release(self._connection)
+            self._connection = None
+
+
+class Server:
+    """A Redis or Valkey server by URL: `redis://[user:password@]HOST:PORT[/DATABASE]`, `rediss://…`, `unix://PATH`."""
+
+    def __init__(self, url: str, connections_max: int = 256) -> None:
+        parts = urlsplit(url)
+        self.where = f"Redis at {parts.hostname or parts.path}:{parts.port or ''}".rstrip(":")
+        self._pool = redis.ConnectionPool.from_url(
+            url,
+            max_connections=connections_max,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            socket_connect_timeout=5.0,
+            decode_responses=True,
+            protocol=2,
+        )
+
+    def connection(self) -> Connection:
+        """A connection of its own, opened at first use."""
+        return Connection(self._pool, self.where)
+
+    def run(self, commands: Sequence[Command]) -> list[Any]:
+        """Run commands on a connection of the pool. Raises `Transient` and, for an error answer, `OperatorNeeded`."""
+        connection = self.connection()
+        try:
+            return checked(connection.run(commands), self.where)
+        finally:
+            connection.release()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._pool.disconnect()
+
+
+def checked(answers: list[Any], where: str) -> list[Any]:
+    """The answers, or the first error among them as one of ours."""
+    for answer in answers:
+        if isinstance(answer, ResponseError):
+            text = str(answer)
+            if text.startswith(("LOADING", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "READONLY")):
+                raise Transient(f"{where}: {text}")
+            raise OperatorNeeded(
+                f"{where} refused a command: {text}. Check that nothing else writes under Tidemark's keys, "
+                "that memory is not exhausted, and that the server is of a supported version."
+            )
+    return answers
+
+
+def pairs(items: Iterable[tuple[Any, Any]]) -> list[Any]:
+    """Flatten (field, value) pairs into command arguments."""
+    return [part for item in items for part in item]
+
+
+def as_mapping(answer: Any) -> dict[str, str]:
+    """The answer of HGETALL."""
+    flat = cast("list[str]", answer)
+    return dict(zip(flat[::2], flat[1::2], strict=True))

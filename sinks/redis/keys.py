@@ -1,0 +1,52 @@
+"""Names of the keys. All keys of a partition share its hash tag, so a cluster keeps them on one node."""
+
+from __future__ import annotations
+
+from schemas.rollup import MarkKey, RankingKey, TotalKey, UniqueKey
+
+
+class Keys:
+    """The keys of one partition."""
+
+    def __init__(self, namespace: str, partition: int) -> None:
+        self.prefix = f"{namespace}:{{p{partition}}}:"
+        self.fence = self.prefix + "fence"
+        self.total_index = self.prefix + "totals"
+        self.cell_buckets = self.prefix + "cell-buckets"
+        self.report_buckets = self.prefix + "report-buckets"
+        self.duplicates = self.prefix + "duplicates"
+
+    def mark(self, key: MarkKey) -> str:
+        return f"{self.prefix}m:{key.slice_start_ms}:{key.bucket}"
+
+    def total(self, key: TotalKey) -> str:
+        return f"{self.prefix}t:{total_member(key)}"
+
+    def unique(self, key: UniqueKey) -> str:
+        return f"{self.prefix}u:{key.meter}:{key.period_start_ms}:{key.account}"
+
+    def ranking(self, key: RankingKey) -> str:
+        return f"{self.prefix}r:{key.meter}:{key.period_start_ms}"
+
+    def cells(self, bucket_ms: int) -> str:
+        return f"{self.prefix}cells:{bucket_ms}"
+
+    def dirty(self, bucket_ms: int) -> str:
+        return f"{self.prefix}dirty:{bucket_ms}"
+
+    def reports(self, bucket_ms: int) -> str:
+        return f"{self.prefix}reports:{bucket_ms}"
+
+    def account(self, account: str) -> str:
+        return f"{self.prefix}a:{account}"
+
+
+def total_member(key: TotalKey) -> str:
+    """A total's name in the index of totals."""
+    return f"{key.period_start_ms}:{key.period_end_ms}:{key.account}"
+
+
+def parse_total_member(text: str) -> TotalKey:
+    """The inverse of `total_member`."""
+    start, end, account = text.split(":", 2)
+    return TotalKey(account, int(start), int(end))

@@ -1,0 +1,168 @@
+"""The in-memory twin of the rollup store: same answers, same refusals, no server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from schemas.clock import HOUR_MS
+from schemas.errors import Fenced, OperatorNeeded
+from schemas.periods import AccountState
+from schemas.rollup import (
+    BucketField,
+    Changes,
+    DirtyCell,
+    Duplicate,
+    Fence,
+    MarkKey,
+    RankingKey,
+    ReadRequest,
+    TotalKey,
+    UniqueKey,
+    View,
+)
+
+
+@dataclass
+class _Partition:
+    fence: Fence | None = None
+    marks: dict[MarkKey, set[int]] = field(default_factory=dict)
+    totals: dict[TotalKey, dict[str, str]] = field(default_factory=dict)
+    rankings: dict[RankingKey, dict[str, int]] = field(default_factory=dict)
+    cells: dict[BucketField, str] = field(default_factory=dict)
+    dirty: dict[BucketField, int] = field(default_factory=dict)
+    reports: dict[BucketField, str] = field(default_factory=dict)
+    uniques: dict[UniqueKey, set[int]] = field(default_factory=dict)
+    accounts: dict[str, AccountState] = field(default_factory=dict)
+    duplicates: dict[int, Duplicate] = field(default_factory=dict)
+
+
+class MemoryRollupStore:
+    """`schemas.rollup.RollupStore` over dictionaries."""
+
+    def __init__(self) -> None:
+        self._partitions: dict[int, _Partition] = {}
+
+    def _at(self, partition: int) -> _Partition:
+        return self._partitions.setdefault(partition, _Partition())
+
+    def empty(self) -> None:
+        """Lose everything, as a server without persistence does."""
+        self._partitions.clear()
+
+    async def check(self) -> Sequence[str]:
+        return ()
+
+    async def load_fence(self, partition: int) -> Fence | None:
+        return self._at(partition).fence
+
+    async def create_fence(self, partition: int, fence: Fence) -> None:
+        if self._at(partition).fence is not None:
+            raise Fenced(f"partition {partition} has a fence already")
+        self._at(partition).fence = fence
+
+    def _believe(self, partition: int, believed: Fence) -> _Partition:
+        held = self._at(partition)
+        if held.fence is None:
+            raise OperatorNeeded(f"the fence of partition {partition} is gone: the store was emptied or replaced")
+        if held.fence != believed:
+            raise Fenced(f"partition {partition}: another process committed")
+        return held
+
+    async def read(self, partition: int, believed: Fence, request: ReadRequest) -> View:
+        held = self._believe(partition, believed)
+        return View(
+            marks=frozenset(
+                member
+                for key, members in request.marks.items()
+                for member in members
+                if member in held.marks.get(key, ())
+            ),
+            totals={key: dict(held.totals.get(key, {})) for key in request.totals},
+            cells={key: held.cells[key] for key in request.cells if key in held.cells},
+            reports={key: held.reports[key] for key in request.reports if key in held.reports},
+            uniques={
+                key: frozenset(member for member in members if member in held.uniques.get(key, ()))
+                for key, members in request.uniques.items()
+            },
+            accounts={account: held.accounts.get(account, AccountState()) for account in request.accounts},
+        )
+
+    async def commit(self, partition: int, believed: Fence, changes: Changes) -> None:
+        held = self._believe(partition, believed)
+        held.fence = changes.fence
+        for mark, members in changes.marks.items():
+            held.marks.setdefault(mark, set()).update(members)
+        for total, fields in changes.totals.items():
+            held.totals.setdefault(total, {}).update(fields)
+        for ranking, scores in changes.rankings.items():
+            held.rankings.setdefault(ranking, {}).update(scores)
+        held.cells.update(changes.cells)
+        held.dirty.update(changes.dirty)
+        held.reports.update(changes.reports)
+        for unique, members in changes.uniques.items():
+            held.uniques.setdefault(unique, set()).update(members)
+        held.accounts.update(changes.accounts)
+        held.duplicates.update((each.position, each) for each in changes.duplicates)
+        for mark in changes.expired_marks:
+            held.marks.pop(mark, None)
+
+    async def dirty(self, partition: int, cells_max: int) -> tuple[Fence | None, list[DirtyCell]]:
+        held = self._at(partition)
+        chosen = sorted(held.dirty)[:cells_max]
+        return held.fence, [DirtyCell(key, held.cells[key], held.dirty[key]) for key in chosen]
+
+    async def confirm_dirty(self, partition: int, drained: Sequence[DirtyCell]) -> None:
+        dirty = self._at(partition).dirty
+        for cell in drained:
+            if dirty.get(cell.key) == cell.version:
+                del dirty[cell.key]
+
+    async def drop_closed_buckets(self, partition: int) -> None:
+        held = self._at(partition)
+        log_time_ms = held.fence.log_time_ms if held.fence else 0
+        kept = {key.bucket_ms for key in held.dirty}
+        for key in list(held.cells):
+            if key.bucket_ms + HOUR_MS <= log_time_ms and key.bucket_ms not in kept:
+                del held.cells[key]
+
+    async def duplicates(self, partition: int, count_max: int) -> list[Duplicate]:
+        return sorted(self._at(partition).duplicates.values())[:count_max]
+
+    async def confirm_duplicates(self, partition: int, positions: Sequence[int]) -> None:
+        for each in positions:
+            self._at(partition).duplicates.pop(each, None)
+
+    async def reports(self, partition: int, bucket_ms: int, count_max: int) -> dict[str, str]:
+        entries = self._at(partition).reports
+        found = {key.field: text for key, text in sorted(entries.items()) if key.bucket_ms == bucket_ms}
+        return dict(list(found.items())[:count_max])
+
+    async def report_buckets(self, partition: int) -> tuple[Fence | None, list[int]]:
+        held = self._at(partition)
+        return held.fence, sorted({key.bucket_ms for key in held.reports})
+
+    async def confirm_reports(self, partition: int, bucket_ms: int, fields: Sequence[str]) -> None:
+        for name in fields:
+            self._at(partition).reports.pop(BucketField(bucket_ms, name), None)
+
+    async def account(self, partition: int, account: str) -> AccountState:
+        return self._at(partition).accounts.get(account, AccountState())
+
+    async def account_totals(
+        self, partition: int, keys: Sequence[TotalKey]
+    ) -> tuple[Fence | None, dict[TotalKey, dict[str, str]]]:
+        held = self._at(partition)
+        return held.fence, {key: dict(held.totals.get(key, {})) for key in keys}
+
+    async def total_keys(self, partition: int, cursor: int, count: int) -> tuple[int, list[TotalKey]]:
+        keys = sorted(self._at(partition).totals)
+        after = cursor + count
+        return (after if after < len(keys) else 0), keys[cursor:after]
+
+    async def ranking(self, partition: int, key: RankingKey, count: int) -> list[tuple[str, int]]:
+        scores = self._at(partition).rankings.get(key, {})
+        return sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:count]
+
+    async def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,158 @@
+"""What readers and drainers do with the rollup's state: none of it moves the fence."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from schemas.clock import HOUR_MS
+from schemas.periods import AccountState
+from schemas.rollup import BucketField, DirtyCell, Duplicate, Fence, RankingKey, TotalKey
+from sinks.redis.client import Command, Server, as_mapping, checked
+from sinks.redis.fences import decode_fence
+from sinks.redis.keys import Keys, parse_total_member
+
+T = TypeVar("T")
+
+# Deletes only what is still the version that was drained. Safe half-way: what is left is drained again.
+_DELETE_IF_UNCHANGED: Final = """
+for i = 1, #ARGV, 2 do
+  if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', KEYS[1], ARGV[i]) end
+end
+"""
+_CALL_FIELDS_MAX: Final = 500
+
+
+class RedisOutbox:
+    """The readers' half of `RollupStore`."""
+
+    def __init__(self, server: Server, namespace: str, executor: ThreadPoolExecutor) -> None:
+        self.server = server
+        self.namespace = namespace
+        self._executor = executor
+
+    def keys(self, partition: int) -> Keys:
+        """The key names of a partition."""
+        return Keys(self.namespace, partition)
+
+    async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    async def _commands(self, commands: list[Command]) -> list[Any]:
+        return await self._run(self.server.run, commands)
+
+    async def _transaction(self, commands: list[Command]) -> list[Any]:
+        answers = await self._commands([("MULTI",), *commands, ("EXEC",)])
+        return checked(answers[-1], self.server.where)
+
+    async def dirty(self, partition: int, cells_max: int) -> tuple[Fence | None, list[DirtyCell]]:
+        keys = self.keys(partition)
+        (buckets,) = await self._commands([("SMEMBERS", keys.cell_buckets)])
+        wanted: list[tuple[int, list[str]]] = []
+        left = cells_max
+        for bucket in sorted(map(int, buckets)):
+            if left <= 0:
+                break
+            (answer,) = await self._commands([("HRANDFIELD", keys.dirty(bucket), left)])
+            if answer:
+                wanted.append((bucket, answer))
+                left -= len(answer)
+        commands: list[Command] = [("HGETALL", keys.fence)]
+        for bucket, fields in wanted:
+            commands.append(("HMGET", keys.dirty(bucket), *fields))
+            commands.append(("HMGET", keys.cells(bucket), *fields))
+        answers = iter(await self._transaction(commands))
+        fence_fields = as_mapping(next(answers))
+        cells = []
+        for bucket, fields in wanted:
+            for field, version, text in zip(fields, next(answers), next(answers), strict=True):
+                if version is not None and text is not None:
+                    cells.append(DirtyCell(BucketField(bucket, field), text, int(version)))
+        return (decode_fence(fence_fields) if fence_fields else None), cells
+
+    async def confirm_dirty(self, partition: int, drained: Sequence[DirtyCell]) -> None:
+        keys = self.keys(partition)
+        grouped: dict[int, list[DirtyCell]] = {}
+        for cell in drained:
+            grouped.setdefault(cell.key.bucket_ms, []).append(cell)
+        commands: list[Command] = []
+        for bucket, cells in grouped.items():
+            for start in range(0, len(cells), _CALL_FIELDS_MAX):
+                arguments = [
+                    x for cell in cells[start : start + _CALL_FIELDS_MAX] for x in (cell.key.field, cell.version)
+                ]
+                commands.append(("EVAL", _DELETE_IF_UNCHANGED, 1, keys.dirty(bucket), *arguments))
+        if commands:
+            await self._commands(commands)
+
+    async def drop_closed_buckets(self, partition: int) -> None:
+        keys = self.keys(partition)
+        log_time, buckets = await self._commands([("HGET", keys.fence, "log_time_ms"), ("SMEMBERS", keys.cell_buckets)])
+        closed = [bucket for bucket in map(int, buckets) if log_time and bucket + HOUR_MS <= int(log_time)]
+        if not closed:
+            return
+        still_dirty = await self._commands([("EXISTS", keys.dirty(bucket)) for bucket in closed])
+        for bucket, dirty in zip(closed, still_dirty, strict=True):
+            if not dirty:
+                await self._transaction([("UNLINK", keys.cells(bucket)), ("SREM", keys.cell_buckets, bucket)])
+
+    async def duplicates(self, partition: int, count_max: int) -> list[Duplicate]:
+        key = self.keys(partition).duplicates
+        (fields,) = await self._commands([("HRANDFIELD", key, count_max)])
+        if not fields:
+            return []
+        (rows,) = await self._commands([("HMGET", key, *fields)])
+        return sorted(Duplicate(*msgspec.json.decode(row)) for row in rows if row is not None)
+
+    async def confirm_duplicates(self, partition: int, positions: Sequence[int]) -> None:
+        if positions:
+            await self._commands([("HDEL", self.keys(partition).duplicates, *positions)])
+
+    async def reports(self, partition: int, bucket_ms: int, count_max: int) -> dict[str, str]:
+        key = self.keys(partition).reports(bucket_ms)
+        (fields,) = await self._commands([("HRANDFIELD", key, count_max)])
+        if not fields:
+            return {}
+        (texts,) = await self._commands([("HMGET", key, *fields)])
+        return {field: text for field, text in zip(fields, texts, strict=True) if text is not None}
+
+    async def report_buckets(self, partition: int) -> tuple[Fence | None, list[int]]:
+        keys = self.keys(partition)
+        fence, buckets = await self._transaction([("HGETALL", keys.fence), ("SMEMBERS", keys.report_buckets)])
+        fields = as_mapping(fence)
+        return (decode_fence(fields) if fields else None), sorted(map(int, buckets))
+
+    async def confirm_reports(self, partition: int, bucket_ms: int, fields: Sequence[str]) -> None:
+        keys = self.keys(partition)
+        if fields:
+            await self._commands([("HDEL", keys.reports(bucket_ms), *fields)])
+        (left,) = await self._commands([("EXISTS", keys.reports(bucket_ms))])
+        if not left:
+            await self._commands([("SREM", keys.report_buckets, bucket_ms)])
+
+    async def account(self, partition: int, account: str) -> AccountState:
+        (text,) = await self._commands([("GET", self.keys(partition).account(account))])
+        return AccountState.model_validate_json(text) if text else AccountState()
+
+    async def account_totals(
+        self, partition: int, keys: Sequence[TotalKey]
+    ) -> tuple[Fence | None, dict[TotalKey, dict[str, str]]]:
+        names = self.keys(partition)
+        commands: list[Command] = [("HGETALL", names.fence), *(("HGETALL", names.total(key)) for key in keys)]
+        fence, *totals = await self._transaction(commands)
+        fields = as_mapping(fence)
+        found = {key: as_mapping(total) for key, total in zip(keys, totals, strict=True)}
+        return (decode_fence(fields) if fields else None), found
+
+    async def total_keys(self, partition: int, cursor: int, count: int) -> tuple[int, list[TotalKey]]:
+        (answer,) = await self._commands([("SSCAN", self.keys(partition).total_index, cursor, "COUNT", count)])
+        return int(answer[0]), [parse_total_member(member) for member in answer[1]]
+
+    async def ranking(self, partition: int, key: RankingKey, count: int) -> list[tuple[str, int]]:
+        name = self.keys(partition).ranking(key)
+        (flat,) = await self._commands([("ZRANGE", name, 0, count - 1, "REV", "WITHSCORES")])
+        return [(account, int(float(score))) for account, score in zip(flat[::2], flat[1::2], strict=True)]

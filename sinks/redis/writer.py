@@ -1,0 +1,222 @@
+"""The rollup's state in Redis: read at the fence, commit with the fence (I2).
+
+A commit is two round trips: `read` sends WATCH on the fence and all reads; `commit` sends MULTI with absolute
+values and EXEC. EXEC fails as a whole where the fence moved in between. What a crash leaves: before EXEC
+reached the server, nothing; after it, everything, and the process finds the new fence when it starts again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from schemas.errors import Fenced, OperatorNeeded, Transient
+from schemas.periods import AccountState
+from schemas.rollup import BucketField, Changes, Fence, ReadRequest, View
+from sinks.redis.client import Command, Connection, Server, as_mapping, checked, pairs
+from sinks.redis.fences import decode_fence, encode_fence, token
+from sinks.redis.keys import Keys, total_member
+from sinks.redis.outbox import RedisOutbox
+
+# One command with very many arguments would hold up the single-threaded server.
+ARGUMENTS_MAX = 10_000
+
+
+class RedisRollupStore(RedisOutbox):
+    """`schemas.rollup.RollupStore` on a Redis or Valkey server. Blocking calls run in `threads_max` threads."""
+
+    def __init__(self, url: str, namespace: str = "tidemark", threads_max: int = 16) -> None:
+        super().__init__(Server(url), namespace, ThreadPoolExecutor(threads_max, thread_name_prefix="redis"))
+        self._connections: dict[int, Connection] = {}
+        self._watched: dict[int, str] = {}
+
+    async def check(self) -> list[str]:
+        return await self._run(self._check)
+
+    def _check(self) -> list[str]:
+        (answer,) = self.server.run([("INFO",)])
+        info = dict(line.split(":", 1) for line in answer.splitlines() if ":" in line)
+        problems = []
+        policy = info.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            problems.append(f"maxmemory-policy is {policy}: an evicted counter reads as zero usage; set noeviction")
+        (entries,) = self.server.connection().run([("CONFIG", "GET", "set-max-intset-entries")])
+        if isinstance(entries, list) and len(entries) == 2 and int(entries[1]) < 32_768:
+            problems.append(
+                f"set-max-intset-entries is {entries[1]}: marks would take five times the memory; set it to 65536"
+            )
+        if info.get("aof_enabled") == "0":
+            problems.append("append-only file is off: a restart of the server loses the fence; set appendonly yes")
+        return problems
+
+    async def load_fence(self, partition: int) -> Fence | None:
+        fields = as_mapping((await self._commands([("HGETALL", self.keys(partition).fence)]))[0])
+        return decode_fence(fields) if fields else None
+
+    async def create_fence(self, partition: int, fence: Fence) -> None:
+        await self._run(self._create_fence, partition, fence)
+
+    def _create_fence(self, partition: int, fence: Fence) -> None:
+        keys = self.keys(partition)
+        connection = self.server.connection()
+        try:
+            _, exists = checked(connection.run([("WATCH", keys.fence), ("EXISTS", keys.fence)]), self.server.where)
+            if exists:
+                connection.run([("UNWATCH",)])
+                raise Fenced(f"partition {partition} has a fence already")
+            write = ("HSET", keys.fence, *pairs(encode_fence(fence).items()))
+            if checked(connection.run([("MULTI",), write, ("EXEC",)]), self.server.where)[-1] is None:
+                raise Fenced(f"another process created the fence of partition {partition}")
+        finally:
+            connection.release()
+
+    async def read(self, partition: int, believed: Fence, request: ReadRequest) -> View:
+        return await self._run(self._read, partition, believed, request)
+
+    def _connection(self, partition: int) -> Connection:
+        return self._connections.setdefault(partition, self.server.connection())
+
+    def _watch(self, partition: int, believed: Fence, commands: list[Command]) -> list[Any]:
+        """Run reads in the same round trip as WATCH and check that the fence is what we believe."""
+        keys = self.keys(partition)
+        # UNWATCH first: a WATCH left by an abandoned flush would make a later EXEC fail for nothing.
+        head: list[Command] = [("UNWATCH",), ("WATCH", keys.fence), ("HGET", keys.fence, "token")]
+        self._watched.pop(partition, None)
+        answers = checked(self._connection(partition).run(head + commands), self.server.where)
+        if answers[2] is None:
+            raise OperatorNeeded(
+                f"the fence of partition {partition} is gone from {self.server.where}: the store was emptied or "
+                "replaced while the log went on. Nothing was written. Restore the append-only file or a replica that has the "
+                "fence, or replay the log from its start with `tidemark worker --replay-from-start`."
+            )
+        if answers[2] != token(believed):
+            raise Fenced(
+                f"partition {partition}: the stored fence is {answers[2]}, this process believes {token(believed)}; "
+                "another process committed. Restart this one."
+            )
+        self._watched[partition] = answers[2]
+        return answers[3:]
+
+    def _read(self, partition: int, believed: Fence, request: ReadRequest) -> View:
+        keys = self.keys(partition)
+        commands: list[Command] = []
+        commands += [("SMISMEMBER", keys.mark(key), *members) for key, members in request.marks.items()]
+        commands += [("HGETALL", keys.total(key)) for key in request.totals]
+        cells = _by_bucket(request.cells)
+        commands += [("HMGET", keys.cells(bucket), *fields) for bucket, fields in cells.items()]
+        reports = _by_bucket(request.reports)
+        commands += [("HMGET", keys.reports(bucket), *fields) for bucket, fields in reports.items()]
+        commands += [("SMISMEMBER", keys.unique(key), *members) for key, members in request.uniques.items()]
+        if request.accounts:
+            commands.append(("MGET", *(keys.account(account) for account in request.accounts)))
+        answers = iter(self._watch(partition, believed, commands))
+
+        marks: set[int] = set()
+        for members in request.marks.values():
+            found = next(answers)
+            if 1 in found:
+                marks.update(member for member, here in zip(members, found, strict=True) if here)
+        totals = {key: as_mapping(next(answers)) for key in request.totals}
+        cell_texts = _texts(cells, answers)
+        report_texts = _texts(reports, answers)
+        uniques = {
+            key: frozenset(member for member, here in zip(members, next(answers), strict=True) if here)
+            for key, members in request.uniques.items()
+        }
+        accounts = {}
+        if request.accounts:
+            for account, text in zip(request.accounts, next(answers), strict=True):
+                accounts[account] = AccountState.model_validate_json(text) if text else AccountState()
+        return View(frozenset(marks), totals, cell_texts, report_texts, uniques, accounts)
+
+    async def commit(self, partition: int, believed: Fence, changes: Changes) -> None:
+        await self._run(self._commit, partition, believed, changes)
+
+    def _commit(self, partition: int, believed: Fence, changes: Changes) -> None:
+        if self._watched.get(partition) != token(believed):
+            self._watch(partition, believed, [])
+        self._watched.pop(partition, None)
+        commands: list[Command] = [("MULTI",), *self._writes(self.keys(partition), changes), ("EXEC",)]
+        answer = checked(self._connection(partition).run(commands), self.server.where)[-1]
+        if answer is None:
+            raise Fenced(f"partition {partition}: the fence moved during the flush; another process committed")
+        checked(answer, self.server.where)
+
+    def _writes(self, keys: Keys, changes: Changes) -> Iterator[Command]:
+        yield ("HSET", keys.fence, *pairs(encode_fence(changes.fence).items()))
+        for mark, members in changes.marks.items():
+            yield ("SADD", keys.mark(mark), *members)
+        for total, fields in changes.totals.items():
+            yield ("HSET", keys.total(total), *pairs(fields.items()))
+        if changes.totals:
+            yield from _chunked(("SADD", keys.total_index), [total_member(total) for total in changes.totals])
+        for ranking, scores in changes.rankings.items():
+            yield from _chunked(("ZADD", keys.ranking(ranking)), pairs((v, k) for k, v in scores.items()))
+        for bucket, names in _by_bucket(changes.cells).items():
+            cells = ((name, changes.cells[BucketField(bucket, name)]) for name in names)
+            yield from _chunked(("HSET", keys.cells(bucket)), pairs(cells))
+            versions = ((name, changes.dirty[BucketField(bucket, name)]) for name in names)
+            yield from _chunked(("HSET", keys.dirty(bucket)), pairs(versions))
+            yield ("SADD", keys.cell_buckets, bucket)
+        for bucket, names in _by_bucket(changes.reports).items():
+            entries = ((name, changes.reports[BucketField(bucket, name)]) for name in names)
+            yield from _chunked(("HSET", keys.reports(bucket)), pairs(entries))
+            yield ("SADD", keys.report_buckets, bucket)
+        for unique, members in changes.uniques.items():
+            yield ("SADD", keys.unique(unique), *members)
+        for account, state in changes.accounts.items():
+            yield ("SET", keys.account(account), state.model_dump_json())
+        if changes.duplicates:
+            rows = ((each.position, msgspec.json.encode(each)) for each in changes.duplicates)
+            yield from _chunked(("HSET", keys.duplicates), pairs(rows))
+        if changes.expired_marks:
+            yield from _chunked(("UNLINK",), [keys.mark(mark) for mark in changes.expired_marks])
+
+    async def close(self) -> None:
+        """Release connections and threads."""
+        self._executor.shutdown(wait=True)
+        for connection in self._connections.values():
+            connection.reset()
+        self._connections.clear()
+        self.server.close()
+
+
+def _by_bucket(keys: Iterable[BucketField]) -> dict[int, list[str]]:
+    grouped: dict[int, list[str]] = {}
+    for bucket, field in keys:
+        grouped.setdefault(bucket, []).append(field)
+    return grouped
+
+
+def _texts(grouped: dict[int, list[str]], answers: Iterator[Any]) -> dict[BucketField, str]:
+    return {
+        BucketField(bucket, field): text
+        for bucket, fields in grouped.items()
+        for field, text in zip(fields, next(answers), strict=True)
+        if text is not None
+    }
+
+
+def _chunked(head: Command, arguments: list[Any]) -> Iterator[Command]:
+    for start in range(0, len(arguments), ARGUMENTS_MAX):
+        yield (*head, *arguments[start : start + ARGUMENTS_MAX])
+
+
+async def wait_until_answering(url: str, attempts_max: int = 100) -> None:
+    """Return once the server answers; raises `Transient` after `attempts_max` tries of 50 ms."""
+    server = Server(url)
+    try:
+        for attempt in range(attempts_max):
+            try:
+                await asyncio.to_thread(server.run, [("PING",)])
+                break
+            except Transient:
+                if attempt + 1 == attempts_max:
+                    raise
+                await asyncio.sleep(0.05)
+    finally:
+        server.close()
