@@ -1,0 +1,304 @@
+"""The one place that imports `stripe`: its meters API, v1, as `StripeMeters` and `StripeRejections`.
+
+Retries are not the library's here but the sender's, which knows what an identifier is worth and when it expires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import partial
+from typing import Any, Final, NoReturn
+
+import httpx
+import stripe
+
+from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
+from schemas.reports import MeterEvent, MeterSummary, SendResult, SendStatus
+from schemas.sink import Rejection
+from sinks.stripe.errors import Answer, classify, describe, is_retryable
+
+ERROR_REPORT: Final = "v1.billing.meter.error_report_triggered"
+CUSTOMER_KEY: Final = "stripe_customer_id"
+VALUE_KEY: Final = "value"
+PAGE_ROWS: Final = 100
+PAGES_MAX: Final = 100
+STORED_ERRORS_MAX: Final = 10_000
+CONNECTIONS_MAX: Final = 32
+
+# The library would otherwise write an id into the home directory and report latencies.
+stripe.enable_telemetry = False
+
+
+def _no_answer(message: str) -> stripe.StripeError:
+    make: Callable[..., stripe.StripeError] = stripe.APIConnectionError
+    return make(message, should_retry=False)
+
+
+class _Transport(stripe.HTTPClient):
+    """The library's HTTP through httpx, with our limits. Through environment proxies to Stripe itself only."""
+
+    name = "httpx"
+
+    def __init__(self, timeout_s: float, *, environment: bool) -> None:
+        super().__init__()
+        limits = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX)
+        self._client = httpx.AsyncClient(timeout=timeout_s, limits=limits, trust_env=environment)
+
+    async def request_async(
+        self, method: str, url: str, headers: Mapping[str, str], post_data: Any = None
+    ) -> tuple[bytes, int, Mapping[str, str]]:
+        """One request; `APIConnectionError` where no whole answer came."""
+        try:
+            response = await self._client.request(method, url, headers=dict(headers), content=post_data or None)
+        except httpx.HTTPError as error:
+            message = f"{type(error).__name__}: {error}"
+            raise _no_answer(message) from error
+        return response.content, response.status_code, response.headers
+
+    async def close_async(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+
+class StripeClientMeters:
+    """Stripe's meters for one key. Used by one event loop.
+
+    `api_base` None talks to Stripe; a URL talks to a simulator. `timeout_s` bounds each call; a call that timed
+    out may have been taken. A key's mode is its prefix: `sk_live_` and `rk_live_` are live.
+    """
+
+    def __init__(self, api_key: str, api_base: str | None = None, *, timeout_s: float = 20.0) -> None:
+        if "_live_" not in api_key and "_test_" not in api_key:
+            raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "use a key that starts with sk_test_, sk_live_ or rk_…")
+        self._livemode = "_live_" in api_key
+        self._transport = _Transport(timeout_s, environment=api_base is None)
+        if api_base is None:
+            self._stripe = stripe.StripeClient(api_key, http_client=self._transport, max_network_retries=0)
+        else:
+            base = api_base.rstrip("/")
+            self._stripe = stripe.StripeClient(
+                api_key,
+                http_client=self._transport,
+                max_network_retries=0,
+                base_addresses={"api": base, "connect": base, "files": base, "meter_events": base},
+            )
+        self._account = ""
+        self._meters: dict[str, Any] = {}
+        self._listing = asyncio.Lock()
+        self._stored_errors: OrderedDict[str, int] = OrderedDict()
+
+    async def identity(self) -> tuple[bool, str]:
+        """(livemode, account id). Asks once. Raises `Transient` or `Refused`."""
+        if not self._account:
+            account = await self._read(self._stripe.v1.accounts.retrieve_current_async)
+            self._account = str(account.id)
+        return self._livemode, self._account
+
+    async def ensure_meter(self, event_name: str, display_name: str) -> str:
+        """The id of the active meter of `event_name`, created (sum, raw) if there is none.
+
+        Raises `OperatorNeeded` where the existing one adds up differently or was deactivated, `Transient`,
+        `Refused`.
+        """
+        meter = await self._find_meter(event_name)
+        if meter is None:
+            meter = await self._create_meter(event_name, display_name)
+        if meter.status != "active":
+            raise OperatorNeeded(f"the Stripe meter of {event_name} ({meter.id}) is deactivated: reactivate it")
+        keys = (meter.customer_mapping.event_payload_key, meter.value_settings.event_payload_key)
+        raw = meter.default_aggregation.formula == "sum" and meter.event_time_window is None
+        if not raw or keys != (CUSTOMER_KEY, VALUE_KEY):
+            raise OperatorNeeded(
+                f"the Stripe meter of {event_name} ({meter.id}) must have formula sum, no event_time_window and the "
+                f"payload keys {CUSTOMER_KEY} and {VALUE_KEY}: use another stripe_event_name in the catalog"
+            )
+        return str(meter.id)
+
+    async def send(self, event: MeterEvent) -> SendResult:
+        """One meter event under its identifier; never raises for what Stripe answers or fails to answer.
+
+        The Idempotency-Key is a function of the event and of how many 5xx answers it got: Stripe stores a 500
+        under its key and would repeat it for a day, while the identifier keeps a second key harmless.
+        """
+        digest = hashlib.sha256("\n".join(map(str, event)).encode()).hexdigest()[:40]
+        key = f"{digest}-{self._stored_errors.get(digest, 0)}"
+        try:
+            await self._stripe.v1.billing.meter_events.create_async(
+                {
+                    "event_name": event.event_name,
+                    "identifier": event.identifier,
+                    "payload": {CUSTOMER_KEY: event.stripe_customer, VALUE_KEY: event.value},
+                    "timestamp": event.timestamp_s,
+                },
+                {"idempotency_key": key},
+            )
+        except stripe.StripeError as error:
+            answer = _answer(error)
+            if answer.is_stored:
+                self._remember_stored_error(digest)
+            return classify(answer)
+        self._stored_errors.pop(digest, None)
+        return SendResult(SendStatus.ACCEPTED)
+
+    async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
+        """Stripe's sum over `[start_s, end_s)`: one row for a customer it knows, none for one it does not.
+
+        The value went through a double at Stripe's side. Costs one read; one more where the meter is new here.
+        Raises `Transient`, `Refused`, and `InvalidInput` where the span is not of whole minutes.
+        """
+        meter = await self._find_meter(event_name)
+        if meter is None:
+            return MeterSummary("0", 0)
+        try:
+            page = await self._read(
+                lambda: self._stripe.v1.billing.meters.event_summaries.list_async(
+                    str(meter.id), {"customer": stripe_customer, "start_time": start_s, "end_time": end_s}
+                )
+            )
+        except InvalidInput as error:
+            if error.field == "resource_missing":
+                return MeterSummary("0", 0)
+            raise
+        total = sum((Decimal(repr(float(row.aggregated_value))) for row in page.data), Decimal(0))
+        return MeterSummary(format(total, "f"), len(page.data))
+
+    async def rejections(self, since_ms: int) -> Sequence[Rejection]:
+        """See `StripeRejections`. Stops with `OperatorNeeded` beyond `PAGES_MAX` pages."""
+        moment = datetime.fromtimestamp(since_ms // 1_000, UTC)
+        page = await self._read(
+            lambda: self._stripe.v2.core.events.list_async(
+                {"types": [ERROR_REPORT], "created": {"gte": f"{moment:%Y-%m-%dT%H:%M:%SZ}"}, "limit": PAGE_ROWS}
+            )
+        )
+        events = list(page.data)
+        for _ in range(PAGES_MAX):
+            url = page.next_page_url
+            if not url:
+                break
+            page = await self._read(partial(self._get_page, url))
+            events.extend(page.data)
+        else:
+            raise OperatorNeeded(f"Stripe has more than {PAGES_MAX * PAGE_ROWS} error reports: read a shorter span")
+        names = {str(meter.id): name for name, meter in self._meters.items()}
+        if any(str(event.related_object.id) not in names for event in events):
+            await self._list_meters()
+            names = {str(meter.id): name for name, meter in self._meters.items()}
+        return [row for event in reversed(events) for row in _rejections(event, names)]
+
+    async def close(self) -> None:
+        """Close all connections. Safe to call twice."""
+        await self._transport.close_async()
+
+    async def _get_page(self, url: str) -> Any:
+        response = await self._stripe.raw_request_async("get", url)
+        return self._stripe.deserialize(response, api_mode="V2")
+
+    async def _get_meters(self, after: str) -> Any:
+        listing = self._stripe.v1.billing.meters
+        if after:
+            return await listing.list_async({"limit": PAGE_ROWS, "starting_after": after})
+        return await listing.list_async({"limit": PAGE_ROWS})
+
+    async def _create_meter(self, event_name: str, display_name: str) -> Any:
+        try:
+            return await self._read(
+                lambda: self._stripe.v1.billing.meters.create_async(
+                    {
+                        "display_name": display_name,
+                        "event_name": event_name,
+                        "default_aggregation": {"formula": "sum"},
+                        "customer_mapping": {"type": "by_id", "event_payload_key": CUSTOMER_KEY},
+                        "value_settings": {"event_payload_key": VALUE_KEY},
+                    }
+                )
+            )
+        except InvalidInput:
+            # Another process may have created it between our look and our call.
+            await self._list_meters()
+            meter = self._meters.get(event_name)
+            if meter is None:
+                raise
+            return meter
+
+    async def _find_meter(self, event_name: str) -> Any:
+        async with self._listing:
+            if event_name not in self._meters:
+                await self._list_meters()
+        return self._meters.get(event_name)
+
+    async def _list_meters(self) -> None:
+        """Refresh all meters; of several with one event name the active one, else the newest."""
+        found: dict[str, Any] = {}
+        after = ""
+        for _ in range(PAGES_MAX):
+            page = await self._read(partial(self._get_meters, after))
+            for meter in page.data:
+                known = found.get(str(meter.event_name))
+                if known is None or (known.status != "active" and meter.status == "active"):
+                    found[str(meter.event_name)] = meter
+            if not page.has_more:
+                self._meters = found
+                return
+            after = str(page.data[-1].id)
+        raise OperatorNeeded(f"this Stripe account has more than {PAGES_MAX * PAGE_ROWS} meters")
+
+    def _remember_stored_error(self, digest: str) -> None:
+        self._stored_errors[digest] = self._stored_errors.pop(digest, 0) + 1
+        while len(self._stored_errors) > STORED_ERRORS_MAX:
+            self._stored_errors.popitem(last=False)
+
+    async def _read(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            return await call()
+        except stripe.StripeError as error:
+            _raise(_answer(error), error)
+
+
+def _answer(error: stripe.StripeError) -> Answer:
+    detail = error.error
+    status = error.http_status or 0
+    return Answer(
+        status=status,
+        message=str((detail.message if detail else None) or error.user_message or ""),
+        code=str((detail.code if detail else None) or error.code or ""),
+        kind=str((detail.type if detail else None) or ""),
+        headers={str(name).lower(): str(value) for name, value in (error.headers or {}).items()},
+    )
+
+
+def _raise(answer: Answer, error: Exception) -> NoReturn:
+    if answer.status in (401, 403):
+        raise Refused(f"Stripe refuses the key, correct TIDEMARK_STRIPE_API_KEY: {describe(answer)}") from error
+    if is_retryable(answer):
+        raise Transient(f"Stripe: {describe(answer)}", classify(answer).retry_after_s or 1.0) from error
+    raise InvalidInput(answer.code or "stripe", describe(answer)) from error
+
+
+def _rejections(event: Any, names: Mapping[str, str]) -> list[Rejection]:
+    data = event.data
+    rows = []
+    for kind in data.reason.error_types:
+        requests = [sample.request for sample in kind.sample_errors]
+        # Older reports name a request's id and Idempotency-Key instead of the event's identifier.
+        identifiers = [getattr(request, "identifier", None) for request in requests]
+        rows.append(
+            Rejection(
+                report=str(event.id),
+                event_name=names.get(str(event.related_object.id), ""),
+                code=str(kind.code),
+                errors=int(kind.error_count),
+                identifiers=tuple(str(identifier) for identifier in identifiers if identifier),
+                window_start_ms=_instant_ms(str(data.validation_start)),
+                window_end_ms=_instant_ms(str(data.validation_end)),
+            )
+        )
+    return rows
+
+
+def _instant_ms(text: str) -> int:
+    return round(datetime.fromisoformat(text).timestamp() * 1_000)
