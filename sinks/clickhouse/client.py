@@ -1,0 +1,253 @@
+"""The one place that imports clickhouse_connect and chdb: connections, settings and errors of ClickHouse."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Protocol, TypeVar, cast
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, OperationalError
+
+from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
+
+# Older ones lack functions that the recount uses; newer ones may have changed a default that the counts rest on.
+VERSION_MIN: Final = (25, 3)
+VERSION_MAX: Final = (26, 12)
+CONCURRENCY_MAX: Final = 32
+
+# Every setting that decides whether an insert is stored when it is confirmed, and whether it is stored at all.
+# Version 26.2 turned asynchronous inserts and deduplication of views on (system.settings_changes).
+INSERT_SETTINGS: Final[Mapping[str, str]] = {
+    "async_insert": "0",
+    "wait_for_async_insert": "1",
+    "insert_deduplicate": "0",
+    "deduplicate_blocks_in_dependent_materialized_views": "0",
+    "input_format_parallel_parsing": "0",
+    "input_format_null_as_default": "0",
+    "max_insert_block_size": "1048576",
+}
+SELECT_SETTINGS: Final[Mapping[str, str]] = {
+    # An identity lies in one partition (the partition key is made of the sort key), so partitions never need merging.
+    "do_not_merge_across_partitions_select_final": "1",
+    "enable_extended_results_for_datetime_functions": "1",
+    "max_query_size": "268435456",
+    "max_ast_elements": "1000000",
+    "max_expanded_ast_elements": "5000000",
+}
+
+# The numbers of github.com/ClickHouse/ClickHouse src/Common/ErrorCodes.cpp.
+_TRANSIENT_CODES: Final = frozenset({
+    3, 159, 160, 198, 202, 209, 210, 212, 216, 225, 236, 241, 242, 252, 254, 279, 290, 319, 394, 425, 439, 999,
+})  # fmt: skip
+_REFUSED_CODES: Final = frozenset({192, 193, 194, 497, 516})
+_READONLY: Final = 164
+_CODE: Final = re.compile(r"Code: (\d+)")
+
+Value = TypeVar("Value")
+
+
+class EngineConnection(Protocol):
+    """One session of the engine in this process: settings and database are its own. Not for two threads at once."""
+
+    def query(self, statement: bytes | str, output_format: str, /, params: Mapping[str, object] | None = None) -> Any:
+        """Run one statement and block until its whole result is there; raises RuntimeError with ClickHouse's text."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def connect_engine(path: str) -> EngineConnection:
+    """A new session on the engine that owns the directory `path`; a process has one engine, hence one path.
+
+    Blocks for about 2 ms, 0.1 to 2 s the first time. Raises `OperatorNeeded` where another process has the directory.
+    """
+    import chdb  # 500 MB of library: only those who own an engine pay for it
+
+    try:
+        return cast("EngineConnection", chdb.connect(path))
+    except RuntimeError as error:
+        raise OperatorNeeded(
+            f"cannot open the ClickHouse directory {path}: {error}; only one process may have it open: "
+            "stop the other one, or reach it by http:// instead of chdb://"
+        ) from error
+
+
+class ClickHouse:
+    """Asynchronous calls on a ClickHouse: each runs in one of `concurrency` threads, each thread has its own client.
+
+    The first call connects. Calls beyond `concurrency` wait for a thread; callers bound how many they start.
+    Every method raises `Transient` where no answer came (what was sent may have been done), `Refused` where the
+    credentials are wrong, `OperatorNeeded` where the server says no for good.
+    """
+
+    def __init__(self, connect: Callable[[str], Client], database: str, concurrency: int) -> None:
+        self.database = database
+        self._connect = connect
+        self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="clickhouse")
+        self._local = threading.local()
+        self._clients: list[Client] = []
+        self._lock = threading.Lock()
+
+    async def rows(self, sql: str, parameters: Mapping[str, object] | None = None) -> list[tuple[Any, ...]]:
+        """All rows of a SELECT; `parameters` fill `{name:Type}` places. Times come as the types of the columns."""
+
+        def run(client: Client) -> list[tuple[Any, ...]]:
+            result = client.query(sql, parameters=dict(parameters or {}), settings=dict(SELECT_SETTINGS))
+            return [tuple(row) for row in result.result_rows]
+
+        return await self._call(run)
+
+    async def command(self, sql: str) -> None:
+        """Run a statement without an answer, such as DDL."""
+        await self._call(lambda client: client.command(sql))
+
+    async def insert_lines(self, table: str, columns: Sequence[str], lines: bytes) -> None:
+        """Insert rows given as JSONCompactEachRow (one JSON list a line); returns when they are stored."""
+
+        def run(client: Client) -> None:
+            settings = dict(INSERT_SETTINGS)
+            if _version(client) >= (26, 2):
+                settings["deduplicate_insert"] = "disable"
+            client.raw_insert(table, list(columns), lines, settings=settings, fmt="JSONCompactEachRow")
+
+        await self._call(run)
+
+    async def ensure_database(self) -> None:
+        """Create the URL's database where it is missing."""
+        if self.database == "default":
+            return
+
+        def run() -> None:
+            client = self._connect("default")
+            try:
+                client.command(f"CREATE DATABASE IF NOT EXISTS {quoted_name(self.database)}")
+            finally:
+                client.close()
+
+        await self._in_thread(run)
+
+    async def close(self) -> None:
+        """Wait for running calls and close the connections. Safe to call twice."""
+        await asyncio.to_thread(self._executor.shutdown, True, cancel_futures=True)
+        with self._lock:
+            clients, self._clients = self._clients, []
+        for client in clients:
+            await asyncio.to_thread(client.close)
+
+    async def _call(self, run: Callable[[Client], Value]) -> Value:
+        return await self._in_thread(lambda: run(self._client()))
+
+    async def _in_thread(self, run: Callable[[], Value]) -> Value:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, run)
+        except (ClickHouseError, OSError) as error:
+            raise translated(error) from error
+
+    def _client(self) -> Client:
+        client = cast("Client | None", getattr(self._local, "client", None))
+        if client is None:
+            client = self._connect(self.database)
+            self._local.client = client
+            with self._lock:
+                self._clients.append(client)
+        return client
+
+
+def open_clickhouse(url: str, *, concurrency: int = 4, timeout_s: int = 60) -> ClickHouse:
+    """A ClickHouse by URL: `http://[user:password@]host:port[/database]` (or https), `chdb://PATH[?database=name]`.
+
+    Does no I/O; the first call connects. Raises `InvalidInput` where the URL is not understood.
+    """
+    if not 1 <= concurrency <= CONCURRENCY_MAX:
+        raise InvalidInput("concurrency", f"must be 1 to {CONCURRENCY_MAX}")
+    parts = urlsplit(url)
+    if parts.scheme == "chdb":
+        path = unquote(parts.netloc + parts.path)
+        if not path:
+            raise InvalidInput("clickhouse_url", "chdb:// needs a directory, such as chdb://.tidemark/clickhouse")
+        database = parse_qs(parts.query).get("database", ["default"])[0]
+        return ClickHouse(lambda name: _connect_chdb(path, name), database, concurrency)
+    if parts.scheme in ("http", "https") and parts.hostname:
+        database = unquote(parts.path.strip("/")) or "default"
+        return ClickHouse(lambda name: _connect_http(url, name, timeout_s), database, concurrency)
+    raise InvalidInput("clickhouse_url", "must be chdb://PATH or http://[user:password@]host:port[/database]")
+
+
+def _connect_chdb(path: str, database: str) -> Client:
+    return _checked(clickhouse_connect.get_client(interface="chdb", path=path, database=database, tz_mode="aware"))
+
+
+def _connect_http(url: str, database: str, timeout_s: int) -> Client:
+    parts = urlsplit(url)
+    client = clickhouse_connect.get_client(
+        interface=parts.scheme,
+        host=parts.hostname,
+        port=parts.port or (8443 if parts.scheme == "https" else 8123),
+        username=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password or ""),
+        database=database,
+        compress=False,
+        connect_timeout=min(timeout_s, 10),
+        send_receive_timeout=timeout_s,
+        # A session would make the server run this client's calls one by one, and lock it after a lost answer.
+        autogenerate_session_id=False,
+        tz_mode="aware",
+    )
+    return _checked(client)
+
+
+def _checked(client: Client) -> Client:
+    if not VERSION_MIN <= _version(client) <= VERSION_MAX:
+        version = client.server_version
+        client.close()
+        raise OperatorNeeded(
+            f"ClickHouse {version} is not known to this version of Tidemark: use {_text(VERSION_MIN)} to "
+            f"{_text(VERSION_MAX)}; defaults that the counts rest on change between versions"
+        )
+    return client
+
+
+def _version(client: Client) -> tuple[int, int]:
+    numbers = re.findall(r"\d+", client.server_version or "")
+    return (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 else (0, 0)
+
+
+def _text(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def error_code(error: BaseException) -> int:
+    """ClickHouse's number of an error, or 0 where the text has none."""
+    match = _CODE.search(str(error))
+    return int(match[1]) if match else 0
+
+
+def translated(error: Exception) -> Transient | Refused | OperatorNeeded:
+    """The driver's error as one of ours, named by what the caller must do."""
+    code = error_code(error)
+    summary = str(error).strip().splitlines()[0][:500] if str(error).strip() else type(error).__name__
+    if code in _REFUSED_CODES:
+        return Refused(f"ClickHouse refused the credentials: correct them in TIDEMARK_CLICKHOUSE_URL ({summary})")
+    if code == _READONLY:
+        return Refused(f"this ClickHouse address is read-only: use the read-write one ({summary})")
+    if code in _TRANSIENT_CODES or (not code and isinstance(error, OSError | OperationalError)):
+        return Transient(f"ClickHouse did not confirm: {summary}")
+    if not code and isinstance(error, DatabaseError) and "HTTP" in summary:
+        return Transient(f"ClickHouse did not confirm: {summary}")
+    return OperatorNeeded(f"ClickHouse said no, and will again: {summary}; check its version, migrations and disk")
+
+
+def quoted_name(name: str) -> str:
+    """A name as a ClickHouse identifier."""
+    return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
+
+
+def quoted_text(text: str) -> str:
+    """A text as a ClickHouse string literal."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

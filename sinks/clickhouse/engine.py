@@ -1,0 +1,124 @@
+"""Sessions of the ClickHouse engine that this process owns, pooled by database and settings.
+
+A session is opened for exactly one set of settings and never changed, so no request can see another's settings
+and nothing has to be put back. A session whose statement failed is thrown away: a failed statement may leave half
+of its answer in the session's buffer.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from sinks.clickhouse.client import EngineConnection, connect_engine, quoted_name, quoted_text
+
+IDLE_SESSIONS_MAX: Final = 16
+SETTING_NAME: Final = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
+
+
+class EngineError(Exception):
+    """The engine refused a statement; the text is ClickHouse's own, `code` its number (0 where it gave none)."""
+
+    def __init__(self, text: str) -> None:
+        start = text.find("Code: ")
+        super().__init__(text[start:] if start > 0 else text)
+        match = re.search(r"Code: (\d+)", text)
+        self.code = int(match[1]) if match else 0
+
+
+class EngineResult(NamedTuple):
+    """A statement's answer in the asked format, and what it touched."""
+
+    body: bytes
+    elapsed_ns: int
+    rows_read: int
+    bytes_read: int
+    rows_written: int
+    bytes_written: int
+
+
+class SessionKey(NamedTuple):
+    """What a session is opened for: its database and its settings, in the order they are set."""
+
+    database: str
+    settings: tuple[tuple[str, str], ...]
+
+
+class Engine:
+    """The engine of the directory `path`. Thread-safe; each call blocks its thread until the statement is done."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        # Held open for good: the engine shuts down with its last session.
+        self._anchor: EngineConnection | None = connect_engine(path)
+        self._idle: list[tuple[SessionKey, EngineConnection]] = []
+        self._lock = threading.Lock()
+
+    def run(
+        self,
+        statement: bytes,
+        *,
+        output_format: str = "TabSeparated",
+        database: str = "default",
+        settings: Mapping[str, str] | None = None,
+        parameters: Mapping[str, str] | None = None,
+    ) -> EngineResult:
+        """Run one statement, which may end in the rows of an INSERT. Raises `EngineError`.
+
+        `settings` are set one after the other; `readonly` last, if it is among them.
+        """
+        key = SessionKey(database, tuple((settings or {}).items()))
+        for name, _ in key.settings:
+            if not SETTING_NAME.match(name):
+                raise EngineError(f"Code: 115. DB::Exception: Setting {name!r} is not a name. (UNKNOWN_SETTING)")
+        session = self._take(key)
+        try:
+            result = session.query(statement, output_format, params=dict(parameters or {}))
+            answer = EngineResult(
+                result.bytes() or b"",
+                int(result.elapsed() * 1e9),
+                result.storage_rows_read(),
+                result.storage_bytes_read(),
+                result.rows_written(),
+                result.bytes_written(),
+            )
+        except (RuntimeError, ValueError, TypeError) as error:
+            session.close()
+            raise EngineError(str(error)) from error
+        self._give(key, session)
+        return answer
+
+    def close(self) -> None:
+        """Close every idle session and the engine with them. Safe to call twice; no call may be running."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+            anchor, self._anchor = self._anchor, None
+        for _, session in idle:
+            session.close()
+        if anchor is not None:
+            anchor.close()
+
+    def _take(self, key: SessionKey) -> EngineConnection:
+        with self._lock:
+            for index in range(len(self._idle) - 1, -1, -1):
+                if self._idle[index][0] == key:
+                    return self._idle.pop(index)[1]
+        session = connect_engine(self.path)
+        try:
+            if key.database != "default":
+                session.query(f"USE {quoted_name(key.database)}", "TabSeparated")
+            for name, value in key.settings:
+                session.query(f"SET {name} = {quoted_text(value)}", "TabSeparated")
+        except RuntimeError as error:
+            session.close()
+            raise EngineError(str(error)) from error
+        return session
+
+    def _give(self, key: SessionKey, session: EngineConnection) -> None:
+        with self._lock:
+            self._idle.append((key, session))
+            surplus = self._idle.pop(0)[1] if len(self._idle) > IDLE_SESSIONS_MAX else None
+        if surplus is not None:
+            surplus.close()

@@ -1,0 +1,81 @@
+-- What analysts read: nothing here counts a row twice, whatever has been merged so far.
+CREATE OR REPLACE VIEW events AS
+SELECT
+    account,
+    id,
+    type,
+    source,
+    time,
+    data,
+    log_time,
+    greatest(0, dateDiff('second', time, log_time)) AS late_s,
+    partition,
+    bitShiftRight(position, 16) AS log_offset,
+    position,
+    payload_hash
+FROM usage_events FINAL;
+
+-- One row per account, meter, period, hour and dimensions: arrival buckets are merged by the meter's aggregation.
+CREATE OR REPLACE VIEW usage AS
+SELECT
+    account,
+    meter,
+    fromUnixTimestamp64Milli(period_start_ms, 'UTC') AS period_start,
+    fromUnixTimestamp64Milli(period_end_ms, 'UTC') AS period_end,
+    fromUnixTimestamp64Milli(hour_ms, 'UTC') AS hour,
+    JSONExtract(cells.dimensions, 'Map(String, String)') AS dimensions,
+    kind AS aggregation,
+    toDecimal256(merged_minor, 12) / toDecimal256(concat('1', repeat('0', digits)), 0) AS value,
+    merged_minor AS value_minor,
+    digits AS scale,
+    fromUnixTimestamp64Milli(last_arrival_ms, 'UTC') AS last_arrival_hour
+FROM
+(
+    SELECT
+        account,
+        meter,
+        period_start_ms,
+        period_end_ms,
+        hour_ms,
+        dimensions,
+        any(aggregation) AS kind,
+        any(scale) AS digits,
+        multiIf(
+            kind = 'max', max(value_minor),
+            kind = 'latest', argMax(value_minor, (latest_time_us, latest_position)),
+            sum(value_minor)
+        ) AS merged_minor,
+        max(arrival_bucket_ms) AS last_arrival_ms
+    FROM usage_hourly FINAL
+    GROUP BY account, meter, period_start_ms, period_end_ms, hour_ms, dimensions
+) AS cells;
+
+-- Every later arrival of an event; `conflict` marks one whose type or data differ from what was counted.
+CREATE OR REPLACE VIEW duplicates AS
+SELECT
+    later.account AS account,
+    later.id AS id,
+    later.type AS type,
+    later.source AS source,
+    later.time AS time,
+    later.data AS data,
+    later.log_time AS log_time,
+    first.data AS counted_data,
+    first.time AS counted_time,
+    first.position IS NOT NULL AND later.payload_hash != first.payload_hash AS conflict,
+    later.partition AS partition,
+    later.position AS position
+FROM (SELECT *, payload_hash FROM usage_duplicates FINAL) AS later
+LEFT JOIN (SELECT account, id, data, time, toNullable(position) AS position, payload_hash FROM usage_events FINAL) AS first
+    ON first.account = later.account AND first.id = later.id;
+
+CREATE OR REPLACE VIEW controls AS
+SELECT
+    partition,
+    bitShiftRight(position, 16) AS log_offset,
+    kind,
+    account,
+    fromUnixTimestamp64Milli(log_time_ms, 'UTC') AS log_time,
+    value
+FROM control_log FINAL
+WHERE kind != 'tick';

@@ -1,0 +1,92 @@
+"""The ClickHouse engine as a process of its own, one for the session; a fresh database for each test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class RunningClickHouse(NamedTuple):
+    """A server process and its two addresses."""
+
+    process: subprocess.Popen[str]
+    url: str
+    read_only_url: str
+
+
+def start_clickhouse(path: Path, *, port: int = 0, read_only_port: int = 0, token: str = "") -> RunningClickHouse:
+    """Start the server on `path` and wait until it is ready; the caller ends the process."""
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "pipeline.clickhouse_server",
+            "--path", str(path), "--port", str(port), "--read-only-port", str(read_only_port),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "TZ": "UTC", "TIDEMARK_CLICKHOUSE_TOKEN": token},
+        stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(f"the ClickHouse server ended with {process.wait()} before it was ready")
+    ready = json.loads(line)
+    return RunningClickHouse(
+        process,
+        f"http://127.0.0.1:{ready['port']}",
+        f"http://127.0.0.1:{ready['read_only_port']}",
+    )
+
+
+def stop_clickhouse(running: RunningClickHouse) -> None:
+    """End the server and wait for it."""
+    running.process.terminate()
+    try:
+        running.process.wait(20)
+    except subprocess.TimeoutExpired:
+        running.process.kill()
+        running.process.wait()
+    if running.process.stdout is not None:
+        running.process.stdout.close()
+
+
+def run_sql(url: str, sql: str) -> str:
+    """Run one statement at a server or database URL and return the answer's text; raises on an error answer."""
+    base, _, database = url.removeprefix("http://").partition("/")
+    address = f"http://{base}/?database={database or 'default'}"
+    with urllib.request.urlopen(urllib.request.Request(address, sql.encode(), method="POST"), timeout=30) as answer:  # noqa: S310  # http only
+        return str(answer.read().decode())
+
+
+@pytest.fixture(scope="session")
+def clickhouse_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningClickHouse]:
+    """The session's ClickHouse."""
+    running = start_clickhouse(tmp_path_factory.mktemp("clickhouse"))
+    yield running
+    stop_clickhouse(running)
+
+
+@pytest.fixture(scope="session")
+def clickhouse_url(clickhouse_server: RunningClickHouse) -> str:
+    """The read-write address of the session's ClickHouse, without a database."""
+    return clickhouse_server.url
+
+
+@pytest.fixture
+def clickhouse_database(clickhouse_url: str) -> Iterator[str]:
+    """The URL of a database that no other test knows; `ClickHouseStore.migrate` fills it, the fixture drops it."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    run_sql(clickhouse_url, f"CREATE DATABASE {name}")
+    yield f"{clickhouse_url}/{name}"
+    run_sql(clickhouse_url, f"DROP DATABASE IF EXISTS {name} SYNC")
