@@ -1,0 +1,47 @@
+"""The log by its URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.logs.embedded import SqliteLog
+from pipeline.logs.kafka import KafkaLog
+from schemas.clock import Clock
+from schemas.errors import InvalidInput
+from schemas.log import Log
+
+EMBEDDED_SCHEME = "embedded://"
+KAFKA_SCHEME = "kafka://"
+
+
+def open_log(url: str, clock: Clock) -> Log:
+    """The log at `embedded://PATH` (relative or absolute) or `kafka://HOST:PORT[,HOST:PORT…]`, not yet started.
+
+    `clock` gives the embedded log its log time; Kafka's brokers have their own. Raises `InvalidInput` on another URL.
+    """
+    if url.startswith(EMBEDDED_SCHEME):
+        return SqliteLog(embedded_path(url), clock)
+    return KafkaLog(kafka_servers(url))
+
+
+def embedded_path(url: str) -> Path:
+    """The file of an `embedded://` URL."""
+    path = url.removeprefix(EMBEDDED_SCHEME)
+    if not path or path.endswith("/"):
+        raise InvalidInput(
+            "log URL", f"{url!r} names no file: write embedded://PATH, such as embedded://.tidemark/log.db"
+        )
+    return Path(path)
+
+
+def kafka_servers(url: str) -> list[str]:
+    """The `HOST:PORT` entries of a `kafka://` URL."""
+    servers = [server.strip() for server in url.removeprefix(KAFKA_SCHEME).split(",")]
+    if not url.startswith(KAFKA_SCHEME) or not all(_is_server(server) for server in servers):
+        raise InvalidInput("log URL", f"{url!r} is neither embedded://PATH nor kafka://HOST:PORT[,HOST:PORT]")
+    return servers
+
+
+def _is_server(server: str) -> bool:
+    host, _, port = server.rpartition(":")
+    return bool(host) and port.isdecimal() and 0 < int(port) < 65536
