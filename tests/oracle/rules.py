@@ -1,0 +1,348 @@
+"""What one event is by the rules, whatever came before it: decoding, checks, quantities, periods, partitions.
+
+Standard library only; see `tests.oracle.model` for the counting.
+"""
+
+from __future__ import annotations
+
+import calendar
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, NoReturn
+
+MINUTE_MS: Final = 60_000
+HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 24 * HOUR_MS
+RECORD_EVENTS_MAX: Final = 65_536
+QUANTITY_MINOR_MAX: Final = 10**18 - 1
+DIMENSION_CHARACTERS_MAX: Final = 256
+CONTROL_HEADER: Final = "tidemark-control"
+POLICY_DEFAULTS: Final = {
+    "window_ms": 72 * HOUR_MS,
+    "future_ms": 5 * MINUTE_MS,
+    "grace_ms": HOUR_MS,
+    "event_bytes_max": 65_536,
+}
+FIELD_CHARACTERS_MAX: Final = {"id": 128, "source": 256, "type": 256, "subject": 256, "time": 40}
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_MS: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
+_END_MS: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1) + 1
+_TIME: Final = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]+))?(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
+)
+_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_COMPACT: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, default=str)
+_INTEGER_DIGITS_MAX: Final = 4_000
+
+
+class RejectedError(Exception):
+    """The event, or the whole record, is not counted; `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Event(NamedTuple):
+    """An event that keeps the contract of its envelope."""
+
+    account: str
+    id: str
+    type: str
+    time_us: int
+    data: dict[str, Any]
+
+
+class Contribution(NamedTuple):
+    """What one event gives to one meter: `minor` units, or for unique the distinct `text`."""
+
+    meter: str
+    aggregation: str
+    quarantine: bool
+    minor: int
+    text: str
+    dimensions: str
+
+
+def policy_of(catalog: Mapping[str, Any], name: str) -> int:
+    """A setting of the catalog's policy, or its default."""
+    return int(catalog.get("policy", {}).get(name, POLICY_DEFAULTS[name]))
+
+
+def canonical(value: object) -> str:
+    """JSON text that is the same for the same value: compact, keys sorted."""
+    return _COMPACT.encode(value)
+
+
+def decode(value: bytes) -> list[Any]:
+    """The events of a record's value; raises `RejectedError` where the record is rejected as one."""
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise RejectedError("bad_encoding") from None
+    try:
+        parsed = json.loads(text, parse_float=_fraction, parse_int=_integer, parse_constant=_constant)
+        if b"\\ud" in value.lower():
+            canonical(parsed).encode("utf-8")
+    except RecursionError:
+        raise RejectedError("too_deep") from None
+    except ValueError:
+        raise RejectedError("bad_json") from None
+    if not isinstance(parsed, list):
+        return [parsed]
+    if len(parsed) > RECORD_EVENTS_MAX:
+        raise RejectedError("too_many_events")
+    return parsed
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _fraction(text: str) -> Decimal:
+    """Any JSON number; one whose exponent Decimal cannot hold is as good as infinite."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return Decimal("Infinity")
+
+
+def _integer(text: str) -> int | Decimal:
+    return int(text) if len(text) <= _INTEGER_DIGITS_MAX else _fraction(text)
+
+
+def event_of(body: object, event_bytes_max: int) -> Event:
+    """Check the envelope in the order in which reasons win."""
+    if not isinstance(body, dict):
+        raise RejectedError("not_an_event")
+    try:
+        length = len(canonical(body).encode("utf-8"))
+    except RecursionError:
+        raise RejectedError("too_deep") from None
+    if length > event_bytes_max:
+        raise RejectedError("too_large")
+    if any(field not in body for field in ("specversion", *FIELD_CHARACTERS_MAX)):
+        raise RejectedError("missing_field")
+    for field, characters_max in FIELD_CHARACTERS_MAX.items():
+        text = body[field]
+        if not isinstance(text, str) or not 1 <= len(text) <= characters_max:
+            raise RejectedError("bad_field")
+    data = body.get("data", {})
+    if body["specversion"] != "1.0" or not isinstance(data, dict):
+        raise RejectedError("bad_field")
+    try:
+        time_us = time_us_of(body["time"])
+    except ValueError:
+        raise RejectedError("bad_time") from None
+    return Event(body["subject"], body["id"], body["type"], time_us, data)
+
+
+def time_us_of(text: str) -> int:
+    """Microseconds of an RFC 3339 time with an offset; further digits are cut. Raises ValueError."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not an RFC 3339 time with an offset: {text!r}")
+    date, clock, fraction, sign, hours, minutes = match.groups()
+    local = datetime.strptime(f"{date} {clock}", "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+    if clock.endswith("60") or int(hours or 0) > 23 or int(minutes or 0) > 59:
+        raise ValueError(f"out of range: {text!r}")
+    offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0)) * (-1 if sign == "-" else 1)
+    whole_us = ((local - _EPOCH) - offset) // timedelta(microseconds=1)
+    if not _FIRST_MS * 1000 <= whole_us < _END_MS * 1000:
+        raise ValueError(f"outside the years 1 to 9999: {text!r}")
+    return whole_us + int((fraction or "0")[:6].ljust(6, "0"))
+
+
+def require_home(account: str, partition: int, partitions: int) -> None:
+    """An account's events stand on its own partition only."""
+    if partition_of(account, partitions) != partition:
+        raise RejectedError("wrong_partition")
+
+
+def require_in_time(event: Event, log_ms: int, future_ms: int, window_ms: int) -> None:
+    """Both limits themselves are still in time."""
+    if event.time_us > (log_ms + future_ms) * 1000:
+        raise RejectedError("too_far_in_future")
+    if event.time_us < (log_ms - window_ms) * 1000:
+        raise RejectedError("older_than_window")
+
+
+def contributions(event: Event, catalog: Mapping[str, Any]) -> list[Contribution]:
+    """What the event gives to each meter that wants it: to all of them or, by `RejectedError`, to none."""
+    wanted = [
+        meter
+        for meter in catalog["meters"]
+        if meter["event_type"] == event.type and all(_passes(event.data, test) for test in meter.get("filters", ()))
+    ]
+    try:
+        return [_contribution(event.data, meter) for meter in wanted]
+    except RejectedError:
+        if len(wanted) > 1:
+            raise RejectedError("bad_for_one_meter") from None
+        raise
+
+
+def _contribution(data: dict[str, Any], meter: Mapping[str, Any]) -> Contribution:
+    minor, text = 1, ""
+    if meter["aggregation"] != "count":
+        found, value = _at(data, meter["value_path"])
+        if not found:
+            raise RejectedError("missing_quantity")
+        if meter["aggregation"] == "unique":
+            text = _dimension_text(value)
+        else:
+            minor = _minor(value, meter.get("scale", 0), allow_negative=meter.get("allow_negative", False))
+    names: dict[str, str] = {}
+    for name, path in meter.get("dimensions", {}).items():
+        found, value = _at(data, path)
+        names[name] = _dimension_text(value) if found else ""
+    quarantine = meter.get("late", "carry_forward") == "quarantine"
+    return Contribution(meter["slug"], meter["aggregation"], quarantine, minor, text, canonical(names))
+
+
+def _at(data: object, path: str) -> tuple[bool, object]:
+    """(whether there is a value at `path`, the value)."""
+    for key in path.split(".")[1:]:
+        if not isinstance(data, dict) or key not in data:
+            return False, None
+        data = data[key]
+    return True, data
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int) else None
+
+
+def _dimension_text(value: object) -> str:
+    text = _text(value)
+    if text is None or len(text) > DIMENSION_CHARACTERS_MAX:
+        raise RejectedError("bad_dimension")
+    return text
+
+
+def _passes(data: object, test: Mapping[str, Any]) -> bool:
+    """A value that has no text compares as a missing one: as the empty text."""
+    _, value = _at(data, test["path"])
+    among = (_text(value) or "") in test["values"]
+    return among if test.get("operator", "eq") in ("eq", "in") else not among
+
+
+def _minor(value: object, scale: int, *, allow_negative: bool) -> int:
+    """value * 10^scale, exactly; worked out on the digits so that no exponent costs memory."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = _fraction(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = Decimal(value)
+    if not isinstance(value, Decimal):
+        raise RejectedError("bad_quantity")
+    sign, digits, exponent = value.as_tuple()
+    if not isinstance(exponent, int):
+        raise RejectedError("quantity_too_large")
+    digit_text = "".join(map(str, digits))
+    significant = digit_text.rstrip("0")
+    if not significant:
+        return 0
+    power = exponent + len(digit_text) - len(significant) + scale
+    if power < 0:
+        raise RejectedError("too_many_digits")
+    if power > 18 or int(significant[:40]) * 10**power > QUANTITY_MINOR_MAX:
+        raise RejectedError("quantity_too_large")
+    if sign and not allow_negative:
+        raise RejectedError("negative_quantity")
+    return int(f"{'-' if sign else ''}{significant}{'0' * power}")
+
+
+class Binding(NamedTuple):
+    """How an account's periods are cut from an instant on."""
+
+    effective_from_ms: int
+    anchor_ms: int = 0
+    interval: str = "month"
+    interval_count: int = 1
+
+
+def binding_of(fields: Mapping[str, Any], earliest_ms: int = _FIRST_MS) -> Binding:
+    """The JSON form of `schemas.periods.Binding`, effective at `earliest_ms` or later."""
+    cut = {name: fields[name] for name in ("anchor_ms", "interval", "interval_count") if name in fields}
+    return Binding(max(int(fields["effective_from_ms"]), earliest_ms), **cut)
+
+
+def period_containing(bindings: Sequence[Binding], instant_ms: int) -> tuple[int, int]:
+    """The period of an account with these bindings (ascending by effective instant) that contains the instant."""
+    start_ms, end_ms, rule = _FIRST_MS, _END_MS, Binding(_FIRST_MS)
+    for binding in bindings:
+        if binding.effective_from_ms > instant_ms:
+            end_ms = binding.effective_from_ms
+            break
+        start_ms, rule = binding.effective_from_ms, binding
+    number = _steps_about(rule, instant_ms)
+    while _boundary(rule, number) > instant_ms:
+        number -= 1
+    while _boundary(rule, number + 1) <= instant_ms:
+        number += 1
+    return max(start_ms, _boundary(rule, number)), min(end_ms, _boundary(rule, number + 1))
+
+
+def _steps_about(rule: Binding, instant_ms: int) -> int:
+    """Roughly how many periods lie between the anchor and the instant."""
+    if rule.interval in ("day", "week"):
+        return (instant_ms - rule.anchor_ms) // (rule.interval_count * _days_ms(rule.interval))
+    now, anchor = _moment(instant_ms), _moment(rule.anchor_ms)
+    months = (now.year - anchor.year) * 12 + now.month - anchor.month
+    return months // (rule.interval_count * _months(rule.interval))
+
+
+def _days_ms(interval: str) -> int:
+    return {"day": 1, "week": 7}[interval] * DAY_MS
+
+
+def _months(interval: str) -> int:
+    return {"month": 1, "year": 12}[interval]
+
+
+def _moment(instant_ms: int) -> datetime:
+    return _EPOCH + timedelta(milliseconds=instant_ms)
+
+
+@lru_cache(maxsize=10_000)
+def _boundary(rule: Binding, periods: int) -> int:
+    """So many periods after the anchor, each counted from the anchor itself: 31 Jan, 28 Feb, 31 Mar."""
+    steps = periods * rule.interval_count
+    if rule.interval in ("day", "week"):
+        return min(max(rule.anchor_ms + steps * _days_ms(rule.interval), _FIRST_MS), _END_MS)
+    anchor = _moment(rule.anchor_ms)
+    year, month = divmod(anchor.year * 12 + anchor.month - 1 + steps * _months(rule.interval), 12)
+    if not 1 <= year <= 9999:
+        return _FIRST_MS if year < 1 else _END_MS
+    day = min(anchor.day, calendar.monthrange(year, month + 1)[1])
+    return (anchor.replace(year=year, month=month + 1, day=day) - _EPOCH) // timedelta(milliseconds=1)
+
+
+@lru_cache(maxsize=10_000)
+def partition_of(account: str, partitions: int) -> int:
+    """The partition of an account: murmur2 of its UTF-8 bytes, without the sign, as Kafka's default partitioner."""
+    return (murmur2(account.encode("utf-8")) & 0x7FFFFFFF) % partitions
+
+
+def murmur2(data: bytes) -> int:
+    """MurmurHash2, 32 bits, with Kafka's seed; unsigned."""
+    multiplier, mask = 0x5BD1E995, 0xFFFFFFFF
+    state = 0x9747B28C ^ len(data)
+    whole = len(data) - len(data) % 4
+    for at in range(0, whole, 4):
+        word = int.from_bytes(data[at : at + 4], "little") * multiplier & mask
+        word = (word ^ word >> 24) * multiplier & mask
+        state = state * multiplier & mask ^ word
+    if rest := data[whole:]:
+        state = (state ^ int.from_bytes(rest, "little")) * multiplier & mask
+    state = (state ^ state >> 13) * multiplier & mask
+    return state ^ state >> 15
