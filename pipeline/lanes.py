@@ -1,0 +1,180 @@
+"""One lane per assigned partition: a bounded queue and the one task that takes from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from schemas.clock import Clock
+from schemas.errors import Transient
+from schemas.log import Record
+from schemas.processing import Processor
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLimits:
+    """Sizes of a lane; see `RunnerSettings`, where they are explained."""
+
+    flush_records_max: int
+    flush_bytes_max: int
+    queue_records_max: int
+    queue_bytes_max: int
+    idle_interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionProgress:
+    """How far a partition has come, for readiness and metrics.
+
+    `lag` counts offsets between `next_offset` and the log's end as last seen. `last_step_ms` is the clock's time at the
+    end of the last step, None before the first.
+    """
+
+    topic: str
+    partition: int
+    next_offset: int
+    end_offset: int
+    last_step_ms: int | None
+    queued_records: int
+
+    @property
+    def lag(self) -> int:
+        """Offsets that are in the log and not yet committed by the processor."""
+        return max(0, self.end_offset - self.next_offset)
+
+
+class Delivery(Protocol):
+    """A record on its way, acknowledged once it is durably processed."""
+
+    @property
+    def record(self) -> Record:
+        """The record as the driver read it."""
+        ...
+
+    def acknowledge(self) -> None:
+        """Let the group's committed offset pass it."""
+        ...
+
+
+class Lane:
+    """Gives a partition's records to its processor, in order, one step at a time.
+
+    Bounded: a lane over `queue_records_max` or `queue_bytes_max` is not fetched for; one fetch may still carry it over
+    by what that fetch brought.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        partition: int,
+        start_offset: int,
+        limits: LaneLimits,
+        clock: Clock,
+        on_failure: Callable[[BaseException], None],
+        on_room: Callable[[], None],
+    ) -> None:
+        """`on_failure` is told what a step or `idle` raised; `on_room` that the queue was full and is no longer."""
+        self.processor = processor
+        self.partition = partition
+        self.next_offset = start_offset
+        self.last_step_ms: int | None = None
+        self._last_delivered: int | None = None
+        self._limits = limits
+        self._clock = clock
+        self._on_failure = on_failure
+        self._on_room = on_room
+        self._queue: deque[Delivery] = deque()
+        self._queued_bytes = 0
+        self._arrived = asyncio.Event()
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether fetching should leave this partition out."""
+        limits = self._limits
+        return len(self._queue) >= limits.queue_records_max or self._queued_bytes >= limits.queue_bytes_max
+
+    @property
+    def queued_records(self) -> int:
+        """Records that wait for a step."""
+        return len(self._queue)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._task = asyncio.create_task(self._work(), name=f"lane {self.processor.topic}/{self.partition}")
+
+    def put(self, delivery: Delivery, previous: int | None) -> None:
+        """Queue a record; raises `Transient` where the one fetched before it (`previous`) never arrived here."""
+        if self._closing:
+            return
+        if previous != self._last_delivered:
+            raise Transient(
+                f"{self.processor.topic}/{self.partition}: the record after offset {self._last_delivered} was lost "
+                "between the log and the processor; start the process again, it reads from its own position"
+            )
+        self._last_delivered = delivery.record.offset
+        self._queue.append(delivery)
+        self._queued_bytes += _size(delivery.record)
+        self._arrived.set()
+
+    async def close(self, timeout_s: float | None = None) -> None:
+        """Drop what is queued, let the running step end and stop; after `timeout_s` the step is cancelled, unacked."""
+        self._closing = True
+        self._queue.clear()
+        self._queued_bytes = 0
+        self._arrived.set()
+        if self._task is not None and self._task is not asyncio.current_task():
+            _, pending = await asyncio.wait({self._task}, timeout=timeout_s)
+            if pending:
+                self._task.cancel()
+                await asyncio.wait({self._task})
+
+    async def _work(self) -> None:
+        try:
+            await self._steps()
+        except Exception as error:  # noqa: BLE001  any error ends the process with its message, through the runner
+            self._closing = True
+            self._on_failure(error)
+
+    async def _steps(self) -> None:
+        loop = asyncio.get_running_loop()
+        idle_at = loop.time() + self._limits.idle_interval_s
+        while not self._closing:
+            if batch := self._take():
+                await self.processor.step(self.partition, [delivery.record for delivery in batch])
+                for delivery in batch:
+                    delivery.acknowledge()
+                self.next_offset = batch[-1].record.next_offset
+                self.last_step_ms = self._clock.now_ms()
+            if not self._closing and loop.time() >= idle_at:
+                await self.processor.idle(self.partition)
+                idle_at = loop.time() + self._limits.idle_interval_s
+            if not self._queue and not self._closing:
+                self._arrived.clear()
+                try:
+                    await asyncio.wait_for(self._arrived.wait(), max(0.0, idle_at - loop.time()))
+                except TimeoutError:
+                    continue
+
+    def _take(self) -> list[Delivery]:
+        was_full = self.full
+        batch: list[Delivery] = []
+        size = 0
+        while self._queue and len(batch) < self._limits.flush_records_max:
+            following = _size(self._queue[0].record)
+            if batch and size + following > self._limits.flush_bytes_max:
+                break
+            batch.append(self._queue.popleft())
+            size += following
+        self._queued_bytes -= size
+        if was_full and not self.full:
+            self._on_room()
+        return batch
+
+
+def _size(record: Record) -> int:
+    return len(record.value or b"") + len(record.key or b"")
