@@ -54,7 +54,7 @@ class CompiledCatalog(NamedTuple):
         if len(good) == len(wanted):
             return good
         failure = next(answer for answer in wanted if isinstance(answer, Failure))
-        if good:
+        if len(wanted) > 1:
             return Failure(Reason.BAD_FOR_ONE_METER, f"{failure.reason}: {failure.detail}")
         return failure
 

@@ -6,8 +6,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from aggregators.instants import civil_from_days, days_from_civil, month_days
-from schemas.clock import DAY_MS
-from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS, AccountState, Binding, Interval, Period
+from schemas.clock import DAY_MS, MINUTE_MS
+from schemas.periods import INSTANT_MIN_MS, AccountState, Binding, Interval, Period
 
 
 class _Cut(NamedTuple):
@@ -96,13 +96,14 @@ def open_period(state: AccountState, grace_ms: int, log_time_ms: int) -> Period:
     return period
 
 
-def with_binding(state: AccountState, binding: Binding, log_time_ms: int) -> AccountState:
-    """The state after a binding record. It takes effect at the record's log time at the earliest, because usage
-    before it may be counted already; it replaces bindings that would take effect after it."""
-    minute_ms = -(-log_time_ms // 60_000) * 60_000
-    effective = max(binding.effective_from_ms, minute_ms)
-    kept = tuple(held for held in state.bindings if held.effective_from_ms < effective)
-    placed = binding.model_copy(update={"effective_from_ms": min(effective, INSTANT_MAX_MS)})
+def with_binding(state: AccountState, binding: Binding, future_ms: int, log_time_ms: int) -> AccountState:
+    """The state after a binding record. It takes effect beyond every event accepted so far at the earliest, that is
+    after log time + `future_ms`, at a whole minute: what is counted never changes its period. It replaces bindings
+    that would take effect after it."""
+    earliest_ms = (log_time_ms + future_ms) // MINUTE_MS * MINUTE_MS + MINUTE_MS
+    effective_ms = max(binding.effective_from_ms, earliest_ms)
+    kept = tuple(held for held in state.bindings if held.effective_from_ms < effective_ms)
+    placed = binding.model_copy(update={"effective_from_ms": effective_ms})
     return state.model_copy(update={"bindings": (*kept[-99:], placed)})
 
 

@@ -101,7 +101,7 @@ def place(scan: Scan, states: Mapping[str, AccountState]) -> Placement:
 
 def _followed(state: AccountState, step: AccountControl, policy: Policy) -> AccountState:
     if isinstance(step.control, AccountRecord):
-        return with_binding(state, step.control.binding, step.log_time_ms)
+        return with_binding(state, step.control.binding, policy.future_ms, step.log_time_ms)
     return with_closing(state, step.control.instant_ms, policy.grace_ms, step.log_time_ms)
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from schemas.meters import DIMENSION_CHARACTERS_MAX, QUANTITY_MINOR_MAX
 from schemas.reasons import Reason
 
-_DECIMAL_TEXT: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,4})?")
+_DECIMAL_TEXT: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,4})?")
 _DECIMAL_CHARACTERS_MAX: Final = 64
 _POWERS: Final[tuple[int, ...]] = (
     1,

@@ -190,6 +190,8 @@ class _Scanner:
         problem = self._apply(control, position(record.offset))
         if problem:
             return self._refuse(record, Reason.BAD_CONTROL, problem)
+        if isinstance(control, CatalogRecord) and control.catalog != self.catalog:
+            return None
         account = control.account if isinstance(control, AccountRecord | CloseRecord) else ""
         self.controls.append(ControlEntry(position(record.offset), self.log_time_ms, kind, account, value.decode()))
         return None

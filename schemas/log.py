@@ -58,6 +58,11 @@ def offset_of(event_position: int) -> int:
     return event_position >> POSITION_INDEX_BITS
 
 
+def index_of(event_position: int) -> int:
+    """The place within its record of a position."""
+    return event_position & (RECORD_EVENTS_MAX - 1)
+
+
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
     """A topic and the settings it must have; `doctor` compares them with the broker's.

@@ -1,0 +1,58 @@
+"""What a worker knows of a partition's state while its fence holds: totals, cells, report entries, accounts.
+
+Bounded: over the limit everything is forgotten and read again. Never trusted beyond the fence: a processor that
+meets another fence drops its cache with itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from schemas.periods import AccountState
+from schemas.rollup import BucketField, Changes, ReadRequest, TotalKey, View
+
+
+class StateCache:
+    """Values as they stand at the worker's own fence. An empty text means: known to be absent."""
+
+    def __init__(self, entries_max: int) -> None:
+        self._entries_max = entries_max
+        self._totals: dict[TotalKey, dict[str, str]] = {}
+        self._fields: dict[BucketField, str] = {}
+        self._reports: dict[BucketField, str] = {}
+        self.accounts: dict[str, AccountState] = {}
+
+    def missing(self, request: ReadRequest) -> ReadRequest:
+        """The part of a request that has to be read."""
+        return request._replace(
+            totals=[key for key in request.totals if key not in self._totals],
+            cells=[key for key in request.cells if key not in self._fields],
+            reports=[key for key in request.reports if key not in self._reports],
+        )
+
+    def completed(self, request: ReadRequest, read: View) -> View:
+        """The view of the whole request: what was read, and what was known."""
+        totals = {key: read.totals[key] if key in read.totals else self._totals[key] for key in request.totals}
+        cells = {key: text for key in request.cells if (text := read.cells.get(key) or self._fields.get(key, ""))}
+        reports = {
+            key: text for key in request.reports if (text := read.reports.get(key) or self._reports.get(key, ""))
+        }
+        return read._replace(totals=totals, cells=cells, reports=reports)
+
+    def remember_accounts(self, states: Mapping[str, AccountState]) -> None:
+        """Keep account states that were read."""
+        if len(self.accounts) + len(states) > self._entries_max:
+            self.accounts.clear()
+        self.accounts.update(states)
+
+    def apply(self, changes: Changes) -> None:
+        """Follow a commit."""
+        if len(self._totals) + len(self._fields) + len(self._reports) > self._entries_max:
+            self._totals.clear()
+            self._fields.clear()
+            self._reports.clear()
+        for key, fields in changes.totals.items():
+            self._totals[key] = {**self._totals.get(key, {}), **fields} if key in self._totals else dict(fields)
+        self._fields.update(changes.cells)
+        self._reports.update(changes.reports)
+        self.accounts.update(changes.accounts)

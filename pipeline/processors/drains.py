@@ -1,0 +1,132 @@
+"""Drains the rollup's outbox: cells and duplicates to ClickHouse, closed report buckets to `billing.reports`.
+
+Every step writes first and forgets after; a crash in between writes the same again, which changes nothing (absolute
+by version, or identical by identifier). Two drainers of one partition do no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from aggregators.fields import parse_cell_field, parse_cell_text
+from aggregators.intents import intent_of
+from schemas.analytics import DrainPosition, DuplicateRow, HourlyRow, HourlyStore
+from schemas.log import REPORTS_TOPIC, Log
+from schemas.reports import Intent
+from schemas.rollup import DirtyCell, Fence, RollupStore
+
+INTENTS_AT_ONCE_MAX: Final = 500
+DUPLICATES_AT_ONCE_MAX: Final = 10_000
+
+
+class Drained(NamedTuple):
+    """What one drain moved. `complete` says that nothing was left at the fence it read."""
+
+    cells: int
+    duplicates: int
+    complete: bool
+
+
+def hourly_row(cell: DirtyCell, partition: int) -> HourlyRow:
+    """The `usage_hourly` row of a cell."""
+    key = parse_cell_field(cell.key.field)
+    aggregation, scale, value = parse_cell_text(cell.text)
+    return HourlyRow(
+        account=key.account,
+        meter=key.meter,
+        period_start_ms=key.period_start_ms,
+        period_end_ms=key.period_end_ms,
+        hour_ms=key.hour_ms,
+        dimensions=key.dimensions,
+        arrival_bucket_ms=cell.key.bucket_ms,
+        aggregation=aggregation,
+        scale=scale,
+        value_minor=value.minor,
+        latest_time_us=value.time_us,
+        latest_position=value.position,
+        partition=partition,
+        version=cell.version,
+    )
+
+
+class HourlyDrain:
+    """Moves cells and duplicates of partitions into ClickHouse."""
+
+    def __init__(self, store: RollupStore, hourly: HourlyStore, cells_max: int = 50_000) -> None:
+        self._store = store
+        self._hourly = hourly
+        self._cells_max = cells_max
+        self._saved: dict[int, DrainPosition] = {}
+
+    async def drain(self, partition: int) -> Drained:
+        """Drain one partition once. Raises `Transient` where a store does not answer; nothing is lost by that."""
+        duplicates = await self._duplicates(partition)
+        fence, cells = await self._store.dirty(partition, self._cells_max)
+        if fence is None:
+            return Drained(0, duplicates, complete=True)
+        if cells:
+            await self._hourly.insert_hourly([hourly_row(cell, partition) for cell in cells])
+            await self._store.confirm_dirty(partition, cells)
+        complete = len(cells) < self._cells_max
+        if complete:
+            await self._save(partition, fence)
+            await self._store.drop_closed_buckets(partition)
+        return Drained(len(cells), duplicates, complete)
+
+    async def _duplicates(self, partition: int) -> int:
+        found = await self._store.duplicates(partition, DUPLICATES_AT_ONCE_MAX)
+        if found:
+            rows = [
+                DuplicateRow(
+                    each.account, each.id, each.type, each.source, each.time_us, each.data,
+                    partition, each.position, each.log_time_ms,
+                )
+                for each in found
+            ]  # fmt: skip
+            await self._hourly.insert_duplicates(rows)
+            await self._store.confirm_duplicates(partition, [each.position for each in found])
+        return len(found)
+
+    async def _save(self, partition: int, fence: Fence) -> None:
+        position = DrainPosition(partition, fence.next_offset, fence.log_time_ms)
+        if self._saved.get(partition) != position:
+            await self._hourly.save_drained(position)
+            self._saved[partition] = position
+
+
+class ReportDrain:
+    """Turns closed report buckets into intents in `billing.reports` (I10)."""
+
+    def __init__(self, store: RollupStore, log: Log) -> None:
+        self._store = store
+        self._log = log
+
+    async def drain(self, partition: int) -> int:
+        """Publish the intents of every closed bucket of one partition; how many. Errors as `HourlyDrain.drain`."""
+        fence, buckets = await self._store.report_buckets(partition)
+        if fence is None or fence.catalog is None:
+            return 0
+        interval_ms = fence.catalog.policy.report_interval_ms
+        published = 0
+        for bucket_ms in buckets:
+            if bucket_ms + interval_ms > fence.log_time_ms:
+                continue
+            while entries := await self._store.reports(partition, bucket_ms, INTENTS_AT_ONCE_MAX):
+                intents = [intent_of(fence, bucket_ms, bucket_ms + interval_ms, *entry) for entry in entries.items()]
+                published += await self._publish(partition, [intent for intent in intents if intent is not None])
+                await self._store.confirm_reports(partition, bucket_ms, list(entries))
+            await self._store.confirm_reports(partition, bucket_ms, [])
+        return published
+
+    async def _publish(self, partition: int, intents: Sequence[Intent]) -> int:
+        await asyncio.gather(
+            *(
+                self._log.append(
+                    REPORTS_TOPIC, partition, intent.model_dump_json().encode(), key=intent.account.encode()
+                )
+                for intent in intents
+            )
+        )
+        return len(intents)

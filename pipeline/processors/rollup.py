@@ -1,0 +1,200 @@
+"""The rollup: records of `usage.events` → one atomic commit of marks, totals, cells, outbox and fence.
+
+One flush, and what a crash leaves after each step:
+1. scan, plan, read at the fence: nothing was written.
+2. append what is not counted to `usage.rejected`: entries that will be written again under the same position.
+3. commit: all of it and the new fence, or nothing. Reading starts at the fence (I2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from aggregators.decode import raw_event
+from aggregators.fold import fold
+from aggregators.marks import current_slice
+from aggregators.plan import place, plan
+from aggregators.scan import Arrival, LogState, Quarantined, scan
+from aggregators.signing import fingerprint, hash_key
+from pipeline.deployment import find_genesis
+from pipeline.processors.cache import StateCache
+from pipeline.processors.quarantine import quarantine
+from pipeline.processors.start import check_fresh, check_position
+from schemas.clock import Clock
+from schemas.errors import Fenced, OperatorNeeded, Transient
+from schemas.log import EVENTS_TOPIC, Log, Record, index_of, offset_of
+from schemas.meters import Policy
+from schemas.periods import AccountState
+from schemas.reasons import Reason
+from schemas.rollup import Changes, Counters, Fence, ReadRequest, RollupStore, View
+
+ROLLUP_GROUP: Final = "tidemark-rollup"
+COMMIT_ATTEMPTS_MAX: Final = 6
+REMEDY: Final = (
+    "Restore the store's append-only file or a replica that has the fence, or replay the log from its start with "
+    "`tidemark worker --replay-from-start`."
+)
+
+
+class RollupSettings(NamedTuple):
+    """Limits of one flush. `replay_from_start` allows a partition without state to be folded from offset 0 again."""
+
+    flush_events_max: int = 20_000
+    cache_entries_max: int = 500_000
+    replay_from_start: bool = False
+
+
+class RollupProcessor:
+    """Holds the fence of each partition it was given; see `schemas.processing.Processor`."""
+
+    def __init__(
+        self, log: Log, store: RollupStore, clock: Clock, secret: bytes, settings: RollupSettings | None = None
+    ) -> None:
+        self._log = log
+        self._store = store
+        self._clock = clock
+        self._secret = secret
+        self._hash_key = hash_key(secret)
+        self._settings = settings or RollupSettings()
+        self._fences: dict[int, Fence] = {}
+        self._caches: dict[int, StateCache] = {}
+
+    @property
+    def topic(self) -> str:
+        """`usage.events`."""
+        return EVENTS_TOPIC
+
+    @property
+    def fences(self) -> Mapping[int, Fence]:
+        """The fence of each owned partition, as last committed."""
+        return self._fences
+
+    async def start_offset(self, partition: int) -> int:
+        """The fence's next offset, after checking that log, store and secret belong together."""
+        fence = await self._store.load_fence(partition) or await self._first_fence(partition)
+        if fence.secret_fingerprint != fingerprint(self._secret):
+            raise OperatorNeeded(
+                f"partition {partition}: the marks were keyed by another TIDEMARK_SECRET; set the secret this "
+                "deployment was made with, or duplicates would be counted"
+            )
+        bounds = await self._log.bounds(EVENTS_TOPIC, partition)
+        if bounds.first == 0:
+            genesis = await find_genesis(self._log, self._secret, partition)
+            if genesis is None or genesis.log_id != fence.log_id:
+                raise OperatorNeeded(
+                    f"partition {partition}: the store belongs to log {fence.log_id}, this log is "
+                    f"{genesis.log_id if genesis else 'without genesis'}. Point TIDEMARK_REDIS_URL or "
+                    "TIDEMARK_LOG_URL at the pair that belongs together."
+                )
+        await check_position(self._log, EVENTS_TOPIC, partition, fence.next_offset, REMEDY)
+        self._fences[partition] = fence
+        self._caches[partition] = StateCache(self._settings.cache_entries_max)
+        return fence.next_offset
+
+    async def _first_fence(self, partition: int) -> Fence:
+        """No fence is legal only where nothing was ever counted (§6)."""
+        if not self._settings.replay_from_start:
+            await check_fresh(self._log, ROLLUP_GROUP, EVENTS_TOPIC, partition, REMEDY)
+        bounds = await self._log.bounds(EVENTS_TOPIC, partition)
+        genesis = await find_genesis(self._log, self._secret, partition)
+        if bounds.first > 0 or genesis is None:
+            raise OperatorNeeded(f"{EVENTS_TOPIC}-{partition} has no genesis record at its start. {REMEDY}")
+        fence = Fence(
+            log_id=genesis.log_id,
+            partitions=genesis.partitions,
+            livemode=genesis.livemode,
+            stripe_account=genesis.stripe_account,
+            generation=1,
+            next_offset=0,
+            log_time_ms=0,
+            secret_fingerprint=fingerprint(self._secret),
+            catalog=None,
+            counters=Counters(),
+            slices=(),
+        )
+        await self._store.create_fence(partition, fence)
+        return fence
+
+    async def step(self, partition: int, records: Sequence[Record]) -> None:
+        """Fold the records in one or more flushes; returns when all are committed."""
+        left = [record for record in records if record.offset >= self._fences[partition].next_offset]
+        while left:
+            await self._flush(partition, left)
+            next_offset = self._fences[partition].next_offset
+            left = [record for record in left if record.offset >= next_offset]
+
+    async def _flush(self, partition: int, records: Sequence[Record]) -> None:
+        fence, cache = self._fences[partition], self._caches[partition]
+        policy = fence.catalog.policy if fence.catalog else Policy()
+        first_ms = max(fence.log_time_ms, records[0].timestamp_ms)
+        scanned = scan(
+            partition,
+            LogState(fence.log_id, fence.partitions, fence.log_time_ms, fence.catalog),
+            self._secret,
+            records,
+            before_ms=current_slice(fence.slices, first_ms, policy.window_ms).end_ms,
+            events_max=self._settings.flush_events_max,
+        )
+        states = await self._account_states(partition, fence, scanned.accounts)
+        planned = plan(scanned, place(scanned, states), fence, self._hash_key)
+        missing = cache.missing(planned.request)
+        view = cache.completed(planned.request, await self._store.read(partition, fence, missing))
+        folded = fold(fence, planned, view)
+        late = [_late(arrival, records) for arrival in folded.late]
+        await quarantine(self._log, EVENTS_TOPIC, partition, [*scanned.quarantined, *late])
+        await self._commit(partition, fence, folded.changes)
+        self._fences[partition] = folded.changes.fence
+        cache.apply(folded.changes)
+
+    async def _account_states(self, partition: int, fence: Fence, accounts: set[str]) -> Mapping[str, AccountState]:
+        cache = self._caches[partition]
+        unknown = sorted(account for account in accounts if account not in cache.accounts)
+        if unknown:
+            view: View = await self._store.read(partition, fence, ReadRequest(accounts=unknown))
+            cache.remember_accounts(view.accounts)
+            return {**cache.accounts, **view.accounts}
+        return cache.accounts
+
+    async def _commit(self, partition: int, fence: Fence, changes: Changes) -> None:
+        """Commit; after a lost answer look at the fence to learn whether it was applied. Bounded, then `Transient`."""
+        for attempt in range(COMMIT_ATTEMPTS_MAX):
+            try:
+                await self._store.commit(partition, fence, changes)
+            except Transient as error:
+                if attempt + 1 == COMMIT_ATTEMPTS_MAX:
+                    raise
+                await self._clock.sleep(error.retry_after_s * 2**attempt / 10)
+                stored = await self._stored_fence(partition)
+                if stored == changes.fence:
+                    return
+                if stored is not None and stored != fence:
+                    raise Fenced(f"partition {partition}: another process committed while this one waited") from error
+            else:
+                return
+
+    async def _stored_fence(self, partition: int) -> Fence | None:
+        try:
+            return await self._store.load_fence(partition)
+        except Transient:
+            return None
+
+    async def revoked(self, partition: int) -> None:
+        """Forget the partition's fence and cache."""
+        self._fences.pop(partition, None)
+        self._caches.pop(partition, None)
+
+    async def idle(self, partition: int) -> None:
+        """Nothing to do: log time moves by ticks, in the log."""
+
+
+def _late(arrival: Arrival, records: Sequence[Record]) -> Quarantined:
+    offset = offset_of(arrival.position)
+    record = next(record for record in records if record.offset == offset)
+    return Quarantined(
+        arrival.position,
+        arrival.log_time_ms,
+        Reason.PERIOD_CLOSED,
+        f"{arrival.account}: its period is closed and a meter says quarantine",
+        raw_event(record.value, index_of(arrival.position)),
+    )

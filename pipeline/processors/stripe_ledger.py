@@ -1,0 +1,172 @@
+"""What one partition of `billing.reports` says: which intents are settled and which are still to be done.
+
+No I/O: the records go in, in their order, and the same records give the same ledger whatever their boundaries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from schemas.clock import DAY_MS, HOUR_MS
+from schemas.errors import OperatorNeeded
+from schemas.log import Record
+from schemas.reports import Attempt, Intent, Outcome, ReportEntry
+from sinks.stripe.writer import deadline_ms
+
+# Stripe remembers an identifier for at least 24 h; an hour less leaves room for clocks and slow calls.
+RESEND_WINDOW_MS: Final = 23 * HOUR_MS
+PENDING_MAX: Final = 500_000
+
+_ENTRY: TypeAdapter[ReportEntry] = TypeAdapter(ReportEntry)
+
+
+class LaneKey(NamedTuple):
+    """Intents of one lane are sent one after the other."""
+
+    event_name: str
+    account: str
+
+
+class Hold(StrEnum):
+    """Why an intent waits for somebody else than Stripe."""
+
+    NONE = ""
+    UNMAPPED = "unmapped"
+    METER = "meter"
+    EARLY = "early"
+    UNKNOWN = "unknown"
+
+
+@dataclass(slots=True)
+class Pending:
+    """An intent without an outcome, and how far it came."""
+
+    intent: Intent
+    offset: int
+    attempt: Attempt | None = None
+    not_before_ms: int = 0
+    failures: int = 0
+    hold: Hold = Hold.NONE
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class Lane:
+    """The pending intents of one lane, in the log's order. `not_before_ms`: nothing can be done earlier."""
+
+    pending: dict[str, Pending] = field(default_factory=dict)
+    not_before_ms: int = 0
+
+
+def parse_entries(value: bytes | None) -> list[ReportEntry]:
+    """The entries of a record: one JSON object, or a list of them.
+
+    Bytes that cannot be ours (no object with a `kind`) give no entries. Raises `OperatorNeeded` for an entry of
+    a shape this version does not know, because an outcome that is not understood could be sent again.
+    """
+    try:
+        parsed = json.loads(value or b"null")
+    except ValueError:
+        return []
+    candidates = parsed if isinstance(parsed, list) else [parsed]
+    try:
+        return [_ENTRY.validate_python(entry) for entry in candidates if isinstance(entry, dict) and "kind" in entry]
+    except ValidationError as error:
+        raise OperatorNeeded(
+            f"billing.reports holds an entry this version does not understand; run the version that wrote it: {error}"
+        ) from error
+
+
+class Ledger:
+    """The intents of one partition. Keeps what is pending, and the identifiers of what is settled until Stripe
+    would refuse them anyway, so that a rebuild which publishes an intent again does not send it again."""
+
+    def __init__(self, resend_window_ms: int = RESEND_WINDOW_MS, pending_max: int = PENDING_MAX) -> None:
+        self.lanes: dict[LaneKey, Lane] = {}
+        self.next_offset = 0
+        self.unreadable = 0
+        self._resend_window_ms = resend_window_ms
+        self._pending_max = pending_max
+        self._pending: dict[str, Pending] = {}
+        self._settled: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    @property
+    def settled(self) -> int:
+        """How many settled identifiers are remembered."""
+        return len(self._settled)
+
+    def pending(self) -> Iterable[Pending]:
+        """All intents without an outcome, in the log's order."""
+        return self._pending.values()
+
+    def low_watermark(self) -> int:
+        """The offset of the lowest unresolved intent, or the next offset where nothing is unresolved."""
+        first = next(iter(self._pending.values()), None)
+        return self.next_offset if first is None else first.offset
+
+    def apply(self, record: Record) -> None:
+        """Take one record. Records already taken, and entries of another sender, do no harm.
+
+        Raises `OperatorNeeded` beyond `pending_max` unresolved intents.
+        """
+        entries = parse_entries(record.value)
+        self.unreadable += not entries
+        for entry in entries:
+            match entry:
+                case Intent():
+                    self._add(entry, record.offset)
+                case Attempt():
+                    self.note_attempt(entry)
+                case Outcome():
+                    self.settle(entry.identifier)
+        self.next_offset = max(self.next_offset, record.next_offset)
+
+    def note_attempt(self, attempt: Attempt) -> None:
+        """The first attempt fixes the bytes and starts the window. One that is a whole window later was made
+        after looking at Stripe, and starts the window anew."""
+        pending = self._pending.get(attempt.identifier)
+        if pending is None:
+            return
+        known = pending.attempt
+        if known is None or attempt.attempted_at_ms - known.attempted_at_ms >= self._resend_window_ms:
+            pending.attempt = attempt
+
+    def settle(self, identifier: str) -> None:
+        """Forget a pending intent and remember that it is settled."""
+        pending = self._pending.pop(identifier, None)
+        if pending is None:
+            self._settled.setdefault(identifier, 1 << 62)
+            return
+        self._settled[identifier] = deadline_ms(pending.intent)
+        key = LaneKey(pending.intent.event_name, pending.intent.account)
+        lane = self.lanes[key]
+        del lane.pending[identifier]
+        if not lane.pending:
+            del self.lanes[key]
+
+    def forget_expired(self, now_ms: int) -> None:
+        """Drop settled identifiers of periods that Stripe has refused for a day."""
+        self._settled = {key: until_ms for key, until_ms in self._settled.items() if until_ms + DAY_MS >= now_ms}
+
+    def _add(self, intent: Intent, offset: int) -> None:
+        if intent.identifier in self._pending or intent.identifier in self._settled:
+            return
+        if len(self._pending) >= self._pending_max:
+            raise OperatorNeeded(
+                f"more than {self._pending_max} reports are unresolved on one partition: map the accounts that are "
+                "unmapped, or mark them free"
+            )
+        pending = Pending(intent, offset)
+        self._pending[intent.identifier] = pending
+        lane = self.lanes.setdefault(LaneKey(intent.event_name, intent.account), Lane())
+        lane.pending[intent.identifier] = pending
+        lane.not_before_ms = 0

@@ -1,0 +1,174 @@
+"""Whether Stripe has an event whose answer was lost more than a day ago (I10): found out by looking.
+
+Stripe's identifier window is over, so sending again could count twice. But its sum for the lane and period can
+be compared with what the topic says it must hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import StrEnum
+from itertools import combinations
+from typing import Final, NamedTuple
+
+from pipeline.processors.stripe_ledger import parse_entries
+from schemas.clock import SECOND_MS, Clock
+from schemas.log import REPORTS_TOPIC, Log
+from schemas.periods import Period
+from schemas.reports import Attempt, Intent, MeterSummary, Outcome, OutcomeStatus, ReportEntry, StripeMeters
+from sinks.stripe.reader import agrees
+
+UNKNOWN_MAX: Final = 12
+READ_RECORDS_MAX: Final = 1_000
+
+
+class Presence(StrEnum):
+    """What looking told."""
+
+    PRESENT = "present"
+    ABSENT = "absent"
+    UNKNOWN = "unknown"
+
+
+class Verdict(NamedTuple):
+    """`detail` says for people why it cannot be told."""
+
+    presence: Presence
+    detail: str = ""
+
+
+class Question(NamedTuple):
+    """What Stripe adds up: a meter over a period (then per customer)."""
+
+    event_name: str
+    period: Period
+
+
+def question_of(intent: Intent) -> Question:
+    """The sum an intent is part of."""
+    return Question(intent.event_name, Period(intent.period_start_ms, intent.period_end_ms))
+
+
+@dataclass(slots=True)
+class _Index:
+    """The topic's entries about some questions, and how far each partition was read for them."""
+
+    questions: frozenset[Question]
+    positions: dict[int, int] = field(default_factory=dict)
+    intents: dict[str, Intent] = field(default_factory=dict)
+    attempts: dict[str, Attempt] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+    def add(self, entry: ReportEntry) -> None:
+        """Keep what belongs to the questions. Outcomes and attempts stand behind their intent."""
+        if isinstance(entry, Intent):
+            if question_of(entry) in self.questions:
+                self.intents.setdefault(entry.identifier, entry)
+        elif entry.identifier in self.intents:
+            if isinstance(entry, Attempt):
+                self.attempts.setdefault(entry.identifier, entry)
+            else:
+                self.outcomes.setdefault(entry.identifier, entry)
+
+    def signature(self, question: Question) -> tuple[int, int, int]:
+        """Changes whenever anything about the question changes."""
+        mine = [key for key, intent in self.intents.items() if question_of(intent) == question]
+        return len(mine), sum(key in self.attempts for key in mine), sum(key in self.outcomes for key in mine)
+
+
+class StripeLook:
+    """Answers "has Stripe got it?" from the whole topic (every partition, since accounts of one customer may lie
+    on several) and Stripe's summary. Reads the topic once for all questions of a round; `forget()` drops it."""
+
+    def __init__(self, log: Log, meters: StripeMeters, clock: Clock, settle_ms: int) -> None:
+        self._log = log
+        self._meters = meters
+        self._clock = clock
+        self._settle_ms = settle_ms
+        self._index = _Index(frozenset())
+
+    def forget(self) -> None:
+        """Drop what was read. Call once nothing is left to ask."""
+        self._index = _Index(frozenset())
+
+    async def verdict(self, identifier: str, questions: Iterable[Question]) -> Verdict:
+        """Whether Stripe holds the attempted intent `identifier`; `questions` are all that will be asked soon.
+
+        The caller keeps the lane of the intent still. Reads the topic and one summary; may raise `Transient`.
+        Whatever could make the comparison lie (a recent send that the summary may not show yet, an entry that
+        appeared meanwhile, two sums that fit) answers unknown.
+        """
+        wanted = frozenset(questions)
+        if not wanted <= self._index.questions:
+            self._index = _Index(wanted)
+        await self._catch_up()
+        index = self._index
+        intent, attempt = index.intents.get(identifier), index.attempts.get(identifier)
+        if intent is None or attempt is None:
+            return Verdict(Presence.UNKNOWN, "its intent or attempt is not in the log any more")
+        question = question_of(intent)
+        before = index.signature(question)
+        certain, unsure, recent = self._lane(question, attempt.stripe_customer)
+        if recent - {identifier}:
+            return Verdict(Presence.UNKNOWN, "Stripe's summary may not show the latest sends yet")
+        if len(unsure) > UNKNOWN_MAX:
+            return Verdict(Presence.UNKNOWN, f"{len(unsure)} events of this customer and period are in doubt at once")
+        start_s, end_s = question.period.start_ms // SECOND_MS, question.period.end_ms // SECOND_MS
+        summary = await self._meters.summary(question.event_name, attempt.stripe_customer, start_s, end_s)
+        await self._catch_up()
+        if index.signature(question) != before:
+            return Verdict(Presence.UNKNOWN, "other events of this customer and period were sent meanwhile")
+        return _compare(identifier, certain, unsure, summary)
+
+    def _lane(self, question: Question, customer: str) -> tuple[Decimal, dict[str, Decimal], set[str]]:
+        """The sum that Stripe surely took, the values in doubt, and which of all are too recent to be seen."""
+        index, certain = self._index, Decimal(0)
+        unsure: dict[str, Decimal] = {}
+        recent: set[str] = set()
+        settled_before_ms = self._clock.now_ms() - self._settle_ms
+        for identifier, attempt in index.attempts.items():
+            mine = question_of(index.intents[identifier]) == question and attempt.stripe_customer == customer
+            outcome = index.outcomes.get(identifier)
+            if not mine or (outcome is not None and outcome.status is OutcomeStatus.FREE):
+                continue
+            if outcome is not None and outcome.status is OutcomeStatus.ACCEPTED:
+                certain += Decimal(attempt.value)
+            else:
+                unsure[identifier] = Decimal(attempt.value)
+            latest_ms = attempt.attempted_at_ms if outcome is None else outcome.settled_at_ms
+            if latest_ms > settled_before_ms:
+                recent.add(identifier)
+        return certain, unsure, recent
+
+    async def _catch_up(self) -> None:
+        for partition in range(await self._log.partition_count(REPORTS_TOPIC)):
+            bounds = await self._log.bounds(REPORTS_TOPIC, partition)
+            offset = max(self._index.positions.get(partition, 0), bounds.first)
+            while records := await self._log.read(REPORTS_TOPIC, partition, offset, READ_RECORDS_MAX):
+                for record in records:
+                    for entry in parse_entries(record.value):
+                        self._index.add(entry)
+                offset = records[-1].next_offset
+            self._index.positions[partition] = offset
+
+
+def _compare(identifier: str, certain: Decimal, unsure: dict[str, Decimal], summary: MeterSummary) -> Verdict:
+    """Which sets of the doubtful events explain Stripe's sum; told only where all of them agree on this one."""
+    seen = {
+        identifier in chosen
+        for chosen in _subsets(list(unsure))
+        if agrees(certain + sum((unsure[key] for key in chosen), Decimal(0)), summary)
+    }
+    if seen == {True}:
+        return Verdict(Presence.PRESENT, f"Stripe's summary {summary.value} contains it")
+    if seen == {False}:
+        return Verdict(Presence.ABSENT, f"Stripe's summary {summary.value} does not contain it")
+    expected = f"{certain} for certain, {len(unsure)} events in doubt"
+    return Verdict(Presence.UNKNOWN, f"Stripe's summary {summary.value} does not tell: {expected}")
+
+
+def _subsets(keys: Sequence[str]) -> Iterable[tuple[str, ...]]:
+    for size in range(len(keys) + 1):
+        yield from combinations(keys, size)
