@@ -45,13 +45,14 @@ class Hold(StrEnum):
 
 @dataclass(slots=True)
 class Pending:
-    """An intent without an outcome, and how far it came."""
+    """An intent without an outcome, and how far it came. `in_doubt`: a send began and no clear answer is known."""
 
     intent: Intent
     offset: int
     attempt: Attempt | None = None
     not_before_ms: int = 0
     failures: int = 0
+    in_doubt: bool = False
     hold: Hold = Hold.NONE
     detail: str = ""
 
@@ -130,13 +131,14 @@ class Ledger:
                     self.settle(entry.identifier)
         self.next_offset = max(self.next_offset, record.next_offset)
 
-    def note_attempt(self, attempt: Attempt) -> None:
+    def note_attempt(self, attempt: Attempt, *, own: bool = False) -> None:
         """The first attempt fixes the bytes and starts the window. One that is a whole window later was made
-        after looking at Stripe, and starts the window anew."""
+        after looking at Stripe, and starts the window anew. `own`: of this process, and not yet sent."""
         pending = self._pending.get(attempt.identifier)
         if pending is None:
             return
         known = pending.attempt
+        pending.in_doubt |= not own and known is None
         if known is None or attempt.attempted_at_ms - known.attempted_at_ms >= self._resend_window_ms:
             pending.attempt = attempt
 

@@ -68,14 +68,15 @@ class _Index:
                 self.intents.setdefault(entry.identifier, entry)
         elif entry.identifier in self.intents:
             if isinstance(entry, Attempt):
-                self.attempts.setdefault(entry.identifier, entry)
+                self.attempts[entry.identifier] = entry
             else:
                 self.outcomes.setdefault(entry.identifier, entry)
 
-    def signature(self, question: Question) -> tuple[int, int, int]:
-        """Changes whenever anything about the question changes."""
+    def signature(self, question: Question) -> tuple[int, int]:
+        """Changes whenever a send of the question begins or ends."""
         mine = [key for key, intent in self.intents.items() if question_of(intent) == question]
-        return len(mine), sum(key in self.attempts for key in mine), sum(key in self.outcomes for key in mine)
+        begun = sum(self.attempts[key].attempted_at_ms for key in mine if key in self.attempts)
+        return begun, sum(key in self.outcomes for key in mine)
 
 
 class StripeLook:
@@ -103,28 +104,28 @@ class StripeLook:
         wanted = frozenset(questions)
         if not wanted <= self._index.questions:
             self._index = _Index(wanted)
-        await self._catch_up()
         index = self._index
+        await self._catch_up(index)
         intent, attempt = index.intents.get(identifier), index.attempts.get(identifier)
         if intent is None or attempt is None:
             return Verdict(Presence.UNKNOWN, "its intent or attempt is not in the log any more")
         question = question_of(intent)
         before = index.signature(question)
-        certain, unsure, recent = self._lane(question, attempt.stripe_customer)
+        certain, unsure, recent = self._lane(index, question, attempt.stripe_customer)
         if recent - {identifier}:
             return Verdict(Presence.UNKNOWN, "Stripe's summary may not show the latest sends yet")
         if len(unsure) > UNKNOWN_MAX:
             return Verdict(Presence.UNKNOWN, f"{len(unsure)} events of this customer and period are in doubt at once")
         start_s, end_s = question.period.start_ms // SECOND_MS, question.period.end_ms // SECOND_MS
         summary = await self._meters.summary(question.event_name, attempt.stripe_customer, start_s, end_s)
-        await self._catch_up()
+        await self._catch_up(index)
         if index.signature(question) != before:
             return Verdict(Presence.UNKNOWN, "other events of this customer and period were sent meanwhile")
         return _compare(identifier, certain, unsure, summary)
 
-    def _lane(self, question: Question, customer: str) -> tuple[Decimal, dict[str, Decimal], set[str]]:
+    def _lane(self, index: _Index, question: Question, customer: str) -> tuple[Decimal, dict[str, Decimal], set[str]]:
         """The sum that Stripe surely took, the values in doubt, and which of all are too recent to be seen."""
-        index, certain = self._index, Decimal(0)
+        certain = Decimal(0)
         unsure: dict[str, Decimal] = {}
         recent: set[str] = set()
         settled_before_ms = self._clock.now_ms() - self._settle_ms
@@ -142,16 +143,16 @@ class StripeLook:
                 recent.add(identifier)
         return certain, unsure, recent
 
-    async def _catch_up(self) -> None:
+    async def _catch_up(self, index: _Index) -> None:
         for partition in range(await self._log.partition_count(REPORTS_TOPIC)):
             bounds = await self._log.bounds(REPORTS_TOPIC, partition)
-            offset = max(self._index.positions.get(partition, 0), bounds.first)
+            offset = max(index.positions.get(partition, 0), bounds.first)
             while records := await self._log.read(REPORTS_TOPIC, partition, offset, READ_RECORDS_MAX):
                 for record in records:
                     for entry in parse_entries(record.value):
-                        self._index.add(entry)
+                        index.add(entry)
                 offset = records[-1].next_offset
-            self._index.positions[partition] = offset
+            index.positions[partition] = offset
 
 
 def _compare(identifier: str, certain: Decimal, unsure: dict[str, Decimal], summary: MeterSummary) -> Verdict:

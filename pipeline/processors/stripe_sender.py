@@ -14,11 +14,11 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from pipeline.processors.stripe_lanes import KeyedLocks, TokenBucket
 from pipeline.processors.stripe_ledger import PENDING_MAX, RESEND_WINDOW_MS, Hold, Lane, Ledger, Pending
 from pipeline.processors.stripe_looking import Presence, Question, StripeLook, question_of
 from schemas.clock import DAY_MS, MINUTE_MS, SECOND_MS, Clock
@@ -67,47 +67,6 @@ class SenderStatus(NamedTuple):
     counts: dict[str, int]
 
 
-class _TokenBucket:
-    """Admits `rate_per_s` calls of one process, a second's worth at once; `pause` stops all of them."""
-
-    def __init__(self, clock: Clock, rate_per_s: float) -> None:
-        self._clock = clock
-        self._cost_ms = SECOND_MS / rate_per_s
-        self._full_at_ms = 0.0
-
-    async def take(self) -> None:
-        """Wait for a place."""
-        now_ms = self._clock.now_ms()
-        self._full_at_ms = max(self._full_at_ms, now_ms) + self._cost_ms
-        wait_ms = self._full_at_ms - SECOND_MS - now_ms
-        if wait_ms > 0:
-            await self._clock.sleep(wait_ms / SECOND_MS)
-
-    def pause(self, duration_ms: int) -> None:
-        """Stripe said that the whole account is too fast: admit nothing for a while."""
-        self._full_at_ms = max(self._full_at_ms, self._clock.now_ms() + SECOND_MS + duration_ms)
-
-
-class _Locks:
-    """One lock per Stripe lane (meter, customer), over all partitions of this process; kept only while held."""
-
-    def __init__(self) -> None:
-        self._locks: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
-
-    @asynccontextmanager
-    async def hold(self, lane: tuple[str, str]) -> AsyncIterator[None]:
-        """Hold a lane; others wait."""
-        lock, holders = self._locks.get(lane, (asyncio.Lock(), 0))
-        self._locks[lane] = (lock, holders + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, holders = self._locks.pop(lane)
-            if holders > 1:
-                self._locks[lane] = (lock, holders - 1)
-
-
 @dataclass(slots=True)
 class _Partition:
     number: int
@@ -146,9 +105,9 @@ class StripeSender:
         self._random = rng
         self._policy = policy
         self._partitions: dict[int, _Partition] = {}
-        self._locks = _Locks()
+        self._locks = KeyedLocks()
         self._slots = asyncio.Semaphore(policy.lanes_max)
-        self._bucket = _TokenBucket(clock, policy.rate_per_s)
+        self._bucket = TokenBucket(clock, policy.rate_per_s)
         self._look = StripeLook(log, meters, clock, policy.settle_ms)
         self._looking = asyncio.Lock()
         self._identity: tuple[bool, str] | None = None
@@ -240,8 +199,8 @@ class StripeSender:
         for pending in list(lane.pending.values()):
             if pending.not_before_ms <= self._clock.now_ms():
                 await self._advance(part, pending)
-            in_doubt = pending.intent.identifier in lane.pending
-            if (in_doubt and not pending.hold) or loop.time() >= deadline_s:
+            is_open = pending.intent.identifier in lane.pending
+            if (is_open and not pending.hold) or loop.time() >= deadline_s:
                 break
         waits = []
         for pending in lane.pending.values():
@@ -328,7 +287,7 @@ class StripeSender:
             attempted_at_ms=self._clock.now_ms(),
         )
         await self._append(part, pending, attempt)
-        part.ledger.note_attempt(attempt)
+        part.ledger.note_attempt(attempt, own=True)
 
     def _is_stale(self, attempt: Attempt) -> bool:
         return self._clock.now_ms() - attempt.attempted_at_ms >= self._policy.resend_window_ms
@@ -376,9 +335,11 @@ class StripeSender:
                 detail = "" if result.status is SendStatus.ACCEPTED else "Stripe had it already"
                 await self._settle(part, pending, OutcomeStatus.ACCEPTED, detail)
             case SendStatus.RETRY:
+                pending.in_doubt = True
+                self._bucket.pause(round(result.retry_after_s * SECOND_MS))
                 self._back_off(pending, result.detail, result.retry_after_s)
             case SendStatus.DEAD:
-                doubt = "; an earlier try got no clear answer, so Stripe may have it" if pending.failures else ""
+                doubt = "; an earlier try got no clear answer, so Stripe may have it" if pending.in_doubt else ""
                 await self._settle(part, pending, OutcomeStatus.DEAD, result.detail + doubt)
             case SendStatus.STOP:
                 raise OperatorNeeded(
@@ -410,15 +371,13 @@ class StripeSender:
         pending.not_before_ms = self._clock.now_ms() + wait_ms
 
     def _back_off(self, pending: Pending, detail: str, retry_after_s: float) -> None:
-        """Wait twice as long each time, with jitter; where the whole account is too fast, everybody waits."""
+        """Wait twice as long each time, with jitter; later intents of the lane wait as well."""
         policy = self._policy
         wait_s = min(policy.backoff_max_s, policy.backoff_min_s * 2 ** min(pending.failures, 30))
         wait_ms = round(max(wait_s * self._random.uniform(0.5, 1.0), retry_after_s) * SECOND_MS)
         pending.failures += 1
         pending.detail = detail
         pending.not_before_ms = self._clock.now_ms() + wait_ms
-        if "HTTP 429" in detail:
-            self._bucket.pause(min(wait_ms, round(policy.backoff_min_s * SECOND_MS)))
 
 
 async def _all_or_first_error(works: Iterable[Coroutine[None, None, None]]) -> None:

@@ -73,7 +73,9 @@ def describe(answer: Answer) -> str:
 
 
 def _retry_after_s(answer: Answer) -> float:
+    """What the header says; at least a second where the account as a whole is too fast."""
+    floor_s = 1.0 if answer.status == 429 and answer.code != "lock_timeout" else 0.0
     try:
-        return min(max(float(answer.headers.get("retry-after", "0")), 0.0), RETRY_AFTER_MAX_S)
+        return min(max(float(answer.headers.get("retry-after", "0")), floor_s), RETRY_AFTER_MAX_S)
     except ValueError:
-        return 0.0
+        return floor_s
