@@ -32,7 +32,9 @@ class StateCache:
 
     def completed(self, request: ReadRequest, read: View) -> View:
         """The view of the whole request: what was read, and what was known."""
-        totals = {key: read.totals[key] if key in read.totals else self._totals[key] for key in request.totals}
+        # A total is cached whole or not at all: a commit names only the meters that changed.
+        self._totals.update((key, dict(fields)) for key, fields in read.totals.items())
+        totals = {key: self._totals[key] for key in request.totals}
         cells = {key: text for key in request.cells if (text := read.cells.get(key) or self._fields.get(key, ""))}
         reports = {
             key: text for key in request.reports if (text := read.reports.get(key) or self._reports.get(key, ""))
@@ -52,7 +54,8 @@ class StateCache:
             self._fields.clear()
             self._reports.clear()
         for key, fields in changes.totals.items():
-            self._totals[key] = {**self._totals.get(key, {}), **fields} if key in self._totals else dict(fields)
+            if key in self._totals:
+                self._totals[key].update(fields)
         self._fields.update(changes.cells)
         self._reports.update(changes.reports)
         self.accounts.update(changes.accounts)

@@ -139,14 +139,14 @@ class Oracle:
         self._catalogs[partition] = catalog
 
     def bind(self, partition: int, account: str, binding: Mapping[str, Any], timestamp_ms: int | None = None) -> None:
-        """An account record. The past is not cut again: a binding holds from this record's log time at the earliest,
-        and replaces bindings that would start with it or later.
-
-        Instants of bindings are whole minutes, so that log time is taken up to the next one.
+        """An account record. The past is not cut again: a binding holds, at the earliest, from the first whole minute
+        that no event can have reached yet (log time and the future limit), and replaces bindings that would start
+        with it or later.
         """
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
-        earliest_ms = -(-self.log_times.get(partition, 0) // MINUTE_MS) * MINUTE_MS
+        reached_ms = self.log_times.get(partition, 0) + policy_of(self._catalogs[partition], "future_ms")
+        earliest_ms = (reached_ms // MINUTE_MS + 1) * MINUTE_MS
         newest = binding_of(binding, earliest_ms)
         kept = [known for known in self._bindings[account] if known.effective_from_ms < newest.effective_from_ms]
         self._bindings[account] = [*kept, newest]
@@ -210,10 +210,10 @@ class Oracle:
             self._conclude(place, Verdict("rejected", rejected.reason, account, identifier))
             return
         period = self._counting_period(event, fed, log_ms, policy_of(catalog, "grace_ms")) if fed else None
-        if fed and period is None:
+        identity = (account, identifier)
+        if fed and period is None and identity not in self._winners:
             self._conclude(place, Verdict("late", "period_closed", account, identifier))
             return
-        identity = (account, identifier)
         ordered = any(contribution.aggregation == "latest" for contribution in fed)
         arrival = _Winner((event.type, canonical(event.data)), period, event.time_us if ordered else None)
         winner = self._winners.setdefault(identity, arrival)

@@ -194,7 +194,9 @@ def _contribution(data: dict[str, Any], meter: Mapping[str, Any]) -> Contributio
         if not found:
             raise RejectedError("missing_quantity")
         if meter["aggregation"] == "unique":
-            text = _dimension_text(value)
+            text = _text(value) or ""
+            if not 1 <= len(text) <= DIMENSION_CHARACTERS_MAX:
+                raise RejectedError("missing_quantity" if value == "" else "bad_quantity")
         else:
             minor = _minor(value, meter.get("scale", 0), allow_negative=meter.get("allow_negative", False))
     names: dict[str, str] = {}
@@ -206,12 +208,12 @@ def _contribution(data: dict[str, Any], meter: Mapping[str, Any]) -> Contributio
 
 
 def _at(data: object, path: str) -> tuple[bool, object]:
-    """(whether there is a value at `path`, the value)."""
+    """(whether there is a value at `path`, the value); null is no value."""
     for key in path.split(".")[1:]:
         if not isinstance(data, dict) or key not in data:
             return False, None
         data = data[key]
-    return True, data
+    return data is not None, data
 
 
 def _text(value: object) -> str | None:
