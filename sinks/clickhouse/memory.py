@@ -1,0 +1,216 @@
+"""`MemoryClickHouse`: the same three protocols over dictionaries, for unit tests and the simulation.
+
+Everything here is naive on purpose: it is read against the SQL, and shares no code with it or with the fold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from schemas.analytics import (
+    ArchivePosition,
+    ArchiveStore,
+    ControlRow,
+    DrainPosition,
+    DuplicateRow,
+    EventRow,
+    HourlyRow,
+    HourlyStore,
+    RecountKey,
+    RecountRequest,
+    UsageQuery,
+    UsageReader,
+    UsageRow,
+    Window,
+)
+from schemas.clock import HOUR_MS
+from schemas.control import CatalogRecord, ControlKind
+from schemas.meters import Aggregation, Meter
+from schemas.periods import Period
+from sinks.clickhouse.memory_recount import dimensions_of, feeds, recount_cells, recount_totals
+from sinks.clickhouse.reader import check_query
+from sinks.clickhouse.writer import FOLDED_KINDS, check_times, latest_catalog_only
+
+
+class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
+    """Holds rows in this process; forgets them with it. Never raises `Transient`."""
+
+    def __init__(self) -> None:
+        self.events: dict[tuple[str, str], EventRow] = {}
+        self.duplicates: dict[tuple[int, int], DuplicateRow] = {}
+        self.cells: dict[RecountKey, HourlyRow] = {}
+        self.control_log: dict[tuple[int, int], ControlRow] = {}
+        self.archived: dict[int, ArchivePosition] = {}
+        self.drained: dict[int, DrainPosition] = {}
+
+    async def migrate(self) -> None:
+        """Nothing to migrate."""
+
+    async def insert_events(self, rows: Sequence[EventRow]) -> None:
+        """Keep the lowest position of each identity."""
+        check_times(rows)
+        for row in rows:
+            held = self.events.get((row.account, row.id))
+            if held is None or row.position <= held.position:
+                self.events[row.account, row.id] = row
+
+    async def insert_controls(self, rows: Sequence[ControlRow]) -> None:
+        """Keep one row per position."""
+        self.control_log.update({(row.partition, row.position): row for row in rows})
+
+    async def insert_hourly(self, rows: Sequence[HourlyRow]) -> None:
+        """Keep the highest version of each cell."""
+        for row in rows:
+            key = RecountKey(*row[:7])
+            held = self.cells.get(key)
+            if held is None or row.version >= held.version:
+                self.cells[key] = row
+
+    async def insert_duplicates(self, rows: Sequence[DuplicateRow]) -> None:
+        """Keep one row per position."""
+        check_times(rows)
+        self.duplicates.update({(row.partition, row.position): row for row in rows})
+
+    async def save_position(self, position: ArchivePosition) -> None:
+        """Keep the furthest."""
+        held = self.archived.get(position.partition)
+        if held is None or position.next_offset >= held.next_offset:
+            self.archived[position.partition] = position
+
+    async def load_position(self, partition: int) -> ArchivePosition | None:
+        """The furthest position saved."""
+        return self.archived.get(partition)
+
+    async def load_controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
+        """As `ArchiveStore` says."""
+        rows = [row for row in await self.controls(partition, before_position) if row.kind in FOLDED_KINDS]
+        return latest_catalog_only(rows)
+
+    async def save_drained(self, position: DrainPosition) -> None:
+        """Keep the furthest."""
+        held = self.drained.get(position.partition)
+        if held is None or position.next_offset >= held.next_offset:
+            self.drained[position.partition] = position
+
+    async def load_drained(self) -> Mapping[int, DrainPosition]:
+        """The furthest position saved of each partition."""
+        return dict(self.drained)
+
+    async def usage(self, query: UsageQuery, aggregation: Aggregation) -> Sequence[UsageRow]:
+        """As `UsageReader` says; `unique` over the events."""
+        check_query(query)
+        if aggregation is Aggregation.UNIQUE:
+            return self._usage_unique(query)
+        grouped: dict[tuple[int | None, tuple[str, ...]], list[HourlyRow]] = {}
+        for row in self.cells.values():
+            if row.meter == query.meter and _asked(query, row.account, row.hour_ms):
+                groups = _groups(query, row.account, dimensions_of(row.dimensions))
+                grouped.setdefault((window_start_ms(query, row.hour_ms), groups), []).append(row)
+        return _answer(query, {key: _merged(rows, aggregation) for key, rows in grouped.items()})
+
+    def _usage_unique(self, query: UsageQuery) -> Sequence[UsageRow]:
+        grouped: dict[tuple[int | None, tuple[str, ...]], set[tuple[str, str]]] = {}
+        for event in self.events.values():
+            meter = self._meter_at(query.meter, event.partition, event.position)
+            hour_ms = event.time_us // 1000 // HOUR_MS * HOUR_MS
+            if meter is None or not _asked(query, event.account, hour_ms):
+                continue
+            feed = feeds(event, meter)
+            if feed is not None:
+                key = (window_start_ms(query, hour_ms), _groups(query, event.account, dimensions_of(feed.dimensions)))
+                grouped.setdefault(key, set()).add((event.account, feed.text))
+        return _answer(query, {key: len(values) for key, values in grouped.items()})
+
+    def _meter_at(self, slug: str, partition: int, position: int) -> Meter | None:
+        catalogs = [
+            row
+            for row in self.control_log.values()
+            if row.kind == ControlKind.CATALOG and row.partition == partition and row.position < position
+        ]
+        if not catalogs:
+            return None
+        latest = max(catalogs, key=lambda row: row.position)
+        return CatalogRecord.model_validate_json(latest.value).catalog.meter(slug)
+
+    async def recount_cells(self, request: RecountRequest) -> Mapping[RecountKey, int]:
+        """As `UsageReader` says, in plain Python."""
+        return recount_cells(self.events.values(), request)
+
+    async def recount_totals(
+        self, request: RecountRequest, before_ms: int | None = None
+    ) -> Mapping[tuple[str, str, Period], int]:
+        """As `UsageReader` says, in plain Python."""
+        events: Iterable[EventRow] = self.events.values()
+        if before_ms is not None:
+            events = [event for event in events if event.log_time_ms < before_ms]
+        return recount_totals(events, request)
+
+    async def hourly_cells(self, partition: int) -> Mapping[RecountKey, int]:
+        """As `UsageReader` says."""
+        return {key: row.value_minor for key, row in self.cells.items() if row.partition == partition}
+
+    async def conflicts(self) -> Sequence[tuple[str, str, int]]:
+        """As `UsageReader` says."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for row in self.duplicates.values():
+            first = self.events.get((row.account, row.id))
+            if first is not None and (first.type, first.data) != (row.type, row.data):
+                counts[row.account, row.id] += 1
+        return [(account, event_id, count) for (account, event_id), count in sorted(counts.items())]
+
+    async def controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
+        """As `UsageReader` says."""
+        rows = [
+            row
+            for (held_partition, at), row in self.control_log.items()
+            if held_partition == partition and at < before_position and row.kind != ControlKind.TICK
+        ]
+        return sorted(rows, key=lambda row: row.position)
+
+    async def archive_positions(self) -> Mapping[int, ArchivePosition]:
+        """As `UsageReader` says."""
+        return dict(self.archived)
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+
+def _asked(query: UsageQuery, account: str, hour_ms: int) -> bool:
+    return query.account in (None, account) and query.from_ms <= hour_ms < query.to_ms
+
+
+def _groups(query: UsageQuery, account: str, dimensions: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(account if name == "account" else dimensions.get(name, "") for name in query.group_by)
+
+
+def _merged(rows: Sequence[HourlyRow], aggregation: Aggregation) -> int:
+    if aggregation is Aggregation.MAX:
+        return max(row.value_minor for row in rows)
+    if aggregation is Aggregation.LATEST:
+        return max(rows, key=lambda row: (row.latest_time_us, row.latest_position, row.account)).value_minor
+    return sum(row.value_minor for row in rows)
+
+
+def _answer(query: UsageQuery, values: Mapping[tuple[int | None, tuple[str, ...]], int]) -> list[UsageRow]:
+    ordered = sorted(values.items(), key=lambda each: (each[0][0] or 0, each[0][1]))
+    return [
+        UsageRow(start_ms, dict(zip(query.group_by, groups, strict=True)), value)
+        for (start_ms, groups), value in ordered
+    ]
+
+
+def window_start_ms(query: UsageQuery, hour_ms: int) -> int | None:
+    """Where the asked window that holds an hour begins; the first instant of the local day or month."""
+    if query.window is None:
+        return None
+    if query.window is Window.HOUR:
+        return hour_ms
+    zone = ZoneInfo(query.time_zone)
+    local = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=hour_ms)).astimezone(zone)
+    start = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
+    if query.window is Window.MONTH:
+        start = start.replace(day=1)
+    return round(start.timestamp() * 1000)

@@ -1,0 +1,198 @@
+"""`UsageReader` on ClickHouse: usage answers, recounts, conflicts and positions."""
+
+from __future__ import annotations
+
+import zoneinfo
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from schemas.analytics import (
+    ArchivePosition,
+    ControlRow,
+    RecountKey,
+    RecountRequest,
+    UsageQuery,
+    UsageReader,
+    UsageRow,
+    Window,
+)
+from schemas.clock import HOUR_MS
+from schemas.control import CatalogRecord
+from schemas.errors import InvalidInput
+from schemas.meters import Aggregation, Meter
+from schemas.periods import Period
+from sinks.clickhouse.client import ClickHouse, quoted_text
+from sinks.clickhouse.recount import Statements, cell_statements, distinct_source, total_statements
+
+POSITION_MAX: Final = (1 << 56) - 1
+
+_dimension_json: Final = msgspec.json.Encoder(order="sorted").encode
+
+_MERGED: Final[Mapping[Aggregation, str]] = {
+    Aggregation.COUNT: "sum(value_minor)",
+    Aggregation.SUM: "sum(value_minor)",
+    Aggregation.MAX: "max(value_minor)",
+    Aggregation.LATEST: "argMax(value_minor, (latest_time_us, latest_position, account))",
+}
+
+
+class ClickHouseReader(UsageReader):
+    """Reads through one `ClickHouse`. Answers are as fresh as what was written before the call."""
+
+    def __init__(self, clickhouse: ClickHouse) -> None:
+        self._clickhouse = clickhouse
+
+    async def usage(self, query: UsageQuery, aggregation: Aggregation) -> Sequence[UsageRow]:
+        """The answer's rows, by window and groups; none where nothing was used.
+
+        Windows hold whole UTC hours: in a zone whose offset is no whole hour, an hour belongs to the day in which it
+        begins. `unique` is counted over the events that feed the meter, whatever the window. Raises `InvalidInput`
+        where the query is not understood.
+        """
+        check_query(query)
+        if aggregation is Aggregation.UNIQUE:
+            return await self._usage_unique(query)
+        names = [name for name in query.group_by if name != "account"]
+        dimensions = [f"JSONExtractString(dimensions, {quoted_text(name)})" for name in names]
+        source = "usage_hourly FINAL WHERE meter = {meter:String} AND "
+        return await self._usage(query, dimensions, f"toInt256({_MERGED[aggregation]})", source)
+
+    async def _usage_unique(self, query: UsageQuery) -> Sequence[UsageRow]:
+        found = await self._meter_in_force(query.meter)
+        if found is None:
+            return []
+        meter, in_force = found
+        names = sorted(meter.dimensions)
+        dimensions = [
+            f"dimensions[{names.index(name) + 1}]" if name in meter.dimensions else "''"
+            for name in query.group_by
+            if name != "account"
+        ]
+        source = f"({distinct_source(meter, in_force)}) WHERE "
+        return await self._usage(query, dimensions, "toInt256(uniqExact((account, value)))", source)
+
+    async def _usage(self, query: UsageQuery, dimensions: list[str], value: str, source: str) -> Sequence[UsageRow]:
+        pending = list(dimensions)
+        groups = ["account" if name == "account" else pending.pop(0) for name in query.group_by]
+        columns = ", ".join(f"{each} AS group_{number}" for number, each in enumerate([_window(query), *groups]))
+        keys = ", ".join(f"group_{number}" for number in range(len(groups) + 1))
+        chosen = "hour_ms >= {from:Int64} AND hour_ms < {to:Int64}"
+        if query.account is not None:
+            chosen += " AND account = {account:String}"
+        rows = await self._clickhouse.rows(
+            f"SELECT {columns}, {value} FROM {source}{chosen} GROUP BY {keys} ORDER BY {keys}",  # noqa: S608  # quoted
+            {"meter": query.meter, "from": query.from_ms, "to": query.to_ms, "account": query.account or ""},
+        )
+        return [
+            UsageRow(
+                int(row[0]) if query.window else None,
+                dict(zip(query.group_by, map(str, row[1:-1]), strict=True)),
+                int(row[-1]),
+            )
+            for row in rows
+        ]
+
+    async def _meter_in_force(self, slug: str) -> tuple[Meter, str] | None:
+        """A meter's definition and where it was in force, from the archived catalogs."""
+        rows = await self._clickhouse.rows(
+            "SELECT partition, position, value FROM control_log FINAL WHERE kind = 'catalog' "
+            "ORDER BY partition, position"
+        )
+        definition: Meter | None = None
+        spans = []
+        for index, (partition, at, value) in enumerate(rows):
+            meter = CatalogRecord.model_validate_json(value).catalog.meter(slug)
+            if meter is None:
+                continue
+            definition = meter
+            followed = index + 1 < len(rows) and rows[index + 1][0] == partition
+            until = rows[index + 1][1] if followed else POSITION_MAX
+            spans.append(f"(partition = {partition} AND position > {at} AND position < {until})")
+        return (definition, f"({' OR '.join(spans)})") if definition else None
+
+    async def recount_cells(self, request: RecountRequest) -> Mapping[RecountKey, int]:
+        """Value per cell. A `unique` cell whose events only repeat values known before has 0.
+
+        Raises `OperatorNeeded` where an archived quantity is not exact, or the boundaries miss an event.
+        """
+        cells = {}
+        statements = cell_statements(request)
+        for row in await self._rows_of(statements):
+            meter = statements.meters[row[0]]
+            dimensions = _dimension_json(dict(zip(sorted(meter.dimensions), row[5], strict=True))).decode()
+            cells[RecountKey(row[1], meter.slug, row[2], row[3], row[4], dimensions, row[6])] = int(row[7])
+        return cells
+
+    async def recount_totals(
+        self, request: RecountRequest, before_ms: int | None = None
+    ) -> Mapping[tuple[str, str, Period], int]:
+        """Total per (account, meter, period); only what arrived before log time `before_ms` if given."""
+        statements = total_statements(request, before_ms)
+        return {
+            (row[1], statements.meters[row[0]].slug, Period(row[2], row[3])): int(row[4])
+            for row in await self._rows_of(statements)
+        }
+
+    async def _rows_of(self, statements: Statements) -> list[tuple[Any, ...]]:
+        return [row for sql in statements.sql for row in await self._clickhouse.rows(sql)]
+
+    async def hourly_cells(self, partition: int) -> Mapping[RecountKey, int]:
+        """Value per cell as `usage_hourly` has it."""
+        rows = await self._clickhouse.rows(
+            "SELECT account, meter, period_start_ms, period_end_ms, hour_ms, dimensions, arrival_bucket_ms, "
+            "value_minor FROM usage_hourly FINAL WHERE partition = {partition:UInt16}",
+            {"partition": partition},
+        )
+        return {RecountKey(*row[:7]): int(row[7]) for row in rows}
+
+    async def conflicts(self) -> Sequence[tuple[str, str, int]]:
+        """(account, event id, count) of events that arrived again with another type or data, by account and id."""
+        rows = await self._clickhouse.rows(
+            "SELECT account, id, count() FROM duplicates WHERE conflict GROUP BY account, id ORDER BY account, id"
+        )
+        return [(str(account), str(event_id), int(count)) for account, event_id, count in rows]
+
+    async def controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
+        """All control records of a partition except ticks, oldest first."""
+        rows = await self._clickhouse.rows(
+            "SELECT partition, position, kind, account, log_time_ms, value FROM control_log FINAL "
+            "WHERE partition = {partition:UInt16} AND position < {before:UInt64} AND kind != 'tick' ORDER BY position",
+            {"partition": partition, "before": before_position},
+        )
+        return [ControlRow(*row) for row in rows]
+
+    async def archive_positions(self) -> Mapping[int, ArchivePosition]:
+        """How far `usage_events` reaches, per partition."""
+        rows = await self._clickhouse.rows(
+            "SELECT partition, next_offset, log_time_ms, log_id FROM archive_positions FINAL"
+        )
+        return {int(row[0]): ArchivePosition(*row) for row in rows}
+
+    async def close(self) -> None:
+        """Release the connections. Safe to call twice."""
+        await self._clickhouse.close()
+
+
+def check_query(query: UsageQuery) -> None:
+    """Raise `InvalidInput` where a query is not understood."""
+    if query.from_ms % HOUR_MS or query.to_ms % HOUR_MS:
+        raise InvalidInput("from", "from and to must be whole hours, such as 2026-11-21T10:00:00Z")
+    if query.to_ms < query.from_ms:
+        raise InvalidInput("to", "must not be before from")
+    if query.time_zone not in zoneinfo.available_timezones():
+        raise InvalidInput("time_zone", "must be a name of the time zone database, such as Europe/Berlin")
+    if len(set(query.group_by)) < len(query.group_by):
+        raise InvalidInput("group_by", "names a group twice")
+
+
+def _window(query: UsageQuery) -> str:
+    zone = quoted_text(query.time_zone)
+    local = f"fromUnixTimestamp64Milli(hour_ms, {zone})"
+    if query.window is None:
+        return "toInt64(0)"
+    if query.window is Window.HOUR:
+        return "hour_ms"
+    start = "toStartOfDay" if query.window is Window.DAY else "toStartOfMonth"
+    return f"toUnixTimestamp64Milli(toDateTime64({start}({local}), 3, {zone}))"

@@ -1,0 +1,291 @@
+"""The SQL that counts `usage_events` again: meters, periods and quantities evaluated by ClickHouse alone.
+
+It shares no code with the fold on purpose, so that the two can disagree. What it needs beside the events (meters,
+graces, boundaries, closings) goes into the statement as literals.
+
+Numbers in `data` are read as text, because every JSON function of ClickHouse passes them through Float64: a
+regular expression first turns each number into an object `{"#":"1.5e3"}`, whose text JSONExtractString returns.
+"""
+
+# ruff: noqa: S608  # every value in these statements is a number or went through quoted_text
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from schemas.analytics import MeterSpan, RecountRequest
+from schemas.clock import HOUR_MS
+from schemas.errors import InvalidInput
+from schemas.meters import DIMENSION_CHARACTERS_MAX, Aggregation, Filter, FilterOperator, Meter, path_keys
+from sinks.clickhouse.client import quoted_text
+
+_STRING_OR_NUMBER: Final = r'("(?:[^"\\]|\\.)*")|(-?[0-9][0-9.eE+-]*)'
+# A string comes out as itself and an empty number, which is then taken away; a number as `{"#":"…"}`.
+_MARKED: Final = r'\1{"#":"\2"}'
+# A key "#" of the event's own is renamed, so that nothing an event says can look like a number.
+_NUMBERED: Final = (
+    "replaceAll(replaceRegexpAll(replaceAll(data, '\"#\":', '\"##\":'), "
+    f"{quoted_text(_STRING_OR_NUMBER)}, {quoted_text(_MARKED)}), '{{\"#\":\"\"}}', '')"
+)
+_NUMBER_TEXT: Final = r"^(-?)([0-9]+)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]+))?$"
+
+
+class Statements(NamedTuple):
+    """The statements of a recount and the meters that their rows' first column numbers."""
+
+    meters: tuple[Meter, ...]
+    sql: tuple[str, ...]
+
+
+def cell_statements(request: RecountRequest) -> Statements:
+    """Statements whose rows are (meter number, account, period start, end, hour, dimension values, bucket, value)."""
+    key = "meter, account, period_start_ms, period_end_ms, hour_ms, dimensions, bucket_ms"
+    additive, unique = _by_kind(request.meters)
+    statements = []
+    if additive:
+        source = _periods(request, additive, None)
+        statements.append(f"SELECT {key}, {_merged(additive)} FROM ({source}) GROUP BY {key}")
+    if unique:
+        seen = "min(position) OVER (PARTITION BY meter, account, period_start_ms, period_end_ms, value)"
+        source = f"SELECT *, {seen} AS first_position FROM ({_periods(request, unique, None)})"
+        counted = "toInt128(countIf(position = first_position))"
+        statements.append(f"SELECT {key}, {counted} FROM ({source}) GROUP BY {key}")
+    return Statements(tuple(_meters(request.meters)), tuple(statements))
+
+
+def total_statements(request: RecountRequest, before_ms: int | None) -> Statements:
+    """Statements whose rows are (meter number, account, period start, end, value)."""
+    key = "meter, account, period_start_ms, period_end_ms"
+    additive, unique = _by_kind(request.meters)
+    statements = []
+    if additive:
+        source = _periods(request, additive, before_ms)
+        statements.append(f"SELECT {key}, {_merged(additive)} FROM ({source}) GROUP BY {key}")
+    if unique:
+        source = _periods(request, unique, before_ms)
+        statements.append(f"SELECT {key}, toInt128(uniqExact(value)) FROM ({source}) GROUP BY {key}")
+    return Statements(tuple(_meters(request.meters)), tuple(statements))
+
+
+def distinct_source(meter: Meter, in_force: str) -> str:
+    """Rows (account, hour_ms, value, dimensions) of the events that feed a `unique` meter where `in_force` holds."""
+    wanted = _wanted(meter, in_force)
+    return (
+        "SELECT account, time_ms - positiveModulo(time_ms, " + str(HOUR_MS) + ") AS hour_ms, "
+        f"assumeNotNull({_text(meter.value_path or '')}) AS value, {_dimension_values(meter)} AS dimensions "
+        f"FROM ({_events(f'type = {quoted_text(meter.event_type)}')}) WHERE {wanted}"
+    )
+
+
+def json_literal(value: object, of_type: str) -> str:
+    """A value of any size as one literal, which the server's parser takes as a single element."""
+    return f"JSONExtract({quoted_text(msgspec.json.encode(value).decode())}, {quoted_text(of_type)})"
+
+
+def _meters(spans: Sequence[MeterSpan]) -> list[Meter]:
+    return list({span.meter.slug: span.meter for span in spans}.values())
+
+
+def _by_kind(spans: Sequence[MeterSpan]) -> tuple[list[tuple[int, Meter, str]], list[tuple[int, Meter, str]]]:
+    """(number, meter, condition under which it was in force), those that merge by arithmetic and the unique ones."""
+    numbered = []
+    for number, meter in enumerate(_meters(spans)):
+        in_force = " OR ".join(
+            f"(position >= {span.from_position} AND position < {span.before_position})"
+            for span in spans
+            if span.meter.slug == meter.slug
+        )
+        numbered.append((number, meter, f"({in_force})"))
+    return (
+        [each for each in numbered if each[1].aggregation is not Aggregation.UNIQUE],
+        [each for each in numbered if each[1].aggregation is Aggregation.UNIQUE],
+    )
+
+
+def _merged(meters: Sequence[tuple[int, Meter, str]]) -> str:
+    def numbers(aggregation: Aggregation) -> str:
+        return "[" + ", ".join(str(number) for number, meter, _ in meters if meter.aggregation is aggregation) + "]"
+
+    return (
+        f"multiIf(has(CAST({numbers(Aggregation.MAX)}, 'Array(UInt16)'), meter), max(minor), "
+        f"has(CAST({numbers(Aggregation.LATEST)}, 'Array(UInt16)'), meter), argMax(minor, (time_us, position)), "
+        "sum(minor))"
+    )
+
+
+def _periods(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], before_ms: int | None) -> str:
+    """One row per event and meter, with the period that counts it."""
+    if not request.graces:
+        raise InvalidInput("graces", "name the grace in force, at least (0, grace_ms)")
+    months = _month_start
+    ranges = f"SELECT *, {_number_in_minor_units(meters)} AS minor, {_grace(request)} AS grace_ms"
+    natural = (
+        "SELECT *, length(starts) > 0 AS bound, "
+        "arrayFilter((start, at) -> at < position, closed_starts, closed_positions) AS closed, "
+        "arrayFirstIndex((start, end) -> start <= time_ms AND time_ms < end, starts, ends) AS own, "
+        "throwIf(bound AND own = 0, 'the boundaries do not reach an event: widen them') AS checked, "
+        f"{_month('time_ms')} AS own_month, {_month('log_time_ms')} AS log_month, "
+        f"if(bound, starts[own], {months('own_month')}) AS own_start_ms, "
+        f"if(bound, ends[own], {months('own_month + 1')}) AS own_end_ms, "
+        "own_end_ms + grace_ms <= log_time_ms OR has(closed, own_start_ms) AS late"
+    )
+    carried = (
+        "SELECT *, "
+        "arrayFirstIndex((start, end) -> end > log_time_ms AND NOT has(closed, start), starts, ends) AS next, "
+        "throwIf(late AND bound AND next = 0, 'the boundaries do not reach the log time: widen them') AS reached, "
+        f"arrayFirst(month -> NOT has(closed, {months('month')}), "
+        "range(toUInt32(log_month), toUInt32(log_month + length(closed) + 1))) AS next_month, "
+        f"multiIf(NOT late, own_start_ms, bound, starts[next], {months('next_month')}) + checked + reached "
+        "AS period_start_ms, "
+        f"multiIf(NOT late, own_end_ms, bound, ends[next], {months('next_month + 1')}) AS period_end_ms"
+    )
+    entries = f"({_entries(request, meters, before_ms)}) AS entries LEFT JOIN ({_accounts(request)}) AS known"
+    return (
+        "SELECT meter, account, period_start_ms, period_end_ms, dimensions, value, minor, time_us, position, "
+        f"time_ms - positiveModulo(time_ms, {HOUR_MS}) AS hour_ms, "
+        f"log_time_ms - positiveModulo(log_time_ms, {HOUR_MS}) AS bucket_ms "
+        f"FROM ({carried} FROM ({natural} FROM ({ranges} FROM {entries} USING (account))))"
+    )
+
+
+def _accounts(request: RecountRequest) -> str:
+    """(account, starts, ends, closed_starts, closed_positions) of the accounts that differ from plain months."""
+    names = sorted(request.boundaries.keys() | request.closings.keys())
+    rows = [
+        (
+            name,
+            [period.start_ms for period in request.boundaries.get(name, ())],
+            [period.end_ms for period in request.boundaries.get(name, ())],
+            [period.start_ms for period, _ in request.closings.get(name, ())],
+            [at for _, at in request.closings.get(name, ())],
+        )
+        for name in names
+    ]
+    literal = json_literal(rows, "Array(Tuple(String, Array(Int64), Array(Int64), Array(Int64), Array(UInt64)))")
+    return (
+        "SELECT row.1 AS account, row.2 AS starts, row.3 AS ends, row.4 AS closed_starts, row.5 AS closed_positions "
+        f"FROM (SELECT arrayJoin({literal}) AS row)"
+    )
+
+
+def _entries(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], before_ms: int | None) -> str:
+    """One row per event and meter it feeds: meter number, value text, dimension values."""
+    types = ", ".join(sorted({quoted_text(meter.event_type) for _, meter, _ in meters}))
+    chosen = [
+        f"partition = {request.partition}",
+        f"position < {request.before_position}",
+        f"type IN ({types})",
+    ]
+    if before_ms is not None:
+        chosen.append(f"log_time < fromUnixTimestamp64Milli(toInt64({before_ms}), 'UTC')")
+    if request.accounts is not None:
+        literal = json_literal(list(request.accounts), "Array(String)")
+        chosen.append(f"account IN (SELECT arrayJoin({literal}))")
+    fed = ", ".join(
+        f"if({_wanted(meter, in_force)}, [(toUInt16({number}), {_value(meter)}, {_dimension_values(meter)})], [])"
+        for number, meter, in_force in meters
+    )
+    return (
+        f"SELECT account, position, time_us, time_ms, log_time_ms, arrayJoin(arrayConcat({fed})) AS fed, "
+        f"fed.1 AS meter, fed.2 AS value, fed.3 AS dimensions FROM ({_events(' AND '.join(chosen))})"
+    )
+
+
+def _events(condition: str) -> str:
+    return (
+        "SELECT account, type, partition, position, toUnixTimestamp64Micro(time) AS time_us, "
+        "intDiv(time_us - positiveModulo(time_us, 1000), 1000) AS time_ms, "
+        f"toUnixTimestamp64Milli(log_time) AS log_time_ms, {_NUMBERED} AS json "
+        f"FROM usage_events FINAL WHERE {condition}"
+    )
+
+
+def _wanted(meter: Meter, in_force: str) -> str:
+    conditions = [f"type = {quoted_text(meter.event_type)}", in_force, *(_passes(each) for each in meter.filters)]
+    return " AND ".join(conditions)
+
+
+def _passes(condition: Filter) -> str:
+    values = ", ".join(quoted_text(value) for value in condition.values)
+    # A value that is no text, integer or boolean equals nothing.
+    equal = f"ifNull({_text(condition.path)} IN ({values}), 0)"
+    return equal if condition.operator in (FilterOperator.EQUAL, FilterOperator.IN) else f"NOT {equal}"
+
+
+def _dimension_values(meter: Meter) -> str:
+    texts = [f"assumeNotNull({_text(meter.dimensions[name])})" for name in sorted(meter.dimensions)]
+    return f"[{', '.join(texts)}]" if texts else "emptyArrayString()"
+
+
+def _value(meter: Meter) -> str:
+    if meter.value_path is None:
+        return "'1'"
+    if meter.aggregation is Aggregation.UNIQUE:
+        return f"assumeNotNull({_text(meter.value_path)})"
+    arguments = _arguments(meter.value_path)
+    return f"if(JSONType({arguments}) = 'Object', JSONExtractString({arguments}, '#'), JSONExtractString({arguments}))"
+
+
+def _text(path: str) -> str:
+    """The scalar at a path as text: NULL where it has none (a fraction, a list, an object, too long)."""
+    arguments = _arguments(path)
+    number = f"JSONExtractString({arguments}, '#')"
+    # Integers of 64 bits, signed or unsigned; decoders read larger ones as fractions.
+    whole = (
+        f"match({number}, '^-?[0-9]{{1,20}}$') "
+        f"AND toInt128OrZero({number}) BETWEEN toInt128('-9223372036854775808') AND toInt128('18446744073709551615')"
+    )
+    string = f"JSONExtractString({arguments})"
+    return (
+        f"multiIf(JSONType({arguments}) = 'String', "
+        f"if(lengthUTF8({string}) <= {DIMENSION_CHARACTERS_MAX}, toNullable({string}), NULL), "
+        f"JSONType({arguments}) = 'Object', if({whole}, toNullable(toString(toInt128OrZero({number}))), NULL), "
+        f"JSONType({arguments}) = 'Bool', toNullable(JSONExtractRaw({arguments})), "
+        f"JSONType({arguments}) = 'Null', toNullable(''), NULL)"
+    )
+
+
+def _arguments(path: str) -> str:
+    return ", ".join(["json", *(quoted_text(key) for key in path_keys(path))])
+
+
+def _number_in_minor_units(meters: Sequence[tuple[int, Meter, str]]) -> str:
+    """The text `value` × 10^scale as Int128, digit by digit; throws where that is not whole."""
+    numeric = [each for each in meters if each[1].aggregation is not Aggregation.UNIQUE]
+    if not numeric:
+        return "toInt128(0)"
+    numbers = ", ".join(str(number) for number, _, _ in numeric)
+    scales = ", ".join(str(meter.scale) for _, meter, _ in numeric)
+    return (
+        f"extractGroups(value, {quoted_text(_NUMBER_TEXT)}) AS groups, "
+        "throwIf(empty(groups), 'usage_events holds a quantity that is no number') AS is_number, "
+        "replaceRegexpOne(concat(groups[2], groups[3]), '^0+', '') AS digits, "
+        f"toInt64OrZero(replaceOne(groups[4], '+', '')) - length(groups[3]) "
+        f"+ transform(meter, [{numbers}], [{scales}], 0) AS shift, "
+        "throwIf(shift < 0 AND match(substring(digits, greatest(toInt64(length(digits)) + shift, 0) + 1), '[1-9]'), "
+        "'usage_events holds a quantity with more digits than its scale') AS is_whole, "
+        "toInt128(concat(groups[1], multiIf(empty(digits), '0', "
+        "shift >= 0, concat(digits, repeat('0', toUInt8(least(greatest(shift, 0), 38)))), "
+        "concat('0', substring(digits, 1, greatest(toInt64(length(digits)) + shift, 0)))))) "
+        # Added, because a column that nobody uses is not evaluated; throwIf gives 0.
+        "+ is_number + is_whole"
+    )
+
+
+def _grace(request: RecountRequest) -> str:
+    froms = [0, *(at for at, _ in request.graces[1:])]
+    graces = [grace for _, grace in request.graces]
+    return f"arrayLast((grace, at) -> at <= position, CAST({graces}, 'Array(Int64)'), CAST({froms}, 'Array(UInt64)'))"
+
+
+def _month(instant_ms: str) -> str:
+    """Months since the year 0 of an instant, UTC."""
+    instant = f"fromUnixTimestamp64Milli({instant_ms}, 'UTC')"
+    return f"(toInt64(toYear({instant})) * 12 + toMonth({instant}) - 1)"
+
+
+def _month_start(month: str) -> str:
+    at = f"({month})"
+    return f"toUnixTimestamp64Milli(makeDateTime64(intDiv({at}, 12), {at} % 12 + 1, 1, 0, 0, 0, 0, 3, 'UTC'))"
