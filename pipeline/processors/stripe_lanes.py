@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 
 from schemas.clock import SECOND_MS, Clock
 
+BURST_MS = 250
+
 
 class TokenBucket:
-    """Admits `rate_per_s` calls of one process, a second's worth at once; `pause` stops all of them."""
+    """Admits `rate_per_s` calls of one process, a quarter of a second's at once; `pause` stops all of them."""
 
     def __init__(self, clock: Clock, rate_per_s: float) -> None:
         self._clock = clock
@@ -21,7 +23,7 @@ class TokenBucket:
         """Wait for a place."""
         now_ms = self._clock.now_ms()
         self._full_at_ms = max(self._full_at_ms, now_ms) + self._cost_ms
-        wait_ms = self._full_at_ms - SECOND_MS - now_ms
+        wait_ms = self._full_at_ms - BURST_MS - now_ms
         if wait_ms > 0:
             await self._clock.sleep(wait_ms / SECOND_MS)
 
@@ -29,7 +31,7 @@ class TokenBucket:
         """Stripe said that the whole account is too fast: admit nothing for a while. 0 changes nothing."""
         if not duration_ms:
             return
-        self._full_at_ms = max(self._full_at_ms, self._clock.now_ms() + SECOND_MS + duration_ms)
+        self._full_at_ms = max(self._full_at_ms, self._clock.now_ms() + BURST_MS + duration_ms)
 
 
 class KeyedLocks:

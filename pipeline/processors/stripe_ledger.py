@@ -45,7 +45,11 @@ class Hold(StrEnum):
 
 @dataclass(slots=True)
 class Pending:
-    """An intent without an outcome, and how far it came. `in_doubt`: a send began and no clear answer is known."""
+    """An intent without an outcome, and how far it came.
+
+    `in_doubt`: a send may have begun of which no clear answer is known. `awaited_offset` is where our own attempt
+    stands in the log: nothing is done with the intent until it was read back.
+    """
 
     intent: Intent
     offset: int
@@ -53,6 +57,7 @@ class Pending:
     not_before_ms: int = 0
     failures: int = 0
     in_doubt: bool = False
+    awaited_offset: int = -1
     hold: Hold = Hold.NONE
     detail: str = ""
 
@@ -126,21 +131,21 @@ class Ledger:
                 case Intent():
                     self._add(entry, record.offset)
                 case Attempt():
-                    self.note_attempt(entry)
+                    self._note_attempt(entry, record.offset)
                 case Outcome():
                     self.settle(entry.identifier)
         self.next_offset = max(self.next_offset, record.next_offset)
 
-    def note_attempt(self, attempt: Attempt, *, own: bool = False) -> None:
+    def _note_attempt(self, attempt: Attempt, offset: int) -> None:
         """The first attempt fixes the bytes and starts the window. One that is a whole window later was made
-        after looking at Stripe, and starts the window anew. `own`: of this process, and not yet sent."""
+        after looking at Stripe, and starts the window anew."""
         pending = self._pending.get(attempt.identifier)
         if pending is None:
             return
         known = pending.attempt
-        pending.in_doubt |= not own and known is None
         if known is None or attempt.attempted_at_ms - known.attempted_at_ms >= self._resend_window_ms:
             pending.attempt = attempt
+            pending.in_doubt |= offset != pending.awaited_offset
 
     def settle(self, identifier: str) -> None:
         """Forget a pending intent and remember that it is settled."""

@@ -132,7 +132,7 @@ class StripeLook:
         for identifier, attempt in index.attempts.items():
             mine = question_of(index.intents[identifier]) == question and attempt.stripe_customer == customer
             outcome = index.outcomes.get(identifier)
-            if not mine or (outcome is not None and outcome.status is OutcomeStatus.FREE):
+            if not mine:
                 continue
             if outcome is not None and outcome.status is OutcomeStatus.ACCEPTED:
                 certain += Decimal(attempt.value)

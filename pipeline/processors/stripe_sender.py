@@ -4,8 +4,12 @@ Steps of one intent, and what a crash leaves after each:
 1. the intent is in the log: it is found again and nothing was sent;
 2. the attempt is in the log: it was perhaps sent; within Stripe's window it is sent again under the same
    identifier and with the same bytes, later it is looked for in Stripe's summary;
-3. it was sent: as 2, and Stripe answers "already exists";
+3. the attempt was read back and sent: as 2, and Stripe answers "already exists";
 4. the outcome is in the log: nothing is left to do.
+
+An attempt is sent only once it was read back, in its place in the log. So of two senders that both believe to
+own the partition, each sees what the other wrote before it, and both send the first one's bytes; a sender that
+was suspended for days finds the outcome before it finds its own attempt.
 """
 
 from __future__ import annotations
@@ -211,15 +215,17 @@ class StripeSender:
 
     async def _advance(self, part: _Partition, pending: Pending) -> None:
         """Bring one intent as far as it goes now: to its outcome, into a hold, or to its next try."""
+        if pending.awaited_offset >= part.ledger.next_offset:
+            return
         pending.hold = Hold.NONE
         try:
             await self._check_mode(pending)
             if pending.attempt is None:
-                if not await self._begin(part, pending):
-                    return
-            elif self._is_stale(pending.attempt) and not await self._resolve_by_looking(part, pending):
-                return
-            await self._send(part, pending)
+                await self._begin(part, pending)
+            elif self._is_stale(pending.attempt):
+                await self._resolve_by_looking(part, pending, pending.attempt)
+            else:
+                await self._send(part, pending, pending.attempt)
         except Transient as error:
             # Nothing is lost: an attempt or outcome that may or may not be in the log is harmless twice.
             self._back_off(pending, str(error), error.retry_after_s)
@@ -238,30 +244,28 @@ class StripeSender:
                 "key of the deployment's own account and mode"
             )
 
-    async def _begin(self, part: _Partition, pending: Pending) -> bool:
-        """Decide what would be sent, to whom and when, and write it down. True where it may be sent now."""
+    async def _begin(self, part: _Partition, pending: Pending) -> None:
+        """Decide what will be sent, to whom and when, and write it down."""
         intent, now_ms = pending.intent, self._clock.now_ms()
         timestamp_s = event_time_s(intent, now_ms)
         if timestamp_s is None:
             detail = "its period ended more than 35 days ago and Stripe takes it no more: add an invoice item"
             await self._settle(part, pending, OutcomeStatus.DEAD, detail)
-            return False
+            return
         if wait_ms := too_early_ms(timestamp_s, now_ms):
             self._hold(pending, Hold.EARLY, "its period begins in the future", wait_ms)
-            return False
+            return
         billing, customer = await self._resolve(intent.account, timestamp_s * SECOND_MS)
         if billing is Billing.FREE:
             await self._settle(part, pending, OutcomeStatus.FREE, "the account is free")
-            return False
+            return
         if billing is Billing.UNMAPPED or not customer:
             detail = "bind the account to a Stripe customer, or mark it free"
             self._hold(pending, Hold.UNMAPPED, detail, self._policy.hold_retry_ms)
-            return False
-        if not await self._ensure_meter(pending):
-            return False
-        value = decimal_text(intent.delta_minor, intent.scale)
-        await self._write_attempt(part, pending, customer, timestamp_s, value)
-        return True
+            return
+        if await self._ensure_meter(pending):
+            value = decimal_text(intent.delta_minor, intent.scale)
+            await self._write_attempt(part, pending, customer, timestamp_s, value)
 
     async def _ensure_meter(self, pending: Pending) -> bool:
         event_name = pending.intent.event_name
@@ -286,43 +290,35 @@ class StripeSender:
             value=value,
             attempted_at_ms=self._clock.now_ms(),
         )
-        await self._append(part, pending, attempt)
-        part.ledger.note_attempt(attempt, own=True)
+        pending.awaited_offset = await self._append(part, pending, attempt)
 
     def _is_stale(self, attempt: Attempt) -> bool:
         return self._clock.now_ms() - attempt.attempted_at_ms >= self._policy.resend_window_ms
 
-    async def _resolve_by_looking(self, part: _Partition, pending: Pending) -> bool:
-        """Past Stripe's window: settle it, or make it fit to be sent again (True), or hold it."""
-        attempt = pending.attempt
-        if attempt is None:
-            return False
+    async def _resolve_by_looking(self, part: _Partition, pending: Pending, attempt: Attempt) -> None:
+        """Past Stripe's window: settle it, or write an attempt that may be sent again, or hold it."""
         questions = self._stale_questions(part)
         async with self._locks.hold((pending.intent.event_name, attempt.stripe_customer)), self._looking:
             verdict = await self._look.verdict(pending.intent.identifier, questions)
             self._counts[f"looked_{verdict.presence}"] += 1
             if verdict.presence is Presence.PRESENT:
                 await self._settle(part, pending, OutcomeStatus.ACCEPTED, verdict.detail)
-                return False
+                return
             if verdict.presence is Presence.UNKNOWN:
                 self._hold(pending, Hold.UNKNOWN, verdict.detail, self._policy.look_retry_ms)
-                return False
+                return
             timestamp_s = event_time_s(pending.intent, self._clock.now_ms())
             if timestamp_s is None:
                 await self._settle(part, pending, OutcomeStatus.DEAD, f"{verdict.detail}, and its period is too old")
-                return False
+                return
             await self._write_attempt(part, pending, attempt.stripe_customer, timestamp_s, attempt.value)
-            return True
 
     def _stale_questions(self, part: _Partition) -> set[Question]:
         stale = (item for item in part.ledger.pending() if item.attempt and self._is_stale(item.attempt))
         return {question_of(item.intent) for item in stale}
 
-    async def _send(self, part: _Partition, pending: Pending) -> None:
-        intent, attempt = pending.intent, pending.attempt
-        if attempt is None:
-            return
-        event = meter_event(intent, attempt)
+    async def _send(self, part: _Partition, pending: Pending, attempt: Attempt) -> None:
+        event = meter_event(pending.intent, attempt)
         async with self._locks.hold((event.event_name, event.stripe_customer)), self._slots:
             await self._bucket.take()
             if self._is_stale(attempt):
@@ -360,9 +356,9 @@ class StripeSender:
         if status is OutcomeStatus.DEAD:
             _LOG.error("a report of %s is a dead letter, a person must look: %s", pending.intent.account, detail)
 
-    async def _append(self, part: _Partition, pending: Pending, entry: Attempt | Outcome) -> None:
+    async def _append(self, part: _Partition, pending: Pending, entry: Attempt | Outcome) -> int:
         value, key = entry.model_dump_json().encode(), pending.intent.account.encode()
-        await self._log.append(REPORTS_TOPIC, part.number, value, key=key)
+        return await self._log.append(REPORTS_TOPIC, part.number, value, key=key)
 
     def _hold(self, pending: Pending, hold: Hold, detail: str, wait_ms: int) -> None:
         if pending.detail != detail:

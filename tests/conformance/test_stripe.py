@@ -1,0 +1,286 @@
+"""What the sender relies on, held by the twin and by stripe-python over HTTP against the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.errors import InvalidInput, Refused, Transient
+from schemas.reports import MeterEvent, MeterSummary, SendStatus, StripeMeters
+from schemas.sink import StripeRejections
+from sinks.stripe.client import StripeClientMeters
+from sinks.stripe.memory import MemoryFault, MemoryStripe
+from stripe_simulator import Fault, FaultKind, SimulatorSettings
+from tests.services.stripe import TEST_KEY, ManualClock, serve_simulator
+
+NOW_MS = 1_795_262_400_000
+NOW_S = NOW_MS // 1_000
+LAG_MS = 30_000
+CUSTOMER = "cus_one"
+
+
+@dataclass(slots=True)
+class World:
+    """One Stripe, its clock and the two handles a test needs: who may fail next, and whose key is bad."""
+
+    meters: StripeMeters
+    rejections: StripeRejections
+    clock: ManualClock
+    fail_next: Callable[[MemoryFault], None]
+    spoil_key: Callable[[], Awaitable[None]]
+
+
+@pytest_asyncio.fixture(params=["twin", "simulator"])
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """A Stripe with one customer and a lag of 30 s, of each kind."""
+    clock = ManualClock(NOW_MS)
+    if request.param == "twin":
+        yield _twin(clock)
+        return
+    settings = SimulatorSettings(
+        account="acct_memory", summary_lag_s=30, validation_window_s=10, validation_delay_s=5, hold_s=2
+    )
+    async with serve_simulator(clock, settings) as served:
+        served.simulator.create_customer(False, {}, CUSTOMER)
+        client = StripeClientMeters(TEST_KEY, served.url, timeout_s=0.5)
+
+        def fail_next(fault: MemoryFault) -> None:
+            served.simulator.faults.add(Fault(_KINDS[fault]))
+
+        async def spoil_key() -> None:
+            served.simulator.faults.add(Fault(FaultKind.UNAUTHORIZED, count=-1, path="/"))
+            served.simulator.faults.add(Fault(FaultKind.UNAUTHORIZED, count=-1, method="GET", path="/"))
+
+        yield World(client, client, clock, fail_next, spoil_key)
+        await client.close()
+
+
+_KINDS = {
+    MemoryFault.LOST_ANSWER: FaultKind.TIMEOUT_AFTER_COMMIT,
+    MemoryFault.NO_ANSWER: FaultKind.CONNECTION_DROPPED,
+    MemoryFault.SERVER_ERROR: FaultKind.SERVER_ERROR,
+    MemoryFault.SERVER_ERROR_AFTER_COMMIT: FaultKind.SERVER_ERROR_AFTER_COMMIT,
+    MemoryFault.RATE_LIMITED: FaultKind.RATE_LIMITED,
+    MemoryFault.CONFLICT: FaultKind.CONFLICT,
+    MemoryFault.UNAUTHORIZED: FaultKind.FORBIDDEN,
+    MemoryFault.REJECTED: FaultKind.REJECTED,
+}
+
+
+def _twin(clock: ManualClock) -> World:
+    stripe = MemoryStripe(clock, lag_ms=LAG_MS)
+    stripe.add_customer(CUSTOMER)
+    waiting: list[MemoryFault] = []
+    stripe.fault = lambda _event: waiting.pop(0) if waiting else None
+
+    async def spoil_key() -> None:
+        stripe.key_is_valid = False
+
+    return World(stripe, stripe, clock, waiting.append, spoil_key)
+
+
+def _event(identifier: str = "id-1", value: str = "1.25", **changes: object) -> MeterEvent:
+    event = MeterEvent(identifier, "tokens", CUSTOMER, value, NOW_S)
+    return event._replace(**changes)  # type: ignore[arg-type]  # the tests name the fields
+
+
+async def _sum(world: World) -> MeterSummary:
+    world.clock.advance(10 * MINUTE_MS)
+    return await world.meters.summary("tokens", CUSTOMER, NOW_S - 40 * 86_400, NOW_S + 86_400)
+
+
+async def test_identity_says_mode_and_account(world: World) -> None:
+    """Every identifier contains both, so they must come from the key and not from a setting."""
+    assert await world.meters.identity() == (False, "acct_memory")
+
+
+async def test_meter_is_created_once(world: World) -> None:
+    """Two senders ensure the same meter; Stripe has one meter per event name."""
+    first = await world.meters.ensure_meter("tokens", "Tokens")
+
+    assert await world.meters.ensure_meter("tokens", "Tokens again") == first
+
+
+async def test_decimal_and_negative_values_add_up_exactly(world: World) -> None:
+    """Deltas may be corrections."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+    for number, value in enumerate(("0.1", "0.2", "-0.05", "100")):
+        assert (await world.meters.send(_event(f"id-{number}", value))).status is SendStatus.ACCEPTED
+
+    assert await _sum(world) == MeterSummary("100.25", 1)
+
+
+async def test_same_identifier_with_same_bytes_counts_once(world: World) -> None:
+    """A retry is accepted (replayed) or a duplicate; both mean delivered."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+    statuses = {(await world.meters.send(_event())).status for _ in range(3)}
+
+    assert statuses <= {SendStatus.ACCEPTED, SendStatus.DUPLICATE}
+    assert (await _sum(world)).value == "1.25"
+
+
+async def test_same_identifier_with_other_bytes_is_a_duplicate(world: World) -> None:
+    """The identifier decides, whatever the Idempotency-Key."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.meters.send(_event())
+
+    assert (await world.meters.send(_event(value="7"))).status is SendStatus.DUPLICATE
+    assert (await _sum(world)).value == "1.25"
+
+
+async def test_identifier_is_forgotten_after_its_window(world: World) -> None:
+    """The reason why a late retry must look instead of sending."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.meters.send(_event())
+    world.clock.advance(DAY_MS + HOUR_MS)
+
+    assert (await world.meters.send(_event(timestamp_s=NOW_S + 1))).status is SendStatus.ACCEPTED
+    assert (await _sum(world)).value == "2.5"
+
+
+@pytest.mark.parametrize(
+    ("fault", "delivered"),
+    [
+        (MemoryFault.LOST_ANSWER, True),
+        (MemoryFault.NO_ANSWER, False),
+        (MemoryFault.SERVER_ERROR, False),
+        (MemoryFault.SERVER_ERROR_AFTER_COMMIT, True),
+        (MemoryFault.RATE_LIMITED, False),
+        (MemoryFault.CONFLICT, False),
+    ],
+    ids=str,
+)
+async def test_unclear_answers_are_retried_and_count_once(world: World, fault: MemoryFault, delivered: bool) -> None:
+    """Whether or not Stripe took it, the same event again ends with exactly one."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+    world.fail_next(fault)
+
+    assert (await world.meters.send(_event())).status is SendStatus.RETRY
+    assert (await _sum(world)).value == ("1.25" if delivered else "0.0")
+    for _ in range(3):
+        again = await world.meters.send(_event())
+    assert again.status in (SendStatus.ACCEPTED, SendStatus.DUPLICATE)
+    assert (await _sum(world)).value == "1.25"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        _event(event_name="nobody"),
+        _event(timestamp_s=NOW_S - 36 * 86_400),
+        _event(timestamp_s=NOW_S + 360),
+    ],
+    ids=["unknown meter", "too old", "too far ahead"],
+)
+async def test_event_that_stripe_will_never_take_is_dead(world: World, event: MeterEvent) -> None:
+    """Repeating it would block its lane for ever."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+
+    assert (await world.meters.send(event)).status is SendStatus.DEAD
+
+
+async def test_bad_key_stops_and_reads_refuse(world: World) -> None:
+    """No event is at fault, so none may become a dead letter."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.spoil_key()
+
+    assert (await world.meters.send(_event())).status is SendStatus.STOP
+    with pytest.raises(Refused):
+        await world.meters.summary("tokens", CUSTOMER, NOW_S - 3_600, NOW_S)
+
+
+async def test_forbidden_stops(world: World) -> None:
+    """A restricted key without the permission."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+    world.fail_next(MemoryFault.UNAUTHORIZED)
+
+    assert (await world.meters.send(_event())).status is SendStatus.STOP
+
+
+async def test_summary_lags_behind_the_send(world: World) -> None:
+    """An answer of 200 does not show at once."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.meters.send(_event())
+
+    before = await world.meters.summary("tokens", CUSTOMER, NOW_S - 3_600, NOW_S + 3_600)
+    world.clock.advance(LAG_MS)
+    after = await world.meters.summary("tokens", CUSTOMER, NOW_S - 3_600, NOW_S + 3_600)
+
+    assert (before.value, after.value) == ("0.0", "1.25")
+
+
+async def test_summary_starts_inclusive_and_ends_exclusive(world: World) -> None:
+    """Periods are half-open; an event at the boundary belongs to the next."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.meters.send(_event("at start", "1", timestamp_s=NOW_S - 3_600))
+    await world.meters.send(_event("at end", "2", timestamp_s=NOW_S))
+    world.clock.advance(LAG_MS)
+
+    assert (await world.meters.summary("tokens", CUSTOMER, NOW_S - 3_600, NOW_S)).value == "1.0"
+
+
+@pytest.mark.parametrize(("event_name", "customer"), [("nobody", CUSTOMER), ("tokens", "cus_nobody")])
+async def test_summary_of_what_stripe_does_not_know_has_no_rows(world: World, event_name: str, customer: str) -> None:
+    """So that the reconciler can tell an unknown customer from one without usage."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+
+    assert await world.meters.summary(event_name, customer, NOW_S - 3_600, NOW_S) == MeterSummary("0", 0)
+    assert (await world.meters.summary("tokens", CUSTOMER, NOW_S - 3_600, NOW_S)).rows == 1
+
+
+async def test_summary_of_broken_minutes_is_refused(world: World) -> None:
+    """Stripe's summaries are aligned to minutes."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+
+    with pytest.raises(InvalidInput):
+        await world.meters.summary("tokens", CUSTOMER, NOW_S - 3_601, NOW_S)
+
+
+async def test_unknown_customer_is_accepted_then_rejected(world: World) -> None:
+    """Stripe validates after it has answered."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.meters.send(_event())
+
+    sent = await world.meters.send(_event("id-2", stripe_customer="cus_nobody"))
+    world.clock.advance(MINUTE_MS)
+    reported = await world.rejections.rejections(NOW_MS - HOUR_MS)
+
+    assert sent.status is SendStatus.ACCEPTED
+    assert [(row.event_name, row.code, row.errors, row.identifiers) for row in reported] == [
+        ("tokens", "meter_event_customer_not_found", 1, ("id-2",))
+    ]
+
+
+@pytest.mark.parametrize("value", ["", "many", "NaN"])
+async def test_value_that_is_no_number_is_rejected_later(world: World, value: str) -> None:
+    """It must not show in the sum, nor break it."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+
+    assert (await world.meters.send(_event(value=value))).status is SendStatus.ACCEPTED
+    assert (await _sum(world)).value == "0.0"
+    assert [row.identifiers for row in await world.rejections.rejections(NOW_MS - HOUR_MS)] == [("id-1",)]
+
+
+async def test_rejection_on_purpose_is_reported(world: World) -> None:
+    """The reconciler names the cause "rejected by Stripe" from this."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+    world.fail_next(MemoryFault.REJECTED)
+
+    assert (await world.meters.send(_event())).status is SendStatus.ACCEPTED
+    assert (await _sum(world)).value == "0.0"
+    assert len(await world.rejections.rejections(NOW_MS - HOUR_MS)) == 1
+
+
+async def test_read_without_an_answer_is_transient() -> None:
+    """Nobody listens: what was not read must not look like zero."""
+    client = StripeClientMeters(TEST_KEY, "http://127.0.0.1:9", timeout_s=1)
+    twin = MemoryStripe(ManualClock(NOW_MS), read_fault=lambda _call: True)
+
+    for meters in (client, twin):
+        with pytest.raises(Transient):
+            await meters.identity()
+        await meters.close()
