@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Final, cast
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
@@ -12,19 +13,44 @@ from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionE
 from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from mode.threads import ServiceThread, WorkerThread
 
 from pipeline.faust_consumer import Hooks, RunnerConsumer, SilentProducer
 from pipeline.logs.kafka import to_record
 from schemas.errors import OperatorNeeded
 from schemas.log import Bounds, Record
 
+THREAD_END_TIMEOUT_S: Final = 5.0
+
 logger = logging.getLogger(__name__)
 
 Fetched = tuple[dict[TP, list[Record]], dict[TP, int], dict[TP, int]]
 
 
+class EndingThread(WorkerThread):
+    """A thread that cannot keep the process alive, whatever its client waits for."""
+
+    def __init__(self, service: ServiceThread, **kwargs: Any) -> None:
+        super().__init__(service, **kwargs)
+        self.daemon = True
+
+    def stop(self) -> None:
+        """Wait for its end, but not for ever: this blocks the runner's loop."""
+        self.is_stopped.wait(THREAD_END_TIMEOUT_S)
+
+
 class KafkaThread(driver.AIOKafkaConsumerThread):
     """The thread that owns the Kafka client; `fetch`, `bounds` and `committed` are called from the runner's loop."""
+
+    Worker = EndingThread
+
+    async def stop(self) -> None:
+        """Faust ignores a stop that comes before the thread has got going, and would leave it running."""
+        thread = self._thread
+        # Polled, because the event belongs to the loop of the thread.
+        while thread is not None and thread.is_alive() and not self._started.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await super().stop()
 
     def _create_worker_consumer(self, transport: driver.Transport) -> AIOKafkaConsumer:
         conf = self.app.conf
