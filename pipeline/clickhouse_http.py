@@ -54,7 +54,7 @@ async def read_call(request: Request, body_bytes_max: int) -> Call:
         await _read_form(request, arguments, body_bytes_max)
     else:
         body = _decoded(await _bounded_body(request, body_bytes_max), request, body_bytes_max)
-    query = arguments.get("query", "").encode()
+    query = arguments.get("query", "").rstrip().encode()
     statement = query + (b"\n" if query and body else b"") + body
     if not statement.strip():
         raise NotAllowed(62, "Syntax error: empty query; send it as ?query= or as the body of a POST", "SYNTAX_ERROR")

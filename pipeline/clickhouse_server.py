@@ -16,6 +16,7 @@ import contextlib
 import hmac
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -36,11 +37,14 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from pipeline.clickhouse_http import SERVER_NAME, Call, encoded, error_answer, read_call
-from pipeline.clickhouse_statements import NotAllowed, check_read_only, read_statement
+from pipeline.clickhouse_statements import NotAllowed, Statement, check_read_only, read_statement
 from sinks.clickhouse.engine import Engine, EngineError, EngineResult
 
 HOST: Final = "127.0.0.1"
 TOKEN_VARIABLE: Final = "TIDEMARK_CLICKHOUSE_TOKEN"  # noqa: S105  # a variable's name, not a secret
+
+# Between a format's name and the rows: blanks up to the end of the line.
+_LINE_END: Final = re.compile(rb"\A[ \t\r]*\n?")
 
 # What an analyst may set; everything else could lift a limit or name a file.
 ANALYST_SETTINGS: Final = frozenset({
@@ -159,7 +163,7 @@ class Listener:
             await asyncio.sleep(fault.delay_s)
         if fault.refuse:
             raise NotAllowed(202, "Too many simultaneous queries", "TOO_MANY_SIMULTANEOUS_QUERIES")
-        result = await self._run(call)
+        result = await self._run(call, statement)
         if fault.drop_answer:
             return _DroppedAnswer()
         headers = {
@@ -168,31 +172,41 @@ class Listener:
             "X-ClickHouse-Timezone": "UTC",
             "X-ClickHouse-Summary": _summary(result),
         }
-        if not statement.is_insert and (result.body or statement.output_format):
-            headers["X-ClickHouse-Format"] = statement.output_format or call.default_format
+        if not statement.is_insert and (result.body or statement.named_format):
+            headers["X-ClickHouse-Format"] = statement.named_format or call.default_format
         return Response(encoded(result.body, request, headers), 200, headers, "text/plain; charset=UTF-8")
 
-    async def _run(self, call: Call) -> EngineResult:
+    async def _run(self, call: Call, statement: Statement) -> EngineResult:
         if self._accepted >= self._running_max + self._limits.waiting_max:
             raise NotAllowed(202, "Too many simultaneous queries: try again", "TOO_MANY_SIMULTANEOUS_QUERIES")
         self._accepted += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(
                 self._executor,
-                lambda: self._engine.run(
-                    call.statement,
-                    output_format=call.default_format,
-                    database=call.database,
-                    settings=self._settings(call),
-                    parameters=call.parameters,
-                ),
+                lambda: self._run_now(call, statement),
             )
         finally:
             self._accepted -= 1
 
+    def _run_now(self, call: Call, statement: Statement) -> EngineResult:
+        rows, sql = None, call.statement
+        if statement.format_end >= 0:
+            at, end = statement.source_at, statement.format_end
+            rows = _LINE_END.sub(b"", sql[end : end + 256], count=1) + sql[end + 256 :]
+            sql = sql[:at] + b"FROM INFILE {file} " + sql[at:end]
+        return self._engine.run(
+            sql,
+            rows=rows,
+            output_format=call.default_format,
+            database=call.database,
+            settings=self._settings(call),
+            parameters=call.parameters,
+        )
+
     def _settings(self, call: Call) -> dict[str, str]:
         if not self._read_only:
-            return dict(sorted(call.settings.items()))
+            # An insert is answered when it is stored, as long as nobody asks for something else.
+            return {"async_insert": "0", **dict(sorted(call.settings.items()))}
         own = self._limits.analyst_settings()
         for name in call.settings.keys() - ANALYST_SETTINGS - own.keys():
             raise EngineError(f"Code: 164. DB::Exception: Cannot modify '{name}' setting in readonly mode. (READONLY)")

@@ -50,26 +50,34 @@ class NotAllowed(Exception):
 class _Token(NamedTuple):
     kind: str
     text: str
+    end: int
 
 
 class Statement(NamedTuple):
-    """The first keyword (upper case, empty for none) and the output format named at the end, if any."""
+    """The first keyword (upper case, empty for none) and the format named at the end, if any.
+
+    Where the statement is an INSERT whose rows follow in that format: `source_at` is the place for a FROM INFILE
+    clause, `format_end` the end of the format's name; both are -1 otherwise.
+    """
 
     keyword: str
-    output_format: str | None
+    named_format: str | None
+    source_at: int = -1
+    format_end: int = -1
 
     @property
     def is_insert(self) -> bool:
-        """Whether rows may follow the statement."""
+        """Whether it stores rows and answers with none."""
         return self.keyword == "INSERT"
 
 
 def read_statement(sql: bytes) -> Statement:
     """Look at one statement. The rows of an INSERT are not looked at.
 
-    Raises `NotAllowed` where a second statement follows: the engine would run both and mix up their answers.
+    Raises `NotAllowed` where a second statement follows, because the engine would run both and mix up their answers,
+    and for INTO OUTFILE and FROM INFILE, which are for clients: here they would name files of the server.
     """
-    keyword, output_format, depth, ended, previous = "", None, 0, False, ""
+    keyword, named_format, source_at, depth, ended, previous = "", None, -1, 0, False, ""
     for token in _tokens(sql):
         word = token.text.upper() if token.kind == "word" else token.text
         if token.text == ";" and token.kind == "other":
@@ -77,33 +85,38 @@ def read_statement(sql: bytes) -> Statement:
             continue
         if ended:
             raise NotAllowed(62, "Syntax error (Multi-statements are not allowed): send one at a time", "SYNTAX_ERROR")
+        if word in ("INFILE", "OUTFILE"):
+            raise NotAllowed(62, f"Syntax error: {word} names a file of the client", "SYNTAX_ERROR")
         keyword = keyword or word
         depth += {"(": 1, ")": -1}.get(token.text if token.kind == "other" else "", 0)
-        if previous == "FORMAT" and token.kind == "word" and depth == 0:
-            output_format = token.text
-            if keyword == "INSERT":
+        if depth == 0 and keyword == "INSERT":
+            if previous == "FORMAT" and token.kind == "word":
+                return Statement(keyword, token.text, source_at, token.end)
+            if word in ("VALUES", "SELECT", "WITH", "WATCH"):
                 break
-        if keyword == "INSERT" and word == "VALUES" and depth == 0:
-            break
+            if word in ("SETTINGS", "FORMAT") and source_at < 0:
+                source_at = token.end - len(token.text)
+        elif depth == 0 and previous == "FORMAT" and token.kind == "word":
+            named_format = token.text
         previous = word if depth == 0 else ""
-    return Statement(keyword, output_format)
+    return Statement(keyword, named_format)
 
 
 def check_read_only(sql: bytes, table_functions: AbstractSet[str]) -> None:
     """Raise `NotAllowed` unless the statement only reads this database.
 
     `table_functions` are the engine's own, lower case. Stricter than need be: a name that reaches outside is refused
-    wherever it is called, and OUTFILE wherever it stands, because the engine would write that file itself.
+    wherever it stands. The engine's own read-only mode stands behind this check; it alone would let some of them by.
     """
     keyword = read_statement(sql).keyword
     if keyword not in READ_KEYWORDS:
         raise NotAllowed(164, f"Cannot execute {keyword or 'an empty'} query in readonly mode", "READONLY")
-    if re.search(rb"(?i)outfile|infile", sql):
-        raise NotAllowed(164, "INTO OUTFILE and FROM INFILE are not allowed in readonly mode", "READONLY")
     outside = table_functions - HARMLESS_TABLE_FUNCTIONS
     previous = ""
     for token in _tokens(sql):
         name = _bare(token).lower() if token.kind in ("word", "name") else ""
+        if token.kind == "word" and name in ("insert", "infile", "outfile"):
+            raise NotAllowed(164, f"{name.upper()} is not allowed in readonly mode", "READONLY")
         # A function can also be named without being called there: `APPLY(file)`, `arrayMap(file, …)`.
         if name in FORBIDDEN_FUNCTIONS or (token.text == "(" and previous in outside):
             raise NotAllowed(
@@ -127,4 +140,5 @@ def _tokens(sql: bytes) -> Iterator[_Token]:
     for match in _TOKEN.finditer(sql):
         kind = match.lastgroup or ""
         if kind != "blank":
-            yield _Token("text" if kind in ("heredoc", "tag") else kind, match[0].decode("utf-8", "replace"))
+            text = match[0].decode("utf-8", "replace")
+            yield _Token("text" if kind in ("heredoc", "tag") else kind, text, match.end())

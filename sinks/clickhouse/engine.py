@@ -7,9 +7,11 @@ of its answer in the session's buffer.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from sinks.clickhouse.client import EngineConnection, connect_engine, quoted_name, quoted_text
@@ -60,13 +62,16 @@ class Engine:
         self,
         statement: bytes,
         *,
+        rows: bytes | None = None,
         output_format: str = "TabSeparated",
         database: str = "default",
         settings: Mapping[str, str] | None = None,
         parameters: Mapping[str, str] | None = None,
     ) -> EngineResult:
-        """Run one statement, which may end in the rows of an INSERT. Raises `EngineError`.
+        """Run one statement. Raises `EngineError`.
 
+        `rows` of an INSERT go through a file, whose name takes the place of `{file}` in the statement: rows behind the
+        statement itself are cut at some semicolons by the engine, which takes them for the end of the statement.
         `settings` are set one after the other; `readonly` last, if it is among them.
         """
         key = SessionKey(database, tuple((settings or {}).items()))
@@ -75,7 +80,10 @@ class Engine:
                 raise EngineError(f"Code: 115. DB::Exception: Setting {name!r} is not a name. (UNKNOWN_SETTING)")
         session = self._take(key)
         try:
-            result = session.query(statement, output_format, params=dict(parameters or {}))
+            with _file_of(rows) as name:
+                if name:
+                    statement = statement.replace(b"{file}", quoted_text(name).encode(), 1)
+                result = session.query(statement, output_format, params=dict(parameters or {}))
             answer = EngineResult(
                 result.bytes() or b"",
                 int(result.elapsed() * 1e9),
@@ -122,3 +130,14 @@ class Engine:
             surplus = self._idle.pop(0)[1] if len(self._idle) > IDLE_SESSIONS_MAX else None
         if surplus is not None:
             surplus.close()
+
+
+@contextlib.contextmanager
+def _file_of(rows: bytes | None) -> Iterator[str]:
+    if rows is None:
+        yield ""
+        return
+    with tempfile.NamedTemporaryFile(prefix="rows-") as file:
+        file.write(rows)
+        file.flush()
+        yield file.name

@@ -18,9 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class RunningClickHouse(NamedTuple):
-    """A server process and its two addresses."""
+    """A server process, its directory and its two addresses."""
 
     process: subprocess.Popen[str]
+    path: Path
     url: str
     read_only_url: str
 
@@ -44,6 +45,7 @@ def start_clickhouse(path: Path, *, port: int = 0, read_only_port: int = 0, toke
     ready = json.loads(line)
     return RunningClickHouse(
         process,
+        path,
         f"http://127.0.0.1:{ready['port']}",
         f"http://127.0.0.1:{ready['read_only_port']}",
     )
