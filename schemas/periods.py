@@ -62,13 +62,23 @@ class Binding(BaseModel):
         return value
 
 
+class Customer(NamedTuple):
+    """Who pays for usage from `from_ms` on."""
+
+    from_ms: int
+    billing: Billing
+    stripe_customer: str
+
+
 class AccountState(BaseModel):
     """What the fold knows of one account: its bindings by effective date and the periods closed by a record.
 
-    No binding means calendar months (UTC) and an unmapped customer.
+    No binding means calendar months (UTC) and an unmapped customer. `customers` are kept apart from `bindings`,
+    because a customer may be named for usage that is already counted, and a period may not be cut there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bindings: tuple[Binding, ...] = ()
+    customers: tuple[Customer, ...] = ()
     closed_start_ms: tuple[int, ...] = ()

@@ -1,0 +1,64 @@
+"""The `tidemark` command. One module per kind of user: roles, developers (dev, emit, usage), operators.
+
+Imported by nobody; it may import everything. The invariant it keeps: an error of ours is one line that says the
+remedy, and an exit code that a script can act on (1 drift or failure, 2 bad input, 3 an operator must choose).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from pipeline.cli.develop import demo, dev, emit, key, usage
+from pipeline.cli.operate import account, catalog, close_period, doctor, quarantine, reconcile
+from pipeline.cli.roles import archive, gateway, router, sink, worker
+from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError
+
+EXIT_FAILURE = 1
+EXIT_INPUT = 2
+EXIT_OPERATOR = 3
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="tidemark")
+def cli() -> None:
+    """Usage metering with provable counts.
+
+    \b
+    Try it on this machine:   tidemark dev           (everything, no Docker)
+                              tidemark emit …        (in another terminal)
+                              tidemark usage …
+                              tidemark reconcile
+    Or watch it survive:      tidemark demo
+
+    Settings come from the environment (TIDEMARK_…); see docs/settings.md. While `tidemark dev` runs, commands
+    started in the same folder find it by themselves.
+    """
+
+
+for command in (
+    dev, demo, emit, usage, key, reconcile, quarantine, catalog, account, close_period, doctor,
+    worker, archive, router, gateway, sink,
+):  # fmt: skip
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The entry point: errors of ours become one line and an exit code."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_INPUT)
+    except click.Abort:
+        sys.exit(130)
+    except InvalidInput as error:
+        click.echo(f"tidemark: {error}", err=True)
+        sys.exit(EXIT_INPUT)
+    except OperatorNeeded as error:
+        click.echo(f"tidemark: an operator must choose: {error}", err=True)
+        sys.exit(EXIT_OPERATOR)
+    except TidemarkError as error:
+        click.echo(f"tidemark: {error}", err=True)
+        sys.exit(EXIT_FAILURE)

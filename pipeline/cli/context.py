@@ -1,0 +1,39 @@
+"""What commands share: settings that know a running `tidemark dev`, and running a coroutine to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.settings import Settings, load_settings
+
+T = TypeVar("T")
+
+
+def data_dir() -> Path:
+    """Where `dev` keeps its data: TIDEMARK_DATA_DIR, or .tidemark in this folder."""
+    return Path(os.environ.get("TIDEMARK_DATA_DIR", ".tidemark"))
+
+
+def running() -> dict[str, Any] | None:
+    """What a running `tidemark dev` wrote down for us, or None."""
+    from pipeline.dev import running_dev
+
+    return running_dev(data_dir())
+
+
+def settings() -> Settings:
+    """The settings of this command: the environment's, and where it says nothing, the running `dev`'s."""
+    found = running()
+    if found is not None:
+        for name, value in found["environment"].items():
+            os.environ.setdefault(name, value)
+    return load_settings()
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end."""
+    return asyncio.run(main)

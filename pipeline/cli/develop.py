@@ -1,0 +1,202 @@
+"""Commands of the application developer: dev, demo, emit, usage, key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+
+from pipeline.cli.context import data_dir, run, running, settings
+from schemas.errors import InvalidInput, Refused, Transient
+
+
+@click.command()
+@click.option("--kafka", is_flag=True, help="Start a real Apache Kafka broker instead of the embedded log.")
+@click.option("--port", default=8080, show_default=True, help="The gateway's port; 0 takes a free one.")
+@click.option("--clickhouse-port", default=8123, show_default=True, help="Read-only ClickHouse port; 0: a free one.")
+@click.option("--catalog", "catalog_path", type=click.Path(path_type=Path), help="A catalog file of your own.")
+@click.option("--workers", default=1, show_default=True, help="Worker processes (more than one needs --kafka).")
+def dev(kafka: bool, port: int, clickhouse_port: int, catalog_path: Path | None, workers: int) -> None:
+    """Run everything on this machine until ctrl-C. Data stays in .tidemark/.
+
+    Log, Valkey, the ClickHouse engine, a Stripe simulator and all roles; no Docker, nothing to install. Prints an
+    API key and where everything listens.
+    """
+    if workers > 1 and not kafka:
+        raise InvalidInput("--workers", "the embedded log has one reader per group; add --kafka")
+    run(_dev(kafka, port, clickhouse_port, catalog_path, workers))
+
+
+async def _dev(kafka: bool, port: int, clickhouse_port: int, catalog_path: Path | None, workers: int) -> None:
+    from pipeline.dev import Dev, DevOptions
+    from pipeline.roles import stop_event
+
+    folder = data_dir() / "kafka-shape" if kafka else data_dir()
+    options = DevOptions(folder, kafka, port, clickhouse_port, catalog=catalog_path, workers=workers)
+    stop = stop_event()
+    instance = Dev(options, lambda message: click.echo(f"  {message}"))
+    try:
+        await instance.start()
+        (data_dir() / "dev.json").write_text((folder / "dev.json").read_text())
+        click.echo(_welcome(instance))
+        stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({stopped, instance.supervisor.failure}, return_when=asyncio.FIRST_COMPLETED)
+        if instance.supervisor.failure.done():
+            instance.supervisor.failure.result()
+        click.echo("Stopping; the data stays in " + str(folder))
+    finally:
+        (data_dir() / "dev.json").unlink(missing_ok=True)
+        await instance.stop()
+
+
+def _welcome(instance: Any) -> str:
+    return f"""
+Tidemark is running.
+  Gateway             {instance.gateway_url}
+  API key (admin)     {instance.api_key}
+  ClickHouse (SQL)    {instance.clickhouse_read_only_url}  read-only; any ClickHouse client, or curl
+  Stripe simulator    {instance.stripe_url}
+  Log                 {instance.environment["TIDEMARK_LOG_URL"]}
+  Data and logs       {instance.data_dir}
+
+In another terminal:
+  export TIDEMARK_API_KEY={instance.api_key}
+  tidemark emit api.request --account acme --data '{{"method":"GET","region":"eu"}}'
+  tidemark usage --account acme
+Press ctrl-C to stop."""
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep the demo's data in this folder.")
+@click.option("--events", default=300_000, show_default=True, help="How many events to make at least.")
+@click.option("--kills", default=5, show_default=True, help="How often to kill -9 the worker at least.")
+def demo(as_json: bool, keep: Path | None, events: int, kills: int) -> None:
+    """Run an instrumented application against the whole pipeline, kill it, and prove the counts."""
+    from demo.run import run_demo
+
+    raise SystemExit(run(run_demo(as_json=as_json, keep=keep, events=events, kills=kills)))
+
+
+def _gateway() -> tuple[str, str]:
+    import os
+
+    found = running()
+    url = os.environ.get("TIDEMARK_GATEWAY_URL") or (found["gateway_url"] if found else "")
+    key_text = os.environ.get("TIDEMARK_API_KEY") or (found["api_key"] if found else "")
+    if not url:
+        raise InvalidInput(
+            "TIDEMARK_GATEWAY_URL", "is not set and no `tidemark dev` runs here; start it, or set the URL"
+        )
+    if not key_text:
+        raise InvalidInput("TIDEMARK_API_KEY", "is not set; `tidemark key create` prints one")
+    return url, key_text
+
+
+def _call(method: str, path: str, **arguments: Any) -> dict[str, Any]:
+    url, key_text = _gateway()
+    try:
+        answer = httpx.request(
+            method,
+            url + path,
+            headers={"authorization": f"Bearer {key_text}", **arguments.pop("headers", {})},
+            **arguments,
+        )
+    except httpx.HTTPError as error:
+        raise Transient(f"the gateway at {url} did not answer: {error}") from error
+    if answer.status_code in (401, 403):
+        raise Refused(answer.json()["error"]["message"])
+    document: dict[str, Any] = answer.json()
+    if answer.status_code >= 400 and "error" in document:
+        raise InvalidInput(document["error"].get("field", "request"), document["error"]["message"])
+    return document
+
+
+@click.command()
+@click.argument("event_type")
+@click.option("--account", required=True, help="The account the usage belongs to.")
+@click.option("--data", default="{}", help="The event's data as a JSON object.")
+@click.option("--id", "event_id", help="The operation's own id; the same id again is counted once. A UUID if unset.")
+@click.option("--time", "event_time", help="RFC 3339 time; now if unset.")
+def emit(event_type: str, account: str, data: str, event_id: str | None, event_time: str | None) -> None:
+    """Send one usage event through the gateway and print its answer.
+
+    \b
+    tidemark emit api.request --account acme --data '{"method":"GET","region":"eu"}'
+    """
+    import uuid
+
+    from aggregators.instants import format_instant_ms
+    from pipeline.clock import SystemClock
+
+    try:
+        body = json.loads(data)
+    except ValueError as error:
+        raise InvalidInput("--data", f"is not JSON: {error}") from error
+    event = {
+        "specversion": "1.0",
+        "id": event_id or str(uuid.uuid4()),
+        "source": "tidemark-cli",
+        "type": event_type,
+        "subject": account,
+        "time": event_time or format_instant_ms(SystemClock().now_ms()),
+        "data": body,
+    }
+    answer = _call(
+        "POST", "/v1/events", content=json.dumps(event), headers={"content-type": "application/cloudevents+json"}
+    )
+    click.echo(json.dumps(answer, indent=2))
+
+
+@click.command()
+@click.option("--account", help="One account; all of them if unset (then --meter is needed).")
+@click.option("--meter", help="One meter, from ClickHouse; without it the account's current period, live from Redis.")
+@click.option("--from", "from_", help="RFC 3339 instant on a whole hour (with --meter).")
+@click.option("--to", help="RFC 3339 instant on a whole hour (with --meter).")
+@click.option("--window", type=click.Choice(["hour", "day", "month"]), help="Cut the answer in time.")
+@click.option("--timezone", help="Time zone of the windows, such as Europe/Berlin.")
+@click.option("--group-by", help="Dimensions, separated by commas.")
+def usage(
+    account: str | None, meter: str | None, from_: str | None, to: str | None, window: str | None,
+    timezone: str | None, group_by: str | None,
+) -> None:  # fmt: skip
+    """Print usage as the gateway answers it.
+
+    \b
+    tidemark usage --account acme
+    tidemark usage --meter api_requests --from 2026-11-01T00:00:00Z --to 2026-12-01T00:00:00Z --window day
+    """
+    if meter is None:
+        if account is None:
+            raise InvalidInput("--account", "give an account, or a --meter")
+        click.echo(json.dumps(_call("GET", f"/v1/accounts/{account}/usage"), indent=2))
+        return
+    given = {
+        "meter": meter, "account": account, "from": from_, "to": to, "window": window,
+        "timezone": timezone, "group_by": group_by,
+    }  # fmt: skip
+    parameters = {name: value for name, value in given.items() if value is not None}
+    click.echo(json.dumps(_call("GET", "/v1/usage", params=parameters), indent=2))
+
+
+@click.group()
+def key() -> None:
+    """Make and revoke API keys."""
+
+
+@key.command("create")
+@click.option("--role", type=click.Choice(["ingest", "read", "admin"]), required=True)
+@click.option("--account", default=None, help="Restrict the key to one account.")
+def key_create(role: str, account: str | None) -> None:
+    """Print a new API key; only its hash is stored."""
+    from pipeline.api_keys import Role, create_key
+    from pipeline.clock import SystemClock
+
+    path = settings().api_keys
+    if path is None:
+        raise InvalidInput("TIDEMARK_API_KEYS", "is not set; name the file that holds the keys' hashes")
+    click.echo(create_key(path, Role(role), SystemClock(), account)[0])

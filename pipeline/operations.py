@@ -1,0 +1,177 @@
+"""What the operator's commands do, as functions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from aggregators.instants import format_instant_ms
+from aggregators.meters import definition_change
+from aggregators.partitioning import partition_of
+from aggregators.periods import period_at
+from pipeline.deployment import append_control
+from pipeline.settings import Settings
+from pipeline.stores import Base, apply_catalog, open_base, open_rollup_store, read_catalog
+from schemas.control import AccountRecord, CloseRecord
+from schemas.errors import InvalidInput
+from schemas.log import INBOX_TOPIC, REJECTED_TOPIC, Log, Record
+from schemas.meters import Catalog
+from schemas.periods import Binding
+
+READ_RECORDS_MAX = 1_000
+
+
+@contextlib.asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Base]:
+    base = await open_base(settings)
+    try:
+        yield base
+    finally:
+        await base.log.close()
+
+
+async def catalog_in_force(settings: Settings) -> Catalog | None:
+    """The catalog of partition 0's fence."""
+    store = open_rollup_store(settings)
+    try:
+        fence = await store.load_fence(0)
+        return fence.catalog if fence else None
+    finally:
+        await store.close()
+
+
+async def apply_catalog_file(settings: Settings, path: Path) -> str:
+    """Apply a catalog file. Raises `InvalidInput` where it does not go with the one in force."""
+    proposed = read_catalog(path)
+    held = await catalog_in_force(settings)
+    if held is not None:
+        change = definition_change(held, proposed)
+        if change:
+            raise InvalidInput(path.name, change)
+        if proposed.version <= held.version and proposed != held:
+            raise InvalidInput(f"{path.name}: version", f"must be above {held.version}, the version in force")
+    async with _opened(settings) as base:
+        await apply_catalog(base, proposed)
+    return f"catalog version {proposed.version} with {len(proposed.meters)} meters is in the log of every partition"
+
+
+async def bind_account(settings: Settings, account: str, binding: Binding) -> str:
+    """Write a binding into the account's partition."""
+    async with _opened(settings) as base:
+        partition = partition_of(account, base.genesis.partitions)
+        record = AccountRecord(account=account, binding=binding)
+        offset = await append_control(base.log, settings.secret_bytes(), partition, record)
+    return (
+        f"{account}: bound by record {offset} of partition {partition}; `tidemark account show` tells when it applies"
+    )
+
+
+async def show_account(settings: Settings, account: str) -> dict[str, object]:
+    """What the live view knows of an account."""
+    store = open_rollup_store(settings)
+    try:
+        async with _opened(settings) as base:
+            partition = partition_of(account, base.genesis.partitions)
+            state = await store.account(partition, account)
+            period = period_at(state, base.clock.now_ms())
+    finally:
+        await store.close()
+    return {
+        "account": account,
+        "partition": partition,
+        "current_period": {"start": format_instant_ms(period.start_ms), "end": format_instant_ms(period.end_ms)},
+        "bindings": [
+            {
+                "effective_from": format_instant_ms(each.effective_from_ms),
+                "anchor": format_instant_ms(each.anchor_ms),
+                "interval": f"{each.interval_count} {each.interval}",
+            }
+            for each in state.bindings
+        ],
+        "customers": [
+            {"from": format_instant_ms(each.from_ms), "billing": each.billing, "stripe_customer": each.stripe_customer}
+            for each in state.customers
+        ],
+        "closed_periods": [format_instant_ms(each) for each in state.closed_start_ms],
+    }
+
+
+async def close_account_period(settings: Settings, account: str, instant_ms: int) -> str:
+    """Write a close record into the account's partition."""
+    async with _opened(settings) as base:
+        partition = partition_of(account, base.genesis.partitions)
+        record = CloseRecord(account=account, instant_ms=instant_ms)
+        offset = await append_control(base.log, settings.secret_bytes(), partition, record)
+    return f"{account}: the period that contains {format_instant_ms(instant_ms)} is closed from record {offset} on"
+
+
+class QuarantineEntry(NamedTuple):
+    """One entry of `usage.rejected`; identity is (topic, partition, offset, place)."""
+
+    topic: str
+    partition: int
+    offset: int
+    place: int
+    reason: str
+    detail: str
+    log_time_ms: int
+    value: bytes
+    cut: bool
+
+    def text(self) -> str:
+        """The original bytes, as text for people."""
+        return self.value.decode("utf-8", "replace")
+
+    def as_json(self) -> dict[str, object]:
+        """For machines."""
+        return {**self._asdict(), "value": self.text()}
+
+
+def quarantine_entry(record: Record) -> QuarantineEntry:
+    """The entry of a record of `usage.rejected`."""
+    headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
+    return QuarantineEntry(
+        headers.get("tidemark-topic", headers.get("tidemark-source", "")),
+        int(headers.get("tidemark-partition", record.partition)),
+        int(headers.get("tidemark-offset", record.offset)),
+        int(headers.get("tidemark-index", 0)),
+        headers.get("tidemark-reason", ""),
+        headers.get("tidemark-detail", ""),
+        int(headers.get("tidemark-log-time-ms", record.timestamp_ms)),
+        record.value or b"",
+        "tidemark-cut-at-bytes" in headers,
+    )
+
+
+async def read_quarantine(log: Log, reason: str | None, limit: int) -> list[QuarantineEntry]:
+    """The newest `limit` entries, each position once, oldest first."""
+    found: dict[tuple[str, int, int, int], QuarantineEntry] = {}
+    for partition in range(await log.partition_count(REJECTED_TOPIC)):
+        bounds = await log.bounds(REJECTED_TOPIC, partition)
+        offset = bounds.first
+        while offset < bounds.next and (records := await log.read(REJECTED_TOPIC, partition, offset, READ_RECORDS_MAX)):
+            offset = records[-1].next_offset
+            for record in records:
+                entry = quarantine_entry(record)
+                if reason in (None, entry.reason):
+                    found[entry[:4]] = entry
+            while len(found) > 2 * limit:
+                del found[next(iter(found))]
+    return sorted(found.values(), key=lambda entry: (entry.log_time_ms, entry[:4]))[-limit:]
+
+
+async def quarantined(settings: Settings, reason: str | None, limit: int) -> list[QuarantineEntry]:
+    """`read_quarantine` on the deployment's log."""
+    async with _opened(settings) as base:
+        return await read_quarantine(base.log, reason, limit)
+
+
+async def redrive(settings: Settings, entries: Sequence[QuarantineEntry]) -> int:
+    """Append entries to `usage.inbox`; how many. Repeating it is harmless: an event is counted once."""
+    async with _opened(settings) as base:
+        count = await base.log.partition_count(INBOX_TOPIC)
+        for entry in entries:
+            await base.log.append(INBOX_TOPIC, entry.partition % count, entry.value)
+    return len(entries)
