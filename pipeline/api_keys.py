@@ -1,0 +1,196 @@
+"""API keys: who may write and read (I12). The file holds hashes only; a key is shown once, when it is made.
+
+The file has one JSON object per line: `id`, `role`, `account` (or null), `hash`, `created`. A key's text is
+`tm_<id>_<secret>`: the id finds the line, the secret (256 random bits) is compared in constant time. A plain BLAKE2b
+hash is enough, because nobody can guess 256 random bits.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hmac
+import json
+import logging
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aggregators.instants import format_instant_ms
+from schemas.clock import Clock
+from schemas.errors import InvalidInput
+from schemas.events import NAME_CHARACTERS_MAX
+
+KEYS_MAX: Final = 10_000
+FILE_BYTES_MAX: Final = 8 * 1024 * 1024
+SECRET_BYTES: Final = 32
+
+_KEY: Final = re.compile(r"tm_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+_NOBODY: Final = "0" * 64
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Role(StrEnum):
+    """What a key may do: send events, read usage, or both and more."""
+
+    INGEST = "ingest"
+    READ = "read"
+    ADMIN = "admin"
+
+
+class ApiKey(BaseModel):
+    """One key as it is stored. With an `account`, it may write and read that account only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(pattern=r"^[0-9a-f]{12}$")
+    role: Role
+    account: str | None = Field(default=None, min_length=1, max_length=NAME_CHARACTERS_MAX)
+    hash: str = Field(pattern=r"^[0-9a-f]{64}$")
+    created: str
+
+    def may(self, role: Role) -> bool:
+        """Whether this key has the role; `admin` has every one."""
+        return self.role in (role, Role.ADMIN)
+
+    def reaches(self, account: str) -> bool:
+        """Whether this key may touch that account."""
+        return self.account is None or self.account == account
+
+
+class Keys(Protocol):
+    """What the gateway asks about a request's credentials."""
+
+    def verify(self, key: str) -> ApiKey | None:
+        """The stored key this text proves, or None. Constant time in the secret; may stat a file."""
+        ...
+
+
+class KeyFile:
+    """The keys of a file, read again whenever it changes.
+
+    A file that is missing holds no keys. One that became unreadable or malformed keeps the keys of before in force
+    and is reported by `problem`, so that a slip of the editor does not lock every producer out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises `InvalidInput` where the file is malformed now."""
+        self._path = path
+        self._stamp: tuple[int, int, int] | None = None
+        self._keys: Mapping[str, ApiKey] = {}
+        self.problem = ""
+        self._reload()
+        if self.problem:
+            raise InvalidInput("TIDEMARK_API_KEYS", self.problem)
+
+    def verify(self, key: str) -> ApiKey | None:
+        """See `Keys`."""
+        self._reload()
+        shape = _KEY.fullmatch(key)
+        held = self._keys.get(shape[1]) if shape else None
+        # Compared even where there is nothing to compare with, so that the time tells nothing about ids.
+        proved = hmac.compare_digest(_hash(shape[2] if shape else ""), held.hash if held else _NOBODY)
+        return held if proved else None
+
+    def _reload(self) -> None:
+        try:
+            status = self._path.stat()
+            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        except FileNotFoundError:
+            stamp = (0, 0, 0)
+        except OSError as error:
+            self.problem = f"{self._path} cannot be read: {error.strerror}"
+            return
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._keys, self.problem = load_keys(self._path), ""
+        except InvalidInput as error:
+            self.problem = error.message
+            _log.error("%s; the keys read before stay in force", self.problem)
+
+
+def load_keys(path: Path) -> dict[str, ApiKey]:
+    """The keys by id; none where the file is missing. Raises `InvalidInput` naming the line that is wrong."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InvalidInput("api_keys", f"{path} cannot be read: {error.strerror}") from error
+    keys: dict[str, ApiKey] = {}
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            key = ApiKey.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise InvalidInput("api_keys", f"{path}, line {number}: {first['loc']}: {first['msg']}") from error
+        keys[key.id] = key
+    if len(content) > FILE_BYTES_MAX or len(keys) > KEYS_MAX:
+        raise InvalidInput("api_keys", f"{path} holds more than {KEYS_MAX} keys: revoke those not used any more")
+    return keys
+
+
+def create_key(path: Path, role: Role, clock: Clock, account: str | None = None) -> tuple[str, ApiKey]:
+    """Make a key and add its hash to the file (mode 0600, made if missing).
+
+    Returns the key's text, which is nowhere else and must be shown now, and what is stored of it.
+
+    Safe beside other processes that create or revoke. Raises `InvalidInput` where the account or the file is wrong.
+    """
+    key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(SECRET_BYTES)
+    try:
+        key = ApiKey(
+            id=key_id, role=role, account=account, hash=_hash(secret), created=format_instant_ms(clock.now_ms())
+        )
+    except ValidationError as error:
+        raise InvalidInput("account", f"must have 1 to {NAME_CHARACTERS_MAX} characters") from error
+    with _changing(path) as keys:
+        if len(keys) >= KEYS_MAX:
+            raise InvalidInput("api_keys", f"{path} holds {KEYS_MAX} keys: revoke those not used any more")
+        keys[key_id] = key
+    return f"tm_{key_id}_{secret}", key
+
+
+def revoke_key(path: Path, key_id: str) -> ApiKey:
+    """Take a key out of the file; running gateways notice with the next request. `InvalidInput` where there is none."""
+    with _changing(path) as keys:
+        if key_id not in keys:
+            raise InvalidInput("id", f"no key {key_id!r} in {path}; the ids are: {', '.join(keys) or '(none)'}")
+        return keys.pop(key_id)
+
+
+@contextmanager
+def _changing(path: Path) -> Iterator[dict[str, ApiKey]]:
+    """The file's keys to change; written whole into a new file that replaces the old one, so no reader sees half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        keys = load_keys(path)
+        yield keys
+        new = path.with_name(path.name + ".new")
+        descriptor = os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.writelines(json.dumps(key.model_dump(mode="json")) + "\n" for key in keys.values())
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        os.close(lock)
+
+
+def _hash(secret: str) -> str:
+    return blake2b(secret.encode(), digest_size=32, person=b"tidemark api key").hexdigest()

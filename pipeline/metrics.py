@@ -1,0 +1,111 @@
+"""Every metric of every role: its name, kind, labels and a sentence for the operator.
+
+Names are a `Literal`, so that a typo is a type error. A metric that is not in the table cannot be reported.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+MetricName = Literal[
+    "tidemark_gateway_events_total",
+    "tidemark_gateway_requests_total",
+    "tidemark_gateway_request_seconds",
+    "tidemark_gateway_pending_events",
+    "tidemark_gateway_pending_bytes",
+    "tidemark_gateway_append_failures_total",
+    "tidemark_gateway_append_events",
+    "tidemark_gateway_unkept_rejections_total",
+]
+
+
+class MetricSpec(NamedTuple):
+    """What a metric is. `sentence` is its help text; `buckets` are upper bounds, of histograms only."""
+
+    kind: Kind
+    sentence: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+METRICS: Final[dict[MetricName, MetricSpec]] = {
+    "tidemark_gateway_events_total": MetricSpec(
+        "counter",
+        "Events by what the gateway answered. `unknown` means the log did not confirm; the client sends them again.",
+        ("status", "reason"),
+    ),
+    "tidemark_gateway_requests_total": MetricSpec(
+        "counter", "Requests by route and HTTP status. 5xx: look at the log's and the stores' health.",
+        ("route", "status"),
+    ),
+    "tidemark_gateway_request_seconds": MetricSpec(
+        "histogram", "How long requests took, by route. Ingest is dominated by the log's durable append.",
+        ("route",), (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
+    ),
+    "tidemark_gateway_pending_events": MetricSpec(
+        "gauge", "Events accepted into the gateway and not yet durable. At its limit, requests get 503."
+    ),
+    "tidemark_gateway_pending_bytes": MetricSpec(
+        "gauge", "Bytes of those events."
+    ),
+    "tidemark_gateway_append_failures_total": MetricSpec(
+        "counter", "Appends the log did not confirm. Clients send those events again under the same ids."
+    ),
+    "tidemark_gateway_append_events": MetricSpec(
+        "histogram", "Events in one record written to the log. Small records are costly for the workers.",
+        (), (1, 3, 10, 30, 100, 300, 1000),
+    ),
+    "tidemark_gateway_unkept_rejections_total": MetricSpec(
+        "counter", "Rejected events that could not be kept in `usage.rejected`; only their sender still has them."
+    ),
+}  # fmt: skip
+
+
+class Metrics:
+    """The metrics of one process or one app, in a registry of its own, so that two apps never share counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._counters: dict[MetricName, Counter] = {}
+        self._gauges: dict[MetricName, Gauge] = {}
+        self._histograms: dict[MetricName, Histogram] = {}
+
+    def add(self, name: MetricName, amount: float = 1, **labels: str) -> None:
+        """Count up a counter."""
+        if name not in self._counters:
+            spec = self._spec(name, "counter")
+            self._counters[name] = Counter(name, spec.sentence, spec.labels, registry=self.registry)
+        counter = self._counters[name]
+        (counter.labels(**labels) if labels else counter).inc(amount)
+
+    def set(self, name: MetricName, value: float, **labels: str) -> None:
+        """Set a gauge."""
+        if name not in self._gauges:
+            spec = self._spec(name, "gauge")
+            self._gauges[name] = Gauge(name, spec.sentence, spec.labels, registry=self.registry)
+        gauge = self._gauges[name]
+        (gauge.labels(**labels) if labels else gauge).set(value)
+
+    def observe(self, name: MetricName, value: float, **labels: str) -> None:
+        """Add an observation to a histogram."""
+        if name not in self._histograms:
+            spec = self._spec(name, "histogram")
+            self._histograms[name] = Histogram(
+                name, spec.sentence, spec.labels, registry=self.registry, buckets=spec.buckets
+            )
+        histogram = self._histograms[name]
+        (histogram.labels(**labels) if labels else histogram).observe(value)
+
+    def render(self) -> tuple[bytes, str]:
+        """The exposition for Prometheus and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+    def _spec(self, name: MetricName, kind: Kind) -> MetricSpec:
+        spec = METRICS[name]
+        if spec.kind != kind:
+            raise TypeError(f"{name} is a {spec.kind}, not a {kind}")
+        return spec
