@@ -1,0 +1,83 @@
+"""`usage_hourly` against the recount, for arrival buckets that are closed, drained and archived."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from reconciler.causes import Cause, Pair
+from reconciler.compare import Difference, Range, differences
+from reconciler.recount import Recounter, Snapshot
+from reconciler.report import Findings, Row
+from reconciler.views import Snapshots, Views
+from schemas.analytics import RecountKey
+from schemas.clock import HOUR_MS
+from schemas.meters import Aggregation
+from schemas.periods import Period
+
+
+class Settled(NamedTuple):
+    """Arrival buckets before `before_ms` cannot change any more; `detail` says what holds back the others."""
+
+    before_ms: int
+    detail: str
+
+
+class CellsComparison:
+    """Compares `usage_hourly` and the recount. Memory grows with the cells of one partition."""
+
+    def __init__(self, views: Views, snapshots: Snapshots, findings: Findings, limits: Range) -> None:
+        self._views = views
+        self._recounter = Recounter(views.reader)
+        self._snapshots = snapshots
+        self._findings = findings
+        self._range = limits
+
+    async def run(self, snapshot: Snapshot) -> list[Difference[RecountKey]]:
+        """What differs on a partition; equal and unchecked cells go to the findings."""
+        settled = await self._settled(snapshot)
+        # The rows are read last: what is settled now is in them.
+        found = self._inside(await self._views.reader.hourly_cells(snapshot.partition))
+        expected = self._inside(await self._recounter.cells(snapshot, found))
+        for key in [key for key, value in expected.items() if not value and key not in found]:
+            # The fold writes no cell for an event that only repeats distinct values.
+            if self._aggregation(snapshot, key.meter) is Aggregation.UNIQUE:
+                del expected[key]
+        waiting = {key for key in expected.keys() | found.keys() if key.arrival_bucket_ms >= settled.before_ms}
+        if waiting:
+            row = Row(Pair.HOURLY, Cause.IN_FLIGHT, snapshot.partition, detail=settled.detail)
+            self._findings.add(row, len(waiting))
+        equal, differing = differences(
+            {key: value for key, value in expected.items() if key not in waiting},
+            {key: value for key, value in found.items() if key not in waiting},
+        )
+        self._findings.equal(Pair.HOURLY, equal)
+        return differing
+
+    def _inside(self, cells: Mapping[RecountKey, int]) -> dict[RecountKey, int]:
+        return {key: value for key, value in cells.items() if self._range.overlaps(Period(*key[2:4]))}
+
+    @staticmethod
+    def _aggregation(snapshot: Snapshot, slug: str) -> Aggregation | None:
+        meter = snapshot.history.definitions.get(slug)
+        return meter.aggregation if meter else None
+
+    async def _settled(self, snapshot: Snapshot) -> Settled:
+        """Log time has passed the bucket, nothing of it is dirty, and both drain and archive are beyond its end."""
+        fence = snapshot.fence
+        limits = [Settled(_hour(fence.log_time_ms), "the arrival bucket is still open: log time has not passed it")]
+        _, oldest_dirty = await self._views.store.dirty(snapshot.partition, 1)
+        if oldest_dirty:
+            bucket_ms = oldest_dirty[0].key.bucket_ms
+            limits.append(Settled(bucket_ms, "cells of the arrival bucket wait in Redis to be drained"))
+        drained = (await self._views.hourly.load_drained()).get(snapshot.partition)
+        drained_ms = _hour(drained.log_time_ms) if drained else 0
+        limits.append(Settled(drained_ms, "the drain to usage_hourly has not passed the arrival bucket"))
+        archived = await self._snapshots.archived(snapshot.partition, fence)
+        archived_ms = _hour(archived.log_time_ms) if archived else 0
+        limits.append(Settled(archived_ms, "the archive has not passed the arrival bucket"))
+        return min(limits)
+
+
+def _hour(instant_ms: int) -> int:
+    return instant_ms // HOUR_MS * HOUR_MS

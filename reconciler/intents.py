@@ -1,0 +1,81 @@
+"""Intents against the recount: what was told, or is to be told, to Stripe adds up to the totals (I10)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from reconciler.causes import Cause, Pair
+from reconciler.compare import Difference, Range, differences
+from reconciler.recount import Recounter, Snapshot, TotalName
+from reconciler.report import Findings, Row
+from reconciler.reports_index import ReportsIndex
+from reconciler.views import Behind, Snapshots, Views
+from schemas.rollup import Fence
+
+
+class Published(NamedTuple):
+    """Report buckets that end by `before_ms` are closed and their intents durable; `detail` says what comes later."""
+
+    before_ms: int
+    detail: str
+
+
+class IntentsComparison:
+    """Compares intents and the recount of a partition at the end of its last published report bucket."""
+
+    def __init__(
+        self, views: Views, snapshots: Snapshots, index: ReportsIndex, findings: Findings, limits: Range
+    ) -> None:
+        self._views = views
+        self._recounter = Recounter(views.reader)
+        self._snapshots = snapshots
+        self._index = index
+        self._findings = findings
+        self._range = limits
+
+    async def run(self, partition: int) -> tuple[Snapshot | None, list[Difference[TotalName]]]:
+        """The snapshot compared at (None where there is none) and what differs; the rest goes to the findings."""
+        fence, buckets = await self._views.store.report_buckets(partition)
+        # The topic is read after Redis: what Redis has let go of is in it.
+        await self._index.catch_up(partition)
+        if fence is None or fence.catalog is None:
+            return None, []
+        published = _published(fence, fence.catalog.policy.report_interval_ms, buckets)
+        snapshot = await self._snapshots.at(partition, fence)
+        if isinstance(snapshot, Behind):
+            row = Row(Pair.INTENTS, Cause.IN_FLIGHT, partition, detail=snapshot.detail)
+            self._findings.add(row, len({told.total for told in self._index.told(partition)}))
+            return None, []
+        found: dict[TotalName, int] = {}
+        for told in self._index.told(partition):
+            intent = told.intent
+            ours = (intent.log_id, intent.livemode, intent.stripe_account) == (
+                fence.log_id, fence.livemode, fence.stripe_account,
+            )  # fmt: skip
+            if ours and intent.bucket_end_ms <= published.before_ms and self._range.overlaps(told.total[2]):
+                found[told.total] = found.get(told.total, 0) + intent.delta_minor
+        expected = await self._recounter.reported(snapshot, published.before_ms, found)
+        await self._waiting(snapshot, published, expected)
+        # A total that did not change has no intent, so that 0 and nothing are the same here.
+        equal, differing = differences(
+            {key: value for key, value in expected.items() if value and self._range.overlaps(key[2])},
+            {key: value for key, value in found.items() if value},
+        )
+        self._findings.equal(Pair.INTENTS, equal)
+        return snapshot, differing
+
+    async def _waiting(self, snapshot: Snapshot, published: Published, expected: dict[TotalName, int]) -> None:
+        now = await self._recounter.reported(snapshot, snapshot.fence.log_time_ms + 1, expected)
+        waiting = [key for key, value in now.items() if value != expected.get(key, 0) and self._range.overlaps(key[2])]
+        if waiting:
+            row = Row(Pair.INTENTS, Cause.IN_FLIGHT, snapshot.partition, detail=published.detail)
+            self._findings.add(row, len(waiting))
+
+
+def _published(fence: Fence, interval_ms: int, buckets: list[int]) -> Published:
+    closed = Published(
+        fence.log_time_ms // interval_ms * interval_ms, "the report bucket is still open: log time has not passed it"
+    )
+    if buckets and buckets[0] < closed.before_ms:
+        return Published(buckets[0], "a closed report bucket waits in Redis for its intents to be published")
+    return closed

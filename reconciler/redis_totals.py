@@ -1,0 +1,120 @@
+"""Redis totals against the recount, in chunks of accounts, each at the fence it was read with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from aggregators.fields import parse_value
+from reconciler.causes import Cause, Pair
+from reconciler.compare import Difference, Range, differences
+from reconciler.recount import Recounter, Snapshot, TotalName
+from reconciler.report import Findings, Row
+from reconciler.views import Behind, ReconcilePolicy, Snapshots, Views
+from schemas.errors import OperatorNeeded
+from schemas.periods import Period
+from schemas.rollup import Fence, TotalKey
+
+# How often totals that appear while a chunk is compared are asked for once more.
+ROUNDS_MAX: Final = 3
+
+
+class TotalsComparison:
+    """Compares Redis and the recount. Memory grows with the totals of one partition."""
+
+    def __init__(
+        self, views: Views, policy: ReconcilePolicy, snapshots: Snapshots, findings: Findings, limits: Range
+    ) -> None:
+        self._store = views.store
+        self._recounter = Recounter(views.reader)
+        self._policy = policy
+        self._snapshots = snapshots
+        self._findings = findings
+        self._range = limits
+
+    async def run(self, snapshot: Snapshot) -> list[Difference[TotalName]]:
+        """What differs on a partition; equal and unchecked values go to the findings."""
+        base = await self._recounter.totals(snapshot)
+        keys = await self._walked(snapshot.partition)
+        keys |= {TotalKey(account, *period) for account, _, period in base}
+        chosen = sorted(key for key in keys if self._range.overlaps(Period(*key[1:])))
+        differing: list[Difference[TotalName]] = []
+        for chunk in _chunks(chosen, self._policy.totals_per_read):
+            differing += await self._compare(snapshot, base, chunk)
+        return differing
+
+    async def _walked(self, partition: int) -> set[TotalKey]:
+        cursor, keys = await self._store.total_keys(partition, 0, self._policy.totals_per_read)
+        walked = set(keys)
+        while cursor:
+            cursor, keys = await self._store.total_keys(partition, cursor, self._policy.totals_per_read)
+            walked.update(keys)
+        return walked
+
+    async def _compare(
+        self, snapshot: Snapshot, base: Mapping[TotalName, int], keys: Sequence[TotalKey]
+    ) -> list[Difference[TotalName]]:
+        """Compare some accounts at the fence that Redis answers with; totals that appeared meanwhile are read again."""
+        asked = set(keys)
+        accounts = frozenset(key.account for key in keys)
+        for _ in range(ROUNDS_MAX):
+            fence, held = await self._store.account_totals(snapshot.partition, sorted(asked))
+            at = await self._snapshots.at(snapshot.partition, _same_log(snapshot, fence))
+            found = {
+                (key.account, meter, Period(*key[1:])): parse_value(text).minor
+                for key, fields in held.items()
+                for meter, text in fields.items()
+            }
+            if isinstance(at, Behind):
+                self._unread(snapshot, len(found), at.detail)
+                return []
+            expected = await self._expected(snapshot, at, base, accounts, found)
+            appeared = {TotalKey(account, *period) for account, _, period in expected} - asked
+            if not appeared:
+                equal, differing = differences(expected, found)
+                self._findings.equal(Pair.REDIS, equal)
+                return differing
+            asked |= appeared
+        self._unread(snapshot, len(asked), f"new periods of {len(accounts)} accounts kept appearing")
+        return []
+
+    async def _expected(
+        self,
+        snapshot: Snapshot,
+        at: Snapshot,
+        base: Mapping[TotalName, int],
+        accounts: frozenset[str],
+        found: Mapping[TotalName, int],
+    ) -> dict[TotalName, int]:
+        if at.fence.next_offset == snapshot.fence.next_offset:
+            counted = {key: value for key, value in base.items() if key[0] in accounts}
+        else:
+            counted = await self._recounter.totals(at, accounts)
+        # Where the range leaves out some of an account's periods, only the others were read from Redis.
+        recounted = await self._recounter.totals_again(at, self._inside(counted), found)
+        return self._inside(recounted)
+
+    def _inside(self, counted: Mapping[TotalName, int]) -> dict[TotalName, int]:
+        return {key: value for key, value in counted.items() if self._range.overlaps(key[2])}
+
+    def _unread(self, snapshot: Snapshot, values: int, detail: str) -> None:
+        self._findings.add(Row(Pair.REDIS, Cause.IN_FLIGHT, snapshot.partition, detail=detail), values)
+
+
+def _same_log(snapshot: Snapshot, fence: Fence | None) -> Fence:
+    if fence is None or fence.log_id != snapshot.fence.log_id or fence.next_offset < snapshot.fence.next_offset:
+        raise OperatorNeeded(
+            f"partition {snapshot.partition}: Redis was emptied, restored or rebuilt while it was read; run again"
+        )
+    return fence
+
+
+def _chunks(keys: Sequence[TotalKey], keys_max: int) -> Iterator[list[TotalKey]]:
+    """Whole accounts, up to `keys_max` keys (more where one account alone has more)."""
+    chunk: list[TotalKey] = []
+    for index, key in enumerate(keys):
+        chunk.append(key)
+        ends_account = index + 1 == len(keys) or keys[index + 1].account != key.account
+        if ends_account and (len(chunk) >= keys_max or index + 1 == len(keys)):
+            yield chunk
+            chunk = []

@@ -1,0 +1,180 @@
+"""The result of a reconciliation: rows with a cause, counts per pair of views, a verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import msgspec
+
+from reconciler.causes import Cause, Pair, Verdict
+from schemas.periods import Period
+
+ROWS_MAX: Final = 10_000
+
+
+class Row(NamedTuple):
+    """One difference, or one part that was not compared.
+
+    `expected` and `found` are exact decimal texts in the meter's unit, empty where a side has nothing or was not read.
+    `hour_ms` is set where the aggregation is additive. `detail` is for people and names the remedy where it is not
+    the cause's own.
+    """
+
+    pair: Pair
+    cause: Cause
+    partition: int | None = None
+    account: str = ""
+    meter: str = ""
+    period: Period | None = None
+    hour_ms: int | None = None
+    dimensions: str = ""
+    stripe_customer: str = ""
+    expected: str = ""
+    found: str = ""
+    detail: str = ""
+
+
+class Summary(NamedTuple):
+    """Values of one pair of views: `compared` = `equal` + `differing`; `unchecked` were not (in flight too)."""
+
+    pair: Pair
+    compared: int = 0
+    equal: int = 0
+    differing: int = 0
+    unchecked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a reconciliation found. `rows` holds at most `ROWS_MAX`; `rows_left_off` says how many more there are,
+    `causes` counts all of them. `[from_ms, to_ms)` is the range asked for, None where it is open."""
+
+    rows: tuple[Row, ...]
+    rows_left_off: int
+    summaries: tuple[Summary, ...]
+    causes: Mapping[tuple[Pair, Cause], int]
+    started_at_ms: int
+    from_ms: int | None = None
+    to_ms: int | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Drift wins over incomplete, incomplete over equal."""
+        if self.differences:
+            return Verdict.DRIFT
+        if any(cause.is_open for _, cause in self.causes):
+            return Verdict.INCOMPLETE
+        return Verdict.EQUAL
+
+    @property
+    def differences(self) -> int:
+        """How many rows are drift."""
+        return sum(count for (_, cause), count in self.causes.items() if cause.is_drift)
+
+
+class Findings:
+    """Collects rows while a reconciliation runs; bounded, and counts what it does not keep."""
+
+    def __init__(self, rows_max: int = ROWS_MAX) -> None:
+        self._rows_max = rows_max
+        self._rows: list[Row] = []
+        self._causes: Counter[tuple[Pair, Cause]] = Counter()
+        self._equal: Counter[Pair] = Counter()
+        self._differing: Counter[Pair] = Counter()
+        self._unchecked: Counter[Pair] = Counter()
+
+    def equal(self, pair: Pair, values: int) -> None:
+        """So many values were compared and are equal."""
+        self._equal[pair] += values
+
+    def add(self, row: Row, values: int = 1) -> None:
+        """A row about so many values."""
+        self._causes[row.pair, row.cause] += 1
+        if row.cause.is_open:
+            self._unchecked[row.pair] += values
+        elif row.cause.is_drift:
+            self._differing[row.pair] += values
+        # What is drift must be seen even where what is in flight would fill the report.
+        if len(self._rows) < self._rows_max:
+            self._rows.append(row)
+        elif row.cause.is_drift:
+            open_row = next((at for at, held in enumerate(self._rows) if not held.cause.is_drift), None)
+            if open_row is not None:
+                self._rows[open_row] = row
+
+    def report(self, started_at_ms: int, from_ms: int | None, to_ms: int | None) -> Report:
+        """The finished report: drift first."""
+        summaries = tuple(
+            Summary(
+                pair,
+                self._equal[pair] + self._differing[pair],
+                self._equal[pair],
+                self._differing[pair],
+                self._unchecked[pair],
+            )
+            for pair in Pair
+        )
+        rows = sorted(self._rows, key=lambda row: (not row.cause.is_drift, row.cause.is_open))
+        left_off = self._causes.total() - len(rows)
+        return Report(tuple(rows), left_off, summaries, dict(self._causes), started_at_ms, from_ms, to_ms)
+
+
+class GaugeKey(NamedTuple):
+    """A gauge and its labels, as prometheus-client takes them."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+
+
+def gauge_values(report: Report) -> dict[GaugeKey, int]:
+    """Every gauge of a report, zeros included, so that an alarm is cleared by the next good run.
+
+    `tidemark_reconcile_rows{pair,cause}`: rows of that cause. `tidemark_reconcile_values{pair,state}`: values that
+    are equal, differing or unchecked. `tidemark_reconcile_verdict{verdict}`: 1 for the verdict, 0 for the others.
+    `tidemark_reconcile_started_at_seconds`: when it began, Unix time.
+    """
+    values: dict[GaugeKey, int] = {}
+    for pair in Pair:
+        for cause in Cause:
+            labels = (("pair", pair.name.lower()), ("cause", cause.value))
+            values[GaugeKey("tidemark_reconcile_rows", labels)] = report.causes.get((pair, cause), 0)
+    for summary in report.summaries:
+        for state in ("equal", "differing", "unchecked"):
+            labels = (("pair", summary.pair.name.lower()), ("state", state))
+            values[GaugeKey("tidemark_reconcile_values", labels)] = int(getattr(summary, state))
+    for verdict in Verdict:
+        key = GaugeKey("tidemark_reconcile_verdict", (("verdict", verdict.value),))
+        values[key] = int(report.verdict is verdict)
+    values[GaugeKey("tidemark_reconcile_started_at_seconds", ())] = report.started_at_ms // 1000
+    return values
+
+
+def to_json(report: Report) -> str:
+    """The report as one JSON object: verdict, differences, range, summaries by pair, rows by field name."""
+    body = {
+        "verdict": report.verdict,
+        "differences": report.differences,
+        "started_at_ms": report.started_at_ms,
+        "from_ms": report.from_ms,
+        "to_ms": report.to_ms,
+        "summaries": [
+            {**summary._asdict(), "pair": summary.pair.name.lower(), "views": summary.pair.value}
+            for summary in report.summaries
+        ],
+        "rows": [_row_fields(row) for row in report.rows],
+        "rows_left_off": report.rows_left_off,
+    }
+    return msgspec.json.encode(body).decode()
+
+
+def _row_fields(row: Row) -> dict[str, object]:
+    fields = {**row._asdict(), "pair": row.pair.name.lower(), "cause": row.cause.value}
+    del fields["period"]
+    return {
+        **fields,
+        "period_start_ms": row.period.start_ms if row.period else None,
+        "period_end_ms": row.period.end_ms if row.period else None,
+    }

@@ -1,0 +1,259 @@
+"""Runs one reconciliation over all partitions while traffic goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from reconciler.causes import ARCHIVE_HAS_MORE, ARCHIVE_LACKS, Cause, Pair, direction
+from reconciler.compare import Difference, Odd, Range, exact_text
+from reconciler.history import History
+from reconciler.hourly_cells import CellsComparison
+from reconciler.intents import IntentsComparison
+from reconciler.recount import Snapshot, TotalName
+from reconciler.redis_totals import TotalsComparison
+from reconciler.report import Findings, Report, Row
+from reconciler.reports_index import ReportsIndex
+from reconciler.stripe_sums import StripeComparison
+from reconciler.views import Behind, EventCounts, ReconcilePolicy, Snapshots, Views, attempted
+from schemas.analytics import RecountKey
+from schemas.clock import Clock
+from schemas.log import EVENTS_TOPIC
+from schemas.periods import Billing, Period
+from schemas.rollup import Fence
+
+DEFAULT_POLICY: Final = ReconcilePolicy()
+
+
+async def reconcile(
+    views: Views,
+    clock: Clock,
+    *,
+    from_ms: int | None = None,
+    to_ms: int | None = None,
+    policy: ReconcilePolicy = DEFAULT_POLICY,
+) -> Report:
+    """Compare all views for the periods that overlap `[from_ms, to_ms)`; None is open. Only reads.
+
+    A view that does not answer becomes an `unchecked` row, so this raises `Transient` only where the log does not
+    even say how many partitions there are. Takes memory in proportion to the cells of one partition and to
+    `billing.reports`, and up to `archive_wait_s` for each partition whose archive is behind.
+    """
+    run = _Run(views, clock, policy, Range(from_ms, to_ms))
+    started_at_ms = clock.now_ms()
+    partitions = range(await views.log.partition_count(EVENTS_TOPIC))
+    for partition in partitions:
+        await run.partition(partition)
+    await run.everywhere(partitions)
+    return run.findings.report(started_at_ms, from_ms, to_ms)
+
+
+class _Run:
+    """One reconciliation; lives for one call."""
+
+    def __init__(self, views: Views, clock: Clock, policy: ReconcilePolicy, limits: Range) -> None:
+        self.views = views
+        self.clock = clock
+        self.policy = policy
+        self.range = limits
+        self.findings = Findings(policy.rows_max)
+        self.snapshots = Snapshots(views.reader, clock, policy.archive_wait_s)
+        self.index = ReportsIndex(views.log, policy.reports_max)
+        self.unread_reports: list[int] = []
+
+    async def partition(self, partition: int) -> None:
+        """Everything that concerns one partition alone."""
+        fence = await attempted(self.findings, Pair.REDIS, partition, self.views.store.load_fence(partition))
+        if fence is None:
+            detail = "Redis has no fence: the rollup has not started here, or Redis was emptied (`tidemark doctor`)"
+            self.findings.add(Row(Pair.REDIS, Cause.UNCHECKED, partition, detail=detail))
+        snapshot: Snapshot | Behind | None = None
+        if fence is not None:
+            self._conserved(partition, fence)
+            snapshot = await attempted(self.findings, Pair.REDIS, partition, self.snapshots.at(partition, fence))
+        totals: list[Difference[TotalName]] = []
+        cells: list[Difference[RecountKey]] = []
+        if isinstance(snapshot, Behind):
+            for pair in (Pair.REDIS, Pair.HOURLY):
+                self.findings.add(Row(pair, Cause.IN_FLIGHT, partition, detail=snapshot.detail))
+        elif snapshot is not None:
+            totals, cells = await self._counted(snapshot)
+        odd = _odd(totals, cells)
+        if isinstance(snapshot, Snapshot):
+            surplus = await attempted(self.findings, Pair.COUNTERS, partition, self._archived(snapshot))
+            odd = odd.with_surplus(surplus or 0, totals)
+            self._total_rows(Pair.REDIS, snapshot, totals, odd)
+            self._cell_rows(snapshot, cells, odd)
+        await self._intents(partition, odd)
+
+    async def _counted(self, snapshot: Snapshot) -> tuple[list[Difference[TotalName]], list[Difference[RecountKey]]]:
+        totals = TotalsComparison(self.views, self.policy, self.snapshots, self.findings, self.range)
+        cells = CellsComparison(self.views, self.snapshots, self.findings, self.range)
+        partition = snapshot.partition
+        return (
+            await attempted(self.findings, Pair.REDIS, partition, totals.run(snapshot)) or [],
+            await attempted(self.findings, Pair.HOURLY, partition, cells.run(snapshot)) or [],
+        )
+
+    async def _intents(self, partition: int, odd: Odd) -> None:
+        comparison = IntentsComparison(self.views, self.snapshots, self.index, self.findings, self.range)
+        compared = await attempted(self.findings, Pair.INTENTS, partition, comparison.run(partition))
+        if compared is None:
+            self.unread_reports.append(partition)
+            return
+        snapshot, differing = compared
+        if snapshot is not None:
+            self._total_rows(Pair.INTENTS, snapshot, differing, odd)
+        self._unsent(partition, snapshot.history if snapshot else None)
+
+    async def everywhere(self, partitions: Iterable[int]) -> None:
+        """What concerns all partitions together: Stripe's sums and conflicting payloads."""
+        if self.unread_reports:
+            detail = f"billing.reports was not read on partitions {', '.join(map(str, self.unread_reports))}"
+            self.findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail))
+        else:
+            comparison = StripeComparison(self.views, self.policy, self.clock, self.index, self.findings, self.range)
+            await attempted(self.findings, Pair.STRIPE, None, comparison.run(partitions))
+        conflicts = await attempted(self.findings, Pair.DUPLICATES, None, self.views.reader.conflicts())
+        for account, event_id, count in conflicts or ():
+            detail = f"event {event_id} came {count} more times with another payload; the first was counted"
+            self.findings.add(Row(Pair.DUPLICATES, Cause.CONFLICT, account=account, detail=detail))
+
+    def _conserved(self, partition: int, fence: Fence) -> None:
+        """I1 at the fence."""
+        counters = fence.counters
+        if counters.conserved:
+            self.findings.equal(Pair.COUNTERS, 1)
+            return
+        told = sum(counters[1:])
+        row = Row(
+            Pair.COUNTERS, direction(counters.received, told), partition,
+            expected=str(counters.received), found=str(told),
+            detail=f"received is not the sum of the others: {', '.join(map('='.join, _named(fence)))}",
+        )  # fmt: skip
+        self.findings.add(row)
+
+    async def _archived(self, snapshot: Snapshot) -> int:
+        """Every event that the rollup counted, or took as unmetered, is archived, and no other. How many too many."""
+        reader = self.views.reader
+        if not isinstance(reader, EventCounts):
+            return 0
+        counters = snapshot.fence.counters
+        accepted = counters.counted + counters.unmetered
+        archived = await reader.archived_events(snapshot.partition, snapshot.before_position)
+        if archived == accepted:
+            self.findings.equal(Pair.COUNTERS, 1)
+            return 0
+        detail = ARCHIVE_LACKS if archived < accepted else ARCHIVE_HAS_MORE
+        row = Row(
+            Pair.COUNTERS, direction(accepted, archived), snapshot.partition,
+            expected=str(accepted), found=str(archived), detail=f"events counted and unmetered; {detail}",
+        )  # fmt: skip
+        self.findings.add(row)
+        return archived - accepted
+
+    def _total_rows(self, pair: Pair, snapshot: Snapshot, differing: Iterable[Difference[TotalName]], odd: Odd) -> None:
+        for each in differing:
+            account, slug, period = each.key
+            cause, detail = _cause(each, "Redis" if pair is Pair.REDIS else "the intents", odd.holds(*each.key))
+            scale = _scale(snapshot.history, slug)
+            row = Row(
+                pair, cause, snapshot.partition, account, slug, period,
+                expected=exact_text(each.expected, scale), found=exact_text(each.found, scale), detail=detail,
+            )  # fmt: skip
+            self.findings.add(row)
+
+    def _cell_rows(self, snapshot: Snapshot, differing: Iterable[Difference[RecountKey]], odd: Odd) -> None:
+        """One row per cell of additive meters; one per period for the others, whose cells do not add up."""
+        periods: dict[TotalName, list[Difference[RecountKey]]] = {}
+        for each in differing:
+            key = each.key
+            meter = snapshot.history.definitions.get(key.meter)
+            if meter is not None and not meter.aggregation.additive:
+                periods.setdefault(_total_of(key), []).append(each)
+            else:
+                self._cell_row(snapshot, each, odd, "")
+        for cells in periods.values():
+            self._cell_row(snapshot, cells[0], odd, f"{len(cells)} cells of the period differ, this is one: ")
+
+    def _cell_row(self, snapshot: Snapshot, each: Difference[RecountKey], odd: Odd, several: str) -> None:
+        key = each.key
+        name = _total_of(key)
+        cause, detail = _cause(each, "usage_hourly", odd.holds(*name))
+        scale = _scale(snapshot.history, key.meter)
+        row = Row(
+            Pair.HOURLY, cause, snapshot.partition, key.account, key.meter, name[2],
+            None if several else key.hour_ms,
+            "" if key.dimensions == "{}" else key.dimensions,
+            expected=exact_text(each.expected, scale), found=exact_text(each.found, scale), detail=several + detail,
+        )  # fmt: skip
+        self.findings.add(row)
+
+    def _unsent(self, partition: int, history: History | None) -> None:
+        """Intents without an outcome: waiting for a customer, or on their way."""
+        waiting: dict[tuple[Cause, TotalName], tuple[int, int]] = {}
+        scales: dict[TotalName, int] = {}
+        for told in self.index.told(partition):
+            if told.outcome is not None or not self.range.overlaps(told.total[2]):
+                continue
+            cause = Cause.IN_FLIGHT
+            if (
+                told.attempt is None
+                and history
+                and _billing(history, told.intent.account, told.total[2]) is Billing.UNMAPPED
+            ):
+                cause = Cause.UNKNOWN_CUSTOMER
+            count, minor = waiting.get((cause, told.total), (0, 0))
+            waiting[cause, told.total] = (count + 1, minor + told.intent.delta_minor)
+            scales[told.total] = told.intent.scale
+        for (cause, name), (count, minor) in waiting.items():
+            what = "the account has no Stripe customer" if cause is Cause.UNKNOWN_CUSTOMER else "not settled yet"
+            account, meter, period = name
+            row = Row(
+                Pair.STRIPE, cause, partition, account, meter, period,
+                expected=exact_text(minor, scales[name]), detail=f"{count} intents wait: {what}",
+            )  # fmt: skip
+            self.findings.add(row)
+
+
+def _odd(totals: Iterable[Difference[TotalName]], cells: Iterable[Difference[RecountKey]]) -> Odd:
+    """Totals that differ while cells of the same period differ to the same side."""
+    sides: dict[TotalName, int] = {}
+    for cell in cells:
+        name = _total_of(cell.key)
+        sides[name] = sides.get(name, 0) + (cell.found or 0) - (cell.expected or 0)
+    agreeing = set()
+    for each in totals:
+        off = (each.found or 0) - (each.expected or 0)
+        if each.key in sides and (off > 0) == (sides[each.key] > 0):
+            agreeing.add(each.key)
+    return Odd(frozenset(agreeing))
+
+
+def _cause(each: Difference[TotalName] | Difference[RecountKey], view: str, archive_is_odd: bool) -> tuple[Cause, str]:
+    cause = direction(each.expected, each.found)
+    if not archive_is_odd:
+        return cause, f"{'missing' if cause is Cause.MISSING else 'extra'} in {view}"
+    return (Cause.EXTRA, ARCHIVE_HAS_MORE) if cause is Cause.MISSING else (Cause.MISSING, ARCHIVE_LACKS)
+
+
+def _billing(history: History, account: str, period: Period) -> Billing:
+    """Who pays at the period's end, as the last control record says."""
+    known = history.accounts.get(account)
+    binding = known.binding_at(period.end_ms - 1) if known else None
+    if binding is None or (binding.billing is Billing.MAPPED and not binding.stripe_customer):
+        return Billing.UNMAPPED
+    return binding.billing
+
+
+def _total_of(key: RecountKey) -> TotalName:
+    return key.account, key.meter, Period(key.period_start_ms, key.period_end_ms)
+
+
+def _scale(history: History, slug: str) -> int:
+    meter = history.definitions.get(slug)
+    return meter.scale if meter else 0
+
+
+def _named(fence: Fence) -> list[tuple[str, str]]:
+    return [(name, str(value)) for name, value in fence.counters._asdict().items()]

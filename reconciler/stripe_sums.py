@@ -1,0 +1,264 @@
+"""Stripe's own sums against what was sent, per meter, customer and period.
+
+Several accounts may share a customer and be cut differently, so Stripe's sum over a period can hold meter events of
+another account's period. What is expected is therefore counted by the instants that were sent, not by the intents'
+periods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal, localcontext
+from typing import Final, NamedTuple
+
+from reconciler.causes import Cause, Pair
+from reconciler.compare import Range, exact_text
+from reconciler.report import Findings, Row
+from reconciler.reports_index import ReportsIndex, Told
+from reconciler.views import ReconcilePolicy, Views
+from schemas.clock import DAY_MS, SECOND_MS, Clock
+from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
+from schemas.periods import Period
+from schemas.reports import MeterSummary, OutcomeStatus, StripeMeters
+from schemas.sink import Rejection
+
+# Amounts of meters of any scale are added up as whole numbers of 10^-12, the finest scale a meter may have.
+SCALE_MAX: Final = 12
+# A double has 53 bits. Stripe adds in doubles, so its last three bits prove nothing; while the amounts together are
+# below 2^50 minor units, a single minor unit is still seen.
+DOUBLE_BITS: Final = 50
+REJECTIONS_DAYS: Final = 30
+TRIES_MAX: Final = 3
+
+
+class Sum(NamedTuple):
+    """One question to Stripe."""
+
+    event_name: str
+    stripe_customer: str
+    period: Period
+
+
+class Bounds(NamedTuple):
+    """What Stripe must show, in units of 10^-12: `accepted`, and how far down and up from it what is not settled,
+    or was accepted a moment ago, may still move it. `gross` adds up the amounts without their signs."""
+
+    accepted: int
+    lowest: int
+    highest: int
+    gross: int
+    identifiers: frozenset[str]
+    accounts: frozenset[str]
+
+
+class Answer(NamedTuple):
+    """Stripe's answer, or None and why there is none."""
+
+    summary: MeterSummary | None
+    unread: str = ""
+
+
+class StripeComparison:
+    """Compares all partitions at once, because a customer's accounts live on several."""
+
+    def __init__(
+        self,
+        views: Views,
+        policy: ReconcilePolicy,
+        clock: Clock,
+        index: ReportsIndex,
+        findings: Findings,
+        limits: Range,
+    ) -> None:
+        self._views = views
+        self._policy = policy
+        self._clock = clock
+        self._index = index
+        self._findings = findings
+        self._range = limits
+
+    async def run(self, partitions: Iterable[int]) -> None:
+        """Compare. Raises `Transient`, `Refused` or `OperatorNeeded` where nothing could be compared at all."""
+        meters = self._views.stripe
+        if meters is None:
+            self._unread("no Stripe key is set: TIDEMARK_STRIPE_API_KEY")
+            return
+        livemode, account = await meters.identity()
+        sums = {key: None for told in self._ours(livemode, account) for key in self._questions(told)}
+        asked_at_ms = self._clock.now_ms()
+        answers = await self._read(meters, list(sums))
+        # Whatever was sent while Stripe was read has its attempt in the topic by now.
+        for partition in partitions:
+            await self._index.catch_up(partition)
+        told = list(self._ours(livemode, account))
+        shortages = []
+        expected = _bounds(sums, told, asked_at_ms - self._policy.stripe_settle_ms)
+        for key, answer in answers.items():
+            if self._judge(key, expected[key], answer) is Cause.MISSING:
+                shortages.append((key, expected[key], answer))
+        await self._shortages(shortages)
+        self._refused(told)
+
+    def _ours(self, livemode: bool, account: str) -> Iterable[Told]:
+        for told in self._index.told():
+            intent = told.intent
+            if intent.livemode is livemode and (not intent.stripe_account or intent.stripe_account == account):
+                yield told
+
+    def _questions(self, told: Told) -> list[Sum]:
+        if told.attempt is None or not self._range.overlaps(told.total[2]):
+            return []
+        return [Sum(told.intent.event_name, told.attempt.stripe_customer, told.total[2])]
+
+    async def _read(self, meters: StripeMeters, sums: Sequence[Sum]) -> dict[Sum, Answer]:
+        """An answer for each, bounded in number, rate and overlap."""
+        limit = self._policy.stripe_reads_max
+        pending = iter(sums[:limit])
+        answers: dict[Sum, Answer] = {}
+
+        async def work() -> None:
+            for key in pending:
+                answers[key] = await self._ask(meters, key)
+                await self._clock.sleep(self._policy.stripe_concurrency_max / self._policy.stripe_reads_per_s)
+
+        workers = min(self._policy.stripe_concurrency_max, max(1, len(sums)))
+        await asyncio.gather(*(work() for _ in range(workers)))
+        over = f"over the limit of {limit} reads of Stripe (stripe_reads_max)"
+        return answers | {key: Answer(None, over) for key in sums[limit:]}
+
+    async def _ask(self, meters: StripeMeters, key: Sum) -> Answer:
+        detail = ""
+        for attempt in range(TRIES_MAX):
+            try:
+                start_s, end_s = key.period.start_ms // SECOND_MS, key.period.end_ms // SECOND_MS
+                return Answer(await meters.summary(key.event_name, key.stripe_customer, start_s, end_s))
+            except Transient as error:
+                detail = f"no answer after {TRIES_MAX} tries: {error}"
+                if attempt + 1 < TRIES_MAX:
+                    await self._clock.sleep(error.retry_after_s * 2**attempt)
+            except (InvalidInput, OperatorNeeded, Refused) as error:
+                return Answer(None, str(error))
+        return Answer(None, detail)
+
+    def _judge(self, key: Sum, bounds: Bounds, answer: Answer) -> Cause | None:
+        """Settle what is equal, extra, in flight or unread here; `missing` is left to `_shortages`."""
+        if answer.summary is None:
+            self._add(Cause.UNCHECKED, key, bounds, answer, answer.unread)
+            return Cause.UNCHECKED
+        found = _units(answer.summary.value)
+        if _agree(bounds.accepted, found, bounds.gross) and bounds.highest == bounds.accepted:
+            self._findings.equal(Pair.STRIPE, 1)
+            return None
+        if found > bounds.highest and not _agree(bounds.highest, found, bounds.gross):
+            self._add(Cause.EXTRA, key, bounds, answer, "more than was sent: sent twice, or by somebody else")
+            return Cause.EXTRA
+        if found < bounds.lowest and not _agree(bounds.lowest, found, bounds.gross):
+            return Cause.MISSING
+        self._add(Cause.IN_FLIGHT, key, bounds, answer, "not settled, or accepted too recently for Stripe's summary")
+        return Cause.IN_FLIGHT
+
+    async def _shortages(self, shortages: Sequence[tuple[Sum, Bounds, Answer]]) -> None:
+        """Less than Stripe accepted: rejected afterwards, or lost. Its error reports name samples only."""
+        if not shortages:
+            return
+        rejections: Sequence[Rejection] | None = None
+        if self._views.rejections is not None:
+            try:
+                since_ms = self._clock.now_ms() - REJECTIONS_DAYS * DAY_MS
+                rejections = await self._views.rejections.rejections(since_ms)
+            except (Transient, Refused, OperatorNeeded):
+                rejections = None
+        for key, bounds, answer in shortages:
+            cause, detail = _why_less(key, bounds, rejections)
+            self._add(cause, key, bounds, answer, detail)
+
+    def _refused(self, told: Iterable[Told]) -> None:
+        """Dead letters: intents that Stripe refused outright, or that became too old."""
+        for each in told:
+            outcome = each.outcome
+            if outcome is None or outcome.status is not OutcomeStatus.DEAD or not self._range.overlaps(each.total[2]):
+                continue
+            intent = each.intent
+            row = Row(
+                Pair.STRIPE, Cause.REJECTED_BY_STRIPE, each.partition, intent.account, intent.meter, each.total[2],
+                stripe_customer=outcome.stripe_customer,
+                expected=exact_text(intent.delta_minor, intent.scale),
+                detail=outcome.detail or "a dead letter without a reason",
+            )  # fmt: skip
+            self._findings.add(row)
+
+    def _unread(self, detail: str) -> None:
+        waiting = {told.total for told in self._index.told() if self._range.overlaps(told.total[2])}
+        if waiting:
+            self._findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail), len(waiting))
+
+    def _add(self, cause: Cause, key: Sum, bounds: Bounds, answer: Answer, detail: str) -> None:
+        accounts = sorted(bounds.accounts)
+        shown = ", ".join(accounts[:3]) + (f" and {len(accounts) - 3} more" if len(accounts) > 3 else "")
+        row = Row(
+            Pair.STRIPE, cause, None, shown, key.event_name, key.period, None, "", key.stripe_customer,
+            exact_text(bounds.accepted, SCALE_MAX), answer.summary.value if answer.summary else "", detail,
+        )  # fmt: skip
+        self._findings.add(row)
+
+
+def _bounds(sums: Iterable[Sum], told: Iterable[Told], recent_from_ms: int) -> Mapping[Sum, Bounds]:
+    """What Stripe must show for each question, by customer and the instants that were sent."""
+    lanes: dict[tuple[str, str], list[Told]] = {}
+    for each in told:
+        if each.attempt is not None:
+            lanes.setdefault((each.intent.event_name, each.attempt.stripe_customer), []).append(each)
+    made = {}
+    for key in sums:
+        start_s, end_s = key.period.start_ms // SECOND_MS, key.period.end_ms // SECOND_MS
+        inside = [
+            each
+            for each in lanes.get((key.event_name, key.stripe_customer), ())
+            if each.attempt is not None and start_s <= each.attempt.timestamp_s < end_s
+        ]
+        made[key] = _bounds_of(inside, recent_from_ms)
+    return made
+
+
+def _bounds_of(inside: Sequence[Told], recent_from_ms: int) -> Bounds:
+    accepted = lowest = highest = gross = 0
+    for each in inside:
+        units = each.intent.delta_minor * 10 ** (SCALE_MAX - each.intent.scale)
+        gross += abs(units)
+        if each.outcome is None:
+            lowest, highest = lowest + min(units, 0), highest + max(units, 0)
+        elif each.accepted:
+            accepted += units
+            if each.outcome.settled_at_ms > recent_from_ms:
+                lowest, highest = lowest - max(units, 0), highest - min(units, 0)
+    return Bounds(
+        accepted, accepted + lowest, accepted + highest, gross,
+        frozenset(each.intent.identifier for each in inside if each.accepted),
+        frozenset(each.intent.account for each in inside),
+    )  # fmt: skip
+
+
+def _why_less(key: Sum, bounds: Bounds, rejections: Sequence[Rejection] | None) -> tuple[Cause, str]:
+    if rejections is None:
+        return Cause.REJECTED_BY_STRIPE, "accepted, then not in Stripe's sum: rejected afterwards (reports not read)"
+    named = [each for each in rejections if bounds.identifiers & set(each.identifiers)]
+    of_meter = named or [each for each in rejections if each.event_name == key.event_name]
+    if of_meter:
+        codes = ", ".join(sorted({each.code for each in of_meter}))
+        return Cause.REJECTED_BY_STRIPE, f"accepted, then rejected by Stripe: {codes}"
+    return Cause.MISSING, "accepted, but not in Stripe's sum, and Stripe reports no rejection of this meter"
+
+
+def _units(value: str) -> Decimal:
+    """A decimal text in units of 10^-12, exactly."""
+    with localcontext() as context:
+        context.prec = 400
+        return Decimal(value).scaleb(SCALE_MAX)
+
+
+def _agree(expected: int, found: Decimal, gross: int) -> bool:
+    """Whether Stripe's sum is the expected one, as far as a sum of doubles of `gross` together can tell."""
+    with localcontext() as context:
+        context.prec = 400
+        return bool(abs(found - expected) * 2**DOUBLE_BITS <= gross)

@@ -1,0 +1,106 @@
+"""A report as a table for a terminal."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+from typing import Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reconciler.causes import Cause, Verdict
+from reconciler.report import Report, Row
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_VERDICTS: Final = {
+    Verdict.EQUAL: "equal: every value that exists was compared, and all views agree",
+    Verdict.DRIFT: "drift: two views hold different counts",
+    Verdict.INCOMPLETE: "incomplete: no difference, but not everything could be compared",
+}
+
+
+def render_table(report: Report, *, rows_max: int = 50, width: int = 120, ascii_only: bool = False) -> str:
+    """The report as plain text: counts per pair of views, then up to `rows_max` rows, then the verdict.
+
+    No colours. `ascii_only` is for terminals without UTF-8.
+    """
+    out = StringIO()
+    console = Console(file=out, width=width, color_system=None, highlight=False, emoji=False, markup=False)
+    frame = box.ASCII if ascii_only else box.SIMPLE_HEAD
+    console.print(_summaries(report, frame, ascii_only))
+    shown = report.rows[:rows_max]
+    if shown:
+        console.print(_rows(shown, frame, ascii_only))
+    left = len(report.rows) - len(shown) + report.rows_left_off
+    if left:
+        console.print(f"and {left} more")
+    findings = dict.fromkeys((Cause.CONFLICT, Cause.UNKNOWN_CUSTOMER), 0)
+    for (_, cause), count in report.causes.items():
+        if cause in findings:
+            findings[cause] += count
+    for cause, count in findings.items():
+        if count:
+            console.print(f"{count} x {cause.value}: needs a person, but every view says the same")
+    console.print(f"Verdict: {_VERDICTS[report.verdict]}")
+    text = out.getvalue()
+    return text.replace("↔", "/").replace("…", "~") if ascii_only else text
+
+
+def _summaries(report: Report, frame: box.Box, ascii_only: bool) -> Table:
+    table = Table(box=frame, pad_edge=False, safe_box=ascii_only)
+    table.add_column("views")
+    for name in ("compared", "equal", "differing", "unchecked"):
+        table.add_column(name, justify="right")
+    for summary in report.summaries:
+        table.add_row(Text(summary.pair.value), *(Text(f"{number:,}") for number in summary[1:]))
+    return table
+
+
+def _rows(rows: tuple[Row, ...], frame: box.Box, ascii_only: bool) -> Table:
+    table = Table(box=frame, pad_edge=False, safe_box=ascii_only)
+    for name in ("cause", "views", "account", "meter", "hour or period"):
+        table.add_column(name, overflow="fold")
+    table.add_column("expected", justify="right", overflow="fold")
+    table.add_column("found", justify="right", overflow="fold")
+    table.add_column("detail", overflow="fold", ratio=1)
+    for row in rows:
+        texts = (
+            row.cause.value, row.pair.value.replace("usage_events ↔ ", ""), _who(row), row.meter, _when(row),
+            row.expected, row.found, _detail(row),
+        )  # fmt: skip
+        table.add_row(*map(Text, map(_printable, texts)))
+    return table
+
+
+def _who(row: Row) -> str:
+    return f"{row.account} ({row.stripe_customer})" if row.stripe_customer else row.account
+
+
+def _when(row: Row) -> str:
+    if row.hour_ms is not None:
+        return _instant(row.hour_ms)
+    return f"{_instant(row.period.start_ms)} to {_instant(row.period.end_ms)}" if row.period else ""
+
+
+def _detail(row: Row) -> str:
+    where = f"partition {row.partition}: " if row.partition is not None and not row.account else ""
+    return f"{where}{row.dimensions} {row.detail}".strip()
+
+
+def _instant(instant_ms: int) -> str:
+    """UTC, as short as it is exact; milliseconds where the year is beyond what a calendar shows."""
+    try:
+        moment = _EPOCH + timedelta(milliseconds=instant_ms)
+    except OverflowError:
+        return f"{instant_ms} ms"
+    if instant_ms % 86_400_000 == 0:
+        return f"{moment:%Y-%m-%d}"
+    return f"{moment:%Y-%m-%d %H:%M}"
+
+
+def _printable(text: str) -> str:
+    """Account names come from outside: control characters must not reach a terminal."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -1,0 +1,133 @@
+"""The views that are compared, the limits of one reconciliation, and reading them at one position."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from reconciler.causes import Cause, Pair
+from reconciler.history import history_of
+from reconciler.recount import Snapshot
+from reconciler.report import ROWS_MAX, Findings, Row
+from schemas.analytics import ArchivePosition, HourlyStore, UsageReader
+from schemas.clock import MINUTE_MS, Clock
+from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
+from schemas.log import Log, position
+from schemas.reports import StripeMeters
+from schemas.rollup import Fence, RollupStore
+from schemas.sink import StripeRejections
+
+ARCHIVE_POLL_S: Final = 0.25
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class EventCounts(Protocol):
+    """A `UsageReader` that can also count identities; where it can, they are held against the fence's counters."""
+
+    async def archived_events(self, partition: int, before_position: int) -> int:
+        """How many events of a partition `usage_events` holds below a position, each identity once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What is compared. `stripe` None: no reporting is configured. `rejections` names what Stripe refused after 200;
+    without it a shortage at Stripe is taken for such a rejection."""
+
+    store: RollupStore
+    reader: UsageReader
+    hourly: HourlyStore
+    log: Log
+    stripe: StripeMeters | None = None
+    rejections: StripeRejections | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcilePolicy:
+    """Limits of one reconciliation; spans are of the clock passed in.
+
+    `totals_per_read`: totals read from Redis in one transaction. `archive_wait_s`: how long to wait until the archive
+    reaches a fence. `reports_max`: report entries of one partition; beyond it intents are unchecked. `stripe_*`:
+    reads of Stripe in all, at one time and per second (Stripe allows 25/s and at least 10 000 a month).
+    `stripe_settle_ms`: how long an accepted meter event may take to show in Stripe's summaries.
+    """
+
+    totals_per_read: int = 500
+    archive_wait_s: float = 10.0
+    reports_max: int = 5_000_000
+    stripe_reads_max: int = 5_000
+    stripe_concurrency_max: int = 4
+    stripe_reads_per_s: float = 15.0
+    stripe_settle_ms: int = 15 * MINUTE_MS
+    rows_max: int = ROWS_MAX
+
+
+class Behind(NamedTuple):
+    """Why a position cannot be recounted yet."""
+
+    detail: str
+
+
+class Snapshots:
+    """Makes snapshots of positions that the archive has reached, waiting for it for a bounded time."""
+
+    def __init__(self, reader: UsageReader, clock: Clock, archive_wait_s: float) -> None:
+        self._reader = reader
+        self._clock = clock
+        self._archive_wait_s = archive_wait_s
+        self._last: dict[int, Snapshot] = {}
+
+    async def at(self, partition: int, fence: Fence) -> Snapshot | Behind:
+        """The snapshot at a fence, or how far the archive is behind it. Blocks for `archive_wait_s` at most.
+
+        Raises `OperatorNeeded` where the archive belongs to another log.
+        """
+        last = self._last.get(partition)
+        if last is not None and last.fence.next_offset == fence.next_offset:
+            return last
+        reached = await self._wait(partition, fence)
+        if fence.next_offset and (reached is None or reached.next_offset < fence.next_offset):
+            return Behind(_behind(reached, fence))
+        rows = await self._reader.controls(partition, position(fence.next_offset))
+        snapshot = Snapshot(partition, fence, history_of(rows, fence.log_time_ms))
+        self._last[partition] = snapshot
+        return snapshot
+
+    async def archived(self, partition: int, fence: Fence) -> ArchivePosition | None:
+        """How far the archive is now. Raises `OperatorNeeded` where it belongs to another log."""
+        found = (await self._reader.archive_positions()).get(partition)
+        if found is not None and found.log_id != fence.log_id:
+            raise OperatorNeeded(
+                f"partition {partition}: Redis belongs to log {fence.log_id}, the archive to {found.log_id}; point "
+                "TIDEMARK_REDIS_URL and TIDEMARK_CLICKHOUSE_URL at the pair that belongs together"
+            )
+        return found
+
+    async def _wait(self, partition: int, fence: Fence) -> ArchivePosition | None:
+        found = await self.archived(partition, fence)
+        for _ in range(int(self._archive_wait_s / ARCHIVE_POLL_S)):
+            if found is not None and found.next_offset >= fence.next_offset:
+                break
+            await self._clock.sleep(ARCHIVE_POLL_S)
+            found = await self.archived(partition, fence)
+        return found
+
+
+def _behind(reached: ArchivePosition | None, fence: Fence) -> str:
+    if reached is None:
+        return "nothing of this partition is archived yet: start `tidemark archive`"
+    offsets = fence.next_offset - reached.next_offset
+    late_ms = max(0, fence.log_time_ms - reached.log_time_ms)
+    return f"the archive is {offsets} records and {late_ms / 1000:.1f} s behind the rollup"
+
+
+async def attempted(findings: Findings, pair: Pair, partition: int | None, work: Awaitable[T]) -> T | None:
+    """The result of a comparison; where a view did not answer or refused, an `unchecked` row and None."""
+    try:
+        return await work
+    except (Transient, OperatorNeeded, Refused, InvalidInput) as error:
+        findings.add(Row(pair, Cause.UNCHECKED, partition, detail=str(error)))
+        return None
