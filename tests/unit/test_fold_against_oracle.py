@@ -10,7 +10,7 @@ from aggregators.fields import parse_cell_field, parse_cell_text, parse_value
 from pipeline.processors.rollup import RollupSettings
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
 from sinks.redis.memory import MemoryRollupStore
-from tests.oracle.model import Oracle
+from oracle.model import Oracle
 from tests.traffic.generate import CATALOG, HOUR_US, records
 from tests.worlds import World
 

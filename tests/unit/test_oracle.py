@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from aiokafka.partitioner import murmur2 as kafka_murmur2
 
-from tests.oracle.model import COUNTERS, Oracle, Place, from_producer_files
-from tests.oracle.rules import binding_of, decode, murmur2, partition_of, period_containing, time_us_of
+from oracle.model import COUNTERS, Oracle, Place, from_producer_files
+from oracle.rules import binding_of, decode, murmur2, partition_of, period_containing, time_us_of
 from tests.traffic.generate import CATALOG, EVENT_FAULTS, RECORD_FAULTS, Rates, records, rfc3339
 
 MARCH, APRIL, MAY = 1_772_323_200_000, 1_775_001_600_000, 1_777_593_600_000

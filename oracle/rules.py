@@ -1,6 +1,6 @@
 """What one event is by the rules, whatever came before it: decoding, checks, quantities, periods, partitions.
 
-Standard library only; see `tests.oracle.model` for the counting.
+Standard library only; see `oracle.model` for the counting.
 """
 
 from __future__ import annotations

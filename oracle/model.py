@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.oracle.rules import (
+from oracle.rules import (
     CONTROL_HEADER,
     HOUR_MS,
     MINUTE_MS,
