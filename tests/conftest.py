@@ -1,3 +1,3 @@
 """Fixtures for every test; the services are started by the session itself and none is skipped."""
 
-pytest_plugins: list[str] = ["tests.services.clickhouse"]
+pytest_plugins: list[str] = ["tests.services.clickhouse", "tests.services.clickhouse_stores"]

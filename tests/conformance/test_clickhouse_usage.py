@@ -1,0 +1,146 @@
+"""Usage answers: windows, time zones, groups and the five aggregations, on the twin and on the real engine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from schemas.analytics import (
+    ControlRow,
+    UsageQuery,
+    UsageRow,
+    Window,
+)
+from schemas.clock import HOUR_MS
+from schemas.errors import InvalidInput
+from schemas.meters import Aggregation, Catalog
+from tests.conformance.clickhouse_rows import (
+    MONTH,
+    NOW_MS,
+    USERS,
+    Both,
+    cell,
+    event,
+    ms,
+)
+
+
+async def test_usage_merges_arrival_buckets_by_aggregation(both: Both) -> None:
+    """Count and sum add, max takes the highest, latest the last by event time and position."""
+    eleven = ms("2026-11-21T11:00")
+    for aggregation, name in ((Aggregation.SUM, "s"), (Aggregation.MAX, "m"), (Aggregation.LATEST, "l")):
+        await both.store.insert_hourly(
+            [
+                cell(name, 5, aggregation=aggregation, latest=(9, 1)),
+                cell(name, 3, aggregation=aggregation, latest=(10, 1), bucket_ms=eleven),
+                cell(name, 4, aggregation=aggregation, latest=(9, 2), bucket_ms=eleven + HOUR_MS),
+            ]
+        )
+
+    async def value(meter: str, aggregation: Aggregation) -> int:
+        (row,) = await both.reader.usage(UsageQuery(meter, MONTH.start_ms, MONTH.end_ms), aggregation)
+        return row.value_minor
+
+    assert await value("s", Aggregation.SUM) == 12
+    assert await value("m", Aggregation.MAX) == 5
+    assert await value("l", Aggregation.LATEST) == 3
+
+
+async def test_usage_by_day_and_month_follows_the_asked_time_zone_through_both_clock_changes(both: Both) -> None:
+    """A day of 23 and one of 25 hours; windows begin at local midnight."""
+    hours = [ms("2026-03-28T23:00"), ms("2026-03-29T21:00"), ms("2026-03-29T22:00"), ms("2026-10-24T22:00")]
+    hours += [ms("2026-10-25T22:00"), ms("2026-10-25T23:00")]
+    await both.store.insert_hourly([cell("tokens", 1 << n, hour_ms=hour_ms) for n, hour_ms in enumerate(hours)])
+    query = UsageQuery("tokens", ms("2026-03-01"), ms("2026-12-01"), "acme", Window.DAY, "Europe/Berlin")
+
+    days = await both.reader.usage(query, Aggregation.SUM)
+    months = await both.reader.usage(query._replace(window=Window.MONTH), Aggregation.SUM)
+
+    assert [
+        UsageRow(ms("2026-03-28T23:00"), {}, 1 + 2),
+        UsageRow(ms("2026-03-29T22:00"), {}, 4),
+        UsageRow(ms("2026-10-24T22:00"), {}, 8 + 16),
+        UsageRow(ms("2026-10-25T23:00"), {}, 32),
+    ] == days
+    assert [(ms("2026-02-28T23:00"), 7), (ms("2026-09-30T22:00"), 56)] == [
+        (row.window_start_ms, row.value_minor) for row in months
+    ]
+
+
+async def test_usage_by_hour_and_groups_leaves_out_what_was_not_asked(both: Both) -> None:
+    """`[from, to)`, one account, one meter; an unknown dimension is the empty text."""
+    ten = ms("2026-11-21T10:00")
+    await both.store.insert_hourly(
+        [
+            cell("tokens", 1, dimensions='{"region":"eu"}'),
+            cell("tokens", 2, dimensions='{"region":"us"}'),
+            cell("tokens", 4, account="other", dimensions='{"region":"eu"}'),
+            cell("tokens", 8, hour_ms=ten + HOUR_MS, dimensions='{"region":"eu"}'),
+            cell("calls", 16),
+        ]
+    )
+    query = UsageQuery("tokens", ten, ten + HOUR_MS, window=Window.HOUR, group_by=("region", "account", "model"))
+
+    rows = await both.reader.usage(query, Aggregation.SUM)
+
+    assert [
+        UsageRow(ten, {"region": "eu", "account": "acme", "model": ""}, 1),
+        UsageRow(ten, {"region": "eu", "account": "other", "model": ""}, 4),
+        UsageRow(ten, {"region": "us", "account": "acme", "model": ""}, 2),
+    ] == rows
+    assert await both.reader.usage(query._replace(account="nobody"), Aggregation.SUM) == []
+
+
+async def test_unique_usage_counts_distinct_values_of_each_window_while_the_meter_was_in_force(both: Both) -> None:
+    """Cells hold first sightings only, so an hour's distinct values come from the events."""
+    meter = USERS.model_copy(update={"dimensions": {"region": "$.region"}})
+    catalogs = [Catalog(version=1, meters=()), Catalog(version=2, meters=(meter,)), Catalog(version=3, meters=())]
+    await both.store.insert_controls(
+        [
+            ControlRow(3, at, "catalog", "", NOW_MS, json.dumps({"catalog": catalog.model_dump(mode="json")}))
+            for at, catalog in zip((0, 10, 90), catalogs, strict=True)
+        ]
+    )
+    ten, eleven = ms("2026-11-21T10:00"), ms("2026-11-21T11:00")
+    await both.store.insert_events(
+        [
+            event(5, {"user": "before", "region": "eu"}, time_ms=ten),
+            event(11, {"user": "a", "region": "eu"}, time_ms=ten),
+            event(12, {"user": "a", "region": "eu"}, time_ms=eleven),
+            event(13, {"user": 7, "region": "us"}, time_ms=eleven),
+            event(14, {"user": "a", "region": "eu"}, time_ms=eleven, account="other"),
+            event(95, {"user": "after", "region": "eu"}, time_ms=ten),
+        ]
+    )
+    query = UsageQuery("users", ten, eleven + HOUR_MS, window=Window.HOUR, group_by=("region",))
+
+    by_hour = await both.reader.usage(query, Aggregation.UNIQUE)
+    total = await both.reader.usage(UsageQuery("users", ten, eleven + HOUR_MS, "acme"), Aggregation.UNIQUE)
+
+    assert [
+        UsageRow(ten, {"region": "eu"}, 1),
+        UsageRow(eleven, {"region": "eu"}, 2),
+        UsageRow(eleven, {"region": "us"}, 1),
+    ] == by_hour
+    assert [UsageRow(None, {}, 2)] == total
+    assert await both.reader.usage(query._replace(meter="unheard_of"), Aggregation.UNIQUE) == []
+
+
+BAD_QUERIES = {
+    "half hour": ({"from_ms": 1}, "whole hours"),
+    "backwards": ({"to_ms": 0, "from_ms": HOUR_MS}, "before"),
+    "zone": ({"time_zone": "Mars/Olympus'"}, "time zone"),
+    "twice": ({"group_by": ("a", "a")}, "twice"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_QUERIES.values(), ids=BAD_QUERIES.keys())
+async def test_usage_query_that_is_not_understood_is_refused(
+    both: Both, change: dict[str, object], message: str
+) -> None:
+    """The query API turns this into a 4xx."""
+    query = UsageQuery("tokens", 0, HOUR_MS)._replace(**change)  # type: ignore[arg-type]  # a table of fields
+
+    with pytest.raises(InvalidInput, match=message):
+        await both.reader.usage(query, Aggregation.SUM)
