@@ -54,7 +54,7 @@ async def serving(app: Starlette, host: str, port: int) -> AsyncIterator[int]:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, port))
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=5, ws="none"
+        app, log_level="warning", access_log=False, lifespan="auto", timeout_graceful_shutdown=5, ws="none"
     )
     server = QuietServer(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
