@@ -5,8 +5,9 @@ it. The invariant it keeps: every event given to `Emitter.emit` is in the end ac
 or dropped here, and each of the three is counted (`Emitter.stats`) and told to a callback; none is lost in silence.
 """
 
-from emitter.emitter import Emitter, QueueFull, Stats
+from emitter.emitter import Emitter
 from emitter.encoding import Event, uuid7
+from emitter.ledger import QueueFull, Stats
 from emitter.transport import Answer, HttpTransport, Transport
 
 __all__ = ["Answer", "Emitter", "Event", "HttpTransport", "QueueFull", "Stats", "Transport", "uuid7"]

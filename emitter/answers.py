@@ -51,9 +51,9 @@ def error(answer: Answer) -> Verdict:
 
 
 def pause_s(attempt: int, base_s: float, longest_s: float, headers: Mapping[str, str]) -> float:
-    """How long to wait before the next attempt: what Retry-After asks, else exponential backoff with full jitter."""
+    """How long to wait before the next attempt: what Retry-After asks, else exponential backoff with jitter."""
     asked_s = _retry_after_s(headers.get("retry-after", ""))
-    jittered_s = random.uniform(0.5, 1.0) * min(longest_s, base_s * 2 ** min(attempt, 30))
+    jittered_s = random.uniform(0.5, 1.0) * min(longest_s, base_s * 2.0 ** min(attempt, 30))
     return max(asked_s, jittered_s) if asked_s is not None else jittered_s
 
 

@@ -30,10 +30,6 @@ class Transport(Protocol):
         """
         ...
 
-    def close(self) -> None:
-        """Release connections. Safe to call twice; a later call connects again."""
-        ...
-
 
 class HttpTransport:
     """Posts to `gateway_url` + `/v1/events`. Redirects and proxy variables are not followed."""
@@ -65,7 +61,7 @@ class HttpTransport:
         return Answer(response.status, {name.lower(): text for name, text in response.getheaders()}, content)
 
     def close(self) -> None:
-        """See `Transport`."""
+        """Release the connection. Safe to call twice; a later request connects again."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

@@ -20,6 +20,7 @@ from schemas.reasons import Reason
 REQUEST_EVENTS_MAX: Final = 10_000
 BODIES_BYTES_MAX: Final = 256 * 1024 * 1024
 BODY_TIMEOUT_S: Final = 30.0
+DISCARD_S: Final = 1.0
 
 SINGLE: Final = "application/cloudevents+json"
 BATCH: Final = "application/cloudevents-batch+json"
@@ -64,6 +65,8 @@ class Bodies:
                         held += len(part)
                         self._held_bytes += len(part)
                         if held > self._body_bytes_max:
+                            parts.clear()
+                            await _discard(request)
                             raise self._too_large()
                         if self._held_bytes > self._bodies_bytes_max:
                             raise overloaded("the gateway is reading as many bytes as it may hold; send again")
@@ -73,7 +76,11 @@ class Bodies:
                 raise ApiError(408, "too_slow", message) from None
             body = b"".join(parts)
             parts.clear()
-            yield self._inflated(body) if encoding == "gzip" else body
+            if encoding == "gzip":
+                body = self._inflated(body)
+                held += len(body)
+                self._held_bytes += len(body)
+            yield body
         finally:
             self._held_bytes -= held
 
@@ -92,6 +99,16 @@ class Bodies:
     def _too_large(self) -> ApiError:
         message = f"the body is larger than {self._body_bytes_max} bytes: send fewer events at a time"
         return ApiError(413, "body_too_large", message, headers={"Connection": "close"})
+
+
+async def _discard(request: Request) -> None:
+    """Read on for a moment: a client that is cut off while it still sends may never see the answer."""
+    try:
+        async with asyncio.timeout(DISCARD_S):
+            async for _ in request.stream():
+                pass
+    except TimeoutError:
+        pass
 
 
 class Entries(NamedTuple):

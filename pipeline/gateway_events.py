@@ -70,7 +70,7 @@ class Judge:
     def judge(self, raw: bytes) -> Judged:
         """The verdict on one JSON text."""
         if raw[:1] == b"[":
-            return self._rejected(raw, Failure(Reason.NOT_AN_EVENT, "a JSON list inside a batch"))
+            return self._rejected(raw, Failure(Reason.NOT_AN_EVENT, "a JSON list, not an object"))
         decoded = decode(raw, self._event_bytes_max)
         if decoded.rejected:
             first = decoded.rejected[0]

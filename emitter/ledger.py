@@ -1,0 +1,208 @@
+"""Where every event stands: waiting, under way, or settled; the queue's bound and all counters in one place."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from emitter.encoding import Event
+
+
+class QueueFull(Exception):
+    """The queue stayed full for `block_timeout_s`: this event was not taken. Keep it, or emit less."""
+
+
+class Stats(NamedTuple):
+    """Events since the emitter was made (in this process): emitted = accepted + rejected + dropped + pending.
+
+    `refused` were never taken (`QueueFull`). `last_error` says why the last attempt did not succeed, "" if it did.
+    """
+
+    emitted: int
+    accepted: int
+    rejected: int
+    dropped: int
+    pending: int
+    refused: int
+    requests: int
+    retries: int
+    last_error: str
+
+
+class Ledger:
+    """The state that emitting threads and the sending thread share. Every method is safe in any thread.
+
+    Events are numbered in the order they were taken in; each is settled exactly once, whatever comes later.
+    """
+
+    def __init__(self, queue_events_max: int, batch_events_max: int) -> None:
+        # Re-entrant, because a signal handler or a finaliser may emit while this thread holds the lock.
+        self._lock = threading.RLock()
+        self._work, self._settled = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._queue_events_max = queue_events_max
+        self._batch_events_max = batch_events_max
+        self._queue: deque[Event] = deque()
+        self._under_way: dict[int, Event] = {}
+        self._taken_out = 0
+        self._emitted = self._accepted = self._rejected = self._dropped = self._refused = 0
+        self._requests = self._retries = 0
+        self._last_error = ""
+        self._idle = False
+        self._flushing = 0
+        self._closing_at_s: float | None = None
+        self._abandoned = False
+
+    def put(self, event: Event, wait_s: float | None) -> bool:
+        """Take an event in; where the queue is full, wait up to `wait_s` for room.
+
+        Without room: raises `QueueFull`, or where `wait_s` is None, counts the event as dropped and returns False.
+        Raises `RuntimeError` once the emitter is closed.
+        """
+        with self._lock:
+            if self._closing_at_s is None and len(self._queue) + len(self._under_way) >= self._queue_events_max:
+                if wait_s is None:
+                    self._emitted += 1
+                    self._dropped += 1
+                    return False
+                self._wait_for_room(wait_s)
+            if self._closing_at_s is not None:
+                raise RuntimeError("the emitter is closed: emit before close(), or make another one")
+            self._queue.append(event)
+            self._emitted += 1
+            if self._idle or len(self._queue) == self._batch_events_max:
+                self._idle = False
+                self._work.notify()
+            return True
+
+    def _wait_for_room(self, wait_s: float) -> None:
+        deadline_s = time.monotonic() + wait_s
+        while len(self._queue) + len(self._under_way) >= self._queue_events_max and self._closing_at_s is None:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                self._refused += 1
+                cause = self._last_error or "it is slow"
+                raise QueueFull(f"{self._queue_events_max} events are waiting for the gateway ({cause})")
+            self._settled.wait(left_s)
+
+    def take(self, linger_s: float) -> list[tuple[int, Event]]:
+        """Wait for events, linger for more, and take a batch with its numbers; empty once closed and empty, or over."""
+        with self._lock:
+            while not self._queue:
+                if self._closing_at_s is not None:
+                    return []
+                self._idle = True
+                self._work.wait()
+            self._idle = False
+            linger_until_s = time.monotonic() + linger_s
+            while len(self._queue) < self._batch_events_max and not self._flushing and self._closing_at_s is None:
+                left_s = linger_until_s - time.monotonic()
+                if left_s <= 0:
+                    break
+                self._work.wait(left_s)
+            if self._over():
+                return []
+            count = min(len(self._queue), self._batch_events_max)
+            batch = [(self._taken_out + index, self._queue.popleft()) for index in range(count)]
+            self._taken_out += count
+            self._under_way.update(batch)
+            return batch
+
+    def accept(self, numbers: Iterable[int]) -> None:
+        """The gateway has these events."""
+        with self._lock:
+            self._accepted += sum(self._under_way.pop(number, None) is not None for number in numbers)
+            self._settled.notify_all()
+
+    def reject(self, number: int) -> bool:
+        """This event will never be taken; False where it was settled before."""
+        with self._lock:
+            known = self._under_way.pop(number, None) is not None
+            self._rejected += known
+            self._settled.notify_all()
+            return known
+
+    def drop(self, numbers: Iterable[int]) -> list[Event]:
+        """Give these events up; returns those that were not settled before."""
+        with self._lock:
+            dropped = [event for number in numbers if (event := self._under_way.pop(number, None)) is not None]
+            self._dropped += len(dropped)
+            self._settled.notify_all()
+            return dropped
+
+    def attempted(self, *, again: bool) -> None:
+        """A request goes out; `again` where its events were sent before."""
+        with self._lock:
+            self._requests += 1
+            self._retries += again
+
+    def failed(self, error: str) -> None:
+        """Why the last attempt left something undecided; "" where it did not."""
+        self._last_error = error
+
+    def pause(self, wait_s: float) -> bool:
+        """Sleep between two attempts, not beyond the end of a close; whether to go on."""
+        until_s = time.monotonic() + wait_s
+        with self._lock:
+            while not self._over():
+                end_s = until_s if self._closing_at_s is None else min(until_s, self._closing_at_s)
+                left_s = end_s - time.monotonic()
+                if left_s <= 0:
+                    break
+                self._work.wait(left_s)
+            return not self._over()
+
+    def wait_settled(self, timeout_s: float) -> bool:
+        """Send without lingering; whether all that is pending now was settled in time."""
+        deadline_s = time.monotonic() + timeout_s
+        with self._lock:
+            target = self._taken_out + len(self._queue)
+            self._flushing += 1
+            self._work.notify()
+            try:
+                # Batches go one after the other, so the first event under way tells that all before it are settled.
+                while self._queue_or_under_way_before(target):
+                    left_s = deadline_s - time.monotonic()
+                    if left_s <= 0:
+                        return False
+                    self._settled.wait(left_s)
+            finally:
+                self._flushing -= 1
+            return True
+
+    def _queue_or_under_way_before(self, target: int) -> bool:
+        return next(iter(self._under_way), self._taken_out) < target and not self._abandoned
+
+    def close(self, timeout_s: float) -> None:
+        """Take nothing more in; attempts end in `timeout_s`. The first call decides when."""
+        with self._lock:
+            if self._closing_at_s is None:
+                self._closing_at_s = time.monotonic() + timeout_s
+            self._work.notify_all()
+            self._settled.notify_all()
+
+    def abandon(self) -> list[Event]:
+        """Drop whatever is pending; an answer that still comes for it is ignored."""
+        with self._lock:
+            self._abandoned = True
+            left = [*self._under_way.values(), *self._queue]
+            self._under_way.clear()
+            self._queue.clear()
+            self._dropped += len(left)
+            self._work.notify_all()
+            self._settled.notify_all()
+            return left
+
+    def stats(self) -> Stats:
+        """The counters, of one moment."""
+        with self._lock:
+            return Stats(
+                self._emitted, self._accepted, self._rejected, self._dropped,
+                len(self._queue) + len(self._under_way), self._refused,
+                self._requests, self._retries, self._last_error,
+            )  # fmt: skip
+
+    def _over(self) -> bool:
+        return self._abandoned or (self._closing_at_s is not None and time.monotonic() >= self._closing_at_s)

@@ -1,0 +1,140 @@
+"""The sending thread's work: encode, send, understand the answer, send again."""
+
+from __future__ import annotations
+
+import http.client
+import time
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from emitter.answers import error, pause_s, verdicts
+from emitter.encoding import Event, encoded
+from emitter.ledger import Ledger
+from emitter.notices import Notices
+from emitter.transport import Answer, Transport
+
+_NO_HEADERS: Final[Mapping[str, str]] = {}
+
+
+class SenderSettings(NamedTuple):
+    """See `Emitter`."""
+
+    source: str
+    api_key: str
+    batch_bytes_max: int
+    flush_interval_s: float
+    retry_base_s: float
+    retry_max_s: float
+    retry_for_s: float
+
+
+class _Item(NamedTuple):
+    """An event on its way: its number in the ledger and its bytes."""
+
+    number: int
+    event: Event
+    body: bytes
+
+
+class Sender:
+    """Sends one request at a time, in the order of the queue, until the ledger says that it is over."""
+
+    def __init__(self, ledger: Ledger, transport: Transport, notices: Notices, settings: SenderSettings) -> None:
+        self._ledger = ledger
+        self._transport = transport
+        self._notices = notices
+        self._settings = settings
+        self._headers = {
+            "authorization": f"Bearer {settings.api_key}",
+            "content-type": "application/cloudevents-batch+json; charset=utf-8",
+        }
+
+    def run(self) -> None:
+        """The thread's body; returns when the emitter is closed and empty, or its time is over."""
+        while batch := self._ledger.take(self._settings.flush_interval_s):
+            chunk: list[_Item] = []
+            size = 0
+            for number, event in batch:
+                item = self._encoded(number, event)
+                if item is None:
+                    continue
+                if chunk and size + len(item.body) > self._settings.batch_bytes_max:
+                    self._deliver(chunk)
+                    chunk, size = [], 0
+                chunk.append(item)
+                size += len(item.body) + 1
+            if chunk:
+                self._deliver(chunk)
+
+    def _encoded(self, number: int, event: Event) -> _Item | None:
+        try:
+            return _Item(number, event, encoded(event, self._settings.source))
+        except Exception as failure:  # noqa: BLE001  # `data` may hold objects of the application's that raise anything
+            self._reject(number, event, "not_serializable", str(failure))
+            return None
+
+    def _deliver(self, items: list[_Item]) -> None:
+        """Send until every item is settled, under the same ids, so that a repeated request is counted once."""
+        started_s = time.monotonic()
+        attempt = 0
+        while True:
+            answer = self._post(items, again=attempt > 0)
+            headers = answer.headers if answer is not None else _NO_HEADERS
+            if answer is not None:
+                if answer.status in (400, 413) and verdicts(answer, [item.event.id for item in items]) is None:
+                    self._split(items, answer)
+                    return
+                items = self._settle(items, answer)
+            if not items:
+                return
+            if time.monotonic() - started_s > self._settings.retry_for_s:
+                self._notices.dropped(self._ledger.drop(item.number for item in items), "not_delivered")
+                return
+            wait_s = pause_s(attempt, self._settings.retry_base_s, self._settings.retry_max_s, headers)
+            self._notices.warn(
+                f"{self._ledger.stats().last_error}; {len(items)} events are sent again in {wait_s:.1f} s"
+            )
+            if not self._ledger.pause(wait_s):
+                return
+            attempt += 1
+
+    def _post(self, items: list[_Item], *, again: bool) -> Answer | None:
+        self._ledger.attempted(again=again)
+        try:
+            return self._transport(b"[" + b",".join(item.body for item in items) + b"]", self._headers)
+        except (OSError, http.client.HTTPException) as failure:
+            self._ledger.failed(f"no answer: {type(failure).__name__}: {failure}")
+        except Exception as failure:  # noqa: BLE001  # a transport of the application's may raise anything
+            self._ledger.failed(f"the transport failed: {type(failure).__name__}: {failure}")
+        return None
+
+    def _settle(self, items: list[_Item], answer: Answer) -> list[_Item]:
+        """Settle what the answer decides; returns what must be sent again."""
+        found = verdicts(answer, [item.event.id for item in items])
+        if found is None:
+            stated = error(answer)
+            self._ledger.failed(f"HTTP {answer.status}: {stated.reason}: {stated.detail}")
+            return items
+        judged = list(zip(items, found, strict=True))
+        self._ledger.accept(item.number for item, verdict in judged if verdict.status == "accepted")
+        for item, verdict in judged:
+            if verdict.status == "rejected":
+                self._reject(item.number, item.event, verdict.reason, verdict.detail)
+        left = [item for item, verdict in judged if verdict.status not in ("accepted", "rejected")]
+        self._ledger.failed(f"HTTP {answer.status}: {len(left)} events have no verdict yet" if left else "")
+        return left
+
+    def _split(self, items: list[_Item], answer: Answer) -> None:
+        """The request as a whole was refused: find the event that spoils it, or a size that is taken."""
+        if len(items) == 1:
+            stated = error(answer)
+            self._reject(items[0].number, items[0].event, stated.reason, stated.detail)
+            return
+        half = len(items) // 2
+        self._deliver(items[:half])
+        if self._ledger.pause(0):
+            self._deliver(items[half:])
+
+    def _reject(self, number: int, event: Event, reason: str, detail: str) -> None:
+        if self._ledger.reject(number):
+            self._notices.rejected(event, reason, detail)
