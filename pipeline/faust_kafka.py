@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Final, cast
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -21,6 +21,8 @@ from schemas.errors import OperatorNeeded
 from schemas.log import Bounds, Record
 
 THREAD_END_TIMEOUT_S: Final = 5.0
+# The client keeps one fetch open per broker; a partition that became ready meanwhile waits for it to return.
+FETCH_WAIT_MAX_MS: Final = 100
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class KafkaThread(driver.AIOKafkaConsumerThread):
             isolation_level="read_committed",
             max_poll_records=conf.broker_max_poll_records,
             max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
+            fetch_max_wait_ms=FETCH_WAIT_MAX_MS,
             max_partition_fetch_bytes=conf.consumer_max_fetch_size,
             request_timeout_ms=int(conf.broker_request_timeout * 1000),
             session_timeout_ms=int(conf.broker_session_timeout * 1000),
@@ -88,6 +91,8 @@ class KafkaThread(driver.AIOKafkaConsumerThread):
             if pair not in assignment.tps:
                 continue
             state = assignment.state_value(pair)
+            if state.paused:
+                consumer.resume(TopicPartition(*pair))
             if not state.has_valid_position or state.position != offset:
                 consumer.seek(TopicPartition(*pair), offset)
             states[pair] = state
@@ -140,9 +145,19 @@ class KafkaThread(driver.AIOKafkaConsumerThread):
         return True
 
 
+class PausingListener(driver.ConsumerRebalanceListener):
+    """Keeps the client from fetching at the committed offset before the runner has said where to read."""
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Pause everything; `fetch` resumes what it seeks. Runs before the client gets to send a fetch."""
+        self._thread._ensure_consumer().pause(*assigned)  # noqa: SLF001  as Faust's driver does in this very place
+        await super().on_partitions_assigned(assigned)
+
+
 class KafkaConsumer(RunnerConsumer, driver.Consumer):
     """A member of a Kafka consumer group."""
 
+    RebalanceListener = PausingListener
     _thread: KafkaThread
 
     def _new_consumer_thread(self) -> KafkaThread:

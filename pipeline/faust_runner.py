@@ -21,6 +21,7 @@ from pipeline.faust_consumer import LinkedMessage, PromptTables, RunnerApp
 from pipeline.faust_embedded import EmbeddedTransport
 from pipeline.faust_kafka import KafkaTransport
 from pipeline.lanes import Lane, LaneLimits, PartitionProgress
+from pipeline.logs.client_messages import quieten
 from pipeline.logs.embedded import SqliteLog
 from pipeline.logs.open import EMBEDDED_SCHEME, embedded_path, kafka_servers
 from schemas.clock import Clock
@@ -29,8 +30,7 @@ from schemas.log import Record
 from schemas.processing import Processor
 
 # A dead client must not keep the process from ending.
-LEAVE_TIMEOUT_S: Final = 30.0
-QUIET_LOGGERS: Final = ("faust", "mode", "aiokafka")
+LEAVE_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +129,7 @@ class Runner:
         Raises what a processor raised, unchanged; `OperatorNeeded` where a start offset is not in the log; `Transient`
         where the log's client gave up. Nothing is retried: the process is to end and be started again.
         """
-        for name in QUIET_LOGGERS:
-            logging.getLogger(name).setLevel(logging.WARNING)
+        quieten()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         log = await self._open_embedded()
         try:

@@ -8,7 +8,6 @@ user's cache folder. One KRaft node on loopback, for `tidemark dev --kafka` and 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -43,6 +42,7 @@ STOP_TIMEOUT_S: Final = 30.0
 POLL_INTERVAL_S: Final = 0.05
 LOG_TAIL_BYTES: Final = 2_000
 
+# After a kill the controller lets the broker back only once its old session has ended, so that one is short.
 PROPERTIES: Final = """process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
@@ -61,6 +61,8 @@ share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 auto.create.topics.enable=false
+broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=2000
 """
 LOG4J: Final = """rootLogger.level=warn
 rootLogger.appenderRef.stdout.ref=stdout

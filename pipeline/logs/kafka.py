@@ -18,6 +18,7 @@ from aiokafka.errors import (
     for_code,
 )
 
+from pipeline.logs.client_messages import quieten
 from pipeline.logs.limits import check_partitions, check_size, check_spec, settings_of, unknown_partition
 from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError, Transient
 from schemas.log import Bounds, Headers, Record, TopicSpec
@@ -26,10 +27,13 @@ PRODUCE_BATCH_BYTES: Final = 256 * 1024
 # Far above any topic's own limit, which `append` checks first.
 REQUEST_BYTES_MAX: Final = 128 * 1024 * 1024
 REQUEST_TIMEOUT_S: Final = 30.0
+CLOSE_TIMEOUT_S: Final = 10.0
 RETRIES_MAX: Final = 5
 RETRY_PAUSE_S: Final = 0.2
 TOPIC_READY_TIMEOUT_S: Final = 30.0
 FETCH_WAIT_S: Final = 0.5
+# One fetch is open per broker; a partition that is asked for meanwhile waits for it to return.
+FETCH_WAIT_MAX_MS: Final = 100
 # `read` keeps the partitions it was asked for assigned, so that a reader which follows the end pays no set-up.
 ASSIGNED_MAX: Final = 512
 
@@ -46,6 +50,8 @@ class KafkaLog:
         self._producer: AIOKafkaProducer | None = None
         self._admin: AIOKafkaAdminClient | None = None
         self._consumer: AIOKafkaConsumer | None = None
+        # Asks for offsets only: on the reader's connection they would queue behind an open fetch.
+        self._asker: AIOKafkaConsumer | None = None
         self._partitions: dict[str, int] = {}
         self._size_limits: dict[str, int] = {}
         self._read_positions: dict[TopicPartition, int] = {}
@@ -54,6 +60,7 @@ class KafkaLog:
 
     async def start(self) -> None:
         """Connect; `Transient` where no broker answers within `REQUEST_TIMEOUT_S`."""
+        quieten()
         timeout_ms = int(REQUEST_TIMEOUT_S * 1000)
         self._admin = AIOKafkaAdminClient(bootstrap_servers=self.servers, request_timeout_ms=timeout_ms)
         self._producer = AIOKafkaProducer(
@@ -71,24 +78,39 @@ class KafkaLog:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
+            fetch_max_wait_ms=FETCH_WAIT_MAX_MS,
+            request_timeout_ms=timeout_ms,
+        )
+        self._asker = AIOKafkaConsumer(
+            bootstrap_servers=self.servers,
+            enable_auto_commit=False,
+            isolation_level="read_committed",
             request_timeout_ms=timeout_ms,
         )
         try:
-            for client in (self._admin, self._producer, self._consumer):
+            for client in (self._admin, self._producer, self._consumer, self._asker):
                 await self._retried(client.start, f"connect to {', '.join(self.servers)}")
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
-        """Send what was appended and disconnect. Safe to call twice."""
+        """Send what was appended, for at most `CLOSE_TIMEOUT_S`, and disconnect. Safe to call twice."""
         producer, self._producer = self._producer, None
-        consumer, self._consumer = self._consumer, None
+        consumers = (self._consumer, self._asker)
+        self._consumer = self._asker = None
         admin, self._admin = self._admin, None
         if producer is not None:
-            await producer.stop()
-        if consumer is not None:
-            await consumer.stop()
+            try:
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await producer.stop()
+            except TimeoutError:
+                logger.warning("Kafka is gone: what it had not confirmed may or may not be in the log")
+                await producer._sender.close()  # noqa: SLF001  aiokafka's own stop has no bound
+                await producer.client.close()
+        for consumer in consumers:
+            if consumer is not None:
+                await consumer.stop()
         if admin is not None:
             await admin.close()
 
@@ -132,13 +154,18 @@ class KafkaLog:
         """Append one record and return its offset once all in-sync replicas have it.
 
         `InvalidInput` over the topic's size limit or for an unknown partition. `Transient` where the producer's own
-        retries are used up: the record may or may not be in the log, and the retry may add it a second time.
+        retries took `REQUEST_TIMEOUT_S`: the record may or may not be in the log, and a retry may add it again.
         """
         await self._check_partition(topic, partition)
         check_size(topic, await self._size_limit(topic), value, key, headers)
         producer = self._running_producer()
         try:
-            sent = await producer.send_and_wait(topic, value=value, key=key, partition=partition, headers=list(headers))
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                sent = await producer.send_and_wait(
+                    topic, value=value, key=key, partition=partition, headers=list(headers)
+                )
+        except TimeoutError:
+            raise Transient(f"Kafka did not confirm a record of {topic}/{partition} in {REQUEST_TIMEOUT_S} s") from None
         except MessageSizeTooLargeError:
             raise InvalidInput("value", f"Kafka refused a record of {len(value)} bytes for {topic}") from None
         except KafkaError as error:
@@ -149,11 +176,12 @@ class KafkaLog:
         """First and next offset of a partition."""
         await self._check_partition(topic, partition)
         pair = TopicPartition(topic, partition)
-        consumer = self._running_consumer()
-        first = await self._retried(
-            lambda: consumer.beginning_offsets([pair]), f"read the start of {topic}/{partition}"
-        )
-        following = await self._retried(lambda: consumer.end_offsets([pair]), f"read the end of {topic}/{partition}")
+        asker = self._asker
+        if asker is None:
+            raise Transient("the Kafka log is closed")
+        what = f"read the bounds of {topic}/{partition}"
+        first = await self._retried(lambda: asker.beginning_offsets([pair]), what)
+        following = await self._retried(lambda: asker.end_offsets([pair]), what)
         return Bounds(first[pair], following[pair])
 
     async def read(self, topic: str, partition: int, offset: int, records_max: int = 500) -> list[Record]:

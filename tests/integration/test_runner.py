@@ -16,6 +16,7 @@ from aiokafka import AIOKafkaProducer
 
 from pipeline.clock import SystemClock
 from pipeline.faust_runner import Runner, RunnerSettings
+from pipeline.local_kafka import LocalKafka
 from pipeline.logs.open import kafka_servers, open_log
 from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.log import Log, Record, TopicSpec
@@ -474,6 +475,29 @@ async def test_gaps_in_the_offsets_hold_nothing_up(kafka_url: str) -> None:
     assert [0, 4, 8, last] == [record.offset for record in await log.read(topic, 0, 0)]
     assert last + 1 == await log.committed(topic, topic, 0)
     await log.close()
+
+
+async def test_a_killed_broker_that_comes_back_costs_no_record(tmp_path: Path) -> None:
+    """The client reconnects by itself; every partition starts again at the processor's position."""
+    broker = LocalKafka(tmp_path)
+    await asyncio.to_thread(broker.start)
+    log = open_log(broker.url, SystemClock())
+    await log.start()
+    await log.create_topics([TopicSpec("t", PARTITIONS, retention_ms=-1)])
+    await fill(log, "t", 40)
+    recorder = Recorder("t")
+
+    async with running(recorder, broker.url, "t"):
+        await until(lambda: recorder.count == 40, "the records before")
+        broker.kill()
+        await asyncio.to_thread(broker.start)
+        await fill(log, "t", 40)
+        await until(lambda: recorder.count == 80, "the records after")
+        await until_committed(log, "t", [20] * PARTITIONS)
+
+    assert {partition: list(range(20)) for partition in range(PARTITIONS)} == recorder.seen
+    await log.close()
+    await asyncio.to_thread(broker.stop)
 
 
 async def test_the_runner_leaves_no_topics_of_its_own_on_the_broker(kafka_url: str) -> None:

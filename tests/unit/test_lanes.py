@@ -1,0 +1,156 @@
+"""A partition's lane alone: its bounds, and what it does when something is lost on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from pipeline.clock import SystemClock
+from pipeline.lanes import Lane, LaneLimits
+from pipeline.logs.client_messages import REPEAT_AFTER_S, OncePerWhile
+from schemas.errors import Transient
+from schemas.log import Record
+
+LIMITS = LaneLimits(
+    flush_records_max=3, flush_bytes_max=100, queue_records_max=5, queue_bytes_max=150, idle_interval_s=60.0
+)
+
+
+@dataclass
+class Parcel:
+    """A delivery that notes its acknowledgement."""
+
+    record: Record
+    acknowledged: bool = False
+
+    def acknowledge(self) -> None:
+        self.acknowledged = True
+
+
+@dataclass
+class Steps:
+    """A processor that notes its steps and waits at a gate."""
+
+    topic: str = "t"
+    taken: list[list[int]] = field(default_factory=list)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def start_offset(self, partition: int) -> int | None:
+        return None
+
+    async def step(self, partition: int, records: Sequence[Record]) -> None:
+        self.taken.append([record.offset for record in records])
+        await self.gate.wait()
+
+    async def revoked(self, partition: int) -> None:
+        pass
+
+    async def idle(self, partition: int) -> None:
+        pass
+
+
+def parcel(offset: int, size: int = 1) -> Parcel:
+    return Parcel(Record("t", 0, offset, 0, None, bytes(size)))
+
+
+def lane_for(steps: Steps, failures: list[BaseException]) -> Lane:
+    return Lane(steps, 0, 0, LIMITS, SystemClock(), failures.append, lambda: None)
+
+
+async def test_a_lost_record_stops_the_lane_before_the_next_one_is_queued() -> None:
+    """Whatever drops a fetched record, the count must not go on without it."""
+    lane = lane_for(Steps(), [])
+    lane.put(parcel(0), previous=None)
+
+    with pytest.raises(Transient, match="after offset 0 was lost"):
+        lane.put(parcel(2), previous=1)
+
+    assert lane.queued_records == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [([1] * 5, [[0, 1, 2], [3, 4]]), ([60, 60, 30], [[0], [1, 2]]), ([140, 1], [[0], [1]])],
+    ids=["by-records", "by-bytes", "one-over-the-limit"],
+)
+async def test_a_step_takes_what_has_arrived_up_to_its_limits(sizes: list[int], expected: list[list[int]]) -> None:
+    """Bigger flushes cost less per event, and a single large record must still pass."""
+    steps = Steps()
+    steps.gate.set()
+    lane = lane_for(steps, [])
+    for offset, size in enumerate(sizes):
+        lane.put(parcel(offset, size), previous=offset - 1 if offset else None)
+
+    lane.start()
+    while lane.next_offset < len(sizes):
+        await asyncio.sleep(0)
+    await lane.close()
+
+    assert steps.taken == expected
+
+
+@pytest.mark.parametrize("sizes", [[1] * 5, [150]], ids=["by-records", "by-bytes"])
+async def test_a_lane_is_full_at_its_limits(sizes: list[int]) -> None:
+    """I11: what is full is not fetched for."""
+    lane = lane_for(Steps(), [])
+    assert not lane.full
+
+    for offset, size in enumerate(sizes):
+        lane.put(parcel(offset, size), previous=offset - 1 if offset else None)
+
+    assert lane.full
+
+
+async def test_closing_drops_the_queue_and_waits_for_the_step() -> None:
+    """A revoked partition's running step is committed and acknowledged; what was queued is neither."""
+    steps = Steps()
+    lane = lane_for(steps, [])
+    running, *queued = parcels = [parcel(offset) for offset in range(4)]
+    lane.start()
+    lane.put(running, previous=None)
+    while not steps.taken:
+        await asyncio.sleep(0)
+    for offset, waiting in enumerate(queued):
+        lane.put(waiting, previous=offset)
+
+    closing = asyncio.create_task(lane.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    steps.gate.set()
+    await closing
+
+    assert steps.taken == [[0]]
+    assert [each.acknowledged for each in parcels] == [True, False, False, False]
+
+
+async def test_a_step_that_outlasts_an_orderly_stop_is_cancelled_and_not_acknowledged() -> None:
+    """Its records come again; the fence in the store decides what of them counts."""
+    steps, hanging = Steps(), parcel(0)
+    failures: list[BaseException] = []
+    lane = lane_for(steps, failures)
+    lane.start()
+    lane.put(hanging, previous=None)
+    while not steps.taken:
+        await asyncio.sleep(0)
+
+    await lane.close(timeout_s=0.01)
+
+    assert not hanging.acknowledged
+    assert failures == []
+
+
+def test_a_client_message_is_told_once_per_while() -> None:
+    """A broker that is away would fill the operator's screen."""
+    told = OncePerWhile()
+
+    def message(text: str, at_s: float) -> bool:
+        record = logging.LogRecord("aiokafka.client", logging.WARNING, "", 0, text, (), None)
+        record.created = at_s
+        return bool(told.filter(record))
+
+    assert [message("away %s", 0), message("away %s", 1), message("other", 1)] == [True, False, True]
+    assert message("away %s", REPEAT_AFTER_S)
