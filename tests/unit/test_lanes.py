@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -37,12 +37,14 @@ class Steps:
 
     topic: str = "t"
     taken: list[list[int]] = field(default_factory=list)
+    starts: dict[int, int] = field(default_factory=dict)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start_offset(self, partition: int) -> int | None:
-        return None
+        return self.starts.get(partition)
 
     async def step(self, partition: int, records: Sequence[Record]) -> None:
+        assert all(record.partition == partition for record in records)
         self.taken.append([record.offset for record in records])
         await self.gate.wait()
 
@@ -51,6 +53,15 @@ class Steps:
 
     async def idle(self, partition: int) -> None:
         pass
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the lane's task run until `condition` holds."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("the lane did not get there")
 
 
 def parcel(offset: int, size: int = 1) -> Parcel:
@@ -86,8 +97,7 @@ async def test_a_step_takes_what_has_arrived_up_to_its_limits(sizes: list[int], 
         lane.put(parcel(offset, size), previous=offset - 1 if offset else None)
 
     lane.start()
-    while lane.next_offset < len(sizes):
-        await asyncio.sleep(0)
+    await until(lambda: lane.next_offset == len(sizes))
     await lane.close()
 
     assert steps.taken == expected
@@ -112,8 +122,7 @@ async def test_closing_drops_the_queue_and_waits_for_the_step() -> None:
     running, *queued = parcels = [parcel(offset) for offset in range(4)]
     lane.start()
     lane.put(running, previous=None)
-    while not steps.taken:
-        await asyncio.sleep(0)
+    await until(lambda: bool(steps.taken))
     for offset, waiting in enumerate(queued):
         lane.put(waiting, previous=offset)
 
@@ -134,8 +143,7 @@ async def test_a_step_that_outlasts_an_orderly_stop_is_cancelled_and_not_acknowl
     lane = lane_for(steps, failures)
     lane.start()
     lane.put(hanging, previous=None)
-    while not steps.taken:
-        await asyncio.sleep(0)
+    await until(lambda: bool(steps.taken))
 
     await lane.close(timeout_s=0.01)
 
