@@ -3,74 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta, timezone
-from decimal import Decimal
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from emitter import Answer, Emitter, Event, QueueFull, uuid7
+from emitter import Answer, QueueFull
 from emitter.answers import pause_s
-from emitter.encoding import encoded
-
-ROOT = Path(__file__).resolve().parents[2]
-
-Judge = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-def accept(_event: dict[str, Any]) -> dict[str, Any]:
-    """Take every event."""
-    return {"status": "accepted"}
-
-
-class FakeGateway:
-    """A transport that answers as the gateway does. `script` makes the first answers; then `judge` decides."""
-
-    def __init__(self, judge: Judge = accept, script: tuple[object, ...] = ()) -> None:
-        self.judge = judge
-        self.script = list(script)
-        self.requests: list[list[dict[str, Any]]] = []
-        self.stored: Counter[str] = Counter()
-        self.gate = threading.Event()
-        self.gate.set()
-
-    def __call__(self, body: bytes, headers: Mapping[str, str]) -> Answer:
-        assert headers["authorization"] == "Bearer tm_key"
-        events = json.loads(body)
-        self.requests.append(events)
-        assert self.gate.wait(30)
-        step = self.script.pop(0) if self.script else "judge"
-        if isinstance(step, Exception):
-            raise step
-        if isinstance(step, Answer):
-            return step
-        answers = []
-        for index, event in enumerate(events):
-            verdict = self.judge(event)
-            self.stored[event["id"]] += verdict["status"] == "accepted"
-            answers.append({"index": index, "id": event["id"], **verdict})
-        if step == "lose the answer":
-            raise ConnectionResetError("gone")
-        return Answer(202, {}, json.dumps({"events": answers}).encode())
-
-
-def make(gateway: FakeGateway, **settings: Any) -> Emitter:
-    """An emitter that does not make tests wait."""
-    quick = {"flush_interval_s": 0.001, "retry_base_s": 0.001, "retry_max_s": 0.002}
-    return Emitter("http://unused", "tm_key", source="test", transport=gateway, **{**quick, **settings})
-
-
-def conserved(emitter: Emitter) -> bool:
-    """Whether every event is accounted for."""
-    stats = emitter.stats()
-    return stats.emitted == stats.accepted + stats.rejected + stats.dropped + stats.pending
+from tests.unit.emitter_world import FakeGateway, conserved, make
 
 
 def test_every_event_arrives_once_in_order_and_in_batches() -> None:
@@ -281,131 +223,6 @@ def test_callbacks_that_raise_do_not_stop_the_sending() -> None:
     assert sorted(gateway.stored) == ["good"]
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        pytest.param({"n": float("inf")}, id="infinity"),
-        pytest.param({"n": Decimal("NaN")}, id="decimal NaN"),
-        pytest.param({"n": object()}, id="object"),
-        pytest.param({"n": "\ud800"}, id="lone surrogate"),
-        pytest.param({Decimal(1): 1}, id="decimal key"),
-        pytest.param({"n": 10**5000}, id="an integer Python will not print"),
-    ],
-)
-def test_data_that_is_no_json_is_rejected_here_and_costs_no_other_event(data: dict[Any, Any]) -> None:
-    """What the gateway could not even read must not travel with good events."""
-    told: list[str] = []
-    gateway = FakeGateway()
-    with make(gateway, on_rejected=lambda _event, reason, _detail: told.append(reason)) as emitter:
-        emitter.emit("t", "acme", data)
-        emitter.emit("t", "acme", id="good")
-        assert emitter.flush()
-
-    assert told == ["not_serializable"]
-    assert sorted(gateway.stored) == ["good"]
-
-
-def test_an_object_that_contains_itself_is_rejected_here() -> None:
-    """json.dumps notices it; nothing hangs."""
-    loop: dict[str, Any] = {}
-    loop["self"] = loop
-    gateway = FakeGateway()
-    with make(gateway) as emitter:
-        emitter.emit("t", "acme", {"loop": loop})
-        assert emitter.flush()
-
-    assert emitter.stats().rejected == 1
-
-
-@pytest.mark.parametrize(
-    ("value", "written"),
-    [
-        pytest.param(Decimal("0.1"), '"0.1"', id="decimal"),
-        pytest.param(Decimal("12345678901234567.123456789"), '"12345678901234567.123456789"', id="long decimal"),
-        pytest.param(Decimal("1E+3"), '"1E+3"', id="exponent"),
-        pytest.param(0.1, "0.1", id="float in its shortest form"),
-        pytest.param(2**60 + 1, str(2**60 + 1), id="large integer"),
-        pytest.param(True, "true", id="boolean"),
-    ],
-)
-def test_quantities_are_written_exactly(value: object, written: str) -> None:
-    """No digit may change on the way (I5)."""
-    body = encoded(Event("1", "t", "acme", {"n": value}, 0), "test")
-
-    assert f'"n":{written}'.encode() in body
-
-
-def test_data_is_copied_one_level_deep() -> None:
-    """What the documentation promises, no more and no less."""
-    gateway = FakeGateway()
-    data = {"n": 1}
-    emitter = make(gateway, flush_interval_s=10)
-    emitter.emit("t", "acme", data)
-    data["n"] = 2
-
-    assert emitter.close()
-    assert gateway.requests[0][0]["data"] == {"n": 1}
-
-
-@pytest.mark.parametrize(
-    ("time", "written"),
-    [
-        pytest.param(datetime(2026, 11, 21, 10, tzinfo=UTC), "2026-11-21T10:00:00+00:00", id="UTC"),
-        pytest.param(
-            datetime(2026, 11, 21, 10, tzinfo=timezone(timedelta(hours=-5))), "2026-11-21T10:00:00-05:00", id="offset"
-        ),
-        pytest.param("2026-11-21T10:00:00Z", "2026-11-21T10:00:00Z", id="text"),
-        pytest.param(None, "2026-11-21T10:00:00.000001+00:00", id="now"),
-    ],
-)
-def test_times_are_written_with_an_offset(time: datetime | str | None, written: str) -> None:
-    """The gateway refuses a time without one."""
-    gateway = FakeGateway()
-    with make(gateway, now_ns=lambda: 1_795_255_200_000_001_000) as emitter:
-        emitter.emit("t", "acme", time=time)
-        assert emitter.flush()
-
-    assert gateway.requests[0][0]["time"] == written
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        pytest.param({"type": ""}, id="empty type"),
-        pytest.param({"type": "t" * 257}, id="long type"),
-        pytest.param({"account": ""}, id="empty account"),
-        pytest.param({"id": ""}, id="empty id"),
-        pytest.param({"id": "i" * 10_000}, id="long id"),
-        pytest.param({"time": datetime(2026, 1, 1)}, id="time without a zone"),  # noqa: DTZ001
-        pytest.param({"time": ""}, id="empty time"),
-    ],
-)
-def test_what_is_wrong_at_once_raises_at_once(arguments: dict[str, Any]) -> None:
-    """The caller can still do something about it."""
-    emitter = make(FakeGateway())
-
-    with pytest.raises(ValueError, match=r".+"):
-        emitter.emit(**{"type": "t", "account": "acme", **arguments})
-
-    assert emitter.stats().emitted == 0
-    assert emitter.close()
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param({"source": ""}, id="no source"),
-        pytest.param({"queue_events_max": 0}, id="no queue"),
-        pytest.param({"when_full": "ignore"}, id="unknown policy"),
-        pytest.param({"transport": None, "gateway_url": "ftp://x"}, id="not HTTP"),
-    ],
-)
-def test_settings_that_cannot_work_are_refused(settings: dict[str, Any]) -> None:
-    """At the start, not with the first event."""
-    with pytest.raises(ValueError, match=r".+"):
-        Emitter(**{"gateway_url": "http://x", "api_key": "k", "source": "s", "transport": FakeGateway(), **settings})
-
-
 def test_many_threads_lose_and_repeat_nothing() -> None:
     """One emitter serves a whole threaded server."""
     gateway = FakeGateway(script=("lose the answer", Answer(503, {}, b"")))
@@ -434,17 +251,6 @@ def test_requests_stay_below_the_byte_limit() -> None:
     assert emitter.stats().accepted == 20
 
 
-def test_made_ids_are_version_7_and_follow_the_clock() -> None:
-    """RFC 9562: version and variant bits, milliseconds first."""
-    early, late = uuid7(lambda: 1_795_255_200_000_000_000), uuid7(lambda: 1_795_255_200_001_000_000)
-
-    assert early < late
-    assert early[:13].replace("-", "") == f"{1_795_255_200_000:012x}"
-    assert early[14] == "7"
-    assert early[19] in "89ab"
-    assert len({uuid7() for _ in range(10_000)}) == 10_000
-
-
 @pytest.mark.parametrize(
     ("retry_after", "shortest_s", "longest_s"),
     [
@@ -463,86 +269,3 @@ def test_pauses_grow_with_jitter_and_honour_retry_after(
     headers = {} if retry_after is None else {"retry-after": retry_after}
 
     assert shortest_s <= pause_s(2, 0.2, 30, headers) <= longest_s
-
-
-SERVER = """
-import http.server, json, sys, threading
-received = []
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def do_POST(self):
-        events = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        received.extend(event["id"] for event in events)
-        body = json.dumps({"events": [{"index": i, "id": e["id"], "status": "accepted"} for i, e in enumerate(events)]})
-        self.send_response(202)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
-    def log_message(self, *_): pass
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-server.daemon_threads = True
-threading.Thread(target=server.serve_forever, daemon=True).start()
-url = f"http://127.0.0.1:{server.server_port}"
-"""
-
-
-def run_script(script: str) -> str:
-    """Run a script in a Python of its own; its output."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, text=True, capture_output=True, check=True, timeout=30
-    )
-    return done.stdout
-
-
-def test_events_pending_at_exit_are_sent() -> None:
-    """A script that forgets to close still delivers."""
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER + "print(url, flush=True); sys.stdin.readline(); print(sorted(received))"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert server.stdout is not None
-    url = server.stdout.readline().strip()
-
-    run_script(f"from emitter import Emitter; Emitter({url!r}, 'k', source='s').emit('t', 'acme', id='last')")
-    output, _ = server.communicate("stop\n", timeout=20)
-
-    assert output.strip() == "['last']"
-
-
-def test_a_forked_child_sends_its_own_events_and_not_its_parents() -> None:
-    """Pre-forking servers import the application first; a child that resent the queue would only cost duplicates,
-    but one that waited for a thread it does not have would lose its events."""
-    output = run_script(
-        SERVER
-        + """
-import os
-from emitter import Emitter
-emitter = Emitter(url, "k", source="s", flush_interval_s=0.3)
-emitter.emit("t", "acme", id="warm-up"); assert emitter.flush()
-emitter.emit("t", "acme", id="parent")
-child = os.fork()
-if child == 0:
-    emitter.emit("t", "acme", id="child")
-    assert emitter.close(10)
-    assert emitter.stats().accepted == 1, emitter.stats()
-    os._exit(0)
-assert os.waitpid(child, 0)[1] == 0
-assert emitter.close(10)
-assert emitter.stats().accepted == 2, emitter.stats()
-print(sorted(received))
-"""
-    )
-
-    assert output.strip() == "['child', 'parent', 'warm-up']"
-
-
-def test_the_emitter_imports_nothing_but_the_standard_library() -> None:
-    """It is installed alone, into applications of others."""
-    output = run_script(
-        "import sys; import emitter; "
-        "print([name for name in sys.modules if name.split('.')[0] not in sys.stdlib_module_names "
-        "and name.split('.')[0] not in ('emitter', '__main__')])"
-    )
-
-    assert [name for name in json.loads(output.replace("'", '"')) if not name.startswith("_")] == []
