@@ -48,15 +48,20 @@ class HttpTransport:
     def __call__(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         """See `Transport`. `timeout_s` bounds each wait on the socket."""
         connection = self._connection or self._connect()
+        broken = False
         try:
-            connection.request("POST", self._path, body, dict(headers))
+            try:
+                connection.request("POST", self._path, body, dict(headers))
+            except BrokenPipeError:
+                # A gateway that refuses a large body may answer and hang up before it has read all of it.
+                broken = True
             response = connection.getresponse()
             content = response.read(ANSWER_BYTES_MAX + 1)
         except BaseException:
             # What is left of an unfinished answer must never be read as the next one.
             self.close()
             raise
-        if response.will_close or len(content) > ANSWER_BYTES_MAX:
+        if broken or response.will_close or len(content) > ANSWER_BYTES_MAX:
             self.close()
         return Answer(response.status, {name.lower(): text for name, text in response.getheaders()}, content)
 

@@ -55,6 +55,9 @@ class Bodies:
             )  # fmt: skip
         announced = request.headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > self._body_bytes_max:
+            # A client that waits for permission to send gets its answer instead.
+            if "expect" not in request.headers:
+                await _discard(request)
             raise self._too_large()
         held = 0
         parts: list[bytes] = []
