@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Generic, NamedTuple, TypeVar
 
-from reconciler.recount import TotalName
 from schemas.periods import Period
 
 K = TypeVar("K")
@@ -50,20 +49,3 @@ def exact_text(minor: int | None, scale: int) -> str:
     digits = tuple(map(int, str(abs(minor))))
     text = format(Decimal((int(minor < 0), digits, -scale)), "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-class Odd(NamedTuple):
-    """Totals of which Redis and `usage_hourly` agree against the recount: the archive is the odd one."""
-
-    keys: frozenset[TotalName] = frozenset()
-
-    def holds(self, account: str, meter: str, period: Period) -> bool:
-        """Whether the archive is to blame for this total."""
-        return (account, meter, period) in self.keys
-
-    def with_surplus(self, surplus: int, differing: Iterable[Difference[TotalName]]) -> Odd:
-        """Also the totals that differ in the direction in which the archive has too many events, or too few."""
-        if not surplus:
-            return self
-        suspects = {each.key for each in differing if ((each.found or 0) < (each.expected or 0)) == (surplus > 0)}
-        return Odd(self.keys | suspects)

@@ -36,9 +36,11 @@ class Epoch(NamedTuple):
 
 @dataclass(slots=True)
 class AccountHistory:
-    """One account's bindings as they are now, every way in which it was cut, and its explicit closings."""
+    """One account's bindings as they are now, who pays from when on, every way in which it was cut, and its explicit
+    closings. A customer may be named for usage that is already counted; a period is never cut there."""
 
     bindings: tuple[Binding, ...] = ()
+    customers: tuple[Binding, ...] = ()
     epochs: list[Epoch] = field(default_factory=lambda: [Epoch(0, cuttings(()))])
     closings: list[tuple[Period, int]] = field(default_factory=list)
 
@@ -47,9 +49,9 @@ class AccountHistory:
         """How it is cut now."""
         return self.epochs[-1].cut
 
-    def binding_at(self, instant_ms: int) -> Binding | None:
-        """The binding in force at an instant, or None."""
-        held = [binding for binding in self.bindings if binding.effective_from_ms <= instant_ms]
+    def customer_at(self, instant_ms: int) -> Binding | None:
+        """The binding that says who pays at an instant, or None."""
+        held = [binding for binding in self.customers if binding.effective_from_ms <= instant_ms]
         return held[-1] if held else None
 
 
@@ -132,6 +134,8 @@ class _Building:
         kept = [held for held in account.bindings if held.effective_from_ms < effective_ms]
         placed = binding.model_copy(update={"effective_from_ms": effective_ms})
         account.bindings = (*kept[-(BINDINGS_MAX - 1) :], placed)
+        earlier = [held for held in account.customers if held.effective_from_ms < binding.effective_from_ms]
+        account.customers = (*earlier[-(BINDINGS_MAX - 1) :], binding)
         cut = cuttings(account.bindings)
         if cut != account.cut:
             account.epochs.append(Epoch(row.position, cut))

@@ -76,7 +76,7 @@ class CellsComparison:
         archived = await self._snapshots.archived(snapshot.partition, fence)
         archived_ms = _hour(archived.log_time_ms) if archived else 0
         limits.append(Settled(archived_ms, "the archive has not passed the arrival bucket"))
-        return min(limits)
+        return min(limits, key=lambda each: each.before_ms)
 
 
 def _hour(instant_ms: int) -> int:

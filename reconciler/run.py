@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Final
 
+from reconciler.blame import Blame, blame_of, total_of
 from reconciler.causes import ARCHIVE_HAS_MORE, ARCHIVE_LACKS, Cause, Pair, direction
-from reconciler.compare import Difference, Odd, Range, exact_text
+from reconciler.compare import Difference, Range, exact_text
 from reconciler.history import History
 from reconciler.hourly_cells import CellsComparison
 from reconciler.intents import IntentsComparison
@@ -23,6 +25,7 @@ from schemas.periods import Billing, Period
 from schemas.rollup import Fence
 
 DEFAULT_POLICY: Final = ReconcilePolicy()
+VIEW_NAMES: Final = {Pair.REDIS: "Redis", Pair.HOURLY: "usage_hourly", Pair.INTENTS: "the intents"}
 
 
 async def reconcile(
@@ -78,13 +81,13 @@ class _Run:
                 self.findings.add(Row(pair, Cause.IN_FLIGHT, partition, detail=snapshot.detail))
         elif snapshot is not None:
             totals, cells = await self._counted(snapshot)
-        odd = _odd(totals, cells)
+        blame = Blame()
         if isinstance(snapshot, Snapshot):
             surplus = await attempted(self.findings, Pair.COUNTERS, partition, self._archived(snapshot))
-            odd = odd.with_surplus(surplus or 0, totals)
-            self._total_rows(Pair.REDIS, snapshot, totals, odd)
-            self._cell_rows(snapshot, cells, odd)
-        await self._intents(partition, odd)
+            blame = blame_of(totals, cells, partial(_is_additive, snapshot.history), surplus or 0)
+            self._total_rows(Pair.REDIS, snapshot, totals, blame)
+            self._cell_rows(snapshot, cells, blame)
+        await self._intents(partition, blame)
 
     async def _counted(self, snapshot: Snapshot) -> tuple[list[Difference[TotalName]], list[Difference[RecountKey]]]:
         totals = TotalsComparison(self.views, self.policy, self.snapshots, self.findings, self.range)
@@ -95,7 +98,7 @@ class _Run:
             await attempted(self.findings, Pair.HOURLY, partition, cells.run(snapshot)) or [],
         )
 
-    async def _intents(self, partition: int, odd: Odd) -> None:
+    async def _intents(self, partition: int, blame: Blame) -> None:
         comparison = IntentsComparison(self.views, self.snapshots, self.index, self.findings, self.range)
         compared = await attempted(self.findings, Pair.INTENTS, partition, comparison.run(partition))
         if compared is None:
@@ -103,7 +106,7 @@ class _Run:
             return
         snapshot, differing = compared
         if snapshot is not None:
-            self._total_rows(Pair.INTENTS, snapshot, differing, odd)
+            self._total_rows(Pair.INTENTS, snapshot, differing, blame)
         self._unsent(partition, snapshot.history if snapshot else None)
 
     async def everywhere(self, partitions: Iterable[int]) -> None:
@@ -152,10 +155,13 @@ class _Run:
         self.findings.add(row)
         return archived - accepted
 
-    def _total_rows(self, pair: Pair, snapshot: Snapshot, differing: Iterable[Difference[TotalName]], odd: Odd) -> None:
+    def _total_rows(
+        self, pair: Pair, snapshot: Snapshot, differing: Iterable[Difference[TotalName]], blame: Blame
+    ) -> None:
         for each in differing:
             account, slug, period = each.key
-            cause, detail = _cause(each, "Redis" if pair is Pair.REDIS else "the intents", odd.holds(*each.key))
+            by_sign = direction(each.expected, each.found)
+            cause, detail = _cause(by_sign, VIEW_NAMES[pair], blame.of_total(each.key, by_sign))
             scale = _scale(snapshot.history, slug)
             row = Row(
                 pair, cause, snapshot.partition, account, slug, period,
@@ -163,26 +169,26 @@ class _Run:
             )  # fmt: skip
             self.findings.add(row)
 
-    def _cell_rows(self, snapshot: Snapshot, differing: Iterable[Difference[RecountKey]], odd: Odd) -> None:
+    def _cell_rows(self, snapshot: Snapshot, differing: Iterable[Difference[RecountKey]], blame: Blame) -> None:
         """One row per cell of additive meters; one per period for the others, whose cells do not add up."""
         periods: dict[TotalName, list[Difference[RecountKey]]] = {}
         for each in differing:
             key = each.key
-            meter = snapshot.history.definitions.get(key.meter)
-            if meter is not None and not meter.aggregation.additive:
-                periods.setdefault(_total_of(key), []).append(each)
+            if _is_additive(snapshot.history, key.meter):
+                self._cell_row(snapshot, each, blame, "")
             else:
-                self._cell_row(snapshot, each, odd, "")
+                periods.setdefault(total_of(key), []).append(each)
         for cells in periods.values():
-            self._cell_row(snapshot, cells[0], odd, f"{len(cells)} cells of the period differ, this is one: ")
+            self._cell_row(snapshot, cells[0], blame, f"{len(cells)} cells of the period differ, this is one: ")
 
-    def _cell_row(self, snapshot: Snapshot, each: Difference[RecountKey], odd: Odd, several: str) -> None:
+    def _cell_row(self, snapshot: Snapshot, each: Difference[RecountKey], blame: Blame, several: str) -> None:
         key = each.key
-        name = _total_of(key)
-        cause, detail = _cause(each, "usage_hourly", odd.holds(*name))
+        by_sign, additive = direction(each.expected, each.found), _is_additive(snapshot.history, key.meter)
+        archive = blame.of_cell(key, by_sign, additive=additive)
+        cause, detail = _cause(by_sign, VIEW_NAMES[Pair.HOURLY], archive)
         scale = _scale(snapshot.history, key.meter)
         row = Row(
-            Pair.HOURLY, cause, snapshot.partition, key.account, key.meter, name[2],
+            Pair.HOURLY, cause, snapshot.partition, key.account, key.meter, total_of(key)[2],
             None if several else key.hour_ms,
             "" if key.dimensions == "{}" else key.dimensions,
             expected=exact_text(each.expected, scale), found=exact_text(each.found, scale), detail=several + detail,
@@ -216,38 +222,24 @@ class _Run:
             self.findings.add(row)
 
 
-def _odd(totals: Iterable[Difference[TotalName]], cells: Iterable[Difference[RecountKey]]) -> Odd:
-    """Totals that differ while cells of the same period differ to the same side."""
-    sides: dict[TotalName, int] = {}
-    for cell in cells:
-        name = _total_of(cell.key)
-        sides[name] = sides.get(name, 0) + (cell.found or 0) - (cell.expected or 0)
-    agreeing = set()
-    for each in totals:
-        off = (each.found or 0) - (each.expected or 0)
-        if each.key in sides and (off > 0) == (sides[each.key] > 0):
-            agreeing.add(each.key)
-    return Odd(frozenset(agreeing))
+def _cause(by_sign: Cause, view: str, archive: Cause | None) -> tuple[Cause, str]:
+    if archive is None:
+        return by_sign, f"{by_sign.value} in {view}"
+    return archive, ARCHIVE_LACKS if archive is Cause.MISSING else ARCHIVE_HAS_MORE
 
 
-def _cause(each: Difference[TotalName] | Difference[RecountKey], view: str, archive_is_odd: bool) -> tuple[Cause, str]:
-    cause = direction(each.expected, each.found)
-    if not archive_is_odd:
-        return cause, f"{'missing' if cause is Cause.MISSING else 'extra'} in {view}"
-    return (Cause.EXTRA, ARCHIVE_HAS_MORE) if cause is Cause.MISSING else (Cause.MISSING, ARCHIVE_LACKS)
+def _is_additive(history: History, slug: str) -> bool:
+    meter = history.definitions.get(slug)
+    return meter is None or meter.aggregation.additive
 
 
 def _billing(history: History, account: str, period: Period) -> Billing:
     """Who pays at the period's end, as the last control record says."""
     known = history.accounts.get(account)
-    binding = known.binding_at(period.end_ms - 1) if known else None
+    binding = known.customer_at(period.end_ms - 1) if known else None
     if binding is None or (binding.billing is Billing.MAPPED and not binding.stripe_customer):
         return Billing.UNMAPPED
     return binding.billing
-
-
-def _total_of(key: RecountKey) -> TotalName:
-    return key.account, key.meter, Period(key.period_start_ms, key.period_end_ms)
 
 
 def _scale(history: History, slug: str) -> int:

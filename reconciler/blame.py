@@ -1,0 +1,76 @@
+"""Which view is the odd one out where Redis and `usage_hourly` agree with each other against the recount.
+
+Redis and `usage_hourly` are made by the rollup, the recount from what the archive wrote on its own. Where two of three
+differ from the third in the same way, the third is to blame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from reconciler.causes import Cause, direction
+from reconciler.compare import Difference
+from reconciler.recount import TotalName
+from schemas.analytics import RecountKey
+from schemas.periods import Period
+
+IsAdditive = Callable[[str], bool]
+
+
+class Blame(NamedTuple):
+    """What the archive lacks (`missing`) or has too much of (`extra`): by total, by account and period, or, where its
+    number of events is known to be wrong, altogether."""
+
+    totals: Mapping[TotalName, Cause] = {}
+    periods: Mapping[tuple[str, Period], Cause] = {}
+    altogether: Cause | None = None
+
+    def of_total(self, name: TotalName, by_sign: Cause) -> Cause | None:
+        """What is wrong with the archive where a total differs, or None where the other view is to blame."""
+        held = self.totals.get(name)
+        return held or (self.altogether if opposite(by_sign) is self.altogether else None)
+
+    def of_cell(self, key: RecountKey, by_sign: Cause, *, additive: bool) -> Cause | None:
+        """The same for a cell. An event lost from the archive moves distinct values between cells of other hours
+        and may change a maximum or not, so that the sign says nothing there."""
+        name = total_of(key)
+        if additive:
+            return self.of_total(name, by_sign)
+        return self.periods.get((name[0], name[2])) or self.totals.get(name) or self.altogether
+
+
+def blame_of(
+    totals: Iterable[Difference[TotalName]],
+    cells: Iterable[Difference[RecountKey]],
+    is_additive: IsAdditive,
+    surplus: int,
+) -> Blame:
+    """Weigh the differences; `surplus` is how many events too many the archive holds, 0 where it is not known."""
+    sides: dict[TotalName, int] = {}
+    for cell in cells:
+        name = total_of(cell.key)
+        sides[name] = sides.get(name, 0) + (cell.found or 0) - (cell.expected or 0)
+    odd = [each for each in totals if each.key in sides]
+    made: dict[TotalName, Cause] = {}
+    periods: dict[tuple[str, Period], Cause] = {}
+    for each in odd:
+        cause = direction(each.expected, each.found)
+        if is_additive(each.key[1]) and (cause is Cause.EXTRA) == (sides[each.key] > 0):
+            made[each.key] = periods[each.key[0], each.key[2]] = opposite(cause)
+    for each in odd:
+        if not is_additive(each.key[1]):
+            known = periods.get((each.key[0], each.key[2]))
+            made[each.key] = known or opposite(direction(each.expected, each.found))
+    altogether = (Cause.EXTRA if surplus > 0 else Cause.MISSING) if surplus else None
+    return Blame(made, periods, altogether)
+
+
+def opposite(cause: Cause) -> Cause:
+    """What is extra in the one view is missing in the other."""
+    return Cause.MISSING if cause is Cause.EXTRA else Cause.EXTRA
+
+
+def total_of(key: RecountKey) -> TotalName:
+    """The total a cell is part of."""
+    return key.account, key.meter, Period(key.period_start_ms, key.period_end_ms)

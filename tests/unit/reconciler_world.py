@@ -1,0 +1,197 @@
+"""A whole deployment on twins for the reconciler's tests: real fold, archive, drains and sender; faults by hand."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aggregators.partitioning import partition_of
+from aggregators.periods import customer_at
+from pipeline.deployment import append_everywhere
+from pipeline.processors.archive import ArchiveProcessor
+from pipeline.processors.drains import HourlyDrain, ReportDrain
+from pipeline.processors.rollup import RollupSettings
+from pipeline.processors.stripe_sender import StripeSender
+from reconciler.causes import Cause, Pair
+from reconciler.report import Report, Row
+from reconciler.run import reconcile
+from reconciler.views import ReconcilePolicy, Views
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.control import AccountRecord, CloseRecord, Tick
+from schemas.log import EVENTS_TOPIC, REPORTS_TOPIC
+from schemas.periods import Billing, Binding
+from schemas.reports import MeterEvent
+from schemas.rollup import Fence, TotalKey
+from schemas.sink import StripeRejections
+from sinks.clickhouse.memory import MemoryClickHouse
+from sinks.redis.memory import MemoryRollupStore
+from sinks.stripe.memory import MemoryStripe
+from tests.traffic.generate import rfc3339
+from tests.worlds import SECRET, World
+
+NOVEMBER_MS: Final = 1_793_491_200_000
+DECEMBER_MS: Final = NOVEMBER_MS + 30 * DAY_MS
+START_MS: Final = NOVEMBER_MS + 9 * DAY_MS + 10 * HOUR_MS
+ACCOUNTS: Final = ("ada", "bob", "cyd", "dora")
+
+CATALOG: Final[dict[str, Any]] = {
+    "version": 1,
+    "meters": [
+        {"slug": "requests", "event_type": "request", "aggregation": "count", "dimensions": {"region": "$.region"},
+         "stripe_event_name": "requests"},
+        {"slug": "gigabytes", "event_type": "request", "aggregation": "sum", "value_path": "$.gb", "scale": 3,
+         "stripe_event_name": "gigabytes"},
+        {"slug": "peak", "event_type": "request", "aggregation": "max", "value_path": "$.gb", "scale": 3,
+         "stripe_event_name": "peak"},
+        {"slug": "users", "event_type": "request", "aggregation": "unique", "value_path": "$.user",
+         "stripe_event_name": "users"},
+        {"slug": "seats", "event_type": "seats", "aggregation": "latest", "value_path": "$.seats"},
+    ],
+}  # fmt: skip
+
+
+class Deployment:
+    """Two partitions, four accounts mapped to a customer of their own, `cus_ada` … ; everything drains by hand."""
+
+    def __init__(self, *, rejections: bool = True) -> None:
+        self.store = MemoryRollupStore()
+        self.world = World(START_MS, store=self.store)
+        self.clock, self.log = self.world.clock, self.world.log
+        self.clickhouse = MemoryClickHouse()
+        self.stripe = MemoryStripe(self.clock, account="")
+        rejecting: StripeRejections | None = self.stripe if rejections else None
+        self.views = Views(self.store, self.clickhouse, self.clickhouse, self.log, self.stripe, rejecting)
+        self.policy = ReconcilePolicy(archive_wait_s=1.0, totals_per_read=3)
+        self._sender = StripeSender(self.log, self.stripe, self._payer, self.clock, random.Random(1))
+        self.rollup_settings = RollupSettings()
+        self._told: dict[int, int] = {}
+        self._events = 0
+
+    async def start(self, catalog: Mapping[str, Any] | None = None) -> Deployment:
+        await self.world.start(catalog or CATALOG)
+        for account in ACCOUNTS:
+            self.stripe.add_customer(f"cus_{account}")
+            await self.bind(account, stripe_customer=f"cus_{account}")
+        for partition in range(self.world.partitions):
+            self._told[partition] = await self._sender.start_offset(partition) or 0
+        return self
+
+    def partition(self, account: str) -> int:
+        return partition_of(account, self.world.partitions)
+
+    async def bind(self, account: str, **fields: Any) -> None:
+        made = {"effective_from_ms": NOVEMBER_MS, "billing": Billing.MAPPED, **fields}
+        binding = Binding.model_validate(made)
+        await self.world.control(self.partition(account), AccountRecord(account=account, binding=binding))
+
+    async def close_period(self, account: str, instant_ms: int) -> None:
+        await self.world.control(self.partition(account), CloseRecord(account=account, instant_ms=instant_ms))
+
+    async def emit(self, account: str, *, at_ms: int | None = None, type_: str = "request", **data: Any) -> str:
+        """One event, now or at `at_ms`; its id."""
+        self._events += 1
+        event_id = str(data.pop("id", f"event-{self._events}"))
+        instant_ms = self.clock.now_ms() if at_ms is None else at_ms
+        body = {
+            "specversion": "1.0", "id": event_id, "source": "/test", "type": type_, "subject": account,
+            "time": rfc3339(instant_ms * 1000), "data": data,
+        }  # fmt: skip
+        await self.log.append(EVENTS_TOPIC, self.partition(account), json.dumps(body).encode())
+        return event_id
+
+    async def traffic(self, hours: int = 3) -> None:
+        """Some usage of every account and meter in each of the next hours, a duplicate and an unmetered event."""
+        for hour in range(hours):
+            for number, account in enumerate(ACCOUNTS):
+                for step in range(3):
+                    gb = f"{number + 1}.{hour}{step}5"
+                    await self.emit(account, gb=gb, user=f"user-{step}", region=("eu", "us")[step % 2])
+                await self.emit(account, type_="seats", seats=10 * hour + number)
+                twice = await self.emit(account, gb="0.5", user="user-9", region="eu")
+                await self.emit(account, id=twice, gb="0.5", user="user-9", region="eu")
+                await self.emit(account, type_="page.viewed", page="/")
+            await self.advance(HOUR_MS)
+
+    async def advance(self, duration_ms: int) -> None:
+        """Move the clock and, by a tick, the log."""
+        self.clock.ms += duration_ms
+        await append_everywhere(self.log, SECRET, Tick(log_id=self.world.log_id))
+
+    async def fold(self) -> None:
+        await self.world.fold_all(self.world.rollup(self.rollup_settings))
+
+    async def archive(self) -> None:
+        processor = ArchiveProcessor(self.log, self.clickhouse, SECRET)
+        for partition in range(self.world.partitions):
+            offset = await processor.start_offset(partition)
+            while records := await self.log.read(EVENTS_TOPIC, partition, offset):
+                await processor.step(partition, records)
+                offset = records[-1].next_offset
+
+    async def drain(self) -> None:
+        for partition in range(self.world.partitions):
+            await HourlyDrain(self.store, self.clickhouse).drain(partition)
+
+    async def publish(self) -> None:
+        for partition in range(self.world.partitions):
+            await ReportDrain(self.store, self.log).drain(partition)
+
+    async def send(self) -> None:
+        for _ in range(20):
+            for partition in range(self.world.partitions):
+                records = await self.log.read(REPORTS_TOPIC, partition, self._told[partition])
+                if records:
+                    await self._sender.step(partition, records)
+                    self._told[partition] = records[-1].next_offset
+                else:
+                    await self._sender.idle(partition)
+
+    async def settle(self) -> None:
+        """Everything that is in the log reaches every view, and Stripe has had the time to show it."""
+        await self.advance(HOUR_MS)
+        await self.fold()
+        await self.archive()
+        await self.drain()
+        await self.publish()
+        await self.send()
+        self.clock.ms += 20 * MINUTE_MS
+
+    async def reconcile(self, **options: Any) -> Report:
+        options.setdefault("policy", self.policy)
+        return await reconcile(self.views, self.clock, **options)
+
+    async def fence(self, account: str) -> Fence:
+        fence = await self.store.load_fence(self.partition(account))
+        assert fence is not None
+        return fence
+
+    def totals(self, account: str) -> dict[str, str]:
+        """The stored hash of the account's November, to be altered."""
+        return self.store._partitions[self.partition(account)].totals[TotalKey(account, NOVEMBER_MS, DECEMBER_MS)]
+
+    def sent(self, account: str, event_name: str) -> MeterEvent:
+        """A meter event that Stripe holds."""
+        return next(
+            held.event
+            for held in self.stripe.events
+            if (held.event.stripe_customer, held.event.event_name) == (f"cus_{account}", event_name)
+        )
+
+    async def _payer(self, account: str, instant_ms: int) -> tuple[Billing, str]:
+        customer = customer_at(await self.store.account(self.partition(account), account), instant_ms)
+        return (customer.billing, customer.stripe_customer) if customer else (Billing.UNMAPPED, "")
+
+
+async def settled(**options: Any) -> Deployment:
+    """A deployment in which all views agree."""
+    made = await Deployment(**options).start()
+    await made.traffic()
+    await made.settle()
+    return made
+
+
+def named(report: Report, cause: Cause, pair: Pair | None = None) -> list[Row]:
+    """The rows of a cause, of one pair of views or of all."""
+    return [row for row in report.rows if row.cause is cause and pair in (None, row.pair)]

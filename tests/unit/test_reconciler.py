@@ -1,0 +1,471 @@
+"""Every cause is injected into a deployment whose views agree, and the reconciler names it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import cast
+
+import msgspec
+import pytest
+
+from aggregators.fields import parse_value
+from reconciler.causes import Cause, Pair, Verdict
+from reconciler.report import Report
+from reconciler.views import ReconcilePolicy
+from schemas.analytics import ArchivePosition, RecountKey, UsageReader
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.errors import Transient
+from schemas.log import REPORTS_TOPIC
+from schemas.reports import Intent
+from schemas.rollup import TotalKey
+from sinks.stripe.memory import MemoryFault
+from tests.unit.reconciler_world import (
+    DECEMBER_MS,
+    NOVEMBER_MS,
+    START_MS,
+    Deployment,
+    named,
+    settled,
+)
+
+Fault = Callable[[Deployment], Awaitable[None] | None]
+
+
+async def after(fault: Fault) -> Report:
+    """The report on a settled deployment after a fault."""
+    deployment = await settled()
+    done = fault(deployment)
+    if done is not None:
+        await done
+    return await deployment.reconcile()
+
+
+def found_by(report: Report) -> set[tuple[Pair, Cause]]:
+    return set(report.causes)
+
+
+async def test_views_that_agree_are_equal_and_everything_was_compared() -> None:
+    """The baseline of every other test: nothing in flight, nothing unchecked."""
+    report = await (await settled()).reconcile()
+
+    assert report.verdict is Verdict.EQUAL
+    assert report.rows == ()
+    assert {s.pair: s.compared for s in report.summaries} == {
+        Pair.REDIS: 20, Pair.HOURLY: 64, Pair.INTENTS: 16, Pair.STRIPE: 16, Pair.COUNTERS: 2, Pair.DUPLICATES: 0,
+    }  # fmt: skip
+    assert all(s.equal == s.compared for s in report.summaries)
+
+
+def lose_event(deployment: Deployment) -> None:
+    key = next(key for key, row in deployment.clickhouse.events.items() if row.account == "ada" and "gb" in row.data)
+    del deployment.clickhouse.events[key]
+
+
+def add_event(deployment: Deployment) -> None:
+    key, row = next((key, row) for key, row in deployment.clickhouse.events.items() if row.account == "bob")
+    deployment.clickhouse.events[key[0], "nobody sent it"] = row._replace(id="nobody sent it")
+
+
+async def test_a_row_lost_from_the_archive_is_missing_there_and_not_extra_elsewhere() -> None:
+    """Redis, usage_hourly and the intents agree with each other, so the archive is to blame."""
+    report = await after(lose_event)
+
+    assert report.verdict is Verdict.DRIFT
+    assert found_by(report) == {(pair, Cause.MISSING) for pair in (Pair.REDIS, Pair.HOURLY, Pair.INTENTS)}
+    assert all(row.account == "ada" and "missing in usage_events" in row.detail for row in report.rows)
+    requests = next(row for row in report.rows if row.pair is Pair.REDIS and row.meter == "requests")
+    assert (requests.expected, requests.found) == ("11", "12")
+
+
+async def test_a_row_added_to_the_archive_is_extra_there() -> None:
+    """The same id once more under another name is what a broken import does."""
+    report = await after(add_event)
+
+    assert report.verdict is Verdict.DRIFT
+    assert {cause for _, cause in report.causes} == {Cause.EXTRA}
+    assert all(row.account == "bob" and "extra in usage_events" in row.detail for row in report.rows)
+
+
+async def test_the_archived_count_tells_an_archive_that_lost_an_event_of_an_open_bucket() -> None:
+    """While its hour is open there is no settled cell to compare; the fence's counters know how many there are."""
+    deployment = await settled()
+    await deployment.emit("ada", id="in the open hour", gb="7", user="user-1", region="eu")
+    await deployment.fold()
+    await deployment.archive()
+    del deployment.clickhouse.events["ada", "in the open hour"]
+
+    class Counting:
+        """The twin with the optional count."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(deployment.clickhouse, name)
+
+        async def archived_events(self, partition: int, before_position: int) -> int:
+            rows = deployment.clickhouse.events.values()
+            return sum(row.partition == partition and row.position < before_position for row in rows)
+
+    deployment.views = replace(deployment.views, reader=cast("UsageReader", Counting()))
+    report = await deployment.reconcile()
+
+    (count,) = named(report, Cause.MISSING, Pair.COUNTERS)
+    assert int(count.expected) == int(count.found) + 1
+    assert all("missing in usage_events" in row.detail for row in named(report, Cause.MISSING))
+    assert not named(report, Cause.EXTRA)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause", "expected", "found"),
+    [
+        pytest.param(1, Cause.EXTRA, "11.535", "11.536", id="one minor unit more"),
+        pytest.param(-11_535, Cause.MISSING, "11.535", "0", id="all of it"),
+    ],
+)
+async def test_an_altered_redis_total_is_named_with_exact_quantities(
+    change: int, cause: Cause, expected: str, found: str
+) -> None:
+    """usage_hourly agrees with the recount, so Redis is the odd one."""
+
+    def alter(deployment: Deployment) -> None:
+        totals = deployment.totals("ada")
+        totals["gigabytes"] = str(parse_value(totals["gigabytes"]).minor + change)
+
+    report = await after(alter)
+
+    (row,) = report.rows
+    assert (row.pair, row.cause, row.account, row.meter) == (Pair.REDIS, cause, "ada", "gigabytes")
+    assert (row.expected, row.found, row.period) == (expected, found, (NOVEMBER_MS, DECEMBER_MS))
+    assert report.verdict is Verdict.DRIFT
+
+
+async def test_a_total_that_redis_lacks_is_missing_and_one_that_nothing_explains_is_extra() -> None:
+    """Both directions: keys only the recount has, and keys only Redis has."""
+
+    def swap(deployment: Deployment) -> None:
+        partition = deployment.store._partitions[deployment.partition("cyd")]
+        held = partition.totals.pop(TotalKey("cyd", NOVEMBER_MS, DECEMBER_MS))
+        partition.totals[TotalKey("cyd", DECEMBER_MS, DECEMBER_MS + 31 * DAY_MS)] = held
+
+    report = await after(swap)
+
+    assert {(row.cause, row.meter) for row in named(report, Cause.MISSING, Pair.REDIS)} == {
+        (Cause.MISSING, slug) for slug in ("requests", "gigabytes", "peak", "users", "seats")
+    }
+    assert {row.found for row in named(report, Cause.MISSING)} == {""}
+    assert {row.expected for row in named(report, Cause.EXTRA)} == {""}
+    assert len(report.rows) == 10
+
+
+def hourly_key(deployment: Deployment, meter: str) -> RecountKey:
+    return next(key for key in deployment.clickhouse.cells if key.account == "dora" and key.meter == meter)
+
+
+@pytest.mark.parametrize(
+    ("meter", "change", "cause", "per_hour"),
+    [
+        pytest.param("requests", None, Cause.MISSING, True, id="row deleted"),
+        pytest.param("gigabytes", 5, Cause.EXTRA, True, id="value too large"),
+        pytest.param("peak", -1, Cause.MISSING, False, id="max too small: told per period"),
+        pytest.param("seats", None, Cause.MISSING, False, id="latest deleted: told per period"),
+    ],
+)
+async def test_an_altered_hourly_row_is_named(meter: str, change: int | None, cause: Cause, per_hour: bool) -> None:
+    """Per hour where hours add up, else per period."""
+
+    def alter(deployment: Deployment) -> None:
+        key = hourly_key(deployment, meter)
+        row = deployment.clickhouse.cells.pop(key)
+        if change is not None:
+            deployment.clickhouse.cells[key] = row._replace(value_minor=row.value_minor + change)
+
+    report = await after(alter)
+
+    (row,) = report.rows
+    assert (row.pair, row.cause, row.account, row.meter) == (Pair.HOURLY, cause, "dora", meter)
+    assert (row.hour_ms is not None) == per_hour
+    assert row.period == (NOVEMBER_MS, DECEMBER_MS)
+
+
+async def test_an_intent_that_was_never_published_is_missing() -> None:
+    """The usage is counted everywhere and Stripe will never hear of it: the quietest loss of all."""
+
+    def lose(deployment: Deployment) -> None:
+        for partition in range(deployment.world.partitions):
+            records = deployment.log._partition(REPORTS_TOPIC, partition).records
+            victim = next((record for record in records if b'"kind":"intent"' in (record.value or b"")), None)
+            if victim is not None:
+                identifier = msgspec.json.decode(victim.value or b"")["identifier"].encode()
+                records[:] = [record for record in records if identifier not in (record.value or b"")]
+                return
+
+    report = await after(lose)
+
+    (row,) = named(report, Cause.MISSING, Pair.INTENTS)
+    assert row.detail == "missing in the intents"
+    # Stripe has it all the same, and nobody knows why it was sent.
+    assert found_by(report) == {(Pair.INTENTS, Cause.MISSING), (Pair.STRIPE, Cause.EXTRA)}
+
+
+async def test_an_intent_that_no_usage_explains_is_extra() -> None:
+    """Somebody wrote into billing.reports, or two rollups published under different identifiers."""
+    deployment = await settled()
+    forged = Intent(
+        identifier="tm_forged", livemode=False, stripe_account="", log_id=deployment.world.log_id, meter="requests",
+        event_name="requests", account="ada", period_start_ms=NOVEMBER_MS, period_end_ms=DECEMBER_MS,
+        bucket_start_ms=START_MS, bucket_end_ms=START_MS + HOUR_MS, delta_minor=3, scale=0,
+    )  # fmt: skip
+    await deployment.log.append(REPORTS_TOPIC, deployment.partition("ada"), forged.model_dump_json().encode())
+
+    report = await deployment.reconcile()
+
+    (row,) = named(report, Cause.EXTRA)
+    assert (row.pair, row.account, row.meter, row.expected, row.found) == (
+        Pair.INTENTS, "ada", "requests", "12", "15",
+    )  # fmt: skip
+    assert [row.detail for row in named(report, Cause.IN_FLIGHT)] == ["1 intents wait: not settled yet"]
+
+
+async def test_a_meter_event_that_stripe_holds_twice_is_extra() -> None:
+    """What Stripe bills twice, whoever sent it: here an identifier that was forgotten after a day."""
+
+    def twice(deployment: Deployment) -> None:
+        event = deployment.sent("bob", "gigabytes")
+        deployment.stripe.inject(event._replace(identifier="sent again"))
+
+    report = await after(twice)
+
+    (row,) = report.rows
+    assert (row.pair, row.cause, row.stripe_customer) == (Pair.STRIPE, Cause.EXTRA, "cus_bob")
+    assert (row.account, row.meter, row.period) == ("bob", "gigabytes", (NOVEMBER_MS, DECEMBER_MS))
+    assert (row.expected, row.found) == ("20.535", "27.08")
+
+
+@pytest.mark.parametrize("rejections", [True, False], ids=["error reports read", "error reports not read"])
+async def test_a_meter_event_that_stripe_rejects_after_its_answer_is_rejected_by_stripe(rejections: bool) -> None:
+    """A 200 is no acceptance: the loss shows in Stripe's sum only."""
+    deployment = await settled(rejections=rejections)
+    held = next(held for held in deployment.stripe.events if held.event.event_name == "users")
+    held.code = "meter_event_no_customer_defined"
+
+    report = await deployment.reconcile()
+
+    (row,) = report.rows
+    assert (row.pair, row.cause) == (Pair.STRIPE, Cause.REJECTED_BY_STRIPE)
+    assert ("meter_event_no_customer_defined" in row.detail) == rejections
+
+
+async def test_a_meter_event_that_vanished_without_a_rejection_is_missing() -> None:
+    """Stripe answered 200, reports no error and does not count it."""
+
+    def vanish(deployment: Deployment) -> None:
+        deployment.stripe.events[:] = [
+            held for held in deployment.stripe.events if held.event != deployment.sent("ada", "requests")
+        ]
+
+    report = await after(vanish)
+
+    (row,) = report.rows
+    assert (row.pair, row.cause, row.meter) == (Pair.STRIPE, Cause.MISSING, "requests")
+
+
+async def test_a_dead_letter_is_rejected_by_stripe_with_what_stripe_said() -> None:
+    """The operator needs Stripe's own words."""
+    deployment = await Deployment().start()
+    deployment.stripe.fault = lambda event: MemoryFault.BAD_REQUEST if event.event_name == "peak" else None
+    await deployment.traffic(1)
+    await deployment.settle()
+
+    report = await deployment.reconcile()
+
+    rows = named(report, Cause.REJECTED_BY_STRIPE)
+    assert {(row.account, row.meter) for row in rows} == {(name, "peak") for name in ("ada", "bob", "cyd", "dora")}
+    assert all("Invalid request" in row.detail for row in rows)
+    assert report.verdict is Verdict.DRIFT
+
+
+async def test_usage_of_an_account_without_customer_waits_and_is_no_drift() -> None:
+    """Nothing is lost, but Stripe takes it for 35 days only."""
+    deployment = await settled()
+    await deployment.emit("eve", gb="2.5", user="u", region="eu")
+    await deployment.settle()
+
+    report = await deployment.reconcile()
+
+    assert found_by(report) == {(Pair.STRIPE, Cause.UNKNOWN_CUSTOMER)}
+    gigabytes = next(row for row in report.rows if row.meter == "gigabytes")
+    assert (gigabytes.account, gigabytes.expected) == ("eve", "2.5")
+    assert report.verdict is Verdict.EQUAL
+
+
+async def test_one_id_with_two_payloads_is_a_conflict_and_no_drift() -> None:
+    """Every view counts the first; a person must say which was right."""
+    deployment = await settled()
+    event_id = await deployment.emit("ada", gb="1", user="u", region="eu")
+    await deployment.emit("ada", id=event_id, gb="100", user="u", region="eu")
+    await deployment.settle()
+
+    report = await deployment.reconcile()
+
+    (row,) = report.rows
+    assert (row.cause, row.account) == (Cause.CONFLICT, "ada")
+    assert event_id in row.detail
+    assert report.verdict is Verdict.EQUAL
+
+
+async def test_counters_that_do_not_add_up_are_drift() -> None:
+    """I1: an event that is received and neither counted nor refused has been lost in the fold."""
+    deployment = await settled()
+    fence = await deployment.fence("ada")
+    partition = deployment.store._partitions[deployment.partition("ada")]
+    counters = fence.counters._replace(counted=fence.counters.counted - 1)
+    partition.fence = msgspec.structs.replace(fence, counters=counters)
+
+    report = await deployment.reconcile()
+
+    (row,) = report.rows
+    assert (row.pair, row.cause) == (Pair.COUNTERS, Cause.MISSING)
+    assert f"counted={counters.counted}" in row.detail
+
+
+async def test_what_the_archive_has_not_reached_is_in_flight_with_how_far_behind() -> None:
+    """A rollup that runs ahead of the archive is normal; calling it drift would bury real drift."""
+    deployment = await settled()
+    deployment.clock.ms += MINUTE_MS
+    for account in ("ada", "bob", "cyd", "dora"):
+        await deployment.emit(account, gb="1", user="u", region="eu")
+    await deployment.fold()
+
+    report = await deployment.reconcile()
+
+    assert report.verdict is Verdict.INCOMPLETE
+    assert {cause for _, cause in report.causes} == {Cause.IN_FLIGHT}
+    assert all("records and" in row.detail and "behind the rollup" in row.detail for row in report.rows)
+
+
+async def test_the_archive_is_waited_for_within_the_limit() -> None:
+    """Two consumer groups are never at the same place; a short wait makes most of the traffic comparable."""
+    deployment = await settled()
+    await deployment.emit("ada", gb="1", user="u", region="eu")
+    await deployment.fold()
+    sleep, slept = deployment.clock.sleep, []
+
+    async def sleep_and_archive(duration_s: float) -> None:
+        slept.append(duration_s)
+        await deployment.archive()
+        await sleep(duration_s)
+
+    deployment.clock.sleep = sleep_and_archive  # type: ignore[method-assign]  # the archive goes on meanwhile
+    report = await deployment.reconcile()
+
+    assert next(s for s in report.summaries if s.pair is Pair.REDIS).equal == 20
+    assert slept
+
+
+async def test_open_buckets_and_undrained_cells_are_in_flight() -> None:
+    """Each says what it waits for: the hour's end, the drain, the publication of intents."""
+    deployment = await settled()
+    await deployment.emit("ada", gb="1", user="u", region="eu")
+    await deployment.fold()
+    await deployment.archive()
+    is_open = await deployment.reconcile()
+    await deployment.advance(HOUR_MS)
+    await deployment.fold()
+    await deployment.archive()
+    undrained = await deployment.reconcile()
+
+    assert "log time has not passed it" in named(is_open, Cause.IN_FLIGHT, Pair.HOURLY)[0].detail
+    assert "log time has not passed it" in named(is_open, Cause.IN_FLIGHT, Pair.INTENTS)[0].detail
+    assert "wait in Redis to be drained" in named(undrained, Cause.IN_FLIGHT, Pair.HOURLY)[0].detail
+    assert "waits in Redis for its intents" in named(undrained, Cause.IN_FLIGHT, Pair.INTENTS)[0].detail
+    assert is_open.verdict is undrained.verdict is Verdict.INCOMPLETE
+    assert not is_open.differences
+
+
+async def test_a_meter_event_that_stripe_does_not_show_yet_is_in_flight() -> None:
+    """Stripe's summaries lag behind its answers."""
+    deployment = await Deployment().start()
+    deployment.stripe.lag_ms = 5 * MINUTE_MS
+    await deployment.traffic(1)
+    await deployment.settle()
+    deployment.clock.ms -= 20 * MINUTE_MS
+    early = await deployment.reconcile()
+    deployment.clock.ms += 20 * MINUTE_MS
+
+    assert found_by(early) == {(Pair.STRIPE, Cause.IN_FLIGHT)}
+    assert (await deployment.reconcile()).verdict is Verdict.EQUAL
+
+
+async def test_an_extra_meter_event_shows_even_while_others_are_in_flight() -> None:
+    """A busy lane must not hide what is billed twice."""
+    deployment = await settled()
+    event = deployment.sent("bob", "requests")
+    deployment.stripe.inject(event._replace(identifier="sent again", value="1000"))
+    await deployment.emit("bob", gb="1", user="u", region="eu")
+    await deployment.settle()
+    deployment.clock.ms -= 20 * MINUTE_MS
+
+    report = await deployment.reconcile()
+
+    assert [(row.meter, row.stripe_customer) for row in named(report, Cause.EXTRA)] == [("requests", "cus_bob")]
+
+
+async def test_a_stripe_that_does_not_answer_is_unchecked_and_the_rest_is_compared() -> None:
+    """What was not read is never equal."""
+    deployment = await settled()
+    deployment.stripe.read_fault = lambda call: call == "summary"
+
+    report = await deployment.reconcile()
+
+    assert found_by(report) == {(Pair.STRIPE, Cause.UNCHECKED)}
+    assert len(report.rows) == 16
+    assert next(s for s in report.summaries if s.pair is Pair.REDIS).equal == 20
+    assert report.verdict is Verdict.INCOMPLETE
+
+
+async def test_reads_of_stripe_stop_at_the_limit_and_the_rest_is_unchecked() -> None:
+    """Stripe allows 10 000 reads a month."""
+    deployment = await settled()
+
+    report = await deployment.reconcile(policy=ReconcilePolicy(stripe_reads_max=5))
+
+    stripe = next(s for s in report.summaries if s.pair is Pair.STRIPE)
+    assert (stripe.equal, stripe.unchecked) == (5, 11)
+    assert {row.detail for row in report.rows} == {"over the limit of 5 reads of Stripe (stripe_reads_max)"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "pairs"),
+    [
+        pytest.param(lambda d: d.store.empty(), {Pair.REDIS}, id="Redis was emptied"),
+        pytest.param(lambda d: setattr(d.stripe, "key_is_valid", False), {Pair.STRIPE}, id="Stripe refuses the key"),
+        pytest.param(
+            lambda d: d.clickhouse.archived.update(
+                {number: ArchivePosition(number, 10_000, d.clock.ms, "another log") for number in (0, 1)}
+            ),
+            {Pair.REDIS, Pair.INTENTS, Pair.STRIPE},
+            id="the archive belongs to another log",
+        ),
+    ],
+)
+async def test_a_view_that_cannot_be_read_is_unchecked(fault: Fault, pairs: set[Pair]) -> None:
+    """The remedy stands in the row, and no other difference is made up from it."""
+    report = await after(fault)
+
+    assert found_by(report) == {(pair, Cause.UNCHECKED) for pair in pairs}
+    assert all(row.detail for row in report.rows)
+    assert report.verdict is Verdict.INCOMPLETE
+
+
+async def test_a_clickhouse_that_does_not_answer_is_unchecked() -> None:
+    """Transient is not drift."""
+    deployment = await settled()
+
+    async def silent(*_: object) -> None:
+        raise Transient("no answer from ClickHouse")
+
+    deployment.clickhouse.hourly_cells = silent  # type: ignore[method-assign,assignment]  # it does not answer
+    report = await deployment.reconcile()
+
+    assert {(row.pair, row.cause, row.detail) for row in report.rows} == {
+        (Pair.HOURLY, Cause.UNCHECKED, "no answer from ClickHouse")
+    }

@@ -1,0 +1,285 @@
+"""Views that agree must be called equal whatever happened on the way: bindings, closings, catalogs, live traffic."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import reconciler
+from pipeline.deployment import append_everywhere
+from pipeline.processors.rollup import RollupSettings
+from reconciler.causes import Cause, Pair, Verdict
+from reconciler.report import Report
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.control import CatalogRecord
+from schemas.meters import Catalog
+from schemas.periods import Billing
+from schemas.rollup import Fence, TotalKey
+from tests.unit.reconciler_world import ACCOUNTS, CATALOG, DECEMBER_MS, NOVEMBER_MS, Deployment, named, settled
+from tests.worlds import SECRET
+
+
+PAID = {"stripe_customer": "cus_ada"}
+
+
+def assert_equal(report: Report, *, allowed: Sequence[Cause] = ()) -> None:
+    assert [row for row in report.rows if row.cause not in allowed] == []
+
+
+def without_unique() -> dict[str, Any]:
+    """The catalog without its unique meter."""
+    return {**CATALOG, "meters": [meter for meter in CATALOG["meters"] if meter["aggregation"] != "unique"]}
+
+
+async def record_by_record() -> Deployment:
+    """A deployment that folds each event in a flush of its own, and has no unique meter.
+
+    Where a binding ends a running period earlier, events before and after its record count in periods that share
+    their start; these tests are about the recount of such periods, not about flushes.
+    """
+    deployment = await Deployment().start(without_unique())
+    deployment.rollup_settings = RollupSettings(flush_events_max=1)
+    return deployment
+
+
+async def some(deployment: Deployment, account: str = "ada", **fields: Any) -> None:
+    """Events that feed every aggregation."""
+    await deployment.emit(account, gb="1.5", user="u1", region="eu", **fields)
+    await deployment.emit(account, gb="0.5", user="u2", region="us", **fields)
+    await deployment.emit(account, type_="seats", seats=7, **fields)
+
+
+async def test_a_binding_that_cuts_a_running_period_leaves_no_difference() -> None:
+    """What was counted before the record has the old period's end as its key, what came after it the new one's."""
+    deployment = await record_by_record()
+    await some(deployment)
+    await deployment.bind("ada", effective_from_ms=NOVEMBER_MS, anchor_ms=NOVEMBER_MS + 14 * DAY_MS, **PAID)
+    await some(deployment)
+    await deployment.advance(HOUR_MS)
+    await some(deployment)
+    await some(deployment, at_ms=deployment.clock.ms - 50 * MINUTE_MS)
+    await deployment.settle()
+
+    report = await deployment.reconcile()
+
+    assert_equal(report)
+    assert (
+        len([key for key in deployment.store._partitions[deployment.partition("ada")].totals if key[0] == "ada"]) == 3
+    )
+
+
+async def test_a_binding_that_is_replaced_before_it_takes_effect_leaves_no_difference() -> None:
+    """The period is cut, then whole again, then cut elsewhere: it lasts over epochs that do not touch."""
+    deployment = await record_by_record()
+    await some(deployment)
+    await deployment.bind("ada", effective_from_ms=NOVEMBER_MS + 11 * DAY_MS, anchor_ms=5 * DAY_MS, **PAID)
+    await some(deployment)
+    await deployment.bind("ada", effective_from_ms=NOVEMBER_MS + 11 * DAY_MS, **PAID)
+    await some(deployment)
+    await deployment.bind("ada", effective_from_ms=NOVEMBER_MS + 12 * DAY_MS, interval="week", **PAID)
+    await some(deployment)
+    await deployment.settle()
+
+    assert_equal(await deployment.reconcile())
+
+
+async def test_a_difference_of_an_account_that_was_cut_anew_is_still_found() -> None:
+    """The second look must not explain away what is wrong."""
+    deployment = await record_by_record()
+    await some(deployment)
+    await deployment.bind("ada", effective_from_ms=NOVEMBER_MS, anchor_ms=NOVEMBER_MS + 14 * DAY_MS, **PAID)
+    await some(deployment)
+    await deployment.settle()
+    deployment.totals("ada")["requests"] = "5"
+
+    report = await deployment.reconcile()
+
+    (row,) = named(report, Cause.EXTRA, Pair.REDIS)
+    assert (row.expected, row.found, row.period) == ("2", "5", (NOVEMBER_MS, DECEMBER_MS))
+
+
+async def test_late_usage_is_recounted_where_the_fold_carried_it() -> None:
+    """Once by grace, once by an explicit closing, which pushes usage over the month that is running."""
+    deployment = await Deployment().start()
+    deployment.clock.ms = DECEMBER_MS - HOUR_MS
+    await some(deployment)
+    await deployment.advance(3 * HOUR_MS)
+    await some(deployment, at_ms=DECEMBER_MS - 90 * MINUTE_MS)
+    await deployment.close_period("ada", deployment.clock.ms)
+    await some(deployment)
+    await deployment.bind("bob", effective_from_ms=NOVEMBER_MS, interval="day", stripe_customer="cus_bob")
+    await some(deployment, "bob")
+    await deployment.close_period("bob", deployment.clock.ms)
+    await some(deployment, "bob")
+    await deployment.settle()
+
+    report = await deployment.reconcile()
+
+    assert_equal(report, allowed=[Cause.IN_FLIGHT])
+    assert {row.pair for row in report.rows} <= {Pair.STRIPE}
+    january_ms = DECEMBER_MS + 31 * DAY_MS
+    assert deployment.store._partitions[deployment.partition("ada")].totals.keys() >= {
+        TotalKey("ada", NOVEMBER_MS, DECEMBER_MS),
+        TotalKey("ada", january_ms, january_ms + 31 * DAY_MS),
+    }
+
+
+async def apply(deployment: Deployment, version: int, **event_names: str | None) -> None:
+    """A further catalog, with other Stripe event names."""
+    meters = [{**meter, "stripe_event_name": event_names.get(meter["slug"])} for meter in CATALOG["meters"]]
+    catalog = Catalog.model_validate({"version": version, "meters": meters})
+    await append_everywhere(deployment.log, SECRET, CatalogRecord(catalog=catalog))
+
+
+async def test_a_meter_that_is_reported_from_later_on_is_expected_from_there_on() -> None:
+    """Its intents start at the total as it stood; a catalog of an older version changes nothing."""
+    deployment = await Deployment().start({**CATALOG, "version": 3, "meters": [
+        {**meter, "stripe_event_name": None} for meter in CATALOG["meters"]
+    ]})  # fmt: skip
+    await some(deployment)
+    await deployment.advance(HOUR_MS)
+    await apply(deployment, 2, gigabytes="too old to matter")
+    await some(deployment)
+    await deployment.advance(HOUR_MS)
+    await apply(deployment, 4, requests="requests", users="users")
+    await some(deployment)
+    await deployment.emit("ada", gb="1", user="u3", region="eu")
+    await deployment.settle()
+
+    report = await deployment.reconcile()
+
+    assert_equal(report)
+    assert next(s for s in report.summaries if s.pair is Pair.INTENTS).compared == 2
+
+
+async def test_only_periods_that_overlap_the_range_are_compared() -> None:
+    """A closed range proves itself while later periods are still moving."""
+    deployment = await settled()
+    deployment.totals("ada")["requests"] = "1"
+
+    inside = await deployment.reconcile(from_ms=NOVEMBER_MS + DAY_MS, to_ms=NOVEMBER_MS + 2 * DAY_MS)
+    outside = await deployment.reconcile(from_ms=DECEMBER_MS)
+    before = await deployment.reconcile(to_ms=NOVEMBER_MS)
+
+    assert inside.verdict is Verdict.DRIFT
+    assert outside.verdict is before.verdict is Verdict.EQUAL
+    assert {s.pair for s in outside.summaries if s.compared} == {Pair.COUNTERS}
+
+
+async def test_two_accounts_of_one_customer_that_are_cut_differently_agree_with_stripe() -> None:
+    """Stripe's sum over the one's period holds meter events of the other's."""
+    deployment = await Deployment().start()
+    await deployment.bind("ada", effective_from_ms=NOVEMBER_MS, stripe_customer="cus_bob", interval="day")
+    await deployment.advance(DAY_MS)
+    for _ in range(2):
+        await some(deployment, "ada")
+        await some(deployment, "bob")
+        await deployment.advance(DAY_MS)
+    await deployment.settle()
+
+    assert_equal(await deployment.reconcile())
+
+
+async def test_free_accounts_are_not_compared_with_stripe() -> None:
+    """Their usage is counted and never sent."""
+    deployment = await Deployment().start()
+    await deployment.bind("ada", billing=Billing.FREE)
+    await some(deployment)
+    await deployment.settle()
+
+    report = await deployment.reconcile()
+
+    assert_equal(report)
+    assert next(s for s in report.summaries if s.pair is Pair.STRIPE).compared == 0
+
+
+async def test_traffic_that_goes_on_meanwhile_makes_no_difference() -> None:
+    """Each read of Redis comes with a fence; the recount follows it, into periods that are new."""
+    deployment = await settled()
+    read = deployment.store.account_totals
+    fences: list[int] = []
+
+    async def read_and_move(
+        partition: int, keys: Sequence[TotalKey]
+    ) -> tuple[Fence | None, dict[TotalKey, dict[str, str]]]:
+        if len(fences) < 4:
+            deployment.clock.ms += 12 * DAY_MS
+            for account in (*ACCOUNTS, f"new {len(fences)}"):
+                await some(deployment, account)
+            await deployment.fold()
+            await deployment.archive()
+        answer = await read(partition, keys)
+        assert answer[0] is not None
+        fences.append(answer[0].next_offset)
+        return answer
+
+    deployment.store.account_totals = read_and_move  # type: ignore[method-assign]  # the world moves under the reader
+    report = await deployment.reconcile()
+
+    assert report.differences == 0
+    assert len(set(fences)) > 1
+    assert next(s for s in report.summaries if s.pair is Pair.REDIS).equal > 20
+
+
+OPERATIONS = ("use", "use", "use", "late", "hour", "day", "bind", "close", "again")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+async def test_no_difference_is_ever_made_up(data: st.DataObject) -> None:
+    """Any order of usage, late usage, bindings and closings: the real fold and the recount must agree."""
+    deployment = await record_by_record()
+    for operation in data.draw(st.lists(st.sampled_from(OPERATIONS), min_size=5, max_size=25)):
+        account = data.draw(st.sampled_from(ACCOUNTS[:2]))
+        now_ms = deployment.clock.ms
+        match operation:
+            case "use":
+                await some(deployment, account)
+            case "late":
+                await some(deployment, account, at_ms=now_ms - data.draw(st.integers(-4 * MINUTE_MS, 70 * HOUR_MS)))
+            case "again":
+                await deployment.emit(account, id="the same", gb="1", user="u9", region="eu")
+            case "hour" | "day":
+                await deployment.advance(HOUR_MS if operation == "hour" else DAY_MS)
+            case "close":
+                await deployment.close_period(account, now_ms - data.draw(st.integers(-2, 2)) * DAY_MS)
+            case "bind":
+                await deployment.bind(
+                    account,
+                    effective_from_ms=(now_ms // MINUTE_MS + data.draw(st.integers(-3000, 3000))) * MINUTE_MS,
+                    anchor_ms=data.draw(st.integers(0, 3)) * 5 * DAY_MS,
+                    interval=data.draw(st.sampled_from(["month", "week", "day"])),
+                    stripe_customer=f"cus_{account}",
+                )
+    await deployment.settle()
+
+    report = await deployment.reconcile()
+
+    assert report.differences == 0, report.rows
+
+
+def test_the_recount_shares_no_code_with_the_fold() -> None:
+    """Of the core it may read stored texts and nothing else, or both sides would make the same mistake."""
+    imported = {
+        (path.name, node.module)
+        for path in Path(reconciler.__path__[0]).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        and node.module
+        and node.module.split(".")[0] not in {"reconciler", "schemas"}
+    }
+
+    ours = {"aggregators", "sinks", "pipeline", "emitter", "stripe_simulator", "portal"}
+    assert {each for each in imported if each[1].split(".")[0] in ours} == {("redis_totals.py", "aggregators.fields")}
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+def test_every_cause_tells_the_operator_what_to_do(cause: Cause) -> None:
+    """A cause without a remedy is only bad news."""
+    assert f"- `{cause.value}`: " in (Cause.__doc__ or "")
