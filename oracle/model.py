@@ -100,6 +100,7 @@ class Oracle:
         self._catalogs: dict[int, Mapping[str, Any]] = dict.fromkeys(range(partitions), catalog)
         self._bindings: dict[str, list[Binding]] = defaultdict(list)
         self._closed: dict[str, set[int]] = defaultdict(set)
+        self._ends: dict[tuple[str, int], int] = {}
         self._winners: dict[tuple[str, str], _Winner] = {}
         self._distinct: dict[TotalKey, set[str]] = defaultdict(set)
         self._latest: dict[TotalKey | CellKey, tuple[int, int, int]] = {}
@@ -227,8 +228,10 @@ class Oracle:
             self._conclude(place, Verdict("duplicate", None, account, identifier))
             return
         if period is not None:
+            # A period is known by its start: a binding may cut its end while it runs.
+            named = (period[0], self._ends.setdefault((account, period[0]), period[1]))
             for contribution in fed:
-                self._count(place, event, contribution, period, log_ms)
+                self._count(place, event, contribution, named, log_ms)
         self._conclude(place, Verdict("counted" if fed else "unmetered", None, account, identifier))
 
     def _counting_period(self, event: Event, fed: Sequence[Contribution], log_ms: int, grace_ms: int) -> Period | None:

@@ -148,7 +148,7 @@ def time_us_of(text: str) -> int:
     if match is None:
         raise ValueError(f"not an RFC 3339 time with an offset: {text!r}")
     date, clock, fraction, sign, hours, minutes = match.groups()
-    local = datetime.strptime(f"{date} {clock}", "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+    local = datetime.fromisoformat(f"{date}T{clock}+00:00")
     if clock.endswith("60") or int(hours or 0) > 23 or int(minutes or 0) > 59:
         raise ValueError(f"out of range: {text!r}")
     offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0)) * (-1 if sign == "-" else 1)
@@ -282,6 +282,8 @@ def period_containing(bindings: Sequence[Binding], instant_ms: int) -> tuple[int
     """The period of an account with these bindings (ascending by effective instant) that contains the instant."""
     start_ms, end_ms, rule = _FIRST_MS, _END_MS, Binding(_FIRST_MS)
     for binding in bindings:
+        if binding[1:] == rule[1:]:
+            continue  # the same anchor and interval go on: nothing is cut
         if binding.effective_from_ms > instant_ms:
             end_ms = binding.effective_from_ms
             break

@@ -7,18 +7,28 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
+
 from aggregators.instants import format_instant_ms
 from aggregators.meters import definition_change
 from aggregators.partitioning import partition_of
 from aggregators.periods import period_at
 from pipeline.deployment import append_control
 from pipeline.settings import Settings
-from pipeline.stores import Base, apply_catalog, open_base, open_rollup_store, read_catalog
+from pipeline.stores import Base, apply_catalog, open_base, open_rollup_store, open_stripe, read_catalog
+from reconciler.causes import Verdict
+from reconciler.report import Report, gauge_values, to_json
+from reconciler.run import reconcile
+from reconciler.table import render_table
+from reconciler.views import ReconcilePolicy, Views
 from schemas.control import AccountRecord, CloseRecord
-from schemas.errors import InvalidInput
+from schemas.errors import InvalidInput, Transient
 from schemas.log import INBOX_TOPIC, REJECTED_TOPIC, Log, Record
 from schemas.meters import Catalog
 from schemas.periods import Binding
+from sinks.clickhouse.client import open_clickhouse
+from sinks.clickhouse.reader import ClickHouseReader
+from sinks.clickhouse.writer import ClickHouseStore
 
 READ_RECORDS_MAX = 1_000
 
@@ -175,3 +185,62 @@ async def redrive(settings: Settings, entries: Sequence[QuarantineEntry]) -> int
         for entry in entries:
             await base.log.append(INBOX_TOPIC, entry.partition % count, entry.value)
     return len(entries)
+
+
+async def reconcile_deployment(
+    settings: Settings, from_ms: int | None, to_ms: int | None, *, stripe_reads_max: int
+) -> Report:
+    """Reconcile the deployment of these settings; opens and closes what it reads."""
+    store = open_rollup_store(settings)
+    clickhouse = open_clickhouse(settings.clickhouse_url)
+    meters = open_stripe(settings)
+    try:
+        async with _opened(settings) as base:
+            views = Views(
+                store=store,
+                reader=ClickHouseReader(clickhouse),
+                hourly=ClickHouseStore(clickhouse),
+                log=base.log,
+                stripe=meters,
+                rejections=meters,
+            )
+            policy = ReconcilePolicy(stripe_reads_max=stripe_reads_max)
+            return await reconcile(views, base.clock, from_ms=from_ms, to_ms=to_ms, policy=policy)
+    finally:
+        await clickhouse.close()
+        await store.close()
+        if meters is not None:
+            await meters.close()
+
+
+async def run_reconcile(
+    settings: Settings,
+    from_ms: int | None,
+    to_ms: int | None,
+    *,
+    as_json: bool,
+    stripe_reads_max: int,
+    rows_max: int,
+    pushgateway: str,
+) -> tuple[int, str]:
+    """(exit code, text): 1 on drift, 0 otherwise. `pushgateway` is told the gauges first."""
+    report = await reconcile_deployment(settings, from_ms, to_ms, stripe_reads_max=stripe_reads_max)
+    if pushgateway:
+        push_gauges(report, pushgateway)
+    text = to_json(report) if as_json else render_table(report, rows_max=rows_max)
+    return (1 if report.verdict is Verdict.DRIFT else 0), text
+
+
+def push_gauges(report: Report, address: str) -> None:
+    """Push the report's gauges to a Prometheus push gateway. Raises `Transient` where it does not answer."""
+    registry = CollectorRegistry()
+    gauges: dict[str, Gauge] = {}
+    for key, value in gauge_values(report).items():
+        names = [name for name, _ in key.labels]
+        if key.name not in gauges:
+            gauges[key.name] = Gauge(key.name, "See docs/reconciliation.md.", names, registry=registry)
+        (gauges[key.name].labels(*(text for _, text in key.labels)) if names else gauges[key.name]).set(value)
+    try:
+        push_to_gateway(address, job="tidemark_reconcile", registry=registry)
+    except OSError as error:
+        raise Transient(f"the push gateway at {address} did not answer: {error}") from error

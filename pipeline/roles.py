@@ -27,6 +27,7 @@ from pipeline.processors.drains import HourlyDrain, ReportDrain
 from pipeline.processors.rollup import ROLLUP_GROUP, RollupProcessor, RollupSettings
 from pipeline.processors.router import ROUTER_GROUP, RouterProcessor
 from pipeline.processors.stripe_sender import SenderPolicy, StripeSender
+from pipeline.processors.witness import FileWitness
 from pipeline.settings import Settings
 from pipeline.stores import Base, open_base, open_clickhouse_store, open_rollup_store, open_stripe
 from schemas.errors import InvalidInput, OperatorNeeded, Transient
@@ -130,7 +131,8 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
         if fatal:
             raise OperatorNeeded("; ".join(fatal))
         limits = RollupSettings(settings.flush_events_max, settings.cache_entries_max, replay_from_start)
-        rollup = RollupProcessor(base.log, store, base.clock, settings.secret_bytes(), limits)
+        witness = FileWitness(settings.data_dir / "witness")
+        rollup = RollupProcessor(base.log, store, base.clock, settings.secret_bytes(), limits, witness)
         hourly_drain = HourlyDrain(store, hourly, settings.drain_cells_max)
         report_drain = ReportDrain(store, base.log)
 

@@ -21,6 +21,7 @@ from pipeline.deployment import find_genesis
 from pipeline.processors.cache import StateCache
 from pipeline.processors.quarantine import quarantine
 from pipeline.processors.start import check_fresh, check_position
+from pipeline.processors.witness import Witness
 from schemas.clock import Clock
 from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.log import EVENTS_TOPIC, Log, Record, index_of, offset_of
@@ -49,7 +50,13 @@ class RollupProcessor:
     """Holds the fence of each partition it was given; see `schemas.processing.Processor`."""
 
     def __init__(
-        self, log: Log, store: RollupStore, clock: Clock, secret: bytes, settings: RollupSettings | None = None
+        self,
+        log: Log,
+        store: RollupStore,
+        clock: Clock,
+        secret: bytes,
+        settings: RollupSettings | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self._log = log
         self._store = store
@@ -57,6 +64,8 @@ class RollupProcessor:
         self._secret = secret
         self._hash_key = hash_key(secret)
         self._settings = settings or RollupSettings()
+        self._witness = witness
+        self._replay_until: dict[int, int] = {}
         self._fences: dict[int, Fence] = {}
         self._caches: dict[int, StateCache] = {}
 
@@ -90,6 +99,7 @@ class RollupProcessor:
         await check_position(self._log, EVENTS_TOPIC, partition, fence.next_offset, REMEDY)
         self._fences[partition] = fence
         self._caches[partition] = StateCache(self._settings.cache_entries_max)
+        self._replay_until[partition] = self._witness.delivered(partition) if self._witness else 0
         return fence.next_offset
 
     async def _first_fence(self, partition: int) -> Fence:
@@ -119,10 +129,16 @@ class RollupProcessor:
     async def step(self, partition: int, records: Sequence[Record]) -> None:
         """Fold the records in one or more flushes; returns when all are committed."""
         left = [record for record in records if record.offset >= self._fences[partition].next_offset]
+        if left and self._witness:
+            self._witness.note_delivery(partition, left[-1].next_offset)
         while left:
-            await self._flush(partition, left)
-            next_offset = self._fences[partition].next_offset
-            left = [record for record in left if record.offset >= next_offset]
+            again = [record for record in left if record.offset < self._replay_until[partition]]
+            before = self._fences[partition].counters.received
+            await self._flush(partition, again or left)
+            fence = self._fences[partition]
+            if again and self._witness:
+                self._witness.note_replay(partition, fence.counters.received - before)
+            left = [record for record in left if record.offset >= fence.next_offset]
 
     async def _flush(self, partition: int, records: Sequence[Record]) -> None:
         fence, cache = self._fences[partition], self._caches[partition]

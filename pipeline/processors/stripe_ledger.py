@@ -13,14 +13,12 @@ from typing import Final, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from schemas.clock import DAY_MS, HOUR_MS
+from schemas.clock import DAY_MS
 from schemas.errors import OperatorNeeded
 from schemas.log import Record
 from schemas.reports import Attempt, Intent, Outcome, ReportEntry
 from sinks.stripe.writer import deadline_ms
 
-# Stripe remembers an identifier for at least 24 h; an hour less leaves room for clocks and slow calls.
-RESEND_WINDOW_MS: Final = 23 * HOUR_MS
 PENDING_MAX: Final = 500_000
 
 _ENTRY: TypeAdapter[ReportEntry] = TypeAdapter(ReportEntry)
@@ -89,15 +87,25 @@ def parse_entries(value: bytes | None) -> list[ReportEntry]:
         ) from error
 
 
+def supersedes(attempt: Attempt, known: Attempt | None) -> bool:
+    """Whether `attempt` is in force after `known`: a compare-and-swap in the log's order.
+
+    The first fixes the bytes and starts Stripe's window. A sender that had not seen it yet may write another;
+    that one changes nothing. Only an attempt made after looking at Stripe replaces the one it looked for.
+    """
+    if known is None:
+        return True
+    return attempt.replaces_ms == known.attempted_at_ms
+
+
 class Ledger:
     """The intents of one partition. Keeps what is pending, and the identifiers of what is settled until Stripe
     would refuse them anyway, so that a rebuild which publishes an intent again does not send it again."""
 
-    def __init__(self, resend_window_ms: int = RESEND_WINDOW_MS, pending_max: int = PENDING_MAX) -> None:
+    def __init__(self, pending_max: int = PENDING_MAX) -> None:
         self.lanes: dict[LaneKey, Lane] = {}
         self.next_offset = 0
         self.unreadable = 0
-        self._resend_window_ms = resend_window_ms
         self._pending_max = pending_max
         self._pending: dict[str, Pending] = {}
         self._settled: dict[str, int] = {}
@@ -137,13 +145,8 @@ class Ledger:
         self.next_offset = max(self.next_offset, record.next_offset)
 
     def _note_attempt(self, attempt: Attempt, offset: int) -> None:
-        """The first attempt fixes the bytes and starts the window. One that is a whole window later was made
-        after looking at Stripe, and starts the window anew."""
         pending = self._pending.get(attempt.identifier)
-        if pending is None:
-            return
-        known = pending.attempt
-        if known is None or attempt.attempted_at_ms - known.attempted_at_ms >= self._resend_window_ms:
+        if pending is not None and supersedes(attempt, pending.attempt):
             pending.attempt = attempt
             pending.in_doubt |= offset != pending.awaited_offset
 

@@ -13,7 +13,7 @@ from enum import StrEnum
 from itertools import combinations
 from typing import Final, NamedTuple
 
-from pipeline.processors.stripe_ledger import parse_entries
+from pipeline.processors.stripe_ledger import parse_entries, supersedes
 from schemas.clock import SECOND_MS, Clock
 from schemas.log import REPORTS_TOPIC, Log
 from schemas.periods import Period
@@ -68,7 +68,8 @@ class _Index:
                 self.intents.setdefault(entry.identifier, entry)
         elif entry.identifier in self.intents:
             if isinstance(entry, Attempt):
-                self.attempts[entry.identifier] = entry
+                if supersedes(entry, self.attempts.get(entry.identifier)):
+                    self.attempts[entry.identifier] = entry
             else:
                 self.outcomes.setdefault(entry.identifier, entry)
 

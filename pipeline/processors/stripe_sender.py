@@ -23,15 +23,18 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from pipeline.processors.stripe_lanes import KeyedLocks, TokenBucket
-from pipeline.processors.stripe_ledger import PENDING_MAX, RESEND_WINDOW_MS, Hold, Lane, Ledger, Pending
+from pipeline.processors.stripe_ledger import PENDING_MAX, Hold, Lane, Ledger, Pending
 from pipeline.processors.stripe_looking import Presence, Question, StripeLook, question_of
-from schemas.clock import DAY_MS, MINUTE_MS, SECOND_MS, Clock
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.log import REPORTS_TOPIC, Log, Record
 from schemas.periods import Billing
 from schemas.reports import Attempt, Outcome, OutcomeStatus, SendStatus, StripeMeters
 from schemas.sink import CustomerResolver
 from sinks.stripe.writer import deadline_ms, decimal_text, event_time_s, meter_event, too_early_ms
+
+# Stripe remembers an identifier for at least 24 h; an hour less leaves room for clocks and slow calls.
+RESEND_WINDOW_MS: Final = 23 * HOUR_MS
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -126,7 +129,7 @@ class StripeSender:
     async def start_offset(self, partition: int) -> int | None:
         """The log's first record, always. Notes the end that must be read before anything is sent."""
         bounds = await self._log.bounds(REPORTS_TOPIC, partition)
-        ledger = Ledger(self._policy.resend_window_ms, self._policy.pending_max)
+        ledger = Ledger(self._policy.pending_max)
         ledger.next_offset = bounds.first
         self._partitions[partition] = _Partition(partition, ledger, bounds.next, bounds.first >= bounds.next)
         return bounds.first
@@ -283,12 +286,14 @@ class StripeSender:
     async def _write_attempt(
         self, part: _Partition, pending: Pending, customer: str, timestamp_s: int, value: str
     ) -> None:
+        """Append it; it is in force once it was read back, unless another sender's stands before it."""
         attempt = Attempt(
             identifier=pending.intent.identifier,
             stripe_customer=customer,
             timestamp_s=timestamp_s,
             value=value,
             attempted_at_ms=self._clock.now_ms(),
+            replaces_ms=pending.attempt.attempted_at_ms if pending.attempt else None,
         )
         pending.awaited_offset = await self._append(part, pending, attempt)
 

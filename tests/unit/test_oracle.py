@@ -65,7 +65,7 @@ def only_meter(**fields: object) -> dict[str, Any]:
         pytest.param({"time": "0001-01-01T00:00:00Z", "data": {}}, "older_than_window", id="time before quantity"),
         pytest.param({"extension": "x" * 70_000, "id": 7}, "too_large", id="size before fields"),
         pytest.param({"data": {}}, "missing_quantity", id="no quantity"),
-        pytest.param({"data": {"gigabytes": None}}, "bad_quantity", id="null"),
+        pytest.param({"data": {"gigabytes": None}}, "missing_quantity", id="null"),
         pytest.param({"data": {"gigabytes": "12.5"}}, "counted", id="decimal string"),
         pytest.param({"data": {"gigabytes": "1.0000"}}, "counted", id="zeros are no digits"),
         pytest.param({"data": {"gigabytes": "1.0001"}}, "too_many_digits", id="four digits at scale 3"),
@@ -75,7 +75,7 @@ def only_meter(**fields: object) -> dict[str, Any]:
         pytest.param({"data": {"gigabytes": "-0.0"}}, "counted", id="minus nothing"),
         pytest.param({"data": {"gigabytes": "-0.001"}}, "negative_quantity", id="negative"),
         pytest.param({"data": {"gigabytes": 1, "tier": 1.5}}, "bad_dimension", id="fraction as dimension"),
-        pytest.param({"data": {"gigabytes": 1, "tier": None}}, "bad_dimension", id="null as dimension"),
+        pytest.param({"data": {"gigabytes": 1, "tier": None}}, "counted", id="null as dimension"),
         pytest.param({"type": "api.request", "data": {"user": []}}, "bad_for_one_meter", id="two meters, all or none"),
         pytest.param(
             {"type": "completion.finished", "data": {"model": "other"}}, "unmetered", id="filtered out before checks"
@@ -216,13 +216,14 @@ def test_late_event_is_carried_forward_or_quarantined_by_its_meter() -> None:
     assert {cell[3] for cell in oracle.cells} == {APRIL - HOUR}
 
 
-def test_repeat_that_arrives_after_closing_is_late_where_the_meter_quarantines() -> None:
-    """Quarantine is decided before dedup."""
+def test_repeat_that_arrives_after_closing_is_a_duplicate_and_a_first_arrival_is_late() -> None:
+    """Usage that was counted in time is not late because a client retries."""
     oracle = Oracle(CATALOG)
     seats = event({"seats": 3}, type="seats.changed", time=rfc3339((APRIL - 1) * 1000))
 
     assert feed(oracle, seats, at=APRIL) == ["counted"]
-    assert feed(oracle, seats, at=APRIL + HOUR) == ["period_closed"]
+    assert feed(oracle, seats, at=APRIL + HOUR) == ["duplicate"]
+    assert feed(oracle, {**seats, "id": "another"}, at=APRIL + HOUR) == ["period_closed"]
 
 
 def test_explicit_close_holds_from_its_place_in_the_log_and_carries_past_closed_periods() -> None:
@@ -265,15 +266,26 @@ def test_periods_count_from_the_anchor_without_drift(
     assert period_containing([binding], instant_ms) == expected
 
 
-def test_binding_cuts_the_running_period_and_never_the_past() -> None:
-    """Before the first binding calendar months apply; the cut is at the effective instant."""
+REACH = NOON + 6 * 60_000  # the first whole minute after the log time and five minutes of future
+
+
+def test_binding_cuts_the_running_period_beyond_every_event_it_may_hold() -> None:
+    """Before the first binding calendar months apply; the cut is where no event can have been accepted yet."""
     oracle = Oracle(CATALOG)
     oracle.tick(0, NOON)
     oracle.bind(0, "a", {"effective_from_ms": MARCH, "anchor_ms": MARCH + 14 * DAY, "interval": "month"})
 
-    assert oracle.period("a", NOON - 1) == (MARCH, NOON)
-    assert oracle.period("a", NOON) == (NOON, MARCH + 14 * DAY)
+    assert oracle.period("a", REACH - 1) == (MARCH, REACH)
+    assert oracle.period("a", REACH) == (REACH, MARCH + 14 * DAY)
     assert oracle.period("b", NOON) == (MARCH, APRIL)
+
+
+def test_binding_that_changes_no_anchor_cuts_nothing() -> None:
+    """Naming a customer in the middle of a month does not end the month."""
+    oracle = Oracle(CATALOG)
+    oracle.bind(0, "a", {"effective_from_ms": MARCH}, NOON)
+
+    assert oracle.period("a", NOON) == (MARCH, APRIL)
 
 
 def test_later_binding_replaces_those_that_would_start_with_it_or_after_it() -> None:
@@ -289,9 +301,9 @@ def test_later_binding_replaces_those_that_would_start_with_it_or_after_it() -> 
 def test_binding_that_arrives_within_a_minute_starts_with_the_next() -> None:
     """Instants of bindings are whole minutes, and the past is not cut again."""
     oracle = Oracle(CATALOG)
-    oracle.bind(0, "a", {"effective_from_ms": MARCH}, NOON + 1)
+    oracle.bind(0, "a", {"effective_from_ms": MARCH, "interval": "day"}, NOON + 1)
 
-    assert oracle.period("a", NOON + 60_000) == (NOON + 60_000, APRIL)
+    assert oracle.period("a", REACH)[0] == REACH
 
 
 def test_catalog_holds_from_its_place_in_the_log() -> None:

@@ -1,0 +1,33 @@
+"""The demo's calendar: three simulated hours around a month's end, three hundred times as fast as the clock."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from schemas.clock import HOUR_MS, MINUTE_MS
+from schemas.periods import Billing, Binding
+
+FACTOR: Final = 300
+MONTH_END_MS: Final = 1_793_491_200_000  # 2026-11-01T00:00:00Z
+START_MS: Final = MONTH_END_MS - 70 * MINUTE_MS
+END_MS: Final = MONTH_END_MS + 110 * MINUTE_MS
+# Grace is an hour; five minutes more keep usage away from the instant at which lateness would be a race.
+LATE_FROM_MS: Final = MONTH_END_MS + 65 * MINUTE_MS
+# All arrival hours and report buckets of the traffic are closed from here on.
+CLOSED_MS: Final = MONTH_END_MS + 2 * HOUR_MS + MINUTE_MS
+
+ACCOUNTS: Final = tuple(f"acct_{number:04d}" for number in range(220))
+FREE_ACCOUNTS: Final = frozenset(ACCOUNTS[:3])
+# Their periods are cut in the middle of an hour.
+ANCHORED_ACCOUNTS: Final = frozenset(ACCOUNTS[10:30])
+ANCHOR_MS: Final = MONTH_END_MS - 30 * MINUTE_MS
+
+
+def bindings(account: str, stripe_customer: str) -> tuple[Binding, ...]:
+    """The bindings of an account, written before its first event."""
+    if account in FREE_ACCOUNTS:
+        return (Binding(effective_from_ms=0, billing=Billing.FREE),)
+    calendar = Binding(effective_from_ms=0, billing=Billing.MAPPED, stripe_customer=stripe_customer)
+    if account not in ANCHORED_ACCOUNTS:
+        return (calendar,)
+    return calendar, calendar.model_copy(update={"effective_from_ms": ANCHOR_MS, "anchor_ms": ANCHOR_MS})

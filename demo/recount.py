@@ -1,0 +1,13 @@
+"""`python -m demo.recount FOLDER BROKEN`: the oracle in a process of its own, beside the pipeline that is settling."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+
+from demo.verify import recount
+from pipeline.stores import read_catalog
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(pickle.dumps(recount(Path(sys.argv[1]), read_catalog(None), int(sys.argv[2]))))

@@ -1,0 +1,124 @@
+"""What the demo shows: steps, a live picture, a summary that a newcomer understands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from aggregators.instants import format_instant_ms
+from reconciler.table import render_table
+
+if TYPE_CHECKING:
+    from demo.run import Demo, Story
+
+OUTCOMES = {
+    "counted": "counted",
+    "duplicate": "duplicates: seen before, not counted again",
+    "unmetered": "unmetered: valid, no meter wants them yet",
+    "late": "late: their period is closed and the meter quarantines",
+    "rejected": "rejected: kept in the quarantine with a reason",
+}
+
+
+class Screen:
+    """The terminal; with `quiet` everything but the final summary goes to standard error."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.console = Console(stderr=quiet)
+        self.phase = ""
+        self.waiting = ""
+
+    def step(self, message: str) -> None:
+        """One line about something that takes a moment."""
+        self.console.print(f"  {message}", highlight=False)
+
+    def print(self, content: RenderableType) -> None:
+        """Anything."""
+        self.console.print(content, highlight=False)
+
+    @contextlib.contextmanager
+    def live(self, demo: Demo) -> Iterator[None]:
+        """Show the story while the block runs."""
+        watching = asyncio.ensure_future(demo.watch())
+        drawing = asyncio.ensure_future(self._draw(demo))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            drawing.cancel()
+
+    async def _draw(self, demo: Demo) -> None:
+        if not self.console.is_terminal:
+            while True:
+                story = demo.story
+                self.step(
+                    f"{format_instant_ms(demo.clock.now_ms())[:16]}  emitted {story.emitted:>9,}  "
+                    f"counted {story.counters['counted']:>9,}  duplicates {story.counters['duplicate']:>7,}  "
+                    f"kills {story.kills}  {self.waiting and 'waiting for ' + self.waiting}"
+                )
+                await asyncio.sleep(5)
+        with Live(console=self.console, refresh_per_second=8, transient=True) as live:
+            while True:
+                live.update(self._picture(demo))
+                await asyncio.sleep(0.1)
+
+    def _picture(self, demo: Demo) -> RenderableType:
+        story = demo.story
+        table = Table.grid(padding=(0, 3))
+        table.add_row("simulated time", format_instant_ms(demo.clock.now_ms())[:16].replace("T", " "))
+        table.add_row("emitted", f"{story.emitted:,}")
+        for name in OUTCOMES:
+            table.add_row(name, f"{story.counters[name]:,}")
+        table.add_row("worker killed (kill -9)", f"{story.kills} times, {story.replayed:,} events replayed")
+        if self.waiting:
+            table.add_row("waiting for", self.waiting)
+        return Panel(Group(Text(self.phase, style="italic"), Text(), table), title="Tidemark", width=90)
+
+
+def summary(story: Story, problems: list[str]) -> RenderableType:
+    """The end of the story."""
+    counters = story.counters
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right")
+    table.add_column()
+    table.add_row(f"{story.traffic.get('sent', 0):,}", "events sent by an application and an old producer")
+    table.add_row(f"{counters['received']:,}", "received from the log, of which")
+    for name, text in OUTCOMES.items():
+        table.add_row(f"{counters[name]:,}", f"  {text}")
+    total = sum(counters[name] for name in OUTCOMES)
+    table.add_row(
+        f"{total:,}", "  together" + (": it adds up" if total == counters["received"] else ": IT DOES NOT ADD UP")
+    )
+    table.add_row(
+        f"{story.kills}", f"times the worker was killed with kill -9; {story.replayed:,} events were replayed"
+    )
+    table.add_row(
+        f"{len(story.mismatches)}", "values in Redis, ClickHouse or Stripe that differ from the oracle's recount"
+    )
+    parts: list[RenderableType] = [Text(), table]
+    if story.mismatches:
+        shown = "\n".join(
+            f"  {each.store} {each.name}: {each.expected} ≠ {each.found}" for each in story.mismatches[:10]
+        )
+        parts.append(Text(shown))
+    if story.report is not None:
+        parts += [
+            Text("\nThe reconciliation before the faults:"),
+            Text(render_table(story.report, rows_max=10, width=100)),
+        ]
+    if story.faulty_report is not None:
+        parts += [Text("After the two faults:"), Text(render_table(story.faulty_report, rows_max=10, width=100))]
+    parts += [Text(f"  found: {fault}") for fault in story.faults_found]
+    if problems:
+        parts.append(Text("\nNOT PROVEN: " + "; ".join(problems), style="bold red"))
+    else:
+        parts.append(Text("\nProven: nothing lost, nothing counted twice.", style="bold green"))
+    return Group(*parts)
