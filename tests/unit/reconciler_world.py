@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from aggregators.partitioning import partition_of
@@ -195,3 +195,20 @@ async def settled(**options: Any) -> Deployment:
 def named(report: Report, cause: Cause, pair: Pair | None = None) -> list[Row]:
     """The rows of a cause, of one pair of views or of all."""
     return [row for row in report.rows if row.cause is cause and pair in (None, row.pair)]
+
+
+Fault = Callable[[Deployment], Awaitable[None] | None]
+
+
+async def after(fault: Fault) -> Report:
+    """The report on a settled deployment after a fault."""
+    deployment = await settled()
+    done = fault(deployment)
+    if done is not None:
+        await done
+    return await deployment.reconcile()
+
+
+def found_by(report: Report) -> set[tuple[Pair, Cause]]:
+    """Which causes stand between which views."""
+    return set(report.causes)

@@ -24,7 +24,6 @@ from schemas.rollup import Fence, TotalKey
 from tests.unit.reconciler_world import ACCOUNTS, CATALOG, DECEMBER_MS, NOVEMBER_MS, Deployment, named, settled
 from tests.worlds import SECRET
 
-
 PAID = {"stripe_customer": "cus_ada"}
 
 
