@@ -1,0 +1,49 @@
+"""The reconciler over ClickHouse's own SQL instead of the twin: the same deployment, equal, and a lost row found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+from reconciler.causes import Cause, Pair, Verdict
+from schemas.clock import DAY_MS, HOUR_MS
+from sinks.clickhouse.client import ClickHouse
+from sinks.clickhouse.memory import MemoryClickHouse
+from sinks.clickhouse.reader import ClickHouseReader
+from sinks.clickhouse.writer import ClickHouseStore
+from tests.unit.reconciler_world import NOVEMBER_MS, Deployment, named
+
+
+async def on_service(clickhouse: ClickHouse) -> Deployment:
+    """A settled deployment that archives and drains into the service, with a period cut while it runs."""
+    deployment = Deployment()
+    store = ClickHouseStore(clickhouse)
+    deployment.clickhouse = cast("MemoryClickHouse", store)
+    deployment.views = replace(deployment.views, reader=ClickHouseReader(clickhouse), hourly=store)
+    await deployment.start()
+    await deployment.traffic()
+    await deployment.settle()
+    anchor_ms = NOVEMBER_MS + 14 * DAY_MS
+    await deployment.bind("bob", effective_from_ms=NOVEMBER_MS, anchor_ms=anchor_ms, stripe_customer="cus_bob")
+    await deployment.advance(HOUR_MS)
+    await deployment.emit("bob", gb="1.5", user="someone new", region="eu")
+    await deployment.close_period("ada", deployment.clock.ms)
+    await deployment.emit("ada", gb="1.5", user="someone new", region="eu")
+    await deployment.settle()
+    return deployment
+
+
+async def test_a_deployment_on_clickhouse_is_equal_and_a_lost_row_is_named(clickhouse: ClickHouse) -> None:
+    """The requests that the reconciler makes (spans, boundaries, closings) must mean the same to the SQL."""
+    deployment = await on_service(clickhouse)
+
+    equal = await deployment.reconcile()
+    first = "SELECT min(position) FROM usage_events WHERE account = 'dora' AND type = 'request'"
+    await clickhouse.command(f"DELETE FROM usage_events WHERE account = 'dora' AND position = ({first})")
+    lost = await deployment.reconcile()
+
+    assert [row for row in equal.rows if row.pair is not Pair.STRIPE] == []
+    assert not equal.differences
+    assert lost.verdict is Verdict.DRIFT
+    assert {row.account for row in named(lost, Cause.MISSING)} == {"dora"}
+    assert named(lost, Cause.EXTRA) == []
