@@ -41,7 +41,11 @@ class Intent(_Frozen):
 
 
 class Attempt(_Frozen):
-    """Written before the first send, so that after a crash "never sent" and "perhaps sent" differ."""
+    """Written before the first send, so that after a crash "never sent" and "perhaps sent" differ.
+
+    The first attempt in the log is the one that is sent. One made after Stripe was found not to have the event
+    names, in `replaces_ms`, the `attempted_at_ms` of the attempt it replaces; it counts only if that one is in force.
+    """
 
     kind: Literal["attempt"] = "attempt"
     identifier: str
@@ -49,6 +53,7 @@ class Attempt(_Frozen):
     timestamp_s: int
     value: str
     attempted_at_ms: int
+    replaces_ms: int | None = None
 
 
 class OutcomeStatus(StrEnum):

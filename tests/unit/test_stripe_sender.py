@@ -492,6 +492,30 @@ async def test_suspended_owner_that_wakes_after_days_sends_nothing_twice() -> No
     assert bench.held() == {"one": 1}
 
 
+async def test_attempt_of_a_sender_that_had_not_seen_the_first_is_not_in_force() -> None:
+    """Else a suspended sender's late attempt would look as if somebody had looked, and restart the window."""
+    bench = await Bench().start()
+    await bench.publish(make_intent("one"))
+    bench.stripe.fault = lambda _event: MemoryFault.LOST_ANSWER
+    await bench.pump(3)
+    bench.clock.advance(30 * HOUR_MS)
+    late = Attempt(
+        identifier="one",
+        stripe_customer="cus_b",
+        timestamp_s=NOW_MS // 1_000,
+        value="0.05",
+        attempted_at_ms=bench.clock.now_ms(),
+    )
+    await bench.log.append(REPORTS_TOPIC, 0, late.model_dump_json().encode())
+    bench.stripe.fault = lambda _event: None
+
+    await bench.restart()
+    await bench.settle()
+
+    assert bench.held() == {"one": 1}
+    assert bench.sender.status().counts["looked_present"] == 1
+
+
 async def test_one_broken_meter_holds_its_own_intents_only() -> None:
     """A meter with another formula in Stripe is an operator's matter, not a reason to stop billing."""
     bench = await Bench().start()
