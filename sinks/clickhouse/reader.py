@@ -121,7 +121,7 @@ class ClickHouseReader(UsageReader):
         statements = cell_statements(request)
         for row in await self._rows_of(statements):
             meter = statements.meters[row[0]]
-            dimensions = _dimension_json(dict(zip(sorted(meter.dimensions), row[5], strict=True))).decode()
+            dimensions = _dimension_json(dict(zip(sorted(meter.dimensions), row[5], strict=False))).decode()
             cells[RecountKey(row[1], meter.slug, row[2], row[3], row[4], dimensions, row[6])] = int(row[7])
         return cells
 

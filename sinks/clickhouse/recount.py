@@ -19,7 +19,7 @@ from schemas.analytics import MeterSpan, RecountRequest
 from schemas.clock import HOUR_MS
 from schemas.errors import InvalidInput
 from schemas.meters import DIMENSION_CHARACTERS_MAX, Aggregation, Filter, FilterOperator, Meter, path_keys
-from sinks.clickhouse.client import quoted_text
+from sinks.clickhouse.client import quoted_name, quoted_text
 
 _STRING_OR_NUMBER: Final = r'("(?:[^"\\]|\\.)*")|(-?[0-9][0-9.eE+-]*)'
 # A string comes out as itself and an empty number, which is then taken away; a number as `{"#":"…"}`.
@@ -29,7 +29,11 @@ _NUMBERED: Final = (
     "replaceAll(replaceRegexpAll(replaceAll(data, '\"#\":', '\"##\":'), "
     f"{quoted_text(_STRING_OR_NUMBER)}, {quoted_text(_MARKED)}), '{{\"#\":\"\"}}', '')"
 )
+_NUMBER_START: Final = '{"#":"'
 _NUMBER_TEXT: Final = r"^(-?)([0-9]+)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]+))?$"
+
+
+_UNIQUE: Final = Aggregation.UNIQUE
 
 
 class Statements(NamedTuple):
@@ -40,7 +44,10 @@ class Statements(NamedTuple):
 
 
 def cell_statements(request: RecountRequest) -> Statements:
-    """Statements whose rows are (meter number, account, period start, end, hour, dimension values, bucket, value)."""
+    """Statements whose rows are (meter number, account, period start, end, hour, dimension values, bucket, value).
+
+    The dimension values are in the order of their names; there may be more of them than the meter has dimensions.
+    """
     key = "meter, account, period_start_ms, period_end_ms, hour_ms, dimensions, bucket_ms"
     additive, unique = _by_kind(request.meters)
     statements = []
@@ -72,10 +79,12 @@ def total_statements(request: RecountRequest, before_ms: int | None) -> Statemen
 def distinct_source(meter: Meter, in_force: str) -> str:
     """Rows (account, hour_ms, value, dimensions) of the events that feed a `unique` meter where `in_force` holds."""
     wanted = _wanted(meter, in_force)
+    dimensions = ", ".join(_dimension_texts(meter))
     return (
         "SELECT account, time_ms - positiveModulo(time_ms, " + str(HOUR_MS) + ") AS hour_ms, "
-        f"assumeNotNull({_text(meter.value_path or '')}) AS value, {_dimension_values(meter)} AS dimensions "
-        f"FROM ({_events(f'type = {quoted_text(meter.event_type)}')}) WHERE {wanted}"
+        f"assumeNotNull({_column('text', meter.value_path or '')}) AS value, "
+        f"{f'[{dimensions}]' if dimensions else 'emptyArrayString()'} AS dimensions "
+        f"FROM ({_events(f'type = {quoted_text(meter.event_type)}', [meter])}) WHERE {wanted}"
     )
 
 
@@ -99,8 +108,8 @@ def _by_kind(spans: Sequence[MeterSpan]) -> tuple[list[tuple[int, Meter, str]], 
         )
         numbered.append((number, meter, f"({in_force})"))
     return (
-        [each for each in numbered if each[1].aggregation is not Aggregation.UNIQUE],
-        [each for each in numbered if each[1].aggregation is Aggregation.UNIQUE],
+        [each for each in numbered if each[1].aggregation is not _UNIQUE],
+        [each for each in numbered if each[1].aggregation is _UNIQUE],
     )
 
 
@@ -183,23 +192,60 @@ def _entries(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], 
     if request.accounts is not None:
         literal = json_literal(list(request.accounts), "Array(String)")
         chosen.append(f"account IN (SELECT arrayJoin({literal}))")
-    fed = ", ".join(
-        f"if({_wanted(meter, in_force)}, [(toUInt16({number}), {_value(meter)}, {_dimension_values(meter)})], [])"
-        for number, meter, in_force in meters
+    # Only small integers are multiplied by the meters; arrays of tuples would cost ten times as much.
+    numbers = ", ".join(str(number) for number, _, _ in meters)
+    feeds = ", ".join(f"({_wanted(meter, in_force)})" for _, meter, in_force in meters)
+    values = _by_meter([(number, _value(meter)) for number, meter, _ in meters])
+    slots = max(len(meter.dimensions) for _, meter, _ in meters)
+    dimensions = ", ".join(
+        _by_meter(
+            [(number, _dimension_texts(meter)[slot]) for number, meter, _ in meters if slot < len(meter.dimensions)]
+        )
+        for slot in range(slots)
+    )
+    events = _events(" AND ".join(chosen), [meter for _, meter, _ in meters])
+    fanned_out = (
+        f"SELECT *, arrayJoin(arrayFilter((number, feeds) -> feeds, "
+        f"CAST([{numbers}], 'Array(UInt16)'), [{feeds}])) AS meter FROM ({events})"
     )
     return (
-        f"SELECT account, position, time_us, time_ms, log_time_ms, arrayJoin(arrayConcat({fed})) AS fed, "
-        f"fed.1 AS meter, fed.2 AS value, fed.3 AS dimensions FROM ({_events(' AND '.join(chosen))})"
+        f"SELECT account, position, time_us, time_ms, log_time_ms, meter, {values} AS value, "
+        f"{f'[{dimensions}]' if slots else 'emptyArrayString()'} AS dimensions FROM ({fanned_out})"
     )
 
 
-def _events(condition: str) -> str:
+def _by_meter(texts: Sequence[tuple[int, str]]) -> str:
+    cases = ", ".join(f"meter = {number}, {text}" for number, text in texts)
+    return f"multiIf({cases}, '')"
+
+
+def _events(condition: str, meters: Sequence[Meter]) -> str:
+    """The chosen events with one column for each path that the meters read, as text or as a number's text.
+
+    Each path is looked up once: ClickHouse parses the whole document for every JSON function.
+    """
+    texts = {path for meter in meters for path in _text_paths(meter)}
+    numbers = {meter.value_path for meter in meters if meter.value_path} - texts
+    numbers |= {meter.value_path for meter in meters if meter.value_path and meter.aggregation is not _UNIQUE}
+    raw = "".join(f", JSONExtractRaw({_arguments(path)}) AS {_column('raw', path)}" for path in sorted(texts | numbers))
+    values = [f"{_text_of(_column('raw', path))} AS {_column('text', path)}" for path in sorted(texts)]
+    values += [f"{_number_of(_column('raw', path))} AS {_column('number', path)}" for path in sorted(numbers)]
     return (
+        f"SELECT {', '.join(['*', *values])} FROM (SELECT *{raw} FROM ("
         "SELECT account, type, partition, position, toUnixTimestamp64Micro(time) AS time_us, "
         "intDiv(time_us - positiveModulo(time_us, 1000), 1000) AS time_ms, "
         f"toUnixTimestamp64Milli(log_time) AS log_time_ms, {_NUMBERED} AS json "
-        f"FROM usage_events FINAL WHERE {condition}"
+        f"FROM usage_events FINAL WHERE {condition}))"
     )
+
+
+def _text_paths(meter: Meter) -> list[str]:
+    paths = [*meter.dimensions.values(), *(each.path for each in meter.filters)]
+    return [*paths, meter.value_path] if meter.value_path and meter.aggregation is _UNIQUE else paths
+
+
+def _column(kind: str, path: str) -> str:
+    return quoted_name(f"{kind} {path}")
 
 
 def _wanted(meter: Meter, in_force: str) -> str:
@@ -210,41 +256,42 @@ def _wanted(meter: Meter, in_force: str) -> str:
 def _passes(condition: Filter) -> str:
     values = ", ".join(quoted_text(value) for value in condition.values)
     # A value that is no text, integer or boolean equals nothing.
-    equal = f"ifNull({_text(condition.path)} IN ({values}), 0)"
+    equal = f"ifNull({_column('text', condition.path)} IN ({values}), 0)"
     return equal if condition.operator in (FilterOperator.EQUAL, FilterOperator.IN) else f"NOT {equal}"
 
 
-def _dimension_values(meter: Meter) -> str:
-    texts = [f"assumeNotNull({_text(meter.dimensions[name])})" for name in sorted(meter.dimensions)]
-    return f"[{', '.join(texts)}]" if texts else "emptyArrayString()"
+def _dimension_texts(meter: Meter) -> list[str]:
+    return [f"assumeNotNull({_column('text', meter.dimensions[name])})" for name in sorted(meter.dimensions)]
 
 
 def _value(meter: Meter) -> str:
     if meter.value_path is None:
         return "'1'"
-    if meter.aggregation is Aggregation.UNIQUE:
-        return f"assumeNotNull({_text(meter.value_path)})"
-    arguments = _arguments(meter.value_path)
-    return f"if(JSONType({arguments}) = 'Object', JSONExtractString({arguments}, '#'), JSONExtractString({arguments}))"
+    if meter.aggregation is _UNIQUE:
+        return f"assumeNotNull({_column('text', meter.value_path)})"
+    return _column("number", meter.value_path)
 
 
-def _text(path: str) -> str:
-    """The scalar at a path as text: NULL where it has none (a fraction, a list, an object, too long)."""
-    arguments = _arguments(path)
-    number = f"JSONExtractString({arguments}, '#')"
+def _text_of(raw: str) -> str:
+    """A JSON value as text: NULL where it has none (a fraction, a list, an object, too long)."""
+    number = f"substring({raw}, 7, length({raw}) - 8)"
     # Integers of 64 bits, signed or unsigned; decoders read larger ones as fractions.
     whole = (
         f"match({number}, '^-?[0-9]{{1,20}}$') "
         f"AND toInt128OrZero({number}) BETWEEN toInt128('-9223372036854775808') AND toInt128('18446744073709551615')"
     )
-    string = f"JSONExtractString({arguments})"
+    string = f"JSONExtractString({raw})"
     return (
-        f"multiIf(JSONType({arguments}) = 'String', "
-        f"if(lengthUTF8({string}) <= {DIMENSION_CHARACTERS_MAX}, toNullable({string}), NULL), "
-        f"JSONType({arguments}) = 'Object', if({whole}, toNullable(toString(toInt128OrZero({number}))), NULL), "
-        f"JSONType({arguments}) = 'Bool', toNullable(JSONExtractRaw({arguments})), "
-        f"JSONType({arguments}) = 'Null', toNullable(''), NULL)"
+        f"multiIf(startsWith({raw}, '\"'), if(lengthUTF8({string}) <= {DIMENSION_CHARACTERS_MAX}, "
+        f"toNullable({string}), NULL), "
+        f"startsWith({raw}, '{_NUMBER_START}'), if({whole}, toNullable(toString(toInt128OrZero({number}))), NULL), "
+        f"{raw} IN ('true', 'false'), toNullable({raw}), "
+        f"{raw} IN ('', 'null'), toNullable(''), NULL)"
     )
+
+
+def _number_of(raw: str) -> str:
+    return f"if(startsWith({raw}, '{_NUMBER_START}'), substring({raw}, 7, length({raw}) - 8), JSONExtractString({raw}))"
 
 
 def _arguments(path: str) -> str:
@@ -253,7 +300,7 @@ def _arguments(path: str) -> str:
 
 def _number_in_minor_units(meters: Sequence[tuple[int, Meter, str]]) -> str:
     """The text `value` × 10^scale as Int128, digit by digit; throws where that is not whole."""
-    numeric = [each for each in meters if each[1].aggregation is not Aggregation.UNIQUE]
+    numeric = [each for each in meters if each[1].aggregation is not _UNIQUE]
     if not numeric:
         return "toInt128(0)"
     numbers = ", ".join(str(number) for number, _, _ in numeric)
