@@ -244,7 +244,7 @@ def test_requests_stay_below_the_byte_limit() -> None:
     gateway = FakeGateway()
     with make(gateway, batch_bytes_max=2_000, flush_interval_s=10) as emitter:
         for _ in range(20):
-            emitter.emit("t", "acme", {"text": "x" * 500})
+            emitter.emit("t", "acme", {"text": "x" * 700})
         assert emitter.flush()
 
     assert max(map(len, gateway.requests)) == 2
