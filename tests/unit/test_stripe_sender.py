@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import OperatorNeeded, Transient
 from schemas.log import REPORTS_TOPIC, Bounds, Headers, Record, TopicSpec
 from schemas.periods import Billing
-from schemas.reports import Attempt, Intent, MeterEvent, Outcome, OutcomeStatus, SendResult
+from schemas.reports import Attempt, Intent, MeterEvent, MeterSummary, Outcome, OutcomeStatus, SendResult
 from sinks.stripe.memory import MemoryFault, MemoryStripe
 from tests.services.stripe import ManualClock
 
@@ -30,7 +31,7 @@ ACCOUNT = "acct_memory"
 POLICY = SenderPolicy(settle_ms=10 * MINUTE_MS, hold_retry_ms=MINUTE_MS, look_retry_ms=15 * MINUTE_MS)
 
 
-class Crash(BaseException):
+class Crash(Exception):
     """The process died here."""
 
 
@@ -39,7 +40,7 @@ class CrashingLog(MemoryLog):
 
     def __init__(self, clock: ManualClock) -> None:
         super().__init__(clock)
-        self.hook: Callable[[bytes], tuple[str, BaseException] | None] = lambda _value: None
+        self.hook: Callable[[bytes], tuple[str, Exception] | None] = lambda _value: None
 
     async def append(
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
@@ -457,6 +458,45 @@ async def test_recent_send_of_the_lane_delays_the_verdict() -> None:
     assert bench.held() == {"doubt": 1, "fresh": 1}
 
 
+async def test_send_of_another_process_during_the_look_voids_it() -> None:
+    """An equal amount that arrives between reading the log and reading the sum would pass for the lost event."""
+    bench = await Bench(partitions=2).start()
+
+    class Busy(MemoryStripe):
+        async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
+            if "other" not in bench.held():
+                other, at_ms = make_intent("other"), bench.clock.now_ms()
+                event = MeterEvent("other", "tokens", "cus_a", "0.05", NOW_MS // 1_000 - 1)
+                attempt = Attempt(
+                    identifier="other",
+                    stripe_customer="cus_a",
+                    timestamp_s=event.timestamp_s,
+                    value=event.value,
+                    attempted_at_ms=at_ms,
+                )
+                outcome = Outcome(
+                    identifier="other", status=OutcomeStatus.ACCEPTED, stripe_customer="cus_a", settled_at_ms=at_ms
+                )
+                for entry in (other, attempt, outcome):
+                    await bench.log.append(REPORTS_TOPIC, 1, entry.model_dump_json().encode())
+                self.inject(event)
+            return await super().summary(event_name, stripe_customer, start_s, end_s)
+
+    bench.stripe = Busy(bench.clock)
+    bench.stripe.add_customer("cus_a")
+    bench.stripe.fault = lambda _event: MemoryFault.NO_ANSWER
+    await bench.restart()
+    await bench.publish(make_intent("doubt"))
+    await bench.pump(3)
+    bench.stripe.fault = lambda _event: None
+    bench.clock.advance(30 * HOUR_MS)
+
+    await bench.restart()
+    await bench.settle(step_ms=MINUTE_MS)
+
+    assert bench.held() == {"other": 1, "doubt": 1}
+
+
 async def test_republished_intents_are_not_sent_again() -> None:
     """A rebuild makes the same intents and publishes them again, months later too."""
     bench = await Bench().start()
@@ -599,7 +639,7 @@ class Chaos:
         if thing < 0.25:
             await self._publish()
         elif thing < 0.85:
-            await self._run(rng.randrange(len(self.owners)))
+            await self._run()
         elif thing < 0.93:
             bench.clock.advance(rng.choice([1_000, MINUTE_MS, 20 * MINUTE_MS, 3 * HOUR_MS, 30 * HOUR_MS]))
         else:
@@ -615,8 +655,18 @@ class Chaos:
         self.published[intent.identifier] = intent
         await self.bench.publish(intent, partition="abcd".index(intent.account) % 2)
 
-    async def _run(self, owner: int) -> None:
-        """One owner, perhaps one that only believes to be it, is fed some records of a partition."""
+    async def _run(self) -> None:
+        """One or two owners at once, all but one only believing to be it, are fed some records of a partition."""
+        chosen = self.rng.sample(range(len(self.owners)), min(len(self.owners), self.rng.choice([1, 1, 2])))
+        ends = await asyncio.gather(*(self._feed(owner) for owner in chosen))
+        dead = [owner for owner, survived in zip(chosen, ends, strict=True) if not survived]
+        for owner in sorted(dead, reverse=True):
+            del self.owners[owner], self.offsets[owner]
+        if dead:
+            await self._another_owner(keep_old=True)
+
+    async def _feed(self, owner: int) -> bool:
+        """Whether the owner survived it."""
         sender, offsets, partition = self.owners[owner], self.offsets[owner], self.rng.randrange(2)
         records = await self.bench.log.read(REPORTS_TOPIC, partition, offsets[partition], self.rng.randrange(1, 9))
         try:
@@ -626,8 +676,8 @@ class Chaos:
             else:
                 await sender.idle(partition)
         except Crash:
-            del self.owners[owner], self.offsets[owner]
-            await self._another_owner(keep_old=True)
+            return False
+        return True
 
     async def _another_owner(self, *, keep_old: bool) -> None:
         if not keep_old or len(self.owners) >= 3:
@@ -638,7 +688,7 @@ class Chaos:
         self.owners.append(self.bench.sender)
         self.offsets.append(dict(self.bench.offsets))
 
-    def fail_append(self, _value: bytes) -> tuple[str, BaseException] | None:
+    def fail_append(self, _value: bytes) -> tuple[str, Exception] | None:
         """Now and then an append fails, before or after it is durable, with a crash or without."""
         if self.rng.random() >= 0.06:
             return None
