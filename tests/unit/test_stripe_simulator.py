@@ -1,0 +1,455 @@
+"""The simulator against what Stripe's documents and observed answers say, on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import typing
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+import stripe
+
+from stripe_simulator import Fault, FaultKind, Simulator, SimulatorSettings, forms, parse_clock
+from stripe_simulator.errors import ApiError
+from tests.services.stripe import ManualClock, ServedSimulator, serve_simulator, simulator_process
+
+NOW_MS = 1_795_262_400_000
+NOW_S = NOW_MS // 1_000
+DAY_S = 86_400
+EVENT = {"event_name": "tokens", "payload[stripe_customer_id]": "cus_one", "payload[value]": "2"}
+METER = {"display_name": "Tokens", "event_name": "tokens", "default_aggregation[formula]": "sum"}
+
+
+class Wire:
+    """A simulator and a plain HTTP client with a test key."""
+
+    def __init__(self, served: ServedSimulator, http: httpx.AsyncClient) -> None:
+        self.simulator = served.simulator
+        self.clock = served.clock
+        self.http = http
+        self.meter = ""
+
+    async def post(self, path: str, data: dict[str, Any] | None = None, key: str = "") -> httpx.Response:
+        """A form, under an Idempotency-Key where one is given."""
+        headers = {"Idempotency-Key": key} if key else {}
+        return await self.http.post(path, data=data or {}, headers=headers)
+
+    async def send(self, key: str = "", **changes: str) -> httpx.Response:
+        """A meter event."""
+        return await self.post("/v1/billing/meter_events", {**EVENT, **changes}, key)
+
+    async def total(
+        self, start_s: int = NOW_S - 40 * DAY_S, end_s: int = NOW_S + 2 * DAY_S, **more: str
+    ) -> list[float]:
+        """The values of a summary's rows."""
+        query = {"customer": "cus_one", "start_time": str(start_s), "end_time": str(end_s), **more}
+        answer = await self.http.get(f"/v1/billing/meters/{self.meter}/event_summaries", params=query)
+        assert answer.status_code == 200, answer.text
+        return [row["aggregated_value"] for row in answer.json()["data"]]
+
+
+@pytest_asyncio.fixture
+async def wire() -> AsyncIterator[Wire]:
+    """A simulator with a meter `tokens` and the customer `cus_one`."""
+    settings = SimulatorSettings(summary_lag_s=0, validation_window_s=10, validation_delay_s=0, hold_s=5)
+    headers = {"Authorization": "Bearer sk_test_one"}
+    async with (
+        serve_simulator(ManualClock(NOW_MS), settings) as served,
+        httpx.AsyncClient(base_url=served.url, headers=headers, timeout=5, trust_env=False) as http,
+    ):
+        wire = Wire(served, http)
+        wire.simulator.create_customer(False, {}, "cus_one")
+        wire.meter = (await wire.post("/v1/billing/meters", METER)).json()["id"]
+        yield wire
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        ("Bearer sk_test_one", 200),
+        ("Bearer rk_live_one", 200),
+        ("Basic c2tfdGVzdF9vbmU6", 200),
+        ("Bearer pk_test_one", 401),
+        ("Bearer nonsense", 401),
+        ("Basic !!", 401),
+        ("", 401),
+    ],
+)
+async def test_key_decides(wire: Wire, authorization: str, status: int) -> None:
+    """Well-formed secret and restricted keys only, as bearer or as basic user name."""
+    answer = await wire.http.get("/v1/account", headers={"Authorization": authorization})
+
+    assert answer.status_code == status
+    assert answer.headers["request-id"].startswith("req_")
+
+
+async def test_modes_are_two_worlds(wire: Wire) -> None:
+    """What a test key made, a live key does not see."""
+    live = {"Authorization": "Bearer sk_live_one"}
+
+    assert (await wire.http.get(f"/v1/billing/meters/{wire.meter}", headers=live)).status_code == 404
+    assert (await wire.http.get("/v1/billing/meters", headers=live)).json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "param"),
+    [
+        ({**EVENT, "colour": "red"}, "parameter_unknown", "colour"),
+        ({"payload[value]": "1"}, "parameter_missing", "event_name"),
+        ({"event_name": "tokens"}, "parameter_missing", "payload"),
+        ({**EVENT, "timestamp": "now"}, "parameter_invalid_integer", "timestamp"),
+        ({"event_name": "tokens", "payload": "x"}, "parameter_invalid", "payload"),
+    ],
+    ids=["unknown", "missing", "empty map", "not an integer", "not a map"],
+)
+async def test_bad_parameters_are_named(wire: Wire, data: dict[str, str], code: str, param: str) -> None:
+    """Stripe's error has type, code and param."""
+    answer = await wire.post("/v1/billing/meter_events", data)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["code"], error["param"]) == (
+        400,
+        "invalid_request_error",
+        code,
+        param,
+    )
+
+
+async def test_unknown_url_is_stripes_404(wire: Wire) -> None:
+    """And not the framework's page."""
+    answer = await wire.post("/v1/no_such_thing")
+
+    assert answer.status_code == 404
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_duplicate_identifier_is_exactly_as_observed(wire: Wire) -> None:
+    """Type, message, no code, and stripe-should-retry: false; senders match on these."""
+    await wire.send(identifier="one")
+    answer = await wire.send(identifier="one")
+
+    assert answer.status_code == 400
+    assert answer.json() == {
+        "error": {"message": "An event already exists with identifier one.", "type": "invalid_request_error"}
+    }
+    assert answer.headers["stripe-should-retry"] == "false"
+
+
+async def test_identifier_is_forgotten_after_24_hours_of_its_clock(wire: Wire) -> None:
+    """To the second, so that what is sent a moment too late counts twice here too."""
+    await wire.send(identifier="one")
+    wire.clock.advance((DAY_S - 1) * 1_000)
+    assert (await wire.send(identifier="one")).status_code == 400
+
+    wire.clock.advance(1_000)
+    assert (await wire.send(identifier="one")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("offset_s", "status"),
+    [(-35 * DAY_S, 200), (-35 * DAY_S - 1, 400), (300, 200), (301, 400)],
+    ids=["35 days", "too old", "5 minutes", "too far ahead"],
+)
+async def test_timestamp_bounds(wire: Wire, offset_s: int, status: int) -> None:
+    """Both ends are inside."""
+    assert (await wire.send(timestamp=str(NOW_S + offset_s))).status_code == status
+
+
+async def test_meter_of_an_event_name_must_be_active(wire: Wire) -> None:
+    """Deactivated meters refuse, reactivated ones take again; there is one active meter per event name."""
+    assert (await wire.post("/v1/billing/meters", METER)).status_code == 400
+    await wire.post(f"/v1/billing/meters/{wire.meter}/deactivate")
+    refused = await wire.send()
+    await wire.post(f"/v1/billing/meters/{wire.meter}/reactivate")
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"].startswith("No active meter found for event name")
+    assert (await wire.send()).status_code == 200
+
+
+async def test_idempotency_key_replays_status_and_body(wire: Wire) -> None:
+    """The stored answer comes back, marked, and nothing is done again."""
+    first = await wire.send("key", identifier="one")
+    again = await wire.send("key", identifier="one")
+
+    assert (again.status_code, again.json()) == (first.status_code, first.json())
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.headers["original-request"] == first.headers["request-id"]
+
+
+async def test_idempotency_key_replays_a_500(wire: Wire) -> None:
+    """Even after the fault is gone: why one key must not be used for ever."""
+    wire.simulator.faults.add(Fault(FaultKind.SERVER_ERROR))
+
+    statuses = [(await wire.send("key", identifier="one")).status_code for _ in range(3)]
+
+    assert statuses == [500, 500, 500]
+    assert (await wire.send("other", identifier="one")).status_code == 200
+
+
+async def test_idempotency_key_with_other_parameters_is_an_error(wire: Wire) -> None:
+    """400, type idempotency_error."""
+    await wire.send("key", identifier="one")
+    answer = await wire.send("key", identifier="two")
+
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "idempotency_error")
+
+
+async def test_failed_validation_and_rate_limits_are_not_stored(wire: Wire) -> None:
+    """The same key may be used again after them."""
+    wire.simulator.faults.add(Fault(FaultKind.RATE_LIMITED, reason="endpoint-concurrency"))
+    limited = await wire.send("key")
+    broken = await wire.send("key", timestamp="never")
+
+    assert (limited.status_code, limited.headers["stripe-rate-limited-reason"]) == (429, "endpoint-concurrency")
+    assert broken.status_code == 400
+    assert (await wire.send("key")).status_code == 200
+
+
+async def test_concurrent_events_of_one_customer_and_meter_conflict() -> None:
+    """409 for the second; another customer is another lane."""
+    settings = SimulatorSettings(latency_s=0.2, summary_lag_s=0)
+    headers = {"Authorization": "Bearer sk_test_one"}
+    async with (
+        serve_simulator(ManualClock(NOW_MS), settings) as served,
+        httpx.AsyncClient(base_url=served.url, headers=headers, trust_env=False) as http,
+    ):
+        wire = Wire(served, http)
+        await wire.post("/v1/billing/meters", METER)
+        other = {"payload[stripe_customer_id]": "cus_two"}
+        answers = await asyncio.gather(wire.send(), wire.send(), wire.send(**other))
+
+    assert sorted(answer.status_code for answer in answers[:2]) == [200, 409]
+    assert answers[2].status_code == 200
+
+
+async def test_rejections_are_reported_as_one_thin_event_with_samples(wire: Wire) -> None:
+    """Counts are whole, identifiers are samples: the rest is found by reconciling only."""
+    for number in range(8):
+        await wire.send(identifier=f"lost-{number}", **{"payload[stripe_customer_id]": "cus_none"})
+    await wire.send(identifier="odd", **{"payload[value]": "many"})
+    assert (await wire.http.get("/v2/core/events")).json()["data"] == []
+
+    wire.clock.advance(20_000)
+    query = {"types[0]": "v1.billing.meter.error_report_triggered", "object_id": wire.meter}
+    listed = (await wire.http.get("/v2/core/events", params=query)).json()
+
+    (event,) = listed["data"]
+    found = {
+        kind["code"]: (kind["error_count"], len(kind["sample_errors"]))
+        for kind in event["data"]["reason"]["error_types"]
+    }
+    assert found == {"meter_event_customer_not_found": (8, 5), "meter_event_invalid_value": (1, 1)}
+    assert event["data"]["reason"]["error_count"] == 9
+    assert event["related_object"]["id"] == wire.meter
+    assert (await wire.http.get(f"/v2/core/events/{event['id']}")).json() == event
+
+
+@pytest.mark.parametrize(
+    ("window", "start_s", "end_s", "status"),
+    [
+        ("", 60, 120, 200),
+        ("", 61, 120, 400),
+        ("hour", 3_600, 7_200, 200),
+        ("hour", 3_660, 7_200, 400),
+        ("day", DAY_S, 2 * DAY_S, 200),
+        ("day", DAY_S, 2 * DAY_S + 3_600, 400),
+        ("week", DAY_S, 2 * DAY_S, 400),
+        ("", 120, 120, 400),
+    ],
+)
+async def test_summary_spans_are_aligned(wire: Wire, window: str, start_s: int, end_s: int, status: int) -> None:
+    """To minutes, and to the grouping window where one is asked for."""
+    query = {"customer": "cus_one", "start_time": str(start_s), "end_time": str(end_s)}
+    if window:
+        query["value_grouping_window"] = window
+    answer = await wire.http.get(f"/v1/billing/meters/{wire.meter}/event_summaries", params=query)
+
+    assert answer.status_code == status
+
+
+async def test_summaries_group_and_page(wire: Wire) -> None:
+    """By UTC day, newest first, with a cursor."""
+    for day in range(3):
+        for _ in range(day + 1):
+            await wire.send(timestamp=str(NOW_S - day * DAY_S))
+    midnight = NOW_S // DAY_S * DAY_S
+    span = (midnight - 3 * DAY_S, midnight + DAY_S)
+
+    assert await wire.total(*span, value_grouping_window="day") == [2.0, 4.0, 6.0]
+    query = {"customer": "cus_one", "start_time": str(span[0]), "end_time": str(span[1])}
+    query |= {"value_grouping_window": "day", "limit": "2"}
+    path = f"/v1/billing/meters/{wire.meter}/event_summaries"
+    first = (await wire.http.get(path, params=query)).json()
+    second = (await wire.http.get(path, params={**query, "starting_after": first["data"][-1]["id"]})).json()
+    assert (first["has_more"], second["has_more"]) == (True, False)
+    assert [row["aggregated_value"] for row in first["data"] + second["data"]] == [2.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("formula", "window", "expected"),
+    [("sum", "", 6.0), ("count", "", 3.0), ("last", "", 3.0), ("sum", "hour", 5.0)],
+    ids=["sum", "count", "last", "sum of hourly overwrites"],
+)
+async def test_formulas(wire: Wire, formula: str, window: str, expected: float) -> None:
+    """With a time window, what was received last in an hour overwrites what came before."""
+    meter = {"display_name": "M", "event_name": "m", "default_aggregation[formula]": formula}
+    wire.meter = (
+        await wire.post("/v1/billing/meters", {**meter, **({"event_time_window": window} if window else {})})
+    ).json()["id"]
+    for value, at_s in (("1", NOW_S), ("2", NOW_S + 60), ("3", NOW_S + 120)):
+        await wire.send(event_name="m", timestamp=str(at_s), **{"payload[value]": value})
+    if window:
+        await wire.send(event_name="m", timestamp=str(NOW_S - 3_600), **{"payload[value]": "2"})
+
+    assert await wire.total() == [expected]
+
+
+async def test_injected_event_is_an_extra_one(wire: Wire) -> None:
+    """What a reconciler must find: the same usage twice at Stripe."""
+    await wire.send(identifier="one")
+    answer = await wire.http.post("/_simulator/meter_events", json={"identifier": "one"})
+
+    assert answer.status_code == 200
+    assert await wire.total() == [4.0]
+    state = (await wire.http.get("/_simulator/state", params={"customer": "cus_one"})).json()
+    assert [event["injected"] for event in state["meter_events"]] == [0, 1]
+
+
+async def test_faults_are_set_over_http(wire: Wire) -> None:
+    """A demo or a test in another process needs them too; nonsense is refused."""
+    added = await wire.http.post("/_simulator/faults", json={"kind": "conflict", "contains": "victim", "count": 2})
+    assert (await wire.send(identifier="bystander")).status_code == 200
+    assert (await wire.send(identifier="victim")).status_code == 409
+
+    assert added.status_code == 200
+    assert (await wire.http.get("/_simulator/faults")).json()["waiting"][0]["left"] == 1
+    await wire.http.delete("/_simulator/faults")
+    assert (await wire.send(identifier="victim")).status_code == 200
+    refused: list[Any] = [{"kind": "flood"}, {"kind": "conflict", "when": "now"}, []]
+    for bad in refused:
+        assert (await wire.http.post("/_simulator/faults", json=bad)).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("kind", "taken"),
+    [(FaultKind.CONNECTION_DROPPED, 0), (FaultKind.CONNECTION_DROPPED_AFTER_COMMIT, 1)],
+)
+async def test_dropped_connection(wire: Wire, kind: FaultKind, taken: int) -> None:
+    """The client sees the same; the state differs."""
+    wire.simulator.faults.add(Fault(kind))
+    with pytest.raises(httpx.RemoteProtocolError):
+        await wire.send(identifier="one")
+
+    assert await wire.total() == [2.0 * taken]
+
+
+@pytest.mark.parametrize("body", [b"\xff\xfe=1", b"a[b=1", b"a" + b"[b]" * 20 + b"=1", b"%ff=1", b"a=1&a[b]=2"])
+async def test_garbage_is_a_400(wire: Wire, body: bytes) -> None:
+    """Never a stack trace."""
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = await wire.http.post("/v1/billing/meter_events", content=body, headers=headers)
+
+    assert answer.status_code == 400
+    assert "error" in answer.json()
+
+
+async def test_huge_body_is_refused(wire: Wire) -> None:
+    """Reading stops at the limit."""
+    assert (await wire.http.post("/v1/customers", content=b"a=" + b"x" * 3_000_000)).status_code == 413
+
+
+async def test_state_outlives_the_process(tmp_path: Path) -> None:
+    """With --state, what was answered with 200 is there after a kill, the identifiers included."""
+    path = tmp_path / "stripe.db"
+    arguments = ("--state", str(path), "--summary-lag-s", "0", "--clock", f"scaled:0:{NOW_MS}:1/1000000000")
+    headers = {"Authorization": "Bearer sk_test_one"}
+    answers = []
+    for _ in range(2):
+        with simulator_process(*arguments) as url:
+            async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as http:
+                await http.post("/_simulator/customers", json={"id": "cus_one"})
+                made = await http.post("/v1/billing/meters", data=METER)
+                sent = await http.post("/v1/billing/meter_events", data={**EVENT, "identifier": "one"})
+                answers.append((made.status_code, sent.status_code))
+
+    assert answers == [(200, 200), (400, 400)]
+
+
+@pytest.mark.parametrize("text", ["", "scaled:1:2", "scaled:a:b:c", "scaled:0:0:-1", "lunar"])
+def test_clock_text_that_is_none_is_refused(text: str) -> None:
+    """The command line must not fall back to another time."""
+    with pytest.raises(ValueError, match=r"clock|invalid|Invalid"):
+        parse_clock(text)
+
+
+def test_scaled_clock_runs_from_its_origin() -> None:
+    """Two processes with the same text agree."""
+    clock = parse_clock(f"scaled:0:{NOW_MS}:1/1000000000000")
+
+    assert clock.now_ms() in (NOW_MS, NOW_MS + 1)
+
+
+def test_form_brackets_nest() -> None:
+    """Maps, indexed lists and appended lists."""
+    assert forms.parse("a[b][c]=1&d[0]=x&d[1]=y&e[]=z&f=") == {
+        "a": {"b": {"c": "1"}},
+        "d": {"0": "x", "1": "y"},
+        "e": {"0": "z"},
+        "f": "",
+    }
+    with pytest.raises(ApiError):
+        forms.parse("&".join(f"a{number}=1" for number in range(2_000)))
+
+
+def _missing_and_unknown(body: dict[str, Any], shape: type) -> tuple[set[str], set[str]]:
+    names = {**shape.__annotations__}
+    required = {name for name, hint in names.items() if "Optional" not in str(hint) and "ClassVar" not in str(hint)}
+    known = {name for name, hint in names.items() if "ClassVar" not in str(hint)}
+    return required - set(body), set(body) - known
+
+
+async def test_objects_have_the_fields_of_the_pinned_api_version(wire: Wire) -> None:
+    """stripe-python's own classes are the contract; nothing is missing and nothing is made up."""
+    customer = (await wire.post("/v1/customers", {"email": "a@b.c"})).json()
+    meter = (await wire.http.get(f"/v1/billing/meters/{wire.meter}")).json()
+    event = (await wire.send()).json()
+    query = {"customer": "cus_one", "start_time": str(NOW_S), "end_time": str(NOW_S + 60)}
+    summary = (await wire.http.get(f"/v1/billing/meters/{wire.meter}/event_summaries", params=query)).json()["data"][0]
+    billing = typing.cast("Any", stripe.billing)
+
+    for body, shape in (
+        (customer, stripe.Customer),
+        (meter, billing.Meter),
+        (event, billing.MeterEvent),
+        (summary, billing.MeterEventSummary),
+    ):
+        assert _missing_and_unknown(body, shape) == (set(), set()), body["object"]
+
+
+async def test_core_events_page_by_url(wire: Wire) -> None:
+    """The v2 API gives the next page as a path, filters included."""
+    for number in range(3):
+        await wire.send(**{"payload[stripe_customer_id]": f"cus_none_{number}"})
+        wire.clock.advance(20_000)
+        await wire.http.get("/_simulator/state")
+    query = {"limit": "2", "object_id": wire.meter, "created[gte]": "2026-11-21T00:00:00Z"}
+    first = (await wire.http.get("/v2/core/events", params=query)).json()
+    second = (await wire.http.get(first["next_page_url"])).json()
+
+    assert (len(first["data"]), len(second["data"]), second["next_page_url"]) == (2, 1, None)
+    assert len({event["id"] for event in first["data"] + second["data"]}) == 3
+
+
+def test_two_simulators_share_nothing() -> None:
+    """Each test has its own."""
+    one, two = Simulator(ManualClock(NOW_MS)), Simulator(ManualClock(NOW_MS))
+    one.create_customer(False, {}, "cus_x")
+
+    assert (one.customer_exists(False, "cus_x"), two.customer_exists(False, "cus_x")) == (True, False)
+    one.close()
+    two.close()

@@ -1,0 +1,142 @@
+"""Values, answers and budgets of the Stripe sink."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.errors import InvalidInput
+from schemas.periods import Period
+from schemas.reports import MeterEvent, MeterSummary, SendStatus
+from sinks.stripe.client import StripeClientMeters
+from sinks.stripe.errors import Answer, classify
+from sinks.stripe.memory import MemoryStripe
+from sinks.stripe.reader import ReadPolicy, SummaryKey, SummaryReader, agrees
+from sinks.stripe.writer import decimal_text
+from tests.services.stripe import ManualClock
+
+NOW_MS = 1_795_262_400_000
+DUPLICATE = "An event already exists with identifier x."
+
+
+@pytest.mark.parametrize(
+    ("minor", "scale", "expected"),
+    [
+        (1250, 3, "1.25"),
+        (1000, 3, "1"),
+        (5, 3, "0.005"),
+        (-5, 1, "-0.5"),
+        (-50, 1, "-5"),
+        (120, 0, "120"),
+        (10**30 + 1, 12, "1000000000000000000.000000000001"),
+    ],
+)
+def test_values_are_exact_and_short(minor: int, scale: int, expected: str) -> None:
+    """Stripe counts digits, and no float may touch them."""
+    assert decimal_text(minor, scale) == expected
+
+
+@given(minor=st.integers(-(10**24), 10**24), scale=st.integers(0, 12))
+def test_value_text_is_the_quantity(minor: int, scale: int) -> None:
+    """Exactly, in plain digits, without a zero too many."""
+    text = decimal_text(minor, scale)
+
+    assert Decimal(text) * 10**scale == minor
+    assert "e" not in text.lower()
+    assert "." not in text or not text.endswith(("0", "."))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (Answer(400, DUPLICATE), SendStatus.DUPLICATE),
+        (Answer(400, "anything", "duplicate_meter_event"), SendStatus.DUPLICATE),
+        (Answer(400, DUPLICATE, "parameter_invalid"), SendStatus.DEAD),
+        (Answer(400, "No active meter found for event name x."), SendStatus.DEAD),
+        (Answer(400, "Keys for idempotent requests …", kind="idempotency_error"), SendStatus.DEAD),
+        (Answer(404, "No such thing"), SendStatus.DEAD),
+        (Answer(402, "card"), SendStatus.DEAD),
+        (Answer(401), SendStatus.STOP),
+        (Answer(403), SendStatus.STOP),
+        (Answer(0), SendStatus.RETRY),
+        (Answer(409, "", "lock_timeout"), SendStatus.RETRY),
+        (Answer(429, "", "rate_limit"), SendStatus.RETRY),
+        (Answer(400, "", "rate_limit"), SendStatus.RETRY),
+        (Answer(500), SendStatus.RETRY),
+        (Answer(503), SendStatus.RETRY),
+    ],
+    ids=lambda value: (
+        str(value) if isinstance(value, SendStatus) else f"{value.status} {value.code} {value.message[:12]}"
+    ),
+)
+def test_answers_are_named_by_what_the_sender_does(answer: Answer, expected: SendStatus) -> None:
+    """The one table that decides between billing once, twice and never."""
+    assert classify(answer).status is expected
+
+
+@pytest.mark.parametrize(("header", "expected_s"), [("7", 7.0), ("1e9", 300.0), ("-3", 1.0), ("soon", 1.0), ("", 1.0)])
+def test_rate_limits_wait_for_a_bounded_time(header: str, expected_s: float) -> None:
+    """At least a second, at most five minutes, whatever the header says."""
+    assert classify(Answer(429, headers={"retry-after": header})).retry_after_s == expected_s
+
+
+def test_key_of_no_mode_is_refused_before_anything_is_sent() -> None:
+    """The mode is part of every identifier."""
+    with pytest.raises(InvalidInput, match="TIDEMARK_STRIPE_API_KEY"):
+        StripeClientMeters("hunter2")
+
+
+@pytest.mark.parametrize(
+    ("expected", "value", "same"),
+    [
+        ("0.3", "0.30000000000000004", True),
+        ("9007199254740993", "9007199254740992", True),
+        ("100", "100.01", False),
+        ("0", "0.0", True),
+        ("0", "0.000001", False),
+        ("-5", "-5.0", True),
+    ],
+)
+def test_sums_agree_as_far_as_a_double_can_tell(expected: str, value: str, same: bool) -> None:
+    """Stripe answers with a float."""
+    assert agrees(Decimal(expected), MeterSummary(value, 1)) is same
+
+
+async def test_reader_answers_every_key_and_calls_unread_what_it_did_not_read() -> None:
+    """Over budget and without an answer: never equal, and never silent."""
+    clock = ManualClock(NOW_MS)
+    calls = {"count": 0}
+
+    def fails(call: str) -> bool:
+        calls["count"] += call == "summary"
+        return call == "summary" and calls["count"] <= 2
+
+    stripe = MemoryStripe(clock, read_fault=fails)
+    stripe.add_customer("cus_0")
+    await stripe.ensure_meter("tokens", "Tokens")
+    await stripe.send(MeterEvent("one", "tokens", "cus_0", "2", NOW_MS // 1_000))
+    period = Period(NOW_MS - 3_600_000, NOW_MS + 3_600_000)
+    keys = [SummaryKey("tokens", f"cus_{number}", period) for number in range(4)]
+
+    policy = ReadPolicy(concurrency_max=1, reads_max=3, tries_max=2)
+    answers = await SummaryReader(stripe, clock, policy).read([*keys, keys[0]])
+
+    assert set(answers) == set(keys)
+    assert answers[keys[0]].summary is None
+    assert "no answer after 2 tries" in answers[keys[0]].unread
+    assert answers[keys[1]].summary == MeterSummary("0", 0)
+    assert "budget" in answers[keys[3]].unread
+
+
+async def test_reader_keeps_to_its_rate() -> None:
+    """Stripe allows 25 reads a second on one endpoint."""
+    clock = ManualClock(NOW_MS)
+    stripe = MemoryStripe(clock)
+    keys = [SummaryKey("tokens", f"cus_{number}", Period(0, 60_000)) for number in range(30)]
+
+    await SummaryReader(stripe, clock, ReadPolicy(concurrency_max=1, reads_per_s=15)).read(keys)
+
+    assert clock.now_ms() - NOW_MS >= 1_900
