@@ -7,6 +7,7 @@ it is bad, explained by the contract (`schemas.events.UsageEvent`).
 from __future__ import annotations
 
 import json
+import re
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -24,6 +25,15 @@ _batch_of_raw: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _one_event: Final = msgspec.json.Decoder(EventStruct, float_hook=Decimal).decode
 _anything: Final = msgspec.json.Decoder(float_hook=Decimal).decode
 _normalised: Final = msgspec.json.Encoder(order="sorted", decimal_format="number").encode
+
+
+# JSON is decoded recursively, so an event near Python's limit would decode or not depending on who calls; these
+# limits are far below it and make the answer the same everywhere (I7).
+LEVELS_MAX: Final = 200
+RECORD_LEVELS_MAX: Final = 500
+_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
+_NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"{}[]")
 
 
 class Rejected(NamedTuple):
@@ -57,9 +67,11 @@ def decode(value: bytes | None, event_bytes_max: int) -> Decoded:
 def _decode_fast(value: bytes, event_bytes_max: int, *, batch: bool) -> list[tuple[int, EventStruct]] | None:
     try:
         value.decode()
-        if not batch:
-            return [(0, _one_event(value))]
-        events = _batch_of_events(value)
+        events = _batch_of_events(value) if batch else [_one_event(value)]
+        # Only brackets beyond those of flat events can nest; counting them is cheap, looking at each is not.
+        flat = batch + len(events) + sum(1 for event in events if event.data)
+        if value.count(b"{") + value.count(b"[") - flat > LEVELS_MAX - 2 and levels(value) > LEVELS_MAX + batch:
+            return None
         if (
             len(value) > event_bytes_max
             and max(map(len, map(bytes, _batch_of_raw(value))), default=0) > event_bytes_max
@@ -72,9 +84,13 @@ def _decode_fast(value: bytes, event_bytes_max: int, *, batch: bool) -> list[tup
 
 def _decode_slowly(value: bytes, event_bytes_max: int, *, batch: bool) -> Decoded:
     raws = [value]
+    if levels(value) > RECORD_LEVELS_MAX:
+        return Decoded(
+            [], [Rejected(0, Reason.TOO_DEEP, f"nested more than {RECORD_LEVELS_MAX} levels deep", value)], 1
+        )
     if batch:
         try:
-            raws = [bytes(raw) for raw in _batch_of_raw(value)]
+            raws = _raws(value)
         except _DECODE_FAILURES as error:
             return Decoded([], [_explain(0, value, error)], 1)
         if len(raws) > RECORD_EVENTS_MAX:
@@ -87,6 +103,9 @@ def _decode_slowly(value: bytes, event_bytes_max: int, *, batch: bool) -> Decode
             detail = f"{len(raw)} bytes, at most {event_bytes_max}"
             rejected.append(Rejected(index, Reason.TOO_LARGE, detail, raw))
             continue
+        if too_deep(raw):
+            rejected.append(Rejected(index, Reason.TOO_DEEP, f"nested more than {LEVELS_MAX} levels deep", raw))
+            continue
         try:
             raw.decode()
             events.append((index, _one_event(raw)))
@@ -95,10 +114,55 @@ def _decode_slowly(value: bytes, event_bytes_max: int, *, batch: bool) -> Decode
     return Decoded(events, rejected, len(raws))
 
 
+def _raws(value: bytes) -> list[bytes]:
+    """The bytes of each element of a JSON list; raises where it is not one.
+
+    The fast decoder gives up on a text that holds half a surrogate pair; the grammar of JSON allows one, so the
+    slow scanner splits such a list, and only the event itself is lost.
+    """
+    try:
+        return [bytes(raw) for raw in _batch_of_raw(value)]
+    except msgspec.MsgspecError:
+        text = value.decode()
+        found, at = [], text.index("[") + 1
+        while (at := _SPACE.match(text, at).end()) < len(text) and text[at] != "]":  # type: ignore[union-attr]  # matches the empty text
+            _, end = _SCANNER.raw_decode(text, at)
+            found.append(text[at:end].encode())
+            at = _SPACE.match(text, end).end()  # type: ignore[union-attr]  # as above
+            if text[at : at + 1] == ",":
+                at += 1
+            elif text[at : at + 1] != "]":
+                raise
+        if text[at:].strip() != "]":
+            raise
+        return found
+
+
+def levels(value: bytes) -> int:
+    """How deep JSON text nests objects and lists; exact for well-formed JSON, a number for anything else."""
+    if value.count(b"{") + value.count(b"[") <= LEVELS_MAX:
+        return 0
+    level = deepest = 0
+    for byte in _STRINGS.sub(b"", value).translate(None, _NO_BRACKETS):
+        level += 1 if byte in b"{[" else -1
+        deepest = max(deepest, level)
+    return deepest
+
+
+def too_deep(raw: bytes) -> bool:
+    """Whether the JSON text of one event nests more than `LEVELS_MAX` levels."""
+    return levels(raw) > LEVELS_MAX
+
+
+def raw_events(value: bytes) -> list[bytes]:
+    """The bytes of each event of a record that `decode` could split."""
+    return _raws(value) if value.lstrip()[:1] == b"[" else [value]
+
+
 def raw_event(value: bytes | None, index: int) -> bytes:
     """The bytes of one event of a record that decodes, as they came."""
     value = value or b""
-    return bytes(_batch_of_raw(value)[index]) if value.lstrip()[:1] == b"[" else value
+    return _raws(value)[index] if value.lstrip()[:1] == b"[" else value
 
 
 def _explain(index: int, raw: bytes, error: Exception) -> Rejected:
@@ -127,6 +191,10 @@ def _explain(index: int, raw: bytes, error: Exception) -> Rejected:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+# Numbers stay text: the slow scanner only looks for where an element ends.
+_SCANNER: Final = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_refuse_constant)
 
 
 def contract_accepts(raw: bytes) -> bool:

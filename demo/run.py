@@ -18,7 +18,7 @@ import httpx
 from demo import plan
 from demo.verify import Expected, Mismatch, mismatches, redis_counters
 from demo.view import Screen, summary
-from pipeline.clock import ScaledClock, SystemClock
+from pipeline.clock import FileClock, ScaledClock, SystemClock, write_clock
 from pipeline.deployment import append_control
 from pipeline.dev import Dev, DevOptions
 from pipeline.operations import reconcile_deployment
@@ -27,7 +27,7 @@ from pipeline.settings import Settings
 from pipeline.stores import open_base, open_rollup_store
 from reconciler.causes import Cause, Pair, Verdict
 from reconciler.report import Report
-from schemas.clock import HOUR_MS
+from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.control import AccountRecord
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC
@@ -81,14 +81,16 @@ class Demo:
         self.screen = screen
         self.story = Story()
         self.chance = random.Random()
-        now_ms = SystemClock().now_ms()
-        self.clock = ScaledClock(now_ms, plan.START_MS - 5 * 60_000, plan.FACTOR)
+        # Real speed until the traffic starts, however slow this machine is to get there.
+        self._clock_path = folder / "clock"
+        write_clock(self._clock_path, ScaledClock(SystemClock().now_ms(), plan.START_MS - 10 * MINUTE_MS, 1))
+        self.clock = FileClock(self._clock_path)
         self.dev = Dev(
             DevOptions(
                 folder / "data",
                 gateway_port=0,
                 clickhouse_port=0,
-                clock=self.clock.text(),
+                clock=f"file:{self._clock_path}",
                 environment={"TIDEMARK_TICK_INTERVAL_S": "0.5", "TIDEMARK_DRAIN_INTERVAL_S": "0.5"},
             ),
             screen.step,
@@ -106,10 +108,12 @@ class Demo:
         try:
             await self.dev.start()
             await self._bind_accounts()
+            killer = asyncio.create_task(self._kill_at_random())
             with self.screen.live(self):
-                await self._traffic_and_kills()
+                await self._traffic()
                 self.screen.phase = "closing the last hour, reporting it to Stripe, recounting the producers' files"
                 expected, _ = await asyncio.gather(self._recount(), self._settle())
+            killer.cancel()
             await self._prove(expected)
             await self._break_it()
         finally:
@@ -132,9 +136,9 @@ class Demo:
         finally:
             await base.log.close()
 
-    async def _traffic_and_kills(self) -> None:
+    async def _traffic(self) -> None:
         document = {
-            "clock": self.clock.text(),
+            "clock": f"file:{self._clock_path}",
             "log_url": self.settings.log_url,
             "gateway_url": self.dev.gateway_url,
             "api_key": self.dev.api_key,
@@ -146,12 +150,15 @@ class Demo:
             sys.executable, "-m", "demo.traffic", str(self.folder), str(self.events),
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        killer = asyncio.create_task(self._kill_at_random(process))
         try:
             assert process.stdout is not None  # noqa: S101 - it was asked for
             while line := await process.stdout.readline():
                 told = json.loads(line)
-                self.story.emitted = told.get("emitted", self.story.emitted) + told.get("inbox", 0)
+                if told.get("started"):
+                    now_ms = SystemClock().now_ms()
+                    write_clock(self._clock_path, ScaledClock(now_ms, plan.START_MS, plan.FACTOR))
+                if "emitted" in told:
+                    self.story.emitted = told["emitted"] + told["inbox"]
                 if told.get("done"):
                     self.story.traffic = told
             if await process.wait() != 0 or not self.story.traffic:
@@ -159,18 +166,17 @@ class Demo:
                 raise OperatorNeeded(f"the demo's traffic failed: {errors.decode(errors='replace')[-2000:]}")
             self.story.traffic_s = asyncio.get_running_loop().time() - began_s
         finally:
-            killer.cancel()
             if process.returncode is None:
                 process.kill()
                 await process.wait()
 
-    async def _kill_at_random(self, process: asyncio.subprocess.Process) -> None:
+    async def _kill_at_random(self) -> None:
         """Kill the worker while it counts: each time only after it has made progress since the last kill."""
-        share = self.events // (self.kills + 1)
-        while process.returncode is None and self.story.kills < KILLS_MAX:
+        share = self.events // (self.kills * 3)
+        while self.story.kills < KILLS_MAX and not (self.story.kills >= self.kills and self.story.replayed):
             # A share of the events between two kills, so that kills cannot starve the worker on a slow machine.
-            await self._received(self.story.counters["received"] + self.chance.randrange(share // 4, share // 2))
-            await asyncio.sleep(self.chance.uniform(0.0, 1.0))
+            await self._received(self.story.counters["received"] + self.chance.randrange(share // 2, share))
+            await asyncio.sleep(self.chance.uniform(0.0, 0.5))
             self.story.kills += self.dev.kill_worker()
             self.story.replayed = self._replayed()
 

@@ -22,7 +22,7 @@ from demo.plan import ACCOUNTS, END_MS, LATE_FROM_MS, MONTH_END_MS, START_MS
 from demo.truth import TruthFile, WitnessedTransport
 from emitter import Emitter
 from emitter.transport import HttpTransport
-from pipeline.clock import ScaledClock, SystemClock, clock_from_text
+from pipeline.clock import AnyClock, clock_from_text
 from pipeline.logs.open import open_log
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.log import INBOX_TOPIC, Log
@@ -36,7 +36,7 @@ BROKEN_BYTES: Final = (b"{not json", b'{"id": NaN}', b"\xff\xfe", b"[[[")
 class Application:
     """The instrumented application and its customers."""
 
-    def __init__(self, folder: Path, gateway_url: str, api_key: str, clock: ScaledClock | SystemClock) -> None:
+    def __init__(self, folder: Path, gateway_url: str, api_key: str, clock: AnyClock) -> None:
         self.clock = clock
         self.chance = random.Random(SEED)
         self.truth = TruthFile(folder / "application.jsonl", clock)
@@ -94,7 +94,7 @@ class Application:
 class OldProducer:
     """Writes single events to `usage.inbox`, some of them bad, as a producer in another language would."""
 
-    def __init__(self, folder: Path, log: Log, clock: ScaledClock | SystemClock) -> None:
+    def __init__(self, folder: Path, log: Log, clock: AnyClock) -> None:
         self.log = log
         self.clock = clock
         self.chance = random.Random(SEED + 1)
@@ -162,6 +162,7 @@ async def _run(folder: Path, events: int) -> None:
     transport = httpx.ASGITransport(application.app)
     told_s = 0.0
     async with httpx.AsyncClient(transport=transport, base_url="http://application") as client:
+        _tell(started=True)
         while True:
             share = min(1.0, (clock.now_ms() - START_MS) / (END_MS - START_MS))
             emitted = application.emitter.stats().emitted

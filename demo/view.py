@@ -32,7 +32,9 @@ class Screen:
     """The terminal; with `quiet` everything but the final summary goes to standard error."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self.console = Console(stderr=quiet)
+        console = Console(stderr=quiet)
+        # A pipe has no width: 80 columns would break the tables.
+        self.console = console if console.is_terminal else Console(stderr=quiet, width=130)
         self.phase = ""
         self.waiting = ""
 
@@ -112,10 +114,10 @@ def summary(story: Story, problems: list[str]) -> RenderableType:
     if story.report is not None:
         parts += [
             Text("\nThe reconciliation before the faults:"),
-            Text(render_table(story.report, rows_max=10, width=100)),
+            Text(render_table(story.report, rows_max=10, width=128)),
         ]
     if story.faulty_report is not None:
-        parts += [Text("After the two faults:"), Text(render_table(story.faulty_report, rows_max=10, width=100))]
+        parts += [Text("After the two faults:"), Text(render_table(story.faulty_report, rows_max=10, width=128))]
     parts += [Text(f"  found: {fault}") for fault in story.faults_found]
     if problems:
         parts.append(Text("\nNOT PROVEN: " + "; ".join(problems), style="bold red"))

@@ -18,6 +18,8 @@ MINUTE_MS: Final = 60_000
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS
 RECORD_EVENTS_MAX: Final = 65_536
+LEVELS_MAX: Final = 200
+RECORD_LEVELS_MAX: Final = 500
 QUANTITY_MINOR_MAX: Final = 10**18 - 1
 DIMENSION_CHARACTERS_MAX: Final = 256
 CONTROL_HEADER: Final = "tidemark-control"
@@ -87,17 +89,26 @@ def decode(value: bytes) -> list[Any]:
         raise RejectedError("bad_encoding") from None
     try:
         parsed = json.loads(text, parse_float=_fraction, parse_int=_integer, parse_constant=_constant)
-        if b"\\ud" in value.lower():
-            canonical(parsed).encode("utf-8")
     except RecursionError:
         raise RejectedError("too_deep") from None
     except ValueError:
         raise RejectedError("bad_json") from None
+    if _levels(parsed) > RECORD_LEVELS_MAX:
+        raise RejectedError("too_deep")
     if not isinstance(parsed, list):
         return [parsed]
     if len(parsed) > RECORD_EVENTS_MAX:
         raise RejectedError("too_many_events")
     return parsed
+
+
+def _levels(value: object) -> int:
+    """How deep objects and lists are nested."""
+    deepest, layer = 0, [value]
+    while layer := [each for each in layer if isinstance(each, dict | list)]:
+        deepest += 1
+        layer = [part for each in layer for part in (each.values() if isinstance(each, dict) else each)]
+    return deepest
 
 
 def _constant(name: str) -> NoReturn:
@@ -124,8 +135,12 @@ def event_of(body: object, event_bytes_max: int) -> Event:
         length = len(canonical(body).encode("utf-8"))
     except RecursionError:
         raise RejectedError("too_deep") from None
+    except UnicodeEncodeError:
+        raise RejectedError("bad_json") from None
     if length > event_bytes_max:
         raise RejectedError("too_large")
+    if _levels(body) > LEVELS_MAX:
+        raise RejectedError("too_deep")
     if any(field not in body for field in ("specversion", *FIELD_CHARACTERS_MAX)):
         raise RejectedError("missing_field")
     for field, characters_max in FIELD_CHARACTERS_MAX.items():

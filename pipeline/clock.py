@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 from schemas.errors import InvalidInput
 
 SIMULATED_SLEEP_MIN_S = 0.02
+FILE_CLOCK_REFRESH_NS = 20_000_000
 
 
 class SystemClock:
@@ -41,14 +43,61 @@ class ScaledClock:
         """The setting that gives another process the same clock."""
         return f"scaled:{self.real_origin_ms}:{self.simulated_origin_ms}:{self.factor}"
 
+    def at_factor(self, factor: int) -> ScaledClock:
+        """A clock that goes on from this one's present time at another speed."""
+        real_ms = time.time_ns() // 1_000_000
+        return ScaledClock(real_ms, self.simulated_origin_ms + (real_ms - self.real_origin_ms) * self.factor, factor)
 
-def clock_from_text(text: str) -> SystemClock | ScaledClock:
-    """`system`, or `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR`. Raises `InvalidInput` otherwise."""
+
+class FileClock:
+    """The scaled clock that a file describes; whoever writes the file sets the speed of all processes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._looked_ns = 0
+        self._clock = self._read()
+
+    def _read(self) -> ScaledClock:
+        self._looked_ns = time.monotonic_ns()
+        clock = clock_from_text(self._path.read_text())
+        if not isinstance(clock, ScaledClock):
+            raise InvalidInput("TIDEMARK_CLOCK", f"{self._path} must hold scaled:…")
+        return clock
+
+    def _current(self) -> ScaledClock:
+        if time.monotonic_ns() - self._looked_ns > FILE_CLOCK_REFRESH_NS:
+            self._clock = self._read()
+        return self._clock
+
+    def now_ms(self) -> int:
+        return self._current().now_ms()
+
+    async def sleep(self, duration_s: float) -> None:
+        await self._current().sleep(duration_s)
+
+
+def write_clock(path: Path, clock: ScaledClock) -> None:
+    """Set the clock that a file describes, at once for every reader."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(clock.text())
+    fresh.replace(path)
+
+
+AnyClock = SystemClock | ScaledClock | FileClock
+
+
+def clock_from_text(text: str) -> AnyClock:
+    """`system`, `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR`, or `file:PATH` of a file that holds the latter.
+
+    Raises `InvalidInput` otherwise.
+    """
     if text == "system":
         return SystemClock()
+    if text.startswith("file:"):
+        return FileClock(Path(text.removeprefix("file:")))
     kind, *numbers = text.split(":")
     if kind == "scaled" and len(numbers) == 3 and all(number.isdigit() for number in numbers):
         real, simulated, factor = map(int, numbers)
         if 1 <= factor <= 100_000:
             return ScaledClock(real, simulated, factor)
-    raise InvalidInput("TIDEMARK_CLOCK", f"{text!r} is neither system nor scaled:REAL_MS:SIMULATED_MS:FACTOR")
+    raise InvalidInput("TIDEMARK_CLOCK", f"{text!r} is none of system, scaled:REAL_MS:SIMULATED_MS:FACTOR, file:PATH")

@@ -13,7 +13,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aggregators.decode import Rejected, decode
+from aggregators.decode import LEVELS_MAX, Rejected, decode, too_deep
 from aggregators.instants import parse_instant_us
 from aggregators.meters import CompiledCatalog, Failure, compiled
 from aggregators.partitioning import partition_of
@@ -31,16 +31,12 @@ from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
 from schemas.meters import Catalog
 from schemas.reasons import REMEDIES, Reason
 
-# A worker that meets a batch nested deeper than its stack loses the whole record, so one event must stay far below
-# it: the workers' limit is Python's recursion limit of 1000 less the frames that are in use there.
-LEVELS_MAX: Final = 200
 JUDGED_AT_ONCE_MAX: Final = 500
 KEPT_BYTES_MAX: Final = 1_000_000
 KEEPS_AT_ONCE_MAX: Final = 256
 RETRY_AFTER_S: Final = 1.0
 FORBIDDEN: Final = "forbidden_account"
 
-_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _anything: Final = msgspec.json.Decoder().decode
 _log: Final = logging.getLogger(__name__)
 
@@ -105,20 +101,6 @@ class Judge:
         if account is not None and not self._key.reaches(account):
             account = None
         return Judged(raw, _text(named.get("id"), ID_CHARACTERS_MAX), account, failure.reason.value, failure.detail)
-
-
-def too_deep(raw: bytes) -> bool:
-    """Whether well-formed JSON nests objects and lists more than `LEVELS_MAX` deep."""
-    if raw.count(b"{") + raw.count(b"[") <= LEVELS_MAX:
-        return False
-    level = deepest = 0
-    for byte in _STRINGS.sub(b"", raw):
-        if byte in b"{[":
-            level += 1
-            deepest = max(deepest, level)
-        elif byte in b"}]":
-            level -= 1
-    return deepest > LEVELS_MAX
 
 
 def field_of(reason: str, detail: str) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from pipeline.clock import ScaledClock, SystemClock, clock_from_text
+from pipeline.clock import AnyClock, clock_from_text
 from pipeline.deployment import ensure_catalog, ensure_deployment
 from pipeline.logs.open import open_log
 from pipeline.settings import Settings
@@ -29,7 +29,7 @@ class Base(NamedTuple):
     """What every role starts from."""
 
     settings: Settings
-    clock: SystemClock | ScaledClock
+    clock: AnyClock
     log: Log
     genesis: Genesis
 

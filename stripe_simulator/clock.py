@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from fractions import Fraction
+from pathlib import Path
 from typing import Protocol
 
 
@@ -38,14 +39,29 @@ class ScaledClock:
         return self._simulated_origin_ms + int((self._system.now_ms() - self._real_origin_ms) * self._factor)
 
 
+class FileClock:
+    """The clock that a file describes, looked at again at every reading; whoever writes the file sets the speed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.now_ms()
+
+    def now_ms(self) -> int:
+        """The time of the clock that the file describes now."""
+        return parse_clock(self._path.read_text()).now_ms()
+
+
 def parse_clock(text: str) -> Clock:
-    """A clock from `system` or `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR`. Raises `ValueError`."""
+    """A clock from `system`, `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR` or `file:PATH` of a file that holds
+    one of these. Raises `ValueError`."""
     if text == "system":
         return SystemClock()
+    if text.startswith("file:"):
+        return FileClock(Path(text.removeprefix("file:")))
     parts = text.split(":")
     if len(parts) == 4 and parts[0] == "scaled":
         factor = Fraction(parts[3])
         if factor <= 0:
             raise ValueError(f"clock {text!r}: the factor must be above 0")
         return ScaledClock(int(parts[1]), int(parts[2]), factor)
-    raise ValueError(f"clock {text!r}: write `system` or `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR`")
+    raise ValueError(f"clock {text!r}: write `system`, `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR` or `file:PATH`")

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from aggregators.decode import decode
+from aggregators.decode import decode, raw_events
 from pipeline.batching import batches
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, Log, Record
 
@@ -51,7 +51,7 @@ class RouterProcessor:
             if decoded.rejected and len(decoded.rejected) == decoded.received:
                 unreadable += [rejected.raw for rejected in decoded.rejected]
                 continue
-            raws = raw_events(value)
+            raws = raw_events(value) if decoded.events else []
             readable += [(0, event.subject, raws[place]) for place, event in decoded.events]
             unreadable += [rejected.raw for rejected in decoded.rejected]
         appends = [
@@ -85,10 +85,3 @@ def structured_value(record: Record) -> bytes:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             event["data"] = value.decode("utf-8", "replace")
     return msgspec.json.encode(event)
-
-
-def raw_events(value: bytes) -> list[bytes]:
-    """The bytes of each event of a value that decodes."""
-    if value.lstrip()[:1] != b"[":
-        return [value]
-    return [bytes(raw) for raw in msgspec.json.decode(value, type=list[msgspec.Raw])]

@@ -1,0 +1,145 @@
+"""Decoding: the fast decoder and the contract agree, neighbours are safe, and hostile bytes cost nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aggregators.decode import LEVELS_MAX, contract_accepts, decode, normalised, raw_event
+from schemas.reasons import Reason
+
+GOOD: dict[str, Any] = {
+    "specversion": "1.0",
+    "id": "1",
+    "source": "test",
+    "type": "api.request",
+    "subject": "acme",
+    "time": "2026-03-01T00:00:00Z",
+    "data": {"method": "GET"},
+}
+
+
+def encoded(**changes: Any) -> bytes:
+    """A good event with changes; a field that is set to ... is left out."""
+    return json.dumps({name: value for name, value in {**GOOD, **changes}.items() if value is not ...}).encode()
+
+
+def nested(levels: int) -> bytes:
+    """An event that nests exactly so many levels."""
+    return encoded(data="HERE").replace(b'"HERE"', b'{"a":' * (levels - 1) + b"1" + b"}" * (levels - 1))
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        pytest.param(b"", Reason.BAD_JSON, id="nothing"),
+        pytest.param(b"{not json", Reason.BAD_JSON, id="garbage"),
+        pytest.param(b"\xff\xfe\x00", Reason.BAD_ENCODING, id="not UTF-8"),
+        pytest.param(encoded().replace(b"GET", b"\xc3\x28"), Reason.BAD_ENCODING, id="bad UTF-8 inside a text"),
+        pytest.param(encoded(data="X").replace(b'"X"', b"NaN"), Reason.BAD_JSON, id="NaN"),
+        pytest.param(encoded(data="X").replace(b'"X"', b'{"v":-Infinity}'), Reason.BAD_JSON, id="Infinity"),
+        pytest.param(b'"text"', Reason.NOT_AN_EVENT, id="a text"),
+        pytest.param(b"7", Reason.NOT_AN_EVENT, id="a number"),
+        pytest.param(b"null", Reason.NOT_AN_EVENT, id="null"),
+        pytest.param(b"{}", Reason.MISSING_FIELD, id="empty object"),
+        pytest.param(encoded(id=...), Reason.MISSING_FIELD, id="no id"),
+        pytest.param(encoded(subject=...), Reason.MISSING_FIELD, id="no account"),
+        pytest.param(encoded(time=...), Reason.MISSING_FIELD, id="no time"),
+        pytest.param(encoded(id=""), Reason.BAD_FIELD, id="empty id"),
+        pytest.param(encoded(id="x" * 10_000), Reason.BAD_FIELD, id="id of 10 000 characters"),
+        pytest.param(encoded(id=7), Reason.BAD_FIELD, id="id is a number"),
+        pytest.param(encoded(subject="a" * 257), Reason.BAD_FIELD, id="account too long"),
+        pytest.param(encoded(specversion="0.3"), Reason.BAD_FIELD, id="another specversion"),
+        pytest.param(encoded(data=[1]), Reason.BAD_FIELD, id="data is a list"),
+        pytest.param(encoded(padding="x" * 70_000), Reason.TOO_LARGE, id="70 kB"),
+        pytest.param(nested(LEVELS_MAX + 1), Reason.TOO_DEEP, id="one level too deep"),
+        pytest.param(b"[" * 100_000, Reason.TOO_DEEP, id="100 000 levels"),
+        pytest.param(nested(5_000), Reason.TOO_DEEP, id="5 000 levels, well-formed"),
+    ],
+)
+def test_a_bad_event_has_its_reason(raw: bytes, reason: Reason) -> None:
+    """Alone in its record; the original bytes are kept."""
+    decoded = decode(raw, 65_536)
+
+    assert ([], 1) == (decoded.events, decoded.received)
+    assert [(0, reason, raw)] == [(each.place, each.reason, each.raw) for each in decoded.rejected]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(encoded(id=...), id="missing field"),
+        pytest.param(encoded(padding="x" * 70_000), id="too large"),
+        pytest.param(encoded(data="X").replace(b'"X"', b'{"v":"\\ud800"}'), id="half a surrogate pair"),
+        pytest.param(nested(LEVELS_MAX + 1), id="too deep"),
+        pytest.param(b"17", id="no event"),
+    ],
+)
+def test_a_bad_event_never_costs_its_neighbours(bad: bytes) -> None:
+    """The events before and after it in the batch are decoded, in their places."""
+    value = b"[" + encoded(id="first") + b", " + bad + b"," + encoded(id="last") + b"]"
+
+    decoded = decode(value, 65_536)
+
+    assert [(0, "first"), (2, "last")] == [(place, event.id) for place, event in decoded.events]
+    assert [(1, bad)] == [(each.place, each.raw) for each in decoded.rejected]
+    assert raw_event(value, 2) == encoded(id="last")
+
+
+def test_the_deepest_allowed_event_decodes_at_any_depth_of_the_stack() -> None:
+    """Whether an event decodes must not depend on who calls (I7)."""
+
+    def at_depth(frames: int) -> int:
+        return at_depth(frames - 1) if frames else len(decode(nested(LEVELS_MAX), 65_536).events)
+
+    assert {1} == {at_depth(frames) for frames in (0, 100, 400)}
+
+
+def test_a_record_of_too_many_events_is_one_rejection() -> None:
+    """Positions have 16 bits for the place in a record."""
+    decoded = decode(b"[" + b",".join([encoded()] * 65_537) + b"]", 65_536)
+
+    assert ([], 1, [Reason.TOO_MANY_EVENTS]) == (
+        decoded.events,
+        decoded.received,
+        [each.reason for each in decoded.rejected],
+    )
+
+
+def test_normalised_data_is_exact_and_the_last_of_two_equal_keys_wins() -> None:
+    """What ClickHouse recounts from is what the fold saw."""
+    raw = encoded(data="X").replace(b'"X"', b'{"b":0.1000000000000000000001,"a":1,"a":2,"c":1e2}')
+
+    ((_, event),) = decode(raw, 65_536).events
+
+    assert normalised(event.data) == '{"a":2,"b":0.1000000000000000000001,"c":1E+2}'
+
+
+_TEXTS = st.text(max_size=20) | st.sampled_from(["1.0", "", "é", "\x00", "2026-03-01T00:00:00Z"])
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from([*GOOD, "extension"]), _VALUES | st.just(...), max_size=3))
+def test_the_fast_decoder_and_the_contract_accept_the_same_events(changes: dict[str, Any]) -> None:
+    """msgspec on the hot path, pydantic as the contract: one definition, two decoders."""
+    raw = encoded(**changes)
+
+    assert contract_accepts(raw) is (len(decode(raw, 1_000_000).events) == 1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(raw=st.binary(max_size=60))
+def test_any_bytes_are_decoded_or_rejected_and_never_raise(raw: bytes) -> None:
+    """Conservation starts here: what is received is decoded or rejected."""
+    decoded = decode(raw, 1_000)
+
+    assert decoded.received == len(decoded.events) + len(decoded.rejected)
