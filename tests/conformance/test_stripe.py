@@ -10,12 +10,13 @@ import pytest_asyncio
 
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import InvalidInput, Refused, Transient
-from schemas.reports import MeterEvent, MeterSummary, SendStatus, StripeMeters
+from schemas.reports import MeterEvent, MeterSummary, OutcomeStatus, SendStatus, StripeMeters
 from schemas.sink import StripeRejections
 from sinks.stripe.client import StripeClientMeters
 from sinks.stripe.memory import MemoryFault, MemoryStripe
 from stripe_simulator import Fault, FaultKind, SimulatorSettings
 from tests.services.stripe import TEST_KEY, ManualClock, serve_simulator
+from tests.unit.test_stripe_sender import Bench, make_intent
 
 NOW_MS = 1_795_262_400_000
 NOW_S = NOW_MS // 1_000
@@ -284,3 +285,30 @@ async def test_read_without_an_answer_is_transient() -> None:
         with pytest.raises(Transient):
             await meters.identity()
         await meters.close()
+
+
+async def test_sender_over_http_delivers_each_intent_once_through_a_storm() -> None:
+    """The processor, stripe-python and the simulator together, with every kind of unclear answer."""
+    bench = await Bench().start()
+    settings = SimulatorSettings(account="acct_memory", summary_lag_s=60, latency_s=0.002, hold_s=1)
+    async with serve_simulator(bench.clock, settings) as served:
+        for name in "abcd":
+            served.simulator.create_customer(False, {}, f"cus_{name}")
+        for kind in (*_KINDS.values(), FaultKind.CONNECTION_DROPPED_AFTER_COMMIT):
+            if kind not in (FaultKind.FORBIDDEN, FaultKind.REJECTED):
+                served.simulator.faults.add(Fault(kind, count=2, probability=0.5))
+        client = StripeClientMeters(TEST_KEY, served.url, timeout_s=0.3)
+        bench.meters = client
+        await bench.restart()
+        intents = [make_intent(f"i{number}", "abcd"[number % 4], number + 1) for number in range(40)]
+        await bench.publish(*intents)
+
+        await bench.settle(rounds=2_000, step_ms=1_000)
+        bench.clock.advance(HOUR_MS)
+        start_s, end_s = intents[0].period_start_ms // 1_000, intents[0].period_end_ms // 1_000
+        totals = [(await client.summary("tokens", f"cus_{name}", start_s, end_s)).value for name in "abcd"]
+        await client.close()
+
+    assert served.simulator.faults.waiting() == []
+    assert {outcome.status for outcome in (await bench.outcomes()).values()} == {OutcomeStatus.ACCEPTED}
+    assert totals == ["1.9", "2.0", "2.1", "2.2"]

@@ -20,7 +20,7 @@ from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import OperatorNeeded, Transient
 from schemas.log import REPORTS_TOPIC, Bounds, Headers, Record, TopicSpec
 from schemas.periods import Billing
-from schemas.reports import Attempt, Intent, MeterEvent, MeterSummary, Outcome, OutcomeStatus, SendResult
+from schemas.reports import Attempt, Intent, MeterEvent, MeterSummary, Outcome, OutcomeStatus, SendResult, StripeMeters
 from sinks.stripe.memory import MemoryFault, MemoryStripe
 from tests.services.stripe import ManualClock
 
@@ -62,6 +62,7 @@ class Bench:
         self.clock = ManualClock(NOW_MS)
         self.log = CrashingLog(self.clock)
         self.stripe = MemoryStripe(self.clock, lag_ms=MINUTE_MS)
+        self.meters: StripeMeters | None = None
         self.billing: dict[str, tuple[Billing, str]] = {}
         self.asked: list[tuple[str, int]] = []
         self.partitions = partitions
@@ -79,13 +80,14 @@ class Bench:
         return self
 
     def new_sender(self) -> StripeSender:
-        """Another process."""
+        """Another process. It talks to `meters` where that is set, else to the twin."""
 
         async def resolve(account: str, instant_ms: int) -> tuple[Billing, str]:
             self.asked.append((account, instant_ms))
             return self.billing[account]
 
-        return StripeSender(self.log, self.stripe, resolve, self.clock, random.Random(7), self.policy)
+        meters = self.meters or self.stripe
+        return StripeSender(self.log, meters, resolve, self.clock, random.Random(7), self.policy)
 
     async def assign(self) -> None:
         """The runner asks where to read."""
