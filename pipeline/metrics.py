@@ -20,6 +20,19 @@ MetricName = Literal[
     "tidemark_gateway_append_failures_total",
     "tidemark_gateway_append_events",
     "tidemark_gateway_unkept_rejections_total",
+    "tidemark_partition_next_offset",
+    "tidemark_partition_lag_records",
+    "tidemark_partition_events",
+    "tidemark_partition_log_time_seconds",
+    "tidemark_replayed_events",
+    "tidemark_drained_cells_total",
+    "tidemark_drained_duplicates_total",
+    "tidemark_drain_failures_total",
+    "tidemark_intents_total",
+    "tidemark_sink_pending_intents",
+    "tidemark_sink_held_intents",
+    "tidemark_sink_results",
+    "tidemark_sink_unmapped_deadline_seconds",
 ]
 
 
@@ -61,6 +74,44 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_gateway_unkept_rejections_total": MetricSpec(
         "counter", "Rejected events that could not be kept in `usage.rejected`; only their sender still has them."
+    ),
+    "tidemark_partition_next_offset": MetricSpec(
+        "gauge", "The next record this role will take from the partition. Stands still: the role is stuck or stopped.",
+        ("topic", "partition"),
+    ),
+    "tidemark_partition_lag_records": MetricSpec(
+        "gauge", "Records in the log that this role has not committed. Grows: add workers, or look at the stores.",
+        ("topic", "partition"),
+    ),
+    "tidemark_partition_events": MetricSpec(
+        "gauge", "Events since the log began, by outcome; `received` is the sum of the others, at every commit.",
+        ("partition", "outcome"),
+    ),
+    "tidemark_partition_log_time_seconds": MetricSpec(
+        "gauge", "Log time of the last commit, Unix time. More than a minute behind: no ticks, or no worker.",
+        ("partition",),
+    ),
+    "tidemark_replayed_events": MetricSpec(
+        "gauge", "Events that were read a second time after a crash, and counted once.", ("partition",)
+    ),
+    "tidemark_drained_cells_total": MetricSpec("counter", "Cells written to `usage_hourly`."),
+    "tidemark_drained_duplicates_total": MetricSpec("counter", "Duplicates written to `usage_duplicates`."),
+    "tidemark_drain_failures_total": MetricSpec(
+        "counter", "Drains that a store did not confirm; they are repeated. Grows: the view's store is down.",
+        ("view",),
+    ),
+    "tidemark_intents_total": MetricSpec("counter", "Intents written to `billing.reports`, repeats included."),
+    "tidemark_sink_pending_intents": MetricSpec(
+        "gauge", "Intents that Stripe has not confirmed. Grows over hours: Stripe refuses, or the rate is too low."
+    ),
+    "tidemark_sink_held_intents": MetricSpec(
+        "gauge", "Intents that wait for a person or a later look, by why. `unmapped`: bind the account.", ("hold",)
+    ),
+    "tidemark_sink_results": MetricSpec(
+        "gauge", "What Stripe answered to this process, by result. `dead` needs a person.", ("result",)
+    ),
+    "tidemark_sink_unmapped_deadline_seconds": MetricSpec(
+        "gauge", "When Stripe will refuse the oldest report of an unmapped account, Unix time; absent without any."
     ),
 }  # fmt: skip
 

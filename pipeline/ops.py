@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import NamedTuple
 
 import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+from pipeline.metrics import Metrics
 
 
 class Readiness(NamedTuple):
@@ -31,11 +33,16 @@ class QuietServer(uvicorn.Server):
         yield
 
 
-def ops_app(registry: CollectorRegistry, readiness: Callable[[], Readiness]) -> Starlette:
-    """The three pages. `/healthz` says that the process answers; `/readyz` that it makes progress (503 if not)."""
+def ops_app(metrics: Metrics, readiness: Callable[[], Readiness], refresh: Callable[[], None]) -> Starlette:
+    """The three pages. `/healthz` says that the process answers; `/readyz` that it makes progress (503 if not).
 
-    async def metrics(_: Request) -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    `refresh` brings gauges up to date before each scrape.
+    """
+
+    async def exposition(_: Request) -> Response:
+        refresh()
+        content, media_type = metrics.render()
+        return Response(content, media_type=media_type)
 
     async def healthz(_: Request) -> Response:
         return JSONResponse({"status": "alive"})
@@ -44,7 +51,15 @@ def ops_app(registry: CollectorRegistry, readiness: Callable[[], Readiness]) -> 
         state = readiness()
         return JSONResponse({"ready": state.ready, **state.detail}, 200 if state.ready else 503)
 
-    return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)])
+    return Starlette(routes=[Route("/metrics", exposition), Route("/healthz", healthz), Route("/readyz", readyz)])
+
+
+def stop_event() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
 
 
 @contextlib.asynccontextmanager

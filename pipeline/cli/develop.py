@@ -33,7 +33,7 @@ def dev(kafka: bool, port: int, clickhouse_port: int, catalog_path: Path | None,
 
 async def _dev(kafka: bool, port: int, clickhouse_port: int, catalog_path: Path | None, workers: int) -> None:
     from pipeline.dev import Dev, DevOptions
-    from pipeline.roles import stop_event
+    from pipeline.ops import stop_event
 
     folder = data_dir() / "kafka-shape" if kafka else data_dir()
     options = DevOptions(folder, kafka, port, clickhouse_port, catalog=catalog_path, workers=workers)

@@ -21,7 +21,7 @@ def worker(replay_from_start: bool) -> None:
     Start as many as there are partitions at most; Kafka spreads the partitions over them. kill -9 is safe.
     """
     from pipeline.faust_runner import run_in_loop
-    from pipeline.roles import run_worker
+    from pipeline.roles.worker import run_worker
 
     run_in_loop(run_worker(settings(), replay_from_start=replay_from_start))
 
@@ -31,7 +31,7 @@ def worker(replay_from_start: bool) -> None:
 def archive(replay_from_start: bool) -> None:
     """Keep every accepted event in ClickHouse, by identity."""
     from pipeline.faust_runner import run_in_loop
-    from pipeline.roles import run_archive
+    from pipeline.roles.archive import run_archive
 
     run_in_loop(run_archive(settings(), replay_from_start=replay_from_start))
 
@@ -40,7 +40,7 @@ def archive(replay_from_start: bool) -> None:
 def router() -> None:
     """Re-key usage.inbox (any producer, any partitioner) into usage.events."""
     from pipeline.faust_runner import run_in_loop
-    from pipeline.roles import run_router
+    from pipeline.roles.router import run_router
 
     run_in_loop(run_router(settings()))
 
@@ -49,7 +49,7 @@ def router() -> None:
 def sink() -> None:
     """Report intents to Stripe, each one once."""
     from pipeline.faust_runner import run_in_loop
-    from pipeline.roles import run_sink
+    from pipeline.roles.sink import run_sink
 
     run_in_loop(run_sink(settings()))
 
@@ -58,6 +58,6 @@ def sink() -> None:
 def gateway() -> None:
     """Serve the HTTP API: POST /v1/events, GET /v1/usage, GET /v1/accounts/{id}/usage."""
     from pipeline.faust_runner import run_in_loop
-    from pipeline.roles import run_gateway
+    from pipeline.roles.gateway import run_gateway
 
     run_in_loop(run_gateway(settings()))

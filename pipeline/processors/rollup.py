@@ -79,6 +79,10 @@ class RollupProcessor:
         """The fence of each owned partition, as last committed."""
         return self._fences
 
+    def owned(self) -> set[int]:
+        """The partitions this process folds at the moment."""
+        return set(self._fences)
+
     async def start_offset(self, partition: int) -> int:
         """The fence's next offset, after checking that log, store and secret belong together."""
         fence = await self._store.load_fence(partition) or await self._first_fence(partition)

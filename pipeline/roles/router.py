@@ -1,0 +1,19 @@
+"""The router role."""
+
+from __future__ import annotations
+
+from pipeline.processors.router import ROUTER_GROUP, RouterProcessor
+from pipeline.roles.running import run_processor, runner_settings
+from pipeline.settings import Settings
+from pipeline.stores import open_base
+
+
+async def run_router(settings: Settings) -> None:
+    """`usage.inbox` into `usage.events`."""
+    base = await open_base(settings)
+    try:
+        await run_processor(
+            base, RouterProcessor(base.log), runner_settings(settings, ROUTER_GROUP, flush_records_max=1000)
+        )
+    finally:
+        await base.log.close()

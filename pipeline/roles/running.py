@@ -1,0 +1,100 @@
+"""What all roles share: stopping, running a processor with its operators' pages, background loops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from pipeline.faust_runner import Runner, RunnerSettings
+from pipeline.metrics import Metrics
+from pipeline.ops import Readiness, ops_app, serving, stop_event
+from pipeline.settings import Settings
+from pipeline.stores import Base
+from schemas.errors import Transient
+from schemas.processing import Processor
+
+DRAIN_BACKOFF_S_MAX = 30.0
+
+
+def runner_settings(settings: Settings, group: str, flush_records_max: int | None = None) -> RunnerSettings:
+    """How a group runs under these settings."""
+    return RunnerSettings(
+        group,
+        flush_records_max=flush_records_max or settings.flush_records_max,
+        session_timeout_s=settings.session_timeout_s,
+        heartbeat_interval_s=min(3.0, settings.session_timeout_s / 3),
+        idle_interval_s=0.2,
+    )
+
+
+async def run_processor(
+    base: Base,
+    processor: Processor,
+    settings: RunnerSettings,
+    *beside: Awaitable[None],
+    metrics: Metrics | None = None,
+    refresh: Callable[[], None] = lambda: None,
+) -> None:
+    """Run a processor, its operators' pages and background loops until stopped; the first failure ends all.
+
+    `refresh` brings gauges up to date and is called before each scrape.
+    """
+    stop = stop_event()
+    counted = metrics or Metrics()
+    runner = Runner([processor], base.settings.log_url, base.clock, settings)
+
+    def refreshed() -> None:
+        _progress_gauges(runner, counted)
+        refresh()
+
+    app = ops_app(counted, lambda: _readiness(runner), refreshed)
+    async with serving(app, base.settings.metrics_host, base.settings.metrics_port):
+        loops = [asyncio.ensure_future(each) for each in beside]
+        running = asyncio.create_task(runner.run(stop))
+        await asyncio.wait({running, *loops}, return_when=asyncio.FIRST_COMPLETED)
+        stop.set()
+        for each in loops:
+            each.cancel()
+        results = await asyncio.gather(running, *loops, return_exceptions=True)
+        failures = [each for each in results if isinstance(each, Exception)]
+        if failures:
+            raise failures[0]
+
+
+def _readiness(runner: Runner) -> Readiness:
+    partitions = [
+        {"partition": each.partition, "next_offset": each.next_offset, "lag": each.lag, "queued": each.queued_records}
+        for each in runner.progress()
+    ]
+    return Readiness(bool(partitions), {"partitions": partitions})
+
+
+def _progress_gauges(runner: Runner, metrics: Metrics) -> None:
+    for each in runner.progress():
+        labels = {"topic": each.topic, "partition": str(each.partition)}
+        metrics.set("tidemark_partition_next_offset", each.next_offset, **labels)
+        metrics.set("tidemark_partition_lag_records", each.lag, **labels)
+
+
+async def draining(
+    owned: Callable[[], set[int]],
+    drain: Callable[[int], Awaitable[object]],
+    interval_s: float,
+    prepare: Callable[[], Awaitable[None]] | None = None,
+    on_failure: Callable[[], None] = lambda: None,
+) -> None:
+    """Drain the owned partitions for ever. A store that does not answer is tried again, ever more slowly; what
+    waits meanwhile stays in Redis. `prepare` must have succeeded once before the first drain."""
+    failures = 0
+    while True:
+        try:
+            if prepare is not None:
+                await prepare()
+                prepare = None
+            for partition in sorted(owned()):
+                await drain(partition)
+            failures = 0
+        except Transient:
+            failures += 1
+            on_failure()
+        await asyncio.sleep(min(interval_s * 2**failures, DRAIN_BACKOFF_S_MAX))

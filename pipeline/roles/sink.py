@@ -1,0 +1,80 @@
+"""The sink role: intents to Stripe."""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+from aggregators.partitioning import partition_of
+from aggregators.periods import customer_at
+from pipeline.metrics import Metrics
+from pipeline.processors.stripe_sender import SenderPolicy, StripeSender
+from pipeline.roles.running import run_processor, runner_settings
+from pipeline.settings import Settings
+from pipeline.stores import open_base, open_rollup_store, open_stripe
+from schemas.errors import InvalidInput, OperatorNeeded
+from schemas.periods import Billing
+from schemas.rollup import RollupStore
+
+SINK_GROUP: Final = "tidemark-sink"
+
+
+class BindingResolver:
+    """Who pays for an account, by its bindings in the live view. See `schemas.sink.CustomerResolver`."""
+
+    def __init__(self, store: RollupStore, partitions: int) -> None:
+        self._store = store
+        self._partitions = partitions
+
+    async def __call__(self, account: str, instant_ms: int) -> tuple[Billing, str]:
+        state = await self._store.account(partition_of(account, self._partitions), account)
+        customer = customer_at(state, instant_ms)
+        return (customer.billing, customer.stripe_customer) if customer else (Billing.UNMAPPED, "")
+
+
+async def run_sink(settings: Settings) -> None:
+    """Intents to Stripe."""
+    base = await open_base(settings)
+    store = open_rollup_store(settings)
+    meters = open_stripe(settings)
+    if meters is None:
+        raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; the sink has nowhere to report to")
+    try:
+        livemode, account = await meters.identity()
+        if (livemode, account) != (base.genesis.livemode, base.genesis.stripe_account):
+            raise OperatorNeeded(
+                f"the key is for {'live' if livemode else 'test'} mode of {account}, this log was made for "
+                f"{'live' if base.genesis.livemode else 'test'} mode of {base.genesis.stripe_account or 'no account'}: "
+                "use the matching key, or set TIDEMARK_STRIPE_ACCOUNT before the log is first made"
+            )
+        sender = StripeSender(
+            base.log,
+            meters,
+            BindingResolver(store, base.genesis.partitions),
+            base.clock,
+            random.Random(),
+            SenderPolicy(rate_per_s=settings.stripe_rate_per_s),
+        )
+        metrics = Metrics()
+        await run_processor(
+            base,
+            sender,
+            runner_settings(settings, SINK_GROUP, flush_records_max=500),
+            metrics=metrics,
+            refresh=lambda: _gauges(sender, metrics),
+        )
+    finally:
+        await meters.close()
+        await store.close()
+        await base.log.close()
+
+
+def _gauges(sender: StripeSender, metrics: Metrics) -> None:
+    status = sender.status()
+    metrics.set("tidemark_sink_pending_intents", status.pending)
+    for hold, intents in status.held.items():
+        metrics.set("tidemark_sink_held_intents", intents, hold=hold)
+    for result, calls in status.counts.items():
+        metrics.set("tidemark_sink_results", calls, result=result)
+    if status.unmapped_deadline_ms is not None:
+        metrics.set("tidemark_sink_unmapped_deadline_seconds", status.unmapped_deadline_ms / 1000)

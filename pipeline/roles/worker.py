@@ -1,0 +1,81 @@
+"""The worker: rollup, its drains and the ticker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from pipeline.deployment import tick
+from pipeline.metrics import Metrics
+from pipeline.processors.drains import HourlyDrain, ReportDrain
+from pipeline.processors.rollup import ROLLUP_GROUP, RollupProcessor, RollupSettings
+from pipeline.processors.witness import FileWitness
+from pipeline.roles.running import draining, run_processor, runner_settings
+from pipeline.settings import Settings
+from pipeline.stores import Base, open_base, open_rollup_store
+from schemas.errors import OperatorNeeded, Transient
+from sinks.clickhouse.client import open_clickhouse
+from sinks.clickhouse.writer import ClickHouseStore
+
+
+async def ticking(base: Base) -> None:
+    """Tick every partition for ever. A log that does not answer is waited for: ticks are not owed."""
+    secret = base.settings.secret_bytes()
+    while True:
+        with contextlib.suppress(Transient):
+            await tick(base.log, secret, base.genesis.log_id)
+        await asyncio.sleep(base.settings.tick_interval_s)
+
+
+async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> None:
+    """Fold, drain and tick until stopped. ClickHouse that is down delays its own view only."""
+    base = await open_base(settings)
+    store = open_rollup_store(settings)
+    hourly = ClickHouseStore(open_clickhouse(settings.clickhouse_url))
+    try:
+        fatal = [problem for problem in await store.check() if problem.startswith("maxmemory-policy")]
+        if fatal:
+            raise OperatorNeeded("; ".join(fatal))
+        limits = RollupSettings(settings.flush_events_max, settings.cache_entries_max, replay_from_start)
+        witness = FileWitness(settings.data_dir / "witness")
+        rollup = RollupProcessor(base.log, store, base.clock, settings.secret_bytes(), limits, witness)
+        hourly_drain = HourlyDrain(store, hourly, settings.drain_cells_max)
+        report_drain = ReportDrain(store, base.log)
+        metrics = Metrics()
+
+        async def drain_hourly(partition: int) -> None:
+            drained = await hourly_drain.drain(partition)
+            metrics.add("tidemark_drained_cells_total", drained.cells)
+            metrics.add("tidemark_drained_duplicates_total", drained.duplicates)
+
+        async def drain_reports(partition: int) -> None:
+            metrics.add("tidemark_intents_total", await report_drain.drain(partition))
+
+        def failed(view: str) -> None:
+            metrics.add("tidemark_drain_failures_total", view=view)
+
+        await run_processor(
+            base,
+            rollup,
+            runner_settings(settings, ROLLUP_GROUP),
+            ticking(base),
+            draining(
+                rollup.owned, drain_hourly, settings.drain_interval_s, hourly.migrate, lambda: failed("usage_hourly")
+            ),
+            draining(rollup.owned, drain_reports, settings.drain_interval_s, on_failure=lambda: failed("reports")),
+            metrics=metrics,
+            refresh=lambda: _gauges(rollup, witness, metrics),
+        )
+    finally:
+        await hourly.close()
+        await store.close()
+        await base.log.close()
+
+
+def _gauges(rollup: RollupProcessor, witness: FileWitness, metrics: Metrics) -> None:
+    for partition, fence in rollup.fences.items():
+        name = str(partition)
+        for outcome, events in fence.counters._asdict().items():
+            metrics.set("tidemark_partition_events", events, partition=name, outcome=outcome)
+        metrics.set("tidemark_partition_log_time_seconds", fence.log_time_ms / 1000, partition=name)
+        metrics.set("tidemark_replayed_events", witness.replayed(partition), partition=name)
