@@ -17,6 +17,7 @@ from typing import Any, Final
 import httpx
 
 from pipeline.api_keys import Role, create_key
+from pipeline.cli.context import DEV_FILE
 from pipeline.clock import SystemClock, clock_from_text
 from pipeline.local_kafka import LocalKafka
 from pipeline.local_valkey import LocalValkey
@@ -26,7 +27,6 @@ from pipeline.stores import apply_catalog, open_base, read_catalog
 from pipeline.supervisor import Supervisor
 from schemas.meters import Catalog
 
-DEV_FILE: Final = "dev.json"
 SIMULATOR_KEY: Final = "sk_test_simulator"
 SIMULATOR_ACCOUNT: Final = "acct_simulator"
 ROLES: Final = ("worker", "archive", "router", "sink", "gateway")
@@ -92,6 +92,7 @@ class Dev:
         return made
 
     async def _start_services(self, held: dict[str, Any]) -> None:
+        await self.supervisor.prepare_roles()
         self.progress("Starting Valkey (append-only file on)")
         self._valkey = LocalValkey(self.data_dir / "valkey")
         await asyncio.to_thread(self._valkey.start)
@@ -162,7 +163,7 @@ class Dev:
             for number in range(count):
                 name = role if count == 1 else f"{role}-{number + 1}"
                 self.progress(f"Starting {name}")
-                await self.supervisor.start(name, ["pipeline.cli", role], self.environment)
+                await self.supervisor.start_role(name, [role], self.environment)
         await self.supervisor.wait_ready("gateway", lambda: _answers(f"{self.gateway_url}/readyz"))
 
     def catalog(self) -> Catalog:
@@ -206,12 +207,3 @@ async def _answers(url: str) -> bool:
             return (await client.get(url)).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def running_dev(data_dir: Path) -> dict[str, Any] | None:
-    """What `dev.json` says of a running `tidemark dev` in this data directory, or None."""
-    path = data_dir / DEV_FILE
-    if not path.exists():
-        return None
-    document: dict[str, Any] = json.loads(path.read_text())
-    return document

@@ -7,9 +7,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from pipeline.processes import die_with_parent
 from schemas.errors import OperatorNeeded
@@ -24,89 +24,154 @@ QUICK_DEATH_S: Final = 5.0
 QUICK_DEATHS_MAX: Final = 5
 
 
-class Child:
-    """One process: `start`, then it is kept running until `stop`. Its output goes to a file."""
+class Running(Protocol):
+    """A process that was started."""
 
-    def __init__(
-        self,
-        name: str,
-        arguments: Sequence[str],
-        environment: Mapping[str, str],
-        log_path: Path,
-        on_failure: Callable[[str], None],
-    ) -> None:
+    pid: int
+
+    def wait(self) -> Awaitable[int]:
+        """Its exit code, negative for a signal, once it has ended."""
+        ...
+
+
+Starter = Callable[[], Awaitable[Running]]
+
+
+class Child:
+    """One process: `start`, then it is kept running until `stop`."""
+
+    def __init__(self, name: str, starter: Starter, log_path: Path, on_failure: Callable[[str], None]) -> None:
         self.name = name
         self.restarts = 0
-        self._arguments = [sys.executable, "-m", *arguments]
-        self._environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
+        self.pid: int | None = None
+        self._starter = starter
         self._log_path = log_path
         self._on_failure = on_failure
-        self._process: asyncio.subprocess.Process | None = None
+        self._ended = asyncio.Event()
+        self._stopping = False
         self._keeper: asyncio.Task[None] | None = None
-        self._started = asyncio.Event()
-
-    @property
-    def pid(self) -> int | None:
-        """The process id while it runs."""
-        running = self._process is not None and self._process.returncode is None
-        return self._process.pid if self._process is not None and running else None
 
     async def start(self) -> None:
         """Start the process and keep it running."""
-        self._keeper = asyncio.create_task(self._keep())
-        await self._started.wait()
+        process = await self._starter()
+        self.pid = process.pid
+        self._keeper = asyncio.create_task(self._keep(process))
 
-    async def _keep(self) -> None:
+    async def _keep(self, process: Running) -> None:
         quick_deaths = 0
         loop = asyncio.get_running_loop()
         while True:
             began_s = loop.time()
-            with self._log_path.open("ab") as log:
-                self._process = await asyncio.create_subprocess_exec(
-                    *self._arguments,
-                    env=self._environment,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    preexec_fn=die_with_parent,
-                )
-            self._started.set()
-            code = await self._process.wait()
+            code = await process.wait()
+            self.pid = None
+            if self._stopping:
+                self._ended.set()
+                return
             quick = loop.time() - began_s < QUICK_DEATH_S and code != -signal.SIGKILL
             quick_deaths = quick_deaths + 1 if quick else 0
             if quick_deaths >= QUICK_DEATHS_MAX:
-                self._on_failure(
-                    f"{self.name} dies at its start (exit {code}); the end of {self._log_path}:\n{self.log_tail()}"
-                )
+                tail = self.log_tail()
+                self._on_failure(f"{self.name} dies at its start (exit {code}); {self._log_path} ends with:\n{tail}")
+                self._ended.set()
                 return
             self.restarts += 1
             await asyncio.sleep(min(RESTART_DELAY_S * 2**quick_deaths, RESTART_DELAY_S_MAX))
+            process = await self._starter()
+            self.pid = process.pid
 
     def kill(self) -> bool:
         """SIGKILL, as a crash would; it is started again. False where it is not running at the moment."""
-        pid = self.pid
-        if pid is None:
+        if self.pid is None:
             return False
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(self.pid, signal.SIGKILL)
         return True
 
     async def stop(self) -> None:
         """Stop in order; killed after a time. Safe to call twice."""
-        if self._keeper is not None:
+        self._stopping = True
+        if self._keeper is None:
+            return
+        if self.pid is None:
             self._keeper.cancel()
-        process = self._process
-        if process is not None and process.returncode is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
-            except TimeoutError:
-                os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+            return
+        os.killpg(self.pid, signal.SIGTERM)
+        try:
+            await asyncio.wait_for(self._ended.wait(), STOP_TIMEOUT_S)
+        except TimeoutError:
+            self.kill()
+            await self._ended.wait()
 
     def log_tail(self) -> str:
         """The end of what it printed."""
+        if not self._log_path.exists():
+            return ""
         return self._log_path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+
+
+class _Forked:
+    """A role that the nursery forked."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def wait(self) -> Awaitable[int]:
+        """See `Running`."""
+        return asyncio.shield(self._code)
+
+    def ended(self, code: int) -> None:
+        """Told by the nursery."""
+        if not self._code.done():
+            self._code.set_result(code)
+
+
+class _Nursery:
+    """Our end of `pipeline.nursery`."""
+
+    def __init__(self, log_path: Path) -> None:
+        self._log_path = log_path
+        self._process: asyncio.subprocess.Process | None = None
+        self._started: dict[str, asyncio.Future[_Forked]] = {}
+        self._running: dict[int, _Forked] = {}
+        self._reader: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        with self._log_path.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "pipeline.nursery",
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+                start_new_session=True, preexec_fn=die_with_parent,
+            )  # fmt: skip
+        self._reader = asyncio.create_task(self._read(self._process))
+
+    async def fork(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> _Forked:
+        assert self._process is not None and self._process.stdin is not None, "started"  # noqa: S101, PT018
+        order = {"name": name, "arguments": list(arguments), "environment": dict(environment), "log": str(log)}
+        started: asyncio.Future[_Forked] = asyncio.get_running_loop().create_future()
+        self._started[name] = started
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        await self._process.stdin.drain()
+        return await started
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None, "it was asked for"  # noqa: S101
+        while line := await process.stdout.readline():
+            told = json.loads(line)
+            if "started" in told:
+                forked = self._running[told["pid"]] = _Forked(told["pid"])
+                self._started.pop(told["started"]).set_result(forked)
+            elif "ended" in told and told["pid"] in self._running:
+                self._running.pop(told["pid"]).ended(told["code"])
+        code = await process.wait()
+        for forked in self._running.values():
+            forked.ended(code)
+
+    async def stop(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            await self._process.wait()
+        if self._reader is not None:
+            await self._reader
 
 
 class Supervisor:
@@ -116,14 +181,49 @@ class Supervisor:
         self._log_dir = log_dir
         self.children: dict[str, Child] = {}
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._nursery: _Nursery | None = None
 
     async def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Child:
-        """Start a child and keep it running."""
-        self._log_dir.mkdir(parents=True, exist_ok=True)
-        child = Child(name, arguments, environment, self._log_dir / f"{name}.log", self._fail)
+        """Start `python -m ARGUMENTS` and keep it running."""
+        log_path = self._log_path(name)
+
+        async def starter() -> Running:
+            with log_path.open("ab") as log:
+                return await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", *arguments,
+                    env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
+                    stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+                    start_new_session=True, preexec_fn=die_with_parent,
+                )  # fmt: skip
+
+        return await self._keep(name, starter, log_path)
+
+    async def prepare_roles(self) -> None:
+        """Start importing what the roles need; `start_role` waits for it."""
+        if self._nursery is None:
+            self._nursery = _Nursery(self._log_path("nursery"))
+            await self._nursery.start()
+
+    async def start_role(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Child:
+        """Start `tidemark ARGUMENTS` from a process that has imported everything, and keep it running."""
+        await self.prepare_roles()
+        nursery, log_path = self._nursery, self._log_path(name)
+        assert nursery is not None, "prepared"  # noqa: S101
+
+        async def starter() -> Running:
+            return await nursery.fork(name, arguments, environment, log_path)
+
+        return await self._keep(name, starter, log_path)
+
+    async def _keep(self, name: str, starter: Starter, log_path: Path) -> Child:
+        child = Child(name, starter, log_path, self._fail)
         self.children[name] = child
         await child.start()
         return child
+
+    def _log_path(self, name: str) -> Path:
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        return self._log_dir / f"{name}.log"
 
     def _fail(self, message: str) -> None:
         if not self.failure.done():
@@ -146,19 +246,12 @@ class Supervisor:
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        """Stop all children, the last started first. Safe to call twice."""
-        for child in reversed(self.children.values()):
-            await child.stop()
+        """Stop all children, the roles together and before what they use. Safe to call twice."""
+        children = list(self.children.values())
+        services = [child for child in children if child.name in ("clickhouse", "stripe")]
+        await asyncio.gather(*(child.stop() for child in children if child not in services))
+        if self._nursery is not None:
+            await self._nursery.stop()
+        await asyncio.gather(*(child.stop() for child in services))
         if self.failure.done() and not self.failure.cancelled():
             self.failure.exception()
-
-
-def read_ready_line(log_path: Path) -> dict[str, Any] | None:
-    """The last `{"ready": …}` line a child printed, or None."""
-    if not log_path.exists():
-        return None
-    for line in reversed(log_path.read_text(errors="replace").splitlines()):
-        if line.startswith('{"ready"'):
-            document: dict[str, Any] = json.loads(line)
-            return document
-    return None

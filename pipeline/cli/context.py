@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.settings import Settings, load_settings
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 T = TypeVar("T")
+
+DEV_FILE = "dev.json"
 
 
 def data_dir() -> Path:
@@ -20,13 +24,17 @@ def data_dir() -> Path:
 
 def running() -> dict[str, Any] | None:
     """What a running `tidemark dev` wrote down for us, or None."""
-    from pipeline.dev import running_dev
-
-    return running_dev(data_dir())
+    path = data_dir() / DEV_FILE
+    if not path.exists():
+        return None
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
 
 
 def settings() -> Settings:
     """The settings of this command: the environment's, and where it says nothing, the running `dev`'s."""
+    from pipeline.settings import load_settings
+
     found = running()
     if found is not None:
         for name, value in found["environment"].items():

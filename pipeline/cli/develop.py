@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import httpx
 
 from pipeline.cli.context import data_dir, run, running, settings
 from schemas.errors import InvalidInput, Refused, Transient
@@ -98,6 +97,8 @@ def _gateway() -> tuple[str, str]:
 
 
 def _call(method: str, path: str, **arguments: Any) -> dict[str, Any]:
+    import httpx
+
     url, key_text = _gateway()
     try:
         answer = httpx.request(
