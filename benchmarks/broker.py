@@ -1,0 +1,306 @@
+"""The worker and the archive as they run in production, on a real broker, judged by the traffic's own sums."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from statistics import median
+from typing import Final, NamedTuple
+
+from confluent_kafka import Producer
+
+from aggregators.fields import parse_value
+from benchmarks.figures import Figure, Report
+from benchmarks.machine import cpu_s, resident_bytes, spread
+from benchmarks.services import Process, Services, Stores
+from benchmarks.traffic import RECORD_EVENTS, Traffic
+from pipeline.stores import Base
+from schemas.log import EVENTS_TOPIC
+from schemas.rollup import Fence
+from sinks.clickhouse.client import ClickHouse, open_clickhouse
+from sinks.clickhouse.writer import ClickHouseStore
+from sinks.redis.writer import RedisRollupStore
+
+TARGET_EVENTS_PER_S: Final = 50_000
+RUN_TIMEOUT_S: Final = 900.0
+DRAIN_TIMEOUT_S: Final = 120.0
+# The start of a process and the first rebalance are not throughput.
+WARM_UP_SHARE: Final = 0.1
+AHEAD_EVENTS_MAX: Final = 400_000
+FLAT_GROWTH_BYTES: Final = 24 * 1024 * 1024
+SEND_EVENTS: Final = 20_000
+POLL_INTERVAL_S: Final = 0.1
+MEGABYTE: Final = 1024 * 1024
+SECTION: Final = "(b) Events per second of one process, real broker"
+
+HOURLY_TOTALS: Final = """
+SELECT account, meter, multiIf(
+    any(aggregation) = 'max', max(value_minor),
+    any(aggregation) = 'latest', argMax(value_minor, (latest_time_us, latest_position)),
+    sum(value_minor))
+FROM usage_hourly FINAL GROUP BY account, meter
+"""
+
+
+class Rate(NamedTuple):
+    """How fast a process went: events per second of wall time, and its own processor time per event."""
+
+    events_per_s: float
+    cpu_us: float
+
+
+class Feed:
+    """Produces records of the traffic, as fast as librdkafka takes them."""
+
+    def __init__(self, servers: str, traffic: Traffic) -> None:
+        self.traffic = traffic
+        self._producer: Producer | None = Producer({
+            "bootstrap.servers": servers, "acks": "all", "enable.idempotence": True, "linger.ms": 5,
+            "message.max.bytes": 8 * 1024 * 1024, "queue.buffering.max.kbytes": 256 * 1024,
+        })  # fmt: skip
+
+    def send(self, events: int) -> None:
+        """Produce so many events and wait until the broker has them."""
+        producer = self._producer
+        assert producer is not None, "the feed is closed"
+        for batch in self.traffic.records(events // RECORD_EVENTS):
+            while True:
+                try:
+                    producer.produce(EVENTS_TOPIC, batch.value, partition=batch.partition)
+                    break
+                except BufferError:
+                    producer.poll(0.05)
+            producer.poll(0)
+        if producer.flush(60):
+            raise RuntimeError("the broker did not take the events within 60 s")
+
+    def close(self) -> None:
+        """Let the producer go before its broker does."""
+        self._producer = None
+
+
+class Bench:
+    """One broker with one topic of events; rounds of readers over it."""
+
+    def __init__(self, services: Services, base: Base, feed: Feed, report: Report, say: Callable[[str], None]) -> None:
+        self.services = services
+        self.base = base
+        self.feed = feed
+        self.report = report
+        self.say = say
+        self.bare_cpu_us = 0.0
+
+    def bare(self, rounds: int) -> list[float]:
+        """µs per event of the bare consume-and-decode, one value a round."""
+        events = self.feed.traffic.sent
+        found, cpu = [], []
+        for _ in range(rounds):
+            servers = self.services.kafka.url.removeprefix("kafka://")
+            arguments = ["benchmarks.bare", servers, str(self.base.genesis.partitions), str(events)]
+            log = self.services.folder("bare") / "output"
+            with Process(arguments, log) as process:
+                result = json.loads(process.wait(RUN_TIMEOUT_S).splitlines()[-1])
+            found.append(result["seconds"] / result["events"] * 1e6)
+            cpu.append(result["cpu_seconds"] / result["events"] * 1e6)
+        self.bare_cpu_us = median(cpu)
+        return found
+
+    def role(self, name: str, stores: Stores) -> Process:
+        """Start a role over the whole log on empty stores."""
+        environment = stores.environment(self.services.kafka.url)
+        return Process(["pipeline.cli", name, "--replay-from-start"], stores.folder / f"{name}.log", environment)
+
+    async def counted(self, store: RedisRollupStore) -> int:
+        """Events that Redis knows of."""
+        return sum(fence.counters.received for fence in await self._fences(store))
+
+    async def _fences(self, store: RedisRollupStore) -> list[Fence]:
+        partitions = range(self.base.genesis.partitions)
+        fences = await asyncio.gather(*(store.load_fence(partition) for partition in partitions))
+        return [fence for fence in fences if fence]
+
+    async def ends(self) -> dict[int, int]:
+        """The offset after the last record of each partition."""
+        partitions = range(self.base.genesis.partitions)
+        return {each: (await self.base.log.bounds(EVENTS_TOPIC, each)).next for each in partitions}
+
+    async def archived(self, clickhouse: ClickHouse, ends: Mapping[int, int], events: int) -> int:
+        """Events that the archive has behind it, by the share of the offsets."""
+        if not await clickhouse.rows("SELECT 1 FROM system.tables WHERE name = 'archive_positions'"):
+            return 0
+        rows = await clickhouse.rows("SELECT partition, max(next_offset) FROM archive_positions GROUP BY partition")
+        passed = sum(min(int(row[1]), ends[int(row[0])]) for row in rows)
+        return events * passed // sum(ends.values())
+
+    async def rate(self, process: Process, progress: Callable[[], Awaitable[int]], events: int) -> Rate:
+        """Follow a reader until it has `events` events behind it."""
+        began: tuple[float, float, int] | None = None
+        deadline_s = time.monotonic() + RUN_TIMEOUT_S
+        while True:
+            process.check()
+            seen = await progress()
+            now = (time.monotonic(), cpu_s(process.pid), seen)
+            if began is None and seen >= events * WARM_UP_SHARE:
+                began = now
+            if began is not None and seen >= events:
+                between = max(1, seen - began[2])
+                return Rate(between / max(1e-3, now[0] - began[0]), (now[1] - began[1]) / between * 1e6)
+            if now[0] > deadline_s:
+                raise RuntimeError(f"{seen} of {events} events after {RUN_TIMEOUT_S:.0f} s")
+            await asyncio.sleep(POLL_INTERVAL_S)
+
+    async def worker(self, stores: Stores, process: Process) -> Rate:
+        """The rate of a worker until it has counted everything, and then wait until ClickHouse has it too."""
+        store = RedisRollupStore(stores.valkey.url)
+        clickhouse = open_clickhouse(stores.clickhouse_url)
+        try:
+            found = await self.rate(process, lambda: self.counted(store), self.feed.traffic.sent)
+            targets = await self._fences(store)
+            hourly = ClickHouseStore(clickhouse)
+            deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
+            while time.monotonic() < deadline_s:
+                drained = [each.next_offset for _, each in sorted((await hourly.load_drained()).items())]
+                if len(drained) == len(targets) and all(map(_not_before, drained, targets)):
+                    return found
+                await asyncio.sleep(POLL_INTERVAL_S)
+            raise RuntimeError(f"usage_hourly is not complete {DRAIN_TIMEOUT_S:.0f} s after Redis")
+        finally:
+            await clickhouse.close()
+            await store.close()
+
+    async def archive(self, stores: Stores, process: Process) -> Rate:
+        """The rate of an archive until it has everything."""
+        clickhouse = open_clickhouse(stores.clickhouse_url)
+        ends, events = await self.ends(), self.feed.traffic.sent
+        try:
+            return await self.rate(process, lambda: self.archived(clickhouse, ends, events), events)
+        finally:
+            await clickhouse.close()
+
+    async def verify(self, stores: Stores, what: str, *, archive: bool) -> None:
+        """Compare every total in Redis and ClickHouse, and the number of rows, with the traffic's own sums."""
+        traffic = self.feed.traffic
+        expected = traffic.sums.totals()
+        found = {"Redis": await self._redis_totals(stores)}
+        clickhouse = open_clickhouse(stores.clickhouse_url)
+        try:
+            rows = await clickhouse.rows(HOURLY_TOTALS)
+            found["usage_hourly"] = {(row[0], row[1]): int(row[2]) for row in rows}
+            counts = {"usage_duplicates": ("usage_duplicates", traffic.duplicates)}
+            if archive:
+                counts["usage_events"] = ("usage_events", traffic.counted)
+            for table, wanted in counts.values():
+                (row,) = await clickhouse.rows(f"SELECT count() FROM {table} FINAL")
+                if int(row[0]) != wanted:
+                    self.report.fail(f"{what}: {table} has {int(row[0])} rows, the oracle says {wanted}")
+        finally:
+            await clickhouse.close()
+        for where, totals in found.items():
+            different = [key for key in expected.keys() | totals.keys() if expected.get(key) != totals.get(key)]
+            if different:
+                example = min(different)
+                self.report.fail(
+                    f"{what}: {len(different)} totals differ in {where}, such as {example}: "
+                    f"{totals.get(example)}, the oracle says {expected.get(example)}"
+                )
+
+    async def _redis_totals(self, stores: Stores) -> dict[tuple[str, str], int]:
+        store = RedisRollupStore(stores.valkey.url)
+        found = {}
+        try:
+            for partition in range(self.base.genesis.partitions):
+                cursor, keys = await store.total_keys(partition, 0, 10_000)
+                while cursor:
+                    cursor, more = await store.total_keys(partition, cursor, 10_000)
+                    keys += more
+                _, totals = await store.account_totals(partition, sorted(set(keys)))
+                for key, fields in totals.items():
+                    found.update({(key.account, meter): parse_value(text).minor for meter, text in fields.items()})
+        finally:
+            await store.close()
+        return found
+
+
+def _not_before(offset: int, fence: Fence) -> bool:
+    return offset >= fence.next_offset
+
+
+async def throughput(bench: Bench, rounds: int) -> None:
+    """Worker and archive, each alone on the machine; the median round counts."""
+    workers, archives = [], []
+    for number in range(1, rounds + 1):
+        with ExitStack() as stack:
+            stores = bench.services.stores(stack)
+            bench.say(f"Round {number} of {rounds}: worker over {bench.feed.traffic.sent:,} events")
+            with bench.role("worker", stores) as process:
+                workers.append(await bench.worker(stores, process))
+            bench.say(f"Round {number} of {rounds}: archive over the same")
+            with bench.role("archive", stores) as process:
+                archives.append(await bench.archive(stores, process))
+            await bench.verify(stores, f"round {number}", archive=True)
+    bench.report.add(*_rates("worker, alone: Redis and usage_hourly", workers, target=True))
+    bench.report.add(*_rates("archive, alone: usage_events", archives))
+
+
+async def together_and_memory(bench: Bench, memory_events: int) -> None:
+    """Worker and archive side by side; then the worker goes on, and its memory is watched."""
+    with ExitStack() as stack:
+        stores = bench.services.stores(stack)
+        bench.say("Worker and archive side by side")
+        worker = stack.enter_context(bench.role("worker", stores))
+        with bench.role("archive", stores) as archive:
+            rates = await asyncio.gather(bench.worker(stores, worker), bench.archive(stores, archive))
+        await bench.verify(stores, "side by side", archive=True)
+        bench.report.add(*_rates("worker, beside the archive", rates[:1]))
+        bench.report.add(*_rates("archive, beside the worker", rates[1:]))
+        bench.say(f"The same worker goes on to {memory_events:,} events")
+        await _memory(bench, stores, worker, memory_events)
+        await bench.worker(stores, worker)
+        await bench.verify(stores, "memory run", archive=False)
+
+
+async def _memory(bench: Bench, stores: Stores, worker: Process, events: int) -> None:
+    store = RedisRollupStore(stores.valkey.url)
+    samples: list[tuple[int, int]] = []
+    counted, traffic = 0, bench.feed.traffic
+    deadline_s = time.monotonic() + RUN_TIMEOUT_S
+    while counted < events and time.monotonic() < deadline_s:
+        worker.check()
+        if traffic.sent < min(events, counted + AHEAD_EVENTS_MAX):
+            await asyncio.to_thread(bench.feed.send, min(SEND_EVENTS, events - traffic.sent))
+        else:
+            await asyncio.sleep(POLL_INTERVAL_S)
+        counted = await bench.counted(store)
+        samples.append((counted, resident_bytes(worker.pid)))
+    await store.close()
+    middle = [size for at, size in samples if 0.4 * events <= at <= 0.6 * events]
+    last = [size for at, size in samples if at >= 0.8 * events]
+    section = f"(c) Worker's memory over {counted:,} events"
+    if counted < events or not middle or not last:
+        bench.report.fail(f"memory: {counted} of {events} events were counted in {RUN_TIMEOUT_S:.0f} s")
+        return
+    growth = median(last) - median(middle)
+    verdict = "met" if growth < FLAT_GROWTH_BYTES else "missed"
+    flat = f"from the middle fifth to the last; flat is below {FLAT_GROWTH_BYTES / MEGABYTE:.0f} MB"
+    bench.report.add(
+        Figure(section, "resident in the middle fifth", median(middle) / MEGABYTE, "MB"),
+        Figure(section, "resident in the last fifth", median(last) / MEGABYTE, "MB"),
+        Figure(section, "highest", max(size for _, size in samples) / MEGABYTE, "MB"),
+        Figure(section, "growth", growth / MEGABYTE, "MB", None, flat, verdict),
+    )
+
+
+def _rates(name: str, rates: Sequence[Rate], *, target: bool = False) -> list[Figure]:
+    per_s = median(rate.events_per_s for rate in rates)
+    verdict = ("met" if per_s >= TARGET_EVENTS_PER_S else "missed") if target else ""
+    notes = [f"target {TARGET_EVENTS_PER_S:,}"] if target else []
+    notes.append(spread([rate.events_per_s for rate in rates]))
+    cpu_us = median(rate.cpu_us for rate in rates)
+    note = "; ".join(filter(None, notes))
+    return [
+        Figure(SECTION, name, per_s, "events/s", 1e6 / per_s, note, verdict),
+        Figure(SECTION, "  processor time of its own process", cpu_us, "µs", cpu_us),
+    ]

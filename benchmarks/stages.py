@@ -1,0 +1,99 @@
+"""What each stage of the pure core costs per event, on records of 1 000 events; no I/O."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Final
+
+import msgspec
+
+from aggregators.decode import decode
+from aggregators.fold import fold
+from aggregators.plan import place, plan
+from aggregators.scan import Arrival, LogState, scan
+from aggregators.signing import fingerprint, hash_key, mark
+from benchmarks.figures import Figure
+from benchmarks.services import SECRET
+from benchmarks.traffic import RECORD_EVENTS, Traffic
+from pipeline.processors.cache import StateCache
+from schemas.events import EventStruct
+from schemas.log import EVENTS_TOPIC, Record
+from schemas.meters import Catalog
+from schemas.periods import AccountState
+from schemas.rollup import Counters, Fence, View
+
+FLUSH_RECORDS: Final = 20
+EVENT_BYTES_MAX: Final = 65_536
+
+_bare_decode: Final = msgspec.json.Decoder(list[EventStruct]).decode
+
+
+class _Stopwatch:
+    """Times of named stages, one entry a flush, in microseconds per event."""
+
+    def __init__(self) -> None:
+        self.costs_us: dict[str, list[float]] = {}
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        began_s = time.perf_counter()
+        yield
+        cost_us = (time.perf_counter() - began_s) / (FLUSH_RECORDS * RECORD_EVENTS) * 1e6
+        self.costs_us.setdefault(stage, []).append(cost_us)
+
+
+def stage_figures(catalog: Catalog, now_ms: int, accounts: int, flushes: int) -> list[Figure]:
+    """Measure over `flushes` flushes of 20 records on a partition that has been counting; the median flush counts."""
+    watch = _Stopwatch()
+    key = hash_key(SECRET.encode())
+    fence = _first_fence(catalog, now_ms)
+    cache = StateCache(500_000)
+    traffic = Traffic(accounts, 1, now_ms)
+    states = {f"acct_{number:06d}": AccountState() for number in range(accounts)}
+    for _ in range(flushes):
+        records = [
+            Record(EVENTS_TOPIC, 0, fence.next_offset + number, now_ms, None, batch.value)
+            for number, batch in enumerate(traffic.records(FLUSH_RECORDS))
+        ]
+        values = [record.value or b"" for record in records]
+        gc.collect()
+        with watch.time("decode by msgspec alone"):
+            for value in values:
+                _bare_decode(value)
+        with watch.time("decode"):
+            for value in values:
+                decode(value, EVENT_BYTES_MAX)
+        state = LogState(fence.log_id, 1, fence.log_time_ms, fence.catalog)
+        with watch.time("scan (decode and more)"):
+            scanned = scan(0, state, SECRET.encode(), records, events_max=1 << 30)
+        arrivals = [step for step in scanned.steps if isinstance(step, Arrival)]
+        with watch.time("marks"):
+            for arrival in arrivals:
+                mark(key, arrival.account, arrival.id)
+        with watch.time("place and plan (marks and more)"):
+            planned = plan(scanned, place(scanned, states), fence, key)
+        request = planned.request
+        stored = View(totals={total: {} for total in cache.missing(request).totals})
+        view = cache.completed(request, stored)
+        with watch.time("fold"):
+            folded = fold(fence, planned, view)
+        cache.apply(folded.changes)
+        fence = folded.changes.fence
+    costs_us = {stage: median(each) for stage, each in watch.costs_us.items()}
+    costs_us["scan, plan and fold together"] = sum(
+        cost_us for stage, cost_us in costs_us.items() if stage.startswith(("scan", "place", "fold"))
+    )
+    section = f"(a) Pure core: {accounts} accounts, {FLUSH_RECORDS} records of {RECORD_EVENTS} events a flush"
+    return [Figure(section, stage, cost_us, "µs", cost_us) for stage, cost_us in costs_us.items()]
+
+
+def _first_fence(catalog: Catalog, now_ms: int) -> Fence:
+    return Fence(
+        log_id="log", partitions=1, livemode=False, stripe_account="", generation=1, next_offset=0,
+        log_time_ms=now_ms, secret_fingerprint=fingerprint(SECRET.encode()), catalog=catalog, counters=Counters(),
+        slices=(),
+    )  # fmt: skip

@@ -1,0 +1,195 @@
+"""Usage events as producers send them, at a fraction of a microsecond each, and what they must add up to.
+
+A few hundred different records are made once; each further one repeats one of them under fresh event ids. The oracle
+is a plain dictionary that sums up each different record once; it shares no code with the fold.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
+
+import msgspec
+
+from aggregators.partitioning import partition_of
+
+RECORD_EVENTS: Final = 1_000
+# One record in so many is sent a second time as it was, as by a producer that did not hear the answer.
+RESEND_EVERY: Final = 100
+TEMPLATES_PER_PARTITION: Final = 40
+SPAN_MS: Final = 40 * 60 * 1000
+
+# As in schemas/catalog.default.yaml: event type, its share in percent, the meter it feeds.
+KINDS: Final = (
+    ("api.request", 45, "api_requests"),
+    ("llm.completion", 25, "tokens"),
+    ("storage.sampled", 10, "storage_gb"),
+    ("user.active", 10, "active_users"),
+    ("seats.changed", 10, "seats"),
+)
+
+
+class Batch(NamedTuple):
+    """One record to be produced."""
+
+    partition: int
+    value: bytes
+
+
+Latest = tuple[int, int]
+
+
+class Sums:
+    """What a set of events adds up to, per account and meter."""
+
+    def __init__(self) -> None:
+        self.added: dict[tuple[str, str], int] = {}
+        self.highest: dict[tuple[str, str], int] = {}
+        self.distinct: dict[tuple[str, str], set[str]] = {}
+        self.latest: dict[tuple[str, str], Latest] = {}
+
+    def take(self, account: str, kind: str, data: dict[str, str | int | bool], time_us: int) -> None:
+        """Add one event."""
+        match kind:
+            case "api.request":
+                self._add((account, "api_requests"), 1)
+            case "llm.completion":
+                self._add((account, "tokens"), int(data["tokens"]))
+            case "storage.sampled":
+                self._raise((account, "storage_gb"), int(str(data["gigabytes"]).replace(".", "")))
+            case "user.active":
+                self.distinct.setdefault((account, "active_users"), set()).add(str(data["user"]))
+            case _:
+                self._set((account, "seats"), (time_us, int(data["seats"])))
+
+    def merge(self, later: Sums) -> None:
+        """Add events that stand later in the log."""
+        for key, value in later.added.items():
+            self._add(key, value)
+        for key, value in later.highest.items():
+            self._raise(key, value)
+        for key, texts in later.distinct.items():
+            self.distinct.setdefault(key, set()).update(texts)
+        for key, latest in later.latest.items():
+            self._set(key, latest)
+
+    def totals(self) -> dict[tuple[str, str], int]:
+        """The value of each (account, meter) in minor units."""
+        return {
+            **self.added,
+            **self.highest,
+            **{key: len(texts) for key, texts in self.distinct.items()},
+            **{key: value for key, (_, value) in self.latest.items()},
+        }
+
+    def _add(self, key: tuple[str, str], value: int) -> None:
+        self.added[key] = self.added.get(key, 0) + value
+
+    def _raise(self, key: tuple[str, str], value: int) -> None:
+        self.highest[key] = max(self.highest.get(key, 0), value)
+
+    def _set(self, key: tuple[str, str], latest: Latest) -> None:
+        held = self.latest.get(key)
+        # Of two with the same time the later in the log counts.
+        if held is None or held[0] <= latest[0]:
+            self.latest[key] = latest
+
+
+class _Template(NamedTuple):
+    """A record with gaps where the ids belong."""
+
+    pieces: list[bytes]
+    sums: Sums
+
+
+class Traffic:
+    """An endless, seeded run of records and the sums of what was taken from it so far."""
+
+    def __init__(self, accounts: int, partitions: int, now_ms: int, seed: int = 1) -> None:
+        """`now_ms` is the latest event time: the events of a run lie in the 40 minutes before it."""
+        self._chance = random.Random(seed)
+        self._now_ms = now_ms
+        names: list[list[str]] = [[] for _ in range(partitions)]
+        for number in range(accounts):
+            name = f"acct_{number:06d}"
+            names[partition_of(name, partitions)].append(name)
+        self._templates = [
+            [self._template(held) for _ in range(TEMPLATES_PER_PARTITION)] if held else [] for held in names
+        ]
+        self._number = 0
+        self.sums = Sums()
+        self.sent = self.duplicates = 0
+
+    def records(self, count: int) -> Iterator[Batch]:
+        """The next `count` records of `RECORD_EVENTS` events each, spread evenly over the partitions."""
+        held: Batch | None = None
+        for _ in range(count):
+            self._number += 1
+            self.sent += RECORD_EVENTS
+            if held is not None and self._number % RESEND_EVERY == 0:
+                self.duplicates += RECORD_EVENTS
+                yield held
+                continue
+            partition = self._number % len(self._templates)
+            template = self._chance.choice(self._templates[partition])
+            self.sums.merge(template.sums)
+            held = Batch(partition, _with_fresh_ids(template.pieces))
+            yield held
+
+    @property
+    def counted(self) -> int:
+        """Events sent so far that are no duplicates."""
+        return self.sent - self.duplicates
+
+    def _template(self, accounts: list[str]) -> _Template:
+        chance, sums = self._chance, Sums()
+        pieces, before = [], b"["
+        for _ in range(RECORD_EVENTS):
+            (kind,) = chance.choices([name for name, _, _ in KINDS], [share for _, share, _ in KINDS])
+            account, data = chance.choice(accounts), self._data(kind)
+            time_ms = self._now_ms - chance.randrange(SPAN_MS)
+            sums.take(account, kind, data, time_ms * 1000)
+            event = {
+                "specversion": "1.0", "id": "?", "source": "benchmark/api-7", "type": kind, "subject": account,
+                "time": time_text(time_ms), "data": data,
+            }  # fmt: skip
+            head, tail = msgspec.json.encode(event).split(b'"?"')
+            pieces.append(before + head + b'"')
+            before = b'"' + tail + b","
+        return _Template([*pieces, before[:-1] + b"]"], sums)
+
+    def _data(self, kind: str) -> dict[str, str | int | bool]:
+        chance = self._chance
+        match kind:
+            case "api.request":
+                region = chance.choice(("eu-west-1", "us-east-1", "ap-south-1"))
+                return {"method": chance.choice(("GET", "POST")), "region": region, "path": "/v1/things"}
+            case "llm.completion":
+                return {"model": chance.choice(("small", "medium", "large")), "tokens": chance.randrange(10, 4_000)}
+            case "storage.sampled":
+                return {"gigabytes": f"{chance.randrange(1, 900)}.{chance.randrange(1000):03d}", "bucket": "b1"}
+            case "user.active":
+                return {"user": f"u{chance.randrange(50)}", "plan": "team"}
+            case _:
+                return {"seats": chance.randrange(1, 500), "reason": "invited"}
+
+
+def _with_fresh_ids(pieces: list[bytes]) -> bytes:
+    text = os.urandom(16 * RECORD_EVENTS).hex()
+    parts = [b""] * (2 * RECORD_EVENTS + 1)
+    parts[::2] = pieces
+    parts[1::2] = [
+        f"{text[at : at + 8]}-{text[at + 8 : at + 12]}-{text[at + 12 : at + 16]}-"
+        f"{text[at + 16 : at + 20]}-{text[at + 20 : at + 32]}".encode()
+        for at in range(0, 32 * RECORD_EVENTS, 32)
+    ]
+    return b"".join(parts)
+
+
+def time_text(instant_ms: int) -> str:
+    """RFC 3339 with milliseconds, as the emitter writes it."""
+    instant = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=instant_ms)
+    return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
