@@ -1,0 +1,238 @@
+"""The house rules that a machine can check. Each message says what to do instead."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+FUNCTION_LINES_MAX: Final = 70
+MODULE_LINES_MAX: Final = 400
+
+# Time and randomness are handed in; what is named here hands them in, or stands outside the deployment's time.
+MACHINE_TIME: Final = {
+    "pipeline/clock.py": "the one module that reads the machine's clock",
+    "stripe_simulator/clock.py": "the simulator is a process of its own and imports nothing of ours",
+    "emitter/emitter.py": "the SDK stands alone; `now_ns` can be handed in",
+    "emitter/encoding.py": "the SDK stands alone; `now_ns` can be handed in",
+    "emitter/answers.py": "the SDK stands alone: the date of a Retry-After header",
+}
+RANDOMNESS: Final = {
+    "emitter/answers.py": "jitter of retries in the SDK, which stands alone",
+    "emitter/encoding.py": "the random part of UUIDv7",
+}
+# Makes a generator, or a value, that is then handed in.
+SOURCES_OF_RANDOMNESS: Final = {"Random", "SystemRandom"}
+
+_UNFINISHED: Final = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK")) + r")\b")
+# Temporary folders by name are ruff's S108.
+_MACHINE: Final = re.compile(r"""["'`\s(=](/work|/root|/home/\w+)/""")
+_WRITERS: Final = re.compile(
+    r"\b("
+    + "|".join(("clau" + "de", "anthro" + "pic", "chat" + "gpt", "open" + "ai", "co" + "pilot", "ai assis" + "tant"))
+    + r")\b",
+    re.IGNORECASE,
+)
+_TEXT: Final = {".cfg", ".in", ".ini", ".md", ".py", ".sh", ".sql", ".toml", ".txt", ".xml", ".yaml", ".yml", ""}
+
+
+@functools.cache
+def tracked() -> tuple[str, ...]:
+    """Every file of the project: what git tracks or would track."""
+    done = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return tuple(name for name in done.stdout.splitlines() if (ROOT / name).is_file())
+    # An unpacked archive has no git.
+    hidden = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+    return tuple(str(path) for path in hidden if not path.parts[0].startswith("."))
+
+
+@functools.cache
+def source(name: str) -> str:
+    """A file's text."""
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def tree(name: str) -> ast.Module:
+    """A module's syntax tree."""
+    return ast.parse(source(name))
+
+
+MODULES: Final = tuple(sorted(name for name in tracked() if name.endswith(".py")))
+PRODUCT: Final = tuple(name for name in MODULES if not name.startswith("tests/"))
+PURE: Final = tuple(name for name in MODULES if name.startswith(("schemas/", "aggregators/")))
+TEXTS: Final = tuple(sorted(name for name in tracked() if Path(name).suffix in _TEXT and not name.endswith(".lock")))
+
+
+def _functions(name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def _calls(name: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every call whose function is a name or an attribute path."""
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Call):
+            called = _dotted(node.func)
+            if called:
+                yield node.lineno, called
+
+
+def _dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        before = _dotted(node.value)
+        return f"{before}.{node.attr}" if before else ""
+    return ""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_and_functions_fit_into_the_head(name: str) -> None:
+    """Split by what changes together, not by size alone."""
+    lines = source(name).count("\n")
+    long = [
+        f"{name}:{each.lineno} {each.name} has {length} lines: take a step out of it and name it"
+        for each in _functions(name)
+        if (length := (each.end_lineno or each.lineno) - each.lineno + 1) > FUNCTION_LINES_MAX
+    ]
+
+    assert lines <= MODULE_LINES_MAX, f"{name} has {lines} lines: move one subject into a module of its own"
+    assert long == []
+
+
+@pytest.mark.parametrize("name", PRODUCT)
+def test_time_is_handed_in(name: str) -> None:
+    """A process that reads the machine's clock cannot be simulated, replayed or tested at a month's end."""
+    read = re.compile(r"(^|\.)(time\.time|time\.time_ns|(datetime|date)\.(now|utcnow|today))$|^(time_ns|utcnow)$")
+    found = [
+        f"{name}:{line} {called}(): take a schemas.clock.Clock as an argument"
+        for line, called in _calls(name)
+        if read.search(called)
+    ]
+
+    assert not found or name in MACHINE_TIME, found
+
+
+@pytest.mark.parametrize("name", PRODUCT)
+def test_randomness_is_handed_in(name: str) -> None:
+    """Drawn from a generator that is an argument, what happens can be repeated from a seed."""
+    found = [
+        f"{name}:{line} {called}(): take a random.Random as an argument"
+        for line, called in _calls(name)
+        if called.startswith("random.") and called.removeprefix("random.") not in SOURCES_OF_RANDOMNESS
+    ]
+
+    assert not found or name in RANDOMNESS, found
+
+
+def test_the_exceptions_are_still_needed() -> None:
+    """A list of exceptions only ever shrinks by itself if somebody looks."""
+    assert [name for name in {**MACHINE_TIME, **RANDOMNESS} if name not in MODULES] == []
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_quantities_are_never_floats(name: str) -> None:
+    """0.1 + 0.2 is not 0.3 of anything that is billed."""
+    found = [
+        f"{name}:{line} float(): keep an int of minor units, or a Decimal at the edge"
+        for line, called in _calls(name)
+        if called == "float"
+    ]
+
+    assert found == []
+
+
+@pytest.mark.parametrize("name", PRODUCT)
+def test_what_others_call_is_documented(name: str) -> None:
+    """A docstring on every public module, class and function; an override of a protocol's method may go without."""
+    found = [] if ast.get_docstring(tree(name)) or not source(name).strip() else [f"{name}: the module"]
+    found += [
+        f"{name}:{node.lineno} {node.name}: say what it does, what it raises and whether it blocks"
+        for node in tree(name).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and not node.name.startswith("_")
+        and ast.get_docstring(node) is None
+    ]
+
+    assert found == []
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_nothing_is_left_unfinished_or_tied_to_one_machine(name: str) -> None:
+    """What is to be done is an issue, a path is handed in, and the project speaks of itself alone."""
+    found = []
+    for number, line in enumerate(source(name).splitlines(), start=1):
+        if _UNFINISHED.search(line):
+            found.append(f"{name}:{number} is unfinished: do it, or say in the docs what is missing")
+        if _MACHINE.search(line) and name != "deploy/Dockerfile":
+            found.append(
+                f"{name}:{number} names a path of one machine: use tmp_path, a setting or the repository's root"
+            )
+        if _WRITERS.search(line):
+            found.append(f"{name}:{number} says who or what wrote it: say what it does")
+
+    assert found == []
+
+
+def test_no_module_is_called_utils() -> None:
+    """A name that fits everything tells nothing."""
+    found = [name for name in MODULES if {"utils", "helpers", "common", "misc"} & set(Path(name).with_suffix("").parts)]
+
+    assert found == [], "name the module by the one thing its functions share"
+
+
+def test_every_package_is_installed_and_opens_with_its_purpose() -> None:
+    """A package that pyproject.toml does not list is missing where Tidemark is installed and not run from a clone."""
+    listed = set(tomllib.loads(source("pyproject.toml"))["tool"]["setuptools"]["packages"])
+    outside = ("tests", "benchmarks")
+    found = {str(Path(name).parent).replace("/", ".") for name in MODULES if name.endswith("__init__.py")}
+    ours = {package for package in found if package.partition(".")[0] not in outside}
+
+    assert ours == listed
+    opened = {package: ast.get_docstring(tree(package.replace(".", "/") + "/__init__.py")) or "" for package in ours}
+    assert [package for package, text in opened.items() if len(text) < 120] == [], (
+        "purpose, who may import it, invariant"
+    )
+
+
+def test_type_ignores_have_a_code_and_a_reason() -> None:
+    """Without them nobody can tell whether it is still needed."""
+    found = [
+        f"{name}:{number}"
+        for name in MODULES
+        for number, line in enumerate(source(name).splitlines(), start=1)
+        if "# type:" + " ignore" in line and not re.search(r"# type: ignore\[[\w,-]+\]  # \S", line)
+    ]
+
+    assert found == [], "write: type: ignore[code]  # reason"
+
+
+def test_no_test_is_skipped() -> None:
+    """A test that does not run proves nothing and looks as if it did."""
+    marks = re.compile(r"pytest\.(mark\.)?(skip|skipif|xfail|importorskip)\b")
+    found = [
+        f"{name}:{number}"
+        for name in MODULES
+        if name.startswith("tests/") and name != "tests/test_tidy.py"
+        for number, line in enumerate(source(name).splitlines(), start=1)
+        if marks.search(line)
+    ]
+
+    assert found == [], "start what the test needs in a fixture"
