@@ -19,13 +19,13 @@ help: ## Say what the targets do
 
 .venv/.runtime: .venv/.uv requirements/runtime.lock pyproject.toml
 	@echo "Installing the locked packages into .venv (300 MB, 10 to 60 s the first time)"
-	@$(BIN)/uv pip install --require-hashes -r requirements/runtime.lock
+	@$(BIN)/uv pip install --compile-bytecode --require-hashes -r requirements/runtime.lock
 	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 .venv/.development: .venv/.runtime requirements/development.lock
 	@echo "Installing the test and lint tools into .venv"
-	@$(BIN)/uv pip install --require-hashes -r requirements/development.lock
+	@$(BIN)/uv pip install --compile-bytecode --require-hashes -r requirements/development.lock
 	@touch $@
 
 demo: .venv/.runtime ## Run the whole pipeline on this machine, kill it, and prove the counts (ARGS=--json)

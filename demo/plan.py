@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.periods import Billing, Binding
 
+CATALOG: Final = Path(__file__).parent / "catalog.yaml"
 FACTOR: Final = 300
 MONTH_END_MS: Final = 1_793_491_200_000  # 2026-11-01T00:00:00Z
 START_MS: Final = MONTH_END_MS - 70 * MINUTE_MS

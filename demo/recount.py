@@ -6,8 +6,9 @@ import pickle
 import sys
 from pathlib import Path
 
+from demo.plan import CATALOG
 from demo.verify import recount
 from pipeline.stores import read_catalog
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(pickle.dumps(recount(Path(sys.argv[1]), read_catalog(None), int(sys.argv[2]))))
+    sys.stdout.buffer.write(pickle.dumps(recount(Path(sys.argv[1]), read_catalog(CATALOG), int(sys.argv[2]))))

@@ -91,6 +91,7 @@ class Demo:
                 gateway_port=0,
                 clickhouse_port=0,
                 clock=f"file:{self._clock_path}",
+                catalog=plan.CATALOG,
                 environment={"TIDEMARK_TICK_INTERVAL_S": "0.5", "TIDEMARK_DRAIN_INTERVAL_S": "0.5"},
             ),
             screen.step,
@@ -250,7 +251,7 @@ class Demo:
             if partition not in drained or drained[partition].log_time_ms < plan.CLOSED_MS:
                 return f"partition {partition} to be drained to ClickHouse"
             _, buckets = await store.report_buckets(partition)
-            if any(bucket + HOUR_MS <= plan.CLOSED_MS for bucket in buckets):
+            if any(bucket + 2 * HOUR_MS <= plan.CLOSED_MS for bucket in buckets):
                 return f"reports of partition {partition} to be written"
         if sent < self.story.traffic["sent"]:
             return f"the router: {self.story.traffic['sent'] - sent} events"

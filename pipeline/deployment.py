@@ -66,9 +66,10 @@ async def find_genesis(log: Log, secret: bytes, partition: int) -> Genesis | Non
     was signed with another secret.
     """
     bounds = await log.bounds(EVENTS_TOPIC, partition)
-    offset = bounds.first
+    # Nearly always the very first record; the ones after it may be large batches.
+    offset, records_max = bounds.first, 1
     while offset < min(bounds.next, bounds.first + GENESIS_SEARCH_RECORDS_MAX):
-        records = await log.read(EVENTS_TOPIC, partition, offset)
+        records = await log.read(EVENTS_TOPIC, partition, offset, records_max)
         if not records:
             break
         for record in records:
@@ -80,7 +81,7 @@ async def find_genesis(log: Log, secret: bytes, partition: int) -> Genesis | Non
                     f"{EVENTS_TOPIC}-{partition} holds control records that TIDEMARK_SECRET did not sign: "
                     "set the secret this log was made with"
                 )
-        offset = records[-1].next_offset
+        offset, records_max = records[-1].next_offset, 100
     return None
 
 

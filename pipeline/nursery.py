@@ -7,6 +7,7 @@ thread and no event loop of its own, so that forking is safe; it ends, and with 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
@@ -20,6 +21,12 @@ READ_BYTES: Final = 65_536
 
 def main() -> None:
     """Import the roles, then serve until the input ends."""
+    for role in ("worker", "archive", "router", "sink", "gateway"):
+        importlib.import_module(f"pipeline.roles.{role}")
+    for driver in ("redis", "clickhouse", "stripe"):
+        importlib.import_module(f"sinks.{driver}.writer")
+    importlib.import_module("sinks.clickhouse.reader")
+    importlib.import_module("sinks.stripe.client")
 
     wakeup_read, wakeup_write = os.pipe()
     os.set_blocking(wakeup_write, False)

@@ -146,8 +146,8 @@ def quarantine_list(reason: str | None, limit: int, as_json: bool) -> None:
             known = entry.reason in set(Reason)
             click.echo(
                 f"{entry.topic}-{entry.partition}@{entry.offset}.{entry.place}  "
-                f"{format_instant_ms(entry.log_time_ms)}  {entry.reason}: {entry.detail}\n    {entry.text()[:160]}\n    → "
-                f"{REMEDIES[Reason(entry.reason)] if known else 'see the reason'}"
+                f"{format_instant_ms(entry.log_time_ms)}  {entry.reason}: {entry.detail}\n"
+                f"    {entry.text()[:160]}\n    → {REMEDIES[Reason(entry.reason)] if known else 'see the reason'}"
             )
 
 
