@@ -194,7 +194,9 @@ def merge(aggregation: Aggregation, held: Value | None, minor: int, arrival: Arr
         return Value(minor)
     if aggregation is Aggregation.MAX:
         return held if held.minor >= minor else Value(minor)
-    return Value(held.minor + minor)
+    if aggregation in (Aggregation.COUNT, Aggregation.SUM, Aggregation.UNIQUE):
+        return Value(held.minor + minor)
+    raise NotImplementedError(f"say how two values of {aggregation} become one")
 
 
 def fold(fence: Fence, plan: Plan, view: View) -> Folded:

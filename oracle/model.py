@@ -128,7 +128,7 @@ class Oracle:
             self._conclude(Place(partition, offset, 0), Verdict("rejected", rejected.reason))
             return
         for index, body in enumerate(events):
-            self._take(Place(partition, offset, index), body)
+            self.take(Place(partition, offset, index), body)
 
     def tick(self, partition: int, timestamp_ms: int) -> None:
         """A tick record: log time moves on, nothing else."""
@@ -151,6 +151,10 @@ class Oracle:
         newest = binding_of(binding, earliest_ms)
         kept = [known for known in self._bindings[account] if known.effective_from_ms < newest.effective_from_ms]
         self._bindings[account] = [*kept, newest]
+
+    def bind_from_the_start(self, account: str, known: Sequence[Mapping[str, Any]]) -> None:
+        """Bindings that are in force before the first event."""
+        self._bindings[account] = sorted(binding_of(fields) for fields in known)
 
     def close(self, partition: int, account: str, instant_ms: int, timestamp_ms: int | None = None) -> None:
         """A close record: the account's period that contains `instant_ms` is closed for whatever comes after."""
@@ -198,7 +202,8 @@ class Oracle:
         self.counters[place.partition]["received"] += 1
         self.counters[place.partition][verdict.outcome] += 1
 
-    def _take(self, place: Place, body: object) -> None:
+    def take(self, place: Place, body: object) -> None:
+        """Judge one decoded event at its place; log time is as the last call left it."""
         log_ms = self.log_times[place.partition]
         catalog = self._catalogs[place.partition]
         account, identifier = _names(body)
@@ -299,7 +304,7 @@ def from_producer_files(
     """
     oracle = Oracle(catalog)
     for account, known in (bindings or {}).items():
-        oracle._bindings[account] = sorted(binding_of(fields) for fields in known)
+        oracle.bind_from_the_start(account, known)
     lines: list[tuple[int, str, list[Any]]] = []
     for path in paths:
         for raw in Path(path).read_bytes().splitlines(keepends=True):
@@ -315,5 +320,5 @@ def from_producer_files(
     for offset, (sent_ms, _, events) in enumerate(sorted(lines, key=lambda line: line[:2])):
         oracle.tick(0, sent_ms)
         for index, body in enumerate(events):
-            oracle._take(Place(0, offset, index), body)
+            oracle.take(Place(0, offset, index), body)
     return oracle

@@ -60,10 +60,9 @@ def read_control(secret: bytes, record: Record, kind: ControlKind) -> BaseModel 
 
 
 async def find_genesis(log: Log, secret: bytes, partition: int) -> Genesis | None:
-    """The partition's first genuine genesis record, or None where it has none yet.
+    """What the partition's first genuine genesis record says, or, where retention has removed it, the first tick.
 
-    Raises `OperatorNeeded` where the log is there but no genesis can be found at its start: it was trimmed, or it
-    was signed with another secret.
+    None where the partition has neither yet. Raises `OperatorNeeded` where another secret signed the log.
     """
     bounds = await log.bounds(EVENTS_TOPIC, partition)
     # Nearly always the very first record; the ones after it may be large batches.
@@ -73,10 +72,12 @@ async def find_genesis(log: Log, secret: bytes, partition: int) -> Genesis | Non
         if not records:
             break
         for record in records:
-            found = read_control(secret, record, ControlKind.GENESIS)
-            if isinstance(found, Genesis):
-                return found
-            if CONTROL_HEADER in dict(record.headers):
+            for kind in (ControlKind.GENESIS, ControlKind.TICK):
+                found = read_control(secret, record, kind)
+                if isinstance(found, Genesis):
+                    return Genesis(**found.model_dump())
+            kind_text = dict(record.headers).get(CONTROL_HEADER)
+            if kind_text in (ControlKind.GENESIS.value.encode(), ControlKind.TICK.value.encode()):
                 raise OperatorNeeded(
                     f"{EVENTS_TOPIC}-{partition} holds control records that TIDEMARK_SECRET did not sign: "
                     "set the secret this log was made with"
@@ -92,15 +93,20 @@ async def ensure_deployment(
     *,
     livemode: bool = False,
     stripe_account: str = "",
+    create: bool = True,
 ) -> Genesis:
     """Create what is missing of topics and genesis records; every role may call it at start, any number at once.
 
     The first genesis of partition 0 names the log; whoever loses a race adopts it. Raises `OperatorNeeded` where
-    the log belongs to the other mode or to another Stripe account (I12).
+    the log belongs to the other mode or to another Stripe account (I12), or where there is no log and `create` is
+    off: what only looks must not decide for ever whose log it is.
     """
-    await log.create_topics(topics)
+    if create:
+        await log.create_topics(topics)
     count = await log.partition_count(EVENTS_TOPIC)
-    first = await find_genesis(log, secret, 0)
+    first = await find_genesis(log, secret, 0) if count else None
+    if first is None and not create:
+        raise OperatorNeeded("there is no Tidemark log here yet: start a role (`tidemark worker`), or `tidemark dev`")
     if first is None:
         bounds = await log.bounds(EVENTS_TOPIC, 0)
         if bounds.first > 0:
@@ -114,7 +120,7 @@ async def ensure_deployment(
             f"{EVENTS_TOPIC} has {count} partitions, its genesis says {first.partitions}: accounts would move. "
             "Restore the topic with its first number of partitions."
         )
-    for partition in range(1, count):
+    for partition in range(1, count) if create else ():
         if (await log.bounds(EVENTS_TOPIC, partition)).first == 0 and await find_genesis(
             log, secret, partition
         ) is None:
@@ -133,6 +139,6 @@ async def ensure_catalog(log: Log, secret: bytes, catalog: Catalog) -> None:
     await append_everywhere(log, secret, CatalogRecord(catalog=catalog))
 
 
-async def tick(log: Log, secret: bytes, log_id: str) -> None:
+async def tick(log: Log, secret: bytes, genesis: Genesis) -> None:
     """Move log time on every partition. Two tickers do no harm."""
-    await append_everywhere(log, secret, Tick(log_id=log_id))
+    await append_everywhere(log, secret, Tick(**genesis.model_dump()))

@@ -70,7 +70,7 @@ async def _catalog(settings: Settings) -> list[Finding]:
 
 
 async def _log(settings: Settings) -> list[Finding]:
-    base = await open_base(settings)
+    base = await open_base(settings, create=False)
     try:
         found = dict(await base.log.topic_settings(EVENTS_TOPIC))
         findings = [

@@ -141,6 +141,12 @@ class Metrics:
         gauge = self._gauges[name]
         (gauge.labels(**labels) if labels else gauge).set(value)
 
+    def clear(self, name: MetricName) -> None:
+        """Forget a gauge's values, all labels: what is no longer so must not be shown as if it were."""
+        gauge = self._gauges.pop(name, None)
+        if gauge is not None:
+            self.registry.unregister(gauge)
+
     def observe(self, name: MetricName, value: float, **labels: str) -> None:
         """Add an observation to a histogram."""
         if name not in self._histograms:

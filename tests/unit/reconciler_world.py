@@ -117,7 +117,7 @@ class Deployment:
     async def advance(self, duration_ms: int) -> None:
         """Move the clock and, by a tick, the log."""
         self.clock.ms += duration_ms
-        await append_everywhere(self.log, SECRET, Tick(log_id=self.world.log_id))
+        await append_everywhere(self.log, SECRET, Tick(log_id=self.world.log_id, partitions=self.world.partitions))
 
     async def fold(self) -> None:
         await self.world.fold_all(self.world.rollup(self.rollup_settings))
