@@ -17,7 +17,7 @@ NO_DIMENSIONS: Final = "{}"
 _dimension_json: Final = msgspec.json.Encoder(order="sorted").encode
 
 
-class Contribution(NamedTuple):
+class Contribution(msgspec.Struct, frozen=True, gc=False):
     """What an event adds to one meter: a quantity in minor units, or a distinct text, with its dimensions."""
 
     meter: Meter

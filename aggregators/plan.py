@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from aggregators.fields import CellKey, ReportKey, cell_field, report_field
 from aggregators.instants import hour_of_us
 from aggregators.marks import current_slice, live_slices
@@ -23,7 +25,7 @@ from schemas.periods import AccountState, Period
 from schemas.rollup import BucketField, Fence, MarkKey, MarkSlice, ReadRequest, TotalKey, UniqueKey
 
 
-class Placed(NamedTuple):
+class Placed(msgspec.Struct, frozen=True, gc=False):
     """An arrival with the period it counts in. `late` means its own period was closed; `kept_out` that its meters
     quarantine such events."""
 
@@ -51,7 +53,7 @@ class Target(NamedTuple):
     unique: UniqueKey | None
 
 
-class Candidate(NamedTuple):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """A placed arrival with its mark and, per contribution, (target number, minor, distinct member)."""
 
     placed: Placed

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from aggregators.decode import normalised
 from aggregators.periods import with_binding, with_closing
 from aggregators.plan import place
-from aggregators.scan import LogState, scan
+from aggregators.scan import Arrival, LogState, scan
 from pipeline.deployment import find_genesis
 from pipeline.processors.start import check_fresh, check_position
 from schemas.analytics import ArchivePosition, ArchiveStore, ControlRow, EventRow
@@ -85,14 +85,7 @@ class ArchiveProcessor:
             held = self._partitions[partition]
             scanned = scan(partition, held.state, self._secret, left, events_max=self._events_max)
             placement = place(scanned, held.accounts)
-            rows = [
-                EventRow(
-                    arrival.account, arrival.id, arrival.type, arrival.source, arrival.time_us,
-                    normalised(arrival.data), partition, arrival.position, arrival.log_time_ms,
-                )
-                for arrival, _, _, kept_out in placement.placed
-                if not kept_out
-            ]  # fmt: skip
+            rows = [_row(placed.arrival, partition) for placed in placement.placed if not placed.kept_out]
             if rows:
                 await self._store.insert_events(rows)
             controls = [
@@ -115,6 +108,13 @@ class ArchiveProcessor:
 
     async def idle(self, partition: int) -> None:
         """Nothing to do."""
+
+
+def _row(arrival: Arrival, partition: int) -> EventRow:
+    return EventRow(
+        arrival.account, arrival.id, arrival.type, arrival.source, arrival.time_us,
+        normalised(arrival.data), partition, arrival.position, arrival.log_time_ms,
+    )  # fmt: skip
 
 
 def _replayed(rows: Sequence[ControlRow]) -> tuple[Catalog | None, dict[str, AccountState]]:
