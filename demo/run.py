@@ -92,7 +92,7 @@ class Demo:
                 clickhouse_port=0,
                 clock=f"file:{self._clock_path}",
                 catalog=plan.CATALOG,
-                environment={"TIDEMARK_TICK_INTERVAL_S": "0.5", "TIDEMARK_DRAIN_INTERVAL_S": "0.5"},
+                environment={"TIDEMARK_TICK_INTERVAL_S": "0.5", "TIDEMARK_DRAIN_INTERVAL_S": "1"},
             ),
             screen.step,
         )

@@ -68,9 +68,14 @@ class _Winner(NamedTuple):
     """What the first arrival of an identity was. `period` is the one it was counted in (None: unmetered),
     `time_us` is set where the order of event times decides, for latest."""
 
-    payload: tuple[str, str]
+    event: Event
     period: Period | None
     time_us: int | None
+
+    @property
+    def payload(self) -> tuple[str, str]:
+        """What a repeat must say again: type and data. Only worked out where an identity comes twice."""
+        return self.event.type, canonical(self.event.data)
 
 
 class Oracle:
@@ -221,14 +226,14 @@ class Oracle:
             self._conclude(place, Verdict("late", "period_closed", account, identifier))
             return
         ordered = any(contribution.aggregation == "latest" for contribution in fed)
-        arrival = _Winner((event.type, canonical(event.data)), period, event.time_us if ordered else None)
+        arrival = _Winner(event, period, event.time_us if ordered else None)
         winner = self._winners.setdefault(identity, arrival)
         if winner is not arrival:
             conflict = winner.payload != arrival.payload
             self.duplicates.append(Duplicate(place, account, identifier, conflict))
             if conflict:
                 self.conflicts.add(identity)
-            if winner != arrival:
+            if conflict or winner[1:] != arrival[1:]:
                 self.order_sensitive.add(identity)
             self._conclude(place, Verdict("duplicate", None, account, identifier))
             return
@@ -316,7 +321,7 @@ def from_producer_files(
                 if raw.endswith(b"\n"):
                     raise ValueError(f"{path}: not a producer's line: {raw[:200]!r}") from error
                 continue
-            lines.append((sent_ms, canonical(events), events))
+            lines.append((sent_ms, str(path), events))
     for offset, (sent_ms, _, events) in enumerate(sorted(lines, key=lambda line: line[:2])):
         oracle.tick(0, sent_ms)
         for index, body in enumerate(events):

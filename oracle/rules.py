@@ -219,7 +219,12 @@ def _contribution(data: dict[str, Any], meter: Mapping[str, Any]) -> Contributio
         found, value = _at(data, path)
         names[name] = _dimension_text(value) if found else ""
     quarantine = meter.get("late", "carry_forward") == "quarantine"
-    return Contribution(meter["slug"], meter["aggregation"], quarantine, minor, text, canonical(names))
+    return Contribution(meter["slug"], meter["aggregation"], quarantine, minor, text, _names_text(tuple(names.items())))
+
+
+@lru_cache(maxsize=10_000)
+def _names_text(items: tuple[tuple[str, str], ...]) -> str:
+    return canonical(dict(items))
 
 
 def _at(data: object, path: str) -> tuple[bool, object]:

@@ -44,7 +44,8 @@ class RunnerSettings:
     A step gets whatever has arrived, up to `flush_records_max` and `flush_bytes_max` (at least one record). A partition
     with `queue_records_max` or `queue_bytes_max` waiting is not fetched for. `session_timeout_s` is how long a dead
     worker's partitions stand still; `step_timeout_s` is how long none may be fetched before the group gives this
-    worker's partitions to others. `stop_timeout_s` bounds the wait for a running step at an orderly stop.
+    worker's partitions to others. A step waits up to `linger_s` for more records where there is room for them.
+    `stop_timeout_s` bounds the wait for a running step at an orderly stop.
     """
 
     group: str
@@ -59,6 +60,7 @@ class RunnerSettings:
     rebalance_timeout_s: float = 60.0
     step_timeout_s: float = 300.0
     idle_interval_s: float = 1.0
+    linger_s: float = 0.0
     stop_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
@@ -101,6 +103,7 @@ class Runner:
             settings.queue_records_max,
             settings.queue_bytes_max,
             settings.idle_interval_s,
+            settings.linger_s,
         )
         self._lanes: dict[TP, Lane] = {}
         self._generations: dict[TP, int] = {}

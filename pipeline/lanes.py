@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,7 @@ class LaneLimits:
     queue_records_max: int
     queue_bytes_max: int
     idle_interval_s: float
+    linger_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,8 @@ class Lane:
         loop = asyncio.get_running_loop()
         idle_at = loop.time() + self._limits.idle_interval_s
         while not self._closing:
+            if self._queue:
+                await self._linger()
             if batch := self._take():
                 await self.processor.step(self.partition, [delivery.record for delivery in batch])
                 for delivery in batch:
@@ -159,6 +163,18 @@ class Lane:
                     await asyncio.wait_for(self._arrived.wait(), max(0.0, idle_at - loop.time()))
                 except TimeoutError:
                     continue
+
+    async def _linger(self) -> None:
+        """Wait a little for a fuller flush: what a step costs is mostly per step."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._limits.linger_s
+        while len(self._queue) < self._limits.flush_records_max and not (self._closing or self.full):
+            self._arrived.clear()
+            left_s = until - loop.time()
+            if left_s <= 0:
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), left_s)
 
     def _take(self) -> list[Delivery]:
         was_full = self.full

@@ -24,7 +24,7 @@ PENDING_RECORDS_MAX: Final = 10_000
 PENDING_BYTES_MAX: Final = 64 * 1024 * 1024
 READ_BYTES_MAX: Final = 8 * 1024 * 1024
 # How soon an append by another process is noticed; one by this process is noticed at once.
-POLL_INTERVAL_S: Final = 0.02
+POLL_INTERVAL_S: Final = 0.05
 
 T = TypeVar("T")
 

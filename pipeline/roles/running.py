@@ -21,14 +21,17 @@ STUCK_AFTER_MS = 60_000
 _log = logging.getLogger(__name__)
 
 
-def runner_settings(settings: Settings, group: str, flush_records_max: int | None = None) -> RunnerSettings:
+def runner_settings(
+    settings: Settings, group: str, flush_records_max: int | None = None, linger_s: float = 0.0
+) -> RunnerSettings:
     """How a group runs under these settings."""
     return RunnerSettings(
         group,
         flush_records_max=flush_records_max or settings.flush_records_max,
         session_timeout_s=settings.session_timeout_s,
         heartbeat_interval_s=min(3.0, settings.session_timeout_s / 3),
-        idle_interval_s=0.2,
+        idle_interval_s=0.5,
+        linger_s=linger_s,
     )
 
 

@@ -18,6 +18,10 @@ from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.writer import ClickHouseStore
 
 
+# Live totals may be this much behind; a flush of many records costs little more than one of few.
+LINGER_S = 0.05
+
+
 async def ticking(base: Base) -> None:
     """Tick every partition for ever. A log that does not answer is waited for: ticks are not owed."""
     secret = base.settings.secret_bytes()
@@ -57,7 +61,7 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
         await run_processor(
             base,
             rollup,
-            runner_settings(settings, ROLLUP_GROUP),
+            runner_settings(settings, ROLLUP_GROUP, linger_s=LINGER_S),
             ticking(base),
             draining(
                 rollup.owned, drain_hourly, settings.drain_interval_s, hourly.migrate, lambda: failed("usage_hourly")
