@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+import msgspec
+
 from schemas.meters import Aggregation
 
 _SEPARATOR: Final = "\x1f"
@@ -22,7 +24,7 @@ _CODES: Final = {
 _AGGREGATIONS: Final = {code: aggregation for aggregation, code in _CODES.items()}
 
 
-class Value(NamedTuple):
+class Value(msgspec.Struct, frozen=True, gc=False):
     """An aggregate in minor units; for `latest` also the (event time, position) that won."""
 
     minor: int
@@ -50,7 +52,7 @@ class ReportKey(NamedTuple):
     account: str
 
 
-class ReportValue(NamedTuple):
+class ReportValue(msgspec.Struct, frozen=True, gc=False):
     """A total at the start of its report bucket and now, with what Stripe is to be told about the meter."""
 
     base_minor: int
@@ -71,7 +73,7 @@ def value_text(value: Value) -> str:
 
 def parse_value(text: str) -> Value:
     """The inverse of `value_text`."""
-    return Value(*map(int, text.split(":")))
+    return Value(*map(int, text.split(":"))) if ":" in text else Value(int(text))
 
 
 def cell_field(key: CellKey) -> str:
@@ -97,6 +99,11 @@ def parse_cell_text(text: str) -> tuple[Aggregation, int, Value]:
     """The inverse of `cell_text`."""
     head, value = text.split(":", 1)
     return _AGGREGATIONS[head[0]], int(head[1:]), parse_value(value)
+
+
+def parse_cell_value(text: str) -> Value:
+    """The value alone of a cell's text."""
+    return parse_value(text.partition(":")[2])
 
 
 def report_field(key: ReportKey) -> str:

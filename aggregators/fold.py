@@ -11,7 +11,7 @@ from aggregators.fields import (
     ReportValue,
     Value,
     cell_text,
-    parse_cell_text,
+    parse_cell_value,
     parse_report_text,
     parse_value,
     report_text,
@@ -19,7 +19,7 @@ from aggregators.fields import (
     version,
 )
 from aggregators.marks import expired_keys
-from aggregators.plan import Candidate, Plan, Target
+from aggregators.plan import Candidate, Plan
 from aggregators.scan import Arrival
 from schemas.meters import Aggregation
 from schemas.rollup import (
@@ -35,8 +35,6 @@ from schemas.rollup import (
     View,
 )
 
-_TotalName = tuple[TotalKey, str]
-
 
 class Folded(NamedTuple):
     """What one flush changes. `late` are arrivals to be quarantined because their period is closed."""
@@ -46,18 +44,19 @@ class Folded(NamedTuple):
 
 
 class _Fold:
-    """The running values of one fold; lives for one call."""
+    """The running values of one fold, by their numbers in the plan; lives for one call."""
 
     def __init__(self, fence: Fence, plan: Plan, view: View) -> None:
         self.plan = plan
-        self.view = view
         self.generation = fence.generation
         self.current = plan.slices[-1]
         self.present = set(view.marks)
         self.marks: dict[MarkKey, list[int]] = {}
-        self.totals: dict[_TotalName, Value] = {}
-        self.cells: dict[int, tuple[Value, int]] = {}
-        self.reports: dict[BucketField, ReportValue] = {}
+        self.totals = [_parsed(view.totals[key].get(meter)) for key, meter in plan.totals]
+        self.cells = [_parsed_cell(view.cells.get(target.cell_key)) for target in plan.targets]
+        # The position of the last event that each cell took in this flush.
+        self.positions: list[int | None] = [None] * len(plan.targets)
+        self.reports = [_parsed_report(view.reports.get(key)) for key in plan.reports]
         self.unique_present: dict[UniqueKey, set[int]] = {key: set(held) for key, held in view.uniques.items()}
         self.unique_added: dict[UniqueKey, list[int]] = {}
         self.duplicates: list[Duplicate] = []
@@ -90,7 +89,6 @@ class _Fold:
 
     def _contribute(self, number: int, minor: int, member: int, arrival: Arrival) -> None:
         target = self.plan.targets[number]
-        aggregation = target.meter.aggregation
         if target.unique is not None:
             held = self.unique_present.setdefault(target.unique, set())
             if member in held:
@@ -98,51 +96,45 @@ class _Fold:
             held.add(member)
             self.unique_added.setdefault(target.unique, []).append(member)
             minor = 1
-        name = (target.total, target.meter.slug)
-        total = self.totals.get(name) or self._stored_total(name)
-        self._report(target, total)
-        cell = self.cells.get(number)
-        cell_value = self._stored_cell(target) if cell is None else cell[0]
-        self.totals[name] = new_total = merge(aggregation, total, minor, arrival)
-        self.cells[number] = (merge(aggregation, cell_value, minor, arrival), arrival.position)
-        if target.report_key is not None:
-            entry = self.reports[target.report_key]
-            self.reports[target.report_key] = entry._replace(current_minor=new_total.minor)
-
-    def _stored_total(self, name: _TotalName) -> Value | None:
-        text = self.view.totals[name[0]].get(name[1])
-        return None if text is None else parse_value(text)
-
-    def _stored_cell(self, target: Target) -> Value | None:
-        text = self.view.cells.get(target.cell_key)
-        return None if text is None else parse_cell_text(text)[2]
-
-    def _report(self, target: Target, total: Value | None) -> None:
-        """Open the report entry of this bucket, with the total as it stood at the bucket's start."""
-        key = target.report_key
-        if key is None or key in self.reports:
-            return
-        stored = self.view.reports.get(key)
-        base = 0 if total is None else total.minor
-        if stored is None:
-            self.reports[key] = ReportValue(base, base, target.meter.scale, target.meter.stripe_event_name or "")
-        else:
-            self.reports[key] = parse_report_text(stored)
+        aggregation = target.meter.aggregation
+        before = self.totals[target.total]
+        self.totals[target.total] = total = merge(aggregation, before, minor, arrival)
+        self.cells[number] = merge(aggregation, self.cells[number], minor, arrival)
+        self.positions[number] = arrival.position
+        if target.report is not None:
+            report = self.reports[target.report]
+            if report is None:
+                # The entry of a report bucket opens with the total as it stood at the bucket's start.
+                base_minor, meter = before.minor if before else 0, target.meter
+                report = ReportValue(base_minor, total.minor, meter.scale, meter.stripe_event_name or "")
+            else:
+                report = ReportValue(report.base_minor, total.minor, report.scale, report.event_name)
+            self.reports[target.report] = report
 
     def changes(self, fence: Fence) -> Changes:
         plan, scan = self.plan, self.plan.scan
         added = sum(map(len, self.marks.values()))
         slices = (*plan.slices[:-1], self.current._replace(members=self.current.members + added))
+        cells: dict[BucketField, str] = {}
+        dirty: dict[BucketField, int] = {}
+        # What no event contributed to was only read, and somebody may have drained it since.
+        touched: dict[int, None] = {}
+        reports: dict[BucketField, str] = {}
+        for target, cell, position in zip(plan.targets, self.cells, self.positions, strict=True):
+            if cell is None or position is None:
+                continue
+            cells[target.cell_key] = cell_text(target.meter.aggregation, target.meter.scale, cell)
+            dirty[target.cell_key] = version(self.generation, position)
+            touched[target.total] = None
+            if target.report is not None and (report := self.reports[target.report]) is not None:
+                reports[plan.reports[target.report]] = report_text(report)
         totals: dict[TotalKey, dict[str, str]] = {}
         rankings: dict[RankingKey, dict[str, int]] = {}
-        for (key, meter), value in self.totals.items():
-            totals.setdefault(key, {})[meter] = value_text(value)
-            rankings.setdefault(RankingKey(meter, key.period_start_ms), {})[key.account] = value.minor
-        cells, dirty = {}, {}
-        for number, (value, position) in self.cells.items():
-            target = plan.targets[number]
-            cells[target.cell_key] = cell_text(target.meter.aggregation, target.meter.scale, value)
-            dirty[target.cell_key] = version(self.generation, position)
+        for number in touched:
+            (key, meter), value = plan.totals[number], self.totals[number]
+            if value is not None:
+                totals.setdefault(key, {})[meter] = value_text(value)
+                rankings.setdefault(RankingKey(meter, key.period_start_ms), {})[key.account] = value.minor
         return Changes(
             fence=Fence(
                 log_id=fence.log_id,
@@ -162,7 +154,7 @@ class _Fold:
             rankings=rankings,
             cells=cells,
             dirty=dirty,
-            reports={key: report_text(value) for key, value in self.reports.items()},
+            reports=reports,
             uniques=self.unique_added,
             accounts=plan.accounts,
             duplicates=self.duplicates,
@@ -182,6 +174,18 @@ class _Fold:
         )
         assert counters.conserved, f"I1 does not hold: {counters}"  # noqa: S101 - an invariant, not input
         return counters
+
+
+def _parsed(text: str | None) -> Value | None:
+    return None if text is None else parse_value(text)
+
+
+def _parsed_cell(text: str | None) -> Value | None:
+    return None if text is None else parse_cell_value(text)
+
+
+def _parsed_report(text: str | None) -> ReportValue | None:
+    return None if text is None else parse_report_text(text)
 
 
 def merge(aggregation: Aggregation, held: Value | None, minor: int, arrival: Arrival) -> Value:

@@ -5,7 +5,8 @@ Needs the states of the accounts concerned. The archive runs it too, to leave ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -43,13 +44,15 @@ class Placement(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Where contributions of one kind go: a cell, a total, and a report entry where Stripe is told."""
+    """Where contributions of one kind go: a cell, a total, and a report entry where Stripe is told.
+
+    Totals and report entries go by their number in the plan.
+    """
 
     meter: Meter
-    total: TotalKey
-    cell: CellKey
     cell_key: BucketField
-    report_key: BucketField | None
+    total: int
+    report: int | None
     unique: UniqueKey | None
 
 
@@ -68,6 +71,8 @@ class Plan(NamedTuple):
     scan: Scan
     candidates: list[Candidate]
     targets: list[Target]
+    totals: list[tuple[TotalKey, str]]
+    reports: list[BucketField]
     accounts: dict[str, AccountState]
     slices: tuple[MarkSlice, ...]
     request: ReadRequest
@@ -128,14 +133,15 @@ def plan(scan: Scan, placement: Placement, fence: Fence, hash_key: bytes) -> Pla
             marks.setdefault(MarkKey(each.start_ms, bucket_hash % each.buckets), []).append(member)
         contributions = () if placed.kept_out else builder.contributions(placed)
         candidates.append(Candidate(placed, bucket_hash, member, contributions))
+    reports = list(builder.reports)
     request = ReadRequest(
         marks=marks,
-        totals=list(dict.fromkeys(target.total for target in builder.targets)),
+        totals=list(dict.fromkeys(key for key, _ in builder.totals)),
         cells=[target.cell_key for target in builder.targets],
-        reports=list(dict.fromkeys(target.report_key for target in builder.targets if target.report_key)),
+        reports=reports,
         uniques=builder.uniques,
     )
-    return Plan(scan, candidates, builder.targets, placement.accounts, slices, request)
+    return Plan(scan, candidates, builder.targets, list(builder.totals), reports, placement.accounts, slices, request)
 
 
 def _first_log_time_ms(scan: Scan, fence: Fence) -> int:
@@ -145,74 +151,84 @@ def _first_log_time_ms(scan: Scan, fence: Fence) -> int:
 
 
 class _Builder:
-    """Numbers the targets of one plan."""
+    """Numbers the targets, totals and report entries of one plan."""
 
     def __init__(self, policies: Mapping[int, Policy], hash_key: bytes) -> None:
         self.policies = policies
         self.hash_key = hash_key
         self.targets: list[Target] = []
-        self.uniques: dict[UniqueKey, Sequence[int]] = {}
-        self._numbers: dict[tuple[str, str, int, str, int, int, int], int] = {}
+        self.totals: dict[tuple[TotalKey, str], int] = {}
+        self.reports: dict[BucketField, int] = {}
+        self.uniques: dict[UniqueKey, list[int]] = {}
+        self._offset = -1
+        self._buckets = _Buckets(0, 0)
+        self._numbers: dict[tuple[str, str, int, str, int], int] = {}
+        self._numbers_by_buckets: dict[_Buckets, dict[tuple[str, str, int, str, int], int]] = {}
 
     def contributions(self, placed: Placed) -> tuple[tuple[int, int, int], ...]:
         arrival, period = placed.arrival, placed.period
+        if offset_of(arrival.position) != self._offset:
+            self._enter(arrival)
         hour_ms = hour_of_us(arrival.time_us)
         made = []
         for contribution in arrival.contributions:
             meter = contribution.meter
-            interval_ms = self.policies[offset_of(arrival.position)].report_interval_ms
-            report_bucket_ms = arrival.log_time_ms // interval_ms * interval_ms
-            arrival_bucket_ms = arrival.log_time_ms // HOUR_MS * HOUR_MS
-            key = (
-                arrival.account, meter.slug, hour_ms, contribution.dimensions,
-                period.start_ms, arrival_bucket_ms, report_bucket_ms,
-            )  # fmt: skip
+            key = (arrival.account, meter.slug, hour_ms, contribution.dimensions, period.start_ms)
             number = self._numbers.get(key)
             if number is None:
                 number = self._numbers[key] = len(self.targets)
-                self.targets.append(
-                    _target(
-                        arrival.account,
-                        contribution.dimensions,
-                        meter,
-                        period,
-                        hour_ms,
-                        arrival_bucket_ms,
-                        report_bucket_ms,
-                    )
-                )
+                self.targets.append(self._target(arrival.account, contribution.dimensions, meter, period, hour_ms))
             member = 0
             unique = self.targets[number].unique
             if unique is not None:
                 member = distinct_member(self.hash_key, contribution.text)
-                members = self.uniques.setdefault(unique, [])
-                if isinstance(members, list):
-                    members.append(member)
+                self.uniques.setdefault(unique, []).append(member)
             made.append((number, contribution.minor, member))
         return tuple(made)
 
-
-def _target(
-    account: str,
-    dimensions: str,
-    meter: Meter,
-    period: Period,
-    hour_ms: int,
-    arrival_bucket_ms: int,
-    report_bucket_ms: int,
-) -> Target:
-    cell = CellKey(hour_ms, period.start_ms, period.end_ms, meter.slug, dimensions, account)
-    report = None
-    if meter.stripe_event_name:
-        report = BucketField(
-            report_bucket_ms, report_field(ReportKey(period.start_ms, period.end_ms, meter.slug, account))
+    def _enter(self, arrival: Arrival) -> None:
+        """Go on to another record: its log time names the buckets of all its events."""
+        self._offset = offset_of(arrival.position)
+        interval_ms = self.policies[self._offset].report_interval_ms
+        self._buckets = _Buckets(
+            arrival.log_time_ms // HOUR_MS * HOUR_MS, arrival.log_time_ms // interval_ms * interval_ms
         )
-    unique = UniqueKey(account, meter.slug, period.start_ms) if meter.aggregation is Aggregation.UNIQUE else None
-    return Target(
-        meter,
+        self._numbers = self._numbers_by_buckets.setdefault(self._buckets, {})
+
+    def _target(self, account: str, dimensions: str, meter: Meter, period: Period, hour_ms: int) -> Target:
+        keys = _keys(account, dimensions, meter.slug, period, hour_ms, self._buckets, bool(meter.stripe_event_name))
+        unique = UniqueKey(account, meter.slug, period.start_ms) if meter.aggregation is Aggregation.UNIQUE else None
+        total = self.totals.setdefault((keys.total, meter.slug), len(self.totals))
+        report = None if keys.report is None else self.reports.setdefault(keys.report, len(self.reports))
+        return Target(meter, keys.cell, total, report, unique)
+
+
+class _Buckets(NamedTuple):
+    """The arrival bucket and the report bucket of a record."""
+
+    arrival_ms: int
+    report_ms: int
+
+
+class _Keys(NamedTuple):
+    """The names under which a target is stored."""
+
+    total: TotalKey
+    cell: BucketField
+    report: BucketField | None
+
+
+# A busy cell is met in flush after flush: keeping its names costs a kilobyte and saves most of what a target costs.
+@lru_cache(maxsize=32_768)
+def _keys(
+    account: str, dimensions: str, meter: str, period: Period, hour_ms: int, buckets: _Buckets, reported: bool
+) -> _Keys:
+    cell = CellKey(hour_ms, period.start_ms, period.end_ms, meter, dimensions, account)
+    report = None
+    if reported:
+        report = BucketField(buckets.report_ms, report_field(ReportKey(period.start_ms, period.end_ms, meter, account)))
+    return _Keys(
         TotalKey(account, period.start_ms, period.end_ms),
-        cell,
-        BucketField(arrival_bucket_ms, cell_field(cell)),
+        BucketField(buckets.arrival_ms, cell_field(cell)),
         report,
-        unique,
     )
