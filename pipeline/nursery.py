@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,6 +80,8 @@ def _fork(order: dict[str, Any], *inherited: int) -> int:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
+    except BaseException:  # noqa: BLE001 - whatever it is, the log must show it
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -7,7 +7,6 @@ from pipeline.roles.running import run_processor, runner_settings
 from pipeline.settings import Settings
 from pipeline.stores import open_base, open_clickhouse_store
 
-
 # ClickHouse wants few large inserts; analysts see an event this much later.
 LINGER_S = 1.0
 
@@ -24,7 +23,8 @@ async def run_archive(settings: Settings, *, replay_from_start: bool = False) ->
             events_max=settings.flush_events_max,
             replay_from_start=replay_from_start,
         )
-        await run_processor(base, archive, runner_settings(settings, ARCHIVE_GROUP, flush_records_max=100, linger_s=LINGER_S))
+        flushes = runner_settings(settings, ARCHIVE_GROUP, flush_records_max=100, linger_s=LINGER_S)
+        await run_processor(base, archive, flushes)
     finally:
         await store.close()
         await base.log.close()

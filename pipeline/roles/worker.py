@@ -17,7 +17,6 @@ from schemas.errors import OperatorNeeded, Transient
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.writer import ClickHouseStore
 
-
 # Live totals may be this much behind; a flush of many records costs little more than one of few.
 LINGER_S = 0.05
 
