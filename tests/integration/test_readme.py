@@ -1,0 +1,138 @@
+"""The README's commands give the answers the README prints, in both shapes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+from pipeline.processes import free_port
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+STARTED_S = 90.0
+COUNTED_S = 30.0
+
+
+class RunningDev(NamedTuple):
+    """A running `tidemark dev` and where it listens."""
+
+    gateway_port: int
+    clickhouse_port: int
+    api_key: str
+    folder: Path
+
+
+@pytest.fixture(scope="module", params=[(), ("--kafka",)], ids=["embedded", "kafka"])
+def dev(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDev]:
+    """`tidemark dev` in an empty folder."""
+    folder = tmp_path_factory.mktemp("dev")
+    gateway_port, clickhouse_port = free_port(), free_port()
+    output = folder / "output"
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "pipeline.cli", "dev", "--port", str(gateway_port),
+                "--clickhouse-port", str(clickhouse_port), *request.param,
+            ],
+            cwd=folder, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + STARTED_S
+        while "Press ctrl-C" not in output.read_text():
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < deadline, output.read_text()
+            time.sleep(0.1)
+        key = re.search(r"tm_\S+", output.read_text())
+        assert key is not None
+        yield RunningDev(gateway_port, clickhouse_port, key[0], folder)
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, output.read_text()
+
+
+def commands(language: str) -> list[str]:
+    """The README's code blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def printed(name: str) -> str:
+    """The answer that the README prints under a name."""
+    found = re.search(rf"<!-- answer: {name} -->\n```\w*\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def run(dev: RunningDev, command: str) -> str:
+    """Run a command of the README against this `dev`, which listens on other ports."""
+    placed = (
+        command.replace("127.0.0.1:8080", f"127.0.0.1:{dev.gateway_port}")
+        .replace("127.0.0.1:8123", f"127.0.0.1:{dev.clickhouse_port}")
+        .replace(".venv/bin/tidemark", f"{sys.executable} -m pipeline.cli")
+    )
+    environment = {**os.environ, "TIDEMARK_API_KEY": dev.api_key, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", placed],
+        cwd=dev.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _await_usage(dev: RunningDev) -> None:
+    """Until both events are counted and the hour's cells are in ClickHouse."""
+    headers = {"authorization": f"Bearer {dev.api_key}"}
+    deadline = time.monotonic() + COUNTED_S
+    while time.monotonic() < deadline:
+        live = httpx.get(f"http://127.0.0.1:{dev.gateway_port}/v1/accounts/acme/usage", headers=headers)
+        sql = "SELECT sum(value) FROM usage WHERE account = 'acme'"
+        drained = httpx.post(f"http://127.0.0.1:{dev.clickhouse_port}/", content=sql).text.strip()
+        if live.status_code == 200 and '"1234"' in live.text and drained == "1234":
+            return
+        time.sleep(0.2)
+    pytest.fail(f"not counted after {COUNTED_S} s: {live.text} {drained}")
+
+
+@pytest.mark.timeout(240)
+def test_the_readme_gives_the_answers_it_prints(dev: RunningDev) -> None:
+    """Every curl of the README, in order, the first one twice; then the reconciler."""
+    blocks = commands("sh")
+    first, second = (block for block in blocks if "/v1/events" in block)
+    (usage,) = (block for block in blocks if "/usage" in block and "curl" in block)
+    (sql,) = (block for block in blocks if "SELECT" in block)
+    (reconcile,) = (block for block in blocks if "reconcile" in block)
+
+    assert json.loads(printed("accepted")) == json.loads(run(dev, first))
+    assert json.loads(run(dev, first))["accepted"] == 1
+    assert json.loads(run(dev, second))["accepted"] == 1
+    _await_usage(dev)
+    expected, answer = json.loads(printed("usage")), json.loads(run(dev, usage))
+    assert expected == {name: "…" if expected[name] == "…" else value for name, value in answer.items()}
+    assert printed("sql") == run(dev, sql)
+    assert "Verdict" in run(dev, reconcile)
+
+
+def test_the_readmes_python_is_right() -> None:
+    """The emitter example runs as printed, against an address where nobody listens: `emit` returns at once."""
+    (example,) = commands("python")
+
+    done = subprocess.run(
+        [sys.executable, "-c", example + "\nassert usage.stats().emitted == 1\nusage.close(0.1)"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
