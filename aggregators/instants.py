@@ -17,8 +17,8 @@ _SHAPE: Final = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,15}))?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
 )
-_SIXTY: Final = {f"{number:02d}": number for number in range(60)}
-_THOUSAND: Final = {f"{number:03d}": number for number in range(1000)}
+_SECONDS_US: Final = {f"{number:02d}": number * SECOND_US for number in range(60)}
+_MILLISECONDS_US: Final = {f".{number:03d}": number * 1000 for number in range(1000)}
 _MONTH_DAYS: Final = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
@@ -58,21 +58,19 @@ def parse_instant_us(text: str) -> int | None:
     An offset is required and leap seconds (`:60`) are refused, as in most clocks.
     """
     if len(text) in (20, 24) and text[-1] == "Z":
-        hour_us = _hour_us(text[:14])
-        if hour_us is not None and text[16] == ":":
-            minute, second = _SIXTY.get(text[14:16]), _SIXTY.get(text[17:19])
-            if minute is not None and second is not None:
-                if len(text) == 20:
-                    return hour_us + (minute * 60 + second) * SECOND_US
-                millisecond = _THOUSAND.get(text[20:23])
-                if text[19] == "." and millisecond is not None:
-                    return hour_us + ((minute * 60 + second) * 1000 + millisecond) * 1000
+        minute_us, second_us = _minute_us(text[:17]), _SECONDS_US.get(text[17:19])
+        if minute_us is not None and second_us is not None:
+            if len(text) == 20:
+                return minute_us + second_us
+            millisecond_us = _MILLISECONDS_US.get(text[19:23])
+            if millisecond_us is not None:
+                return minute_us + second_us + millisecond_us
     return _parse_slowly(text)
 
 
-@lru_cache(maxsize=4096)
-def _hour_us(prefix: str) -> int | None:
-    return _parse_slowly(prefix + "00:00Z")
+@lru_cache(maxsize=16_384)
+def _minute_us(prefix: str) -> int | None:
+    return _parse_slowly(prefix + "00Z")
 
 
 def _parse_slowly(text: str) -> int | None:

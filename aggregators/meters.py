@@ -149,8 +149,11 @@ def _filter(meter: Meter) -> Callable[[dict[str, Any]], bool] | None:
     )
 
     def passes(data: dict[str, Any]) -> bool:
-        # A value that is no text, integer or boolean equals nothing.
-        return all((text_of(_lookup(data, keys)) in values) is inside for keys, values, inside in tests)
+        for keys, values, inside in tests:  # noqa: SIM110  all() makes a generator per event: twice the time
+            # A value that is no text, integer or boolean equals nothing.
+            if (text_of(_lookup(data, keys)) in values) is not inside:
+                return False
+        return True
 
     return passes
 
@@ -166,11 +169,11 @@ def _dimensions(meter: Meter) -> Callable[[dict[str, Any]], str | Failure] | Non
         return _dimension_json(dict(zip(names, values, strict=True))).decode()
 
     def dimensions_of(data: dict[str, Any]) -> str | Failure:
-        values = []
-        for name, keys in zip(names, paths, strict=True):
+        values: list[str] = []
+        for keys in paths:
             text = text_of(data.get(keys[0]) if len(keys) == 1 else _lookup(data, keys))
             if text is None:
-                return Failure(Reason.BAD_DIMENSION, f"{meter.slug}: dimension {name}")
+                return Failure(Reason.BAD_DIMENSION, f"{meter.slug}: dimension {names[len(values)]}")
             values.append(text)
         return encoded(tuple(values))
 

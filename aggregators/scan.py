@@ -121,6 +121,7 @@ class _Scanner:
         self.quarantined: list[Quarantined] = []
         self.controls: list[ControlEntry] = []
         self.received = 0
+        self.at_home: set[str] = set()
 
     def take(self, record: Record) -> None:
         self.log_time_ms = max(self.log_time_ms, record.timestamp_ms)
@@ -138,14 +139,15 @@ class _Scanner:
             self._quarantine(record, rejected)
         latest_us = (log_time_ms + self.policy.future_ms) * MILLISECOND_US
         earliest_us = (log_time_ms - self.policy.window_ms) * MILLISECOND_US
-        partition, partitions = self.partition, self.partitions
+        partition, partitions, at_home = self.partition, self.partitions, self.at_home
         contributions_of = self.compiled.contributions if self.compiled else None
         append = self.steps.append
         for place, event in decoded.events:
             time_us = parse_instant_us(event.time)
             account = event.subject
             if time_us is not None and earliest_us <= time_us <= latest_us:
-                if partition_of(account, partitions) == partition:
+                if account in at_home or partition_of(account, partitions) == partition:
+                    at_home.add(account)
                     made = contributions_of(event.type, event.data) if contributions_of else ()
                     if not isinstance(made, Failure):
                         append(
