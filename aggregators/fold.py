@@ -18,7 +18,7 @@ from aggregators.fields import (
     value_text,
     version,
 )
-from aggregators.marks import expired_keys
+from aggregators.marks import by_bucket, expired_keys
 from aggregators.plan import Candidate, Plan
 from aggregators.scan import Arrival
 from schemas.meters import Aggregation
@@ -28,7 +28,6 @@ from schemas.rollup import (
     Counters,
     Duplicate,
     Fence,
-    MarkKey,
     RankingKey,
     TotalKey,
     UniqueKey,
@@ -48,10 +47,11 @@ class _Fold:
 
     def __init__(self, fence: Fence, plan: Plan, view: View) -> None:
         self.plan = plan
+        self.targets = plan.targets
         self.generation = fence.generation
         self.current = plan.slices[-1]
         self.present = set(view.marks)
-        self.marks: dict[MarkKey, list[int]] = {}
+        self.marks: list[tuple[int, int]] = []
         self.totals = [_parsed(view.totals[key].get(meter)) for key, meter in plan.totals]
         self.cells = [_parsed_cell(view.cells.get(target.cell_key)) for target in plan.targets]
         # The position of the last event that each cell took in this flush.
@@ -78,8 +78,7 @@ class _Fold:
             self.late.append(arrival)
             return
         self.present.add(candidate.member)
-        key = MarkKey(self.current.start_ms, candidate.bucket_hash % self.current.buckets)
-        self.marks.setdefault(key, []).append(candidate.member)
+        self.marks.append((candidate.bucket_hash, candidate.member))
         if not candidate.contributions:
             self.unmetered += 1
             return
@@ -88,7 +87,7 @@ class _Fold:
             self._contribute(number, minor, member, arrival)
 
     def _contribute(self, number: int, minor: int, member: int, arrival: Arrival) -> None:
-        target = self.plan.targets[number]
+        target = self.targets[number]
         if target.unique is not None:
             held = self.unique_present.setdefault(target.unique, set())
             if member in held:
@@ -96,7 +95,7 @@ class _Fold:
             held.add(member)
             self.unique_added.setdefault(target.unique, []).append(member)
             minor = 1
-        aggregation = target.meter.aggregation
+        aggregation = target.aggregation
         before = self.totals[target.total]
         self.totals[target.total] = total = merge(aggregation, before, minor, arrival)
         self.cells[number] = merge(aggregation, self.cells[number], minor, arrival)
@@ -113,8 +112,7 @@ class _Fold:
 
     def changes(self, fence: Fence) -> Changes:
         plan, scan = self.plan, self.plan.scan
-        added = sum(map(len, self.marks.values()))
-        slices = (*plan.slices[:-1], self.current._replace(members=self.current.members + added))
+        slices = (*plan.slices[:-1], self.current._replace(members=self.current.members + len(self.marks)))
         cells: dict[BucketField, str] = {}
         dirty: dict[BucketField, int] = {}
         # What no event contributed to was only read, and somebody may have drained it since.
@@ -123,7 +121,7 @@ class _Fold:
         for target, cell, position in zip(plan.targets, self.cells, self.positions, strict=True):
             if cell is None or position is None:
                 continue
-            cells[target.cell_key] = cell_text(target.meter.aggregation, target.meter.scale, cell)
+            cells[target.cell_key] = cell_text(target.aggregation, target.meter.scale, cell)
             dirty[target.cell_key] = version(self.generation, position)
             touched[target.total] = None
             if target.report is not None and (report := self.reports[target.report]) is not None:
@@ -149,7 +147,7 @@ class _Fold:
                 counters=self._counters(fence.counters),
                 slices=slices,
             ),
-            marks=self.marks,
+            marks=by_bucket(self.current, self.marks),
             totals=totals,
             rankings=rankings,
             cells=cells,

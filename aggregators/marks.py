@@ -6,7 +6,7 @@ ended more than a window ago: at least one window, at most one and a half.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from schemas.rollup import MarkKey, MarkSlice
@@ -34,6 +34,18 @@ def current_slice(slices: Sequence[MarkSlice], log_time_ms: int, window_ms: int)
 def live_slices(slices: Sequence[MarkSlice], log_time_ms: int, window_ms: int) -> tuple[MarkSlice, ...]:
     """The slices that may hold marks made within the window before this log time."""
     return tuple(each for each in slices if each.end_ms > log_time_ms - window_ms)
+
+
+def by_bucket(held: MarkSlice, marks: Iterable[tuple[int, int]]) -> dict[MarkKey, list[int]]:
+    """The members of (bucket hash, member) pairs by the set of the slice they stand in."""
+    buckets: dict[int, list[int]] = {}
+    for bucket_hash, member in marks:
+        number = bucket_hash % held.buckets
+        if number in buckets:
+            buckets[number].append(member)
+        else:
+            buckets[number] = [member]
+    return {MarkKey(held.start_ms, number): members for number, members in buckets.items()}
 
 
 def expired_keys(before: Sequence[MarkSlice], after: Sequence[MarkSlice]) -> list[MarkKey]:

@@ -13,7 +13,7 @@ import msgspec
 
 from aggregators.fields import CellKey, ReportKey, cell_field, report_field
 from aggregators.instants import hour_of_us
-from aggregators.marks import current_slice, live_slices
+from aggregators.marks import by_bucket, current_slice, live_slices
 from aggregators.meters import quarantines_late
 from aggregators.periods import is_closed, open_period, period_at, with_binding, with_closing
 from aggregators.scan import AccountControl, Arrival, Scan
@@ -50,6 +50,7 @@ class Target(NamedTuple):
     """
 
     meter: Meter
+    aggregation: Aggregation
     cell_key: BucketField
     total: int
     report: int | None
@@ -124,15 +125,15 @@ def plan(scan: Scan, placement: Placement, fence: Fence, hash_key: bytes) -> Pla
         slices = (*slices, current)
 
     builder = _Builder(scan.policies, hash_key)
-    marks: dict[MarkKey, list[int]] = {}
     candidates = []
     for placed in placement.placed:
         arrival = placed.arrival
         bucket_hash, member = mark(hash_key, arrival.account, arrival.id)
-        for each in readable:
-            marks.setdefault(MarkKey(each.start_ms, bucket_hash % each.buckets), []).append(member)
         contributions = () if placed.kept_out else builder.contributions(placed)
         candidates.append(Candidate(placed, bucket_hash, member, contributions))
+    marks: dict[MarkKey, list[int]] = {}
+    for each in readable:
+        marks.update(by_bucket(each, ((made.bucket_hash, made.member) for made in candidates)))
     reports = list(builder.reports)
     request = ReadRequest(
         marks=marks,
@@ -200,7 +201,7 @@ class _Builder:
         unique = UniqueKey(account, meter.slug, period.start_ms) if meter.aggregation is Aggregation.UNIQUE else None
         total = self.totals.setdefault((keys.total, meter.slug), len(self.totals))
         report = None if keys.report is None else self.reports.setdefault(keys.report, len(self.reports))
-        return Target(meter, keys.cell, total, report, unique)
+        return Target(meter, meter.aggregation, keys.cell, total, report, unique)
 
 
 class _Buckets(NamedTuple):
@@ -219,7 +220,7 @@ class _Keys(NamedTuple):
 
 
 # A busy cell is met in flush after flush: keeping its names costs a kilobyte and saves most of what a target costs.
-@lru_cache(maxsize=32_768)
+@lru_cache(maxsize=65_536)
 def _keys(
     account: str, dimensions: str, meter: str, period: Period, hour_ms: int, buckets: _Buckets, reported: bool
 ) -> _Keys:
