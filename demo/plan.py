@@ -19,6 +19,8 @@ LATE_FROM_MS: Final = MONTH_END_MS + 65 * MINUTE_MS
 CLOSED_MS: Final = MONTH_END_MS + 2 * HOUR_MS + MINUTE_MS
 
 ACCOUNTS: Final = tuple(f"acct_{number:04d}" for number in range(220))
+# What each customer uses of the application, by account number modulo three.
+FEATURES: Final = (("api", "completions", "page"), ("api", "login", "storage"), ("api", "completions", "seats"))
 FREE_ACCOUNTS: Final = frozenset(ACCOUNTS[:3])
 # Their periods are cut in the middle of an hour.
 ANCHORED_ACCOUNTS: Final = frozenset(ACCOUNTS[10:30])

@@ -113,7 +113,7 @@ class Demo:
             with self.screen.live(self):
                 await self._traffic()
                 self.screen.phase = "closing the last hour, reporting it to Stripe, recounting the producers' files"
-                expected, _ = await asyncio.gather(self._recount(), self._settle())
+                expected, _ = await asyncio.gather(self._recount(), self._settle_and_reconcile())
             killer.cancel()
             await self._prove(expected)
             await self._break_it()
@@ -209,6 +209,11 @@ class Demo:
         expected: Expected = pickle.loads(output)  # noqa: S301 - our own child's output
         return expected
 
+    async def _settle_and_reconcile(self) -> None:
+        await self._settle()
+        self.screen.phase = "reconciling: a recount by SQL, and the oracle's from the producers' files"
+        self.story.report = await self._reconcile()
+
     async def _settle(self) -> None:
         """Return when everything that was sent is folded, archived, drained, reported and settled at Stripe."""
         base = await open_base(self.settings)
@@ -264,8 +269,6 @@ class Demo:
         story.counters, _ = await redis_counters(self.settings)
         story.replayed = self._replayed()
         story.mismatches = await mismatches(self.settings, self.dev.stripe_url, self.dev.catalog(), expected)
-        self.screen.step("Reconciling (recount by SQL, no code shared with the fold)")
-        story.report = await self._reconcile()
 
     async def _reconcile(self) -> Report:
         return await reconcile_deployment(self.settings, None, None, stripe_reads_max=10_000)

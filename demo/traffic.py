@@ -18,7 +18,7 @@ import httpx
 
 from aggregators.instants import format_instant_ms
 from demo.app import create_app
-from demo.plan import ACCOUNTS, END_MS, LATE_FROM_MS, MONTH_END_MS, START_MS
+from demo.plan import ACCOUNTS, END_MS, FEATURES, LATE_FROM_MS, MONTH_END_MS, START_MS
 from demo.truth import TruthFile, WitnessedTransport
 from emitter import Emitter
 from emitter.transport import HttpTransport
@@ -55,8 +55,9 @@ class Application:
 
     async def serve(self, client: httpx.AsyncClient) -> None:
         """One customer does something."""
-        account = self.chance.choice(ACCOUNTS)
-        kind = self.chance.choices(list(REQUESTS), list(REQUESTS.values()))[0]
+        number = self.chance.randrange(len(ACCOUNTS))
+        account, used = ACCOUNTS[number], FEATURES[number % len(FEATURES)]
+        kind = self.chance.choices(used, [REQUESTS[name] for name in used])[0]
         body: dict[str, Any] = {"account": account}
         if kind == "api":
             body["calls"] = self.chance.randrange(40, 160)
@@ -81,10 +82,11 @@ class Application:
             self.emitter.emit("api.request", old["account"], data, id=old["id"])
         now_ms = self.clock.now_ms()
         if now_ms >= LATE_FROM_MS:
-            account = self.chance.choice(ACCOUNTS)
+            account = self.chance.choice(ACCOUNTS[::3])
             time = format_instant_ms(MONTH_END_MS - self.chance.randrange(5 * MINUTE_MS, HOUR_MS))
             identifier = f"late-{self.chance.getrandbits(64):016x}"
             if self.chance.random() < 0.3:
+                account = self.chance.choice(ACCOUNTS[2::3])
                 self.emitter.emit("seats.changed", account, {"seats": 1}, id=identifier, time=time)
             else:
                 tokens = {"tokens": self.chance.randrange(1, 100), "model": "small"}
@@ -111,7 +113,7 @@ class OldProducer:
                 "id": f"old-{self.chance.getrandbits(64):016x}",
                 "source": "old-producer",
                 "type": "llm.completion",
-                "subject": self.chance.choice(ACCOUNTS),
+                "subject": self.chance.choice(ACCOUNTS[::3]),
                 "time": format_instant_ms(now_ms),
                 "data": {"tokens": self.chance.randrange(1, 50), "model": "large"},
             }
