@@ -23,9 +23,10 @@ from pipeline.local_kafka import LocalKafka
 from pipeline.local_valkey import LocalValkey
 from pipeline.processes import free_port
 from pipeline.settings import Settings, load_settings
-from pipeline.stores import apply_catalog, open_base, read_catalog
+from pipeline.stores import apply_catalog, open_base, open_rollup_store, read_catalog
 from pipeline.supervisor import Supervisor
 from schemas.meters import Catalog
+from schemas.rollup import RollupStore
 
 SIMULATOR_KEY: Final = "sk_test_simulator"
 SIMULATOR_ACCOUNT: Final = "acct_simulator"
@@ -165,6 +166,11 @@ class Dev:
                 self.progress(f"Starting {name}")
                 await self.supervisor.start_role(name, [role], self.environment)
         await self.supervisor.wait_ready("gateway", lambda: _answers(f"{self.gateway_url}/readyz"))
+        store = open_rollup_store(settings)
+        try:
+            await self.supervisor.wait_ready("worker", lambda: _counting(store, settings.partitions))
+        finally:
+            await store.close()
 
     def catalog(self) -> Catalog:
         """The catalog this deployment starts with."""
@@ -199,6 +205,12 @@ class Dev:
             await asyncio.to_thread(self._kafka.stop)
         if self._valkey is not None:
             await asyncio.to_thread(self._valkey.stop)
+
+
+async def _counting(store: RollupStore, partitions: int) -> bool:
+    """Whether every partition is folded and knows the catalog, so that the first event is metered."""
+    fences = [await store.load_fence(partition) for partition in range(partitions)]
+    return all(fence is not None and fence.catalog is not None for fence in fences)
 
 
 async def _answers(url: str) -> bool:

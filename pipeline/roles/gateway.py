@@ -31,7 +31,7 @@ class CatalogInForce:
     async def __call__(self) -> Catalog | None:
         """The catalog, or None before the first; the last known one where Redis does not answer."""
         now_s = asyncio.get_running_loop().time()
-        if now_s >= self._known_until_s:
+        if self._catalog is None or now_s >= self._known_until_s:
             self._known_until_s = now_s + self._refresh_interval_s
             with contextlib.suppress(Transient):
                 fence = await self._store.load_fence(0)
