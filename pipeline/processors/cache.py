@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from schemas.clock import DAY_MS, HOUR_MS
 from schemas.periods import AccountState
 from schemas.rollup import BucketField, Changes, ReadRequest, TotalKey, View
 
@@ -17,6 +18,7 @@ class StateCache:
 
     def __init__(self, entries_max: int) -> None:
         self._entries_max = entries_max
+        self._hour_ms = 0
         self._totals: dict[TotalKey, dict[str, str]] = {}
         self._fields: dict[BucketField, str] = {}
         self._reports: dict[BucketField, str] = {}
@@ -34,11 +36,11 @@ class StateCache:
         """The view of the whole request: what was read, and what was known."""
         # A total is cached whole or not at all: a commit names only the meters that changed.
         self._totals.update((key, dict(fields)) for key, fields in read.totals.items())
+        self._fields.update(read.cells)
+        self._reports.update(read.reports)
         totals = {key: self._totals[key] for key in request.totals}
-        cells = {key: text for key in request.cells if (text := read.cells.get(key) or self._fields.get(key, ""))}
-        reports = {
-            key: text for key in request.reports if (text := read.reports.get(key) or self._reports.get(key, ""))
-        }
+        cells = {key: text for key in request.cells if (text := self._fields.get(key))}
+        reports = {key: text for key in request.reports if (text := self._reports.get(key))}
         return read._replace(totals=totals, cells=cells, reports=reports)
 
     def remember_accounts(self, states: Mapping[str, AccountState]) -> None:
@@ -48,7 +50,13 @@ class StateCache:
         self.accounts.update(states)
 
     def apply(self, changes: Changes) -> None:
-        """Follow a commit."""
+        """Follow a commit. Buckets that log time has passed are never asked for again and are forgotten."""
+        hour_ms = changes.fence.log_time_ms // HOUR_MS * HOUR_MS
+        if hour_ms != self._hour_ms:
+            self._hour_ms = hour_ms
+            self._fields = {key: text for key, text in self._fields.items() if key.bucket_ms >= hour_ms}
+            # A report bucket is a day long at most.
+            self._reports = {key: text for key, text in self._reports.items() if key.bucket_ms > hour_ms - DAY_MS}
         if len(self._totals) + len(self._fields) + len(self._reports) > self._entries_max:
             self._totals.clear()
             self._fields.clear()
