@@ -33,11 +33,10 @@ class Value(msgspec.Struct, frozen=True, gc=False):
 
 
 class CellKey(NamedTuple):
-    """What a cell is per, within one arrival bucket."""
+    """What a cell is per, within one arrival bucket. A period is known by its start."""
 
     hour_ms: int
     period_start_ms: int
-    period_end_ms: int
     meter: str
     dimensions: str
     account: str
@@ -47,7 +46,6 @@ class ReportKey(NamedTuple):
     """What a report entry is per, within one report bucket."""
 
     period_start_ms: int
-    period_end_ms: int
     meter: str
     account: str
 
@@ -57,6 +55,7 @@ class ReportValue(msgspec.Struct, frozen=True, gc=False):
 
     base_minor: int
     current_minor: int
+    period_end_ms: int
     scale: int
     event_name: str
 
@@ -78,52 +77,50 @@ def parse_value(text: str) -> Value:
 
 def cell_field(key: CellKey) -> str:
     """A cell's field in its bucket's hash."""
-    return (
-        f"{key.hour_ms}|{key.period_start_ms}|{key.period_end_ms}|{key.meter}|{key.dimensions}{_SEPARATOR}{key.account}"
-    )
+    return f"{key.hour_ms}|{key.period_start_ms}|{key.meter}|{key.dimensions}{_SEPARATOR}{key.account}"
 
 
 def parse_cell_field(text: str) -> CellKey:
     """The inverse of `cell_field`."""
     head, account = text.split(_SEPARATOR, 1)
-    hour, start, end, meter, dimensions = head.split("|", 4)
-    return CellKey(int(hour), int(start), int(end), meter, dimensions, account)
+    hour, start, meter, dimensions = head.split("|", 3)
+    return CellKey(int(hour), int(start), meter, dimensions, account)
 
 
-def cell_text(aggregation: Aggregation, scale: int, value: Value) -> str:
-    """A cell's text: what it aggregates by, at which scale, and its value."""
-    return f"{_CODES[aggregation]}{scale}:{value_text(value)}"
+def cell_text(aggregation: Aggregation, scale: int, period_end_ms: int, value: Value) -> str:
+    """A cell's text: what it aggregates by, at which scale, where its period ends as last known, and its value."""
+    return f"{_CODES[aggregation]}{scale}:{period_end_ms}:{value_text(value)}"
 
 
-def parse_cell_text(text: str) -> tuple[Aggregation, int, Value]:
+def parse_cell_text(text: str) -> tuple[Aggregation, int, int, Value]:
     """The inverse of `cell_text`."""
-    head, value = text.split(":", 1)
-    return _AGGREGATIONS[head[0]], int(head[1:]), parse_value(value)
+    head, end, value = text.split(":", 2)
+    return _AGGREGATIONS[head[0]], int(head[1:]), int(end), parse_value(value)
 
 
 def parse_cell_value(text: str) -> Value:
     """The value alone of a cell's text."""
-    return parse_value(text.partition(":")[2])
+    return parse_value(text.split(":", 2)[2])
 
 
 def report_field(key: ReportKey) -> str:
     """A report entry's field in its bucket's hash."""
-    return f"{key.period_start_ms}|{key.period_end_ms}|{key.meter}{_SEPARATOR}{key.account}"
+    return f"{key.period_start_ms}|{key.meter}{_SEPARATOR}{key.account}"
 
 
 def parse_report_field(text: str) -> ReportKey:
     """The inverse of `report_field`."""
     head, account = text.split(_SEPARATOR, 1)
-    start, end, meter = head.split("|")
-    return ReportKey(int(start), int(end), meter, account)
+    start, meter = head.split("|")
+    return ReportKey(int(start), meter, account)
 
 
 def report_text(value: ReportValue) -> str:
     """A report entry's text; the event name stands last, because it may hold any character."""
-    return f"{value.base_minor}:{value.current_minor}:{value.scale}:{value.event_name}"
+    return f"{value.base_minor}:{value.current_minor}:{value.period_end_ms}:{value.scale}:{value.event_name}"
 
 
 def parse_report_text(text: str) -> ReportValue:
     """The inverse of `report_text`."""
-    base, current, scale, event_name = text.split(":", 3)
-    return ReportValue(int(base), int(current), int(scale), event_name)
+    base, current, end, scale, event_name = text.split(":", 4)
+    return ReportValue(int(base), int(current), int(end), int(scale), event_name)

@@ -19,7 +19,7 @@ from aggregators.fields import (
     version,
 )
 from aggregators.marks import by_bucket, expired_keys
-from aggregators.plan import Candidate, Plan
+from aggregators.plan import Candidate, Placed, Plan
 from aggregators.scan import Arrival
 from schemas.meters import Aggregation
 from schemas.rollup import (
@@ -56,6 +56,8 @@ class _Fold:
         self.cells = [_parsed_cell(view.cells.get(target.cell_key)) for target in plan.targets]
         # The position of the last event that each cell took in this flush.
         self.positions: list[int | None] = [None] * len(plan.targets)
+        # Where the period of that event ended: a binding may cut a period while it runs.
+        self.ends = [0] * len(plan.targets)
         self.reports = [_parsed_report(view.reports.get(key)) for key in plan.reports]
         self.unique_present: dict[UniqueKey, set[int]] = {key: set(held) for key, held in view.uniques.items()}
         self.unique_added: dict[UniqueKey, list[int]] = {}
@@ -84,9 +86,10 @@ class _Fold:
             return
         self.counted += 1
         for number, minor, member in candidate.contributions:
-            self._contribute(number, minor, member, arrival)
+            self._contribute(number, minor, member, candidate.placed)
 
-    def _contribute(self, number: int, minor: int, member: int, arrival: Arrival) -> None:
+    def _contribute(self, number: int, minor: int, member: int, placed: Placed) -> None:
+        arrival, period_end_ms = placed.arrival, placed.period.end_ms
         target = self.targets[number]
         if target.unique is not None:
             held = self.unique_present.setdefault(target.unique, set())
@@ -100,14 +103,15 @@ class _Fold:
         self.totals[target.total] = total = merge(aggregation, before, minor, arrival)
         self.cells[number] = merge(aggregation, self.cells[number], minor, arrival)
         self.positions[number] = arrival.position
+        self.ends[number] = period_end_ms
         if target.report is not None:
             report = self.reports[target.report]
             if report is None:
                 # The entry of a report bucket opens with the total as it stood at the bucket's start.
                 base_minor, meter = before.minor if before else 0, target.meter
-                report = ReportValue(base_minor, total.minor, meter.scale, meter.stripe_event_name or "")
+                report = ReportValue(base_minor, total.minor, period_end_ms, meter.scale, meter.stripe_event_name or "")
             else:
-                report = ReportValue(report.base_minor, total.minor, report.scale, report.event_name)
+                report = ReportValue(report.base_minor, total.minor, period_end_ms, report.scale, report.event_name)
             self.reports[target.report] = report
 
     def changes(self, fence: Fence) -> Changes:
@@ -118,10 +122,10 @@ class _Fold:
         # What no event contributed to was only read, and somebody may have drained it since.
         touched: dict[int, None] = {}
         reports: dict[BucketField, str] = {}
-        for target, cell, position in zip(plan.targets, self.cells, self.positions, strict=True):
+        for target, cell, position, end_ms in zip(plan.targets, self.cells, self.positions, self.ends, strict=True):
             if cell is None or position is None:
                 continue
-            cells[target.cell_key] = cell_text(target.aggregation, target.meter.scale, cell)
+            cells[target.cell_key] = cell_text(target.aggregation, target.meter.scale, end_ms, cell)
             dirty[target.cell_key] = version(self.generation, position)
             touched[target.total] = None
             if target.report is not None and (report := self.reports[target.report]) is not None:

@@ -19,7 +19,7 @@ def intent_of(fence: Fence, bucket_start_ms: int, bucket_end_ms: int, field: str
         return None
     identity = (
         fence.livemode, fence.stripe_account, fence.log_id, key.meter, key.account,
-        key.period_start_ms, key.period_end_ms, bucket_start_ms, delta_minor,
+        key.period_start_ms, bucket_start_ms, delta_minor,
     )  # fmt: skip
     return Intent(
         identifier="tm_" + blake2b(msgspec.json.encode(identity), digest_size=20).hexdigest(),
@@ -30,7 +30,7 @@ def intent_of(fence: Fence, bucket_start_ms: int, bucket_end_ms: int, field: str
         event_name=value.event_name,
         account=key.account,
         period_start_ms=key.period_start_ms,
-        period_end_ms=key.period_end_ms,
+        period_end_ms=value.period_end_ms,
         bucket_start_ms=bucket_start_ms,
         bucket_end_ms=bucket_end_ms,
         delta_minor=delta_minor,

@@ -9,7 +9,6 @@ from aggregators.instants import civil_from_days, days_from_civil, month_days
 from schemas.clock import DAY_MS, MINUTE_MS
 from schemas.periods import INSTANT_MIN_MS, AccountState, Binding, Customer, Interval, Period
 
-
 # Beyond it the oldest are forgotten: their periods are long closed.
 BINDINGS_MAX: Final = 99
 

@@ -43,7 +43,7 @@ class Placement(NamedTuple):
     accounts: dict[str, AccountState]
 
 
-class Target(NamedTuple):
+class Target(msgspec.Struct, frozen=True, gc=False):
     """Where contributions of one kind go: a cell, a total, and a report entry where Stripe is told.
 
     Totals and report entries go by their number in the plan.
@@ -197,7 +197,9 @@ class _Builder:
         self._numbers = self._numbers_by_buckets.setdefault(self._buckets, {})
 
     def _target(self, account: str, dimensions: str, meter: Meter, period: Period, hour_ms: int) -> Target:
-        keys = _keys(account, dimensions, meter.slug, period, hour_ms, self._buckets, bool(meter.stripe_event_name))
+        keys = _keys(
+            account, dimensions, meter.slug, period.start_ms, hour_ms, self._buckets, bool(meter.stripe_event_name)
+        )
         unique = UniqueKey(account, meter.slug, period.start_ms) if meter.aggregation is Aggregation.UNIQUE else None
         total = self.totals.setdefault((keys.total, meter.slug), len(self.totals))
         report = None if keys.report is None else self.reports.setdefault(keys.report, len(self.reports))
@@ -222,14 +224,14 @@ class _Keys(NamedTuple):
 # A busy cell is met in flush after flush: keeping its names costs a kilobyte and saves most of what a target costs.
 @lru_cache(maxsize=65_536)
 def _keys(
-    account: str, dimensions: str, meter: str, period: Period, hour_ms: int, buckets: _Buckets, reported: bool
+    account: str, dimensions: str, meter: str, period_start_ms: int, hour_ms: int, buckets: _Buckets, reported: bool
 ) -> _Keys:
-    cell = CellKey(hour_ms, period.start_ms, period.end_ms, meter, dimensions, account)
+    cell = CellKey(hour_ms, period_start_ms, meter, dimensions, account)
     report = None
     if reported:
-        report = BucketField(buckets.report_ms, report_field(ReportKey(period.start_ms, period.end_ms, meter, account)))
+        report = BucketField(buckets.report_ms, report_field(ReportKey(period_start_ms, meter, account)))
     return _Keys(
-        TotalKey(account, period.start_ms, period.end_ms),
+        TotalKey(account, period_start_ms),
         BucketField(buckets.arrival_ms, cell_field(cell)),
         report,
     )

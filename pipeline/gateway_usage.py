@@ -79,7 +79,7 @@ class UsageEndpoints:
         partition = partition_of(account, self._dependencies.genesis.partitions)
         state = await rollup.account(partition, account)
         period = period_at(state, self._dependencies.clock.now_ms())
-        total = TotalKey(account, period.start_ms, period.end_ms)
+        total = TotalKey(account, period.start_ms)
         fence, totals = await rollup.account_totals(partition, [total])
         if fence is None:
             message = "nothing has been counted on this account's partition yet: is a worker running?"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from reconciler.boundaries import Cutting, cuttings, period_containing
+from reconciler.boundaries import CALENDAR_MONTHS, Cutting, cuttings, period_containing
 from schemas.analytics import ControlRow, MeterSpan
 from schemas.clock import MINUTE_MS
 from schemas.control import AccountRecord, CatalogRecord, CloseRecord, ControlKind
@@ -27,27 +27,23 @@ class Reported(NamedTuple):
     before_position: int
 
 
-class Epoch(NamedTuple):
-    """From `from_position` on, the account was cut like this."""
-
-    from_position: int
-    cut: tuple[Cutting, ...]
-
-
 @dataclass(slots=True)
 class AccountHistory:
-    """One account's bindings as they are now, who pays from when on, every way in which it was cut, and its explicit
-    closings. A customer may be named for usage that is already counted; a period is never cut there."""
+    """One account's bindings as they are now, who pays from when on, and its explicit closings.
+
+    A binding takes effect beyond every event that was accepted before it, so the way in which the account is cut now
+    is right for all of its events. A customer may be named for usage that is already counted; a period is never cut
+    there.
+    """
 
     bindings: tuple[Binding, ...] = ()
     customers: tuple[Binding, ...] = ()
-    epochs: list[Epoch] = field(default_factory=lambda: [Epoch(0, cuttings(()))])
     closings: list[tuple[Period, int]] = field(default_factory=list)
 
     @property
     def cut(self) -> tuple[Cutting, ...]:
-        """How it is cut now."""
-        return self.epochs[-1].cut
+        """How it is cut."""
+        return cuttings(self.bindings)
 
     def customer_at(self, instant_ms: int) -> Binding | None:
         """The binding that says who pays at an instant, or None."""
@@ -72,10 +68,11 @@ class History:
     from_ms: int
     to_ms: int
 
-    @property
-    def cut_again(self) -> frozenset[str]:
-        """Accounts whose periods were cut in more than one way, so that a period's key depends on the position."""
-        return frozenset(name for name, account in self.accounts.items() if len(account.epochs) > 1)
+    def period(self, account: str, start_ms: int) -> Period:
+        """The account's period that begins at `start_ms`, with its end as it is known now: views know a period by
+        its start, and may have written it down before a binding cut it."""
+        known = self.accounts.get(account)
+        return period_containing(known.cut if known else (CALENDAR_MONTHS,), start_ms)
 
 
 def history_of(rows: Sequence[ControlRow], log_time_ms: int) -> History:
@@ -136,11 +133,11 @@ class _Building:
         account.bindings = (*kept[-(BINDINGS_MAX - 1) :], placed)
         earlier = [held for held in account.customers if held.effective_from_ms < binding.effective_from_ms]
         account.customers = (*earlier[-(BINDINGS_MAX - 1) :], binding)
-        cut = cuttings(account.bindings)
-        if cut != account.cut:
-            account.epochs.append(Epoch(row.position, cut))
 
     def finished(self, log_time_ms: int) -> History:
+        for account in self.accounts.values():
+            cut = account.cut
+            account.closings = [(period_containing(cut, period.start_ms), at) for period, at in account.closings]
         window_ms = max(policy.window_ms for policy in self.policies)
         future_ms = max(policy.future_ms for policy in self.policies)
         return History(

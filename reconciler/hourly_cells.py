@@ -37,8 +37,9 @@ class CellsComparison:
         """What differs on a partition; equal and unchecked cells go to the findings."""
         settled = await self._settled(snapshot)
         # The rows are read last: what is settled now is in them.
-        found = self._inside(await self._views.reader.hourly_cells(snapshot.partition))
-        expected = self._inside(await self._recounter.cells(snapshot, found))
+        held = await self._views.reader.hourly_cells(snapshot.partition)
+        found = self._inside({_as_known_now(snapshot, key): value for key, value in held.items()})
+        expected = self._inside(await self._recounter.cells(snapshot))
         for key in [key for key, value in expected.items() if not value and key not in found]:
             # The fold writes no cell for an event that only repeats distinct values.
             if self._aggregation(snapshot, key.meter) is Aggregation.UNIQUE:
@@ -77,6 +78,11 @@ class CellsComparison:
         archived_ms = _hour(archived.log_time_ms) if archived else 0
         limits.append(Settled(archived_ms, "the archive has not passed the arrival bucket"))
         return min(limits, key=lambda each: each.before_ms)
+
+
+def _as_known_now(snapshot: Snapshot, key: RecountKey) -> RecountKey:
+    """The cell with its period's end as it is known now; the row may be older than the binding that cut it."""
+    return key._replace(period_end_ms=snapshot.history.period(key.account, key.period_start_ms).end_ms)
 
 
 def _hour(instant_ms: int) -> int:

@@ -52,9 +52,11 @@ class IntentsComparison:
             ours = (intent.log_id, intent.livemode, intent.stripe_account) == (
                 fence.log_id, fence.livemode, fence.stripe_account,
             )  # fmt: skip
-            if ours and intent.bucket_end_ms <= published.before_ms and self._range.overlaps(told.total[2]):
-                found[told.total] = found.get(told.total, 0) + intent.delta_minor
-        expected = await self._recounter.reported(snapshot, published.before_ms, found)
+            period = snapshot.history.period(intent.account, intent.period_start_ms)
+            if ours and intent.bucket_end_ms <= published.before_ms and self._range.overlaps(period):
+                name = (intent.account, intent.meter, period)
+                found[name] = found.get(name, 0) + intent.delta_minor
+        expected = await self._recounter.reported(snapshot, published.before_ms)
         await self._waiting(snapshot, published, expected)
         # A total that did not change has no intent, so that 0 and nothing are the same here.
         equal, differing = differences(
@@ -65,7 +67,7 @@ class IntentsComparison:
         return snapshot, differing
 
     async def _waiting(self, snapshot: Snapshot, published: Published, expected: dict[TotalName, int]) -> None:
-        now = await self._recounter.reported(snapshot, snapshot.fence.log_time_ms + 1, expected)
+        now = await self._recounter.reported(snapshot, snapshot.fence.log_time_ms + 1)
         waiting = [key for key, value in now.items() if value != expected.get(key, 0) and self._range.overlaps(key[2])]
         if waiting:
             row = Row(Pair.INTENTS, Cause.IN_FLIGHT, snapshot.partition, detail=published.detail)

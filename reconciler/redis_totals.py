@@ -12,7 +12,6 @@ from reconciler.recount import Recounter, Snapshot, TotalName
 from reconciler.report import Findings, Row
 from reconciler.views import Behind, ReconcilePolicy, Snapshots, Views
 from schemas.errors import OperatorNeeded
-from schemas.periods import Period
 from schemas.rollup import Fence, TotalKey
 
 # How often totals that appear while a chunk is compared are asked for once more.
@@ -36,8 +35,8 @@ class TotalsComparison:
         """What differs on a partition; equal and unchecked values go to the findings."""
         base = await self._recounter.totals(snapshot)
         keys = await self._walked(snapshot.partition)
-        keys |= {TotalKey(account, *period) for account, _, period in base}
-        chosen = sorted(key for key in keys if self._range.overlaps(Period(*key[1:])))
+        keys |= {TotalKey(account, period.start_ms) for account, _, period in base}
+        chosen = sorted(key for key in keys if self._range.overlaps(snapshot.history.period(*key)))
         differing: list[Difference[TotalName]] = []
         for chunk in _chunks(chosen, self._policy.totals_per_read):
             differing += await self._compare(snapshot, base, chunk)
@@ -61,15 +60,15 @@ class TotalsComparison:
             fence, held = await self._store.account_totals(snapshot.partition, sorted(asked))
             at = await self._snapshots.at(snapshot.partition, _same_log(snapshot, fence))
             found = {
-                (key.account, meter, Period(*key[1:])): parse_value(text).minor
+                (key.account, meter, snapshot.history.period(*key)): parse_value(text).minor
                 for key, fields in held.items()
                 for meter, text in fields.items()
             }
             if isinstance(at, Behind):
                 self._unread(snapshot, len(found), at.detail)
                 return []
-            expected = await self._expected(snapshot, at, base, accounts, found)
-            appeared = {TotalKey(account, *period) for account, _, period in expected} - asked
+            expected = await self._expected(snapshot, at, base, accounts)
+            appeared = {TotalKey(account, period.start_ms) for account, _, period in expected} - asked
             if not appeared:
                 equal, differing = differences(expected, found)
                 self._findings.equal(Pair.REDIS, equal)
@@ -84,15 +83,12 @@ class TotalsComparison:
         at: Snapshot,
         base: Mapping[TotalName, int],
         accounts: frozenset[str],
-        found: Mapping[TotalName, int],
     ) -> dict[TotalName, int]:
         if at.fence.next_offset == snapshot.fence.next_offset:
             counted = {key: value for key, value in base.items() if key[0] in accounts}
         else:
             counted = await self._recounter.totals(at, accounts)
-        # Where the range leaves out some of an account's periods, only the others were read from Redis.
-        recounted = await self._recounter.totals_again(at, self._inside(counted), found)
-        return self._inside(recounted)
+        return self._inside(counted)
 
     def _inside(self, counted: Mapping[TotalName, int]) -> dict[TotalName, int]:
         return {key: value for key, value in counted.items() if self._range.overlaps(key[2])}

@@ -42,7 +42,8 @@ class DuplicateRow(NamedTuple):
 
 
 class HourlyRow(NamedTuple):
-    """One cell in `usage_hourly`; identity is everything up to `arrival_bucket_ms`, the highest version wins.
+    """One cell in `usage_hourly`; identity is everything up to `arrival_bucket_ms` but the period's end, which a
+    binding may cut while the period runs; the highest version wins.
 
     `value_minor` is the cell's own aggregate in minor units; `latest_time_us` and `latest_position` order the
     values of `latest` (0 otherwise). `version` = generation and position of the last contributing event.

@@ -21,7 +21,7 @@ class Intent(_Frozen):
     """The change of one total over one report bucket. Deterministic: a rebuild makes the same one.
 
     `delta_minor` = total at the bucket's end minus total at its start, for every aggregation.
-    `identifier` = hash of (livemode, Stripe account, log id, meter, account, period, bucket, delta).
+    `identifier` = hash of (livemode, Stripe account, log id, meter, account, period start, bucket, delta).
     """
 
     kind: Literal["intent"] = "intent"

@@ -61,11 +61,13 @@ class Fence(msgspec.Struct, frozen=True):
 
 
 class TotalKey(NamedTuple):
-    """One hash of totals: all meters of an account in one period."""
+    """One hash of totals: all meters of an account in one period.
+
+    A period is known by its start: a binding may cut its end while it runs.
+    """
 
     account: str
     period_start_ms: int
-    period_end_ms: int
 
 
 class UniqueKey(NamedTuple):

@@ -32,12 +32,12 @@ class Drained(NamedTuple):
 def hourly_row(cell: DirtyCell, partition: int) -> HourlyRow:
     """The `usage_hourly` row of a cell."""
     key = parse_cell_field(cell.key.field)
-    aggregation, scale, value = parse_cell_text(cell.text)
+    aggregation, scale, period_end_ms, value = parse_cell_text(cell.text)
     return HourlyRow(
         account=key.account,
         meter=key.meter,
         period_start_ms=key.period_start_ms,
-        period_end_ms=key.period_end_ms,
+        period_end_ms=period_end_ms,
         hour_ms=key.hour_ms,
         dimensions=key.dimensions,
         arrival_bucket_ms=cell.key.bucket_ms,

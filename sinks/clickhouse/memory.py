@@ -64,7 +64,7 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
     async def insert_hourly(self, rows: Sequence[HourlyRow]) -> None:
         """Keep the highest version of each cell."""
         for row in rows:
-            key = RecountKey(*row[:7])
+            key = RecountKey(*row[:7])._replace(period_end_ms=0)
             held = self.cells.get(key)
             if held is None or row.version >= held.version:
                 self.cells[key] = row

@@ -43,10 +43,10 @@ class Keys:
 
 def total_member(key: TotalKey) -> str:
     """A total's name in the index of totals."""
-    return f"{key.period_start_ms}:{key.period_end_ms}:{key.account}"
+    return f"{key.period_start_ms}:{key.account}"
 
 
 def parse_total_member(text: str) -> TotalKey:
     """The inverse of `total_member`."""
-    start, end, account = text.split(":", 2)
-    return TotalKey(account, int(start), int(end))
+    start, account = text.split(":", 1)
+    return TotalKey(account, int(start))

@@ -169,7 +169,7 @@ class Deployment:
 
     def totals(self, account: str) -> dict[str, str]:
         """The stored hash of the account's November, to be altered."""
-        return self.store._partitions[self.partition(account)].totals[TotalKey(account, NOVEMBER_MS, DECEMBER_MS)]
+        return self.store._partitions[self.partition(account)].totals[TotalKey(account, NOVEMBER_MS)]
 
     def sent(self, account: str, event_name: str) -> MeterEvent:
         """A meter event that Stripe holds."""

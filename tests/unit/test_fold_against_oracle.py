@@ -7,10 +7,10 @@ import random
 import pytest
 
 from aggregators.fields import parse_cell_field, parse_cell_text, parse_value
+from oracle.model import Oracle
 from pipeline.processors.rollup import RollupSettings
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
 from sinks.redis.memory import MemoryRollupStore
-from oracle.model import Oracle
 from tests.traffic.generate import CATALOG, HOUR_US, records
 from tests.worlds import World
 
@@ -48,7 +48,7 @@ def _cells(store: MemoryRollupStore) -> dict[tuple[str, str, int, int, str, int]
     for held in store._partitions.values():
         for bucket_field, text in held.cells.items():
             key = parse_cell_field(bucket_field.field)
-            value = parse_cell_text(text)[2].minor
+            value = parse_cell_text(text)[3].minor
             found[key.account, key.meter, key.period_start_ms, key.hour_ms, key.dimensions, bucket_field.bucket_ms] = (
                 value
             )

@@ -82,10 +82,10 @@ async def drain(gateway: Gateway) -> None:
         rows = []
         for cell in cells:
             key = parse_cell_field(cell.key.field)
-            aggregation, scale, value = parse_cell_text(cell.text)
+            aggregation, scale, period_end_ms, value = parse_cell_text(cell.text)
             rows.append(
                 HourlyRow(
-                    key.account, key.meter, key.period_start_ms, key.period_end_ms, key.hour_ms, key.dimensions,
+                    key.account, key.meter, key.period_start_ms, period_end_ms, key.hour_ms, key.dimensions,
                     cell.key.bucket_ms, aggregation, scale, value.minor, value.time_us, value.position, partition,
                     cell.version,
                 )

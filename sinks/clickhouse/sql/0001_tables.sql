@@ -42,6 +42,7 @@ ENGINE = ReplacingMergeTree
 ORDER BY (partition, position);
 
 -- One row per cell and version; the highest version is the cell's absolute value.
+-- A period is known by its start; a binding may cut its end while it runs, so the end is as last known.
 -- Periods may reach beyond the years DateTime64 can show, so their bounds are kept as integers as well.
 CREATE TABLE IF NOT EXISTS usage_hourly
 (
@@ -62,7 +63,7 @@ CREATE TABLE IF NOT EXISTS usage_hourly
 )
 ENGINE = ReplacingMergeTree(version)
 PARTITION BY toYYYYMM(fromUnixTimestamp64Milli(arrival_bucket_ms, 'UTC'))
-ORDER BY (meter, account, hour_ms, period_start_ms, period_end_ms, dimensions, arrival_bucket_ms);
+ORDER BY (meter, account, hour_ms, period_start_ms, dimensions, arrival_bucket_ms);
 
 CREATE TABLE IF NOT EXISTS control_log
 (

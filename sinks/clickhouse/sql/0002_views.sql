@@ -35,7 +35,7 @@ FROM
         account,
         meter,
         period_start_ms,
-        period_end_ms,
+        argMax(usage_hourly.period_end_ms, version) AS period_end_ms,
         hour_ms,
         dimensions,
         any(aggregation) AS kind,
@@ -47,7 +47,7 @@ FROM
         ) AS merged_minor,
         max(arrival_bucket_ms) AS last_arrival_ms
     FROM usage_hourly FINAL
-    GROUP BY account, meter, period_start_ms, period_end_ms, hour_ms, dimensions
+    GROUP BY account, meter, period_start_ms, hour_ms, dimensions
 ) AS cells;
 
 -- Every later arrival of an event; `conflict` marks one whose type or data differ from what was counted.
