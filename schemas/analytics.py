@@ -112,7 +112,8 @@ class ArchiveStore(Protocol):
     async def load_position(self, partition: int) -> ArchivePosition | None: ...
 
     async def load_controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
-        """The latest catalog row and all account and close rows before `before_position`, oldest first."""
+        """All catalog, account and close rows before `before_position`, oldest first: the policy in force when a
+        binding arrived decides when it takes effect."""
         ...
 
     async def close(self) -> None: ...

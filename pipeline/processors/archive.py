@@ -124,7 +124,8 @@ def _replayed(rows: Sequence[ControlRow]) -> tuple[Catalog | None, dict[str, Acc
     for row in rows:
         policy = catalog.policy if catalog else Policy()
         if row.kind == ControlKind.CATALOG:
-            catalog = CatalogRecord.model_validate_json(row.value).catalog
+            proposed = CatalogRecord.model_validate_json(row.value).catalog
+            catalog = proposed if catalog is None or proposed.version > catalog.version else catalog
         elif row.kind == ControlKind.ACCOUNT:
             binding = AccountRecord.model_validate_json(row.value).binding
             before = accounts.get(row.account, AccountState())

@@ -32,7 +32,7 @@ from schemas.meters import Aggregation, Meter
 from schemas.periods import Period
 from sinks.clickhouse.memory_recount import dimensions_of, feeds, recount_cells, recount_totals
 from sinks.clickhouse.reader import check_query
-from sinks.clickhouse.writer import FOLDED_KINDS, check_times, latest_catalog_only
+from sinks.clickhouse.writer import FOLDED_KINDS, check_times
 
 
 class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
@@ -86,8 +86,7 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
 
     async def load_controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
         """As `ArchiveStore` says."""
-        rows = [row for row in await self.controls(partition, before_position) if row.kind in FOLDED_KINDS]
-        return latest_catalog_only(rows)
+        return [row for row in await self.controls(partition, before_position) if row.kind in FOLDED_KINDS]
 
     async def save_drained(self, position: DrainPosition) -> None:
         """Keep the furthest."""

@@ -88,14 +88,14 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         return ArchivePosition(*rows[0]) if rows else None
 
     async def load_controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
-        """The latest catalog row and all account and close rows before `before_position`, oldest first."""
+        """All catalog, account and close rows before `before_position`, oldest first."""
         rows = await self._clickhouse.rows(
             "SELECT partition, position, kind, account, log_time_ms, value FROM control_log FINAL "
             "WHERE partition = {partition:UInt16} AND position < {before:UInt64} AND kind IN {kinds:Array(String)} "
             "ORDER BY position",
             {"partition": partition, "before": before_position, "kinds": list(FOLDED_KINDS)},
         )
-        return latest_catalog_only([ControlRow(*row) for row in rows])
+        return [ControlRow(*row) for row in rows]
 
     async def save_drained(self, position: DrainPosition) -> None:
         """Store how far `usage_hourly` reaches; one that lies behind the stored one changes nothing."""
@@ -124,9 +124,3 @@ def check_times(rows: Sequence[EventRow] | Sequence[DuplicateRow]) -> None:
     for row in rows:
         if not EVENT_TIME_MIN_US <= row.time_us <= EVENT_TIME_MAX_US:
             raise InvalidInput("time_us", f"event {row.id!r} lies outside the years 1900 to 2299; quarantine it")
-
-
-def latest_catalog_only(rows: Sequence[ControlRow]) -> list[ControlRow]:
-    """Drop all catalog rows but the last; `rows` are oldest first and stay so."""
-    catalogs = [row.position for row in rows if row.kind == ControlKind.CATALOG]
-    return [row for row in rows if row.kind != ControlKind.CATALOG or row.position == catalogs[-1]]

@@ -106,14 +106,14 @@ async def test_drain_position_only_moves_forward(both: Both) -> None:
     assert await both.store.load_drained() == {3: DrainPosition(3, 20, NOW_MS)}
 
 
-async def test_controls_come_back_oldest_first_with_only_the_latest_catalog_for_the_fold(both: Both) -> None:
-    """A rebuild starts from the catalog and the account records of its start; ticks are noise by then."""
+async def test_controls_come_back_oldest_first_with_every_catalog_for_the_fold(both: Both) -> None:
+    """A restart follows the catalogs, bindings and closings again, each under the policy of its time; ticks are noise."""
     kinds = ["genesis", "catalog", "tick", "account", "catalog", "close", "catalog"]
     rows = [ControlRow(3, at, kind, "", NOW_MS + at, f'{{"at":{at}}}') for at, kind in enumerate(kinds)]
     await both.store.insert_controls(list(reversed(rows)))
     await both.store.insert_controls(rows)
 
-    assert [row.position for row in await both.store.load_controls(3, 6)] == [3, 4, 5]
+    assert [row.position for row in await both.store.load_controls(3, 6)] == [1, 3, 4, 5]
     assert [row.position for row in await both.reader.controls(3, 6)] == [0, 1, 3, 4, 5]
     assert rows[0] == (await both.reader.controls(3, 6))[0]
     assert list(await both.reader.controls(4, 6)) == []

@@ -8,30 +8,55 @@ import pytest
 
 from aggregators.fields import parse_cell_field, parse_cell_text, parse_value
 from oracle.model import Oracle
+from oracle.rules import partition_of
 from pipeline.processors.rollup import RollupSettings
+from schemas.control import AccountRecord, CloseRecord
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
+from schemas.periods import Binding, Interval
 from sinks.redis.memory import MemoryRollupStore
-from tests.traffic.generate import CATALOG, HOUR_US, records
+from tests.traffic.generate import CATALOG, HOUR_US, account_name, records
 from tests.worlds import World
 
 MARCH_MS = 1_772_323_200_000  # 2026-03-01T00:00:00Z: the traffic crosses into April's hours through its late events
 PARTITIONS = 3
 
 
-async def _loaded(seed: int, count: int, start_ms: int) -> tuple[World, Oracle]:
-    """The same records in a log and in the oracle."""
+async def _loaded(seed: int, count: int, start_ms: int, *, controls: bool = False) -> tuple[World, Oracle]:
+    """The same records in a log and in the oracle, on request with bindings and closings among them."""
     world = World(start_ms, PARTITIONS)
     await world.start(CATALOG)
     oracle = Oracle(CATALOG, partitions=PARTITIONS)
+    chance = random.Random(seed)
     for partition in range(PARTITIONS):
         oracle.tick(partition, start_ms)
     for record in records(seed, 20, count, start_ms * 1000, partitions=PARTITIONS, span_us=5 * HOUR_US):
         world.clock.ms = max(world.clock.ms, record.sent_ms)
+        if controls and chance.random() < 0.2:
+            await _bind_or_close(world, oracle, chance)
         offset = await world.log.append(
             EVENTS_TOPIC, record.partition, record.value, key=record.key, headers=tuple(record.headers)
         )
         oracle.feed(record.partition, offset, world.clock.ms, record.value, record.headers)
     return world, oracle
+
+
+async def _bind_or_close(world: World, oracle: Oracle, chance: random.Random) -> None:
+    """Some account gets another anchor, also within an hour, or one of its periods is closed."""
+    account, now_ms = account_name(chance.randrange(20)), world.clock.ms
+    partition = partition_of(account, PARTITIONS)
+    if chance.random() < 0.2:
+        instant_ms = now_ms - chance.randrange(-2, 3) * 86_400_000
+        await world.control(partition, CloseRecord(account=account, instant_ms=instant_ms))
+        oracle.close(partition, account, instant_ms, now_ms)
+        return
+    binding = Binding(
+        effective_from_ms=(now_ms // 60_000 + chance.randrange(-300, 300)) * 60_000,
+        anchor_ms=(now_ms // 60_000 + chance.randrange(-10_000, 10_000)) * 60_000,
+        interval=chance.choice(list(Interval)),
+        interval_count=chance.choice([1, 1, 1, 2]),
+    )
+    await world.control(partition, AccountRecord(account=account, binding=binding))
+    oracle.bind(partition, account, binding.model_dump(mode="json"), now_ms)
 
 
 def _totals(store: MemoryRollupStore) -> dict[tuple[str, str, int], int]:
@@ -87,10 +112,11 @@ def _assert_equal(world: World, oracle: Oracle) -> None:
     assert cells == {key: value for key, value in _cells(store).items() if value}
 
 
+@pytest.mark.parametrize("controls", [False, True], ids=["calendar months", "bindings and closings"])
 @pytest.mark.parametrize("seed", range(8))
-async def test_any_traffic_is_counted_as_the_oracle_counts_it(seed: int) -> None:
+async def test_any_traffic_is_counted_as_the_oracle_counts_it(seed: int, controls: bool) -> None:
     """Totals, cells, counters and reasons, at a month's end, whatever the batches hold."""
-    world, oracle = await _loaded(seed, 2_000, MARCH_MS - 2 * 3_600_000)
+    world, oracle = await _loaded(seed, 2_000, MARCH_MS - 2 * 3_600_000, controls=controls)
 
     await world.fold_all()
 
@@ -106,7 +132,7 @@ async def test_any_traffic_is_counted_as_the_oracle_counts_it(seed: int) -> None
 @pytest.mark.parametrize("seed", range(8))
 async def test_flush_boundaries_and_restarts_change_nothing(seed: int) -> None:
     """Workers that die at any record boundary, with repeated records, leave the same state to the byte (I7)."""
-    world, oracle = await _loaded(seed, 1_000, MARCH_MS - 2 * 3_600_000)
+    world, oracle = await _loaded(seed, 1_000, MARCH_MS - 2 * 3_600_000, controls=bool(seed % 2))
     straight = World(0, PARTITIONS)
     straight.log, straight.store = world.log, MemoryRollupStore()
     await straight.fold_all()
