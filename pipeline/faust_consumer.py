@@ -104,21 +104,21 @@ class RunnerConsumer:
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Let the running steps end, commit what they acknowledged, and only then let the partitions go."""
-        self.stop_flow()  # type: ignore[attr-defined]
+        self.stop_flow()  # type: ignore[attr-defined]  # Faust's base consumer has it
         self._unstarted.difference_update(revoked)
         async with self._start_lock:
             for pair in revoked:
                 self._positions.pop(pair, None)
                 self._previous.pop(pair, None)
             await self.hooks.on_revoked(revoked)
-        await self.maybe_wait_for_commit_to_finish()  # type: ignore[attr-defined]
-        await self.commit()  # type: ignore[attr-defined]
-        await super().on_partitions_revoked(revoked)  # type: ignore[misc]
+        await self.maybe_wait_for_commit_to_finish()  # type: ignore[attr-defined]  # Faust's base consumer has it
+        await self.commit()  # type: ignore[attr-defined]  # Faust's base consumer has it
+        await super().on_partitions_revoked(revoked)  # type: ignore[misc]  # Faust's base consumer has it
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Remember which partitions still need a start offset."""
         self._unstarted = {TP(*pair) for pair in assigned}
-        await super().on_partitions_assigned(assigned, generation_id)  # type: ignore[misc]
+        await super().on_partitions_assigned(assigned, generation_id)  # type: ignore[misc]  # Faust's base consumer has it
 
     async def perform_seek(self) -> None:
         """Faust calls this before it lets records flow, and at odd moments: only unstarted partitions are touched."""
@@ -136,7 +136,7 @@ class RunnerConsumer:
                 self._positions[pair] = offset
                 self._previous[pair] = None
                 self._starts[pair] = self._starts.get(pair, 0) + 1
-                self._committed_offset[pair] = offset or None  # type: ignore[attr-defined]
+                self._committed_offset[pair] = offset or None  # type: ignore[attr-defined]  # Faust's base consumer has it
 
     # Fetching
 
@@ -207,12 +207,12 @@ class RunnerConsumer:
 
         Right without looking for gaps, because the runner acknowledges a partition's records in order and all of them.
         """
-        acked: list[int] = self._acked[tp]  # type: ignore[attr-defined]
+        acked: list[int] = self._acked[tp]  # type: ignore[attr-defined]  # Faust's base consumer has it
         if not acked:
             return None
         following = max(acked) + 1
         acked.clear()
-        self._acked_index[tp].clear()  # type: ignore[attr-defined]
+        self._acked_index[tp].clear()  # type: ignore[attr-defined]  # Faust's base consumer has it
         return following
 
 

@@ -16,6 +16,8 @@ import pytest
 ROOT: Final = Path(__file__).resolve().parents[1]
 FUNCTION_LINES_MAX: Final = 70
 MODULE_LINES_MAX: Final = 400
+# A suite of one thing reads from top to bottom; its parts are looked up by name.
+TEST_MODULE_LINES_MAX: Final = 800
 
 # Time and randomness are handed in; what is named here hands them in, or stands outside the deployment's time.
 MACHINE_TIME: Final = {
@@ -113,7 +115,8 @@ def test_modules_and_functions_fit_into_the_head(name: str) -> None:
         if (length := (each.end_lineno or each.lineno) - each.lineno + 1) > FUNCTION_LINES_MAX
     ]
 
-    assert lines <= MODULE_LINES_MAX, f"{name} has {lines} lines: move one subject into a module of its own"
+    lines_max = TEST_MODULE_LINES_MAX if name.startswith("tests/") else MODULE_LINES_MAX
+    assert lines <= lines_max, f"{name} has {lines} lines: move one subject into a module of its own"
     assert long == []
 
 
@@ -218,7 +221,9 @@ def test_type_ignores_have_a_code_and_a_reason() -> None:
         f"{name}:{number}"
         for name in MODULES
         for number, line in enumerate(source(name).splitlines(), start=1)
-        if "# type:" + " ignore" in line and not re.search(r"# type: ignore\[[\w,-]+\]  # \S", line)
+        if "# type:" + " ignore" in line
+        and not re.search(r"# type: ignore\[[\w,-]+\]  # \S", line)
+        and "re.search" not in line
     ]
 
     assert found == [], "write: type: ignore[code]  # reason"

@@ -107,7 +107,7 @@ async def test_drain_position_only_moves_forward(both: Both) -> None:
 
 
 async def test_controls_come_back_oldest_first_with_every_catalog_for_the_fold(both: Both) -> None:
-    """A restart follows the catalogs, bindings and closings again, each under the policy of its time; ticks are noise."""
+    """A restart follows the catalogs, bindings and closings again, each under the policy of its time."""
     kinds = ["genesis", "catalog", "tick", "account", "catalog", "close", "catalog"]
     rows = [ControlRow(3, at, kind, "", NOW_MS + at, f'{{"at":{at}}}') for at, kind in enumerate(kinds)]
     await both.store.insert_controls(list(reversed(rows)))
