@@ -44,6 +44,7 @@ class DevOptions:
     clock: str = "system"
     catalog: Path | None = None
     workers: int = 1
+    roles: tuple[str, ...] = ROLES
     environment: Mapping[str, str] = field(default_factory=dict)
     simulator_arguments: tuple[str, ...] = ()
 
@@ -159,13 +160,14 @@ class Dev:
             await apply_catalog(base, self.catalog())
         finally:
             await base.log.close()
-        for role in ROLES:
+        for role in self.options.roles:
             count = self.options.workers if role == "worker" else 1
             for number in range(count):
                 name = role if count == 1 else f"{role}-{number + 1}"
                 self.progress(f"Starting {name}")
                 await self.supervisor.start_role(name, [role], self.environment)
-        await self.supervisor.wait_ready("gateway", lambda: _answers(f"{self.gateway_url}/readyz"))
+        if "gateway" in self.options.roles:
+            await self.supervisor.wait_ready("gateway", lambda: _answers(f"{self.gateway_url}/readyz"))
         store = open_rollup_store(settings)
         try:
             await self.supervisor.wait_ready("worker", lambda: _counting(store, settings.partitions))

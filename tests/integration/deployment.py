@@ -1,0 +1,321 @@
+"""A deployment of real processes: roles that are started, killed, started again and awaited, and never outlive a test.
+
+The log, Redis and ClickHouse are read from here with the product's own drivers; what must be in them is said by the
+oracle (`tests.integration.exactness`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from pipeline.operations import quarantine_entry
+from pipeline.processes import die_with_parent
+from pipeline.processors.router import ROUTER_GROUP
+from pipeline.processors.witness import FileWitness
+from pipeline.settings import Settings, load_settings
+from pipeline.stores import Base, apply_catalog, open_base, open_rollup_store
+from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, Record
+from schemas.meters import Catalog
+from sinks.clickhouse.client import open_clickhouse
+from sinks.clickhouse.reader import ClickHouseReader
+from sinks.clickhouse.writer import ClickHouseStore
+from sinks.redis.writer import RedisRollupStore
+from tests.traffic.generate import CATALOG, TrafficRecord
+
+ROOT: Final = Path(__file__).parents[2]
+SECRET: Final = "a secret of thirty-two characters"
+PATIENCE_S: Final = 45.0
+STOP_TIMEOUT_S: Final = 40.0
+EXIT_TRANSIENT: Final = 1
+EXIT_OPERATOR: Final = 3
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    """This process's environment without its `TIDEMARK_…`, and with these variables."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEMARK_")}
+    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables}
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float = PATIENCE_S) -> None:
+    """Return once `condition` holds, which others make true; fails after `timeout_s`."""
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
+    while not await condition():
+        assert asyncio.get_running_loop().time() < deadline_s, f"timed out after {timeout_s:.0f} s: {what}"
+        await asyncio.sleep(0.02)
+
+
+class Role:
+    """One `tidemark` process. While `kept` it is started again when it dies of a kill or of something passing, as
+    every supervisor of ours does."""
+
+    def __init__(self, name: str, arguments: Iterable[str], environment: Mapping[str, str], folder: Path) -> None:
+        self.name = name
+        self.kept = True
+        self.starts = 0
+        self.codes: list[int] = []
+        self._arguments = tuple(arguments)
+        self._environment = clean_environment(**environment)
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process, which goes on in the background."""
+        self.starts += 1
+        with (self._folder / f"{self.name}.log").open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.cli", *self._arguments],
+                cwd=self._folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc; no lock of ours is held here
+            )
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> bool:
+        """kill -9; False where it is not running at the moment."""
+        if self._process is None or self._process.poll() is not None:
+            return False
+        os.killpg(self._process.pid, signal.SIGKILL)
+        return True
+
+    def tend(self) -> None:
+        """Note an end; start a kept role again. Fails where it ended with something that a restart cannot mend."""
+        if self._process is None or self._process.poll() is None:
+            return
+        code = self._process.returncode
+        self._process = None
+        self.codes.append(code)
+        if self.kept:
+            assert code in (EXIT_TRANSIENT, -signal.SIGKILL), f"{self.name} ended with {code}:\n{self.output()[-4000:]}"
+            self.start()
+
+    async def ended(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Its exit code once it has ended by itself; it is not started again."""
+        self.kept = False
+        process = self._process
+        if process is not None:
+            await asyncio.to_thread(process.wait, timeout_s)
+            self.tend()
+        return self.codes[-1]
+
+    async def stop(self) -> int:
+        """Stop in order; the exit code."""
+        self.kept = False
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+        return await self.ended()
+
+    def end(self) -> None:
+        """Whatever state it is in, it is gone afterwards."""
+        self.kept = False
+        if self.kill() and self._process is not None:
+            self._process.wait()
+
+    def output(self) -> str:
+        """All it has printed, over all its starts."""
+        return (self._folder / f"{self.name}.log").read_text(errors="replace")
+
+
+class Deployment:
+    """Roles on one log, one Redis and one ClickHouse, whose servers are the caller's.
+
+    `async with`: makes the log with the catalog, and at the end kills what still runs.
+    """
+
+    def __init__(self, folder: Path, redis_url: str, clickhouse_url: str, log_url: str = "", **variables: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.environment = {
+            "TIDEMARK_DATA_DIR": str(folder / "data"),
+            "TIDEMARK_LOG_URL": log_url or f"embedded://{folder / 'log.db'}",
+            "TIDEMARK_REDIS_URL": redis_url,
+            "TIDEMARK_CLICKHOUSE_URL": clickhouse_url,
+            "TIDEMARK_SECRET": SECRET,
+            "TIDEMARK_TICK_INTERVAL_S": "0.3",
+            "TIDEMARK_DRAIN_INTERVAL_S": "0.2",
+            **variables,
+        }
+        named: dict[str, Any] = {
+            name.removeprefix("TIDEMARK_").lower(): value for name, value in self.environment.items()
+        }
+        self.settings: Settings = load_settings(**named)
+        self.partitions = range(self.settings.partitions)
+        self.roles: dict[str, Role] = {}
+        self.base: Base
+        self.store: RedisRollupStore
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self.base = await open_base(self.settings)
+        self.store = open_rollup_store(self.settings)
+        await apply_catalog(self.base, Catalog.model_validate(CATALOG))
+        self._keeper = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for role in self.roles.values():
+            role.end()
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        await self.store.close()
+        await self.base.log.close()
+
+    async def _keep(self) -> None:
+        while True:
+            for role in self.roles.values():
+                role.tend()
+            await asyncio.sleep(0.02)
+
+    def start(self, *arguments: str, name: str = "", **variables: str) -> Role:
+        """Start `tidemark ARGUMENTS` as a role of this deployment."""
+        role = Role(name or arguments[0], arguments, {**self.environment, **variables}, self.folder)
+        self.roles[role.name] = role
+        role.start()
+        return role
+
+    async def until(
+        self, condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float = PATIENCE_S
+    ) -> None:
+        """`until`, which also fails at once where a role cannot be kept running."""
+
+        async def checked() -> bool:
+            if self._keeper is not None and self._keeper.done():
+                self._keeper.result()
+            return await condition()
+
+        await until(checked, what, timeout_s)
+
+    async def stop_roles(self) -> None:
+        """Stop all roles in order; nothing moves afterwards."""
+        codes = await asyncio.gather(*(role.stop() for role in self.roles.values() if role.kept))
+        assert not any(codes), {role.name: role.codes for role in self.roles.values()}
+
+    # What the stores and the log say
+
+    async def folded(self) -> dict[int, int]:
+        """The next offset of each partition's fence, 0 where there is none."""
+        fences = {partition: await self.store.load_fence(partition) for partition in self.partitions}
+        return {partition: fence.next_offset if fence else 0 for partition, fence in fences.items()}
+
+    async def ends(self, topic: str = EVENTS_TOPIC) -> dict[int, int]:
+        """The end of each partition of the log."""
+        return {partition: (await self.base.log.bounds(topic, partition)).next for partition in self.partitions}
+
+    async def folded_to(self, ends: Mapping[int, int]) -> None:
+        """Return once all before `ends` is folded."""
+
+        async def reached() -> bool:
+            return _covers(await self.folded(), ends)
+
+        await self.until(reached, f"folded up to {ends}")
+
+    async def at_rest(self) -> None:
+        """Return once all that is in the log now is routed, folded, archived and drained."""
+        await self.until(self._routed, "usage.inbox routed")
+        ends = await self.ends()
+        await self.folded_to(ends)
+        clickhouse = open_clickhouse(self.settings.clickhouse_url)
+        reader, hourly = ClickHouseReader(clickhouse), ClickHouseStore(clickhouse)
+
+        async def archived() -> bool:
+            positions = await reader.archive_positions()
+            return _covers({partition: each.next_offset for partition, each in positions.items()}, ends)
+
+        async def drained() -> bool:
+            positions = await hourly.load_drained()
+            if not _covers({partition: each.next_offset for partition, each in positions.items()}, ends):
+                return False
+            return not any([await self.store.duplicates(partition, 1) for partition in self.partitions])
+
+        try:
+            await self.until(archived, f"archived up to {ends}")
+            await self.until(drained, f"drained up to {ends}")
+        finally:
+            await clickhouse.close()
+
+    async def _routed(self) -> bool:
+        log = self.base.log
+        for partition, end in (await self.ends(INBOX_TOPIC)).items():
+            if end and (await log.committed(ROUTER_GROUP, INBOX_TOPIC, partition) or 0) < end:
+                return False
+        return True
+
+    async def records(self, topic: str, partition: int) -> list[Record]:
+        """All records of a partition."""
+        found: list[Record] = []
+        offset, end = await self.base.log.bounds(topic, partition)
+        while offset < end and (batch := await self.base.log.read(topic, partition, offset)):
+            found += batch
+            offset = batch[-1].next_offset
+        return found
+
+    async def quarantined(self) -> dict[tuple[int, int, int], str]:
+        """Reason by (partition, offset, place in the record) of what `usage.events` held; repeated entries are one."""
+        found: dict[tuple[int, int, int], str] = {}
+        for partition in self.partitions:
+            for record in await self.records(REJECTED_TOPIC, partition):
+                entry = quarantine_entry(record)
+                assert entry.topic == EVENTS_TOPIC
+                place = (entry.partition, entry.offset, entry.place)
+                assert found.setdefault(place, entry.reason) == entry.reason
+        return found
+
+    def delivered(self, folder: Path | None = None) -> dict[int, int]:
+        """How far each partition's records were handed to a worker with this data folder."""
+        witness = FileWitness((folder or self.settings.data_dir) / "witness")
+        return {partition: witness.delivered(partition) for partition in self.partitions}
+
+    def replayed(self) -> int:
+        """Events that were handed to a worker again after one that had them died."""
+        witness = FileWitness(self.settings.data_dir / "witness")
+        return sum(witness.replayed(partition) for partition in self.partitions)
+
+    # Traffic
+
+    async def append(self, record: TrafficRecord) -> None:
+        """Append a record of the generator to `usage.events`."""
+        await self.base.log.append(
+            EVENTS_TOPIC, record.partition, record.value, key=record.key, headers=record.headers
+        )
+
+    async def feed(self, records: Iterable[TrafficRecord], stop: asyncio.Event, backlog_records_max: int) -> int:
+        """Append until `stop`, never further ahead of the fold than `backlog_records_max` a partition, so that a
+        worker always finds work and a slow machine is not flooded. How many records."""
+        appended = 0
+        for record in records:
+            if stop.is_set():
+                break
+            if appended % 10 == 0:
+                await self._room(stop, backlog_records_max)
+            await self.append(record)
+            appended += 1
+        return appended
+
+    async def _room(self, stop: asyncio.Event, backlog_records_max: int) -> None:
+        async def room() -> bool:
+            folded, ends = await self.folded(), await self.ends()
+            return stop.is_set() or all(ends[each] - folded[each] < backlog_records_max for each in ends)
+
+        await self.until(room, "room for more traffic")
+
+
+def _covers(positions: Mapping[int, int], ends: Mapping[int, int]) -> bool:
+    return all(positions.get(partition, 0) >= end for partition, end in ends.items())

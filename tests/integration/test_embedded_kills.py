@@ -1,0 +1,130 @@
+"""The embedded shape as real processes that are killed at random instants under load: every count is exact."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from oracle.model import Oracle
+from oracle.rules import partition_of
+from pipeline.deployment import append_control
+from pipeline.local_valkey import LocalValkey
+from schemas.clock import DAY_MS, MINUTE_MS
+from schemas.control import AccountRecord, CloseRecord
+from schemas.log import INBOX_TOPIC
+from schemas.periods import Binding, Interval
+from tests.integration.deployment import Deployment, Role
+from tests.integration.exactness import check_exact
+from tests.traffic.generate import SECOND_US, Rates, account_name, events, records
+
+SEED = 20_261
+ACCOUNTS = 120
+WORKER_KILLS = 10
+WORKER_KILLS_MAX = 25
+ARCHIVE_KILLS = 3
+BACKLOG_RECORDS_MAX = 30
+EVENTS_MAX = 400_000
+INBOX_EVENTS = 400
+OUTCOMES = ("counted", "duplicate", "unmetered", "late", "rejected")
+
+
+@pytest.fixture
+async def deployment(tmp_path: Path, clickhouse_database: str) -> AsyncIterator[Deployment]:
+    with LocalValkey(tmp_path / "valkey") as valkey:
+        async with Deployment(tmp_path, valkey.url, clickhouse_database) as made:
+            yield made
+
+
+@pytest.mark.timeout(150)
+async def test_ten_kills_of_the_worker_and_some_of_archive_and_router_change_no_count(deployment: Deployment) -> None:
+    """A kill falls between any two instructions; position and content must never part (I2)."""
+    chance = random.Random(SEED)
+    worker, archive, router = (deployment.start(role) for role in ("worker", "archive", "router"))
+    await bind_and_close(deployment)
+    stop = asyncio.Event()
+    now_us = deployment.base.clock.now_ms() * 1000
+    traffic = records(
+        SEED, ACCOUNTS, EVENTS_MAX, now_us, partitions=4, batch_events_max=60, span_us=60 * SECOND_US,
+        rates=Rates(duplicate=0.05, retry=0.04, conflict=0.02, malformed=0.03, late=0.05),
+    )  # fmt: skip
+    feeding = asyncio.create_task(deployment.feed(traffic, stop, BACKLOG_RECORDS_MAX))
+    singles = asyncio.create_task(feed_inbox(deployment, now_us, chance.random()))
+
+    beside = [
+        asyncio.create_task(kill_beside(archive, random.Random(SEED + 1), ARCHIVE_KILLS)),
+        asyncio.create_task(kill_beside(router, random.Random(SEED + 2), 2)),
+    ]
+    kills = 0
+    while kills < WORKER_KILLS or (not deployment.replayed() and kills < WORKER_KILLS_MAX):
+        # Every fourth falls anywhere in a start; the others wait for progress, or there would be none.
+        if kills % 4 != 3:
+            await progress(deployment, worker)
+        await asyncio.sleep(chance.uniform(0.0, 0.3))
+        kills += worker.kill()
+    await asyncio.gather(*beside, singles)
+    stop.set()
+    appended = await feeding
+    await deployment.at_rest()
+    await deployment.stop_roles()
+
+    oracle = await check_exact(deployment)
+    assert worker.starts > kills
+    assert archive.starts > ARCHIVE_KILLS
+    assert deployment.replayed() > 0, f"{kills} kills hit no flush, so nothing was proved"
+    assert appended > 10 * kills
+    check_variety(oracle)
+
+
+async def bind_and_close(deployment: Deployment) -> None:
+    """Accounts whose periods are cut by an anchor of their own, and some whose present period is closed."""
+    now_ms = deployment.base.clock.now_ms()
+    for number in range(12):
+        account = account_name(number)
+        partition = partition_of(account, 4)
+        anchor_ms = (now_ms - 20 * DAY_MS) // MINUTE_MS * MINUTE_MS
+        binding = Binding(effective_from_ms=0, anchor_ms=anchor_ms, interval=Interval.WEEK)
+        secret = deployment.settings.secret_bytes()
+        if number % 2:
+            await append_control(
+                deployment.base.log, secret, partition, AccountRecord(account=account, binding=binding)
+            )
+        if number % 3 == 0:
+            await append_control(
+                deployment.base.log, secret, partition, CloseRecord(account=account, instant_ms=now_ms)
+            )
+
+
+async def feed_inbox(deployment: Deployment, now_us: int, draw: float) -> None:
+    """Single events by a producer that knows nothing of accounts and partitions."""
+    chance = random.Random(draw)
+    for sent in events(SEED + 7, ACCOUNTS, INBOX_EVENTS, now_us, span_us=60 * SECOND_US):
+        await deployment.base.log.append(INBOX_TOPIC, chance.randrange(4), sent.body)
+
+
+async def progress(deployment: Deployment, worker: Role) -> None:
+    """Return once the worker's present process has committed something."""
+    before, starts = await deployment.folded(), worker.starts
+
+    async def moved() -> bool:
+        return worker.running and worker.starts >= starts and await deployment.folded() != before
+
+    await deployment.until(moved, "progress of the worker")
+
+
+async def kill_beside(role: Role, chance: random.Random, kills: int) -> None:
+    """Kill a role now and then, as soon as it can have been back."""
+    while kills:
+        await asyncio.sleep(chance.uniform(2.0, 4.0))
+        kills -= role.kill()
+
+
+def check_variety(oracle: Oracle) -> None:
+    """Traffic that lacks a kind proves nothing about it."""
+    sums = oracle.counter_sums()
+    assert all(sums[outcome] for outcome in OUTCOMES), sums
+    assert oracle.conflicts
+    assert len({verdict.reason for verdict in oracle.verdicts.values()}) > 15
