@@ -5,4 +5,5 @@ pytest_plugins: list[str] = [
     "tests.services.clickhouse_stores",
     "tests.services.kafka",
     "tests.services.stripe",
+    "tests.services.valkey",
 ]

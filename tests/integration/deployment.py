@@ -191,9 +191,7 @@ class Deployment:
         role.start()
         return role
 
-    async def until(
-        self, condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float = PATIENCE_S
-    ) -> None:
+    async def until(self, condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float = PATIENCE_S) -> None:
         """`until`, which also fails at once where a role cannot be kept running."""
 
         async def checked() -> bool:
@@ -292,9 +290,7 @@ class Deployment:
 
     async def append(self, record: TrafficRecord) -> None:
         """Append a record of the generator to `usage.events`."""
-        await self.base.log.append(
-            EVENTS_TOPIC, record.partition, record.value, key=record.key, headers=record.headers
-        )
+        await self.base.log.append(EVENTS_TOPIC, record.partition, record.value, key=record.key, headers=record.headers)
 
     async def feed(self, records: Iterable[TrafficRecord], stop: asyncio.Event, backlog_records_max: int) -> int:
         """Append until `stop`, never further ahead of the fold than `backlog_records_max` a partition, so that a

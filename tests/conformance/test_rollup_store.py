@@ -1,0 +1,340 @@
+"""One suite for the rollup's store: the in-memory twin and a real Valkey must promise the same."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import pytest
+
+from pipeline.local_valkey import LocalValkey
+from schemas.clock import HOUR_MS
+from schemas.errors import Fenced, OperatorNeeded, Transient
+from schemas.meters import Catalog
+from schemas.periods import AccountState, Billing, Customer
+from schemas.rollup import (
+    BucketField,
+    Changes,
+    Counters,
+    Duplicate,
+    Fence,
+    MarkKey,
+    MarkSlice,
+    RankingKey,
+    ReadRequest,
+    RollupStore,
+    TotalKey,
+    UniqueKey,
+)
+from sinks.redis.memory import MemoryRollupStore
+from sinks.redis.writer import RedisRollupStore
+
+CATALOG = Catalog.model_validate({"version": 3, "meters": []})
+ODD_ACCOUNTS = ["a|b", "a:b:c", "{p0}", "nul\x00", "line\nbreak", "\x1f", "ü 🙂", "x" * 256]
+BUCKET = 1_000 * HOUR_MS
+
+
+def fence(next_offset: int = 0, log_time_ms: int = BUCKET) -> Fence:
+    """A fence at an offset."""
+    return Fence(
+        log_id="log",
+        partitions=4,
+        livemode=False,
+        stripe_account="acct_1",
+        generation=1,
+        next_offset=next_offset,
+        log_time_ms=log_time_ms,
+        secret_fingerprint="f",
+        catalog=CATALOG,
+        counters=Counters(received=3, counted=2, duplicate=1),
+        slices=(MarkSlice(0, 10, 64, 2),),
+    )
+
+
+async def started(store: RollupStore) -> Fence:
+    """A partition 0 with its first fence."""
+    first = fence()
+    await store.create_fence(0, first)
+    return first
+
+
+def changes(next_offset: int, account: str = "acme", total: str = "7") -> Changes:
+    """A commit of everything there is."""
+    cell = BucketField(BUCKET, f"cell\x1f{account}")
+    return Changes(
+        fence=fence(next_offset),
+        marks={MarkKey(0, 5): [1, -(2**63), 2**63 - 1]},
+        totals={TotalKey(account, 0): {"tokens": total, "peak": "-3"}},
+        rankings={RankingKey("tokens", 0): {account: 7}},
+        cells={cell: "s0:1:7"},
+        dirty={cell: 1 << 60},
+        reports={BucketField(BUCKET, f"report\x1f{account}"): "0:7:1:0:name"},
+        uniques={UniqueKey(account, "users", 0): [11, 12]},
+        accounts={account: AccountState(customers=(Customer(0, Billing.MAPPED, "cus_1"),))},
+        duplicates=[Duplicate(9, account, "id", "type", "source", -5, '{"a":1}', 6)],
+    )
+
+
+async def test_what_was_committed_is_read_back_whole(rollup_store: RollupStore) -> None:
+    """Marks, totals, cells, reports, distinct members, accounts and the fence itself."""
+    first = await started(rollup_store)
+    made = changes(5)
+    await rollup_store.commit(0, first, made)
+
+    view = await rollup_store.read(
+        0,
+        made.fence,
+        ReadRequest(
+            marks={MarkKey(0, 5): [1, 2, -(2**63)], MarkKey(1, 5): [1]},
+            totals=[TotalKey("acme", 0), TotalKey("nobody", 0)],
+            cells=[*made.cells, BucketField(BUCKET, "absent")],
+            reports=list(made.reports),
+            uniques={UniqueKey("acme", "users", 0): [11, 99]},
+            accounts=["acme", "nobody"],
+        ),
+    )
+    assert view.marks == {1, -(2**63)}
+    assert view.totals == {TotalKey("acme", 0): {"tokens": "7", "peak": "-3"}, TotalKey("nobody", 0): {}}
+    assert (view.cells, view.reports) == (made.cells, made.reports)
+    assert view.uniques == {UniqueKey("acme", "users", 0): {11}}
+    assert view.accounts == {"acme": made.accounts["acme"], "nobody": AccountState()}
+    assert await rollup_store.load_fence(0) == made.fence
+    assert await rollup_store.load_fence(1) is None
+
+
+@pytest.mark.parametrize("account", ODD_ACCOUNTS)
+async def test_accounts_of_any_characters_and_totals_beyond_doubles_are_exact(
+    rollup_store: RollupStore, account: str
+) -> None:
+    """No 2^53 anywhere but in the ranking index, and no separator an account could contain."""
+    first = await started(rollup_store)
+    await rollup_store.commit(0, first, changes(5, account, str(2**70 + 1)))
+
+    _, totals = await rollup_store.account_totals(0, [TotalKey(account, 0)])
+    assert totals[TotalKey(account, 0)]["tokens"] == str(2**70 + 1)
+    assert await rollup_store.total_keys(0, 0, 10) == (0, [TotalKey(account, 0)])
+    assert await rollup_store.ranking(0, RankingKey("tokens", 0), 5) == [(account, 7)]
+    (cell,) = (await rollup_store.dirty(0, 10))[1]
+    assert (cell.key.field, cell.version) == (f"cell\x1f{account}", 1 << 60)
+    assert list(await rollup_store.reports(0, BUCKET, 10)) == [f"report\x1f{account}"]
+    assert (await rollup_store.duplicates(0, 10))[0].account == account
+
+
+async def test_a_worker_that_believes_an_old_fence_changes_nothing(rollup_store: RollupStore) -> None:
+    """The zombie of a rebalance: both reads and commits are refused (I2)."""
+    first = await started(rollup_store)
+    await rollup_store.commit(0, first, changes(5))
+
+    with pytest.raises(Fenced):
+        await rollup_store.read(0, first, ReadRequest())
+    with pytest.raises(Fenced):
+        await rollup_store.commit(0, first, changes(6, total="999"))
+    assert await rollup_store.load_fence(0) == fence(5)
+    assert (await rollup_store.account_totals(0, [TotalKey("acme", 0)]))[1] == {
+        TotalKey("acme", 0): {"tokens": "7", "peak": "-3"}
+    }
+
+
+async def test_there_is_one_first_fence(rollup_store: RollupStore) -> None:
+    """Two workers that start at once on a new partition: one of them is refused."""
+    answers = await asyncio.gather(
+        rollup_store.create_fence(0, fence()), rollup_store.create_fence(0, fence()), return_exceptions=True
+    )
+
+    assert [type(answer) for answer in answers if answer is not None] == [Fenced]
+
+
+async def test_a_dirty_entry_whose_version_moved_is_kept(rollup_store: RollupStore) -> None:
+    """The drain wrote the older value; the newer one must still be written."""
+    first = await started(rollup_store)
+    await rollup_store.commit(0, first, changes(5))
+    _, drained = await rollup_store.dirty(0, 10)
+    moved = changes(6)
+    newer = moved._replace(dirty=dict.fromkeys(moved.dirty, (1 << 60) + 1))
+    await rollup_store.commit(0, fence(5), newer)
+
+    await rollup_store.confirm_dirty(0, drained)
+    ((left,),) = [(await rollup_store.dirty(0, 10))[1]]
+    assert left.version == (1 << 60) + 1
+
+    await rollup_store.confirm_dirty(0, [left])
+    await rollup_store.confirm_dirty(0, [left])
+    assert (await rollup_store.dirty(0, 10))[1] == []
+
+
+async def test_only_closed_and_drained_buckets_are_dropped(rollup_store: RollupStore) -> None:
+    """A cell is dropped once log time has passed its bucket and nothing of it is dirty."""
+    first = await started(rollup_store)
+    made = changes(5)
+    await rollup_store.commit(0, first, made)
+    closing = Changes(fence=fence(6, BUCKET + HOUR_MS))
+
+    async def cells(at: Fence) -> int:
+        return len((await rollup_store.read(0, at, ReadRequest(cells=list(made.cells)))).cells)
+
+    _, drained = await rollup_store.dirty(0, 10)
+    await rollup_store.drop_closed_buckets(0)
+    assert await cells(made.fence) == 1
+    await rollup_store.commit(0, made.fence, closing)
+    await rollup_store.drop_closed_buckets(0)
+    assert await cells(closing.fence) == 1
+    await rollup_store.confirm_dirty(0, drained)
+    await rollup_store.drop_closed_buckets(0)
+    assert await cells(closing.fence) == 0
+
+
+async def test_reports_and_duplicates_are_forgotten_when_confirmed(rollup_store: RollupStore) -> None:
+    """And their buckets with them; confirming twice is harmless."""
+    first = await started(rollup_store)
+    await rollup_store.commit(0, first, changes(5))
+    assert await rollup_store.report_buckets(0) == (fence(5), [BUCKET])
+
+    for _ in range(2):
+        await rollup_store.confirm_reports(0, BUCKET, list(await rollup_store.reports(0, BUCKET, 10)))
+        await rollup_store.confirm_duplicates(0, [each.position for each in await rollup_store.duplicates(0, 10)])
+    assert await rollup_store.report_buckets(0) == (fence(5), [])
+    assert await rollup_store.duplicates(0, 10) == []
+
+
+async def test_expired_marks_are_gone(rollup_store: RollupStore) -> None:
+    """By log time, in the commit; no server's clock decides what a duplicate is."""
+    first = await started(rollup_store)
+    await rollup_store.commit(0, first, changes(5))
+    await rollup_store.commit(0, fence(5), Changes(fence=fence(6), expired_marks=[MarkKey(0, 5)]))
+
+    assert (await rollup_store.read(0, fence(6), ReadRequest(marks={MarkKey(0, 5): [1]}))).marks == frozenset()
+
+
+async def test_an_emptied_store_is_told_from_a_moved_fence(rollup_store: RollupStore, valkey: LocalValkey) -> None:
+    """The remedy is another one, so the error is."""
+    first = await started(rollup_store)
+    if isinstance(rollup_store, MemoryRollupStore):
+        rollup_store.empty()
+    else:
+        assert isinstance(rollup_store, RedisRollupStore)
+        await asyncio.to_thread(rollup_store.server.run, [("DEL", rollup_store.keys(0).fence)])
+
+    with pytest.raises(OperatorNeeded, match="gone"):
+        await rollup_store.read(0, first, ReadRequest())
+    with pytest.raises(OperatorNeeded, match="gone"):
+        await rollup_store.commit(0, first, changes(5))
+
+
+# What only the real server can show
+
+
+@pytest.fixture
+def redis_store(valkey: LocalValkey) -> RedisRollupStore:
+    """A store on the session's Valkey."""
+    return RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+
+
+async def test_a_commit_between_read_and_commit_fences_the_slower_worker(
+    redis_store: RedisRollupStore, valkey: LocalValkey
+) -> None:
+    """WATCH broken by another connection: EXEC writes nothing."""
+    first = await started(redis_store)
+    other = RedisRollupStore(valkey.url, namespace=redis_store.namespace)
+    await redis_store.read(0, first, ReadRequest())
+    await other.commit(0, first, changes(5))
+
+    with pytest.raises(Fenced):
+        await redis_store.commit(0, first, changes(5, "zombie"))
+    assert (await other.account_totals(0, [TotalKey("zombie", 0)]))[1] == {TotalKey("zombie", 0): {}}
+    await other.close()
+    await redis_store.close()
+
+
+async def test_an_abandoned_read_does_not_spoil_the_next_commit(redis_store: RedisRollupStore) -> None:
+    """A WATCH that a failed flush left behind is dropped by the next read."""
+    first = await started(redis_store)
+    await redis_store.read(0, first, ReadRequest())
+    await redis_store.commit(0, first, Changes(fence=fence(1)))
+    await redis_store.read(0, fence(1), ReadRequest())
+    await redis_store.read(0, fence(1), ReadRequest())
+    await redis_store.commit(0, fence(1), changes(2))
+
+    assert await redis_store.load_fence(0) == fence(2)
+    await redis_store.close()
+
+
+async def test_a_key_of_another_type_stops_the_worker_in_the_read(redis_store: RedisRollupStore) -> None:
+    """Somebody else writes under our keys: no half of a commit may be applied."""
+    first = await started(redis_store)
+    key = redis_store.keys(0).total(TotalKey("acme", 0))
+    await asyncio.to_thread(redis_store.server.run, [("SET", key, "text")])
+
+    with pytest.raises(OperatorNeeded, match="WRONGTYPE"):
+        await redis_store.read(0, first, ReadRequest(totals=[TotalKey("acme", 0)]))
+    await redis_store.close()
+
+
+async def test_marks_stay_integer_sets(redis_store: RedisRollupStore) -> None:
+    """Eight bytes a mark; a hash table would take five times that."""
+    first = await started(redis_store)
+    marks = {MarkKey(0, 1): list(range(-10_000, 10_000))}
+    await redis_store.commit(0, first, changes(5)._replace(marks=marks))
+
+    key = redis_store.keys(0).mark(MarkKey(0, 1))
+    assert await asyncio.to_thread(redis_store.server.run, [("OBJECT", "ENCODING", key)]) == ["intset"]
+    assert await redis_store.check() == []
+    await redis_store.close()
+
+
+async def test_settings_that_endanger_the_counts_are_named(redis_store: RedisRollupStore) -> None:
+    """Eviction reads as zero usage."""
+    run = redis_store.server.run
+    await asyncio.to_thread(run, [("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")])
+    await asyncio.to_thread(run, [("CONFIG", "SET", "set-max-intset-entries", "512")])
+    try:
+        problems = await redis_store.check()
+    finally:
+        await asyncio.to_thread(run, [("CONFIG", "SET", "maxmemory-policy", "noeviction")])
+        await asyncio.to_thread(run, [("CONFIG", "SET", "set-max-intset-entries", "65536")])
+
+    assert [problem.split(" ")[0] for problem in problems] == ["maxmemory-policy", "set-max-intset-entries"]
+    await redis_store.close()
+
+
+async def test_a_killed_server_keeps_every_commit(redis_store: RedisRollupStore, valkey: LocalValkey) -> None:
+    """The append-only file is written before the answer; meanwhile the store says that it does not answer."""
+    first = await started(redis_store)
+    await redis_store.commit(0, first, changes(5))
+    valkey.kill()
+    with pytest.raises(Transient):
+        await redis_store.load_fence(0)
+    # Not in a thread: the server is tied to the life of the thread that starts it.
+    valkey.start()
+
+    assert await redis_store.load_fence(0) == fence(5)
+    await redis_store.close()
+
+
+async def test_a_lost_answer_leaves_all_of_a_commit_or_nothing(valkey: LocalValkey) -> None:
+    """The connection dies after EXEC was sent: the fence tells that everything was applied."""
+    namespace = f"test-{uuid.uuid4().hex[:12]}"
+    direct = RedisRollupStore(valkey.url, namespace=namespace)
+    first = await started(direct)
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", valkey.port)
+        while data := await reader.read(65_536):
+            upstream_writer.write(data)
+            answer = await upstream_reader.read(65_536)
+            if b"EXEC" in data:
+                break
+            writer.write(answer)
+        upstream_writer.close()
+        writer.close()
+
+    proxy = await asyncio.start_server(forward, "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    through = RedisRollupStore(f"redis://127.0.0.1:{port}", namespace=namespace)
+    with pytest.raises(Transient):
+        await through.commit(0, first, changes(5))
+
+    assert await direct.load_fence(0) == fence(5)
+    assert (await direct.account_totals(0, [TotalKey("acme", 0)]))[1][TotalKey("acme", 0)]["tokens"] == "7"
+    await through.close()
+    await direct.close()
+    proxy.close()

@@ -1,0 +1,32 @@
+"""A real Valkey server for the session, and a store of its own for each test."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from pipeline.local_valkey import LocalValkey
+from schemas.rollup import RollupStore
+from sinks.redis.memory import MemoryRollupStore
+from sinks.redis.writer import RedisRollupStore
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalValkey]:
+    """The session's server, with the append-only file on."""
+    with LocalValkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest_asyncio.fixture(params=["twin", "service"])
+async def rollup_store(request: pytest.FixtureRequest, valkey: LocalValkey) -> AsyncIterator[RollupStore]:
+    """An empty rollup store: the in-memory twin, then Redis in a namespace of its own."""
+    if request.param == "twin":
+        yield MemoryRollupStore()
+        return
+    store = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    yield store
+    await store.close()
