@@ -15,8 +15,8 @@ START_MS: Final = MONTH_END_MS - 70 * MINUTE_MS
 END_MS: Final = MONTH_END_MS + 110 * MINUTE_MS
 # Grace is an hour; five minutes more keep usage away from the instant at which lateness would be a race.
 LATE_FROM_MS: Final = MONTH_END_MS + 65 * MINUTE_MS
-# All arrival hours and report buckets of the traffic are closed from here on.
-CLOSED_MS: Final = MONTH_END_MS + 2 * HOUR_MS + MINUTE_MS
+# As in the demo's catalog; a whole number of hours, so that arrival hours close with the report buckets.
+REPORT_INTERVAL_MS: Final = 2 * HOUR_MS
 
 ACCOUNTS: Final = tuple(f"acct_{number:04d}" for number in range(220))
 # What each customer uses of the application, by account number modulo three.

@@ -27,7 +27,7 @@ from pipeline.settings import Settings
 from pipeline.stores import open_base, open_rollup_store
 from reconciler.causes import Cause, Pair, Verdict
 from reconciler.report import Report
-from schemas.clock import HOUR_MS, MINUTE_MS
+from schemas.clock import MINUTE_MS
 from schemas.control import AccountRecord
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC
@@ -97,6 +97,7 @@ class Demo:
             screen.step,
         )
         self._settings: Settings | None = None
+        self._closed_ms: int | None = None
 
     @property
     def settings(self) -> Settings:
@@ -241,25 +242,27 @@ class Demo:
         """What is still under way, or nothing."""
         from demo.settled import unsettled_intents
 
-        if self.clock.now_ms() < plan.CLOSED_MS:
-            return "the simulated hour to end"
+        counters, _ = await redis_counters(self.settings)
+        if counters["received"] < self.story.traffic["sent"]:
+            return f"{self.story.traffic['sent'] - counters['received']} events to be folded"
+        if self._closed_ms is None:
+            # Everything is in: the simulated clock goes on to where the last hour and report bucket are closed.
+            self._closed_ms = (self.clock.now_ms() // plan.REPORT_INTERVAL_MS + 1) * plan.REPORT_INTERVAL_MS
+            at_ms = self._closed_ms + MINUTE_MS
+            write_clock(self._clock_path, ScaledClock(SystemClock().now_ms(), at_ms, plan.FACTOR))
         archived, drained = await reader.archive_positions(), await hourly.load_drained()
-        sent = 0
         for partition in range(self.settings.partitions):
             fence = await store.load_fence(partition)
             end = (await log.bounds(EVENTS_TOPIC, partition)).next
-            if fence is None or fence.next_offset < end - WORKERS_LAG_MAX or fence.log_time_ms < plan.CLOSED_MS:
-                return f"partition {partition} to be folded"
-            sent += fence.counters.received
+            if fence is None or fence.log_time_ms < self._closed_ms:
+                return f"partition {partition} to pass the hour"
             if partition not in archived or archived[partition].next_offset < end - WORKERS_LAG_MAX:
                 return f"partition {partition} to be archived"
-            if partition not in drained or drained[partition].log_time_ms < plan.CLOSED_MS:
+            if partition not in drained or drained[partition].log_time_ms < self._closed_ms:
                 return f"partition {partition} to be drained to ClickHouse"
             _, buckets = await store.report_buckets(partition)
-            if any(bucket + 2 * HOUR_MS <= plan.CLOSED_MS for bucket in buckets):
+            if any(bucket + plan.REPORT_INTERVAL_MS <= self._closed_ms for bucket in buckets):
                 return f"reports of partition {partition} to be written"
-        if sent < self.story.traffic["sent"]:
-            return f"the router: {self.story.traffic['sent'] - sent} events"
         pending = await unsettled_intents(log, self.settings.partitions)
         return f"Stripe: {pending} reports" if pending else ""
 
