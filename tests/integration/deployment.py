@@ -54,11 +54,12 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout_s: 
 
 class Role:
     """One `tidemark` process. While `kept` it is started again when it dies of a kill or of something passing, as
-    every supervisor of ours does."""
+    a supervisor does; `lost` says that it ended with something that a restart cannot mend."""
 
     def __init__(self, name: str, arguments: Iterable[str], environment: Mapping[str, str], folder: Path) -> None:
         self.name = name
         self.kept = True
+        self.lost = False
         self.starts = 0
         self.codes: list[int] = []
         self._arguments = tuple(arguments)
@@ -100,25 +101,33 @@ class Role:
         code = self._process.returncode
         self._process = None
         self.codes.append(code)
-        if self.kept:
-            assert code in (EXIT_TRANSIENT, -signal.SIGKILL), f"{self.name} ended with {code}:\n{self.output()[-4000:]}"
+        if self.kept and code in (EXIT_TRANSIENT, -signal.SIGKILL):
             self.start()
+        elif self.kept:
+            self.kept, self.lost = False, True
 
-    async def ended(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
-        """Its exit code once it has ended by itself; it is not started again."""
-        self.kept = False
-        process = self._process
-        if process is not None:
-            await asyncio.to_thread(process.wait, timeout_s)
-            self.tend()
-        return self.codes[-1]
+    async def refusal(self) -> str:
+        """What it said last, once it has ended because an operator must choose; the test goes on without it."""
+
+        async def gave_up() -> bool:
+            return self.lost
+
+        await until(gave_up, f"{self.name} to give up")
+        self.lost = False
+        assert self.codes[-1] == EXIT_OPERATOR, self.output()
+        assert "Traceback" not in self.output(), self.output()
+        return self.output().splitlines()[-1]
 
     async def stop(self) -> int:
         """Stop in order; the exit code."""
         self.kept = False
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-        return await self.ended()
+        process = self._process
+        if process is not None:
+            if process.poll() is None:
+                process.terminate()
+            await asyncio.to_thread(process.wait, STOP_TIMEOUT_S)
+            self.tend()
+        return self.codes[-1]
 
     def end(self) -> None:
         """Whatever state it is in, it is gone afterwards."""
@@ -195,8 +204,8 @@ class Deployment:
         """`until`, which also fails at once where a role cannot be kept running."""
 
         async def checked() -> bool:
-            if self._keeper is not None and self._keeper.done():
-                self._keeper.result()
+            for role in self.roles.values():
+                assert not role.lost, f"{role.name} ended with {role.codes}:\n{role.output()[-4000:]}"
             return await condition()
 
         await until(checked, what, timeout_s)
