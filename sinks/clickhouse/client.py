@@ -72,7 +72,8 @@ def connect_engine(path: str) -> EngineConnection:
     import chdb  # 500 MB of library: only those who own an engine pay for it
 
     try:
-        return cast("EngineConnection", chdb.connect(path))
+        connect: Any = chdb.connect  # some builds ship no types for it
+        return cast("EngineConnection", connect(path))
     except RuntimeError as error:
         raise OperatorNeeded(
             f"cannot open the ClickHouse directory {path}: {error}; only one process may have it open: "

@@ -64,7 +64,7 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
     async def insert_hourly(self, rows: Sequence[HourlyRow]) -> None:
         """Keep the highest version of each cell."""
         for row in rows:
-            key = RecountKey(*row[:7])._replace(period_end_ms=0)
+            key = RecountKey(*row[:3], *row[4:7])
             held = self.cells.get(key)
             if held is None or row.version >= held.version:
                 self.cells[key] = row
@@ -168,6 +168,11 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
             if held_partition == partition and at < before_position and row.kind != ControlKind.TICK
         ]
         return sorted(rows, key=lambda row: row.position)
+
+    async def archived_events(self, partition: int, before_position: int) -> int:
+        """How many events of a partition are held below a position, each identity once, at its first arrival."""
+        rows = self.events.values()
+        return sum(row.partition == partition and row.position < before_position for row in rows)
 
     async def archive_positions(self) -> Mapping[int, ArchivePosition]:
         """As `UsageReader` says."""

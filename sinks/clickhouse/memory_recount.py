@@ -45,7 +45,7 @@ def recount_cells(events: Iterable[EventRow], request: RecountRequest) -> dict[R
         key = RecountKey(
             each.event.account,
             each.meter.slug,
-            *each.period,
+            each.period.start_ms,
             each.event.time_us // 1000 // HOUR_MS * HOUR_MS,
             each.feed.dimensions,
             each.event.log_time_ms // HOUR_MS * HOUR_MS,
@@ -105,7 +105,7 @@ def _period(event: EventRow, request: RecountRequest) -> Period:
         if at <= event.position:
             grace_ms = each_ms
     boundaries = request.boundaries.get(event.account, ())
-    closed = {period.start_ms for period, at in request.closings.get(event.account, ()) if at < event.position}
+    closed = {start_ms for start_ms, at in request.closings.get(event.account, ()) if at < event.position}
     period = _containing(event.time_us // 1000, boundaries)
     if period.end_ms + grace_ms > event.log_time_ms and period.start_ms not in closed:
         return period

@@ -121,8 +121,8 @@ class ClickHouseReader(UsageReader):
         statements = cell_statements(request)
         for row in await self._rows_of(statements):
             meter = statements.meters[row[0]]
-            dimensions = _dimension_json(dict(zip(sorted(meter.dimensions), row[5], strict=False))).decode()
-            cells[RecountKey(row[1], meter.slug, row[2], row[3], row[4], dimensions, row[6])] = int(row[7])
+            dimensions = _dimension_json(dict(zip(sorted(meter.dimensions), row[4], strict=False))).decode()
+            cells[RecountKey(row[1], meter.slug, row[2], row[3], dimensions, row[5])] = int(row[6])
         return cells
 
     async def recount_totals(
@@ -141,11 +141,11 @@ class ClickHouseReader(UsageReader):
     async def hourly_cells(self, partition: int) -> Mapping[RecountKey, int]:
         """Value per cell as `usage_hourly` has it."""
         rows = await self._clickhouse.rows(
-            "SELECT account, meter, period_start_ms, period_end_ms, hour_ms, dimensions, arrival_bucket_ms, "
+            "SELECT account, meter, period_start_ms, hour_ms, dimensions, arrival_bucket_ms, "
             "value_minor FROM usage_hourly FINAL WHERE partition = {partition:UInt16}",
             {"partition": partition},
         )
-        return {RecountKey(*row[:7]): int(row[7]) for row in rows}
+        return {RecountKey(*row[:6]): int(row[6]) for row in rows}
 
     async def conflicts(self) -> Sequence[tuple[str, str, int]]:
         """(account, event id, count) of events that arrived again with another type or data, by account and id."""
@@ -162,6 +162,14 @@ class ClickHouseReader(UsageReader):
             {"partition": partition, "before": before_position},
         )
         return [ControlRow(*row) for row in rows]
+
+    async def archived_events(self, partition: int, before_position: int) -> int:
+        """How many events of a partition are held below a position, each identity once, at its first arrival."""
+        rows = await self._clickhouse.rows(
+            "SELECT count() FROM usage_events FINAL WHERE partition = {partition:UInt16} AND position < {before:UInt64}",
+            {"partition": partition, "before": before_position},
+        )
+        return int(rows[0][0])
 
     async def archive_positions(self) -> Mapping[int, ArchivePosition]:
         """How far `usage_events` reaches, per partition."""

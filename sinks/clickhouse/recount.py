@@ -44,18 +44,18 @@ class Statements(NamedTuple):
 
 
 def cell_statements(request: RecountRequest) -> Statements:
-    """Statements whose rows are (meter number, account, period start, end, hour, dimension values, bucket, value).
+    """Statements whose rows are (meter number, account, period start, hour, dimension values, bucket, value).
 
     The dimension values are in the order of their names; there may be more of them than the meter has dimensions.
     """
-    key = "meter, account, period_start_ms, period_end_ms, hour_ms, dimensions, bucket_ms"
+    key = "meter, account, period_start_ms, hour_ms, dimensions, bucket_ms"
     additive, unique = _by_kind(request.meters)
     statements = []
     if additive:
         source = _periods(request, additive, None)
         statements.append(f"SELECT {key}, {_merged(additive)} FROM ({source}) GROUP BY {key}")
     if unique:
-        seen = "min(position) OVER (PARTITION BY meter, account, period_start_ms, period_end_ms, value)"
+        seen = "min(position) OVER (PARTITION BY meter, account, period_start_ms, value)"
         source = f"SELECT *, {seen} AS first_position FROM ({_periods(request, unique, None)})"
         counted = "toInt128(countIf(position = first_position))"
         statements.append(f"SELECT {key}, {counted} FROM ({source}) GROUP BY {key}")
@@ -167,7 +167,7 @@ def _accounts(request: RecountRequest) -> str:
             name,
             [period.start_ms for period in request.boundaries.get(name, ())],
             [period.end_ms for period in request.boundaries.get(name, ())],
-            [period.start_ms for period, _ in request.closings.get(name, ())],
+            [start_ms for start_ms, _ in request.closings.get(name, ())],
             [at for _, at in request.closings.get(name, ())],
         )
         for name in names
