@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.clock import DAY_MS
@@ -90,11 +89,12 @@ class Settings(BaseSettings):
             raise ValueError("must have 16 characters or more; make one with: openssl rand -hex 32")
         return value
 
-    @model_validator(mode="after")
-    def _insync_within_replication(self) -> Self:
-        if self.min_insync_replicas > self.replication:
-            raise ValueError("min_insync_replicas cannot exceed replication")
-        return self
+    @field_validator("min_insync_replicas")
+    @classmethod
+    def _insync_within_replication(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("replication", value):
+            raise ValueError("must not be above TIDEMARK_REPLICATION")
+        return value
 
     def secret_bytes(self) -> bytes:
         """The deployment secret. Raises `InvalidInput` where none is set."""
@@ -136,4 +136,4 @@ def load_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = "TIDEMARK_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise InvalidInput(name, first["msg"]) from error
+        raise InvalidInput(name, first["msg"].removeprefix("Value error, ")) from error

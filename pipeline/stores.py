@@ -110,7 +110,7 @@ def read_catalog(path: Path | None) -> Catalog:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "catalog"
-        raise InvalidInput(f"{source.name}: {field}", first["msg"]) from error
+        raise InvalidInput(f"{source.name}: {field}", first["msg"].removeprefix("Value error, ")) from error
 
 
 async def apply_catalog(base: Base, catalog: Catalog) -> None:

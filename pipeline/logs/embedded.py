@@ -199,11 +199,11 @@ class SqliteLog:
             os.close(descriptor)
 
     def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._reader = connect(self.path)
             create_layout(self._reader, self.path)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise OperatorNeeded(f"cannot open the log at {self.path}: {error}. Name a writable file") from error
         self._refresh()
 

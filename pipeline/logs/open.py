@@ -29,7 +29,7 @@ def embedded_path(url: str) -> Path:
     path = url.removeprefix(EMBEDDED_SCHEME)
     if not path or path.endswith("/"):
         raise InvalidInput(
-            "log URL", f"{url!r} names no file: write embedded://PATH, such as embedded://.tidemark/log.db"
+            "TIDEMARK_LOG_URL", f"{url!r} names no file: write embedded://PATH, such as embedded://.tidemark/log.db"
         )
     return Path(path)
 
@@ -38,7 +38,7 @@ def kafka_servers(url: str) -> list[str]:
     """The `HOST:PORT` entries of a `kafka://` URL."""
     servers = [server.strip() for server in url.removeprefix(KAFKA_SCHEME).split(",")]
     if not url.startswith(KAFKA_SCHEME) or not all(_is_server(server) for server in servers):
-        raise InvalidInput("log URL", f"{url!r} is neither embedded://PATH nor kafka://HOST:PORT[,HOST:PORT]")
+        raise InvalidInput("TIDEMARK_LOG_URL", f"{url!r} is neither embedded://PATH nor kafka://HOST:PORT[,HOST:PORT]")
     return servers
 
 
