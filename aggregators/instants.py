@@ -11,10 +11,11 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from schemas.clock import DAY_MS, HOUR_US, SECOND_US
+from schemas.clock import DAY_MS, HOUR_US, SECOND_MS, SECOND_US
+from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS
 
 _SHAPE: Final = re.compile(
-    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,15}))?"
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
 )
 _SECONDS_US: Final = {f"{number:02d}": number * SECOND_US for number in range(60)}
@@ -55,7 +56,8 @@ def civil_from_days(days: int) -> tuple[int, int, int]:
 def parse_instant_us(text: str) -> int | None:
     """Microseconds since 1970-01-01T00:00:00Z of an RFC 3339 text, finer digits cut off; None if it is not one.
 
-    An offset is required and leap seconds (`:60`) are refused, as in most clocks.
+    An offset is required. Leap seconds (`:60`) are refused, as in most clocks, and so is an instant that its offset
+    moves out of the years 1 to 9999.
     """
     if len(text) in (20, 24) and text[-1] == "Z":
         minute_us, second_us = _minute_us(text[:17]), _SECONDS_US.get(text[17:19])
@@ -89,6 +91,8 @@ def _parse_slowly(text: str) -> int | None:
             return None
         offset_s = offset_hour * 3600 + offset_minute * 60
         seconds += -offset_s if shape[8] == "+" else offset_s
+    if not INSTANT_MIN_MS <= seconds * SECOND_MS <= INSTANT_MAX_MS:
+        return None
     return seconds * SECOND_US + int((shape[7] or "").ljust(6, "0")[:6])
 
 

@@ -88,6 +88,8 @@ def definition_change(held: Catalog | None, proposed: Catalog) -> str | None:
     for span in ("window_ms", "report_interval_ms"):
         if getattr(held.policy, span) != getattr(proposed.policy, span):
             return f"policy.{span} cannot change: marks and reports are cut by it"
+    if proposed.version > held.version and proposed.policy.future_ms < held.policy.future_ms:
+        return "policy.future_ms cannot become smaller: a binding could cut before usage that is counted already"
     for meter in proposed.meters:
         before = held.meter(meter.slug)
         if before is None:

@@ -89,23 +89,28 @@ def is_closed(state: AccountState, period: Period, grace_ms: int, log_time_ms: i
     return period.end_ms + grace_ms <= log_time_ms or period.start_ms in state.closed_start_ms
 
 
-def open_period(state: AccountState, grace_ms: int, log_time_ms: int) -> Period:
+def open_period(state: AccountState, log_time_ms: int) -> Period:
     """Where late usage is carried: the period of the log time, or the first one after it that is not closed."""
     period = period_at(state, log_time_ms)
     for _ in state.closed_start_ms:
-        if not is_closed(state, period, grace_ms, log_time_ms):
+        # None of these has ended, so that only a record can have closed it.
+        if period.start_ms not in state.closed_start_ms:
             break
         period = period_at(state, period.end_ms)
     return period
 
 
 def with_binding(state: AccountState, binding: Binding, future_ms: int, log_time_ms: int) -> AccountState:
-    """The state after a binding record. It takes effect beyond every event accepted so far at the earliest, that is
-    after log time + `future_ms`, at a whole minute: what is counted never changes its period. It replaces bindings
-    that would take effect after it."""
-    earliest_ms = (log_time_ms + future_ms) // MINUTE_MS * MINUTE_MS + MINUTE_MS
-    effective_ms = max(binding.effective_from_ms, earliest_ms)
-    kept = tuple(held for held in state.bindings if held.effective_from_ms < effective_ms)
+    """The state after a binding record. What is counted never changes its period: it takes effect, at the earliest,
+    beyond every event accepted so far, that is after log time + `future_ms`, at a whole minute, and not before the
+    period into which usage is carried now. It replaces bindings that would take effect after it."""
+    beyond_ms = (log_time_ms + future_ms) // MINUTE_MS * MINUTE_MS + MINUTE_MS
+    # Where the running period is closed, usage may be counted already in one that lies ahead: its start must stay.
+    carried_ms = open_period(state, log_time_ms).start_ms
+    effective_ms = max(binding.effective_from_ms, beyond_ms, carried_ms)
+    kept = tuple(
+        held for held in state.bindings if held.effective_from_ms < effective_ms or held.effective_from_ms <= carried_ms
+    )
     placed = binding.model_copy(update={"effective_from_ms": effective_ms})
     named = Customer(binding.effective_from_ms, binding.billing, binding.stripe_customer)
     before = tuple(each for each in state.customers if each.from_ms < named.from_ms)
@@ -114,10 +119,11 @@ def with_binding(state: AccountState, binding: Binding, future_ms: int, log_time
     )
 
 
-def with_closing(state: AccountState, instant_ms: int, grace_ms: int, log_time_ms: int) -> AccountState:
-    """The state after a close record; closings that grace has overtaken are dropped."""
+def with_closing(state: AccountState, instant_ms: int, window_ms: int, log_time_ms: int) -> AccountState:
+    """The state after a close record. Closings of periods that ended a window ago are dropped: no event of them is
+    accepted any more, whatever a later policy says of grace."""
     start_ms = period_at(state, instant_ms).start_ms
-    kept = {held for held in state.closed_start_ms if period_at(state, held).end_ms + grace_ms > log_time_ms}
+    kept = {held for held in state.closed_start_ms if period_at(state, held).end_ms + window_ms > log_time_ms}
     return state.model_copy(update={"closed_start_ms": tuple(sorted(kept | {start_ms}))})
 
 

@@ -100,7 +100,7 @@ def place(scan: Scan, states: Mapping[str, AccountState]) -> Placement:
             if quarantines_late(step.contributions):
                 placed.append(Placed(step, period, late=True, kept_out=True))
             else:
-                carried = open_period(state, policy.grace_ms, step.log_time_ms)
+                carried = open_period(state, step.log_time_ms)
                 placed.append(Placed(step, carried, late=True, kept_out=False))
         else:
             placed.append(Placed(step, period, late=False, kept_out=False))
@@ -110,7 +110,7 @@ def place(scan: Scan, states: Mapping[str, AccountState]) -> Placement:
 def _followed(state: AccountState, step: AccountControl, policy: Policy) -> AccountState:
     if isinstance(step.control, AccountRecord):
         return with_binding(state, step.control.binding, policy.future_ms, step.log_time_ms)
-    return with_closing(state, step.control.instant_ms, policy.grace_ms, step.log_time_ms)
+    return with_closing(state, step.control.instant_ms, policy.window_ms, step.log_time_ms)
 
 
 def plan(scan: Scan, placement: Placement, fence: Fence, hash_key: bytes) -> Plan:

@@ -9,7 +9,7 @@ from typing import Final
 from schemas.meters import DIMENSION_CHARACTERS_MAX, QUANTITY_MINOR_MAX
 from schemas.reasons import Reason
 
-_DECIMAL_TEXT: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,4})?")
+_DECIMAL_TEXT: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,17})?")
 _DECIMAL_CHARACTERS_MAX: Final = 64
 _POWERS: Final[tuple[int, ...]] = (
     1,
@@ -31,7 +31,7 @@ _POWERS: Final[tuple[int, ...]] = (
 def minor_of(value: object, scale: int, allow_negative: bool) -> int | Reason:
     """`value` × 10^scale as an int. Numbers and decimal texts are taken; booleans are not numbers.
 
-    Reasons: missing, bad, too many digits (nothing is rounded), too large, negative.
+    Reasons, the first that fits: missing, bad, too many digits (nothing is rounded), too large, negative.
     """
     if type(value) is int:
         minor = value * _POWERS[scale]
@@ -45,11 +45,9 @@ def minor_of(value: object, scale: int, allow_negative: bool) -> int | Reason:
         if isinstance(scaled, Reason):
             return scaled
         minor = scaled
-    if minor < 0 and not allow_negative:
-        return Reason.NEGATIVE_QUANTITY
-    if -QUANTITY_MINOR_MAX <= minor <= QUANTITY_MINOR_MAX:
-        return minor
-    return Reason.QUANTITY_TOO_LARGE
+    if not -QUANTITY_MINOR_MAX <= minor <= QUANTITY_MINOR_MAX:
+        return Reason.QUANTITY_TOO_LARGE
+    return Reason.NEGATIVE_QUANTITY if minor < 0 and not allow_negative else minor
 
 
 def _decimal_of(value: object) -> Decimal | None:
@@ -64,21 +62,19 @@ def _decimal_of(value: object) -> Decimal | None:
 
 
 def _scaled(exact: Decimal, scale: int) -> int | Reason:
-    # The exponent is judged before any power of ten is made: 1e999999 would fill the memory.
     if exact.is_zero():
         return 0
-    if exact.adjusted() + scale > 18:
-        return Reason.QUANTITY_TOO_LARGE
-    if exact.adjusted() + scale < 0:
-        return Reason.TOO_MANY_DIGITS
     sign, digits, exponent = exact.as_tuple()
     if not isinstance(exponent, int):
         return Reason.BAD_QUANTITY
     written = "".join(map(str, digits))
     mantissa = written.rstrip("0")
+    # The exponent is judged before any power of ten is made: 1e999999 would fill the memory.
     shift = exponent + scale + len(written) - len(mantissa)
     if shift < 0:
         return Reason.TOO_MANY_DIGITS
+    if exact.adjusted() + scale > 18:
+        return Reason.QUANTITY_TOO_LARGE
     minor = int(mantissa + "0" * shift)
     return -minor if sign else minor
 
@@ -95,7 +91,7 @@ def text_of(value: object) -> str | None:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
-        return str(value) if -(10**DIMENSION_CHARACTERS_MAX) < value < 10**DIMENSION_CHARACTERS_MAX else None
+        return str(value) if -(10 ** (DIMENSION_CHARACTERS_MAX - 1)) < value < 10**DIMENSION_CHARACTERS_MAX else None
     return None
 
 

@@ -146,15 +146,18 @@ class Oracle:
 
     def bind(self, partition: int, account: str, binding: Mapping[str, Any], timestamp_ms: int | None = None) -> None:
         """An account record. The past is not cut again: a binding holds, at the earliest, from the first whole minute
-        that no event can have reached yet (log time and the future limit), and replaces bindings that would start
-        with it or later.
+        that no event can have reached yet (log time and the future limit), nor before the period that takes carried
+        usage, which lies ahead where the running one is closed. It replaces bindings that would start with it or
+        later, but not what makes that period begin where it does.
         """
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
-        reached_ms = self.log_times.get(partition, 0) + policy_of(self._catalogs[partition], "future_ms")
-        earliest_ms = (reached_ms // MINUTE_MS + 1) * MINUTE_MS
-        newest = binding_of(binding, earliest_ms)
-        kept = [known for known in self._bindings[account] if known.effective_from_ms < newest.effective_from_ms]
+        log_ms = self.log_times.get(partition, 0)
+        reached_ms = log_ms + policy_of(self._catalogs[partition], "future_ms")
+        carrying_ms = self._carrying_period(account, log_ms)[0]
+        newest = binding_of(binding, max((reached_ms // MINUTE_MS + 1) * MINUTE_MS, carrying_ms))
+        until_ms = max(newest.effective_from_ms, carrying_ms + 1)
+        kept = [known for known in self._bindings[account] if known.effective_from_ms < until_ms]
         self._bindings[account] = [*kept, newest]
 
     def bind_from_the_start(self, account: str, known: Sequence[Mapping[str, Any]]) -> None:
@@ -252,9 +255,13 @@ class Oracle:
             return period
         if any(contribution.quarantine for contribution in fed):
             return None
-        period = self.period(event.account, log_ms)
-        while period[0] in closed:
-            period = self.period(event.account, period[1])
+        return self._carrying_period(event.account, log_ms)
+
+    def _carrying_period(self, account: str, log_ms: int) -> Period:
+        """The first period from log time on that no record closed."""
+        period = self.period(account, log_ms)
+        while period[0] in self._closed.get(account, ()):
+            period = self.period(account, period[1])
         return period
 
     def _count(self, place: Place, event: Event, contribution: Contribution, period: Period, log_ms: int) -> None:

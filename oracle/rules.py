@@ -37,7 +37,8 @@ _END_MS: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(millis
 _TIME: Final = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]+))?(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
 )
-_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,17})?")
+_NUMBER_TEXT_CHARACTERS_MAX: Final = 64
 _COMPACT: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, default=str)
 _INTEGER_DIGITS_MAX: Final = 4_000
 
@@ -252,15 +253,16 @@ def _dimension_text(value: object) -> str:
 
 
 def _passes(data: object, test: Mapping[str, Any]) -> bool:
-    """A value that has no text compares as a missing one: as the empty text."""
-    _, value = _at(data, test["path"])
-    among = (_text(value) or "") in test["values"]
+    """A missing value is the empty text; one that can be no dimension equals nothing."""
+    found, value = _at(data, test["path"])
+    text = _text(value) if found else ""
+    among = text is not None and len(text) <= DIMENSION_CHARACTERS_MAX and text in test["values"]
     return among if test.get("operator", "eq") in ("eq", "in") else not among
 
 
 def _minor(value: object, scale: int, *, allow_negative: bool) -> int:
     """value * 10^scale, exactly; worked out on the digits so that no exponent costs memory."""
-    if isinstance(value, str) and _NUMBER.fullmatch(value):
+    if isinstance(value, str) and len(value) <= _NUMBER_TEXT_CHARACTERS_MAX and _NUMBER.fullmatch(value):
         value = _fraction(value)
     if isinstance(value, int) and not isinstance(value, bool):
         value = Decimal(value)

@@ -13,21 +13,25 @@ from reconciler.causes import Cause, direction
 from reconciler.compare import Difference
 from reconciler.recount import TotalName
 from schemas.analytics import RecountKey
-from schemas.periods import Period
 
 IsAdditive = Callable[[str], bool]
+# Account, meter and the period's start, which is what it is known by.
+StartName = tuple[str, str, int]
 
 
 class Blame(NamedTuple):
     """What the archive lacks (`missing`) or has too much of (`extra`): by total, by account and period, or, where its
     number of events is known to be wrong, altogether."""
 
-    totals: Mapping[TotalName, Cause] = {}
-    periods: Mapping[tuple[str, Period], Cause] = {}
+    totals: Mapping[StartName, Cause] = {}
+    periods: Mapping[tuple[str, int], Cause] = {}
     altogether: Cause | None = None
 
     def of_total(self, name: TotalName, by_sign: Cause) -> Cause | None:
         """What is wrong with the archive where a total differs, or None where the other view is to blame."""
+        return self._of(_by_start(name), by_sign)
+
+    def _of(self, name: StartName, by_sign: Cause) -> Cause | None:
         held = self.totals.get(name)
         return held or (self.altogether if opposite(by_sign) is self.altogether else None)
 
@@ -36,7 +40,7 @@ class Blame(NamedTuple):
         and may change a maximum or not, so that the sign says nothing there."""
         name = total_of(key)
         if additive:
-            return self.of_total(name, by_sign)
+            return self._of(name, by_sign)
         return self.periods.get((name[0], name[2])) or self.totals.get(name) or self.altogether
 
 
@@ -47,21 +51,20 @@ def blame_of(
     surplus: int,
 ) -> Blame:
     """Weigh the differences; `surplus` is how many events too many the archive holds, 0 where it is not known."""
-    sides: dict[TotalName, int] = {}
+    sides: dict[StartName, int] = {}
     for cell in cells:
         name = total_of(cell.key)
         sides[name] = sides.get(name, 0) + (cell.found or 0) - (cell.expected or 0)
-    odd = [each for each in totals if each.key in sides]
-    made: dict[TotalName, Cause] = {}
-    periods: dict[tuple[str, Period], Cause] = {}
-    for each in odd:
-        cause = direction(each.expected, each.found)
-        if is_additive(each.key[1]) and (cause is Cause.EXTRA) == (sides[each.key] > 0):
-            made[each.key] = periods[each.key[0], each.key[2]] = opposite(cause)
-    for each in odd:
-        if not is_additive(each.key[1]):
-            known = periods.get((each.key[0], each.key[2]))
-            made[each.key] = known or opposite(direction(each.expected, each.found))
+    odd = {_by_start(each.key): direction(each.expected, each.found) for each in totals}
+    odd = {name: cause for name, cause in odd.items() if name in sides}
+    made: dict[StartName, Cause] = {}
+    periods: dict[tuple[str, int], Cause] = {}
+    for name, cause in odd.items():
+        if is_additive(name[1]) and (cause is Cause.EXTRA) == (sides[name] > 0):
+            made[name] = periods[name[0], name[2]] = opposite(cause)
+    for name, cause in odd.items():
+        if not is_additive(name[1]):
+            made[name] = periods.get((name[0], name[2])) or opposite(cause)
     altogether = (Cause.EXTRA if surplus > 0 else Cause.MISSING) if surplus else None
     return Blame(made, periods, altogether)
 
@@ -71,6 +74,11 @@ def opposite(cause: Cause) -> Cause:
     return Cause.MISSING if cause is Cause.EXTRA else Cause.EXTRA
 
 
-def total_of(key: RecountKey) -> TotalName:
+def total_of(key: RecountKey) -> StartName:
     """The total a cell is part of."""
-    return key.account, key.meter, Period(key.period_start_ms, key.period_end_ms)
+    return key.account, key.meter, key.period_start_ms
+
+
+def _by_start(name: TotalName) -> StartName:
+    account, meter, period = name
+    return account, meter, period.start_ms

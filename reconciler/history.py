@@ -29,7 +29,8 @@ class Reported(NamedTuple):
 
 @dataclass(slots=True)
 class AccountHistory:
-    """One account's bindings as they are now, who pays from when on, and its explicit closings.
+    """One account's bindings as they are now, who pays from when on, and its explicit closings: (start of the period,
+    position of the record).
 
     A binding takes effect beyond every event that was accepted before it, so the way in which the account is cut now
     is right for all of its events. A customer may be named for usage that is already counted; a period is never cut
@@ -38,7 +39,7 @@ class AccountHistory:
 
     bindings: tuple[Binding, ...] = ()
     customers: tuple[Binding, ...] = ()
-    closings: list[tuple[Period, int]] = field(default_factory=list)
+    closings: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def cut(self) -> tuple[Cutting, ...]:
@@ -49,6 +50,14 @@ class AccountHistory:
         """The binding that says who pays at an instant, or None."""
         held = [binding for binding in self.customers if binding.effective_from_ms <= instant_ms]
         return held[-1] if held else None
+
+    def carrying_from_ms(self, log_time_ms: int) -> int:
+        """Where the period begins that takes carried usage: the first from log time on that no record closed."""
+        cut, closed = self.cut, {start_ms for start_ms, _ in self.closings}
+        period = period_containing(cut, log_time_ms)
+        while period.start_ms in closed:
+            period = period_containing(cut, period.end_ms)
+        return period.start_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +81,7 @@ class History:
         """The account's period that begins at `start_ms`, with its end as it is known now: views know a period by
         its start, and may have written it down before a binding cut it."""
         known = self.accounts.get(account)
-        return period_containing(known.cut if known else (CALENDAR_MONTHS,), start_ms)
+        return Period(start_ms, period_containing(known.cut if known else (CALENDAR_MONTHS,), start_ms).end_ms)
 
 
 def history_of(rows: Sequence[ControlRow], log_time_ms: int) -> History:
@@ -110,7 +119,7 @@ class _Building:
         elif row.kind == ControlKind.CLOSE:
             account = self.accounts.setdefault(row.account, AccountHistory())
             instant_ms = CloseRecord.model_validate_json(row.value).instant_ms
-            account.closings.append((period_containing(account.cut, instant_ms), row.position))
+            account.closings.append((period_containing(account.cut, instant_ms).start_ms, row.position))
 
     def _catalog(self, position: int, catalog: Catalog) -> None:
         if self.catalog is not None and catalog.version <= self.catalog.version:
@@ -124,20 +133,19 @@ class _Building:
 
     def _bind(self, row: ControlRow, binding: Binding) -> None:
         """A binding takes effect at a whole minute beyond every event that could be accepted before its record, and
-        replaces those that would take effect with it or after it."""
+        not before the period that takes carried usage by then; it replaces those that would take effect with it or
+        after it, save one that makes that period begin."""
         account = self.accounts.setdefault(row.account, AccountHistory())
         whole_minutes = (row.log_time_ms + self.policy.future_ms) // MINUTE_MS
-        effective_ms = max(binding.effective_from_ms, (whole_minutes + 1) * MINUTE_MS)
-        kept = [held for held in account.bindings if held.effective_from_ms < effective_ms]
+        carrying_ms = account.carrying_from_ms(row.log_time_ms)
+        effective_ms = max(binding.effective_from_ms, (whole_minutes + 1) * MINUTE_MS, carrying_ms)
+        kept = [held for held in account.bindings if held.effective_from_ms < max(effective_ms, carrying_ms + 1)]
         placed = binding.model_copy(update={"effective_from_ms": effective_ms})
         account.bindings = (*kept[-(BINDINGS_MAX - 1) :], placed)
         earlier = [held for held in account.customers if held.effective_from_ms < binding.effective_from_ms]
         account.customers = (*earlier[-(BINDINGS_MAX - 1) :], binding)
 
     def finished(self, log_time_ms: int) -> History:
-        for account in self.accounts.values():
-            cut = account.cut
-            account.closings = [(period_containing(cut, period.start_ms), at) for period, at in account.closings]
         window_ms = max(policy.window_ms for policy in self.policies)
         future_ms = max(policy.future_ms for policy in self.policies)
         return History(

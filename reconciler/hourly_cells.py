@@ -13,7 +13,6 @@ from reconciler.views import Snapshots, Views
 from schemas.analytics import RecountKey
 from schemas.clock import HOUR_MS
 from schemas.meters import Aggregation
-from schemas.periods import Period
 
 
 class Settled(NamedTuple):
@@ -37,9 +36,8 @@ class CellsComparison:
         """What differs on a partition; equal and unchecked cells go to the findings."""
         settled = await self._settled(snapshot)
         # The rows are read last: what is settled now is in them.
-        held = await self._views.reader.hourly_cells(snapshot.partition)
-        found = self._inside({_as_known_now(snapshot, key): value for key, value in held.items()})
-        expected = self._inside(await self._recounter.cells(snapshot))
+        found = self._inside(snapshot, await self._views.reader.hourly_cells(snapshot.partition))
+        expected = self._inside(snapshot, await self._recounter.cells(snapshot))
         for key in [key for key, value in expected.items() if not value and key not in found]:
             # The fold writes no cell for an event that only repeats distinct values.
             if self._aggregation(snapshot, key.meter) is Aggregation.UNIQUE:
@@ -55,8 +53,11 @@ class CellsComparison:
         self._findings.equal(Pair.HOURLY, equal)
         return differing
 
-    def _inside(self, cells: Mapping[RecountKey, int]) -> dict[RecountKey, int]:
-        return {key: value for key, value in cells.items() if self._range.overlaps(Period(*key[2:4]))}
+    def _inside(self, snapshot: Snapshot, cells: Mapping[RecountKey, int]) -> dict[RecountKey, int]:
+        period = snapshot.history.period
+        return {
+            key: value for key, value in cells.items() if self._range.overlaps(period(key.account, key.period_start_ms))
+        }
 
     @staticmethod
     def _aggregation(snapshot: Snapshot, slug: str) -> Aggregation | None:
@@ -78,11 +79,6 @@ class CellsComparison:
         archived_ms = _hour(archived.log_time_ms) if archived else 0
         limits.append(Settled(archived_ms, "the archive has not passed the arrival bucket"))
         return min(limits, key=lambda each: each.before_ms)
-
-
-def _as_known_now(snapshot: Snapshot, key: RecountKey) -> RecountKey:
-    """The cell with its period's end as it is known now; the row may be older than the binding that cut it."""
-    return key._replace(period_end_ms=snapshot.history.period(key.account, key.period_start_ms).end_ms)
 
 
 def _hour(instant_ms: int) -> int:

@@ -1,7 +1,7 @@
 """What the reader is asked to count again.
 
-A request names one way of cutting each account, the one in force now: a binding never moves a boundary before an
-event that was accepted already.
+A request names one way of cutting each account, the one in force now: a binding never moves a boundary at or before
+the start of a period that holds usage already.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def request_at(snapshot: Snapshot, accounts: frozenset[str] | None = None) -> Re
 
 def _boundaries(history: History, account: AccountHistory) -> tuple[Period, ...]:
     """Periods over all event and log times, closings, and as many after them as late usage may be carried over."""
-    from_ms = min([history.from_ms, *(period.start_ms for period, _ in account.closings)])
+    from_ms = min([history.from_ms, *(start_ms for start_ms, _ in account.closings)])
     return periods_over(account.cut, from_ms, history.to_ms, len(account.closings) + 1)
 
 

@@ -31,7 +31,7 @@ class Told(NamedTuple):
 
     @property
     def total(self) -> TotalName:
-        """The total it changes."""
+        """The total it changes; the period's end is as it was known when the intent was made."""
         return self.intent.account, self.intent.meter, Period(self.intent.period_start_ms, self.intent.period_end_ms)
 
     @property

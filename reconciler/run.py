@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
-from reconciler.blame import Blame, blame_of, total_of
+from reconciler.blame import Blame, StartName, blame_of, total_of
 from reconciler.causes import ARCHIVE_HAS_MORE, ARCHIVE_LACKS, Cause, Pair, direction
 from reconciler.compare import Difference, Range, exact_text
 from reconciler.history import History
@@ -15,7 +15,7 @@ from reconciler.intents import IntentsComparison
 from reconciler.recount import Snapshot, TotalName
 from reconciler.redis_totals import TotalsComparison
 from reconciler.report import Findings, Report, Row
-from reconciler.reports_index import ReportsIndex
+from reconciler.reports_index import ReportsIndex, Told
 from reconciler.stripe_sums import StripeComparison
 from reconciler.views import Behind, EventCounts, ReconcilePolicy, Snapshots, Views, attempted
 from schemas.analytics import RecountKey
@@ -63,6 +63,7 @@ class _Run:
         self.snapshots = Snapshots(views.reader, clock, policy.archive_wait_s)
         self.index = ReportsIndex(views.log, policy.reports_max)
         self.unread_reports: list[int] = []
+        self.histories: dict[int, History] = {}
 
     async def partition(self, partition: int) -> None:
         """Everything that concerns one partition alone."""
@@ -106,8 +107,9 @@ class _Run:
             return
         snapshot, differing = compared
         if snapshot is not None:
+            self.histories[partition] = snapshot.history
             self._total_rows(Pair.INTENTS, snapshot, differing, blame)
-        self._unsent(partition, snapshot.history if snapshot else None)
+        self._unsent(partition)
 
     async def everywhere(self, partitions: Iterable[int]) -> None:
         """What concerns all partitions together: Stripe's sums and conflicting payloads."""
@@ -115,7 +117,9 @@ class _Run:
             detail = f"billing.reports was not read on partitions {', '.join(map(str, self.unread_reports))}"
             self.findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail))
         else:
-            comparison = StripeComparison(self.views, self.policy, self.clock, self.index, self.findings, self.range)
+            comparison = StripeComparison(
+                self.views, self.policy, self.clock, self.index, self._period_of, self.findings, self.range
+            )
             await attempted(self.findings, Pair.STRIPE, None, comparison.run(partitions))
         conflicts = await attempted(self.findings, Pair.DUPLICATES, None, self.views.reader.conflicts())
         for account, event_id, count in conflicts or ():
@@ -139,9 +143,10 @@ class _Run:
     async def _archived(self, snapshot: Snapshot) -> int:
         """Every event that the rollup counted, or took as unmetered, is archived, and no other. How many too many."""
         reader = self.views.reader
-        if not isinstance(reader, EventCounts):
-            return 0
         counters = snapshot.fence.counters
+        # Counters that do not add up say nothing about the archive.
+        if not isinstance(reader, EventCounts) or not counters.conserved:
+            return 0
         accepted = counters.counted + counters.unmetered
         archived = await reader.archived_events(snapshot.partition, snapshot.before_position)
         if archived == accepted:
@@ -171,7 +176,7 @@ class _Run:
 
     def _cell_rows(self, snapshot: Snapshot, differing: Iterable[Difference[RecountKey]], blame: Blame) -> None:
         """One row per cell of additive meters; one per period for the others, whose cells do not add up."""
-        periods: dict[TotalName, list[Difference[RecountKey]]] = {}
+        periods: dict[StartName, list[Difference[RecountKey]]] = {}
         for each in differing:
             key = each.key
             if _is_additive(snapshot.history, key.meter):
@@ -188,30 +193,36 @@ class _Run:
         cause, detail = _cause(by_sign, VIEW_NAMES[Pair.HOURLY], archive)
         scale = _scale(snapshot.history, key.meter)
         row = Row(
-            Pair.HOURLY, cause, snapshot.partition, key.account, key.meter, total_of(key)[2],
+            Pair.HOURLY, cause, snapshot.partition, key.account, key.meter,
+            snapshot.history.period(key.account, key.period_start_ms),
             None if several else key.hour_ms,
             "" if key.dimensions == "{}" else key.dimensions,
             expected=exact_text(each.expected, scale), found=exact_text(each.found, scale), detail=several + detail,
         )  # fmt: skip
         self.findings.add(row)
 
-    def _unsent(self, partition: int, history: History | None) -> None:
+    def _period_of(self, told: Told) -> Period:
+        """The period an intent belongs to, with its end as it is known now where the archive's history was read; an
+        intent may be older than the binding that cut its period."""
+        history, intent = self.histories.get(told.partition), told.intent
+        return history.period(intent.account, intent.period_start_ms) if history else told.total[2]
+
+    def _unsent(self, partition: int) -> None:
         """Intents without an outcome: waiting for a customer, or on their way."""
+        history = self.histories.get(partition)
         waiting: dict[tuple[Cause, TotalName], tuple[int, int]] = {}
         scales: dict[TotalName, int] = {}
         for told in self.index.told(partition):
-            if told.outcome is not None or not self.range.overlaps(told.total[2]):
+            period = self._period_of(told)
+            if told.outcome is not None or not self.range.overlaps(period):
                 continue
             cause = Cause.IN_FLIGHT
-            if (
-                told.attempt is None
-                and history
-                and _billing(history, told.intent.account, told.total[2]) is Billing.UNMAPPED
-            ):
+            if told.attempt is None and history and _billing(history, told.intent.account, period) is Billing.UNMAPPED:
                 cause = Cause.UNKNOWN_CUSTOMER
-            count, minor = waiting.get((cause, told.total), (0, 0))
-            waiting[cause, told.total] = (count + 1, minor + told.intent.delta_minor)
-            scales[told.total] = told.intent.scale
+            name = (told.intent.account, told.intent.meter, period)
+            count, minor = waiting.get((cause, name), (0, 0))
+            waiting[cause, name] = (count + 1, minor + told.intent.delta_minor)
+            scales[name] = told.intent.scale
         for (cause, name), (count, minor) in waiting.items():
             what = "the account has no Stripe customer" if cause is Cause.UNKNOWN_CUSTOMER else "not settled yet"
             account, meter, period = name

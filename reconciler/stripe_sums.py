@@ -8,7 +8,7 @@ periods.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal, localcontext
 from typing import Final, NamedTuple
 
@@ -68,6 +68,7 @@ class StripeComparison:
         policy: ReconcilePolicy,
         clock: Clock,
         index: ReportsIndex,
+        period_of: Callable[[Told], Period],
         findings: Findings,
         limits: Range,
     ) -> None:
@@ -75,6 +76,7 @@ class StripeComparison:
         self._policy = policy
         self._clock = clock
         self._index = index
+        self._period_of = period_of
         self._findings = findings
         self._range = limits
 
@@ -107,9 +109,10 @@ class StripeComparison:
                 yield told
 
     def _questions(self, told: Told) -> list[Sum]:
-        if told.attempt is None or not self._range.overlaps(told.total[2]):
+        period = self._period_of(told)
+        if told.attempt is None or not self._range.overlaps(period):
             return []
-        return [Sum(told.intent.event_name, told.attempt.stripe_customer, told.total[2])]
+        return [Sum(told.intent.event_name, told.attempt.stripe_customer, period)]
 
     async def _read(self, meters: StripeMeters, sums: Sequence[Sum]) -> dict[Sum, Answer]:
         """An answer for each, bounded in number, rate and overlap."""
@@ -176,12 +179,12 @@ class StripeComparison:
     def _refused(self, told: Iterable[Told]) -> None:
         """Dead letters: intents that Stripe refused outright, or that became too old."""
         for each in told:
-            outcome = each.outcome
-            if outcome is None or outcome.status is not OutcomeStatus.DEAD or not self._range.overlaps(each.total[2]):
+            outcome, period = each.outcome, self._period_of(each)
+            if outcome is None or outcome.status is not OutcomeStatus.DEAD or not self._range.overlaps(period):
                 continue
             intent = each.intent
             row = Row(
-                Pair.STRIPE, Cause.REJECTED_BY_STRIPE, each.partition, intent.account, intent.meter, each.total[2],
+                Pair.STRIPE, Cause.REJECTED_BY_STRIPE, each.partition, intent.account, intent.meter, period,
                 stripe_customer=outcome.stripe_customer,
                 expected=exact_text(intent.delta_minor, intent.scale),
                 detail=outcome.detail or "a dead letter without a reason",
@@ -189,7 +192,11 @@ class StripeComparison:
             self._findings.add(row)
 
     def _unread(self, detail: str) -> None:
-        waiting = {told.total for told in self._index.told() if self._range.overlaps(told.total[2])}
+        waiting = {
+            (told.intent.account, told.intent.meter, told.intent.period_start_ms)
+            for told in self._index.told()
+            if self._range.overlaps(self._period_of(told))
+        }
         if waiting:
             self._findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail), len(waiting))
 

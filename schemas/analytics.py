@@ -165,12 +165,12 @@ class UsageRow(NamedTuple):
 
 
 class RecountKey(NamedTuple):
-    """What a recount is per: account, meter, period, event hour, dimensions (canonical JSON), arrival bucket."""
+    """What a recount is per: account, meter, period (known by its start), event hour, dimensions (canonical JSON),
+    arrival bucket."""
 
     account: str
     meter: str
     period_start_ms: int
-    period_end_ms: int
     hour_ms: int
     dimensions: str
     arrival_bucket_ms: int
@@ -189,8 +189,9 @@ class RecountRequest(NamedTuple):
 
     `meters` are the definitions in force and where; a definition never changes under its slug.
     `graces` are (from position, grace_ms), ascending: the policy's grace in force from there on.
-    `boundaries` gives the periods of accounts that have bindings (sorted, contiguous); accounts without an
-    entry have calendar months (UTC). `closings` are explicit closings: account → (period, position of record).
+    `boundaries` gives the periods of accounts that have bindings (sorted, contiguous), as they are cut now, which is
+    right at every position; accounts without an entry have calendar months (UTC). `closings` are explicit closings:
+    account → (start of the period, position of the record).
     `accounts` None means all of them.
     """
 
@@ -199,7 +200,7 @@ class RecountRequest(NamedTuple):
     meters: Sequence[MeterSpan]
     graces: Sequence[tuple[int, int]]
     boundaries: Mapping[str, Sequence[Period]]
-    closings: Mapping[str, Sequence[tuple[Period, int]]]
+    closings: Mapping[str, Sequence[tuple[int, int]]]
     accounts: Sequence[str] | None = None
 
 

@@ -133,5 +133,5 @@ def _replayed(rows: Sequence[ControlRow]) -> tuple[Catalog | None, dict[str, Acc
         elif row.kind == ControlKind.CLOSE:
             closing = CloseRecord.model_validate_json(row.value)
             before = accounts.get(row.account, AccountState())
-            accounts[row.account] = with_closing(before, closing.instant_ms, policy.grace_ms, row.log_time_ms)
+            accounts[row.account] = with_closing(before, closing.instant_ms, policy.window_ms, row.log_time_ms)
     return catalog, accounts

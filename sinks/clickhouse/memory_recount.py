@@ -166,7 +166,7 @@ def text_of_path(data: Any, path: str) -> str | None:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
-        return str(value) if -(2**63) <= value < 2**64 else None
+        return str(value) if -(10**255) < value < 10**256 else None
     return value if isinstance(value, str) and len(value) <= 256 else None
 
 

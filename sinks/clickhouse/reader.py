@@ -166,7 +166,8 @@ class ClickHouseReader(UsageReader):
     async def archived_events(self, partition: int, before_position: int) -> int:
         """How many events of a partition are held below a position, each identity once, at its first arrival."""
         rows = await self._clickhouse.rows(
-            "SELECT count() FROM usage_events FINAL WHERE partition = {partition:UInt16} AND position < {before:UInt64}",
+            "SELECT count() FROM usage_events FINAL "
+            "WHERE partition = {partition:UInt16} AND position < {before:UInt64}",
             {"partition": partition, "before": before_position},
         )
         return int(rows[0][0])

@@ -70,7 +70,7 @@ def request_of(
     *meters: Meter,
     before_position: int = ALL_SPANS,
     boundaries: Mapping[str, Sequence[Period]] | None = None,
-    closings: Mapping[str, Sequence[tuple[Period, int]]] | None = None,
+    closings: Mapping[str, Sequence[tuple[int, int]]] | None = None,
     accounts: Sequence[str] | None = None,
     graces: Sequence[tuple[int, int]] = ((0, HOUR_MS),),
 ) -> RecountRequest:

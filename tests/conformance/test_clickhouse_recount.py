@@ -53,7 +53,7 @@ async def test_recount_evaluates_all_five_aggregations_per_cell(both: Both) -> N
     cells = await both.reader.recount_cells(request_of(*FIVE))
 
     def value(meter: str, hour_ms: int) -> int:
-        return cells[RecountKey("acme", meter, *MONTH, hour_ms, "{}", hour_ms)]
+        return cells[RecountKey("acme", meter, MONTH.start_ms, hour_ms, "{}", hour_ms)]
 
     assert tuple(value(meter.slug, ten) for meter in FIVE) == (6_500, 2, 5_000, 5_000, 2)
     assert tuple(value(meter.slug, eleven) for meter in FIVE) == (2_000, 1, 2_000, 2_000, 0)
@@ -196,8 +196,8 @@ async def test_late_event_is_carried_into_the_period_of_its_arrival_with_its_own
 
     hour = ms("2026-10-31T23:00")
     assert {
-        RecountKey("acme", "calls", *OCTOBER, hour, "{}", MONTH.start_ms): 1,
-        RecountKey("acme", "calls", *MONTH, hour, "{}", MONTH.start_ms + HOUR_MS): 1,
+        RecountKey("acme", "calls", OCTOBER.start_ms, hour, "{}", MONTH.start_ms): 1,
+        RecountKey("acme", "calls", MONTH.start_ms, hour, "{}", MONTH.start_ms + HOUR_MS): 1,
     } == cells
 
 
@@ -217,7 +217,7 @@ async def test_explicitly_closed_period_takes_nothing_after_the_record_and_skips
     december = Period(MONTH.end_ms, ms("2027-01-01"))
     january = Period(december.end_ms, ms("2027-02-01"))
     await both.store.insert_events([event(number, {}) for number in (1, 5, 9)])
-    closings = {"acme": [(MONTH, 4), (december, 8)]}
+    closings = {"acme": [(MONTH.start_ms, 4), (december.start_ms, 8)]}
 
     totals = await both.reader.recount_totals(request_of(CALLS, closings=closings))
 
@@ -241,9 +241,9 @@ async def test_bound_account_has_its_own_periods_and_two_cells_in_a_straddled_ho
 
     ten = ms("2026-11-21T10:00")
     assert {
-        RecountKey("acme", "calls", *periods[0], ten, "{}", ten): 1,
-        RecountKey("acme", "calls", *periods[1], ten, "{}", ten): 1,
-        RecountKey("plain", "calls", *MONTH, ten, "{}", ten): 1,
+        RecountKey("acme", "calls", periods[0].start_ms, ten, "{}", ten): 1,
+        RecountKey("acme", "calls", periods[1].start_ms, ten, "{}", ten): 1,
+        RecountKey("plain", "calls", MONTH.start_ms, ten, "{}", ten): 1,
     } == cells
 
 
@@ -253,14 +253,14 @@ async def test_bound_account_carries_into_its_own_open_period(both: Both) -> Non
     arrival = days[10].start_ms + 5
     await both.store.insert_events([event(7, {}, time_ms=days[3].start_ms, log_time_ms=arrival)])
 
-    async def counted_in(closings: Sequence[tuple[Period, int]]) -> Period:
+    async def counted_in(closings: Sequence[tuple[int, int]]) -> Period:
         request = request_of(CALLS, boundaries={"acme": days}, closings={"acme": closings})
         ((_, _, period),) = await both.reader.recount_totals(request)
         return period
 
     assert days[10] == await counted_in([])
-    assert days[12] == await counted_in([(days[10], 2), (days[11], 3)])
-    assert days[10] == await counted_in([(days[10], 8)])
+    assert days[12] == await counted_in([(days[10].start_ms, 2), (days[11].start_ms, 3)])
+    assert days[10] == await counted_in([(days[10].start_ms, 8)])
 
 
 async def test_boundaries_that_miss_an_event_stop_the_recount(both: Both) -> None:
@@ -313,7 +313,10 @@ async def test_recount_by_sql_and_by_python_agree_on_random_events(
     request = request_of(
         *meters,
         boundaries={"bound": bound},
-        closings={"bound": [(bound[1], at) for at in closed_at], "plain": [(MONTH, at) for at in closed_at[:1]]},
+        closings={
+            "bound": [(bound[1].start_ms, at) for at in closed_at],
+            "plain": [(MONTH.start_ms, at) for at in closed_at[:1]],
+        },
     )
     twin, store, reader = MemoryClickHouse(), ClickHouseStore(clickhouse), ClickHouseReader(clickhouse)
     await clickhouse.command("TRUNCATE TABLE usage_events")

