@@ -126,7 +126,7 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDev]:
                 "--port", str(free_port()), "--clickhouse-port", str(free_port()),
             ],
             cwd=folder, env=clean_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            preexec_fn=die_with_parent,
+            preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc; no lock of ours is held here
         )  # fmt: skip
     try:
         deadline_s = time.monotonic() + STARTED_S
