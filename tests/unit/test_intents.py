@@ -1,0 +1,102 @@
+"""Intents are deterministic: a rebuild, a second drainer and a retry all name the same thing (I10, I12)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from aggregators.fields import ReportKey, ReportValue, report_field, report_text
+from aggregators.intents import intent_of
+from schemas.clock import HOUR_MS
+from schemas.reports import Intent
+from schemas.rollup import Counters, Fence
+
+FENCE = Fence(
+    log_id="log", partitions=2, livemode=False, stripe_account="acct_1", generation=1, next_offset=5, log_time_ms=9,
+    secret_fingerprint="f", catalog=None, counters=Counters(), slices=(),
+)  # fmt: skip
+PARTS: dict[str, Any] = {
+    "account": "acme", "meter": "tokens", "period_start_ms": 0, "bucket_ms": HOUR_MS, "base": 7, "current": 10,
+    "period_end_ms": 30 * HOUR_MS, "scale": 3, "event_name": "tidemark_tokens",
+}  # fmt: skip
+
+
+def entry(fence: Fence = FENCE, **changes: Any) -> Intent | None:
+    """What one report entry becomes."""
+    parts = {**PARTS, **changes}
+    key = ReportKey(period_start_ms=parts["period_start_ms"], meter=parts["meter"], account=parts["account"])
+    value = ReportValue(parts["base"], parts["current"], parts["period_end_ms"], parts["scale"], parts["event_name"])
+    bucket_ms = parts["bucket_ms"]
+    return intent_of(fence, bucket_ms, bucket_ms + HOUR_MS, report_field(key), report_text(value))
+
+
+def intent(fence: Fence = FENCE, **changes: Any) -> Intent:
+    """The intent of an entry that has one."""
+    made = entry(fence, **changes)
+    assert made is not None
+    return made
+
+
+def test_the_same_change_is_the_same_intent_whatever_folded_it() -> None:
+    """Position, generation and counters are where the fold stands, not what it says."""
+    moved = msgspec.structs.replace(FENCE, generation=4, next_offset=99, log_time_ms=10**12, secret_fingerprint="g")
+
+    assert intent() == intent(moved)
+    assert intent() == intent(base=107, current=110), "the change, not where it started"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"account": "acme2"}, id="account"),
+        pytest.param({"meter": "tokens2"}, id="meter"),
+        pytest.param({"period_start_ms": 1}, id="period"),
+        pytest.param({"bucket_ms": 2 * HOUR_MS}, id="report bucket"),
+        pytest.param({"current": 11}, id="delta"),
+        pytest.param({"current": 4}, id="sign of the delta"),
+        pytest.param({"account": "acme\x1f"}, id="separator in the account"),
+        pytest.param({"account": 'acme","x'}, id="quote in the account"),
+    ],
+)
+def test_every_part_of_an_entry_makes_another_identifier(changes: dict[str, Any]) -> None:
+    """Two changes under one identifier would be one to Stripe."""
+    assert intent().identifier != intent(**changes).identifier
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"livemode": True}, id="mode"),
+        pytest.param({"stripe_account": "acct_2"}, id="Stripe account"),
+        pytest.param({"log_id": "log2"}, id="log"),
+    ],
+)
+def test_modes_accounts_and_logs_never_share_an_identifier(changes: dict[str, Any]) -> None:
+    """I12; and a deployment that starts over does not collide with the one before it."""
+    assert intent().identifier != intent(msgspec.structs.replace(FENCE, **changes)).identifier
+
+
+def test_the_end_of_a_cut_period_and_the_event_name_are_not_identity() -> None:
+    """A binding may cut a period while it runs: what was said about it stays said."""
+    after = intent(period_end_ms=20 * HOUR_MS, event_name="renamed")
+
+    assert intent().identifier == after.identifier
+    assert (after.period_end_ms, after.event_name) == (20 * HOUR_MS, "renamed")
+
+
+def test_an_intent_says_what_stripe_needs() -> None:
+    """Every field, once."""
+    assert intent().model_dump(exclude={"identifier"}) == {
+        "kind": "intent", "livemode": False, "stripe_account": "acct_1", "log_id": "log", "meter": "tokens",
+        "event_name": "tidemark_tokens", "account": "acme", "period_start_ms": 0, "period_end_ms": 30 * HOUR_MS,
+        "bucket_start_ms": HOUR_MS, "bucket_end_ms": 2 * HOUR_MS, "delta_minor": 3, "scale": 3,
+    }  # fmt: skip
+    assert len(intent().identifier) <= 100, "Stripe's limit"
+
+
+@pytest.mark.parametrize("total", [0, 7, -3, 10**40], ids=["zero", "seven", "negative", "huge"])
+def test_no_change_is_no_intent(total: int) -> None:
+    """A bucket in which a maximum was not exceeded says nothing."""
+    assert entry(base=total, current=total) is None
