@@ -12,6 +12,7 @@ from schemas.analytics import (
     DrainPosition,
     DuplicateRow,
 )
+from schemas.clock import DAY_MS
 from schemas.errors import InvalidInput
 from tests.conformance.clickhouse_rows import (
     CALLS,
@@ -126,6 +127,28 @@ async def test_highest_version_of_a_cell_stands_whatever_comes_last(both: Both) 
 
     assert list((await both.reader.hourly_cells(3)).values()) == [10**30 + 1]
     assert await both.reader.hourly_cells(4) == {}
+
+
+async def test_period_that_a_binding_cut_keeps_one_cell_whose_later_version_stands(both: Both) -> None:
+    """A period is known by its start: the same cell with an earlier end is the same cell, not a second one."""
+    whole = cell("tokens", 1_000, version=1)
+    cut = whole._replace(value_minor=3_000, period_end_ms=MONTH.start_ms + 22 * DAY_MS, version=2)
+    await both.store.insert_hourly([cut])
+    await both.store.insert_hourly([whole])
+
+    assert list((await both.reader.hourly_cells(3)).values()) == [3_000]
+
+
+async def test_archived_events_count_identities_whose_first_arrival_stands_below_the_position(both: Both) -> None:
+    """Held against the fence's counters, which know each identity once however often the archive wrote it."""
+    await both.store.insert_events([event(2, {}), event(4, {}), event(9, {}, event_id="again")])
+    await both.store.insert_events([event(2, {}), event(3, {}, event_id="again"), event(6, {}, event_id="again")])
+    await both.store.insert_events([event(1, {}, partition=4, account="elsewhere")])
+
+    counts = [await both.reader.archived_events(3, before) for before in (0, 2, 3, 4, 5, 100)]
+
+    assert counts == [0, 0, 1, 2, 3, 3]
+    assert (await both.reader.archived_events(4, 100), await both.reader.archived_events(5, 100)) == (1, 0)
 
 
 async def test_conflict_is_a_later_arrival_with_other_content_and_no_mere_repetition(both: Both) -> None:

@@ -19,6 +19,7 @@ from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.control import CatalogRecord
 from schemas.meters import Catalog
 from schemas.periods import Billing
+from schemas.reports import MeterSummary
 from schemas.rollup import Fence, TotalKey
 from tests.unit.reconciler_world import ACCOUNTS, CATALOG, DECEMBER_MS, NOVEMBER_MS, Deployment, named, settled
 from tests.worlds import SECRET
@@ -56,7 +57,7 @@ async def test_a_binding_that_cuts_a_running_period_leaves_no_difference() -> No
 
 
 async def test_a_binding_that_is_replaced_before_it_takes_effect_leaves_no_difference() -> None:
-    """The period is cut, then whole again, then cut elsewhere: it lasts over epochs that do not touch."""
+    """The period is cut, then whole again, then cut elsewhere: what was counted stays in one total all the time."""
     deployment = await Deployment().start()
     await some(deployment)
     await deployment.bind("ada", effective_from_ms=NOVEMBER_MS + 11 * DAY_MS, anchor_ms=5 * DAY_MS, **PAID)
@@ -111,6 +112,109 @@ async def test_late_usage_is_recounted_where_the_fold_carried_it() -> None:
         TotalKey("ada", NOVEMBER_MS),
         TotalKey("ada", january_ms),
     }
+
+
+def period_starts(deployment: Deployment, account: str = "ada") -> list[int]:
+    """Where the periods begin in which Redis has totals of an account."""
+    totals = deployment.store._partitions[deployment.partition(account)].totals
+    return sorted(key.period_start_ms for key in totals if key.account == account)
+
+
+async def test_a_binding_leaves_the_period_alone_into_which_usage_is_carried() -> None:
+    """The running period is closed, so usage is counted in one that lies ahead: a cut before it would orphan that."""
+    deployment = await Deployment().start()
+    await deployment.close_period("ada", deployment.clock.ms)
+    await some(deployment)
+    await deployment.bind("ada", effective_from_ms=NOVEMBER_MS, anchor_ms=NOVEMBER_MS + 20 * DAY_MS, **PAID)
+    await some(deployment)
+    await deployment.settle()
+
+    assert (await deployment.reconcile()).differences == 0
+    assert period_starts(deployment) == [DECEMBER_MS]
+
+
+async def test_a_later_binding_keeps_the_cut_at_which_carried_usage_is_counted() -> None:
+    """It comes into force at that very instant, and would otherwise replace the binding that cuts there."""
+    deployment = await Deployment().start()
+    cut_ms = NOVEMBER_MS + 11 * DAY_MS
+    await deployment.bind("ada", effective_from_ms=cut_ms, interval="week", **PAID)
+    await deployment.close_period("ada", deployment.clock.ms)
+    await some(deployment)
+    await deployment.bind("ada", effective_from_ms=NOVEMBER_MS, **PAID)
+    await some(deployment)
+    await deployment.settle()
+
+    assert (await deployment.reconcile()).differences == 0
+    assert period_starts(deployment) == [cut_ms]
+
+
+async def test_a_closing_of_a_period_that_is_cut_away_closes_no_other() -> None:
+    """A closing is by the period's start; where no period starts there any more, it closes nothing."""
+    deployment = await Deployment().start()
+    await deployment.close_period("ada", DECEMBER_MS)
+    cut_ms = NOVEMBER_MS + 11 * DAY_MS
+    await deployment.bind("ada", effective_from_ms=cut_ms, anchor_ms=cut_ms, **PAID)
+    await deployment.advance(3 * DAY_MS)
+    await some(deployment)
+    await deployment.settle()
+
+    assert (await deployment.reconcile()).differences == 0
+    assert period_starts(deployment) == [cut_ms]
+
+
+async def test_a_closing_outlives_a_grace_that_is_lengthened_later() -> None:
+    """Nobody may open a closed period again by a catalog (I9), not even after the closing seemed overtaken."""
+    deployment = await Deployment().start()
+    await deployment.advance(DECEMBER_MS + 10 * MINUTE_MS - deployment.clock.ms)
+    await deployment.close_period("ada", DECEMBER_MS - DAY_MS)
+    await deployment.advance(3 * HOUR_MS)
+    await deployment.close_period("ada", DECEMBER_MS + 40 * DAY_MS)
+    longer = Catalog.model_validate({**CATALOG, "version": 2, "policy": {"grace_ms": DAY_MS}})
+    await append_everywhere(deployment.log, SECRET, CatalogRecord(catalog=longer))
+    await some(deployment, at_ms=DECEMBER_MS - HOUR_MS)
+    await deployment.settle()
+
+    assert (await deployment.reconcile()).differences == 0
+    assert period_starts(deployment) == [DECEMBER_MS]
+
+
+async def test_a_catalog_that_lowers_the_future_limit_is_refused() -> None:
+    """Usage accepted under the higher limit may lie where a binding under the lower one would cut."""
+    deployment = await Deployment().start({**CATALOG, "policy": {"future_ms": DAY_MS}})
+    await some(deployment, at_ms=deployment.clock.ms + 20 * HOUR_MS)
+    await apply(deployment, 2)
+    await deployment.bind("ada", effective_from_ms=NOVEMBER_MS, anchor_ms=deployment.clock.ms + HOUR_MS, **PAID)
+    await some(deployment)
+    await deployment.settle()
+
+    assert (await deployment.reconcile()).differences == 0
+    fence = await deployment.fence("ada")
+    assert fence.catalog is not None
+    assert (fence.catalog.version, fence.counters.rejected) == (1, 1)
+
+
+async def test_stripe_is_asked_once_about_a_period_that_was_cut() -> None:
+    """Intents from before the binding name an older end; the period is the same one, with the end it has now."""
+    deployment = await Deployment().start()
+    await some(deployment)
+    await deployment.advance(HOUR_MS)
+    await deployment.bind("ada", effective_from_ms=NOVEMBER_MS, anchor_ms=NOVEMBER_MS + 14 * DAY_MS, **PAID)
+    await deployment.emit("ada", gb="1", user="u3", region="eu")
+    await deployment.settle()
+    asked: list[tuple[str, int, int]] = []
+    summary = deployment.stripe.summary
+
+    async def noted(event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
+        asked.append((event_name, start_s, end_s))
+        return await summary(event_name, stripe_customer, start_s, end_s)
+
+    deployment.stripe.summary = noted  # type: ignore[method-assign]  # only the question is of interest
+    report = await deployment.reconcile()
+
+    assert_equal(report)
+    assert sorted(name for name, _, _ in asked) == ["gigabytes", "peak", "requests", "users"]
+    assert {start_s for _, start_s, _ in asked} == {NOVEMBER_MS // 1000}
+    assert all(end_s < DECEMBER_MS // 1000 for _, _, end_s in asked)
 
 
 async def apply(deployment: Deployment, version: int, **event_names: str | None) -> None:
