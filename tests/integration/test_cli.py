@@ -287,21 +287,6 @@ def test_key_works_within_its_role_until_it_is_revoked(dev: RunningDev) -> None:
     assert status("/v1/accounts/twice/usage") == 401
 
 
-def test_reconcile_and_doctor_find_nothing_wrong(dev: RunningDev) -> None:
-    """Both exit 0 on a healthy deployment, for scripts."""
-    emit(dev, "healthy", "api.request")
-    dev.counted()
-
-    report = dev.answer("reconcile", "--json")
-    assert report["verdict"] in ("equal", "incomplete")
-    assert report["differences"] == 0
-    assert "Verdict" in dev.run("reconcile")
-    findings = dev.answer("doctor", "--json")
-    assert {"catalog", "log", "rollup", "clickhouse", "stripe"} <= {finding["what"] for finding in findings}
-    assert all(finding["status"] != "wrong" for finding in findings), findings
-    assert all(finding["remedy"] for finding in findings if finding["status"] == "note")
-
-
 def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The words of every command and group."""
     yield path
