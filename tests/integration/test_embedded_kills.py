@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,14 @@ from oracle.model import Oracle
 from oracle.rules import partition_of
 from pipeline.deployment import append_control
 from pipeline.local_valkey import LocalValkey
+from schemas.analytics import ArchivePosition
 from schemas.clock import DAY_MS, MINUTE_MS
 from schemas.control import AccountRecord, CloseRecord
+from schemas.errors import OperatorNeeded
 from schemas.log import INBOX_TOPIC
 from schemas.periods import Binding, Interval
+from sinks.clickhouse.client import open_clickhouse
+from sinks.clickhouse.reader import ClickHouseReader
 from tests.integration.deployment import Deployment, Role
 from tests.integration.exactness import check_exact
 from tests.traffic.generate import SECOND_US, Rates, account_name, events, records
@@ -25,7 +30,7 @@ SEED = 20_261
 ACCOUNTS = 120
 WORKER_KILLS = 10
 WORKER_KILLS_MAX = 25
-ARCHIVE_KILLS = 3
+ARCHIVE_KILLS = 6
 BACKLOG_RECORDS_MAX = 30
 EVENTS_MAX = 400_000
 INBOX_EVENTS = 400
@@ -55,7 +60,7 @@ async def test_ten_kills_of_the_worker_and_some_of_archive_and_router_change_no_
     singles = asyncio.create_task(feed_inbox(deployment, now_us, chance.random()))
 
     beside = [
-        asyncio.create_task(kill_beside(archive, random.Random(SEED + 1), ARCHIVE_KILLS)),
+        asyncio.create_task(kill_archive(deployment, archive, random.Random(SEED + 1))),
         asyncio.create_task(kill_beside(router, random.Random(SEED + 2), 2)),
     ]
     kills = 0
@@ -113,6 +118,29 @@ async def progress(deployment: Deployment, worker: Role) -> None:
         return worker.running and worker.starts >= starts and await deployment.folded() != before
 
     await deployment.until(moved, "progress of the worker")
+
+
+async def kill_archive(deployment: Deployment, archive: Role, chance: random.Random) -> None:
+    """Kill the archive about the moment it stores a position: rows and position are two statements."""
+    clickhouse = open_clickhouse(deployment.settings.clickhouse_url)
+    reader = ClickHouseReader(clickhouse)
+    before: Mapping[int, ArchivePosition] = {}
+
+    async def moved() -> bool:
+        with contextlib.suppress(OperatorNeeded):  # no tables yet
+            return await reader.archive_positions() != before
+        return False
+
+    try:
+        for _ in range(ARCHIVE_KILLS):
+            await deployment.until(moved, "progress of the archive")
+            before = await reader.archive_positions()
+            await deployment.until(moved, "more progress of the archive")
+            await asyncio.sleep(chance.choice((0.0, 0.0, 0.02)))
+            assert archive.kill()
+            before = await reader.archive_positions()
+    finally:
+        await clickhouse.close()
 
 
 async def kill_beside(role: Role, chance: random.Random, kills: int) -> None:

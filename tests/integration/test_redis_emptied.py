@@ -99,6 +99,7 @@ async def test_redis_emptied_under_load_is_noticed_before_anything_is_counted_on
     feeding = asyncio.create_task(deployment.feed(traffic(deployment, EVENTS_MAX), stop, BACKLOG_RECORDS_MAX))
     await deployment.folded_to(dict.fromkeys(deployment.partitions, 60))
 
+    worker.may_refuse = True
     run_valkey(valkey.url, "FLUSHALL")
     said = await worker.refusal()
     stop.set()
