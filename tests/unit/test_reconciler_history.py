@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +20,7 @@ from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.control import CatalogRecord
 from schemas.meters import Catalog
 from schemas.periods import Billing
-from schemas.reports import MeterSummary
+from schemas.reports import MeterSummary, StripeMeters
 from schemas.rollup import Fence, TotalKey
 from tests.unit.reconciler_world import ACCOUNTS, CATALOG, DECEMBER_MS, NOVEMBER_MS, Deployment, named, settled
 from tests.worlds import SECRET
@@ -202,13 +203,18 @@ async def test_stripe_is_asked_once_about_a_period_that_was_cut() -> None:
     await deployment.emit("ada", gb="1", user="u3", region="eu")
     await deployment.settle()
     asked: list[tuple[str, int, int]] = []
-    summary = deployment.stripe.summary
 
-    async def noted(event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
-        asked.append((event_name, start_s, end_s))
-        return await summary(event_name, stripe_customer, start_s, end_s)
+    class Noting:
+        """Stripe, with every question written down."""
 
-    deployment.stripe.summary = noted  # type: ignore[method-assign]  # only the question is of interest
+        def __getattr__(self, name: str) -> object:
+            return getattr(deployment.stripe, name)
+
+        async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
+            asked.append((event_name, start_s, end_s))
+            return await deployment.stripe.summary(event_name, stripe_customer, start_s, end_s)
+
+    deployment.views = replace(deployment.views, stripe=cast("StripeMeters", Noting()))
     report = await deployment.reconcile()
 
     assert_equal(report)
