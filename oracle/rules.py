@@ -204,6 +204,10 @@ def contributions(event: Event, catalog: Mapping[str, Any]) -> list[Contribution
 
 
 def _contribution(data: dict[str, Any], meter: Mapping[str, Any]) -> Contribution:
+    names: dict[str, str] = {}
+    for name, path in meter.get("dimensions", {}).items():
+        found, value = _at(data, path)
+        names[name] = _dimension_text(value) if found else ""
     minor, text = 1, ""
     if meter["aggregation"] != "count":
         found, value = _at(data, meter["value_path"])
@@ -215,10 +219,6 @@ def _contribution(data: dict[str, Any], meter: Mapping[str, Any]) -> Contributio
                 raise RejectedError("missing_quantity" if value == "" else "bad_quantity")
         else:
             minor = _minor(value, meter.get("scale", 0), allow_negative=meter.get("allow_negative", False))
-    names: dict[str, str] = {}
-    for name, path in meter.get("dimensions", {}).items():
-        found, value = _at(data, path)
-        names[name] = _dimension_text(value) if found else ""
     quarantine = meter.get("late", "carry_forward") == "quarantine"
     return Contribution(meter["slug"], meter["aggregation"], quarantine, minor, text, _names_text(tuple(names.items())))
 
