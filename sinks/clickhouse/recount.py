@@ -275,16 +275,13 @@ def _value(meter: Meter) -> str:
 def _text_of(raw: str) -> str:
     """A JSON value as text: NULL where it has none (a fraction, a list, an object, too long)."""
     number = f"substring({raw}, 7, length({raw}) - 8)"
-    # Integers of 64 bits, signed or unsigned; decoders read larger ones as fractions.
-    whole = (
-        f"match({number}, '^-?[0-9]{{1,20}}$') "
-        f"AND toInt128OrZero({number}) BETWEEN toInt128('-9223372036854775808') AND toInt128('18446744073709551615')"
-    )
+    # As it was written, without the sign of -0: a conversion would lose the digits of a large integer.
+    whole = f"match({number}, '^-?[0-9]+$') AND length({number}) <= {DIMENSION_CHARACTERS_MAX}"
     string = f"JSONExtractString({raw})"
     return (
         f"multiIf(startsWith({raw}, '\"'), if(lengthUTF8({string}) <= {DIMENSION_CHARACTERS_MAX}, "
         f"toNullable({string}), NULL), "
-        f"startsWith({raw}, '{_NUMBER_START}'), if({whole}, toNullable(toString(toInt128OrZero({number}))), NULL), "
+        f"startsWith({raw}, '{_NUMBER_START}'), if({whole}, toNullable(if({number} = '-0', '0', {number})), NULL), "
         f"{raw} IN ('true', 'false'), toNullable({raw}), "
         f"{raw} IN ('', 'null'), toNullable(''), NULL)"
     )

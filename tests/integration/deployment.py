@@ -34,6 +34,7 @@ ROOT: Final = Path(__file__).parents[2]
 SECRET: Final = "a secret of thirty-two characters"
 PATIENCE_S: Final = 45.0
 STOP_TIMEOUT_S: Final = 40.0
+COMMAND_S: Final = 50.0
 EXIT_TRANSIENT: Final = 1
 EXIT_OPERATOR: Final = 3
 
@@ -42,6 +43,15 @@ def clean_environment(**variables: str) -> dict[str, str]:
     """This process's environment without its `TIDEMARK_…`, and with these variables."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEMARK_")}
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables}
+
+
+def tidemark(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run one command in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *arguments],
+        cwd=folder, env=clean_environment(**variables), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=COMMAND_S, check=False,
+    )  # fmt: skip
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float = PATIENCE_S) -> None:

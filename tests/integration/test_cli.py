@@ -1,0 +1,306 @@
+"""The `tidemark` command as a user types it: every command against one running `tidemark dev`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import httpx
+import pytest
+import yaml
+
+from oracle.rules import partition_of
+from pipeline.processes import die_with_parent, free_port
+from pipeline.settings import Settings, load_settings
+from pipeline.stores import DEFAULT_CATALOG, open_base, open_clickhouse_store, open_rollup_store
+from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
+from tests.integration.deployment import COMMAND_S, clean_environment, tidemark, until
+
+STARTED_S: Final = 50.0
+
+
+class RunningDev(NamedTuple):
+    """A running `tidemark dev` and what it wrote down for other commands."""
+
+    folder: Path
+    environment: dict[str, str]
+    gateway_url: str
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        """What a command prints; fails where it ends otherwise than with `code`."""
+        done = tidemark(self.folder, *arguments)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+    def answer(self, *arguments: str) -> Any:
+        """What a command prints, as JSON."""
+        return json.loads(self.run(*arguments))
+
+    def settings(self) -> Settings:
+        """The settings of its roles."""
+        named: dict[str, Any] = {
+            name.removeprefix("TIDEMARK_").lower(): value for name, value in self.environment.items()
+        }
+        return load_settings(**named)
+
+    def append(self, topic: str, partition: int, value: bytes) -> None:
+        """Append a record as a producer of its own would."""
+
+        async def append() -> None:
+            base = await open_base(self.settings(), create=False)
+            await base.log.append(topic, partition, value)
+            await base.log.close()
+
+        asyncio.run(append())
+
+    def counted(self) -> dict[str, int]:
+        """The counters, once everything that is in the log now is folded."""
+        return asyncio.run(self._counted())
+
+    async def _counted(self) -> dict[str, int]:
+        settings = self.settings()
+        base, store = await open_base(settings, create=False), open_rollup_store(settings)
+        ends = {each: (await base.log.bounds(EVENTS_TOPIC, each)).next for each in range(settings.partitions)}
+        sums: dict[str, int] = {}
+
+        async def folded() -> bool:
+            sums.clear()
+            for partition, end in ends.items():
+                fence = await store.load_fence(partition)
+                if fence is None or fence.next_offset < end:
+                    return False
+                for name, value in fence.counters._asdict().items():
+                    sums[name] = sums.get(name, 0) + value
+            return True
+
+        try:
+            await until(folded, f"folded up to {ends}")
+        finally:
+            await store.close()
+            await base.log.close()
+        return sums
+
+    def drained(self) -> None:
+        """Return once everything that is in the log now is in `usage_hourly`."""
+        asyncio.run(self._drained())
+
+    async def _drained(self) -> None:
+        settings = self.settings()
+        base, hourly = await open_base(settings, create=False), await open_clickhouse_store(settings)
+        ends = {each: (await base.log.bounds(EVENTS_TOPIC, each)).next for each in range(settings.partitions)}
+
+        async def drained() -> bool:
+            positions = await hourly.load_drained()
+            return all(each in positions and positions[each].next_offset >= end for each, end in ends.items())
+
+        try:
+            await until(drained, f"drained up to {ends}")
+        finally:
+            await hourly.close()
+            await base.log.close()
+
+    def receives(self, events: int) -> None:
+        """Return once so many events have been folded in all, by whatever way they came."""
+        deadline_s = time.monotonic() + COMMAND_S
+        while self.counted()["received"] < events:
+            assert time.monotonic() < deadline_s, f"{events} events were never received"
+            time.sleep(0.05)
+
+    def live(self, account: str) -> dict[str, str]:
+        """The account's current usage by meter, by the `usage` command."""
+        return {each["meter"]: each["value"] for each in self.answer("usage", "--account", account)["meters"]}
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDev]:
+    """One `tidemark dev` for the module, on free ports and in a folder of its own; tests use accounts of their own."""
+    folder = tmp_path_factory.mktemp("cli")
+    output = folder / "output"
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "pipeline.cli", "dev",
+                "--port", str(free_port()), "--clickhouse-port", str(free_port()),
+            ],
+            cwd=folder, env=clean_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc; no lock of ours is held here
+        )  # fmt: skip
+    try:
+        deadline_s = time.monotonic() + STARTED_S
+        while "Press ctrl-C" not in output.read_text():
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < deadline_s, output.read_text()
+            time.sleep(0.05)
+        document = json.loads((folder / ".tidemark" / "dev.json").read_text())
+        yield RunningDev(folder, document["environment"], document["gateway_url"])
+        process.send_signal(signal.SIGINT)
+        assert process.wait(40) == 0, output.read_text()
+        assert not (folder / ".tidemark" / "dev.json").exists()
+        assert "Traceback" not in output.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def emit(dev: RunningDev, account: str, event_type: str, *more: str, data: str = "{}") -> Any:
+    """Emit one event."""
+    return dev.answer("emit", event_type, "--account", account, "--data", data, *more)
+
+
+def event_json(account: str, event_id: str) -> bytes:
+    """An `api.request` of now."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    event = {
+        "specversion": "1.0", "id": event_id, "source": "test", "type": "api.request", "subject": account,
+        "time": now, "data": {"method": "GET", "region": "eu"},
+    }  # fmt: skip
+    return json.dumps(event).encode()
+
+
+def test_event_emitted_twice_under_one_id_is_counted_once(dev: RunningDev) -> None:
+    """A job that runs twice, or a user who presses return twice."""
+    before = dev.counted()
+
+    answers = [emit(dev, "twice", "api.request", "--id", "job-1") for _ in range(2)]
+
+    assert [answer["accepted"] for answer in answers] == [1, 1]
+    after = dev.counted()
+    assert after["counted"] - before["counted"] == 1
+    assert after["duplicate"] - before["duplicate"] == 1
+    assert dev.live("twice")["api_requests"] == "1"
+
+
+def test_emit_says_what_is_wrong_with_an_event(dev: RunningDev) -> None:
+    """The gateway's answer about the one event reaches the user."""
+    assert "--data: is not JSON" in dev.run("emit", "api.request", "--account", "a", "--data", "{", code=2)
+    answer = emit(dev, "wrong", "storage.sampled", data='{"gigabytes":-1}')
+    assert answer["rejected"] == 1
+    assert answer["events"][0]["reason"] == "negative_quantity"
+
+
+def test_usage_by_meter_answers_from_clickhouse(dev: RunningDev) -> None:
+    """Once the drain has passed the events; until then the answer says how far it is complete."""
+    for number in range(3):
+        emit(dev, "by-meter", "api.request", "--id", f"m{number}", data='{"method":"GET","region":"eu"}')
+    question = (
+        "usage", "--meter", "api_requests", "--account", "by-meter", "--group-by", "region",
+        "--from", "2026-01-01T00:00:00Z", "--to", "2030-01-01T00:00:00Z",
+    )  # fmt: skip
+
+    dev.drained()
+
+    rows = dev.answer(*question)["rows"]
+    assert [(row["groups"], row["value"]) for row in rows] == [({"region": "eu"}, "3")]
+    assert "such as" in dev.run("usage", "--meter", "tokens", "--from", "now", "--to", "later", code=2)
+
+
+def test_catalog_changes_only_by_a_higher_version_and_never_redefines_a_meter(dev: RunningDev) -> None:
+    """A meter's definition is what its past was counted by."""
+    shipped = yaml.safe_load(DEFAULT_CATALOG.read_text())
+    meter = {"slug": "exports", "event_type": "export.done", "aggregation": "count"}
+    files = {
+        "same_version": {**shipped, "meters": [*shipped["meters"], meter]},
+        "redefined": {**shipped, "version": 2, "meters": [{**shipped["meters"][0], "dimensions": {}}]},
+        "broken": {**shipped, "meters": [{"slug": "Bad Slug"}]},
+        "next": {**shipped, "version": 2, "meters": [*shipped["meters"], meter]},
+    }
+    for name, document in files.items():
+        (dev.folder / f"{name}.yaml").write_text(yaml.safe_dump(document))
+
+    assert json.loads(dev.run("catalog", "schema"))["title"] == "Catalog"
+    assert "6 meters, valid" in dev.run("catalog", "check", "next.yaml")
+    assert "meters.0.slug" in dev.run("catalog", "check", "broken.yaml", code=2)
+    assert "must be above 1" in dev.run("catalog", "apply", "same_version.yaml", code=2)
+    assert "api_requests" in dev.run("catalog", "apply", "redefined.yaml", code=2)
+    assert "version 2 with 6 meters" in dev.run("catalog", "apply", "next.yaml")
+    dev.counted()
+    assert dev.answer("catalog", "show")["version"] == 2
+    assert "must be above 2" in dev.run("catalog", "apply", "same_version.yaml", code=2)
+    emit(dev, "exporter", "export.done")
+    dev.counted()
+    assert dev.live("exporter")["exports"] == "1"
+
+
+def test_account_is_bound_shown_and_its_period_closed(dev: RunningDev) -> None:
+    """After the close, what its meter quarantines is not counted, and can be seen."""
+    dev.run("account", "bind", "closing", "--customer", "cus_1", "--anchor", "2026-01-15T00:00:00Z")
+    emit(dev, "closing", "seats.changed", data='{"seats":5}')
+    dev.counted()
+    shown = dev.answer("account", "show", "closing")
+    assert shown["customers"][0]["stripe_customer"] == "cus_1"
+    assert shown["bindings"][0]["anchor"] == "2026-01-15T00:00:00Z"
+    assert dev.live("closing")["seats"] == "5"
+
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    assert "is closed from record" in dev.run("close-period", "closing", now)
+    emit(dev, "closing", "seats.changed", "--id", "too-late", data='{"seats":9}')
+    dev.counted()
+
+    assert dev.live("closing")["seats"] == "5"
+    assert dev.answer("account", "show", "closing")["closed_periods"] == [shown["current_period"]["start"]]
+    listed = dev.run("quarantine", "list", "--reason", "period_closed")
+    assert "too-late" in listed
+    assert "bill it by hand" in listed
+    assert "not RFC 3339" in dev.run("close-period", "closing", "yesterday", code=2)
+
+
+def test_quarantined_event_is_listed_and_counted_after_its_redrive(dev: RunningDev) -> None:
+    """A foreign producer with another partitioner wrote to the wrong topic; nothing is lost."""
+    home = partition_of("lost", 4)
+    received = dev.counted()["received"]
+    dev.append(EVENTS_TOPIC, (home + 1) % 4, event_json("lost", "lost-1"))
+    dev.append(INBOX_TOPIC, 0, b'{"not": "an event')
+    dev.receives(received + 2)
+
+    entries = [json.loads(line) for line in dev.run("quarantine", "list", "--json").splitlines()]
+    reasons = {entry["reason"] for entry in entries}
+    assert {"wrong_partition", "bad_json"} <= reasons
+    (entry,) = (entry for entry in entries if entry["reason"] == "wrong_partition")
+    assert json.loads(entry["value"])["id"] == "lost-1"
+    assert dev.live("lost")["api_requests"] == "0"
+
+    assert "1 events sent" in dev.run("quarantine", "redrive", "--reason", "wrong_partition", "--yes")
+    dev.receives(received + 3)
+    assert dev.live("lost")["api_requests"] == "1"
+
+    dev.run("quarantine", "redrive", "--reason", "wrong_partition", "--yes")
+    dev.receives(received + 4)
+    assert dev.live("lost")["api_requests"] == "1", "redriven twice, counted once"
+    assert "nothing to redrive" in dev.run("quarantine", "redrive", "--reason", "too_large", "--yes")
+
+
+def test_key_works_within_its_role_until_it_is_revoked(dev: RunningDev) -> None:
+    """The commands write the file that the running gateway reads."""
+    key = dev.run("key", "create", "--role", "read", "--account", "twice").strip()
+
+    def status(path: str) -> int:
+        return httpx.get(dev.gateway_url + path, headers={"authorization": f"Bearer {key}"}, timeout=10).status_code
+
+    assert status("/v1/accounts/twice/usage") in (200, 503)
+    assert status("/v1/accounts/other/usage") == 403
+    dev.run("key", "revoke", key.split("_")[1])
+    assert status("/v1/accounts/twice/usage") == 401
+
+
+def test_reconcile_and_doctor_find_nothing_wrong(dev: RunningDev) -> None:
+    """Both exit 0 on a healthy deployment, for scripts."""
+    emit(dev, "healthy", "api.request")
+    dev.counted()
+
+    report = dev.answer("reconcile", "--json")
+    assert report["verdict"] in ("equal", "incomplete")
+    assert report["differences"] == 0
+    assert "Verdict" in dev.run("reconcile")
+    findings = dev.answer("doctor", "--json")
+    assert {"catalog", "log", "rollup", "clickhouse", "stripe"} <= {finding["what"] for finding in findings}
+    assert all(finding["status"] != "wrong" for finding in findings), findings
+    assert all(finding["remedy"] for finding in findings if finding["status"] == "note")
