@@ -30,6 +30,7 @@ POLICY_DEFAULTS: Final = {
     "event_bytes_max": 65_536,
 }
 FIELD_CHARACTERS_MAX: Final = {"id": 128, "source": 256, "type": 256, "subject": 256, "time": 40}
+_REQUIRED_FIELDS: Final = {"specversion", *FIELD_CHARACTERS_MAX}
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_MS: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
@@ -133,16 +134,18 @@ def event_of(body: object, event_bytes_max: int) -> Event:
     if not isinstance(body, dict):
         raise RejectedError("not_an_event")
     try:
-        length = len(canonical(body).encode("utf-8"))
+        text = canonical(body)
+        length = len(text.encode("utf-8"))
     except RecursionError:
         raise RejectedError("too_deep") from None
     except UnicodeEncodeError:
         raise RejectedError("bad_json") from None
     if length > event_bytes_max:
         raise RejectedError("too_large")
-    if _levels(body) > LEVELS_MAX:
+    # No more levels than brackets: few events need the walk.
+    if text.count("{") + text.count("[") > LEVELS_MAX and _levels(body) > LEVELS_MAX:
         raise RejectedError("too_deep")
-    if any(field not in body for field in ("specversion", *FIELD_CHARACTERS_MAX)):
+    if not body.keys() >= _REQUIRED_FIELDS:
         raise RejectedError("missing_field")
     for field, characters_max in FIELD_CHARACTERS_MAX.items():
         text = body[field]
@@ -164,14 +167,19 @@ def time_us_of(text: str) -> int:
     if match is None:
         raise ValueError(f"not an RFC 3339 time with an offset: {text!r}")
     date, clock, fraction, sign, hours, minutes = match.groups()
-    local = datetime.fromisoformat(f"{date}T{clock}+00:00")
-    if clock.endswith("60") or int(hours or 0) > 23 or int(minutes or 0) > 59:
-        raise ValueError(f"out of range: {text!r}")
-    offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0)) * (-1 if sign == "-" else 1)
-    whole_us = ((local - _EPOCH) - offset) // timedelta(microseconds=1)
+    whole_us = _second_us(date, clock, sign, hours, minutes)
     if not _FIRST_MS * 1000 <= whole_us < _END_MS * 1000:
         raise ValueError(f"outside the years 1 to 9999: {text!r}")
     return whole_us + int((fraction or "0")[:6].ljust(6, "0"))
+
+
+@lru_cache(maxsize=10_000)
+def _second_us(date: str, clock: str, sign: str | None, hours: str | None, minutes: str | None) -> int:
+    local = datetime.fromisoformat(f"{date}T{clock}+00:00")
+    if clock.endswith("60") or int(hours or 0) > 23 or int(minutes or 0) > 59:
+        raise ValueError(f"out of range: {date} {clock} {sign}{hours}:{minutes}")
+    offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0)) * (-1 if sign == "-" else 1)
+    return ((local - _EPOCH) - offset) // timedelta(microseconds=1)
 
 
 def require_home(account: str, partition: int, partitions: int) -> None:
@@ -322,9 +330,8 @@ def _steps_about(rule: Binding, instant_ms: int) -> int:
     """Roughly how many periods lie between the anchor and the instant."""
     if rule.interval in ("day", "week"):
         return (instant_ms - rule.anchor_ms) // (rule.interval_count * _days_ms(rule.interval))
-    now, anchor = _moment(instant_ms), _moment(rule.anchor_ms)
-    months = (now.year - anchor.year) * 12 + now.month - anchor.month
-    return months // (rule.interval_count * _months(rule.interval))
+    (year, month), (anchor_year, anchor_month) = _month(instant_ms // DAY_MS), _month(rule.anchor_ms // DAY_MS)
+    return ((year - anchor_year) * 12 + month - anchor_month) // (rule.interval_count * _months(rule.interval))
 
 
 def _days_ms(interval: str) -> int:
@@ -333,6 +340,12 @@ def _days_ms(interval: str) -> int:
 
 def _months(interval: str) -> int:
     return {"month": 1, "year": 12}[interval]
+
+
+@lru_cache(maxsize=10_000)
+def _month(day: int) -> tuple[int, int]:
+    moment = _moment(day * DAY_MS)
+    return moment.year, moment.month
 
 
 def _moment(instant_ms: int) -> datetime:

@@ -25,9 +25,11 @@ class Settled(NamedTuple):
 class CellsComparison:
     """Compares `usage_hourly` and the recount. Memory grows with the cells of one partition."""
 
-    def __init__(self, views: Views, snapshots: Snapshots, findings: Findings, limits: Range) -> None:
+    def __init__(
+        self, views: Views, recounter: Recounter, snapshots: Snapshots, findings: Findings, limits: Range
+    ) -> None:
         self._views = views
-        self._recounter = Recounter(views.reader)
+        self._recounter = recounter
         self._snapshots = snapshots
         self._findings = findings
         self._range = limits
@@ -54,6 +56,8 @@ class CellsComparison:
         return differing
 
     def _inside(self, snapshot: Snapshot, cells: Mapping[RecountKey, int]) -> dict[RecountKey, int]:
+        if self._range == Range():
+            return dict(cells)
         period = snapshot.history.period
         return {
             key: value for key, value in cells.items() if self._range.overlaps(period(key.account, key.period_start_ms))

@@ -24,10 +24,16 @@ class IntentsComparison:
     """Compares intents and the recount of a partition at the end of its last published report bucket."""
 
     def __init__(
-        self, views: Views, snapshots: Snapshots, index: ReportsIndex, findings: Findings, limits: Range
+        self,
+        views: Views,
+        recounter: Recounter,
+        snapshots: Snapshots,
+        index: ReportsIndex,
+        findings: Findings,
+        limits: Range,
     ) -> None:
         self._views = views
-        self._recounter = Recounter(views.reader)
+        self._recounter = recounter
         self._snapshots = snapshots
         self._index = index
         self._findings = findings
@@ -67,7 +73,7 @@ class IntentsComparison:
         return snapshot, differing
 
     async def _waiting(self, snapshot: Snapshot, published: Published, expected: dict[TotalName, int]) -> None:
-        now = await self._recounter.reported(snapshot, snapshot.fence.log_time_ms + 1)
+        now = await self._recounter.reported(snapshot)
         waiting = [key for key, value in now.items() if value != expected.get(key, 0) and self._range.overlaps(key[2])]
         if waiting:
             row = Row(Pair.INTENTS, Cause.IN_FLIGHT, snapshot.partition, detail=published.detail)

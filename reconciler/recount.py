@@ -7,7 +7,7 @@ the start of a period that holds usage already.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from reconciler.boundaries import periods_over
 from reconciler.history import POSITION_MAX, AccountHistory, History
@@ -53,28 +53,65 @@ def _boundaries(history: History, account: AccountHistory) -> tuple[Period, ...]
     return periods_over(account.cut, from_ms, history.to_ms, len(account.closings) + 1)
 
 
+@runtime_checkable
+class EventCounts(Protocol):
+    """A `UsageReader` that can also count identities; where it can, they are held against the fence's counters."""
+
+    async def archived_events(self, partition: int, before_position: int) -> int:
+        """How many events of a partition `usage_events` holds below a position, each identity once."""
+        ...
+
+
 class Recounter:
-    """Counts again through a `UsageReader`. Errors are the reader's; holds nothing between calls."""
+    """Counts again through a `UsageReader`. Errors are the reader's. Keeps the last totals of each partition: they
+    are taken again where the archive says that no event came since, and the control records say the same."""
 
     def __init__(self, reader: UsageReader) -> None:
         self._reader = reader
+        self._last: dict[int, tuple[Snapshot, dict[TotalName, int]]] = {}
 
-    async def totals(
-        self, snapshot: Snapshot, accounts: frozenset[str] | None = None, before_ms: int | None = None
-    ) -> dict[TotalName, int]:
-        """Totals at the snapshot, of what arrived before log time `before_ms` if given."""
-        return dict(await self._reader.recount_totals(request_at(snapshot, accounts), before_ms))
+    async def totals(self, snapshot: Snapshot) -> dict[TotalName, int]:
+        """Totals at the snapshot."""
+        held = await self._held(snapshot)
+        if held is None:
+            held = dict(await self._reader.recount_totals(request_at(snapshot)))
+            self._last[snapshot.partition] = (snapshot, held)
+        return dict(held)
+
+    async def totals_of(self, snapshot: Snapshot, accounts: frozenset[str]) -> dict[TotalName, int]:
+        """Totals of some accounts at the snapshot."""
+        held = await self._held(snapshot)
+        if held is None:
+            return dict(await self._reader.recount_totals(request_at(snapshot, accounts)))
+        return {key: value for key, value in held.items() if key[0] in accounts}
+
+    async def _held(self, snapshot: Snapshot) -> dict[TotalName, int] | None:
+        last, totals = self._last.get(snapshot.partition, (None, {}))
+        if last is None or not _same_rules(last.history, snapshot.history):
+            return None
+        if last.before_position != snapshot.before_position:
+            # Never by the rollup's counters: they are what is being checked.
+            if not isinstance(self._reader, EventCounts):
+                return None
+            counts = [await self._reader.archived_events(at.partition, at.before_position) for at in (last, snapshot)]
+            if counts[0] != counts[1]:
+                return None
+        return totals
 
     async def cells(self, snapshot: Snapshot) -> dict[RecountKey, int]:
         """Cells at the snapshot."""
         return dict(await self._reader.recount_cells(request_at(snapshot)))
 
-    async def reported(self, snapshot: Snapshot, before_ms: int) -> dict[TotalName, int]:
-        """What intents must add up to: the totals at `before_ms`, of meters with a Stripe event name.
+    async def reported(self, snapshot: Snapshot, before_ms: int | None = None) -> dict[TotalName, int]:
+        """What intents must add up to: the totals of meters with a Stripe event name, of what arrived before log time
+        `before_ms` if given.
 
         A meter that was given its event name later is told to Stripe from there on: what stood before is taken off.
         """
-        now = await self.totals(snapshot, before_ms=before_ms)
+        if before_ms is None:
+            now: Mapping[TotalName, int] = await self.totals(snapshot)
+        else:
+            now = await self._reader.recount_totals(request_at(snapshot), before_ms)
         reported = snapshot.history.reported
         wanted = {key: value for key, value in now.items() if key[1] in reported}
         for slug, spans in reported.items():
@@ -92,10 +129,17 @@ class Recounter:
             wanted.update(values)
         return wanted
 
-    async def _totals_below(self, snapshot: Snapshot, slug: str, below: int, before_ms: int) -> Mapping[TotalName, int]:
+    async def _totals_below(
+        self, snapshot: Snapshot, slug: str, below: int, before_ms: int | None
+    ) -> Mapping[TotalName, int]:
         meters = [span for span in snapshot.history.meters if span.meter.slug == slug]
         request = request_at(snapshot)._replace(meters=meters, before_position=min(below, snapshot.before_position))
         return await self._reader.recount_totals(request, before_ms)
+
+
+def _same_rules(one: History, other: History) -> bool:
+    """Whether events are counted alike by both."""
+    return (one.meters, one.graces, one.accounts) == (other.meters, other.graces, other.accounts)
 
 
 def _first_position(snapshot: Snapshot, slug: str) -> int:

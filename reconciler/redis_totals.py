@@ -22,10 +22,16 @@ class TotalsComparison:
     """Compares Redis and the recount. Memory grows with the totals of one partition."""
 
     def __init__(
-        self, views: Views, policy: ReconcilePolicy, snapshots: Snapshots, findings: Findings, limits: Range
+        self,
+        views: Views,
+        recounter: Recounter,
+        policy: ReconcilePolicy,
+        snapshots: Snapshots,
+        findings: Findings,
+        limits: Range,
     ) -> None:
         self._store = views.store
-        self._recounter = Recounter(views.reader)
+        self._recounter = recounter
         self._policy = policy
         self._snapshots = snapshots
         self._findings = findings
@@ -87,7 +93,7 @@ class TotalsComparison:
         if at.fence.next_offset == snapshot.fence.next_offset:
             counted = {key: value for key, value in base.items() if key[0] in accounts}
         else:
-            counted = await self._recounter.totals(at, accounts)
+            counted = await self._recounter.totals_of(at, accounts)
         return self._inside(counted)
 
     def _inside(self, counted: Mapping[TotalName, int]) -> dict[TotalName, int]:

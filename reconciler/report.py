@@ -106,7 +106,7 @@ class Findings:
                 self._rows[open_row] = row
 
     def report(self, started_at_ms: int, from_ms: int | None, to_ms: int | None) -> Report:
-        """The finished report: drift first."""
+        """The finished report: drift first, then by partition."""
         summaries = tuple(
             Summary(
                 pair,
@@ -117,9 +117,13 @@ class Findings:
             )
             for pair in Pair
         )
-        rows = sorted(self._rows, key=lambda row: (not row.cause.is_drift, row.cause.is_open))
+        rows = sorted(self._rows, key=_place)
         left_off = self._causes.total() - len(rows)
         return Report(tuple(rows), left_off, summaries, dict(self._causes), started_at_ms, from_ms, to_ms)
+
+
+def _place(row: Row) -> tuple[bool, bool, bool, int]:
+    return not row.cause.is_drift, row.cause.is_open, row.partition is None, row.partition or 0
 
 
 class GaugeKey(NamedTuple):

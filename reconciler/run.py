@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from functools import partial
 from typing import Final
@@ -12,12 +13,12 @@ from reconciler.compare import Difference, Range, exact_text
 from reconciler.history import History
 from reconciler.hourly_cells import CellsComparison
 from reconciler.intents import IntentsComparison
-from reconciler.recount import Snapshot, TotalName
+from reconciler.recount import EventCounts, Recounter, Snapshot, TotalName
 from reconciler.redis_totals import TotalsComparison
 from reconciler.report import Findings, Report, Row
 from reconciler.reports_index import ReportsIndex, Told
 from reconciler.stripe_sums import StripeComparison
-from reconciler.views import Behind, EventCounts, ReconcilePolicy, Snapshots, Views, attempted
+from reconciler.views import Behind, ReconcilePolicy, Snapshots, Views, attempted
 from schemas.analytics import RecountKey
 from schemas.clock import Clock
 from schemas.log import EVENTS_TOPIC
@@ -39,14 +40,21 @@ async def reconcile(
     """Compare all views for the periods that overlap `[from_ms, to_ms)`; None is open. Only reads.
 
     A view that does not answer becomes an `unchecked` row, so this raises `Transient` only where the log does not
-    even say how many partitions there are. Takes memory in proportion to the cells of one partition and to
-    `billing.reports`, and up to `archive_wait_s` for each partition whose archive is behind.
+    even say how many partitions there are. Takes memory in proportion to the cells of `partitions_at_once` partitions
+    and to `billing.reports`, and up to `archive_wait_s` for each partition whose archive is behind.
     """
     run = _Run(views, clock, policy, Range(from_ms, to_ms))
     started_at_ms = clock.now_ms()
     partitions = range(await views.log.partition_count(EVENTS_TOPIC))
-    for partition in partitions:
-        await run.partition(partition)
+    pending = iter(partitions)
+
+    async def work() -> None:
+        for partition in pending:
+            await run.partition(partition)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(policy.partitions_at_once):
+            group.create_task(work())
     await run.everywhere(partitions)
     return run.findings.report(started_at_ms, from_ms, to_ms)
 
@@ -61,6 +69,7 @@ class _Run:
         self.range = limits
         self.findings = Findings(policy.rows_max)
         self.snapshots = Snapshots(views.reader, clock, policy.archive_wait_s)
+        self.recounter = Recounter(views.reader)
         self.index = ReportsIndex(views.log, policy.reports_max)
         self.unread_reports: list[int] = []
         self.histories: dict[int, History] = {}
@@ -91,8 +100,8 @@ class _Run:
         await self._intents(partition, blame)
 
     async def _counted(self, snapshot: Snapshot) -> tuple[list[Difference[TotalName]], list[Difference[RecountKey]]]:
-        totals = TotalsComparison(self.views, self.policy, self.snapshots, self.findings, self.range)
-        cells = CellsComparison(self.views, self.snapshots, self.findings, self.range)
+        totals = TotalsComparison(self.views, self.recounter, self.policy, self.snapshots, self.findings, self.range)
+        cells = CellsComparison(self.views, self.recounter, self.snapshots, self.findings, self.range)
         partition = snapshot.partition
         return (
             await attempted(self.findings, Pair.REDIS, partition, totals.run(snapshot)) or [],
@@ -100,7 +109,9 @@ class _Run:
         )
 
     async def _intents(self, partition: int, blame: Blame) -> None:
-        comparison = IntentsComparison(self.views, self.snapshots, self.index, self.findings, self.range)
+        comparison = IntentsComparison(
+            self.views, self.recounter, self.snapshots, self.index, self.findings, self.range
+        )
         compared = await attempted(self.findings, Pair.INTENTS, partition, comparison.run(partition))
         if compared is None:
             self.unread_reports.append(partition)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Final, NamedTuple, TypeVar
 
 from reconciler.causes import Cause, Pair
 from reconciler.history import history_of
@@ -21,15 +21,6 @@ from schemas.sink import StripeRejections
 ARCHIVE_POLL_S: Final = 0.25
 
 T = TypeVar("T")
-
-
-@runtime_checkable
-class EventCounts(Protocol):
-    """A `UsageReader` that can also count identities; where it can, they are held against the fence's counters."""
-
-    async def archived_events(self, partition: int, before_position: int) -> int:
-        """How many events of a partition `usage_events` holds below a position, each identity once."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +40,14 @@ class Views:
 class ReconcilePolicy:
     """Limits of one reconciliation; spans are of the clock passed in.
 
-    `totals_per_read`: totals read from Redis in one transaction. `archive_wait_s`: how long to wait until the archive
-    reaches a fence. `reports_max`: report entries of one partition; beyond it intents are unchecked. `stripe_*`:
-    reads of Stripe in all, at one time and per second (Stripe allows 25/s and at least 10 000 a month).
-    `stripe_settle_ms`: how long an accepted meter event may take to show in Stripe's summaries.
+    `partitions_at_once`: how many are compared, and held in memory, at one time. `totals_per_read`: totals read from
+    Redis in one transaction. `archive_wait_s`: how long to wait until the archive reaches a fence. `reports_max`:
+    report entries of one partition; beyond it intents are unchecked. `stripe_*`: reads of Stripe in all, at one time
+    and per second (Stripe allows 25/s and at least 10 000 a month). `stripe_settle_ms`: how long an accepted meter
+    event may take to show in Stripe's summaries.
     """
 
+    partitions_at_once: int = 2
     totals_per_read: int = 500
     archive_wait_s: float = 10.0
     reports_max: int = 5_000_000

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
-from reconciler.views import EventCounts
+from reconciler.recount import EventCounts
 from schemas.analytics import ArchiveStore, EventRow, HourlyRow, HourlyStore, MeterSpan, RecountRequest, UsageReader
 from schemas.clock import HOUR_MS
 from schemas.meters import Aggregation, Meter
