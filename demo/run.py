@@ -16,6 +16,7 @@ from typing import Any, Final
 import httpx
 
 from demo import plan
+from demo.faults import lose_event, send_twice
 from demo.verify import Expected, Mismatch, mismatches, redis_counters
 from demo.view import Screen, summary
 from pipeline.clock import FileClock, ScaledClock, SystemClock, write_clock
@@ -282,31 +283,13 @@ class Demo:
     async def _break_it(self) -> None:
         """Two faults on purpose; the reconciler must name both."""
         self.screen.step("Two faults on purpose: a row deleted from ClickHouse, a meter event sent twice to Stripe")
-        clickhouse = open_clickhouse(self.settings.clickhouse_url)
-        try:
-            rows = await clickhouse.rows(
-                "SELECT account, id FROM usage_events WHERE type = 'llm.completion' ORDER BY account DESC, id LIMIT 1"
-            )
-            account, event_id = rows[0]
-            await clickhouse.command(
-                f"ALTER TABLE usage_events DELETE WHERE account = '{account}' AND id = '{event_id}' "
-                "SETTINGS mutations_sync = 2"
-            )
-        finally:
-            await clickhouse.close()
-        async with httpx.AsyncClient(base_url=self.dev.stripe_url, timeout=60) as client:
-            state = (await client.get("/_simulator/state")).json()
-            event = next(
-                each for each in state["meter_events"] if each["status"] == "accepted" and float(each["value"]) > 0
-            )
-            answer = await client.post("/_simulator/meter_events", json={"identifier": event["identifier"]})
-            answer.raise_for_status()
+        account, event_id = await lose_event(self.settings)
+        customer = await send_twice(self.dev.stripe_url)
         # What Stripe took a moment ago is not compared yet: the simulated clock goes on by half an hour.
         self._go_on_to(self.clock.now_ms() + 30 * MINUTE_MS)
         report = self.story.faulty_report = await self._reconcile()
         if any(row.account == account and row.cause is Cause.MISSING for row in report.rows):
             self.story.faults_found.append(f"event {event_id} of {account} is missing in ClickHouse")
-        customer = event["customer"]
         if any(
             row.pair is Pair.STRIPE and row.cause is Cause.EXTRA and row.stripe_customer == customer
             for row in report.rows
