@@ -26,6 +26,7 @@ from schemas.meters import Catalog
 GENESIS_SEARCH_RECORDS_MAX: Final = 10_000
 
 _KINDS: Final = {control: kind for kind, control in CONTROL_CLASSES.items()}
+_NAMING_KINDS: Final = (ControlKind.GENESIS.value.encode(), ControlKind.TICK.value.encode())
 
 
 def control_record(secret: bytes, partition: int, control: Control, topic: str = EVENTS_TOPIC) -> tuple[bytes, Headers]:
@@ -59,12 +60,16 @@ def read_control(secret: bytes, record: Record, kind: ControlKind) -> BaseModel 
     return CONTROL_CLASSES[kind].model_validate_json(value)
 
 
-async def find_genesis(log: Log, secret: bytes, partition: int) -> Genesis | None:
+async def find_genesis(log: Log, secret: bytes, partition: int, log_id: str | None = None) -> Genesis | None:
     """What the partition's first genuine genesis record says, or, where retention has removed it, the first tick.
 
-    None where the partition has neither yet. Raises `OperatorNeeded` where another secret signed the log.
+    `log_id`: of several, one that names this log is taken; anybody may have appended records of another log, or
+    forged ones, and the fold rejects those. None where the partition has no such record yet. Raises `OperatorNeeded`
+    where there are only records that another secret signed.
     """
     bounds = await log.bounds(EVENTS_TOPIC, partition)
+    first: Genesis | None = None
+    unsigned = False
     # Nearly always the very first record; the ones after it may be large batches.
     offset, records_max = bounds.first, 1
     while offset < min(bounds.next, bounds.first + GENESIS_SEARCH_RECORDS_MAX):
@@ -72,18 +77,19 @@ async def find_genesis(log: Log, secret: bytes, partition: int) -> Genesis | Non
         if not records:
             break
         for record in records:
-            for kind in (ControlKind.GENESIS, ControlKind.TICK):
-                found = read_control(secret, record, kind)
-                if isinstance(found, Genesis):
+            found = read_control(secret, record, ControlKind.GENESIS) or read_control(secret, record, ControlKind.TICK)
+            if isinstance(found, Genesis):
+                first = first or Genesis(**found.model_dump())
+                if log_id in (None, found.log_id):
                     return Genesis(**found.model_dump())
-            kind_text = dict(record.headers).get(CONTROL_HEADER)
-            if kind_text in (ControlKind.GENESIS.value.encode(), ControlKind.TICK.value.encode()):
-                raise OperatorNeeded(
-                    f"{EVENTS_TOPIC}-{partition} holds control records that TIDEMARK_SECRET did not sign: "
-                    "set the secret this log was made with"
-                )
+            unsigned |= dict(record.headers).get(CONTROL_HEADER) in _NAMING_KINDS and found is None
         offset, records_max = records[-1].next_offset, 100
-    return None
+    if first is None and unsigned:
+        raise OperatorNeeded(
+            f"{EVENTS_TOPIC}-{partition} holds control records that TIDEMARK_SECRET did not sign, and none that it "
+            "did: set the secret this log was made with"
+        )
+    return first
 
 
 async def ensure_deployment(

@@ -28,6 +28,7 @@ SCALE_MAX: Final = 12
 # A double has 53 bits. Stripe adds in doubles, so its last three bits prove nothing; while the amounts together are
 # below 2^50 minor units, a single minor unit is still seen.
 DOUBLE_BITS: Final = 50
+SENT_BY_OTHERS: Final = "more than was sent: sent twice, or by somebody else"
 REJECTIONS_DAYS: Final = 30
 TRIES_MAX: Final = 3
 
@@ -50,6 +51,11 @@ class Bounds(NamedTuple):
     gross: int
     identifiers: frozenset[str]
     accounts: frozenset[str]
+
+    @property
+    def has_reductions(self) -> bool:
+        """Whether some amounts were negative: without such a one Stripe holds more."""
+        return self.gross > abs(self.accepted)
 
 
 class Answer(NamedTuple):
@@ -94,12 +100,13 @@ class StripeComparison:
         for partition in partitions:
             await self._index.catch_up(partition)
         told = list(self._ours(livemode, account))
-        shortages = []
+        doubtful = []
         expected = _bounds(sums, told, asked_at_ms - self._policy.stripe_settle_ms)
         for key, answer in answers.items():
-            if self._judge(key, expected[key], answer) is Cause.MISSING:
-                shortages.append((key, expected[key], answer))
-        await self._shortages(shortages)
+            cause = self._judge(key, expected[key], answer)
+            if cause in (Cause.MISSING, Cause.EXTRA):
+                doubtful.append((cause, key, expected[key], answer))
+        await self._unequal(doubtful)
         self._refused(told)
 
     def _ours(self, livemode: bool, account: str) -> Iterable[Told]:
@@ -145,7 +152,7 @@ class StripeComparison:
         return Answer(None, detail)
 
     def _judge(self, key: Sum, bounds: Bounds, answer: Answer) -> Cause | None:
-        """Settle what is equal, extra, in flight or unread here; `missing` is left to `_shortages`."""
+        """Settle what is equal, in flight or unread here; `missing` and `extra` are left to `_unequal`."""
         if answer.summary is None:
             self._add(Cause.UNCHECKED, key, bounds, answer, answer.unread)
             return Cause.UNCHECKED
@@ -154,16 +161,16 @@ class StripeComparison:
             self._findings.equal(Pair.STRIPE, 1)
             return None
         if found > bounds.highest and not _agree(bounds.highest, found, bounds.gross):
-            self._add(Cause.EXTRA, key, bounds, answer, "more than was sent: sent twice, or by somebody else")
             return Cause.EXTRA
         if found < bounds.lowest and not _agree(bounds.lowest, found, bounds.gross):
             return Cause.MISSING
         self._add(Cause.IN_FLIGHT, key, bounds, answer, "not settled, or accepted too recently for Stripe's summary")
         return Cause.IN_FLIGHT
 
-    async def _shortages(self, shortages: Sequence[tuple[Sum, Bounds, Answer]]) -> None:
-        """Less than Stripe accepted: rejected afterwards, or lost. Its error reports name samples only."""
-        if not shortages:
+    async def _unequal(self, doubtful: Sequence[tuple[Cause, Sum, Bounds, Answer]]) -> None:
+        """Less than Stripe accepted, or more where the change was downwards: rejected afterwards, or lost, or sent by
+        somebody else. Stripe's error reports name samples only."""
+        if not doubtful:
             return
         rejections: Sequence[Rejection] | None = None
         if self._views.rejections is not None:
@@ -172,8 +179,11 @@ class StripeComparison:
                 rejections = await self._views.rejections.rejections(since_ms)
             except (Transient, Refused, OperatorNeeded):
                 rejections = None
-        for key, bounds, answer in shortages:
-            cause, detail = _why_less(key, bounds, rejections)
+        for by_sign, key, bounds, answer in doubtful:
+            if by_sign is Cause.EXTRA and not (bounds.has_reductions and rejections):
+                self._add(by_sign, key, bounds, answer, SENT_BY_OTHERS)
+                continue
+            cause, detail = _why_not(by_sign, key, bounds, rejections)
             self._add(cause, key, bounds, answer, detail)
 
     def _refused(self, told: Iterable[Told]) -> None:
@@ -246,10 +256,12 @@ def _bounds_of(inside: Sequence[Told], recent_from_ms: int) -> Bounds:
     )  # fmt: skip
 
 
-def _why_less(key: Sum, bounds: Bounds, rejections: Sequence[Rejection] | None) -> tuple[Cause, str]:
+def _why_not(by_sign: Cause, key: Sum, bounds: Bounds, rejections: Sequence[Rejection] | None) -> tuple[Cause, str]:
     if rejections is None:
         return Cause.REJECTED_BY_STRIPE, "accepted, then not in Stripe's sum: rejected afterwards (reports not read)"
     named = [each for each in rejections if bounds.identifiers & set(each.identifiers)]
+    if by_sign is Cause.EXTRA and not named:
+        return by_sign, SENT_BY_OTHERS
     of_meter = named or [each for each in rejections if each.event_name == key.event_name]
     if of_meter:
         codes = ", ".join(sorted({each.code for each in of_meter}))

@@ -57,11 +57,12 @@ class ArchiveProcessor:
 
     async def start_offset(self, partition: int) -> int:
         """The archive's own position, after checking that log and archive belong together."""
+        committed = await self._log.committed(ARCHIVE_GROUP, EVENTS_TOPIC, partition)
         held = await self._store.load_position(partition)
-        genesis = await find_genesis(self._log, self._secret, partition)
+        genesis = await find_genesis(self._log, self._secret, partition, held.log_id if held else None)
         if held is None:
             if not self._replay_from_start:
-                await check_fresh(self._log, ARCHIVE_GROUP, EVENTS_TOPIC, partition, REMEDY)
+                await check_fresh(self._log, ARCHIVE_GROUP, EVENTS_TOPIC, partition, committed, REMEDY)
             if genesis is None:
                 raise OperatorNeeded(f"{EVENTS_TOPIC}-{partition} has no genesis record at its start. {REMEDY}")
             held = ArchivePosition(partition, 0, 0, genesis.log_id)

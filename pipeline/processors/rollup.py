@@ -85,7 +85,8 @@ class RollupProcessor:
 
     async def start_offset(self, partition: int) -> int:
         """The fence's next offset, after checking that log, store and secret belong together."""
-        fence = await self._store.load_fence(partition) or await self._first_fence(partition)
+        committed = await self._log.committed(ROLLUP_GROUP, EVENTS_TOPIC, partition)
+        fence = await self._store.load_fence(partition) or await self._first_fence(partition, committed)
         if fence.secret_fingerprint != fingerprint(self._secret):
             raise OperatorNeeded(
                 f"partition {partition}: the marks were keyed by another TIDEMARK_SECRET; set the secret this "
@@ -93,7 +94,7 @@ class RollupProcessor:
             )
         bounds = await self._log.bounds(EVENTS_TOPIC, partition)
         if bounds.first == 0:
-            genesis = await find_genesis(self._log, self._secret, partition)
+            genesis = await find_genesis(self._log, self._secret, partition, fence.log_id)
             if genesis is None or genesis.log_id != fence.log_id:
                 raise OperatorNeeded(
                     f"partition {partition}: the store belongs to log {fence.log_id}, this log is "
@@ -106,10 +107,10 @@ class RollupProcessor:
         self._replay_until[partition] = self._witness.delivered(partition) if self._witness else 0
         return fence.next_offset
 
-    async def _first_fence(self, partition: int) -> Fence:
+    async def _first_fence(self, partition: int, committed: int | None) -> Fence:
         """No fence is legal only where nothing was ever counted (§6)."""
         if not self._settings.replay_from_start:
-            await check_fresh(self._log, ROLLUP_GROUP, EVENTS_TOPIC, partition, REMEDY)
+            await check_fresh(self._log, ROLLUP_GROUP, EVENTS_TOPIC, partition, committed, REMEDY)
         bounds = await self._log.bounds(EVENTS_TOPIC, partition)
         genesis = await find_genesis(self._log, self._secret, partition)
         if bounds.first > 0 or genesis is None:
@@ -172,8 +173,10 @@ class RollupProcessor:
         unknown = sorted(account for account in accounts if account not in cache.accounts)
         if unknown:
             view: View = await self._store.read(partition, fence, ReadRequest(accounts=unknown))
+            # The cache forgets everything where it is full: what this flush needs is taken out before.
+            states = {account: cache.accounts[account] for account in accounts if account in cache.accounts}
             cache.remember_accounts(view.accounts)
-            return {**cache.accounts, **view.accounts}
+            return {**states, **view.accounts}
         return cache.accounts
 
     async def _commit(self, partition: int, fence: Fence, changes: Changes) -> None:

@@ -21,11 +21,10 @@ async def check_position(log: Log, topic: str, partition: int, next_offset: int,
         )
 
 
-async def check_fresh(log: Log, group: str, topic: str, partition: int, remedy: str) -> None:
+async def check_fresh(log: Log, group: str, topic: str, partition: int, committed: int | None, remedy: str) -> None:
     """Raise `OperatorNeeded` unless this partition has never been processed: its log starts at 0 and the group has
-    committed nothing."""
+    committed nothing. `committed` was asked for before the state was: another process may begin in between."""
     bounds = await log.bounds(topic, partition)
-    committed = await log.committed(group, topic, partition)
     if bounds.first > 0:
         raise OperatorNeeded(
             f"{topic}-{partition}: there is no state and the log starts at {bounds.first}, not at 0. {remedy}"

@@ -5,31 +5,15 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from aggregators.partitioning import partition_of
-from aggregators.periods import customer_at
 from pipeline.metrics import Metrics
+from pipeline.processors.customers import BindingResolver
 from pipeline.processors.stripe_sender import SenderPolicy, StripeSender
 from pipeline.roles.running import run_processor, runner_settings
 from pipeline.settings import Settings
 from pipeline.stores import open_base, open_rollup_store, open_stripe
 from schemas.errors import InvalidInput, OperatorNeeded
-from schemas.periods import Billing
-from schemas.rollup import RollupStore
 
 SINK_GROUP: Final = "tidemark-sink"
-
-
-class BindingResolver:
-    """Who pays for an account, by its bindings in the live view. See `schemas.sink.CustomerResolver`."""
-
-    def __init__(self, store: RollupStore, partitions: int) -> None:
-        self._store = store
-        self._partitions = partitions
-
-    async def __call__(self, account: str, instant_ms: int) -> tuple[Billing, str]:
-        state = await self._store.account(partition_of(account, self._partitions), account)
-        customer = customer_at(state, instant_ms)
-        return (customer.billing, customer.stripe_customer) if customer else (Billing.UNMAPPED, "")
 
 
 async def run_sink(settings: Settings) -> None:

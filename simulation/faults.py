@@ -1,0 +1,123 @@
+"""What can go wrong, how often in this run, and the record of what did."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Collection
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+
+class Fault(StrEnum):
+    """The kinds of fault. Those of the traffic are drawn by the producers and never taken back."""
+
+    REDIS_REFUSED = "redis does not answer"
+    REDIS_ANSWER_LOST = "redis' answer is lost after success"
+    CLICKHOUSE_REFUSED = "clickhouse does not answer"
+    CLICKHOUSE_ANSWER_LOST = "clickhouse's answer is lost after success"
+    LOG_REFUSED = "the log does not answer"
+    LOG_ANSWER_LOST = "the log's answer is lost after success"
+    STRIPE_REFUSED = "stripe does not answer a read"
+    STRIPE_CONFLICT = "stripe answers 409"
+    STRIPE_RATE_LIMITED = "stripe answers 429"
+    STRIPE_SERVER_ERROR = "stripe answers 500"
+    STRIPE_SERVER_ERROR_AFTER = "stripe answers 500 after it took the event"
+    STRIPE_NO_ANSWER = "stripe does not answer"
+    STRIPE_ANSWER_LOST = "stripe's answer is lost after it took the event"
+    STRIPE_REJECTED = "stripe rejects an event after 200"
+    CRASH_BEFORE = "a process dies before a call"
+    CRASH_AFTER = "a process dies after a call, before the answer"
+    CRASH_AT_RANDOM = "a process dies at a random instant"
+    OUTAGE = "a process stays down for long"
+    STALL = "a process is suspended in the middle of a call"
+    REBALANCE = "a partition moves to another process"
+    ZOMBIE = "a process goes on with a partition that it lost"
+    REDIS_LOST_SECOND = "redis loses its last second"
+    REDIS_FAILED_OVER = "redis fails over to an older replica"
+    REDIS_EMPTIED = "redis loses everything"
+    CLOCK_SKEW = "a process's clock is wrong"
+    PRODUCER_CRASH = "a producer dies before it knows the answer"
+    CATALOG_CHANGED = "the catalog changes"
+    BINDING_CHANGED = "an account is bound"
+    PERIOD_CLOSED = "a period is closed by a record"
+    DUPLICATE = "the same event again"
+    RETRY_OTHER_TIME = "the same event with another timestamp"
+    OTHER_PERIOD = "the same event with a timestamp of another period"
+    CONFLICT = "the same id with another payload"
+    SHARED_ID = "another account uses the same id"
+    LATE = "a late event"
+    FAR_LATE = "an event older than the dedup window"
+    AHEAD = "an event from the future"
+    MALFORMED = "a malformed event"
+    BROKEN_RECORD = "a record that is no JSON"
+    FORGED_CONTROL = "a forged control record"
+    FOREIGN_TICK = "a tick of another log"
+    WRONG_PARTITION = "an event on a partition that is not its account's"
+    RETENTION_PASSED = "the log forgets its first records"
+    PERIOD_PASSED = "a period ends while its events are under way"
+
+
+SERVICE_FAULTS: Final = {
+    "redis": (Fault.REDIS_REFUSED, Fault.REDIS_ANSWER_LOST),
+    "clickhouse": (Fault.CLICKHOUSE_REFUSED, Fault.CLICKHOUSE_ANSWER_LOST),
+    "log": (Fault.LOG_REFUSED, Fault.LOG_ANSWER_LOST),
+    "stripe": (Fault.STRIPE_REFUSED, Fault.STRIPE_REFUSED),
+}
+
+
+class Rates(NamedTuple):
+    """How probable a fault is at each call, and whether the large ones happen at all in a run."""
+
+    refused: float
+    answer_lost: float
+    crash: float
+    stall: float
+    stripe: float
+    crashes_at_random: int
+    rebalances: int
+    lost_seconds: int
+    fails_over: bool
+    empties: bool
+    skews: bool
+
+    @classmethod
+    def drawn(cls, chance: random.Random) -> Rates:
+        """A profile of a run: some runs are calm in one respect, so that others are seen more clearly."""
+        level = (0.0, 0.002, 0.01, 0.03)
+        return cls(
+            refused=chance.choice(level),
+            answer_lost=chance.choice(level),
+            crash=chance.choice((0.0, 0.001, 0.004, 0.01)),
+            stall=chance.choice((0.0, 0.001, 0.003)),
+            stripe=chance.choice((0.0, 0.1, 0.3)),
+            crashes_at_random=chance.choice((0, 1, 3, 6)),
+            rebalances=chance.choice((0, 1, 3)),
+            lost_seconds=chance.choice((0, 0, 1, 2)),
+            fails_over=chance.random() < 0.25,
+            empties=chance.random() < 0.2,
+            skews=chance.random() < 0.3,
+        )
+
+
+class Faults:
+    """Which faults struck. A fault has a key, the same in every run of the seed; `only` lets no others happen."""
+
+    def __init__(self, only: Collection[str] | None = None) -> None:
+        self.active = True
+        self.struck: list[str] = []
+        self.counts: Counter[Fault] = Counter()
+        self._only = None if only is None else frozenset(only)
+
+    def strike(self, kind: Fault, key: str) -> bool:
+        """Whether this fault happens; noted if so."""
+        name = f"{kind.name.lower()}@{key}"
+        if not self.active or (self._only is not None and name not in self._only):
+            return False
+        self.struck.append(name)
+        self.counts[kind] += 1
+        return True
+
+    def note(self, kind: Fault) -> None:
+        """Something of the traffic, or of time, that was really met."""
+        self.counts[kind] += 1

@@ -1,0 +1,180 @@
+"""The roles as processes of the simulation: the product's processors in a loop of reading, stepping and committing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from pipeline.deployment import tick
+from pipeline.processors.archive import ARCHIVE_GROUP, ArchiveProcessor
+from pipeline.processors.customers import BindingResolver
+from pipeline.processors.drains import HourlyDrain, ReportDrain
+from pipeline.processors.rollup import ROLLUP_GROUP, RollupProcessor, RollupSettings
+from pipeline.processors.router import ROUTER_GROUP, RouterProcessor
+from pipeline.processors.stripe_sender import SenderPolicy, StripeSender
+from schemas.analytics import ArchiveStore, HourlyStore
+from schemas.clock import MINUTE_MS
+from schemas.control import Genesis
+from schemas.errors import Transient
+from schemas.log import Log
+from schemas.processing import Processor
+from schemas.reports import StripeMeters
+from schemas.rollup import RollupStore
+from simulation.loop import SimulatedClock
+from simulation.processes import Process, Reached
+from simulation.services import WatchedLog
+from simulation.traffic import PARTITIONS
+
+if TYPE_CHECKING:
+    from simulation.world import World
+
+SECRET: Final = b"the secret of a simulated deployment"
+SINK_GROUP: Final = "tidemark-sink"
+TICK_INTERVAL_S: Final = 1_500.0
+DRAIN_INTERVAL_S: Final = 300.0
+PATIENCE_S: Final = 900.0
+SENDER: Final = SenderPolicy(hold_retry_ms=20 * MINUTE_MS)
+
+
+class Slot:
+    """A place where a supervisor keeps one process of a role running, and the partitions it is to have."""
+
+    def __init__(self, role: str, number: int, wanted: set[int]) -> None:
+        self.role = role
+        self.number = number
+        self.wanted = wanted
+        self.incarnation = 0
+        self.process: Process | None = None
+        self.replays_from_start = False
+        self.down_until_s = 0.0
+        self._changed = asyncio.Event()
+
+    @property
+    def name(self) -> str:
+        """Role and number."""
+        return f"{self.role}-{self.number}"
+
+    def want(self, partition: int, *, given: bool) -> None:
+        """Give or take a partition."""
+        (self.wanted.add if given else self.wanted.discard)(partition)
+        self._changed.set()
+
+    async def changed(self) -> None:
+        """Wait until the wanted partitions change."""
+        await self._changed.wait()
+        self._changed.clear()
+
+
+async def run_role(world: World, slot: Slot, process: Process, chance: random.Random) -> None:
+    """One incarnation of a role, until it fails. Returns never."""
+    clock = world.process_clock(slot.name)
+    await {"worker": _worker, "archive": _archive, "router": _router, "sink": _sink}[slot.role](
+        world, slot, process, clock, chance
+    )
+
+
+async def _worker(world: World, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random) -> None:
+    log, store = _log(world, process), _store(world, process)
+    hourly = cast("HourlyStore", Reached(process, "clickhouse", world.clickhouse))
+    settings = RollupSettings(chance.choice((5, 50, 20_000)), chance.choice((3, 100, 500_000)), slot.replays_from_start)
+    rollup = RollupProcessor(log, store, clock, SECRET, settings)
+    hourly_drain = HourlyDrain(store, hourly, chance.choice((2, 50_000)))
+    report_drain = ReportDrain(store, log)
+    await _all(
+        process,
+        _lanes(world, slot, process, rollup, ROLLUP_GROUP, log, chance),
+        _draining(rollup.owned, hourly_drain.drain),
+        _draining(rollup.owned, report_drain.drain),
+        _ticking(log, world.genesis),
+    )
+
+
+async def _archive(world: World, slot: Slot, process: Process, _clock: SimulatedClock, chance: random.Random) -> None:
+    log = _log(world, process)
+    store = cast("ArchiveStore", Reached(process, "clickhouse", world.clickhouse))
+    archive = ArchiveProcessor(log, store, SECRET, events_max=chance.choice((3, 20_000)))
+    await _lanes(world, slot, process, archive, ARCHIVE_GROUP, log, chance)
+
+
+async def _router(world: World, slot: Slot, process: Process, _clock: SimulatedClock, chance: random.Random) -> None:
+    log = _log(world, process)
+    await _lanes(world, slot, process, RouterProcessor(log), ROUTER_GROUP, log, chance)
+
+
+async def _sink(world: World, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random) -> None:
+    log = _log(world, process)
+    meters = cast("StripeMeters", Reached(process, "stripe", world.stripe))
+    resolver = BindingResolver(_store(world, process), PARTITIONS)
+    sender = StripeSender(log, meters, resolver, clock, random.Random(chance.random()), SENDER)
+    await _lanes(world, slot, process, sender, SINK_GROUP, log, chance)
+
+
+def _log(world: World, process: Process) -> Log:
+    return cast("Log", Reached(process, "log", world.log))
+
+
+def _store(world: World, process: Process) -> RollupStore:
+    return cast("RollupStore", Reached(process, "redis", world.store))
+
+
+async def _all(process: Process, *works: Any) -> None:
+    tasks = [process.run(work) for work in works]
+    await asyncio.gather(*tasks)
+
+
+async def _lanes(
+    world: World, slot: Slot, process: Process, processor: Processor, group: str, log: WatchedLog, chance: random.Random
+) -> None:
+    """One lane per wanted partition; a lane ends between two steps once its partition is not wanted any more."""
+    lanes: dict[int, asyncio.Task[None]] = {}
+    while True:
+        for partition in sorted(slot.wanted):
+            if partition not in lanes:
+                lanes[partition] = process.run(_lane(world, slot, processor, group, log, partition, chance))
+        change = process.run(slot.changed())
+        await asyncio.wait([change, *lanes.values()], return_when=asyncio.FIRST_COMPLETED)
+        change.cancel()
+        for partition in [partition for partition, lane in lanes.items() if lane.done()]:
+            lanes.pop(partition).result()
+
+
+async def _lane(
+    world: World, slot: Slot, processor: Processor, group: str, log: WatchedLog, partition: int, chance: random.Random
+) -> None:
+    """Read, step, commit the offset last: what Faust does for the product, without Faust."""
+    topic = processor.topic
+    start = await processor.start_offset(partition)
+    offset = (await log.committed(group, topic, partition) or 0) if start is None else start
+    while partition in slot.wanted:
+        records = await log.read(topic, partition, offset, chance.choice((1, 5, 20, 100)))
+        if records:
+            await processor.step(partition, records)
+            await log.commit(group, {(topic, partition): records[-1].next_offset})
+            offset = records[-1].next_offset
+            continue
+        await processor.idle(partition)
+        await world.log.grown(topic, partition, offset, PATIENCE_S)
+    await processor.revoked(partition)
+
+
+async def _draining(owned: Callable[[], set[int]], drain: Callable[[int], Awaitable[object]]) -> None:
+    """Drain the owned partitions for ever; what does not answer is tried again at the next round."""
+    while True:
+        for partition in sorted(owned()):
+            try:
+                await drain(partition)
+            except Transient:
+                break
+        await asyncio.sleep(DRAIN_INTERVAL_S)
+
+
+async def _ticking(log: Log, genesis: Genesis) -> None:
+    while True:
+        try:
+            await tick(log, SECRET, genesis)
+        except Transient:
+            await asyncio.sleep(1)
+            continue
+        await asyncio.sleep(TICK_INTERVAL_S)

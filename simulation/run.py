@@ -1,0 +1,164 @@
+"""One run of a seed, and what to do with a failing one: replay it with fewer and fewer faults."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from itertools import combinations
+from typing import Final, NamedTuple
+
+from pipeline.deployment import tick
+from schemas.clock import HOUR_MS
+from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
+from simulation.faults import Fault
+from simulation.loop import SimulatedLoop, Stalled
+from simulation.roles import SECRET
+from simulation.traffic import PARTITIONS, POLICY
+from simulation.verify import unsettled, verify
+from simulation.world import Failure, World
+
+REST_S: Final = 300.0
+REPORT_MS: Final = POLICY["report_interval_ms"]
+ROUNDS_MAX: Final = 200
+SHRINK_RUNS_MAX: Final = 200
+
+
+class Outcome(NamedTuple):
+    """What one run gave. `digest` is the same for the same seed, steps and faults, in any process."""
+
+    seed: int
+    failures: tuple[Failure, ...]
+    struck: tuple[str, ...]
+    counts: Counter[Fault]
+    digest: str
+    calls: int
+    events: int
+
+
+def run(seed: int, steps: int, only: Collection[str] | None = None) -> Outcome:
+    """Run one seed to its end. Raises nothing that the run itself can find: it stands in `failures`."""
+    # What the product logs about faults is of no interest here, and costs half the time.
+    logging.disable(logging.CRITICAL)
+    loop = SimulatedLoop()
+    asyncio.set_event_loop(loop)
+    loop.set_exception_handler(lambda _loop, _context: None)
+    world = World(loop, seed, steps, only)
+    try:
+        loop.run_until_complete(_lived(world))
+    except Stalled as stalled:
+        world.fail("scheduler", str(stalled))
+    finally:
+        world.stop()
+        _let_go(loop)
+        logging.disable(logging.NOTSET)
+    events = sum(len(records) for (topic, _), records in world.log.appended.items() if topic == EVENTS_TOPIC)
+    return Outcome(
+        seed, tuple(world.failures), tuple(world.faults.struck), world.faults.counts,
+        world.trace.hexdigest(), world.trace.calls, events,
+    )  # fmt: skip
+
+
+def _let_go(loop: SimulatedLoop) -> None:
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+async def _lived(world: World) -> None:
+    await world.start()
+    await world.safety()
+    await world.calm()
+    await _at_rest(world)
+    if not world.failures:
+        await verify(world)
+
+
+async def _at_rest(world: World) -> None:
+    """The liveness phase: everything must converge, within a bounded simulated time."""
+    closing_ms = (world.clock.now_ms() // REPORT_MS + 1) * REPORT_MS + HOUR_MS
+    what = ""
+    for _ in range(ROUNDS_MAX):
+        if world.failures:
+            return
+        await asyncio.sleep(REST_S)
+        if world.clock.now_ms() < closing_ms:
+            continue
+        what = await _moving(world, closing_ms)
+        if not what:
+            return
+        await tick(world.log, SECRET, world.genesis)
+    world.fail("liveness", f"it never came to rest: {what}")
+
+
+async def _moving(world: World, closed_ms: int) -> str:
+    """What is still under way, or nothing."""
+    for partition in range(PARTITIONS):
+        held = world.store._partitions.get(partition)  # noqa: SLF001  looking must not disturb the run
+        fence = held.fence if held else None
+        end = world.log.end(EVENTS_TOPIC, partition)
+        if held is None or fence is None or fence.next_offset < end or fence.log_time_ms < closed_ms:
+            return f"the rollup of partition {partition}"
+        archived = world.clickhouse.archived.get(partition)
+        if archived is None or archived.next_offset < end:
+            return f"the archive of partition {partition}"
+        if held.dirty or held.duplicates or held.reports:
+            return f"the drains of partition {partition}"
+        drained = world.clickhouse.drained.get(partition)
+        if drained is None or drained.log_time_ms < closed_ms:
+            return f"the drain of partition {partition}"
+        routed = await world.log.committed("tidemark-router", INBOX_TOPIC, partition) or 0
+        if routed < world.log.end(INBOX_TOPIC, partition):
+            return f"the router of partition {partition}"
+    pending = unsettled(world)
+    return f"{pending} intents" if pending else ""
+
+
+def shrunk(seed: int, steps: int, outcome: Outcome, still_fails: Callable[[Outcome], bool] | None = None) -> list[str]:
+    """A smaller set of faults that still makes the run fail, by leaving out halves, quarters, … (ddmin, Zeller)."""
+    fails = still_fails or (lambda found: bool(found.failures))
+    kept, parts, runs = list(dict.fromkeys(outcome.struck)), 2, 0
+    while len(kept) >= 1 and runs < SHRINK_RUNS_MAX:
+        size = max(1, len(kept) // parts)
+        for start in range(0, len(kept), size):
+            fewer = kept[:start] + kept[start + size :]
+            runs += 1
+            if fails(run(seed, steps, fewer)):
+                kept, parts = fewer, max(2, parts - 1)
+                break
+        else:
+            if size == 1:
+                break
+            parts = min(len(kept), parts * 2)
+    return kept
+
+
+class Coverage:
+    """How often each kind of fault, and each pair of kinds, was really met, by runs."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.kinds: Counter[Fault] = Counter()
+        self.struck: Counter[Fault] = Counter()
+        self.pairs: Counter[tuple[Fault, Fault]] = Counter()
+
+    def add(self, counts: Counter[Fault]) -> None:
+        """Take one run."""
+        met = sorted(kind for kind, count in counts.items() if count)
+        self.runs += 1
+        self.kinds.update(met)
+        self.struck.update(counts)
+        self.pairs.update(combinations(met, 2))
+
+    def missing(self) -> Sequence[Fault]:
+        """Kinds that no run met."""
+        return [kind for kind in Fault if not self.kinds[kind]]
+
+    def missing_pairs(self) -> int:
+        """Pairs of kinds that no run met together."""
+        return len(list(combinations(Fault, 2))) - len(self.pairs)

@@ -1,0 +1,129 @@
+"""The services as the simulation holds them: the twins, with what can befall a whole service at once."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import dataclasses
+import random
+from typing import Any, Final
+
+from pipeline.logs.memory import MemoryLog
+from schemas.clock import Clock
+from schemas.log import Headers, Record
+from schemas.reports import MeterEvent
+from simulation.faults import Fault, Faults
+from sinks.redis.memory import MemoryRollupStore
+from sinks.stripe.memory import MemoryFault
+
+GAP_PROBABILITY: Final = 0.05
+
+
+class WatchedLog(MemoryLog):
+    """The log's twin, with a copy of everything that was ever appended, readers that can wait for more, and gaps
+    between offsets as transactions and compaction leave them."""
+
+    def __init__(self, clock: Clock, chance: random.Random) -> None:
+        super().__init__(clock)
+        self._chance = chance
+        self.appended: dict[tuple[str, int], list[Record]] = {}
+        self._grown: dict[tuple[str, int], asyncio.Event] = {}
+
+    async def append(
+        self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
+    ) -> int:
+        """As the twin."""
+        offset = await super().append(topic, partition, value, key=key, headers=headers)
+        part = self._partitions[topic, partition]
+        self.appended.setdefault((topic, partition), []).append(part.records[-1])
+        part.next_offset += self._chance.random() < GAP_PROBABILITY
+        grown = self._grown.pop((topic, partition), None)
+        if grown is not None:
+            grown.set()
+        return offset
+
+    async def read(self, topic: str, partition: int, offset: int, records_max: int = 500) -> list[Record]:
+        """As the twin, over gaps."""
+        records = self._partitions[topic, partition].records
+        start = bisect.bisect_left(records, offset, key=lambda record: record.offset)
+        return records[start : start + records_max]
+
+    def end(self, topic: str, partition: int) -> int:
+        """The offset after the last record."""
+        records = self.appended.get((topic, partition))
+        return records[-1].next_offset if records else 0
+
+    async def grown(self, topic: str, partition: int, offset: int, patience_s: float) -> None:
+        """Return once the partition reaches beyond `offset`, or after `patience_s`."""
+        if self.end(topic, partition) > offset:
+            return
+        event = self._grown.setdefault((topic, partition), asyncio.Event())
+        try:
+            await asyncio.wait_for(event.wait(), patience_s)
+        except TimeoutError:
+            return
+
+
+class LosingStore(MemoryRollupStore):
+    """Redis' twin, which can go back to an earlier state: what a server loses without fsync, or at a fail-over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.commits = 0
+        self.before_commit: dict[int, list[asyncio.Future[Any]]] = {}
+
+    async def commit(self, partition: int, believed: Any, changes: Any) -> None:
+        """As the twin; counts, so that a loss can be aimed at a commit."""
+        self.commits += 1
+        for waiting in self.before_commit.pop(self.commits, ()):
+            if not waiting.done():
+                waiting.set_result(self.copy())
+        await super().commit(partition, believed, changes)
+
+    def copy(self) -> dict[int, Any]:
+        """The whole state as it is now."""
+        return {number: _copied(held) for number, held in self._partitions.items()}
+
+    def restore(self, state: dict[int, Any]) -> None:
+        """Be as it was then. What was written since is lost."""
+        self._partitions = {number: _copied(held) for number, held in state.items()}
+
+
+def _copied(held: Any) -> Any:
+    """Two levels deep: what lies below is never changed in place."""
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: inner.copy() if isinstance(inner, dict | set) else inner for key, inner in value.items()}
+        return value
+
+    return type(held)(**{each.name: copied(getattr(held, each.name)) for each in dataclasses.fields(held)})
+
+
+_STRIPE = {
+    Fault.STRIPE_CONFLICT: MemoryFault.CONFLICT,
+    Fault.STRIPE_RATE_LIMITED: MemoryFault.RATE_LIMITED,
+    Fault.STRIPE_SERVER_ERROR: MemoryFault.SERVER_ERROR,
+    Fault.STRIPE_SERVER_ERROR_AFTER: MemoryFault.SERVER_ERROR_AFTER_COMMIT,
+    Fault.STRIPE_NO_ANSWER: MemoryFault.NO_ANSWER,
+    Fault.STRIPE_ANSWER_LOST: MemoryFault.LOST_ANSWER,
+    Fault.STRIPE_REJECTED: MemoryFault.REJECTED,
+}
+
+
+class StripeFaults:
+    """Draws what befalls each send."""
+
+    def __init__(self, chance: random.Random, faults: Faults, rate: float) -> None:
+        self._chance = chance
+        self._faults = faults
+        self._rate = rate
+        self._sends = 0
+
+    def __call__(self, _event: MeterEvent) -> MemoryFault | None:
+        self._sends += 1
+        draw, kind = self._chance.random(), self._chance.choice(list(_STRIPE))
+        rate = self._rate / 10 if kind is Fault.STRIPE_REJECTED else self._rate
+        if draw < rate and self._faults.strike(kind, f"stripe.send#{self._sends}"):
+            return _STRIPE[kind]
+        return None

@@ -1,0 +1,185 @@
+"""What producers send, drawn from the run's seed: fresh events, repeats of every sort, late, broken, foreign ones."""
+
+from __future__ import annotations
+
+import json
+import random
+import uuid
+from collections import deque
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from simulation.faults import Fault, Faults
+
+# A day before November, so that months and days end within a run.
+ORIGIN_MS: Final = 1_793_491_200_000 - 4 * HOUR_MS
+WINDOW_MS: Final = 2 * HOUR_MS
+PARTITIONS: Final = 2
+ACCOUNTS: Final = ("ada", "bob", "cyd", "dora", "eve", "fay")
+FREE: Final = "fay"
+REPEATABLE_MAX: Final = 200
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+POLICY: Final[dict[str, int]] = {
+    "window_ms": WINDOW_MS,
+    "future_ms": 5 * MINUTE_MS,
+    "grace_ms": 20 * MINUTE_MS,
+    "report_interval_ms": 2 * HOUR_MS,
+    "event_bytes_max": 2_048,
+}
+METERS: Final[list[dict[str, Any]]] = [
+    {"slug": "requests", "event_type": "request", "aggregation": "count", "dimensions": {"region": "$.region"},
+     "stripe_event_name": "requests"},
+    {"slug": "gigabytes", "event_type": "request", "aggregation": "sum", "value_path": "$.gb", "scale": 3,
+     "stripe_event_name": "gigabytes"},
+    {"slug": "peak", "event_type": "sample", "aggregation": "max", "value_path": "$.gb", "scale": 3,
+     "stripe_event_name": "peak"},
+    {"slug": "users", "event_type": "request", "aggregation": "unique", "value_path": "$.user",
+     "stripe_event_name": "users"},
+    {"slug": "seats", "event_type": "seats", "aggregation": "latest", "value_path": "$.seats", "late": "quarantine",
+     "stripe_event_name": "seats"},
+]  # fmt: skip
+LATER_METER: Final[dict[str, Any]] = {
+    "slug": "views", "event_type": "view", "aggregation": "count", "stripe_event_name": "views"
+}  # fmt: skip
+
+
+def catalog(version: int) -> dict[str, Any]:
+    """The JSON form of the catalog; from version 2 on one more meter."""
+    return {"version": version, "meters": METERS + ([LATER_METER] if version > 1 else []), "policy": POLICY}
+
+
+class Sent(NamedTuple):
+    """An event as it was sent first: when, and its JSON object."""
+
+    at_ms: int
+    body: dict[str, Any]
+
+
+class Traffic:
+    """Draws events. `repeats` are kept for half a window less than the dedup window allows."""
+
+    def __init__(self, chance: random.Random, faults: Faults) -> None:
+        self._chance = chance
+        self._faults = faults
+        self._sent: deque[Sent] = deque(maxlen=REPEATABLE_MAX)
+        self._number = 0
+
+    def batch(self, now_ms: int) -> list[Any]:
+        """One to twelve events as JSON values; some are repeats, some broken."""
+        return [self._one(now_ms) for _ in range(self._chance.choice((1, 1, 3, 6, 12)))]
+
+    def _one(self, now_ms: int) -> Any:
+        draw = self._chance.random()
+        if draw < 0.22 and (again := self._repeat(now_ms)) is not None:
+            return again
+        if draw < 0.28:
+            return self._malformed(now_ms)
+        return self._fresh(now_ms)
+
+    def _fresh(self, now_ms: int) -> dict[str, Any]:
+        self._number += 1
+        # Of the run's own chance: uuid4 asks the system.
+        event_id = str(uuid.UUID(int=self._chance.getrandbits(128), version=4))
+        body = {
+            "specversion": "1.0",
+            "id": event_id,
+            "source": "/simulation",
+            "subject": self._chance.choice(ACCOUNTS),
+            "time": time_text(now_ms + self._drift_ms(now_ms), self._chance.randrange(1000)),
+            **self._payload(),
+        }
+        self._sent.append(Sent(now_ms, body))
+        return body
+
+    def _payload(self) -> dict[str, Any]:
+        chance = self._chance
+        kind = chance.choice(("request", "request", "request", "sample", "seats", "view"))
+        match kind:
+            case "request":
+                data: dict[str, Any] = {
+                    "region": chance.choice(("eu", "us")),
+                    "gb": f"{chance.randrange(5)}.{chance.randrange(1000):03d}",
+                    "user": f"user-{chance.randrange(8)}",
+                }
+            case "sample":
+                data = {"gb": chance.choice((chance.randrange(50), f"{chance.randrange(50)}.5"))}
+            case "seats":
+                data = {"seats": chance.randrange(100)}
+            case _:
+                data = {"page": "/"}
+        return {"type": kind, "data": data}
+
+    def _drift_ms(self, now_ms: int) -> int:
+        """How far the event's own time is from now."""
+        draw = self._chance.random()
+        if draw < 0.10:
+            self._faults.note(Fault.LATE)
+            return -self._chance.randrange(WINDOW_MS - 10 * MINUTE_MS)
+        if draw < 0.13:
+            self._faults.note(Fault.FAR_LATE)
+            return -WINDOW_MS - self._chance.randrange(MINUTE_MS, 40 * DAY_MS)
+        if draw < 0.16:
+            self._faults.note(Fault.AHEAD)
+            return self._chance.choice((2 * MINUTE_MS, 4 * MINUTE_MS, HOUR_MS))
+        if draw < 0.20:
+            # Right at an hour, or at a period's end, and one millisecond before it.
+            return HOUR_MS * self._chance.choice((0, 1)) - now_ms % HOUR_MS - self._chance.choice((0, 1))
+        return -self._chance.randrange(MINUTE_MS)
+
+    def _repeat(self, now_ms: int) -> dict[str, Any] | None:
+        """Something sent before, within the dedup window with room for what still delays it."""
+        within = [sent for sent in self._sent if now_ms - sent.at_ms < WINDOW_MS // 2]
+        if not within:
+            return None
+        sent, draw = self._chance.choice(within), self._chance.random()
+        if draw < 0.5:
+            self._faults.note(Fault.DUPLICATE)
+            return sent.body
+        if draw < 0.7:
+            self._faults.note(Fault.RETRY_OTHER_TIME)
+            return {**sent.body, "time": time_text(now_ms, self._chance.randrange(1000))}
+        if draw < 0.8:
+            self._faults.note(Fault.OTHER_PERIOD)
+            midnight_ms = now_ms // DAY_MS * DAY_MS
+            return {**sent.body, "time": time_text(midnight_ms - self._chance.choice((0, 1, 1000)), 0)}
+        if draw < 0.93:
+            self._faults.note(Fault.CONFLICT)
+            return {**sent.body, **self._payload()}
+        self._faults.note(Fault.SHARED_ID)
+        other = self._chance.choice([account for account in ACCOUNTS if account != sent.body["subject"]])
+        return {**sent.body, "subject": other}
+
+    def _malformed(self, now_ms: int) -> Any:
+        self._faults.note(Fault.MALFORMED)
+        body = dict(self._fresh(now_ms))
+        self._sent.pop()
+        match self._chance.randrange(8):
+            case 0:
+                del body["subject"]
+            case 1:
+                body["time"] = "yesterday"
+            case 2:
+                body.update(type="request", data={"region": "eu", "gb": "1.23456", "user": "u"})
+            case 3:
+                body.update(type="sample", data={"gb": -1})
+            case 4:
+                body.update(type="sample", data={})
+            case 5:
+                body["data"] = {"text": "x" * 3_000}
+            case 6:
+                body.update(type="seats", data={"seats": "1e30"})
+            case _:
+                return self._chance.choice((None, 17, [], "event"))
+        return body
+
+
+def time_text(instant_ms: int, more_us: int) -> str:
+    """RFC 3339 in UTC, with microseconds."""
+    return (_EPOCH + timedelta(milliseconds=instant_ms, microseconds=more_us)).isoformat().replace("+00:00", "Z")
+
+
+def encoded(events: list[Any]) -> bytes:
+    """A batch as a record's value."""
+    return json.dumps(events).encode()

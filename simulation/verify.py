@@ -1,0 +1,249 @@
+"""After the rest: every view against the oracle, and against each other (I1, and all that the design promises)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from aggregators.fields import parse_value
+from oracle.model import Oracle, Place
+from oracle.rules import CONTROL_HEADER
+from reconciler.causes import Cause, Verdict
+from reconciler.run import reconcile
+from reconciler.views import ReconcilePolicy, Views
+from schemas.control import SIGNATURE_HEADER, AccountRecord, CatalogRecord, CloseRecord, ControlKind
+from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, Record, position
+from schemas.reports import Intent
+from simulation.traffic import FREE, PARTITIONS, catalog
+
+if TYPE_CHECKING:
+    from simulation.world import World
+
+SHOWN_MAX = 5
+
+
+def oracle_of(world: World) -> Oracle:
+    """The oracle, told everything that was ever appended to `usage.events`."""
+    oracle = Oracle(catalog(1) | {"meters": []}, partitions=PARTITIONS)
+    for partition in range(PARTITIONS):
+        version = 0
+        for record in world.log.appended[EVENTS_TOPIC, partition]:
+            version = _tell(oracle, world, record, version)
+    return oracle
+
+
+def _tell(oracle: Oracle, world: World, record: Record, version: int) -> int:
+    """One record; the version of the catalog in force after it."""
+    headers, value = dict(record.headers), record.value or b""
+    kind, signature = headers.get(CONTROL_HEADER), headers.get(SIGNATURE_HEADER)
+    if kind is None or signature in world.forged or signature in world.foreign:
+        oracle.feed(record.partition, record.offset, record.timestamp_ms, value, record.headers)
+        if signature in world.foreign:
+            place = Place(record.partition, record.offset, 0)
+            oracle.verdicts[place] = oracle.verdicts[place]._replace(reason="bad_control")
+        return version
+    at = (record.partition, record.timestamp_ms)
+    match ControlKind(kind.decode()):
+        case ControlKind.CATALOG:
+            proposed = CatalogRecord.model_validate_json(value).catalog
+            if proposed.version > version:
+                oracle.set_catalog(record.partition, proposed.model_dump(mode="json"), record.timestamp_ms)
+                return proposed.version
+            oracle.tick(*at)
+        case ControlKind.ACCOUNT:
+            told = AccountRecord.model_validate_json(value)
+            oracle.bind(record.partition, told.account, told.binding.model_dump(mode="json"), record.timestamp_ms)
+        case ControlKind.CLOSE:
+            closed = CloseRecord.model_validate_json(value)
+            oracle.close(record.partition, closed.account, closed.instant_ms, record.timestamp_ms)
+        case _:
+            oracle.tick(*at)
+    return version
+
+
+async def verify(world: World) -> None:
+    """Every comparison; what differs becomes a failure of the run."""
+    oracle = oracle_of(world)
+    _fences(world, oracle)
+    _differ(world, "redis totals", _positive(_oracle_totals(oracle)), _positive(_redis_totals(world)))
+    _differ(world, "usage_hourly", _positive(_oracle_cells(oracle)), _positive(_hourly_cells(world)))
+    _differ(world, "usage_events", _oracle_events(oracle), _archived(world))
+    _differ(world, "usage_duplicates", _oracle_duplicates(oracle), dict.fromkeys(world.clickhouse.duplicates, 1))
+    _differ(world, "usage.rejected", _oracle_reasons(oracle), _quarantined(world))
+    intents = _intents(world)
+    _differ(world, "intents", _positive(_oracle_totals(oracle)), _positive(_intent_sums(intents)))
+    _stripe(world, intents)
+    _bounded(world)
+    await _reconciled(world)
+
+
+def _differ(world: World, view: str, expected: dict[Any, Any], found: dict[Any, Any]) -> None:
+    keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
+    if keys:
+        shown = "; ".join(f"{key}: oracle {expected.get(key)}, found {found.get(key)}" for key in keys[:SHOWN_MAX])
+        world.fail(view, f"{len(keys)} differ: {shown}")
+
+
+def _positive(values: dict[Any, int]) -> dict[Any, int]:
+    return {key: value for key, value in values.items() if value}
+
+
+def _fences(world: World, oracle: Oracle) -> None:
+    for partition in range(PARTITIONS):
+        fence = world.store._partitions[partition].fence  # noqa: SLF001  the twin's own state is what is judged
+        if fence is None:
+            world.fail("fence", f"partition {partition} has none")
+            continue
+        told = fence.counters._asdict()
+        if not fence.counters.conserved:
+            world.fail("conservation", f"partition {partition}: {told}")
+        _differ(world, f"counters of partition {partition}", oracle.counters[partition], told)
+
+
+def _oracle_totals(oracle: Oracle) -> dict[Any, int]:
+    return {(account, meter, period[0]): value for (account, meter, period), value in oracle.totals.items()}
+
+
+def _redis_totals(world: World) -> dict[Any, int]:
+    return {
+        (key.account, meter, key.period_start_ms): parse_value(text).minor
+        for held in world.store._partitions.values()  # noqa: SLF001
+        for key, fields in held.totals.items()
+        for meter, text in fields.items()
+    }
+
+
+def _oracle_cells(oracle: Oracle) -> dict[Any, int]:
+    return {
+        (account, meter, period[0], hour, dimensions, bucket): value
+        for (account, meter, period, hour, dimensions, bucket), value in oracle.cells.items()
+    }
+
+
+def _hourly_cells(world: World) -> dict[Any, int]:
+    return {tuple(key): row.value_minor for key, row in world.clickhouse.cells.items()}
+
+
+def _oracle_events(oracle: Oracle) -> dict[Any, int]:
+    return {
+        (verdict.account, verdict.id): position(place.offset, place.event_index)
+        for place, verdict in oracle.verdicts.items()
+        if verdict.outcome in ("counted", "unmetered")
+    }
+
+
+def _archived(world: World) -> dict[Any, int]:
+    return {identity: row.position for identity, row in world.clickhouse.events.items()}
+
+
+def _oracle_duplicates(oracle: Oracle) -> dict[Any, int]:
+    return {
+        (each.place.partition, position(each.place.offset, each.place.event_index)): 1 for each in oracle.duplicates
+    }
+
+
+def _oracle_reasons(oracle: Oracle) -> dict[Any, str]:
+    return {
+        (place.partition, place.offset, place.event_index): verdict.reason
+        for place, verdict in oracle.verdicts.items()
+        if verdict.reason
+    }
+
+
+def _quarantined(world: World) -> dict[Any, str]:
+    """Each position once: a crash may have written an entry twice."""
+    found: dict[Any, str] = {}
+    for record in _records(world, REJECTED_TOPIC):
+        told = {name.removeprefix("tidemark-"): text.decode() for name, text in record.headers}
+        key = (int(told["partition"]), int(told["offset"]), int(told["index"]))
+        if found.setdefault(key, told["reason"]) != told["reason"]:
+            world.fail("usage.rejected", f"two reasons at {key}")
+    return found
+
+
+def _records(world: World, topic: str) -> Iterator[Record]:
+    for partition in range(PARTITIONS):
+        yield from world.log.appended.get((topic, partition), ())
+
+
+def unsettled(world: World) -> int:
+    """Intents without an outcome, of periods that have begun: Stripe takes no usage of the future."""
+    waiting, settled = set[str](), set[str]()
+    for record in _records(world, REPORTS_TOPIC):
+        entry = json.loads(record.value or b"{}")
+        if entry["kind"] == "intent":
+            if entry["period_start_ms"] <= world.clock.now_ms():
+                waiting.add(entry["identifier"])
+        elif entry["kind"] == "outcome":
+            settled.add(entry["identifier"])
+    return len(waiting - settled)
+
+
+def _intents(world: World) -> dict[str, Intent]:
+    """By identifier; the same intent may stand twice, two different ones under one identifier may not."""
+    found: dict[str, Intent] = {}
+    for record in _records(world, REPORTS_TOPIC):
+        if b'"kind":"intent"' in (record.value or b""):
+            intent = Intent.model_validate_json(record.value or b"")
+            if found.setdefault(intent.identifier, intent).delta_minor != intent.delta_minor:
+                world.fail("intents", f"two deltas under {intent.identifier}")
+    return found
+
+
+def _intent_sums(intents: dict[str, Intent]) -> dict[Any, int]:
+    sums: Counter[Any] = Counter()
+    for intent in intents.values():
+        sums[intent.account, intent.meter, intent.period_start_ms] += intent.delta_minor
+    return dict(sums)
+
+
+def _stripe(world: World, intents: dict[str, Intent]) -> None:
+    """Each intent of a paying account exactly once, with its own value, to its own customer."""
+    held: defaultdict[str, list[Any]] = defaultdict(list)
+    for each in world.stripe.events:
+        held[each.event.identifier].append(each.event)
+    now_ms = world.clock.now_ms()
+    expected = {
+        identifier: 1
+        for identifier, intent in intents.items()
+        if intent.account != FREE and intent.period_start_ms <= now_ms
+    }
+    _differ(world, "stripe: events by identifier", expected, {key: len(events) for key, events in held.items()})
+    for identifier, events in held.items():
+        intent, event = intents.get(identifier), events[0]
+        if intent is None:
+            continue
+        told = (event.event_name, event.stripe_customer, Decimal(event.value))
+        meant = (intent.event_name, f"cus_{intent.account}", Decimal(intent.delta_minor).scaleb(-intent.scale))
+        if told != meant:
+            world.fail("stripe", f"{identifier}: {told} instead of {meant}")
+        if not intent.period_start_ms <= event.timestamp_s * 1000 < intent.period_end_ms:
+            world.fail("stripe", f"{identifier}: its timestamp lies outside its period")
+
+
+def _bounded(world: World) -> None:
+    """Nothing is left in the outbox, and no more marks than the window needs."""
+    for partition, held in world.store._partitions.items():  # noqa: SLF001
+        left = {"dirty": len(held.dirty), "duplicates": len(held.duplicates), "reports": len(held.reports)}
+        if any(left.values()):
+            world.fail("outbox", f"partition {partition}: {left}")
+        slices = {key.slice_start_ms for key in held.marks}
+        if len(slices) > 4:
+            world.fail("marks", f"partition {partition}: {len(slices)} slices live")
+
+
+async def _reconciled(world: World) -> None:
+    """The product's own reconciler says the same."""
+    views = Views(world.store, world.clickhouse, world.clickhouse, world.log, world.stripe, world.stripe)
+    report = await reconcile(views, world.clock, policy=ReconcilePolicy(stripe_reads_per_s=1000.0))
+    rejected = any(each.code for each in world.stripe.events)
+    for row in report.rows:
+        early = row.period is not None and row.period.start_ms > world.clock.now_ms()
+        if row.cause is Cause.CONFLICT or (row.cause is Cause.REJECTED_BY_STRIPE and rejected) or early:
+            continue
+        world.fail("reconciler", str(row))
+    if report.verdict is Verdict.DRIFT and not rejected:
+        world.fail("reconciler", "drift")

@@ -1,0 +1,356 @@
+"""One simulated deployment: services, supervised processes, producers, an operator, and what befalls all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import traceback
+from collections.abc import Collection
+from typing import Any, Final, NamedTuple
+
+from aggregators.partitioning import partition_of
+from pipeline.batching import batches
+from pipeline.deployment import append_control, append_everywhere
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.control import AccountRecord, CatalogRecord, CloseRecord, Control, Genesis, Tick
+from schemas.errors import Fenced, OperatorNeeded, Transient
+from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
+from schemas.meters import Catalog
+from schemas.periods import Billing, Binding, Interval
+from simulation.faults import Fault, Faults, Rates
+from simulation.loop import SimulatedClock, SimulatedLoop
+from simulation.processes import Killed, Process, Trace
+from simulation.roles import SECRET, Slot, run_role
+from simulation.services import LosingStore, StripeFaults, WatchedLog
+from simulation.traffic import ACCOUNTS, FREE, ORIGIN_MS, PARTITIONS, Traffic, catalog, encoded
+from sinks.clickhouse.memory import MemoryClickHouse
+from sinks.stripe.memory import MemoryStripe
+
+RETENTION_MS: Final = 4 * HOUR_MS
+SPAN_S: Final = 10 * 3600.0
+SKEW_MS_MAX: Final = 2 * MINUTE_MS
+RESTART_S_MAX: Final = 30.0
+OUTAGE_S_MAX: Final = 1_500.0
+SECOND_S: Final = 1.0
+FAILOVER_S_MAX: Final = 1_800.0
+
+
+class Failure(NamedTuple):
+    """What must not happen: who saw it, and what."""
+
+    where: str
+    what: str
+
+
+class World:
+    """Everything of one run. `seed` draws all of it; `only` lets no other faults strike than those named."""
+
+    def __init__(self, loop: SimulatedLoop, seed: int, steps: int, only: Collection[str] | None = None) -> None:
+        self.loop = loop
+        self.seed = seed
+        self.steps = steps
+        self.faults = Faults(only)
+        self.rates = Rates.drawn(self.chance("rates"))
+        self.trace = Trace()
+        self.clock = SimulatedClock(loop, ORIGIN_MS)
+        self.log = WatchedLog(self.clock, self.chance("log"))
+        self.store = LosingStore()
+        self.clickhouse = MemoryClickHouse()
+        self.stripe = MemoryStripe(self.clock, account="acct_simulated", lag_ms=MINUTE_MS)
+        self.stripe.fault = StripeFaults(self.chance("stripe"), self.faults, self.rates.stripe)
+        self.genesis = Genesis(log_id=f"log-{seed}", partitions=PARTITIONS, stripe_account="acct_simulated")
+        self.catalog_version = 0
+        self.failures: list[Failure] = []
+        self.acknowledged: list[bytes] = []
+        self.forged: set[bytes] = set()
+        self.foreign: set[bytes] = set()
+        self._skews: dict[str, int] = {}
+        everything = set(range(PARTITIONS))
+        self.slots = [
+            Slot("worker", 0, {0}), Slot("worker", 1, everything - {0}),
+            Slot("archive", 0, set(everything)), Slot("archive", 1, set()),
+            Slot("sink", 0, set(everything)), Slot("sink", 1, set()),
+            Slot("router", 0, set(everything)),
+        ]  # fmt: skip
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def chance(self, name: str) -> random.Random:
+        """A stream of its own for each name, the same in every process."""
+        return random.Random(f"{self.seed}/{name}")
+
+    def process_clock(self, name: str) -> SimulatedClock:
+        """A process's own clock, right or wrong."""
+        if self.rates.skews and name not in self._skews:
+            skew_ms = self.chance(f"skew {name}").randrange(-SKEW_MS_MAX, SKEW_MS_MAX)
+            self._skews[name] = skew_ms if self.faults.strike(Fault.CLOCK_SKEW, name) else 0
+        return SimulatedClock(self.loop, ORIGIN_MS, self._skews.get(name, 0))
+
+    def fail(self, where: str, what: str) -> None:
+        """Note what must not happen."""
+        self.failures.append(Failure(where, what))
+
+    async def start(self) -> None:
+        """Topics, genesis records, catalog, accounts; then the processes."""
+        inbox_chance = self.chance("retention").random() < 0.5
+        kept_ms = RETENTION_MS if inbox_chance else -1
+        await self.log.create_topics(
+            [
+                TopicSpec(EVENTS_TOPIC, PARTITIONS, kept_ms),
+                TopicSpec(INBOX_TOPIC, PARTITIONS, kept_ms),
+                TopicSpec(REJECTED_TOPIC, PARTITIONS, -1),
+                TopicSpec(REPORTS_TOPIC, PARTITIONS, -1),
+            ]
+        )
+        await append_everywhere(self.log, SECRET, self.genesis)
+        await self.change_catalog()
+        for account in ACCOUNTS:
+            self.stripe.add_customer(f"cus_{account}")
+        for account in ACCOUNTS[:2]:
+            await self.bind(account, anchor_ms=0)
+        for slot in self.slots:
+            self._tasks.append(asyncio.ensure_future(self._supervise(slot)))
+
+    async def change_catalog(self) -> None:
+        """Apply the next version everywhere."""
+        self.catalog_version += 1
+        record = CatalogRecord(catalog=Catalog.model_validate(catalog(self.catalog_version)))
+        await append_everywhere(self.log, SECRET, record)
+
+    async def bind(self, account: str, **fields: Any) -> None:
+        """Bind an account to its customer, or mark it free."""
+        made = {
+            "effective_from_ms": ORIGIN_MS - 40 * DAY_MS,
+            "billing": Billing.FREE if account == FREE else Billing.MAPPED,
+            "stripe_customer": "" if account == FREE else f"cus_{account}",
+            **fields,
+        }
+        await self.control(account, AccountRecord(account=account, binding=Binding.model_validate(made)))
+
+    async def control(self, account: str, record: Control) -> None:
+        """Append a control record to the account's partition."""
+        await append_control(self.log, SECRET, partition_of(account, PARTITIONS), record)
+
+    async def safety(self) -> None:
+        """The phase with faults: traffic, and everything that can happen to it."""
+        producers = [self._produce(f"producer-{number}", self.steps // 3 + 1) for number in range(3)]
+        befalling = [
+            self._crashes(), self._rebalances(), self._operator(),
+            self._lost_seconds(), self._fail_over(), self._emptied(),
+        ]  # fmt: skip
+        tasks = [asyncio.ensure_future(work) for work in befalling]
+        await asyncio.gather(*(asyncio.ensure_future(work) for work in producers))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def calm(self) -> None:
+        """The end of all faults: what is down comes up, everybody has a customer."""
+        self.faults.active = False
+        for account in ACCOUNTS:
+            await self.bind(account, interval=Interval.MONTH, anchor_ms=0)
+        for slot in self.slots:
+            slot.down_until_s = 0.0
+
+    def stop(self) -> None:
+        """End all processes."""
+        for task in self._tasks:
+            task.cancel()
+        for slot in self.slots:
+            if slot.process is not None:
+                slot.process.kill()
+
+    async def _supervise(self, slot: Slot) -> None:
+        """Keep one process of the slot running, as an init system would."""
+        chance = self.chance(f"supervisor {slot.name}")
+        while True:
+            if self.loop.time() < slot.down_until_s:
+                await asyncio.sleep(min(60.0, slot.down_until_s - self.loop.time()))
+                continue
+            slot.incarnation += 1
+            name = f"{slot.name}.{slot.incarnation}"
+            process = Process(name, self.chance(name), self.faults, self.rates, self.trace)
+            process.stalled = lambda slot=slot: self._replace(slot)  # type: ignore[misc]  # mypy cannot infer a lambda's default
+            slot.process = process
+            work = process.run(run_role(self, slot, process, self.chance(f"{name} settings")))
+            await asyncio.wait([work])
+            self._judge(slot, name, work)
+            process.kill()
+            slot.process = None
+            await asyncio.sleep(chance.uniform(0.1, RESTART_S_MAX))
+            if chance.random() < 0.05 and self.faults.strike(Fault.OUTAGE, name):
+                slot.down_until_s = self.loop.time() + chance.uniform(60, OUTAGE_S_MAX)
+
+    def _judge(self, slot: Slot, name: str, work: asyncio.Task[None]) -> None:
+        """Why a process ended: killed, or by an error that a restart heals, or one that a person must."""
+        try:
+            work.result()
+        except (Killed, asyncio.CancelledError, Transient, Fenced):
+            return
+        except OperatorNeeded as error:
+            self._remedy(slot, error)
+        except Exception:  # noqa: BLE001  whatever it is, the run has found it
+            self.fail(name, traceback.format_exc())
+
+    def _remedy(self, slot: Slot, error: OperatorNeeded) -> None:
+        """What an operator does on such a message; a message without a reason fails the run."""
+        if "--replay-from-start" in str(error) and self.faults.counts[Fault.REDIS_EMPTIED] and slot.role == "worker":
+            slot.replays_from_start = True
+        elif "the store was emptied or replaced" in str(error) and self.faults.counts[Fault.REDIS_EMPTIED]:
+            return
+        elif len(self.failures) < 20:
+            self.fail(slot.name, f"an operator was called for without need: {error}")
+
+    def _replace(self, slot: Slot) -> None:
+        """A process that is suspended loses its partitions to another of its role; it learns of it too late."""
+        others = [other for other in self.slots if other.role == slot.role and other is not slot]
+        if others and slot.process is not None:
+            for partition in sorted(slot.wanted):
+                self._move(slot, others[0], partition, f"stall {slot.process.name}/{partition}", late=True)
+
+    def _move(self, slot: Slot, other: Slot, partition: int, key: str, *, late: bool) -> None:
+        if not self.faults.strike(Fault.REBALANCE, key):
+            return
+        other.want(partition, given=True)
+        if late and self.faults.strike(Fault.ZOMBIE, key):
+            self.loop.call_later(self.chance(key).uniform(0, 300), lambda: self._take(slot, other, partition))
+        else:
+            self._take(slot, other, partition)
+
+    @staticmethod
+    def _take(slot: Slot, other: Slot, partition: int) -> None:
+        # Never from the last one that has it.
+        if partition in other.wanted:
+            slot.want(partition, given=False)
+
+    async def _produce(self, name: str, steps: int) -> None:
+        """A producer: the application's SDK or the gateway (keyed, batched), or a foreign one to the inbox."""
+        chance = self.chance(name)
+        traffic = Traffic(chance, self.faults)
+        skew_ms = chance.randrange(-SKEW_MS_MAX, SKEW_MS_MAX) if self.rates.skews else 0
+        for step in range(steps):
+            await asyncio.sleep(chance.expovariate(steps / SPAN_S))
+            events = traffic.batch(self.clock.now_ms() + skew_ms)
+            appends = self._appends(chance, events)
+            for topic, partition, value in appends:
+                await self._append(chance, f"{name}.{step}", topic, partition, value)
+
+    def _appends(self, chance: random.Random, events: list[Any]) -> list[tuple[str, int, bytes]]:
+        draw = chance.random()
+        if draw < 0.02:
+            self.faults.note(Fault.BROKEN_RECORD)
+            return [(EVENTS_TOPIC, chance.randrange(PARTITIONS), chance.choice((b"{", b"\xff\xfe", b"[1,", b"")))]
+        if draw < 0.05:
+            self.faults.note(Fault.WRONG_PARTITION)
+            return [(EVENTS_TOPIC, chance.randrange(PARTITIONS), encoded(events))]
+        if draw < 0.25:
+            return [(INBOX_TOPIC, chance.randrange(PARTITIONS), encoded([event])[1:-1]) for event in events]
+        named = [(n, _account(event), encoded([event])[1:-1]) for n, event in enumerate(events)]
+        return [(EVENTS_TOPIC, batch.partition, batch.value) for batch in batches(named, PARTITIONS)]
+
+    async def _append(self, chance: random.Random, key: str, topic: str, partition: int, value: bytes) -> None:
+        """Append until it is acknowledged, as an SDK does, unless the producer dies."""
+        while True:
+            draw = chance.random()
+            if draw < self.rates.refused and self.faults.strike(Fault.LOG_REFUSED, key):
+                await asyncio.sleep(chance.random() * 10)
+                continue
+            await self.log.append(topic, partition, value)
+            if draw > 1 - self.rates.crash and self.faults.strike(Fault.PRODUCER_CRASH, key):
+                return
+            if draw < self.rates.answer_lost and self.faults.strike(Fault.LOG_ANSWER_LOST, key):
+                await asyncio.sleep(chance.random() * 10)
+                continue
+            self.acknowledged.append(value)
+            return
+
+    async def _operator(self) -> None:
+        """Binds accounts, closes periods, changes the catalog; and somebody forges records."""
+        chance = self.chance("operator")
+        while True:
+            await asyncio.sleep(chance.expovariate(8 / SPAN_S))
+            account, now_ms = chance.choice(ACCOUNTS), self.clock.now_ms()
+            draw = chance.random()
+            if draw < 0.45 and self.faults.strike(Fault.BINDING_CHANGED, f"{now_ms}"):
+                interval = chance.choice((Interval.DAY, Interval.MONTH, Interval.WEEK))
+                anchor_ms = ORIGIN_MS // MINUTE_MS * MINUTE_MS + chance.randrange(0, 600) * MINUTE_MS
+                await self.bind(account, interval=interval, anchor_ms=anchor_ms, **self._effective(chance, now_ms))
+            elif draw < 0.6 and self.faults.strike(Fault.PERIOD_CLOSED, f"{now_ms}"):
+                instant_ms = now_ms - chance.choice((0, 0, 1)) * DAY_MS
+                await self.control(account, CloseRecord(account=account, instant_ms=instant_ms))
+            elif draw < 0.75 and self.catalog_version < 2 and self.faults.strike(Fault.CATALOG_CHANGED, f"{now_ms}"):
+                await self.change_catalog()
+            elif draw < 0.85 and self.faults.strike(Fault.FORGED_CONTROL, f"{now_ms}"):
+                await self._forge(chance, b"forged by nobody with the secret", self.genesis)
+            elif self.faults.strike(Fault.FOREIGN_TICK, f"{now_ms}"):
+                await self._forge(chance, SECRET, Genesis(log_id="another log", partitions=PARTITIONS))
+
+    @staticmethod
+    def _effective(chance: random.Random, now_ms: int) -> dict[str, int]:
+        minutes = now_ms // MINUTE_MS + chance.randrange(-600, 200)
+        return {"effective_from_ms": minutes * MINUTE_MS}
+
+    async def _forge(self, chance: random.Random, secret: bytes, said: Genesis) -> None:
+        partition = chance.randrange(PARTITIONS)
+        await append_control(self.log, secret, partition, Tick(**said.model_dump()))
+        record = self.log.appended[EVENTS_TOPIC, partition][-1]
+        (self.foreign if secret == SECRET else self.forged).add(record.headers[1][1])
+
+    async def _crashes(self) -> None:
+        chance = self.chance("crashes")
+        for number in range(self.rates.crashes_at_random):
+            await asyncio.sleep(chance.expovariate(self.rates.crashes_at_random / SPAN_S))
+            slot = chance.choice(self.slots)
+            if slot.process is not None and self.faults.strike(Fault.CRASH_AT_RANDOM, f"{number} {slot.name}"):
+                slot.process.kill()
+
+    async def _rebalances(self) -> None:
+        chance = self.chance("rebalances")
+        for number in range(self.rates.rebalances):
+            await asyncio.sleep(chance.expovariate(self.rates.rebalances / SPAN_S))
+            slot = chance.choice([slot for slot in self.slots if slot.role != "router" and slot.wanted])
+            other = next(each for each in self.slots if each.role == slot.role and each is not slot)
+            self._move(slot, other, chance.choice(sorted(slot.wanted)), f"{number}", late=chance.random() < 0.6)
+
+    async def _lost_seconds(self) -> None:
+        """Redis dies and loses what it had not fsynced: up to a second from some commit on."""
+        chance = self.chance("lost seconds")
+        for number in range(self.rates.lost_seconds):
+            state = await self._state_before_commit(chance.randrange(1, 2 * self.steps + 2))
+            await asyncio.sleep(chance.uniform(0, SECOND_S))
+            if self.faults.strike(Fault.REDIS_LOST_SECOND, f"{number}"):
+                self._restore(state)
+
+    async def _fail_over(self) -> None:
+        """Redis fails over to a replica that was behind for long."""
+        if not self.rates.fails_over:
+            return
+        chance = self.chance("fail over")
+        state = await self._state_before_commit(chance.randrange(1, 2 * self.steps + 2))
+        await asyncio.sleep(chance.uniform(1, FAILOVER_S_MAX))
+        if self.faults.strike(Fault.REDIS_FAILED_OVER, ""):
+            self._restore(state)
+
+    async def _state_before_commit(self, number: int) -> dict[int, Any]:
+        waiting: asyncio.Future[dict[int, Any]] = self.loop.create_future()
+        self.store.before_commit.setdefault(self.store.commits + number, []).append(waiting)
+        return await waiting
+
+    def _restore(self, state: dict[int, Any]) -> None:
+        self.trace.note("redis goes back")
+        if all(partition in state and state[partition].fence for partition in range(PARTITIONS)):
+            self.store.restore(state)
+
+    async def _emptied(self) -> None:
+        """Redis loses everything; only where the log still reaches back to its start is there a way on."""
+        if not self.rates.empties:
+            return
+        await asyncio.sleep(self.chance("emptied").uniform(600, SPAN_S))
+        whole = all([(await self.log.bounds(EVENTS_TOPIC, partition)).first == 0 for partition in range(PARTITIONS)])
+        if whole and self.faults.strike(Fault.REDIS_EMPTIED, ""):
+            self.trace.note("redis emptied")
+            self.store.empty()
+
+
+def _account(event: Any) -> str:
+    account = event.get("subject") if isinstance(event, dict) else None
+    return account if isinstance(account, str) else ""
