@@ -107,6 +107,8 @@ class Oracle:
         self.cells: dict[CellKey, int] = {}
         self.duplicates: list[Duplicate] = []
         self.conflicts: set[tuple[str, str]] = set()
+        self.kept_out: set[Place] = set()
+        """Parked events whose verdict found their period closed: they count nowhere and keep their identity."""
         self.order_sensitive: set[tuple[str, str]] = set()
         """Identities whose arrivals differ so that the totals depend on which came first."""
         self._catalogs: dict[int, Mapping[str, Any]] = dict.fromkeys(range(partitions), catalog)
@@ -290,6 +292,7 @@ class Oracle:
             left = [contribution for contribution in fed if contribution.meter in known]
             if period is None:
                 outcome, reason = "late", "period_closed"
+                self.kept_out.add(place)
             elif left:
                 outcome = "counted"
                 self._count_all(Place(place.partition, offset, event_index), event, left, period, log_ms)
