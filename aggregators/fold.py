@@ -101,12 +101,12 @@ class _Fold:
         self._count(candidate)
 
     def _park(self, candidate: Candidate, parked: Parked) -> None:
-        if self.waiting >= self.plan.scan.policies[offset_of(parked.position)].parked_max:
-            # No mark, as for all that is quarantined.
-            self.refused.append(candidate.placed.arrival)
-            return
         self.present.add(candidate.member)
         self.marks.append((candidate.bucket_hash, candidate.member))
+        if self.waiting >= self.plan.scan.policies[offset_of(parked.position)].parked_max:
+            # Marked, unlike all else that is quarantined: the archive holds its identity from here on.
+            self.refused.append(candidate.placed.arrival)
+            return
         self.waiting += 1
         self.open[parked.position] = self.parked[parked.position] = parked
 

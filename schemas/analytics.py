@@ -39,13 +39,14 @@ class VerdictOutcome(StrEnum):
 
 
 class VerdictRow(NamedTuple):
-    """The verdict on the parked event at `position`; identity (partition, position), the first verdict wins.
+    """The verdict on an account's parked event; the first of (partition, position, account) wins.
 
     `verdict_position` and `log_time_ms` are where and when it stands in the log: there the event counts.
     """
 
     partition: int
     position: int
+    account: str
     verdict_position: int
     log_time_ms: int
     outcome: VerdictOutcome

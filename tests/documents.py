@@ -197,7 +197,7 @@ def errors_page() -> str:
         "`tidemark quarantine redrive` helps; see [runbook/quarantine.md](runbook/quarantine.md).\n\n"
         + _table(("Reason", "Remedy", "Does redriving help?"), reasons)
         + "\nWhere it does not help, correct the event at its producer and send it again, under the same id: an event\n"
-        "that was rejected has left no mark. Only what was refused as `too_many_parked` needs a new id.\n\n"
+        "that was rejected has left no mark. Only one refused as `too_many_parked` has, and needs a new id.\n\n"
         "The gateway knows one more reason, `forbidden_account`: the key may not write that account. Such an event\n"
         "is not kept.\n"
     )

@@ -126,7 +126,7 @@ def _verdict_row(placed: PlacedVerdict, partition: int) -> VerdictRow:
     step, verdict = placed.step, placed.step.verdict
     outcome = VerdictOutcome.LATE if placed.closed and verdict.quarantine else VerdictOutcome.COUNTED
     return VerdictRow(
-        partition, verdict.position, step.position, step.log_time_ms,
+        partition, verdict.position, verdict.account, step.position, step.log_time_ms,
         outcome if verdict.new else VerdictOutcome.DUPLICATE,
     )  # fmt: skip
 

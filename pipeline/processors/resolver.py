@@ -15,7 +15,7 @@ from schemas.control import VERDICTS_MAX, Verdict, VerdictRecord
 from schemas.log import Log, position
 from schemas.rollup import Parked, RollupStore
 
-# Verdicts that are in the log and not folded yet; beyond it the resolver waits for the fold.
+# Verdicts that are given and not folded yet; beyond it the resolver waits for the fold.
 TOLD_MAX: Final = 10 * VERDICTS_MAX
 
 
@@ -56,11 +56,12 @@ class Resolver:
         if not passed:
             return Resolved()
         first = await self._archive.first_positions([(each.account, each.id) for each in passed])
-        verdicts = [_verdict(each, first[each.account, each.id]) for each in passed if (each.account, each.id) in first]
-        if not verdicts:
-            return Resolved()
-        await append_control(self._log, self._secret, partition, VerdictRecord(verdicts=tuple(verdicts)))
-        told.update(each.position for each in verdicts)
+        # What the archive has passed and does not hold was lost there: it gets no verdict, and stands in nobody's way.
+        held = [each for each in passed if (each.account, each.id) in first]
+        verdicts = tuple(_verdict(each, first[each.account, each.id]) for each in held)
+        if verdicts:
+            await append_control(self._log, self._secret, partition, VerdictRecord(verdicts=verdicts))
+        told.update(each.position for each in passed)
         new = sum(each.new for each in verdicts)
         return Resolved(new, len(verdicts) - new)
 

@@ -43,7 +43,7 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
     def __init__(self) -> None:
         self.events: dict[tuple[str, str], EventRow] = {}
         self.duplicates: dict[tuple[int, int], DuplicateRow] = {}
-        self.verdicts: dict[tuple[int, int], VerdictRow] = {}
+        self.verdicts: dict[tuple[int, int, str], VerdictRow] = {}
         self.cells: dict[RecountKey, HourlyRow] = {}
         self.control_log: dict[tuple[int, int], ControlRow] = {}
         self.archived: dict[int, ArchivePosition] = {}
@@ -63,9 +63,9 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
     async def insert_verdicts(self, rows: Sequence[VerdictRow]) -> None:
         """Keep the first verdict on each event."""
         for row in rows:
-            held = self.verdicts.get((row.partition, row.position))
+            held = self.verdicts.get(row[:3])
             if held is None or row.verdict_position <= held.verdict_position:
-                self.verdicts[row.partition, row.position] = row
+                self.verdicts[row[:3]] = row
 
     async def first_positions(self, identities: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
         """As `ArchiveStore` says."""
@@ -164,7 +164,7 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
     def _counted(self) -> Iterable[tuple[int, EventRow]]:
         """(where it arrived, the event as it counts): a parked one stands where its verdict does."""
         for event in self.events.values():
-            verdict = self.verdicts.get((event.partition, event.position))
+            verdict = self.verdicts.get((event.partition, event.position, event.account))
             if not event.parked:
                 yield event.position, event
             elif verdict is not None and verdict.outcome is VerdictOutcome.COUNTED:

@@ -83,8 +83,9 @@ def counted_events(condition: str) -> str:
         "if(waits, verdict_ms, arrived_ms) AS log_time_ms FROM ("
         "SELECT account, type, time, data, partition, position AS arrived, parked = 1 AS waits, "
         f"toUnixTimestamp64Milli(log_time) AS arrived_ms FROM usage_events FINAL WHERE {condition}) AS chosen "
-        "LEFT JOIN (SELECT partition, position AS arrived, verdict_position, log_time_ms AS verdict_ms, outcome "
-        "FROM verdicts FINAL) AS judged USING (partition, arrived) WHERE NOT waits OR outcome = 'counted'"
+        "LEFT JOIN (SELECT partition, position AS arrived, account, verdict_position, outcome, "
+        "log_time_ms AS verdict_ms FROM verdicts FINAL) AS judged USING (partition, arrived, account) "
+        "WHERE NOT waits OR outcome = 'counted'"
     )
 
 

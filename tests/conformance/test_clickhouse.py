@@ -180,15 +180,16 @@ async def test_parked_event_counts_where_its_first_verdict_stands_and_nowhere_be
     )
     await both.store.insert_verdicts(
         [
-            VerdictRow(3, 2, 60, NOW_MS, VerdictOutcome.DUPLICATE),
-            VerdictRow(3, 2, 50, NOW_MS, VerdictOutcome.COUNTED),
-            VerdictRow(3, 4, 51, NOW_MS, VerdictOutcome.LATE),
-            VerdictRow(3, 5, 52, NOW_MS, VerdictOutcome.DUPLICATE),
-            VerdictRow(3, 9, 53, NOW_MS, VerdictOutcome.DUPLICATE),
-            VerdictRow(4, 3, 50, NOW_MS, VerdictOutcome.COUNTED),
+            VerdictRow(3, 2, "acme", 60, NOW_MS, VerdictOutcome.DUPLICATE),
+            VerdictRow(3, 2, "acme", 50, NOW_MS, VerdictOutcome.COUNTED),
+            VerdictRow(3, 4, "acme", 51, NOW_MS, VerdictOutcome.LATE),
+            VerdictRow(3, 5, "acme", 52, NOW_MS, VerdictOutcome.DUPLICATE),
+            VerdictRow(3, 9, "acme", 53, NOW_MS, VerdictOutcome.DUPLICATE),
+            VerdictRow(4, 3, "acme", 50, NOW_MS, VerdictOutcome.COUNTED),
+            VerdictRow(3, 3, "another", 50, NOW_MS, VerdictOutcome.COUNTED),
         ]
     )
-    await both.store.insert_verdicts([VerdictRow(3, 2, 70, NOW_MS, VerdictOutcome.LATE)])
+    await both.store.insert_verdicts([VerdictRow(3, 2, "acme", 70, NOW_MS, VerdictOutcome.LATE)])
 
     assert [await both.reader.archived_events(3, before) for before in (9, 10, 50, 51, 100)] == [0, 1, 1, 2, 2]
     totals = await both.reader.recount_totals(request_of(TOKENS, graces=((0, 60 * DAY_MS),)))
@@ -205,7 +206,7 @@ async def test_parked_event_counts_where_its_first_verdict_stands_and_nowhere_be
 async def test_parked_event_feeds_meters_that_were_in_force_at_its_arrival_and_at_its_verdict(both: Both) -> None:
     """A meter that came in between has not judged the event; one that went has no use for it."""
     await both.store.insert_events([event(10, {}, time_ms=ms("2026-10-05"))._replace(parked=True)])
-    await both.store.insert_verdicts([VerdictRow(3, 10, 20, NOW_MS, VerdictOutcome.COUNTED)])
+    await both.store.insert_verdicts([VerdictRow(3, 10, "acme", 20, NOW_MS, VerdictOutcome.COUNTED)])
     request = request_of(CALLS)
 
     async def counted(*spans: tuple[int, int]) -> bool:

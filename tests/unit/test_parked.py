@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.processors.resolver import Resolved, Resolver
+from reconciler.causes import Cause, Pair
 from reconciler.causes import Verdict as Reconciled
 from schemas.analytics import VerdictOutcome
 from schemas.clock import DAY_MS, HOUR_MS
@@ -16,7 +17,7 @@ from schemas.log import REJECTED_TOPIC, position
 from schemas.meters import Catalog
 from schemas.rollup import Counters
 from sinks.redis.memory import MemoryRollupStore
-from tests.unit.reconciler_world import CATALOG, DECEMBER_MS, NOVEMBER_MS, Deployment, settled
+from tests.unit.reconciler_world import CATALOG, DECEMBER_MS, NOVEMBER_MS, Deployment, named, settled
 from tests.worlds import SECRET
 
 EARLY_MS = NOVEMBER_MS + DAY_MS
@@ -104,6 +105,35 @@ async def _last_verdict(made: Deployment, account: str) -> Verdict:
     return found[-1].verdicts[-1]
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        pytest.param({"account": "cyd"}, None, id="of another account"),
+        pytest.param({"position": position(1 << 30)}, None, id="on an event that is to come"),
+        pytest.param({"position": 0}, None, id="on a control record"),
+        pytest.param({"account": "bob"}, b"bad_control", id="on another partition"),
+    ],
+)
+async def test_verdict_that_fits_nothing_changes_nothing(changes: dict[str, Any], reason: bytes | None) -> None:
+    """The event goes on waiting for its own."""
+    made = await settled()
+    assert made.partition("cyd") == made.partition("ada") != made.partition("bob")
+    await late(made, EARLY_MS)
+    await made.fold()
+    before = await counters(made)
+    _, (held,) = await made.store.parked(made.partition("ada"), 10)
+    given = Verdict(position=held.position, account="ada", time_us=held.time_us, new=True, quarantine=False)
+    await made.world.control(made.partition("ada"), VerdictRecord(verdicts=(given.model_copy(update=changes),)))
+    await made.fold()
+    refused = await made.world.records(made.partition("ada"), REJECTED_TOPIC)
+
+    assert moved(await counters(made), before) == ({"rejected": 1} if reason else {})
+    assert [dict(record.headers)["tidemark-reason"] for record in refused] == ([reason] if reason else [])
+    await judged(made)
+    assert moved(await counters(made), before)["counted"] == 1
+    assert (await made.reconcile()).verdict is Reconciled.EQUAL
+
+
 async def test_resolver_waits_for_the_archive_and_tells_each_verdict_once() -> None:
     """Before the archive has passed the event, an earlier arrival might still come to light."""
     made = await settled()
@@ -141,7 +171,9 @@ async def test_events_without_a_verdict_are_no_drift_and_hold_back_what_is_compl
     await made.settle()
     report = await made.reconcile()
 
-    assert report.differences == 0
+    assert (report.differences, report.verdict) == (0, Reconciled.INCOMPLETE)
+    (row,) = named(report, Cause.IN_FLIGHT, Pair.COUNTERS)
+    assert (row.partition, row.detail[:9]) == (made.partition("ada"), "1 events ")
     assert (await counters(made)).parked == 1
     drained = (await made.clickhouse.load_drained())[made.partition("ada")]
     assert drained.log_time_ms == arrived_ms
@@ -214,19 +246,22 @@ async def test_a_meter_gets_the_event_only_if_it_was_there_at_arrival_and_at_ver
 
 
 async def test_more_than_may_wait_are_rejected_and_nothing_else_is_harmed() -> None:
-    """The limit is in the log, so that a replay rejects the same; what is rejected counts nowhere."""
+    """The limit is in the log, so that a replay rejects the same. What is rejected counts nowhere, and since the
+    archive has its identity, neither does a repetition."""
     catalog = {**CATALOG, "policy": {"parked_max": 2}}
     made = await Deployment().start(catalog)
     await made.traffic(1)
     await made.settle()
     before = await counters(made)
-    for number in range(4):
-        await late(made, EARLY_MS + number)
+    refused = [await late(made, EARLY_MS + number) for number in range(4)]
     await judged(made)
     await late(made, EARLY_MS + 9)
+    again = await late(made, EARLY_MS + 3, id=refused[-1])
+    await judged(made)
+    await made.emit("ada", id=again, gb="1", user="prompt", region="eu")
     await judged(made)
 
-    assert moved(await counters(made), before) == {"counted": 3, "rejected": 2}
+    assert moved(await counters(made), before) == {"counted": 3, "rejected": 2, "duplicate": 2}
     kept = await made.world.records(made.partition("ada"), REJECTED_TOPIC)
     assert [dict(record.headers)["tidemark-reason"] for record in kept] == [b"too_many_parked"] * 2
     assert (await made.reconcile()).verdict is Reconciled.EQUAL
