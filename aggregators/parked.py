@@ -13,7 +13,7 @@ from aggregators.decode import decode, normalised
 from aggregators.meters import Contribution, quarantines_late
 from schemas.control import Verdict
 from schemas.events import EventStruct
-from schemas.meters import Catalog
+from schemas.meters import Catalog, Policy
 from schemas.rollup import Duplicate, Fence, Parked, Waiting
 
 
@@ -24,6 +24,12 @@ class VerdictStep(NamedTuple):
     log_time_ms: int
     verdict: Verdict
     catalog: Catalog | None
+
+
+def marked_for_ms(policy: Policy) -> int:
+    """How old an event may be, by its own time, so that the mark of any earlier arrival is still there: a window less
+    the span by which it may have come ahead of its time."""
+    return max(0, policy.window_ms - policy.future_ms)
 
 
 def parked_event(

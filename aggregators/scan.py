@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from aggregators.decode import Rejected, decode, raw_event, raw_events
 from aggregators.instants import parse_instant_us
 from aggregators.meters import CompiledCatalog, Contribution, Failure, compiled, definition_change
-from aggregators.parked import VerdictStep, parked_event
+from aggregators.parked import VerdictStep, marked_for_ms, parked_event
 from aggregators.partitioning import partition_of
 from aggregators.signing import signature_holds
 from schemas.clock import MILLISECOND_US
@@ -163,7 +163,7 @@ class _Scanner:
         for rejected in decoded.rejected:
             self._quarantine(record, rejected)
         latest_us = (log_time_ms + self.policy.future_ms) * MILLISECOND_US
-        earliest_us = (log_time_ms - self.policy.window_ms) * MILLISECOND_US
+        earliest_us = (log_time_ms - marked_for_ms(self.policy)) * MILLISECOND_US
         partition, partitions, at_home = self.partition, self.partitions, self.at_home
         contributions_of = self.compiled.contributions if self.compiled else None
         append = self.steps.append

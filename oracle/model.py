@@ -233,7 +233,9 @@ class Oracle:
         except RejectedError as rejected:
             self._conclude(place, Verdict("rejected", rejected.reason, account, identifier))
             return
-        if event.time_us < (log_ms - policy_of(catalog, "window_ms")) * 1000:
+        # An event may come ahead of its time, and its repetition a window after that.
+        known_ms = max(0, policy_of(catalog, "window_ms") - policy_of(catalog, "future_ms"))
+        if event.time_us < (log_ms - known_ms) * 1000:
             self._park(place, event, fed)
             return
         period = self._counting_period(event, fed, log_ms, policy_of(catalog, "grace_ms")) if fed else None

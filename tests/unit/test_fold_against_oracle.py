@@ -23,7 +23,7 @@ MARCH_MS = 1_772_323_200_000  # 2026-03-01T00:00:00Z: the traffic crosses into A
 PARTITIONS = 3
 # Two hours, so that marks expire within a run. What comes again with another time after that is beyond the promise.
 SHORT_WINDOW: Final = {**CATALOG, "policy": {**CATALOG["policy"], "window_ms": 2 * 3_600_000}}
-SHORT_RATES: Final = Rates(duplicate=0.1, retry=0, conflict=0, shared_id=0, ahead=0, far_late=0.05)
+SHORT_RATES: Final = Rates(duplicate=0.1, retry=0, conflict=0, shared_id=0, ahead=0.05, far_late=0.05)
 
 
 class Traffic(NamedTuple):
@@ -47,7 +47,8 @@ async def _loaded(
     world.clock.ms = start_ms
     oracle = Oracle(traffic.catalog, partitions=PARTITIONS)
     chance = random.Random(seed)
-    judge = _Judge(world, oracle, chance, traffic.catalog["policy"]["window_ms"])
+    policy = traffic.catalog["policy"]
+    judge = _Judge(world, oracle, chance, policy["window_ms"] - policy["future_ms"])
     for partition in range(PARTITIONS):
         oracle.tick(partition, start_ms)
     sent = records(

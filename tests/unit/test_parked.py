@@ -11,7 +11,7 @@ from pipeline.processors.resolver import Resolved, Resolver
 from reconciler.causes import Cause, Pair
 from reconciler.causes import Verdict as Reconciled
 from schemas.analytics import VerdictOutcome
-from schemas.clock import DAY_MS, HOUR_MS
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.control import CatalogRecord, Verdict, VerdictRecord
 from schemas.log import REJECTED_TOPIC, position
 from schemas.meters import Catalog
@@ -79,6 +79,26 @@ async def test_late_events_are_counted_exactly_once_in_every_view() -> None:
     report = await made.reconcile()
     assert (report.verdict, report.differences) == (Reconciled.EQUAL, 0)
     assert {row.id for row in made.clickhouse.duplicates.values()} >= {first, twice}
+
+
+async def test_event_ahead_of_time_that_comes_again_when_its_mark_has_just_expired_is_counted_once() -> None:
+    """It was within the window a little longer than its mark was kept: from there on it is parked."""
+    catalog = {**CATALOG, "policy": {"window_ms": 2 * HOUR_MS, "future_ms": 10 * MINUTE_MS}}
+    made = await Deployment().start(catalog)
+    # Past the first slice of marks, which was cut by the window before the catalog; then just before a slice ends.
+    await made.advance(5 * DAY_MS)
+    await made.fold()
+    await made.advance(DAY_MS - made.clock.ms % HOUR_MS - MINUTE_MS)
+    time_ms = made.clock.ms + 9 * MINUTE_MS
+    first = await made.emit("ada", at_ms=time_ms, gb="1", user="ahead", region="eu")
+    await made.settle()
+    before = await counters(made)
+    await made.advance(time_ms + 2 * HOUR_MS - MINUTE_MS - made.clock.ms)
+    await made.emit("ada", id=first, at_ms=time_ms, gb="1", user="ahead", region="eu")
+    await judged(made)
+
+    assert moved(await counters(made), before) == {"duplicate": 1}
+    assert (await made.reconcile()).differences == 0
 
 
 async def test_repeated_verdicts_of_two_resolvers_and_after_a_crash_change_nothing() -> None:
