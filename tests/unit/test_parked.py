@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import msgspec
 import pytest
 
+from aggregators.parked import complete_up_to_ms
 from pipeline.processors.resolver import Resolved, Resolver
 from reconciler.causes import Cause, Pair
 from reconciler.causes import Verdict as Reconciled
@@ -15,7 +17,7 @@ from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.control import CatalogRecord, Verdict, VerdictRecord
 from schemas.log import REJECTED_TOPIC, position
 from schemas.meters import Catalog
-from schemas.rollup import Counters
+from schemas.rollup import Counters, Waiting
 from sinks.redis.memory import MemoryRollupStore
 from tests.unit.reconciler_world import CATALOG, DECEMBER_MS, NOVEMBER_MS, Deployment, named, settled
 from tests.worlds import SECRET
@@ -204,6 +206,29 @@ async def test_events_without_a_verdict_are_no_drift_and_hold_back_what_is_compl
     drained = (await made.clickhouse.load_drained())[made.partition("ada")]
     assert drained.log_time_ms == (await made.fence("ada")).log_time_ms
     assert (await made.reconcile()).verdict is Reconciled.EQUAL
+
+
+@pytest.mark.parametrize(
+    ("waited", "parked_then", "parked_now", "complete_ms"),
+    [
+        pytest.param(None, 0, 0, 20, id="nothing waits"),
+        pytest.param(5, 1, 1, 5, id="the oldest that waits"),
+        pytest.param(5, 1, 0, 20, id="judged between the two reads"),
+        pytest.param(None, 0, 1, 10, id="parked between the two reads"),
+        pytest.param(None, 1, 1, 10, id="of another account"),
+    ],
+)
+async def test_what_is_complete_is_never_beyond_an_event_that_waits(
+    waited: int | None, parked_then: int, parked_now: int, complete_ms: int
+) -> None:
+    """What waits is read first, what is answered after it; a commit may fall between them."""
+    fence = await (await settled()).fence("ada")
+    before, after = (
+        msgspec.structs.replace(fence, log_time_ms=log_time_ms, counters=Counters(parked=parked))
+        for log_time_ms, parked in ((10, parked_then), (20, parked_now))
+    )
+
+    assert complete_up_to_ms(before, Waiting(int(waited is not None), waited), after) == complete_ms
 
 
 async def test_period_that_closes_between_arrival_and_verdict_takes_nothing_more() -> None:
