@@ -6,7 +6,7 @@ as opaque text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -262,8 +262,11 @@ class RollupStore(Protocol):
         """Forget report entries of a closed bucket whose intents are durable in the log."""
         ...
 
-    async def parked(self, partition: int, count_max: int) -> tuple[Fence | None, list[Parked]]:
-        """The fence and up to `count_max` events that wait for their verdict, in the order of their arrival."""
+    async def parked(
+        self, partition: int, count_max: int, but: Collection[int] = ()
+    ) -> tuple[Fence | None, list[Parked]]:
+        """The fence and up to `count_max` events that wait for their verdict, in the order of their arrival, leaving
+        out the positions in `but`."""
         ...
 
     async def waiting(self, partition: int, account: str | None = None) -> tuple[Fence | None, Waiting]:

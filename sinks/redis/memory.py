@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from schemas.clock import HOUR_MS
@@ -153,9 +153,11 @@ class MemoryRollupStore:
         for name in fields:
             self._at(partition).reports.pop(BucketField(bucket_ms, name), None)
 
-    async def parked(self, partition: int, count_max: int) -> tuple[Fence | None, list[Parked]]:
+    async def parked(
+        self, partition: int, count_max: int, but: Collection[int] = ()
+    ) -> tuple[Fence | None, list[Parked]]:
         held = self._at(partition)
-        return held.fence, sorted(held.parked.values())[:count_max]
+        return held.fence, sorted(each for at, each in held.parked.items() if at not in but)[:count_max]
 
     async def waiting(self, partition: int, account: str | None = None) -> tuple[Fence | None, Waiting]:
         held = self._at(partition)

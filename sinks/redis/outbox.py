@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -136,13 +136,16 @@ class RedisOutbox:
         if not left:
             await self._commands([("SREM", keys.report_buckets, bucket_ms)])
 
-    async def parked(self, partition: int, count_max: int) -> tuple[Fence | None, list[Parked]]:
+    async def parked(
+        self, partition: int, count_max: int, but: Collection[int] = ()
+    ) -> tuple[Fence | None, list[Parked]]:
         keys = self.keys(partition)
         fence, names = await self._transaction(
-            [("HGETALL", keys.fence), ("ZRANGE", keys.parked_order, 0, count_max - 1)]
+            [("HGETALL", keys.fence), ("ZRANGE", keys.parked_order, 0, len(but) + count_max - 1)]
         )
         fields = as_mapping(fence)
-        texts = (await self._commands([("HMGET", keys.parked, *names)]))[0] if names else []
+        wanted = [name for name in names if int(name) not in but][:count_max]
+        texts = (await self._commands([("HMGET", keys.parked, *wanted)]))[0] if wanted else []
         return (decode_fence(fields) if fields else None), [decode_parked(text) for text in texts if text is not None]
 
     async def waiting(self, partition: int, account: str | None = None) -> tuple[Fence | None, Waiting]:

@@ -224,6 +224,8 @@ async def test_parked_events_wait_in_order_until_they_are_judged(rollup_store: R
     in_order = [entries[1], entries[2], entries[0]]
     assert await rollup_store.parked(0, 10) == (fence(5), in_order)
     assert await rollup_store.parked(0, 2) == (fence(5), in_order[:2])
+    assert await rollup_store.parked(0, 1, {2, 10, 77}) == (fence(5), [entries[0]])
+    assert await rollup_store.parked(0, 1, {10}) == (fence(5), [entries[1]])
     assert await rollup_store.parked(1, 2) == (None, [])
     assert await rollup_store.waiting(0) == (fence(5), Waiting(3, BUCKET))
     assert await rollup_store.waiting(0, account) == (fence(5), Waiting(2, BUCKET + 5))

@@ -172,6 +172,28 @@ async def test_resolver_waits_for_the_archive_and_tells_each_verdict_once() -> N
     assert await made.store.parked(at, 10) == ((await made.fence("ada")), [])
 
 
+async def test_resolver_waits_for_a_fold_that_is_far_behind_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it remembers is bounded; an event that the archive lost gets no verdict and holds up no other."""
+    monkeypatch.setattr("pipeline.processors.resolver.VERDICTS_MAX", 2)
+    monkeypatch.setattr("pipeline.processors.resolver.TOLD_MAX", 5)
+    made = await settled()
+    resolver = Resolver(made.log, made.store, made.clickhouse, SECRET)
+    at = made.partition("ada")
+    late_ones = [await late(made, EARLY_MS + number) for number in range(9)]
+    await made.fold()
+    await made.archive()
+    lost = made.clickhouse.events.pop(("ada", late_ones[0]))
+    given = []
+    for _ in range(6):
+        given.append((await resolver.resolve(at)).new)
+        await made.fold()
+
+    assert sum(given) == 8
+    assert max(given) <= 5
+    _, left = await made.store.parked(at, 10)
+    assert [each.position for each in left] == [lost.position]
+
+
 async def test_archive_of_another_log_gives_no_verdict() -> None:
     """What it knows is about other events."""
     made = await settled()
