@@ -272,6 +272,24 @@ async def test_period_that_closes_between_arrival_and_verdict_takes_nothing_more
     assert (await made.reconcile()).differences == 0
 
 
+async def test_period_closed_by_a_record_stays_closed_for_late_events_until_its_grace_has_passed() -> None:
+    """However long after its end: with a long grace nothing but the record keeps them out."""
+    made = await Deployment().start({**CATALOG, "policy": {"grace_ms": 30 * DAY_MS}})
+    await made.close_period("ada", OCTOBER_MS)
+    await made.close_period("ada", OCTOBER_MS - 30 * DAY_MS)
+    for account in ("ada", "bob"):
+        await late(made, OCTOBER_MS, account)
+    await judged(made)
+
+    counted = {
+        key.account: key.period_start_ms
+        for held in made.store._partitions.values()
+        for key in held.totals
+    }  # fmt: skip
+    assert counted == {"ada": NOVEMBER_MS, "bob": NOVEMBER_MS - 31 * DAY_MS}
+    assert (await made.reconcile()).differences == 0
+
+
 async def test_late_event_of_a_closed_period_whose_meter_quarantines_is_kept_with_its_bytes() -> None:
     """It stays the first of its identity in the archive and counts nowhere."""
     catalog = copy.deepcopy(CATALOG)
