@@ -52,6 +52,15 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
         resolver = Resolver(base.log, store, hourly, settings.secret_bytes())
         metrics = Metrics()
 
+        migrating, tables = asyncio.Lock(), asyncio.Event()
+
+        async def migrated() -> None:
+            # Two loops need the tables; one of them makes them.
+            async with migrating:
+                if not tables.is_set():
+                    await hourly.migrate()
+                    tables.set()
+
         async def drain_hourly(partition: int) -> None:
             drained = await hourly_drain.drain(partition)
             metrics.add("tidemark_drained_cells_total", drained.cells)
@@ -73,11 +82,9 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
             rollup,
             runner_settings(settings, ROLLUP_GROUP, linger_s=LINGER_S),
             ticking(base),
-            draining(
-                rollup.owned, drain_hourly, settings.drain_interval_s, hourly.migrate, lambda: failed("usage_hourly")
-            ),
+            draining(rollup.owned, drain_hourly, settings.drain_interval_s, migrated, lambda: failed("usage_hourly")),
             draining(rollup.owned, drain_reports, settings.drain_interval_s, on_failure=lambda: failed("reports")),
-            draining(rollup.owned, resolve, settings.drain_interval_s, hourly.migrate, lambda: failed("verdicts")),
+            draining(rollup.owned, resolve, settings.drain_interval_s, migrated, lambda: failed("verdicts")),
             metrics=metrics,
             refresh=lambda: _gauges(rollup, witness, metrics),
         )
