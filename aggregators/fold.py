@@ -19,8 +19,11 @@ from aggregators.fields import (
     version,
 )
 from aggregators.marks import by_bucket, expired_keys
+from aggregators.parked import duplicate_of
 from aggregators.plan import Candidate, Placed, Plan
 from aggregators.scan import Arrival
+from schemas.control import Verdict
+from schemas.log import offset_of
 from schemas.meters import Aggregation
 from schemas.rollup import (
     BucketField,
@@ -28,6 +31,7 @@ from schemas.rollup import (
     Counters,
     Duplicate,
     Fence,
+    Parked,
     RankingKey,
     TotalKey,
     UniqueKey,
@@ -36,10 +40,12 @@ from schemas.rollup import (
 
 
 class Folded(NamedTuple):
-    """What one flush changes. `late` are arrivals to be quarantined because their period is closed."""
+    """What one flush changes. `late` are arrivals to be quarantined because their period is closed, `refused` those
+    for which there was no room to wait for a verdict."""
 
     changes: Changes
     late: list[Arrival]
+    refused: list[Arrival]
 
 
 class _Fold:
@@ -63,10 +69,18 @@ class _Fold:
         self.unique_added: dict[UniqueKey, list[int]] = {}
         self.duplicates: list[Duplicate] = []
         self.late: list[Arrival] = []
+        self.refused: list[Arrival] = []
         self.counted = self.unmetered = 0
+        self.waiting = fence.counters.parked
+        self.open = dict(plan.parked)
+        self.parked: dict[int, Parked] = {}
+        self.judged: list[Parked] = []
 
     def take(self, candidate: Candidate) -> None:
         arrival = candidate.placed.arrival
+        if arrival.parked is not None and arrival.verdict is not None:
+            self._judge(candidate, arrival.parked, arrival.verdict)
+            return
         if candidate.member in self.present:
             self.duplicates.append(
                 Duplicate(
@@ -79,8 +93,38 @@ class _Fold:
             # No mark: the event is not counted, and must not be taken for a duplicate when it is redriven.
             self.late.append(arrival)
             return
+        if arrival.parked is not None:
+            self._park(candidate, arrival.parked)
+            return
         self.present.add(candidate.member)
         self.marks.append((candidate.bucket_hash, candidate.member))
+        self._count(candidate)
+
+    def _park(self, candidate: Candidate, parked: Parked) -> None:
+        self.present.add(candidate.member)
+        self.marks.append((candidate.bucket_hash, candidate.member))
+        if self.waiting >= self.plan.scan.policies[offset_of(parked.position)].parked_max:
+            # Marked, unlike all else that is quarantined: the archive holds its identity from here on.
+            self.refused.append(candidate.placed.arrival)
+            return
+        self.waiting += 1
+        self.open[parked.position] = self.parked[parked.position] = parked
+
+    def _judge(self, candidate: Candidate, parked: Parked, verdict: Verdict) -> None:
+        # Not open: it had its verdict, or was never parked (a duplicate by its mark, or refused).
+        if self.open.pop(parked.position, None) is None:
+            return
+        self.waiting -= 1
+        if self.parked.pop(parked.position, None) is None:
+            self.judged.append(parked)
+        if not verdict.new:
+            self.duplicates.append(duplicate_of(parked))
+        elif candidate.placed.kept_out:
+            self.late.append(candidate.placed.arrival)
+        else:
+            self._count(candidate)
+
+    def _count(self, candidate: Candidate) -> None:
         if not candidate.contributions:
             self.unmetered += 1
             return
@@ -161,6 +205,8 @@ class _Fold:
             accounts=plan.accounts,
             duplicates=self.duplicates,
             expired_marks=expired_keys(fence.slices, slices),
+            parked=list(self.parked.values()),
+            judged=self.judged,
         )
 
     def _counters(self, before: Counters) -> Counters:
@@ -171,8 +217,8 @@ class _Fold:
             duplicate=before.duplicate + len(self.duplicates),
             unmetered=before.unmetered + self.unmetered,
             late=before.late + len(self.late),
-            rejected=before.rejected + len(scan.quarantined),
-            parked=before.parked,
+            rejected=before.rejected + len(scan.quarantined) + len(self.refused),
+            parked=self.waiting,
         )
         assert counters.conserved, f"I1 does not hold: {counters}"  # noqa: S101 - an invariant, not input
         return counters
@@ -210,4 +256,4 @@ def fold(fence: Fence, plan: Plan, view: View) -> Folded:
     running = _Fold(fence, plan, view)
     for candidate in plan.candidates:
         running.take(candidate)
-    return Folded(running.changes(fence), running.late)
+    return Folded(running.changes(fence), running.late, running.refused)

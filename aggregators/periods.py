@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 from aggregators.instants import civil_from_days, days_from_civil, month_days
 from schemas.clock import DAY_MS, MINUTE_MS
+from schemas.meters import GRACE_MAX_MS
 from schemas.periods import INSTANT_MIN_MS, AccountState, Binding, Customer, Interval, Period
 
 # Beyond it the oldest are forgotten: their periods are long closed.
@@ -120,10 +121,11 @@ def with_binding(state: AccountState, binding: Binding, future_ms: int, log_time
 
 
 def with_closing(state: AccountState, instant_ms: int, window_ms: int, log_time_ms: int) -> AccountState:
-    """The state after a close record. Closings of periods that ended a window ago are dropped: no event of them is
-    accepted any more, whatever a later policy says of grace."""
+    """The state after a close record. Closings are dropped once their period ended longer ago than any policy's grace
+    (and than a window): it is closed by then for an event of any age."""
     start_ms = period_at(state, instant_ms).start_ms
-    kept = {held for held in state.closed_start_ms if period_at(state, held).end_ms + window_ms > log_time_ms}
+    kept_ms = max(window_ms, GRACE_MAX_MS)
+    kept = {held for held in state.closed_start_ms if period_at(state, held).end_ms + kept_ms > log_time_ms}
     return state.model_copy(update={"closed_start_ms": tuple(sorted(kept | {start_ms}))})
 
 

@@ -15,6 +15,7 @@ from aggregators.fields import CellKey, ReportKey, cell_field, report_field
 from aggregators.instants import hour_of_us
 from aggregators.marks import by_bucket, current_slice, live_slices
 from aggregators.meters import quarantines_late
+from aggregators.parked import VerdictStep, contributions_at
 from aggregators.periods import is_closed, open_period, period_at, with_binding, with_closing
 from aggregators.scan import AccountControl, Arrival, Scan
 from aggregators.signing import distinct_member, mark
@@ -23,7 +24,7 @@ from schemas.control import AccountRecord
 from schemas.log import offset_of
 from schemas.meters import Aggregation, Meter, Policy
 from schemas.periods import AccountState, Period
-from schemas.rollup import BucketField, Fence, MarkKey, MarkSlice, ReadRequest, TotalKey, UniqueKey
+from schemas.rollup import BucketField, Fence, MarkKey, MarkSlice, Parked, ReadRequest, TotalKey, UniqueKey
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
@@ -36,11 +37,21 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
     kept_out: bool
 
 
+class PlacedVerdict(NamedTuple):
+    """A verdict, and whether its event's own period was closed by then."""
+
+    step: VerdictStep
+    closed: bool
+
+
 class Placement(NamedTuple):
-    """All arrivals in log order and the account states that changed on the way."""
+    """All arrivals in log order, parked events once more where their verdict stands, the account states that changed
+    on the way, every verdict, and the parked events that were read for them, by position."""
 
     placed: list[Placed]
     accounts: dict[str, AccountState]
+    verdicts: list[PlacedVerdict]
+    parked: Mapping[int, Parked]
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
@@ -58,12 +69,14 @@ class Target(msgspec.Struct, frozen=True, gc=False):
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """A placed arrival with its mark and, per contribution, (target number, minor, distinct member)."""
+    """A placed arrival with its mark (none for a verdict) and, per contribution, (target number, minor, distinct
+    member)."""
 
     placed: Placed
     bucket_hash: int
     member: int
     contributions: tuple[tuple[int, int, int], ...]
+    marked: bool = True
 
 
 class Plan(NamedTuple):
@@ -77,21 +90,37 @@ class Plan(NamedTuple):
     accounts: dict[str, AccountState]
     slices: tuple[MarkSlice, ...]
     request: ReadRequest
+    parked: Mapping[int, Parked] = {}
 
 
-def place(scan: Scan, states: Mapping[str, AccountState]) -> Placement:
-    """Give every arrival its period, in log order, following bindings and closings on the way."""
+def place(scan: Scan, states: Mapping[str, AccountState], parked: Mapping[int, Parked] | None = None) -> Placement:
+    """Give every arrival its period, in log order, following bindings and closings on the way.
+
+    `parked` are the events that `scan.judged` names, as far as they are open; a verdict on one that is neither there
+    nor arrived in this run places nothing.
+    """
     changed: dict[str, AccountState] = {}
     placed: list[Placed] = []
+    verdicts: list[PlacedVerdict] = []
+    known = dict(parked or {})
     policies = scan.policies
     for step in scan.steps:
         policy = policies[offset_of(step.position)]
+        if isinstance(step, VerdictStep):
+            state = changed.get(step.verdict.account) or states.get(step.verdict.account) or AccountState()
+            verdicts.append(_placed_verdict(step, state, policy))
+            held = known.get(step.verdict.position)
+            if held is not None and held.account == step.verdict.account:
+                placed.append(_judged(step, held, state, policy))
+            continue
         if isinstance(step, AccountControl):
             account = step.control.account
             before = changed.get(account) or states.get(account) or AccountState()
             changed[account] = _followed(before, step, policy)
             continue
-        if not step.contributions:
+        if step.parked is not None:
+            known[step.position] = step.parked
+        if step.parked is not None or not step.contributions:
             placed.append(Placed(step, Period(0, 0), late=False, kept_out=False))
             continue
         state = changed.get(step.account) or states.get(step.account) or AccountState()
@@ -104,7 +133,26 @@ def place(scan: Scan, states: Mapping[str, AccountState]) -> Placement:
                 placed.append(Placed(step, carried, late=True, kept_out=False))
         else:
             placed.append(Placed(step, period, late=False, kept_out=False))
-    return Placement(placed, changed)
+    return Placement(placed, changed, verdicts, parked or {})
+
+
+def _placed_verdict(step: VerdictStep, state: AccountState, policy: Policy) -> PlacedVerdict:
+    period = period_at(state, step.verdict.time_us // 1000)
+    return PlacedVerdict(step, is_closed(state, period, policy.grace_ms, step.log_time_ms))
+
+
+def _judged(step: VerdictStep, held: Parked, state: AccountState, policy: Policy) -> Placed:
+    """A parked event where its verdict stands: it counts in the periods that are open there."""
+    made = contributions_at(held, step.catalog)
+    arrival = Arrival(
+        step.position, step.log_time_ms, held.account, held.id, held.type, held.source, held.time_us, {}, made,
+        held, step.verdict,
+    )  # fmt: skip
+    period = period_at(state, held.time_us // 1000)
+    late = is_closed(state, period, policy.grace_ms, step.log_time_ms)
+    if late and held.quarantine:
+        return Placed(arrival, period, late=True, kept_out=True)
+    return Placed(arrival, open_period(state, step.log_time_ms) if late else period, late=late, kept_out=False)
 
 
 def _followed(state: AccountState, step: AccountControl, policy: Policy) -> AccountState:
@@ -128,12 +176,15 @@ def plan(scan: Scan, placement: Placement, fence: Fence, hash_key: bytes) -> Pla
     candidates = []
     for placed in placement.placed:
         arrival = placed.arrival
+        if arrival.parked is not None:
+            candidates.append(_parked_candidate(placed, builder, hash_key))
+            continue
         bucket_hash, member = mark(hash_key, arrival.account, arrival.id)
         contributions = () if placed.kept_out else builder.contributions(placed)
         candidates.append(Candidate(placed, bucket_hash, member, contributions))
     marks: dict[MarkKey, list[int]] = {}
     for each in readable:
-        marks.update(by_bucket(each, ((made.bucket_hash, made.member) for made in candidates)))
+        marks.update(by_bucket(each, ((made.bucket_hash, made.member) for made in candidates if made.marked)))
     reports = list(builder.reports)
     request = ReadRequest(
         marks=marks,
@@ -142,7 +193,19 @@ def plan(scan: Scan, placement: Placement, fence: Fence, hash_key: bytes) -> Pla
         reports=reports,
         uniques=builder.uniques,
     )
-    return Plan(scan, candidates, builder.targets, list(builder.totals), reports, placement.accounts, slices, request)
+    return Plan(
+        scan, candidates, builder.targets, list(builder.totals), reports, placement.accounts, slices, request,
+        placement.parked,
+    )  # fmt: skip
+
+
+def _parked_candidate(placed: Placed, builder: _Builder, hash_key: bytes) -> Candidate:
+    """A far-late arrival has a mark and gives nothing yet; with its verdict it gives and has no mark any more."""
+    arrival = placed.arrival
+    if arrival.verdict is None:
+        return Candidate(placed, *mark(hash_key, arrival.account, arrival.id), ())
+    counts = arrival.verdict.new and not placed.kept_out
+    return Candidate(placed, 0, 0, builder.contributions(placed) if counts else (), marked=False)
 
 
 def _first_log_time_ms(scan: Scan, fence: Fence) -> int:

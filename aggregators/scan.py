@@ -11,9 +11,10 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from pydantic import ValidationError
 
-from aggregators.decode import Rejected, decode, raw_event
+from aggregators.decode import Rejected, decode, raw_event, raw_events
 from aggregators.instants import parse_instant_us
 from aggregators.meters import CompiledCatalog, Contribution, Failure, compiled, definition_change
+from aggregators.parked import VerdictStep, marked_for_ms, parked_event
 from aggregators.partitioning import partition_of
 from aggregators.signing import signature_holds
 from schemas.clock import MILLISECOND_US
@@ -28,10 +29,14 @@ from schemas.control import (
     ControlKind,
     Genesis,
     Tick,
+    Verdict,
+    VerdictRecord,
 )
+from schemas.events import TIME_MIN_US, EventStruct
 from schemas.log import Record, position
 from schemas.meters import Catalog, Policy
 from schemas.reasons import Reason
+from schemas.rollup import Parked
 
 EVENTS_BEFORE_A_CATALOG: Final = Policy()
 
@@ -48,7 +53,9 @@ class LogState(NamedTuple):
 class Arrival(msgspec.Struct, frozen=True, gc=False):
     """A well-formed event where and when it arrived, with what it adds to each meter.
 
-    A struct, as all that is made once per event: it costs a fifth of a NamedTuple.
+    A struct, as all that is made once per event: it costs a fifth of a NamedTuple. `parked` is set where it came later
+    than the dedup window. With a `verdict` it is such an event once more, where its verdict stands: `position` and
+    `log_time_ms` are the verdict's.
     """
 
     position: int
@@ -60,6 +67,8 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     time_us: int
     data: dict[str, Any]
     contributions: tuple[Contribution, ...]
+    parked: Parked | None = None
+    verdict: Verdict | None = None
 
 
 class AccountControl(NamedTuple):
@@ -68,6 +77,9 @@ class AccountControl(NamedTuple):
     position: int
     log_time_ms: int
     control: AccountRecord | CloseRecord
+
+
+Step = Arrival | AccountControl | VerdictStep
 
 
 class Quarantined(NamedTuple):
@@ -94,7 +106,7 @@ class Scan(NamedTuple):
     """What a run of records says, in log order. `state` is the log state after the last of them;
     `policies` says which policy was in force at each record's offset."""
 
-    steps: list[Arrival | AccountControl]
+    steps: list[Step]
     quarantined: list[Quarantined]
     controls: list[ControlEntry]
     state: LogState
@@ -105,7 +117,20 @@ class Scan(NamedTuple):
     @property
     def accounts(self) -> set[str]:
         """The accounts whose states the plan needs."""
-        return {step.account if isinstance(step, Arrival) else step.control.account for step in self.steps}
+        return {_account(step) for step in self.steps}
+
+    @property
+    def judged(self) -> list[int]:
+        """The positions that verdicts name and whose events did not arrive in this run."""
+        here = {step.position for step in self.steps if isinstance(step, Arrival)}
+        named = (step.verdict.position for step in self.steps if isinstance(step, VerdictStep))
+        return [position for position in dict.fromkeys(named) if position not in here]
+
+
+def _account(step: Step) -> str:
+    if isinstance(step, Arrival):
+        return step.account
+    return step.verdict.account if isinstance(step, VerdictStep) else step.control.account
 
 
 class _Scanner:
@@ -117,7 +142,7 @@ class _Scanner:
         self.log_id, self.partitions, self.log_time_ms, self.catalog = state
         self.compiled: CompiledCatalog | None = compiled(self.catalog) if self.catalog else None
         self.policy = self.catalog.policy if self.catalog else EVENTS_BEFORE_A_CATALOG
-        self.steps: list[Arrival | AccountControl] = []
+        self.steps: list[Step] = []
         self.quarantined: list[Quarantined] = []
         self.controls: list[ControlEntry] = []
         self.received = 0
@@ -138,18 +163,23 @@ class _Scanner:
         for rejected in decoded.rejected:
             self._quarantine(record, rejected)
         latest_us = (log_time_ms + self.policy.future_ms) * MILLISECOND_US
-        earliest_us = (log_time_ms - self.policy.window_ms) * MILLISECOND_US
+        earliest_us = (log_time_ms - marked_for_ms(self.policy)) * MILLISECOND_US
         partition, partitions, at_home = self.partition, self.partitions, self.at_home
         contributions_of = self.compiled.contributions if self.compiled else None
         append = self.steps.append
+        raws: list[bytes] = []
         for place, event in decoded.events:
             time_us = parse_instant_us(event.time)
             account = event.subject
-            if time_us is not None and earliest_us <= time_us <= latest_us:
+            if time_us is not None and TIME_MIN_US <= time_us <= latest_us:
                 if account in at_home or partition_of(account, partitions) == partition:
                     at_home.add(account)
                     made = contributions_of(event.type, event.data) if contributions_of else ()
                     if not isinstance(made, Failure):
+                        if time_us < earliest_us:
+                            raws = raws or raw_events(record.value or b"")
+                            self._far_late(base | place, event, time_us, raws[place], made)
+                            continue
                         append(
                             Arrival(
                                 base | place, log_time_ms, account, event.id, event.type, event.source,
@@ -168,9 +198,17 @@ class _Scanner:
                     Reason.WRONG_PARTITION, f"subject belongs on partition {partition_of(account, partitions)}"
                 )
             else:
-                reason = Reason.TOO_FAR_IN_FUTURE if time_us > latest_us else Reason.OLDER_THAN_WINDOW
+                reason = Reason.TOO_FAR_IN_FUTURE if time_us > latest_us else Reason.TOO_FAR_IN_PAST
                 failure = Failure(reason, f"time: {event.time} at log time {log_time_ms} ms")
             self._quarantine(record, Rejected(place, failure.reason, failure.detail, b""))
+
+    def _far_late(self, at: int, event: EventStruct, time_us: int, raw: bytes, made: tuple[Contribution, ...]) -> None:
+        self.steps.append(
+            Arrival(
+                at, self.log_time_ms, event.subject, event.id, event.type, event.source, time_us, event.data, made,
+                parked_event(at, self.log_time_ms, event, time_us, raw, made),
+            )
+        )  # fmt: skip
 
     def _quarantine(self, record: Record, rejected: Rejected) -> None:
         self.quarantined.append(
@@ -217,9 +255,21 @@ class _Scanner:
                 self.catalog, self.policy = control.catalog, control.catalog.policy
                 self.compiled = compiled(control.catalog)
             return None
+        if isinstance(control, VerdictRecord):
+            return self._verdicts(control, at)
         if partition_of(control.account, self.partitions) != self.partition:
             return f"account {control.account[:100]} does not live on partition {self.partition}"
         self.steps.append(AccountControl(at, self.log_time_ms, control))
+        return None
+
+    def _verdicts(self, record: VerdictRecord, at: int) -> str | None:
+        for each in record.verdicts:
+            if partition_of(each.account, self.partitions) != self.partition:
+                return f"account {each.account[:100]} does not live on partition {self.partition}"
+        for index, each in enumerate(record.verdicts):
+            # Nothing can be said of an event that is still to come.
+            if each.position < at:
+                self.steps.append(VerdictStep(at | index, self.log_time_ms, each, self.catalog))
         return None
 
     def _refuse(self, record: Record, reason: Reason, detail: str) -> None:

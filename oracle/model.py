@@ -64,6 +64,13 @@ class Duplicate(NamedTuple):
     conflict: bool
 
 
+class _Parked(NamedTuple):
+    """An event older than the window, until its verdict; what it gives is settled where it arrived."""
+
+    event: Event
+    fed: list[Contribution]
+
+
 class _Winner(NamedTuple):
     """What the first arrival of an identity was. `period` is the one it was counted in (None: unmetered),
     `time_us` is set where the order of event times decides, for latest."""
@@ -100,6 +107,8 @@ class Oracle:
         self.cells: dict[CellKey, int] = {}
         self.duplicates: list[Duplicate] = []
         self.conflicts: set[tuple[str, str]] = set()
+        self.kept_out: set[Place] = set()
+        """Parked events whose verdict found their period closed: they count nowhere and keep their identity."""
         self.order_sensitive: set[tuple[str, str]] = set()
         """Identities whose arrivals differ so that the totals depend on which came first."""
         self._catalogs: dict[int, Mapping[str, Any]] = dict.fromkeys(range(partitions), catalog)
@@ -107,6 +116,7 @@ class Oracle:
         self._closed: dict[str, set[int]] = defaultdict(set)
         self._ends: dict[tuple[str, int], int] = {}
         self._winners: dict[tuple[str, str], _Winner] = {}
+        self._parked: dict[Place, _Parked] = {}
         self._distinct: dict[TotalKey, set[str]] = defaultdict(set)
         self._latest: dict[TotalKey | CellKey, tuple[int, int, int]] = {}
         self._aggregations: dict[str, str] = {}
@@ -218,10 +228,15 @@ class Oracle:
         try:
             event = event_of(body, policy_of(catalog, "event_bytes_max"))
             require_home(event.account, place.partition, self.partitions)
-            require_in_time(event, log_ms, policy_of(catalog, "future_ms"), policy_of(catalog, "window_ms"))
+            require_in_time(event, log_ms, policy_of(catalog, "future_ms"))
             fed = contributions(event, catalog)
         except RejectedError as rejected:
             self._conclude(place, Verdict("rejected", rejected.reason, account, identifier))
+            return
+        # An event may come ahead of its time, and its repetition a window after that.
+        known_ms = max(0, policy_of(catalog, "window_ms") - policy_of(catalog, "future_ms"))
+        if event.time_us < (log_ms - known_ms) * 1000:
+            self._park(place, event, fed)
             return
         period = self._counting_period(event, fed, log_ms, policy_of(catalog, "grace_ms")) if fed else None
         identity = (account, identifier)
@@ -230,22 +245,68 @@ class Oracle:
             return
         ordered = any(contribution.aggregation == "latest" for contribution in fed)
         arrival = _Winner(event, period, event.time_us if ordered else None)
-        winner = self._winners.setdefault(identity, arrival)
-        if winner is not arrival:
-            conflict = winner.payload != arrival.payload
-            self.duplicates.append(Duplicate(place, account, identifier, conflict))
-            if conflict:
-                self.conflicts.add(identity)
-            if conflict or winner[1:] != arrival[1:]:
-                self.order_sensitive.add(identity)
-            self._conclude(place, Verdict("duplicate", None, account, identifier))
+        if self._is_repeated(place, arrival):
             return
         if period is not None:
-            # A period is known by its start: a binding may cut its end while it runs.
-            named = (period[0], self._ends.setdefault((account, period[0]), period[1]))
-            for contribution in fed:
-                self._count(place, event, contribution, named, log_ms)
+            self._count_all(place, event, fed, period, log_ms)
         self._conclude(place, Verdict("counted" if fed else "unmetered", None, account, identifier))
+
+    def _is_repeated(self, place: Place, arrival: _Winner) -> bool:
+        """Whether the identity was taken before; it is from now on."""
+        identity = (arrival.event.account, arrival.event.id)
+        winner = self._winners.setdefault(identity, arrival)
+        if winner is arrival:
+            return False
+        conflict = winner.payload != arrival.payload
+        self.duplicates.append(Duplicate(place, *identity, conflict))
+        if conflict:
+            self.conflicts.add(identity)
+        if conflict or winner[1:] != arrival[1:]:
+            self.order_sensitive.add(identity)
+        self._conclude(place, Verdict("duplicate", None, *identity))
+        return True
+
+    def _park(self, place: Place, event: Event, fed: list[Contribution]) -> None:
+        """An event older than the window has its identity from here on, and counts where its verdict stands.
+
+        A repeat is a duplicate at once. The pipeline may have to park it first; with its verdict it says the same.
+        """
+        if not self._is_repeated(place, _Winner(event, None, event.time_us)):
+            self._parked[place] = _Parked(event, fed)
+            self._conclude(place, Verdict("parked", None, event.account, event.id))
+
+    def resolve(self, place: Place, offset: int, event_index: int = 0, timestamp_ms: int | None = None) -> None:
+        """A verdict on the event at `place` stands at (offset, event_index) of its partition.
+
+        What it says is worked out here. It holds for what is parked; for anything else, and a second time, it changes
+        nothing. Meters that were taken away since the event arrived get nothing.
+        """
+        self._advance(place.partition, timestamp_ms)
+        parked = self._parked.pop(place, None)
+        if parked is None:
+            return
+        event, fed = parked
+        log_ms, catalog = self.log_times[place.partition], self._catalogs[place.partition]
+        outcome, reason = "unmetered", None
+        if fed:
+            period = self._counting_period(event, fed, log_ms, policy_of(catalog, "grace_ms"))
+            known = {meter["slug"] for meter in catalog["meters"]}
+            left = [contribution for contribution in fed if contribution.meter in known]
+            if period is None:
+                outcome, reason = "late", "period_closed"
+                self.kept_out.add(place)
+            elif left:
+                outcome = "counted"
+                self._count_all(Place(place.partition, offset, event_index), event, left, period, log_ms)
+        self.verdicts[place] = Verdict(outcome, reason, event.account, event.id)
+        self.counters[place.partition]["parked"] -= 1
+        self.counters[place.partition][outcome] += 1
+
+    def _count_all(self, place: Place, event: Event, fed: Sequence[Contribution], period: Period, log_ms: int) -> None:
+        # A period is known by its start: a binding may cut its end while it runs.
+        named = (period[0], self._ends.setdefault((event.account, period[0]), period[1]))
+        for contribution in fed:
+            self._count(place, event, contribution, named, log_ms)
 
     def _counting_period(self, event: Event, fed: Sequence[Contribution], log_ms: int, grace_ms: int) -> Period | None:
         """The period the event counts in; None where it is closed and one of its meters says quarantine."""
@@ -310,7 +371,8 @@ def from_producer_files(
 
     `sent_at` (int milliseconds, or RFC 3339) stands in for log time; lines are taken in its order, whatever file
     they are in, so that totals do not depend on the order of files or lines. Where it would matter which of an
-    identity's arrivals the log took first, the identity is in `order_sensitive`. Totals and `by_dimension` may be
+    identity's arrivals the log took first, the identity is in `order_sensitive`. A parked event has its verdict at
+    once. Totals and `by_dimension` may be
     compared with a pipeline's; cells may not, since arrival buckets are the log's own. `bindings` are in force from
     the start. A last line that a killed producer left half-written is ignored; any other bad line raises ValueError.
     """
@@ -333,4 +395,5 @@ def from_producer_files(
         oracle.tick(0, sent_ms)
         for index, body in enumerate(events):
             oracle.take(Place(0, offset, index), body)
+            oracle.resolve(Place(0, offset, index), offset, index)
     return oracle

@@ -188,12 +188,12 @@ def require_home(account: str, partition: int, partitions: int) -> None:
         raise RejectedError("wrong_partition")
 
 
-def require_in_time(event: Event, log_ms: int, future_ms: int, window_ms: int) -> None:
-    """Both limits themselves are still in time."""
+def require_in_time(event: Event, log_ms: int, future_ms: int) -> None:
+    """Both limits themselves, the year 1970 and the limit of the future, are still in time."""
     if event.time_us > (log_ms + future_ms) * 1000:
         raise RejectedError("too_far_in_future")
-    if event.time_us < (log_ms - window_ms) * 1000:
-        raise RejectedError("older_than_window")
+    if event.time_us < 0:
+        raise RejectedError("too_far_in_past")
 
 
 def contributions(event: Event, catalog: Mapping[str, Any]) -> list[Contribution]:

@@ -26,7 +26,7 @@ from pipeline.gateway_errors import json_answer, overloaded, retry_after
 from pipeline.metrics import Metrics
 from schemas.clock import MILLISECOND_US
 from schemas.errors import TidemarkError, Transient
-from schemas.events import ID_CHARACTERS_MAX, NAME_CHARACTERS_MAX, EventStruct
+from schemas.events import ID_CHARACTERS_MAX, NAME_CHARACTERS_MAX, TIME_MIN_US, EventStruct
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
 from schemas.meters import Catalog
 from schemas.reasons import REMEDIES, Reason
@@ -61,7 +61,6 @@ class Judge:
         self._key = key
         self._event_bytes_max = policy.event_bytes_max
         self._latest_us = (now_ms + policy.future_ms) * MILLISECOND_US
-        self._earliest_us = (now_ms - policy.window_ms) * MILLISECOND_US
 
     def judge(self, raw: bytes) -> Judged:
         """The verdict on one JSON text."""
@@ -78,9 +77,8 @@ class Judge:
         time_us = parse_instant_us(event.time)
         if time_us is None:
             return self._rejected(raw, Failure(Reason.BAD_TIME, f"time: {event.time!r}"), event)
-        if not self._earliest_us <= time_us <= self._latest_us:
-            late = time_us < self._earliest_us
-            reason = Reason.OLDER_THAN_WINDOW if late else Reason.TOO_FAR_IN_FUTURE
+        if not TIME_MIN_US <= time_us <= self._latest_us:
+            reason = Reason.TOO_FAR_IN_PAST if time_us < TIME_MIN_US else Reason.TOO_FAR_IN_FUTURE
             return self._rejected(raw, Failure(reason, f"time: {event.time}"), event)
         if too_deep(raw):
             return self._rejected(raw, Failure(Reason.TOO_DEEP, f"more than {LEVELS_MAX} levels"), event)
@@ -107,7 +105,7 @@ def field_of(reason: str, detail: str) -> str:
     """The field a rejection is about, as far as its detail names one."""
     if reason in (Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, FORBIDDEN):
         return detail.partition(":")[0]
-    if reason in (Reason.TOO_FAR_IN_FUTURE, Reason.OLDER_THAN_WINDOW):
+    if reason in (Reason.TOO_FAR_IN_FUTURE, Reason.TOO_FAR_IN_PAST):
         return "time"
     path = re.search(r"\$(\.[A-Za-z0-9_.-]+)$", detail)
     return f"data{path[1]}" if path else ""

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from aggregators.fields import parse_value
 from aggregators.instants import format_instant_ms, parse_instant_us
+from aggregators.parked import complete_up_to_ms
 from aggregators.partitioning import partition_of
 from aggregators.periods import period_at
 from aggregators.quantities import decimal_text
@@ -68,7 +69,8 @@ class UsageEndpoints:
         })  # fmt: skip
 
     async def current(self, request: Request) -> Response:
-        """The account's current period, in two round trips to Redis: its bindings, then fence and totals together."""
+        """The account's current period, in three round trips to Redis: its bindings, what waits for a verdict, then
+        fence and totals together."""
         account: str = request.path_params["account"]
         authorized(self._dependencies, request, Role.READ, account)
         rollup = self._dependencies.rollup
@@ -80,8 +82,9 @@ class UsageEndpoints:
         state = await rollup.account(partition, account)
         period = period_at(state, self._dependencies.clock.now_ms())
         total = TotalKey(account, period.start_ms)
+        before, waiting = await rollup.waiting(partition, account)
         fence, totals = await rollup.account_totals(partition, [total])
-        if fence is None:
+        if fence is None or before is None:
             message = "nothing has been counted on this account's partition yet: is a worker running?"
             raise ApiError(503, "not_counted_yet", message, headers=retry_after(5))
         # The fence's catalog is the one the totals were made with.
@@ -90,7 +93,8 @@ class UsageEndpoints:
             "account": account,
             "period_start": format_instant_ms(period.start_ms),
             "period_end": format_instant_ms(period.end_ms),
-            "complete_up_to": format_instant_ms(fence.log_time_ms),
+            "complete_up_to": format_instant_ms(complete_up_to_ms(before, waiting, fence)),
+            **({"parked": waiting.events} if waiting.events else {}),
             "meters": [
                 {
                     "meter": meter.slug,

@@ -29,6 +29,7 @@ MetricName = Literal[
     "tidemark_drained_duplicates_total",
     "tidemark_drain_failures_total",
     "tidemark_intents_total",
+    "tidemark_verdicts_total",
     "tidemark_sink_pending_intents",
     "tidemark_sink_held_intents",
     "tidemark_sink_results",
@@ -84,7 +85,9 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         ("topic", "partition"),
     ),
     "tidemark_partition_events": MetricSpec(
-        "gauge", "Events since the log began, by outcome; `received` is the sum of the others, at every commit.",
+        "gauge",
+        "Events since the log began, by outcome; `received` is the sum of the others, at every commit. `parked` are "
+        "older than the dedup window and wait for a verdict; stays above 0: the archive is behind.",
         ("partition", "outcome"),
     ),
     "tidemark_partition_log_time_seconds": MetricSpec(
@@ -101,6 +104,9 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         ("view",),
     ),
     "tidemark_intents_total": MetricSpec("counter", "Intents written to `billing.reports`, repeats included."),
+    "tidemark_verdicts_total": MetricSpec(
+        "counter", "Verdicts written for parked events, repeats included: `new` or `duplicate`.", ("verdict",)
+    ),
     "tidemark_sink_pending_intents": MetricSpec(
         "gauge", "Intents that Stripe has not confirmed. Grows over hours: Stripe refuses, or the rate is too low."
     ),

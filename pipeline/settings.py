@@ -57,7 +57,12 @@ class Settings(BaseSettings):
         default=20_000, ge=1, le=65_536, description="Events in one flush, cut between records"
     )
     cache_entries_max: int = Field(default=500_000, ge=0, description="Totals, cells and accounts a worker caches")
-    drain_interval_s: float = Field(default=1.0, gt=0, le=60, description="How often drainers look for changed cells")
+    drain_interval_s: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="How often drainers look for changed cells, and the resolver for parked events",
+    )
     drain_cells_max: int = Field(default=50_000, ge=1, le=1_000_000, description="Cells one drain writes at most")
     session_timeout_s: float = Field(default=10.0, ge=6, le=300, description="After this silence a worker is replaced")
 

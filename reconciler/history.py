@@ -65,7 +65,8 @@ class History:
     """A partition's control records up to one position.
 
     `graces` are (position, grace_ms), ascending, never empty. `from_ms` and `to_ms` bound the event and log times of
-    everything archived below the position; (0, 0) where there is no catalog.
+    everything archived below the position, but for events that were parked, which may be older; (0, 0) where there is
+    no catalog.
     """
 
     meters: tuple[MeterSpan, ...]

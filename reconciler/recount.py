@@ -48,8 +48,10 @@ def request_at(snapshot: Snapshot, accounts: frozenset[str] | None = None) -> Re
 
 
 def _boundaries(history: History, account: AccountHistory) -> tuple[Period, ...]:
-    """Periods over all event and log times, closings, and as many after them as late usage may be carried over."""
-    from_ms = min([history.from_ms, *(start_ms for start_ms, _ in account.closings)])
+    """Periods from before the first cut (earlier ones are calendar months) over all log times and closings, and as
+    many after them as late usage may be carried over."""
+    cut_ms = [each.from_ms - 1 for each in account.cut[1:2]]
+    from_ms = min([history.from_ms, *cut_ms, *(start_ms for start_ms, _ in account.closings)])
     return periods_over(account.cut, from_ms, history.to_ms, len(account.closings) + 1)
 
 
@@ -58,7 +60,7 @@ class EventCounts(Protocol):
     """A `UsageReader` that can also count identities; where it can, they are held against the fence's counters."""
 
     async def archived_events(self, partition: int, before_position: int) -> int:
-        """How many events of a partition `usage_events` holds below a position, each identity once."""
+        """How many events of a partition `usage_events` counts below a position, each identity once."""
         ...
 
 

@@ -83,6 +83,7 @@ class _Run:
         snapshot: Snapshot | Behind | None = None
         if fence is not None:
             self._conserved(partition, fence)
+            self._parked(partition, fence)
             snapshot = await attempted(self.findings, Pair.REDIS, partition, self.snapshots.at(partition, fence))
         totals: list[Difference[TotalName]] = []
         cells: list[Difference[RecountKey]] = []
@@ -150,6 +151,14 @@ class _Run:
             detail=f"received is not the sum of the others: {', '.join(map('='.join, _named(fence)))}",
         )  # fmt: skip
         self.findings.add(row)
+
+    def _parked(self, partition: int, fence: Fence) -> None:
+        waiting = fence.counters.parked
+        if waiting:
+            detail = (
+                f"{waiting} events older than the dedup window wait for the archive's verdict and count nowhere yet"
+            )
+            self.findings.add(Row(Pair.COUNTERS, Cause.IN_FLIGHT, partition, detail=detail), waiting)
 
     async def _archived(self, snapshot: Snapshot) -> int:
         """Every event that the rollup counted, or took as unmetered, is archived, and no other. How many too many."""

@@ -13,7 +13,8 @@ from schemas.periods import Period
 class EventRow(NamedTuple):
     """One accepted event in `usage_events`; identity (account, id), the lowest position wins.
 
-    `data` is the event's data as JSON text, normalised: keys sorted, duplicates resolved, numbers exact.
+    `data` is the event's data as JSON text, normalised: keys sorted, duplicates resolved, numbers exact. `parked`: it
+    came later than the dedup window, so that it counts where its verdict stands, or not at all (`VerdictRow`).
     """
 
     account: str
@@ -25,6 +26,30 @@ class EventRow(NamedTuple):
     partition: int
     position: int
     log_time_ms: int
+    parked: bool = False
+
+
+class VerdictOutcome(StrEnum):
+    """What a verdict did with its event: counted it (also where no meter wants it), dropped it as a later arrival, or
+    kept it out because its period was closed and a meter quarantines."""
+
+    COUNTED = "counted"
+    DUPLICATE = "duplicate"
+    LATE = "late"
+
+
+class VerdictRow(NamedTuple):
+    """The verdict on an account's parked event; the first of (partition, position, account) wins.
+
+    `verdict_position` and `log_time_ms` are where and when it stands in the log: there the event counts.
+    """
+
+    partition: int
+    position: int
+    account: str
+    verdict_position: int
+    log_time_ms: int
+    outcome: VerdictOutcome
 
 
 class DuplicateRow(NamedTuple):
@@ -86,7 +111,8 @@ class ArchivePosition(NamedTuple):
 
 
 class DrainPosition(NamedTuple):
-    """Everything folded before `log_time_ms` (and `next_offset`) on this partition is in `usage_hourly`."""
+    """Everything folded before `next_offset` on this partition is in `usage_hourly`, and so is everything that arrived
+    before `log_time_ms`: it stays behind where an event waits for its verdict."""
 
     partition: int
     next_offset: int
@@ -105,7 +131,13 @@ class ArchiveStore(Protocol):
 
     async def insert_events(self, rows: Sequence[EventRow]) -> None: ...
 
+    async def insert_verdicts(self, rows: Sequence[VerdictRow]) -> None: ...
+
     async def insert_controls(self, rows: Sequence[ControlRow]) -> None: ...
+
+    async def first_positions(self, identities: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
+        """Where the first arrival of each (account, id) stands; what was never archived is absent."""
+        ...
 
     async def save_position(self, position: ArchivePosition) -> None: ...
 
@@ -190,8 +222,9 @@ class RecountRequest(NamedTuple):
     `meters` are the definitions in force and where; a definition never changes under its slug.
     `graces` are (from position, grace_ms), ascending: the policy's grace in force from there on.
     `boundaries` gives the periods of accounts that have bindings (sorted, contiguous), as they are cut now, which is
-    right at every position; accounts without an entry have calendar months (UTC). `closings` are explicit closings:
-    account → (start of the period, position of the record).
+    right at every position; before them, and for accounts without an entry, there are calendar months (UTC).
+    `closings` are explicit closings: account → (start of the period, position of the record). A parked event has the
+    position and log time of its verdict; without one, or where that dropped it, it is left out.
     `accounts` None means all of them.
     """
 

@@ -17,6 +17,7 @@ from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS, Binding
 
 CONTROL_HEADER: Final = "tidemark-control"
 SIGNATURE_HEADER: Final = "tidemark-signature"
+VERDICTS_MAX: Final = 1_000
 
 
 class ControlKind(StrEnum):
@@ -27,6 +28,7 @@ class ControlKind(StrEnum):
     CATALOG = "catalog"
     ACCOUNT = "account"
     CLOSE = "close"
+    VERDICT = "verdict"
 
 
 class _Control(BaseModel):
@@ -68,7 +70,27 @@ class CloseRecord(_Control):
     reason: Literal["operator"] = "operator"
 
 
-Control = Genesis | Tick | CatalogRecord | AccountRecord | CloseRecord
+class Verdict(_Control):
+    """What the archive says of one parked event: whether its own arrival is the first of its identity.
+
+    `position` is where the event stands. `time_us` and `quarantine` (one of its meters keeps out late usage) are the
+    event's own, so that the archive can follow a verdict without the event.
+    """
+
+    position: int = Field(ge=0, lt=1 << 56)
+    account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
+    time_us: int
+    new: bool
+    quarantine: bool
+
+
+class VerdictRecord(_Control):
+    """Verdicts on parked events of this partition. Each counts here; one that is repeated changes nothing."""
+
+    verdicts: tuple[Verdict, ...] = Field(min_length=1, max_length=VERDICTS_MAX)
+
+
+Control = Genesis | Tick | CatalogRecord | AccountRecord | CloseRecord | VerdictRecord
 
 CONTROL_CLASSES: Final[dict[ControlKind, type[Control]]] = {
     ControlKind.GENESIS: Genesis,
@@ -76,4 +98,5 @@ CONTROL_CLASSES: Final[dict[ControlKind, type[Control]]] = {
     ControlKind.CATALOG: CatalogRecord,
     ControlKind.ACCOUNT: AccountRecord,
     ControlKind.CLOSE: CloseRecord,
+    ControlKind.VERDICT: VerdictRecord,
 }

@@ -15,6 +15,9 @@ ID_CHARACTERS_MAX = 128
 NAME_CHARACTERS_MAX = 256
 TIME_CHARACTERS_MAX = 40
 
+# Earlier times are a producer's mistake: usage is metered by machines, whose time begins here.
+TIME_MIN_US = 0
+
 _Id = Annotated[str, Field(min_length=1, max_length=ID_CHARACTERS_MAX)]
 _Name = Annotated[str, Field(min_length=1, max_length=NAME_CHARACTERS_MAX)]
 _Time = Annotated[str, Field(min_length=1, max_length=TIME_CHARACTERS_MAX)]

@@ -15,6 +15,7 @@ Path = Annotated[str, StringConstraints(pattern=r"^\$(\.[A-Za-z_][A-Za-z0-9_-]{0
 
 DIMENSION_CHARACTERS_MAX = 256
 QUANTITY_MINOR_MAX = 10**18 - 1
+GRACE_MAX_MS = 35 * DAY_MS
 
 
 class Aggregation(StrEnum):
@@ -96,15 +97,19 @@ class Meter(BaseModel):
 
 
 class Policy(BaseModel):
-    """What the fold needs besides the meters; in the log with them, so that a replay decides the same (I7)."""
+    """What the fold needs besides the meters; in the log with them, so that a replay decides the same (I7).
+
+    `parked_max`: events of one partition, older than the window, that may wait for their verdict; more are rejected.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     window_ms: int = Field(default=72 * HOUR_MS, ge=2 * HOUR_MS, le=90 * DAY_MS)
     future_ms: int = Field(default=5 * MINUTE_MS, ge=0, le=DAY_MS)
-    grace_ms: int = Field(default=HOUR_MS, ge=0, le=35 * DAY_MS)
+    grace_ms: int = Field(default=HOUR_MS, ge=0, le=GRACE_MAX_MS)
     report_interval_ms: int = Field(default=HOUR_MS, ge=MINUTE_MS, le=DAY_MS)
     event_bytes_max: int = Field(default=65_536, ge=1_024, le=1_048_576)
+    parked_max: int = Field(default=100_000, ge=0, le=10_000_000)
 
     @model_validator(mode="after")
     def _spans_divide(self) -> Self:

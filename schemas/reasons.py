@@ -18,7 +18,8 @@ class Reason(StrEnum):
     BAD_FIELD = "bad_field"
     BAD_TIME = "bad_time"
     TOO_FAR_IN_FUTURE = "too_far_in_future"
-    OLDER_THAN_WINDOW = "older_than_window"
+    TOO_FAR_IN_PAST = "too_far_in_past"
+    TOO_MANY_PARKED = "too_many_parked"
     MISSING_QUANTITY = "missing_quantity"
     BAD_QUANTITY = "bad_quantity"
     TOO_MANY_DIGITS = "too_many_digits"
@@ -43,7 +44,10 @@ REMEDIES: dict[Reason, str] = {
     Reason.BAD_FIELD: "correct the field's type or length",
     Reason.BAD_TIME: "send an RFC 3339 time with an offset, such as 2026-11-21T10:00:00Z",
     Reason.TOO_FAR_IN_FUTURE: "correct the producer's clock, then redrive",
-    Reason.OLDER_THAN_WINDOW: "the event is older than the dedup window; send its usage under a new id and time",
+    Reason.TOO_FAR_IN_PAST: "the time lies before 1970: correct the producer's clock",
+    Reason.TOO_MANY_PARKED: (
+        "more than policy.parked_max late events wait for the archive: repair it, then send the event under a new id"
+    ),
     Reason.MISSING_QUANTITY: "add the value the meter's value_path names",
     Reason.BAD_QUANTITY: "send a finite number or a decimal string",
     Reason.TOO_MANY_DIGITS: "send no more decimal digits than the meter's scale; nothing is rounded",

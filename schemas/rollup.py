@@ -6,7 +6,7 @@ as opaque text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -16,7 +16,10 @@ from schemas.periods import AccountState
 
 
 class Counters(NamedTuple):
-    """Events of one partition since the log began. I1: `received` is the sum of the others."""
+    """Events of one partition since the log began. I1: `received` is the sum of the others.
+
+    `parked` are those that wait for their verdict now; with it they move on to another counter.
+    """
 
     received: int = 0
     counted: int = 0
@@ -92,6 +95,32 @@ class MarkKey(NamedTuple):
     bucket: int
 
 
+class Parked(NamedTuple):
+    """A far-late event between its arrival and its verdict.
+
+    `raw` is its JSON text as it came. `contributions` are (meter, minor, distinct text, dimensions) by the catalog at
+    its arrival; `quarantine` says that one of those meters keeps out usage of closed periods.
+    """
+
+    position: int
+    log_time_ms: int
+    account: str
+    id: str
+    type: str
+    source: str
+    time_us: int
+    raw: str
+    quarantine: bool
+    contributions: tuple[tuple[str, int, str, str], ...]
+
+
+class Waiting(NamedTuple):
+    """How many parked events wait for their verdict, and when the oldest of them arrived in log time."""
+
+    events: int = 0
+    oldest_log_time_ms: int | None = None
+
+
 class ReadRequest(NamedTuple):
     """What a flush must see besides the fence. Everything is keyed, so a store can answer in one round trip."""
 
@@ -101,10 +130,12 @@ class ReadRequest(NamedTuple):
     reports: Sequence[BucketField] = ()
     uniques: Mapping[UniqueKey, Sequence[int]] = {}
     accounts: Sequence[str] = ()
+    parked: Sequence[int] = ()
 
 
 class View(NamedTuple):
-    """The answer: marks and uniques that are present, totals by meter, cell and report texts, account states.
+    """The answer: marks and uniques that are present, totals by meter, cell and report texts, account states, parked
+    events by position.
 
     What is absent is absent from the mapping, except that every requested total and account has an entry.
     """
@@ -115,6 +146,7 @@ class View(NamedTuple):
     reports: Mapping[BucketField, str] = {}
     uniques: Mapping[UniqueKey, frozenset[int]] = {}
     accounts: Mapping[str, AccountState] = {}
+    parked: Mapping[int, Parked] = {}
 
 
 class RankingKey(NamedTuple):
@@ -141,6 +173,7 @@ class Changes(NamedTuple):
     """One commit: absolute values only, so that repeating it is harmless.
 
     `dirty` maps each changed cell to its new version; the store keeps it until a drainer confirms that version.
+    `parked` begin to wait for their verdict with this commit, `judged` have got it.
     """
 
     fence: Fence
@@ -154,6 +187,8 @@ class Changes(NamedTuple):
     accounts: Mapping[str, AccountState] = {}
     duplicates: Sequence[Duplicate] = ()
     expired_marks: Sequence[MarkKey] = ()
+    parked: Sequence[Parked] = ()
+    judged: Sequence[Parked] = ()
 
 
 class DirtyCell(NamedTuple):
@@ -225,6 +260,17 @@ class RollupStore(Protocol):
 
     async def confirm_reports(self, partition: int, bucket_ms: int, fields: Sequence[str]) -> None:
         """Forget report entries of a closed bucket whose intents are durable in the log."""
+        ...
+
+    async def parked(
+        self, partition: int, count_max: int, but: Collection[int] = ()
+    ) -> tuple[Fence | None, list[Parked]]:
+        """The fence and up to `count_max` events that wait for their verdict, in the order of their arrival, leaving
+        out the positions in `but`."""
+        ...
+
+    async def waiting(self, partition: int, account: str | None = None) -> tuple[Fence | None, Waiting]:
+        """The fence and how many events wait for their verdict, of one account or of all; in one transaction."""
         ...
 
     async def account(self, partition: int, account: str) -> AccountState:

@@ -50,7 +50,8 @@ REDRIVE: Final[dict[Reason, str]] = {
     **dict.fromkeys(_BYTES, _AS_IT_IS),
     Reason.TOO_LARGE: "after a catalog with a larger `policy.event_bytes_max`, and if the entry was not cut",
     Reason.TOO_FAR_IN_FUTURE: "yes, once log time has come within `policy.future_ms` of the event's time",
-    Reason.OLDER_THAN_WINDOW: "no: it only gets older, and `policy.window_ms` cannot change",
+    Reason.TOO_FAR_IN_PAST: "no: the time stays what it is",
+    Reason.TOO_MANY_PARKED: "no: the archive has its identity already, so it would be taken for a repetition",
     Reason.NEGATIVE_QUANTITY: "after a catalog in which the meter has `allow_negative`",
     Reason.BAD_FOR_ONE_METER: "as the reason that the detail names",
     Reason.WRONG_PARTITION: "yes: `usage.inbox` is routed by account",
@@ -196,7 +197,7 @@ def errors_page() -> str:
         "`tidemark quarantine redrive` helps; see [runbook/quarantine.md](runbook/quarantine.md).\n\n"
         + _table(("Reason", "Remedy", "Does redriving help?"), reasons)
         + "\nWhere it does not help, correct the event at its producer and send it again, under the same id: an event\n"
-        "that was rejected has left no mark.\n\n"
+        "that was rejected has left no mark. Only one refused as `too_many_parked` has, and needs a new id.\n\n"
         "The gateway knows one more reason, `forbidden_account`: the key may not write that account. Such an event\n"
         "is not kept.\n"
     )

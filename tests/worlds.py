@@ -49,8 +49,9 @@ class World:
         made = catalog if isinstance(catalog, Catalog) else Catalog.model_validate(catalog)
         await append_everywhere(self.log, SECRET, CatalogRecord(catalog=made))
 
-    async def control(self, partition: int, control: Control) -> None:
-        await append_control(self.log, SECRET, partition, control)
+    async def control(self, partition: int, control: Control) -> int:
+        """Append a control record; its offset."""
+        return await append_control(self.log, SECRET, partition, control)
 
     async def records(self, partition: int, topic: str = EVENTS_TOPIC) -> list[Record]:
         """All records of a partition."""

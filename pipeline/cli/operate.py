@@ -127,7 +127,7 @@ def quarantine() -> None:
     """Look at events that were not counted, and send them again."""
 
 
-_REASON = click.option("--reason", help="Only this reason, such as older_than_window.")
+_REASON = click.option("--reason", help="Only this reason, such as wrong_partition.")
 
 
 @quarantine.command("list")

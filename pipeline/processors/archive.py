@@ -1,4 +1,6 @@
-"""The archive: every accepted event of `usage.events` into ClickHouse, by identity; control records beside them.
+"""The archive: every accepted event of `usage.events` into ClickHouse, by identity; verdicts and control records
+beside them. An event later than the dedup window is accepted here at once, so that there is a first arrival of its
+identity; whether it counts, its verdict says.
 
 It reads the same topic as the rollup in a group of its own and dedups by another mechanism (the table's identity),
 so that comparing the two is a real check. A crash after the rows and before the position writes the same rows again:
@@ -12,11 +14,11 @@ from typing import Final, NamedTuple
 
 from aggregators.decode import normalised
 from aggregators.periods import with_binding, with_closing
-from aggregators.plan import place
+from aggregators.plan import PlacedVerdict, place
 from aggregators.scan import Arrival, LogState, scan
 from pipeline.deployment import find_genesis
 from pipeline.processors.start import check_fresh, check_position
-from schemas.analytics import ArchivePosition, ArchiveStore, ControlRow, EventRow
+from schemas.analytics import ArchivePosition, ArchiveStore, ControlRow, EventRow, VerdictOutcome, VerdictRow
 from schemas.control import AccountRecord, CatalogRecord, CloseRecord, ControlKind
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC, Log, Record, position
@@ -80,15 +82,18 @@ class ArchiveProcessor:
         return held.next_offset
 
     async def step(self, partition: int, records: Sequence[Record]) -> None:
-        """Insert the records' events, then their control records, then the position."""
+        """Insert the records' events, then their verdicts and control records, then the position."""
         left = [record for record in records if record.offset >= self._partitions[partition].next_offset]
         while left:
             held = self._partitions[partition]
             scanned = scan(partition, held.state, self._secret, left, events_max=self._events_max)
             placement = place(scanned, held.accounts)
-            rows = [_row(placed.arrival, partition) for placed in placement.placed if not placed.kept_out]
+            arrivals = (placed.arrival for placed in placement.placed if not placed.kept_out)
+            rows = [_row(arrival, partition) for arrival in arrivals if arrival.verdict is None]
             if rows:
                 await self._store.insert_events(rows)
+            if placement.verdicts:
+                await self._store.insert_verdicts([_verdict_row(each, partition) for each in placement.verdicts])
             controls = [
                 ControlRow(partition, entry.position, entry.kind, entry.account, entry.log_time_ms, entry.value)
                 for entry in scanned.controls
@@ -114,7 +119,16 @@ class ArchiveProcessor:
 def _row(arrival: Arrival, partition: int) -> EventRow:
     return EventRow(
         arrival.account, arrival.id, arrival.type, arrival.source, arrival.time_us,
-        normalised(arrival.data), partition, arrival.position, arrival.log_time_ms,
+        normalised(arrival.data), partition, arrival.position, arrival.log_time_ms, arrival.parked is not None,
+    )  # fmt: skip
+
+
+def _verdict_row(placed: PlacedVerdict, partition: int) -> VerdictRow:
+    step, verdict = placed.step, placed.step.verdict
+    outcome = VerdictOutcome.LATE if placed.closed and verdict.quarantine else VerdictOutcome.COUNTED
+    return VerdictRow(
+        partition, verdict.position, verdict.account, step.position, step.log_time_ms,
+        outcome if verdict.new else VerdictOutcome.DUPLICATE,
     )  # fmt: skip
 
 

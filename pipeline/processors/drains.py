@@ -12,10 +12,11 @@ from typing import Final, NamedTuple
 
 from aggregators.fields import parse_cell_field, parse_cell_text
 from aggregators.intents import intent_of
+from aggregators.parked import complete_up_to_ms
 from schemas.analytics import DrainPosition, DuplicateRow, HourlyRow, HourlyStore
 from schemas.log import REPORTS_TOPIC, Log
 from schemas.reports import Intent
-from schemas.rollup import DirtyCell, Fence, RollupStore
+from schemas.rollup import DirtyCell, RollupStore
 
 INTENTS_AT_ONCE_MAX: Final = 500
 DUPLICATES_AT_ONCE_MAX: Final = 10_000
@@ -63,15 +64,17 @@ class HourlyDrain:
     async def drain(self, partition: int) -> Drained:
         """Drain one partition once. Raises `Transient` where a store does not answer; nothing is lost by that."""
         duplicates = await self._duplicates(partition)
+        before, waiting = await self._store.waiting(partition)
         fence, cells = await self._store.dirty(partition, self._cells_max)
-        if fence is None:
+        if fence is None or before is None:
             return Drained(0, duplicates, complete=True)
         if cells:
             await self._hourly.insert_hourly([hourly_row(cell, partition) for cell in cells])
             await self._store.confirm_dirty(partition, cells)
         complete = len(cells) < self._cells_max
         if complete:
-            await self._save(partition, fence)
+            complete_ms = complete_up_to_ms(before, waiting, fence)
+            await self._save(DrainPosition(partition, fence.next_offset, complete_ms))
             await self._store.drop_closed_buckets(partition)
         return Drained(len(cells), duplicates, complete)
 
@@ -89,11 +92,10 @@ class HourlyDrain:
             await self._store.confirm_duplicates(partition, [each.position for each in found])
         return len(found)
 
-    async def _save(self, partition: int, fence: Fence) -> None:
-        position = DrainPosition(partition, fence.next_offset, fence.log_time_ms)
-        if self._saved.get(partition) != position:
+    async def _save(self, position: DrainPosition) -> None:
+        if self._saved.get(position.partition) != position:
             await self._hourly.save_drained(position)
-            self._saved[partition] = position
+            self._saved[position.partition] = position
 
 
 class ReportDrain:

@@ -28,7 +28,7 @@ from schemas.log import EVENTS_TOPIC, Log, Record, index_of, offset_of
 from schemas.meters import Policy
 from schemas.periods import AccountState
 from schemas.reasons import Reason
-from schemas.rollup import Changes, Counters, Fence, ReadRequest, RollupStore, View
+from schemas.rollup import Changes, Counters, Fence, Parked, ReadRequest, RollupStore, View
 
 ROLLUP_GROUP: Final = "tidemark-rollup"
 COMMIT_ATTEMPTS_MAX: Final = 6
@@ -158,12 +158,14 @@ class RollupProcessor:
             events_max=self._settings.flush_events_max,
         )
         states = await self._account_states(partition, fence, scanned.accounts)
-        planned = plan(scanned, place(scanned, states), fence, self._hash_key)
+        parked = await self._parked(partition, fence, scanned.judged)
+        planned = plan(scanned, place(scanned, states, parked), fence, self._hash_key)
         missing = cache.missing(planned.request)
         view = cache.completed(planned.request, await self._store.read(partition, fence, missing))
         folded = fold(fence, planned, view)
-        late = [_late(arrival, records) for arrival in folded.late]
-        await quarantine(self._log, EVENTS_TOPIC, partition, [*scanned.quarantined, *late])
+        kept_out = [_late(arrival, records) for arrival in folded.late]
+        kept_out += [_refused(arrival) for arrival in folded.refused]
+        await quarantine(self._log, EVENTS_TOPIC, partition, [*scanned.quarantined, *kept_out])
         await self._commit(partition, fence, folded.changes)
         self._fences[partition] = folded.changes.fence
         cache.apply(folded.changes)
@@ -178,6 +180,11 @@ class RollupProcessor:
             cache.remember_accounts(view.accounts)
             return {**states, **view.accounts}
         return cache.accounts
+
+    async def _parked(self, partition: int, fence: Fence, positions: Sequence[int]) -> Mapping[int, Parked]:
+        if not positions:
+            return {}
+        return (await self._store.read(partition, fence, ReadRequest(parked=positions))).parked
 
     async def _commit(self, partition: int, fence: Fence, changes: Changes) -> None:
         """Commit; after a lost answer look at the fence to learn whether it was applied. Bounded, then `Transient`."""
@@ -212,12 +219,20 @@ class RollupProcessor:
 
 
 def _late(arrival: Arrival, records: Sequence[Record]) -> Quarantined:
+    detail = f"{arrival.account}: its period is closed and a meter says quarantine"
+    if arrival.parked is not None:
+        return _quarantined(arrival.parked, Reason.PERIOD_CLOSED, detail)
     offset = offset_of(arrival.position)
     record = next(record for record in records if record.offset == offset)
-    return Quarantined(
-        arrival.position,
-        arrival.log_time_ms,
-        Reason.PERIOD_CLOSED,
-        f"{arrival.account}: its period is closed and a meter says quarantine",
-        raw_event(record.value, index_of(arrival.position)),
-    )
+    raw = raw_event(record.value, index_of(arrival.position))
+    return Quarantined(arrival.position, arrival.log_time_ms, Reason.PERIOD_CLOSED, detail, raw)
+
+
+def _refused(arrival: Arrival) -> Quarantined:
+    assert arrival.parked is not None, "only parked events need room"  # noqa: S101 - an invariant, not input
+    detail = f"{arrival.account}: policy.parked_max events of this partition wait for their verdict already"
+    return _quarantined(arrival.parked, Reason.TOO_MANY_PARKED, detail)
+
+
+def _quarantined(parked: Parked, reason: Reason, detail: str) -> Quarantined:
+    return Quarantined(parked.position, parked.log_time_ms, reason, detail, parked.raw.encode())

@@ -1,4 +1,8 @@
-"""The worker: rollup, its drains and the ticker."""
+"""The worker: rollup, its drains, the resolver of parked events and the ticker.
+
+The resolver runs here because what waits for a verdict stands beside the fence, in Redis, which the archive role does
+without; the worker that owns a partition resolves it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import contextlib
 from pipeline.deployment import tick
 from pipeline.metrics import Metrics
 from pipeline.processors.drains import HourlyDrain, ReportDrain
+from pipeline.processors.resolver import Resolver
 from pipeline.processors.rollup import ROLLUP_GROUP, RollupProcessor, RollupSettings
 from pipeline.processors.witness import FileWitness
 from pipeline.roles.running import draining, run_processor, runner_settings
@@ -44,7 +49,17 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
         rollup = RollupProcessor(base.log, store, base.clock, settings.secret_bytes(), limits, witness)
         hourly_drain = HourlyDrain(store, hourly, settings.drain_cells_max)
         report_drain = ReportDrain(store, base.log)
+        resolver = Resolver(base.log, store, hourly, settings.secret_bytes())
         metrics = Metrics()
+
+        migrating, tables = asyncio.Lock(), asyncio.Event()
+
+        async def migrated() -> None:
+            # Two loops need the tables; one of them makes them.
+            async with migrating:
+                if not tables.is_set():
+                    await hourly.migrate()
+                    tables.set()
 
         async def drain_hourly(partition: int) -> None:
             drained = await hourly_drain.drain(partition)
@@ -54,6 +69,11 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
         async def drain_reports(partition: int) -> None:
             metrics.add("tidemark_intents_total", await report_drain.drain(partition))
 
+        async def resolve(partition: int) -> None:
+            resolved = await resolver.resolve(partition)
+            metrics.add("tidemark_verdicts_total", resolved.new, verdict="new")
+            metrics.add("tidemark_verdicts_total", resolved.duplicates, verdict="duplicate")
+
         def failed(view: str) -> None:
             metrics.add("tidemark_drain_failures_total", view=view)
 
@@ -62,10 +82,9 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
             rollup,
             runner_settings(settings, ROLLUP_GROUP, linger_s=LINGER_S),
             ticking(base),
-            draining(
-                rollup.owned, drain_hourly, settings.drain_interval_s, hourly.migrate, lambda: failed("usage_hourly")
-            ),
+            draining(rollup.owned, drain_hourly, settings.drain_interval_s, migrated, lambda: failed("usage_hourly")),
             draining(rollup.owned, drain_reports, settings.drain_interval_s, on_failure=lambda: failed("reports")),
+            draining(rollup.owned, resolve, settings.drain_interval_s, migrated, lambda: failed("verdicts")),
             metrics=metrics,
             refresh=lambda: _gauges(rollup, witness, metrics),
         )

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import clickhouse_connect
+import msgspec
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, OperationalError
 
@@ -254,3 +255,8 @@ def quoted_name(name: str) -> str:
 def quoted_text(text: str) -> str:
     """A text as a ClickHouse string literal."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def json_literal(value: object, of_type: str) -> str:
+    """A value of any size as one literal, which the server's parser takes as a single element."""
+    return f"JSONExtract({quoted_text(msgspec.json.encode(value).decode())}, {quoted_text(of_type)})"

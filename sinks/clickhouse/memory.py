@@ -24,6 +24,8 @@ from schemas.analytics import (
     UsageQuery,
     UsageReader,
     UsageRow,
+    VerdictOutcome,
+    VerdictRow,
     Window,
 )
 from schemas.clock import HOUR_MS
@@ -41,6 +43,7 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
     def __init__(self) -> None:
         self.events: dict[tuple[str, str], EventRow] = {}
         self.duplicates: dict[tuple[int, int], DuplicateRow] = {}
+        self.verdicts: dict[tuple[int, int, str], VerdictRow] = {}
         self.cells: dict[RecountKey, HourlyRow] = {}
         self.control_log: dict[tuple[int, int], ControlRow] = {}
         self.archived: dict[int, ArchivePosition] = {}
@@ -56,6 +59,17 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
             held = self.events.get((row.account, row.id))
             if held is None or row.position <= held.position:
                 self.events[row.account, row.id] = row
+
+    async def insert_verdicts(self, rows: Sequence[VerdictRow]) -> None:
+        """Keep the first verdict on each event."""
+        for row in rows:
+            held = self.verdicts.get(row[:3])
+            if held is None or row.verdict_position <= held.verdict_position:
+                self.verdicts[row[:3]] = row
+
+    async def first_positions(self, identities: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
+        """As `ArchiveStore` says."""
+        return {identity: self.events[identity].position for identity in identities if identity in self.events}
 
     async def insert_controls(self, rows: Sequence[ControlRow]) -> None:
         """Keep one row per position."""
@@ -112,8 +126,10 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
 
     def _usage_unique(self, query: UsageQuery) -> Sequence[UsageRow]:
         grouped: dict[tuple[int | None, tuple[str, ...]], set[tuple[str, str]]] = {}
-        for event in self.events.values():
+        for arrived, event in self._counted():
             meter = self._meter_at(query.meter, event.partition, event.position)
+            if self._meter_at(query.meter, event.partition, arrived) is None:
+                continue
             hour_ms = event.time_us // 1000 // HOUR_MS * HOUR_MS
             if meter is None or not _asked(query, event.account, hour_ms):
                 continue
@@ -136,16 +152,24 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
 
     async def recount_cells(self, request: RecountRequest) -> Mapping[RecountKey, int]:
         """As `UsageReader` says, in plain Python."""
-        return recount_cells(self.events.values(), request)
+        return recount_cells(self._counted(), request)
 
     async def recount_totals(
         self, request: RecountRequest, before_ms: int | None = None
     ) -> Mapping[tuple[str, str, Period], int]:
         """As `UsageReader` says, in plain Python."""
-        events: Iterable[EventRow] = self.events.values()
-        if before_ms is not None:
-            events = [event for event in events if event.log_time_ms < before_ms]
-        return recount_totals(events, request)
+        counted = [each for each in self._counted() if before_ms is None or each[1].log_time_ms < before_ms]
+        return recount_totals(counted, request)
+
+    def _counted(self) -> Iterable[tuple[int, EventRow]]:
+        """(where it arrived, the event as it counts): a parked one stands where its verdict does."""
+        for event in self.events.values():
+            verdict = self.verdicts.get((event.partition, event.position, event.account))
+            if not event.parked:
+                yield event.position, event
+            elif verdict is not None and verdict.outcome is VerdictOutcome.COUNTED:
+                moved = event._replace(position=verdict.verdict_position, log_time_ms=verdict.log_time_ms)
+                yield event.position, moved
 
     async def hourly_cells(self, partition: int) -> Mapping[RecountKey, int]:
         """As `UsageReader` says."""
@@ -170,8 +194,9 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
         return sorted(rows, key=lambda row: row.position)
 
     async def archived_events(self, partition: int, before_position: int) -> int:
-        """How many events of a partition are held below a position, each identity once, at its first arrival."""
-        rows = self.events.values()
+        """How many events of a partition count below a position: each identity once, at its first arrival, or where
+        that was parked at its verdict."""
+        rows = (row for _, row in self._counted())
         return sum(row.partition == partition and row.position < before_position for row in rows)
 
     async def archive_positions(self) -> Mapping[int, ArchivePosition]:

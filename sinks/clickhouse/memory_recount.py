@@ -32,7 +32,11 @@ class _Counted(NamedTuple):
     feed: Feed
 
 
-def recount_cells(events: Iterable[EventRow], request: RecountRequest) -> dict[RecountKey, int]:
+# Where an event arrived, and the event with the position and log time at which it counts.
+Counting = tuple[int, EventRow]
+
+
+def recount_cells(events: Iterable[Counting], request: RecountRequest) -> dict[RecountKey, int]:
     """Value per cell."""
     cells: dict[RecountKey, list[_Counted]] = {}
     seen: dict[tuple[str, str, Period], set[str]] = {}
@@ -59,7 +63,7 @@ def recount_cells(events: Iterable[EventRow], request: RecountRequest) -> dict[R
     }
 
 
-def recount_totals(events: Iterable[EventRow], request: RecountRequest) -> dict[tuple[str, str, Period], int]:
+def recount_totals(events: Iterable[Counting], request: RecountRequest) -> dict[tuple[str, str, Period], int]:
     """Total per account, meter and period."""
     totals: dict[tuple[str, str, Period], list[_Counted]] = {}
     for each in _counted(events, request):
@@ -81,19 +85,24 @@ def _merged(counted: Sequence[_Counted]) -> int:
     return sum(each.feed.minor for each in counted)
 
 
-def _counted(events: Iterable[EventRow], request: RecountRequest) -> list[_Counted]:
+def _counted(events: Iterable[Counting], request: RecountRequest) -> list[_Counted]:
     found = []
-    for event in sorted(events, key=lambda each: each.position):
+    for arrived, event in sorted(events, key=lambda each: each[1].position):
         if event.partition != request.partition or event.position >= request.before_position:
             continue
         if request.accounts is not None and event.account not in request.accounts:
             continue
         for span in request.meters:
-            if span.from_position <= event.position < span.before_position:
+            if _in_force(request, span.meter, arrived) and span.from_position <= event.position < span.before_position:
                 feed = feeds(event, span.meter)
                 if feed is not None:
                     found.append(_Counted(event, span.meter, _period(event, request), feed))
     return found
+
+
+def _in_force(request: RecountRequest, meter: Meter, at: int) -> bool:
+    spans = [span for span in request.meters if span.meter.slug == meter.slug]
+    return any(span.from_position <= at < span.before_position for span in spans)
 
 
 def _period(event: EventRow, request: RecountRequest) -> Period:
@@ -116,7 +125,7 @@ def _period(event: EventRow, request: RecountRequest) -> Period:
 
 
 def _containing(instant_ms: int, boundaries: Sequence[Period]) -> Period:
-    if not boundaries:
+    if not boundaries or instant_ms < boundaries[0].start_ms:
         moment = datetime.fromtimestamp(instant_ms // 1000, UTC)
         start = datetime(moment.year, moment.month, 1, tzinfo=UTC)
         months = moment.year * 12 + moment.month

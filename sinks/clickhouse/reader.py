@@ -24,7 +24,7 @@ from schemas.errors import InvalidInput
 from schemas.meters import Aggregation, Meter
 from schemas.periods import Period
 from sinks.clickhouse.client import ClickHouse, quoted_text
-from sinks.clickhouse.recount import Statements, cell_statements, distinct_source, total_statements
+from sinks.clickhouse.recount import Statements, cell_statements, counted_events, distinct_source, total_statements
 
 POSITION_MAX: Final = (1 << 56) - 1
 
@@ -101,7 +101,7 @@ class ClickHouseReader(UsageReader):
             "ORDER BY partition, position"
         )
         definition: Meter | None = None
-        spans = []
+        spans: list[tuple[int, int, int]] = []
         for index, (partition, at, value) in enumerate(rows):
             meter = CatalogRecord.model_validate_json(value).catalog.meter(slug)
             if meter is None:
@@ -109,8 +109,9 @@ class ClickHouseReader(UsageReader):
             definition = meter
             followed = index + 1 < len(rows) and rows[index + 1][0] == partition
             until = rows[index + 1][1] if followed else POSITION_MAX
-            spans.append(f"(partition = {partition} AND position > {at} AND position < {until})")
-        return (definition, f"({' OR '.join(spans)})") if definition else None
+            # A parked event feeds the meter where it was in force at both its arrival and its verdict.
+            spans.append((partition, at, until))
+        return (definition, f"({_within('arrived', spans)} AND {_within('position', spans)})") if definition else None
 
     async def recount_cells(self, request: RecountRequest) -> Mapping[RecountKey, int]:
         """Value per cell. A `unique` cell whose events only repeat values known before has 0.
@@ -164,10 +165,11 @@ class ClickHouseReader(UsageReader):
         return [ControlRow(*row) for row in rows]
 
     async def archived_events(self, partition: int, before_position: int) -> int:
-        """How many events of a partition are held below a position, each identity once, at its first arrival."""
+        """How many events of a partition count below a position: each identity once, at its first arrival, or where
+        that was parked at its verdict."""
         rows = await self._clickhouse.rows(
-            "SELECT count() FROM usage_events FINAL "
-            "WHERE partition = {partition:UInt16} AND position < {before:UInt64}",
+            f"SELECT count() FROM ({counted_events('partition = {partition:UInt16}')}) "  # noqa: S608  # a constant
+            "WHERE position < {before:UInt64}",
             {"partition": partition, "before": before_position},
         )
         return int(rows[0][0])
@@ -182,6 +184,12 @@ class ClickHouseReader(UsageReader):
     async def close(self) -> None:
         """Release the connections. Safe to call twice."""
         await self._clickhouse.close()
+
+
+def _within(column: str, spans: Sequence[tuple[int, int, int]]) -> str:
+    """Whether a position lies in one of the (partition, after, before)."""
+    held = (f"(partition = {each[0]} AND {column} > {each[1]} AND {column} < {each[2]})" for each in spans)
+    return f"({' OR '.join(held)})"
 
 
 def check_query(query: UsageQuery) -> None:

@@ -13,13 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-import msgspec
-
 from schemas.analytics import MeterSpan, RecountRequest
 from schemas.clock import HOUR_MS
 from schemas.errors import InvalidInput
 from schemas.meters import DIMENSION_CHARACTERS_MAX, Aggregation, Filter, FilterOperator, Meter, path_keys
-from sinks.clickhouse.client import quoted_name, quoted_text
+from sinks.clickhouse.client import json_literal, quoted_name, quoted_text
 
 _STRING_OR_NUMBER: Final = r'("(?:[^"\\]|\\.)*")|(-?[0-9][0-9.eE+-]*)'
 # A string comes out as itself and an empty number, which is then taken away; a number as `{"#":"…"}`.
@@ -76,6 +74,21 @@ def total_statements(request: RecountRequest, before_ms: int | None) -> Statemen
     return Statements(tuple(_meters(request.meters)), tuple(statements))
 
 
+def counted_events(condition: str) -> str:
+    """The chosen events of `usage_events`, each once, where they count: `arrived` is where an event stands itself,
+    `position` and `log_time_ms` are the same or, for a parked one, its verdict's. Parked events without a verdict, and
+    those whose verdict dropped them, are left out. `condition` may name the table's own columns."""
+    return (
+        "SELECT account, type, time, data, partition, arrived, if(waits, verdict_position, arrived) AS position, "
+        "if(waits, verdict_ms, arrived_ms) AS log_time_ms FROM ("
+        "SELECT account, type, time, data, partition, position AS arrived, parked = 1 AS waits, "
+        f"toUnixTimestamp64Milli(log_time) AS arrived_ms FROM usage_events FINAL WHERE {condition}) AS chosen "
+        "LEFT JOIN (SELECT partition, position AS arrived, account, verdict_position, outcome, "
+        "log_time_ms AS verdict_ms FROM verdicts FINAL) AS judged USING (partition, arrived, account) "
+        "WHERE NOT waits OR outcome = 'counted'"
+    )
+
+
 def distinct_source(meter: Meter, in_force: str) -> str:
     """Rows (account, hour_ms, value, dimensions) of the events that feed a `unique` meter where `in_force` holds."""
     wanted = _wanted(meter, in_force)
@@ -88,11 +101,6 @@ def distinct_source(meter: Meter, in_force: str) -> str:
     )
 
 
-def json_literal(value: object, of_type: str) -> str:
-    """A value of any size as one literal, which the server's parser takes as a single element."""
-    return f"JSONExtract({quoted_text(msgspec.json.encode(value).decode())}, {quoted_text(of_type)})"
-
-
 def _meters(spans: Sequence[MeterSpan]) -> list[Meter]:
     return list({span.meter.slug: span.meter for span in spans}.values())
 
@@ -101,16 +109,22 @@ def _by_kind(spans: Sequence[MeterSpan]) -> tuple[list[tuple[int, Meter, str]], 
     """(number, meter, condition under which it was in force), those that merge by arithmetic and the unique ones."""
     numbered = []
     for number, meter in enumerate(_meters(spans)):
-        in_force = " OR ".join(
-            f"(position >= {span.from_position} AND position < {span.before_position})"
-            for span in spans
-            if span.meter.slug == meter.slug
-        )
+        # A parked event feeds the meters that were in force both where it arrived and where its verdict stands.
+        in_force = " AND ".join(_within(column, spans, meter) for column in ("arrived", "position"))
         numbered.append((number, meter, f"({in_force})"))
     return (
         [each for each in numbered if each[1].aggregation is not _UNIQUE],
         [each for each in numbered if each[1].aggregation is _UNIQUE],
     )
+
+
+def _within(column: str, spans: Sequence[MeterSpan], meter: Meter) -> str:
+    held = (
+        f"({column} >= {span.from_position} AND {column} < {span.before_position})"
+        for span in spans
+        if span.meter.slug == meter.slug
+    )
+    return f"({' OR '.join(held)})"
 
 
 def _merged(meters: Sequence[tuple[int, Meter, str]]) -> str:
@@ -134,10 +148,12 @@ def _periods(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], 
         "SELECT *, length(starts) > 0 AS bound, "
         "arrayFilter((start, at) -> at < position, closed_starts, closed_positions) AS closed, "
         "arrayFirstIndex((start, end) -> start <= time_ms AND time_ms < end, starts, ends) AS own, "
-        "throwIf(bound AND own = 0, 'the boundaries do not reach an event: widen them') AS checked, "
+        # Before the first boundary months are calendar months: nobody can be bound before the log began.
+        "bound AND time_ms >= starts[1] AS cut, "
+        "throwIf(cut AND own = 0, 'the boundaries do not reach an event: widen them') AS checked, "
         f"{_month('time_ms')} AS own_month, {_month('log_time_ms')} AS log_month, "
-        f"if(bound, starts[own], {months('own_month')}) AS own_start_ms, "
-        f"if(bound, ends[own], {months('own_month + 1')}) AS own_end_ms, "
+        f"if(cut, starts[own], {months('own_month')}) AS own_start_ms, "
+        f"if(cut, ends[own], {months('own_month + 1')}) AS own_end_ms, "
         "own_end_ms + grace_ms <= log_time_ms OR has(closed, own_start_ms) AS late"
     )
     carried = (
@@ -182,13 +198,10 @@ def _accounts(request: RecountRequest) -> str:
 def _entries(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], before_ms: int | None) -> str:
     """One row per event and meter it feeds: meter number, value text, dimension values."""
     types = ", ".join(sorted({quoted_text(meter.event_type) for _, meter, _ in meters}))
-    chosen = [
-        f"partition = {request.partition}",
-        f"position < {request.before_position}",
-        f"type IN ({types})",
-    ]
+    chosen = [f"partition = {request.partition}", f"type IN ({types})"]
+    counted = [f"position < {request.before_position}"]
     if before_ms is not None:
-        chosen.append(f"log_time < fromUnixTimestamp64Milli(toInt64({before_ms}), 'UTC')")
+        counted.append(f"log_time_ms < {before_ms}")
     if request.accounts is not None:
         literal = json_literal(list(request.accounts), "Array(String)")
         chosen.append(f"account IN (SELECT arrayJoin({literal}))")
@@ -203,7 +216,7 @@ def _entries(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], 
         )
         for slot in range(slots)
     )
-    events = _events(" AND ".join(chosen), [meter for _, meter, _ in meters])
+    events = _events(" AND ".join(chosen), [meter for _, meter, _ in meters], " AND ".join(counted))
     fanned_out = (
         f"SELECT *, arrayJoin(arrayFilter((number, feeds) -> feeds, "
         f"CAST([{numbers}], 'Array(UInt16)'), [{feeds}])) AS meter FROM ({events})"
@@ -219,8 +232,9 @@ def _by_meter(texts: Sequence[tuple[int, str]]) -> str:
     return f"multiIf({cases}, '')"
 
 
-def _events(condition: str, meters: Sequence[Meter]) -> str:
-    """The chosen events with one column for each path that the meters read, as text or as a number's text.
+def _events(condition: str, meters: Sequence[Meter], counted: str = "1") -> str:
+    """The chosen events, those of them for which `counted` holds where they count, with one column for each path that
+    the meters read, as text or as a number's text.
 
     Each path is looked up once: ClickHouse parses the whole document for every JSON function.
     """
@@ -232,10 +246,9 @@ def _events(condition: str, meters: Sequence[Meter]) -> str:
     values += [f"{_number_of(_column('raw', path))} AS {_column('number', path)}" for path in sorted(numbers)]
     return (
         f"SELECT {', '.join(['*', *values])} FROM (SELECT *{raw} FROM ("
-        "SELECT account, type, partition, position, toUnixTimestamp64Micro(time) AS time_us, "
-        "intDiv(time_us - positiveModulo(time_us, 1000), 1000) AS time_ms, "
-        f"toUnixTimestamp64Milli(log_time) AS log_time_ms, {_NUMBERED} AS json "
-        f"FROM usage_events FINAL WHERE {condition}))"
+        "SELECT account, type, partition, arrived, position, log_time_ms, toUnixTimestamp64Micro(time) AS time_us, "
+        f"intDiv(time_us - positiveModulo(time_us, 1000), 1000) AS time_ms, {_NUMBERED} AS json "
+        f"FROM ({counted_events(condition)}) WHERE {counted}))"
     )
 
 

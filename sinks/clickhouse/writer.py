@@ -20,10 +20,11 @@ from schemas.analytics import (
     EventRow,
     HourlyRow,
     HourlyStore,
+    VerdictRow,
 )
 from schemas.control import ControlKind
 from schemas.errors import InvalidInput
-from sinks.clickhouse.client import ClickHouse
+from sinks.clickhouse.client import ClickHouse, json_literal
 from sinks.clickhouse.migrations import migrate
 
 # The years that DateTime64 can calculate with: 1900-01-01 to 2299-12-31
@@ -53,11 +54,15 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
     async def insert_events(self, rows: Sequence[EventRow]) -> None:
         """Store events. Raises `InvalidInput`, and stores nothing, where an event's time is outside 1900 to 2299.
 
-        No such event gets here while the log's own clock is right: what is older than the window or in the future
-        is quarantined before.
+        No such event gets here while the log's own clock is right: what lies before 1970 or in the future is
+        quarantined before.
         """
         check_times(rows)
         await self._insert("usage_events", EventRow._fields, rows)
+
+    async def insert_verdicts(self, rows: Sequence[VerdictRow]) -> None:
+        """Store verdicts; of one event the first in the log stands, in whatever order they come."""
+        await self._insert("verdicts", VerdictRow._fields, rows)
 
     async def insert_controls(self, rows: Sequence[ControlRow]) -> None:
         """Store control records."""
@@ -96,6 +101,16 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
             {"partition": partition, "before": before_position, "kinds": list(FOLDED_KINDS)},
         )
         return [ControlRow(*row) for row in rows]
+
+    async def first_positions(self, identities: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
+        """Where the first arrival of each (account, id) stands; what was never archived is absent."""
+        literal = json_literal(list(identities), "Array(Tuple(String, String))")
+        wanted = f"SELECT each.1, each.2 FROM (SELECT arrayJoin({literal}) AS each)"  # noqa: S608  # quoted
+        rows = await self._clickhouse.rows(
+            f"SELECT account, id, min(position) FROM usage_events WHERE (account, id) IN ({wanted}) "  # noqa: S608  # as above
+            "GROUP BY account, id"
+        )
+        return {(str(account), str(event_id)): int(position) for account, event_id, position in rows}
 
     async def save_drained(self, position: DrainPosition) -> None:
         """Store how far `usage_hourly` reaches; one that lies behind the stored one changes nothing."""

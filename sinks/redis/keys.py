@@ -15,6 +15,8 @@ class Keys:
         self.cell_buckets = self.prefix + "cell-buckets"
         self.report_buckets = self.prefix + "report-buckets"
         self.duplicates = self.prefix + "duplicates"
+        self.parked = self.prefix + "parked"
+        self.parked_order = self.prefix + "parked-order"
 
     def mark(self, key: MarkKey) -> str:
         return f"{self.prefix}m:{key.slice_start_ms}:{key.bucket}"
@@ -37,8 +39,16 @@ class Keys:
     def reports(self, bucket_ms: int) -> str:
         return f"{self.prefix}reports:{bucket_ms}"
 
+    def parked_of(self, account: str) -> str:
+        return f"{self.prefix}parked:{account}"
+
     def account(self, account: str) -> str:
         return f"{self.prefix}a:{account}"
+
+
+def parked_member(position: int) -> str:
+    """A parked event's name: as text in the order of positions, which sorted sets fall back on."""
+    return f"{position:017d}"
 
 
 def total_member(key: TotalKey) -> str:

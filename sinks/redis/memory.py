@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from schemas.clock import HOUR_MS
@@ -15,11 +15,13 @@ from schemas.rollup import (
     Duplicate,
     Fence,
     MarkKey,
+    Parked,
     RankingKey,
     ReadRequest,
     TotalKey,
     UniqueKey,
     View,
+    Waiting,
 )
 
 
@@ -35,6 +37,7 @@ class _Partition:
     uniques: dict[UniqueKey, set[int]] = field(default_factory=dict)
     accounts: dict[str, AccountState] = field(default_factory=dict)
     duplicates: dict[int, Duplicate] = field(default_factory=dict)
+    parked: dict[int, Parked] = field(default_factory=dict)
 
 
 class MemoryRollupStore:
@@ -86,6 +89,7 @@ class MemoryRollupStore:
                 for key, members in request.uniques.items()
             },
             accounts={account: held.accounts.get(account, AccountState()) for account in request.accounts},
+            parked={position: held.parked[position] for position in request.parked if position in held.parked},
         )
 
     async def commit(self, partition: int, believed: Fence, changes: Changes) -> None:
@@ -106,6 +110,9 @@ class MemoryRollupStore:
         held.duplicates.update((each.position, each) for each in changes.duplicates)
         for mark in changes.expired_marks:
             held.marks.pop(mark, None)
+        held.parked.update((each.position, each) for each in changes.parked)
+        for judged in changes.judged:
+            held.parked.pop(judged.position, None)
 
     async def dirty(self, partition: int, cells_max: int) -> tuple[Fence | None, list[DirtyCell]]:
         held = self._at(partition)
@@ -145,6 +152,17 @@ class MemoryRollupStore:
     async def confirm_reports(self, partition: int, bucket_ms: int, fields: Sequence[str]) -> None:
         for name in fields:
             self._at(partition).reports.pop(BucketField(bucket_ms, name), None)
+
+    async def parked(
+        self, partition: int, count_max: int, but: Collection[int] = ()
+    ) -> tuple[Fence | None, list[Parked]]:
+        held = self._at(partition)
+        return held.fence, sorted(each for at, each in held.parked.items() if at not in but)[:count_max]
+
+    async def waiting(self, partition: int, account: str | None = None) -> tuple[Fence | None, Waiting]:
+        held = self._at(partition)
+        times = [each.log_time_ms for each in held.parked.values() if account in (None, each.account)]
+        return held.fence, Waiting(len(times), min(times, default=None))
 
     async def account(self, partition: int, account: str) -> AccountState:
         return self._at(partition).accounts.get(account, AccountState())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -11,12 +11,14 @@ import msgspec
 
 from schemas.clock import HOUR_MS
 from schemas.periods import AccountState
-from schemas.rollup import BucketField, DirtyCell, Duplicate, Fence, RankingKey, TotalKey
+from schemas.rollup import BucketField, DirtyCell, Duplicate, Fence, Parked, RankingKey, TotalKey, Waiting
 from sinks.redis.client import Command, Server, as_mapping, checked
 from sinks.redis.fences import decode_fence
 from sinks.redis.keys import Keys, parse_total_member
 
 T = TypeVar("T")
+
+decode_parked: Final = msgspec.json.Decoder(Parked).decode
 
 # Deletes only what is still the version that was drained. Safe half-way: what is left is drained again.
 _DELETE_IF_UNCHANGED: Final = """
@@ -133,6 +135,28 @@ class RedisOutbox:
         (left,) = await self._commands([("EXISTS", keys.reports(bucket_ms))])
         if not left:
             await self._commands([("SREM", keys.report_buckets, bucket_ms)])
+
+    async def parked(
+        self, partition: int, count_max: int, but: Collection[int] = ()
+    ) -> tuple[Fence | None, list[Parked]]:
+        keys = self.keys(partition)
+        fence, names = await self._transaction(
+            [("HGETALL", keys.fence), ("ZRANGE", keys.parked_order, 0, len(but) + count_max - 1)]
+        )
+        fields = as_mapping(fence)
+        wanted = [name for name in names if int(name) not in but][:count_max]
+        texts = (await self._commands([("HMGET", keys.parked, *wanted)]))[0] if wanted else []
+        return (decode_fence(fields) if fields else None), [decode_parked(text) for text in texts if text is not None]
+
+    async def waiting(self, partition: int, account: str | None = None) -> tuple[Fence | None, Waiting]:
+        keys = self.keys(partition)
+        index = keys.parked_order if account is None else keys.parked_of(account)
+        fence, count, oldest = await self._transaction(
+            [("HGETALL", keys.fence), ("ZCARD", index), ("ZRANGE", index, 0, 0, "WITHSCORES")]
+        )
+        fields = as_mapping(fence)
+        waiting = Waiting(int(count), int(float(oldest[1])) if oldest else None)
+        return (decode_fence(fields) if fields else None), waiting
 
     async def account(self, partition: int, account: str) -> AccountState:
         (text,) = await self._commands([("GET", self.keys(partition).account(account))])

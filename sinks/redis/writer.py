@@ -16,11 +16,11 @@ import msgspec
 
 from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.periods import AccountState
-from schemas.rollup import BucketField, Changes, Fence, ReadRequest, View
+from schemas.rollup import BucketField, Changes, Fence, Parked, ReadRequest, View
 from sinks.redis.client import Command, Connection, Server, as_mapping, checked, pairs
 from sinks.redis.fences import decode_fence, encode_fence, token
-from sinks.redis.keys import Keys, total_member
-from sinks.redis.outbox import RedisOutbox
+from sinks.redis.keys import Keys, parked_member, total_member
+from sinks.redis.outbox import RedisOutbox, decode_parked
 
 # One command with very many arguments would hold up the single-threaded server.
 ARGUMENTS_MAX = 10_000
@@ -113,6 +113,8 @@ class RedisRollupStore(RedisOutbox):
         commands += [("SMISMEMBER", keys.unique(key), *members) for key, members in request.uniques.items()]
         if request.accounts:
             commands.append(("MGET", *(keys.account(account) for account in request.accounts)))
+        if request.parked:
+            commands.append(("HMGET", keys.parked, *map(parked_member, request.parked)))
         answers = iter(self._watch(partition, believed, commands))
 
         marks: set[int] = set()
@@ -131,7 +133,9 @@ class RedisRollupStore(RedisOutbox):
         if request.accounts:
             for account, text in zip(request.accounts, next(answers), strict=True):
                 accounts[account] = AccountState.model_validate_json(text) if text else AccountState()
-        return View(frozenset(marks), totals, cell_texts, report_texts, uniques, accounts)
+        held = (decode_parked(text) for text in next(answers) if text) if request.parked else ()
+        parked = {each.position: each for each in held}
+        return View(frozenset(marks), totals, cell_texts, report_texts, uniques, accounts, parked)
 
     async def commit(self, partition: int, believed: Fence, changes: Changes) -> None:
         await self._run(self._commit, partition, believed, changes)
@@ -173,6 +177,7 @@ class RedisRollupStore(RedisOutbox):
         if changes.duplicates:
             rows = ((each.position, msgspec.json.encode(each)) for each in changes.duplicates)
             yield from _chunked(("HSET", keys.duplicates), pairs(rows))
+        yield from _parked_writes(keys, changes)
         if changes.expired_marks:
             yield from _chunked(("UNLINK",), [keys.mark(mark) for mark in changes.expired_marks])
 
@@ -183,6 +188,28 @@ class RedisRollupStore(RedisOutbox):
             connection.reset()
         self._connections.clear()
         self.server.close()
+
+
+def _parked_writes(keys: Keys, changes: Changes) -> Iterator[Command]:
+    if changes.parked:
+        rows = ((parked_member(each.position), msgspec.json.encode(each)) for each in changes.parked)
+        yield from _chunked(("HSET", keys.parked), pairs(rows))
+    if changes.judged:
+        yield from _chunked(("HDEL", keys.parked), [parked_member(each.position) for each in changes.judged])
+    for index, added in _by_index(keys, changes.parked).items():
+        scores = ((each.log_time_ms, parked_member(each.position)) for each in added)
+        yield from _chunked(("ZADD", index), pairs(scores))
+    for index, gone in _by_index(keys, changes.judged).items():
+        yield from _chunked(("ZREM", index), [parked_member(each.position) for each in gone])
+
+
+def _by_index(keys: Keys, parked: Iterable[Parked]) -> dict[str, list[Parked]]:
+    """Parked events by the sorted sets they stand in: the partition's and their account's."""
+    grouped: dict[str, list[Parked]] = {}
+    for each in parked:
+        grouped.setdefault(keys.parked_order, []).append(each)
+        grouped.setdefault(keys.parked_of(each.account), []).append(each)
+    return grouped
 
 
 def _by_bucket(keys: Iterable[BucketField]) -> dict[int, list[str]]:

@@ -11,6 +11,9 @@ from schemas.analytics import (
     ControlRow,
     DrainPosition,
     DuplicateRow,
+    MeterSpan,
+    VerdictOutcome,
+    VerdictRow,
 )
 from schemas.clock import DAY_MS
 from schemas.errors import InvalidInput
@@ -18,6 +21,7 @@ from tests.conformance.clickhouse_rows import (
     CALLS,
     MONTH,
     NOW_MS,
+    OCTOBER,
     TOKENS,
     Both,
     cell,
@@ -154,11 +158,73 @@ async def test_archived_events_count_identities_whose_first_arrival_stands_below
 async def test_conflict_is_a_later_arrival_with_other_content_and_no_mere_repetition(both: Both) -> None:
     """The same id with another payload is found; a retry with another timestamp or source is none (I3)."""
     await both.store.insert_events([event(1, {"tokens": 1}, event_id="a"), event(2, {"tokens": 1}, event_id="b")])
-    repeated = DuplicateRow(*event(5, {"tokens": 1}, event_id="a", time_ms=NOW_MS + 1))
-    other_data = DuplicateRow(*event(6, {"tokens": 2}, event_id="b"))
-    other_type = DuplicateRow(*event(7, {"tokens": 1}, event_id="b", event_type="other"))
-    unknown = DuplicateRow(*event(8, {"tokens": 1}, event_id="never archived"))
+    repeated = DuplicateRow(*event(5, {"tokens": 1}, event_id="a", time_ms=NOW_MS + 1)[:9])
+    other_data = DuplicateRow(*event(6, {"tokens": 2}, event_id="b")[:9])
+    other_type = DuplicateRow(*event(7, {"tokens": 1}, event_id="b", event_type="other")[:9])
+    unknown = DuplicateRow(*event(8, {"tokens": 1}, event_id="never archived")[:9])
     await both.store.insert_duplicates([repeated, other_data, other_type, unknown])
     await both.store.insert_duplicates([other_data])
 
     assert await both.reader.conflicts() == [("acme", "b", 2)]
+
+
+async def test_parked_event_counts_where_its_first_verdict_stands_and_nowhere_before(both: Both) -> None:
+    """Whoever resolves, however often: the first verdict in the log stands, and an event without one is not counted."""
+    october_ms, day_before_ms = ms("2026-10-05"), NOW_MS - DAY_MS
+    await both.store.insert_events(
+        [
+            event(at, {"tokens": at}, time_ms=october_ms, log_time_ms=day_before_ms)._replace(parked=True)
+            for at in (2, 3, 4, 5)
+        ]
+        + [event(9, {"tokens": 1})]
+    )
+    await both.store.insert_verdicts(
+        [
+            VerdictRow(3, 2, "acme", 60, NOW_MS, VerdictOutcome.DUPLICATE),
+            VerdictRow(3, 2, "acme", 50, NOW_MS, VerdictOutcome.COUNTED),
+            VerdictRow(3, 4, "acme", 51, NOW_MS, VerdictOutcome.LATE),
+            VerdictRow(3, 5, "acme", 52, NOW_MS, VerdictOutcome.DUPLICATE),
+            VerdictRow(3, 9, "acme", 53, NOW_MS, VerdictOutcome.DUPLICATE),
+            VerdictRow(4, 3, "acme", 50, NOW_MS, VerdictOutcome.COUNTED),
+            VerdictRow(3, 3, "another", 50, NOW_MS, VerdictOutcome.COUNTED),
+        ]
+    )
+    await both.store.insert_verdicts([VerdictRow(3, 2, "acme", 70, NOW_MS, VerdictOutcome.LATE)])
+
+    assert [await both.reader.archived_events(3, before) for before in (9, 10, 50, 51, 100)] == [0, 1, 1, 2, 2]
+    totals = await both.reader.recount_totals(request_of(TOKENS, graces=((0, 60 * DAY_MS),)))
+    assert totals == {("acme", "tokens", OCTOBER): 2_000, ("acme", "tokens", MONTH): 1_000}
+    carried = await both.reader.recount_totals(request_of(TOKENS))
+    assert carried == {("acme", "tokens", MONTH): 3_000}
+    before = await both.reader.recount_totals(request_of(TOKENS), NOW_MS)
+    assert before == {}
+    (cell_of_verdict, _) = sorted(await both.reader.recount_cells(request_of(TOKENS)))
+    assert cell_of_verdict.hour_ms == ms("2026-10-05")
+    assert cell_of_verdict.arrival_bucket_ms == ms("2026-11-21T10:00")
+
+
+async def test_parked_event_feeds_meters_that_were_in_force_at_its_arrival_and_at_its_verdict(both: Both) -> None:
+    """A meter that came in between has not judged the event; one that went has no use for it."""
+    await both.store.insert_events([event(10, {}, time_ms=ms("2026-10-05"))._replace(parked=True)])
+    await both.store.insert_verdicts([VerdictRow(3, 10, "acme", 20, NOW_MS, VerdictOutcome.COUNTED)])
+    request = request_of(CALLS)
+
+    async def counted(*spans: tuple[int, int]) -> bool:
+        meters = [MeterSpan(CALLS, *span) for span in spans]
+        return bool(await both.reader.recount_totals(request._replace(meters=meters)))
+
+    assert await counted((5, 25))
+    assert await counted((5, 15), (17, 25))
+    assert not await counted((15, 25))
+    assert not await counted((5, 15))
+
+
+async def test_first_positions_are_those_of_the_first_arrivals(both: Both) -> None:
+    """What a resolver goes by; identities are compared whole, and what was never archived is absent."""
+    odd = 'it\'s "odd"\\ \x00 ü'
+    await both.store.insert_events([event(9, {}, event_id=odd), event(7, {}, event_id=odd), event(8, {}, event_id="b")])
+    await both.store.insert_events([event(3, {}, event_id=odd, account="other")])
+
+    found = await both.store.first_positions([("acme", odd), ("acme", "b"), ("other", odd), ("other", "b")])
+
+    assert found == {("acme", odd): 7, ("acme", "b"): 8, ("other", odd): 3}

@@ -13,6 +13,8 @@ from schemas.analytics import (
     MeterSpan,
     RecountKey,
     RecountRequest,
+    VerdictOutcome,
+    VerdictRow,
 )
 from schemas.clock import DAY_MS, HOUR_MS
 from schemas.errors import OperatorNeeded
@@ -287,25 +289,39 @@ _EVENTS = st.lists(
         st.integers(0, 40 * DAY_MS),
         _NUMBERS,
         st.sampled_from(['"a"', '"b\\u00fc\\"#"', "1", "true"]),
+        st.sampled_from([None, None, None, "", *VerdictOutcome]),
     ),
     max_size=25,
 )
+# Verdicts stand behind all events.
+_VERDICTS_FROM = 100
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=_EVENTS, closed_at=st.lists(st.integers(0, 25), max_size=3), cut_ms=_INSTANTS)
+@given(
+    rows=_EVENTS,
+    closed_at=st.lists(st.integers(0, 25) | st.integers(_VERDICTS_FROM, _VERDICTS_FROM + 25), max_size=3),
+    cut_ms=_INSTANTS,
+)
 async def test_recount_by_sql_and_by_python_agree_on_random_events(
-    clickhouse: ClickHouse, rows: list[tuple[str, int, int, int, str, str]], closed_at: list[int], cut_ms: int
+    clickhouse: ClickHouse,
+    rows: list[tuple[str, int, int, int, str, str, VerdictOutcome | str | None]],
+    closed_at: list[int],
+    cut_ms: int,
 ) -> None:
-    """Two implementations that share nothing: periods, closings, carrying, decimals, texts, first arrivals."""
+    """Two implementations that share nothing: periods, closings, carrying, decimals, texts, first arrivals, and events
+    of any age that were parked, with each verdict and without."""
     meters = [meter.model_copy(update={"dimensions": {"user": "$.user"}}) for meter in FIVE]
-    log_time_ms, events = ms("2026-10-28"), []
-    for number, (account, event_id, time_ms, delay_ms, tokens, user) in enumerate(rows):
+    log_time_ms, events, verdicts = ms("2026-10-28"), [], []
+    for number, (account, event_id, time_ms, delay_ms, tokens, user, verdict) in enumerate(rows):
         log_time_ms = max(log_time_ms, min(time_ms + delay_ms, ms("2026-12-20")))
         data = f'{{"tokens":{tokens},"user":{user}}}'
-        events.append(
-            event(number, data, account=account, event_id=str(event_id), time_ms=time_ms, log_time_ms=log_time_ms)
-        )
+        own_ms = time_ms if verdict is None else time_ms - delay_ms * 100
+        made = event(number, data, account=account, event_id=str(event_id), time_ms=own_ms, log_time_ms=log_time_ms)
+        events.append(made._replace(parked=verdict is not None))
+        if verdict:
+            at, judged_ms = _VERDICTS_FROM + number, ms("2026-12-20") + number * DAY_MS
+            verdicts.append(VerdictRow(3, number, account, at, judged_ms, VerdictOutcome(verdict)))
     bound = [
         Period(ms("2026-10-01"), cut_ms),
         Period(cut_ms, cut_ms + 9 * DAY_MS),
@@ -320,9 +336,13 @@ async def test_recount_by_sql_and_by_python_agree_on_random_events(
         },
     )
     twin, store, reader = MemoryClickHouse(), ClickHouseStore(clickhouse), ClickHouseReader(clickhouse)
-    await clickhouse.command("TRUNCATE TABLE usage_events")
-    await twin.insert_events(events)
-    await store.insert_events(events)
+    for table in ("usage_events", "verdicts"):
+        await clickhouse.command(f"TRUNCATE TABLE {table}")
+    for each in (twin, store):
+        await each.insert_events(events)
+        await each.insert_verdicts(verdicts)
 
     assert await twin.recount_cells(request) == await reader.recount_cells(request)
     assert await twin.recount_totals(request) == await reader.recount_totals(request)
+    for before in (10, _VERDICTS_FROM + 10):
+        assert await twin.archived_events(3, before) == await reader.archived_events(3, before)

@@ -10,6 +10,8 @@ from schemas.analytics import (
     ControlRow,
     UsageQuery,
     UsageRow,
+    VerdictOutcome,
+    VerdictRow,
     Window,
 )
 from schemas.clock import HOUR_MS
@@ -125,6 +127,33 @@ async def test_unique_usage_counts_distinct_values_of_each_window_while_the_mete
     ] == by_hour
     assert [UsageRow(None, {}, 2)] == total
     assert await both.reader.usage(query._replace(meter="unheard_of"), Aggregation.UNIQUE) == []
+
+
+async def test_unique_usage_takes_a_parked_event_once_its_verdict_counted_it(both: Both) -> None:
+    """Without a verdict, or where that dropped it, or where the meter was not there for both, it gives nothing."""
+    catalogs = [Catalog(version=1, meters=(USERS,)), Catalog(version=2, meters=())]
+    await both.store.insert_controls(
+        [
+            ControlRow(3, at, "catalog", "", NOW_MS, json.dumps({"catalog": catalog.model_dump(mode="json")}))
+            for at, catalog in zip((10, 90), catalogs, strict=True)
+        ]
+    )
+    ten = ms("2026-11-01T10:00")
+    users = {5: "before", 11: "counted", 12: "repeated", 13: "kept out", 14: "waiting", 15: "too late"}
+    await both.store.insert_events(
+        [event(at, {"user": user}, time_ms=ten)._replace(parked=True) for at, user in users.items()]
+    )
+    outcomes = {5: "counted", 11: "counted", 12: "duplicate", 13: "late", 15: "counted"}
+    await both.store.insert_verdicts(
+        [
+            VerdictRow(3, at, "acme", 95 if at == 15 else at + 20, NOW_MS, VerdictOutcome(outcome))
+            for at, outcome in outcomes.items()
+        ]
+    )
+
+    assert await both.reader.usage(UsageQuery("users", ten, ten + HOUR_MS), Aggregation.UNIQUE) == [
+        UsageRow(None, {}, 1)
+    ]
 
 
 BAD_QUERIES = {

@@ -20,11 +20,13 @@ from schemas.rollup import (
     Fence,
     MarkKey,
     MarkSlice,
+    Parked,
     RankingKey,
     ReadRequest,
     RollupStore,
     TotalKey,
     UniqueKey,
+    Waiting,
 )
 from sinks.redis.memory import MemoryRollupStore
 from sinks.redis.writer import RedisRollupStore
@@ -203,6 +205,39 @@ async def test_expired_marks_are_gone(rollup_store: RollupStore) -> None:
     await rollup_store.commit(0, fence(5), Changes(fence=fence(6), expired_marks=[MarkKey(0, 5)]))
 
     assert (await rollup_store.read(0, fence(6), ReadRequest(marks={MarkKey(0, 5): [1]}))).marks == frozenset()
+
+
+def parked(position: int, account: str, log_time_ms: int = BUCKET) -> Parked:
+    """An event that waits for its verdict."""
+    raw = '{"id":"\\ud800 \U0001f600"}'
+    contributions = (("tokens", 10**18 - 1, "", '{"region":"ü"}'), ("users", 0, "text", "{}"))
+    return Parked(position, log_time_ms, account, "id", "type", "source", 5, raw, True, contributions)
+
+
+@pytest.mark.parametrize("account", ODD_ACCOUNTS)
+async def test_parked_events_wait_in_order_until_they_are_judged(rollup_store: RollupStore, account: str) -> None:
+    """What the resolver reads, what the fold reads back, and what a usage answer says of one account and of all."""
+    first = await started(rollup_store)
+    entries = [parked((9 << 40) + 1, account, BUCKET + 7), parked(2, "other"), parked(10, account, BUCKET + 5)]
+    await rollup_store.commit(0, first, Changes(fence=fence(5), parked=entries))
+
+    in_order = [entries[1], entries[2], entries[0]]
+    assert await rollup_store.parked(0, 10) == (fence(5), in_order)
+    assert await rollup_store.parked(0, 2) == (fence(5), in_order[:2])
+    assert await rollup_store.parked(0, 1, {2, 10, 77}) == (fence(5), [entries[0]])
+    assert await rollup_store.parked(0, 1, {10}) == (fence(5), [entries[1]])
+    assert await rollup_store.parked(1, 2) == (None, [])
+    assert await rollup_store.waiting(0) == (fence(5), Waiting(3, BUCKET))
+    assert await rollup_store.waiting(0, account) == (fence(5), Waiting(2, BUCKET + 5))
+    assert await rollup_store.waiting(0, "nobody") == (fence(5), Waiting())
+    view = await rollup_store.read(0, fence(5), ReadRequest(parked=[10, 11]))
+    assert view.parked == {10: entries[2]}
+
+    for at in (5, 6):
+        await rollup_store.commit(0, fence(at), Changes(fence=fence(at + 1), judged=in_order[:2]))
+    assert await rollup_store.parked(0, 10) == (fence(7), [entries[0]])
+    assert await rollup_store.waiting(0, account) == (fence(7), Waiting(1, BUCKET + 7))
+    assert await rollup_store.waiting(0, "other") == (fence(7), Waiting())
 
 
 async def test_an_emptied_store_is_told_from_a_moved_fence(rollup_store: RollupStore, valkey: LocalValkey) -> None:

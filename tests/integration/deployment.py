@@ -249,8 +249,10 @@ class Deployment:
         await self.until(reached, f"folded up to {ends}")
 
     async def at_rest(self) -> None:
-        """Return once all that is in the log now is routed, folded, archived and drained."""
+        """Return once all that is in the log now is routed, folded, judged, archived and drained."""
         await self.until(self._routed, "usage.inbox routed")
+        await self.folded_to(await self.ends())
+        await self.until(self._judged, "verdicts on all that was parked")
         ends = await self.ends()
         await self.folded_to(ends)
         clickhouse = open_clickhouse(self.settings.clickhouse_url)
@@ -271,6 +273,9 @@ class Deployment:
             await self.until(drained, f"drained up to {ends}")
         finally:
             await clickhouse.close()
+
+    async def _judged(self) -> bool:
+        return not any([(await self.store.waiting(partition))[1].events for partition in self.partitions])
 
     async def _routed(self) -> bool:
         log = self.base.log

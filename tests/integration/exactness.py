@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 from aggregators.fields import parse_value
 from oracle.model import Oracle, Place
 from pipeline.deployment import read_control
-from schemas.control import AccountRecord, CatalogRecord, CloseRecord, ControlKind
-from schemas.log import EVENTS_TOPIC, Record, position
+from schemas.control import AccountRecord, CatalogRecord, CloseRecord, ControlKind, VerdictRecord
+from schemas.log import EVENTS_TOPIC, Record, index_of, offset_of, position
 from schemas.meters import Catalog
 from schemas.rollup import TotalKey
 from sinks.clickhouse.client import open_clickhouse
@@ -64,6 +64,10 @@ def _tell(oracle: Oracle, secret: bytes, record: Record, version: int) -> int:
             oracle.bind(partition, account, binding.model_dump(mode="json"), at)
         case [CloseRecord(account=account, instant_ms=instant_ms)]:
             oracle.close(partition, account, instant_ms, at)
+        case [VerdictRecord(verdicts=verdicts)]:
+            for index, each in enumerate(verdicts):
+                place = Place(partition, offset_of(each.position), index_of(each.position))
+                oracle.resolve(place, record.offset, index, at)
         case _:
             oracle.tick(partition, at)
     return version
@@ -71,7 +75,11 @@ def _tell(oracle: Oracle, secret: bytes, record: Record, version: int) -> int:
 
 def expected(oracle: Oracle) -> Views:
     """What the oracle says, in the stores' terms."""
-    kept = {place: verdict for place, verdict in oracle.verdicts.items() if verdict.outcome in ("counted", "unmetered")}
+    kept = {
+        place: verdict
+        for place, verdict in oracle.verdicts.items()
+        if verdict.outcome in ("counted", "unmetered") or place in oracle.kept_out
+    }
     return Views(
         totals={(account, meter, period[0]): value for (account, meter, period), value in oracle.totals.items()},
         cells={

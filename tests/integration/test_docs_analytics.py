@@ -55,8 +55,8 @@ async def analysts(clickhouse_database: str, clickhouse_server: RunningClickHous
     await store.insert_events(events)
     await store.insert_duplicates(
         [
-            DuplicateRow(*event(1, {"user": "u1", "tokens": 1})._replace(position=7 << 16)),
-            DuplicateRow(*event(2, {"user": "u1", "tokens": 200})._replace(position=8 << 16)),
+            DuplicateRow(*event(1, {"user": "u1", "tokens": 1})._replace(position=7 << 16)[:9]),
+            DuplicateRow(*event(2, {"user": "u1", "tokens": 200})._replace(position=8 << 16)[:9]),
         ]
     )
     await store.insert_hourly(

@@ -16,9 +16,9 @@ from pipeline.deployment import append_control
 from pipeline.local_valkey import LocalValkey
 from schemas.analytics import ArchivePosition
 from schemas.clock import DAY_MS, MINUTE_MS
-from schemas.control import AccountRecord, CloseRecord
+from schemas.control import CONTROL_HEADER, AccountRecord, CloseRecord
 from schemas.errors import OperatorNeeded
-from schemas.log import INBOX_TOPIC
+from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from schemas.periods import Binding, Interval
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
@@ -54,7 +54,7 @@ async def test_ten_kills_of_the_worker_and_some_of_archive_and_router_change_no_
     now_us = deployment.base.clock.now_ms() * 1000
     traffic = records(
         SEED, ACCOUNTS, EVENTS_MAX, now_us, partitions=4, batch_events_max=60, span_us=60 * SECOND_US,
-        rates=Rates(duplicate=0.05, retry=0.04, conflict=0.02, malformed=0.03, late=0.05),
+        rates=Rates(duplicate=0.05, retry=0.04, conflict=0.02, malformed=0.03, late=0.05, far_late=0.02),
     )  # fmt: skip
     feeding = asyncio.create_task(deployment.feed(traffic, stop, BACKLOG_RECORDS_MAX))
     singles = asyncio.create_task(feed_inbox(deployment, now_us, chance.random()))
@@ -82,6 +82,9 @@ async def test_ten_kills_of_the_worker_and_some_of_archive_and_router_change_no_
     assert deployment.replayed() > 0, f"{kills} kills hit no flush, so nothing was proved"
     assert appended > 10 * kills
     check_variety(oracle)
+    judged = [record for at in deployment.partitions for record in await deployment.records(EVENTS_TOPIC, at)]
+    assert any(dict(record.headers).get(CONTROL_HEADER) == b"verdict" for record in judged)
+    assert oracle.kept_out
 
 
 async def bind_and_close(deployment: Deployment) -> None:

@@ -55,7 +55,7 @@ async def test_kill_9_and_rebalances_among_workers_with_mixed_producers_change_n
     deployment.start("router")
     stop = asyncio.Event()
     now_us = deployment.base.clock.now_ms() * 1000
-    rates = Rates(duplicate=0.05, retry=0.04, conflict=0.02, malformed=0.03, late=0.05)
+    rates = Rates(duplicate=0.05, retry=0.04, conflict=0.02, malformed=0.03, late=0.05, far_late=0.02)
     batches = records(
         SEED, ACCOUNTS, EVENTS_MAX, now_us, partitions=4, batch_events_max=60, span_us=60 * SECOND_US, rates=rates
     )

@@ -67,7 +67,7 @@ EVENT_FAULTS: Final = (
     "bad_time",
     "too_large",
     "too_far_in_future",
-    "older_than_window",
+    "too_far_in_past",
     "missing_quantity",
     "bad_quantity",
     "too_many_digits",
@@ -91,8 +91,9 @@ Json = dict[str, Any]
 class Rates:
     """Share of each kind of traffic, 0 to 1; what is left is fresh, punctual and valid.
 
-    `late` events are up to half a window old. `shared_id` takes the id of another account's event. `single` is
-    the share of records that hold one event which is not in a list.
+    `late` events are up to half a window old, `far_late` ones from a day older than the window to years. `shared_id`
+    takes the id of another account's event. `single` is the share of records that hold one event which is not in a
+    list.
     """
 
     duplicate: float = 0.02
@@ -100,6 +101,7 @@ class Rates:
     conflict: float = 0.005
     shared_id: float = 0.005
     late: float = 0.03
+    far_late: float = 0.0
     ahead: float = 0.01
     unmetered: float = 0.02
     malformed: float = 0.02
@@ -215,8 +217,8 @@ class _Maker:
         if reason == "too_far_in_future":
             time = self.random.choice((rfc3339(time_us + far_us), "9999-12-31T23:59:59Z"))
             return _encode(self.valid(account, time_us) | {"time": time})
-        if reason == "older_than_window":
-            time = self.random.choice((rfc3339(time_us - WINDOW_US - far_us), "0001-01-01T00:00:00Z"))
+        if reason == "too_far_in_past":
+            time = self.random.choice((rfc3339(-far_us), "0001-01-01T00:00:00Z"))
             return _encode(self.valid(account, time_us) | {"time": time})
         if reason == "too_large":
             return _encode(self.valid(account, time_us) | {"extension": "x" * 100_000})
@@ -307,7 +309,7 @@ def events(
     Exact duplicates, retries and conflicts repeat one of the last 2 000 events.
     """
     maker, rates = _Maker(seed, accounts), rates or Rates()
-    kinds = ("duplicate", "retry", "conflict", "shared_id", "late", "ahead", "unmetered", "malformed")
+    kinds = ("duplicate", "retry", "conflict", "shared_id", "late", "far_late", "ahead", "unmetered", "malformed")
     weights = [getattr(rates, kind) for kind in kinds]
     recent: deque[Json] = deque(maxlen=2_000)
     for number in range(count):
@@ -343,6 +345,10 @@ def _event(maker: _Maker, kind: str, account: str, now_us: int, recent: deque[Js
             return maker.valid(account, now_us) | {"id": earlier["id"]}
         case "late":
             return maker.valid(account, now_us - maker.random.randrange(SECOND_US, WINDOW_US // 2))
+        case "far_late":
+            age_us = WINDOW_US + maker.random.randrange(DAY_US, maker.random.choice((20, 20, 900)) * DAY_US)
+            made = maker.unmetered if maker.random.random() < 0.1 else maker.valid
+            return made(account, now_us - age_us)
         case "ahead":
             return maker.valid(account, now_us + maker.random.randrange(120 * SECOND_US))
         case "unmetered":

@@ -12,6 +12,7 @@ from aggregators.periods import customer_at
 from pipeline.deployment import append_everywhere
 from pipeline.processors.archive import ArchiveProcessor
 from pipeline.processors.drains import HourlyDrain, ReportDrain
+from pipeline.processors.resolver import Resolver
 from pipeline.processors.rollup import RollupSettings
 from pipeline.processors.stripe_sender import StripeSender
 from reconciler.causes import Cause, Pair
@@ -129,6 +130,11 @@ class Deployment:
             while records := await self.log.read(EVENTS_TOPIC, partition, offset):
                 await processor.step(partition, records)
                 offset = records[-1].next_offset
+
+    async def resolve(self) -> int:
+        """The verdicts of a resolver that has just started."""
+        resolver = Resolver(self.log, self.store, self.clickhouse, SECRET)
+        return sum([sum(await resolver.resolve(partition)) for partition in range(self.world.partitions)])
 
     async def drain(self) -> None:
         for partition in range(self.world.partitions):

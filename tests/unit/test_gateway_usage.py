@@ -43,6 +43,25 @@ async def test_the_current_period_is_answered_from_the_live_view_with_exact_valu
     }
 
 
+async def test_live_usage_names_what_waits_for_a_verdict_and_is_complete_up_to_its_arrival_only(
+    gateway: Gateway,
+) -> None:
+    """An event older than the dedup window is accepted; nobody else's answer is held back by it."""
+    old = await gateway.post(event("old", time="2026-11-02T00:00:00Z"))
+    gateway.world.clock.ms += 60_000
+    await gateway.post([event("1"), event("2", subject="other")])
+    await gateway.world.fold_all()
+
+    waiting = (await gateway.get("/v1/accounts/acme/usage")).json()
+    other = (await gateway.get("/v1/accounts/other/usage")).json()
+
+    assert old.json()["accepted"] == 1
+    assert (waiting["parked"], waiting["complete_up_to"]) == (1, NOW)
+    assert {each["meter"]: each["value"] for each in waiting["meters"]}["tokens"] == "7"
+    assert "parked" not in other
+    assert other["complete_up_to"] > NOW
+
+
 async def test_an_account_may_have_any_name_in_a_path(gateway: Gateway) -> None:
     """Names are the customer's own: slashes and umlauts are encoded in the path."""
     await gateway.post(event("1", subject="a/b ü"))

@@ -1,0 +1,101 @@
+"""The resolver: verdicts on parked events, from what the archive holds.
+
+A parked event is new if its own arrival is the first of its identity in `usage_events`, and a duplicate if any other
+is. Once the archive has passed the event's position that can never change, so that every resolver, at any time, says
+the same; the fold takes the first verdict and ignores the others. A crash after the append repeats a verdict.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from pipeline.deployment import append_control
+from schemas.analytics import ArchiveStore
+from schemas.control import VERDICTS_MAX, Verdict, VerdictRecord
+from schemas.log import OFFSET_MAX, Log, position
+from schemas.rollup import Fence, Parked, RollupStore
+
+# Verdicts that are given and not folded yet; beyond it the resolver waits for the fold.
+TOLD_MAX: Final = 10 * VERDICTS_MAX
+
+
+# The positions on which a record at that offset has verdicts.
+_Told = dict[int, frozenset[int]]
+
+
+class Resolved(NamedTuple):
+    """The verdicts of one call."""
+
+    new: int = 0
+    duplicates: int = 0
+
+
+class Resolver:
+    """Appends verdicts for the parked events of partitions; knows no Faust. Two of one partition do no harm."""
+
+    def __init__(self, log: Log, store: RollupStore, archive: ArchiveStore, secret: bytes) -> None:
+        self._log = log
+        self._store = store
+        self._archive = archive
+        self._secret = secret
+        self._told: dict[int, _Told] = {}
+
+    async def resolve(self, partition: int) -> Resolved:
+        """Judge the parked events of one partition that the archive has passed, oldest first, as far as `TOLD_MAX`.
+
+        Raises `Transient` where a store or the log does not answer; the same verdicts are given by the next call.
+        """
+        told = self._told.setdefault(partition, {})
+        new = given = 0
+        while True:
+            verdicts = await self._judge(partition, told)
+            new += sum(each.new for each in verdicts)
+            given += len(verdicts)
+            if len(verdicts) < VERDICTS_MAX:
+                return Resolved(new, given - new)
+
+    async def _judge(self, partition: int, told: _Told) -> tuple[Verdict, ...]:
+        """Append one record of verdicts; none where nothing can be judged now."""
+        known = frozenset().union(*told.values())
+        if len(known) > TOLD_MAX - VERDICTS_MAX:
+            fence = await self._store.load_fence(partition)
+            if fence is not None:
+                _forget_folded(told, fence)
+            return ()
+        fence, waiting = await self._store.parked(partition, VERDICTS_MAX, known)
+        if fence is None:
+            return ()
+        _forget_folded(told, fence)
+        reached = await self._archive.load_position(partition) if waiting else None
+        # An archive of another log knows nothing of these events: they wait, and `tidemark reconcile` says why.
+        if reached is None or reached.log_id != fence.log_id:
+            return ()
+        passed = [each for each in waiting if each.position < position(reached.next_offset)]
+        if not passed:
+            return ()
+        first = await self._archive.first_positions([(each.account, each.id) for each in passed])
+        held = [each for each in passed if (each.account, each.id) in first]
+        # What the archive has passed and does not hold was lost there: it gets no verdict, and stands in nobody's way.
+        if lost := {each.position for each in passed if (each.account, each.id) not in first}:
+            told[OFFSET_MAX] = told.get(OFFSET_MAX, frozenset()) | lost
+        if not held:
+            return ()
+        verdicts = tuple(_verdict(each, first[each.account, each.id]) for each in held)
+        offset = await append_control(self._log, self._secret, partition, VerdictRecord(verdicts=verdicts))
+        told[offset] = frozenset(each.position for each in held)
+        return verdicts
+
+
+def _forget_folded(told: _Told, fence: Fence) -> None:
+    for offset in [offset for offset in told if offset < fence.next_offset]:
+        del told[offset]
+
+
+def _verdict(parked: Parked, first_position: int) -> Verdict:
+    return Verdict(
+        position=parked.position,
+        account=parked.account,
+        time_us=parked.time_us,
+        new=first_position == parked.position,
+        quarantine=parked.quarantine,
+    )
