@@ -11,6 +11,7 @@ from pipeline.deployment import tick
 from pipeline.processors.archive import ARCHIVE_GROUP, ArchiveProcessor
 from pipeline.processors.customers import BindingResolver
 from pipeline.processors.drains import HourlyDrain, ReportDrain
+from pipeline.processors.resolver import Resolver
 from pipeline.processors.rollup import ROLLUP_GROUP, RollupProcessor, RollupSettings
 from pipeline.processors.router import ROUTER_GROUP, RouterProcessor
 from pipeline.processors.stripe_sender import SenderPolicy, StripeSender
@@ -77,7 +78,9 @@ async def run_role(world: World, slot: Slot, process: Process, chance: random.Ra
 
 async def _worker(world: World, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random) -> None:
     log, store = _log(world, process), _store(world, process)
-    hourly = cast("HourlyStore", Reached(process, "clickhouse", world.clickhouse))
+    reached = Reached(process, "clickhouse", world.clickhouse)
+    hourly, archive = cast("HourlyStore", reached), cast("ArchiveStore", reached)
+    resolver = Resolver(log, store, archive, SECRET)
     settings = RollupSettings(chance.choice((5, 50, 20_000)), chance.choice((3, 100, 500_000)), slot.replays_from_start)
     rollup = RollupProcessor(log, store, clock, SECRET, settings)
     hourly_drain = HourlyDrain(store, hourly, chance.choice((2, 50_000)))
@@ -87,6 +90,7 @@ async def _worker(world: World, slot: Slot, process: Process, clock: SimulatedCl
         _lanes(world, slot, process, rollup, ROLLUP_GROUP, log, chance),
         _draining(rollup.owned, hourly_drain.drain),
         _draining(rollup.owned, report_drain.drain),
+        _draining(rollup.owned, resolver.resolve),
         _ticking(log, world.genesis),
     )
 
@@ -111,8 +115,8 @@ async def _sink(world: World, slot: Slot, process: Process, clock: SimulatedCloc
     await _lanes(world, slot, process, sender, SINK_GROUP, log, chance)
 
 
-def _log(world: World, process: Process) -> Log:
-    return cast("Log", Reached(process, "log", world.log))
+def _log(world: World, process: Process) -> WatchedLog:
+    return cast("WatchedLog", Reached(process, "log", world.log))
 
 
 def _store(world: World, process: Process) -> RollupStore:

@@ -107,7 +107,7 @@ async def _moving(world: World, closed_ms: int) -> str:
         archived = world.clickhouse.archived.get(partition)
         if archived is None or archived.next_offset < end:
             return f"the archive of partition {partition}"
-        if held.dirty or held.duplicates or held.reports:
+        if held.dirty or held.duplicates or held.reports or held.parked:
             return f"the drains of partition {partition}"
         drained = world.clickhouse.drained.get(partition)
         if drained is None or drained.log_time_ms < closed_ms:

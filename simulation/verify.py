@@ -14,8 +14,8 @@ from oracle.rules import CONTROL_HEADER
 from reconciler.causes import Cause, Verdict
 from reconciler.run import reconcile
 from reconciler.views import ReconcilePolicy, Views
-from schemas.control import SIGNATURE_HEADER, AccountRecord, CatalogRecord, CloseRecord, ControlKind
-from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, Record, position
+from schemas.control import SIGNATURE_HEADER, AccountRecord, CatalogRecord, CloseRecord, ControlKind, VerdictRecord
+from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, Record, index_of, offset_of, position
 from schemas.reports import Intent
 from simulation.traffic import FREE, PARTITIONS, catalog
 
@@ -59,6 +59,10 @@ def _tell(oracle: Oracle, world: World, record: Record, version: int) -> int:
         case ControlKind.CLOSE:
             closed = CloseRecord.model_validate_json(value)
             oracle.close(record.partition, closed.account, closed.instant_ms, record.timestamp_ms)
+        case ControlKind.VERDICT:
+            for index, verdict in enumerate(VerdictRecord.model_validate_json(value).verdicts):
+                judged = Place(record.partition, offset_of(verdict.position), index_of(verdict.position))
+                oracle.resolve(judged, record.offset, index, record.timestamp_ms)
         case _:
             oracle.tick(*at)
     return version
@@ -131,7 +135,7 @@ def _oracle_events(oracle: Oracle) -> dict[Any, int]:
     return {
         (verdict.account, verdict.id): position(place.offset, place.event_index)
         for place, verdict in oracle.verdicts.items()
-        if verdict.outcome in ("counted", "unmetered")
+        if verdict.outcome in ("counted", "unmetered") or place in oracle.kept_out
     }
 
 
@@ -227,7 +231,12 @@ def _stripe(world: World, intents: dict[str, Intent]) -> None:
 def _bounded(world: World) -> None:
     """Nothing is left in the outbox, and no more marks than the window needs."""
     for partition, held in world.store._partitions.items():  # noqa: SLF001
-        left = {"dirty": len(held.dirty), "duplicates": len(held.duplicates), "reports": len(held.reports)}
+        left = {
+            "dirty": len(held.dirty),
+            "duplicates": len(held.duplicates),
+            "reports": len(held.reports),
+            "parked": len(held.parked),
+        }
         if any(left.values()):
             world.fail("outbox", f"partition {partition}: {left}")
         slices = {key.slice_start_ms for key in held.marks}
