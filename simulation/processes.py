@@ -13,6 +13,9 @@ from simulation.faults import SERVICE_FAULTS, Fault, Faults, Rates
 
 LATENCY_S: Final = 0.02
 SLOW_LATENCY_S: Final = 2.0
+# Shares of calls: answered before anybody else runs, and answered slowly.
+AT_ONCE: Final = 0.5
+SLOW: Final = 0.99
 STALL_S_MAX: Final = 900.0
 
 
@@ -74,10 +77,11 @@ class Process:
         self.check()
         self._calls += 1
         key = f"{self.name}.{service}.{name}#{self._calls}"
-        fault_draw, crash_draw, stall_draw, latency_draw = (self._chance.random() for _ in range(4))
-        slow = latency_draw > 0.99
-        await asyncio.sleep(latency_draw * (SLOW_LATENCY_S if slow else LATENCY_S))
-        self.check()
+        draw = self._chance.random
+        fault_draw, crash_draw, stall_draw, latency_draw = draw(), draw(), draw(), draw()
+        if latency_draw > AT_ONCE:
+            await asyncio.sleep(latency_draw * (SLOW_LATENCY_S if latency_draw > SLOW else LATENCY_S))
+            self.check()
         rates = self._rates
         if stall_draw < rates.stall and self._faults.strike(Fault.STALL, key):
             self.stalled()

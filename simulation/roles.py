@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 SECRET: Final = b"the secret of a simulated deployment"
 SINK_GROUP: Final = "tidemark-sink"
-TICK_INTERVAL_S: Final = 1_500.0
-DRAIN_INTERVAL_S: Final = 300.0
-PATIENCE_S: Final = 900.0
+TICK_INTERVAL_S: Final = 1_200.0
+DRAIN_INTERVAL_S: Final = 450.0
+PATIENCE_S: Final = 1_800.0
 SENDER: Final = SenderPolicy(hold_retry_ms=20 * MINUTE_MS)
 
 

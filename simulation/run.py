@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from itertools import combinations
+from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
 from pipeline.deployment import tick
@@ -136,29 +135,3 @@ def shrunk(seed: int, steps: int, outcome: Outcome, still_fails: Callable[[Outco
                 break
             parts = min(len(kept), parts * 2)
     return kept
-
-
-class Coverage:
-    """How often each kind of fault, and each pair of kinds, was really met, by runs."""
-
-    def __init__(self) -> None:
-        self.runs = 0
-        self.kinds: Counter[Fault] = Counter()
-        self.struck: Counter[Fault] = Counter()
-        self.pairs: Counter[tuple[Fault, Fault]] = Counter()
-
-    def add(self, counts: Counter[Fault]) -> None:
-        """Take one run."""
-        met = sorted(kind for kind, count in counts.items() if count)
-        self.runs += 1
-        self.kinds.update(met)
-        self.struck.update(counts)
-        self.pairs.update(combinations(met, 2))
-
-    def missing(self) -> Sequence[Fault]:
-        """Kinds that no run met."""
-        return [kind for kind in Fault if not self.kinds[kind]]
-
-    def missing_pairs(self) -> int:
-        """Pairs of kinds that no run met together."""
-        return len(list(combinations(Fault, 2))) - len(self.pairs)

@@ -27,7 +27,7 @@ class WatchedLog(MemoryLog):
         super().__init__(clock)
         self._chance = chance
         self.appended: dict[tuple[str, int], list[Record]] = {}
-        self._grown: dict[tuple[str, int], asyncio.Event] = {}
+        self._waiting: dict[tuple[str, int], list[asyncio.Future[None]]] = {}
 
     async def append(
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
@@ -37,9 +37,8 @@ class WatchedLog(MemoryLog):
         part = self._partitions[topic, partition]
         self.appended.setdefault((topic, partition), []).append(part.records[-1])
         part.next_offset += self._chance.random() < GAP_PROBABILITY
-        grown = self._grown.pop((topic, partition), None)
-        if grown is not None:
-            grown.set()
+        for waiting in self._waiting.pop((topic, partition), ()):
+            _wake(waiting)
         return offset
 
     async def read(self, topic: str, partition: int, offset: int, records_max: int = 500) -> list[Record]:
@@ -47,6 +46,11 @@ class WatchedLog(MemoryLog):
         records = self._partitions[topic, partition].records
         start = bisect.bisect_left(records, offset, key=lambda record: record.offset)
         return records[start : start + records_max]
+
+    def first(self, topic: str, partition: int) -> int:
+        """The offset of the first record that is still there."""
+        records = self._partitions[topic, partition].records
+        return records[0].offset if records else 0
 
     def end(self, topic: str, partition: int) -> int:
         """The offset after the last record."""
@@ -57,11 +61,19 @@ class WatchedLog(MemoryLog):
         """Return once the partition reaches beyond `offset`, or after `patience_s`."""
         if self.end(topic, partition) > offset:
             return
-        event = self._grown.setdefault((topic, partition), asyncio.Event())
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[None] = loop.create_future()
+        self._waiting.setdefault((topic, partition), []).append(waiting)
+        timer = loop.call_later(patience_s, _wake, waiting)
         try:
-            await asyncio.wait_for(event.wait(), patience_s)
-        except TimeoutError:
-            return
+            await waiting
+        finally:
+            timer.cancel()
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 class LosingStore(MemoryRollupStore):

@@ -13,7 +13,7 @@ from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from simulation.faults import Fault, Faults
 
 # A day before November, so that months and days end within a run.
-ORIGIN_MS: Final = 1_793_491_200_000 - 4 * HOUR_MS
+ORIGIN_MS: Final = 1_793_491_200_000 - 3 * HOUR_MS
 WINDOW_MS: Final = 2 * HOUR_MS
 PARTITIONS: Final = 2
 ACCOUNTS: Final = ("ada", "bob", "cyd", "dora", "eve", "fay")

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from aggregators.fields import parse_value
 from oracle.model import Oracle, Place
-from oracle.rules import CONTROL_HEADER
+from oracle.rules import CONTROL_HEADER, RejectedError, decode
 from reconciler.causes import Cause, Verdict
 from reconciler.run import reconcile
 from reconciler.views import ReconcilePolicy, Views
 from schemas.control import SIGNATURE_HEADER, AccountRecord, CatalogRecord, CloseRecord, ControlKind, VerdictRecord
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, Record, index_of, offset_of, position
 from schemas.reports import Intent
+from simulation.faults import Fault
 from simulation.traffic import FREE, PARTITIONS, catalog
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ async def verify(world: World) -> None:
     """Every comparison; what differs becomes a failure of the run."""
     oracle = oracle_of(world)
     _fences(world, oracle)
+    _acknowledged(world, oracle)
     _differ(world, "redis totals", _positive(_oracle_totals(oracle)), _positive(_redis_totals(world)))
     _differ(world, "usage_hourly", _positive(_oracle_cells(oracle)), _positive(_hourly_cells(world)))
     _differ(world, "usage_events", _oracle_events(oracle), _archived(world))
@@ -81,6 +83,7 @@ async def verify(world: World) -> None:
     _differ(world, "intents", _positive(_oracle_totals(oracle)), _positive(_intent_sums(intents)))
     _stripe(world, intents)
     _bounded(world)
+    _met(world)
     await _reconciled(world)
 
 
@@ -93,6 +96,31 @@ def _differ(world: World, view: str, expected: dict[Any, Any], found: dict[Any, 
 
 def _positive(values: dict[Any, int]) -> dict[Any, int]:
     return {key: value for key, value in values.items() if value}
+
+
+def _acknowledged(world: World, oracle: Oracle) -> None:
+    """Whatever a producer was told is safe, was received by the rollup's log."""
+    received = {(verdict.account, verdict.id) for verdict in oracle.verdicts.values()}
+    for value in world.acknowledged:
+        try:
+            events = decode(value)
+        except RejectedError:
+            continue
+        for event in events:
+            named = isinstance(event, dict) and all(isinstance(event.get(key), str) for key in ("subject", "id"))
+            if named and (event["subject"], event["id"]) not in received:
+                world.fail("acknowledged", f"{event['id']} of {event['subject']} is nowhere")
+
+
+def _met(world: World) -> None:
+    """What only time brings: the log's first records gone, a period that ended within the run."""
+    if any(world.log.first(EVENTS_TOPIC, partition) > 0 for partition in range(PARTITIONS)):
+        world.faults.note(Fault.RETENTION_PASSED)
+    periods: defaultdict[str, set[int]] = defaultdict(set)
+    for account, _, start_ms in _redis_totals(world):
+        periods[account].add(start_ms)
+    if any(len(starts) > 1 for starts in periods.values()):
+        world.faults.note(Fault.PERIOD_PASSED)
 
 
 def _fences(world: World, oracle: Oracle) -> None:

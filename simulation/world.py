@@ -26,8 +26,8 @@ from simulation.traffic import ACCOUNTS, FREE, ORIGIN_MS, PARTITIONS, Traffic, c
 from sinks.clickhouse.memory import MemoryClickHouse
 from sinks.stripe.memory import MemoryStripe
 
-RETENTION_MS: Final = 4 * HOUR_MS
-SPAN_S: Final = 10 * 3600.0
+RETENTION_MS: Final = 3 * HOUR_MS
+SPAN_S: Final = 6 * 3600.0
 SKEW_MS_MAX: Final = 2 * MINUTE_MS
 RESTART_S_MAX: Final = 30.0
 OUTAGE_S_MAX: Final = 1_500.0

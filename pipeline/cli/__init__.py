@@ -12,6 +12,7 @@ import click
 
 from pipeline.cli.develop import demo, dev, emit, key, usage
 from pipeline.cli.operate import account, catalog, close_period, doctor, quarantine, reconcile
+from pipeline.cli.prove import simulate
 from pipeline.cli.roles import archive, gateway, router, sink, worker
 from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError
 
@@ -31,6 +32,7 @@ def cli() -> None:
                               tidemark usage …
                               tidemark reconcile
     Or watch it survive:      tidemark demo
+                              tidemark simulate --runs 100
 
     Settings come from the environment (TIDEMARK_…); see docs/settings.md. While `tidemark dev` runs, commands
     started in the same folder find it by themselves.
@@ -39,7 +41,7 @@ def cli() -> None:
 
 for command in (
     dev, demo, emit, usage, key, reconcile, quarantine, catalog, account, close_period, doctor,
-    worker, archive, router, gateway, sink,
+    worker, archive, router, gateway, sink, simulate,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -1,0 +1,47 @@
+"""The command that proves the counts under faults: simulate."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import click
+
+STEPS = 40
+
+
+@click.command()
+@click.option("--seed", type=int, help="The first seed; each run takes the next one. Without it a random one.")
+@click.option("--steps", default=STEPS, show_default=True, help="Batches that the producers send in a run.")
+@click.option("--runs", default=1, show_default=True, help="How many runs.")
+@click.option("--only", multiple=True, help="Let this fault alone happen, by its name in a failing run's output.")
+@click.option("--shrink/--no-shrink", default=True, show_default=True, help="Look for fewer faults that still fail.")
+def simulate(seed: int | None, steps: int, runs: int, only: tuple[str, ...], *, shrink: bool) -> None:
+    """Run the whole pipeline through crashes, lost answers, rebalances and losses, and recount.
+
+    The real processors run on in-memory twins of the log, Redis, ClickHouse and Stripe, with a simulated clock. One
+    seed draws everything, so a run can be repeated exactly. After the faults everything must come to rest, and every
+    view must hold what the oracle counts from the log's bytes. Exits 1 at the first run that does not.
+    """
+    from simulation.report import Coverage, failure_text, replay_command
+    from simulation.run import run, shrunk
+
+    first = random.SystemRandom().randrange(1 << 32) if seed is None else seed
+    click.echo(f"{runs} runs of {steps} steps from seed {first}")
+    coverage, began_s = Coverage(), time.monotonic()
+    for number in range(runs):
+        outcome = run(first + number, steps, only or None)
+        if outcome.failures:
+            click.echo(f"Seed {outcome.seed} fails, with {len(outcome.struck)} faults:")
+            click.echo(failure_text(outcome))
+            kept = shrunk(outcome.seed, steps, outcome) if shrink and not only else list(only or outcome.struck)
+            click.echo("Show it again with:\n  " + replay_command(outcome.seed, steps, kept))
+            raise SystemExit(1)
+        coverage.add(outcome.counts)
+        if runs == 1:
+            click.echo(f"digest {outcome.digest}, {outcome.calls:,} calls, {len(outcome.struck)} faults struck")
+        elif (number + 1) % 100 == 0:
+            rate = (number + 1) / (time.monotonic() - began_s) * 60
+            click.echo(f"  {number + 1:,} runs, {rate:,.0f} a minute, no difference so far")
+    click.echo(coverage.text())
+    click.echo(f"{runs} runs, {time.monotonic() - began_s:.0f} s: every view held what the oracle counts.")

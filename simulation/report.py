@@ -1,0 +1,62 @@
+"""What many runs met together, as text; and the command that shows a failing one again."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Final
+
+from simulation.faults import Fault
+from simulation.run import Outcome
+
+SHOWN_FAILURES_MAX: Final = 8
+
+
+class Coverage:
+    """How often each kind of fault, and each pair of kinds, was really met, by runs."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.kinds: Counter[Fault] = Counter()
+        self.struck: Counter[Fault] = Counter()
+        self.pairs: Counter[tuple[Fault, Fault]] = Counter()
+
+    def add(self, counts: Counter[Fault]) -> None:
+        """Take one run."""
+        met = sorted(kind for kind, count in counts.items() if count)
+        self.runs += 1
+        self.kinds.update(met)
+        self.struck.update(counts)
+        self.pairs.update(combinations(met, 2))
+
+    def missing(self) -> Sequence[Fault]:
+        """Kinds that no run met."""
+        return [kind for kind in Fault if not self.kinds[kind]]
+
+    def missing_pairs(self) -> int:
+        """Pairs of kinds that no run met together."""
+        return len(list(combinations(Fault, 2))) - len(self.pairs)
+
+    def text(self) -> str:
+        """A table of the kinds, and how many pairs were met."""
+        width = max(len(kind.value) for kind in Fault)
+        rows = [f"  {'what befell':<{width}}  {'times':>9}  {'in runs':>8}"]
+        rows += [f"  {kind.value:<{width}}  {self.struck[kind]:>9,}  {self.kinds[kind]:>8,}" for kind in Fault]
+        pairs = len(list(combinations(Fault, 2)))
+        rows.append(f"  {pairs - self.missing_pairs():,} of {pairs:,} pairs of kinds were met in one and the same run")
+        return "\n".join(rows)
+
+
+def replay_command(seed: int, steps: int, only: Sequence[str]) -> str:
+    """The command that runs a seed again, with these faults alone."""
+    named = "".join(f" --only {shlex.quote(name)}" for name in only)
+    return f"tidemark simulate --seed {seed} --steps {steps}{named or ' --only none'}"
+
+
+def failure_text(outcome: Outcome) -> str:
+    """What went wrong in a run."""
+    shown = [f"  {failure.where}: {failure.what}" for failure in outcome.failures[:SHOWN_FAILURES_MAX]]
+    more = len(outcome.failures) - len(shown)
+    return "\n".join([*shown, f"  and {more} more"] if more > 0 else shown)

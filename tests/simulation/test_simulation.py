@@ -1,0 +1,108 @@
+"""The simulation itself: fixed seeds and fresh ones, the same run in another process, coverage, shrinking."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli.prove import STEPS, simulate
+from pipeline.processors.cache import StateCache
+from schemas.rollup import Changes
+from simulation.report import Coverage, failure_text, replay_command
+from simulation.run import run, shrunk
+
+ROOT: Final = Path(__file__).parents[2]
+SEEDS_PER_TEST: Final = 12
+DIGESTS: Final = "from simulation.run import run; print([run(seed, 20).digest for seed in (1, 2, 3)])"
+
+
+def assert_holds(seed: int) -> None:
+    outcome = run(seed, STEPS)
+    command = f"tidemark simulate --seed {seed} --steps {STEPS}"
+    assert not outcome.failures, f"{failure_text(outcome)}\nReplay it with: {command}"
+
+
+@pytest.mark.parametrize("first", range(0, 96, SEEDS_PER_TEST))
+def test_every_view_holds_what_the_oracle_counts_after_any_faults(first: int) -> None:
+    """Seeds that every version runs."""
+    for seed in range(first, first + SEEDS_PER_TEST):
+        assert_holds(seed)
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_seeds_that_nobody_has_run_before_hold_too(number: int) -> None:
+    """Fresh ones each time; a failing one prints itself."""
+    assert number >= 0
+    for seed in random.SystemRandom().sample(range(1 << 40), SEEDS_PER_TEST):
+        assert_holds(seed)
+
+
+def test_a_seed_gives_the_same_run_in_another_process() -> None:
+    """Whatever the order of sets and dictionaries there."""
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", DIGESTS], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True, text=True, check=True, timeout=50,
+        ).stdout
+        for hash_seed in ("0", "1", "4711")
+    }  # fmt: skip
+
+    assert len(printed) == 1
+
+
+def test_every_kind_of_fault_is_really_met() -> None:
+    """A kind that never happens proves nothing; rare ones need many seeds."""
+    coverage = Coverage()
+    for seed in range(200, 260):
+        coverage.add(run(seed, 25).counts)
+
+    assert not coverage.missing()
+    assert coverage.missing_pairs() < 60
+    assert "redis loses everything" in coverage.text()
+
+
+@pytest.fixture
+def stale_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect: what a commit changed is not told to the worker's cache."""
+
+    def forgets(_cache: StateCache, _changes: Changes) -> None:
+        return
+
+    monkeypatch.setattr(StateCache, "apply", forgets)
+
+
+@pytest.mark.usefixtures("stale_cache")
+def test_a_failing_run_names_its_seed_and_fewer_faults_that_still_fail() -> None:
+    """The command it prints fails again."""
+    failing = next(outcome for seed in range(20) if (outcome := run(seed, 12)).failures)
+
+    kept = shrunk(failing.seed, 12, failing)
+
+    assert len(kept) <= len(failing.struck)
+    assert run(failing.seed, 12, kept).failures
+    assert f"--seed {failing.seed}" in replay_command(failing.seed, 12, kept)
+
+
+@pytest.mark.usefixtures("stale_cache")
+def test_the_command_exits_1_on_a_failing_run_and_says_how_to_show_it_again() -> None:
+    """For scripts and for people."""
+    result = CliRunner().invoke(simulate, ["--seed", "0", "--runs", "20", "--steps", "12", "--no-shrink"])
+
+    assert result.exit_code == 1
+    assert "Show it again with:" in result.output
+
+
+def test_the_command_exits_0_on_good_runs_and_says_what_was_met() -> None:
+    """One run prints its digest."""
+    result = CliRunner().invoke(simulate, ["--seed", "5", "--steps", "10"])
+
+    assert result.exit_code == 0, result.output
+    assert "digest" in result.output
+    assert "pairs of kinds were met" in result.output
