@@ -14,6 +14,7 @@ from schemas.reports import Intent
 from schemas.rollup import TotalKey
 from sinks.stripe.memory import MemoryFault
 from tests.unit.reconciler_world import (
+    CATALOG,
     DECEMBER_MS,
     NOVEMBER_MS,
     START_MS,
@@ -224,6 +225,23 @@ async def test_a_meter_event_that_stripe_rejects_after_its_answer_is_rejected_by
     (row,) = report.rows
     assert (row.pair, row.cause) == (Pair.STRIPE, Cause.REJECTED_BY_STRIPE)
     assert ("meter_event_no_customer_defined" in row.detail) == rejections
+
+
+async def test_a_reduction_that_stripe_rejects_is_rejected_by_stripe_and_not_extra() -> None:
+    """Stripe then holds more than was meant, and nobody sent anything twice."""
+    deployment = await Deployment().start({**CATALOG, "meters": [
+        {**meter, "stripe_event_name": meter["slug"]} for meter in CATALOG["meters"]
+    ]})  # fmt: skip
+    for seats in (9, 4):
+        await deployment.emit("ada", type_="seats", seats=seats)
+        await deployment.settle()
+    held = next(each for each in deployment.stripe.events if each.event.value == "-5")
+    held.code = "meter_event_invalid_value"
+
+    report = await deployment.reconcile()
+
+    (row,) = report.rows
+    assert (row.pair, row.cause, row.expected, row.found) == (Pair.STRIPE, Cause.REJECTED_BY_STRIPE, "4", "9.0")
 
 
 async def test_a_meter_event_that_vanished_without_a_rejection_is_missing() -> None:
