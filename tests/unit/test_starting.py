@@ -101,6 +101,7 @@ async def test_a_full_cache_forgets_nothing_that_the_flush_needs() -> None:
     for account in ("ada", "bob"):
         binding = Binding(effective_from_ms=START_MS // HOUR_MS * HOUR_MS, anchor_ms=anchor_ms, interval=Interval.DAY)
         await append_control(world.log, SECRET, 0, AccountRecord(account=account, binding=binding))
+    await world.fold_all()
     world.clock.ms += 2 * HOUR_MS
     worker: RollupProcessor = world.rollup(RollupSettings(cache_entries_max=1))
     for accounts in (["ada"], ["ada", "bob"]):
