@@ -62,6 +62,7 @@ class RedisGenerations(RedisOutbox):
             if answer is None:
                 return False
             checked(answer, self.server.where)
+            self._live[partition] = built.generation
             return True
         finally:
             connection.release()
