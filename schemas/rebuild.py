@@ -41,8 +41,8 @@ class GenerationStore(RollupStore, Protocol):
     async def swap(self, partition: int, live: Fence | None, built: Fence) -> bool:
         """Make the generation of `built` live and drop the live fence, in one step.
 
-        False, and nothing changed, where either stored fence is not the given one. Raises `Transient` where the
-        answer was lost: `is_live` then tells.
+        True also where that generation is live already. False, and nothing changed, where either stored fence is not
+        the given one. Raises `Transient` where the answer was lost: `is_live` then tells.
         """
         ...
 

@@ -52,6 +52,10 @@ class RedisGenerations(RedisOutbox):
             reads: list[Command] = [("WATCH", old.live, old.fence, new.fence), ("GET", old.live)]
             reads += [("HGET", old.fence, "token"), ("HGET", new.fence, "token")]
             _, name, old_token, new_token = checked(connection.run(reads), self.server.where)
+            if int(name or 0) == built.generation:
+                # Another rebuild was first: what would be dropped as the old fence is the new one.
+                connection.run([("UNWATCH",)])
+                return True
             expected = token(live) if live else None
             if not self._is_current(partition, old, name) or old_token != expected or new_token != token(built):
                 connection.run([("UNWATCH",)])

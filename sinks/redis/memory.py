@@ -78,6 +78,8 @@ class MemoryRollupStore:
         return store
 
     async def swap(self, partition: int, live: Fence | None, built: Fence) -> bool:
+        if self._live.get(partition) == built.generation:
+            return True
         made = self._built.get(built.generation, {})
         if self._at(partition).fence != live or partition not in made or made[partition].fence != built:
             return False

@@ -92,6 +92,16 @@ async def test_swap_is_refused_where_either_fence_has_moved(store: GenerationSto
     assert await store.swap(0, at(6, 1), made)
 
 
+async def test_second_swap_of_the_same_generation_leaves_its_fence(store: GenerationStore) -> None:
+    """Two rebuilds at once: the slower one takes the fence that is live by now for the old one."""
+    live, made = await both(store)
+    await store.swap(0, live, made)
+
+    assert await store.swap(0, live, made)
+    assert await store.swap(0, made, made)
+    assert await tokens(store) == (made, "9")
+
+
 async def test_lost_view_is_swapped_for_one_that_was_built(store: GenerationStore) -> None:
     await store.begin_rebuild(2)
     await store.built(2).create_fence(0, at(0, 2))
