@@ -63,7 +63,7 @@ class HourlyDrain:
 
     async def drain(self, partition: int) -> Drained:
         """Drain one partition once. Raises `Transient` where a store does not answer; nothing is lost by that."""
-        duplicates = await self._duplicates(partition)
+        duplicates = await self.duplicates(partition)
         before, waiting = await self._store.waiting(partition)
         fence, cells = await self._store.dirty(partition, self._cells_max)
         if fence is None or before is None:
@@ -78,7 +78,8 @@ class HourlyDrain:
             await self._store.drop_closed_buckets(partition)
         return Drained(len(cells), duplicates, complete)
 
-    async def _duplicates(self, partition: int) -> int:
+    async def duplicates(self, partition: int) -> int:
+        """Move duplicates once, at most `DUPLICATES_AT_ONCE_MAX`; how many."""
         found = await self._store.duplicates(partition, DUPLICATES_AT_ONCE_MAX)
         if found:
             rows = [

@@ -33,8 +33,8 @@ from schemas.rollup import Changes, Counters, Fence, Parked, ReadRequest, Rollup
 ROLLUP_GROUP: Final = "tidemark-rollup"
 COMMIT_ATTEMPTS_MAX: Final = 6
 REMEDY: Final = (
-    "Restore the store's append-only file or a replica that has the fence, or replay the log from its start with "
-    "`tidemark worker --replay-from-start`."
+    "Restore the store's append-only file or a replica that has the fence, or build it again from the log with "
+    "`tidemark rebuild redis` (if that was never used, `tidemark worker --replay-from-start` does it too)."
 )
 
 

@@ -34,7 +34,7 @@ from schemas.meters import Aggregation, Meter
 from schemas.periods import Period
 from sinks.clickhouse.memory_recount import dimensions_of, feeds, recount_cells, recount_totals
 from sinks.clickhouse.reader import check_query
-from sinks.clickhouse.writer import FOLDED_KINDS, check_times
+from sinks.clickhouse.writer import FOLDED_KINDS, POSITION_BITS, check_times
 
 
 class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
@@ -111,6 +111,10 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
     async def load_drained(self) -> Mapping[int, DrainPosition]:
         """The furthest position saved of each partition."""
         return dict(self.drained)
+
+    async def latest_generation(self) -> int:
+        """The highest generation among the versions of cells; 0 where there are none."""
+        return max((row.version for row in self.cells.values()), default=0) >> POSITION_BITS
 
     async def usage(self, query: UsageQuery, aggregation: Aggregation) -> Sequence[UsageRow]:
         """As `UsageReader` says; `unique` over the events."""

@@ -35,6 +35,9 @@ EVENT_TIME_MAX_US: Final = 10_413_791_999_999_999
 # One statement's rows; keeps a request's body at some 10 MB and its retry cheap.
 INSERT_ROWS_MAX: Final = 50_000
 
+# A version is a generation over a position of 56 bits.
+POSITION_BITS: Final = 56
+
 _ENCODER: Final = msgspec.json.Encoder()
 
 
@@ -120,6 +123,13 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         """The stored drain position of each partition that has one."""
         rows = await self._clickhouse.rows("SELECT partition, next_offset, log_time_ms FROM drain_positions FINAL")
         return {int(row[0]): DrainPosition(*row) for row in rows}
+
+    async def latest_generation(self) -> int:
+        """The highest generation among the versions of cells; 0 where there are none."""
+        rows = await self._clickhouse.rows(
+            "SELECT bitShiftRight(max(version), {bits:UInt8}) FROM usage_hourly", {"bits": POSITION_BITS}
+        )
+        return int(rows[0][0])
 
     async def close(self) -> None:
         """Release the connections. Safe to call twice."""

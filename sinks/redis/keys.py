@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from schemas.rollup import MarkKey, RankingKey, TotalKey, UniqueKey
+
+# What no key of generation 0, the one that stands without a name, begins with.
+GENERATIONS: Final = "generation"
 
 
 class Keys:
-    """The keys of one partition."""
+    """The keys of one partition in one generation. Generation 0 is the first: its keys carry no generation.
 
-    def __init__(self, namespace: str, partition: int) -> None:
-        self.prefix = f"{namespace}:{{p{partition}}}:"
+    `live` names the generation that counts; it is absent until a rebuild was swapped in.
+    """
+
+    def __init__(self, namespace: str, partition: int, generation: int = 0) -> None:
+        self.generation = generation
+        self.root = f"{namespace}:{{p{partition}}}:"
+        self.live = f"{self.root}{GENERATIONS}-live"
+        self.prefix = f"{self.root}{GENERATIONS}:{generation}:" if generation else self.root
         self.fence = self.prefix + "fence"
         self.total_index = self.prefix + "totals"
         self.cell_buckets = self.prefix + "cell-buckets"

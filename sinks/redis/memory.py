@@ -45,6 +45,9 @@ class MemoryRollupStore:
 
     def __init__(self) -> None:
         self._partitions: dict[int, _Partition] = {}
+        self._built: dict[int, dict[int, _Partition]] = {}
+        self._live: dict[int, int] = {}
+        self._rebuilding: int | None = None
 
     def _at(self, partition: int) -> _Partition:
         return self._partitions.setdefault(partition, _Partition())
@@ -52,6 +55,44 @@ class MemoryRollupStore:
     def empty(self) -> None:
         """Lose everything, as a server without persistence does."""
         self._partitions.clear()
+        self._built.clear()
+        self._live.clear()
+        self._rebuilding = None
+
+    async def rebuilding(self) -> int | None:
+        return self._rebuilding
+
+    async def begin_rebuild(self, generation: int) -> int:
+        if self._rebuilding is None:
+            self._rebuilding = generation
+        return self._rebuilding
+
+    async def end_rebuild(self, generation: int) -> None:
+        if self._rebuilding == generation:
+            self._rebuilding = None
+
+    async def is_live(self, partition: int, generation: int) -> bool:
+        return self._live.get(partition, 0) == generation
+
+    def built(self, generation: int) -> MemoryRollupStore:
+        """The store of a generation that is being built; empty once it is live."""
+        store = MemoryRollupStore()
+        store._partitions = self._built.setdefault(generation, {})
+        return store
+
+    async def swap(self, partition: int, live: Fence | None, built: Fence) -> bool:
+        if self._live.get(partition) == built.generation:
+            return True
+        made = self._built.get(built.generation, {})
+        if self._at(partition).fence != live or partition not in made or made[partition].fence != built:
+            return False
+        self._partitions[partition] = made.pop(partition)
+        self._live[partition] = built.generation
+        return True
+
+    async def sweep(self, partition: int) -> int:
+        swept = [held for generation, held in self._built.items() if generation != self._rebuilding]
+        return sum(held.pop(partition, None) is not None for held in swept)
 
     async def check(self) -> Sequence[str]:
         return ()

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from schemas.clock import HOUR_MS
+from schemas.errors import Transient
 from schemas.periods import AccountState
 from schemas.rollup import BucketField, DirtyCell, Duplicate, Fence, Parked, RankingKey, TotalKey, Waiting
 from sinks.redis.client import Command, Server, as_mapping, checked
@@ -27,19 +28,45 @@ for i = 1, #ARGV, 2 do
 end
 """
 _CALL_FIELDS_MAX: Final = 500
+_SWAPS_MAX: Final = 5
 
 
 class RedisOutbox:
     """The readers' half of `RollupStore`."""
 
-    def __init__(self, server: Server, namespace: str, executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, server: Server, namespace: str, executor: ThreadPoolExecutor, generation: int | None = None
+    ) -> None:
         self.server = server
         self.namespace = namespace
         self._executor = executor
+        self._pinned = generation
+        self._live: dict[int, int] = {}
 
     def keys(self, partition: int) -> Keys:
-        """The key names of a partition."""
-        return Keys(self.namespace, partition)
+        """The key names of a partition, in the generation that was live when last looked at."""
+        generation = self._live.get(partition, 0) if self._pinned is None else self._pinned
+        return Keys(self.namespace, partition, generation)
+
+    def _is_current(self, partition: int, keys: Keys, live: str | None) -> bool:
+        """Whether these keys are of the live generation, as just read; remembers it."""
+        self._live[partition] = int(live or 0)
+        return self._pinned is not None or keys.generation == self._live[partition]
+
+    async def _read_live(
+        self, partition: int, commands: Callable[[Keys], list[Command]], *, at_once: bool = False
+    ) -> tuple[Keys, list[Any]]:
+        """Read from the live generation; again where a rebuild was swapped in meanwhile.
+
+        The generation is read last: what was read before it was read while its keys were whole.
+        """
+        for _ in range(_SWAPS_MAX):
+            keys = self.keys(partition)
+            wanted = [*commands(keys), ("GET", keys.live)]
+            *answers, live = await (self._transaction(wanted) if at_once else self._commands(wanted))
+            if self._is_current(partition, keys, live):
+                return keys, answers
+        raise Transient(f"partition {partition}: the live generation changed at every look; try again")
 
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
@@ -52,8 +79,7 @@ class RedisOutbox:
         return checked(answers[-1], self.server.where)
 
     async def dirty(self, partition: int, cells_max: int) -> tuple[Fence | None, list[DirtyCell]]:
-        keys = self.keys(partition)
-        (buckets,) = await self._commands([("SMEMBERS", keys.cell_buckets)])
+        keys, (buckets,) = await self._read_live(partition, lambda keys: [("SMEMBERS", keys.cell_buckets)])
         wanted: list[tuple[int, list[str]]] = []
         left = cells_max
         for bucket in sorted(map(int, buckets)):
@@ -92,8 +118,9 @@ class RedisOutbox:
             await self._commands(commands)
 
     async def drop_closed_buckets(self, partition: int) -> None:
-        keys = self.keys(partition)
-        log_time, buckets = await self._commands([("HGET", keys.fence, "log_time_ms"), ("SMEMBERS", keys.cell_buckets)])
+        keys, (log_time, buckets) = await self._read_live(
+            partition, lambda keys: [("HGET", keys.fence, "log_time_ms"), ("SMEMBERS", keys.cell_buckets)]
+        )
         closed = [bucket for bucket in map(int, buckets) if log_time and bucket + HOUR_MS <= int(log_time)]
         if not closed:
             return
@@ -103,11 +130,10 @@ class RedisOutbox:
                 await self._transaction([("UNLINK", keys.cells(bucket)), ("SREM", keys.cell_buckets, bucket)])
 
     async def duplicates(self, partition: int, count_max: int) -> list[Duplicate]:
-        key = self.keys(partition).duplicates
-        (fields,) = await self._commands([("HRANDFIELD", key, count_max)])
+        keys, (fields,) = await self._read_live(partition, lambda keys: [("HRANDFIELD", keys.duplicates, count_max)])
         if not fields:
             return []
-        (rows,) = await self._commands([("HMGET", key, *fields)])
+        (rows,) = await self._commands([("HMGET", keys.duplicates, *fields)])
         return sorted(Duplicate(*msgspec.json.decode(row)) for row in rows if row is not None)
 
     async def confirm_duplicates(self, partition: int, positions: Sequence[int]) -> None:
@@ -115,16 +141,18 @@ class RedisOutbox:
             await self._commands([("HDEL", self.keys(partition).duplicates, *positions)])
 
     async def reports(self, partition: int, bucket_ms: int, count_max: int) -> dict[str, str]:
-        key = self.keys(partition).reports(bucket_ms)
-        (fields,) = await self._commands([("HRANDFIELD", key, count_max)])
+        keys, (fields,) = await self._read_live(
+            partition, lambda keys: [("HRANDFIELD", keys.reports(bucket_ms), count_max)]
+        )
         if not fields:
             return {}
-        (texts,) = await self._commands([("HMGET", key, *fields)])
+        (texts,) = await self._commands([("HMGET", keys.reports(bucket_ms), *fields)])
         return {field: text for field, text in zip(fields, texts, strict=True) if text is not None}
 
     async def report_buckets(self, partition: int) -> tuple[Fence | None, list[int]]:
-        keys = self.keys(partition)
-        fence, buckets = await self._transaction([("HGETALL", keys.fence), ("SMEMBERS", keys.report_buckets)])
+        _, (fence, buckets) = await self._read_live(
+            partition, lambda keys: [("HGETALL", keys.fence), ("SMEMBERS", keys.report_buckets)], at_once=True
+        )
         fields = as_mapping(fence)
         return (decode_fence(fields) if fields else None), sorted(map(int, buckets))
 
@@ -139,9 +167,11 @@ class RedisOutbox:
     async def parked(
         self, partition: int, count_max: int, but: Collection[int] = ()
     ) -> tuple[Fence | None, list[Parked]]:
-        keys = self.keys(partition)
-        fence, names = await self._transaction(
-            [("HGETALL", keys.fence), ("ZRANGE", keys.parked_order, 0, len(but) + count_max - 1)]
+        last = len(but) + count_max - 1
+        keys, (fence, names) = await self._read_live(
+            partition,
+            lambda keys: [("HGETALL", keys.fence), ("ZRANGE", keys.parked_order, 0, last)],
+            at_once=True,
         )
         fields = as_mapping(fence)
         wanted = [name for name in names if int(name) not in but][:count_max]
@@ -149,34 +179,38 @@ class RedisOutbox:
         return (decode_fence(fields) if fields else None), [decode_parked(text) for text in texts if text is not None]
 
     async def waiting(self, partition: int, account: str | None = None) -> tuple[Fence | None, Waiting]:
-        keys = self.keys(partition)
-        index = keys.parked_order if account is None else keys.parked_of(account)
-        fence, count, oldest = await self._transaction(
-            [("HGETALL", keys.fence), ("ZCARD", index), ("ZRANGE", index, 0, 0, "WITHSCORES")]
-        )
+        def commands(keys: Keys) -> list[Command]:
+            index = keys.parked_order if account is None else keys.parked_of(account)
+            return [("HGETALL", keys.fence), ("ZCARD", index), ("ZRANGE", index, 0, 0, "WITHSCORES")]
+
+        _, (fence, count, oldest) = await self._read_live(partition, commands, at_once=True)
         fields = as_mapping(fence)
         waiting = Waiting(int(count), int(float(oldest[1])) if oldest else None)
         return (decode_fence(fields) if fields else None), waiting
 
     async def account(self, partition: int, account: str) -> AccountState:
-        (text,) = await self._commands([("GET", self.keys(partition).account(account))])
+        _, (text,) = await self._read_live(partition, lambda keys: [("GET", keys.account(account))])
         return AccountState.model_validate_json(text) if text else AccountState()
 
     async def account_totals(
         self, partition: int, keys: Sequence[TotalKey]
     ) -> tuple[Fence | None, dict[TotalKey, dict[str, str]]]:
-        names = self.keys(partition)
-        commands: list[Command] = [("HGETALL", names.fence), *(("HGETALL", names.total(key)) for key in keys)]
-        fence, *totals = await self._transaction(commands)
+        def commands(names: Keys) -> list[Command]:
+            return [("HGETALL", names.fence), *(("HGETALL", names.total(key)) for key in keys)]
+
+        _, (fence, *totals) = await self._read_live(partition, commands, at_once=True)
         fields = as_mapping(fence)
         found = {key: as_mapping(total) for key, total in zip(keys, totals, strict=True)}
         return (decode_fence(fields) if fields else None), found
 
     async def total_keys(self, partition: int, cursor: int, count: int) -> tuple[int, list[TotalKey]]:
-        (answer,) = await self._commands([("SSCAN", self.keys(partition).total_index, cursor, "COUNT", count)])
+        _, (answer,) = await self._read_live(
+            partition, lambda keys: [("SSCAN", keys.total_index, cursor, "COUNT", count)]
+        )
         return int(answer[0]), [parse_total_member(member) for member in answer[1]]
 
     async def ranking(self, partition: int, key: RankingKey, count: int) -> list[tuple[str, int]]:
-        name = self.keys(partition).ranking(key)
-        (flat,) = await self._commands([("ZRANGE", name, 0, count - 1, "REV", "WITHSCORES")])
+        _, (flat,) = await self._read_live(
+            partition, lambda keys: [("ZRANGE", keys.ranking(key), 0, count - 1, "REV", "WITHSCORES")]
+        )
         return [(account, int(float(score))) for account, score in zip(flat[::2], flat[1::2], strict=True)]

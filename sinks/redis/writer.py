@@ -19,18 +19,26 @@ from schemas.periods import AccountState
 from schemas.rollup import BucketField, Changes, Fence, Parked, ReadRequest, View
 from sinks.redis.client import Command, Connection, Server, as_mapping, checked, pairs
 from sinks.redis.fences import decode_fence, encode_fence, token
+from sinks.redis.generations import RedisGenerations
 from sinks.redis.keys import Keys, parked_member, total_member
-from sinks.redis.outbox import RedisOutbox, decode_parked
+from sinks.redis.outbox import decode_parked
 
 # One command with very many arguments would hold up the single-threaded server.
 ARGUMENTS_MAX = 10_000
 
 
-class RedisRollupStore(RedisOutbox):
-    """`schemas.rollup.RollupStore` on a Redis or Valkey server. Blocking calls run in `threads_max` threads."""
+class RedisRollupStore(RedisGenerations):
+    """`schemas.rebuild.GenerationStore` on a Redis or Valkey server. Blocking calls run in `threads_max` threads.
 
-    def __init__(self, url: str, namespace: str = "tidemark", threads_max: int = 16) -> None:
-        super().__init__(Server(url), namespace, ThreadPoolExecutor(threads_max, thread_name_prefix="redis"))
+    With a `generation` it acts on that one, whether live or not.
+    """
+
+    def __init__(
+        self, url: str, namespace: str = "tidemark", threads_max: int = 16, generation: int | None = None
+    ) -> None:
+        executor = ThreadPoolExecutor(threads_max, thread_name_prefix="redis")
+        super().__init__(Server(url), namespace, executor, generation)
+        self._url = url
         self._connections: dict[int, Connection] = {}
         self._watched: dict[int, str] = {}
 
@@ -54,7 +62,8 @@ class RedisRollupStore(RedisOutbox):
         return problems
 
     async def load_fence(self, partition: int) -> Fence | None:
-        fields = as_mapping((await self._commands([("HGETALL", self.keys(partition).fence)]))[0])
+        _, (answer,) = await self._read_live(partition, lambda keys: [("HGETALL", keys.fence)])
+        fields = as_mapping(answer)
         return decode_fence(fields) if fields else None
 
     async def create_fence(self, partition: int, fence: Fence) -> None:
@@ -64,8 +73,9 @@ class RedisRollupStore(RedisOutbox):
         keys = self.keys(partition)
         connection = self.server.connection()
         try:
-            _, exists = checked(connection.run([("WATCH", keys.fence), ("EXISTS", keys.fence)]), self.server.where)
-            if exists:
+            reads: list[Command] = [("WATCH", keys.fence, keys.live), ("EXISTS", keys.fence), ("GET", keys.live)]
+            _, exists, live = checked(connection.run(reads), self.server.where)
+            if exists or not self._is_current(partition, keys, live):
                 connection.run([("UNWATCH",)])
                 raise Fenced(f"partition {partition} has a fence already")
             write = ("HSET", keys.fence, *pairs(encode_fence(fence).items()))
@@ -84,22 +94,26 @@ class RedisRollupStore(RedisOutbox):
         """Run reads in the same round trip as WATCH and check that the fence is what we believe."""
         keys = self.keys(partition)
         # UNWATCH first: a WATCH left by an abandoned flush would make a later EXEC fail for nothing.
-        head: list[Command] = [("UNWATCH",), ("WATCH", keys.fence), ("HGET", keys.fence, "token")]
+        head: list[Command] = [("UNWATCH",), ("WATCH", keys.fence, keys.live), ("GET", keys.live)]
+        head.append(("HGET", keys.fence, "token"))
         self._watched.pop(partition, None)
         answers = checked(self._connection(partition).run(head + commands), self.server.where)
-        if answers[2] is None:
+        if not self._is_current(partition, keys, answers[2]):
+            raise Fenced(f"partition {partition}: a rebuilt view was swapped in. Restart this process at its fence.")
+        if answers[3] is None:
             raise OperatorNeeded(
                 f"the fence of partition {partition} is gone from {self.server.where}: the store was emptied or "
                 "replaced while the log went on. Nothing was written. Restore the append-only file or a replica that "
-                "has the fence, or replay the log from its start with `tidemark worker --replay-from-start`."
+                "has the fence, or build it again with `tidemark rebuild redis` (if that was never used, "
+                "`tidemark worker --replay-from-start` does it too)."
             )
-        if answers[2] != token(believed):
+        if answers[3] != token(believed):
             raise Fenced(
-                f"partition {partition}: the stored fence is {answers[2]}, this process believes {token(believed)}; "
+                f"partition {partition}: the stored fence is {answers[3]}, this process believes {token(believed)}; "
                 "another process committed. Restart this one."
             )
-        self._watched[partition] = answers[2]
-        return answers[3:]
+        self._watched[partition] = answers[3]
+        return answers[4:]
 
     def _read(self, partition: int, believed: Fence, request: ReadRequest) -> View:
         keys = self.keys(partition)
@@ -180,6 +194,10 @@ class RedisRollupStore(RedisOutbox):
         yield from _parked_writes(keys, changes)
         if changes.expired_marks:
             yield from _chunked(("UNLINK",), [keys.mark(mark) for mark in changes.expired_marks])
+
+    def built(self, generation: int) -> RedisRollupStore:
+        """The store of a generation, with connections of its own."""
+        return RedisRollupStore(self._url, self.namespace, threads_max=4, generation=generation)
 
     async def close(self) -> None:
         """Release connections and threads."""

@@ -1,0 +1,173 @@
+"""A second generation beside the live one, and the swap: the in-memory twin and a real Valkey promise the same."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from pipeline.local_valkey import LocalValkey
+from schemas.errors import Fenced, OperatorNeeded
+from schemas.rebuild import GenerationStore
+from schemas.rollup import Changes, Fence, ReadRequest, TotalKey
+from sinks.redis.memory import MemoryRollupStore
+from sinks.redis.writer import RedisRollupStore
+from tests.conformance.test_rollup_store import fence
+
+ACME = TotalKey("acme", 0)
+
+
+@pytest.fixture(params=["twin", "service"])
+async def store(request: pytest.FixtureRequest, valkey: LocalValkey) -> AsyncIterator[GenerationStore]:
+    """An empty store."""
+    if request.param == "twin":
+        yield MemoryRollupStore()
+        return
+    made = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    yield made
+    await made.close()
+
+
+def at(next_offset: int, generation: int) -> Fence:
+    return msgspec.structs.replace(fence(next_offset), generation=generation)
+
+
+def counted(next_offset: int, generation: int, tokens: int) -> Changes:
+    return Changes(fence=at(next_offset, generation), totals={ACME: {"tokens": str(tokens)}})
+
+
+async def both(store: GenerationStore) -> tuple[Fence, Fence]:
+    """Partition 0 live at generation 1 with 7 tokens, built at generation 2 with 9; the fences."""
+    await store.create_fence(0, at(0, 1))
+    await store.commit(0, at(0, 1), counted(5, 1, 7))
+    assert await store.begin_rebuild(2) == 2
+    built = store.built(2)
+    await built.create_fence(0, at(0, 2))
+    await built.commit(0, at(0, 2), counted(6, 2, 9))
+    await built.close()
+    return at(5, 1), at(6, 2)
+
+
+async def tokens(store: GenerationStore) -> tuple[Fence | None, str]:
+    held, totals = await store.account_totals(0, [ACME])
+    return held, totals[ACME]["tokens"]
+
+
+async def test_what_is_built_is_not_seen_until_it_is_swapped_in(store: GenerationStore) -> None:
+    live, made = await both(store)
+    assert await tokens(store) == (live, "7")
+    assert not await store.is_live(0, 2)
+
+    assert await store.swap(0, live, made)
+
+    assert await tokens(store) == (made, "9")
+    assert await store.load_fence(0) == made
+    assert await store.is_live(0, 2)
+    assert not await store.is_live(1, 2)
+
+
+async def test_worker_of_the_old_generation_is_fenced_at_read_and_commit(store: GenerationStore) -> None:
+    live, made = await both(store)
+    await store.read(0, live, ReadRequest())
+    await store.swap(0, live, made)
+
+    with pytest.raises(Fenced):
+        await store.commit(0, live, counted(7, 1, 1_000))
+    with pytest.raises(Fenced):
+        await store.read(0, live, ReadRequest())
+    assert await tokens(store) == (made, "9")
+
+
+async def test_swap_is_refused_where_either_fence_has_moved(store: GenerationStore) -> None:
+    live, made = await both(store)
+    await store.commit(0, live, counted(6, 1, 8))
+
+    assert not await store.swap(0, live, made)
+    assert not await store.swap(0, at(6, 1), at(5, 2))
+    assert not await store.swap(0, None, made)
+    assert await tokens(store) == (at(6, 1), "8")
+    assert await store.swap(0, at(6, 1), made)
+
+
+async def test_second_swap_of_the_same_generation_leaves_its_fence(store: GenerationStore) -> None:
+    """Two rebuilds at once: the slower one takes the fence that is live by now for the old one."""
+    live, made = await both(store)
+    await store.swap(0, live, made)
+
+    assert await store.swap(0, live, made)
+    assert await store.swap(0, made, made)
+    assert await tokens(store) == (made, "9")
+
+
+async def test_lost_view_is_swapped_for_one_that_was_built(store: GenerationStore) -> None:
+    await store.begin_rebuild(2)
+    await store.built(2).create_fence(0, at(0, 2))
+
+    assert await store.swap(0, None, at(0, 2))
+    assert await store.load_fence(0) == at(0, 2)
+    with pytest.raises(Fenced):
+        await store.create_fence(0, at(0, 1))
+
+
+async def test_sweep_removes_all_but_live_and_building(store: GenerationStore) -> None:
+    live, made = await both(store)
+    assert await store.sweep(0) == 0
+    await store.swap(0, live, made)
+    await store.sweep(0)
+    assert await tokens(store) == (made, "9")
+
+    await store.end_rebuild(2)
+    assert await store.begin_rebuild(3) == 3
+    assert await store.begin_rebuild(4) == 3
+    await store.built(3).create_fence(0, at(0, 3))
+    await store.sweep(0)
+    assert await store.built(3).load_fence(0) is not None
+    await store.end_rebuild(4)
+    assert await store.rebuilding() == 3
+    await store.end_rebuild(3)
+    assert await store.sweep(0) > 0
+    assert await store.built(3).load_fence(0) is None
+    assert await tokens(store) == (made, "9")
+
+
+# What only the real server can show
+
+
+async def test_other_processes_notice_a_swap_at_their_next_call(valkey: LocalValkey) -> None:
+    """They remember the generation, and nothing tells them."""
+    namespace = f"test-{uuid.uuid4().hex[:12]}"
+    worker, reader, rebuilder = (RedisRollupStore(valkey.url, namespace=namespace) for _ in range(3))
+    live, made = await both(rebuilder)
+    await worker.read(0, live, ReadRequest())
+    assert await tokens(reader) == (live, "7")
+    await rebuilder.swap(0, live, made)
+
+    assert await tokens(reader) == (made, "9")
+    with pytest.raises(Fenced):
+        await worker.commit(0, live, counted(7, 1, 1_000))
+    assert await worker.load_fence(0) == made
+    await worker.read(0, made, ReadRequest())
+    await worker.commit(0, made, counted(7, 2, 10))
+    assert await tokens(reader) == (at(7, 2), "10")
+    await rebuilder.sweep(0)
+    keys = await asyncio.to_thread(reader.server.run, [("KEYS", f"{namespace}:{{p0}}:*")])
+    assert all(":generation" in key for key in keys[0])
+    for each in (worker, reader, rebuilder):
+        await each.close()
+
+
+async def test_emptied_server_after_a_rebuild_is_no_state_and_not_the_first_generation(valkey: LocalValkey) -> None:
+    """The name of the live generation goes with the keys."""
+    made = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    live, built = await both(made)
+    await made.swap(0, live, built)
+    keys = await asyncio.to_thread(made.server.run, [("KEYS", f"{made.namespace}:*")])
+    await asyncio.to_thread(made.server.run, [("DEL", *keys[0])])
+
+    with pytest.raises((Fenced, OperatorNeeded)):
+        await made.read(0, built, ReadRequest())
+    assert await made.load_fence(0) is None
+    await made.close()

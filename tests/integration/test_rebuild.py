@@ -1,0 +1,142 @@
+"""`tidemark rebuild` as an operator types it, killed in the middle, beside real processes under load."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.local_valkey import LocalValkey
+from sinks.redis.client import Server
+from tests.integration.deployment import ROOT, Deployment, clean_environment
+from tests.integration.exactness import check_exact, redis_counters, redis_totals
+from tests.traffic.generate import SECOND_US, Rates, TrafficRecord, records
+
+BACKLOG_RECORDS_MAX = 30
+RATES = Rates(duplicate=0.05, conflict=0.02, malformed=0.03, late=0.05)
+KILLS = 3
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[LocalValkey]:
+    with LocalValkey(tmp_path / "valkey") as server:
+        yield server
+
+
+@pytest.fixture
+async def deployment(tmp_path: Path, valkey: LocalValkey, clickhouse_database: str) -> AsyncIterator[Deployment]:
+    async with Deployment(tmp_path / "one", valkey.url, clickhouse_database) as made:
+        yield made
+
+
+def traffic(deployment: Deployment, events: int, seed: int = 5) -> list[TrafficRecord]:
+    now_us = deployment.base.clock.now_ms() * 1000
+    return list(
+        records(seed, 60, events, now_us, partitions=4, batch_events_max=60, span_us=30 * SECOND_US, rates=RATES)
+    )
+
+
+class Command:
+    """`tidemark rebuild redis`, in the background."""
+
+    def __init__(self, deployment: Deployment, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.cli", "rebuild", "redis", "--yes", *arguments],
+            cwd=ROOT, env=clean_environment(**deployment.environment), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    async def end(self) -> tuple[int, str]:
+        """Exit code and output."""
+        output, _ = await asyncio.to_thread(self.process.communicate, timeout=50)
+        return self.process.returncode, output
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+async def built_further(deployment: Deployment, before: int) -> int:
+    """Once the generation being built has moved on (or has been swapped in): records it holds."""
+    reached = before
+
+    async def moved() -> bool:
+        nonlocal reached
+        built = deployment.store.built(2)
+        try:
+            fences = [await built.load_fence(partition) for partition in deployment.partitions]
+        finally:
+            await built.close()
+        reached = sum(fence.next_offset for fence in fences if fence)
+        return reached > before
+
+    await deployment.until(moved, "the rebuild to move on")
+    return reached
+
+
+@pytest.mark.timeout(180)
+async def test_redis_is_rebuilt_under_load_through_kills_and_every_view_is_exact(
+    deployment: Deployment, valkey: LocalValkey
+) -> None:
+    """kill -9 of the command in the middle, again and again, while the worker folds and the archive archives."""
+    worker = deployment.start("worker")
+    deployment.start("archive")
+    stop = asyncio.Event()
+    feeding = asyncio.create_task(deployment.feed(traffic(deployment, 200_000), stop, BACKLOG_RECORDS_MAX))
+    await deployment.folded_to(dict.fromkeys(deployment.partitions, 100))
+
+    reached = 0
+    for _ in range(KILLS):
+        command = Command(deployment, "--no-reconcile")
+        reached = await built_further(deployment, reached)
+        command.kill()
+    code, output = await Command(deployment, "--no-reconcile").end()
+    assert code == 0, output
+    assert "the live view is generation 2" in output
+
+    ends = await deployment.ends()
+    await deployment.folded_to({partition: end + 10 for partition, end in ends.items()})
+    stop.set()
+    await feeding
+    await deployment.at_rest()
+    assert worker.starts > 1, "the worker of the old generation was not fenced"
+    await deployment.stop_roles()
+    await check_exact(deployment)
+    server = Server(valkey.url)
+    kept = [key for key in server.run([("KEYS", "tidemark:*")])[0] if ":generation:2:" not in key]
+    server.close()
+    assert all(key.endswith(":generation-live") for key in kept), kept
+
+
+@pytest.mark.timeout(120)
+async def test_emptied_redis_is_rebuilt_by_the_command_to_the_same_counts(
+    deployment: Deployment, valkey: LocalValkey
+) -> None:
+    """What the refusing worker tells the operator to do."""
+    deployment.start("worker")
+    deployment.start("archive")
+    for record in traffic(deployment, 6_000):
+        await deployment.append(record)
+    await deployment.at_rest()
+    await deployment.stop_roles()
+    totals, counters = await redis_totals(deployment), await redis_counters(deployment)
+
+    server = Server(valkey.url)
+    server.run([("FLUSHALL",)])
+    server.close()
+    code, output = await Command(deployment).end()
+
+    assert code == 0, output
+    assert await redis_totals(deployment) == totals
+    assert await redis_counters(deployment) == counters
+    deployment.start("worker", name="worker-after")
+    deployment.start("archive", name="archive-after")
+    await deployment.at_rest()
+    await deployment.stop_roles()
+    await check_exact(deployment)

@@ -1,0 +1,258 @@
+"""The live view rebuilt from the log on twins: equal to the byte, wherever it is cut, while traffic goes on."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import pytest
+
+from aggregators.fields import GENERATION_SHIFT
+from pipeline.processors.drains import HourlyDrain, ReportDrain
+from pipeline.rebuild.live_view import LiveViewRebuild, RebuildLimits
+from schemas.errors import Fenced, OperatorNeeded
+from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, Record
+from schemas.rollup import Fence
+from sinks.clickhouse.memory import MemoryClickHouse
+from sinks.redis.memory import MemoryRollupStore
+from tests.traffic.generate import CATALOG, HOUR_US, TrafficRecord, records
+from tests.worlds import SECRET, World
+
+MARCH_MS = 1_772_323_200_000
+PARTITIONS = 2
+REPORTED = copy.deepcopy(CATALOG)
+for _meter in REPORTED["meters"]:
+    _meter["stripe_event_name"] = _meter["slug"]
+LIMITS = RebuildLimits(records_max=7, events_max=40, cells_max=30)
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+class Crashing:
+    """Wraps a store or the log; the n-th call of all of them raises before it acts, or after."""
+
+    def __init__(self, inner: Any, countdown: list[int], *, after: bool) -> None:
+        self._inner, self._countdown, self._after = inner, countdown, after
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if name == "built":
+            return lambda generation: Crashing(found(generation), self._countdown, after=self._after)
+        if not inspect.iscoroutinefunction(found) or name == "close":
+            return found
+
+        async def call(*arguments: Any, **named: Any) -> Any:
+            self._countdown[0] -= 1
+            if not self._countdown[0] and not self._after:
+                raise Crash
+            answer = await found(*arguments, **named)
+            if not self._countdown[0]:
+                raise Crash
+            return answer
+
+        return call
+
+
+class Rebuilt(World):
+    """A world with ClickHouse, a worker that starts again when fenced, and traffic in portions."""
+
+    def __init__(self, events: int = 1_200, seed: int = 7) -> None:
+        super().__init__(MARCH_MS, PARTITIONS)
+        self.live = MemoryRollupStore()
+        self.store = self.live
+        self.clickhouse = MemoryClickHouse()
+        self.left: list[TrafficRecord] = list(
+            records(seed, 12, events, MARCH_MS * 1000, partitions=PARTITIONS, span_us=5 * HOUR_US)
+        )
+        self.count = len(self.left)
+
+    async def feed(self, share: float) -> None:
+        """Append a share of all traffic; more than is left is a mistake of the test."""
+        count = int(share * self.count)
+        assert 0 < count <= len(self.left)
+        portion, self.left = self.left[:count], self.left[count:]
+        for record in portion:
+            self.clock.ms = max(self.clock.ms, record.sent_ms)
+            await self.log.append(
+                EVENTS_TOPIC, record.partition, record.value, key=record.key, headers=tuple(record.headers)
+            )
+
+    async def work(self) -> None:
+        """A worker reads to the end of the log and drains."""
+        await self.fold_all()
+        for partition in range(PARTITIONS):
+            await HourlyDrain(self.store, self.clickhouse).drain(partition)
+            await ReportDrain(self.store, self.log).drain(partition)
+
+    def rebuild(self, countdown: int = 0, *, after: bool = False) -> LiveViewRebuild:
+        left = [countdown]
+        log, store, hourly = (
+            Crashing(each, left, after=after) for each in (self.log, self.live, self.clickhouse)
+        )  # fmt: skip
+        return LiveViewRebuild(log, store, hourly, self.clock, SECRET, LIMITS)
+
+    async def straight(self) -> MemoryRollupStore:
+        """The same log, folded in one go by a worker that never stopped."""
+        other = World(0, PARTITIONS)
+        other.log, store = self.log, MemoryRollupStore()
+        other.store = store
+        await other.fold_all()
+        return store
+
+    async def assert_equal(self) -> None:
+        """Live view as folded straight; usage_hourly as drained straight; each intent's content once."""
+        await self.work()
+        expected = await self.straight()
+        for partition in range(PARTITIONS):
+            here, there = self.live._partitions[partition], expected._partitions[partition]
+            assert here.fence is not None
+            assert here.fence.counters.conserved
+            assert same_but_generation(here.fence) == same_but_generation(there.fence)
+            for view in ("marks", "totals", "rankings", "uniques", "accounts"):
+                assert getattr(here, view) == getattr(there, view), view
+        drained = MemoryClickHouse()
+        for partition in range(PARTITIONS):
+            await HourlyDrain(expected, drained).drain(partition)
+        assert contents(self.clickhouse) == contents(drained)
+        assert self.clickhouse.duplicates == drained.duplicates
+
+    async def identifiers(self) -> list[bytes | None]:
+        return [record.value for partition in range(PARTITIONS) for record in await self.of(REPORTS_TOPIC, partition)]
+
+    async def of(self, topic: str, partition: int) -> list[Record]:
+        return await self.records(partition, topic)
+
+
+def same_but_generation(fence: Fence | None) -> tuple[object, ...]:
+    assert fence is not None
+    return (fence.next_offset, fence.log_time_ms, fence.counters, fence.slices, fence.catalog, fence.log_id)
+
+
+def contents(clickhouse: MemoryClickHouse) -> dict[object, object]:
+    """Cells without the generation in their versions."""
+    low = (1 << GENERATION_SHIFT) - 1
+    return {key: row._replace(version=row.version & low) for key, row in clickhouse.cells.items()}
+
+
+async def loaded(share: float) -> Rebuilt:
+    world = Rebuilt()
+    await world.start(REPORTED)
+    await world.feed(share)
+    await world.work()
+    return world
+
+
+async def test_rebuilt_view_equals_the_one_it_replaces() -> None:
+    """I7: nothing but the generation differs, and the keys beside are gone."""
+    world = await loaded(0.6)
+    await world.feed(0.3)
+
+    assert await world.rebuild().run() == 2
+    await world.assert_equal()
+    assert await world.live.rebuilding() is None
+    assert not any(world.live._built.values())
+
+
+async def test_nothing_that_went_out_goes_out_again() -> None:
+    """Intents and quarantine entries of what the live view had counted are there once."""
+    world = await loaded(0.9)
+    intents = await world.identifiers()
+    rejected = [await world.of(REJECTED_TOPIC, partition) for partition in range(PARTITIONS)]
+    assert intents
+    assert any(rejected)
+
+    await world.rebuild().run()
+    await world.work()
+
+    assert await world.identifiers() == intents
+    assert [await world.of(REJECTED_TOPIC, partition) for partition in range(PARTITIONS)] == rejected
+
+
+async def test_lost_view_is_rebuilt_with_the_same_intents_above_all_rows_that_were_drained() -> None:
+    """Redis is empty: the generation comes from usage_hourly, so that open cells win over their older rows."""
+    world = await loaded(0.5)
+    await world.rebuild().run()
+    await world.work()
+    before = set(await world.identifiers())
+    world.live.empty()
+    await world.feed(0.4)
+
+    assert await world.rebuild().run() == 3
+    await world.assert_equal()
+    assert before <= set(await world.identifiers())
+
+
+async def test_worker_that_runs_on_is_fenced_by_the_swap() -> None:
+    """Its next commit changes nothing; started again, it goes on at the new fence."""
+    world = await loaded(0.5)
+    old = await world.fold_all()
+    await world.rebuild().run()
+    await world.feed(0.3)
+
+    partition = 0
+    came = await world.log.read(EVENTS_TOPIC, partition, old.fences[partition].next_offset)
+    with pytest.raises(Fenced):
+        await old.step(partition, came)
+    await world.assert_equal()
+
+
+async def test_rows_that_usage_hourly_lost_or_holds_wrong_are_written_again() -> None:
+    """Every cell since the log began is drained once more, under versions above all older ones."""
+    world = await loaded(0.9)
+    held = world.clickhouse.cells
+    for number, key in enumerate(sorted(held)):
+        if number % 3 == 0:
+            del held[key]
+        elif number % 3 == 1:
+            held[key] = held[key]._replace(value_minor=-1)
+
+    await world.rebuild().run()
+    await world.assert_equal()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
+async def test_crash_at_every_await_is_resumed_while_traffic_goes_on(after: bool) -> None:
+    """Each call of each store and the log in turn is the last one of its process."""
+    countdown, crashed = 1, True
+    while crashed:
+        world = Rebuilt(100)
+        await world.start(REPORTED)
+        await world.feed(0.6)
+        await world.work()
+        try:
+            await world.rebuild(countdown, after=after).run()
+            crashed = False
+        except Crash:
+            await world.feed(0.2)
+            await world.work()
+            await world.rebuild().run()
+        await world.feed(0.2)
+        await world.assert_equal()
+        countdown += 1
+    assert countdown > 50
+
+
+async def test_log_without_its_start_is_refused_with_the_range() -> None:
+    """Never guess: the message names what is missing."""
+    world = await loaded(0.7)
+    del world.log._partitions[EVENTS_TOPIC, 1].records[:5]
+
+    with pytest.raises(OperatorNeeded, match=r"usage\.events-1 begins at offset 5: offsets 0 to 4 are missing"):
+        await world.rebuild().run()
+    assert await world.live.rebuilding() is None
+
+
+async def test_given_up_rebuild_leaves_the_live_view() -> None:
+    """What was built is removed; a later rebuild begins anew."""
+    world = await loaded(0.7)
+    with pytest.raises(Crash):
+        await world.rebuild(40).run()
+
+    assert await world.rebuild().abandon() == 2
+    assert not any(world.live._built.values())
+    await world.assert_equal()
+    assert await world.rebuild().run() >= 2
+    await world.assert_equal()
