@@ -201,3 +201,16 @@ def test_the_tests_that_are_named_exist() -> None:
                 missing.append(f"{name}: {file}::{test}")
 
     assert missing == []
+
+
+def test_every_test_that_a_guarantee_names_exists() -> None:
+    """No sentence there without a test."""
+    text = (ROOT / "docs/guarantees.md").read_text()
+    promised = [line for line in text.splitlines() if line.startswith(("| **", "- **"))]
+    assert len(promised) > 15
+    for line in promised:
+        named = re.findall(r"`(tests/[a-z_/]+\.py)(?:::(\w+))?`", line)
+        assert named, line
+        for path, name in named:
+            source = (ROOT / path).read_text()
+            assert not name or f"def {name}(" in source, f"{path}::{name}"
