@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--json]`; see docs/benchmarks.md."""
+"""`python -m benchmarks [--quick] [--json] [--accounts N]`; see docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def by_hand(bench: Bench, events: int) -> Figure:
     return Figure("(g) Written by hand, same bytes", "events", 1e6 / cost_us, "events/s", cost_us, note)
 
 
-async def measure(plan: Plan, folder: Path, report: Report, say: Callable[[str], None]) -> None:
+async def measure(plan: Plan, accounts: int, folder: Path, report: Report, say: Callable[[str], None]) -> None:
     """Everything, in an order in which the yardstick is measured before, between and after."""
     catalog = read_catalog(None)
     with Services(folder, say) as services:
@@ -81,16 +81,16 @@ async def measure(plan: Plan, folder: Path, report: Report, say: Callable[[str],
         try:
             await apply_catalog(base, catalog)
             now_ms = latest_time_ms(SystemClock().now_ms())
-            traffic = Traffic(ACCOUNTS, base.genesis.partitions, now_ms)
+            traffic = Traffic(accounts, base.genesis.partitions, now_ms)
             feed = Feed(services.kafka.url.removeprefix("kafka://"), traffic)
             bench = Bench(services, base, feed, report, say)
             say(f"Producing {plan.events:,} events")
             feed.send(plan.events)
             say("Bare consume-and-decode")
             bare_us = bench.bare(plan.rounds)
-            for accounts in (200, ACCOUNTS):
-                say(f"Pure core, {accounts} accounts")
-                report.add(*stage_figures(catalog, now_ms, accounts, plan.flushes))
+            for number in sorted({200, accounts}):
+                say(f"Pure core, {number} accounts")
+                report.add(*stage_figures(catalog, now_ms, number, plan.flushes))
             await throughput(bench, plan.rounds)
             say("Written by hand")
             by_hand_figure = by_hand(bench, plan.by_hand_events)
@@ -112,6 +112,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure Tidemark on this machine.")
     parser.add_argument("--quick", action="store_true", help="a fifth of the events, about 2 minutes instead of 12")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON instead of the table")
+    parser.add_argument("--accounts", type=int, default=ACCOUNTS, help=f"how many accounts emit; {ACCOUNTS} by default")
     arguments = parser.parse_args()
     began_s = time.monotonic()
 
@@ -121,9 +122,10 @@ def main() -> int:
 
     report = Report(description())
     with tempfile.TemporaryDirectory(prefix="tidemark-bench-") as folder:
-        main_coroutine = measure(QUICK if arguments.quick else FULL, Path(folder), report, say)
+        main_coroutine = measure(QUICK if arguments.quick else FULL, arguments.accounts, Path(folder), report, say)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main_coroutine)
+    report.machine["accounts"] = f"{arguments.accounts:,}"
     report.machine["run"] = f"{'quick' if arguments.quick else 'full'}, {time.monotonic() - began_s:.0f} s"
     sys.stdout.write((report.json() if arguments.json else report.table()) + "\n")
     return 1 if report.failures else 0

@@ -95,7 +95,7 @@ class Rates(NamedTuple):
             rebalances=chance.choice((0, 1, 3)),
             lost_seconds=chance.choice((0, 0, 1, 2)),
             fails_over=chance.random() < 0.25,
-            empties=chance.random() < 0.2,
+            empties=chance.random() < 0.3,
             skews=chance.random() < 0.3,
         )
 
