@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test check bench mutants format clean
 
 help: ## Say what the targets do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -42,6 +42,9 @@ check: .venv/.development ## Lint, types and layer contracts
 
 bench: .venv/.development ## Measure, with ratios to a bare consume-and-decode of the same bytes
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+mutants: .venv/.development ## Show that the simulation catches deliberate defects (2 minutes)
+	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
 
 format: .venv/.development ## Format the code
 	@$(BIN)/ruff format .

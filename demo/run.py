@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import random
 import shutil
 import sys
@@ -15,8 +16,10 @@ from typing import Any, Final
 
 import httpx
 
+from aggregators.partitioning import partition_of
 from demo import plan
 from demo.faults import lose_event, send_twice
+from demo.settled import unsettled_intents
 from demo.verify import Expected, Mismatch, mismatches, redis_counters
 from demo.view import Screen, summary
 from pipeline.clock import FileClock, ScaledClock, SystemClock, write_clock
@@ -132,7 +135,7 @@ class Demo:
                     customer = f"cus_{account}"
                     answer = await client.post("/_simulator/customers", json={"id": customer, "name": account})
                     answer.raise_for_status()
-                    partition = _partition(account, base.genesis.partitions)
+                    partition = partition_of(account, base.genesis.partitions)
                     for binding in plan.bindings(account, customer):
                         record = AccountRecord(account=account, binding=binding)
                         await append_control(base.log, self.settings.secret_bytes(), partition, record)
@@ -199,15 +202,11 @@ class Demo:
             await asyncio.sleep(0.2)
 
     async def _recount(self) -> Expected:
-        catalog = self.dev.catalog()
         arguments = [sys.executable, "-m", "demo.recount", str(self.folder), str(self.story.traffic["broken"])]
         process = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)
         output, _ = await process.communicate()
         if process.returncode:
             raise OperatorNeeded("the oracle failed to recount the producers' files")
-        del catalog
-        import pickle
-
         expected: Expected = pickle.loads(output)  # noqa: S301 - our own child's output
         return expected
 
@@ -241,8 +240,6 @@ class Demo:
 
     async def _waiting(self, log: Any, store: Any, reader: Any, hourly: Any) -> str:
         """What is still under way, or nothing."""
-        from demo.settled import unsettled_intents
-
         counters, _ = await redis_counters(self.settings)
         if counters["received"] < self.story.traffic["sent"]:
             return f"{self.story.traffic['sent'] - counters['received']} events to be folded"
@@ -295,12 +292,6 @@ class Demo:
             for row in report.rows
         ):
             self.story.faults_found.append(f"Stripe holds too much for {customer}")
-
-
-def _partition(account: str, partitions: int) -> int:
-    from aggregators.partitioning import partition_of
-
-    return partition_of(account, partitions)
 
 
 def verdict(story: Story, kills: int) -> list[str]:

@@ -42,6 +42,7 @@ class Fault(StrEnum):
     BINDING_CHANGED = "an account is bound"
     PERIOD_CLOSED = "a period is closed by a record"
     DUPLICATE = "the same event again"
+    OLD_DUPLICATE = "the same event again after the dedup window"
     RETRY_OTHER_TIME = "the same event with another timestamp"
     OTHER_PERIOD = "the same event with a timestamp of another period"
     CONFLICT = "the same id with another payload"

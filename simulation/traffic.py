@@ -12,9 +12,12 @@ from typing import Any, Final, NamedTuple
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from simulation.faults import Fault, Faults
 
-# A day before November, so that months and days end within a run.
-ORIGIN_MS: Final = 1_793_491_200_000 - 3 * HOUR_MS
+# Three hours before a month that begins where the first slice of marks ends, which is cut by the default window: so
+# months, days and slices of the catalog's own window end within a run.
+ORIGIN_MS: Final = 1_801_440_000_000 - 3 * HOUR_MS
 WINDOW_MS: Final = 2 * HOUR_MS
+# What repeats with a fresh timestamp must arrive within the window, however long the router is down.
+REPEAT_MS_MAX: Final = WINDOW_MS - 50 * MINUTE_MS
 PARTITIONS: Final = 2
 ACCOUNTS: Final = ("ada", "bob", "cyd", "dora", "eve", "fay")
 FREE: Final = "fay"
@@ -58,7 +61,7 @@ class Sent(NamedTuple):
 
 
 class Traffic:
-    """Draws events. `repeats` are kept for half a window less than the dedup window allows."""
+    """Draws events, and keeps the last ones to repeat them."""
 
     def __init__(self, chance: random.Random, faults: Faults) -> None:
         self._chance = chance
@@ -129,8 +132,12 @@ class Traffic:
         return -self._chance.randrange(MINUTE_MS)
 
     def _repeat(self, now_ms: int) -> dict[str, Any] | None:
-        """Something sent before, within the dedup window with room for what still delays it."""
-        within = [sent for sent in self._sent if now_ms - sent.at_ms < WINDOW_MS // 2]
+        """Something sent before: long ago and unchanged, or within the dedup window."""
+        old = [sent for sent in self._sent if now_ms - sent.at_ms > WINDOW_MS + 10 * MINUTE_MS]
+        if old and self._chance.random() < 0.2:
+            self._faults.note(Fault.OLD_DUPLICATE)
+            return self._chance.choice(old).body
+        within = [sent for sent in self._sent if now_ms - sent.at_ms < REPEAT_MS_MAX]
         if not within:
             return None
         sent, draw = self._chance.choice(within), self._chance.random()

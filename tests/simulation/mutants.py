@@ -1,0 +1,319 @@
+"""Deliberate defects, to prove the proof: the simulation must catch each. The switch exists in this folder only.
+
+`python -m tests.simulation.mutants` runs seeds under each defect until one fails, and prints what it took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Final, NamedTuple
+from unittest.mock import patch
+
+import msgspec
+
+import aggregators.fold
+import aggregators.plan
+import aggregators.scan
+import pipeline.processors.archive
+import pipeline.processors.drains
+import pipeline.processors.resolver
+import pipeline.processors.rollup
+import pipeline.processors.stripe_sender
+import sinks.stripe.memory
+from aggregators.fields import ReportKey, parse_report_field, parse_report_text, parse_value, report_field, report_text
+from aggregators.scan import Arrival
+from pipeline.processors.archive import ArchiveProcessor
+from pipeline.processors.cache import StateCache
+from pipeline.processors.drains import ReportDrain
+from pipeline.processors.rollup import ROLLUP_GROUP, RollupProcessor
+from pipeline.processors.router import ROUTER_GROUP, RouterProcessor
+from schemas.analytics import ArchivePosition, EventRow
+from schemas.errors import Transient
+from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
+from schemas.reports import SendResult, SendStatus
+from schemas.rollup import BucketField, TotalKey
+from simulation.run import Outcome, run
+from sinks.clickhouse.memory import MemoryClickHouse
+from sinks.redis.memory import MemoryRollupStore
+
+STEPS: Final = 40
+RUNS_MAX: Final = 40
+
+Method = Callable[..., Awaitable[Any]]
+
+
+class Mutant(NamedTuple):
+    """A defect: where it stands, and what replaces what stands there."""
+
+    name: str
+    target: Any
+    attribute: str
+    made: Callable[[Any], Any]
+
+
+def _inner(reached: Any) -> Any:
+    """The twin behind what a process reaches it by."""
+    return reached._target
+
+
+def _starts_at_committed(original: Method) -> Method:
+    async def start_offset(self: RollupProcessor, partition: int) -> int:
+        fenced: int = await original(self, partition)
+        return await self._log.committed(ROLLUP_GROUP, EVENTS_TOPIC, partition) or fenced
+
+    return start_offset
+
+
+def _router_commits_first(original: Method) -> Method:
+    async def step(self: RouterProcessor, partition: int, records: Any) -> None:
+        await self._log.commit(ROUTER_GROUP, {(INBOX_TOPIC, partition): records[-1].next_offset})  # type: ignore[attr-defined]  # the simulation's log has it
+        await original(self, partition, records)
+
+    return step
+
+
+def _believes_anything(_original: Any) -> Any:
+    def believe(self: MemoryRollupStore, partition: int, _believed: Any) -> Any:
+        return self._at(partition)
+
+    return believe
+
+
+def _marks_first(original: Method) -> Method:
+    async def commit(self: RollupProcessor, partition: int, fence: Any, changes: Any) -> None:
+        held = _inner(self._store)._at(partition)
+        for key, members in changes.marks.items():
+            held.marks.setdefault(key, set()).update(members)
+        await original(self, partition, fence, changes)
+
+    return commit
+
+
+def _forgets_all_dirty(_original: Method) -> Method:
+    async def confirm_dirty(self: MemoryRollupStore, partition: int, _drained: Any) -> None:
+        self._at(partition).dirty.clear()
+
+    return confirm_dirty
+
+
+def _forgets_moved_dirty(_original: Method) -> Method:
+    async def confirm_dirty(self: MemoryRollupStore, partition: int, drained: Any) -> None:
+        for cell in drained:
+            self._at(partition).dirty.pop(cell.key, None)
+
+    return confirm_dirty
+
+
+def _forgets_all_duplicates(_original: Method) -> Method:
+    async def confirm_duplicates(self: MemoryRollupStore, partition: int, _positions: Any) -> None:
+        self._at(partition).duplicates.clear()
+
+    return confirm_duplicates
+
+
+def _identity_with_time(original: Any) -> Any:
+    def scan(*arguments: Any, **named: Any) -> Any:
+        scanned = original(*arguments, **named)
+        steps = [
+            msgspec.structs.replace(step, id=f"{step.id}@{step.time_us}") if isinstance(step, Arrival) else step
+            for step in scanned.steps
+        ]
+        return scanned._replace(steps=steps)
+
+    return scan
+
+
+def _starts_from_nothing(original: Method) -> Method:
+    async def first_fence(self: RollupProcessor, partition: int, committed: int | None) -> Any:
+        if not committed:
+            return await original(self, partition, committed)
+        settings, self._settings = self._settings, self._settings._replace(replay_from_start=True)
+        fence = await original(self, partition, committed)
+        self._settings = settings
+        fence = _inner(self._store)._at(partition).fence = msgspec.structs.replace(fence, next_offset=committed)
+        return fence
+
+    return first_fence
+
+
+def _last_arrival_wins(_original: Method) -> Method:
+    async def insert_events(self: MemoryClickHouse, rows: Sequence[EventRow]) -> None:
+        self.events.update({(row.account, row.id): row for row in rows})
+
+    return insert_events
+
+
+def _archive_position_first(original: Method) -> Method:
+    async def step(self: ArchiveProcessor, partition: int, records: Any) -> None:
+        state = self._partitions[partition].state
+        last = records[-1]
+        at = ArchivePosition(partition, last.next_offset, max(state.log_time_ms, last.timestamp_ms), state.log_id)
+        await self._store.save_position(at)
+        await original(self, partition, records)
+
+    return step
+
+
+def _delta_at_publishing(original: Method) -> Method:
+    async def drain(self: ReportDrain, partition: int) -> int:
+        totals = _inner(self._store)._at(partition).totals
+        made = vars(pipeline.processors.drains)["intent_of"]
+
+        def intent_of(fence: Any, start_ms: int, end_ms: int, field: str, text: str) -> Any:
+            key, value = parse_report_field(field), parse_report_text(text)
+            now = parse_value(totals[TotalKey(key.account, key.period_start_ms)][key.meter]).minor
+            sampled = msgspec.structs.replace(value, current_minor=now)
+            return made(fence, start_ms, end_ms, field, report_text(sampled))
+
+        with patch.object(pipeline.processors.drains, "intent_of", intent_of):
+            count: int = await original(self, partition)
+        return count
+
+    return drain
+
+
+def _reports_forgotten_first(original: Method) -> Method:
+    async def publish(self: ReportDrain, partition: int, intents: Any) -> int:
+        held = _inner(self._store)._at(partition)
+        for each in intents:
+            field = report_field(ReportKey(each.period_start_ms, each.meter, each.account))
+            held.reports.pop(BucketField(each.bucket_start_ms, field), None)
+        count: int = await original(self, partition, intents)
+        return count
+
+    return publish
+
+
+def _fresh_identifier(original: Any) -> Any:
+    calls: list[int] = []
+
+    def meter_event(*arguments: Any) -> Any:
+        calls.append(1)
+        event = original(*arguments)
+        return event._replace(identifier=f"{event.identifier}/{len(calls)}")
+
+    return meter_event
+
+
+def _duplicate_is_failure(original: Any) -> Any:
+    def classify(answer: Any) -> SendResult:
+        result: SendResult = original(answer)
+        return result._replace(status=SendStatus.DEAD) if result.status is SendStatus.DUPLICATE else result
+
+    return classify
+
+
+def _judged_again(original: Any) -> Any:
+    def judge(self: Any, candidate: Any, parked: Any, verdict: Any) -> None:
+        was_open = parked.position in self.open
+        original(self, candidate, parked, verdict)
+        if was_open:
+            self.judged = [each for each in self.judged if each.position != parked.position]
+
+    return judge
+
+
+def _always_new(original: Any) -> Any:
+    return lambda parked, first: original(parked, parked.position if first else first)
+
+
+def _cache_survives(original: Method) -> Method:
+    held: dict[tuple[int, int], tuple[Any, StateCache]] = {}
+
+    async def start_offset(self: RollupProcessor, partition: int) -> int:
+        offset: int = await original(self, partition)
+        log = _inner(self._log)
+        cache = held.setdefault((id(log), partition), (log, self._caches[partition]))[1]
+        self._caches[partition] = cache
+        return offset
+
+    return start_offset
+
+
+def _quarantine_may_fail(original: Method) -> Method:
+    async def quarantine(*arguments: Any) -> None:
+        try:
+            await original(*arguments)
+        except Transient:
+            return
+
+    return quarantine
+
+
+_PLAN, _ROLLUP, _STORE = aggregators.plan, pipeline.processors.rollup, MemoryRollupStore
+MUTANTS: Final = (
+    Mutant("start at the group's committed offset", RollupProcessor, "start_offset", _starts_at_committed),
+    Mutant("router commits its offset before its appends", RouterProcessor, "step", _router_commits_first),
+    Mutant("skip the fence", _STORE, "_believe", _believes_anything),
+    Mutant("write marks before the commit", RollupProcessor, "_commit", _marks_first),
+    Mutant("forget a dirty entry", _STORE, "confirm_dirty", _forgets_all_dirty),
+    Mutant("delete a dirty entry whose version moved", _STORE, "confirm_dirty", _forgets_moved_dirty),
+    Mutant("forget a duplicate", _STORE, "confirm_duplicates", _forgets_all_duplicates),
+    Mutant("dedup key with timestamp", _ROLLUP, "scan", _identity_with_time),
+    Mutant("dedup key without account", _PLAN, "mark", lambda mark: lambda key, _account, name: mark(key, "", name)),
+    Mutant("<= at a period's end", _PLAN, "period_at", lambda made: lambda state, at_ms: made(state, at_ms - 1)),
+    Mutant("count in a closed period", _PLAN, "is_closed", lambda _made: lambda *_arguments: False),
+    Mutant("close without grace", _PLAN, "is_closed", lambda made: lambda s, p, _grace, at_ms: made(s, p, 0, at_ms)),
+    Mutant(
+        "marks expire too early", _PLAN, "live_slices",
+        lambda made: lambda slices, at_ms, window_ms: made(slices, at_ms, window_ms // 4),
+    ),
+    Mutant("start from zero on an empty Redis", RollupProcessor, "_first_fence", _starts_from_nothing),
+    Mutant("archive: the last arrival wins", MemoryClickHouse, "insert_events", _last_arrival_wins),
+    Mutant("archive: position before rows", ArchiveProcessor, "step", _archive_position_first),
+    Mutant(
+        "archive forgets bindings at a restart", pipeline.processors.archive, "_replayed",
+        lambda made: lambda rows: (made(rows)[0], {}),
+    ),
+    Mutant("cell version by flush", aggregators.fold, "version", lambda _made: lambda _generation, _position: 1),
+    Mutant("delta sampled at publishing", ReportDrain, "drain", _delta_at_publishing),
+    Mutant("report forgotten before its intent is durable", ReportDrain, "_publish", _reports_forgotten_first),
+    Mutant("a fresh identifier each send", pipeline.processors.stripe_sender, "meter_event", _fresh_identifier),
+    Mutant("duplicate 400 is a failure", sinks.stripe.memory, "classify", _duplicate_is_failure),
+    Mutant("verdict applied twice", aggregators.fold._Fold, "_judge", _judged_again),
+    Mutant("verdict: everything is new", pipeline.processors.resolver, "_verdict", _always_new),
+    Mutant(
+        "verdict before the archive has passed", pipeline.processors.resolver, "position",
+        lambda _made: lambda _offset: 1 << 60,
+    ),
+    Mutant("cache survives its fence", RollupProcessor, "start_offset", _cache_survives),
+    Mutant("a lost quarantine entry", _ROLLUP, "quarantine", _quarantine_may_fail),
+)  # fmt: skip
+
+
+def runs_to_catch(mutant: Mutant, runs_max: int = RUNS_MAX) -> tuple[int, Outcome | None]:
+    """How many seeds, from 1 on, until a run fails under the defect; None where none of `runs_max` does."""
+    replaced = mutant.made(vars(mutant.target)[mutant.attribute])
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(mutant.target, mutant.attribute, replaced))
+        for number in range(1, runs_max + 1):
+            outcome = run(number, STEPS)
+            if outcome.failures:
+                return number, outcome
+    return runs_max, None
+
+
+def main() -> int:
+    """Print the table; 1 where a defect was missed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutants", description=__doc__)
+    parser.add_argument("--runs-max", type=int, default=RUNS_MAX, help="runs until a defect counts as missed")
+    parser.add_argument("--only", default="", help="the defects whose name contains this")
+    arguments = parser.parse_args()
+    missed = 0
+    sys.stdout.write("| Defect | Runs to catch | First seen in |\n|---|---|---|\n")
+    for mutant in MUTANTS:
+        if arguments.only not in mutant.name:
+            continue
+        runs, outcome = runs_to_catch(mutant, arguments.runs_max)
+        missed += outcome is None
+        seen = outcome.failures[0].where.split(".")[0] if outcome else "MISSED"
+        sys.stdout.write(f"| {mutant.name} | {runs} | {seen} |\n")
+        sys.stdout.flush()
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

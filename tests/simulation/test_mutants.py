@@ -1,0 +1,32 @@
+"""The proof is proven: defects that the simulation must catch at once. `make mutants` tries all of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.mutants import MUTANTS, Mutant, runs_to_catch
+
+QUICK = {
+    "router commits its offset before its appends",
+    "skip the fence",
+    "write marks before the commit",
+    "dedup key with timestamp",
+    "archive: the last arrival wins",
+    "archive: position before rows",
+    "a fresh identifier each send",
+    "cache survives its fence",
+}
+
+
+@pytest.mark.parametrize("mutant", [each for each in MUTANTS if each.name in QUICK], ids=lambda each: each.name)
+def test_a_deliberate_defect_is_caught(mutant: Mutant) -> None:
+    """Within a few seeds."""
+    runs, outcome = runs_to_catch(mutant, 10)
+
+    assert outcome is not None, f"{mutant.name}: not caught in {runs} runs"
+
+
+def test_there_are_enough_defects_and_each_has_a_name_of_its_own() -> None:
+    """A table that shrinks unnoticed would prove less and less."""
+    assert len({each.name for each in MUTANTS}) == len(MUTANTS) >= 25
+    assert {each.name for each in MUTANTS} >= QUICK
