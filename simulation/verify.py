@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aggregators.fields import parse_value
 from oracle.model import Oracle, Place
 from oracle.rules import CONTROL_HEADER, RejectedError, decode
-from reconciler.causes import Cause, Verdict
+from reconciler.causes import Cause, Pair, Verdict
 from reconciler.run import reconcile
 from reconciler.views import ReconcilePolicy, Views
 from schemas.control import SIGNATURE_HEADER, AccountRecord, CatalogRecord, CloseRecord, ControlKind, VerdictRecord
@@ -279,7 +279,10 @@ async def _reconciled(world: World) -> None:
     rejected = any(each.code for each in world.stripe.events)
     for row in report.rows:
         early = row.period is not None and row.period.start_ms > world.clock.now_ms()
-        if row.cause is Cause.CONFLICT or (row.cause is Cause.REJECTED_BY_STRIPE and rejected) or early:
+        # What Stripe took a moment ago is in flight to the reconciler, and rightly so; `_stripe` has compared it.
+        recent = row.pair is Pair.STRIPE and row.cause is Cause.IN_FLIGHT
+        rejection = row.cause is Cause.REJECTED_BY_STRIPE and rejected
+        if row.cause is Cause.CONFLICT or rejection or early or recent:
             continue
         world.fail("reconciler", str(row))
     if report.verdict is Verdict.DRIFT and not rejected:
