@@ -243,6 +243,8 @@ class Demo:
         counters, _ = await redis_counters(self.settings)
         if counters["received"] < self.story.traffic["sent"]:
             return f"{self.story.traffic['sent'] - counters['received']} events to be folded"
+        if counters["parked"]:
+            return f"{counters['parked']} events older than the window to be judged"
         if self._closed_ms is None:
             # Everything is in: the simulated clock goes on to where the last hour and report bucket are closed.
             self._closed_ms = (self.clock.now_ms() // plan.REPORT_INTERVAL_MS + 1) * plan.REPORT_INTERVAL_MS

@@ -10,7 +10,7 @@ import json
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -127,7 +127,7 @@ class OldProducer:
                     event(id=""),
                     event(time="yesterday"),
                     event(time=format_instant_ms(now_ms + 6 * HOUR_MS)),
-                    event(time=format_instant_ms(now_ms - 100 * 24 * HOUR_MS)),
+                    self._far_late(event, now_ms),
                     event(data={"tokens": "12.5", "model": "large"}),
                     event(data={"tokens": -5, "model": "large"}),
                     event(data={"model": "large"}),
@@ -135,6 +135,12 @@ class OldProducer:
                     event(id="x" * 200),
                 ]
             )
+
+    def _far_late(self, event: Callable[..., dict[str, Any]], now_ms: int) -> dict[str, Any]:
+        """Older than the dedup window: it waits for a verdict. Its meter keeps late usage out, so that the verdict is
+        the same whenever it comes; usage that is carried forward would go where the period is open by then."""
+        time = format_instant_ms(now_ms - 100 * 24 * HOUR_MS)
+        return event(type="seats.changed", subject=self.chance.choice(ACCOUNTS[2::3]), data={"seats": 1}, time=time)
 
     async def send(self) -> None:
         """Send what `events` gives, and sometimes bytes that are nothing."""
