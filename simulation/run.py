@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -40,6 +41,9 @@ def run(seed: int, steps: int, only: Collection[str] | None = None) -> Outcome:
     """Run one seed to its end. Raises nothing that the run itself can find: it stands in `failures`."""
     # What the product logs about faults is of no interest here, and costs half the time.
     logging.disable(logging.CRITICAL)
+    # A run's garbage is small, and looking for it in the middle costs an eighth of the time.
+    collecting = gc.isenabled()
+    gc.disable()
     loop = SimulatedLoop()
     asyncio.set_event_loop(loop)
     loop.set_exception_handler(lambda _loop, _context: None)
@@ -52,6 +56,8 @@ def run(seed: int, steps: int, only: Collection[str] | None = None) -> Outcome:
         world.stop()
         _let_go(loop)
         logging.disable(logging.NOTSET)
+        if collecting:
+            gc.enable()
     events = sum(len(records) for (topic, _), records in world.log.appended.items() if topic == EVENTS_TOPIC)
     return Outcome(
         seed, tuple(world.failures), tuple(world.faults.struck), world.faults.counts,
