@@ -75,6 +75,8 @@ class _Fold:
         self.open = dict(plan.parked)
         self.parked: dict[int, Parked] = {}
         self.judged: list[Parked] = []
+        self.held = view.totals
+        self.due: dict[TotalKey, int] = {}
 
     def take(self, candidate: Candidate) -> None:
         arrival = candidate.placed.arrival
@@ -144,6 +146,8 @@ class _Fold:
             minor = 1
         aggregation = target.aggregation
         before = self.totals[target.total]
+        if before is None:
+            self._begin(self.plan.totals[target.total][0], placed)
         self.totals[target.total] = total = merge(aggregation, before, minor, arrival)
         self.cells[number] = merge(aggregation, self.cells[number], minor, arrival)
         self.positions[number] = arrival.position
@@ -157,6 +161,12 @@ class _Fold:
             else:
                 report = ReportValue(report.base_minor, total.minor, period_end_ms, report.scale, report.event_name)
             self.reports[target.report] = report
+
+    def _begin(self, key: TotalKey, placed: Placed) -> None:
+        """Say when a total that begins here is looked at again."""
+        if key not in self.due and not self.held[key]:
+            policy = self.plan.scan.policies[offset_of(placed.arrival.position)]
+            self.due[key] = placed.period.end_ms + policy.periods_kept_ms
 
     def changes(self, fence: Fence) -> Changes:
         plan, scan = self.plan, self.plan.scan
@@ -207,6 +217,7 @@ class _Fold:
             expired_marks=expired_keys(fence.slices, slices),
             parked=list(self.parked.values()),
             judged=self.judged,
+            due=self.due,
         )
 
     def _counters(self, before: Counters) -> Counters:
