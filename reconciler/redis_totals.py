@@ -49,7 +49,6 @@ class TotalsComparison:
         keys |= {TotalKey(account, period.start_ms) for account, _, period in base}
         chosen = sorted(key for key in keys if self._range.overlaps(snapshot.history.period(*key)))
         differing: list[Difference[TotalName]] = []
-        self._retired = 0
         for chunk in _chunks(chosen, self._policy.totals_per_read):
             differing += await self._compare(snapshot, base, chunk)
         if self._retired:
