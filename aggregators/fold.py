@@ -84,6 +84,8 @@ class _Fold:
         self.open = dict(plan.parked)
         self.parked: dict[int, Parked] = {}
         self.judged: list[Parked] = []
+        self.held = view.totals
+        self.due: dict[TotalKey, int] = {}
 
     def take(self, candidate: Candidate) -> None:
         arrival = candidate.placed.arrival
@@ -153,6 +155,8 @@ class _Fold:
             minor = 1
         aggregation, at = target.aggregation, target.total
         before = self.totals[at]
+        if before is None:
+            self._begin(self.plan.totals[at][0], placed)
         self.totals[at] = total = merge(aggregation, before, minor, arrival)
         self.cells[number] = merge(aggregation, self.cells[number], minor, arrival)
         self.positions[number] = arrival.position
@@ -173,6 +177,12 @@ class _Fold:
             return None
         total, period_end_ms = reported
         return report_text(ReportValue(report.base_minor, total.minor, period_end_ms, report.scale, report.event_name))
+
+    def _begin(self, key: TotalKey, placed: Placed) -> None:
+        """Say when a total that begins here is looked at again."""
+        if key not in self.due and not self.held[key]:
+            policy = self.plan.scan.policies[offset_of(placed.arrival.position)]
+            self.due[key] = placed.period.end_ms + policy.periods_kept_ms
 
     def changes(self, fence: Fence) -> Changes:
         plan, scan = self.plan, self.plan.scan
@@ -223,6 +233,7 @@ class _Fold:
             expired_marks=expired_keys(fence.slices, slices),
             parked=list(self.parked.values()),
             judged=self.judged,
+            due=self.due,
         )
 
     def _counters(self, before: Counters) -> Counters:

@@ -122,7 +122,7 @@ def place(scan: Scan, states: Mapping[str, AccountState], parked: Mapping[int, P
         if isinstance(step, AccountControl):
             account = step.control.account
             before = changed.get(account) or states.get(account) or AccountState()
-            changed[account] = _followed(before, step, policy)
+            changed[account] = followed(before, step, policy)
             running.pop(account, None)
             continue
         if step.parked is not None:
@@ -168,7 +168,8 @@ def _judged(step: VerdictStep, held: Parked, state: AccountState, policy: Policy
     return Placed(arrival, open_period(state, step.log_time_ms) if late else period, late=late, kept_out=False)
 
 
-def _followed(state: AccountState, step: AccountControl, policy: Policy) -> AccountState:
+def followed(state: AccountState, step: AccountControl, policy: Policy) -> AccountState:
+    """The account's state after one of its control records."""
     if isinstance(step.control, AccountRecord):
         return with_binding(state, step.control.binding, policy.future_ms, step.log_time_ms)
     return with_closing(state, step.control.instant_ms, policy.window_ms, step.log_time_ms)

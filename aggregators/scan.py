@@ -102,9 +102,17 @@ class ControlEntry(NamedTuple):
     value: str
 
 
+class Moment(NamedTuple):
+    """One record: its offset, log time with it, and how many events it held."""
+
+    offset: int
+    log_time_ms: int
+    received: int
+
+
 class Scan(NamedTuple):
     """What a run of records says, in log order. `state` is the log state after the last of them;
-    `policies` says which policy was in force at each record's offset."""
+    `policies` says which policy was in force at each record's offset, `moments` are all records."""
 
     steps: list[Step]
     quarantined: list[Quarantined]
@@ -113,6 +121,7 @@ class Scan(NamedTuple):
     received: int
     next_offset: int
     policies: dict[int, Policy]
+    moments: Sequence[Moment] = ()
 
     @property
     def accounts(self) -> set[str]:
@@ -294,6 +303,7 @@ def scan(
     scanner = _Scanner(partition, state, secret)
     next_offset = records[0].offset
     policies: dict[int, Policy] = {}
+    moments: list[Moment] = []
     for number, record in enumerate(records):
         if number and (
             scanner.received >= events_max
@@ -301,7 +311,9 @@ def scan(
         ):
             break
         policies[record.offset] = scanner.policy
+        before = scanner.received
         scanner.take(record)
+        moments.append(Moment(record.offset, scanner.log_time_ms, scanner.received - before))
         next_offset = record.next_offset
     return Scan(
         scanner.steps,
@@ -311,4 +323,5 @@ def scan(
         scanner.received,
         next_offset,
         policies,
+        moments,
     )

@@ -87,6 +87,9 @@ class UsageEndpoints:
         if fence is None or before is None:
             message = "nothing has been counted on this account's partition yet: is a worker running?"
             raise ApiError(503, "not_counted_yet", message, headers=retry_after(5))
+        if fence.catalog and period.end_ms + fence.catalog.policy.periods_kept_ms <= fence.log_time_ms:
+            message = "the log is far ahead of this gateway's clock: what it takes for the current period is not kept"
+            raise ApiError(503, "not_live", f"{message}; GET /v1/usage tells it", headers=retry_after(60))
         # The fence's catalog is the one the totals were made with.
         held = totals.get(total, {})
         return json_answer({

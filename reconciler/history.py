@@ -77,6 +77,8 @@ class History:
     policy: Policy
     from_ms: int
     to_ms: int
+    # The shortest span after their end for which any catalog kept periods in the live view.
+    kept_ms: int
 
     def period(self, account: str, start_ms: int) -> Period:
         """The account's period that begins at `start_ms`, with its end as it is known now: views know a period by
@@ -160,6 +162,7 @@ class _Building:
             policy=self.policy,
             from_ms=(self.first_ms or 0) - window_ms,
             to_ms=max(log_time_ms, self.first_ms or 0) + future_ms,
+            kept_ms=min(policy.periods_kept_ms for policy in self.policies[1:] or self.policies),
         )
 
 

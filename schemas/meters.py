@@ -100,6 +100,7 @@ class Policy(BaseModel):
     """What the fold needs besides the meters; in the log with them, so that a replay decides the same (I7).
 
     `parked_max`: events of one partition, older than the window, that may wait for their verdict; more are rejected.
+    `keep_periods_ms`: how long a period's totals stay in the live view after its end, see `periods_kept_ms`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -110,6 +111,7 @@ class Policy(BaseModel):
     report_interval_ms: int = Field(default=HOUR_MS, ge=MINUTE_MS, le=DAY_MS)
     event_bytes_max: int = Field(default=65_536, ge=1_024, le=1_048_576)
     parked_max: int = Field(default=100_000, ge=0, le=10_000_000)
+    keep_periods_ms: int = Field(default=62 * DAY_MS, ge=0, le=36_600 * DAY_MS)
 
     @model_validator(mode="after")
     def _spans_divide(self) -> Self:
@@ -118,6 +120,12 @@ class Policy(BaseModel):
         if DAY_MS % self.report_interval_ms:
             raise ValueError("report_interval_ms must divide a day, so that report buckets are aligned")
         return self
+
+    @property
+    def periods_kept_ms(self) -> int:
+        """`keep_periods_ms`, or the longest grace and a window where that is longer: by then a period is closed for
+        certain, and no flush, which never spans half a window, both begins a total and sees it leave."""
+        return max(self.keep_periods_ms, GRACE_MAX_MS + self.window_ms)
 
 
 class Catalog(BaseModel):

@@ -81,6 +81,13 @@ class UniqueKey(NamedTuple):
     period_start_ms: int
 
 
+class DueTotal(NamedTuple):
+    """A total and the log time at which it is looked at again, and leaves if its period ended long enough ago."""
+
+    due_ms: int
+    key: TotalKey
+
+
 class BucketField(NamedTuple):
     """A field of one bucket's hash (cells or reports)."""
 
@@ -131,13 +138,15 @@ class ReadRequest(NamedTuple):
     uniques: Mapping[UniqueKey, Sequence[int]] = {}
     accounts: Sequence[str] = ()
     parked: Sequence[int] = ()
+    due_max: int = 0
 
 
 class View(NamedTuple):
     """The answer: marks and uniques that are present, totals by meter, cell and report texts, account states, parked
     events by position.
 
-    What is absent is absent from the mapping, except that every requested total and account has an entry.
+    What is absent is absent from the mapping, except that every requested total and account has an entry. `due` are
+    the `due_max` totals that are due first; of those due at once, in the order of the bytes of `start:account`.
     """
 
     marks: frozenset[int] = frozenset()
@@ -147,6 +156,7 @@ class View(NamedTuple):
     uniques: Mapping[UniqueKey, frozenset[int]] = {}
     accounts: Mapping[str, AccountState] = {}
     parked: Mapping[int, Parked] = {}
+    due: Sequence[DueTotal] = ()
 
 
 class RankingKey(NamedTuple):
@@ -173,7 +183,9 @@ class Changes(NamedTuple):
     """One commit: absolute values only, so that repeating it is harmless.
 
     `dirty` maps each changed cell to its new version; the store keeps it until a drainer confirms that version.
-    `parked` begin to wait for their verdict with this commit, `judged` have got it.
+    `parked` begin to wait for their verdict with this commit, `judged` have got it. `due` says when totals are looked
+    at again; one of `totals` that has no such time yet and gets none is due at once. `retired` totals leave with all
+    that belongs to them; they name their meters.
     """
 
     fence: Fence
@@ -189,6 +201,8 @@ class Changes(NamedTuple):
     expired_marks: Sequence[MarkKey] = ()
     parked: Sequence[Parked] = ()
     judged: Sequence[Parked] = ()
+    due: Mapping[TotalKey, int] = {}
+    retired: Mapping[TotalKey, Sequence[str]] = {}
 
 
 class DirtyCell(NamedTuple):

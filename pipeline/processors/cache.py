@@ -19,6 +19,8 @@ class StateCache:
     def __init__(self, entries_max: int) -> None:
         self._entries_max = entries_max
         self._hour_ms = 0
+        # No total is due before; 0 means that nobody has looked yet.
+        self.due_ms = 0
         self._totals: dict[TotalKey, dict[str, str]] = {}
         self._fields: dict[BucketField, str] = {}
         self._reports: dict[BucketField, str] = {}
@@ -64,6 +66,9 @@ class StateCache:
         for key, fields in changes.totals.items():
             if key in self._totals:
                 self._totals[key].update(fields)
+        for key in changes.retired:
+            self._totals.pop(key, None)
+        self.due_ms = min([self.due_ms, *changes.due.values()])
         self._fields.update(changes.cells)
         self._reports.update(changes.reports)
         self.accounts.update(changes.accounts)

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aggregators.decode import raw_event
+from aggregators.expiry import NEVER_MS, expire, looks_max, with_expired
 from aggregators.fold import fold
 from aggregators.marks import current_slice
 from aggregators.plan import place, plan
-from aggregators.scan import Arrival, LogState, Quarantined, scan
+from aggregators.scan import Arrival, LogState, Quarantined, Scan, scan
 from aggregators.signing import fingerprint, hash_key
 from pipeline.deployment import find_genesis
 from pipeline.processors.cache import StateCache
@@ -28,7 +29,7 @@ from schemas.log import EVENTS_TOPIC, Log, Record, index_of, offset_of
 from schemas.meters import Policy
 from schemas.periods import AccountState
 from schemas.reasons import Reason
-from schemas.rollup import Changes, Counters, Fence, Parked, ReadRequest, RollupStore, View
+from schemas.rollup import Changes, Counters, DueTotal, Fence, Parked, ReadRequest, RollupStore, View
 
 ROLLUP_GROUP: Final = "tidemark-rollup"
 COMMIT_ATTEMPTS_MAX: Final = 6
@@ -157,18 +158,33 @@ class RollupProcessor:
             before_ms=current_slice(fence.slices, first_ms, policy.window_ms).end_ms,
             events_max=self._settings.flush_events_max,
         )
-        states = await self._account_states(partition, fence, scanned.accounts)
+        due = await self._due(partition, fence, scanned)
+        states = await self._account_states(partition, fence, scanned.accounts | {each.key.account for each in due})
         parked = await self._parked(partition, fence, scanned.judged)
         planned = plan(scanned, place(scanned, states, parked), fence, self._hash_key)
-        missing = cache.missing(planned.request)
-        view = cache.completed(planned.request, await self._store.read(partition, fence, missing))
+        expired = expire(scanned, due, states)
+        request = planned.request._replace(totals=[*planned.request.totals, *expired.retired])
+        view = cache.completed(request, await self._store.read(partition, fence, cache.missing(request)))
         folded = fold(fence, planned, view)
+        changes = with_expired(folded.changes, expired, view)
         kept_out = [_late(arrival, records) for arrival in folded.late]
         kept_out += [_refused(arrival) for arrival in folded.refused]
         await quarantine(self._log, EVENTS_TOPIC, partition, [*scanned.quarantined, *kept_out])
-        await self._commit(partition, fence, folded.changes)
-        self._fences[partition] = folded.changes.fence
-        cache.apply(folded.changes)
+        await self._commit(partition, fence, changes)
+        self._fences[partition] = changes.fence
+        if due:
+            cache.due_ms = expired.next_due_ms
+        cache.apply(changes)
+
+    async def _due(self, partition: int, fence: Fence, scanned: Scan) -> Sequence[DueTotal]:
+        """The totals that these records may have to let go; hardly ever any, and then one more read."""
+        cache = self._caches[partition]
+        if scanned.state.log_time_ms < cache.due_ms:
+            return ()
+        due = (await self._store.read(partition, fence, ReadRequest(due_max=looks_max(scanned) + 1))).due
+        if not due:
+            cache.due_ms = NEVER_MS
+        return due
 
     async def _account_states(self, partition: int, fence: Fence, accounts: set[str]) -> Mapping[str, AccountState]:
         cache = self._caches[partition]

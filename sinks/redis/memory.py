@@ -12,6 +12,7 @@ from schemas.rollup import (
     BucketField,
     Changes,
     DirtyCell,
+    DueTotal,
     Duplicate,
     Fence,
     MarkKey,
@@ -38,6 +39,21 @@ class _Partition:
     accounts: dict[str, AccountState] = field(default_factory=dict)
     duplicates: dict[int, Duplicate] = field(default_factory=dict)
     parked: dict[int, Parked] = field(default_factory=dict)
+    due: dict[TotalKey, int] = field(default_factory=dict)
+
+    def due_first(self, count_max: int) -> list[DueTotal]:
+        order = sorted((at, f"{key.period_start_ms}:{key.account}".encode(), key) for key, at in self.due.items())
+        return [DueTotal(at, key) for at, _, key in order[:count_max]]
+
+    def retire(self, key: TotalKey, meters: Sequence[str]) -> None:
+        self.due.pop(key, None)
+        self.totals.pop(key, None)
+        for meter in meters:
+            self.uniques.pop(UniqueKey(key.account, meter, key.period_start_ms), None)
+            ranking = RankingKey(meter, key.period_start_ms)
+            self.rankings.get(ranking, {}).pop(key.account, None)
+            if not self.rankings.get(ranking):
+                self.rankings.pop(ranking, None)
 
 
 class MemoryRollupStore:
@@ -131,6 +147,7 @@ class MemoryRollupStore:
             },
             accounts={account: held.accounts.get(account, AccountState()) for account in request.accounts},
             parked={position: held.parked[position] for position in request.parked if position in held.parked},
+            due=held.due_first(request.due_max) if request.due_max else (),
         )
 
     async def commit(self, partition: int, believed: Fence, changes: Changes) -> None:
@@ -154,6 +171,11 @@ class MemoryRollupStore:
         held.parked.update((each.position, each) for each in changes.parked)
         for judged in changes.judged:
             held.parked.pop(judged.position, None)
+        held.due.update(changes.due)
+        for total in changes.totals:
+            held.due.setdefault(total, 0)
+        for retired, meters in changes.retired.items():
+            held.retire(retired, meters)
 
     async def dirty(self, partition: int, cells_max: int) -> tuple[Fence | None, list[DirtyCell]]:
         held = self._at(partition)

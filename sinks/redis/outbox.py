@@ -205,9 +205,9 @@ class RedisOutbox:
 
     async def total_keys(self, partition: int, cursor: int, count: int) -> tuple[int, list[TotalKey]]:
         _, (answer,) = await self._read_live(
-            partition, lambda keys: [("SSCAN", keys.total_index, cursor, "COUNT", count)]
+            partition, lambda keys: [("ZSCAN", keys.total_index, cursor, "COUNT", count)]
         )
-        return int(answer[0]), [parse_total_member(member) for member in answer[1]]
+        return int(answer[0]), [parse_total_member(member) for member in answer[1][::2]]
 
     async def ranking(self, partition: int, key: RankingKey, count: int) -> list[tuple[str, int]]:
         _, (flat,) = await self._read_live(

@@ -16,11 +16,11 @@ import msgspec
 
 from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.periods import AccountState
-from schemas.rollup import BucketField, Changes, Fence, Parked, ReadRequest, View
+from schemas.rollup import BucketField, Changes, DueTotal, Fence, Parked, RankingKey, ReadRequest, UniqueKey, View
 from sinks.redis.client import Command, Connection, Server, as_mapping, checked, pairs
 from sinks.redis.fences import decode_fence, encode_fence, token
 from sinks.redis.generations import RedisGenerations
-from sinks.redis.keys import Keys, parked_member, total_member
+from sinks.redis.keys import Keys, parked_member, parse_total_member, total_member
 from sinks.redis.outbox import decode_parked
 
 # One command with very many arguments would hold up the single-threaded server.
@@ -129,6 +129,8 @@ class RedisRollupStore(RedisGenerations):
             commands.append(("MGET", *(keys.account(account) for account in request.accounts)))
         if request.parked:
             commands.append(("HMGET", keys.parked, *map(parked_member, request.parked)))
+        if request.due_max:
+            commands.append(("ZRANGE", keys.total_index, 0, request.due_max - 1, "WITHSCORES"))
         answers = iter(self._watch(partition, believed, commands))
 
         marks: set[int] = set()
@@ -149,7 +151,11 @@ class RedisRollupStore(RedisGenerations):
                 accounts[account] = AccountState.model_validate_json(text) if text else AccountState()
         held = (decode_parked(text) for text in next(answers) if text) if request.parked else ()
         parked = {each.position: each for each in held}
-        return View(frozenset(marks), totals, cell_texts, report_texts, uniques, accounts, parked)
+        flat = next(answers) if request.due_max else ()
+        due = [
+            DueTotal(int(float(at)), parse_total_member(name)) for name, at in zip(flat[::2], flat[1::2], strict=True)
+        ]
+        return View(frozenset(marks), totals, cell_texts, report_texts, uniques, accounts, parked, due)
 
     async def commit(self, partition: int, believed: Fence, changes: Changes) -> None:
         await self._run(self._commit, partition, believed, changes)
@@ -170,8 +176,7 @@ class RedisRollupStore(RedisGenerations):
             yield ("SADD", keys.mark(mark), *members)
         for total, fields in changes.totals.items():
             yield ("HSET", keys.total(total), *pairs(fields.items()))
-        if changes.totals:
-            yield from _chunked(("SADD", keys.total_index), [total_member(total) for total in changes.totals])
+        yield from _due_writes(keys, changes)
         for ranking, scores in changes.rankings.items():
             yield from _chunked(("ZADD", keys.ranking(ranking)), pairs((v, k) for k, v in scores.items()))
         for bucket, names in _by_bucket(changes.cells).items():
@@ -192,6 +197,7 @@ class RedisRollupStore(RedisGenerations):
             rows = ((each.position, msgspec.json.encode(each)) for each in changes.duplicates)
             yield from _chunked(("HSET", keys.duplicates), pairs(rows))
         yield from _parked_writes(keys, changes)
+        yield from _retired_writes(keys, changes)
         if changes.expired_marks:
             yield from _chunked(("UNLINK",), [keys.mark(mark) for mark in changes.expired_marks])
 
@@ -206,6 +212,28 @@ class RedisRollupStore(RedisGenerations):
             connection.reset()
         self._connections.clear()
         self.server.close()
+
+
+def _due_writes(keys: Keys, changes: Changes) -> Iterator[Command]:
+    """The index of all totals by when they are due."""
+    due = ((at, total_member(key)) for key, at in changes.due.items())
+    yield from _chunked(("ZADD", keys.total_index), pairs(due))
+    at_once = ((0, total_member(key)) for key in changes.totals if key not in changes.due)
+    yield from _chunked(("ZADD", keys.total_index, "NX"), pairs(at_once))
+
+
+def _retired_writes(keys: Keys, changes: Changes) -> Iterator[Command]:
+    rankings: dict[RankingKey, list[str]] = {}
+    names = []
+    for key, meters in changes.retired.items():
+        names.append(keys.total(key))
+        for meter in meters:
+            names.append(keys.unique(UniqueKey(key.account, meter, key.period_start_ms)))
+            rankings.setdefault(RankingKey(meter, key.period_start_ms), []).append(key.account)
+    yield from _chunked(("UNLINK",), names)
+    yield from _chunked(("ZREM", keys.total_index), [total_member(key) for key in changes.retired])
+    for ranking, accounts in rankings.items():
+        yield from _chunked(("ZREM", keys.ranking(ranking)), accounts)
 
 
 def _parked_writes(keys: Keys, changes: Changes) -> Iterator[Command]:

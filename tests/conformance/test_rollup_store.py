@@ -16,6 +16,7 @@ from schemas.rollup import (
     BucketField,
     Changes,
     Counters,
+    DueTotal,
     Duplicate,
     Fence,
     MarkKey,
@@ -162,6 +163,44 @@ async def test_a_dirty_entry_whose_version_moved_is_kept(rollup_store: RollupSto
     await rollup_store.confirm_dirty(0, [left])
     await rollup_store.confirm_dirty(0, [left])
     assert (await rollup_store.dirty(0, 10))[1] == []
+
+
+async def test_retired_total_leaves_with_all_that_belongs_to_it(rollup_store: RollupStore) -> None:
+    """Total, distinct members, places in the rankings and its due time; nobody else's."""
+    first = await started(rollup_store)
+    made = changes(5)._replace(due={TotalKey("acme", 0): 7_000})
+    await rollup_store.commit(0, first, made)
+    other = changes(6, "bob")._replace(retired={TotalKey("acme", 0): ("tokens", "peak", "users")})
+    await rollup_store.commit(0, fence(5), other)
+
+    uniques = {UniqueKey("acme", "users", 0): [11], UniqueKey("bob", "users", 0): [11]}
+    view = await rollup_store.read(0, fence(6), ReadRequest(uniques=uniques, due_max=9))
+    assert view.uniques[UniqueKey("acme", "users", 0)] == frozenset()
+    assert view.uniques[UniqueKey("bob", "users", 0)] == {11}
+    assert view.due == [DueTotal(0, TotalKey("bob", 0))]
+    assert await rollup_store.ranking(0, RankingKey("tokens", 0), 5) == [("bob", 7)]
+    assert await rollup_store.total_keys(0, 0, 10) == (0, [TotalKey("bob", 0)])
+    assert (await rollup_store.account_totals(0, [TotalKey("acme", 0)]))[1] == {TotalKey("acme", 0): {}}
+
+
+async def test_totals_are_due_in_the_order_of_their_times_and_then_of_their_names(rollup_store: RollupStore) -> None:
+    """Both stores agree on the order, whatever an account is called; a total that nobody gave a time is due at once,
+    and one that has a time keeps it until it gets another."""
+    believed = await started(rollup_store)
+    for number, account in enumerate(ODD_ACCOUNTS):
+        at = fence(5 + number)
+        await rollup_store.commit(0, believed, changes(5 + number, account)._replace(due={TotalKey(account, 0): 9_000}))
+        believed = at
+    last = changes(100, ODD_ACCOUNTS[-1])._replace(
+        due={TotalKey(ODD_ACCOUNTS[0], 0): 8_000}, totals={TotalKey("new", -60_000): {"a": "1"}}
+    )
+    await rollup_store.commit(0, believed, last)
+
+    names = sorted(ODD_ACCOUNTS[1:], key=lambda account: account.encode())
+    due = [DueTotal(0, TotalKey("new", -60_000)), DueTotal(8_000, TotalKey(ODD_ACCOUNTS[0], 0))]
+    due += [DueTotal(9_000, TotalKey(name, 0)) for name in names]
+    assert (await rollup_store.read(0, fence(100), ReadRequest(due_max=99))).due == due
+    assert (await rollup_store.read(0, fence(100), ReadRequest(due_max=3))).due == due[:3]
 
 
 async def test_only_closed_and_drained_buckets_are_dropped(rollup_store: RollupStore) -> None:
