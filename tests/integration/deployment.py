@@ -220,9 +220,7 @@ class Deployment:
         role.start()
         return role
 
-    async def until(
-        self, condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float | None = None
-    ) -> None:
+    async def until(self, condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float | None = None) -> None:
         """`until`, which also fails at once where a role cannot be kept running; `patience_s` if not said."""
 
         async def checked() -> bool:

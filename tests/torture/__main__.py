@@ -26,7 +26,9 @@ GRACE_S: Final = 30.0
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
-    parser.add_argument("--seed", type=int, default=None, help="draws the strikes and the traffic; a fresh one if unset")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="draws the strikes and the traffic; a fresh one if unset"
+    )
     parser.add_argument("--minutes", type=float, default=MINUTES, help="after this long the run has failed")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the usual number of strikes")
     parser.add_argument("--strikes", type=int, default=None, help="only so many strikes of the plan, for a quick look")

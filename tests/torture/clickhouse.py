@@ -1,6 +1,6 @@
 """The ClickHouse server as a process that can be killed, and that loses answers while a file says so.
 
-    python -m tests.torture.clickhouse PATH PORT FAULTS SEED
+python -m tests.torture.clickhouse PATH PORT FAULTS SEED
 """
 
 from __future__ import annotations

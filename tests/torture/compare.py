@@ -103,7 +103,9 @@ def at_stripe(state: Mapping[str, Any], intents: Mapping[str, Intent], wanted: V
     totals = {key: value for key, value in wanted.totals.items() if value and key[0] not in FREE}
     return [
         compared("Stripe: meter events by identifier", meant, held),
-        compared("Stripe: sums by account, meter, period", totals, {key: value for key, value in sums.items() if value}),
+        compared(
+            "Stripe: sums by account, meter, period", totals, {key: value for key, value in sums.items() if value}
+        ),
     ]
 
 

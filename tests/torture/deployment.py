@@ -93,9 +93,7 @@ class Tortured(Deployment):
         """The worker roles, running or not."""
         return [self.roles[name] for name in WORKERS]
 
-    async def until(
-        self, condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float | None = None
-    ) -> None:
+    async def until(self, condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float | None = None) -> None:
         """As the base's; a service that does not answer means: not yet."""
 
         async def survived() -> bool:

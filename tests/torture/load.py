@@ -130,7 +130,9 @@ class Load:
     async def _singles(self) -> None:
         """As librdkafka's clients send, CRC32 partitioner and all."""
         servers = ",".join(kafka_servers(self._deployment.settings.log_url))
-        producer: Any = Producer({"bootstrap.servers": servers, "linger.ms": 20, "message.timeout.ms": 60_000})
+        producer: Any = Producer(
+            {"bootstrap.servers": servers, "linger.ms": 20, "message.timeout.ms": 60_000, "log_level": 0}
+        )
         for number, sent in enumerate(self._events(self._seed + 1, SINGLE_PER_S, EVENT_FAULTS)):
             if not await self._due(sent.sent_us):
                 break

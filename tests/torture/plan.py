@@ -82,21 +82,20 @@ class Action(NamedTuple):
 def draw(seed: int, scale: float = 1.0) -> list[Action]:
     """The plan of a seed, with `scale` times as many kills, two of each kind at least."""
     chance = random.Random(f"torture {seed}")
-    strikes: list[tuple[Strike, float]] = []
+    placed: list[tuple[float, Strike, float]] = []
     for strike, least in {**KILLS, **OTHERS}.items():
-        strikes += [(strike, chance.random()) for _ in range(max(2, round(least * scale)))]
-    chance.shuffle(strikes)
+        placed += _spread(strike, [chance.random() for _ in range(max(2, round(least * scale)))], chance)
     damages = DAMAGES if scale >= 1 else DAMAGES[: round(len(DAMAGES) * scale)]
     for number, (strike, share) in enumerate(damages):
-        # In this order, each somewhere in its own part of the run.
-        place = (number + chance.uniform(0.3, 1.0)) / len(damages)
-        strikes.insert(round(place * len(strikes)), (strike, max(0.0, min(1.0, share * chance.uniform(0.7, 1.3)))))
-    workers = _workers(chance)
+        near = max(0.0, min(1.0, share * chance.uniform(0.7, 1.3)))
+        # In this order, each somewhere in its own part of the run; the first after something was copied.
+        placed.append(((number + chance.uniform(0.5, 1.0)) / len(damages), strike, near))
+    strikes = [(strike, share) for _, strike, share in sorted(placed)]
     return [
         Action(
             0.0 if chance.random() < AT_ONCE else chance.uniform(*WAIT_S),
             strike,
-            _target(strike, workers, chance),
+            _target(strike, chance),
             chance.uniform(0.0, DOWN_S_MAX),
             share,
         )
@@ -104,15 +103,14 @@ def draw(seed: int, scale: float = 1.0) -> list[Action]:
     ]
 
 
-def _workers(chance: random.Random) -> list[str]:
-    names = list(WORKERS)
-    chance.shuffle(names)
-    return names
+def _spread(strike: Strike, shares: Sequence[float], chance: random.Random) -> list[tuple[float, Strike, float]]:
+    """Each somewhere in its own part of the run, so that no kind comes all at once."""
+    return [((number + chance.random()) / len(shares), strike, share) for number, share in enumerate(shares)]
 
 
-def _target(strike: Strike, workers: Sequence[str], chance: random.Random) -> str:
+def _target(strike: Strike, chance: random.Random) -> str:
     if strike in (Strike.WORKER, Strike.LEAVE):
-        return chance.choice(workers)
+        return chance.choice(WORKERS)
     if strike is Strike.STRIPE:
         return chance.choice(STRIPE_FAULTS)
     return strike.value

@@ -19,6 +19,7 @@ from tests.integration.deployment import EXIT_OPERATOR, Role
 from tests.torture.clickhouse import LocalClickHouse
 from tests.torture.compare import Compared, compare, reconciled
 from tests.torture.deployment import PARTITIONS, REBUILD_S, REPORT_INTERVAL_MS, Tortured
+from tests.torture.hours import pass_an_hour
 from tests.torture.load import Load
 from tests.torture.plan import Action, Strike
 from tests.torture.stripe import LocalStripe
@@ -276,9 +277,8 @@ class Torture:
         await self.load.stop()
         self.say("    waiting for everything to be folded, judged, archived and drained")
         await deployment.at_rest()
-        last_ms = deployment.base.clock.now_ms()
-        boundary_ms = (last_ms // REPORT_INTERVAL_MS + 1) * REPORT_INTERVAL_MS
-        self.say(f"    waiting {(boundary_ms - last_ms) / 1000:.0f} s for the report interval to close, then for Stripe")
+        boundary_ms = await pass_an_hour(deployment)
+        self.say("    an hour goes by in the log; waiting for the last reports to be published and settled at Stripe")
 
         async def reported() -> bool:
             for partition in deployment.partitions:
@@ -305,8 +305,8 @@ async def run(folder: Path, seed: int, actions: list[Action], say: Say) -> tuple
         deployment = await stack.enter_async_context(
             Tortured(folder / "one", services.kafka.url, services.valkey.url, services.clickhouse.url, services.stripe)
         )
-        say(f"    {len(deployment.roles)} roles start")
         await deployment.begin()
+        say(f"    {len(deployment.roles)} roles start on {folder}")
         await deployment.folded_to(dict.fromkeys(deployment.partitions, 3))
         load = Load(deployment, seed)
         torture = Torture(deployment, services, load, folder, say)
