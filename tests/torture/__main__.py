@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import faulthandler
+import logging
 import random
 import sys
 import tempfile
@@ -79,6 +80,8 @@ async def bounded(folder: Path, seed: int, chosen: argparse.Namespace) -> int:
 def main() -> int:
     """The exit code."""
     chosen = arguments()
+    # What a killed broker does to the producers here is counted, and no news.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     seed = random.SystemRandom().randrange(SEEDS) if chosen.seed is None else chosen.seed
     # Children die with this process, and this process at the latest here.
     faulthandler.dump_traceback_later(chosen.minutes * 60 + GRACE_S, exit=True)
