@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,7 @@ from demo.settled import unsettled_intents
 from pipeline.local_kafka import LocalKafka
 from pipeline.local_valkey import LocalValkey
 from schemas.errors import Transient
+from schemas.rollup import Fence
 from tests.integration.deployment import EXIT_OPERATOR, Role
 from tests.torture.clickhouse import LocalClickHouse
 from tests.torture.compare import Compared, compare, reconciled
@@ -30,6 +31,7 @@ ADVANCE_EVERY: Final = 8
 ADVANCE_S: Final = 90.0
 AFTER_DAMAGE_S: Final = 150.0
 STARTS_AGAIN_S: Final = 60.0
+OTHERS_REFUSE_S: Final = 25.0
 
 Say = Callable[[str], None]
 
@@ -183,17 +185,35 @@ class Torture:
         # Whoever reads Redis while it is emptied may give up, and is right.
         for role in deployment.roles.values():
             role.may_refuse = True
-        before = await deployment.folded_or_none() or {}
+        before = await self._fences()
         await asyncio.to_thread(valkey.kill)
         self.kills[Strike.VALKEY.value] += 1
         what = self._harm(action)
         await asyncio.to_thread(valkey.start)
-        after = await deployment.folded_or_none() or {}
-        back = sum(max(0, before.get(each, 0) - after.get(each, 0)) for each in before)
-        came = await self._follow_up(action)
+        after = await self._fences()
+        offsets = [(before[each].next_offset, after[each].next_offset if each in after else 0) for each in before]
+        back = sum(max(0, one - other) for one, other in offsets)
+        # Nothing may be counted from zero, nor into rows that newer ones hide.
+        refused = any(each not in after or after[each].generation < before[each].generation for each in before)
+        came = await (self._refused(action) if refused else self._folded_again())
         for role in deployment.roles.values():
             role.may_refuse = False
         return f"killed, {what}; positions went back by {back} records: {came}"
+
+    async def _fences(self) -> dict[int, Fence]:
+        """The fence of every partition that has one, once Redis answers."""
+        deployment, fences = self.deployment, dict[int, Fence]()
+
+        async def read() -> bool:
+            fences.clear()
+            for partition in deployment.partitions:
+                fence = await deployment.store.load_fence(partition)
+                if fence is not None:
+                    fences[partition] = fence
+            return True
+
+        await deployment.until(read, "Redis to be read")
+        return fences
 
     def _harm(self, action: Action) -> str:
         folder = self.services.valkey_folder
@@ -204,26 +224,39 @@ class Torture:
         size, left = truncate(folder, 1.0 if action.strike is Strike.VALKEY_EMPTIED else action.share)
         return f"append-only file cut from {size} to {left} bytes"
 
-    async def _follow_up(self, action: Action) -> str:
-        """Either the workers fold again from where the fence went back to, or they refuse and say what to do."""
-        deployment = self.deployment
-        ends = await deployment.ends()
+    async def _folded_again(self) -> str:
+        """The workers fold again from where the fence went back to."""
+        await self.deployment.until(self._folded_to(await self.deployment.ends()), "the log to be folded again")
+        return "folded again from there"
 
-        async def settled() -> bool:
-            if any(role.lost for role in deployment.roles.values()):
-                return True
-            folded = await deployment.folded()
-            return all(folded[each] >= ends[each] for each in ends)
+    def _folded_to(self, ends: Mapping[int, int]) -> Callable[[], Awaitable[bool]]:
+        async def folded() -> bool:
+            positions = await self.deployment.folded()
+            return all(positions[each] >= ends[each] for each in ends)
 
-        await deployment.until(settled, f"the workers to go on or to refuse after {action.strike}", AFTER_DAMAGE_S)
-        lost = [role for role in deployment.roles.values() if role.lost]
-        if not lost:
-            return "folded again from there"
+        return folded
+
+    async def _refused(self, action: Action) -> str:
+        """The workers give up and say what to do; then it is done."""
+        deployment, workers = self.deployment, self.deployment.workers
+
+        async def one_gave_up() -> bool:
+            return any(role.lost for role in workers)
+
+        async def all_gave_up() -> bool:
+            return all(role.lost for role in workers)
+
+        await deployment.until(one_gave_up, f"a worker to refuse what is left after: {action.strike}", AFTER_DAMAGE_S)
+        # Where some partitions are well, not all need to: whoever gives up later is started again below.
+        with contextlib.suppress(AssertionError):
+            await deployment.until(all_gave_up, "the other workers to refuse too", OTHERS_REFUSE_S)
+        lost = [role for role in workers if role.lost]
         for role in lost:
             assert role.codes[-1] == EXIT_OPERATOR, f"{role.name} ended with {role.codes}:\n{role.output()[-4000:]}"
-        said = lost[0].output().splitlines()[-1]
-        self.say(f"        {lost[0].name} refuses: {said}")
-        assert "rebuild redis" in said, f"the remedy is not named: {said}"
+            said = role.output().splitlines()[-1]
+            assert "rebuild redis" in said, f"the remedy is not named: {said}"
+        self.say(f"        {lost[0].name} refuses: {lost[0].output().splitlines()[-1]}")
+        ends = await deployment.ends()
         killed = await self._rebuild(action)
         await self._folded_by_all(ends)
         return f"refused; `tidemark rebuild redis`{killed} made it whole"
@@ -249,22 +282,17 @@ class Torture:
             assert process.returncode == 1, output
         raise AssertionError(f"the rebuild did not end well in three runs:\n{output}")
 
-    async def _folded_by_all(self, ends: dict[int, int]) -> None:
+    async def _folded_by_all(self, ends: Mapping[int, int]) -> None:
         """Start again who had given up, until everything up to `ends` is folded."""
-        deployment = self.deployment
-        for role in deployment.roles.values():
-            role.may_refuse = True
+        folded = self._folded_to(ends)
 
-        async def folded() -> bool:
-            for role in deployment.roles.values():
+        async def resumed() -> bool:
+            for role in self.deployment.workers:
                 if role.lost:
                     role.resume()
-            positions = await deployment.folded()
-            return all(positions[each] >= ends[each] for each in ends) and not any(
-                role.lost for role in deployment.roles.values()
-            )
+            return await folded()
 
-        await deployment.until(folded, "the rebuilt view to be folded on", AFTER_DAMAGE_S)
+        await self.deployment.until(resumed, "the rebuilt view to be folded on", AFTER_DAMAGE_S)
 
     # Rest
 
