@@ -72,6 +72,7 @@ class Torture:
         self.kills: Counter[str] = Counter()
         self.stripe_faults: Counter[str] = Counter()
         self._seen: Counter[str] = Counter()
+        self._told = 0
         self._pending: list[asyncio.Task[None]] = []
 
     async def strike_all(self, actions: list[Action]) -> None:
@@ -115,7 +116,9 @@ class Torture:
                 raise AssertionError(action)
         what = action.target if action.strike in (Strike.WORKER, Strike.LEAVE) else action.strike.value
         self.struck[action.strike.value] += 1
-        self.say(f"{number:3}/{of} {what}: {came}; {await self._standing()}")
+        total = self.kills.total()
+        kill, self._told = f"kill {total}, " if total > self._told else "", total
+        self.say(f"{number:3}/{of} {kill}{what}: {came}; {await self._standing()}")
 
     async def _standing(self) -> str:
         """How far the fold is, and what ended by itself since the last line."""
@@ -140,7 +143,7 @@ class Torture:
 
         await self.deployment.until(killed, f"{role.name} to be there to be killed", STARTS_AGAIN_S)
         self.kills[role.name.partition("-")[0]] += 1
-        return f"killed at its start {role.starts}"
+        return f"had been started {role.starts} times"
 
     async def _outage(self, action: Action, kill: Callable[[], None], start: Callable[[], None]) -> str:
         """kill -9 of a service, which is started again while the plan goes on."""
@@ -154,7 +157,7 @@ class Torture:
             await asyncio.to_thread(start)
 
         self._pending.append(asyncio.create_task(back()))
-        return f"killed, away for {action.down_s:.1f} s and its start"
+        return f"away for {action.down_s:.1f} s and its start"
 
     async def _leave(self, action: Action) -> str:
         """A worker goes in order, the others take its partitions, and it comes back."""
@@ -198,7 +201,7 @@ class Torture:
         came = await (self._refused(action) if refused else self._folded_again())
         for role in deployment.roles.values():
             role.may_refuse = False
-        return f"killed, {what}; positions went back by {back} records: {came}"
+        return f"{what}; positions went back by {back} records: {came}"
 
     async def _fences(self) -> dict[int, Fence]:
         """The fence of every partition that has one, once Redis answers."""
