@@ -162,6 +162,11 @@ class HourlyStore(Protocol):
 
     async def load_drained(self) -> Mapping[int, DrainPosition]: ...
 
+    async def generation_since(self, partition: int, bucket_ms: int) -> int:
+        """The highest generation among the versions of a partition's cells of arrival buckets from `bucket_ms` on;
+        0 where there are none."""
+        ...
+
     async def close(self) -> None: ...
 
 

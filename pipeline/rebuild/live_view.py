@@ -214,13 +214,16 @@ class _Partition:
         self._parts.progress(Progress(self._at, fence.next_offset, end, fence.counters.received, swapped))
 
     async def _drain(self) -> None:
-        """Move out what is final, so that the built generation stays as small as a live one."""
+        """Move out what is final, so that the built generation stays as small as a live one. Final for the live view
+        too, where there is one: rows of a later generation in its open buckets say that it was swapped out."""
         partition, most = self._at, self._parts.limits.cells_max
+        live = await self._live()
         while await self._duplicates.duplicates(partition):
             pass
         while True:
             fence, cells = await self._built.dirty(partition, most)
-            closed = [cell for cell in cells if fence and cell.key.bucket_ms + HOUR_MS <= fence.log_time_ms]
+            passed_ms = min(each.log_time_ms for each in (fence, live) if each) if fence else 0
+            closed = [cell for cell in cells if cell.key.bucket_ms + HOUR_MS <= passed_ms]
             if closed:
                 await self._parts.hourly.insert_hourly([hourly_row(cell, partition) for cell in closed])
                 await self._built.confirm_dirty(partition, closed)

@@ -116,6 +116,15 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
         """The highest generation among the versions of cells; 0 where there are none."""
         return max((row.version for row in self.cells.values()), default=0) >> POSITION_BITS
 
+    async def generation_since(self, partition: int, bucket_ms: int) -> int:
+        """The highest generation among the versions of a partition's cells of buckets from `bucket_ms` on, or 0."""
+        versions = (
+            row.version
+            for row in self.cells.values()
+            if row.partition == partition and row.arrival_bucket_ms >= bucket_ms
+        )
+        return max(versions, default=0) >> POSITION_BITS
+
     async def usage(self, query: UsageQuery, aggregation: Aggregation) -> Sequence[UsageRow]:
         """As `UsageReader` says; `unique` over the events."""
         check_query(query)

@@ -131,6 +131,15 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         )
         return int(rows[0][0])
 
+    async def generation_since(self, partition: int, bucket_ms: int) -> int:
+        """The highest generation among the versions of a partition's cells of buckets from `bucket_ms` on, or 0."""
+        rows = await self._clickhouse.rows(
+            "SELECT bitShiftRight(max(version), {bits:UInt8}) FROM usage_hourly "
+            "WHERE partition = {partition:UInt16} AND arrival_bucket_ms >= {bucket:Int64}",
+            {"bits": POSITION_BITS, "partition": partition, "bucket": bucket_ms},
+        )
+        return int(rows[0][0])
+
     async def close(self) -> None:
         """Release the connections. Safe to call twice."""
         await self._clickhouse.close()

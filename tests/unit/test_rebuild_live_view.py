@@ -185,6 +185,37 @@ async def test_lost_view_is_rebuilt_with_the_same_intents_above_all_rows_that_we
     assert before <= set(await world.identifiers())
 
 
+async def test_copy_from_before_a_rebuild_is_refused_until_it_is_built_again() -> None:
+    """Its rows would lose against those of the rebuilt view, and the open hours of usage_hourly stand still."""
+    world = await loaded(0.5)
+    older = copy.deepcopy(world.live)
+    await world.rebuild().run()
+    await world.feed(0.2)
+    await world.work()
+
+    world.live = world.store = older
+    await world.feed(0.2)
+    with pytest.raises(OperatorNeeded, match=r"generation 1, .* generation 2 .*tidemark rebuild redis"):
+        await world.work()
+
+    assert await world.rebuild().run() == 3
+    await world.assert_equal()
+
+
+async def test_copy_from_before_a_rebuild_is_refused_by_a_worker_that_drained_before() -> None:
+    """It may have been given the partition back without starting again."""
+    world = await loaded(0.5)
+    older = copy.deepcopy(world.live)
+    await world.rebuild().run()
+    await world.work()
+    drain = HourlyDrain(world.store, world.clickhouse)
+    await drain.drain(0)
+
+    world.live._partitions, world.live._live = older._partitions, older._live
+    with pytest.raises(OperatorNeeded, match="rebuild redis"):
+        await drain.drain(0)
+
+
 async def test_worker_that_runs_on_is_fenced_by_the_swap() -> None:
     """Its next commit changes nothing; started again, it goes on at the new fence."""
     world = await loaded(0.5)
