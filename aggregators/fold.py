@@ -66,8 +66,8 @@ class _Fold:
         self.present = set(view.marks)
         self.marks: list[tuple[int, int]] = []
         self.totals = [_parsed(view.totals[key].get(meter)) for key, meter in plan.totals]
-        self.cells = [_parsed_cell(view.cells.get(target.cell_key)) for target in plan.targets]
-        # The position of the last event that each cell took in this flush.
+        self.cells = [_parsed_cell(view.cells.get(key)) for key in plan.cells]
+        # The position of the last event that came to each target in this flush.
         self.positions: list[int | None] = [None] * len(plan.targets)
         # Where the period of that event ended: a binding may cut a period while it runs.
         self.ends = [0] * len(plan.targets)
@@ -153,12 +153,12 @@ class _Fold:
             held.add(member)
             self.unique_added.setdefault(target.unique, []).append(member)
             minor = 1
-        aggregation, at = target.aggregation, target.total
+        aggregation, at, cell = target.aggregation, target.total, target.cell
         before = self.totals[at]
         if before is None:
             self._begin(self.plan.totals[at][0], placed)
         self.totals[at] = total = merge(aggregation, before, minor, arrival)
-        self.cells[number] = merge(aggregation, self.cells[number], minor, arrival)
+        self.cells[cell] = merge(aggregation, self.cells[cell], minor, arrival)
         self.positions[number] = arrival.position
         self.ends[number] = period_end_ms
         entry = target.report
@@ -192,21 +192,25 @@ class _Fold:
         # What no event contributed to was only read, and somebody may have drained it since.
         touched: dict[int, None] = {}
         reports: dict[BucketField, str] = {}
-        for target, cell, position, end_ms in zip(plan.targets, self.cells, self.positions, self.ends, strict=True):
+        for target, position, end_ms in zip(plan.targets, self.positions, self.ends, strict=True):
+            cell = self.cells[target.cell]
             if cell is None or position is None:
                 continue
-            cells[target.cell_key] = cell_text(target.aggregation, target.meter.scale, end_ms, cell)
-            dirty[target.cell_key] = version(self.generation, position)
+            key, made = plan.cells[target.cell], version(self.generation, position)
+            # Several targets may share a cell: its version is that of the last event.
+            if made > dirty.get(key, -1):
+                cells[key] = cell_text(target.aggregation, target.meter.scale, end_ms, cell)
+                dirty[key] = made
             touched[target.total] = None
             if target.report is not None and (text := self._report(target.report)) is not None:
                 reports[plan.reports[target.report]] = text
         totals: dict[TotalKey, dict[str, str]] = {}
         rankings: dict[RankingKey, dict[str, int]] = {}
         for number in touched:
-            (key, meter), value = plan.totals[number], self.totals[number]
+            (total, meter), value = plan.totals[number], self.totals[number]
             if value is not None:
-                totals.setdefault(key, {})[meter] = value_text(value)
-                rankings.setdefault(RankingKey(meter, key.period_start_ms), {})[key.account] = value.minor
+                totals.setdefault(total, {})[meter] = value_text(value)
+                rankings.setdefault(RankingKey(meter, total.period_start_ms), {})[total.account] = value.minor
         return Changes(
             fence=Fence(
                 log_id=fence.log_id,

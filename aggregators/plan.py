@@ -60,12 +60,13 @@ class Placement(NamedTuple):
 class Target(msgspec.Struct, frozen=True, gc=False):
     """Where contributions of one kind go: a cell, a total, and a report entry where Stripe is told.
 
-    Totals and report entries go by their number in the plan.
+    All three go by their number in the plan. Several targets may share a cell: an arrival hour can hold several
+    report buckets.
     """
 
     meter: Meter
     aggregation: Aggregation
-    cell_key: BucketField
+    cell: int
     total: int
     report: int | None
     unique: UniqueKey | None
@@ -88,6 +89,7 @@ class Plan(NamedTuple):
     scan: Scan
     candidates: list[Candidate]
     targets: list[Target]
+    cells: list[BucketField]
     totals: list[tuple[TotalKey, str]]
     reports: list[BucketField]
     accounts: dict[str, AccountState]
@@ -199,16 +201,16 @@ def plan(scan: Scan, placement: Placement, fence: Fence, hash_key: bytes) -> Pla
     marks: dict[MarkKey, list[int]] = {}
     for each in readable:
         marks.update(by_bucket(each, ((made.bucket_hash, made.member) for made in candidates if made.marked)))
-    reports = list(builder.reports)
+    cells, reports = list(builder.cells), list(builder.reports)
     request = ReadRequest(
         marks=marks,
         totals=list(dict.fromkeys(key for key, _ in builder.totals)),
-        cells=[target.cell_key for target in builder.targets],
+        cells=cells,
         reports=reports,
         uniques=builder.uniques,
     )
     return Plan(
-        scan, candidates, builder.targets, list(builder.totals), reports, placement.accounts, slices, request,
+        scan, candidates, builder.targets, cells, list(builder.totals), reports, placement.accounts, slices, request,
         placement.parked,
     )  # fmt: skip
 
@@ -229,12 +231,13 @@ def _first_log_time_ms(scan: Scan, fence: Fence) -> int:
 
 
 class _Builder:
-    """Numbers the targets, totals and report entries of one plan."""
+    """Numbers the targets, cells, totals and report entries of one plan."""
 
     def __init__(self, policies: Mapping[int, Policy], hash_key: bytes) -> None:
         self.policies = policies
         self.hash_key = hash_key
         self.targets: list[Target] = []
+        self.cells: dict[BucketField, int] = {}
         self.totals: dict[tuple[TotalKey, str], int] = {}
         self.reports: dict[BucketField, int] = {}
         self.uniques: dict[UniqueKey, list[int]] = {}
@@ -279,9 +282,10 @@ class _Builder:
             account, dimensions, meter.slug, period.start_ms, hour_ms, self._buckets, bool(meter.stripe_event_name)
         )
         unique = UniqueKey(account, meter.slug, period.start_ms) if meter.aggregation is Aggregation.UNIQUE else None
+        cell = self.cells.setdefault(keys.cell, len(self.cells))
         total = self.totals.setdefault((keys.total, meter.slug), len(self.totals))
         report = None if keys.report is None else self.reports.setdefault(keys.report, len(self.reports))
-        return Target(meter, meter.aggregation, keys.cell, total, report, unique)
+        return Target(meter, meter.aggregation, cell, total, report, unique)
 
 
 class _Buckets(NamedTuple):

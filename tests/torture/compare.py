@@ -17,7 +17,7 @@ from tests.torture.deployment import FREE, Tortured, customer_of
 from tests.torture.load import Load
 
 SHOWN_MAX: Final = 4
-RECONCILE_S: Final = 120.0
+RECONCILE_S: Final = 240.0
 AHEAD_MS: Final = 3_600_000
 STORES: Final[Mapping[str, str]] = {
     "totals": "Redis: totals by account, meter, period",

@@ -30,7 +30,7 @@ ACCOUNTS: Final = 40
 FREE: Final = frozenset({account_name(5), account_name(19)})
 PARTITIONS: Final = 4
 REPORT_INTERVAL_MS: Final = 60_000
-REBUILD_S: Final = 120.0
+REBUILD_S: Final = 240.0
 ROLES: Final = ("archive", "router", "gateway", "sink")
 
 
@@ -47,7 +47,8 @@ class Tortured(Deployment):
         "meters": [{**meter, "stripe_event_name": meter["slug"]} for meter in CATALOG["meters"]],
         "policy": {**CATALOG["policy"], "report_interval_ms": REPORT_INTERVAL_MS},
     }
-    patience_s: ClassVar[float] = 150.0
+    # A machine that others use as well is slow, not stuck; the run as a whole has its deadline.
+    patience_s: ClassVar[float] = 420.0
 
     def __init__(self, folder: Path, log_url: str, redis_url: str, clickhouse_url: str, stripe: LocalStripe) -> None:
         self.stripe = stripe
@@ -57,7 +58,7 @@ class Tortured(Deployment):
         self.api_key, _ = create_key(keys, KeyRole.ADMIN, SystemClock())
         super().__init__(
             folder, redis_url, clickhouse_url, log_url,
-            TIDEMARK_PARTITIONS=str(PARTITIONS), TIDEMARK_SESSION_TIMEOUT_S="6",
+            TIDEMARK_PARTITIONS=str(PARTITIONS), TIDEMARK_SESSION_TIMEOUT_S="6", TIDEMARK_TICK_INTERVAL_S="1",
             TIDEMARK_STRIPE_API_KEY=KEY, TIDEMARK_STRIPE_API_BASE=stripe.url, TIDEMARK_STRIPE_RATE_PER_S="200",
             TIDEMARK_STRIPE_ACCOUNT="acct_simulator",
             TIDEMARK_API_KEYS=str(keys), TIDEMARK_GATEWAY_PORT=str(self.gateway_port),

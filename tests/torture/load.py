@@ -23,9 +23,9 @@ from tests.torture.deployment import ACCOUNTS, PARTITIONS, Tortured
 from tests.traffic.generate import EVENT_FAULTS, SECOND_US, Rates, Sent, events, records
 
 SPAN_S: Final = 1_500
-BATCHED_PER_S: Final = 350
-SINGLE_PER_S: Final = 40
-POSTED_PER_S: Final = 80
+BATCHED_PER_S: Final = 300
+SINGLE_PER_S: Final = 30
+POSTED_PER_S: Final = 70
 BATCH_EVENTS_MAX: Final = 40
 REQUEST_EVENTS_MAX: Final = 30
 BACKLOG_RECORDS_MAX: Final = 600
