@@ -15,12 +15,11 @@ from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from simulation.faults import Fault
 from simulation.loop import SimulatedLoop, Stalled
 from simulation.roles import SECRET
-from simulation.traffic import PARTITIONS, POLICY
+from simulation.traffic import PARTITIONS
 from simulation.verify import unsettled, verify
 from simulation.world import Failure, World
 
 REST_S: Final = 300.0
-REPORT_MS: Final = POLICY["report_interval_ms"]
 ROUNDS_MAX: Final = 200
 SHRINK_RUNS_MAX: Final = 200
 
@@ -86,7 +85,8 @@ async def _lived(world: World) -> None:
 
 async def _at_rest(world: World) -> None:
     """The liveness phase: everything must converge, within a bounded simulated time."""
-    closing_ms = (world.clock.now_ms() // REPORT_MS + 1) * REPORT_MS + HOUR_MS
+    interval_ms = world.report_interval_ms
+    closing_ms = (world.clock.now_ms() // interval_ms + 1) * interval_ms + HOUR_MS
     what = ""
     for _ in range(ROUNDS_MAX):
         if world.failures:

@@ -266,6 +266,17 @@ def _judged_again(original: Any) -> Any:
     return judge
 
 
+def _cell_for_each_report_bucket(original: Any) -> Any:
+    def contribute(self: Any, number: int, *arguments: Any) -> None:
+        cell = self.targets[number].cell
+        read, running = vars(self).setdefault("mutant", (list(self.cells), {}))
+        self.cells[cell] = running.get(number, read[cell])
+        original(self, number, *arguments)
+        running[number] = self.cells[cell]
+
+    return contribute
+
+
 def _always_new(original: Any) -> Any:
     return lambda parked, first: original(parked, parked.position if first else first)
 
@@ -328,6 +339,9 @@ MUTANTS: Final = (
     Mutant(
         "archive forgets bindings at a restart", pipeline.processors.archive, "_replayed",
         lambda made: lambda rows: (made(rows)[0], {}),
+    ),
+    Mutant(
+        "a cell of its own for each report bucket", aggregators.fold._Fold, "_contribute", _cell_for_each_report_bucket,
     ),
     Mutant("cell version by flush", aggregators.fold, "version", lambda _made: lambda _generation, _position: 1),
     Mutant("delta sampled at publishing", ReportDrain, "drain", _delta_at_publishing),
