@@ -142,8 +142,10 @@ def _columns(widths: Sequence[int], texts: Sequence[str]) -> str:
 
 EVENTS_WIDTHS: Final = (12, 9, 9, 9, 9, 9, 7, 7, 11, 10, 7, 7)
 EVENTS_HEADS: Final = (
-    ("events", "log time", "worker", "×decode", "archive", "wall", "worker", "Redis", "live marks", "ClickHouse", "")
-    + ("log",),
+    (
+        *("events", "log time", "worker", "×decode", "archive", "wall", "worker", "Redis", "live marks"),
+        *("ClickHouse", "", "log"),
+    ),
     ("", "h", "µs/event", "", "µs/event", "µs/event", "MB", "MB", "", "parts", "MB", "MB"),
 )  # fmt: skip
 ACCOUNTS_WIDTHS: Final = (12, 10, 10, 10, 10, 10, 8, 8)

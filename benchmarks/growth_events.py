@@ -106,7 +106,7 @@ class _SteppedClock:
 
     def set(self, now_ms: int) -> None:
         self.ms = now_ms
-        write_clock(self.path, ScaledClock(time.time_ns() // 1_000_000, now_ms, 1))
+        write_clock(self.path, ScaledClock(SystemClock().now_ms(), now_ms, 1))
 
 
 class _EmbeddedFeed(Feed):
