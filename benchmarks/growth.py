@@ -102,7 +102,7 @@ def growth_figures(events: EventsGrowth, accounts: Sequence[AccountsStep]) -> li
         Figure(section, "worker's processor time per event", by_first, "%", None, "at most 10", verdict),
         Figure(section, f"  from {full.events:,} on, all marks full", by_full, "%", None, "at most 10", full_verdict),
         Figure(section, "worker's processor time in the last step", last.worker_us, "µs", last.worker_us),
-        Figure(section, "worker's memory", (last.worker_bytes - first.worker_bytes) / MEGABYTE, "MB more"),
+        Figure(section, "memory of the process", (last.process_bytes - first.process_bytes) / MEGABYTE, "MB more"),
         Figure(section, "Redis", (last.redis_bytes - first.redis_bytes) / MEGABYTE, "MB more"),
         Figure(section, "active parts in ClickHouse at the end", last.clickhouse_parts, "parts"),
         Figure(section, "the log's file at the end", last.log_bytes / MEGABYTE, "MB"),
@@ -143,7 +143,7 @@ def _columns(widths: Sequence[int], texts: Sequence[str]) -> str:
 EVENTS_WIDTHS: Final = (12, 9, 9, 9, 9, 9, 7, 7, 11, 10, 7, 7)
 EVENTS_HEADS: Final = (
     (
-        *("events", "log time", "worker", "×decode", "archive", "wall", "worker", "Redis", "live marks"),
+        *("events", "log time", "worker", "×decode", "archive", "wall", "process", "Redis", "live marks"),
         *("ClickHouse", "", "log"),
     ),
     ("", "h", "µs/event", "", "µs/event", "µs/event", "MB", "MB", "", "parts", "MB", "MB"),
@@ -158,7 +158,7 @@ ACCOUNTS_HEADS: Final = (
 def _events_table(steps: Sequence[Step]) -> list[str]:
     lines = [_columns(EVENTS_WIDTHS, heads) for heads in EVENTS_HEADS]
     for step in steps:
-        sizes = (step.worker_bytes, step.redis_bytes, step.clickhouse_bytes, step.log_bytes)
+        sizes = (step.process_bytes, step.redis_bytes, step.clickhouse_bytes, step.log_bytes)
         worker, redis, clickhouse, log = (f"{size / MEGABYTE:,.0f}" for size in sizes)
         costs = (step.worker_us, step.ratio, step.archive_us, step.wall_us)
         texts = (f"{step.events:,}", f"{step.hours:.1f}", *(f"{cost:.2f}" for cost in costs), worker, redis)

@@ -1,4 +1,7 @@
-"""More and more events through a worker and an archive on the embedded log: does one more cost what the first did?
+"""More and more events through rollup, drains and archive on the embedded log: does one more cost what the first did?
+
+The processors and stores of worker and archive, one after the other in this process, on a real Valkey and ClickHouse
+engine: what is measured is processor time for the same work, whatever else the machine does and however long it waits.
 
 Log time moves on with the events, a million an hour at most, under a catalog with a window of two hours and a log that
 keeps three: after a few hours all slices of marks are full, the oldest leave as new ones come, and the log trims as
@@ -8,8 +11,9 @@ much as it takes. What grows from there on would grow for ever.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,19 +26,23 @@ from redis import Redis
 from benchmarks.broker import Bench, Feed
 from benchmarks.figures import Report
 from benchmarks.live import bytes_by_kind
-from benchmarks.machine import cpu_s, resident_bytes
-from benchmarks.services import SECRET, Process, Services, Stores
+from benchmarks.machine import resident_bytes
+from benchmarks.services import SECRET, Services, Stores
 from benchmarks.traffic import RECORD_EVENTS, Traffic
-from pipeline.clock import ScaledClock, SystemClock, write_clock
+from pipeline.clock import SystemClock
 from pipeline.deployment import ensure_catalog, ensure_deployment
 from pipeline.logs.embedded import SqliteLog
+from pipeline.processors.archive import ArchiveProcessor
+from pipeline.processors.drains import HourlyDrain, ReportDrain
+from pipeline.processors.rollup import RollupProcessor
 from pipeline.settings import Settings, load_settings
 from pipeline.stores import Base, read_catalog
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.events import EventStruct
 from schemas.log import EVENTS_TOPIC
-from schemas.rollup import Fence
+from schemas.processing import Processor
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
+from sinks.clickhouse.writer import ClickHouseStore
 from sinks.redis.writer import RedisRollupStore
 
 PARTITIONS: Final = 4
@@ -44,13 +52,10 @@ RETENTION_MS: Final = 3 * HOUR_MS
 ORIGIN_MS: Final = 1_772_323_200_000
 BEGIN_MS: Final = ORIGIN_MS + 40 * HOUR_MS
 HOUR_EVENTS_MAX: Final = 1_000_000
-SEND_EVENTS: Final = 20_000
-AHEAD_EVENTS_MAX: Final = 200_000
+# As many records as a worker takes at a time.
+FLUSH_RECORDS: Final = 20
 WARM_UP_EVENTS: Final = 100_000
-POLL_INTERVAL_S: Final = 0.1
-START_TIMEOUT_S: Final = 60.0
-DECODE_RECORDS: Final = 40
-DECODE_ROUNDS: Final = 15
+DECODE_RECORDS: Final = 20
 MEGABYTE: Final = 1024 * 1024
 
 PARTS: Final = """
@@ -62,8 +67,8 @@ _bare_decode: Final = msgspec.json.Decoder(list[EventStruct]).decode
 
 
 class Step(NamedTuple):
-    """One step: per event the worker's and the archive's processor time, wall time, and what decoding alone cost by
-    then; at its end sizes of everything."""
+    """One step: per event the processor time of the worker's and of the archive's part, wall time of both, and what
+    decoding alone cost meanwhile; at its end the memory of this process and the sizes of everything."""
 
     events: int
     hours: float
@@ -71,7 +76,7 @@ class Step(NamedTuple):
     archive_us: float
     wall_us: float
     bare_us: float
-    worker_bytes: int
+    process_bytes: int
     redis_bytes: int
     marks: int
     clickhouse_parts: int
@@ -92,10 +97,9 @@ class EventsGrowth(NamedTuple):
 
 
 class _SteppedClock:
-    """The log time of what is appended; every other process reads it from a file."""
+    """The log's clock: it stands still until it is set."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self) -> None:
         self.ms = ORIGIN_MS
 
     def now_ms(self) -> int:
@@ -103,10 +107,6 @@ class _SteppedClock:
 
     async def sleep(self, duration_s: float) -> None:
         await asyncio.sleep(duration_s)
-
-    def set(self, now_ms: int) -> None:
-        self.ms = now_ms
-        write_clock(self.path, ScaledClock(SystemClock().now_ms(), now_ms, 1))
 
 
 class _EmbeddedFeed(Feed):
@@ -123,25 +123,65 @@ class _EmbeddedFeed(Feed):
         """Hours of log time since the traffic began."""
         return (self._clock.ms - BEGIN_MS) / HOUR_MS
 
-    async def append(self, events: int) -> None:
-        """Append events of the minute before the present one, and return when the log has them."""
-        now_ms = BEGIN_MS + self.traffic.sent * HOUR_MS // self._hour_events
-        self._clock.set(now_ms)
-        self.traffic.move_to(now_ms - MINUTE_MS)
-        batches = list(self.traffic.records(events // RECORD_EVENTS))
+    async def append(self, records: int) -> None:
+        """Append records of events of the minute before the present one, and return when the log has them."""
+        self._clock.ms = BEGIN_MS + self.traffic.sent * HOUR_MS // self._hour_events
+        self.traffic.move_to(self._clock.ms - MINUTE_MS)
+        batches = list(self.traffic.records(records))
         await asyncio.gather(*(self._log.append(EVENTS_TOPIC, batch.partition, batch.value) for batch in batches))
 
 
-class _Readers(NamedTuple):
-    """What the run looks at."""
+class _Stopwatch:
+    """Processor time of this process, and wall time, of what ran under it."""
 
-    bench: Bench
-    stores: Stores
-    store: RedisRollupStore
-    clickhouse: ClickHouse
-    worker: Process
-    archive: Process
-    log_path: Path
+    def __init__(self) -> None:
+        self.cpu_s = self.wall_s = 0.0
+
+    async def run(self, work: Awaitable[None]) -> None:
+        began = time.process_time(), time.perf_counter()
+        await work
+        self.cpu_s += time.process_time() - began[0]
+        self.wall_s += time.perf_counter() - began[1]
+
+
+class _Readers:
+    """What worker and archive do, by hand."""
+
+    def __init__(self, log: SqliteLog, store: RedisRollupStore, hourly: ClickHouseStore) -> None:
+        self.store = store
+        self.rollup = RollupProcessor(log, store, SystemClock(), SECRET.encode())
+        self.archive = ArchiveProcessor(log, hourly, SECRET.encode())
+        self._log = log
+        self._hourly = HourlyDrain(store, hourly)
+        self._reports = ReportDrain(store, log)
+        self._next: dict[tuple[Processor, int], int] = {}
+        self.worker_time, self.archive_time = _Stopwatch(), _Stopwatch()
+
+    async def start(self) -> None:
+        """Find out where to begin."""
+        for partition in range(PARTITIONS):
+            for processor in (self.rollup, self.archive):
+                self._next[processor, partition] = await processor.start_offset(partition) or 0
+
+    async def read(self) -> None:
+        """Read what is new, and drain."""
+        await self.worker_time.run(self._work())
+        await self.archive_time.run(self._through(self.archive))
+
+    async def _work(self) -> None:
+        await self._through(self.rollup)
+        for partition in range(PARTITIONS):
+            while not (await self._hourly.drain(partition)).complete:
+                pass
+            await self._reports.drain(partition)
+
+    async def _through(self, processor: Processor) -> None:
+        for partition in range(PARTITIONS):
+            offset = self._next[processor, partition]
+            while records := await self._log.read(EVENTS_TOPIC, partition, offset, FLUSH_RECORDS):
+                await processor.step(partition, records)
+                offset = records[-1].next_offset
+            self._next[processor, partition] = offset
 
 
 async def events_growth(
@@ -149,37 +189,26 @@ async def events_growth(
 ) -> EventsGrowth:
     """Run to each of the targets, or as far as the time allows; what differs from the traffic's own sums is a failure
     of the report."""
-    services = Services(folder, say)
-    clock = _SteppedClock(folder / "clock")
-    clock.set(ORIGIN_MS)
+    services, clock = Services(folder, say), _SteppedClock()
     log = SqliteLog(folder / "log.db", clock)
+    await log.start()
     with ExitStack() as stack:
-        await log.start()
+        stores = services.stores(stack)
+        store, clickhouse = RedisRollupStore(stores.valkey.url), open_clickhouse(stores.clickhouse_url)
+        hourly = ClickHouseStore(clickhouse)
+        await hourly.migrate()
         base = await _deployment(log, folder)
         traffic = Traffic(accounts, PARTITIONS, BEGIN_MS + MINUTE_MS - 1, span_ms=MINUTE_MS)
         feed = _EmbeddedFeed(log, clock, traffic, min(HOUR_EVENTS_MAX, targets[-1] // 8))
-        stores = services.stores(stack)
-        environment = {**stores.environment(f"embedded://{folder / 'log.db'}"), "TIDEMARK_CLOCK": f"file:{clock.path}"}
-        worker, archive = (
-            stack.enter_context(Process(["pipeline.cli", role], stores.folder / f"{role}.log", environment))
-            for role in ("worker", "archive")
-        )
-        bench = Bench(services, base, feed, report, say)
-        readers = _Readers(
-            bench, stores, RedisRollupStore(stores.valkey.url), open_clickhouse(stores.clickhouse_url), worker, archive,
-            folder / "log.db",
-        )  # fmt: skip
+        run = _Run(_Readers(log, store, hourly), feed, stores, clickhouse, folder / "log.db", say)
         try:
-            steps = await _steps(readers, feed, targets, time.monotonic() + minutes_max * 60)
+            steps = await run.steps(targets, time.monotonic() + minutes_max * 60)
             say("Comparing every total with the traffic's own sums")
-            await bench.worker(stores, worker)
-            await bench.archive(stores, archive)
-            await bench.verify(stores, "growth", archive=True)
+            await Bench(services, base, feed, report, say).verify(stores, "growth", archive=True)
         finally:
-            await readers.clickhouse.close()
-            await readers.store.close()
+            await hourly.close()
+            await store.close()
             await log.close()
-        worker.stop()
         return EventsGrowth(steps, bytes_by_kind(stores))
 
 
@@ -196,94 +225,82 @@ async def _deployment(log: SqliteLog, folder: Path) -> Base:
     return Base(settings, SystemClock(), log, genesis)
 
 
-async def _steps(readers: _Readers, feed: _EmbeddedFeed, targets: Sequence[int], deadline_s: float) -> list[Step]:
-    bench, steps = readers.bench, []
-    await _started(readers)
-    await _until(readers, feed, WARM_UP_EVENTS, deadline_s)
-    bare_us = _bare(feed.traffic)
-    for target in targets:
-        began = (time.monotonic(), cpu_s(readers.worker.pid), cpu_s(readers.archive.pid))
-        before = await bench.counted(readers.store)
-        seen = await _until(readers, feed, target, deadline_s)
-        ended = (time.monotonic(), cpu_s(readers.worker.pid), cpu_s(readers.archive.pid))
-        wall_us, worker_us, archive_us = (
-            (end - start) / max(1, seen - before) * 1e6 for start, end in zip(began, ended, strict=True)
+class _Run:
+    """The steps of one run."""
+
+    def __init__(
+        self,
+        readers: _Readers,
+        feed: _EmbeddedFeed,
+        stores: Stores,
+        clickhouse: ClickHouse,
+        log_path: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self._readers = readers
+        self._feed = feed
+        self._stores = stores
+        self._clickhouse = clickhouse
+        self._log_path = log_path
+        self._say = say
+
+    async def steps(self, targets: Sequence[int], deadline_s: float) -> list[Step]:
+        """One step per target; the last one is cut short where the time is up."""
+        # The log will not keep its first records: log time goes on by forty hours with the first event.
+        await self._readers.start()
+        await self._readers.read()
+        await self._until(WARM_UP_EVENTS, deadline_s)
+        steps = []
+        for target in targets:
+            step = await self._step(target, deadline_s)
+            steps.append(step)
+            self._say(str(step))
+            if step.events < target:
+                self._say(f"The time is up; {target:,} was not reached")
+                break
+        return steps
+
+    async def _until(self, target: int, deadline_s: float) -> list[float]:
+        """Go on to so many events; what decoding alone cost meanwhile."""
+        bare_us = []
+        traffic = self._feed.traffic
+        while traffic.sent < target and time.monotonic() < deadline_s:
+            for _ in range(PARTITIONS):
+                await self._feed.append(FLUSH_RECORDS)
+            await self._readers.read()
+            bare_us.append(_bare(traffic))
+        return bare_us
+
+    async def _step(self, target: int, deadline_s: float) -> Step:
+        readers, traffic = self._readers, self._feed.traffic
+        readers.worker_time, readers.archive_time = _Stopwatch(), _Stopwatch()
+        before = traffic.sent
+        bare_us = await self._until(target, deadline_s)
+        events = max(1, traffic.sent - before)
+        with Redis.from_url(self._stores.valkey.url) as redis:
+            redis_bytes = int(redis.info("memory")["used_memory"])
+        ((parts, disk),) = await self._clickhouse.rows(PARTS)
+        files = [self._log_path, self._log_path.with_name(self._log_path.name + "-wal")]
+        return Step(
+            events=traffic.sent,
+            hours=self._feed.hours,
+            worker_us=readers.worker_time.cpu_s / events * 1e6,
+            archive_us=readers.archive_time.cpu_s / events * 1e6,
+            wall_us=(readers.worker_time.wall_s + readers.archive_time.wall_s) / events * 1e6,
+            bare_us=median(bare_us) if bare_us else 1.0,
+            process_bytes=resident_bytes(os.getpid()),
+            redis_bytes=redis_bytes,
+            marks=sum(each.members for fence in readers.rollup.fences.values() for each in fence.slices),
+            clickhouse_parts=int(parts),
+            clickhouse_bytes=int(disk or 0),
+            log_bytes=sum(path.stat().st_size for path in files if path.exists()),
         )
-        bare_after_us = _bare(feed.traffic)
-        steps.append(
-            await _measured(readers, seen, feed, (worker_us, archive_us, wall_us, (bare_us + bare_after_us) / 2))
-        )
-        bare_us = bare_after_us
-        bench.say(f"{seen:,} events: {worker_us:.1f} µs of the worker's processor time and {wall_us:.1f} µs an event")
-        if seen < target:
-            bench.say(f"The time is up; {target:,} was not reached")
-            break
-    return steps
-
-
-async def _started(readers: _Readers) -> None:
-    """Wait until both have the log's first records behind them, which it will not keep."""
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while (
-        len(await readers.bench.fences(readers.store)) < PARTITIONS
-        or await readers.bench.archived(readers.clickhouse, await readers.bench.ends(), 100) < 100
-    ):
-        readers.worker.check()
-        readers.archive.check()
-        if time.monotonic() > deadline_s:
-            raise RuntimeError(f"worker and archive did not start within {START_TIMEOUT_S:.0f} s")
-        await asyncio.sleep(POLL_INTERVAL_S)
-
-
-async def _until(readers: _Readers, feed: _EmbeddedFeed, target: int, deadline_s: float) -> int:
-    """Feed until the worker has counted so many; neither reader may fall further behind than the log keeps."""
-    bench, traffic = readers.bench, feed.traffic
-    while True:
-        readers.worker.check()
-        readers.archive.check()
-        counted = await bench.counted(readers.store)
-        if counted >= target or time.monotonic() > deadline_s:
-            return counted
-        archived = await bench.archived(readers.clickhouse, await bench.ends(), traffic.sent)
-        room = min(counted, archived) + AHEAD_EVENTS_MAX - traffic.sent
-        wanted = min(target - traffic.sent, SEND_EVENTS)
-        if wanted > 0 and room > 0:
-            await feed.append(wanted)
-        else:
-            await asyncio.sleep(POLL_INTERVAL_S)
-
-
-async def _measured(
-    readers: _Readers, seen: int, feed: _EmbeddedFeed, costs_us: tuple[float, float, float, float]
-) -> Step:
-    fences: list[Fence] = await readers.bench.fences(readers.store)
-    with Redis.from_url(readers.stores.valkey.url) as redis:
-        redis_bytes = int(redis.info("memory")["used_memory"])
-    ((parts, disk),) = await readers.clickhouse.rows(PARTS)
-    files = [readers.log_path, readers.log_path.with_name(readers.log_path.name + "-wal")]
-    return Step(
-        events=seen,
-        hours=feed.hours,
-        worker_us=costs_us[0],
-        archive_us=costs_us[1],
-        wall_us=costs_us[2],
-        bare_us=costs_us[3],
-        worker_bytes=resident_bytes(readers.worker.pid),
-        redis_bytes=redis_bytes,
-        marks=sum(each.members for fence in fences for each in fence.slices),
-        clickhouse_parts=int(parts),
-        clickhouse_bytes=int(disk or 0),
-        log_bytes=sum(path.stat().st_size for path in files if path.exists()),
-    )
 
 
 def _bare(traffic: Traffic) -> float:
-    """µs of this process per event for decoding alone, the median of some rounds."""
+    """µs of this process per event for decoding alone."""
     values = traffic.samples(DECODE_RECORDS)
-    costs = []
-    for _ in range(DECODE_ROUNDS):
-        began_s = time.thread_time()
-        for value in values:
-            _bare_decode(value)
-        costs.append((time.thread_time() - began_s) / (len(values) * RECORD_EVENTS) * 1e6)
-    return median(costs)
+    began_s = time.thread_time()
+    for value in values:
+        _bare_decode(value)
+    return (time.thread_time() - began_s) / (len(values) * RECORD_EVENTS) * 1e6
