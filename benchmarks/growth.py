@@ -133,6 +133,8 @@ def table(machine: dict[str, str], events: EventsGrowth, accounts: Sequence[Acco
         each, held = max((step.kinds[kind] for step in accounts), key=lambda found: found[1])
         each, held = events.kinds[kind] if kind in ("m:", "cells:") else (each, held)
         lines.append(f"  {name:54} {each if held else 0:>10.1f} {held:>12,}")
+    lines += ["", f"{'ClickHouse, rows of all versions as they are merged':56} {'bytes each':>10} {'how many':>12}"]
+    lines += [f"  {name:54} {each:>10.1f} {rows:>12,}" for name, (each, rows) in events.tables.items()]
     return "\n".join(lines)
 
 

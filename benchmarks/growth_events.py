@@ -59,8 +59,9 @@ DECODE_RECORDS: Final = 20
 MEGABYTE: Final = 1024 * 1024
 
 PARTS: Final = """
-SELECT count(), sum(bytes_on_disk) FROM system.parts WHERE active AND table IN
+SELECT table, count(), sum(rows), sum(bytes_on_disk) FROM system.parts WHERE active AND table IN
     ('usage_events', 'usage_hourly', 'usage_duplicates', 'verdicts', 'control_log', 'archive_positions')
+GROUP BY table ORDER BY table
 """
 
 _bare_decode: Final = msgspec.json.Decoder(list[EventStruct]).decode
@@ -90,10 +91,11 @@ class Step(NamedTuple):
 
 
 class EventsGrowth(NamedTuple):
-    """All steps, and the bytes and number of each kind of key at their end."""
+    """All steps; at their end the bytes and number of each kind of key, and of the rows of each table."""
 
     steps: list[Step]
     kinds: dict[str, tuple[float, int]]
+    tables: dict[str, tuple[float, int]]
 
 
 class _SteppedClock:
@@ -205,11 +207,13 @@ async def events_growth(
             steps = await run.steps(targets, time.monotonic() + minutes_max * 60)
             say("Comparing every total with the traffic's own sums")
             await Bench(services, base, feed, report, say).verify(stores, "growth", archive=True)
+            parts = await clickhouse.rows(PARTS)
         finally:
             await hourly.close()
             await store.close()
             await log.close()
-        return EventsGrowth(steps, bytes_by_kind(stores))
+        tables = {str(table): (int(disk) / max(1, int(rows)), int(rows)) for table, _, rows, disk in parts}
+        return EventsGrowth(steps, bytes_by_kind(stores), tables)
 
 
 async def _deployment(log: SqliteLog, folder: Path) -> Base:
@@ -279,7 +283,7 @@ class _Run:
         events = max(1, traffic.sent - before)
         with Redis.from_url(self._stores.valkey.url) as redis:
             redis_bytes = int(redis.info("memory")["used_memory"])
-        ((parts, disk),) = await self._clickhouse.rows(PARTS)
+        tables = await self._clickhouse.rows(PARTS)
         files = [self._log_path, self._log_path.with_name(self._log_path.name + "-wal")]
         return Step(
             events=traffic.sent,
@@ -291,8 +295,8 @@ class _Run:
             process_bytes=resident_bytes(os.getpid()),
             redis_bytes=redis_bytes,
             marks=sum(each.members for fence in readers.rollup.fences.values() for each in fence.slices),
-            clickhouse_parts=int(parts),
-            clickhouse_bytes=int(disk or 0),
+            clickhouse_parts=sum(int(parts) for _, parts, _, _ in tables),
+            clickhouse_bytes=sum(int(disk) for *_, disk in tables),
             log_bytes=sum(path.stat().st_size for path in files if path.exists()),
         )
 
