@@ -117,9 +117,10 @@ class Bench:
 
     async def counted(self, store: RedisRollupStore) -> int:
         """Events that Redis knows of."""
-        return sum(fence.counters.received for fence in await self._fences(store))
+        return sum(fence.counters.received for fence in await self.fences(store))
 
-    async def _fences(self, store: RedisRollupStore) -> list[Fence]:
+    async def fences(self, store: RedisRollupStore) -> list[Fence]:
+        """The fence of each partition that has one."""
         partitions = range(self.base.genesis.partitions)
         fences = await asyncio.gather(*(store.load_fence(partition) for partition in partitions))
         return [fence for fence in fences if fence]
@@ -160,7 +161,7 @@ class Bench:
         clickhouse = open_clickhouse(stores.clickhouse_url)
         try:
             found = await self.rate(process, lambda: self.counted(store), self.feed.traffic.sent)
-            targets = await self._fences(store)
+            targets = await self.fences(store)
             hourly = ClickHouseStore(clickhouse)
             deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
             while time.monotonic() < deadline_s:

@@ -15,12 +15,15 @@ from typing import Final, NamedTuple
 import msgspec
 
 from aggregators.partitioning import partition_of
+from schemas.clock import MINUTE_MS
 
 RECORD_EVENTS: Final = 1_000
 # One record in so many is sent a second time as it was, as by a producer that did not hear the answer.
 RESEND_EVERY: Final = 100
 TEMPLATES_PER_PARTITION: Final = 40
 SPAN_MS: Final = 40 * 60 * 1000
+# `2026-11-21T10:00`, the part of a time's text that names its minute.
+MINUTE_CHARACTERS: Final = 16
 
 # As in schemas/catalog.default.yaml: event type, its share in percent, the meter it feeds.
 KINDS: Final = (
@@ -65,16 +68,16 @@ class Sums:
             case _:
                 self._set((account, "seats"), (time_us, int(data["seats"])))
 
-    def merge(self, later: Sums) -> None:
-        """Add events that stand later in the log."""
+    def merge(self, later: Sums, moved_us: int = 0) -> None:
+        """Add events that stand later in the log, and whose times were moved."""
         for key, value in later.added.items():
             self._add(key, value)
         for key, value in later.highest.items():
             self._raise(key, value)
         for key, texts in later.distinct.items():
             self.distinct.setdefault(key, set()).update(texts)
-        for key, latest in later.latest.items():
-            self._set(key, latest)
+        for key, (time_us, value) in later.latest.items():
+            self._set(key, (time_us + moved_us, value))
 
     def totals(self) -> dict[tuple[str, str], int]:
         """The value of each (account, meter) in minor units."""
@@ -108,10 +111,12 @@ class _Template(NamedTuple):
 class Traffic:
     """An endless, seeded run of records and the sums of what was taken from it so far."""
 
-    def __init__(self, accounts: int, partitions: int, now_ms: int, seed: int = 1) -> None:
-        """`now_ms` is the latest event time: the events of a run lie in the 40 minutes before it."""
+    def __init__(self, accounts: int, partitions: int, now_ms: int, seed: int = 1, span_ms: int = SPAN_MS) -> None:
+        """`now_ms` is the latest event time: the events of a run lie in the 40 minutes before it, or in `span_ms`."""
         self._chance = random.Random(seed)
-        self._now_ms = now_ms
+        self._now_ms, self._span_ms = now_ms, span_ms
+        self._minutes: tuple[bytes, bytes] | None = None
+        self._moved_us = 0
         names: list[list[str]] = [[] for _ in range(partitions)]
         for number in range(accounts):
             name = f"acct_{number:06d}"
@@ -135,9 +140,22 @@ class Traffic:
                 continue
             partition = self._number % len(self._templates)
             template = self._chance.choice(self._templates[partition])
-            self.sums.merge(template.sums)
-            held = Batch(partition, _with_fresh_ids(template.pieces))
+            self.sums.merge(template.sums, self._moved_us)
+            value = _with_fresh_ids(template.pieces)
+            held = Batch(partition, value.replace(*self._minutes) if self._minutes else value)
             yield held
+
+    def samples(self, count: int) -> list[bytes]:
+        """Some records that are not sent."""
+        templates = [template for held in self._templates for template in held]
+        return [_with_fresh_ids(template.pieces) for template in templates[:count]]
+
+    def move_to(self, now_ms: int) -> None:
+        """Let the events from here on lie in the minute of `now_ms`, for traffic that lies within one minute."""
+        first = time_text(self._now_ms)[:MINUTE_CHARACTERS]
+        assert self._span_ms <= MINUTE_MS, "only the text of one minute can be exchanged"
+        self._minutes = (f'"time":"{first}'.encode(), f'"time":"{time_text(now_ms)[:MINUTE_CHARACTERS]}'.encode())
+        self._moved_us = (now_ms // MINUTE_MS - self._now_ms // MINUTE_MS) * MINUTE_MS * 1000
 
     @property
     def counted(self) -> int:
@@ -150,7 +168,7 @@ class Traffic:
         for _ in range(RECORD_EVENTS):
             (kind,) = chance.choices([name for name, _, _ in KINDS], [share for _, share, _ in KINDS])
             account, data = chance.choice(accounts), self._data(kind)
-            time_ms = self._now_ms - chance.randrange(SPAN_MS)
+            time_ms = self._now_ms - chance.randrange(self._span_ms)
             sums.take(account, kind, data, time_ms * 1000)
             event = {
                 "specversion": "1.0", "id": "?", "source": "benchmark/api-7", "type": kind, "subject": account,

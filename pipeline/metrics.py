@@ -28,6 +28,7 @@ MetricName = Literal[
     "tidemark_drained_cells_total",
     "tidemark_drained_duplicates_total",
     "tidemark_drain_failures_total",
+    "tidemark_outbox_lost_entries",
     "tidemark_intents_total",
     "tidemark_verdicts_total",
     "tidemark_sink_pending_intents",
@@ -102,6 +103,12 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     "tidemark_drain_failures_total": MetricSpec(
         "counter", "Drains that a store did not confirm; they are repeated. Grows: the view's store is down.",
         ("view",),
+    ),
+    "tidemark_outbox_lost_entries": MetricSpec(
+        "gauge",
+        "Cells and duplicates that were dropped because more than TIDEMARK_OUTBOX_MAX waited. Above 0: once ClickHouse "
+        "is back, `tidemark rebuild redis` drains them again.",
+        ("partition", "kind"),
     ),
     "tidemark_intents_total": MetricSpec("counter", "Intents written to `billing.reports`, repeats included."),
     "tidemark_verdicts_total": MetricSpec(

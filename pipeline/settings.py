@@ -64,6 +64,12 @@ class Settings(BaseSettings):
         description="How often drainers look for changed cells, and the resolver for parked events",
     )
     drain_cells_max: int = Field(default=50_000, ge=1, le=1_000_000, description="Cells one drain writes at most")
+    outbox_max: int = Field(
+        default=2_000_000,
+        ge=1_000,
+        description="Cells, and duplicates, of a partition that may wait for ClickHouse; more are dropped, see the "
+        "runbook",
+    )
     session_timeout_s: float = Field(default=10.0, ge=6, le=300, description="After this silence a worker is replaced")
 
     @field_validator("log_url")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from aggregators.instants import format_instant_ms
 from reconciler.causes import Cause, Pair
 from reconciler.compare import Difference, Range, differences
 from reconciler.recount import Recounter, Snapshot
@@ -14,12 +15,18 @@ from schemas.analytics import RecountKey
 from schemas.clock import HOUR_MS
 from schemas.meters import Aggregation
 
+LOST: Final = (
+    "{} {} that ClickHouse lacks were dropped, because more waited than TIDEMARK_OUTBOX_MAX allows{}: "
+    "`tidemark rebuild redis` drains them again"
+)
+
 
 class Settled(NamedTuple):
     """Arrival buckets before `before_ms` cannot change any more; `detail` says what holds back the others."""
 
     before_ms: int
     detail: str
+    cause: Cause = Cause.IN_FLIGHT
 
 
 class CellsComparison:
@@ -46,7 +53,7 @@ class CellsComparison:
                 del expected[key]
         waiting = {key for key in expected.keys() | found.keys() if key.arrival_bucket_ms >= settled.before_ms}
         if waiting:
-            row = Row(Pair.HOURLY, Cause.IN_FLIGHT, snapshot.partition, detail=settled.detail)
+            row = Row(Pair.HOURLY, settled.cause, snapshot.partition, detail=settled.detail)
             self._findings.add(row, len(waiting))
         equal, differing = differences(
             {key: value for key, value in expected.items() if key not in waiting},
@@ -76,6 +83,16 @@ class CellsComparison:
         if oldest_dirty:
             bucket_ms = oldest_dirty[0].key.bucket_ms
             limits.append(Settled(bucket_ms, "cells of the arrival bucket wait in Redis to be drained"))
+        lost = await self._views.store.lost(snapshot.partition)
+        if lost.cells:
+            first_ms = min(lost.cells)
+            detail = LOST.format(sum(lost.cells.values()), "cells", f" from {format_instant_ms(first_ms)} on")
+            limits.append(Settled(first_ms, detail, Cause.UNCHECKED))
+        if lost.duplicates:
+            row = Row(
+                Pair.DUPLICATES, Cause.UNCHECKED, snapshot.partition, detail=LOST.format(lost.duplicates, "rows", "")
+            )
+            self._findings.add(row, lost.duplicates)
         drained = (await self._views.hourly.load_drained()).get(snapshot.partition)
         drained_ms = _hour(drained.log_time_ms) if drained else 0
         limits.append(Settled(drained_ms, "the drain to usage_hourly has not passed the arrival bucket"))

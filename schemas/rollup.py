@@ -213,6 +213,16 @@ class DirtyCell(NamedTuple):
     version: int
 
 
+class Lost(NamedTuple):
+    """What was dropped from the outbox undrained: cells by arrival bucket, and duplicates; how many of each.
+
+    It stays lost until the live view is rebuilt, which drains everything again.
+    """
+
+    cells: Mapping[int, int] = {}
+    duplicates: int = 0
+
+
 class RollupStore(Protocol):
     """Redis, or its in-memory twin. All keys of a partition live and die together.
 
@@ -254,6 +264,18 @@ class RollupStore(Protocol):
 
     async def drop_closed_buckets(self, partition: int) -> None:
         """Drop the cells of arrival buckets that log time has passed and that have no dirty entry left."""
+        ...
+
+    async def shed(self, partition: int, entries_max: int) -> int:
+        """Where more than `entries_max` cells wait to be drained, drop the oldest closed arrival buckets until no more
+        do; where more duplicates wait, drop those; and note what was lost. How many were dropped.
+
+        Nothing but readers of the outbox ever looks at a closed bucket again, so no total is touched.
+        """
+        ...
+
+    async def lost(self, partition: int) -> Lost:
+        """What was dropped since this generation of the live view began."""
         ...
 
     async def duplicates(self, partition: int, count_max: int) -> list[Duplicate]:

@@ -80,6 +80,9 @@ class HourlyDrain:
         complete = len(cells) < self._cells_max
         if complete:
             complete_ms = complete_up_to_ms(before, waiting, fence)
+            # Read after the cells: what was dropped before they were read must not be called complete.
+            if lost := (await self._store.lost(partition)).cells:
+                complete_ms = min(complete_ms, *lost)
             await self._save(DrainPosition(partition, fence.next_offset, complete_ms))
             await self._store.drop_closed_buckets(partition)
         return Drained(len(cells), duplicates, complete)

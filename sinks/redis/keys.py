@@ -26,6 +26,7 @@ class Keys:
         self.cell_buckets = self.prefix + "cell-buckets"
         self.report_buckets = self.prefix + "report-buckets"
         self.duplicates = self.prefix + "duplicates"
+        self.lost = self.prefix + "lost"
         self.parked = self.prefix + "parked"
         self.parked_order = self.prefix + "parked-order"
 

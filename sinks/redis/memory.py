@@ -15,6 +15,7 @@ from schemas.rollup import (
     DueTotal,
     Duplicate,
     Fence,
+    Lost,
     MarkKey,
     Parked,
     RankingKey,
@@ -40,6 +41,8 @@ class _Partition:
     duplicates: dict[int, Duplicate] = field(default_factory=dict)
     parked: dict[int, Parked] = field(default_factory=dict)
     due: dict[TotalKey, int] = field(default_factory=dict)
+    lost_cells: dict[int, int] = field(default_factory=dict)
+    lost_duplicates: int = 0
 
     def due_first(self, count_max: int) -> list[DueTotal]:
         order = sorted((at, f"{key.period_start_ms}:{key.account}".encode(), key) for key, at in self.due.items())
@@ -195,6 +198,28 @@ class MemoryRollupStore:
         for key in list(held.cells):
             if key.bucket_ms + HOUR_MS <= log_time_ms and key.bucket_ms not in kept:
                 del held.cells[key]
+
+    async def shed(self, partition: int, entries_max: int) -> int:
+        held = self._at(partition)
+        dropped, log_time_ms = 0, held.fence.log_time_ms if held.fence else 0
+        if len(held.duplicates) > entries_max:
+            dropped = len(held.duplicates)
+            held.lost_duplicates += dropped
+            held.duplicates.clear()
+        for bucket in sorted({key.bucket_ms for key in held.dirty}):
+            if len(held.dirty) <= entries_max or bucket + HOUR_MS > log_time_ms:
+                break
+            gone = [key for key in held.dirty if key.bucket_ms == bucket]
+            held.lost_cells[bucket] = len(gone)
+            dropped += len(gone)
+            for cells in (held.dirty, held.cells):
+                for key in [key for key in cells if key.bucket_ms == bucket]:
+                    del cells[key]
+        return dropped
+
+    async def lost(self, partition: int) -> Lost:
+        held = self._at(partition)
+        return Lost(dict(sorted(held.lost_cells.items())), held.lost_duplicates)
 
     async def duplicates(self, partition: int, count_max: int) -> list[Duplicate]:
         return sorted(self._at(partition).duplicates.values())[:count_max]

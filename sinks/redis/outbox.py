@@ -12,7 +12,7 @@ import msgspec
 from schemas.clock import HOUR_MS
 from schemas.errors import Transient
 from schemas.periods import AccountState
-from schemas.rollup import BucketField, DirtyCell, Duplicate, Fence, Parked, RankingKey, TotalKey, Waiting
+from schemas.rollup import BucketField, DirtyCell, Duplicate, Fence, Lost, Parked, RankingKey, TotalKey, Waiting
 from sinks.redis.client import Command, Server, as_mapping, checked
 from sinks.redis.fences import decode_fence
 from sinks.redis.keys import Keys, parse_total_member
@@ -29,6 +29,7 @@ end
 """
 _CALL_FIELDS_MAX: Final = 500
 _SWAPS_MAX: Final = 5
+_LOST_DUPLICATES: Final = "duplicates"
 
 
 class RedisOutbox:
@@ -128,6 +129,39 @@ class RedisOutbox:
         for bucket, dirty in zip(closed, still_dirty, strict=True):
             if not dirty:
                 await self._transaction([("UNLINK", keys.cells(bucket)), ("SREM", keys.cell_buckets, bucket)])
+
+    async def shed(self, partition: int, entries_max: int) -> int:
+        keys, (log_time, names, duplicates) = await self._read_live(
+            partition,
+            lambda keys: [
+                ("HGET", keys.fence, "log_time_ms"),
+                ("SMEMBERS", keys.cell_buckets),
+                ("HLEN", keys.duplicates),
+            ],
+        )
+        dropped = 0
+        if duplicates > entries_max:
+            note = ("HINCRBY", keys.lost, _LOST_DUPLICATES, duplicates)
+            await self._transaction([("UNLINK", keys.duplicates), note])
+            dropped += duplicates
+        buckets = sorted(map(int, names))
+        counts = await self._commands([("HLEN", keys.dirty(bucket)) for bucket in buckets])
+        waiting = sum(counts)
+        for bucket, count in zip(buckets, counts, strict=True):
+            if waiting <= entries_max or not log_time or bucket + HOUR_MS > int(log_time):
+                break
+            if count:
+                drop: list[Command] = [("UNLINK", keys.dirty(bucket), keys.cells(bucket))]
+                drop += [("SREM", keys.cell_buckets, bucket), ("HSET", keys.lost, bucket, count)]
+                await self._transaction(drop)
+                waiting, dropped = waiting - count, dropped + count
+        return dropped
+
+    async def lost(self, partition: int) -> Lost:
+        _, (answer,) = await self._read_live(partition, lambda keys: [("HGETALL", keys.lost)])
+        counts = {name: int(count) for name, count in as_mapping(answer).items()}
+        duplicates = counts.pop(_LOST_DUPLICATES, 0)
+        return Lost({int(bucket): counts[bucket] for bucket in sorted(counts, key=int)}, duplicates)
 
     async def duplicates(self, partition: int, count_max: int) -> list[Duplicate]:
         keys, (fields,) = await self._read_live(partition, lambda keys: [("HRANDFIELD", keys.duplicates, count_max)])

@@ -19,6 +19,7 @@ from schemas.rollup import (
     DueTotal,
     Duplicate,
     Fence,
+    Lost,
     MarkKey,
     MarkSlice,
     Parked,
@@ -163,6 +164,33 @@ async def test_a_dirty_entry_whose_version_moved_is_kept(rollup_store: RollupSto
     await rollup_store.confirm_dirty(0, [left])
     await rollup_store.confirm_dirty(0, [left])
     assert (await rollup_store.dirty(0, 10))[1] == []
+
+
+async def test_outbox_over_its_cap_loses_its_oldest_closed_buckets_and_says_which(rollup_store: RollupStore) -> None:
+    """Whole buckets, oldest first; never the open one, which the fold still reads; duplicates all at once."""
+    believed = await started(rollup_store)
+    for number in range(4):
+        bucket_ms = BUCKET + number * HOUR_MS
+        cells = {BucketField(bucket_ms, f"cell {each}"): "s0:1:7" for each in range(number + 2)}
+        duplicates = [Duplicate(10 * number + each, "a", "id", "t", "s", 0, "{}", 6) for each in range(3)]
+        at = fence(5 + number, bucket_ms)
+        made = Changes(fence=at, cells=cells, dirty=dict.fromkeys(cells, 9), duplicates=duplicates)
+        await rollup_store.commit(0, believed, made)
+        believed = at
+
+    assert await rollup_store.shed(0, 14) == 0
+    assert await rollup_store.lost(0) == Lost()
+    assert await rollup_store.shed(0, 10) == 2 + 3 + 12
+    assert await rollup_store.lost(0) == Lost({BUCKET: 2, BUCKET + HOUR_MS: 3}, 12)
+    assert await rollup_store.duplicates(0, 99) == []
+    _, left = await rollup_store.dirty(0, 99)
+    assert {cell.key.bucket_ms for cell in left} == {BUCKET + 2 * HOUR_MS, BUCKET + 3 * HOUR_MS}
+    assert await rollup_store.shed(0, 0) == 4
+    assert len((await rollup_store.dirty(0, 99))[1]) == 5
+    assert await rollup_store.shed(0, 0) == 0
+    assert sorted((await rollup_store.lost(0)).cells) == [BUCKET, BUCKET + HOUR_MS, BUCKET + 2 * HOUR_MS]
+    view = await rollup_store.read(0, believed, ReadRequest(cells=[BucketField(BUCKET + 3 * HOUR_MS, "cell 0")]))
+    assert len(view.cells) == 1
 
 
 async def test_retired_total_leaves_with_all_that_belongs_to_it(rollup_store: RollupStore) -> None:

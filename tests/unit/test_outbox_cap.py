@@ -1,0 +1,77 @@
+"""ClickHouse away for longer than the outbox has room: live totals go on, what its views lack is said and healed."""
+
+from __future__ import annotations
+
+from pipeline.processors.rollup import RollupProcessor
+from pipeline.rebuild.live_view import LiveViewRebuild
+from reconciler.causes import Cause, Pair, Verdict
+from schemas.clock import HOUR_MS
+from schemas.rollup import Lost
+from tests.unit.reconciler_world import START_MS, Deployment, named
+from tests.worlds import SECRET
+
+
+async def overflown() -> Deployment:
+    """Five hours of usage of which the drains saw the first hour; then all but a few cells were dropped."""
+    made = await Deployment().start()
+    await made.traffic(hours=1)
+    await made.settle()
+    await made.traffic(hours=4)
+    await made.fold()
+    for partition in range(made.world.partitions):
+        assert await made.store.shed(partition, 5) > 0
+    await made.settle()
+    return made
+
+
+async def test_hours_whose_cells_were_dropped_are_never_called_complete() -> None:
+    """The drain's position, which usage answers carry, stays before the first of them, however much comes after."""
+    made = await overflown()
+    await made.traffic(hours=2)
+    await made.settle()
+
+    for partition in range(made.world.partitions):
+        lost = await made.store.lost(partition)
+        assert lost.cells
+        assert (await made.clickhouse.load_drained())[partition].log_time_ms == min(lost.cells)
+        assert min(lost.cells) >= START_MS // HOUR_MS * HOUR_MS + HOUR_MS
+
+
+async def test_reconciler_names_the_remedy_and_nothing_else_differs() -> None:
+    """Totals, intents and Stripe are as they were; what ClickHouse lacks is unchecked, from a named instant on."""
+    made = await overflown()
+    report = await made.reconcile()
+
+    assert report.verdict is Verdict.INCOMPLETE
+    assert report.differences == 0
+    rows = named(report, Cause.UNCHECKED)
+    assert {row.pair for row in rows} == {Pair.HOURLY, Pair.DUPLICATES}
+    assert all("tidemark rebuild redis" in row.detail for row in rows)
+    assert any("from 20" in row.detail for row in rows if row.pair is Pair.HOURLY)
+
+
+async def test_rebuild_of_the_live_view_heals_it() -> None:
+    """Every cell and duplicate is drained once more; nothing is reported again."""
+    made = await overflown()
+    told = len(made.stripe.events)
+    await LiveViewRebuild(made.log, made.store, made.clickhouse, made.clock, SECRET).run()
+    await made.settle()
+
+    report = await made.reconcile()
+    assert (report.verdict, report.rows) == (Verdict.EQUAL, ())
+    assert [await made.store.lost(partition) for partition in range(made.world.partitions)] == [Lost(), Lost()]
+    assert len(made.stripe.events) == told
+    assert len(made.clickhouse.duplicates) == 4 * 5
+
+
+async def test_worker_that_starts_again_still_counts_right_after_cells_were_dropped() -> None:
+    """It reads the open hour's cells from the store, and none of a closed hour."""
+    made = await overflown()
+    worker = RollupProcessor(made.log, made.store, made.clock, SECRET)
+    before = dict(made.totals("ada"))
+    await made.traffic(hours=1)
+    await made.world.fold_all(worker)
+    await made.settle()
+
+    assert int(made.totals("ada")["requests"]) == int(before["requests"]) + 4
+    assert (await made.reconcile()).differences == 0
