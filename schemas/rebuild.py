@@ -135,10 +135,11 @@ class RowRecounts(UsageReader, Protocol):
 
 
 class Progress(NamedTuple):
-    """How far a rebuild is with one partition. `next_offset` of `end_offset`; `swapped` once it is live."""
+    """How far a rebuild is with one partition. `next_offset` of `end_offset`; `swapped` once it is live; `events` None
+    where they are not counted."""
 
     partition: int
     next_offset: int
     end_offset: int
-    events: int
+    events: int | None
     swapped: bool

@@ -70,6 +70,26 @@ def rebuild_usage_hourly(source: str, yes: bool, abandon: bool, reconcile_after:
     )
 
 
+@rebuild.command("archive")
+@click.option("--from", "source", type=click.Choice(["log"]), default="log", show_default=True)
+@_YES
+@_ABANDON
+@_RECONCILE
+def rebuild_archive(source: str, yes: bool, abandon: bool, reconcile_after: bool) -> None:
+    """Build usage_events, verdicts and control_log again in tables beside the live ones, and exchange them.
+
+    Needs the log from offset 0, and room in ClickHouse for the tables once more. The archive goes on. Cut short, the
+    same command goes on where it was. Exits as `reconcile` does.
+    """
+    from pipeline.rebuild.command import give_up_archive, rebuild_archive_tables
+
+    if abandon:
+        click.echo(run(give_up_archive(settings())))
+        return
+    question = f"Build usage_events, verdicts and control_log again from the {source} and replace them?"
+    _rebuild(question, yes, reconcile_after, rebuild_archive_tables)
+
+
 def _rebuild(
     question: str,
     yes: bool,
@@ -105,7 +125,7 @@ class ProgressLines:
         if at.swapped or share > self._said.get(at.partition, -1):
             self._said[at.partition] = share
             what = "swapped in" if at.swapped else f"{5 * share} %"
+            events = "" if at.events is None else f", {at.events} events"
             click.echo(
-                f"partition {at.partition}: {what}, offset {at.next_offset} of {at.end_offset}, {at.events} events",
-                err=True,
+                f"partition {at.partition}: {what}, offset {at.next_offset} of {at.end_offset}{events}", err=True
             )

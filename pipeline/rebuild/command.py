@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
+from pipeline.rebuild.archive import ArchiveRebuild, abandon_archive
 from pipeline.rebuild.hourly import HourlyRebuild, abandon_hourly
 from pipeline.rebuild.limits import RebuildLimits
 from pipeline.rebuild.live_view import LiveViewRebuild
@@ -22,6 +23,8 @@ from sinks.clickhouse.writer import ClickHouseStore
 from sinks.redis.writer import RedisRollupStore
 
 _SCRATCH_THREADS = 4
+_NOTHING = "nothing was being built"
+_GIVEN_UP = "what was being built is given up and removed"
 
 
 class _Opened(NamedTuple):
@@ -73,7 +76,7 @@ async def abandon_live_view(settings: Settings) -> str:
     """`LiveViewRebuild.abandon` on the deployment of these settings; what to say of it."""
     async with _opened(settings) as opened:
         given_up = await _live_view(opened, lambda _: None).abandon()
-        return "nothing was being built" if given_up is None else f"generation {given_up} is given up and removed"
+        return _NOTHING if given_up is None else f"generation {given_up} is given up and removed"
 
 
 async def rebuild_hourly(settings: Settings, source: str, progress: Callable[[Progress], None]) -> str:
@@ -100,4 +103,17 @@ async def give_up_hourly(settings: Settings) -> str:
     async with _opened(settings) as opened:
         partitions = await opened.base.log.partition_count(EVENTS_TOPIC)
         given_up = await abandon_hourly(opened.staging, opened.scratch, partitions)
-        return "what was being built is given up and removed" if given_up else "nothing was being built"
+        return _GIVEN_UP if given_up else _NOTHING
+
+
+async def rebuild_archive_tables(settings: Settings, progress: Callable[[Progress], None]) -> str:
+    """`ArchiveRebuild` on the deployment of these settings; what to say of it."""
+    async with _opened(settings) as opened:
+        await ArchiveRebuild(opened.base.log, opened.staging, opened.secret, opened.limits, progress).run()
+        return "usage_events, verdicts and control_log are rebuilt from the log"
+
+
+async def give_up_archive(settings: Settings) -> str:
+    """`abandon_archive` on the deployment of these settings; what to say of it."""
+    async with _opened(settings) as opened:
+        return _GIVEN_UP if await abandon_archive(opened.staging) else _NOTHING

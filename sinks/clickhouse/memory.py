@@ -48,6 +48,7 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
         self.control_log: dict[tuple[int, int], ControlRow] = {}
         self.archived: dict[int, ArchivePosition] = {}
         self.drained: dict[int, DrainPosition] = {}
+        self.rebuilt: int | None = 0
 
     async def migrate(self) -> None:
         """Nothing to migrate."""
@@ -70,6 +71,10 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
     async def first_positions(self, identities: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
         """As `ArchiveStore` says."""
         return {identity: self.events[identity].position for identity in identities if identity in self.events}
+
+    async def events_rebuilt(self) -> int | None:
+        """As `ArchiveStore` says."""
+        return self.rebuilt
 
     async def insert_controls(self, rows: Sequence[ControlRow]) -> None:
         """Keep one row per position."""

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from schemas.rebuild import Building
 from sinks.clickhouse.memory import MemoryClickHouse
-from sinks.clickhouse.staging import Mark, building_of
-from sinks.clickhouse.writer import POSITION_BITS, beside_name
+from sinks.clickhouse.staging import building_of
+from sinks.clickhouse.table_marks import UNMARKED, Mark, beside_name, whole_number
+from sinks.clickhouse.writer import POSITION_BITS
 
 _ATTRIBUTES: Final = {
     "usage_events": "events",
@@ -26,7 +27,7 @@ class MemoryStaging:
 
     def __init__(self, clickhouse: MemoryClickHouse) -> None:
         self._live = clickhouse
-        self._marks: dict[str, Mark] = dict.fromkeys(_ATTRIBUTES, Mark(0, ""))
+        self._marks: dict[str, Mark] = dict.fromkeys(_ATTRIBUTES, UNMARKED)
         self._beside: dict[str, dict[Any, Any]] = {}
 
     async def building(self, tables: Sequence[str]) -> Building | None:
@@ -62,12 +63,14 @@ class MemoryStaging:
             was_live = getattr(self._live, _ATTRIBUTES[table])
             setattr(self._live, _ATTRIBUTES[table], self._beside[table])
             self._beside[table] = was_live
+            self._live.rebuilt = whole_number("usage_events", self._marks)
 
     async def drop(self, tables: Sequence[str]) -> None:
         """As `TableStaging` says."""
         for table in tables:
             self._marks.pop(beside_name(table), None)
             self._beside.pop(table, None)
+        self._live.rebuilt = whole_number("usage_events", self._marks)
 
     async def last_account(self, partition: int) -> str | None:
         """As `TableStaging` says."""

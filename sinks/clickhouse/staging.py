@@ -1,29 +1,19 @@
 """`TableStaging` on ClickHouse: a table beside the live one, swapped in by one EXCHANGE.
 
-A table carries its rebuild's number and note as its comment, and takes it along when it is exchanged: so whatever
-crashed, the two comments say which of the two tables is the newer one. Nothing about a rebuild is kept elsewhere.
+Whatever crashed, the comments of the two tables say which of them is the newer one. Nothing about a rebuild is kept
+elsewhere.
 """
 
 # ruff: noqa: S608  # names of our own tables
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final, NamedTuple
 
 from schemas.analytics import HourlyRow
 from schemas.rebuild import Building
 from sinks.clickhouse.client import ClickHouse, quoted_name, quoted_text
-from sinks.clickhouse.writer import POSITION_BITS, ClickHouseStore, beside_name
-
-_COMMENT: Final = re.compile(r"^rebuild (\d+) (.*)$", re.S)
-
-
-class Mark(NamedTuple):
-    """What a table's comment says: the number of the rebuild that made it (0: none), and its note."""
-
-    number: int
-    note: str
+from sinks.clickhouse.table_marks import Mark, beside_name, read_marks
+from sinks.clickhouse.writer import POSITION_BITS, ClickHouseStore
 
 
 class ClickHouseStaging:
@@ -34,17 +24,17 @@ class ClickHouseStaging:
 
     async def building(self, tables: Sequence[str]) -> Building | None:
         """As `TableStaging` says."""
-        return building_of(tables, await self._marks())
+        return building_of(tables, await read_marks(self._clickhouse))
 
     async def begin(self, tables: Sequence[str], note: str) -> Building:
         """As `TableStaging` says."""
-        marks = await self._marks()
+        marks = await read_marks(self._clickhouse)
         found = building_of(tables, marks)
         if found is None:
-            number = 1 + max(mark.number for mark in marks.values())
+            mark = Mark(1 + max(each.number for each in marks.values()), note)
         else:
-            number, note = max(_all_of(tables, marks))
-        comment = quoted_text(f"rebuild {number} {note}")
+            mark = max(_all_of(tables, marks))
+        comment = quoted_text(mark.comment)
         for table in tables:
             if found is None or table not in found.swapped:
                 beside = quoted_name(beside_name(table))
@@ -61,7 +51,7 @@ class ClickHouseStaging:
 
     async def swap(self, table: str) -> None:
         """As `TableStaging` says."""
-        marks = await self._marks()
+        marks = await read_marks(self._clickhouse)
         if marks[beside_name(table)].number > marks[table].number:
             names = f"{quoted_name(table)} AND {quoted_name(beside_name(table))}"
             await self._clickhouse.command(f"EXCHANGE TABLES {names}")
@@ -87,19 +77,6 @@ class ClickHouseStaging:
             f"WHERE partition = {int(partition)} "
             f"AND bitAnd(version, {(1 << POSITION_BITS) - 1}) >= {int(from_position)}"
         )
-
-    async def _marks(self) -> dict[str, Mark]:
-        rows = await self._clickhouse.rows(
-            "SELECT name, comment FROM system.tables WHERE database = {database:String}",
-            {"database": self._clickhouse.database},
-        )
-        return {str(name): mark_of(str(comment)) for name, comment in rows}
-
-
-def mark_of(comment: str) -> Mark:
-    """What a table's comment says."""
-    match = _COMMENT.match(comment)
-    return Mark(int(match[1]), match[2]) if match else Mark(0, "")
 
 
 def _all_of(tables: Sequence[str], marks: Mapping[str, Mark]) -> list[Mark]:

@@ -26,6 +26,7 @@ from schemas.control import ControlKind
 from schemas.errors import InvalidInput
 from sinks.clickhouse.client import ClickHouse, json_literal
 from sinks.clickhouse.migrations import migrate
+from sinks.clickhouse.table_marks import beside_name, read_marks, whole_number
 
 # The years that DateTime64 can calculate with: 1900-01-01 to 2299-12-31
 # (clickhouse.com/docs/sql-reference/data-types/datetime64).
@@ -120,6 +121,10 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         )
         return {(str(account), str(event_id)): int(position) for account, event_id, position in rows}
 
+    async def events_rebuilt(self) -> int | None:
+        """Which rebuild made `usage_events`; None while it misses what was written around its exchange."""
+        return whole_number("usage_events", await read_marks(self._clickhouse))
+
     async def save_drained(self, position: DrainPosition) -> None:
         """Store how far `usage_hourly` reaches; one that lies behind the stored one changes nothing."""
         await self._insert("drain_positions", DrainPosition._fields, [position])
@@ -147,11 +152,6 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
 
 
 FOLDED_KINDS: Final = (ControlKind.CATALOG.value, ControlKind.ACCOUNT.value, ControlKind.CLOSE.value)
-
-
-def beside_name(table: str) -> str:
-    """The name of the table that is built beside one."""
-    return f"{table}_building"
 
 
 def check_times(rows: Sequence[EventRow] | Sequence[DuplicateRow]) -> None:
