@@ -139,6 +139,13 @@ class ArchiveStore(Protocol):
         """Where the first arrival of each (account, id) stands; what was never archived is absent."""
         ...
 
+    async def events_rebuilt(self) -> int | None:
+        """Which rebuild made `usage_events` (0: none); None while it misses what was written around its exchange.
+
+        What was read between two equal answers was read of a table that reaches as far as its position says.
+        """
+        ...
+
     async def save_position(self, position: ArchivePosition) -> None: ...
 
     async def load_position(self, partition: int) -> ArchivePosition | None: ...

@@ -10,7 +10,8 @@ import pytest
 
 from aggregators.fields import GENERATION_SHIFT
 from pipeline.processors.drains import HourlyDrain, ReportDrain
-from pipeline.rebuild.live_view import LiveViewRebuild, RebuildLimits
+from pipeline.rebuild.limits import RebuildLimits
+from pipeline.rebuild.live_view import LiveViewRebuild
 from schemas.errors import Fenced, OperatorNeeded
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, Record
 from schemas.rollup import Fence
