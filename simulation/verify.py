@@ -243,7 +243,10 @@ def _stripe(world: World, intents: dict[str, Intent]) -> None:
         for identifier, intent in intents.items()
         if intent.account != FREE and intent.period_start_ms <= now_ms
     }
-    _differ(world, "stripe: events by identifier", expected, {key: len(events) for key, events in held.items()})
+    # What was carried into a period that begins in a few minutes may be there already, as Stripe takes such timestamps.
+    early = {identifier for identifier, intent in intents.items() if now_ms < intent.period_start_ms}
+    found = {key: len(events) for key, events in held.items() if key not in early or len(events) > 1}
+    _differ(world, "stripe: events by identifier", expected, found)
     for identifier, events in held.items():
         intent, event = intents.get(identifier), events[0]
         if intent is None:
