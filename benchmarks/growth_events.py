@@ -201,7 +201,7 @@ async def events_growth(
         await hourly.migrate()
         base = await _deployment(log, folder)
         traffic = Traffic(accounts, PARTITIONS, BEGIN_MS + MINUTE_MS - 1, span_ms=MINUTE_MS)
-        feed = _EmbeddedFeed(log, clock, traffic, min(HOUR_EVENTS_MAX, targets[-1] // 8))
+        feed = _EmbeddedFeed(log, clock, traffic, min(HOUR_EVENTS_MAX, targets[-1] // 16))
         run = _Run(_Readers(log, store, hourly), feed, stores, clickhouse, folder / "log.db", say)
         try:
             steps = await run.steps(targets, time.monotonic() + minutes_max * 60)

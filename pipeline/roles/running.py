@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from pipeline.faust_runner import Runner, RunnerSettings
 from pipeline.metrics import Metrics
@@ -47,10 +48,11 @@ async def run_processor(
     *beside: Awaitable[None],
     metrics: Metrics | None = None,
     refresh: Callable[[], None] = lambda: None,
+    details: Callable[[], dict[str, Any]] = dict,
 ) -> None:
     """Run a processor, its operators' pages and background loops until stopped; the first failure ends all.
 
-    `refresh` brings gauges up to date and is called before each scrape.
+    `refresh` brings gauges up to date and is called before each scrape; `details` is what else `/readyz` tells.
     """
     stop = stop_event()
     counted = metrics or Metrics()
@@ -60,7 +62,7 @@ async def run_processor(
         _progress_gauges(runner, counted)
         refresh()
 
-    app = ops_app(counted, lambda: _readiness(runner, base.clock.now_ms()), refreshed)
+    app = ops_app(counted, lambda: _readiness(runner, base.clock.now_ms(), details()), refreshed)
     async with serving(app, base.settings.metrics_host, base.settings.metrics_port):
         loops = [asyncio.ensure_future(each) for each in beside]
         running = asyncio.create_task(runner.run(stop))
@@ -74,7 +76,7 @@ async def run_processor(
             raise failures[0]
 
 
-def _readiness(runner: Runner, now_ms: int) -> Readiness:
+def _readiness(runner: Runner, now_ms: int, details: Mapping[str, Any]) -> Readiness:
     """Ready is who has partitions and gets on with them: a lag that nothing has touched for a minute is not."""
     progress = runner.progress()
     stuck = [each.partition for each in progress if each.lag and now_ms - (each.last_step_ms or 0) > STUCK_AFTER_MS]
@@ -82,7 +84,7 @@ def _readiness(runner: Runner, now_ms: int) -> Readiness:
         {"partition": each.partition, "next_offset": each.next_offset, "lag": each.lag, "queued": each.queued_records}
         for each in progress
     ]
-    return Readiness(bool(progress) and not stuck, {"partitions": partitions, "stuck": stuck})
+    return Readiness(bool(progress) and not stuck, {"partitions": partitions, "stuck": stuck, **details})
 
 
 def _progress_gauges(runner: Runner, metrics: Metrics) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 
 from pipeline.deployment import tick
 from pipeline.metrics import Metrics
@@ -16,6 +15,7 @@ from pipeline.processors.drains import HourlyDrain, ReportDrain
 from pipeline.processors.resolver import Resolver
 from pipeline.processors.rollup import ROLLUP_GROUP, RollupProcessor, RollupSettings
 from pipeline.processors.witness import FileWitness
+from pipeline.roles.outbox import OutboxCap
 from pipeline.roles.running import draining, run_processor, runner_settings
 from pipeline.settings import Settings
 from pipeline.stores import Base, open_base, open_rollup_store
@@ -27,12 +27,6 @@ from sinks.clickhouse.writer import ClickHouseStore
 LINGER_S = 0.05
 # Where records already wait in the log, a full flush is worth more than an early one.
 CATCH_UP_LINGER_S = 0.5
-LOST = (
-    "%d entries of partition %d were dropped: more than TIDEMARK_OUTBOX_MAX (%d) waited for ClickHouse. Live totals "
-    "are whole; once ClickHouse is back, `tidemark rebuild redis` fills usage_hourly and usage_duplicates again"
-)
-
-_log = logging.getLogger(__name__)
 
 
 async def ticking(base: Base) -> None:
@@ -60,6 +54,7 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
         report_drain = ReportDrain(store, base.log)
         resolver = Resolver(base.log, store, hourly, settings.secret_bytes())
         metrics = Metrics()
+        outbox = OutboxCap(store, settings.outbox_max, metrics)
 
         migrating, tables = asyncio.Lock(), asyncio.Event()
 
@@ -74,13 +69,6 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
             drained = await hourly_drain.drain(partition)
             metrics.add("tidemark_drained_cells_total", drained.cells)
             metrics.add("tidemark_drained_duplicates_total", drained.duplicates)
-
-        async def shed(partition: int) -> None:
-            if dropped := await store.shed(partition, settings.outbox_max):
-                _log.error(LOST, dropped, partition, settings.outbox_max)
-            lost = await store.lost(partition)
-            for kind, entries in (("cells", sum(lost.cells.values())), ("duplicates", lost.duplicates)):
-                metrics.set("tidemark_outbox_lost_entries", entries, partition=str(partition), kind=kind)
 
         async def drain_reports(partition: int) -> None:
             metrics.add("tidemark_intents_total", await report_drain.drain(partition))
@@ -99,12 +87,12 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
             runner_settings(settings, ROLLUP_GROUP, linger_s=LINGER_S, catch_up_linger_s=CATCH_UP_LINGER_S),
             ticking(base),
             draining(rollup.owned, drain_hourly, settings.drain_interval_s, migrated, lambda: failed("usage_hourly")),
-            # Apart from the drain, which does not even begin while ClickHouse is away.
-            draining(rollup.owned, shed, settings.drain_interval_s, on_failure=lambda: failed("outbox")),
+            draining(rollup.owned, outbox.keep, settings.drain_interval_s, on_failure=lambda: failed("outbox")),
             draining(rollup.owned, drain_reports, settings.drain_interval_s, on_failure=lambda: failed("reports")),
             draining(rollup.owned, resolve, settings.drain_interval_s, migrated, lambda: failed("verdicts")),
             metrics=metrics,
             refresh=lambda: _gauges(rollup, witness, metrics),
+            details=lambda: outbox.details(rollup.owned()),
         )
     finally:
         await hourly.close()

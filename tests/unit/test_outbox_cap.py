@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from aggregators.instants import format_instant_ms
+from pipeline.metrics import Metrics
 from pipeline.processors.rollup import RollupProcessor
 from pipeline.rebuild.live_view import LiveViewRebuild
+from pipeline.roles.outbox import OutboxCap
 from reconciler.causes import Cause, Pair, Verdict
 from schemas.clock import HOUR_MS
 from schemas.rollup import Lost
@@ -48,6 +51,26 @@ async def test_reconciler_names_the_remedy_and_nothing_else_differs() -> None:
     assert {row.pair for row in rows} == {Pair.HOURLY, Pair.DUPLICATES}
     assert all("tidemark rebuild redis" in row.detail for row in rows)
     assert any("from 20" in row.detail for row in rows if row.pair is Pair.HOURLY)
+
+
+async def test_worker_says_how_much_was_lost_and_from_when_on_to_rebuild() -> None:
+    """At `/readyz` and as a gauge, for the partitions it owns, until a rebuild."""
+    made, metrics = await overflown(), Metrics()
+    cap = OutboxCap(made.store, 1_000, metrics)
+    for partition in range(made.world.partitions):
+        await cap.keep(partition)
+
+    assert list(cap.details({1})["lost"]) == ["1"]
+    lost = await made.store.lost(0)
+    since = format_instant_ms(min(lost.cells))
+    told = cap.details({0})["lost"]["0"]
+    assert told == f"usage_hourly from {since} on: run `tidemark rebuild redis` once ClickHouse is back"
+    gauge = 'tidemark_outbox_lost_entries{kind="cells",partition="0"} ' + f"{sum(lost.cells.values()):.1f}"
+    assert gauge in metrics.render()[0].decode()
+    await LiveViewRebuild(made.log, made.store, made.clickhouse, made.clock, SECRET).run()
+    await cap.keep(0)
+    await cap.keep(1)
+    assert cap.details({0, 1}) == {}
 
 
 async def test_rebuild_of_the_live_view_heals_it() -> None:
