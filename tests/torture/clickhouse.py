@@ -19,8 +19,8 @@ from pipeline.clickhouse_server import ClickHouseServer, Fault
 from pipeline.processes import die_with_parent, free_port
 from tests.integration.deployment import ROOT, clean_environment
 
-DROPPED: Final = 0.04
-REFUSED: Final = 0.02
+DROPPED: Final = 0.015
+REFUSED: Final = 0.01
 LINES: Final = {"d": "answers dropped after success", "r": "inserts refused"}
 
 

@@ -63,7 +63,7 @@ STRIPE_FAULTS: Final = (
     "connection_dropped",
     "connection_dropped_after_commit",
 )
-WAIT_S: Final = (0.3, 4.0)
+WAIT_S: Final = (0.2, 3.5)
 AT_ONCE: Final = 0.2
 DOWN_S_MAX: Final = 3.0
 
