@@ -149,7 +149,7 @@ class Torture:
 
     async def _outage(self, action: Action, kill: Callable[[], None], start: Callable[[], None]) -> str:
         """kill -9 of a service, which is started again while the plan goes on."""
-        # Two services may be away together, but each is up before it is killed again.
+        # One service at a time: roles die beside it, and while it is away.
         await self.services_back()
         await asyncio.to_thread(kill)
         self.kills[action.strike.value] += 1
