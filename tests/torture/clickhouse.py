@@ -1,13 +1,12 @@
-"""The ClickHouse server as a process that can be killed, and that loses answers while a file says so.
+"""The ClickHouse server as a process that can be killed, and that loses answers when a file says so.
 
-python -m tests.torture.clickhouse PATH PORT FAULTS SEED
+python -m tests.torture.clickhouse PATH PORT FAULTS
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import random
 import subprocess
 import sys
 import time
@@ -19,41 +18,42 @@ from pipeline.clickhouse_server import ClickHouseServer, Fault
 from pipeline.processes import die_with_parent, free_port
 from tests.integration.deployment import ROOT, clean_environment
 
-DROPPED: Final = 0.04
-REFUSED: Final = 0.02
-LINES: Final = {"d": "answers dropped after success", "r": "inserts refused"}
+DROPPED, REFUSED = "d", "r"
+LINES: Final = {DROPPED: "ClickHouse: answer dropped after success", REFUSED: "ClickHouse: insert refused"}
 
 
 class LosesAnswers:
-    """Drops the answers to some inserts after they were stored, and refuses some, while the file is there; writes
-    down each in it."""
+    """What is to befall the next inserts stands in files of a folder, a letter each; what befell is written down."""
 
-    def __init__(self, path: Path, seed: int) -> None:
-        self._path = path
-        self._chance = random.Random(seed)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def next(self, statement: bytes) -> Fault:
         """See `pipeline.clickhouse_server.Faults`."""
-        if b"INSERT INTO" not in statement[:300] or not self._path.exists():
+        if b"INSERT INTO" not in statement[:300]:
             return Fault()
-        draw = self._chance.random()
-        if draw >= DROPPED + REFUSED:
-            return Fault()
-        with self._path.open("a") as lines:
-            lines.write("d" if draw < DROPPED else "r")
-        return Fault(drop_answer=True) if draw < DROPPED else Fault(refuse=True)
+        for path in sorted(self._folder.glob("*.next")):
+            letters = path.read_text()
+            path.write_text(letters[1:])
+            if len(letters) <= 1:
+                path.unlink()
+            if letters:
+                with (self._folder / "happened").open("a") as happened:
+                    happened.write(letters[0])
+                return Fault(drop_answer=True) if letters[0] == DROPPED else Fault(refuse=True)
+        return Fault()
 
 
 class LocalClickHouse:
     """The server process on a folder and a port; start it again after a kill."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._seed = seed
         self._faults = folder / "faults"
+        self._planned = 0
         self._process: subprocess.Popen[str] | None = None
         self.port = free_port()
-        folder.mkdir(parents=True, exist_ok=True)
+        self._faults.mkdir(parents=True, exist_ok=True)
 
     @property
     def url(self) -> str:
@@ -62,8 +62,7 @@ class LocalClickHouse:
 
     def start(self) -> None:
         """Start it and return when it answers."""
-        self._seed += 1
-        arguments = [str(self._folder / "data"), str(self.port), str(self._faults), str(self._seed)]
+        arguments = [str(self._folder / "data"), str(self.port), str(self._faults)]
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.torture.clickhouse", *arguments],
@@ -84,23 +83,27 @@ class LocalClickHouse:
                 self._process.stdout.close()
         self._process = None
 
-    def lose_answers(self, *, losing: bool) -> None:
-        """Begin or end losing answers; what was lost so far stays written down."""
-        if losing:
-            self._faults.touch()
-        elif self._faults.exists():
-            self._faults.rename(self._faults.with_suffix(".over"))
+    def go_wrong(self, letters: str) -> None:
+        """What befalls the next inserts, one letter each."""
+        self._planned += 1
+        fresh = self._faults / f"{self._planned:04d}"
+        fresh.write_text(letters)
+        fresh.rename(fresh.with_suffix(".next"))
+
+    def be_well(self) -> None:
+        """Forget the faults that have not happened."""
+        for path in self._faults.glob("*.next"):
+            path.unlink(missing_ok=True)
 
     def faults(self) -> Counter[str]:
         """What went wrong on purpose so far."""
-        paths = (self._faults, self._faults.with_suffix(".over"))
-        letters = "".join(path.read_text() for path in paths if path.exists())
-        return Counter(LINES[letter] for letter in letters)
+        happened = self._faults / "happened"
+        return Counter(LINES[letter] for letter in (happened.read_text() if happened.exists() else ""))
 
 
-async def serve(path: str, port: int, faults: Path, seed: int) -> None:
+async def serve(path: str, port: int, faults: Path) -> None:
     """Serve until killed; one line on stdout when ready."""
-    server = ClickHouseServer(path, port=port, faults=LosesAnswers(faults, seed))
+    server = ClickHouseServer(path, port=port, faults=LosesAnswers(faults))
     await server.start()
     print("ready", flush=True)
     await asyncio.Event().wait()
@@ -109,4 +112,4 @@ async def serve(path: str, port: int, faults: Path, seed: int) -> None:
 if __name__ == "__main__":
     os.environ["TZ"] = "UTC"
     time.tzset()
-    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])))
+    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))

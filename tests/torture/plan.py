@@ -29,6 +29,7 @@ class Strike(StrEnum):
     COPY = "Valkey's folder copied"
     LEAVE = "worker leaves and joins"
     STRIPE = "Stripe's answers"
+    INSERTS = "ClickHouse's answers"
 
 
 KILLS: Final[Mapping[Strike, int]] = {
@@ -54,7 +55,7 @@ DAMAGES: Final = (
 """What happens to Valkey's folder, and how much: about the share of the file that is cut off, or the age of the copy
 (1 the newest that there is, 0 the oldest). The oldest copy comes back after the live view was rebuilt."""
 
-OTHERS: Final[Mapping[Strike, int]] = {Strike.LEAVE: 3, Strike.STRIPE: 6, Strike.COPY: 4}
+OTHERS: Final[Mapping[Strike, int]] = {Strike.LEAVE: 3, Strike.STRIPE: 6, Strike.INSERTS: 6, Strike.COPY: 4}
 STRIPE_FAULTS: Final = (
     "rate_limited",
     "conflict",
@@ -63,14 +64,16 @@ STRIPE_FAULTS: Final = (
     "connection_dropped",
     "connection_dropped_after_commit",
 )
-WAIT_S: Final = (0.3, 4.0)
+INSERTS_AT_ONCE: Final = 5
+WAIT_S: Final = (0.2, 3.5)
 AT_ONCE: Final = 0.2
 DOWN_S_MAX: Final = 3.0
 
 
 class Action(NamedTuple):
     """One strike. `wait_s` after the one before it; `down_s` until a service is started again; `share` in 0 to 1 says
-    how much, or which copy; `target` is the worker, or what Stripe does."""
+    how much, or which copy; `target` is the worker, what Stripe does, or what befalls the next
+    inserts (`d`: stored and the answer dropped, `r`: refused)."""
 
     wait_s: float
     strike: Strike
@@ -113,6 +116,9 @@ def _target(strike: Strike, chance: random.Random) -> str:
         return chance.choice(WORKERS)
     if strike is Strike.STRIPE:
         return chance.choice(STRIPE_FAULTS)
+    if strike is Strike.INSERTS:
+        # Two of three are stored, and nobody is told.
+        return "".join(chance.choice("ddr") for _ in range(INSERTS_AT_ONCE))
     return strike.value
 
 

@@ -19,7 +19,7 @@ from schemas.rollup import Fence
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from tests.integration.deployment import EXIT_OPERATOR, Role
-from tests.torture.clickhouse import LocalClickHouse
+from tests.torture.clickhouse import DROPPED, REFUSED, LocalClickHouse
 from tests.torture.compare import Compared, compare, reconciled
 from tests.torture.deployment import PARTITIONS, REBUILD_S, REPORT_INTERVAL_MS, Tortured
 from tests.torture.hours import pass_an_hour
@@ -41,11 +41,11 @@ Say = Callable[[str], None]
 class Services:
     """The broker, Valkey, ClickHouse's server and Stripe, in one folder."""
 
-    def __init__(self, folder: Path, seed: int, say: Say) -> None:
+    def __init__(self, folder: Path, say: Say) -> None:
         self.kafka = LocalKafka(folder / "kafka", progress=say)
         self.valkey_folder = folder / "valkey"
         self.valkey = LocalValkey(self.valkey_folder)
-        self.clickhouse = LocalClickHouse(folder / "clickhouse", seed)
+        self.clickhouse = LocalClickHouse(folder / "clickhouse")
         self.stripe = LocalStripe(folder / "stripe")
 
     @contextlib.asynccontextmanager
@@ -114,6 +114,9 @@ class Torture:
             case Strike.STRIPE:
                 await asyncio.to_thread(self.services.stripe.go_wrong, action.target, STRIPE_FAULTS_AT_ONCE)
                 came = f"{STRIPE_FAULTS_AT_ONCE} times {action.target}"
+            case Strike.INSERTS:
+                self.services.clickhouse.go_wrong(action.target)
+                came = f"{action.target.count(DROPPED)} dropped after success, {action.target.count(REFUSED)} refused"
             case _:
                 raise AssertionError(action)
         what = action.target if action.strike in (Strike.WORKER, Strike.LEAVE) else action.strike.value
@@ -149,7 +152,7 @@ class Torture:
 
     async def _outage(self, action: Action, kill: Callable[[], None], start: Callable[[], None]) -> str:
         """kill -9 of a service, which is started again while the plan goes on."""
-        # Two services may be away together, but each is up before it is killed again.
+        # One service at a time: roles die beside it, and while it is away.
         await self.services_back()
         await asyncio.to_thread(kill)
         self.kills[action.strike.value] += 1
@@ -311,7 +314,7 @@ class Torture:
     async def rest(self) -> None:
         """Return when all that was sent is confirmed, folded, archived, drained, reported and settled at Stripe."""
         deployment = self.deployment
-        self.services.clickhouse.lose_answers(losing=False)
+        self.services.clickhouse.be_well()
         await asyncio.to_thread(self.services.stripe.be_well)
         self.say("    no more strikes; waiting for the producers' confirmations")
         await self.load.stop()
@@ -339,7 +342,7 @@ class Torture:
 
 async def run(folder: Path, seed: int, actions: list[Action], say: Say) -> tuple[list[Compared], Torture]:
     """Run a plan; what was compared, and what was done."""
-    services = Services(folder, seed, say)
+    services = Services(folder, say)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(services.running())
         deployment = await stack.enter_async_context(
@@ -352,7 +355,6 @@ async def run(folder: Path, seed: int, actions: list[Action], say: Say) -> tuple
         torture = Torture(deployment, services, load, folder, say)
         stack.callback(load.cancel)
         load.start()
-        services.clickhouse.lose_answers(losing=True)
         await torture.strike_all(actions)
         await torture.rest()
         say("    at rest; comparing")
