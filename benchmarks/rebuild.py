@@ -95,7 +95,7 @@ class Bench(NamedTuple):
     def hourly(self) -> ClickHouseStore:
         return ClickHouseStore(self.clickhouse)
 
-    async def process(self) -> int:
+    async def count_all(self) -> int:
         """Fold, drain and archive all there is; how many events were received."""
         rollup = RollupProcessor(self.log, self.store, self.clock, SECRET_BYTES)
         archive = ArchiveProcessor(self.log, self.hourly, SECRET_BYTES)
@@ -162,7 +162,7 @@ async def run(folder: Path, valkey: LocalValkey, events: int, views: Sequence[st
     await bench.hourly.migrate()
     await fill(log, events, clock.now_ms())
     began_s = time.perf_counter()
-    received = await bench.process()
+    received = await bench.count_all()
     counted_s = time.perf_counter() - began_s
     print(f"counted and archived {received:,} events in {counted_s:.1f} s, {received / counted_s:,.0f} events/s")
 

@@ -31,6 +31,8 @@ MetricName = Literal[
     "tidemark_outbox_lost_entries",
     "tidemark_intents_total",
     "tidemark_verdicts_total",
+    "tidemark_checkpoints_total",
+    "tidemark_checkpoint_log_time_seconds",
     "tidemark_sink_pending_intents",
     "tidemark_sink_held_intents",
     "tidemark_sink_results",
@@ -113,6 +115,18 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     "tidemark_intents_total": MetricSpec("counter", "Intents written to `billing.reports`, repeats included."),
     "tidemark_verdicts_total": MetricSpec(
         "counter", "Verdicts written for parked events, repeats included: `new` or `duplicate`.", ("verdict",)
+    ),
+    "tidemark_checkpoints_total": MetricSpec(
+        "counter",
+        "Copies of the live view's state, `written` to ClickHouse or `failed`. Counting goes on without them; what "
+        "fails is taken again.",
+        ("outcome",),
+    ),
+    "tidemark_checkpoint_log_time_seconds": MetricSpec(
+        "gauge",
+        "Log time of the last checkpoint that this process wrote, Unix time. Older than the log's retention: nothing "
+        "to rebuild the live view from.",
+        ("partition",),
     ),
     "tidemark_sink_pending_intents": MetricSpec(
         "gauge", "Intents that Stripe has not confirmed. Grows over hours: Stripe refuses, or the rate is too low."

@@ -70,6 +70,13 @@ class Settings(BaseSettings):
         description="Cells, and duplicates, of a partition that may wait for ClickHouse; more are dropped, see the "
         "runbook",
     )
+    checkpoint_interval_h: float = Field(
+        default=24.0,
+        ge=0,
+        le=720,
+        description="Hours of log time between copies of the live view's state in ClickHouse, from which it can be "
+        "rebuilt when the log's start is gone; well below the retention; 0 takes none",
+    )
     session_timeout_s: float = Field(default=10.0, ge=6, le=300, description="After this silence a worker is replaced")
 
     @field_validator("log_url")

@@ -6,13 +6,14 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from schemas.analytics import ArchiveStore, HourlyRow, HourlyStore, RecountRequest, UsageReader
+from schemas.checkpoints import SnapshotStore
 from schemas.rollup import Fence, RollupStore
 
 # (generation, position) is the version of a row of usage_hourly: 8 bits over 56.
 GENERATION_MAX = 255
 
 
-class GenerationStore(RollupStore, Protocol):
+class GenerationStore(RollupStore, SnapshotStore, Protocol):
     """A rollup store that can hold another generation beside the live one, under keys of its own.
 
     Every method of `RollupStore` acts on the live generation; a process that works on one that was swapped out
@@ -35,7 +36,7 @@ class GenerationStore(RollupStore, Protocol):
         """Whether the partition has been swapped to this generation."""
         ...
 
-    def built(self, generation: int) -> RollupStore:
+    def built(self, generation: int) -> GenerationStore:
         """The store of a generation, whether live or not. The caller closes it."""
         ...
 

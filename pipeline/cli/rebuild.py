@@ -26,14 +26,15 @@ def rebuild() -> None:
 
 
 @rebuild.command("redis")
-@click.option("--from", "source", type=click.Choice(["log"]), default="log", show_default=True)
+@click.option("--from", "source", type=click.Choice(["log", "checkpoint"]), default="log", show_default=True)
 @_YES
 @_ABANDON
 @_RECONCILE
 def rebuild_redis(source: str, yes: bool, abandon: bool, reconcile_after: bool) -> None:
-    """Fold the log from its start into new keys and swap them in, one partition after the other.
+    """Fold the log into new keys and swap them in, one partition after the other.
 
-    Needs the log from offset 0, and room in Redis for one partition more. Workers go on; each is fenced once and
+    From the log's start; where that is gone, or with `--from checkpoint`, from the newest checkpoint in ClickHouse that
+    the log still reaches. Needs room in Redis for one partition more. Workers go on; each is fenced once and
     starts again. Cut short, the same command goes on where it was. Exits as `reconcile` does.
     """
     from pipeline.rebuild.command import abandon_live_view, rebuild_live_view
@@ -42,7 +43,9 @@ def rebuild_redis(source: str, yes: bool, abandon: bool, reconcile_after: bool) 
         click.echo(run(abandon_live_view(settings())))
         return
     question = f"Build the live view again from the {source} and replace the one in Redis?"
-    _rebuild(question, yes, reconcile_after, rebuild_live_view)
+    _rebuild(
+        question, yes, reconcile_after, lambda chosen, progress: rebuild_live_view(chosen, source, progress)
+    )  # fmt: skip
 
 
 @rebuild.command("usage_hourly")

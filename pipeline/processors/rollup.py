@@ -20,6 +20,7 @@ from aggregators.scan import Arrival, LogState, Quarantined, Scan, scan
 from aggregators.signing import fingerprint, hash_key
 from pipeline.deployment import find_genesis
 from pipeline.processors.cache import StateCache
+from pipeline.processors.checkpoints import Checkpoints
 from pipeline.processors.quarantine import quarantine
 from pipeline.processors.start import check_fresh, check_position
 from pipeline.processors.witness import Witness
@@ -58,6 +59,7 @@ class RollupProcessor:
         secret: bytes,
         settings: RollupSettings | None = None,
         witness: Witness | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self._log = log
         self._store = store
@@ -66,6 +68,7 @@ class RollupProcessor:
         self._hash_key = hash_key(secret)
         self._settings = settings or RollupSettings()
         self._witness = witness
+        self._checkpoints = checkpoints
         self._replay_until: dict[int, int] = {}
         self._fences: dict[int, Fence] = {}
         self._caches: dict[int, StateCache] = {}
@@ -145,6 +148,8 @@ class RollupProcessor:
             if again and self._witness:
                 self._witness.note_replay(partition, fence.counters.received - before)
             left = [record for record in left if record.offset >= fence.next_offset]
+            if self._checkpoints:
+                await self._checkpoints.after_flush(partition, fence)
 
     async def _flush(self, partition: int, records: Sequence[Record]) -> None:
         fence, cache = self._fences[partition], self._caches[partition]

@@ -16,6 +16,7 @@ from pipeline.stores import Base, open_base, open_rollup_store
 from schemas.errors import InvalidInput
 from schemas.log import EVENTS_TOPIC
 from schemas.rebuild import GenerationStore, Progress
+from sinks.clickhouse.checkpoints import ClickHouseCheckpoints
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.staging import ClickHouseStaging
@@ -33,6 +34,7 @@ class _Opened(NamedTuple):
     hourly: ClickHouseStore
     reader: ClickHouseReader
     staging: ClickHouseStaging
+    checkpoints: ClickHouseCheckpoints
     secret: bytes
     limits: RebuildLimits
 
@@ -56,26 +58,30 @@ async def _opened(settings: Settings) -> AsyncIterator[_Opened]:
         limits = RebuildLimits(settings.flush_records_max, settings.flush_events_max, settings.drain_cells_max)
         yield _Opened(
             base, store, hourly, ClickHouseReader(clickhouse), ClickHouseStaging(clickhouse),
+            ClickHouseCheckpoints(clickhouse),
             settings.secret_bytes(), limits,
         )  # fmt: skip
 
 
-def _live_view(opened: _Opened, progress: Callable[[Progress], None]) -> LiveViewRebuild:
+def _live_view(opened: _Opened, source: str, progress: Callable[[Progress], None]) -> LiveViewRebuild:
     base = opened.base
-    return LiveViewRebuild(base.log, opened.store, opened.hourly, base.clock, opened.secret, opened.limits, progress)
+    return LiveViewRebuild(
+        base.log, opened.store, opened.hourly, base.clock, opened.secret, opened.limits, progress,
+        opened.checkpoints, from_checkpoint=source == "checkpoint",
+    )  # fmt: skip
 
 
-async def rebuild_live_view(settings: Settings, progress: Callable[[Progress], None]) -> str:
+async def rebuild_live_view(settings: Settings, source: str, progress: Callable[[Progress], None]) -> str:
     """`LiveViewRebuild.run` on the deployment of these settings; what to say of it."""
     async with _opened(settings) as opened:
-        generation = await _live_view(opened, progress).run()
+        generation = await _live_view(opened, source, progress).run()
         return f"the live view is generation {generation}"
 
 
 async def abandon_live_view(settings: Settings) -> str:
     """`LiveViewRebuild.abandon` on the deployment of these settings; what to say of it."""
     async with _opened(settings) as opened:
-        given_up = await _live_view(opened, lambda _: None).abandon()
+        given_up = await _live_view(opened, "log", lambda _: None).abandon()
         return _NOTHING if given_up is None else f"generation {given_up} is given up and removed"
 
 

@@ -1,7 +1,8 @@
 """The live view in Redis, rebuilt from the log (I6, I7): the same fold, into keys of another generation.
 
 One partition after the other, so that at most one of them is held twice:
-1. fold from offset 0. The built generation has a fence of its own: cut short, it goes on from there.
+1. fold from offset 0, or, where the log's start is gone, from the newest checkpoint (`schemas.checkpoints`) that the
+   log still reaches. The built generation has a fence of its own: cut short, it goes on from there.
 2. once it reaches as far as the live fence: swap, if neither fence has moved. What anybody has read of the old
    generation is then true of the new one as well; nothing that was seen goes back.
 3. the running worker is fenced, starts again, and folds on from the new fence. The old keys are unlinked.
@@ -13,24 +14,28 @@ view has published is dropped; without a live view it is published: the same int
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+import msgspec
+
+from aggregators.signing import fingerprint
+from pipeline.deployment import find_genesis
+from pipeline.processors.checkpoints import fence_of
 from pipeline.processors.drains import INTENTS_AT_ONCE_MAX, HourlyDrain, ReportDrain, hourly_row
 from pipeline.processors.rollup import RollupProcessor, RollupSettings
 from pipeline.rebuild.limits import RebuildLimits
-from pipeline.rebuild.scratch import behind_the_view, check_live, check_reach, first_fence
+from pipeline.rebuild.scratch import behind_the_view, check_live, first_fence
 from pipeline.rebuild.sparing import SparingLog
+from schemas.checkpoints import CHUNKS_AT_ONCE, Checkpoint, CheckpointStore
 from schemas.clock import HOUR_MS, Clock
-from schemas.errors import Fenced, OperatorNeeded
+from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.log import EVENTS_TOPIC, Log
 from schemas.rebuild import GENERATION_MAX, GenerationsSeen, GenerationStore, Progress
-from schemas.rollup import Fence, RollupStore
+from schemas.rollup import Fence
 
 SWAP_REFUSALS_MAX: Final = 1_000
-REMEDY: Final = (
-    "Restore Redis from its append-only file or a replica instead, or bring those records back from a copy of the log."
-)
 
 
 class _Parts(NamedTuple):
@@ -43,6 +48,8 @@ class _Parts(NamedTuple):
     secret: bytes
     limits: RebuildLimits
     progress: Callable[[Progress], None]
+    checkpoints: CheckpointStore | None
+    from_checkpoint: bool
 
 
 class LiveViewRebuild:
@@ -57,19 +64,27 @@ class LiveViewRebuild:
         secret: bytes,
         limits: RebuildLimits | None = None,
         progress: Callable[[Progress], None] = lambda _: None,
+        checkpoints: CheckpointStore | None = None,
+        *,
+        from_checkpoint: bool = False,
     ) -> None:
-        self._parts = _Parts(log, store, hourly, clock, secret, limits or RebuildLimits(), progress)
+        """`from_checkpoint`: start from the newest checkpoint also where the log reaches back to its start."""
+        self._parts = _Parts(
+            log, store, hourly, clock, secret, limits or RebuildLimits(), progress, checkpoints, from_checkpoint
+        )  # fmt: skip
 
     async def run(self) -> int:
         """Rebuild all partitions; the generation that is live afterwards.
 
-        Raises `OperatorNeeded` where the log does not reach back to its start, `Fenced` where another rebuild runs,
-        `Transient` where a store does not answer: the live view is whole in each case, and a repeated call goes on.
+        Raises `OperatorNeeded` where the log reaches back neither to its start nor to a checkpoint, `Fenced` where
+        another rebuild runs, `Transient` where a store does not answer: the live view is whole in each case, and a
+        repeated call goes on.
         """
         partitions = await self._parts.log.partition_count(EVENTS_TOPIC)
         generation = await self._parts.store.rebuilding()
         if generation is None:
-            await check_reach(self._parts.log, partitions, REMEDY)
+            for partition in range(partitions):
+                await _start(self._parts, partition)
             generation = await self._parts.store.begin_rebuild(await self._next_generation(partitions))
         built = self._parts.store.built(generation)
         try:
@@ -105,10 +120,46 @@ class LiveViewRebuild:
         return generation
 
 
+async def _start(parts: _Parts, partition: int) -> Checkpoint | None:
+    """The checkpoint to start from, or None for the log's start.
+
+    Raises `OperatorNeeded` where neither is there, with what would be needed.
+    """
+    bounds = await parts.log.bounds(EVENTS_TOPIC, partition)
+    if bounds.first == 0 and not parts.from_checkpoint:
+        return None
+    genesis = await find_genesis(parts.log, parts.secret, partition)
+    found = await parts.checkpoints.checkpoints(partition) if parts.checkpoints else ()
+    ours = [
+        each
+        for each in found
+        if genesis is not None
+        and each.log_id == genesis.log_id
+        and each.next_offset <= bounds.next
+        and fence_of(each).secret_fingerprint == fingerprint(parts.secret)
+    ]
+    reached = [each for each in ours if each.next_offset >= bounds.first]
+    if reached:
+        return reached[0]
+    if not bounds.first:
+        raise OperatorNeeded(
+            f"{EVENTS_TOPIC}-{partition} has no checkpoint of this log and secret. Nothing was changed. Rebuild "
+            "`--from log`, which reaches back to its start."
+        )
+    newest, since = "there is no checkpoint of it", 0
+    if ours:
+        newest, since = f"the newest checkpoint stands at offset {ours[0].next_offset}", ours[0].next_offset
+    raise OperatorNeeded(
+        f"{EVENTS_TOPIC}-{partition} begins at offset {bounds.first} and {newest}: counts cannot be made without what "
+        f"stood in between. Nothing was changed. Bring offsets {since} to {bounds.first - 1} back from a copy of the "
+        "log, or restore Redis from its append-only file or a replica."
+    )
+
+
 class _Partition:
     """The rebuild of one partition."""
 
-    def __init__(self, parts: _Parts, built: RollupStore, partition: int, generation: int) -> None:
+    def __init__(self, parts: _Parts, built: GenerationStore, partition: int, generation: int) -> None:
         self._parts = parts
         self._built = built
         self._at = partition
@@ -123,8 +174,12 @@ class _Partition:
         parts, partition = self._parts, self._at
         await self._live()
         if await self._built.load_fence(partition) is None:
-            first = await first_fence(parts.log, parts.secret, partition, self._generation)
-            await self._built.create_fence(partition, first)
+            checkpoint = await _start(parts, partition)
+            if checkpoint is None:
+                first = await first_fence(parts.log, parts.secret, partition, self._generation)
+                await self._built.create_fence(partition, first)
+            else:
+                await self._restore(checkpoint)
         offset = await self._rollup.start_offset(partition)
         drained_hour, refusals = -1, 0
         while True:
@@ -149,6 +204,22 @@ class _Partition:
             refusals += 1
             if refusals > SWAP_REFUSALS_MAX:
                 raise Fenced(f"partition {partition}: the live view was ahead at every attempt to swap; run it again")
+
+    async def _restore(self, at: Checkpoint) -> None:
+        """Take the checkpoint in; its fence comes last, so that cut short it is taken in anew."""
+        assert self._parts.checkpoints is not None, "it came from there"  # noqa: S101 - an invariant, not input
+        owner = uuid.uuid4().hex
+        await self._built.begin_restore(self._at, owner)
+        number = 0
+        while chunks := await self._parts.checkpoints.chunks(at, number, CHUNKS_AT_ONCE):
+            await self._built.take_in(self._at, owner, chunks)
+            number += len(chunks)
+        if number != at.chunks:
+            raise Transient(
+                f"partition {self._at}: the checkpoint at offset {at.next_offset} was dropped; run it again"
+            )
+        fence: Fence = msgspec.structs.replace(fence_of(at), generation=self._generation)
+        await self._built.end_restore(self._at, owner, fence)
 
     async def _live(self) -> Fence | None:
         live = await self._parts.store.load_fence(self._at)

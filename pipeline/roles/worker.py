@@ -11,6 +11,7 @@ import contextlib
 
 from pipeline.deployment import tick
 from pipeline.metrics import Metrics
+from pipeline.processors.checkpoints import Checkpoints, Outcome
 from pipeline.processors.drains import HourlyDrain, ReportDrain
 from pipeline.processors.resolver import Resolver
 from pipeline.processors.rollup import ROLLUP_GROUP, RollupProcessor, RollupSettings
@@ -19,9 +20,15 @@ from pipeline.roles.outbox import OutboxCap
 from pipeline.roles.running import draining, run_processor, runner_settings
 from pipeline.settings import Settings
 from pipeline.stores import Base, open_base, open_rollup_store
+from schemas.checkpoints import Checkpoint
+from schemas.clock import HOUR_MS
 from schemas.errors import OperatorNeeded, Transient
-from sinks.clickhouse.client import open_clickhouse
+from schemas.rebuild import AnalyticalStore
+from schemas.rollup import RollupStore
+from sinks.clickhouse.checkpoints import ClickHouseCheckpoints
+from sinks.clickhouse.client import ClickHouse, open_clickhouse
 from sinks.clickhouse.writer import ClickHouseStore
+from sinks.redis.writer import RedisRollupStore
 
 # Live totals may be this much behind; a flush of many records costs little more than one of few.
 LINGER_S = 0.05
@@ -42,18 +49,22 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
     """Fold, drain and tick until stopped. ClickHouse that is down delays its own view only."""
     base = await open_base(settings)
     store = open_rollup_store(settings)
-    hourly = ClickHouseStore(open_clickhouse(settings.clickhouse_url))
+    clickhouse = open_clickhouse(settings.clickhouse_url)
+    hourly = ClickHouseStore(clickhouse)
     try:
         fatal = [problem for problem in await store.check() if problem.startswith("maxmemory-policy")]
         if fatal:
             raise OperatorNeeded("; ".join(fatal))
+        if replay_from_start:
+            await check_replay(base.genesis.partitions, store, hourly)
         limits = RollupSettings(settings.flush_events_max, settings.cache_entries_max, replay_from_start)
         witness = FileWitness(settings.data_dir / "witness")
-        rollup = RollupProcessor(base.log, store, base.clock, settings.secret_bytes(), limits, witness)
+        metrics = Metrics()
+        checkpoints = _checkpoints(settings, store, clickhouse, metrics)
+        rollup = RollupProcessor(base.log, store, base.clock, settings.secret_bytes(), limits, witness, checkpoints)
         hourly_drain = HourlyDrain(store, hourly, settings.drain_cells_max)
         report_drain = ReportDrain(store, base.log)
         resolver = Resolver(base.log, store, hourly, settings.secret_bytes())
-        metrics = Metrics()
         outbox = OutboxCap(store, settings.outbox_max, metrics)
 
         migrating, tables = asyncio.Lock(), asyncio.Event()
@@ -90,6 +101,7 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
             draining(rollup.owned, outbox.keep, settings.drain_interval_s, on_failure=lambda: failed("outbox")),
             draining(rollup.owned, drain_reports, settings.drain_interval_s, on_failure=lambda: failed("reports")),
             draining(rollup.owned, resolve, settings.drain_interval_s, migrated, lambda: failed("verdicts")),
+            draining(rollup.owned, checkpoints.write, settings.drain_interval_s, migrated),
             metrics=metrics,
             refresh=lambda: _gauges(rollup, witness, metrics),
             details=lambda: outbox.details(rollup.owned()),
@@ -98,6 +110,34 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
         await hourly.close()
         await store.close()
         await base.log.close()
+
+
+def _checkpoints(settings: Settings, store: RedisRollupStore, clickhouse: ClickHouse, metrics: Metrics) -> Checkpoints:
+    def note(outcome: Outcome, written: Checkpoint | None) -> None:
+        metrics.add("tidemark_checkpoints_total", outcome=outcome)
+        if written is not None:
+            at_s, partition = written.log_time_ms / 1000, str(written.partition)
+            metrics.set("tidemark_checkpoint_log_time_seconds", at_s, partition=partition)
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    interval_ms = int(settings.checkpoint_interval_h * HOUR_MS)
+    return Checkpoints(store, ClickHouseCheckpoints(clickhouse), interval_ms, str(settings.data_dir), note)
+
+
+async def check_replay(partitions: int, store: RollupStore, hourly: AnalyticalStore) -> None:
+    """Raise `OperatorNeeded` where a partition would be made again in the first generation, below rows that a rebuilt
+    view has written: they would win over what is counted now."""
+    fences = [await store.load_fence(partition) for partition in range(partitions)]
+    if None not in fences:
+        return
+    await hourly.migrate()
+    generation = await hourly.latest_generation()
+    if generation > 1:
+        raise OperatorNeeded(
+            f"usage_hourly holds rows of generation {generation}: the live view was rebuilt before, and "
+            "--replay-from-start would make generation 1 again, whose cells lose to those rows. Run `tidemark rebuild "
+            "redis` instead, and start the worker without the flag."
+        )
 
 
 def _gauges(rollup: RollupProcessor, witness: FileWitness, metrics: Metrics) -> None:

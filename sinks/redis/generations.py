@@ -13,7 +13,7 @@ from schemas.errors import OperatorNeeded
 from schemas.rollup import Fence
 from sinks.redis.client import Command, checked
 from sinks.redis.fences import token
-from sinks.redis.keys import GENERATIONS, Keys
+from sinks.redis.keys import GENERATIONS, Keys, literal
 from sinks.redis.outbox import RedisOutbox
 
 # Keys looked at in one step of a sweep: some milliseconds of a server that answers others in between.
@@ -85,7 +85,7 @@ class RedisGenerations(RedisOutbox):
         swept, cursor = 0, "0"
         while True:
             (answer,) = await self._commands(
-                [("SCAN", cursor, "MATCH", _literal(keys.root) + "*", "COUNT", _SCAN_COUNT)]
+                [("SCAN", cursor, "MATCH", literal(keys.root) + "*", "COUNT", _SCAN_COUNT)]
             )
             cursor, found = answer
             left = [key for key in found if wanted(key)]
@@ -105,8 +105,3 @@ def _generation(root: str, key: str) -> int:
     if not number.isdigit():
         raise OperatorNeeded(f"the key {key} is none of this version's: nothing was removed; see who wrote it")
     return int(number)
-
-
-def _literal(text: str) -> str:
-    """A pattern of SCAN that matches the text itself."""
-    return "".join(f"\\{each}" if each in "*?[]\\^" else each for each in text)

@@ -29,6 +29,12 @@ class Keys:
         self.lost = self.prefix + "lost"
         self.parked = self.prefix + "parked"
         self.parked_order = self.prefix + "parked-order"
+        self.restoring = self.prefix + "restoring"
+
+    @property
+    def literal(self) -> str:
+        """The prefix as a pattern of SCAN that matches the text itself."""
+        return literal(self.prefix)
 
     def mark(self, key: MarkKey) -> str:
         return f"{self.prefix}m:{key.slice_start_ms}:{key.bucket}"
@@ -56,6 +62,11 @@ class Keys:
 
     def account(self, account: str) -> str:
         return f"{self.prefix}a:{account}"
+
+
+def literal(text: str) -> str:
+    """A pattern of SCAN that matches the text itself."""
+    return "".join(f"\\{each}" if each in "*?[]\\^" else each for each in text)
 
 
 def parked_member(position: int) -> str:

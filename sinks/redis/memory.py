@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
+
+import msgspec
 
 from schemas.clock import HOUR_MS
 from schemas.errors import Fenced, OperatorNeeded
@@ -43,6 +45,7 @@ class _Partition:
     due: dict[TotalKey, int] = field(default_factory=dict)
     lost_cells: dict[int, int] = field(default_factory=dict)
     lost_duplicates: int = 0
+    restoring: str | None = None
 
     def due_first(self, count_max: int) -> list[DueTotal]:
         order = sorted((at, f"{key.period_start_ms}:{key.account}".encode(), key) for key, at in self.due.items())
@@ -57,6 +60,24 @@ class _Partition:
             self.rankings.get(ranking, {}).pop(key.account, None)
             if not self.rankings.get(ranking):
                 self.rankings.pop(ranking, None)
+
+
+class _Chunk(msgspec.Struct):
+    """A partition's state as one chunk; keys that are no text stand in pairs."""
+
+    marks: list[tuple[MarkKey, list[int]]]
+    totals: list[tuple[TotalKey, dict[str, str]]]
+    rankings: list[tuple[RankingKey, dict[str, int]]]
+    cells: list[tuple[BucketField, str]]
+    dirty: list[tuple[BucketField, int]]
+    reports: list[tuple[BucketField, str]]
+    uniques: list[tuple[UniqueKey, list[int]]]
+    accounts: dict[str, str]
+    duplicates: list[Duplicate]
+    parked: list[Parked]
+    due: list[tuple[TotalKey, int]]
+    lost_cells: list[tuple[int, int]]
+    lost_duplicates: int
 
 
 class MemoryRollupStore:
@@ -116,6 +137,59 @@ class MemoryRollupStore:
     async def forget(self, partition: int) -> None:
         self._partitions.pop(partition, None)
         self._live.pop(partition, None)
+
+    async def snapshot(self, partition: int, believed: Fence) -> AsyncIterator[str]:
+        """One chunk."""
+        held = self._believe(partition, believed)
+        chunk = _Chunk(
+            marks=[(key, sorted(members)) for key, members in sorted(held.marks.items())],
+            totals=sorted(held.totals.items()),
+            rankings=sorted(held.rankings.items()),
+            cells=sorted(held.cells.items()),
+            dirty=sorted(held.dirty.items()),
+            reports=sorted(held.reports.items()),
+            uniques=[(key, sorted(members)) for key, members in sorted(held.uniques.items())],
+            accounts={name: state.model_dump_json() for name, state in sorted(held.accounts.items())},
+            duplicates=sorted(held.duplicates.values()),
+            parked=sorted(held.parked.values()),
+            due=sorted(held.due.items()),
+            lost_cells=sorted(held.lost_cells.items()),
+            lost_duplicates=held.lost_duplicates,
+        )
+        yield msgspec.json.encode(chunk).decode()
+        self._believe(partition, believed)
+
+    async def begin_restore(self, partition: int, owner: str) -> None:
+        if self._at(partition).fence is not None:
+            raise Fenced(f"partition {partition} has a fence already")
+        self._partitions[partition] = _Partition(restoring=owner)
+
+    async def take_in(self, partition: int, owner: str, chunks: Sequence[str]) -> None:
+        held = self._restoring(partition, owner)
+        for text in chunks:
+            chunk = msgspec.json.decode(text, type=_Chunk)
+            held.marks.update((key, set(members)) for key, members in chunk.marks)
+            held.totals.update(chunk.totals)
+            held.rankings.update(chunk.rankings)
+            held.cells.update(chunk.cells)
+            held.dirty.update(chunk.dirty)
+            held.reports.update(chunk.reports)
+            held.uniques.update((key, set(members)) for key, members in chunk.uniques)
+            held.accounts.update((k, AccountState.model_validate_json(v)) for k, v in chunk.accounts.items())
+            held.duplicates.update((each.position, each) for each in chunk.duplicates)
+            held.parked.update((each.position, each) for each in chunk.parked)
+            held.due.update(chunk.due)
+            held.lost_cells.update(chunk.lost_cells)
+            held.lost_duplicates += chunk.lost_duplicates
+
+    async def end_restore(self, partition: int, owner: str, fence: Fence) -> None:
+        held = self._restoring(partition, owner)
+        held.fence, held.restoring = fence, None
+
+    def _restoring(self, partition: int, owner: str) -> _Partition:
+        if self._at(partition).restoring != owner:
+            raise Fenced(f"partition {partition}: another process restores it")
+        return self._at(partition)
 
     async def check(self) -> Sequence[str]:
         return ()

@@ -19,15 +19,15 @@ from schemas.periods import AccountState
 from schemas.rollup import BucketField, Changes, DueTotal, Fence, Parked, RankingKey, ReadRequest, UniqueKey, View
 from sinks.redis.client import Command, Connection, Server, as_mapping, checked, pairs
 from sinks.redis.fences import decode_fence, encode_fence, token
-from sinks.redis.generations import RedisGenerations
 from sinks.redis.keys import Keys, parked_member, parse_total_member, total_member
 from sinks.redis.outbox import decode_parked
+from sinks.redis.snapshots import RedisSnapshots
 
 # One command with very many arguments would hold up the single-threaded server.
 ARGUMENTS_MAX = 10_000
 
 
-class RedisRollupStore(RedisGenerations):
+class RedisRollupStore(RedisSnapshots):
     """`schemas.rebuild.GenerationStore` on a Redis or Valkey server. Blocking calls run in `threads_max` threads.
 
     With a `generation` it acts on that one, whether live or not.

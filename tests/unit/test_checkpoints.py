@@ -1,0 +1,248 @@
+"""Checkpoints on twins: a live view rebuilt from one is the one it replaces, and a failed one stops nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pipeline.deployment import find_genesis, tick
+from pipeline.processors.checkpoints import KEPT_MAX, Checkpoints, fence_of
+from pipeline.processors.rollup import RollupProcessor
+from pipeline.rebuild.live_view import LiveViewRebuild
+from pipeline.roles.worker import check_replay
+from schemas.checkpoints import Checkpoint
+from schemas.clock import HOUR_MS, MINUTE_MS
+from schemas.errors import OperatorNeeded, Transient
+from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
+from sinks.clickhouse.memory_checkpoints import MemoryCheckpoints
+from tests.unit.test_rebuild_live_view import (
+    LIMITS,
+    PARTITIONS,
+    REPORTED,
+    Crash,
+    Crashing,
+    Rebuilt,
+    same_but_generation,
+)
+from tests.worlds import SECRET
+
+
+class CheckpointWorld(Rebuilt):
+    """A world whose worker takes checkpoints every hour of log time."""
+
+    def __init__(self, folder: Path, events: int = 1_200) -> None:
+        super().__init__(events)
+        self.kept = MemoryCheckpoints()
+        self.notes: list[str] = []
+        self.checkpoints = Checkpoints(
+            self.live, self.kept, HOUR_MS, str(folder), lambda outcome, _: self.notes.append(outcome)
+        )
+
+    async def fold_all(self, processor: RollupProcessor | None = None) -> RollupProcessor:
+        worker = processor or RollupProcessor(self.log, self.live, self.clock, SECRET, checkpoints=self.checkpoints)
+        for partition in range(PARTITIONS):
+            await self.checkpoints.write(partition)
+            offset = await worker.start_offset(partition)
+            while batch := await self.log.read(EVENTS_TOPIC, partition, offset, 5):
+                await worker.step(partition, batch)
+                await self.checkpoints.write(partition)
+                offset = batch[-1].next_offset
+        return worker
+
+    def restoring(self, countdown: int = 0, *, after: bool = False, explicit: bool = False) -> LiveViewRebuild:
+        left = [countdown]
+        log, store, hourly, kept = (
+            Crashing(each, left, after=after) for each in (self.log, self.live, self.clickhouse, self.kept)
+        )
+        return LiveViewRebuild(
+            log, store, hourly, self.clock, SECRET, LIMITS, checkpoints=kept, from_checkpoint=explicit
+        )  # fmt: skip
+
+    async def remember(self) -> None:
+        """Keep what the live view is, to be compared when the log cannot say it any more."""
+        genesis = await find_genesis(self.log, SECRET, 0)
+        assert genesis is not None
+        await tick(self.log, SECRET, genesis)
+        await self.work()
+        self.whole = await self.straight()
+
+    async def trim(self) -> None:
+        """Retention: the log begins where the newest checkpoint stands."""
+        for partition in range(PARTITIONS):
+            newest = (await self.kept.checkpoints(partition))[0].next_offset
+            records = self.log._partitions[EVENTS_TOPIC, partition].records
+            del records[:newest]
+
+    async def assert_same(self) -> None:
+        """The live view is the one that was folded from the whole log."""
+        for partition in range(PARTITIONS):
+            here, there = self.live._partitions[partition], self.whole._partitions[partition]
+            assert same_but_generation(here.fence) == same_but_generation(there.fence)
+            for view in ("marks", "totals", "rankings", "uniques", "accounts", "parked"):
+                assert getattr(here, view) == getattr(there, view), view
+
+
+async def loaded(folder: Path, share: float, events: int = 1_200) -> CheckpointWorld:
+    world = CheckpointWorld(folder, events)
+    await world.start(REPORTED)
+    await world.feed(share)
+    await world.work()
+    return world
+
+
+async def test_lost_view_whose_logs_start_is_gone_is_rebuilt_from_the_checkpoint(tmp_path: Path) -> None:
+    """To the same bytes: a duplicate is still a duplicate, and nothing is rejected twice."""
+    world = await loaded(tmp_path, 0.9)
+    await world.remember()
+    await world.trim()
+    world.live.empty()
+
+    assert await world.restoring().run() >= 2
+    await world.assert_same()
+
+
+async def test_view_that_is_there_is_replaced_and_nothing_goes_out_again(tmp_path: Path) -> None:
+    world = await loaded(tmp_path, 0.9)
+    await world.remember()
+    await world.trim()
+    intents = await world.identifiers()
+    rejected = [await world.of(REJECTED_TOPIC, partition) for partition in range(PARTITIONS)]
+
+    await world.restoring().run()
+
+    await world.assert_same()
+    assert await world.identifiers() == intents
+    assert [await world.of(REJECTED_TOPIC, partition) for partition in range(PARTITIONS)] == rejected
+
+
+async def test_checkpoint_is_taken_by_name_also_where_the_log_is_whole(tmp_path: Path) -> None:
+    """It is quicker, and shows that the checkpoints are good before they are needed."""
+    world = await loaded(tmp_path, 0.9)
+    read: list[int] = []
+    log_read = world.log.read
+
+    async def noted(topic: str, partition: int, offset: int, records_max: int = 500) -> object:
+        read.append(offset)
+        return await log_read(topic, partition, offset, records_max)
+
+    first = {each: (await world.kept.checkpoints(each))[0].next_offset for each in range(PARTITIONS)}
+    world.log.read = noted  # type: ignore[method-assign, assignment]  # looks at what is read
+    await world.restoring(explicit=True).run()
+    world.log.read = log_read  # type: ignore[method-assign]  # as it was
+
+    assert min(each for each in read if each) >= min(first.values())
+    await world.assert_equal()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
+async def test_crash_at_every_await_of_a_restore_is_resumed(tmp_path: Path, after: bool) -> None:
+    """A newer checkpoint may stand when it goes on: nothing of the older one is left."""
+    countdown, crashed = 1, True
+    while crashed:
+        world = await loaded(tmp_path, 0.6, events=60)
+        try:
+            await world.restoring(countdown, after=after, explicit=True).run()
+            crashed = False
+        except Crash:
+            await world.feed(0.2)
+            await world.work()
+            await world.restoring(explicit=True).run()
+        await world.feed(0.2)
+        await world.assert_equal()
+        countdown += 1
+    assert countdown > 40
+
+
+async def test_range_that_neither_log_nor_checkpoint_holds_is_named(tmp_path: Path) -> None:
+    world = await loaded(tmp_path, 0.9)
+    await world.remember()
+    newest = (await world.kept.checkpoints(1))[0].next_offset
+    del world.log._partitions[EVENTS_TOPIC, 1].records[: newest + 2]
+
+    expected = rf"newest checkpoint stands at offset {newest}.*offsets {newest} to {newest + 1} back"
+    with pytest.raises(OperatorNeeded, match=expected):
+        await world.restoring().run()
+    assert await world.live.rebuilding() is None
+
+
+async def test_checkpoints_of_another_log_are_no_start(tmp_path: Path) -> None:
+    world = await loaded(tmp_path, 0.9)
+    world.kept.heads = {key: head._replace(log_id="other") for key, head in world.kept.heads.items()}
+
+    with pytest.raises(OperatorNeeded, match="has no checkpoint of this log and secret"):
+        await world.restoring(explicit=True).run()
+
+
+async def test_only_the_newest_are_kept_one_for_each_interval(tmp_path: Path) -> None:
+    world = await loaded(tmp_path, 0.9)
+
+    for partition in range(PARTITIONS):
+        found = await world.kept.checkpoints(partition)
+        assert len(found) == KEPT_MAX
+        times = [each.log_time_ms for each in found]
+        assert all(later - earlier >= HOUR_MS for later, earlier in itertools.pairwise(times))
+        assert all(fence_of(each).counters.conserved for each in found)
+    assert set(world.notes) == {"written"}
+
+
+async def test_failure_stops_nothing_and_is_made_good_later(tmp_path: Path) -> None:
+    """ClickHouse is away, or the disk is full: counting goes on."""
+    world = CheckpointWorld(tmp_path)
+    insert = world.kept.insert_chunks
+
+    async def away(at: Checkpoint, first_number: int, chunks: Sequence[str]) -> None:
+        raise Transient("away")
+
+    world.kept.insert_chunks = away  # type: ignore[method-assign]  # a fault
+    await world.start(REPORTED)
+    await world.feed(0.5)
+    await world.work()
+    assert set(world.notes) == {"failed"}
+    assert not await world.kept.checkpoints(0)
+    world.checkpoints._folder = str(tmp_path / "missing")
+    await world.feed(0.1)
+    await world.work()
+
+    world.kept.insert_chunks = insert  # type: ignore[method-assign]  # it is back
+    world.checkpoints._folder = str(tmp_path)
+    world.clock.ms += 20 * MINUTE_MS
+    await world.feed(0.3)
+    await world.work()
+    assert world.notes[-1] == "written"
+    await world.assert_equal()
+
+
+async def test_interval_of_zero_takes_none(tmp_path: Path) -> None:
+    world = CheckpointWorld(tmp_path)
+    world.checkpoints = Checkpoints(world.live, world.kept, 0)
+    await world.start(REPORTED)
+    await world.feed(0.5)
+    await world.work()
+
+    assert not world.kept.kept
+
+
+async def test_worker_that_restarts_does_not_take_one_before_its_time(tmp_path: Path) -> None:
+    """When the last one was taken stands with the checkpoints."""
+    world = await loaded(tmp_path, 0.5)
+    before = dict(world.kept.heads)
+    world.checkpoints = Checkpoints(world.live, world.kept, 1_000 * HOUR_MS, str(tmp_path))
+    await world.feed(0.4)
+    await world.work()
+
+    assert world.kept.heads == before
+
+
+async def test_replay_from_the_start_below_a_rebuilt_views_rows_is_refused(tmp_path: Path) -> None:
+    """Generation 1 would lose to them; where every partition has its fence nothing is replayed."""
+    world = await loaded(tmp_path, 0.5)
+    await world.rebuild().run()
+    await world.work()
+    await check_replay(PARTITIONS, world.live, world.clickhouse)
+
+    world.live.empty()
+    with pytest.raises(OperatorNeeded, match=r"generation 2.*Run `tidemark rebuild redis` instead"):
+        await check_replay(PARTITIONS, world.live, world.clickhouse)
