@@ -81,7 +81,7 @@ def main() -> int:
     """The exit code."""
     chosen = arguments()
     # What a killed broker does to the producers here is counted, and no news.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)
     seed = random.SystemRandom().randrange(SEEDS) if chosen.seed is None else chosen.seed
     # Children die with this process, and this process at the latest here.
     faulthandler.dump_traceback_later(chosen.minutes * 60 + GRACE_S, exit=True)
