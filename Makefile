@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench mutants format clean
+.PHONY: help demo test check bench mutants torture format clean
 
 help: ## Say what the targets do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -45,6 +45,9 @@ bench: .venv/.development ## Measure, with ratios to a bare consume-and-decode o
 
 mutants: .venv/.development ## Show that the simulation catches deliberate defects (2 minutes)
 	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
+
+torture: .venv/.development ## Kill real processes and services at random under load, then compare all (8 minutes; ARGS=--seed 7)
+	@$(BIN)/python -m tests.torture $(ARGS)
 
 format: .venv/.development ## Format the code
 	@$(BIN)/ruff format .

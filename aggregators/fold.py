@@ -4,7 +4,7 @@ simulation all call it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from aggregators.decode import normalised
 from aggregators.fields import (
@@ -38,6 +38,13 @@ from schemas.rollup import (
     View,
 )
 
+# To look a member of an enumeration up for every event, or to hash it, costs more than to add two numbers.
+_COUNT: Final = Aggregation.COUNT
+_SUM: Final = Aggregation.SUM
+_UNIQUE: Final = Aggregation.UNIQUE
+_LATEST: Final = Aggregation.LATEST
+_MAX: Final = Aggregation.MAX
+
 
 class Folded(NamedTuple):
     """What one flush changes. `late` are arrivals to be quarantined because their period is closed, `refused` those
@@ -59,12 +66,14 @@ class _Fold:
         self.present = set(view.marks)
         self.marks: list[tuple[int, int]] = []
         self.totals = [_parsed(view.totals[key].get(meter)) for key, meter in plan.totals]
-        self.cells = [_parsed_cell(view.cells.get(target.cell_key)) for target in plan.targets]
-        # The position of the last event that each cell took in this flush.
+        self.cells = [_parsed_cell(view.cells.get(key)) for key in plan.cells]
+        # The position of the last event that came to each target in this flush.
         self.positions: list[int | None] = [None] * len(plan.targets)
         # Where the period of that event ended: a binding may cut a period while it runs.
         self.ends = [0] * len(plan.targets)
         self.reports = [_parsed_report(view.reports.get(key)) for key in plan.reports]
+        # The total of each report entry, and where its period ended, after the last event that the entry took.
+        self.reported: list[tuple[Value, int] | None] = [None] * len(plan.reports)
         self.unique_present: dict[UniqueKey, set[int]] = {key: set(held) for key, held in view.uniques.items()}
         self.unique_added: dict[UniqueKey, list[int]] = {}
         self.duplicates: list[Duplicate] = []
@@ -144,23 +153,30 @@ class _Fold:
             held.add(member)
             self.unique_added.setdefault(target.unique, []).append(member)
             minor = 1
-        aggregation = target.aggregation
-        before = self.totals[target.total]
+        aggregation, at, cell = target.aggregation, target.total, target.cell
+        before = self.totals[at]
         if before is None:
-            self._begin(self.plan.totals[target.total][0], placed)
-        self.totals[target.total] = total = merge(aggregation, before, minor, arrival)
-        self.cells[number] = merge(aggregation, self.cells[number], minor, arrival)
+            self._begin(self.plan.totals[at][0], placed)
+        self.totals[at] = total = merge(aggregation, before, minor, arrival)
+        self.cells[cell] = merge(aggregation, self.cells[cell], minor, arrival)
         self.positions[number] = arrival.position
         self.ends[number] = period_end_ms
-        if target.report is not None:
-            report = self.reports[target.report]
-            if report is None:
+        entry = target.report
+        if entry is not None:
+            if self.reports[entry] is None:
                 # The entry of a report bucket opens with the total as it stood at the bucket's start.
                 base_minor, meter = before.minor if before else 0, target.meter
-                report = ReportValue(base_minor, total.minor, period_end_ms, meter.scale, meter.stripe_event_name or "")
-            else:
-                report = ReportValue(report.base_minor, total.minor, period_end_ms, report.scale, report.event_name)
-            self.reports[target.report] = report
+                opened = ReportValue(base_minor, base_minor, 0, meter.scale, meter.stripe_event_name or "")
+                self.reports[entry] = opened
+            self.reported[entry] = (total, period_end_ms)
+
+    def _report(self, entry: int) -> str | None:
+        """The text of a report entry that took an event."""
+        report, reported = self.reports[entry], self.reported[entry]
+        if report is None or reported is None:
+            return None
+        total, period_end_ms = reported
+        return report_text(ReportValue(report.base_minor, total.minor, period_end_ms, report.scale, report.event_name))
 
     def _begin(self, key: TotalKey, placed: Placed) -> None:
         """Say when a total that begins here is looked at again."""
@@ -176,21 +192,25 @@ class _Fold:
         # What no event contributed to was only read, and somebody may have drained it since.
         touched: dict[int, None] = {}
         reports: dict[BucketField, str] = {}
-        for target, cell, position, end_ms in zip(plan.targets, self.cells, self.positions, self.ends, strict=True):
+        for target, position, end_ms in zip(plan.targets, self.positions, self.ends, strict=True):
+            cell = self.cells[target.cell]
             if cell is None or position is None:
                 continue
-            cells[target.cell_key] = cell_text(target.aggregation, target.meter.scale, end_ms, cell)
-            dirty[target.cell_key] = version(self.generation, position)
+            key, made = plan.cells[target.cell], version(self.generation, position)
+            # Several targets may share a cell: its version is that of the last event.
+            if made > dirty.get(key, -1):
+                cells[key] = cell_text(target.aggregation, target.meter.scale, end_ms, cell)
+                dirty[key] = made
             touched[target.total] = None
-            if target.report is not None and (report := self.reports[target.report]) is not None:
-                reports[plan.reports[target.report]] = report_text(report)
+            if target.report is not None and (text := self._report(target.report)) is not None:
+                reports[plan.reports[target.report]] = text
         totals: dict[TotalKey, dict[str, str]] = {}
         rankings: dict[RankingKey, dict[str, int]] = {}
         for number in touched:
-            (key, meter), value = plan.totals[number], self.totals[number]
+            (total, meter), value = plan.totals[number], self.totals[number]
             if value is not None:
-                totals.setdefault(key, {})[meter] = value_text(value)
-                rankings.setdefault(RankingKey(meter, key.period_start_ms), {})[key.account] = value.minor
+                totals.setdefault(total, {})[meter] = value_text(value)
+                rankings.setdefault(RankingKey(meter, total.period_start_ms), {})[total.account] = value.minor
         return Changes(
             fence=Fence(
                 log_id=fence.log_id,
@@ -249,16 +269,14 @@ def _parsed_report(text: str | None) -> ReportValue | None:
 
 def merge(aggregation: Aggregation, held: Value | None, minor: int, arrival: Arrival) -> Value:
     """The aggregate after one more quantity."""
-    if aggregation is Aggregation.LATEST:
+    if aggregation is _COUNT or aggregation is _SUM or aggregation is _UNIQUE:
+        return Value(minor) if held is None else Value(held.minor + minor)
+    if aggregation is _LATEST:
         if held is not None and (held.time_us, held.position) >= (arrival.time_us, arrival.position):
             return held
         return Value(minor, arrival.time_us, arrival.position)
-    if held is None:
-        return Value(minor)
-    if aggregation is Aggregation.MAX:
-        return held if held.minor >= minor else Value(minor)
-    if aggregation in (Aggregation.COUNT, Aggregation.SUM, Aggregation.UNIQUE):
-        return Value(held.minor + minor)
+    if aggregation is _MAX:
+        return Value(minor) if held is None or held.minor < minor else held
     raise NotImplementedError(f"say how two values of {aggregation} become one")
 
 

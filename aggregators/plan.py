@@ -26,6 +26,9 @@ from schemas.meters import Aggregation, Meter, Policy
 from schemas.periods import AccountState, Period
 from schemas.rollup import BucketField, Fence, MarkKey, MarkSlice, Parked, ReadRequest, TotalKey, UniqueKey
 
+# Start and end of a period that an account's last event met open, the log time that closes it, and the period.
+_Running = tuple[int, int, int, Period]
+
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
     """An arrival with the period it counts in. `late` means its own period was closed; `kept_out` that its meters
@@ -57,12 +60,13 @@ class Placement(NamedTuple):
 class Target(msgspec.Struct, frozen=True, gc=False):
     """Where contributions of one kind go: a cell, a total, and a report entry where Stripe is told.
 
-    Totals and report entries go by their number in the plan.
+    All three go by their number in the plan. Several targets may share a cell: an arrival hour can hold several
+    report buckets.
     """
 
     meter: Meter
     aggregation: Aggregation
-    cell_key: BucketField
+    cell: int
     total: int
     report: int | None
     unique: UniqueKey | None
@@ -85,6 +89,7 @@ class Plan(NamedTuple):
     scan: Scan
     candidates: list[Candidate]
     targets: list[Target]
+    cells: list[BucketField]
     totals: list[tuple[TotalKey, str]]
     reports: list[BucketField]
     accounts: dict[str, AccountState]
@@ -104,8 +109,11 @@ def place(scan: Scan, states: Mapping[str, AccountState], parked: Mapping[int, P
     verdicts: list[PlacedVerdict] = []
     known = dict(parked or {})
     policies = scan.policies
+    policy: Policy | None = None
+    running: dict[str, _Running] = {}
     for step in scan.steps:
-        policy = policies[offset_of(step.position)]
+        if policy is not (policy := policies[offset_of(step.position)]):
+            running.clear()
         if isinstance(step, VerdictStep):
             state = changed.get(step.verdict.account) or states.get(step.verdict.account) or AccountState()
             verdicts.append(_placed_verdict(step, state, policy))
@@ -117,14 +125,20 @@ def place(scan: Scan, states: Mapping[str, AccountState], parked: Mapping[int, P
             account = step.control.account
             before = changed.get(account) or states.get(account) or AccountState()
             changed[account] = followed(before, step, policy)
+            running.pop(account, None)
             continue
         if step.parked is not None:
             known[step.position] = step.parked
         if step.parked is not None or not step.contributions:
             placed.append(Placed(step, Period(0, 0), late=False, kept_out=False))
             continue
+        instant_ms = step.time_us // 1000
+        met = running.get(step.account)
+        if met is not None and met[0] <= instant_ms < met[1] and step.log_time_ms < met[2]:
+            placed.append(Placed(step, met[3], late=False, kept_out=False))
+            continue
         state = changed.get(step.account) or states.get(step.account) or AccountState()
-        period = period_at(state, step.time_us // 1000)
+        period = period_at(state, instant_ms)
         if is_closed(state, period, policy.grace_ms, step.log_time_ms):
             if quarantines_late(step.contributions):
                 placed.append(Placed(step, period, late=True, kept_out=True))
@@ -132,6 +146,7 @@ def place(scan: Scan, states: Mapping[str, AccountState], parked: Mapping[int, P
                 carried = open_period(state, step.log_time_ms)
                 placed.append(Placed(step, carried, late=True, kept_out=False))
         else:
+            running[step.account] = (*period, period.end_ms + policy.grace_ms, period)
             placed.append(Placed(step, period, late=False, kept_out=False))
     return Placement(placed, changed, verdicts, parked or {})
 
@@ -186,16 +201,16 @@ def plan(scan: Scan, placement: Placement, fence: Fence, hash_key: bytes) -> Pla
     marks: dict[MarkKey, list[int]] = {}
     for each in readable:
         marks.update(by_bucket(each, ((made.bucket_hash, made.member) for made in candidates if made.marked)))
-    reports = list(builder.reports)
+    cells, reports = list(builder.cells), list(builder.reports)
     request = ReadRequest(
         marks=marks,
         totals=list(dict.fromkeys(key for key, _ in builder.totals)),
-        cells=[target.cell_key for target in builder.targets],
+        cells=cells,
         reports=reports,
         uniques=builder.uniques,
     )
     return Plan(
-        scan, candidates, builder.targets, list(builder.totals), reports, placement.accounts, slices, request,
+        scan, candidates, builder.targets, cells, list(builder.totals), reports, placement.accounts, slices, request,
         placement.parked,
     )  # fmt: skip
 
@@ -216,12 +231,13 @@ def _first_log_time_ms(scan: Scan, fence: Fence) -> int:
 
 
 class _Builder:
-    """Numbers the targets, totals and report entries of one plan."""
+    """Numbers the targets, cells, totals and report entries of one plan."""
 
     def __init__(self, policies: Mapping[int, Policy], hash_key: bytes) -> None:
         self.policies = policies
         self.hash_key = hash_key
         self.targets: list[Target] = []
+        self.cells: dict[BucketField, int] = {}
         self.totals: dict[tuple[TotalKey, str], int] = {}
         self.reports: dict[BucketField, int] = {}
         self.uniques: dict[UniqueKey, list[int]] = {}
@@ -235,16 +251,17 @@ class _Builder:
         if offset_of(arrival.position) != self._offset:
             self._enter(arrival)
         hour_ms = hour_of_us(arrival.time_us)
+        numbers, targets = self._numbers, self.targets
         made = []
         for contribution in arrival.contributions:
             meter = contribution.meter
             key = (arrival.account, meter.slug, hour_ms, contribution.dimensions, period.start_ms)
-            number = self._numbers.get(key)
+            number = numbers.get(key)
             if number is None:
-                number = self._numbers[key] = len(self.targets)
-                self.targets.append(self._target(arrival.account, contribution.dimensions, meter, period, hour_ms))
+                number = numbers[key] = len(targets)
+                targets.append(self._target(arrival.account, contribution.dimensions, meter, period, hour_ms))
             member = 0
-            unique = self.targets[number].unique
+            unique = targets[number].unique
             if unique is not None:
                 member = distinct_member(self.hash_key, contribution.text)
                 self.uniques.setdefault(unique, []).append(member)
@@ -265,9 +282,10 @@ class _Builder:
             account, dimensions, meter.slug, period.start_ms, hour_ms, self._buckets, bool(meter.stripe_event_name)
         )
         unique = UniqueKey(account, meter.slug, period.start_ms) if meter.aggregation is Aggregation.UNIQUE else None
+        cell = self.cells.setdefault(keys.cell, len(self.cells))
         total = self.totals.setdefault((keys.total, meter.slug), len(self.totals))
         report = None if keys.report is None else self.reports.setdefault(keys.report, len(self.reports))
-        return Target(meter, meter.aggregation, keys.cell, total, report, unique)
+        return Target(meter, meter.aggregation, cell, total, report, unique)
 
 
 class _Buckets(NamedTuple):

@@ -1,6 +1,7 @@
-"""Rebuilds the live view of many events on a real Valkey and ClickHouse engine, and compares every key with the old.
+"""Rebuilds views of many events on a real Valkey and ClickHouse engine, and compares every key and row with the old.
 
-`python -m benchmarks.rebuild --events 5000000` prints the time it took and exits with 1 where a byte differs.
+`python -m benchmarks.rebuild --events 5000000 --view archive` prints the time it took and exits with 1 where anything
+differs. `--view` may be given several times; `recount` is `usage_hourly` out of `usage_events`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import hashlib
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from benchmarks.services import SECRET
 from benchmarks.traffic import RECORD_EVENTS, Traffic
@@ -20,17 +22,30 @@ from pipeline.clock import SystemClock
 from pipeline.deployment import ensure_catalog, ensure_deployment
 from pipeline.local_valkey import LocalValkey
 from pipeline.logs.open import open_log
+from pipeline.processors.archive import ArchiveProcessor
 from pipeline.processors.drains import HourlyDrain, ReportDrain
 from pipeline.processors.rollup import RollupProcessor
+from pipeline.rebuild.archive import ArchiveRebuild
+from pipeline.rebuild.hourly import HourlyRebuild
 from pipeline.rebuild.live_view import LiveViewRebuild
+from pipeline.rebuild.recount import HourlyRecount
 from pipeline.settings import Settings
 from pipeline.stores import read_catalog
 from schemas.log import EVENTS_TOPIC, Log
-from sinks.clickhouse.client import open_clickhouse
+from sinks.clickhouse.client import ClickHouse, open_clickhouse
+from sinks.clickhouse.reader import ClickHouseReader
+from sinks.clickhouse.staging import ClickHouseStaging
 from sinks.clickhouse.writer import ClickHouseStore
 from sinks.redis.writer import RedisRollupStore
 
 PARTITIONS: Final = 4
+SECRET_BYTES: Final = SECRET.encode()
+VIEWS: Final = ("redis", "usage_hourly", "recount", "archive")
+TABLES: Final = {
+    "usage_hourly": ("usage_hourly", "usage_duplicates"),
+    "recount": ("usage_hourly",),
+    "archive": ("usage_events", "verdicts", "control_log", "archive_positions"),
+}
 FLUSH_RECORDS: Final = 20
 APPENDS_AT_ONCE: Final = 50
 # Empty again once drained, or of the generation itself.
@@ -67,69 +82,121 @@ async def fill(log: Log, events: int, now_ms: int) -> None:
         await asyncio.gather(*(log.append(EVENTS_TOPIC, batch.partition, batch.value) for batch in some))
 
 
-async def run(folder: Path, valkey: LocalValkey, events: int) -> int:
-    """Fold, rebuild, compare; 1 where anything differs."""
-    clock, secret = SystemClock(), SECRET.encode()
+class Bench(NamedTuple):
+    """One deployment on a real Valkey and the ClickHouse engine."""
+
+    log: Log
+    store: RedisRollupStore
+    clickhouse: ClickHouse
+    clock: SystemClock
+    valkey_url: str
+
+    @property
+    def hourly(self) -> ClickHouseStore:
+        return ClickHouseStore(self.clickhouse)
+
+    async def process(self) -> int:
+        """Fold, drain and archive all there is; how many events were received."""
+        rollup = RollupProcessor(self.log, self.store, self.clock, SECRET_BYTES)
+        archive = ArchiveProcessor(self.log, self.hourly, SECRET_BYTES)
+        for partition in range(PARTITIONS):
+            began_s = time.perf_counter()
+            for processor in (rollup, archive):
+                offset = await processor.start_offset(partition)
+                while records := await self.log.read(EVENTS_TOPIC, partition, offset, FLUSH_RECORDS):
+                    await processor.step(partition, records)
+                    offset = records[-1].next_offset
+            while not (await HourlyDrain(self.store, self.hourly).drain(partition)).complete:
+                pass
+            while await HourlyDrain(self.store, self.hourly).duplicates(partition):
+                pass
+            await ReportDrain(self.store, self.log).drain(partition)
+            print(f"partition {partition} counted and archived in {time.perf_counter() - began_s:.1f} s", flush=True)
+        return sum(fence.counters.received for fence in rollup.fences.values())
+
+    async def contents(self, view: str) -> dict[str, str]:
+        """A digest of each lasting key, or of each table, of a view."""
+        found: dict[str, str] = {}
+        if view == "redis":
+            for partition in range(PARTITIONS):
+                # Reading the fence tells the store which generation's keys are live.
+                fence = await self.store.load_fence(partition)
+                for name, digest in (await asyncio.to_thread(digests, self.store, partition)).items():
+                    found[f"{partition} {name}"] = digest
+                found[f"{partition} counters"] = str(fence and (fence.counters, fence.next_offset, fence.slices))
+        for table in TABLES.get(view, ()):
+            # A version's generation is the live view's, which its rebuild has raised.
+            columns = "* REPLACE (bitAnd(version, 72057594037927935) AS version)" if table == "usage_hourly" else "*"
+            rows = await self.clickhouse.rows(
+                f"SELECT count(), sum(cityHash64(*)) FROM (SELECT {columns} FROM {table} FINAL)"
+            )
+            found[table] = f"{rows[0][0]} rows, {rows[0][1]}"
+        return found
+
+    async def rebuild(self, view: str) -> None:
+        """Build a view again."""
+        staging, reader = ClickHouseStaging(self.clickhouse), ClickHouseReader(self.clickhouse)
+        log, live, clock = self.log, self.store, self.clock
+        if view == "redis":
+            await LiveViewRebuild(log, live, self.hourly, clock, SECRET_BYTES).run()
+        elif view == "usage_hourly":
+            url = self.valkey_url
+            await HourlyRebuild(
+                log, live, lambda name: RedisRollupStore(url, name), self.hourly, staging, clock, SECRET_BYTES
+            ).run()  # fmt: skip
+        elif view == "recount":
+            await HourlyRecount(log, live, self.hourly, reader, staging, clock, SECRET_BYTES).run()
+        else:
+            await ArchiveRebuild(log, staging, SECRET_BYTES).run()
+
+
+async def run(folder: Path, valkey: LocalValkey, events: int, views: Sequence[str]) -> int:
+    """Count, rebuild each view, compare; 1 where anything differs."""
+    clock = SystemClock()
     log = open_log(f"embedded://{folder / 'log.db'}", clock)
     await log.start()
-    await ensure_deployment(log, secret, Settings(partitions=PARTITIONS, retention_days=3650).topics())
-    await ensure_catalog(log, secret, read_catalog(None))
-    store = RedisRollupStore(valkey.url)
-    hourly = ClickHouseStore(open_clickhouse(f"chdb://{folder / 'clickhouse'}"))
-    await hourly.migrate()
+    await ensure_deployment(log, SECRET_BYTES, Settings(partitions=PARTITIONS, retention_days=3650).topics())
+    await ensure_catalog(log, SECRET_BYTES, read_catalog(None))
+    clickhouse = open_clickhouse(f"chdb://{folder / 'clickhouse'}", timeout_s=600)
+    bench = Bench(log, RedisRollupStore(valkey.url), clickhouse, clock, valkey.url)
+    await bench.hourly.migrate()
     await fill(log, events, clock.now_ms())
-
     began_s = time.perf_counter()
-    rollup = RollupProcessor(log, store, clock, secret)
-    for partition in range(PARTITIONS):
-        offset = await rollup.start_offset(partition)
-        while records := await log.read(EVENTS_TOPIC, partition, offset, FLUSH_RECORDS):
-            await rollup.step(partition, records)
-            offset = records[-1].next_offset
-        while not (await HourlyDrain(store, hourly).drain(partition)).complete:
-            pass
-        await ReportDrain(store, log).drain(partition)
+    received = await bench.process()
     counted_s = time.perf_counter() - began_s
-    before = [await asyncio.to_thread(digests, store, partition) for partition in range(PARTITIONS)]
-    counters = {partition: fence.counters for partition, fence in rollup.fences.items()}
+    print(f"counted and archived {received:,} events in {counted_s:.1f} s, {received / counted_s:,.0f} events/s")
 
-    began_s = time.perf_counter()
-    generation = await LiveViewRebuild(log, store, hourly, clock, secret).run()
-    rebuilt_s = time.perf_counter() - began_s
-    # Reading the fence tells the store which generation's keys are live.
-    fences = [await store.load_fence(partition) for partition in range(PARTITIONS)]
-    after = [await asyncio.to_thread(digests, store, partition) for partition in range(PARTITIONS)]
-    same = (
-        before == after
-        and all(map(len, after))
-        and all(fence and fence.counters == counters[at] for at, fence in enumerate(fences))
-    )
-    received = sum(each.received for each in counters.values())
-    print(f"events            {received:>12,}   counted {sum(each.counted for each in counters.values()):,}")
-    print(f"counted live in   {counted_s:>12.1f} s {received / counted_s:>12,.0f} events/s")
-    print(f"rebuilt in        {rebuilt_s:>12.1f} s {received / rebuilt_s:>12,.0f} events/s   generation {generation}")
-    differing = [
-        key
-        for old, new in zip(before, after, strict=True)
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    for key in differing[:20]:
-        print(f"differs: {key}")
-    print(f"keys compared     {sum(map(len, before)):>12,}   {'equal' if same else 'DIFFERENT'}")
-    await hourly.close()
-    await store.close()
+    wrong = 0
+    for view in views:
+        before = await bench.contents(view)
+        began_s = time.perf_counter()
+        await bench.rebuild(view)
+        rebuilt_s = time.perf_counter() - began_s
+        after = await bench.contents(view)
+        differing = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+        verdict = "DIFFERENT" if differing or not before else "equal"
+        print(
+            f"{view:<14} rebuilt in {rebuilt_s:8.1f} s {received / rebuilt_s:10,.0f} events/s   "
+            f"{len(before):,} {'keys' if view == 'redis' else 'tables'} {verdict}",
+            flush=True,
+        )
+        for key in differing[:20]:
+            print(f"differs: {key}: {before.get(key)} | {after.get(key)}")
+        wrong += bool(differing) or not before
+    await clickhouse.close()
+    await bench.store.close()
     await log.close()
-    return 0 if same else 1
+    return 1 if wrong else 0
 
 
 def main() -> int:
     """Run in a folder of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=1_000_000)
-    events = parser.parse_args().events
+    parser.add_argument("--view", action="append", choices=VIEWS, help="all of them, where none is named")
+    chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, LocalValkey(Path(name) / "valkey") as valkey:
-        return asyncio.run(run(Path(name), valkey, events))
+        return asyncio.run(run(Path(name), valkey, chosen.events, chosen.view or VIEWS))
 
 
 if __name__ == "__main__":

@@ -44,8 +44,9 @@ class RunnerSettings:
     A step gets whatever has arrived, up to `flush_records_max` and `flush_bytes_max` (at least one record). A partition
     with `queue_records_max` or `queue_bytes_max` waiting is not fetched for. `session_timeout_s` is how long a dead
     worker's partitions stand still; `step_timeout_s` is how long none may be fetched before the group gives this
-    worker's partitions to others. A step waits up to `linger_s` for more records where there is room for them.
-    `stop_timeout_s` bounds the wait for a running step at an orderly stop.
+    worker's partitions to others. A step waits up to `linger_s` for more records where there is room for them,
+    up to `catch_up_linger_s` where the log holds more. `stop_timeout_s` bounds the wait for a running step at an
+    orderly stop.
     """
 
     group: str
@@ -61,6 +62,7 @@ class RunnerSettings:
     step_timeout_s: float = 300.0
     idle_interval_s: float = 1.0
     linger_s: float = 0.0
+    catch_up_linger_s: float = 0.0
     stop_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
@@ -104,6 +106,7 @@ class Runner:
             settings.queue_bytes_max,
             settings.idle_interval_s,
             settings.linger_s,
+            settings.catch_up_linger_s,
         )
         self._lanes: dict[TP, Lane] = {}
         self._generations: dict[TP, int] = {}
@@ -163,7 +166,10 @@ class Runner:
             offset = bounds.first
         if not bounds.first <= offset <= bounds.next:
             raise OperatorNeeded(_out_of_bounds(pair, self._settings.group, offset, bounds, own_position))
-        lane = Lane(processor, pair.partition, offset, self._limits, self._clock, self.fail, self._room.set)
+        lane = Lane(
+            processor, pair.partition, offset, self._limits, self._clock, self.fail, self._room.set,
+            lambda: consumer.highwater(pair),
+        )  # fmt: skip
         self._lanes[pair] = lane
         self._generations[pair] = generation
         lane.start()

@@ -25,6 +25,7 @@ class LaneLimits:
     queue_bytes_max: int
     idle_interval_s: float
     linger_s: float = 0.0
+    catch_up_linger_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,12 @@ class Lane:
         clock: Clock,
         on_failure: Callable[[BaseException], None],
         on_room: Callable[[], None],
+        log_end: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`on_failure` is told what a step or `idle` raised; `on_room` that the queue was full and is no longer."""
+        """`on_failure` is told what a step or `idle` raised; `on_room` that the queue was full and is no longer.
+
+        `log_end` says the partition's end as far as it is known.
+        """
         self.processor = processor
         self.partition = partition
         self.next_offset = start_offset
@@ -88,6 +93,7 @@ class Lane:
         self._clock = clock
         self._on_failure = on_failure
         self._on_room = on_room
+        self._log_end = log_end
         self._queue: deque[Delivery] = deque()
         self._queued_bytes = 0
         self._arrived = asyncio.Event()
@@ -165,12 +171,16 @@ class Lane:
                     continue
 
     async def _linger(self) -> None:
-        """Wait a little for a fuller flush: what a step costs is mostly per step."""
+        """Wait a little for a fuller flush: what a step costs is mostly per step. Longer where the log is known to
+        hold more, which a busy process has no time to fetch: nobody sees these totals before they have caught up.
+        """
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._limits.linger_s
+        began_s = loop.time()
         while len(self._queue) < self._limits.flush_records_max and not (self._closing or self.full):
             self._arrived.clear()
-            left_s = until - loop.time()
+            behind = self._queue[-1].record.next_offset < self._log_end()
+            linger_s = self._limits.catch_up_linger_s if behind else self._limits.linger_s
+            left_s = began_s + linger_s - loop.time()
             if left_s <= 0:
                 return
             with suppress(TimeoutError):

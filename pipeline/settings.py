@@ -52,9 +52,9 @@ class Settings(BaseSettings):
     api_keys: Path | None = Field(default=None, description="File of API keys (hashed); `tidemark key` writes it")
     body_bytes_max: int = Field(default=8 * 1024 * 1024, ge=1024, description="Largest request body the gateway reads")
 
-    flush_records_max: int = Field(default=20, ge=1, le=1000, description="Records in one flush at most")
+    flush_records_max: int = Field(default=40, ge=1, le=1000, description="Records in one flush at most")
     flush_events_max: int = Field(
-        default=20_000, ge=1, le=65_536, description="Events in one flush, cut between records"
+        default=40_000, ge=1, le=65_536, description="Events in one flush, cut between records"
     )
     cache_entries_max: int = Field(default=500_000, ge=0, description="Totals, cells and accounts a worker caches")
     drain_interval_s: float = Field(

@@ -1,10 +1,11 @@
-"""What a rebuild needs of the stores: a second generation of the live view beside the first, and an atomic swap."""
+"""What a rebuild needs of the stores: a second copy of a view beside the first, and an atomic swap."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
-from schemas.analytics import HourlyStore
+from schemas.analytics import ArchiveStore, HourlyRow, HourlyStore, RecountRequest, UsageReader
 from schemas.rollup import Fence, RollupStore
 
 # (generation, position) is the version of a row of usage_hourly: 8 bits over 56.
@@ -51,6 +52,10 @@ class GenerationStore(RollupStore, Protocol):
         keys. Harmless when repeated or cut short."""
         ...
 
+    async def forget(self, partition: int) -> None:
+        """Unlink, in bounded steps, every key of the partition, whatever its generation: for a store of one's own."""
+        ...
+
 
 class GenerationsSeen(HourlyStore, Protocol):
     """Where cells are drained to, which outlives a lost live view."""
@@ -60,11 +65,81 @@ class GenerationsSeen(HourlyStore, Protocol):
         ...
 
 
+class AnalyticalStore(ArchiveStore, GenerationsSeen, Protocol):
+    """All that is written to ClickHouse."""
+
+
+class Building(NamedTuple):
+    """A rebuild of tables that was begun: the note it was begun with, and which tables are live already."""
+
+    note: str
+    swapped: frozenset[str]
+
+
+class TableStaging(Protocol):
+    """Tables of the analytical store built beside those of the same name, and swapped in one by one.
+
+    What is being built, and what was swapped, stands with the tables themselves. One rebuild of a table at a time:
+    two of them write the same rows, but must not both swap. Errors as `ArchiveStore`.
+    """
+
+    async def building(self, tables: Sequence[str]) -> Building | None:
+        """What is being built of these tables, or None. It stays until the last table beside is dropped."""
+        ...
+
+    async def begin(self, tables: Sequence[str], note: str) -> Building:
+        """Make empty tables beside, as far as they are missing; the note of the rebuild that was begun first."""
+        ...
+
+    def beside(self, tables: Collection[str]) -> AnalyticalStore:
+        """A store that uses the tables beside in place of these, and the live ones of all others."""
+        ...
+
+    async def swap(self, table: str) -> None:
+        """Make the table that was built the live one, in one step; what was live stands beside it afterwards.
+        Nothing where it is live already."""
+        ...
+
+    async def drop(self, tables: Sequence[str]) -> None:
+        """Drop what stands beside these tables."""
+        ...
+
+    async def last_account(self, partition: int) -> str | None:
+        """The greatest account of a partition in `usage_hourly` beside, or None."""
+        ...
+
+    async def carry_over(self, partition: int, from_position: int) -> None:
+        """Copy the cells of a partition that took an event at or after a position from `usage_hourly` beside."""
+        ...
+
+
+class RowRecounts(UsageReader, Protocol):
+    """Counts `usage_events` again, as rows of `usage_hourly`."""
+
+    async def archived_events(self, partition: int, before_position: int) -> int:
+        """How many events of a partition count below a position, each identity once."""
+        ...
+
+    async def first_archived(self, partition: int) -> tuple[int, int] | None:
+        """(position, log time) of the partition's first event in `usage_events`; None where there is none."""
+        ...
+
+    async def archived_accounts(self, partition: int, from_account: str, count_max: int) -> Sequence[str]:
+        """The accounts of a partition from one on (inclusive), sorted by their bytes."""
+        ...
+
+    async def recount_rows(self, request: RecountRequest, generation: int) -> Sequence[HourlyRow]:
+        """The cells as the fold would have drained them in a generation, by account. A period's end is the one known
+        now. Errors as `recount_cells`."""
+        ...
+
+
 class Progress(NamedTuple):
-    """How far a rebuild is with one partition. `next_offset` of `end_offset`; `swapped` once it is live."""
+    """How far a rebuild is with one partition. `next_offset` of `end_offset`; `swapped` once it is live; `events` None
+    where they are not counted."""
 
     partition: int
     next_offset: int
     end_offset: int
-    events: int
+    events: int | None
     swapped: bool

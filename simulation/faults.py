@@ -59,6 +59,14 @@ class Fault(StrEnum):
     PERIOD_PASSED = "a period ends while its events are under way"
 
 
+# What producers and operators do, and what time does; all else befalls a service or a process.
+OF_THE_TRAFFIC: Final = frozenset({
+    Fault.PRODUCER_CRASH, Fault.CATALOG_CHANGED, Fault.BINDING_CHANGED, Fault.PERIOD_CLOSED, Fault.DUPLICATE,
+    Fault.OLD_DUPLICATE, Fault.RETRY_OTHER_TIME, Fault.OTHER_PERIOD, Fault.CONFLICT, Fault.SHARED_ID, Fault.LATE,
+    Fault.FAR_LATE, Fault.AHEAD, Fault.MALFORMED, Fault.BROKEN_RECORD, Fault.FORGED_CONTROL, Fault.FOREIGN_TICK,
+    Fault.WRONG_PARTITION, Fault.PERIOD_PASSED,
+})  # fmt: skip
+
 SERVICE_FAULTS: Final = {
     "redis": (Fault.REDIS_REFUSED, Fault.REDIS_ANSWER_LOST),
     "clickhouse": (Fault.CLICKHOUSE_REFUSED, Fault.CLICKHOUSE_ANSWER_LOST),

@@ -28,9 +28,10 @@ POLICY: Final[dict[str, int]] = {
     "window_ms": WINDOW_MS,
     "future_ms": 5 * MINUTE_MS,
     "grace_ms": 20 * MINUTE_MS,
-    "report_interval_ms": 2 * HOUR_MS,
     "event_bytes_max": 2_048,
 }
+# A report bucket that holds several arrival hours, and an arrival hour that holds several report buckets.
+REPORT_INTERVALS_MS: Final = (2 * HOUR_MS, 15 * MINUTE_MS)
 METERS: Final[list[dict[str, Any]]] = [
     {"slug": "requests", "event_type": "request", "aggregation": "count", "dimensions": {"region": "$.region"},
      "stripe_event_name": "requests"},
@@ -48,9 +49,10 @@ LATER_METER: Final[dict[str, Any]] = {
 }  # fmt: skip
 
 
-def catalog(version: int) -> dict[str, Any]:
+def catalog(version: int, report_interval_ms: int) -> dict[str, Any]:
     """The JSON form of the catalog; from version 2 on one more meter."""
-    return {"version": version, "meters": METERS + ([LATER_METER] if version > 1 else []), "policy": POLICY}
+    policy = {**POLICY, "report_interval_ms": report_interval_ms}
+    return {"version": version, "meters": METERS + ([LATER_METER] if version > 1 else []), "policy": policy}
 
 
 class Sent(NamedTuple):

@@ -28,7 +28,7 @@ SHOWN_MAX = 5
 
 def oracle_of(world: World) -> Oracle:
     """The oracle, told everything that was ever appended to `usage.events`."""
-    oracle = Oracle(catalog(1) | {"meters": []}, partitions=PARTITIONS)
+    oracle = Oracle(catalog(1, world.report_interval_ms) | {"meters": []}, partitions=PARTITIONS)
     for partition in range(PARTITIONS):
         version = 0
         for record in world.log.appended[EVENTS_TOPIC, partition]:

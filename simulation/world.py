@@ -22,7 +22,7 @@ from simulation.loop import SimulatedClock, SimulatedLoop
 from simulation.processes import Killed, Process, Trace
 from simulation.roles import SECRET, Slot, run_role
 from simulation.services import LosingStore, StripeFaults, WatchedLog
-from simulation.traffic import ACCOUNTS, FREE, ORIGIN_MS, PARTITIONS, Traffic, catalog, encoded
+from simulation.traffic import ACCOUNTS, FREE, ORIGIN_MS, PARTITIONS, REPORT_INTERVALS_MS, Traffic, catalog, encoded
 from sinks.clickhouse.memory import MemoryClickHouse
 from sinks.stripe.memory import MemoryStripe
 
@@ -52,6 +52,7 @@ class World:
         self.faults = Faults(only)
         self.rates = Rates.drawn(self.chance("rates"))
         self.forgets = self.chance("retention").random() < 0.5
+        self.report_interval_ms = self.chance("reports").choice(REPORT_INTERVALS_MS)
         self.trace = Trace()
         self.clock = SimulatedClock(loop, ORIGIN_MS)
         self.log = WatchedLog(self.clock, self.chance("log"))
@@ -113,7 +114,7 @@ class World:
     async def change_catalog(self) -> None:
         """Apply the next version everywhere."""
         self.catalog_version += 1
-        record = CatalogRecord(catalog=Catalog.model_validate(catalog(self.catalog_version)))
+        record = CatalogRecord(catalog=Catalog.model_validate(catalog(self.catalog_version, self.report_interval_ms)))
         await append_everywhere(self.log, SECRET, record)
 
     async def bind(self, account: str, **fields: Any) -> None:

@@ -14,9 +14,11 @@ from aggregators.fields import parse_cell_field, parse_cell_text
 from aggregators.intents import intent_of
 from aggregators.parked import complete_up_to_ms
 from schemas.analytics import DrainPosition, DuplicateRow, HourlyRow, HourlyStore
+from schemas.clock import HOUR_MS
+from schemas.errors import OperatorNeeded
 from schemas.log import REPORTS_TOPIC, Log
 from schemas.reports import Intent
-from schemas.rollup import DirtyCell, RollupStore
+from schemas.rollup import DirtyCell, Fence, RollupStore
 
 INTENTS_AT_ONCE_MAX: Final = 500
 DUPLICATES_AT_ONCE_MAX: Final = 10_000
@@ -60,14 +62,18 @@ class HourlyDrain:
         self._hourly = hourly
         self._cells_max = cells_max
         self._saved: dict[int, DrainPosition] = {}
+        self._checked: dict[int, Fence] = {}
 
     async def drain(self, partition: int) -> Drained:
-        """Drain one partition once. Raises `Transient` where a store does not answer; nothing is lost by that."""
+        """Drain one partition once. Raises `Transient` where a store does not answer; nothing is lost by that.
+        `OperatorNeeded` where the live view is a copy from before a rebuild, whose rows would lose against newer ones.
+        """
         duplicates = await self.duplicates(partition)
         before, waiting = await self._store.waiting(partition)
         fence, cells = await self._store.dirty(partition, self._cells_max)
         if fence is None or before is None:
             return Drained(0, duplicates, complete=True)
+        await self._check_generation(partition, fence, cells)
         if cells:
             await self._hourly.insert_hourly([hourly_row(cell, partition) for cell in cells])
             await self._store.confirm_dirty(partition, cells)
@@ -80,6 +86,28 @@ class HourlyDrain:
             await self._save(DrainPosition(partition, fence.next_offset, complete_ms))
             await self._store.drop_closed_buckets(partition)
         return Drained(len(cells), duplicates, complete)
+
+    async def _check_generation(self, partition: int, fence: Fence, cells: Sequence[DirtyCell]) -> None:
+        """Rows of a later generation where this view still has something to say: it was rebuilt after this copy of it
+        was taken. Asked once, and again where the fence is of another generation or lies further back than before."""
+        checked = self._checked.get(partition)
+        if checked and checked.generation == fence.generation and checked.next_offset <= fence.next_offset:
+            self._checked[partition] = fence
+            return
+        # Before the open bucket and the oldest changed cell it has no say: a rebuild that is under way, or was given
+        # up, has rows there.
+        buckets = [fence.log_time_ms // HOUR_MS * HOUR_MS, *(cell.key.bucket_ms for cell in cells)]
+        newer = await self._hourly.generation_since(partition, min(buckets))
+        if newer > fence.generation:
+            now = await self._store.load_fence(partition)
+            # A rebuild may have been swapped in since the fence was read.
+            if now is None or now.generation == fence.generation:
+                raise OperatorNeeded(
+                    f"partition {partition}: the live view is of generation {fence.generation}, usage_hourly holds "
+                    f"rows of generation {newer} that it would not replace: Redis was restored from a copy that is "
+                    "older than the last rebuild. Build it again with `tidemark rebuild redis`."
+                )
+        self._checked[partition] = fence
 
     async def duplicates(self, partition: int) -> int:
         """Move duplicates once, at most `DUPLICATES_AT_ONCE_MAX`; how many."""

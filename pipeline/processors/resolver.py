@@ -66,6 +66,7 @@ class Resolver:
         if fence is None:
             return ()
         _forget_folded(told, fence)
+        rebuilt = await self._archive.events_rebuilt() if waiting else None
         reached = await self._archive.load_position(partition) if waiting else None
         # An archive of another log knows nothing of these events: they wait, and `tidemark reconcile` says why.
         if reached is None or reached.log_id != fence.log_id:
@@ -74,6 +75,9 @@ class Resolver:
         if not passed:
             return ()
         first = await self._archive.first_positions([(each.account, each.id) for each in passed])
+        # A table that was just exchanged may lack, for a moment, events that the archive has passed.
+        if rebuilt is None or await self._archive.events_rebuilt() != rebuilt:
+            return ()
         held = [each for each in passed if (each.account, each.id) in first]
         # What the archive has passed and does not hold was lost there: it gets no verdict, and stands in nobody's way.
         if lost := {each.position for each in passed if (each.account, each.id) not in first}:

@@ -4,33 +4,116 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
 
-from pipeline.rebuild.live_view import LiveViewRebuild, RebuildLimits
+from pipeline.rebuild.archive import ArchiveRebuild, abandon_archive
+from pipeline.rebuild.hourly import HourlyRebuild, abandon_hourly
+from pipeline.rebuild.limits import RebuildLimits
+from pipeline.rebuild.live_view import LiveViewRebuild
+from pipeline.rebuild.recount import HourlyRecount
 from pipeline.settings import Settings
-from pipeline.stores import open_base, open_clickhouse_store, open_rollup_store
-from schemas.rebuild import Progress
+from pipeline.stores import Base, open_base, open_rollup_store
+from schemas.errors import InvalidInput
+from schemas.log import EVENTS_TOPIC
+from schemas.rebuild import GenerationStore, Progress
+from sinks.clickhouse.client import open_clickhouse
+from sinks.clickhouse.reader import ClickHouseReader
+from sinks.clickhouse.staging import ClickHouseStaging
+from sinks.clickhouse.writer import ClickHouseStore
+from sinks.redis.writer import RedisRollupStore
+
+_SCRATCH_THREADS = 4
+_NOTHING = "nothing was being built"
+_GIVEN_UP = "what was being built is given up and removed"
+
+
+class _Opened(NamedTuple):
+    base: Base
+    store: RedisRollupStore
+    hourly: ClickHouseStore
+    reader: ClickHouseReader
+    staging: ClickHouseStaging
+    secret: bytes
+    limits: RebuildLimits
+
+    def scratch(self, name: str) -> GenerationStore:
+        """A copy of the rollup's state under a name of its own, in the same Redis."""
+        url = self.base.settings.redis_url
+        return RedisRollupStore(url, f"tidemark-scratch-{name}", _SCRATCH_THREADS)
 
 
 @contextlib.asynccontextmanager
-async def _opened(settings: Settings, progress: Callable[[Progress], None]) -> AsyncIterator[LiveViewRebuild]:
+async def _opened(settings: Settings) -> AsyncIterator[_Opened]:
     async with contextlib.AsyncExitStack() as stack:
         store = open_rollup_store(settings)
         stack.push_async_callback(store.close)
         base = await open_base(settings, create=False)
         stack.push_async_callback(base.log.close)
-        hourly = await open_clickhouse_store(settings)
-        stack.push_async_callback(hourly.close)
+        clickhouse = open_clickhouse(settings.clickhouse_url)
+        stack.push_async_callback(clickhouse.close)
+        hourly = ClickHouseStore(clickhouse)
+        await hourly.migrate()
         limits = RebuildLimits(settings.flush_records_max, settings.flush_events_max, settings.drain_cells_max)
-        yield LiveViewRebuild(base.log, store, hourly, base.clock, settings.secret_bytes(), limits, progress)
+        yield _Opened(
+            base, store, hourly, ClickHouseReader(clickhouse), ClickHouseStaging(clickhouse),
+            settings.secret_bytes(), limits,
+        )  # fmt: skip
 
 
-async def rebuild_live_view(settings: Settings, progress: Callable[[Progress], None]) -> int:
-    """`LiveViewRebuild.run` on the deployment of these settings."""
-    async with _opened(settings, progress) as rebuild:
-        return await rebuild.run()
+def _live_view(opened: _Opened, progress: Callable[[Progress], None]) -> LiveViewRebuild:
+    base = opened.base
+    return LiveViewRebuild(base.log, opened.store, opened.hourly, base.clock, opened.secret, opened.limits, progress)
 
 
-async def abandon_live_view(settings: Settings) -> int | None:
-    """`LiveViewRebuild.abandon` on the deployment of these settings."""
-    async with _opened(settings, lambda _: None) as rebuild:
-        return await rebuild.abandon()
+async def rebuild_live_view(settings: Settings, progress: Callable[[Progress], None]) -> str:
+    """`LiveViewRebuild.run` on the deployment of these settings; what to say of it."""
+    async with _opened(settings) as opened:
+        generation = await _live_view(opened, progress).run()
+        return f"the live view is generation {generation}"
+
+
+async def abandon_live_view(settings: Settings) -> str:
+    """`LiveViewRebuild.abandon` on the deployment of these settings; what to say of it."""
+    async with _opened(settings) as opened:
+        given_up = await _live_view(opened, lambda _: None).abandon()
+        return _NOTHING if given_up is None else f"generation {given_up} is given up and removed"
+
+
+async def rebuild_hourly(settings: Settings, source: str, progress: Callable[[Progress], None]) -> str:
+    """`HourlyRebuild` or `HourlyRecount` on the deployment of these settings; what to say of it."""
+    async with _opened(settings) as opened:
+        base = opened.base
+        if source == "log":
+            await HourlyRebuild(
+                base.log, opened.store, opened.scratch, opened.hourly, opened.staging, base.clock, opened.secret,
+                opened.limits, progress,
+            ).run()  # fmt: skip
+            return "usage_hourly and usage_duplicates are rebuilt from the log"
+        if source != "clickhouse":
+            raise InvalidInput("--from", "usage_hourly is made from the log or from clickhouse")
+        await HourlyRecount(
+            base.log, opened.store, opened.hourly, opened.reader, opened.staging, base.clock, opened.secret,
+            progress=progress,
+        ).run()  # fmt: skip
+        return "usage_hourly is counted again out of usage_events"
+
+
+async def give_up_hourly(settings: Settings) -> str:
+    """`abandon_hourly` on the deployment of these settings; what to say of it."""
+    async with _opened(settings) as opened:
+        partitions = await opened.base.log.partition_count(EVENTS_TOPIC)
+        given_up = await abandon_hourly(opened.staging, opened.scratch, partitions)
+        return _GIVEN_UP if given_up else _NOTHING
+
+
+async def rebuild_archive_tables(settings: Settings, progress: Callable[[Progress], None]) -> str:
+    """`ArchiveRebuild` on the deployment of these settings; what to say of it."""
+    async with _opened(settings) as opened:
+        await ArchiveRebuild(opened.base.log, opened.staging, opened.secret, opened.limits, progress).run()
+        return "usage_events, verdicts and control_log are rebuilt from the log"
+
+
+async def give_up_archive(settings: Settings) -> str:
+    """`abandon_archive` on the deployment of these settings; what to say of it."""
+    async with _opened(settings) as opened:
+        return _GIVEN_UP if await abandon_archive(opened.staging) else _NOTHING

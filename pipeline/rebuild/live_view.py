@@ -16,26 +16,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from aggregators.signing import fingerprint
-from pipeline.deployment import find_genesis
 from pipeline.processors.drains import INTENTS_AT_ONCE_MAX, HourlyDrain, ReportDrain, hourly_row
 from pipeline.processors.rollup import RollupProcessor, RollupSettings
+from pipeline.rebuild.limits import RebuildLimits
+from pipeline.rebuild.scratch import behind_the_view, check_live, check_reach, first_fence
 from pipeline.rebuild.sparing import SparingLog
 from schemas.clock import HOUR_MS, Clock
 from schemas.errors import Fenced, OperatorNeeded
 from schemas.log import EVENTS_TOPIC, Log
 from schemas.rebuild import GENERATION_MAX, GenerationsSeen, GenerationStore, Progress
-from schemas.rollup import Counters, Fence, RollupStore
+from schemas.rollup import Fence, RollupStore
 
 SWAP_REFUSALS_MAX: Final = 1_000
-
-
-class RebuildLimits(NamedTuple):
-    """Records read at a time, events folded in one commit, cells drained at a time."""
-
-    records_max: int = 50
-    events_max: int = 20_000
-    cells_max: int = 50_000
+REMEDY: Final = (
+    "Restore Redis from its append-only file or a replica instead, or bring those records back from a copy of the log."
+)
 
 
 class _Parts(NamedTuple):
@@ -74,7 +69,7 @@ class LiveViewRebuild:
         partitions = await self._parts.log.partition_count(EVENTS_TOPIC)
         generation = await self._parts.store.rebuilding()
         if generation is None:
-            await self._check_reach(partitions)
+            await check_reach(self._parts.log, partitions, REMEDY)
             generation = await self._parts.store.begin_rebuild(await self._next_generation(partitions))
         built = self._parts.store.built(generation)
         try:
@@ -95,16 +90,6 @@ class LiveViewRebuild:
         for partition in range(await self._parts.log.partition_count(EVENTS_TOPIC)):
             await self._parts.store.sweep(partition)
         return generation
-
-    async def _check_reach(self, partitions: int) -> None:
-        for partition in range(partitions):
-            first = (await self._parts.log.bounds(EVENTS_TOPIC, partition)).first
-            if first > 0:
-                raise OperatorNeeded(
-                    f"{EVENTS_TOPIC}-{partition} begins at offset {first}: offsets 0 to {first - 1} are missing, and "
-                    "counts cannot be made without them. Nothing was changed. Restore Redis from its append-only file "
-                    "or a replica instead, or bring those records back from a copy of the log."
-                )
 
     async def _next_generation(self, partitions: int) -> int:
         fences = [await self._parts.store.load_fence(partition) for partition in range(partitions)]
@@ -138,7 +123,8 @@ class _Partition:
         parts, partition = self._parts, self._at
         await self._live()
         if await self._built.load_fence(partition) is None:
-            await self._built.create_fence(partition, await self._first_fence())
+            first = await first_fence(parts.log, parts.secret, partition, self._generation)
+            await self._built.create_fence(partition, first)
         offset = await self._rollup.start_offset(partition)
         drained_hour, refusals = -1, 0
         while True:
@@ -156,10 +142,7 @@ class _Partition:
             if len(records) == parts.limits.records_max:
                 continue
             if not records and live is not None and live.next_offset > fence.next_offset:
-                raise OperatorNeeded(
-                    f"partition {partition}: the live view is at offset {live.next_offset}, the log ends at "
-                    f"{fence.next_offset}. Point TIDEMARK_LOG_URL at the log this view was made from."
-                )
+                raise behind_the_view(partition, live, fence.next_offset)
             if await self._swapped(fence):
                 await self._report(fence, swapped=True)
                 return
@@ -169,42 +152,13 @@ class _Partition:
 
     async def _live(self) -> Fence | None:
         live = await self._parts.store.load_fence(self._at)
-        if live is not None and live.secret_fingerprint != fingerprint(self._parts.secret):
-            raise OperatorNeeded(
-                f"partition {self._at}: the live view was made with another TIDEMARK_SECRET; set that one, or "
-                "control records would be refused and duplicates counted"
-            )
+        check_live(self._at, live, self._parts.secret)
         return live
-
-    async def _first_fence(self) -> Fence:
-        genesis = await find_genesis(self._parts.log, self._parts.secret, self._at)
-        if genesis is None:
-            raise OperatorNeeded(
-                f"{EVENTS_TOPIC}-{self._at} does not begin with its genesis record: the log was cut, or is another's. "
-                "Nothing was changed. Restore Redis from its append-only file or a replica instead."
-            )
-        return Fence(
-            log_id=genesis.log_id,
-            partitions=genesis.partitions,
-            livemode=genesis.livemode,
-            stripe_account=genesis.stripe_account,
-            generation=self._generation,
-            next_offset=0,
-            log_time_ms=0,
-            secret_fingerprint=fingerprint(self._parts.secret),
-            catalog=None,
-            counters=Counters(),
-            slices=(),
-        )
 
     async def _swapped(self, fence: Fence) -> bool:
         """Try to swap. False where the live view is ahead, or moved meanwhile."""
         live = await self._live()
-        if live is not None and live.log_id != fence.log_id:
-            raise OperatorNeeded(
-                f"partition {self._at}: the live view is of log {live.log_id}, this log is {fence.log_id}. Point "
-                "TIDEMARK_REDIS_URL or TIDEMARK_LOG_URL at the pair that belongs together."
-            )
+        check_live(self._at, live, self._parts.secret, fence.log_id)
         if live is not None and live.next_offset > fence.next_offset:
             return False
         return await self._parts.store.swap(self._at, live, fence)
@@ -214,13 +168,16 @@ class _Partition:
         self._parts.progress(Progress(self._at, fence.next_offset, end, fence.counters.received, swapped))
 
     async def _drain(self) -> None:
-        """Move out what is final, so that the built generation stays as small as a live one."""
+        """Move out what is final, so that the built generation stays as small as a live one. Final for the live view
+        too, where there is one: rows of a later generation in its open buckets say that it was swapped out."""
         partition, most = self._at, self._parts.limits.cells_max
+        live = await self._live()
         while await self._duplicates.duplicates(partition):
             pass
         while True:
             fence, cells = await self._built.dirty(partition, most)
-            closed = [cell for cell in cells if fence and cell.key.bucket_ms + HOUR_MS <= fence.log_time_ms]
+            passed_ms = min(each.log_time_ms for each in (fence, live) if each) if fence else 0
+            closed = [cell for cell in cells if cell.key.bucket_ms + HOUR_MS <= passed_ms]
             if closed:
                 await self._parts.hourly.insert_hourly([hourly_row(cell, partition) for cell in closed])
                 await self._built.confirm_dirty(partition, closed)

@@ -23,7 +23,11 @@ _log = logging.getLogger(__name__)
 
 
 def runner_settings(
-    settings: Settings, group: str, flush_records_max: int | None = None, linger_s: float = 0.0
+    settings: Settings,
+    group: str,
+    flush_records_max: int | None = None,
+    linger_s: float = 0.0,
+    catch_up_linger_s: float = 0.0,
 ) -> RunnerSettings:
     """How a group runs under these settings."""
     return RunnerSettings(
@@ -33,6 +37,7 @@ def runner_settings(
         heartbeat_interval_s=min(3.0, settings.session_timeout_s / 3),
         idle_interval_s=0.5,
         linger_s=linger_s,
+        catch_up_linger_s=catch_up_linger_s,
     )
 
 

@@ -25,6 +25,8 @@ from sinks.clickhouse.writer import ClickHouseStore
 
 # Live totals may be this much behind; a flush of many records costs little more than one of few.
 LINGER_S = 0.05
+# Where records already wait in the log, a full flush is worth more than an early one.
+CATCH_UP_LINGER_S = 0.5
 
 
 async def ticking(base: Base) -> None:
@@ -82,7 +84,7 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
         await run_processor(
             base,
             rollup,
-            runner_settings(settings, ROLLUP_GROUP, linger_s=LINGER_S),
+            runner_settings(settings, ROLLUP_GROUP, linger_s=LINGER_S, catch_up_linger_s=CATCH_UP_LINGER_S),
             ticking(base),
             draining(rollup.owned, drain_hourly, settings.drain_interval_s, migrated, lambda: failed("usage_hourly")),
             draining(rollup.owned, outbox.keep, settings.drain_interval_s, on_failure=lambda: failed("outbox")),

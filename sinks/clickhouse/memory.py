@@ -32,7 +32,7 @@ from schemas.clock import HOUR_MS
 from schemas.control import CatalogRecord, ControlKind
 from schemas.meters import Aggregation, Meter
 from schemas.periods import Period
-from sinks.clickhouse.memory_recount import dimensions_of, feeds, recount_cells, recount_totals
+from sinks.clickhouse.memory_recount import dimensions_of, feeds, recount_cells, recount_rows, recount_totals
 from sinks.clickhouse.reader import check_query
 from sinks.clickhouse.writer import FOLDED_KINDS, POSITION_BITS, check_times
 
@@ -48,6 +48,7 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
         self.control_log: dict[tuple[int, int], ControlRow] = {}
         self.archived: dict[int, ArchivePosition] = {}
         self.drained: dict[int, DrainPosition] = {}
+        self.rebuilt: int | None = 0
 
     async def migrate(self) -> None:
         """Nothing to migrate."""
@@ -70,6 +71,10 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
     async def first_positions(self, identities: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
         """As `ArchiveStore` says."""
         return {identity: self.events[identity].position for identity in identities if identity in self.events}
+
+    async def events_rebuilt(self) -> int | None:
+        """As `ArchiveStore` says."""
+        return self.rebuilt
 
     async def insert_controls(self, rows: Sequence[ControlRow]) -> None:
         """Keep one row per position."""
@@ -116,6 +121,15 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
         """The highest generation among the versions of cells; 0 where there are none."""
         return max((row.version for row in self.cells.values()), default=0) >> POSITION_BITS
 
+    async def generation_since(self, partition: int, bucket_ms: int) -> int:
+        """The highest generation among the versions of a partition's cells of buckets from `bucket_ms` on, or 0."""
+        versions = (
+            row.version
+            for row in self.cells.values()
+            if row.partition == partition and row.arrival_bucket_ms >= bucket_ms
+        )
+        return max(versions, default=0) >> POSITION_BITS
+
     async def usage(self, query: UsageQuery, aggregation: Aggregation) -> Sequence[UsageRow]:
         """As `UsageReader` says; `unique` over the events."""
         check_query(query)
@@ -157,6 +171,20 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
     async def recount_cells(self, request: RecountRequest) -> Mapping[RecountKey, int]:
         """As `UsageReader` says, in plain Python."""
         return recount_cells(self._counted(), request)
+
+    async def recount_rows(self, request: RecountRequest, generation: int) -> Sequence[HourlyRow]:
+        """As `RowRecounts` says, in plain Python."""
+        return recount_rows(self._counted(), request, generation)
+
+    async def archived_accounts(self, partition: int, from_account: str, count_max: int) -> Sequence[str]:
+        """As `RowRecounts` says."""
+        held = {row.account.encode() for row in self.events.values() if row.partition == partition}
+        return [each.decode() for each in sorted(held) if each >= from_account.encode()][:count_max]
+
+    async def first_archived(self, partition: int) -> tuple[int, int] | None:
+        """As `RowRecounts` says."""
+        rows = [row for row in self.events.values() if row.partition == partition]
+        return (min(row.position for row in rows), min(row.log_time_ms for row in rows)) if rows else None
 
     async def recount_totals(
         self, request: RecountRequest, before_ms: int | None = None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from schemas.analytics import EventRow, RecountKey, RecountRequest
+from schemas.analytics import EventRow, HourlyRow, RecountKey, RecountRequest
 from schemas.clock import HOUR_MS
 from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.meters import Aggregation, FilterOperator, Meter
@@ -38,6 +38,46 @@ Counting = tuple[int, EventRow]
 
 def recount_cells(events: Iterable[Counting], request: RecountRequest) -> dict[RecountKey, int]:
     """Value per cell."""
+    cells, first = _cells(events, request)
+    return {
+        key: sum((each.meter.slug, each.event.position) in first for each in counted)
+        if counted[0].meter.aggregation is Aggregation.UNIQUE
+        else _merged(counted)
+        for key, counted in cells.items()
+    }
+
+
+def recount_rows(events: Iterable[Counting], request: RecountRequest, generation: int) -> list[HourlyRow]:
+    """The cells as rows of `usage_hourly`, by account."""
+    cells, first = _cells(events, request)
+    rows = []
+    for key, every in cells.items():
+        meter = every[0].meter
+        counted = every
+        if meter.aggregation is Aggregation.UNIQUE:
+            counted = [each for each in every if (meter.slug, each.event.position) in first]
+        if not counted:
+            continue
+        value, latest = len(counted), (0, 0)
+        if meter.aggregation is not Aggregation.UNIQUE:
+            value = _merged(counted)
+        if meter.aggregation is Aggregation.LATEST:
+            latest = max((each.event.time_us, each.event.position) for each in counted)
+        last = max(counted, key=lambda each: each.event.position)
+        rows.append(
+            HourlyRow(
+                key.account, key.meter, key.period_start_ms, last.period.end_ms, key.hour_ms, key.dimensions,
+                key.arrival_bucket_ms, meter.aggregation, meter.scale, value, *latest, request.partition,
+                generation << 56 | last.event.position,
+            )
+        )  # fmt: skip
+    return sorted(rows, key=lambda row: row.account.encode())
+
+
+def _cells(
+    events: Iterable[Counting], request: RecountRequest
+) -> tuple[dict[RecountKey, list[_Counted]], set[tuple[str, int]]]:
+    """The events of each cell, and (meter, position) of those that bring a distinct value for the first time."""
     cells: dict[RecountKey, list[_Counted]] = {}
     seen: dict[tuple[str, str, Period], set[str]] = {}
     first: set[tuple[str, int]] = set()
@@ -55,12 +95,7 @@ def recount_cells(events: Iterable[Counting], request: RecountRequest) -> dict[R
             each.event.log_time_ms // HOUR_MS * HOUR_MS,
         )
         cells.setdefault(key, []).append(each)
-    return {
-        key: sum((each.meter.slug, each.event.position) in first for each in counted)
-        if counted[0].meter.aggregation is Aggregation.UNIQUE
-        else _merged(counted)
-        for key, counted in cells.items()
-    }
+    return cells, first
 
 
 def recount_totals(events: Iterable[Counting], request: RecountRequest) -> dict[tuple[str, str, Period], int]:

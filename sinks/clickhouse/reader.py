@@ -11,6 +11,7 @@ import msgspec
 from schemas.analytics import (
     ArchivePosition,
     ControlRow,
+    HourlyRow,
     RecountKey,
     RecountRequest,
     UsageQuery,
@@ -24,7 +25,15 @@ from schemas.errors import InvalidInput
 from schemas.meters import Aggregation, Meter
 from schemas.periods import Period
 from sinks.clickhouse.client import ClickHouse, quoted_text
-from sinks.clickhouse.recount import Statements, cell_statements, counted_events, distinct_source, total_statements
+from sinks.clickhouse.recount import (
+    Statements,
+    cell_statements,
+    counted_events,
+    distinct_source,
+    row_statements,
+    total_statements,
+)
+from sinks.clickhouse.writer import POSITION_BITS
 
 POSITION_MAX: Final = (1 << 56) - 1
 
@@ -125,6 +134,41 @@ class ClickHouseReader(UsageReader):
             dimensions = _dimension_json(dict(zip(sorted(meter.dimensions), row[4], strict=False))).decode()
             cells[RecountKey(row[1], meter.slug, row[2], row[3], dimensions, row[5])] = int(row[6])
         return cells
+
+    async def recount_rows(self, request: RecountRequest, generation: int) -> Sequence[HourlyRow]:
+        """The cells as rows of `usage_hourly` in a generation, by account. Errors as `recount_cells`."""
+        statements = row_statements(request)
+        made = []
+        for row in await self._rows_of(statements):
+            meter = statements.meters[row[0]]
+            dimensions = _dimension_json(dict(zip(sorted(meter.dimensions), row[4], strict=False))).decode()
+            latest = (int(row[8]), int(row[9])) if meter.aggregation is Aggregation.LATEST else (0, 0)
+            version = generation << POSITION_BITS | int(row[10])
+            made.append(
+                HourlyRow(
+                    row[1], meter.slug, row[2], row[7], row[3], dimensions, row[5], meter.aggregation, meter.scale,
+                    int(row[6]), *latest, request.partition, version,
+                )
+            )  # fmt: skip
+        return sorted(made, key=lambda row: row.account.encode())
+
+    async def archived_accounts(self, partition: int, from_account: str, count_max: int) -> Sequence[str]:
+        """The accounts of a partition from one on (inclusive), sorted by their bytes."""
+        rows = await self._clickhouse.rows(
+            "SELECT DISTINCT account FROM usage_events WHERE partition = {partition:UInt16} "
+            "AND account >= {from:String} ORDER BY account LIMIT {count:UInt32}",
+            {"partition": partition, "from": from_account, "count": count_max},
+        )
+        return [str(account) for (account,) in rows]
+
+    async def first_archived(self, partition: int) -> tuple[int, int] | None:
+        """(position, log time) of the partition's first event; None where there is none."""
+        rows = await self._clickhouse.rows(
+            "SELECT count(), min(position), toUnixTimestamp64Milli(min(log_time)) FROM usage_events "
+            "WHERE partition = {partition:UInt16}",
+            {"partition": partition},
+        )
+        return (int(rows[0][1]), int(rows[0][2])) if rows[0][0] else None
 
     async def recount_totals(
         self, request: RecountRequest, before_ms: int | None = None

@@ -60,6 +60,28 @@ def cell_statements(request: RecountRequest) -> Statements:
     return Statements(tuple(_meters(request.meters)), tuple(statements))
 
 
+def row_statements(request: RecountRequest) -> Statements:
+    """Statements whose rows are those of `cell_statements` and then: the period's end, event time and position of the
+    greatest (of `latest`), position of the last event that contributed. Without cells that only repeat values.
+
+    By account, so that what was inserted of a run says how far it came.
+    """
+    key = "meter, account, period_start_ms, hour_ms, dimensions, bucket_ms"
+    ends = "argMax(period_end_ms, position)"
+    additive, unique = _by_kind(request.meters)
+    statements = []
+    if additive:
+        source = _periods(request, additive, None)
+        last = "argMax(time_us, (time_us, position)), argMax(position, (time_us, position)), max(position)"
+        statements.append(f"SELECT {key}, {_merged(additive)}, {ends}, {last} FROM ({source}) GROUP BY {key}")
+    if unique:
+        seen = "min(position) OVER (PARTITION BY meter, account, period_start_ms, value)"
+        source = f"SELECT *, {seen} AS first_position FROM ({_periods(request, unique, None)})"
+        counted = f"toInt128(count()), {ends}, toInt64(0), toUInt64(0), max(position)"
+        statements.append(f"SELECT {key}, {counted} FROM ({source}) WHERE position = first_position GROUP BY {key}")
+    return Statements(tuple(_meters(request.meters)), tuple(statements))
+
+
 def total_statements(request: RecountRequest, before_ms: int | None) -> Statements:
     """Statements whose rows are (meter number, account, period start, end, value)."""
     key = "meter, account, period_start_ms, period_end_ms"

@@ -6,7 +6,7 @@ Python object per value; ClickHouse parses it about as fast as its own Native fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -26,6 +26,7 @@ from schemas.control import ControlKind
 from schemas.errors import InvalidInput
 from sinks.clickhouse.client import ClickHouse, json_literal
 from sinks.clickhouse.migrations import migrate
+from sinks.clickhouse.table_marks import beside_name, read_marks, whole_number
 
 # The years that DateTime64 can calculate with: 1900-01-01 to 2299-12-31
 # (clickhouse.com/docs/sql-reference/data-types/datetime64).
@@ -47,8 +48,13 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
     A call with more than `INSERT_ROWS_MAX` rows becomes several inserts: after `Transient`, repeat all of it.
     """
 
-    def __init__(self, clickhouse: ClickHouse) -> None:
+    def __init__(self, clickhouse: ClickHouse, beside: Collection[str] = ()) -> None:
+        """`beside`: tables in whose place those are used that are being built beside them."""
         self._clickhouse = clickhouse
+        self._beside = frozenset(beside)
+
+    def _table(self, name: str) -> str:
+        return beside_name(name) if name in self._beside else name
 
     async def migrate(self) -> None:
         """Apply the numbered migrations that are missing. Raises `OperatorNeeded` on a newer or altered schema."""
@@ -89,7 +95,7 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
     async def load_position(self, partition: int) -> ArchivePosition | None:
         """The stored position of a partition, or None where there is none."""
         rows = await self._clickhouse.rows(
-            "SELECT partition, next_offset, log_time_ms, log_id FROM archive_positions FINAL "
+            f"SELECT partition, next_offset, log_time_ms, log_id FROM {self._table('archive_positions')} FINAL "  # noqa: S608  # a name of ours
             "WHERE partition = {partition:UInt16}",
             {"partition": partition},
         )
@@ -98,7 +104,7 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
     async def load_controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
         """All catalog, account and close rows before `before_position`, oldest first."""
         rows = await self._clickhouse.rows(
-            "SELECT partition, position, kind, account, log_time_ms, value FROM control_log FINAL "
+            f"SELECT partition, position, kind, account, log_time_ms, value FROM {self._table('control_log')} FINAL "  # noqa: S608  # a name of ours
             "WHERE partition = {partition:UInt16} AND position < {before:UInt64} AND kind IN {kinds:Array(String)} "
             "ORDER BY position",
             {"partition": partition, "before": before_position, "kinds": list(FOLDED_KINDS)},
@@ -114,6 +120,10 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
             "GROUP BY account, id"
         )
         return {(str(account), str(event_id)): int(position) for account, event_id, position in rows}
+
+    async def events_rebuilt(self) -> int | None:
+        """Which rebuild made `usage_events`; None while it misses what was written around its exchange."""
+        return whole_number("usage_events", await read_marks(self._clickhouse))
 
     async def save_drained(self, position: DrainPosition) -> None:
         """Store how far `usage_hourly` reaches; one that lies behind the stored one changes nothing."""
@@ -131,6 +141,15 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         )
         return int(rows[0][0])
 
+    async def generation_since(self, partition: int, bucket_ms: int) -> int:
+        """The highest generation among the versions of a partition's cells of buckets from `bucket_ms` on, or 0."""
+        rows = await self._clickhouse.rows(
+            "SELECT bitShiftRight(max(version), {bits:UInt8}) FROM usage_hourly "
+            "WHERE partition = {partition:UInt16} AND arrival_bucket_ms >= {bucket:Int64}",
+            {"bits": POSITION_BITS, "partition": partition, "bucket": bucket_ms},
+        )
+        return int(rows[0][0])
+
     async def close(self) -> None:
         """Release the connections. Safe to call twice."""
         await self._clickhouse.close()
@@ -138,7 +157,7 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
     async def _insert(self, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
         for start in range(0, len(rows), INSERT_ROWS_MAX):
             lines = _ENCODER.encode_lines(rows[start : start + INSERT_ROWS_MAX])
-            await self._clickhouse.insert_lines(table, columns, lines)
+            await self._clickhouse.insert_lines(self._table(table), columns, lines)
 
 
 FOLDED_KINDS: Final = (ControlKind.CATALOG.value, ControlKind.ACCOUNT.value, ControlKind.CLOSE.value)

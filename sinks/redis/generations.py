@@ -6,6 +6,7 @@ swap is one SET for all of them: whoever worked on the old generation commits no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from schemas.errors import OperatorNeeded
@@ -75,13 +76,19 @@ class RedisGenerations(RedisOutbox):
         keys = self.keys(partition)
         live, building = await self._commands([("GET", keys.live), ("GET", self._note)])
         kept = {int(live or 0), int(building or 0)} if building else {int(live or 0)}
+        return await self._unlink(keys, lambda key: key != keys.live and _generation(keys.root, key) not in kept)
+
+    async def forget(self, partition: int) -> None:
+        await self._unlink(self.keys(partition), lambda _: True)
+
+    async def _unlink(self, keys: Keys, wanted: Callable[[str], bool]) -> int:
         swept, cursor = 0, "0"
         while True:
             (answer,) = await self._commands(
                 [("SCAN", cursor, "MATCH", _literal(keys.root) + "*", "COUNT", _SCAN_COUNT)]
             )
             cursor, found = answer
-            left = [key for key in found if key != keys.live and _generation(keys.root, key) not in kept]
+            left = [key for key in found if wanted(key)]
             if left:
                 await self._commands([("UNLINK", *left)])
                 swept += len(left)

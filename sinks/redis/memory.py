@@ -113,6 +113,10 @@ class MemoryRollupStore:
         swept = [held for generation, held in self._built.items() if generation != self._rebuilding]
         return sum(held.pop(partition, None) is not None for held in swept)
 
+    async def forget(self, partition: int) -> None:
+        self._partitions.pop(partition, None)
+        self._live.pop(partition, None)
+
     async def check(self) -> Sequence[str]:
         return ()
 

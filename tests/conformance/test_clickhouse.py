@@ -6,6 +6,7 @@ from datetime import datetime
 
 import pytest
 
+from aggregators.fields import GENERATION_SHIFT
 from schemas.analytics import (
     ArchivePosition,
     ControlRow,
@@ -15,7 +16,7 @@ from schemas.analytics import (
     VerdictOutcome,
     VerdictRow,
 )
-from schemas.clock import DAY_MS
+from schemas.clock import DAY_MS, HOUR_MS
 from schemas.errors import InvalidInput
 from tests.conformance.clickhouse_rows import (
     CALLS,
@@ -131,6 +132,31 @@ async def test_highest_version_of_a_cell_stands_whatever_comes_last(both: Both) 
 
     assert list((await both.reader.hourly_cells(3)).values()) == [10**30 + 1]
     assert await both.reader.hourly_cells(4) == {}
+
+
+async def test_latest_generation_is_that_of_the_partitions_cells_from_a_bucket_on(both: Both) -> None:
+    """A live view from before a rebuild is known by it; what other partitions or closed hours hold says nothing."""
+    versions = {generation: (generation << GENERATION_SHIFT) + 5 for generation in (1, 2, 3)}
+    old, new = NOW_MS // HOUR_MS * HOUR_MS - HOUR_MS, NOW_MS // HOUR_MS * HOUR_MS
+    assert await both.store.generation_since(0, 0) == 0
+
+    rows = [(0, old, 2), (0, new, 1), (1, new, 3)]
+    await both.store.insert_hourly(
+        [
+            cell(
+                "tokens",
+                1,
+                account=f"of-{partition}",
+                bucket_ms=bucket_ms,
+                version=versions[generation],
+                partition=partition,
+            )
+            for partition, bucket_ms, generation in rows
+        ]
+    )
+
+    assert [await both.store.generation_since(0, bucket_ms) for bucket_ms in (old, new, new + HOUR_MS)] == [2, 1, 0]
+    assert await both.store.generation_since(1, old) == 3
 
 
 async def test_period_that_a_binding_cut_keeps_one_cell_whose_later_version_stands(both: Both) -> None:

@@ -16,7 +16,7 @@ from sinks.stripe.client import StripeClientMeters
 from sinks.stripe.memory import MemoryFault, MemoryStripe
 from stripe_simulator import Fault, FaultKind, SimulatorSettings
 from tests.services.stripe import TEST_KEY, ManualClock, serve_simulator
-from tests.unit.test_stripe_sender import Bench, make_intent
+from tests.unit.sender_world import Bench, make_intent
 
 NOW_MS = 1_795_262_400_000
 NOW_S = NOW_MS // 1_000

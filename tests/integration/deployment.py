@@ -14,7 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from pipeline.operations import quarantine_entry
 from pipeline.processes import die_with_parent
@@ -130,6 +130,11 @@ class Role:
         assert "Traceback" not in self.output(), self.output()
         return self.output().splitlines()[-1]
 
+    def resume(self) -> None:
+        """Start it again after it was stopped or had given up, and keep it running."""
+        self.kept, self.lost = True, False
+        self.start()
+
     async def stop(self) -> int:
         """Stop in order; the exit code."""
         self.kept = False
@@ -158,6 +163,9 @@ class Deployment:
     `async with`: makes the log with the catalog, and at the end kills what still runs.
     """
 
+    catalog: ClassVar[Mapping[str, Any]] = CATALOG
+    patience_s: ClassVar[float] = PATIENCE_S
+
     def __init__(self, folder: Path, redis_url: str, clickhouse_url: str, log_url: str = "", **variables: str) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -184,7 +192,7 @@ class Deployment:
     async def __aenter__(self) -> Self:
         self.base = await open_base(self.settings)
         self.store = open_rollup_store(self.settings)
-        await apply_catalog(self.base, Catalog.model_validate(CATALOG))
+        await apply_catalog(self.base, Catalog.model_validate(self.catalog))
         self._keeper = asyncio.create_task(self._keep())
         return self
 
@@ -212,8 +220,8 @@ class Deployment:
         role.start()
         return role
 
-    async def until(self, condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float = PATIENCE_S) -> None:
-        """`until`, which also fails at once where a role cannot be kept running."""
+    async def until(self, condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float | None = None) -> None:
+        """`until`, which also fails at once where a role cannot be kept running; `patience_s` if not said."""
 
         async def checked() -> bool:
             for role in self.roles.values():
@@ -222,7 +230,7 @@ class Deployment:
                 )
             return await condition()
 
-        await until(checked, what, timeout_s)
+        await until(checked, what, timeout_s or self.patience_s)
 
     async def stop_roles(self) -> None:
         """Stop all roles in order; nothing moves afterwards."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
@@ -31,11 +32,13 @@ from pipeline.processors.drains import ReportDrain
 from pipeline.processors.rollup import ROLLUP_GROUP, RollupProcessor
 from pipeline.processors.router import ROUTER_GROUP, RouterProcessor
 from schemas.analytics import ArchivePosition, EventRow
+from schemas.control import Genesis, Tick
 from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from schemas.reports import SendResult, SendStatus
 from schemas.rollup import BucketField, TotalKey
 from simulation.run import Outcome, run
+from simulation.traffic import ORIGIN_MS
 from sinks.clickhouse.memory import MemoryClickHouse
 from sinks.redis.memory import MemoryRollupStore
 
@@ -65,6 +68,53 @@ def _starts_at_committed(original: Method) -> Method:
         return await self._log.committed(ROLLUP_GROUP, EVENTS_TOPIC, partition) or fenced
 
     return start_offset
+
+
+def _commits_offset_first(original: Method) -> Method:
+    at_committed = _starts_at_committed(original)
+
+    async def start_offset(self: RollupProcessor, partition: int) -> int:
+        offset: int = await at_committed(self, partition)
+        if "step" not in vars(self):
+            step = self.step
+
+            async def commit_and_step(partition: int, records: Any) -> None:
+                await self._log.commit(ROLLUP_GROUP, {(EVENTS_TOPIC, partition): records[-1].next_offset})  # type: ignore[attr-defined]  # the simulation's log has it
+                await step(partition, records)
+
+            vars(self)["step"] = commit_and_step
+        return offset
+
+    return start_offset
+
+
+def _increments_outside_the_commit(original: Method) -> Method:
+    async def commit(self: RollupProcessor, partition: int, fence: Any, changes: Any) -> None:
+        stored = _inner(self._store)._at(partition).totals
+        for key, fields in changes.totals.items():
+            seen, now = self._caches[partition]._totals[key], stored.setdefault(key, {})
+            for meter, text in fields.items():
+                if ":" not in text:
+                    now[meter] = str(int(now.get(meter, "0")) + int(text) - int(seen.get(meter, "0")))
+        absolute = {
+            key: {meter: text for meter, text in fields.items() if ":" in text}
+            for key, fields in changes.totals.items()
+        }
+        await original(self, partition, fence, changes._replace(totals=absolute))
+
+    return commit
+
+
+def _wall_clock_ms() -> int:
+    return ORIGIN_MS + round(asyncio.get_running_loop().time() * 1000)
+
+
+def _any_logs_tick(original: Any) -> Any:
+    def apply(self: Any, control: Any, at: int) -> str | None:
+        problem: str | None = original(self, control, at)
+        return None if isinstance(control, Tick | Genesis) else problem
+
+    return apply
 
 
 def _router_commits_first(original: Method) -> Method:
@@ -216,6 +266,17 @@ def _judged_again(original: Any) -> Any:
     return judge
 
 
+def _cell_for_each_report_bucket(original: Any) -> Any:
+    def contribute(self: Any, number: int, *arguments: Any) -> None:
+        cell = self.targets[number].cell
+        read, running = vars(self).setdefault("mutant", (list(self.cells), {}))
+        self.cells[cell] = running.get(number, read[cell])
+        original(self, number, *arguments)
+        running[number] = self.cells[cell]
+
+    return contribute
+
+
 def _always_new(original: Any) -> Any:
     return lambda parked, first: original(parked, parked.position if first else first)
 
@@ -246,6 +307,8 @@ def _quarantine_may_fail(original: Method) -> Method:
 _PLAN, _ROLLUP, _STORE = aggregators.plan, pipeline.processors.rollup, MemoryRollupStore
 MUTANTS: Final = (
     Mutant("start at the group's committed offset", RollupProcessor, "start_offset", _starts_at_committed),
+    Mutant("commit the offset before the state", RollupProcessor, "start_offset", _commits_offset_first),
+    Mutant("increment outside the commit", RollupProcessor, "_commit", _increments_outside_the_commit),
     Mutant("router commits its offset before its appends", RouterProcessor, "step", _router_commits_first),
     Mutant("skip the fence", _STORE, "_believe", _believes_anything),
     Mutant("write marks before the commit", RollupProcessor, "_commit", _marks_first),
@@ -261,12 +324,24 @@ MUTANTS: Final = (
         "marks expire too early", _PLAN, "live_slices",
         lambda made: lambda slices, at_ms, window_ms: made(slices, at_ms, window_ms // 4),
     ),
+    Mutant(
+        "close by wall clock", _PLAN, "is_closed",
+        lambda made: lambda state, period, grace_ms, _at_ms: made(state, period, grace_ms, _wall_clock_ms()),
+    ),
+    Mutant(
+        "marks expire by wall clock", _PLAN, "live_slices",
+        lambda made: lambda slices, _at_ms, window_ms: made(slices, _wall_clock_ms(), window_ms),
+    ),
+    Mutant("accept a tick of another log", aggregators.scan._Scanner, "_apply", _any_logs_tick),
     Mutant("start from zero on an empty Redis", RollupProcessor, "_first_fence", _starts_from_nothing),
     Mutant("archive: the last arrival wins", MemoryClickHouse, "insert_events", _last_arrival_wins),
     Mutant("archive: position before rows", ArchiveProcessor, "step", _archive_position_first),
     Mutant(
         "archive forgets bindings at a restart", pipeline.processors.archive, "_replayed",
         lambda made: lambda rows: (made(rows)[0], {}),
+    ),
+    Mutant(
+        "a cell of its own for each report bucket", aggregators.fold._Fold, "_contribute", _cell_for_each_report_bucket,
     ),
     Mutant("cell version by flush", aggregators.fold, "version", lambda _made: lambda _generation, _position: 1),
     Mutant("delta sampled at publishing", ReportDrain, "drain", _delta_at_publishing),

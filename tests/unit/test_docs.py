@@ -14,6 +14,7 @@ from pipeline.cli import cli
 from pipeline.metrics import METRICS
 from pipeline.settings import Settings
 from schemas.reasons import Reason
+from simulation.faults import OF_THE_TRAFFIC, Fault
 from tests.documents import DOCS, OTHER_VARIABLES, PAGES, REDRIVE, ROOT, error_classes
 
 PACKAGES = (
@@ -214,3 +215,12 @@ def test_every_test_that_a_guarantee_names_exists() -> None:
         for path, name in named:
             source = (ROOT / path).read_text()
             assert not name or f"def {name}(" in source, f"{path}::{name}"
+
+
+def test_every_fault_of_the_simulation_is_shown_once_on_the_real_service() -> None:
+    """A twin that fails in ways of its own would prove nothing."""
+    lines = (ROOT / "tests/simulation/README.md").read_text().splitlines()
+    shown = {cells[1].strip(): cells[3] for cells in (line.split("|") for line in lines) if len(cells) == 5}
+    for fault in set(Fault) - OF_THE_TRAFFIC:
+        ((path, name),) = re.findall(r"`(tests/[a-z_/]+\.py)::(\w+)`", shown[fault.value])
+        assert f"def {name}(" in (ROOT / path).read_text(), name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -101,6 +101,24 @@ async def test_a_step_takes_what_has_arrived_up_to_its_limits(sizes: list[int], 
     await lane.close()
 
     assert steps.taken == expected
+
+
+async def test_a_lane_that_is_behind_waits_for_a_full_flush() -> None:
+    """What a busy process had no time to fetch comes with the same flush; at the log's end nothing is waited for."""
+    steps, patient = Steps(), replace(LIMITS, catch_up_linger_s=600.0)
+    steps.gate.set()
+    failures: list[BaseException] = []
+    lane = Lane(steps, 0, 0, patient, SystemClock(), failures.append, lambda: None, lambda: 5)
+    lane.put(parcel(0), previous=None)
+
+    lane.start()
+    for offset in range(1, 5):
+        await asyncio.sleep(0)
+        lane.put(parcel(offset), previous=offset - 1)
+    await until(lambda: lane.next_offset == 5)
+    await lane.close()
+
+    assert steps.taken == [[0, 1, 2], [3, 4]]
 
 
 @pytest.mark.parametrize("sizes", [[1] * 5, [150]], ids=["by-records", "by-bytes"])

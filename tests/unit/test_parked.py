@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -119,6 +120,28 @@ async def test_repeated_verdicts_of_two_resolvers_and_after_a_crash_change_nothi
     assert await counters(made) == after
     assert after.parked == 0
     assert (await made.reconcile()).verdict is Reconciled.EQUAL
+
+
+async def test_nothing_is_judged_by_a_table_that_was_exchanged_and_lacks_what_came_meanwhile() -> None:
+    """The first arrival may be what is missing: its repetition would be taken for new, and counted twice."""
+    made = await settled()
+    await late(made, EARLY_MS)
+    await made.fold()
+    await made.archive()
+    rebuilt, first_positions = made.clickhouse.rebuilt, made.clickhouse.first_positions
+
+    made.clickhouse.rebuilt = None
+    assert await made.resolve() == 0
+
+    async def exchanged(identities: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
+        found = await first_positions(identities)
+        made.clickhouse.rebuilt = 1
+        return found
+
+    made.clickhouse.rebuilt = rebuilt
+    made.clickhouse.first_positions = exchanged  # type: ignore[method-assign]  # a race, made certain
+    assert await made.resolve() == 0
+    assert await made.resolve() == 1
 
 
 async def _last_verdict(made: Deployment, account: str) -> Verdict:

@@ -10,7 +10,8 @@ import pytest
 
 from aggregators.fields import GENERATION_SHIFT
 from pipeline.processors.drains import HourlyDrain, ReportDrain
-from pipeline.rebuild.live_view import LiveViewRebuild, RebuildLimits
+from pipeline.rebuild.limits import RebuildLimits
+from pipeline.rebuild.live_view import LiveViewRebuild
 from schemas.errors import Fenced, OperatorNeeded
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, Record
 from schemas.rollup import Fence
@@ -183,6 +184,37 @@ async def test_lost_view_is_rebuilt_with_the_same_intents_above_all_rows_that_we
     assert await world.rebuild().run() == 3
     await world.assert_equal()
     assert before <= set(await world.identifiers())
+
+
+async def test_copy_from_before_a_rebuild_is_refused_until_it_is_built_again() -> None:
+    """Its rows would lose against those of the rebuilt view, and the open hours of usage_hourly stand still."""
+    world = await loaded(0.5)
+    older = copy.deepcopy(world.live)
+    await world.rebuild().run()
+    await world.feed(0.2)
+    await world.work()
+
+    world.live = world.store = older
+    await world.feed(0.2)
+    with pytest.raises(OperatorNeeded, match=r"generation 1, .* generation 2 .*tidemark rebuild redis"):
+        await world.work()
+
+    assert await world.rebuild().run() == 3
+    await world.assert_equal()
+
+
+async def test_copy_from_before_a_rebuild_is_refused_by_a_worker_that_drained_before() -> None:
+    """It may have been given the partition back without starting again."""
+    world = await loaded(0.5)
+    older = copy.deepcopy(world.live)
+    await world.rebuild().run()
+    await world.work()
+    drain = HourlyDrain(world.store, world.clickhouse)
+    await drain.drain(0)
+
+    world.live._partitions, world.live._live = older._partitions, older._live
+    with pytest.raises(OperatorNeeded, match="rebuild redis"):
+        await drain.drain(0)
 
 
 async def test_worker_that_runs_on_is_fenced_by_the_swap() -> None:

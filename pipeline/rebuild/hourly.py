@@ -1,0 +1,233 @@
+"""`usage_hourly` and `usage_duplicates`, rebuilt from the log (I6, I7): the same fold, into tables beside them.
+
+1. fold every partition from offset 0 into a scratch namespace of Redis, and drain it into the tables beside. The
+   scratch fence is the position: cut short, it goes on from there.
+2. once all partitions reach as far as the live fence: exchange the tables.
+3. fold on to the live fence as it stands after the exchange. A drain that had begun before it wrote into the old
+   table, and all it wrote is made by the fold below that fence. Then scratch and old tables go.
+
+Rows carry the live view's generation, so a row that the live drains write is the same row or a newer one. What no
+event ever made is in none of the tables afterwards. Nothing goes out: no intent, no quarantine entry.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import msgspec
+
+from pipeline.processors.drains import HourlyDrain
+from pipeline.processors.rollup import RollupProcessor, RollupSettings
+from pipeline.rebuild.limits import RebuildLimits
+from pipeline.rebuild.scratch import behind_the_view, check_live, check_reach, first_fence
+from pipeline.rebuild.sparing import SparingLog
+from schemas.analytics import DrainPosition, HourlyStore
+from schemas.clock import HOUR_MS, Clock
+from schemas.errors import OperatorNeeded
+from schemas.log import EVENTS_TOPIC, OFFSET_MAX, Log
+from schemas.rebuild import Building, GenerationsSeen, GenerationStore, Progress, TableStaging
+from schemas.rollup import Fence, RollupStore
+
+TABLES: Final = ("usage_duplicates", "usage_hourly")
+SOURCE: Final = "log"
+REMEDY: Final = (
+    "Count them again out of usage_events instead (`tidemark rebuild usage_hourly --from clickhouse`), or bring those "
+    "records back from a copy of the log."
+)
+
+
+class Note(msgspec.Struct, frozen=True):
+    """What a rebuild of `usage_hourly` was begun with; stands with the tables beside.
+
+    `generations` are the live view's, by partition. From ClickHouse: up to which offset and log time of each
+    partition `usage_events` is counted before the swap.
+    """
+
+    source: str
+    name: str
+    generations: tuple[int, ...]
+    offsets: tuple[int, ...] = ()
+    log_times_ms: tuple[int, ...] = ()
+
+
+async def begun(staging: TableStaging, source: str) -> tuple[Note, Building] | None:
+    """The rebuild of `usage_hourly` that was begun, or None. Raises `OperatorNeeded` where it has another source."""
+    found = await staging.building(TABLES)
+    if found is None:
+        return None
+    note = msgspec.json.decode(found.note, type=Note)
+    if note.source != source:
+        raise OperatorNeeded(
+            f"a rebuild of usage_hourly from {note.source} was begun and is not finished: run it again with "
+            f"`--from {note.source}`, or give it up with `--abandon`"
+        )
+    return note, found
+
+
+class _Beside:
+    """`HourlyStore` on the tables beside: what is in them says nothing yet of how far `usage_hourly` reaches."""
+
+    def __init__(self, store: HourlyStore) -> None:
+        self.insert_hourly = store.insert_hourly
+        self.insert_duplicates = store.insert_duplicates
+        self.load_drained = store.load_drained
+        self.generation_since = store.generation_since
+
+    async def save_drained(self, position: DrainPosition) -> None:
+        """Nothing: the live drains say it."""
+
+    async def close(self) -> None:
+        """Closed by its owner."""
+
+
+class _Parts(NamedTuple):
+    log: Log
+    live: RollupStore
+    scratch: Callable[[str], GenerationStore]
+    hourly: GenerationsSeen
+    staging: TableStaging
+    clock: Clock
+    secret: bytes
+    limits: RebuildLimits
+    progress: Callable[[Progress], None]
+
+
+class HourlyRebuild:
+    """Rebuilds both tables. Run again after any end, it goes on. `scratch` opens a store under a name of its own."""
+
+    def __init__(
+        self,
+        log: Log,
+        live: RollupStore,
+        scratch: Callable[[str], GenerationStore],
+        hourly: GenerationsSeen,
+        staging: TableStaging,
+        clock: Clock,
+        secret: bytes,
+        limits: RebuildLimits | None = None,
+        progress: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        self._parts = _Parts(
+            log, live, scratch, hourly, staging, clock, secret, limits or RebuildLimits(), progress
+        )  # fmt: skip
+
+    async def run(self) -> None:
+        """Rebuild.
+
+        Raises `OperatorNeeded` where the log does not reach back to its start, `Fenced` where another rebuild runs,
+        `Transient` where a store does not answer; a repeated call goes on.
+        """
+        staging, partitions = self._parts.staging, await self._parts.log.partition_count(EVENTS_TOPIC)
+        found = await begun(staging, SOURCE)
+        if found is None:
+            await check_reach(self._parts.log, partitions, REMEDY)
+            note = Note(SOURCE, uuid.uuid4().hex[:16], await self._generations(partitions))
+            await staging.begin(TABLES, msgspec.json.encode(note).decode())
+        else:
+            note = found[0]
+        building = await staging.begin(TABLES, "")
+        scratch = self._parts.scratch(note.name)
+        try:
+            left = [table for table in TABLES if table not in building.swapped]
+            if left:
+                beside = _Beside(staging.beside(left))
+                for partition in range(partitions):
+                    await self._reach(scratch, partition, note, beside, swapped=False)
+                # What came while the other partitions were built; what comes from now on is missing for a moment.
+                for partition in range(partitions):
+                    await self._reach(scratch, partition, note, beside, swapped=False)
+                for table in left:
+                    await staging.swap(table)
+            for partition in range(partitions):
+                await self._reach(scratch, partition, note, self._parts.hourly, swapped=True)
+            for partition in range(partitions):
+                await scratch.forget(partition)
+        finally:
+            await scratch.close()
+        await staging.drop(TABLES)
+
+    async def _generations(self, partitions: int) -> tuple[int, ...]:
+        generations = []
+        for partition in range(partitions):
+            live = await self._parts.live.load_fence(partition)
+            check_live(partition, live, self._parts.secret)
+            generations.append(live.generation if live else max(1, await self._parts.hourly.latest_generation()))
+        return tuple(generations)
+
+    async def _reach(
+        self, scratch: GenerationStore, partition: int, note: Note, hourly: HourlyStore, *, swapped: bool
+    ) -> None:
+        """Fold and drain one partition up to the live fence as it stands now, or without one to the log's end."""
+        parts = self._parts
+        log = SparingLog(parts.log)
+        log.kept_before(OFFSET_MAX)
+        if await scratch.load_fence(partition) is None:
+            await check_reach(parts.log, partition + 1, REMEDY)
+            fence = await first_fence(parts.log, parts.secret, partition, note.generations[partition])
+            await scratch.create_fence(partition, fence)
+        settings = RollupSettings(parts.limits.events_max, replay_from_start=True)
+        rollup = RollupProcessor(log, scratch, parts.clock, parts.secret, settings)
+        offset = await rollup.start_offset(partition)
+        live = await parts.live.load_fence(partition)
+        check_live(partition, live, parts.secret, rollup.fences[partition].log_id)
+        target = live.next_offset if live else (await parts.log.bounds(EVENTS_TOPIC, partition)).next
+        drain = HourlyDrain(scratch, hourly, parts.limits.cells_max)
+        drained_hour = rollup.fences[partition].log_time_ms // HOUR_MS
+        while offset < target:
+            records = await parts.log.read(EVENTS_TOPIC, partition, offset, parts.limits.records_max)
+            if not records:
+                if live is not None:
+                    raise behind_the_view(partition, live, offset)
+                break
+            await rollup.step(partition, records)
+            offset = records[-1].next_offset
+            fence = rollup.fences[partition]
+            if fence.log_time_ms // HOUR_MS != drained_hour:
+                await self._drain(scratch, drain, partition)
+                drained_hour = fence.log_time_ms // HOUR_MS
+            self._report(fence, partition, target, swapped=False)
+        await self._drain(scratch, drain, partition)
+        self._report(rollup.fences[partition], partition, target, swapped=swapped)
+
+    def _report(self, fence: Fence, partition: int, target: int, *, swapped: bool) -> None:
+        end = max(target, fence.next_offset)
+        self._parts.progress(Progress(partition, fence.next_offset, end, fence.counters.received, swapped))
+
+    async def _drain(self, scratch: RollupStore, drain: HourlyDrain, partition: int) -> None:
+        """Move cells and duplicates out and let report entries go, so that the scratch copy stays small."""
+        while not (await drain.drain(partition)).complete:
+            pass
+        while await drain.duplicates(partition):
+            pass
+        _, buckets = await scratch.report_buckets(partition)
+        for bucket_ms in buckets:
+            while entries := await scratch.reports(partition, bucket_ms, self._parts.limits.cells_max):
+                await scratch.confirm_reports(partition, bucket_ms, list(entries))
+            await scratch.confirm_reports(partition, bucket_ms, [])
+
+
+async def abandon_hourly(staging: TableStaging, scratch: Callable[[str], GenerationStore], partitions: int) -> bool:
+    """Give up what is being built of `usage_hourly`, from wherever. False where nothing was.
+
+    Raises `OperatorNeeded` where a table was swapped in already: only finishing makes both whole.
+    """
+    found = await staging.building(TABLES)
+    if found is None:
+        return False
+    note = msgspec.json.decode(found.note, type=Note)
+    if found.swapped:
+        raise OperatorNeeded(
+            f"{' and '.join(sorted(found.swapped))} was swapped in already, and is finished by running "
+            f"`tidemark rebuild usage_hourly --from {note.source}` again"
+        )
+    if note.source == SOURCE:
+        store = scratch(note.name)
+        try:
+            for partition in range(partitions):
+                await store.forget(partition)
+        finally:
+            await store.close()
+    await staging.drop(TABLES)
+    return True

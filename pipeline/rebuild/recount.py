@@ -1,0 +1,178 @@
+"""`usage_hourly` counted again out of `usage_events` and `control_log`, by SQL that shares no code with the fold.
+
+For a log that no longer reaches back to its start. The archive keeps the first arrival of each identity, so this is
+the fold's answer only where the archive holds as many events as the fold counted; anything else is refused.
+
+1. note each partition's live fence, and wait until the archive has passed it; count accounts in chunks up to there
+   into a table beside. The greatest account in it is the position: cut short, it goes on from there.
+2. exchange the tables; bring over the cells that took events since the noted fence.
+3. note the live fences once more and count again: of this, the cells that took events since. A drain that had begun
+   before the exchange wrote into the old table, and all it wrote lies below these fences.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import msgspec
+
+from pipeline.rebuild.hourly import Note, begun
+from pipeline.rebuild.scratch import check_live
+from reconciler.recount import Snapshot, request_at
+from reconciler.views import Behind, Snapshots
+from schemas.analytics import HourlyRow
+from schemas.clock import Clock
+from schemas.errors import OperatorNeeded, Transient
+from schemas.log import EVENTS_TOPIC, Log, offset_of, position
+from schemas.rebuild import GenerationsSeen, Progress, RowRecounts, TableStaging
+from schemas.rollup import Fence, RollupStore
+
+HOURLY: Final = "usage_hourly"
+SOURCE: Final = "clickhouse"
+ACCOUNTS_AT_ONCE: Final = 1_000
+ARCHIVE_WAIT_S: Final = 60.0
+_POSITIONS: Final = (1 << 56) - 1
+
+
+class _Parts(NamedTuple):
+    log: Log
+    live: RollupStore
+    hourly: GenerationsSeen
+    reader: RowRecounts
+    staging: TableStaging
+    clock: Clock
+    secret: bytes
+    accounts_at_once: int
+    progress: Callable[[Progress], None]
+
+
+class HourlyRecount:
+    """Counts the table again. Run again after any end, it goes on."""
+
+    def __init__(
+        self,
+        log: Log,
+        live: RollupStore,
+        hourly: GenerationsSeen,
+        reader: RowRecounts,
+        staging: TableStaging,
+        clock: Clock,
+        secret: bytes,
+        accounts_at_once: int = ACCOUNTS_AT_ONCE,
+        progress: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        self._parts = _Parts(log, live, hourly, reader, staging, clock, secret, accounts_at_once, progress)
+        self._snapshots = Snapshots(reader, clock, ARCHIVE_WAIT_S)
+
+    async def run(self) -> None:
+        """Count again.
+
+        Raises `OperatorNeeded` where there is no live view to hold the archive against, or the archive has other
+        events than it counted, with the range; `Transient` where a store does not answer or the archive is behind.
+        """
+        parts, staging = self._parts, self._parts.staging
+        partitions = await parts.log.partition_count(EVENTS_TOPIC)
+        found = await begun(staging, SOURCE)
+        if found is None:
+            snapshots = [await self._whole(partition) for partition in range(partitions)]
+            note = Note(
+                SOURCE,
+                uuid.uuid4().hex[:16],
+                tuple(each.fence.generation for each in snapshots),
+                tuple(each.fence.next_offset for each in snapshots),
+                tuple(each.fence.log_time_ms for each in snapshots),
+            )
+            await staging.begin((HOURLY,), msgspec.json.encode(note).decode())
+        else:
+            note = found[0]
+        building = await staging.begin((HOURLY,), "")
+        if HOURLY not in building.swapped:
+            for partition in range(partitions):
+                await self._fill(partition, note)
+            await staging.swap(HOURLY)
+        for partition in range(partitions):
+            await staging.carry_over(partition, position(note.offsets[partition]))
+        for partition in range(partitions):
+            snapshot = await self._whole(partition)
+            await self._count(snapshot, "", parts.hourly, from_position=position(note.offsets[partition]))
+            self._report(snapshot.fence, partition, swapped=True)
+        await staging.drop((HOURLY,))
+
+    async def _whole(self, partition: int) -> Snapshot:
+        """The live fence, once the archive has passed it and holds just the events that were counted below it."""
+        live = await self._parts.live.load_fence(partition)
+        check_live(partition, live, self._parts.secret)
+        if live is None:
+            raise OperatorNeeded(
+                f"partition {partition} has no live view, so nothing says whether usage_events holds all that was "
+                "counted. Nothing was changed. Run `tidemark rebuild redis` first, or rebuild `--from log`."
+            )
+        snapshot = await self._snapshots.at(partition, live)
+        if isinstance(snapshot, Behind):
+            raise Transient(f"partition {partition}: {snapshot.detail}; run it again when the archive has caught up")
+        wanted = live.catalog.meters if live.catalog else ()
+        unknown = [meter.slug for meter in wanted if meter.slug not in snapshot.history.definitions]
+        if unknown:
+            raise OperatorNeeded(
+                f"partition {partition}: control_log holds no catalog with the meter {unknown[0]}, which the live "
+                "view counts. Nothing was changed. Fill control_log first (`tidemark rebuild archive`), or rebuild "
+                "`--from log`."
+            )
+        counted = live.counters.counted + live.counters.unmetered
+        held = await self._parts.reader.archived_events(partition, snapshot.before_position)
+        if held != counted:
+            first = await self._parts.reader.first_archived(partition)
+            since = f"what it holds begins at offset {offset_of(first[0])}" if first else "it holds none"
+            raise OperatorNeeded(
+                f"partition {partition}: the live view counted {counted} events at offsets 0 to "
+                f"{live.next_offset - 1}, usage_events holds {held} of them; {since}. Nothing was changed. Fill "
+                "usage_events first (`tidemark rebuild archive`), or rebuild `--from log`."
+            )
+        return snapshot
+
+    async def _fill(self, partition: int, note: Note) -> None:
+        live = await self._parts.live.load_fence(partition)
+        check_live(partition, live, self._parts.secret)
+        if live is None:
+            raise OperatorNeeded(
+                f"partition {partition}: the live view was lost while usage_hourly was counted again. Run "
+                "`tidemark rebuild redis` first, and then this again."
+            )
+        fence: Fence = msgspec.structs.replace(
+            live,
+            generation=note.generations[partition],
+            next_offset=note.offsets[partition],
+            log_time_ms=note.log_times_ms[partition],
+        )
+        snapshot = await self._snapshots.at(partition, fence)
+        if isinstance(snapshot, Behind):
+            raise Transient(f"partition {partition}: {snapshot.detail}")
+        reached = await self._parts.staging.last_account(partition)
+        await self._count(snapshot, reached or "", self._parts.staging.beside((HOURLY,)))
+        self._report(fence, partition, swapped=False)
+
+    async def _count(
+        self, snapshot: Snapshot, from_account: str, store: GenerationsSeen, *, from_position: int = 0
+    ) -> None:
+        """Insert the rows of all accounts from one on, as far as they took an event at or after a position."""
+        parts, partition = self._parts, snapshot.partition
+        while accounts := await parts.reader.archived_accounts(partition, from_account, parts.accounts_at_once):
+            request = request_at(snapshot, frozenset(accounts))
+            rows = await parts.reader.recount_rows(request, snapshot.fence.generation) if request.meters else []
+            wanted = [row for row in rows if _position(row) >= from_position]
+            if wanted:
+                await store.insert_hourly(wanted)
+            if len(accounts) < parts.accounts_at_once:
+                return
+            # No text sorts between an account and this.
+            from_account = accounts[-1] + "\0"
+
+    def _report(self, fence: Fence, partition: int, *, swapped: bool) -> None:
+        done = Progress(partition, fence.next_offset, fence.next_offset, fence.counters.received, swapped)
+        self._parts.progress(done)
+
+
+def _position(row: HourlyRow) -> int:
+    return row.version & _POSITIONS

@@ -1,0 +1,67 @@
+"""Faults of the log that the simulation uses, shown once on a real Kafka broker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import uuid
+from pathlib import Path
+
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from pipeline.clock import SystemClock
+from pipeline.local_kafka import LocalKafka
+from pipeline.logs import kafka
+from pipeline.logs.open import open_log
+from schemas.errors import Transient
+from schemas.log import Record, TopicSpec
+
+
+async def test_a_record_whose_confirmation_was_lost_is_in_the_log_and_a_repeat_adds_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Transient` from an append says nothing about the record; that is why identity, not offsets, counts events."""
+    with LocalKafka(tmp_path / "kafka") as broker:
+        patient = open_log(broker.url, SystemClock())
+        await patient.start()
+        await patient.create_topics([TopicSpec("t", partitions=1, retention_ms=-1)])
+        monkeypatch.setattr(kafka, "REQUEST_TIMEOUT_S", 3.0)
+        log = open_log(broker.url, SystemClock())
+        await log.start()
+        await log.append("t", 0, b"first")
+
+        assert broker.pid is not None
+        os.killpg(broker.pid, signal.SIGSTOP)
+        with pytest.raises(Transient, match="did not confirm"):
+            await log.append("t", 0, b"unsure")
+        os.killpg(broker.pid, signal.SIGCONT)
+
+        found: list[Record] = []
+        while len(found) < 2:
+            found = await patient.read("t", 0, 0)
+        assert [record.value for record in found] == [b"first", b"unsure"]
+        await patient.append("t", 0, b"unsure")
+        assert [record.value for record in await patient.read("t", 0, 0)] == [b"first", b"unsure", b"unsure"]
+        await log.close()
+        await patient.close()
+
+
+async def test_records_that_retention_removed_move_the_first_offset_and_nothing_else(kafka_url: str) -> None:
+    """A reader that stands before the first offset is behind the log's start, which the processors refuse."""
+    log, topic = open_log(kafka_url, SystemClock()), f"forgetful.{uuid.uuid4().hex}"
+    await log.start()
+    await log.create_topics([TopicSpec(topic, partitions=1, retention_ms=-1)])
+    for number in range(5):
+        await log.append(topic, 0, b"%d" % number)
+
+    admin = AdminClient({"bootstrap.servers": kafka_url.removeprefix("kafka://")})
+    (deleted,) = admin.delete_records([TopicPartition(topic, 0, 3)]).values()
+    await asyncio.to_thread(deleted.result)
+
+    bounds = await log.bounds(topic, 0)
+    assert (bounds.first, bounds.next) == (3, 5)
+    assert [record.value for record in await log.read(topic, 0, 3)] == [b"3", b"4"]
+    await log.close()

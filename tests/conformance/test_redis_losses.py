@@ -1,0 +1,159 @@
+"""What a Redis that goes back in time leaves, shown on a real Valkey: the state after some commit, whole.
+
+The simulation lets its twin go back to the state before a commit: at the loss of the last second, and at a fail-over
+to a replica that was behind. That is right only if a real server never comes back with a part of a commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from pipeline.local_valkey import LocalValkey
+from schemas.errors import Fenced, OperatorNeeded, Transient
+from schemas.rollup import Fence
+from sinks.redis.client import Server, as_mapping
+from sinks.redis.writer import RedisRollupStore
+from tests.conformance.test_rollup_store import changes, fence, started
+
+COMMITS = 6
+Contents = dict[str, object]
+
+
+def contents(url: str) -> Contents:
+    """Every key of a server with its value, whatever its type."""
+    server = Server(url)
+    reads = {"string": ("GET",), "hash": ("HGETALL",), "set": ("SMEMBERS",), "zset": ("ZRANGE", 0, -1, "WITHSCORES")}
+    try:
+        (keys,) = server.run([("KEYS", "*")])
+        found: Contents = {}
+        for key in sorted(keys):
+            (kind,) = server.run([("TYPE", key)])
+            command, *arguments = reads[kind]
+            (value,) = server.run([(str(command), key, *arguments)])
+            # The order of a hash's fields and a set's members is the server's own affair.
+            found[key] = as_mapping(value) if kind == "hash" else sorted(value) if kind == "set" else value
+        return found
+    finally:
+        server.close()
+
+
+async def committed(store: RedisRollupStore, url: str, last: Fence, number: int) -> tuple[Fence, Contents]:
+    """One more commit, and what the server holds then."""
+    await store.commit(0, last, changes(number, account=f"account {number}", total=str(number)))
+    return fence(number), await asyncio.to_thread(contents, url)
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[LocalValkey]:
+    """A server that a test may spoil."""
+    with LocalValkey(tmp_path / "valkey") as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def store(own_valkey: LocalValkey) -> AsyncIterator[RedisRollupStore]:
+    """A store on it."""
+    opened = RedisRollupStore(own_valkey.url)
+    yield opened
+    await opened.close()
+
+
+async def test_an_append_only_file_cut_anywhere_gives_the_state_after_a_commit_and_never_between_two(
+    own_valkey: LocalValkey, store: RedisRollupStore, tmp_path: Path
+) -> None:
+    """A machine that loses power keeps a beginning of the file: at the end of a commit, or in the middle of one."""
+    (log,) = (tmp_path / "valkey/appendonlydir").glob("*.incr.aof")
+    last = await started(store)
+    held = [(log.stat().st_size, await asyncio.to_thread(contents, own_valkey.url))]
+    for number in range(1, COMMITS + 1):
+        last, whole = await committed(store, own_valkey.url, last, number)
+        held.append((log.stat().st_size, whole))
+    assert len({size for size, _ in held}) == COMMITS + 1, "the file is written with every commit"
+    cuts = [cut for (size, _), (after, _) in pairwise(held) for cut in (size, size + 1, (size + after) // 2, after - 1)]
+
+    own_valkey.kill()
+    written = log.read_bytes()
+    for cut in cuts:
+        log.write_bytes(written[:cut])
+        own_valkey.start()
+
+        expected = [whole for size, whole in held if size <= cut][-1]
+        assert await asyncio.to_thread(contents, own_valkey.url) == expected, f"cut at {cut}"
+        own_valkey.kill()
+
+
+async def test_a_worker_that_was_ahead_of_a_lost_second_is_fenced_and_its_successor_goes_on_at_the_older_fence(
+    own_valkey: LocalValkey, store: RedisRollupStore, tmp_path: Path
+) -> None:
+    """What was lost is folded again from the log, on exactly what was kept."""
+    (log,) = (tmp_path / "valkey/appendonlydir").glob("*.incr.aof")
+    first = await started(store)
+    kept, _ = await committed(store, own_valkey.url, first, 1)
+    size = log.stat().st_size
+    lost, whole = await committed(store, own_valkey.url, kept, 2)
+    own_valkey.kill()
+    with log.open("r+b") as file:
+        file.truncate(size)
+    own_valkey.start()
+
+    with pytest.raises(Transient):
+        await store.commit(0, lost, changes(3))
+    with pytest.raises(Fenced, match="another process committed"):
+        await store.commit(0, lost, changes(3))
+    assert await store.load_fence(0) == kept
+
+    await committed(store, own_valkey.url, kept, 2)
+    assert await asyncio.to_thread(contents, own_valkey.url) == whole
+
+
+async def test_a_replica_that_takes_over_holds_the_state_after_a_commit_and_refuses_a_worker_that_was_ahead(
+    own_valkey: LocalValkey, store: RedisRollupStore, tmp_path: Path
+) -> None:
+    """Replication is asynchronous: what the replica had not received is gone, and the fence says so."""
+    last = await started(store)
+    with LocalValkey(tmp_path / "replica") as replica:
+        server, primary = Server(replica.url), Server(own_valkey.url)
+        await asyncio.to_thread(primary.run, [("CONFIG", "SET", "repl-diskless-sync-delay", "0")])
+        await asyncio.to_thread(server.run, [("REPLICAOF", "127.0.0.1", own_valkey.port)])
+        last, whole = await committed(store, own_valkey.url, last, 1)
+        await _until_received(server, replica.url, whole)
+        await asyncio.to_thread(server.run, [("REPLICAOF", "NO", "ONE")])
+        ahead, _ = await committed(store, own_valkey.url, last, 2)
+
+        after = RedisRollupStore(replica.url)
+        assert await asyncio.to_thread(contents, replica.url) == whole
+        assert await after.load_fence(0) == last
+        with pytest.raises(Fenced):
+            await after.commit(0, ahead, changes(3))
+        await after.close()
+        server.close()
+        primary.close()
+
+
+async def test_a_store_that_lost_everything_is_told_from_one_that_is_behind(
+    own_valkey: LocalValkey, store: RedisRollupStore
+) -> None:
+    """Nothing may be counted on an empty store by a process that had counted before."""
+    last, _ = await committed(store, own_valkey.url, await started(store), 1)
+    server = Server(own_valkey.url)
+    await asyncio.to_thread(server.run, [("FLUSHALL",)])
+    server.close()
+
+    with pytest.raises(OperatorNeeded, match="emptied or replaced"):
+        await store.commit(0, last, changes(2))
+    assert await store.load_fence(0) is None
+
+
+async def _until_received(replica: Server, url: str, expected: Contents) -> None:
+    """Wait, as long as the test may take, until the replica is in step."""
+    while True:
+        (answer,) = await asyncio.to_thread(replica.run, [("INFO", "replication")])
+        if "master_link_status:up" in answer and await asyncio.to_thread(contents, url) == expected:
+            return
+        await asyncio.sleep(0.02)

@@ -1,0 +1,185 @@
+"""Tables beside the live ones, and the swap: the in-memory twin and ClickHouse's engine promise the same."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from schemas.analytics import ArchivePosition, ControlRow, VerdictOutcome, VerdictRow
+from schemas.log import position
+from schemas.meters import Aggregation
+from schemas.rebuild import AnalyticalStore, RowRecounts, TableStaging
+from sinks.clickhouse.client import ClickHouse
+from sinks.clickhouse.memory import MemoryClickHouse
+from sinks.clickhouse.memory_staging import MemoryStaging
+from sinks.clickhouse.reader import ClickHouseReader
+from sinks.clickhouse.staging import ClickHouseStaging
+from sinks.clickhouse.writer import ClickHouseStore
+from tests.conformance.clickhouse_rows import CALLS, FIVE, MONTH, NOW_MS, cell, event, ms, request_of
+
+HOURLY = ("usage_duplicates", "usage_hourly")
+ARCHIVE = ("usage_events", "verdicts", "control_log", "archive_positions")
+NOON, ONE = ms("2026-11-21T12:00"), ms("2026-11-21T13:00")
+
+
+class Staged(NamedTuple):
+    """A store, its reader, and the tables beside."""
+
+    store: AnalyticalStore
+    reader: RowRecounts
+    staging: TableStaging
+
+    async def values(self) -> dict[str, int]:
+        return {key.account: value for key, value in (await self.reader.hourly_cells(3)).items()}
+
+
+@pytest.fixture(params=["twin", "service"])
+def staged(request: pytest.FixtureRequest) -> Staged:
+    if request.param == "twin":
+        twin = MemoryClickHouse()
+        return Staged(twin, twin, MemoryStaging(twin))
+    opened: ClickHouse = request.getfixturevalue("clickhouse")
+    return Staged(ClickHouseStore(opened), ClickHouseReader(opened), ClickHouseStaging(opened))
+
+
+async def test_what_is_built_is_not_seen_until_it_is_swapped_in(staged: Staged) -> None:
+    await staged.store.insert_hourly([cell("tokens", 7, version=9, account="wrong")])
+    assert await staged.staging.building(HOURLY) is None
+
+    begun = await staged.staging.begin(HOURLY, "first")
+    await staged.staging.beside(HOURLY).insert_hourly([cell("tokens", 5, version=1)])
+    await staged.store.insert_hourly([cell("tokens", 6, version=2, account="late")])
+
+    assert begun == ("first", frozenset())
+    assert await staged.values() == {"wrong": 7, "late": 6}
+    await staged.staging.swap("usage_hourly")
+    assert await staged.values() == {"acme": 5}
+    await staged.store.insert_hourly([cell("tokens", 8, version=3)])
+    assert await staged.values() == {"acme": 8}
+
+
+async def test_crash_at_any_step_is_told_from_the_tables(staged: Staged) -> None:
+    """A swap that is repeated changes nothing; the note is the first one's until the last table beside is gone."""
+    await staged.staging.begin(HOURLY, "first")
+    assert await staged.staging.begin(HOURLY, "second") == ("first", frozenset())
+    await staged.staging.beside(HOURLY).insert_hourly([cell("tokens", 5)])
+    await staged.staging.swap("usage_hourly")
+    await staged.staging.swap("usage_hourly")
+
+    assert await staged.values() == {"acme": 5}
+    assert await staged.staging.building(HOURLY) == ("first", frozenset({"usage_hourly"}))
+    await staged.staging.swap("usage_duplicates")
+    await staged.staging.drop(["usage_hourly"])
+    assert await staged.staging.begin(HOURLY, "third") == ("first", frozenset(HOURLY))
+    await staged.staging.drop(HOURLY)
+    await staged.staging.drop(HOURLY)
+    assert await staged.staging.building(HOURLY) is None
+
+
+async def test_later_rebuild_of_fewer_tables_begins_anew(staged: Staged) -> None:
+    """What is live carries the note of the rebuild that made it; the next one is known by its number."""
+    await staged.staging.begin(HOURLY, "first")
+    for table in HOURLY:
+        await staged.staging.swap(table)
+    await staged.staging.drop(HOURLY)
+
+    for note, tables in (("second", HOURLY[1:]), ("third", HOURLY)):
+        assert await staged.staging.begin(tables, note) == (note, frozenset())
+        assert await staged.staging.building(HOURLY) == (note, frozenset())
+        await staged.staging.swap("usage_hourly")
+        assert await staged.staging.building(HOURLY) == (note, frozenset({"usage_hourly"}))
+        await staged.staging.drop(HOURLY)
+
+
+async def test_row_of_the_highest_version_stands_in_a_table_beside_too(staged: Staged) -> None:
+    """It has the engine, the order and the columns of its like."""
+    await staged.staging.begin(HOURLY, "first")
+    beside = staged.staging.beside(HOURLY)
+    await beside.insert_hourly([cell("tokens", 5, version=2)])
+    await beside.insert_hourly([cell("tokens", 4, version=1), cell("tokens", 3, account="zoe")])
+    assert await staged.staging.last_account(3) == "zoe"
+    assert await staged.staging.last_account(4) is None
+    await staged.staging.swap("usage_hourly")
+
+    assert await staged.values() == {"acme": 5, "zoe": 3}
+    assert await staged.store.latest_generation() == 0
+
+
+async def test_cells_that_took_events_since_are_carried_over(staged: Staged) -> None:
+    await staged.staging.begin(HOURLY, "first")
+    old = [("a", 9), ("b", 10), ("c", 11)]
+    await staged.store.insert_hourly(
+        [cell("tokens", at, account=name, version=7 << 56 | at) for name, at in old]
+        + [cell("tokens", 1, account="elsewhere", version=99, partition=4)]
+    )
+    await staged.staging.swap("usage_hourly")
+    await staged.staging.carry_over(3, 10)
+
+    assert await staged.values() == {"b": 10, "c": 11}
+    assert await staged.reader.hourly_cells(4) == {}
+
+
+async def test_archive_beside_has_positions_controls_and_events_of_its_own(staged: Staged) -> None:
+    await staged.store.insert_events([event(1, {}, account="old")])
+    await staged.store.save_position(ArchivePosition(3, 50, NOW_MS, "log"))
+    await staged.staging.begin(ARCHIVE, "first")
+    beside = staged.staging.beside(ARCHIVE)
+
+    assert await beside.load_position(3) is None
+    await beside.insert_events([event(1, {})._replace(parked=True), event(2, {}, account="new")])
+    await beside.insert_verdicts([VerdictRow(3, 1, "acme", 4, NOW_MS, VerdictOutcome.COUNTED)])
+    await beside.insert_controls([ControlRow(3, 0, "catalog", "", NOW_MS, "{}")])
+    await beside.save_position(ArchivePosition(3, 2, NOW_MS, "log"))
+    assert (await beside.load_position(3)) == ArchivePosition(3, 2, NOW_MS, "log")
+    assert len(await beside.load_controls(3, 10)) == 1
+    assert await staged.store.load_controls(3, 10) == []
+    assert await staged.reader.archived_accounts(3, "", 10) == ["old"]
+
+    for table in ARCHIVE:
+        await staged.staging.swap(table)
+    assert await staged.reader.archived_accounts(3, "", 10) == ["acme", "new"]
+    assert await staged.reader.archived_events(3, 10) == 2
+    assert await staged.store.load_position(3) == ArchivePosition(3, 2, NOW_MS, "log")
+
+
+async def test_cells_are_counted_as_rows_with_the_position_of_the_last_event_that_contributed(staged: Staged) -> None:
+    """As the fold drains them: values known before are no contribution, `latest` says which event won."""
+    await staged.store.insert_events(
+        [
+            event(position(1), {"tokens": 5, "user": "u1"}, event_id="1", time_ms=NOON + 2),
+            event(position(2), {"tokens": "1.5", "user": "u2"}, event_id="2", time_ms=NOON + 1),
+            event(position(3), {"tokens": 2, "user": "u1"}, event_id="3", time_ms=NOON + 1),
+            event(position(4), {"tokens": 2, "user": "u1"}, event_id="4", time_ms=ONE, log_time_ms=ONE),
+            event(position(5), {"tokens": 9}, event_id="5", account="other"),
+        ]
+    )
+
+    rows = await staged.reader.recount_rows(request_of(*FIVE, accounts=["acme"]), 2)
+
+    found = {(row.meter, row.hour_ms): row for row in rows}
+    bucket = NOW_MS // 3_600_000 * 3_600_000
+    assert found["tokens", NOON] == (
+        "acme", "tokens", *MONTH, NOON, "{}", bucket, Aggregation.SUM, 3, 8_500, 0, 0, 3, 2 << 56 | position(3),
+    )  # fmt: skip
+    last = found["last", NOON]
+    assert (last.value_minor, last.latest_position) == (5_000, position(1))
+    assert last.latest_time_us == event(position(1), {}, time_ms=NOON + 2).time_us
+    assert found["users", NOON].value_minor == 2
+    assert found["users", NOON].version == 2 << 56 | position(2)
+    assert ("users", ONE) not in found
+    assert len(found) == len(rows) == 9
+
+
+async def test_accounts_come_in_the_order_of_their_bytes_and_the_first_event_is_known(staged: Staged) -> None:
+    accounts = ["b", "B", "ä", "\U0001f600", "b\0", "\uffff"]
+    assert await staged.reader.first_archived(3) is None
+    rows = [event(number + 7, {}, account=name) for number, name in enumerate(accounts)]
+    await staged.store.insert_events([*rows, event(1, {}, account="elsewhere", partition=4)])
+
+    ordered = sorted(accounts, key=str.encode)
+    assert await staged.reader.archived_accounts(3, "", 100) == ordered
+    assert await staged.reader.archived_accounts(3, "b", 2) == ["b", "b\0"]
+    assert await staged.reader.first_archived(3) == (7, NOW_MS)
+    found = await staged.reader.recount_rows(request_of(CALLS), 1)
+    assert [row.account for row in found] == ordered

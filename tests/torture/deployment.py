@@ -1,0 +1,145 @@
+"""The deployment that is tortured: its settings, its roles, and conditions that survive services being away."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from aggregators.partitioning import partition_of
+from pipeline.api_keys import Role as KeyRole
+from pipeline.api_keys import create_key
+from pipeline.clock import SystemClock
+from pipeline.deployment import append_control
+from pipeline.operations import quarantine_entry
+from pipeline.processes import die_with_parent, free_port
+from pipeline.processors.witness import FileWitness
+from schemas.control import AccountRecord
+from schemas.errors import Transient
+from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
+from schemas.periods import Billing, Binding
+from tests.integration.deployment import Deployment, Role, clean_environment
+from tests.torture.plan import WORKERS
+from tests.torture.stripe import KEY, LocalStripe
+from tests.traffic.generate import CATALOG, account_name
+
+ACCOUNTS: Final = 40
+FREE: Final = frozenset({account_name(5), account_name(19)})
+PARTITIONS: Final = 4
+REPORT_INTERVAL_MS: Final = 60_000
+REBUILD_S: Final = 240.0
+ROLES: Final = ("archive", "router", "gateway", "sink")
+
+
+def customer_of(account: str) -> str:
+    """The Stripe customer of an account."""
+    return "cus_" + account.encode().hex()
+
+
+class Tortured(Deployment):
+    """All roles on a real broker, with Stripe; reports go out every minute."""
+
+    catalog: ClassVar[Mapping[str, Any]] = {
+        **CATALOG,
+        "meters": [{**meter, "stripe_event_name": meter["slug"]} for meter in CATALOG["meters"]],
+        "policy": {**CATALOG["policy"], "report_interval_ms": REPORT_INTERVAL_MS},
+    }
+    # A machine that others use as well is slow, not stuck; the run as a whole has its deadline.
+    patience_s: ClassVar[float] = 420.0
+
+    def __init__(self, folder: Path, log_url: str, redis_url: str, clickhouse_url: str, stripe: LocalStripe) -> None:
+        self.stripe = stripe
+        self.gateway_port = free_port()
+        folder.mkdir(parents=True, exist_ok=True)
+        keys = folder / "keys"
+        self.api_key, _ = create_key(keys, KeyRole.ADMIN, SystemClock())
+        super().__init__(
+            folder, redis_url, clickhouse_url, log_url,
+            TIDEMARK_PARTITIONS=str(PARTITIONS), TIDEMARK_SESSION_TIMEOUT_S="6", TIDEMARK_TICK_INTERVAL_S="1",
+            TIDEMARK_STRIPE_API_KEY=KEY, TIDEMARK_STRIPE_API_BASE=stripe.url, TIDEMARK_STRIPE_RATE_PER_S="200",
+            TIDEMARK_STRIPE_ACCOUNT="acct_simulator",
+            TIDEMARK_API_KEYS=str(keys), TIDEMARK_GATEWAY_PORT=str(self.gateway_port),
+        )  # fmt: skip
+
+    @property
+    def gateway_url(self) -> str:
+        """Where the gateway listens, while there is one."""
+        return f"http://127.0.0.1:{self.gateway_port}"
+
+    async def begin(self) -> None:
+        """Make customers at Stripe, bind the accounts, start all roles."""
+        for number in range(ACCOUNTS):
+            account = account_name(number)
+            if account in FREE:
+                binding = Binding(effective_from_ms=0, billing=Billing.FREE)
+            else:
+                self.stripe.make_customer(customer_of(account))
+                binding = Binding(
+                    effective_from_ms=0, billing=Billing.MAPPED, stripe_customer=customer_of(account)
+                )  # fmt: skip
+            record = AccountRecord(account=account, binding=binding)
+            partition = partition_of(account, PARTITIONS)
+            await append_control(self.base.log, self.settings.secret_bytes(), partition, record)
+        for name in WORKERS:
+            # A data folder of its own, so that its witness tells what this one was handed.
+            self.start("worker", name=name, TIDEMARK_DATA_DIR=str(self.folder / name))
+        for name in ROLES:
+            self.start(name)
+
+    @property
+    def workers(self) -> list[Role]:
+        """The worker roles, running or not."""
+        return [self.roles[name] for name in WORKERS]
+
+    async def until(self, condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float | None = None) -> None:
+        """As the base's; a service that does not answer means: not yet."""
+
+        async def survived() -> bool:
+            with contextlib.suppress(Transient):
+                return await condition()
+            return False
+
+        await super().until(survived, what, timeout_s)
+
+    async def folded_or_none(self) -> dict[int, int] | None:
+        """`folded`, or None where Redis does not answer."""
+        with contextlib.suppress(Transient):
+            return await self.folded()
+        return None
+
+    def handed_again(self) -> int:
+        """Events that a worker was handed a second time, over all workers."""
+        witnesses = [FileWitness(self.folder / name / "witness") for name in WORKERS]
+        return sum(witness.replayed(partition) for witness in witnesses for partition in self.partitions)
+
+    async def quarantined(self) -> dict[tuple[int, int, int], str]:
+        """The base's, without what the gateway refused, which never stood in `usage.events`."""
+        found: dict[tuple[int, int, int], str] = {}
+        for partition in self.partitions:
+            for record in await self.records(REJECTED_TOPIC, partition):
+                entry = quarantine_entry(record)
+                place = (entry.partition, entry.offset, entry.place)
+                if entry.topic == EVENTS_TOPIC:
+                    assert found.setdefault(place, entry.reason) == entry.reason
+        return found
+
+    async def refused_by_the_gateway(self) -> list[tuple[bytes, str]]:
+        """(bytes, reason) of what the gateway refused and kept."""
+        entries = [
+            quarantine_entry(record)
+            for partition in self.partitions
+            for record in await self.records(REJECTED_TOPIC, partition)
+        ]
+        return [(entry.value, entry.reason) for entry in entries if entry.topic == "gateway"]
+
+    def command(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        """Start `tidemark ARGUMENTS` beside the roles; its output in one pipe."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline.cli", *arguments],
+            cwd=self.folder, env=clean_environment(**{**self.environment, **variables}), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc; no lock of ours is held here
+        )  # fmt: skip

@@ -1,0 +1,86 @@
+"""The pure parts of `make torture`: what a seed draws, what is done to files, and that a difference is seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.torture.compare import compared
+from tests.torture.plan import DAMAGES, KILLS, OTHERS, Strike, draw, kills_of
+from tests.torture.valkey_files import FILES, Copies, truncate
+
+SEEDS = range(30)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Valkey's folder with two parts of commands."""
+    files = tmp_path / "valkey" / FILES
+    files.mkdir(parents=True)
+    (files / "appendonly.aof.1.base.rdb").write_bytes(b"base")
+    (files / "appendonly.aof.1.incr.aof").write_bytes(b"old commands")
+    (files / "appendonly.aof.2.incr.aof").write_bytes(b"0123456789")
+    (files / "appendonly.aof.manifest").write_text(
+        "file appendonly.aof.1.base.rdb seq 1 type b\n"
+        "file appendonly.aof.1.incr.aof seq 1 type i\n"
+        "file appendonly.aof.2.incr.aof seq 2 type i\n"
+    )
+    return tmp_path / "valkey"
+
+
+def test_the_same_seed_draws_the_same_strikes() -> None:
+    """A failing run is shown again by its seed."""
+    assert draw(7) == draw(7)
+    assert draw(7) != draw(8)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_plan_strikes_every_kind_often_enough(seed: int) -> None:
+    """No seed may pass by sparing somebody."""
+    plan = draw(seed)
+    kills = kills_of(plan)
+
+    assert kills.total() >= 50
+    assert all(kills[kind] >= least for kind, least in KILLS.items())
+    assert {strike: sum(action.strike is strike for action in plan) for strike in OTHERS} == dict(OTHERS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_oldest_copy_comes_back_after_the_rebuild(seed: int) -> None:
+    """A copy from before a rebuild is the case that needs the order; a copy must have been taken before any returns."""
+    strikes = [action.strike for action in draw(seed)]
+    damages = [strike for strike in strikes if strike in dict(DAMAGES)]
+
+    assert damages == [strike for strike, _ in DAMAGES]
+    assert strikes.index(Strike.COPY) < strikes.index(Strike.VALKEY_OLDER)
+
+
+def test_a_truncated_file_is_the_one_that_is_written_to(folder: Path) -> None:
+    """The others are whole in a real accident."""
+    assert truncate(folder, 0.3) == (10, 7)
+    assert (folder / FILES / "appendonly.aof.2.incr.aof").read_bytes() == b"0123456"
+    assert (folder / FILES / "appendonly.aof.1.incr.aof").read_bytes() == b"old commands"
+
+
+def test_an_older_copy_replaces_all_files(folder: Path, tmp_path: Path) -> None:
+    """What was written since is gone, also files that the copy does not have."""
+    copies = Copies(folder, tmp_path / "copies")
+    assert copies.take() is not None
+    (folder / FILES / "appendonly.aof.2.incr.aof").write_bytes(b"0123456789 and more")
+    assert copies.take() is not None
+    (folder / FILES / "appendonly.aof.3.incr.aof").write_bytes(b"newest")
+
+    copies.bring_back(1.0)
+    assert (folder / FILES / "appendonly.aof.2.incr.aof").read_bytes() == b"0123456789 and more"
+    assert not (folder / FILES / "appendonly.aof.3.incr.aof").exists()
+    copies.bring_back(0.0)
+    assert (folder / FILES / "appendonly.aof.2.incr.aof").read_bytes() == b"0123456789"
+
+
+def test_a_value_that_is_missing_extra_or_other_is_a_difference() -> None:
+    """A comparison that cannot fail proves nothing."""
+    result = compared("a store", {"same": 1, "other": 2, "missing": 3}, {"same": 1, "other": 3, "extra": 4})
+
+    assert (result.rows, result.differing) == (4, 3)
+    assert "missing: oracle 3, found None" in result.shown
