@@ -166,12 +166,15 @@ def _events_table(steps: Sequence[Step]) -> list[str]:
         texts = (f"{step.events:,}", f"{step.hours:.1f}", *(f"{cost:.2f}" for cost in costs), worker, redis)
         lines += [_columns(EVENTS_WIDTHS, (*texts, f"{step.marks:,}", str(step.clickhouse_parts), clickhouse, log))]
     first, full, last = steps[0], first_full(steps), steps[-1]
-    for name, before, after in (
+    found = [
         ("worker's processor time, first step to last", first.worker_us, last.worker_us),
         ("the same × decode", first.ratio, last.ratio),
         ("wall time", first.wall_us, last.wall_us),
-        (f"worker's processor time, {full.events:,} events (marks full) to last", full.worker_us, last.worker_us),
-    ):
+    ]
+    if full is not last:
+        found.append((f"worker's processor time, {full.events:,} events to last", full.worker_us, last.worker_us))
+        found.append(("the same × decode, all slices of marks full", full.ratio, last.ratio))
+    for name, before, after in found:
         percent, verdict = _growth(before, after)
         lines.append(f"growth per event: {name:70} {percent:+7.1f} %  {verdict.upper()}")
     if _growth(first.worker_us, last.worker_us)[1] == "missed":

@@ -109,7 +109,7 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     "tidemark_outbox_lost_entries": MetricSpec(
         "gauge",
         "Cells and duplicates that were dropped because more than TIDEMARK_OUTBOX_MAX waited. Above 0: once ClickHouse "
-        "is back, `tidemark rebuild redis` drains them again.",
+        "is back, `tidemark rebuild usage_hourly` makes them again.",
         ("partition", "kind"),
     ),
     "tidemark_intents_total": MetricSpec("counter", "Intents written to `billing.reports`, repeats included."),

@@ -17,7 +17,7 @@ from schemas.meters import Aggregation
 
 LOST: Final = (
     "{} {} that ClickHouse lacks were dropped, because more waited than TIDEMARK_OUTBOX_MAX allows{}: "
-    "`tidemark rebuild redis` drains them again"
+    "`tidemark rebuild usage_hourly` makes them again"
 )
 
 

@@ -216,7 +216,7 @@ class DirtyCell(NamedTuple):
 class Lost(NamedTuple):
     """What was dropped from the outbox undrained: cells by arrival bucket, and duplicates; how many of each.
 
-    It stays lost until the live view is rebuilt, which drains everything again.
+    It stays lost until `usage_hourly` is rebuilt, or the live view, which drains everything again.
     """
 
     cells: Mapping[int, int] = {}
@@ -275,7 +275,11 @@ class RollupStore(Protocol):
         ...
 
     async def lost(self, partition: int) -> Lost:
-        """What was dropped since this generation of the live view began."""
+        """What was dropped since this generation of the live view began, and not refilled."""
+        ...
+
+    async def refilled(self, partition: int, lost: Lost) -> None:
+        """Forget that these were lost: ClickHouse has them from elsewhere. What was dropped later stays noted."""
         ...
 
     async def duplicates(self, partition: int, count_max: int) -> list[Duplicate]:

@@ -141,7 +141,10 @@ class HourlyRebuild:
                 for table in left:
                     await staging.swap(table)
             for partition in range(partitions):
+                # What was dropped from the outbox by now lies below the fence that is reached next.
+                lost = await self._parts.live.lost(partition)
                 await self._reach(scratch, partition, note, self._parts.hourly, swapped=True)
+                await self._parts.live.refilled(partition, lost)
             for partition in range(partitions):
                 await scratch.forget(partition)
         finally:

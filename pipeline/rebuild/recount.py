@@ -95,8 +95,11 @@ class HourlyRecount:
         for partition in range(partitions):
             await staging.carry_over(partition, position(note.offsets[partition]))
         for partition in range(partitions):
+            # What was dropped from the outbox by now lies below the fence that is noted next.
+            lost = await parts.live.lost(partition)
             snapshot = await self._whole(partition)
             await self._count(snapshot, "", parts.hourly, from_position=position(note.offsets[partition]))
+            await parts.live.refilled(partition, lost._replace(duplicates=0))
             self._report(snapshot.fence, partition, swapped=True)
         await staging.drop((HOURLY,))
 

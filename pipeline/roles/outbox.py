@@ -12,7 +12,7 @@ from schemas.rollup import Lost, RollupStore
 
 DROPPED: Final = (
     "%d entries of partition %d were dropped: more than TIDEMARK_OUTBOX_MAX (%d) waited for ClickHouse. Live totals "
-    "are whole; once ClickHouse is back, `tidemark rebuild redis` fills usage_hourly and usage_duplicates again"
+    "are whole; once ClickHouse is back, `tidemark rebuild usage_hourly` fills usage_hourly and usage_duplicates again"
 )
 
 _log = logging.getLogger(__name__)
@@ -46,4 +46,4 @@ class OutboxCap:
 
 def _remedy(lost: Lost) -> str:
     what = f"usage_hourly from {format_instant_ms(min(lost.cells))} on" if lost.cells else "usage_duplicates"
-    return f"{what}: run `tidemark rebuild redis` once ClickHouse is back"
+    return f"{what}: run `tidemark rebuild usage_hourly` once ClickHouse is back"

@@ -299,6 +299,12 @@ class MemoryRollupStore:
         held = self._at(partition)
         return Lost(dict(sorted(held.lost_cells.items())), held.lost_duplicates)
 
+    async def refilled(self, partition: int, lost: Lost) -> None:
+        held = self._at(partition)
+        for bucket in lost.cells:
+            held.lost_cells.pop(bucket, None)
+        held.lost_duplicates -= lost.duplicates
+
     async def duplicates(self, partition: int, count_max: int) -> list[Duplicate]:
         return sorted(self._at(partition).duplicates.values())[:count_max]
 

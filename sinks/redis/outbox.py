@@ -163,6 +163,14 @@ class RedisOutbox:
         duplicates = counts.pop(_LOST_DUPLICATES, 0)
         return Lost({int(bucket): counts[bucket] for bucket in sorted(counts, key=int)}, duplicates)
 
+    async def refilled(self, partition: int, lost: Lost) -> None:
+        key = self.keys(partition).lost
+        commands: list[Command] = [("HDEL", key, *lost.cells)] if lost.cells else []
+        if lost.duplicates:
+            commands.append(("HINCRBY", key, _LOST_DUPLICATES, -lost.duplicates))
+        if commands:
+            await self._transaction(commands)
+
     async def duplicates(self, partition: int, count_max: int) -> list[Duplicate]:
         keys, (fields,) = await self._read_live(partition, lambda keys: [("HRANDFIELD", keys.duplicates, count_max)])
         if not fields:

@@ -189,6 +189,8 @@ async def test_outbox_over_its_cap_loses_its_oldest_closed_buckets_and_says_whic
     assert len((await rollup_store.dirty(0, 99))[1]) == 5
     assert await rollup_store.shed(0, 0) == 0
     assert sorted((await rollup_store.lost(0)).cells) == [BUCKET, BUCKET + HOUR_MS, BUCKET + 2 * HOUR_MS]
+    await rollup_store.refilled(0, Lost({BUCKET: 2, BUCKET + HOUR_MS: 3}, 12))
+    assert await rollup_store.lost(0) == Lost({BUCKET + 2 * HOUR_MS: 4})
     view = await rollup_store.read(0, believed, ReadRequest(cells=[BucketField(BUCKET + 3 * HOUR_MS, "cell 0")]))
     assert len(view.cells) == 1
 

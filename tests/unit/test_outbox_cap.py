@@ -5,11 +5,15 @@ from __future__ import annotations
 from aggregators.instants import format_instant_ms
 from pipeline.metrics import Metrics
 from pipeline.processors.rollup import RollupProcessor
+from pipeline.rebuild.hourly import HourlyRebuild
 from pipeline.rebuild.live_view import LiveViewRebuild
+from pipeline.rebuild.recount import HourlyRecount
 from pipeline.roles.outbox import OutboxCap
 from reconciler.causes import Cause, Pair, Verdict
 from schemas.clock import HOUR_MS
 from schemas.rollup import Lost
+from sinks.clickhouse.memory_staging import MemoryStaging
+from sinks.redis.memory import MemoryRollupStore
 from tests.unit.reconciler_world import START_MS, Deployment, named
 from tests.worlds import SECRET
 
@@ -49,7 +53,7 @@ async def test_reconciler_names_the_remedy_and_nothing_else_differs() -> None:
     assert report.differences == 0
     rows = named(report, Cause.UNCHECKED)
     assert {row.pair for row in rows} == {Pair.HOURLY, Pair.DUPLICATES}
-    assert all("tidemark rebuild redis" in row.detail for row in rows)
+    assert all("tidemark rebuild usage_hourly" in row.detail for row in rows)
     assert any("from 20" in row.detail for row in rows if row.pair is Pair.HOURLY)
 
 
@@ -64,7 +68,7 @@ async def test_worker_says_how_much_was_lost_and_from_when_on_to_rebuild() -> No
     lost = await made.store.lost(0)
     since = format_instant_ms(min(lost.cells))
     told = cap.details({0})["lost"]["0"]
-    assert told == f"usage_hourly from {since} on: run `tidemark rebuild redis` once ClickHouse is back"
+    assert told == f"usage_hourly from {since} on: run `tidemark rebuild usage_hourly` once ClickHouse is back"
     gauge = 'tidemark_outbox_lost_entries{kind="cells",partition="0"} ' + f"{sum(lost.cells.values()):.1f}"
     assert gauge in metrics.render()[0].decode()
     await LiveViewRebuild(made.log, made.store, made.clickhouse, made.clock, SECRET).run()
@@ -85,6 +89,34 @@ async def test_rebuild_of_the_live_view_heals_it() -> None:
     assert [await made.store.lost(partition) for partition in range(made.world.partitions)] == [Lost(), Lost()]
     assert len(made.stripe.events) == told
     assert len(made.clickhouse.duplicates) == 4 * 5
+
+
+async def test_rebuild_of_usage_hourly_from_the_log_heals_it() -> None:
+    """The live view stays as it is, and forgets what was lost once both tables are whole."""
+    made, scratch = await overflown(), MemoryRollupStore()
+    staging = MemoryStaging(made.clickhouse)
+    await HourlyRebuild(made.log, made.store, lambda _: scratch, made.clickhouse, staging, made.clock, SECRET).run()
+    await made.settle()
+
+    report = await made.reconcile()
+    assert (report.verdict, report.rows) == (Verdict.EQUAL, ())
+    assert [await made.store.lost(partition) for partition in range(made.world.partitions)] == [Lost(), Lost()]
+    assert len(made.clickhouse.duplicates) == 4 * 5
+
+
+async def test_count_out_of_usage_events_heals_the_hours_and_says_that_duplicates_are_missing_still() -> None:
+    """The archive has no later arrivals to make them from."""
+    made = await overflown()
+    staging = MemoryStaging(made.clickhouse)
+    store = made.clickhouse
+    await HourlyRecount(made.log, made.store, store, store, staging, made.clock, SECRET).run()
+    await made.settle()
+
+    report = await made.reconcile()
+    assert report.differences == 0
+    assert {row.pair for row in named(report, Cause.UNCHECKED)} == {Pair.DUPLICATES}
+    lost = [await made.store.lost(partition) for partition in range(made.world.partitions)]
+    assert [each.cells for each in lost] == [{}, {}]
 
 
 async def test_worker_that_starts_again_still_counts_right_after_cells_were_dropped() -> None:
