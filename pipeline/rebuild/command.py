@@ -115,7 +115,9 @@ async def give_up_hourly(settings: Settings) -> str:
 async def rebuild_archive_tables(settings: Settings, progress: Callable[[Progress], None]) -> str:
     """`ArchiveRebuild` on the deployment of these settings; what to say of it."""
     async with _opened(settings) as opened:
-        await ArchiveRebuild(opened.base.log, opened.staging, opened.secret, opened.limits, progress).run()
+        # As the archive itself: ClickHouse wants few large inserts.
+        limits = opened.limits._replace(records_max=max(100, opened.limits.records_max))
+        await ArchiveRebuild(opened.base.log, opened.staging, opened.secret, limits, progress).run()
         return "usage_events, verdicts and control_log are rebuilt from the log"
 
 

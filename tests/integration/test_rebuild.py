@@ -7,12 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from pipeline.local_valkey import LocalValkey
+from pipeline.rebuild.archive import TABLES as ARCHIVE_TABLES
+from pipeline.rebuild.hourly import TABLES as HOURLY_TABLES
+from sinks.clickhouse.checkpoints import ClickHouseCheckpoints
+from sinks.clickhouse.client import ClickHouse, open_clickhouse
+from sinks.clickhouse.staging import ClickHouseStaging
 from sinks.redis.client import Server
 from tests.integration.deployment import ROOT, Deployment, clean_environment
 from tests.integration.exactness import check_exact, redis_counters, redis_totals
@@ -21,6 +26,7 @@ from tests.traffic.generate import SECOND_US, Rates, TrafficRecord, records
 BACKLOG_RECORDS_MAX = 30
 RATES = Rates(duplicate=0.05, conflict=0.02, malformed=0.03, late=0.05)
 KILLS = 3
+COMMAND_S = 100
 
 
 @pytest.fixture
@@ -43,18 +49,18 @@ def traffic(deployment: Deployment, events: int, seed: int = 5) -> list[TrafficR
 
 
 class Command:
-    """`tidemark rebuild redis`, in the background."""
+    """`tidemark rebuild redis`, or of another view, in the background."""
 
-    def __init__(self, deployment: Deployment, *arguments: str) -> None:
+    def __init__(self, deployment: Deployment, *arguments: str, view: str = "redis") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", "rebuild", "redis", "--yes", *arguments],
+            [sys.executable, "-m", "pipeline.cli", "rebuild", view, "--yes", *arguments],
             cwd=ROOT, env=clean_environment(**deployment.environment), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
 
     async def end(self) -> tuple[int, str]:
         """Exit code and output."""
-        output, _ = await asyncio.to_thread(self.process.communicate, timeout=50)
+        output, _ = await asyncio.to_thread(self.process.communicate, timeout=COMMAND_S)
         return self.process.returncode, output
 
     def kill(self) -> None:
@@ -138,5 +144,95 @@ async def test_emptied_redis_is_rebuilt_by_the_command_to_the_same_counts(
     deployment.start("worker", name="worker-after")
     deployment.start("archive", name="archive-after")
     await deployment.at_rest()
+    await deployment.stop_roles()
+    await check_exact(deployment)
+
+
+async def damage(clickhouse: ClickHouse) -> None:
+    """Rows that no event ever made, in each table."""
+    forged = "* REPLACE ('nobody' AS account, bitShiftLeft(toUInt64(1), 62) AS version)"
+    await clickhouse.command(f"INSERT INTO usage_hourly SELECT {forged} FROM usage_hourly")
+    columns = "id, type, source, toUnixTimestamp64Micro(time), data, partition, position + 1"
+    for table in ("usage_events", "usage_duplicates"):
+        await clickhouse.command(
+            f"INSERT INTO {table} (account, id, type, source, time_us, data, partition, position, log_time_ms) "
+            f"SELECT 'nobody', {columns}, toUnixTimestamp64Milli(log_time) FROM {table}"
+        )
+
+
+@pytest.mark.timeout(240)
+async def test_tables_are_rebuilt_under_load_through_kills_and_every_view_is_exact(deployment: Deployment) -> None:
+    """Each command is killed with -9 once what it builds is there, and finished by the next one, under load."""
+    deployment.start("worker")
+    deployment.start("archive")
+    stop = asyncio.Event()
+    feeding = asyncio.create_task(deployment.feed(traffic(deployment, 200_000), stop, BACKLOG_RECORDS_MAX))
+    await deployment.folded_to(dict.fromkeys(deployment.partitions, 30))
+    clickhouse = open_clickhouse(deployment.settings.clickhouse_url)
+    staging = ClickHouseStaging(clickhouse)
+    await damage(clickhouse)
+
+    for view, source, tables in (
+        ("usage_hourly", "log", HOURLY_TABLES),
+        ("archive", "log", ARCHIVE_TABLES),
+        ("usage_hourly", "clickhouse", HOURLY_TABLES),
+    ):
+
+        async def begun(tables: Sequence[str] = tables) -> bool:
+            return await staging.building(tables) is not None
+
+        if view == "archive":
+            # The ticks go on; a log that grows faster than it is archived twice would keep the command busy.
+            stop.set()
+            await feeding
+        command = Command(deployment, "--no-reconcile", "--from", source, view=view)
+        await deployment.until(begun, f"{view} to be built")
+        command.kill()
+        code, output = await Command(deployment, "--no-reconcile", "--from", source, view=view).end()
+        assert code == 0, output
+        assert "swapped in" in output
+        assert not await begun()
+
+    await clickhouse.close()
+    await deployment.at_rest()
+    await deployment.stop_roles()
+    await check_exact(deployment)
+
+
+@pytest.mark.timeout(240)
+async def test_redis_is_rebuilt_from_a_checkpoint_to_the_same_counts(deployment: Deployment) -> None:
+    """The worker has kept copies of its state while it counted; the newest is taken in, and the log folded on."""
+    deployment.start("worker", TIDEMARK_CHECKPOINT_INTERVAL_H="0.002")
+    deployment.start("archive")
+    sent = traffic(deployment, 2_000)
+    for record in sent[: len(sent) // 2]:
+        await deployment.append(record)
+    clickhouse = open_clickhouse(deployment.settings.clickhouse_url)
+    kept = ClickHouseCheckpoints(clickhouse)
+
+    async def copied() -> bool:
+        return all([await kept.checkpoints(partition) for partition in deployment.partitions])
+
+    await deployment.at_rest()
+    await deployment.until(copied, "checkpoints of all partitions")
+    for record in sent[len(sent) // 2 :]:
+        await deployment.append(record)
+    await deployment.at_rest()
+    await deployment.stop_roles()
+    totals, counters = await redis_totals(deployment), await redis_counters(deployment)
+    await clickhouse.close()
+
+    server = Server(deployment.settings.redis_url)
+    server.run([("FLUSHALL",)])
+    server.close()
+    code, output = await Command(deployment, "--from", "checkpoint").end()
+
+    assert code == 0, output
+    assert await redis_totals(deployment) == totals
+    assert await redis_counters(deployment) == counters
+    worker = deployment.start("worker", "--replay-from-start", name="worker-after")
+    deployment.start("archive", name="archive-after")
+    await deployment.at_rest()
+    assert worker.starts == 1, worker.output()
     await deployment.stop_roles()
     await check_exact(deployment)

@@ -129,7 +129,7 @@ async def test_checkpoint_is_taken_by_name_also_where_the_log_is_whole(tmp_path:
         return await log_read(topic, partition, offset, records_max)
 
     first = {each: (await world.kept.checkpoints(each))[0].next_offset for each in range(PARTITIONS)}
-    world.log.read = noted  # type: ignore[method-assign, assignment]  # looks at what is read
+    world.log.read = noted  # type: ignore[method-assign,assignment]  # looks at what is read
     await world.restoring(explicit=True).run()
     world.log.read = log_read  # type: ignore[method-assign]  # as it was
 

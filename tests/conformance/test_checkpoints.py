@@ -1,0 +1,222 @@
+"""State copied out and in, and where the copies are kept: the twins and the real services promise the same."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from pipeline.local_valkey import LocalValkey
+from schemas.checkpoints import Checkpoint, CheckpointStore
+from schemas.errors import Fenced
+from schemas.periods import AccountState
+from schemas.rebuild import GenerationStore
+from schemas.rollup import (
+    BucketField,
+    Changes,
+    DirtyCell,
+    Duplicate,
+    Fence,
+    MarkKey,
+    Parked,
+    RankingKey,
+    ReadRequest,
+    TotalKey,
+    UniqueKey,
+)
+from sinks.clickhouse.checkpoints import ClickHouseCheckpoints
+from sinks.clickhouse.memory_checkpoints import MemoryCheckpoints
+from sinks.redis.memory import MemoryRollupStore
+from sinks.redis.writer import RedisRollupStore
+from tests.conformance.test_rollup_store import fence
+
+NAMES = ["acme", "ä ö", "a:b*c?[d]\\", "\U0001f600", 'quo"te']
+HOUR = 3_600_000
+PARKED = Parked(9 << 16, 5, "acme", "p", "t", "s", 1, '{"id":"p"}', False, (("tokens", 1, "", "{}"),))
+
+
+@pytest.fixture(params=["twin", "service"])
+async def store(request: pytest.FixtureRequest, valkey: LocalValkey) -> AsyncIterator[GenerationStore]:
+    """An empty store."""
+    if request.param == "twin":
+        yield MemoryRollupStore()
+        return
+    made = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    yield made
+    await made.close()
+
+
+@pytest.fixture(params=["twin", "service"])
+def kept(request: pytest.FixtureRequest) -> CheckpointStore:
+    if request.param == "twin":
+        return MemoryCheckpoints()
+    return ClickHouseCheckpoints(request.getfixturevalue("clickhouse"))
+
+
+def at(next_offset: int, generation: int) -> Fence:
+    return msgspec.structs.replace(fence(next_offset), generation=generation)
+
+
+def everything(many: int) -> Changes:
+    """One of each kind of state, and enough of some to fill several chunks."""
+    cells = {
+        BucketField(HOUR * (number % 2), f"cell {number} {name}"): f"{number}" for number, name in enumerate(NAMES)
+    }
+    return Changes(
+        fence=at(5, 1),
+        marks={MarkKey(0, 1): list(range(many)), MarkKey(0, 2): [-(1 << 63), (1 << 63) - 1]},
+        totals={TotalKey(name, 0): {"tokens": str(10**30), "last": "1:2:3"} for name in NAMES},
+        rankings={RankingKey("tokens", 0): {name: 7 + number for number, name in enumerate(NAMES)}},
+        cells=cells,
+        dirty={key: 1 << 56 | number for number, key in enumerate(cells)},
+        reports={BucketField(0, f"report {name}"): "1:2:3:4:e" for name in NAMES},
+        uniques={UniqueKey("acme", "users", 0): [1, 2, 3]},
+        accounts={name: AccountState() for name in NAMES},
+        duplicates=[Duplicate(number, "acme", "d", "t", "s", 1, "{}", 2) for number in range(many // 2)],
+        parked=[PARKED],
+    )
+
+
+async def filled(store: GenerationStore, many: int = 12_000) -> tuple[Fence, list[str]]:
+    """A live state, and its copy."""
+    await store.create_fence(0, at(0, 1))
+    await store.commit(0, at(0, 1), everything(many))
+    return at(5, 1), [chunk async for chunk in store.snapshot(0, at(5, 1))]
+
+
+async def seen(store: GenerationStore, generation: int) -> tuple[object, ...]:
+    """All that the store says of everything."""
+    changes = everything(12_000)
+    request = ReadRequest(
+        marks=changes.marks, totals=list(changes.totals), cells=list(changes.cells), reports=list(changes.reports),
+        uniques=changes.uniques, accounts=NAMES, parked=[PARKED.position],
+    )  # fmt: skip
+    return (
+        await store.read(0, at(5, generation), request),
+        sorted((await store.dirty(0, 100))[1]),
+        await store.duplicates(0, 100_000),
+        (await store.report_buckets(0))[1],
+        (await store.parked(0, 10))[1],
+        (await store.waiting(0, "acme"))[1],
+        await store.ranking(0, RankingKey("tokens", 0), 10),
+        sorted((await store.total_keys(0, 0, 1_000))[1]),
+    )
+
+
+async def test_state_that_was_copied_into_another_generation_is_the_same(store: GenerationStore) -> None:
+    live, chunks = await filled(store)
+    before = await seen(store, 1)
+    await store.begin_rebuild(2)
+    built = store.built(2)
+    await built.begin_restore(0, "one")
+    for chunk in chunks:
+        await built.take_in(0, "one", [chunk])
+    await built.take_in(0, "one", chunks)
+    assert await built.load_fence(0) is None
+    await built.end_restore(0, "one", at(5, 2))
+    await built.close()
+
+    assert await seen(store, 1) == before
+    assert await store.swap(0, live, at(5, 2))
+    assert await seen(store, 2) == before
+
+
+async def test_copy_of_a_state_that_moved_is_refused(store: GenerationStore) -> None:
+    """At its start or in the middle: half of one state and half of another is none."""
+    live, _ = await filled(store)
+    with pytest.raises(Fenced):
+        [_ async for _ in store.snapshot(0, at(4, 1))]
+
+    walk = store.snapshot(0, live)
+    assert await anext(walk)
+    await store.commit(0, live, Changes(fence=at(6, 1)))
+    with pytest.raises(Fenced):
+        [_ async for _ in walk]
+
+
+async def test_restore_that_was_cut_short_is_begun_anew_and_its_owner_is_fenced(store: GenerationStore) -> None:
+    """What the first one took in is gone, and it can neither add to the second nor finish it."""
+    _, chunks = await filled(store)
+    built = store.built(2)
+    await built.begin_restore(0, "one")
+    await built.take_in(0, "one", chunks)
+    await built.begin_restore(0, "two")
+    with pytest.raises(Fenced):
+        await built.take_in(0, "one", chunks)
+    with pytest.raises(Fenced):
+        await built.end_restore(0, "one", at(5, 2))
+    await built.end_restore(0, "two", at(5, 2))
+
+    assert (await built.dirty(0, 100)) == (at(5, 2), [])
+    assert (await built.total_keys(0, 0, 100))[1] == []
+    with pytest.raises(Fenced):
+        await built.begin_restore(0, "three")
+    with pytest.raises(Fenced):
+        await built.take_in(0, "two", chunks)
+    await built.close()
+    assert len((await store.dirty(0, 100))[1]) == len(NAMES)
+
+
+async def test_store_of_ones_own_is_forgotten_whole(store: GenerationStore) -> None:
+    await filled(store, 10)
+    await store.forget(0)
+    await store.forget(0)
+
+    assert await store.load_fence(0) is None
+    assert (await store.total_keys(0, 0, 100))[1] == []
+
+
+async def test_only_complete_checkpoints_are_seen_and_only_kept_ones_stay(kept: CheckpointStore) -> None:
+    """Newest first; what is below the newest and not kept goes, complete or not; what is above it is being written."""
+    made = [Checkpoint(3, offset, f"n'{offset}", "log", offset * 10, 3, "{}") for offset in (5, 15, 25, 35)]
+    for each in made[:3]:
+        await kept.insert_chunks(each, 0, ["a", 'b"\n'])
+        await kept.insert_chunks(each, 2, ["\U0001f600"])
+        await kept.complete(each)
+    lacking = Checkpoint(3, 20, "lacking", "log", 200, 2, "{}")
+    await kept.insert_chunks(lacking, 0, ["a"])
+    await kept.complete(lacking)
+    await kept.insert_chunks(made[3], 0, ["a"])
+    await kept.insert_chunks(made[0]._replace(partition=4), 0, ["other"])
+
+    assert list(await kept.checkpoints(3)) == [made[2], made[1], made[0]]
+    assert list(await kept.chunks(made[1], 0, 2)) == ["a", 'b"\n']
+    assert list(await kept.chunks(made[1], 2, 2)) == ["\U0001f600"]
+    assert list(await kept.chunks(made[1], 3, 2)) == []
+    assert list(await kept.checkpoints(4)) == []
+
+    await kept.keep(3, made[1:3])
+    assert list(await kept.checkpoints(3)) == [made[2], made[1]]
+    assert list(await kept.chunks(lacking, 0, 9)) == []
+    assert list(await kept.chunks(made[3], 0, 9)) == ["a"]
+    assert list(await kept.chunks(made[0]._replace(partition=4), 0, 9)) == ["other"]
+
+
+# What only the real server can show
+
+
+async def test_every_key_of_the_state_is_in_the_copy(valkey: LocalValkey) -> None:
+    """Also those that drains took away in the middle: what is left of a dropped bucket is dropped again."""
+    store = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    _, chunks = await filled(store)
+    keys = store.keys(0)
+    built = store.built(2)
+    await built.begin_restore(0, "one")
+    await built.take_in(0, "one", chunks)
+    there = built.keys(0)
+    await asyncio.to_thread(store.server.run, [("UNLINK", there.cells(0))])
+    await built.end_restore(0, "one", at(5, 2))
+
+    (names,) = await asyncio.to_thread(store.server.run, [("KEYS", f"{store.namespace}:*")])
+    live = {name.removeprefix(keys.prefix) for name in names if not name.startswith(there.prefix)}
+    copied = {name.removeprefix(there.prefix) for name in names if name.startswith(there.prefix)}
+    assert live - copied == {"cells:0", "dirty:0"}
+    assert copied <= live
+    _, dirty = await built.dirty(0, 100)
+    assert {cell.key.bucket_ms for cell in dirty} == {HOUR}
+    assert all(isinstance(cell, DirtyCell) for cell in dirty)
+    await built.close()
+    await store.close()
