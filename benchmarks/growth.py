@@ -27,6 +27,8 @@ GROWTH_MAX_PERCENT: Final = 10.0
 # Three slices of half a window of two hours.
 FULL_HOURS: Final = 3.0
 FIRST_EVENTS: Final = 1_000_000
+# Well beyond the warm-up.
+FIRST_EVENTS_MIN: Final = 200_000
 FIRST_ACCOUNTS: Final = 1_000
 ACCOUNTS: Final = 2_000
 KINDS: Final = {
@@ -74,7 +76,7 @@ def steps_to(first: int, last: int, factor: int) -> list[int]:
 
 def growth_percent(first: float, last: float) -> float:
     """By how much the last is more than the first."""
-    return (last / first - 1) * 100
+    return (last / first - 1) * 100 if first else 0.0
 
 
 async def measure(
@@ -83,7 +85,7 @@ async def measure(
     """Both parts, one after the other."""
     (folder / "events").mkdir()
     (folder / "accounts").mkdir()
-    targets = steps_to(max(1, min(FIRST_EVENTS, plan.events // 4)), plan.events, 2)
+    targets = steps_to(max(FIRST_EVENTS_MIN, min(FIRST_EVENTS, plan.events // 4)), plan.events, 2)
     events = await events_growth(folder / "events", targets, plan.of_accounts, plan.minutes_max, report, say)
     counts = steps_to(FIRST_ACCOUNTS, plan.accounts, 10)
     return events, await accounts_growth(folder / "accounts", counts, plan.events_each, report, say)
