@@ -254,8 +254,10 @@ class _Run:
         await self._readers.start()
         await self._readers.read()
         await self._until(WARM_UP_EVENTS, deadline_s)
-        steps = []
+        steps: list[Step] = []
         for target in targets:
+            if steps and time.monotonic() >= deadline_s:
+                break
             step = await self._step(target, deadline_s)
             steps.append(step)
             self._say(str(step))
