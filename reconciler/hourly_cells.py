@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from aggregators.instants import format_instant_ms
 from reconciler.causes import Cause, Pair
 from reconciler.compare import Difference, Range, differences
 from reconciler.recount import Recounter, Snapshot
 from reconciler.report import Findings, Row
+from reconciler.table import instant_text
 from reconciler.views import Snapshots, Views
 from schemas.analytics import RecountKey
 from schemas.clock import HOUR_MS
@@ -86,7 +86,7 @@ class CellsComparison:
         lost = await self._views.store.lost(snapshot.partition)
         if lost.cells:
             first_ms = min(lost.cells)
-            detail = LOST.format(sum(lost.cells.values()), "cells", f" from {format_instant_ms(first_ms)} on")
+            detail = LOST.format(sum(lost.cells.values()), "cells", f" from {instant_text(first_ms)} on")
             limits.append(Settled(first_ms, detail, Cause.UNCHECKED))
         if lost.duplicates:
             row = Row(

@@ -81,8 +81,8 @@ def _who(row: Row) -> str:
 
 def _when(row: Row) -> str:
     if row.hour_ms is not None:
-        return _instant(row.hour_ms)
-    return f"{_instant(row.period.start_ms)} to {_instant(row.period.end_ms)}" if row.period else ""
+        return instant_text(row.hour_ms)
+    return f"{instant_text(row.period.start_ms)} to {instant_text(row.period.end_ms)}" if row.period else ""
 
 
 def _detail(row: Row) -> str:
@@ -90,7 +90,7 @@ def _detail(row: Row) -> str:
     return f"{where}{row.dimensions} {row.detail}".strip()
 
 
-def _instant(instant_ms: int) -> str:
+def instant_text(instant_ms: int) -> str:
     """UTC, as short as it is exact; milliseconds where the year is beyond what a calendar shows."""
     try:
         moment = _EPOCH + timedelta(milliseconds=instant_ms)

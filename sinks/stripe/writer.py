@@ -40,8 +40,12 @@ def event_time_s(intent: Intent, now_ms: int) -> int | None:
 
 
 def too_early_ms(timestamp_s: int, now_ms: int) -> int:
-    """How many milliseconds to wait until Stripe takes this instant; 0 where it does now."""
-    return max(0, timestamp_s * SECOND_MS - now_ms - FUTURE_MAX_MS + MINUTE_MS)
+    """How many milliseconds to wait until the instant has come; 0 where it has.
+
+    Stripe takes instants up to five minutes ahead, by its own clock: all of that is left to a clock of ours that is
+    ahead of it, because an event that it refuses for its instant is refused for good.
+    """
+    return max(0, timestamp_s * SECOND_MS - now_ms)
 
 
 def deadline_ms(intent: Intent) -> int:

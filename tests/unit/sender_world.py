@@ -28,6 +28,20 @@ class Crash(Exception):
     """The process died here."""
 
 
+class AheadClock:
+    """A process's clock that is wrong."""
+
+    def __init__(self, right: ManualClock, ahead_ms: int) -> None:
+        self._right = right
+        self._ahead_ms = ahead_ms
+
+    def now_ms(self) -> int:
+        return self._right.now_ms() + self._ahead_ms
+
+    async def sleep(self, duration_s: float) -> None:
+        await self._right.sleep(duration_s)
+
+
 class CrashingLog(MemoryLog):
     """A log whose next append may fail: `hook` says "before" or "after", and which error."""
 
@@ -72,15 +86,15 @@ class Bench:
         await self.assign()
         return self
 
+    async def resolve(self, account: str, instant_ms: int) -> tuple[Billing, str]:
+        """Who pays."""
+        self.asked.append((account, instant_ms))
+        return self.billing[account]
+
     def new_sender(self) -> StripeSender:
         """Another process. It talks to `meters` where that is set, else to the twin."""
-
-        async def resolve(account: str, instant_ms: int) -> tuple[Billing, str]:
-            self.asked.append((account, instant_ms))
-            return self.billing[account]
-
         meters = self.meters or self.stripe
-        return StripeSender(self.log, meters, resolve, self.clock, random.Random(7), self.policy)
+        return StripeSender(self.log, meters, self.resolve, self.clock, random.Random(7), self.policy)
 
     async def assign(self) -> None:
         """The runner asks where to read."""

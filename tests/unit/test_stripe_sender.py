@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.processors.stripe_ledger import Ledger, parse_entries
+from pipeline.processors.stripe_sender import StripeSender
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import OperatorNeeded
 from schemas.log import REPORTS_TOPIC, Bounds, Record
@@ -17,6 +18,7 @@ from sinks.stripe.memory import MemoryFault, MemoryStripe
 from tests.unit.sender_world import (
     NOW_MS,
     PERIOD_END_MS,
+    AheadClock,
     Bench,
     Crash,
     CrashingLog,
@@ -59,6 +61,24 @@ async def test_timestamp_lies_in_the_period_and_in_what_stripe_takes(changes: di
 
     assert [held.event.timestamp_s * 1_000 for held in bench.stripe.events] == [expected_ms]
     assert bench.asked == [("a", expected_ms)]
+
+
+async def test_a_clock_that_is_minutes_ahead_sends_nothing_that_stripe_refuses() -> None:
+    """Usage carried into a period that is about to begin: Stripe's five minutes are there for clocks that differ."""
+    bench = await Bench().start()
+    bench.sender = StripeSender(
+        bench.log, bench.stripe, bench.resolve, AheadClock(bench.clock, 4 * MINUTE_MS), random.Random(7), bench.policy
+    )
+    await bench.assign()
+    begins_ms = NOW_MS + 8 * MINUTE_MS
+    await bench.publish(make_intent("ahead", period_start_ms=begins_ms, bucket_end_ms=NOW_MS))
+
+    for _ in range(20):
+        await bench.pump(2)
+        bench.clock.advance(MINUTE_MS)
+
+    assert bench.held() == {"ahead": 1}
+    assert (await bench.outcomes())["ahead"].status is OutcomeStatus.ACCEPTED
 
 
 async def test_period_that_stripe_takes_no_more_is_a_dead_letter() -> None:
