@@ -282,8 +282,9 @@ async def _reconciled(world: World) -> None:
     rejected = any(each.code for each in world.stripe.events)
     for row in report.rows:
         early = row.period is not None and row.period.start_ms > world.clock.now_ms()
-        # What Stripe took a moment ago is in flight to the reconciler, and rightly so; `_stripe` has compared it.
-        recent = row.pair is Pair.STRIPE and row.cause is Cause.IN_FLIGHT
+        # What Stripe took a moment ago, or an hour that a tick has just closed, is in flight to the reconciler, and
+        # rightly so; both were compared with the oracle before.
+        recent = row.cause is Cause.IN_FLIGHT and row.pair in (Pair.STRIPE, Pair.HOURLY)
         rejection = row.cause is Cause.REJECTED_BY_STRIPE and rejected
         if row.cause is Cause.CONFLICT or rejection or early or recent:
             continue
