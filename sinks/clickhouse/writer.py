@@ -137,14 +137,15 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
     async def latest_generation(self) -> int:
         """The highest generation among the versions of cells; 0 where there are none."""
         rows = await self._clickhouse.rows(
-            "SELECT bitShiftRight(max(version), {bits:UInt8}) FROM usage_hourly", {"bits": POSITION_BITS}
+            f"SELECT bitShiftRight(max(version), {{bits:UInt8}}) FROM {self._table('usage_hourly')}",  # noqa: S608  # as above
+            {"bits": POSITION_BITS},
         )
         return int(rows[0][0])
 
     async def generation_since(self, partition: int, bucket_ms: int) -> int:
         """The highest generation among the versions of a partition's cells of buckets from `bucket_ms` on, or 0."""
         rows = await self._clickhouse.rows(
-            "SELECT bitShiftRight(max(version), {bits:UInt8}) FROM usage_hourly "
+            f"SELECT bitShiftRight(max(version), {{bits:UInt8}}) FROM {self._table('usage_hourly')} "  # noqa: S608  # as above
             "WHERE partition = {partition:UInt16} AND arrival_bucket_ms >= {bucket:Int64}",
             {"bits": POSITION_BITS, "partition": partition, "bucket": bucket_ms},
         )

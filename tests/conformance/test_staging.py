@@ -106,6 +106,17 @@ async def test_row_of_the_highest_version_stands_in_a_table_beside_too(staged: S
     assert await staged.store.latest_generation() == 0
 
 
+async def test_generations_are_those_of_the_table_that_is_written(staged: Staged) -> None:
+    """What is wrong in the live table is no reason to refuse the one that is to replace it."""
+    await staged.store.insert_hourly([cell("tokens", 1, version=64 << 56, bucket_ms=NOON)])
+    await staged.staging.begin(HOURLY, "first")
+    beside = staged.staging.beside(HOURLY)
+    await beside.insert_hourly([cell("tokens", 1, version=2 << 56, bucket_ms=NOON)])
+
+    assert [await store.generation_since(3, NOON) for store in (staged.store, beside)] == [64, 2]
+    assert [await store.latest_generation() for store in (staged.store, beside)] == [64, 2]
+
+
 async def test_cells_that_took_events_since_are_carried_over(staged: Staged) -> None:
     await staged.staging.begin(HOURLY, "first")
     old = [("a", 9), ("b", 10), ("c", 11)]

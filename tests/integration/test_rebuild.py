@@ -148,10 +148,15 @@ async def test_emptied_redis_is_rebuilt_by_the_command_to_the_same_counts(
     await check_exact(deployment)
 
 
+async def forged_cells(clickhouse: ClickHouse) -> int:
+    return int((await clickhouse.rows("SELECT count() FROM usage_hourly WHERE account = 'nobody'"))[0][0])
+
+
 async def damage(clickhouse: ClickHouse) -> None:
-    """Rows that no event ever made, in each table."""
+    """Rows that no event ever made, in each table; those of `usage_hourly` look as if a later rebuild had made them."""
     forged = "* REPLACE ('nobody' AS account, bitShiftLeft(toUInt64(1), 62) AS version)"
     await clickhouse.command(f"INSERT INTO usage_hourly SELECT {forged} FROM usage_hourly")
+    assert await forged_cells(clickhouse) > 0
     columns = "id, type, source, toUnixTimestamp64Micro(time), data, partition, position + 1"
     for table in ("usage_events", "usage_duplicates"):
         await clickhouse.command(
@@ -170,6 +175,11 @@ async def test_tables_are_rebuilt_under_load_through_kills_and_every_view_is_exa
     await deployment.folded_to(dict.fromkeys(deployment.partitions, 30))
     clickhouse = open_clickhouse(deployment.settings.clickhouse_url)
     staging = ClickHouseStaging(clickhouse)
+
+    async def drained() -> bool:
+        return int((await clickhouse.rows("SELECT count() FROM usage_hourly"))[0][0]) > 0
+
+    await deployment.until(drained, "cells to be drained")
     await damage(clickhouse)
 
     for view, source, tables in (
