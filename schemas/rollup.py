@@ -290,16 +290,17 @@ class RollupStore(Protocol):
         """Forget duplicates that another store now holds."""
         ...
 
-    async def reports(self, partition: int, bucket_ms: int, count_max: int) -> dict[str, str]:
-        """Up to `count_max` report entries (field → text) of one report bucket."""
+    async def reports(self, partition: int, bucket_ms: int, count_max: int) -> tuple[Fence | None, dict[str, str]]:
+        """The fence and up to `count_max` report entries (field → text) of one report bucket, in one transaction."""
         ...
 
     async def report_buckets(self, partition: int) -> tuple[Fence | None, list[int]]:
         """The fence and the report buckets that still hold entries, oldest first."""
         ...
 
-    async def confirm_reports(self, partition: int, bucket_ms: int, fields: Sequence[str]) -> None:
-        """Forget report entries of a closed bucket whose intents are durable in the log."""
+    async def confirm_reports(self, partition: int, bucket_ms: int, published: Mapping[str, str]) -> None:
+        """Forget report entries of a closed bucket whose intents are durable in the log, as far as their text is still
+        the one published: a replica that took over may hold an earlier one, of a bucket that is open again."""
         ...
 
     async def parked(

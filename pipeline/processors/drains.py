@@ -145,14 +145,22 @@ class ReportDrain:
         interval_ms = fence.catalog.policy.report_interval_ms
         published = 0
         for bucket_ms in buckets:
-            if bucket_ms + interval_ms > fence.log_time_ms:
-                continue
-            while entries := await self._store.reports(partition, bucket_ms, INTENTS_AT_ONCE_MAX):
-                intents = [intent_of(fence, bucket_ms, bucket_ms + interval_ms, *entry) for entry in entries.items()]
-                published += await self._publish(partition, [intent for intent in intents if intent is not None])
-                await self._store.confirm_reports(partition, bucket_ms, list(entries))
-            await self._store.confirm_reports(partition, bucket_ms, [])
+            if bucket_ms + interval_ms <= fence.log_time_ms:
+                published += await self._drain_bucket(partition, bucket_ms, bucket_ms + interval_ms)
         return published
+
+    async def _drain_bucket(self, partition: int, start_ms: int, end_ms: int) -> int:
+        published = 0
+        while True:
+            fence, entries = await self._store.reports(partition, start_ms, INTENTS_AT_ONCE_MAX)
+            if fence is None or fence.log_time_ms < end_ms:
+                # A replica that was behind has taken over: there the bucket is still open.
+                return published
+            intents = [intent_of(fence, start_ms, end_ms, *entry) for entry in entries.items()]
+            published += await self._publish(partition, [intent for intent in intents if intent is not None])
+            await self._store.confirm_reports(partition, start_ms, entries)
+            if not entries:
+                return published
 
     async def _publish(self, partition: int, intents: Sequence[Intent]) -> int:
         await asyncio.gather(

@@ -206,9 +206,9 @@ class HourlyRebuild:
             pass
         _, buckets = await scratch.report_buckets(partition)
         for bucket_ms in buckets:
-            while entries := await scratch.reports(partition, bucket_ms, self._parts.limits.cells_max):
-                await scratch.confirm_reports(partition, bucket_ms, list(entries))
-            await scratch.confirm_reports(partition, bucket_ms, [])
+            while entries := (await scratch.reports(partition, bucket_ms, self._parts.limits.cells_max))[1]:
+                await scratch.confirm_reports(partition, bucket_ms, entries)
+            await scratch.confirm_reports(partition, bucket_ms, {})
 
 
 async def abandon_hourly(staging: TableStaging, scratch: Callable[[str], GenerationStore], partitions: int) -> bool:

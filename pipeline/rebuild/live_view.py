@@ -269,6 +269,6 @@ class _Partition:
         closed_before_ms = min(fence.log_time_ms, live.log_time_ms) - fence.catalog.policy.report_interval_ms
         for bucket_ms in buckets:
             if bucket_ms <= closed_before_ms and bucket_ms not in waiting:
-                while entries := await self._built.reports(partition, bucket_ms, INTENTS_AT_ONCE_MAX):
-                    await self._built.confirm_reports(partition, bucket_ms, list(entries))
-                await self._built.confirm_reports(partition, bucket_ms, [])
+                while entries := (await self._built.reports(partition, bucket_ms, INTENTS_AT_ONCE_MAX))[1]:
+                    await self._built.confirm_reports(partition, bucket_ms, entries)
+                await self._built.confirm_reports(partition, bucket_ms, {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -312,18 +312,20 @@ class MemoryRollupStore:
         for each in positions:
             self._at(partition).duplicates.pop(each, None)
 
-    async def reports(self, partition: int, bucket_ms: int, count_max: int) -> dict[str, str]:
-        entries = self._at(partition).reports
-        found = {key.field: text for key, text in sorted(entries.items()) if key.bucket_ms == bucket_ms}
-        return dict(list(found.items())[:count_max])
+    async def reports(self, partition: int, bucket_ms: int, count_max: int) -> tuple[Fence | None, dict[str, str]]:
+        held = self._at(partition)
+        found = {key.field: text for key, text in sorted(held.reports.items()) if key.bucket_ms == bucket_ms}
+        return held.fence, dict(list(found.items())[:count_max])
 
     async def report_buckets(self, partition: int) -> tuple[Fence | None, list[int]]:
         held = self._at(partition)
         return held.fence, sorted({key.bucket_ms for key in held.reports})
 
-    async def confirm_reports(self, partition: int, bucket_ms: int, fields: Sequence[str]) -> None:
-        for name in fields:
-            self._at(partition).reports.pop(BucketField(bucket_ms, name), None)
+    async def confirm_reports(self, partition: int, bucket_ms: int, published: Mapping[str, str]) -> None:
+        held = self._at(partition).reports
+        for name, text in published.items():
+            if held.get(BucketField(bucket_ms, name)) == text:
+                del held[BucketField(bucket_ms, name)]
 
     async def parked(
         self, partition: int, count_max: int, but: Collection[int] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -26,6 +26,17 @@ _DELETE_IF_UNCHANGED: Final = """
 for i = 1, #ARGV, 2 do
   if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', KEYS[1], ARGV[i]) end
 end
+"""
+# Looks and acts at once: between two calls a replica may take over on which the bucket is open again.
+_DROP_IF_CLOSED: Final = """
+if tonumber(redis.call('HGET', KEYS[1], 'log_time_ms') or '0') >= tonumber(ARGV[1])
+    and redis.call('EXISTS', KEYS[2]) == 0 then
+  redis.call('SREM', KEYS[4], ARGV[2])
+  redis.call('UNLINK', KEYS[3])
+end
+"""
+_FORGET_IF_EMPTY: Final = """
+if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('SREM', KEYS[2], ARGV[1]) end
 """
 _CALL_FIELDS_MAX: Final = 500
 _SWAPS_MAX: Final = 5
@@ -110,11 +121,7 @@ class RedisOutbox:
             grouped.setdefault(cell.key.bucket_ms, []).append(cell)
         commands: list[Command] = []
         for bucket, cells in grouped.items():
-            for start in range(0, len(cells), _CALL_FIELDS_MAX):
-                arguments = [
-                    x for cell in cells[start : start + _CALL_FIELDS_MAX] for x in (cell.key.field, cell.version)
-                ]
-                commands.append(("EVAL", _DELETE_IF_UNCHANGED, 1, keys.dirty(bucket), *arguments))
+            commands += _deletions(keys.dirty(bucket), [(cell.key.field, cell.version) for cell in cells])
         if commands:
             await self._commands(commands)
 
@@ -123,12 +130,15 @@ class RedisOutbox:
             partition, lambda keys: [("HGET", keys.fence, "log_time_ms"), ("SMEMBERS", keys.cell_buckets)]
         )
         closed = [bucket for bucket in map(int, buckets) if log_time and bucket + HOUR_MS <= int(log_time)]
-        if not closed:
-            return
-        still_dirty = await self._commands([("EXISTS", keys.dirty(bucket)) for bucket in closed])
-        for bucket, dirty in zip(closed, still_dirty, strict=True):
-            if not dirty:
-                await self._transaction([("UNLINK", keys.cells(bucket)), ("SREM", keys.cell_buckets, bucket)])
+        drops: list[Command] = [
+            (
+                "EVAL", _DROP_IF_CLOSED, 4, keys.fence, keys.dirty(bucket), keys.cells(bucket), keys.cell_buckets,
+                bucket + HOUR_MS, bucket,
+            )
+            for bucket in closed
+        ]  # fmt: skip
+        if drops:
+            await self._commands(drops)
 
     async def shed(self, partition: int, entries_max: int) -> int:
         keys, (log_time, names, duplicates) = await self._read_live(
@@ -182,14 +192,20 @@ class RedisOutbox:
         if positions:
             await self._commands([("HDEL", self.keys(partition).duplicates, *positions)])
 
-    async def reports(self, partition: int, bucket_ms: int, count_max: int) -> dict[str, str]:
+    async def reports(self, partition: int, bucket_ms: int, count_max: int) -> tuple[Fence | None, dict[str, str]]:
         keys, (fields,) = await self._read_live(
             partition, lambda keys: [("HRANDFIELD", keys.reports(bucket_ms), count_max)]
         )
-        if not fields:
-            return {}
-        (texts,) = await self._commands([("HMGET", keys.reports(bucket_ms), *fields)])
-        return {field: text for field, text in zip(fields, texts, strict=True) if text is not None}
+        commands: list[Command] = [("HGETALL", keys.fence)]
+        if fields:
+            commands.append(("HMGET", keys.reports(bucket_ms), *fields))
+        fence, *texts = await self._transaction(commands)
+        stored = as_mapping(fence)
+        found = zip(fields, texts[0], strict=True) if fields else ()
+        return (
+            decode_fence(stored) if stored else None,
+            {field: text for field, text in found if text is not None},
+        )
 
     async def report_buckets(self, partition: int) -> tuple[Fence | None, list[int]]:
         _, (fence, buckets) = await self._read_live(
@@ -198,13 +214,11 @@ class RedisOutbox:
         fields = as_mapping(fence)
         return (decode_fence(fields) if fields else None), sorted(map(int, buckets))
 
-    async def confirm_reports(self, partition: int, bucket_ms: int, fields: Sequence[str]) -> None:
+    async def confirm_reports(self, partition: int, bucket_ms: int, published: Mapping[str, str]) -> None:
         keys = self.keys(partition)
-        if fields:
-            await self._commands([("HDEL", keys.reports(bucket_ms), *fields)])
-        (left,) = await self._commands([("EXISTS", keys.reports(bucket_ms))])
-        if not left:
-            await self._commands([("SREM", keys.report_buckets, bucket_ms)])
+        commands = _deletions(keys.reports(bucket_ms), list(published.items()))
+        commands.append(("EVAL", _FORGET_IF_EMPTY, 2, keys.reports(bucket_ms), keys.report_buckets, bucket_ms))
+        await self._commands(commands)
 
     async def parked(
         self, partition: int, count_max: int, but: Collection[int] = ()
@@ -256,3 +270,11 @@ class RedisOutbox:
             partition, lambda keys: [("ZRANGE", keys.ranking(key), 0, count - 1, "REV", "WITHSCORES")]
         )
         return [(account, int(float(score))) for account, score in zip(flat[::2], flat[1::2], strict=True)]
+
+
+def _deletions(key: str, held: Sequence[tuple[str, str | int]]) -> list[Command]:
+    """Calls that delete the fields of a hash whose values are still these."""
+    return [
+        ("EVAL", _DELETE_IF_UNCHANGED, 1, key, *(part for entry in held[at : at + _CALL_FIELDS_MAX] for part in entry))
+        for at in range(0, len(held), _CALL_FIELDS_MAX)
+    ]

@@ -120,7 +120,8 @@ async def test_accounts_of_any_characters_and_totals_beyond_doubles_are_exact(
     assert await rollup_store.ranking(0, RankingKey("tokens", 0), 5) == [(account, 7)]
     (cell,) = (await rollup_store.dirty(0, 10))[1]
     assert (cell.key.field, cell.version) == (f"cell\x1f{account}", 1 << 60)
-    assert list(await rollup_store.reports(0, BUCKET, 10)) == [f"report\x1f{account}"]
+    reported = await rollup_store.reports(0, BUCKET, 10)
+    assert (reported[0], list(reported[1])) == (fence(5), [f"report\x1f{account}"])
     assert (await rollup_store.duplicates(0, 10))[0].account == account
 
 
@@ -261,10 +262,24 @@ async def test_reports_and_duplicates_are_forgotten_when_confirmed(rollup_store:
     assert await rollup_store.report_buckets(0) == (fence(5), [BUCKET])
 
     for _ in range(2):
-        await rollup_store.confirm_reports(0, BUCKET, list(await rollup_store.reports(0, BUCKET, 10)))
+        await rollup_store.confirm_reports(0, BUCKET, (await rollup_store.reports(0, BUCKET, 10))[1])
         await rollup_store.confirm_duplicates(0, [each.position for each in await rollup_store.duplicates(0, 10)])
     assert await rollup_store.report_buckets(0) == (fence(5), [])
     assert await rollup_store.duplicates(0, 10) == []
+
+
+async def test_report_that_says_something_else_by_now_is_not_forgotten(rollup_store: RollupStore) -> None:
+    """A replica that was behind has taken over since it was read: what it holds was not published."""
+    first = await started(rollup_store)
+    await rollup_store.commit(0, first, changes(5))
+    _, entries = await rollup_store.reports(0, BUCKET, 10)
+
+    await rollup_store.confirm_reports(0, BUCKET, {field: text + "1" for field, text in entries.items()})
+    assert await rollup_store.reports(0, BUCKET, 10) == (fence(5), entries)
+    assert await rollup_store.report_buckets(0) == (fence(5), [BUCKET])
+    await rollup_store.confirm_reports(0, BUCKET, entries)
+    assert await rollup_store.reports(0, BUCKET, 10) == (fence(5), {})
+    assert await rollup_store.report_buckets(0) == (fence(5), [])
 
 
 async def test_expired_marks_are_gone(rollup_store: RollupStore) -> None:
