@@ -12,6 +12,7 @@ import msgspec
 from schemas.meters import Aggregation
 
 _SEPARATOR: Final = "\x1f"
+_VOID: Final = "-"
 GENERATION_SHIFT: Final = 56
 
 _CODES: Final = {
@@ -92,15 +93,20 @@ def cell_text(aggregation: Aggregation, scale: int, period_end_ms: int, value: V
     return f"{_CODES[aggregation]}{scale}:{period_end_ms}:{value_text(value)}"
 
 
+def void_text(aggregation: Aggregation, scale: int, period_start_ms: int) -> str:
+    """The text of a cell that a re-cut has emptied: of a period that ends where it begins."""
+    return _VOID + cell_text(aggregation, scale, period_start_ms, Value(0))
+
+
 def parse_cell_text(text: str) -> tuple[Aggregation, int, int, Value]:
-    """The inverse of `cell_text`."""
-    head, end, value = text.split(":", 2)
+    """The inverse of `cell_text`, and of `void_text` with the value 0."""
+    head, end, value = text.removeprefix(_VOID).split(":", 2)
     return _AGGREGATIONS[head[0]], int(head[1:]), int(end), parse_value(value)
 
 
-def parse_cell_value(text: str) -> Value:
-    """The value alone of a cell's text."""
-    return parse_value(text.split(":", 2)[2])
+def parse_cell_value(text: str) -> Value | None:
+    """The value alone of a cell's text; None of an emptied one."""
+    return None if text[0] == _VOID else parse_value(text.split(":", 2)[2])
 
 
 def report_field(key: ReportKey) -> str:

@@ -7,7 +7,7 @@ in which period it counts is settled where its verdict stands.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from aggregators.decode import decode, normalised
 from aggregators.meters import Contribution, quarantines_late
@@ -15,6 +15,9 @@ from schemas.control import Verdict
 from schemas.events import EventStruct
 from schemas.meters import Catalog, Policy
 from schemas.rollup import Duplicate, Fence, Parked, Waiting
+
+if TYPE_CHECKING:
+    from aggregators.scan import Arrival
 
 
 class VerdictStep(NamedTuple):
@@ -40,6 +43,15 @@ def parked_event(
         position, log_time_ms, event.subject, event.id, event.type, event.source, time_us, raw.decode(),
         quarantines_late(tuple(made)),
         tuple((each.meter.slug, each.minor, each.text, each.dimensions) for each in made),
+    )  # fmt: skip
+
+
+def parked_arrival(arrival: Arrival, raw: bytes) -> Parked:
+    """The entry of an event that has to wait although it came in time."""
+    return Parked(
+        arrival.position, arrival.log_time_ms, arrival.account, arrival.id, arrival.type, arrival.source,
+        arrival.time_us, raw.decode(), quarantines_late(arrival.contributions),
+        tuple((each.meter.slug, each.minor, each.text, each.dimensions) for each in arrival.contributions),
     )  # fmt: skip
 
 

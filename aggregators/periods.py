@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from aggregators.instants import civil_from_days, days_from_civil, month_days
-from schemas.clock import DAY_MS, MINUTE_MS
-from schemas.meters import GRACE_MAX_MS
-from schemas.periods import INSTANT_MIN_MS, AccountState, Binding, Customer, Interval, Period
-
-# Beyond it the oldest are forgotten: their periods are long closed.
-BINDINGS_MAX: Final = 99
+from schemas.clock import DAY_MS
+from schemas.periods import INSTANT_MIN_MS, AccountState, Binding, Interval, Period
 
 
-class _Cut(NamedTuple):
+class Cut(NamedTuple):
     """From `from_ms` on, periods are counted from this anchor."""
 
     from_ms: int
@@ -23,17 +19,17 @@ class _Cut(NamedTuple):
     interval_count: int
 
 
-_CALENDAR = _Cut(INSTANT_MIN_MS, 0, Interval.MONTH, 1)
+_CALENDAR = Cut(INSTANT_MIN_MS, 0, Interval.MONTH, 1)
 
 
 def period_at(state: AccountState, instant_ms: int) -> Period:
     """The account's period that contains the instant."""
     if not state.bindings:
         return _calendar_month(instant_ms // DAY_MS)
-    return _cut_period(_cuts(state.bindings), instant_ms)
+    return _cut_period(cuts_of(state.bindings), instant_ms)
 
 
-def _cut_period(cuts: tuple[_Cut, ...], instant_ms: int) -> Period:
+def _cut_period(cuts: tuple[Cut, ...], instant_ms: int) -> Period:
     index = max(i for i, cut in enumerate(cuts) if i == 0 or cut.from_ms <= instant_ms)
     cut = cuts[index]
     period = _anchored(cut.anchor_ms, cut.interval, cut.interval_count, instant_ms)
@@ -43,13 +39,13 @@ def _cut_period(cuts: tuple[_Cut, ...], instant_ms: int) -> Period:
 
 
 @lru_cache(maxsize=4096)
-def _cuts(bindings: tuple[Binding, ...]) -> tuple[_Cut, ...]:
+def cuts_of(bindings: tuple[Binding, ...]) -> tuple[Cut, ...]:
     """One cut per change of anchor or interval: a binding that only changes the customer does not end a period."""
     cuts = [_CALENDAR]
     for binding in bindings:
         last = cuts[-1]
         if (binding.anchor_ms, binding.interval, binding.interval_count) != last[1:]:
-            cuts.append(_Cut(binding.effective_from_ms, binding.anchor_ms, binding.interval, binding.interval_count))
+            cuts.append(Cut(binding.effective_from_ms, binding.anchor_ms, binding.interval, binding.interval_count))
     return tuple(cuts)
 
 
@@ -99,37 +95,3 @@ def open_period(state: AccountState, log_time_ms: int) -> Period:
             break
         period = period_at(state, period.end_ms)
     return period
-
-
-def with_binding(state: AccountState, binding: Binding, future_ms: int, log_time_ms: int) -> AccountState:
-    """The state after a binding record. What is counted never changes its period: it takes effect, at the earliest,
-    beyond every event accepted so far, that is after log time + `future_ms`, at a whole minute, and not before the
-    period into which usage is carried now. It replaces bindings that would take effect after it."""
-    beyond_ms = (log_time_ms + future_ms) // MINUTE_MS * MINUTE_MS + MINUTE_MS
-    # Where the running period is closed, usage may be counted already in one that lies ahead: its start must stay.
-    carried_ms = open_period(state, log_time_ms).start_ms
-    effective_ms = max(binding.effective_from_ms, beyond_ms, carried_ms)
-    kept = tuple(
-        held for held in state.bindings if held.effective_from_ms < effective_ms or held.effective_from_ms <= carried_ms
-    )
-    placed = binding.model_copy(update={"effective_from_ms": effective_ms})
-    named = Customer(binding.effective_from_ms, binding.billing, binding.stripe_customer)
-    before = tuple(each for each in state.customers if each.from_ms < named.from_ms)
-    return state.model_copy(
-        update={"bindings": (*kept[-BINDINGS_MAX:], placed), "customers": (*before[-BINDINGS_MAX:], named)}
-    )
-
-
-def with_closing(state: AccountState, instant_ms: int, window_ms: int, log_time_ms: int) -> AccountState:
-    """The state after a close record. Closings are dropped once their period ended longer ago than any policy's grace
-    (and than a window): it is closed by then for an event of any age."""
-    start_ms = period_at(state, instant_ms).start_ms
-    kept_ms = max(window_ms, GRACE_MAX_MS)
-    kept = {held for held in state.closed_start_ms if period_at(state, held).end_ms + kept_ms > log_time_ms}
-    return state.model_copy(update={"closed_start_ms": tuple(sorted(kept | {start_ms}))})
-
-
-def customer_at(state: AccountState, instant_ms: int) -> Customer | None:
-    """Who pays for usage at an instant, or None where nobody was named."""
-    named = [customer for customer in state.customers if customer.from_ms <= instant_ms]
-    return named[-1] if named else None

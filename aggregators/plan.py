@@ -5,22 +5,23 @@ Needs the states of the accounts concerned. The archive runs it too, to leave ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
 
+from aggregators.bindings import bound, closed, recut
 from aggregators.fields import CellKey, ReportKey, cell_field, report_field
 from aggregators.instants import hour_of_us
 from aggregators.marks import by_bucket, current_slice, live_slices
 from aggregators.meters import quarantines_late
-from aggregators.parked import VerdictStep, contributions_at
-from aggregators.periods import is_closed, open_period, period_at, with_binding, with_closing
+from aggregators.parked import VerdictStep, contributions_at, parked_arrival
+from aggregators.periods import is_closed, open_period, period_at
 from aggregators.scan import AccountControl, Arrival, Scan
 from aggregators.signing import distinct_member, mark
 from schemas.clock import HOUR_MS
-from schemas.control import AccountRecord
+from schemas.control import AccountRecord, RecutRecord
 from schemas.log import offset_of
 from schemas.meters import Aggregation, Meter, Policy
 from schemas.periods import AccountState, Period
@@ -98,11 +99,17 @@ class Plan(NamedTuple):
     parked: Mapping[int, Parked] = {}
 
 
-def place(scan: Scan, states: Mapping[str, AccountState], parked: Mapping[int, Parked] | None = None) -> Placement:
+def place(
+    scan: Scan,
+    states: Mapping[str, AccountState],
+    parked: Mapping[int, Parked] | None = None,
+    raw: Callable[[Arrival], bytes] = lambda _: b"",
+) -> Placement:
     """Give every arrival its period, in log order, following bindings and closings on the way.
 
     `parked` are the events that `scan.judged` names, as far as they are open; a verdict on one that is neither there
-    nor arrived in this run places nothing.
+    nor arrived in this run places nothing. What arrives while its account waits for a re-cut waits for a verdict as if
+    it were far late, with its text as `raw` gives it; verdicts that come too early change nothing.
     """
     changed: dict[str, AccountState] = {}
     placed: list[Placed] = []
@@ -116,6 +123,8 @@ def place(scan: Scan, states: Mapping[str, AccountState], parked: Mapping[int, P
             running.clear()
         if isinstance(step, VerdictStep):
             state = changed.get(step.verdict.account) or states.get(step.verdict.account) or AccountState()
+            if state.pending is not None:
+                continue
             verdicts.append(_placed_verdict(step, state, policy))
             held = known.get(step.verdict.position)
             if held is not None and held.account == step.verdict.account:
@@ -138,6 +147,12 @@ def place(scan: Scan, states: Mapping[str, AccountState], parked: Mapping[int, P
             placed.append(Placed(step, met[3], late=False, kept_out=False))
             continue
         state = changed.get(step.account) or states.get(step.account) or AccountState()
+        if state.pending is not None:
+            waiting = known[step.position] = parked_arrival(step, raw(step))
+            placed.append(
+                Placed(msgspec.structs.replace(step, parked=waiting), Period(0, 0), late=False, kept_out=False)
+            )
+            continue
         period = period_at(state, instant_ms)
         if is_closed(state, period, policy.grace_ms, step.log_time_ms):
             if quarantines_late(step.contributions):
@@ -172,9 +187,12 @@ def _judged(step: VerdictStep, held: Parked, state: AccountState, policy: Policy
 
 def followed(state: AccountState, step: AccountControl, policy: Policy) -> AccountState:
     """The account's state after one of its control records."""
-    if isinstance(step.control, AccountRecord):
-        return with_binding(state, step.control.binding, policy.future_ms, step.log_time_ms)
-    return with_closing(state, step.control.instant_ms, policy.window_ms, step.log_time_ms)
+    control, log_time_ms = step.control, step.log_time_ms
+    if isinstance(control, AccountRecord):
+        return bound(state, control.binding, step.position, policy, log_time_ms)
+    if isinstance(control, RecutRecord):
+        return recut(state, control.position, policy, log_time_ms, declined=bool(control.declined))
+    return closed(state, control.instant_ms, policy, log_time_ms)
 
 
 def plan(scan: Scan, placement: Placement, fence: Fence, hash_key: bytes) -> Plan:

@@ -28,17 +28,21 @@ from schemas.control import (
     Control,
     ControlKind,
     Genesis,
+    RecutRecord,
     Tick,
     Verdict,
     VerdictRecord,
 )
+from schemas.errors import InvalidInput
 from schemas.events import TIME_MIN_US, EventStruct
 from schemas.log import Record, position
 from schemas.meters import Catalog, Policy
 from schemas.reasons import Reason
+from schemas.recut import unpacked
 from schemas.rollup import Parked
 
 EVENTS_BEFORE_A_CATALOG: Final = Policy()
+_RECUT: Final = ControlKind.RECUT.value.encode()
 
 
 class LogState(NamedTuple):
@@ -72,11 +76,11 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
 
 class AccountControl(NamedTuple):
-    """A binding or closing, in its place among the events."""
+    """A binding, a closing or a re-cut, in its place among the events."""
 
     position: int
     log_time_ms: int
-    control: AccountRecord | CloseRecord
+    control: AccountRecord | CloseRecord | RecutRecord
 
 
 Step = Arrival | AccountControl | VerdictStep
@@ -245,8 +249,10 @@ class _Scanner:
             return self._refuse(record, Reason.BAD_CONTROL, problem)
         if isinstance(control, CatalogRecord) and control.catalog != self.catalog:
             return None
-        account = control.account if isinstance(control, AccountRecord | CloseRecord) else ""
-        self.controls.append(ControlEntry(position(record.offset), self.log_time_ms, kind, account, value.decode()))
+        account = control.account if isinstance(control, AccountRecord | CloseRecord | RecutRecord) else ""
+        kept = control.model_copy(update={"content": ""}) if isinstance(control, RecutRecord) else None
+        text = value.decode() if kept is None else kept.model_dump_json()
+        self.controls.append(ControlEntry(position(record.offset), self.log_time_ms, kind, account, text))
         return None
 
     def _apply(self, control: Control, at: int) -> str | None:
@@ -268,6 +274,11 @@ class _Scanner:
             return self._verdicts(control, at)
         if partition_of(control.account, self.partitions) != self.partition:
             return f"account {control.account[:100]} does not live on partition {self.partition}"
+        if isinstance(control, RecutRecord) and not control.declined:
+            try:
+                unpacked(control.content)
+            except InvalidInput as error:
+                return str(error)
         self.steps.append(AccountControl(at, self.log_time_ms, control))
         return None
 
@@ -298,15 +309,18 @@ def scan(
     """Scan records of one partition, in order, from `state` on.
 
     Takes at least one record and stops, between records, before log time reaches `before_ms` (the end of a mark
-    slice) or once `events_max` events were received: see `Scan.next_offset` for where to go on. Never raises.
+    slice) or once `events_max` events were received, and takes a re-cut alone: see `Scan.next_offset` for where to go
+    on. Never raises.
     """
     scanner = _Scanner(partition, state, secret)
     next_offset = records[0].offset
     policies: dict[int, Policy] = {}
     moments: list[Moment] = []
     for number, record in enumerate(records):
+        alone = bool(record.headers) and _is_recut(record)
         if number and (
-            scanner.received >= events_max
+            alone
+            or scanner.received >= events_max
             or (before_ms is not None and max(scanner.log_time_ms, record.timestamp_ms) >= before_ms)
         ):
             break
@@ -315,6 +329,8 @@ def scan(
         scanner.take(record)
         moments.append(Moment(record.offset, scanner.log_time_ms, scanner.received - before))
         next_offset = record.next_offset
+        if alone:
+            break
     return Scan(
         scanner.steps,
         scanner.quarantined,
@@ -325,3 +341,7 @@ def scan(
         policies,
         moments,
     )
+
+
+def _is_recut(record: Record) -> bool:
+    return (CONTROL_HEADER, _RECUT) in record.headers

@@ -12,7 +12,8 @@ import httpx
 
 from aggregators.fields import parse_value
 from demo.plan import ANCHOR_MS, ANCHORED_ACCOUNTS, FREE_ACCOUNTS
-from oracle.model import Oracle, from_producer_files
+from oracle.model import Oracle
+from oracle.producers import from_producer_files
 from pipeline.settings import Settings
 from pipeline.stores import open_rollup_store
 from schemas.meters import Catalog

@@ -8,28 +8,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from oracle.accounts import Accounts, Policy
 from oracle.rules import (
     CONTROL_HEADER,
     HOUR_MS,
-    MINUTE_MS,
-    Binding,
     Contribution,
     Event,
     RejectedError,
-    binding_of,
     canonical,
     contributions,
     decode,
     event_of,
     partition_of,
-    period_containing,
     policy_of,
     require_home,
     require_in_time,
-    time_us_of,
 )
 
 Period = tuple[int, int]
@@ -69,6 +64,16 @@ class _Parked(NamedTuple):
 
     event: Event
     fed: list[Contribution]
+
+
+class _Counted(NamedTuple):
+    """An event where it counts, with the grace in force there."""
+
+    place: Place
+    event: Event
+    fed: Sequence[Contribution]
+    log_ms: int
+    grace_ms: int
 
 
 class _Winner(NamedTuple):
@@ -112,8 +117,8 @@ class Oracle:
         self.order_sensitive: set[tuple[str, str]] = set()
         """Identities whose arrivals differ so that the totals depend on which came first."""
         self._catalogs: dict[int, Mapping[str, Any]] = dict.fromkeys(range(partitions), catalog)
-        self._bindings: dict[str, list[Binding]] = defaultdict(list)
-        self._closed: dict[str, set[int]] = defaultdict(set)
+        self._accounts = Accounts()
+        self._counted: dict[str, list[_Counted]] = defaultdict(list)
         self._ends: dict[tuple[str, int], int] = {}
         self._winners: dict[tuple[str, str], _Winner] = {}
         self._parked: dict[Place, _Parked] = {}
@@ -154,35 +159,58 @@ class Oracle:
         self._advance(partition, timestamp_ms)
         self._catalogs[partition] = catalog
 
-    def bind(self, partition: int, account: str, binding: Mapping[str, Any], timestamp_ms: int | None = None) -> None:
-        """An account record. The past is not cut again: a binding holds, at the earliest, from the first whole minute
-        that no event can have reached yet (log time and the future limit), nor before the period that takes carried
-        usage, which lies ahead where the running one is closed. It replaces bindings that would start with it or
-        later, but not what makes that period begin where it does.
-        """
+    def bind(
+        self,
+        partition: int,
+        account: str,
+        binding: Mapping[str, Any],
+        timestamp_ms: int | None = None,
+        offset: int = -1,
+    ) -> None:
+        """An account record, at an offset. It holds beyond everything counted so far, or, where it asks for an instant
+        in the past and may cut there, from that instant once `recut` was told; events of the account wait until then
+        as if they were older than the window."""
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
-        log_ms = self.log_times.get(partition, 0)
-        reached_ms = log_ms + policy_of(self._catalogs[partition], "future_ms")
-        carrying_ms = self._carrying_period(account, log_ms)[0]
-        newest = binding_of(binding, max((reached_ms // MINUTE_MS + 1) * MINUTE_MS, carrying_ms))
-        until_ms = max(newest.effective_from_ms, carrying_ms + 1)
-        kept = [known for known in self._bindings[account] if known.effective_from_ms < until_ms]
-        self._bindings[account] = [*kept, newest]
+        self._accounts.bind(account, binding, *self._there(partition), offset, len(self._counted[account]))
 
     def bind_from_the_start(self, account: str, known: Sequence[Mapping[str, Any]]) -> None:
         """Bindings that are in force before the first event."""
-        self._bindings[account] = sorted(binding_of(fields) for fields in known)
+        self._accounts.from_the_start(account, known)
 
     def close(self, partition: int, account: str, instant_ms: int, timestamp_ms: int | None = None) -> None:
         """A close record: the account's period that contains `instant_ms` is closed for whatever comes after."""
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
-        self._closed[account].add(self.period(account, instant_ms)[0])
+        self._accounts.close(account, instant_ms, *self._there(partition), len(self._counted[account]))
+
+    def recut(
+        self, partition: int, account: str, offset: int, *, declined: bool = False, timestamp_ms: int | None = None
+    ) -> None:
+        """A re-cut record on the binding at `offset`: all that was counted of the account is counted again, each event
+        as if the binding had stood before it. Anything else, and a second time, changes nothing."""
+        self._advance(partition, timestamp_ms)
+        log_ms, policy = self._there(partition)
+        serial = len(self._counted[account])
+        if not self._accounts.answer(account, offset, declined=declined, log_ms=log_ms, policy=policy, serial=serial):
+            return
+        for values in (self.totals, self.cells, self._distinct, self._latest, self._ends):
+            _forget(values, account)
+        counted, self._counted[account] = self._counted[account], []
+        for number, each in enumerate(counted):
+            at_ms = each.event.time_us // 1000
+            period, _ = self._accounts.counting_period(account, at_ms, each.log_ms, each.grace_ms, number)
+            self._count_all(each.place, each.event, each.fed, period, each.log_ms, each.grace_ms)
+
+    def _there(self, partition: int) -> tuple[int, Policy]:
+        """Log time, and the policy of the catalog in force."""
+        catalog = self._catalogs[partition]
+        policy = Policy(policy_of(catalog, "future_ms"), policy_of(catalog, "grace_ms"))
+        return self.log_times.get(partition, 0), policy
 
     def period(self, account: str, instant_ms: int) -> Period:
         """The account's period containing the instant, by the bindings known so far."""
-        return period_containing(self._bindings.get(account, ()), instant_ms)
+        return self._accounts.period(account, instant_ms)
 
     def counter_sums(self) -> dict[str, int]:
         """The counters over all partitions."""
@@ -235,7 +263,7 @@ class Oracle:
             return
         # An event may come ahead of its time, and its repetition a window after that.
         known_ms = max(0, policy_of(catalog, "window_ms") - policy_of(catalog, "future_ms"))
-        if event.time_us < (log_ms - known_ms) * 1000:
+        if event.time_us < (log_ms - known_ms) * 1000 or (fed and self._accounts.is_waiting(event.account)):
             self._park(place, event, fed)
             return
         period = self._counting_period(event, fed, log_ms, policy_of(catalog, "grace_ms")) if fed else None
@@ -248,7 +276,7 @@ class Oracle:
         if self._is_repeated(place, arrival):
             return
         if period is not None:
-            self._count_all(place, event, fed, period, log_ms)
+            self._count_all(place, event, fed, period, log_ms, policy_of(catalog, "grace_ms"))
         self._conclude(place, Verdict("counted" if fed else "unmetered", None, account, identifier))
 
     def _is_repeated(self, place: Place, arrival: _Winner) -> bool:
@@ -282,7 +310,8 @@ class Oracle:
         nothing. Meters that were taken away since the event arrived get nothing.
         """
         self._advance(place.partition, timestamp_ms)
-        parked = self._parked.pop(place, None)
+        held = self._parked.get(place)
+        parked = None if held and self._accounts.is_waiting(held.event.account) else self._parked.pop(place, None)
         if parked is None:
             return
         event, fed = parked
@@ -297,12 +326,22 @@ class Oracle:
                 self.kept_out.add(place)
             elif left:
                 outcome = "counted"
-                self._count_all(Place(place.partition, offset, event_index), event, left, period, log_ms)
+                at = Place(place.partition, offset, event_index)
+                self._count_all(at, event, left, period, log_ms, policy_of(catalog, "grace_ms"))
         self.verdicts[place] = Verdict(outcome, reason, event.account, event.id)
         self.counters[place.partition]["parked"] -= 1
         self.counters[place.partition][outcome] += 1
 
-    def _count_all(self, place: Place, event: Event, fed: Sequence[Contribution], period: Period, log_ms: int) -> None:
+    def _count_all(
+        self,
+        place: Place,
+        event: Event,
+        fed: Sequence[Contribution],
+        period: Period,
+        log_ms: int,
+        grace_ms: int,
+    ) -> None:
+        self._counted[event.account].append(_Counted(place, event, fed, log_ms, grace_ms))
         # A period is known by its start: a binding may cut its end while it runs.
         named = (period[0], self._ends.setdefault((event.account, period[0]), period[1]))
         for contribution in fed:
@@ -310,20 +349,8 @@ class Oracle:
 
     def _counting_period(self, event: Event, fed: Sequence[Contribution], log_ms: int, grace_ms: int) -> Period | None:
         """The period the event counts in; None where it is closed and one of its meters says quarantine."""
-        closed = self._closed.get(event.account, set())
-        period = self.period(event.account, event.time_us // 1000)
-        if period[0] not in closed and log_ms < period[1] + grace_ms:
-            return period
-        if any(contribution.quarantine for contribution in fed):
-            return None
-        return self._carrying_period(event.account, log_ms)
-
-    def _carrying_period(self, account: str, log_ms: int) -> Period:
-        """The first period from log time on that no record closed."""
-        period = self.period(account, log_ms)
-        while period[0] in self._closed.get(account, ()):
-            period = self.period(account, period[1])
-        return period
+        period, late = self._accounts.counting_period(event.account, event.time_us // 1000, log_ms, grace_ms)
+        return None if late and any(contribution.quarantine for contribution in fed) else period
 
     def _count(self, place: Place, event: Event, contribution: Contribution, period: Period, log_ms: int) -> None:
         meter, aggregation = contribution.meter, contribution.aggregation
@@ -362,38 +389,6 @@ def _names(body: object) -> tuple[str, str]:
     return account if isinstance(account, str) else "", identifier if isinstance(identifier, str) else ""
 
 
-def from_producer_files(
-    paths: Iterable[Path | str],
-    catalog: Mapping[str, Any],
-    bindings: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-) -> Oracle:
-    """Recount from what producers wrote down before sending: one JSON line `{"sent_at": …, "events": […]}` a request.
-
-    `sent_at` (int milliseconds, or RFC 3339) stands in for log time; lines are taken in its order, whatever file
-    they are in, so that totals do not depend on the order of files or lines. Where it would matter which of an
-    identity's arrivals the log took first, the identity is in `order_sensitive`. A parked event has its verdict at
-    once. Totals and `by_dimension` may be
-    compared with a pipeline's; cells may not, since arrival buckets are the log's own. `bindings` are in force from
-    the start. A last line that a killed producer left half-written is ignored; any other bad line raises ValueError.
-    """
-    oracle = Oracle(catalog)
-    for account, known in (bindings or {}).items():
-        oracle.bind_from_the_start(account, known)
-    lines: list[tuple[int, str, list[Any]]] = []
-    for path in paths:
-        for raw in Path(path).read_bytes().splitlines(keepends=True):
-            try:
-                (line,) = decode(raw)
-                sent_at, events = line["sent_at"], line["events"]
-                sent_ms = sent_at if isinstance(sent_at, int) else time_us_of(sent_at) // 1000
-            except (RejectedError, ValueError, KeyError, TypeError) as error:
-                if raw.endswith(b"\n"):
-                    raise ValueError(f"{path}: not a producer's line: {raw[:200]!r}") from error
-                continue
-            lines.append((sent_ms, str(path), events))
-    for offset, (sent_ms, _, events) in enumerate(sorted(lines, key=lambda line: line[:2])):
-        oracle.tick(0, sent_ms)
-        for index, body in enumerate(events):
-            oracle.take(Place(0, offset, index), body)
-            oracle.resolve(Place(0, offset, index), offset, index)
-    return oracle
+def _forget(values: dict[Any, Any], account: str) -> None:
+    for key in [key for key in values if key[0] == account]:
+        del values[key]

@@ -31,6 +31,7 @@ MetricName = Literal[
     "tidemark_outbox_lost_entries",
     "tidemark_intents_total",
     "tidemark_verdicts_total",
+    "tidemark_recuts_total",
     "tidemark_checkpoints_total",
     "tidemark_checkpoint_log_time_seconds",
     "tidemark_sink_pending_intents",
@@ -115,6 +116,9 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     "tidemark_intents_total": MetricSpec("counter", "Intents written to `billing.reports`, repeats included."),
     "tidemark_verdicts_total": MetricSpec(
         "counter", "Verdicts written for parked events, repeats included: `new` or `duplicate`.", ("verdict",)
+    ),
+    "tidemark_recuts_total": MetricSpec(
+        "counter", "Late bindings answered: usage counted again in other periods, or declined; repeats included."
     ),
     "tidemark_checkpoints_total": MetricSpec(
         "counter",

@@ -105,6 +105,7 @@ async def show_account(settings: Settings, account: str) -> dict[str, object]:
             for each in state.customers
         ],
         "closed_periods": [format_instant_ms(each) for each in state.closed_start_ms],
+        "counting_again_from": format_instant_ms(state.pending.from_ms) if state.pending else None,
     }
 
 

@@ -12,12 +12,13 @@ from typing import Final, NamedTuple
 from reconciler.boundaries import CALENDAR_MONTHS, Cutting, cuttings, period_containing
 from schemas.analytics import ControlRow, MeterSpan
 from schemas.clock import MINUTE_MS
-from schemas.control import AccountRecord, CatalogRecord, CloseRecord, ControlKind
+from schemas.control import AccountRecord, CatalogRecord, CloseRecord, ControlKind, RecutRecord
 from schemas.meters import Catalog, Meter, Policy
-from schemas.periods import Binding, Period
+from schemas.periods import Billing, Binding, Period
 
 POSITION_MAX: Final = (1 << 56) - 1
 BINDINGS_MAX: Final = 100
+WAITING_MAX: Final = 100
 
 
 class Reported(NamedTuple):
@@ -28,18 +29,33 @@ class Reported(NamedTuple):
 
 
 @dataclass(slots=True)
+class LateBinding:
+    """A binding that takes effect in the past once a re-cut record answers the one at `position`; what the account's
+    later records say (a binding, or an instant to close) is followed after it."""
+
+    position: int
+    from_ms: int
+    effective_ms: int
+    binding: Binding
+    later: list[Binding | int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class AccountHistory:
     """One account's bindings as they are now, who pays from when on, and its explicit closings: (start of the period,
     position of the record).
 
-    A binding takes effect beyond every event that was accepted before it, so the way in which the account is cut now
-    is right for all of its events. A customer may be named for usage that is already counted; a period is never cut
-    there.
+    A binding takes effect beyond every event that was accepted before it, or once all of them were counted again; so
+    the way in which the account is cut now is right for all of its events. A customer may be named for usage that is
+    already counted.
     """
 
     bindings: tuple[Binding, ...] = ()
     customers: tuple[Binding, ...] = ()
     closings: list[tuple[int, int]] = field(default_factory=list)
+    waiting: LateBinding | None = None
+    recuts: list[tuple[int, int]] = field(default_factory=list)
+    """(start of the first period concerned, start of the report bucket in which its usage is reported anew)."""
 
     @property
     def cut(self) -> tuple[Cutting, ...]:
@@ -50,6 +66,10 @@ class AccountHistory:
         """The binding that says who pays at an instant, or None."""
         held = [binding for binding in self.customers if binding.effective_from_ms <= instant_ms]
         return held[-1] if held else None
+
+    def told_anew(self, period_start_ms: int, bucket_start_ms: int) -> bool:
+        """Whether what a report bucket said of a period is said by a later one: the usage was counted again since."""
+        return any(from_ms <= period_start_ms and bucket_start_ms < bucket for from_ms, bucket in self.recuts)
 
     def carrying_from_ms(self, log_time_ms: int) -> int:
         """Where the period begins that takes carried usage: the first from log time on that no record closed."""
@@ -120,9 +140,11 @@ class _Building:
         elif row.kind == ControlKind.ACCOUNT:
             self._bind(row, AccountRecord.model_validate_json(row.value).binding)
         elif row.kind == ControlKind.CLOSE:
-            account = self.accounts.setdefault(row.account, AccountHistory())
             instant_ms = CloseRecord.model_validate_json(row.value).instant_ms
-            account.closings.append((period_containing(account.cut, instant_ms).start_ms, row.position))
+            account = self.accounts.setdefault(row.account, AccountHistory())
+            self._follow_or_wait(account, row, instant_ms)
+        elif row.kind == ControlKind.RECUT:
+            self._recut(row, RecutRecord.model_validate_json(row.value))
 
     def _catalog(self, position: int, catalog: Catalog) -> None:
         if self.catalog is not None and catalog.version <= self.catalog.version:
@@ -135,18 +157,86 @@ class _Building:
         self.definitions.update((meter.slug, meter) for meter in catalog.meters)
 
     def _bind(self, row: ControlRow, binding: Binding) -> None:
-        """A binding takes effect at a whole minute beyond every event that could be accepted before its record, and
-        not before the period that takes carried usage by then; it replaces those that would take effect with it or
-        after it, save one that makes that period begin."""
+        """A binding waits where it takes effect in the past, and whatever else the account's records say after it."""
         account = self.accounts.setdefault(row.account, AccountHistory())
-        whole_minutes = (row.log_time_ms + self.policy.future_ms) // MINUTE_MS
+        if account.waiting is None:
+            account.waiting = self._late(account, row, binding)
+            if account.waiting is None:
+                self._place(account, row, binding)
+            return
+        self._follow_or_wait(account, row, binding)
+
+    def _follow_or_wait(self, account: AccountHistory, row: ControlRow, said: Binding | int) -> None:
+        waiting = account.waiting
+        if waiting is None:
+            self._place(account, row, said)
+            return
+        waiting.later.append(said)
+        if len(waiting.later) > WAITING_MAX:
+            account.waiting = None
+            for each in (waiting.binding, *waiting.later):
+                self._place(account, row, each)
+
+    def _place(self, account: AccountHistory, row: ControlRow, said: Binding | int) -> None:
+        """Close the period of an instant, or bind: at a whole minute beyond every event that could be accepted before
+        the record, and not before the period that takes carried usage by then; it replaces those that would take
+        effect with it or after it, save one that makes that period begin."""
+        if isinstance(said, int):
+            account.closings.append((period_containing(account.cut, said).start_ms, row.position))
+            return
         carrying_ms = account.carrying_from_ms(row.log_time_ms)
-        effective_ms = max(binding.effective_from_ms, (whole_minutes + 1) * MINUTE_MS, carrying_ms)
-        kept = [held for held in account.bindings if held.effective_from_ms < max(effective_ms, carrying_ms + 1)]
+        effective_ms = max(said.effective_from_ms, self._beyond_ms(row), carrying_ms)
+        self._set(account, said, effective_ms, max(effective_ms, carrying_ms + 1))
+
+    def _set(self, account: AccountHistory, binding: Binding, effective_ms: int, replacing_from_ms: int) -> None:
+        kept = [held for held in account.bindings if held.effective_from_ms < replacing_from_ms]
         placed = binding.model_copy(update={"effective_from_ms": effective_ms})
         account.bindings = (*kept[-(BINDINGS_MAX - 1) :], placed)
         earlier = [held for held in account.customers if held.effective_from_ms < binding.effective_from_ms]
         account.customers = (*earlier[-(BINDINGS_MAX - 1) :], binding)
+
+    def _beyond_ms(self, row: ControlRow) -> int:
+        return ((row.log_time_ms + self.policy.future_ms) // MINUTE_MS + 1) * MINUTE_MS
+
+    def _late(self, account: AccountHistory, row: ControlRow, binding: Binding) -> LateBinding | None:
+        """The re-cut that a binding asks for: where it would change periods that are not closed and may hold usage for
+        which nobody was named to pay."""
+        cut, closed = account.cut, {start_ms for start_ms, _ in account.closings}
+        open_ms = account.carrying_from_ms(row.log_time_ms)
+        while True:
+            before = period_containing(cut, open_ms - 1)
+            if before.end_ms + self.policy.grace_ms <= row.log_time_ms or before.start_ms in closed:
+                break
+            open_ms = before.start_ms
+        open_ms = max([open_ms, *(period_containing(cut, start_ms).end_ms for start_ms in closed)])
+        effective_ms = max(binding.effective_from_ms, open_ms)
+        beyond_ms = self._beyond_ms(row)
+        payers = [each for each in account.customers if each.effective_from_ms > open_ms]
+        payers += filter(None, [account.customer_at(open_ms)])
+        if effective_ms >= beyond_ms or any(each.billing != Billing.UNMAPPED for each in payers):
+            return None
+        placed = binding.model_copy(update={"effective_from_ms": effective_ms})
+        kept = [held for held in account.bindings if held.effective_from_ms < effective_ms]
+        after = cuttings([*kept, placed])
+        if [each for each in cut if each.from_ms < beyond_ms] == [each for each in after if each.from_ms < beyond_ms]:
+            return None
+        return LateBinding(row.position, period_containing(cut, effective_ms).start_ms, effective_ms, binding)
+
+    def _recut(self, row: ControlRow, record: RecutRecord) -> None:
+        account = self.accounts.get(row.account)
+        waiting = account.waiting if account else None
+        if account is None or waiting is None or waiting.position != record.position:
+            return
+        account.waiting = None
+        later: list[Binding | int] = list(waiting.later)
+        if record.declined:
+            later.insert(0, waiting.binding)
+        else:
+            self._set(account, waiting.binding, waiting.effective_ms, waiting.effective_ms)
+            interval_ms = self.policy.report_interval_ms
+            account.recuts.append((waiting.from_ms, row.log_time_ms // interval_ms * interval_ms))
+        for each in later:
+            self._place(account, row, each)
 
     def finished(self, log_time_ms: int) -> History:
         window_ms = max(policy.window_ms for policy in self.policies)

@@ -104,16 +104,18 @@ class Recounter:
         """Cells at the snapshot."""
         return dict(await self._reader.recount_cells(request_at(snapshot)))
 
-    async def reported(self, snapshot: Snapshot, before_ms: int | None = None) -> dict[TotalName, int]:
+    async def reported(
+        self, snapshot: Snapshot, before_ms: int | None = None, accounts: frozenset[str] | None = None
+    ) -> dict[TotalName, int]:
         """What intents must add up to: the totals of meters with a Stripe event name, of what arrived before log time
-        `before_ms` if given.
+        `before_ms` if given; of some accounts if given.
 
         A meter that was given its event name later is told to Stripe from there on: what stood before is taken off.
         """
-        if before_ms is None:
+        if before_ms is None and accounts is None:
             now: Mapping[TotalName, int] = await self.totals(snapshot)
         else:
-            now = await self._reader.recount_totals(request_at(snapshot), before_ms)
+            now = await self._reader.recount_totals(request_at(snapshot, accounts), before_ms)
         reported = snapshot.history.reported
         wanted = {key: value for key, value in now.items() if key[1] in reported}
         for slug, spans in reported.items():
@@ -126,16 +128,17 @@ class Recounter:
             ends_now = spans[-1].before_position == POSITION_MAX
             values = {key: value if ends_now else 0 for key, value in wanted.items() if key[1] == slug}
             for at, sign in edges:
-                for key, value in (await self._totals_below(snapshot, slug, at, before_ms)).items():
+                for key, value in (await self._totals_below(snapshot, slug, at, before_ms, accounts)).items():
                     values[key] = values.get(key, 0) + sign * value
             wanted.update(values)
         return wanted
 
     async def _totals_below(
-        self, snapshot: Snapshot, slug: str, below: int, before_ms: int | None
+        self, snapshot: Snapshot, slug: str, below: int, before_ms: int | None, accounts: frozenset[str] | None
     ) -> Mapping[TotalName, int]:
         meters = [span for span in snapshot.history.meters if span.meter.slug == slug]
-        request = request_at(snapshot)._replace(meters=meters, before_position=min(below, snapshot.before_position))
+        before_position = min(below, snapshot.before_position)
+        request = request_at(snapshot, accounts)._replace(meters=meters, before_position=before_position)
         return await self._reader.recount_totals(request, before_ms)
 
 

@@ -234,7 +234,9 @@ class _Run:
         scales: dict[TotalName, int] = {}
         for told in self.index.told(partition):
             period = self._period_of(told)
-            if told.outcome is not None or not self.range.overlaps(period):
+            known = history.accounts.get(told.intent.account) if history else None
+            anew = known and known.told_anew(told.intent.period_start_ms, told.intent.bucket_start_ms)
+            if told.outcome is not None or anew or not self.range.overlaps(period):
                 continue
             cause = Cause.IN_FLIGHT
             if told.attempt is None and history and _billing(history, told.intent.account, period) is Billing.UNMAPPED:

@@ -71,7 +71,8 @@ class HourlyRow(NamedTuple):
     binding may cut while the period runs; the highest version wins.
 
     `value_minor` is the cell's own aggregate in minor units; `latest_time_us` and `latest_position` order the
-    values of `latest` (0 otherwise). `version` = generation and position of the last contributing event.
+    values of `latest` (0 otherwise). `version` = generation and position of the last contributing event, or of the
+    re-cut that put the usage there. A cell that a re-cut has emptied stays, of a period that ends where it begins.
     """
 
     account: str
@@ -151,8 +152,8 @@ class ArchiveStore(Protocol):
     async def load_position(self, partition: int) -> ArchivePosition | None: ...
 
     async def load_controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
-        """All catalog, account and close rows before `before_position`, oldest first: the policy in force when a
-        binding arrived decides when it takes effect."""
+        """All catalog, account, close and re-cut rows before `before_position`, oldest first: the policy in force when
+        a binding arrived decides when it takes effect."""
         ...
 
     async def close(self) -> None: ...

@@ -29,6 +29,7 @@ class ControlKind(StrEnum):
     ACCOUNT = "account"
     CLOSE = "close"
     VERDICT = "verdict"
+    RECUT = "recut"
 
 
 class _Control(BaseModel):
@@ -90,7 +91,21 @@ class VerdictRecord(_Control):
     verdicts: tuple[Verdict, ...] = Field(min_length=1, max_length=VERDICTS_MAX)
 
 
-Control = Genesis | Tick | CatalogRecord | AccountRecord | CloseRecord | VerdictRecord
+class RecutRecord(_Control):
+    """What an account's usage is when it is cut by the binding whose record stands at `position`: all that was counted
+    before that record, counted again out of the archive.
+
+    `content` is as `schemas.recut` packs it; the archive keeps the record without it. `declined` says why the usage was
+    not counted again: then the binding takes effect beyond it. A record that is repeated changes nothing.
+    """
+
+    account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
+    position: int = Field(ge=0, lt=1 << 56)
+    declined: str = Field(default="", max_length=500)
+    content: str = ""
+
+
+Control = Genesis | Tick | CatalogRecord | AccountRecord | CloseRecord | VerdictRecord | RecutRecord
 
 CONTROL_CLASSES: Final[dict[ControlKind, type[Control]]] = {
     ControlKind.GENESIS: Genesis,
@@ -99,4 +114,5 @@ CONTROL_CLASSES: Final[dict[ControlKind, type[Control]]] = {
     ControlKind.ACCOUNT: AccountRecord,
     ControlKind.CLOSE: CloseRecord,
     ControlKind.VERDICT: VerdictRecord,
+    ControlKind.RECUT: RecutRecord,
 }

@@ -70,6 +70,32 @@ class Customer(NamedTuple):
     stripe_customer: str
 
 
+class Recut(NamedTuple):
+    """Usage that was counted again in other periods: whatever was to be reported of periods from `from_ms` on, in
+    report buckets before `before_bucket_ms`, is replaced by what is reported from that bucket on."""
+
+    from_ms: int
+    before_bucket_ms: int
+
+
+class PendingCut(BaseModel):
+    """A binding that takes effect in the past, while what was counted since is counted again.
+
+    `position` is that of its record: events before it are counted again, those after it wait. `from_ms` is where the
+    first period begins that may change. `binding` takes effect at its `effective_from_ms`; `requested_ms` is what was
+    asked for. `later` are the bindings, and the instants whose periods were closed, that came meanwhile: they take
+    effect after it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    position: int
+    from_ms: int
+    requested_ms: int
+    binding: Binding
+    later: tuple[Binding | int, ...] = ()
+
+
 class AccountState(BaseModel):
     """What the fold knows of one account: its bindings by effective date and the periods closed by a record.
 
@@ -82,3 +108,5 @@ class AccountState(BaseModel):
     bindings: tuple[Binding, ...] = ()
     customers: tuple[Customer, ...] = ()
     closed_start_ms: tuple[int, ...] = ()
+    pending: PendingCut | None = None
+    recuts: tuple[Recut, ...] = ()

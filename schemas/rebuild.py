@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from schemas.analytics import ArchiveStore, HourlyRow, HourlyStore, RecountRequest, UsageReader
@@ -132,6 +132,10 @@ class RowRecounts(UsageReader, Protocol):
     async def recount_rows(self, request: RecountRequest, generation: int) -> Sequence[HourlyRow]:
         """The cells as the fold would have drained them in a generation, by account. A period's end is the one known
         now. Errors as `recount_cells`."""
+        ...
+
+    async def recount_distinct(self, request: RecountRequest) -> Mapping[tuple[str, str, int], frozenset[str]]:
+        """(account, meter, period start) of `unique` meters → their distinct values."""
         ...
 
 

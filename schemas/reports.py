@@ -61,11 +61,13 @@ class OutcomeStatus(StrEnum):
 
     ACCEPTED = "accepted"
     FREE = "free"
+    REPLACED = "replaced"
     DEAD = "dead"
 
 
 class Outcome(_Frozen):
-    """The intent is settled: Stripe has it, it is never to be sent, or a person must look (dead letter)."""
+    """The intent is settled: Stripe has it, it is never to be sent (its account is free, or its usage was counted again
+    in other periods and is told by other intents), or a person must look (dead letter)."""
 
     kind: Literal["outcome"] = "outcome"
     identifier: str

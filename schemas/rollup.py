@@ -185,7 +185,7 @@ class Changes(NamedTuple):
     `dirty` maps each changed cell to its new version; the store keeps it until a drainer confirms that version.
     `parked` begin to wait for their verdict with this commit, `judged` have got it. `due` says when totals are looked
     at again; one of `totals` that has no such time yet and gets none is due at once. `retired` totals leave with all
-    that belongs to them; they name their meters.
+    that belongs to them; they name their meters. `replaced` ones leave likewise, but before all else is written.
     """
 
     fence: Fence
@@ -203,6 +203,7 @@ class Changes(NamedTuple):
     judged: Sequence[Parked] = ()
     due: Mapping[TotalKey, int] = {}
     retired: Mapping[TotalKey, Sequence[str]] = {}
+    replaced: Mapping[TotalKey, Sequence[str]] = {}
 
 
 class DirtyCell(NamedTuple):
@@ -312,6 +313,15 @@ class RollupStore(Protocol):
 
     async def waiting(self, partition: int, account: str | None = None) -> tuple[Fence | None, Waiting]:
         """The fence and how many events wait for their verdict, of one account or of all; in one transaction."""
+        ...
+
+    async def recutting(self, partition: int, count_max: int) -> tuple[Fence | None, dict[str, AccountState]]:
+        """The fence and the states of up to `count_max` accounts that wait for a re-cut, in one transaction; not always
+        the same ones where there are more."""
+        ...
+
+    async def recutting_among(self, partition: int, accounts: Sequence[str]) -> frozenset[str]:
+        """Those of the accounts that wait for a re-cut."""
         ...
 
     async def account(self, partition: int, account: str) -> AccountState:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from schemas.periods import Billing
+from schemas.reports import Intent
 
 
 class Rejection(NamedTuple):
@@ -39,8 +40,9 @@ class StripeRejections(Protocol):
 class CustomerResolver(Protocol):
     """Who pays for an account."""
 
-    async def __call__(self, account: str, instant_ms: int) -> tuple[Billing, str]:
-        """What the account's binding in force at `instant_ms` says, and the Stripe customer where it is mapped.
+    async def __call__(self, intent: Intent, instant_ms: int) -> tuple[Billing, str] | None:
+        """What the binding of the intent's account in force at `instant_ms` says, and the Stripe customer where it is
+        mapped; None where the usage was counted again since, so that another intent tells it.
 
         Bindings are effective-dated: usage of last month belongs to the customer of last month. May raise
         `Transient`.

@@ -40,6 +40,7 @@ class Fault(StrEnum):
     PRODUCER_CRASH = "a producer dies before it knows the answer"
     CATALOG_CHANGED = "the catalog changes"
     BINDING_CHANGED = "an account is bound"
+    BINDING_LATE = "a binding cuts usage that is counted already"
     PERIOD_CLOSED = "a period is closed by a record"
     DUPLICATE = "the same event again"
     OLD_DUPLICATE = "the same event again after the dedup window"
@@ -61,10 +62,10 @@ class Fault(StrEnum):
 
 # What producers and operators do, and what time does; all else befalls a service or a process.
 OF_THE_TRAFFIC: Final = frozenset({
-    Fault.PRODUCER_CRASH, Fault.CATALOG_CHANGED, Fault.BINDING_CHANGED, Fault.PERIOD_CLOSED, Fault.DUPLICATE,
-    Fault.OLD_DUPLICATE, Fault.RETRY_OTHER_TIME, Fault.OTHER_PERIOD, Fault.CONFLICT, Fault.SHARED_ID, Fault.LATE,
-    Fault.FAR_LATE, Fault.AHEAD, Fault.MALFORMED, Fault.BROKEN_RECORD, Fault.FORGED_CONTROL, Fault.FOREIGN_TICK,
-    Fault.WRONG_PARTITION, Fault.PERIOD_PASSED,
+    Fault.PRODUCER_CRASH, Fault.CATALOG_CHANGED, Fault.BINDING_CHANGED, Fault.BINDING_LATE, Fault.PERIOD_CLOSED,
+    Fault.DUPLICATE, Fault.OLD_DUPLICATE, Fault.RETRY_OTHER_TIME, Fault.OTHER_PERIOD, Fault.CONFLICT, Fault.SHARED_ID,
+    Fault.LATE, Fault.FAR_LATE, Fault.AHEAD, Fault.MALFORMED, Fault.BROKEN_RECORD, Fault.FORGED_CONTROL,
+    Fault.FOREIGN_TICK, Fault.WRONG_PARTITION, Fault.PERIOD_PASSED,
 })  # fmt: skip
 
 SERVICE_FAULTS: Final = {

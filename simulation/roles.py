@@ -11,6 +11,7 @@ from pipeline.deployment import tick
 from pipeline.processors.archive import ARCHIVE_GROUP, ArchiveProcessor
 from pipeline.processors.customers import BindingResolver
 from pipeline.processors.drains import HourlyDrain, ReportDrain
+from pipeline.processors.recutter import Recutter
 from pipeline.processors.resolver import Resolver
 from pipeline.processors.rollup import ROLLUP_GROUP, RollupProcessor, RollupSettings
 from pipeline.processors.router import ROUTER_GROUP, RouterProcessor
@@ -29,6 +30,7 @@ from simulation.services import WatchedLog
 from simulation.traffic import PARTITIONS
 
 if TYPE_CHECKING:
+    from schemas.rebuild import RowRecounts
     from simulation.world import World
 
 SECRET: Final = b"the secret of a simulated deployment"
@@ -81,6 +83,7 @@ async def _worker(world: World, slot: Slot, process: Process, clock: SimulatedCl
     reached = Reached(process, "clickhouse", world.clickhouse)
     hourly, archive = cast("HourlyStore", reached), cast("ArchiveStore", reached)
     resolver = Resolver(log, store, archive, SECRET)
+    recutter = Recutter(log, store, archive, cast("RowRecounts", reached), SECRET)
     settings = RollupSettings(chance.choice((5, 50, 20_000)), chance.choice((3, 100, 500_000)), slot.replays_from_start)
     rollup = RollupProcessor(log, store, clock, SECRET, settings)
     hourly_drain = HourlyDrain(store, hourly, chance.choice((2, 50_000)))
@@ -91,6 +94,7 @@ async def _worker(world: World, slot: Slot, process: Process, clock: SimulatedCl
         _draining(rollup.owned, hourly_drain.drain),
         _draining(rollup.owned, report_drain.drain),
         _draining(rollup.owned, resolver.resolve),
+        _draining(rollup.owned, recutter.recut),
         _ticking(log, world.genesis),
     )
 

@@ -8,13 +8,22 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from aggregators.bindings import is_replaced
 from aggregators.fields import parse_value
 from oracle.model import Oracle, Place
 from oracle.rules import CONTROL_HEADER, RejectedError, decode
 from reconciler.causes import Cause, Pair, Verdict
 from reconciler.run import reconcile
 from reconciler.views import ReconcilePolicy, Views
-from schemas.control import SIGNATURE_HEADER, AccountRecord, CatalogRecord, CloseRecord, ControlKind, VerdictRecord
+from schemas.control import (
+    SIGNATURE_HEADER,
+    AccountRecord,
+    CatalogRecord,
+    CloseRecord,
+    ControlKind,
+    RecutRecord,
+    VerdictRecord,
+)
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, Record, index_of, offset_of, position
 from schemas.reports import Intent
 from simulation.faults import Fault
@@ -56,10 +65,17 @@ def _tell(oracle: Oracle, world: World, record: Record, version: int) -> int:
             oracle.tick(*at)
         case ControlKind.ACCOUNT:
             told = AccountRecord.model_validate_json(value)
-            oracle.bind(record.partition, told.account, told.binding.model_dump(mode="json"), record.timestamp_ms)
+            fields = told.binding.model_dump(mode="json")
+            oracle.bind(record.partition, told.account, fields, record.timestamp_ms, record.offset)
         case ControlKind.CLOSE:
             closed = CloseRecord.model_validate_json(value)
             oracle.close(record.partition, closed.account, closed.instant_ms, record.timestamp_ms)
+        case ControlKind.RECUT:
+            made = RecutRecord.model_validate_json(value)
+            oracle.recut(
+                record.partition, made.account, offset_of(made.position),
+                declined=bool(made.declined), timestamp_ms=record.timestamp_ms,
+            )  # fmt: skip
         case ControlKind.VERDICT:
             for index, verdict in enumerate(VerdictRecord.model_validate_json(value).verdicts):
                 judged = Place(record.partition, offset_of(verdict.position), index_of(verdict.position))
@@ -79,7 +95,7 @@ async def verify(world: World) -> None:
     _differ(world, "usage_events", _oracle_events(oracle), _archived(world))
     _differ(world, "usage_duplicates", _oracle_duplicates(oracle), dict.fromkeys(world.clickhouse.duplicates, 1))
     _differ(world, "usage.rejected", _oracle_reasons(oracle), _quarantined(world))
-    intents = _intents(world)
+    intents = {key: intent for key, intent in _intents(world).items() if not _replaced(world, intent)}
     _differ(world, "intents", _positive(_oracle_totals(oracle)), _positive(_intent_sums(intents)))
     _stripe(world, intents)
     _bounded(world)
@@ -116,6 +132,9 @@ def _met(world: World) -> None:
     """What only time brings: the log's first records gone, a period that ended within the run."""
     if any(world.log.first(EVENTS_TOPIC, partition) > 0 for partition in range(PARTITIONS)):
         world.faults.note(Fault.RETENTION_PASSED)
+    for held in world.store._partitions.values():  # noqa: SLF001
+        for _ in [cut for state in held.accounts.values() for cut in state.recuts]:
+            world.faults.note(Fault.BINDING_LATE)
     periods: defaultdict[str, set[int]] = defaultdict(set)
     for account, _, start_ms in _redis_totals(world):
         periods[account].add(start_ms)
@@ -156,7 +175,8 @@ def _oracle_cells(oracle: Oracle) -> dict[Any, int]:
 
 
 def _hourly_cells(world: World) -> dict[Any, int]:
-    return {tuple(key): row.value_minor for key, row in world.clickhouse.cells.items()}
+    cells = world.clickhouse.cells.items()
+    return {tuple(key): row.value_minor for key, row in cells if row.period_end_ms > row.period_start_ms}
 
 
 def _oracle_events(oracle: Oracle) -> dict[Any, int]:
@@ -225,6 +245,12 @@ def _intents(world: World) -> dict[str, Intent]:
     return found
 
 
+def _replaced(world: World, intent: Intent) -> bool:
+    """Whether its account was cut again since, so that the live view says another intent tells its usage."""
+    states = (held.accounts.get(intent.account) for held in world.store._partitions.values())  # noqa: SLF001
+    return any(state and is_replaced(state, intent.period_start_ms, intent.bucket_start_ms) for state in states)
+
+
 def _intent_sums(intents: dict[str, Intent]) -> dict[Any, int]:
     sums: Counter[Any] = Counter()
     for intent in intents.values():
@@ -235,7 +261,11 @@ def _intent_sums(intents: dict[str, Intent]) -> dict[Any, int]:
 def _stripe(world: World, intents: dict[str, Intent]) -> None:
     """Each intent of a paying account exactly once, with its own value, to its own customer."""
     held: defaultdict[str, list[Any]] = defaultdict(list)
+    everything = _intents(world)
     for each in world.stripe.events:
+        intent = everything.get(each.event.identifier)
+        if intent is not None and _replaced(world, intent):
+            world.fail("stripe", f"{intent.identifier}: was sent although its usage was counted again")
         held[each.event.identifier].append(each.event)
     now_ms = world.clock.now_ms()
     expected = {

@@ -74,7 +74,7 @@ def account() -> None:
 @click.option("--anchor", default="1970-01-01T00:00:00Z", show_default=True, help="Where periods are counted from.")
 @click.option("--interval", type=click.Choice(["day", "week", "month", "year"]), default="month", show_default=True)
 @click.option("--interval-count", default=1, show_default=True)
-@click.option("--from", "from_", help="When it takes effect; as soon as possible if unset.")
+@click.option("--from", "from_", help="When it takes effect; as early as it can if unset.")
 @click.option("--customer", default="", help="The Stripe customer, cus_…; unmapped if unset.")
 @click.option("--free", is_flag=True, help="Never report this account to Stripe.")
 def account_bind(
@@ -82,8 +82,9 @@ def account_bind(
 ) -> None:
     """Set an account's period anchor and Stripe customer, from an instant on.
 
-    Usage that is counted never changes its period: a new anchor takes effect after log time and the future limit at
-    the earliest. The customer holds from --from on, or for all usage not yet reported.
+    A new anchor may take effect in the past, as far as periods are not closed and nobody was named to pay for their
+    usage: it is counted again. Else it takes effect after log time and the future limit. The customer holds from --from
+    on, or for all usage not yet reported.
     """
     from pipeline.operations import bind_account
     from schemas.periods import Billing, Binding, Interval

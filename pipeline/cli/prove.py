@@ -14,9 +14,10 @@ STEPS = 40
 @click.option("--seed", type=int, help="The first seed; each run takes the next one. Without it a random one.")
 @click.option("--steps", default=STEPS, show_default=True, help="Batches that the producers send in a run.")
 @click.option("--runs", default=1, show_default=True, help="How many runs.")
+@click.option("--processes", default=1, show_default=True, help="How many runs go on at one time.")
 @click.option("--only", multiple=True, help="Let this fault alone happen, by its name in a failing run's output.")
 @click.option("--shrink/--no-shrink", default=True, show_default=True, help="Look for fewer faults that still fail.")
-def simulate(seed: int | None, steps: int, runs: int, only: tuple[str, ...], *, shrink: bool) -> None:
+def simulate(seed: int | None, steps: int, runs: int, processes: int, only: tuple[str, ...], *, shrink: bool) -> None:
     """Run the whole pipeline through crashes, lost answers, rebalances and losses, and recount.
 
     The real processors run on in-memory twins of the log, Redis, ClickHouse and Stripe, with a simulated clock. One
@@ -24,13 +25,12 @@ def simulate(seed: int | None, steps: int, runs: int, only: tuple[str, ...], *, 
     view must hold what the oracle counts from the log's bytes. Exits 1 at the first run that does not.
     """
     from simulation.report import Coverage, failure_text, replay_command
-    from simulation.run import run, shrunk
+    from simulation.run import run_all, shrunk
 
     first = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     click.echo(f"{runs} runs of {steps} steps from seed {first}")
     coverage, began_s = Coverage(), time.monotonic()
-    for number in range(runs):
-        outcome = run(first + number, steps, only or None)
+    for number, outcome in enumerate(run_all(range(first, first + runs), steps, only or None, processes)):
         if outcome.failures:
             click.echo(f"Seed {outcome.seed} fails, with {len(outcome.struck)} faults:")
             click.echo(failure_text(outcome))

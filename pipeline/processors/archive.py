@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from aggregators.bindings import bound, closed, recut
 from aggregators.decode import normalised
-from aggregators.periods import with_binding, with_closing
 from aggregators.plan import PlacedVerdict, place
 from aggregators.scan import Arrival, LogState, scan
 from pipeline.deployment import find_genesis
 from pipeline.processors.start import check_fresh, check_position
 from schemas.analytics import ArchivePosition, ArchiveStore, ControlRow, EventRow, VerdictOutcome, VerdictRow
-from schemas.control import AccountRecord, CatalogRecord, CloseRecord, ControlKind
+from schemas.control import AccountRecord, CatalogRecord, CloseRecord, ControlKind, RecutRecord
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC, Log, Record, position
 from schemas.meters import Catalog, Policy
@@ -144,9 +144,14 @@ def _replayed(rows: Sequence[ControlRow]) -> tuple[Catalog | None, dict[str, Acc
         elif row.kind == ControlKind.ACCOUNT:
             binding = AccountRecord.model_validate_json(row.value).binding
             before = accounts.get(row.account, AccountState())
-            accounts[row.account] = with_binding(before, binding, policy.future_ms, row.log_time_ms)
+            accounts[row.account] = bound(before, binding, row.position, policy, row.log_time_ms)
         elif row.kind == ControlKind.CLOSE:
             closing = CloseRecord.model_validate_json(row.value)
             before = accounts.get(row.account, AccountState())
-            accounts[row.account] = with_closing(before, closing.instant_ms, policy.window_ms, row.log_time_ms)
+            accounts[row.account] = closed(before, closing.instant_ms, policy, row.log_time_ms)
+        elif row.kind == ControlKind.RECUT:
+            record = RecutRecord.model_validate_json(row.value)
+            before = accounts.get(row.account, AccountState())
+            declined = bool(record.declined)
+            accounts[row.account] = recut(before, record.position, policy, row.log_time_ms, declined=declined)
     return catalog, accounts

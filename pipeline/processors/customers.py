@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from aggregators.bindings import customer_at, is_replaced
 from aggregators.partitioning import partition_of
-from aggregators.periods import customer_at
 from schemas.periods import Billing
+from schemas.reports import Intent
 from schemas.rollup import RollupStore
 
 
@@ -15,7 +16,9 @@ class BindingResolver:
         self._store = store
         self._partitions = partitions
 
-    async def __call__(self, account: str, instant_ms: int) -> tuple[Billing, str]:
-        state = await self._store.account(partition_of(account, self._partitions), account)
+    async def __call__(self, intent: Intent, instant_ms: int) -> tuple[Billing, str] | None:
+        state = await self._store.account(partition_of(intent.account, self._partitions), intent.account)
+        if is_replaced(state, intent.period_start_ms, intent.bucket_start_ms):
+            return None
         customer = customer_at(state, instant_ms)
         return (customer.billing, customer.stripe_customer) if customer else (Billing.UNMAPPED, "")

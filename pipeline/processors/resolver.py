@@ -71,7 +71,11 @@ class Resolver:
         # An archive of another log knows nothing of these events: they wait, and `tidemark reconcile` says why.
         if reached is None or reached.log_id != fence.log_id:
             return ()
-        passed = [each for each in waiting if each.position < position(reached.next_offset)]
+        # Verdicts on events of an account that waits for its re-cut would change nothing.
+        held_up = await self._store.recutting_among(partition, sorted({each.account for each in waiting}))
+        passed = [
+            each for each in waiting if each.position < position(reached.next_offset) and each.account not in held_up
+        ]
         if not passed:
             return ()
         first = await self._archive.first_positions([(each.account, each.id) for each in passed])

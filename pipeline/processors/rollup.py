@@ -16,7 +16,8 @@ from aggregators.expiry import NEVER_MS, expire, looks_max, with_expired
 from aggregators.fold import fold
 from aggregators.marks import current_slice
 from aggregators.plan import place, plan
-from aggregators.scan import Arrival, LogState, Quarantined, Scan, scan
+from aggregators.recut import recut_changes, recut_of, replaced_reports
+from aggregators.scan import AccountControl, Arrival, LogState, Quarantined, Scan, scan
 from aggregators.signing import fingerprint, hash_key
 from pipeline.deployment import find_genesis
 from pipeline.processors.cache import StateCache
@@ -163,10 +164,14 @@ class RollupProcessor:
             before_ms=current_slice(fence.slices, first_ms, policy.window_ms).end_ms,
             events_max=self._settings.flush_events_max,
         )
+        if (step := recut_of(scanned)) is not None:
+            await self._recut(partition, fence, scanned, step)
+            return
         due = await self._due(partition, fence, scanned)
         states = await self._account_states(partition, fence, scanned.accounts | {each.key.account for each in due})
         parked = await self._parked(partition, fence, scanned.judged)
-        planned = plan(scanned, place(scanned, states, parked), fence, self._hash_key)
+        placement = place(scanned, states, parked, lambda arrival: _raw(arrival, records))
+        planned = plan(scanned, placement, fence, self._hash_key)
         expired = expire(scanned, due, states)
         request = planned.request._replace(totals=[*planned.request.totals, *expired.retired])
         view = cache.completed(request, await self._store.read(partition, fence, cache.missing(request)))
@@ -180,6 +185,17 @@ class RollupProcessor:
         if due:
             cache.due_ms = expired.next_due_ms
         cache.apply(changes)
+
+    async def _recut(self, partition: int, fence: Fence, scanned: Scan, step: AccountControl) -> None:
+        """A flush of one record, which puts an account's usage into other periods."""
+        policy = fence.catalog.policy if fence.catalog else Policy()
+        account = step.control.account
+        request = ReadRequest(accounts=[account], reports=replaced_reports(step, policy))
+        view = await self._store.read(partition, fence, request)
+        changes = recut_changes(fence, scanned, step, view.accounts[account], dict(view.reports))
+        await self._commit(partition, fence, changes)
+        self._fences[partition] = changes.fence
+        self._caches[partition] = StateCache(self._settings.cache_entries_max)
 
     async def _due(self, partition: int, fence: Fence, scanned: Scan) -> Sequence[DueTotal]:
         """The totals that these records may have to let go; hardly ever any, and then one more read."""
@@ -243,10 +259,14 @@ def _late(arrival: Arrival, records: Sequence[Record]) -> Quarantined:
     detail = f"{arrival.account}: its period is closed and a meter says quarantine"
     if arrival.parked is not None:
         return _quarantined(arrival.parked, Reason.PERIOD_CLOSED, detail)
+    raw = _raw(arrival, records)
+    return Quarantined(arrival.position, arrival.log_time_ms, Reason.PERIOD_CLOSED, detail, raw)
+
+
+def _raw(arrival: Arrival, records: Sequence[Record]) -> bytes:
     offset = offset_of(arrival.position)
     record = next(record for record in records if record.offset == offset)
-    raw = raw_event(record.value, index_of(arrival.position))
-    return Quarantined(arrival.position, arrival.log_time_ms, Reason.PERIOD_CLOSED, detail, raw)
+    return raw_event(record.value, index_of(arrival.position))
 
 
 def _refused(arrival: Arrival) -> Quarantined:

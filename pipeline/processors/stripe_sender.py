@@ -35,6 +35,7 @@ from sinks.stripe.writer import deadline_ms, decimal_text, event_time_s, meter_e
 
 # Stripe remembers an identifier for at least 24 h; an hour less leaves room for clocks and slow calls.
 RESEND_WINDOW_MS: Final = 23 * HOUR_MS
+REPLACED: Final = "a late binding put the usage into other periods"
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -251,6 +252,9 @@ class StripeSender:
         """Decide what will be sent, to whom and when, and write it down."""
         intent, now_ms = pending.intent, self._clock.now_ms()
         timestamp_s = event_time_s(intent, now_ms)
+        if timestamp_s is None and await self._resolve(intent, intent.period_start_ms) is None:
+            await self._settle(part, pending, OutcomeStatus.REPLACED, REPLACED)
+            return
         if timestamp_s is None:
             detail = "its period ended more than 35 days ago and Stripe takes it no more: add an invoice item"
             await self._settle(part, pending, OutcomeStatus.DEAD, detail)
@@ -258,7 +262,11 @@ class StripeSender:
         if wait_ms := too_early_ms(timestamp_s, now_ms):
             self._hold(pending, Hold.EARLY, "its period begins in the future", wait_ms)
             return
-        billing, customer = await self._resolve(intent.account, timestamp_s * SECOND_MS)
+        payer = await self._resolve(intent, timestamp_s * SECOND_MS)
+        if payer is None:
+            await self._settle(part, pending, OutcomeStatus.REPLACED, REPLACED)
+            return
+        billing, customer = payer
         if billing is Billing.FREE:
             await self._settle(part, pending, OutcomeStatus.FREE, "the account is free")
             return

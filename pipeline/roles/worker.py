@@ -13,6 +13,7 @@ from pipeline.deployment import tick
 from pipeline.metrics import Metrics
 from pipeline.processors.checkpoints import Checkpoints, Outcome
 from pipeline.processors.drains import HourlyDrain, ReportDrain
+from pipeline.processors.recutter import Recutter
 from pipeline.processors.resolver import Resolver
 from pipeline.processors.rollup import ROLLUP_GROUP, RollupProcessor, RollupSettings
 from pipeline.processors.witness import FileWitness
@@ -27,6 +28,7 @@ from schemas.rebuild import AnalyticalStore
 from schemas.rollup import RollupStore
 from sinks.clickhouse.checkpoints import ClickHouseCheckpoints
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
+from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
 from sinks.redis.writer import RedisRollupStore
 
@@ -65,6 +67,7 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
         hourly_drain = HourlyDrain(store, hourly, settings.drain_cells_max)
         report_drain = ReportDrain(store, base.log)
         resolver = Resolver(base.log, store, hourly, settings.secret_bytes())
+        recutter = Recutter(base.log, store, hourly, ClickHouseReader(clickhouse), settings.secret_bytes())
         outbox = OutboxCap(store, settings.outbox_max, metrics)
 
         migrating, tables = asyncio.Lock(), asyncio.Event()
@@ -89,6 +92,9 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
             metrics.add("tidemark_verdicts_total", resolved.new, verdict="new")
             metrics.add("tidemark_verdicts_total", resolved.duplicates, verdict="duplicate")
 
+        async def recut(partition: int) -> None:
+            metrics.add("tidemark_recuts_total", await recutter.recut(partition))
+
         def failed(view: str) -> None:
             metrics.add("tidemark_drain_failures_total", view=view)
 
@@ -101,6 +107,7 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
             draining(rollup.owned, outbox.keep, settings.drain_interval_s, on_failure=lambda: failed("outbox")),
             draining(rollup.owned, drain_reports, settings.drain_interval_s, on_failure=lambda: failed("reports")),
             draining(rollup.owned, resolve, settings.drain_interval_s, migrated, lambda: failed("verdicts")),
+            draining(rollup.owned, recut, settings.drain_interval_s, migrated, lambda: failed("recuts")),
             draining(rollup.owned, checkpoints.write, settings.drain_interval_s, migrated),
             metrics=metrics,
             refresh=lambda: _gauges(rollup, witness, metrics),

@@ -32,7 +32,14 @@ from schemas.clock import HOUR_MS
 from schemas.control import CatalogRecord, ControlKind
 from schemas.meters import Aggregation, Meter
 from schemas.periods import Period
-from sinks.clickhouse.memory_recount import dimensions_of, feeds, recount_cells, recount_rows, recount_totals
+from sinks.clickhouse.memory_recount import (
+    dimensions_of,
+    feeds,
+    recount_cells,
+    recount_distinct,
+    recount_rows,
+    recount_totals,
+)
 from sinks.clickhouse.reader import check_query
 from sinks.clickhouse.writer import FOLDED_KINDS, POSITION_BITS, check_times
 
@@ -137,7 +144,7 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
             return self._usage_unique(query)
         grouped: dict[tuple[int | None, tuple[str, ...]], list[HourlyRow]] = {}
         for row in self.cells.values():
-            if row.meter == query.meter and _asked(query, row.account, row.hour_ms):
+            if row.meter == query.meter and _asked(query, row.account, row.hour_ms) and not _emptied(row):
                 groups = _groups(query, row.account, dimensions_of(row.dimensions))
                 grouped.setdefault((window_start_ms(query, row.hour_ms), groups), []).append(row)
         return _answer(query, {key: _merged(rows, aggregation) for key, rows in grouped.items()})
@@ -176,6 +183,10 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
         """As `RowRecounts` says, in plain Python."""
         return recount_rows(self._counted(), request, generation)
 
+    async def recount_distinct(self, request: RecountRequest) -> Mapping[tuple[str, str, int], frozenset[str]]:
+        """As `RowRecounts` says, in plain Python."""
+        return recount_distinct(self._counted(), request)
+
     async def archived_accounts(self, partition: int, from_account: str, count_max: int) -> Sequence[str]:
         """As `RowRecounts` says."""
         held = {row.account.encode() for row in self.events.values() if row.partition == partition}
@@ -205,7 +216,9 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
 
     async def hourly_cells(self, partition: int) -> Mapping[RecountKey, int]:
         """As `UsageReader` says."""
-        return {key: row.value_minor for key, row in self.cells.items() if row.partition == partition}
+        return {
+            key: row.value_minor for key, row in self.cells.items() if row.partition == partition and not _emptied(row)
+        }
 
     async def conflicts(self) -> Sequence[tuple[str, str, int]]:
         """As `UsageReader` says."""
@@ -237,6 +250,11 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
 
     async def close(self) -> None:
         """Nothing to release."""
+
+
+def _emptied(row: HourlyRow) -> bool:
+    """Whether a re-cut took all usage out of the cell."""
+    return row.period_end_ms == row.period_start_ms
 
 
 def _asked(query: UsageQuery, account: str, hour_ms: int) -> bool:

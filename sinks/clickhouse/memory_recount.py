@@ -111,6 +111,16 @@ def recount_totals(events: Iterable[Counting], request: RecountRequest) -> dict[
     }
 
 
+def recount_distinct(events: Iterable[Counting], request: RecountRequest) -> dict[tuple[str, str, int], frozenset[str]]:
+    """The distinct values per account, `unique` meter and period."""
+    values: dict[tuple[str, str, int], set[str]] = {}
+    for each in _counted(events, request):
+        if each.meter.aggregation is Aggregation.UNIQUE:
+            key = (each.event.account, each.meter.slug, each.period.start_ms)
+            values.setdefault(key, set()).add(each.feed.text)
+    return {key: frozenset(held) for key, held in values.items()}
+
+
 def _merged(counted: Sequence[_Counted]) -> int:
     aggregation = counted[0].meter.aggregation
     if aggregation is Aggregation.MAX:

@@ -30,12 +30,15 @@ from sinks.clickhouse.recount import (
     cell_statements,
     counted_events,
     distinct_source,
+    distinct_statements,
     row_statements,
     total_statements,
 )
 from sinks.clickhouse.writer import POSITION_BITS
 
 POSITION_MAX: Final = (1 << 56) - 1
+# A re-cut leaves a cell whose usage went to another period behind: of a period that ends where it begins.
+NOT_EMPTIED: Final = "period_end_ms > period_start_ms"
 
 _dimension_json: Final = msgspec.json.Encoder(order="sorted").encode
 
@@ -65,7 +68,7 @@ class ClickHouseReader(UsageReader):
             return await self._usage_unique(query)
         names = [name for name in query.group_by if name != "account"]
         dimensions = [f"JSONExtractString(dimensions, {quoted_text(name)})" for name in names]
-        source = "usage_hourly FINAL WHERE meter = {meter:String} AND "
+        source = f"usage_hourly FINAL WHERE meter = {{meter:String}} AND {NOT_EMPTIED} AND "
         return await self._usage(query, dimensions, f"toInt256({_MERGED[aggregation]})", source)
 
     async def _usage_unique(self, query: UsageQuery) -> Sequence[UsageRow]:
@@ -152,6 +155,14 @@ class ClickHouseReader(UsageReader):
             )  # fmt: skip
         return sorted(made, key=lambda row: row.account.encode())
 
+    async def recount_distinct(self, request: RecountRequest) -> Mapping[tuple[str, str, int], frozenset[str]]:
+        """(account, meter, period start) of `unique` meters → their distinct values."""
+        statements = distinct_statements(request)
+        return {
+            (row[1], statements.meters[row[0]].slug, int(row[2])): frozenset(row[3])
+            for row in await self._rows_of(statements)
+        }
+
     async def archived_accounts(self, partition: int, from_account: str, count_max: int) -> Sequence[str]:
         """The accounts of a partition from one on (inclusive), sorted by their bytes."""
         rows = await self._clickhouse.rows(
@@ -185,9 +196,10 @@ class ClickHouseReader(UsageReader):
 
     async def hourly_cells(self, partition: int) -> Mapping[RecountKey, int]:
         """Value per cell as `usage_hourly` has it."""
+        wanted = f"partition = {{partition:UInt16}} AND {NOT_EMPTIED}"
         rows = await self._clickhouse.rows(
-            "SELECT account, meter, period_start_ms, hour_ms, dimensions, arrival_bucket_ms, "
-            "value_minor FROM usage_hourly FINAL WHERE partition = {partition:UInt16}",
+            "SELECT account, meter, period_start_ms, hour_ms, dimensions, arrival_bucket_ms, "  # noqa: S608  # constants
+            f"value_minor FROM usage_hourly FINAL WHERE {wanted}",
             {"partition": partition},
         )
         return {RecountKey(*row[:6]): int(row[6]) for row in rows}

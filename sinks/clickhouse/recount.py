@@ -96,6 +96,16 @@ def total_statements(request: RecountRequest, before_ms: int | None) -> Statemen
     return Statements(tuple(_meters(request.meters)), tuple(statements))
 
 
+def distinct_statements(request: RecountRequest) -> Statements:
+    """Statements whose rows are (meter number, account, period start, the distinct values of a `unique` meter)."""
+    _, unique = _by_kind(request.meters)
+    key = "meter, account, period_start_ms"
+    statements = [
+        f"SELECT {key}, groupUniqArray(value) FROM ({_periods(request, unique, None)}) GROUP BY {key}"
+    ] if unique else []  # fmt: skip
+    return Statements(tuple(_meters(request.meters)), tuple(statements))
+
+
 def counted_events(condition: str) -> str:
     """The chosen events of `usage_events`, each once, where they count: `arrived` is where an event stands itself,
     `position` and `log_time_ms` are the same or, for a parked one, its verdict's. Parked events without a verdict, and

@@ -161,7 +161,9 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
             await self._clickhouse.insert_lines(self._table(table), columns, lines)
 
 
-FOLDED_KINDS: Final = (ControlKind.CATALOG.value, ControlKind.ACCOUNT.value, ControlKind.CLOSE.value)
+FOLDED_KINDS: Final = tuple(
+    kind.value for kind in (ControlKind.CATALOG, ControlKind.ACCOUNT, ControlKind.CLOSE, ControlKind.RECUT)
+)
 
 
 def check_times(rows: Sequence[EventRow] | Sequence[DuplicateRow]) -> None:

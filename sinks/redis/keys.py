@@ -29,6 +29,7 @@ class Keys:
         self.lost = self.prefix + "lost"
         self.parked = self.prefix + "parked"
         self.parked_order = self.prefix + "parked-order"
+        self.recutting = self.prefix + "recutting"
         self.restoring = self.prefix + "restoring"
 
     @property

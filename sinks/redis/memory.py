@@ -234,6 +234,8 @@ class MemoryRollupStore:
     async def commit(self, partition: int, believed: Fence, changes: Changes) -> None:
         held = self._believe(partition, believed)
         held.fence = changes.fence
+        for replaced, meters in changes.replaced.items():
+            held.retire(replaced, meters)
         for mark, members in changes.marks.items():
             held.marks.setdefault(mark, set()).update(members)
         for total, fields in changes.totals.items():
@@ -337,6 +339,15 @@ class MemoryRollupStore:
         held = self._at(partition)
         times = [each.log_time_ms for each in held.parked.values() if account in (None, each.account)]
         return held.fence, Waiting(len(times), min(times, default=None))
+
+    async def recutting(self, partition: int, count_max: int) -> tuple[Fence | None, dict[str, AccountState]]:
+        held = self._at(partition)
+        waiting = [(account, state) for account, state in held.accounts.items() if state.pending is not None]
+        return held.fence, dict(waiting[:count_max])
+
+    async def recutting_among(self, partition: int, accounts: Sequence[str]) -> frozenset[str]:
+        states = self._at(partition).accounts
+        return frozenset(each for each in accounts if each in states and states[each].pending is not None)
 
     async def account(self, partition: int, account: str) -> AccountState:
         return self._at(partition).accounts.get(account, AccountState())

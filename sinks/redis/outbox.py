@@ -244,6 +244,28 @@ class RedisOutbox:
         waiting = Waiting(int(count), int(float(oldest[1])) if oldest else None)
         return (decode_fence(fields) if fields else None), waiting
 
+    async def recutting(self, partition: int, count_max: int) -> tuple[Fence | None, dict[str, AccountState]]:
+        _, (accounts,) = await self._read_live(partition, lambda keys: [("SRANDMEMBER", keys.recutting, count_max)])
+
+        def commands(keys: Keys) -> list[Command]:
+            return [("HGETALL", keys.fence), *(("GET", keys.account(account)) for account in accounts)]
+
+        _, (fence, *texts) = await self._read_live(partition, commands, at_once=True)
+        fields = as_mapping(fence)
+        states = {
+            account: AccountState.model_validate_json(text)
+            for account, text in zip(accounts, texts, strict=True)
+            if text is not None
+        }
+        waiting = {account: state for account, state in states.items() if state.pending is not None}
+        return (decode_fence(fields) if fields else None), waiting
+
+    async def recutting_among(self, partition: int, accounts: Sequence[str]) -> frozenset[str]:
+        if not accounts:
+            return frozenset()
+        _, (waits,) = await self._read_live(partition, lambda keys: [("SMISMEMBER", keys.recutting, *accounts)])
+        return frozenset(account for account, each in zip(accounts, waits, strict=True) if each)
+
     async def account(self, partition: int, account: str) -> AccountState:
         _, (text,) = await self._read_live(partition, lambda keys: [("GET", keys.account(account))])
         return AccountState.model_validate_json(text) if text else AccountState()

@@ -8,7 +8,7 @@ reached the server, nothing; after it, everything, and the process finds the new
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,18 @@ import msgspec
 
 from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.periods import AccountState
-from schemas.rollup import BucketField, Changes, DueTotal, Fence, Parked, RankingKey, ReadRequest, UniqueKey, View
+from schemas.rollup import (
+    BucketField,
+    Changes,
+    DueTotal,
+    Fence,
+    Parked,
+    RankingKey,
+    ReadRequest,
+    TotalKey,
+    UniqueKey,
+    View,
+)
 from sinks.redis.client import Command, Connection, Server, as_mapping, checked, pairs
 from sinks.redis.fences import decode_fence, encode_fence, token
 from sinks.redis.keys import Keys, parked_member, parse_total_member, total_member
@@ -172,6 +183,7 @@ class RedisRollupStore(RedisSnapshots):
 
     def _writes(self, keys: Keys, changes: Changes) -> Iterator[Command]:
         yield ("HSET", keys.fence, *pairs(encode_fence(changes.fence).items()))
+        yield from _removals(keys, changes.replaced)
         for mark, members in changes.marks.items():
             yield ("SADD", keys.mark(mark), *members)
         for total, fields in changes.totals.items():
@@ -190,14 +202,15 @@ class RedisRollupStore(RedisSnapshots):
             yield from _chunked(("HSET", keys.reports(bucket)), pairs(entries))
             yield ("SADD", keys.report_buckets, bucket)
         for unique, members in changes.uniques.items():
-            yield ("SADD", keys.unique(unique), *members)
+            yield from _chunked(("SADD", keys.unique(unique)), list(members))
         for account, state in changes.accounts.items():
             yield ("SET", keys.account(account), state.model_dump_json())
+            yield ("SADD" if state.pending else "SREM", keys.recutting, account)
         if changes.duplicates:
             rows = ((each.position, msgspec.json.encode(each)) for each in changes.duplicates)
             yield from _chunked(("HSET", keys.duplicates), pairs(rows))
         yield from _parked_writes(keys, changes)
-        yield from _retired_writes(keys, changes)
+        yield from _removals(keys, changes.retired)
         if changes.expired_marks:
             yield from _chunked(("UNLINK",), [keys.mark(mark) for mark in changes.expired_marks])
 
@@ -222,16 +235,17 @@ def _due_writes(keys: Keys, changes: Changes) -> Iterator[Command]:
     yield from _chunked(("ZADD", keys.total_index, "NX"), pairs(at_once))
 
 
-def _retired_writes(keys: Keys, changes: Changes) -> Iterator[Command]:
+def _removals(keys: Keys, totals: Mapping[TotalKey, Sequence[str]]) -> Iterator[Command]:
+    """Totals, of the meters named, with all that belongs to them."""
     rankings: dict[RankingKey, list[str]] = {}
     names = []
-    for key, meters in changes.retired.items():
+    for key, meters in totals.items():
         names.append(keys.total(key))
         for meter in meters:
             names.append(keys.unique(UniqueKey(key.account, meter, key.period_start_ms)))
             rankings.setdefault(RankingKey(meter, key.period_start_ms), []).append(key.account)
     yield from _chunked(("UNLINK",), names)
-    yield from _chunked(("ZREM", keys.total_index), [total_member(key) for key in changes.retired])
+    yield from _chunked(("ZREM", keys.total_index), [total_member(key) for key in totals])
     for ranking, accounts in rankings.items():
         yield from _chunked(("ZREM", keys.ranking(ranking)), accounts)
 

@@ -11,7 +11,7 @@ from pipeline.local_valkey import LocalValkey
 from schemas.clock import HOUR_MS
 from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.meters import Catalog
-from schemas.periods import AccountState, Billing, Customer
+from schemas.periods import AccountState, Billing, Binding, Customer, Interval, PendingCut, Recut
 from schemas.rollup import (
     BucketField,
     Changes,
@@ -280,6 +280,46 @@ async def test_report_that_says_something_else_by_now_is_not_forgotten(rollup_st
     await rollup_store.confirm_reports(0, BUCKET, entries)
     assert await rollup_store.reports(0, BUCKET, 10) == (fence(5), {})
     assert await rollup_store.report_buckets(0) == (fence(5), [])
+
+
+@pytest.mark.parametrize("account", ODD_ACCOUNTS)
+async def test_accounts_that_wait_for_a_re_cut_are_known_until_it_came(rollup_store: RollupStore, account: str) -> None:
+    """And what it replaces goes with all that belongs to it, before what it says is written under the same names."""
+    first = await started(rollup_store)
+    binding = Binding(effective_from_ms=0, interval=Interval.DAY)
+    waits = AccountState(
+        pending=PendingCut(position=9, from_ms=0, requested_ms=-60_000, binding=binding, later=(binding, 5))
+    )
+    await rollup_store.commit(0, first, changes(5, account)._replace(accounts={account: waits}))
+    assert await rollup_store.recutting(0, 5) == (fence(5), {account: waits})
+    assert await rollup_store.recutting(0, 0) == (fence(5), {})
+    assert await rollup_store.recutting(1, 5) == (None, {})
+    assert await rollup_store.recutting_among(0, ["nobody", account]) == {account}
+    assert await rollup_store.recutting_among(0, []) == frozenset()
+
+    after = AccountState(bindings=(binding,), recuts=(Recut(0, BUCKET),))
+    key = TotalKey(account, 0)
+    cut = Changes(
+        fence=fence(6),
+        replaced={key: ("tokens", "peak", "users")},
+        totals={key: {"tokens": "3"}},
+        uniques={UniqueKey(account, "users", 0): [12]},
+        rankings={RankingKey("tokens", 0): {account: 3}},
+        due={key: 77},
+        accounts={account: after},
+    )
+    await rollup_store.commit(0, fence(5), cut)
+
+    assert await rollup_store.recutting(0, 5) == (fence(6), {})
+    assert await rollup_store.recutting_among(0, [account]) == frozenset()
+    wanted = ReadRequest(
+        totals=[key], uniques={UniqueKey(account, "users", 0): [11, 12]}, accounts=[account], due_max=5
+    )
+    view = await rollup_store.read(0, fence(6), wanted)
+    assert view.totals == {key: {"tokens": "3"}}
+    assert view.uniques == {UniqueKey(account, "users", 0): {12}}
+    assert (view.accounts, view.due) == ({account: after}, [DueTotal(77, key)])
+    assert await rollup_store.ranking(0, RankingKey("tokens", 0), 5) == [(account, 3)]
 
 
 async def test_expired_marks_are_gone(rollup_store: RollupStore) -> None:

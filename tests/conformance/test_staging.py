@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import pytest
 
-from schemas.analytics import ArchivePosition, ControlRow, VerdictOutcome, VerdictRow
+from schemas.analytics import ArchivePosition, ControlRow, UsageQuery, VerdictOutcome, VerdictRow
+from schemas.clock import DAY_MS
 from schemas.log import position
 from schemas.meters import Aggregation
 from schemas.rebuild import AnalyticalStore, RowRecounts, TableStaging
@@ -16,7 +17,7 @@ from sinks.clickhouse.memory_staging import MemoryStaging
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.staging import ClickHouseStaging
 from sinks.clickhouse.writer import ClickHouseStore
-from tests.conformance.clickhouse_rows import CALLS, FIVE, MONTH, NOW_MS, cell, event, ms, request_of
+from tests.conformance.clickhouse_rows import CALLS, FIVE, MONTH, NOW_MS, USERS, cell, event, ms, request_of
 
 HOURLY = ("usage_duplicates", "usage_hourly")
 ARCHIVE = ("usage_events", "verdicts", "control_log", "archive_positions")
@@ -194,3 +195,38 @@ async def test_accounts_come_in_the_order_of_their_bytes_and_the_first_event_is_
     assert await staged.reader.first_archived(3) == (7, NOW_MS)
     found = await staged.reader.recount_rows(request_of(CALLS), 1)
     assert [row.account for row in found] == ordered
+
+
+async def test_distinct_values_are_those_of_each_period(staged: Staged) -> None:
+    """What a re-cut puts into the live view, of the accounts asked for and nothing else."""
+    december = MONTH.end_ms
+    await staged.store.insert_events(
+        [
+            event(1, {"user": "u1"}),
+            event(2, {"user": "u2"}),
+            event(3, {"user": "u1"}, event_id="again"),
+            event(4, {"user": 7}, time_ms=december, log_time_ms=december),
+            event(5, {"user": "other"}, account="elsewhere"),
+            event(6, {"user": "late"}),
+        ]
+    )
+    request = request_of(USERS, CALLS, accounts=["acme"], before_position=6)
+
+    assert await staged.reader.recount_distinct(request) == {
+        ("acme", "users", MONTH.start_ms): {"u1", "u2"},
+        ("acme", "users", december): {"7"},
+    }
+    assert await staged.reader.recount_distinct(request_of(CALLS)) == {}
+
+
+async def test_emptied_cell_is_in_no_answer_and_takes_usage_again(staged: Staged) -> None:
+    """What a re-cut leaves of a cell: a period that ends where it begins, above the row that was there."""
+    start_ms = MONTH.start_ms
+    await staged.store.insert_hourly([cell("peak", -5, version=1), cell("tokens", 3, version=1)])
+    await staged.store.insert_hourly([cell("peak", 0, version=2)._replace(period_end_ms=start_ms)])
+
+    assert {key.meter: value for key, value in (await staged.reader.hourly_cells(3)).items()} == {"tokens": 3}
+    query = UsageQuery("peak", NOON - DAY_MS, NOON + DAY_MS)
+    assert await staged.reader.usage(query, Aggregation.MAX) == []
+    await staged.store.insert_hourly([cell("peak", -9, version=3)])
+    assert [row.value_minor for row in await staged.reader.usage(query, Aggregation.MAX)] == [-9]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from aggregators.fields import parse_value
 from oracle.model import Oracle, Place
 from pipeline.deployment import read_control
-from schemas.control import AccountRecord, CatalogRecord, CloseRecord, ControlKind, VerdictRecord
+from schemas.control import AccountRecord, CatalogRecord, CloseRecord, ControlKind, RecutRecord, VerdictRecord
 from schemas.log import EVENTS_TOPIC, Record, index_of, offset_of, position
 from schemas.meters import Catalog
 from schemas.rollup import TotalKey
@@ -61,9 +61,11 @@ def _tell(oracle: Oracle, secret: bytes, record: Record, version: int) -> int:
             oracle.set_catalog(partition, catalog.model_dump(mode="json"), at)
             return catalog.version
         case [AccountRecord(account=account, binding=binding)]:
-            oracle.bind(partition, account, binding.model_dump(mode="json"), at)
+            oracle.bind(partition, account, binding.model_dump(mode="json"), at, record.offset)
         case [CloseRecord(account=account, instant_ms=instant_ms)]:
             oracle.close(partition, account, instant_ms, at)
+        case [RecutRecord(account=account, position=bound_at, declined=declined)]:
+            oracle.recut(partition, account, offset_of(bound_at), declined=bool(declined), timestamp_ms=at)
         case [VerdictRecord(verdicts=verdicts)]:
             for index, each in enumerate(verdicts):
                 place = Place(partition, offset_of(each.position), index_of(each.position))
@@ -110,7 +112,7 @@ async def found(deployment: Deployment) -> Views:
     try:
         cells = await clickhouse.rows(
             "SELECT account, meter, period_start_ms, hour_ms, dimensions, arrival_bucket_ms, toInt64(value_minor) "
-            "FROM usage_hourly FINAL"
+            "FROM usage_hourly FINAL WHERE period_end_ms > period_start_ms"
         )
         events = await clickhouse.rows("SELECT account, id, partition, position FROM events")
         duplicates = await clickhouse.rows("SELECT account, id, partition, position FROM duplicates")

@@ -16,10 +16,11 @@ from pipeline.deployment import append_control
 from pipeline.local_valkey import LocalValkey
 from schemas.analytics import ArchivePosition
 from schemas.clock import DAY_MS, MINUTE_MS
-from schemas.control import CONTROL_HEADER, AccountRecord, CloseRecord
+from schemas.control import CONTROL_HEADER, AccountRecord, CloseRecord, RecutRecord
 from schemas.errors import OperatorNeeded
-from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
+from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, Record
 from schemas.periods import Binding, Interval
+from schemas.recut import unpacked
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from tests.integration.deployment import Deployment, Role
@@ -31,6 +32,7 @@ ACCOUNTS = 120
 WORKER_KILLS = 10
 WORKER_KILLS_MAX = 25
 ARCHIVE_KILLS = 6
+LATE_ACCOUNTS = frozenset(map(account_name, range(40, 60)))
 BACKLOG_RECORDS_MAX = 30
 EVENTS_MAX = 400_000
 INBOX_EVENTS = 400
@@ -70,6 +72,8 @@ async def test_ten_kills_of_the_worker_and_some_of_archive_and_router_change_no_
             await progress(deployment, worker)
         await asyncio.sleep(chance.uniform(0.0, 0.3))
         kills += worker.kill()
+        if kills == WORKER_KILLS // 2:
+            await bind_late(deployment)
     await asyncio.gather(*beside, singles)
     stop.set()
     appended = await feeding
@@ -84,7 +88,25 @@ async def test_ten_kills_of_the_worker_and_some_of_archive_and_router_change_no_
     check_variety(oracle)
     judged = [record for at in deployment.partitions for record in await deployment.records(EVENTS_TOPIC, at)]
     assert any(dict(record.headers).get(CONTROL_HEADER) == b"verdict" for record in judged)
+    answers = [RecutRecord.model_validate_json(record.value or b"") for record in judged if is_recut(record)]
+    assert {each.account for each in answers} >= LATE_ACCOUNTS
+    assert not any(each.declined for each in answers)
+    assert any(unpacked(each.content).cells for each in answers), "no late binding had anything to count again"
     assert oracle.kept_out
+
+
+def is_recut(record: Record) -> bool:
+    return dict(record.headers).get(CONTROL_HEADER) == b"recut"
+
+
+async def bind_late(deployment: Deployment) -> None:
+    """Accounts whose days begin at a minute in the middle of what they have used by now."""
+    at_ms = deployment.base.clock.now_ms() // MINUTE_MS * MINUTE_MS
+    for account in sorted(LATE_ACCOUNTS):
+        binding = Binding(effective_from_ms=at_ms, anchor_ms=at_ms, interval=Interval.DAY)
+        record = AccountRecord(account=account, binding=binding)
+        partition = partition_of(account, 4)
+        await append_control(deployment.base.log, deployment.settings.secret_bytes(), partition, record)
 
 
 async def bind_and_close(deployment: Deployment) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from unittest.mock import patch
 
 import msgspec
@@ -41,20 +41,11 @@ from simulation.run import Outcome, run
 from simulation.traffic import ORIGIN_MS
 from sinks.clickhouse.memory import MemoryClickHouse
 from sinks.redis.memory import MemoryRollupStore
+from tests.simulation.late_binding_mutants import LATE_BINDINGS
+from tests.simulation.mutant import Method, Mutant
 
 STEPS: Final = 40
 RUNS_MAX: Final = 40
-
-Method = Callable[..., Awaitable[Any]]
-
-
-class Mutant(NamedTuple):
-    """A defect: where it stands, and what replaces what stands there."""
-
-    name: str
-    target: Any
-    attribute: str
-    made: Callable[[Any], Any]
 
 
 def _inner(reached: Any) -> Any:
@@ -356,6 +347,7 @@ MUTANTS: Final = (
     ),
     Mutant("cache survives its fence", RollupProcessor, "start_offset", _cache_survives),
     Mutant("a lost quarantine entry", _ROLLUP, "quarantine", _quarantine_may_fail),
+    *LATE_BINDINGS,
 )  # fmt: skip
 
 

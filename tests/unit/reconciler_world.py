@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from aggregators.partitioning import partition_of
-from aggregators.periods import customer_at
 from pipeline.deployment import append_everywhere
 from pipeline.processors.archive import ArchiveProcessor
+from pipeline.processors.customers import BindingResolver
 from pipeline.processors.drains import HourlyDrain, ReportDrain
+from pipeline.processors.recutter import Recutter
 from pipeline.processors.resolver import Resolver
 from pipeline.processors.rollup import RollupSettings
 from pipeline.processors.stripe_sender import StripeSender
@@ -65,7 +66,8 @@ class Deployment:
         rejecting: StripeRejections | None = self.stripe if rejections else None
         self.views = Views(self.store, self.clickhouse, self.clickhouse, self.log, self.stripe, rejecting)
         self.policy = ReconcilePolicy(archive_wait_s=1.0, totals_per_read=3)
-        self._sender = StripeSender(self.log, self.stripe, self._payer, self.clock, random.Random(1))
+        payers = BindingResolver(self.store, self.world.partitions)
+        self._sender = StripeSender(self.log, self.stripe, payers, self.clock, random.Random(1))
         self.rollup_settings = RollupSettings()
         self._told: dict[int, int] = {}
         self._events = 0
@@ -136,6 +138,11 @@ class Deployment:
         resolver = Resolver(self.log, self.store, self.clickhouse, SECRET)
         return sum([sum(await resolver.resolve(partition)) for partition in range(self.world.partitions)])
 
+    async def recut(self) -> int:
+        """The answers to late bindings, of a process that has just started."""
+        recutter = Recutter(self.log, self.store, self.clickhouse, self.clickhouse, SECRET)
+        return sum([await recutter.recut(partition) for partition in range(self.world.partitions)])
+
     async def drain(self) -> None:
         for partition in range(self.world.partitions):
             await HourlyDrain(self.store, self.clickhouse).drain(partition)
@@ -184,10 +191,6 @@ class Deployment:
             for held in self.stripe.events
             if (held.event.stripe_customer, held.event.event_name) == (f"cus_{account}", event_name)
         )
-
-    async def _payer(self, account: str, instant_ms: int) -> tuple[Billing, str]:
-        customer = customer_at(await self.store.account(self.partition(account), account), instant_ms)
-        return (customer.billing, customer.stripe_customer) if customer else (Billing.UNMAPPED, "")
 
 
 async def settled(**options: Any) -> Deployment:

@@ -72,6 +72,7 @@ class Bench:
         self.meters: StripeMeters | None = None
         self.billing: dict[str, tuple[Billing, str]] = {}
         self.asked: list[tuple[str, int]] = []
+        self.replaced: set[str] = set()
         self.partitions = partitions
         self.policy = policy
         self.sender = self.new_sender()
@@ -86,10 +87,10 @@ class Bench:
         await self.assign()
         return self
 
-    async def resolve(self, account: str, instant_ms: int) -> tuple[Billing, str]:
+    async def resolve(self, intent: Intent, instant_ms: int) -> tuple[Billing, str] | None:
         """Who pays."""
-        self.asked.append((account, instant_ms))
-        return self.billing[account]
+        self.asked.append((intent.account, instant_ms))
+        return None if intent.identifier in self.replaced else self.billing[intent.account]
 
     def new_sender(self) -> StripeSender:
         """Another process. It talks to `meters` where that is set, else to the twin."""

@@ -166,6 +166,8 @@ async def test_end_of_everybodys_month_is_spread_over_many_commits() -> None:
 async def lengthened(made: Deployment) -> TotalKey:
     """A total of a year that a binding was to end after two days; then another one replaced that."""
     yearly = {"anchor_ms": NOVEMBER_MS, "interval": Interval.YEAR}
+    # Somebody pays, so that no binding reaches back.
+    await made.bind("eve")
     await made.bind("eve", **yearly)
     await made.advance(HOUR_MS)
     cut_ms = START_MS + 2 * DAY_MS

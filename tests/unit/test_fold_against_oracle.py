@@ -14,7 +14,7 @@ from oracle.rules import RejectedError, decode, partition_of, time_us_of
 from pipeline.processors.rollup import RollupSettings
 from schemas.control import AccountRecord, CloseRecord, Verdict, VerdictRecord
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
-from schemas.periods import Binding, Interval
+from schemas.periods import Billing, Binding, Interval
 from sinks.redis.memory import MemoryRollupStore
 from tests.traffic.generate import CATALOG, HOUR_US, Rates, TrafficRecord, account_name, records
 from tests.worlds import World
@@ -59,6 +59,8 @@ async def _loaded(
     judge = _Judge(world, oracle, chance, policy["window_ms"] - policy["future_ms"])
     for partition in range(PARTITIONS):
         oracle.tick(partition, start_ms)
+    if controls:
+        await _name_all(world, oracle)
     sent = records(
         seed, 20, count, start_ms * 1000, partitions=PARTITIONS, span_us=traffic.span_us, rates=traffic.rates
     )
@@ -139,6 +141,14 @@ def _home(partition: int) -> str:
     return next(name for name in map(account_name, range(100)) if partition_of(name, PARTITIONS) == partition)
 
 
+async def _name_all(world: World, oracle: Oracle) -> None:
+    """Somebody is named for every account, so that no binding asks for usage to be counted again."""
+    for account in map(account_name, range(20)):
+        partition, free = partition_of(account, PARTITIONS), Binding(effective_from_ms=0, billing=Billing.FREE)
+        await world.control(partition, AccountRecord(account=account, binding=free))
+        oracle.bind(partition, account, free.model_dump(mode="json"), world.clock.ms)
+
+
 async def _bind_or_close(world: World, oracle: Oracle, chance: random.Random) -> None:
     """Some account gets another anchor, also within an hour, or one of its periods is closed."""
     account, now_ms = account_name(chance.randrange(20)), world.clock.ms
@@ -153,6 +163,7 @@ async def _bind_or_close(world: World, oracle: Oracle, chance: random.Random) ->
         anchor_ms=(now_ms // 60_000 + chance.randrange(-10_000, 10_000)) * 60_000,
         interval=chance.choice(list(Interval)),
         interval_count=chance.choice([1, 1, 1, 2]),
+        billing=Billing.FREE,
     )
     await world.control(partition, AccountRecord(account=account, binding=binding))
     oracle.bind(partition, account, binding.model_dump(mode="json"), now_ms)

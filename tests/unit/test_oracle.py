@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from aiokafka.partitioner import murmur2 as kafka_murmur2
 
-from oracle.model import COUNTERS, Oracle, Place, from_producer_files
+from oracle.model import COUNTERS, Oracle, Place
+from oracle.producers import from_producer_files
 from oracle.rules import binding_of, decode, murmur2, partition_of, period_containing, time_us_of
 from tests.traffic.generate import CATALOG, EVENT_FAULTS, RECORD_FAULTS, Rates, records, rfc3339
 
@@ -274,7 +275,7 @@ REACH = NOON + 6 * 60_000  # the first whole minute after the log time and five 
 def test_binding_cuts_the_running_period_beyond_every_event_it_may_hold() -> None:
     """Before the first binding calendar months apply; the cut is where no event can have been accepted yet."""
     oracle = Oracle(CATALOG)
-    oracle.tick(0, NOON)
+    oracle.bind(0, "a", {"effective_from_ms": MARCH, "billing": "free"}, NOON)
     oracle.bind(0, "a", {"effective_from_ms": MARCH, "anchor_ms": MARCH + 14 * DAY, "interval": "month"})
 
     assert oracle.period("a", REACH - 1) == (MARCH, REACH)
@@ -303,6 +304,7 @@ def test_later_binding_replaces_those_that_would_start_with_it_or_after_it() -> 
 def test_binding_that_arrives_within_a_minute_starts_with_the_next() -> None:
     """Instants of bindings are whole minutes, and the past is not cut again."""
     oracle = Oracle(CATALOG)
+    oracle.bind(0, "a", {"effective_from_ms": MARCH, "billing": "free"}, NOON)
     oracle.bind(0, "a", {"effective_from_ms": MARCH, "interval": "day"}, NOON + 1)
 
     assert oracle.period("a", REACH)[0] == REACH

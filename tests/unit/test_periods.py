@@ -10,15 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregators.periods import (
-    BINDINGS_MAX,
-    customer_at,
-    is_closed,
-    open_period,
-    period_at,
-    with_binding,
-    with_closing,
-)
+from aggregators import bindings as bindings_of
+from aggregators.bindings import BINDINGS_MAX, customer_at, with_binding, with_closing
+from aggregators.periods import is_closed, open_period, period_at
 from oracle import rules
 from oracle.model import Oracle
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
@@ -232,34 +226,43 @@ STEPS = st.lists(
                     "anchor_ms": st.integers(-3000, 3000).map(lambda minute: at("2026-03-28") + minute * MINUTE_MS),
                     "interval": st.sampled_from(["day", "week", "month"]),
                     "interval_count": st.sampled_from([1, 1, 2]),
+                    "billing": st.sampled_from([Billing.UNMAPPED, Billing.UNMAPPED, Billing.UNMAPPED, Billing.FREE]),
                 }
             ),
         ),
         st.builds(Step, st.just("event"), st.integers(-3 * 1440, 5), st.just({})),
+        st.builds(Step, st.just("answer"), st.integers(-1, 3), st.just({})),
     ),
     max_size=14,
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(STEPS)
 def test_bindings_and_closings_in_any_order_count_as_the_oracle_counts(steps: Sequence[Step]) -> None:
-    """Every event in the same period as there, and what was counted in its own period stays in it for ever."""
+    """Every event in the same period as there, and what was counted in its own period stays in it for ever, unless a
+    late binding has it counted again."""
     oracle = Oracle({"version": 1, "meters": []})
     state, log_ms = NOTHING, at("2026-03-28")
     counted: list[tuple[int, int]] = []
-    for step in steps:
+    for offset, step in enumerate(steps):
         instant_ms = log_ms + step.minutes * MINUTE_MS
         if step.kind == "advance":
             log_ms = instant_ms
         elif step.kind == "close":
             oracle.close(0, "acme", instant_ms, log_ms)
-            state = with_closing(state, instant_ms, POLICY.window_ms, log_ms)
+            state = bindings_of.closed(state, instant_ms, POLICY, log_ms)
         elif step.kind == "bind":
             binding = Binding(effective_from_ms=instant_ms, **step.fields)
-            oracle.bind(0, "acme", binding.model_dump(mode="json"), log_ms)
-            state = with_binding(state, binding, POLICY.future_ms, log_ms)
-        else:
+            oracle.bind(0, "acme", binding.model_dump(mode="json"), log_ms, offset)
+            state = bindings_of.bound(state, binding, offset, POLICY, log_ms)
+        elif step.kind == "answer":
+            declined = step.minutes < 0
+            if state.pending is not None:
+                oracle.recut(0, "acme", state.pending.position, declined=declined, timestamp_ms=log_ms)
+                counted = [each for each in counted if declined or each[1] < state.pending.from_ms]
+                state = bindings_of.recut(state, state.pending.position, POLICY, log_ms, declined=declined)
+        elif state.pending is None:
             event = rules.Event("acme", "1", "t", instant_ms * 1000, {})
             expected = oracle._counting_period(event, [], log_ms, POLICY.grace_ms)
             own = period = period_at(state, instant_ms)
@@ -267,5 +270,6 @@ def test_bindings_and_closings_in_any_order_count_as_the_oracle_counts(steps: Se
                 period = open_period(state, log_ms)
             assert period == expected
             counted.append((instant_ms if period == own else period.start_ms, period.start_ms))
+        assert (state.pending is not None) == oracle._accounts.is_waiting("acme")
     for instant_ms, start_ms in counted:
         assert period_at(state, instant_ms).start_ms == start_ms

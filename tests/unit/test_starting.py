@@ -14,7 +14,7 @@ from schemas.clock import DAY_MS, HOUR_MS
 from schemas.control import AccountRecord, Genesis, Tick
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC
-from schemas.periods import Binding, Interval
+from schemas.periods import Billing, Binding, Interval
 from sinks.clickhouse.memory import MemoryClickHouse
 from tests.traffic.generate import rfc3339
 from tests.unit.reconciler_world import CATALOG, START_MS
@@ -99,8 +99,11 @@ async def test_a_full_cache_forgets_nothing_that_the_flush_needs() -> None:
     await world.start(CATALOG)
     anchor_ms = START_MS // DAY_MS * DAY_MS
     for account in ("ada", "bob"):
-        binding = Binding(effective_from_ms=START_MS // HOUR_MS * HOUR_MS, anchor_ms=anchor_ms, interval=Interval.DAY)
-        await append_control(world.log, SECRET, 0, AccountRecord(account=account, binding=binding))
+        # Who pays nothing from the start on is not cut again by the binding after it.
+        free = Binding(effective_from_ms=0, billing=Billing.FREE)
+        daily = Binding(effective_from_ms=START_MS // HOUR_MS * HOUR_MS, anchor_ms=anchor_ms, interval=Interval.DAY)
+        for binding in (free, daily):
+            await append_control(world.log, SECRET, 0, AccountRecord(account=account, binding=binding))
     await world.fold_all()
     world.clock.ms += 2 * HOUR_MS
     worker: RollupProcessor = world.rollup(RollupSettings(cache_entries_max=1))

@@ -1,0 +1,154 @@
+"""What an account's control records change: bindings, customers, closings, and re-cuts of what was counted (I8, I9)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aggregators.periods import cuts_of, is_closed, open_period, period_at
+from schemas.clock import MINUTE_MS
+from schemas.meters import GRACE_MAX_MS, Policy
+from schemas.periods import AccountState, Billing, Binding, Customer, PendingCut, Recut
+
+# Beyond it the oldest are forgotten: their periods are long closed.
+BINDINGS_MAX: Final = 99
+# So many records of an account may wait for its re-cut; with one more, the re-cut is given up.
+LATER_MAX: Final = 100
+
+
+def bound(state: AccountState, binding: Binding, position: int, policy: Policy, log_time_ms: int) -> AccountState:
+    """The state after a binding record at a position: the binding takes effect beyond all that was counted, or the
+    account waits to be cut again from an instant in the past."""
+    if state.pending is not None:
+        return _waiting(state, binding, policy, log_time_ms)
+    late = _late(state, binding, position, policy, log_time_ms)
+    return with_binding(state, binding, policy.future_ms, log_time_ms) if late is None else _with(state, pending=late)
+
+
+def closed(state: AccountState, instant_ms: int, policy: Policy, log_time_ms: int) -> AccountState:
+    """The state after a close record."""
+    if state.pending is not None:
+        return _waiting(state, instant_ms, policy, log_time_ms)
+    return with_closing(state, instant_ms, policy.window_ms, log_time_ms)
+
+
+def recut(state: AccountState, position: int, policy: Policy, log_time_ms: int, *, declined: bool) -> AccountState:
+    """The state after a re-cut record on the binding at `position`; unchanged where nothing waits for it."""
+    pending = state.pending
+    if pending is None or pending.position != position:
+        return state
+    after = _with(state, pending=None)
+    if declined:
+        return _followed_by(after, (_asked(pending), *pending.later), policy, log_time_ms)
+    kept = tuple(each for each in state.bindings if each.effective_from_ms < pending.binding.effective_from_ms)
+    bucket_ms = log_time_ms // policy.report_interval_ms * policy.report_interval_ms
+    after = _with(
+        after,
+        bindings=(*kept[-BINDINGS_MAX:], pending.binding),
+        customers=_named(state, _asked(pending)),
+        recuts=(*state.recuts[-BINDINGS_MAX:], Recut(pending.from_ms, bucket_ms)),
+    )
+    return _followed_by(after, pending.later, policy, log_time_ms)
+
+
+def is_replaced(state: AccountState, period_start_ms: int, bucket_start_ms: int) -> bool:
+    """Whether usage of a period, reported in a bucket, was counted again since and is reported elsewhere."""
+    return any(each.from_ms <= period_start_ms and bucket_start_ms < each.before_bucket_ms for each in state.recuts)
+
+
+def _late(state: AccountState, binding: Binding, position: int, policy: Policy, log_time_ms: int) -> PendingCut | None:
+    """The re-cut that a binding asks for: from its instant, or where the first period begins that is not closed.
+
+    None where it changes no period that may hold usage, and where a customer was named for that usage, or none ever
+    has to be: some of it may have been told to Stripe, or settled as free, in the old periods.
+    """
+    first = open_period(state, log_time_ms)
+    while not is_closed(state, before := period_at(state, first.start_ms - 1), policy.grace_ms, log_time_ms):
+        first = before
+    from_ms = max([first.start_ms, *(period_at(state, each).end_ms for each in state.closed_start_ms)])
+    effective_ms = max(binding.effective_from_ms, from_ms)
+    beyond_ms = _beyond_ms(policy.future_ms, log_time_ms)
+    if effective_ms >= beyond_ms or _is_named(state, from_ms):
+        return None
+    placed = binding.model_copy(update={"effective_from_ms": effective_ms})
+    kept = tuple(each for each in state.bindings if each.effective_from_ms < effective_ms)
+    cuts = [[cut for cut in cuts_of(each) if cut.from_ms < beyond_ms] for each in (state.bindings, (*kept, placed))]
+    if cuts[0] == cuts[1]:
+        return None
+    from_ms = period_at(state, effective_ms).start_ms
+    return PendingCut(position=position, from_ms=from_ms, requested_ms=binding.effective_from_ms, binding=placed)
+
+
+def _is_named(state: AccountState, from_ms: int) -> bool:
+    before = [each for each in state.customers if each.from_ms <= from_ms][-1:]
+    after = [each for each in state.customers if each.from_ms > from_ms]
+    return any(each.billing is not Billing.UNMAPPED for each in (*before, *after))
+
+
+def _asked(pending: PendingCut) -> Binding:
+    """The binding as its record says it."""
+    return pending.binding.model_copy(update={"effective_from_ms": pending.requested_ms})
+
+
+def _waiting(state: AccountState, later: Binding | int, policy: Policy, log_time_ms: int) -> AccountState:
+    pending = state.pending
+    assert pending is not None, "the caller looked"  # noqa: S101 - an invariant, not input
+    after = (*pending.later, later)
+    if len(after) > LATER_MAX:
+        return _followed_by(_with(state, pending=None), (_asked(pending), *after), policy, log_time_ms)
+    return _with(state, pending=pending.model_copy(update={"later": after}))
+
+
+def _followed_by(
+    state: AccountState, later: tuple[Binding | int, ...], policy: Policy, log_time_ms: int
+) -> AccountState:
+    for each in later:
+        if isinstance(each, Binding):
+            state = with_binding(state, each, policy.future_ms, log_time_ms)
+        else:
+            state = with_closing(state, each, policy.window_ms, log_time_ms)
+    return state
+
+
+def _with(state: AccountState, **fields: object) -> AccountState:
+    return state.model_copy(update=fields)
+
+
+def _beyond_ms(future_ms: int, log_time_ms: int) -> int:
+    """The first whole minute that no event accepted so far can have reached."""
+    return (log_time_ms + future_ms) // MINUTE_MS * MINUTE_MS + MINUTE_MS
+
+
+def with_binding(state: AccountState, binding: Binding, future_ms: int, log_time_ms: int) -> AccountState:
+    """The state after a binding record. What is counted never changes its period: it takes effect, at the earliest,
+    beyond every event accepted so far, that is after log time + `future_ms`, at a whole minute, and not before the
+    period into which usage is carried now. It replaces bindings that would take effect after it."""
+    beyond_ms = _beyond_ms(future_ms, log_time_ms)
+    # Where the running period is closed, usage may be counted already in one that lies ahead: its start must stay.
+    carried_ms = open_period(state, log_time_ms).start_ms
+    effective_ms = max(binding.effective_from_ms, beyond_ms, carried_ms)
+    kept = tuple(
+        held for held in state.bindings if held.effective_from_ms < effective_ms or held.effective_from_ms <= carried_ms
+    )
+    placed = binding.model_copy(update={"effective_from_ms": effective_ms})
+    return _with(state, bindings=(*kept[-BINDINGS_MAX:], placed), customers=_named(state, binding))
+
+
+def _named(state: AccountState, binding: Binding) -> tuple[Customer, ...]:
+    named = Customer(binding.effective_from_ms, binding.billing, binding.stripe_customer)
+    before = tuple(each for each in state.customers if each.from_ms < named.from_ms)
+    return (*before[-BINDINGS_MAX:], named)
+
+
+def with_closing(state: AccountState, instant_ms: int, window_ms: int, log_time_ms: int) -> AccountState:
+    """The state after a close record. Closings are dropped once their period ended longer ago than any policy's grace
+    (and than a window): it is closed by then for an event of any age."""
+    start_ms = period_at(state, instant_ms).start_ms
+    kept_ms = max(window_ms, GRACE_MAX_MS)
+    kept = {held for held in state.closed_start_ms if period_at(state, held).end_ms + kept_ms > log_time_ms}
+    return state.model_copy(update={"closed_start_ms": tuple(sorted(kept | {start_ms}))})
+
+
+def customer_at(state: AccountState, instant_ms: int) -> Customer | None:
+    """Who pays for usage at an instant, or None where nobody was named."""
+    named = [customer for customer in state.customers if customer.from_ms <= instant_ms]
+    return named[-1] if named else None

@@ -1,0 +1,178 @@
+"""How accounts are cut into periods, and which of those are closed: bindings, late bindings and closings, naively.
+
+Written from the design (I8, I9, section 6) alone. Times are int milliseconds UTC.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from oracle.rules import MINUTE_MS, Binding, binding_of, period_containing
+
+Period = tuple[int, int]
+Fields = Mapping[str, Any]
+WAITING_MAX = 100
+
+
+class Policy(NamedTuple):
+    """The settings in force where a record stands."""
+
+    future_ms: int
+    grace_ms: int
+
+
+class _Late(NamedTuple):
+    """A binding that takes effect in the past once its usage was counted again; `later` is what came meanwhile."""
+
+    offset: int
+    effective_ms: int
+    fields: Fields
+    later: list[Fields | int]
+
+
+class Accounts:
+    """The accounts of a log. `serial` is how many events of the account were counted so far."""
+
+    def __init__(self) -> None:
+        self._bindings: dict[str, list[Binding]] = defaultdict(list)
+        self._payers: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        self._closed: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        self._late: dict[str, _Late] = {}
+
+    def from_the_start(self, account: str, known: Sequence[Fields]) -> None:
+        """Bindings that are in force before the first event."""
+        self._bindings[account] = sorted(binding_of(fields) for fields in known)
+
+    def period(self, account: str, instant_ms: int) -> Period:
+        """The account's period containing the instant, by the bindings known so far."""
+        return period_containing(self._bindings.get(account, ()), instant_ms)
+
+    def carrying_period(self, account: str, log_ms: int, serial: int | None = None) -> Period:
+        """The first period from log time on that no record closed."""
+        closed = self._starts_closed(account, serial)
+        period = self.period(account, log_ms)
+        while period[0] in closed:
+            period = self.period(account, period[1])
+        return period
+
+    def counting_period(
+        self, account: str, time_ms: int, log_ms: int, grace_ms: int, serial: int | None = None
+    ) -> tuple[Period, bool]:
+        """(the period that an event counts in, whether its own one was closed); with `serial` as it was before that
+        many events of the account were counted."""
+        own = self.period(account, time_ms)
+        if own[0] not in self._starts_closed(account, serial) and log_ms < own[1] + grace_ms:
+            return own, False
+        return self.carrying_period(account, log_ms, serial), True
+
+    def is_waiting(self, account: str) -> bool:
+        """Whether the account's events wait until a late binding is answered."""
+        return account in self._late
+
+    def bind(self, account: str, fields: Fields, log_ms: int, policy: Policy, offset: int, serial: int) -> None:
+        """A binding: it waits for the usage to be counted again, or for the binding that does, or takes effect beyond
+        everything that can have been counted."""
+        if self.is_waiting(account):
+            self._wait(account, fields, log_ms, policy, serial)
+            return
+        effective_ms = self._late_from(account, fields, log_ms, policy)
+        if effective_ms is None:
+            self._place(account, fields, log_ms, policy, serial)
+        else:
+            self._late[account] = _Late(offset, effective_ms, fields, [])
+
+    def close(self, account: str, instant_ms: int, log_ms: int, policy: Policy, serial: int) -> None:
+        """The period of an instant takes no more usage."""
+        if self.is_waiting(account):
+            self._wait(account, instant_ms, log_ms, policy, serial)
+        else:
+            self._place(account, instant_ms, log_ms, policy, serial)
+
+    def answer(self, account: str, offset: int, *, declined: bool, log_ms: int, policy: Policy, serial: int) -> bool:
+        """The answer to the late binding at an offset: whether all usage is to be counted again by now."""
+        late = self._late.get(account)
+        if late is None or late.offset != offset:
+            return False
+        del self._late[account]
+        if declined:
+            self._place(account, late.fields, log_ms, policy, serial)
+        else:
+            self._replace(account, binding_of(late.fields, late.effective_ms), late.effective_ms)
+            self._pay(account, late.fields)
+        for said in late.later:
+            self._place(account, said, log_ms, policy, serial)
+        return not declined
+
+    def _wait(self, account: str, said: Fields | int, log_ms: int, policy: Policy, serial: int) -> None:
+        late = self._late[account]
+        late.later.append(said)
+        if len(late.later) > WAITING_MAX:
+            del self._late[account]
+            for each in (late.fields, *late.later):
+                self._place(account, each, log_ms, policy, serial)
+
+    def _place(self, account: str, said: Fields | int, log_ms: int, policy: Policy, serial: int) -> None:
+        """The past is not cut again: a binding holds, at the earliest, from the first whole minute that no event can
+        have reached yet (log time and the future limit), nor before the period that takes carried usage, which lies
+        ahead where the running one is closed. It replaces bindings that would start with it or later, but not what
+        makes that period begin where it does."""
+        if isinstance(said, int):
+            self._closed[account].append((self.period(account, said)[0], serial))
+            return
+        carrying_ms = self.carrying_period(account, log_ms)[0]
+        newest = binding_of(said, max(_beyond_ms(log_ms, policy), carrying_ms))
+        self._replace(account, newest, max(newest.effective_from_ms, carrying_ms + 1))
+        self._pay(account, said)
+
+    def _replace(self, account: str, newest: Binding, until_ms: int) -> None:
+        kept = [known for known in self._bindings[account] if known.effective_from_ms < until_ms]
+        self._bindings[account] = [*kept, newest]
+
+    def _pay(self, account: str, fields: Fields) -> None:
+        from_ms = int(fields["effective_from_ms"])
+        before = [payer for payer in self._payers[account] if payer[0] < from_ms]
+        self._payers[account] = [*before, (from_ms, str(fields.get("billing", "unmapped")))]
+
+    def _late_from(self, account: str, fields: Fields, log_ms: int, policy: Policy) -> int | None:
+        """From when on a binding cuts usage that may be counted already: not before the first period that is open
+        together with all after it. None where it cuts none, or somebody was named to pay for some of it."""
+        open_ms = self.carrying_period(account, log_ms)[0]
+        closed = self._starts_closed(account, None)
+        while True:
+            before = self.period(account, open_ms - 1)
+            if before[0] in closed or before[1] + policy.grace_ms <= log_ms:
+                break
+            open_ms = before[0]
+        open_ms = max([open_ms, *(self.period(account, start_ms)[1] for start_ms in closed)])
+        effective_ms = max(int(fields["effective_from_ms"]), open_ms)
+        beyond_ms = _beyond_ms(log_ms, policy)
+        paying = [billing for from_ms, billing in self._payers[account] if from_ms > open_ms]
+        paying += [billing for from_ms, billing in self._payers[account] if from_ms <= open_ms][-1:]
+        if effective_ms >= beyond_ms or any(billing != "unmapped" for billing in paying):
+            return None
+        kept = [known for known in self._bindings[account] if known.effective_from_ms < effective_ms]
+        changed = [*kept, binding_of(fields, effective_ms)]
+        if _cuts(self._bindings[account], beyond_ms) == _cuts(changed, beyond_ms):
+            return None
+        return effective_ms
+
+    def _starts_closed(self, account: str, serial: int | None) -> set[int]:
+        return {start_ms for start_ms, at in self._closed.get(account, ()) if serial is None or at <= serial}
+
+
+def _beyond_ms(log_ms: int, policy: Policy) -> int:
+    """The first whole minute that no event can have reached."""
+    return ((log_ms + policy.future_ms) // MINUTE_MS + 1) * MINUTE_MS
+
+
+def _cuts(bindings: Sequence[Binding], before_ms: int) -> list[Binding]:
+    """The bindings that begin to cut otherwise than the one before them, up to an instant."""
+    rule: tuple[Any, ...] = Binding(0)[1:]
+    cuts = []
+    for binding in bindings:
+        if binding[1:] != rule and binding.effective_from_ms < before_ms:
+            cuts.append(binding)
+        rule = binding[1:]
+    return cuts

@@ -1,0 +1,193 @@
+"""Late bindings: an account's usage counted again out of the archive, in the periods of a binding that came after it.
+
+The fold lets everything of such an account wait from the binding's record on. Here its usage before that record is
+counted by the recount's SQL, in the old periods and in the new ones, and the difference is appended to the log; where
+that record stands, the fold puts it in place and goes on. A crash after the append repeats the record, which then
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from aggregators.signing import distinct_member, hash_key
+from pipeline.deployment import append_control
+from reconciler.history import AccountHistory, History, history_of
+from reconciler.recount import Recounter, Snapshot, request_at
+from schemas.analytics import ArchiveStore, HourlyRow
+from schemas.control import RecutRecord
+from schemas.log import Log, offset_of, position
+from schemas.meters import Aggregation
+from schemas.periods import Binding, PendingCut, Period
+from schemas.rebuild import RowRecounts
+from schemas.recut import RecutCell, RecutContent, RecutDistinct, RecutTotal, packed
+from schemas.rollup import Fence, RollupStore
+
+# A record of the log takes at least half a megabyte.
+CONTENT_CHARACTERS_MAX: Final = 400_000
+# What a call answers at most; the others wait for the next one.
+RECUTS_AT_ONCE_MAX: Final = 200
+TOO_LARGE: Final = (
+    "the usage to be counted again fills more than one record of the log: close the account's past periods, or choose "
+    "a later instant"
+)
+UNNAMED: Final = "meter {} lost its Stripe event name after usage that is to be counted again was counted"
+
+_CellName = tuple[str, int, int, str, int]
+
+
+class Recutter:
+    """Appends re-cut records for the accounts of partitions that wait for one; knows no Faust. Two of one partition do
+    no harm."""
+
+    def __init__(self, log: Log, store: RollupStore, archive: ArchiveStore, reader: RowRecounts, secret: bytes) -> None:
+        self._log = log
+        self._store = store
+        self._archive = archive
+        self._reader = reader
+        self._secret = secret
+        self._told: dict[tuple[int, str], tuple[int, int]] = {}
+
+    async def recut(self, partition: int) -> int:
+        """Answer the late bindings of one partition that the archive has passed; how many.
+
+        Raises `Transient` where a store or the log does not answer; the same records are made by the next call.
+        """
+        fence, waiting = await self._store.recutting(partition, RECUTS_AT_ONCE_MAX)
+        self._forget(partition, fence, waiting.keys())
+        if fence is None or not waiting:
+            return 0
+        rebuilt = await self._archive.events_rebuilt()
+        reached = await self._archive.load_position(partition)
+        if rebuilt is None or reached is None or reached.log_id != fence.log_id:
+            return 0
+        rows = await self._archive.load_controls(partition, position(reached.next_offset))
+        answered = 0
+        for account, state in sorted(waiting.items()):
+            pending = state.pending
+            if pending is None or pending.position >= position(reached.next_offset):
+                continue
+            if self._told.get((partition, account), (-1, 0))[0] == pending.position:
+                continue
+            ours = [row for row in rows if row.account in ("", account) and row.position < pending.position]
+            history = history_of(ours, fence.log_time_ms)
+            record = await self._record(Snapshot(partition, fence, history), account, pending, state.bindings)
+            # A table that was just exchanged may lack, for a moment, events that the archive has passed.
+            if await self._archive.events_rebuilt() != rebuilt:
+                return answered
+            offset = await append_control(self._log, self._secret, partition, record)
+            self._told[partition, account] = (pending.position, offset)
+            answered += 1
+        return answered
+
+    def _forget(self, partition: int, fence: Fence | None, waiting: Iterable[str]) -> None:
+        """What was told and folded is told again where the account waits still."""
+        held = set(waiting)
+        for key, (_, offset) in list(self._told.items()):
+            if key[0] == partition and (fence is None or key[1] not in held or offset < fence.next_offset):
+                del self._told[key]
+
+    async def _record(
+        self, now: Snapshot, account: str, pending: PendingCut, bindings: Sequence[Binding]
+    ) -> RecutRecord:
+        before = msgspec.structs.replace(now.fence, next_offset=offset_of(pending.position))
+        old = await self._cells(now._replace(fence=before), account, pending)
+        history = _bound(now.history, account, pending, bindings)
+        snapshot = Snapshot(now.partition, before, history)
+        new = await self._cells(snapshot, account, pending)
+        reported = await Recounter(self._reader).reported(snapshot, accounts=frozenset([account]))
+        totals = _totals(new.values(), reported, before)
+        if unnamed := [each.meter for each in totals if each.reported_minor and not each.event_name]:
+            return RecutRecord(account=account, position=pending.position, declined=UNNAMED.format(unnamed[0]))
+        distinct = await self._distinct(snapshot, account, pending)
+        content = packed(RecutContent(_replaced(old.values()), _changed(old, new), totals, distinct))
+        if len(content) > CONTENT_CHARACTERS_MAX:
+            return RecutRecord(account=account, position=pending.position, declined=TOO_LARGE)
+        return RecutRecord(account=account, position=pending.position, content=content)
+
+    async def _cells(self, snapshot: Snapshot, account: str, pending: PendingCut) -> dict[_CellName, HourlyRow]:
+        """The cells of the periods concerned."""
+        request = request_at(snapshot, frozenset([account]))
+        rows = await self._reader.recount_rows(request, 0) if request.meters else ()
+        return {_name(row): row for row in rows if row.period_start_ms >= pending.from_ms}
+
+    async def _distinct(self, snapshot: Snapshot, account: str, pending: PendingCut) -> list[RecutDistinct]:
+        request = request_at(snapshot, frozenset([account]))
+        found = await self._reader.recount_distinct(request) if request.meters else {}
+        key = hash_key(self._secret)
+        return [
+            RecutDistinct(start_ms, meter, sorted(distinct_member(key, text) for text in texts))
+            for (_, meter, start_ms), texts in sorted(found.items())
+            if start_ms >= pending.from_ms
+        ]
+
+
+def _bound(history: History, account: str, pending: PendingCut, bindings: Sequence[Binding]) -> History:
+    """The history as it is once the account is cut by its late binding."""
+    known = history.accounts.get(account, AccountHistory())
+    kept = [each for each in bindings if each.effective_from_ms < pending.binding.effective_from_ms]
+    cut = dataclasses.replace(known, bindings=(*kept, pending.binding))
+    return dataclasses.replace(history, accounts={**history.accounts, account: cut})
+
+
+def _name(row: HourlyRow) -> _CellName:
+    return row.meter, row.period_start_ms, row.hour_ms, row.dimensions, row.arrival_bucket_ms
+
+
+def _value(row: HourlyRow) -> tuple[int, int, int]:
+    return row.value_minor, row.latest_time_us, row.latest_position
+
+
+def _changed(old: Mapping[_CellName, HourlyRow], new: Mapping[_CellName, HourlyRow]) -> list[RecutCell]:
+    """Cells that have another value than before, and those that have none any more."""
+    gone = [row for key, row in old.items() if key not in new]
+    emptied = [row._replace(period_end_ms=row.period_start_ms, value_minor=0) for row in gone]
+    other = [row for key, row in new.items() if key not in old or _value(old[key]) != _value(row)]
+    return [
+        RecutCell(
+            row.arrival_bucket_ms, row.hour_ms, row.period_start_ms, row.period_end_ms, row.meter, row.dimensions,
+            row.aggregation, row.scale, row.value_minor, row.latest_time_us, row.latest_position,
+        )
+        for row in sorted((*emptied, *other), key=_name)
+    ]  # fmt: skip
+
+
+def _replaced(rows: Iterable[HourlyRow]) -> list[tuple[int, list[str]]]:
+    meters: dict[int, set[str]] = {}
+    for row in rows:
+        meters.setdefault(row.period_start_ms, set()).add(row.meter)
+    return [(start_ms, sorted(named)) for start_ms, named in sorted(meters.items())]
+
+
+def _totals(
+    rows: Iterable[HourlyRow], reported: Mapping[tuple[str, str, Period], int], fence: Fence
+) -> list[RecutTotal]:
+    """The totals that the cells add up to."""
+    told = {(meter, period.start_ms): value for (_, meter, period), value in reported.items()}
+    grouped: dict[tuple[str, int], list[HourlyRow]] = {}
+    for row in rows:
+        grouped.setdefault((row.meter, row.period_start_ms), []).append(row)
+    return [
+        RecutTotal(
+            start_ms, max(row.period_end_ms for row in cells), slug, cells[0].scale, *_merged(cells),
+            _event_name(fence, slug), told.get((slug, start_ms), 0),
+        )
+        for (slug, start_ms), cells in sorted(grouped.items())
+    ]  # fmt: skip
+
+
+def _merged(cells: Sequence[HourlyRow]) -> tuple[int, int, int]:
+    """The value of some cells together, with the event time and position of the last one for `latest`."""
+    if cells[0].aggregation is Aggregation.LATEST:
+        return _value(max(cells, key=lambda row: (row.latest_time_us, row.latest_position)))
+    values = [row.value_minor for row in cells]
+    return max(values) if cells[0].aggregation is Aggregation.MAX else sum(values), 0, 0
+
+
+def _event_name(fence: Fence, slug: str) -> str:
+    meter = fence.catalog.meter(slug) if fence.catalog else None
+    return (meter.stripe_event_name if meter else None) or ""

@@ -1,0 +1,392 @@
+"""A binding that comes after the usage it cuts: counted again, once, in every view; or refused, and said so."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aggregators.bindings import LATER_MAX, bound, closed, is_replaced, recut
+from aggregators.periods import period_at
+from pipeline.processors import recutter
+from pipeline.processors.rollup import RollupSettings
+from reconciler.causes import Cause, Pair, Verdict
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.control import RecutRecord
+from schemas.errors import InvalidInput
+from schemas.log import EVENTS_TOPIC, REPORTS_TOPIC, position
+from schemas.meters import Policy
+from schemas.periods import AccountState, Billing, Binding, Interval, Period
+from schemas.recut import unpacked
+from schemas.reports import Intent
+from tests.unit.reconciler_world import DECEMBER_MS, NOVEMBER_MS, START_MS, Deployment, named, settled
+
+EVE = "eve"
+# In the middle of an hour, so that both sides of it have usage.
+CUT_MS = START_MS + 90 * MINUTE_MS
+POLICY = Policy()
+
+
+async def used(made: Deployment, hours: int = 3, account: str = EVE) -> None:
+    """Six events an hour, ten minutes apart, of every meter."""
+    for hour in range(hours):
+        for step in range(6):
+            await made.emit(account, gb=f"{hour + 1}.{step}25", user=f"user-{step % 4}", region=("eu", "us")[step % 2])
+            await made.emit(account, type_="seats", seats=10 * hour + step)
+            await made.advance(10 * MINUTE_MS)
+
+
+async def deployment() -> Deployment:
+    """Three hours of an account that nobody has bound; reported, and held."""
+    made = await Deployment().start()
+    made.stripe.add_customer(f"cus_{EVE}")
+    await used(made)
+    await made.settle()
+    return made
+
+
+async def bind(made: Deployment, **fields: Any) -> None:
+    await made.bind(
+        EVE, **{"effective_from_ms": CUT_MS, "anchor_ms": CUT_MS, "stripe_customer": f"cus_{EVE}", **fields}
+    )
+    await made.fold()
+    await made.archive()
+
+
+async def totals(made: Deployment, meter: str, account: str = EVE) -> dict[int, int]:
+    """By the start of the period."""
+    held = made.store._partitions[made.partition(account)].totals
+    found = {
+        key.period_start_ms: fields[meter] for key, fields in held.items() if key.account == account and meter in fields
+    }
+    return {start_ms: int(text.split(":")[0]) for start_ms, text in sorted(found.items())}
+
+
+async def state(made: Deployment) -> AccountState:
+    return await made.store.account(made.partition(EVE), EVE)
+
+
+async def agrees(made: Deployment) -> None:
+    """Every view says the same, Stripe too; but nobody was named to pay for what lies before the cut."""
+    report = await made.reconcile()
+    assert report.verdict is Verdict.EQUAL, report.rows
+    assert {(row.account, row.cause) for row in report.rows} <= {(EVE, Cause.UNKNOWN_CUSTOMER)}
+
+
+async def test_usage_before_its_binding_is_counted_again_in_the_periods_of_the_binding() -> None:
+    """All five aggregations, an hour on both sides of the cut; then Redis, usage_hourly, intents, Stripe and the
+    recount say the same, and Stripe got nothing of the old cut."""
+    made = await deployment()
+    assert await totals(made, "requests") == {NOVEMBER_MS: 18}
+
+    await bind(made)
+    assert await made.recut() == 1
+    await made.settle()
+
+    assert {meter: await totals(made, meter) for meter in ("requests", "gigabytes", "peak", "users", "seats")} == {
+        "requests": {NOVEMBER_MS: 9, CUT_MS: 9},
+        "gigabytes": {NOVEMBER_MS: 14_025, CUT_MS: 26_925},
+        "peak": {NOVEMBER_MS: 2_225, CUT_MS: 3_525},
+        "users": {NOVEMBER_MS: 4, CUT_MS: 4},
+        "seats": {NOVEMBER_MS: 12, CUT_MS: 25},
+    }  # fmt: skip
+    hour_ms = CUT_MS // HOUR_MS * HOUR_MS
+    cells = await made.clickhouse.hourly_cells(made.partition(EVE))
+    straddled = [
+        key.period_start_ms for key in cells if (key.account, key.meter, key.hour_ms) == (EVE, "seats", hour_ms)
+    ]
+    assert sorted(straddled) == [NOVEMBER_MS, CUT_MS]
+    await agrees(made)
+    told = [each.event for each in made.stripe.events if each.event.event_name == "requests"]
+    ours = [
+        (each.timestamp_s * 1000 >= CUT_MS, Decimal(each.value))
+        for each in told
+        if each.stripe_customer == f"cus_{EVE}"
+    ]
+    assert sorted(ours) == [(True, Decimal(9))]
+
+
+async def test_what_arrives_while_the_account_waits_is_counted_once_and_after_it() -> None:
+    """Nothing is counted in between; the identities of before are known, and verdicts that come early do nothing."""
+    made = await deployment()
+    first = await made.emit(EVE, gb="1", user="new", region="eu")
+    await bind(made)
+    before = await totals(made, "requests")
+    counters = (await made.fence(EVE)).counters
+
+    await made.emit(EVE, gb="2", user="newer", region="eu")
+    await made.emit(EVE, id=first, gb="1", user="new", region="eu")
+    await made.emit(EVE, type_="page.viewed", page="/")
+    await made.emit(EVE, at_ms=CUT_MS - MINUTE_MS, gb="3", user="late", region="us")
+    await made.fold()
+    await made.archive()
+    assert await made.resolve() == 0
+    after = (await made.fence(EVE)).counters
+    assert await totals(made, "requests") == before
+    assert (after.parked - counters.parked, after.duplicate - counters.duplicate) == (2, 1)
+
+    assert await made.recut() == 1
+    await made.fold()
+    await made.archive()
+    assert await made.resolve() == 2
+    await made.settle()
+    # The one from before the cut came after the grace of the period that ends there.
+    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 12}
+    await agrees(made)
+
+
+async def test_records_that_are_repeated_or_answer_nothing_change_nothing() -> None:
+    """A resolver that dies after its append answers again; so does a second one."""
+    made = await deployment()
+    await bind(made)
+    assert [await made.recut(), await made.recut()] == [1, 1]
+    await made.settle()
+    await used(made, hours=1)
+    ends = await made.log.bounds(EVENTS_TOPIC, made.partition(EVE))
+    records = await made.log.read(EVENTS_TOPIC, made.partition(EVE), 0, ends.next)
+    answer = next(record for record in records if ("tidemark-control", b"recut") in record.headers)
+    await made.log.append(EVENTS_TOPIC, made.partition(EVE), answer.value or b"", headers=answer.headers)
+    await made.settle()
+
+    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 15}
+    assert len((await state(made)).recuts) == 1
+    await agrees(made)
+
+
+async def test_what_its_records_say_while_it_waits_is_followed_after_it() -> None:
+    """A closing and another binding in the order of the log."""
+    made = await deployment()
+    await bind(made, billing=Billing.UNMAPPED, stripe_customer="")
+    await made.close_period(EVE, made.clock.ms)
+    await made.bind(EVE, effective_from_ms=NOVEMBER_MS, anchor_ms=CUT_MS, stripe_customer=f"cus_{EVE}")
+    await made.fold()
+    assert (await state(made)).customers == ()
+
+    await made.archive()
+    await made.recut()
+    await used(made, hours=1)
+    await made.settle()
+
+    held = await state(made)
+    assert held.pending is None
+    assert (held.closed_start_ms, held.customers[-1].stripe_customer) == ((CUT_MS,), f"cus_{EVE}")
+    carried_ms = period_at(held, period_at(held, made.clock.ms).end_ms).start_ms
+    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 9, carried_ms: 6}
+    report = await made.reconcile()
+    assert report.differences == 0, report.rows
+
+
+async def test_usage_that_does_not_fit_a_record_is_not_cut_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The binding takes effect beyond it, and the record says why."""
+    monkeypatch.setattr(recutter, "CONTENT_CHARACTERS_MAX", 10)
+    made = await deployment()
+    await bind(made, effective_from_ms=NOVEMBER_MS)
+    bound_ms = made.clock.ms
+    await made.recut()
+    await made.settle()
+
+    controls = await made.clickhouse.controls(made.partition(EVE), position(1 << 40))
+    assert "one record" in RecutRecord.model_validate_json(controls[-1].value).declined
+    held = await state(made)
+    assert (held.pending, held.recuts) == (None, ())
+    assert held.bindings[-1].effective_from_ms > bound_ms
+    assert await totals(made, "requests") == {NOVEMBER_MS: 18}
+    await agrees(made)
+
+
+async def test_the_archive_keeps_the_record_without_its_content() -> None:
+    made = await deployment()
+    await bind(made)
+    await made.recut()
+    await made.settle()
+
+    (row,) = [
+        each for each in await made.clickhouse.controls(made.partition(EVE), position(1 << 40)) if each.kind == "recut"
+    ]
+    assert RecutRecord.model_validate_json(row.value).content == ""
+
+
+async def test_nothing_is_answered_before_the_archive_has_passed_the_binding() -> None:
+    made = await deployment()
+    await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
+    await made.fold()
+    assert await made.recut() == 0
+
+    await made.archive()
+    made.clickhouse.rebuilt = None
+    assert await made.recut() == 0
+    made.clickhouse.rebuilt = 0
+    assert await made.recut() == 1
+
+
+async def test_intents_of_the_old_cut_are_settled_as_replaced() -> None:
+    """They are never sent, and nobody waits for them."""
+    made = await deployment()
+    old = await intents(made)
+    await bind(made)
+    await made.recut()
+    await made.settle()
+
+    held = await state(made)
+    new = [each for each in await intents(made) if each not in old]
+    assert {is_replaced(held, each.period_start_ms, each.bucket_start_ms) for each in old} == {True}
+    assert {is_replaced(held, each.period_start_ms, each.bucket_start_ms) for each in new} == {False}
+    sent = {each.event.identifier for each in made.stripe.events}
+    assert sent.isdisjoint(each.identifier for each in old)
+    assert sent.issuperset(each.identifier for each in new if each.period_start_ms == CUT_MS)
+
+
+async def intents(made: Deployment) -> list[Intent]:
+    records = await made.log.read(REPORTS_TOPIC, made.partition(EVE), 0, 10_000)
+    found = [
+        Intent.model_validate_json(each.value or b"") for each in records if b'"kind":"intent"' in (each.value or b"")
+    ]
+    return [each for each in found if each.account == EVE]
+
+
+async def test_unsettled_views_are_in_flight_and_never_drift() -> None:
+    """At any step between the binding and the last report."""
+    made = await deployment()
+    await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS, stripe_customer=f"cus_{EVE}")
+    for step in (made.fold, made.archive, made.recut, made.archive, made.fold, made.drain, made.publish, made.send):
+        await step()
+        report = await made.reconcile()
+        assert report.verdict is not Verdict.DRIFT, (step, report.rows)
+    assert named(await made.reconcile(), Cause.IN_FLIGHT, Pair.INTENTS)
+    await made.settle()
+    await agrees(made)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    minutes=st.lists(st.integers(-3000, 60), min_size=1, max_size=4),
+    intervals=st.lists(st.sampled_from(list(Interval)), min_size=4, max_size=4),
+    flush=st.sampled_from([1, 7, 20_000]),
+)
+async def test_any_late_bindings_leave_no_difference(minutes: list[int], intervals: list[Interval], flush: int) -> None:
+    """One after the other, with usage before, between and after, however the fold flushes."""
+    made = await Deployment().start()
+    made.rollup_settings = RollupSettings(flush_events_max=flush)
+    for number, each in enumerate(minutes):
+        await used(made, hours=2)
+        await made.emit(EVE, at_ms=made.clock.ms - 30 * HOUR_MS, gb="0.5", user=f"late-{number}", region="eu")
+        now = made.clock.ms // MINUTE_MS
+        at_ms = (now + each) * MINUTE_MS
+        await made.bind(
+            EVE, effective_from_ms=at_ms, anchor_ms=at_ms, interval=intervals[number], billing=Billing.UNMAPPED
+        )
+        await used(made, hours=1)
+        await made.fold()
+        await made.archive()
+        await made.recut()
+    await made.settle()
+    await made.resolve()
+    await made.settle()
+
+    assert (await state(made)).pending is None
+    report = await made.reconcile()
+    assert report.differences == 0, report.rows
+
+
+def monthly(effective_ms: int, anchor_ms: int, billing: Billing = Billing.UNMAPPED) -> Binding:
+    return Binding(effective_from_ms=effective_ms, anchor_ms=anchor_ms, billing=billing)
+
+
+NOW_MS = START_MS + 5 * DAY_MS
+NEW = monthly(NOVEMBER_MS + 3 * DAY_MS, 3 * DAY_MS)
+OCTOBER_MS = NOVEMBER_MS - 31 * DAY_MS
+
+
+@pytest.mark.parametrize(
+    ("before", "binding", "log_time_ms", "expected"),
+    [
+        pytest.param(AccountState(), NEW, NOW_MS, (NOVEMBER_MS, NEW.effective_from_ms), id="the running month"),
+        pytest.param(
+            AccountState(), monthly(0, 3 * DAY_MS), NOW_MS, (NOVEMBER_MS, NOVEMBER_MS), id="not before what is open"
+        ),
+        pytest.param(
+            AccountState(), monthly(0, 3 * DAY_MS), NOVEMBER_MS + MINUTE_MS, (OCTOBER_MS, OCTOBER_MS),
+            id="grace keeps the month before open",
+        ),
+        pytest.param(AccountState(), monthly(0, 0), NOW_MS, None, id="the same periods"),
+        pytest.param(AccountState(), monthly(NOW_MS + DAY_MS, 5 * DAY_MS), NOW_MS, None, id="in the future"),
+        pytest.param(
+            AccountState(closed_start_ms=(NOVEMBER_MS,)), NEW, NOW_MS, None, id="the running month is closed"
+        ),
+        pytest.param(
+            AccountState(customers=((0, Billing.MAPPED, "cus_1"),)), NEW, NOW_MS, None, id="somebody pays already"
+        ),
+        pytest.param(
+            AccountState(customers=((0, Billing.FREE, ""),)), NEW, NOW_MS, None, id="settled as free already"
+        ),
+        pytest.param(
+            AccountState(customers=((NOW_MS, Billing.MAPPED, "cus_1"),)), NEW, NOW_MS, None, id="somebody pays from now"
+        ),
+        pytest.param(
+            AccountState(customers=((0, Billing.MAPPED, "cus_1"), (NOVEMBER_MS, Billing.UNMAPPED, ""))), NEW, NOW_MS,
+            (NOVEMBER_MS, NEW.effective_from_ms), id="somebody paid for the months before",
+        ),
+    ],
+)  # fmt: skip
+def test_which_bindings_cut_the_past(
+    before: AccountState, binding: Binding, log_time_ms: int, expected: tuple[int, int] | None
+) -> None:
+    """(start of the first period concerned, instant of the cut), or None: then it takes effect beyond all usage."""
+    after = bound(before, binding, 7, POLICY, log_time_ms)
+
+    pending = after.pending
+    assert (pending and (pending.from_ms, pending.binding.effective_from_ms)) == expected
+    if pending is None:
+        assert after.bindings[-1].effective_from_ms > log_time_ms
+    else:
+        assert after.bindings == before.bindings
+
+
+def test_more_than_may_wait_gives_the_cut_up_and_follows_all_of_it() -> None:
+    """A limit that says what happens at it: the binding takes effect beyond, as if it had not been late."""
+    waiting = bound(AccountState(), NEW, 7, POLICY, NOW_MS)
+    for number in range(LATER_MAX):
+        waiting = closed(waiting, DECEMBER_MS + number * 40 * DAY_MS, POLICY, NOW_MS)
+    assert waiting.pending is not None
+
+    after = bound(waiting, monthly(NOW_MS, 9 * DAY_MS), 9, POLICY, NOW_MS)
+    assert after.pending is None
+    assert after.bindings[0].effective_from_ms > NOW_MS
+    assert len(after.closed_start_ms) > LATER_MAX // 2
+    assert recut(after, 7, POLICY, NOW_MS, declined=False) == after
+
+
+def test_answer_to_another_binding_changes_nothing() -> None:
+    waiting = bound(AccountState(), NEW, 7, POLICY, NOW_MS)
+    assert recut(waiting, 8, POLICY, NOW_MS, declined=False) == waiting
+    assert period_at(recut(waiting, 7, POLICY, NOW_MS, declined=False), NOW_MS) == Period(
+        NEW.effective_from_ms, NEW.effective_from_ms + 30 * DAY_MS
+    )
+
+
+@pytest.mark.parametrize("text", ["", "no base85 \x00", "Oeak", "0" * 40])
+def test_content_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="content"):
+        unpacked(text)
+
+
+async def test_a_rebuilt_view_has_the_same_cuts() -> None:
+    """The log says all of it: a fold from its start ends in the same state, and the next flush reads it."""
+    made = await settled()
+    made.stripe.add_customer(f"cus_{EVE}")
+    await used(made)
+    await bind(made)
+    await made.recut()
+    await used(made, hours=1)
+    await made.settle()
+    held = {key: dict(fields) for key, fields in made.store._partitions[made.partition(EVE)].totals.items()}
+
+    made.store._partitions.clear()
+    made.rollup_settings = RollupSettings(flush_events_max=3, replay_from_start=True)
+    await made.settle()
+
+    assert {key: dict(fields) for key, fields in made.store._partitions[made.partition(EVE)].totals.items()} == held
+    await agrees(made)
