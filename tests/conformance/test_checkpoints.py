@@ -31,7 +31,7 @@ from sinks.clickhouse.checkpoints import ClickHouseCheckpoints
 from sinks.clickhouse.memory_checkpoints import MemoryCheckpoints
 from sinks.redis.memory import MemoryRollupStore
 from sinks.redis.writer import RedisRollupStore
-from tests.conformance.test_rollup_store import fence
+from tests.conformance.rollup_states import fence
 
 NAMES = ["acme", "ä ö", "a:b*c?[d]\\", "\U0001f600", 'quo"te']
 HOUR = 3_600_000

@@ -15,7 +15,7 @@ from schemas.rebuild import GenerationStore
 from schemas.rollup import Changes, Fence, ReadRequest, TotalKey
 from sinks.redis.memory import MemoryRollupStore
 from sinks.redis.writer import RedisRollupStore
-from tests.conformance.test_rollup_store import fence
+from tests.conformance.rollup_states import fence
 
 ACME = TotalKey("acme", 0)
 

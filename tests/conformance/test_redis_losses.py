@@ -19,7 +19,7 @@ from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.rollup import Fence
 from sinks.redis.client import Server, as_mapping
 from sinks.redis.writer import RedisRollupStore
-from tests.conformance.test_rollup_store import changes, fence, started
+from tests.conformance.rollup_states import changes, fence, started
 
 COMMITS = 6
 Contents = dict[str, object]

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 
 import pytest
 
 from pipeline.local_valkey import LocalValkey
 from schemas.clock import HOUR_MS
-from schemas.errors import Fenced, OperatorNeeded, Transient
-from schemas.meters import Catalog
-from schemas.periods import AccountState, Billing, Binding, Customer, Interval, PendingCut, Recut
+from schemas.errors import Fenced, OperatorNeeded
+from schemas.periods import AccountState, Binding, Interval, PendingCut, Recut
 from schemas.rollup import (
     BucketField,
     Changes,
-    Counters,
     DueTotal,
     Duplicate,
     Fence,
     Lost,
     MarkKey,
-    MarkSlice,
     Parked,
     RankingKey,
     ReadRequest,
@@ -32,51 +28,7 @@ from schemas.rollup import (
 )
 from sinks.redis.memory import MemoryRollupStore
 from sinks.redis.writer import RedisRollupStore
-
-CATALOG = Catalog.model_validate({"version": 3, "meters": []})
-ODD_ACCOUNTS = ["a|b", "a:b:c", "{p0}", "nul\x00", "line\nbreak", "\x1f", "ü 🙂", "x" * 256]
-BUCKET = 1_000 * HOUR_MS
-
-
-def fence(next_offset: int = 0, log_time_ms: int = BUCKET) -> Fence:
-    """A fence at an offset."""
-    return Fence(
-        log_id="log",
-        partitions=4,
-        livemode=False,
-        stripe_account="acct_1",
-        generation=1,
-        next_offset=next_offset,
-        log_time_ms=log_time_ms,
-        secret_fingerprint="f",
-        catalog=CATALOG,
-        counters=Counters(received=3, counted=2, duplicate=1),
-        slices=(MarkSlice(0, 10, 64, 2),),
-    )
-
-
-async def started(store: RollupStore) -> Fence:
-    """A partition 0 with its first fence."""
-    first = fence()
-    await store.create_fence(0, first)
-    return first
-
-
-def changes(next_offset: int, account: str = "acme", total: str = "7") -> Changes:
-    """A commit of everything there is."""
-    cell = BucketField(BUCKET, f"cell\x1f{account}")
-    return Changes(
-        fence=fence(next_offset),
-        marks={MarkKey(0, 5): [1, -(2**63), 2**63 - 1]},
-        totals={TotalKey(account, 0): {"tokens": total, "peak": "-3"}},
-        rankings={RankingKey("tokens", 0): {account: 7}},
-        cells={cell: "s0:1:7"},
-        dirty={cell: 1 << 60},
-        reports={BucketField(BUCKET, f"report\x1f{account}"): "0:7:1:0:name"},
-        uniques={UniqueKey(account, "users", 0): [11, 12]},
-        accounts={account: AccountState(customers=(Customer(0, Billing.MAPPED, "cus_1"),))},
-        duplicates=[Duplicate(9, account, "id", "type", "source", -5, '{"a":1}', 6)],
-    )
+from tests.conformance.rollup_states import BUCKET, ODD_ACCOUNTS, changes, fence, started
 
 
 async def test_what_was_committed_is_read_back_whole(rollup_store: RollupStore) -> None:
@@ -380,120 +332,3 @@ async def test_an_emptied_store_is_told_from_a_moved_fence(rollup_store: RollupS
 
 
 # What only the real server can show
-
-
-@pytest.fixture
-def redis_store(valkey: LocalValkey) -> RedisRollupStore:
-    """A store on the session's Valkey."""
-    return RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
-
-
-async def test_a_commit_between_read_and_commit_fences_the_slower_worker(
-    redis_store: RedisRollupStore, valkey: LocalValkey
-) -> None:
-    """WATCH broken by another connection: EXEC writes nothing."""
-    first = await started(redis_store)
-    other = RedisRollupStore(valkey.url, namespace=redis_store.namespace)
-    await redis_store.read(0, first, ReadRequest())
-    await other.commit(0, first, changes(5))
-
-    with pytest.raises(Fenced):
-        await redis_store.commit(0, first, changes(5, "zombie"))
-    assert (await other.account_totals(0, [TotalKey("zombie", 0)]))[1] == {TotalKey("zombie", 0): {}}
-    await other.close()
-    await redis_store.close()
-
-
-async def test_an_abandoned_read_does_not_spoil_the_next_commit(redis_store: RedisRollupStore) -> None:
-    """A WATCH that a failed flush left behind is dropped by the next read."""
-    first = await started(redis_store)
-    await redis_store.read(0, first, ReadRequest())
-    await redis_store.commit(0, first, Changes(fence=fence(1)))
-    await redis_store.read(0, fence(1), ReadRequest())
-    await redis_store.read(0, fence(1), ReadRequest())
-    await redis_store.commit(0, fence(1), changes(2))
-
-    assert await redis_store.load_fence(0) == fence(2)
-    await redis_store.close()
-
-
-async def test_a_key_of_another_type_stops_the_worker_in_the_read(redis_store: RedisRollupStore) -> None:
-    """Somebody else writes under our keys: no half of a commit may be applied."""
-    first = await started(redis_store)
-    key = redis_store.keys(0).total(TotalKey("acme", 0))
-    await asyncio.to_thread(redis_store.server.run, [("SET", key, "text")])
-
-    with pytest.raises(OperatorNeeded, match="WRONGTYPE"):
-        await redis_store.read(0, first, ReadRequest(totals=[TotalKey("acme", 0)]))
-    await redis_store.close()
-
-
-async def test_marks_stay_integer_sets(redis_store: RedisRollupStore) -> None:
-    """Eight bytes a mark; a hash table would take five times that."""
-    first = await started(redis_store)
-    marks = {MarkKey(0, 1): list(range(-10_000, 10_000))}
-    await redis_store.commit(0, first, changes(5)._replace(marks=marks))
-
-    key = redis_store.keys(0).mark(MarkKey(0, 1))
-    assert await asyncio.to_thread(redis_store.server.run, [("OBJECT", "ENCODING", key)]) == ["intset"]
-    assert await redis_store.check() == []
-    await redis_store.close()
-
-
-async def test_settings_that_endanger_the_counts_are_named(redis_store: RedisRollupStore) -> None:
-    """Eviction reads as zero usage."""
-    run = redis_store.server.run
-    await asyncio.to_thread(run, [("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")])
-    await asyncio.to_thread(run, [("CONFIG", "SET", "set-max-intset-entries", "512")])
-    try:
-        problems = await redis_store.check()
-    finally:
-        await asyncio.to_thread(run, [("CONFIG", "SET", "maxmemory-policy", "noeviction")])
-        await asyncio.to_thread(run, [("CONFIG", "SET", "set-max-intset-entries", "65536")])
-
-    assert [problem.split(" ")[0] for problem in problems] == ["maxmemory-policy", "set-max-intset-entries"]
-    await redis_store.close()
-
-
-async def test_a_killed_server_keeps_every_commit(redis_store: RedisRollupStore, valkey: LocalValkey) -> None:
-    """The append-only file is written before the answer; meanwhile the store says that it does not answer."""
-    first = await started(redis_store)
-    await redis_store.commit(0, first, changes(5))
-    valkey.kill()
-    with pytest.raises(Transient):
-        await redis_store.load_fence(0)
-    # Not in a thread: the server is tied to the life of the thread that starts it.
-    valkey.start()
-
-    assert await redis_store.load_fence(0) == fence(5)
-    await redis_store.close()
-
-
-async def test_a_lost_answer_leaves_all_of_a_commit_or_nothing(valkey: LocalValkey) -> None:
-    """The connection dies after EXEC was sent: the fence tells that everything was applied."""
-    namespace = f"test-{uuid.uuid4().hex[:12]}"
-    direct = RedisRollupStore(valkey.url, namespace=namespace)
-    first = await started(direct)
-
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", valkey.port)
-        while data := await reader.read(65_536):
-            upstream_writer.write(data)
-            answer = await upstream_reader.read(65_536)
-            if b"EXEC" in data:
-                break
-            writer.write(answer)
-        upstream_writer.close()
-        writer.close()
-
-    proxy = await asyncio.start_server(forward, "127.0.0.1", 0)
-    port = proxy.sockets[0].getsockname()[1]
-    through = RedisRollupStore(f"redis://127.0.0.1:{port}", namespace=namespace)
-    with pytest.raises(Transient):
-        await through.commit(0, first, changes(5))
-
-    assert await direct.load_fence(0) == fence(5)
-    assert (await direct.account_totals(0, [TotalKey("acme", 0)]))[1][TotalKey("acme", 0)]["tokens"] == "7"
-    await through.close()
-    await direct.close()
-    proxy.close()

@@ -16,7 +16,7 @@ from schemas.meters import Catalog, Policy
 from schemas.reports import Intent
 from schemas.rollup import BucketField, Changes, Fence
 from simulation.services import LosingStore
-from tests.conformance.test_rollup_store import fence
+from tests.conformance.rollup_states import fence
 from tests.worlds import ManualClock
 
 BUCKET = 5 * HOUR_MS

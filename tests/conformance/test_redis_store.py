@@ -1,0 +1,136 @@
+"""What only the Redis store does: watching, types, settings, and servers that die."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import pytest
+
+from pipeline.local_valkey import LocalValkey
+from schemas.errors import Fenced, OperatorNeeded, Transient
+from schemas.rollup import (
+    Changes,
+    MarkKey,
+    ReadRequest,
+    TotalKey,
+)
+from sinks.redis.writer import RedisRollupStore
+from tests.conformance.rollup_states import changes, fence, started
+
+
+@pytest.fixture
+def redis_store(valkey: LocalValkey) -> RedisRollupStore:
+    """A store on the session's Valkey."""
+    return RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+
+
+async def test_a_commit_between_read_and_commit_fences_the_slower_worker(
+    redis_store: RedisRollupStore, valkey: LocalValkey
+) -> None:
+    """WATCH broken by another connection: EXEC writes nothing."""
+    first = await started(redis_store)
+    other = RedisRollupStore(valkey.url, namespace=redis_store.namespace)
+    await redis_store.read(0, first, ReadRequest())
+    await other.commit(0, first, changes(5))
+
+    with pytest.raises(Fenced):
+        await redis_store.commit(0, first, changes(5, "zombie"))
+    assert (await other.account_totals(0, [TotalKey("zombie", 0)]))[1] == {TotalKey("zombie", 0): {}}
+    await other.close()
+    await redis_store.close()
+
+
+async def test_an_abandoned_read_does_not_spoil_the_next_commit(redis_store: RedisRollupStore) -> None:
+    """A WATCH that a failed flush left behind is dropped by the next read."""
+    first = await started(redis_store)
+    await redis_store.read(0, first, ReadRequest())
+    await redis_store.commit(0, first, Changes(fence=fence(1)))
+    await redis_store.read(0, fence(1), ReadRequest())
+    await redis_store.read(0, fence(1), ReadRequest())
+    await redis_store.commit(0, fence(1), changes(2))
+
+    assert await redis_store.load_fence(0) == fence(2)
+    await redis_store.close()
+
+
+async def test_a_key_of_another_type_stops_the_worker_in_the_read(redis_store: RedisRollupStore) -> None:
+    """Somebody else writes under our keys: no half of a commit may be applied."""
+    first = await started(redis_store)
+    key = redis_store.keys(0).total(TotalKey("acme", 0))
+    await asyncio.to_thread(redis_store.server.run, [("SET", key, "text")])
+
+    with pytest.raises(OperatorNeeded, match="WRONGTYPE"):
+        await redis_store.read(0, first, ReadRequest(totals=[TotalKey("acme", 0)]))
+    await redis_store.close()
+
+
+async def test_marks_stay_integer_sets(redis_store: RedisRollupStore) -> None:
+    """Eight bytes a mark; a hash table would take five times that."""
+    first = await started(redis_store)
+    marks = {MarkKey(0, 1): list(range(-10_000, 10_000))}
+    await redis_store.commit(0, first, changes(5)._replace(marks=marks))
+
+    key = redis_store.keys(0).mark(MarkKey(0, 1))
+    assert await asyncio.to_thread(redis_store.server.run, [("OBJECT", "ENCODING", key)]) == ["intset"]
+    assert await redis_store.check() == []
+    await redis_store.close()
+
+
+async def test_settings_that_endanger_the_counts_are_named(redis_store: RedisRollupStore) -> None:
+    """Eviction reads as zero usage."""
+    run = redis_store.server.run
+    await asyncio.to_thread(run, [("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")])
+    await asyncio.to_thread(run, [("CONFIG", "SET", "set-max-intset-entries", "512")])
+    try:
+        problems = await redis_store.check()
+    finally:
+        await asyncio.to_thread(run, [("CONFIG", "SET", "maxmemory-policy", "noeviction")])
+        await asyncio.to_thread(run, [("CONFIG", "SET", "set-max-intset-entries", "65536")])
+
+    assert [problem.split(" ")[0] for problem in problems] == ["maxmemory-policy", "set-max-intset-entries"]
+    await redis_store.close()
+
+
+async def test_a_killed_server_keeps_every_commit(redis_store: RedisRollupStore, valkey: LocalValkey) -> None:
+    """The append-only file is written before the answer; meanwhile the store says that it does not answer."""
+    first = await started(redis_store)
+    await redis_store.commit(0, first, changes(5))
+    valkey.kill()
+    with pytest.raises(Transient):
+        await redis_store.load_fence(0)
+    # Not in a thread: the server is tied to the life of the thread that starts it.
+    valkey.start()
+
+    assert await redis_store.load_fence(0) == fence(5)
+    await redis_store.close()
+
+
+async def test_a_lost_answer_leaves_all_of_a_commit_or_nothing(valkey: LocalValkey) -> None:
+    """The connection dies after EXEC was sent: the fence tells that everything was applied."""
+    namespace = f"test-{uuid.uuid4().hex[:12]}"
+    direct = RedisRollupStore(valkey.url, namespace=namespace)
+    first = await started(direct)
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", valkey.port)
+        while data := await reader.read(65_536):
+            upstream_writer.write(data)
+            answer = await upstream_reader.read(65_536)
+            if b"EXEC" in data:
+                break
+            writer.write(answer)
+        upstream_writer.close()
+        writer.close()
+
+    proxy = await asyncio.start_server(forward, "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    through = RedisRollupStore(f"redis://127.0.0.1:{port}", namespace=namespace)
+    with pytest.raises(Transient):
+        await through.commit(0, first, changes(5))
+
+    assert await direct.load_fence(0) == fence(5)
+    assert (await direct.account_totals(0, [TotalKey("acme", 0)]))[1][TotalKey("acme", 0)]["tokens"] == "7"
+    await through.close()
+    await direct.close()
+    proxy.close()
