@@ -56,9 +56,10 @@ def catalog(version: int, report_interval_ms: int) -> dict[str, Any]:
 
 
 class Sent(NamedTuple):
-    """An event as it was sent first: when, and its JSON object."""
+    """An event as it was sent first: when, its own time, and its JSON object."""
 
     at_ms: int
+    time_ms: int
     body: dict[str, Any]
 
 
@@ -87,15 +88,16 @@ class Traffic:
         self._number += 1
         # Of the run's own chance: uuid4 asks the system.
         event_id = str(uuid.UUID(int=self._chance.getrandbits(128), version=4))
+        account, time_ms = self._chance.choice(ACCOUNTS), now_ms + self._drift_ms(now_ms)
         body = {
             "specversion": "1.0",
             "id": event_id,
             "source": "/simulation",
-            "subject": self._chance.choice(ACCOUNTS),
-            "time": time_text(now_ms + self._drift_ms(now_ms), self._chance.randrange(1000)),
+            "subject": account,
+            "time": time_text(time_ms, self._chance.randrange(1000)),
             **self._payload(),
         }
-        self._sent.append(Sent(now_ms, body))
+        self._sent.append(Sent(now_ms, time_ms, body))
         return body
 
     def _payload(self) -> dict[str, Any]:
@@ -134,8 +136,13 @@ class Traffic:
         return -self._chance.randrange(MINUTE_MS)
 
     def _repeat(self, now_ms: int) -> dict[str, Any] | None:
-        """Something sent before: long ago and unchanged, or within the dedup window."""
-        old = [sent for sent in self._sent if now_ms - sent.at_ms > WINDOW_MS + 10 * MINUTE_MS]
+        """Something sent before: long ago and unchanged, or within the dedup window.
+
+        What was ahead of its time then, and refused, is not old before that time is: by then another arrival of it,
+        with a time of its own, may have been counted and its mark be gone.
+        """
+        old_ms = now_ms - WINDOW_MS - 10 * MINUTE_MS
+        old = [sent for sent in self._sent if max(sent.at_ms, sent.time_ms) < old_ms]
         if old and self._chance.random() < 0.2:
             self._faults.note(Fault.OLD_DUPLICATE)
             return self._chance.choice(old).body
