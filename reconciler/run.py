@@ -156,8 +156,8 @@ class _Run:
         waiting = fence.counters.parked
         if waiting:
             detail = (
-                f"{waiting} events, older than the dedup window or behind a late binding, wait for the archive's verdict "
-                "and count nowhere yet"
+                f"{waiting} events (older than the dedup window, or behind a late binding) wait for the archive's "
+                "verdict and count nowhere yet"
             )
             self.findings.add(Row(Pair.COUNTERS, Cause.IN_FLIGHT, partition, detail=detail), waiting)
 
