@@ -6,6 +6,7 @@ from typing import Final
 
 from aggregators.periods import cuts_of, is_closed, open_period, period_at
 from schemas.clock import MINUTE_MS
+from schemas.control import RecutRecord
 from schemas.meters import GRACE_MAX_MS, Policy
 from schemas.periods import AccountState, Billing, Binding, Customer, PendingCut, Recut
 
@@ -13,41 +14,63 @@ from schemas.periods import AccountState, Billing, Binding, Customer, PendingCut
 BINDINGS_MAX: Final = 99
 # So many records of an account may wait for its re-cut; with one more, the re-cut is given up.
 LATER_MAX: Final = 100
+# So long, in log time, an account's events may wait for its usage to be counted again; then it is begun anew. It takes
+# seconds, unless the archive has just gone away.
+RECUT_MS_MAX: Final = 30 * MINUTE_MS
+
+
+def is_waiting(state: AccountState, log_time_ms: int) -> bool:
+    """Whether the account's events wait at this log time, because what came before them is counted again."""
+    pending = state.pending
+    return pending is not None and pending.until_ms is not None and log_time_ms < pending.until_ms
 
 
 def bound(state: AccountState, binding: Binding, position: int, policy: Policy, log_time_ms: int) -> AccountState:
-    """The state after a binding record at a position: the binding takes effect beyond all that was counted, or the
-    account waits to be cut again from an instant in the past."""
+    """The state after a binding record at a position: the binding takes effect beyond all that was counted, or asks
+    for the account to be cut again from an instant in the past."""
     if state.pending is not None:
-        return _waiting(state, binding, policy, log_time_ms)
+        return _later(state, binding, policy, log_time_ms)
     late = _late(state, binding, position, policy, log_time_ms)
     return with_binding(state, binding, policy.future_ms, log_time_ms) if late is None else _with(state, pending=late)
 
 
 def closed(state: AccountState, instant_ms: int, policy: Policy, log_time_ms: int) -> AccountState:
     """The state after a close record."""
-    if state.pending is not None:
-        return _waiting(state, instant_ms, policy, log_time_ms)
+    if is_waiting(state, log_time_ms):
+        return _later(state, instant_ms, policy, log_time_ms)
     return with_closing(state, instant_ms, policy.window_ms, log_time_ms)
 
 
-def recut(state: AccountState, position: int, policy: Policy, log_time_ms: int, *, declined: bool) -> AccountState:
-    """The state after a re-cut record on the binding at `position`; unchanged where nothing waits for it."""
+def recut(state: AccountState, record: RecutRecord, position: int, policy: Policy, log_time_ms: int) -> AccountState:
+    """The state after a re-cut record at a position; unchanged where nothing waits for it."""
     pending = state.pending
-    if pending is None or pending.position != position:
+    if pending is None or pending.position != record.position:
         return state
-    after = _with(state, pending=None)
-    if declined:
-        return _followed_by(after, (_asked(pending), *pending.later), policy, log_time_ms)
+    waits = is_waiting(state, log_time_ms)
+    if record.begins:
+        return state if waits else _begun(state, pending, position, policy, log_time_ms)
+    if record.declined:
+        return _beyond(state, (_asked(pending), *pending.later), policy, log_time_ms)
+    if not waits:
+        return state
     kept = tuple(each for each in state.bindings if each.effective_from_ms < pending.binding.effective_from_ms)
     bucket_ms = log_time_ms // policy.report_interval_ms * policy.report_interval_ms
     after = _with(
-        after,
+        state,
         bindings=(*kept[-BINDINGS_MAX:], pending.binding),
         customers=_named(state, _asked(pending)),
         recuts=(*state.recuts[-BINDINGS_MAX:], Recut(pending.from_ms, bucket_ms)),
     )
-    return _followed_by(after, pending.later, policy, log_time_ms)
+    return _beyond(after, pending.later, policy, log_time_ms)
+
+
+def _begun(state: AccountState, pending: PendingCut, position: int, policy: Policy, log_time_ms: int) -> AccountState:
+    """What comes from here on waits; unless there is nothing left to cut: a period may have closed since."""
+    late = _late(state, _asked(pending), position, policy, log_time_ms)
+    if late is None:
+        return _beyond(state, (_asked(pending), *pending.later), policy, log_time_ms)
+    begun = late.model_copy(update={"until_ms": log_time_ms + RECUT_MS_MAX, "later": pending.later})
+    return _with(state, pending=begun)
 
 
 def is_replaced(state: AccountState, period_start_ms: int, bucket_start_ms: int) -> bool:
@@ -89,19 +112,19 @@ def _asked(pending: PendingCut) -> Binding:
     return pending.binding.model_copy(update={"effective_from_ms": pending.requested_ms})
 
 
-def _waiting(state: AccountState, later: Binding | int, policy: Policy, log_time_ms: int) -> AccountState:
+def _later(state: AccountState, later: Binding | int, policy: Policy, log_time_ms: int) -> AccountState:
     pending = state.pending
     assert pending is not None, "the caller looked"  # noqa: S101 - an invariant, not input
     after = (*pending.later, later)
     if len(after) > LATER_MAX:
-        return _followed_by(_with(state, pending=None), (_asked(pending), *after), policy, log_time_ms)
+        return _beyond(state, (_asked(pending), *after), policy, log_time_ms)
     return _with(state, pending=pending.model_copy(update={"later": after}))
 
 
-def _followed_by(
-    state: AccountState, later: tuple[Binding | int, ...], policy: Policy, log_time_ms: int
-) -> AccountState:
-    for each in later:
+def _beyond(state: AccountState, said: tuple[Binding | int, ...], policy: Policy, log_time_ms: int) -> AccountState:
+    """The state without anything pending, and with all that was said: beyond what was counted."""
+    state = _with(state, pending=None)
+    for each in said:
         if isinstance(each, Binding):
             state = with_binding(state, each, policy.future_ms, log_time_ms)
         else:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from aggregators.bindings import bound, closed, recut
+from aggregators.bindings import bound, closed, is_waiting, recut
 from aggregators.fields import CellKey, ReportKey, cell_field, report_field
 from aggregators.instants import hour_of_us
 from aggregators.marks import by_bucket, current_slice, live_slices
@@ -123,7 +123,7 @@ def place(
             running.clear()
         if isinstance(step, VerdictStep):
             state = changed.get(step.verdict.account) or states.get(step.verdict.account) or AccountState()
-            if state.pending is not None:
+            if is_waiting(state, step.log_time_ms):
                 continue
             verdicts.append(_placed_verdict(step, state, policy))
             held = known.get(step.verdict.position)
@@ -147,7 +147,7 @@ def place(
             placed.append(Placed(step, met[3], late=False, kept_out=False))
             continue
         state = changed.get(step.account) or states.get(step.account) or AccountState()
-        if state.pending is not None:
+        if is_waiting(state, step.log_time_ms):
             waiting = known[step.position] = parked_arrival(step, raw(step))
             placed.append(
                 Placed(msgspec.structs.replace(step, parked=waiting), Period(0, 0), late=False, kept_out=False)
@@ -191,7 +191,7 @@ def followed(state: AccountState, step: AccountControl, policy: Policy) -> Accou
     if isinstance(control, AccountRecord):
         return bound(state, control.binding, step.position, policy, log_time_ms)
     if isinstance(control, RecutRecord):
-        return recut(state, control.position, policy, log_time_ms, declined=bool(control.declined))
+        return recut(state, control, step.position, policy, log_time_ms)
     return closed(state, control.instant_ms, policy, log_time_ms)
 
 

@@ -63,7 +63,7 @@ def recut_changes(
     control = _record(step)
     if after == state:
         return Changes(fence=moved)
-    if control.declined:
+    if control.declined or control.begins:
         return Changes(fence=moved, accounts={control.account: after})
     return _placed(moved, step, _content(control), policy, reports)._replace(accounts={control.account: after})
 
@@ -110,7 +110,7 @@ def _record(step: AccountControl) -> RecutRecord:
 
 
 def _content(control: RecutRecord) -> RecutContent:
-    return RecutContent() if control.declined else unpacked(control.content)
+    return unpacked(control.content) if control.content else RecutContent()
 
 
 def _report_bucket(step: AccountControl, policy: Policy) -> int:

@@ -274,7 +274,7 @@ class _Scanner:
             return self._verdicts(control, at)
         if partition_of(control.account, self.partitions) != self.partition:
             return f"account {control.account[:100]} does not live on partition {self.partition}"
-        if isinstance(control, RecutRecord) and not control.declined:
+        if isinstance(control, RecutRecord) and not (control.begins or control.declined):
             try:
                 unpacked(control.content)
             except InvalidInput as error:

@@ -14,6 +14,7 @@ from oracle.rules import MINUTE_MS, Binding, binding_of, period_containing
 Period = tuple[int, int]
 Fields = Mapping[str, Any]
 WAITING_MAX = 100
+RECUT_MS_MAX = 30 * MINUTE_MS
 
 
 class Policy(NamedTuple):
@@ -24,12 +25,14 @@ class Policy(NamedTuple):
 
 
 class _Late(NamedTuple):
-    """A binding that takes effect in the past once its usage was counted again; `later` is what came meanwhile."""
+    """A binding that takes effect in the past once its usage was counted again; `later` is what came meanwhile. Events
+    wait before log time `until_ms`, once it was begun by the record at `offset`; at first that is its own."""
 
     offset: int
     effective_ms: int
     fields: Fields
     later: list[Fields | int]
+    until_ms: int = -1
 
 
 class Accounts:
@@ -67,14 +70,14 @@ class Accounts:
             return own, False
         return self.carrying_period(account, log_ms, serial), True
 
-    def is_waiting(self, account: str) -> bool:
+    def is_waiting(self, account: str, log_ms: int) -> bool:
         """Whether the account's events wait until a late binding is answered."""
-        return account in self._late
+        return account in self._late and log_ms < self._late[account].until_ms
 
     def bind(self, account: str, fields: Fields, log_ms: int, policy: Policy, offset: int, serial: int) -> None:
         """A binding: it waits for the usage to be counted again, or for the binding that does, or takes effect beyond
         everything that can have been counted."""
-        if self.is_waiting(account):
+        if account in self._late:
             self._wait(account, fields, log_ms, policy, serial)
             return
         effective_ms = self._late_from(account, fields, log_ms, policy)
@@ -85,33 +88,48 @@ class Accounts:
 
     def close(self, account: str, instant_ms: int, log_ms: int, policy: Policy, serial: int) -> None:
         """The period of an instant takes no more usage."""
-        if self.is_waiting(account):
+        if self.is_waiting(account, log_ms):
             self._wait(account, instant_ms, log_ms, policy, serial)
         else:
             self._place(account, instant_ms, log_ms, policy, serial)
 
+    def begin(self, account: str, answers: int, offset: int, log_ms: int, policy: Policy, serial: int) -> None:
+        """A record at an offset begins to count again for the late binding, or the beginning, at `answers`."""
+        late = self._late.get(account)
+        if late is None or late.offset != answers or self.is_waiting(account, log_ms):
+            return
+        effective_ms = self._late_from(account, late.fields, log_ms, policy)
+        if effective_ms is None:
+            self._give_up(account, log_ms, policy, serial)
+        else:
+            self._late[account] = _Late(offset, effective_ms, late.fields, late.later, log_ms + RECUT_MS_MAX)
+
     def answer(self, account: str, offset: int, *, declined: bool, log_ms: int, policy: Policy, serial: int) -> bool:
-        """The answer to the late binding at an offset: whether all usage is to be counted again by now."""
+        """The answer to the record at an offset: whether all usage is to be counted again by now."""
         late = self._late.get(account)
         if late is None or late.offset != offset:
             return False
-        del self._late[account]
         if declined:
-            self._place(account, late.fields, log_ms, policy, serial)
-        else:
-            self._replace(account, binding_of(late.fields, late.effective_ms), late.effective_ms)
-            self._pay(account, late.fields)
+            self._give_up(account, log_ms, policy, serial)
+            return False
+        if not self.is_waiting(account, log_ms):
+            return False
+        del self._late[account]
+        self._replace(account, binding_of(late.fields, late.effective_ms), late.effective_ms)
+        self._pay(account, late.fields)
         for said in late.later:
             self._place(account, said, log_ms, policy, serial)
-        return not declined
+        return True
+
+    def _give_up(self, account: str, log_ms: int, policy: Policy, serial: int) -> None:
+        late = self._late.pop(account)
+        for said in (late.fields, *late.later):
+            self._place(account, said, log_ms, policy, serial)
 
     def _wait(self, account: str, said: Fields | int, log_ms: int, policy: Policy, serial: int) -> None:
-        late = self._late[account]
-        late.later.append(said)
-        if len(late.later) > WAITING_MAX:
-            del self._late[account]
-            for each in (late.fields, *late.later):
-                self._place(account, each, log_ms, policy, serial)
+        self._late[account].later.append(said)
+        if len(self._late[account].later) > WAITING_MAX:
+            self._give_up(account, log_ms, policy, serial)
 
     def _place(self, account: str, said: Fields | int, log_ms: int, policy: Policy, serial: int) -> None:
         """The past is not cut again: a binding holds, at the earliest, from the first whole minute that no event can

@@ -95,16 +95,12 @@ class Oracle:
 
     `catalog` is the JSON form of `schemas.meters.Catalog`, absent fields taking its defaults; it holds on every
     partition until `set_catalog`. Control records are told by plain calls, in log order with `feed`; each takes the
-    record's append time where it is known, since every record moves log time. `log_id` and `secret` are kept for
-    callers that write control records with them; signatures are not checked here.
+    record's append time where it is known, since every record moves log time. Signatures are not
+    checked here.
     """
 
-    def __init__(
-        self, catalog: Mapping[str, Any], *, partitions: int = 1, log_id: str = "oracle", secret: bytes = b""
-    ) -> None:
+    def __init__(self, catalog: Mapping[str, Any], *, partitions: int = 1) -> None:
         self.partitions = partitions
-        self.log_id = log_id
-        self.secret = secret
         self.log_times: dict[int, int] = {}
         self.counters: dict[int, dict[str, int]] = {p: dict.fromkeys(COUNTERS, 0) for p in range(partitions)}
         self.verdicts: dict[Place, Verdict] = {}
@@ -168,8 +164,8 @@ class Oracle:
         offset: int = -1,
     ) -> None:
         """An account record, at an offset. It holds beyond everything counted so far, or, where it asks for an instant
-        in the past and may cut there, from that instant once `recut` was told; events of the account wait until then
-        as if they were older than the window."""
+        in the past and may cut there, from that instant once `recut` was told; events of the account wait from
+        `begin_recut` until then as if they were older than the window."""
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
         self._accounts.bind(account, binding, *self._there(partition), offset, len(self._counted[account]))
@@ -184,11 +180,18 @@ class Oracle:
         self._advance(partition, timestamp_ms)
         self._accounts.close(account, instant_ms, *self._there(partition), len(self._counted[account]))
 
+    def begin_recut(
+        self, partition: int, account: str, answers: int, offset: int, timestamp_ms: int | None = None
+    ) -> None:
+        """A record at an offset that begins the re-cut asked for at offset `answers`: from here on events wait."""
+        self._advance(partition, timestamp_ms)
+        self._accounts.begin(account, answers, offset, *self._there(partition), len(self._counted[account]))
+
     def recut(
         self, partition: int, account: str, offset: int, *, declined: bool = False, timestamp_ms: int | None = None
     ) -> None:
-        """A re-cut record on the binding at `offset`: all that was counted of the account is counted again, each event
-        as if the binding had stood before it. Anything else, and a second time, changes nothing."""
+        """A re-cut record on the one at `offset`, which began it: all that was counted of the account is counted again,
+        each event as if the binding had stood before it. Anything else, and a second time, changes nothing."""
         self._advance(partition, timestamp_ms)
         log_ms, policy = self._there(partition)
         serial = len(self._counted[account])
@@ -263,7 +266,7 @@ class Oracle:
             return
         # An event may come ahead of its time, and its repetition a window after that.
         known_ms = max(0, policy_of(catalog, "window_ms") - policy_of(catalog, "future_ms"))
-        if event.time_us < (log_ms - known_ms) * 1000 or (fed and self._accounts.is_waiting(event.account)):
+        if event.time_us < (log_ms - known_ms) * 1000 or (fed and self._accounts.is_waiting(event.account, log_ms)):
             self._park(place, event, fed)
             return
         period = self._counting_period(event, fed, log_ms, policy_of(catalog, "grace_ms")) if fed else None
@@ -311,7 +314,8 @@ class Oracle:
         """
         self._advance(place.partition, timestamp_ms)
         held = self._parked.get(place)
-        parked = None if held and self._accounts.is_waiting(held.event.account) else self._parked.pop(place, None)
+        waits = held and self._accounts.is_waiting(held.event.account, self.log_times.get(place.partition, 0))
+        parked = None if waits else self._parked.pop(place, None)
         if parked is None:
             return
         event, fed = parked

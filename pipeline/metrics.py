@@ -118,7 +118,7 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "counter", "Verdicts written for parked events, repeats included: `new` or `duplicate`.", ("verdict",)
     ),
     "tidemark_recuts_total": MetricSpec(
-        "counter", "Late bindings answered: usage counted again in other periods, or declined; repeats included."
+        "counter", "Records that begin or end the re-cut of an account that was bound late, repeats included."
     ),
     "tidemark_checkpoints_total": MetricSpec(
         "counter",

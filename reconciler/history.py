@@ -19,6 +19,7 @@ from schemas.periods import Billing, Binding, Period
 POSITION_MAX: Final = (1 << 56) - 1
 BINDINGS_MAX: Final = 100
 WAITING_MAX: Final = 100
+RECUT_MS_MAX: Final = 30 * MINUTE_MS
 
 
 class Reported(NamedTuple):
@@ -30,13 +31,15 @@ class Reported(NamedTuple):
 
 @dataclass(slots=True)
 class LateBinding:
-    """A binding that takes effect in the past once a re-cut record answers the one at `position`; what the account's
-    later records say (a binding, or an instant to close) is followed after it."""
+    """A binding that takes effect in the past once re-cut records have answered the one at `position`: one that begins
+    it, and before log time `until_ms` one that ends it. What the account's later records say (a binding, or an instant
+    to close) is followed after it."""
 
     position: int
     from_ms: int
     effective_ms: int
     binding: Binding
+    until_ms: int = 0
     later: list[Binding | int] = field(default_factory=list)
 
 
@@ -140,9 +143,7 @@ class _Building:
         elif row.kind == ControlKind.ACCOUNT:
             self._bind(row, AccountRecord.model_validate_json(row.value).binding)
         elif row.kind == ControlKind.CLOSE:
-            instant_ms = CloseRecord.model_validate_json(row.value).instant_ms
-            account = self.accounts.setdefault(row.account, AccountHistory())
-            self._follow_or_wait(account, row, instant_ms)
+            self._close(row, CloseRecord.model_validate_json(row.value).instant_ms)
         elif row.kind == ControlKind.RECUT:
             self._recut(row, RecutRecord.model_validate_json(row.value))
 
@@ -157,25 +158,32 @@ class _Building:
         self.definitions.update((meter.slug, meter) for meter in catalog.meters)
 
     def _bind(self, row: ControlRow, binding: Binding) -> None:
-        """A binding waits where it takes effect in the past, and whatever else the account's records say after it."""
+        """A binding waits where it takes effect in the past, or behind one that does."""
         account = self.accounts.setdefault(row.account, AccountHistory())
+        if account.waiting is not None:
+            self._later(account, account.waiting, row, binding)
+            return
+        account.waiting = self._late(account, row, binding)
         if account.waiting is None:
-            account.waiting = self._late(account, row, binding)
-            if account.waiting is None:
-                self._place(account, row, binding)
-            return
-        self._follow_or_wait(account, row, binding)
+            self._place(account, row, binding)
 
-    def _follow_or_wait(self, account: AccountHistory, row: ControlRow, said: Binding | int) -> None:
-        waiting = account.waiting
-        if waiting is None:
-            self._place(account, row, said)
-            return
+    def _close(self, row: ControlRow, instant_ms: int) -> None:
+        account = self.accounts.setdefault(row.account, AccountHistory())
+        if account.waiting is not None and row.log_time_ms < account.waiting.until_ms:
+            self._later(account, account.waiting, row, instant_ms)
+        else:
+            self._place(account, row, instant_ms)
+
+    def _later(self, account: AccountHistory, waiting: LateBinding, row: ControlRow, said: Binding | int) -> None:
         waiting.later.append(said)
         if len(waiting.later) > WAITING_MAX:
-            account.waiting = None
-            for each in (waiting.binding, *waiting.later):
-                self._place(account, row, each)
+            self._give_up(account, waiting, row)
+
+    def _give_up(self, account: AccountHistory, waiting: LateBinding, row: ControlRow) -> None:
+        """The binding takes effect beyond all usage, and then what came after it."""
+        account.waiting = None
+        for each in (waiting.binding, *waiting.later):
+            self._place(account, row, each)
 
     def _place(self, account: AccountHistory, row: ControlRow, said: Binding | int) -> None:
         """Close the period of an instant, or bind: at a whole minute beyond every event that could be accepted before
@@ -227,16 +235,23 @@ class _Building:
         waiting = account.waiting if account else None
         if account is None or waiting is None or waiting.position != record.position:
             return
-        account.waiting = None
-        later: list[Binding | int] = list(waiting.later)
-        if record.declined:
-            later.insert(0, waiting.binding)
-        else:
+        in_time = row.log_time_ms < waiting.until_ms
+        if record.begins and not in_time:
+            begun = self._late(account, row, waiting.binding)
+            if begun is None:
+                self._give_up(account, waiting, row)
+            else:
+                begun.until_ms, begun.later = row.log_time_ms + RECUT_MS_MAX, waiting.later
+                account.waiting = begun
+        elif record.declined:
+            self._give_up(account, waiting, row)
+        elif in_time and not record.begins:
+            account.waiting = None
             self._set(account, waiting.binding, waiting.effective_ms, waiting.effective_ms)
             interval_ms = self.policy.report_interval_ms
             account.recuts.append((waiting.from_ms, row.log_time_ms // interval_ms * interval_ms))
-        for each in later:
-            self._place(account, row, each)
+            for each in waiting.later:
+                self._place(account, row, each)
 
     def finished(self, log_time_ms: int) -> History:
         window_ms = max(policy.window_ms for policy in self.policies)

@@ -92,15 +92,18 @@ class VerdictRecord(_Control):
 
 
 class RecutRecord(_Control):
-    """What an account's usage is when it is cut by the binding whose record stands at `position`: all that was counted
-    before that record, counted again out of the archive.
+    """Begins or ends the re-cut of an account that waits for one; `position` is that of the record it answers.
 
-    `content` is as `schemas.recut` packs it; the archive keeps the record without it. `declined` says why the usage was
-    not counted again: then the binding takes effect beyond it. A record that is repeated changes nothing.
+    With `begins` it answers a binding, or a re-cut that took too long: from here on the account's events wait. Else it
+    answers the record that began: `content`, as `schemas.recut` packs it, is what the account's usage before that is
+    when it is cut by the binding, counted again out of the archive; the archive keeps the record without it.
+    `declined` says why the usage was not counted again: then the binding takes effect beyond it. A record that is
+    repeated, or comes too late, changes nothing.
     """
 
     account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
     position: int = Field(ge=0, lt=1 << 56)
+    begins: bool = False
     declined: str = Field(default="", max_length=500)
     content: str = ""
 

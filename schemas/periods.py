@@ -79,12 +79,13 @@ class Recut(NamedTuple):
 
 
 class PendingCut(BaseModel):
-    """A binding that takes effect in the past, while what was counted since is counted again.
+    """A binding that takes effect in the past, while what it cuts is to be counted again.
 
-    `position` is that of its record: events before it are counted again, those after it wait. `from_ms` is where the
-    first period begins that may change. `binding` takes effect at its `effective_from_ms`; `requested_ms` is what was
-    asked for. `later` are the bindings, and the instants whose periods were closed, that came meanwhile: they take
-    effect after it.
+    `position` is that of its record, or of the one that began the re-cut: events before that are counted again, and
+    those after it wait, as long as log time is before `until_ms`. Without `until_ms` nothing was begun and nothing
+    waits. `from_ms` is where the first period begins that may change. `binding` takes effect at its
+    `effective_from_ms`; `requested_ms` is what was asked for. `later` are the bindings, and the instants whose periods
+    were closed, that came meanwhile: they take effect after it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,6 +94,7 @@ class PendingCut(BaseModel):
     from_ms: int
     requested_ms: int
     binding: Binding
+    until_ms: int | None = None
     later: tuple[Binding | int, ...] = ()
 
 

@@ -320,8 +320,8 @@ class RollupStore(Protocol):
         the same ones where there are more."""
         ...
 
-    async def recutting_among(self, partition: int, accounts: Sequence[str]) -> frozenset[str]:
-        """Those of the accounts that wait for a re-cut."""
+    async def recutting_among(self, partition: int, accounts: Sequence[str]) -> dict[str, AccountState]:
+        """The states of those of the accounts that wait for a re-cut."""
         ...
 
     async def account(self, partition: int, account: str) -> AccountState:

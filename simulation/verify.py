@@ -72,10 +72,12 @@ def _tell(oracle: Oracle, world: World, record: Record, version: int) -> int:
             oracle.close(record.partition, closed.account, closed.instant_ms, record.timestamp_ms)
         case ControlKind.RECUT:
             made = RecutRecord.model_validate_json(value)
-            oracle.recut(
-                record.partition, made.account, offset_of(made.position),
-                declined=bool(made.declined), timestamp_ms=record.timestamp_ms,
-            )  # fmt: skip
+            answers, at_ms = offset_of(made.position), record.timestamp_ms
+            if made.begins:
+                oracle.begin_recut(record.partition, made.account, answers, record.offset, at_ms)
+            else:
+                declined = bool(made.declined)
+                oracle.recut(record.partition, made.account, answers, declined=declined, timestamp_ms=at_ms)
         case ControlKind.VERDICT:
             for index, verdict in enumerate(VerdictRecord.model_validate_json(value).verdicts):
                 judged = Place(record.partition, offset_of(verdict.position), index_of(verdict.position))

@@ -152,6 +152,5 @@ def _replayed(rows: Sequence[ControlRow]) -> tuple[Catalog | None, dict[str, Acc
         elif row.kind == ControlKind.RECUT:
             record = RecutRecord.model_validate_json(row.value)
             before = accounts.get(row.account, AccountState())
-            declined = bool(record.declined)
-            accounts[row.account] = recut(before, record.position, policy, row.log_time_ms, declined=declined)
+            accounts[row.account] = recut(before, record, row.position, policy, row.log_time_ms)
     return catalog, accounts

@@ -1,9 +1,11 @@
 """Late bindings: an account's usage counted again out of the archive, in the periods of a binding that came after it.
 
-The fold lets everything of such an account wait from the binding's record on. Here its usage before that record is
-counted by the recount's SQL, in the old periods and in the new ones, and the difference is appended to the log; where
-that record stands, the fold puts it in place and goes on. A crash after the append repeats the record, which then
-changes nothing.
+1. once the archive is near: a record that begins the re-cut; from there on everything of the account waits.
+2. once the archive has passed that record: the usage before it is counted by the recount's SQL, in the old periods and
+   in the new ones, and a record with the difference is appended; there the fold puts it in place and goes on.
+
+A crash after an append repeats the record, which then changes nothing. A re-cut that is not ended in time is begun
+anew: an archive that goes away in between holds nobody up for long.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ from typing import Final
 
 import msgspec
 
+from aggregators.bindings import is_waiting
 from aggregators.signing import distinct_member, hash_key
 from pipeline.deployment import append_control
 from reconciler.history import AccountHistory, History, history_of
 from reconciler.recount import Recounter, Snapshot, request_at
 from schemas.analytics import ArchiveStore, HourlyRow
+from schemas.clock import MINUTE_MS
 from schemas.control import RecutRecord
 from schemas.log import Log, offset_of, position
 from schemas.meters import Aggregation
@@ -29,6 +33,8 @@ from schemas.rollup import Fence, RollupStore
 
 # A record of the log takes at least half a megabyte.
 CONTENT_CHARACTERS_MAX: Final = 400_000
+# How far the archive may be behind in log time where a re-cut is begun: events wait until it has caught up.
+NEAR_MS_MAX: Final = MINUTE_MS
 # What a call answers at most; the others wait for the next one.
 RECUTS_AT_ONCE_MAX: Final = 200
 TOO_LARGE: Final = (
@@ -53,7 +59,7 @@ class Recutter:
         self._told: dict[tuple[int, str], tuple[int, int]] = {}
 
     async def recut(self, partition: int) -> int:
-        """Answer the late bindings of one partition that the archive has passed; how many.
+        """Begin and end the re-cuts of one partition that the archive has passed; how many records that took.
 
         Raises `Transient` where a store or the log does not answer; the same records are made by the next call.
         """
@@ -66,6 +72,7 @@ class Recutter:
         if rebuilt is None or reached is None or reached.log_id != fence.log_id:
             return 0
         rows = await self._archive.load_controls(partition, position(reached.next_offset))
+        near = fence.log_time_ms - reached.log_time_ms <= NEAR_MS_MAX
         answered = 0
         for account, state in sorted(waiting.items()):
             pending = state.pending
@@ -73,12 +80,17 @@ class Recutter:
                 continue
             if self._told.get((partition, account), (-1, 0))[0] == pending.position:
                 continue
-            ours = [row for row in rows if row.account in ("", account) and row.position < pending.position]
-            history = history_of(ours, fence.log_time_ms)
-            record = await self._record(Snapshot(partition, fence, history), account, pending, state.bindings)
-            # A table that was just exchanged may lack, for a moment, events that the archive has passed.
-            if await self._archive.events_rebuilt() != rebuilt:
-                return answered
+            if is_waiting(state, fence.log_time_ms):
+                ours = [row for row in rows if row.account in ("", account) and row.position < pending.position]
+                history = history_of(ours, fence.log_time_ms)
+                record = await self._record(Snapshot(partition, fence, history), account, pending, state.bindings)
+                # A table that was just exchanged may lack, for a moment, events that the archive has passed.
+                if await self._archive.events_rebuilt() != rebuilt:
+                    return answered
+            elif near:
+                record = RecutRecord(account=account, position=pending.position, begins=True)
+            else:
+                continue
             offset = await append_control(self._log, self._secret, partition, record)
             self._told[partition, account] = (pending.position, offset)
             answered += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from aggregators.bindings import is_waiting
 from pipeline.deployment import append_control
 from schemas.analytics import ArchiveStore
 from schemas.control import VERDICTS_MAX, Verdict, VerdictRecord
@@ -72,7 +73,8 @@ class Resolver:
         if reached is None or reached.log_id != fence.log_id:
             return ()
         # Verdicts on events of an account that waits for its re-cut would change nothing.
-        held_up = await self._store.recutting_among(partition, sorted({each.account for each in waiting}))
+        recutting = await self._store.recutting_among(partition, sorted({each.account for each in waiting}))
+        held_up = {account for account, state in recutting.items() if is_waiting(state, fence.log_time_ms)}
         passed = [
             each for each in waiting if each.position < position(reached.next_offset) and each.account not in held_up
         ]

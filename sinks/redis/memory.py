@@ -345,9 +345,9 @@ class MemoryRollupStore:
         waiting = [(account, state) for account, state in held.accounts.items() if state.pending is not None]
         return held.fence, dict(waiting[:count_max])
 
-    async def recutting_among(self, partition: int, accounts: Sequence[str]) -> frozenset[str]:
+    async def recutting_among(self, partition: int, accounts: Sequence[str]) -> dict[str, AccountState]:
         states = self._at(partition).accounts
-        return frozenset(each for each in accounts if each in states and states[each].pending is not None)
+        return {each: states[each] for each in accounts if each in states and states[each].pending is not None}
 
     async def account(self, partition: int, account: str) -> AccountState:
         return self._at(partition).accounts.get(account, AccountState())

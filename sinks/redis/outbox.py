@@ -260,11 +260,13 @@ class RedisOutbox:
         waiting = {account: state for account, state in states.items() if state.pending is not None}
         return (decode_fence(fields) if fields else None), waiting
 
-    async def recutting_among(self, partition: int, accounts: Sequence[str]) -> frozenset[str]:
+    async def recutting_among(self, partition: int, accounts: Sequence[str]) -> dict[str, AccountState]:
         if not accounts:
-            return frozenset()
+            return {}
         _, (waits,) = await self._read_live(partition, lambda keys: [("SMISMEMBER", keys.recutting, *accounts)])
-        return frozenset(account for account, each in zip(accounts, waits, strict=True) if each)
+        named = [account for account, each in zip(accounts, waits, strict=True) if each]
+        states = {account: await self.account(partition, account) for account in named}
+        return {account: state for account, state in states.items() if state.pending is not None}
 
     async def account(self, partition: int, account: str) -> AccountState:
         _, (text,) = await self._read_live(partition, lambda keys: [("GET", keys.account(account))])

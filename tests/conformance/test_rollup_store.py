@@ -246,8 +246,8 @@ async def test_accounts_that_wait_for_a_re_cut_are_known_until_it_came(rollup_st
     assert await rollup_store.recutting(0, 5) == (fence(5), {account: waits})
     assert await rollup_store.recutting(0, 0) == (fence(5), {})
     assert await rollup_store.recutting(1, 5) == (None, {})
-    assert await rollup_store.recutting_among(0, ["nobody", account]) == {account}
-    assert await rollup_store.recutting_among(0, []) == frozenset()
+    assert await rollup_store.recutting_among(0, ["nobody", account]) == {account: waits}
+    assert await rollup_store.recutting_among(0, []) == {}
 
     after = AccountState(bindings=(binding,), recuts=(Recut(0, BUCKET),))
     key = TotalKey(account, 0)
@@ -263,7 +263,7 @@ async def test_accounts_that_wait_for_a_re_cut_are_known_until_it_came(rollup_st
     await rollup_store.commit(0, fence(5), cut)
 
     assert await rollup_store.recutting(0, 5) == (fence(6), {})
-    assert await rollup_store.recutting_among(0, [account]) == frozenset()
+    assert await rollup_store.recutting_among(0, [account]) == {}
     wanted = ReadRequest(
         totals=[key], uniques={UniqueKey(account, "users", 0): [11, 12]}, accounts=[account], due_max=5
     )

@@ -64,6 +64,8 @@ def _tell(oracle: Oracle, secret: bytes, record: Record, version: int) -> int:
             oracle.bind(partition, account, binding.model_dump(mode="json"), at, record.offset)
         case [CloseRecord(account=account, instant_ms=instant_ms)]:
             oracle.close(partition, account, instant_ms, at)
+        case [RecutRecord(account=account, position=bound_at, begins=True)]:
+            oracle.begin_recut(partition, account, offset_of(bound_at), record.offset, at)
         case [RecutRecord(account=account, position=bound_at, declined=declined)]:
             oracle.recut(partition, account, offset_of(bound_at), declined=bool(declined), timestamp_ms=at)
         case [VerdictRecord(verdicts=verdicts)]:

@@ -65,6 +65,17 @@ class RunningDev(NamedTuple):
         """The counters, once everything that is in the log now is folded."""
         return asyncio.run(self._counted())
 
+    def cut(self, account: str) -> dict[str, Any]:
+        """What `account show` says, once no late binding of the account has anything counted again."""
+        shown: dict[str, Any] = {}
+
+        async def done() -> bool:
+            shown.update(await asyncio.to_thread(self.answer, "account", "show", account))
+            return shown["counting_again_from"] is None
+
+        asyncio.run(until(done, f"{account} is cut by its binding"))
+        return shown
+
     async def _counted(self) -> dict[str, int]:
         settings = self.settings()
         base, store = await open_base(settings, create=False), open_rollup_store(settings)
@@ -235,7 +246,8 @@ def test_account_is_bound_shown_and_its_period_closed(dev: RunningDev) -> None:
     dev.run("account", "bind", "closing", "--customer", "cus_1", "--anchor", "2026-01-15T00:00:00Z")
     emit(dev, "closing", "seats.changed", data='{"seats":5}')
     dev.counted()
-    shown = dev.answer("account", "show", "closing")
+    shown = dev.cut("closing")
+    dev.counted()
     assert shown["customers"][0]["stripe_customer"] == "cus_1"
     assert shown["bindings"][0]["anchor"] == "2026-01-15T00:00:00Z"
     assert dev.live("closing")["seats"] == "5"

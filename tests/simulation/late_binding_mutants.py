@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 from typing import Any, Final
+from unittest.mock import patch
 
 import aggregators.plan
 import pipeline.processors.customers
 import pipeline.processors.recutter
 import pipeline.processors.rollup
 from aggregators.bindings import recut
+from pipeline.processors.recutter import Recutter
+from schemas.control import RecutRecord
 from schemas.meters import Policy
-from tests.simulation.mutant import Mutant
+from tests.simulation.mutant import Method, Mutant
 
 
 def _cut_without_counting_again(original: Any) -> Any:
     def bound(state: Any, binding: Any, position: int, policy: Policy, log_time_ms: int) -> Any:
         after = original(state, binding, position, policy, log_time_ms)
-        return recut(after, position, policy, log_time_ms, declined=False)
+        for begins in (True, False):
+            record = RecutRecord(account="any", position=position, begins=begins)
+            after = recut(after, record, position, policy, log_time_ms)
+        return after
 
     return bound
+
+
+def _answers_at_once(original: Method) -> Method:
+    async def recut(self: Recutter, partition: int) -> int:
+        anything = 1 << 60
+        with (
+            patch.object(pipeline.processors.recutter, "position", lambda _offset: anything),
+            patch.object(pipeline.processors.recutter, "NEAR_MS_MAX", anything),
+        ):
+            answered: int = await original(self, partition)
+        return answered
+
+    return recut
 
 
 def _old_cells_stay(original: Any) -> Any:
@@ -41,7 +60,8 @@ LATE_BINDINGS: Final = (
         lambda _made: lambda *_arguments: False,
     ),
     Mutant(
-        "late binding: answered before the archive has passed", pipeline.processors.recutter, "position",
-        lambda _made: lambda _offset: 1 << 60,
+        "late binding: usage counts on while it is counted again", aggregators.plan, "is_waiting",
+        lambda _made: lambda *_arguments: False,
     ),
+    Mutant("late binding: answered before the archive has passed", Recutter, "recut", _answers_at_once),
 )  # fmt: skip

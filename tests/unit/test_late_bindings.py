@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aggregators.bindings import LATER_MAX, bound, closed, is_replaced, recut
+from aggregators.bindings import LATER_MAX, RECUT_MS_MAX, bound, closed, is_replaced, is_waiting, recut
 from aggregators.periods import period_at
 from pipeline.processors import recutter
 from pipeline.processors.rollup import RollupSettings
@@ -48,12 +48,20 @@ async def deployment() -> Deployment:
     return made
 
 
-async def bind(made: Deployment, **fields: Any) -> None:
-    await made.bind(
-        EVE, **{"effective_from_ms": CUT_MS, "anchor_ms": CUT_MS, "stripe_customer": f"cus_{EVE}", **fields}
-    )
+async def reached(made: Deployment) -> None:
+    """All that is in the log is folded and archived."""
     await made.fold()
     await made.archive()
+
+
+async def bind(made: Deployment, **fields: Any) -> None:
+    """Bind late; from here on the account's events wait."""
+    asked = {"effective_from_ms": CUT_MS, "anchor_ms": CUT_MS, "stripe_customer": f"cus_{EVE}", **fields}
+    await made.bind(EVE, **asked)
+    await reached(made)
+    assert await made.recut() == 1
+    await reached(made)
+    assert is_waiting(await state(made), (await made.fence(EVE)).log_time_ms)
 
 
 async def totals(made: Deployment, meter: str, account: str = EVE) -> dict[int, int]:
@@ -147,8 +155,8 @@ async def test_records_that_are_repeated_or_answer_nothing_change_nothing() -> N
     await used(made, hours=1)
     ends = await made.log.bounds(EVENTS_TOPIC, made.partition(EVE))
     records = await made.log.read(EVENTS_TOPIC, made.partition(EVE), 0, ends.next)
-    answer = next(record for record in records if ("tidemark-control", b"recut") in record.headers)
-    await made.log.append(EVENTS_TOPIC, made.partition(EVE), answer.value or b"", headers=answer.headers)
+    for said in [record for record in records if ("tidemark-control", b"recut") in record.headers]:
+        await made.log.append(EVENTS_TOPIC, made.partition(EVE), said.value or b"", headers=said.headers)
     await made.settle()
 
     assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 15}
@@ -203,23 +211,69 @@ async def test_the_archive_keeps_the_record_without_its_content() -> None:
     await made.recut()
     await made.settle()
 
-    (row,) = [
-        each for each in await made.clickhouse.controls(made.partition(EVE), position(1 << 40)) if each.kind == "recut"
-    ]
+    controls = await made.clickhouse.controls(made.partition(EVE), position(1 << 40))
+    row = [each for each in controls if each.kind == "recut"][-1]
     assert RecutRecord.model_validate_json(row.value).content == ""
 
 
-async def test_nothing_is_answered_before_the_archive_has_passed_the_binding() -> None:
+async def test_nothing_is_begun_or_ended_before_the_archive_has_passed_it() -> None:
+    """Nor by a table that was just exchanged, nor where the archive is far behind: events would wait for long."""
     made = await deployment()
     await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
     await made.fold()
     assert await made.recut() == 0
+    await made.archive()
+    await made.advance(2 * recutter.NEAR_MS_MAX)
+    await made.fold()
+    assert await made.recut() == 0
+    await made.archive()
+    assert await made.recut() == 1
 
+    await made.fold()
+    assert await made.recut() == 0
     await made.archive()
     made.clickhouse.rebuilt = None
     assert await made.recut() == 0
     made.clickhouse.rebuilt = 0
     assert await made.recut() == 1
+    await made.settle()
+    assert len((await state(made)).recuts) == 1
+
+
+async def test_usage_goes_on_where_a_re_cut_does_not_end_and_it_is_begun_anew() -> None:
+    """The archive goes away right after it was begun: events wait for half an hour at most, then count as before."""
+    made = await deployment()
+    await bind(made)
+    await made.emit(EVE, gb="1", user="waits", region="eu")
+    await made.advance(RECUT_MS_MAX)
+    await made.emit(EVE, gb="1", user="counts", region="eu")
+    await made.fold()
+    assert await totals(made, "requests") == {NOVEMBER_MS: 19}
+    assert (await made.fence(EVE)).counters.parked == 1
+
+    await made.archive()
+    assert await made.resolve() == 1
+    assert await made.recut() == 1
+    await reached(made)
+    assert await made.recut() == 1
+    await made.settle()
+    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 11}
+    await agrees(made)
+
+
+async def test_answer_that_comes_too_late_changes_nothing() -> None:
+    made = await deployment()
+    await bind(made)
+    assert await made.recut() == 1
+    records = await made.log.read(EVENTS_TOPIC, made.partition(EVE), 0, 10_000)
+    await made.archive()
+    late = AccountState.model_validate((await state(made)).model_dump())
+    answer = RecutRecord.model_validate_json(records[-1].value or b"")
+    assert late.pending is not None
+    assert late.pending.until_ms is not None
+
+    assert recut(late, answer, 1 << 50, POLICY, late.pending.until_ms) == late
+    assert recut(late, answer, 1 << 50, POLICY, late.pending.until_ms - 1).recuts
 
 
 async def test_intents_of_the_old_cut_are_settled_as_replaced() -> None:
@@ -251,7 +305,8 @@ async def test_unsettled_views_are_in_flight_and_never_drift() -> None:
     """At any step between the binding and the last report."""
     made = await deployment()
     await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS, stripe_customer=f"cus_{EVE}")
-    for step in (made.fold, made.archive, made.recut, made.archive, made.fold, made.drain, made.publish, made.send):
+    steps = (made.fold, made.archive, made.recut, made.archive, made.fold)
+    for step in (*steps, *steps[2:], made.drain, made.publish, made.send):
         await step()
         report = await made.reconcile()
         assert report.verdict is not Verdict.DRIFT, (step, report.rows)
@@ -279,9 +334,9 @@ async def test_any_late_bindings_leave_no_difference(minutes: list[int], interva
             EVE, effective_from_ms=at_ms, anchor_ms=at_ms, interval=intervals[number], billing=Billing.UNMAPPED
         )
         await used(made, hours=1)
-        await made.fold()
-        await made.archive()
-        await made.recut()
+        for _ in range(2):
+            await reached(made)
+            await made.recut()
     await made.settle()
     await made.resolve()
     await made.settle()
@@ -345,26 +400,66 @@ def test_which_bindings_cut_the_past(
         assert after.bindings == before.bindings
 
 
+def answers(position: int, **fields: Any) -> RecutRecord:
+    return RecutRecord(account=EVE, position=position, **fields)
+
+
+def begun() -> AccountState:
+    """A late binding at position 7 whose re-cut was begun at 8."""
+    asked = bound(AccountState(), NEW, 7, POLICY, NOW_MS)
+    return recut(asked, answers(7, begins=True), 8, POLICY, NOW_MS)
+
+
 def test_more_than_may_wait_gives_the_cut_up_and_follows_all_of_it() -> None:
     """A limit that says what happens at it: the binding takes effect beyond, as if it had not been late."""
-    waiting = bound(AccountState(), NEW, 7, POLICY, NOW_MS)
+    waiting = begun()
     for number in range(LATER_MAX):
         waiting = closed(waiting, DECEMBER_MS + number * 40 * DAY_MS, POLICY, NOW_MS)
     assert waiting.pending is not None
+    assert waiting.closed_start_ms == ()
 
     after = bound(waiting, monthly(NOW_MS, 9 * DAY_MS), 9, POLICY, NOW_MS)
     assert after.pending is None
     assert after.bindings[0].effective_from_ms > NOW_MS
     assert len(after.closed_start_ms) > LATER_MAX // 2
-    assert recut(after, 7, POLICY, NOW_MS, declined=False) == after
+    assert recut(after, answers(8), 10, POLICY, NOW_MS) == after
 
 
-def test_answer_to_another_binding_changes_nothing() -> None:
-    waiting = bound(AccountState(), NEW, 7, POLICY, NOW_MS)
-    assert recut(waiting, 8, POLICY, NOW_MS, declined=False) == waiting
-    assert period_at(recut(waiting, 7, POLICY, NOW_MS, declined=False), NOW_MS) == Period(
-        NEW.effective_from_ms, NEW.effective_from_ms + 30 * DAY_MS
-    )
+@pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param(answers(9), id="of another record"),
+        pytest.param(answers(7), id="of the binding, which was begun since"),
+        pytest.param(answers(7, begins=True), id="begun twice"),
+        pytest.param(answers(8, begins=True), id="begun again in time"),
+    ],
+)
+def test_answer_that_nobody_waits_for_changes_nothing(record: RecutRecord) -> None:
+    assert recut(begun(), record, 11, POLICY, NOW_MS) == begun()
+
+
+def test_answer_to_a_binding_that_was_not_begun_changes_nothing() -> None:
+    """What was counted since it was worked out would be lost."""
+    asked = bound(AccountState(), NEW, 7, POLICY, NOW_MS)
+    assert not is_waiting(asked, NOW_MS)
+    assert recut(asked, answers(7), 8, POLICY, NOW_MS) == asked
+
+
+def test_periods_are_the_bindings_once_it_was_answered() -> None:
+    after = recut(begun(), answers(8), 9, POLICY, NOW_MS)
+    assert period_at(after, NOW_MS) == Period(NEW.effective_from_ms, NEW.effective_from_ms + 30 * DAY_MS)
+
+
+def test_period_that_closes_before_the_re_cut_is_begun_is_not_cut() -> None:
+    """Nothing is left to cut: the binding takes effect beyond, and nothing waits."""
+    asked = bound(AccountState(), monthly(NOW_MS, 5 * DAY_MS), 7, POLICY, NOW_MS + DAY_MS)
+    assert asked.pending is not None
+    later_ms = DECEMBER_MS + 2 * HOUR_MS
+    closed_by_then = closed(asked, later_ms, POLICY, later_ms)
+
+    after = recut(closed_by_then, answers(7, begins=True), 8, POLICY, later_ms)
+    assert after.pending is None
+    assert after.bindings[-1].effective_from_ms > later_ms
 
 
 @pytest.mark.parametrize("text", ["", "no base85 \x00", "Oeak", "0" * 40])

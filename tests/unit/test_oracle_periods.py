@@ -125,8 +125,10 @@ def test_late_binding_has_everything_counted_again_as_if_it_had_stood_before() -
     oracle, cut_ms = Oracle({"version": 1, "meters": meters}), NOON - 2 * HOUR
     for number, at_ms in enumerate((NOON - 3 * HOUR, NOON - HOUR, NOON)):
         body = event({"gb": 10**number, "user": "same"}, id=f"e{number}", time=rfc3339(at_ms * 1000))
-        assert feed(oracle, body, offset=number) == ["counted"]
-    oracle.bind(0, "a", {"effective_from_ms": cut_ms, "anchor_ms": cut_ms, "interval": "day"}, NOON, 7)
+        assert feed(oracle, body, offset=number, at=at_ms) == ["counted"]
+    oracle.bind(0, "a", {"effective_from_ms": cut_ms, "anchor_ms": cut_ms, "interval": "day"}, NOON, 5)
+    oracle.begin_recut(0, "a", 4, 6, NOON)
+    oracle.begin_recut(0, "a", 5, 7, NOON)
     assert feed(oracle, event({"gb": 1000, "user": "new"}, id="e3"), offset=8) == ["parked"]
 
     def totals() -> dict[tuple[str, int], int]:

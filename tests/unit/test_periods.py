@@ -16,6 +16,7 @@ from aggregators.periods import is_closed, open_period, period_at
 from oracle import rules
 from oracle.model import Oracle
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.control import RecutRecord
 from schemas.meters import Policy
 from schemas.periods import AccountState, Billing, Binding, Interval, Period
 
@@ -231,7 +232,12 @@ STEPS = st.lists(
             ),
         ),
         st.builds(Step, st.just("event"), st.integers(-3 * 1440, 5), st.just({})),
-        st.builds(Step, st.just("answer"), st.integers(-1, 3), st.just({})),
+        st.builds(
+            Step,
+            st.just("answer"),
+            st.just(0),
+            st.sampled_from([{"begins": True}, {"begins": True}, {}, {}, {"declined": "no"}]),
+        ),
     ),
     max_size=14,
 )
@@ -257,12 +263,17 @@ def test_bindings_and_closings_in_any_order_count_as_the_oracle_counts(steps: Se
             oracle.bind(0, "acme", binding.model_dump(mode="json"), log_ms, offset)
             state = bindings_of.bound(state, binding, offset, POLICY, log_ms)
         elif step.kind == "answer":
-            declined = step.minutes < 0
             if state.pending is not None:
-                oracle.recut(0, "acme", state.pending.position, declined=declined, timestamp_ms=log_ms)
-                counted = [each for each in counted if declined or each[1] < state.pending.from_ms]
-                state = bindings_of.recut(state, state.pending.position, POLICY, log_ms, declined=declined)
-        elif state.pending is None:
+                named = RecutRecord(account="acme", position=state.pending.position, **step.fields)
+                waits = bindings_of.is_waiting(state, log_ms)
+                if named.begins:
+                    oracle.begin_recut(0, "acme", named.position, offset, log_ms)
+                else:
+                    oracle.recut(0, "acme", named.position, declined=bool(named.declined), timestamp_ms=log_ms)
+                    moves = waits and not named.declined
+                    counted = [each for each in counted if not moves or each[1] < state.pending.from_ms]
+                state = bindings_of.recut(state, named, offset, POLICY, log_ms)
+        elif not bindings_of.is_waiting(state, log_ms):
             event = rules.Event("acme", "1", "t", instant_ms * 1000, {})
             expected = oracle._counting_period(event, [], log_ms, POLICY.grace_ms)
             own = period = period_at(state, instant_ms)
@@ -270,6 +281,6 @@ def test_bindings_and_closings_in_any_order_count_as_the_oracle_counts(steps: Se
                 period = open_period(state, log_ms)
             assert period == expected
             counted.append((instant_ms if period == own else period.start_ms, period.start_ms))
-        assert (state.pending is not None) == oracle._accounts.is_waiting("acme")
+        assert bindings_of.is_waiting(state, log_ms) == oracle._accounts.is_waiting("acme", log_ms)
     for instant_ms, start_ms in counted:
         assert period_at(state, instant_ms).start_ms == start_ms
