@@ -16,7 +16,7 @@ BINDINGS_MAX: Final = 99
 LATER_MAX: Final = 100
 # So long, in log time, an account's events may wait for its usage to be counted again; then it is begun anew. It takes
 # seconds, unless the archive has just gone away.
-RECUT_MS_MAX: Final = 30 * MINUTE_MS
+RECUT_MS_MAX: Final = 10 * MINUTE_MS
 
 
 def is_waiting(state: AccountState, log_time_ms: int) -> bool:
@@ -29,16 +29,21 @@ def bound(state: AccountState, binding: Binding, position: int, policy: Policy, 
     """The state after a binding record at a position: the binding takes effect beyond all that was counted, or asks
     for the account to be cut again from an instant in the past."""
     if state.pending is not None:
-        return _later(state, binding, policy, log_time_ms)
+        later = (*state.pending.later, binding)
+        if len(later) > LATER_MAX:
+            return _beyond(state, (_asked(state.pending), *later), policy, log_time_ms)
+        return _with(state, pending=state.pending.model_copy(update={"later": later}))
     late = _late(state, binding, position, policy, log_time_ms)
     return with_binding(state, binding, policy.future_ms, log_time_ms) if late is None else _with(state, pending=late)
 
 
-def closed(state: AccountState, instant_ms: int, policy: Policy, log_time_ms: int) -> AccountState:
-    """The state after a close record."""
-    if is_waiting(state, log_time_ms):
-        return _later(state, instant_ms, policy, log_time_ms)
-    return with_closing(state, instant_ms, policy.window_ms, log_time_ms)
+def closed(state: AccountState, instant_ms: int, position: int, policy: Policy, log_time_ms: int) -> AccountState:
+    """The state after a close record at a position. A re-cut that was begun is begun anew after it: the period that is
+    closed now must not change."""
+    after = with_closing(state, instant_ms, policy.window_ms, log_time_ms)
+    if state.pending is None:
+        return after
+    return _with(after, pending=state.pending.model_copy(update={"position": position, "until_ms": None}))
 
 
 def recut(state: AccountState, record: RecutRecord, position: int, policy: Policy, log_time_ms: int) -> AccountState:
@@ -49,16 +54,16 @@ def recut(state: AccountState, record: RecutRecord, position: int, policy: Polic
     waits = is_waiting(state, log_time_ms)
     if record.begins:
         return state if waits else _begun(state, pending, position, policy, log_time_ms)
-    if record.declined:
-        return _beyond(state, (_asked(pending), *pending.later), policy, log_time_ms)
     if not waits:
         return state
+    if record.declined:
+        return _beyond(state, (_asked(pending), *pending.later), policy, log_time_ms)
     kept = tuple(each for each in state.bindings if each.effective_from_ms < pending.binding.effective_from_ms)
     bucket_ms = log_time_ms // policy.report_interval_ms * policy.report_interval_ms
     after = _with(
         state,
         bindings=(*kept[-BINDINGS_MAX:], pending.binding),
-        customers=_named(state, _asked(pending)),
+        **_payers(state, _asked(pending)),
         recuts=(*state.recuts[-BINDINGS_MAX:], Recut(pending.from_ms, bucket_ms)),
     )
     return _beyond(after, pending.later, policy, log_time_ms)
@@ -81,8 +86,8 @@ def is_replaced(state: AccountState, period_start_ms: int, bucket_start_ms: int)
 def _late(state: AccountState, binding: Binding, position: int, policy: Policy, log_time_ms: int) -> PendingCut | None:
     """The re-cut that a binding asks for: from its instant, or where the first period begins that is not closed.
 
-    None where it changes no period that may hold usage, and where a customer was named for that usage, or none ever
-    has to be: some of it may have been told to Stripe, or settled as free, in the old periods.
+    None where it changes no period that may hold usage, and where somebody was ever named to pay, or to have it free:
+    some of it may have been told to Stripe, or settled as free, in the old periods.
     """
     first = open_period(state, log_time_ms)
     while not is_closed(state, before := period_at(state, first.start_ms - 1), policy.grace_ms, log_time_ms):
@@ -90,7 +95,7 @@ def _late(state: AccountState, binding: Binding, position: int, policy: Policy, 
     from_ms = max([first.start_ms, *(period_at(state, each).end_ms for each in state.closed_start_ms)])
     effective_ms = max(binding.effective_from_ms, from_ms)
     beyond_ms = _beyond_ms(policy.future_ms, log_time_ms)
-    if effective_ms >= beyond_ms or _is_named(state, from_ms):
+    if effective_ms >= beyond_ms or state.named:
         return None
     placed = binding.model_copy(update={"effective_from_ms": effective_ms})
     kept = tuple(each for each in state.bindings if each.effective_from_ms < effective_ms)
@@ -101,34 +106,16 @@ def _late(state: AccountState, binding: Binding, position: int, policy: Policy, 
     return PendingCut(position=position, from_ms=from_ms, requested_ms=binding.effective_from_ms, binding=placed)
 
 
-def _is_named(state: AccountState, from_ms: int) -> bool:
-    before = [each for each in state.customers if each.from_ms <= from_ms][-1:]
-    after = [each for each in state.customers if each.from_ms > from_ms]
-    return any(each.billing is not Billing.UNMAPPED for each in (*before, *after))
-
-
 def _asked(pending: PendingCut) -> Binding:
     """The binding as its record says it."""
     return pending.binding.model_copy(update={"effective_from_ms": pending.requested_ms})
 
 
-def _later(state: AccountState, later: Binding | int, policy: Policy, log_time_ms: int) -> AccountState:
-    pending = state.pending
-    assert pending is not None, "the caller looked"  # noqa: S101 - an invariant, not input
-    after = (*pending.later, later)
-    if len(after) > LATER_MAX:
-        return _beyond(state, (_asked(pending), *after), policy, log_time_ms)
-    return _with(state, pending=pending.model_copy(update={"later": after}))
-
-
-def _beyond(state: AccountState, said: tuple[Binding | int, ...], policy: Policy, log_time_ms: int) -> AccountState:
+def _beyond(state: AccountState, said: tuple[Binding, ...], policy: Policy, log_time_ms: int) -> AccountState:
     """The state without anything pending, and with all that was said: beyond what was counted."""
     state = _with(state, pending=None)
-    for each in said:
-        if isinstance(each, Binding):
-            state = with_binding(state, each, policy.future_ms, log_time_ms)
-        else:
-            state = with_closing(state, each, policy.window_ms, log_time_ms)
+    for binding in said:
+        state = with_binding(state, binding, policy.future_ms, log_time_ms)
     return state
 
 
@@ -153,13 +140,17 @@ def with_binding(state: AccountState, binding: Binding, future_ms: int, log_time
         held for held in state.bindings if held.effective_from_ms < effective_ms or held.effective_from_ms <= carried_ms
     )
     placed = binding.model_copy(update={"effective_from_ms": effective_ms})
-    return _with(state, bindings=(*kept[-BINDINGS_MAX:], placed), customers=_named(state, binding))
+    return _with(state, bindings=(*kept[-BINDINGS_MAX:], placed), **_payers(state, binding))
 
 
-def _named(state: AccountState, binding: Binding) -> tuple[Customer, ...]:
-    named = Customer(binding.effective_from_ms, binding.billing, binding.stripe_customer)
-    before = tuple(each for each in state.customers if each.from_ms < named.from_ms)
-    return (*before[-BINDINGS_MAX:], named)
+def _payers(state: AccountState, binding: Binding) -> dict[str, object]:
+    """Who pays after a binding, and that somebody does or did."""
+    last = Customer(binding.effective_from_ms, binding.billing, binding.stripe_customer)
+    before = tuple(each for each in state.customers if each.from_ms < last.from_ms)
+    return {
+        "customers": (*before[-BINDINGS_MAX:], last),
+        "named": state.named or binding.billing is not Billing.UNMAPPED,
+    }
 
 
 def with_closing(state: AccountState, instant_ms: int, window_ms: int, log_time_ms: int) -> AccountState:

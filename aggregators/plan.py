@@ -192,7 +192,7 @@ def followed(state: AccountState, step: AccountControl, policy: Policy) -> Accou
         return bound(state, control.binding, step.position, policy, log_time_ms)
     if isinstance(control, RecutRecord):
         return recut(state, control, step.position, policy, log_time_ms)
-    return closed(state, control.instant_ms, policy, log_time_ms)
+    return closed(state, control.instant_ms, step.position, policy, log_time_ms)
 
 
 def plan(scan: Scan, placement: Placement, fence: Fence, hash_key: bytes) -> Plan:

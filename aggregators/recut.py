@@ -118,7 +118,8 @@ def _report_bucket(step: AccountControl, policy: Policy) -> int:
 
 
 def _nothing(held: ReportValue) -> ReportValue:
-    return msgspec.structs.replace(held, base_minor=held.current_minor)
+    """An entry of a total that begins anew: what comes to it in this bucket is all there is to tell."""
+    return msgspec.structs.replace(held, base_minor=0, current_minor=0)
 
 
 def _cell_key(account: str, cell: RecutCell) -> BucketField:

@@ -14,7 +14,7 @@ from oracle.rules import MINUTE_MS, Binding, binding_of, period_containing
 Period = tuple[int, int]
 Fields = Mapping[str, Any]
 WAITING_MAX = 100
-RECUT_MS_MAX = 30 * MINUTE_MS
+RECUT_MS_MAX = 10 * MINUTE_MS
 
 
 class Policy(NamedTuple):
@@ -31,7 +31,7 @@ class _Late(NamedTuple):
     offset: int
     effective_ms: int
     fields: Fields
-    later: list[Fields | int]
+    later: list[Fields]
     until_ms: int = -1
 
 
@@ -40,7 +40,7 @@ class Accounts:
 
     def __init__(self) -> None:
         self._bindings: dict[str, list[Binding]] = defaultdict(list)
-        self._payers: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        self._named: set[str] = set()
         self._closed: dict[str, list[tuple[int, int]]] = defaultdict(list)
         self._late: dict[str, _Late] = {}
 
@@ -74,88 +74,78 @@ class Accounts:
         """Whether the account's events wait until a late binding is answered."""
         return account in self._late and log_ms < self._late[account].until_ms
 
-    def bind(self, account: str, fields: Fields, log_ms: int, policy: Policy, offset: int, serial: int) -> None:
+    def bind(self, account: str, fields: Fields, log_ms: int, policy: Policy, offset: int) -> None:
         """A binding: it waits for the usage to be counted again, or for the binding that does, or takes effect beyond
         everything that can have been counted."""
         if account in self._late:
-            self._wait(account, fields, log_ms, policy, serial)
+            self._late[account].later.append(fields)
+            if len(self._late[account].later) > WAITING_MAX:
+                self._give_up(account, log_ms, policy)
             return
         effective_ms = self._late_from(account, fields, log_ms, policy)
         if effective_ms is None:
-            self._place(account, fields, log_ms, policy, serial)
+            self._place(account, fields, log_ms, policy)
         else:
             self._late[account] = _Late(offset, effective_ms, fields, [])
 
-    def close(self, account: str, instant_ms: int, log_ms: int, policy: Policy, serial: int) -> None:
-        """The period of an instant takes no more usage."""
-        if self.is_waiting(account, log_ms):
-            self._wait(account, instant_ms, log_ms, policy, serial)
-        else:
-            self._place(account, instant_ms, log_ms, policy, serial)
+    def close(self, account: str, instant_ms: int, offset: int, serial: int) -> None:
+        """The period of an instant takes no more usage. What was being counted again is begun anew, after this."""
+        self._closed[account].append((self.period(account, instant_ms)[0], serial))
+        if account in self._late:
+            self._late[account] = self._late[account]._replace(offset=offset, until_ms=-1)
 
-    def begin(self, account: str, answers: int, offset: int, log_ms: int, policy: Policy, serial: int) -> None:
+    def begin(self, account: str, answers: int, offset: int, log_ms: int, policy: Policy) -> None:
         """A record at an offset begins to count again for the late binding, or the beginning, at `answers`."""
         late = self._late.get(account)
         if late is None or late.offset != answers or self.is_waiting(account, log_ms):
             return
         effective_ms = self._late_from(account, late.fields, log_ms, policy)
         if effective_ms is None:
-            self._give_up(account, log_ms, policy, serial)
+            self._give_up(account, log_ms, policy)
         else:
             self._late[account] = _Late(offset, effective_ms, late.fields, late.later, log_ms + RECUT_MS_MAX)
 
-    def answer(self, account: str, offset: int, *, declined: bool, log_ms: int, policy: Policy, serial: int) -> bool:
+    def answer(self, account: str, offset: int, *, declined: bool, log_ms: int, policy: Policy) -> bool:
         """The answer to the record at an offset: whether all usage is to be counted again by now."""
         late = self._late.get(account)
-        if late is None or late.offset != offset:
+        if late is None or late.offset != offset or not self.is_waiting(account, log_ms):
             return False
         if declined:
-            self._give_up(account, log_ms, policy, serial)
-            return False
-        if not self.is_waiting(account, log_ms):
+            self._give_up(account, log_ms, policy)
             return False
         del self._late[account]
         self._replace(account, binding_of(late.fields, late.effective_ms), late.effective_ms)
-        self._pay(account, late.fields)
+        self._name(account, late.fields)
         for said in late.later:
-            self._place(account, said, log_ms, policy, serial)
+            self._place(account, said, log_ms, policy)
         return True
 
-    def _give_up(self, account: str, log_ms: int, policy: Policy, serial: int) -> None:
+    def _give_up(self, account: str, log_ms: int, policy: Policy) -> None:
         late = self._late.pop(account)
         for said in (late.fields, *late.later):
-            self._place(account, said, log_ms, policy, serial)
+            self._place(account, said, log_ms, policy)
 
-    def _wait(self, account: str, said: Fields | int, log_ms: int, policy: Policy, serial: int) -> None:
-        self._late[account].later.append(said)
-        if len(self._late[account].later) > WAITING_MAX:
-            self._give_up(account, log_ms, policy, serial)
-
-    def _place(self, account: str, said: Fields | int, log_ms: int, policy: Policy, serial: int) -> None:
+    def _place(self, account: str, said: Fields, log_ms: int, policy: Policy) -> None:
         """The past is not cut again: a binding holds, at the earliest, from the first whole minute that no event can
         have reached yet (log time and the future limit), nor before the period that takes carried usage, which lies
         ahead where the running one is closed. It replaces bindings that would start with it or later, but not what
         makes that period begin where it does."""
-        if isinstance(said, int):
-            self._closed[account].append((self.period(account, said)[0], serial))
-            return
         carrying_ms = self.carrying_period(account, log_ms)[0]
         newest = binding_of(said, max(_beyond_ms(log_ms, policy), carrying_ms))
         self._replace(account, newest, max(newest.effective_from_ms, carrying_ms + 1))
-        self._pay(account, said)
+        self._name(account, said)
 
     def _replace(self, account: str, newest: Binding, until_ms: int) -> None:
         kept = [known for known in self._bindings[account] if known.effective_from_ms < until_ms]
         self._bindings[account] = [*kept, newest]
 
-    def _pay(self, account: str, fields: Fields) -> None:
-        from_ms = int(fields["effective_from_ms"])
-        before = [payer for payer in self._payers[account] if payer[0] < from_ms]
-        self._payers[account] = [*before, (from_ms, str(fields.get("billing", "unmapped")))]
+    def _name(self, account: str, fields: Fields) -> None:
+        if fields.get("billing", "unmapped") != "unmapped":
+            self._named.add(account)
 
     def _late_from(self, account: str, fields: Fields, log_ms: int, policy: Policy) -> int | None:
         """From when on a binding cuts usage that may be counted already: not before the first period that is open
-        together with all after it. None where it cuts none, or somebody was named to pay for some of it."""
+        together with all after it. None where it cuts none, or somebody was ever named to pay."""
         open_ms = self.carrying_period(account, log_ms)[0]
         closed = self._starts_closed(account, None)
         while True:
@@ -166,9 +156,7 @@ class Accounts:
         open_ms = max([open_ms, *(self.period(account, start_ms)[1] for start_ms in closed)])
         effective_ms = max(int(fields["effective_from_ms"]), open_ms)
         beyond_ms = _beyond_ms(log_ms, policy)
-        paying = [billing for from_ms, billing in self._payers[account] if from_ms > open_ms]
-        paying += [billing for from_ms, billing in self._payers[account] if from_ms <= open_ms][-1:]
-        if effective_ms >= beyond_ms or any(billing != "unmapped" for billing in paying):
+        if effective_ms >= beyond_ms or account in self._named:
             return None
         kept = [known for known in self._bindings[account] if known.effective_from_ms < effective_ms]
         changed = [*kept, binding_of(fields, effective_ms)]

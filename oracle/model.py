@@ -168,24 +168,26 @@ class Oracle:
         `begin_recut` until then as if they were older than the window."""
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
-        self._accounts.bind(account, binding, *self._there(partition), offset, len(self._counted[account]))
+        self._accounts.bind(account, binding, *self._there(partition), offset)
 
     def bind_from_the_start(self, account: str, known: Sequence[Mapping[str, Any]]) -> None:
         """Bindings that are in force before the first event."""
         self._accounts.from_the_start(account, known)
 
-    def close(self, partition: int, account: str, instant_ms: int, timestamp_ms: int | None = None) -> None:
+    def close(
+        self, partition: int, account: str, instant_ms: int, timestamp_ms: int | None = None, offset: int = -1
+    ) -> None:
         """A close record: the account's period that contains `instant_ms` is closed for whatever comes after."""
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
-        self._accounts.close(account, instant_ms, *self._there(partition), len(self._counted[account]))
+        self._accounts.close(account, instant_ms, offset, len(self._counted[account]))
 
     def begin_recut(
         self, partition: int, account: str, answers: int, offset: int, timestamp_ms: int | None = None
     ) -> None:
         """A record at an offset that begins the re-cut asked for at offset `answers`: from here on events wait."""
         self._advance(partition, timestamp_ms)
-        self._accounts.begin(account, answers, offset, *self._there(partition), len(self._counted[account]))
+        self._accounts.begin(account, answers, offset, *self._there(partition))
 
     def recut(
         self, partition: int, account: str, offset: int, *, declined: bool = False, timestamp_ms: int | None = None
@@ -194,8 +196,7 @@ class Oracle:
         each event as if the binding had stood before it. Anything else, and a second time, changes nothing."""
         self._advance(partition, timestamp_ms)
         log_ms, policy = self._there(partition)
-        serial = len(self._counted[account])
-        if not self._accounts.answer(account, offset, declined=declined, log_ms=log_ms, policy=policy, serial=serial):
+        if not self._accounts.answer(account, offset, declined=declined, log_ms=log_ms, policy=policy):
             return
         for values in (self.totals, self.cells, self._distinct, self._latest, self._ends):
             _forget(values, account)

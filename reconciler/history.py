@@ -19,7 +19,7 @@ from schemas.periods import Billing, Binding, Period
 POSITION_MAX: Final = (1 << 56) - 1
 BINDINGS_MAX: Final = 100
 WAITING_MAX: Final = 100
-RECUT_MS_MAX: Final = 30 * MINUTE_MS
+RECUT_MS_MAX: Final = 10 * MINUTE_MS
 
 
 class Reported(NamedTuple):
@@ -32,15 +32,14 @@ class Reported(NamedTuple):
 @dataclass(slots=True)
 class LateBinding:
     """A binding that takes effect in the past once re-cut records have answered the one at `position`: one that begins
-    it, and before log time `until_ms` one that ends it. What the account's later records say (a binding, or an instant
-    to close) is followed after it."""
+    it, and before log time `until_ms` one that ends it. The account's later bindings follow after it."""
 
     position: int
     from_ms: int
     effective_ms: int
     binding: Binding
     until_ms: int = 0
-    later: list[Binding | int] = field(default_factory=list)
+    later: list[Binding] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -55,6 +54,7 @@ class AccountHistory:
 
     bindings: tuple[Binding, ...] = ()
     customers: tuple[Binding, ...] = ()
+    named: bool = False
     closings: list[tuple[int, int]] = field(default_factory=list)
     waiting: LateBinding | None = None
     recuts: list[tuple[int, int]] = field(default_factory=list)
@@ -160,24 +160,21 @@ class _Building:
     def _bind(self, row: ControlRow, binding: Binding) -> None:
         """A binding waits where it takes effect in the past, or behind one that does."""
         account = self.accounts.setdefault(row.account, AccountHistory())
-        if account.waiting is not None:
-            self._later(account, account.waiting, row, binding)
-            return
-        account.waiting = self._late(account, row, binding)
         if account.waiting is None:
-            self._place(account, row, binding)
+            account.waiting = self._late(account, row, binding)
+            if account.waiting is None:
+                self._place(account, row, binding)
+            return
+        account.waiting.later.append(binding)
+        if len(account.waiting.later) > WAITING_MAX:
+            self._give_up(account, account.waiting, row)
 
     def _close(self, row: ControlRow, instant_ms: int) -> None:
+        """The period of an instant takes no more usage; what was being counted again is begun anew."""
         account = self.accounts.setdefault(row.account, AccountHistory())
-        if account.waiting is not None and row.log_time_ms < account.waiting.until_ms:
-            self._later(account, account.waiting, row, instant_ms)
-        else:
-            self._place(account, row, instant_ms)
-
-    def _later(self, account: AccountHistory, waiting: LateBinding, row: ControlRow, said: Binding | int) -> None:
-        waiting.later.append(said)
-        if len(waiting.later) > WAITING_MAX:
-            self._give_up(account, waiting, row)
+        account.closings.append((period_containing(account.cut, instant_ms).start_ms, row.position))
+        if account.waiting is not None:
+            account.waiting.position, account.waiting.until_ms = row.position, 0
 
     def _give_up(self, account: AccountHistory, waiting: LateBinding, row: ControlRow) -> None:
         """The binding takes effect beyond all usage, and then what came after it."""
@@ -185,16 +182,13 @@ class _Building:
         for each in (waiting.binding, *waiting.later):
             self._place(account, row, each)
 
-    def _place(self, account: AccountHistory, row: ControlRow, said: Binding | int) -> None:
-        """Close the period of an instant, or bind: at a whole minute beyond every event that could be accepted before
-        the record, and not before the period that takes carried usage by then; it replaces those that would take
-        effect with it or after it, save one that makes that period begin."""
-        if isinstance(said, int):
-            account.closings.append((period_containing(account.cut, said).start_ms, row.position))
-            return
+    def _place(self, account: AccountHistory, row: ControlRow, binding: Binding) -> None:
+        """Bind at a whole minute beyond every event that could be accepted before the record, and not before the
+        period that takes carried usage by then; it replaces those that would take effect with it or after it, save one
+        that makes that period begin."""
         carrying_ms = account.carrying_from_ms(row.log_time_ms)
-        effective_ms = max(said.effective_from_ms, self._beyond_ms(row), carrying_ms)
-        self._set(account, said, effective_ms, max(effective_ms, carrying_ms + 1))
+        effective_ms = max(binding.effective_from_ms, self._beyond_ms(row), carrying_ms)
+        self._set(account, binding, effective_ms, max(effective_ms, carrying_ms + 1))
 
     def _set(self, account: AccountHistory, binding: Binding, effective_ms: int, replacing_from_ms: int) -> None:
         kept = [held for held in account.bindings if held.effective_from_ms < replacing_from_ms]
@@ -202,13 +196,14 @@ class _Building:
         account.bindings = (*kept[-(BINDINGS_MAX - 1) :], placed)
         earlier = [held for held in account.customers if held.effective_from_ms < binding.effective_from_ms]
         account.customers = (*earlier[-(BINDINGS_MAX - 1) :], binding)
+        account.named = account.named or binding.billing != Billing.UNMAPPED
 
     def _beyond_ms(self, row: ControlRow) -> int:
         return ((row.log_time_ms + self.policy.future_ms) // MINUTE_MS + 1) * MINUTE_MS
 
     def _late(self, account: AccountHistory, row: ControlRow, binding: Binding) -> LateBinding | None:
         """The re-cut that a binding asks for: where it would change periods that are not closed and may hold usage for
-        which nobody was named to pay."""
+        which nobody was ever named to pay."""
         cut, closed = account.cut, {start_ms for start_ms, _ in account.closings}
         open_ms = account.carrying_from_ms(row.log_time_ms)
         while True:
@@ -219,9 +214,7 @@ class _Building:
         open_ms = max([open_ms, *(period_containing(cut, start_ms).end_ms for start_ms in closed)])
         effective_ms = max(binding.effective_from_ms, open_ms)
         beyond_ms = self._beyond_ms(row)
-        payers = [each for each in account.customers if each.effective_from_ms > open_ms]
-        payers += filter(None, [account.customer_at(open_ms)])
-        if effective_ms >= beyond_ms or any(each.billing != Billing.UNMAPPED for each in payers):
+        if effective_ms >= beyond_ms or account.named:
             return None
         placed = binding.model_copy(update={"effective_from_ms": effective_ms})
         kept = [held for held in account.bindings if held.effective_from_ms < effective_ms]
@@ -243,7 +236,7 @@ class _Building:
             else:
                 begun.until_ms, begun.later = row.log_time_ms + RECUT_MS_MAX, waiting.later
                 account.waiting = begun
-        elif record.declined:
+        elif in_time and record.declined:
             self._give_up(account, waiting, row)
         elif in_time and not record.begins:
             account.waiting = None

@@ -84,8 +84,8 @@ class PendingCut(BaseModel):
     `position` is that of its record, or of the one that began the re-cut: events before that are counted again, and
     those after it wait, as long as log time is before `until_ms`. Without `until_ms` nothing was begun and nothing
     waits. `from_ms` is where the first period begins that may change. `binding` takes effect at its
-    `effective_from_ms`; `requested_ms` is what was asked for. `later` are the bindings, and the instants whose periods
-    were closed, that came meanwhile: they take effect after it.
+    `effective_from_ms`; `requested_ms` is what was asked for. `later` are the bindings that came meanwhile: they take
+    effect after it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,20 +95,22 @@ class PendingCut(BaseModel):
     requested_ms: int
     binding: Binding
     until_ms: int | None = None
-    later: tuple[Binding | int, ...] = ()
+    later: tuple[Binding, ...] = ()
 
 
 class AccountState(BaseModel):
     """What the fold knows of one account: its bindings by effective date and the periods closed by a record.
 
     No binding means calendar months (UTC) and an unmapped customer. `customers` are kept apart from `bindings`,
-    because a customer may be named for usage that is already counted, and a period may not be cut there.
+    because a customer may be named for usage that is already counted, and a period may not be cut there. `named`:
+    somebody was named to pay for some of its usage, or to have it free, be it that somebody else is named by now.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bindings: tuple[Binding, ...] = ()
     customers: tuple[Customer, ...] = ()
+    named: bool = False
     closed_start_ms: tuple[int, ...] = ()
     pending: PendingCut | None = None
     recuts: tuple[Recut, ...] = ()

@@ -316,8 +316,8 @@ class RollupStore(Protocol):
         ...
 
     async def recutting(self, partition: int, count_max: int) -> tuple[Fence | None, dict[str, AccountState]]:
-        """The fence and the states of up to `count_max` accounts that wait for a re-cut, in one transaction; not always
-        the same ones where there are more."""
+        """The fence and the states of up to `count_max` accounts that wait for a re-cut, in one transaction: first
+        those for which it was begun, then by their names' bytes."""
         ...
 
     async def recutting_among(self, partition: int, accounts: Sequence[str]) -> dict[str, AccountState]:

@@ -37,6 +37,7 @@ SECRET: Final = b"the secret of a simulated deployment"
 SINK_GROUP: Final = "tidemark-sink"
 TICK_INTERVAL_S: Final = 1_200.0
 DRAIN_INTERVAL_S: Final = 450.0
+RECUT_INTERVAL_S: Final = 200.0
 PATIENCE_S: Final = 1_800.0
 SENDER: Final = SenderPolicy(hold_retry_ms=20 * MINUTE_MS)
 
@@ -94,7 +95,7 @@ async def _worker(world: World, slot: Slot, process: Process, clock: SimulatedCl
         _draining(rollup.owned, hourly_drain.drain),
         _draining(rollup.owned, report_drain.drain),
         _draining(rollup.owned, resolver.resolve),
-        _draining(rollup.owned, recutter.recut),
+        _draining(rollup.owned, recutter.recut, RECUT_INTERVAL_S),
         _ticking(log, world.genesis),
     )
 
@@ -167,7 +168,9 @@ async def _lane(
     await processor.revoked(partition)
 
 
-async def _draining(owned: Callable[[], set[int]], drain: Callable[[int], Awaitable[object]]) -> None:
+async def _draining(
+    owned: Callable[[], set[int]], drain: Callable[[int], Awaitable[object]], interval_s: float = DRAIN_INTERVAL_S
+) -> None:
     """Drain the owned partitions for ever; what does not answer is tried again at the next round."""
     while True:
         for partition in sorted(owned()):
@@ -175,7 +178,7 @@ async def _draining(owned: Callable[[], set[int]], drain: Callable[[int], Awaita
                 await drain(partition)
             except Transient:
                 break
-        await asyncio.sleep(DRAIN_INTERVAL_S)
+        await asyncio.sleep(interval_s)
 
 
 async def _ticking(log: Log, genesis: Genesis) -> None:

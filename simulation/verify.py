@@ -69,7 +69,7 @@ def _tell(oracle: Oracle, world: World, record: Record, version: int) -> int:
             oracle.bind(record.partition, told.account, fields, record.timestamp_ms, record.offset)
         case ControlKind.CLOSE:
             closed = CloseRecord.model_validate_json(value)
-            oracle.close(record.partition, closed.account, closed.instant_ms, record.timestamp_ms)
+            oracle.close(record.partition, closed.account, closed.instant_ms, record.timestamp_ms, record.offset)
         case ControlKind.RECUT:
             made = RecutRecord.model_validate_json(value)
             answers, at_ms = offset_of(made.position), record.timestamp_ms

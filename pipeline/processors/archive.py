@@ -148,7 +148,7 @@ def _replayed(rows: Sequence[ControlRow]) -> tuple[Catalog | None, dict[str, Acc
         elif row.kind == ControlKind.CLOSE:
             closing = CloseRecord.model_validate_json(row.value)
             before = accounts.get(row.account, AccountState())
-            accounts[row.account] = closed(before, closing.instant_ms, policy, row.log_time_ms)
+            accounts[row.account] = closed(before, closing.instant_ms, row.position, policy, row.log_time_ms)
         elif row.kind == ControlKind.RECUT:
             record = RecutRecord.model_validate_json(row.value)
             before = accounts.get(row.account, AccountState())

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from aggregators.bindings import is_waiting
+from aggregators.fields import parse_value
 from aggregators.signing import distinct_member, hash_key
 from pipeline.deployment import append_control
 from reconciler.history import AccountHistory, History, history_of
@@ -24,22 +25,28 @@ from reconciler.recount import Recounter, Snapshot, request_at
 from schemas.analytics import ArchiveStore, HourlyRow
 from schemas.clock import MINUTE_MS
 from schemas.control import RecutRecord
+from schemas.errors import InvalidInput, OperatorNeeded, Transient
 from schemas.log import Log, offset_of, position
-from schemas.meters import Aggregation
-from schemas.periods import Binding, PendingCut, Period
+from schemas.meters import Aggregation, Catalog
+from schemas.periods import AccountState, Binding, PendingCut, Period
 from schemas.rebuild import RowRecounts
 from schemas.recut import RecutCell, RecutContent, RecutDistinct, RecutTotal, packed
-from schemas.rollup import Fence, RollupStore
+from schemas.rollup import Fence, RollupStore, TotalKey
 
 # A record of the log takes at least half a megabyte.
 CONTENT_CHARACTERS_MAX: Final = 400_000
 # How far the archive may be behind in log time where a re-cut is begun: events wait until it has caught up.
 NEAR_MS_MAX: Final = MINUTE_MS
-# What a call answers at most; the others wait for the next one.
-RECUTS_AT_ONCE_MAX: Final = 200
+# How many accounts of a partition a call looks at, and for how many of them events wait at one time.
+LOOKED_AT_MAX: Final = 200
+BEGUN_MAX: Final = 20
 TOO_LARGE: Final = (
     "the usage to be counted again fills more than one record of the log: close the account's past periods, or choose "
     "a later instant"
+)
+OTHER_USAGE: Final = (
+    "the archive holds other usage of the account than was counted: put right what `tidemark reconcile` names and bind "
+    "the account once more"
 )
 UNNAMED: Final = "meter {} lost its Stripe event name after usage that is to be counted again was counted"
 
@@ -63,7 +70,7 @@ class Recutter:
 
         Raises `Transient` where a store or the log does not answer; the same records are made by the next call.
         """
-        fence, waiting = await self._store.recutting(partition, RECUTS_AT_ONCE_MAX)
+        fence, waiting = await self._store.recutting(partition, LOOKED_AT_MAX)
         self._forget(partition, fence, waiting.keys())
         if fence is None or not waiting:
             return 0
@@ -73,8 +80,9 @@ class Recutter:
             return 0
         rows = await self._archive.load_controls(partition, position(reached.next_offset))
         near = fence.log_time_ms - reached.log_time_ms <= NEAR_MS_MAX
+        begun = sum(is_waiting(state, fence.log_time_ms) for state in waiting.values())
         answered = 0
-        for account, state in sorted(waiting.items()):
+        for account, state in waiting.items():
             pending = state.pending
             if pending is None or pending.position >= position(reached.next_offset):
                 continue
@@ -82,12 +90,14 @@ class Recutter:
                 continue
             if is_waiting(state, fence.log_time_ms):
                 ours = [row for row in rows if row.account in ("", account) and row.position < pending.position]
-                history = history_of(ours, fence.log_time_ms)
-                record = await self._record(Snapshot(partition, fence, history), account, pending, state.bindings)
+                record = await self._ended(
+                    Snapshot(partition, fence, history_of(ours, fence.log_time_ms)), account, state
+                )
                 # A table that was just exchanged may lack, for a moment, events that the archive has passed.
                 if await self._archive.events_rebuilt() != rebuilt:
                     return answered
-            elif near:
+            elif near and begun < BEGUN_MAX:
+                begun += 1
                 record = RecutRecord(account=account, position=pending.position, begins=True)
             else:
                 continue
@@ -95,6 +105,15 @@ class Recutter:
             self._told[partition, account] = (pending.position, offset)
             answered += 1
         return answered
+
+    async def _ended(self, now: Snapshot, account: str, state: AccountState) -> RecutRecord:
+        """The record that ends a re-cut: its content, or why there is none."""
+        assert state.pending is not None, "the caller looked"  # noqa: S101 - an invariant, not input
+        try:
+            return await self._record(now, account, state.pending, state.bindings)
+        except (OperatorNeeded, InvalidInput) as error:
+            # One account's fault must not stop the others, nor the worker.
+            return RecutRecord(account=account, position=state.pending.position, declined=str(error)[:500])
 
     def _forget(self, partition: int, fence: Fence | None, waiting: Iterable[str]) -> None:
         """What was told and folded is told again where the account waits still."""
@@ -108,11 +127,13 @@ class Recutter:
     ) -> RecutRecord:
         before = msgspec.structs.replace(now.fence, next_offset=offset_of(pending.position))
         old = await self._cells(now._replace(fence=before), account, pending)
+        if not await self._is_counted(now.partition, account, pending, old.values()):
+            return RecutRecord(account=account, position=pending.position, declined=OTHER_USAGE)
         history = _bound(now.history, account, pending, bindings)
         snapshot = Snapshot(now.partition, before, history)
         new = await self._cells(snapshot, account, pending)
         reported = await Recounter(self._reader).reported(snapshot, accounts=frozenset([account]))
-        totals = _totals(new.values(), reported, before)
+        totals = _totals(new.values(), reported, before.catalog)
         if unnamed := [each.meter for each in totals if each.reported_minor and not each.event_name]:
             return RecutRecord(account=account, position=pending.position, declined=UNNAMED.format(unnamed[0]))
         distinct = await self._distinct(snapshot, account, pending)
@@ -126,6 +147,21 @@ class Recutter:
         request = request_at(snapshot, frozenset([account]))
         rows = await self._reader.recount_rows(request, 0) if request.meters else ()
         return {_name(row): row for row in rows if row.period_start_ms >= pending.from_ms}
+
+    async def _is_counted(self, partition: int, account: str, pending: PendingCut, old: Iterable[HourlyRow]) -> bool:
+        """Whether the archive's usage in the old periods is what the live view has counted. Exact: nothing of the
+        account is counted while it waits."""
+        counted = {(each.period_start_ms, each.meter): each.value_minor for each in _totals(old, {}, None)}
+        keys = sorted({TotalKey(account, start_ms) for start_ms, _ in counted})
+        fence, held = await self._store.account_totals(partition, keys)
+        if fence is None or not is_waiting(AccountState(pending=pending), fence.log_time_ms):
+            raise Transient(f"{account}: its re-cut has taken too long, and is begun anew")
+        live = {
+            (key.period_start_ms, meter): parse_value(text).minor
+            for key, fields in held.items()
+            for meter, text in fields.items()
+        }
+        return live == counted
 
     async def _distinct(self, snapshot: Snapshot, account: str, pending: PendingCut) -> list[RecutDistinct]:
         request = request_at(snapshot, frozenset([account]))
@@ -176,7 +212,7 @@ def _replaced(rows: Iterable[HourlyRow]) -> list[tuple[int, list[str]]]:
 
 
 def _totals(
-    rows: Iterable[HourlyRow], reported: Mapping[tuple[str, str, Period], int], fence: Fence
+    rows: Iterable[HourlyRow], reported: Mapping[tuple[str, str, Period], int], catalog: Catalog | None
 ) -> list[RecutTotal]:
     """The totals that the cells add up to."""
     told = {(meter, period.start_ms): value for (_, meter, period), value in reported.items()}
@@ -186,7 +222,7 @@ def _totals(
     return [
         RecutTotal(
             start_ms, max(row.period_end_ms for row in cells), slug, cells[0].scale, *_merged(cells),
-            _event_name(fence, slug), told.get((slug, start_ms), 0),
+            _event_name(catalog, slug), told.get((slug, start_ms), 0),
         )
         for (slug, start_ms), cells in sorted(grouped.items())
     ]  # fmt: skip
@@ -200,6 +236,6 @@ def _merged(cells: Sequence[HourlyRow]) -> tuple[int, int, int]:
     return max(values) if cells[0].aggregation is Aggregation.MAX else sum(values), 0, 0
 
 
-def _event_name(fence: Fence, slug: str) -> str:
-    meter = fence.catalog.meter(slug) if fence.catalog else None
+def _event_name(catalog: Catalog | None, slug: str) -> str:
+    meter = catalog.meter(slug) if catalog else None
     return (meter.stripe_event_name if meter else None) or ""

@@ -7,6 +7,7 @@ the same; the fold takes the first verdict and ignores the others. A crash after
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from aggregators.bindings import is_waiting
@@ -18,6 +19,8 @@ from schemas.rollup import Fence, Parked, RollupStore
 
 # Verdicts that are given and not folded yet; beyond it the resolver waits for the fold.
 TOLD_MAX: Final = 10 * VERDICTS_MAX
+# How often events of accounts that wait for a re-cut are passed over in one call.
+HELD_READS_MAX: Final = 20
 
 
 # The positions on which a record at that offset has verdicts.
@@ -63,7 +66,7 @@ class Resolver:
             if fence is not None:
                 _forget_folded(told, fence)
             return ()
-        fence, waiting = await self._store.parked(partition, VERDICTS_MAX, known)
+        fence, waiting = await self._unheld(partition, known)
         if fence is None:
             return ()
         _forget_folded(told, fence)
@@ -72,12 +75,7 @@ class Resolver:
         # An archive of another log knows nothing of these events: they wait, and `tidemark reconcile` says why.
         if reached is None or reached.log_id != fence.log_id:
             return ()
-        # Verdicts on events of an account that waits for its re-cut would change nothing.
-        recutting = await self._store.recutting_among(partition, sorted({each.account for each in waiting}))
-        held_up = {account for account, state in recutting.items() if is_waiting(state, fence.log_time_ms)}
-        passed = [
-            each for each in waiting if each.position < position(reached.next_offset) and each.account not in held_up
-        ]
+        passed = [each for each in waiting if each.position < position(reached.next_offset)]
         if not passed:
             return ()
         first = await self._archive.first_positions([(each.account, each.id) for each in passed])
@@ -94,6 +92,23 @@ class Resolver:
         offset = await append_control(self._log, self._secret, partition, VerdictRecord(verdicts=verdicts))
         told[offset] = frozenset(each.position for each in held)
         return verdicts
+
+    async def _unheld(self, partition: int, but: Collection[int]) -> tuple[Fence | None, list[Parked]]:
+        """The oldest parked events, without those of accounts that wait for a re-cut: a verdict would change nothing.
+        Those stand in nobody's way, as far as `HELD_READS_MAX` reads go."""
+        seen, found = set(but), list[Parked]()
+        fence: Fence | None = None
+        for _ in range(HELD_READS_MAX):
+            fence, waiting = await self._store.parked(partition, VERDICTS_MAX, seen)
+            if fence is None or not waiting:
+                break
+            recutting = await self._store.recutting_among(partition, sorted({each.account for each in waiting}))
+            held = {account for account, state in recutting.items() if is_waiting(state, fence.log_time_ms)}
+            found += [each for each in waiting if each.account not in held]
+            seen.update(each.position for each in waiting)
+            if not held or len(waiting) < VERDICTS_MAX:
+                break
+        return fence, found[:VERDICTS_MAX]
 
 
 def _forget_folded(told: _Told, fence: Fence) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from aggregators.decode import raw_event
+from aggregators.decode import raw_events
 from aggregators.expiry import NEVER_MS, expire, looks_max, with_expired
 from aggregators.fold import fold
 from aggregators.marks import current_slice
@@ -170,14 +170,14 @@ class RollupProcessor:
         due = await self._due(partition, fence, scanned)
         states = await self._account_states(partition, fence, scanned.accounts | {each.key.account for each in due})
         parked = await self._parked(partition, fence, scanned.judged)
-        placement = place(scanned, states, parked, lambda arrival: _raw(arrival, records))
+        placement = place(scanned, states, parked, _Raws(records))
         planned = plan(scanned, placement, fence, self._hash_key)
         expired = expire(scanned, due, states)
         request = planned.request._replace(totals=[*planned.request.totals, *expired.retired])
         view = cache.completed(request, await self._store.read(partition, fence, cache.missing(request)))
         folded = fold(fence, planned, view)
         changes = with_expired(folded.changes, expired, view)
-        kept_out = [_late(arrival, records) for arrival in folded.late]
+        kept_out = [_late(arrival, _Raws(records)) for arrival in folded.late]
         kept_out += [_refused(arrival) for arrival in folded.refused]
         await quarantine(self._log, EVENTS_TOPIC, partition, [*scanned.quarantined, *kept_out])
         await self._commit(partition, fence, changes)
@@ -255,18 +255,25 @@ class RollupProcessor:
         """Nothing to do: log time moves by ticks, in the log."""
 
 
-def _late(arrival: Arrival, records: Sequence[Record]) -> Quarantined:
+class _Raws:
+    """The text of arrivals as it came; takes each record apart once."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._values = {record.offset: record.value or b"" for record in records}
+        self._parts: dict[int, list[bytes]] = {}
+
+    def __call__(self, arrival: Arrival) -> bytes:
+        offset = offset_of(arrival.position)
+        if offset not in self._parts:
+            self._parts[offset] = raw_events(self._values[offset])
+        return self._parts[offset][index_of(arrival.position)]
+
+
+def _late(arrival: Arrival, raws: _Raws) -> Quarantined:
     detail = f"{arrival.account}: its period is closed and a meter says quarantine"
     if arrival.parked is not None:
         return _quarantined(arrival.parked, Reason.PERIOD_CLOSED, detail)
-    raw = _raw(arrival, records)
-    return Quarantined(arrival.position, arrival.log_time_ms, Reason.PERIOD_CLOSED, detail, raw)
-
-
-def _raw(arrival: Arrival, records: Sequence[Record]) -> bytes:
-    offset = offset_of(arrival.position)
-    record = next(record for record in records if record.offset == offset)
-    return raw_event(record.value, index_of(arrival.position))
+    return Quarantined(arrival.position, arrival.log_time_ms, Reason.PERIOD_CLOSED, detail, raws(arrival))
 
 
 def _refused(arrival: Arrival) -> Quarantined:

@@ -342,8 +342,12 @@ class MemoryRollupStore:
 
     async def recutting(self, partition: int, count_max: int) -> tuple[Fence | None, dict[str, AccountState]]:
         held = self._at(partition)
-        waiting = [(account, state) for account, state in held.accounts.items() if state.pending is not None]
-        return held.fence, dict(waiting[:count_max])
+        waiting = [
+            (state.pending.until_ms is None, account.encode(), account, state)
+            for account, state in held.accounts.items()
+            if state.pending is not None
+        ]
+        return held.fence, {account: state for _, _, account, state in sorted(waiting)[:count_max]}
 
     async def recutting_among(self, partition: int, accounts: Sequence[str]) -> dict[str, AccountState]:
         states = self._at(partition).accounts

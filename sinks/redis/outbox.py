@@ -245,7 +245,7 @@ class RedisOutbox:
         return (decode_fence(fields) if fields else None), waiting
 
     async def recutting(self, partition: int, count_max: int) -> tuple[Fence | None, dict[str, AccountState]]:
-        _, (accounts,) = await self._read_live(partition, lambda keys: [("SRANDMEMBER", keys.recutting, count_max)])
+        _, (accounts,) = await self._read_live(partition, lambda keys: [("ZRANGE", keys.recutting, 0, count_max - 1)])
 
         def commands(keys: Keys) -> list[Command]:
             return [("HGETALL", keys.fence), *(("GET", keys.account(account)) for account in accounts)]
@@ -263,8 +263,8 @@ class RedisOutbox:
     async def recutting_among(self, partition: int, accounts: Sequence[str]) -> dict[str, AccountState]:
         if not accounts:
             return {}
-        _, (waits,) = await self._read_live(partition, lambda keys: [("SMISMEMBER", keys.recutting, *accounts)])
-        named = [account for account, each in zip(accounts, waits, strict=True) if each]
+        _, (waits,) = await self._read_live(partition, lambda keys: [("ZMSCORE", keys.recutting, *accounts)])
+        named = [account for account, score in zip(accounts, waits, strict=True) if score is not None]
         states = {account: await self.account(partition, account) for account in named}
         return {account: state for account, state in states.items() if state.pending is not None}
 

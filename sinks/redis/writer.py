@@ -205,7 +205,10 @@ class RedisRollupStore(RedisSnapshots):
             yield from _chunked(("SADD", keys.unique(unique)), list(members))
         for account, state in changes.accounts.items():
             yield ("SET", keys.account(account), state.model_dump_json())
-            yield ("SADD" if state.pending else "SREM", keys.recutting, account)
+            if state.pending is None:
+                yield ("ZREM", keys.recutting, account)
+            else:
+                yield ("ZADD", keys.recutting, int(state.pending.until_ms is None), account)
         if changes.duplicates:
             rows = ((each.position, msgspec.json.encode(each)) for each in changes.duplicates)
             yield from _chunked(("HSET", keys.duplicates), pairs(rows))

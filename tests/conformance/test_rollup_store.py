@@ -240,11 +240,10 @@ async def test_accounts_that_wait_for_a_re_cut_are_known_until_it_came(rollup_st
     first = await started(rollup_store)
     binding = Binding(effective_from_ms=0, interval=Interval.DAY)
     waits = AccountState(
-        pending=PendingCut(position=9, from_ms=0, requested_ms=-60_000, binding=binding, later=(binding, 5))
+        pending=PendingCut(position=9, from_ms=0, requested_ms=-60_000, binding=binding, later=(binding,))
     )
     await rollup_store.commit(0, first, changes(5, account)._replace(accounts={account: waits}))
     assert await rollup_store.recutting(0, 5) == (fence(5), {account: waits})
-    assert await rollup_store.recutting(0, 0) == (fence(5), {})
     assert await rollup_store.recutting(1, 5) == (None, {})
     assert await rollup_store.recutting_among(0, ["nobody", account]) == {account: waits}
     assert await rollup_store.recutting_among(0, []) == {}

@@ -63,7 +63,7 @@ def _tell(oracle: Oracle, secret: bytes, record: Record, version: int) -> int:
         case [AccountRecord(account=account, binding=binding)]:
             oracle.bind(partition, account, binding.model_dump(mode="json"), at, record.offset)
         case [CloseRecord(account=account, instant_ms=instant_ms)]:
-            oracle.close(partition, account, instant_ms, at)
+            oracle.close(partition, account, instant_ms, at, record.offset)
         case [RecutRecord(account=account, position=bound_at, begins=True)]:
             oracle.begin_recut(partition, account, offset_of(bound_at), record.offset, at)
         case [RecutRecord(account=account, position=bound_at, declined=declined)]:

@@ -27,12 +27,18 @@ def _cut_without_counting_again(original: Any) -> Any:
     return bound
 
 
+async def _yes(*_arguments: Any) -> bool:
+    return True
+
+
 def _answers_at_once(original: Method) -> Method:
     async def recut(self: Recutter, partition: int) -> int:
         anything = 1 << 60
         with (
             patch.object(pipeline.processors.recutter, "position", lambda _offset: anything),
             patch.object(pipeline.processors.recutter, "NEAR_MS_MAX", anything),
+            # Which would notice, and decline.
+            patch.object(Recutter, "_is_counted", _yes),
         ):
             answered: int = await original(self, partition)
         return answered
@@ -63,5 +69,5 @@ LATE_BINDINGS: Final = (
         "late binding: usage counts on while it is counted again", aggregators.plan, "is_waiting",
         lambda _made: lambda *_arguments: False,
     ),
-    Mutant("late binding: answered before the archive has passed", Recutter, "recut", _answers_at_once),
+    Mutant("late binding: answered before the archive has passed, unseen", Recutter, "recut", _answers_at_once),
 )  # fmt: skip

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from aggregators.bindings import LATER_MAX, RECUT_MS_MAX, bound, closed, is_replaced, is_waiting, recut
 from aggregators.periods import period_at
-from pipeline.processors import recutter
+from pipeline.processors import recutter, resolver
 from pipeline.processors.rollup import RollupSettings
 from reconciler.causes import Cause, Pair, Verdict
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.control import RecutRecord
-from schemas.errors import InvalidInput
+from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.log import EVENTS_TOPIC, REPORTS_TOPIC, position
 from schemas.meters import Policy
 from schemas.periods import AccountState, Billing, Binding, Interval, Period
 from schemas.recut import unpacked
 from schemas.reports import Intent
-from tests.unit.reconciler_world import DECEMBER_MS, NOVEMBER_MS, START_MS, Deployment, named, settled
+from tests.unit.reconciler_world import CATALOG, DECEMBER_MS, NOVEMBER_MS, START_MS, Deployment, named, settled
 
 EVE = "eve"
 # In the middle of an hour, so that both sides of it have usage.
@@ -164,25 +164,27 @@ async def test_records_that_are_repeated_or_answer_nothing_change_nothing() -> N
     await agrees(made)
 
 
-async def test_what_its_records_say_while_it_waits_is_followed_after_it() -> None:
-    """A closing and another binding in the order of the log."""
+async def test_what_its_records_say_while_it_waits_is_followed() -> None:
+    """A closing at once, another binding after it, in the order of the log."""
     made = await deployment()
     await bind(made, billing=Billing.UNMAPPED, stripe_customer="")
-    await made.close_period(EVE, made.clock.ms)
+    await made.close_period(EVE, made.clock.ms - 90 * DAY_MS)
     await made.bind(EVE, effective_from_ms=NOVEMBER_MS, anchor_ms=CUT_MS, stripe_customer=f"cus_{EVE}")
     await made.fold()
     assert (await state(made)).customers == ()
+    assert len((await state(made)).closed_start_ms) == 1
 
-    await made.archive()
-    await made.recut()
+    for _ in range(2):
+        await made.archive()
+        assert await made.recut() == 1
+        await made.fold()
     await used(made, hours=1)
     await made.settle()
 
     held = await state(made)
     assert held.pending is None
-    assert (held.closed_start_ms, held.customers[-1].stripe_customer) == ((CUT_MS,), f"cus_{EVE}")
-    carried_ms = period_at(held, period_at(held, made.clock.ms).end_ms).start_ms
-    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 9, carried_ms: 6}
+    assert held.customers[-1].stripe_customer == f"cus_{EVE}"
+    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 15}
     report = await made.reconcile()
     assert report.differences == 0, report.rows
 
@@ -293,6 +295,115 @@ async def test_intents_of_the_old_cut_are_settled_as_replaced() -> None:
     assert sent.issuperset(each.identifier for each in new if each.period_start_ms == CUT_MS)
 
 
+async def test_usage_that_was_sent_is_never_sent_again_in_other_periods() -> None:
+    """Bound with a customer, then without one by mistake, then with one and an anchor of its own."""
+    made = await settled()
+    before = len(made.stripe.events)
+    for billing, customer in ((Billing.UNMAPPED, ""), (Billing.MAPPED, "cus_ada")):
+        await made.bind("ada", anchor_ms=CUT_MS, billing=billing, stripe_customer=customer)
+        for _ in range(2):
+            await reached(made)
+            assert await made.recut() == 0
+    await made.settle()
+
+    assert len(made.stripe.events) == before
+    report = await made.reconcile()
+    assert report.differences == 0, report.rows
+
+
+async def test_period_that_the_cut_empties_tells_what_comes_to_it_later_in_the_same_bucket() -> None:
+    """Its open report begins at nothing again, and not at what was counted there before."""
+    made = await Deployment().start()
+    made.stripe.add_customer(f"cus_{EVE}")
+    made.clock.ms = CUT_MS
+    for step in range(3):
+        await made.emit(EVE, gb="1", user=f"user-{step}", region="eu")
+    await bind(made, effective_from_ms=NOVEMBER_MS, anchor_ms=CUT_MS)
+    assert await made.recut() == 1
+    await reached(made)
+    await made.emit(EVE, at_ms=CUT_MS - MINUTE_MS, gb="1", user="before", region="eu")
+    await made.settle()
+
+    assert await totals(made, "requests") == {NOVEMBER_MS: 1, CUT_MS: 3}
+    told = {(each.period_start_ms, each.meter): each.delta_minor for each in await intents(made)}
+    assert (told[NOVEMBER_MS, "requests"], told[CUT_MS, "requests"]) == (1, 3)
+    await agrees(made)
+
+
+async def test_what_comes_in_time_waits_whatever_may_wait_of_what_is_late() -> None:
+    """It is as much as comes in a few minutes; refused, it would have to be sent under another id."""
+    made = await Deployment().start({**CATALOG, "version": 1, "policy": {"parked_max": 2}})
+    made.stripe.add_customer(f"cus_{EVE}")
+    await used(made, hours=1)
+    await bind(made, effective_from_ms=NOVEMBER_MS, anchor_ms=NOVEMBER_MS + DAY_MS)
+    for number in range(5):
+        await made.emit(EVE, gb="1", user=f"u{number}", region="eu")
+    await made.fold()
+    assert (await made.fence(EVE)).counters.parked == 5
+
+    await made.archive()
+    await made.recut()
+    await reached(made)
+    assert await made.resolve() == 5
+    await made.settle()
+    assert sum((await totals(made, "requests")).values()) == 11
+    await agrees(made)
+
+
+async def test_live_counts_are_not_replaced_by_those_of_an_archive_that_lost_events() -> None:
+    """The totals stand still while the account waits, so the two must be equal."""
+    made = await deployment()
+    await bind(made)
+    lost = [key for key in made.clickhouse.events if key[0] == EVE][:6]
+    for key in lost:
+        del made.clickhouse.events[key]
+    assert await made.recut() == 1
+    await made.fold()
+
+    assert await totals(made, "requests") == {NOVEMBER_MS: 18}
+    assert ((await state(made)).pending, (await state(made)).recuts) == (None, ())
+
+
+async def test_account_whose_usage_cannot_be_counted_again_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is declined with the reason; the others are answered in the same call."""
+    made = await deployment()
+    await used(made, hours=1, account="zoe")
+    for account in (EVE, "zoe"):
+        await made.bind(account, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
+    await reached(made)
+    assert await made.recut() == 2
+    await reached(made)
+    counted = made.clickhouse.recount_rows
+
+    async def fails(request: Any, generation: int) -> Any:
+        if request.accounts == [EVE]:
+            raise OperatorNeeded("the boundaries do not reach an event")
+        return await counted(request, generation)
+
+    monkeypatch.setattr(made.clickhouse, "recount_rows", fails)
+    assert await made.recut() == 2
+    await made.fold()
+    assert (await state(made)).pending is None
+    assert (await made.store.account(made.partition("zoe"), "zoe")).pending is None
+
+
+async def test_late_events_of_others_do_not_stand_behind_those_of_a_waiting_account(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resolver, "VERDICTS_MAX", 3)
+    made = await deployment()
+    await bind(made)
+    for number in range(7):
+        await made.emit(EVE, gb="1", user=f"u{number}", region="eu")
+    other = next(name for name in ("bob", "ada", "cyd", "dora") if made.partition(name) == made.partition(EVE))
+    await made.emit(other, at_ms=made.clock.ms - 5 * DAY_MS, gb="1", user="late", region="eu")
+    await reached(made)
+
+    assert await made.resolve() == 1
+    await made.fold()
+    assert (await made.fence(EVE)).counters.parked == 7
+
+
 async def intents(made: Deployment) -> list[Intent]:
     records = await made.log.read(REPORTS_TOPIC, made.partition(EVE), 0, 10_000)
     found = [
@@ -371,19 +482,7 @@ OCTOBER_MS = NOVEMBER_MS - 31 * DAY_MS
         pytest.param(
             AccountState(closed_start_ms=(NOVEMBER_MS,)), NEW, NOW_MS, None, id="the running month is closed"
         ),
-        pytest.param(
-            AccountState(customers=((0, Billing.MAPPED, "cus_1"),)), NEW, NOW_MS, None, id="somebody pays already"
-        ),
-        pytest.param(
-            AccountState(customers=((0, Billing.FREE, ""),)), NEW, NOW_MS, None, id="settled as free already"
-        ),
-        pytest.param(
-            AccountState(customers=((NOW_MS, Billing.MAPPED, "cus_1"),)), NEW, NOW_MS, None, id="somebody pays from now"
-        ),
-        pytest.param(
-            AccountState(customers=((0, Billing.MAPPED, "cus_1"), (NOVEMBER_MS, Billing.UNMAPPED, ""))), NEW, NOW_MS,
-            (NOVEMBER_MS, NEW.effective_from_ms), id="somebody paid for the months before",
-        ),
+        pytest.param(AccountState(named=True), NEW, NOW_MS, None, id="somebody was named"),
     ],
 )  # fmt: skip
 def test_which_bindings_cut_the_past(
@@ -410,19 +509,42 @@ def begun() -> AccountState:
     return recut(asked, answers(7, begins=True), 8, POLICY, NOW_MS)
 
 
+@pytest.mark.parametrize("billing", [Billing.MAPPED, Billing.FREE])
+def test_who_was_named_once_is_never_forgotten(billing: Billing) -> None:
+    """A binding without a customer replaces the one before it. What was told to Stripe stays told."""
+    state = bound(AccountState(), monthly(0, 0, billing), 5, POLICY, NOW_MS)
+    state = bound(state, monthly(0, 5 * DAY_MS), 6, POLICY, NOW_MS)
+    assert state.customers[-1].billing is Billing.UNMAPPED
+
+    state = bound(state, monthly(NOVEMBER_MS, 3 * DAY_MS, Billing.MAPPED), 7, POLICY, NOW_MS)
+    assert state.pending is None
+    assert state.bindings[-1].effective_from_ms > NOW_MS
+
+
 def test_more_than_may_wait_gives_the_cut_up_and_follows_all_of_it() -> None:
     """A limit that says what happens at it: the binding takes effect beyond, as if it had not been late."""
     waiting = begun()
     for number in range(LATER_MAX):
-        waiting = closed(waiting, DECEMBER_MS + number * 40 * DAY_MS, POLICY, NOW_MS)
+        waiting = bound(waiting, monthly(NOW_MS, number * HOUR_MS), 9 + number, POLICY, NOW_MS)
     assert waiting.pending is not None
-    assert waiting.closed_start_ms == ()
+    assert waiting.bindings == ()
 
-    after = bound(waiting, monthly(NOW_MS, 9 * DAY_MS), 9, POLICY, NOW_MS)
+    after = bound(waiting, monthly(NOW_MS, 9 * DAY_MS), 9 + LATER_MAX, POLICY, NOW_MS)
     assert after.pending is None
     assert after.bindings[0].effective_from_ms > NOW_MS
-    assert len(after.closed_start_ms) > LATER_MAX // 2
+    assert after.bindings[-1].anchor_ms == 9 * DAY_MS
     assert recut(after, answers(8), 10, POLICY, NOW_MS) == after
+
+
+def test_closing_is_in_force_at_once_and_has_the_re_cut_begun_anew() -> None:
+    """What is closed now must not change, so the answer that is on its way is for nobody."""
+    after = closed(begun(), NOW_MS, 9, POLICY, NOW_MS)
+    assert after.closed_start_ms == (NOVEMBER_MS,)
+    assert not is_waiting(after, NOW_MS)
+    assert recut(after, answers(8), 10, POLICY, NOW_MS) == after
+
+    anew = recut(after, answers(9, begins=True), 10, POLICY, NOW_MS)
+    assert anew.pending is None, "the closed month was all there was to cut"
 
 
 @pytest.mark.parametrize(
@@ -455,7 +577,7 @@ def test_period_that_closes_before_the_re_cut_is_begun_is_not_cut() -> None:
     asked = bound(AccountState(), monthly(NOW_MS, 5 * DAY_MS), 7, POLICY, NOW_MS + DAY_MS)
     assert asked.pending is not None
     later_ms = DECEMBER_MS + 2 * HOUR_MS
-    closed_by_then = closed(asked, later_ms, POLICY, later_ms)
+    closed_by_then = closed(asked, later_ms, 7, POLICY, later_ms)
 
     after = recut(closed_by_then, answers(7, begins=True), 8, POLICY, later_ms)
     assert after.pending is None

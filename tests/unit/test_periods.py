@@ -256,8 +256,8 @@ def test_bindings_and_closings_in_any_order_count_as_the_oracle_counts(steps: Se
         if step.kind == "advance":
             log_ms = instant_ms
         elif step.kind == "close":
-            oracle.close(0, "acme", instant_ms, log_ms)
-            state = bindings_of.closed(state, instant_ms, POLICY, log_ms)
+            oracle.close(0, "acme", instant_ms, log_ms, offset)
+            state = bindings_of.closed(state, instant_ms, offset, POLICY, log_ms)
         elif step.kind == "bind":
             binding = Binding(effective_from_ms=instant_ms, **step.fields)
             oracle.bind(0, "acme", binding.model_dump(mode="json"), log_ms, offset)
