@@ -1,0 +1,234 @@
+"""While the usage of a late binding is counted again: what waits, for how long, and what ends it otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from aggregators.bindings import RECUT_MS_MAX, recut
+from pipeline.processors import recutter, resolver
+from schemas.clock import DAY_MS, MINUTE_MS
+from schemas.control import RecutRecord
+from schemas.errors import OperatorNeeded
+from schemas.log import EVENTS_TOPIC, position
+from schemas.periods import AccountState, Billing
+from tests.unit.late_binding_world import (
+    CUT_MS,
+    EVE,
+    POLICY,
+    agrees,
+    bind,
+    deployment,
+    reached,
+    state,
+    totals,
+    used,
+)
+from tests.unit.reconciler_world import CATALOG, NOVEMBER_MS, Deployment
+
+
+async def test_what_arrives_while_the_account_waits_is_counted_once_and_after_it() -> None:
+    """Nothing is counted in between; the identities of before are known, and verdicts that come early do nothing."""
+    made = await deployment()
+    first = await made.emit(EVE, gb="1", user="new", region="eu")
+    await bind(made)
+    before = await totals(made, "requests")
+    counters = (await made.fence(EVE)).counters
+
+    await made.emit(EVE, gb="2", user="newer", region="eu")
+    await made.emit(EVE, id=first, gb="1", user="new", region="eu")
+    await made.emit(EVE, type_="page.viewed", page="/")
+    await made.emit(EVE, at_ms=CUT_MS - MINUTE_MS, gb="3", user="late", region="us")
+    await made.fold()
+    await made.archive()
+    assert await made.resolve() == 0
+    after = (await made.fence(EVE)).counters
+    assert await totals(made, "requests") == before
+    assert (after.parked - counters.parked, after.duplicate - counters.duplicate) == (2, 1)
+
+    assert await made.recut() == 1
+    await made.fold()
+    await made.archive()
+    assert await made.resolve() == 2
+    await made.settle()
+    # The one from before the cut came after the grace of the period that ends there.
+    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 12}
+    await agrees(made)
+
+
+async def test_what_its_records_say_while_it_waits_is_followed() -> None:
+    """A closing at once, another binding after it, in the order of the log."""
+    made = await deployment()
+    await bind(made, billing=Billing.UNMAPPED, stripe_customer="")
+    await made.close_period(EVE, made.clock.ms - 90 * DAY_MS)
+    await made.bind(EVE, effective_from_ms=NOVEMBER_MS, anchor_ms=CUT_MS, stripe_customer=f"cus_{EVE}")
+    await made.fold()
+    assert (await state(made)).customers == ()
+    assert len((await state(made)).closed_start_ms) == 1
+
+    for _ in range(2):
+        await made.archive()
+        assert await made.recut() == 1
+        await made.fold()
+    await used(made, hours=1)
+    await made.settle()
+
+    held = await state(made)
+    assert held.pending is None
+    assert held.customers[-1].stripe_customer == f"cus_{EVE}"
+    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 15}
+    report = await made.reconcile()
+    assert report.differences == 0, report.rows
+
+
+async def test_usage_that_does_not_fit_a_record_is_not_cut_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The binding takes effect beyond it, and the record says why."""
+    monkeypatch.setattr(recutter, "CONTENT_CHARACTERS_MAX", 10)
+    made = await deployment()
+    await bind(made, effective_from_ms=NOVEMBER_MS)
+    bound_ms = made.clock.ms
+    await made.recut()
+    await made.settle()
+
+    controls = await made.clickhouse.controls(made.partition(EVE), position(1 << 40))
+    assert "one record" in RecutRecord.model_validate_json(controls[-1].value).declined
+    held = await state(made)
+    assert (held.pending, held.recuts) == (None, ())
+    assert held.bindings[-1].effective_from_ms > bound_ms
+    assert await totals(made, "requests") == {NOVEMBER_MS: 18}
+    await agrees(made)
+
+
+async def test_nothing_is_begun_or_ended_before_the_archive_has_passed_it() -> None:
+    """Nor by a table that was just exchanged, nor where the archive is far behind: events would wait for long."""
+    made = await deployment()
+    await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
+    await made.fold()
+    assert await made.recut() == 0
+    await made.archive()
+    await made.advance(2 * recutter.NEAR_MS_MAX)
+    await made.fold()
+    assert await made.recut() == 0
+    await made.archive()
+    assert await made.recut() == 1
+
+    await made.fold()
+    assert await made.recut() == 0
+    await made.archive()
+    made.clickhouse.rebuilt = None
+    assert await made.recut() == 0
+    made.clickhouse.rebuilt = 0
+    assert await made.recut() == 1
+    await made.settle()
+    assert len((await state(made)).recuts) == 1
+
+
+async def test_usage_goes_on_where_a_re_cut_does_not_end_and_it_is_begun_anew() -> None:
+    """The archive goes away right after it was begun: events wait for half an hour at most, then count as before."""
+    made = await deployment()
+    await bind(made)
+    await made.emit(EVE, gb="1", user="waits", region="eu")
+    await made.advance(RECUT_MS_MAX)
+    await made.emit(EVE, gb="1", user="counts", region="eu")
+    await made.fold()
+    assert await totals(made, "requests") == {NOVEMBER_MS: 19}
+    assert (await made.fence(EVE)).counters.parked == 1
+
+    await made.archive()
+    assert await made.resolve() == 1
+    assert await made.recut() == 1
+    await reached(made)
+    assert await made.recut() == 1
+    await made.settle()
+    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 11}
+    await agrees(made)
+
+
+async def test_answer_that_comes_too_late_changes_nothing() -> None:
+    made = await deployment()
+    await bind(made)
+    assert await made.recut() == 1
+    records = await made.log.read(EVENTS_TOPIC, made.partition(EVE), 0, 10_000)
+    await made.archive()
+    late = AccountState.model_validate((await state(made)).model_dump())
+    answer = RecutRecord.model_validate_json(records[-1].value or b"")
+    assert late.pending is not None
+    assert late.pending.until_ms is not None
+
+    assert recut(late, answer, 1 << 50, POLICY, late.pending.until_ms) == late
+    assert recut(late, answer, 1 << 50, POLICY, late.pending.until_ms - 1).recuts
+
+
+async def test_what_comes_in_time_waits_whatever_may_wait_of_what_is_late() -> None:
+    """It is as much as comes in a few minutes; refused, it would have to be sent under another id."""
+    made = await Deployment().start({**CATALOG, "version": 1, "policy": {"parked_max": 2}})
+    made.stripe.add_customer(f"cus_{EVE}")
+    await used(made, hours=1)
+    await bind(made, effective_from_ms=NOVEMBER_MS, anchor_ms=NOVEMBER_MS + DAY_MS)
+    for number in range(5):
+        await made.emit(EVE, gb="1", user=f"u{number}", region="eu")
+    await made.fold()
+    assert (await made.fence(EVE)).counters.parked == 5
+
+    await made.archive()
+    await made.recut()
+    await reached(made)
+    assert await made.resolve() == 5
+    await made.settle()
+    assert sum((await totals(made, "requests")).values()) == 11
+    await agrees(made)
+
+
+async def test_live_counts_are_not_replaced_by_those_of_an_archive_that_lost_events() -> None:
+    """The totals stand still while the account waits, so the two must be equal."""
+    made = await deployment()
+    await bind(made)
+    lost = [key for key in made.clickhouse.events if key[0] == EVE][:6]
+    for key in lost:
+        del made.clickhouse.events[key]
+    assert await made.recut() == 1
+    await made.fold()
+
+    assert await totals(made, "requests") == {NOVEMBER_MS: 18}
+    assert ((await state(made)).pending, (await state(made)).recuts) == (None, ())
+
+
+async def test_account_whose_usage_cannot_be_counted_again_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is declined with the reason; the others are answered in the same call."""
+    made = await deployment()
+    await used(made, hours=1, account="zoe")
+    for account in (EVE, "zoe"):
+        await made.bind(account, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
+    await reached(made)
+    assert await made.recut() == 2
+    await reached(made)
+    counted = made.clickhouse.recount_rows
+
+    async def fails(request: Any, generation: int) -> Any:
+        if request.accounts == [EVE]:
+            raise OperatorNeeded("the boundaries do not reach an event")
+        return await counted(request, generation)
+
+    monkeypatch.setattr(made.clickhouse, "recount_rows", fails)
+    assert await made.recut() == 2
+    await made.fold()
+    assert (await state(made)).pending is None
+    assert (await made.store.account(made.partition("zoe"), "zoe")).pending is None
+
+
+async def test_late_events_of_others_do_not_stand_behind_those_of_a_waiting_account(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resolver, "VERDICTS_MAX", 3)
+    made = await deployment()
+    await bind(made)
+    for number in range(7):
+        await made.emit(EVE, gb="1", user=f"u{number}", region="eu")
+    other = next(name for name in ("bob", "ada", "cyd", "dora") if made.partition(name) == made.partition(EVE))
+    await made.emit(other, at_ms=made.clock.ms - 5 * DAY_MS, gb="1", user="late", region="eu")
+    await reached(made)
+
+    assert await made.resolve() == 1
+    await made.fold()
+    assert (await made.fence(EVE)).counters.parked == 7
