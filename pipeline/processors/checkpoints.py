@@ -63,6 +63,7 @@ class Checkpoints:
         # From which log time on the next one is due; partitions whose last one is not known yet are not in it.
         self._due_ms: dict[int, int] = {}
         self._copied: _Copied | None = None
+        self._busy = False
 
     async def after_flush(self, partition: int, fence: Fence) -> None:
         """Copy the state where a checkpoint is due. The state must stand still meanwhile. Raises nothing of ours.
@@ -70,8 +71,10 @@ class Checkpoints:
         Blocks for as long as reading the partition's keys takes.
         """
         due_ms = self._due_ms.get(partition)
-        if due_ms is None or fence.log_time_ms < due_ms or self._copied is not None:
+        if due_ms is None or fence.log_time_ms < due_ms or self._busy:
             return
+        # Before anything is awaited: the partitions' flushes run side by side, and only one copy has room.
+        self._busy = True
         file = None
         try:
             # Closed by whoever throws the copy away; deleted with it, or with the process.
@@ -86,9 +89,13 @@ class Checkpoints:
             self._copied = _Copied(head, file)
             self._due_ms[partition] = fence.log_time_ms + self._interval_ms
         except (TidemarkError, OSError) as error:
-            if file is not None:
-                file.close()
             self._failed(partition, fence.log_time_ms, error)
+        finally:
+            # Also where the flush is cancelled.
+            if self._copied is None:
+                self._busy = False
+                if file is not None:
+                    file.close()
 
     async def write(self, partition: int) -> None:
         """Write what was copied, of whichever partition; learn when the next one of this one is due.
@@ -114,7 +121,7 @@ class Checkpoints:
             self._failed(head.partition, head.log_time_ms, error)
         finally:
             copied.file.close()
-            self._copied = None
+            self._copied, self._busy = None, False
 
     async def _write(self, copied: _Copied) -> None:
         file, number = copied.file, 0

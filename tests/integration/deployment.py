@@ -260,6 +260,7 @@ class Deployment:
         """Return once all that is in the log now is routed, folded, judged, archived and drained."""
         await self.until(self._routed, "usage.inbox routed")
         await self.folded_to(await self.ends())
+        await self.until(self._cut, "answers to all late bindings")
         await self.until(self._judged, "verdicts on all that was parked")
         ends = await self.ends()
         await self.folded_to(ends)
@@ -281,6 +282,9 @@ class Deployment:
             await self.until(drained, f"drained up to {ends}")
         finally:
             await clickhouse.close()
+
+    async def _cut(self) -> bool:
+        return not any([(await self.store.recutting(partition, 1))[1] for partition in self.partitions])
 
     async def _judged(self) -> bool:
         return not any([(await self.store.waiting(partition))[1].events for partition in self.partitions])

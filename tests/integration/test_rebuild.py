@@ -212,7 +212,7 @@ async def test_tables_are_rebuilt_under_load_through_kills_and_every_view_is_exa
 @pytest.mark.timeout(240)
 async def test_redis_is_rebuilt_from_a_checkpoint_to_the_same_counts(deployment: Deployment) -> None:
     """The worker has kept copies of its state while it counted; the newest is taken in, and the log folded on."""
-    deployment.start("worker", TIDEMARK_CHECKPOINT_INTERVAL_H="0.002")
+    deployment.start("worker", TIDEMARK_CHECKPOINT_INTERVAL_H="0.02")
     deployment.start("archive")
     sent = traffic(deployment, 2_000)
     for record in sent[: len(sent) // 2]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -213,6 +214,24 @@ async def test_failure_stops_nothing_and_is_made_good_later(tmp_path: Path) -> N
     await world.work()
     assert world.notes[-1] == "written"
     await world.assert_equal()
+
+
+async def test_partitions_that_flush_side_by_side_all_get_one(tmp_path: Path) -> None:
+    """There is room for one copy: who finds it taken is due at its next flush, and not an interval later."""
+    world = CheckpointWorld(tmp_path)
+    await world.start(REPORTED)
+    await world.feed(0.5)
+    await world.work()
+    kept, fences = MemoryCheckpoints(), [await world.live.load_fence(partition) for partition in range(PARTITIONS)]
+    checkpoints = Checkpoints(world.live, kept, HOUR_MS, str(tmp_path))
+    for partition in range(PARTITIONS):
+        await checkpoints.write(partition)
+
+    for _ in fences:
+        await asyncio.gather(*(checkpoints.after_flush(at, fence) for at, fence in enumerate(fences) if fence))
+        await checkpoints.write(0)
+
+    assert [len(await kept.checkpoints(partition)) for partition in range(PARTITIONS)] == [1] * PARTITIONS
 
 
 async def test_interval_of_zero_takes_none(tmp_path: Path) -> None:
