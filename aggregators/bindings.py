@@ -12,7 +12,7 @@ from schemas.periods import AccountState, Billing, Binding, Customer, PendingCut
 
 # Beyond it the oldest are forgotten: their periods are long closed.
 BINDINGS_MAX: Final = 99
-# So many records of an account may wait for its re-cut; with one more, the re-cut is given up.
+# So many bindings of an account may wait for its re-cut; with one more, the re-cut is given up.
 LATER_MAX: Final = 100
 # So long, in log time, an account's events may wait for its usage to be counted again; then it is begun anew. It takes
 # seconds, unless the archive has just gone away.
@@ -59,12 +59,11 @@ def recut(state: AccountState, record: RecutRecord, position: int, policy: Polic
     if record.declined:
         return _beyond(state, (_asked(pending), *pending.later), policy, log_time_ms)
     kept = tuple(each for each in state.bindings if each.effective_from_ms < pending.binding.effective_from_ms)
-    bucket_ms = log_time_ms // policy.report_interval_ms * policy.report_interval_ms
     after = _with(
         state,
         bindings=(*kept[-BINDINGS_MAX:], pending.binding),
         **_payers(state, _asked(pending)),
-        recuts=(*state.recuts[-BINDINGS_MAX:], Recut(pending.from_ms, bucket_ms)),
+        recuts=(*state.recuts[-BINDINGS_MAX:], Recut(pending.from_ms, policy.report_bucket_ms(log_time_ms))),
     )
     return _beyond(after, pending.later, policy, log_time_ms)
 

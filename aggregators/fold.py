@@ -19,10 +19,9 @@ from aggregators.fields import (
     version,
 )
 from aggregators.marks import by_bucket, expired_keys
-from aggregators.parked import duplicate_of, marked_for_ms
+from aggregators.parked import duplicate_of, far_late_us
 from aggregators.plan import Candidate, Placed, Plan
 from aggregators.scan import Arrival
-from schemas.clock import MILLISECOND_US
 from schemas.control import Verdict
 from schemas.log import offset_of
 from schemas.meters import Aggregation
@@ -117,7 +116,7 @@ class _Fold:
         self.marks.append((candidate.bucket_hash, candidate.member))
         policy = self.plan.scan.policies[offset_of(parked.position)]
         # What came in time waits for a re-cut, for minutes; that has no limit but its time.
-        far_late = parked.time_us < (parked.log_time_ms - marked_for_ms(policy)) * MILLISECOND_US
+        far_late = parked.time_us < far_late_us(policy, parked.log_time_ms)
         if far_late and self.waiting >= policy.parked_max:
             # Marked, unlike all else that is quarantined: the archive holds its identity from here on.
             self.refused.append(candidate.placed.arrival)

@@ -6,13 +6,12 @@ in which period it counts is settled where its verdict stands.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from aggregators.decode import decode, normalised
 from aggregators.meters import Contribution, quarantines_late
+from schemas.clock import MILLISECOND_US
 from schemas.control import Verdict
-from schemas.events import EventStruct
 from schemas.meters import Catalog, Policy
 from schemas.rollup import Duplicate, Fence, Parked, Waiting
 
@@ -35,23 +34,17 @@ def marked_for_ms(policy: Policy) -> int:
     return max(0, policy.window_ms - policy.future_ms)
 
 
-def parked_event(
-    position: int, log_time_ms: int, event: EventStruct, time_us: int, raw: bytes, made: Sequence[Contribution]
-) -> Parked:
-    """The entry of an event that arrived too late; `made` is what it gives to its meters."""
-    return Parked(
-        position, log_time_ms, event.subject, event.id, event.type, event.source, time_us, raw.decode(),
-        quarantines_late(tuple(made)),
-        tuple((each.meter.slug, each.minor, each.text, each.dimensions) for each in made),
-    )  # fmt: skip
+def far_late_us(policy: Policy, log_time_ms: int) -> int:
+    """The event time before which what arrives at this log time is far late: it waits for a verdict."""
+    return (log_time_ms - marked_for_ms(policy)) * MILLISECOND_US
 
 
-def parked_arrival(arrival: Arrival, raw: bytes) -> Parked:
-    """The entry of an event that has to wait although it came in time."""
+def parked_entry(arrival: Arrival, raw: bytes) -> Parked:
+    """The entry of an arrival that waits for a verdict, with its text as it came."""
+    made = tuple((each.meter.slug, each.minor, each.text, each.dimensions) for each in arrival.contributions)
     return Parked(
         arrival.position, arrival.log_time_ms, arrival.account, arrival.id, arrival.type, arrival.source,
-        arrival.time_us, raw.decode(), quarantines_late(arrival.contributions),
-        tuple((each.meter.slug, each.minor, each.text, each.dimensions) for each in arrival.contributions),
+        arrival.time_us, raw.decode(), quarantines_late(arrival.contributions), made,
     )  # fmt: skip
 
 

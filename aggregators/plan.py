@@ -16,7 +16,7 @@ from aggregators.fields import CellKey, ReportKey, cell_field, report_field
 from aggregators.instants import hour_of_us
 from aggregators.marks import by_bucket, current_slice, live_slices
 from aggregators.meters import quarantines_late
-from aggregators.parked import VerdictStep, contributions_at, parked_arrival
+from aggregators.parked import VerdictStep, contributions_at, parked_entry
 from aggregators.periods import is_closed, open_period, period_at
 from aggregators.scan import AccountControl, Arrival, Scan
 from aggregators.signing import distinct_member, mark
@@ -148,10 +148,9 @@ def place(
             continue
         state = changed.get(step.account) or states.get(step.account) or AccountState()
         if is_waiting(state, step.log_time_ms):
-            waiting = known[step.position] = parked_arrival(step, raw(step))
-            placed.append(
-                Placed(msgspec.structs.replace(step, parked=waiting), Period(0, 0), late=False, kept_out=False)
-            )
+            held = known[step.position] = parked_entry(step, raw(step))
+            waiting = msgspec.structs.replace(step, parked=held)
+            placed.append(Placed(waiting, Period(0, 0), late=False, kept_out=False))
             continue
         period = period_at(state, instant_ms)
         if is_closed(state, period, policy.grace_ms, step.log_time_ms):
@@ -289,10 +288,8 @@ class _Builder:
     def _enter(self, arrival: Arrival) -> None:
         """Go on to another record: its log time names the buckets of all its events."""
         self._offset = offset_of(arrival.position)
-        interval_ms = self.policies[self._offset].report_interval_ms
-        self._buckets = _Buckets(
-            arrival.log_time_ms // HOUR_MS * HOUR_MS, arrival.log_time_ms // interval_ms * interval_ms
-        )
+        policy = self.policies[self._offset]
+        self._buckets = _Buckets(arrival.log_time_ms // HOUR_MS * HOUR_MS, policy.report_bucket_ms(arrival.log_time_ms))
         self._numbers = self._numbers_by_buckets.setdefault(self._buckets, {})
 
     def _target(self, account: str, dimensions: str, meter: Meter, period: Period, hour_ms: int) -> Target:

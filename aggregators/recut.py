@@ -1,7 +1,7 @@
 """A re-cut record as one commit: an account's usage before its late binding, put into the periods of that binding.
 
-Nothing of the account was counted since the binding's record, so every value is said absolutely. What its events gave
-to meters was worked out by the recount, which shares no code with the fold; here it is only put in place.
+Nothing of the account was counted since the record that began the re-cut, so every value is said absolutely. What its
+events gave to meters was worked out by the recount, which shares no code with the fold; here it is only put in place.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from schemas.clock import HOUR_MS
 from schemas.control import RecutRecord
 from schemas.meters import Policy
 from schemas.periods import AccountState
-from schemas.recut import RecutCell, RecutContent, unpacked
+from schemas.recut import RecutCell
 from schemas.rollup import BucketField, Changes, Fence, RankingKey, TotalKey, UniqueKey
 
 
@@ -40,10 +40,10 @@ def recut_of(scan: Scan) -> AccountControl | None:
 
 def replaced_reports(step: AccountControl, policy: Policy) -> list[BucketField]:
     """The report entries of the open bucket that may hold usage in periods of the old cut."""
-    control, bucket_ms = _record(step), _report_bucket(step, policy)
+    bucket_ms = policy.report_bucket_ms(step.log_time_ms)
     return [
-        BucketField(bucket_ms, report_field(ReportKey(start_ms, meter, control.account)))
-        for start_ms, meters in _content(control).replaced
+        BucketField(bucket_ms, report_field(ReportKey(start_ms, meter, step.control.account)))
+        for start_ms, meters in step.content.replaced
         for meter in meters
     ]
 
@@ -65,13 +65,11 @@ def recut_changes(
         return Changes(fence=moved)
     if control.declined or control.begins:
         return Changes(fence=moved, accounts={control.account: after})
-    return _placed(moved, step, _content(control), policy, reports)._replace(accounts={control.account: after})
+    return _placed(moved, step, policy, reports)._replace(accounts={control.account: after})
 
 
-def _placed(
-    fence: Fence, step: AccountControl, content: RecutContent, policy: Policy, reports: dict[BucketField, str]
-) -> Changes:
-    account, made = _record(step).account, version(fence.generation, step.position)
+def _placed(fence: Fence, step: AccountControl, policy: Policy, reports: dict[BucketField, str]) -> Changes:
+    account, content, made = step.control.account, step.content, version(fence.generation, step.position)
     cells = {_cell_key(account, each): _cell_text(each) for each in content.cells}
     # The open bucket's entries of the old cut tell nothing any more.
     told = {key: report_text(_nothing(parse_report_text(text))) for key, text in reports.items()}
@@ -88,7 +86,7 @@ def _placed(
         if each.event_name:
             field = report_field(ReportKey(each.period_start_ms, each.meter, account))
             base_minor = each.value_minor - each.reported_minor
-            told[BucketField(_report_bucket(step, policy), field)] = report_text(
+            told[BucketField(policy.report_bucket_ms(step.log_time_ms), field)] = report_text(
                 ReportValue(base_minor, each.value_minor, each.period_end_ms, each.scale, each.event_name)
             )
     return Changes(
@@ -107,14 +105,6 @@ def _placed(
 def _record(step: AccountControl) -> RecutRecord:
     assert isinstance(step.control, RecutRecord), "the caller looked"  # noqa: S101 - an invariant, not input
     return step.control
-
-
-def _content(control: RecutRecord) -> RecutContent:
-    return unpacked(control.content) if control.content else RecutContent()
-
-
-def _report_bucket(step: AccountControl, policy: Policy) -> int:
-    return step.log_time_ms // policy.report_interval_ms * policy.report_interval_ms
 
 
 def _nothing(held: ReportValue) -> ReportValue:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from aggregators.decode import Rejected, decode, raw_event, raw_events
 from aggregators.instants import parse_instant_us
 from aggregators.meters import CompiledCatalog, Contribution, Failure, compiled, definition_change
-from aggregators.parked import VerdictStep, marked_for_ms, parked_event
+from aggregators.parked import VerdictStep, far_late_us, parked_entry
 from aggregators.partitioning import partition_of
 from aggregators.signing import signature_holds
 from schemas.clock import MILLISECOND_US
@@ -34,14 +34,15 @@ from schemas.control import (
     VerdictRecord,
 )
 from schemas.errors import InvalidInput
-from schemas.events import TIME_MIN_US, EventStruct
+from schemas.events import TIME_MIN_US
 from schemas.log import Record, position
 from schemas.meters import Catalog, Policy
 from schemas.reasons import Reason
-from schemas.recut import unpacked
+from schemas.recut import RecutContent, unpacked
 from schemas.rollup import Parked
 
 EVENTS_BEFORE_A_CATALOG: Final = Policy()
+NOTHING_RECUT: Final = RecutContent()
 _RECUT: Final = ControlKind.RECUT.value.encode()
 
 
@@ -76,11 +77,12 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
 
 class AccountControl(NamedTuple):
-    """A binding, a closing or a re-cut, in its place among the events."""
+    """A binding, a closing or a re-cut, in its place among the events; `content` is what a re-cut puts in place."""
 
     position: int
     log_time_ms: int
     control: AccountRecord | CloseRecord | RecutRecord
+    content: RecutContent = NOTHING_RECUT
 
 
 Step = Arrival | AccountControl | VerdictStep
@@ -176,7 +178,7 @@ class _Scanner:
         for rejected in decoded.rejected:
             self._quarantine(record, rejected)
         latest_us = (log_time_ms + self.policy.future_ms) * MILLISECOND_US
-        earliest_us = (log_time_ms - marked_for_ms(self.policy)) * MILLISECOND_US
+        earliest_us = far_late_us(self.policy, log_time_ms)
         partition, partitions, at_home = self.partition, self.partitions, self.at_home
         contributions_of = self.compiled.contributions if self.compiled else None
         append = self.steps.append
@@ -189,16 +191,14 @@ class _Scanner:
                     at_home.add(account)
                     made = contributions_of(event.type, event.data) if contributions_of else ()
                     if not isinstance(made, Failure):
+                        arrival = Arrival(
+                            base | place, log_time_ms, account, event.id, event.type, event.source,
+                            time_us, event.data, made,
+                        )  # fmt: skip
                         if time_us < earliest_us:
                             raws = raws or raw_events(record.value or b"")
-                            self._far_late(base | place, event, time_us, raws[place], made)
-                            continue
-                        append(
-                            Arrival(
-                                base | place, log_time_ms, account, event.id, event.type, event.source,
-                                time_us, event.data, made,
-                            )
-                        )  # fmt: skip
+                            arrival = msgspec.structs.replace(arrival, parked=parked_entry(arrival, raws[place]))
+                        append(arrival)
                         continue
                     failure = made
                 else:
@@ -214,14 +214,6 @@ class _Scanner:
                 reason = Reason.TOO_FAR_IN_FUTURE if time_us > latest_us else Reason.TOO_FAR_IN_PAST
                 failure = Failure(reason, f"time: {event.time} at log time {log_time_ms} ms")
             self._quarantine(record, Rejected(place, failure.reason, failure.detail, b""))
-
-    def _far_late(self, at: int, event: EventStruct, time_us: int, raw: bytes, made: tuple[Contribution, ...]) -> None:
-        self.steps.append(
-            Arrival(
-                at, self.log_time_ms, event.subject, event.id, event.type, event.source, time_us, event.data, made,
-                parked_event(at, self.log_time_ms, event, time_us, raw, made),
-            )
-        )  # fmt: skip
 
     def _quarantine(self, record: Record, rejected: Rejected) -> None:
         self.quarantined.append(
@@ -274,12 +266,13 @@ class _Scanner:
             return self._verdicts(control, at)
         if partition_of(control.account, self.partitions) != self.partition:
             return f"account {control.account[:100]} does not live on partition {self.partition}"
+        content = NOTHING_RECUT
         if isinstance(control, RecutRecord) and not (control.begins or control.declined):
             try:
-                unpacked(control.content)
+                content = unpacked(control.content)
             except InvalidInput as error:
                 return str(error)
-        self.steps.append(AccountControl(at, self.log_time_ms, control))
+        self.steps.append(AccountControl(at, self.log_time_ms, control, content))
         return None
 
     def _verdicts(self, record: VerdictRecord, at: int) -> str | None:

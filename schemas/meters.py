@@ -121,6 +121,10 @@ class Policy(BaseModel):
             raise ValueError("report_interval_ms must divide a day, so that report buckets are aligned")
         return self
 
+    def report_bucket_ms(self, log_time_ms: int) -> int:
+        """The start of the report bucket that takes usage which arrives at a log time."""
+        return log_time_ms // self.report_interval_ms * self.report_interval_ms
+
     @property
     def periods_kept_ms(self) -> int:
         """`keep_periods_ms`, or the longest grace and a window where that is longer: by then a period is closed for

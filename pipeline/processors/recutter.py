@@ -22,7 +22,7 @@ from aggregators.signing import distinct_member, hash_key
 from pipeline.deployment import append_control
 from reconciler.history import AccountHistory, History, history_of
 from reconciler.recount import Recounter, Snapshot, request_at
-from schemas.analytics import ArchiveStore, HourlyRow
+from schemas.analytics import ArchiveStore, ControlRow, HourlyRow
 from schemas.clock import MINUTE_MS
 from schemas.control import RecutRecord
 from schemas.errors import InvalidInput, OperatorNeeded, Transient
@@ -78,10 +78,10 @@ class Recutter:
         reached = await self._archive.load_position(partition)
         if rebuilt is None or reached is None or reached.log_id != fence.log_id:
             return 0
-        rows = await self._archive.load_controls(partition, position(reached.next_offset))
         near = fence.log_time_ms - reached.log_time_ms <= NEAR_MS_MAX
         begun = sum(is_waiting(state, fence.log_time_ms) for state in waiting.values())
         answered = 0
+        rows: Sequence[ControlRow] | None = None
         for account, state in waiting.items():
             pending = state.pending
             if pending is None or pending.position >= position(reached.next_offset):
@@ -89,6 +89,8 @@ class Recutter:
             if self._told.get((partition, account), (-1, 0))[0] == pending.position:
                 continue
             if is_waiting(state, fence.log_time_ms):
+                if rows is None:
+                    rows = await self._archive.load_controls(partition, position(reached.next_offset))
                 ours = [row for row in rows if row.account in ("", account) and row.position < pending.position]
                 record = await self._ended(
                     Snapshot(partition, fence, history_of(ours, fence.log_time_ms)), account, state

@@ -170,14 +170,15 @@ class RollupProcessor:
         due = await self._due(partition, fence, scanned)
         states = await self._account_states(partition, fence, scanned.accounts | {each.key.account for each in due})
         parked = await self._parked(partition, fence, scanned.judged)
-        placement = place(scanned, states, parked, _Raws(records))
+        raws = _Raws(records)
+        placement = place(scanned, states, parked, raws)
         planned = plan(scanned, placement, fence, self._hash_key)
         expired = expire(scanned, due, states)
         request = planned.request._replace(totals=[*planned.request.totals, *expired.retired])
         view = cache.completed(request, await self._store.read(partition, fence, cache.missing(request)))
         folded = fold(fence, planned, view)
         changes = with_expired(folded.changes, expired, view)
-        kept_out = [_late(arrival, _Raws(records)) for arrival in folded.late]
+        kept_out = [_late(arrival, raws) for arrival in folded.late]
         kept_out += [_refused(arrival) for arrival in folded.refused]
         await quarantine(self._log, EVENTS_TOPIC, partition, [*scanned.quarantined, *kept_out])
         await self._commit(partition, fence, changes)

@@ -40,6 +40,7 @@ if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('SREM', KEYS[2], ARGV[1]) 
 """
 _CALL_FIELDS_MAX: Final = 500
 _SWAPS_MAX: Final = 5
+_LOOKS_MAX: Final = 20
 _LOST_DUPLICATES: Final = "duplicates"
 
 
@@ -245,7 +246,28 @@ class RedisOutbox:
         return (decode_fence(fields) if fields else None), waiting
 
     async def recutting(self, partition: int, count_max: int) -> tuple[Fence | None, dict[str, AccountState]]:
-        _, (accounts,) = await self._read_live(partition, lambda keys: [("ZRANGE", keys.recutting, 0, count_max - 1)])
+        def named(keys: Keys) -> list[Command]:
+            return [("ZRANGE", keys.recutting, 0, count_max - 1)]
+
+        for _ in range(_LOOKS_MAX):
+            _, (accounts,) = await self._read_live(partition, named)
+            fence, waiting = await self._recutting_of(partition, accounts)
+            # Where all of these were answered between the two reads, others may wait still.
+            if waiting or not accounts:
+                return fence, waiting
+        raise Transient(f"partition {partition}: other accounts waited for a re-cut at every look; try again")
+
+    async def recutting_among(self, partition: int, accounts: Sequence[str]) -> dict[str, AccountState]:
+        if not accounts:
+            return {}
+        _, (waits,) = await self._read_live(partition, lambda keys: [("ZMSCORE", keys.recutting, *accounts)])
+        named = [account for account, score in zip(accounts, waits, strict=True) if score is not None]
+        return (await self._recutting_of(partition, named))[1] if named else {}
+
+    async def _recutting_of(
+        self, partition: int, accounts: Sequence[str]
+    ) -> tuple[Fence | None, dict[str, AccountState]]:
+        """The fence and the states of those of the accounts that wait for a re-cut, in one transaction."""
 
         def commands(keys: Keys) -> list[Command]:
             return [("HGETALL", keys.fence), *(("GET", keys.account(account)) for account in accounts)]
@@ -259,14 +281,6 @@ class RedisOutbox:
         }
         waiting = {account: state for account, state in states.items() if state.pending is not None}
         return (decode_fence(fields) if fields else None), waiting
-
-    async def recutting_among(self, partition: int, accounts: Sequence[str]) -> dict[str, AccountState]:
-        if not accounts:
-            return {}
-        _, (waits,) = await self._read_live(partition, lambda keys: [("ZMSCORE", keys.recutting, *accounts)])
-        named = [account for account, score in zip(accounts, waits, strict=True) if score is not None]
-        states = {account: await self.account(partition, account) for account in named}
-        return {account: state for account, state in states.items() if state.pending is not None}
 
     async def account(self, partition: int, account: str) -> AccountState:
         _, (text,) = await self._read_live(partition, lambda keys: [("GET", keys.account(account))])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -24,6 +23,7 @@ from schemas.rollup import (
     Parked,
     RankingKey,
     ReadRequest,
+    RollupStore,
     TotalKey,
     UniqueKey,
 )
@@ -38,15 +38,11 @@ HOUR = 3_600_000
 PARKED = Parked(9 << 16, 5, "acme", "p", "t", "s", 1, '{"id":"p"}', False, (("tokens", 1, "", "{}"),))
 
 
-@pytest.fixture(params=["twin", "service"])
-async def store(request: pytest.FixtureRequest, valkey: LocalValkey) -> AsyncIterator[GenerationStore]:
-    """An empty store."""
-    if request.param == "twin":
-        yield MemoryRollupStore()
-        return
-    made = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
-    yield made
-    await made.close()
+@pytest.fixture
+def store(rollup_store: RollupStore) -> GenerationStore:
+    """An empty store: the twin, then the service."""
+    assert isinstance(rollup_store, MemoryRollupStore | RedisRollupStore)
+    return rollup_store
 
 
 @pytest.fixture(params=["twin", "service"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from pipeline.local_valkey import LocalValkey
 from schemas.errors import Fenced, OperatorNeeded
 from schemas.rebuild import GenerationStore
-from schemas.rollup import Changes, Fence, ReadRequest, TotalKey
+from schemas.rollup import Changes, Fence, ReadRequest, RollupStore, TotalKey
 from sinks.redis.memory import MemoryRollupStore
 from sinks.redis.writer import RedisRollupStore
 from tests.conformance.rollup_states import fence
@@ -20,15 +19,11 @@ from tests.conformance.rollup_states import fence
 ACME = TotalKey("acme", 0)
 
 
-@pytest.fixture(params=["twin", "service"])
-async def store(request: pytest.FixtureRequest, valkey: LocalValkey) -> AsyncIterator[GenerationStore]:
-    """An empty store."""
-    if request.param == "twin":
-        yield MemoryRollupStore()
-        return
-    made = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
-    yield made
-    await made.close()
+@pytest.fixture
+def store(rollup_store: RollupStore) -> GenerationStore:
+    """An empty store: the twin, then the service."""
+    assert isinstance(rollup_store, MemoryRollupStore | RedisRollupStore)
+    return rollup_store
 
 
 def at(next_offset: int, generation: int) -> Fence:

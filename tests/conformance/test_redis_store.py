@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from typing import Any
 
 import pytest
 
 from pipeline.local_valkey import LocalValkey
 from schemas.errors import Fenced, OperatorNeeded, Transient
+from schemas.periods import AccountState, Binding, PendingCut
 from schemas.rollup import (
     Changes,
     MarkKey,
     ReadRequest,
     TotalKey,
 )
+from sinks.redis.client import Command
 from sinks.redis.writer import RedisRollupStore
 from tests.conformance.rollup_states import changes, fence, started
 
@@ -37,6 +40,33 @@ async def test_a_commit_between_read_and_commit_fences_the_slower_worker(
     with pytest.raises(Fenced):
         await redis_store.commit(0, first, changes(5, "zombie"))
     assert (await other.account_totals(0, [TotalKey("zombie", 0)]))[1] == {TotalKey("zombie", 0): {}}
+    await other.close()
+    await redis_store.close()
+
+
+async def test_an_answer_between_two_reads_does_not_hide_who_waits_still(
+    redis_store: RedisRollupStore, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names of those that wait are read before their states."""
+    first = await started(redis_store)
+    other = RedisRollupStore(valkey.url, namespace=redis_store.namespace)
+    pending = PendingCut(position=9, from_ms=0, requested_ms=0, binding=Binding(effective_from_ms=0))
+    waits = AccountState(pending=pending)
+    await redis_store.commit(0, first, Changes(fence=fence(5), accounts={"acme": waits, "zeta": waits}))
+    run, names = redis_store.server.run, []
+
+    def answered_meanwhile(commands: list[Command]) -> list[Any]:
+        answers = run(commands)
+        if commands[0][0] == "ZRANGE":
+            names.append(answers[0])
+            if len(names) == 1:
+                asyncio.run(other.commit(0, fence(5), Changes(fence=fence(6), accounts={"acme": AccountState()})))
+        return answers
+
+    monkeypatch.setattr(redis_store.server, "run", answered_meanwhile)
+
+    assert await redis_store.recutting(0, 1) == (fence(6), {"zeta": waits})
+    assert names == [["acme"], ["zeta"]]
     await other.close()
     await redis_store.close()
 

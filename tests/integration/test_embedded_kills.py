@@ -65,14 +65,15 @@ async def test_ten_kills_of_the_worker_and_some_of_archive_and_router_change_no_
         asyncio.create_task(kill_archive(deployment, archive, random.Random(SEED + 1))),
         asyncio.create_task(kill_beside(router, random.Random(SEED + 2), 2)),
     ]
-    kills = 0
+    kills, bound = 0, False
     while kills < WORKER_KILLS or (not deployment.replayed() and kills < WORKER_KILLS_MAX):
         # Every fourth falls anywhere in a start; the others wait for progress, or there would be none.
         if kills % 4 != 3:
             await progress(deployment, worker)
         await asyncio.sleep(chance.uniform(0.0, 0.3))
         kills += worker.kill()
-        if kills == WORKER_KILLS // 2:
+        if kills == WORKER_KILLS // 2 and not bound:
+            bound = True
             await bind_late(deployment)
     await asyncio.gather(*beside, singles)
     stop.set()
