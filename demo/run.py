@@ -96,7 +96,7 @@ class Demo:
                 clickhouse_port=0,
                 clock=f"file:{self._clock_path}",
                 catalog=plan.CATALOG,
-                environment={"TIDEMARK_TICK_INTERVAL_S": "0.5", "TIDEMARK_DRAIN_INTERVAL_S": "1"},
+                environment=plan.ENVIRONMENT,
             ),
             screen.step,
         )
@@ -199,7 +199,7 @@ class Demo:
         """Keep the counters up to date until cancelled."""
         while True:
             self.story.counters, _ = await redis_counters(self.settings)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
 
     async def _recount(self) -> Expected:
         arguments = [sys.executable, "-m", "demo.recount", str(self.folder), str(self.story.traffic["broken"])]
@@ -232,7 +232,7 @@ class Demo:
                     self.dev.supervisor.failure.result()
                 if asyncio.get_running_loop().time() > deadline_s:
                     raise OperatorNeeded(f"the pipeline did not come to rest: {waiting}; see {self.folder}/data/logs")
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.5)
         finally:
             await clickhouse.close()
             await store.close()

@@ -57,6 +57,13 @@ class Settings(BaseSettings):
         default=40_000, ge=1, le=65_536, description="Events in one flush, cut between records"
     )
     cache_entries_max: int = Field(default=500_000, ge=0, description="Totals, cells and accounts a worker caches")
+    archive_linger_s: float = Field(
+        default=1.0,
+        ge=0,
+        le=5,
+        description="How long the archive collects events for one insert; ClickHouse wants few large ones, analysts "
+        "see an event this much later",
+    )
     drain_interval_s: float = Field(
         default=1.0,
         gt=0,

@@ -127,12 +127,20 @@ class StripeComparison:
         pending = iter(sums[:limit])
         answers: dict[Sum, Answer] = {}
 
-        async def work() -> None:
-            for key in pending:
-                answers[key] = await self._ask(meters, key)
-                await self._clock.sleep(self._policy.stripe_concurrency_max / self._policy.stripe_reads_per_s)
-
         workers = min(self._policy.stripe_concurrency_max, max(1, len(sums)))
+        spacing_ms = int(1_000 * self._policy.stripe_concurrency_max / self._policy.stripe_reads_per_s)
+
+        async def work() -> None:
+            due_ms = self._clock.now_ms()
+            for key in pending:
+                due_ms += spacing_ms
+                answers[key] = await self._ask(meters, key)
+                now_ms = self._clock.now_ms()
+                if due_ms > now_ms:
+                    await self._clock.sleep((due_ms - now_ms) / 1_000)
+                # A slow answer earns no burst.
+                due_ms = max(due_ms, now_ms)
+
         await asyncio.gather(*(work() for _ in range(workers)))
         over = f"over the limit of {limit} reads of Stripe (stripe_reads_max)"
         return answers | {key: Answer(None, over) for key in sums[limit:]}

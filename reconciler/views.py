@@ -47,7 +47,7 @@ class ReconcilePolicy:
     event may take to show in Stripe's summaries.
     """
 
-    partitions_at_once: int = 2
+    partitions_at_once: int = 4
     totals_per_read: int = 500
     archive_wait_s: float = 10.0
     reports_max: int = 5_000_000

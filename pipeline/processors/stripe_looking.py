@@ -18,7 +18,7 @@ from schemas.clock import SECOND_MS, Clock
 from schemas.log import REPORTS_TOPIC, Log
 from schemas.periods import Period
 from schemas.reports import Attempt, Intent, MeterSummary, Outcome, OutcomeStatus, ReportEntry, StripeMeters
-from sinks.stripe.reader import agrees
+from sinks.stripe.sums import agrees
 
 UNKNOWN_MAX: Final = 12
 READ_RECORDS_MAX: Final = 1_000

@@ -7,8 +7,8 @@ from pipeline.roles.running import run_processor, runner_settings
 from pipeline.settings import Settings
 from pipeline.stores import open_base, open_clickhouse_store
 
-# ClickHouse wants few large inserts; analysts see an event this much later.
-LINGER_S = 1.0
+# As many as wait for a lane at most: a process that is behind inserts most at once.
+FLUSH_RECORDS_MAX = 200
 
 
 async def run_archive(settings: Settings, *, replay_from_start: bool = False) -> None:
@@ -23,7 +23,10 @@ async def run_archive(settings: Settings, *, replay_from_start: bool = False) ->
             events_max=settings.flush_events_max,
             replay_from_start=replay_from_start,
         )
-        flushes = runner_settings(settings, ARCHIVE_GROUP, flush_records_max=100, linger_s=LINGER_S)
+        linger_s = settings.archive_linger_s
+        flushes = runner_settings(
+            settings, ARCHIVE_GROUP, FLUSH_RECORDS_MAX, linger_s=linger_s, catch_up_linger_s=linger_s
+        )
         await run_processor(base, archive, flushes)
     finally:
         await store.close()

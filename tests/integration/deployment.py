@@ -177,6 +177,7 @@ class Deployment:
             "TIDEMARK_SECRET": SECRET,
             "TIDEMARK_TICK_INTERVAL_S": "0.3",
             "TIDEMARK_DRAIN_INTERVAL_S": "0.2",
+            "TIDEMARK_ARCHIVE_LINGER_S": "0.3",
             **variables,
         }
         named: dict[str, Any] = {

@@ -119,6 +119,31 @@ async def test_reads_of_stripe_stop_at_the_limit_and_the_rest_is_unchecked() -> 
 
 
 @pytest.mark.parametrize(
+    ("answer_ms", "reading_ms"),
+    [
+        pytest.param(0, 16 * 100, id="fast answers: as the rate allows"),
+        pytest.param(70, 16 * 100, id="answers that take most of it: as the rate allows"),
+        pytest.param(250, 16 * 250, id="slow answers: nothing is waited for beside them"),
+    ],
+)
+async def test_reads_of_stripe_keep_to_their_rate(answer_ms: int, reading_ms: int) -> None:
+    """Stripe allows 25 reads a second on one endpoint."""
+    deployment = await settled()
+    began_ms = deployment.clock.ms
+
+    def takes_its_time(call: str) -> bool:
+        deployment.clock.ms += answer_ms if call == "summary" else 0
+        return False
+
+    deployment.stripe.read_fault = takes_its_time
+    policy = ReconcilePolicy(stripe_concurrency_max=1, stripe_reads_per_s=10)
+    report = await deployment.reconcile(policy=policy)
+
+    assert next(s for s in report.summaries if s.pair is Pair.STRIPE).equal == 16
+    assert deployment.clock.ms - began_ms == reading_ms
+
+
+@pytest.mark.parametrize(
     ("fault", "pairs"),
     [
         pytest.param(lambda d: d.store.empty(), {Pair.REDIS}, id="Redis was emptied"),

@@ -9,14 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import InvalidInput
-from schemas.periods import Period
-from schemas.reports import MeterEvent, MeterSummary, SendStatus
+from schemas.reports import MeterSummary, SendStatus
 from sinks.stripe.client import StripeClientMeters
 from sinks.stripe.errors import Answer, classify
-from sinks.stripe.memory import MemoryStripe
-from sinks.stripe.reader import ReadPolicy, SummaryKey, SummaryReader, agrees
+from sinks.stripe.sums import agrees
 from sinks.stripe.writer import decimal_text
-from tests.services.stripe import ManualClock
 
 NOW_MS = 1_795_262_400_000
 DUPLICATE = "An event already exists with identifier x."
@@ -103,40 +100,3 @@ def test_key_of_no_mode_is_refused_before_anything_is_sent() -> None:
 def test_sums_agree_as_far_as_a_double_can_tell(expected: str, value: str, same: bool) -> None:
     """Stripe answers with a float."""
     assert agrees(Decimal(expected), MeterSummary(value, 1)) is same
-
-
-async def test_reader_answers_every_key_and_calls_unread_what_it_did_not_read() -> None:
-    """Over budget and without an answer: never equal, and never silent."""
-    clock = ManualClock(NOW_MS)
-    calls = {"count": 0}
-
-    def fails(call: str) -> bool:
-        calls["count"] += call == "summary"
-        return call == "summary" and calls["count"] <= 2
-
-    stripe = MemoryStripe(clock, read_fault=fails)
-    stripe.add_customer("cus_0")
-    await stripe.ensure_meter("tokens", "Tokens")
-    await stripe.send(MeterEvent("one", "tokens", "cus_0", "2", NOW_MS // 1_000))
-    period = Period(NOW_MS - 3_600_000, NOW_MS + 3_600_000)
-    keys = [SummaryKey("tokens", f"cus_{number}", period) for number in range(4)]
-
-    policy = ReadPolicy(concurrency_max=1, reads_max=3, tries_max=2)
-    answers = await SummaryReader(stripe, clock, policy).read([*keys, keys[0]])
-
-    assert set(answers) == set(keys)
-    assert answers[keys[0]].summary is None
-    assert "no answer after 2 tries" in answers[keys[0]].unread
-    assert answers[keys[1]].summary == MeterSummary("0", 0)
-    assert "budget" in answers[keys[3]].unread
-
-
-async def test_reader_keeps_to_its_rate() -> None:
-    """Stripe allows 25 reads a second on one endpoint."""
-    clock = ManualClock(NOW_MS)
-    stripe = MemoryStripe(clock)
-    keys = [SummaryKey("tokens", f"cus_{number}", Period(0, 60_000)) for number in range(30)]
-
-    await SummaryReader(stripe, clock, ReadPolicy(concurrency_max=1, reads_per_s=15)).read(keys)
-
-    assert clock.now_ms() - NOW_MS >= 1_900
