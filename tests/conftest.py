@@ -5,5 +5,6 @@ pytest_plugins: list[str] = [
     "tests.services.clickhouse_stores",
     "tests.services.kafka",
     "tests.services.stripe",
+    "tests.services.stripe_wire",
     "tests.services.valkey",
 ]

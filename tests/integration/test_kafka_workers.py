@@ -23,7 +23,8 @@ from pipeline.processors.witness import FileWitness
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from tests.integration.deployment import Deployment, Role
 from tests.integration.exactness import check_exact
-from tests.traffic.generate import EVENT_FAULTS, SECOND_US, Rates, Sent, events, records
+from tests.traffic.faults import EVENT_FAULTS
+from tests.traffic.generate import SECOND_US, Rates, Sent, events, records
 
 SEED = 4_711
 ACCOUNTS = 150

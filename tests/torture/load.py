@@ -20,7 +20,8 @@ from schemas.errors import Transient
 from schemas.log import INBOX_TOPIC
 from tests.integration.test_kafka_workers import VALID, in_mode
 from tests.torture.deployment import ACCOUNTS, PARTITIONS, Tortured
-from tests.traffic.generate import EVENT_FAULTS, SECOND_US, Rates, Sent, events, records
+from tests.traffic.faults import EVENT_FAULTS
+from tests.traffic.generate import SECOND_US, Rates, Sent, events, records
 
 SPAN_S: Final = 1_500
 BATCHED_PER_S: Final = 300

@@ -10,12 +10,13 @@ import json
 import random
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from oracle.rules import partition_of
+from tests.traffic.faults import BAD_DATA, BAD_FIELDS, BAD_TIMES, BULKY, EVENT_FAULTS, RECORD_FAULTS, WHOLE_RECORDS
 
 SECOND_US: Final = 1_000_000
 HOUR_US, DAY_US = 3_600 * SECOND_US, 86_400 * SECOND_US
@@ -59,30 +60,6 @@ CATALOG: Final[Mapping[str, Any]] = {
 """The JSON form of a `schemas.meters.Catalog`: all five aggregations, and `api.request` feeds two meters."""
 
 WINDOW_US: Final = 259_200 * SECOND_US
-
-EVENT_FAULTS: Final = (
-    "not_an_event",
-    "missing_field",
-    "bad_field",
-    "bad_time",
-    "too_large",
-    "too_far_in_future",
-    "too_far_in_past",
-    "missing_quantity",
-    "bad_quantity",
-    "too_many_digits",
-    "quantity_too_large",
-    "negative_quantity",
-    "bad_dimension",
-    "bad_for_one_meter",
-    "wrong_partition",
-)
-"""Reasons that cost one event only; it may stand in a batch."""
-
-RECORD_FAULTS: Final = ("bad_encoding", "bad_json", "too_deep", "too_many_events", "forged_control")
-"""Reasons that cost a record as one."""
-
-_BULKY: Final = ("too_large", "too_deep", "too_many_events")
 
 Json = dict[str, Any]
 
@@ -209,8 +186,8 @@ class _Maker:
 
     def fault(self, reason: str, account: str, time_us: int) -> bytes:
         """An event, or a whole record, that must be rejected with this reason."""
-        if reason in _WHOLE_RECORDS:
-            return _WHOLE_RECORDS[reason](_encode(self.valid(account, time_us)))
+        if reason in WHOLE_RECORDS:
+            return WHOLE_RECORDS[reason](_encode(self.valid(account, time_us)))
         if reason == "not_an_event":
             return self.random.choice((b"42", b'"text"', b"null", b"true", b"[]"))
         far_us = self.random.randrange(2 * DAY_US, 60 * DAY_US)
@@ -224,8 +201,8 @@ class _Maker:
             return _encode(self.valid(account, time_us) | {"extension": "x" * 100_000})
         if reason in ("missing_field", "bad_field", "bad_time"):
             return _encode(self.bad_envelope(reason, self.valid(account, time_us)))
-        if reason in _BAD_DATA:
-            type_, choices = _BAD_DATA[reason]
+        if reason in BAD_DATA:
+            type_, choices = BAD_DATA[reason]
             data = self.random.choice(choices)
             event = self.envelope(account, time_us, type_, json.loads(data))
             # The number stays as it is written here: 1e400 would not survive a parser.
@@ -237,58 +214,8 @@ class _Maker:
             field = self.random.choice(("specversion", "id", "source", "type", "subject", "time"))
             return {name: value for name, value in event.items() if name != field}
         if reason == "bad_time":
-            return event | {"time": self.random.choice(_BAD_TIMES)}
-        return event | self.random.choice(_BAD_FIELDS)
-
-
-_BAD_TIMES: Final = ("yesterday", "2026-02-30T10:00:00Z", "2026-03-01T25:00:00Z", "2026-03-01T10:00:00", "2026-03-01")
-
-_BAD_FIELDS: Final[tuple[Json, ...]] = (
-    {"specversion": "0.3"},
-    {"specversion": 1},
-    {"id": ""},
-    {"id": 7},
-    {"id": "x" * 10_000},
-    {"source": None},
-    {"source": "s" * 300},
-    {"type": ["api.request"]},
-    {"subject": ""},
-    {"subject": 12},
-    {"time": 1_700_000_000},
-    {"time": ""},
-    {"data": "text"},
-    {"data": [1]},
-)
-
-_BAD_DATA: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
-    "missing_quantity": ("storage.sampled", ('{"tier":"hot"}', "{}")),
-    "bad_quantity": (
-        "storage.sampled",
-        ('{"gigabytes":"twelve"}', '{"gigabytes":true}', '{"gigabytes":"NaN"}', '{"gigabytes":{"value":1}}'),
-    ),
-    "too_many_digits": ("storage.sampled", ('{"gigabytes":1.0625}', '{"gigabytes":"0.0001"}')),
-    "quantity_too_large": (
-        "storage.sampled",
-        ('{"gigabytes":1e400}', '{"gigabytes":"1000000000000000"}', f'{{"gigabytes":{10**30}}}'),
-    ),
-    "negative_quantity": ("seats.changed", ('{"seats":-1}', '{"seats":"-20"}')),
-    "bad_dimension": (
-        "storage.sampled",
-        ('{"gigabytes":1,"tier":1.5}', '{"gigabytes":1,"tier":["hot"]}', f'{{"gigabytes":1,"tier":"{"t" * 400}"}}'),
-    ),
-    "bad_for_one_meter": (
-        "api.request",
-        ('{"method":"GET","user":{}}', '{"method":"GET"}', '{"method":[],"user":"a"}'),
-    ),
-}
-
-_WHOLE_RECORDS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
-    "bad_encoding": lambda event: event[:-1] + b',"note":"\xff\xfe"}',
-    "bad_json": lambda event: event[: len(event) // 2],
-    "too_deep": lambda _: b"[" * 100_000 + b"]" * 100_000,
-    "too_many_events": lambda _: b"[" + b",".join([b"0"] * 70_000) + b"]",
-    "forged_control": lambda _: b'{"log_id":"somebody"}',
-}
+            return event | {"time": self.random.choice(BAD_TIMES)}
+        return event | self.random.choice(BAD_FIELDS)
 
 
 def _encode(event: Json) -> bytes:
@@ -318,7 +245,7 @@ def events(
         account = maker.account()
         if kind == "malformed":
             # A hundred kilobytes each: seldom, or they would be most of the bytes.
-            shares = [0.1 if fault in _BULKY else 1 for fault in rates.faults]
+            shares = [0.1 if fault in BULKY else 1 for fault in rates.faults]
             reason = maker.random.choices(rates.faults, shares)[0]
             headers = (
                 (("tidemark-control", b"tick"), ("tidemark-signature", b"00")) if reason == "forged_control" else ()

@@ -13,7 +13,8 @@ from aiokafka.partitioner import murmur2 as kafka_murmur2
 from oracle.model import COUNTERS, Oracle, Place
 from oracle.producers import from_producer_files
 from oracle.rules import decode, murmur2, partition_of, time_us_of
-from tests.traffic.generate import CATALOG, EVENT_FAULTS, RECORD_FAULTS, Rates, records, rfc3339
+from tests.traffic.faults import EVENT_FAULTS, RECORD_FAULTS
+from tests.traffic.generate import CATALOG, Rates, records, rfc3339
 
 MARCH, APRIL, MAY = 1_772_323_200_000, 1_775_001_600_000, 1_777_593_600_000
 JANUARY_31 = 1_769_817_600_000

@@ -3,68 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import typing
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
-import stripe
 
 from stripe_simulator import Fault, FaultKind, Simulator, SimulatorSettings, forms, parse_clock
 from stripe_simulator.errors import ApiError
-from tests.services.stripe import ManualClock, ServedSimulator, serve_simulator, simulator_process
-
-NOW_MS = 1_795_262_400_000
-NOW_S = NOW_MS // 1_000
-DAY_S = 86_400
-EVENT = {"event_name": "tokens", "payload[stripe_customer_id]": "cus_one", "payload[value]": "2"}
-METER = {"display_name": "Tokens", "event_name": "tokens", "default_aggregation[formula]": "sum"}
-
-
-class Wire:
-    """A simulator and a plain HTTP client with a test key."""
-
-    def __init__(self, served: ServedSimulator, http: httpx.AsyncClient) -> None:
-        self.simulator = served.simulator
-        self.clock = served.clock
-        self.http = http
-        self.meter = ""
-
-    async def post(self, path: str, data: dict[str, Any] | None = None, key: str = "") -> httpx.Response:
-        """A form, under an Idempotency-Key where one is given."""
-        headers = {"Idempotency-Key": key} if key else {}
-        return await self.http.post(path, data=data or {}, headers=headers)
-
-    async def send(self, key: str = "", **changes: str) -> httpx.Response:
-        """A meter event."""
-        return await self.post("/v1/billing/meter_events", {**EVENT, **changes}, key)
-
-    async def total(
-        self, start_s: int = NOW_S - 40 * DAY_S, end_s: int = NOW_S + 2 * DAY_S, **more: str
-    ) -> list[float]:
-        """The values of a summary's rows."""
-        query = {"customer": "cus_one", "start_time": str(start_s), "end_time": str(end_s), **more}
-        answer = await self.http.get(f"/v1/billing/meters/{self.meter}/event_summaries", params=query)
-        assert answer.status_code == 200, answer.text
-        return [row["aggregated_value"] for row in answer.json()["data"]]
-
-
-@pytest_asyncio.fixture
-async def wire() -> AsyncIterator[Wire]:
-    """A simulator with a meter `tokens` and the customer `cus_one`."""
-    settings = SimulatorSettings(summary_lag_s=0, validation_window_s=10, validation_delay_s=0, hold_s=5)
-    headers = {"Authorization": "Bearer sk_test_one"}
-    async with (
-        serve_simulator(ManualClock(NOW_MS), settings) as served,
-        httpx.AsyncClient(base_url=served.url, headers=headers, timeout=5, trust_env=False) as http,
-    ):
-        wire = Wire(served, http)
-        wire.simulator.create_customer(False, {}, "cus_one")
-        wire.meter = (await wire.post("/v1/billing/meters", METER)).json()["id"]
-        yield wire
+from tests.services.stripe import ManualClock, serve_simulator, simulator_process
+from tests.services.stripe_wire import DAY_S, EVENT, METER, NOW_MS, NOW_S, Wire
 
 
 @pytest.mark.parametrize(
@@ -227,88 +175,6 @@ async def test_concurrent_events_of_one_customer_and_meter_conflict() -> None:
     assert answers[2].status_code == 200
 
 
-async def test_rejections_are_reported_as_one_thin_event_with_samples(wire: Wire) -> None:
-    """Counts are whole, identifiers are samples: the rest is found by reconciling only."""
-    for number in range(8):
-        await wire.send(identifier=f"lost-{number}", **{"payload[stripe_customer_id]": "cus_none"})
-    await wire.send(identifier="odd", **{"payload[value]": "many"})
-    assert (await wire.http.get("/v2/core/events")).json()["data"] == []
-
-    wire.clock.advance(20_000)
-    query = {"types[0]": "v1.billing.meter.error_report_triggered", "object_id": wire.meter}
-    listed = (await wire.http.get("/v2/core/events", params=query)).json()
-
-    (event,) = listed["data"]
-    found = {
-        kind["code"]: (kind["error_count"], len(kind["sample_errors"]))
-        for kind in event["data"]["reason"]["error_types"]
-    }
-    assert found == {"meter_event_customer_not_found": (8, 5), "meter_event_invalid_value": (1, 1)}
-    assert event["data"]["reason"]["error_count"] == 9
-    assert event["related_object"]["id"] == wire.meter
-    assert (await wire.http.get(f"/v2/core/events/{event['id']}")).json() == event
-
-
-@pytest.mark.parametrize(
-    ("window", "start_s", "end_s", "status"),
-    [
-        ("", 60, 120, 200),
-        ("", 61, 120, 400),
-        ("hour", 3_600, 7_200, 200),
-        ("hour", 3_660, 7_200, 400),
-        ("day", DAY_S, 2 * DAY_S, 200),
-        ("day", DAY_S, 2 * DAY_S + 3_600, 400),
-        ("week", DAY_S, 2 * DAY_S, 400),
-        ("", 120, 120, 400),
-    ],
-)
-async def test_summary_spans_are_aligned(wire: Wire, window: str, start_s: int, end_s: int, status: int) -> None:
-    """To minutes, and to the grouping window where one is asked for."""
-    query = {"customer": "cus_one", "start_time": str(start_s), "end_time": str(end_s)}
-    if window:
-        query["value_grouping_window"] = window
-    answer = await wire.http.get(f"/v1/billing/meters/{wire.meter}/event_summaries", params=query)
-
-    assert answer.status_code == status
-
-
-async def test_summaries_group_and_page(wire: Wire) -> None:
-    """By UTC day, newest first, with a cursor."""
-    for day in range(3):
-        for _ in range(day + 1):
-            await wire.send(timestamp=str(NOW_S - day * DAY_S))
-    midnight = NOW_S // DAY_S * DAY_S
-    span = (midnight - 3 * DAY_S, midnight + DAY_S)
-
-    assert await wire.total(*span, value_grouping_window="day") == [2.0, 4.0, 6.0]
-    query = {"customer": "cus_one", "start_time": str(span[0]), "end_time": str(span[1])}
-    query |= {"value_grouping_window": "day", "limit": "2"}
-    path = f"/v1/billing/meters/{wire.meter}/event_summaries"
-    first = (await wire.http.get(path, params=query)).json()
-    second = (await wire.http.get(path, params={**query, "starting_after": first["data"][-1]["id"]})).json()
-    assert (first["has_more"], second["has_more"]) == (True, False)
-    assert [row["aggregated_value"] for row in first["data"] + second["data"]] == [2.0, 4.0, 6.0]
-
-
-@pytest.mark.parametrize(
-    ("formula", "window", "expected"),
-    [("sum", "", 6.0), ("count", "", 3.0), ("last", "", 3.0), ("sum", "hour", 5.0)],
-    ids=["sum", "count", "last", "sum of hourly overwrites"],
-)
-async def test_formulas(wire: Wire, formula: str, window: str, expected: float) -> None:
-    """With a time window, what was received last in an hour overwrites what came before."""
-    meter = {"display_name": "M", "event_name": "m", "default_aggregation[formula]": formula}
-    wire.meter = (
-        await wire.post("/v1/billing/meters", {**meter, **({"event_time_window": window} if window else {})})
-    ).json()["id"]
-    for value, at_s in (("1", NOW_S), ("2", NOW_S + 60), ("3", NOW_S + 120)):
-        await wire.send(event_name="m", timestamp=str(at_s), **{"payload[value]": value})
-    if window:
-        await wire.send(event_name="m", timestamp=str(NOW_S - 3_600), **{"payload[value]": "2"})
-
-    assert await wire.total() == [expected]
-
-
 async def test_injected_event_is_an_extra_one(wire: Wire) -> None:
     """What a reconciler must find: the same usage twice at Stripe."""
     await wire.send(identifier="one")
@@ -404,45 +270,6 @@ def test_form_brackets_nest() -> None:
     }
     with pytest.raises(ApiError):
         forms.parse("&".join(f"a{number}=1" for number in range(2_000)))
-
-
-def _missing_and_unknown(body: dict[str, Any], shape: type) -> tuple[set[str], set[str]]:
-    names = {**shape.__annotations__}
-    required = {name for name, hint in names.items() if "Optional" not in str(hint) and "ClassVar" not in str(hint)}
-    known = {name for name, hint in names.items() if "ClassVar" not in str(hint)}
-    return required - set(body), set(body) - known
-
-
-async def test_objects_have_the_fields_of_the_pinned_api_version(wire: Wire) -> None:
-    """stripe-python's own classes are the contract; nothing is missing and nothing is made up."""
-    customer = (await wire.post("/v1/customers", {"email": "a@b.c"})).json()
-    meter = (await wire.http.get(f"/v1/billing/meters/{wire.meter}")).json()
-    event = (await wire.send()).json()
-    query = {"customer": "cus_one", "start_time": str(NOW_S), "end_time": str(NOW_S + 60)}
-    summary = (await wire.http.get(f"/v1/billing/meters/{wire.meter}/event_summaries", params=query)).json()["data"][0]
-    billing = typing.cast("Any", stripe.billing)
-
-    for body, shape in (
-        (customer, stripe.Customer),
-        (meter, billing.Meter),
-        (event, billing.MeterEvent),
-        (summary, billing.MeterEventSummary),
-    ):
-        assert _missing_and_unknown(body, shape) == (set(), set()), body["object"]
-
-
-async def test_core_events_page_by_url(wire: Wire) -> None:
-    """The v2 API gives the next page as a path, filters included."""
-    for number in range(3):
-        await wire.send(**{"payload[stripe_customer_id]": f"cus_none_{number}"})
-        wire.clock.advance(20_000)
-        await wire.http.get("/_simulator/state")
-    query = {"limit": "2", "object_id": wire.meter, "created[gte]": "2026-11-21T00:00:00Z"}
-    first = (await wire.http.get("/v2/core/events", params=query)).json()
-    second = (await wire.http.get(first["next_page_url"])).json()
-
-    assert (len(first["data"]), len(second["data"]), second["next_page_url"]) == (2, 1, None)
-    assert len({event["id"] for event in first["data"] + second["data"]}) == 3
 
 
 def test_two_simulators_share_nothing() -> None:
