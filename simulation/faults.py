@@ -40,9 +40,11 @@ class Fault(StrEnum):
     PRODUCER_CRASH = "a producer dies before it knows the answer"
     CATALOG_CHANGED = "the catalog changes"
     BINDING_CHANGED = "an account is bound"
+    CUSTOMER_CHANGED = "an account gets another customer"
     BINDING_LATE = "a binding cuts usage that is counted already"
     PERIOD_CLOSED = "a period is closed by a record"
     DUPLICATE = "the same event again"
+    OTHER_PRODUCER = "another producer sends the same event"
     OLD_DUPLICATE = "the same event again after the dedup window"
     RETRY_OTHER_TIME = "the same event with another timestamp"
     OTHER_PERIOD = "the same event with a timestamp of another period"
@@ -62,10 +64,10 @@ class Fault(StrEnum):
 
 # What producers and operators do, and what time does; all else befalls a service or a process.
 OF_THE_TRAFFIC: Final = frozenset({
-    Fault.PRODUCER_CRASH, Fault.CATALOG_CHANGED, Fault.BINDING_CHANGED, Fault.BINDING_LATE, Fault.PERIOD_CLOSED,
-    Fault.DUPLICATE, Fault.OLD_DUPLICATE, Fault.RETRY_OTHER_TIME, Fault.OTHER_PERIOD, Fault.CONFLICT, Fault.SHARED_ID,
-    Fault.LATE, Fault.FAR_LATE, Fault.AHEAD, Fault.MALFORMED, Fault.BROKEN_RECORD, Fault.FORGED_CONTROL,
-    Fault.FOREIGN_TICK, Fault.WRONG_PARTITION, Fault.PERIOD_PASSED,
+    Fault.PRODUCER_CRASH, Fault.CATALOG_CHANGED, Fault.BINDING_CHANGED, Fault.CUSTOMER_CHANGED, Fault.BINDING_LATE,
+    Fault.PERIOD_CLOSED, Fault.DUPLICATE, Fault.OTHER_PRODUCER, Fault.OLD_DUPLICATE, Fault.RETRY_OTHER_TIME,
+    Fault.OTHER_PERIOD, Fault.CONFLICT, Fault.SHARED_ID, Fault.LATE, Fault.FAR_LATE, Fault.AHEAD, Fault.MALFORMED,
+    Fault.BROKEN_RECORD, Fault.FORGED_CONTROL, Fault.FOREIGN_TICK, Fault.WRONG_PARTITION, Fault.PERIOD_PASSED,
 })  # fmt: skip
 
 SERVICE_FAULTS: Final = {

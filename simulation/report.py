@@ -12,6 +12,7 @@ from simulation.faults import Fault
 from simulation.run import Outcome
 
 SHOWN_FAILURES_MAX: Final = 8
+SHOWN_PAIRS_MAX: Final = 10
 
 
 class Coverage:
@@ -40,12 +41,14 @@ class Coverage:
         return len(list(combinations(Fault, 2))) - len(self.pairs)
 
     def text(self) -> str:
-        """A table of the kinds, and how many pairs were met."""
+        """A table of the kinds, how many pairs were met, and the rarest ones."""
         width = max(len(kind.value) for kind in Fault)
         rows = [f"  {'what befell':<{width}}  {'times':>9}  {'in runs':>8}"]
         rows += [f"  {kind.value:<{width}}  {self.struck[kind]:>9,}  {self.kinds[kind]:>8,}" for kind in Fault]
         pairs = len(list(combinations(Fault, 2)))
         rows.append(f"  {pairs - self.missing_pairs():,} of {pairs:,} pairs of kinds were met in one and the same run")
+        rarest = sorted(combinations(sorted(Fault), 2), key=lambda pair: self.pairs[pair])[:SHOWN_PAIRS_MAX]
+        rows += [f"  met in {self.pairs[pair]:>7,} runs: {pair[0].value}; {pair[1].value}" for pair in rarest]
         return "\n".join(rows)
 
 

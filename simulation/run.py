@@ -61,6 +61,8 @@ def run(seed: int, steps: int, only: Collection[str] | None = None) -> Outcome:
         if collecting:
             gc.enable()
     events = sum(len(records) for (topic, _), records in world.log.appended.items() if topic == EVENTS_TOPIC)
+    for what in _left(world):
+        world.trace.note(what)
     return Outcome(
         seed, tuple(world.failures), tuple(world.faults.struck), world.faults.counts,
         world.trace.hexdigest(), world.trace.calls, events,
@@ -76,6 +78,21 @@ def run_all(seeds: Sequence[int], steps: int, only: Collection[str] | None, proc
     # Forked processes would take a pool's locks along.
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         yield from pool.imap(one, seeds, chunksize=SEEDS_AT_ONCE)
+
+
+def _left(world: World) -> Iterator[object]:
+    """All that a run leaves behind, the same in every process: what struck, log, stores and Stripe."""
+    yield from world.faults.struck
+    yield sorted(world.faults.counts.items())
+    for place, records in sorted(world.log.appended.items()):
+        yield from ((place, each.offset, each.timestamp_ms, each.key, each.value, each.headers) for each in records)
+    for partition, held in sorted(world.store._partitions.items()):  # noqa: SLF001  the twin's own state
+        yield partition, held.fence, sorted(held.cells.items()), sorted(held.reports.items())
+        yield sorted((key, sorted(fields.items())) for key, fields in held.totals.items())
+        yield sorted((key, sorted(members)) for key, members in held.marks.items())
+    yield sorted(world.clickhouse.events.items())
+    yield sorted(world.clickhouse.cells.items())
+    yield [(each.event, each.received_ms, each.code) for each in world.stripe.events]
 
 
 def _let_go(loop: SimulatedLoop) -> None:
@@ -132,6 +149,8 @@ async def _moving(world: World, closed_ms: int) -> str:
         drained = world.clickhouse.drained.get(partition)
         if drained is None or drained.log_time_ms < closed_ms:
             return f"the drain of partition {partition}"
+        if any(cell.bucket_ms + HOUR_MS <= closed_ms for cell in held.cells):
+            return f"cells of closed hours of partition {partition}"
         routed = await world.log.committed("tidemark-router", INBOX_TOPIC, partition) or 0
         if routed < world.log.end(INBOX_TOPIC, partition):
             return f"the router of partition {partition}"

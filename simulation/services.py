@@ -6,6 +6,7 @@ import asyncio
 import bisect
 import dataclasses
 import random
+from collections import Counter
 from typing import Any, Final
 
 from pipeline.logs.memory import MemoryLog
@@ -43,7 +44,7 @@ class WatchedLog(MemoryLog):
 
     async def read(self, topic: str, partition: int, offset: int, records_max: int = 500) -> list[Record]:
         """As the twin, over gaps."""
-        records = self._partitions[topic, partition].records
+        records = self._partition(topic, partition).records
         start = bisect.bisect_left(records, offset, key=lambda record: record.offset)
         return records[start : start + records_max]
 
@@ -82,6 +83,7 @@ class LosingStore(MemoryRollupStore):
     def __init__(self) -> None:
         super().__init__()
         self.commits = 0
+        self.slices_max: Counter[int] = Counter()
         self.before_commit: dict[int, list[asyncio.Future[Any]]] = {}
 
     async def commit(self, partition: int, believed: Any, changes: Any) -> None:
@@ -91,6 +93,8 @@ class LosingStore(MemoryRollupStore):
             if not waiting.done():
                 waiting.set_result(self.copy())
         await super().commit(partition, believed, changes)
+        slices = len({key.slice_start_ms for key in self._at(partition).marks})
+        self.slices_max[partition] = max(self.slices_max[partition], slices)
 
     def copy(self) -> dict[int, Any]:
         """The whole state as it is now."""

@@ -21,7 +21,8 @@ REPEAT_MS_MAX: Final = WINDOW_MS - 50 * MINUTE_MS
 PARTITIONS: Final = 2
 ACCOUNTS: Final = ("ada", "bob", "cyd", "dora", "eve", "fay")
 FREE: Final = "fay"
-REPEATABLE_MAX: Final = 200
+REPEATABLE_MAX: Final = 600
+LARGE_BATCHES: Final = 0.02
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 POLICY: Final[dict[str, int]] = {
@@ -31,6 +32,8 @@ POLICY: Final[dict[str, int]] = {
     "event_bytes_max": 2_048,
 }
 # A report bucket that holds several arrival hours, and an arrival hour that holds several report buckets.
+CATALOG_VERSIONS: Final = 4
+WITHOUT_A_METER: Final = 3
 REPORT_INTERVALS_MS: Final = (2 * HOUR_MS, 15 * MINUTE_MS)
 METERS: Final[list[dict[str, Any]]] = [
     {"slug": "requests", "event_type": "request", "aggregation": "count", "dimensions": {"region": "$.region"},
@@ -50,31 +53,41 @@ LATER_METER: Final[dict[str, Any]] = {
 
 
 def catalog(version: int, report_interval_ms: int) -> dict[str, Any]:
-    """The JSON form of the catalog; from version 2 on one more meter."""
+    """The catalog as JSON: version 2 has one more meter, 3 is without it, 4 has it again and a longer grace."""
     policy = {**POLICY, "report_interval_ms": report_interval_ms}
-    return {"version": version, "meters": METERS + ([LATER_METER] if version > 1 else []), "policy": policy}
+    if version == CATALOG_VERSIONS:
+        policy["grace_ms"] *= 2
+    later = [] if version in (1, WITHOUT_A_METER) else [LATER_METER]
+    return {"version": version, "meters": METERS + later, "policy": policy}
+
+
+def customers(account: str) -> tuple[str, str]:
+    """Who may pay for an account: its first customer, and the one it may get later."""
+    return f"cus_{account}", f"cus_{account}_later"
 
 
 class Sent(NamedTuple):
-    """An event as it was sent first: when, its own time, and its JSON object."""
+    """An event as it was sent first: by whom, when, its own time, and its JSON object."""
 
+    producer: str
     at_ms: int
     time_ms: int
     body: dict[str, Any]
 
 
 class Traffic:
-    """Draws events, and keeps the last ones to repeat them."""
+    """Draws one producer's events. What was sent last is repeated, also by other producers: `sent` is theirs too."""
 
-    def __init__(self, chance: random.Random, faults: Faults) -> None:
+    def __init__(self, producer: str, chance: random.Random, faults: Faults, sent: deque[Sent]) -> None:
+        self._producer = producer
         self._chance = chance
         self._faults = faults
-        self._sent: deque[Sent] = deque(maxlen=REPEATABLE_MAX)
-        self._number = 0
+        self._sent = sent
 
     def batch(self, now_ms: int) -> list[Any]:
-        """One to twelve events as JSON values; some are repeats, some broken."""
-        return [self._one(now_ms) for _ in range(self._chance.choice((1, 1, 3, 6, 12)))]
+        """One to sixty events as JSON values; some are repeats, some broken."""
+        size = 60 if self._chance.random() < LARGE_BATCHES else self._chance.choice((1, 1, 3, 6, 12))
+        return [self._one(now_ms) for _ in range(size)]
 
     def _one(self, now_ms: int) -> Any:
         draw = self._chance.random()
@@ -85,7 +98,6 @@ class Traffic:
         return self._fresh(now_ms)
 
     def _fresh(self, now_ms: int) -> dict[str, Any]:
-        self._number += 1
         # Of the run's own chance: uuid4 asks the system.
         event_id = str(uuid.UUID(int=self._chance.getrandbits(128), version=4))
         account, time_ms = self._chance.choice(ACCOUNTS), now_ms + self._drift_ms(now_ms)
@@ -97,7 +109,7 @@ class Traffic:
             "time": time_text(time_ms, self._chance.randrange(1000)),
             **self._payload(),
         }
-        self._sent.append(Sent(now_ms, time_ms, body))
+        self._sent.append(Sent(self._producer, now_ms, time_ms, body))
         return body
 
     def _payload(self) -> dict[str, Any]:
@@ -145,11 +157,11 @@ class Traffic:
         old = [sent for sent in self._sent if max(sent.at_ms, sent.time_ms) < old_ms]
         if old and self._chance.random() < 0.2:
             self._faults.note(Fault.OLD_DUPLICATE)
-            return self._chance.choice(old).body
+            return self._again(self._chance.choice(old)).body
         within = [sent for sent in self._sent if now_ms - sent.at_ms < REPEAT_MS_MAX]
         if not within:
             return None
-        sent, draw = self._chance.choice(within), self._chance.random()
+        sent, draw = self._again(self._chance.choice(within)), self._chance.random()
         if draw < 0.5:
             self._faults.note(Fault.DUPLICATE)
             return sent.body
@@ -166,6 +178,12 @@ class Traffic:
         self._faults.note(Fault.SHARED_ID)
         other = self._chance.choice([account for account in ACCOUNTS if account != sent.body["subject"]])
         return {**sent.body, "subject": other}
+
+    def _again(self, sent: Sent) -> Sent:
+        """What was sent before, and may still be on its way by another producer: which comes first is open."""
+        if sent.producer != self._producer:
+            self._faults.note(Fault.OTHER_PRODUCER)
+        return sent
 
     def _malformed(self, now_ms: int) -> Any:
         self._faults.note(Fault.MALFORMED)

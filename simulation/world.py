@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import traceback
+from collections import deque
 from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
@@ -22,16 +23,31 @@ from simulation.loop import SimulatedClock, SimulatedLoop
 from simulation.processes import Killed, Process, Trace
 from simulation.roles import SECRET, Slot, run_role
 from simulation.services import LosingStore, StripeFaults, WatchedLog
-from simulation.traffic import ACCOUNTS, FREE, ORIGIN_MS, PARTITIONS, REPORT_INTERVALS_MS, Traffic, catalog, encoded
+from simulation.traffic import (
+    ACCOUNTS,
+    CATALOG_VERSIONS,
+    FREE,
+    ORIGIN_MS,
+    PARTITIONS,
+    REPEATABLE_MAX,
+    REPORT_INTERVALS_MS,
+    Sent,
+    Traffic,
+    catalog,
+    customers,
+    encoded,
+)
 from sinks.clickhouse.memory import MemoryClickHouse
 from sinks.stripe.memory import MemoryStripe
 
-RETENTION_MS: Final = 3 * HOUR_MS
+# Longer than any reader is ever behind, however often it dies: what is gone then is an operator's affair.
+RETENTION_MS: Final = 4 * HOUR_MS
 SPAN_S: Final = 6 * 3600.0
 SKEW_MS_MAX: Final = 2 * MINUTE_MS
 RESTART_S_MAX: Final = 30.0
 OUTAGE_S_MAX: Final = 1_500.0
 SECOND_S: Final = 1.0
+BROKEN_RECORDS: Final = (b"{", b"\xff\xfe", b"[1,", b"", b"[]")
 FAILOVER_S_MAX: Final = 1_800.0
 
 
@@ -64,6 +80,7 @@ class World:
         self.catalog_version = 0
         self.failures: list[Failure] = []
         self.acknowledged: list[bytes] = []
+        self._sent: deque[Sent] = deque(maxlen=REPEATABLE_MAX)
         self.forged: set[bytes] = set()
         self.foreign: set[bytes] = set()
         self._skews: dict[str, int] = {}
@@ -105,7 +122,8 @@ class World:
         await append_everywhere(self.log, SECRET, self.genesis)
         await self.change_catalog()
         for account in ACCOUNTS:
-            self.stripe.add_customer(f"cus_{account}")
+            for customer in customers(account):
+                self.stripe.add_customer(customer)
         for account in ACCOUNTS[:2]:
             await self.bind(account, anchor_ms=0)
         for slot in self.slots:
@@ -122,7 +140,7 @@ class World:
         made = {
             "effective_from_ms": ORIGIN_MS - 40 * DAY_MS,
             "billing": Billing.FREE if account == FREE else Billing.MAPPED,
-            "stripe_customer": "" if account == FREE else f"cus_{account}",
+            "stripe_customer": "" if account == FREE else customers(account)[0],
             **fields,
         }
         await self.control(account, AccountRecord(account=account, binding=Binding.model_validate(made)))
@@ -226,7 +244,7 @@ class World:
     async def _produce(self, name: str, steps: int) -> None:
         """A producer: the application's SDK or the gateway (keyed, batched), or a foreign one to the inbox."""
         chance = self.chance(name)
-        traffic = Traffic(chance, self.faults)
+        traffic = Traffic(name, chance, self.faults, self._sent)
         skew_ms = chance.randrange(-SKEW_MS_MAX, SKEW_MS_MAX) if self.rates.skews else 0
         for step in range(steps):
             await asyncio.sleep(chance.expovariate(steps / SPAN_S))
@@ -239,7 +257,7 @@ class World:
         draw = chance.random()
         if draw < 0.02:
             self.faults.note(Fault.BROKEN_RECORD)
-            return [(EVENTS_TOPIC, chance.randrange(PARTITIONS), chance.choice((b"{", b"\xff\xfe", b"[1,", b"")))]
+            return [(EVENTS_TOPIC, chance.randrange(PARTITIONS), chance.choice(BROKEN_RECORDS))]
         if draw < 0.05:
             self.faults.note(Fault.WRONG_PARTITION)
             return [(EVENTS_TOPIC, chance.randrange(PARTITIONS), encoded(events))]
@@ -274,11 +292,19 @@ class World:
             if draw < 0.45 and self.faults.strike(Fault.BINDING_CHANGED, f"{now_ms}"):
                 interval = chance.choice((Interval.DAY, Interval.MONTH, Interval.WEEK))
                 anchor_ms = ORIGIN_MS // MINUTE_MS * MINUTE_MS + chance.randrange(0, 600) * MINUTE_MS
-                await self.bind(account, interval=interval, anchor_ms=anchor_ms, **self._effective(chance, now_ms))
+                fields = {"interval": interval, "anchor_ms": anchor_ms, **self._effective(chance, now_ms)}
+                later = chance.random() < 0.3
+                if later and account != FREE and self.faults.strike(Fault.CUSTOMER_CHANGED, f"{now_ms}"):
+                    fields["stripe_customer"] = customers(account)[1]
+                await self.bind(account, **fields)
             elif draw < 0.6 and self.faults.strike(Fault.PERIOD_CLOSED, f"{now_ms}"):
                 instant_ms = now_ms - chance.choice((0, 0, 1)) * DAY_MS
                 await self.control(account, CloseRecord(account=account, instant_ms=instant_ms))
-            elif draw < 0.75 and self.catalog_version < 2 and self.faults.strike(Fault.CATALOG_CHANGED, f"{now_ms}"):
+            elif (
+                draw < 0.75
+                and self.catalog_version < CATALOG_VERSIONS
+                and self.faults.strike(Fault.CATALOG_CHANGED, f"{now_ms}")
+            ):
                 await self.change_catalog()
             elif draw < 0.85 and self.faults.strike(Fault.FORGED_CONTROL, f"{now_ms}"):
                 await self._forge(chance, b"forged by nobody with the secret", self.genesis)
@@ -318,7 +344,7 @@ class World:
         for number in range(self.rates.lost_seconds):
             state = await self._state_before_commit(chance.randrange(1, 2 * self.steps + 2))
             await asyncio.sleep(chance.uniform(0, SECOND_S))
-            if self.faults.strike(Fault.REDIS_LOST_SECOND, f"{number}"):
+            if _is_whole(state) and self.faults.strike(Fault.REDIS_LOST_SECOND, f"{number}"):
                 self._restore(state)
 
     async def _fail_over(self) -> None:
@@ -328,7 +354,7 @@ class World:
         chance = self.chance("fail over")
         state = await self._state_before_commit(chance.randrange(1, 2 * self.steps + 2))
         await asyncio.sleep(chance.uniform(1, FAILOVER_S_MAX))
-        if self.faults.strike(Fault.REDIS_FAILED_OVER, ""):
+        if _is_whole(state) and self.faults.strike(Fault.REDIS_FAILED_OVER, ""):
             self._restore(state)
 
     async def _state_before_commit(self, number: int) -> dict[int, Any]:
@@ -338,8 +364,7 @@ class World:
 
     def _restore(self, state: dict[int, Any]) -> None:
         self.trace.note("redis goes back")
-        if all(partition in state and state[partition].fence for partition in range(PARTITIONS)):
-            self.store.restore(state)
+        self.store.restore(state)
 
     async def _emptied(self) -> None:
         """Redis loses everything; only where the log reaches back to its start is there a way on."""
@@ -349,6 +374,11 @@ class World:
         if self.faults.strike(Fault.REDIS_EMPTIED, ""):
             self.trace.note("redis emptied")
             self.store.empty()
+
+
+def _is_whole(state: dict[int, Any]) -> bool:
+    """Whether every partition had begun: a store without a fence is an emptied one."""
+    return all(partition in state and state[partition].fence for partition in range(PARTITIONS))
 
 
 def _account(event: Any) -> str:

@@ -26,7 +26,9 @@ def rebuild() -> None:
 
 
 @rebuild.command("redis")
-@click.option("--from", "source", type=click.Choice(["log", "checkpoint"]), default="log", show_default=True)
+@click.option(
+    "--from", "source", type=click.Choice(["log", "checkpoint", "clickhouse"]), default="log", show_default=True
+)
 @_YES
 @_ABANDON
 @_RECONCILE
@@ -34,14 +36,16 @@ def rebuild_redis(source: str, yes: bool, abandon: bool, reconcile_after: bool) 
     """Fold the log into new keys and swap them in, one partition after the other.
 
     From the log's start; where that is gone, or with `--from checkpoint`, from the newest checkpoint in ClickHouse that
-    the log still reaches. Needs room in Redis for one partition more. Workers go on; each is fenced once and
-    starts again. Cut short, the same command goes on where it was. Exits as `reconcile` does.
+    the log still reaches (`--from clickhouse` means the same here). Needs room in Redis for one partition more. Workers
+    go on; each is fenced once and starts again. Cut short, the same command goes on where it was. Exits as `reconcile`
+    does.
     """
     from pipeline.rebuild.command import abandon_live_view, rebuild_live_view
 
     if abandon:
         click.echo(run(abandon_live_view(settings())))
         return
+    source = "checkpoint" if source == "clickhouse" else source
     question = f"Build the live view again from the {source} and replace the one in Redis?"
     _rebuild(
         question, yes, reconcile_after, lambda chosen, progress: rebuild_live_view(chosen, source, progress)

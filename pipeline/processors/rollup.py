@@ -98,14 +98,14 @@ class RollupProcessor:
                 "deployment was made with, or duplicates would be counted"
             )
         bounds = await self._log.bounds(EVENTS_TOPIC, partition)
-        if bounds.first == 0:
-            genesis = await find_genesis(self._log, self._secret, partition, fence.log_id)
-            if genesis is None or genesis.log_id != fence.log_id:
-                raise OperatorNeeded(
-                    f"partition {partition}: the store belongs to log {fence.log_id}, this log is "
-                    f"{genesis.log_id if genesis else 'without genesis'}. Point TIDEMARK_REDIS_URL or "
-                    "TIDEMARK_LOG_URL at the pair that belongs together."
-                )
+        genesis = await find_genesis(self._log, self._secret, partition, fence.log_id)
+        # Where retention has taken the log's start, the ticks behind it name the log; there may be none just now.
+        if (genesis is None and bounds.first == 0) or (genesis is not None and genesis.log_id != fence.log_id):
+            raise OperatorNeeded(
+                f"partition {partition}: the store belongs to log {fence.log_id}, this log is "
+                f"{genesis.log_id if genesis else 'without genesis'}. Point TIDEMARK_REDIS_URL or "
+                "TIDEMARK_LOG_URL at the pair that belongs together."
+            )
         await check_position(self._log, EVENTS_TOPIC, partition, fence.next_offset, REMEDY)
         self._fences[partition] = fence
         self._caches[partition] = StateCache(self._settings.cache_entries_max)

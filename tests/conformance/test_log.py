@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,8 +15,9 @@ from pipeline.logs.memory import MemoryLog
 from pipeline.logs.open import open_log
 from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.log import Log, TopicSpec
+from simulation.services import WatchedLog
 
-DRIVERS = ("memory", "embedded", "kafka")
+DRIVERS = ("memory", "simulated", "embedded", "kafka")
 START_MS = 1_760_000_000_000
 DAY_MS = 86_400_000
 
@@ -33,6 +35,13 @@ class SteppedClock:
         self.ms += int(duration_s * 1000)
 
 
+class WithoutGaps(random.Random):
+    """Offsets follow each other, as the other drivers' do where nothing is compacted."""
+
+    def random(self) -> float:
+        return 1.0
+
+
 @pytest.fixture
 def clock() -> SteppedClock:
     return SteppedClock()
@@ -43,6 +52,8 @@ async def log(request: pytest.FixtureRequest, tmp_path: Path, clock: SteppedCloc
     driver: Log
     if request.param == "memory":
         driver = MemoryLog(clock)
+    elif request.param == "simulated":
+        driver = WatchedLog(clock, WithoutGaps())
     elif request.param == "embedded":
         driver = SqliteLog(tmp_path / "log.db", clock)
     else:

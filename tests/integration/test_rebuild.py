@@ -24,6 +24,7 @@ from tests.integration.exactness import check_exact, redis_counters, redis_total
 from tests.traffic.generate import SECOND_US, Rates, TrafficRecord, records
 
 BACKLOG_RECORDS_MAX = 30
+GENTLE_RECORDS_MAX = 2
 RATES = Rates(duplicate=0.05, conflict=0.02, malformed=0.03, late=0.05)
 KILLS = 3
 COMMAND_S = 100
@@ -192,9 +193,12 @@ async def test_tables_are_rebuilt_under_load_through_kills_and_every_view_is_exa
             return await staging.building(tables) is not None
 
         if view == "archive":
-            # The ticks go on; a log that grows faster than it is archived twice would keep the command busy.
+            # From here on a gentle stream: a log that grows faster than it is archived twice keeps the command busy.
             stop.set()
             await feeding
+            stop = asyncio.Event()
+            gentle = traffic(deployment, 100_000, seed=6)
+            feeding = asyncio.create_task(deployment.feed(gentle, stop, GENTLE_RECORDS_MAX))
         command = Command(deployment, "--no-reconcile", "--from", source, view=view)
         await deployment.until(begun, f"{view} to be built")
         command.kill()
@@ -203,6 +207,9 @@ async def test_tables_are_rebuilt_under_load_through_kills_and_every_view_is_exa
         assert "swapped in" in output
         assert not await begun()
 
+    assert not feeding.done(), "the traffic ended before the last table was exchanged"
+    stop.set()
+    await feeding
     await clickhouse.close()
     await deployment.at_rest()
     await deployment.stop_roles()
@@ -235,7 +242,7 @@ async def test_redis_is_rebuilt_from_a_checkpoint_to_the_same_counts(deployment:
     server = Server(deployment.settings.redis_url)
     server.run([("FLUSHALL",)])
     server.close()
-    code, output = await Command(deployment, "--from", "checkpoint").end()
+    code, output = await Command(deployment, "--from", "clickhouse").end()
 
     assert code == 0, output
     assert await redis_totals(deployment) == totals

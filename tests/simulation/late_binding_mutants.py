@@ -31,6 +31,10 @@ async def _yes(*_arguments: Any) -> bool:
     return True
 
 
+async def _no(*_arguments: Any) -> bool:
+    return False
+
+
 def _answers_at_once(original: Method) -> Method:
     async def recut(self: Recutter, partition: int) -> int:
         anything = 1 << 60
@@ -70,4 +74,5 @@ LATE_BINDINGS: Final = (
         lambda _made: lambda *_arguments: False,
     ),
     Mutant("late binding: answered before the archive has passed, unseen", Recutter, "recut", _answers_at_once),
+    Mutant("late binding: always declined", Recutter, "_is_counted", lambda _made: _no),
 )  # fmt: skip

@@ -19,12 +19,12 @@ from schemas.rollup import Fence
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from tests.integration.deployment import EXIT_OPERATOR, Role
-from tests.torture.clickhouse import DROPPED, REFUSED, LocalClickHouse
+from tests.torture.clickhouse import DROPPED, LINES, REFUSED, LocalClickHouse
 from tests.torture.compare import Compared, compare, reconciled
 from tests.torture.deployment import PARTITIONS, REBUILD_S, REPORT_INTERVAL_MS, Tortured
 from tests.torture.hours import pass_an_hour
 from tests.torture.load import Load
-from tests.torture.plan import Action, Strike
+from tests.torture.plan import Action, Strike, spared
 from tests.torture.stripe import LocalStripe
 from tests.torture.valkey_files import Copies, truncate
 
@@ -366,4 +366,6 @@ async def run(folder: Path, seed: int, actions: list[Action], say: Say) -> tuple
         results += verdict.pairs
         wrong = [*load.wrong] if verdict.text == "equal" else [*load.wrong, f"the verdict is {verdict.text}"]
         results.append(Compared("what the producers and the reconciler said", 1 + len(load.wrong), len(wrong), wrong))
+        missed = spared(actions, torture.kills.total(), services.clickhouse.faults()[LINES[DROPPED]], happened)
+        results.append(Compared("what the plan was to show, and did", 3, len(missed), missed))
         return results, torture

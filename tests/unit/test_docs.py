@@ -16,6 +16,7 @@ from pipeline.settings import Settings
 from schemas.reasons import Reason
 from simulation.faults import OF_THE_TRAFFIC, Fault
 from tests.documents import DOCS, OTHER_VARIABLES, PAGES, REDRIVE, ROOT, error_classes
+from tests.simulation.mutants import MUTANTS
 
 PACKAGES = (
     "aggregators",
@@ -210,11 +211,18 @@ def test_every_test_that_a_guarantee_names_exists() -> None:
     promised = [line for line in text.splitlines() if line.startswith(("| **", "- **"))]
     assert len(promised) > 15
     for line in promised:
-        named = re.findall(r"`(tests/[a-z_/]+\.py)(?:::(\w+))?`", line)
+        named = re.findall(r"`(tests/[a-z_/]+\.py)::(\w+)`", line)
         assert named, line
         for path, name in named:
-            source = (ROOT / path).read_text()
-            assert not name or f"def {name}(" in source, f"{path}::{name}"
+            assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
+
+
+def test_the_table_of_mutants_names_those_that_there_are() -> None:
+    """A defect without its number of runs was never shown to be caught."""
+    text = (ROOT / "tests/simulation/README.md").read_text().partition("| Defect | Runs to catch |")[2]
+    rows = re.findall(r"^\| (.+) \| (\d+) \| [^|]+ \|$", text.partition("\n\n")[0], re.M)
+
+    assert [name for name, _ in rows] == [mutant.name for mutant in MUTANTS]
 
 
 def test_every_fault_of_the_simulation_is_shown_once_on_the_real_service() -> None:

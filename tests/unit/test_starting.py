@@ -58,6 +58,23 @@ async def test_somebody_elses_record_at_the_logs_start_keeps_nobody_from_startin
         assert await ArchiveProcessor(world.log, clickhouse, SECRET).start_offset(partition) == end
 
 
+@pytest.mark.parametrize("start_is_there", [True, False], ids=["from its start on", "its start is gone"])
+async def test_a_store_of_another_deployment_is_refused_whatever_is_left_of_the_log(*, start_is_there: bool) -> None:
+    """One secret and an offset that fits are not enough: what was counted there would be counted on here."""
+    theirs, ours = World(START_MS), World(START_MS)
+    for world in (theirs, ours):
+        await world.start(CATALOG)
+        await world.fold_all()
+    if not start_is_there:
+        await forgotten_start(ours, SECRET, ours.log_id)
+    ours.store = theirs.store
+
+    for partition in range(ours.partitions):
+        said = f"the store belongs to log {theirs.log_id}, this log is {ours.log_id}"
+        with pytest.raises(OperatorNeeded, match=said):
+            await ours.rollup().start_offset(partition)
+
+
 async def test_a_log_that_another_secret_signed_throughout_is_refused() -> None:
     """Or a wrong secret would quarantine everything."""
     world = World(START_MS)

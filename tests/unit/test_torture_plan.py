@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.torture.compare import compared
-from tests.torture.plan import DAMAGES, KILLS, OTHERS, Strike, draw, kills_of
+from tests.torture.plan import DAMAGES, KILLS, OTHERS, STRIPE_FAULTS, Strike, draw, kills_of, spared
 from tests.torture.valkey_files import FILES, Copies, truncate
 
 SEEDS = range(30)
@@ -44,6 +44,23 @@ def test_every_plan_strikes_every_kind_often_enough(seed: int) -> None:
     assert kills.total() >= 50
     assert all(kills[kind] >= least for kind, least in KILLS.items())
     assert {strike: sum(action.strike is strike for action in plan) for strike in OTHERS} == dict(OTHERS)
+    assert {action.target for action in plan if action.strike is Strike.STRIPE} == set(STRIPE_FAULTS)
+
+
+@pytest.mark.parametrize(
+    ("kills", "dropped", "stripe", "missed"),
+    [
+        pytest.param(50, 1, {"server_error_after_commit": 1}, 0, id="all of it happened"),
+        pytest.param(49, 1, {"server_error_after_commit": 1}, 1, id="a kill is missing"),
+        pytest.param(50, 0, {"connection_dropped_after_commit": 4}, 1, id="no dropped answer of ClickHouse"),
+        pytest.param(50, 1, {"conflict": 9}, 1, id="no lost answer of Stripe"),
+        pytest.param(0, 0, {}, 3, id="nothing happened"),
+    ],
+)
+def test_a_run_that_was_spared_something_is_told(kills: int, dropped: int, stripe: dict[str, int], missed: int) -> None:
+    """A run without faults is exact, and shows nothing."""
+    assert len(spared(draw(3), kills, dropped, stripe)) == missed
+    assert spared([], 0, 0, {}) == []
 
 
 @pytest.mark.parametrize("seed", SEEDS)
