@@ -15,8 +15,10 @@ BINDINGS_MAX: Final = 99
 # So many bindings of an account may wait for its re-cut; with one more, the re-cut is given up.
 LATER_MAX: Final = 100
 # So long, in log time, an account's events may wait for its usage to be counted again; then it is begun anew. It takes
-# seconds, unless the archive has just gone away.
+# seconds, unless the archive has just gone away. One that is slower is given twice as long the next time, up to eight
+# times as long: with one span for ever it might never end.
 RECUT_MS_MAX: Final = 10 * MINUTE_MS
+RECUT_DOUBLINGS_MAX: Final = 3
 
 
 def is_waiting(state: AccountState, log_time_ms: int) -> bool:
@@ -73,8 +75,9 @@ def _begun(state: AccountState, pending: PendingCut, position: int, policy: Poli
     late = _late(state, _asked(pending), position, policy, log_time_ms)
     if late is None:
         return _beyond(state, (_asked(pending), *pending.later), policy, log_time_ms)
-    begun = late.model_copy(update={"until_ms": log_time_ms + RECUT_MS_MAX, "later": pending.later})
-    return _with(state, pending=begun)
+    waits_ms = RECUT_MS_MAX << min(pending.begun, RECUT_DOUBLINGS_MAX)
+    fields = {"until_ms": log_time_ms + waits_ms, "begun": pending.begun + 1, "later": pending.later}
+    return _with(state, pending=late.model_copy(update=fields))
 
 
 def is_replaced(state: AccountState, period_start_ms: int, bucket_start_ms: int) -> bool:

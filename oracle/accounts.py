@@ -33,6 +33,7 @@ class _Late(NamedTuple):
     fields: Fields
     later: list[Fields]
     until_ms: int = -1
+    times: int = 0
 
 
 class Accounts:
@@ -103,7 +104,9 @@ class Accounts:
         if effective_ms is None:
             self._give_up(account, log_ms, policy)
         else:
-            self._late[account] = _Late(offset, effective_ms, late.fields, late.later, log_ms + RECUT_MS_MAX)
+            times = late.times + 1
+            until_ms = log_ms + RECUT_MS_MAX * (1, 2, 4, 8)[min(times, 4) - 1]
+            self._late[account] = _Late(offset, effective_ms, late.fields, late.later, until_ms, times)
 
     def answer(self, account: str, offset: int, *, declined: bool, log_ms: int, policy: Policy) -> bool:
         """The answer to the record at an offset: whether all usage is to be counted again by now."""

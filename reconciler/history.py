@@ -20,6 +20,7 @@ POSITION_MAX: Final = (1 << 56) - 1
 BINDINGS_MAX: Final = 100
 WAITING_MAX: Final = 100
 RECUT_MS_MAX: Final = 10 * MINUTE_MS
+RECUT_DOUBLINGS_MAX: Final = 3
 
 
 class Reported(NamedTuple):
@@ -39,6 +40,7 @@ class LateBinding:
     effective_ms: int
     binding: Binding
     until_ms: int = 0
+    begun: int = 0
     later: list[Binding] = field(default_factory=list)
 
 
@@ -234,7 +236,8 @@ class _Building:
             if begun is None:
                 self._give_up(account, waiting, row)
             else:
-                begun.until_ms, begun.later = row.log_time_ms + RECUT_MS_MAX, waiting.later
+                begun.begun, begun.later = waiting.begun + 1, waiting.later
+                begun.until_ms = row.log_time_ms + RECUT_MS_MAX * 2 ** min(waiting.begun, RECUT_DOUBLINGS_MAX)
                 account.waiting = begun
         elif in_time and record.declined:
             self._give_up(account, waiting, row)

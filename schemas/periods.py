@@ -83,9 +83,9 @@ class PendingCut(BaseModel):
 
     `position` is that of its record, or of the one that began the re-cut: events before that are counted again, and
     those after it wait, as long as log time is before `until_ms`. Without `until_ms` nothing was begun and nothing
-    waits. `from_ms` is where the first period begins that may change. `binding` takes effect at its
-    `effective_from_ms`; `requested_ms` is what was asked for. `later` are the bindings that came meanwhile: they take
-    effect after it.
+    waits. `begun` counts the beginnings. `from_ms` is where the first period begins that may change. `binding` takes
+    effect at its `effective_from_ms`; `requested_ms` is what was asked for. `later` are the bindings that came
+    meanwhile: they take effect after it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,6 +95,7 @@ class PendingCut(BaseModel):
     requested_ms: int
     binding: Binding
     until_ms: int | None = None
+    begun: int = 0
     later: tuple[Binding, ...] = ()
 
 

@@ -158,15 +158,24 @@ async def _moving(world: World, closed_ms: int) -> str:
     return f"{pending} intents" if pending else ""
 
 
-def shrunk(seed: int, steps: int, outcome: Outcome, still_fails: Callable[[Outcome], bool] | None = None) -> list[str]:
-    """A smaller set of faults that still makes the run fail, by leaving out halves, quarters, … (ddmin, Zeller)."""
+def shrunk(
+    seed: int,
+    steps: int,
+    outcome: Outcome,
+    still_fails: Callable[[Outcome], bool] | None = None,
+    runs_max: int = SHRINK_RUNS_MAX,
+) -> list[str]:
+    """A smaller set of faults that still makes the run fail, by leaving out halves, quarters, … (ddmin, Zeller), in
+    `runs_max` runs at most."""
     fails = still_fails or (lambda found: bool(found.failures))
     kept, parts, runs = list(dict.fromkeys(outcome.struck)), 2, 0
-    while len(kept) >= 1 and runs < SHRINK_RUNS_MAX:
+    while len(kept) >= 1 and runs < runs_max:
         size = max(1, len(kept) // parts)
         for start in range(0, len(kept), size):
             fewer = kept[:start] + kept[start + size :]
             runs += 1
+            if runs > runs_max:
+                break
             if fails(run(seed, steps, fewer)):
                 kept, parts = fewer, max(2, parts - 1)
                 break

@@ -20,13 +20,19 @@ from simulation.run import run, shrunk
 
 ROOT: Final = Path(__file__).parents[2]
 SEEDS_PER_TEST: Final = 12
+SHRINK_RUNS_MAX: Final = 15
 DIGESTS: Final = "from simulation.run import run; print([run(seed, 20).digest for seed in (1, 2, 3)])"
 
 
 def assert_holds(seed: int) -> None:
     outcome = run(seed, STEPS)
-    command = f"tidemark simulate --seed {seed} --steps {STEPS}"
-    assert not outcome.failures, f"{failure_text(outcome)}\nReplay it with: {command}"
+    if outcome.failures:
+        # A few looks only, so that the test ends in its time; the command looks for longer.
+        kept = shrunk(seed, STEPS, outcome, runs_max=SHRINK_RUNS_MAX)
+        pytest.fail(
+            f"{failure_text(outcome)}\nThe same with {len(kept)} of {len(outcome.struck)} faults: "
+            f"{replay_command(seed, STEPS, kept)}\nAll of it: tidemark simulate --seed {seed} --steps {STEPS}"
+        )
 
 
 @pytest.mark.parametrize("first", range(0, 96, SEEDS_PER_TEST))
@@ -88,6 +94,18 @@ def test_a_failing_run_names_its_seed_and_fewer_faults_that_still_fail() -> None
     assert len(kept) <= len(failing.struck)
     assert run(failing.seed, 12, kept).failures
     assert f"--seed {failing.seed}" in replay_command(failing.seed, 12, kept)
+
+
+@pytest.mark.usefixtures("stale_cache")
+def test_a_failing_test_says_the_seed_the_command_and_fewer_faults() -> None:
+    """Whoever reads a log of CI has nothing else."""
+    seed = next(seed for seed in range(20) if run(seed, STEPS).failures)
+
+    with pytest.raises(pytest.fail.Exception) as failure:
+        assert_holds(seed)
+
+    assert f"tidemark simulate --seed {seed} --steps {STEPS}" in str(failure.value)
+    assert "The same with" in str(failure.value)
 
 
 @pytest.mark.usefixtures("stale_cache")

@@ -135,6 +135,21 @@ def test_periods_are_the_bindings_once_it_was_answered() -> None:
     assert period_at(after, NOW_MS) == Period(NEW.effective_from_ms, NEW.effective_from_ms + 30 * DAY_MS)
 
 
+def test_a_re_cut_that_does_not_end_in_time_is_given_twice_as_long() -> None:
+    """With ten minutes for ever, an archive that takes eleven would hold the account up for ever."""
+    state, log_time_ms, spans = bound(AccountState(), NEW, 1, POLICY, NOW_MS), NOW_MS, []
+    for number in range(2, 8):
+        assert state.pending is not None
+        begins = RecutRecord(account=EVE, position=state.pending.position, begins=True)
+        state = recut(state, begins, number, POLICY, log_time_ms)
+        assert state.pending is not None
+        assert state.pending.until_ms is not None
+        spans.append((state.pending.until_ms - log_time_ms) // MINUTE_MS)
+        log_time_ms = state.pending.until_ms
+
+    assert spans == [10, 20, 40, 80, 80, 80]
+
+
 def test_period_that_closes_before_the_re_cut_is_begun_is_not_cut() -> None:
     """Nothing is left to cut: the binding takes effect beyond, and nothing waits."""
     asked = bound(AccountState(), monthly(NOW_MS, 5 * DAY_MS), 7, POLICY, NOW_MS + DAY_MS)
