@@ -37,9 +37,11 @@ class _Late(NamedTuple):
 
 
 class Accounts:
-    """The accounts of a log. `serial` is how many events of the account were counted so far."""
+    """The accounts of a log. `serial` is how many events of the account were counted so far. `declined` are those whose
+    late binding was answered with a no."""
 
     def __init__(self) -> None:
+        self.declined: list[str] = []
         self._bindings: dict[str, list[Binding]] = defaultdict(list)
         self._named: set[str] = set()
         self._closed: dict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -114,6 +116,7 @@ class Accounts:
         if late is None or late.offset != offset or not self.is_waiting(account, log_ms):
             return False
         if declined:
+            self.declined.append(account)
             self._give_up(account, log_ms, policy)
             return False
         del self._late[account]
