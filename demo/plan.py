@@ -18,12 +18,16 @@ LATE_FROM_MS: Final = MONTH_END_MS + 65 * MINUTE_MS
 # As in the demo's catalog; a whole number of hours, so that arrival hours close with the report buckets.
 REPORT_INTERVAL_MS: Final = 2 * HOUR_MS
 
-# One machine does what several would: few large inserts leave it time for the traffic.
+# One machine does what several would: few partitions and large inserts leave it time for the traffic.
 ENVIRONMENT: Final = {
+    "TIDEMARK_PARTITIONS": "2",
     "TIDEMARK_TICK_INTERVAL_S": "1",
     "TIDEMARK_DRAIN_INTERVAL_S": "2",
-    "TIDEMARK_ARCHIVE_LINGER_S": "2",
+    "TIDEMARK_ARCHIVE_LINGER_S": "3",
 }
+# Ten seconds for the archive to come up to a fence: it collects for three of them.
+ARCHIVE_WAIT_S: Final = 10.0 * FACTOR
+
 ACCOUNTS: Final = tuple(f"acct_{number:04d}" for number in range(220))
 # What each customer uses of the application, by account number modulo three.
 FEATURES: Final = (("api", "completions", "page"), ("api", "login", "storage"), ("api", "completions", "seats"))

@@ -277,7 +277,9 @@ class Demo:
         story.mismatches = await mismatches(self.settings, self.dev.stripe_url, self.dev.catalog(), expected)
 
     async def _reconcile(self) -> Report:
-        return await reconcile_deployment(self.settings, None, None, stripe_reads_max=10_000)
+        return await reconcile_deployment(
+            self.settings, None, None, stripe_reads_max=10_000, archive_wait_s=plan.ARCHIVE_WAIT_S
+        )
 
     async def _break_it(self) -> None:
         """Two faults on purpose; the reconciler must name both."""

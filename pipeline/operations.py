@@ -193,7 +193,12 @@ async def redrive(settings: Settings, entries: Sequence[QuarantineEntry]) -> int
 
 
 async def reconcile_deployment(
-    settings: Settings, from_ms: int | None, to_ms: int | None, *, stripe_reads_max: int
+    settings: Settings,
+    from_ms: int | None,
+    to_ms: int | None,
+    *,
+    stripe_reads_max: int,
+    archive_wait_s: float = ReconcilePolicy().archive_wait_s,
 ) -> Report:
     """Reconcile the deployment of these settings; opens and closes what it reads."""
     store = open_rollup_store(settings)
@@ -209,7 +214,7 @@ async def reconcile_deployment(
                 stripe=meters,
                 rejections=meters,
             )
-            policy = ReconcilePolicy(stripe_reads_max=stripe_reads_max)
+            policy = ReconcilePolicy(stripe_reads_max=stripe_reads_max, archive_wait_s=archive_wait_s)
             return await reconcile(views, base.clock, from_ms=from_ms, to_ms=to_ms, policy=policy)
     finally:
         await clickhouse.close()

@@ -18,7 +18,7 @@ from schemas.reports import StripeMeters
 from schemas.rollup import Fence, RollupStore
 from schemas.sink import StripeRejections
 
-ARCHIVE_POLL_S: Final = 0.25
+ARCHIVE_POLLS: Final = 40
 
 T = TypeVar("T")
 
@@ -101,10 +101,10 @@ class Snapshots:
 
     async def _wait(self, partition: int, fence: Fence) -> ArchivePosition | None:
         found = await self.archived(partition, fence)
-        for _ in range(int(self._archive_wait_s / ARCHIVE_POLL_S)):
+        for _ in range(ARCHIVE_POLLS):
             if found is not None and found.next_offset >= fence.next_offset:
                 break
-            await self._clock.sleep(ARCHIVE_POLL_S)
+            await self._clock.sleep(self._archive_wait_s / ARCHIVE_POLLS)
             found = await self.archived(partition, fence)
         return found
 
