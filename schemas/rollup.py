@@ -317,8 +317,8 @@ class RollupStore(Protocol):
 
     async def recutting(self, partition: int, count_max: int) -> tuple[Fence | None, dict[str, AccountState]]:
         """The fence and the states of up to `count_max` accounts that wait for a re-cut, in one transaction: first
-        those for which it was begun, then by their names' bytes. None only where none waits. Raises `Transient` where
-        every one looked at is answered meanwhile, again and again."""
+        those for which it was begun, then by their names' bytes. Empty only where nobody waits. Raises `Transient`
+        where every one looked at is answered meanwhile, again and again."""
         ...
 
     async def recutting_among(self, partition: int, accounts: Sequence[str]) -> dict[str, AccountState]:

@@ -1,9 +1,15 @@
-"""What a deliberate defect is."""
+"""What a deliberate defect is, and how many runs it takes to catch one."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+from unittest.mock import patch
+
+from simulation.run import Outcome, run
+
+STEPS: Final = 40
+RUNS_MAX: Final = 40
 
 Method = Callable[..., Awaitable[Any]]
 
@@ -15,3 +21,22 @@ class Mutant(NamedTuple):
     target: Any
     attribute: str
     made: Callable[[Any], Any]
+
+
+def runs_to_catch(mutant: Mutant, runs_max: int = RUNS_MAX) -> tuple[int, Outcome | None]:
+    """How many seeds, from 1 on, until a run fails under the defect; None where none of `runs_max` does."""
+    replaced = mutant.made(vars(mutant.target)[mutant.attribute])
+    with patch.object(mutant.target, mutant.attribute, replaced):
+        for number in range(1, runs_max + 1):
+            outcome = run(number, STEPS)
+            if any(_is_its_own(each.what) for each in outcome.failures):
+                raise AssertionError(f"{mutant.name}: the defect itself broke, and proves nothing: {outcome.failures}")
+            if outcome.failures:
+                return number, outcome
+    return runs_max, None
+
+
+def _is_its_own(what: str) -> bool:
+    """Whether a failure is an error raised in this folder, instead of anything that the simulation found."""
+    frames = [line for line in what.splitlines() if line.startswith('  File "')]
+    return bool(frames) and "/tests/simulation/" in frames[-1]

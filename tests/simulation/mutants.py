@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any, Final
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
@@ -38,15 +37,11 @@ from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from schemas.reports import SendResult, SendStatus
 from schemas.rollup import BucketField, TotalKey
-from simulation.run import Outcome, run
 from simulation.traffic import ORIGIN_MS
 from sinks.clickhouse.memory import MemoryClickHouse
 from sinks.redis.memory import MemoryRollupStore
 from tests.simulation.late_binding_mutants import LATE_BINDINGS
-from tests.simulation.mutant import Method, Mutant
-
-STEPS: Final = 40
-RUNS_MAX: Final = 40
+from tests.simulation.mutant import RUNS_MAX, Method, Mutant, runs_to_catch
 
 
 def _inner(reached: Any) -> Any:
@@ -368,26 +363,6 @@ MUTANTS: Final = (
     Mutant("a lost quarantine entry", _ROLLUP, "quarantine", _quarantine_may_fail),
     *LATE_BINDINGS,
 )  # fmt: skip
-
-
-def runs_to_catch(mutant: Mutant, runs_max: int = RUNS_MAX) -> tuple[int, Outcome | None]:
-    """How many seeds, from 1 on, until a run fails under the defect; None where none of `runs_max` does."""
-    replaced = mutant.made(vars(mutant.target)[mutant.attribute])
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(mutant.target, mutant.attribute, replaced))
-        for number in range(1, runs_max + 1):
-            outcome = run(number, STEPS)
-            if any(_is_its_own(each.what) for each in outcome.failures):
-                raise AssertionError(f"{mutant.name}: the defect itself broke, and proves nothing: {outcome.failures}")
-            if outcome.failures:
-                return number, outcome
-    return runs_max, None
-
-
-def _is_its_own(what: str) -> bool:
-    """Whether a failure is an error raised in this folder, instead of anything that the simulation found."""
-    frames = [line for line in what.splitlines() if line.startswith('  File "')]
-    return bool(frames) and "/tests/simulation/" in frames[-1]
 
 
 def main() -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.mutant import Mutant
-from tests.simulation.mutants import MUTANTS, runs_to_catch
+from tests.simulation.mutant import Mutant, runs_to_catch
+from tests.simulation.mutants import MUTANTS
 
 QUICK = {
     "router commits its offset before its appends",
