@@ -25,6 +25,8 @@ ENVIRONMENT: Final = {
     "TIDEMARK_DRAIN_INTERVAL_S": "2",
     "TIDEMARK_ARCHIVE_LINGER_S": "3",
 }
+TOP_METER: Final = "tokens"
+TOP_ACCOUNTS: Final = 3
 # Ten seconds for the archive to come up to a fence: it collects for three of them.
 ARCHIVE_WAIT_S: Final = 10.0 * FACTOR
 

@@ -20,7 +20,7 @@ from aggregators.partitioning import partition_of
 from demo import plan
 from demo.faults import lose_event, send_twice
 from demo.settled import unsettled_intents
-from demo.verify import Expected, Mismatch, mismatches, redis_counters
+from demo.verify import Expected, Mismatch, mismatches, redis_counters, redis_totals, stripe_totals
 from demo.view import Screen, summary
 from pipeline.clock import FileClock, ScaledClock, SystemClock, write_clock
 from pipeline.deployment import append_control
@@ -55,6 +55,8 @@ class Story:
     traffic: dict[str, Any] = field(default_factory=dict)
     traffic_s: float = 0.0
     mismatches: list[Mismatch] = field(default_factory=list)
+    top: list[tuple[str, int]] = field(default_factory=list)
+    at_stripe: Counter[str] = field(default_factory=Counter)
     report: Report | None = None
     faulty_report: Report | None = None
     faults_found: list[str] = field(default_factory=list)
@@ -275,6 +277,14 @@ class Demo:
         story.counters, _ = await redis_counters(self.settings)
         story.replayed = self._replayed()
         story.mismatches = await mismatches(self.settings, self.dev.stripe_url, self.dev.catalog(), expected)
+        used = {
+            account: value
+            for (account, meter, start_ms), value in (await redis_totals(self.settings)).items()
+            if (meter, start_ms) == (plan.TOP_METER, plan.MONTH_END_MS)
+        }
+        story.top = sorted(used.items(), key=lambda each: (-each[1], each[0]))[: plan.TOP_ACCOUNTS]
+        held = stripe_totals(self.dev.stripe_url, self.dev.catalog())
+        story.at_stripe = Counter(meter for (_, meter, _), value in held.items() if value)
 
     async def _reconcile(self) -> Report:
         return await reconcile_deployment(

@@ -92,6 +92,7 @@ def summary(story: Story, problems: list[str]) -> RenderableType:
     table.add_column(justify="right")
     table.add_column()
     table.add_row(f"{story.traffic.get('sent', 0):,}", "events sent by an application and an old producer")
+    table.add_row(f"{story.traffic.get('acknowledged', 0):,}", "acknowledged: the log has them")
     table.add_row(f"{counters['received']:,}", "received from the log, of which")
     for name, text in OUTCOMES.items():
         table.add_row(f"{counters[name]:,}", f"  {text}")
@@ -105,6 +106,10 @@ def summary(story: Story, problems: list[str]) -> RenderableType:
     table.add_row(
         f"{len(story.mismatches)}", "values in Redis, ClickHouse or Stripe that differ from the oracle's recount"
     )
+    for account, value in story.top:
+        table.add_row(f"{value:,}", f"tokens of {account} this month, one of the highest")
+    for meter, count in sorted(story.at_stripe.items()):
+        table.add_row(f"{count:,}", f"totals of {meter} at Stripe, each at the oracle's value unless named below")
     parts: list[RenderableType] = [Text(), table]
     if story.mismatches:
         shown = "\n".join(
