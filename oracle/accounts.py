@@ -44,6 +44,7 @@ class Accounts:
         self.declined: list[str] = []
         self._bindings: dict[str, list[Binding]] = defaultdict(list)
         self._named: set[str] = set()
+        self._payers: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
         self._closed: dict[str, list[tuple[int, int]]] = defaultdict(list)
         self._late: dict[str, _Late] = {}
 
@@ -76,6 +77,14 @@ class Accounts:
     def is_waiting(self, account: str, log_ms: int) -> bool:
         """Whether the account's events wait until a late binding is answered."""
         return account in self._late and log_ms < self._late[account].until_ms
+
+    def payers(self, account: str, instant_ms: int, log_ms: int) -> set[str]:
+        """Who pays for usage at an instant, by the bindings in force at a log time: the customer of the last one that
+        was said to hold from then or earlier. Two, where one was said at that very log time, before or after."""
+        said = [(at_ms, payer) for at_ms, from_ms, payer in self._payers[account] if from_ms <= instant_ms]
+        before = [payer for at_ms, payer in said if at_ms < log_ms]
+        by_then = [payer for at_ms, payer in said if at_ms <= log_ms]
+        return {*before[-1:], *by_then[-1:]}
 
     def bind(self, account: str, fields: Fields, log_ms: int, policy: Policy, offset: int) -> None:
         """A binding: it waits for the usage to be counted again, or for the binding that does, or takes effect beyond
@@ -121,7 +130,7 @@ class Accounts:
             return False
         del self._late[account]
         self._replace(account, binding_of(late.fields, late.effective_ms), late.effective_ms)
-        self._name(account, late.fields)
+        self._name(account, late.fields, log_ms)
         for said in late.later:
             self._place(account, said, log_ms, policy)
         return True
@@ -139,13 +148,14 @@ class Accounts:
         carrying_ms = self.carrying_period(account, log_ms)[0]
         newest = binding_of(said, max(_beyond_ms(log_ms, policy), carrying_ms))
         self._replace(account, newest, max(newest.effective_from_ms, carrying_ms + 1))
-        self._name(account, said)
+        self._name(account, said, log_ms)
 
     def _replace(self, account: str, newest: Binding, until_ms: int) -> None:
         kept = [known for known in self._bindings[account] if known.effective_from_ms < until_ms]
         self._bindings[account] = [*kept, newest]
 
-    def _name(self, account: str, fields: Fields) -> None:
+    def _name(self, account: str, fields: Fields, log_ms: int) -> None:
+        self._payers[account].append((log_ms, int(fields["effective_from_ms"]), fields.get("stripe_customer", "")))
         if fields.get("billing", "unmapped") != "unmapped":
             self._named.add(account)
 

@@ -113,7 +113,7 @@ class Oracle:
         self.order_sensitive: set[tuple[str, str]] = set()
         """Identities whose arrivals differ so that the totals depend on which came first."""
         self._catalogs: dict[int, Mapping[str, Any]] = dict.fromkeys(range(partitions), catalog)
-        self._accounts = Accounts()
+        self.accounts = Accounts()
         self._counted: dict[str, list[_Counted]] = defaultdict(list)
         self._ends: dict[tuple[str, int], int] = {}
         self._winners: dict[tuple[str, str], _Winner] = {}
@@ -168,11 +168,11 @@ class Oracle:
         `begin_recut` until then as if they were older than the window."""
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
-        self._accounts.bind(account, binding, *self._there(partition), offset)
+        self.accounts.bind(account, binding, *self._there(partition), offset)
 
     def bind_from_the_start(self, account: str, known: Sequence[Mapping[str, Any]]) -> None:
         """Bindings that are in force before the first event."""
-        self._accounts.from_the_start(account, known)
+        self.accounts.from_the_start(account, known)
 
     def close(
         self, partition: int, account: str, instant_ms: int, timestamp_ms: int | None = None, offset: int = -1
@@ -180,14 +180,14 @@ class Oracle:
         """A close record: the account's period that contains `instant_ms` is closed for whatever comes after."""
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
-        self._accounts.close(account, instant_ms, offset, len(self._counted[account]))
+        self.accounts.close(account, instant_ms, offset, len(self._counted[account]))
 
     def begin_recut(
         self, partition: int, account: str, answers: int, offset: int, timestamp_ms: int | None = None
     ) -> None:
         """A record at an offset that begins the re-cut asked for at offset `answers`: from here on events wait."""
         self._advance(partition, timestamp_ms)
-        self._accounts.begin(account, answers, offset, *self._there(partition))
+        self.accounts.begin(account, answers, offset, *self._there(partition))
 
     def recut(
         self, partition: int, account: str, offset: int, *, declined: bool = False, timestamp_ms: int | None = None
@@ -196,14 +196,14 @@ class Oracle:
         each event as if the binding had stood before it. Anything else, and a second time, changes nothing."""
         self._advance(partition, timestamp_ms)
         log_ms, policy = self._there(partition)
-        if not self._accounts.answer(account, offset, declined=declined, log_ms=log_ms, policy=policy):
+        if not self.accounts.answer(account, offset, declined=declined, log_ms=log_ms, policy=policy):
             return
         for values in (self.totals, self.cells, self._distinct, self._latest, self._ends):
             _forget(values, account)
         counted, self._counted[account] = self._counted[account], []
         for number, each in enumerate(counted):
             at_ms = each.event.time_us // 1000
-            period, _ = self._accounts.counting_period(account, at_ms, each.log_ms, each.grace_ms, number)
+            period, _ = self.accounts.counting_period(account, at_ms, each.log_ms, each.grace_ms, number)
             self._count_all(each.place, each.event, each.fed, period, each.log_ms, each.grace_ms)
 
     def _there(self, partition: int) -> tuple[int, Policy]:
@@ -214,7 +214,7 @@ class Oracle:
 
     def period(self, account: str, instant_ms: int) -> Period:
         """The account's period containing the instant, by the bindings known so far."""
-        return self._accounts.period(account, instant_ms)
+        return self.accounts.period(account, instant_ms)
 
     def counter_sums(self) -> dict[str, int]:
         """The counters over all partitions."""
@@ -267,7 +267,7 @@ class Oracle:
             return
         # An event may come ahead of its time, and its repetition a window after that.
         known_ms = max(0, policy_of(catalog, "window_ms") - policy_of(catalog, "future_ms"))
-        if event.time_us < (log_ms - known_ms) * 1000 or (fed and self._accounts.is_waiting(event.account, log_ms)):
+        if event.time_us < (log_ms - known_ms) * 1000 or (fed and self.accounts.is_waiting(event.account, log_ms)):
             self._park(place, event, fed)
             return
         period = self._counting_period(event, fed, log_ms, policy_of(catalog, "grace_ms")) if fed else None
@@ -315,7 +315,7 @@ class Oracle:
         """
         self._advance(place.partition, timestamp_ms)
         held = self._parked.get(place)
-        waits = held and self._accounts.is_waiting(held.event.account, self.log_times.get(place.partition, 0))
+        waits = held and self.accounts.is_waiting(held.event.account, self.log_times.get(place.partition, 0))
         parked = None if waits else self._parked.pop(place, None)
         if parked is None:
             return
@@ -354,7 +354,7 @@ class Oracle:
 
     def _counting_period(self, event: Event, fed: Sequence[Contribution], log_ms: int, grace_ms: int) -> Period | None:
         """The period the event counts in; None where it is closed and one of its meters says quarantine."""
-        period, late = self._accounts.counting_period(event.account, event.time_us // 1000, log_ms, grace_ms)
+        period, late = self.accounts.counting_period(event.account, event.time_us // 1000, log_ms, grace_ms)
         return None if late and any(contribution.quarantine for contribution in fed) else period
 
     def _count(self, place: Place, event: Event, contribution: Contribution, period: Period, log_ms: int) -> None:

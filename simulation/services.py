@@ -6,12 +6,13 @@ import asyncio
 import bisect
 import dataclasses
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any, Final
 
 from pipeline.logs.memory import MemoryLog
 from schemas.clock import Clock
 from schemas.log import Headers, Record
+from schemas.periods import AccountState
 from schemas.reports import MeterEvent
 from simulation.faults import Fault, Faults
 from sinks.redis.memory import MemoryRollupStore
@@ -80,11 +81,19 @@ def _wake(waiting: asyncio.Future[None]) -> None:
 class LosingStore(MemoryRollupStore):
     """Redis' twin, which can go back to an earlier state: what a server loses without fsync, or at a fail-over."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         super().__init__()
+        self._clock = clock
+        self.looked: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         self.commits = 0
         self.slices_max: Counter[int] = Counter()
         self.before_commit: dict[int, list[asyncio.Future[Any]]] = {}
+
+    async def account(self, partition: int, account: str) -> AccountState:
+        """As the twin; notes when that was, and what log time the state belonged to."""
+        if fence := self._at(partition).fence:
+            self.looked[account].append((self._clock.now_ms(), fence.log_time_ms))
+        return await super().account(partition, account)
 
     async def commit(self, partition: int, believed: Any, changes: Any) -> None:
         """As the twin; counts, so that a loss can be aimed at a commit."""

@@ -72,7 +72,7 @@ class World:
         self.trace = Trace()
         self.clock = SimulatedClock(loop, ORIGIN_MS)
         self.log = WatchedLog(self.clock, self.chance("log"))
-        self.store = LosingStore()
+        self.store = LosingStore(self.clock)
         self.clickhouse = MemoryClickHouse()
         self.stripe = MemoryStripe(self.clock, account="acct_simulated", lag_ms=MINUTE_MS)
         self.stripe.fault = StripeFaults(self.chance("stripe"), self.faults, self.rates.stripe)

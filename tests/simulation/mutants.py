@@ -19,6 +19,7 @@ import aggregators.fold
 import aggregators.plan
 import aggregators.scan
 import pipeline.processors.archive
+import pipeline.processors.customers
 import pipeline.processors.drains
 import pipeline.processors.resolver
 import pipeline.processors.rollup
@@ -352,6 +353,14 @@ MUTANTS: Final = (
     Mutant("delta sampled at publishing", ReportDrain, "drain", _delta_at_publishing),
     Mutant("report forgotten before its intent is durable", ReportDrain, "_publish", _reports_forgotten_first),
     Mutant("a fresh identifier each send", pipeline.processors.stripe_sender, "meter_event", _fresh_identifier),
+    Mutant(
+        "an account's first customer pays for ever", pipeline.processors.customers, "customer_at",
+        lambda made: lambda state, instant_ms: state.customers[0] if made(state, instant_ms) else None,
+    ),
+    Mutant(
+        "an account's last customer pays for all there was", pipeline.processors.customers, "customer_at",
+        lambda made: lambda state, instant_ms: state.customers[-1] if made(state, instant_ms) else None,
+    ),
     Mutant("duplicate 400 is a failure", sinks.stripe.memory, "classify", _duplicate_is_failure),
     Mutant("verdict applied twice", aggregators.fold._Fold, "_judge", _judged_again),
     Mutant("verdict: everything is new", pipeline.processors.resolver, "_verdict", _always_new),

@@ -281,6 +281,6 @@ def test_bindings_and_closings_in_any_order_count_as_the_oracle_counts(steps: Se
                 period = open_period(state, log_ms)
             assert period == expected
             counted.append((instant_ms if period == own else period.start_ms, period.start_ms))
-        assert bindings_of.is_waiting(state, log_ms) == oracle._accounts.is_waiting("acme", log_ms)
+        assert bindings_of.is_waiting(state, log_ms) == oracle.accounts.is_waiting("acme", log_ms)
     for instant_ms, start_ms in counted:
         assert period_at(state, instant_ms).start_ms == start_ms

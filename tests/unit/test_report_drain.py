@@ -78,7 +78,7 @@ async def log() -> MemoryLog:
 
 
 async def test_closed_bucket_is_published_and_forgotten(log: MemoryLog) -> None:
-    store = FailingOver()
+    store = FailingOver(ManualClock(0))
     closed = await filled(store)
 
     assert await ReportDrain(store, log).drain(0) == 1
@@ -93,7 +93,7 @@ async def test_entry_of_an_open_bucket_is_kept_where_a_replica_takes_over(
 ) -> None:
     """Published, it would be less than the bucket's whole; forgotten, the rest of the bucket would be sent once more
     as an intent of its own."""
-    store = FailingOver()
+    store = FailingOver(ManualClock(0))
     await filled(store)
     store.after = after
 
