@@ -40,7 +40,7 @@ class Verdict(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What Stripe adds up: a meter over a period (then per customer)."""
+    """What Stripe adds up: a meter over a span of time (then per customer)."""
 
     event_name: str
     period: Period
@@ -49,6 +49,19 @@ class Question(NamedTuple):
 def question_of(intent: Intent) -> Question:
     """The sum an intent is part of."""
     return Question(intent.event_name, Period(intent.period_start_ms, intent.period_end_ms))
+
+
+class Sent(NamedTuple):
+    """An attempt in force, and what came of it."""
+
+    identifier: str
+    attempt: Attempt
+    outcome: Outcome | None
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it is a dead letter."""
+        return self.outcome is not None and self.outcome.status is OutcomeStatus.DEAD
 
 
 @dataclass(slots=True)
@@ -60,24 +73,51 @@ class _Index:
     intents: dict[str, Intent] = field(default_factory=dict)
     attempts: dict[str, Attempt] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    _spans: dict[str, Period] = field(default_factory=dict)
+    _lanes: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for event_name, (start_ms, end_ms) in self.questions:
+            known = self._spans.get(event_name, Period(start_ms, end_ms))
+            self._spans[event_name] = Period(min(start_ms, known.start_ms), max(end_ms, known.end_ms))
 
     def add(self, entry: ReportEntry) -> None:
-        """Keep what belongs to the questions. Outcomes and attempts stand behind their intent."""
+        """Keep what may belong to a question. Outcomes and attempts stand behind their intent."""
         if isinstance(entry, Intent):
-            if question_of(entry) in self.questions:
+            # What is sent for an intent has an instant of the intent's own period.
+            span = self._spans.get(entry.event_name)
+            if span is not None and _overlaps(entry, span):
                 self.intents.setdefault(entry.identifier, entry)
         elif entry.identifier in self.intents:
             if isinstance(entry, Attempt):
-                if supersedes(entry, self.attempts.get(entry.identifier)):
-                    self.attempts[entry.identifier] = entry
+                self._add_attempt(entry)
             else:
                 self.outcomes.setdefault(entry.identifier, entry)
 
-    def signature(self, question: Question) -> tuple[int, int]:
-        """Changes whenever a send of the question begins or ends."""
-        mine = [key for key, intent in self.intents.items() if question_of(intent) == question]
-        begun = sum(self.attempts[key].attempted_at_ms for key in mine if key in self.attempts)
-        return begun, sum(key in self.outcomes for key in mine)
+    def _add_attempt(self, attempt: Attempt) -> None:
+        known = self.attempts.get(attempt.identifier)
+        if supersedes(attempt, known):
+            self.attempts[attempt.identifier] = attempt
+            if known is None:
+                lane = (self.intents[attempt.identifier].event_name, attempt.stripe_customer)
+                self._lanes.setdefault(lane, []).append(attempt.identifier)
+
+    def sent(self, question: Question, customer: str) -> list[Sent]:
+        """Everything that Stripe's answer may hold: it adds up by the instants that were sent, whatever the periods.
+        Accounts of one customer may be cut differently, and a binding may cut a period that has reports already."""
+        start_ms, end_ms = question.period
+        found = []
+        for identifier in self._lanes.get((question.event_name, customer), ()):
+            each = Sent(identifier, self.attempts[identifier], self.outcomes.get(identifier))
+            # A person may have sent a dead letter with any instant of its period.
+            by_hand = each.is_dead and _overlaps(self.intents[identifier], question.period)
+            if by_hand or start_ms <= each.attempt.timestamp_s * SECOND_MS < end_ms:
+                found.append(each)
+        return found
+
+
+def _overlaps(intent: Intent, span: Period) -> bool:
+    return intent.period_start_ms < span.end_ms and span.start_ms < intent.period_end_ms
 
 
 class StripeLook:
@@ -111,8 +151,10 @@ class StripeLook:
         if intent is None or attempt is None:
             return Verdict(Presence.UNKNOWN, "its intent or attempt is not in the log any more")
         question = question_of(intent)
-        before = index.signature(question)
-        certain, unsure, recent = self._lane(index, question, attempt.stripe_customer)
+        sent = index.sent(question, attempt.stripe_customer)
+        certain, unsure, recent = self._sorted(sent)
+        if identifier not in unsure:
+            return Verdict(Presence.UNKNOWN, "it is settled meanwhile, or was sent with an instant of another period")
         if recent - {identifier}:
             return Verdict(Presence.UNKNOWN, "Stripe's summary may not show the latest sends yet")
         if len(unsure) > UNKNOWN_MAX:
@@ -120,21 +162,17 @@ class StripeLook:
         start_s, end_s = question.period.start_ms // SECOND_MS, question.period.end_ms // SECOND_MS
         summary = await self._meters.summary(question.event_name, attempt.stripe_customer, start_s, end_s)
         await self._catch_up(index)
-        if index.signature(question) != before:
+        if index.sent(question, attempt.stripe_customer) != sent:
             return Verdict(Presence.UNKNOWN, "other events of this customer and period were sent meanwhile")
         return _compare(identifier, certain, unsure, summary)
 
-    def _lane(self, index: _Index, question: Question, customer: str) -> tuple[Decimal, dict[str, Decimal], set[str]]:
+    def _sorted(self, sent: Iterable[Sent]) -> tuple[Decimal, dict[str, Decimal], set[str]]:
         """The sum that Stripe surely took, the values in doubt, and which of all are too recent to be seen."""
         certain = Decimal(0)
         unsure: dict[str, Decimal] = {}
         recent: set[str] = set()
         settled_before_ms = self._clock.now_ms() - self._settle_ms
-        for identifier, attempt in index.attempts.items():
-            mine = question_of(index.intents[identifier]) == question and attempt.stripe_customer == customer
-            outcome = index.outcomes.get(identifier)
-            if not mine:
-                continue
+        for identifier, attempt, outcome in sent:
             if outcome is not None and outcome.status is OutcomeStatus.ACCEPTED:
                 certain += Decimal(attempt.value)
             else:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from schemas.clock import HOUR_MS, MINUTE_MS
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.log import REPORTS_TOPIC
 from schemas.periods import Billing
 from schemas.reports import Attempt, MeterEvent, MeterSummary, Outcome, OutcomeStatus
 from sinks.stripe.memory import MemoryFault, MemoryStripe
 from tests.unit.sender_world import (
     NOW_MS,
+    PERIOD_END_MS,
+    PERIOD_START_MS,
     Bench,
     make_intent,
 )
+
+# From the 15th to the 15th, around an instant of the calendar month.
+ANCHORED: dict[str, Any] = {
+    "period_start_ms": PERIOD_START_MS + 14 * DAY_MS,
+    "period_end_ms": PERIOD_END_MS + 14 * DAY_MS,
+}
+# The running month as a binding cut it: it began with the month.
+CUT_SHORT: dict[str, Any] = {"period_end_ms": NOW_MS}
 
 
 @pytest.mark.parametrize("fault", [MemoryFault.LOST_ANSWER, MemoryFault.NO_ANSWER], ids=["delivered", "lost"])
@@ -51,6 +63,90 @@ async def test_two_in_doubt_with_one_sum_that_fits_both_are_held() -> None:
 
     assert bench.sender.status().held == {"unknown": 2}
     assert bench.held() == {"one": 1}
+
+
+@pytest.mark.parametrize("fault", [MemoryFault.LOST_ANSWER, MemoryFault.NO_ANSWER], ids=["delivered", "lost"])
+@pytest.mark.parametrize("other_delta", [5, -5], ids=["as much", "as much less"])
+@pytest.mark.parametrize(
+    ("account", "other", "changes"),
+    [("b", ANCHORED, {}), ("a", {}, CUT_SHORT)],
+    ids=["two accounts of one customer", "one account, cut meanwhile"],
+)
+async def test_looking_counts_the_reports_of_all_periods_that_stripe_adds_up(
+    account: str, other: dict[str, Any], changes: dict[str, Any], other_delta: int, fault: MemoryFault
+) -> None:
+    """Stripe adds up by instants: the report of another period explains its sum as well as the one that is sought."""
+    bench = await Bench().start()
+    bench.billing["b"] = (Billing.MAPPED, "cus_a")
+    await bench.publish(make_intent("other", account, delta=other_delta, bucket=3, **other))
+    await bench.settle()
+    bench.stripe.fault = lambda _event: fault
+    await bench.publish(make_intent("doubt", delta=5, **changes))
+    await bench.pump(3)
+    bench.stripe.fault = lambda _event: None
+    bench.clock.advance(30 * HOUR_MS)
+
+    await bench.restart()
+    await bench.settle()
+
+    assert bench.held() == {"other": 1, "doubt": 1}
+
+
+async def test_two_in_doubt_of_periods_that_overlap_are_held() -> None:
+    """One of two equal events is missing, and they are of different periods: nothing tells which all the same."""
+    bench = await Bench().start()
+    bench.billing["b"] = (Billing.MAPPED, "cus_a")
+    bench.stripe.fault = lambda event: MemoryFault.LOST_ANSWER if event.identifier == "one" else MemoryFault.NO_ANSWER
+    await bench.publish(make_intent("one", "a"), make_intent("two", "b", **ANCHORED))
+    await bench.pump(3)
+    bench.stripe.fault = lambda _event: None
+    bench.clock.advance(30 * HOUR_MS)
+
+    await bench.restart()
+    await bench.settle(rounds=10)
+
+    assert bench.sender.status().held == {"unknown": 2}
+    assert bench.held() == {"one": 1}
+
+
+async def test_dead_letter_that_a_person_may_have_sent_at_another_instant_is_in_doubt() -> None:
+    """By hand it is sent with any instant of its own period, which may lie in the period that is asked for."""
+    bench = await Bench().start()
+    bench.billing["b"] = (Billing.MAPPED, "cus_a")
+    bench.stripe.fault = lambda _event: MemoryFault.BAD_REQUEST
+    await bench.publish(make_intent("dead", "b", **ANCHORED))
+    await bench.settle()
+    bench.clock.ms = PERIOD_END_MS + HOUR_MS
+    by_hand = MeterEvent("dead", "tokens", "cus_a", "0.05", bench.clock.ms // 1_000)
+    bench.stripe.inject(by_hand)
+    bench.stripe.fault = lambda _event: MemoryFault.NO_ANSWER
+    december: dict[str, Any] = {"period_start_ms": PERIOD_END_MS, "period_end_ms": PERIOD_END_MS + 31 * DAY_MS}
+    await bench.publish(make_intent("doubt", **december, bucket_end_ms=bench.clock.ms))
+    await bench.pump(3)
+    bench.stripe.fault = lambda _event: None
+    bench.clock.advance(30 * HOUR_MS)
+
+    await bench.restart()
+    await bench.settle(rounds=10)
+
+    assert bench.sender.status().held == {"unknown": 1}
+    assert bench.held() == {"dead": 1}
+
+
+async def test_report_that_another_process_settled_is_not_looked_for() -> None:
+    """Its amount is among what is certain: taken for missing, it would get another attempt."""
+    bench = await Bench().start()
+    bench.stripe.fault = lambda _event: MemoryFault.LOST_ANSWER
+    await bench.publish(make_intent("one"))
+    await bench.pump(3)
+    bench.clock.advance(30 * HOUR_MS)
+    outcome = Outcome(identifier="one", status=OutcomeStatus.ACCEPTED, stripe_customer="cus_a", settled_at_ms=NOW_MS)
+    await bench.log.append(REPORTS_TOPIC, 0, outcome.model_dump_json().encode())
+
+    await bench.sender.idle(0)
+
+    assert [entry.kind for entry in await bench.entries()] == ["intent", "attempt", "outcome"]
+    assert len(bench.stripe.sends) == 1
 
 
 async def test_recent_send_of_the_lane_delays_the_verdict() -> None:
