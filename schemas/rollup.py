@@ -329,6 +329,11 @@ class RollupStore(Protocol):
         """Bindings and closings of one account; an empty state where nothing is known."""
         ...
 
+    async def account_as_of(self, partition: int, account: str) -> tuple[int | None, AccountState]:
+        """The log time that the live view has reached, None where this partition has no fence, and what `account`
+        answers; in one transaction."""
+        ...
+
     async def account_totals(
         self, partition: int, keys: Sequence[TotalKey]
     ) -> tuple[Fence | None, dict[TotalKey, dict[str, str]]]:

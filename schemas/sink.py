@@ -45,6 +45,6 @@ class CustomerResolver(Protocol):
         mapped; None where the usage was counted again since, so that another intent tells it.
 
         Bindings are effective-dated: usage of last month belongs to the customer of last month. May raise
-        `Transient`.
+        `Transient`, also where it does not know yet what was known when the intent was made.
         """
         ...

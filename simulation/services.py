@@ -89,11 +89,12 @@ class LosingStore(MemoryRollupStore):
         self.slices_max: Counter[int] = Counter()
         self.before_commit: dict[int, list[asyncio.Future[Any]]] = {}
 
-    async def account(self, partition: int, account: str) -> AccountState:
+    async def account_as_of(self, partition: int, account: str) -> tuple[int | None, AccountState]:
         """As the twin; notes when that was, and what log time the state belonged to."""
-        if fence := self._at(partition).fence:
-            self.looked[account].append((self._clock.now_ms(), fence.log_time_ms))
-        return await super().account(partition, account)
+        log_time_ms, state = await super().account_as_of(partition, account)
+        if log_time_ms is not None:
+            self.looked[account].append((self._clock.now_ms(), log_time_ms))
+        return log_time_ms, state
 
     async def commit(self, partition: int, believed: Any, changes: Any) -> None:
         """As the twin; counts, so that a loss can be aimed at a commit."""

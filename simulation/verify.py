@@ -272,15 +272,21 @@ def _intent_sums(intents: dict[str, Intent]) -> dict[Any, int]:
 
 
 def _payers(world: World, oracle: Oracle) -> dict[str, set[str]]:
-    """By identifier, the customers that attempts name. Each must be who pays, by what a sink saw of the account."""
+    """By identifier, the customers that attempts name. Each must be who pays, by what a sink saw of the account in a
+    view that reached the end of the intent's bucket."""
     named: defaultdict[str, set[str]] = defaultdict(set)
-    accounts = {identifier: intent.account for identifier, intent in _intents(world).items()}
+    intents = _intents(world)
     for record in _records(world, REPORTS_TOPIC):
         if b'"kind":"attempt"' not in (record.value or b""):
             continue
         attempt, at_ms = Attempt.model_validate_json(record.value or b""), record.timestamp_ms
-        account, instant_ms = accounts[attempt.identifier], attempt.timestamp_s * 1000
-        looked = {log for seen_ms, log in world.store.looked[account] if at_ms - LOOKED_MS_MAX <= seen_ms <= at_ms}
+        intent, instant_ms = intents[attempt.identifier], attempt.timestamp_s * 1000
+        account = intent.account
+        looked = {
+            log_ms
+            for seen_ms, log_ms in world.store.looked[account]
+            if at_ms - LOOKED_MS_MAX <= seen_ms <= at_ms and log_ms >= intent.bucket_end_ms
+        }
         paying = set[str]().union(*(oracle.accounts.payers(account, instant_ms, log_ms) for log_ms in looked))
         if attempt.stripe_customer not in (paying if attempt.replaces_ms is None else named[attempt.identifier]):
             world.fail("payer", f"{attempt.identifier}: {attempt.stripe_customer} instead of {sorted(paying)}")

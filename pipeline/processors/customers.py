@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aggregators.bindings import customer_at, is_replaced
 from aggregators.partitioning import partition_of
+from schemas.errors import Transient
 from schemas.periods import Billing
 from schemas.reports import Intent
 from schemas.rollup import RollupStore
@@ -17,7 +18,15 @@ class BindingResolver:
         self._partitions = partitions
 
     async def __call__(self, intent: Intent, instant_ms: int) -> tuple[Billing, str] | None:
-        state = await self._store.account(partition_of(intent.account, self._partitions), intent.account)
+        partition = partition_of(intent.account, self._partitions)
+        log_time_ms, state = await self._store.account_as_of(partition, intent.account)
+        # An intent is published once its bucket has closed in log time. A view that is not so far may lack bindings
+        # that were folded before: it went back to an older copy, or is being built again.
+        if log_time_ms is None or log_time_ms < intent.bucket_end_ms:
+            raise Transient(
+                f"partition {partition}: the live view does not reach the end of the report's bucket: wait until the "
+                "worker has folded again, or build it again with `tidemark rebuild redis`"
+            )
         if is_replaced(state, intent.period_start_ms, intent.bucket_start_ms):
             return None
         customer = customer_at(state, instant_ms)

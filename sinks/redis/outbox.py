@@ -286,6 +286,14 @@ class RedisOutbox:
         _, (text,) = await self._read_live(partition, lambda keys: [("GET", keys.account(account))])
         return AccountState.model_validate_json(text) if text else AccountState()
 
+    async def account_as_of(self, partition: int, account: str) -> tuple[int | None, AccountState]:
+        def commands(keys: Keys) -> list[Command]:
+            return [("HGET", keys.fence, "log_time_ms"), ("GET", keys.account(account))]
+
+        _, (log_time, text) = await self._read_live(partition, commands, at_once=True)
+        state = AccountState.model_validate_json(text) if text else AccountState()
+        return (None if log_time is None else int(log_time)), state
+
     async def account_totals(
         self, partition: int, keys: Sequence[TotalKey]
     ) -> tuple[Fence | None, dict[TotalKey, dict[str, str]]]:
