@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 
 from schemas.clock import SECOND_MS, Clock
@@ -52,3 +52,14 @@ class KeyedLocks:
             lock, holders = self._locks.pop(lane)
             if holders > 1:
                 self._locks[lane] = (lock, holders - 1)
+
+
+async def all_or_first_error(works: Iterable[Coroutine[None, None, None]]) -> None:
+    """Run side by side; on the first error, or when cancelled, stop the others before it goes on."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -100,12 +100,19 @@ def supersedes(attempt: Attempt, known: Attempt | None) -> bool:
 
 class Ledger:
     """The intents of one partition. Keeps what is pending, and the identifiers of what is settled until Stripe
-    would refuse them anyway, so that a rebuild which publishes an intent again does not send it again."""
+    would refuse them anyway, so that a rebuild which publishes an intent again does not send it again.
+
+    `has_doubts`: an intent came whose identifier would be forgotten by now had it been settled. Before it is judged,
+    `recall` must say whether it was.
+    """
 
     def __init__(self, pending_max: int = PENDING_MAX) -> None:
         self.lanes: dict[LaneKey, Lane] = {}
         self.next_offset = 0
         self.unreadable = 0
+        self.has_doubts = False
+        self._forgot_day = 0
+        self._forgot_at_ms = 0
         self._pending_max = pending_max
         self._pending: dict[str, Pending] = {}
         self._settled: dict[str, int] = {}
@@ -156,7 +163,7 @@ class Ledger:
         if pending is None:
             self._settled.setdefault(identifier, 1 << 62)
             return
-        self._settled[identifier] = deadline_ms(pending.intent)
+        self._settled[identifier] = _kept_until_ms(pending.intent)
         key = LaneKey(pending.intent.event_name, pending.intent.account)
         lane = self.lanes[key]
         del lane.pending[identifier]
@@ -164,8 +171,20 @@ class Ledger:
             del self.lanes[key]
 
     def forget_expired(self, now_ms: int) -> None:
-        """Drop settled identifiers of periods that Stripe has refused for a day."""
-        self._settled = {key: until_ms for key, until_ms in self._settled.items() if until_ms + DAY_MS >= now_ms}
+        """Drop settled identifiers of periods that Stripe has refused for a day. Looks once a day."""
+        if now_ms // DAY_MS == self._forgot_day:
+            return
+        self._forgot_day = now_ms // DAY_MS
+        self._forgot_at_ms = max(self._forgot_at_ms, now_ms)
+        self._settled = {key: until_ms for key, until_ms in self._settled.items() if until_ms >= now_ms}
+
+    def recall(self, whole: Ledger) -> None:
+        """Settle what was settled, by a ledger of the same records that forgot nothing. All of it is kept until the
+        next day, because a rebuild publishes many at a time."""
+        for identifier in [each for each in self._pending if each in whole._settled]:
+            self.settle(identifier)
+        self._settled |= whole._settled
+        self._forgot_at_ms, self.has_doubts = 0, False
 
     def _add(self, intent: Intent, offset: int) -> None:
         if intent.identifier in self._pending or intent.identifier in self._settled:
@@ -175,8 +194,13 @@ class Ledger:
                 f"more than {self._pending_max} reports are unresolved on one partition: map the accounts that are "
                 "unmapped, or mark them free"
             )
+        self.has_doubts |= _kept_until_ms(intent) < self._forgot_at_ms
         pending = Pending(intent, offset)
         self._pending[intent.identifier] = pending
         lane = self.lanes.setdefault(LaneKey(intent.event_name, intent.account), Lane())
         lane.pending[intent.identifier] = pending
         lane.not_before_ms = 0
+
+
+def _kept_until_ms(intent: Intent) -> int:
+    return deadline_ms(intent) + DAY_MS

@@ -18,14 +18,14 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from pipeline.processors.stripe_lanes import KeyedLocks, TokenBucket
+from pipeline.processors.stripe_lanes import KeyedLocks, TokenBucket, all_or_first_error
 from pipeline.processors.stripe_ledger import PENDING_MAX, Hold, Lane, Ledger, Pending
-from pipeline.processors.stripe_looking import Presence, Question, StripeLook, question_of
-from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Clock
+from pipeline.processors.stripe_looking import READ_RECORDS_MAX, Presence, Question, StripeLook, question_of
+from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.log import REPORTS_TOPIC, Log, Record
 from schemas.periods import Billing
@@ -81,7 +81,6 @@ class _Partition:
     ledger: Ledger
     catch_up_to: int
     caught_up: bool = False
-    forgot_day: int = 0
 
 
 class StripeSender:
@@ -183,9 +182,9 @@ class StripeSender:
         if not part.caught_up:
             return
         now_ms = self._clock.now_ms()
-        if now_ms // DAY_MS != part.forgot_day:
-            part.forgot_day = now_ms // DAY_MS
-            part.ledger.forget_expired(now_ms)
+        part.ledger.forget_expired(now_ms)
+        if part.ledger.has_doubts:
+            await self._recall(part)
         due = [lane for lane in part.ledger.lanes.values() if lane.not_before_ms <= now_ms]
         if not due:
             return
@@ -199,8 +198,19 @@ class StripeSender:
                 if loop.time() >= deadline_s:
                     return
 
-        await _all_or_first_error(work() for _ in range(min(self._policy.lanes_max, len(due))))
+        await all_or_first_error(work() for _ in range(min(self._policy.lanes_max, len(due))))
         self._look.forget()
+
+    async def _recall(self, part: _Partition) -> None:
+        """Read the partition again, as a restart does: an intent came whose outcome may be forgotten."""
+        whole = Ledger(self._policy.pending_max)
+        offset = (await self._log.bounds(REPORTS_TOPIC, part.number)).first
+        while offset < part.ledger.next_offset:
+            records = await self._log.read(REPORTS_TOPIC, part.number, offset, READ_RECORDS_MAX)
+            for record in records:
+                whole.apply(record)
+            offset = records[-1].next_offset if records else part.ledger.next_offset
+        part.ledger.recall(whole)
 
     async def _run_lane(self, part: _Partition, lane: Lane, deadline_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -387,14 +397,3 @@ class StripeSender:
         pending.failures += 1
         pending.detail = detail
         pending.not_before_ms = self._clock.now_ms() + wait_ms
-
-
-async def _all_or_first_error(works: Iterable[Coroutine[None, None, None]]) -> None:
-    """Run side by side; on the first error, or when cancelled, stop the others before it goes on."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
