@@ -329,6 +329,10 @@ class RollupStore(Protocol):
         """Bindings and closings of one account; an empty state where nothing is known."""
         ...
 
+    async def accounts(self, partition: int, accounts: Sequence[str]) -> tuple[Fence | None, dict[str, AccountState]]:
+        """The fence and the states of these accounts, as `account` gives each, in one transaction."""
+        ...
+
     async def account_totals(
         self, partition: int, keys: Sequence[TotalKey]
     ) -> tuple[Fence | None, dict[TotalKey, dict[str, str]]]:

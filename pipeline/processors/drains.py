@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from aggregators.fields import parse_cell_field, parse_cell_text
-from aggregators.intents import intent_of
+from aggregators.intents import account_of, intent_of
 from aggregators.parked import complete_up_to_ms
 from schemas.analytics import DrainPosition, DuplicateRow, HourlyRow, HourlyStore
 from schemas.clock import HOUR_MS
@@ -153,10 +153,12 @@ class ReportDrain:
         published = 0
         while True:
             fence, entries = await self._store.reports(partition, start_ms, INTENTS_AT_ONCE_MAX)
-            if fence is None or fence.log_time_ms < end_ms:
+            whose = {field: account_of(field) for field in entries}
+            then, states = await self._store.accounts(partition, sorted(set(whose.values())))
+            if fence is None or then is None or min(fence.log_time_ms, then.log_time_ms) < end_ms:
                 # A replica that was behind has taken over: there the bucket is still open.
                 return published
-            intents = [intent_of(fence, start_ms, end_ms, *entry) for entry in entries.items()]
+            intents = [intent_of(fence, start_ms, end_ms, *entry, states[whose[entry[0]]]) for entry in entries.items()]
             published += await self._publish(partition, [intent for intent in intents if intent is not None])
             await self._store.confirm_reports(partition, start_ms, entries)
             if not entries:

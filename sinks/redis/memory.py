@@ -356,6 +356,10 @@ class MemoryRollupStore:
     async def account(self, partition: int, account: str) -> AccountState:
         return self._at(partition).accounts.get(account, AccountState())
 
+    async def accounts(self, partition: int, accounts: Sequence[str]) -> tuple[Fence | None, dict[str, AccountState]]:
+        held = self._at(partition)
+        return held.fence, {account: held.accounts.get(account, AccountState()) for account in accounts}
+
     async def account_totals(
         self, partition: int, keys: Sequence[TotalKey]
     ) -> tuple[Fence | None, dict[TotalKey, dict[str, str]]]:

@@ -270,6 +270,9 @@ async def test_accounts_that_wait_for_a_re_cut_are_known_until_it_came(rollup_st
     assert view.totals == {key: {"tokens": "3"}}
     assert view.uniques == {UniqueKey(account, "users", 0): {12}}
     assert (view.accounts, view.due) == ({account: after}, [DueTotal(77, key)])
+    known = {account: after, "nobody": AccountState()}
+    assert await rollup_store.accounts(0, [account, "nobody"]) == (fence(6), known)
+    assert await rollup_store.accounts(1, [account]) == (None, {account: AccountState()})
     assert await rollup_store.ranking(0, RankingKey("tokens", 0), 5) == [(account, 3)]
 
 

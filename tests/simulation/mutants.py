@@ -36,6 +36,7 @@ from schemas.analytics import ArchivePosition, EventRow
 from schemas.control import Genesis, Tick
 from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
+from schemas.periods import AccountState
 from schemas.reports import SendResult, SendStatus
 from schemas.rollup import BucketField, TotalKey
 from simulation.traffic import ORIGIN_MS
@@ -204,11 +205,11 @@ def _delta_at_publishing(original: Method) -> Method:
         totals = _inner(self._store)._at(partition).totals
         made = vars(pipeline.processors.drains)["intent_of"]
 
-        def intent_of(fence: Any, start_ms: int, end_ms: int, field: str, text: str) -> Any:
+        def intent_of(fence: Any, start_ms: int, end_ms: int, field: str, text: str, state: Any) -> Any:
             key, value = parse_report_field(field), parse_report_text(text)
             now = parse_value(totals[TotalKey(key.account, key.period_start_ms)][key.meter]).minor
             sampled = msgspec.structs.replace(value, current_minor=now)
-            return made(fence, start_ms, end_ms, field, report_text(sampled))
+            return made(fence, start_ms, end_ms, field, report_text(sampled), state)
 
         with patch.object(pipeline.processors.drains, "intent_of", intent_of):
             count: int = await original(self, partition)
@@ -351,6 +352,10 @@ MUTANTS: Final = (
     ),
     Mutant("cell version by flush", _ROLLUP, "fold", _versions_by_flush),
     Mutant("delta sampled at publishing", ReportDrain, "drain", _delta_at_publishing),
+    Mutant(
+        "a period ends where its last event thought", pipeline.processors.drains, "intent_of",
+        lambda made: lambda *arguments: made(*arguments[:-1], AccountState()),
+    ),
     Mutant("report forgotten before its intent is durable", ReportDrain, "_publish", _reports_forgotten_first),
     Mutant("a fresh identifier each send", pipeline.processors.stripe_sender, "meter_event", _fresh_identifier),
     Mutant(

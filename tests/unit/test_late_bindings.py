@@ -205,3 +205,43 @@ async def test_a_rebuilt_view_has_the_same_cuts() -> None:
 
     assert {key: dict(fields) for key, fields in made.store._partitions[made.partition(EVE)].totals.items()} == held
     await agrees(made)
+
+
+async def told(made: Deployment, customer: str) -> list[tuple[str, bool]]:
+    """(value, whether its instant lies behind the cut) of the requests that a customer was told of."""
+    cut_ms = (await state(made)).bindings[-1].effective_from_ms
+    events = [each.event for each in made.stripe.events if each.event.event_name == "requests"]
+    return [(each.value, each.timestamp_s * 1000 >= cut_ms) for each in events if each.stripe_customer == customer]
+
+
+async def test_usage_before_a_cut_within_its_report_bucket_is_told_before_it_to_who_paid_then() -> None:
+    """Nothing comes in the old period after the record that cuts it, so its entry does not know of the cut."""
+    made = await Deployment().start()
+    for customer in ("cus_old", "cus_new"):
+        made.stripe.add_customer(customer)
+    await made.bind(EVE, stripe_customer="cus_old")
+    await made.advance(5 * MINUTE_MS)
+    await made.emit(EVE, gb="1", user="u", region="eu")
+    await made.advance(5 * MINUTE_MS)
+    cut_ms = made.clock.ms + 6 * MINUTE_MS
+    await made.bind(EVE, effective_from_ms=cut_ms, anchor_ms=cut_ms, stripe_customer="cus_new")
+    await made.advance(HOUR_MS)
+    await made.settle()
+
+    assert (await told(made, "cus_old"), await told(made, "cus_new")) == ([("1", False)], [])
+    await agrees(made)
+
+
+async def test_usage_counted_again_is_told_before_the_cut_of_a_binding_that_waited_behind() -> None:
+    """Where the later one cuts was not known when the ends of the new periods were worked out."""
+    made = await deployment()
+    made.clock.ms += 5 * MINUTE_MS
+    await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS, billing=Billing.UNMAPPED)
+    now_ms = made.clock.ms // MINUTE_MS * MINUTE_MS
+    await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=now_ms, stripe_customer=f"cus_{EVE}")
+    for _ in range(3):
+        await reached(made)
+        await made.recut()
+    await made.settle()
+
+    assert await told(made, f"cus_{EVE}") == [("9", False)]
