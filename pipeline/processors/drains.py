@@ -74,10 +74,14 @@ class HourlyDrain:
         if fence is None or before is None:
             return Drained(0, duplicates, complete=True)
         await self._check_generation(partition, fence, cells)
+        complete = len(cells) < self._cells_max
         if cells:
+            first_ms = min(cell.key.bucket_ms for cell in cells)
+            if not complete and first_ms + HOUR_MS <= fence.log_time_ms:
+                # A re-cut changes buckets that were complete: until all of it is there, answers hold parts of two cuts.
+                await self._save(DrainPosition(partition, fence.next_offset, first_ms))
             await self._hourly.insert_hourly([hourly_row(cell, partition) for cell in cells])
             await self._store.confirm_dirty(partition, cells)
-        complete = len(cells) < self._cells_max
         if complete:
             complete_ms = complete_up_to_ms(before, waiting, fence)
             # Read after the cells: what was dropped before they were read must not be called complete.

@@ -8,11 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aggregators.bindings import is_replaced
+from pipeline.processors.drains import HourlyDrain
 from pipeline.processors.rollup import RollupSettings
 from reconciler.causes import Cause, Pair, Verdict
+from schemas.analytics import UsageQuery
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.control import RecutRecord
 from schemas.log import EVENTS_TOPIC, position
+from schemas.meters import Aggregation
 from schemas.periods import Billing, Interval
 from tests.unit.late_binding_world import (
     CUT_MS,
@@ -26,7 +29,7 @@ from tests.unit.late_binding_world import (
     totals,
     used,
 )
-from tests.unit.reconciler_world import NOVEMBER_MS, Deployment, named, settled
+from tests.unit.reconciler_world import NOVEMBER_MS, START_MS, Deployment, named, settled
 
 
 async def test_usage_before_its_binding_is_counted_again_in_the_periods_of_the_binding() -> None:
@@ -245,3 +248,32 @@ async def test_usage_counted_again_is_told_before_the_cut_of_a_binding_that_wait
     await made.settle()
 
     assert await told(made, f"cus_{EVE}") == [("9", False)]
+
+
+async def test_answers_are_not_called_complete_while_a_re_cut_is_drained_in_parts() -> None:
+    """Until all of its cells are there, hours that were complete hold parts of both cuts."""
+    made = await deployment()
+    at = made.partition(EVE)
+    first_ms = START_MS // HOUR_MS * HOUR_MS
+
+    async def requests(to_ms: int) -> int:
+        asked = UsageQuery(meter="requests", from_ms=first_ms, to_ms=to_ms, account=EVE)
+        return sum(row.value_minor for row in await made.clickhouse.usage(asked, Aggregation.COUNT))
+
+    async def complete_ms() -> int:
+        return (await made.clickhouse.load_drained())[at].log_time_ms
+
+    hours = {first_ms + hour * HOUR_MS: 6 * hour for hour in range(4)}
+    hours[first_ms + 4 * HOUR_MS] = 18
+    assert (await complete_ms(), await requests(max(hours))) == (max(hours), 18)
+    await bind(made)
+    await made.recut()
+    await reached(made)
+    drain, totals_seen = HourlyDrain(made.store, made.clickhouse, cells_max=1), set[int]()
+    while not (await drain.drain(at)).complete:
+        totals_seen.add(await requests(max(hours)))
+        assert await requests(await complete_ms()) == hours[await complete_ms()]
+
+    assert totals_seen - {18}
+    assert await complete_ms() >= max(hours)
+    assert await requests(max(hours)) == 18
