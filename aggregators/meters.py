@@ -90,14 +90,28 @@ def definition_change(held: Catalog | None, proposed: Catalog) -> str | None:
             return f"policy.{span} cannot change: marks and reports are cut by it"
     if proposed.version > held.version and proposed.policy.future_ms < held.policy.future_ms:
         return "policy.future_ms cannot become smaller: a binding could cut before usage that is counted already"
-    for meter in proposed.meters:
-        before = held.meter(meter.slug)
-        if before is None:
-            continue
+    known = {meter.slug: meter for meter in (*proposed.meters, *proposed.retired)}
+    for before in (*held.meters, *held.retired):
+        meter = known.get(before.slug)
+        if meter is None:
+            if proposed.version <= held.version:
+                continue
+            return f"meter {before.slug} is left out: name it under `retired`, as `tidemark catalog apply` does"
         for field in ("event_type", "aggregation", "value_path", "dimensions", "filters", "scale", "late"):
             if getattr(before, field) != getattr(meter, field):
                 return f"meter {meter.slug}: {field} cannot change; add a meter under another slug"
     return None
+
+
+def successor(held: Catalog, proposed: Catalog) -> Catalog:
+    """The proposed catalog, with the meters that it leaves out of the one in force among its retired ones.
+
+    Raises pydantic's `ValidationError` where there are more of them than a catalog holds.
+    """
+    known = {meter.slug for meter in (*proposed.meters, *proposed.retired)}
+    gone = [meter for meter in (*held.meters, *held.retired) if meter.slug not in known]
+    retired = (*proposed.retired, *gone)
+    return Catalog(version=proposed.version, meters=proposed.meters, policy=proposed.policy, retired=retired)
 
 
 def _reader(meter: Meter) -> Callable[[dict[str, Any]], Contribution | Failure | None]:

@@ -23,7 +23,7 @@ from pipeline.local_kafka import LocalKafka
 from pipeline.local_valkey import LocalValkey
 from pipeline.processes import free_port
 from pipeline.settings import Settings, load_settings
-from pipeline.stores import apply_catalog, open_base, open_rollup_store, read_catalog
+from pipeline.stores import apply_catalog, catalog_in_force, following, open_base, open_rollup_store, read_catalog
 from pipeline.supervisor import Supervisor
 from schemas.meters import Catalog
 from schemas.rollup import RollupStore
@@ -157,7 +157,7 @@ class Dev:
         settings = self.settings()
         base = await open_base(settings)
         try:
-            await apply_catalog(base, self.catalog())
+            await apply_catalog(base, following(await catalog_in_force(settings), self.options.catalog))
         finally:
             await base.log.close()
         for role in self.options.roles:

@@ -15,7 +15,7 @@ from aggregators.partitioning import partition_of
 from aggregators.periods import period_at
 from pipeline.deployment import append_control
 from pipeline.settings import Settings
-from pipeline.stores import Base, apply_catalog, open_base, open_rollup_store, open_stripe, read_catalog
+from pipeline.stores import Base, apply_catalog, catalog_in_force, following, open_base, open_rollup_store, open_stripe
 from reconciler.causes import Verdict
 from reconciler.report import Report, gauge_values, to_json
 from reconciler.run import reconcile
@@ -24,7 +24,6 @@ from reconciler.views import ReconcilePolicy, Views
 from schemas.control import AccountRecord, CloseRecord
 from schemas.errors import InvalidInput, Transient
 from schemas.log import INBOX_TOPIC, REJECTED_TOPIC, Log, Record
-from schemas.meters import Catalog
 from schemas.periods import Binding
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
@@ -42,20 +41,10 @@ async def _opened(settings: Settings, *, create: bool = False) -> AsyncIterator[
         await base.log.close()
 
 
-async def catalog_in_force(settings: Settings) -> Catalog | None:
-    """The catalog of partition 0's fence."""
-    store = open_rollup_store(settings)
-    try:
-        fence = await store.load_fence(0)
-        return fence.catalog if fence else None
-    finally:
-        await store.close()
-
-
 async def apply_catalog_file(settings: Settings, path: Path) -> str:
     """Apply a catalog file. Raises `InvalidInput` where it does not go with the one in force."""
-    proposed = read_catalog(path)
     held = await catalog_in_force(settings)
+    proposed = following(held, path)
     if held is not None:
         change = definition_change(held, proposed)
         if change:

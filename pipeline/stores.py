@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import yaml
 from pydantic import ValidationError
 
+from aggregators.meters import successor
 from pipeline.clock import AnyClock, clock_from_text
 from pipeline.deployment import ensure_catalog, ensure_deployment
 from pipeline.logs.open import open_log
@@ -111,6 +112,31 @@ def read_catalog(path: Path | None) -> Catalog:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "catalog"
         raise InvalidInput(f"{source.name}: {field}", first["msg"].removeprefix("Value error, ")) from error
+
+
+async def catalog_in_force(settings: Settings) -> Catalog | None:
+    """The catalog of partition 0's fence."""
+    store = open_rollup_store(settings)
+    try:
+        fence = await store.load_fence(0)
+        return fence.catalog if fence else None
+    finally:
+        await store.close()
+
+
+def following(held: Catalog | None, path: Path | None) -> Catalog:
+    """The catalog of a file, or the one that ships, as it follows the one in force: what it leaves out is retired.
+
+    Raises `InvalidInput` naming the field.
+    """
+    proposed = read_catalog(path)
+    if held is None:
+        return proposed
+    try:
+        return successor(held, proposed)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InvalidInput("retired", f"{first['msg']}: too many meters were taken away in this deployment") from error
 
 
 async def apply_catalog(base: Base, catalog: Catalog) -> None:

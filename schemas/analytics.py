@@ -112,8 +112,9 @@ class ArchivePosition(NamedTuple):
 
 
 class DrainPosition(NamedTuple):
-    """Everything folded before `next_offset` on this partition is in `usage_hourly`, and so is everything that arrived
-    before `log_time_ms`: it stays behind where an event waits for its verdict."""
+    """Everything that arrived on this partition before `log_time_ms` is in `usage_hourly`: it stays behind where an
+    event waits for its verdict, and goes back where a re-cut is there in part. `next_offset` is where the fold stood:
+    of two positions the further one holds."""
 
     partition: int
     next_offset: int

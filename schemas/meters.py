@@ -133,17 +133,22 @@ class Policy(BaseModel):
 
 
 class Catalog(BaseModel):
-    """All meters of a deployment. Written whole into every partition; effective from its offset."""
+    """All meters of a deployment. Written whole into every partition; effective from its offset.
+
+    `retired` are the meters that catalogs before it had: `tidemark catalog apply` names them, so that their slugs never
+    mean anything else.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: int = Field(ge=1)
     meters: tuple[Meter, ...] = Field(max_length=500)
     policy: Policy = Policy()
+    retired: tuple[Meter, ...] = Field(default=(), max_length=500)
 
     @model_validator(mode="after")
     def _slugs_differ(self) -> Self:
-        slugs = [meter.slug for meter in self.meters]
+        slugs = [meter.slug for meter in (*self.meters, *self.retired)]
         twice = sorted({slug for slug in slugs if slugs.count(slug) > 1})
         if twice:
             raise ValueError(f"meter slug used twice: {', '.join(twice)}")

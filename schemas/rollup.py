@@ -329,9 +329,8 @@ class RollupStore(Protocol):
         """Bindings and closings of one account; an empty state where nothing is known."""
         ...
 
-    async def account_as_of(self, partition: int, account: str) -> tuple[int | None, AccountState]:
-        """The log time that the live view has reached, None where this partition has no fence, and what `account`
-        answers; in one transaction."""
+    async def accounts(self, partition: int, accounts: Sequence[str]) -> tuple[Fence | None, dict[str, AccountState]]:
+        """The fence and the states of these accounts, as `account` gives each, in one transaction."""
         ...
 
     async def account_totals(

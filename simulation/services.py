@@ -7,6 +7,7 @@ import bisect
 import dataclasses
 import random
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any, Final
 
 from pipeline.logs.memory import MemoryLog
@@ -14,6 +15,7 @@ from schemas.clock import Clock
 from schemas.log import Headers, Record
 from schemas.periods import AccountState
 from schemas.reports import MeterEvent
+from schemas.rollup import Fence
 from simulation.faults import Fault, Faults
 from sinks.redis.memory import MemoryRollupStore
 from sinks.stripe.memory import MemoryFault
@@ -89,12 +91,13 @@ class LosingStore(MemoryRollupStore):
         self.slices_max: Counter[int] = Counter()
         self.before_commit: dict[int, list[asyncio.Future[Any]]] = {}
 
-    async def account_as_of(self, partition: int, account: str) -> tuple[int | None, AccountState]:
-        """As the twin; notes when that was, and what log time the state belonged to."""
-        log_time_ms, state = await super().account_as_of(partition, account)
-        if log_time_ms is not None:
-            self.looked[account].append((self._clock.now_ms(), log_time_ms))
-        return log_time_ms, state
+    async def accounts(self, partition: int, accounts: Sequence[str]) -> tuple[Fence | None, dict[str, AccountState]]:
+        """As the twin; notes when that was, and what log time the states belonged to."""
+        fence, states = await super().accounts(partition, accounts)
+        if fence is not None:
+            for account in accounts:
+                self.looked[account].append((self._clock.now_ms(), fence.log_time_ms))
+        return fence, states
 
     async def commit(self, partition: int, believed: Any, changes: Any) -> None:
         """As the twin; counts, so that a loss can be aimed at a commit."""

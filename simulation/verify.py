@@ -110,7 +110,7 @@ async def verify(world: World) -> None:
     _differ(world, "usage.rejected", _oracle_reasons(oracle), _quarantined(world))
     intents = {key: intent for key, intent in _intents(world).items() if not _replaced(world, intent)}
     _differ(world, "intents", _positive(_oracle_totals(oracle)), _positive(_intent_sums(intents)))
-    _stripe(world, intents, _payers(world, oracle))
+    _stripe(world, oracle, intents)
     _bounded(world)
     _met(world)
     await _reconciled(world)
@@ -294,8 +294,9 @@ def _payers(world: World, oracle: Oracle) -> dict[str, set[str]]:
     return dict(named)
 
 
-def _stripe(world: World, intents: dict[str, Intent], payers: dict[str, set[str]]) -> None:
-    """Each intent of a paying account exactly once, with its own value, to its own customer."""
+def _stripe(world: World, oracle: Oracle, intents: dict[str, Intent]) -> None:
+    """Each intent of a paying account exactly once, with its own value, in its own period, to its own customer."""
+    payers = _payers(world, oracle)
     held: defaultdict[str, list[Any]] = defaultdict(list)
     everything = _intents(world)
     for each in world.stripe.events:
@@ -322,7 +323,8 @@ def _stripe(world: World, intents: dict[str, Intent], payers: dict[str, set[str]
         meant = [(intent.event_name, customer, value) for customer in payers.get(identifier, ())]
         if told not in meant:
             world.fail("stripe", f"{identifier}: {told} instead of one of {meant}")
-        if not intent.period_start_ms <= event.timestamp_s * 1000 < intent.period_end_ms:
+        start_ms, end_ms = oracle.period(intent.account, intent.period_start_ms)
+        if start_ms != intent.period_start_ms or not start_ms <= event.timestamp_s * 1000 < end_ms:
             world.fail("stripe", f"{identifier}: its timestamp lies outside its period")
 
 

@@ -58,7 +58,7 @@ def catalog_apply(file: Path) -> None:
 @catalog.command("show")
 def catalog_show() -> None:
     """Print the catalog in force."""
-    from pipeline.operations import catalog_in_force
+    from pipeline.stores import catalog_in_force
 
     found = run(catalog_in_force(settings()))
     click.echo(found.model_dump_json(indent=2, exclude_defaults=True) if found else "no catalog has been applied")

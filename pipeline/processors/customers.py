@@ -19,10 +19,11 @@ class BindingResolver:
 
     async def __call__(self, intent: Intent, instant_ms: int) -> tuple[Billing, str] | None:
         partition = partition_of(intent.account, self._partitions)
-        log_time_ms, state = await self._store.account_as_of(partition, intent.account)
+        fence, states = await self._store.accounts(partition, [intent.account])
+        state = states[intent.account]
         # An intent is published once its bucket has closed in log time. A view that is not so far may lack bindings
         # that were folded before: it went back to an older copy, or is being built again.
-        if log_time_ms is None or log_time_ms < intent.bucket_end_ms:
+        if fence is None or fence.log_time_ms < intent.bucket_end_ms:
             raise Transient(
                 f"partition {partition}: the live view does not reach the end of the report's bucket: wait until the "
                 "worker has folded again, or build it again with `tidemark rebuild redis`"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from aggregators.fields import parse_cell_field, parse_cell_text
-from aggregators.intents import intent_of
+from aggregators.intents import account_of, intent_of
 from aggregators.parked import complete_up_to_ms
 from schemas.analytics import DrainPosition, DuplicateRow, HourlyRow, HourlyStore
 from schemas.clock import HOUR_MS
@@ -74,10 +74,14 @@ class HourlyDrain:
         if fence is None or before is None:
             return Drained(0, duplicates, complete=True)
         await self._check_generation(partition, fence, cells)
+        complete = len(cells) < self._cells_max
         if cells:
+            first_ms = min(cell.key.bucket_ms for cell in cells)
+            if not complete and first_ms + HOUR_MS <= fence.log_time_ms:
+                # A re-cut changes buckets that were complete: until all of it is there, answers hold parts of two cuts.
+                await self._save(DrainPosition(partition, fence.next_offset, first_ms))
             await self._hourly.insert_hourly([hourly_row(cell, partition) for cell in cells])
             await self._store.confirm_dirty(partition, cells)
-        complete = len(cells) < self._cells_max
         if complete:
             complete_ms = complete_up_to_ms(before, waiting, fence)
             # Read after the cells: what was dropped before they were read must not be called complete.
@@ -153,10 +157,12 @@ class ReportDrain:
         published = 0
         while True:
             fence, entries = await self._store.reports(partition, start_ms, INTENTS_AT_ONCE_MAX)
-            if fence is None or fence.log_time_ms < end_ms:
+            whose = {field: account_of(field) for field in entries}
+            then, states = await self._store.accounts(partition, sorted(set(whose.values())))
+            if fence is None or then is None or min(fence.log_time_ms, then.log_time_ms) < end_ms:
                 # A replica that was behind has taken over: there the bucket is still open.
                 return published
-            intents = [intent_of(fence, start_ms, end_ms, *entry) for entry in entries.items()]
+            intents = [intent_of(fence, start_ms, end_ms, *entry, states[whose[entry[0]]]) for entry in entries.items()]
             published += await self._publish(partition, [intent for intent in intents if intent is not None])
             await self._store.confirm_reports(partition, start_ms, entries)
             if not entries:

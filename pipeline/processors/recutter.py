@@ -11,13 +11,14 @@ anew: an archive that goes away in between holds nobody up for long.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from aggregators.bindings import is_waiting
 from aggregators.fields import parse_value
+from aggregators.periods import open_period, period_at
 from aggregators.signing import distinct_member, hash_key
 from pipeline.deployment import append_control
 from reconciler.history import AccountHistory, History, history_of
@@ -40,6 +41,12 @@ NEAR_MS_MAX: Final = MINUTE_MS
 # How many accounts of a partition a call looks at, and for how many of them events wait at one time.
 LOOKED_AT_MAX: Final = 200
 BEGUN_MAX: Final = 20
+# After so many accounts whose usage could not be counted a call ends: it is most likely the store and not the accounts.
+FAILED_MAX: Final = 3
+# A re-cut that was begun so often, some eight hours of waiting, is given up at the next failure.
+BEGINNINGS_MAX: Final = 8
+# So long after a re-cut that took too long, in log time, what waited for it may be judged and counted before the next.
+JUDGED_MS_MAX: Final = 10 * MINUTE_MS
 TOO_LARGE: Final = (
     "the usage to be counted again fills more than one record of the log: close the account's past periods, or choose "
     "a later instant"
@@ -48,6 +55,7 @@ OTHER_USAGE: Final = (
     "the archive holds other usage of the account than was counted: put right what `tidemark reconcile` names and bind "
     "the account once more"
 )
+TOO_OFTEN: Final = "the usage could not be counted again, {} times over ({}): bind the account once more when it can"
 UNNAMED: Final = "meter {} lost its Stripe event name after usage that is to be counted again was counted"
 
 _CellName = tuple[str, int, int, str, int]
@@ -64,11 +72,13 @@ class Recutter:
         self._reader = reader
         self._secret = secret
         self._told: dict[tuple[int, str], tuple[int, int]] = {}
+        self._failed: set[tuple[int, str]] = set()
 
     async def recut(self, partition: int) -> int:
         """Begin and end the re-cuts of one partition that the archive has passed; how many records that took.
 
-        Raises `Transient` where a store or the log does not answer; the same records are made by the next call.
+        Raises `Transient` where a store or the log does not answer, or did not for some account, after the others were
+        served; the same records are made by the next call.
         """
         fence, waiting = await self._store.recutting(partition, LOOKED_AT_MAX)
         self._forget(partition, fence, waiting.keys())
@@ -82,7 +92,8 @@ class Recutter:
         begun = sum(is_waiting(state, fence.log_time_ms) for state in waiting.values())
         answered = 0
         rows: Sequence[ControlRow] | None = None
-        for account, state in waiting.items():
+        failures: list[Transient] = []
+        for account, state in sorted(waiting.items(), key=lambda item: (partition, item[0]) in self._failed):
             pending = state.pending
             if pending is None or pending.position >= position(reached.next_offset):
                 continue
@@ -92,13 +103,20 @@ class Recutter:
                 if rows is None:
                     rows = await self._archive.load_controls(partition, position(reached.next_offset))
                 ours = [row for row in rows if row.account in ("", account) and row.position < pending.position]
-                record = await self._ended(
-                    Snapshot(partition, fence, history_of(ours, fence.log_time_ms)), account, state
-                )
+                now = Snapshot(partition, fence, history_of(ours, fence.log_time_ms))
+                try:
+                    record = await self._ended(now, account, state)
+                except Transient as error:
+                    self._failed.add((partition, account))
+                    failures.append(error)
+                    if len(failures) == FAILED_MAX:
+                        break
+                    continue
+                self._failed.discard((partition, account))
                 # A table that was just exchanged may lack, for a moment, events that the archive has passed.
                 if await self._archive.events_rebuilt() != rebuilt:
                     return answered
-            elif near and begun < BEGUN_MAX:
+            elif near and begun < BEGUN_MAX and await self._is_judged(partition, account, pending, fence):
                 begun += 1
                 record = RecutRecord(account=account, position=pending.position, begins=True)
             else:
@@ -106,16 +124,31 @@ class Recutter:
             offset = await append_control(self._log, self._secret, partition, record)
             self._told[partition, account] = (pending.position, offset)
             answered += 1
+        if failures:
+            raise failures[0]
         return answered
+
+    async def _is_judged(self, partition: int, account: str, pending: PendingCut, fence: Fence) -> bool:
+        """Whether what waited for a re-cut that took too long is counted by now, or had the time to be: begun again at
+        once and again and again, its usage would wait without end."""
+        if pending.until_ms is None or fence.log_time_ms >= pending.until_ms + JUDGED_MS_MAX:
+            return True
+        _, left = await self._store.waiting(partition, account)
+        return not left.events
 
     async def _ended(self, now: Snapshot, account: str, state: AccountState) -> RecutRecord:
         """The record that ends a re-cut: its content, or why there is none."""
         assert state.pending is not None, "the caller looked"  # noqa: S101 - an invariant, not input
         try:
-            return await self._record(now, account, state.pending, state.bindings)
+            return await self._record(now, account, state, state.pending)
         except (OperatorNeeded, InvalidInput) as error:
             # One account's fault must not stop the others, nor the worker.
             return RecutRecord(account=account, position=state.pending.position, declined=str(error)[:500])
+        except Transient as error:
+            if state.pending.begun < BEGINNINGS_MAX:
+                raise
+            declined = TOO_OFTEN.format(state.pending.begun, str(error)[:300])
+            return RecutRecord(account=account, position=state.pending.position, declined=declined)
 
     def _forget(self, partition: int, fence: Fence | None, waiting: Iterable[str]) -> None:
         """What was told and folded is told again where the account waits still."""
@@ -123,15 +156,14 @@ class Recutter:
         for key, (_, offset) in list(self._told.items()):
             if key[0] == partition and (fence is None or key[1] not in held or offset < fence.next_offset):
                 del self._told[key]
+        self._failed = {key for key in self._failed if key[0] != partition or key[1] in held}
 
-    async def _record(
-        self, now: Snapshot, account: str, pending: PendingCut, bindings: Sequence[Binding]
-    ) -> RecutRecord:
+    async def _record(self, now: Snapshot, account: str, state: AccountState, pending: PendingCut) -> RecutRecord:
         before = msgspec.structs.replace(now.fence, next_offset=offset_of(pending.position))
         old = await self._cells(now._replace(fence=before), account, pending)
-        if not await self._is_counted(now.partition, account, pending, old.values()):
+        if not await self._is_counted(now, account, state, old.values()):
             return RecutRecord(account=account, position=pending.position, declined=OTHER_USAGE)
-        history = _bound(now.history, account, pending, bindings)
+        history = _bound(now.history, account, pending, state.bindings)
         snapshot = Snapshot(now.partition, before, history)
         new = await self._cells(snapshot, account, pending)
         reported = await Recounter(self._reader).reported(snapshot, accounts=frozenset([account]))
@@ -150,14 +182,19 @@ class Recutter:
         rows = await self._reader.recount_rows(request, 0) if request.meters else ()
         return {_name(row): row for row in rows if row.period_start_ms >= pending.from_ms}
 
-    async def _is_counted(self, partition: int, account: str, pending: PendingCut, old: Iterable[HourlyRow]) -> bool:
+    async def _is_counted(self, now: Snapshot, account: str, state: AccountState, old: Iterable[HourlyRow]) -> bool:
         """Whether the archive's usage in the old periods is what the live view has counted. Exact: nothing of the
         account is counted while it waits."""
+        assert state.pending is not None, "the caller looked"  # noqa: S101 - an invariant, not input
         counted = {(each.period_start_ms, each.meter): each.value_minor for each in _totals(old, {}, None)}
-        keys = sorted({TotalKey(account, start_ms) for start_ms, _ in counted})
-        fence, held = await self._store.account_totals(partition, keys)
-        if fence is None or not is_waiting(AccountState(pending=pending), fence.log_time_ms):
+        # Also those of which the archive knows nothing: it may have lost all that was counted there.
+        starts = {start_ms for start_ms, _ in counted} | set(_starts(state, now.fence))
+        keys = [TotalKey(account, start_ms) for start_ms in sorted(starts)]
+        fence, held = await self._store.account_totals(now.partition, keys)
+        if fence is None or not is_waiting(state, fence.log_time_ms):
             raise Transient(f"{account}: its re-cut has taken too long, and is begun anew")
+        if fence.next_offset <= offset_of(state.pending.position):
+            raise Transient(f"{account}: the live view went back behind the record that began its re-cut")
         live = {
             (key.period_start_ms, meter): parse_value(text).minor
             for key, fields in held.items()
@@ -174,6 +211,17 @@ class Recutter:
             for (_, meter, start_ms), texts in sorted(found.items())
             if start_ms >= pending.from_ms
         ]
+
+
+def _starts(state: AccountState, fence: Fence) -> Iterator[int]:
+    """Where those periods begin, as the account is cut now, that a re-cut replaces and that may hold usage."""
+    assert state.pending is not None, "the caller looked"  # noqa: S101 - an invariant, not input
+    future_ms = fence.catalog.policy.future_ms if fence.catalog else 0
+    end_ms = max(fence.log_time_ms + future_ms + 1, open_period(state, fence.log_time_ms).end_ms)
+    start_ms = state.pending.from_ms
+    while start_ms < end_ms:
+        yield start_ms
+        start_ms = period_at(state, start_ms).end_ms
 
 
 def _bound(history: History, account: str, pending: PendingCut, bindings: Sequence[Binding]) -> History:

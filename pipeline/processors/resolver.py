@@ -14,17 +14,26 @@ from aggregators.bindings import is_waiting
 from pipeline.deployment import append_control
 from schemas.analytics import ArchiveStore
 from schemas.control import VERDICTS_MAX, Verdict, VerdictRecord
-from schemas.log import OFFSET_MAX, Log, position
+from schemas.log import Log, position
 from schemas.rollup import Fence, Parked, RollupStore
 
 # Verdicts that are given and not folded yet; beyond it the resolver waits for the fold.
 TOLD_MAX: Final = 10 * VERDICTS_MAX
+# Events that the archive has passed and does not hold. Beyond it the resolver waits for the archive to be built again.
+LOST_MAX: Final = 100_000
 # How often events of accounts that wait for a re-cut are passed over in one call.
 HELD_READS_MAX: Final = 20
 
 
 # The positions on which a record at that offset has verdicts.
 _Told = dict[int, frozenset[int]]
+
+
+class _Lost(NamedTuple):
+    """What the archive was found not to hold, as it was built then: built again, it may."""
+
+    rebuilt: int | None = None
+    positions: frozenset[int] = frozenset()
 
 
 class Resolved(NamedTuple):
@@ -43,6 +52,7 @@ class Resolver:
         self._archive = archive
         self._secret = secret
         self._told: dict[int, _Told] = {}
+        self._lost: dict[int, _Lost] = {}
 
     async def resolve(self, partition: int) -> Resolved:
         """Judge the parked events of one partition that the archive has passed, oldest first, as far as `TOLD_MAX`.
@@ -66,7 +76,11 @@ class Resolver:
             if fence is not None:
                 _forget_folded(told, fence)
             return ()
-        fence, waiting = await self._unheld(partition, known)
+        lost = self._lost.get(partition, _Lost())
+        if lost.positions and await self._archive.events_rebuilt() != lost.rebuilt:
+            del self._lost[partition]
+            lost = _Lost()
+        fence, waiting = await self._unheld(partition, known | lost.positions)
         if fence is None:
             return ()
         _forget_folded(told, fence)
@@ -84,8 +98,9 @@ class Resolver:
             return ()
         held = [each for each in passed if (each.account, each.id) in first]
         # What the archive has passed and does not hold was lost there: it gets no verdict, and stands in nobody's way.
-        if lost := {each.position for each in passed if (each.account, each.id) not in first}:
-            told[OFFSET_MAX] = told.get(OFFSET_MAX, frozenset()) | lost
+        missing = [each.position for each in passed if (each.account, each.id) not in first]
+        if missing and len(lost.positions) < LOST_MAX:
+            self._lost[partition] = _Lost(rebuilt, lost.positions.union(missing))
         if not held:
             return ()
         verdicts = tuple(_verdict(each, first[each.account, each.id]) for each in held)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from pipeline.faust_runner import Runner, RunnerSettings
@@ -111,12 +111,23 @@ async def draining(
             if prepare is not None:
                 await prepare()
                 prepare = None
-            for partition in sorted(owned()):
-                await drain(partition)
-            failures = 0
+            failed = await _each(owned(), drain)
         except Transient as error:
-            if not failures:
-                _log.warning("a drain waits, nothing is lost: %s", error)
-            failures += 1
+            failed = error
+        if failed and not failures:
+            _log.warning("a drain waits, nothing is lost: %s", failed)
+        failures = failures + 1 if failed else 0
+        if failed:
             on_failure()
         await asyncio.sleep(min(interval_s * 2 ** min(failures, DRAIN_BACKOFF_DOUBLINGS_MAX), DRAIN_BACKOFF_S_MAX))
+
+
+async def _each(partitions: Collection[int], drain: Callable[[int], Awaitable[object]]) -> Transient | None:
+    """Drain each partition once: what does not answer for one must not hold up the others. The first failure."""
+    first: Transient | None = None
+    for partition in sorted(partitions):
+        try:
+            await drain(partition)
+        except Transient as error:
+            first = first or error
+    return first

@@ -356,9 +356,9 @@ class MemoryRollupStore:
     async def account(self, partition: int, account: str) -> AccountState:
         return self._at(partition).accounts.get(account, AccountState())
 
-    async def account_as_of(self, partition: int, account: str) -> tuple[int | None, AccountState]:
-        fence = self._at(partition).fence
-        return (fence.log_time_ms if fence else None), await self.account(partition, account)
+    async def accounts(self, partition: int, accounts: Sequence[str]) -> tuple[Fence | None, dict[str, AccountState]]:
+        held = self._at(partition)
+        return held.fence, {account: held.accounts.get(account, AccountState()) for account in accounts}
 
     async def account_totals(
         self, partition: int, keys: Sequence[TotalKey]

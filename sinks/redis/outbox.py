@@ -268,31 +268,21 @@ class RedisOutbox:
         self, partition: int, accounts: Sequence[str]
     ) -> tuple[Fence | None, dict[str, AccountState]]:
         """The fence and the states of those of the accounts that wait for a re-cut, in one transaction."""
+        fence, states = await self.accounts(partition, accounts)
+        return fence, {account: state for account, state in states.items() if state.pending is not None}
 
+    async def accounts(self, partition: int, accounts: Sequence[str]) -> tuple[Fence | None, dict[str, AccountState]]:
         def commands(keys: Keys) -> list[Command]:
             return [("HGETALL", keys.fence), *(("GET", keys.account(account)) for account in accounts)]
 
         _, (fence, *texts) = await self._read_live(partition, commands, at_once=True)
         fields = as_mapping(fence)
-        states = {
-            account: AccountState.model_validate_json(text)
-            for account, text in zip(accounts, texts, strict=True)
-            if text is not None
-        }
-        waiting = {account: state for account, state in states.items() if state.pending is not None}
-        return (decode_fence(fields) if fields else None), waiting
+        states = {account: _state(text) for account, text in zip(accounts, texts, strict=True)}
+        return (decode_fence(fields) if fields else None), states
 
     async def account(self, partition: int, account: str) -> AccountState:
         _, (text,) = await self._read_live(partition, lambda keys: [("GET", keys.account(account))])
-        return AccountState.model_validate_json(text) if text else AccountState()
-
-    async def account_as_of(self, partition: int, account: str) -> tuple[int | None, AccountState]:
-        def commands(keys: Keys) -> list[Command]:
-            return [("HGET", keys.fence, "log_time_ms"), ("GET", keys.account(account))]
-
-        _, (log_time, text) = await self._read_live(partition, commands, at_once=True)
-        state = AccountState.model_validate_json(text) if text else AccountState()
-        return (None if log_time is None else int(log_time)), state
+        return _state(text)
 
     async def account_totals(
         self, partition: int, keys: Sequence[TotalKey]
@@ -324,3 +314,7 @@ def _deletions(key: str, held: Sequence[tuple[str, str | int]]) -> list[Command]
         ("EVAL", _DELETE_IF_UNCHANGED, 1, key, *(part for entry in held[at : at + _CALL_FIELDS_MAX] for part in entry))
         for at in range(0, len(held), _CALL_FIELDS_MAX)
     ]
+
+
+def _state(text: str | None) -> AccountState:
+    return AccountState.model_validate_json(text) if text else AccountState()

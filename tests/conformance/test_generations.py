@@ -65,19 +65,19 @@ async def test_what_is_built_is_not_seen_until_it_is_swapped_in(store: Generatio
     assert not await store.is_live(1, 2)
 
 
-async def test_account_and_its_log_time_are_of_one_generation(store: GenerationStore) -> None:
-    """A binding of the view that was swapped in, with the log time of the one that was swapped out, would lie."""
+async def test_accounts_and_their_fence_are_of_one_generation(store: GenerationStore) -> None:
+    """A binding of the view that was swapped in, with the fence of the one that was swapped out, would lie."""
     live, _ = await both(store)
     bound = AccountState(customers=(Customer(0, Billing.MAPPED, "cus_1"),))
     made = msgspec.structs.replace(at(7, 2), log_time_ms=live.log_time_ms + 1)
     built = store.built(2)
     await built.commit(0, at(6, 2), Changes(fence=made, accounts={"acme": bound}))
     await built.close()
-    assert await store.account_as_of(0, "acme") == (live.log_time_ms, AccountState())
+    assert await store.accounts(0, ["acme"]) == (live, {"acme": AccountState()})
 
     assert await store.swap(0, live, made)
 
-    assert await store.account_as_of(0, "acme") == (made.log_time_ms, bound)
+    assert await store.accounts(0, ["acme"]) == (made, {"acme": bound})
 
 
 async def test_worker_of_the_old_generation_is_fenced_at_read_and_commit(store: GenerationStore) -> None:

@@ -270,21 +270,10 @@ async def test_accounts_that_wait_for_a_re_cut_are_known_until_it_came(rollup_st
     assert view.totals == {key: {"tokens": "3"}}
     assert view.uniques == {UniqueKey(account, "users", 0): {12}}
     assert (view.accounts, view.due) == ({account: after}, [DueTotal(77, key)])
+    known = {account: after, "nobody": AccountState()}
+    assert await rollup_store.accounts(0, [account, "nobody"]) == (fence(6), known)
+    assert await rollup_store.accounts(1, [account]) == (None, {account: AccountState()})
     assert await rollup_store.ranking(0, RankingKey("tokens", 0), 5) == [(account, 3)]
-
-
-@pytest.mark.parametrize("account", ODD_ACCOUNTS)
-async def test_account_is_told_with_the_log_time_that_it_is_of(rollup_store: RollupStore, account: str) -> None:
-    """Whoever acts on a binding must know how far the view that it read had come."""
-    assert await rollup_store.account_as_of(0, account) == (None, AccountState())
-    first = await started(rollup_store)
-    assert await rollup_store.account_as_of(0, account) == (BUCKET, AccountState())
-    made = changes(5, account)._replace(fence=fence(5, BUCKET + 7))
-    await rollup_store.commit(0, first, made)
-
-    assert await rollup_store.account_as_of(0, account) == (BUCKET + 7, made.accounts[account])
-    assert await rollup_store.account_as_of(0, "nobody") == (BUCKET + 7, AccountState())
-    assert await rollup_store.account_as_of(1, account) == (None, AccountState())
 
 
 async def test_expired_marks_are_gone(rollup_store: RollupStore) -> None:

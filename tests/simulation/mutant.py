@@ -23,6 +23,11 @@ class Mutant(NamedTuple):
     made: Callable[[Any], Any]
 
 
+def inner(reached: Any) -> Any:
+    """The twin behind what a process reaches it by."""
+    return reached._target
+
+
 def runs_to_catch(mutant: Mutant, runs_max: int = RUNS_MAX) -> tuple[int, Outcome | None]:
     """How many seeds, from 1 on, until a run fails under the defect; None where none of `runs_max` does."""
     replaced = mutant.made(vars(mutant.target)[mutant.attribute])

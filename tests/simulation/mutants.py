@@ -10,7 +10,6 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
-from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -24,30 +23,21 @@ import pipeline.processors.drains
 import pipeline.processors.resolver
 import pipeline.processors.rollup
 import pipeline.processors.stripe_sender
-import sinks.stripe.memory
-from aggregators.fields import ReportKey, parse_report_field, parse_report_text, parse_value, report_field, report_text
 from aggregators.scan import Arrival
 from pipeline.processors.archive import ArchiveProcessor
 from pipeline.processors.cache import StateCache
-from pipeline.processors.drains import ReportDrain
 from pipeline.processors.rollup import ROLLUP_GROUP, RollupProcessor
 from pipeline.processors.router import ROUTER_GROUP, RouterProcessor
 from schemas.analytics import ArchivePosition, EventRow
 from schemas.control import Genesis, Tick
 from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
-from schemas.reports import SendResult, SendStatus
-from schemas.rollup import BucketField, TotalKey
 from simulation.traffic import ORIGIN_MS
 from sinks.clickhouse.memory import MemoryClickHouse
 from sinks.redis.memory import MemoryRollupStore
+from tests.simulation.billing_mutants import BILLING
 from tests.simulation.late_binding_mutants import LATE_BINDINGS
-from tests.simulation.mutant import RUNS_MAX, Method, Mutant, runs_to_catch
-
-
-def _inner(reached: Any) -> Any:
-    """The twin behind what a process reaches it by."""
-    return reached._target
+from tests.simulation.mutant import RUNS_MAX, Method, Mutant, inner, runs_to_catch
 
 
 def _starts_at_committed(original: Method) -> Method:
@@ -82,7 +72,7 @@ def _increments_outside_the_commit(original: Method) -> Method:
             # A re-cut says totals of which the cache knows nothing.
             await original(self, partition, fence, changes)
             return
-        stored = _inner(self._store)._at(partition).totals
+        stored = inner(self._store)._at(partition).totals
         for key, fields in changes.totals.items():
             seen, now = self._caches[partition]._totals[key], stored.setdefault(key, {})
             for meter, text in fields.items():
@@ -126,7 +116,7 @@ def _believes_anything(_original: Any) -> Any:
 
 def _marks_first(original: Method) -> Method:
     async def commit(self: RollupProcessor, partition: int, fence: Any, changes: Any) -> None:
-        held = _inner(self._store)._at(partition)
+        held = inner(self._store)._at(partition)
         for key, members in changes.marks.items():
             held.marks.setdefault(key, set()).update(members)
         await original(self, partition, fence, changes)
@@ -175,7 +165,7 @@ def _starts_from_nothing(original: Method) -> Method:
         settings, self._settings = self._settings, self._settings._replace(replay_from_start=True)
         fence = await original(self, partition, committed)
         self._settings = settings
-        fence = _inner(self._store)._at(partition).fence = msgspec.structs.replace(fence, next_offset=committed)
+        fence = inner(self._store)._at(partition).fence = msgspec.structs.replace(fence, next_offset=committed)
         return fence
 
     return first_fence
@@ -197,55 +187,6 @@ def _archive_position_first(original: Method) -> Method:
         await original(self, partition, records)
 
     return step
-
-
-def _delta_at_publishing(original: Method) -> Method:
-    async def drain(self: ReportDrain, partition: int) -> int:
-        totals = _inner(self._store)._at(partition).totals
-        made = vars(pipeline.processors.drains)["intent_of"]
-
-        def intent_of(fence: Any, start_ms: int, end_ms: int, field: str, text: str) -> Any:
-            key, value = parse_report_field(field), parse_report_text(text)
-            now = parse_value(totals[TotalKey(key.account, key.period_start_ms)][key.meter]).minor
-            sampled = msgspec.structs.replace(value, current_minor=now)
-            return made(fence, start_ms, end_ms, field, report_text(sampled))
-
-        with patch.object(pipeline.processors.drains, "intent_of", intent_of):
-            count: int = await original(self, partition)
-        return count
-
-    return drain
-
-
-def _reports_forgotten_first(original: Method) -> Method:
-    async def publish(self: ReportDrain, partition: int, intents: Any) -> int:
-        held = _inner(self._store)._at(partition)
-        for each in intents:
-            field = report_field(ReportKey(each.period_start_ms, each.meter, each.account))
-            held.reports.pop(BucketField(each.bucket_start_ms, field), None)
-        count: int = await original(self, partition, intents)
-        return count
-
-    return publish
-
-
-def _fresh_identifier(original: Any) -> Any:
-    calls: list[int] = []
-
-    def meter_event(*arguments: Any) -> Any:
-        calls.append(1)
-        event = original(*arguments)
-        return event._replace(identifier=f"{event.identifier}/{len(calls)}")
-
-    return meter_event
-
-
-def _duplicate_is_failure(original: Any) -> Any:
-    def classify(answer: Any) -> SendResult:
-        result: SendResult = original(answer)
-        return result._replace(status=SendStatus.DEAD) if result.status is SendStatus.DUPLICATE else result
-
-    return classify
 
 
 def _judged_again(original: Any) -> Any:
@@ -292,7 +233,7 @@ def _cache_survives(original: Method) -> Method:
 
     async def start_offset(self: RollupProcessor, partition: int) -> int:
         offset: int = await original(self, partition)
-        log = _inner(self._log)
+        log = inner(self._log)
         cache = held.setdefault((id(log), partition), (log, self._caches[partition]))[1]
         self._caches[partition] = cache
         return offset
@@ -350,18 +291,6 @@ MUTANTS: Final = (
         "a cell of its own for each report bucket", aggregators.fold._Fold, "_contribute", _cell_for_each_report_bucket,
     ),
     Mutant("cell version by flush", _ROLLUP, "fold", _versions_by_flush),
-    Mutant("delta sampled at publishing", ReportDrain, "drain", _delta_at_publishing),
-    Mutant("report forgotten before its intent is durable", ReportDrain, "_publish", _reports_forgotten_first),
-    Mutant("a fresh identifier each send", pipeline.processors.stripe_sender, "meter_event", _fresh_identifier),
-    Mutant(
-        "an account's first customer pays for ever", pipeline.processors.customers, "customer_at",
-        lambda made: lambda state, instant_ms: state.customers[0] if made(state, instant_ms) else None,
-    ),
-    Mutant(
-        "an account's last customer pays for all there was", pipeline.processors.customers, "customer_at",
-        lambda made: lambda state, instant_ms: state.customers[-1] if made(state, instant_ms) else None,
-    ),
-    Mutant("duplicate 400 is a failure", sinks.stripe.memory, "classify", _duplicate_is_failure),
     Mutant("verdict applied twice", aggregators.fold._Fold, "_judge", _judged_again),
     Mutant("verdict: everything is new", pipeline.processors.resolver, "_verdict", _always_new),
     Mutant(
@@ -370,6 +299,7 @@ MUTANTS: Final = (
     ),
     Mutant("cache survives its fence", RollupProcessor, "start_offset", _cache_survives),
     Mutant("a lost quarantine entry", _ROLLUP, "quarantine", _quarantine_may_fail),
+    *BILLING,
     *LATE_BINDINGS,
 )  # fmt: skip
 

@@ -62,6 +62,11 @@ async def totals(made: Deployment, meter: str, account: str = EVE) -> dict[int, 
     return {start_ms: int(text.split(":")[0]) for start_ms, text in sorted(found.items())}
 
 
+def neighbour(made: Deployment) -> str:
+    """Another account that nobody has bound, of the same partition."""
+    return next(name for name in ("zoe", "zed", "zack", "zita") if made.partition(name) == made.partition(EVE))
+
+
 async def state(made: Deployment) -> AccountState:
     return await made.store.account(made.partition(EVE), EVE)
 

@@ -201,6 +201,11 @@ async def settled(**options: Any) -> Deployment:
     return made
 
 
+async def late(made: Deployment, at_ms: int, account: str = "ada", **data: Any) -> str:
+    """An event of an instant that the marks do not reach back to."""
+    return await made.emit(account, at_ms=at_ms, **{"gb": "7.125", "user": "late", "region": "eu", **data})
+
+
 def named(report: Report, cause: Cause, pair: Pair | None = None) -> list[Row]:
     """The rows of a cause, of one pair of views or of all."""
     return [row for row in report.rows if row.cause is cause and pair in (None, row.pair)]

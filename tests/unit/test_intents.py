@@ -9,7 +9,8 @@ import pytest
 
 from aggregators.fields import ReportKey, ReportValue, report_field, report_text
 from aggregators.intents import intent_of
-from schemas.clock import HOUR_MS
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.periods import AccountState, Binding
 from schemas.reports import Intent
 from schemas.rollup import Counters, Fence
 
@@ -17,19 +18,20 @@ FENCE = Fence(
     log_id="log", partitions=2, livemode=False, stripe_account="acct_1", generation=1, next_offset=5, log_time_ms=9,
     secret_fingerprint="f", catalog=None, counters=Counters(), slices=(),
 )  # fmt: skip
+NOTHING = AccountState()
 PARTS: dict[str, Any] = {
     "account": "acme", "meter": "tokens", "period_start_ms": 0, "bucket_ms": HOUR_MS, "base": 7, "current": 10,
     "period_end_ms": 30 * HOUR_MS, "scale": 3, "event_name": "tidemark_tokens",
 }  # fmt: skip
 
 
-def entry(fence: Fence = FENCE, **changes: Any) -> Intent | None:
+def entry(fence: Fence = FENCE, state: AccountState = NOTHING, **changes: Any) -> Intent | None:
     """What one report entry becomes."""
     parts = {**PARTS, **changes}
     key = ReportKey(period_start_ms=parts["period_start_ms"], meter=parts["meter"], account=parts["account"])
     value = ReportValue(parts["base"], parts["current"], parts["period_end_ms"], parts["scale"], parts["event_name"])
     bucket_ms = parts["bucket_ms"]
-    return intent_of(fence, bucket_ms, bucket_ms + HOUR_MS, report_field(key), report_text(value))
+    return intent_of(fence, bucket_ms, bucket_ms + HOUR_MS, report_field(key), report_text(value), state)
 
 
 def intent(fence: Fence = FENCE, **changes: Any) -> Intent:
@@ -100,3 +102,21 @@ def test_an_intent_says_what_stripe_needs() -> None:
 def test_no_change_is_no_intent(total: int) -> None:
     """A bucket in which a maximum was not exceeded says nothing."""
     assert entry(base=total, current=total) is None
+
+
+@pytest.mark.parametrize(
+    ("cut_ms", "expected_ms"),
+    [
+        pytest.param(None, 30 * HOUR_MS, id="none since"),
+        pytest.param(HOUR_MS + 16 * MINUTE_MS, HOUR_MS + 16 * MINUTE_MS, id="within the bucket"),
+        pytest.param(40 * HOUR_MS, 30 * HOUR_MS, id="behind the end that was known"),
+    ],
+)
+def test_a_period_ends_where_a_binding_has_cut_it_since(cut_ms: int | None, expected_ms: int) -> None:
+    """Reported with an instant behind the cut, usage would count in the next period."""
+    bindings = () if cut_ms is None else (Binding(effective_from_ms=cut_ms, anchor_ms=cut_ms + DAY_MS),)
+    made = entry(state=AccountState(bindings=bindings))
+
+    assert made is not None
+    assert made.period_end_ms == expected_ms
+    assert made.identifier == intent().identifier

@@ -8,11 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aggregators.bindings import is_replaced
+from pipeline.processors.drains import HourlyDrain
 from pipeline.processors.rollup import RollupSettings
 from reconciler.causes import Cause, Pair, Verdict
+from schemas.analytics import UsageQuery
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.control import RecutRecord
 from schemas.log import EVENTS_TOPIC, position
+from schemas.meters import Aggregation
 from schemas.periods import Billing, Interval
 from tests.unit.late_binding_world import (
     CUT_MS,
@@ -26,7 +29,7 @@ from tests.unit.late_binding_world import (
     totals,
     used,
 )
-from tests.unit.reconciler_world import NOVEMBER_MS, Deployment, named, settled
+from tests.unit.reconciler_world import NOVEMBER_MS, START_MS, Deployment, named, settled
 
 
 async def test_usage_before_its_binding_is_counted_again_in_the_periods_of_the_binding() -> None:
@@ -205,3 +208,72 @@ async def test_a_rebuilt_view_has_the_same_cuts() -> None:
 
     assert {key: dict(fields) for key, fields in made.store._partitions[made.partition(EVE)].totals.items()} == held
     await agrees(made)
+
+
+async def told(made: Deployment, customer: str) -> list[tuple[str, bool]]:
+    """(value, whether its instant lies behind the cut) of the requests that a customer was told of."""
+    cut_ms = (await state(made)).bindings[-1].effective_from_ms
+    events = [each.event for each in made.stripe.events if each.event.event_name == "requests"]
+    return [(each.value, each.timestamp_s * 1000 >= cut_ms) for each in events if each.stripe_customer == customer]
+
+
+async def test_usage_before_a_cut_within_its_report_bucket_is_told_before_it_to_who_paid_then() -> None:
+    """Nothing comes in the old period after the record that cuts it, so its entry does not know of the cut."""
+    made = await Deployment().start()
+    for customer in ("cus_old", "cus_new"):
+        made.stripe.add_customer(customer)
+    await made.bind(EVE, stripe_customer="cus_old")
+    await made.advance(5 * MINUTE_MS)
+    await made.emit(EVE, gb="1", user="u", region="eu")
+    await made.advance(5 * MINUTE_MS)
+    cut_ms = made.clock.ms + 6 * MINUTE_MS
+    await made.bind(EVE, effective_from_ms=cut_ms, anchor_ms=cut_ms, stripe_customer="cus_new")
+    await made.advance(HOUR_MS)
+    await made.settle()
+
+    assert (await told(made, "cus_old"), await told(made, "cus_new")) == ([("1", False)], [])
+    await agrees(made)
+
+
+async def test_usage_counted_again_is_told_before_the_cut_of_a_binding_that_waited_behind() -> None:
+    """Where the later one cuts was not known when the ends of the new periods were worked out."""
+    made = await deployment()
+    made.clock.ms += 5 * MINUTE_MS
+    await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS, billing=Billing.UNMAPPED)
+    now_ms = made.clock.ms // MINUTE_MS * MINUTE_MS
+    await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=now_ms, stripe_customer=f"cus_{EVE}")
+    for _ in range(3):
+        await reached(made)
+        await made.recut()
+    await made.settle()
+
+    assert await told(made, f"cus_{EVE}") == [("9", False)]
+
+
+async def test_answers_are_not_called_complete_while_a_re_cut_is_drained_in_parts() -> None:
+    """Until all of its cells are there, hours that were complete hold parts of both cuts."""
+    made = await deployment()
+    at = made.partition(EVE)
+    first_ms = START_MS // HOUR_MS * HOUR_MS
+
+    async def requests(to_ms: int) -> int:
+        asked = UsageQuery(meter="requests", from_ms=first_ms, to_ms=to_ms, account=EVE)
+        return sum(row.value_minor for row in await made.clickhouse.usage(asked, Aggregation.COUNT))
+
+    async def complete_ms() -> int:
+        return (await made.clickhouse.load_drained())[at].log_time_ms
+
+    hours = {first_ms + hour * HOUR_MS: 6 * hour for hour in range(4)}
+    hours[first_ms + 4 * HOUR_MS] = 18
+    assert (await complete_ms(), await requests(max(hours))) == (max(hours), 18)
+    await bind(made)
+    await made.recut()
+    await reached(made)
+    drain, totals_seen = HourlyDrain(made.store, made.clickhouse, cells_max=1), set[int]()
+    while not (await drain.drain(at)).complete:
+        totals_seen.add(await requests(max(hours)))
+        assert await requests(await complete_ms()) == hours[await complete_ms()]
+
+    assert totals_seen - {18}
+    assert await complete_ms() >= max(hours)
+    assert await requests(max(hours)) == 18

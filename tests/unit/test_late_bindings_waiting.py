@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from typing import Any
 
 import pytest
 
-from aggregators.bindings import RECUT_MS_MAX, recut
+from aggregators.bindings import RECUT_MS_MAX, is_waiting, recut
 from pipeline.processors import recutter, resolver
+from pipeline.processors.recutter import BEGINNINGS_MAX, JUDGED_MS_MAX, TOO_OFTEN
 from schemas.clock import DAY_MS, MINUTE_MS
 from schemas.control import RecutRecord
-from schemas.errors import OperatorNeeded
+from schemas.errors import OperatorNeeded, Transient
 from schemas.log import EVENTS_TOPIC, position
 from schemas.periods import AccountState, Billing
 from tests.unit.late_binding_world import (
@@ -20,6 +23,7 @@ from tests.unit.late_binding_world import (
     agrees,
     bind,
     deployment,
+    neighbour,
     reached,
     state,
     totals,
@@ -136,13 +140,31 @@ async def test_usage_goes_on_where_a_re_cut_does_not_end_and_it_is_begun_anew() 
     assert (await made.fence(EVE)).counters.parked == 1
 
     await made.archive()
+    # What waited is counted before anything waits again.
+    assert await made.recut() == 0
     assert await made.resolve() == 1
+    await reached(made)
     assert await made.recut() == 1
     await reached(made)
     assert await made.recut() == 1
     await made.settle()
     assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 11}
     await agrees(made)
+
+
+async def test_an_event_that_the_archive_lost_does_not_keep_a_re_cut_from_being_begun_anew() -> None:
+    """It never gets a verdict; the others had time for theirs."""
+    made = await deployment()
+    await bind(made)
+    lost = await made.emit(EVE, gb="1", user="lost", region="eu")
+    await made.advance(RECUT_MS_MAX)
+    await reached(made)
+    del made.clickhouse.events[EVE, lost]
+    assert (await made.resolve(), await made.recut()) == (0, 0)
+
+    await made.advance(JUDGED_MS_MAX)
+    await reached(made)
+    assert await made.recut() == 1
 
 
 async def test_answer_that_comes_too_late_changes_nothing() -> None:
@@ -180,11 +202,12 @@ async def test_what_comes_in_time_waits_whatever_may_wait_of_what_is_late() -> N
     await agrees(made)
 
 
-async def test_live_counts_are_not_replaced_by_those_of_an_archive_that_lost_events() -> None:
+@pytest.mark.parametrize("lost_max", [6, 1_000], ids=["some", "all"])
+async def test_live_counts_are_not_replaced_by_those_of_an_archive_that_lost_events(lost_max: int) -> None:
     """The totals stand still while the account waits, so the two must be equal."""
     made = await deployment()
     await bind(made)
-    lost = [key for key in made.clickhouse.events if key[0] == EVE][:6]
+    lost = [key for key in made.clickhouse.events if key[0] == EVE][:lost_max]
     for key in lost:
         del made.clickhouse.events[key]
     assert await made.recut() == 1
@@ -197,8 +220,9 @@ async def test_live_counts_are_not_replaced_by_those_of_an_archive_that_lost_eve
 async def test_account_whose_usage_cannot_be_counted_again_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is declined with the reason; the others are answered in the same call."""
     made = await deployment()
-    await used(made, hours=1, account="zoe")
-    for account in (EVE, "zoe"):
+    other = neighbour(made)
+    await used(made, hours=1, account=other)
+    for account in (EVE, other):
         await made.bind(account, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
     await reached(made)
     assert await made.recut() == 2
@@ -214,7 +238,79 @@ async def test_account_whose_usage_cannot_be_counted_again_stops_nobody(monkeypa
     assert await made.recut() == 2
     await made.fold()
     assert (await state(made)).pending is None
-    assert (await made.store.account(made.partition("zoe"), "zoe")).pending is None
+    assert (await made.store.account(made.partition(other), other)).pending is None
+
+
+async def test_account_whose_recount_is_never_answered_holds_up_nobody_and_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Too much for ClickHouse's limits, say. The others are answered in the same call, and what waits for it counts."""
+    made = await deployment()
+    other = neighbour(made)
+    await used(made, hours=1, account=other)
+    for account in (EVE, other):
+        await made.bind(account, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
+    await reached(made)
+    assert await made.recut() == 2
+    counted, looks = made.clickhouse.recount_rows, 0
+
+    async def fails(request: Any, generation: int) -> Any:
+        nonlocal looks
+        if request.accounts == [EVE]:
+            looks += 1
+            raise Transient("memory limit exceeded")
+        return await counted(request, generation)
+
+    monkeypatch.setattr(made.clickhouse, "recount_rows", fails)
+    await reached(made)
+    with pytest.raises(Transient, match="memory limit"):
+        await made.recut()
+    await reached(made)
+    assert (await made.store.account(made.partition(other), other)).pending is None
+
+    for _ in range(2 * BEGINNINGS_MAX):
+        await made.emit(EVE, gb="1", user="waits", region="eu")
+        while (await state(made)).pending and is_waiting(await state(made), (await made.fence(EVE)).log_time_ms):
+            await made.advance(RECUT_MS_MAX)
+            await reached(made)
+            with contextlib.suppress(Transient):
+                await made.recut()
+            await reached(made)
+        await made.resolve()
+        await reached(made)
+        assert (await made.fence(EVE)).counters.parked == 0
+        with contextlib.suppress(Transient):
+            await made.recut()
+        await reached(made)
+    after = await state(made)
+    assert (after.pending, after.recuts) == (None, ())
+    assert looks >= BEGINNINGS_MAX
+    assert await totals(made, "requests") == {NOVEMBER_MS: 18 + 2 * BEGINNINGS_MAX}
+    controls = await made.clickhouse.load_controls(made.partition(EVE), 1 << 60)
+    said = [RecutRecord.model_validate_json(each.value).declined for each in controls if each.kind == "recut"]
+    assert [text for text in said if text] == [TOO_OFTEN.format(BEGINNINGS_MAX, "memory limit exceeded")]
+
+
+async def test_a_view_that_went_back_between_two_looks_declines_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that was behind has taken over: its totals are those of before."""
+    made = await deployment()
+    before = copy.deepcopy(made.store._partitions)
+    await made.emit(EVE, gb="1", user="new", region="eu")
+    await bind(made)
+    now, account_totals = made.store._partitions, made.store.account_totals
+
+    async def failed_over(partition: int, keys: Any) -> Any:
+        made.store._partitions = before
+        return await account_totals(partition, keys)
+
+    monkeypatch.setattr(made.store, "account_totals", failed_over)
+    with pytest.raises(Transient, match="went back"):
+        await made.recut()
+    monkeypatch.undo()
+    made.store._partitions = now
+    assert await made.recut() == 1
+    await made.settle()
+    assert len((await state(made)).recuts) == 1
 
 
 async def test_late_events_of_others_do_not_stand_behind_those_of_a_waiting_account(

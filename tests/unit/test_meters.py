@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from aggregators.meters import Contribution, Failure, compiled, definition_change, quarantines_late
+from aggregators.meters import Contribution, Failure, compiled, definition_change, quarantines_late, successor
 from oracle import rules
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.meters import Catalog, Meter
@@ -235,7 +235,25 @@ def test_meters_may_come_and_go() -> None:
     """A first catalog, a new meter, and one that is no longer wanted."""
     assert definition_change(None, catalog(SUM)) is None
     assert definition_change(catalog(SUM), catalog(SUM, COUNT, version=2)) is None
-    assert definition_change(catalog(SUM, COUNT), catalog(COUNT, version=2)) is None
+    left_out = definition_change(catalog(SUM, COUNT), catalog(COUNT, version=2))
+    assert left_out is not None
+    assert "meter tokens is left out" in left_out
+    assert definition_change(catalog(SUM, COUNT), successor(catalog(SUM, COUNT), catalog(COUNT, version=2))) is None
+    # What another apply has overtaken comes late, and is not followed anyway.
+    assert definition_change(catalog(SUM, COUNT, version=3), catalog(COUNT, version=2)) is None
+
+
+def test_a_meter_that_was_taken_away_comes_back_as_it_was_or_not_at_all() -> None:
+    """Also after it was gone for several catalogs."""
+    gone = successor(catalog(SUM, COUNT), catalog(COUNT, version=2))
+    still_gone = successor(gone, catalog(COUNT, version=3))
+    back = successor(still_gone, catalog(COUNT, SUM, version=4))
+    changed = successor(still_gone, catalog(COUNT, {**SUM, "scale": 3}, version=4))
+
+    assert [meter.slug for meter in still_gone.retired] == ["tokens"]
+    assert back.retired == ()
+    assert definition_change(still_gone, back) is None
+    assert definition_change(still_gone, changed) == "meter tokens: scale cannot change; add a meter under another slug"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 
 from aggregators.parked import complete_up_to_ms
-from pipeline.processors.resolver import Resolved, Resolver
 from reconciler.causes import Cause, Pair
 from reconciler.causes import Verdict as Reconciled
 from schemas.analytics import VerdictOutcome
@@ -20,16 +19,10 @@ from schemas.log import REJECTED_TOPIC, position
 from schemas.meters import Catalog
 from schemas.rollup import Counters, Waiting
 from sinks.redis.memory import MemoryRollupStore
-from tests.unit.reconciler_world import CATALOG, DECEMBER_MS, NOVEMBER_MS, Deployment, named, settled
-from tests.worlds import SECRET
+from tests.unit.reconciler_world import CATALOG, DECEMBER_MS, NOVEMBER_MS, Deployment, late, named, settled
 
 EARLY_MS = NOVEMBER_MS + DAY_MS
 OCTOBER_MS = NOVEMBER_MS - 10 * DAY_MS
-
-
-async def late(made: Deployment, at_ms: int, account: str = "ada", **data: Any) -> str:
-    """An event of an instant that the marks do not reach back to."""
-    return await made.emit(account, at_ms=at_ms, **{"gb": "7.125", "user": "late", "region": "eu", **data})
 
 
 async def judged(made: Deployment) -> None:
@@ -177,56 +170,6 @@ async def test_verdict_that_fits_nothing_changes_nothing(changes: dict[str, Any]
     await judged(made)
     assert moved(await counters(made), before)["counted"] == 1
     assert (await made.reconcile()).verdict is Reconciled.EQUAL
-
-
-async def test_resolver_waits_for_the_archive_and_tells_each_verdict_once() -> None:
-    """Before the archive has passed the event, an earlier arrival might still come to light."""
-    made = await settled()
-    resolver = Resolver(made.log, made.store, made.clickhouse, SECRET)
-    at = made.partition("ada")
-    await late(made, EARLY_MS)
-    await made.fold()
-
-    assert await resolver.resolve(at) == Resolved()
-    await made.archive()
-    assert await resolver.resolve(at) == Resolved(new=1)
-    assert await resolver.resolve(at) == Resolved()
-    await made.fold()
-    assert await made.store.parked(at, 10) == ((await made.fence("ada")), [])
-
-
-async def test_resolver_waits_for_a_fold_that_is_far_behind_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it remembers is bounded; an event that the archive lost gets no verdict and holds up no other."""
-    monkeypatch.setattr("pipeline.processors.resolver.VERDICTS_MAX", 2)
-    monkeypatch.setattr("pipeline.processors.resolver.TOLD_MAX", 5)
-    made = await settled()
-    resolver = Resolver(made.log, made.store, made.clickhouse, SECRET)
-    at = made.partition("ada")
-    late_ones = [await late(made, EARLY_MS + number) for number in range(9)]
-    await made.fold()
-    await made.archive()
-    lost = made.clickhouse.events.pop(("ada", late_ones[0]))
-    given = []
-    for _ in range(6):
-        given.append((await resolver.resolve(at)).new)
-        await made.fold()
-
-    assert sum(given) == 8
-    assert max(given) <= 5
-    _, left = await made.store.parked(at, 10)
-    assert [each.position for each in left] == [lost.position]
-
-
-async def test_archive_of_another_log_gives_no_verdict() -> None:
-    """What it knows is about other events."""
-    made = await settled()
-    at = made.partition("ada")
-    await late(made, EARLY_MS)
-    await made.fold()
-    await made.archive()
-    made.clickhouse.archived[at] = made.clickhouse.archived[at]._replace(log_id="another")
-
-    assert await made.resolve() == 0
 
 
 async def test_events_without_a_verdict_are_no_drift_and_hold_back_what_is_complete() -> None:

@@ -50,6 +50,11 @@ class FailingOver(LosingStore):
         self._called("reports")
         return answer
 
+    async def accounts(self, partition: int, accounts: Any) -> Any:
+        answer = await super().accounts(partition, accounts)
+        self._called("accounts")
+        return answer
+
 
 async def filled(store: FailingOver) -> Fence:
     """One unit while the bucket is open (kept), a second one, and then log time passes the bucket's end."""
@@ -87,7 +92,7 @@ async def test_closed_bucket_is_published_and_forgotten(log: MemoryLog) -> None:
     assert await ReportDrain(store, log).drain(0) == 0
 
 
-@pytest.mark.parametrize(("after", "published"), [("report_buckets", []), ("reports", [2])])
+@pytest.mark.parametrize(("after", "published"), [("report_buckets", []), ("reports", []), ("accounts", [2])])
 async def test_entry_of_an_open_bucket_is_kept_where_a_replica_takes_over(
     log: MemoryLog, after: str, published: list[int]
 ) -> None:

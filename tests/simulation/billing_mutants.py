@@ -1,0 +1,88 @@
+"""Deliberate defects on the way from a total to a bill: what is told to Stripe, once, when, and who pays."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from unittest.mock import patch
+
+import msgspec
+
+import pipeline.processors.customers
+import pipeline.processors.drains
+import pipeline.processors.stripe_sender
+import sinks.stripe.memory
+from aggregators.fields import ReportKey, parse_report_field, parse_report_text, parse_value, report_field, report_text
+from pipeline.processors.drains import ReportDrain
+from schemas.periods import AccountState
+from schemas.reports import SendResult, SendStatus
+from schemas.rollup import BucketField, TotalKey
+from tests.simulation.mutant import Method, Mutant, inner
+
+
+def _delta_at_publishing(original: Method) -> Method:
+    async def drain(self: ReportDrain, partition: int) -> int:
+        totals = inner(self._store)._at(partition).totals
+        made = vars(pipeline.processors.drains)["intent_of"]
+
+        def intent_of(fence: Any, start_ms: int, end_ms: int, field: str, text: str, state: Any) -> Any:
+            key, value = parse_report_field(field), parse_report_text(text)
+            now = parse_value(totals[TotalKey(key.account, key.period_start_ms)][key.meter]).minor
+            sampled = msgspec.structs.replace(value, current_minor=now)
+            return made(fence, start_ms, end_ms, field, report_text(sampled), state)
+
+        with patch.object(pipeline.processors.drains, "intent_of", intent_of):
+            count: int = await original(self, partition)
+        return count
+
+    return drain
+
+
+def _reports_forgotten_first(original: Method) -> Method:
+    async def publish(self: ReportDrain, partition: int, intents: Any) -> int:
+        held = inner(self._store)._at(partition)
+        for each in intents:
+            field = report_field(ReportKey(each.period_start_ms, each.meter, each.account))
+            held.reports.pop(BucketField(each.bucket_start_ms, field), None)
+        count: int = await original(self, partition, intents)
+        return count
+
+    return publish
+
+
+def _fresh_identifier(original: Any) -> Any:
+    calls: list[int] = []
+
+    def meter_event(*arguments: Any) -> Any:
+        calls.append(1)
+        event = original(*arguments)
+        return event._replace(identifier=f"{event.identifier}/{len(calls)}")
+
+    return meter_event
+
+
+def _duplicate_is_failure(original: Any) -> Any:
+    def classify(answer: Any) -> SendResult:
+        result: SendResult = original(answer)
+        return result._replace(status=SendStatus.DEAD) if result.status is SendStatus.DUPLICATE else result
+
+    return classify
+
+
+BILLING: Final = (
+    Mutant("delta sampled at publishing", ReportDrain, "drain", _delta_at_publishing),
+    Mutant(
+        "a period ends where its last event thought", pipeline.processors.drains, "intent_of",
+        lambda made: lambda *arguments: made(*arguments[:-1], AccountState()),
+    ),
+    Mutant("report forgotten before its intent is durable", ReportDrain, "_publish", _reports_forgotten_first),
+    Mutant("a fresh identifier each send", pipeline.processors.stripe_sender, "meter_event", _fresh_identifier),
+    Mutant(
+        "an account's first customer pays for ever", pipeline.processors.customers, "customer_at",
+        lambda made: lambda state, instant_ms: state.customers[0] if made(state, instant_ms) else None,
+    ),
+    Mutant(
+        "an account's last customer pays for all there was", pipeline.processors.customers, "customer_at",
+        lambda made: lambda state, instant_ms: state.customers[-1] if made(state, instant_ms) else None,
+    ),
+    Mutant("duplicate 400 is a failure", sinks.stripe.memory, "classify", _duplicate_is_failure),
+)  # fmt: skip
