@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -72,6 +73,9 @@ class KafkaLog:
             max_request_size=REQUEST_BYTES_MAX,
             request_timeout_ms=timeout_ms,
         )
+        # A batch that expires takes its sequence numbers along, and the broker refuses all that come after the gap:
+        # nothing could be appended to that partition any more. `append` bounds the wait instead.
+        self._producer._message_accumulator._batch_ttl = math.inf  # noqa: SLF001  there is no setting for it
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=self.servers,
             group_id=None,
@@ -313,5 +317,6 @@ def to_record(message: Any) -> Record:
         message.timestamp,
         message.key,
         message.value,
-        tuple((name, bytes(content)) for name, content in message.headers),
+        # Kafka allows a header without a value.
+        tuple((name, bytes(content or b"")) for name, content in message.headers),
     )
