@@ -16,6 +16,8 @@ import msgspec
 
 from aggregators.decode import decode, raw_events
 from pipeline.batching import batches
+from pipeline.processors.quarantine import RAW_BYTES_KEPT
+from schemas.errors import InvalidInput
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, Log, Record
 
 ROUTER_GROUP: Final = "tidemark-router"
@@ -54,12 +56,17 @@ class RouterProcessor:
             raws = raw_events(value) if decoded.events else []
             readable += [(0, event.subject, raws[place]) for place, event in decoded.events]
             unreadable += [rejected.raw for rejected in decoded.rejected]
-        appends = [
-            self._log.append(EVENTS_TOPIC, batch.partition, batch.value)
-            for batch in batches(readable, self._partitions)
-        ]
-        appends += [self._log.append(EVENTS_TOPIC, partition % self._partitions, raw) for raw in unreadable]
+        appends = [self._forward(batch.partition, batch.value) for batch in batches(readable, self._partitions)]
+        appends += [self._forward(partition % self._partitions, raw) for raw in unreadable]
         await asyncio.gather(*appends)
+
+    async def _forward(self, partition: int, value: bytes) -> None:
+        try:
+            await self._log.append(EVENTS_TOPIC, partition, value)
+        except InvalidInput:
+            # Larger than what was read: put together from headers, or less compressible. Its start is rejected by the
+            # rollup like anything broken; to fail would be to fail for ever.
+            await self._log.append(EVENTS_TOPIC, partition, value[:RAW_BYTES_KEPT])
 
     async def revoked(self, partition: int) -> None:
         """Nothing is kept."""
