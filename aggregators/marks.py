@@ -36,6 +36,17 @@ def live_slices(slices: Sequence[MarkSlice], log_time_ms: int, window_ms: int) -
     return tuple(each for each in slices if each.end_ms > log_time_ms - window_ms)
 
 
+def unchanged_until_ms(slices: Sequence[MarkSlice], log_time_ms: int, window_ms: int) -> int:
+    """The first log time after this one at which a slice begins, or one is looked into no longer.
+
+    A flush ends before it, so that what it looks into does not depend on where it began. Most slices end at halves of
+    the window, and so do both; one that was begun under another window does not.
+    """
+    dropped = (each.end_ms + window_ms for each in slices)
+    begins_ms = current_slice(slices, log_time_ms, window_ms).end_ms
+    return min([begins_ms, *(at_ms for at_ms in dropped if at_ms > log_time_ms)])
+
+
 def by_bucket(held: MarkSlice, marks: Iterable[tuple[int, int]]) -> dict[MarkKey, list[int]]:
     """The members of (bucket hash, member) pairs by the set of the slice they stand in."""
     buckets: dict[int, list[int]] = {}

@@ -242,8 +242,8 @@ def _parked_candidate(placed: Placed, builder: _Builder, hash_key: bytes) -> Can
 
 
 def _first_log_time_ms(scan: Scan, fence: Fence) -> int:
-    # Everything in one scan lies before the end of the slice its first record stands in, so any of its log times
-    # names the same slice; the last one is at hand.
+    # Everything in one scan lies before the next instant at which slices change (`marks.unchanged_until_ms`), so any
+    # of its log times names the same ones; the last one is at hand.
     return max(fence.log_time_ms, scan.state.log_time_ms)
 
 

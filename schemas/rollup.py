@@ -256,7 +256,10 @@ class RollupStore(Protocol):
         ...
 
     async def dirty(self, partition: int, cells_max: int) -> tuple[Fence | None, list[DirtyCell]]:
-        """The fence and up to `cells_max` dirty cells, read in one transaction."""
+        """The fence, and up to `cells_max` dirty cells as they are there or later; fewer only where no more are dirty.
+
+        Raises `Transient` where another process drains them at the same time, at every look.
+        """
         ...
 
     async def confirm_dirty(self, partition: int, drained: Sequence[DirtyCell]) -> None:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from aggregators.decode import raw_events
 from aggregators.expiry import NEVER_MS, expire, looks_max, with_expired
 from aggregators.fold import fold
-from aggregators.marks import current_slice
+from aggregators.marks import unchanged_until_ms
 from aggregators.plan import place, plan
 from aggregators.recut import recut_changes, recut_of, replaced_reports
 from aggregators.scan import AccountControl, Arrival, LogState, Quarantined, Scan, scan
@@ -161,7 +161,7 @@ class RollupProcessor:
             LogState(fence.log_id, fence.partitions, fence.log_time_ms, fence.catalog),
             self._secret,
             records,
-            before_ms=current_slice(fence.slices, first_ms, policy.window_ms).end_ms,
+            before_ms=unchanged_until_ms(fence.slices, first_ms, policy.window_ms),
             events_max=self._settings.flush_events_max,
         )
         if (step := recut_of(scanned)) is not None:

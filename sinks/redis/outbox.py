@@ -92,7 +92,18 @@ class RedisOutbox:
         return checked(answers[-1], self.server.where)
 
     async def dirty(self, partition: int, cells_max: int) -> tuple[Fence | None, list[DirtyCell]]:
-        keys, (buckets,) = await self._read_live(partition, lambda keys: [("SMEMBERS", keys.cell_buckets)])
+        for _ in range(_LOOKS_MAX):
+            fence, cells, more = await self._listed(partition, cells_max)
+            if len(cells) >= cells_max or not more:
+                return fence, cells
+        raise Transient(f"partition {partition}: another process drains it at the same time; try again")
+
+    async def _listed(self, partition: int, cells_max: int) -> tuple[Fence | None, list[DirtyCell], bool]:
+        """Up to so many dirty cells, and whether there may be more: beyond the limit, or in another generation."""
+        # The fence comes first: what is committed after it need not be among the cells.
+        keys, (fence_answer, buckets) = await self._read_live(
+            partition, lambda keys: [("HGETALL", keys.fence), ("SMEMBERS", keys.cell_buckets)], at_once=True
+        )
         wanted: list[tuple[int, list[str]]] = []
         left = cells_max
         for bucket in sorted(map(int, buckets)):
@@ -102,18 +113,21 @@ class RedisOutbox:
             if answer:
                 wanted.append((bucket, answer))
                 left -= len(answer)
-        commands: list[Command] = [("HGETALL", keys.fence)]
+        commands: list[Command] = [("EXISTS", keys.fence)]
         for bucket, fields in wanted:
             commands.append(("HMGET", keys.dirty(bucket), *fields))
             commands.append(("HMGET", keys.cells(bucket), *fields))
         answers = iter(await self._transaction(commands))
-        fence_fields = as_mapping(next(answers))
+        # Without its fence the generation was swapped out, and its keys may be gone.
+        still = next(answers)
+        swapped = bool(fence_answer) and not still
+        fence_fields = as_mapping(fence_answer)
         cells = []
         for bucket, fields in wanted:
             for field, version, text in zip(fields, next(answers), next(answers), strict=True):
                 if version is not None and text is not None:
                     cells.append(DirtyCell(BucketField(bucket, field), text, int(version)))
-        return (decode_fence(fence_fields) if fence_fields else None), cells
+        return (decode_fence(fence_fields) if fence_fields else None), cells, swapped or left <= 0
 
     async def confirm_dirty(self, partition: int, drained: Sequence[DirtyCell]) -> None:
         keys = self.keys(partition)

@@ -13,7 +13,7 @@ import msgspec
 
 from schemas.errors import Fenced
 from schemas.rollup import Fence
-from sinks.redis.client import Command, checked, pairs
+from sinks.redis.client import Command, Connection, checked, pairs
 from sinks.redis.fences import encode_fence, token
 from sinks.redis.generations import RedisGenerations
 from sinks.redis.keys import GENERATIONS, Keys
@@ -39,14 +39,20 @@ class RedisSnapshots(RedisGenerations):
     async def snapshot(self, partition: int, believed: Fence) -> AsyncIterator[str]:
         keys = await self._believe(partition, believed)
         cursor, gathered = "0", list[_Entry]()
-        while True:
-            cursor, found = await self._run(self._page, keys, cursor)
-            gathered += found
-            if gathered and sum(len(items) for _, _, items in gathered) >= _CHUNK_ITEMS:
-                yield msgspec.json.encode(gathered).decode()
-                gathered = []
-            if cursor == "0":
-                break
+        # One connection for all: a cursor says nothing to a server that was started again, or that took over, and
+        # nothing but a connection that breaks tells that it is another one.
+        connection = self.server.connection()
+        try:
+            while True:
+                cursor, found = await self._run(self._page, connection, keys, cursor)
+                gathered += found
+                if gathered and sum(len(items) for _, _, items in gathered) >= _CHUNK_ITEMS:
+                    yield msgspec.json.encode(gathered).decode()
+                    gathered = []
+                if cursor == "0":
+                    break
+        finally:
+            connection.release()
         if gathered:
             yield msgspec.json.encode(gathered).decode()
         await self._believe(partition, believed)
@@ -57,18 +63,22 @@ class RedisSnapshots(RedisGenerations):
             raise Fenced(f"partition {partition}: the fence is {held}, a copy was to be made at {token(believed)}")
         return keys
 
-    def _page(self, keys: Keys, cursor: str) -> tuple[str, list[_Entry]]:
+    def _page(self, connection: Connection, keys: Keys, cursor: str) -> tuple[str, list[_Entry]]:
         """The next cursor, and the contents of some keys in entries of bounded size."""
-        ((cursor, names),) = self.server.run([("SCAN", cursor, "MATCH", keys.literal + "*", "COUNT", _PAGE_KEYS)])
+
+        def run(commands: list[Command]) -> list[Any]:
+            return checked(connection.run(commands), self.server.where)
+
+        ((cursor, names),) = run([("SCAN", cursor, "MATCH", keys.literal + "*", "COUNT", _PAGE_KEYS)])
         apart = (keys.fence, keys.live, keys.restoring)
         wanted = [name for name in names if name not in apart and not self._is_named(keys, name)]
         if not wanted:
             return cursor, []
-        kinds = dict(zip(wanted, self.server.run([("TYPE", name) for name in wanted]), strict=True))
+        kinds = dict(zip(wanted, run([("TYPE", name) for name in wanted]), strict=True))
         entries: list[_Entry] = []
         texts = [name for name, kind in kinds.items() if kind == "string"]
         if texts:
-            (values,) = self.server.run([("MGET", *texts)])
+            (values,) = run([("MGET", *texts)])
             entries += [
                 ("string", name.removeprefix(keys.prefix), [text])
                 for name, text in zip(texts, values, strict=True)
@@ -79,7 +89,7 @@ class RedisSnapshots(RedisGenerations):
             reads: list[Command] = [
                 (_SCANS[kinds[name]], name, at, "COUNT", _PAGE_ITEMS) for name, at in left.items()
             ]  # fmt: skip
-            answers = self.server.run(reads)
+            answers = run(reads)
             pages = dict(zip(left, answers, strict=True))
             entries += [(kinds[name], name.removeprefix(keys.prefix), page[1]) for name, page in pages.items()]
             left = {name: page[0] for name, page in pages.items() if page[0] != "0"}

@@ -12,14 +12,16 @@ from pipeline.local_valkey import LocalValkey
 from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.periods import AccountState, Binding, PendingCut
 from schemas.rollup import (
+    BucketField,
     Changes,
+    DirtyCell,
     MarkKey,
     ReadRequest,
     TotalKey,
 )
 from sinks.redis.client import Command
 from sinks.redis.writer import RedisRollupStore
-from tests.conformance.rollup_states import changes, fence, started
+from tests.conformance.rollup_states import BUCKET, changes, fence, started
 
 
 @pytest.fixture
@@ -164,3 +166,62 @@ async def test_a_lost_answer_leaves_all_of_a_commit_or_nothing(valkey: LocalValk
     await through.close()
     await direct.close()
     proxy.close()
+
+
+def _one_cell(offset: int, account: str, log_time_ms: int) -> Changes:
+    name = BucketField(BUCKET, f"cell of {account}")
+    return Changes(fence=fence(offset, log_time_ms), cells={name: "1"}, dirty={name: offset})
+
+
+async def test_a_commit_while_dirty_cells_are_listed_is_not_taken_for_drained(
+    redis_store: RedisRollupStore, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is called complete is said by the fence: it must not be ahead of the cells that come with it."""
+    other = RedisRollupStore(valkey.url, namespace=redis_store.namespace)
+    first = await started(redis_store)
+    await redis_store.commit(0, first, _one_cell(5, "acme", BUCKET + 1_000))
+    run, later = redis_store.server.run, list[Changes]()
+
+    def committed_meanwhile(commands: list[Command]) -> list[Any]:
+        answers = run(commands)
+        if commands[0][0] == "HRANDFIELD" and not later:
+            later.append(_one_cell(7, "zeta", BUCKET + 9_000))
+            asyncio.run(other.commit(0, fence(5, BUCKET + 1_000), later[0]))
+        return answers
+
+    monkeypatch.setattr(redis_store.server, "run", committed_meanwhile)
+    seen, cells = await redis_store.dirty(0, 10)
+
+    assert seen == fence(5, BUCKET + 1_000)
+    assert [cell.key.field for cell in cells] == ["cell of acme"]
+    await other.close()
+    await redis_store.close()
+
+
+async def test_fewer_dirty_cells_than_asked_for_are_all_there_are(
+    redis_store: RedisRollupStore, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another process, which has just lost the partition, confirms one of them in between."""
+    other = RedisRollupStore(valkey.url, namespace=redis_store.namespace)
+    believed = await started(redis_store)
+    for number, account in enumerate(("acme", "bob", "cyd", "dora", "eve")):
+        changes_of_one = _one_cell(5 + number, account, BUCKET + number)
+        await redis_store.commit(0, believed, changes_of_one)
+        believed = changes_of_one.fence
+    run, confirmed = redis_store.server.run, list[DirtyCell]()
+
+    def confirmed_meanwhile(commands: list[Command]) -> list[Any]:
+        answers = run(commands)
+        if commands[0][0] == "HRANDFIELD" and not confirmed:
+            _, cells = asyncio.run(other.dirty(0, 10))
+            confirmed.extend(cell for cell in cells if cell.key.field in answers[0][:1])
+            asyncio.run(other.confirm_dirty(0, confirmed))
+        return answers
+
+    monkeypatch.setattr(redis_store.server, "run", confirmed_meanwhile)
+    _, cells = await redis_store.dirty(0, 3)
+
+    assert len(confirmed) == 1
+    assert len(cells) == 3
+    await other.close()
+    await redis_store.close()

@@ -14,6 +14,7 @@ from aggregators.marks import (
     current_slice,
     expired_keys,
     live_slices,
+    unchanged_until_ms,
 )
 from schemas.rollup import MarkKey, MarkSlice
 
@@ -142,3 +143,23 @@ def test_every_mark_stands_in_the_set_its_hash_names(buckets: int, marks: list[t
         (bucket_hash % buckets, member) for bucket_hash, member in marks
     )
     assert {key.slice_start_ms for key in sets} <= {500}
+
+
+@settings(max_examples=300)
+@given(
+    ends_ms=st.lists(st.integers(1, 3 * WINDOW), min_size=1, max_size=4, unique=True).map(sorted),
+    at_ms=st.integers(0, 5 * WINDOW),
+    window_ms=st.sampled_from([2, 10, WINDOW]),
+)
+def test_what_a_flush_looks_into_is_the_same_at_its_first_and_at_its_last_log_time(
+    ends_ms: list[int], at_ms: int, window_ms: int
+) -> None:
+    """Also where slices were begun under another window and end anywhere."""
+    starts_ms = [0, *ends_ms[:-1]]
+    slices = tuple(MarkSlice(start, end, BUCKETS_MIN) for start, end in zip(starts_ms, ends_ms, strict=True))
+
+    until_ms = unchanged_until_ms(slices, at_ms, window_ms)
+
+    assert until_ms > at_ms
+    assert live_slices(slices, at_ms, window_ms) == live_slices(slices, until_ms - 1, window_ms)
+    assert current_slice(slices, at_ms, window_ms).end_ms == current_slice(slices, until_ms - 1, window_ms).end_ms
