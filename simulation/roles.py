@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 SECRET: Final = b"the secret of a simulated deployment"
 SINK_GROUP: Final = "tidemark-sink"
-TICK_INTERVAL_S: Final = 1_200.0
+TICK_INTERVAL_S: Final = 2_400.0
 DRAIN_INTERVAL_S: Final = 450.0
 RECUT_INTERVAL_S: Final = 200.0
 PATIENCE_S: Final = 1_800.0
-SENDER: Final = SenderPolicy(hold_retry_ms=20 * MINUTE_MS)
+SENDER: Final = SenderPolicy(hold_retry_ms=60 * MINUTE_MS)
 
 
 class Slot:
