@@ -21,8 +21,8 @@ class Cause(StrEnum):
       add a correction if it was the second.
     - `rejected_by_stripe`: Stripe refused it, at once (the detail is its message) or after it had answered 200.
       Repair the customer or the meter, then report the difference under a new identifier.
-    - `unchecked`: not read (no answer, over the limit of reads, another log). Repair what the detail names and run
-      again. Never taken as equal.
+    - `unchecked`: not read (no answer, over the limit of reads, another log, a Stripe key of another account or mode).
+      Repair what the detail names and run again. Never taken as equal.
     """
 
     IN_FLIGHT = "in_flight"

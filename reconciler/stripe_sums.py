@@ -20,7 +20,7 @@ from reconciler.views import ReconcilePolicy, Views
 from schemas.clock import DAY_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.periods import Period
-from schemas.reports import MeterSummary, OutcomeStatus, StripeMeters
+from schemas.reports import Intent, MeterSummary, OutcomeStatus, StripeMeters
 from schemas.sink import Rejection
 
 # Amounts of meters of any scale are added up as whole numbers of 10^-12, the finest scale a meter may have.
@@ -108,12 +108,25 @@ class StripeComparison:
                 doubtful.append((cause, key, expected[key], answer))
         await self._unequal(doubtful)
         self._refused(told)
+        self._of_others(livemode, account)
 
     def _ours(self, livemode: bool, account: str) -> Iterable[Told]:
-        for told in self._index.told():
-            intent = told.intent
-            if intent.livemode is livemode and (not intent.stripe_account or intent.stripe_account == account):
-                yield told
+        return (told for told in self._index.told() if _is_of(told.intent, livemode, account))
+
+    def _of_others(self, livemode: bool, account: str) -> None:
+        """Intents of another mode or account than the key's: Stripe would answer zero for what it was sent."""
+        others = [
+            told.intent
+            for told in self._index.told()
+            if not _is_of(told.intent, livemode, account) and self._range.overlaps(self._period_of(told))
+        ]
+        if others:
+            theirs = sorted({_mode_text(intent.livemode, intent.stripe_account) for intent in others})
+            detail = (
+                f"the key is of {_mode_text(livemode, account)}, these intents are of {', '.join(theirs)}: set "
+                "TIDEMARK_STRIPE_API_KEY to a key of the deployment's own account and mode"
+            )
+            self._findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail), len(others))
 
     def _questions(self, told: Told) -> list[Sum]:
         period = self._period_of(told)
@@ -226,6 +239,15 @@ class StripeComparison:
             exact_text(bounds.accepted, SCALE_MAX), answer.summary.value if answer.summary else "", detail,
         )  # fmt: skip
         self._findings.add(row)
+
+
+def _is_of(intent: Intent, livemode: bool, account: str) -> bool:
+    return intent.livemode is livemode and intent.stripe_account in ("", account)
+
+
+def _mode_text(livemode: bool, account: str) -> str:
+    mode = "live mode" if livemode else "test mode"
+    return f"{mode} of Stripe account {account}" if account else mode
 
 
 def _bounds(sums: Iterable[Sum], told: Iterable[Told], recent_from_ms: int) -> Mapping[Sum, Bounds]:
