@@ -39,6 +39,11 @@ class Told(NamedTuple):
         """Whether Stripe said that it took it."""
         return self.outcome is not None and self.outcome.status is OutcomeStatus.ACCEPTED
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether it is a dead letter."""
+        return self.outcome is not None and self.outcome.status is OutcomeStatus.DEAD
+
 
 class ReportsIndex:
     """Everything that was read of `billing.reports`; grows with the topic, up to `entries_max` per partition."""

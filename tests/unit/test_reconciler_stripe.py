@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+from decimal import Decimal
+from itertools import combinations
+
 import pytest
 
 from pipeline.deployment import ensure_deployment
 from pipeline.settings import Settings
 from reconciler.causes import Cause, Pair, Verdict
+from reconciler.reports_index import ReportsIndex
+from reconciler.stripe_bounds import Bounds, DeadLetter
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.periods import Billing
+from schemas.reports import MeterEvent
 from sinks.stripe.memory import MemoryFault
+from sinks.stripe.writer import decimal_text
 from tests.unit.reconciler_world import NOVEMBER_MS, Deployment, named, settled
 from tests.worlds import SECRET
 
@@ -102,3 +111,160 @@ async def test_usage_that_is_reported_late_goes_to_nobody_who_pays_only_at_its_t
 
     assert not [held for held in deployment.stripe.events if held.event.stripe_customer == "cus_eve"]
     assert {row.account for row in named(await deployment.reconcile(), Cause.UNKNOWN_CUSTOMER)} == {"eve"}
+
+
+async def with_dead_letters(hours: int = 1) -> Deployment:
+    """Stripe refuses every report of ada's peak, one of each hour."""
+    deployment = await Deployment().start()
+    is_ours = ("peak", "cus_ada")
+    deployment.stripe.fault = lambda event: (
+        MemoryFault.BAD_REQUEST if (event.event_name, event.stripe_customer) == is_ours else None
+    )
+    await deployment.traffic(hours)
+    await deployment.settle()
+    deployment.stripe.fault = lambda _event: None
+    return deployment
+
+
+async def dead_events(deployment: Deployment) -> list[MeterEvent]:
+    """The meter events of the dead letters, as they were tried."""
+    index = ReportsIndex(deployment.log, 10**6)
+    for partition in range(deployment.world.partitions):
+        await index.catch_up(partition)
+    return [
+        MeterEvent(
+            told.intent.identifier,
+            told.intent.event_name,
+            told.attempt.stripe_customer,
+            decimal_text(told.intent.delta_minor, told.intent.scale),
+            told.attempt.timestamp_s,
+        )
+        for told in index.told()
+        if told.is_dead and told.attempt
+    ]
+
+
+async def test_a_dead_letter_that_was_sent_by_hand_is_no_extra_and_is_not_to_be_sent_again() -> None:
+    """Who cancels it, as `extra` asks for, has it never billed."""
+    deployment = await with_dead_letters()
+    (event,) = await dead_events(deployment)
+    before = await deployment.reconcile()
+    await deployment.stripe.send(event)
+
+    report = await deployment.reconcile()
+
+    (refused,), (row,) = before.rows, report.rows
+    assert (refused.cause, refused.expected, refused.found) == (Cause.REJECTED_BY_STRIPE, event.value, "")
+    assert "do not send it again" not in refused.detail
+    assert (row.cause, row.expected, row.found) == (Cause.REJECTED_BY_STRIPE, event.value, event.value)
+    assert "Invalid request" in row.detail
+    assert "do not send it again" in row.detail
+
+
+async def test_a_dead_letter_that_arrived_by_a_try_without_an_answer_is_no_extra() -> None:
+    """Its last answer was a refusal, and the sender could not know."""
+    deployment = await Deployment().start()
+    answers = iter([MemoryFault.LOST_ANSWER, MemoryFault.BAD_REQUEST])
+    deployment.stripe.fault = lambda event: (
+        next(answers) if (event.event_name, event.stripe_customer) == ("peak", "cus_ada") else None
+    )
+    await deployment.traffic(1)
+    await deployment.settle()
+    deployment.clock.ms += HOUR_MS
+    await deployment.send()
+
+    (row,) = (await deployment.reconcile()).rows
+
+    assert row.cause is Cause.REJECTED_BY_STRIPE
+    assert "do not send it again" in row.detail
+
+
+async def test_of_several_dead_letters_each_is_told_by_what_the_sum_shows() -> None:
+    """Both are at Stripe, or one; what no dead letter explains stays extra."""
+    deployment = await with_dead_letters(hours=2)
+    first, second = await dead_events(deployment)
+    await deployment.stripe.send(second)
+    one = await deployment.reconcile()
+    await deployment.stripe.send(first)
+    both = await deployment.reconcile()
+    deployment.stripe.inject(second._replace(identifier="sent twice", value="0.001"))
+    more = await deployment.reconcile()
+
+    assert first.value != second.value
+    assert {(row.expected, row.found) for row in one.rows} == {(first.value, ""), (second.value, second.value)}
+    assert {(row.expected, row.found) for row in both.rows} == {(e.value, e.value) for e in (first, second)}
+    assert [row.cause for row in more.rows].count(Cause.EXTRA) == 1
+    assert not [row for row in more.rows if "do not send it again" in row.detail]
+
+
+async def test_a_dead_letter_that_stripe_holds_is_told_once_nothing_else_is_on_its_way() -> None:
+    """While something is, the sum proves neither that it is there nor that anything is extra."""
+    deployment = await with_dead_letters()
+    (event,) = await dead_events(deployment)
+    await deployment.stripe.send(event)
+    await deployment.emit("ada", gb="900", user="u", region="eu")
+    await deployment.settle()
+    deployment.clock.ms -= 20 * MINUTE_MS
+    early = await deployment.reconcile()
+    deployment.clock.ms += 20 * MINUTE_MS
+
+    late = await deployment.reconcile()
+
+    assert not named(early, Cause.EXTRA)
+    (row,) = late.rows
+    assert "do not send it again" in row.detail
+
+
+def bounds(dead: Sequence[int], accepted: int = 1_000) -> Bounds:
+    letters = tuple(DeadLetter(str(at), units) for at, units in enumerate(dead))
+    gross = accepted + sum(map(abs, dead))
+    return Bounds(accepted, accepted, accepted, gross, False, letters, frozenset(), frozenset())
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_dead_letters_are_told_as_all_their_subsets_tell(seed: int) -> None:
+    """Against trying every subset; amounts repeat, and some are negative."""
+    draw = random.Random(seed)
+    dead = [draw.choice([-7, -2, 1, 2, 3, 5, 40]) for _ in range(draw.randrange(1, 8))]
+    asked = bounds(dead)
+    for found in range(asked.accepted - 20, asked.accepted + 60):
+        fitting = [
+            frozenset(map(str, chosen))
+            for size in range(len(dead) + 1)
+            for chosen in combinations(range(len(dead)), size)
+            if asked.accepted + sum(dead[at] for at in chosen) == found
+        ]
+        held = asked.explained(Decimal(found))
+        assert (held is None) == (not fitting)
+        if held is not None:
+            assert held.certain == frozenset.intersection(*fitting)
+            assert held.certain | held.possible == frozenset.union(*fitting)
+
+
+def test_more_dead_letters_than_can_be_tried_explain_what_lies_between() -> None:
+    """Seven hundred hours of a customer who was deleted."""
+    asked = bounds([2 ** (at % 40) for at in range(700)], accepted=5)
+    held = asked.explained(Decimal(5 + 12_345))
+
+    assert held is not None
+    assert (held.certain, len(held.possible)) == (frozenset(), 700)
+    assert asked.explained(Decimal(4)) is None
+    assert asked.explained(Decimal(asked.gross + 1)) is None
+
+
+async def test_dead_letters_that_no_sum_tells_apart_are_told_as_perhaps_contained() -> None:
+    """Two of one amount, and Stripe has one of them."""
+    deployment = await settled()
+    deployment.stripe.fault = lambda event: (
+        MemoryFault.BAD_REQUEST if (event.event_name, event.stripe_customer) == ("gigabytes", "cus_ada") else None
+    )
+    for _ in range(2):
+        await deployment.emit("ada", gb="4", user="u", region="eu")
+        await deployment.settle()
+    deployment.stripe.fault = lambda _event: None
+    await deployment.stripe.send((await dead_events(deployment))[0])
+
+    report = await deployment.reconcile()
+
+    assert [(row.cause, row.found) for row in report.rows] == [(Cause.REJECTED_BY_STRIPE, "")] * 2
+    assert all("perhaps this one: look" in row.detail for row in report.rows)
