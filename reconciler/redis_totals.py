@@ -73,16 +73,19 @@ class TotalsComparison:
         for _ in range(ROUNDS_MAX):
             fence, held = await self._store.account_totals(snapshot.partition, sorted(asked))
             at = await self._snapshots.at(snapshot.partition, _same_log(snapshot, fence))
-            found = {
-                (key.account, meter, snapshot.history.period(*key)): parse_value(text).minor
-                for key, fields in held.items()
-                for meter, text in fields.items()
-            }
             if isinstance(at, Behind):
-                self._unread(snapshot, len(found), at.detail)
+                self._unread(snapshot, sum(len(fields) for fields in held.values()), at.detail)
                 return []
+            # A binding may have been folded since the snapshot: both sides are cut as it was at this fence.
+            found = self._inside(
+                {
+                    (key.account, meter, at.history.period(*key)): parse_value(text).minor
+                    for key, fields in held.items()
+                    for meter, text in fields.items()
+                }
+            )
             expected = await self._expected(snapshot, at, base, accounts)
-            live_from_ms = at.fence.log_time_ms - snapshot.history.kept_ms
+            live_from_ms = at.fence.log_time_ms - at.history.kept_ms
             gone = {key for key in (*expected, *found) if key[2].end_ms <= live_from_ms}
             for key in gone:
                 expected.pop(key, None)
