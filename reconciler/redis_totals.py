@@ -10,9 +10,8 @@ from reconciler.causes import Cause, Pair
 from reconciler.compare import Difference, Range, differences
 from reconciler.recount import Recounter, Snapshot, TotalName
 from reconciler.report import Findings, Row
-from reconciler.views import Behind, ReconcilePolicy, Snapshots, Views
-from schemas.errors import OperatorNeeded
-from schemas.rollup import Fence, TotalKey
+from reconciler.views import Behind, ReconcilePolicy, Snapshots, Views, same_log
+from schemas.rollup import TotalKey
 
 # How often totals that appear while a chunk is compared are asked for once more.
 ROUNDS_MAX: Final = 3
@@ -72,7 +71,7 @@ class TotalsComparison:
         accounts = frozenset(key.account for key in keys)
         for _ in range(ROUNDS_MAX):
             fence, held = await self._store.account_totals(snapshot.partition, sorted(asked))
-            at = await self._snapshots.at(snapshot.partition, _same_log(snapshot, fence))
+            at = await self._snapshots.at(snapshot.partition, same_log(snapshot, fence))
             if isinstance(at, Behind):
                 self._unread(snapshot, sum(len(fields) for fields in held.values()), at.detail)
                 return []
@@ -118,14 +117,6 @@ class TotalsComparison:
 
     def _unread(self, snapshot: Snapshot, values: int, detail: str) -> None:
         self._findings.add(Row(Pair.REDIS, Cause.IN_FLIGHT, snapshot.partition, detail=detail), values)
-
-
-def _same_log(snapshot: Snapshot, fence: Fence | None) -> Fence:
-    if fence is None or fence.log_id != snapshot.fence.log_id or fence.next_offset < snapshot.fence.next_offset:
-        raise OperatorNeeded(
-            f"partition {snapshot.partition}: Redis was emptied, restored or rebuilt while it was read; run again"
-        )
-    return fence
 
 
 def _chunks(keys: Sequence[TotalKey], keys_max: int) -> Iterator[list[TotalKey]]:
