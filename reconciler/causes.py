@@ -15,14 +15,14 @@ class Cause(StrEnum):
       `usage_hourly` are idempotent; Redis is rebuilt); at Stripe, report the difference as a correction.
     - `extra`: a view has more than the others. Rebuild the view the detail names; at Stripe, cancel the meter event
       or credit the difference, and look for who else sends to this meter.
-    - `unknown_customer`: usage that waits because its account has no Stripe customer. Bind the account or mark it
-      free, within Stripe's 35 days.
+    - `unknown_customer`: usage that waits because its account has no Stripe customer at its instant. Bind the account
+      or mark it free, within Stripe's 35 days.
     - `conflict`: one event id arrived with two payloads; the first was counted. Ask the producer which is right;
       add a correction if it was the second.
     - `rejected_by_stripe`: Stripe refused it, at once (the detail is its message) or after it had answered 200.
       Repair the customer or the meter, then report the difference under a new identifier.
-    - `unchecked`: not read (no answer, over the limit of reads, another log). Repair what the detail names and run
-      again. Never taken as equal.
+    - `unchecked`: not read (no answer, over the limit of reads, another log, a Stripe key of another account or mode).
+      Repair what the detail names and run again. Never taken as equal.
     """
 
     IN_FLIGHT = "in_flight"

@@ -10,11 +10,13 @@ from reconciler.compare import Difference, Range, differences
 from reconciler.recount import Recounter, Snapshot
 from reconciler.report import Findings, Row
 from reconciler.table import instant_text
-from reconciler.views import Snapshots, Views
+from reconciler.views import Behind, Snapshots, Views, same_log
 from schemas.analytics import RecountKey
 from schemas.clock import HOUR_MS
 from schemas.meters import Aggregation
 
+NAMES_MAX: Final = 10
+COUNTED_AGAIN: Final = "late bindings had usage counted again (a re-cut) while usage_hourly was read: {}"
 LOST: Final = (
     "{} {} that ClickHouse lacks were dropped, because more waited than TIDEMARK_OUTBOX_MAX allows{}: "
     "`tidemark rebuild usage_hourly` makes them again"
@@ -51,16 +53,39 @@ class CellsComparison:
             # The fold writes no cell for an event that only repeats distinct values.
             if self._aggregation(snapshot, key.meter) is Aggregation.UNIQUE:
                 del expected[key]
-        waiting = {key for key in expected.keys() | found.keys() if key.arrival_bucket_ms >= settled.before_ms}
+        keys = expected.keys() | found.keys()
+        waiting = {key for key in keys if key.arrival_bucket_ms >= settled.before_ms}
         if waiting:
             row = Row(Pair.HOURLY, settled.cause, snapshot.partition, detail=settled.detail)
             self._findings.add(row, len(waiting))
+        waiting |= await self._counted_again(snapshot, keys - waiting)
         equal, differing = differences(
             {key: value for key, value in expected.items() if key not in waiting},
             {key: value for key, value in found.items() if key not in waiting},
         )
         self._findings.equal(Pair.HOURLY, equal)
         return differing
+
+    async def _counted_again(self, snapshot: Snapshot, keys: set[RecountKey]) -> set[RecountKey]:
+        """The cells among `keys` that a re-cut may have changed between the recount and the reading of the rows: it
+        empties cells of hours that passed long ago, and makes others in their place."""
+        fence = same_log(snapshot, await self._views.store.load_fence(snapshot.partition))
+        now = await self._snapshots.at(snapshot.partition, fence)
+        if isinstance(now, Behind):
+            moved, detail = keys, f"whether a late binding had cells counted again meanwhile is not known: {now.detail}"
+        else:
+            before = snapshot.history.accounts
+            names = {
+                name
+                for name, account in now.history.accounts.items()
+                if account.recuts != (before[name].recuts if name in before else [])
+            }
+            moved = {key for key in keys if key.account in names}
+            detail = COUNTED_AGAIN.format(", ".join(sorted({key.account for key in moved})[:NAMES_MAX]))
+        if moved:
+            row = Row(Pair.HOURLY, Cause.IN_FLIGHT, snapshot.partition, detail=detail)
+            self._findings.add(row, len(moved))
+        return moved
 
     def _inside(self, snapshot: Snapshot, cells: Mapping[RecountKey, int]) -> dict[RecountKey, int]:
         if self._range == Range():

@@ -10,9 +10,8 @@ from reconciler.causes import Cause, Pair
 from reconciler.compare import Difference, Range, differences
 from reconciler.recount import Recounter, Snapshot, TotalName
 from reconciler.report import Findings, Row
-from reconciler.views import Behind, ReconcilePolicy, Snapshots, Views
-from schemas.errors import OperatorNeeded
-from schemas.rollup import Fence, TotalKey
+from reconciler.views import Behind, ReconcilePolicy, Snapshots, Views, same_log
+from schemas.rollup import TotalKey
 
 # How often totals that appear while a chunk is compared are asked for once more.
 ROUNDS_MAX: Final = 3
@@ -72,17 +71,20 @@ class TotalsComparison:
         accounts = frozenset(key.account for key in keys)
         for _ in range(ROUNDS_MAX):
             fence, held = await self._store.account_totals(snapshot.partition, sorted(asked))
-            at = await self._snapshots.at(snapshot.partition, _same_log(snapshot, fence))
-            found = {
-                (key.account, meter, snapshot.history.period(*key)): parse_value(text).minor
-                for key, fields in held.items()
-                for meter, text in fields.items()
-            }
+            at = await self._snapshots.at(snapshot.partition, same_log(snapshot, fence))
             if isinstance(at, Behind):
-                self._unread(snapshot, len(found), at.detail)
+                self._unread(snapshot, sum(len(fields) for fields in held.values()), at.detail)
                 return []
+            # A binding may have been folded since the snapshot: both sides are cut as it was at this fence.
+            found = self._inside(
+                {
+                    (key.account, meter, at.history.period(*key)): parse_value(text).minor
+                    for key, fields in held.items()
+                    for meter, text in fields.items()
+                }
+            )
             expected = await self._expected(snapshot, at, base, accounts)
-            live_from_ms = at.fence.log_time_ms - snapshot.history.kept_ms
+            live_from_ms = at.fence.log_time_ms - at.history.kept_ms
             gone = {key for key in (*expected, *found) if key[2].end_ms <= live_from_ms}
             for key in gone:
                 expected.pop(key, None)
@@ -115,14 +117,6 @@ class TotalsComparison:
 
     def _unread(self, snapshot: Snapshot, values: int, detail: str) -> None:
         self._findings.add(Row(Pair.REDIS, Cause.IN_FLIGHT, snapshot.partition, detail=detail), values)
-
-
-def _same_log(snapshot: Snapshot, fence: Fence | None) -> Fence:
-    if fence is None or fence.log_id != snapshot.fence.log_id or fence.next_offset < snapshot.fence.next_offset:
-        raise OperatorNeeded(
-            f"partition {snapshot.partition}: Redis was emptied, restored or rebuilt while it was read; run again"
-        )
-    return fence
 
 
 def _chunks(keys: Sequence[TotalKey], keys_max: int) -> Iterator[list[TotalKey]]:

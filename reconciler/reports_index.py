@@ -8,15 +8,12 @@ from typing import Final, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from reconciler.recount import TotalName
-from schemas.clock import HOUR_MS
 from schemas.errors import OperatorNeeded
 from schemas.log import REPORTS_TOPIC, Log
 from schemas.periods import Period
 from schemas.reports import Attempt, Intent, Outcome, OutcomeStatus, ReportEntry
 
 READ_RECORDS_MAX: Final = 2_000
-# Stripe forgets an identifier after 24 h; an attempt that much later than the first replaces it.
-ATTEMPT_RENEWED_MS: Final = 23 * HOUR_MS
 
 _ENTRIES: Final[TypeAdapter[list[ReportEntry]]] = TypeAdapter(list[ReportEntry])
 
@@ -38,6 +35,11 @@ class Told(NamedTuple):
     def accepted(self) -> bool:
         """Whether Stripe said that it took it."""
         return self.outcome is not None and self.outcome.status is OutcomeStatus.ACCEPTED
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it is a dead letter."""
+        return self.outcome is not None and self.outcome.status is OutcomeStatus.DEAD
 
 
 class ReportsIndex:
@@ -87,7 +89,9 @@ class ReportsIndex:
                 self._intents.setdefault(entry.identifier, (partition, entry))
             case Attempt():
                 known = self._attempts.setdefault(entry.identifier, entry)
-                if entry.attempted_at_ms - known.attempted_at_ms >= ATTEMPT_RENEWED_MS:
+                # As the sender follows them: only one made after looking for the attempt in force replaces that one.
+                # What a sender appends that was suspended for a day changes nothing, nor does anything once settled.
+                if entry.replaces_ms == known.attempted_at_ms and entry.identifier not in self._outcomes:
                     self._attempts[entry.identifier] = entry
             case Outcome():
                 self._outcomes.setdefault(entry.identifier, entry)

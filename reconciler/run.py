@@ -23,10 +23,12 @@ from schemas.analytics import RecountKey
 from schemas.clock import Clock
 from schemas.log import EVENTS_TOPIC
 from schemas.periods import Billing, Period
+from schemas.reports import Intent
 from schemas.rollup import Fence
 
 DEFAULT_POLICY: Final = ReconcilePolicy()
 VIEW_NAMES: Final = {Pair.REDIS: "Redis", Pair.HOURLY: "usage_hourly", Pair.INTENTS: "the intents"}
+UNPAID: Final = "the account has no Stripe customer for the time of this usage"
 
 
 async def reconcile(
@@ -240,14 +242,14 @@ class _Run:
             if told.outcome is not None or anew or not self.range.overlaps(period):
                 continue
             cause = Cause.IN_FLIGHT
-            if told.attempt is None and history and _billing(history, told.intent.account, period) is Billing.UNMAPPED:
+            if told.attempt is None and history and _billing(history, told.intent) is Billing.UNMAPPED:
                 cause = Cause.UNKNOWN_CUSTOMER
             name = (told.intent.account, told.intent.meter, period)
             count, minor = waiting.get((cause, name), (0, 0))
             waiting[cause, name] = (count + 1, minor + told.intent.delta_minor)
             scales[name] = told.intent.scale
         for (cause, name), (count, minor) in waiting.items():
-            what = "the account has no Stripe customer" if cause is Cause.UNKNOWN_CUSTOMER else "not settled yet"
+            what = UNPAID if cause is Cause.UNKNOWN_CUSTOMER else "not settled yet"
             account, meter, period = name
             row = Row(
                 Pair.STRIPE, cause, partition, account, meter, period,
@@ -267,10 +269,10 @@ def _is_additive(history: History, slug: str) -> bool:
     return meter is None or meter.aggregation.additive
 
 
-def _billing(history: History, account: str, period: Period) -> Billing:
-    """Who pays at the period's end, as the last control record says."""
-    known = history.accounts.get(account)
-    binding = known.customer_at(period.end_ms - 1) if known else None
+def _billing(history: History, intent: Intent) -> Billing:
+    """Who pays at the usage's own instant, as the last control record says."""
+    known = history.accounts.get(intent.account)
+    binding = known.customer_at(intent.instant_ms) if known else None
     if binding is None or (binding.billing is Billing.MAPPED and not binding.stripe_customer):
         return Billing.UNMAPPED
     return binding.billing

@@ -8,54 +8,29 @@ periods.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from decimal import Decimal, localcontext
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from reconciler.causes import Cause, Pair
 from reconciler.compare import Range, exact_text
 from reconciler.report import Findings, Row
 from reconciler.reports_index import ReportsIndex, Told
+from reconciler.stripe_bounds import SCALE_MAX, Bounds, Sum, agree, bounds_of, units_of
 from reconciler.views import ReconcilePolicy, Views
 from schemas.clock import DAY_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.periods import Period
-from schemas.reports import MeterSummary, OutcomeStatus, StripeMeters
+from schemas.reports import Intent, MeterSummary, StripeMeters
 from schemas.sink import Rejection
 
-# Amounts of meters of any scale are added up as whole numbers of 10^-12, the finest scale a meter may have.
-SCALE_MAX: Final = 12
-# A double has 53 bits. Stripe adds in doubles, so its last three bits prove nothing; while the amounts together are
-# below 2^50 minor units, a single minor unit is still seen.
-DOUBLE_BITS: Final = 50
 SENT_BY_OTHERS: Final = "more than was sent: sent twice, or by somebody else"
+CONTAINED: Final = "; but Stripe's sum contains it: it is billed, do not send it again"
+PERHAPS_CONTAINED: Final = (
+    "; but Stripe's sum contains some of the dead letters of this meter and customer, perhaps this one: look at the "
+    "customer's usage in Stripe before it is sent by hand"
+)
 REJECTIONS_DAYS: Final = 30
 TRIES_MAX: Final = 3
-
-
-class Sum(NamedTuple):
-    """One question to Stripe."""
-
-    event_name: str
-    stripe_customer: str
-    period: Period
-
-
-class Bounds(NamedTuple):
-    """What Stripe must show, in units of 10^-12: `accepted`, and how far down and up from it what is not settled,
-    or was accepted a moment ago, may still move it. `gross` adds up the amounts without their signs."""
-
-    accepted: int
-    lowest: int
-    highest: int
-    gross: int
-    identifiers: frozenset[str]
-    accounts: frozenset[str]
-
-    @property
-    def has_reductions(self) -> bool:
-        """Whether some amounts were negative: without such a one Stripe holds more."""
-        return self.gross > abs(self.accepted)
 
 
 class Answer(NamedTuple):
@@ -85,6 +60,8 @@ class StripeComparison:
         self._period_of = period_of
         self._findings = findings
         self._range = limits
+        self._contained: set[str] = set()
+        self._perhaps_contained: set[str] = set()
 
     async def run(self, partitions: Iterable[int]) -> None:
         """Compare. Raises `Transient`, `Refused` or `OperatorNeeded` where nothing could be compared at all."""
@@ -101,19 +78,32 @@ class StripeComparison:
             await self._index.catch_up(partition)
         told = list(self._ours(livemode, account))
         doubtful = []
-        expected = _bounds(sums, told, asked_at_ms - self._policy.stripe_settle_ms)
+        expected = bounds_of(sums, told, asked_at_ms - self._policy.stripe_settle_ms)
         for key, answer in answers.items():
             cause = self._judge(key, expected[key], answer)
             if cause in (Cause.MISSING, Cause.EXTRA):
                 doubtful.append((cause, key, expected[key], answer))
         await self._unequal(doubtful)
         self._refused(told)
+        self._of_others(livemode, account)
 
     def _ours(self, livemode: bool, account: str) -> Iterable[Told]:
-        for told in self._index.told():
-            intent = told.intent
-            if intent.livemode is livemode and (not intent.stripe_account or intent.stripe_account == account):
-                yield told
+        return (told for told in self._index.told() if _is_of(told.intent, livemode, account))
+
+    def _of_others(self, livemode: bool, account: str) -> None:
+        """Intents of another mode or account than the key's: Stripe would answer zero for what it was sent."""
+        others = [
+            told.intent
+            for told in self._index.told()
+            if not _is_of(told.intent, livemode, account) and self._range.overlaps(self._period_of(told))
+        ]
+        if others:
+            theirs = sorted({_mode_text(intent.livemode, intent.stripe_account) for intent in others})
+            detail = (
+                f"the key is of {_mode_text(livemode, account)}, these intents are of {', '.join(theirs)}: set "
+                "TIDEMARK_STRIPE_API_KEY to a key of the deployment's own account and mode"
+            )
+            self._findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail), len(others))
 
     def _questions(self, told: Told) -> list[Sum]:
         period = self._period_of(told)
@@ -164,14 +154,22 @@ class StripeComparison:
         if answer.summary is None:
             self._add(Cause.UNCHECKED, key, bounds, answer, answer.unread)
             return Cause.UNCHECKED
-        found = _units(answer.summary.value)
-        if _agree(bounds.accepted, found, bounds.gross) and bounds.highest == bounds.accepted:
+        found = units_of(answer.summary.value)
+        if agree(bounds.accepted, found, bounds.gross) and bounds.highest == bounds.accepted:
             self._findings.equal(Pair.STRIPE, 1)
             return None
-        if found > bounds.highest and not _agree(bounds.highest, found, bounds.gross):
-            return Cause.EXTRA
-        if found < bounds.lowest and not _agree(bounds.lowest, found, bounds.gross):
-            return Cause.MISSING
+        is_more = found > bounds.highest and not agree(bounds.highest, found, bounds.gross)
+        is_less = found < bounds.lowest and not agree(bounds.lowest, found, bounds.gross)
+        if is_more or is_less:
+            held = bounds.explained(found)
+            if held is None:
+                return Cause.EXTRA if is_more else Cause.MISSING
+            # The rows of the dead letters tell the difference.
+            self._contained |= held.certain
+            self._perhaps_contained |= held.possible
+            if bounds.highest == bounds.lowest:
+                self._findings.equal(Pair.STRIPE, 1)
+                return None
         self._add(Cause.IN_FLIGHT, key, bounds, answer, "not settled, or accepted too recently for Stripe's summary")
         return Cause.IN_FLIGHT
 
@@ -197,15 +195,19 @@ class StripeComparison:
     def _refused(self, told: Iterable[Told]) -> None:
         """Dead letters: intents that Stripe refused outright, or that became too old."""
         for each in told:
-            outcome, period = each.outcome, self._period_of(each)
-            if outcome is None or outcome.status is not OutcomeStatus.DEAD or not self._range.overlaps(period):
+            outcome, period, intent = each.outcome, self._period_of(each), each.intent
+            is_contained = intent.identifier in self._contained
+            is_named = is_contained or intent.identifier in self._perhaps_contained
+            if outcome is None or not each.is_dead or not (is_named or self._range.overlaps(period)):
                 continue
-            intent = each.intent
+            amount = exact_text(intent.delta_minor, intent.scale)
+            detail = outcome.detail or "a dead letter without a reason"
+            if is_named:
+                detail += CONTAINED if is_contained else PERHAPS_CONTAINED
             row = Row(
                 Pair.STRIPE, Cause.REJECTED_BY_STRIPE, each.partition, intent.account, intent.meter, period,
                 stripe_customer=outcome.stripe_customer,
-                expected=exact_text(intent.delta_minor, intent.scale),
-                detail=outcome.detail or "a dead letter without a reason",
+                expected=amount, found=amount if is_contained else "", detail=detail,
             )  # fmt: skip
             self._findings.add(row)
 
@@ -228,40 +230,13 @@ class StripeComparison:
         self._findings.add(row)
 
 
-def _bounds(sums: Iterable[Sum], told: Iterable[Told], recent_from_ms: int) -> Mapping[Sum, Bounds]:
-    """What Stripe must show for each question, by customer and the instants that were sent."""
-    lanes: dict[tuple[str, str], list[Told]] = {}
-    for each in told:
-        if each.attempt is not None:
-            lanes.setdefault((each.intent.event_name, each.attempt.stripe_customer), []).append(each)
-    made = {}
-    for key in sums:
-        start_s, end_s = key.period.start_ms // SECOND_MS, key.period.end_ms // SECOND_MS
-        inside = [
-            each
-            for each in lanes.get((key.event_name, key.stripe_customer), ())
-            if each.attempt is not None and start_s <= each.attempt.timestamp_s < end_s
-        ]
-        made[key] = _bounds_of(inside, recent_from_ms)
-    return made
+def _is_of(intent: Intent, livemode: bool, account: str) -> bool:
+    return intent.livemode is livemode and intent.stripe_account in ("", account)
 
 
-def _bounds_of(inside: Sequence[Told], recent_from_ms: int) -> Bounds:
-    accepted = lowest = highest = gross = 0
-    for each in inside:
-        units = each.intent.delta_minor * 10 ** (SCALE_MAX - each.intent.scale)
-        gross += abs(units)
-        if each.outcome is None:
-            lowest, highest = lowest + min(units, 0), highest + max(units, 0)
-        elif each.accepted:
-            accepted += units
-            if each.outcome.settled_at_ms > recent_from_ms:
-                lowest, highest = lowest - max(units, 0), highest - min(units, 0)
-    return Bounds(
-        accepted, accepted + lowest, accepted + highest, gross,
-        frozenset(each.intent.identifier for each in inside if each.accepted),
-        frozenset(each.intent.account for each in inside),
-    )  # fmt: skip
+def _mode_text(livemode: bool, account: str) -> str:
+    mode = "live mode" if livemode else "test mode"
+    return f"{mode} of Stripe account {account}" if account else mode
 
 
 def _why_not(by_sign: Cause, key: Sum, bounds: Bounds, rejections: Sequence[Rejection] | None) -> tuple[Cause, str]:
@@ -275,17 +250,3 @@ def _why_not(by_sign: Cause, key: Sum, bounds: Bounds, rejections: Sequence[Reje
         codes = ", ".join(sorted({each.code for each in of_meter}))
         return Cause.REJECTED_BY_STRIPE, f"accepted, then rejected by Stripe: {codes}"
     return Cause.MISSING, "accepted, but not in Stripe's sum, and Stripe reports no rejection of this meter"
-
-
-def _units(value: str) -> Decimal:
-    """A decimal text in units of 10^-12, exactly."""
-    with localcontext() as context:
-        context.prec = 400
-        return Decimal(value).scaleb(SCALE_MAX)
-
-
-def _agree(expected: int, found: Decimal, gross: int) -> bool:
-    """Whether Stripe's sum is the expected one, as far as a sum of doubles of `gross` together can tell."""
-    with localcontext() as context:
-        context.prec = 400
-        return bool(abs(found - expected) * 2**DOUBLE_BITS <= gross)

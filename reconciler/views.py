@@ -109,6 +109,15 @@ class Snapshots:
         return found
 
 
+def same_log(snapshot: Snapshot, fence: Fence | None) -> Fence:
+    """The fence of a later read. Raises `OperatorNeeded` where it does not follow the snapshot's."""
+    if fence is None or fence.log_id != snapshot.fence.log_id or fence.next_offset < snapshot.fence.next_offset:
+        raise OperatorNeeded(
+            f"partition {snapshot.partition}: Redis was emptied, restored or rebuilt while it was read; run again"
+        )
+    return fence
+
+
 def _behind(reached: ArchivePosition | None, fence: Fence) -> str:
     if reached is None:
         return "nothing of this partition is archived yet: start `tidemark archive`"

@@ -12,6 +12,8 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.clock import SECOND_MS
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +40,12 @@ class Intent(_Frozen):
     bucket_end_ms: int
     delta_minor: int
     scale: int
+
+    @property
+    def instant_ms(self) -> int:
+        """The usage's own instant: the last second of the bucket, kept inside the period. Who pays then pays for it,
+        whatever instant of the period Stripe is told."""
+        return max(min(self.bucket_end_ms, self.period_end_ms) - SECOND_MS, self.period_start_ms)
 
 
 class Attempt(_Frozen):

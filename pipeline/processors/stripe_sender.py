@@ -262,7 +262,7 @@ class StripeSender:
         """Decide what will be sent, to whom and when, and write it down."""
         intent, now_ms = pending.intent, self._clock.now_ms()
         timestamp_s = event_time_s(intent, now_ms)
-        if timestamp_s is None and await self._resolve(intent, intent.period_start_ms) is None:
+        if timestamp_s is None and await self._resolve(intent, intent.instant_ms) is None:
             await self._settle(part, pending, OutcomeStatus.REPLACED, REPLACED)
             return
         if timestamp_s is None:
@@ -272,7 +272,8 @@ class StripeSender:
         if wait_ms := too_early_ms(timestamp_s, now_ms):
             self._hold(pending, Hold.EARLY, "its period begins in the future", wait_ms)
             return
-        payer = await self._resolve(intent, timestamp_s * SECOND_MS)
+        # Not at the timestamp: that is a later one where Stripe would find the usage's own too old.
+        payer = await self._resolve(intent, intent.instant_ms)
         if payer is None:
             await self._settle(part, pending, OutcomeStatus.REPLACED, REPLACED)
             return

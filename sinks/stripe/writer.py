@@ -27,13 +27,12 @@ def decimal_text(minor: int, scale: int) -> str:
 def event_time_s(intent: Intent, now_ms: int) -> int | None:
     """The Unix seconds to report an intent at, or None once no instant of its period is young enough for Stripe.
 
-    The last second of the report bucket, kept inside the period: usage reported in the invoice's grace counts
-    only with a timestamp of the ended period. Where that is too old, the oldest instant of the period that
-    Stripe still takes; the period, not the instant, decides the bill.
+    The usage's own instant, which lies inside the period: usage reported in the invoice's grace counts only with a
+    timestamp of the ended period. Where that is too old, the oldest instant of the period that Stripe still takes;
+    the period, not the instant, decides the bill.
     """
-    wanted_ms = max(min(intent.bucket_end_ms, intent.period_end_ms) - SECOND_MS, intent.period_start_ms)
     last_ms = intent.period_end_ms - SECOND_MS
-    chosen_ms = min(max(wanted_ms, now_ms - PAST_COMFORT_MS), last_ms)
+    chosen_ms = min(max(intent.instant_ms, now_ms - PAST_COMFORT_MS), last_ms)
     if chosen_ms <= now_ms - PAST_MAX_MS + MINUTE_MS:
         return None
     return min(-(-chosen_ms // SECOND_MS), last_ms // SECOND_MS)

@@ -1,0 +1,339 @@
+"""What Stripe holds, against what the log says of it: whose key it is, who pays, dead letters, sums of doubles."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from decimal import Decimal
+from itertools import combinations
+
+import pytest
+
+from pipeline.deployment import ensure_deployment
+from pipeline.processors.stripe_ledger import Ledger
+from pipeline.settings import Settings
+from reconciler.causes import Cause, Pair, Verdict
+from reconciler.reports_index import ReportsIndex, Told
+from reconciler.stripe_bounds import Bounds, DeadLetter
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.log import REPORTS_TOPIC
+from schemas.periods import Billing
+from schemas.reports import Attempt, Intent, MeterEvent, Outcome, OutcomeStatus
+from sinks.stripe.memory import MemoryFault
+from sinks.stripe.writer import decimal_text
+from tests.unit.reconciler_world import DECEMBER_MS, NOVEMBER_MS, START_MS, Deployment, named, settled
+from tests.worlds import SECRET
+
+INTENT = Intent(
+    identifier="tm_one", livemode=False, stripe_account="", log_id="log", meter="requests", event_name="requests",
+    account="ada", period_start_ms=NOVEMBER_MS, period_end_ms=DECEMBER_MS, bucket_start_ms=START_MS,
+    bucket_end_ms=START_MS + HOUR_MS, delta_minor=3, scale=0,
+)  # fmt: skip
+ACCEPTED = Outcome(identifier="tm_one", status=OutcomeStatus.ACCEPTED)
+
+
+def attempt(attempted_at_ms: int, replaces_ms: int | None = None) -> Attempt:
+    return Attempt(
+        identifier="tm_one", stripe_customer="cus_ada", timestamp_s=START_MS // 1_000, value="3",
+        attempted_at_ms=attempted_at_ms * HOUR_MS, replaces_ms=None if replaces_ms is None else replaces_ms * HOUR_MS,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "theirs"),
+    [
+        pytest.param({"livemode": True}, "the key is of live mode of Stripe account acct_ours", id="mode"),
+        pytest.param({"account": "acct_other"}, "the key is of test mode of Stripe account acct_other", id="account"),
+    ],
+)
+@pytest.mark.parametrize("is_refused", [False, True], ids=["accepted", "dead letters"])
+async def test_a_key_of_another_account_or_mode_compares_nothing_and_says_so(
+    change: dict[str, str | bool], theirs: str, is_refused: bool
+) -> None:
+    """Nothing of it was sent under that key, so that nothing read with it proves anything."""
+    deployment = Deployment()
+    topics = Settings(partitions=2, retention_days=3650).topics()
+    await ensure_deployment(deployment.log, SECRET, topics, stripe_account="acct_ours")
+    deployment.stripe.account = "acct_ours"
+    await deployment.start()
+    deployment.stripe.fault = lambda _event: MemoryFault.BAD_REQUEST if is_refused else None
+    await deployment.traffic(1)
+    await deployment.settle()
+    with_its_own = await deployment.reconcile()
+    for name, value in change.items():
+        setattr(deployment.stripe, name, value)
+
+    report = await deployment.reconcile()
+
+    assert with_its_own.verdict is (Verdict.DRIFT if is_refused else Verdict.EQUAL)
+    assert report.verdict is Verdict.INCOMPLETE
+    (row,) = named(report, Cause.UNCHECKED, Pair.STRIPE)
+    assert row.detail.startswith(f"{theirs}, these intents are of test mode of Stripe account acct_ours: ")
+    assert "TIDEMARK_STRIPE_API_KEY" in row.detail
+    stripe = next(s for s in report.summaries if s.pair is Pair.STRIPE)
+    assert (stripe.compared, stripe.unchecked) == (0, 16)
+
+
+async def test_usage_before_the_first_customer_waits_for_one_although_somebody_pays_later() -> None:
+    """Who pays at the period's end is not asked by the sender; usage that it holds is not on its way."""
+    deployment = await settled()
+    await deployment.emit("eve", gb="2.5", user="u", region="eu")
+    await deployment.settle()
+    deployment.stripe.add_customer("cus_eve")
+    from_ms = (deployment.clock.ms + DAY_MS) // MINUTE_MS * MINUTE_MS
+    await deployment.bind("eve", stripe_customer="cus_eve", effective_from_ms=from_ms)
+    await deployment.advance(2 * DAY_MS)
+    await deployment.emit("eve", gb="4", user="u", region="eu")
+    await deployment.settle()
+
+    report = await deployment.reconcile()
+
+    assert {(row.cause, row.account) for row in report.rows} == {(Cause.UNKNOWN_CUSTOMER, "eve")}
+    assert {(row.meter, row.expected) for row in report.rows} >= {("gigabytes", "2.5")}
+    assert all("for the time of this usage" in row.detail for row in report.rows)
+    assert report.verdict is Verdict.EQUAL
+
+
+async def test_usage_of_a_customer_who_ends_within_the_period_is_on_its_way() -> None:
+    """The sender will send it; nobody has to be named."""
+    deployment = await settled()
+    await deployment.emit("ada", gb="2.5", user="u", region="eu")
+    await deployment.bind("ada", billing=Billing.UNMAPPED, effective_from_ms=NOVEMBER_MS + 19 * DAY_MS)
+    await deployment.advance(HOUR_MS)
+    await deployment.fold()
+    await deployment.archive()
+    await deployment.drain()
+    await deployment.publish()
+
+    waiting = await deployment.reconcile()
+    await deployment.send()
+    deployment.clock.ms += 20 * MINUTE_MS
+
+    assert {(row.pair, row.cause) for row in waiting.rows} == {(Pair.STRIPE, Cause.IN_FLIGHT)}
+    assert (await deployment.reconcile()).verdict is Verdict.EQUAL
+
+
+async def test_usage_that_is_reported_late_goes_to_nobody_who_pays_only_at_its_timestamp() -> None:
+    """Its timestamp moves forward with the days until somebody pays there, who paid nothing at the usage's instant."""
+    deployment = await settled()
+    await deployment.emit("eve", gb="2.5", user="u", region="eu")
+    await deployment.settle()
+    deployment.stripe.add_customer("cus_eve")
+    from_ms = (deployment.clock.ms + DAY_MS) // MINUTE_MS * MINUTE_MS
+    await deployment.bind("eve", stripe_customer="cus_eve", effective_from_ms=from_ms)
+    for _ in range(20):
+        await deployment.advance(2 * DAY_MS)
+        await deployment.settle()
+
+    assert not [held for held in deployment.stripe.events if held.event.stripe_customer == "cus_eve"]
+    assert {row.account for row in named(await deployment.reconcile(), Cause.UNKNOWN_CUSTOMER)} == {"eve"}
+
+
+async def with_dead_letters(hours: int = 1) -> Deployment:
+    """Stripe refuses every report of ada's peak, one of each hour."""
+    deployment = await Deployment().start()
+    is_ours = ("peak", "cus_ada")
+    deployment.stripe.fault = lambda event: (
+        MemoryFault.BAD_REQUEST if (event.event_name, event.stripe_customer) == is_ours else None
+    )
+    await deployment.traffic(hours)
+    await deployment.settle()
+    deployment.stripe.fault = lambda _event: None
+    return deployment
+
+
+async def all_told(deployment: Deployment) -> list[Told]:
+    """What billing.reports says of each intent."""
+    index = ReportsIndex(deployment.log, 10**6)
+    for partition in range(deployment.world.partitions):
+        await index.catch_up(partition)
+    return list(index.told())
+
+
+async def dead_events(deployment: Deployment) -> list[MeterEvent]:
+    """The meter events of the dead letters, as they were tried."""
+    return [
+        MeterEvent(
+            told.intent.identifier,
+            told.intent.event_name,
+            told.attempt.stripe_customer,
+            decimal_text(told.intent.delta_minor, told.intent.scale),
+            told.attempt.timestamp_s,
+        )
+        for told in await all_told(deployment)
+        if told.is_dead and told.attempt
+    ]
+
+
+async def test_a_dead_letter_that_was_sent_by_hand_is_no_extra_and_is_not_to_be_sent_again() -> None:
+    """Who cancels it, as `extra` asks for, has it never billed."""
+    deployment = await with_dead_letters()
+    (event,) = await dead_events(deployment)
+    before = await deployment.reconcile()
+    await deployment.stripe.send(event)
+
+    report = await deployment.reconcile()
+
+    (refused,), (row,) = before.rows, report.rows
+    assert (refused.cause, refused.expected, refused.found) == (Cause.REJECTED_BY_STRIPE, event.value, "")
+    assert "do not send it again" not in refused.detail
+    assert (row.cause, row.expected, row.found) == (Cause.REJECTED_BY_STRIPE, event.value, event.value)
+    assert "Invalid request" in row.detail
+    assert "do not send it again" in row.detail
+
+
+async def test_a_dead_letter_that_arrived_by_a_try_without_an_answer_is_no_extra() -> None:
+    """Its last answer was a refusal, and the sender could not know."""
+    deployment = await Deployment().start()
+    answers = iter([MemoryFault.LOST_ANSWER, MemoryFault.BAD_REQUEST])
+    deployment.stripe.fault = lambda event: (
+        next(answers) if (event.event_name, event.stripe_customer) == ("peak", "cus_ada") else None
+    )
+    await deployment.traffic(1)
+    await deployment.settle()
+    deployment.clock.ms += HOUR_MS
+    await deployment.send()
+
+    (row,) = (await deployment.reconcile()).rows
+
+    assert row.cause is Cause.REJECTED_BY_STRIPE
+    assert "do not send it again" in row.detail
+
+
+async def test_of_several_dead_letters_each_is_told_by_what_the_sum_shows() -> None:
+    """Both are at Stripe, or one; what no dead letter explains stays extra."""
+    deployment = await with_dead_letters(hours=2)
+    first, second = await dead_events(deployment)
+    await deployment.stripe.send(second)
+    one = await deployment.reconcile()
+    await deployment.stripe.send(first)
+    both = await deployment.reconcile()
+    deployment.stripe.inject(second._replace(identifier="sent twice", value="0.001"))
+    more = await deployment.reconcile()
+
+    assert first.value != second.value
+    assert {(row.expected, row.found) for row in one.rows} == {(first.value, ""), (second.value, second.value)}
+    assert {(row.expected, row.found) for row in both.rows} == {(e.value, e.value) for e in (first, second)}
+    assert [row.cause for row in more.rows].count(Cause.EXTRA) == 1
+    assert not [row for row in more.rows if "do not send it again" in row.detail]
+
+
+async def test_a_dead_letter_that_stripe_holds_is_told_once_nothing_else_is_on_its_way() -> None:
+    """While something is, the sum proves neither that it is there nor that anything is extra."""
+    deployment = await with_dead_letters()
+    (event,) = await dead_events(deployment)
+    await deployment.stripe.send(event)
+    await deployment.emit("ada", gb="900", user="u", region="eu")
+    await deployment.settle()
+    deployment.clock.ms -= 20 * MINUTE_MS
+    early = await deployment.reconcile()
+    deployment.clock.ms += 20 * MINUTE_MS
+
+    late = await deployment.reconcile()
+
+    assert not named(early, Cause.EXTRA)
+    (row,) = late.rows
+    assert "do not send it again" in row.detail
+
+
+def bounds(dead: Sequence[int], accepted: int = 1_000) -> Bounds:
+    letters = tuple(DeadLetter(str(at), units) for at, units in enumerate(dead))
+    gross = accepted + sum(map(abs, dead))
+    return Bounds(accepted, accepted, accepted, gross, False, letters, frozenset(), frozenset())
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_dead_letters_are_told_as_all_their_subsets_tell(seed: int) -> None:
+    """Against trying every subset; amounts repeat, and some are negative."""
+    draw = random.Random(seed)
+    dead = [draw.choice([-7, -2, 1, 2, 3, 5, 40]) for _ in range(draw.randrange(1, 8))]
+    asked = bounds(dead)
+    for found in range(asked.accepted - 20, asked.accepted + 60):
+        fitting = [
+            frozenset(map(str, chosen))
+            for size in range(len(dead) + 1)
+            for chosen in combinations(range(len(dead)), size)
+            if asked.accepted + sum(dead[at] for at in chosen) == found
+        ]
+        held = asked.explained(Decimal(found))
+        assert (held is None) == (not fitting)
+        if held is not None:
+            assert held.certain == frozenset.intersection(*fitting)
+            assert held.certain | held.possible == frozenset.union(*fitting)
+
+
+def test_more_dead_letters_than_can_be_tried_explain_what_lies_between() -> None:
+    """Seven hundred hours of a customer who was deleted."""
+    asked = bounds([2 ** (at % 40) for at in range(700)], accepted=5)
+    held = asked.explained(Decimal(5 + 12_345))
+
+    assert held is not None
+    assert (held.certain, len(held.possible)) == (frozenset(), 700)
+    assert asked.explained(Decimal(4)) is None
+    assert asked.explained(Decimal(asked.gross + 1)) is None
+
+
+async def test_dead_letters_that_no_sum_tells_apart_are_told_as_perhaps_contained() -> None:
+    """Two of one amount, and Stripe has one of them."""
+    deployment = await settled()
+    deployment.stripe.fault = lambda event: (
+        MemoryFault.BAD_REQUEST if (event.event_name, event.stripe_customer) == ("gigabytes", "cus_ada") else None
+    )
+    for _ in range(2):
+        await deployment.emit("ada", gb="4", user="u", region="eu")
+        await deployment.settle()
+    deployment.stripe.fault = lambda _event: None
+    await deployment.stripe.send((await dead_events(deployment))[0])
+
+    report = await deployment.reconcile()
+
+    assert [(row.cause, row.found) for row in report.rows] == [(Cause.REJECTED_BY_STRIPE, "")] * 2
+    assert all("perhaps this one: look" in row.detail for row in report.rows)
+
+
+async def test_an_attempt_of_a_sender_that_was_suspended_for_a_day_changes_nothing() -> None:
+    """The other senders ignore it, so that Stripe never gets it."""
+    deployment = await settled()
+    told = next(each for each in await all_told(deployment) if each.intent.meter == "peak")
+    assert told.attempt is not None
+    deployment.clock.ms += DAY_MS
+    changes = {"stripe_customer": "cus_old", "attempted_at_ms": deployment.clock.ms}
+    late = told.attempt.model_copy(update=changes)
+    await deployment.log.append(REPORTS_TOPIC, told.partition, late.model_dump_json().encode())
+    sent = len(deployment.stripe.sends)
+    await deployment.send()
+
+    report = await deployment.reconcile()
+
+    assert len(deployment.stripe.sends) == sent
+    assert report.rows == ()
+
+
+@pytest.mark.parametrize(
+    ("entries", "in_force"),
+    [
+        pytest.param([attempt(1), attempt(100)], 1, id="it looked for none"),
+        pytest.param([attempt(1), attempt(100, replaces_ms=1)], 100, id="it replaces the one in force"),
+        pytest.param([attempt(1), attempt(2, replaces_ms=0)], 1, id="it replaces one that is not in force"),
+        pytest.param(
+            [attempt(1), attempt(100, replaces_ms=1), attempt(101, replaces_ms=1)], 100, id="another one did before"
+        ),
+        pytest.param([attempt(1), ACCEPTED, attempt(100, replaces_ms=1)], 1, id="it is settled already"),
+    ],
+)
+async def test_the_attempt_in_force_is_the_one_that_the_sender_follows(
+    entries: Sequence[Attempt | Outcome], in_force: int
+) -> None:
+    """In the log's order, whatever the clocks of those who wrote say."""
+    deployment = await Deployment().start()
+    for entry in (INTENT, *entries):
+        await deployment.log.append(REPORTS_TOPIC, 0, entry.model_dump_json().encode())
+    ledger = Ledger()
+    for record in await deployment.log.read(REPORTS_TOPIC, 0, 0):
+        ledger.apply(record)
+
+    (told,) = await all_told(deployment)
+
+    assert told.attempt is not None
+    assert told.attempt.attempted_at_ms == in_force * HOUR_MS
+    assert [each.attempt for each in ledger.pending()] == ([] if ACCEPTED in entries else [told.attempt])
