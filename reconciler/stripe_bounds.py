@@ -44,14 +44,14 @@ class Held(NamedTuple):
 
 class Bounds(NamedTuple):
     """What Stripe must show, in units of 10^-12: `accepted`, and from `lowest` to `highest` by what is not settled, or
-    was accepted a moment ago. `gross` adds up the amounts without their signs. `has_reductions`: some of what was
-    accepted is negative, and without that Stripe holds more."""
+    was accepted a moment ago. `gross` adds up the amounts without their signs. `reductions` adds up
+    those of what was accepted that are negative: without them Stripe holds so much more."""
 
     accepted: int
     lowest: int
     highest: int
     gross: int
-    has_reductions: bool
+    reductions: int
     dead: tuple[DeadLetter, ...]
     identifiers: frozenset[str]
     accounts: frozenset[str]
@@ -127,8 +127,8 @@ def _is_inside(told: Told, period: Period) -> bool:
 
 
 def _bounds(inside: Sequence[Told], recent_from_ms: int) -> Bounds:
-    accepted = lowest = highest = gross = 0
-    has_reductions, dead = False, []
+    accepted = lowest = highest = gross = reductions = 0
+    dead = []
     for each in inside:
         units = each.intent.delta_minor * 10 ** (SCALE_MAX - each.intent.scale)
         gross += abs(units)
@@ -136,13 +136,13 @@ def _bounds(inside: Sequence[Told], recent_from_ms: int) -> Bounds:
             lowest, highest = lowest + min(units, 0), highest + max(units, 0)
         elif each.accepted:
             accepted += units
-            has_reductions |= units < 0
+            reductions -= min(units, 0)
             if each.outcome.settled_at_ms > recent_from_ms:
                 lowest, highest = lowest - max(units, 0), highest - min(units, 0)
         elif each.is_dead:
             dead.append(DeadLetter(each.intent.identifier, units))
     return Bounds(
-        accepted, accepted + lowest, accepted + highest, gross, has_reductions, tuple(dead),
+        accepted, accepted + lowest, accepted + highest, gross, reductions, tuple(dead),
         frozenset(each.intent.identifier for each in inside if each.accepted),
         frozenset(each.intent.account for each in inside),
     )  # fmt: skip

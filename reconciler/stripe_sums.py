@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from typing import Final, NamedTuple
 
 from reconciler.causes import Cause, Pair
@@ -186,7 +187,9 @@ class StripeComparison:
             except (Transient, Refused, OperatorNeeded):
                 rejections = None
         for by_sign, key, bounds, answer in doubtful:
-            if by_sign is Cause.EXTRA and not (bounds.has_reductions and rejections):
+            more = units_of(answer.summary.value) - bounds.highest if answer.summary else Decimal(0)
+            explained = more <= bounds.reductions or agree(bounds.reductions, more, bounds.gross)
+            if by_sign is Cause.EXTRA and not (bounds.reductions and explained and rejections):
                 self._add(by_sign, key, bounds, answer, SENT_BY_OTHERS)
                 continue
             cause, detail = _why_not(by_sign, key, bounds, rejections)
@@ -243,10 +246,12 @@ def _why_not(by_sign: Cause, key: Sum, bounds: Bounds, rejections: Sequence[Reje
     if rejections is None:
         return Cause.REJECTED_BY_STRIPE, "accepted, then not in Stripe's sum: rejected afterwards (reports not read)"
     named = [each for each in rejections if bounds.identifiers & set(each.identifiers)]
-    if by_sign is Cause.EXTRA and not named:
-        return by_sign, SENT_BY_OTHERS
     of_meter = named or [each for each in rejections if each.event_name == key.event_name]
     if of_meter:
         codes = ", ".join(sorted({each.code for each in of_meter}))
-        return Cause.REJECTED_BY_STRIPE, f"accepted, then rejected by Stripe: {codes}"
+        # Where the one that is missing is no sample, more than was sent may have another cause, with the same remedy.
+        otherwise = f", or {SENT_BY_OTHERS}" if by_sign is Cause.EXTRA and not named else ""
+        return Cause.REJECTED_BY_STRIPE, f"accepted, then rejected by Stripe: {codes}{otherwise}"
+    if by_sign is Cause.EXTRA:
+        return by_sign, SENT_BY_OTHERS
     return Cause.MISSING, "accepted, but not in Stripe's sum, and Stripe reports no rejection of this meter"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 import pytest
 
@@ -12,7 +14,8 @@ from schemas.clock import HOUR_MS
 from schemas.log import REPORTS_TOPIC
 from schemas.reports import Intent
 from schemas.rollup import TotalKey
-from sinks.stripe.memory import MemoryFault
+from schemas.sink import Rejection
+from sinks.stripe.memory import MemoryFault, MemoryStripe
 from tests.unit.reconciler_world import (
     CATALOG,
     DECEMBER_MS,
@@ -242,6 +245,37 @@ async def test_a_reduction_that_stripe_rejects_is_rejected_by_stripe_and_not_ext
 
     (row,) = report.rows
     assert (row.pair, row.cause, row.expected, row.found) == (Pair.STRIPE, Cause.REJECTED_BY_STRIPE, "4", "9.0")
+
+
+@pytest.mark.parametrize(
+    ("sent_besides", "cause"),
+    [([], Cause.REJECTED_BY_STRIPE), (["1"], Cause.EXTRA)],
+    ids=["as much as the reduction", "more than the reduction"],
+)
+async def test_a_rejected_reduction_that_is_no_sample_of_stripes_report_is_told_by_its_amount(
+    monkeypatch: pytest.MonkeyPatch, sent_besides: list[str], cause: Cause
+) -> None:
+    """Stripe names some of what it rejected; that the meter had rejections, and by how much it is off, is left."""
+    deployment = await Deployment().start({**CATALOG, "meters": [
+        {**meter, "stripe_event_name": meter["slug"]} for meter in CATALOG["meters"]
+    ]})  # fmt: skip
+    for seats in (9, 4):
+        await deployment.emit("ada", type_="seats", seats=seats)
+        await deployment.settle()
+    held = next(each for each in deployment.stripe.events if each.event.value == "-5")
+    held.code = "meter_event_invalid_value"
+    for number, value in enumerate(sent_besides):
+        event = held.event._replace(identifier=f"somebody else's {number}", value=value)
+        deployment.stripe.events.append(dataclasses.replace(held, event=event, code=""))
+    rejections = deployment.stripe.rejections
+
+    async def without_samples(_stripe: MemoryStripe, since_ms: int) -> list[Rejection]:
+        return [each._replace(identifiers=("another",)) for each in await rejections(since_ms)]
+
+    monkeypatch.setattr(MemoryStripe, "rejections", without_samples)
+
+    (row,) = (await deployment.reconcile()).rows
+    assert (row.cause, "sent twice, or by somebody else" in row.detail) == (cause, True)
 
 
 async def test_a_meter_event_that_vanished_without_a_rejection_is_missing() -> None:
