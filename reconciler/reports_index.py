@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -15,6 +16,7 @@ from schemas.reports import Attempt, Intent, Outcome, OutcomeStatus, ReportEntry
 
 READ_RECORDS_MAX: Final = 2_000
 
+_ENTRY: Final[TypeAdapter[ReportEntry]] = TypeAdapter(ReportEntry)
 _ENTRIES: Final[TypeAdapter[list[ReportEntry]]] = TypeAdapter(list[ReportEntry])
 
 
@@ -98,10 +100,26 @@ class ReportsIndex:
 
 
 def parse_entries(value: bytes | None) -> Iterable[ReportEntry]:
-    """The entries of a record: one JSON object, or a list of them. Raises `OperatorNeeded` for an unknown shape."""
+    """The entries of a record: one JSON object, or a list of them.
+
+    Bytes that cannot be ours (no object with a `kind`) give none, as in the sender: whoever may append to the topic
+    must not end the comparison. Raises `OperatorNeeded` for an entry of a shape this version does not know.
+    """
     text = (value or b"").strip()
     try:
-        return _ENTRIES.validate_json(text if text.startswith(b"[") else b"[" + text + b"]")
+        return _ENTRIES.validate_json(text) if text.startswith(b"[") else [_ENTRY.validate_json(text)]
+    except ValidationError:
+        return _ours_among(text)
+
+
+def _ours_among(text: bytes) -> Iterable[ReportEntry]:
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    candidates = parsed if isinstance(parsed, list) else [parsed]
+    try:
+        return _ENTRIES.validate_python([each for each in candidates if isinstance(each, dict) and "kind" in each])
     except ValidationError as error:
         raise OperatorNeeded(
             f"billing.reports holds an entry this version does not understand; run the version that wrote it: {error}"

@@ -10,10 +10,11 @@ from itertools import combinations
 import pytest
 
 from pipeline.deployment import ensure_deployment
+from pipeline.processors import stripe_ledger
 from pipeline.processors.stripe_ledger import Ledger
 from pipeline.settings import Settings
 from reconciler.causes import Cause, Pair, Verdict
-from reconciler.reports_index import ReportsIndex, Told
+from reconciler.reports_index import ReportsIndex, Told, parse_entries
 from reconciler.stripe_bounds import Bounds, DeadLetter
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.log import REPORTS_TOPIC
@@ -337,3 +338,65 @@ async def test_the_attempt_in_force_is_the_one_that_the_sender_follows(
     assert told.attempt is not None
     assert told.attempt.attempted_at_ms == in_force * HOUR_MS
     assert [each.attempt for each in ledger.pending()] == ([] if ACCEPTED in entries else [told.attempt])
+
+
+FOREIGN = [
+    b"hello",
+    b"",
+    b"null",
+    b"7",
+    b"[]",
+    b'{"no": "kind"}',
+    b'[1, {"no": "kind"}]',
+    b"\xff\xfe",
+    b'{"kind": "int',
+]
+
+
+@pytest.mark.parametrize("foreign", FOREIGN, ids=repr)
+async def test_a_foreign_record_in_the_reports_ends_no_comparison(foreign: bytes) -> None:
+    """Whoever may append to the topic could hide what is billed twice by one line."""
+    deployment = await settled()
+    await deployment.log.append(REPORTS_TOPIC, 0, foreign)
+    event = deployment.sent("bob", "gigabytes")
+    deployment.stripe.inject(event._replace(identifier="sent twice"))
+
+    report = await deployment.reconcile()
+
+    assert [(row.pair, row.cause, row.stripe_customer) for row in report.rows] == [
+        (Pair.STRIPE, Cause.EXTRA, "cus_bob")
+    ]
+    assert list(parse_entries(foreign)) == stripe_ledger.parse_entries(foreign) == []
+
+
+async def test_an_entry_of_a_newer_version_leaves_the_reports_unchecked() -> None:
+    """An outcome that is not understood proves nothing either way."""
+    deployment = await settled()
+    await deployment.log.append(REPORTS_TOPIC, 0, b'[7, {"kind": "credit", "identifier": "tm_one"}]')
+
+    report = await deployment.reconcile()
+
+    assert {(row.pair, row.cause) for row in report.rows} == {
+        (Pair.INTENTS, Cause.UNCHECKED),
+        (Pair.STRIPE, Cause.UNCHECKED),
+    }
+    assert "run the version that wrote it" in named(report, Cause.UNCHECKED, Pair.INTENTS)[0].detail
+
+
+def test_a_record_that_is_nested_deeper_than_can_be_read_is_foreign() -> None:
+    """It is nothing that the sender or the fold wrote."""
+    assert list(parse_entries(b"[" * 100_000)) == []
+
+
+def test_two_entries_that_are_no_list_are_foreign() -> None:
+    """The sender takes neither, so that neither may count as told."""
+    one = INTENT.model_dump_json().encode()
+
+    assert list(parse_entries(one + b"," + one)) == stripe_ledger.parse_entries(one + b"," + one) == []
+
+
+def test_ours_are_taken_from_a_list_that_holds_foreign_values_too() -> None:
+    """As the sender takes them."""
+    value = b'["x", ' + INTENT.model_dump_json().encode() + b"]"
+
+    assert list(parse_entries(value)) == stripe_ledger.parse_entries(value) == [INTENT]
