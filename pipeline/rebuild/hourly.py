@@ -21,7 +21,7 @@ import msgspec
 from pipeline.processors.drains import HourlyDrain
 from pipeline.processors.rollup import RollupProcessor, RollupSettings
 from pipeline.rebuild.limits import RebuildLimits
-from pipeline.rebuild.scratch import behind_the_view, check_live, check_reach, first_fence
+from pipeline.rebuild.scratch import behind_the_view, check_live, check_reach, first_fence, start_empty
 from pipeline.rebuild.sparing import SparingLog
 from schemas.analytics import DrainPosition, HourlyStore
 from schemas.clock import HOUR_MS, Clock
@@ -169,7 +169,7 @@ class HourlyRebuild:
         if await scratch.load_fence(partition) is None:
             await check_reach(parts.log, partition + 1, REMEDY)
             fence = await first_fence(parts.log, parts.secret, partition, note.generations[partition])
-            await scratch.create_fence(partition, fence)
+            await start_empty(scratch, partition, fence)
         settings = RollupSettings(parts.limits.events_max, replay_from_start=True)
         rollup = RollupProcessor(log, scratch, parts.clock, parts.secret, settings)
         offset = await rollup.start_offset(partition)

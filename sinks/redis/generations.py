@@ -6,10 +6,11 @@ swap is one SET for all of them: whoever worked on the old generation commits no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from schemas.errors import OperatorNeeded
+from schemas.rebuild import GENERATION_MAX
 from schemas.rollup import Fence
 from sinks.redis.client import Command, checked
 from sinks.redis.fences import token
@@ -76,24 +77,30 @@ class RedisGenerations(RedisOutbox):
         keys = self.keys(partition)
         live, building = await self._commands([("GET", keys.live), ("GET", self._note)])
         kept = {int(live or 0), int(building or 0)} if building else {int(live or 0)}
-        return await self._unlink(keys, lambda key: key != keys.live and _generation(keys.root, key) not in kept)
+        return await self._unlink(partition, lambda key: key != keys.live and _generation(keys.root, key) not in kept)
 
     async def forget(self, partition: int) -> None:
-        await self._unlink(self.keys(partition), lambda _: True)
+        await self._unlink(partition, lambda _: True)
 
-    async def _unlink(self, keys: Keys, wanted: Callable[[str], bool]) -> int:
-        swept, cursor = 0, "0"
-        while True:
+    async def _unlink(self, partition: int, wanted: Callable[[str], bool]) -> int:
+        # Fences first: cut short, what is left of a generation is no state, and nothing resumes from it.
+        fences = [Keys(self.namespace, partition, number).fence for number in range(GENERATION_MAX + 1)]
+        (swept,) = await self._commands([("UNLINK", *filter(wanted, fences))])
+        async for found in self._pages(self.keys(partition)):
+            if left := [key for key in found if wanted(key)]:
+                (gone,) = await self._commands([("UNLINK", *left)])
+                swept += gone
+        return int(swept)
+
+    async def _pages(self, keys: Keys) -> AsyncIterator[list[str]]:
+        """The keys of a partition, some at a time; those that come or go meanwhile may be among them or not."""
+        cursor = ""
+        while cursor != "0":
             (answer,) = await self._commands(
-                [("SCAN", cursor, "MATCH", literal(keys.root) + "*", "COUNT", _SCAN_COUNT)]
+                [("SCAN", cursor or "0", "MATCH", literal(keys.root) + "*", "COUNT", _SCAN_COUNT)]
             )
             cursor, found = answer
-            left = [key for key in found if wanted(key)]
-            if left:
-                await self._commands([("UNLINK", *left)])
-                swept += len(left)
-            if cursor == "0":
-                return swept
+            yield found
 
 
 def _generation(root: str, key: str) -> int:
@@ -103,5 +110,5 @@ def _generation(root: str, key: str) -> int:
         return 0
     number = rest.removeprefix(GENERATIONS + ":").split(":", 1)[0]
     if not number.isdigit():
-        raise OperatorNeeded(f"the key {key} is none of this version's: nothing was removed; see who wrote it")
+        raise OperatorNeeded(f"the key {key} is none of this version's: it was not removed; see who wrote it")
     return int(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -131,12 +132,24 @@ class MemoryRollupStore:
         return True
 
     async def sweep(self, partition: int) -> int:
-        swept = [held for generation, held in self._built.items() if generation != self._rebuilding]
-        return sum(held.pop(partition, None) is not None for held in swept)
+        return await self._remove(
+            partition, [held for generation, held in self._built.items() if generation != self._rebuilding]
+        )
 
     async def forget(self, partition: int) -> None:
-        self._partitions.pop(partition, None)
+        await self._remove(partition, [self._partitions, *self._built.values()])
         self._live.pop(partition, None)
+
+    async def _remove(self, partition: int, generations: Sequence[dict[int, _Partition]]) -> int:
+        """In steps, as a server does it: whoever calls may end between two of them."""
+        left = [held[partition] for held in generations if partition in held]
+        for held in left:
+            held.fence = None
+        await asyncio.sleep(0)
+        for held in left:
+            held.marks.clear()
+        await asyncio.sleep(0)
+        return sum(held.pop(partition, None) is not None for held in generations)
 
     async def snapshot(self, partition: int, believed: Fence) -> AsyncIterator[str]:
         """One chunk."""
@@ -187,7 +200,7 @@ class MemoryRollupStore:
         held.fence, held.restoring = fence, None
 
     def _restoring(self, partition: int, owner: str) -> _Partition:
-        if self._at(partition).restoring != owner:
+        if self._at(partition).restoring != owner or self._at(partition).fence is not None:
             raise Fenced(f"partition {partition}: another process restores it")
         return self._at(partition)
 

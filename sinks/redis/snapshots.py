@@ -100,14 +100,17 @@ class RedisSnapshots(RedisGenerations):
             return [("SET", keys.restoring, owner)]
 
         await self._run(self._watching, keys, claim)
-        await self._unlink(
-            keys,
-            lambda key: (
-                key.startswith(keys.prefix)
+        async for found in self._pages(keys):
+            left = [
+                key
+                for key in found
+                if key.startswith(keys.prefix)
                 and key not in (keys.live, keys.fence, keys.restoring)
                 and not self._is_named(keys, key)
-            ),
-        )
+            ]
+            if left:
+                # Not what another process has restored since it took the claim over.
+                await self._owned(keys, owner, [("UNLINK", *left)])
 
     async def take_in(self, partition: int, owner: str, chunks: Sequence[str]) -> None:
         keys = self.keys(partition)
@@ -131,8 +134,8 @@ class RedisSnapshots(RedisGenerations):
 
     async def _owned(self, keys: Keys, owner: str, writes: Sequence[Command]) -> None:
         def claimed(read: Callable[[list[Command]], list[Any]]) -> Sequence[Command]:
-            (held,) = read([("GET", keys.restoring)])
-            if held != owner:
+            held, exists = read([("GET", keys.restoring), ("EXISTS", keys.fence)])
+            if held != owner or exists:
                 raise Fenced(f"{keys.root}: another process restores this partition")
             return writes
 

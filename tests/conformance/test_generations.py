@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 
 import msgspec
@@ -12,6 +13,8 @@ from pipeline.local_valkey import LocalValkey
 from schemas.errors import Fenced, OperatorNeeded
 from schemas.rebuild import GenerationStore
 from schemas.rollup import Changes, Fence, ReadRequest, RollupStore, TotalKey
+from sinks.redis import generations
+from sinks.redis.client import Command
 from sinks.redis.memory import MemoryRollupStore
 from sinks.redis.writer import RedisRollupStore
 from tests.conformance.rollup_states import fence
@@ -128,7 +131,58 @@ async def test_sweep_removes_all_but_live_and_building(store: GenerationStore) -
     assert await tokens(store) == (made, "9")
 
 
+async def test_process_that_restores_does_nothing_once_there_is_a_fence(store: GenerationStore) -> None:
+    """Whoever wrote it has made state of what is there."""
+    built = store.built(2)
+    await built.begin_restore(0, "one")
+    await built.create_fence(0, at(3, 2))
+
+    with pytest.raises(Fenced):
+        await built.take_in(0, "one", [])
+    with pytest.raises(Fenced):
+        await built.end_restore(0, "one", at(0, 2))
+    assert await built.load_fence(0) == at(3, 2)
+    await built.close()
+
+
 # What only the real server can show
+
+
+@pytest.mark.parametrize("step", range(0, 28, 3))
+async def test_removal_that_is_cut_short_leaves_no_fence_over_a_part_of_the_state(
+    valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """kill -9 between two pages: a later run would go on from the fence over what is left of the counts."""
+
+    class Killed(BaseException):
+        pass
+
+    monkeypatch.setattr(generations, "_SCAN_COUNT", 1)
+    made = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    keys = [TotalKey(f"account-{number}", 0) for number in range(20)]
+    live, last = await both(made)
+    for store, held in ((made, live), (made.built(2), last)):
+        totals = {key: {"tokens": "1"} for key in keys}
+        await store.commit(0, held, Changes(fence=at(7, held.generation), totals=totals))
+    await made.end_rebuild(2)
+    for remove, seen in ((made.sweep, made.built(2)), (made.forget, made)):
+        looks, commands = [0], made._commands
+
+        async def cut(wanted: list[Command], looks: list[int] = looks) -> list[object]:
+            if "UNLINK" in [each[0] for each in wanted]:
+                looks[0] += 1
+                if looks[0] > step:
+                    raise Killed
+            return await commands(wanted)  # noqa: B023 - ends with its round
+
+        made._commands = cut  # type: ignore[method-assign,assignment]  # a process that ends
+        with contextlib.suppress(Killed):
+            await remove(0)
+        made._commands = commands  # type: ignore[method-assign]  # the next one
+        _, totals = await seen.account_totals(0, keys)
+        assert all(totals.values()) or await seen.load_fence(0) is None
+        await remove(0)
+    await made.close()
 
 
 async def test_other_processes_notice_a_swap_at_their_next_call(valkey: LocalValkey) -> None:

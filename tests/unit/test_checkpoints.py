@@ -138,9 +138,11 @@ async def test_checkpoint_is_taken_by_name_also_where_the_log_is_whole(tmp_path:
     await world.assert_equal()
 
 
+@pytest.mark.parametrize("explicit", [True, False], ids=["from checkpoint", "from log"])
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
-async def test_crash_at_every_await_of_a_restore_is_resumed(tmp_path: Path, after: bool) -> None:
-    """A newer checkpoint may stand when it goes on: nothing of the older one is left."""
+async def test_crash_at_every_await_of_a_restore_is_resumed(tmp_path: Path, after: bool, explicit: bool) -> None:
+    """A newer checkpoint may stand when it goes on, or the log be folded from its start: nothing is left of what was
+    taken in without its fence."""
     countdown, crashed = 1, True
     while crashed:
         world = await loaded(tmp_path, 0.6, events=60)
@@ -150,7 +152,7 @@ async def test_crash_at_every_await_of_a_restore_is_resumed(tmp_path: Path, afte
         except Crash:
             await world.feed(0.2)
             await world.work()
-            await world.restoring(explicit=True).run()
+            await world.restoring(explicit=explicit).run()
         await world.feed(0.2)
         await world.assert_equal()
         countdown += 1

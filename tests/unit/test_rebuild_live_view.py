@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Coroutine, Generator
 from typing import Any
 
 import pytest
@@ -33,7 +34,8 @@ class Crash(BaseException):
 
 
 class Crashing:
-    """Wraps a store or the log; the n-th call of all of them raises before it acts, or after."""
+    """Wraps a store or the log; the n-th call of all of them raises before it acts, or after. A twin that works in
+    steps, as a server does, may also end between two of them."""
 
     def __init__(self, inner: Any, countdown: list[int], *, after: bool) -> None:
         self._inner, self._countdown, self._after = inner, countdown, after
@@ -49,12 +51,33 @@ class Crashing:
             self._countdown[0] -= 1
             if not self._countdown[0] and not self._after:
                 raise Crash
-            answer = await found(*arguments, **named)
+            answer = await _Steps(found(*arguments, **named), self._countdown)
             if not self._countdown[0]:
                 raise Crash
             return answer
 
         return call
+
+
+class _Steps:
+    """A call that is waited for; each time it lets others run it may be the last."""
+
+    def __init__(self, call: Coroutine[Any, Any, Any], countdown: list[int]) -> None:
+        self._call, self._countdown = call, countdown
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        if not self._countdown[0]:
+            return (yield from self._call.__await__())
+        while True:
+            try:
+                waited = self._call.send(None)
+            except StopIteration as end:
+                return end.value
+            self._countdown[0] -= 1
+            if not self._countdown[0]:
+                self._call.close()
+                raise Crash
+            yield waited
 
 
 class Rebuilt(World):
