@@ -71,10 +71,12 @@ class AnalyticalStore(ArchiveStore, GenerationsSeen, Protocol):
 
 
 class Building(NamedTuple):
-    """A rebuild of tables that was begun: the note it was begun with, and which tables are live already."""
+    """A rebuild of tables that was begun: the note it was begun with, which tables are live already, and beside which
+    a table stands still: the one that is built, or the old one."""
 
     note: str
     swapped: frozenset[str]
+    beside: frozenset[str]
 
 
 class TableStaging(Protocol):
@@ -105,8 +107,9 @@ class TableStaging(Protocol):
         """Drop what stands beside these tables."""
         ...
 
-    async def last_account(self, partition: int) -> str | None:
-        """The greatest account of a partition in `usage_hourly` beside, or None."""
+    async def account_before_last(self, partition: int, accounts: int) -> str:
+        """The account with which the last so many of a partition in `usage_hourly` beside begin; "" where there are
+        fewer."""
         ...
 
     async def carry_over(self, partition: int, from_position: int) -> None:

@@ -4,7 +4,7 @@ For a log that no longer reaches back to its start. The archive keeps the first 
 the fold's answer only where the archive holds as many events as the fold counted; anything else is refused.
 
 1. note each partition's live fence, and wait until the archive has passed it; count accounts in chunks up to there
-   into a table beside. The greatest account in it is the position: cut short, it goes on from there.
+   into a table beside. The accounts in it are the position: cut short, it goes on one chunk before the last of them.
 2. exchange the tables; bring over the cells that took events since the noted fence.
 3. note the live fences once more and count again: of this, the cells that took events since. A drain that had begun
    before the exchange wrote into the old table, and all it wrote lies below these fences.
@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from pipeline.rebuild.hourly import Note, begun
+from pipeline.rebuild.hourly import Note, begun, noted
 from pipeline.rebuild.scratch import check_live
 from reconciler.recount import Snapshot, request_at
 from reconciler.views import Behind, Snapshots
@@ -84,10 +84,12 @@ class HourlyRecount:
                 tuple(each.fence.next_offset for each in snapshots),
                 tuple(each.fence.log_time_ms for each in snapshots),
             )
-            await staging.begin((HOURLY,), msgspec.json.encode(note).decode())
+            text = msgspec.json.encode(note).decode()
         else:
-            note = found[0]
-        building = await staging.begin((HOURLY,), "")
+            text = found[1].note
+        building = await staging.begin((HOURLY,), text)
+        # Another one may have been begun first since nothing was found: what was counted so far is of its note.
+        note = noted(building, SOURCE)
         if HOURLY not in building.swapped:
             for partition in range(partitions):
                 await self._fill(partition, note)
@@ -152,8 +154,9 @@ class HourlyRecount:
         snapshot = await self._snapshots.at(partition, fence)
         if isinstance(snapshot, Behind):
             raise Transient(f"partition {partition}: {snapshot.detail}")
-        reached = await self._parts.staging.last_account(partition)
-        await self._count(snapshot, reached or "", self._parts.staging.beside((HOURLY,)))
+        # One chunk back: an insert that is cut short may have stored a chunk's rows of one month and not of another.
+        reached = await self._parts.staging.account_before_last(partition, self._parts.accounts_at_once)
+        await self._count(snapshot, reached, self._parts.staging.beside((HOURLY,)))
         self._report(fence, partition, swapped=False)
 
     async def _count(

@@ -72,10 +72,10 @@ class MemoryStaging:
             self._beside.pop(table, None)
         self._live.rebuilt = whole_number("usage_events", self._marks)
 
-    async def last_account(self, partition: int) -> str | None:
+    async def account_before_last(self, partition: int, accounts: int) -> str:
         """As `TableStaging` says."""
-        accounts = (row.account for row in self._beside["usage_hourly"].values() if row.partition == partition)
-        return max(accounts, key=str.encode, default=None)
+        held = {row.account for row in self._beside["usage_hourly"].values() if row.partition == partition}
+        return sorted(held, key=str.encode)[-accounts] if len(held) >= accounts else ""
 
     async def carry_over(self, partition: int, from_position: int) -> None:
         """As `TableStaging` says."""

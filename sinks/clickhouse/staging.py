@@ -61,13 +61,14 @@ class ClickHouseStaging:
         for table in tables:
             await self._clickhouse.command(f"DROP TABLE IF EXISTS {quoted_name(beside_name(table))} SYNC")
 
-    async def last_account(self, partition: int) -> str | None:
+    async def account_before_last(self, partition: int, accounts: int) -> str:
         """As `TableStaging` says."""
         rows = await self._clickhouse.rows(
-            f"SELECT count(), max(account) FROM {beside_name('usage_hourly')} WHERE partition = {{partition:UInt16}}",
-            {"partition": partition},
+            f"SELECT DISTINCT account FROM {beside_name('usage_hourly')} WHERE partition = {{partition:UInt16}} "
+            "ORDER BY account DESC LIMIT 1 OFFSET {before:UInt32}",
+            {"partition": partition, "before": accounts - 1},
         )
-        return str(rows[0][1]) if rows[0][0] else None
+        return str(rows[0][0]) if rows else ""
 
     async def carry_over(self, partition: int, from_position: int) -> None:
         """As `TableStaging` says."""
@@ -88,4 +89,8 @@ def building_of(tables: Sequence[str], marks: Mapping[str, Mark]) -> Building | 
     if not any(beside_name(table) in marks for table in tables):
         return None
     number, note = max(_all_of(tables, marks))
-    return Building(note, frozenset(table for table in tables if marks[table].number == number))
+    return Building(
+        note,
+        frozenset(table for table in tables if marks[table].number == number),
+        frozenset(table for table in tables if beside_name(table) in marks),
+    )

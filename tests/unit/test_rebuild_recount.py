@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import pytest
 
 from pipeline.processors.archive import ArchiveProcessor
 from pipeline.rebuild.hourly import HourlyRebuild, abandon_hourly
 from pipeline.rebuild.recount import HourlyRecount
+from schemas.analytics import HourlyRow
 from schemas.control import ControlKind
 from schemas.errors import OperatorNeeded, Transient
 from schemas.log import EVENTS_TOPIC
+from schemas.rebuild import Building
+from sinks.clickhouse.memory import MemoryClickHouse
 from tests.unit.test_rebuild_hourly import HourlyWorld, damage
 from tests.unit.test_rebuild_live_view import PARTITIONS, REPORTED, Crash, Crashing
 from tests.worlds import SECRET
@@ -69,6 +74,59 @@ async def test_log_without_its_start_is_no_hindrance_and_damage_is_put_right() -
 
     assert {key.account for key in world.clickhouse.cells} == expected
     assert all(row.value_minor >= 0 for row in world.clickhouse.cells.values())
+
+
+async def test_chunk_of_which_one_month_was_stored_is_counted_again() -> None:
+    """An INSERT is whole within one month only: killed in it, the last account may stand without its earlier rows."""
+    world = await loaded(0.9)
+    cells = dict(world.clickhouse.cells)
+    beside, inserts = world.staging.beside, [0]
+
+    def cut(tables: Collection[str]) -> MemoryClickHouse:
+        store = beside(tables)
+        insert = store.insert_hourly
+
+        async def one_month(rows: Sequence[HourlyRow]) -> None:
+            inserts[0] += 1
+            if inserts[0] == 2:
+                latest = max(row.arrival_bucket_ms for row in rows)
+                await insert([row for row in rows if row.arrival_bucket_ms == latest])
+                raise Crash
+            await insert(rows)
+
+        store.insert_hourly = one_month  # type: ignore[method-assign]  # a server that ends
+        return store
+
+    world.staging.beside = cut  # type: ignore[method-assign]  # as above
+    with pytest.raises(Crash):
+        await world.recount().run()
+    world.staging.beside = beside  # type: ignore[method-assign]  # started again
+
+    await world.recount().run()
+    assert world.clickhouse.cells == cells
+
+
+@pytest.mark.parametrize(("source", "calls"), [("log", 60), ("clickhouse", 20)])
+async def test_second_of_two_that_find_nothing_begun_goes_on_by_the_firsts_note(source: str, calls: int) -> None:
+    """What the first has counted belongs to the fences it noted, and so does what is still to be counted."""
+    world = await loaded(0.5)
+    made = world.recount if source == "clickhouse" else world.rebuild_hourly
+    building = world.staging.building
+
+    async def second(tables: Sequence[str]) -> Building | None:
+        world.staging.building = building  # type: ignore[method-assign]  # once
+        found = await building(tables)
+        with pytest.raises(Crash):
+            await made(calls).run()
+        await world.feed(0.2)
+        await world.work()
+        return found
+
+    world.staging.building = second  # type: ignore[method-assign]  # a race, made certain
+    await made().run()
+    await world.assert_gone()
+    assert len(world.scratches) <= 1
+    await world.assert_equal()
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
