@@ -46,7 +46,7 @@ class Note(msgspec.Struct, frozen=True):
     """What a rebuild of `usage_hourly` was begun with; stands with the tables beside.
 
     `generations` are the live view's, by partition. From ClickHouse: up to which offset and log time of each
-    partition `usage_events` is counted before the swap.
+    partition `usage_events` is counted before the swap, and which rebuild had made it.
     """
 
     source: str
@@ -54,6 +54,7 @@ class Note(msgspec.Struct, frozen=True):
     generations: tuple[int, ...]
     offsets: tuple[int, ...] = ()
     log_times_ms: tuple[int, ...] = ()
+    events_rebuilt: int = 0
 
 
 async def begun(staging: TableStaging, source: str) -> tuple[Note, Building] | None:
@@ -144,7 +145,7 @@ class HourlyRebuild:
         else:
             text = found[1].note
         building = await staging.begin(TABLES, text)
-        # Another one may have been begun first since nothing was found: what was built so far is of its note.
+        # What the tables hold so far is of the note that they bear, whoever gave it.
         note = noted(building, SOURCE)
         scratch = self._parts.scratch(note.name)
         try:

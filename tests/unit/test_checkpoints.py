@@ -18,6 +18,7 @@ from schemas.checkpoints import Checkpoint
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.errors import OperatorNeeded, Transient
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
+from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.memory_checkpoints import MemoryCheckpoints
 from tests.unit.test_rebuild_live_view import (
     LIMITS,
@@ -55,8 +56,10 @@ class CheckpointWorld(Rebuilt):
 
     def restoring(self, countdown: int = 0, *, after: bool = False, explicit: bool = False) -> LiveViewRebuild:
         left = [countdown]
+        live, claim = self.command()
         log, store, hourly, kept = (
-            Crashing(each, left, after=after) for each in (self.log, self.live, self.clickhouse, self.kept)
+            Crashing(each, left, after=after)
+            for each in (self.log, live, ClaimedStore(self.clickhouse, claim), self.kept)
         )
         return LiveViewRebuild(
             log, store, hourly, self.clock, SECRET, LIMITS, checkpoints=kept, from_checkpoint=explicit

@@ -10,9 +10,11 @@ from pipeline.rebuild.hourly import HourlyRebuild, abandon_hourly
 from schemas.analytics import DuplicateRow
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC
-from schemas.rebuild import Progress
+from schemas.rebuild import Progress, RebuildClaim
+from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.memory_staging import MemoryStaging
 from sinks.redis.memory import MemoryRollupStore
+from sinks.redis.memory_state import HeldPartition
 from tests.unit.test_rebuild_live_view import LIMITS, PARTITIONS, REPORTED, Crash, Crashing, Rebuilt
 from tests.worlds import SECRET
 
@@ -26,18 +28,29 @@ class HourlyWorld(Rebuilt):
         self.scratches: dict[str, MemoryRollupStore] = {}
         self.progress: list[Progress] = []
         self.calls = [0]
+        self.at_once = False
 
     def scratch(self, name: str) -> MemoryRollupStore:
         return self.scratches.setdefault(name, MemoryRollupStore())
 
+    def staged(self, claim: RebuildClaim) -> MemoryStaging:
+        """The tables as the rebuild command that is started now has them. Those of earlier ones have it too, as long
+        as they do not run at once."""
+        if self.at_once:
+            return self.staging.another(claim)
+        self.staging.claim(claim)
+        return self.staging
+
     def rebuild_hourly(self, countdown: int = 0, *, after: bool = False) -> HourlyRebuild:
         left = self.calls = [countdown]
+        claimed, claim = self.command()
 
         def scratch(name: str) -> Crashing:
-            return Crashing(self.scratch(name), left, after=after)
+            return Crashing(self.scratch(name).another(claimed.claim), left, after=after)
 
         log, live, hourly, staging = (
-            Crashing(each, left, after=after) for each in (self.log, self.live, self.clickhouse, self.staging)
+            Crashing(each, left, after=after)
+            for each in (self.log, claimed, ClaimedStore(self.clickhouse, claim), self.staged(claim))
         )
         return HourlyRebuild(
             log, live, scratch, hourly, staging, self.clock, SECRET, LIMITS, self.progress.append
@@ -45,8 +58,9 @@ class HourlyWorld(Rebuilt):
 
     async def assert_gone(self) -> None:
         """Nothing of the rebuild is left anywhere."""
-        assert await self.staging.building(("usage_duplicates", "usage_hourly")) is None
-        assert not any(store._partitions for store in self.scratches.values())
+        assert await self.staging.another().building(("usage_duplicates", "usage_hourly")) is None
+        left = [held for store in self.scratches.values() for held in store._partitions.values()]
+        assert all(held == HeldPartition() for held in left)
 
 
 async def loaded(share: float, events: int = 1_200) -> HourlyWorld:
@@ -220,7 +234,7 @@ async def test_cleaning_at_the_end_needs_the_logs_start_no_more() -> None:
         world = await loaded(0.7, events=60)
         with pytest.raises(Crash):
             await world.rebuild_hourly(countdown, after=True).run()
-        found = await world.staging.building(("usage_duplicates", "usage_hourly"))
+        found = await world.staging.another().building(("usage_duplicates", "usage_hourly"))
         if found is not None and found.beside > {"usage_hourly"}:
             break
         cells = dict(world.clickhouse.cells)

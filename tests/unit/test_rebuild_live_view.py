@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import uuid
 from collections.abc import Coroutine, Generator
 from typing import Any
 
@@ -15,7 +16,9 @@ from pipeline.rebuild.limits import RebuildLimits
 from pipeline.rebuild.live_view import LiveViewRebuild
 from schemas.errors import Fenced, OperatorNeeded
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, Record
+from schemas.rebuild import RebuildClaim
 from schemas.rollup import Fence
+from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.memory import MemoryClickHouse
 from sinks.redis.memory import MemoryRollupStore
 from tests.traffic.generate import CATALOG, HOUR_US, TrafficRecord, records
@@ -111,11 +114,18 @@ class Rebuilt(World):
             await HourlyDrain(self.store, self.clickhouse).drain(partition)
             await ReportDrain(self.store, self.log).drain(partition)
 
+    def command(self) -> tuple[MemoryRollupStore, RebuildClaim]:
+        """The live view as the rebuild command that is started now has it, and what it claimed."""
+        token = uuid.uuid4().hex[:16]
+        live = self.live.claiming(token)
+        return live, RebuildClaim(token, live.check_claim)
+
     def rebuild(self, countdown: int = 0, *, after: bool = False) -> LiveViewRebuild:
         left = [countdown]
+        live, claim = self.command()
         log, store, hourly = (
-            Crashing(each, left, after=after) for each in (self.log, self.live, self.clickhouse)
-        )  # fmt: skip
+            Crashing(each, left, after=after) for each in (self.log, live, ClaimedStore(self.clickhouse, claim))
+        )
         return LiveViewRebuild(log, store, hourly, self.clock, SECRET, LIMITS)
 
     async def straight(self) -> MemoryRollupStore:
