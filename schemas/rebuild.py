@@ -101,6 +101,10 @@ class Building(NamedTuple):
     swapped: frozenset[str]
     beside: frozenset[str]
 
+    def is_partial(self, tables: Collection[str]) -> bool:
+        """Whether it ended while its tables were made or dropped: what is left says more than there is."""
+        return not self.swapped and self.beside != frozenset(tables)
+
 
 class TableStaging(Protocol):
     """Tables of the analytical store built beside those of the same name, and swapped in one by one.

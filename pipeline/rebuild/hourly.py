@@ -138,8 +138,10 @@ class HourlyRebuild:
         """
         staging, partitions = self._parts.staging, await self._parts.log.partition_count(EVENTS_TOPIC)
         found = await begun(staging, SOURCE)
-        if found is None:
+        if found is None or found[1].is_partial(TABLES):
             await check_reach(self._parts.log, partitions, REMEDY)
+            # What has been drained from the scratch copy is gone with a table.
+            await abandon_hourly(staging, self._parts.scratch, partitions)
             note = Note(SOURCE, uuid.uuid4().hex[:16], await self._generations(partitions))
             text = msgspec.json.encode(note).decode()
         else:

@@ -9,7 +9,7 @@ from schemas.errors import OperatorNeeded
 from schemas.rebuild import AnalyticalStore, Building, RebuildClaim
 from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.memory import MemoryClickHouse
-from sinks.clickhouse.staging import building_of, is_partial, mark_to_make
+from sinks.clickhouse.staging import building_of, mark_to_make
 from sinks.clickhouse.table_marks import UNMARKED, Mark, beside_name, names_of, new_name, whole_number
 from sinks.clickhouse.writer import POSITION_BITS
 
@@ -69,7 +69,7 @@ class MemoryStaging:
         """As `TableStaging` says."""
         await self._take_over(tables)
         found = building_of(tables, self._marks)
-        if found is not None and is_partial(found, tables):
+        if found is not None and found.is_partial(tables):
             await self.drop(tables)
             found = None
         mark = mark_to_make(tables, self._marks, found, note)
@@ -140,7 +140,7 @@ class MemoryStaging:
 
     def _built(self, table: str) -> dict[Any, Any]:
         if self._name(table) not in self._beside:
-            raise OperatorNeeded(f"there is no table {self._name(table)}")
+            raise OperatorNeeded(f"no table {self._name(table)}")
         return self._beside[self._name(table)]
 
     async def _mine(self, table: str) -> dict[Any, Any]:
@@ -151,7 +151,7 @@ class MemoryStaging:
         if name not in self._beside:
             # A later command may have renamed it.
             await self._check()
-            raise OperatorNeeded(f"there is no table {name}")
+            raise OperatorNeeded(f"no table {name}")
 
     def _rename(self, name: str, to: str) -> None:
         self._marks[to], self._beside[to] = self._marks.pop(name), self._beside.pop(name)

@@ -44,7 +44,7 @@ class ClickHouseStaging:
         """As `TableStaging` says."""
         marks = await self._taken_over(tables)
         found = building_of(tables, marks)
-        if found is not None and is_partial(found, tables):
+        if found is not None and found.is_partial(tables):
             await self.drop(tables)
             marks, found = await self._taken_over(tables), None
         mark = mark_to_make(tables, marks, found, note)
@@ -55,6 +55,8 @@ class ClickHouseStaging:
                 await self._do(f"CREATE TABLE IF NOT EXISTS {made} AS {quoted_name(table)} COMMENT {comment}")
                 await self._do(f"RENAME TABLE {made} TO {self._beside(table)}")
         begun = building_of(tables, await read_marks(self._clickhouse))
+        if begun is None and self._claim is not None:
+            await self._claim.check()
         assert begun is not None, "a table was made"  # noqa: S101 - an invariant, not input
         return begun
 
@@ -143,11 +145,6 @@ def building_of(tables: Sequence[str], marks: Mapping[str, Mark]) -> Building | 
         return None
     number, note = max([*beside.values(), *(marks[table] for table in tables if table in marks)])
     return Building(note, frozenset(table for table in tables if marks[table].number == number), frozenset(beside))
-
-
-def is_partial(found: Building, tables: Sequence[str]) -> bool:
-    """Whether a rebuild ended while its tables were made or dropped: those that are left say more than the rest."""
-    return not found.swapped and found.beside != frozenset(tables)
 
 
 def mark_to_make(tables: Sequence[str], marks: Mapping[str, Mark], found: Building | None, note: str) -> Mark:

@@ -250,6 +250,18 @@ async def test_cleaning_at_the_end_needs_the_logs_start_no_more() -> None:
     assert seen >= 2 * PARTITIONS
 
 
+async def test_rebuild_of_which_a_table_was_dropped_is_begun_anew() -> None:
+    """Its scratch copy has no more to say of the rows that it was drained of."""
+    world = await loaded(0.7)
+    with pytest.raises(Crash):
+        await world.rebuild_hourly(60).run()
+    await world.staging.drop(["usage_hourly"])
+
+    await world.rebuild_hourly().run()
+    await world.assert_gone()
+    await world.assert_equal()
+
+
 async def test_given_up_rebuild_leaves_the_live_rows() -> None:
     world = await loaded(0.7)
     cells = dict(world.clickhouse.cells)
