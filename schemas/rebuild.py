@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from schemas.analytics import ArchiveStore, HourlyRow, HourlyStore, RecountRequest, UsageReader
@@ -11,6 +11,17 @@ from schemas.rollup import Fence, RollupStore
 
 # (generation, position) is the version of a row of usage_hourly: 8 bits over 56.
 GENERATION_MAX = 255
+SUPERSEDED = (
+    "another rebuild command was started after this one; what this one built so far stands. Once the other has ended, "
+    "run this one again"
+)
+
+
+class RebuildClaim(NamedTuple):
+    """What one rebuild command claimed. `check` raises `Fenced` where another command has claimed since."""
+
+    token: str
+    check: Callable[[], Awaitable[None]]
 
 
 class GenerationStore(RollupStore, SnapshotStore, Protocol):
@@ -18,7 +29,18 @@ class GenerationStore(RollupStore, SnapshotStore, Protocol):
 
     Every method of `RollupStore` acts on the live generation; a process that works on one that was swapped out
     meanwhile is `Fenced`. Errors as `RollupStore`.
+
+    Once it has claimed the deployment's rebuilds, it and the stores made of it change what is built only until
+    another one claims, and are `Fenced` from then on. Commits of a live view's worker need no claim.
     """
+
+    async def claim_rebuild(self, token: str) -> None:
+        """Become the one rebuild command of the deployment, whoever was it before. It holds until the next one."""
+        ...
+
+    async def check_claim(self) -> None:
+        """Raise `Fenced` where another one has claimed since. Nothing where nothing was claimed."""
+        ...
 
     async def rebuilding(self) -> int | None:
         """The generation that is being built, or None."""
@@ -44,7 +66,8 @@ class GenerationStore(RollupStore, SnapshotStore, Protocol):
         """Make the generation of `built` live and drop the live fence, in one step.
 
         True also where that generation is live already. False, and nothing changed, where either stored fence is not
-        the given one. Raises `Transient` where the answer was lost: `is_live` then tells.
+        the given one. Raises `Fenced` where that generation is not, or no longer, the one that is being built;
+        `Transient` where the answer was lost: `is_live` then tells.
         """
         ...
 
@@ -71,25 +94,34 @@ class AnalyticalStore(ArchiveStore, GenerationsSeen, Protocol):
 
 
 class Building(NamedTuple):
-    """A rebuild of tables that was begun: the note it was begun with, and which tables are live already."""
+    """A rebuild of tables that was begun: the note it was begun with, which tables are live already, and beside which
+    a table stands still: the one that is built, or the old one."""
 
     note: str
     swapped: frozenset[str]
+    beside: frozenset[str]
+
+    def is_partial(self, tables: Collection[str]) -> bool:
+        """Whether it ended while its tables were made or dropped: what is left says more than there is."""
+        return not self.swapped and self.beside != frozenset(tables)
 
 
 class TableStaging(Protocol):
     """Tables of the analytical store built beside those of the same name, and swapped in one by one.
 
-    What is being built, and what was swapped, stands with the tables themselves. One rebuild of a table at a time:
-    two of them write the same rows, but must not both swap. Errors as `ArchiveStore`.
+    What is being built, and what was swapped, stands with the tables themselves. It is for the command that claimed
+    rebuilds last; `Fenced` is raised, and no table changes, where another one has claimed since. Other errors as
+    `ArchiveStore`.
     """
 
     async def building(self, tables: Sequence[str]) -> Building | None:
-        """What is being built of these tables, or None. It stays until the last table beside is dropped."""
+        """What is being built of these tables, by whomever; from here on by this command. None where nothing is. It
+        stays until the last table beside is dropped."""
         ...
 
     async def begin(self, tables: Sequence[str], note: str) -> Building:
-        """Make empty tables beside, as far as they are missing; the note of the rebuild that was begun first."""
+        """Make empty tables beside; of a rebuild that was begun before, go on with those that are there, and with its
+        note. Where some of them are missing and none is swapped, all are made anew."""
         ...
 
     def beside(self, tables: Collection[str]) -> AnalyticalStore:
@@ -105,8 +137,9 @@ class TableStaging(Protocol):
         """Drop what stands beside these tables."""
         ...
 
-    async def last_account(self, partition: int) -> str | None:
-        """The greatest account of a partition in `usage_hourly` beside, or None."""
+    async def account_before_last(self, partition: int, accounts: int) -> str:
+        """The account with which the last so many of a partition in `usage_hourly` beside begin; "" where there are
+        fewer."""
         ...
 
     async def carry_over(self, partition: int, from_position: int) -> None:

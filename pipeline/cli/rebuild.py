@@ -37,8 +37,8 @@ def rebuild_redis(source: str, yes: bool, abandon: bool, reconcile_after: bool) 
 
     From the log's start; where that is gone, or with `--from checkpoint`, from the newest checkpoint in ClickHouse that
     the log still reaches (`--from clickhouse` means the same here). Needs room in Redis for one partition more. Workers
-    go on; each is fenced once and starts again. Cut short, the same command goes on where it was. Exits as `reconcile`
-    does.
+    go on; each is fenced once and starts again. Cut short, the same command goes on where it was. A rebuild that is
+    started later stops this one. Exits as `reconcile` does.
     """
     from pipeline.rebuild.command import abandon_live_view, rebuild_live_view
 
@@ -62,7 +62,8 @@ def rebuild_usage_hourly(source: str, yes: bool, abandon: bool, reconcile_after:
 
     From the log, and usage_duplicates with it: needs the log from offset 0, and room in Redis for the live view once
     more. From clickhouse: counts usage_events again; needs the live view to hold them against. Traffic goes on. Cut
-    short, the same command goes on where it was. Exits as `reconcile` does.
+    short, the same command goes on where it was. A rebuild that is started later stops this one. Exits as `reconcile`
+    does.
     """
     from pipeline.rebuild.command import give_up_hourly, rebuild_hourly
 
@@ -85,8 +86,9 @@ def rebuild_usage_hourly(source: str, yes: bool, abandon: bool, reconcile_after:
 def rebuild_archive(source: str, yes: bool, abandon: bool, reconcile_after: bool) -> None:
     """Build usage_events, verdicts and control_log again in tables beside the live ones, and exchange them.
 
-    Needs the log from offset 0, and room in ClickHouse for the tables once more. The archive goes on. Cut short, the
-    same command goes on where it was. Exits as `reconcile` does.
+    Needs the log from offset 0, room in ClickHouse for the tables once more, and Redis, where it says that it is the
+    one rebuild. The archive goes on. Cut short, the same command goes on where it was. A rebuild that is started later
+    stops this one. Exits as `reconcile` does.
     """
     from pipeline.rebuild.command import give_up_archive, rebuild_archive_tables
 

@@ -57,7 +57,8 @@ class ArchiveRebuild:
         answer; a repeated call goes on.
         """
         staging, partitions = self._parts.staging, await self._parts.log.partition_count(EVENTS_TOPIC)
-        if await staging.building(TABLES) is None:
+        found = await staging.building(TABLES)
+        if found is None or found.is_partial(TABLES):
             await check_reach(self._parts.log, partitions, REMEDY)
         building = await staging.begin(TABLES, "log")
         if POSITIONS not in building.swapped:

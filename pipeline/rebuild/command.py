@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
@@ -15,8 +16,9 @@ from pipeline.settings import Settings
 from pipeline.stores import Base, open_base, open_rollup_store
 from schemas.errors import InvalidInput
 from schemas.log import EVENTS_TOPIC
-from schemas.rebuild import GenerationStore, Progress
+from schemas.rebuild import GenerationStore, Progress, RebuildClaim
 from sinks.clickhouse.checkpoints import ClickHouseCheckpoints
+from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.staging import ClickHouseStaging
@@ -29,9 +31,11 @@ _GIVEN_UP = "what was being built is given up and removed"
 
 
 class _Opened(NamedTuple):
+    """The stores as the one rebuild command of the deployment uses them: only until the next one is started."""
+
     base: Base
     store: RedisRollupStore
-    hourly: ClickHouseStore
+    hourly: ClaimedStore
     reader: ClickHouseReader
     staging: ClickHouseStaging
     checkpoints: ClickHouseCheckpoints
@@ -41,7 +45,7 @@ class _Opened(NamedTuple):
     def scratch(self, name: str) -> GenerationStore:
         """A copy of the rollup's state under a name of its own, in the same Redis."""
         url = self.base.settings.redis_url
-        return RedisRollupStore(url, f"tidemark-scratch-{name}", _SCRATCH_THREADS)
+        return RedisRollupStore(url, f"tidemark-scratch-{name}", _SCRATCH_THREADS, claim=self.store.claim)
 
 
 @contextlib.asynccontextmanager
@@ -55,10 +59,12 @@ async def _opened(settings: Settings) -> AsyncIterator[_Opened]:
         stack.push_async_callback(clickhouse.close)
         hourly = ClickHouseStore(clickhouse)
         await hourly.migrate()
+        claim = RebuildClaim(uuid.uuid4().hex[:16], store.check_claim)
+        await store.claim_rebuild(claim.token)
         limits = RebuildLimits(settings.flush_records_max, settings.flush_events_max, settings.drain_cells_max)
         yield _Opened(
-            base, store, hourly, ClickHouseReader(clickhouse), ClickHouseStaging(clickhouse),
-            ClickHouseCheckpoints(clickhouse),
+            base, store, ClaimedStore(hourly, claim), ClickHouseReader(clickhouse),
+            ClickHouseStaging(clickhouse, claim), ClickHouseCheckpoints(clickhouse),
             settings.secret_bytes(), limits,
         )  # fmt: skip
 

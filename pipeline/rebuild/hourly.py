@@ -4,7 +4,9 @@
    scratch fence is the position: cut short, it goes on from there.
 2. once all partitions reach as far as the live fence: exchange the tables.
 3. fold on to the live fence as it stands after the exchange. A drain that had begun before it wrote into the old
-   table, and all it wrote is made by the fold below that fence. Then scratch and old tables go.
+   table, and all it wrote is made by the fold below that fence.
+4. drop the old `usage_duplicates`, which says that nothing but cleaning is left, then the scratch copy, then the old
+   `usage_hourly`. Whoever goes on from here needs no log and no live view.
 
 Rows carry the live view's generation, so a row that the live drains write is the same row or a newer one. What no
 event ever made is in none of the tables afterwards. Nothing goes out: no intent, no quarantine entry.
@@ -21,7 +23,7 @@ import msgspec
 from pipeline.processors.drains import HourlyDrain
 from pipeline.processors.rollup import RollupProcessor, RollupSettings
 from pipeline.rebuild.limits import RebuildLimits
-from pipeline.rebuild.scratch import behind_the_view, check_live, check_reach, first_fence
+from pipeline.rebuild.scratch import behind_the_view, check_live, check_reach, first_fence, start_empty
 from pipeline.rebuild.sparing import SparingLog
 from schemas.analytics import DrainPosition, HourlyStore
 from schemas.clock import HOUR_MS, Clock
@@ -31,6 +33,8 @@ from schemas.rebuild import Building, GenerationsSeen, GenerationStore, Progress
 from schemas.rollup import Fence, RollupStore
 
 TABLES: Final = ("usage_duplicates", "usage_hourly")
+# Whose old table is dropped as soon as both are caught up with.
+CAUGHT_UP: Final = "usage_duplicates"
 SOURCE: Final = "log"
 REMEDY: Final = (
     "Count them again out of usage_events instead (`tidemark rebuild usage_hourly --from clickhouse`), or bring those "
@@ -42,7 +46,7 @@ class Note(msgspec.Struct, frozen=True):
     """What a rebuild of `usage_hourly` was begun with; stands with the tables beside.
 
     `generations` are the live view's, by partition. From ClickHouse: up to which offset and log time of each
-    partition `usage_events` is counted before the swap.
+    partition `usage_events` is counted before the swap, and which rebuild had made it.
     """
 
     source: str
@@ -50,6 +54,7 @@ class Note(msgspec.Struct, frozen=True):
     generations: tuple[int, ...]
     offsets: tuple[int, ...] = ()
     log_times_ms: tuple[int, ...] = ()
+    events_rebuilt: int = 0
 
 
 async def begun(staging: TableStaging, source: str) -> tuple[Note, Building] | None:
@@ -57,26 +62,38 @@ async def begun(staging: TableStaging, source: str) -> tuple[Note, Building] | N
     found = await staging.building(TABLES)
     if found is None:
         return None
+    return noted(found, source), found
+
+
+def noted(found: Building, source: str) -> Note:
+    """What a rebuild of `usage_hourly` was begun with. Errors as `begun`."""
     note = msgspec.json.decode(found.note, type=Note)
     if note.source != source:
         raise OperatorNeeded(
             f"a rebuild of usage_hourly from {note.source} was begun and is not finished: run it again with "
             f"`--from {note.source}`, or give it up with `--abandon`"
         )
-    return note, found
+    return note
 
 
-class _Beside:
-    """`HourlyStore` on the tables beside: what is in them says nothing yet of how far `usage_hourly` reaches."""
+class _Filled:
+    """`HourlyStore` as the scratch copy is drained into it: the tables beside, or once they are exchanged the live
+    ones (`live`)."""
 
-    def __init__(self, store: HourlyStore) -> None:
+    def __init__(self, store: HourlyStore, *, live: bool) -> None:
         self.insert_hourly = store.insert_hourly
         self.insert_duplicates = store.insert_duplicates
         self.load_drained = store.load_drained
-        self.generation_since = store.generation_since
+        self._save = store.save_drained if live else None
+
+    async def generation_since(self, partition: int, bucket_ms: int) -> int:  # noqa: ARG002 - the protocol's
+        """0: rows of a later generation refuse an old live view, and the scratch copy is none. They are as right."""
+        return 0
 
     async def save_drained(self, position: DrainPosition) -> None:
-        """Nothing: the live drains say it."""
+        """As the store; nothing beside, where the rows say nothing yet of how far `usage_hourly` reaches."""
+        if self._save is not None:
+            await self._save(position)
 
     async def close(self) -> None:
         """Closed by its owner."""
@@ -121,35 +138,47 @@ class HourlyRebuild:
         """
         staging, partitions = self._parts.staging, await self._parts.log.partition_count(EVENTS_TOPIC)
         found = await begun(staging, SOURCE)
-        if found is None:
+        if found is None or found[1].is_partial(TABLES):
             await check_reach(self._parts.log, partitions, REMEDY)
+            # What has been drained from the scratch copy is gone with a table.
+            await abandon_hourly(staging, self._parts.scratch, partitions)
             note = Note(SOURCE, uuid.uuid4().hex[:16], await self._generations(partitions))
-            await staging.begin(TABLES, msgspec.json.encode(note).decode())
+            text = msgspec.json.encode(note).decode()
         else:
-            note = found[0]
-        building = await staging.begin(TABLES, "")
+            text = found[1].note
+        building = await staging.begin(TABLES, text)
+        # What the tables hold so far is of the note that they bear, whoever gave it.
+        note = noted(building, SOURCE)
         scratch = self._parts.scratch(note.name)
         try:
-            left = [table for table in TABLES if table not in building.swapped]
-            if left:
-                beside = _Beside(staging.beside(left))
-                for partition in range(partitions):
-                    await self._reach(scratch, partition, note, beside, swapped=False)
-                # What came while the other partitions were built; what comes from now on is missing for a moment.
-                for partition in range(partitions):
-                    await self._reach(scratch, partition, note, beside, swapped=False)
-                for table in left:
-                    await staging.swap(table)
-            for partition in range(partitions):
-                # What was dropped from the outbox by now lies below the fence that is reached next.
-                lost = await self._parts.live.lost(partition)
-                await self._reach(scratch, partition, note, self._parts.hourly, swapped=True)
-                await self._parts.live.refilled(partition, lost)
+            if not (CAUGHT_UP in building.swapped and CAUGHT_UP not in building.beside):
+                await self._fill(scratch, partitions, note, building)
+                await staging.drop((CAUGHT_UP,))
             for partition in range(partitions):
                 await scratch.forget(partition)
         finally:
             await scratch.close()
         await staging.drop(TABLES)
+
+    async def _fill(self, scratch: GenerationStore, partitions: int, note: Note, building: Building) -> None:
+        """Build what is not exchanged yet, exchange it, and catch up."""
+        staging = self._parts.staging
+        left = [table for table in TABLES if table not in building.swapped]
+        if left:
+            beside = _Filled(staging.beside(left), live=False)
+            for partition in range(partitions):
+                await self._reach(scratch, partition, note, beside, swapped=False)
+            # What came while the other partitions were built; what comes from now on is missing for a moment.
+            for partition in range(partitions):
+                await self._reach(scratch, partition, note, beside, swapped=False)
+            for table in left:
+                await staging.swap(table)
+        live = _Filled(self._parts.hourly, live=True)
+        for partition in range(partitions):
+            # What was dropped from the outbox by now lies below the fence that is reached next.
+            lost = await self._parts.live.lost(partition)
+            await self._reach(scratch, partition, note, live, swapped=True)
+            await self._parts.live.refilled(partition, lost)
 
     async def _generations(self, partitions: int) -> tuple[int, ...]:
         generations = []
@@ -169,7 +198,7 @@ class HourlyRebuild:
         if await scratch.load_fence(partition) is None:
             await check_reach(parts.log, partition + 1, REMEDY)
             fence = await first_fence(parts.log, parts.secret, partition, note.generations[partition])
-            await scratch.create_fence(partition, fence)
+            await start_empty(scratch, partition, fence)
         settings = RollupSettings(parts.limits.events_max, replay_from_start=True)
         rollup = RollupProcessor(log, scratch, parts.clock, parts.secret, settings)
         offset = await rollup.start_offset(partition)

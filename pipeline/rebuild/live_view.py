@@ -20,13 +20,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from aggregators.fields import GENERATION_SHIFT, version
 from aggregators.signing import fingerprint
 from pipeline.deployment import find_genesis
 from pipeline.processors.checkpoints import fence_of
 from pipeline.processors.drains import INTENTS_AT_ONCE_MAX, HourlyDrain, ReportDrain, hourly_row
 from pipeline.processors.rollup import RollupProcessor, RollupSettings
 from pipeline.rebuild.limits import RebuildLimits
-from pipeline.rebuild.scratch import behind_the_view, check_live, first_fence
+from pipeline.rebuild.scratch import behind_the_view, check_live, first_fence, start_empty
 from pipeline.rebuild.sparing import SparingLog
 from schemas.checkpoints import CHUNKS_AT_ONCE, Checkpoint, CheckpointStore
 from schemas.clock import HOUR_MS, Clock
@@ -36,6 +37,7 @@ from schemas.rebuild import GENERATION_MAX, GenerationsSeen, GenerationStore, Pr
 from schemas.rollup import Fence
 
 SWAP_REFUSALS_MAX: Final = 1_000
+_POSITIONS: Final = (1 << GENERATION_SHIFT) - 1
 
 
 class _Parts(NamedTuple):
@@ -164,6 +166,7 @@ class _Partition:
         self._built = built
         self._at = partition
         self._generation = generation
+        self._newest = 0
         self._log = SparingLog(parts.log)
         self._duplicates = HourlyDrain(built, parts.hourly)
         settings = RollupSettings(parts.limits.events_max, replay_from_start=True)
@@ -174,12 +177,8 @@ class _Partition:
         parts, partition = self._parts, self._at
         await self._live()
         if await self._built.load_fence(partition) is None:
-            checkpoint = await _start(parts, partition)
-            if checkpoint is None:
-                first = await first_fence(parts.log, parts.secret, partition, self._generation)
-                await self._built.create_fence(partition, first)
-            else:
-                await self._restore(checkpoint)
+            await self._begin(await _start(parts, partition))
+        self._newest = await parts.hourly.generation_since(partition, 0)
         offset = await self._rollup.start_offset(partition)
         drained_hour, refusals = -1, 0
         while True:
@@ -205,11 +204,22 @@ class _Partition:
             if refusals > SWAP_REFUSALS_MAX:
                 raise Fenced(f"partition {partition}: the live view was ahead at every attempt to swap; run it again")
 
-    async def _restore(self, at: Checkpoint) -> None:
-        """Take the checkpoint in; its fence comes last, so that cut short it is taken in anew."""
-        assert self._parts.checkpoints is not None, "it came from there"  # noqa: S101 - an invariant, not input
+    async def _begin(self, at: Checkpoint | None) -> None:
+        """Make the state before the first record, or that of a checkpoint."""
+        if at is None:
+            parts = self._parts
+            first = await first_fence(parts.log, parts.secret, self._at, self._generation)
+            await start_empty(self._built, self._at, first)
+            return
+        # The fence comes last: cut short, the checkpoint is taken in anew, or the log folded from its start.
         owner = uuid.uuid4().hex
         await self._built.begin_restore(self._at, owner)
+        await self._take_in(at, owner)
+        fence: Fence = msgspec.structs.replace(fence_of(at), generation=self._generation)
+        await self._built.end_restore(self._at, owner, fence)
+
+    async def _take_in(self, at: Checkpoint, owner: str) -> None:
+        assert self._parts.checkpoints is not None, "it came from there"  # noqa: S101 - an invariant, not input
         number = 0
         while chunks := await self._parts.checkpoints.chunks(at, number, CHUNKS_AT_ONCE):
             await self._built.take_in(self._at, owner, chunks)
@@ -218,8 +228,6 @@ class _Partition:
             raise Transient(
                 f"partition {self._at}: the checkpoint at offset {at.next_offset} was dropped; run it again"
             )
-        fence: Fence = msgspec.structs.replace(fence_of(at), generation=self._generation)
-        await self._built.end_restore(self._at, owner, fence)
 
     async def _live(self) -> Fence | None:
         live = await self._parts.store.load_fence(self._at)
@@ -250,12 +258,27 @@ class _Partition:
             passed_ms = min(each.log_time_ms for each in (fence, live) if each) if fence else 0
             closed = [cell for cell in cells if cell.key.bucket_ms + HOUR_MS <= passed_ms]
             if closed:
-                await self._parts.hourly.insert_hourly([hourly_row(cell, partition) for cell in closed])
+                generation = self._generation_of_rows(live)
+                rows = [hourly_row(cell, partition) for cell in closed]
+                rows = [each._replace(version=version(generation, each.version & _POSITIONS)) for each in rows]
+                await self._parts.hourly.insert_hourly(rows)
                 await self._built.confirm_dirty(partition, closed)
             if len(cells) < most or len(closed) < len(cells):
                 break
         await self._built.drop_closed_buckets(partition)
         await self._drain_reports()
+
+    def _generation_of_rows(self, live: Fence | None) -> int:
+        """Under which generation rows of closed cells are written.
+
+        Under the live view's: should this rebuild be given up, what the live view says of such a cell later (where a
+        binding comes late) must replace its row. Under the one that is built where there is no live view, or where it
+        is an older copy whose rows would lose against those that are there.
+        """
+        if live is not None and live.generation >= self._newest:
+            return live.generation
+        self._newest = self._generation
+        return self._generation
 
     async def _drain_reports(self) -> None:
         partition = self._at

@@ -4,7 +4,7 @@ For a log that no longer reaches back to its start. The archive keeps the first 
 the fold's answer only where the archive holds as many events as the fold counted; anything else is refused.
 
 1. note each partition's live fence, and wait until the archive has passed it; count accounts in chunks up to there
-   into a table beside. The greatest account in it is the position: cut short, it goes on from there.
+   into a table beside. The accounts in it are the position: cut short, it goes on one chunk before the last of them.
 2. exchange the tables; bring over the cells that took events since the noted fence.
 3. note the live fences once more and count again: of this, the cells that took events since. A drain that had begun
    before the exchange wrote into the old table, and all it wrote lies below these fences.
@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from pipeline.rebuild.hourly import Note, begun
+from pipeline.rebuild.hourly import Note, begun, noted
 from pipeline.rebuild.scratch import check_live
 from reconciler.recount import Snapshot, request_at
 from reconciler.views import Behind, Snapshots
@@ -26,7 +26,7 @@ from schemas.analytics import HourlyRow
 from schemas.clock import Clock
 from schemas.errors import OperatorNeeded, Transient
 from schemas.log import EVENTS_TOPIC, Log, offset_of, position
-from schemas.rebuild import GenerationsSeen, Progress, RowRecounts, TableStaging
+from schemas.rebuild import AnalyticalStore, GenerationsSeen, Progress, RowRecounts, TableStaging
 from schemas.rollup import Fence, RollupStore
 
 HOURLY: Final = "usage_hourly"
@@ -39,7 +39,7 @@ _POSITIONS: Final = (1 << 56) - 1
 class _Parts(NamedTuple):
     log: Log
     live: RollupStore
-    hourly: GenerationsSeen
+    hourly: AnalyticalStore
     reader: RowRecounts
     staging: TableStaging
     clock: Clock
@@ -55,7 +55,7 @@ class HourlyRecount:
         self,
         log: Log,
         live: RollupStore,
-        hourly: GenerationsSeen,
+        hourly: AnalyticalStore,
         reader: RowRecounts,
         staging: TableStaging,
         clock: Clock,
@@ -74,7 +74,12 @@ class HourlyRecount:
         """
         parts, staging = self._parts, self._parts.staging
         partitions = await parts.log.partition_count(EVENTS_TOPIC)
+        rebuilt = await self._events_rebuilt()
         found = await begun(staging, SOURCE)
+        if found is not None and HOURLY not in found[1].swapped and found[0].events_rebuilt != rebuilt:
+            # usage_events was put right since: what was counted of it before is not what it holds now.
+            await staging.drop((HOURLY,))
+            found = None
         if found is None:
             snapshots = [await self._whole(partition) for partition in range(partitions)]
             note = Note(
@@ -83,14 +88,18 @@ class HourlyRecount:
                 tuple(each.fence.generation for each in snapshots),
                 tuple(each.fence.next_offset for each in snapshots),
                 tuple(each.fence.log_time_ms for each in snapshots),
+                rebuilt,
             )
-            await staging.begin((HOURLY,), msgspec.json.encode(note).decode())
+            text = msgspec.json.encode(note).decode()
         else:
-            note = found[0]
-        building = await staging.begin((HOURLY,), "")
+            text = found[1].note
+        building = await staging.begin((HOURLY,), text)
+        # What the table holds so far is of the note that it bears, whoever gave it.
+        note = noted(building, SOURCE)
         if HOURLY not in building.swapped:
             for partition in range(partitions):
                 await self._fill(partition, note)
+            await self._events_rebuilt(note.events_rebuilt)
             await staging.swap(HOURLY)
         for partition in range(partitions):
             await staging.carry_over(partition, position(note.offsets[partition]))
@@ -99,9 +108,23 @@ class HourlyRecount:
             lost = await parts.live.lost(partition)
             snapshot = await self._whole(partition)
             await self._count(snapshot, "", parts.hourly, from_position=position(note.offsets[partition]))
+            await self._events_rebuilt(rebuilt)
             await parts.live.refilled(partition, lost._replace(duplicates=0))
             self._report(snapshot.fence, partition, swapped=True)
         await staging.drop((HOURLY,))
+
+    async def _events_rebuilt(self, expected: int | None = None) -> int:
+        """Which rebuild made `usage_events`. Raises `Transient` where it misses what was written around its exchange,
+        or is no longer the expected one: what was counted in between may be short."""
+        rebuilt = await self._parts.hourly.events_rebuilt()
+        if rebuilt is None:
+            raise Transient(
+                "usage_events was exchanged and has not caught up yet: finish `tidemark rebuild archive`, and then run "
+                "this again"
+            )
+        if expected is not None and rebuilt != expected:
+            raise Transient("usage_events was rebuilt while it was counted; run it again: it counts anew")
+        return rebuilt
 
     async def _whole(self, partition: int) -> Snapshot:
         """The live fence, once the archive has passed it and holds just the events that were counted below it."""
@@ -152,8 +175,9 @@ class HourlyRecount:
         snapshot = await self._snapshots.at(partition, fence)
         if isinstance(snapshot, Behind):
             raise Transient(f"partition {partition}: {snapshot.detail}")
-        reached = await self._parts.staging.last_account(partition)
-        await self._count(snapshot, reached or "", self._parts.staging.beside((HOURLY,)))
+        # One chunk back: an insert that is cut short may have stored a chunk's rows of one month and not of another.
+        reached = await self._parts.staging.account_before_last(partition, self._parts.accounts_at_once)
+        await self._count(snapshot, reached, self._parts.staging.beside((HOURLY,)))
         self._report(fence, partition, swapped=False)
 
     async def _count(

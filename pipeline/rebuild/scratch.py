@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
+
 from aggregators.signing import fingerprint
 from pipeline.deployment import find_genesis
+from schemas.checkpoints import SnapshotStore
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC, Log
 from schemas.rollup import Counters, Fence
@@ -41,6 +44,16 @@ async def first_fence(log: Log, secret: bytes, partition: int, generation: int) 
         counters=Counters(),
         slices=(),
     )
+
+
+async def start_empty(store: SnapshotStore, partition: int, first: Fence) -> None:
+    """Remove what a killed run may have left of a partition without its fence, and write its first one.
+
+    Raises `Fenced` where another process has done so meanwhile.
+    """
+    owner = uuid.uuid4().hex
+    await store.begin_restore(partition, owner)
+    await store.end_restore(partition, owner, first)
 
 
 def check_live(partition: int, live: Fence | None, secret: bytes, log_id: str | None = None) -> None:

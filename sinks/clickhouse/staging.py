@@ -2,90 +2,154 @@
 
 Whatever crashed, the comments of the two tables say which of them is the newer one. Nothing about a rebuild is kept
 elsewhere.
+
+A table beside bears the token of the command that claimed last: whoever takes a rebuild over renames it first. A
+statement of an earlier command that is still under way (EXCHANGE, DROP, INSERT by name) comes before that renaming
+and is seen, or after it and finds no table of its name. A table is made under another name yet, and what another
+command has made and not named so far is dropped: so no table beside appears later either.
 """
 
 # ruff: noqa: S608  # names of our own tables
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
+from typing import Final, TypeVar
 
 from schemas.analytics import HourlyRow
-from schemas.rebuild import Building
+from schemas.errors import OperatorNeeded, Transient
+from schemas.rebuild import AnalyticalStore, Building, RebuildClaim
+from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.client import ClickHouse, quoted_name, quoted_text
-from sinks.clickhouse.table_marks import Mark, beside_name, read_marks
+from sinks.clickhouse.table_marks import Mark, beside_name, beside_of, names_of, new_name, read_marks
 from sinks.clickhouse.writer import POSITION_BITS, ClickHouseStore
+
+_LOOKS_MAX: Final = 10
+Value = TypeVar("Value")
 
 
 class ClickHouseStaging:
-    """Builds tables of one database beside their like."""
+    """Builds tables of one database beside their like, as the command that has the claim; without one it is for those
+    who only look."""
 
-    def __init__(self, clickhouse: ClickHouse) -> None:
+    def __init__(self, clickhouse: ClickHouse, claim: RebuildClaim | None = None) -> None:
         self._clickhouse = clickhouse
+        self._claim = claim
+        self._token = claim.token if claim else ""
 
     async def building(self, tables: Sequence[str]) -> Building | None:
         """As `TableStaging` says."""
-        return building_of(tables, await read_marks(self._clickhouse))
+        return building_of(tables, await self._taken_over(tables))
 
     async def begin(self, tables: Sequence[str], note: str) -> Building:
         """As `TableStaging` says."""
-        marks = await read_marks(self._clickhouse)
+        marks = await self._taken_over(tables)
         found = building_of(tables, marks)
-        if found is None:
-            mark = Mark(1 + max(each.number for each in marks.values()), note)
-        else:
-            mark = max(_all_of(tables, marks))
-        comment = quoted_text(mark.comment)
+        if found is not None and found.is_partial(tables):
+            await self.drop(tables)
+            marks, found = await self._taken_over(tables), None
+        mark = mark_to_make(tables, marks, found, note)
         for table in tables:
-            if found is None or table not in found.swapped:
-                beside = quoted_name(beside_name(table))
-                await self._clickhouse.command(
-                    f"CREATE TABLE IF NOT EXISTS {beside} AS {quoted_name(table)} COMMENT {comment}"
-                )
-        begun = await self.building(tables)
+            if found is None or table not in found.swapped | found.beside:
+                made = quoted_name(new_name(table, self._token))
+                comment = quoted_text(mark.comment)
+                await self._do(f"CREATE TABLE IF NOT EXISTS {made} AS {quoted_name(table)} COMMENT {comment}")
+                await self._do(f"RENAME TABLE {made} TO {self._beside(table)}")
+        begun = building_of(tables, await read_marks(self._clickhouse))
+        if begun is None and self._claim is not None:
+            await self._claim.check()
         assert begun is not None, "a table was made"  # noqa: S101 - an invariant, not input
         return begun
 
-    def beside(self, tables: Collection[str]) -> ClickHouseStore:
+    def beside(self, tables: Collection[str]) -> AnalyticalStore:
         """As `TableStaging` says. Shares the connections of this one: closing one closes both."""
-        return ClickHouseStore(self._clickhouse, tables)
+        store = ClickHouseStore(self._clickhouse, {table: beside_name(table, self._token) for table in tables})
+        return ClaimedStore(store, self._claim) if self._claim else store
 
     async def swap(self, table: str) -> None:
         """As `TableStaging` says."""
         marks = await read_marks(self._clickhouse)
-        if marks[beside_name(table)].number > marks[table].number:
-            names = f"{quoted_name(table)} AND {quoted_name(beside_name(table))}"
-            await self._clickhouse.command(f"EXCHANGE TABLES {names}")
+        built = marks.get(beside_name(table, self._token))
+        if built is None or built.number > marks[table].number:
+            await self._do(f"EXCHANGE TABLES {quoted_name(table)} AND {self._beside(table)}")
 
     async def drop(self, tables: Sequence[str]) -> None:
         """As `TableStaging` says."""
         for table in tables:
-            await self._clickhouse.command(f"DROP TABLE IF EXISTS {quoted_name(beside_name(table))} SYNC")
+            await self._do(f"DROP TABLE IF EXISTS {self._beside(table)} SYNC")
 
-    async def last_account(self, partition: int) -> str | None:
+    async def account_before_last(self, partition: int, accounts: int) -> str:
         """As `TableStaging` says."""
-        rows = await self._clickhouse.rows(
-            f"SELECT count(), max(account) FROM {beside_name('usage_hourly')} WHERE partition = {{partition:UInt16}}",
-            {"partition": partition},
+        rows = await self._answered(
+            self._clickhouse.rows(
+                f"SELECT DISTINCT account FROM {self._beside('usage_hourly')} WHERE partition = {{partition:UInt16}} "
+                "ORDER BY account DESC LIMIT 1 OFFSET {before:UInt32}",
+                {"partition": partition, "before": accounts - 1},
+            )
         )
-        return str(rows[0][1]) if rows[0][0] else None
+        return str(rows[0][0]) if rows else ""
 
     async def carry_over(self, partition: int, from_position: int) -> None:
         """As `TableStaging` says."""
         columns = ", ".join(HourlyRow._fields)
-        await self._clickhouse.command(
-            f"INSERT INTO usage_hourly ({columns}) SELECT {columns} FROM {beside_name('usage_hourly')} FINAL "
+        await self._do(
+            f"INSERT INTO usage_hourly ({columns}) SELECT {columns} FROM {self._beside('usage_hourly')} FINAL "
             f"WHERE partition = {int(partition)} "
             f"AND bitAnd(version, {(1 << POSITION_BITS) - 1}) >= {int(from_position)}"
         )
 
+    def _beside(self, table: str) -> str:
+        return quoted_name(beside_name(table, self._token))
 
-def _all_of(tables: Sequence[str], marks: Mapping[str, Mark]) -> list[Mark]:
-    return [marks[name] for table in tables for name in (table, beside_name(table)) if name in marks]
+    async def _do(self, sql: str) -> None:
+        """Run a statement, if nobody else has claimed."""
+        if self._claim is not None:
+            await self._claim.check()
+        await self._answered(self._clickhouse.command(sql))
+
+    async def _answered(self, call: Awaitable[Value]) -> Value:
+        try:
+            return await call
+        except OperatorNeeded:
+            # A later command may have renamed the table.
+            if self._claim is not None:
+                await self._claim.check()
+            raise
+
+    async def _taken_over(self, tables: Sequence[str]) -> Mapping[str, Mark]:
+        """The marks of all tables, once those beside bear this command's token and none is about to appear."""
+        for _ in range(_LOOKS_MAX):
+            marks = await read_marks(self._clickhouse)
+            if self._claim is None:
+                return marks
+            others = [
+                (name, table, made)
+                for table in tables
+                for made in (False, True)
+                for name in names_of((new_name if made else beside_name)(table), marks)
+                if name not in (beside_name(table, self._token), new_name(table, self._token))
+            ]
+            if not others:
+                return marks
+            for name, table, made in others:
+                if made:
+                    await self._do(f"DROP TABLE IF EXISTS {quoted_name(name)} SYNC")
+                else:
+                    await self._do(f"RENAME TABLE IF EXISTS {quoted_name(name)} TO {self._beside(table)}")
+        raise Transient("tables that are built beside their like changed at every look; run it again")
 
 
 def building_of(tables: Sequence[str], marks: Mapping[str, Mark]) -> Building | None:
     """What is being built of these tables, from the marks of all tables there are."""
-    if not any(beside_name(table) in marks for table in tables):
+    beside = {table: mark for table in tables if (mark := beside_of(table, marks)) is not None}
+    if not beside:
         return None
-    number, note = max(_all_of(tables, marks))
-    return Building(note, frozenset(table for table in tables if marks[table].number == number))
+    number, note = max([*beside.values(), *(marks[table] for table in tables if table in marks)])
+    return Building(note, frozenset(table for table in tables if marks[table].number == number), frozenset(beside))
+
+
+def mark_to_make(tables: Sequence[str], marks: Mapping[str, Mark], found: Building | None, note: str) -> Mark:
+    """The mark of tables that are made beside: of the rebuild that was found, or of a new one."""
+    if found is None:
+        return Mark(1 + max(each.number for each in marks.values()), note)
+    held = [marks[table] for table in tables] + [beside_of(table, marks) for table in tables]
+    return max(each for each in held if each is not None)

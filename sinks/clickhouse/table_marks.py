@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from sinks.clickhouse.client import ClickHouse
@@ -26,9 +26,24 @@ class Mark(NamedTuple):
 UNMARKED: Final = Mark(0, "")
 
 
-def beside_name(table: str) -> str:
-    """The name of the table that is built beside one."""
-    return f"{table}_building"
+def beside_name(table: str, token: str = "") -> str:
+    """The name of the table that is built beside one, by the rebuild command of a token."""
+    return f"{table}_building" + (f"_{token}" if token else "")
+
+
+def new_name(table: str, token: str = "") -> str:
+    """The name under which such a table is made: it counts only once it bears the other one."""
+    return f"{table}_new" + (f"_{token}" if token else "")
+
+
+def names_of(name: str, tables: Iterable[str]) -> list[str]:
+    """Those of the tables whose name is that of `beside_name` or `new_name` (`name`), of whichever token."""
+    return sorted(each for each in tables if each == name or each.startswith(name + "_"))
+
+
+def beside_of(table: str, marks: Mapping[str, Mark]) -> Mark | None:
+    """The mark of what stands beside a table, whoever builds it."""
+    return max((marks[name] for name in names_of(beside_name(table), marks)), default=None)
 
 
 def mark_of(comment: str) -> Mark:
@@ -48,5 +63,5 @@ async def read_marks(clickhouse: ClickHouse) -> dict[str, Mark]:
 
 def whole_number(table: str, marks: Mapping[str, Mark]) -> int | None:
     """The number of the rebuild that made a table; None while what it missed around its exchange is caught up with."""
-    live, beside = marks.get(table, UNMARKED), marks.get(beside_name(table))
+    live, beside = marks.get(table, UNMARKED), beside_of(table, marks)
     return None if beside is not None and beside.number < live.number else live.number

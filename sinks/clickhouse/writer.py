@@ -6,7 +6,7 @@ Python object per value; ClickHouse parses it about as fast as its own Native fo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -26,7 +26,7 @@ from schemas.control import ControlKind
 from schemas.errors import InvalidInput
 from sinks.clickhouse.client import ClickHouse, json_literal
 from sinks.clickhouse.migrations import migrate
-from sinks.clickhouse.table_marks import beside_name, read_marks, whole_number
+from sinks.clickhouse.table_marks import read_marks, whole_number
 
 # The years that DateTime64 can calculate with: 1900-01-01 to 2299-12-31
 # (clickhouse.com/docs/sql-reference/data-types/datetime64).
@@ -48,13 +48,13 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
     A call with more than `INSERT_ROWS_MAX` rows becomes several inserts: after `Transient`, repeat all of it.
     """
 
-    def __init__(self, clickhouse: ClickHouse, beside: Collection[str] = ()) -> None:
-        """`beside`: tables in whose place those are used that are being built beside them."""
+    def __init__(self, clickhouse: ClickHouse, beside: Mapping[str, str] | None = None) -> None:
+        """`beside`: the tables that are used in place of others, because they are being built beside them."""
         self._clickhouse = clickhouse
-        self._beside = frozenset(beside)
+        self._beside = dict(beside or {})
 
     def _table(self, name: str) -> str:
-        return beside_name(name) if name in self._beside else name
+        return self._beside.get(name, name)
 
     async def migrate(self) -> None:
         """Apply the numbered migrations that are missing. Raises `OperatorNeeded` on a newer or altered schema."""

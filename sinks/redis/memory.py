@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
 import msgspec
 
@@ -14,115 +14,91 @@ from schemas.rollup import (
     BucketField,
     Changes,
     DirtyCell,
-    DueTotal,
     Duplicate,
     Fence,
     Lost,
-    MarkKey,
     Parked,
     RankingKey,
     ReadRequest,
     TotalKey,
-    UniqueKey,
     View,
     Waiting,
 )
-
-
-@dataclass
-class _Partition:
-    fence: Fence | None = None
-    marks: dict[MarkKey, set[int]] = field(default_factory=dict)
-    totals: dict[TotalKey, dict[str, str]] = field(default_factory=dict)
-    rankings: dict[RankingKey, dict[str, int]] = field(default_factory=dict)
-    cells: dict[BucketField, str] = field(default_factory=dict)
-    dirty: dict[BucketField, int] = field(default_factory=dict)
-    reports: dict[BucketField, str] = field(default_factory=dict)
-    uniques: dict[UniqueKey, set[int]] = field(default_factory=dict)
-    accounts: dict[str, AccountState] = field(default_factory=dict)
-    duplicates: dict[int, Duplicate] = field(default_factory=dict)
-    parked: dict[int, Parked] = field(default_factory=dict)
-    due: dict[TotalKey, int] = field(default_factory=dict)
-    lost_cells: dict[int, int] = field(default_factory=dict)
-    lost_duplicates: int = 0
-    restoring: str | None = None
-
-    def due_first(self, count_max: int) -> list[DueTotal]:
-        order = sorted((at, f"{key.period_start_ms}:{key.account}".encode(), key) for key, at in self.due.items())
-        return [DueTotal(at, key) for at, _, key in order[:count_max]]
-
-    def retire(self, key: TotalKey, meters: Sequence[str]) -> None:
-        self.due.pop(key, None)
-        self.totals.pop(key, None)
-        for meter in meters:
-            self.uniques.pop(UniqueKey(key.account, meter, key.period_start_ms), None)
-            ranking = RankingKey(meter, key.period_start_ms)
-            self.rankings.get(ranking, {}).pop(key.account, None)
-            if not self.rankings.get(ranking):
-                self.rankings.pop(ranking, None)
-
-
-class _Chunk(msgspec.Struct):
-    """A partition's state as one chunk; keys that are no text stand in pairs."""
-
-    marks: list[tuple[MarkKey, list[int]]]
-    totals: list[tuple[TotalKey, dict[str, str]]]
-    rankings: list[tuple[RankingKey, dict[str, int]]]
-    cells: list[tuple[BucketField, str]]
-    dirty: list[tuple[BucketField, int]]
-    reports: list[tuple[BucketField, str]]
-    uniques: list[tuple[UniqueKey, list[int]]]
-    accounts: dict[str, str]
-    duplicates: list[Duplicate]
-    parked: list[Parked]
-    due: list[tuple[TotalKey, int]]
-    lost_cells: list[tuple[int, int]]
-    lost_duplicates: int
+from sinks.redis.memory_state import Chunk, Claim, HeldPartition, Notes
 
 
 class MemoryRollupStore:
     """`schemas.rollup.RollupStore` over dictionaries."""
 
-    def __init__(self) -> None:
-        self._partitions: dict[int, _Partition] = {}
-        self._built: dict[int, dict[int, _Partition]] = {}
+    def __init__(self, claim: Claim | None = None) -> None:
+        self._partitions: dict[int, HeldPartition] = {}
+        self._built: dict[int, dict[int, HeldPartition]] = {}
         self._live: dict[int, int] = {}
-        self._rebuilding: int | None = None
+        self._notes = Notes()
+        self.claim = claim
 
-    def _at(self, partition: int) -> _Partition:
-        return self._partitions.setdefault(partition, _Partition())
+    def _at(self, partition: int) -> HeldPartition:
+        return self._partitions.setdefault(partition, HeldPartition())
 
     def empty(self) -> None:
         """Lose everything, as a server without persistence does."""
         self._partitions.clear()
         self._built.clear()
         self._live.clear()
-        self._rebuilding = None
+        self._notes.rebuilding = self._notes.rebuilder = None
+
+    def another(self, claim: Claim | None = None) -> MemoryRollupStore:
+        """Another process's store on the same server; with a claim of a rebuild command, if any."""
+        store = MemoryRollupStore(claim)
+        store._partitions, store._built, store._live = self._partitions, self._built, self._live
+        store._notes = self._notes
+        return store
+
+    def claiming(self, token: str) -> MemoryRollupStore:
+        """The store of a rebuild command that claims now."""
+        self._notes.rebuilder = token
+        return self.another(Claim(self._notes, token))
+
+    def _check_claim(self) -> None:
+        if self.claim is not None:
+            self.claim.check()
+
+    async def claim_rebuild(self, token: str) -> None:
+        self.claim = Claim(self._notes, token)
+        self._notes.rebuilder = token
+
+    async def check_claim(self) -> None:
+        self._check_claim()
 
     async def rebuilding(self) -> int | None:
-        return self._rebuilding
+        return self._notes.rebuilding
 
     async def begin_rebuild(self, generation: int) -> int:
-        if self._rebuilding is None:
-            self._rebuilding = generation
-        return self._rebuilding
+        self._check_claim()
+        if self._notes.rebuilding is None:
+            self._notes.rebuilding = generation
+        return self._notes.rebuilding
 
     async def end_rebuild(self, generation: int) -> None:
-        if self._rebuilding == generation:
-            self._rebuilding = None
+        self._check_claim()
+        if self._notes.rebuilding == generation:
+            self._notes.rebuilding = None
 
     async def is_live(self, partition: int, generation: int) -> bool:
         return self._live.get(partition, 0) == generation
 
     def built(self, generation: int) -> MemoryRollupStore:
         """The store of a generation that is being built; empty once it is live."""
-        store = MemoryRollupStore()
+        store = MemoryRollupStore(self.claim)
         store._partitions = self._built.setdefault(generation, {})
         return store
 
     async def swap(self, partition: int, live: Fence | None, built: Fence) -> bool:
+        self._check_claim()
         if self._live.get(partition) == built.generation:
             return True
+        if self._notes.rebuilding != built.generation:
+            raise Fenced(f"generation {built.generation} was given up or finished by another command")
         made = self._built.get(built.generation, {})
         if self._at(partition).fence != live or partition not in made or made[partition].fence != built:
             return False
@@ -131,17 +107,33 @@ class MemoryRollupStore:
         return True
 
     async def sweep(self, partition: int) -> int:
-        swept = [held for generation, held in self._built.items() if generation != self._rebuilding]
-        return sum(held.pop(partition, None) is not None for held in swept)
+        return await self._remove(
+            partition, lambda: [held for number, held in self._built.items() if number != self._notes.rebuilding]
+        )
 
     async def forget(self, partition: int) -> None:
-        self._partitions.pop(partition, None)
+        await self._remove(partition, lambda: [self._partitions, *self._built.values()])
         self._live.pop(partition, None)
+
+    async def _remove(self, partition: int, generations: Callable[[], Sequence[dict[int, HeldPartition]]]) -> int:
+        """In steps, as a server does it: whoever calls may end between two of them, and others act."""
+        self._check_claim()
+        for held in generations():
+            if partition in held:
+                held[partition].fence = None
+        await asyncio.sleep(0)
+        self._check_claim()
+        for held in generations():
+            if partition in held:
+                held[partition].marks.clear()
+        await asyncio.sleep(0)
+        self._check_claim()
+        return sum(held.pop(partition, None) is not None for held in generations())
 
     async def snapshot(self, partition: int, believed: Fence) -> AsyncIterator[str]:
         """One chunk."""
         held = self._believe(partition, believed)
-        chunk = _Chunk(
+        chunk = Chunk(
             marks=[(key, sorted(members)) for key, members in sorted(held.marks.items())],
             totals=sorted(held.totals.items()),
             rankings=sorted(held.rankings.items()),
@@ -160,14 +152,15 @@ class MemoryRollupStore:
         self._believe(partition, believed)
 
     async def begin_restore(self, partition: int, owner: str) -> None:
+        self._check_claim()
         if self._at(partition).fence is not None:
             raise Fenced(f"partition {partition} has a fence already")
-        self._partitions[partition] = _Partition(restoring=owner)
+        self._partitions[partition] = HeldPartition(restoring=owner)
 
     async def take_in(self, partition: int, owner: str, chunks: Sequence[str]) -> None:
         held = self._restoring(partition, owner)
         for text in chunks:
-            chunk = msgspec.json.decode(text, type=_Chunk)
+            chunk = msgspec.json.decode(text, type=Chunk)
             held.marks.update((key, set(members)) for key, members in chunk.marks)
             held.totals.update(chunk.totals)
             held.rankings.update(chunk.rankings)
@@ -186,8 +179,9 @@ class MemoryRollupStore:
         held = self._restoring(partition, owner)
         held.fence, held.restoring = fence, None
 
-    def _restoring(self, partition: int, owner: str) -> _Partition:
-        if self._at(partition).restoring != owner:
+    def _restoring(self, partition: int, owner: str) -> HeldPartition:
+        self._check_claim()
+        if self._at(partition).restoring != owner or self._at(partition).fence is not None:
             raise Fenced(f"partition {partition}: another process restores it")
         return self._at(partition)
 
@@ -198,11 +192,12 @@ class MemoryRollupStore:
         return self._at(partition).fence
 
     async def create_fence(self, partition: int, fence: Fence) -> None:
+        self._check_claim()
         if self._at(partition).fence is not None:
             raise Fenced(f"partition {partition} has a fence already")
         self._at(partition).fence = fence
 
-    def _believe(self, partition: int, believed: Fence) -> _Partition:
+    def _believe(self, partition: int, believed: Fence) -> HeldPartition:
         held = self._at(partition)
         if held.fence is None:
             raise OperatorNeeded(f"the fence of partition {partition} is gone: the store was emptied or replaced")
@@ -211,6 +206,7 @@ class MemoryRollupStore:
         return held
 
     async def read(self, partition: int, believed: Fence, request: ReadRequest) -> View:
+        self._check_claim()
         held = self._believe(partition, believed)
         return View(
             marks=frozenset(
@@ -232,6 +228,7 @@ class MemoryRollupStore:
         )
 
     async def commit(self, partition: int, believed: Fence, changes: Changes) -> None:
+        self._check_claim()
         held = self._believe(partition, believed)
         held.fence = changes.fence
         for replaced, meters in changes.replaced.items():
@@ -302,6 +299,7 @@ class MemoryRollupStore:
         return Lost(dict(sorted(held.lost_cells.items())), held.lost_duplicates)
 
     async def refilled(self, partition: int, lost: Lost) -> None:
+        self._check_claim()
         held = self._at(partition)
         for bucket in lost.cells:
             held.lost_cells.pop(bucket, None)

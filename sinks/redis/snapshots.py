@@ -15,7 +15,7 @@ from schemas.errors import Fenced
 from schemas.rollup import Fence
 from sinks.redis.client import Command, Connection, checked, pairs
 from sinks.redis.fences import encode_fence, token
-from sinks.redis.generations import RedisGenerations
+from sinks.redis.generations import Read, RedisGenerations
 from sinks.redis.keys import GENERATIONS, Keys
 
 _Entry = tuple[str, str, list[str]]
@@ -103,21 +103,24 @@ class RedisSnapshots(RedisGenerations):
     async def begin_restore(self, partition: int, owner: str) -> None:
         keys = self.keys(partition)
 
-        def claim(read: Callable[[list[Command]], list[Any]]) -> list[Command]:
+        def claim(read: Read) -> list[Command]:
             (exists,) = read([("EXISTS", keys.fence)])
             if exists:
                 raise Fenced(f"partition {partition} has a fence already: another process has restored it")
             return [("SET", keys.restoring, owner)]
 
-        await self._run(self._watching, keys, claim)
-        await self._unlink(
-            keys,
-            lambda key: (
-                key.startswith(keys.prefix)
+        await self._restoring(keys, claim)
+        async for found in self._pages(keys):
+            left = [
+                key
+                for key in found
+                if key.startswith(keys.prefix)
                 and key not in (keys.live, keys.fence, keys.restoring)
                 and not self._is_named(keys, key)
-            ),
-        )
+            ]
+            if left:
+                # Not what another process has restored since it took the claim over.
+                await self._owned(keys, owner, [("UNLINK", *left)])
 
     async def take_in(self, partition: int, owner: str, chunks: Sequence[str]) -> None:
         keys = self.keys(partition)
@@ -140,29 +143,18 @@ class RedisSnapshots(RedisGenerations):
         await self._owned(keys, owner, [*writes, ("UNLINK", keys.restoring)])
 
     async def _owned(self, keys: Keys, owner: str, writes: Sequence[Command]) -> None:
-        def claimed(read: Callable[[list[Command]], list[Any]]) -> Sequence[Command]:
-            (held,) = read([("GET", keys.restoring)])
-            if held != owner:
+        def claimed(read: Read) -> Sequence[Command]:
+            held, exists = read([("GET", keys.restoring), ("EXISTS", keys.fence)])
+            if held != owner or exists:
                 raise Fenced(f"{keys.root}: another process restores this partition")
             return writes
 
-        await self._run(self._watching, keys, claimed)
+        await self._restoring(keys, claimed)
 
-    def _watching(
-        self, keys: Keys, decide: Callable[[Callable[[list[Command]], list[Any]]], Sequence[Command]]
-    ) -> None:
+    async def _restoring(self, keys: Keys, decide: Callable[[Read], Sequence[Command]]) -> None:
         """Write what `decide` says after its reads, if nobody has claimed or finished the restore meanwhile."""
-        connection = self.server.connection()
-        try:
-            connection.run([("WATCH", keys.fence, keys.restoring)])
-            writes = decide(lambda reads: checked(connection.run(reads), self.server.where))
-            answer = checked(connection.run([("MULTI",), *writes, ("EXEC",)]), self.server.where)[-1]
-            if answer is None:
-                raise Fenced(f"{keys.root}: another process restores this partition")
-            checked(answer, self.server.where)
-        finally:
-            # A WATCH that was not answered by EXEC must not stay with the pooled connection.
-            connection.reset()
+        if await self._run(self._watching, [keys.fence, keys.restoring], decide) is None:
+            raise Fenced(f"{keys.root}: another process restores this partition")
 
 
 def _restored(keys: Keys, entry: _Entry) -> Iterator[Command]:

@@ -30,6 +30,7 @@ from schemas.rollup import (
 )
 from sinks.redis.client import Command, Connection, Server, as_mapping, checked, pairs
 from sinks.redis.fences import decode_fence, encode_fence, token
+from sinks.redis.generations import Claim, Read
 from sinks.redis.keys import Keys, parked_member, parse_total_member, total_member
 from sinks.redis.outbox import decode_parked
 from sinks.redis.snapshots import RedisSnapshots
@@ -41,14 +42,19 @@ ARGUMENTS_MAX = 10_000
 class RedisRollupStore(RedisSnapshots):
     """`schemas.rebuild.GenerationStore` on a Redis or Valkey server. Blocking calls run in `threads_max` threads.
 
-    With a `generation` it acts on that one, whether live or not.
+    With a `generation` it acts on that one, whether live or not; with a `claim`, only while that holds.
     """
 
     def __init__(
-        self, url: str, namespace: str = "tidemark", threads_max: int = 16, generation: int | None = None
+        self,
+        url: str,
+        namespace: str = "tidemark",
+        threads_max: int = 16,
+        generation: int | None = None,
+        claim: Claim | None = None,
     ) -> None:
         executor = ThreadPoolExecutor(threads_max, thread_name_prefix="redis")
-        super().__init__(Server(url), namespace, executor, generation)
+        super().__init__(Server(url), namespace, executor, generation, claim)
         self._url = url
         self._connections: dict[int, Connection] = {}
         self._watched: dict[int, str] = {}
@@ -78,22 +84,16 @@ class RedisRollupStore(RedisSnapshots):
         return decode_fence(fields) if fields else None
 
     async def create_fence(self, partition: int, fence: Fence) -> None:
-        await self._run(self._create_fence, partition, fence)
-
-    def _create_fence(self, partition: int, fence: Fence) -> None:
         keys = self.keys(partition)
-        connection = self.server.connection()
-        try:
-            reads: list[Command] = [("WATCH", keys.fence, keys.live), ("EXISTS", keys.fence), ("GET", keys.live)]
-            _, exists, live = checked(connection.run(reads), self.server.where)
+
+        def decide(read: Read) -> list[Command]:
+            exists, live = read([("EXISTS", keys.fence), ("GET", keys.live)])
             if exists or not self._is_current(partition, keys, live):
-                connection.run([("UNWATCH",)])
                 raise Fenced(f"partition {partition} has a fence already")
-            write = ("HSET", keys.fence, *pairs(encode_fence(fence).items()))
-            if checked(connection.run([("MULTI",), write, ("EXEC",)]), self.server.where)[-1] is None:
-                raise Fenced(f"another process created the fence of partition {partition}")
-        finally:
-            connection.release()
+            return [("HSET", keys.fence, *pairs(encode_fence(fence).items()))]
+
+        if await self._run(self._watching, [keys.fence, keys.live], decide) is None:
+            raise Fenced(f"another process created the fence of partition {partition}")
 
     async def read(self, partition: int, believed: Fence, request: ReadRequest) -> View:
         return await self._run(self._read, partition, believed, request)
@@ -105,10 +105,13 @@ class RedisRollupStore(RedisSnapshots):
         """Run reads in the same round trip as WATCH and check that the fence is what we believe."""
         keys = self.keys(partition)
         # UNWATCH first: a WATCH left by an abandoned flush would make a later EXEC fail for nothing.
-        head: list[Command] = [("UNWATCH",), ("WATCH", keys.fence, keys.live), ("GET", keys.live)]
-        head.append(("HGET", keys.fence, "token"))
+        claimed = [self.claim.key] if self.claim else []
+        head: list[Command] = [("UNWATCH",), ("WATCH", keys.fence, keys.live, *claimed), ("GET", keys.live)]
+        head += [("HGET", keys.fence, "token"), *self._claim_reads()]
         self._watched.pop(partition, None)
         answers = checked(self._connection(partition).run(head + commands), self.server.where)
+        if self.claim is not None:
+            self.claim.check(answers[4])
         if not self._is_current(partition, keys, answers[2]):
             raise Fenced(f"partition {partition}: a rebuilt view was swapped in. Restart this process at its fence.")
         if answers[3] is None:
@@ -124,7 +127,7 @@ class RedisRollupStore(RedisSnapshots):
                 "another process committed. Restart this one."
             )
         self._watched[partition] = answers[3]
-        return answers[4:]
+        return answers[len(head) :]
 
     def _read(self, partition: int, believed: Fence, request: ReadRequest) -> View:
         keys = self.keys(partition)
@@ -219,7 +222,7 @@ class RedisRollupStore(RedisSnapshots):
 
     def built(self, generation: int) -> RedisRollupStore:
         """The store of a generation, with connections of its own."""
-        return RedisRollupStore(self._url, self.namespace, threads_max=4, generation=generation)
+        return RedisRollupStore(self._url, self.namespace, threads_max=4, generation=generation, claim=self.claim)
 
     async def close(self) -> None:
         """Release connections and threads."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 import pytest
@@ -12,7 +14,9 @@ from pipeline.local_valkey import LocalValkey
 from schemas.errors import Fenced, OperatorNeeded
 from schemas.periods import AccountState, Billing, Customer
 from schemas.rebuild import GenerationStore
-from schemas.rollup import Changes, Fence, ReadRequest, RollupStore, TotalKey
+from schemas.rollup import Changes, Fence, Lost, ReadRequest, RollupStore, TotalKey
+from sinks.redis import generations
+from sinks.redis.client import Command, Connection
 from sinks.redis.memory import MemoryRollupStore
 from sinks.redis.writer import RedisRollupStore
 from tests.conformance.rollup_states import fence
@@ -144,7 +148,112 @@ async def test_sweep_removes_all_but_live_and_building(store: GenerationStore) -
     assert await tokens(store) == (made, "9")
 
 
+async def test_process_that_restores_does_nothing_once_there_is_a_fence(store: GenerationStore) -> None:
+    """Whoever wrote it has made state of what is there."""
+    built = store.built(2)
+    await built.begin_restore(0, "one")
+    await built.create_fence(0, at(3, 2))
+
+    with pytest.raises(Fenced):
+        await built.take_in(0, "one", [])
+    with pytest.raises(Fenced):
+        await built.end_restore(0, "one", at(0, 2))
+    assert await built.load_fence(0) == at(3, 2)
+    await built.close()
+
+
+def command(store: GenerationStore) -> GenerationStore:
+    """Another process's store on the same server."""
+    if isinstance(store, MemoryRollupStore):
+        return store.another()
+    assert isinstance(store, RedisRollupStore)
+    return RedisRollupStore(store._url, namespace=store.namespace, threads_max=2)
+
+
+STEPS: dict[str, Callable[[GenerationStore, Fence, Fence], Awaitable[object]]] = {
+    "look": lambda store, _, __: store.check_claim(),
+    "begin": lambda store, _, __: store.begin_rebuild(2),
+    "end": lambda store, _, __: store.end_rebuild(2),
+    "swap": lambda store, live, made: store.swap(0, live, made),
+    "sweep": lambda store, _, __: store.sweep(0),
+    "forget": lambda store, _, __: store.forget(0),
+    "refilled": lambda store, _, __: store.refilled(0, Lost({}, 1)),
+    "read": lambda store, _, made: store.built(2).read(0, made, ReadRequest()),
+    "commit": lambda store, _, made: store.built(2).commit(0, made, counted(9, 2, 1_000)),
+    "first fence": lambda store, _, __: store.built(2).create_fence(1, at(0, 2)),
+    "restore": lambda store, _, __: store.built(2).begin_restore(1, "one"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_command_that_claimed_before_another_changes_nothing_any_more(store: GenerationStore, step: str) -> None:
+    """Whatever it was about to do. The one that claimed last does it."""
+    live, made = await both(store)
+    first, last = command(store), command(store)
+    await first.claim_rebuild("first")
+    await first.check_claim()
+    await last.claim_rebuild("last")
+
+    with pytest.raises(Fenced, match="another rebuild command was started after this one"):
+        await STEPS[step](first, live, made)
+    assert await tokens(store) == (live, "7")
+    assert await store.rebuilding() == 2
+    assert await tokens(store.built(2)) == (made, "9")
+    assert await store.built(2).load_fence(1) is None
+
+    await STEPS[step](last, live, made)
+    for each in (first, last):
+        await each.close()
+
+
+async def test_generation_that_was_given_up_is_not_swapped_in(store: GenerationStore) -> None:
+    """Its keys are being removed, or are those of a later attempt."""
+    live, made = await both(store)
+    await store.end_rebuild(2)
+
+    with pytest.raises(Fenced, match="given up or finished"):
+        await store.swap(0, live, made)
+    assert await tokens(store) == (live, "7")
+
+
 # What only the real server can show
+
+
+@pytest.mark.parametrize("step", range(0, 28, 3))
+async def test_removal_that_is_cut_short_leaves_no_fence_over_a_part_of_the_state(
+    valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """kill -9 between two pages: a later run would go on from the fence over what is left of the counts."""
+
+    class Killed(BaseException):
+        pass
+
+    monkeypatch.setattr(generations, "_SCAN_COUNT", 1)
+    made = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    keys = [TotalKey(f"account-{number}", 0) for number in range(20)]
+    live, last = await both(made)
+    for store, held in ((made, live), (made.built(2), last)):
+        totals = {key: {"tokens": "1"} for key in keys}
+        await store.commit(0, held, Changes(fence=at(7, held.generation), totals=totals))
+    await made.end_rebuild(2)
+    for remove, seen in ((made.sweep, made.built(2)), (made.forget, made)):
+        looks, commands = [0], made._commands
+
+        async def cut(wanted: list[Command], looks: list[int] = looks) -> list[object]:
+            if "UNLINK" in [each[0] for each in wanted]:
+                looks[0] += 1
+                if looks[0] > step:
+                    raise Killed
+            return await commands(wanted)  # noqa: B023 - ends with its round
+
+        made._commands = cut  # type: ignore[method-assign,assignment]  # a process that ends
+        with contextlib.suppress(Killed):
+            await remove(0)
+        made._commands = commands  # type: ignore[method-assign]  # the next one
+        _, totals = await seen.account_totals(0, keys)
+        assert all(totals.values()) or await seen.load_fence(0) is None
+        await remove(0)
+    await made.close()
 
 
 async def test_other_processes_notice_a_swap_at_their_next_call(valkey: LocalValkey) -> None:
@@ -182,3 +291,64 @@ async def test_emptied_server_after_a_rebuild_is_no_state_and_not_the_first_gene
         await made.read(0, built, ReadRequest())
     assert await made.load_fence(0) is None
     await made.close()
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_claim_in_the_middle_of_a_step_undoes_it(
+    valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The earlier command has looked, and the later one claims before it writes."""
+    store = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    live, made = await both(store)
+    first, last = command(store), command(store)
+    await first.claim_rebuild("first")
+    assert isinstance(last, RedisRollupStore)
+    run, key = Connection.run, f"{store.namespace}:rebuilder"
+
+    def overtaken(connection: Connection, commands: Sequence[Command]) -> list[object]:
+        if commands[0] == ("MULTI",):
+            last.server.run([("SET", key, "last")])
+        return run(connection, commands)
+
+    monkeypatch.setattr(Connection, "run", overtaken)
+    if step not in ("look", "refilled"):
+        with contextlib.suppress(Fenced):
+            if step == "commit":
+                built = first.built(2)
+                await built.read(0, made, ReadRequest())
+                await built.commit(0, made, counted(9, 2, 1_000))
+            else:
+                await STEPS[step](first, live, made)
+    monkeypatch.undo()
+
+    assert await tokens(store) == (live, "7")
+    assert await store.rebuilding() == 2
+    assert await tokens(store.built(2)) == (made, "9")
+    assert await store.built(2).load_fence(1) is None
+    (held,) = store.server.run([("EXISTS", store.built(2).keys(1).restoring)])
+    assert not held
+    for each in (store, first, last):
+        await each.close()
+
+
+async def test_sweep_looks_again_where_something_became_live_or_is_built_meanwhile(
+    valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was superfluous when it looked is being built when it would remove it."""
+    store = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    live, made = await both(store)
+    await store.end_rebuild(2)
+    run, note = Connection.run, f"{store.namespace}:rebuilding"
+
+    def begun(connection: Connection, commands: Sequence[Command]) -> list[object]:
+        if commands[0] == ("MULTI",):
+            store.server.run([("SET", note, 2, "NX")])
+        return run(connection, commands)
+
+    monkeypatch.setattr(Connection, "run", begun)
+    assert await store.sweep(0) == 0
+    monkeypatch.undo()
+
+    assert await tokens(store.built(2)) == (made, "9")
+    assert await store.swap(0, live, made)
+    await store.close()

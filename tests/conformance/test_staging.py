@@ -10,7 +10,7 @@ from schemas.analytics import ArchivePosition, ControlRow, UsageQuery, VerdictOu
 from schemas.clock import DAY_MS
 from schemas.log import position
 from schemas.meters import Aggregation
-from schemas.rebuild import AnalyticalStore, RowRecounts, TableStaging
+from schemas.rebuild import AnalyticalStore, Building, RowRecounts, TableStaging
 from sinks.clickhouse.client import ClickHouse
 from sinks.clickhouse.memory import MemoryClickHouse
 from sinks.clickhouse.memory_staging import MemoryStaging
@@ -52,7 +52,7 @@ async def test_what_is_built_is_not_seen_until_it_is_swapped_in(staged: Staged) 
     await staged.staging.beside(HOURLY).insert_hourly([cell("tokens", 5, version=1)])
     await staged.store.insert_hourly([cell("tokens", 6, version=2, account="late")])
 
-    assert begun == ("first", frozenset())
+    assert begun == Building("first", frozenset(), frozenset(HOURLY))
     assert await staged.values() == {"wrong": 7, "late": 6}
     await staged.staging.swap("usage_hourly")
     assert await staged.values() == {"acme": 5}
@@ -63,16 +63,18 @@ async def test_what_is_built_is_not_seen_until_it_is_swapped_in(staged: Staged) 
 async def test_crash_at_any_step_is_told_from_the_tables(staged: Staged) -> None:
     """A swap that is repeated changes nothing; the note is the first one's until the last table beside is gone."""
     await staged.staging.begin(HOURLY, "first")
-    assert await staged.staging.begin(HOURLY, "second") == ("first", frozenset())
+    assert await staged.staging.begin(HOURLY, "second") == Building("first", frozenset(), frozenset(HOURLY))
     await staged.staging.beside(HOURLY).insert_hourly([cell("tokens", 5)])
     await staged.staging.swap("usage_hourly")
     await staged.staging.swap("usage_hourly")
 
     assert await staged.values() == {"acme": 5}
-    assert await staged.staging.building(HOURLY) == ("first", frozenset({"usage_hourly"}))
+    swapped = frozenset({"usage_hourly"})
+    assert await staged.staging.building(HOURLY) == Building("first", swapped, frozenset(HOURLY))
     await staged.staging.swap("usage_duplicates")
     await staged.staging.drop(["usage_hourly"])
-    assert await staged.staging.begin(HOURLY, "third") == ("first", frozenset(HOURLY))
+    left = frozenset({"usage_duplicates"})
+    assert await staged.staging.begin(HOURLY, "third") == Building("first", frozenset(HOURLY), left)
     await staged.staging.drop(HOURLY)
     await staged.staging.drop(HOURLY)
     assert await staged.staging.building(HOURLY) is None
@@ -86,10 +88,11 @@ async def test_later_rebuild_of_fewer_tables_begins_anew(staged: Staged) -> None
     await staged.staging.drop(HOURLY)
 
     for note, tables in (("second", HOURLY[1:]), ("third", HOURLY)):
-        assert await staged.staging.begin(tables, note) == (note, frozenset())
-        assert await staged.staging.building(HOURLY) == (note, frozenset())
+        beside = frozenset(tables)
+        assert await staged.staging.begin(tables, note) == Building(note, frozenset(), beside)
+        assert await staged.staging.building(HOURLY) == Building(note, frozenset(), beside)
         await staged.staging.swap("usage_hourly")
-        assert await staged.staging.building(HOURLY) == (note, frozenset({"usage_hourly"}))
+        assert await staged.staging.building(HOURLY) == Building(note, frozenset({"usage_hourly"}), beside)
         await staged.staging.drop(HOURLY)
 
 
@@ -99,12 +102,27 @@ async def test_row_of_the_highest_version_stands_in_a_table_beside_too(staged: S
     beside = staged.staging.beside(HOURLY)
     await beside.insert_hourly([cell("tokens", 5, version=2)])
     await beside.insert_hourly([cell("tokens", 4, version=1), cell("tokens", 3, account="zoe")])
-    assert await staged.staging.last_account(3) == "zoe"
-    assert await staged.staging.last_account(4) is None
     await staged.staging.swap("usage_hourly")
 
     assert await staged.values() == {"acme": 5, "zoe": 3}
     assert await staged.store.latest_generation() == 0
+
+
+async def test_account_to_go_on_from_stands_so_many_before_the_last(staged: Staged) -> None:
+    """By their bytes, each once, whatever the months and meters of its rows."""
+    await staged.staging.begin(HOURLY, "first")
+    rows = [
+        cell(meter, 5, account=account, bucket_ms=NOON + month * 31 * DAY_MS)
+        for account in ("a", "b", "B", "ä", "\uffff", "\U0001f600")
+        for meter in ("tokens", "calls")
+        for month in (0, 1)
+    ]
+    elsewhere = [cell("tokens", 5, account=name, partition=4) for name in ("y", "z")]
+    await staged.staging.beside(HOURLY).insert_hourly([*rows, *elsewhere])
+
+    found = [await staged.staging.account_before_last(3, count) for count in range(1, 8)]
+    assert found == ["\U0001f600", "\uffff", "ä", "b", "a", "B", ""]
+    assert await staged.staging.account_before_last(5, 1) == ""
 
 
 async def test_generations_are_those_of_the_table_that_is_written(staged: Staged) -> None:

@@ -18,6 +18,7 @@ from schemas.checkpoints import Checkpoint
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.errors import OperatorNeeded, Transient
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
+from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.memory_checkpoints import MemoryCheckpoints
 from tests.unit.test_rebuild_live_view import (
     LIMITS,
@@ -55,8 +56,10 @@ class CheckpointWorld(Rebuilt):
 
     def restoring(self, countdown: int = 0, *, after: bool = False, explicit: bool = False) -> LiveViewRebuild:
         left = [countdown]
+        live, claim = self.command()
         log, store, hourly, kept = (
-            Crashing(each, left, after=after) for each in (self.log, self.live, self.clickhouse, self.kept)
+            Crashing(each, left, after=after)
+            for each in (self.log, live, ClaimedStore(self.clickhouse, claim), self.kept)
         )
         return LiveViewRebuild(
             log, store, hourly, self.clock, SECRET, LIMITS, checkpoints=kept, from_checkpoint=explicit
@@ -138,9 +141,11 @@ async def test_checkpoint_is_taken_by_name_also_where_the_log_is_whole(tmp_path:
     await world.assert_equal()
 
 
+@pytest.mark.parametrize("explicit", [True, False], ids=["from checkpoint", "from log"])
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
-async def test_crash_at_every_await_of_a_restore_is_resumed(tmp_path: Path, after: bool) -> None:
-    """A newer checkpoint may stand when it goes on: nothing of the older one is left."""
+async def test_crash_at_every_await_of_a_restore_is_resumed(tmp_path: Path, after: bool, explicit: bool) -> None:
+    """A newer checkpoint may stand when it goes on, or the log be folded from its start: nothing is left of what was
+    taken in without its fence."""
     countdown, crashed = 1, True
     while crashed:
         world = await loaded(tmp_path, 0.6, events=60)
@@ -150,7 +155,7 @@ async def test_crash_at_every_await_of_a_restore_is_resumed(tmp_path: Path, afte
         except Crash:
             await world.feed(0.2)
             await world.work()
-            await world.restoring(explicit=True).run()
+            await world.restoring(explicit=explicit).run()
         await world.feed(0.2)
         await world.assert_equal()
         countdown += 1

@@ -46,7 +46,8 @@ class ArchiveWorld(RecountWorld):
 
     def rebuild_archive(self, countdown: int = 0, *, after: bool = False) -> ArchiveRebuild:
         left = [countdown]
-        log, staging = Crashing(self.log, left, after=after), CrashingStaging(self.staging, left, after=after)
+        staged = self.staged(self.command()[1])
+        log, staging = Crashing(self.log, left, after=after), CrashingStaging(staged, left, after=after)
         return ArchiveRebuild(log, staging, SECRET, LIMITS, self.progress.append)
 
     async def assert_archived(self) -> None:

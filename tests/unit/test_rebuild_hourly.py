@@ -10,9 +10,11 @@ from pipeline.rebuild.hourly import HourlyRebuild, abandon_hourly
 from schemas.analytics import DuplicateRow
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC
-from schemas.rebuild import Progress
+from schemas.rebuild import Progress, RebuildClaim
+from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.memory_staging import MemoryStaging
 from sinks.redis.memory import MemoryRollupStore
+from sinks.redis.memory_state import HeldPartition
 from tests.unit.test_rebuild_live_view import LIMITS, PARTITIONS, REPORTED, Crash, Crashing, Rebuilt
 from tests.worlds import SECRET
 
@@ -25,18 +27,30 @@ class HourlyWorld(Rebuilt):
         self.staging = MemoryStaging(self.clickhouse)
         self.scratches: dict[str, MemoryRollupStore] = {}
         self.progress: list[Progress] = []
+        self.calls = [0]
+        self.at_once = False
 
     def scratch(self, name: str) -> MemoryRollupStore:
         return self.scratches.setdefault(name, MemoryRollupStore())
 
+    def staged(self, claim: RebuildClaim) -> MemoryStaging:
+        """The tables as the rebuild command that is started now has them. Those of earlier ones have it too, as long
+        as they do not run at once."""
+        if self.at_once:
+            return self.staging.another(claim)
+        self.staging.claim(claim)
+        return self.staging
+
     def rebuild_hourly(self, countdown: int = 0, *, after: bool = False) -> HourlyRebuild:
-        left = [countdown]
+        left = self.calls = [countdown]
+        claimed, claim = self.command()
 
         def scratch(name: str) -> Crashing:
-            return Crashing(self.scratch(name), left, after=after)
+            return Crashing(self.scratch(name).another(claimed.claim), left, after=after)
 
         log, live, hourly, staging = (
-            Crashing(each, left, after=after) for each in (self.log, self.live, self.clickhouse, self.staging)
+            Crashing(each, left, after=after)
+            for each in (self.log, claimed, ClaimedStore(self.clickhouse, claim), self.staged(claim))
         )
         return HourlyRebuild(
             log, live, scratch, hourly, staging, self.clock, SECRET, LIMITS, self.progress.append
@@ -44,8 +58,9 @@ class HourlyWorld(Rebuilt):
 
     async def assert_gone(self) -> None:
         """Nothing of the rebuild is left anywhere."""
-        assert await self.staging.building(("usage_duplicates", "usage_hourly")) is None
-        assert not any(store._partitions for store in self.scratches.values())
+        assert await self.staging.another().building(("usage_duplicates", "usage_hourly")) is None
+        left = [held for store in self.scratches.values() for held in store._partitions.values()]
+        assert all(held == HeldPartition() for held in left)
 
 
 async def loaded(share: float, events: int = 1_200) -> HourlyWorld:
@@ -172,6 +187,79 @@ async def test_log_without_its_start_is_refused_with_the_range_and_the_other_sou
     with pytest.raises(OperatorNeeded, match=r"offsets 0 to 4 are missing.*--from clickhouse"):
         await world.rebuild_hourly().run()
     await world.assert_gone()
+
+
+class Exchanged(BaseException):
+    """The process ended once both tables were exchanged."""
+
+
+async def exchanged(share: float) -> HourlyWorld:
+    """A rebuild that was killed after the exchange, before it caught up."""
+    world = await loaded(share)
+    swap = world.staging.swap
+
+    async def last(table: str) -> None:
+        await world.feed(0.1)
+        await world.work()
+        await swap(table)
+        if table == "usage_hourly":
+            raise Exchanged
+
+    world.staging.swap = last  # type: ignore[method-assign]  # the process ends here
+    with pytest.raises(Exchanged):
+        await world.rebuild_hourly().run()
+    world.staging.swap = swap  # type: ignore[method-assign]  # the next one
+    return world
+
+
+async def test_exchanged_tables_are_caught_up_with_after_the_live_view_was_rebuilt() -> None:
+    """Rows of its generation are there; the scratch copy is of the old one, but no old copy of the live view."""
+    world = await exchanged(0.5)
+    assert await world.rebuild().run() == 2
+    await world.feed(0.1)
+    await world.work()
+
+    await world.rebuild_hourly().run()
+    await world.assert_gone()
+    await world.assert_equal()
+
+
+async def test_cleaning_at_the_end_needs_the_logs_start_no_more() -> None:
+    """Killed while it cleans, at every step in turn; and by then retention has cut the log."""
+    world = await loaded(0.7, events=60)
+    await world.rebuild_hourly().run()
+    calls, seen = -world.calls[0], 0
+
+    for countdown in range(calls, 0, -1):
+        world = await loaded(0.7, events=60)
+        with pytest.raises(Crash):
+            await world.rebuild_hourly(countdown, after=True).run()
+        found = await world.staging.another().building(("usage_duplicates", "usage_hourly"))
+        if found is not None and found.beside > {"usage_hourly"}:
+            break
+        cells = dict(world.clickhouse.cells)
+        await world.rebuild().run()
+        for partition in range(PARTITIONS):
+            del world.log._partitions[EVENTS_TOPIC, partition].records[:5]
+
+        if found is not None:
+            await world.rebuild_hourly().run()
+            seen += 1
+        await world.assert_gone()
+        assert set(world.clickhouse.cells) == set(cells)
+    assert seen >= 2 * PARTITIONS
+
+
+async def test_rebuild_of_which_a_table_was_dropped_is_begun_anew() -> None:
+    """Its scratch copy has no more to say of the rows that it was drained of."""
+    world = await loaded(0.7)
+    with pytest.raises(Crash):
+        await world.rebuild_hourly(60).run()
+    await world.staging.drop(["usage_hourly"])
+
+    await world.rebuild_hourly().run()
+    await world.assert_gone()
+    await world.assert_equal()
 
 
 async def test_given_up_rebuild_leaves_the_live_rows() -> None:

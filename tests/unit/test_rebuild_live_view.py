@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import uuid
+from collections.abc import Coroutine, Generator
 from typing import Any
 
 import pytest
@@ -14,7 +16,9 @@ from pipeline.rebuild.limits import RebuildLimits
 from pipeline.rebuild.live_view import LiveViewRebuild
 from schemas.errors import Fenced, OperatorNeeded
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, Record
+from schemas.rebuild import RebuildClaim
 from schemas.rollup import Fence
+from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.memory import MemoryClickHouse
 from sinks.redis.memory import MemoryRollupStore
 from tests.traffic.generate import CATALOG, HOUR_US, TrafficRecord, records
@@ -33,7 +37,8 @@ class Crash(BaseException):
 
 
 class Crashing:
-    """Wraps a store or the log; the n-th call of all of them raises before it acts, or after."""
+    """Wraps a store or the log; the n-th call of all of them raises before it acts, or after. A twin that works in
+    steps, as a server does, may also end between two of them."""
 
     def __init__(self, inner: Any, countdown: list[int], *, after: bool) -> None:
         self._inner, self._countdown, self._after = inner, countdown, after
@@ -49,12 +54,33 @@ class Crashing:
             self._countdown[0] -= 1
             if not self._countdown[0] and not self._after:
                 raise Crash
-            answer = await found(*arguments, **named)
+            answer = await _Steps(found(*arguments, **named), self._countdown)
             if not self._countdown[0]:
                 raise Crash
             return answer
 
         return call
+
+
+class _Steps:
+    """A call that is waited for; each time it lets others run it may be the last."""
+
+    def __init__(self, call: Coroutine[Any, Any, Any], countdown: list[int]) -> None:
+        self._call, self._countdown = call, countdown
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        if not self._countdown[0]:
+            return (yield from self._call.__await__())
+        while True:
+            try:
+                waited = self._call.send(None)
+            except StopIteration as end:
+                return end.value
+            self._countdown[0] -= 1
+            if not self._countdown[0]:
+                self._call.close()
+                raise Crash
+            yield waited
 
 
 class Rebuilt(World):
@@ -88,11 +114,18 @@ class Rebuilt(World):
             await HourlyDrain(self.store, self.clickhouse).drain(partition)
             await ReportDrain(self.store, self.log).drain(partition)
 
+    def command(self) -> tuple[MemoryRollupStore, RebuildClaim]:
+        """The live view as the rebuild command that is started now has it, and what it claimed."""
+        token = uuid.uuid4().hex[:16]
+        live = self.live.claiming(token)
+        return live, RebuildClaim(token, live.check_claim)
+
     def rebuild(self, countdown: int = 0, *, after: bool = False) -> LiveViewRebuild:
         left = [countdown]
+        live, claim = self.command()
         log, store, hourly = (
-            Crashing(each, left, after=after) for each in (self.log, self.live, self.clickhouse)
-        )  # fmt: skip
+            Crashing(each, left, after=after) for each in (self.log, live, ClaimedStore(self.clickhouse, claim))
+        )
         return LiveViewRebuild(log, store, hourly, self.clock, SECRET, LIMITS)
 
     async def straight(self) -> MemoryRollupStore:
