@@ -15,7 +15,7 @@ from reconciler.causes import Cause, Pair
 from reconciler.compare import Range, exact_text
 from reconciler.report import Findings, Row
 from reconciler.reports_index import ReportsIndex, Told
-from reconciler.stripe_bounds import SCALE_MAX, Bounds, Sum, agree, bounds_of, units_of
+from reconciler.stripe_bounds import SCALE_MAX, Bounds, Sum, bounds_of, units_of
 from reconciler.views import ReconcilePolicy, Views
 from schemas.clock import DAY_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
@@ -155,11 +155,11 @@ class StripeComparison:
             self._add(Cause.UNCHECKED, key, bounds, answer, answer.unread)
             return Cause.UNCHECKED
         found = units_of(answer.summary.value)
-        if agree(bounds.accepted, found, bounds.gross) and bounds.highest == bounds.accepted:
+        if bounds.agrees(bounds.accepted, found) and bounds.highest == bounds.accepted:
             self._findings.equal(Pair.STRIPE, 1)
             return None
-        is_more = found > bounds.highest and not agree(bounds.highest, found, bounds.gross)
-        is_less = found < bounds.lowest and not agree(bounds.lowest, found, bounds.gross)
+        is_more = found > bounds.highest and not bounds.agrees(bounds.highest, found)
+        is_less = found < bounds.lowest and not bounds.agrees(bounds.lowest, found)
         if is_more or is_less:
             held = bounds.explained(found)
             if held is None:
