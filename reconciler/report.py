@@ -105,6 +105,11 @@ class Findings:
             if open_row is not None:
                 self._rows[open_row] = row
 
+    def left_off(self, pair: Pair, cause: Cause, rows: int) -> None:
+        """So many further rows of a cause that is no drift were counted and not read."""
+        if rows:
+            self._causes[pair, cause] += rows
+
     def report(self, started_at_ms: int, from_ms: int | None, to_ms: int | None) -> Report:
         """The finished report: drift first, then by partition."""
         summaries = tuple(

@@ -135,8 +135,12 @@ class _Run:
                 self.views, self.policy, self.clock, self.index, self._period_of, self.findings, self.range
             )
             await attempted(self.findings, Pair.STRIPE, None, comparison.run(partitions))
-        conflicts = await attempted(self.findings, Pair.DUPLICATES, None, self.views.reader.conflicts())
-        for account, event_id, count in conflicts or ():
+        asked = self.views.reader.conflicts(self.policy.rows_max)
+        conflicts = await attempted(self.findings, Pair.DUPLICATES, None, asked)
+        if conflicts is None:
+            return
+        self.findings.left_off(Pair.DUPLICATES, Cause.CONFLICT, conflicts.events - len(conflicts.rows))
+        for account, event_id, count in conflicts.rows:
             detail = f"event {event_id} came {count} more times with another payload; the first was counted"
             self.findings.add(Row(Pair.DUPLICATES, Cause.CONFLICT, account=account, detail=detail))
 

@@ -12,9 +12,10 @@ from schemas.periods import Period
 
 # Amounts of meters of any scale are added up as whole numbers of 10^-12, the finest scale a meter may have.
 SCALE_MAX: Final = 12
-# A double has 53 bits. Stripe adds in doubles, so its last three bits prove nothing; while the amounts together are
-# below 2^50 minor units, a single minor unit is still seen.
-DOUBLE_BITS: Final = 50
+# Stripe adds up in doubles, of 53 bits: each amount and each addition may be off by half of the last one. So many more
+# stand for what it rounds besides (groups that it adds up first, the answer's own text).
+DOUBLE_BITS: Final = 53
+ROUNDED_BESIDES: Final = 8
 # Of so many different sums of dead letters each is tried; of more, only their least and their greatest.
 DEAD_SUMS_MAX: Final = 4_096
 
@@ -44,17 +45,24 @@ class Held(NamedTuple):
 
 class Bounds(NamedTuple):
     """What Stripe must show, in units of 10^-12: `accepted`, and from `lowest` to `highest` by what is not settled, or
-    was accepted a moment ago. `gross` adds up the amounts without their signs. `reductions` adds up
+    was accepted a moment ago. `gross` adds up the amounts of all `events` without their signs. `reductions` adds up
     those of what was accepted that are negative: without them Stripe holds so much more."""
 
     accepted: int
     lowest: int
     highest: int
     gross: int
+    events: int
     reductions: int
     dead: tuple[DeadLetter, ...]
     identifiers: frozenset[str]
     accounts: frozenset[str]
+
+    def agrees(self, expected: int, found: Decimal) -> bool:
+        """Whether Stripe's sum is the expected one, as far as a sum of so many doubles can tell."""
+        with localcontext() as context:
+            context.prec = 400
+            return bool(abs(found - expected) * 2**DOUBLE_BITS <= self.gross * (self.events + ROUNDED_BESIDES))
 
     def explained(self, found: Decimal) -> Held | None:
         """Which dead letters Stripe holds, if it shows `found`; None where they do not explain it.
@@ -79,7 +87,7 @@ class Bounds(NamedTuple):
     def _holds(self, found: Decimal, least: int, most: int) -> bool:
         """Whether `found` lies within the bounds with so much of the dead letters."""
         low, high = self.lowest + least, self.highest + most
-        return low <= found <= high or agree(low, found, self.gross) or agree(high, found, self.gross)
+        return low <= found <= high or self.agrees(low, found) or self.agrees(high, found)
 
     def _named(self, mask: int) -> frozenset[str]:
         return frozenset(each.identifier for at, each in enumerate(self.dead) if mask >> at & 1)
@@ -142,7 +150,7 @@ def _bounds(inside: Sequence[Told], recent_from_ms: int) -> Bounds:
         elif each.is_dead:
             dead.append(DeadLetter(each.intent.identifier, units))
     return Bounds(
-        accepted, accepted + lowest, accepted + highest, gross, reductions, tuple(dead),
+        accepted, accepted + lowest, accepted + highest, gross, len(inside), reductions, tuple(dead),
         frozenset(each.intent.identifier for each in inside if each.accepted),
         frozenset(each.intent.account for each in inside),
     )  # fmt: skip
@@ -153,10 +161,3 @@ def units_of(value: str) -> Decimal:
     with localcontext() as context:
         context.prec = 400
         return Decimal(value).scaleb(SCALE_MAX)
-
-
-def agree(expected: int, found: Decimal, gross: int) -> bool:
-    """Whether Stripe's sum is the expected one, as far as a sum of doubles of `gross` together can tell."""
-    with localcontext() as context:
-        context.prec = 400
-        return bool(abs(found - expected) * 2**DOUBLE_BITS <= gross)

@@ -16,7 +16,7 @@ from reconciler.causes import Cause, Pair
 from reconciler.compare import Range, exact_text
 from reconciler.report import Findings, Row
 from reconciler.reports_index import ReportsIndex, Told
-from reconciler.stripe_bounds import SCALE_MAX, Bounds, Sum, agree, bounds_of, units_of
+from reconciler.stripe_bounds import SCALE_MAX, Bounds, Sum, bounds_of, units_of
 from reconciler.views import ReconcilePolicy, Views
 from schemas.clock import DAY_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
@@ -156,11 +156,11 @@ class StripeComparison:
             self._add(Cause.UNCHECKED, key, bounds, answer, answer.unread)
             return Cause.UNCHECKED
         found = units_of(answer.summary.value)
-        if agree(bounds.accepted, found, bounds.gross) and bounds.highest == bounds.accepted:
+        if bounds.agrees(bounds.accepted, found) and bounds.highest == bounds.accepted:
             self._findings.equal(Pair.STRIPE, 1)
             return None
-        is_more = found > bounds.highest and not agree(bounds.highest, found, bounds.gross)
-        is_less = found < bounds.lowest and not agree(bounds.lowest, found, bounds.gross)
+        is_more = found > bounds.highest and not bounds.agrees(bounds.highest, found)
+        is_less = found < bounds.lowest and not bounds.agrees(bounds.lowest, found)
         if is_more or is_less:
             held = bounds.explained(found)
             if held is None:
@@ -188,7 +188,7 @@ class StripeComparison:
                 rejections = None
         for by_sign, key, bounds, answer in doubtful:
             more = units_of(answer.summary.value) - bounds.highest if answer.summary else Decimal(0)
-            explained = more <= bounds.reductions or agree(bounds.reductions, more, bounds.gross)
+            explained = more <= bounds.reductions or bounds.agrees(bounds.reductions, more)
             if by_sign is Cause.EXTRA and not (bounds.reductions and explained and rejections):
                 self._add(by_sign, key, bounds, answer, SENT_BY_OTHERS)
                 continue

@@ -251,6 +251,13 @@ class RecountRequest(NamedTuple):
     accounts: Sequence[str] | None = None
 
 
+class Conflicts(NamedTuple):
+    """`rows` are (account, event id, count); `events` is how many there are, at least as many as rows."""
+
+    rows: Sequence[tuple[str, str, int]]
+    events: int
+
+
 class UsageReader(Protocol):
     """Where the query API and the reconciler read. Raises `Transient` where the server does not answer."""
 
@@ -272,8 +279,8 @@ class UsageReader(Protocol):
         """What `usage_hourly` says of the same cells."""
         ...
 
-    async def conflicts(self) -> Sequence[tuple[str, str, int]]:
-        """(account, event id, count) of events that arrived again with another type or data."""
+    async def conflicts(self, rows_max: int) -> Conflicts:
+        """Events that arrived again with another type or data: the first by account and id, and how many in all."""
         ...
 
     async def controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:

@@ -18,7 +18,7 @@ from schemas.clock import SECOND_MS, Clock
 from schemas.log import REPORTS_TOPIC, Log
 from schemas.periods import Period
 from schemas.reports import Attempt, Intent, MeterSummary, Outcome, OutcomeStatus, ReportEntry, StripeMeters
-from sinks.stripe.sums import agrees
+from sinks.stripe.sums import agrees, tolerance
 
 UNKNOWN_MAX: Final = 12
 READ_RECORDS_MAX: Final = 1_000
@@ -166,15 +166,15 @@ class StripeLook:
             return Verdict(Presence.UNKNOWN, "other events of this customer and period were sent meanwhile")
         return _compare(identifier, certain, unsure, summary)
 
-    def _sorted(self, sent: Iterable[Sent]) -> tuple[Decimal, dict[str, Decimal], set[str]]:
-        """The sum that Stripe surely took, the values in doubt, and which of all are too recent to be seen."""
-        certain = Decimal(0)
+    def _sorted(self, sent: Iterable[Sent]) -> tuple[list[Decimal], dict[str, Decimal], set[str]]:
+        """The values that Stripe surely took, the values in doubt, and which of all are too recent to be seen."""
+        certain: list[Decimal] = []
         unsure: dict[str, Decimal] = {}
         recent: set[str] = set()
         settled_before_ms = self._clock.now_ms() - self._settle_ms
         for identifier, attempt, outcome in sent:
             if outcome is not None and outcome.status is OutcomeStatus.ACCEPTED:
-                certain += Decimal(attempt.value)
+                certain.append(Decimal(attempt.value))
             else:
                 unsure[identifier] = Decimal(attempt.value)
             latest_ms = attempt.attempted_at_ms if outcome is None else outcome.settled_at_ms
@@ -194,18 +194,19 @@ class StripeLook:
             index.positions[partition] = offset
 
 
-def _compare(identifier: str, certain: Decimal, unsure: dict[str, Decimal], summary: MeterSummary) -> Verdict:
+def _compare(identifier: str, certain: Sequence[Decimal], unsure: dict[str, Decimal], summary: MeterSummary) -> Verdict:
     """Which sets of the doubtful events explain Stripe's sum; told only where all of them agree on this one."""
+    base, off_by = sum(certain, Decimal(0)), tolerance([*certain, *unsure.values()])
     seen = {
         identifier in chosen
         for chosen in _subsets(list(unsure))
-        if agrees(certain + sum((unsure[key] for key in chosen), Decimal(0)), summary)
+        if agrees(base + sum((unsure[key] for key in chosen), Decimal(0)), summary, off_by)
     }
     if seen == {True}:
         return Verdict(Presence.PRESENT, f"Stripe's summary {summary.value} contains it")
     if seen == {False}:
         return Verdict(Presence.ABSENT, f"Stripe's summary {summary.value} does not contain it")
-    expected = f"{certain} for certain, {len(unsure)} events in doubt"
+    expected = f"{base} for certain, {len(unsure)} events in doubt"
     return Verdict(Presence.UNKNOWN, f"Stripe's summary {summary.value} does not tell: {expected}")
 
 

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 from schemas.analytics import (
     ArchivePosition,
     ArchiveStore,
+    Conflicts,
     ControlRow,
     DrainPosition,
     DuplicateRow,
@@ -220,14 +221,15 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
             key: row.value_minor for key, row in self.cells.items() if row.partition == partition and not _emptied(row)
         }
 
-    async def conflicts(self) -> Sequence[tuple[str, str, int]]:
+    async def conflicts(self, rows_max: int) -> Conflicts:
         """As `UsageReader` says."""
         counts: Counter[tuple[str, str]] = Counter()
         for row in self.duplicates.values():
             first = self.events.get((row.account, row.id))
             if first is not None and (first.type, first.data) != (row.type, row.data):
                 counts[row.account, row.id] += 1
-        return [(account, event_id, count) for (account, event_id), count in sorted(counts.items())]
+        rows = [(account, event_id, count) for (account, event_id), count in sorted(counts.items())]
+        return Conflicts(rows[:rows_max], len(rows))
 
     async def controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
         """As `UsageReader` says."""

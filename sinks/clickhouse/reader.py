@@ -10,6 +10,7 @@ import msgspec
 
 from schemas.analytics import (
     ArchivePosition,
+    Conflicts,
     ControlRow,
     HourlyRow,
     RecountKey,
@@ -204,12 +205,18 @@ class ClickHouseReader(UsageReader):
         )
         return {RecountKey(*row[:6]): int(row[6]) for row in rows}
 
-    async def conflicts(self) -> Sequence[tuple[str, str, int]]:
-        """(account, event id, count) of events that arrived again with another type or data, by account and id."""
+    async def conflicts(self, rows_max: int) -> Conflicts:
+        """Events that arrived again with another type or data: the first by account and id, and how many in all."""
         rows = await self._clickhouse.rows(
-            "SELECT account, id, count() FROM duplicates WHERE conflict GROUP BY account, id ORDER BY account, id"
+            "SELECT account, id, count() FROM duplicates WHERE conflict GROUP BY account, id ORDER BY account, id "
+            "LIMIT {rows_max:UInt64}",
+            {"rows_max": rows_max},
         )
-        return [(str(account), str(event_id), int(count)) for account, event_id, count in rows]
+        events = len(rows)
+        if events >= rows_max:
+            counted = await self._clickhouse.rows("SELECT uniqExact(account, id) FROM duplicates WHERE conflict")
+            events = max(events, int(counted[0][0]))
+        return Conflicts([(str(account), str(event_id), int(count)) for account, event_id, count in rows], events)
 
     async def controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
         """All control records of a partition except ticks, oldest first."""

@@ -191,7 +191,20 @@ async def test_conflict_is_a_later_arrival_with_other_content_and_no_mere_repeti
     await both.store.insert_duplicates([repeated, other_data, other_type, unknown])
     await both.store.insert_duplicates([other_data])
 
-    assert await both.reader.conflicts() == [("acme", "b", 2)]
+    assert await both.reader.conflicts(10) == ([("acme", "b", 2)], 1)
+
+
+async def test_conflicts_are_read_up_to_a_limit_and_all_are_counted(both: Both) -> None:
+    """A producer that numbers its events anew each day makes a conflict of every one of them."""
+    names = ["a", "b", "c", "d"]
+    await both.store.insert_events([event(at, {"tokens": 1}, event_id=name) for at, name in enumerate(names)])
+    again = [event(10 + at, {"tokens": 2}, event_id=name) for at, name in enumerate(names)]
+    await both.store.insert_duplicates([DuplicateRow(*each[:9]) for each in again])
+
+    answers = [await both.reader.conflicts(rows_max) for rows_max in (3, 4, 5)]
+
+    rows = [("acme", name, 1) for name in names]
+    assert answers == [(rows[:3], 4), (rows, 4), (rows, 4)]
 
 
 async def test_parked_event_counts_where_its_first_verdict_stands_and_nowhere_before(both: Both) -> None:

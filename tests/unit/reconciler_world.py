@@ -18,13 +18,14 @@ from pipeline.processors.rollup import RollupSettings
 from pipeline.processors.stripe_sender import StripeSender
 from reconciler.causes import Cause, Pair
 from reconciler.report import Report, Row
+from reconciler.reports_index import ReportsIndex, Told
 from reconciler.run import reconcile
 from reconciler.views import ReconcilePolicy, Views
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.control import AccountRecord, CloseRecord, Tick
 from schemas.log import EVENTS_TOPIC, REPORTS_TOPIC
 from schemas.periods import Billing, Binding
-from schemas.reports import MeterEvent
+from schemas.reports import Attempt, Intent, MeterEvent, Outcome, OutcomeStatus
 from schemas.rollup import Fence, TotalKey
 from schemas.sink import StripeRejections
 from sinks.clickhouse.memory import MemoryClickHouse
@@ -52,6 +53,14 @@ CATALOG: Final[dict[str, Any]] = {
         {"slug": "seats", "event_type": "seats", "aggregation": "latest", "value_path": "$.seats"},
     ],
 }  # fmt: skip
+
+
+INTENT: Final = Intent(
+    identifier="tm_one", livemode=False, stripe_account="", log_id="log", meter="requests", event_name="requests",
+    account="ada", period_start_ms=NOVEMBER_MS, period_end_ms=DECEMBER_MS, bucket_start_ms=START_MS,
+    bucket_end_ms=START_MS + HOUR_MS, delta_minor=3, scale=0,
+)  # fmt: skip
+ACCEPTED: Final = Outcome(identifier="tm_one", status=OutcomeStatus.ACCEPTED)
 
 
 class Deployment:
@@ -209,6 +218,22 @@ async def late(made: Deployment, at_ms: int, account: str = "ada", **data: Any) 
 def named(report: Report, cause: Cause, pair: Pair | None = None) -> list[Row]:
     """The rows of a cause, of one pair of views or of all."""
     return [row for row in report.rows if row.cause is cause and pair in (None, row.pair)]
+
+
+def attempt(attempted_at_ms: int, replaces_ms: int | None = None) -> Attempt:
+    """An attempt for `INTENT`; instants are whole hours."""
+    return Attempt(
+        identifier="tm_one", stripe_customer="cus_ada", timestamp_s=START_MS // 1_000, value="3",
+        attempted_at_ms=attempted_at_ms * HOUR_MS, replaces_ms=None if replaces_ms is None else replaces_ms * HOUR_MS,
+    )  # fmt: skip
+
+
+async def all_told(deployment: Deployment) -> list[Told]:
+    """What billing.reports says of each intent."""
+    index = ReportsIndex(deployment.log, 10**6)
+    for partition in range(deployment.world.partitions):
+        await index.catch_up(partition)
+    return list(index.told())
 
 
 Fault = Callable[[Deployment], Awaitable[None] | None]

@@ -9,6 +9,7 @@ import pytest
 
 from aggregators.fields import parse_value
 from reconciler.causes import Cause, Pair, Verdict
+from reconciler.views import ReconcilePolicy
 from schemas.analytics import RecountKey
 from schemas.clock import HOUR_MS
 from schemas.log import REPORTS_TOPIC
@@ -334,6 +335,20 @@ async def test_one_id_with_two_payloads_is_a_conflict_and_no_drift() -> None:
     assert (row.cause, row.account) == (Cause.CONFLICT, "ada")
     assert event_id in row.detail
     assert report.verdict is Verdict.EQUAL
+
+
+async def test_more_conflicts_than_a_report_holds_are_counted_and_not_read() -> None:
+    """A producer that numbers its events anew each day makes a conflict of every one of them."""
+    deployment = await settled()
+    for number in range(9):
+        await deployment.emit("ada", id=f"day's {number}", gb="1", user="u", region="eu")
+        await deployment.emit("ada", id=f"day's {number}", gb="2", user="u", region="eu")
+    await deployment.settle()
+
+    report = await deployment.reconcile(policy=ReconcilePolicy(rows_max=4))
+
+    assert [row.cause for row in report.rows] == [Cause.CONFLICT] * 4
+    assert (report.rows_left_off, report.causes[Pair.DUPLICATES, Cause.CONFLICT]) == (5, 9)
 
 
 async def test_counters_that_do_not_add_up_are_drift() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from decimal import Decimal
 
 import pytest
@@ -12,7 +13,7 @@ from schemas.errors import InvalidInput
 from schemas.reports import MeterSummary, SendStatus
 from sinks.stripe.client import StripeClientMeters
 from sinks.stripe.errors import Answer, classify
-from sinks.stripe.sums import agrees
+from sinks.stripe.sums import agrees, tolerance
 from sinks.stripe.writer import decimal_text
 
 NOW_MS = 1_795_262_400_000
@@ -87,16 +88,35 @@ def test_key_of_no_mode_is_refused_before_anything_is_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("expected", "value", "same"),
+    ("amounts", "value", "same"),
     [
-        ("0.3", "0.30000000000000004", True),
-        ("9007199254740993", "9007199254740992", True),
-        ("100", "100.01", False),
-        ("0", "0.0", True),
-        ("0", "0.000001", False),
-        ("-5", "-5.0", True),
+        (["0.3"], "0.30000000000000004", True),
+        (["9007199254740993"], "9007199254740992", True),
+        (["100"], "100.01", False),
+        ([], "0.0", True),
+        ([], "0.000001", False),
+        (["-5"], "-5.0", True),
+        (["0.1", "0.2", "-0.3"], "0.00000000000000005551115123125783", True),
+        (["0.1"] * 720, "71.99999999999909", True),
+        (["0.1"] * 720, "71.999999", False),
     ],
 )
-def test_sums_agree_as_far_as_a_double_can_tell(expected: str, value: str, same: bool) -> None:
-    """Stripe answers with a float."""
-    assert agrees(Decimal(expected), MeterSummary(value, 1)) is same
+def test_sums_agree_as_far_as_doubles_can_tell(amounts: list[str], value: str, same: bool) -> None:
+    """Stripe answers with a float, and adds up in floats: each addition may be off."""
+    added = [Decimal(each) for each in amounts]
+
+    assert agrees(sum(added, Decimal(0)), MeterSummary(value, 1), tolerance(added)) is same
+
+
+@pytest.mark.parametrize("count", [1, 2, 30, 720, 7_200])
+def test_a_sum_of_doubles_agrees_and_one_that_lacks_a_minor_unit_does_not(count: int) -> None:
+    """As many reports as an hour, a month or a year of hours has."""
+    for seed in range(20):
+        draw = random.Random(seed)
+        added = [Decimal(draw.randrange(1, 10**6)).scaleb(-3) for _ in range(count)]
+        exact, doubles = sum(added, Decimal(0)), 0.0
+        for each in added:
+            doubles += float(each)
+
+        assert agrees(exact, MeterSummary(repr(doubles), 1), tolerance(added))
+        assert not agrees(exact - Decimal("0.001"), MeterSummary(repr(doubles), 1), tolerance(added))
