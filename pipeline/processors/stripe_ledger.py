@@ -76,7 +76,7 @@ def parse_entries(value: bytes | None) -> list[ReportEntry]:
     """
     try:
         parsed = json.loads(value or b"null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     candidates = parsed if isinstance(parsed, list) else [parsed]
     try:
