@@ -262,14 +262,8 @@ class StripeSender:
         """Decide what will be sent, to whom and when, and write it down."""
         intent, now_ms = pending.intent, self._clock.now_ms()
         timestamp_s = event_time_s(intent, now_ms)
-        if timestamp_s is None and await self._resolve(intent, intent.instant_ms) is None:
-            await self._settle(part, pending, OutcomeStatus.REPLACED, REPLACED)
-            return
-        if timestamp_s is None:
-            detail = "its period ended more than 35 days ago and Stripe takes it no more: add an invoice item"
-            await self._settle(part, pending, OutcomeStatus.DEAD, detail)
-            return
-        if wait_ms := too_early_ms(timestamp_s, now_ms):
+        wait_ms = 0 if timestamp_s is None else too_early_ms(timestamp_s, now_ms)
+        if wait_ms:
             self._hold(pending, Hold.EARLY, "its period begins in the future", wait_ms)
             return
         # Not at the timestamp: that is a later one where Stripe would find the usage's own too old.
@@ -280,6 +274,10 @@ class StripeSender:
         billing, customer = payer
         if billing is Billing.FREE:
             await self._settle(part, pending, OutcomeStatus.FREE, "the account is free")
+            return
+        if timestamp_s is None:
+            detail = "its period ended more than 35 days ago and Stripe takes it no more: add an invoice item"
+            await self._settle(part, pending, OutcomeStatus.DEAD, detail)
             return
         if billing is Billing.UNMAPPED or not customer:
             detail = "bind the account to a Stripe customer, or mark it free"

@@ -106,6 +106,17 @@ async def test_period_that_stripe_takes_no_more_is_a_dead_letter() -> None:
     assert bench.stripe.sends == []
 
 
+async def test_free_usage_that_is_too_old_for_stripe_is_no_dead_letter() -> None:
+    """Nobody is to add an invoice item for it."""
+    bench = await Bench().start()
+    bench.billing["a"] = (Billing.FREE, "")
+    await bench.publish(make_intent("old", period_start_ms=NOW_MS - 80 * DAY_MS, period_end_ms=NOW_MS - 40 * DAY_MS))
+
+    await bench.settle()
+
+    assert (await bench.outcomes())["old"].status is OutcomeStatus.FREE
+
+
 async def test_nothing_is_sent_before_the_partition_was_read_to_its_end() -> None:
     """Outcomes stand behind intents: sending half-way would repeat what is settled."""
     bench = await Bench().start()
