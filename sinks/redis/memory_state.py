@@ -46,6 +46,8 @@ class Claim:
 
 @dataclass
 class HeldPartition:
+    """What one generation of a partition holds, as dictionaries."""
+
     fence: Fence | None = None
     marks: dict[MarkKey, set[int]] = field(default_factory=dict)
     totals: dict[TotalKey, dict[str, str]] = field(default_factory=dict)

@@ -115,7 +115,7 @@ async def test_reports_of_an_emptied_view_wait_for_its_rebuild_and_no_longer() -
         assert sent == set(range(partition))
         return await swap(partition, live, built)
 
-    made.store.swap = swapped  # type: ignore[method-assign]
+    made.store.swap = swapped  # type: ignore[method-assign]  # called between the rebuild and its swap
     await LiveViewRebuild(made.log, made.store, made.clickhouse, made.clock, SECRET).run()
     await made.settle()
     await made.send()

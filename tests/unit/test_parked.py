@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from aggregators.meters import successor
 from aggregators.parked import complete_up_to_ms
 from reconciler.causes import Cause, Pair
 from reconciler.causes import Verdict as Reconciled
@@ -288,7 +289,8 @@ async def test_a_meter_gets_the_event_only_if_it_was_there_at_arrival_and_at_ver
     catalog["version"] = 2
     catalog["meters"] = [each for each in catalog["meters"] if each["slug"] != "peak"]
     catalog["meters"].append({"slug": "calls", "event_type": "request", "aggregation": "count"})
-    await made.world.control(made.partition("ada"), CatalogRecord(catalog=Catalog.model_validate(catalog)))
+    following = successor(Catalog.model_validate(CATALOG), Catalog.model_validate(catalog))
+    await made.world.control(made.partition("ada"), CatalogRecord(catalog=following))
     await judged(made)
 
     changed = {name for name, text in made.totals("ada").items() if totals.get(name) != text}
