@@ -146,6 +146,10 @@ async def _moving(world: World, closed_ms: int) -> str:
         waits = any(state.pending for state in held.accounts.values())
         if waits or held.dirty or held.duplicates or held.reports or held.parked:
             return f"the drains of partition {partition}"
+        # Told anew in the bucket of the re-cut: until that closes it is in flight, also where there is nothing to tell.
+        open_ms = fence.log_time_ms // world.report_interval_ms * world.report_interval_ms
+        if any(cut.before_bucket_ms >= open_ms for state in held.accounts.values() for cut in state.recuts):
+            return f"the report bucket of a re-cut of partition {partition}"
         drained = world.clickhouse.drained.get(partition)
         if drained is None or drained.log_time_ms < closed_ms:
             return f"the drain of partition {partition}"
