@@ -217,8 +217,8 @@ async def test_live_counts_are_not_replaced_by_those_of_an_archive_that_lost_eve
     assert ((await state(made)).pending, (await state(made)).recuts) == (None, ())
 
 
-async def test_account_whose_usage_cannot_be_counted_again_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is declined with the reason; the others are answered in the same call."""
+async def two_begun() -> tuple[Deployment, str]:
+    """Two accounts of one partition whose re-cuts are begun, and the name of the other one."""
     made = await deployment()
     other = neighbour(made)
     await used(made, hours=1, account=other)
@@ -226,6 +226,12 @@ async def test_account_whose_usage_cannot_be_counted_again_stops_nobody(monkeypa
         await made.bind(account, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
     await reached(made)
     assert await made.recut() == 2
+    return made, other
+
+
+async def test_account_whose_usage_cannot_be_counted_again_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is declined with the reason; the others are answered in the same call."""
+    made, other = await two_begun()
     await reached(made)
     counted = made.clickhouse.recount_rows
 
@@ -245,13 +251,7 @@ async def test_account_whose_recount_is_never_answered_holds_up_nobody_and_is_gi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Too much for ClickHouse's limits, say. The others are answered in the same call, and what waits for it counts."""
-    made = await deployment()
-    other = neighbour(made)
-    await used(made, hours=1, account=other)
-    for account in (EVE, other):
-        await made.bind(account, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
-    await reached(made)
-    assert await made.recut() == 2
+    made, other = await two_begun()
     counted, looks = made.clickhouse.recount_rows, 0
 
     async def fails(request: Any, generation: int) -> Any:

@@ -16,7 +16,7 @@ from schemas.log import REPORTS_TOPIC
 from schemas.reports import Intent
 from schemas.rollup import TotalKey
 from schemas.sink import Rejection
-from sinks.stripe.memory import MemoryFault, MemoryStripe
+from sinks.stripe.memory import HeldEvent, MemoryFault, MemoryStripe
 from tests.unit.reconciler_world import (
     CATALOG,
     DECEMBER_MS,
@@ -231,8 +231,8 @@ async def test_a_meter_event_that_stripe_rejects_after_its_answer_is_rejected_by
     assert ("meter_event_no_customer_defined" in row.detail) == rejections
 
 
-async def test_a_reduction_that_stripe_rejects_is_rejected_by_stripe_and_not_extra() -> None:
-    """Stripe then holds more than was meant, and nobody sent anything twice."""
+async def rejected_reduction() -> tuple[Deployment, HeldEvent]:
+    """A deployment whose report of five seats less Stripe took and then rejected, and that report."""
     deployment = await Deployment().start({**CATALOG, "meters": [
         {**meter, "stripe_event_name": meter["slug"]} for meter in CATALOG["meters"]
     ]})  # fmt: skip
@@ -241,6 +241,12 @@ async def test_a_reduction_that_stripe_rejects_is_rejected_by_stripe_and_not_ext
         await deployment.settle()
     held = next(each for each in deployment.stripe.events if each.event.value == "-5")
     held.code = "meter_event_invalid_value"
+    return deployment, held
+
+
+async def test_a_reduction_that_stripe_rejects_is_rejected_by_stripe_and_not_extra() -> None:
+    """Stripe then holds more than was meant, and nobody sent anything twice."""
+    deployment, _ = await rejected_reduction()
 
     report = await deployment.reconcile()
 
@@ -257,14 +263,7 @@ async def test_a_rejected_reduction_that_is_no_sample_of_stripes_report_is_told_
     monkeypatch: pytest.MonkeyPatch, sent_besides: list[str], cause: Cause
 ) -> None:
     """Stripe names some of what it rejected; that the meter had rejections, and by how much it is off, is left."""
-    deployment = await Deployment().start({**CATALOG, "meters": [
-        {**meter, "stripe_event_name": meter["slug"]} for meter in CATALOG["meters"]
-    ]})  # fmt: skip
-    for seats in (9, 4):
-        await deployment.emit("ada", type_="seats", seats=seats)
-        await deployment.settle()
-    held = next(each for each in deployment.stripe.events if each.event.value == "-5")
-    held.code = "meter_event_invalid_value"
+    deployment, held = await rejected_reduction()
     for number, value in enumerate(sent_besides):
         event = held.event._replace(identifier=f"somebody else's {number}", value=value)
         deployment.stripe.events.append(dataclasses.replace(held, event=event, code=""))

@@ -68,14 +68,20 @@ async def test_a_key_of_another_account_or_mode_compares_nothing_and_says_so(
     assert (stripe.compared, stripe.unchecked) == (0, 16)
 
 
-async def test_usage_before_the_first_customer_waits_for_one_although_somebody_pays_later() -> None:
-    """Who pays at the period's end is not asked by the sender; usage that it holds is not on its way."""
+async def used_a_day_before_somebody_pays() -> Deployment:
+    """Usage of eve, and then a customer for her from a day later on."""
     deployment = await settled()
     await deployment.emit("eve", gb="2.5", user="u", region="eu")
     await deployment.settle()
     deployment.stripe.add_customer("cus_eve")
     from_ms = (deployment.clock.ms + DAY_MS) // MINUTE_MS * MINUTE_MS
     await deployment.bind("eve", stripe_customer="cus_eve", effective_from_ms=from_ms)
+    return deployment
+
+
+async def test_usage_before_the_first_customer_waits_for_one_although_somebody_pays_later() -> None:
+    """Who pays at the period's end is not asked by the sender; usage that it holds is not on its way."""
+    deployment = await used_a_day_before_somebody_pays()
     await deployment.advance(2 * DAY_MS)
     await deployment.emit("eve", gb="4", user="u", region="eu")
     await deployment.settle()
@@ -109,12 +115,7 @@ async def test_usage_of_a_customer_who_ends_within_the_period_is_on_its_way() ->
 
 async def test_usage_that_is_reported_late_goes_to_nobody_who_pays_only_at_its_timestamp() -> None:
     """Its timestamp moves forward with the days until somebody pays there, who paid nothing at the usage's instant."""
-    deployment = await settled()
-    await deployment.emit("eve", gb="2.5", user="u", region="eu")
-    await deployment.settle()
-    deployment.stripe.add_customer("cus_eve")
-    from_ms = (deployment.clock.ms + DAY_MS) // MINUTE_MS * MINUTE_MS
-    await deployment.bind("eve", stripe_customer="cus_eve", effective_from_ms=from_ms)
+    deployment = await used_a_day_before_somebody_pays()
     for _ in range(20):
         await deployment.advance(2 * DAY_MS)
         await deployment.settle()

@@ -28,6 +28,13 @@ ANCHORED: dict[str, Any] = {
 CUT_SHORT: dict[str, Any] = {"period_end_ms": NOW_MS}
 
 
+async def left_in_doubt(bench: Bench) -> None:
+    """What was published is tried; when Stripe answers again, it has forgotten the identifiers."""
+    await bench.pump(3)
+    bench.stripe.fault = lambda _event: None
+    bench.clock.advance(30 * HOUR_MS)
+
+
 @pytest.mark.parametrize("fault", [MemoryFault.LOST_ANSWER, MemoryFault.NO_ANSWER], ids=["delivered", "lost"])
 async def test_after_the_window_it_looks_and_does_not_guess(fault: MemoryFault) -> None:
     """Down for 30 hours after a send without an answer: Stripe has forgotten the identifier."""
@@ -36,9 +43,7 @@ async def test_after_the_window_it_looks_and_does_not_guess(fault: MemoryFault) 
     await bench.settle()
     await bench.publish(make_intent("doubt", delta=5))
     bench.stripe.fault = lambda _event: fault
-    await bench.pump(3)
-    bench.stripe.fault = lambda _event: None
-    bench.clock.advance(30 * HOUR_MS)
+    await left_in_doubt(bench)
 
     await bench.restart()
     await bench.settle()
@@ -54,9 +59,7 @@ async def test_two_in_doubt_with_one_sum_that_fits_both_are_held() -> None:
     bench.stripe.fault = lambda event: MemoryFault.LOST_ANSWER if event.identifier == "one" else MemoryFault.NO_ANSWER
     await bench.publish(make_intent("one", "a"))
     await bench.publish(make_intent("two", "b"), partition=1)
-    await bench.pump(3)
-    bench.stripe.fault = lambda _event: None
-    bench.clock.advance(30 * HOUR_MS)
+    await left_in_doubt(bench)
 
     await bench.restart()
     await bench.settle(rounds=10)
@@ -82,9 +85,7 @@ async def test_looking_counts_the_reports_of_all_periods_that_stripe_adds_up(
     await bench.settle()
     bench.stripe.fault = lambda _event: fault
     await bench.publish(make_intent("doubt", delta=5, **changes))
-    await bench.pump(3)
-    bench.stripe.fault = lambda _event: None
-    bench.clock.advance(30 * HOUR_MS)
+    await left_in_doubt(bench)
 
     await bench.restart()
     await bench.settle()
@@ -100,9 +101,7 @@ async def test_looking_takes_what_stripe_rejected_for_what_is_sought_where_both_
     await bench.settle()
     bench.stripe.fault = lambda _event: MemoryFault.LOST_ANSWER
     await bench.publish(make_intent("doubt"))
-    await bench.pump(3)
-    bench.stripe.fault = lambda _event: None
-    bench.clock.advance(30 * HOUR_MS)
+    await left_in_doubt(bench)
 
     await bench.restart()
     await bench.settle()
@@ -116,9 +115,7 @@ async def test_two_in_doubt_of_periods_that_overlap_are_held() -> None:
     bench.billing["b"] = (Billing.MAPPED, "cus_a")
     bench.stripe.fault = lambda event: MemoryFault.LOST_ANSWER if event.identifier == "one" else MemoryFault.NO_ANSWER
     await bench.publish(make_intent("one", "a"), make_intent("two", "b", **ANCHORED))
-    await bench.pump(3)
-    bench.stripe.fault = lambda _event: None
-    bench.clock.advance(30 * HOUR_MS)
+    await left_in_doubt(bench)
 
     await bench.restart()
     await bench.settle(rounds=10)
@@ -140,9 +137,7 @@ async def test_dead_letter_that_a_person_may_have_sent_at_another_instant_is_in_
     bench.stripe.fault = lambda _event: MemoryFault.NO_ANSWER
     december: dict[str, Any] = {"period_start_ms": PERIOD_END_MS, "period_end_ms": PERIOD_END_MS + 31 * DAY_MS}
     await bench.publish(make_intent("doubt", **december, bucket_end_ms=bench.clock.ms))
-    await bench.pump(3)
-    bench.stripe.fault = lambda _event: None
-    bench.clock.advance(30 * HOUR_MS)
+    await left_in_doubt(bench)
 
     await bench.restart()
     await bench.settle(rounds=10)
@@ -173,9 +168,7 @@ async def test_recent_send_of_the_lane_delays_the_verdict() -> None:
     bench.stripe.lag_ms = 5 * MINUTE_MS
     bench.stripe.fault = lambda _event: MemoryFault.LOST_ANSWER
     await bench.publish(make_intent("doubt"))
-    await bench.pump(3)
-    bench.stripe.fault = lambda _event: None
-    bench.clock.advance(30 * HOUR_MS)
+    await left_in_doubt(bench)
     await bench.publish(make_intent("fresh", "b"))
     bench.billing["b"] = (Billing.MAPPED, "cus_a")
 
@@ -214,9 +207,7 @@ async def test_send_of_another_process_during_the_look_voids_it() -> None:
     bench.stripe.fault = lambda _event: MemoryFault.NO_ANSWER
     await bench.restart()
     await bench.publish(make_intent("doubt"))
-    await bench.pump(3)
-    bench.stripe.fault = lambda _event: None
-    bench.clock.advance(30 * HOUR_MS)
+    await left_in_doubt(bench)
 
     await bench.restart()
     await bench.settle(step_ms=MINUTE_MS)
