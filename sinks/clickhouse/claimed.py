@@ -25,6 +25,15 @@ from schemas.rebuild import AnalyticalStore, RebuildClaim
 Value = TypeVar("Value")
 
 
+async def answered(call: Awaitable[Value], claim: RebuildClaim) -> Value:
+    """The call's answer. Where the table that it names is unknown because a later command has renamed it, `Fenced`."""
+    try:
+        return await call
+    except OperatorNeeded:
+        await claim.check()
+        raise
+
+
 class ClaimedStore(AnalyticalStore):
     """As the store. Raises `Fenced` where another command has claimed."""
 
@@ -32,65 +41,57 @@ class ClaimedStore(AnalyticalStore):
         self._store = store
         self._claim = claim
 
-    async def _read(self, call: Awaitable[Value]) -> Value:
-        try:
-            return await call
-        except OperatorNeeded:
-            # A later command has taken the tables beside over: the name that this one knows is unknown.
-            await self._claim.check()
-            raise
-
     async def migrate(self) -> None:
         await self._store.migrate()
 
     async def insert_events(self, rows: Sequence[EventRow]) -> None:
         await self._claim.check()
-        await self._read(self._store.insert_events(rows))
+        await answered(self._store.insert_events(rows), self._claim)
 
     async def insert_verdicts(self, rows: Sequence[VerdictRow]) -> None:
         await self._claim.check()
-        await self._read(self._store.insert_verdicts(rows))
+        await answered(self._store.insert_verdicts(rows), self._claim)
 
     async def insert_controls(self, rows: Sequence[ControlRow]) -> None:
         await self._claim.check()
-        await self._read(self._store.insert_controls(rows))
+        await answered(self._store.insert_controls(rows), self._claim)
 
     async def save_position(self, position: ArchivePosition) -> None:
         await self._claim.check()
-        await self._read(self._store.save_position(position))
+        await answered(self._store.save_position(position), self._claim)
 
     async def insert_hourly(self, rows: Sequence[HourlyRow]) -> None:
         await self._claim.check()
-        await self._read(self._store.insert_hourly(rows))
+        await answered(self._store.insert_hourly(rows), self._claim)
 
     async def insert_duplicates(self, rows: Sequence[DuplicateRow]) -> None:
         await self._claim.check()
-        await self._read(self._store.insert_duplicates(rows))
+        await answered(self._store.insert_duplicates(rows), self._claim)
 
     async def save_drained(self, position: DrainPosition) -> None:
         await self._claim.check()
-        await self._read(self._store.save_drained(position))
+        await answered(self._store.save_drained(position), self._claim)
 
     async def first_positions(self, identities: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
-        return await self._read(self._store.first_positions(identities))
+        return await answered(self._store.first_positions(identities), self._claim)
 
     async def events_rebuilt(self) -> int | None:
-        return await self._read(self._store.events_rebuilt())
+        return await answered(self._store.events_rebuilt(), self._claim)
 
     async def load_position(self, partition: int) -> ArchivePosition | None:
-        return await self._read(self._store.load_position(partition))
+        return await answered(self._store.load_position(partition), self._claim)
 
     async def load_controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
-        return await self._read(self._store.load_controls(partition, before_position))
+        return await answered(self._store.load_controls(partition, before_position), self._claim)
 
     async def load_drained(self) -> Mapping[int, DrainPosition]:
-        return await self._read(self._store.load_drained())
+        return await answered(self._store.load_drained(), self._claim)
 
     async def latest_generation(self) -> int:
-        return await self._read(self._store.latest_generation())
+        return await answered(self._store.latest_generation(), self._claim)
 
     async def generation_since(self, partition: int, bucket_ms: int) -> int:
-        return await self._read(self._store.generation_since(partition, bucket_ms))
+        return await answered(self._store.generation_since(partition, bucket_ms), self._claim)
 
     async def close(self) -> None:
         await self._store.close()

@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Collection, Mapping, Sequence
 from typing import Final, TypeVar
 
 from schemas.analytics import HourlyRow
-from schemas.errors import OperatorNeeded, Transient
+from schemas.errors import Transient
 from schemas.rebuild import AnalyticalStore, Building, RebuildClaim
-from sinks.clickhouse.claimed import ClaimedStore
+from sinks.clickhouse.claimed import ClaimedStore, answered
 from sinks.clickhouse.client import ClickHouse, quoted_name, quoted_text
 from sinks.clickhouse.table_marks import Mark, beside_name, beside_of, names_of, new_name, read_marks
 from sinks.clickhouse.writer import POSITION_BITS, ClickHouseStore
@@ -107,13 +107,7 @@ class ClickHouseStaging:
         await self._answered(self._clickhouse.command(sql))
 
     async def _answered(self, call: Awaitable[Value]) -> Value:
-        try:
-            return await call
-        except OperatorNeeded:
-            # A later command may have renamed the table.
-            if self._claim is not None:
-                await self._claim.check()
-            raise
+        return await (answered(call, self._claim) if self._claim is not None else call)
 
     async def _taken_over(self, tables: Sequence[str]) -> Mapping[str, Mark]:
         """The marks of all tables, once those beside bear this command's token and none is about to appear."""
