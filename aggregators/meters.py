@@ -94,20 +94,21 @@ def definition_change(held: Catalog | None, proposed: Catalog) -> str | None:
     for before in (*held.meters, *held.retired):
         meter = known.get(before.slug)
         if meter is None:
-            if proposed.version <= held.version:
-                continue
-            return f"meter {before.slug} is left out: name it under `retired`, as `tidemark catalog apply` does"
+            continue
         for field in ("event_type", "aggregation", "value_path", "dimensions", "filters", "scale", "late"):
             if getattr(before, field) != getattr(meter, field):
                 return f"meter {meter.slug}: {field} cannot change; add a meter under another slug"
     return None
 
 
-def successor(held: Catalog, proposed: Catalog) -> Catalog:
+def successor(held: Catalog | None, proposed: Catalog) -> Catalog:
     """The proposed catalog, with the meters that it leaves out of the one in force among its retired ones.
 
+    The fold asks as well as the command: between the command's look and the record's place another catalog may stand.
     Raises pydantic's `ValidationError` where there are more of them than a catalog holds.
     """
+    if held is None:
+        return proposed
     known = {meter.slug for meter in (*proposed.meters, *proposed.retired)}
     gone = [meter for meter in (*held.meters, *held.retired) if meter.slug not in known]
     retired = (*proposed.retired, *gone)

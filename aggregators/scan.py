@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from aggregators.decode import Rejected, decode, raw_event, raw_events
 from aggregators.instants import parse_instant_us
-from aggregators.meters import CompiledCatalog, Contribution, Failure, compiled, definition_change
+from aggregators.meters import CompiledCatalog, Contribution, Failure, compiled, definition_change, successor
 from aggregators.parked import VerdictStep, far_late_us, parked_entry
 from aggregators.partitioning import partition_of
 from aggregators.signing import signature_holds
@@ -239,7 +239,7 @@ class _Scanner:
         problem = self._apply(control, position(record.offset))
         if problem:
             return self._refuse(record, Reason.BAD_CONTROL, problem)
-        if isinstance(control, CatalogRecord) and control.catalog != self.catalog:
+        if isinstance(control, CatalogRecord) and not self._is_in_force(control.catalog):
             return None
         account = control.account if isinstance(control, AccountRecord | CloseRecord | RecutRecord) else ""
         kept = control.model_copy(update={"content": ""}) if isinstance(control, RecutRecord) else None
@@ -259,8 +259,11 @@ class _Scanner:
                 return change
             # An older version is a late repeat of a record that another apply has overtaken.
             if self.catalog is None or control.catalog.version > self.catalog.version:
-                self.catalog, self.policy = control.catalog, control.catalog.policy
-                self.compiled = compiled(control.catalog)
+                try:
+                    self.catalog = successor(self.catalog, control.catalog)
+                except ValidationError as error:
+                    return f"retired: {error.errors(include_url=False)[0]['msg']}: too many meters were taken away"
+                self.policy, self.compiled = self.catalog.policy, compiled(self.catalog)
             return None
         if isinstance(control, VerdictRecord):
             return self._verdicts(control, at)
@@ -274,6 +277,12 @@ class _Scanner:
                 return str(error)
         self.steps.append(AccountControl(at, self.log_time_ms, control, content))
         return None
+
+    def _is_in_force(self, said: Catalog) -> bool:
+        held = self.catalog
+        return held is not None and (held.version, held.meters, held.policy) == (
+            said.version, said.meters, said.policy,
+        )  # fmt: skip
 
     def _verdicts(self, record: VerdictRecord, at: int) -> str | None:
         for each in record.verdicts:

@@ -130,8 +130,6 @@ def following(held: Catalog | None, path: Path | None) -> Catalog:
     Raises `InvalidInput` naming the field.
     """
     proposed = read_catalog(path)
-    if held is None:
-        return proposed
     try:
         return successor(held, proposed)
     except ValidationError as error:

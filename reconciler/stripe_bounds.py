@@ -30,17 +30,20 @@ class Sum(NamedTuple):
 
 class DeadLetter(NamedTuple):
     """A meter event that Stripe refused, or whose last answer was a refusal: it may hold it all the same, by an earlier
-    try whose answer was lost, or because a person sent it."""
+    try whose answer was lost, or because a person sent it. Also one that another sender called free, which had not yet
+    read the attempt of the one that sends it."""
 
     identifier: str
     units: int
 
 
 class Held(NamedTuple):
-    """Which dead letters explain a sum: those that it contains, and those of which that cannot be told."""
+    """Which dead letters explain a sum: those that it contains, and those of which that cannot be told. With too many
+    of them it is not known whether they explain it: `tried` is False."""
 
     certain: frozenset[str]
     possible: frozenset[str]
+    tried: bool = True
 
 
 class Bounds(NamedTuple):
@@ -82,7 +85,7 @@ class Bounds(NamedTuple):
         highest = sum(max(each.units, 0) for each in self.dead)
         if not self._holds(found, lowest, highest):
             return None
-        return Held(frozenset(), self._named((1 << len(self.dead)) - 1))
+        return Held(frozenset(), self._named((1 << len(self.dead)) - 1), tried=False)
 
     def _holds(self, found: Decimal, least: int, most: int) -> bool:
         """Whether `found` lies within the bounds with so much of the dead letters."""
@@ -147,7 +150,7 @@ def _bounds(inside: Sequence[Told], recent_from_ms: int) -> Bounds:
             reductions -= min(units, 0)
             if each.outcome.settled_at_ms > recent_from_ms:
                 lowest, highest = lowest - max(units, 0), highest - min(units, 0)
-        elif each.is_dead:
+        else:
             dead.append(DeadLetter(each.intent.identifier, units))
     return Bounds(
         accepted, accepted + lowest, accepted + highest, gross, len(inside), reductions, tuple(dead),

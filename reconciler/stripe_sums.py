@@ -30,6 +30,9 @@ PERHAPS_CONTAINED: Final = (
     "; but Stripe's sum contains some of the dead letters of this meter and customer, perhaps this one: look at the "
     "customer's usage in Stripe before it is sent by hand"
 )
+TOO_MANY_DEAD: Final = (
+    "too many different dead letters to tell whether some of them, which Stripe may hold, make up the difference"
+)
 REJECTIONS_DAYS: Final = 30
 TRIES_MAX: Final = 3
 
@@ -168,6 +171,9 @@ class StripeComparison:
             # The rows of the dead letters tell the difference.
             self._contained |= held.certain
             self._perhaps_contained |= held.possible
+            if not held.tried:
+                self._add(Cause.UNCHECKED, key, bounds, answer, TOO_MANY_DEAD)
+                return Cause.UNCHECKED
             if bounds.highest == bounds.lowest:
                 self._findings.equal(Pair.STRIPE, 1)
                 return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -152,9 +152,11 @@ class ArchiveStore(Protocol):
 
     async def load_position(self, partition: int) -> ArchivePosition | None: ...
 
-    async def load_controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
+    async def load_controls(
+        self, partition: int, before_position: int, accounts: Collection[str] | None = None
+    ) -> Sequence[ControlRow]:
         """All catalog, account, close and re-cut rows before `before_position`, oldest first: the policy in force when
-        a binding arrived decides when it takes effect."""
+        a binding arrived decides when it takes effect. With `accounts`, those of no account and of these."""
         ...
 
     async def close(self) -> None: ...

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Self
 
@@ -148,12 +150,10 @@ class Catalog(BaseModel):
 
     @model_validator(mode="after")
     def _slugs_differ(self) -> Self:
-        slugs = [meter.slug for meter in (*self.meters, *self.retired)]
-        twice = sorted({slug for slug in slugs if slugs.count(slug) > 1})
+        twice = _twice(meter.slug for meter in (*self.meters, *self.retired))
         if twice:
             raise ValueError(f"meter slug used twice: {', '.join(twice)}")
-        names = [meter.stripe_event_name for meter in self.meters if meter.stripe_event_name]
-        shared = sorted({name for name in names if names.count(name) > 1})
+        shared = _twice(meter.stripe_event_name for meter in self.meters if meter.stripe_event_name)
         if shared:
             raise ValueError(f"stripe_event_name used by two meters: {', '.join(shared)}")
         return self
@@ -161,6 +161,10 @@ class Catalog(BaseModel):
     def meter(self, slug: str) -> Meter | None:
         """The meter of that slug, or None."""
         return next((meter for meter in self.meters if meter.slug == slug), None)
+
+
+def _twice(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
 def path_keys(path: str) -> tuple[str, ...]:

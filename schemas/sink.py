@@ -37,12 +37,21 @@ class StripeRejections(Protocol):
         ...
 
 
+class Payer(NamedTuple):
+    """Who pays for an intent, with the Stripe customer where it is mapped, and where the period of its usage ends by
+    what is known now: a binding may have cut it since the intent was made."""
+
+    billing: Billing
+    stripe_customer: str
+    period_end_ms: int
+
+
 class CustomerResolver(Protocol):
     """Who pays for an account."""
 
-    async def __call__(self, intent: Intent, instant_ms: int) -> tuple[Billing, str] | None:
-        """What the binding of the intent's account in force at `instant_ms` says, and the Stripe customer where it is
-        mapped; None where the usage was counted again since, so that another intent tells it.
+    async def __call__(self, intent: Intent, instant_ms: int) -> Payer | None:
+        """What the binding of the intent's account in force at `instant_ms` says; None where the usage was counted
+        again since, so that another intent tells it.
 
         Bindings are effective-dated: usage of last month belongs to the customer of last month. May raise
         `Transient`, also where it does not know yet what was known when the intent was made.

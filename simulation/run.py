@@ -22,7 +22,8 @@ from simulation.verify import unsettled, verify
 from simulation.world import Failure, World
 
 REST_S: Final = 300.0
-ROUNDS_MAX: Final = 200
+# A worker whose drain takes two cells at a time needs eighty of them for a re-cut, and the rest may need as many.
+ROUNDS_MAX: Final = 600
 SHRINK_RUNS_MAX: Final = 200
 SEEDS_AT_ONCE: Final = 5
 

@@ -58,8 +58,7 @@ def catalog(version: int, report_interval_ms: int) -> dict[str, Any]:
     if version == CATALOG_VERSIONS:
         policy["grace_ms"] *= 2
     later = [] if version in (1, WITHOUT_A_METER) else [LATER_METER]
-    retired = [LATER_METER] if version == WITHOUT_A_METER else []
-    return {"version": version, "meters": METERS + later, "policy": policy, "retired": retired}
+    return {"version": version, "meters": METERS + later, "policy": policy}
 
 
 def customers(account: str) -> tuple[str, str]:

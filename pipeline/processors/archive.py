@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from aggregators.bindings import bound, closed, recut
 from aggregators.decode import normalised
+from aggregators.meters import successor
 from aggregators.plan import PlacedVerdict, place
 from aggregators.scan import Arrival, LogState, scan
 from pipeline.deployment import find_genesis
@@ -140,7 +141,8 @@ def _replayed(rows: Sequence[ControlRow]) -> tuple[Catalog | None, dict[str, Acc
         policy = catalog.policy if catalog else Policy()
         if row.kind == ControlKind.CATALOG:
             proposed = CatalogRecord.model_validate_json(row.value).catalog
-            catalog = proposed if catalog is None or proposed.version > catalog.version else catalog
+            if catalog is None or proposed.version > catalog.version:
+                catalog = successor(catalog, proposed)
         elif row.kind == ControlKind.ACCOUNT:
             binding = AccountRecord.model_validate_json(row.value).binding
             before = accounts.get(row.account, AccountState())

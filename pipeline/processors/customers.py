@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from aggregators.bindings import customer_at, is_replaced
 from aggregators.partitioning import partition_of
+from aggregators.periods import period_at
 from schemas.errors import Transient
 from schemas.periods import Billing
 from schemas.reports import Intent
 from schemas.rollup import RollupStore
+from schemas.sink import Payer
 
 
 class BindingResolver:
@@ -17,7 +19,7 @@ class BindingResolver:
         self._store = store
         self._partitions = partitions
 
-    async def __call__(self, intent: Intent, instant_ms: int) -> tuple[Billing, str] | None:
+    async def __call__(self, intent: Intent, instant_ms: int) -> Payer | None:
         partition = partition_of(intent.account, self._partitions)
         fence, states = await self._store.accounts(partition, [intent.account])
         state = states[intent.account]
@@ -30,5 +32,8 @@ class BindingResolver:
             )
         if is_replaced(state, intent.period_start_ms, intent.bucket_start_ms):
             return None
+        period_end_ms = period_at(state, intent.period_start_ms).end_ms
         customer = customer_at(state, instant_ms)
-        return (customer.billing, customer.stripe_customer) if customer else (Billing.UNMAPPED, "")
+        if customer is None:
+            return Payer(Billing.UNMAPPED, "", period_end_ms)
+        return Payer(customer.billing, customer.stripe_customer, period_end_ms)

@@ -18,7 +18,7 @@ from schemas.clock import HOUR_MS
 from schemas.errors import OperatorNeeded
 from schemas.log import REPORTS_TOPIC, Log
 from schemas.reports import Intent
-from schemas.rollup import DirtyCell, Fence, RollupStore
+from schemas.rollup import DirtyCell, Fence, RollupStore, Waiting
 
 INTENTS_AT_ONCE_MAX: Final = 500
 DUPLICATES_AT_ONCE_MAX: Final = 10_000
@@ -79,17 +79,22 @@ class HourlyDrain:
             first_ms = min(cell.key.bucket_ms for cell in cells)
             if not complete and first_ms + HOUR_MS <= fence.log_time_ms:
                 # A re-cut changes buckets that were complete: until all of it is there, answers hold parts of two cuts.
-                await self._save(DrainPosition(partition, fence.next_offset, first_ms))
+                complete_ms = await self._complete_ms(partition, before, waiting, fence)
+                await self._save(DrainPosition(partition, fence.next_offset, min(first_ms, complete_ms)))
             await self._hourly.insert_hourly([hourly_row(cell, partition) for cell in cells])
             await self._store.confirm_dirty(partition, cells)
         if complete:
-            complete_ms = complete_up_to_ms(before, waiting, fence)
-            # Read after the cells: what was dropped before they were read must not be called complete.
-            if lost := (await self._store.lost(partition)).cells:
-                complete_ms = min(complete_ms, *lost)
+            complete_ms = await self._complete_ms(partition, before, waiting, fence)
             await self._save(DrainPosition(partition, fence.next_offset, complete_ms))
             await self._store.drop_closed_buckets(partition)
         return Drained(len(cells), duplicates, complete)
+
+    async def _complete_ms(self, partition: int, before: Fence, waiting: Waiting, fence: Fence) -> int:
+        """How far the rows are complete once all cells that were read are there."""
+        complete_ms = complete_up_to_ms(before, waiting, fence)
+        # Read after the cells: what was dropped before they were read must not be called complete.
+        lost = (await self._store.lost(partition)).cells
+        return min(complete_ms, *lost) if lost else complete_ms
 
     async def _check_generation(self, partition: int, fence: Fence, cells: Sequence[DirtyCell]) -> None:
         """Rows of a later generation where this view still has something to say: it was rebuilt after this copy of it

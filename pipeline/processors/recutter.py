@@ -101,7 +101,7 @@ class Recutter:
                 continue
             if is_waiting(state, fence.log_time_ms):
                 if rows is None:
-                    rows = await self._archive.load_controls(partition, position(reached.next_offset))
+                    rows = await self._archive.load_controls(partition, position(reached.next_offset), waiting)
                 ours = [row for row in rows if row.account in ("", account) and row.position < pending.position]
                 now = Snapshot(partition, fence, history_of(ours, fence.log_time_ms))
                 try:

@@ -17,7 +17,7 @@ from schemas.clock import DAY_MS
 from schemas.errors import OperatorNeeded
 from schemas.log import Record
 from schemas.reports import Attempt, Intent, Outcome, ReportEntry
-from sinks.stripe.writer import deadline_ms
+from sinks.stripe.writer import PAST_MAX_MS, deadline_ms
 
 PENDING_MAX: Final = 500_000
 
@@ -194,7 +194,7 @@ class Ledger:
                 f"more than {self._pending_max} reports are unresolved on one partition: map the accounts that are "
                 "unmapped, or mark them free"
             )
-        self.has_doubts |= _kept_until_ms(intent) < self._forgot_at_ms
+        self.has_doubts |= _kept_at_least_until_ms(intent) < self._forgot_at_ms
         pending = Pending(intent, offset)
         self._pending[intent.identifier] = pending
         lane = self.lanes.setdefault(LaneKey(intent.event_name, intent.account), Lane())
@@ -204,3 +204,9 @@ class Ledger:
 
 def _kept_until_ms(intent: Intent) -> int:
     return deadline_ms(intent) + DAY_MS
+
+
+def _kept_at_least_until_ms(intent: Intent) -> int:
+    """The same of any copy of the intent: how its period was cut may have changed since another one was published, but
+    not before its bucket began."""
+    return min(intent.bucket_start_ms, intent.period_end_ms) + PAST_MAX_MS + DAY_MS

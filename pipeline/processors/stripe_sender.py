@@ -185,7 +185,9 @@ class StripeSender:
         part.ledger.forget_expired(now_ms)
         if part.ledger.has_doubts:
             await self._recall(part)
-        due = [lane for lane in part.ledger.lanes.values() if lane.not_before_ms <= now_ms]
+        # What is held and was looked at not long ago comes last: much of it must not stand before all others.
+        may = (lane for lane in part.ledger.lanes.values() if lane.not_before_ms <= now_ms)
+        due = sorted(may, key=lambda lane: lane.not_before_ms)
         if not due:
             return
         queue = iter(due)
@@ -261,9 +263,7 @@ class StripeSender:
     async def _begin(self, part: _Partition, pending: Pending) -> None:
         """Decide what will be sent, to whom and when, and write it down."""
         intent, now_ms = pending.intent, self._clock.now_ms()
-        timestamp_s = event_time_s(intent, now_ms)
-        wait_ms = 0 if timestamp_s is None else too_early_ms(timestamp_s, now_ms)
-        if wait_ms:
+        if wait_ms := too_early_ms(intent.instant_ms, now_ms):
             self._hold(pending, Hold.EARLY, "its period begins in the future", wait_ms)
             return
         # Not at the timestamp: that is a later one where Stripe would find the usage's own too old.
@@ -271,21 +271,21 @@ class StripeSender:
         if payer is None:
             await self._settle(part, pending, OutcomeStatus.REPLACED, REPLACED)
             return
-        billing, customer = payer
-        if billing is Billing.FREE:
+        timestamp_s = event_time_s(intent, payer.period_end_ms, now_ms)
+        if payer.billing is Billing.FREE:
             await self._settle(part, pending, OutcomeStatus.FREE, "the account is free")
             return
         if timestamp_s is None:
             detail = "its period ended more than 35 days ago and Stripe takes it no more: add an invoice item"
             await self._settle(part, pending, OutcomeStatus.DEAD, detail)
             return
-        if billing is Billing.UNMAPPED or not customer:
+        if payer.billing is Billing.UNMAPPED or not payer.stripe_customer:
             detail = "bind the account to a Stripe customer, or mark it free"
             self._hold(pending, Hold.UNMAPPED, detail, self._policy.hold_retry_ms)
             return
         if await self._ensure_meter(pending):
             value = decimal_text(intent.delta_minor, intent.scale)
-            await self._write_attempt(part, pending, customer, timestamp_s, value)
+            await self._write_attempt(part, pending, payer.stripe_customer, timestamp_s, value)
 
     async def _ensure_meter(self, pending: Pending) -> bool:
         event_name = pending.intent.event_name
@@ -329,7 +329,9 @@ class StripeSender:
             if verdict.presence is Presence.UNKNOWN:
                 self._hold(pending, Hold.UNKNOWN, verdict.detail, self._policy.look_retry_ms)
                 return
-            timestamp_s = event_time_s(pending.intent, self._clock.now_ms())
+            payer = await self._resolve(pending.intent, pending.intent.instant_ms)
+            period_end_ms = payer.period_end_ms if payer else pending.intent.period_end_ms
+            timestamp_s = event_time_s(pending.intent, period_end_ms, self._clock.now_ms())
             if timestamp_s is None:
                 await self._settle(part, pending, OutcomeStatus.DEAD, f"{verdict.detail}, and its period is too old")
                 return

@@ -7,7 +7,7 @@ be written (dirty in Redis, or beyond the stored position), and writes the same 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from schemas.analytics import (
@@ -81,8 +81,10 @@ class ClaimedStore(AnalyticalStore):
     async def load_position(self, partition: int) -> ArchivePosition | None:
         return await answered(self._store.load_position(partition), self._claim)
 
-    async def load_controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
-        return await answered(self._store.load_controls(partition, before_position), self._claim)
+    async def load_controls(
+        self, partition: int, before_position: int, accounts: Collection[str] | None = None
+    ) -> Sequence[ControlRow]:
+        return await answered(self._store.load_controls(partition, before_position, accounts), self._claim)
 
     async def load_drained(self) -> Mapping[int, DrainPosition]:
         return await answered(self._store.load_drained(), self._claim)

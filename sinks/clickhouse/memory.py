@@ -6,7 +6,7 @@ Everything here is naive on purpose: it is read against the SQL, and shares no c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -111,9 +111,12 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
         """The furthest position saved."""
         return self.archived.get(partition)
 
-    async def load_controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
+    async def load_controls(
+        self, partition: int, before_position: int, accounts: Collection[str] | None = None
+    ) -> Sequence[ControlRow]:
         """As `ArchiveStore` says."""
-        return [row for row in await self.controls(partition, before_position) if row.kind in FOLDED_KINDS]
+        folded = [row for row in await self.controls(partition, before_position) if row.kind in FOLDED_KINDS]
+        return folded if accounts is None else [row for row in folded if row.account in ("", *accounts)]
 
     async def save_drained(self, position: DrainPosition) -> None:
         """Keep the furthest."""

@@ -6,7 +6,7 @@ Python object per value; ClickHouse parses it about as fast as its own Native fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -101,12 +101,15 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         )
         return ArchivePosition(*rows[0]) if rows else None
 
-    async def load_controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
-        """All catalog, account and close rows before `before_position`, oldest first."""
+    async def load_controls(
+        self, partition: int, before_position: int, accounts: Collection[str] | None = None
+    ) -> Sequence[ControlRow]:
+        """As `ArchiveStore` says."""
+        named = "" if accounts is None else f"AND account IN {json_literal(['', *accounts], 'Array(String)')} "
         rows = await self._clickhouse.rows(
             f"SELECT partition, position, kind, account, log_time_ms, value FROM {self._table('control_log')} FINAL "  # noqa: S608  # a name of ours
             "WHERE partition = {partition:UInt16} AND position < {before:UInt64} AND kind IN {kinds:Array(String)} "
-            "ORDER BY position",
+            f"{named}ORDER BY position",
             {"partition": partition, "before": before_position, "kinds": list(FOLDED_KINDS)},
         )
         return [ControlRow(*row) for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import msgspec
 
@@ -52,7 +53,13 @@ def decode_fence(fields: Mapping[str, str]) -> Fence:
         next_offset=int(fields["next_offset"]),
         log_time_ms=int(fields["log_time_ms"]),
         secret_fingerprint=fields["secret_fingerprint"],
-        catalog=Catalog.model_validate_json(fields["catalog"]) if fields["catalog"] else None,
+        catalog=_catalog(fields["catalog"]) if fields["catalog"] else None,
         counters=Counters(*msgspec.json.decode(fields["counters"])),
         slices=tuple(MarkSlice(*each) for each in msgspec.json.decode(fields["slices"])),
     )
+
+
+# Reading a catalog takes milliseconds, and whoever asks for an account reads its partition's fence.
+@lru_cache(maxsize=16)
+def _catalog(text: str) -> Catalog:
+    return Catalog.model_validate_json(text)

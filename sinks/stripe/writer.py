@@ -24,27 +24,28 @@ def decimal_text(minor: int, scale: int) -> str:
     return f"{sign}{digits[:-scale]}{'.' if fraction else ''}{fraction}"
 
 
-def event_time_s(intent: Intent, now_ms: int) -> int | None:
+def event_time_s(intent: Intent, period_end_ms: int, now_ms: int) -> int | None:
     """The Unix seconds to report an intent at, or None once no instant of its period is young enough for Stripe.
+    `period_end_ms` is where its period ends by now, which a binding may have moved since the intent was made.
 
     The usage's own instant, which lies inside the period: usage reported in the invoice's grace counts only with a
     timestamp of the ended period. Where that is too old, the oldest instant of the period that Stripe still takes;
     the period, not the instant, decides the bill.
     """
-    last_ms = intent.period_end_ms - SECOND_MS
+    last_ms = max(period_end_ms - SECOND_MS, intent.period_start_ms)
     chosen_ms = min(max(intent.instant_ms, now_ms - PAST_COMFORT_MS), last_ms)
     if chosen_ms <= now_ms - PAST_MAX_MS + MINUTE_MS:
         return None
     return min(-(-chosen_ms // SECOND_MS), last_ms // SECOND_MS)
 
 
-def too_early_ms(timestamp_s: int, now_ms: int) -> int:
+def too_early_ms(instant_ms: int, now_ms: int) -> int:
     """How many milliseconds to wait until the instant has come; 0 where it has.
 
     Stripe takes instants up to five minutes ahead, by its own clock: all of that is left to a clock of ours that is
     ahead of it, because an event that it refuses for its instant is refused for good.
     """
-    return max(0, timestamp_s * SECOND_MS - now_ms)
+    return max(0, -(-instant_ms // SECOND_MS) * SECOND_MS - now_ms)
 
 
 def deadline_ms(intent: Intent) -> int:

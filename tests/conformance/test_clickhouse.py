@@ -125,6 +125,21 @@ async def test_controls_come_back_oldest_first_with_every_catalog_for_the_fold(b
     assert list(await both.reader.controls(4, 6)) == []
 
 
+async def test_controls_of_some_accounts_come_with_the_catalogs(both: Both) -> None:
+    """Whatever the accounts are called; the others' may be many and long."""
+    named = ["", "ada", "bob", "it's \\ {x:y}", "ada"]
+    kinds = ["catalog", "account", "account", "close", "recut"]
+    rows = [ControlRow(3, at, kinds[at], account, NOW_MS, "{}") for at, account in enumerate(named)]
+    await both.store.insert_controls(rows)
+
+    async def found(*accounts: str) -> list[int]:
+        return [row.position for row in await both.store.load_controls(3, 9, accounts)]
+
+    assert await found() == [0]
+    assert await found("ada") == [0, 1, 4]
+    assert await found("it's \\ {x:y}", "nobody") == [0, 3]
+
+
 async def test_highest_version_of_a_cell_stands_whatever_comes_last(both: Both) -> None:
     """Absolute values by version make drainers repeatable; values beyond 64 bits stay exact."""
     await both.store.insert_hourly([cell("tokens", 10**30 + 1, version=7), cell("tokens", 1, version=6)])

@@ -14,6 +14,7 @@ from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.log import REPORTS_TOPIC, Headers, TopicSpec
 from schemas.periods import Billing
 from schemas.reports import Attempt, Intent, Outcome, StripeMeters
+from schemas.sink import Payer
 from sinks.stripe.memory import MemoryStripe
 from tests.services.stripe import ManualClock
 
@@ -73,6 +74,7 @@ class Bench:
         self.billing: dict[str, tuple[Billing, str]] = {}
         self.asked: list[tuple[str, int]] = []
         self.replaced: set[str] = set()
+        self.period_ends: dict[str, int] = {}
         self.partitions = partitions
         self.policy = policy
         self.sender = self.new_sender()
@@ -87,10 +89,12 @@ class Bench:
         await self.assign()
         return self
 
-    async def resolve(self, intent: Intent, instant_ms: int) -> tuple[Billing, str] | None:
+    async def resolve(self, intent: Intent, instant_ms: int) -> Payer | None:
         """Who pays."""
         self.asked.append((intent.account, instant_ms))
-        return None if intent.identifier in self.replaced else self.billing[intent.account]
+        if intent.identifier in self.replaced:
+            return None
+        return Payer(*self.billing[intent.account], self.period_ends.get(intent.account, intent.period_end_ms))
 
     def new_sender(self) -> StripeSender:
         """Another process. It talks to `meters` where that is set, else to the twin."""

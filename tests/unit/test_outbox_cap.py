@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aggregators.instants import format_instant_ms
 from pipeline.metrics import Metrics
+from pipeline.processors.drains import HourlyDrain
 from pipeline.processors.rollup import RollupProcessor
 from pipeline.rebuild.hourly import HourlyRebuild
 from pipeline.rebuild.live_view import LiveViewRebuild
@@ -42,6 +43,24 @@ async def test_hours_whose_cells_were_dropped_are_never_called_complete() -> Non
         assert lost.cells
         assert (await made.clickhouse.load_drained())[partition].log_time_ms == min(lost.cells)
         assert min(lost.cells) >= START_MS // HOUR_MS * HOUR_MS + HOUR_MS
+
+
+async def test_drains_in_parts_call_no_hour_complete_that_was_dropped_or_waits() -> None:
+    """A backlog is drained in parts: the oldest cell of a part says nothing about what is no cell at all."""
+    made = await overflown()
+    await made.traffic(hours=2)
+    await made.emit("ada", at_ms=made.clock.now_ms() - 100 * HOUR_MS, gb="1", user="u", region="eu")
+    await made.traffic(hours=3)
+    await made.fold()
+    for partition in range(made.world.partitions):
+        drain, complete = HourlyDrain(made.store, made.clickhouse, cells_max=2), False
+        parts = 0
+        while not complete:
+            complete = (await drain.drain(partition)).complete
+            parts += 1
+            reached_ms = (await made.clickhouse.load_drained())[partition].log_time_ms
+            assert reached_ms <= min((await made.store.lost(partition)).cells)
+        assert parts > 2
 
 
 async def test_reconciler_names_the_remedy_and_nothing_else_differs() -> None:

@@ -14,6 +14,7 @@ from aggregators.signing import hash_key, mark
 from pipeline.deployment import append_everywhere
 from pipeline.logs.embedded_writer import connect
 from pipeline.logs.kafka import KafkaLog
+from pipeline.processors.archive import ArchiveProcessor
 from reconciler.causes import Cause, Pair, Verdict
 from schemas.clock import DAY_MS, HOUR_MS
 from schemas.control import CatalogRecord
@@ -75,6 +76,34 @@ async def test_a_longer_grace_opens_again_what_the_shorter_one_had_closed(by_rec
 
     held = deployment.store._partitions[deployment.partition("ada")].totals
     assert [key.period_start_ms for key in held] == periods
+    assert (await deployment.reconcile()).differences == 0
+
+
+async def test_a_meter_that_two_catalogs_leave_behind_the_folds_back_is_retired_where_the_record_stands() -> None:
+    """Both were checked against the one in force, by a command that could not see the first of them."""
+    deployment = await Deployment().start()
+    views = {"slug": "views", "event_type": "page.viewed", "aggregation": "count"}
+    clicks = {**views, "slug": "clicks"}
+    otherwise = {**views, "filters": [{"path": "$.page", "values": ["/"]}]}
+    meters: Any = CATALOG["meters"]
+    for version, later in ((2, [views]), (3, [clicks]), (4, [clicks, otherwise])):
+        made = Catalog.model_validate({**CATALOG, "version": version, "meters": [*meters, *later]})
+        await append_everywhere(deployment.log, SECRET, CatalogRecord(catalog=made))
+    await deployment.emit("ada", type_="page.viewed", page="/")
+    await deployment.settle()
+
+    archive = ArchiveProcessor(deployment.log, deployment.clickhouse, SECRET)
+    for partition in range(deployment.world.partitions):
+        fence = await deployment.store.load_fence(partition)
+        await archive.start_offset(partition)
+        assert fence is not None
+        assert fence.catalog is not None
+        assert fence.catalog.version == 3
+        assert [meter.slug for meter in fence.catalog.retired] == ["views"]
+        assert archive._partitions[partition].state.catalog == fence.catalog
+        assert fence.counters.rejected == 1
+    totals = deployment.store._partitions[deployment.partition("ada")].totals
+    assert [set(fields) for fields in totals.values()] == [{"clicks"}]
     assert (await deployment.reconcile()).differences == 0
 
 

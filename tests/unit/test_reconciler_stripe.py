@@ -256,9 +256,29 @@ def test_more_dead_letters_than_can_be_tried_explain_what_lies_between() -> None
     held = asked.explained(Decimal(5 + 12_345))
 
     assert held is not None
-    assert (held.certain, len(held.possible)) == (frozenset(), 700)
+    assert (held.certain, len(held.possible), held.tried) == (frozenset(), 700, False)
     assert asked.explained(Decimal(4)) is None
     assert asked.explained(Decimal(asked.gross + 1)) is None
+
+
+async def test_more_dead_letters_than_can_be_tried_leave_a_difference_unchecked() -> None:
+    """Stripe holds something that no dead letter is; with so many it cannot be told."""
+    deployment = await settled()
+    deployment.stripe.fault = lambda event: (
+        MemoryFault.BAD_REQUEST if (event.event_name, event.stripe_customer) == ("gigabytes", "cus_ada") else None
+    )
+    for power in range(13):
+        await deployment.emit("ada", gb=str(10 * 2**power), user="u", region="eu")
+        await deployment.settle()
+    deployment.stripe.fault = lambda _event: None
+    sent = (await dead_events(deployment))[0]
+    await deployment.stripe.send(sent._replace(identifier="somebody else's", value="3"))
+
+    report = await deployment.reconcile()
+
+    (unchecked,) = named(report, Cause.UNCHECKED)
+    assert unchecked.stripe_customer == "cus_ada"
+    assert "too many different dead letters" in unchecked.detail
 
 
 async def test_dead_letters_that_no_sum_tells_apart_are_told_as_perhaps_contained() -> None:

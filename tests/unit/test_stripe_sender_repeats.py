@@ -7,10 +7,7 @@ from unittest.mock import patch
 from schemas.clock import DAY_MS
 from schemas.reports import OutcomeStatus
 from sinks.stripe.memory import MemoryFault
-from tests.unit.sender_world import (
-    Bench,
-    make_intent,
-)
+from tests.unit.sender_world import NOW_MS, PERIOD_END_MS, Bench, make_intent
 
 
 async def test_republished_intents_are_not_sent_again() -> None:
@@ -73,3 +70,22 @@ async def test_identifiers_that_a_wrong_clock_forgot_are_not_sent_again() -> Non
 
     assert bench.held() == {"one": 1}
     assert len(bench.stripe.sends) == 1
+
+
+async def test_intent_that_is_published_again_with_a_longer_period_is_not_sent_again() -> None:
+    """A planned change cut the period when it was sent, and was taken back; the short copy's end is long over."""
+    bench = await Bench().start()
+    cut_ms = NOW_MS + DAY_MS
+    await bench.publish(make_intent("one", period_end_ms=cut_ms))
+    await bench.settle()
+    while bench.clock.now_ms() < cut_ms + 38 * DAY_MS:
+        bench.clock.advance(DAY_MS)
+        await bench.pump()
+    assert bench.sender.status().settled == 0
+
+    await bench.publish(make_intent("one", period_end_ms=PERIOD_END_MS))
+    await bench.settle()
+
+    assert PERIOD_END_MS - cut_ms > 7 * DAY_MS
+    assert len(bench.stripe.sends) == 1
+    assert bench.sender.status().pending == 0
