@@ -293,7 +293,7 @@ class World:
                 interval = chance.choice((Interval.DAY, Interval.MONTH, Interval.WEEK))
                 anchor_ms = ORIGIN_MS // MINUTE_MS * MINUTE_MS + chance.randrange(0, 600) * MINUTE_MS
                 fields = {"interval": interval, "anchor_ms": anchor_ms, **self._effective(chance, now_ms)}
-                later = chance.random() < 0.3
+                later = chance.random() < 0.5
                 if later and account != FREE and self.faults.strike(Fault.CUSTOMER_CHANGED, f"{now_ms}"):
                     fields["stripe_customer"] = customers(account)[1]
                 await self.bind(account, **fields)
@@ -313,8 +313,9 @@ class World:
 
     @staticmethod
     def _effective(chance: random.Random, now_ms: int) -> dict[str, int]:
-        minutes = now_ms // MINUTE_MS + chance.randrange(-600, 200)
-        return {"effective_from_ms": minutes * MINUTE_MS}
+        # Half of them soon: cuts within the bucket that is open show who pays on which side.
+        around = (-600, 200) if chance.random() < 0.5 else (-10, 30)
+        return {"effective_from_ms": (now_ms // MINUTE_MS + chance.randrange(*around)) * MINUTE_MS}
 
     async def _forge(self, chance: random.Random, secret: bytes, said: Genesis) -> None:
         partition = chance.randrange(PARTITIONS)

@@ -193,14 +193,16 @@ class _Partition:
                 await self._drain()
                 drained_hour = fence.log_time_ms // HOUR_MS
             await self._report(fence, swapped=False)
-            if len(records) == parts.limits.records_max:
+            at_end = len(records) < parts.limits.records_max
+            # A live view that stands still far back is overtaken there: what is built must not hold all hours since.
+            if not at_end and (live is None or live.next_offset > fence.next_offset):
                 continue
             if not records and live is not None and live.next_offset > fence.next_offset:
                 raise behind_the_view(partition, live, fence.next_offset)
             if await self._swapped(fence):
                 await self._report(fence, swapped=True)
                 return
-            refusals += 1
+            refusals += at_end
             if refusals > SWAP_REFUSALS_MAX:
                 raise Fenced(f"partition {partition}: the live view was ahead at every attempt to swap; run it again")
 

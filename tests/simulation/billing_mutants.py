@@ -74,6 +74,10 @@ BILLING: Final = (
         "a period ends where its last event thought", pipeline.processors.drains, "intent_of",
         lambda made: lambda *arguments: made(*arguments[:-1], AccountState()),
     ),
+    Mutant(
+        "a report is told at the end of its bucket, whatever its period", pipeline.processors.stripe_sender,
+        "event_time_s", lambda _made: lambda intent, _end_ms, _now_ms: intent.bucket_end_ms // 1_000 - 1,
+    ),
     Mutant("report forgotten before its intent is durable", ReportDrain, "_publish", _reports_forgotten_first),
     Mutant("a fresh identifier each send", pipeline.processors.stripe_sender, "meter_event", _fresh_identifier),
     Mutant(

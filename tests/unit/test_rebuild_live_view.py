@@ -264,6 +264,24 @@ async def test_worker_that_runs_on_is_fenced_by_the_swap() -> None:
     await world.assert_equal()
 
 
+async def test_live_view_that_stands_far_back_is_overtaken_there_and_hours_since_are_not_held() -> None:
+    """A copy older than the last rebuild, or a worker that was down for days: the worker folds and drains the rest."""
+    world = await loaded(0.1)
+    stood = {partition: await world.live.load_fence(partition) for partition in range(PARTITIONS)}
+    await world.feed(0.85)
+
+    await world.rebuild().run()
+
+    for partition in range(PARTITIONS):
+        before, held = stood[partition], world.live._partitions[partition]
+        assert before is not None
+        assert held.fence is not None
+        assert 0 <= held.fence.next_offset - before.next_offset <= LIMITS.records_max
+        assert len({each.bucket_ms for each in held.dirty}) <= 2
+        assert len({each.bucket_ms for each in held.reports}) <= 2
+    await world.assert_equal()
+
+
 async def test_rows_that_usage_hourly_lost_or_holds_wrong_are_written_again() -> None:
     """Every cell since the log began is drained once more, under versions above all older ones."""
     world = await loaded(0.9)
