@@ -137,8 +137,8 @@ class Policy(BaseModel):
 class Catalog(BaseModel):
     """All meters of a deployment. Written whole into every partition; effective from its offset.
 
-    `retired` are the meters that catalogs before it had: `tidemark catalog apply` names them, so that their slugs never
-    mean anything else.
+    `retired` are the meters that catalogs before it had, so that their slugs never mean anything else: `tidemark
+    catalog apply` names those it knows of, and each partition those that this catalog leaves out where it stands.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -13,10 +13,10 @@ from pipeline.deployment import ensure_deployment
 from pipeline.settings import Settings
 from reconciler.causes import Cause, Pair, Verdict
 from reconciler.reports_index import Told
-from reconciler.stripe_bounds import Bounds, DeadLetter, Sum, bounds_of, units_of
+from reconciler.stripe_bounds import SCALE_MAX, Bounds, DeadLetter, Sum, bounds_of, units_of
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.periods import Billing, Period
-from schemas.reports import MeterEvent
+from schemas.reports import MeterEvent, OutcomeStatus
 from sinks.stripe.memory import MemoryFault
 from sinks.stripe.writer import decimal_text
 from tests.unit.reconciler_world import (
@@ -259,6 +259,21 @@ def test_more_dead_letters_than_can_be_tried_explain_what_lies_between() -> None
     assert (held.certain, len(held.possible), held.tried) == (frozenset(), 700, False)
     assert asked.explained(Decimal(4)) is None
     assert asked.explained(Decimal(asked.gross + 1)) is None
+
+
+@pytest.mark.parametrize("found", [0, 1], ids=["not sent", "sent"])
+def test_report_that_another_sender_called_free_after_an_attempt_is_no_extra(found: int) -> None:
+    """The sender of the attempt may not have read that, and sends it to who paid when it looked."""
+    free = ACCEPTED.model_copy(update={"status": OutcomeStatus.FREE})
+    told = Told(0, INTENT, attempt(1), free)
+    asked = Sum(INTENT.event_name, attempt(1).stripe_customer, Period(NOVEMBER_MS, DECEMBER_MS))
+    units = INTENT.delta_minor * 10 ** (SCALE_MAX - INTENT.scale)
+
+    expected = bounds_of([asked], [told], 0)[asked]
+
+    assert expected.accepted == 0
+    assert expected.explained(Decimal(found * units)) is not None
+    assert expected.explained(Decimal(2 * units)) is None
 
 
 async def test_more_dead_letters_than_can_be_tried_leave_a_difference_unchecked() -> None:

@@ -52,6 +52,29 @@ async def test_after_the_window_it_looks_and_does_not_guess(fault: MemoryFault) 
     assert bench.sender.status().counts["looked_present" if fault is MemoryFault.LOST_ANSWER else "looked_absent"] == 1
 
 
+@pytest.mark.parametrize(
+    ("cut_days_ago", "status"),
+    [(33, OutcomeStatus.ACCEPTED), (36, OutcomeStatus.DEAD)],
+    ids=["the cut period is young enough", "only what follows the cut would be"],
+)
+async def test_lost_report_of_a_period_that_was_cut_since_is_told_within_the_cut(
+    cut_days_ago: int, status: OutcomeStatus
+) -> None:
+    """Found absent, it is told again: at an instant behind the cut it would be of another bill."""
+    bench = await Bench().start()
+    await bench.publish(make_intent("doubt"))
+    bench.stripe.fault = lambda _event: MemoryFault.NO_ANSWER
+    await left_in_doubt(bench)
+    cut_ms = bench.period_ends["a"] = NOW_MS + HOUR_MS
+    bench.clock.ms = cut_ms + cut_days_ago * DAY_MS
+
+    await bench.restart()
+    await bench.settle()
+
+    assert (await bench.outcomes())["doubt"].status is status
+    assert all(held.event.timestamp_s * 1_000 < cut_ms for held in bench.stripe.events)
+
+
 async def test_two_in_doubt_with_one_sum_that_fits_both_are_held() -> None:
     """One of two equal events is missing and nothing tells which: a person decides, nothing is repeated."""
     bench = await Bench(partitions=2).start()
