@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, NoReturn
 
 import msgspec
@@ -31,7 +33,8 @@ _normalised: Final = msgspec.json.Encoder(order="sorted", decimal_format="number
 # limits are far below it and make the answer the same everywhere (I7).
 LEVELS_MAX: Final = 200
 RECORD_LEVELS_MAX: Final = 500
-_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Each byte is looked at once, whatever the text: one that does not end goes to the text's end, and nothing backtracks.
+_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"{}[]")
 
@@ -53,10 +56,15 @@ class Decoded(NamedTuple):
     received: int
 
 
+def is_batch(value: bytes) -> bool:
+    """Whether a record's value is looked at as a list of events, well-formed or not."""
+    return value.lstrip()[:1] == b"["
+
+
 def decode(value: bytes | None, event_bytes_max: int) -> Decoded:
     """Decode one record value: a CloudEvents JSON object, or a list of them. Never raises."""
     value = value or b""
-    batch = value.lstrip()[:1] == b"["
+    batch = is_batch(value)
     if len(value) <= event_bytes_max or batch:
         fast = _decode_fast(value, event_bytes_max, batch=batch)
         if fast is not None:
@@ -83,7 +91,7 @@ def _decode_fast(value: bytes, event_bytes_max: int, *, batch: bool) -> list[tup
 
 
 def _decode_slowly(value: bytes, event_bytes_max: int, *, batch: bool) -> Decoded:
-    raws = [value]
+    raws: Sequence[bytes] = (value,)
     if levels(value) > RECORD_LEVELS_MAX:
         return Decoded(
             [], [Rejected(0, Reason.TOO_DEEP, f"nested more than {RECORD_LEVELS_MAX} levels deep", value)], 1
@@ -114,17 +122,19 @@ def _decode_slowly(value: bytes, event_bytes_max: int, *, batch: bool) -> Decode
     return Decoded(events, rejected, len(raws))
 
 
-def _raws(value: bytes) -> list[bytes]:
+# A record of which every event is refused is asked for each of them.
+@lru_cache(maxsize=1)
+def _raws(value: bytes) -> tuple[bytes, ...]:
     """The bytes of each element of a JSON list; raises where it is not one.
 
     The fast decoder gives up on a text that holds half a surrogate pair; the grammar of JSON allows one, so the
     slow scanner splits such a list, and only the event itself is lost.
     """
     try:
-        return [bytes(raw) for raw in _batch_of_raw(value)]
+        return tuple(bytes(raw) for raw in _batch_of_raw(value))
     except msgspec.MsgspecError:
         text = value.decode()
-        found, at = [], text.index("[") + 1
+        found, at = list[bytes](), text.index("[") + 1
         while (at := _SPACE.match(text, at).end()) < len(text) and text[at] != "]":  # type: ignore[union-attr]  # matches the empty text
             _, end = _SCANNER.raw_decode(text, at)
             found.append(text[at:end].encode())
@@ -135,7 +145,7 @@ def _raws(value: bytes) -> list[bytes]:
                 raise
         if text[at:].strip() != "]":
             raise
-        return found
+        return tuple(found)
 
 
 def levels(value: bytes) -> int:
@@ -154,15 +164,15 @@ def too_deep(raw: bytes) -> bool:
     return levels(raw) > LEVELS_MAX
 
 
-def raw_events(value: bytes) -> list[bytes]:
+def raw_events(value: bytes) -> Sequence[bytes]:
     """The bytes of each event of a record that `decode` could split."""
-    return _raws(value) if value.lstrip()[:1] == b"[" else [value]
+    return _raws(value) if is_batch(value) else (value,)
 
 
 def raw_event(value: bytes | None, index: int) -> bytes:
     """The bytes of one event of a record that decodes, as they came."""
     value = value or b""
-    return _raws(value)[index] if value.lstrip()[:1] == b"[" else value
+    return _raws(value)[index] if is_batch(value) else value
 
 
 def _explain(index: int, raw: bytes, error: Exception) -> Rejected:

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from pydantic import ValidationError
 
-from aggregators.decode import Rejected, decode, raw_event, raw_events
+from aggregators.decode import Rejected, decode, raw_event
 from aggregators.instants import parse_instant_us
 from aggregators.meters import CompiledCatalog, Contribution, Failure, compiled, definition_change, successor
 from aggregators.parked import VerdictStep, far_late_us, parked_entry
@@ -182,7 +182,6 @@ class _Scanner:
         partition, partitions, at_home = self.partition, self.partitions, self.at_home
         contributions_of = self.compiled.contributions if self.compiled else None
         append = self.steps.append
-        raws: list[bytes] = []
         for place, event in decoded.events:
             time_us = parse_instant_us(event.time)
             account = event.subject
@@ -196,8 +195,8 @@ class _Scanner:
                             time_us, event.data, made,
                         )  # fmt: skip
                         if time_us < earliest_us:
-                            raws = raws or raw_events(record.value or b"")
-                            arrival = msgspec.structs.replace(arrival, parked=parked_entry(arrival, raws[place]))
+                            raw = raw_event(record.value, place)
+                            arrival = msgspec.structs.replace(arrival, parked=parked_entry(arrival, raw))
                         append(arrival)
                         continue
                     failure = made

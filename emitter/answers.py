@@ -63,7 +63,8 @@ def _retry_after_s(text: str) -> float | None:
         return min(float(text), RETRY_AFTER_MAX_S)
     try:
         wait_s: float = parsedate_to_datetime(text).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
+        # A year or an offset that no clock knows.
         return None
     return max(0.0, min(wait_s, RETRY_AFTER_MAX_S))
 

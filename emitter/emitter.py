@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import logging
+import multiprocessing
+import multiprocessing.util
 import os
 import threading
 import time as machine_time
@@ -16,6 +19,8 @@ from emitter.ledger import Ledger, Stats
 from emitter.notices import Notices, OnDropped, OnRejected
 from emitter.sender import Sender, SenderSettings
 from emitter.transport import HttpTransport, Transport
+
+_log: Final = logging.getLogger("tidemark.emitter")
 
 
 class Emitter:
@@ -79,9 +84,11 @@ class Emitter:
         """Start with nothing: at birth, and in the child of a fork, whose parent still has the events."""
         self._ledger = Ledger(self._queue_events_max, self._batch_events_max)
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        # Re-entrant, as the ledger: a signal handler may emit while this thread holds the lock.
+        self._starting_lock = threading.RLock()
+        self._is_starting = False
         if self._own_transport is not None:
-            self._own_transport.close()
+            self._own_transport.forget()
 
     def emit(
         self,
@@ -117,6 +124,7 @@ class Emitter:
 
     def flush(self, timeout_s: float = 30.0) -> bool:
         """Send what was emitted before this call without lingering; whether all of it was settled in time."""
+        self._start_if_due()
         return self._ledger.wait_settled(timeout_s)
 
     def close(self, timeout_s: float = 30.0) -> bool:
@@ -125,7 +133,8 @@ class Emitter:
         What was not is dropped: counted and told to `on_dropped` with the reason `closed`; the gateway may have
         taken some of it. Safe to call twice, and from any thread.
         """
-        self._ledger.close(timeout_s)
+        self._start_if_due()
+        self._ledger.close(timeout_s if self._thread is not None else 0.0)
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
@@ -146,15 +155,34 @@ class Emitter:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
+    def _start_if_due(self) -> None:
+        if self._thread is None and self._ledger.stats().pending:
+            self._start()
+
     def _start(self) -> None:
         """Start the sending thread, with the first event: a server that forks before it has nothing to forget."""
-        with self._starting:
-            if self._thread is None:
-                transport = self._transport or self._own_transport
-                assert transport is not None, "one of the two is set"  # noqa: S101
-                sender = Sender(self._ledger, transport, self._notices, self._settings)
-                self._thread = threading.Thread(target=self._run, args=(sender,), name="tidemark-emitter", daemon=True)
-                self._thread.start()
+        with self._starting_lock:
+            if self._thread is not None or self._is_starting:
+                return
+            self._is_starting = True
+            try:
+                self._thread = self._started()
+            except RuntimeError as error:
+                # The event is taken: to raise would invite the caller to emit it again under another id.
+                _log.warning("the emitter's thread cannot start now, the next call tries again: %s", error)
+            finally:
+                self._is_starting = False
+
+    def _started(self) -> threading.Thread:
+        transport = self._transport or self._own_transport
+        assert transport is not None, "one of the two is set"  # noqa: S101
+        sender = Sender(self._ledger, transport, self._notices, self._settings)
+        thread = threading.Thread(target=self._run, args=(sender,), name="tidemark-emitter", daemon=True)
+        thread.start()
+        if multiprocessing.parent_process() is not None:
+            # A child that was forked by multiprocessing ends without Python's exit handlers.
+            multiprocessing.util.Finalize(None, _close_all, exitpriority=0)
+        return thread
 
     def _run(self, sender: Sender) -> None:
         # A method of the emitter, so that one with a running thread is never collected and closes at exit.
@@ -166,7 +194,10 @@ _live: Final[weakref.WeakSet[Emitter]] = weakref.WeakSet()
 
 def _close_all() -> None:
     for emitter in list(_live):
-        emitter.close(emitter._exit_timeout_s)  # noqa: SLF001  # this module's own
+        try:
+            emitter.close(emitter._exit_timeout_s)  # noqa: SLF001  # this module's own
+        except Exception:  # noqa: BLE001  # whatever it is, the other emitters have events as well
+            _log.exception("an emitter could not be closed")
 
 
 def _forget_all() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import http.client
+import os
 import ssl
 from collections.abc import Mapping
 from typing import Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
+
+# Kept, so that no finaliser takes a lock that a thread of the parent held: one of an emitter and fork.
+_of_parents: Final[list[http.client.HTTPConnection]] = []
 
 
 class Answer(NamedTuple):
@@ -64,6 +68,14 @@ class HttpTransport:
         if broken or response.will_close or len(content) > ANSWER_BYTES_MAX:
             self.close()
         return Answer(response.status, {name.lower(): text for name, text in response.getheaders()}, content)
+
+    def forget(self) -> None:
+        """Leave the connection alone: after a fork it is the parent's, whose thread may have held its locks."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            _of_parents.append(connection)
+            if connection.sock is not None:
+                os.close(connection.sock.detach())
 
     def close(self) -> None:
         """Release the connection. Safe to call twice; a later request connects again."""

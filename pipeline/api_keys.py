@@ -84,7 +84,7 @@ class KeyFile:
     def __init__(self, path: Path) -> None:
         """Raises `InvalidInput` where the file is malformed now."""
         self._path = path
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: tuple[int, ...] | None = None
         self._keys: Mapping[str, ApiKey] = {}
         self.problem = ""
         self._reload()
@@ -103,20 +103,22 @@ class KeyFile:
     def _reload(self) -> None:
         try:
             status = self._path.stat()
-            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
         except FileNotFoundError:
-            stamp = (0, 0, 0)
+            stamp = (0, 0, 0, 0)
         except OSError as error:
             self.problem = f"{self._path} cannot be read: {error.strerror}"
             return
         if stamp == self._stamp:
             return
-        self._stamp = stamp
         try:
-            self._keys, self.problem = load_keys(self._path), ""
+            self._keys, self._stamp, self.problem = load_keys(self._path), stamp, ""
         except InvalidInput as error:
+            # What could not be opened may be open to the next request, without any change of the file.
+            self._stamp = None if isinstance(error.__cause__, OSError) else stamp
+            if self.problem != error.message:
+                _log.error("%s; the keys read before stay in force", error.message)
             self.problem = error.message
-            _log.error("%s; the keys read before stay in force", self.problem)
 
 
 def load_keys(path: Path) -> dict[str, ApiKey]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 from starlette.requests import Request
@@ -23,17 +23,29 @@ from aggregators.quantities import decimal_text
 from pipeline.api_keys import ApiKey, Role
 from pipeline.gateway_dependencies import GatewayDependencies, authorized
 from pipeline.gateway_errors import ApiError, json_answer, retry_after
-from schemas.analytics import UsageQuery, UsageReader, UsageRow, Window
+from schemas.analytics import USAGE_ROWS_MAX, UsageQuery, UsageReader, UsageRow, Window
 from schemas.clock import DAY_MS, HOUR_MS, MILLISECOND_US
 from schemas.events import NAME_CHARACTERS_MAX
 from schemas.meters import Aggregation, Catalog, Meter
-from schemas.rollup import TotalKey
+from schemas.periods import Period
+from schemas.rollup import Fence, RollupStore, TotalKey, Waiting
 
 PARAMETERS: Final = ("meter", "account", "from", "to", "window", "timezone", "group_by")
-ROWS_MAX: Final = 100_000
+# How often what was counted may move between two reads of one answer: a re-cut does, and is over at once.
+READS_MAX: Final = 4
 SPAN_DAYS_MAX: Final = {Window.HOUR: 366, Window.DAY: 3_660, Window.MONTH: 36_600, None: 36_600}
 INSTANT_LAST_MS: Final = 4_102_444_800_000  # 2100-01-01, far inside what ClickHouse's DateTime64 can name
 ACCOUNT_DIMENSION: Final = "account"
+
+
+class _Counted(NamedTuple):
+    """What a live answer is made of."""
+
+    period: Period
+    before: Fence
+    waiting: Waiting
+    fence: Fence
+    totals: Mapping[str, str]
 
 
 class UsageEndpoints:
@@ -51,8 +63,8 @@ class UsageEndpoints:
         query, meter = usage_query(request, await self._dependencies.catalog(), key)
         complete_up_to_ms = await self._complete_up_to_ms(reader, query, meter)
         rows = await reader.usage(query, meter.aggregation)
-        if len(rows) > ROWS_MAX:
-            message = f"the answer has {len(rows)} rows, more than {ROWS_MAX}: ask for less time, or group by less"
+        if len(rows) > USAGE_ROWS_MAX:
+            message = f"the answer has more than {USAGE_ROWS_MAX} rows: ask for less time, or group by less"
             raise ApiError(400, "answer_too_large", message, "group_by" if query.group_by else "window")
         return json_answer({
             "meter": meter.slug,
@@ -70,7 +82,7 @@ class UsageEndpoints:
 
     async def current(self, request: Request) -> Response:
         """The account's current period, in three round trips to Redis: its bindings, what waits for a verdict, then
-        fence and totals together."""
+        fence and totals together; and one more where a commit stood between the first and the last of them."""
         account: str = request.path_params["account"]
         authorized(self._dependencies, request, Role.READ, account)
         rollup = self._dependencies.rollup
@@ -78,20 +90,11 @@ class UsageEndpoints:
             raise ApiError(501, "not_configured", "this gateway has no Redis: set TIDEMARK_REDIS_URL")
         if not 0 < len(account) <= NAME_CHARACTERS_MAX:
             raise ApiError(400, "bad_parameter", f"must have 1 to {NAME_CHARACTERS_MAX} characters", "account")
-        partition = partition_of(account, self._dependencies.genesis.partitions)
-        state = await rollup.account(partition, account)
-        period = period_at(state, self._dependencies.clock.now_ms())
-        total = TotalKey(account, period.start_ms)
-        before, waiting = await rollup.waiting(partition, account)
-        fence, totals = await rollup.account_totals(partition, [total])
-        if fence is None or before is None:
-            message = "nothing has been counted on this account's partition yet: is a worker running?"
-            raise ApiError(503, "not_counted_yet", message, headers=retry_after(5))
+        period, before, waiting, fence, held = await self._counted(rollup, account)
         if fence.catalog and period.end_ms + fence.catalog.policy.periods_kept_ms <= fence.log_time_ms:
             message = "the log is far ahead of this gateway's clock: what it takes for the current period is not kept"
             raise ApiError(503, "not_live", f"{message}; GET /v1/usage tells it", headers=retry_after(60))
         # The fence's catalog is the one the totals were made with.
-        held = totals.get(total, {})
         return json_answer({
             "account": account,
             "period_start": format_instant_ms(period.start_ms),
@@ -108,6 +111,28 @@ class UsageEndpoints:
                 for meter in (fence.catalog.meters if fence.catalog else ())
             ],
         })  # fmt: skip
+
+    async def _counted(self, rollup: RollupStore, account: str) -> _Counted:
+        """The account's period and its totals, both of one cut: a late binding moves totals to other periods."""
+        partition = partition_of(account, self._dependencies.genesis.partitions)
+        now_ms = self._dependencies.clock.now_ms()
+        seen, states = await rollup.accounts(partition, [account])
+        for _ in range(READS_MAX):
+            period = period_at(states[account], now_ms)
+            total = TotalKey(account, period.start_ms)
+            before, waiting = await rollup.waiting(partition, account)
+            fence, totals = await rollup.account_totals(partition, [total])
+            if seen is None or fence is None or before is None:
+                message = "nothing has been counted on this account's partition yet: is a worker running?"
+                raise ApiError(503, "not_counted_yet", message, headers=retry_after(5))
+            counted = _Counted(period, before, waiting, fence, totals.get(total, {}))
+            if (seen.generation, seen.next_offset) == (fence.generation, fence.next_offset):
+                return counted
+            seen, states = await rollup.accounts(partition, [account])
+            if period_at(states[account], now_ms) == period:
+                return counted
+        message = "the account's periods are changing: ask again"
+        raise ApiError(503, "not_live", message, headers=retry_after(1))
 
     async def _complete_up_to_ms(self, reader: UsageReader, query: UsageQuery, meter: Meter) -> int | None:
         """Log time before which everything is in the stores this answer reads; None while a partition is missing."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from schemas.meters import Aggregation, Meter
 from schemas.periods import Period
+
+# What one answer holds in memory, of ClickHouse's client and of the gateway.
+USAGE_ROWS_MAX: Final = 100_000
 
 
 class EventRow(NamedTuple):
@@ -263,8 +266,11 @@ class Conflicts(NamedTuple):
 class UsageReader(Protocol):
     """Where the query API and the reconciler read. Raises `Transient` where the server does not answer."""
 
-    async def usage(self, query: UsageQuery, aggregation: Aggregation) -> Sequence[UsageRow]:
-        """Answer from `usage_hourly` (exact view); unique per hour or day is counted over `usage_events`."""
+    async def usage(
+        self, query: UsageQuery, aggregation: Aggregation, rows_max: int = USAGE_ROWS_MAX
+    ) -> Sequence[UsageRow]:
+        """Answer from `usage_hourly` (exact view); unique per hour or day is counted over `usage_events`. At most one
+        row more than `rows_max`, which says that there are more."""
         ...
 
     async def recount_cells(self, request: RecountRequest) -> Mapping[RecountKey, int]:

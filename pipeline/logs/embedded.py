@@ -62,8 +62,12 @@ class SqliteLog:
         """Open or create the file; `OperatorNeeded` where another layout version made it."""
         self._loop = asyncio.get_running_loop()
         await self._in_reader_thread(self._open)
-        self._writer = Writer(self.path, self._clock, self._settled_in_thread)
-        self._writer.start()
+        writer = Writer(self.path, self._clock, self._settled_in_thread)
+        try:
+            await asyncio.to_thread(writer.start)
+        except sqlite3.Error as error:
+            raise OperatorNeeded(f"cannot open the log at {self.path}: {error}. Name a writable file") from error
+        self._writer = writer
 
     async def close(self) -> None:
         """Store what was appended, release the file and every group. Safe to call twice."""
@@ -108,16 +112,13 @@ class SqliteLog:
             self._room.clear()
             await self._room.wait()
         future: asyncio.Future[int] = self._loop.create_future()
+        self._running_writer().put(Append(partition_id, key, _encode_headers(headers), value, future))
         self._pending_records += 1
         self._pending_bytes += len(value)
-        try:
-            self._running_writer().put(Append(partition_id, key, _encode_headers(headers), value, future))
-            # Shielded: a cancelled caller gives up waiting, the record is stored all the same.
-            return await asyncio.shield(future)
-        finally:
-            self._pending_records -= 1
-            self._pending_bytes -= len(value)
-            self._room.set()
+        future.add_done_callback(lambda _: self._give_back(len(value)))
+        # Shielded: a cancelled caller gives up waiting, the record is stored all the same, and keeps its place until
+        # then.
+        return await asyncio.shield(future)
 
     async def bounds(self, topic: str, partition: int) -> Bounds:
         """First and next offset of a partition."""
@@ -278,6 +279,11 @@ class SqliteLog:
         future: asyncio.Future[Any] = self._loop.create_future()
         self._running_writer().put(Call(function, future))
         return await asyncio.shield(future)
+
+    def _give_back(self, size: int) -> None:
+        self._pending_records -= 1
+        self._pending_bytes -= size
+        self._room.set()
 
     def _settled_in_thread(self, outcomes: list[tuple[asyncio.Future[Any], Any]]) -> None:
         if not self._loop.is_closed():

@@ -98,7 +98,8 @@ class Writer:
         self._thread = threading.Thread(target=self._work, daemon=True, name="tidemark-log-writer")
 
     def start(self) -> None:
-        """Start the thread."""
+        """Open the file and start the thread. May block; raises `sqlite3.Error` where the file cannot be opened."""
+        self._connection = connect(self._path)
         self._thread.start()
 
     def put(self, operation: Append | Call) -> None:
@@ -111,7 +112,7 @@ class Writer:
         self._thread.join()
 
     def _work(self) -> None:
-        connection = connect(self._path)
+        connection = self._connection
         held: Append | Call | None = None
         try:
             while True:

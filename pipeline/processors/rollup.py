@@ -261,7 +261,7 @@ class _Raws:
 
     def __init__(self, records: Sequence[Record]) -> None:
         self._values = {record.offset: record.value or b"" for record in records}
-        self._parts: dict[int, list[bytes]] = {}
+        self._parts: dict[int, Sequence[bytes]] = {}
 
     def __call__(self, arrival: Arrival) -> bytes:
         offset = offset_of(arrival.position)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from schemas.analytics import (
+    USAGE_ROWS_MAX,
     ArchivePosition,
     ArchiveStore,
     Conflicts,
@@ -141,17 +142,19 @@ class MemoryClickHouse(ArchiveStore, HourlyStore, UsageReader):
         )
         return max(versions, default=0) >> POSITION_BITS
 
-    async def usage(self, query: UsageQuery, aggregation: Aggregation) -> Sequence[UsageRow]:
+    async def usage(
+        self, query: UsageQuery, aggregation: Aggregation, rows_max: int = USAGE_ROWS_MAX
+    ) -> Sequence[UsageRow]:
         """As `UsageReader` says; `unique` over the events."""
         check_query(query)
         if aggregation is Aggregation.UNIQUE:
-            return self._usage_unique(query)
+            return self._usage_unique(query)[: rows_max + 1]
         grouped: dict[tuple[int | None, tuple[str, ...]], list[HourlyRow]] = {}
         for row in self.cells.values():
             if row.meter == query.meter and _asked(query, row.account, row.hour_ms) and not _emptied(row):
                 groups = _groups(query, row.account, dimensions_of(row.dimensions))
                 grouped.setdefault((window_start_ms(query, row.hour_ms), groups), []).append(row)
-        return _answer(query, {key: _merged(rows, aggregation) for key, rows in grouped.items()})
+        return _answer(query, {key: _merged(rows, aggregation) for key, rows in grouped.items()})[: rows_max + 1]
 
     def _usage_unique(self, query: UsageQuery) -> Sequence[UsageRow]:
         grouped: dict[tuple[int | None, tuple[str, ...]], set[tuple[str, str]]] = {}

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas.analytics import (
+    USAGE_ROWS_MAX,
     ArchivePosition,
     Conflicts,
     ControlRow,
@@ -57,7 +58,9 @@ class ClickHouseReader(UsageReader):
     def __init__(self, clickhouse: ClickHouse) -> None:
         self._clickhouse = clickhouse
 
-    async def usage(self, query: UsageQuery, aggregation: Aggregation) -> Sequence[UsageRow]:
+    async def usage(
+        self, query: UsageQuery, aggregation: Aggregation, rows_max: int = USAGE_ROWS_MAX
+    ) -> Sequence[UsageRow]:
         """The answer's rows, by window and groups; none where nothing was used.
 
         Windows hold whole UTC hours: in a zone whose offset is no whole hour, an hour belongs to the day in which it
@@ -66,13 +69,13 @@ class ClickHouseReader(UsageReader):
         """
         check_query(query)
         if aggregation is Aggregation.UNIQUE:
-            return await self._usage_unique(query)
+            return await self._usage_unique(query, rows_max)
         names = [name for name in query.group_by if name != "account"]
         dimensions = [f"JSONExtractString(dimensions, {quoted_text(name)})" for name in names]
         source = f"usage_hourly FINAL WHERE meter = {{meter:String}} AND {NOT_EMPTIED} AND "
-        return await self._usage(query, dimensions, f"toInt256({_MERGED[aggregation]})", source)
+        return await self._usage(query, dimensions, f"toInt256({_MERGED[aggregation]})", source, rows_max)
 
-    async def _usage_unique(self, query: UsageQuery) -> Sequence[UsageRow]:
+    async def _usage_unique(self, query: UsageQuery, rows_max: int) -> Sequence[UsageRow]:
         found = await self._meter_in_force(query.meter)
         if found is None:
             return []
@@ -84,9 +87,11 @@ class ClickHouseReader(UsageReader):
             if name != "account"
         ]
         source = f"({distinct_source(meter, in_force)}) WHERE "
-        return await self._usage(query, dimensions, "toInt256(uniqExact((account, value)))", source)
+        return await self._usage(query, dimensions, "toInt256(uniqExact((account, value)))", source, rows_max)
 
-    async def _usage(self, query: UsageQuery, dimensions: list[str], value: str, source: str) -> Sequence[UsageRow]:
+    async def _usage(
+        self, query: UsageQuery, dimensions: list[str], value: str, source: str, rows_max: int
+    ) -> Sequence[UsageRow]:
         pending = list(dimensions)
         groups = ["account" if name == "account" else pending.pop(0) for name in query.group_by]
         columns = ", ".join(f"{each} AS group_{number}" for number, each in enumerate([_window(query), *groups]))
@@ -95,7 +100,7 @@ class ClickHouseReader(UsageReader):
         if query.account is not None:
             chosen += " AND account = {account:String}"
         rows = await self._clickhouse.rows(
-            f"SELECT {columns}, {value} FROM {source}{chosen} GROUP BY {keys} ORDER BY {keys}",  # noqa: S608  # quoted
+            f"SELECT {columns}, {value} FROM {source}{chosen} GROUP BY {keys} ORDER BY {keys} LIMIT {rows_max + 1}",  # noqa: S608  # quoted
             {"meter": query.meter, "from": query.from_ms, "to": query.to_ms, "account": query.account or ""},
         )
         return [

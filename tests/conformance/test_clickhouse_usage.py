@@ -92,6 +92,7 @@ async def test_usage_by_hour_and_groups_leaves_out_what_was_not_asked(both: Both
         UsageRow(ten, {"region": "us", "account": "acme", "model": ""}, 2),
     ] == rows
     assert await both.reader.usage(query._replace(account="nobody"), Aggregation.SUM) == []
+    assert await both.reader.usage(query, Aggregation.SUM, rows_max=1) == list(rows)[:2]
 
 
 async def test_unique_usage_counts_distinct_values_of_each_window_while_the_meter_was_in_force(both: Both) -> None:

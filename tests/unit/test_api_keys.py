@@ -98,6 +98,27 @@ def test_a_file_broken_by_an_editor_keeps_the_keys_of_before_and_is_reported(pat
     assert keys.problem == ""
 
 
+def test_a_file_that_could_not_be_opened_is_tried_again_without_a_change(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written by root, then given to the gateway's user; or no descriptor was free: a revoked key must not live on."""
+    text, key = create_key(path, Role.READ, CLOCK)
+    keys = KeyFile(path)
+    revoke_key(path, key.id)
+
+    with monkeypatch.context() as patched:
+
+        def refuse(*_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        patched.setattr(Path, "open", refuse)
+        assert keys.verify(text) == key
+        assert "Permission denied" in keys.problem
+
+    assert keys.verify(text) is None
+    assert not keys.problem
+
+
 def test_a_file_that_is_broken_at_the_start_is_refused_with_its_line(path: Path) -> None:
     """At the start nothing is in force yet, so there is nothing to keep."""
     path.parent.mkdir()

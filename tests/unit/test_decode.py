@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregators.decode import LEVELS_MAX, contract_accepts, decode, normalised, raw_event
+from aggregators.decode import LEVELS_MAX, contract_accepts, decode, levels, normalised, raw_event
+from aggregators.scan import LogState, scan
+from schemas.log import Record
 from schemas.reasons import Reason
 
 GOOD: dict[str, Any] = {
@@ -143,3 +145,36 @@ def test_any_bytes_are_decoded_or_rejected_and_never_raise(raw: bytes) -> None:
     decoded = decode(raw, 1_000)
 
     assert decoded.received == len(decoded.events) + len(decoded.rejected)
+
+
+@pytest.mark.parametrize("opening", [b"{" * 201, b"[" + b"{" * 201], ids=["an event", "a batch"])
+@pytest.mark.parametrize("inside", [b'\\"', b"\\\\", b"a"], ids=["escaped quotes", "backslashes", "letters"])
+def test_a_text_that_never_ends_is_looked_at_once(opening: bytes, inside: bytes) -> None:
+    """From each of its quotes to its end it would take days: the gateway, and every reader of the log, would stand."""
+    value = opening + b'"' + inside * (900_000 // len(inside))
+
+    decoded = decode(value, 65_536)
+
+    assert (len(decoded.rejected), decoded.received) == (1, 1)
+
+
+@given(texts=st.lists(st.text(alphabet='"\\{}[]a\n')), nested=st.integers(0, 300))
+@settings(max_examples=50)
+def test_brackets_within_texts_nest_nothing(texts: list[str], nested: int) -> None:
+    """The depth is that of objects and lists alone."""
+    document: object = [texts, ["["] * 300]
+    for _ in range(nested):
+        document = [document]
+
+    assert levels(json.dumps(document).encode()) == (nested + 2 if nested + 2 + 300 > LEVELS_MAX else 0)
+
+
+def test_a_record_of_which_every_event_is_refused_is_split_once() -> None:
+    """Split anew for each of them, with half a surrogate pair among them, it would take hours."""
+    odd = encoded(id="odd", data="X").replace(b'"X"', b'{"v":"\\ud800"}')
+    value = b"[" + b",".join([odd, *(encoded(id=f"{at}", time="2099-01-01T00:00:00Z") for at in range(5_000))]) + b"]"
+    record = Record("usage.events", 0, 7, 1_772_323_200_000, None, value)
+
+    scanned = scan(0, LogState("log", 1, 1_772_323_200_000, None), b"secret", [record])
+
+    assert len(scanned.quarantined) == scanned.received == 5_001

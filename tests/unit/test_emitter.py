@@ -269,3 +269,48 @@ def test_pauses_grow_with_jitter_and_honour_retry_after(
     headers = {} if retry_after is None else {"retry-after": retry_after}
 
     assert shortest_s <= pause_s(2, 0.2, 30, headers) <= longest_s
+
+
+def test_a_thread_that_cannot_start_is_started_by_a_later_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event is taken already; raising would make the caller emit it again under another id."""
+    gateway = FakeGateway()
+    emitter = make(gateway)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        emitter.emit("t", "acme", id="first")
+    assert emitter.stats().pending == 1
+
+    assert emitter.close()
+    assert gateway.stored == {"first": 1}
+
+
+def test_events_whose_thread_never_starts_are_told_as_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is lost in silence."""
+    dropped: list[str] = []
+    emitter = make(FakeGateway(), on_dropped=lambda event, reason: dropped.append(f"{event.id} {reason}"))
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    emitter.emit("t", "acme", id="first")
+
+    assert not emitter.close()
+    assert dropped == ["first closed"]
+    assert conserved(emitter)
+
+
+@pytest.mark.parametrize(
+    "text", ["Mon, 01 Jan 2024 00:00:00 +99999999999999999999", "Mon, 01 Jan 99999999999 00:00:00 GMT", "soon", "-1"]
+)
+def test_a_time_to_ask_again_that_no_clock_knows_is_as_good_as_none(text: str) -> None:
+    """A proxy may write anything; the sending thread must live."""
+    gateway = FakeGateway(script=(Answer(503, {"retry-after": text}, b""),))
+    with make(gateway) as emitter:
+        emitter.emit("t", "acme", id="one")
+
+    assert gateway.stored == {"one": 1}

@@ -91,3 +91,62 @@ def test_the_emitter_imports_nothing_but_the_standard_library() -> None:
     )
 
     assert [name for name in json.loads(output.replace("'", '"')) if not name.startswith("_")] == []
+
+
+def test_a_child_that_is_forked_while_an_answer_is_read_lives() -> None:
+    """The lock of the answer's buffer is held by a thread that the child does not have."""
+    output = run_script("""
+import os, socket, threading
+from emitter import Emitter
+listening = socket.socket(); listening.bind(("127.0.0.1", 0)); listening.listen()
+half, parent = threading.Event(), os.getpid()
+def serve():
+    connection, _ = listening.accept()
+    connection.recv(1 << 20)
+    connection.sendall(b"HTTP/1.1 202 Accepted\\r\\nContent-Length: 1000\\r\\n\\r\\n")
+    half.set()
+    threading.Event().wait()
+threading.Thread(target=serve, daemon=True).start()
+emitter = Emitter(f"http://127.0.0.1:{listening.getsockname()[1]}", "k", source="s", flush_interval_s=0.01)
+emitter.emit("t", "a", id="1")
+half.wait(10)
+# Until the sending thread waits for the rest of the answer, with its buffer's lock.
+import sys, time
+def reads():
+    frame = sys._current_frames().get(emitter._thread.ident)
+    while frame is not None:
+        if frame.f_code.co_name == "readinto":
+            return True
+        frame = frame.f_back
+while not reads():
+    time.sleep(0.001)
+child = os.fork()
+if child == 0:
+    print(emitter.stats().pending, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print("ended", flush=True)
+os._exit(0)
+""")
+
+    assert output == "0\nended\n"
+
+
+def test_a_child_of_multiprocessing_sends_its_last_events() -> None:
+    """It ends without Python's exit handlers where it was forked."""
+    output = run_script("""
+import json, multiprocessing, os
+from emitter import Answer, Emitter
+def transport(body, headers):
+    events = json.loads(body)
+    os.write(1, b"sent %d\\n" % len(events))
+    answers = [{"index": at, "id": each["id"], "status": "accepted"} for at, each in enumerate(events)]
+    return Answer(202, {}, json.dumps({"events": answers}).encode())
+def job():
+    Emitter("http://unused", "k", source="s", transport=transport, flush_interval_s=60).emit("t", "a")
+process = multiprocessing.get_context("fork").Process(target=job)
+process.start()
+process.join()
+""")
+
+    assert output == "sent 1\n"

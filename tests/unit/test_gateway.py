@@ -253,3 +253,20 @@ async def test_a_key_of_one_account_cannot_write_another_and_nothing_of_it_is_ke
     assert mixed.json()["events"][1]["reason"] == "forbidden_account"
     assert [each["id"] for each in await gateway.stored()] == ["mine"]
     assert await gateway.quarantined() == []
+
+
+@pytest.mark.parametrize("space", [b"", b" ", b"\t", b"\x0b", b"\x0c", b"\x1c", b"\xa0", b"\xef\xbb\xbf", b"\x00"])
+@pytest.mark.parametrize("odd", [b"[%b]", b"[]", b"[%b,%b]", b"%b", b"%b,%b", b"", b"[%b", b"%b]"])
+async def test_whatever_is_accepted_is_one_event_between_its_neighbours(
+    gateway: Gateway, space: bytes, odd: bytes
+) -> None:
+    """A line that is taken for an event here and breaks the record that it is put into would cost all of them."""
+    one = json.dumps(event("odd")).encode()
+    lines = [json.dumps(event("before")).encode(), space + odd.replace(b"%b", one), json.dumps(event("after")).encode()]
+
+    answer = await gateway.post(b"\n".join(lines), "application/x-ndjson")
+
+    assert answer.status_code in (202, 207)
+    accepted = [each["id"] for each in answer.json()["events"] if each["status"] == "accepted"]
+    assert {"before", "after"} <= set(accepted)
+    assert sorted(each["id"] for each in await gateway.stored()) == sorted(accepted)

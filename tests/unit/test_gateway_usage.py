@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from aggregators.fields import parse_cell_field, parse_cell_text
+from aggregators.periods import period_at
 from schemas.analytics import DrainPosition, HourlyRow
+from schemas.clock import DAY_MS
+from schemas.periods import AccountState, Binding
+from schemas.rollup import TotalKey
+from sinks.redis.memory import MemoryRollupStore
 from tests.unit.gateway_world import NOW, NOW_MS, Gateway, event, running
+from tests.worlds import World
 
 
 @pytest.fixture
@@ -200,3 +208,48 @@ async def test_a_bad_question_is_answered_with_its_parameter(
 
     assert answer.status_code == status
     assert answer.json()["error"]["field"] == field
+
+
+class CutMeanwhile:
+    """A live view in which a late binding moves an account's usage to another period after its first read."""
+
+    def __init__(self, store: MemoryRollupStore, times: int) -> None:
+        self._store = store
+        self._times = times
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def accounts(self, partition: int, accounts: list[str]) -> Any:
+        """As they are, and then everything moves."""
+        found = await self._store.accounts(partition, accounts)
+        if self._times:
+            self._times -= 1
+            held = self._store._at(partition)
+            assert held.fence is not None
+            (old,) = [key for key in held.totals if key.account == "acme"]
+            days = 10 + self._times
+            binding = Binding(effective_from_ms=0, anchor_ms=days * DAY_MS)
+            held.accounts["acme"] = AccountState(bindings=(binding,))
+            period = period_at(held.accounts["acme"], NOW_MS)
+            held.totals[TotalKey("acme", period.start_ms)] = held.totals.pop(old)
+            held.fence = msgspec.structs.replace(held.fence, next_offset=held.fence.next_offset + 1)
+        return found
+
+
+@pytest.mark.parametrize(("times", "status"), [(0, 200), (1, 200), (3, 200), (9, 503)])
+async def test_usage_that_is_cut_anew_between_two_reads_is_never_answered_as_none(
+    tmp_path: Path, times: int, status: int
+) -> None:
+    """A zero beside a current `complete_up_to` would let everything through a limit."""
+    store = MemoryRollupStore()
+    world = World(NOW_MS, store=store)
+    async with running(tmp_path, world, rollup=CutMeanwhile(store, times)) as gateway:
+        await gateway.post([event("1"), event("2")])
+        await gateway.world.fold_all()
+
+        answer = await gateway.get("/v1/accounts/acme/usage")
+
+    assert answer.status_code == status
+    if status == 200:
+        assert {each["meter"]: each["value"] for each in answer.json()["meters"]}["tokens"] == "14"

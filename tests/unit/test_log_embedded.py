@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.logs import embedded
+from pipeline.logs import embedded, embedded_writer
 from pipeline.logs.embedded import SqliteLog
 from pipeline.logs.open import open_log
 from schemas.errors import InvalidInput, OperatorNeeded, Transient
@@ -333,3 +333,53 @@ async def test_a_topic_that_no_driver_could_hold_is_refused(log: SqliteLog, spec
     """Found at creation, not at the first append."""
     with pytest.raises(InvalidInput):
         await log.create_topics([spec])
+
+
+async def turns() -> None:
+    """Let what can run do so; an append makes no more than two steps before it waits for the writer."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_appends_that_were_given_up_keep_their_place_until_they_are_stored(
+    tmp_path: Path, clock: SteppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that hangs, and callers that give up: what waits for it stays bounded."""
+    monkeypatch.setattr(embedded, "PENDING_RECORDS_MAX", 3)
+    log = SqliteLog(tmp_path / "log.db", clock)
+    await log.start()
+    await log.create_topics([TopicSpec(TOPIC, 1, -1)])
+    held = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
+    held.execute("BEGIN IMMEDIATE")
+    given_up = [asyncio.ensure_future(log.append(TOPIC, 0, b"given up")) for _ in range(3)]
+    await turns()
+    assert log._pending_records == 3
+    for task in given_up:
+        task.cancel()
+    await asyncio.gather(*given_up, return_exceptions=True)
+
+    waiting = asyncio.ensure_future(log.append(TOPIC, 0, b"waits"))
+    await turns()
+    assert log._pending_records == 3
+
+    held.execute("ROLLBACK")
+    assert await waiting == 3
+    assert log._pending_records == 0
+    held.close()
+    await log.close()
+
+
+async def test_a_file_that_the_writer_cannot_open_is_told_at_the_start(
+    tmp_path: Path, clock: SteppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not by appends that wait for ever."""
+
+    def refuse(_path: Path) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(embedded_writer, "connect", refuse)
+    log = SqliteLog(tmp_path / "log.db", clock)
+
+    with pytest.raises(OperatorNeeded, match="Name a writable file"):
+        await log.start()
+    await log.close()
