@@ -6,6 +6,7 @@ TidemarkError
 ├── Transient           the same call may succeed later; retry after `retry_after_s`
 ├── Fenced              another process owns this partition's state; stop, restart at the fence
 └── OperatorNeeded      going on would risk the counts; stop loudly, a person must choose
+    └── HeldUp          one store says no for good; stop, unless what you do can wait for it without harm
 """
 
 from __future__ import annotations
@@ -42,3 +43,7 @@ class Fenced(TidemarkError):
 
 class OperatorNeeded(TidemarkError):
     """Going on could lose or repeat a count. The process stops; the message says what to choose from."""
+
+
+class HeldUp(OperatorNeeded):
+    """A store says no, and will until a person acts. What needs it stops; who can let it wait goes on, and says so."""

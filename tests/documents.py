@@ -63,12 +63,14 @@ REDRIVE: Final[dict[Reason, str]] = {
 _EXITS: Final = {
     "InvalidInput": EXIT_INPUT,
     "OperatorNeeded": EXIT_OPERATOR,
+    "HeldUp": EXIT_OPERATOR,
 }
 _STATUSES: Final = {
     "InvalidInput": "400",
     "Refused": "403",
     "Transient": "503 with `Retry-After`",
     "OperatorNeeded": "503",
+    "HeldUp": "503",
 }
 
 

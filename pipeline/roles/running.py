@@ -12,12 +12,15 @@ from pipeline.metrics import Metrics
 from pipeline.ops import Readiness, ops_app, serving, stop_event
 from pipeline.settings import Settings
 from pipeline.stores import Base
-from schemas.errors import Transient
+from schemas.errors import HeldUp, Refused, TidemarkError, Transient
 from schemas.processing import Processor
 
 DRAIN_BACKOFF_S_MAX = 30.0
 DRAIN_BACKOFF_DOUBLINGS_MAX = 10
 STUCK_AFTER_MS = 60_000
+
+# What makes a drain wait. Any other `OperatorNeeded` says that going on would risk the counts.
+_WAITS = (Transient, Refused, HeldUp)
 
 _log = logging.getLogger(__name__)
 
@@ -103,31 +106,39 @@ async def draining(
     prepare: Callable[[], Awaitable[None]] | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> None:
-    """Drain the owned partitions for ever. A store that does not answer is tried again, ever more slowly; what
-    waits meanwhile stays in Redis. `prepare` must have succeeded once before the first drain."""
+    """Drain the owned partitions for ever. A store that does not answer, or says no, is tried again, ever more slowly;
+    what waits meanwhile stays in Redis. `prepare` must have succeeded once before the first drain.
+
+    A store that says no for good does not end this: live counts do not need it, and end with the process. It is
+    counted as any other failure and logged once, with what a person must do.
+    """
     failures = 0
+    said: type[Exception] | None = None
     while True:
         try:
             if prepare is not None:
                 await prepare()
                 prepare = None
-            failed = await _each(owned(), drain)
-        except Transient as error:
+            failed: TidemarkError | None = await _each(owned(), drain)
+        except _WAITS as error:
             failed = error
-        if failed and not failures:
-            _log.warning("a drain waits, nothing is lost: %s", failed)
+        # A server that says no for good often did not answer at first.
+        if failed and type(failed) is not said:
+            person = not isinstance(failed, Transient)
+            _log.log(logging.ERROR if person else logging.WARNING, "a drain waits, nothing is lost: %s", failed)
+        said = type(failed) if failed else None
         failures = failures + 1 if failed else 0
         if failed:
             on_failure()
         await asyncio.sleep(min(interval_s * 2 ** min(failures, DRAIN_BACKOFF_DOUBLINGS_MAX), DRAIN_BACKOFF_S_MAX))
 
 
-async def _each(partitions: Collection[int], drain: Callable[[int], Awaitable[object]]) -> Transient | None:
+async def _each(partitions: Collection[int], drain: Callable[[int], Awaitable[object]]) -> TidemarkError | None:
     """Drain each partition once: what does not answer for one must not hold up the others. The first failure."""
-    first: Transient | None = None
+    first: TidemarkError | None = None
     for partition in sorted(partitions):
         try:
             await drain(partition)
-        except Transient as error:
+        except _WAITS as error:
             first = first or error
     return first

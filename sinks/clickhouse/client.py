@@ -15,7 +15,7 @@ import msgspec
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, OperationalError
 
-from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
+from schemas.errors import HeldUp, InvalidInput, OperatorNeeded, Refused, Transient
 
 # Older ones lack functions that the recount uses; newer ones may have changed a default that the counts rest on.
 VERSION_MIN: Final = (25, 3)
@@ -44,10 +44,17 @@ SELECT_SETTINGS: Final[Mapping[str, str]] = {
     "max_expanded_ast_elements": "5000000",
 }
 
-# The numbers of github.com/ClickHouse/ClickHouse src/Common/ErrorCodes.cpp.
+# The numbers of github.com/ClickHouse/ClickHouse src/Common/ErrorCodes.cpp; `SELECT errorCodeToName(243)` names one.
+# Also what a person must end, such as a full disk: nobody has to restart anything afterwards.
 _TRANSIENT_CODES: Final = frozenset({
-    3, 159, 160, 198, 202, 209, 210, 212, 216, 225, 236, 241, 242, 252, 254, 279, 290, 319, 394, 425, 439, 999,
+    3, 74, 75, 95, 96, 159, 160, 173, 198, 201, 202, 203, 204, 209, 210, 212, 216, 225, 234, 236, 241, 242, 243, 252,
+    254, 265, 279, 285, 286, 290, 319, 364, 373, 384, 394, 411, 425, 439, 473, 499, 529, 574, 677, 692, 700, 722, 733,
+    734, 735, 745, 749, 999,
 })  # fmt: skip
+# Numbers that say only that the system refused something. In the words that follow, 28 is a full disk, 23 and 24 are
+# too many open files and 12 is no memory. Texts of other numbers may quote data, so they are not searched.
+_SYSTEM_CODES: Final = frozenset({24, 76, 88, 1000, 1001, 1002})
+_SHORT_OF: Final = re.compile(r"errno: (?:12|23|24|28)\b|No space left on device|Too many open files")
 _REFUSED_CODES: Final = frozenset({192, 193, 194, 497, 516})
 _READONLY: Final = 164
 _CODE: Final = re.compile(r"Code: (\d+)")
@@ -87,7 +94,7 @@ class ClickHouse:
 
     The first call connects. Calls beyond `concurrency` wait for a thread; callers bound how many they start.
     Every method raises `Transient` where no answer came (what was sent may have been done), `Refused` where the
-    credentials are wrong, `OperatorNeeded` where the server says no for good.
+    credentials are wrong, `HeldUp` where the server says no for good or is of a version that is not known.
     """
 
     def __init__(self, connect: Callable[[str], Client], database: str, concurrency: int) -> None:
@@ -210,7 +217,7 @@ def _checked(client: Client) -> Client:
     if not VERSION_MIN <= _version(client) <= VERSION_MAX:
         version = client.server_version
         client.close()
-        raise OperatorNeeded(
+        raise HeldUp(
             f"ClickHouse {version} is not known to this version of Tidemark: use {_text(VERSION_MIN)} to "
             f"{_text(VERSION_MAX)}; defaults that the counts rest on change between versions"
         )
@@ -232,7 +239,7 @@ def error_code(error: BaseException) -> int:
     return int(match[1]) if match else 0
 
 
-def translated(error: Exception) -> Transient | Refused | OperatorNeeded:
+def translated(error: Exception) -> Transient | Refused | HeldUp:
     """The driver's error as one of ours, named by what the caller must do."""
     code = error_code(error)
     summary = str(error).strip().splitlines()[0][:500] if str(error).strip() else type(error).__name__
@@ -240,11 +247,13 @@ def translated(error: Exception) -> Transient | Refused | OperatorNeeded:
         return Refused(f"ClickHouse refused the credentials: correct them in TIDEMARK_CLICKHOUSE_URL ({summary})")
     if code == _READONLY:
         return Refused(f"this ClickHouse address is read-only: use the read-write one ({summary})")
+    if code in _SYSTEM_CODES and _SHORT_OF.search(summary):
+        return Transient(f"ClickHouse did not confirm: {summary}")
     if code in _TRANSIENT_CODES or (not code and isinstance(error, OSError | OperationalError)):
         return Transient(f"ClickHouse did not confirm: {summary}")
     if not code and isinstance(error, DatabaseError) and "HTTP" in summary:
         return Transient(f"ClickHouse did not confirm: {summary}")
-    return OperatorNeeded(f"ClickHouse said no, and will again: {summary}; check its version, migrations and disk")
+    return HeldUp(f"ClickHouse said no, and will again: {summary}; check its version, its settings and its tables")
 
 
 def quoted_name(name: str) -> str:

@@ -6,19 +6,24 @@ Calls block; the stores run them in threads, so that flushes of different partit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import hiredis
 import redis
+from redis.exceptions import ClusterDownError, MasterDownError, ReadOnlyError, ResponseError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from schemas.errors import OperatorNeeded, Transient
 
 Command = tuple[str | bytes | int, ...]
 SOCKET_TIMEOUT_S = 30.0
+# What passes by itself, mostly a fail-over. The library makes classes of the first words that it knows and cuts them
+# off the text, so both are asked for. `LOADING` is a connection's error to it.
+_PASSING: Final = (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
+_PASSING_WORDS: Final = ("BUSY ", "LOADING", "NOREPLICAS")
+_PASSED_OVER: Final = (MasterDownError, ReadOnlyError)
 
 
 # The stub says that a command has one argument.
@@ -45,10 +50,16 @@ class Connection:
             # redis-py's own packing looks at every argument in Python before it asks hiredis.
             packed = b"".join(_pack(command) for command in commands)
             connection.send_packed_command([packed], check_health=False)
-            return [self._answer(connection) for _ in commands]
+            answers = [self._answer(connection) for _ in commands]
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
             self.reset()
             raise Transient(f"{self._where} did not answer: {error}") from error
+        if any(isinstance(answer, _PASSED_OVER) for answer in answers):
+            # This server is a replica by now. The name, or the balancer, leads a new connection to the primary, while
+            # an open one would stay with the replica for ever. Those in use elsewhere learn it by themselves.
+            self.reset()
+            self._pool.disconnect(inuse_connections=False)
+        return answers
 
     @staticmethod
     def _answer(connection: Any) -> Any:
@@ -108,7 +119,7 @@ def checked(answers: list[Any], where: str) -> list[Any]:
     for answer in answers:
         if isinstance(answer, ResponseError):
             text = str(answer)
-            if text.startswith(("LOADING", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "READONLY")):
+            if isinstance(answer, _PASSING) or text.startswith(_PASSING_WORDS):
                 raise Transient(f"{where}: {text}")
             raise OperatorNeeded(
                 f"{where} refused a command: {text}. Check that nothing else writes under Tidemark's keys, "

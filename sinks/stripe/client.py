@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ import stripe
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.reports import MeterEvent, MeterSummary, SendResult, SendStatus
 from schemas.sink import Rejection
-from sinks.stripe.errors import Answer, classify, describe, is_retryable
+from sinks.stripe.errors import Answer, classify, describe, is_refusal, is_retryable
 
 ERROR_REPORT: Final = "v1.billing.meter.error_report_triggered"
 CUSTOMER_KEY: Final = "stripe_customer_id"
@@ -29,14 +30,31 @@ PAGE_ROWS: Final = 100
 PAGES_MAX: Final = 100
 STORED_ERRORS_MAX: Final = 10_000
 CONNECTIONS_MAX: Final = 32
+FOREIGN_SHOWN_MAX: Final = 200
+_ERROR_NAMES: Final = ("type", "code")
+_METER_NAMES: Final = ("id", "status", "customer_mapping", "value_settings", "default_aggregation", "event_time_window")
 
 # The library would otherwise write an id into the home directory and report latencies.
 stripe.enable_telemetry = False
 
 
-def _no_answer(message: str) -> stripe.StripeError:
+def _no_answer(message: str, status: int = 0, headers: Mapping[str, str] | None = None) -> stripe.StripeError:
     make: Callable[..., stripe.StripeError] = stripe.APIConnectionError
-    return make(message, should_retry=False)
+    return make(message, http_status=status, headers=headers, should_retry=False)
+
+
+def _is_stripes(status: int, content: bytes) -> bool:
+    """Whether a body has Stripe's form: an object, and for a failure one whose error has a type or a code."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(body, dict) or not isinstance(body.get("object", ""), str):
+        return False
+    if 200 <= status < 300:
+        return True
+    error = body.get("error")
+    return isinstance(error, dict) and any(isinstance(error.get(name), str) and error[name] for name in _ERROR_NAMES)
 
 
 class _Transport(stripe.HTTPClient):
@@ -52,12 +70,19 @@ class _Transport(stripe.HTTPClient):
     async def request_async(
         self, method: str, url: str, headers: Mapping[str, str], post_data: Any = None
     ) -> tuple[bytes, int, Mapping[str, str]]:
-        """One request; `APIConnectionError` where no whole answer came."""
+        """One request; `APIConnectionError` where no whole answer of Stripe's own came.
+
+        The library makes an error of Stripe's of any page that a proxy gives, and of some a crash of its own. The
+        status stays, because a 5xx may hide one that Stripe has stored, and the headers, because of Retry-After.
+        """
         try:
             response = await self._client.request(method, url, headers=dict(headers), content=post_data or None)
         except httpx.HTTPError as error:
             message = f"{type(error).__name__}: {error}"
             raise _no_answer(message) from error
+        if not _is_stripes(response.status_code, response.content):
+            shown = response.content[:FOREIGN_SHOWN_MAX].decode(errors="replace")
+            raise _no_answer(f"not an answer of Stripe: {shown!r}", response.status_code, response.headers)
         return response.content, response.status_code, response.headers
 
     async def close_async(self) -> None:
@@ -95,7 +120,7 @@ class StripeClientMeters:
     async def identity(self) -> tuple[bool, str]:
         """(livemode, account id). Asks once. Raises `Transient` or `Refused`."""
         if not self._account:
-            account = await self._read(self._stripe.v1.accounts.retrieve_current_async)
+            account = await self._read(self._stripe.v1.accounts.retrieve_current_async, "id")
             self._account = str(account.id)
         return self._livemode, self._account
 
@@ -128,7 +153,7 @@ class StripeClientMeters:
         digest = hashlib.sha256("\n".join(map(str, event)).encode()).hexdigest()[:40]
         key = f"{digest}-{self._stored_errors.get(digest, 0)}"
         try:
-            await self._stripe.v1.billing.meter_events.create_async(
+            taken = await self._stripe.v1.billing.meter_events.create_async(
                 {
                     "event_name": event.event_name,
                     "identifier": event.identifier,
@@ -142,6 +167,8 @@ class StripeClientMeters:
             if answer.is_stored:
                 self._remember_stored_error(digest)
             return classify(answer)
+        if getattr(taken, "identifier", None) != event.identifier:
+            return classify(Answer(200, "not an answer to this meter event", is_foreign=True))
         self._stored_errors.pop(digest, None)
         return SendResult(SendStatus.ACCEPTED)
 
@@ -158,7 +185,8 @@ class StripeClientMeters:
             page = await self._read(
                 lambda: self._stripe.v1.billing.meters.event_summaries.list_async(
                     str(meter.id), {"customer": stripe_customer, "start_time": start_s, "end_time": end_s}
-                )
+                ),
+                "data",
             )
         except InvalidInput as error:
             if error.field == "resource_missing":
@@ -173,14 +201,16 @@ class StripeClientMeters:
         page = await self._read(
             lambda: self._stripe.v2.core.events.list_async(
                 {"types": [ERROR_REPORT], "created": {"gte": f"{moment:%Y-%m-%dT%H:%M:%SZ}"}, "limit": PAGE_ROWS}
-            )
+            ),
+            "data",
+            "next_page_url",
         )
         events = list(page.data)
         for _ in range(PAGES_MAX):
             url = page.next_page_url
             if not url:
                 break
-            page = await self._read(partial(self._get_page, url))
+            page = await self._read(partial(self._get_page, url), "data", "next_page_url")
             events.extend(page.data)
         else:
             raise OperatorNeeded(f"Stripe has more than {PAGES_MAX * PAGE_ROWS} error reports: read a shorter span")
@@ -215,7 +245,8 @@ class StripeClientMeters:
                         "customer_mapping": {"type": "by_id", "event_payload_key": CUSTOMER_KEY},
                         "value_settings": {"event_payload_key": VALUE_KEY},
                     }
-                )
+                ),
+                *_METER_NAMES,
             )
         except InvalidInput:
             # Another process may have created it between our look and our call.
@@ -236,7 +267,7 @@ class StripeClientMeters:
         found: dict[str, Any] = {}
         after = ""
         for _ in range(PAGES_MAX):
-            page = await self._read(partial(self._get_meters, after))
+            page = await self._read(partial(self._get_meters, after), "data", "has_more")
             for meter in page.data:
                 known = found.get(str(meter.event_name))
                 if known is None or (known.status != "active" and meter.status == "active"):
@@ -252,11 +283,16 @@ class StripeClientMeters:
         while len(self._stored_errors) > STORED_ERRORS_MAX:
             self._stored_errors.popitem(last=False)
 
-    async def _read(self, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def _read(self, call: Callable[[], Awaitable[Any]], *names: str) -> Any:
+        """What a call answers, with at least these names. Raises `Transient`, `Refused` and `InvalidInput`."""
         try:
-            return await call()
+            answer = await call()
         except stripe.StripeError as error:
             _raise(_answer(error), error)
+        missing = [name for name in names if not hasattr(answer, name)]
+        if missing:
+            raise Transient(f"not an answer of Stripe: it has no {', '.join(missing)}")
+        return answer
 
 
 def _answer(error: stripe.StripeError) -> Answer:
@@ -268,11 +304,12 @@ def _answer(error: stripe.StripeError) -> Answer:
         code=str((detail.code if detail else None) or error.code or ""),
         kind=str((detail.type if detail else None) or ""),
         headers={str(name).lower(): str(value) for name, value in (error.headers or {}).items()},
+        is_foreign=isinstance(error, stripe.APIConnectionError),
     )
 
 
 def _raise(answer: Answer, error: Exception) -> NoReturn:
-    if answer.status in (401, 403):
+    if is_refusal(answer):
         raise Refused(f"Stripe refuses the key, correct TIDEMARK_STRIPE_API_KEY: {describe(answer)}") from error
     if is_retryable(answer):
         raise Transient(f"Stripe: {describe(answer)}", classify(answer).retry_after_s or 1.0) from error

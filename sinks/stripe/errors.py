@@ -17,13 +17,17 @@ RETRY_AFTER_MAX_S: Final = 300.0
 
 
 class Answer(NamedTuple):
-    """An answer other than 2xx, or none at all (status 0). Header names are in lower case."""
+    """An answer other than 2xx, or none at all (status 0). Header names are in lower case.
+
+    `is_foreign`: it is not in Stripe's form, so a proxy, a firewall or a broken line gave it, of whatever status.
+    """
 
     status: int
     message: str = ""
     code: str = ""
     kind: str = ""
     headers: Mapping[str, str] = {}
+    is_foreign: bool = False
 
     @property
     def request_id(self) -> str:
@@ -39,11 +43,12 @@ class Answer(NamedTuple):
 def classify(answer: Answer) -> SendResult:
     """What to do after this answer to one meter event.
 
-    Duplicate identifier: delivered. 409, 429, 5xx, no answer: the same event again. 401, 403: stop. Everything
-    else is a fault of this one event: a dead letter.
+    Duplicate identifier: delivered. 409, 429, 5xx, no answer of Stripe's own: the same event again. 401, 403: stop.
+    Everything else is a fault of this one event: a dead letter. That is final, and stopping ends the sink, so both
+    need Stripe's own words.
     """
     detail = describe(answer)
-    if answer.status in (401, 403):
+    if is_refusal(answer):
         return SendResult(SendStatus.STOP, detail)
     if is_retryable(answer):
         return SendResult(SendStatus.RETRY, detail, _retry_after_s(answer))
@@ -52,14 +57,21 @@ def classify(answer: Answer) -> SendResult:
     return SendResult(SendStatus.DEAD, detail)
 
 
+def is_refusal(answer: Answer) -> bool:
+    """Whether Stripe itself refuses the key: a firewall's 403 says nothing about it."""
+    return answer.status in (401, 403) and not answer.is_foreign
+
+
 def is_retryable(answer: Answer) -> bool:
     """Whether the same call may succeed later. Rate limits were once sent as 400 with a code."""
-    return answer.status in (0, 409, 429) or answer.status >= 500 or answer.code in ("rate_limit", "lock_timeout")
+    if answer.is_foreign or answer.status in (0, 409, 429) or answer.status >= 500:
+        return True
+    return answer.code in ("rate_limit", "lock_timeout")
 
 
 def is_duplicate(answer: Answer) -> bool:
     """Whether Stripe has the identifier already: by v1's message without a code, or by v2's code."""
-    if answer.status != 400:
+    if answer.status != 400 or answer.is_foreign:
         return False
     return answer.code == DUPLICATE_CODE or (not answer.code and answer.message.startswith(DUPLICATE_PREFIX))
 

@@ -78,6 +78,10 @@ def test_every_metric_is_documented() -> None:
     assert [name for name in METRICS if f"`{name}`" not in page] == []
 
 
+# The errors that ask for a person.
+PERSONS = ("OperatorNeeded", "HeldUp")
+
+
 def test_every_error_and_reason_is_documented_with_its_remedy() -> None:
     """Closed lists: a new entry needs its line, and an answer to whether redriving helps."""
     page = (DOCS / "errors.md").read_text()
@@ -88,14 +92,14 @@ def test_every_error_and_reason_is_documented_with_its_remedy() -> None:
 
 
 def _refusals() -> Iterator[tuple[str, str]]:
-    """(where, the longest constant part of the message) of each place that raises `OperatorNeeded`."""
+    """(where, the longest constant part of the message) of each place that raises one of `PERSONS`."""
     for package in ("pipeline", "sinks"):
         for path in sorted((ROOT / package).rglob("*.py")):
             where = str(path.relative_to(ROOT))
             if where in DEVELOPERS_ONLY:
                 continue
             for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "OperatorNeeded":
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in PERSONS:
                     part = max(_constants(node), key=len, default="").lstrip(".,:;) ")
                     if len(part) > 15:
                         yield f"{where}:{node.lineno}", part[:40].strip()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from decimal import Decimal
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.errors import InvalidInput
-from schemas.reports import MeterSummary, SendStatus
+from schemas.errors import InvalidInput, Transient
+from schemas.reports import MeterEvent, MeterSummary, SendStatus
 from sinks.stripe.client import StripeClientMeters
 from sinks.stripe.errors import Answer, classify
 from sinks.stripe.sums import agrees, tolerance
@@ -120,3 +121,102 @@ def test_a_sum_of_doubles_agrees_and_one_that_lacks_a_minor_unit_does_not(count:
 
         assert agrees(exact, MeterSummary(repr(doubles), 1), tolerance(added))
         assert not agrees(exact - Decimal("0.001"), MeterSummary(repr(doubles), 1), tolerance(added))
+
+
+HTML = b"<html>we are moving</html>"
+EVENT = MeterEvent("id-1", "tokens", "cus_one", "1.25", NOW_MS // 1_000)
+FOREIGN = [
+    *((status, body) for status in (302, 400, 401, 402, 403, 404, 407, 408) for body in (HTML, b"")),
+    *((status, body) for status in (429, 500, 502, 503) for body in (HTML, b"", b"null")),
+    (200, HTML),
+    (200, b""),
+    (200, b"null"),
+    (200, b"[]"),
+    (200, b"7"),
+    (200, b"{}"),
+    (200, b"[" * 100_000),
+    (200, b"\xff\xfe"),
+    (200, b'{"object": "billing.meter_ev'),
+    (200, b'{"object": {"a": 1}}'),
+    (200, b'{"error": "login first"}'),
+    (200, b'{"object": "billing.meter_event", "identifier": "of another"}'),
+    (400, b'{"error": "bad request"}'),
+    (400, b'{"error": null}'),
+    (400, b'{"error": ["a"]}'),
+    (400, b'{"error": {"message": "An event already exists with identifier id-1."}}'),
+    (403, b'{"error": "forbidden"}'),
+    (403, b'{"error": {"type": null, "code": ""}}'),
+    (404, b'{"message": "no route"}'),
+]
+
+
+def _answering(status: int, body: bytes, headers: dict[str, str] | None = None) -> StripeClientMeters:
+    """A client whose every request gets this answer."""
+    meters = StripeClientMeters("sk_test_x", "http://127.0.0.1:9")
+    answer = httpx.MockTransport(lambda _request: httpx.Response(status, content=body, headers=headers))
+    meters._transport._client = httpx.AsyncClient(transport=answer)
+    return meters
+
+
+@pytest.mark.parametrize(("status", "body"), FOREIGN, ids=lambda value: str(value)[:40])
+async def test_answer_that_is_not_stripes_decides_nothing(status: int, body: bytes) -> None:
+    """Ten minutes behind a broken proxy must cost ten minutes: no dead letter, no stop and nothing delivered."""
+    meters = _answering(status, body)
+
+    assert (await meters.send(EVENT)).status is SendStatus.RETRY
+    if b"of another" not in body:
+        for call in (
+            meters.identity(),
+            meters.summary("tokens", "cus_one", 0, 60),
+            meters.ensure_meter("tokens", "Tokens"),
+            meters.rejections(NOW_MS),
+        ):
+            with pytest.raises(Transient):
+                await call
+    await meters.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (200, b'{"object": "billing.meter_event", "identifier": "id-1"}', SendStatus.ACCEPTED),
+        (400, b'{"error": {"type": "invalid_request_error", "message": "No active meter"}}', SendStatus.DEAD),
+        (400, b'{"error": {"code": "parameter_invalid"}}', SendStatus.DEAD),
+        (400, f'{{"error": {{"type": "x", "message": "{DUPLICATE}"}}}}'.encode(), SendStatus.DUPLICATE),
+        (402, b'{"error": {"type": "card_error"}}', SendStatus.DEAD),
+        (401, b'{"error": {"type": "invalid_request_error"}}', SendStatus.STOP),
+        (403, b'{"error": {"type": "invalid_request_error"}}', SendStatus.STOP),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_answer_of_stripe_decides(status: int, body: bytes, expected: SendStatus) -> None:
+    """What is in Stripe's form means what Stripe documents."""
+    meters = _answering(status, body)
+
+    assert (await meters.send(EVENT)).status is expected
+    await meters.close()
+
+
+async def test_wait_that_a_proxy_asks_for_is_kept() -> None:
+    """Whoever asks for it."""
+    meters = _answering(429, HTML, {"Retry-After": "7"})
+
+    assert (await meters.send(EVENT)).retry_after_s == 7.0
+    await meters.close()
+
+
+async def test_key_changes_where_a_proxy_hides_a_server_error() -> None:
+    """The 502 may stand for a 500 that Stripe has stored under the Idempotency-Key and would repeat for a day."""
+    keys: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["Idempotency-Key"])
+        return httpx.Response(502, content=HTML)
+
+    meters = _answering(502, HTML)
+    meters._transport._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    for _ in range(2):
+        await meters.send(EVENT)
+    await meters.close()
+
+    assert keys[0] != keys[1]
