@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Final, cast
 
@@ -23,6 +24,9 @@ from schemas.log import Bounds, Record
 THREAD_END_TIMEOUT_S: Final = 5.0
 # The client keeps one fetch open per broker; a partition that became ready meanwhile waits for it to return.
 FETCH_WAIT_MAX_MS: Final = 100
+# The client leaves the group when it was not asked for records this long, and joins again only once it is asked, which
+# never happens without a partition: a standby would be dead and say nothing. A lane bounds its steps instead.
+POLL_INTERVAL_MAX_MS: Final = math.inf
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +71,7 @@ class KafkaThread(driver.AIOKafkaConsumerThread):
             auto_offset_reset="none",
             isolation_level="read_committed",
             max_poll_records=conf.broker_max_poll_records,
-            max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
+            max_poll_interval_ms=POLL_INTERVAL_MAX_MS,
             fetch_max_wait_ms=FETCH_WAIT_MAX_MS,
             max_partition_fetch_bytes=conf.consumer_max_fetch_size,
             request_timeout_ms=int(conf.broker_request_timeout * 1000),
