@@ -17,6 +17,7 @@ from faust.types import TP
 from mode.threads import ServiceThread, WorkerThread
 
 from pipeline.faust_consumer import Hooks, RunnerConsumer, SilentProducer
+from pipeline.logs.header_names import read_any_header_name
 from pipeline.logs.kafka import to_record
 from schemas.errors import OperatorNeeded
 from schemas.log import Bounds, Record
@@ -59,6 +60,7 @@ class KafkaThread(driver.AIOKafkaConsumerThread):
         await super().stop()
 
     def _create_worker_consumer(self, transport: driver.Transport) -> AIOKafkaConsumer:
+        read_any_header_name()
         conf = self.app.conf
         self._assignor = RoundRobinPartitionAssignor
         return AIOKafkaConsumer(
