@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Final, cast
 
@@ -16,6 +17,7 @@ from faust.types import TP
 from mode.threads import ServiceThread, WorkerThread
 
 from pipeline.faust_consumer import Hooks, RunnerConsumer, SilentProducer
+from pipeline.logs.header_names import read_any_header_name
 from pipeline.logs.kafka import to_record
 from schemas.errors import OperatorNeeded
 from schemas.log import Bounds, Record
@@ -23,6 +25,9 @@ from schemas.log import Bounds, Record
 THREAD_END_TIMEOUT_S: Final = 5.0
 # The client keeps one fetch open per broker; a partition that became ready meanwhile waits for it to return.
 FETCH_WAIT_MAX_MS: Final = 100
+# The client leaves the group when it was not asked for records this long, and joins again only once it is asked, which
+# never happens without a partition: a standby would be dead and say nothing. A lane bounds its steps instead.
+POLL_INTERVAL_MAX_MS: Final = math.inf
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +60,7 @@ class KafkaThread(driver.AIOKafkaConsumerThread):
         await super().stop()
 
     def _create_worker_consumer(self, transport: driver.Transport) -> AIOKafkaConsumer:
+        read_any_header_name()
         conf = self.app.conf
         self._assignor = RoundRobinPartitionAssignor
         return AIOKafkaConsumer(
@@ -67,7 +73,7 @@ class KafkaThread(driver.AIOKafkaConsumerThread):
             auto_offset_reset="none",
             isolation_level="read_committed",
             max_poll_records=conf.broker_max_poll_records,
-            max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
+            max_poll_interval_ms=POLL_INTERVAL_MAX_MS,
             fetch_max_wait_ms=FETCH_WAIT_MAX_MS,
             max_partition_fetch_bytes=conf.consumer_max_fetch_size,
             request_timeout_ms=int(conf.broker_request_timeout * 1000),

@@ -43,10 +43,10 @@ class RunnerSettings:
 
     A step gets whatever has arrived, up to `flush_records_max` and `flush_bytes_max` (at least one record). A partition
     with `queue_records_max` or `queue_bytes_max` waiting is not fetched for. `session_timeout_s` is how long a dead
-    worker's partitions stand still; `step_timeout_s` is how long none may be fetched before the group gives this
-    worker's partitions to others. A step waits up to `linger_s` for more records where there is room for them,
-    up to `catch_up_linger_s` where the log holds more. `stop_timeout_s` bounds the wait for a running step at an
-    orderly stop.
+    worker's partitions stand still; a step, or the work between two, that takes longer than `step_timeout_s` ends the
+    process, so that the group gives its partitions to others. A step waits up to `linger_s` for more records where
+    there is room for them, up to `catch_up_linger_s` where the log holds more. `stop_timeout_s` bounds the wait for a
+    running step at a stop.
     """
 
     group: str
@@ -107,6 +107,7 @@ class Runner:
             settings.idle_interval_s,
             settings.linger_s,
             settings.catch_up_linger_s,
+            settings.step_timeout_s,
         )
         self._lanes: dict[TP, Lane] = {}
         self._generations: dict[TP, int] = {}
@@ -137,7 +138,8 @@ class Runner:
         """Run until `stop` is set; then finish the running steps, commit, leave the group and return.
 
         Raises what a processor raised, unchanged; `OperatorNeeded` where a start offset is not in the log; `Transient`
-        where the log's client gave up. Nothing is retried: the process is to end and be started again.
+        where the log's client gave up or a step did not end in time. Nothing is retried: the process is to end and be
+        started again.
         """
         quieten()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -237,7 +239,6 @@ class Runner:
             broker_heartbeat_interval=settings.heartbeat_interval_s,
             broker_rebalance_timeout=settings.rebalance_timeout_s,
             broker_request_timeout=max(90.0, settings.session_timeout_s * 2),
-            broker_max_poll_interval=settings.step_timeout_s,
         )
         if log is not None:
             app.transport_class = EmbeddedTransport

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,7 @@ class LaneLimits:
     idle_interval_s: float
     linger_s: float = 0.0
     catch_up_linger_s: float = 0.0
+    step_timeout_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,8 @@ class Lane:
         on_room: Callable[[], None],
         log_end: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`on_failure` is told what a step or `idle` raised; `on_room` that the queue was full and is no longer.
-
-        `log_end` says the partition's end as far as it is known.
+        """`on_failure` is told what a step or `idle` raised, or that one takes too long; `on_room` that the queue was
+        full and is no longer. `log_end` says the partition's end as far as it is known.
         """
         self.processor = processor
         self.partition = partition
@@ -155,13 +155,15 @@ class Lane:
             if self._queue:
                 await self._linger()
             if batch := self._take():
-                await self.processor.step(self.partition, [delivery.record for delivery in batch])
+                with self._bounded():
+                    await self.processor.step(self.partition, [delivery.record for delivery in batch])
                 for delivery in batch:
                     delivery.acknowledge()
                 self.next_offset = batch[-1].record.next_offset
                 self.last_step_ms = self._clock.now_ms()
             if not self._closing and loop.time() >= idle_at:
-                await self.processor.idle(self.partition)
+                with self._bounded():
+                    await self.processor.idle(self.partition)
                 idle_at = loop.time() + self._limits.idle_interval_s
             if not self._queue and not self._closing:
                 self._arrived.clear()
@@ -169,6 +171,23 @@ class Lane:
                     await asyncio.wait_for(self._arrived.wait(), max(0.0, idle_at - loop.time()))
                 except TimeoutError:
                     continue
+
+    @contextmanager
+    def _bounded(self) -> Iterator[None]:
+        """Tell of a step that takes too long while it runs: one that never ends would keep the partition for ever."""
+        overdue = asyncio.get_running_loop().call_later(self._limits.step_timeout_s, self._on_overdue)
+        try:
+            yield
+        finally:
+            overdue.cancel()
+
+    def _on_overdue(self) -> None:
+        self._on_failure(
+            Transient(
+                f"{self.processor.topic}/{self.partition}: the step from offset {self.next_offset} did not end in "
+                f"{self._limits.step_timeout_s:g} s. Check that its stores answer, then start the process again"
+            )
+        )
 
     async def _linger(self) -> None:
         """Wait a little for a fuller flush: what a step costs is mostly per step. Longer where the log is known to

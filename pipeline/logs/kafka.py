@@ -20,6 +20,7 @@ from aiokafka.errors import (
 )
 
 from pipeline.logs.client_messages import quieten
+from pipeline.logs.header_names import read_any_header_name
 from pipeline.logs.limits import check_partitions, check_size, check_spec, settings_of, unknown_partition
 from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError, Transient
 from schemas.log import Bounds, Headers, Record, TopicSpec
@@ -62,6 +63,7 @@ class KafkaLog:
     async def start(self) -> None:
         """Connect; `Transient` where no broker answers within `REQUEST_TIMEOUT_S`."""
         quieten()
+        read_any_header_name()
         timeout_ms = int(REQUEST_TIMEOUT_S * 1000)
         self._admin = AIOKafkaAdminClient(bootstrap_servers=self.servers, request_timeout_ms=timeout_ms)
         self._producer = AIOKafkaProducer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from pipeline.clock import SystemClock
 from pipeline.faust_runner import Runner, RunnerSettings
 from pipeline.logs.open import open_log
-from schemas.errors import InvalidInput, OperatorNeeded
+from schemas.errors import InvalidInput, OperatorNeeded, Transient
 from schemas.log import Log, TopicSpec
 from tests.integration.runner_world import (
     PARTITIONS,
@@ -177,6 +178,19 @@ async def test_a_stop_lets_the_running_step_finish_and_commits_it(log_url: str, 
 
     assert recorder.seen[0] == [0]
     assert await log.committed(topic, topic, 0) == 1
+
+
+async def test_a_step_that_never_ends_ends_the_run(log_url: str, log: Log, topic: str) -> None:
+    """The group keeps a member as long as it beats; only the process's end gives its partitions to others."""
+    await log.append(topic, 0, b"a")
+    recorder = Recorder(topic)
+    recorder.gates[0] = asyncio.Event()
+    settings = replace(settings_for(topic), step_timeout_s=0.2, stop_timeout_s=0.1)
+
+    with pytest.raises(Transient, match=f"{topic}/0: the step from offset 0 did not end in 0.2 s"):
+        await asyncio.wait_for(Runner([recorder], log_url, SystemClock(), settings).run(asyncio.Event()), PATIENCE_S)
+
+    assert await log.committed(topic, topic, 0) is None
 
 
 async def test_a_stop_before_the_start_has_finished_is_not_lost(log_url: str, log: Log, topic: str) -> None:

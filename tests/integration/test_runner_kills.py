@@ -6,7 +6,9 @@ import asyncio
 import uuid
 from pathlib import Path
 
+import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 
 from pipeline.clock import SystemClock
 from pipeline.local_kafka import LocalKafka
@@ -23,6 +25,7 @@ from tests.integration.runner_world import (
     until,
     until_committed,
 )
+from tests.unit.test_kafka_header_names import raw_name
 
 
 async def test_a_killed_worker_resumes_at_the_position_in_its_store(
@@ -128,6 +131,32 @@ async def test_gaps_in_the_offsets_hold_nothing_up(kafka_url: str) -> None:
     assert [0, 4, 8, last] == recorder.seen[0]
     assert [0, 4, 8, last] == [record.offset for record in await log.read(topic, 0, 0)]
     assert last + 1 == await log.committed(topic, topic, 0)
+    await log.close()
+
+
+async def test_header_names_that_are_not_text_stop_neither_readers_nor_workers(
+    kafka_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client in C may write any bytes, and the broker takes them; the record before and the one after come too."""
+    log, topic = open_log(kafka_url, SystemClock()), f"runner.{uuid.uuid4().hex}"
+    await log.start()
+    await log.create_topics([TopicSpec(topic, PARTITIONS, retention_ms=-1)])
+    # The compiled builder writes text only.
+    for module in ("message_accumulator", "producer"):
+        monkeypatch.setattr(f"aiokafka.producer.{module}.DefaultRecordBatchBuilder", _DefaultRecordBatchBuilderPy)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka_servers(kafka_url), linger_ms=200, compression_type="lz4")
+    await producer.start()
+    for headers in ([], [(raw_name(b"\xff\xfe"), b"1")], [("trace", b"2")]):
+        await producer.send(topic, b"{}", partition=0, headers=headers)
+    await producer.stop()
+    recorder = Recorder(topic)
+
+    async with running(recorder, kafka_url, topic):
+        await until(lambda: recorder.count == 3, "all three records")
+    records = await log.read(topic, 0, 0)
+
+    assert [0, 1, 2] == recorder.seen[0]
+    assert [(), (("\ufffd\ufffd", b"1"),), (("trace", b"2"),)] == [record.headers for record in records]
     await log.close()
 
 

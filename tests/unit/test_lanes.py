@@ -169,6 +169,45 @@ async def test_a_step_that_outlasts_an_orderly_stop_is_cancelled_and_not_acknowl
     assert failures == []
 
 
+class WorkingBetween(Steps):
+    """Waits at the gate between two steps as well."""
+
+    async def idle(self, partition: int) -> None:
+        await self.step(partition, [])
+
+
+@pytest.mark.parametrize("between", [False, True], ids=["step", "between two steps"])
+async def test_a_step_that_never_ends_is_told_while_it_runs(between: bool) -> None:
+    """The process that is told of it ends, and others get its partitions: the group itself does not notice."""
+    limits = replace(LIMITS, step_timeout_s=0.01, idle_interval_s=0.0 if between else 60.0)
+    failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+    lane = Lane(WorkingBetween(), 0, 0, limits, SystemClock(), failure.set_result, lambda: None)
+    if not between:
+        lane.put(parcel(0), previous=None)
+
+    lane.start()
+    told = await asyncio.wait_for(failure, 10)
+    await lane.close(timeout_s=0.01)
+
+    assert isinstance(told, Transient)
+    assert "t/0: the step from offset 0 did not end in 0.01 s" in str(told)
+
+
+async def test_steps_in_time_are_not_told() -> None:
+    """Each step has the whole time for itself."""
+    steps, failures = Steps(), list[BaseException]()
+    steps.gate.set()
+    lane = Lane(steps, 0, 0, replace(LIMITS, step_timeout_s=0.01), SystemClock(), failures.append, lambda: None)
+    lane.put(parcel(0), previous=None)
+
+    lane.start()
+    await until(lambda: lane.next_offset == 1)
+    await asyncio.sleep(0.05)
+    await lane.close()
+
+    assert failures == []
+
+
 def test_a_client_message_is_told_once_per_while() -> None:
     """A broker that is away would fill the operator's screen."""
     told = OncePerWhile()
