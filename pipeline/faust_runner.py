@@ -59,7 +59,8 @@ class RunnerSettings:
     session_timeout_s: float = 30.0
     heartbeat_interval_s: float = 3.0
     rebalance_timeout_s: float = 60.0
-    step_timeout_s: float = 300.0
+    # More than a sink waits where Stripe asks for five minutes, or a step where its partition is copied.
+    step_timeout_s: float = 900.0
     idle_interval_s: float = 1.0
     linger_s: float = 0.0
     catch_up_linger_s: float = 0.0

@@ -26,7 +26,7 @@ class LaneLimits:
     idle_interval_s: float
     linger_s: float = 0.0
     catch_up_linger_s: float = 0.0
-    step_timeout_s: float = 300.0
+    step_timeout_s: float = 900.0
 
 
 @dataclass(frozen=True, slots=True)

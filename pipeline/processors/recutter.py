@@ -26,7 +26,7 @@ from reconciler.recount import Recounter, Snapshot, request_at
 from schemas.analytics import ArchiveStore, ControlRow, HourlyRow
 from schemas.clock import MINUTE_MS
 from schemas.control import RecutRecord
-from schemas.errors import InvalidInput, OperatorNeeded, Transient
+from schemas.errors import HeldUp, InvalidInput, OperatorNeeded, Transient
 from schemas.log import Log, offset_of, position
 from schemas.meters import Aggregation, Catalog
 from schemas.periods import AccountState, Binding, PendingCut, Period
@@ -141,14 +141,15 @@ class Recutter:
         assert state.pending is not None, "the caller looked"  # noqa: S101 - an invariant, not input
         try:
             return await self._record(now, account, state, state.pending)
+        except (Transient, HeldUp) as error:
+            # Also where the store says no for good: that is nothing the binding could be declined for.
+            if state.pending.begun < BEGINNINGS_MAX:
+                raise Transient(str(error)) from error
+            declined = TOO_OFTEN.format(state.pending.begun, str(error)[:300])
+            return RecutRecord(account=account, position=state.pending.position, declined=declined)
         except (OperatorNeeded, InvalidInput) as error:
             # One account's fault must not stop the others, nor the worker.
             return RecutRecord(account=account, position=state.pending.position, declined=str(error)[:500])
-        except Transient as error:
-            if state.pending.begun < BEGINNINGS_MAX:
-                raise
-            declined = TOO_OFTEN.format(state.pending.begun, str(error)[:300])
-            return RecutRecord(account=account, position=state.pending.position, declined=declined)
 
     def _forget(self, partition: int, fence: Fence | None, waiting: Iterable[str]) -> None:
         """What was told and folded is told again where the account waits still."""

@@ -13,7 +13,7 @@ from pipeline.processors import recutter, resolver
 from pipeline.processors.recutter import BEGINNINGS_MAX, JUDGED_MS_MAX, TOO_OFTEN
 from schemas.clock import DAY_MS, MINUTE_MS
 from schemas.control import RecutRecord
-from schemas.errors import OperatorNeeded, Transient
+from schemas.errors import HeldUp, OperatorNeeded, Transient
 from schemas.log import EVENTS_TOPIC, position
 from schemas.periods import AccountState, Billing
 from tests.unit.late_binding_world import (
@@ -247,10 +247,12 @@ async def test_account_whose_usage_cannot_be_counted_again_stops_nobody(monkeypa
     assert (await made.store.account(made.partition(other), other)).pending is None
 
 
+@pytest.mark.parametrize("kind", [Transient, HeldUp])
 async def test_account_whose_recount_is_never_answered_holds_up_nobody_and_is_given_up(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
-    """Too much for ClickHouse's limits, say. The others are answered in the same call, and what waits for it counts."""
+    """Too much for ClickHouse's limits, or a table that is gone, say. The others are answered in the same call, and
+    what waits for it counts."""
     made, other = await two_begun()
     counted, looks = made.clickhouse.recount_rows, 0
 
@@ -258,7 +260,7 @@ async def test_account_whose_recount_is_never_answered_holds_up_nobody_and_is_gi
         nonlocal looks
         if request.accounts == [EVE]:
             looks += 1
-            raise Transient("memory limit exceeded")
+            raise kind("memory limit exceeded")
         return await counted(request, generation)
 
     monkeypatch.setattr(made.clickhouse, "recount_rows", fails)
