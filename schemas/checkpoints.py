@@ -8,8 +8,9 @@ from typing import NamedTuple, Protocol
 
 from schemas.rollup import Fence
 
-# What of a checkpoint is read or written at a time.
+# What of a checkpoint is read or written at a time: so many chunks, and no further one once they are of this size.
 CHUNKS_AT_ONCE = 20
+BYTES_AT_ONCE = 4_000_000
 
 
 class Checkpoint(NamedTuple):
@@ -28,7 +29,7 @@ class SnapshotStore(Protocol):
     """A rollup store whose state can be copied out and in. A chunk is text that only the store understands."""
 
     def snapshot(self, partition: int, believed: Fence) -> AsyncIterator[str]:
-        """The partition's state but for its fence, in chunks of some 100 kB.
+        """The partition's state but for its fence, in chunks of up to some 100 kB, or of one larger item.
 
         Only a walk that came to its end is one state. Raises `Fenced` where the stored fence is not `believed`, or
         moved during the walk. What drains take away meanwhile may be in it or not: it is in the other store by then.

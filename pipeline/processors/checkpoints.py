@@ -12,7 +12,6 @@ checkpoint that is not complete, which the next one drops.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import tempfile
 import uuid
@@ -21,7 +20,7 @@ from typing import IO, Final, Literal, NamedTuple
 
 import msgspec
 
-from schemas.checkpoints import CHUNKS_AT_ONCE, Checkpoint, CheckpointStore, SnapshotStore
+from schemas.checkpoints import BYTES_AT_ONCE, CHUNKS_AT_ONCE, Checkpoint, CheckpointStore, SnapshotStore
 from schemas.clock import MINUTE_MS
 from schemas.errors import TidemarkError
 from schemas.rollup import Fence
@@ -126,7 +125,7 @@ class Checkpoints:
     async def _write(self, copied: _Copied) -> None:
         file, number = copied.file, 0
         file.seek(0)
-        while lines := await asyncio.to_thread(lambda: list(itertools.islice(file, CHUNKS_AT_ONCE))):
+        while lines := await asyncio.to_thread(_next_lines, file):
             await self._kept.insert_chunks(copied.head, number, [msgspec.json.decode(line, type=str) for line in lines])
             number += len(lines)
         await self._kept.complete(copied.head)
@@ -135,6 +134,15 @@ class Checkpoints:
         self._due_ms[partition] = log_time_ms + min(RETRY_MS, self._interval_ms)
         _log.warning("the checkpoint of partition %d is taken again later, nothing is lost: %s", partition, error)
         self._note("failed", None)
+
+
+def _next_lines(file: IO[bytes]) -> list[bytes]:
+    """As many chunks as are written at a time; none at the end."""
+    lines, size = list[bytes](), 0
+    while len(lines) < CHUNKS_AT_ONCE and size < BYTES_AT_ONCE and (line := file.readline()):
+        lines.append(line)
+        size += len(line)
+    return lines
 
 
 def fence_of(checkpoint: Checkpoint) -> Fence:

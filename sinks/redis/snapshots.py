@@ -6,11 +6,12 @@ kind of state that is added later cannot be forgotten.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from schemas.checkpoints import BYTES_AT_ONCE
 from schemas.errors import Fenced
 from schemas.rollup import Fence
 from sinks.redis.client import Command, Connection, checked, pairs
@@ -21,10 +22,20 @@ from sinks.redis.keys import GENERATIONS, Keys
 _Entry = tuple[str, str, list[str]]
 
 _PAGE_KEYS: Final = 500
+# What is read in one round trip, in items: small keys are read together, large ones alone and in pages.
 _PAGE_ITEMS: Final = 5_000
-_CHUNK_ITEMS: Final = 5_000
+# Before JSON escapes any.
+CHUNK_CHARACTERS: Final = 100_000
+# What JSON adds to an item, and to the name of a key.
+_ITEM_CHARACTERS: Final = 3
+_ENTRY_CHARACTERS: Final = 20
 _ARGUMENTS_MAX: Final = 10_000
 _SCANS: Final = {"hash": "HSCAN", "set": "SSCAN", "zset": "ZSCAN"}
+_COUNTS: Final = {"hash": "HLEN", "set": "SCARD", "zset": "ZCARD"}
+# A hash's items may be whole events, so few are asked for at a time; a small hash answers whole in any case.
+_PAGES: Final = {"hash": 200, "set": _PAGE_ITEMS, "zset": _PAGE_ITEMS}
+_TEXT_ITEMS: Final = 50
+_WIDTHS: Final = {"hash": 2, "zset": 2}
 _WRITES: Final = {"hash": "HSET", "set": "SADD", "zset": "ZADD"}
 _CELLS: Final = "cells:"
 _DIRTY: Final = "dirty:"
@@ -38,23 +49,15 @@ class RedisSnapshots(RedisGenerations):
 
     async def snapshot(self, partition: int, believed: Fence) -> AsyncIterator[str]:
         keys = await self._believe(partition, believed)
-        cursor, gathered = "0", list[_Entry]()
         # One connection for all: a cursor says nothing to a server that was started again, or that took over, and
         # nothing but a connection that breaks tells that it is another one.
         connection = self.server.connection()
         try:
-            while True:
-                cursor, found = await self._run(self._page, connection, keys, cursor)
-                gathered += found
-                if gathered and sum(len(items) for _, _, items in gathered) >= _CHUNK_ITEMS:
-                    yield msgspec.json.encode(gathered).decode()
-                    gathered = []
-                if cursor == "0":
-                    break
+            walk = _chunks(self._entries(connection, keys))
+            while chunk := await self._run(next, walk, ""):
+                yield chunk
         finally:
             connection.release()
-        if gathered:
-            yield msgspec.json.encode(gathered).decode()
         await self._believe(partition, believed)
 
     async def _believe(self, partition: int, believed: Fence) -> Keys:
@@ -63,37 +66,21 @@ class RedisSnapshots(RedisGenerations):
             raise Fenced(f"partition {partition}: the fence is {held}, a copy was to be made at {token(believed)}")
         return keys
 
-    def _page(self, connection: Connection, keys: Keys, cursor: str) -> tuple[str, list[_Entry]]:
-        """The next cursor, and the contents of some keys in entries of bounded size."""
+    def _entries(self, connection: Connection, keys: Keys) -> Iterator[_Entry]:
+        """The contents of all keys, some at a time: of what is read in one round trip nothing is kept for the next."""
 
         def run(commands: list[Command]) -> list[Any]:
-            return checked(connection.run(commands), self.server.where)
+            return checked(connection.run(commands), self.server.where) if commands else []
 
-        ((cursor, names),) = run([("SCAN", cursor, "MATCH", keys.literal + "*", "COUNT", _PAGE_KEYS)])
         apart = (keys.fence, keys.live, keys.restoring)
-        wanted = [name for name in names if name not in apart and not self._is_named(keys, name)]
-        if not wanted:
-            return cursor, []
-        kinds = dict(zip(wanted, run([("TYPE", name) for name in wanted]), strict=True))
-        entries: list[_Entry] = []
-        texts = [name for name, kind in kinds.items() if kind == "string"]
-        if texts:
-            (values,) = run([("MGET", *texts)])
-            entries += [
-                ("string", name.removeprefix(keys.prefix), [text])
-                for name, text in zip(texts, values, strict=True)
-                if text is not None
-            ]
-        left = {name: "0" for name, kind in kinds.items() if kind in _SCANS}
-        while left:
-            reads: list[Command] = [
-                (_SCANS[kinds[name]], name, at, "COUNT", _PAGE_ITEMS) for name, at in left.items()
-            ]  # fmt: skip
-            answers = run(reads)
-            pages = dict(zip(left, answers, strict=True))
-            entries += [(kinds[name], name.removeprefix(keys.prefix), page[1]) for name, page in pages.items()]
-            left = {name: page[0] for name, page in pages.items() if page[0] != "0"}
-        return cursor, [entry for entry in entries if entry[2]]
+        cursor = ""
+        while cursor != "0":
+            page: Command = ("SCAN", cursor or "0", "MATCH", keys.literal + "*", "COUNT", _PAGE_KEYS)
+            ((cursor, names),) = run([page])
+            wanted = [name for name in names if name not in apart and not self._is_named(keys, name)]
+            kinds = dict(zip(wanted, run([("TYPE", name) for name in wanted]), strict=True))
+            for together in _together(kinds, run):
+                yield from _contents(keys, together, run)
 
     @staticmethod
     def _is_named(keys: Keys, name: str) -> bool:
@@ -124,7 +111,16 @@ class RedisSnapshots(RedisGenerations):
 
     async def take_in(self, partition: int, owner: str, chunks: Sequence[str]) -> None:
         keys = self.keys(partition)
-        writes = [write for chunk in chunks for entry in _decode(chunk) for write in _restored(keys, entry)]
+        writes, size = list[Command](), 0
+        for chunk in chunks:
+            for entry in _decode(chunk):
+                for write in _restored(keys, entry):
+                    if size >= BYTES_AT_ONCE:
+                        await self._owned(keys, owner, writes)
+                        writes, size = [], 0
+                    writes.append(write)
+                    size += sum(len(str(part)) for part in write)
+        # Also without any: the claim is asked for.
         await self._owned(keys, owner, writes)
 
     async def end_restore(self, partition: int, owner: str, fence: Fence) -> None:
@@ -155,6 +151,72 @@ class RedisSnapshots(RedisGenerations):
         """Write what `decide` says after its reads, if nobody has claimed or finished the restore meanwhile."""
         if await self._run(self._watching, [keys.fence, keys.restoring], decide) is None:
             raise Fenced(f"{keys.root}: another process restores this partition")
+
+
+def _together(kinds: Mapping[str, str], run: Read) -> Iterator[dict[str, str]]:
+    """Keys with their types, as many as are read at the same time. A key that is gone is in none."""
+    scanned = [name for name, kind in kinds.items() if kind in _SCANS]
+    counts = dict(zip(scanned, run([(_COUNTS[kinds[name]], name) for name in scanned]), strict=True))
+    together, items = dict[str, str](), 0
+    for name, kind in kinds.items():
+        if kind != "string" and kind not in _SCANS:
+            continue
+        # A set of integers answers whole, whatever it is asked for.
+        count = int(counts.get(name, _TEXT_ITEMS))
+        if together and items + count > _PAGE_ITEMS:
+            yield together
+            together, items = {}, 0
+        together[name] = kind
+        items += count
+    if together:
+        yield together
+
+
+def _contents(keys: Keys, kinds: Mapping[str, str], run: Read) -> Iterator[_Entry]:
+    """What some keys hold, a page of each at a time."""
+    texts = [name for name, kind in kinds.items() if kind == "string"]
+    values = run([("MGET", *texts)])[0] if texts else []
+    for name, text in zip(texts, values, strict=True):
+        if text is not None:
+            yield "string", name.removeprefix(keys.prefix), [text]
+    left = {name: "0" for name, kind in kinds.items() if kind in _SCANS}
+    while left:
+        reads: list[Command] = [
+            (_SCANS[kinds[name]], name, at, "COUNT", _PAGES[kinds[name]]) for name, at in left.items()
+        ]  # fmt: skip
+        pages = dict(zip(left, run(reads), strict=True))
+        for name, (_, items) in pages.items():
+            yield kinds[name], name.removeprefix(keys.prefix), items
+        left = {name: at for name, (at, _) in pages.items() if at != "0"}
+
+
+def _chunks(entries: Iterable[_Entry]) -> Iterator[str]:
+    """Entries as chunks, none larger than `CHUNK_CHARACTERS` but where one item is."""
+    gathered, size = list[_Entry](), 0
+    for kind, name, items in entries:
+        for part in _parts(items, _WIDTHS.get(kind, 1)):
+            more = _characters(part) + len(name) + _ENTRY_CHARACTERS
+            if gathered and size + more > CHUNK_CHARACTERS:
+                yield msgspec.json.encode(gathered).decode()
+                gathered, size = [], 0
+            gathered.append((kind, name, part))
+            size += more
+    if gathered:
+        yield msgspec.json.encode(gathered).decode()
+
+
+def _parts(items: list[str], width: int) -> Iterator[list[str]]:
+    """The items, halved until each part fits well into a chunk, or is one item of `width` texts. No part is empty."""
+    if len(items) > width and _characters(items) > CHUNK_CHARACTERS // 2:
+        middle = (len(items) // width + 1) // 2 * width
+        yield from _parts(items[:middle], width)
+        yield from _parts(items[middle:], width)
+    elif items:
+        yield items
+
+
+def _characters(items: list[str]) -> int:
+    return sum(map(len, items)) + _ITEM_CHARACTERS * len(items)
 
 
 def _restored(keys: Keys, entry: _Entry) -> Iterator[Command]:

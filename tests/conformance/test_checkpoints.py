@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -29,7 +30,10 @@ from schemas.rollup import (
 )
 from sinks.clickhouse.checkpoints import ClickHouseCheckpoints
 from sinks.clickhouse.memory_checkpoints import MemoryCheckpoints
+from sinks.redis import snapshots
+from sinks.redis.client import Command, Connection
 from sinks.redis.memory import MemoryRollupStore
+from sinks.redis.snapshots import CHUNK_CHARACTERS
 from sinks.redis.writer import RedisRollupStore
 from tests.conformance.rollup_states import fence
 
@@ -118,6 +122,15 @@ async def test_state_that_was_copied_into_another_generation_is_the_same(store: 
     assert await seen(store, 1) == before
     assert await store.swap(0, live, at(5, 2))
     assert await seen(store, 2) == before
+
+
+async def test_state_that_is_taken_in_by_many_steps_is_the_same(
+    store: GenerationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As chunks of any size are: what one step holds is bounded."""
+    monkeypatch.setattr(snapshots, "BYTES_AT_ONCE", 1_000)
+
+    await test_state_that_was_copied_into_another_generation_is_the_same(store)
 
 
 async def test_copy_of_a_state_that_moved_is_refused(store: GenerationStore) -> None:
@@ -216,3 +229,37 @@ async def test_every_key_of_the_state_is_in_the_copy(valkey: LocalValkey) -> Non
     assert all(isinstance(cell, DirtyCell) for cell in dirty)
     await built.close()
     await store.close()
+
+
+async def test_no_chunk_is_larger_than_promised(valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets of integers answer whole, and many of them stand on one page of keys; some items are whole events."""
+    store = RedisRollupStore(valkey.url, namespace=uuid.uuid4().hex)
+    large = 3 * CHUNK_CHARACTERS
+    await store.create_fence(0, at(0, 1))
+    state = Changes(
+        fence=at(5, 1),
+        marks={MarkKey(0, bucket): range(bucket << 32, (bucket << 32) + 16_384) for bucket in range(30)},
+        uniques={UniqueKey("acme", "users", 0): range(70_000)},
+        totals={TotalKey(f"account {number}", 0): {"tokens": "7"} for number in range(2_000)},
+        duplicates=[Duplicate(number, "acme", "d", "t", "s", 1, "x" * 1_000, 2) for number in range(1_000)]
+        + [Duplicate(5_000, "acme", "d", "t", "s", 1, "x" * large, 2)],
+    )
+    await store.commit(0, at(0, 1), state)
+    read: list[int] = []
+    run = Connection.run
+
+    def counting(connection: Connection, commands: Sequence[Command]) -> list[object]:
+        answers = run(connection, commands)
+        if commands[0][0] in ("SSCAN", "HSCAN", "ZSCAN"):
+            read.append(sum(len(items) for _, items in answers))
+        return answers
+
+    monkeypatch.setattr(Connection, "run", counting)
+    sizes = [len(chunk) async for chunk in store.snapshot(0, at(5, 1))]
+    await store.close()
+
+    assert len(sizes) > 50
+    # The quotes in the duplicates are escaped, which is not counted.
+    assert [size for size in sorted(sizes)[:-1] if size > CHUNK_CHARACTERS * 11 // 10] == []
+    assert max(sizes) < large + CHUNK_CHARACTERS
+    assert max(read) <= 16_384, "one such set at a time"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from pipeline.deployment import find_genesis, tick
+from pipeline.processors import checkpoints as checkpoints_module
 from pipeline.processors.checkpoints import KEPT_MAX, Checkpoints, fence_of
 from pipeline.processors.rollup import RollupProcessor
 from pipeline.rebuild.live_view import LiveViewRebuild
@@ -18,6 +19,7 @@ from schemas.checkpoints import Checkpoint
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.errors import OperatorNeeded, Transient
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
+from schemas.rollup import Fence
 from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.memory_checkpoints import MemoryCheckpoints
 from tests.unit.test_rebuild_live_view import (
@@ -219,6 +221,33 @@ async def test_failure_stops_nothing_and_is_made_good_later(tmp_path: Path) -> N
     await world.work()
     assert world.notes[-1] == "written"
     await world.assert_equal()
+
+
+async def test_large_chunks_are_written_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker holds for one insert is bounded in bytes too."""
+    monkeypatch.setattr(checkpoints_module, "BYTES_AT_ONCE", 10)
+    world = CheckpointWorld(tmp_path)
+    insert, written = world.kept.insert_chunks, list[int]()
+
+    async def counting(at: Checkpoint, first_number: int, chunks: Sequence[str]) -> None:
+        written.append(len(chunks))
+        await insert(at, first_number, chunks)
+
+    world.kept.insert_chunks = counting  # type: ignore[method-assign]  # a witness
+    copied = world.live.snapshot
+
+    async def in_three(partition: int, believed: Fence) -> AsyncIterator[str]:
+        async for chunk in copied(partition, believed):
+            for part in (chunk, "more", "x" * 20):
+                yield part
+
+    world.live.snapshot = in_three  # type: ignore[method-assign]  # three chunks of one
+    await world.start(REPORTED)
+    await world.feed(0.5)
+    await world.work()
+
+    assert written[:3] == [1, 2, 1]
+    assert "written" in world.notes
 
 
 async def test_partitions_that_flush_side_by_side_all_get_one(tmp_path: Path) -> None:
