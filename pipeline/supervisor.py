@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from pipeline.processes import die_with_parent
-from schemas.errors import OperatorNeeded
+from schemas.errors import OperatorNeeded, Transient
 
 RESTART_DELAY_S: Final = 0.2
 RESTART_DELAY_S_MAX: Final = 10.0
@@ -57,27 +58,33 @@ class Child:
         self.pid = process.pid
         self._keeper = asyncio.create_task(self._keep(process))
 
-    async def _keep(self, process: Running) -> None:
-        quick_deaths = 0
+    async def _keep(self, process: Running | None) -> None:
+        """Start it again whenever it ends. A start that fails, such as for lack of memory, counts as a quick death."""
+        quick_deaths, quick, end = 0, True, ""
         loop = asyncio.get_running_loop()
         while True:
-            began_s = loop.time()
-            code = await process.wait()
-            self.pid = None
-            if self._stopping:
-                self._ended.set()
-                return
-            quick = loop.time() - began_s < QUICK_DEATH_S and code != -signal.SIGKILL
+            if process is not None:
+                began_s = loop.time()
+                code = await process.wait()
+                self.pid = None
+                if self._stopping:
+                    self._ended.set()
+                    return
+                quick = loop.time() - began_s < QUICK_DEATH_S and code != -signal.SIGKILL
+                end = f"exit {code}"
             quick_deaths = quick_deaths + 1 if quick else 0
             if quick_deaths >= QUICK_DEATHS_MAX:
                 tail = self.log_tail()
-                self._on_failure(f"{self.name} dies at its start (exit {code}); {self._log_path} ends with:\n{tail}")
+                self._on_failure(f"{self.name} dies at its start ({end}); {self._log_path} ends with:\n{tail}")
                 self._ended.set()
                 return
             self.restarts += 1
             await asyncio.sleep(min(RESTART_DELAY_S * 2**quick_deaths, RESTART_DELAY_S_MAX))
-            process = await self._starter()
-            self.pid = process.pid
+            try:
+                process = await self._starter()
+                self.pid = process.pid
+            except Exception as error:  # noqa: BLE001 - nobody waits for this task, so nobody else would be told
+                process, quick, end = None, True, f"{type(error).__name__}: {error}"
 
     def kill(self) -> bool:
         """SIGKILL, as a crash would; it is started again. False where it is not running at the moment."""
@@ -94,7 +101,9 @@ class Child:
         if self.pid is None:
             self._keeper.cancel()
             return
-        os.killpg(self.pid, signal.SIGTERM)
+        # It may have died with the nursery, which is told a moment later.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGTERM)
         try:
             await asyncio.wait_for(self._ended.wait(), STOP_TIMEOUT_S)
         except TimeoutError:
@@ -126,31 +135,39 @@ class _Forked:
 
 
 class _Nursery:
-    """Our end of `pipeline.nursery`."""
+    """Our end of `pipeline.nursery`. Where that process dies, all roles die too, and the next fork starts another."""
 
     def __init__(self, log_path: Path) -> None:
         self._log_path = log_path
+        self._starting = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._started: dict[str, asyncio.Future[_Forked]] = {}
         self._running: dict[int, _Forked] = {}
         self._reader: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        with self._log_path.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "pipeline.nursery",
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
-                start_new_session=True, preexec_fn=die_with_parent,
-            )  # fmt: skip
-        self._reader = asyncio.create_task(self._read(self._process))
+    async def start(self) -> asyncio.subprocess.Process:
+        """Start it where it does not run."""
+        # All roles are started again at the same moment.
+        async with self._starting:
+            if self._process is None:
+                with self._log_path.open("ab") as log:
+                    self._process = await asyncio.create_subprocess_exec(
+                        sys.executable, "-m", "pipeline.nursery",
+                        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+                        start_new_session=True, preexec_fn=die_with_parent,
+                    )  # fmt: skip
+                self._reader = asyncio.create_task(self._read(self._process))
+            return self._process
 
     async def fork(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> _Forked:
-        assert self._process is not None and self._process.stdin is not None, "started"  # noqa: S101, PT018
+        """Start a role. Raises `Transient` or `OSError` where the nursery dies before it says that it did."""
+        process = await self.start()
+        assert process.stdin is not None, "it was asked for"  # noqa: S101
         order = {"name": name, "arguments": list(arguments), "environment": dict(environment), "log": str(log)}
         started: asyncio.Future[_Forked] = asyncio.get_running_loop().create_future()
         self._started[name] = started
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        await self._process.stdin.drain()
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        await process.stdin.drain()
         return await started
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
@@ -159,12 +176,23 @@ class _Nursery:
             told = json.loads(line)
             if "started" in told:
                 forked = self._running[told["pid"]] = _Forked(told["pid"])
-                self._started.pop(told["started"]).set_result(forked)
+                started = self._started.pop(told["started"])
+                # Cancelled where the role was stopped meanwhile.
+                if not started.done():
+                    started.set_result(forked)
             elif "ended" in told and told["pid"] in self._running:
                 self._running.pop(told["pid"]).ended(told["code"])
         code = await process.wait()
-        for forked in self._running.values():
+        self._process = None
+        running, self._running = self._running, {}
+        for forked in running.values():
             forked.ended(code)
+        waiting, self._started = self._started, {}
+        for started in waiting.values():
+            if not started.done():
+                started.set_exception(Transient(f"the nursery ended (exit {code}); see {self._log_path}"))
+                # Whoever failed to write the order does not wait for its answer.
+                started.exception()
 
     async def stop(self) -> None:
         if self._process is not None and self._process.stdin is not None:
