@@ -121,6 +121,8 @@ class _Health:
 
     async def _log(self) -> dict[str, Any]:
         partitions = await self._dependencies.log.partition_count(EVENTS_TOPIC)
+        # The count is remembered and would say nothing of a log that went away since.
+        await self._dependencies.log.bounds(EVENTS_TOPIC, 0)
         return {"ok": partitions == self._dependencies.genesis.partitions, "partitions": partitions}
 
     async def _redis(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     KafkaError,
+    KafkaTimeoutError,
     MessageSizeTooLargeError,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
@@ -59,6 +60,8 @@ class KafkaLog:
         self._read_positions: dict[TopicPartition, int] = {}
         self._read_locks: dict[TopicPartition, asyncio.Lock] = {}
         self._assign_lock = asyncio.Lock()
+        self._renewal: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Connect; `Transient` where no broker answers within `REQUEST_TIMEOUT_S`."""
@@ -66,18 +69,7 @@ class KafkaLog:
         read_any_header_name()
         timeout_ms = int(REQUEST_TIMEOUT_S * 1000)
         self._admin = AIOKafkaAdminClient(bootstrap_servers=self.servers, request_timeout_ms=timeout_ms)
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=self.servers,
-            acks="all",
-            enable_idempotence=True,
-            compression_type="lz4",
-            max_batch_size=PRODUCE_BATCH_BYTES,
-            max_request_size=REQUEST_BYTES_MAX,
-            request_timeout_ms=timeout_ms,
-        )
-        # A batch that expires takes its sequence numbers along, and the broker refuses all that come after the gap:
-        # nothing could be appended to that partition any more. `append` bounds the wait instead.
-        self._producer._message_accumulator._batch_ttl = math.inf  # noqa: SLF001  there is no setting for it
+        self._producer = self._new_producer()
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=self.servers,
             group_id=None,
@@ -106,14 +98,13 @@ class KafkaLog:
         consumers = (self._consumer, self._asker)
         self._consumer = self._asker = None
         admin, self._admin = self._admin, None
+        if self._renewal is not None:
+            self._renewal.cancel()
+            await asyncio.wait({self._renewal})
         if producer is not None:
-            try:
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await producer.stop()
-            except TimeoutError:
-                logger.warning("Kafka is gone: what it had not confirmed may or may not be in the log")
-                await producer._sender.close()  # noqa: SLF001  aiokafka's own stop has no bound
-                await producer.client.close()
+            self._retire(producer)
+        if self._retiring:
+            await asyncio.wait(self._retiring)
         for consumer in consumers:
             if consumer is not None:
                 await consumer.stop()
@@ -160,7 +151,8 @@ class KafkaLog:
         """Append one record and return its offset once all in-sync replicas have it.
 
         `InvalidInput` over the topic's size limit or for an unknown partition. `Transient` where the producer's own
-        retries took `REQUEST_TIMEOUT_S`: the record may or may not be in the log, and a retry may add it again.
+        retries took `REQUEST_TIMEOUT_S` or the broker refused: the record may or may not be in the log, and a retry may
+        add it again.
         """
         await self._check_partition(topic, partition)
         check_size(topic, await self._size_limit(topic), value, key, headers)
@@ -172,9 +164,13 @@ class KafkaLog:
                 )
         except TimeoutError:
             raise Transient(f"Kafka did not confirm a record of {topic}/{partition} in {REQUEST_TIMEOUT_S} s") from None
-        except MessageSizeTooLargeError:
-            raise InvalidInput("value", f"Kafka refused a record of {len(value)} bytes for {topic}") from None
         except KafkaError as error:
+            # A timeout of the client's own: nothing was sent.
+            if not error.retriable and not isinstance(error, KafkaTimeoutError):
+                self._size_limits.pop(topic, None)
+                await self._renew(producer)
+            if isinstance(error, MessageSizeTooLargeError):
+                raise InvalidInput("value", f"Kafka refused a record of {len(value)} bytes for {topic}") from None
             raise Transient(f"Kafka did not store a record of {topic}/{partition}: {error!r}") from error
         return int(sent.offset)
 
@@ -219,6 +215,53 @@ class KafkaLog:
         )
         stored = offsets.get(pair)
         return None if stored is None or stored.offset < 0 else int(stored.offset)
+
+    def _new_producer(self) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self.servers,
+            acks="all",
+            enable_idempotence=True,
+            compression_type="lz4",
+            max_batch_size=PRODUCE_BATCH_BYTES,
+            max_request_size=REQUEST_BYTES_MAX,
+            request_timeout_ms=int(REQUEST_TIMEOUT_S * 1000),
+        )
+        # A batch that expires takes its sequence numbers along, and the broker refuses all that come after the gap:
+        # nothing could be appended to that partition any more. `append` bounds the wait instead.
+        producer._message_accumulator._batch_ttl = math.inf  # noqa: SLF001  there is no setting for it
+        return producer
+
+    async def _renew(self, refused: AIOKafkaProducer) -> None:
+        """Go on with another producer: a batch that the broker refused has taken its sequence numbers along, and the
+        broker refuses all that come after the gap. Whoever else was refused by the same one waits for the same other.
+        """
+        if self._renewal is None and self._producer is refused:
+            self._renewal = asyncio.create_task(self._replace(refused))
+        if self._renewal is not None:
+            await asyncio.wait({self._renewal}, timeout=REQUEST_TIMEOUT_S)
+
+    async def _replace(self, refused: AIOKafkaProducer) -> None:
+        """Have a new producer take over. Where none can be started, the next append that is refused tries again."""
+        fresh = self._new_producer()
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                await self._retried(fresh.start, "start another producer")
+        except BaseException as error:
+            await fresh.stop()
+            if not isinstance(error, (Transient, TimeoutError)):
+                raise
+            logger.warning("what Kafka refused may be refused again until another producer can be started: %r", error)
+        else:
+            self._producer = fresh
+            self._retire(refused)
+        finally:
+            self._renewal = None
+
+    def _retire(self, producer: AIOKafkaProducer) -> None:
+        """Let it get its answers and end, beside what goes on. What it takes no more, `append` calls `Transient`."""
+        task = asyncio.create_task(_stop(producer))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     async def _assign(self, pair: TopicPartition, offset: int) -> None:
         """Have the consumer stand at `offset` of `pair`, keeping the others where they are."""
@@ -308,6 +351,16 @@ class KafkaLog:
         if self._consumer is None:
             raise Transient("the Kafka log is closed")
         return self._consumer
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await producer.stop()
+    except TimeoutError:
+        logger.warning("Kafka is gone: what it had not confirmed may or may not be in the log")
+        await producer._sender.close()  # noqa: SLF001  aiokafka's own stop has no bound
+        await producer.client.close()
 
 
 def to_record(message: Any) -> Record:

@@ -9,14 +9,16 @@ import uuid
 from pathlib import Path
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.clock import SystemClock
 from pipeline.local_kafka import LocalKafka
 from pipeline.logs import kafka
-from pipeline.logs.open import open_log
-from schemas.errors import Transient
+from pipeline.logs.open import kafka_servers, open_log
+from schemas.errors import InvalidInput, Transient
 from schemas.log import Record, TopicSpec
 
 
@@ -64,4 +66,25 @@ async def test_records_that_retention_removed_move_the_first_offset_and_nothing_
     bounds = await log.bounds(topic, 0)
     assert (bounds.first, bounds.next) == (3, 5)
     assert [record.value for record in await log.read(topic, 0, 3)] == [b"3", b"4"]
+    await log.close()
+
+
+async def test_a_record_that_the_broker_refuses_does_not_close_its_partition_to_others(kafka_url: str) -> None:
+    """An operator lowers a topic's limit while a gateway runs: the sequence numbers of what was refused are gone."""
+    log, topic = open_log(kafka_url, SystemClock()), f"lowered.{uuid.uuid4().hex}"
+    await log.start()
+    await log.create_topics([TopicSpec(topic, partitions=1, retention_ms=-1)])
+    await log.append(topic, 0, b"before")
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_servers(kafka_url))
+    await admin.start()
+    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": "4000"})])
+    await admin.close()
+
+    with pytest.raises(InvalidInput, match="Kafka refused a record of 8000 bytes"):
+        await log.append(topic, 0, os.urandom(8000))
+    with pytest.raises(InvalidInput, match="over the 4000"):
+        await log.append(topic, 0, os.urandom(8000))
+    await log.append(topic, 0, b"after")
+
+    assert [record.value for record in await log.read(topic, 0, 0)] == [b"before", b"after"]
     await log.close()

@@ -12,7 +12,7 @@ import pytest
 from pipeline.gateway_appender import Appender, Outgoing
 from pipeline.metrics import METRICS, Metrics
 from schemas.errors import Transient
-from schemas.log import EVENTS_TOPIC, Headers
+from schemas.log import EVENTS_TOPIC, Bounds, Headers
 from schemas.meters import Catalog
 from tests.traffic.generate import CATALOG
 from tests.unit.gateway_world import NOW_MS, Gateway, event, running
@@ -142,6 +142,22 @@ async def test_a_log_that_does_not_answer_makes_the_gateway_not_ready(tmp_path: 
         alive = await gateway.get("/healthz", key="")
 
     assert (ready.status_code, ready.json()["status"], alive.status_code) == (503, "not_ready", 200)
+
+
+async def test_a_log_that_goes_away_later_makes_the_gateway_not_ready(tmp_path: Path) -> None:
+    """A driver may remember how many partitions there are; the load balancer must learn that none takes events."""
+
+    class GoneSince:
+        async def partition_count(self, _topic: str) -> int:
+            return World(NOW_MS).partitions
+
+        async def bounds(self, _topic: str, _partition: int) -> Bounds:
+            raise Transient("gone")
+
+    async with running(tmp_path, log=GoneSince()) as gateway:
+        ready = await gateway.get("/readyz", key="")
+
+    assert (ready.status_code, ready.json()["checks"]["log"]) == (503, {"ok": False, "problem": "Transient"})
 
 
 async def test_a_defect_is_answered_without_a_stack_trace(tmp_path: Path) -> None:
