@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import multiprocessing
 import multiprocessing.util
 import os
@@ -19,8 +18,6 @@ from emitter.ledger import Ledger, Stats
 from emitter.notices import Notices, OnDropped, OnRejected
 from emitter.sender import Sender, SenderSettings
 from emitter.transport import HttpTransport, Transport
-
-_log: Final = logging.getLogger("tidemark.emitter")
 
 
 class Emitter:
@@ -169,7 +166,7 @@ class Emitter:
                 self._thread = self._started()
             except RuntimeError as error:
                 # The event is taken: to raise would invite the caller to emit it again under another id.
-                _log.warning("the emitter's thread cannot start now, the next call tries again: %s", error)
+                self._notices.warn(f"the emitter's thread cannot start now, the next call tries again: {error}")
             finally:
                 self._is_starting = False
 
@@ -196,8 +193,8 @@ def _close_all() -> None:
     for emitter in list(_live):
         try:
             emitter.close(emitter._exit_timeout_s)  # noqa: SLF001  # this module's own
-        except Exception:  # noqa: BLE001  # whatever it is, the other emitters have events as well
-            _log.exception("an emitter could not be closed")
+        except Exception as error:  # noqa: BLE001  # whatever it is, the other emitters have events as well
+            emitter._notices.warn(f"an emitter could not be closed: {error!r}")  # noqa: SLF001  # as above
 
 
 def _forget_all() -> None:

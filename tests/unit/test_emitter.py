@@ -271,8 +271,11 @@ def test_pauses_grow_with_jitter_and_honour_retry_after(
     assert shortest_s <= pause_s(2, 0.2, 30, headers) <= longest_s
 
 
-def test_a_thread_that_cannot_start_is_started_by_a_later_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event is taken already; raising would make the caller emit it again under another id."""
+def test_a_thread_that_cannot_start_is_started_by_a_later_call(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The event is taken already; raising would make the caller emit it again under another id. Told now and then, and
+    not at each of a million calls."""
     gateway = FakeGateway()
     emitter = make(gateway)
 
@@ -282,10 +285,12 @@ def test_a_thread_that_cannot_start_is_started_by_a_later_call(monkeypatch: pyte
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
         emitter.emit("t", "acme", id="first")
-    assert emitter.stats().pending == 1
+        emitter.emit("t", "acme", id="second")
+    assert emitter.stats().pending == 2
+    assert len(caplog.records) == 1
 
     assert emitter.close()
-    assert gateway.stored == {"first": 1}
+    assert gateway.stored == {"first": 1, "second": 1}
 
 
 def test_events_whose_thread_never_starts_are_told_as_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
