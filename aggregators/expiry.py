@@ -11,8 +11,8 @@ import heapq
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from aggregators.flush_plan import followed
 from aggregators.periods import period_at
-from aggregators.plan import followed
 from aggregators.scan import AccountControl, Moment, Scan
 from schemas.log import offset_of
 from schemas.periods import AccountState
@@ -41,7 +41,8 @@ def looks_max(scan: Scan) -> int:
 
 
 def expire(scan: Scan, due: Sequence[DueTotal], states: Mapping[str, AccountState]) -> Expired:
-    """Look at what is due. `due` are the first `looks_max + 1` or all, `states` those of their accounts at the fence.
+    """Look at what is due. `due` are the first `looks_max + 1` or all, `states` those of their accounts at the
+    checkpoint.
 
     A period may have become longer since its total began; then the total is due again at its end and what follows.
     """
@@ -54,12 +55,12 @@ def expire(scan: Scan, due: Sequence[DueTotal], states: Mapping[str, AccountStat
     for moment in scan.moments:
         kept_ms = scan.policies[moment.offset].periods_kept_ms
         for _ in range(_looks(moment)):
-            if not heap or heap[0][0] > moment.log_time_ms:
+            if not heap or heap[0][0] > moment.stream_time_ms:
                 break
             _, order, key = heapq.heappop(heap)
             state = _state_at(scan, states, controls, key.account, moment.offset)
             due_ms = period_at(state, key.period_start_ms).end_ms + kept_ms
-            if due_ms <= moment.log_time_ms:
+            if due_ms <= moment.stream_time_ms:
                 later.pop(key, None)
                 retired.append(key)
             else:

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from aggregators.decode import normalised
-from aggregators.fields import (
+from aggregators.codec import (
     ReportValue,
     Value,
     cell_text,
@@ -18,20 +17,21 @@ from aggregators.fields import (
     value_text,
     version,
 )
+from aggregators.decode import normalised
+from aggregators.deferred import duplicate_of, far_late_us
+from aggregators.flush_plan import Candidate, FlushPlan, Placed
 from aggregators.marks import by_bucket, expired_keys
-from aggregators.parked import duplicate_of, far_late_us
-from aggregators.plan import Candidate, Placed, Plan
 from aggregators.scan import Arrival
-from schemas.control import Verdict
+from schemas.control import DedupDecision
 from schemas.log import offset_of
 from schemas.meters import Aggregation
 from schemas.rollup import (
     BucketField,
     Changes,
+    Checkpoint,
     Counters,
+    Deferred,
     Duplicate,
-    Fence,
-    Parked,
     RankingKey,
     TotalKey,
     UniqueKey,
@@ -48,7 +48,7 @@ _MAX: Final = Aggregation.MAX
 
 class Folded(NamedTuple):
     """What one flush changes. `late` are arrivals to be quarantined because their period is closed, `refused` those
-    for which there was no room to wait for a verdict."""
+    for which there was no room to wait for a decision."""
 
     changes: Changes
     late: list[Arrival]
@@ -58,10 +58,10 @@ class Folded(NamedTuple):
 class _Fold:
     """The running values of one fold, by their numbers in the plan; lives for one call."""
 
-    def __init__(self, fence: Fence, plan: Plan, view: View) -> None:
+    def __init__(self, checkpoint: Checkpoint, plan: FlushPlan, view: View) -> None:
         self.plan = plan
         self.targets = plan.targets
-        self.generation = fence.generation
+        self.generation = checkpoint.generation
         self.current = plan.slices[-1]
         self.present = set(view.marks)
         self.marks: list[tuple[int, int]] = []
@@ -80,23 +80,23 @@ class _Fold:
         self.late: list[Arrival] = []
         self.refused: list[Arrival] = []
         self.counted = self.unmetered = 0
-        self.waiting = fence.counters.parked
-        self.open = dict(plan.parked)
-        self.parked: dict[int, Parked] = {}
-        self.judged: list[Parked] = []
+        self.waiting = checkpoint.counters.deferred
+        self.open = dict(plan.deferred)
+        self.deferred: dict[int, Deferred] = {}
+        self.judged: list[Deferred] = []
         self.held = view.totals
         self.due: dict[TotalKey, int] = {}
 
     def take(self, candidate: Candidate) -> None:
         arrival = candidate.placed.arrival
-        if arrival.parked is not None and arrival.verdict is not None:
-            self._judge(candidate, arrival.parked, arrival.verdict)
+        if arrival.deferred is not None and arrival.decision is not None:
+            self._judge(candidate, arrival.deferred, arrival.decision)
             return
         if candidate.member in self.present:
             self.duplicates.append(
                 Duplicate(
                     arrival.position, arrival.account, arrival.id, arrival.type, arrival.source, arrival.time_us,
-                    normalised(arrival.data), arrival.log_time_ms,
+                    normalised(arrival.data), arrival.stream_time_ms,
                 )
             )  # fmt: skip
             return
@@ -104,35 +104,35 @@ class _Fold:
             # No mark: the event is not counted, and must not be taken for a duplicate when it is redriven.
             self.late.append(arrival)
             return
-        if arrival.parked is not None:
-            self._park(candidate, arrival.parked)
+        if arrival.deferred is not None:
+            self._defer(candidate, arrival.deferred)
             return
         self.present.add(candidate.member)
         self.marks.append((candidate.bucket_hash, candidate.member))
         self._count(candidate)
 
-    def _park(self, candidate: Candidate, parked: Parked) -> None:
+    def _defer(self, candidate: Candidate, deferred: Deferred) -> None:
         self.present.add(candidate.member)
         self.marks.append((candidate.bucket_hash, candidate.member))
-        policy = self.plan.scan.policies[offset_of(parked.position)]
-        # What came in time waits for a re-cut, for minutes; that has no limit but its time.
-        far_late = parked.time_us < far_late_us(policy, parked.log_time_ms)
-        if far_late and self.waiting >= policy.parked_max:
+        policy = self.plan.scan.policies[offset_of(deferred.position)]
+        # What came in time waits for a restatement, for minutes; that has no limit but its time.
+        far_late = deferred.time_us < far_late_us(policy, deferred.stream_time_ms)
+        if far_late and self.waiting >= policy.deferred_max:
             # Marked, unlike all else that is quarantined: the archive holds its identity from here on.
             self.refused.append(candidate.placed.arrival)
             return
         self.waiting += 1
-        self.open[parked.position] = self.parked[parked.position] = parked
+        self.open[deferred.position] = self.deferred[deferred.position] = deferred
 
-    def _judge(self, candidate: Candidate, parked: Parked, verdict: Verdict) -> None:
-        # Not open: it had its verdict, or was never parked (a duplicate by its mark, or refused).
-        if self.open.pop(parked.position, None) is None:
+    def _judge(self, candidate: Candidate, deferred: Deferred, decision: DedupDecision) -> None:
+        # Not open: it had its decision, or was never deferred (a duplicate by its mark, or refused).
+        if self.open.pop(deferred.position, None) is None:
             return
         self.waiting -= 1
-        if self.parked.pop(parked.position, None) is None:
-            self.judged.append(parked)
-        if not verdict.new:
-            self.duplicates.append(duplicate_of(parked))
+        if self.deferred.pop(deferred.position, None) is None:
+            self.judged.append(deferred)
+        if not decision.new:
+            self.duplicates.append(duplicate_of(deferred))
         elif candidate.placed.kept_out:
             self.late.append(candidate.placed.arrival)
         else:
@@ -187,12 +187,12 @@ class _Fold:
             policy = self.plan.scan.policies[offset_of(placed.arrival.position)]
             self.due[key] = placed.period.end_ms + policy.periods_kept_ms
 
-    def changes(self, fence: Fence) -> Changes:
+    def changes(self, checkpoint: Checkpoint) -> Changes:
         plan, scan = self.plan, self.plan.scan
         slices = (*plan.slices[:-1], self.current._replace(members=self.current.members + len(self.marks)))
         cells: dict[BucketField, str] = {}
         dirty: dict[BucketField, int] = {}
-        # What no event contributed to was only read, and somebody may have drained it since.
+        # What no event contributed to was only read, and somebody may have relayed it since.
         touched: dict[int, None] = {}
         reports: dict[BucketField, str] = {}
         for target, position, end_ms in zip(plan.targets, self.positions, self.ends, strict=True):
@@ -215,17 +215,17 @@ class _Fold:
                 totals.setdefault(total, {})[meter] = value_text(value)
                 rankings.setdefault(RankingKey(meter, total.period_start_ms), {})[total.account] = value.minor
         return Changes(
-            fence=Fence(
-                log_id=fence.log_id,
-                partitions=fence.partitions,
-                livemode=fence.livemode,
-                stripe_account=fence.stripe_account,
-                generation=fence.generation,
+            checkpoint=Checkpoint(
+                log_id=checkpoint.log_id,
+                partitions=checkpoint.partitions,
+                livemode=checkpoint.livemode,
+                stripe_account=checkpoint.stripe_account,
+                generation=checkpoint.generation,
                 next_offset=scan.next_offset,
-                log_time_ms=scan.state.log_time_ms,
-                secret_fingerprint=fence.secret_fingerprint,
-                catalog=scan.state.catalog,
-                counters=self._counters(fence.counters),
+                stream_time_ms=scan.state.stream_time_ms,
+                secret_fingerprint=checkpoint.secret_fingerprint,
+                meter_set=scan.state.meter_set,
+                counters=self._counters(checkpoint.counters),
                 slices=slices,
             ),
             marks=by_bucket(self.current, self.marks),
@@ -237,8 +237,8 @@ class _Fold:
             uniques=self.unique_added,
             accounts=plan.accounts,
             duplicates=self.duplicates,
-            expired_marks=expired_keys(fence.slices, slices),
-            parked=list(self.parked.values()),
+            expired_marks=expired_keys(checkpoint.slices, slices),
+            deferred=list(self.deferred.values()),
             judged=self.judged,
             due=self.due,
         )
@@ -252,7 +252,7 @@ class _Fold:
             unmetered=before.unmetered + self.unmetered,
             late=before.late + len(self.late),
             rejected=before.rejected + len(scan.quarantined) + len(self.refused),
-            parked=self.waiting,
+            deferred=self.waiting,
         )
         assert counters.conserved, f"I1 does not hold: {counters}"  # noqa: S101 - an invariant, not input
         return counters
@@ -283,9 +283,9 @@ def merge(aggregation: Aggregation, held: Value | None, minor: int, arrival: Arr
     raise NotImplementedError(f"say how two values of {aggregation} become one")
 
 
-def fold(fence: Fence, plan: Plan, view: View) -> Folded:
-    """Fold a planned flush over the fence and what was read at it. Pure; never raises on any record."""
-    running = _Fold(fence, plan, view)
+def fold(checkpoint: Checkpoint, plan: FlushPlan, view: View) -> Folded:
+    """Fold a planned flush over the checkpoint and what was read at it. Pure; never raises on any record."""
+    running = _Fold(checkpoint, plan, view)
     for candidate in plan.candidates:
         running.take(candidate)
-    return Folded(running.changes(fence), running.late, running.refused)
+    return Folded(running.changes(checkpoint), running.late, running.refused)

@@ -6,11 +6,11 @@ from hashlib import blake2b
 
 import msgspec
 
-from aggregators.fields import parse_report_field, parse_report_text
+from aggregators.codec import parse_report_field, parse_report_text
 from aggregators.periods import period_at
 from schemas.periods import AccountState
 from schemas.reports import Intent
-from schemas.rollup import Fence
+from schemas.rollup import Checkpoint
 
 
 def account_of(field: str) -> str:
@@ -19,7 +19,7 @@ def account_of(field: str) -> str:
 
 
 def intent_of(
-    fence: Fence, bucket_start_ms: int, bucket_end_ms: int, field: str, text: str, state: AccountState
+    checkpoint: Checkpoint, bucket_start_ms: int, bucket_end_ms: int, field: str, text: str, state: AccountState
 ) -> Intent | None:
     """The intent of one report entry, or None where the total did not change over the bucket. `state` is its account's:
     a binding that came after the entry's last event may have cut the period since, and what is reported with an
@@ -30,14 +30,14 @@ def intent_of(
     if not delta_minor:
         return None
     identity = (
-        fence.livemode, fence.stripe_account, fence.log_id, key.meter, key.account,
+        checkpoint.livemode, checkpoint.stripe_account, checkpoint.log_id, key.meter, key.account,
         key.period_start_ms, bucket_start_ms, delta_minor,
     )  # fmt: skip
     return Intent(
         identifier="tm_" + blake2b(msgspec.json.encode(identity), digest_size=20).hexdigest(),
-        livemode=fence.livemode,
-        stripe_account=fence.stripe_account,
-        log_id=fence.log_id,
+        livemode=checkpoint.livemode,
+        stripe_account=checkpoint.stripe_account,
+        log_id=checkpoint.log_id,
         meter=key.meter,
         event_name=value.event_name,
         account=key.account,

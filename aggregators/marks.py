@@ -1,6 +1,6 @@
-"""Dedup marks: which slice of log time they stand in and which set of it (§6, I4).
+"""Dedup marks: which slice of stream time they stand in and which set of it (§6, I4).
 
-A mark made at log time T stands in the half-window slice that contains T and is looked for until that slice has
+A mark made at stream time T stands in the half-window slice that contains T and is looked for until that slice has
 ended more than a window ago: at least one window, at most one and a half.
 """
 
@@ -16,35 +16,35 @@ BUCKETS_MAX: Final = 1 << 24
 BUCKET_MEMBERS_TARGET: Final = 16_384
 
 
-def current_slice(slices: Sequence[MarkSlice], log_time_ms: int, window_ms: int) -> MarkSlice:
-    """The slice that takes new marks at this log time: the last one, or a new one sized by the last one's count."""
-    if slices and log_time_ms < slices[-1].end_ms:
+def current_slice(slices: Sequence[MarkSlice], stream_time_ms: int, window_ms: int) -> MarkSlice:
+    """The slice that takes new marks at this stream time: the last one, or a new one sized by the last one's count."""
+    if slices and stream_time_ms < slices[-1].end_ms:
         return slices[-1]
     half_ms = window_ms // 2
-    start_ms = log_time_ms // half_ms * half_ms
+    start_ms = stream_time_ms // half_ms * half_ms
     if slices:
         start_ms = max(start_ms, slices[-1].end_ms)
     members = slices[-1].members if slices else 0
     buckets = BUCKETS_MIN
     while buckets * BUCKET_MEMBERS_TARGET < members and buckets < BUCKETS_MAX:
         buckets *= 2
-    return MarkSlice(start_ms, (log_time_ms // half_ms + 1) * half_ms, buckets)
+    return MarkSlice(start_ms, (stream_time_ms // half_ms + 1) * half_ms, buckets)
 
 
-def live_slices(slices: Sequence[MarkSlice], log_time_ms: int, window_ms: int) -> tuple[MarkSlice, ...]:
-    """The slices that may hold marks made within the window before this log time."""
-    return tuple(each for each in slices if each.end_ms > log_time_ms - window_ms)
+def live_slices(slices: Sequence[MarkSlice], stream_time_ms: int, window_ms: int) -> tuple[MarkSlice, ...]:
+    """The slices that may hold marks made within the window before this stream time."""
+    return tuple(each for each in slices if each.end_ms > stream_time_ms - window_ms)
 
 
-def unchanged_until_ms(slices: Sequence[MarkSlice], log_time_ms: int, window_ms: int) -> int:
-    """The first log time after this one at which a slice begins, or one is looked into no longer.
+def unchanged_until_ms(slices: Sequence[MarkSlice], stream_time_ms: int, window_ms: int) -> int:
+    """The first stream time after this one at which a slice begins, or one is looked into no longer.
 
     A flush ends before it, so that what it looks into does not depend on where it began. Most slices end at halves of
     the window, and so do both; one that was begun under another window does not.
     """
     dropped = (each.end_ms + window_ms for each in slices)
-    begins_ms = current_slice(slices, log_time_ms, window_ms).end_ms
-    return min([begins_ms, *(at_ms for at_ms in dropped if at_ms > log_time_ms)])
+    begins_ms = current_slice(slices, stream_time_ms, window_ms).end_ms
+    return min([begins_ms, *(at_ms for at_ms in dropped if at_ms > stream_time_ms)])
 
 
 def by_bucket(held: MarkSlice, marks: Iterable[tuple[int, int]]) -> dict[MarkKey, list[int]]:

@@ -1,4 +1,4 @@
-"""A catalog made ready for the hot path: which meters an event feeds and with what quantities."""
+"""A meter set made ready for the hot path: which meters an event feeds and with what quantities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from aggregators.quantities import minor_of, text_of
-from schemas.meters import Aggregation, Catalog, FilterOperator, LatePolicy, Meter, path_keys
+from schemas.meters import Aggregation, FilterOperator, LatePolicy, Meter, MeterSet, path_keys
 from schemas.reasons import Reason
 
 NO_DIMENSIONS: Final = "{}"
@@ -33,10 +33,10 @@ class Failure(NamedTuple):
     detail: str
 
 
-class CompiledCatalog(NamedTuple):
-    """The catalog by event type."""
+class CompiledMeterSet(NamedTuple):
+    """The meter set by event type."""
 
-    catalog: Catalog
+    meter_set: MeterSet
     by_type: dict[str, tuple[Callable[[dict[str, Any]], Contribution | Failure | None], ...]]
 
     def contributions(self, event_type: str, data: dict[str, Any]) -> tuple[Contribution, ...] | Failure:
@@ -59,18 +59,18 @@ class CompiledCatalog(NamedTuple):
         return failure
 
 
-def compiled(catalog: Catalog) -> CompiledCatalog:
-    """The catalog ready for the hot path; cached by its text."""
-    return _compiled(catalog.model_dump_json())
+def compiled(meter_set: MeterSet) -> CompiledMeterSet:
+    """The meter set ready for the hot path; cached by its text."""
+    return _compiled(meter_set.model_dump_json())
 
 
 @lru_cache(maxsize=64)
-def _compiled(text: str) -> CompiledCatalog:
-    catalog = Catalog.model_validate_json(text)
+def _compiled(text: str) -> CompiledMeterSet:
+    meter_set = MeterSet.model_validate_json(text)
     by_type: dict[str, list[Callable[[dict[str, Any]], Contribution | Failure | None]]] = {}
-    for meter in catalog.meters:
+    for meter in meter_set.meters:
         by_type.setdefault(meter.event_type, []).append(_reader(meter))
-    return CompiledCatalog(catalog, {name: tuple(readers) for name, readers in by_type.items()})
+    return CompiledMeterSet(meter_set, {name: tuple(readers) for name, readers in by_type.items()})
 
 
 def quarantines_late(contributions: tuple[Contribution, ...]) -> bool:
@@ -78,8 +78,8 @@ def quarantines_late(contributions: tuple[Contribution, ...]) -> bool:
     return any(contribution.meter.late is LatePolicy.QUARANTINE for contribution in contributions)
 
 
-def definition_change(held: Catalog | None, proposed: Catalog) -> str | None:
-    """What a proposed catalog would change about a meter that exists, or None.
+def definition_change(held: MeterSet | None, proposed: MeterSet) -> str | None:
+    """What a proposed meter set would change about a meter that exists, or None.
 
     A slug means one thing for ever: counts made under two definitions could not be proved by one recount.
     """
@@ -101,18 +101,18 @@ def definition_change(held: Catalog | None, proposed: Catalog) -> str | None:
     return None
 
 
-def successor(held: Catalog | None, proposed: Catalog) -> Catalog:
-    """The proposed catalog, with the meters that it leaves out of the one in force among its retired ones.
+def successor(held: MeterSet | None, proposed: MeterSet) -> MeterSet:
+    """The proposed meter set, with the meters that it leaves out of the one in force among its retired ones.
 
-    The fold asks as well as the command: between the command's look and the record's place another catalog may stand.
-    Raises pydantic's `ValidationError` where there are more of them than a catalog holds.
+    The fold asks as well as the command: between the command's look and the record's place another meter set may stand.
+    Raises pydantic's `ValidationError` where there are more of them than a meter set holds.
     """
     if held is None:
         return proposed
     known = {meter.slug for meter in (*proposed.meters, *proposed.retired)}
     gone = [meter for meter in (*held.meters, *held.retired) if meter.slug not in known]
     retired = (*proposed.retired, *gone)
-    return Catalog(version=proposed.version, meters=proposed.meters, policy=proposed.policy, retired=retired)
+    return MeterSet(version=proposed.version, meters=proposed.meters, policy=proposed.policy, retired=retired)
 
 
 def _reader(meter: Meter) -> Callable[[dict[str, Any]], Contribution | Failure | None]:

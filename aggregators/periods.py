@@ -81,14 +81,14 @@ def _months_after(anchor_ms: int, months: int) -> int:
     return days_from_civil(year, month, min(day, month_days(year, month))) * DAY_MS + time_ms
 
 
-def is_closed(state: AccountState, period: Period, grace_ms: int, log_time_ms: int) -> bool:
-    """Whether a period takes no more usage: its grace has passed in log time, or a record closed it."""
-    return period.end_ms + grace_ms <= log_time_ms or period.start_ms in state.closed_start_ms
+def is_closed(state: AccountState, period: Period, grace_ms: int, stream_time_ms: int) -> bool:
+    """Whether a period takes no more usage: its grace has passed in stream time, or a record closed it."""
+    return period.end_ms + grace_ms <= stream_time_ms or period.start_ms in state.closed_start_ms
 
 
-def open_period(state: AccountState, log_time_ms: int) -> Period:
-    """Where late usage is carried: the period of the log time, or the first one after it that is not closed."""
-    period = period_at(state, log_time_ms)
+def open_period(state: AccountState, stream_time_ms: int) -> Period:
+    """Where late usage is carried: the period of the stream time, or the first one after it that is not closed."""
+    period = period_at(state, stream_time_ms)
     for _ in state.closed_start_ms:
         # None of these has ended, so that only a record can have closed it.
         if period.start_ms not in state.closed_start_ms:

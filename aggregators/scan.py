@@ -12,9 +12,9 @@ import msgspec
 from pydantic import ValidationError
 
 from aggregators.decode import Rejected, decode, raw_event
+from aggregators.deferred import DedupDecisionStep, deferred_entry, far_late_us
 from aggregators.instants import parse_instant_us
-from aggregators.meters import CompiledCatalog, Contribution, Failure, compiled, definition_change, successor
-from aggregators.parked import VerdictStep, far_late_us, parked_entry
+from aggregators.meters import CompiledMeterSet, Contribution, Failure, compiled, definition_change, successor
 from aggregators.partitioning import partition_of
 from aggregators.signing import signature_holds
 from schemas.clock import MILLISECOND_US
@@ -23,48 +23,48 @@ from schemas.control import (
     CONTROL_HEADER,
     SIGNATURE_HEADER,
     AccountRecord,
-    CatalogRecord,
     CloseRecord,
     Control,
     ControlKind,
+    DedupDecision,
+    DedupDecisionRecord,
     Genesis,
-    RecutRecord,
+    MeterSetRecord,
+    RestatementRecord,
     Tick,
-    Verdict,
-    VerdictRecord,
 )
 from schemas.errors import InvalidInput
 from schemas.events import TIME_MIN_US
 from schemas.log import Record, position
-from schemas.meters import Catalog, Policy
+from schemas.meters import MeterSet, Policy
 from schemas.reasons import Reason
-from schemas.recut import RecutContent, unpacked
-from schemas.rollup import Parked
+from schemas.restatement import RestatementContent, unpacked
+from schemas.rollup import Deferred
 
-EVENTS_BEFORE_A_CATALOG: Final = Policy()
-NOTHING_RECUT: Final = RecutContent()
-_RECUT: Final = ControlKind.RECUT.value.encode()
+EVENTS_BEFORE_A_METER_SET: Final = Policy()
+NOTHING_RESTATEMENT: Final = RestatementContent()
+_RESTATEMENT: Final = ControlKind.RESTATEMENT.value.encode()
 
 
 class LogState(NamedTuple):
-    """What reading a partition depends on; part of the fence, and of the archive's position."""
+    """What reading a partition depends on; part of the checkpoint, and of the archive's position."""
 
     log_id: str
     partitions: int
-    log_time_ms: int
-    catalog: Catalog | None
+    stream_time_ms: int
+    meter_set: MeterSet | None
 
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
     """A well-formed event where and when it arrived, with what it adds to each meter.
 
-    A struct, as all that is made once per event: it costs a fifth of a NamedTuple. `parked` is set where it came later
-    than the dedup window. With a `verdict` it is such an event once more, where its verdict stands: `position` and
-    `log_time_ms` are the verdict's.
+    A struct, as all that is made once per event: it costs a fifth of a NamedTuple. `deferred` is set where it came
+    later than the dedup window. With a `decision` it is such an event once more, where its decision stands: `position`
+    and `stream_time_ms` are the decision's.
     """
 
     position: int
-    log_time_ms: int
+    stream_time_ms: int
     account: str
     id: str
     type: str
@@ -72,27 +72,28 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     time_us: int
     data: dict[str, Any]
     contributions: tuple[Contribution, ...]
-    parked: Parked | None = None
-    verdict: Verdict | None = None
+    deferred: Deferred | None = None
+    decision: DedupDecision | None = None
 
 
 class AccountControl(NamedTuple):
-    """A binding, a closing or a re-cut, in its place among the events; `content` is what a re-cut puts in place."""
+    """A binding, a closing or a restatement, in its place among the events; `content` is what a restatement puts in
+    place."""
 
     position: int
-    log_time_ms: int
-    control: AccountRecord | CloseRecord | RecutRecord
-    content: RecutContent = NOTHING_RECUT
+    stream_time_ms: int
+    control: AccountRecord | CloseRecord | RestatementRecord
+    content: RestatementContent = NOTHING_RESTATEMENT
 
 
-Step = Arrival | AccountControl | VerdictStep
+Step = Arrival | AccountControl | DedupDecisionStep
 
 
 class Quarantined(NamedTuple):
     """An event or record for the quarantine topic, with where it stood."""
 
     position: int
-    log_time_ms: int
+    stream_time_ms: int
     reason: Reason
     detail: str
     raw: bytes
@@ -102,17 +103,17 @@ class ControlEntry(NamedTuple):
     """A control record that was accepted, for the archive's control log."""
 
     position: int
-    log_time_ms: int
+    stream_time_ms: int
     kind: ControlKind
     account: str
     value: str
 
 
 class Moment(NamedTuple):
-    """One record: its offset, log time with it, and how many events it held."""
+    """One record: its offset, stream time with it, and how many events it held."""
 
     offset: int
-    log_time_ms: int
+    stream_time_ms: int
     received: int
 
 
@@ -136,16 +137,16 @@ class Scan(NamedTuple):
 
     @property
     def judged(self) -> list[int]:
-        """The positions that verdicts name and whose events did not arrive in this run."""
+        """The positions that decisions name and whose events did not arrive in this run."""
         here = {step.position for step in self.steps if isinstance(step, Arrival)}
-        named = (step.verdict.position for step in self.steps if isinstance(step, VerdictStep))
+        named = (step.decision.position for step in self.steps if isinstance(step, DedupDecisionStep))
         return [position for position in dict.fromkeys(named) if position not in here]
 
 
 def _account(step: Step) -> str:
     if isinstance(step, Arrival):
         return step.account
-    return step.verdict.account if isinstance(step, VerdictStep) else step.control.account
+    return step.decision.account if isinstance(step, DedupDecisionStep) else step.control.account
 
 
 class _Scanner:
@@ -154,9 +155,9 @@ class _Scanner:
     def __init__(self, partition: int, state: LogState, secret: bytes) -> None:
         self.partition = partition
         self.secret = secret
-        self.log_id, self.partitions, self.log_time_ms, self.catalog = state
-        self.compiled: CompiledCatalog | None = compiled(self.catalog) if self.catalog else None
-        self.policy = self.catalog.policy if self.catalog else EVENTS_BEFORE_A_CATALOG
+        self.log_id, self.partitions, self.stream_time_ms, self.meter_set = state
+        self.compiled: CompiledMeterSet | None = compiled(self.meter_set) if self.meter_set else None
+        self.policy = self.meter_set.policy if self.meter_set else EVENTS_BEFORE_A_METER_SET
         self.steps: list[Step] = []
         self.quarantined: list[Quarantined] = []
         self.controls: list[ControlEntry] = []
@@ -164,7 +165,7 @@ class _Scanner:
         self.at_home: set[str] = set()
 
     def take(self, record: Record) -> None:
-        self.log_time_ms = max(self.log_time_ms, record.timestamp_ms)
+        self.stream_time_ms = max(self.stream_time_ms, record.timestamp_ms)
         headers = dict(record.headers)
         if CONTROL_HEADER in headers:
             self._control(record, headers)
@@ -174,11 +175,11 @@ class _Scanner:
     def _events(self, record: Record) -> None:
         decoded = decode(record.value, self.policy.event_bytes_max)
         self.received += decoded.received
-        base, log_time_ms = position(record.offset), self.log_time_ms
+        base, stream_time_ms = position(record.offset), self.stream_time_ms
         for rejected in decoded.rejected:
             self._quarantine(record, rejected)
-        latest_us = (log_time_ms + self.policy.future_ms) * MILLISECOND_US
-        earliest_us = far_late_us(self.policy, log_time_ms)
+        latest_us = (stream_time_ms + self.policy.future_ms) * MILLISECOND_US
+        earliest_us = far_late_us(self.policy, stream_time_ms)
         partition, partitions, at_home = self.partition, self.partitions, self.at_home
         contributions_of = self.compiled.contributions if self.compiled else None
         append = self.steps.append
@@ -191,12 +192,12 @@ class _Scanner:
                     made = contributions_of(event.type, event.data) if contributions_of else ()
                     if not isinstance(made, Failure):
                         arrival = Arrival(
-                            base | place, log_time_ms, account, event.id, event.type, event.source,
+                            base | place, stream_time_ms, account, event.id, event.type, event.source,
                             time_us, event.data, made,
                         )  # fmt: skip
                         if time_us < earliest_us:
                             raw = raw_event(record.value, place)
-                            arrival = msgspec.structs.replace(arrival, parked=parked_entry(arrival, raw))
+                            arrival = msgspec.structs.replace(arrival, deferred=deferred_entry(arrival, raw))
                         append(arrival)
                         continue
                     failure = made
@@ -211,14 +212,14 @@ class _Scanner:
                 )
             else:
                 reason = Reason.TOO_FAR_IN_FUTURE if time_us > latest_us else Reason.TOO_FAR_IN_PAST
-                failure = Failure(reason, f"time: {event.time} at log time {log_time_ms} ms")
+                failure = Failure(reason, f"time: {event.time} at stream time {stream_time_ms} ms")
             self._quarantine(record, Rejected(place, failure.reason, failure.detail, b""))
 
     def _quarantine(self, record: Record, rejected: Rejected) -> None:
         self.quarantined.append(
             Quarantined(
                 position(record.offset, rejected.place),
-                self.log_time_ms,
+                self.stream_time_ms,
                 rejected.reason,
                 rejected.detail,
                 rejected.raw or raw_event(record.value, rejected.place),
@@ -238,12 +239,12 @@ class _Scanner:
         problem = self._apply(control, position(record.offset))
         if problem:
             return self._refuse(record, Reason.BAD_CONTROL, problem)
-        if isinstance(control, CatalogRecord) and not self._is_in_force(control.catalog):
+        if isinstance(control, MeterSetRecord) and not self._is_in_force(control.meter_set):
             return None
-        account = control.account if isinstance(control, AccountRecord | CloseRecord | RecutRecord) else ""
-        kept = control.model_copy(update={"content": ""}) if isinstance(control, RecutRecord) else None
+        account = control.account if isinstance(control, AccountRecord | CloseRecord | RestatementRecord) else ""
+        kept = control.model_copy(update={"content": ""}) if isinstance(control, RestatementRecord) else None
         text = value.decode() if kept is None else kept.model_dump_json()
-        self.controls.append(ControlEntry(position(record.offset), self.log_time_ms, kind, account, text))
+        self.controls.append(ControlEntry(position(record.offset), self.stream_time_ms, kind, account, text))
         return None
 
     def _apply(self, control: Control, at: int) -> str | None:
@@ -252,45 +253,45 @@ class _Scanner:
             return (
                 None if control.log_id == self.log_id else f"it belongs to log {control.log_id}, this is {self.log_id}"
             )
-        if isinstance(control, CatalogRecord):
-            change = definition_change(self.catalog, control.catalog)
+        if isinstance(control, MeterSetRecord):
+            change = definition_change(self.meter_set, control.meter_set)
             if change:
                 return change
             # An older version is a late repeat of a record that another apply has overtaken.
-            if self.catalog is None or control.catalog.version > self.catalog.version:
+            if self.meter_set is None or control.meter_set.version > self.meter_set.version:
                 try:
-                    self.catalog = successor(self.catalog, control.catalog)
+                    self.meter_set = successor(self.meter_set, control.meter_set)
                 except ValidationError as error:
                     return f"retired: {error.errors(include_url=False)[0]['msg']}: too many meters were taken away"
-                self.policy, self.compiled = self.catalog.policy, compiled(self.catalog)
+                self.policy, self.compiled = self.meter_set.policy, compiled(self.meter_set)
             return None
-        if isinstance(control, VerdictRecord):
-            return self._verdicts(control, at)
+        if isinstance(control, DedupDecisionRecord):
+            return self._decisions(control, at)
         if partition_of(control.account, self.partitions) != self.partition:
             return f"account {control.account[:100]} does not live on partition {self.partition}"
-        content = NOTHING_RECUT
-        if isinstance(control, RecutRecord) and not (control.begins or control.declined):
+        content = NOTHING_RESTATEMENT
+        if isinstance(control, RestatementRecord) and not (control.begins or control.declined):
             try:
                 content = unpacked(control.content)
             except InvalidInput as error:
                 return str(error)
-        self.steps.append(AccountControl(at, self.log_time_ms, control, content))
+        self.steps.append(AccountControl(at, self.stream_time_ms, control, content))
         return None
 
-    def _is_in_force(self, said: Catalog) -> bool:
-        held = self.catalog
+    def _is_in_force(self, said: MeterSet) -> bool:
+        held = self.meter_set
         return held is not None and (held.version, held.meters, held.policy) == (
             said.version, said.meters, said.policy,
         )  # fmt: skip
 
-    def _verdicts(self, record: VerdictRecord, at: int) -> str | None:
-        for each in record.verdicts:
+    def _decisions(self, record: DedupDecisionRecord, at: int) -> str | None:
+        for each in record.decisions:
             if partition_of(each.account, self.partitions) != self.partition:
                 return f"account {each.account[:100]} does not live on partition {self.partition}"
-        for index, each in enumerate(record.verdicts):
+        for index, each in enumerate(record.decisions):
             # Nothing can be said of an event that is still to come.
             if each.position < at:
-                self.steps.append(VerdictStep(at | index, self.log_time_ms, each, self.catalog))
+                self.steps.append(DedupDecisionStep(at | index, self.stream_time_ms, each, self.meter_set))
         return None
 
     def _refuse(self, record: Record, reason: Reason, detail: str) -> None:
@@ -309,26 +310,26 @@ def scan(
 ) -> Scan:
     """Scan records of one partition, in order, from `state` on.
 
-    Takes at least one record and stops, between records, before log time reaches `before_ms` (the end of a mark
-    slice) or once `events_max` events were received, and takes a re-cut alone: see `Scan.next_offset` for where to go
-    on. Never raises.
+    Takes at least one record and stops, between records, before stream time reaches `before_ms` (the end of a mark
+    slice) or once `events_max` events were received, and takes a restatement alone: see `Scan.next_offset` for where to
+    go on. Never raises.
     """
     scanner = _Scanner(partition, state, secret)
     next_offset = records[0].offset
     policies: dict[int, Policy] = {}
     moments: list[Moment] = []
     for number, record in enumerate(records):
-        alone = bool(record.headers) and _is_recut(record)
+        alone = bool(record.headers) and _is_restatement(record)
         if number and (
             alone
             or scanner.received >= events_max
-            or (before_ms is not None and max(scanner.log_time_ms, record.timestamp_ms) >= before_ms)
+            or (before_ms is not None and max(scanner.stream_time_ms, record.timestamp_ms) >= before_ms)
         ):
             break
         policies[record.offset] = scanner.policy
         before = scanner.received
         scanner.take(record)
-        moments.append(Moment(record.offset, scanner.log_time_ms, scanner.received - before))
+        moments.append(Moment(record.offset, scanner.stream_time_ms, scanner.received - before))
         next_offset = record.next_offset
         if alone:
             break
@@ -336,7 +337,7 @@ def scan(
         scanner.steps,
         scanner.quarantined,
         scanner.controls,
-        LogState(scanner.log_id, scanner.partitions, scanner.log_time_ms, scanner.catalog),
+        LogState(scanner.log_id, scanner.partitions, scanner.stream_time_ms, scanner.meter_set),
         scanner.received,
         next_offset,
         policies,
@@ -344,5 +345,5 @@ def scan(
     )
 
 
-def _is_recut(record: Record) -> bool:
-    return (CONTROL_HEADER, _RECUT) in record.headers
+def _is_restatement(record: Record) -> bool:
+    return (CONTROL_HEADER, _RESTATEMENT) in record.headers

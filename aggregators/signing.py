@@ -23,7 +23,7 @@ def signature_holds(secret: bytes, topic: str, partition: int, kind: str, value:
 
 
 def fingerprint(secret: bytes) -> str:
-    """Names a secret without giving it away; kept in the fence, because marks are keyed by the secret."""
+    """Names a secret without giving it away; kept in the checkpoint, because marks are keyed by the secret."""
     return blake2b(b"tidemark fingerprint", key=hash_key(secret), digest_size=8).hexdigest()
 
 

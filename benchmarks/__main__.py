@@ -28,8 +28,8 @@ from benchmarks.services import SECRET, Process, Services
 from benchmarks.stages import stage_figures
 from benchmarks.traffic import SPAN_MS, Traffic
 from pipeline.clock import SystemClock
+from pipeline.open import apply_meter_set, open_base, read_meter_set
 from pipeline.settings import load_settings
-from pipeline.stores import apply_catalog, open_base, read_catalog
 from schemas.clock import DAY_MS
 
 
@@ -77,12 +77,12 @@ def by_hand(bench: Bench, events: int) -> Figure:
 
 async def measure(plan: Plan, accounts: int, folder: Path, report: Report, say: Callable[[str], None]) -> None:
     """Everything, in an order in which the yardstick is measured before, between and after."""
-    catalog = read_catalog(None)
+    meter_set = read_meter_set(None)
     with Services(folder, say) as services:
         settings = load_settings(log_url=services.kafka.url, secret=SECRET)
         base = await open_base(settings)
         try:
-            await apply_catalog(base, catalog)
+            await apply_meter_set(base, meter_set)
             now_ms = latest_time_ms(SystemClock().now_ms())
             traffic = Traffic(accounts, base.genesis.partitions, now_ms)
             feed = Feed(services.kafka.url.removeprefix("kafka://"), traffic)
@@ -93,7 +93,7 @@ async def measure(plan: Plan, accounts: int, folder: Path, report: Report, say: 
             bare_us = bench.bare(plan.rounds)
             for number in sorted({200, accounts}):
                 say(f"Pure core, {number} accounts")
-                report.add(*stage_figures(catalog, now_ms, number, plan.flushes))
+                report.add(*stage_figures(meter_set, now_ms, number, plan.flushes))
             await throughput(bench, plan.rounds)
             say("Written by hand")
             by_hand_figure = by_hand(bench, plan.by_hand_events)

@@ -12,14 +12,14 @@ from typing import Final, NamedTuple
 
 from confluent_kafka import Producer
 
-from aggregators.fields import parse_value
+from aggregators.codec import parse_value
 from benchmarks.figures import Figure, Report
 from benchmarks.machine import cpu_s, resident_bytes, spread
 from benchmarks.services import Process, Services, Stores
 from benchmarks.traffic import RECORD_EVENTS, Traffic
-from pipeline.stores import Base
+from pipeline.open import Base
 from schemas.log import EVENTS_TOPIC
-from schemas.rollup import Fence
+from schemas.rollup import Checkpoint
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
 from sinks.clickhouse.writer import ClickHouseStore
 from sinks.redis.writer import RedisRollupStore
@@ -117,13 +117,13 @@ class Bench:
 
     async def counted(self, store: RedisRollupStore) -> int:
         """Events that Redis knows of."""
-        return sum(fence.counters.received for fence in await self.fences(store))
+        return sum(checkpoint.counters.received for checkpoint in await self.checkpoints(store))
 
-    async def fences(self, store: RedisRollupStore) -> list[Fence]:
-        """The fence of each partition that has one."""
+    async def checkpoints(self, store: RedisRollupStore) -> list[Checkpoint]:
+        """The checkpoint of each partition that has one."""
         partitions = range(self.base.genesis.partitions)
-        fences = await asyncio.gather(*(store.load_fence(partition) for partition in partitions))
-        return [fence for fence in fences if fence]
+        checkpoints = await asyncio.gather(*(store.load_checkpoint(partition) for partition in partitions))
+        return [checkpoint for checkpoint in checkpoints if checkpoint]
 
     async def ends(self) -> dict[int, int]:
         """The offset after the last record of each partition."""
@@ -161,12 +161,12 @@ class Bench:
         clickhouse = open_clickhouse(stores.clickhouse_url)
         try:
             found = await self.rate(process, lambda: self.counted(store), self.feed.traffic.sent)
-            targets = await self.fences(store)
+            targets = await self.checkpoints(store)
             hourly = ClickHouseStore(clickhouse)
             deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
             while time.monotonic() < deadline_s:
-                drained = [each.next_offset for _, each in sorted((await hourly.load_drained()).items())]
-                if len(drained) == len(targets) and all(map(_not_before, drained, targets)):
+                relayed = [each.next_offset for _, each in sorted((await hourly.load_relayed()).items())]
+                if len(relayed) == len(targets) and all(map(_not_before, relayed, targets)):
                     return found
                 await asyncio.sleep(POLL_INTERVAL_S)
             raise RuntimeError(f"usage_hourly is not complete {DRAIN_TIMEOUT_S:.0f} s after Redis")
@@ -227,8 +227,8 @@ class Bench:
         return found
 
 
-def _not_before(offset: int, fence: Fence) -> bool:
-    return offset >= fence.next_offset
+def _not_before(offset: int, checkpoint: Checkpoint) -> bool:
+    return offset >= checkpoint.next_offset
 
 
 async def throughput(bench: Bench, rounds: int) -> None:

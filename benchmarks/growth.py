@@ -46,7 +46,7 @@ MARKS_REASON: Final = (
     "what counts is the growth after that"
 )
 CELLS_REASON: Final = (
-    "an event that meets a cell of its own pays for the cell: reading, writing and draining it. Where many events "
+    "an event that meets a cell of its own pays for the cell: reading, writing and relaying it. Where many events "
     "share one, as in an hour of real traffic, they share that too; see the cost per cell"
 )
 
@@ -117,7 +117,7 @@ def growth_figures(events: EventsGrowth, accounts: Sequence[AccountsStep]) -> li
 
 
 def cost_per_cell(step: AccountsStep) -> float:
-    """µs of processor time per cell that was written and drained."""
+    """µs of processor time per cell that was written and relayed."""
     return step.cpu_us / max(1e-9, step.cells_per_event)
 
 
@@ -147,7 +147,7 @@ def _columns(widths: Sequence[int], texts: Sequence[str]) -> str:
 EVENTS_WIDTHS: Final = (12, 9, 9, 9, 9, 9, 7, 7, 11, 10, 7, 7)
 EVENTS_HEADS: Final = (
     (
-        *("events", "log time", "worker", "×decode", "archive", "wall", "process", "Redis", "live marks"),
+        *("events", "stream time", "worker", "×decode", "archive", "wall", "process", "Redis", "live marks"),
         *("ClickHouse", "", "log"),
     ),
     ("", "h", "µs/event", "", "µs/event", "µs/event", "MB", "MB", "", "parts", "MB", "MB"),

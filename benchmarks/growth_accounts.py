@@ -1,6 +1,6 @@
 """The same number of events over more and more accounts: what an account more costs each event, and Redis.
 
-The worker's own processor, store and drain in this process, on a real Valkey and ClickHouse engine; each step on empty
+The worker's own processor, store and relay in this process, on a real Valkey and ClickHouse engine; each step on empty
 stores. Every account has used something before the measurement begins, so that its total, cell and place in the
 rankings are there.
 """
@@ -17,19 +17,19 @@ from typing import Final, NamedTuple
 import msgspec
 from redis import Redis
 
-from aggregators.fields import parse_value
+from aggregators.codec import parse_value
 from benchmarks.figures import Report
 from benchmarks.live import EVENTS_OF_AN_ACCOUNT, bytes_by_kind
 from benchmarks.machine import resident_bytes
 from benchmarks.services import SECRET, Services, Stores
 from benchmarks.traffic import RECORD_EVENTS, time_text
 from pipeline.clock import SystemClock
-from pipeline.deployment import ensure_catalog, ensure_deployment
-from pipeline.logs.memory import MemoryLog
-from pipeline.processors.drains import HourlyDrain
-from pipeline.processors.rollup import RollupProcessor, RollupSettings
+from pipeline.logs.control_records import ensure_deployment, ensure_meter_set
+from pipeline.logs.fake import FakeLog
+from pipeline.open import read_meter_set
+from pipeline.rollup.processor import RollupProcessor, RollupSettings
+from pipeline.rollup.relays import HourlyRelay
 from pipeline.settings import Settings
-from pipeline.stores import read_catalog
 from schemas.log import EVENTS_TOPIC, Record
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.writer import ClickHouseStore
@@ -116,31 +116,31 @@ async def accounts_growth(
 
 async def _step(stores: Stores, accounts: int, events: int, report: Report) -> AccountsStep:
     clock, secret = SystemClock(), SECRET.encode()
-    log = MemoryLog(clock)
+    log = FakeLog(clock)
     await ensure_deployment(log, secret, Settings(partitions=1).topics())
-    await ensure_catalog(log, secret, read_catalog(None))
+    await ensure_meter_set(log, secret, read_meter_set(None))
     store = RedisRollupStore(stores.valkey.url)
     hourly = ClickHouseStore(open_clickhouse(stores.clickhouse_url))
     await hourly.migrate()
     rollup = RollupProcessor(log, store, clock, secret, RollupSettings())
-    drain = HourlyDrain(store, hourly)
+    relay = HourlyRelay(store, hourly)
     await rollup.start_offset(0)
     head = await log.read(EVENTS_TOPIC, 0, 0, 100)
     await rollup.step(0, head)
-    # One hour of log time: what is measured does not depend on when it was begun.
+    # One hour of stream time: what is measured does not depend on when it was begun.
     usage = _Usage(accounts, head[-1].next_offset, clock.now_ms())
     for records in usage.first():
         await rollup.step(0, records)
-    while not (await drain.drain(0)).complete:
+    while not (await relay.relay(0)).complete:
         pass
     cpu_s = wall_s = 0.0
     cells = 0
     for records in usage.some(events):
         began = time.process_time(), time.perf_counter()
         await rollup.step(0, records)
-        drained = await drain.drain(0)
+        relayed = await relay.relay(0)
         cpu_s, wall_s = cpu_s + time.process_time() - began[0], wall_s + time.perf_counter() - began[1]
-        cells += drained.cells
+        cells += relayed.cells
     await _verify(store, rollup, usage, accounts, events, report)
     with Redis.from_url(stores.valkey.url) as redis:
         redis_bytes = int(redis.info("memory")["used_memory"])
@@ -159,7 +159,7 @@ def _own_pid() -> int:
 async def _verify(
     store: RedisRollupStore, rollup: RollupProcessor, usage: _Usage, accounts: int, events: int, report: Report
 ) -> None:
-    counted = rollup.fences[0].counters.counted
+    counted = rollup.checkpoints[0].counters.counted
     if counted != accounts + events:
         report.fail(f"{accounts} accounts: {counted} events were counted of {accounts + events}")
     found = {"api_requests": 0, "tokens": 0}

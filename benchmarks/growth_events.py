@@ -1,11 +1,11 @@
-"""More and more events through rollup, drains and archive on the embedded log: does one more cost what the first did?
+"""More and more events through rollup, relays and archive on the embedded log: does one more cost what the first did?
 
 The processors and stores of worker and archive, one after the other in this process, on a real Valkey and ClickHouse
 engine: what is measured is processor time for the same work, whatever else the machine does and however long it waits.
 
-Log time moves on with the events, a million an hour at most, under a catalog with a window of two hours and a log that
-keeps three: after a few hours all slices of marks are full, the oldest leave as new ones come, and the log trims as
-much as it takes. What grows from there on would grow for ever.
+Stream time moves on with the events, a million an hour at most, under a meter set with a window of two hours and a log
+that keeps three: after a few hours all slices of marks are full, the oldest leave as new ones come, and the log trims
+as much as it takes. What grows from there on would grow for ever.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from benchmarks.machine import resident_bytes
 from benchmarks.services import SECRET, Services, Stores
 from benchmarks.traffic import RECORD_EVENTS, Traffic
 from pipeline.clock import SystemClock
-from pipeline.deployment import ensure_catalog, ensure_deployment
+from pipeline.ingest.archive import ArchiveProcessor
+from pipeline.logs.control_records import ensure_deployment, ensure_meter_set
 from pipeline.logs.embedded import SqliteLog
-from pipeline.processors.archive import ArchiveProcessor
-from pipeline.processors.drains import HourlyDrain, ReportDrain
-from pipeline.processors.rollup import RollupProcessor
+from pipeline.open import Base, read_meter_set
+from pipeline.rollup.processor import RollupProcessor
+from pipeline.rollup.relays import HourlyRelay, ReportRelay
 from pipeline.settings import Settings, load_settings
-from pipeline.stores import Base, read_catalog
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.events import EventStruct
 from schemas.log import EVENTS_TOPIC
@@ -48,7 +48,7 @@ from sinks.redis.writer import RedisRollupStore
 PARTITIONS: Final = 4
 WINDOW_MS: Final = 2 * HOUR_MS
 RETENTION_MS: Final = 3 * HOUR_MS
-# 1 March 2026; the traffic begins 40 hours later, past the slice that the window before any catalog cuts.
+# 1 March 2026; the traffic begins 40 hours later, past the slice that the window before any meter set cuts.
 ORIGIN_MS: Final = 1_772_323_200_000
 BEGIN_MS: Final = ORIGIN_MS + 40 * HOUR_MS
 HOUR_EVENTS_MAX: Final = 1_000_000
@@ -60,7 +60,7 @@ MEGABYTE: Final = 1024 * 1024
 
 PARTS: Final = """
 SELECT table, count(), sum(rows), sum(bytes_on_disk) FROM system.parts WHERE active AND table IN
-    ('usage_events', 'usage_hourly', 'usage_duplicates', 'verdicts', 'control_log', 'archive_positions')
+    ('usage_events', 'usage_hourly', 'usage_duplicates', 'dedup_decisions', 'control_log', 'archive_positions')
 GROUP BY table ORDER BY table
 """
 
@@ -112,7 +112,7 @@ class _SteppedClock:
 
 
 class _EmbeddedFeed(Feed):
-    """Appends to the embedded log, and lets log time go on with the events."""
+    """Appends to the embedded log, and lets stream time go on with the events."""
 
     def __init__(self, log: SqliteLog, clock: _SteppedClock, traffic: Traffic, hour_events: int) -> None:
         self.traffic = traffic
@@ -122,7 +122,7 @@ class _EmbeddedFeed(Feed):
 
     @property
     def hours(self) -> float:
-        """Hours of log time since the traffic began."""
+        """Hours of stream time since the traffic began."""
         return (self._clock.ms - BEGIN_MS) / HOUR_MS
 
     async def append(self, records: int) -> None:
@@ -154,8 +154,8 @@ class _Readers:
         self.rollup = RollupProcessor(log, store, SystemClock(), SECRET.encode())
         self.archive = ArchiveProcessor(log, hourly, SECRET.encode())
         self._log = log
-        self._hourly = HourlyDrain(store, hourly)
-        self._reports = ReportDrain(store, log)
+        self._hourly = HourlyRelay(store, hourly)
+        self._reports = ReportRelay(store, log)
         self._next: dict[tuple[Processor, int], int] = {}
         self.worker_time, self.archive_time = _Stopwatch(), _Stopwatch()
 
@@ -166,16 +166,16 @@ class _Readers:
                 self._next[processor, partition] = await processor.start_offset(partition) or 0
 
     async def read(self) -> None:
-        """Read what is new, and drain."""
+        """Read what is new, and relay."""
         await self.worker_time.run(self._work())
         await self.archive_time.run(self._through(self.archive))
 
     async def _work(self) -> None:
         await self._through(self.rollup)
         for partition in range(PARTITIONS):
-            while not (await self._hourly.drain(partition)).complete:
+            while not (await self._hourly.relay(partition)).complete:
                 pass
-            await self._reports.drain(partition)
+            await self._reports.relay(partition)
 
     async def _through(self, processor: Processor) -> None:
         for partition in range(PARTITIONS):
@@ -223,9 +223,9 @@ async def _deployment(log: SqliteLog, folder: Path) -> Base:
         for topic in Settings(partitions=PARTITIONS).topics()
     ]
     genesis = await ensure_deployment(log, SECRET.encode(), topics)
-    shipped = read_catalog(None)
+    shipped = read_meter_set(None)
     policy = shipped.policy.model_copy(update={"window_ms": WINDOW_MS})
-    await ensure_catalog(log, SECRET.encode(), shipped.model_copy(update={"policy": policy}))
+    await ensure_meter_set(log, SECRET.encode(), shipped.model_copy(update={"policy": policy}))
     return Base(settings, SystemClock(), log, genesis)
 
 
@@ -250,7 +250,7 @@ class _Run:
 
     async def steps(self, targets: Sequence[int], deadline_s: float) -> list[Step]:
         """One step per target; the last one is cut short where the time is up."""
-        # The log will not keep its first records: log time goes on by forty hours with the first event.
+        # The log will not keep its first records: stream time goes on by forty hours with the first event.
         await self._readers.start()
         await self._readers.read()
         await self._until(WARM_UP_EVENTS, deadline_s)
@@ -296,7 +296,7 @@ class _Run:
             bare_us=median(bare_us) if bare_us else 1.0,
             process_bytes=resident_bytes(os.getpid()),
             redis_bytes=redis_bytes,
-            marks=sum(each.members for fence in readers.rollup.fences.values() for each in fence.slices),
+            marks=sum(each.members for checkpoint in readers.rollup.checkpoints.values() for each in checkpoint.slices),
             clickhouse_parts=sum(int(parts) for _, parts, _, _ in tables),
             clickhouse_bytes=sum(int(disk) for *_, disk in tables),
             log_bytes=sum(path.stat().st_size for path in files if path.exists()),

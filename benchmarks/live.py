@@ -19,11 +19,11 @@ from benchmarks.figures import Figure
 from benchmarks.machine import quantile, spread
 from benchmarks.services import READY_TIMEOUT_S, SECRET, Process, Services, Stores, wait_until
 from benchmarks.traffic import RECORD_EVENTS, time_text
-from pipeline.api_keys import Role, create_key
 from pipeline.clock import SystemClock
-from pipeline.processes import free_port
-from pipeline.processors.rollup import RollupProcessor, RollupSettings
-from pipeline.stores import Base
+from pipeline.http.api_keys import Role, create_key
+from pipeline.local.processes import free_port
+from pipeline.open import Base
+from pipeline.rollup.processor import RollupProcessor, RollupSettings
 from schemas.log import EVENTS_TOPIC, Record
 from sinks.redis.writer import RedisRollupStore
 
@@ -52,7 +52,7 @@ async def fill(base: Base, stores: Stores, counters: int) -> None:
         names[partition_of(name, len(names))].append(name)
     for partition, accounts in enumerate(names):
         await rollup.start_offset(partition)
-        # Genesis and catalog are the real log's; the events after them are in no log.
+        # Genesis and meter set are the real log's; the events after them are in no log.
         head = (await base.log.read(EVENTS_TOPIC, partition, 0, 100))[:2]
         await rollup.step(partition, head)
         for records in _records(partition, head[-1].next_offset, accounts, base.clock.now_ms()):
@@ -147,8 +147,8 @@ def memory_figures(stores: Stores) -> list[Figure]:
     verdict = "met" if mark <= TARGET_MARK_BYTES else "missed"
     return [
         Figure(section, "dedup mark", mark, "bytes", None, f"target {TARGET_MARK_BYTES:.0f}; {marks:,} marks", verdict),
-        Figure(section, "live cell, drained", cell, "bytes", None, f"{cells:,} cells"),
-        Figure(section, "live cell, not yet drained", cell + dirty, "bytes"),
+        Figure(section, "live cell, relayed", cell, "bytes", None, f"{cells:,} cells"),
+        Figure(section, "live cell, not yet relayed", cell + dirty, "bytes"),
         Figure(section, "counter (account, period, meter)", total, "bytes", None, f"{totals:,} counters, 5 an account"),
         Figure(section, "its place in the ranking", ranked, "bytes"),
         Figure(section, "account and period in the index of totals", index, "bytes"),

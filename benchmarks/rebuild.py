@@ -19,18 +19,18 @@ from typing import Any, Final, NamedTuple
 from benchmarks.services import SECRET
 from benchmarks.traffic import RECORD_EVENTS, Traffic
 from pipeline.clock import SystemClock
-from pipeline.deployment import ensure_catalog, ensure_deployment
-from pipeline.local_valkey import LocalValkey
+from pipeline.ingest.archive import ArchiveProcessor
+from pipeline.local.valkey import LocalValkey
+from pipeline.logs.control_records import ensure_deployment, ensure_meter_set
 from pipeline.logs.open import open_log
-from pipeline.processors.archive import ArchiveProcessor
-from pipeline.processors.drains import HourlyDrain, ReportDrain
-from pipeline.processors.rollup import RollupProcessor
+from pipeline.open import read_meter_set
 from pipeline.rebuild.archive import ArchiveRebuild
 from pipeline.rebuild.hourly import HourlyRebuild
 from pipeline.rebuild.live_view import LiveViewRebuild
 from pipeline.rebuild.recount import HourlyRecount
+from pipeline.rollup.processor import RollupProcessor
+from pipeline.rollup.relays import HourlyRelay, ReportRelay
 from pipeline.settings import Settings
-from pipeline.stores import read_catalog
 from schemas.log import EVENTS_TOPIC, Log
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
@@ -44,12 +44,12 @@ VIEWS: Final = ("redis", "usage_hourly", "recount", "archive")
 TABLES: Final = {
     "usage_hourly": ("usage_hourly", "usage_duplicates"),
     "recount": ("usage_hourly",),
-    "archive": ("usage_events", "verdicts", "control_log", "archive_positions"),
+    "archive": ("usage_events", "dedup_decisions", "control_log", "archive_positions"),
 }
 FLUSH_RECORDS: Final = 20
 APPENDS_AT_ONCE: Final = 50
-# Empty again once drained, or of the generation itself.
-PASSING: Final = ("fence", "dirty:", "cells:", "cell-buckets", "duplicates", "report", "generation")
+# Empty again once relayed, or of the generation itself.
+PASSING: Final = ("checkpoint", "dirty:", "cells:", "cell-buckets", "duplicates", "report", "generation")
 READS: Final = {
     "hash": ("HGETALL",), "set": ("SMEMBERS",), "zset": ("ZRANGE", "0", "-1", "WITHSCORES"), "string": ("GET",),
 }  # fmt: skip
@@ -96,7 +96,7 @@ class Bench(NamedTuple):
         return ClickHouseStore(self.clickhouse)
 
     async def count_all(self) -> int:
-        """Fold, drain and archive all there is; how many events were received."""
+        """Fold, relay and archive all there is; how many events were received."""
         rollup = RollupProcessor(self.log, self.store, self.clock, SECRET_BYTES)
         archive = ArchiveProcessor(self.log, self.hourly, SECRET_BYTES)
         for partition in range(PARTITIONS):
@@ -106,24 +106,26 @@ class Bench(NamedTuple):
                 while records := await self.log.read(EVENTS_TOPIC, partition, offset, FLUSH_RECORDS):
                     await processor.step(partition, records)
                     offset = records[-1].next_offset
-            while not (await HourlyDrain(self.store, self.hourly).drain(partition)).complete:
+            while not (await HourlyRelay(self.store, self.hourly).relay(partition)).complete:
                 pass
-            while await HourlyDrain(self.store, self.hourly).duplicates(partition):
+            while await HourlyRelay(self.store, self.hourly).duplicates(partition):
                 pass
-            await ReportDrain(self.store, self.log).drain(partition)
+            await ReportRelay(self.store, self.log).relay(partition)
             print(f"partition {partition} counted and archived in {time.perf_counter() - began_s:.1f} s", flush=True)
-        return sum(fence.counters.received for fence in rollup.fences.values())
+        return sum(checkpoint.counters.received for checkpoint in rollup.checkpoints.values())
 
     async def contents(self, view: str) -> dict[str, str]:
         """A digest of each lasting key, or of each table, of a view."""
         found: dict[str, str] = {}
         if view == "redis":
             for partition in range(PARTITIONS):
-                # Reading the fence tells the store which generation's keys are live.
-                fence = await self.store.load_fence(partition)
+                # Reading the checkpoint tells the store which generation's keys are live.
+                checkpoint = await self.store.load_checkpoint(partition)
                 for name, digest in (await asyncio.to_thread(digests, self.store, partition)).items():
                     found[f"{partition} {name}"] = digest
-                found[f"{partition} counters"] = str(fence and (fence.counters, fence.next_offset, fence.slices))
+                found[f"{partition} counters"] = str(
+                    checkpoint and (checkpoint.counters, checkpoint.next_offset, checkpoint.slices)
+                )
         for table in TABLES.get(view, ()):
             # A version's generation is the live view's, which its rebuild has raised.
             columns = "* REPLACE (bitAnd(version, 72057594037927935) AS version)" if table == "usage_hourly" else "*"
@@ -156,7 +158,7 @@ async def run(folder: Path, valkey: LocalValkey, events: int, views: Sequence[st
     log = open_log(f"embedded://{folder / 'log.db'}", clock)
     await log.start()
     await ensure_deployment(log, SECRET_BYTES, Settings(partitions=PARTITIONS, retention_days=3650).topics())
-    await ensure_catalog(log, SECRET_BYTES, read_catalog(None))
+    await ensure_meter_set(log, SECRET_BYTES, read_meter_set(None))
     clickhouse = open_clickhouse(f"chdb://{folder / 'clickhouse'}", timeout_s=600)
     bench = Bench(log, RedisRollupStore(valkey.url), clickhouse, clock, valkey.url)
     await bench.hourly.migrate()

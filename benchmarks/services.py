@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from pipeline.local_kafka import LocalKafka
-from pipeline.local_valkey import LocalValkey
-from pipeline.processes import die_with_parent
+from pipeline.local.kafka import LocalKafka
+from pipeline.local.processes import die_with_parent
+from pipeline.local.valkey import LocalValkey
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 SECRET: Final = "benchmark-secret-of-32-characters"  # noqa: S105  of deployments that live for minutes
@@ -145,7 +145,7 @@ class Services:
         """Start empty stores; `stack` ends them."""
         folder = self.folder("stores")
         valkey = stack.enter_context(LocalValkey(folder / "valkey"))
-        arguments = ["pipeline.clickhouse_server", "--path", str(folder / "clickhouse")]
+        arguments = ["pipeline.local.clickhouse_server", "--path", str(folder / "clickhouse")]
         arguments += ["--port", "0", "--read-only-port", "0"]
         clickhouse = stack.enter_context(Process(arguments, folder / "clickhouse.log"))
         wait_until(lambda: "\n" in clickhouse.output(), "ClickHouse's start", READY_TIMEOUT_S, clickhouse)

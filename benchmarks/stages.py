@@ -15,20 +15,20 @@ from typing import Final
 import msgspec
 
 from aggregators.decode import decode
+from aggregators.flush_plan import place, plan
 from aggregators.fold import fold
-from aggregators.plan import place, plan
 from aggregators.scan import Arrival, LogState, scan
 from aggregators.signing import fingerprint, hash_key, mark
 from benchmarks.figures import Figure
 from benchmarks.services import SECRET
 from benchmarks.traffic import RECORD_EVENTS, Traffic
-from pipeline.faust_runner import COLLECTOR_THRESHOLDS
-from pipeline.processors.cache import StateCache
+from pipeline.rollup.cache import StateCache
+from pipeline.runner.runner import COLLECTOR_THRESHOLDS
 from schemas.events import EventStruct
 from schemas.log import EVENTS_TOPIC, Record
-from schemas.meters import Catalog
+from schemas.meters import MeterSet
 from schemas.periods import AccountState
-from schemas.rollup import Counters, Fence, View
+from schemas.rollup import Checkpoint, Counters, View
 
 FLUSH_RECORDS: Final = 20
 EVENT_BYTES_MAX: Final = 65_536
@@ -50,18 +50,18 @@ class _Stopwatch:
         self.costs_us.setdefault(stage, []).append(cost_us)
 
 
-def stage_figures(catalog: Catalog, now_ms: int, accounts: int, flushes: int) -> list[Figure]:
+def stage_figures(meter_set: MeterSet, now_ms: int, accounts: int, flushes: int) -> list[Figure]:
     """Measure over `flushes` flushes of 20 records on a partition that has been counting; the median flush counts."""
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     watch = _Stopwatch()
     key = hash_key(SECRET.encode())
-    fence = _first_fence(catalog, now_ms)
+    checkpoint = _first_checkpoint(meter_set, now_ms)
     cache = StateCache(500_000)
     traffic = Traffic(accounts, 1, now_ms)
     states = {f"acct_{number:06d}": AccountState() for number in range(accounts)}
     for _ in range(flushes):
         records = [
-            Record(EVENTS_TOPIC, 0, fence.next_offset + number, now_ms, None, batch.value)
+            Record(EVENTS_TOPIC, 0, checkpoint.next_offset + number, now_ms, None, batch.value)
             for number, batch in enumerate(traffic.records(FLUSH_RECORDS))
         ]
         values = [record.value or b"" for record in records]
@@ -72,7 +72,7 @@ def stage_figures(catalog: Catalog, now_ms: int, accounts: int, flushes: int) ->
         with watch.time("decode"):
             for value in values:
                 decode(value, EVENT_BYTES_MAX)
-        state = LogState(fence.log_id, 1, fence.log_time_ms, fence.catalog)
+        state = LogState(checkpoint.log_id, 1, checkpoint.stream_time_ms, checkpoint.meter_set)
         with watch.time("scan (decode and more)"):
             scanned = scan(0, state, SECRET.encode(), records, events_max=1 << 30)
         arrivals = [step for step in scanned.steps if isinstance(step, Arrival)]
@@ -80,14 +80,14 @@ def stage_figures(catalog: Catalog, now_ms: int, accounts: int, flushes: int) ->
             for arrival in arrivals:
                 mark(key, arrival.account, arrival.id)
         with watch.time("place and plan (marks and more)"):
-            planned = plan(scanned, place(scanned, states), fence, key)
+            planned = plan(scanned, place(scanned, states), checkpoint, key)
         request = planned.request
         stored = View(totals={total: {} for total in cache.missing(request).totals})
         view = cache.completed(request, stored)
         with watch.time("fold"):
-            folded = fold(fence, planned, view)
+            folded = fold(checkpoint, planned, view)
         cache.apply(folded.changes)
-        fence = folded.changes.fence
+        checkpoint = folded.changes.checkpoint
     costs_us = {stage: median(each) for stage, each in watch.costs_us.items()}
     costs_us["scan, plan and fold together"] = sum(
         cost_us for stage, cost_us in costs_us.items() if stage.startswith(("scan", "place", "fold"))
@@ -96,9 +96,9 @@ def stage_figures(catalog: Catalog, now_ms: int, accounts: int, flushes: int) ->
     return [Figure(section, stage, cost_us, "µs", cost_us) for stage, cost_us in costs_us.items()]
 
 
-def _first_fence(catalog: Catalog, now_ms: int) -> Fence:
-    return Fence(
+def _first_checkpoint(meter_set: MeterSet, now_ms: int) -> Checkpoint:
+    return Checkpoint(
         log_id="log", partitions=1, livemode=False, stripe_account="", generation=1, next_offset=0,
-        log_time_ms=now_ms, secret_fingerprint=fingerprint(SECRET.encode()), catalog=catalog, counters=Counters(),
-        slices=(),
+        stream_time_ms=now_ms, secret_fingerprint=fingerprint(SECRET.encode()), meter_set=meter_set,
+        counters=Counters(), slices=(),
     )  # fmt: skip

@@ -25,7 +25,7 @@ SPAN_MS: Final = 40 * 60 * 1000
 # `2026-11-21T10:00`, the part of a time's text that names its minute.
 MINUTE_CHARACTERS: Final = 16
 
-# As in schemas/catalog.default.yaml: event type, its share in percent, the meter it feeds.
+# As in schemas/meters.default.yaml: event type, its share in percent, the meter it feeds.
 KINDS: Final = (
     ("api.request", 45, "api_requests"),
     ("llm.completion", 25, "tokens"),

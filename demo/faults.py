@@ -7,7 +7,7 @@ import httpx
 from pipeline.settings import Settings
 from sinks.clickhouse.client import open_clickhouse, quoted_text
 
-_COLUMNS = "account, id, type, source, time, data, partition, position, log_time, parked"
+_COLUMNS = "account, id, type, source, time, data, partition, position, stream_time, deferred"
 
 
 async def lose_event(settings: Settings) -> tuple[str, str]:

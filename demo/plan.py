@@ -8,26 +8,26 @@ from typing import Final
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.periods import Billing, Binding
 
-CATALOG: Final = Path(__file__).parent / "catalog.yaml"
+METER_SET: Final = Path(__file__).parent / "meters.yaml"
 FACTOR: Final = 300
 MONTH_END_MS: Final = 1_793_491_200_000  # 2026-11-01T00:00:00Z
 START_MS: Final = MONTH_END_MS - 70 * MINUTE_MS
 END_MS: Final = MONTH_END_MS + 110 * MINUTE_MS
 # Grace is an hour; five minutes more keep usage away from the instant at which lateness would be a race.
 LATE_FROM_MS: Final = MONTH_END_MS + 65 * MINUTE_MS
-# As in the demo's catalog; a whole number of hours, so that arrival hours close with the report buckets.
+# As in the demo's meter set; a whole number of hours, so that arrival hours close with the report buckets.
 REPORT_INTERVAL_MS: Final = 2 * HOUR_MS
 
 # One machine does what several would: few partitions and large inserts leave it time for the traffic.
 ENVIRONMENT: Final = {
     "TIDEMARK_PARTITIONS": "2",
     "TIDEMARK_TICK_INTERVAL_S": "1",
-    "TIDEMARK_DRAIN_INTERVAL_S": "2",
+    "TIDEMARK_RELAY_INTERVAL_S": "2",
     "TIDEMARK_ARCHIVE_LINGER_S": "3",
 }
 TOP_METER: Final = "tokens"
 TOP_ACCOUNTS: Final = 3
-# Ten seconds for the archive to come up to a fence: it collects for three of them.
+# Ten seconds for the archive to come up to a checkpoint: it collects for three of them.
 ARCHIVE_WAIT_S: Final = 10.0 * FACTOR
 
 ACCOUNTS: Final = tuple(f"acct_{number:04d}" for number in range(220))

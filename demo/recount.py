@@ -7,11 +7,11 @@ import pickle
 import sys
 from pathlib import Path
 
-from demo.plan import CATALOG
+from demo.plan import METER_SET
 from demo.verify import recount
-from pipeline.stores import read_catalog
+from pipeline.open import read_meter_set
 
 if __name__ == "__main__":
     # Nothing is thrown away before the end, and looking for it would take a quarter of the time.
     gc.disable()
-    sys.stdout.buffer.write(pickle.dumps(recount(Path(sys.argv[1]), read_catalog(CATALOG), int(sys.argv[2]))))
+    sys.stdout.buffer.write(pickle.dumps(recount(Path(sys.argv[1]), read_meter_set(METER_SET), int(sys.argv[2]))))

@@ -23,12 +23,12 @@ from demo.settled import unsettled_intents
 from demo.verify import Expected, Mismatch, mismatches, redis_counters, redis_totals, stripe_totals
 from demo.view import Screen, summary
 from pipeline.clock import FileClock, ScaledClock, SystemClock, write_clock
-from pipeline.deployment import append_control
-from pipeline.dev import Dev, DevOptions
-from pipeline.operations import reconcile_deployment
-from pipeline.processors.witness import FileWitness
+from pipeline.commands.operations import reconcile_deployment
+from pipeline.local.dev import Dev, DevOptions
+from pipeline.logs.control_records import append_control
+from pipeline.open import open_base, open_rollup_store
+from pipeline.rollup.replay_counter import FileWitness
 from pipeline.settings import Settings
-from pipeline.stores import open_base, open_rollup_store
 from reconciler.causes import Cause, Pair, Verdict
 from reconciler.report import Report
 from schemas.clock import MINUTE_MS
@@ -97,7 +97,7 @@ class Demo:
                 gateway_port=0,
                 clickhouse_port=0,
                 clock=f"file:{self._clock_path}",
-                catalog=plan.CATALOG,
+                meter_set=plan.METER_SET,
                 environment=plan.ENVIRONMENT,
             ),
             screen.step,
@@ -218,7 +218,7 @@ class Demo:
         self.story.report = await self._reconcile()
 
     async def _settle(self) -> None:
-        """Return when everything that was sent is folded, archived, drained, reported and settled at Stripe."""
+        """Return when everything that was sent is folded, archived, relayed, reported and settled at Stripe."""
         base = await open_base(self.settings)
         store = open_rollup_store(self.settings)
         clickhouse = open_clickhouse(self.settings.clickhouse_url)
@@ -245,22 +245,22 @@ class Demo:
         counters, _ = await redis_counters(self.settings)
         if counters["received"] < self.story.traffic["sent"]:
             return f"{self.story.traffic['sent'] - counters['received']} events to be folded"
-        if counters["parked"]:
-            return f"{counters['parked']} events older than the window to be judged"
+        if counters["deferred"]:
+            return f"{counters['deferred']} events older than the window to be judged"
         if self._closed_ms is None:
             # Everything is in: the simulated clock goes on to where the last hour and report bucket are closed.
             self._closed_ms = (self.clock.now_ms() // plan.REPORT_INTERVAL_MS + 1) * plan.REPORT_INTERVAL_MS
             self._go_on_to(self._closed_ms + MINUTE_MS)
-        archived, drained = await reader.archive_positions(), await hourly.load_drained()
+        archived, relayed = await reader.archive_positions(), await hourly.load_relayed()
         for partition in range(self.settings.partitions):
-            fence = await store.load_fence(partition)
+            checkpoint = await store.load_checkpoint(partition)
             end = (await log.bounds(EVENTS_TOPIC, partition)).next
-            if fence is None or fence.log_time_ms < self._closed_ms:
+            if checkpoint is None or checkpoint.stream_time_ms < self._closed_ms:
                 return f"partition {partition} to pass the hour"
             if partition not in archived or archived[partition].next_offset < end - WORKERS_LAG_MAX:
                 return f"partition {partition} to be archived"
-            if partition not in drained or drained[partition].log_time_ms < self._closed_ms:
-                return f"partition {partition} to be drained to ClickHouse"
+            if partition not in relayed or relayed[partition].stream_time_ms < self._closed_ms:
+                return f"partition {partition} to be relayed to ClickHouse"
             _, buckets = await store.report_buckets(partition)
             if any(bucket + plan.REPORT_INTERVAL_MS <= self._closed_ms for bucket in buckets):
                 return f"reports of partition {partition} to be written"
@@ -276,14 +276,14 @@ class Demo:
         story = self.story
         story.counters, _ = await redis_counters(self.settings)
         story.replayed = self._replayed()
-        story.mismatches = await mismatches(self.settings, self.dev.stripe_url, self.dev.catalog(), expected)
+        story.mismatches = await mismatches(self.settings, self.dev.stripe_url, self.dev.meter_set(), expected)
         used = {
             account: value
             for (account, meter, start_ms), value in (await redis_totals(self.settings)).items()
             if (meter, start_ms) == (plan.TOP_METER, plan.MONTH_END_MS)
         }
         story.top = sorted(used.items(), key=lambda each: (-each[1], each[0]))[: plan.TOP_ACCOUNTS]
-        held = stripe_totals(self.dev.stripe_url, self.dev.catalog())
+        held = stripe_totals(self.dev.stripe_url, self.dev.meter_set())
         story.at_stripe = Counter(meter for (_, meter, _), value in held.items() if value)
 
     async def _reconcile(self) -> Report:
@@ -323,7 +323,7 @@ def verdict(story: Story, kills: int) -> list[str]:
     if counters["received"] != story.traffic.get("sent"):
         problems.append(f"{story.traffic.get('sent')} events sent, {counters['received']} received")
     if counters["received"] != sum(
-        counters[name] for name in ("counted", "duplicate", "unmetered", "late", "rejected", "parked")
+        counters[name] for name in ("counted", "duplicate", "unmetered", "late", "rejected", "deferred")
     ):
         problems.append("the counters do not add up")
     return problems

@@ -137,7 +137,7 @@ class OldProducer:
             )
 
     def _far_late(self, event: Callable[..., dict[str, Any]], now_ms: int) -> dict[str, Any]:
-        """Older than the dedup window: it waits for a verdict. Its meter keeps late usage out, so that the verdict is
+        """Older than the dedup window: it waits for a decision. Its meter keeps late usage out, so that the decision is
         the same whenever it comes; usage that is carried forward would go where the period is open by then."""
         time = format_instant_ms(now_ms - 100 * 24 * HOUR_MS)
         return event(type="seats.changed", subject=self.chance.choice(ACCOUNTS[2::3]), data={"seats": 1}, time=time)

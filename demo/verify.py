@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from aggregators.fields import parse_value
+from aggregators.codec import parse_value
 from demo.plan import ANCHOR_MS, ANCHORED_ACCOUNTS, FREE_ACCOUNTS
 from oracle.model import Oracle
 from oracle.producers import from_producer_files
+from pipeline.open import open_rollup_store
 from pipeline.settings import Settings
-from pipeline.stores import open_rollup_store
-from schemas.meters import Catalog
+from schemas.meters import MeterSet
 from schemas.rollup import TotalKey
 from sinks.clickhouse.client import open_clickhouse
 
@@ -42,12 +42,12 @@ class Mismatch(NamedTuple):
     found: int | None
 
 
-def recount(folder: Path, catalog: Catalog, broken: int) -> Expected:
+def recount(folder: Path, meter_set: MeterSet, broken: int) -> Expected:
     """Recount the producers' files; `broken` records hold no JSON and are rejected as one each. Takes a while."""
     anchored = {"effective_from_ms": ANCHOR_MS, "anchor_ms": ANCHOR_MS, "interval": "month", "interval_count": 1}
     bindings = {account: [anchored] for account in ANCHORED_ACCOUNTS}
     files = [folder / "application.jsonl", folder / "inbox.jsonl"]
-    oracle: Oracle = from_producer_files(files, catalog.model_dump(mode="json"), bindings)
+    oracle: Oracle = from_producer_files(files, meter_set.model_dump(mode="json"), bindings)
     counters = oracle.counter_sums()
     counters["received"] += broken
     counters["rejected"] += broken
@@ -93,16 +93,16 @@ async def redis_totals(settings: Settings) -> dict[TotalName, int]:
 
 
 async def redis_counters(settings: Settings) -> tuple[Counter[str], list[tuple[int, int]]]:
-    """The counters of all partitions, and (next offset, log time) of each fence."""
+    """The counters of all partitions, and (next offset, stream time) of each checkpoint."""
     store = open_rollup_store(settings)
     counters: Counter[str] = Counter()
     positions = []
     try:
         for partition in range(settings.partitions):
-            fence = await store.load_fence(partition)
-            if fence is not None:
-                counters.update(fence.counters._asdict())
-                positions.append((fence.next_offset, fence.log_time_ms))
+            checkpoint = await store.load_checkpoint(partition)
+            if checkpoint is not None:
+                counters.update(checkpoint.counters._asdict())
+                positions.append((checkpoint.next_offset, checkpoint.stream_time_ms))
     finally:
         await store.close()
     return counters, positions
@@ -124,10 +124,10 @@ async def clickhouse_dimensions(settings: Settings) -> dict[DimensionName, int]:
     return {(account, meter, start, dimensions): value for account, meter, start, dimensions, value in rows}
 
 
-def stripe_totals(stripe_url: str, catalog: Catalog) -> dict[TotalName, int]:
+def stripe_totals(stripe_url: str, meter_set: MeterSet) -> dict[TotalName, int]:
     """What Stripe holds, per account, meter and the period its events' timestamps lie in."""
     state = httpx.get(f"{stripe_url}/_simulator/state", timeout=60).json()
-    scales = {meter.stripe_event_name: (meter.slug, meter.scale) for meter in catalog.meters}
+    scales = {meter.stripe_event_name: (meter.slug, meter.scale) for meter in meter_set.meters}
     accounts = {customer["id"]: customer["name"] for customer in state["customers"]}
     found: Counter[TotalName] = Counter()
     for event in state["meter_events"]:
@@ -150,10 +150,10 @@ def period_start_ms(account: str, instant_ms: int) -> int:
     return int(datetime(moment.year, moment.month, 1, tzinfo=UTC).timestamp()) * 1000
 
 
-async def mismatches(settings: Settings, stripe_url: str, catalog: Catalog, expected: Expected) -> list[Mismatch]:
+async def mismatches(settings: Settings, stripe_url: str, meter_set: MeterSet, expected: Expected) -> list[Mismatch]:
     """All differences between the stores and the oracle."""
     counters, _ = await redis_counters(settings)
-    unique = {meter.slug for meter in catalog.meters if meter.aggregation == "unique"}
+    unique = {meter.slug for meter in meter_set.meters if meter.aggregation == "unique"}
     clickhouse = await clickhouse_dimensions(settings)
     found = differences("counters", expected.counters, counters)
     found += differences("redis", expected.totals, await redis_totals(settings))
@@ -167,5 +167,5 @@ async def mismatches(settings: Settings, stripe_url: str, catalog: Catalog, expe
     expected_unique = {key: value for key, value in expected.totals.items() if key[1] in unique}
     found += differences("clickhouse", expected_unique, distinct)
     billed = {key: value for key, value in expected.totals.items() if key[0] not in FREE_ACCOUNTS}
-    found += differences("stripe", billed, stripe_totals(stripe_url, catalog))
+    found += differences("stripe", billed, stripe_totals(stripe_url, meter_set))
     return found

@@ -15,7 +15,7 @@ RETRY_AFTER_MAX_S: Final = 300.0
 DETAIL_CHARACTERS_MAX: Final = 500
 
 
-class Verdict(NamedTuple):
+class EventAnswer(NamedTuple):
     """One event's fate: `accepted`, `rejected`, or anything else, which means: ask again."""
 
     status: str
@@ -23,10 +23,10 @@ class Verdict(NamedTuple):
     detail: str = ""
 
 
-def verdicts(answer: Answer, ids: Sequence[str]) -> list[Verdict] | None:
-    """The verdict on each event that was sent, or None where the answer does not speak of exactly these events.
+def event_answers(answer: Answer, ids: Sequence[str]) -> list[EventAnswer] | None:
+    """The answer on each event that was sent, or None where the answer does not speak of exactly these events.
 
-    A 2xx without verdicts proves nothing: a proxy may have given it.
+    A 2xx without answers proves nothing: a proxy may have given it.
     """
     entries = _document(answer).get("events")
     if not isinstance(entries, list) or len(entries) != len(ids):
@@ -37,17 +37,17 @@ def verdicts(answer: Answer, ids: Sequence[str]) -> list[Verdict] | None:
             return None
         parts = [str(entry[name]) for name in ("detail", "remedy") if entry.get(name)]
         detail = "; ".join(parts)[:DETAIL_CHARACTERS_MAX]
-        found.append(Verdict(str(entry.get("status")), str(entry.get("reason", "")), detail))
+        found.append(EventAnswer(str(entry.get("status")), str(entry.get("reason", "")), detail))
     return found
 
 
-def error(answer: Answer) -> Verdict:
+def error(answer: Answer) -> EventAnswer:
     """What a whole request was refused for: the gateway's error code and message, as far as it gave one."""
     stated = _document(answer).get("error")
     if not isinstance(stated, dict):
-        return Verdict("rejected", f"http_{answer.status}", "the answer is not one of a Tidemark gateway")
+        return EventAnswer("rejected", f"http_{answer.status}", "the answer is not one of a Tidemark gateway")
     reason, detail = str(stated.get("code", f"http_{answer.status}")), str(stated.get("message", ""))
-    return Verdict("rejected", reason, detail[:DETAIL_CHARACTERS_MAX])
+    return EventAnswer("rejected", reason, detail[:DETAIL_CHARACTERS_MAX])
 
 
 def pause_s(attempt: int, base_s: float, longest_s: float, headers: Mapping[str, str]) -> float:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from emitter.answers import error, pause_s, verdicts
+from emitter.answers import error, event_answers, pause_s
 from emitter.encoding import Event, encoded
 from emitter.ledger import Ledger
 from emitter.notices import Notices
@@ -81,7 +81,7 @@ class Sender:
             answer = self._post(items, again=attempt > 0)
             headers = answer.headers if answer is not None else _NO_HEADERS
             if answer is not None:
-                if answer.status in (400, 413) and verdicts(answer, [item.event.id for item in items]) is None:
+                if answer.status in (400, 413) and event_answers(answer, [item.event.id for item in items]) is None:
                     self._split(items, answer)
                     return
                 items = self._settle(items, answer)
@@ -110,18 +110,18 @@ class Sender:
 
     def _settle(self, items: list[_Item], answer: Answer) -> list[_Item]:
         """Settle what the answer decides; returns what must be sent again."""
-        found = verdicts(answer, [item.event.id for item in items])
+        found = event_answers(answer, [item.event.id for item in items])
         if found is None:
             stated = error(answer)
             self._ledger.failed(f"HTTP {answer.status}: {stated.reason}: {stated.detail}")
             return items
-        judged = list(zip(items, found, strict=True))
-        self._ledger.accept(item.number for item, verdict in judged if verdict.status == "accepted")
-        for item, verdict in judged:
-            if verdict.status == "rejected":
-                self._reject(item.number, item.event, verdict.reason, verdict.detail)
-        left = [item for item, verdict in judged if verdict.status not in ("accepted", "rejected")]
-        self._ledger.failed(f"HTTP {answer.status}: {len(left)} events have no verdict yet" if left else "")
+        answered = list(zip(items, found, strict=True))
+        self._ledger.accept(item.number for item, event in answered if event.status == "accepted")
+        for item, event in answered:
+            if event.status == "rejected":
+                self._reject(item.number, item.event, event.reason, event.detail)
+        left = [item for item, event in answered if event.status not in ("accepted", "rejected")]
+        self._ledger.failed(f"HTTP {answer.status}: {len(left)} events have no answer yet" if left else "")
         return left
 
     def _split(self, items: list[_Item], answer: Answer) -> None:

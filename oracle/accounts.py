@@ -14,7 +14,7 @@ from oracle.rules import MINUTE_MS, Binding, binding_of, period_containing
 Period = tuple[int, int]
 Fields = Mapping[str, Any]
 WAITING_MAX = 100
-RECUT_MS_MAX = 10 * MINUTE_MS
+RESTATEMENT_MS_MAX = 10 * MINUTE_MS
 
 
 class Policy(NamedTuple):
@@ -26,7 +26,7 @@ class Policy(NamedTuple):
 
 class _Late(NamedTuple):
     """A binding that takes effect in the past once its usage was counted again; `later` is what came meanwhile. Events
-    wait before log time `until_ms`, once it was begun by the record at `offset`; at first that is its own."""
+    wait before stream time `until_ms`, once it was begun by the record at `offset`; at first that is its own."""
 
     offset: int
     effective_ms: int
@@ -57,7 +57,7 @@ class Accounts:
         return period_containing(self._bindings.get(account, ()), instant_ms)
 
     def carrying_period(self, account: str, log_ms: int, serial: int | None = None) -> Period:
-        """The first period from log time on that no record closed."""
+        """The first period from stream time on that no record closed."""
         closed = self._starts_closed(account, serial)
         period = self.period(account, log_ms)
         while period[0] in closed:
@@ -79,8 +79,9 @@ class Accounts:
         return account in self._late and log_ms < self._late[account].until_ms
 
     def payers(self, account: str, instant_ms: int, log_ms: int) -> set[str]:
-        """Who pays for usage at an instant, by the bindings in force at a log time: the customer of the last one that
-        was said to hold from then or earlier. Two, where one was said at that very log time, before or after."""
+        """Who pays for usage at an instant, by the bindings in force at a stream time: the customer of the last one
+        that was said to hold from then or earlier. Two, where one was said at that very stream time, before or
+        after."""
         said = [(at_ms, payer) for at_ms, from_ms, payer in self._payers[account] if from_ms <= instant_ms]
         before = [payer for at_ms, payer in said if at_ms < log_ms]
         by_then = [payer for at_ms, payer in said if at_ms <= log_ms]
@@ -116,7 +117,7 @@ class Accounts:
             self._give_up(account, log_ms, policy)
         else:
             times = late.times + 1
-            until_ms = log_ms + RECUT_MS_MAX * (1, 2, 4, 8)[min(times, 4) - 1]
+            until_ms = log_ms + RESTATEMENT_MS_MAX * (1, 2, 4, 8)[min(times, 4) - 1]
             self._late[account] = _Late(offset, effective_ms, late.fields, late.later, until_ms, times)
 
     def answer(self, account: str, offset: int, *, declined: bool, log_ms: int, policy: Policy) -> bool:
@@ -142,7 +143,7 @@ class Accounts:
 
     def _place(self, account: str, said: Fields, log_ms: int, policy: Policy) -> None:
         """The past is not cut again: a binding holds, at the earliest, from the first whole minute that no event can
-        have reached yet (log time and the future limit), nor before the period that takes carried usage, which lies
+        have reached yet (stream time and the future limit), nor before the period that takes carried usage, which lies
         ahead where the running one is closed. It replaces bindings that would start with it or later, but not what
         makes that period begin where it does."""
         carrying_ms = self.carrying_period(account, log_ms)[0]

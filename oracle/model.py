@@ -30,7 +30,7 @@ from oracle.rules import (
 Period = tuple[int, int]
 TotalKey = tuple[str, str, Period]
 CellKey = tuple[str, str, Period, int, str, int]
-COUNTERS = ("received", "counted", "duplicate", "unmetered", "late", "rejected", "parked")
+COUNTERS = ("received", "counted", "duplicate", "unmetered", "late", "rejected", "deferred")
 
 
 class Place(NamedTuple):
@@ -41,7 +41,7 @@ class Place(NamedTuple):
     event_index: int
 
 
-class Verdict(NamedTuple):
+class Ruling(NamedTuple):
     """What became of one event. `outcome` is one of `COUNTERS` but `received`; account and id are empty if unknown."""
 
     outcome: str
@@ -59,8 +59,8 @@ class Duplicate(NamedTuple):
     conflict: bool
 
 
-class _Parked(NamedTuple):
-    """An event older than the window, until its verdict; what it gives is settled where it arrived."""
+class _Deferred(NamedTuple):
+    """An event older than the window, until its decision; what it gives is settled where it arrived."""
 
     event: Event
     fed: list[Contribution]
@@ -93,31 +93,31 @@ class _Winner(NamedTuple):
 class Oracle:
     """The model of all partitions of one log.
 
-    `catalog` is the JSON form of `schemas.meters.Catalog`, absent fields taking its defaults; it holds on every
-    partition until `set_catalog`. Control records are told by plain calls, in log order with `feed`; each takes the
-    record's append time where it is known, since every record moves log time. Signatures are not
+    `meter_set` is the JSON form of `schemas.meters.MeterSet`, absent fields taking its defaults; it holds on every
+    partition until `set_meter_set`. Control records are told by plain calls, in log order with `feed`; each takes the
+    record's append time where it is known, since every record moves stream time. Signatures are not
     checked here.
     """
 
-    def __init__(self, catalog: Mapping[str, Any], *, partitions: int = 1) -> None:
+    def __init__(self, meter_set: Mapping[str, Any], *, partitions: int = 1) -> None:
         self.partitions = partitions
-        self.log_times: dict[int, int] = {}
+        self.stream_times: dict[int, int] = {}
         self.counters: dict[int, dict[str, int]] = {p: dict.fromkeys(COUNTERS, 0) for p in range(partitions)}
-        self.verdicts: dict[Place, Verdict] = {}
+        self.rulings: dict[Place, Ruling] = {}
         self.totals: dict[TotalKey, int] = {}
         self.cells: dict[CellKey, int] = {}
         self.duplicates: list[Duplicate] = []
         self.conflicts: set[tuple[str, str]] = set()
         self.kept_out: set[Place] = set()
-        """Parked events whose verdict found their period closed: they count nowhere and keep their identity."""
+        """Deferred events whose decision found their period closed: they count nowhere and keep their identity."""
         self.order_sensitive: set[tuple[str, str]] = set()
         """Identities whose arrivals differ so that the totals depend on which came first."""
-        self._catalogs: dict[int, Mapping[str, Any]] = dict.fromkeys(range(partitions), catalog)
+        self._meter_sets: dict[int, Mapping[str, Any]] = dict.fromkeys(range(partitions), meter_set)
         self.accounts = Accounts()
         self._counted: dict[str, list[_Counted]] = defaultdict(list)
         self._ends: dict[tuple[str, int], int] = {}
         self._winners: dict[tuple[str, str], _Winner] = {}
-        self._parked: dict[Place, _Parked] = {}
+        self._deferred: dict[Place, _Deferred] = {}
         self._distinct: dict[TotalKey, set[str]] = defaultdict(set)
         self._latest: dict[TotalKey | CellKey, tuple[int, int, int]] = {}
         self._aggregations: dict[str, str] = {}
@@ -136,24 +136,24 @@ class Oracle:
         self._offsets[partition] = offset
         self._advance(partition, timestamp_ms)
         if any(name == CONTROL_HEADER for name, _ in headers):
-            self._conclude(Place(partition, offset, 0), Verdict("rejected", "forged_control"))
+            self._conclude(Place(partition, offset, 0), Ruling("rejected", "forged_control"))
             return
         try:
             events = decode(value)
         except RejectedError as rejected:
-            self._conclude(Place(partition, offset, 0), Verdict("rejected", rejected.reason))
+            self._conclude(Place(partition, offset, 0), Ruling("rejected", rejected.reason))
             return
         for index, body in enumerate(events):
             self.take(Place(partition, offset, index), body)
 
     def tick(self, partition: int, timestamp_ms: int) -> None:
-        """A tick record: log time moves on, nothing else."""
+        """A tick record: stream time moves on, nothing else."""
         self._advance(partition, timestamp_ms)
 
-    def set_catalog(self, partition: int, catalog: Mapping[str, Any], timestamp_ms: int | None = None) -> None:
-        """A catalog record: in force on this partition from here on."""
+    def set_meter_set(self, partition: int, meter_set: Mapping[str, Any], timestamp_ms: int | None = None) -> None:
+        """A meter set record: in force on this partition from here on."""
         self._advance(partition, timestamp_ms)
-        self._catalogs[partition] = catalog
+        self._meter_sets[partition] = meter_set
 
     def bind(
         self,
@@ -164,8 +164,8 @@ class Oracle:
         offset: int = -1,
     ) -> None:
         """An account record, at an offset. It holds beyond everything counted so far, or, where it asks for an instant
-        in the past and may cut there, from that instant once `recut` was told; events of the account wait from
-        `begin_recut` until then as if they were older than the window."""
+        in the past and may cut there, from that instant once `restatement` was told; events of the account wait from
+        `begin_restatement` until then as if they were older than the window."""
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
         self.accounts.bind(account, binding, *self._there(partition), offset)
@@ -182,18 +182,18 @@ class Oracle:
         self._advance(partition, timestamp_ms)
         self.accounts.close(account, instant_ms, offset, len(self._counted[account]))
 
-    def begin_recut(
+    def begin_restatement(
         self, partition: int, account: str, answers: int, offset: int, timestamp_ms: int | None = None
     ) -> None:
-        """A record at an offset that begins the re-cut asked for at offset `answers`: from here on events wait."""
+        """A record at an offset that begins the restatement asked for at offset `answers`: from here on events wait."""
         self._advance(partition, timestamp_ms)
         self.accounts.begin(account, answers, offset, *self._there(partition))
 
-    def recut(
+    def restatement(
         self, partition: int, account: str, offset: int, *, declined: bool = False, timestamp_ms: int | None = None
     ) -> None:
-        """A re-cut record on the one at `offset`, which began it: all that was counted of the account is counted again,
-        each event as if the binding had stood before it. Anything else, and a second time, changes nothing."""
+        """A restatement record on the one at `offset`, which began it: all that was counted of the account is counted
+        again, each event as if the binding had stood before it. Anything else, and a second time, changes nothing."""
         self._advance(partition, timestamp_ms)
         log_ms, policy = self._there(partition)
         if not self.accounts.answer(account, offset, declined=declined, log_ms=log_ms, policy=policy):
@@ -207,10 +207,10 @@ class Oracle:
             self._count_all(each.place, each.event, each.fed, period, each.log_ms, each.grace_ms)
 
     def _there(self, partition: int) -> tuple[int, Policy]:
-        """Log time, and the policy of the catalog in force."""
-        catalog = self._catalogs[partition]
-        policy = Policy(policy_of(catalog, "future_ms"), policy_of(catalog, "grace_ms"))
-        return self.log_times.get(partition, 0), policy
+        """Stream time, and the policy of the meter set in force."""
+        meter_set = self._meter_sets[partition]
+        policy = Policy(policy_of(meter_set, "future_ms"), policy_of(meter_set, "grace_ms"))
+        return self.stream_times.get(partition, 0), policy
 
     def period(self, account: str, instant_ms: int) -> Period:
         """The account's period containing the instant, by the bindings known so far."""
@@ -245,43 +245,43 @@ class Oracle:
 
     def _advance(self, partition: int, timestamp_ms: int | None) -> None:
         if timestamp_ms is not None:
-            self.log_times[partition] = max(self.log_times.get(partition, timestamp_ms), timestamp_ms)
+            self.stream_times[partition] = max(self.stream_times.get(partition, timestamp_ms), timestamp_ms)
 
-    def _conclude(self, place: Place, verdict: Verdict) -> None:
-        self.verdicts[place] = verdict
+    def _conclude(self, place: Place, ruling: Ruling) -> None:
+        self.rulings[place] = ruling
         self.counters[place.partition]["received"] += 1
-        self.counters[place.partition][verdict.outcome] += 1
+        self.counters[place.partition][ruling.outcome] += 1
 
     def take(self, place: Place, body: object) -> None:
-        """Judge one decoded event at its place; log time is as the last call left it."""
-        log_ms = self.log_times[place.partition]
-        catalog = self._catalogs[place.partition]
+        """Judge one decoded event at its place; stream time is as the last call left it."""
+        log_ms = self.stream_times[place.partition]
+        meter_set = self._meter_sets[place.partition]
         account, identifier = _names(body)
         try:
-            event = event_of(body, policy_of(catalog, "event_bytes_max"))
+            event = event_of(body, policy_of(meter_set, "event_bytes_max"))
             require_home(event.account, place.partition, self.partitions)
-            require_in_time(event, log_ms, policy_of(catalog, "future_ms"))
-            fed = contributions(event, catalog)
+            require_in_time(event, log_ms, policy_of(meter_set, "future_ms"))
+            fed = contributions(event, meter_set)
         except RejectedError as rejected:
-            self._conclude(place, Verdict("rejected", rejected.reason, account, identifier))
+            self._conclude(place, Ruling("rejected", rejected.reason, account, identifier))
             return
         # An event may come ahead of its time, and its repetition a window after that.
-        known_ms = max(0, policy_of(catalog, "window_ms") - policy_of(catalog, "future_ms"))
+        known_ms = max(0, policy_of(meter_set, "window_ms") - policy_of(meter_set, "future_ms"))
         if event.time_us < (log_ms - known_ms) * 1000 or (fed and self.accounts.is_waiting(event.account, log_ms)):
-            self._park(place, event, fed)
+            self._defer(place, event, fed)
             return
-        period = self._counting_period(event, fed, log_ms, policy_of(catalog, "grace_ms")) if fed else None
+        period = self._counting_period(event, fed, log_ms, policy_of(meter_set, "grace_ms")) if fed else None
         identity = (account, identifier)
         if fed and period is None and identity not in self._winners:
-            self._conclude(place, Verdict("late", "period_closed", account, identifier))
+            self._conclude(place, Ruling("late", "period_closed", account, identifier))
             return
         ordered = any(contribution.aggregation == "latest" for contribution in fed)
         arrival = _Winner(event, period, event.time_us if ordered else None)
         if self._is_repeated(place, arrival):
             return
         if period is not None:
-            self._count_all(place, event, fed, period, log_ms, policy_of(catalog, "grace_ms"))
-        self._conclude(place, Verdict("counted" if fed else "unmetered", None, account, identifier))
+            self._count_all(place, event, fed, period, log_ms, policy_of(meter_set, "grace_ms"))
+        self._conclude(place, Ruling("counted" if fed else "unmetered", None, account, identifier))
 
     def _is_repeated(self, place: Place, arrival: _Winner) -> bool:
         """Whether the identity was taken before; it is from now on."""
@@ -295,36 +295,36 @@ class Oracle:
             self.conflicts.add(identity)
         if conflict or winner[1:] != arrival[1:]:
             self.order_sensitive.add(identity)
-        self._conclude(place, Verdict("duplicate", None, *identity))
+        self._conclude(place, Ruling("duplicate", None, *identity))
         return True
 
-    def _park(self, place: Place, event: Event, fed: list[Contribution]) -> None:
-        """An event older than the window has its identity from here on, and counts where its verdict stands.
+    def _defer(self, place: Place, event: Event, fed: list[Contribution]) -> None:
+        """An event older than the window has its identity from here on, and counts where its decision stands.
 
-        A repeat is a duplicate at once. The pipeline may have to park it first; with its verdict it says the same.
+        A repeat is a duplicate at once. The pipeline may have to defer it first; with its decision it says the same.
         """
         if not self._is_repeated(place, _Winner(event, None, event.time_us)):
-            self._parked[place] = _Parked(event, fed)
-            self._conclude(place, Verdict("parked", None, event.account, event.id))
+            self._deferred[place] = _Deferred(event, fed)
+            self._conclude(place, Ruling("deferred", None, event.account, event.id))
 
     def resolve(self, place: Place, offset: int, event_index: int = 0, timestamp_ms: int | None = None) -> None:
-        """A verdict on the event at `place` stands at (offset, event_index) of its partition.
+        """A decision on the event at `place` stands at (offset, event_index) of its partition.
 
-        What it says is worked out here. It holds for what is parked; for anything else, and a second time, it changes
+        What it says is worked out here. It holds for what is deferred; for anything else, and a second time, it changes
         nothing. Meters that were taken away since the event arrived get nothing.
         """
         self._advance(place.partition, timestamp_ms)
-        held = self._parked.get(place)
-        waits = held and self.accounts.is_waiting(held.event.account, self.log_times.get(place.partition, 0))
-        parked = None if waits else self._parked.pop(place, None)
-        if parked is None:
+        held = self._deferred.get(place)
+        waits = held and self.accounts.is_waiting(held.event.account, self.stream_times.get(place.partition, 0))
+        deferred = None if waits else self._deferred.pop(place, None)
+        if deferred is None:
             return
-        event, fed = parked
-        log_ms, catalog = self.log_times[place.partition], self._catalogs[place.partition]
+        event, fed = deferred
+        log_ms, meter_set = self.stream_times[place.partition], self._meter_sets[place.partition]
         outcome, reason = "unmetered", None
         if fed:
-            period = self._counting_period(event, fed, log_ms, policy_of(catalog, "grace_ms"))
-            known = {meter["slug"] for meter in catalog["meters"]}
+            period = self._counting_period(event, fed, log_ms, policy_of(meter_set, "grace_ms"))
+            known = {meter["slug"] for meter in meter_set["meters"]}
             left = [contribution for contribution in fed if contribution.meter in known]
             if period is None:
                 outcome, reason = "late", "period_closed"
@@ -332,9 +332,9 @@ class Oracle:
             elif left:
                 outcome = "counted"
                 at = Place(place.partition, offset, event_index)
-                self._count_all(at, event, left, period, log_ms, policy_of(catalog, "grace_ms"))
-        self.verdicts[place] = Verdict(outcome, reason, event.account, event.id)
-        self.counters[place.partition]["parked"] -= 1
+                self._count_all(at, event, left, period, log_ms, policy_of(meter_set, "grace_ms"))
+        self.rulings[place] = Ruling(outcome, reason, event.account, event.id)
+        self.counters[place.partition]["deferred"] -= 1
         self.counters[place.partition][outcome] += 1
 
     def _count_all(

@@ -12,19 +12,19 @@ from oracle.rules import RejectedError, decode, time_us_of
 
 def from_producer_files(
     paths: Iterable[Path | str],
-    catalog: Mapping[str, Any],
+    meter_set: Mapping[str, Any],
     bindings: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Oracle:
     """Recount from what producers wrote down before sending: one JSON line `{"sent_at": …, "events": […]}` a request.
 
-    `sent_at` (int milliseconds, or RFC 3339) stands in for log time; lines are taken in its order, whatever file
+    `sent_at` (int milliseconds, or RFC 3339) stands in for stream time; lines are taken in its order, whatever file
     they are in, so that totals do not depend on the order of files or lines. Where it would matter which of an
-    identity's arrivals the log took first, the identity is in `order_sensitive`. A parked event has its verdict at
+    identity's arrivals the log took first, the identity is in `order_sensitive`. A deferred event has its decision at
     once. Totals and `by_dimension` may be
     compared with a pipeline's; cells may not, since arrival buckets are the log's own. `bindings` are in force from
     the start. A last line that a killed producer left half-written is ignored; any other bad line raises ValueError.
     """
-    oracle = Oracle(catalog)
+    oracle = Oracle(meter_set)
     for account, known in (bindings or {}).items():
         oracle.bind_from_the_start(account, known)
     lines: list[tuple[int, str, list[Any]]] = []

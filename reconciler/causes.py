@@ -9,7 +9,7 @@ from typing import Final
 class Cause(StrEnum):
     """Why two views do not say the same, and what the operator does.
 
-    - `in_flight`: still on its way (bucket open, outbox not drained, archive behind, intent not settled, Stripe's
+    - `in_flight`: still on its way (bucket open, outbox not relayed, archive behind, intent not settled, Stripe's
       summary lags). Nothing; run again later. If it stays, the role the detail names is stuck.
     - `missing`: a view lacks what the others have. The detail names the view: replay it from the log (archive and
       `usage_hourly` are idempotent; Redis is rebuilt); at Stripe, report the difference as a correction.

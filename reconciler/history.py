@@ -12,15 +12,15 @@ from typing import Final, NamedTuple
 from reconciler.boundaries import CALENDAR_MONTHS, Cutting, cuttings, period_containing
 from schemas.analytics import ControlRow, MeterSpan
 from schemas.clock import MINUTE_MS
-from schemas.control import AccountRecord, CatalogRecord, CloseRecord, ControlKind, RecutRecord
-from schemas.meters import Catalog, Meter, Policy
+from schemas.control import AccountRecord, CloseRecord, ControlKind, MeterSetRecord, RestatementRecord
+from schemas.meters import Meter, MeterSet, Policy
 from schemas.periods import Billing, Binding, Period
 
 POSITION_MAX: Final = (1 << 56) - 1
 BINDINGS_MAX: Final = 100
 WAITING_MAX: Final = 100
-RECUT_MS_MAX: Final = 10 * MINUTE_MS
-RECUT_DOUBLINGS_MAX: Final = 3
+RESTATEMENT_MS_MAX: Final = 10 * MINUTE_MS
+RESTATEMENT_DOUBLINGS_MAX: Final = 3
 
 
 class Reported(NamedTuple):
@@ -32,8 +32,8 @@ class Reported(NamedTuple):
 
 @dataclass(slots=True)
 class LateBinding:
-    """A binding that takes effect in the past once re-cut records have answered the one at `position`: one that begins
-    it, and before log time `until_ms` one that ends it. The account's later bindings follow after it."""
+    """A binding that takes effect in the past once restatement records have answered the one at `position`: one that
+    begins it, and before stream time `until_ms` one that ends it. The account's later bindings follow after it."""
 
     position: int
     from_ms: int
@@ -59,7 +59,7 @@ class AccountHistory:
     named: bool = False
     closings: list[tuple[int, int]] = field(default_factory=list)
     waiting: LateBinding | None = None
-    recuts: list[tuple[int, int]] = field(default_factory=list)
+    restatements: list[tuple[int, int]] = field(default_factory=list)
     """(start of the first period concerned, start of the report bucket in which its usage is reported anew)."""
 
     @property
@@ -74,12 +74,12 @@ class AccountHistory:
 
     def told_anew(self, period_start_ms: int, bucket_start_ms: int) -> bool:
         """Whether what a report bucket said of a period is said by a later one: the usage was counted again since."""
-        return any(from_ms <= period_start_ms and bucket_start_ms < bucket for from_ms, bucket in self.recuts)
+        return any(from_ms <= period_start_ms and bucket_start_ms < bucket for from_ms, bucket in self.restatements)
 
-    def carrying_from_ms(self, log_time_ms: int) -> int:
-        """Where the period begins that takes carried usage: the first from log time on that no record closed."""
+    def carrying_from_ms(self, stream_time_ms: int) -> int:
+        """Where the period begins that takes carried usage: the first from stream time on that no record closed."""
         cut, closed = self.cut, {start_ms for start_ms, _ in self.closings}
-        period = period_containing(cut, log_time_ms)
+        period = period_containing(cut, stream_time_ms)
         while period.start_ms in closed:
             period = period_containing(cut, period.end_ms)
         return period.start_ms
@@ -89,9 +89,9 @@ class AccountHistory:
 class History:
     """A partition's control records up to one position.
 
-    `graces` are (position, grace_ms), ascending, never empty. `from_ms` and `to_ms` bound the event and log times of
-    everything archived below the position, but for events that were parked, which may be older; (0, 0) where there is
-    no catalog.
+    `graces` are (position, grace_ms), ascending, never empty. `from_ms` and `to_ms` bound the event and stream times of
+    everything archived below the position, but for events that were deferred, which may be older; (0, 0) where there is
+    no meter set.
     """
 
     meters: tuple[MeterSpan, ...]
@@ -102,7 +102,7 @@ class History:
     policy: Policy
     from_ms: int
     to_ms: int
-    # The shortest span after their end for which any catalog kept periods in the live view.
+    # The shortest span after their end for which any meter set kept periods in the live view.
     kept_ms: int
 
     def period(self, account: str, start_ms: int) -> Period:
@@ -112,22 +112,22 @@ class History:
         return Period(start_ms, period_containing(known.cut if known else (CALENDAR_MONTHS,), start_ms).end_ms)
 
 
-def history_of(rows: Sequence[ControlRow], log_time_ms: int) -> History:
-    """The history of a partition's control rows (oldest first), read at log time `log_time_ms`.
+def history_of(rows: Sequence[ControlRow], stream_time_ms: int) -> History:
+    """The history of a partition's control rows (oldest first), read at stream time `stream_time_ms`.
 
     Raises `ValidationError` for a row that no version of the archive writes.
     """
     building = _Building()
     for row in rows:
         building.take(row)
-    return building.finished(log_time_ms)
+    return building.finished(stream_time_ms)
 
 
 class _Building:
     """Follows the rows; lives for one call."""
 
     def __init__(self) -> None:
-        self.catalog: Catalog | None = None
+        self.meter_set: MeterSet | None = None
         self.policy = Policy()
         self.policies = [self.policy]
         self.first_ms: int | None = None
@@ -139,25 +139,25 @@ class _Building:
 
     def take(self, row: ControlRow) -> None:
         if self.first_ms is None:
-            self.first_ms = row.log_time_ms
-        if row.kind == ControlKind.CATALOG:
-            self._catalog(row.position, CatalogRecord.model_validate_json(row.value).catalog)
+            self.first_ms = row.stream_time_ms
+        if row.kind == ControlKind.METER_SET:
+            self._meter_set(row.position, MeterSetRecord.model_validate_json(row.value).meter_set)
         elif row.kind == ControlKind.ACCOUNT:
             self._bind(row, AccountRecord.model_validate_json(row.value).binding)
         elif row.kind == ControlKind.CLOSE:
             self._close(row, CloseRecord.model_validate_json(row.value).instant_ms)
-        elif row.kind == ControlKind.RECUT:
-            self._recut(row, RecutRecord.model_validate_json(row.value))
+        elif row.kind == ControlKind.RESTATEMENT:
+            self._restatement(row, RestatementRecord.model_validate_json(row.value))
 
-    def _catalog(self, position: int, catalog: Catalog) -> None:
-        if self.catalog is not None and catalog.version <= self.catalog.version:
+    def _meter_set(self, position: int, meter_set: MeterSet) -> None:
+        if self.meter_set is not None and meter_set.version <= self.meter_set.version:
             return
-        self.catalog, self.policy = catalog, catalog.policy
-        self.policies.append(catalog.policy)
-        self.graces.append((position, catalog.policy.grace_ms))
-        _follow(self.meters, {meter.slug for meter in catalog.meters}, position)
-        _follow(self.reported, {meter.slug for meter in catalog.meters if meter.stripe_event_name}, position)
-        self.definitions.update((meter.slug, meter) for meter in catalog.meters)
+        self.meter_set, self.policy = meter_set, meter_set.policy
+        self.policies.append(meter_set.policy)
+        self.graces.append((position, meter_set.policy.grace_ms))
+        _follow(self.meters, {meter.slug for meter in meter_set.meters}, position)
+        _follow(self.reported, {meter.slug for meter in meter_set.meters if meter.stripe_event_name}, position)
+        self.definitions.update((meter.slug, meter) for meter in meter_set.meters)
 
     def _bind(self, row: ControlRow, binding: Binding) -> None:
         """A binding waits where it takes effect in the past, or behind one that does."""
@@ -188,7 +188,7 @@ class _Building:
         """Bind at a whole minute beyond every event that could be accepted before the record, and not before the
         period that takes carried usage by then; it replaces those that would take effect with it or after it, save one
         that makes that period begin."""
-        carrying_ms = account.carrying_from_ms(row.log_time_ms)
+        carrying_ms = account.carrying_from_ms(row.stream_time_ms)
         effective_ms = max(binding.effective_from_ms, self._beyond_ms(row), carrying_ms)
         self._set(account, binding, effective_ms, max(effective_ms, carrying_ms + 1))
 
@@ -201,16 +201,16 @@ class _Building:
         account.named = account.named or binding.billing != Billing.UNMAPPED
 
     def _beyond_ms(self, row: ControlRow) -> int:
-        return ((row.log_time_ms + self.policy.future_ms) // MINUTE_MS + 1) * MINUTE_MS
+        return ((row.stream_time_ms + self.policy.future_ms) // MINUTE_MS + 1) * MINUTE_MS
 
     def _late(self, account: AccountHistory, row: ControlRow, binding: Binding) -> LateBinding | None:
-        """The re-cut that a binding asks for: where it would change periods that are not closed and may hold usage for
-        which nobody was ever named to pay."""
+        """The restatement that a binding asks for: where it would change periods that are not closed and may hold usage
+        for which nobody was ever named to pay."""
         cut, closed = account.cut, {start_ms for start_ms, _ in account.closings}
-        open_ms = account.carrying_from_ms(row.log_time_ms)
+        open_ms = account.carrying_from_ms(row.stream_time_ms)
         while True:
             before = period_containing(cut, open_ms - 1)
-            if before.end_ms + self.policy.grace_ms <= row.log_time_ms or before.start_ms in closed:
+            if before.end_ms + self.policy.grace_ms <= row.stream_time_ms or before.start_ms in closed:
                 break
             open_ms = before.start_ms
         open_ms = max([open_ms, *(period_containing(cut, start_ms).end_ms for start_ms in closed)])
@@ -225,19 +225,21 @@ class _Building:
             return None
         return LateBinding(row.position, period_containing(cut, effective_ms).start_ms, effective_ms, binding)
 
-    def _recut(self, row: ControlRow, record: RecutRecord) -> None:
+    def _restatement(self, row: ControlRow, record: RestatementRecord) -> None:
         account = self.accounts.get(row.account)
         waiting = account.waiting if account else None
         if account is None or waiting is None or waiting.position != record.position:
             return
-        in_time = row.log_time_ms < waiting.until_ms
+        in_time = row.stream_time_ms < waiting.until_ms
         if record.begins and not in_time:
             begun = self._late(account, row, waiting.binding)
             if begun is None:
                 self._give_up(account, waiting, row)
             else:
                 begun.begun, begun.later = waiting.begun + 1, waiting.later
-                begun.until_ms = row.log_time_ms + RECUT_MS_MAX * 2 ** min(waiting.begun, RECUT_DOUBLINGS_MAX)
+                begun.until_ms = row.stream_time_ms + RESTATEMENT_MS_MAX * 2 ** min(
+                    waiting.begun, RESTATEMENT_DOUBLINGS_MAX
+                )
                 account.waiting = begun
         elif in_time and record.declined:
             self._give_up(account, waiting, row)
@@ -245,11 +247,11 @@ class _Building:
             account.waiting = None
             self._set(account, waiting.binding, waiting.effective_ms, waiting.effective_ms)
             interval_ms = self.policy.report_interval_ms
-            account.recuts.append((waiting.from_ms, row.log_time_ms // interval_ms * interval_ms))
+            account.restatements.append((waiting.from_ms, row.stream_time_ms // interval_ms * interval_ms))
             for each in waiting.later:
                 self._place(account, row, each)
 
-    def finished(self, log_time_ms: int) -> History:
+    def finished(self, stream_time_ms: int) -> History:
         window_ms = max(policy.window_ms for policy in self.policies)
         future_ms = max(policy.future_ms for policy in self.policies)
         return History(
@@ -262,7 +264,7 @@ class _Building:
             definitions=self.definitions,
             policy=self.policy,
             from_ms=(self.first_ms or 0) - window_ms,
-            to_ms=max(log_time_ms, self.first_ms or 0) + future_ms,
+            to_ms=max(stream_time_ms, self.first_ms or 0) + future_ms,
             kept_ms=min(policy.periods_kept_ms for policy in self.policies[1:] or self.policies),
         )
 

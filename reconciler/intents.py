@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from reconciler.causes import Cause, Pair
 from reconciler.compare import Difference, Range, differences
-from reconciler.recount import Recounter, Snapshot, TotalName
+from reconciler.recount import PartitionState, Recounter, TotalName
 from reconciler.report import Findings, Row
 from reconciler.reports_index import ReportsIndex
-from reconciler.views import Behind, Snapshots, Views
-from schemas.rollup import Fence
+from reconciler.views import Behind, PartitionStates, Views
+from schemas.rollup import Checkpoint
 
 
 class Published(NamedTuple):
@@ -27,78 +27,79 @@ class IntentsComparison:
         self,
         views: Views,
         recounter: Recounter,
-        snapshots: Snapshots,
+        states: PartitionStates,
         index: ReportsIndex,
         findings: Findings,
         limits: Range,
     ) -> None:
         self._views = views
         self._recounter = recounter
-        self._snapshots = snapshots
+        self._states = states
         self._index = index
         self._findings = findings
         self._range = limits
 
-    async def run(self, partition: int) -> tuple[Snapshot | None, list[Difference[TotalName]]]:
-        """The snapshot compared at (None where there is none) and what differs; the rest goes to the findings."""
-        fence, buckets = await self._views.store.report_buckets(partition)
+    async def run(self, partition: int) -> tuple[PartitionState | None, list[Difference[TotalName]]]:
+        """The state compared at (None where there is none) and what differs; the rest goes to the findings."""
+        checkpoint, buckets = await self._views.store.report_buckets(partition)
         # The topic is read after Redis: what Redis has let go of is in it.
         await self._index.catch_up(partition)
-        if fence is None or fence.catalog is None:
+        if checkpoint is None or checkpoint.meter_set is None:
             return None, []
-        published = _published(fence, fence.catalog.policy.report_interval_ms, buckets)
-        snapshot = await self._snapshots.at(partition, fence)
-        if isinstance(snapshot, Behind):
-            row = Row(Pair.INTENTS, Cause.IN_FLIGHT, partition, detail=snapshot.detail)
+        published = _published(checkpoint, checkpoint.meter_set.policy.report_interval_ms, buckets)
+        state = await self._states.at(partition, checkpoint)
+        if isinstance(state, Behind):
+            row = Row(Pair.INTENTS, Cause.IN_FLIGHT, partition, detail=state.detail)
             self._findings.add(row, len({told.total for told in self._index.told(partition)}))
             return None, []
         found: dict[TotalName, int] = {}
-        anew = _told_anew(snapshot, published.before_ms)
+        anew = _told_anew(state, published.before_ms)
         for told in self._index.told(partition):
             intent = told.intent
-            account = snapshot.history.accounts.get(intent.account)
+            account = state.history.accounts.get(intent.account)
             if intent.account in anew or (
                 account and account.told_anew(intent.period_start_ms, intent.bucket_start_ms)
             ):
                 continue
             ours = (intent.log_id, intent.livemode, intent.stripe_account) == (
-                fence.log_id, fence.livemode, fence.stripe_account,
+                checkpoint.log_id, checkpoint.livemode, checkpoint.stripe_account,
             )  # fmt: skip
-            period = snapshot.history.period(intent.account, intent.period_start_ms)
+            period = state.history.period(intent.account, intent.period_start_ms)
             if ours and intent.bucket_end_ms <= published.before_ms and self._range.overlaps(period):
                 name = (intent.account, intent.meter, period)
                 found[name] = found.get(name, 0) + intent.delta_minor
-        expected = await self._recounter.reported(snapshot, published.before_ms)
+        expected = await self._recounter.reported(state, published.before_ms)
         expected = {key: value for key, value in expected.items() if key[0] not in anew}
-        await self._waiting(snapshot, published, expected)
+        await self._waiting(state, published, expected)
         # A total that did not change has no intent, so that 0 and nothing are the same here.
         equal, differing = differences(
             {key: value for key, value in expected.items() if value and self._range.overlaps(key[2])},
             {key: value for key, value in found.items() if value},
         )
         self._findings.equal(Pair.INTENTS, equal)
-        return snapshot, differing
+        return state, differing
 
-    async def _waiting(self, snapshot: Snapshot, published: Published, expected: dict[TotalName, int]) -> None:
-        now = await self._recounter.reported(snapshot)
+    async def _waiting(self, state: PartitionState, published: Published, expected: dict[TotalName, int]) -> None:
+        now = await self._recounter.reported(state)
         waiting = [key for key, value in now.items() if value != expected.get(key, 0) and self._range.overlaps(key[2])]
         if waiting:
-            row = Row(Pair.INTENTS, Cause.IN_FLIGHT, snapshot.partition, detail=published.detail)
+            row = Row(Pair.INTENTS, Cause.IN_FLIGHT, state.partition, detail=published.detail)
             self._findings.add(row, len(waiting))
 
 
-def _told_anew(snapshot: Snapshot, before_ms: int) -> set[str]:
+def _told_anew(state: PartitionState, before_ms: int) -> set[str]:
     """Accounts whose usage was counted again, while what tells it anew is not published yet."""
     return {
         name
-        for name, account in snapshot.history.accounts.items()
-        if any(bucket_ms >= before_ms for _, bucket_ms in account.recuts)
+        for name, account in state.history.accounts.items()
+        if any(bucket_ms >= before_ms for _, bucket_ms in account.restatements)
     }
 
 
-def _published(fence: Fence, interval_ms: int, buckets: list[int]) -> Published:
+def _published(checkpoint: Checkpoint, interval_ms: int, buckets: list[int]) -> Published:
     closed = Published(
-        fence.log_time_ms // interval_ms * interval_ms, "the report bucket is still open: log time has not passed it"
+        checkpoint.stream_time_ms // interval_ms * interval_ms,
+        "the report bucket is still open: stream time has not passed it",
     )
     if buckets and buckets[0] < closed.before_ms:
         return Published(buckets[0], "a closed report bucket waits in Redis for its intents to be published")

@@ -14,31 +14,31 @@ from reconciler.history import POSITION_MAX, AccountHistory, History
 from schemas.analytics import RecountKey, RecountRequest, UsageReader
 from schemas.log import position
 from schemas.periods import Period
-from schemas.rollup import Fence
+from schemas.rollup import Checkpoint
 
 TotalName = tuple[str, str, Period]
 
 
-class Snapshot(NamedTuple):
-    """One position of one partition: everything below `fence.next_offset` is archived, and this is its history."""
+class PartitionState(NamedTuple):
+    """One position of one partition: everything below `checkpoint.next_offset` is archived, and this is its history."""
 
     partition: int
-    fence: Fence
+    checkpoint: Checkpoint
     history: History
 
     @property
     def before_position(self) -> int:
         """Events at this position and after it are not counted."""
-        return position(self.fence.next_offset)
+        return position(self.checkpoint.next_offset)
 
 
-def request_at(snapshot: Snapshot, accounts: frozenset[str] | None = None) -> RecountRequest:
-    """The recount of a snapshot, with every account cut as it is cut now; `accounts` None means all."""
-    history = snapshot.history
+def request_at(state: PartitionState, accounts: frozenset[str] | None = None) -> RecountRequest:
+    """The recount of a state, with every account cut as it is cut now; `accounts` None means all."""
+    history = state.history
     wanted = {name: account for name, account in history.accounts.items() if accounts is None or name in accounts}
     return RecountRequest(
-        partition=snapshot.partition,
-        before_position=snapshot.before_position,
+        partition=state.partition,
+        before_position=state.before_position,
         meters=history.meters,
         graces=history.graces,
         boundaries={name: _boundaries(history, account) for name, account in wanted.items() if account.bindings},
@@ -48,7 +48,7 @@ def request_at(snapshot: Snapshot, accounts: frozenset[str] | None = None) -> Re
 
 
 def _boundaries(history: History, account: AccountHistory) -> tuple[Period, ...]:
-    """Periods from before the first cut (earlier ones are calendar months) over all log times and closings, and as
+    """Periods from before the first cut (earlier ones are calendar months) over all stream times and closings, and as
     many after them as late usage may be carried over."""
     cut_ms = [each.from_ms - 1 for each in account.cut[1:2]]
     from_ms = min([history.from_ms, *cut_ms, *(start_ms for start_ms, _ in account.closings)])
@@ -57,7 +57,7 @@ def _boundaries(history: History, account: AccountHistory) -> tuple[Period, ...]
 
 @runtime_checkable
 class EventCounts(Protocol):
-    """A `UsageReader` that can also count identities; where it can, they are held against the fence's counters."""
+    """A `UsageReader` that can also count identities; where it can, they are held against the checkpoint's counters."""
 
     async def archived_events(self, partition: int, before_position: int) -> int:
         """How many events of a partition `usage_events` counts below a position, each identity once."""
@@ -70,75 +70,75 @@ class Recounter:
 
     def __init__(self, reader: UsageReader) -> None:
         self._reader = reader
-        self._last: dict[int, tuple[Snapshot, dict[TotalName, int]]] = {}
+        self._last: dict[int, tuple[PartitionState, dict[TotalName, int]]] = {}
 
-    async def totals(self, snapshot: Snapshot) -> dict[TotalName, int]:
-        """Totals at the snapshot."""
-        held = await self._held(snapshot)
+    async def totals(self, state: PartitionState) -> dict[TotalName, int]:
+        """Totals at the state."""
+        held = await self._held(state)
         if held is None:
-            held = dict(await self._reader.recount_totals(request_at(snapshot)))
-            self._last[snapshot.partition] = (snapshot, held)
+            held = dict(await self._reader.recount_totals(request_at(state)))
+            self._last[state.partition] = (state, held)
         return dict(held)
 
-    async def totals_of(self, snapshot: Snapshot, accounts: frozenset[str]) -> dict[TotalName, int]:
-        """Totals of some accounts at the snapshot."""
-        held = await self._held(snapshot)
+    async def totals_of(self, state: PartitionState, accounts: frozenset[str]) -> dict[TotalName, int]:
+        """Totals of some accounts at the state."""
+        held = await self._held(state)
         if held is None:
-            return dict(await self._reader.recount_totals(request_at(snapshot, accounts)))
+            return dict(await self._reader.recount_totals(request_at(state, accounts)))
         return {key: value for key, value in held.items() if key[0] in accounts}
 
-    async def _held(self, snapshot: Snapshot) -> dict[TotalName, int] | None:
-        last, totals = self._last.get(snapshot.partition, (None, {}))
-        if last is None or not _same_rules(last.history, snapshot.history):
+    async def _held(self, state: PartitionState) -> dict[TotalName, int] | None:
+        last, totals = self._last.get(state.partition, (None, {}))
+        if last is None or not _same_rules(last.history, state.history):
             return None
-        if last.before_position != snapshot.before_position:
+        if last.before_position != state.before_position:
             # Never by the rollup's counters: they are what is being checked.
             if not isinstance(self._reader, EventCounts):
                 return None
-            counts = [await self._reader.archived_events(at.partition, at.before_position) for at in (last, snapshot)]
+            counts = [await self._reader.archived_events(at.partition, at.before_position) for at in (last, state)]
             if counts[0] != counts[1]:
                 return None
         return totals
 
-    async def cells(self, snapshot: Snapshot) -> dict[RecountKey, int]:
-        """Cells at the snapshot."""
-        return dict(await self._reader.recount_cells(request_at(snapshot)))
+    async def cells(self, state: PartitionState) -> dict[RecountKey, int]:
+        """Cells at the state."""
+        return dict(await self._reader.recount_cells(request_at(state)))
 
     async def reported(
-        self, snapshot: Snapshot, before_ms: int | None = None, accounts: frozenset[str] | None = None
+        self, state: PartitionState, before_ms: int | None = None, accounts: frozenset[str] | None = None
     ) -> dict[TotalName, int]:
-        """What intents must add up to: the totals of meters with a Stripe event name, of what arrived before log time
-        `before_ms` if given; of some accounts if given.
+        """What intents must add up to: the totals of meters with a Stripe event name, of what arrived before stream
+        time `before_ms` if given; of some accounts if given.
 
         A meter that was given its event name later is told to Stripe from there on: what stood before is taken off.
         """
         if before_ms is None and accounts is None:
-            now: Mapping[TotalName, int] = await self.totals(snapshot)
+            now: Mapping[TotalName, int] = await self.totals(state)
         else:
-            now = await self._reader.recount_totals(request_at(snapshot, accounts), before_ms)
-        reported = snapshot.history.reported
+            now = await self._reader.recount_totals(request_at(state, accounts), before_ms)
+        reported = state.history.reported
         wanted = {key: value for key, value in now.items() if key[1] in reported}
         for slug, spans in reported.items():
             edges = [(span.from_position, -1) for span in spans]
             edges += [(span.before_position, 1) for span in spans if span.before_position != POSITION_MAX]
-            if edges[0][0] == _first_position(snapshot, slug):
+            if edges[0][0] == _first_position(state, slug):
                 edges = edges[1:]
             if not edges:
                 continue
             ends_now = spans[-1].before_position == POSITION_MAX
             values = {key: value if ends_now else 0 for key, value in wanted.items() if key[1] == slug}
             for at, sign in edges:
-                for key, value in (await self._totals_below(snapshot, slug, at, before_ms, accounts)).items():
+                for key, value in (await self._totals_below(state, slug, at, before_ms, accounts)).items():
                     values[key] = values.get(key, 0) + sign * value
             wanted.update(values)
         return wanted
 
     async def _totals_below(
-        self, snapshot: Snapshot, slug: str, below: int, before_ms: int | None, accounts: frozenset[str] | None
+        self, state: PartitionState, slug: str, below: int, before_ms: int | None, accounts: frozenset[str] | None
     ) -> Mapping[TotalName, int]:
-        meters = [span for span in snapshot.history.meters if span.meter.slug == slug]
-        before_position = min(below, snapshot.before_position)
-        request = request_at(snapshot, accounts)._replace(meters=meters, before_position=before_position)
+        meters = [span for span in state.history.meters if span.meter.slug == slug]
+        before_position = min(below, state.before_position)
+        request = request_at(state, accounts)._replace(meters=meters, before_position=before_position)
         return await self._reader.recount_totals(request, before_ms)
 
 
@@ -147,5 +147,5 @@ def _same_rules(one: History, other: History) -> bool:
     return (one.meters, one.graces, one.accounts) == (other.meters, other.graces, other.accounts)
 
 
-def _first_position(snapshot: Snapshot, slug: str) -> int:
-    return min(span.from_position for span in snapshot.history.meters if span.meter.slug == slug)
+def _first_position(state: PartitionState, slug: str) -> int:
+    return min(span.from_position for span in state.history.meters if span.meter.slug == slug)

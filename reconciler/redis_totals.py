@@ -1,16 +1,16 @@
-"""Redis totals against the recount, in chunks of accounts, each at the fence it was read with."""
+"""Redis totals against the recount, in chunks of accounts, each at the checkpoint it was read with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from aggregators.fields import parse_value
+from aggregators.codec import parse_value
 from reconciler.causes import Cause, Pair
 from reconciler.compare import Difference, Range, differences
-from reconciler.recount import Recounter, Snapshot, TotalName
+from reconciler.recount import PartitionState, Recounter, TotalName
 from reconciler.report import Findings, Row
-from reconciler.views import Behind, ReconcilePolicy, Snapshots, Views, same_log
+from reconciler.views import Behind, PartitionStates, ReconcilePolicy, Views, same_log
 from schemas.rollup import TotalKey
 
 # How often totals that appear while a chunk is compared are asked for once more.
@@ -29,29 +29,29 @@ class TotalsComparison:
         views: Views,
         recounter: Recounter,
         policy: ReconcilePolicy,
-        snapshots: Snapshots,
+        states: PartitionStates,
         findings: Findings,
         limits: Range,
     ) -> None:
         self._store = views.store
         self._recounter = recounter
         self._policy = policy
-        self._snapshots = snapshots
+        self._states = states
         self._findings = findings
         self._range = limits
         self._retired = 0
 
-    async def run(self, snapshot: Snapshot) -> list[Difference[TotalName]]:
+    async def run(self, state: PartitionState) -> list[Difference[TotalName]]:
         """What differs on a partition; equal and unchecked values go to the findings."""
-        base = await self._recounter.totals(snapshot)
-        keys = await self._walked(snapshot.partition)
+        base = await self._recounter.totals(state)
+        keys = await self._walked(state.partition)
         keys |= {TotalKey(account, period.start_ms) for account, _, period in base}
-        chosen = sorted(key for key in keys if self._range.overlaps(snapshot.history.period(*key)))
+        chosen = sorted(key for key in keys if self._range.overlaps(state.history.period(*key)))
         differing: list[Difference[TotalName]] = []
         for chunk in _chunks(chosen, self._policy.totals_per_read):
-            differing += await self._compare(snapshot, base, chunk)
+            differing += await self._compare(state, base, chunk)
         if self._retired:
-            row = Row(Pair.REDIS, Cause.UNCHECKED, snapshot.partition, detail=RETIRED)
+            row = Row(Pair.REDIS, Cause.UNCHECKED, state.partition, detail=RETIRED)
             self._findings.add(row, self._retired)
         return differing
 
@@ -64,18 +64,19 @@ class TotalsComparison:
         return walked
 
     async def _compare(
-        self, snapshot: Snapshot, base: Mapping[TotalName, int], keys: Sequence[TotalKey]
+        self, state: PartitionState, base: Mapping[TotalName, int], keys: Sequence[TotalKey]
     ) -> list[Difference[TotalName]]:
-        """Compare some accounts at the fence that Redis answers with; totals that appeared meanwhile are read again."""
+        """Compare some accounts at the checkpoint that Redis answers with; totals that appeared meanwhile are read
+        again."""
         asked = set(keys)
         accounts = frozenset(key.account for key in keys)
         for _ in range(ROUNDS_MAX):
-            fence, held = await self._store.account_totals(snapshot.partition, sorted(asked))
-            at = await self._snapshots.at(snapshot.partition, same_log(snapshot, fence))
+            checkpoint, held = await self._store.account_totals(state.partition, sorted(asked))
+            at = await self._states.at(state.partition, same_log(state, checkpoint))
             if isinstance(at, Behind):
-                self._unread(snapshot, sum(len(fields) for fields in held.values()), at.detail)
+                self._unread(state, sum(len(fields) for fields in held.values()), at.detail)
                 return []
-            # A binding may have been folded since the snapshot: both sides are cut as it was at this fence.
+            # A binding may have been folded since the state: both sides are cut as it was at this checkpoint.
             found = self._inside(
                 {
                     (key.account, meter, at.history.period(*key)): parse_value(text).minor
@@ -83,8 +84,8 @@ class TotalsComparison:
                     for meter, text in fields.items()
                 }
             )
-            expected = await self._expected(snapshot, at, base, accounts)
-            live_from_ms = at.fence.log_time_ms - at.history.kept_ms
+            expected = await self._expected(state, at, base, accounts)
+            live_from_ms = at.checkpoint.stream_time_ms - at.history.kept_ms
             gone = {key for key in (*expected, *found) if key[2].end_ms <= live_from_ms}
             for key in gone:
                 expected.pop(key, None)
@@ -96,17 +97,17 @@ class TotalsComparison:
                 self._retired += len(gone)
                 return differing
             asked |= appeared
-        self._unread(snapshot, len(asked), f"new periods of {len(accounts)} accounts kept appearing")
+        self._unread(state, len(asked), f"new periods of {len(accounts)} accounts kept appearing")
         return []
 
     async def _expected(
         self,
-        snapshot: Snapshot,
-        at: Snapshot,
+        state: PartitionState,
+        at: PartitionState,
         base: Mapping[TotalName, int],
         accounts: frozenset[str],
     ) -> dict[TotalName, int]:
-        if at.fence.next_offset == snapshot.fence.next_offset:
+        if at.checkpoint.next_offset == state.checkpoint.next_offset:
             counted = {key: value for key, value in base.items() if key[0] in accounts}
         else:
             counted = await self._recounter.totals_of(at, accounts)
@@ -115,8 +116,8 @@ class TotalsComparison:
     def _inside(self, counted: Mapping[TotalName, int]) -> dict[TotalName, int]:
         return {key: value for key, value in counted.items() if self._range.overlaps(key[2])}
 
-    def _unread(self, snapshot: Snapshot, values: int, detail: str) -> None:
-        self._findings.add(Row(Pair.REDIS, Cause.IN_FLIGHT, snapshot.partition, detail=detail), values)
+    def _unread(self, state: PartitionState, values: int, detail: str) -> None:
+        self._findings.add(Row(Pair.REDIS, Cause.IN_FLIGHT, state.partition, detail=detail), values)
 
 
 def _chunks(keys: Sequence[TotalKey], keys_max: int) -> Iterator[list[TotalKey]]:

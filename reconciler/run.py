@@ -7,24 +7,24 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
-from reconciler.blame import Blame, StartName, blame_of, total_of
+from reconciler.attribution import Attribution, StartName, attribution_of, total_of
 from reconciler.causes import ARCHIVE_HAS_MORE, ARCHIVE_LACKS, Cause, Pair, direction
 from reconciler.compare import Difference, Range, exact_text
 from reconciler.history import History
 from reconciler.hourly_cells import CellsComparison
 from reconciler.intents import IntentsComparison
-from reconciler.recount import EventCounts, Recounter, Snapshot, TotalName
+from reconciler.recount import EventCounts, PartitionState, Recounter, TotalName
 from reconciler.redis_totals import TotalsComparison
 from reconciler.report import Findings, Report, Row
 from reconciler.reports_index import ReportsIndex, Told
 from reconciler.stripe_sums import StripeComparison
-from reconciler.views import Behind, ReconcilePolicy, Snapshots, Views, attempted
+from reconciler.views import Behind, PartitionStates, ReconcilePolicy, Views, attempted
 from schemas.analytics import RecountKey
 from schemas.clock import Clock
 from schemas.log import EVENTS_TOPIC
 from schemas.periods import Billing, Period
 from schemas.reports import Intent
-from schemas.rollup import Fence
+from schemas.rollup import Checkpoint
 
 DEFAULT_POLICY: Final = ReconcilePolicy()
 VIEW_NAMES: Final = {Pair.REDIS: "Redis", Pair.HOURLY: "usage_hourly", Pair.INTENTS: "the intents"}
@@ -70,7 +70,7 @@ class _Run:
         self.policy = policy
         self.range = limits
         self.findings = Findings(policy.rows_max)
-        self.snapshots = Snapshots(views.reader, clock, policy.archive_wait_s)
+        self.states = PartitionStates(views.reader, clock, policy.archive_wait_s)
         self.recounter = Recounter(views.reader)
         self.index = ReportsIndex(views.log, policy.reports_max)
         self.unread_reports: list[int] = []
@@ -78,51 +78,51 @@ class _Run:
 
     async def partition(self, partition: int) -> None:
         """Everything that concerns one partition alone."""
-        fence = await attempted(self.findings, Pair.REDIS, partition, self.views.store.load_fence(partition))
-        if fence is None:
-            detail = "Redis has no fence: the rollup has not started here, or Redis was emptied (`tidemark doctor`)"
+        checkpoint = await attempted(self.findings, Pair.REDIS, partition, self.views.store.load_checkpoint(partition))
+        if checkpoint is None:
+            detail = (
+                "Redis has no checkpoint: the rollup has not started here, or Redis was emptied (`tidemark doctor`)"
+            )
             self.findings.add(Row(Pair.REDIS, Cause.UNCHECKED, partition, detail=detail))
-        snapshot: Snapshot | Behind | None = None
-        if fence is not None:
-            self._conserved(partition, fence)
-            self._parked(partition, fence)
-            snapshot = await attempted(self.findings, Pair.REDIS, partition, self.snapshots.at(partition, fence))
+        state: PartitionState | Behind | None = None
+        if checkpoint is not None:
+            self._conserved(partition, checkpoint)
+            self._deferred(partition, checkpoint)
+            state = await attempted(self.findings, Pair.REDIS, partition, self.states.at(partition, checkpoint))
         totals: list[Difference[TotalName]] = []
         cells: list[Difference[RecountKey]] = []
-        if isinstance(snapshot, Behind):
+        if isinstance(state, Behind):
             for pair in (Pair.REDIS, Pair.HOURLY):
-                self.findings.add(Row(pair, Cause.IN_FLIGHT, partition, detail=snapshot.detail))
-        elif snapshot is not None:
-            totals, cells = await self._counted(snapshot)
-        blame = Blame()
-        if isinstance(snapshot, Snapshot):
-            surplus = await attempted(self.findings, Pair.COUNTERS, partition, self._archived(snapshot))
-            blame = blame_of(totals, cells, partial(_is_additive, snapshot.history), surplus or 0)
-            self._total_rows(Pair.REDIS, snapshot, totals, blame)
-            self._cell_rows(snapshot, cells, blame)
-        await self._intents(partition, blame)
+                self.findings.add(Row(pair, Cause.IN_FLIGHT, partition, detail=state.detail))
+        elif state is not None:
+            totals, cells = await self._counted(state)
+        attribution = Attribution()
+        if isinstance(state, PartitionState):
+            surplus = await attempted(self.findings, Pair.COUNTERS, partition, self._archived(state))
+            attribution = attribution_of(totals, cells, partial(_is_additive, state.history), surplus or 0)
+            self._total_rows(Pair.REDIS, state, totals, attribution)
+            self._cell_rows(state, cells, attribution)
+        await self._intents(partition, attribution)
 
-    async def _counted(self, snapshot: Snapshot) -> tuple[list[Difference[TotalName]], list[Difference[RecountKey]]]:
-        totals = TotalsComparison(self.views, self.recounter, self.policy, self.snapshots, self.findings, self.range)
-        cells = CellsComparison(self.views, self.recounter, self.snapshots, self.findings, self.range)
-        partition = snapshot.partition
+    async def _counted(self, state: PartitionState) -> tuple[list[Difference[TotalName]], list[Difference[RecountKey]]]:
+        totals = TotalsComparison(self.views, self.recounter, self.policy, self.states, self.findings, self.range)
+        cells = CellsComparison(self.views, self.recounter, self.states, self.findings, self.range)
+        partition = state.partition
         return (
-            await attempted(self.findings, Pair.REDIS, partition, totals.run(snapshot)) or [],
-            await attempted(self.findings, Pair.HOURLY, partition, cells.run(snapshot)) or [],
+            await attempted(self.findings, Pair.REDIS, partition, totals.run(state)) or [],
+            await attempted(self.findings, Pair.HOURLY, partition, cells.run(state)) or [],
         )
 
-    async def _intents(self, partition: int, blame: Blame) -> None:
-        comparison = IntentsComparison(
-            self.views, self.recounter, self.snapshots, self.index, self.findings, self.range
-        )
+    async def _intents(self, partition: int, attribution: Attribution) -> None:
+        comparison = IntentsComparison(self.views, self.recounter, self.states, self.index, self.findings, self.range)
         compared = await attempted(self.findings, Pair.INTENTS, partition, comparison.run(partition))
         if compared is None:
             self.unread_reports.append(partition)
             return
-        snapshot, differing = compared
-        if snapshot is not None:
-            self.histories[partition] = snapshot.history
-            self._total_rows(Pair.INTENTS, snapshot, differing, blame)
+        state, differing = compared
+        if state is not None:
+            self.histories[partition] = state.history
+            self._total_rows(Pair.INTENTS, state, differing, attribution)
         self._unsent(partition)
 
     async def everywhere(self, partitions: Iterable[int]) -> None:
@@ -144,9 +144,9 @@ class _Run:
             detail = f"event {event_id} came {count} more times with another payload; the first was counted"
             self.findings.add(Row(Pair.DUPLICATES, Cause.CONFLICT, account=account, detail=detail))
 
-    def _conserved(self, partition: int, fence: Fence) -> None:
-        """I1 at the fence."""
-        counters = fence.counters
+    def _conserved(self, partition: int, checkpoint: Checkpoint) -> None:
+        """I1 at the checkpoint."""
+        counters = checkpoint.counters
         if counters.conserved:
             self.findings.equal(Pair.COUNTERS, 1)
             return
@@ -154,74 +154,78 @@ class _Run:
         row = Row(
             Pair.COUNTERS, direction(counters.received, told), partition,
             expected=str(counters.received), found=str(told),
-            detail=f"received is not the sum of the others: {', '.join(map('='.join, _named(fence)))}",
+            detail=f"received is not the sum of the others: {', '.join(map('='.join, _named(checkpoint)))}",
         )  # fmt: skip
         self.findings.add(row)
 
-    def _parked(self, partition: int, fence: Fence) -> None:
-        waiting = fence.counters.parked
+    def _deferred(self, partition: int, checkpoint: Checkpoint) -> None:
+        waiting = checkpoint.counters.deferred
         if waiting:
             detail = (
                 f"{waiting} events (older than the dedup window, or behind a late binding) wait for the archive's "
-                "verdict and count nowhere yet"
+                "decision and count nowhere yet"
             )
             self.findings.add(Row(Pair.COUNTERS, Cause.IN_FLIGHT, partition, detail=detail), waiting)
 
-    async def _archived(self, snapshot: Snapshot) -> int:
+    async def _archived(self, state: PartitionState) -> int:
         """Every event that the rollup counted, or took as unmetered, is archived, and no other. How many too many."""
         reader = self.views.reader
-        counters = snapshot.fence.counters
+        counters = state.checkpoint.counters
         # Counters that do not add up say nothing about the archive.
         if not isinstance(reader, EventCounts) or not counters.conserved:
             return 0
         accepted = counters.counted + counters.unmetered
-        archived = await reader.archived_events(snapshot.partition, snapshot.before_position)
+        archived = await reader.archived_events(state.partition, state.before_position)
         if archived == accepted:
             self.findings.equal(Pair.COUNTERS, 1)
             return 0
         detail = ARCHIVE_LACKS if archived < accepted else ARCHIVE_HAS_MORE
         row = Row(
-            Pair.COUNTERS, direction(accepted, archived), snapshot.partition,
+            Pair.COUNTERS, direction(accepted, archived), state.partition,
             expected=str(accepted), found=str(archived), detail=f"events counted and unmetered; {detail}",
         )  # fmt: skip
         self.findings.add(row)
         return archived - accepted
 
     def _total_rows(
-        self, pair: Pair, snapshot: Snapshot, differing: Iterable[Difference[TotalName]], blame: Blame
+        self, pair: Pair, state: PartitionState, differing: Iterable[Difference[TotalName]], attribution: Attribution
     ) -> None:
         for each in differing:
             account, slug, period = each.key
             by_sign = direction(each.expected, each.found)
-            cause, detail = _cause(by_sign, VIEW_NAMES[pair], blame.of_total(each.key, by_sign))
-            scale = _scale(snapshot.history, slug)
+            cause, detail = _cause(by_sign, VIEW_NAMES[pair], attribution.of_total(each.key, by_sign))
+            scale = _scale(state.history, slug)
             row = Row(
-                pair, cause, snapshot.partition, account, slug, period,
+                pair, cause, state.partition, account, slug, period,
                 expected=exact_text(each.expected, scale), found=exact_text(each.found, scale), detail=detail,
             )  # fmt: skip
             self.findings.add(row)
 
-    def _cell_rows(self, snapshot: Snapshot, differing: Iterable[Difference[RecountKey]], blame: Blame) -> None:
+    def _cell_rows(
+        self, state: PartitionState, differing: Iterable[Difference[RecountKey]], attribution: Attribution
+    ) -> None:
         """One row per cell of additive meters; one per period for the others, whose cells do not add up."""
         periods: dict[StartName, list[Difference[RecountKey]]] = {}
         for each in differing:
             key = each.key
-            if _is_additive(snapshot.history, key.meter):
-                self._cell_row(snapshot, each, blame, "")
+            if _is_additive(state.history, key.meter):
+                self._cell_row(state, each, attribution, "")
             else:
                 periods.setdefault(total_of(key), []).append(each)
         for cells in periods.values():
-            self._cell_row(snapshot, cells[0], blame, f"{len(cells)} cells of the period differ, this is one: ")
+            self._cell_row(state, cells[0], attribution, f"{len(cells)} cells of the period differ, this is one: ")
 
-    def _cell_row(self, snapshot: Snapshot, each: Difference[RecountKey], blame: Blame, several: str) -> None:
+    def _cell_row(
+        self, state: PartitionState, each: Difference[RecountKey], attribution: Attribution, several: str
+    ) -> None:
         key = each.key
-        by_sign, additive = direction(each.expected, each.found), _is_additive(snapshot.history, key.meter)
-        archive = blame.of_cell(key, by_sign, additive=additive)
+        by_sign, additive = direction(each.expected, each.found), _is_additive(state.history, key.meter)
+        archive = attribution.of_cell(key, by_sign, additive=additive)
         cause, detail = _cause(by_sign, VIEW_NAMES[Pair.HOURLY], archive)
-        scale = _scale(snapshot.history, key.meter)
+        scale = _scale(state.history, key.meter)
         row = Row(
-            Pair.HOURLY, cause, snapshot.partition, key.account, key.meter,
-            snapshot.history.period(key.account, key.period_start_ms),
+            Pair.HOURLY, cause, state.partition, key.account, key.meter,
+            state.history.period(key.account, key.period_start_ms),
             None if several else key.hour_ms,
             "" if key.dimensions == "{}" else key.dimensions,
             expected=exact_text(each.expected, scale), found=exact_text(each.found, scale), detail=several + detail,
@@ -287,5 +291,5 @@ def _scale(history: History, slug: str) -> int:
     return meter.scale if meter else 0
 
 
-def _named(fence: Fence) -> list[tuple[str, str]]:
-    return [(name, str(value)) for name, value in fence.counters._asdict().items()]
+def _named(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    return [(name, str(value)) for name, value in checkpoint.counters._asdict().items()]

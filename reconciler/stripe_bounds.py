@@ -115,13 +115,13 @@ def _sums(dead: Sequence[DeadLetter]) -> dict[int, tuple[int, int]] | None:
 def bounds_of(sums: Iterable[Sum], told: Iterable[Told], recent_from_ms: int) -> Mapping[Sum, Bounds]:
     """What Stripe must show for each question, by customer and the instants that were sent; what was accepted after
     `recent_from_ms` need not show yet."""
-    lanes: dict[tuple[str, str], list[Told]] = {}
+    queues: dict[tuple[str, str], list[Told]] = {}
     for each in told:
         if each.attempt is not None:
-            lanes.setdefault((each.intent.event_name, each.attempt.stripe_customer), []).append(each)
+            queues.setdefault((each.intent.event_name, each.attempt.stripe_customer), []).append(each)
     return {
         key: _bounds(
-            [each for each in lanes.get((key.event_name, key.stripe_customer), ()) if _is_inside(each, key.period)],
+            [each for each in queues.get((key.event_name, key.stripe_customer), ()) if _is_inside(each, key.period)],
             recent_from_ms,
         )
         for key in sums

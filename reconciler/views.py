@@ -8,14 +8,14 @@ from typing import Final, NamedTuple, TypeVar
 
 from reconciler.causes import Cause, Pair
 from reconciler.history import history_of
-from reconciler.recount import Snapshot
+from reconciler.recount import PartitionState
 from reconciler.report import ROWS_MAX, Findings, Row
 from schemas.analytics import ArchivePosition, HourlyStore, UsageReader
 from schemas.clock import MINUTE_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.log import Log, position
 from schemas.reports import StripeMeters
-from schemas.rollup import Fence, RollupStore
+from schemas.rollup import Checkpoint, RollupStore
 from schemas.sink import StripeRejections
 
 ARCHIVE_POLLS: Final = 40
@@ -41,7 +41,7 @@ class ReconcilePolicy:
     """Limits of one reconciliation; spans are of the clock passed in.
 
     `partitions_at_once`: how many are compared, and held in memory, at one time. `totals_per_read`: totals read from
-    Redis in one transaction. `archive_wait_s`: how long to wait until the archive reaches a fence. `reports_max`:
+    Redis in one transaction. `archive_wait_s`: how long to wait until the archive reaches a checkpoint. `reports_max`:
     report entries of one partition; beyond it intents are unchecked. `stripe_*`: reads of Stripe in all, at one time
     and per second (Stripe allows 25/s and at least 10 000 a month). `stripe_settle_ms`: how long an accepted meter
     event may take to show in Stripe's summaries.
@@ -64,65 +64,69 @@ class Behind(NamedTuple):
     detail: str
 
 
-class Snapshots:
-    """Makes snapshots of positions that the archive has reached, waiting for it for a bounded time."""
+class PartitionStates:
+    """Makes states of positions that the archive has reached, waiting for it for a bounded time."""
 
     def __init__(self, reader: UsageReader, clock: Clock, archive_wait_s: float) -> None:
         self._reader = reader
         self._clock = clock
         self._archive_wait_s = archive_wait_s
-        self._last: dict[int, Snapshot] = {}
+        self._last: dict[int, PartitionState] = {}
 
-    async def at(self, partition: int, fence: Fence) -> Snapshot | Behind:
-        """The snapshot at a fence, or how far the archive is behind it. Blocks for `archive_wait_s` at most.
+    async def at(self, partition: int, checkpoint: Checkpoint) -> PartitionState | Behind:
+        """The state at a checkpoint, or how far the archive is behind it. Blocks for `archive_wait_s` at most.
 
         Raises `OperatorNeeded` where the archive belongs to another log.
         """
         last = self._last.get(partition)
-        if last is not None and last.fence.next_offset == fence.next_offset:
+        if last is not None and last.checkpoint.next_offset == checkpoint.next_offset:
             return last
-        reached = await self._wait(partition, fence)
-        if fence.next_offset and (reached is None or reached.next_offset < fence.next_offset):
-            return Behind(_behind(reached, fence))
-        rows = await self._reader.controls(partition, position(fence.next_offset))
-        snapshot = Snapshot(partition, fence, history_of(rows, fence.log_time_ms))
-        self._last[partition] = snapshot
-        return snapshot
+        reached = await self._wait(partition, checkpoint)
+        if checkpoint.next_offset and (reached is None or reached.next_offset < checkpoint.next_offset):
+            return Behind(_behind(reached, checkpoint))
+        rows = await self._reader.controls(partition, position(checkpoint.next_offset))
+        state = PartitionState(partition, checkpoint, history_of(rows, checkpoint.stream_time_ms))
+        self._last[partition] = state
+        return state
 
-    async def archived(self, partition: int, fence: Fence) -> ArchivePosition | None:
+    async def archived(self, partition: int, checkpoint: Checkpoint) -> ArchivePosition | None:
         """How far the archive is now. Raises `OperatorNeeded` where it belongs to another log."""
         found = (await self._reader.archive_positions()).get(partition)
-        if found is not None and found.log_id != fence.log_id:
+        if found is not None and found.log_id != checkpoint.log_id:
             raise OperatorNeeded(
-                f"partition {partition}: Redis belongs to log {fence.log_id}, the archive to {found.log_id}; point "
-                "TIDEMARK_REDIS_URL and TIDEMARK_CLICKHOUSE_URL at the pair that belongs together"
+                f"partition {partition}: Redis belongs to log {checkpoint.log_id}, the archive to {found.log_id}; "
+                "point TIDEMARK_REDIS_URL and TIDEMARK_CLICKHOUSE_URL at the pair that belongs together"
             )
         return found
 
-    async def _wait(self, partition: int, fence: Fence) -> ArchivePosition | None:
-        found = await self.archived(partition, fence)
+    async def _wait(self, partition: int, checkpoint: Checkpoint) -> ArchivePosition | None:
+        found = await self.archived(partition, checkpoint)
         for _ in range(ARCHIVE_POLLS):
-            if found is not None and found.next_offset >= fence.next_offset:
+            if found is not None and found.next_offset >= checkpoint.next_offset:
                 break
             await self._clock.sleep(self._archive_wait_s / ARCHIVE_POLLS)
-            found = await self.archived(partition, fence)
+            found = await self.archived(partition, checkpoint)
         return found
 
 
-def same_log(snapshot: Snapshot, fence: Fence | None) -> Fence:
-    """The fence of a later read. Raises `OperatorNeeded` where it does not follow the snapshot's."""
-    if fence is None or fence.log_id != snapshot.fence.log_id or fence.next_offset < snapshot.fence.next_offset:
+def same_log(state: PartitionState, checkpoint: Checkpoint | None) -> Checkpoint:
+    """The checkpoint of a later read. Raises `OperatorNeeded` where it does not follow the state's."""
+    if (
+        checkpoint is None
+        or checkpoint.log_id != state.checkpoint.log_id
+        or checkpoint.next_offset < state.checkpoint.next_offset
+    ):
         raise OperatorNeeded(
-            f"partition {snapshot.partition}: Redis was emptied, restored or rebuilt while it was read; run again"
+            f"partition {state.partition}: Redis was emptied, restored or rebuilt while it was read; run again"
         )
-    return fence
+    return checkpoint
 
 
-def _behind(reached: ArchivePosition | None, fence: Fence) -> str:
+def _behind(reached: ArchivePosition | None, checkpoint: Checkpoint) -> str:
     if reached is None:
         return "nothing of this partition is archived yet: start `tidemark archive`"
-    offsets = fence.next_offset - reached.next_offset
-    late_ms = max(0, fence.log_time_ms - reached.log_time_ms)
+    offsets = checkpoint.next_offset - reached.next_offset
+    late_ms = max(0, checkpoint.stream_time_ms - reached.stream_time_ms)
     return f"the archive is {offsets} records and {late_ms / 1000:.1f} s behind the rollup"
 
 

@@ -16,8 +16,8 @@ USAGE_ROWS_MAX: Final = 100_000
 class EventRow(NamedTuple):
     """One accepted event in `usage_events`; identity (account, id), the lowest position wins.
 
-    `data` is the event's data as JSON text, normalised: keys sorted, duplicates resolved, numbers exact. `parked`: it
-    came later than the dedup window, so that it counts where its verdict stands, or not at all (`VerdictRow`).
+    `data` is the event's data as JSON text, normalised: keys sorted, duplicates resolved, numbers exact. `deferred`: it
+    came later than the dedup window, so that it counts where its decision stands, or not at all (`DedupDecisionRow`).
     """
 
     account: str
@@ -28,12 +28,12 @@ class EventRow(NamedTuple):
     data: str
     partition: int
     position: int
-    log_time_ms: int
-    parked: bool = False
+    stream_time_ms: int
+    deferred: bool = False
 
 
-class VerdictOutcome(StrEnum):
-    """What a verdict did with its event: counted it (also where no meter wants it), dropped it as a later arrival, or
+class DedupOutcome(StrEnum):
+    """What a decision did with its event: counted it (also where no meter wants it), dropped it as a later arrival, or
     kept it out because its period was closed and a meter quarantines."""
 
     COUNTED = "counted"
@@ -41,18 +41,18 @@ class VerdictOutcome(StrEnum):
     LATE = "late"
 
 
-class VerdictRow(NamedTuple):
-    """The verdict on an account's parked event; the first of (partition, position, account) wins.
+class DedupDecisionRow(NamedTuple):
+    """The decision on an account's deferred event; the first of (partition, position, account) wins.
 
-    `verdict_position` and `log_time_ms` are where and when it stands in the log: there the event counts.
+    `decision_position` and `stream_time_ms` are where and when it stands in the log: there the event counts.
     """
 
     partition: int
     position: int
     account: str
-    verdict_position: int
-    log_time_ms: int
-    outcome: VerdictOutcome
+    decision_position: int
+    stream_time_ms: int
+    outcome: DedupOutcome
 
 
 class DuplicateRow(NamedTuple):
@@ -66,16 +66,16 @@ class DuplicateRow(NamedTuple):
     data: str
     partition: int
     position: int
-    log_time_ms: int
+    stream_time_ms: int
 
 
 class HourlyRow(NamedTuple):
     """One cell in `usage_hourly`; identity is everything up to `arrival_bucket_ms` but the period's end, which a
     binding may cut while the period runs; the highest version wins.
 
-    `value_minor` is the cell's own aggregate in minor units; `latest_time_us` and `latest_position` order the
-    values of `latest` (0 otherwise). `version` = generation and position of the last contributing event, or of the
-    re-cut that put the usage there. A cell that a re-cut has emptied stays, of a period that ends where it begins.
+    `value_minor` is the cell's own aggregate in minor units; `latest_time_us` and `latest_position` order the values of
+    `latest` (0 otherwise). `version` = generation and position of the last contributing event, or of the restatement
+    that put the usage there. A cell that a restatement has emptied stays, of a period that ends where it begins.
     """
 
     account: str
@@ -101,7 +101,7 @@ class ControlRow(NamedTuple):
     position: int
     kind: str
     account: str
-    log_time_ms: int
+    stream_time_ms: int
     value: str
 
 
@@ -110,18 +110,18 @@ class ArchivePosition(NamedTuple):
 
     partition: int
     next_offset: int
-    log_time_ms: int
+    stream_time_ms: int
     log_id: str
 
 
-class DrainPosition(NamedTuple):
-    """Everything that arrived on this partition before `log_time_ms` is in `usage_hourly`: it stays behind where an
-    event waits for its verdict, and goes back where a re-cut is there in part. `next_offset` is where the fold stood:
-    of two positions the further one holds."""
+class RelayPosition(NamedTuple):
+    """Everything that arrived on this partition before `stream_time_ms` is in `usage_hourly`: it stays behind where an
+    event waits for its decision, and goes back where a restatement is there in part. `next_offset` is where the fold
+    stood: of two positions the further one holds."""
 
     partition: int
     next_offset: int
-    log_time_ms: int
+    stream_time_ms: int
 
 
 class ArchiveStore(Protocol):
@@ -136,7 +136,7 @@ class ArchiveStore(Protocol):
 
     async def insert_events(self, rows: Sequence[EventRow]) -> None: ...
 
-    async def insert_verdicts(self, rows: Sequence[VerdictRow]) -> None: ...
+    async def insert_dedup_decisions(self, rows: Sequence[DedupDecisionRow]) -> None: ...
 
     async def insert_controls(self, rows: Sequence[ControlRow]) -> None: ...
 
@@ -158,23 +158,23 @@ class ArchiveStore(Protocol):
     async def load_controls(
         self, partition: int, before_position: int, accounts: Collection[str] | None = None
     ) -> Sequence[ControlRow]:
-        """All catalog, account, close and re-cut rows before `before_position`, oldest first: the policy in force when
-        a binding arrived decides when it takes effect. With `accounts`, those of no account and of these."""
+        """All meter set, account, close and restatement rows before `before_position`, oldest first: the policy in
+        force when a binding arrived decides when it takes effect. With `accounts`, those of no account and of these."""
         ...
 
     async def close(self) -> None: ...
 
 
 class HourlyStore(Protocol):
-    """Where drainers write. Absolute by version, hence repeatable. Errors as `ArchiveStore`."""
+    """Where relays write. Absolute by version, hence repeatable. Errors as `ArchiveStore`."""
 
     async def insert_hourly(self, rows: Sequence[HourlyRow]) -> None: ...
 
     async def insert_duplicates(self, rows: Sequence[DuplicateRow]) -> None: ...
 
-    async def save_drained(self, position: DrainPosition) -> None: ...
+    async def save_relayed(self, position: RelayPosition) -> None: ...
 
-    async def load_drained(self) -> Mapping[int, DrainPosition]: ...
+    async def load_relayed(self) -> Mapping[int, RelayPosition]: ...
 
     async def generation_since(self, partition: int, bucket_ms: int) -> int:
         """The highest generation among the versions of a partition's cells of arrival buckets from `bucket_ms` on;
@@ -242,8 +242,8 @@ class RecountRequest(NamedTuple):
     `graces` are (from position, grace_ms), ascending: the policy's grace in force from there on.
     `boundaries` gives the periods of accounts that have bindings (sorted, contiguous), as they are cut now, which is
     right at every position; before them, and for accounts without an entry, there are calendar months (UTC).
-    `closings` are explicit closings: account → (start of the period, position of the record). A parked event has the
-    position and log time of its verdict; without one, or where that dropped it, it is left out.
+    `closings` are explicit closings: account → (start of the period, position of the record). A deferred event has the
+    position and stream time of its decision; without one, or where that dropped it, it is left out.
     `accounts` None means all of them.
     """
 
@@ -280,7 +280,7 @@ class UsageReader(Protocol):
     async def recount_totals(
         self, request: RecountRequest, before_ms: int | None = None
     ) -> Mapping[tuple[str, str, Period], int]:
-        """Total per (account, meter, period); only events that arrived before log time `before_ms` if given."""
+        """Total per (account, meter, period); only events that arrived before stream time `before_ms` if given."""
         ...
 
     async def hourly_cells(self, partition: int) -> Mapping[RecountKey, int]:

@@ -12,12 +12,12 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.events import NAME_CHARACTERS_MAX
-from schemas.meters import Catalog
+from schemas.meters import MeterSet
 from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS, Binding
 
 CONTROL_HEADER: Final = "tidemark-control"
 SIGNATURE_HEADER: Final = "tidemark-signature"
-VERDICTS_MAX: Final = 1_000
+DECISIONS_MAX: Final = 1_000
 
 
 class ControlKind(StrEnum):
@@ -25,11 +25,11 @@ class ControlKind(StrEnum):
 
     GENESIS = "genesis"
     TICK = "tick"
-    CATALOG = "catalog"
+    METER_SET = "meter_set"
     ACCOUNT = "account"
     CLOSE = "close"
-    VERDICT = "verdict"
-    RECUT = "recut"
+    DEDUP_DECISION = "decision"
+    RESTATEMENT = "restatement"
 
 
 class _Control(BaseModel):
@@ -46,14 +46,14 @@ class Genesis(_Control):
 
 
 class Tick(Genesis):
-    """Moves log time where no events arrive, and says again what the genesis record said, so that a log that has
+    """Moves stream time where no events arrive, and says again what the genesis record said, so that a log that has
     outlived its first records still tells which one it is. A tick of another log is rejected."""
 
 
-class CatalogRecord(_Control):
-    """The whole catalog, effective from this record's offset on this partition."""
+class MeterSetRecord(_Control):
+    """The whole meter set, effective from this record's offset on this partition."""
 
-    catalog: Catalog
+    meter_set: MeterSet
 
 
 class AccountRecord(_Control):
@@ -71,11 +71,11 @@ class CloseRecord(_Control):
     reason: Literal["operator"] = "operator"
 
 
-class Verdict(_Control):
-    """What the archive says of one parked event: whether its own arrival is the first of its identity.
+class DedupDecision(_Control):
+    """What the archive says of one deferred event: whether its own arrival is the first of its identity.
 
     `position` is where the event stands. `time_us` and `quarantine` (one of its meters keeps out late usage) are the
-    event's own, so that the archive can follow a verdict without the event.
+    event's own, so that the archive can follow a decision without the event.
     """
 
     position: int = Field(ge=0, lt=1 << 56)
@@ -85,19 +85,19 @@ class Verdict(_Control):
     quarantine: bool
 
 
-class VerdictRecord(_Control):
-    """Verdicts on parked events of this partition. Each counts here; one that is repeated changes nothing."""
+class DedupDecisionRecord(_Control):
+    """DedupDecisions on deferred events of this partition. Each counts here; one that is repeated changes nothing."""
 
-    verdicts: tuple[Verdict, ...] = Field(min_length=1, max_length=VERDICTS_MAX)
+    decisions: tuple[DedupDecision, ...] = Field(min_length=1, max_length=DECISIONS_MAX)
 
 
-class RecutRecord(_Control):
-    """Begins or ends the re-cut of an account that waits for one; `position` is that of the record it answers.
+class RestatementRecord(_Control):
+    """Begins or ends the restatement of an account that waits for one; `position` is that of the record it answers.
 
-    With `begins` it answers a binding, or a re-cut that took too long: from here on the account's events wait. Else it
-    answers the record that began: `content`, as `schemas.recut` packs it, is what the account's usage before that is
-    when it is cut by the binding, counted again out of the archive; the archive keeps the record without it.
-    `declined` says why the usage was not counted again: then the binding takes effect beyond it. A record that is
+    With `begins` it answers a binding, or a restatement that took too long: from here on the account's events wait.
+    Else it answers the record that began: `content`, as `schemas.restatement` packs it, is what the account's usage
+    before that is when it is cut by the binding, counted again out of the archive; the archive keeps the record without
+    it. `declined` says why the usage was not counted again: then the binding takes effect beyond it. A record that is
     repeated, or comes too late, changes nothing.
     """
 
@@ -108,14 +108,14 @@ class RecutRecord(_Control):
     content: str = ""
 
 
-Control = Genesis | Tick | CatalogRecord | AccountRecord | CloseRecord | VerdictRecord | RecutRecord
+Control = Genesis | Tick | MeterSetRecord | AccountRecord | CloseRecord | DedupDecisionRecord | RestatementRecord
 
 CONTROL_CLASSES: Final[dict[ControlKind, type[Control]]] = {
     ControlKind.GENESIS: Genesis,
     ControlKind.TICK: Tick,
-    ControlKind.CATALOG: CatalogRecord,
+    ControlKind.METER_SET: MeterSetRecord,
     ControlKind.ACCOUNT: AccountRecord,
     ControlKind.CLOSE: CloseRecord,
-    ControlKind.VERDICT: VerdictRecord,
-    ControlKind.RECUT: RecutRecord,
+    ControlKind.DEDUP_DECISION: DedupDecisionRecord,
+    ControlKind.RESTATEMENT: RestatementRecord,
 }

@@ -4,7 +4,7 @@ TidemarkError
 ├── InvalidInput        fix the input; nothing was written
 ├── Refused             the request was understood and not allowed (credentials, role, account)
 ├── Transient           the same call may succeed later; retry after `retry_after_s`
-├── Fenced              another process owns this partition's state; stop, restart at the fence
+├── Fenced              another process owns this partition's state; stop, restart at the checkpoint
 └── OperatorNeeded      going on would risk the counts; stop loudly, a person must choose
     └── HeldUp          one store says no for good; stop, unless what you do can wait for it without harm
 """
@@ -38,7 +38,8 @@ class Transient(TidemarkError):
 
 
 class Fenced(TidemarkError):
-    """The stored fence is not what this process believes: another process committed. Stop and restart at the fence."""
+    """The stored checkpoint is not what this process believes: another process committed. Stop and restart at the
+    checkpoint."""
 
 
 class OperatorNeeded(TidemarkError):

@@ -79,7 +79,7 @@ class TopicSpec:
 
 
 class Log(Protocol):
-    """A partitioned durable log: embedded (SQLite), Kafka, or the in-memory twin.
+    """A partitioned durable log: embedded (SQLite), Kafka, or the in-memory fake.
 
     Every method may raise `Transient` where the driver's own bounded retries are used up.
     """

@@ -1,4 +1,4 @@
-"""The catalog: which events are metered and how. Published as JSON Schema by `tidemark catalog schema`."""
+"""The meter set: which events are metered and how. Published as JSON Schema by `tidemark meters schema`."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Meter(BaseModel):
 class Policy(BaseModel):
     """What the fold needs besides the meters; in the log with them, so that a replay decides the same (I7).
 
-    `parked_max`: events of one partition, older than the window, that may wait for their verdict; more are rejected.
+    `deferred_max`: events of one partition, older than the window, that may wait for their decision; more are rejected.
     `keep_periods_ms`: how long a period's totals stay in the live view after its end, see `periods_kept_ms`.
     """
 
@@ -112,7 +112,7 @@ class Policy(BaseModel):
     grace_ms: int = Field(default=HOUR_MS, ge=0, le=GRACE_MAX_MS)
     report_interval_ms: int = Field(default=HOUR_MS, ge=MINUTE_MS, le=DAY_MS)
     event_bytes_max: int = Field(default=65_536, ge=1_024, le=1_048_576)
-    parked_max: int = Field(default=100_000, ge=0, le=10_000_000)
+    deferred_max: int = Field(default=100_000, ge=0, le=10_000_000)
     keep_periods_ms: int = Field(default=62 * DAY_MS, ge=0, le=36_600 * DAY_MS)
 
     @model_validator(mode="after")
@@ -123,9 +123,9 @@ class Policy(BaseModel):
             raise ValueError("report_interval_ms must divide a day, so that report buckets are aligned")
         return self
 
-    def report_bucket_ms(self, log_time_ms: int) -> int:
-        """The start of the report bucket that takes usage which arrives at a log time."""
-        return log_time_ms // self.report_interval_ms * self.report_interval_ms
+    def report_bucket_ms(self, stream_time_ms: int) -> int:
+        """The start of the report bucket that takes usage which arrives at a stream time."""
+        return stream_time_ms // self.report_interval_ms * self.report_interval_ms
 
     @property
     def periods_kept_ms(self) -> int:
@@ -134,11 +134,11 @@ class Policy(BaseModel):
         return max(self.keep_periods_ms, GRACE_MAX_MS + self.window_ms)
 
 
-class Catalog(BaseModel):
+class MeterSet(BaseModel):
     """All meters of a deployment. Written whole into every partition; effective from its offset.
 
-    `retired` are the meters that catalogs before it had, so that their slugs never mean anything else: `tidemark
-    catalog apply` names those it knows of, and each partition those that this catalog leaves out where it stands.
+    `retired` are the meters that meter sets before it had, so that their slugs never mean anything else: `tidemark
+    meter set apply` names those it knows of, and each partition those that this meter set leaves out where it stands.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

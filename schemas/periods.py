@@ -70,7 +70,7 @@ class Customer(NamedTuple):
     stripe_customer: str
 
 
-class Recut(NamedTuple):
+class Restatement(NamedTuple):
     """Usage that was counted again in other periods: whatever was to be reported of periods from `from_ms` on, in
     report buckets before `before_bucket_ms`, is replaced by what is reported from that bucket on."""
 
@@ -81,10 +81,10 @@ class Recut(NamedTuple):
 class PendingCut(BaseModel):
     """A binding that takes effect in the past, while what it cuts is to be counted again.
 
-    `position` is that of its record, or of the one that began the re-cut: events before that are counted again, and
-    those after it wait, as long as log time is before `until_ms`. Without `until_ms` nothing was begun and nothing
-    waits. `begun` counts the beginnings. `from_ms` is where the first period begins that may change. `binding` takes
-    effect at its `effective_from_ms`; `requested_ms` is what was asked for. `later` are the bindings that came
+    `position` is that of its record, or of the one that began the restatement: events before that are counted again,
+    and those after it wait, as long as stream time is before `until_ms`. Without `until_ms` nothing was begun and
+    nothing waits. `begun` counts the beginnings. `from_ms` is where the first period begins that may change. `binding`
+    takes effect at its `effective_from_ms`; `requested_ms` is what was asked for. `later` are the bindings that came
     meanwhile: they take effect after it.
     """
 
@@ -114,4 +114,4 @@ class AccountState(BaseModel):
     named: bool = False
     closed_start_ms: tuple[int, ...] = ()
     pending: PendingCut | None = None
-    recuts: tuple[Recut, ...] = ()
+    restatements: tuple[Restatement, ...] = ()

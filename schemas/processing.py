@@ -42,5 +42,5 @@ class Processor(Protocol):
         ...
 
     async def idle(self, partition: int) -> None:
-        """Called about every `idle_interval_s` between steps, for drains and the like; never during a step."""
+        """Called about every `idle_interval_s` between steps, for relays and the like; never during a step."""
         ...

@@ -19,7 +19,7 @@ class Reason(StrEnum):
     BAD_TIME = "bad_time"
     TOO_FAR_IN_FUTURE = "too_far_in_future"
     TOO_FAR_IN_PAST = "too_far_in_past"
-    TOO_MANY_PARKED = "too_many_parked"
+    TOO_MANY_DEFERRED = "too_many_deferred"
     MISSING_QUANTITY = "missing_quantity"
     BAD_QUANTITY = "bad_quantity"
     TOO_MANY_DIGITS = "too_many_digits"
@@ -37,7 +37,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.BAD_ENCODING: "send UTF-8",
     Reason.BAD_JSON: "send well-formed JSON; NaN and Infinity are not JSON",
     Reason.TOO_DEEP: "nest objects and lists at most a few hundred levels deep",
-    Reason.TOO_LARGE: "keep the event below the catalog's policy.event_bytes_max",
+    Reason.TOO_LARGE: "keep the event below the meter set's policy.event_bytes_max",
     Reason.TOO_MANY_EVENTS: "put at most 65 536 events into one record",
     Reason.NOT_AN_EVENT: "send a CloudEvents 1.0 JSON object, or a list of them",
     Reason.MISSING_FIELD: "add the field",
@@ -45,8 +45,8 @@ REMEDIES: dict[Reason, str] = {
     Reason.BAD_TIME: "send an RFC 3339 time with an offset, such as 2026-11-21T10:00:00Z",
     Reason.TOO_FAR_IN_FUTURE: "correct the producer's clock, then redrive",
     Reason.TOO_FAR_IN_PAST: "the time lies before 1970: correct the producer's clock",
-    Reason.TOO_MANY_PARKED: (
-        "more than policy.parked_max late events wait for the archive: repair it, then send the event under a new id"
+    Reason.TOO_MANY_DEFERRED: (
+        "more than policy.deferred_max late events wait for the archive: repair it, then send the event under a new id"
     ),
     Reason.MISSING_QUANTITY: "add the value the meter's value_path names",
     Reason.BAD_QUANTITY: "send a finite number or a decimal string",

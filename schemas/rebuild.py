@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from schemas.analytics import ArchiveStore, HourlyRow, HourlyStore, RecountRequest, UsageReader
-from schemas.checkpoints import SnapshotStore
-from schemas.rollup import Fence, RollupStore
+from schemas.rollup import Checkpoint, RollupStore
+from schemas.snapshots import CopyableState
 
 # (generation, position) is the version of a row of usage_hourly: 8 bits over 56.
 GENERATION_MAX = 255
@@ -24,7 +24,7 @@ class RebuildClaim(NamedTuple):
     check: Callable[[], Awaitable[None]]
 
 
-class GenerationStore(RollupStore, SnapshotStore, Protocol):
+class GenerationStore(RollupStore, CopyableState, Protocol):
     """A rollup store that can hold another generation beside the live one, under keys of its own.
 
     Every method of `RollupStore` acts on the live generation; a process that works on one that was swapped out
@@ -62,11 +62,11 @@ class GenerationStore(RollupStore, SnapshotStore, Protocol):
         """The store of a generation, whether live or not. The caller closes it."""
         ...
 
-    async def swap(self, partition: int, live: Fence | None, built: Fence) -> bool:
-        """Make the generation of `built` live and drop the live fence, in one step.
+    async def swap(self, partition: int, live: Checkpoint | None, built: Checkpoint) -> bool:
+        """Make the generation of `built` live and drop the live checkpoint, in one step.
 
-        True also where that generation is live already. False, and nothing changed, where either stored fence is not
-        the given one. Raises `Fenced` where that generation is not, or no longer, the one that is being built;
+        True also where that generation is live already. False, and nothing changed, where either stored checkpoint is
+        not the given one. Raises `Fenced` where that generation is not, or no longer, the one that is being built;
         `Transient` where the answer was lost: `is_live` then tells.
         """
         ...
@@ -82,7 +82,7 @@ class GenerationStore(RollupStore, SnapshotStore, Protocol):
 
 
 class GenerationsSeen(HourlyStore, Protocol):
-    """Where cells are drained to, which outlives a lost live view."""
+    """Where cells are relayed to, which outlives a lost live view."""
 
     async def latest_generation(self) -> int:
         """The highest generation among the stored cells' versions; 0 where there are none."""
@@ -155,7 +155,7 @@ class RowRecounts(UsageReader, Protocol):
         ...
 
     async def first_archived(self, partition: int) -> tuple[int, int] | None:
-        """(position, log time) of the partition's first event in `usage_events`; None where there is none."""
+        """(position, stream time) of the partition's first event in `usage_events`; None where there is none."""
         ...
 
     async def archived_accounts(self, partition: int, from_account: str, count_max: int) -> Sequence[str]:
@@ -163,7 +163,7 @@ class RowRecounts(UsageReader, Protocol):
         ...
 
     async def recount_rows(self, request: RecountRequest, generation: int) -> Sequence[HourlyRow]:
-        """The cells as the fold would have drained them in a generation, by account. A period's end is the one known
+        """The cells as the fold would have relayed them in a generation, by account. A period's end is the one known
         now. Errors as `recount_cells`."""
         ...
 

@@ -127,7 +127,7 @@ class MeterSummary(NamedTuple):
 
 
 class StripeMeters(Protocol):
-    """Stripe's meters API v1, or a twin of it. Never raises for an answer of Stripe; raises `Transient`
+    """Stripe's meters API v1, or a fake of it. Never raises for an answer of Stripe; raises `Transient`
     where no answer came to a read, `Refused` where the key is wrong."""
 
     async def identity(self) -> tuple[bool, str]:

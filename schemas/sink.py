@@ -27,7 +27,7 @@ class Rejection(NamedTuple):
 
 
 class StripeRejections(Protocol):
-    """Stripe's asynchronous error reports, or a twin of them."""
+    """Stripe's asynchronous error reports, or a fake of them."""
 
     async def rejections(self, since_ms: int) -> Sequence[Rejection]:
         """What was reported since `since_ms`, oldest first; Stripe keeps 30 days.

@@ -1,4 +1,4 @@
-"""The simulator of faults: the real processors, stores' twins, router, ticker, sink and reconciler in one thread, on a
+"""The simulator of faults: the real processors, stores' fakes, router, ticker, sink and reconciler in one thread, on a
 clock and a scheduler of its own, with one seed that draws everything.
 
 Purpose: run a whole deployment through crashes, lost answers, rebalances, zombies, losses of Redis and a misbehaving

@@ -38,7 +38,7 @@ class Fault(StrEnum):
     REDIS_EMPTIED = "redis loses everything"
     CLOCK_SKEW = "a process's clock is wrong"
     PRODUCER_CRASH = "a producer dies before it knows the answer"
-    CATALOG_CHANGED = "the catalog changes"
+    METER_SET_CHANGED = "the meter set changes"
     BINDING_CHANGED = "an account is bound"
     CUSTOMER_CHANGED = "an account gets another customer"
     BINDING_LATE = "a binding cuts usage that is counted already"
@@ -64,7 +64,7 @@ class Fault(StrEnum):
 
 # What producers and operators do, and what time does; all else befalls a service or a process.
 OF_THE_TRAFFIC: Final = frozenset({
-    Fault.PRODUCER_CRASH, Fault.CATALOG_CHANGED, Fault.BINDING_CHANGED, Fault.CUSTOMER_CHANGED, Fault.BINDING_LATE,
+    Fault.PRODUCER_CRASH, Fault.METER_SET_CHANGED, Fault.BINDING_CHANGED, Fault.CUSTOMER_CHANGED, Fault.BINDING_LATE,
     Fault.PERIOD_CLOSED, Fault.DUPLICATE, Fault.OTHER_PRODUCER, Fault.OLD_DUPLICATE, Fault.RETRY_OTHER_TIME,
     Fault.OTHER_PERIOD, Fault.CONFLICT, Fault.SHARED_ID, Fault.LATE, Fault.FAR_LATE, Fault.AHEAD, Fault.MALFORMED,
     Fault.BROKEN_RECORD, Fault.FORGED_CONTROL, Fault.FOREIGN_TICK, Fault.WRONG_PARTITION, Fault.PERIOD_PASSED,

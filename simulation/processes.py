@@ -12,10 +12,10 @@ from schemas.errors import Transient
 from simulation.faults import SERVICE_FAULTS, Fault, Faults, Rates
 
 LATENCY_S: Final = 0.02
-# ClickHouse may take minutes under load, long enough for the fold to go on between two steps of a drain.
+# ClickHouse may take minutes under load, long enough for the fold to go on between two steps of a relay.
 SLOW_LATENCY_S: Final = {"redis": 2.0, "log": 5.0, "stripe": 20.0, "clickhouse": 900.0}
 # Shares of calls: answered before anybody else runs, and (the rest) answered slowly. ClickHouse often, so that the fold
-# goes on in the middle of a drain.
+# goes on in the middle of a relay.
 AT_ONCE: Final = 0.5
 SLOW: Final = {"redis": 0.985, "log": 0.985, "stripe": 0.985, "clickhouse": 0.9}
 STALL_S_MAX: Final = 900.0

@@ -7,15 +7,15 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from pipeline.deployment import tick
-from pipeline.processors.archive import ARCHIVE_GROUP, ArchiveProcessor
-from pipeline.processors.customers import BindingResolver
-from pipeline.processors.drains import HourlyDrain, ReportDrain
-from pipeline.processors.recutter import Recutter
-from pipeline.processors.resolver import Resolver
-from pipeline.processors.rollup import ROLLUP_GROUP, RollupProcessor, RollupSettings
-from pipeline.processors.router import ROUTER_GROUP, RouterProcessor
-from pipeline.processors.stripe_sender import SenderPolicy, StripeSender
+from pipeline.billing.customers import BindingResolver
+from pipeline.billing.sender import SenderPolicy, StripeSender
+from pipeline.ingest.archive import ARCHIVE_GROUP, ArchiveProcessor
+from pipeline.ingest.router import ROUTER_GROUP, RouterProcessor
+from pipeline.logs.control_records import tick
+from pipeline.rollup.processor import ROLLUP_GROUP, RollupProcessor, RollupSettings
+from pipeline.rollup.relays import HourlyRelay, ReportRelay
+from pipeline.rollup.resolver import Resolver
+from pipeline.rollup.restater import Restater
 from schemas.analytics import ArchiveStore, HourlyStore
 from schemas.clock import MINUTE_MS
 from schemas.control import Genesis
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 SECRET: Final = b"the secret of a simulated deployment"
 SINK_GROUP: Final = "tidemark-sink"
 TICK_INTERVAL_S: Final = 2_400.0
-DRAIN_INTERVAL_S: Final = 450.0
-RECUT_INTERVAL_S: Final = 200.0
+RELAY_INTERVAL_S: Final = 450.0
+RESTATEMENT_INTERVAL_S: Final = 200.0
 PATIENCE_S: Final = 1_800.0
 SENDER: Final = SenderPolicy(hold_retry_ms=60 * MINUTE_MS)
 
@@ -84,18 +84,18 @@ async def _worker(world: World, slot: Slot, process: Process, clock: SimulatedCl
     reached = Reached(process, "clickhouse", world.clickhouse)
     hourly, archive = cast("HourlyStore", reached), cast("ArchiveStore", reached)
     resolver = Resolver(log, store, archive, SECRET)
-    recutter = Recutter(log, store, archive, cast("RowRecounts", reached), SECRET)
+    restater = Restater(log, store, archive, cast("RowRecounts", reached), SECRET)
     settings = RollupSettings(chance.choice((5, 50, 20_000)), chance.choice((3, 100, 500_000)), slot.replays_from_start)
     rollup = RollupProcessor(log, store, clock, SECRET, settings)
-    hourly_drain = HourlyDrain(store, hourly, chance.choice((2, 50_000)))
-    report_drain = ReportDrain(store, log)
+    hourly_relay = HourlyRelay(store, hourly, chance.choice((2, 50_000)))
+    report_relay = ReportRelay(store, log)
     await _all(
         process,
-        _lanes(world, slot, process, rollup, ROLLUP_GROUP, log, chance),
-        _draining(rollup.owned, hourly_drain.drain),
-        _draining(rollup.owned, report_drain.drain),
-        _draining(rollup.owned, resolver.resolve),
-        _draining(rollup.owned, recutter.recut, RECUT_INTERVAL_S),
+        _workers(world, slot, process, rollup, ROLLUP_GROUP, log, chance),
+        _relaying(rollup.owned, hourly_relay.relay),
+        _relaying(rollup.owned, report_relay.relay),
+        _relaying(rollup.owned, resolver.resolve),
+        _relaying(rollup.owned, restater.restatement, RESTATEMENT_INTERVAL_S),
         _ticking(log, world.genesis),
     )
 
@@ -104,12 +104,12 @@ async def _archive(world: World, slot: Slot, process: Process, _clock: Simulated
     log = _log(world, process)
     store = cast("ArchiveStore", Reached(process, "clickhouse", world.clickhouse))
     archive = ArchiveProcessor(log, store, SECRET, events_max=chance.choice((3, 20_000)))
-    await _lanes(world, slot, process, archive, ARCHIVE_GROUP, log, chance)
+    await _workers(world, slot, process, archive, ARCHIVE_GROUP, log, chance)
 
 
 async def _router(world: World, slot: Slot, process: Process, _clock: SimulatedClock, chance: random.Random) -> None:
     log = _log(world, process)
-    await _lanes(world, slot, process, RouterProcessor(log), ROUTER_GROUP, log, chance)
+    await _workers(world, slot, process, RouterProcessor(log), ROUTER_GROUP, log, chance)
 
 
 async def _sink(world: World, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random) -> None:
@@ -117,7 +117,7 @@ async def _sink(world: World, slot: Slot, process: Process, clock: SimulatedCloc
     meters = cast("StripeMeters", Reached(process, "stripe", world.stripe))
     resolver = BindingResolver(_store(world, process), PARTITIONS)
     sender = StripeSender(log, meters, resolver, clock, random.Random(chance.random()), SENDER)
-    await _lanes(world, slot, process, sender, SINK_GROUP, log, chance)
+    await _workers(world, slot, process, sender, SINK_GROUP, log, chance)
 
 
 def _log(world: World, process: Process) -> WatchedLog:
@@ -133,23 +133,25 @@ async def _all(process: Process, *works: Any) -> None:
     await asyncio.gather(*tasks)
 
 
-async def _lanes(
+async def _workers(
     world: World, slot: Slot, process: Process, processor: Processor, group: str, log: WatchedLog, chance: random.Random
 ) -> None:
-    """One lane per wanted partition; a lane ends between two steps once its partition is not wanted any more."""
-    lanes: dict[int, asyncio.Task[None]] = {}
+    """One worker per wanted partition; a worker ends between two steps once its partition is not wanted any more."""
+    workers: dict[int, asyncio.Task[None]] = {}
     while True:
         for partition in sorted(slot.wanted):
-            if partition not in lanes:
-                lanes[partition] = process.run(_lane(world, slot, processor, group, log, partition, chance))
+            if partition not in workers:
+                workers[partition] = process.run(
+                    _partition_worker(world, slot, processor, group, log, partition, chance)
+                )
         change = process.run(slot.changed())
-        await asyncio.wait([change, *lanes.values()], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([change, *workers.values()], return_when=asyncio.FIRST_COMPLETED)
         change.cancel()
-        for partition in [partition for partition, lane in lanes.items() if lane.done()]:
-            lanes.pop(partition).result()
+        for partition in [partition for partition, worker in workers.items() if worker.done()]:
+            workers.pop(partition).result()
 
 
-async def _lane(
+async def _partition_worker(
     world: World, slot: Slot, processor: Processor, group: str, log: WatchedLog, partition: int, chance: random.Random
 ) -> None:
     """Read, step, commit the offset last: what Faust does for the product, without Faust."""
@@ -168,14 +170,14 @@ async def _lane(
     await processor.revoked(partition)
 
 
-async def _draining(
-    owned: Callable[[], set[int]], drain: Callable[[int], Awaitable[object]], interval_s: float = DRAIN_INTERVAL_S
+async def _relaying(
+    owned: Callable[[], set[int]], relay: Callable[[int], Awaitable[object]], interval_s: float = RELAY_INTERVAL_S
 ) -> None:
-    """Drain the owned partitions for ever; what does not answer is tried again at the next round."""
+    """Relay the owned partitions for ever; what does not answer is tried again at the next round."""
     while True:
         for partition in sorted(owned()):
             try:
-                await drain(partition)
+                await relay(partition)
             except Transient:
                 break
         await asyncio.sleep(interval_s)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from pipeline.deployment import tick
+from pipeline.logs.control_records import tick
 from schemas.clock import HOUR_MS
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from simulation.faults import Fault
@@ -22,7 +22,7 @@ from simulation.verify import unsettled, verify
 from simulation.world import Failure, World
 
 REST_S: Final = 300.0
-# A worker whose drain takes two cells at a time needs eighty of them for a re-cut, and the rest may need as many.
+# A worker whose relay takes two cells at a time needs eighty of them for a restatement, and the rest may need as many.
 ROUNDS_MAX: Final = 600
 SHRINK_RUNS_MAX: Final = 200
 SEEDS_AT_ONCE: Final = 5
@@ -87,8 +87,8 @@ def _left(world: World) -> Iterator[object]:
     yield sorted(world.faults.counts.items())
     for place, records in sorted(world.log.appended.items()):
         yield from ((place, each.offset, each.timestamp_ms, each.key, each.value, each.headers) for each in records)
-    for partition, held in sorted(world.store._partitions.items()):  # noqa: SLF001  the twin's own state
-        yield partition, held.fence, sorted(held.cells.items()), sorted(held.reports.items())
+    for partition, held in sorted(world.store._partitions.items()):  # noqa: SLF001  the fake's own state
+        yield partition, held.checkpoint, sorted(held.cells.items()), sorted(held.reports.items())
         yield sorted((key, sorted(fields.items())) for key, fields in held.totals.items())
         yield sorted((key, sorted(members)) for key, members in held.marks.items())
     yield sorted(world.clickhouse.events.items())
@@ -137,23 +137,24 @@ async def _moving(world: World, closed_ms: int) -> str:
     """What is still under way, or nothing."""
     for partition in range(PARTITIONS):
         held = world.store._partitions.get(partition)  # noqa: SLF001  looking must not disturb the run
-        fence = held.fence if held else None
+        checkpoint = held.checkpoint if held else None
         end = world.log.end(EVENTS_TOPIC, partition)
-        if held is None or fence is None or fence.next_offset < end or fence.log_time_ms < closed_ms:
+        if held is None or checkpoint is None or checkpoint.next_offset < end or checkpoint.stream_time_ms < closed_ms:
             return f"the rollup of partition {partition}"
         archived = world.clickhouse.archived.get(partition)
         if archived is None or archived.next_offset < end:
             return f"the archive of partition {partition}"
         waits = any(state.pending for state in held.accounts.values())
-        if waits or held.dirty or held.duplicates or held.reports or held.parked:
-            return f"the drains of partition {partition}"
-        # Told anew in the bucket of the re-cut: until that closes it is in flight, also where there is nothing to tell.
-        open_ms = fence.log_time_ms // world.report_interval_ms * world.report_interval_ms
-        if any(cut.before_bucket_ms >= open_ms for state in held.accounts.values() for cut in state.recuts):
-            return f"the report bucket of a re-cut of partition {partition}"
-        drained = world.clickhouse.drained.get(partition)
-        if drained is None or drained.log_time_ms < closed_ms:
-            return f"the drain of partition {partition}"
+        if waits or held.dirty or held.duplicates or held.reports or held.deferred:
+            return f"the relays of partition {partition}"
+        # Told anew in the bucket of the restatement: until that closes it is in flight, also where there is nothing to
+        # tell.
+        open_ms = checkpoint.stream_time_ms // world.report_interval_ms * world.report_interval_ms
+        if any(cut.before_bucket_ms >= open_ms for state in held.accounts.values() for cut in state.restatements):
+            return f"the report bucket of a restatement of partition {partition}"
+        relayed = world.clickhouse.relayed.get(partition)
+        if relayed is None or relayed.stream_time_ms < closed_ms:
+            return f"the relay of partition {partition}"
         if any(cell.bucket_ms + HOUR_MS <= closed_ms for cell in held.cells):
             return f"cells of closed hours of partition {partition}"
         routed = await world.log.committed("tidemark-router", INBOX_TOPIC, partition) or 0

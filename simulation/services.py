@@ -1,4 +1,4 @@
-"""The services as the simulation holds them: the twins, with what can befall a whole service at once."""
+"""The services as the simulation holds them: the fakes, with what can befall a whole service at once."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pipeline.logs.memory import MemoryLog
+from pipeline.logs.fake import FakeLog
 from schemas.clock import Clock
 from schemas.log import Headers, Record
 from schemas.periods import AccountState
 from schemas.reports import MeterEvent
-from schemas.rollup import Fence
+from schemas.rollup import Checkpoint
 from simulation.faults import Fault, Faults
-from sinks.redis.memory import MemoryRollupStore
-from sinks.stripe.memory import MemoryFault
+from sinks.redis.fake import FakeRollupStore
+from sinks.stripe.fake import FakeFault
 
 GAP_PROBABILITY: Final = 0.05
 
 
-class WatchedLog(MemoryLog):
-    """The log's twin, with a copy of everything that was ever appended, readers that can wait for more, and gaps
+class WatchedLog(FakeLog):
+    """The log's fake, with a copy of everything that was ever appended, readers that can wait for more, and gaps
     between offsets as transactions and compaction leave them."""
 
     def __init__(self, clock: Clock, chance: random.Random) -> None:
@@ -36,7 +36,7 @@ class WatchedLog(MemoryLog):
     async def append(
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
     ) -> int:
-        """As the twin."""
+        """As the fake."""
         offset = await super().append(topic, partition, value, key=key, headers=headers)
         part = self._partitions[topic, partition]
         self.appended.setdefault((topic, partition), []).append(part.records[-1])
@@ -46,7 +46,7 @@ class WatchedLog(MemoryLog):
         return offset
 
     async def read(self, topic: str, partition: int, offset: int, records_max: int = 500) -> list[Record]:
-        """As the twin, over gaps."""
+        """As the fake, over gaps."""
         records = self._partition(topic, partition).records
         start = bisect.bisect_left(records, offset, key=lambda record: record.offset)
         return records[start : start + records_max]
@@ -80,8 +80,8 @@ def _wake(waiting: asyncio.Future[None]) -> None:
         waiting.set_result(None)
 
 
-class LosingStore(MemoryRollupStore):
-    """Redis' twin, which can go back to an earlier state: what a server loses without fsync, or at a fail-over."""
+class LosingStore(FakeRollupStore):
+    """Redis' fake, which can go back to an earlier state: what a server loses without fsync, or at a fail-over."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -91,16 +91,18 @@ class LosingStore(MemoryRollupStore):
         self.slices_max: Counter[int] = Counter()
         self.before_commit: dict[int, list[asyncio.Future[Any]]] = {}
 
-    async def accounts(self, partition: int, accounts: Sequence[str]) -> tuple[Fence | None, dict[str, AccountState]]:
-        """As the twin; notes when that was, and what log time the states belonged to."""
-        fence, states = await super().accounts(partition, accounts)
-        if fence is not None:
+    async def accounts(
+        self, partition: int, accounts: Sequence[str]
+    ) -> tuple[Checkpoint | None, dict[str, AccountState]]:
+        """As the fake; notes when that was, and what stream time the states belonged to."""
+        checkpoint, states = await super().accounts(partition, accounts)
+        if checkpoint is not None:
             for account in accounts:
-                self.looked[account].append((self._clock.now_ms(), fence.log_time_ms))
-        return fence, states
+                self.looked[account].append((self._clock.now_ms(), checkpoint.stream_time_ms))
+        return checkpoint, states
 
     async def commit(self, partition: int, believed: Any, changes: Any) -> None:
-        """As the twin; counts, so that a loss can be aimed at a commit."""
+        """As the fake; counts, so that a loss can be aimed at a commit."""
         self.commits += 1
         for waiting in self.before_commit.pop(self.commits, ()):
             if not waiting.done():
@@ -130,13 +132,13 @@ def _copied(held: Any) -> Any:
 
 
 _STRIPE = {
-    Fault.STRIPE_CONFLICT: MemoryFault.CONFLICT,
-    Fault.STRIPE_RATE_LIMITED: MemoryFault.RATE_LIMITED,
-    Fault.STRIPE_SERVER_ERROR: MemoryFault.SERVER_ERROR,
-    Fault.STRIPE_SERVER_ERROR_AFTER: MemoryFault.SERVER_ERROR_AFTER_COMMIT,
-    Fault.STRIPE_NO_ANSWER: MemoryFault.NO_ANSWER,
-    Fault.STRIPE_ANSWER_LOST: MemoryFault.LOST_ANSWER,
-    Fault.STRIPE_REJECTED: MemoryFault.REJECTED,
+    Fault.STRIPE_CONFLICT: FakeFault.CONFLICT,
+    Fault.STRIPE_RATE_LIMITED: FakeFault.RATE_LIMITED,
+    Fault.STRIPE_SERVER_ERROR: FakeFault.SERVER_ERROR,
+    Fault.STRIPE_SERVER_ERROR_AFTER: FakeFault.SERVER_ERROR_AFTER_COMMIT,
+    Fault.STRIPE_NO_ANSWER: FakeFault.NO_ANSWER,
+    Fault.STRIPE_ANSWER_LOST: FakeFault.LOST_ANSWER,
+    Fault.STRIPE_REJECTED: FakeFault.REJECTED,
 }
 
 
@@ -149,7 +151,7 @@ class StripeFaults:
         self._rate = rate
         self._sends = 0
 
-    def __call__(self, _event: MeterEvent) -> MemoryFault | None:
+    def __call__(self, _event: MeterEvent) -> FakeFault | None:
         self._sends += 1
         draw, kind = self._chance.random(), self._chance.choice(list(_STRIPE))
         rate = self._rate / 10 if kind is Fault.STRIPE_REJECTED else self._rate

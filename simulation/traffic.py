@@ -13,7 +13,7 @@ from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from simulation.faults import Fault, Faults
 
 # Three hours before a month that begins where the first slice of marks ends, which is cut by the default window: so
-# months, days and slices of the catalog's own window end within a run.
+# months, days and slices of the meter set's own window end within a run.
 ORIGIN_MS: Final = 1_801_440_000_000 - 3 * HOUR_MS
 WINDOW_MS: Final = 2 * HOUR_MS
 # What repeats with a fresh timestamp must arrive within the window, however long the router is down.
@@ -32,7 +32,7 @@ POLICY: Final[dict[str, int]] = {
     "event_bytes_max": 2_048,
 }
 # A report bucket that holds several arrival hours, and an arrival hour that holds several report buckets.
-CATALOG_VERSIONS: Final = 4
+METER_SET_VERSIONS: Final = 4
 WITHOUT_A_METER: Final = 3
 REPORT_INTERVALS_MS: Final = (2 * HOUR_MS, 15 * MINUTE_MS)
 METERS: Final[list[dict[str, Any]]] = [
@@ -52,10 +52,10 @@ LATER_METER: Final[dict[str, Any]] = {
 }  # fmt: skip
 
 
-def catalog(version: int, report_interval_ms: int) -> dict[str, Any]:
-    """The catalog as JSON: version 2 has one more meter, 3 is without it, 4 has it again and a longer grace."""
+def meter_set(version: int, report_interval_ms: int) -> dict[str, Any]:
+    """The meter set as JSON: version 2 has one more meter, 3 is without it, 4 has it again and a longer grace."""
     policy = {**POLICY, "report_interval_ms": report_interval_ms}
-    if version == CATALOG_VERSIONS:
+    if version == METER_SET_VERSIONS:
         policy["grace_ms"] *= 2
     later = [] if version in (1, WITHOUT_A_METER) else [LATER_METER]
     return {"version": version, "meters": METERS + later, "policy": policy}

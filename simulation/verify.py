@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from aggregators.bindings import is_replaced
-from aggregators.fields import parse_value
+from aggregators.codec import parse_value
 from oracle.model import Oracle, Place
 from oracle.rules import CONTROL_HEADER, RejectedError, decode
 from reconciler.causes import Cause, Pair, Verdict
@@ -18,17 +18,17 @@ from reconciler.views import ReconcilePolicy, Views
 from schemas.control import (
     SIGNATURE_HEADER,
     AccountRecord,
-    CatalogRecord,
     CloseRecord,
     ControlKind,
-    RecutRecord,
-    VerdictRecord,
+    DedupDecisionRecord,
+    MeterSetRecord,
+    RestatementRecord,
 )
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, Record, index_of, offset_of, position
 from schemas.reports import Attempt, Intent
 from simulation.faults import Fault
 from simulation.processes import SLOW_LATENCY_S, STALL_S_MAX
-from simulation.traffic import FREE, PARTITIONS, WITHOUT_A_METER, catalog
+from simulation.traffic import FREE, PARTITIONS, WITHOUT_A_METER, meter_set
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -43,7 +43,7 @@ LOOKED_MS_MAX = round(2_000 * (STALL_S_MAX + SLOW_LATENCY_S["stripe"]))
 
 def oracle_of(world: World) -> Oracle:
     """The oracle, told everything that was ever appended to `usage.events`."""
-    oracle = Oracle(catalog(1, world.report_interval_ms) | {"meters": []}, partitions=PARTITIONS)
+    oracle = Oracle(meter_set(1, world.report_interval_ms) | {"meters": []}, partitions=PARTITIONS)
     for partition in range(PARTITIONS):
         version = 0
         for record in world.log.appended[EVENTS_TOPIC, partition]:
@@ -52,21 +52,21 @@ def oracle_of(world: World) -> Oracle:
 
 
 def _tell(oracle: Oracle, world: World, record: Record, version: int) -> int:
-    """One record; the version of the catalog in force after it."""
+    """One record; the version of the meter set in force after it."""
     headers, value = dict(record.headers), record.value or b""
     kind, signature = headers.get(CONTROL_HEADER), headers.get(SIGNATURE_HEADER)
     if kind is None or signature in world.forged or signature in world.foreign:
         oracle.feed(record.partition, record.offset, record.timestamp_ms, value, record.headers)
         if signature in world.foreign:
             place = Place(record.partition, record.offset, 0)
-            oracle.verdicts[place] = oracle.verdicts[place]._replace(reason="bad_control")
+            oracle.rulings[place] = oracle.rulings[place]._replace(reason="bad_control")
         return version
     at = (record.partition, record.timestamp_ms)
     match ControlKind(kind.decode()):
-        case ControlKind.CATALOG:
-            proposed = CatalogRecord.model_validate_json(value).catalog
+        case ControlKind.METER_SET:
+            proposed = MeterSetRecord.model_validate_json(value).meter_set
             if proposed.version > version:
-                oracle.set_catalog(record.partition, proposed.model_dump(mode="json"), record.timestamp_ms)
+                oracle.set_meter_set(record.partition, proposed.model_dump(mode="json"), record.timestamp_ms)
                 return proposed.version
             oracle.tick(*at)
         case ControlKind.ACCOUNT:
@@ -76,22 +76,22 @@ def _tell(oracle: Oracle, world: World, record: Record, version: int) -> int:
         case ControlKind.CLOSE:
             closed = CloseRecord.model_validate_json(value)
             oracle.close(record.partition, closed.account, closed.instant_ms, record.timestamp_ms, record.offset)
-        case ControlKind.RECUT:
-            made = RecutRecord.model_validate_json(value)
+        case ControlKind.RESTATEMENT:
+            made = RestatementRecord.model_validate_json(value)
             answers, at_ms = offset_of(made.position), record.timestamp_ms
             if made.begins:
-                oracle.begin_recut(record.partition, made.account, answers, record.offset, at_ms)
+                oracle.begin_restatement(record.partition, made.account, answers, record.offset, at_ms)
             else:
                 before = len(oracle.accounts.declined)
                 declined = bool(made.declined)
-                oracle.recut(record.partition, made.account, answers, declined=declined, timestamp_ms=at_ms)
-                # The third catalog takes a meter away, whose usage then cannot be told to Stripe in other periods.
+                oracle.restatement(record.partition, made.account, answers, declined=declined, timestamp_ms=at_ms)
+                # The third meter set takes a meter away, whose usage then cannot be told to Stripe in other periods.
                 lost = "lost its Stripe event name" in made.declined and version >= WITHOUT_A_METER
                 if len(oracle.accounts.declined) > before and not lost:
                     world.fail("late bindings", f"{made.account}: declined without need: {made.declined}")
-        case ControlKind.VERDICT:
-            for index, verdict in enumerate(VerdictRecord.model_validate_json(value).verdicts):
-                judged = Place(record.partition, offset_of(verdict.position), index_of(verdict.position))
+        case ControlKind.DEDUP_DECISION:
+            for index, decision in enumerate(DedupDecisionRecord.model_validate_json(value).decisions):
+                judged = Place(record.partition, offset_of(decision.position), index_of(decision.position))
                 oracle.resolve(judged, record.offset, index, record.timestamp_ms)
         case _:
             oracle.tick(*at)
@@ -101,7 +101,7 @@ def _tell(oracle: Oracle, world: World, record: Record, version: int) -> int:
 async def verify(world: World) -> None:
     """Every comparison; what differs becomes a failure of the run."""
     oracle = oracle_of(world)
-    _fences(world, oracle)
+    _checkpoints(world, oracle)
     _acknowledged(world, oracle)
     _differ(world, "redis totals", _positive(_oracle_totals(oracle)), _positive(_redis_totals(world)))
     _differ(world, "usage_hourly", _positive(_oracle_cells(oracle)), _positive(_hourly_cells(world)))
@@ -129,7 +129,7 @@ def _positive(values: dict[Any, int]) -> dict[Any, int]:
 
 def _acknowledged(world: World, oracle: Oracle) -> None:
     """Whatever a producer was told is safe, was received by the rollup's log."""
-    received = {(verdict.account, verdict.id) for verdict in oracle.verdicts.values()}
+    received = {(decision.account, decision.id) for decision in oracle.rulings.values()}
     for value in world.acknowledged:
         try:
             events = decode(value)
@@ -146,7 +146,7 @@ def _met(world: World) -> None:
     if any(world.log.first(EVENTS_TOPIC, partition) > 0 for partition in range(PARTITIONS)):
         world.faults.note(Fault.RETENTION_PASSED)
     for held in world.store._partitions.values():  # noqa: SLF001
-        for _ in [cut for state in held.accounts.values() for cut in state.recuts]:
+        for _ in [cut for state in held.accounts.values() for cut in state.restatements]:
             world.faults.note(Fault.BINDING_LATE)
     periods: defaultdict[str, set[int]] = defaultdict(set)
     for account, _, start_ms in _redis_totals(world):
@@ -155,14 +155,14 @@ def _met(world: World) -> None:
         world.faults.note(Fault.PERIOD_PASSED)
 
 
-def _fences(world: World, oracle: Oracle) -> None:
+def _checkpoints(world: World, oracle: Oracle) -> None:
     for partition in range(PARTITIONS):
-        fence = world.store._partitions[partition].fence  # noqa: SLF001  the twin's own state is what is judged
-        if fence is None:
-            world.fail("fence", f"partition {partition} has none")
+        checkpoint = world.store._partitions[partition].checkpoint  # noqa: SLF001  the fake's own state is what is judged
+        if checkpoint is None:
+            world.fail("checkpoint", f"partition {partition} has none")
             continue
-        told = fence.counters._asdict()
-        if not fence.counters.conserved:
+        told = checkpoint.counters._asdict()
+        if not checkpoint.counters.conserved:
             world.fail("conservation", f"partition {partition}: {told}")
         _differ(world, f"counters of partition {partition}", oracle.counters[partition], told)
 
@@ -194,9 +194,9 @@ def _hourly_cells(world: World) -> dict[Any, int]:
 
 def _oracle_events(oracle: Oracle) -> dict[Any, int]:
     return {
-        (verdict.account, verdict.id): position(place.offset, place.event_index)
-        for place, verdict in oracle.verdicts.items()
-        if verdict.outcome in ("counted", "unmetered") or place in oracle.kept_out
+        (decision.account, decision.id): position(place.offset, place.event_index)
+        for place, decision in oracle.rulings.items()
+        if decision.outcome in ("counted", "unmetered") or place in oracle.kept_out
     }
 
 
@@ -212,9 +212,9 @@ def _oracle_duplicates(oracle: Oracle) -> dict[Any, int]:
 
 def _oracle_reasons(oracle: Oracle) -> dict[Any, str]:
     return {
-        (place.partition, place.offset, place.event_index): verdict.reason
-        for place, verdict in oracle.verdicts.items()
-        if verdict.reason
+        (place.partition, place.offset, place.event_index): decision.reason
+        for place, decision in oracle.rulings.items()
+        if decision.reason
     }
 
 
@@ -335,7 +335,7 @@ def _bounded(world: World) -> None:
             "dirty": len(held.dirty),
             "duplicates": len(held.duplicates),
             "reports": len(held.reports),
-            "parked": len(held.parked),
+            "deferred": len(held.deferred),
         }
         if any(left.values()):
             world.fail("outbox", f"partition {partition}: {left}")

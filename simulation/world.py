@@ -10,13 +10,13 @@ from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
 from aggregators.partitioning import partition_of
-from pipeline.batching import batches
-from pipeline.deployment import append_control, append_everywhere
+from pipeline.logs.batching import batches
+from pipeline.logs.control_records import append_control, append_everywhere
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from schemas.control import AccountRecord, CatalogRecord, CloseRecord, Control, Genesis, Tick
+from schemas.control import AccountRecord, CloseRecord, Control, Genesis, MeterSetRecord, Tick
 from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
-from schemas.meters import Catalog
+from schemas.meters import MeterSet
 from schemas.periods import Billing, Binding, Interval
 from simulation.faults import Fault, Faults, Rates
 from simulation.loop import SimulatedClock, SimulatedLoop
@@ -25,20 +25,20 @@ from simulation.roles import SECRET, Slot, run_role
 from simulation.services import LosingStore, StripeFaults, WatchedLog
 from simulation.traffic import (
     ACCOUNTS,
-    CATALOG_VERSIONS,
     FREE,
+    METER_SET_VERSIONS,
     ORIGIN_MS,
     PARTITIONS,
     REPEATABLE_MAX,
     REPORT_INTERVALS_MS,
     Sent,
     Traffic,
-    catalog,
     customers,
     encoded,
+    meter_set,
 )
-from sinks.clickhouse.memory import MemoryClickHouse
-from sinks.stripe.memory import MemoryStripe
+from sinks.clickhouse.fake import FakeClickHouse
+from sinks.stripe.fake import FakeStripe
 
 # Longer than any reader is ever behind, however often it dies: what is gone then is an operator's affair.
 RETENTION_MS: Final = 4 * HOUR_MS
@@ -73,11 +73,11 @@ class World:
         self.clock = SimulatedClock(loop, ORIGIN_MS)
         self.log = WatchedLog(self.clock, self.chance("log"))
         self.store = LosingStore(self.clock)
-        self.clickhouse = MemoryClickHouse()
-        self.stripe = MemoryStripe(self.clock, account="acct_simulated", lag_ms=MINUTE_MS)
+        self.clickhouse = FakeClickHouse()
+        self.stripe = FakeStripe(self.clock, account="acct_simulated", lag_ms=MINUTE_MS)
         self.stripe.fault = StripeFaults(self.chance("stripe"), self.faults, self.rates.stripe)
         self.genesis = Genesis(log_id=f"log-{seed}", partitions=PARTITIONS, stripe_account="acct_simulated")
-        self.catalog_version = 0
+        self.meter_set_version = 0
         self.failures: list[Failure] = []
         self.acknowledged: list[bytes] = []
         self._sent: deque[Sent] = deque(maxlen=REPEATABLE_MAX)
@@ -109,7 +109,7 @@ class World:
         self.failures.append(Failure(where, what))
 
     async def start(self) -> None:
-        """Topics, genesis records, catalog, accounts; then the processes."""
+        """Topics, genesis records, meter set, accounts; then the processes."""
         kept_ms = RETENTION_MS if self.forgets else -1
         await self.log.create_topics(
             [
@@ -120,7 +120,7 @@ class World:
             ]
         )
         await append_everywhere(self.log, SECRET, self.genesis)
-        await self.change_catalog()
+        await self.change_meter_set()
         for account in ACCOUNTS:
             for customer in customers(account):
                 self.stripe.add_customer(customer)
@@ -129,10 +129,12 @@ class World:
         for slot in self.slots:
             self._tasks.append(asyncio.ensure_future(self._supervise(slot)))
 
-    async def change_catalog(self) -> None:
+    async def change_meter_set(self) -> None:
         """Apply the next version everywhere."""
-        self.catalog_version += 1
-        record = CatalogRecord(catalog=Catalog.model_validate(catalog(self.catalog_version, self.report_interval_ms)))
+        self.meter_set_version += 1
+        record = MeterSetRecord(
+            meter_set=MeterSet.model_validate(meter_set(self.meter_set_version, self.report_interval_ms))
+        )
         await append_everywhere(self.log, SECRET, record)
 
     async def bind(self, account: str, **fields: Any) -> None:
@@ -283,7 +285,7 @@ class World:
             return
 
     async def _operator(self) -> None:
-        """Binds accounts, closes periods, changes the catalog; and somebody forges records."""
+        """Binds accounts, closes periods, changes the meter set; and somebody forges records."""
         chance = self.chance("operator")
         while True:
             await asyncio.sleep(chance.expovariate(8 / SPAN_S))
@@ -302,10 +304,10 @@ class World:
                 await self.control(account, CloseRecord(account=account, instant_ms=instant_ms))
             elif (
                 draw < 0.75
-                and self.catalog_version < CATALOG_VERSIONS
-                and self.faults.strike(Fault.CATALOG_CHANGED, f"{now_ms}")
+                and self.meter_set_version < METER_SET_VERSIONS
+                and self.faults.strike(Fault.METER_SET_CHANGED, f"{now_ms}")
             ):
-                await self.change_catalog()
+                await self.change_meter_set()
             elif draw < 0.85 and self.faults.strike(Fault.FORGED_CONTROL, f"{now_ms}"):
                 await self._forge(chance, b"forged by nobody with the secret", self.genesis)
             elif self.faults.strike(Fault.FOREIGN_TICK, f"{now_ms}"):
@@ -378,8 +380,8 @@ class World:
 
 
 def _is_whole(state: dict[int, Any]) -> bool:
-    """Whether every partition had begun: a store without a fence is an emptied one."""
-    return all(partition in state and state[partition].fence for partition in range(PARTITIONS))
+    """Whether every partition had begun: a store without a checkpoint is an emptied one."""
+    return all(partition in state and state[partition].checkpoint for partition in range(PARTITIONS))
 
 
 def _account(event: Any) -> str:

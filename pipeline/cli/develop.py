@@ -17,9 +17,9 @@ from schemas.errors import InvalidInput, Refused, Transient
 @click.option("--kafka", is_flag=True, help="Start a real Apache Kafka broker instead of the embedded log.")
 @click.option("--port", default=8080, show_default=True, help="The gateway's port; 0 takes a free one.")
 @click.option("--clickhouse-port", default=8123, show_default=True, help="Read-only ClickHouse port; 0: a free one.")
-@click.option("--catalog", "catalog_path", type=click.Path(path_type=Path), help="A catalog file of your own.")
+@click.option("--meters", "meter_set_path", type=click.Path(path_type=Path), help="A meter set file of your own.")
 @click.option("--workers", default=1, show_default=True, help="Worker processes (more than one needs --kafka).")
-def dev(kafka: bool, port: int, clickhouse_port: int, catalog_path: Path | None, workers: int) -> None:
+def dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | None, workers: int) -> None:
     """Run everything on this machine until ctrl-C. Data stays in .tidemark/.
 
     Log, Valkey, the ClickHouse engine, a Stripe simulator and all roles; no Docker, nothing to install. Prints an
@@ -27,15 +27,15 @@ def dev(kafka: bool, port: int, clickhouse_port: int, catalog_path: Path | None,
     """
     if workers > 1 and not kafka:
         raise InvalidInput("--workers", "the embedded log has one reader per group; add --kafka")
-    run(_dev(kafka, port, clickhouse_port, catalog_path, workers))
+    run(_dev(kafka, port, clickhouse_port, meter_set_path, workers))
 
 
-async def _dev(kafka: bool, port: int, clickhouse_port: int, catalog_path: Path | None, workers: int) -> None:
-    from pipeline.dev import Dev, DevOptions
-    from pipeline.ops import stop_event
+async def _dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | None, workers: int) -> None:
+    from pipeline.http.serving import stop_event
+    from pipeline.local.dev import Dev, DevOptions
 
     folder = data_dir() / "kafka-shape" if kafka else data_dir()
-    options = DevOptions(folder, kafka, port, clickhouse_port, catalog=catalog_path, workers=workers)
+    options = DevOptions(folder, kafka, port, clickhouse_port, meter_set=meter_set_path, workers=workers)
     stop = stop_event()
     instance = Dev(options, lambda message: click.echo(f"  {message}"))
     try:
@@ -194,8 +194,8 @@ def key() -> None:
 @click.option("--account", default=None, help="Restrict the key to one account.")
 def key_create(role: str, account: str | None) -> None:
     """Print a new API key; only its hash is stored."""
-    from pipeline.api_keys import Role, create_key
     from pipeline.clock import SystemClock
+    from pipeline.http.api_keys import Role, create_key
 
     path = settings().api_keys
     if path is None:
@@ -207,7 +207,7 @@ def key_create(role: str, account: str | None) -> None:
 @click.argument("key_id")
 def key_revoke(key_id: str) -> None:
     """Revoke a key by its id, the first part of its text after tm_. Gateways notice at once."""
-    from pipeline.api_keys import revoke_key
+    from pipeline.http.api_keys import revoke_key
 
     path = settings().api_keys
     if path is None:

@@ -1,4 +1,4 @@
-"""Commands of the operator: catalog, account, close-period, quarantine, reconcile, doctor."""
+"""Commands of the operator: meters, account, close-period, quarantine, reconcile, doctor."""
 
 from __future__ import annotations
 
@@ -21,47 +21,47 @@ def instant_ms(field: str, text: str) -> int:
 
 
 @click.group()
-def catalog() -> None:
-    """Show, check and apply the catalog of meters."""
+def meters() -> None:
+    """Show, check and apply the meter set."""
 
 
-@catalog.command("schema")
-def catalog_schema() -> None:
-    """Print the JSON Schema of a catalog file."""
-    from schemas.meters import Catalog
+@meters.command("schema")
+def meters_schema() -> None:
+    """Print the JSON Schema of a meter set file."""
+    from schemas.meters import MeterSet
 
-    click.echo(json.dumps(Catalog.model_json_schema(), indent=2))
+    click.echo(json.dumps(MeterSet.model_json_schema(), indent=2))
 
 
-@catalog.command("check")
+@meters.command("check")
 @click.argument("file", type=click.Path(path_type=Path))
-def catalog_check(file: Path) -> None:
-    """Read a catalog file and say what is wrong with it, without applying it."""
-    from pipeline.stores import read_catalog
+def meters_check(file: Path) -> None:
+    """Read a meter set file and say what is wrong with it, without applying it."""
+    from pipeline.open import read_meter_set
 
-    found = read_catalog(file)
+    found = read_meter_set(file)
     click.echo(f"{file}: version {found.version}, {len(found.meters)} meters, valid")
 
 
-@catalog.command("apply")
+@meters.command("apply")
 @click.argument("file", type=click.Path(path_type=Path))
-def catalog_apply(file: Path) -> None:
-    """Write a catalog into the log; it takes effect on each partition from its record on.
+def meters_apply(file: Path) -> None:
+    """Write a meter set into the log; it takes effect on each partition from its record on.
 
     The version must be higher than the one in force, and a meter that exists keeps its definition.
     """
-    from pipeline.operations import apply_catalog_file
+    from pipeline.commands.operations import apply_meter_set_file
 
-    click.echo(run(apply_catalog_file(settings(), file)))
+    click.echo(run(apply_meter_set_file(settings(), file)))
 
 
-@catalog.command("show")
-def catalog_show() -> None:
-    """Print the catalog in force."""
-    from pipeline.stores import catalog_in_force
+@meters.command("show")
+def meters_show() -> None:
+    """Print the meter set in force."""
+    from pipeline.open import meter_set_in_force
 
-    found = run(catalog_in_force(settings()))
-    click.echo(found.model_dump_json(indent=2, exclude_defaults=True) if found else "no catalog has been applied")
+    found = run(meter_set_in_force(settings()))
+    click.echo(found.model_dump_json(indent=2, exclude_defaults=True) if found else "no meter set has been applied")
 
 
 @click.group()
@@ -83,10 +83,10 @@ def account_bind(
     """Set an account's period anchor and Stripe customer, from an instant on.
 
     A new anchor may take effect in the past, as far as periods are not closed and nobody was named to pay for their
-    usage: it is counted again. Else it takes effect after log time and the future limit. The customer holds from --from
-    on, or for all usage not yet reported.
+    usage: it is counted again. Else it takes effect after stream time and the future limit. The customer holds from
+    --from on, or for all usage not yet reported.
     """
-    from pipeline.operations import bind_account
+    from pipeline.commands.operations import bind_account
     from schemas.periods import Billing, Binding, Interval
 
     billing = Billing.FREE if free else Billing.MAPPED if customer else Billing.UNMAPPED
@@ -105,7 +105,7 @@ def account_bind(
 @click.argument("name")
 def account_show(name: str) -> None:
     """Print an account's bindings, closings and current period."""
-    from pipeline.operations import show_account
+    from pipeline.commands.operations import show_account
 
     click.echo(json.dumps(run(show_account(settings(), name)), indent=2))
 
@@ -118,7 +118,7 @@ def close_period(name: str, instant: str) -> None:
 
     Later usage of it follows its meters' policy: carried forward, or quarantined. Cannot be undone.
     """
-    from pipeline.operations import close_account_period
+    from pipeline.commands.operations import close_account_period
 
     click.echo(run(close_account_period(settings(), name, instant_ms("INSTANT", instant))))
 
@@ -137,7 +137,7 @@ _REASON = click.option("--reason", help="Only this reason, such as wrong_partiti
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def quarantine_list(reason: str | None, limit: int, as_json: bool) -> None:
     """Print quarantined events: where they stood, why, and what to do."""
-    from pipeline.operations import quarantined
+    from pipeline.commands.operations import quarantined
     from schemas.reasons import REMEDIES, Reason
 
     for entry in run(quarantined(settings(), reason, limit)):
@@ -147,7 +147,7 @@ def quarantine_list(reason: str | None, limit: int, as_json: bool) -> None:
             known = entry.reason in set(Reason)
             click.echo(
                 f"{entry.topic}-{entry.partition}@{entry.offset}.{entry.place}  "
-                f"{format_instant_ms(entry.log_time_ms)}  {entry.reason}: {entry.detail}\n"
+                f"{format_instant_ms(entry.stream_time_ms)}  {entry.reason}: {entry.detail}\n"
                 f"    {entry.text()[:160]}\n    → {REMEDIES[Reason(entry.reason)] if known else 'see the reason'}"
             )
 
@@ -158,7 +158,7 @@ def quarantine_list(reason: str | None, limit: int, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def quarantine_redrive(reason: str | None, limit: int, yes: bool) -> None:
     """Send quarantined events again, through usage.inbox. An event that was counted meanwhile stays counted once."""
-    from pipeline.operations import quarantined, redrive
+    from pipeline.commands.operations import quarantined, redrive
 
     chosen = settings()
     entries = [entry for entry in run(quarantined(chosen, reason, limit)) if not entry.cut]
@@ -184,7 +184,7 @@ def reconcile(
 
     Exits 0 where everything that was compared is equal, 1 on drift. What could not be read is `unchecked`.
     """
-    from pipeline.operations import run_reconcile
+    from pipeline.commands.operations import run_reconcile
 
     code, text = run(
         run_reconcile(
@@ -205,7 +205,7 @@ def reconcile(
 @click.option("--json", "as_json", is_flag=True)
 def doctor(as_json: bool) -> None:
     """Check each dependency and setting, and say the remedy. Exits 1 where something is wrong."""
-    from pipeline.doctor import diagnose
+    from pipeline.commands.doctor import diagnose
 
     findings = run(diagnose(settings()))
     if as_json:

@@ -20,7 +20,7 @@ STEPS = 40
 def simulate(seed: int | None, steps: int, runs: int, processes: int, only: tuple[str, ...], *, shrink: bool) -> None:
     """Run the whole pipeline through crashes, lost answers, rebalances and losses, and recount.
 
-    The real processors run on in-memory twins of the log, Redis, ClickHouse and Stripe, with a simulated clock. One
+    The real processors run on in-memory fakes of the log, Redis, ClickHouse and Stripe, with a simulated clock. One
     seed draws everything, so a run can be repeated exactly. After the faults everything must come to rest, and every
     view must hold what the oracle counts from the log's bytes. Exits 1 at the first run that does not.
     """

@@ -27,7 +27,7 @@ def rebuild() -> None:
 
 @rebuild.command("redis")
 @click.option(
-    "--from", "source", type=click.Choice(["log", "checkpoint", "clickhouse"]), default="log", show_default=True
+    "--from", "source", type=click.Choice(["log", "snapshot", "clickhouse"]), default="log", show_default=True
 )
 @_YES
 @_ABANDON
@@ -35,17 +35,17 @@ def rebuild() -> None:
 def rebuild_redis(source: str, yes: bool, abandon: bool, reconcile_after: bool) -> None:
     """Fold the log into new keys and swap them in, one partition after the other.
 
-    From the log's start; where that is gone, or with `--from checkpoint`, from the newest checkpoint in ClickHouse that
+    From the log's start; where that is gone, or with `--from snapshot`, from the newest snapshot in ClickHouse that
     the log still reaches (`--from clickhouse` means the same here). Needs room in Redis for one partition more. Workers
     go on; each is fenced once and starts again. Cut short, the same command goes on where it was. A rebuild that is
     started later stops this one. Exits as `reconcile` does.
     """
-    from pipeline.rebuild.command import abandon_live_view, rebuild_live_view
+    from pipeline.commands.rebuild import abandon_live_view, rebuild_live_view
 
     if abandon:
         click.echo(run(abandon_live_view(settings())))
         return
-    source = "checkpoint" if source == "clickhouse" else source
+    source = "snapshot" if source == "clickhouse" else source
     question = f"Build the live view again from the {source} and replace the one in Redis?"
     _rebuild(
         question, yes, reconcile_after, lambda chosen, progress: rebuild_live_view(chosen, source, progress)
@@ -65,7 +65,7 @@ def rebuild_usage_hourly(source: str, yes: bool, abandon: bool, reconcile_after:
     short, the same command goes on where it was. A rebuild that is started later stops this one. Exits as `reconcile`
     does.
     """
-    from pipeline.rebuild.command import give_up_hourly, rebuild_hourly
+    from pipeline.commands.rebuild import give_up_hourly, rebuild_hourly
 
     if abandon:
         click.echo(run(give_up_hourly(settings())))
@@ -84,18 +84,18 @@ def rebuild_usage_hourly(source: str, yes: bool, abandon: bool, reconcile_after:
 @_ABANDON
 @_RECONCILE
 def rebuild_archive(source: str, yes: bool, abandon: bool, reconcile_after: bool) -> None:
-    """Build usage_events, verdicts and control_log again in tables beside the live ones, and exchange them.
+    """Build usage_events, decisions and control_log again in tables beside the live ones, and exchange them.
 
     Needs the log from offset 0, room in ClickHouse for the tables once more, and Redis, where it says that it is the
     one rebuild. The archive goes on. Cut short, the same command goes on where it was. A rebuild that is started later
     stops this one. Exits as `reconcile` does.
     """
-    from pipeline.rebuild.command import give_up_archive, rebuild_archive_tables
+    from pipeline.commands.rebuild import give_up_archive, rebuild_archive_tables
 
     if abandon:
         click.echo(run(give_up_archive(settings())))
         return
-    question = f"Build usage_events, verdicts and control_log again from the {source} and replace them?"
+    question = f"Build usage_events, decisions and control_log again from the {source} and replace them?"
     _rebuild(question, yes, reconcile_after, rebuild_archive_tables)
 
 
@@ -106,7 +106,7 @@ def _rebuild(
     build: Callable[[Settings, Callable[[Progress], None]], Coroutine[Any, Any, str]],
 ) -> None:
     """Ask, build, and compare; exits as `reconcile` does."""
-    from pipeline.operations import run_reconcile
+    from pipeline.commands.operations import run_reconcile
 
     chosen = settings()
     if not yes:

@@ -16,12 +16,12 @@ _REPLAY = click.option(
 @click.command()
 @_REPLAY
 def worker(replay_from_start: bool) -> None:
-    """Count: fold usage.events into Redis, drain to ClickHouse, make intents.
+    """Count: fold usage.events into Redis, relay to ClickHouse, make intents.
 
     Start as many as there are partitions at most; Kafka spreads the partitions over them. kill -9 is safe.
     """
-    from pipeline.faust_runner import run_in_loop
     from pipeline.roles.worker import run_worker
+    from pipeline.runner.runner import run_in_loop
 
     run_in_loop(run_worker(settings(), replay_from_start=replay_from_start))
 
@@ -30,8 +30,8 @@ def worker(replay_from_start: bool) -> None:
 @_REPLAY
 def archive(replay_from_start: bool) -> None:
     """Keep every accepted event in ClickHouse, by identity."""
-    from pipeline.faust_runner import run_in_loop
     from pipeline.roles.archive import run_archive
+    from pipeline.runner.runner import run_in_loop
 
     run_in_loop(run_archive(settings(), replay_from_start=replay_from_start))
 
@@ -39,8 +39,8 @@ def archive(replay_from_start: bool) -> None:
 @click.command()
 def router() -> None:
     """Re-key usage.inbox (any producer, any partitioner) into usage.events."""
-    from pipeline.faust_runner import run_in_loop
     from pipeline.roles.router import run_router
+    from pipeline.runner.runner import run_in_loop
 
     run_in_loop(run_router(settings()))
 
@@ -48,8 +48,8 @@ def router() -> None:
 @click.command()
 def sink() -> None:
     """Report intents to Stripe, each one once."""
-    from pipeline.faust_runner import run_in_loop
     from pipeline.roles.sink import run_sink
+    from pipeline.runner.runner import run_in_loop
 
     run_in_loop(run_sink(settings()))
 
@@ -57,7 +57,7 @@ def sink() -> None:
 @click.command()
 def gateway() -> None:
     """Serve the HTTP API: POST /v1/events, GET /v1/usage, GET /v1/accounts/{id}/usage."""
-    from pipeline.faust_runner import run_in_loop
     from pipeline.roles.gateway import run_gateway
+    from pipeline.runner.runner import run_in_loop
 
     run_in_loop(run_gateway(settings()))

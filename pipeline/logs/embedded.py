@@ -39,8 +39,8 @@ class Batch(NamedTuple):
 class SqliteLog:
     """A `schemas.log.Log` on one SQLite file in WAL mode, fsynced before an append returns.
 
-    Log time is max(the partition's last log time, the clock), taken inside the transaction, so it is monotonic even
-    where several processes append or the clock steps back.
+    Stream time is max(the partition's last stream time, the clock), taken inside the transaction, so it is monotonic
+    even where several processes append or the clock steps back.
     """
 
     def __init__(self, path: Path, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""The one thread per process that writes the embedded log: group commit, log time and retention.
+"""The one thread per process that writes the embedded log: group commit, stream time and retention.
 
 One file holds every topic. A record's row id is (partition's row id << 40) | offset, so reading is one range scan and
 appending is an insert at the right edge of the tree.
@@ -169,7 +169,7 @@ class Writer:
         return result
 
     def _insert(self, connection: sqlite3.Connection, appends: list[Append]) -> list[int]:
-        """Insert with offsets and log times taken inside the transaction; returns the offsets."""
+        """Insert with offsets and stream times taken inside the transaction; returns the offsets."""
         heads: dict[int, list[int]] = {}
         rows: list[tuple[int, int, bytes | None, bytes | None, bytes]] = []
         offsets: list[int] = []
@@ -200,7 +200,7 @@ class Writer:
 
 
 def _trim(connection: sqlite3.Connection, partition_id: int, before_ms: int, records_max: int) -> None:
-    """Delete up to `records_max` of a partition's oldest records whose log time lies before `before_ms`."""
+    """Delete up to `records_max` of a partition's oldest records whose stream time lies before `before_ms`."""
     first, end = partition_id << OFFSET_BITS, (partition_id + 1) << OFFSET_BITS
     oldest = "SELECT id, ms FROM records WHERE id>=? AND id<? ORDER BY id LIMIT ?"
     query = f"SELECT max(id) FROM ({oldest}) WHERE ms<?"  # noqa: S608  constants only

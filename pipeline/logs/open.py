@@ -17,7 +17,8 @@ KAFKA_SCHEME = "kafka://"
 def open_log(url: str, clock: Clock) -> Log:
     """The log at `embedded://PATH` (relative or absolute) or `kafka://HOST:PORT[,HOST:PORT…]`, not yet started.
 
-    `clock` gives the embedded log its log time; Kafka's brokers have their own. Raises `InvalidInput` on another URL.
+    `clock` gives the embedded log its stream time; Kafka's brokers have their own. Raises `InvalidInput` on another
+    URL.
     """
     if url.startswith(EMBEDDED_SCHEME):
         return SqliteLog(embedded_path(url), clock)

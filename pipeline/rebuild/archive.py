@@ -1,4 +1,4 @@
-"""`usage_events`, `verdicts` and `control_log`, rebuilt from the log by the archive's own processor (I3).
+"""`usage_events`, `dedup_decisions` and `control_log`, rebuilt from the log by the archive's own processor (I3).
 
 1. archive every partition from offset 0 into tables beside the live ones. The positions beside them say how far it is:
    cut short, it goes on from there.
@@ -16,14 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from pipeline.processors.archive import ArchiveProcessor
+from pipeline.ingest.archive import ArchiveProcessor
 from pipeline.rebuild.limits import RebuildLimits
-from pipeline.rebuild.scratch import check_reach
+from pipeline.rebuild.shadow_copy import check_reach
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC, Log
 from schemas.rebuild import AnalyticalStore, Progress, TableStaging
 
-DATA: Final = ("usage_events", "verdicts", "control_log")
+DATA: Final = ("usage_events", "dedup_decisions", "control_log")
 POSITIONS: Final = "archive_positions"
 TABLES: Final = (*DATA, POSITIONS)
 REMEDY: Final = "Restore ClickHouse's tables from a backup, or bring those records back from a copy of the log."

@@ -1,14 +1,14 @@
 """`usage_hourly` and `usage_duplicates`, rebuilt from the log (I6, I7): the same fold, into tables beside them.
 
-1. fold every partition from offset 0 into a scratch namespace of Redis, and drain it into the tables beside. The
-   scratch fence is the position: cut short, it goes on from there.
-2. once all partitions reach as far as the live fence: exchange the tables.
-3. fold on to the live fence as it stands after the exchange. A drain that had begun before it wrote into the old
-   table, and all it wrote is made by the fold below that fence.
-4. drop the old `usage_duplicates`, which says that nothing but cleaning is left, then the scratch copy, then the old
+1. fold every partition from offset 0 into a shadow copy namespace of Redis, and relay it into the tables beside. The
+   shadow copy checkpoint is the position: cut short, it goes on from there.
+2. once all partitions reach as far as the live checkpoint: exchange the tables.
+3. fold on to the live checkpoint as it stands after the exchange. A relay that had begun before it wrote into the old
+   table, and all it wrote is made by the fold below that checkpoint.
+4. drop the old `usage_duplicates`, which says that nothing but cleaning is left, then the shadow copy, then the old
    `usage_hourly`. Whoever goes on from here needs no log and no live view.
 
-Rows carry the live view's generation, so a row that the live drains write is the same row or a newer one. What no
+Rows carry the live view's generation, so a row that the live relays write is the same row or a newer one. What no
 event ever made is in none of the tables afterwards. Nothing goes out: no intent, no quarantine entry.
 """
 
@@ -20,17 +20,17 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from pipeline.processors.drains import HourlyDrain
-from pipeline.processors.rollup import RollupProcessor, RollupSettings
 from pipeline.rebuild.limits import RebuildLimits
-from pipeline.rebuild.scratch import behind_the_view, check_live, check_reach, first_fence, start_empty
-from pipeline.rebuild.sparing import SparingLog
-from schemas.analytics import DrainPosition, HourlyStore
+from pipeline.rebuild.no_quarantine_log import NoQuarantineLog
+from pipeline.rebuild.shadow_copy import behind_the_view, check_live, check_reach, first_checkpoint, start_empty
+from pipeline.rollup.processor import RollupProcessor, RollupSettings
+from pipeline.rollup.relays import HourlyRelay
+from schemas.analytics import HourlyStore, RelayPosition
 from schemas.clock import HOUR_MS, Clock
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC, OFFSET_MAX, Log
 from schemas.rebuild import Building, GenerationsSeen, GenerationStore, Progress, TableStaging
-from schemas.rollup import Fence, RollupStore
+from schemas.rollup import Checkpoint, RollupStore
 
 TABLES: Final = ("usage_duplicates", "usage_hourly")
 # Whose old table is dropped as soon as both are caught up with.
@@ -45,7 +45,7 @@ REMEDY: Final = (
 class Note(msgspec.Struct, frozen=True):
     """What a rebuild of `usage_hourly` was begun with; stands with the tables beside.
 
-    `generations` are the live view's, by partition. From ClickHouse: up to which offset and log time of each
+    `generations` are the live view's, by partition. From ClickHouse: up to which offset and stream time of each
     partition `usage_events` is counted before the swap, and which rebuild had made it.
     """
 
@@ -53,7 +53,7 @@ class Note(msgspec.Struct, frozen=True):
     name: str
     generations: tuple[int, ...]
     offsets: tuple[int, ...] = ()
-    log_times_ms: tuple[int, ...] = ()
+    stream_times_ms: tuple[int, ...] = ()
     events_rebuilt: int = 0
 
 
@@ -77,20 +77,21 @@ def noted(found: Building, source: str) -> Note:
 
 
 class _Filled:
-    """`HourlyStore` as the scratch copy is drained into it: the tables beside, or once they are exchanged the live
+    """`HourlyStore` as the shadow copy is relayed into it: the tables beside, or once they are exchanged the live
     ones (`live`)."""
 
     def __init__(self, store: HourlyStore, *, live: bool) -> None:
         self.insert_hourly = store.insert_hourly
         self.insert_duplicates = store.insert_duplicates
-        self.load_drained = store.load_drained
-        self._save = store.save_drained if live else None
+        self.load_relayed = store.load_relayed
+        self._save = store.save_relayed if live else None
 
     async def generation_since(self, partition: int, bucket_ms: int) -> int:  # noqa: ARG002 - the protocol's
-        """0: rows of a later generation refuse an old live view, and the scratch copy is none. They are as right."""
+        """0: rows of a later generation refuse an old live view, and the shadow copy is none. They are as
+        right."""
         return 0
 
-    async def save_drained(self, position: DrainPosition) -> None:
+    async def save_relayed(self, position: RelayPosition) -> None:
         """As the store; nothing beside, where the rows say nothing yet of how far `usage_hourly` reaches."""
         if self._save is not None:
             await self._save(position)
@@ -102,7 +103,7 @@ class _Filled:
 class _Parts(NamedTuple):
     log: Log
     live: RollupStore
-    scratch: Callable[[str], GenerationStore]
+    shadow_copy: Callable[[str], GenerationStore]
     hourly: GenerationsSeen
     staging: TableStaging
     clock: Clock
@@ -112,13 +113,14 @@ class _Parts(NamedTuple):
 
 
 class HourlyRebuild:
-    """Rebuilds both tables. Run again after any end, it goes on. `scratch` opens a store under a name of its own."""
+    """Rebuilds both tables. Run again after any end, it goes on. `shadow_copy` opens a store under a name of its
+    own."""
 
     def __init__(
         self,
         log: Log,
         live: RollupStore,
-        scratch: Callable[[str], GenerationStore],
+        shadow_copy: Callable[[str], GenerationStore],
         hourly: GenerationsSeen,
         staging: TableStaging,
         clock: Clock,
@@ -127,7 +129,7 @@ class HourlyRebuild:
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._parts = _Parts(
-            log, live, scratch, hourly, staging, clock, secret, limits or RebuildLimits(), progress
+            log, live, shadow_copy, hourly, staging, clock, secret, limits or RebuildLimits(), progress
         )  # fmt: skip
 
     async def run(self) -> None:
@@ -140,8 +142,8 @@ class HourlyRebuild:
         found = await begun(staging, SOURCE)
         if found is None or found[1].is_partial(TABLES):
             await check_reach(self._parts.log, partitions, REMEDY)
-            # What has been drained from the scratch copy is gone with a table.
-            await abandon_hourly(staging, self._parts.scratch, partitions)
+            # What has been relayed from the shadow copy is gone with a table.
+            await abandon_hourly(staging, self._parts.shadow_copy, partitions)
             note = Note(SOURCE, uuid.uuid4().hex[:16], await self._generations(partitions))
             text = msgspec.json.encode(note).decode()
         else:
@@ -149,64 +151,64 @@ class HourlyRebuild:
         building = await staging.begin(TABLES, text)
         # What the tables hold so far is of the note that they bear, whoever gave it.
         note = noted(building, SOURCE)
-        scratch = self._parts.scratch(note.name)
+        shadow_copy = self._parts.shadow_copy(note.name)
         try:
             if not (CAUGHT_UP in building.swapped and CAUGHT_UP not in building.beside):
-                await self._fill(scratch, partitions, note, building)
+                await self._fill(shadow_copy, partitions, note, building)
                 await staging.drop((CAUGHT_UP,))
             for partition in range(partitions):
-                await scratch.forget(partition)
+                await shadow_copy.forget(partition)
         finally:
-            await scratch.close()
+            await shadow_copy.close()
         await staging.drop(TABLES)
 
-    async def _fill(self, scratch: GenerationStore, partitions: int, note: Note, building: Building) -> None:
+    async def _fill(self, shadow_copy: GenerationStore, partitions: int, note: Note, building: Building) -> None:
         """Build what is not exchanged yet, exchange it, and catch up."""
         staging = self._parts.staging
         left = [table for table in TABLES if table not in building.swapped]
         if left:
             beside = _Filled(staging.beside(left), live=False)
             for partition in range(partitions):
-                await self._reach(scratch, partition, note, beside, swapped=False)
+                await self._reach(shadow_copy, partition, note, beside, swapped=False)
             # What came while the other partitions were built; what comes from now on is missing for a moment.
             for partition in range(partitions):
-                await self._reach(scratch, partition, note, beside, swapped=False)
+                await self._reach(shadow_copy, partition, note, beside, swapped=False)
             for table in left:
                 await staging.swap(table)
         live = _Filled(self._parts.hourly, live=True)
         for partition in range(partitions):
-            # What was dropped from the outbox by now lies below the fence that is reached next.
+            # What was dropped from the outbox by now lies below the checkpoint that is reached next.
             lost = await self._parts.live.lost(partition)
-            await self._reach(scratch, partition, note, live, swapped=True)
+            await self._reach(shadow_copy, partition, note, live, swapped=True)
             await self._parts.live.refilled(partition, lost)
 
     async def _generations(self, partitions: int) -> tuple[int, ...]:
         generations = []
         for partition in range(partitions):
-            live = await self._parts.live.load_fence(partition)
+            live = await self._parts.live.load_checkpoint(partition)
             check_live(partition, live, self._parts.secret)
             generations.append(live.generation if live else max(1, await self._parts.hourly.latest_generation()))
         return tuple(generations)
 
     async def _reach(
-        self, scratch: GenerationStore, partition: int, note: Note, hourly: HourlyStore, *, swapped: bool
+        self, shadow_copy: GenerationStore, partition: int, note: Note, hourly: HourlyStore, *, swapped: bool
     ) -> None:
-        """Fold and drain one partition up to the live fence as it stands now, or without one to the log's end."""
+        """Fold and relay one partition up to the live checkpoint as it stands now, or without one to the log's end."""
         parts = self._parts
-        log = SparingLog(parts.log)
+        log = NoQuarantineLog(parts.log)
         log.kept_before(OFFSET_MAX)
-        if await scratch.load_fence(partition) is None:
+        if await shadow_copy.load_checkpoint(partition) is None:
             await check_reach(parts.log, partition + 1, REMEDY)
-            fence = await first_fence(parts.log, parts.secret, partition, note.generations[partition])
-            await start_empty(scratch, partition, fence)
+            checkpoint = await first_checkpoint(parts.log, parts.secret, partition, note.generations[partition])
+            await start_empty(shadow_copy, partition, checkpoint)
         settings = RollupSettings(parts.limits.events_max, replay_from_start=True)
-        rollup = RollupProcessor(log, scratch, parts.clock, parts.secret, settings)
+        rollup = RollupProcessor(log, shadow_copy, parts.clock, parts.secret, settings)
         offset = await rollup.start_offset(partition)
-        live = await parts.live.load_fence(partition)
-        check_live(partition, live, parts.secret, rollup.fences[partition].log_id)
+        live = await parts.live.load_checkpoint(partition)
+        check_live(partition, live, parts.secret, rollup.checkpoints[partition].log_id)
         target = live.next_offset if live else (await parts.log.bounds(EVENTS_TOPIC, partition)).next
-        drain = HourlyDrain(scratch, hourly, parts.limits.cells_max)
-        drained_hour = rollup.fences[partition].log_time_ms // HOUR_MS
+        relay = HourlyRelay(shadow_copy, hourly, parts.limits.cells_max)
+        relayed_hour = rollup.checkpoints[partition].stream_time_ms // HOUR_MS
         while offset < target:
             records = await parts.log.read(EVENTS_TOPIC, partition, offset, parts.limits.records_max)
             if not records:
@@ -215,32 +217,32 @@ class HourlyRebuild:
                 break
             await rollup.step(partition, records)
             offset = records[-1].next_offset
-            fence = rollup.fences[partition]
-            if fence.log_time_ms // HOUR_MS != drained_hour:
-                await self._drain(scratch, drain, partition)
-                drained_hour = fence.log_time_ms // HOUR_MS
-            self._report(fence, partition, target, swapped=False)
-        await self._drain(scratch, drain, partition)
-        self._report(rollup.fences[partition], partition, target, swapped=swapped)
+            checkpoint = rollup.checkpoints[partition]
+            if checkpoint.stream_time_ms // HOUR_MS != relayed_hour:
+                await self._relay(shadow_copy, relay, partition)
+                relayed_hour = checkpoint.stream_time_ms // HOUR_MS
+            self._report(checkpoint, partition, target, swapped=False)
+        await self._relay(shadow_copy, relay, partition)
+        self._report(rollup.checkpoints[partition], partition, target, swapped=swapped)
 
-    def _report(self, fence: Fence, partition: int, target: int, *, swapped: bool) -> None:
-        end = max(target, fence.next_offset)
-        self._parts.progress(Progress(partition, fence.next_offset, end, fence.counters.received, swapped))
+    def _report(self, checkpoint: Checkpoint, partition: int, target: int, *, swapped: bool) -> None:
+        end = max(target, checkpoint.next_offset)
+        self._parts.progress(Progress(partition, checkpoint.next_offset, end, checkpoint.counters.received, swapped))
 
-    async def _drain(self, scratch: RollupStore, drain: HourlyDrain, partition: int) -> None:
-        """Move cells and duplicates out and let report entries go, so that the scratch copy stays small."""
-        while not (await drain.drain(partition)).complete:
+    async def _relay(self, shadow_copy: RollupStore, relay: HourlyRelay, partition: int) -> None:
+        """Move cells and duplicates out and let report entries go, so that the shadow copy stays small."""
+        while not (await relay.relay(partition)).complete:
             pass
-        while await drain.duplicates(partition):
+        while await relay.duplicates(partition):
             pass
-        _, buckets = await scratch.report_buckets(partition)
+        _, buckets = await shadow_copy.report_buckets(partition)
         for bucket_ms in buckets:
-            while entries := (await scratch.reports(partition, bucket_ms, self._parts.limits.cells_max))[1]:
-                await scratch.confirm_reports(partition, bucket_ms, entries)
-            await scratch.confirm_reports(partition, bucket_ms, {})
+            while entries := (await shadow_copy.reports(partition, bucket_ms, self._parts.limits.cells_max))[1]:
+                await shadow_copy.confirm_reports(partition, bucket_ms, entries)
+            await shadow_copy.confirm_reports(partition, bucket_ms, {})
 
 
-async def abandon_hourly(staging: TableStaging, scratch: Callable[[str], GenerationStore], partitions: int) -> bool:
+async def abandon_hourly(staging: TableStaging, shadow_copy: Callable[[str], GenerationStore], partitions: int) -> bool:
     """Give up what is being built of `usage_hourly`, from wherever. False where nothing was.
 
     Raises `OperatorNeeded` where a table was swapped in already: only finishing makes both whole.
@@ -255,7 +257,7 @@ async def abandon_hourly(staging: TableStaging, scratch: Callable[[str], Generat
             f"`tidemark rebuild usage_hourly --from {note.source}` again"
         )
     if note.source == SOURCE:
-        store = scratch(note.name)
+        store = shadow_copy(note.name)
         try:
             for partition in range(partitions):
                 await store.forget(partition)

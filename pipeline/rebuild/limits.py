@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class RebuildLimits(NamedTuple):
-    """Records read at a time, events folded in one commit, cells drained at a time."""
+    """Records read at a time, events folded in one commit, cells relayed at a time."""
 
     records_max: int = 50
     events_max: int = 20_000

@@ -3,11 +3,11 @@
 For a log that no longer reaches back to its start. The archive keeps the first arrival of each identity, so this is
 the fold's answer only where the archive holds as many events as the fold counted; anything else is refused.
 
-1. note each partition's live fence, and wait until the archive has passed it; count accounts in chunks up to there
+1. note each partition's live checkpoint, and wait until the archive has passed it; count accounts in chunks up to there
    into a table beside. The accounts in it are the position: cut short, it goes on one chunk before the last of them.
-2. exchange the tables; bring over the cells that took events since the noted fence.
-3. note the live fences once more and count again: of this, the cells that took events since. A drain that had begun
-   before the exchange wrote into the old table, and all it wrote lies below these fences.
+2. exchange the tables; bring over the cells that took events since the noted checkpoint.
+3. note the live checkpoints once more and count again: of this, the cells that took events since. A relay that had
+   begun before the exchange wrote into the old table, and all it wrote lies below these checkpoints.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Final, NamedTuple
 import msgspec
 
 from pipeline.rebuild.hourly import Note, begun, noted
-from pipeline.rebuild.scratch import check_live
-from reconciler.recount import Snapshot, request_at
-from reconciler.views import Behind, Snapshots
+from pipeline.rebuild.shadow_copy import check_live
+from reconciler.recount import PartitionState, request_at
+from reconciler.views import Behind, PartitionStates
 from schemas.analytics import HourlyRow
 from schemas.clock import Clock
 from schemas.errors import OperatorNeeded, Transient
 from schemas.log import EVENTS_TOPIC, Log, offset_of, position
 from schemas.rebuild import AnalyticalStore, GenerationsSeen, Progress, RowRecounts, TableStaging
-from schemas.rollup import Fence, RollupStore
+from schemas.rollup import Checkpoint, RollupStore
 
 HOURLY: Final = "usage_hourly"
 SOURCE: Final = "clickhouse"
@@ -64,7 +64,7 @@ class HourlyRecount:
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._parts = _Parts(log, live, hourly, reader, staging, clock, secret, accounts_at_once, progress)
-        self._snapshots = Snapshots(reader, clock, ARCHIVE_WAIT_S)
+        self._partition_states = PartitionStates(reader, clock, ARCHIVE_WAIT_S)
 
     async def run(self) -> None:
         """Count again.
@@ -81,13 +81,13 @@ class HourlyRecount:
             await staging.drop((HOURLY,))
             found = None
         if found is None:
-            snapshots = [await self._whole(partition) for partition in range(partitions)]
+            partition_states = [await self._whole(partition) for partition in range(partitions)]
             note = Note(
                 SOURCE,
                 uuid.uuid4().hex[:16],
-                tuple(each.fence.generation for each in snapshots),
-                tuple(each.fence.next_offset for each in snapshots),
-                tuple(each.fence.log_time_ms for each in snapshots),
+                tuple(each.checkpoint.generation for each in partition_states),
+                tuple(each.checkpoint.next_offset for each in partition_states),
+                tuple(each.checkpoint.stream_time_ms for each in partition_states),
                 rebuilt,
             )
             text = msgspec.json.encode(note).decode()
@@ -104,13 +104,13 @@ class HourlyRecount:
         for partition in range(partitions):
             await staging.carry_over(partition, position(note.offsets[partition]))
         for partition in range(partitions):
-            # What was dropped from the outbox by now lies below the fence that is noted next.
+            # What was dropped from the outbox by now lies below the checkpoint that is noted next.
             lost = await parts.live.lost(partition)
-            snapshot = await self._whole(partition)
-            await self._count(snapshot, "", parts.hourly, from_position=position(note.offsets[partition]))
+            partition_state = await self._whole(partition)
+            await self._count(partition_state, "", parts.hourly, from_position=position(note.offsets[partition]))
             await self._events_rebuilt(rebuilt)
             await parts.live.refilled(partition, lost._replace(duplicates=0))
-            self._report(snapshot.fence, partition, swapped=True)
+            self._report(partition_state.checkpoint, partition, swapped=True)
         await staging.drop((HOURLY,))
 
     async def _events_rebuilt(self, expected: int | None = None) -> int:
@@ -126,28 +126,30 @@ class HourlyRecount:
             raise Transient("usage_events was rebuilt while it was counted; run it again: it counts anew")
         return rebuilt
 
-    async def _whole(self, partition: int) -> Snapshot:
-        """The live fence, once the archive has passed it and holds just the events that were counted below it."""
-        live = await self._parts.live.load_fence(partition)
+    async def _whole(self, partition: int) -> PartitionState:
+        """The live checkpoint, once the archive has passed it and holds just the events that were counted below it."""
+        live = await self._parts.live.load_checkpoint(partition)
         check_live(partition, live, self._parts.secret)
         if live is None:
             raise OperatorNeeded(
                 f"partition {partition} has no live view, so nothing says whether usage_events holds all that was "
                 "counted. Nothing was changed. Run `tidemark rebuild redis` first, or rebuild `--from log`."
             )
-        snapshot = await self._snapshots.at(partition, live)
-        if isinstance(snapshot, Behind):
-            raise Transient(f"partition {partition}: {snapshot.detail}; run it again when the archive has caught up")
-        wanted = live.catalog.meters if live.catalog else ()
-        unknown = [meter.slug for meter in wanted if meter.slug not in snapshot.history.definitions]
+        partition_state = await self._partition_states.at(partition, live)
+        if isinstance(partition_state, Behind):
+            raise Transient(
+                f"partition {partition}: {partition_state.detail}; run it again when the archive has caught up"
+            )
+        wanted = live.meter_set.meters if live.meter_set else ()
+        unknown = [meter.slug for meter in wanted if meter.slug not in partition_state.history.definitions]
         if unknown:
             raise OperatorNeeded(
-                f"partition {partition}: control_log holds no catalog with the meter {unknown[0]}, which the live "
+                f"partition {partition}: control_log holds no meter set with the meter {unknown[0]}, which the live "
                 "view counts. Nothing was changed. Fill control_log first (`tidemark rebuild archive`), or rebuild "
                 "`--from log`."
             )
         counted = live.counters.counted + live.counters.unmetered
-        held = await self._parts.reader.archived_events(partition, snapshot.before_position)
+        held = await self._parts.reader.archived_events(partition, partition_state.before_position)
         if held != counted:
             first = await self._parts.reader.first_archived(partition)
             since = f"what it holds begins at offset {offset_of(first[0])}" if first else "it holds none"
@@ -156,38 +158,42 @@ class HourlyRecount:
                 f"{live.next_offset - 1}, usage_events holds {held} of them; {since}. Nothing was changed. Fill "
                 "usage_events first (`tidemark rebuild archive`), or rebuild `--from log`."
             )
-        return snapshot
+        return partition_state
 
     async def _fill(self, partition: int, note: Note) -> None:
-        live = await self._parts.live.load_fence(partition)
+        live = await self._parts.live.load_checkpoint(partition)
         check_live(partition, live, self._parts.secret)
         if live is None:
             raise OperatorNeeded(
                 f"partition {partition}: the live view was lost while usage_hourly was counted again. Run "
                 "`tidemark rebuild redis` first, and then this again."
             )
-        fence: Fence = msgspec.structs.replace(
+        checkpoint: Checkpoint = msgspec.structs.replace(
             live,
             generation=note.generations[partition],
             next_offset=note.offsets[partition],
-            log_time_ms=note.log_times_ms[partition],
+            stream_time_ms=note.stream_times_ms[partition],
         )
-        snapshot = await self._snapshots.at(partition, fence)
-        if isinstance(snapshot, Behind):
-            raise Transient(f"partition {partition}: {snapshot.detail}")
+        partition_state = await self._partition_states.at(partition, checkpoint)
+        if isinstance(partition_state, Behind):
+            raise Transient(f"partition {partition}: {partition_state.detail}")
         # One chunk back: an insert that is cut short may have stored a chunk's rows of one month and not of another.
         reached = await self._parts.staging.account_before_last(partition, self._parts.accounts_at_once)
-        await self._count(snapshot, reached, self._parts.staging.beside((HOURLY,)))
-        self._report(fence, partition, swapped=False)
+        await self._count(partition_state, reached, self._parts.staging.beside((HOURLY,)))
+        self._report(checkpoint, partition, swapped=False)
 
     async def _count(
-        self, snapshot: Snapshot, from_account: str, store: GenerationsSeen, *, from_position: int = 0
+        self, partition_state: PartitionState, from_account: str, store: GenerationsSeen, *, from_position: int = 0
     ) -> None:
         """Insert the rows of all accounts from one on, as far as they took an event at or after a position."""
-        parts, partition = self._parts, snapshot.partition
+        parts, partition = self._parts, partition_state.partition
         while accounts := await parts.reader.archived_accounts(partition, from_account, parts.accounts_at_once):
-            request = request_at(snapshot, frozenset(accounts))
-            rows = await parts.reader.recount_rows(request, snapshot.fence.generation) if request.meters else []
+            request = request_at(partition_state, frozenset(accounts))
+            rows = (
+                await parts.reader.recount_rows(request, partition_state.checkpoint.generation)
+                if request.meters
+                else []
+            )
             wanted = [row for row in rows if _position(row) >= from_position]
             if wanted:
                 await store.insert_hourly(wanted)
@@ -196,8 +202,10 @@ class HourlyRecount:
             # No text sorts between an account and this.
             from_account = accounts[-1] + "\0"
 
-    def _report(self, fence: Fence, partition: int, *, swapped: bool) -> None:
-        done = Progress(partition, fence.next_offset, fence.next_offset, fence.counters.received, swapped)
+    def _report(self, checkpoint: Checkpoint, partition: int, *, swapped: bool) -> None:
+        done = Progress(
+            partition, checkpoint.next_offset, checkpoint.next_offset, checkpoint.counters.received, swapped
+        )
         self._parts.progress(done)
 
 

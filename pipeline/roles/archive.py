@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.processors.archive import ARCHIVE_GROUP, ArchiveProcessor
-from pipeline.roles.running import run_processor, runner_settings
+from pipeline.ingest.archive import ARCHIVE_GROUP, ArchiveProcessor
+from pipeline.open import open_base, open_clickhouse_store
+from pipeline.roles.base import run_processor, runner_settings
 from pipeline.settings import Settings
-from pipeline.stores import open_base, open_clickhouse_store
 
-# As many as wait for a lane at most: a process that is behind inserts most at once.
+# As many as wait for a worker at most: a process that is behind inserts most at once.
 FLUSH_RECORDS_MAX = 200
 
 

@@ -5,38 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from pipeline.api_keys import KeyFile
-from pipeline.gateway import create_gateway
-from pipeline.gateway_dependencies import GatewayDependencies
-from pipeline.ops import serving, stop_event
+from pipeline.http.api_keys import KeyFile
+from pipeline.http.app import create_gateway
+from pipeline.http.dependencies import GatewayDependencies
+from pipeline.http.serving import serving, stop_event
+from pipeline.open import open_base, open_rollup_store
 from pipeline.settings import Settings
-from pipeline.stores import open_base, open_rollup_store
 from schemas.errors import InvalidInput, Transient
-from schemas.meters import Catalog
+from schemas.meters import MeterSet
 from schemas.rollup import RollupStore
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
 
 
-class CatalogInForce:
-    """The catalog of partition 0's fence, looked up every few seconds."""
+class MeterSetInForce:
+    """The meter set of partition 0's checkpoint, looked up every few seconds."""
 
     def __init__(self, store: RollupStore, refresh_interval_s: float = 2.0) -> None:
         self._store = store
         self._refresh_interval_s = refresh_interval_s
-        self._catalog: Catalog | None = None
+        self._meter_set: MeterSet | None = None
         self._known_until_s = 0.0
 
-    async def __call__(self) -> Catalog | None:
-        """The catalog, or None before the first; the last known one where Redis does not answer."""
+    async def __call__(self) -> MeterSet | None:
+        """The meter set, or None before the first; the last known one where Redis does not answer."""
         now_s = asyncio.get_running_loop().time()
-        if self._catalog is None or now_s >= self._known_until_s:
+        if self._meter_set is None or now_s >= self._known_until_s:
             self._known_until_s = now_s + self._refresh_interval_s
             with contextlib.suppress(Transient):
-                fence = await self._store.load_fence(0)
-                self._catalog = fence.catalog if fence else self._catalog
-        return self._catalog
+                checkpoint = await self._store.load_checkpoint(0)
+                self._meter_set = checkpoint.meter_set if checkpoint else self._meter_set
+        return self._meter_set
 
 
 async def run_gateway(settings: Settings) -> None:
@@ -55,7 +55,7 @@ async def run_gateway(settings: Settings) -> None:
                 settings=settings,
                 clock=base.clock,
                 keys=KeyFile(settings.api_keys),
-                catalog=CatalogInForce(store),
+                meter_set=MeterSetInForce(store),
                 rollup=store,
                 usage=ClickHouseReader(clickhouse),
                 hourly=ClickHouseStore(clickhouse),

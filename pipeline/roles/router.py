@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.processors.router import ROUTER_GROUP, RouterProcessor
-from pipeline.roles.running import run_processor, runner_settings
+from pipeline.ingest.router import ROUTER_GROUP, RouterProcessor
+from pipeline.open import open_base
+from pipeline.roles.base import run_processor, runner_settings
 from pipeline.settings import Settings
-from pipeline.stores import open_base
 
 
 async def run_router(settings: Settings) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from typing import Final
 
+from pipeline.billing.customers import BindingResolver
+from pipeline.billing.sender import SenderPolicy, StripeSender
 from pipeline.metrics import Metrics
-from pipeline.processors.customers import BindingResolver
-from pipeline.processors.stripe_sender import SenderPolicy, StripeSender
-from pipeline.roles.running import run_processor, runner_settings
+from pipeline.open import open_base, open_rollup_store, open_stripe
+from pipeline.roles.base import run_processor, runner_settings
 from pipeline.settings import Settings
-from pipeline.stores import open_base, open_rollup_store, open_stripe
 from schemas.errors import InvalidInput, OperatorNeeded
 
 SINK_GROUP: Final = "tidemark-sink"

@@ -1,7 +1,7 @@
-"""The worker: rollup, its drains, the resolver of parked events and the ticker.
+"""The worker: rollup, its relays, the resolver of deferred events and the ticker.
 
-The resolver runs here because what waits for a verdict stands beside the fence, in Redis, which the archive role does
-without; the worker that owns a partition resolves it.
+The resolver runs here because what waits for a decision stands beside the checkpoint, in Redis, which the archive role
+does without; the worker that owns a partition resolves it.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from pipeline.deployment import tick
+from pipeline.logs.control_records import tick
 from pipeline.metrics import Metrics
-from pipeline.processors.checkpoints import Checkpoints, Outcome
-from pipeline.processors.drains import HourlyDrain, ReportDrain
-from pipeline.processors.recutter import Recutter
-from pipeline.processors.resolver import Resolver
-from pipeline.processors.rollup import ROLLUP_GROUP, RollupProcessor, RollupSettings
-from pipeline.processors.witness import FileWitness
-from pipeline.roles.outbox import OutboxCap
-from pipeline.roles.running import draining, run_processor, runner_settings
+from pipeline.open import Base, open_base, open_rollup_store
+from pipeline.roles.base import relaying, run_processor, runner_settings
+from pipeline.rollup.outbox_cap import OutboxCap
+from pipeline.rollup.processor import ROLLUP_GROUP, RollupProcessor, RollupSettings
+from pipeline.rollup.relays import HourlyRelay, ReportRelay
+from pipeline.rollup.replay_counter import FileWitness
+from pipeline.rollup.resolver import Resolver
+from pipeline.rollup.restater import Restater
+from pipeline.rollup.snapshots import Outcome, Snapshots
 from pipeline.settings import Settings
-from pipeline.stores import Base, open_base, open_rollup_store
-from schemas.checkpoints import Checkpoint
 from schemas.clock import HOUR_MS
 from schemas.errors import OperatorNeeded, Transient
 from schemas.rebuild import AnalyticalStore
 from schemas.rollup import RollupStore
-from sinks.clickhouse.checkpoints import ClickHouseCheckpoints
+from schemas.snapshots import Snapshot
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
+from sinks.clickhouse.snapshots import ClickHouseSnapshots
 from sinks.clickhouse.writer import ClickHouseStore
 from sinks.redis.writer import RedisRollupStore
 
@@ -48,7 +48,7 @@ async def ticking(base: Base) -> None:
 
 
 async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> None:
-    """Fold, drain and tick until stopped. ClickHouse that is down delays its own view only."""
+    """Fold, relay and tick until stopped. ClickHouse that is down delays its own view only."""
     base = await open_base(settings)
     store = open_rollup_store(settings)
     clickhouse = open_clickhouse(settings.clickhouse_url)
@@ -62,12 +62,12 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
         limits = RollupSettings(settings.flush_events_max, settings.cache_entries_max, replay_from_start)
         witness = FileWitness(settings.data_dir / "witness")
         metrics = Metrics()
-        checkpoints = _checkpoints(settings, store, clickhouse, metrics)
-        rollup = RollupProcessor(base.log, store, base.clock, settings.secret_bytes(), limits, witness, checkpoints)
-        hourly_drain = HourlyDrain(store, hourly, settings.drain_cells_max)
-        report_drain = ReportDrain(store, base.log)
+        snapshots = _snapshots(settings, store, clickhouse, metrics)
+        rollup = RollupProcessor(base.log, store, base.clock, settings.secret_bytes(), limits, witness, snapshots)
+        hourly_relay = HourlyRelay(store, hourly, settings.relay_cells_max)
+        report_relay = ReportRelay(store, base.log)
         resolver = Resolver(base.log, store, hourly, settings.secret_bytes())
-        recutter = Recutter(base.log, store, hourly, ClickHouseReader(clickhouse), settings.secret_bytes())
+        restater = Restater(base.log, store, hourly, ClickHouseReader(clickhouse), settings.secret_bytes())
         outbox = OutboxCap(store, settings.outbox_max, metrics)
 
         migrating, tables = asyncio.Lock(), asyncio.Event()
@@ -79,36 +79,36 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
                     await hourly.migrate()
                     tables.set()
 
-        async def drain_hourly(partition: int) -> None:
-            drained = await hourly_drain.drain(partition)
-            metrics.add("tidemark_drained_cells_total", drained.cells)
-            metrics.add("tidemark_drained_duplicates_total", drained.duplicates)
+        async def relay_hourly(partition: int) -> None:
+            relayed = await hourly_relay.relay(partition)
+            metrics.add("tidemark_relayed_cells_total", relayed.cells)
+            metrics.add("tidemark_relayed_duplicates_total", relayed.duplicates)
 
-        async def drain_reports(partition: int) -> None:
-            metrics.add("tidemark_intents_total", await report_drain.drain(partition))
+        async def relay_reports(partition: int) -> None:
+            metrics.add("tidemark_intents_total", await report_relay.relay(partition))
 
         async def resolve(partition: int) -> None:
             resolved = await resolver.resolve(partition)
-            metrics.add("tidemark_verdicts_total", resolved.new, verdict="new")
-            metrics.add("tidemark_verdicts_total", resolved.duplicates, verdict="duplicate")
+            metrics.add("tidemark_dedup_decisions_total", resolved.new, decision="new")
+            metrics.add("tidemark_dedup_decisions_total", resolved.duplicates, decision="duplicate")
 
-        async def recut(partition: int) -> None:
-            metrics.add("tidemark_recuts_total", await recutter.recut(partition))
+        async def restatement(partition: int) -> None:
+            metrics.add("tidemark_restatements_total", await restater.restatement(partition))
 
         def failed(view: str) -> None:
-            metrics.add("tidemark_drain_failures_total", view=view)
+            metrics.add("tidemark_relay_failures_total", view=view)
 
         await run_processor(
             base,
             rollup,
             runner_settings(settings, ROLLUP_GROUP, linger_s=LINGER_S, catch_up_linger_s=CATCH_UP_LINGER_S),
             ticking(base),
-            draining(rollup.owned, drain_hourly, settings.drain_interval_s, migrated, lambda: failed("usage_hourly")),
-            draining(rollup.owned, outbox.keep, settings.drain_interval_s, on_failure=lambda: failed("outbox")),
-            draining(rollup.owned, drain_reports, settings.drain_interval_s, on_failure=lambda: failed("reports")),
-            draining(rollup.owned, resolve, settings.drain_interval_s, migrated, lambda: failed("verdicts")),
-            draining(rollup.owned, recut, settings.drain_interval_s, migrated, lambda: failed("recuts")),
-            draining(rollup.owned, checkpoints.write, settings.drain_interval_s, migrated),
+            relaying(rollup.owned, relay_hourly, settings.relay_interval_s, migrated, lambda: failed("usage_hourly")),
+            relaying(rollup.owned, outbox.keep, settings.relay_interval_s, on_failure=lambda: failed("outbox")),
+            relaying(rollup.owned, relay_reports, settings.relay_interval_s, on_failure=lambda: failed("reports")),
+            relaying(rollup.owned, resolve, settings.relay_interval_s, migrated, lambda: failed("dedup_decisions")),
+            relaying(rollup.owned, restatement, settings.relay_interval_s, migrated, lambda: failed("restatements")),
+            relaying(rollup.owned, snapshots.write, settings.relay_interval_s, migrated),
             metrics=metrics,
             refresh=lambda: _gauges(rollup, witness, metrics),
             details=lambda: outbox.details(rollup.owned()),
@@ -119,23 +119,23 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
         await base.log.close()
 
 
-def _checkpoints(settings: Settings, store: RedisRollupStore, clickhouse: ClickHouse, metrics: Metrics) -> Checkpoints:
-    def note(outcome: Outcome, written: Checkpoint | None) -> None:
-        metrics.add("tidemark_checkpoints_total", outcome=outcome)
+def _snapshots(settings: Settings, store: RedisRollupStore, clickhouse: ClickHouse, metrics: Metrics) -> Snapshots:
+    def note(outcome: Outcome, written: Snapshot | None) -> None:
+        metrics.add("tidemark_snapshots_total", outcome=outcome)
         if written is not None:
-            at_s, partition = written.log_time_ms / 1000, str(written.partition)
-            metrics.set("tidemark_checkpoint_log_time_seconds", at_s, partition=partition)
+            at_s, partition = written.stream_time_ms / 1000, str(written.partition)
+            metrics.set("tidemark_snapshot_stream_time_seconds", at_s, partition=partition)
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    interval_ms = int(settings.checkpoint_interval_h * HOUR_MS)
-    return Checkpoints(store, ClickHouseCheckpoints(clickhouse), interval_ms, str(settings.data_dir), note)
+    interval_ms = int(settings.snapshot_interval_h * HOUR_MS)
+    return Snapshots(store, ClickHouseSnapshots(clickhouse), interval_ms, str(settings.data_dir), note)
 
 
 async def check_replay(partitions: int, store: RollupStore, hourly: AnalyticalStore) -> None:
     """Raise `OperatorNeeded` where a partition would be made again in the first generation, below rows that a rebuilt
     view has written: they would win over what is counted now."""
-    fences = [await store.load_fence(partition) for partition in range(partitions)]
-    if None not in fences:
+    checkpoints = [await store.load_checkpoint(partition) for partition in range(partitions)]
+    if None not in checkpoints:
         return
     await hourly.migrate()
     generation = await hourly.latest_generation()
@@ -148,11 +148,11 @@ async def check_replay(partitions: int, store: RollupStore, hourly: AnalyticalSt
 
 
 def _gauges(rollup: RollupProcessor, witness: FileWitness, metrics: Metrics) -> None:
-    for gauge in ("tidemark_partition_events", "tidemark_partition_log_time_seconds", "tidemark_replayed_events"):
+    for gauge in ("tidemark_partition_events", "tidemark_partition_stream_time_seconds", "tidemark_replayed_events"):
         metrics.clear(gauge)
-    for partition, fence in rollup.fences.items():
+    for partition, checkpoint in rollup.checkpoints.items():
         name = str(partition)
-        for outcome, events in fence.counters._asdict().items():
+        for outcome, events in checkpoint.counters._asdict().items():
             metrics.set("tidemark_partition_events", events, partition=name, outcome=outcome)
-        metrics.set("tidemark_partition_log_time_seconds", fence.log_time_ms / 1000, partition=name)
+        metrics.set("tidemark_partition_stream_time_seconds", checkpoint.stream_time_ms / 1000, partition=name)
         metrics.set("tidemark_replayed_events", witness.replayed(partition), partition=name)

@@ -13,11 +13,11 @@ from typing import TypeVar
 from schemas.analytics import (
     ArchivePosition,
     ControlRow,
-    DrainPosition,
+    DedupDecisionRow,
     DuplicateRow,
     EventRow,
     HourlyRow,
-    VerdictRow,
+    RelayPosition,
 )
 from schemas.errors import OperatorNeeded
 from schemas.rebuild import AnalyticalStore, RebuildClaim
@@ -48,9 +48,9 @@ class ClaimedStore(AnalyticalStore):
         await self._claim.check()
         await answered(self._store.insert_events(rows), self._claim)
 
-    async def insert_verdicts(self, rows: Sequence[VerdictRow]) -> None:
+    async def insert_dedup_decisions(self, rows: Sequence[DedupDecisionRow]) -> None:
         await self._claim.check()
-        await answered(self._store.insert_verdicts(rows), self._claim)
+        await answered(self._store.insert_dedup_decisions(rows), self._claim)
 
     async def insert_controls(self, rows: Sequence[ControlRow]) -> None:
         await self._claim.check()
@@ -68,9 +68,9 @@ class ClaimedStore(AnalyticalStore):
         await self._claim.check()
         await answered(self._store.insert_duplicates(rows), self._claim)
 
-    async def save_drained(self, position: DrainPosition) -> None:
+    async def save_relayed(self, position: RelayPosition) -> None:
         await self._claim.check()
-        await answered(self._store.save_drained(position), self._claim)
+        await answered(self._store.save_relayed(position), self._claim)
 
     async def first_positions(self, identities: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
         return await answered(self._store.first_positions(identities), self._claim)
@@ -86,8 +86,8 @@ class ClaimedStore(AnalyticalStore):
     ) -> Sequence[ControlRow]:
         return await answered(self._store.load_controls(partition, before_position, accounts), self._claim)
 
-    async def load_drained(self) -> Mapping[int, DrainPosition]:
-        return await answered(self._store.load_drained(), self._claim)
+    async def load_relayed(self) -> Mapping[int, RelayPosition]:
+        return await answered(self._store.load_relayed(), self._claim)
 
     async def latest_generation(self) -> int:
         return await answered(self._store.latest_generation(), self._claim)

@@ -22,7 +22,7 @@ from schemas.analytics import (
     Window,
 )
 from schemas.clock import HOUR_MS
-from schemas.control import CatalogRecord
+from schemas.control import MeterSetRecord
 from schemas.errors import InvalidInput
 from schemas.meters import Aggregation, Meter
 from schemas.periods import Period
@@ -39,7 +39,7 @@ from sinks.clickhouse.recount import (
 from sinks.clickhouse.writer import POSITION_BITS
 
 POSITION_MAX: Final = (1 << 56) - 1
-# A re-cut leaves a cell whose usage went to another period behind: of a period that ends where it begins.
+# A restatement leaves a cell whose usage went to another period behind: of a period that ends where it begins.
 NOT_EMPTIED: Final = "period_end_ms > period_start_ms"
 
 _dimension_json: Final = msgspec.json.Encoder(order="sorted").encode
@@ -113,21 +113,21 @@ class ClickHouseReader(UsageReader):
         ]
 
     async def _meter_in_force(self, slug: str) -> tuple[Meter, str] | None:
-        """A meter's definition and where it was in force, from the archived catalogs."""
+        """A meter's definition and where it was in force, from the archived meter sets."""
         rows = await self._clickhouse.rows(
-            "SELECT partition, position, value FROM control_log FINAL WHERE kind = 'catalog' "
+            "SELECT partition, position, value FROM control_log FINAL WHERE kind = 'meter set' "
             "ORDER BY partition, position"
         )
         definition: Meter | None = None
         spans: list[tuple[int, int, int]] = []
         for index, (partition, at, value) in enumerate(rows):
-            meter = CatalogRecord.model_validate_json(value).catalog.meter(slug)
+            meter = MeterSetRecord.model_validate_json(value).meter_set.meter(slug)
             if meter is None:
                 continue
             definition = meter
             followed = index + 1 < len(rows) and rows[index + 1][0] == partition
             until = rows[index + 1][1] if followed else POSITION_MAX
-            # A parked event feeds the meter where it was in force at both its arrival and its verdict.
+            # A deferred event feeds the meter where it was in force at both its arrival and its decision.
             spans.append((partition, at, until))
         return (definition, f"({_within('arrived', spans)} AND {_within('position', spans)})") if definition else None
 
@@ -179,9 +179,9 @@ class ClickHouseReader(UsageReader):
         return [str(account) for (account,) in rows]
 
     async def first_archived(self, partition: int) -> tuple[int, int] | None:
-        """(position, log time) of the partition's first event; None where there is none."""
+        """(position, stream time) of the partition's first event; None where there is none."""
         rows = await self._clickhouse.rows(
-            "SELECT count(), min(position), toUnixTimestamp64Milli(min(log_time)) FROM usage_events "
+            "SELECT count(), min(position), toUnixTimestamp64Milli(min(stream_time)) FROM usage_events "
             "WHERE partition = {partition:UInt16}",
             {"partition": partition},
         )
@@ -190,7 +190,7 @@ class ClickHouseReader(UsageReader):
     async def recount_totals(
         self, request: RecountRequest, before_ms: int | None = None
     ) -> Mapping[tuple[str, str, Period], int]:
-        """Total per (account, meter, period); only what arrived before log time `before_ms` if given."""
+        """Total per (account, meter, period); only what arrived before stream time `before_ms` if given."""
         statements = total_statements(request, before_ms)
         return {
             (row[1], statements.meters[row[0]].slug, Period(row[2], row[3])): int(row[4])
@@ -226,7 +226,7 @@ class ClickHouseReader(UsageReader):
     async def controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
         """All control records of a partition except ticks, oldest first."""
         rows = await self._clickhouse.rows(
-            "SELECT partition, position, kind, account, log_time_ms, value FROM control_log FINAL "
+            "SELECT partition, position, kind, account, stream_time_ms, value FROM control_log FINAL "
             "WHERE partition = {partition:UInt16} AND position < {before:UInt64} AND kind != 'tick' ORDER BY position",
             {"partition": partition, "before": before_position},
         )
@@ -234,7 +234,7 @@ class ClickHouseReader(UsageReader):
 
     async def archived_events(self, partition: int, before_position: int) -> int:
         """How many events of a partition count below a position: each identity once, at its first arrival, or where
-        that was parked at its verdict."""
+        that was deferred at its decision."""
         rows = await self._clickhouse.rows(
             f"SELECT count() FROM ({counted_events('partition = {partition:UInt16}')}) "  # noqa: S608  # a constant
             "WHERE position < {before:UInt64}",
@@ -245,7 +245,7 @@ class ClickHouseReader(UsageReader):
     async def archive_positions(self) -> Mapping[int, ArchivePosition]:
         """How far `usage_events` reaches, per partition."""
         rows = await self._clickhouse.rows(
-            "SELECT partition, next_offset, log_time_ms, log_id FROM archive_positions FINAL"
+            "SELECT partition, next_offset, stream_time_ms, log_id FROM archive_positions FINAL"
         )
         return {int(row[0]): ArchivePosition(*row) for row in rows}
 

@@ -108,15 +108,15 @@ def distinct_statements(request: RecountRequest) -> Statements:
 
 def counted_events(condition: str) -> str:
     """The chosen events of `usage_events`, each once, where they count: `arrived` is where an event stands itself,
-    `position` and `log_time_ms` are the same or, for a parked one, its verdict's. Parked events without a verdict, and
-    those whose verdict dropped them, are left out. `condition` may name the table's own columns."""
+    `position` and `stream_time_ms` are the same or, for a deferred one, its decision's. Deferred events without a
+    decision, and those whose decision dropped them, are left out. `condition` may name the table's own columns."""
     return (
-        "SELECT account, type, time, data, partition, arrived, if(waits, verdict_position, arrived) AS position, "
-        "if(waits, verdict_ms, arrived_ms) AS log_time_ms FROM ("
-        "SELECT account, type, time, data, partition, position AS arrived, parked = 1 AS waits, "
-        f"toUnixTimestamp64Milli(log_time) AS arrived_ms FROM usage_events FINAL WHERE {condition}) AS chosen "
-        "LEFT JOIN (SELECT partition, position AS arrived, account, verdict_position, outcome, "
-        "log_time_ms AS verdict_ms FROM verdicts FINAL) AS judged USING (partition, arrived, account) "
+        "SELECT account, type, time, data, partition, arrived, if(waits, decision_position, arrived) AS position, "
+        "if(waits, decision_ms, arrived_ms) AS stream_time_ms FROM ("
+        "SELECT account, type, time, data, partition, position AS arrived, deferred = 1 AS waits, "
+        f"toUnixTimestamp64Milli(stream_time) AS arrived_ms FROM usage_events FINAL WHERE {condition}) AS chosen "
+        "LEFT JOIN (SELECT partition, position AS arrived, account, decision_position, outcome, "
+        "stream_time_ms AS decision_ms FROM dedup_decisions FINAL) AS judged USING (partition, arrived, account) "
         "WHERE NOT waits OR outcome = 'counted'"
     )
 
@@ -141,7 +141,7 @@ def _by_kind(spans: Sequence[MeterSpan]) -> tuple[list[tuple[int, Meter, str]], 
     """(number, meter, condition under which it was in force), those that merge by arithmetic and the unique ones."""
     numbered = []
     for number, meter in enumerate(_meters(spans)):
-        # A parked event feeds the meters that were in force both where it arrived and where its verdict stands.
+        # A deferred event feeds the meters that were in force both where it arrived and where its decision stands.
         in_force = " AND ".join(_within(column, spans, meter) for column in ("arrived", "position"))
         numbered.append((number, meter, f"({in_force})"))
     return (
@@ -183,15 +183,15 @@ def _periods(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], 
         # Before the first boundary months are calendar months: nobody can be bound before the log began.
         "bound AND time_ms >= starts[1] AS cut, "
         "throwIf(cut AND own = 0, 'the boundaries do not reach an event: widen them') AS checked, "
-        f"{_month('time_ms')} AS own_month, {_month('log_time_ms')} AS log_month, "
+        f"{_month('time_ms')} AS own_month, {_month('stream_time_ms')} AS log_month, "
         f"if(cut, starts[own], {months('own_month')}) AS own_start_ms, "
         f"if(cut, ends[own], {months('own_month + 1')}) AS own_end_ms, "
-        "own_end_ms + grace_ms <= log_time_ms OR has(closed, own_start_ms) AS late"
+        "own_end_ms + grace_ms <= stream_time_ms OR has(closed, own_start_ms) AS late"
     )
     carried = (
         "SELECT *, "
-        "arrayFirstIndex((start, end) -> end > log_time_ms AND NOT has(closed, start), starts, ends) AS next, "
-        "throwIf(late AND bound AND next = 0, 'the boundaries do not reach the log time: widen them') AS reached, "
+        "arrayFirstIndex((start, end) -> end > stream_time_ms AND NOT has(closed, start), starts, ends) AS next, "
+        "throwIf(late AND bound AND next = 0, 'the boundaries do not reach the stream time: widen them') AS reached, "
         f"arrayFirst(month -> NOT has(closed, {months('month')}), "
         "range(toUInt32(log_month), toUInt32(log_month + length(closed) + 1))) AS next_month, "
         f"multiIf(NOT late, own_start_ms, bound, starts[next], {months('next_month')}) + checked + reached "
@@ -202,7 +202,7 @@ def _periods(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], 
     return (
         "SELECT meter, account, period_start_ms, period_end_ms, dimensions, value, minor, time_us, position, "
         f"time_ms - positiveModulo(time_ms, {HOUR_MS}) AS hour_ms, "
-        f"log_time_ms - positiveModulo(log_time_ms, {HOUR_MS}) AS bucket_ms "
+        f"stream_time_ms - positiveModulo(stream_time_ms, {HOUR_MS}) AS bucket_ms "
         f"FROM ({carried} FROM ({natural} FROM ({ranges} FROM {entries} USING (account))))"
     )
 
@@ -233,7 +233,7 @@ def _entries(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], 
     chosen = [f"partition = {request.partition}", f"type IN ({types})"]
     counted = [f"position < {request.before_position}"]
     if before_ms is not None:
-        counted.append(f"log_time_ms < {before_ms}")
+        counted.append(f"stream_time_ms < {before_ms}")
     if request.accounts is not None:
         literal = json_literal(list(request.accounts), "Array(String)")
         chosen.append(f"account IN (SELECT arrayJoin({literal}))")
@@ -254,7 +254,7 @@ def _entries(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], 
         f"CAST([{numbers}], 'Array(UInt16)'), [{feeds}])) AS meter FROM ({events})"
     )
     return (
-        f"SELECT account, position, time_us, time_ms, log_time_ms, meter, {values} AS value, "
+        f"SELECT account, position, time_us, time_ms, stream_time_ms, meter, {values} AS value, "
         f"{f'[{dimensions}]' if slots else 'emptyArrayString()'} AS dimensions FROM ({fanned_out})"
     )
 
@@ -278,7 +278,7 @@ def _events(condition: str, meters: Sequence[Meter], counted: str = "1") -> str:
     values += [f"{_number_of(_column('raw', path))} AS {_column('number', path)}" for path in sorted(numbers)]
     return (
         f"SELECT {', '.join(['*', *values])} FROM (SELECT *{raw} FROM ("
-        "SELECT account, type, partition, arrived, position, log_time_ms, toUnixTimestamp64Micro(time) AS time_us, "
+        "SELECT account, type, partition, arrived, position, stream_time_ms, toUnixTimestamp64Micro(time) AS time_us, "
         f"intDiv(time_us - positiveModulo(time_us, 1000), 1000) AS time_ms, {_NUMBERED} AS json "
         f"FROM ({counted_events(condition)}) WHERE {counted}))"
     )

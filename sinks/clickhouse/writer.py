@@ -15,12 +15,12 @@ from schemas.analytics import (
     ArchivePosition,
     ArchiveStore,
     ControlRow,
-    DrainPosition,
+    DedupDecisionRow,
     DuplicateRow,
     EventRow,
     HourlyRow,
     HourlyStore,
-    VerdictRow,
+    RelayPosition,
 )
 from schemas.control import ControlKind
 from schemas.errors import InvalidInput
@@ -69,9 +69,9 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         check_times(rows)
         await self._insert("usage_events", EventRow._fields, rows)
 
-    async def insert_verdicts(self, rows: Sequence[VerdictRow]) -> None:
-        """Store verdicts; of one event the first in the log stands, in whatever order they come."""
-        await self._insert("verdicts", VerdictRow._fields, rows)
+    async def insert_dedup_decisions(self, rows: Sequence[DedupDecisionRow]) -> None:
+        """Store decisions; of one event the first in the log stands, in whatever order they come."""
+        await self._insert("dedup_decisions", DedupDecisionRow._fields, rows)
 
     async def insert_controls(self, rows: Sequence[ControlRow]) -> None:
         """Store control records."""
@@ -95,7 +95,7 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
     async def load_position(self, partition: int) -> ArchivePosition | None:
         """The stored position of a partition, or None where there is none."""
         rows = await self._clickhouse.rows(
-            f"SELECT partition, next_offset, log_time_ms, log_id FROM {self._table('archive_positions')} FINAL "  # noqa: S608  # a name of ours
+            f"SELECT partition, next_offset, stream_time_ms, log_id FROM {self._table('archive_positions')} FINAL "  # noqa: S608  # a name of ours
             "WHERE partition = {partition:UInt16}",
             {"partition": partition},
         )
@@ -107,7 +107,7 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         """As `ArchiveStore` says."""
         named = "" if accounts is None else f"AND account IN {json_literal(['', *accounts], 'Array(String)')} "
         rows = await self._clickhouse.rows(
-            f"SELECT partition, position, kind, account, log_time_ms, value FROM {self._table('control_log')} FINAL "  # noqa: S608  # a name of ours
+            f"SELECT partition, position, kind, account, stream_time_ms, value FROM {self._table('control_log')} FINAL "  # noqa: S608  # a name of ours
             "WHERE partition = {partition:UInt16} AND position < {before:UInt64} AND kind IN {kinds:Array(String)} "
             f"{named}ORDER BY position",
             {"partition": partition, "before": before_position, "kinds": list(FOLDED_KINDS)},
@@ -128,14 +128,14 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         """Which rebuild made `usage_events`; None while it misses what was written around its exchange."""
         return whole_number("usage_events", await read_marks(self._clickhouse))
 
-    async def save_drained(self, position: DrainPosition) -> None:
+    async def save_relayed(self, position: RelayPosition) -> None:
         """Store how far `usage_hourly` reaches; one that lies behind the stored one changes nothing."""
-        await self._insert("drain_positions", DrainPosition._fields, [position])
+        await self._insert("relay_positions", RelayPosition._fields, [position])
 
-    async def load_drained(self) -> Mapping[int, DrainPosition]:
-        """The stored drain position of each partition that has one."""
-        rows = await self._clickhouse.rows("SELECT partition, next_offset, log_time_ms FROM drain_positions FINAL")
-        return {int(row[0]): DrainPosition(*row) for row in rows}
+    async def load_relayed(self) -> Mapping[int, RelayPosition]:
+        """The stored relay position of each partition that has one."""
+        rows = await self._clickhouse.rows("SELECT partition, next_offset, stream_time_ms FROM relay_positions FINAL")
+        return {int(row[0]): RelayPosition(*row) for row in rows}
 
     async def latest_generation(self) -> int:
         """The highest generation among the versions of cells; 0 where there are none."""
@@ -165,7 +165,7 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
 
 
 FOLDED_KINDS: Final = tuple(
-    kind.value for kind in (ControlKind.CATALOG, ControlKind.ACCOUNT, ControlKind.CLOSE, ControlKind.RECUT)
+    kind.value for kind in (ControlKind.METER_SET, ControlKind.ACCOUNT, ControlKind.CLOSE, ControlKind.RESTATEMENT)
 )
 
 

@@ -1,5 +1,5 @@
-"""The live view in Redis or Valkey: marks, totals, cells, outbox and the fence they commit with (§6).
+"""The live view in Redis or Valkey: marks, totals, cells, outbox and the checkpoint they commit with (§6).
 
 Imported by the pipeline. The invariant (I2): a partition's keys change in one MULTI guarded by WATCH on its
-fence, or not at all.
+checkpoint, or not at all.
 """

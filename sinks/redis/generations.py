@@ -12,11 +12,11 @@ from typing import Any, Final, NamedTuple
 
 from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.rebuild import GENERATION_MAX, SUPERSEDED
-from schemas.rollup import Fence, Lost
+from schemas.rollup import Checkpoint, Lost
+from sinks.redis.checkpoints import token
 from sinks.redis.client import Command, Server, checked
-from sinks.redis.fences import token
 from sinks.redis.keys import GENERATIONS, Keys, literal
-from sinks.redis.outbox import RedisOutbox
+from sinks.redis.reader import RedisOutbox
 
 Read = Callable[[list[Command]], list[Any]]
 
@@ -122,19 +122,19 @@ class RedisGenerations(RedisOutbox):
         (text,) = await self._commands([("GET", self.keys(partition).live)])
         return int(text or 0) == generation
 
-    async def swap(self, partition: int, live: Fence | None, built: Fence) -> bool:
+    async def swap(self, partition: int, live: Checkpoint | None, built: Checkpoint) -> bool:
         return await self._run(self._swap, partition, live, built)
 
-    def _swap(self, partition: int, live: Fence | None, built: Fence) -> bool:
+    def _swap(self, partition: int, live: Checkpoint | None, built: Checkpoint) -> bool:
         old, new = self.keys(partition), Keys(self.namespace, partition, built.generation)
         is_live = False
 
         def decide(read: Read) -> list[Command]:
             nonlocal is_live
             reads: list[Command] = [("GET", old.live), ("GET", self._note)]
-            reads += [("HGET", old.fence, "token"), ("HGET", new.fence, "token")]
+            reads += [("HGET", old.checkpoint, "token"), ("HGET", new.checkpoint, "token")]
             name, note, old_token, new_token = read(reads)
-            # Another rebuild was first: what would be dropped as the old fence is the new one.
+            # Another rebuild was first: what would be dropped as the old checkpoint is the new one.
             is_live = int(name or 0) == built.generation
             if is_live:
                 return []
@@ -143,10 +143,10 @@ class RedisGenerations(RedisOutbox):
             expected = token(live) if live else None
             if not self._is_current(partition, old, name) or old_token != expected or new_token != token(built):
                 return []
-            # Without its fence nothing of the old generation can be taken for state, however little is left of it.
-            return [("SET", new.live, built.generation), ("UNLINK", old.fence)]
+            # Without its checkpoint nothing of the old generation can be taken for state, however little is left of it.
+            return [("SET", new.live, built.generation), ("UNLINK", old.checkpoint)]
 
-        if self._watching([old.live, old.fence, new.fence, self._note], decide):
+        if self._watching([old.live, old.checkpoint, new.checkpoint, self._note], decide):
             self._live[partition] = built.generation
             return True
         return is_live
@@ -165,9 +165,9 @@ class RedisGenerations(RedisOutbox):
         await self._unlink(partition, lambda found, _: list(found))
 
     async def _unlink(self, partition: int, wanted: Callable[[Sequence[str], Read], list[str]]) -> int:
-        # Fences first: cut short, what is left of a generation is no state, and nothing resumes from it.
-        fences = [Keys(self.namespace, partition, number).fence for number in range(GENERATION_MAX + 1)]
-        swept = await self._unlink_page(partition, fences, wanted)
+        # Checkpoints first: cut short, what is left of a generation is no state, and nothing resumes from it.
+        checkpoints = [Keys(self.namespace, partition, number).checkpoint for number in range(GENERATION_MAX + 1)]
+        swept = await self._unlink_page(partition, checkpoints, wanted)
         async for found in self._pages(self.keys(partition)):
             swept += await self._unlink_page(partition, found, wanted)
         return swept

@@ -21,15 +21,15 @@ class Keys:
         self.root = f"{namespace}:{{p{partition}}}:"
         self.live = f"{self.root}{GENERATIONS}-live"
         self.prefix = f"{self.root}{GENERATIONS}:{generation}:" if generation else self.root
-        self.fence = self.prefix + "fence"
+        self.checkpoint = self.prefix + "checkpoint"
         self.total_index = self.prefix + "totals"
         self.cell_buckets = self.prefix + "cell-buckets"
         self.report_buckets = self.prefix + "report-buckets"
         self.duplicates = self.prefix + "duplicates"
         self.lost = self.prefix + "lost"
-        self.parked = self.prefix + "parked"
-        self.parked_order = self.prefix + "parked-order"
-        self.recutting = self.prefix + "recutting"
+        self.deferred = self.prefix + "deferred"
+        self.deferred_order = self.prefix + "deferred-order"
+        self.restating = self.prefix + "restating"
         self.restoring = self.prefix + "restoring"
 
     @property
@@ -58,8 +58,8 @@ class Keys:
     def reports(self, bucket_ms: int) -> str:
         return f"{self.prefix}reports:{bucket_ms}"
 
-    def parked_of(self, account: str) -> str:
-        return f"{self.prefix}parked:{account}"
+    def deferred_of(self, account: str) -> str:
+        return f"{self.prefix}deferred:{account}"
 
     def account(self, account: str) -> str:
         return f"{self.prefix}a:{account}"
@@ -70,8 +70,8 @@ def literal(text: str) -> str:
     return "".join(f"\\{each}" if each in "*?[]\\^" else each for each in text)
 
 
-def parked_member(position: int) -> str:
-    """A parked event's name: as text in the order of positions, which sorted sets fall back on."""
+def deferred_member(position: int) -> str:
+    """A deferred event's name: as text in the order of positions, which sorted sets fall back on."""
     return f"{position:017d}"
 
 

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas.checkpoints import BYTES_AT_ONCE
 from schemas.errors import Fenced
-from schemas.rollup import Fence
+from schemas.rollup import Checkpoint
+from schemas.snapshots import BYTES_AT_ONCE
+from sinks.redis.checkpoints import encode_checkpoint, token
 from sinks.redis.client import Command, Connection, checked, pairs
-from sinks.redis.fences import encode_fence, token
 from sinks.redis.generations import Read, RedisGenerations
 from sinks.redis.keys import GENERATIONS, Keys
 
@@ -45,9 +45,9 @@ _decode: Final = msgspec.json.Decoder(list[_Entry]).decode
 
 
 class RedisSnapshots(RedisGenerations):
-    """`schemas.checkpoints.SnapshotStore` on the keys of a generation."""
+    """`schemas.snapshots.CopyableState` on the keys of a generation."""
 
-    async def snapshot(self, partition: int, believed: Fence) -> AsyncIterator[str]:
+    async def snapshot(self, partition: int, believed: Checkpoint) -> AsyncIterator[str]:
         keys = await self._believe(partition, believed)
         # One connection for all: a cursor says nothing to a server that was started again, or that took over, and
         # nothing but a connection that breaks tells that it is another one.
@@ -60,10 +60,10 @@ class RedisSnapshots(RedisGenerations):
             connection.release()
         await self._believe(partition, believed)
 
-    async def _believe(self, partition: int, believed: Fence) -> Keys:
-        keys, (held,) = await self._read_live(partition, lambda keys: [("HGET", keys.fence, "token")])
+    async def _believe(self, partition: int, believed: Checkpoint) -> Keys:
+        keys, (held,) = await self._read_live(partition, lambda keys: [("HGET", keys.checkpoint, "token")])
         if held != token(believed):
-            raise Fenced(f"partition {partition}: the fence is {held}, a copy was to be made at {token(believed)}")
+            raise Fenced(f"partition {partition}: the checkpoint is {held}, a copy was to be made at {token(believed)}")
         return keys
 
     def _entries(self, connection: Connection, keys: Keys) -> Iterator[_Entry]:
@@ -72,7 +72,7 @@ class RedisSnapshots(RedisGenerations):
         def run(commands: list[Command]) -> list[Any]:
             return checked(connection.run(commands), self.server.where) if commands else []
 
-        apart = (keys.fence, keys.live, keys.restoring)
+        apart = (keys.checkpoint, keys.live, keys.restoring)
         cursor = ""
         while cursor != "0":
             page: Command = ("SCAN", cursor or "0", "MATCH", keys.literal + "*", "COUNT", _PAGE_KEYS)
@@ -91,9 +91,9 @@ class RedisSnapshots(RedisGenerations):
         keys = self.keys(partition)
 
         def claim(read: Read) -> list[Command]:
-            (exists,) = read([("EXISTS", keys.fence)])
+            (exists,) = read([("EXISTS", keys.checkpoint)])
             if exists:
-                raise Fenced(f"partition {partition} has a fence already: another process has restored it")
+                raise Fenced(f"partition {partition} has a checkpoint already: another process has restored it")
             return [("SET", keys.restoring, owner)]
 
         await self._restoring(keys, claim)
@@ -102,7 +102,7 @@ class RedisSnapshots(RedisGenerations):
                 key
                 for key in found
                 if key.startswith(keys.prefix)
-                and key not in (keys.live, keys.fence, keys.restoring)
+                and key not in (keys.live, keys.checkpoint, keys.restoring)
                 and not self._is_named(keys, key)
             ]
             if left:
@@ -123,24 +123,24 @@ class RedisSnapshots(RedisGenerations):
         # Also without any: the claim is asked for.
         await self._owned(keys, owner, writes)
 
-    async def end_restore(self, partition: int, owner: str, fence: Fence) -> None:
+    async def end_restore(self, partition: int, owner: str, checkpoint: Checkpoint) -> None:
         keys = self.keys(partition)
         writes: list[Command] = []
         (buckets,) = await self._commands([("SMEMBERS", keys.cell_buckets)])
         for bucket in map(int, buckets):
             cells, dirty = await self._commands([("HKEYS", keys.cells(bucket)), ("HKEYS", keys.dirty(bucket))])
-            # Drained and dropped during the copy: what is left of it would be waited for without end.
+            # Relayed and dropped during the copy: what is left of it would be waited for without end.
             gone = sorted(set(dirty) - set(cells))
             writes += [
                 ("HDEL", keys.dirty(bucket), *gone[start : start + _ARGUMENTS_MAX])
                 for start in range(0, len(gone), _ARGUMENTS_MAX)
             ]
-        writes.append(("HSET", keys.fence, *pairs(encode_fence(fence).items())))
+        writes.append(("HSET", keys.checkpoint, *pairs(encode_checkpoint(checkpoint).items())))
         await self._owned(keys, owner, [*writes, ("UNLINK", keys.restoring)])
 
     async def _owned(self, keys: Keys, owner: str, writes: Sequence[Command]) -> None:
         def claimed(read: Read) -> Sequence[Command]:
-            held, exists = read([("GET", keys.restoring), ("EXISTS", keys.fence)])
+            held, exists = read([("GET", keys.restoring), ("EXISTS", keys.checkpoint)])
             if held != owner or exists:
                 raise Fenced(f"{keys.root}: another process restores this partition")
             return writes
@@ -149,7 +149,7 @@ class RedisSnapshots(RedisGenerations):
 
     async def _restoring(self, keys: Keys, decide: Callable[[Read], Sequence[Command]]) -> None:
         """Write what `decide` says after its reads, if nobody has claimed or finished the restore meanwhile."""
-        if await self._run(self._watching, [keys.fence, keys.restoring], decide) is None:
+        if await self._run(self._watching, [keys.checkpoint, keys.restoring], decide) is None:
             raise Fenced(f"{keys.root}: another process restores this partition")
 
 

@@ -1,8 +1,8 @@
-"""The rollup's state in Redis: read at the fence, commit with the fence (I2).
+"""The rollup's state in Redis: read at the checkpoint, commit with the checkpoint (I2).
 
-A commit is two round trips: `read` sends WATCH on the fence and all reads; `commit` sends MULTI with absolute
-values and EXEC. EXEC fails as a whole where the fence moved in between. What a crash leaves: before EXEC
-reached the server, nothing; after it, everything, and the process finds the new fence when it starts again.
+A commit is two round trips: `read` sends WATCH on the checkpoint and all reads; `commit` sends MULTI with absolute
+values and EXEC. EXEC fails as a whole where the checkpoint moved in between. What a crash leaves: before EXEC
+reached the server, nothing; after it, everything, and the process finds the new checkpoint when it starts again.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from schemas.periods import AccountState
 from schemas.rollup import (
     BucketField,
     Changes,
+    Checkpoint,
+    Deferred,
     DueTotal,
-    Fence,
-    Parked,
     RankingKey,
     ReadRequest,
     TotalKey,
     UniqueKey,
     View,
 )
+from sinks.redis.checkpoints import decode_checkpoint, encode_checkpoint, token
 from sinks.redis.client import Command, Connection, Server, as_mapping, checked, pairs
-from sinks.redis.fences import decode_fence, encode_fence, token
 from sinks.redis.generations import Claim, Read
-from sinks.redis.keys import Keys, parked_member, parse_total_member, total_member
-from sinks.redis.outbox import decode_parked
+from sinks.redis.keys import Keys, deferred_member, parse_total_member, total_member
+from sinks.redis.reader import decode_deferred
 from sinks.redis.snapshots import RedisSnapshots
 
 # One command with very many arguments would hold up the single-threaded server.
@@ -75,61 +75,63 @@ class RedisRollupStore(RedisSnapshots):
                 f"set-max-intset-entries is {entries[1]}: marks would take five times the memory; set it to 65536"
             )
         if info.get("aof_enabled") == "0":
-            problems.append("append-only file is off: a restart of the server loses the fence; set appendonly yes")
+            problems.append("append-only file is off: a restart of the server loses the checkpoint; set appendonly yes")
         return problems
 
-    async def load_fence(self, partition: int) -> Fence | None:
-        _, (answer,) = await self._read_live(partition, lambda keys: [("HGETALL", keys.fence)])
+    async def load_checkpoint(self, partition: int) -> Checkpoint | None:
+        _, (answer,) = await self._read_live(partition, lambda keys: [("HGETALL", keys.checkpoint)])
         fields = as_mapping(answer)
-        return decode_fence(fields) if fields else None
+        return decode_checkpoint(fields) if fields else None
 
-    async def create_fence(self, partition: int, fence: Fence) -> None:
+    async def create_checkpoint(self, partition: int, checkpoint: Checkpoint) -> None:
         keys = self.keys(partition)
 
         def decide(read: Read) -> list[Command]:
-            exists, live = read([("EXISTS", keys.fence), ("GET", keys.live)])
+            exists, live = read([("EXISTS", keys.checkpoint), ("GET", keys.live)])
             if exists or not self._is_current(partition, keys, live):
-                raise Fenced(f"partition {partition} has a fence already")
-            return [("HSET", keys.fence, *pairs(encode_fence(fence).items()))]
+                raise Fenced(f"partition {partition} has a checkpoint already")
+            return [("HSET", keys.checkpoint, *pairs(encode_checkpoint(checkpoint).items()))]
 
-        if await self._run(self._watching, [keys.fence, keys.live], decide) is None:
-            raise Fenced(f"another process created the fence of partition {partition}")
+        if await self._run(self._watching, [keys.checkpoint, keys.live], decide) is None:
+            raise Fenced(f"another process created the checkpoint of partition {partition}")
 
-    async def read(self, partition: int, believed: Fence, request: ReadRequest) -> View:
+    async def read(self, partition: int, believed: Checkpoint, request: ReadRequest) -> View:
         return await self._run(self._read, partition, believed, request)
 
     def _connection(self, partition: int) -> Connection:
         return self._connections.setdefault(partition, self.server.connection())
 
-    def _watch(self, partition: int, believed: Fence, commands: list[Command]) -> list[Any]:
-        """Run reads in the same round trip as WATCH and check that the fence is what we believe."""
+    def _watch(self, partition: int, believed: Checkpoint, commands: list[Command]) -> list[Any]:
+        """Run reads in the same round trip as WATCH and check that the checkpoint is what we believe."""
         keys = self.keys(partition)
         # UNWATCH first: a WATCH left by an abandoned flush would make a later EXEC fail for nothing.
         claimed = [self.claim.key] if self.claim else []
-        head: list[Command] = [("UNWATCH",), ("WATCH", keys.fence, keys.live, *claimed), ("GET", keys.live)]
-        head += [("HGET", keys.fence, "token"), *self._claim_reads()]
+        head: list[Command] = [("UNWATCH",), ("WATCH", keys.checkpoint, keys.live, *claimed), ("GET", keys.live)]
+        head += [("HGET", keys.checkpoint, "token"), *self._claim_reads()]
         self._watched.pop(partition, None)
         answers = checked(self._connection(partition).run(head + commands), self.server.where)
         if self.claim is not None:
             self.claim.check(answers[4])
         if not self._is_current(partition, keys, answers[2]):
-            raise Fenced(f"partition {partition}: a rebuilt view was swapped in. Restart this process at its fence.")
+            raise Fenced(
+                f"partition {partition}: a rebuilt view was swapped in. Restart this process at its checkpoint."
+            )
         if answers[3] is None:
             raise OperatorNeeded(
-                f"the fence of partition {partition} is gone from {self.server.where}: the store was emptied or "
+                f"the checkpoint of partition {partition} is gone from {self.server.where}: the store was emptied or "
                 "replaced while the log went on. Nothing was written. Restore the append-only file or a replica that "
-                "has the fence, or build it again with `tidemark rebuild redis` (if that was never used, "
+                "has the checkpoint, or build it again with `tidemark rebuild redis` (if that was never used, "
                 "`tidemark worker --replay-from-start` does it too)."
             )
         if answers[3] != token(believed):
             raise Fenced(
-                f"partition {partition}: the stored fence is {answers[3]}, this process believes {token(believed)}; "
-                "another process committed. Restart this one."
+                f"partition {partition}: the stored checkpoint is {answers[3]}, this process believes "
+                f"{token(believed)}; another process committed. Restart this one."
             )
         self._watched[partition] = answers[3]
         return answers[len(head) :]
 
-    def _read(self, partition: int, believed: Fence, request: ReadRequest) -> View:
+    def _read(self, partition: int, believed: Checkpoint, request: ReadRequest) -> View:
         keys = self.keys(partition)
         commands: list[Command] = []
         commands += [("SMISMEMBER", keys.mark(key), *members) for key, members in request.marks.items()]
@@ -141,8 +143,8 @@ class RedisRollupStore(RedisSnapshots):
         commands += [("SMISMEMBER", keys.unique(key), *members) for key, members in request.uniques.items()]
         if request.accounts:
             commands.append(("MGET", *(keys.account(account) for account in request.accounts)))
-        if request.parked:
-            commands.append(("HMGET", keys.parked, *map(parked_member, request.parked)))
+        if request.deferred:
+            commands.append(("HMGET", keys.deferred, *map(deferred_member, request.deferred)))
         if request.due_max:
             commands.append(("ZRANGE", keys.total_index, 0, request.due_max - 1, "WITHSCORES"))
         answers = iter(self._watch(partition, believed, commands))
@@ -163,29 +165,29 @@ class RedisRollupStore(RedisSnapshots):
         if request.accounts:
             for account, text in zip(request.accounts, next(answers), strict=True):
                 accounts[account] = AccountState.model_validate_json(text) if text else AccountState()
-        held = (decode_parked(text) for text in next(answers) if text) if request.parked else ()
-        parked = {each.position: each for each in held}
+        held = (decode_deferred(text) for text in next(answers) if text) if request.deferred else ()
+        deferred = {each.position: each for each in held}
         flat = next(answers) if request.due_max else ()
         due = [
             DueTotal(int(float(at)), parse_total_member(name)) for name, at in zip(flat[::2], flat[1::2], strict=True)
         ]
-        return View(frozenset(marks), totals, cell_texts, report_texts, uniques, accounts, parked, due)
+        return View(frozenset(marks), totals, cell_texts, report_texts, uniques, accounts, deferred, due)
 
-    async def commit(self, partition: int, believed: Fence, changes: Changes) -> None:
+    async def commit(self, partition: int, believed: Checkpoint, changes: Changes) -> None:
         await self._run(self._commit, partition, believed, changes)
 
-    def _commit(self, partition: int, believed: Fence, changes: Changes) -> None:
+    def _commit(self, partition: int, believed: Checkpoint, changes: Changes) -> None:
         if self._watched.get(partition) != token(believed):
             self._watch(partition, believed, [])
         self._watched.pop(partition, None)
         commands: list[Command] = [("MULTI",), *self._writes(self.keys(partition), changes), ("EXEC",)]
         answer = checked(self._connection(partition).run(commands), self.server.where)[-1]
         if answer is None:
-            raise Fenced(f"partition {partition}: the fence moved during the flush; another process committed")
+            raise Fenced(f"partition {partition}: the checkpoint moved during the flush; another process committed")
         checked(answer, self.server.where)
 
     def _writes(self, keys: Keys, changes: Changes) -> Iterator[Command]:
-        yield ("HSET", keys.fence, *pairs(encode_fence(changes.fence).items()))
+        yield ("HSET", keys.checkpoint, *pairs(encode_checkpoint(changes.checkpoint).items()))
         yield from _removals(keys, changes.replaced)
         for mark, members in changes.marks.items():
             yield ("SADD", keys.mark(mark), *members)
@@ -209,13 +211,13 @@ class RedisRollupStore(RedisSnapshots):
         for account, state in changes.accounts.items():
             yield ("SET", keys.account(account), state.model_dump_json())
             if state.pending is None:
-                yield ("ZREM", keys.recutting, account)
+                yield ("ZREM", keys.restating, account)
             else:
-                yield ("ZADD", keys.recutting, int(state.pending.until_ms is None), account)
+                yield ("ZADD", keys.restating, int(state.pending.until_ms is None), account)
         if changes.duplicates:
             rows = ((each.position, msgspec.json.encode(each)) for each in changes.duplicates)
             yield from _chunked(("HSET", keys.duplicates), pairs(rows))
-        yield from _parked_writes(keys, changes)
+        yield from _deferred_writes(keys, changes)
         yield from _removals(keys, changes.retired)
         if changes.expired_marks:
             yield from _chunked(("UNLINK",), [keys.mark(mark) for mark in changes.expired_marks])
@@ -256,25 +258,25 @@ def _removals(keys: Keys, totals: Mapping[TotalKey, Sequence[str]]) -> Iterator[
         yield from _chunked(("ZREM", keys.ranking(ranking)), accounts)
 
 
-def _parked_writes(keys: Keys, changes: Changes) -> Iterator[Command]:
-    if changes.parked:
-        rows = ((parked_member(each.position), msgspec.json.encode(each)) for each in changes.parked)
-        yield from _chunked(("HSET", keys.parked), pairs(rows))
+def _deferred_writes(keys: Keys, changes: Changes) -> Iterator[Command]:
+    if changes.deferred:
+        rows = ((deferred_member(each.position), msgspec.json.encode(each)) for each in changes.deferred)
+        yield from _chunked(("HSET", keys.deferred), pairs(rows))
     if changes.judged:
-        yield from _chunked(("HDEL", keys.parked), [parked_member(each.position) for each in changes.judged])
-    for index, added in _by_index(keys, changes.parked).items():
-        scores = ((each.log_time_ms, parked_member(each.position)) for each in added)
+        yield from _chunked(("HDEL", keys.deferred), [deferred_member(each.position) for each in changes.judged])
+    for index, added in _by_index(keys, changes.deferred).items():
+        scores = ((each.stream_time_ms, deferred_member(each.position)) for each in added)
         yield from _chunked(("ZADD", index), pairs(scores))
     for index, gone in _by_index(keys, changes.judged).items():
-        yield from _chunked(("ZREM", index), [parked_member(each.position) for each in gone])
+        yield from _chunked(("ZREM", index), [deferred_member(each.position) for each in gone])
 
 
-def _by_index(keys: Keys, parked: Iterable[Parked]) -> dict[str, list[Parked]]:
-    """Parked events by the sorted sets they stand in: the partition's and their account's."""
-    grouped: dict[str, list[Parked]] = {}
-    for each in parked:
-        grouped.setdefault(keys.parked_order, []).append(each)
-        grouped.setdefault(keys.parked_of(each.account), []).append(each)
+def _by_index(keys: Keys, deferred: Iterable[Deferred]) -> dict[str, list[Deferred]]:
+    """Deferred events by the sorted sets they stand in: the partition's and their account's."""
+    grouped: dict[str, list[Deferred]] = {}
+    for each in deferred:
+        grouped.setdefault(keys.deferred_order, []).append(each)
+        grouped.setdefault(keys.deferred_of(each.account), []).append(each)
     return grouped
 
 

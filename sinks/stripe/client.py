@@ -140,7 +140,7 @@ class StripeClientMeters:
         if not raw or keys != (CUSTOMER_KEY, VALUE_KEY):
             raise OperatorNeeded(
                 f"the Stripe meter of {event_name} ({meter.id}) must have formula sum, no event_time_window and the "
-                f"payload keys {CUSTOMER_KEY} and {VALUE_KEY}: use another stripe_event_name in the catalog"
+                f"payload keys {CUSTOMER_KEY} and {VALUE_KEY}: use another stripe_event_name in the meter set"
             )
         return str(meter.id)
 

@@ -53,7 +53,7 @@ def event(
     account: str = "acme",
     event_id: str | None = None,
     time_ms: int = NOW_MS,
-    log_time_ms: int | None = None,
+    stream_time_ms: int | None = None,
     partition: int = 3,
     event_type: str = "llm",
 ) -> EventRow:
@@ -67,7 +67,7 @@ def event(
         text,
         partition,
         number,
-        NOW_MS if log_time_ms is None else log_time_ms,
+        NOW_MS if stream_time_ms is None else stream_time_ms,
     )
 
 

@@ -1,16 +1,16 @@
-"""Fences and commits with something of everything in them, for the suites of the rollup store."""
+"""Checkpoints and commits with something of everything in them, for the suites of the rollup store."""
 
 from __future__ import annotations
 
 from schemas.clock import HOUR_MS
-from schemas.meters import Catalog
+from schemas.meters import MeterSet
 from schemas.periods import AccountState, Billing, Customer
 from schemas.rollup import (
     BucketField,
     Changes,
+    Checkpoint,
     Counters,
     Duplicate,
-    Fence,
     MarkKey,
     MarkSlice,
     RankingKey,
@@ -19,32 +19,32 @@ from schemas.rollup import (
     UniqueKey,
 )
 
-CATALOG = Catalog.model_validate({"version": 3, "meters": []})
+METER_SET = MeterSet.model_validate({"version": 3, "meters": []})
 ODD_ACCOUNTS = ["a|b", "a:b:c", "{p0}", "nul\x00", "line\nbreak", "\x1f", "ü 🙂", "x" * 256]
 BUCKET = 1_000 * HOUR_MS
 
 
-def fence(next_offset: int = 0, log_time_ms: int = BUCKET) -> Fence:
-    """A fence at an offset."""
-    return Fence(
+def checkpoint(next_offset: int = 0, stream_time_ms: int = BUCKET) -> Checkpoint:
+    """A checkpoint at an offset."""
+    return Checkpoint(
         log_id="log",
         partitions=4,
         livemode=False,
         stripe_account="acct_1",
         generation=1,
         next_offset=next_offset,
-        log_time_ms=log_time_ms,
+        stream_time_ms=stream_time_ms,
         secret_fingerprint="f",
-        catalog=CATALOG,
+        meter_set=METER_SET,
         counters=Counters(received=3, counted=2, duplicate=1),
         slices=(MarkSlice(0, 10, 64, 2),),
     )
 
 
-async def started(store: RollupStore) -> Fence:
-    """A partition 0 with its first fence."""
-    first = fence()
-    await store.create_fence(0, first)
+async def started(store: RollupStore) -> Checkpoint:
+    """A partition 0 with its first checkpoint."""
+    first = checkpoint()
+    await store.create_checkpoint(0, first)
     return first
 
 
@@ -52,7 +52,7 @@ def changes(next_offset: int, account: str = "acme", total: str = "7") -> Change
     """A commit of everything there is."""
     cell = BucketField(BUCKET, f"cell\x1f{account}")
     return Changes(
-        fence=fence(next_offset),
+        checkpoint=checkpoint(next_offset),
         marks={MarkKey(0, 5): [1, -(2**63), 2**63 - 1]},
         totals={TotalKey(account, 0): {"tokens": total, "peak": "-3"}},
         rankings={RankingKey("tokens", 0): {account: 7}},

@@ -1,4 +1,4 @@
-"""One suite for the analytical store's tables: the in-memory twin and ClickHouse's engine behind its HTTP interface."""
+"""One suite for the analytical store's tables: the in-memory fake and ClickHouse's engine behind its HTTP interface."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from datetime import datetime
 
 import pytest
 
-from aggregators.fields import GENERATION_SHIFT
+from aggregators.codec import GENERATION_SHIFT
 from schemas.analytics import (
     ArchivePosition,
     ControlRow,
-    DrainPosition,
+    DedupDecisionRow,
+    DedupOutcome,
     DuplicateRow,
     MeterSpan,
-    VerdictOutcome,
-    VerdictRow,
+    RelayPosition,
 )
 from schemas.clock import DAY_MS, HOUR_MS
 from schemas.errors import InvalidInput
@@ -74,7 +74,7 @@ async def test_event_outside_the_years_the_store_can_calculate_with_is_refused_w
 async def test_times_far_from_now_keep_their_month_and_hour(both: Both, time: str) -> None:
     """DateTime64 of microseconds reaches from 1900 to 2299, beyond what 64 bits of nanoseconds could."""
     at = datetime.fromisoformat(time)
-    await both.store.insert_events([event(0, {}, time_ms=ms(time), log_time_ms=ms(time))])
+    await both.store.insert_events([event(0, {}, time_ms=ms(time), stream_time_ms=ms(time))])
 
     (key,) = await both.reader.recount_cells(request_of(CALLS))
 
@@ -104,17 +104,17 @@ async def test_archive_position_only_moves_forward(both: Both) -> None:
     assert {3, 4} == set(await both.reader.archive_positions())
 
 
-async def test_drain_position_only_moves_forward(both: Both) -> None:
-    """Two drainers do no harm."""
-    await both.store.save_drained(DrainPosition(3, 20, NOW_MS))
-    await both.store.save_drained(DrainPosition(3, 10, NOW_MS - 1))
+async def test_relay_position_only_moves_forward(both: Both) -> None:
+    """Two relays do no harm."""
+    await both.store.save_relayed(RelayPosition(3, 20, NOW_MS))
+    await both.store.save_relayed(RelayPosition(3, 10, NOW_MS - 1))
 
-    assert await both.store.load_drained() == {3: DrainPosition(3, 20, NOW_MS)}
+    assert await both.store.load_relayed() == {3: RelayPosition(3, 20, NOW_MS)}
 
 
-async def test_controls_come_back_oldest_first_with_every_catalog_for_the_fold(both: Both) -> None:
-    """A restart follows the catalogs, bindings and closings again, each under the policy of its time."""
-    kinds = ["genesis", "catalog", "tick", "account", "catalog", "close", "catalog"]
+async def test_controls_come_back_oldest_first_with_every_meter_set_for_the_fold(both: Both) -> None:
+    """A restart follows the meter sets, bindings and closings again, each under the policy of its time."""
+    kinds = ["genesis", "meter_set", "tick", "account", "meter_set", "close", "meter_set"]
     rows = [ControlRow(3, at, kind, "", NOW_MS + at, f'{{"at":{at}}}') for at, kind in enumerate(kinds)]
     await both.store.insert_controls(list(reversed(rows)))
     await both.store.insert_controls(rows)
@@ -125,10 +125,10 @@ async def test_controls_come_back_oldest_first_with_every_catalog_for_the_fold(b
     assert list(await both.reader.controls(4, 6)) == []
 
 
-async def test_controls_of_some_accounts_come_with_the_catalogs(both: Both) -> None:
+async def test_controls_of_some_accounts_come_with_the_meter_sets(both: Both) -> None:
     """Whatever the accounts are called; the others' may be many and long."""
     named = ["", "ada", "bob", "it's \\ {x:y}", "ada"]
-    kinds = ["catalog", "account", "account", "close", "recut"]
+    kinds = ["meter_set", "account", "account", "close", "restatement"]
     rows = [ControlRow(3, at, kinds[at], account, NOW_MS, "{}") for at, account in enumerate(named)]
     await both.store.insert_controls(rows)
 
@@ -141,7 +141,7 @@ async def test_controls_of_some_accounts_come_with_the_catalogs(both: Both) -> N
 
 
 async def test_highest_version_of_a_cell_stands_whatever_comes_last(both: Both) -> None:
-    """Absolute values by version make drainers repeatable; values beyond 64 bits stay exact."""
+    """Absolute values by version make relays repeatable; values beyond 64 bits stay exact."""
     await both.store.insert_hourly([cell("tokens", 10**30 + 1, version=7), cell("tokens", 1, version=6)])
     await both.store.insert_hourly([cell("tokens", 2, version=5)])
 
@@ -185,7 +185,7 @@ async def test_period_that_a_binding_cut_keeps_one_cell_whose_later_version_stan
 
 
 async def test_archived_events_count_identities_whose_first_arrival_stands_below_the_position(both: Both) -> None:
-    """Held against the fence's counters, which know each identity once however often the archive wrote it."""
+    """Held against the checkpoint's counters, which know each identity once however often the archive wrote it."""
     await both.store.insert_events([event(2, {}), event(4, {}), event(9, {}, event_id="again")])
     await both.store.insert_events([event(2, {}), event(3, {}, event_id="again"), event(6, {}, event_id="again")])
     await both.store.insert_events([event(1, {}, partition=4, account="elsewhere")])
@@ -222,28 +222,29 @@ async def test_conflicts_are_read_up_to_a_limit_and_all_are_counted(both: Both) 
     assert answers == [(rows[:3], 4), (rows, 4), (rows, 4)]
 
 
-async def test_parked_event_counts_where_its_first_verdict_stands_and_nowhere_before(both: Both) -> None:
-    """Whoever resolves, however often: the first verdict in the log stands, and an event without one is not counted."""
+async def test_deferred_event_counts_where_its_first_decision_stands_and_nowhere_before(both: Both) -> None:
+    """Whoever resolves, however often: the first decision in the log stands, and an event without one is not
+    counted."""
     october_ms, day_before_ms = ms("2026-10-05"), NOW_MS - DAY_MS
     await both.store.insert_events(
         [
-            event(at, {"tokens": at}, time_ms=october_ms, log_time_ms=day_before_ms)._replace(parked=True)
+            event(at, {"tokens": at}, time_ms=october_ms, stream_time_ms=day_before_ms)._replace(deferred=True)
             for at in (2, 3, 4, 5)
         ]
         + [event(9, {"tokens": 1})]
     )
-    await both.store.insert_verdicts(
+    await both.store.insert_dedup_decisions(
         [
-            VerdictRow(3, 2, "acme", 60, NOW_MS, VerdictOutcome.DUPLICATE),
-            VerdictRow(3, 2, "acme", 50, NOW_MS, VerdictOutcome.COUNTED),
-            VerdictRow(3, 4, "acme", 51, NOW_MS, VerdictOutcome.LATE),
-            VerdictRow(3, 5, "acme", 52, NOW_MS, VerdictOutcome.DUPLICATE),
-            VerdictRow(3, 9, "acme", 53, NOW_MS, VerdictOutcome.DUPLICATE),
-            VerdictRow(4, 3, "acme", 50, NOW_MS, VerdictOutcome.COUNTED),
-            VerdictRow(3, 3, "another", 50, NOW_MS, VerdictOutcome.COUNTED),
+            DedupDecisionRow(3, 2, "acme", 60, NOW_MS, DedupOutcome.DUPLICATE),
+            DedupDecisionRow(3, 2, "acme", 50, NOW_MS, DedupOutcome.COUNTED),
+            DedupDecisionRow(3, 4, "acme", 51, NOW_MS, DedupOutcome.LATE),
+            DedupDecisionRow(3, 5, "acme", 52, NOW_MS, DedupOutcome.DUPLICATE),
+            DedupDecisionRow(3, 9, "acme", 53, NOW_MS, DedupOutcome.DUPLICATE),
+            DedupDecisionRow(4, 3, "acme", 50, NOW_MS, DedupOutcome.COUNTED),
+            DedupDecisionRow(3, 3, "another", 50, NOW_MS, DedupOutcome.COUNTED),
         ]
     )
-    await both.store.insert_verdicts([VerdictRow(3, 2, "acme", 70, NOW_MS, VerdictOutcome.LATE)])
+    await both.store.insert_dedup_decisions([DedupDecisionRow(3, 2, "acme", 70, NOW_MS, DedupOutcome.LATE)])
 
     assert [await both.reader.archived_events(3, before) for before in (9, 10, 50, 51, 100)] == [0, 1, 1, 2, 2]
     totals = await both.reader.recount_totals(request_of(TOKENS, graces=((0, 60 * DAY_MS),)))
@@ -252,15 +253,15 @@ async def test_parked_event_counts_where_its_first_verdict_stands_and_nowhere_be
     assert carried == {("acme", "tokens", MONTH): 3_000}
     before = await both.reader.recount_totals(request_of(TOKENS), NOW_MS)
     assert before == {}
-    (cell_of_verdict, _) = sorted(await both.reader.recount_cells(request_of(TOKENS)))
-    assert cell_of_verdict.hour_ms == ms("2026-10-05")
-    assert cell_of_verdict.arrival_bucket_ms == ms("2026-11-21T10:00")
+    (cell_of_decision, _) = sorted(await both.reader.recount_cells(request_of(TOKENS)))
+    assert cell_of_decision.hour_ms == ms("2026-10-05")
+    assert cell_of_decision.arrival_bucket_ms == ms("2026-11-21T10:00")
 
 
-async def test_parked_event_feeds_meters_that_were_in_force_at_its_arrival_and_at_its_verdict(both: Both) -> None:
+async def test_deferred_event_feeds_meters_that_were_in_force_at_its_arrival_and_at_its_decision(both: Both) -> None:
     """A meter that came in between has not judged the event; one that went has no use for it."""
-    await both.store.insert_events([event(10, {}, time_ms=ms("2026-10-05"))._replace(parked=True)])
-    await both.store.insert_verdicts([VerdictRow(3, 10, "acme", 20, NOW_MS, VerdictOutcome.COUNTED)])
+    await both.store.insert_events([event(10, {}, time_ms=ms("2026-10-05"))._replace(deferred=True)])
+    await both.store.insert_dedup_decisions([DedupDecisionRow(3, 10, "acme", 20, NOW_MS, DedupOutcome.COUNTED)])
     request = request_of(CALLS)
 
     async def counted(*spans: tuple[int, int]) -> bool:

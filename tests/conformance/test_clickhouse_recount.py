@@ -1,4 +1,4 @@
-"""The recount: by SQL on the real engine and by plain Python in the twin, on tables of cases and on random events."""
+"""The recount: by SQL on the real engine and by plain Python in the fake, on tables of cases and on random events."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schemas.analytics import (
+    DedupDecisionRow,
+    DedupOutcome,
     MeterSpan,
     RecountKey,
     RecountRequest,
-    VerdictOutcome,
-    VerdictRow,
 )
 from schemas.clock import DAY_MS, HOUR_MS
 from schemas.errors import OperatorNeeded
 from schemas.meters import Aggregation, Filter, FilterOperator, Meter
 from schemas.periods import Period
 from sinks.clickhouse.client import ClickHouse
-from sinks.clickhouse.memory import MemoryClickHouse
+from sinks.clickhouse.fake import FakeClickHouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
 from tests.conformance.clickhouse_rows import (
@@ -48,7 +48,7 @@ async def test_recount_evaluates_all_five_aggregations_per_cell(both: Both) -> N
         [
             event(1, {"tokens": 5, "user": "u1"}, time_ms=ten + 2),
             event(2, {"tokens": "1.5", "user": "u2"}, time_ms=ten + 1),
-            event(3, {"tokens": 2, "user": "u1"}, time_ms=eleven, log_time_ms=eleven),
+            event(3, {"tokens": 2, "user": "u1"}, time_ms=eleven, stream_time_ms=eleven),
         ]
     )
 
@@ -62,13 +62,13 @@ async def test_recount_evaluates_all_five_aggregations_per_cell(both: Both) -> N
     assert len(cells) == 10
 
 
-async def test_recount_totals_stop_at_position_log_time_and_accounts(both: Both) -> None:
-    """What is compared with a fence must hold exactly what the fence holds."""
+async def test_recount_totals_stop_at_position_stream_time_and_accounts(both: Both) -> None:
+    """What is compared with a checkpoint must hold exactly what the checkpoint holds."""
     await both.store.insert_events(
         [
             event(1, {"tokens": 1, "user": "a"}),
-            event(2, {"tokens": 2, "user": "a"}, log_time_ms=NOW_MS + HOUR_MS),
-            event(3, {"tokens": 4, "user": "b"}, log_time_ms=NOW_MS + 2 * HOUR_MS),
+            event(2, {"tokens": 2, "user": "a"}, stream_time_ms=NOW_MS + HOUR_MS),
+            event(3, {"tokens": 4, "user": "b"}, stream_time_ms=NOW_MS + 2 * HOUR_MS),
             event(4, {"tokens": 8}, account="other"),
             event(5, {"tokens": 16}, partition=4, account="elsewhere"),
         ]
@@ -190,8 +190,8 @@ async def test_late_event_is_carried_into_the_period_of_its_arrival_with_its_own
     just_before, just_closed = MONTH.start_ms + HOUR_MS - 1, MONTH.start_ms + HOUR_MS
     await both.store.insert_events(
         [
-            event(1, {}, time_ms=october, log_time_ms=just_before),
-            event(2, {}, time_ms=october, log_time_ms=just_closed),
+            event(1, {}, time_ms=october, stream_time_ms=just_before),
+            event(2, {}, time_ms=october, stream_time_ms=just_closed),
         ]
     )
 
@@ -207,7 +207,7 @@ async def test_late_event_is_carried_into_the_period_of_its_arrival_with_its_own
 async def test_grace_in_force_is_the_one_of_the_events_position(both: Both) -> None:
     """The policy may change; each event is judged by the one it arrived under (I7)."""
     at, arrival = ms("2026-10-31T23:30"), MONTH.start_ms + 2 * HOUR_MS
-    await both.store.insert_events([event(number, {}, time_ms=at, log_time_ms=arrival) for number in (1, 10)])
+    await both.store.insert_events([event(number, {}, time_ms=at, stream_time_ms=arrival) for number in (1, 10)])
     request = request_of(CALLS, graces=((0, HOUR_MS), (10, 3 * HOUR_MS)))
 
     assert await both.reader.recount_totals(request) == {("acme", "calls", MONTH): 1, ("acme", "calls", OCTOBER): 1}
@@ -251,10 +251,10 @@ async def test_bound_account_has_its_own_periods_and_two_cells_in_a_straddled_ho
 
 
 async def test_bound_account_carries_into_its_own_open_period(both: Both) -> None:
-    """Boundaries and closings together: the period of the log time is closed, so the one after it counts."""
+    """Boundaries and closings together: the period of the stream time is closed, so the one after it counts."""
     days = [Period(MONTH.start_ms + day * DAY_MS, MONTH.start_ms + (day + 1) * DAY_MS) for day in range(30)]
     arrival = days[10].start_ms + 5
-    await both.store.insert_events([event(7, {}, time_ms=days[3].start_ms, log_time_ms=arrival)])
+    await both.store.insert_events([event(7, {}, time_ms=days[3].start_ms, stream_time_ms=arrival)])
 
     async def counted_in(closings: Sequence[tuple[int, int]]) -> Period:
         request = request_of(CALLS, boundaries={"acme": days}, closings={"acme": closings})
@@ -289,39 +289,41 @@ _EVENTS = st.lists(
         st.integers(0, 40 * DAY_MS),
         _NUMBERS,
         st.sampled_from(['"a"', '"b\\u00fc\\"#"', "1", "true"]),
-        st.sampled_from([None, None, None, "", *VerdictOutcome]),
+        st.sampled_from([None, None, None, "", *DedupOutcome]),
     ),
     max_size=25,
 )
-# Verdicts stand behind all events.
-_VERDICTS_FROM = 100
+# DedupDecisions stand behind all events.
+_DECISIONS_FROM = 100
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=_EVENTS,
-    closed_at=st.lists(st.integers(0, 25) | st.integers(_VERDICTS_FROM, _VERDICTS_FROM + 25), max_size=3),
+    closed_at=st.lists(st.integers(0, 25) | st.integers(_DECISIONS_FROM, _DECISIONS_FROM + 25), max_size=3),
     cut_ms=_INSTANTS,
 )
 async def test_recount_by_sql_and_by_python_agree_on_random_events(
     clickhouse: ClickHouse,
-    rows: list[tuple[str, int, int, int, str, str, VerdictOutcome | str | None]],
+    rows: list[tuple[str, int, int, int, str, str, DedupOutcome | str | None]],
     closed_at: list[int],
     cut_ms: int,
 ) -> None:
     """Two implementations that share nothing: periods, closings, carrying, decimals, texts, first arrivals, and events
-    of any age that were parked, with each verdict and without."""
+    of any age that were deferred, with each decision and without."""
     meters = [meter.model_copy(update={"dimensions": {"user": "$.user"}}) for meter in FIVE]
-    log_time_ms, events, verdicts = ms("2026-10-28"), [], []
-    for number, (account, event_id, time_ms, delay_ms, tokens, user, verdict) in enumerate(rows):
-        log_time_ms = max(log_time_ms, min(time_ms + delay_ms, ms("2026-12-20")))
+    stream_time_ms, events, decisions = ms("2026-10-28"), [], []
+    for number, (account, event_id, time_ms, delay_ms, tokens, user, decision) in enumerate(rows):
+        stream_time_ms = max(stream_time_ms, min(time_ms + delay_ms, ms("2026-12-20")))
         data = f'{{"tokens":{tokens},"user":{user}}}'
-        own_ms = time_ms if verdict is None else time_ms - delay_ms * 100
-        made = event(number, data, account=account, event_id=str(event_id), time_ms=own_ms, log_time_ms=log_time_ms)
-        events.append(made._replace(parked=verdict is not None))
-        if verdict:
-            at, judged_ms = _VERDICTS_FROM + number, ms("2026-12-20") + number * DAY_MS
-            verdicts.append(VerdictRow(3, number, account, at, judged_ms, VerdictOutcome(verdict)))
+        own_ms = time_ms if decision is None else time_ms - delay_ms * 100
+        made = event(
+            number, data, account=account, event_id=str(event_id), time_ms=own_ms, stream_time_ms=stream_time_ms
+        )
+        events.append(made._replace(deferred=decision is not None))
+        if decision:
+            at, judged_ms = _DECISIONS_FROM + number, ms("2026-12-20") + number * DAY_MS
+            decisions.append(DedupDecisionRow(3, number, account, at, judged_ms, DedupOutcome(decision)))
     bound = [
         Period(ms("2026-10-01"), cut_ms),
         Period(cut_ms, cut_ms + 9 * DAY_MS),
@@ -335,14 +337,14 @@ async def test_recount_by_sql_and_by_python_agree_on_random_events(
             "plain": [(MONTH.start_ms, at) for at in closed_at[:1]],
         },
     )
-    twin, store, reader = MemoryClickHouse(), ClickHouseStore(clickhouse), ClickHouseReader(clickhouse)
-    for table in ("usage_events", "verdicts"):
+    fake, store, reader = FakeClickHouse(), ClickHouseStore(clickhouse), ClickHouseReader(clickhouse)
+    for table in ("usage_events", "dedup_decisions"):
         await clickhouse.command(f"TRUNCATE TABLE {table}")
-    for each in (twin, store):
+    for each in (fake, store):
         await each.insert_events(events)
-        await each.insert_verdicts(verdicts)
+        await each.insert_dedup_decisions(decisions)
 
-    assert await twin.recount_cells(request) == await reader.recount_cells(request)
-    assert await twin.recount_totals(request) == await reader.recount_totals(request)
-    for before in (10, _VERDICTS_FROM + 10):
-        assert await twin.archived_events(3, before) == await reader.archived_events(3, before)
+    assert await fake.recount_cells(request) == await reader.recount_cells(request)
+    assert await fake.recount_totals(request) == await reader.recount_totals(request)
+    for before in (10, _DECISIONS_FROM + 10):
+        assert await fake.archived_events(3, before) == await reader.archived_events(3, before)

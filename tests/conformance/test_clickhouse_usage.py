@@ -1,4 +1,4 @@
-"""Usage answers: windows, time zones, groups and the five aggregations, on the twin and on the real engine."""
+"""Usage answers: windows, time zones, groups and the five aggregations, on the fake and on the real engine."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 
 from schemas.analytics import (
     ControlRow,
+    DedupDecisionRow,
+    DedupOutcome,
     UsageQuery,
     UsageRow,
-    VerdictOutcome,
-    VerdictRow,
     Window,
 )
 from schemas.clock import HOUR_MS
 from schemas.errors import InvalidInput
-from schemas.meters import Aggregation, Catalog
+from schemas.meters import Aggregation, MeterSet
 from tests.conformance.clickhouse_rows import (
     MONTH,
     NOW_MS,
@@ -98,11 +98,11 @@ async def test_usage_by_hour_and_groups_leaves_out_what_was_not_asked(both: Both
 async def test_unique_usage_counts_distinct_values_of_each_window_while_the_meter_was_in_force(both: Both) -> None:
     """Cells hold first sightings only, so an hour's distinct values come from the events."""
     meter = USERS.model_copy(update={"dimensions": {"region": "$.region"}})
-    catalogs = [Catalog(version=1, meters=()), Catalog(version=2, meters=(meter,)), Catalog(version=3, meters=())]
+    meter_sets = [MeterSet(version=1, meters=()), MeterSet(version=2, meters=(meter,)), MeterSet(version=3, meters=())]
     await both.store.insert_controls(
         [
-            ControlRow(3, at, "catalog", "", NOW_MS, json.dumps({"catalog": catalog.model_dump(mode="json")}))
-            for at, catalog in zip((0, 10, 90), catalogs, strict=True)
+            ControlRow(3, at, "meter_set", "", NOW_MS, json.dumps({"meter_set": meter_set.model_dump(mode="json")}))
+            for at, meter_set in zip((0, 10, 90), meter_sets, strict=True)
         ]
     )
     ten, eleven = ms("2026-11-21T10:00"), ms("2026-11-21T11:00")
@@ -130,24 +130,24 @@ async def test_unique_usage_counts_distinct_values_of_each_window_while_the_mete
     assert await both.reader.usage(query._replace(meter="unheard_of"), Aggregation.UNIQUE) == []
 
 
-async def test_unique_usage_takes_a_parked_event_once_its_verdict_counted_it(both: Both) -> None:
-    """Without a verdict, or where that dropped it, or where the meter was not there for both, it gives nothing."""
-    catalogs = [Catalog(version=1, meters=(USERS,)), Catalog(version=2, meters=())]
+async def test_unique_usage_takes_a_deferred_event_once_its_decision_counted_it(both: Both) -> None:
+    """Without a decision, or where that dropped it, or where the meter was not there for both, it gives nothing."""
+    meter_sets = [MeterSet(version=1, meters=(USERS,)), MeterSet(version=2, meters=())]
     await both.store.insert_controls(
         [
-            ControlRow(3, at, "catalog", "", NOW_MS, json.dumps({"catalog": catalog.model_dump(mode="json")}))
-            for at, catalog in zip((10, 90), catalogs, strict=True)
+            ControlRow(3, at, "meter_set", "", NOW_MS, json.dumps({"meter_set": meter_set.model_dump(mode="json")}))
+            for at, meter_set in zip((10, 90), meter_sets, strict=True)
         ]
     )
     ten = ms("2026-11-01T10:00")
     users = {5: "before", 11: "counted", 12: "repeated", 13: "kept out", 14: "waiting", 15: "too late"}
     await both.store.insert_events(
-        [event(at, {"user": user}, time_ms=ten)._replace(parked=True) for at, user in users.items()]
+        [event(at, {"user": user}, time_ms=ten)._replace(deferred=True) for at, user in users.items()]
     )
     outcomes = {5: "counted", 11: "counted", 12: "duplicate", 13: "late", 15: "counted"}
-    await both.store.insert_verdicts(
+    await both.store.insert_dedup_decisions(
         [
-            VerdictRow(3, at, "acme", 95 if at == 15 else at + 20, NOW_MS, VerdictOutcome(outcome))
+            DedupDecisionRow(3, at, "acme", 95 if at == 15 else at + 20, NOW_MS, DedupOutcome(outcome))
             for at, outcome in outcomes.items()
         ]
     )

@@ -1,4 +1,4 @@
-"""A second generation beside the live one, and the swap: the in-memory twin and a real Valkey promise the same."""
+"""A second generation beside the live one, and the swap: the in-memory fake and a real Valkey promise the same."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 import pytest
 
-from pipeline.local_valkey import LocalValkey
+from pipeline.local.valkey import LocalValkey
 from schemas.errors import Fenced, OperatorNeeded
 from schemas.periods import AccountState, Billing, Customer
 from schemas.rebuild import GenerationStore
-from schemas.rollup import Changes, Fence, Lost, ReadRequest, RollupStore, TotalKey
+from schemas.rollup import Changes, Checkpoint, Lost, ReadRequest, RollupStore, TotalKey
 from sinks.redis import generations
 from sinks.redis.client import Command, Connection
-from sinks.redis.memory import MemoryRollupStore
+from sinks.redis.fake import FakeRollupStore
 from sinks.redis.writer import RedisRollupStore
-from tests.conformance.rollup_states import fence
+from tests.conformance.rollup_states import checkpoint
 
 ACME = TotalKey("acme", 0)
 
 
 @pytest.fixture
 def store(rollup_store: RollupStore) -> GenerationStore:
-    """An empty store: the twin, then the service."""
-    assert isinstance(rollup_store, MemoryRollupStore | RedisRollupStore)
+    """An empty store: the fake, then the service."""
+    assert isinstance(rollup_store, FakeRollupStore | RedisRollupStore)
     return rollup_store
 
 
-def at(next_offset: int, generation: int) -> Fence:
-    return msgspec.structs.replace(fence(next_offset), generation=generation)
+def at(next_offset: int, generation: int) -> Checkpoint:
+    return msgspec.structs.replace(checkpoint(next_offset), generation=generation)
 
 
 def counted(next_offset: int, generation: int, tokens: int) -> Changes:
-    return Changes(fence=at(next_offset, generation), totals={ACME: {"tokens": str(tokens)}})
+    return Changes(checkpoint=at(next_offset, generation), totals={ACME: {"tokens": str(tokens)}})
 
 
-async def both(store: GenerationStore) -> tuple[Fence, Fence]:
-    """Partition 0 live at generation 1 with 7 tokens, built at generation 2 with 9; the fences."""
-    await store.create_fence(0, at(0, 1))
+async def both(store: GenerationStore) -> tuple[Checkpoint, Checkpoint]:
+    """Partition 0 live at generation 1 with 7 tokens, built at generation 2 with 9; the checkpoints."""
+    await store.create_checkpoint(0, at(0, 1))
     await store.commit(0, at(0, 1), counted(5, 1, 7))
     assert await store.begin_rebuild(2) == 2
     built = store.built(2)
-    await built.create_fence(0, at(0, 2))
+    await built.create_checkpoint(0, at(0, 2))
     await built.commit(0, at(0, 2), counted(6, 2, 9))
     await built.close()
     return at(5, 1), at(6, 2)
 
 
-async def tokens(store: GenerationStore) -> tuple[Fence | None, str]:
+async def tokens(store: GenerationStore) -> tuple[Checkpoint | None, str]:
     held, totals = await store.account_totals(0, [ACME])
     return held, totals[ACME]["tokens"]
 
@@ -64,18 +64,18 @@ async def test_what_is_built_is_not_seen_until_it_is_swapped_in(store: Generatio
     assert await store.swap(0, live, made)
 
     assert await tokens(store) == (made, "9")
-    assert await store.load_fence(0) == made
+    assert await store.load_checkpoint(0) == made
     assert await store.is_live(0, 2)
     assert not await store.is_live(1, 2)
 
 
-async def test_accounts_and_their_fence_are_of_one_generation(store: GenerationStore) -> None:
-    """A binding of the view that was swapped in, with the fence of the one that was swapped out, would lie."""
+async def test_accounts_and_their_checkpoint_are_of_one_generation(store: GenerationStore) -> None:
+    """A binding of the view that was swapped in, with the checkpoint of the one that was swapped out, would lie."""
     live, _ = await both(store)
     bound = AccountState(customers=(Customer(0, Billing.MAPPED, "cus_1"),))
-    made = msgspec.structs.replace(at(7, 2), log_time_ms=live.log_time_ms + 1)
+    made = msgspec.structs.replace(at(7, 2), stream_time_ms=live.stream_time_ms + 1)
     built = store.built(2)
-    await built.commit(0, at(6, 2), Changes(fence=made, accounts={"acme": bound}))
+    await built.commit(0, at(6, 2), Changes(checkpoint=made, accounts={"acme": bound}))
     await built.close()
     assert await store.accounts(0, ["acme"]) == (live, {"acme": AccountState()})
 
@@ -96,7 +96,7 @@ async def test_worker_of_the_old_generation_is_fenced_at_read_and_commit(store: 
     assert await tokens(store) == (made, "9")
 
 
-async def test_swap_is_refused_where_either_fence_has_moved(store: GenerationStore) -> None:
+async def test_swap_is_refused_where_either_checkpoint_has_moved(store: GenerationStore) -> None:
     live, made = await both(store)
     await store.commit(0, live, counted(6, 1, 8))
 
@@ -107,8 +107,8 @@ async def test_swap_is_refused_where_either_fence_has_moved(store: GenerationSto
     assert await store.swap(0, at(6, 1), made)
 
 
-async def test_second_swap_of_the_same_generation_leaves_its_fence(store: GenerationStore) -> None:
-    """Two rebuilds at once: the slower one takes the fence that is live by now for the old one."""
+async def test_second_swap_of_the_same_generation_leaves_its_checkpoint(store: GenerationStore) -> None:
+    """Two rebuilds at once: the slower one takes the checkpoint that is live by now for the old one."""
     live, made = await both(store)
     await store.swap(0, live, made)
 
@@ -119,12 +119,12 @@ async def test_second_swap_of_the_same_generation_leaves_its_fence(store: Genera
 
 async def test_lost_view_is_swapped_for_one_that_was_built(store: GenerationStore) -> None:
     await store.begin_rebuild(2)
-    await store.built(2).create_fence(0, at(0, 2))
+    await store.built(2).create_checkpoint(0, at(0, 2))
 
     assert await store.swap(0, None, at(0, 2))
-    assert await store.load_fence(0) == at(0, 2)
+    assert await store.load_checkpoint(0) == at(0, 2)
     with pytest.raises(Fenced):
-        await store.create_fence(0, at(0, 1))
+        await store.create_checkpoint(0, at(0, 1))
 
 
 async def test_sweep_removes_all_but_live_and_building(store: GenerationStore) -> None:
@@ -137,40 +137,40 @@ async def test_sweep_removes_all_but_live_and_building(store: GenerationStore) -
     await store.end_rebuild(2)
     assert await store.begin_rebuild(3) == 3
     assert await store.begin_rebuild(4) == 3
-    await store.built(3).create_fence(0, at(0, 3))
+    await store.built(3).create_checkpoint(0, at(0, 3))
     await store.sweep(0)
-    assert await store.built(3).load_fence(0) is not None
+    assert await store.built(3).load_checkpoint(0) is not None
     await store.end_rebuild(4)
     assert await store.rebuilding() == 3
     await store.end_rebuild(3)
     assert await store.sweep(0) > 0
-    assert await store.built(3).load_fence(0) is None
+    assert await store.built(3).load_checkpoint(0) is None
     assert await tokens(store) == (made, "9")
 
 
-async def test_process_that_restores_does_nothing_once_there_is_a_fence(store: GenerationStore) -> None:
+async def test_process_that_restores_does_nothing_once_there_is_a_checkpoint(store: GenerationStore) -> None:
     """Whoever wrote it has made state of what is there."""
     built = store.built(2)
     await built.begin_restore(0, "one")
-    await built.create_fence(0, at(3, 2))
+    await built.create_checkpoint(0, at(3, 2))
 
     with pytest.raises(Fenced):
         await built.take_in(0, "one", [])
     with pytest.raises(Fenced):
         await built.end_restore(0, "one", at(0, 2))
-    assert await built.load_fence(0) == at(3, 2)
+    assert await built.load_checkpoint(0) == at(3, 2)
     await built.close()
 
 
 def command(store: GenerationStore) -> GenerationStore:
     """Another process's store on the same server."""
-    if isinstance(store, MemoryRollupStore):
+    if isinstance(store, FakeRollupStore):
         return store.another()
     assert isinstance(store, RedisRollupStore)
     return RedisRollupStore(store._url, namespace=store.namespace, threads_max=2)
 
 
-STEPS: dict[str, Callable[[GenerationStore, Fence, Fence], Awaitable[object]]] = {
+STEPS: dict[str, Callable[[GenerationStore, Checkpoint, Checkpoint], Awaitable[object]]] = {
     "look": lambda store, _, __: store.check_claim(),
     "begin": lambda store, _, __: store.begin_rebuild(2),
     "end": lambda store, _, __: store.end_rebuild(2),
@@ -180,7 +180,7 @@ STEPS: dict[str, Callable[[GenerationStore, Fence, Fence], Awaitable[object]]] =
     "refilled": lambda store, _, __: store.refilled(0, Lost({}, 1)),
     "read": lambda store, _, made: store.built(2).read(0, made, ReadRequest()),
     "commit": lambda store, _, made: store.built(2).commit(0, made, counted(9, 2, 1_000)),
-    "first fence": lambda store, _, __: store.built(2).create_fence(1, at(0, 2)),
+    "first checkpoint": lambda store, _, __: store.built(2).create_checkpoint(1, at(0, 2)),
     "restore": lambda store, _, __: store.built(2).begin_restore(1, "one"),
 }
 
@@ -199,7 +199,7 @@ async def test_command_that_claimed_before_another_changes_nothing_any_more(stor
     assert await tokens(store) == (live, "7")
     assert await store.rebuilding() == 2
     assert await tokens(store.built(2)) == (made, "9")
-    assert await store.built(2).load_fence(1) is None
+    assert await store.built(2).load_checkpoint(1) is None
 
     await STEPS[step](last, live, made)
     for each in (first, last):
@@ -220,10 +220,10 @@ async def test_generation_that_was_given_up_is_not_swapped_in(store: GenerationS
 
 
 @pytest.mark.parametrize("step", range(0, 28, 3))
-async def test_removal_that_is_cut_short_leaves_no_fence_over_a_part_of_the_state(
+async def test_removal_that_is_cut_short_leaves_no_checkpoint_over_a_part_of_the_state(
     valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """kill -9 between two pages: a later run would go on from the fence over what is left of the counts."""
+    """kill -9 between two pages: a later run would go on from the checkpoint over what is left of the counts."""
 
     class Killed(BaseException):
         pass
@@ -234,7 +234,7 @@ async def test_removal_that_is_cut_short_leaves_no_fence_over_a_part_of_the_stat
     live, last = await both(made)
     for store, held in ((made, live), (made.built(2), last)):
         totals = {key: {"tokens": "1"} for key in keys}
-        await store.commit(0, held, Changes(fence=at(7, held.generation), totals=totals))
+        await store.commit(0, held, Changes(checkpoint=at(7, held.generation), totals=totals))
     await made.end_rebuild(2)
     for remove, seen in ((made.sweep, made.built(2)), (made.forget, made)):
         looks, commands = [0], made._commands
@@ -251,7 +251,7 @@ async def test_removal_that_is_cut_short_leaves_no_fence_over_a_part_of_the_stat
             await remove(0)
         made._commands = commands  # type: ignore[method-assign]  # the next one
         _, totals = await seen.account_totals(0, keys)
-        assert all(totals.values()) or await seen.load_fence(0) is None
+        assert all(totals.values()) or await seen.load_checkpoint(0) is None
         await remove(0)
     await made.close()
 
@@ -268,7 +268,7 @@ async def test_other_processes_notice_a_swap_at_their_next_call(valkey: LocalVal
     assert await tokens(reader) == (made, "9")
     with pytest.raises(Fenced):
         await worker.commit(0, live, counted(7, 1, 1_000))
-    assert await worker.load_fence(0) == made
+    assert await worker.load_checkpoint(0) == made
     await worker.read(0, made, ReadRequest())
     await worker.commit(0, made, counted(7, 2, 10))
     assert await tokens(reader) == (at(7, 2), "10")
@@ -289,7 +289,7 @@ async def test_emptied_server_after_a_rebuild_is_no_state_and_not_the_first_gene
 
     with pytest.raises((Fenced, OperatorNeeded)):
         await made.read(0, built, ReadRequest())
-    assert await made.load_fence(0) is None
+    assert await made.load_checkpoint(0) is None
     await made.close()
 
 
@@ -324,7 +324,7 @@ async def test_claim_in_the_middle_of_a_step_undoes_it(
     assert await tokens(store) == (live, "7")
     assert await store.rebuilding() == 2
     assert await tokens(store.built(2)) == (made, "9")
-    assert await store.built(2).load_fence(1) is None
+    assert await store.built(2).load_checkpoint(1) is None
     (held,) = store.server.run([("EXISTS", store.built(2).keys(1).restoring)])
     assert not held
     for each in (store, first, last):

@@ -1,4 +1,4 @@
-"""One suite for every driver of the log: the twin, the embedded log and a real Kafka broker."""
+"""One suite for every driver of the log: the fake, the embedded log and a real Kafka broker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.logs.embedded import SqliteLog
-from pipeline.logs.memory import MemoryLog
+from pipeline.logs.fake import FakeLog
 from pipeline.logs.open import open_log
 from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.log import Log, TopicSpec
@@ -51,7 +51,7 @@ def clock() -> SteppedClock:
 async def log(request: pytest.FixtureRequest, tmp_path: Path, clock: SteppedClock) -> AsyncIterator[Log]:
     driver: Log
     if request.param == "memory":
-        driver = MemoryLog(clock)
+        driver = FakeLog(clock)
     elif request.param == "simulated":
         driver = WatchedLog(clock, WithoutGaps())
     elif request.param == "embedded":
@@ -151,8 +151,8 @@ async def test_bounds_are_first_and_next_offset(log: Log, topic: str) -> None:
     assert await log.bounds(topic, 0) == (0, 2)
 
 
-async def test_log_time_never_goes_back(log: Log, topic: str, clock: SteppedClock) -> None:
-    """I7: closing and expiry are decided by log time; a clock that steps back must not reopen anything."""
+async def test_stream_time_never_goes_back(log: Log, topic: str, clock: SteppedClock) -> None:
+    """I7: closing and expiry are decided by stream time; a clock that steps back must not reopen anything."""
     await log.append(topic, 0, b"a")
     clock.ms -= 60_000
     await log.append(topic, 0, b"b")

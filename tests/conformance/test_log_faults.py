@@ -15,7 +15,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.clock import SystemClock
-from pipeline.local_kafka import LocalKafka
+from pipeline.local.kafka import LocalKafka
 from pipeline.logs import kafka
 from pipeline.logs.open import kafka_servers, open_log
 from schemas.errors import InvalidInput, Transient

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from redis._parsers.base import BaseParser
 
-from pipeline.local_valkey import LocalValkey
+from pipeline.local.valkey import LocalValkey
 from schemas.errors import OperatorNeeded, Transient
 from sinks.redis.client import Command, Server, checked
 from sinks.redis.writer import RedisRollupStore
-from tests.conformance.rollup_states import changes, fence, started
+from tests.conformance.rollup_states import changes, checkpoint, started
 
 # Nobody listens there: the server waits for a primary that is gone.
 REPLICA: Command = ("REPLICAOF", "127.0.0.1", 9)
@@ -92,11 +92,11 @@ async def test_commit_refused_by_a_replica_is_made_once_it_is_the_primary(own_va
     for _ in range(2):
         with pytest.raises(Transient):
             await store.commit(0, last, changes(1))
-    assert await store.load_fence(0) == last
+    assert await store.load_checkpoint(0) == last
 
     server.run([PRIMARY])
     await store.commit(0, last, changes(1))
 
-    assert await store.load_fence(0) == fence(1)
+    assert await store.load_checkpoint(0) == checkpoint(1)
     await store.close()
     server.close()

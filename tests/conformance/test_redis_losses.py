@@ -1,6 +1,6 @@
 """What a Redis that goes back in time leaves, shown on a real Valkey: the state after some commit, whole.
 
-The simulation lets its twin go back to the state before a commit: at the loss of the last second, and at a fail-over
+The simulation lets its fake go back to the state before a commit: at the loss of the last second, and at a fail-over
 to a replica that was behind. That is right only if a real server never comes back with a part of a commit.
 """
 
@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from pipeline.local_valkey import LocalValkey
+from pipeline.local.valkey import LocalValkey
 from schemas.errors import Fenced, OperatorNeeded, Transient
-from schemas.rollup import Changes, Fence, TotalKey
+from schemas.rollup import Changes, Checkpoint, TotalKey
 from sinks.redis.client import Server, as_mapping
 from sinks.redis.writer import RedisRollupStore
-from tests.conformance.rollup_states import changes, fence, started
+from tests.conformance.rollup_states import changes, checkpoint, started
 
 COMMITS = 6
 Contents = dict[str, object]
@@ -43,10 +43,10 @@ def contents(url: str) -> Contents:
         server.close()
 
 
-async def committed(store: RedisRollupStore, url: str, last: Fence, number: int) -> tuple[Fence, Contents]:
+async def committed(store: RedisRollupStore, url: str, last: Checkpoint, number: int) -> tuple[Checkpoint, Contents]:
     """One more commit, and what the server holds then."""
     await store.commit(0, last, changes(number, account=f"account {number}", total=str(number)))
-    return fence(number), await asyncio.to_thread(contents, url)
+    return checkpoint(number), await asyncio.to_thread(contents, url)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ async def test_an_append_only_file_cut_anywhere_gives_the_state_after_a_commit_a
         own_valkey.kill()
 
 
-async def test_a_worker_that_was_ahead_of_a_lost_second_is_fenced_and_its_successor_goes_on_at_the_older_fence(
+async def test_a_worker_that_was_ahead_of_a_lost_second_is_fenced_and_its_successor_goes_on_at_the_older_checkpoint(
     own_valkey: LocalValkey, store: RedisRollupStore, tmp_path: Path
 ) -> None:
     """What was lost is folded again from the log, on exactly what was kept."""
@@ -106,7 +106,7 @@ async def test_a_worker_that_was_ahead_of_a_lost_second_is_fenced_and_its_succes
         await store.commit(0, lost, changes(3))
     with pytest.raises(Fenced, match="another process committed"):
         await store.commit(0, lost, changes(3))
-    assert await store.load_fence(0) == kept
+    assert await store.load_checkpoint(0) == kept
 
     await committed(store, own_valkey.url, kept, 2)
     assert await asyncio.to_thread(contents, own_valkey.url) == whole
@@ -115,7 +115,7 @@ async def test_a_worker_that_was_ahead_of_a_lost_second_is_fenced_and_its_succes
 async def test_a_replica_that_takes_over_holds_the_state_after_a_commit_and_refuses_a_worker_that_was_ahead(
     own_valkey: LocalValkey, store: RedisRollupStore, tmp_path: Path
 ) -> None:
-    """Replication is asynchronous: what the replica had not received is gone, and the fence says so."""
+    """Replication is asynchronous: what the replica had not received is gone, and the checkpoint says so."""
     last = await started(store)
     with LocalValkey(tmp_path / "replica") as replica:
         server, primary = Server(replica.url), Server(own_valkey.url)
@@ -128,7 +128,7 @@ async def test_a_replica_that_takes_over_holds_the_state_after_a_commit_and_refu
 
         after = RedisRollupStore(replica.url)
         assert await asyncio.to_thread(contents, replica.url) == whole
-        assert await after.load_fence(0) == last
+        assert await after.load_checkpoint(0) == last
         with pytest.raises(Fenced):
             await after.commit(0, ahead, changes(3))
         await after.close()
@@ -147,7 +147,7 @@ async def test_a_store_that_lost_everything_is_told_from_one_that_is_behind(
 
     with pytest.raises(OperatorNeeded, match="emptied or replaced"):
         await store.commit(0, last, changes(2))
-    assert await store.load_fence(0) is None
+    assert await store.load_checkpoint(0) is None
 
 
 async def _until_received(replica: Server, url: str, expected: Contents) -> None:
@@ -164,8 +164,8 @@ async def test_a_copy_during_which_the_server_starts_again_is_no_copy(own_valkey
     store = RedisRollupStore(own_valkey.url)
     first = await started(store)
     totals = {TotalKey(f"account {number}", 0): {"tokens": "7"} for number in range(20_000)}
-    await store.commit(0, first, Changes(fence=fence(5), totals=totals))
-    copy = store.snapshot(0, fence(5))
+    await store.commit(0, first, Changes(checkpoint=checkpoint(5), totals=totals))
+    copy = store.snapshot(0, checkpoint(5))
     assert await anext(copy)
 
     own_valkey.kill()
@@ -174,5 +174,5 @@ async def test_a_copy_during_which_the_server_starts_again_is_no_copy(own_valkey
     with pytest.raises(Transient):
         async for _ in copy:
             pass
-    assert await store.load_fence(0) == fence(5)
+    assert await store.load_checkpoint(0) == checkpoint(5)
     await store.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.local_valkey import LocalValkey
+from pipeline.local.valkey import LocalValkey
 from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.periods import AccountState, Binding, PendingCut
 from schemas.rollup import (
@@ -21,7 +21,7 @@ from schemas.rollup import (
 )
 from sinks.redis.client import Command
 from sinks.redis.writer import RedisRollupStore
-from tests.conformance.rollup_states import BUCKET, changes, fence, started
+from tests.conformance.rollup_states import BUCKET, changes, checkpoint, started
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def redis_store(valkey: LocalValkey) -> RedisRollupStore:
     return RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
 
 
-async def test_a_commit_between_read_and_commit_fences_the_slower_worker(
+async def test_a_commit_between_read_and_commit_checkpoints_the_slower_worker(
     redis_store: RedisRollupStore, valkey: LocalValkey
 ) -> None:
     """WATCH broken by another connection: EXEC writes nothing."""
@@ -54,7 +54,7 @@ async def test_an_answer_between_two_reads_does_not_hide_who_waits_still(
     other = RedisRollupStore(valkey.url, namespace=redis_store.namespace)
     pending = PendingCut(position=9, from_ms=0, requested_ms=0, binding=Binding(effective_from_ms=0))
     waits = AccountState(pending=pending)
-    await redis_store.commit(0, first, Changes(fence=fence(5), accounts={"acme": waits, "zeta": waits}))
+    await redis_store.commit(0, first, Changes(checkpoint=checkpoint(5), accounts={"acme": waits, "zeta": waits}))
     run, names = redis_store.server.run, []
 
     def answered_meanwhile(commands: list[Command]) -> list[Any]:
@@ -62,12 +62,14 @@ async def test_an_answer_between_two_reads_does_not_hide_who_waits_still(
         if commands[0][0] == "ZRANGE":
             names.append(answers[0])
             if len(names) == 1:
-                asyncio.run(other.commit(0, fence(5), Changes(fence=fence(6), accounts={"acme": AccountState()})))
+                asyncio.run(
+                    other.commit(0, checkpoint(5), Changes(checkpoint=checkpoint(6), accounts={"acme": AccountState()}))
+                )
         return answers
 
     monkeypatch.setattr(redis_store.server, "run", answered_meanwhile)
 
-    assert await redis_store.recutting(0, 1) == (fence(6), {"zeta": waits})
+    assert await redis_store.restating(0, 1) == (checkpoint(6), {"zeta": waits})
     assert names == [["acme"], ["zeta"]]
     await other.close()
     await redis_store.close()
@@ -77,12 +79,12 @@ async def test_an_abandoned_read_does_not_spoil_the_next_commit(redis_store: Red
     """A WATCH that a failed flush left behind is dropped by the next read."""
     first = await started(redis_store)
     await redis_store.read(0, first, ReadRequest())
-    await redis_store.commit(0, first, Changes(fence=fence(1)))
-    await redis_store.read(0, fence(1), ReadRequest())
-    await redis_store.read(0, fence(1), ReadRequest())
-    await redis_store.commit(0, fence(1), changes(2))
+    await redis_store.commit(0, first, Changes(checkpoint=checkpoint(1)))
+    await redis_store.read(0, checkpoint(1), ReadRequest())
+    await redis_store.read(0, checkpoint(1), ReadRequest())
+    await redis_store.commit(0, checkpoint(1), changes(2))
 
-    assert await redis_store.load_fence(0) == fence(2)
+    assert await redis_store.load_checkpoint(0) == checkpoint(2)
     await redis_store.close()
 
 
@@ -130,16 +132,16 @@ async def test_a_killed_server_keeps_every_commit(redis_store: RedisRollupStore,
     await redis_store.commit(0, first, changes(5))
     valkey.kill()
     with pytest.raises(Transient):
-        await redis_store.load_fence(0)
+        await redis_store.load_checkpoint(0)
     # Not in a thread: the server is tied to the life of the thread that starts it.
     valkey.start()
 
-    assert await redis_store.load_fence(0) == fence(5)
+    assert await redis_store.load_checkpoint(0) == checkpoint(5)
     await redis_store.close()
 
 
 async def test_a_lost_answer_leaves_all_of_a_commit_or_nothing(valkey: LocalValkey) -> None:
-    """The connection dies after EXEC was sent: the fence tells that everything was applied."""
+    """The connection dies after EXEC was sent: the checkpoint tells that everything was applied."""
     namespace = f"test-{uuid.uuid4().hex[:12]}"
     direct = RedisRollupStore(valkey.url, namespace=namespace)
     first = await started(direct)
@@ -161,22 +163,22 @@ async def test_a_lost_answer_leaves_all_of_a_commit_or_nothing(valkey: LocalValk
     with pytest.raises(Transient):
         await through.commit(0, first, changes(5))
 
-    assert await direct.load_fence(0) == fence(5)
+    assert await direct.load_checkpoint(0) == checkpoint(5)
     assert (await direct.account_totals(0, [TotalKey("acme", 0)]))[1][TotalKey("acme", 0)]["tokens"] == "7"
     await through.close()
     await direct.close()
     proxy.close()
 
 
-def _one_cell(offset: int, account: str, log_time_ms: int) -> Changes:
+def _one_cell(offset: int, account: str, stream_time_ms: int) -> Changes:
     name = BucketField(BUCKET, f"cell of {account}")
-    return Changes(fence=fence(offset, log_time_ms), cells={name: "1"}, dirty={name: offset})
+    return Changes(checkpoint=checkpoint(offset, stream_time_ms), cells={name: "1"}, dirty={name: offset})
 
 
-async def test_a_commit_while_dirty_cells_are_listed_is_not_taken_for_drained(
+async def test_a_commit_while_dirty_cells_are_listed_is_not_taken_for_relayed(
     redis_store: RedisRollupStore, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is called complete is said by the fence: it must not be ahead of the cells that come with it."""
+    """What is called complete is said by the checkpoint: it must not be ahead of the cells that come with it."""
     other = RedisRollupStore(valkey.url, namespace=redis_store.namespace)
     first = await started(redis_store)
     await redis_store.commit(0, first, _one_cell(5, "acme", BUCKET + 1_000))
@@ -186,13 +188,13 @@ async def test_a_commit_while_dirty_cells_are_listed_is_not_taken_for_drained(
         answers = run(commands)
         if commands[0][0] == "HRANDFIELD" and not later:
             later.append(_one_cell(7, "zeta", BUCKET + 9_000))
-            asyncio.run(other.commit(0, fence(5, BUCKET + 1_000), later[0]))
+            asyncio.run(other.commit(0, checkpoint(5, BUCKET + 1_000), later[0]))
         return answers
 
     monkeypatch.setattr(redis_store.server, "run", committed_meanwhile)
     seen, cells = await redis_store.dirty(0, 10)
 
-    assert seen == fence(5, BUCKET + 1_000)
+    assert seen == checkpoint(5, BUCKET + 1_000)
     assert [cell.key.field for cell in cells] == ["cell of acme"]
     await other.close()
     await redis_store.close()
@@ -207,7 +209,7 @@ async def test_fewer_dirty_cells_than_asked_for_are_all_there_are(
     for number, account in enumerate(("acme", "bob", "cyd", "dora", "eve")):
         changes_of_one = _one_cell(5 + number, account, BUCKET + number)
         await redis_store.commit(0, believed, changes_of_one)
-        believed = changes_of_one.fence
+        believed = changes_of_one.checkpoint
     run, confirmed = redis_store.server.run, list[DirtyCell]()
 
     def confirmed_meanwhile(commands: list[Command]) -> list[Any]:

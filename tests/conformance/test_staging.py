@@ -1,4 +1,4 @@
-"""Tables beside the live ones, and the swap: the in-memory twin and ClickHouse's engine promise the same."""
+"""Tables beside the live ones, and the swap: the in-memory fake and ClickHouse's engine promise the same."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import NamedTuple
 
 import pytest
 
-from schemas.analytics import ArchivePosition, ControlRow, UsageQuery, VerdictOutcome, VerdictRow
+from schemas.analytics import ArchivePosition, ControlRow, DedupDecisionRow, DedupOutcome, UsageQuery
 from schemas.clock import DAY_MS
 from schemas.log import position
 from schemas.meters import Aggregation
 from schemas.rebuild import AnalyticalStore, Building, RowRecounts, TableStaging
 from sinks.clickhouse.client import ClickHouse
-from sinks.clickhouse.memory import MemoryClickHouse
-from sinks.clickhouse.memory_staging import MemoryStaging
+from sinks.clickhouse.fake import FakeClickHouse
+from sinks.clickhouse.fake_staging import FakeStaging
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.staging import ClickHouseStaging
 from sinks.clickhouse.writer import ClickHouseStore
 from tests.conformance.clickhouse_rows import CALLS, FIVE, MONTH, NOW_MS, USERS, cell, event, ms, request_of
 
 HOURLY = ("usage_duplicates", "usage_hourly")
-ARCHIVE = ("usage_events", "verdicts", "control_log", "archive_positions")
+ARCHIVE = ("usage_events", "dedup_decisions", "control_log", "archive_positions")
 NOON, ONE = ms("2026-11-21T12:00"), ms("2026-11-21T13:00")
 
 
@@ -35,11 +35,11 @@ class Staged(NamedTuple):
         return {key.account: value for key, value in (await self.reader.hourly_cells(3)).items()}
 
 
-@pytest.fixture(params=["twin", "service"])
+@pytest.fixture(params=["fake", "service"])
 def staged(request: pytest.FixtureRequest) -> Staged:
-    if request.param == "twin":
-        twin = MemoryClickHouse()
-        return Staged(twin, twin, MemoryStaging(twin))
+    if request.param == "fake":
+        fake = FakeClickHouse()
+        return Staged(fake, fake, FakeStaging(fake))
     opened: ClickHouse = request.getfixturevalue("clickhouse")
     return Staged(ClickHouseStore(opened), ClickHouseReader(opened), ClickHouseStaging(opened))
 
@@ -157,9 +157,9 @@ async def test_archive_beside_has_positions_controls_and_events_of_its_own(stage
     beside = staged.staging.beside(ARCHIVE)
 
     assert await beside.load_position(3) is None
-    await beside.insert_events([event(1, {})._replace(parked=True), event(2, {}, account="new")])
-    await beside.insert_verdicts([VerdictRow(3, 1, "acme", 4, NOW_MS, VerdictOutcome.COUNTED)])
-    await beside.insert_controls([ControlRow(3, 0, "catalog", "", NOW_MS, "{}")])
+    await beside.insert_events([event(1, {})._replace(deferred=True), event(2, {}, account="new")])
+    await beside.insert_dedup_decisions([DedupDecisionRow(3, 1, "acme", 4, NOW_MS, DedupOutcome.COUNTED)])
+    await beside.insert_controls([ControlRow(3, 0, "meter_set", "", NOW_MS, "{}")])
     await beside.save_position(ArchivePosition(3, 2, NOW_MS, "log"))
     assert (await beside.load_position(3)) == ArchivePosition(3, 2, NOW_MS, "log")
     assert len(await beside.load_controls(3, 10)) == 1
@@ -174,13 +174,13 @@ async def test_archive_beside_has_positions_controls_and_events_of_its_own(stage
 
 
 async def test_cells_are_counted_as_rows_with_the_position_of_the_last_event_that_contributed(staged: Staged) -> None:
-    """As the fold drains them: values known before are no contribution, `latest` says which event won."""
+    """As the fold relays them: values known before are no contribution, `latest` says which event won."""
     await staged.store.insert_events(
         [
             event(position(1), {"tokens": 5, "user": "u1"}, event_id="1", time_ms=NOON + 2),
             event(position(2), {"tokens": "1.5", "user": "u2"}, event_id="2", time_ms=NOON + 1),
             event(position(3), {"tokens": 2, "user": "u1"}, event_id="3", time_ms=NOON + 1),
-            event(position(4), {"tokens": 2, "user": "u1"}, event_id="4", time_ms=ONE, log_time_ms=ONE),
+            event(position(4), {"tokens": 2, "user": "u1"}, event_id="4", time_ms=ONE, stream_time_ms=ONE),
             event(position(5), {"tokens": 9}, event_id="5", account="other"),
         ]
     )
@@ -216,14 +216,14 @@ async def test_accounts_come_in_the_order_of_their_bytes_and_the_first_event_is_
 
 
 async def test_distinct_values_are_those_of_each_period(staged: Staged) -> None:
-    """What a re-cut puts into the live view, of the accounts asked for and nothing else."""
+    """What a restatement puts into the live view, of the accounts asked for and nothing else."""
     december = MONTH.end_ms
     await staged.store.insert_events(
         [
             event(1, {"user": "u1"}),
             event(2, {"user": "u2"}),
             event(3, {"user": "u1"}, event_id="again"),
-            event(4, {"user": 7}, time_ms=december, log_time_ms=december),
+            event(4, {"user": 7}, time_ms=december, stream_time_ms=december),
             event(5, {"user": "other"}, account="elsewhere"),
             event(6, {"user": "late"}),
         ]
@@ -238,7 +238,7 @@ async def test_distinct_values_are_those_of_each_period(staged: Staged) -> None:
 
 
 async def test_emptied_cell_is_in_no_answer_and_takes_usage_again(staged: Staged) -> None:
-    """What a re-cut leaves of a cell: a period that ends where it begins, above the row that was there."""
+    """What a restatement leaves of a cell: a period that ends where it begins, above the row that was there."""
     start_ms = MONTH.start_ms
     await staged.store.insert_hourly([cell("peak", -5, version=1), cell("tokens", 3, version=1)])
     await staged.store.insert_hourly([cell("peak", 0, version=2)._replace(period_end_ms=start_ms)])

@@ -1,4 +1,4 @@
-"""Tables beside the live ones under two commands: twin and ClickHouse's engine let the one that claimed last win."""
+"""Tables beside the live ones under two commands: fake and ClickHouse's engine let the one that claimed last win."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from schemas.analytics import ArchivePosition
 from schemas.errors import Fenced
 from schemas.rebuild import AnalyticalStore, Building, RebuildClaim, RowRecounts, TableStaging
 from sinks.clickhouse.client import ClickHouse
-from sinks.clickhouse.memory import MemoryClickHouse
-from sinks.clickhouse.memory_staging import MemoryStaging
+from sinks.clickhouse.fake import FakeClickHouse
+from sinks.clickhouse.fake_staging import FakeStaging
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.staging import ClickHouseStaging
 from sinks.clickhouse.writer import ClickHouseStore
 from tests.conformance.clickhouse_rows import NOW_MS, cell
 
 HOURLY = ("usage_duplicates", "usage_hourly")
-ARCHIVE = ("usage_events", "verdicts", "control_log", "archive_positions")
+ARCHIVE = ("usage_events", "dedup_decisions", "control_log", "archive_positions")
 BOTH = frozenset(HOURLY)
 
 
@@ -66,12 +66,12 @@ class Tables(NamedTuple):
         return {key.account: value for key, value in (await self.reader.hourly_cells(3)).items()}
 
 
-@pytest.fixture(params=["twin", "service"])
+@pytest.fixture(params=["fake", "service"])
 def tables(request: pytest.FixtureRequest) -> Tables:
-    if request.param == "twin":
-        twin = MemoryClickHouse()
-        staging = MemoryStaging(twin)
-        return Tables(twin, twin, staging, staging.another)
+    if request.param == "fake":
+        fake = FakeClickHouse()
+        staging = FakeStaging(fake)
+        return Tables(fake, fake, staging, staging.another)
     opened: ClickHouse = request.getfixturevalue("clickhouse")
     store, reader, watched = ClickHouseStore(opened), ClickHouseReader(opened), ClickHouseStaging(opened)
     return Tables(store, reader, watched, lambda claim: ClickHouseStaging(opened, claim))
@@ -178,7 +178,7 @@ async def test_positions_do_not_outlive_the_rows_they_speak_of(tables: Tables) -
 
 
 async def test_table_that_has_not_caught_up_is_known_under_whatever_name(tables: Tables) -> None:
-    """Parked events are judged by it: not before it holds what was written around its exchange."""
+    """Deferred events are judged by it: not before it holds what was written around its exchange."""
     staging, _ = tables.command("earlier")
     await staging.begin(ARCHIVE, "log")
     assert await tables.store.events_rebuilt() == 0

@@ -1,4 +1,4 @@
-"""What the sender relies on, held by the twin and by stripe-python over HTTP against the simulator."""
+"""What the sender relies on, held by the fake and by stripe-python over HTTP against the simulator."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from schemas.errors import InvalidInput, Refused, Transient
 from schemas.reports import MeterEvent, MeterSummary, OutcomeStatus, SendStatus, StripeMeters
 from schemas.sink import StripeRejections
 from sinks.stripe.client import StripeClientMeters
-from sinks.stripe.memory import MemoryFault, MemoryStripe
+from sinks.stripe.fake import FakeFault, FakeStripe
 from stripe_simulator import Fault, FaultKind, SimulatorSettings
 from tests.services.stripe import TEST_KEY, ManualClock, serve_simulator
-from tests.unit.sender_world import Bench, make_intent
+from tests.worlds.sender import Bench, make_intent
 
 NOW_MS = 1_795_262_400_000
 NOW_S = NOW_MS // 1_000
@@ -31,16 +31,16 @@ class World:
     meters: StripeMeters
     rejections: StripeRejections
     clock: ManualClock
-    fail_next: Callable[[MemoryFault], None]
+    fail_next: Callable[[FakeFault], None]
     spoil_key: Callable[[], Awaitable[None]]
 
 
-@pytest_asyncio.fixture(params=["twin", "simulator"])
+@pytest_asyncio.fixture(params=["fake", "simulator"])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     """A Stripe with one customer and a lag of 30 s, of each kind."""
     clock = ManualClock(NOW_MS)
-    if request.param == "twin":
-        yield _twin(clock)
+    if request.param == "fake":
+        yield _fake(clock)
         return
     settings = SimulatorSettings(
         account="acct_memory", summary_lag_s=30, validation_window_s=10, validation_delay_s=5, hold_s=2
@@ -49,7 +49,7 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
         served.simulator.create_customer(False, {}, CUSTOMER)
         client = StripeClientMeters(TEST_KEY, served.url, timeout_s=0.5)
 
-        def fail_next(fault: MemoryFault) -> None:
+        def fail_next(fault: FakeFault) -> None:
             served.simulator.faults.add(Fault(_KINDS[fault]))
 
         async def spoil_key() -> None:
@@ -61,21 +61,21 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
 
 
 _KINDS = {
-    MemoryFault.LOST_ANSWER: FaultKind.TIMEOUT_AFTER_COMMIT,
-    MemoryFault.NO_ANSWER: FaultKind.CONNECTION_DROPPED,
-    MemoryFault.SERVER_ERROR: FaultKind.SERVER_ERROR,
-    MemoryFault.SERVER_ERROR_AFTER_COMMIT: FaultKind.SERVER_ERROR_AFTER_COMMIT,
-    MemoryFault.RATE_LIMITED: FaultKind.RATE_LIMITED,
-    MemoryFault.CONFLICT: FaultKind.CONFLICT,
-    MemoryFault.UNAUTHORIZED: FaultKind.FORBIDDEN,
-    MemoryFault.REJECTED: FaultKind.REJECTED,
+    FakeFault.LOST_ANSWER: FaultKind.TIMEOUT_AFTER_COMMIT,
+    FakeFault.NO_ANSWER: FaultKind.CONNECTION_DROPPED,
+    FakeFault.SERVER_ERROR: FaultKind.SERVER_ERROR,
+    FakeFault.SERVER_ERROR_AFTER_COMMIT: FaultKind.SERVER_ERROR_AFTER_COMMIT,
+    FakeFault.RATE_LIMITED: FaultKind.RATE_LIMITED,
+    FakeFault.CONFLICT: FaultKind.CONFLICT,
+    FakeFault.UNAUTHORIZED: FaultKind.FORBIDDEN,
+    FakeFault.REJECTED: FaultKind.REJECTED,
 }
 
 
-def _twin(clock: ManualClock) -> World:
-    stripe = MemoryStripe(clock, lag_ms=LAG_MS)
+def _fake(clock: ManualClock) -> World:
+    stripe = FakeStripe(clock, lag_ms=LAG_MS)
     stripe.add_customer(CUSTOMER)
-    waiting: list[MemoryFault] = []
+    waiting: list[FakeFault] = []
     stripe.fault = lambda _event: waiting.pop(0) if waiting else None
 
     async def spoil_key() -> None:
@@ -146,16 +146,16 @@ async def test_identifier_is_forgotten_after_its_window(world: World) -> None:
 @pytest.mark.parametrize(
     ("fault", "delivered"),
     [
-        (MemoryFault.LOST_ANSWER, True),
-        (MemoryFault.NO_ANSWER, False),
-        (MemoryFault.SERVER_ERROR, False),
-        (MemoryFault.SERVER_ERROR_AFTER_COMMIT, True),
-        (MemoryFault.RATE_LIMITED, False),
-        (MemoryFault.CONFLICT, False),
+        (FakeFault.LOST_ANSWER, True),
+        (FakeFault.NO_ANSWER, False),
+        (FakeFault.SERVER_ERROR, False),
+        (FakeFault.SERVER_ERROR_AFTER_COMMIT, True),
+        (FakeFault.RATE_LIMITED, False),
+        (FakeFault.CONFLICT, False),
     ],
     ids=str,
 )
-async def test_unclear_answers_are_retried_and_count_once(world: World, fault: MemoryFault, delivered: bool) -> None:
+async def test_unclear_answers_are_retried_and_count_once(world: World, fault: FakeFault, delivered: bool) -> None:
     """Whether or not Stripe took it, the same event again ends with exactly one."""
     await world.meters.ensure_meter("tokens", "Tokens")
     world.fail_next(fault)
@@ -197,7 +197,7 @@ async def test_bad_key_stops_and_reads_refuse(world: World) -> None:
 async def test_forbidden_stops(world: World) -> None:
     """A restricted key without the permission."""
     await world.meters.ensure_meter("tokens", "Tokens")
-    world.fail_next(MemoryFault.UNAUTHORIZED)
+    world.fail_next(FakeFault.UNAUTHORIZED)
 
     assert (await world.meters.send(_event())).status is SendStatus.STOP
 
@@ -269,7 +269,7 @@ async def test_value_that_is_no_number_is_rejected_later(world: World, value: st
 async def test_rejection_on_purpose_is_reported(world: World) -> None:
     """The reconciler names the cause "rejected by Stripe" from this."""
     await world.meters.ensure_meter("tokens", "Tokens")
-    world.fail_next(MemoryFault.REJECTED)
+    world.fail_next(FakeFault.REJECTED)
 
     assert (await world.meters.send(_event())).status is SendStatus.ACCEPTED
     assert (await _sum(world)).value == "0.0"
@@ -279,9 +279,9 @@ async def test_rejection_on_purpose_is_reported(world: World) -> None:
 async def test_read_without_an_answer_is_transient() -> None:
     """Nobody listens: what was not read must not look like zero."""
     client = StripeClientMeters(TEST_KEY, "http://127.0.0.1:9", timeout_s=1)
-    twin = MemoryStripe(ManualClock(NOW_MS), read_fault=lambda _call: True)
+    fake = FakeStripe(ManualClock(NOW_MS), read_fault=lambda _call: True)
 
-    for meters in (client, twin):
+    for meters in (client, fake):
         with pytest.raises(Transient):
             await meters.identity()
         await meters.close()

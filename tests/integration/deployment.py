@@ -16,19 +16,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
-from pipeline.operations import quarantine_entry
-from pipeline.processes import die_with_parent
-from pipeline.processors.router import ROUTER_GROUP
-from pipeline.processors.witness import FileWitness
+from pipeline.commands.operations import quarantine_entry
+from pipeline.ingest.router import ROUTER_GROUP
+from pipeline.local.processes import die_with_parent
+from pipeline.open import Base, apply_meter_set, open_base, open_rollup_store
+from pipeline.rollup.replay_counter import FileWitness
 from pipeline.settings import Settings, load_settings
-from pipeline.stores import Base, apply_catalog, open_base, open_rollup_store
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, Record
-from schemas.meters import Catalog
+from schemas.meters import MeterSet
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
 from sinks.redis.writer import RedisRollupStore
-from tests.traffic.generate import CATALOG, TrafficRecord
+from tests.traffic.generate import METER_SET, TrafficRecord
 
 ROOT: Final = Path(__file__).parents[2]
 SECRET: Final = "a secret of thirty-two characters"
@@ -160,10 +160,10 @@ class Role:
 class Deployment:
     """Roles on one log, one Redis and one ClickHouse, whose servers are the caller's.
 
-    `async with`: makes the log with the catalog, and at the end kills what still runs.
+    `async with`: makes the log with the meter set, and at the end kills what still runs.
     """
 
-    catalog: ClassVar[Mapping[str, Any]] = CATALOG
+    meter_set: ClassVar[Mapping[str, Any]] = METER_SET
     patience_s: ClassVar[float] = PATIENCE_S
 
     def __init__(self, folder: Path, redis_url: str, clickhouse_url: str, log_url: str = "", **variables: str) -> None:
@@ -176,7 +176,7 @@ class Deployment:
             "TIDEMARK_CLICKHOUSE_URL": clickhouse_url,
             "TIDEMARK_SECRET": SECRET,
             "TIDEMARK_TICK_INTERVAL_S": "0.3",
-            "TIDEMARK_DRAIN_INTERVAL_S": "0.2",
+            "TIDEMARK_RELAY_INTERVAL_S": "0.2",
             "TIDEMARK_ARCHIVE_LINGER_S": "0.3",
             **variables,
         }
@@ -193,7 +193,7 @@ class Deployment:
     async def __aenter__(self) -> Self:
         self.base = await open_base(self.settings)
         self.store = open_rollup_store(self.settings)
-        await apply_catalog(self.base, Catalog.model_validate(self.catalog))
+        await apply_meter_set(self.base, MeterSet.model_validate(self.meter_set))
         self._keeper = asyncio.create_task(self._keep())
         return self
 
@@ -241,9 +241,9 @@ class Deployment:
     # What the stores and the log say
 
     async def folded(self) -> dict[int, int]:
-        """The next offset of each partition's fence, 0 where there is none."""
-        fences = {partition: await self.store.load_fence(partition) for partition in self.partitions}
-        return {partition: fence.next_offset if fence else 0 for partition, fence in fences.items()}
+        """The next offset of each partition's checkpoint, 0 where there is none."""
+        checkpoints = {partition: await self.store.load_checkpoint(partition) for partition in self.partitions}
+        return {partition: checkpoint.next_offset if checkpoint else 0 for partition, checkpoint in checkpoints.items()}
 
     async def ends(self, topic: str = EVENTS_TOPIC) -> dict[int, int]:
         """The end of each partition of the log."""
@@ -258,11 +258,11 @@ class Deployment:
         await self.until(reached, f"folded up to {ends}")
 
     async def at_rest(self) -> None:
-        """Return once all that is in the log now is routed, folded, judged, archived and drained."""
+        """Return once all that is in the log now is routed, folded, judged, archived and relayed."""
         await self.until(self._routed, "usage.inbox routed")
         await self.folded_to(await self.ends())
         await self.until(self._cut, "answers to all late bindings")
-        await self.until(self._judged, "verdicts on all that was parked")
+        await self.until(self._judged, "decisions on all that was deferred")
         ends = await self.ends()
         await self.folded_to(ends)
         clickhouse = open_clickhouse(self.settings.clickhouse_url)
@@ -272,20 +272,20 @@ class Deployment:
             positions = await reader.archive_positions()
             return _covers({partition: each.next_offset for partition, each in positions.items()}, ends)
 
-        async def drained() -> bool:
-            positions = await hourly.load_drained()
+        async def relayed() -> bool:
+            positions = await hourly.load_relayed()
             if not _covers({partition: each.next_offset for partition, each in positions.items()}, ends):
                 return False
             return not any([await self.store.duplicates(partition, 1) for partition in self.partitions])
 
         try:
             await self.until(archived, f"archived up to {ends}")
-            await self.until(drained, f"drained up to {ends}")
+            await self.until(relayed, f"relayed up to {ends}")
         finally:
             await clickhouse.close()
 
     async def _cut(self) -> bool:
-        return not any([(await self.store.recutting(partition, 1))[1] for partition in self.partitions])
+        return not any([(await self.store.restating(partition, 1))[1] for partition in self.partitions])
 
     async def _judged(self) -> bool:
         return not any([(await self.store.waiting(partition))[1].events for partition in self.partitions])

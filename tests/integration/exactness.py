@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from aggregators.fields import parse_value
+from aggregators.codec import parse_value
 from oracle.model import Oracle, Place
-from pipeline.deployment import read_control
-from schemas.control import AccountRecord, CatalogRecord, CloseRecord, ControlKind, RecutRecord, VerdictRecord
+from pipeline.logs.control_records import read_control
+from schemas.control import (
+    AccountRecord,
+    CloseRecord,
+    ControlKind,
+    DedupDecisionRecord,
+    MeterSetRecord,
+    RestatementRecord,
+)
 from schemas.log import EVENTS_TOPIC, Record, index_of, offset_of, position
-from schemas.meters import Catalog
+from schemas.meters import MeterSet
 from schemas.rollup import TotalKey
 from sinks.clickhouse.client import open_clickhouse
 from tests.integration.deployment import Deployment
-from tests.traffic.generate import CATALOG
+from tests.traffic.generate import METER_SET
 
 DIFFERENCES_SHOWN = 5
-UNIQUE_METERS = frozenset(meter["slug"] for meter in CATALOG["meters"] if meter["aggregation"] == "unique")
+UNIQUE_METERS = frozenset(meter["slug"] for meter in METER_SET["meters"] if meter["aggregation"] == "unique")
 
 Key = TypeVar("Key", bound=Hashable)
 Arrival = tuple[str, str, int, int]
@@ -51,25 +58,25 @@ async def recount(deployment: Deployment) -> Oracle:
 
 
 def _tell(oracle: Oracle, secret: bytes, record: Record, version: int) -> int:
-    """Tell the oracle of one record; the version of the catalog in force after it."""
+    """Tell the oracle of one record; the version of the meter set in force after it."""
     at, partition = record.timestamp_ms, record.partition
     found = [control for kind in ControlKind if (control := read_control(secret, record, kind)) is not None]
     match found:
         case []:
             oracle.feed(partition, record.offset, at, record.value or b"", record.headers)
-        case [CatalogRecord(catalog=Catalog() as catalog)] if catalog.version > version:
-            oracle.set_catalog(partition, catalog.model_dump(mode="json"), at)
-            return catalog.version
+        case [MeterSetRecord(meter_set=MeterSet() as meter_set)] if meter_set.version > version:
+            oracle.set_meter_set(partition, meter_set.model_dump(mode="json"), at)
+            return meter_set.version
         case [AccountRecord(account=account, binding=binding)]:
             oracle.bind(partition, account, binding.model_dump(mode="json"), at, record.offset)
         case [CloseRecord(account=account, instant_ms=instant_ms)]:
             oracle.close(partition, account, instant_ms, at, record.offset)
-        case [RecutRecord(account=account, position=bound_at, begins=True)]:
-            oracle.begin_recut(partition, account, offset_of(bound_at), record.offset, at)
-        case [RecutRecord(account=account, position=bound_at, declined=declined)]:
-            oracle.recut(partition, account, offset_of(bound_at), declined=bool(declined), timestamp_ms=at)
-        case [VerdictRecord(verdicts=verdicts)]:
-            for index, each in enumerate(verdicts):
+        case [RestatementRecord(account=account, position=bound_at, begins=True)]:
+            oracle.begin_restatement(partition, account, offset_of(bound_at), record.offset, at)
+        case [RestatementRecord(account=account, position=bound_at, declined=declined)]:
+            oracle.restatement(partition, account, offset_of(bound_at), declined=bool(declined), timestamp_ms=at)
+        case [DedupDecisionRecord(decisions=decisions)]:
+            for index, each in enumerate(decisions):
                 place = Place(partition, offset_of(each.position), index_of(each.position))
                 oracle.resolve(place, record.offset, index, at)
         case _:
@@ -80,9 +87,9 @@ def _tell(oracle: Oracle, secret: bytes, record: Record, version: int) -> int:
 def expected(oracle: Oracle) -> Views:
     """What the oracle says, in the stores' terms."""
     kept = {
-        place: verdict
-        for place, verdict in oracle.verdicts.items()
-        if verdict.outcome in ("counted", "unmetered") or place in oracle.kept_out
+        place: decision
+        for place, decision in oracle.rulings.items()
+        if decision.outcome in ("counted", "unmetered") or place in oracle.kept_out
     }
     return Views(
         totals={(account, meter, period[0]): value for (account, meter, period), value in oracle.totals.items()},
@@ -93,13 +100,13 @@ def expected(oracle: Oracle) -> Views:
             if value or meter not in UNIQUE_METERS
         },
         counters={(each, name): value for each, sums in oracle.counters.items() for name, value in sums.items()},
-        events={_arrival(place, verdict.account, verdict.id): True for place, verdict in kept.items()},
+        events={_arrival(place, decision.account, decision.id): True for place, decision in kept.items()},
         duplicates={_arrival(each.place, each.account, each.id): True for each in oracle.duplicates},
         conflicts=dict.fromkeys(oracle.conflicts, True),
         quarantined={
-            (place.partition, place.offset, place.event_index): verdict.reason
-            for place, verdict in oracle.verdicts.items()
-            if verdict.reason is not None
+            (place.partition, place.offset, place.event_index): decision.reason
+            for place, decision in oracle.rulings.items()
+            if decision.reason is not None
         },
     )
 
@@ -151,13 +158,13 @@ async def redis_totals(deployment: Deployment) -> dict[tuple[str, str, int], int
 
 
 async def redis_counters(deployment: Deployment) -> dict[tuple[int, str], int]:
-    """The counters of every fence by (partition, outcome)."""
+    """The counters of every checkpoint by (partition, outcome)."""
     counters: dict[tuple[int, str], int] = {}
     for partition in deployment.partitions:
-        fence = await deployment.store.load_fence(partition)
-        assert fence is not None
-        assert fence.counters.conserved
-        counters.update({(partition, name): value for name, value in fence.counters._asdict().items()})
+        checkpoint = await deployment.store.load_checkpoint(partition)
+        assert checkpoint is not None
+        assert checkpoint.counters.conserved
+        counters.update({(partition, name): value for name, value in checkpoint.counters._asdict().items()})
     return counters
 
 

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.clock import SystemClock
-from pipeline.faust_runner import RunnerSettings, run, run_in_loop
+from pipeline.runner.runner import RunnerSettings, run, run_in_loop
 from schemas.errors import Fenced
 from schemas.log import Record
 
 LAYOUT = """
-CREATE TABLE IF NOT EXISTS fences(part INTEGER PRIMARY KEY, next INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS checkpoints(part INTEGER PRIMARY KEY, next INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS processed(part INTEGER, record INTEGER, worker INTEGER, PRIMARY KEY(part, record));
 CREATE TABLE IF NOT EXISTS starts(at INTEGER PRIMARY KEY, worker INTEGER, part INTEGER, next INTEGER);
 """
@@ -30,7 +30,7 @@ class FencedStore:
         self._connection.executescript(LAYOUT)
 
     def next_offset(self, partition: int) -> int:
-        row = self._connection.execute("SELECT next FROM fences WHERE part=?", (partition,)).fetchone()
+        row = self._connection.execute("SELECT next FROM checkpoints WHERE part=?", (partition,)).fetchone()
         return 0 if row is None else int(row[0])
 
     def note_start(self, partition: int, offset: int) -> None:
@@ -46,7 +46,7 @@ class FencedStore:
         rows = [(partition, record.offset, os.getpid()) for record in records]
         self._connection.executemany("INSERT INTO processed VALUES(?,?,?)", rows)
         following = records[-1].next_offset
-        self._connection.execute("INSERT OR REPLACE INTO fences VALUES(?,?)", (partition, following))
+        self._connection.execute("INSERT OR REPLACE INTO checkpoints VALUES(?,?)", (partition, following))
         self._connection.execute("COMMIT")
         return following
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pipeline.clock import SystemClock
-from pipeline.faust_runner import Runner, RunnerSettings
+from pipeline.runner.runner import Runner, RunnerSettings
 from schemas.log import Log, Record
 
 PARTITIONS = 4

@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from oracle.rules import partition_of
-from pipeline.processes import die_with_parent, free_port
+from pipeline.local.processes import die_with_parent, free_port
+from pipeline.open import DEFAULT_METER_SET, open_base, open_clickhouse_store, open_rollup_store
 from pipeline.settings import Settings, load_settings
-from pipeline.stores import DEFAULT_CATALOG, open_base, open_clickhouse_store, open_rollup_store
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from tests.integration.deployment import COMMAND_S, clean_environment, tidemark, until
 
@@ -85,10 +85,10 @@ class RunningDev(NamedTuple):
         async def folded() -> bool:
             sums.clear()
             for partition, end in ends.items():
-                fence = await store.load_fence(partition)
-                if fence is None or fence.next_offset < end:
+                checkpoint = await store.load_checkpoint(partition)
+                if checkpoint is None or checkpoint.next_offset < end:
                     return False
-                for name, value in fence.counters._asdict().items():
+                for name, value in checkpoint.counters._asdict().items():
                     sums[name] = sums.get(name, 0) + value
             return True
 
@@ -99,21 +99,21 @@ class RunningDev(NamedTuple):
             await base.log.close()
         return sums
 
-    def drained(self) -> None:
+    def relayed(self) -> None:
         """Return once everything that is in the log now is in `usage_hourly`."""
-        asyncio.run(self._drained())
+        asyncio.run(self._relayed())
 
-    async def _drained(self) -> None:
+    async def _relayed(self) -> None:
         settings = self.settings()
         base, hourly = await open_base(settings, create=False), await open_clickhouse_store(settings)
         ends = {each: (await base.log.bounds(EVENTS_TOPIC, each)).next for each in range(settings.partitions)}
 
-        async def drained() -> bool:
-            positions = await hourly.load_drained()
+        async def relayed() -> bool:
+            positions = await hourly.load_relayed()
             return all(each in positions and positions[each].next_offset >= end for each, end in ends.items())
 
         try:
-            await until(drained, f"drained up to {ends}")
+            await until(relayed, f"relayed up to {ends}")
         finally:
             await hourly.close()
             await base.log.close()
@@ -199,7 +199,7 @@ def test_emit_says_what_is_wrong_with_an_event(dev: RunningDev) -> None:
 
 
 def test_usage_by_meter_answers_from_clickhouse(dev: RunningDev) -> None:
-    """Once the drain has passed the events; until then the answer says how far it is complete."""
+    """Once the relay has passed the events; until then the answer says how far it is complete."""
     for number in range(3):
         emit(dev, "by-meter", "api.request", "--id", f"m{number}", data='{"method":"GET","region":"eu"}')
     question = (
@@ -207,16 +207,16 @@ def test_usage_by_meter_answers_from_clickhouse(dev: RunningDev) -> None:
         "--from", "2026-01-01T00:00:00Z", "--to", "2030-01-01T00:00:00Z",
     )  # fmt: skip
 
-    dev.drained()
+    dev.relayed()
 
     rows = dev.answer(*question)["rows"]
     assert [(row["groups"], row["value"]) for row in rows] == [({"region": "eu"}, "3")]
     assert "such as" in dev.run("usage", "--meter", "tokens", "--from", "now", "--to", "later", code=2)
 
 
-def test_catalog_changes_only_by_a_higher_version_and_never_redefines_a_meter(dev: RunningDev) -> None:
+def test_meter_set_changes_only_by_a_higher_version_and_never_redefines_a_meter(dev: RunningDev) -> None:
     """A meter's definition is what its past was counted by."""
-    shipped = yaml.safe_load(DEFAULT_CATALOG.read_text())
+    shipped = yaml.safe_load(DEFAULT_METER_SET.read_text())
     meter = {"slug": "exports", "event_type": "export.done", "aggregation": "count"}
     files = {
         "same_version": {**shipped, "meters": [*shipped["meters"], meter]},
@@ -227,15 +227,15 @@ def test_catalog_changes_only_by_a_higher_version_and_never_redefines_a_meter(de
     for name, document in files.items():
         (dev.folder / f"{name}.yaml").write_text(yaml.safe_dump(document))
 
-    assert json.loads(dev.run("catalog", "schema"))["title"] == "Catalog"
-    assert "6 meters, valid" in dev.run("catalog", "check", "next.yaml")
-    assert "meters.0.slug" in dev.run("catalog", "check", "broken.yaml", code=2)
-    assert "must be above 1" in dev.run("catalog", "apply", "same_version.yaml", code=2)
-    assert "api_requests" in dev.run("catalog", "apply", "redefined.yaml", code=2)
-    assert "version 2 with 6 meters" in dev.run("catalog", "apply", "next.yaml")
+    assert json.loads(dev.run("meters", "schema"))["title"] == "MeterSet"
+    assert "6 meters, valid" in dev.run("meters", "check", "next.yaml")
+    assert "meters.0.slug" in dev.run("meters", "check", "broken.yaml", code=2)
+    assert "must be above 1" in dev.run("meters", "apply", "same_version.yaml", code=2)
+    assert "api_requests" in dev.run("meters", "apply", "redefined.yaml", code=2)
+    assert "version 2 with 6 meters" in dev.run("meters", "apply", "next.yaml")
     dev.counted()
-    assert dev.answer("catalog", "show")["version"] == 2
-    assert "must be above 2" in dev.run("catalog", "apply", "same_version.yaml", code=2)
+    assert dev.answer("meters", "show")["version"] == 2
+    assert "must be above 2" in dev.run("meters", "apply", "same_version.yaml", code=2)
     emit(dev, "exporter", "export.done")
     dev.counted()
     assert dev.live("exporter")["exports"] == "1"
@@ -313,6 +313,6 @@ def test_reconcile_and_doctor_find_nothing_wrong(dev: RunningDev) -> None:
     assert report["differences"] == 0
     assert "Verdict" in dev.run("reconcile")
     findings = dev.answer("doctor", "--json")
-    assert {"catalog", "log", "rollup", "clickhouse", "stripe"} <= {finding["what"] for finding in findings}
+    assert {"meter_set", "log", "rollup", "clickhouse", "stripe"} <= {finding["what"] for finding in findings}
     assert all(finding["status"] != "wrong" for finding in findings), findings
     assert all(finding["remedy"] for finding in findings if finding["status"] == "note")

@@ -53,7 +53,7 @@ def test_help_teaches(path: tuple[str, ...], tmp_path: Path) -> None:
         ("TIDEMARK_MIN_INSYNC_REPLICAS", "3"),
         ("TIDEMARK_CLOCK", "lunar"),
         ("TIDEMARK_SESSION_TIMEOUT_S", "1"),
-        ("TIDEMARK_DRAIN_INTERVAL_S", "-1"),
+        ("TIDEMARK_RELAY_INTERVAL_S", "-1"),
     ],
 )
 def test_wrong_setting_is_named_in_one_line(name: str, value: str, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ KAFKA_AWAY: Final = {"TIDEMARK_LOG_URL": f"kafka://{NOBODY}"}
         (KAFKA_AWAY, "quarantine list", "Kafka did not answer"),
         (KAFKA_AWAY, "close-period acme 2026-11-01T00:00:00Z", "Kafka did not answer"),
         ({}, "worker", f"Redis at {NOBODY} did not answer"),
-        ({}, "catalog show", f"Redis at {NOBODY} did not answer"),
+        ({}, "meter set show", f"Redis at {NOBODY} did not answer"),
         ({}, "archive", "ClickHouse did not confirm"),
         ({}, "sink", "Stripe: no answer"),
         ({}, "emit api.request --account acme", f"the gateway at http://{NOBODY} did not answer"),

@@ -18,21 +18,21 @@ import pytest
 from aggregators.instants import parse_instant_us
 from oracle.model import Oracle
 from oracle.rules import partition_of
-from pipeline.api_keys import Role as KeyRole
-from pipeline.api_keys import create_key
-from pipeline.clickhouse_server import ClickHouseServer, Fault
 from pipeline.clock import SystemClock
-from pipeline.local_valkey import LocalValkey
-from pipeline.processes import free_port
+from pipeline.http.api_keys import Role as KeyRole
+from pipeline.http.api_keys import create_key
+from pipeline.local.clickhouse_server import ClickHouseServer, Fault
+from pipeline.local.processes import free_port
+from pipeline.local.valkey import LocalValkey
 from tests.integration.deployment import Deployment
 from tests.integration.exactness import check_exact, recount
 from tests.services.clickhouse import start_clickhouse, stop_clickhouse
-from tests.traffic.generate import CATALOG, SECOND_US, Rates, account_name, records
+from tests.traffic.generate import METER_SET, SECOND_US, Rates, account_name, records
 
 SEED: Final = 7
 ACCOUNTS: Final = 60
-SCALES: Final = {meter["slug"]: meter.get("scale", 0) for meter in CATALOG["meters"]}
-TABLES: Final = (b"usage_events", b"usage_hourly", b"usage_duplicates", b"archive_positions", b"drain_positions")
+SCALES: Final = {meter["slug"]: meter.get("scale", 0) for meter in METER_SET["meters"]}
+TABLES: Final = (b"usage_events", b"usage_hourly", b"usage_duplicates", b"archive_positions", b"relay_positions")
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ async def live_usage_is_exact(deployment: Deployment, port: int, key: str, since
 
 def compare_live(oracle: Oracle, account: str, usage: dict[str, Any]) -> int:
     """How many meters of an account's answer have a value; fails where one is not the oracle's."""
-    log_ms = oracle.log_times[partition_of(account, oracle.partitions)]
+    log_ms = oracle.stream_times[partition_of(account, oracle.partitions)]
     period = oracle.period(account, log_ms)
     wanted = {
         meter: Decimal(value).scaleb(-SCALES[meter])
@@ -164,7 +164,7 @@ async def faulty(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
 async def test_answers_dropped_after_success_leave_every_view_exact(
     tmp_path: Path, valkey: LocalValkey, faulty: tuple[str, RandomFaults]
 ) -> None:
-    """Stored, but nobody was told: archive and drains write the same again, and nothing counts twice."""
+    """Stored, but nobody was told: archive and relays write the same again, and nothing counts twice."""
     url, faults = faulty
     async with Deployment(tmp_path, valkey.url, url) as deployment:
         deployment.start("worker")

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline.clickhouse_server import ClickHouseServer, Fault, Limits
+from pipeline.local.clickhouse_server import ClickHouseServer, Fault, Limits
 from schemas.analytics import EventRow
 from schemas.errors import OperatorNeeded, Refused, Transient
 from sinks.clickhouse import client as clickhouse_client
@@ -63,7 +63,7 @@ async def test_rows_are_there_after_kill_9_the_moment_the_insert_was_confirmed(t
 def test_second_process_on_the_directory_says_what_to_do(clickhouse_server: RunningClickHouse) -> None:
     """The engine allows one process per directory."""
     second = subprocess.run(
-        [sys.executable, "-m", "pipeline.clickhouse_server", "--path", str(clickhouse_server.path)],
+        [sys.executable, "-m", "pipeline.local.clickhouse_server", "--path", str(clickhouse_server.path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

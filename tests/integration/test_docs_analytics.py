@@ -13,7 +13,7 @@ import pytest
 
 from schemas.analytics import ControlRow, DuplicateRow, EventRow, HourlyRow
 from schemas.clock import HOUR_MS
-from schemas.meters import Aggregation, Catalog, Meter
+from schemas.meters import Aggregation, Meter, MeterSet
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.writer import ClickHouseStore
 from tests.services.clickhouse import RunningClickHouse
@@ -73,9 +73,9 @@ async def analysts(clickhouse_database: str, clickhouse_server: RunningClickHous
         ]
     )
     meter = Meter(slug="calls", event_type="llm.request", aggregation=Aggregation.COUNT)
-    catalog = json.dumps({"catalog": Catalog(version=1, meters=(meter,)).model_dump(mode="json")})
+    meter_set = json.dumps({"meter_set": MeterSet(version=1, meters=(meter,)).model_dump(mode="json")})
     await store.insert_controls(
-        [ControlRow(3, 1, "catalog", "", TEN, catalog), ControlRow(3, 2, "tick", "", TEN, "{}")]
+        [ControlRow(3, 1, "meter_set", "", TEN, meter_set), ControlRow(3, 2, "tick", "", TEN, "{}")]
     )
     await store.close()
     database = clickhouse_database.rsplit("/", 1)[1]
@@ -109,7 +109,7 @@ ANSWERS: dict[str, list[list[object]]] = {
         ["acme", "tokens", "2026-10-31 20:00:00.000", "2026-11-01 00:00:00.000", 0.25]
     ],
     "Unmetered types": [["page.viewed", 1, "2026-11-20 10:00:09.000000"]],
-    "Catalog history": [[1, "2026-11-20 10:00:00.000", 1]],
+    "Meter set history": [[1, "2026-11-20 10:00:00.000", 1]],
 }
 
 

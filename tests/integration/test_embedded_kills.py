@@ -12,15 +12,15 @@ import pytest
 
 from oracle.model import Oracle
 from oracle.rules import partition_of
-from pipeline.deployment import append_control
-from pipeline.local_valkey import LocalValkey
+from pipeline.local.valkey import LocalValkey
+from pipeline.logs.control_records import append_control
 from schemas.analytics import ArchivePosition
 from schemas.clock import DAY_MS, MINUTE_MS
-from schemas.control import CONTROL_HEADER, AccountRecord, CloseRecord, RecutRecord
+from schemas.control import CONTROL_HEADER, AccountRecord, CloseRecord, RestatementRecord
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, Record
 from schemas.periods import Binding, Interval
-from schemas.recut import unpacked
+from schemas.restatement import unpacked
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from tests.integration.deployment import Deployment, Role
@@ -88,8 +88,8 @@ async def test_ten_kills_of_the_worker_and_some_of_archive_and_router_change_no_
     assert appended > 10 * kills
     check_variety(oracle)
     judged = [record for at in deployment.partitions for record in await deployment.records(EVENTS_TOPIC, at)]
-    assert any(dict(record.headers).get(CONTROL_HEADER) == b"verdict" for record in judged)
-    said = [RecutRecord.model_validate_json(record.value or b"") for record in judged if is_recut(record)]
+    assert any(dict(record.headers).get(CONTROL_HEADER) == b"decision" for record in judged)
+    said = [RestatementRecord.model_validate_json(record.value or b"") for record in judged if is_restatement(record)]
     answers = [each for each in said if not each.begins]
     assert {each.account for each in answers} >= LATE_ACCOUNTS
     assert not any(each.declined for each in answers)
@@ -97,8 +97,8 @@ async def test_ten_kills_of_the_worker_and_some_of_archive_and_router_change_no_
     assert oracle.kept_out
 
 
-def is_recut(record: Record) -> bool:
-    return dict(record.headers).get(CONTROL_HEADER) == b"recut"
+def is_restatement(record: Record) -> bool:
+    return dict(record.headers).get(CONTROL_HEADER) == b"restatement"
 
 
 async def bind_late(deployment: Deployment) -> None:
@@ -182,4 +182,4 @@ def check_variety(oracle: Oracle) -> None:
     sums = oracle.counter_sums()
     assert all(sums[outcome] for outcome in OUTCOMES), sums
     assert oracle.conflicts
-    assert len({verdict.reason for verdict in oracle.verdicts.values()}) > 15
+    assert len({decision.reason for decision in oracle.rulings.values()}) > 15

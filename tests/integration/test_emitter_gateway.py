@@ -15,16 +15,16 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from emitter import Emitter
-from pipeline.api_keys import KeyFile, Role, create_key
 from pipeline.clock import SystemClock
-from pipeline.deployment import ensure_deployment
-from pipeline.gateway import GatewayDependencies, create_gateway
+from pipeline.http.api_keys import KeyFile, Role, create_key
+from pipeline.http.app import GatewayDependencies, create_gateway
+from pipeline.http.serving import serving
+from pipeline.logs.control_records import ensure_deployment
 from pipeline.logs.embedded import SqliteLog
-from pipeline.ops import serving
 from pipeline.settings import Settings
 from schemas.log import EVENTS_TOPIC
-from schemas.meters import Catalog
-from tests.traffic.generate import CATALOG
+from schemas.meters import MeterSet
+from tests.traffic.generate import METER_SET
 
 SECRET = b"a secret of thirty-two characters"
 SETTINGS = Settings(partitions=3, body_bytes_max=100_000)
@@ -66,10 +66,12 @@ class Deployment:
         """A gateway on a real socket; `lose_every` n loses every n-th answer."""
         genesis = await ensure_deployment(self.log, SECRET, SETTINGS.topics())
 
-        async def catalog() -> Catalog | None:
-            return Catalog.model_validate(CATALOG)
+        async def meter_set() -> MeterSet | None:
+            return MeterSet.model_validate(METER_SET)
 
-        app = create_gateway(GatewayDependencies(self.log, genesis, SETTINGS, self.clock, KeyFile(self.keys), catalog))
+        app = create_gateway(
+            GatewayDependencies(self.log, genesis, SETTINGS, self.clock, KeyFile(self.keys), meter_set)
+        )
         faulty = LosesAnswers(app, lose_every or 10**9)
         async with serving(faulty, "127.0.0.1", port) as bound:  # type: ignore[arg-type]  # any ASGI app will do
             yield f"http://127.0.0.1:{bound}", faulty

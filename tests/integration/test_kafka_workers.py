@@ -17,9 +17,9 @@ from cloudevents.core.v1.event import CloudEvent
 from confluent_kafka import Producer
 
 from oracle.rules import RejectedError, canonical, decode, partition_of, time_us_of
-from pipeline.local_valkey import LocalValkey
+from pipeline.local.valkey import LocalValkey
 from pipeline.logs.open import kafka_servers
-from pipeline.processors.witness import FileWitness
+from pipeline.rollup.replay_counter import FileWitness
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from tests.integration.deployment import Deployment, Role
 from tests.integration.exactness import check_exact

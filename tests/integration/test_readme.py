@@ -16,7 +16,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from pipeline.processes import free_port
+from pipeline.local.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -101,11 +101,11 @@ def _await_usage(dev: RunningDev) -> None:
     while time.monotonic() < deadline:
         live = httpx.get(f"http://127.0.0.1:{dev.gateway_port}/v1/accounts/acme/usage", headers=headers)
         sql = "SELECT sum(value) FROM usage WHERE account = 'acme'"
-        drained = httpx.post(f"http://127.0.0.1:{dev.clickhouse_port}/", content=sql).text.strip()
-        if live.status_code == 200 and '"1234"' in live.text and drained == "1234":
+        relayed = httpx.post(f"http://127.0.0.1:{dev.clickhouse_port}/", content=sql).text.strip()
+        if live.status_code == 200 and '"1234"' in live.text and relayed == "1234":
             return
         time.sleep(0.2)
-    pytest.fail(f"not counted after {COUNTED_S} s: {live.text} {drained}")
+    pytest.fail(f"not counted after {COUNTED_S} s: {live.text} {relayed}")
 
 
 @pytest.mark.timeout(240)
@@ -124,7 +124,7 @@ def test_the_readme_gives_the_answers_it_prints(dev: RunningDev) -> None:
     expected, answer = json.loads(printed("usage")), json.loads(run(dev, usage))
     assert expected == {name: "…" if expected[name] == "…" else value for name, value in answer.items()}
     assert printed("sql") == run(dev, sql)
-    assert "Verdict" in run(dev, reconcile)
+    assert "DedupDecision" in run(dev, reconcile)
 
 
 def test_the_readmes_python_is_right() -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.local_valkey import LocalValkey
+from pipeline.local.valkey import LocalValkey
 from pipeline.rebuild.archive import TABLES as ARCHIVE_TABLES
 from pipeline.rebuild.hourly import TABLES as HOURLY_TABLES
-from sinks.clickhouse.checkpoints import ClickHouseCheckpoints
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
+from sinks.clickhouse.snapshots import ClickHouseSnapshots
 from sinks.clickhouse.staging import ClickHouseStaging
 from sinks.redis.client import Server
 from tests.integration.deployment import ROOT, Deployment, clean_environment
@@ -80,10 +80,10 @@ async def built_further(deployment: Deployment, before: int) -> int:
         nonlocal reached
         built = deployment.store.built(2)
         try:
-            fences = [await built.load_fence(partition) for partition in deployment.partitions]
+            checkpoints = [await built.load_checkpoint(partition) for partition in deployment.partitions]
         finally:
             await built.close()
-        reached = sum(fence.next_offset for fence in fences if fence)
+        reached = sum(checkpoint.next_offset for checkpoint in checkpoints if checkpoint)
         return reached > before
 
     await deployment.until(moved, "the rebuild to move on")
@@ -164,8 +164,8 @@ async def damage(clickhouse: ClickHouse) -> None:
     columns = "id, type, source, toUnixTimestamp64Micro(time), data, partition, position + 1"
     for table in ("usage_events", "usage_duplicates"):
         await clickhouse.command(
-            f"INSERT INTO {table} (account, id, type, source, time_us, data, partition, position, log_time_ms) "
-            f"SELECT 'nobody', {columns}, toUnixTimestamp64Milli(log_time) FROM {table}"
+            f"INSERT INTO {table} (account, id, type, source, time_us, data, partition, position, stream_time_ms) "
+            f"SELECT 'nobody', {columns}, toUnixTimestamp64Milli(stream_time) FROM {table}"
         )
 
 
@@ -181,10 +181,10 @@ async def test_tables_are_rebuilt_under_load_through_kills_and_every_view_is_exa
     clickhouse = open_clickhouse(deployment.settings.clickhouse_url)
     staging = ClickHouseStaging(clickhouse)
 
-    async def drained() -> bool:
+    async def relayed() -> bool:
         return int((await clickhouse.rows("SELECT count() FROM usage_hourly"))[0][0]) > 0
 
-    await deployment.until(drained, "cells to be drained")
+    await deployment.until(relayed, "cells to be relayed")
     await damage(clickhouse)
 
     for view, source, tables in (
@@ -230,21 +230,21 @@ async def test_tables_are_rebuilt_under_load_through_kills_and_every_view_is_exa
 
 
 @pytest.mark.timeout(240)
-async def test_redis_is_rebuilt_from_a_checkpoint_to_the_same_counts(deployment: Deployment) -> None:
+async def test_redis_is_rebuilt_from_a_snapshot_to_the_same_counts(deployment: Deployment) -> None:
     """The worker has kept copies of its state while it counted; the newest is taken in, and the log folded on."""
-    deployment.start("worker", TIDEMARK_CHECKPOINT_INTERVAL_H="0.02")
+    deployment.start("worker", TIDEMARK_SNAPSHOT_INTERVAL_H="0.02")
     deployment.start("archive")
     sent = traffic(deployment, 2_000)
     for record in sent[: len(sent) // 2]:
         await deployment.append(record)
     clickhouse = open_clickhouse(deployment.settings.clickhouse_url)
-    kept = ClickHouseCheckpoints(clickhouse)
+    kept = ClickHouseSnapshots(clickhouse)
 
     async def copied() -> bool:
-        return all([await kept.checkpoints(partition) for partition in deployment.partitions])
+        return all([await kept.snapshots(partition) for partition in deployment.partitions])
 
     await deployment.at_rest()
-    await deployment.until(copied, "checkpoints of all partitions")
+    await deployment.until(copied, "snapshots of all partitions")
     for record in sent[len(sent) // 2 :]:
         await deployment.append(record)
     await deployment.at_rest()

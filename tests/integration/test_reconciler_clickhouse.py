@@ -1,4 +1,4 @@
-"""The reconciler over ClickHouse's own SQL instead of the twin: the same deployment, equal, and a lost row found."""
+"""The reconciler over ClickHouse's own SQL instead of the fake: the same deployment, equal, and a lost row found."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import cast
 from reconciler.causes import Cause, Pair, Verdict
 from schemas.clock import DAY_MS, HOUR_MS
 from sinks.clickhouse.client import ClickHouse
-from sinks.clickhouse.memory import MemoryClickHouse
+from sinks.clickhouse.fake import FakeClickHouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
-from tests.unit.reconciler_world import NOVEMBER_MS, Deployment, named
+from tests.worlds.reconciler import NOVEMBER_MS, Deployment, named
 
 
 async def on_service(clickhouse: ClickHouse) -> Deployment:
-    """A settled deployment that archives and drains into the service, with a period cut while it runs."""
+    """A settled deployment that archives and relays into the service, with a period cut while it runs."""
     deployment = Deployment()
     store = ClickHouseStore(clickhouse)
-    deployment.clickhouse = cast("MemoryClickHouse", store)
+    deployment.clickhouse = cast("FakeClickHouse", store)
     deployment.views = replace(deployment.views, reader=ClickHouseReader(clickhouse), hourly=store)
     await deployment.start()
     await deployment.traffic()
@@ -35,7 +35,7 @@ async def on_service(clickhouse: ClickHouse) -> Deployment:
 
 async def late_events(deployment: Deployment) -> None:
     """Events older than the dedup window of open and closed periods, of accounts with bindings and without, one of
-    them twice; and one without a verdict."""
+    them twice; and one without a decision."""
     for account in ("ada", "bob", "cyd"):
         for at_ms in (NOVEMBER_MS + DAY_MS, NOVEMBER_MS - 400 * DAY_MS, DAY_MS):
             await deployment.emit(account, at_ms=at_ms, gb="2.25", user="late", region="eu")
@@ -61,8 +61,8 @@ async def test_a_deployment_on_clickhouse_is_equal_and_a_lost_row_is_named(click
     await clickhouse.command(f"DELETE FROM usage_events WHERE account = 'dora' AND position = ({first})")
     lost = await deployment.reconcile()
 
-    counters = (await deployment.fence("ada")).counters
-    assert (counters.parked, (await deployment.fence("bob")).counters.parked) == (0, 1)
+    counters = (await deployment.checkpoint("ada")).counters
+    assert (counters.deferred, (await deployment.checkpoint("bob")).counters.deferred) == (0, 1)
     assert [row for row in equal.rows if row.pair is not Pair.STRIPE and row.cause is not Cause.IN_FLIGHT] == []
     assert not equal.differences
     assert lost.verdict is Verdict.DRIFT

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.local_valkey import LocalValkey
+from pipeline.local.valkey import LocalValkey
 from schemas.errors import Transient
 from sinks.redis.client import Server
 from tests.integration.deployment import Deployment
@@ -118,7 +118,7 @@ async def test_redis_emptied_under_load_is_noticed_before_anything_is_counted_on
 async def test_valkey_killed_under_load_and_started_again_changes_no_count(
     deployment: Deployment, valkey: LocalValkey
 ) -> None:
-    """The worker cannot know whether its last commit was applied; its restart finds out at the fence."""
+    """The worker cannot know whether its last commit was applied; its restart finds out at the checkpoint."""
     worker = deployment.start("worker")
     deployment.start("archive")
     stop = asyncio.Event()

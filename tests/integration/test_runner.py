@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.clock import SystemClock
-from pipeline.faust_runner import Runner, RunnerSettings
 from pipeline.logs.open import open_log
+from pipeline.runner.runner import Runner, RunnerSettings
 from schemas.errors import InvalidInput, OperatorNeeded, Transient
 from schemas.log import Log, TopicSpec
 from tests.integration.runner_world import (
@@ -150,7 +150,7 @@ async def test_a_slow_partition_holds_back_neither_steps_nor_commits_of_the_othe
 
 
 async def test_an_idle_partition_is_visited_between_steps(log_url: str, log: Log, topic: str) -> None:
-    """Drains must run where no events arrive."""
+    """Relays must run where no events arrive."""
     recorder = Recorder(topic)
 
     async with running(recorder, log_url, topic):

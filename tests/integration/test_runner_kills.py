@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 
 from pipeline.clock import SystemClock
-from pipeline.local_kafka import LocalKafka
+from pipeline.local.kafka import LocalKafka
 from pipeline.logs.open import kafka_servers, open_log
 from schemas.log import Log, TopicSpec
 from tests.integration.runner_worker import FencedStore
@@ -25,7 +25,7 @@ from tests.integration.runner_world import (
     until,
     until_committed,
 )
-from tests.unit.test_kafka_header_names import raw_name
+from tests.unit.logs.test_kafka_header_names import raw_name
 
 
 async def test_a_killed_worker_resumes_at_the_position_in_its_store(
@@ -55,7 +55,8 @@ async def test_a_killed_worker_resumes_at_the_position_in_its_store(
 
 
 async def test_two_workers_share_a_topic_and_one_survives_the_others_kill(kafka_url: str, tmp_path: Path) -> None:
-    """A rebalance in mid-flight, then kill -9 of one: the store's fence decides, no record is lost or acked early."""
+    """A rebalance in mid-flight, then kill -9 of one: the store's checkpoint decides, no record is lost or acked
+    early."""
     log = open_log(kafka_url, SystemClock())
     await log.start()
     topic = f"runner.{uuid.uuid4().hex}"

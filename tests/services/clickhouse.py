@@ -30,7 +30,7 @@ def start_clickhouse(path: Path, *, port: int = 0, read_only_port: int = 0, toke
     """Start the server on `path` and wait until it is ready; the caller ends the process."""
     process = subprocess.Popen(
         [
-            sys.executable, "-m", "pipeline.clickhouse_server",
+            sys.executable, "-m", "pipeline.local.clickhouse_server",
             "--path", str(path), "--port", str(port), "--read-only-port", str(read_only_port),
         ],
         cwd=ROOT,

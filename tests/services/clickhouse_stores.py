@@ -1,4 +1,4 @@
-"""Fixtures of the analytical store: `both` runs a test on the in-memory twin and on the real engine."""
+"""Fixtures of the analytical store: `both` runs a test on the in-memory fake and on the real engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
-from sinks.clickhouse.memory import MemoryClickHouse
+from sinks.clickhouse.fake import FakeClickHouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
 from tests.conformance.clickhouse_rows import Both
@@ -21,10 +21,10 @@ async def clickhouse(clickhouse_database: str) -> AsyncIterator[ClickHouse]:
     await opened.close()
 
 
-@pytest.fixture(params=["twin", "service"])
+@pytest.fixture(params=["fake", "service"])
 def both(request: pytest.FixtureRequest) -> Both:
-    if request.param == "twin":
-        twin = MemoryClickHouse()
-        return Both(twin, twin)
+    if request.param == "fake":
+        fake = FakeClickHouse()
+        return Both(fake, fake)
     opened = request.getfixturevalue("clickhouse")
     return Both(ClickHouseStore(opened), ClickHouseReader(opened))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.local_kafka import LocalKafka
+from pipeline.local.kafka import LocalKafka
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from pipeline.local_valkey import LocalValkey
+from pipeline.local.valkey import LocalValkey
 from schemas.rollup import RollupStore
-from sinks.redis.memory import MemoryRollupStore
+from sinks.redis.fake import FakeRollupStore
 from sinks.redis.writer import RedisRollupStore
 
 
@@ -21,11 +21,11 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalValkey]:
         yield server
 
 
-@pytest_asyncio.fixture(params=["twin", "service"])
+@pytest_asyncio.fixture(params=["fake", "service"])
 async def rollup_store(request: pytest.FixtureRequest, valkey: LocalValkey) -> AsyncIterator[RollupStore]:
-    """An empty rollup store: the in-memory twin, then Redis in a namespace of its own."""
-    if request.param == "twin":
-        yield MemoryRollupStore()
+    """An empty rollup store: the in-memory fake, then Redis in a namespace of its own."""
+    if request.param == "fake":
+        yield FakeRollupStore()
         return
     store = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
     yield store

@@ -7,12 +7,12 @@ from unittest.mock import patch
 
 import msgspec
 
-import pipeline.processors.customers
-import pipeline.processors.drains
-import pipeline.processors.stripe_sender
-import sinks.stripe.memory
-from aggregators.fields import ReportKey, parse_report_field, parse_report_text, parse_value, report_field, report_text
-from pipeline.processors.drains import ReportDrain
+import pipeline.billing.customers
+import pipeline.billing.sender
+import pipeline.rollup.relays
+import sinks.stripe.fake
+from aggregators.codec import ReportKey, parse_report_field, parse_report_text, parse_value, report_field, report_text
+from pipeline.rollup.relays import ReportRelay
 from schemas.periods import AccountState
 from schemas.reports import SendResult, SendStatus
 from schemas.rollup import BucketField, TotalKey
@@ -20,25 +20,25 @@ from tests.simulation.mutant import Method, Mutant, inner
 
 
 def _delta_at_publishing(original: Method) -> Method:
-    async def drain(self: ReportDrain, partition: int) -> int:
+    async def relay(self: ReportRelay, partition: int) -> int:
         totals = inner(self._store)._at(partition).totals
-        made = vars(pipeline.processors.drains)["intent_of"]
+        made = vars(pipeline.rollup.relays)["intent_of"]
 
-        def intent_of(fence: Any, start_ms: int, end_ms: int, field: str, text: str, state: Any) -> Any:
+        def intent_of(checkpoint: Any, start_ms: int, end_ms: int, field: str, text: str, state: Any) -> Any:
             key, value = parse_report_field(field), parse_report_text(text)
             now = parse_value(totals[TotalKey(key.account, key.period_start_ms)][key.meter]).minor
             sampled = msgspec.structs.replace(value, current_minor=now)
-            return made(fence, start_ms, end_ms, field, report_text(sampled), state)
+            return made(checkpoint, start_ms, end_ms, field, report_text(sampled), state)
 
-        with patch.object(pipeline.processors.drains, "intent_of", intent_of):
+        with patch.object(pipeline.rollup.relays, "intent_of", intent_of):
             count: int = await original(self, partition)
         return count
 
-    return drain
+    return relay
 
 
 def _reports_forgotten_first(original: Method) -> Method:
-    async def publish(self: ReportDrain, partition: int, intents: Any) -> int:
+    async def publish(self: ReportRelay, partition: int, intents: Any) -> int:
         held = inner(self._store)._at(partition)
         for each in intents:
             field = report_field(ReportKey(each.period_start_ms, each.meter, each.account))
@@ -69,24 +69,24 @@ def _duplicate_is_failure(original: Any) -> Any:
 
 
 BILLING: Final = (
-    Mutant("delta sampled at publishing", ReportDrain, "drain", _delta_at_publishing),
+    Mutant("delta sampled at publishing", ReportRelay, "relay", _delta_at_publishing),
     Mutant(
-        "a period ends where its last event thought", pipeline.processors.drains, "intent_of",
+        "a period ends where its last event thought", pipeline.rollup.relays, "intent_of",
         lambda made: lambda *arguments: made(*arguments[:-1], AccountState()),
     ),
     Mutant(
-        "a report is told at the end of its bucket, whatever its period", pipeline.processors.stripe_sender,
+        "a report is told at the end of its bucket, whatever its period", pipeline.billing.sender,
         "event_time_s", lambda _made: lambda intent, _end_ms, _now_ms: intent.bucket_end_ms // 1_000 - 1,
     ),
-    Mutant("report forgotten before its intent is durable", ReportDrain, "_publish", _reports_forgotten_first),
-    Mutant("a fresh identifier each send", pipeline.processors.stripe_sender, "meter_event", _fresh_identifier),
+    Mutant("report forgotten before its intent is durable", ReportRelay, "_publish", _reports_forgotten_first),
+    Mutant("a fresh identifier each send", pipeline.billing.sender, "meter_event", _fresh_identifier),
     Mutant(
-        "an account's first customer pays for ever", pipeline.processors.customers, "customer_at",
+        "an account's first customer pays for ever", pipeline.billing.customers, "customer_at",
         lambda made: lambda state, instant_ms: state.customers[0] if made(state, instant_ms) else None,
     ),
     Mutant(
-        "an account's last customer pays for all there was", pipeline.processors.customers, "customer_at",
+        "an account's last customer pays for all there was", pipeline.billing.customers, "customer_at",
         lambda made: lambda state, instant_ms: state.customers[-1] if made(state, instant_ms) else None,
     ),
-    Mutant("duplicate 400 is a failure", sinks.stripe.memory, "classify", _duplicate_is_failure),
+    Mutant("duplicate 400 is a failure", sinks.stripe.fake, "classify", _duplicate_is_failure),
 )  # fmt: skip

@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import Any, Final
 from unittest.mock import patch
 
-import aggregators.plan
-import pipeline.processors.customers
-import pipeline.processors.recutter
-import pipeline.processors.rollup
-from aggregators.bindings import recut
-from pipeline.processors.recutter import Recutter
-from schemas.control import RecutRecord
+import aggregators.flush_plan
+import pipeline.billing.customers
+import pipeline.rollup.processor
+import pipeline.rollup.restater
+from aggregators.bindings import restatement
+from pipeline.rollup.restater import Restater
+from schemas.control import RestatementRecord
 from schemas.meters import Policy
 from tests.simulation.mutant import Method, Mutant
 
 
 def _cut_without_counting_again(original: Any) -> Any:
-    def bound(state: Any, binding: Any, position: int, policy: Policy, log_time_ms: int) -> Any:
-        after = original(state, binding, position, policy, log_time_ms)
+    def bound(state: Any, binding: Any, position: int, policy: Policy, stream_time_ms: int) -> Any:
+        after = original(state, binding, position, policy, stream_time_ms)
         for begins in (True, False):
-            record = RecutRecord(account="any", position=position, begins=begins)
-            after = recut(after, record, position, policy, log_time_ms)
+            record = RestatementRecord(account="any", position=position, begins=begins)
+            after = restatement(after, record, position, policy, stream_time_ms)
         return after
 
     return bound
@@ -36,18 +36,18 @@ async def _no(*_arguments: Any) -> bool:
 
 
 def _answers_at_once(original: Method) -> Method:
-    async def recut(self: Recutter, partition: int) -> int:
+    async def restatement(self: Restater, partition: int) -> int:
         anything = 1 << 60
         with (
-            patch.object(pipeline.processors.recutter, "position", lambda _offset: anything),
-            patch.object(pipeline.processors.recutter, "NEAR_MS_MAX", anything),
+            patch.object(pipeline.rollup.restater, "position", lambda _offset: anything),
+            patch.object(pipeline.rollup.restater, "NEAR_MS_MAX", anything),
             # Which would notice, and decline.
-            patch.object(Recutter, "_is_counted", _yes),
+            patch.object(Restater, "_is_counted", _yes),
         ):
             answered: int = await original(self, partition)
         return answered
 
-    return recut
+    return restatement
 
 
 def _old_cells_stay(original: Any) -> Any:
@@ -55,24 +55,24 @@ def _old_cells_stay(original: Any) -> Any:
 
 
 LATE_BINDINGS: Final = (
-    Mutant("late binding: cut without counting again", aggregators.plan, "bound", _cut_without_counting_again),
-    Mutant("late binding: cells of the old cut stay", pipeline.processors.recutter, "_changed", _old_cells_stay),
+    Mutant("late binding: cut without counting again", aggregators.flush_plan, "bound", _cut_without_counting_again),
+    Mutant("late binding: cells of the old cut stay", pipeline.rollup.restater, "_changed", _old_cells_stay),
     Mutant(
-        "late binding: totals of the old cut stay", pipeline.processors.rollup, "recut_changes",
+        "late binding: totals of the old cut stay", pipeline.rollup.processor, "restatement_changes",
         lambda made: lambda *arguments: made(*arguments)._replace(replaced={}),
     ),
     Mutant(
-        "late binding: open reports of the old cut stay", pipeline.processors.rollup, "replaced_reports",
+        "late binding: open reports of the old cut stay", pipeline.rollup.processor, "replaced_reports",
         lambda _made: lambda *_arguments: [],
     ),
     Mutant(
-        "late binding: send reports of the old cut", pipeline.processors.customers, "is_replaced",
+        "late binding: send reports of the old cut", pipeline.billing.customers, "is_replaced",
         lambda _made: lambda *_arguments: False,
     ),
     Mutant(
-        "late binding: usage counts on while it is counted again", aggregators.plan, "is_waiting",
+        "late binding: usage counts on while it is counted again", aggregators.flush_plan, "is_waiting",
         lambda _made: lambda *_arguments: False,
     ),
-    Mutant("late binding: answered before the archive has passed, unseen", Recutter, "recut", _answers_at_once),
-    Mutant("late binding: always declined", Recutter, "_is_counted", lambda _made: _no),
+    Mutant("late binding: answered before the archive has passed, unseen", Restater, "restatement", _answers_at_once),
+    Mutant("late binding: always declined", Restater, "_is_counted", lambda _made: _no),
 )  # fmt: skip

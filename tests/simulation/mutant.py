@@ -24,7 +24,7 @@ class Mutant(NamedTuple):
 
 
 def inner(reached: Any) -> Any:
-    """The twin behind what a process reaches it by."""
+    """The fake behind what a process reaches it by."""
     return reached._target
 
 

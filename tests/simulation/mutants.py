@@ -14,27 +14,27 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
+import aggregators.flush_plan
 import aggregators.fold
-import aggregators.plan
 import aggregators.scan
-import pipeline.processors.archive
-import pipeline.processors.customers
-import pipeline.processors.drains
-import pipeline.processors.resolver
-import pipeline.processors.rollup
-import pipeline.processors.stripe_sender
+import pipeline.billing.customers
+import pipeline.billing.sender
+import pipeline.ingest.archive
+import pipeline.rollup.processor
+import pipeline.rollup.relays
+import pipeline.rollup.resolver
 from aggregators.scan import Arrival
-from pipeline.processors.archive import ArchiveProcessor
-from pipeline.processors.cache import StateCache
-from pipeline.processors.rollup import ROLLUP_GROUP, RollupProcessor
-from pipeline.processors.router import ROUTER_GROUP, RouterProcessor
+from pipeline.ingest.archive import ArchiveProcessor
+from pipeline.ingest.router import ROUTER_GROUP, RouterProcessor
+from pipeline.rollup.cache import StateCache
+from pipeline.rollup.processor import ROLLUP_GROUP, RollupProcessor
 from schemas.analytics import ArchivePosition, EventRow
 from schemas.control import Genesis, Tick
 from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from simulation.traffic import ORIGIN_MS
-from sinks.clickhouse.memory import MemoryClickHouse
-from sinks.redis.memory import MemoryRollupStore
+from sinks.clickhouse.fake import FakeClickHouse
+from sinks.redis.fake import FakeRollupStore
 from tests.simulation.billing_mutants import BILLING
 from tests.simulation.late_binding_mutants import LATE_BINDINGS
 from tests.simulation.mutant import RUNS_MAX, Method, Mutant, inner, runs_to_catch
@@ -67,10 +67,10 @@ def _commits_offset_first(original: Method) -> Method:
 
 
 def _increments_outside_the_commit(original: Method) -> Method:
-    async def commit(self: RollupProcessor, partition: int, fence: Any, changes: Any) -> None:
+    async def commit(self: RollupProcessor, partition: int, checkpoint: Any, changes: Any) -> None:
         if changes.replaced:
-            # A re-cut says totals of which the cache knows nothing.
-            await original(self, partition, fence, changes)
+            # A restatement says totals of which the cache knows nothing.
+            await original(self, partition, checkpoint, changes)
             return
         stored = inner(self._store)._at(partition).totals
         for key, fields in changes.totals.items():
@@ -82,7 +82,7 @@ def _increments_outside_the_commit(original: Method) -> Method:
             key: {meter: text for meter, text in fields.items() if ":" in text}
             for key, fields in changes.totals.items()
         }
-        await original(self, partition, fence, changes._replace(totals=absolute))
+        await original(self, partition, checkpoint, changes._replace(totals=absolute))
 
     return commit
 
@@ -108,39 +108,39 @@ def _router_commits_first(original: Method) -> Method:
 
 
 def _believes_anything(_original: Any) -> Any:
-    def believe(self: MemoryRollupStore, partition: int, _believed: Any) -> Any:
+    def believe(self: FakeRollupStore, partition: int, _believed: Any) -> Any:
         return self._at(partition)
 
     return believe
 
 
 def _marks_first(original: Method) -> Method:
-    async def commit(self: RollupProcessor, partition: int, fence: Any, changes: Any) -> None:
+    async def commit(self: RollupProcessor, partition: int, checkpoint: Any, changes: Any) -> None:
         held = inner(self._store)._at(partition)
         for key, members in changes.marks.items():
             held.marks.setdefault(key, set()).update(members)
-        await original(self, partition, fence, changes)
+        await original(self, partition, checkpoint, changes)
 
     return commit
 
 
 def _forgets_all_dirty(_original: Method) -> Method:
-    async def confirm_dirty(self: MemoryRollupStore, partition: int, _drained: Any) -> None:
+    async def confirm_dirty(self: FakeRollupStore, partition: int, _relayed: Any) -> None:
         self._at(partition).dirty.clear()
 
     return confirm_dirty
 
 
 def _forgets_moved_dirty(_original: Method) -> Method:
-    async def confirm_dirty(self: MemoryRollupStore, partition: int, drained: Any) -> None:
-        for cell in drained:
+    async def confirm_dirty(self: FakeRollupStore, partition: int, relayed: Any) -> None:
+        for cell in relayed:
             self._at(partition).dirty.pop(cell.key, None)
 
     return confirm_dirty
 
 
 def _forgets_all_duplicates(_original: Method) -> Method:
-    async def confirm_duplicates(self: MemoryRollupStore, partition: int, _positions: Any) -> None:
+    async def confirm_duplicates(self: FakeRollupStore, partition: int, _positions: Any) -> None:
         self._at(partition).duplicates.clear()
 
     return confirm_duplicates
@@ -159,20 +159,22 @@ def _identity_with_time(original: Any) -> Any:
 
 
 def _starts_from_nothing(original: Method) -> Method:
-    async def first_fence(self: RollupProcessor, partition: int, committed: int | None) -> Any:
+    async def first_checkpoint(self: RollupProcessor, partition: int, committed: int | None) -> Any:
         if not committed:
             return await original(self, partition, committed)
         settings, self._settings = self._settings, self._settings._replace(replay_from_start=True)
-        fence = await original(self, partition, committed)
+        checkpoint = await original(self, partition, committed)
         self._settings = settings
-        fence = inner(self._store)._at(partition).fence = msgspec.structs.replace(fence, next_offset=committed)
-        return fence
+        checkpoint = inner(self._store)._at(partition).checkpoint = msgspec.structs.replace(
+            checkpoint, next_offset=committed
+        )
+        return checkpoint
 
-    return first_fence
+    return first_checkpoint
 
 
 def _last_arrival_wins(_original: Method) -> Method:
-    async def insert_events(self: MemoryClickHouse, rows: Sequence[EventRow]) -> None:
+    async def insert_events(self: FakeClickHouse, rows: Sequence[EventRow]) -> None:
         self.events.update({(row.account, row.id): row for row in rows})
 
     return insert_events
@@ -182,7 +184,7 @@ def _archive_position_first(original: Method) -> Method:
     async def step(self: ArchiveProcessor, partition: int, records: Any) -> None:
         state = self._partitions[partition].state
         last = records[-1]
-        at = ArchivePosition(partition, last.next_offset, max(state.log_time_ms, last.timestamp_ms), state.log_id)
+        at = ArchivePosition(partition, last.next_offset, max(state.stream_time_ms, last.timestamp_ms), state.log_id)
         await self._store.save_position(at)
         await original(self, partition, records)
 
@@ -190,11 +192,11 @@ def _archive_position_first(original: Method) -> Method:
 
 
 def _judged_again(original: Any) -> Any:
-    def judge(self: Any, candidate: Any, parked: Any, verdict: Any) -> None:
-        was_open = parked.position in self.open
-        original(self, candidate, parked, verdict)
+    def judge(self: Any, candidate: Any, deferred: Any, decision: Any) -> None:
+        was_open = deferred.position in self.open
+        original(self, candidate, deferred, decision)
         if was_open:
-            self.judged = [each for each in self.judged if each.position != parked.position]
+            self.judged = [each for each in self.judged if each.position != deferred.position]
 
     return judge
 
@@ -215,17 +217,17 @@ def _versions_by_flush(original: Any) -> Any:
 
     def fold(*arguments: Any) -> Any:
         folded = original(*arguments)
-        # A lane is a task of its own in each incarnation of a worker: the numbers begin anew with it.
-        lane = asyncio.current_task()
-        flushes[lane] = flushes.get(lane, 0) + 1
-        dirty = dict.fromkeys(folded.changes.dirty, flushes[lane])
+        # A queue is a task of its own in each incarnation of a worker: the numbers begin anew with it.
+        queue = asyncio.current_task()
+        flushes[queue] = flushes.get(queue, 0) + 1
+        dirty = dict.fromkeys(folded.changes.dirty, flushes[queue])
         return folded._replace(changes=folded.changes._replace(dirty=dirty))
 
     return fold
 
 
 def _always_new(original: Any) -> Any:
-    return lambda parked, first: original(parked, parked.position if first else first)
+    return lambda deferred, first: original(deferred, deferred.position if first else first)
 
 
 def _cache_survives(original: Method) -> Method:
@@ -251,13 +253,13 @@ def _quarantine_may_fail(original: Method) -> Method:
     return quarantine
 
 
-_PLAN, _ROLLUP, _STORE = aggregators.plan, pipeline.processors.rollup, MemoryRollupStore
+_PLAN, _ROLLUP, _STORE = aggregators.flush_plan, pipeline.rollup.processor, FakeRollupStore
 MUTANTS: Final = (
     Mutant("start at the group's committed offset", RollupProcessor, "start_offset", _starts_at_committed),
     Mutant("commit the offset before the state", RollupProcessor, "start_offset", _commits_offset_first),
     Mutant("increment outside the commit", RollupProcessor, "_commit", _increments_outside_the_commit),
     Mutant("router commits its offset before its appends", RouterProcessor, "step", _router_commits_first),
-    Mutant("skip the fence", _STORE, "_believe", _believes_anything),
+    Mutant("skip the checkpoint", _STORE, "_believe", _believes_anything),
     Mutant("write marks before the commit", RollupProcessor, "_commit", _marks_first),
     Mutant("forget a dirty entry", _STORE, "confirm_dirty", _forgets_all_dirty),
     Mutant("delete a dirty entry whose version moved", _STORE, "confirm_dirty", _forgets_moved_dirty),
@@ -280,24 +282,24 @@ MUTANTS: Final = (
         lambda made: lambda slices, _at_ms, window_ms: made(slices, _wall_clock_ms(), window_ms),
     ),
     Mutant("accept a tick of another log", aggregators.scan._Scanner, "_apply", _any_logs_tick),
-    Mutant("start from zero on an empty Redis", RollupProcessor, "_first_fence", _starts_from_nothing),
-    Mutant("archive: the last arrival wins", MemoryClickHouse, "insert_events", _last_arrival_wins),
+    Mutant("start from zero on an empty Redis", RollupProcessor, "_first_checkpoint", _starts_from_nothing),
+    Mutant("archive: the last arrival wins", FakeClickHouse, "insert_events", _last_arrival_wins),
     Mutant("archive: position before rows", ArchiveProcessor, "step", _archive_position_first),
     Mutant(
-        "archive forgets bindings at a restart", pipeline.processors.archive, "_replayed",
+        "archive forgets bindings at a restart", pipeline.ingest.archive, "_replayed",
         lambda made: lambda rows: (made(rows)[0], {}),
     ),
     Mutant(
         "a cell of its own for each report bucket", aggregators.fold._Fold, "_contribute", _cell_for_each_report_bucket,
     ),
     Mutant("cell version by flush", _ROLLUP, "fold", _versions_by_flush),
-    Mutant("verdict applied twice", aggregators.fold._Fold, "_judge", _judged_again),
-    Mutant("verdict: everything is new", pipeline.processors.resolver, "_verdict", _always_new),
+    Mutant("decision applied twice", aggregators.fold._Fold, "_judge", _judged_again),
+    Mutant("decision: everything is new", pipeline.rollup.resolver, "_decision", _always_new),
     Mutant(
-        "verdict before the archive has passed", pipeline.processors.resolver, "position",
+        "decision before the archive has passed", pipeline.rollup.resolver, "position",
         lambda _made: lambda _offset: 1 << 60,
     ),
-    Mutant("cache survives its fence", RollupProcessor, "start_offset", _cache_survives),
+    Mutant("cache survives its checkpoint", RollupProcessor, "start_offset", _cache_survives),
     Mutant("a lost quarantine entry", _ROLLUP, "quarantine", _quarantine_may_fail),
     *BILLING,
     *LATE_BINDINGS,

@@ -9,13 +9,13 @@ from tests.simulation.mutants import MUTANTS
 
 QUICK = {
     "router commits its offset before its appends",
-    "skip the fence",
+    "skip the checkpoint",
     "write marks before the commit",
     "dedup key with timestamp",
     "archive: the last arrival wins",
     "archive: position before rows",
     "a fresh identifier each send",
-    "cache survives its fence",
+    "cache survives its checkpoint",
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli.prove import STEPS, simulate
-from pipeline.processors.cache import StateCache
+from pipeline.rollup.cache import StateCache
 from schemas.rollup import Changes
 from simulation.report import Coverage, failure_text, replay_command
 from simulation.run import run, shrunk

@@ -14,8 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from pipeline.clickhouse_server import ClickHouseServer, Fault
-from pipeline.processes import die_with_parent, free_port
+from pipeline.local.clickhouse_server import ClickHouseServer, Fault
+from pipeline.local.processes import die_with_parent, free_port
 from tests.integration.deployment import ROOT, clean_environment
 
 DROPPED, REFUSED = "d", "r"
@@ -29,7 +29,7 @@ class LosesAnswers:
         self._folder = folder
 
     def next(self, statement: bytes) -> Fault:
-        """See `pipeline.clickhouse_server.Faults`."""
+        """See `pipeline.local.clickhouse_server.Faults`."""
         if b"INSERT INTO" not in statement[:300]:
             return Fault()
         for path in sorted(self._folder.glob("*.next")):

@@ -126,14 +126,14 @@ def _refused(load: Load, kept: list[tuple[bytes, str]]) -> Compared:
     return Compared("log: usage.rejected of the gateway", len(kept), len(wrong), shown)
 
 
-class Verdict(NamedTuple):
+class Comparison(NamedTuple):
     """What `tidemark reconcile` said: values compared and differing by pair of views, and whether all is equal."""
 
     pairs: list[Compared]
     text: str
 
 
-async def reconciled(deployment: Tortured) -> Verdict:
+async def reconciled(deployment: Tortured) -> Comparison:
     """`tidemark reconcile`, an hour later by its clock, since what Stripe took a moment ago is in flight to it."""
     now_ms = deployment.base.clock.now_ms()
     process = deployment.command(
@@ -143,7 +143,7 @@ async def reconciled(deployment: Tortured) -> Verdict:
     try:
         report = json.loads(output.splitlines()[-1])
     except (ValueError, IndexError):
-        return Verdict([Compared("tidemark reconcile", 0, 1, [output[-600:]])], "no answer")
+        return Comparison([Compared("tidemark reconcile", 0, 1, [output[-600:]])], "no answer")
     pairs = [
         Compared(
             f"reconcile: {each['views']}",
@@ -156,4 +156,4 @@ async def reconciled(deployment: Tortured) -> Verdict:
         for each in report["summaries"]
         if each["compared"]
     ]
-    return Verdict(pairs, report["verdict"])
+    return Comparison(pairs, report["verdict"])

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from aggregators.partitioning import partition_of
-from pipeline.api_keys import Role as KeyRole
-from pipeline.api_keys import create_key
 from pipeline.clock import SystemClock
-from pipeline.deployment import append_control
-from pipeline.operations import quarantine_entry
-from pipeline.processes import die_with_parent, free_port
-from pipeline.processors.witness import FileWitness
+from pipeline.commands.operations import quarantine_entry
+from pipeline.http.api_keys import Role as KeyRole
+from pipeline.http.api_keys import create_key
+from pipeline.local.processes import die_with_parent, free_port
+from pipeline.logs.control_records import append_control
+from pipeline.rollup.replay_counter import FileWitness
 from schemas.control import AccountRecord
 from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
@@ -24,7 +24,7 @@ from schemas.periods import Billing, Binding
 from tests.integration.deployment import Deployment, Role, clean_environment
 from tests.torture.plan import WORKERS
 from tests.torture.stripe import KEY, LocalStripe
-from tests.traffic.generate import CATALOG, account_name
+from tests.traffic.generate import METER_SET, account_name
 
 ACCOUNTS: Final = 40
 FREE: Final = frozenset({account_name(5), account_name(19)})
@@ -42,10 +42,10 @@ def customer_of(account: str) -> str:
 class Tortured(Deployment):
     """All roles on a real broker, with Stripe; reports go out every minute."""
 
-    catalog: ClassVar[Mapping[str, Any]] = {
-        **CATALOG,
-        "meters": [{**meter, "stripe_event_name": meter["slug"]} for meter in CATALOG["meters"]],
-        "policy": {**CATALOG["policy"], "report_interval_ms": REPORT_INTERVAL_MS},
+    meter_set: ClassVar[Mapping[str, Any]] = {
+        **METER_SET,
+        "meters": [{**meter, "stripe_event_name": meter["slug"]} for meter in METER_SET["meters"]],
+        "policy": {**METER_SET["policy"], "report_interval_ms": REPORT_INTERVAL_MS},
     }
     # A machine that others use as well is slow, not stuck; the run as a whole has its deadline.
     patience_s: ClassVar[float] = 420.0

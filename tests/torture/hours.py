@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from confluent_kafka import Producer
 
-from pipeline.deployment import control_record
+from pipeline.logs.control_records import control_record
 from pipeline.logs.open import kafka_servers
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.control import Tick
@@ -21,7 +21,7 @@ CONFIRM_S: Final = 30.0
 async def pass_an_hour(deployment: Tortured) -> int:
     """Append ticks of a minute past the next full hour; the instant of that hour.
 
-    From here on the broker takes the producers' times, and those are behind: log time is their running maximum.
+    From here on the broker takes the producers' times, and those are behind: stream time is their running maximum.
     """
     hour_ms = (deployment.base.clock.now_ms() // HOUR_MS + 1) * HOUR_MS
     await asyncio.to_thread(_append, deployment, hour_ms + MINUTE_MS)

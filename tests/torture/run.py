@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from demo.settled import unsettled_intents
-from pipeline.local_kafka import LocalKafka
-from pipeline.local_valkey import LocalValkey
+from pipeline.local.kafka import LocalKafka
+from pipeline.local.valkey import LocalValkey
 from schemas.errors import Transient
-from schemas.rollup import Fence
+from schemas.rollup import Checkpoint
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from tests.integration.deployment import EXIT_OPERATOR, Role
@@ -200,12 +200,12 @@ class Torture:
         # Whoever reads Redis while it is emptied may give up, and is right.
         for role in deployment.roles.values():
             role.may_refuse = True
-        before = await self._fences()
+        before = await self._checkpoints()
         await asyncio.to_thread(valkey.kill)
         self.kills[Strike.VALKEY.value] += 1
         what = self._harm(action)
         await asyncio.to_thread(valkey.start)
-        after = await self._fences()
+        after = await self._checkpoints()
         offsets = [(before[each].next_offset, after[each].next_offset if each in after else 0) for each in before]
         back = sum(max(0, one - other) for one, other in offsets)
         # Nothing may be counted from zero, nor into rows that newer ones hide.
@@ -215,20 +215,20 @@ class Torture:
             role.may_refuse = False
         return f"{what}; positions went back by {back} records: {came}"
 
-    async def _fences(self) -> dict[int, Fence]:
-        """The fence of every partition that has one, once Redis answers."""
-        deployment, fences = self.deployment, dict[int, Fence]()
+    async def _checkpoints(self) -> dict[int, Checkpoint]:
+        """The checkpoint of every partition that has one, once Redis answers."""
+        deployment, checkpoints = self.deployment, dict[int, Checkpoint]()
 
         async def read() -> bool:
-            fences.clear()
+            checkpoints.clear()
             for partition in deployment.partitions:
-                fence = await deployment.store.load_fence(partition)
-                if fence is not None:
-                    fences[partition] = fence
+                checkpoint = await deployment.store.load_checkpoint(partition)
+                if checkpoint is not None:
+                    checkpoints[partition] = checkpoint
             return True
 
         await deployment.until(read, "Redis to be read")
-        return fences
+        return checkpoints
 
     def _harm(self, action: Action) -> str:
         folder = self.services.valkey_folder
@@ -240,7 +240,7 @@ class Torture:
         return f"append-only file cut from {size} to {left} bytes"
 
     async def _folded_again(self) -> str:
-        """The workers fold again from where the fence went back to."""
+        """The workers fold again from where the checkpoint went back to."""
         await self.deployment.until(self._folded_to(await self.deployment.ends()), "the log to be folded again")
         return "folded again from there"
 
@@ -312,21 +312,21 @@ class Torture:
     # Rest
 
     async def rest(self) -> None:
-        """Return when all that was sent is confirmed, folded, archived, drained, reported and settled at Stripe."""
+        """Return when all that was sent is confirmed, folded, archived, relayed, reported and settled at Stripe."""
         deployment = self.deployment
         self.services.clickhouse.be_well()
         await asyncio.to_thread(self.services.stripe.be_well)
         self.say("    no more strikes; waiting for the producers' confirmations")
         await self.load.stop()
-        self.say("    waiting for everything to be folded, judged, archived and drained")
+        self.say("    waiting for everything to be folded, judged, archived and relayed")
         await deployment.at_rest()
         boundary_ms = await pass_an_hour(deployment)
         self.say("    an hour goes by in the log; waiting for the last reports to be published and settled at Stripe")
 
         async def reported() -> bool:
             for partition in deployment.partitions:
-                fence, buckets = await deployment.store.report_buckets(partition)
-                if fence is None or fence.log_time_ms < boundary_ms:
+                checkpoint, buckets = await deployment.store.report_buckets(partition)
+                if checkpoint is None or checkpoint.stream_time_ms < boundary_ms:
                     return False
                 if any(bucket + REPORT_INTERVAL_MS <= boundary_ms for bucket in buckets):
                     return False

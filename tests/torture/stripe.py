@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import httpx
 
-from pipeline.processes import die_with_parent
+from pipeline.local.processes import die_with_parent
 from stripe_simulator.__main__ import READY_PREFIX
 from tests.integration.deployment import ROOT, clean_environment
 

@@ -1,7 +1,7 @@
 """Traffic by seed: `events` makes them one by one, `records` puts them into records of a partitioned topic.
 
 Everything is kept well away from the limits, so that a few bytes or seconds of difference between a producer's and
-the log's view never decide a verdict. Nothing here reads a clock: pass `start_us`.
+the log's view never decide a decision. Nothing here reads a clock: pass `start_us`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.traffic.faults import BAD_DATA, BAD_FIELDS, BAD_TIMES, BULKY, EVENT_F
 SECOND_US: Final = 1_000_000
 HOUR_US, DAY_US = 3_600 * SECOND_US, 86_400 * SECOND_US
 
-CATALOG: Final[Mapping[str, Any]] = {
+METER_SET: Final[Mapping[str, Any]] = {
     "version": 1,
     "meters": [
         {
@@ -57,7 +57,7 @@ CATALOG: Final[Mapping[str, Any]] = {
     ],
     "policy": {"window_ms": 259_200_000, "future_ms": 300_000, "grace_ms": 3_600_000, "event_bytes_max": 65_536},
 }
-"""The JSON form of a `schemas.meters.Catalog`: all five aggregations, and `api.request` feeds two meters."""
+"""The JSON form of a `schemas.meters.MeterSet`: all five aggregations, and `api.request` feeds two meters."""
 
 WINDOW_US: Final = 259_200 * SECOND_US
 
@@ -231,7 +231,7 @@ def events(
     span_us: int = HOUR_US,
     rates: Rates | None = None,
 ) -> Iterator[Sent]:
-    """`count` events, sent evenly over `[start_us, start_us + span_us)`, for `CATALOG`.
+    """`count` events, sent evenly over `[start_us, start_us + span_us)`, for `METER_SET`.
 
     Exact duplicates, retries and conflicts repeat one of the last 2 000 events.
     """

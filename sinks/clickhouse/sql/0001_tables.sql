@@ -1,6 +1,6 @@
 -- Identity is (account, id). The partition key is made of the sort key, so two arrivals of one event always meet,
 -- whatever their times; version = bitNot(position) makes the lowest position, the first arrival, win.
--- `time_us` and `log_time_ms` exist in inserts only: integers parse faster than dates and cannot be misread.
+-- `time_us` and `stream_time_ms` exist in inserts only: integers parse faster than dates and cannot be misread.
 CREATE TABLE IF NOT EXISTS usage_events
 (
     account String,
@@ -12,8 +12,8 @@ CREATE TABLE IF NOT EXISTS usage_events
     data String,
     partition UInt16,
     position UInt64 CODEC(Delta, LZ4),
-    log_time_ms Int64 EPHEMERAL,
-    log_time DateTime64(3, 'UTC') DEFAULT fromUnixTimestamp64Milli(log_time_ms, 'UTC') CODEC(Delta, LZ4),
+    stream_time_ms Int64 EPHEMERAL,
+    stream_time DateTime64(3, 'UTC') DEFAULT fromUnixTimestamp64Milli(stream_time_ms, 'UTC') CODEC(Delta, LZ4),
     payload_hash UInt64 MATERIALIZED cityHash64(toString(type), data),
     version UInt64 MATERIALIZED bitNot(position),
     INDEX time_span time TYPE minmax GRANULARITY 4
@@ -34,8 +34,8 @@ CREATE TABLE IF NOT EXISTS usage_duplicates
     data String,
     partition UInt16,
     position UInt64,
-    log_time_ms Int64 EPHEMERAL,
-    log_time DateTime64(3, 'UTC') DEFAULT fromUnixTimestamp64Milli(log_time_ms, 'UTC'),
+    stream_time_ms Int64 EPHEMERAL,
+    stream_time DateTime64(3, 'UTC') DEFAULT fromUnixTimestamp64Milli(stream_time_ms, 'UTC'),
     payload_hash UInt64 MATERIALIZED cityHash64(toString(type), data)
 )
 ENGINE = ReplacingMergeTree
@@ -71,7 +71,7 @@ CREATE TABLE IF NOT EXISTS control_log
     position UInt64,
     kind LowCardinality(String),
     account String,
-    log_time_ms Int64,
+    stream_time_ms Int64,
     value String
 )
 ENGINE = ReplacingMergeTree
@@ -82,18 +82,18 @@ CREATE TABLE IF NOT EXISTS archive_positions
 (
     partition UInt16,
     next_offset UInt64,
-    log_time_ms Int64,
+    stream_time_ms Int64,
     log_id String
 )
 ENGINE = ReplacingMergeTree(next_offset)
 ORDER BY partition;
 
 -- How far usage_hourly reaches; it only moves forward.
-CREATE TABLE IF NOT EXISTS drain_positions
+CREATE TABLE IF NOT EXISTS relay_positions
 (
     partition UInt16,
     next_offset UInt64,
-    log_time_ms Int64
+    stream_time_ms Int64
 )
 ENGINE = ReplacingMergeTree(next_offset)
 ORDER BY partition;

@@ -7,8 +7,8 @@ SELECT
     source,
     time,
     data,
-    log_time,
-    greatest(0, dateDiff('second', time, log_time)) AS late_s,
+    stream_time,
+    greatest(0, dateDiff('second', time, stream_time)) AS late_s,
     partition,
     bitShiftRight(position, 16) AS log_offset,
     position,
@@ -59,7 +59,7 @@ SELECT
     later.source AS source,
     later.time AS time,
     later.data AS data,
-    later.log_time AS log_time,
+    later.stream_time AS stream_time,
     first.data AS counted_data,
     first.time AS counted_time,
     first.position IS NOT NULL AND later.payload_hash != first.payload_hash AS conflict,
@@ -75,7 +75,7 @@ SELECT
     bitShiftRight(position, 16) AS log_offset,
     kind,
     account,
-    fromUnixTimestamp64Milli(log_time_ms, 'UTC') AS log_time,
+    fromUnixTimestamp64Milli(stream_time_ms, 'UTC') AS stream_time,
     value
 FROM control_log FINAL
 WHERE kind != 'tick';

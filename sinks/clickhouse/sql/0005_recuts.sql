@@ -1,4 +1,4 @@
--- As before, without the cells that a re-cut has emptied: those of a period that ends where it begins.
+-- As before, without the cells that a restatement has emptied: those of a period that ends where it begins.
 CREATE OR REPLACE VIEW usage AS
 SELECT
     account,

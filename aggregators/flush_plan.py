@@ -1,0 +1,336 @@
+"""The second step of a flush: periods and lateness of every arrival, and what the fold must read.
+
+Needs the states of the accounts concerned. The archive runs it too, to leave out what is quarantined as late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+import msgspec
+
+from aggregators.bindings import bound, closed, is_waiting, restatement
+from aggregators.codec import CellKey, ReportKey, cell_field, report_field
+from aggregators.deferred import DedupDecisionStep, contributions_at, deferred_entry
+from aggregators.instants import hour_of_us
+from aggregators.marks import by_bucket, current_slice, live_slices
+from aggregators.meters import quarantines_late
+from aggregators.periods import is_closed, open_period, period_at
+from aggregators.scan import AccountControl, Arrival, Scan
+from aggregators.signing import distinct_member, mark
+from schemas.clock import HOUR_MS
+from schemas.control import AccountRecord, RestatementRecord
+from schemas.log import offset_of
+from schemas.meters import Aggregation, Meter, Policy
+from schemas.periods import AccountState, Period
+from schemas.rollup import BucketField, Checkpoint, Deferred, MarkKey, MarkSlice, ReadRequest, TotalKey, UniqueKey
+
+# Start and end of a period that an account's last event met open, the stream time that closes it, and the period.
+_Running = tuple[int, int, int, Period]
+
+
+class Placed(msgspec.Struct, frozen=True, gc=False):
+    """An arrival with the period it counts in. `late` means its own period was closed; `kept_out` that its meters
+    quarantine such events."""
+
+    arrival: Arrival
+    period: Period
+    late: bool
+    kept_out: bool
+
+
+class PlacedDedupDecision(NamedTuple):
+    """A decision, and whether its event's own period was closed by then."""
+
+    step: DedupDecisionStep
+    closed: bool
+
+
+class Placement(NamedTuple):
+    """All arrivals in log order, deferred events once more where their decision stands, the account states that changed
+    on the way, every decision, and the deferred events that were read for them, by position."""
+
+    placed: list[Placed]
+    accounts: dict[str, AccountState]
+    decisions: list[PlacedDedupDecision]
+    deferred: Mapping[int, Deferred]
+
+
+class Target(msgspec.Struct, frozen=True, gc=False):
+    """Where contributions of one kind go: a cell, a total, and a report entry where Stripe is told.
+
+    All three go by their number in the plan. Several targets may share a cell: an arrival hour can hold several
+    report buckets.
+    """
+
+    meter: Meter
+    aggregation: Aggregation
+    cell: int
+    total: int
+    report: int | None
+    unique: UniqueKey | None
+
+
+class Candidate(msgspec.Struct, frozen=True, gc=False):
+    """A placed arrival with its mark (none for a decision) and, per contribution, (target number, minor, distinct
+    member)."""
+
+    placed: Placed
+    bucket_hash: int
+    member: int
+    contributions: tuple[tuple[int, int, int], ...]
+    marked: bool = True
+
+
+class FlushPlan(NamedTuple):
+    """All the fold needs besides the view: pure data, made from a scan, account states and the checkpoint."""
+
+    scan: Scan
+    candidates: list[Candidate]
+    targets: list[Target]
+    cells: list[BucketField]
+    totals: list[tuple[TotalKey, str]]
+    reports: list[BucketField]
+    accounts: dict[str, AccountState]
+    slices: tuple[MarkSlice, ...]
+    request: ReadRequest
+    deferred: Mapping[int, Deferred] = {}
+
+
+def place(
+    scan: Scan,
+    states: Mapping[str, AccountState],
+    deferred: Mapping[int, Deferred] | None = None,
+    raw: Callable[[Arrival], bytes] = lambda _: b"",
+) -> Placement:
+    """Give every arrival its period, in log order, following bindings and closings on the way.
+
+    `deferred` are the events that `scan.judged` names, as far as they are open; a decision on one that is neither there
+    nor arrived in this run places nothing. What arrives while its account waits for a restatement waits for a decision
+    as if it were far late, with its text as `raw` gives it; decisions that come too early change nothing.
+    """
+    changed: dict[str, AccountState] = {}
+    placed: list[Placed] = []
+    decisions: list[PlacedDedupDecision] = []
+    known = dict(deferred or {})
+    policies = scan.policies
+    policy: Policy | None = None
+    running: dict[str, _Running] = {}
+    for step in scan.steps:
+        if policy is not (policy := policies[offset_of(step.position)]):
+            running.clear()
+        if isinstance(step, DedupDecisionStep):
+            state = changed.get(step.decision.account) or states.get(step.decision.account) or AccountState()
+            if is_waiting(state, step.stream_time_ms):
+                continue
+            decisions.append(_placed_decision(step, state, policy))
+            held = known.get(step.decision.position)
+            if held is not None and held.account == step.decision.account:
+                placed.append(_judged(step, held, state, policy))
+            continue
+        if isinstance(step, AccountControl):
+            account = step.control.account
+            before = changed.get(account) or states.get(account) or AccountState()
+            changed[account] = followed(before, step, policy)
+            running.pop(account, None)
+            continue
+        if step.deferred is not None:
+            known[step.position] = step.deferred
+        if step.deferred is not None or not step.contributions:
+            placed.append(Placed(step, Period(0, 0), late=False, kept_out=False))
+            continue
+        instant_ms = step.time_us // 1000
+        met = running.get(step.account)
+        if met is not None and met[0] <= instant_ms < met[1] and step.stream_time_ms < met[2]:
+            placed.append(Placed(step, met[3], late=False, kept_out=False))
+            continue
+        state = changed.get(step.account) or states.get(step.account) or AccountState()
+        if is_waiting(state, step.stream_time_ms):
+            held = known[step.position] = deferred_entry(step, raw(step))
+            waiting = msgspec.structs.replace(step, deferred=held)
+            placed.append(Placed(waiting, Period(0, 0), late=False, kept_out=False))
+            continue
+        period = period_at(state, instant_ms)
+        if is_closed(state, period, policy.grace_ms, step.stream_time_ms):
+            if quarantines_late(step.contributions):
+                placed.append(Placed(step, period, late=True, kept_out=True))
+            else:
+                carried = open_period(state, step.stream_time_ms)
+                placed.append(Placed(step, carried, late=True, kept_out=False))
+        else:
+            running[step.account] = (*period, period.end_ms + policy.grace_ms, period)
+            placed.append(Placed(step, period, late=False, kept_out=False))
+    return Placement(placed, changed, decisions, deferred or {})
+
+
+def _placed_decision(step: DedupDecisionStep, state: AccountState, policy: Policy) -> PlacedDedupDecision:
+    period = period_at(state, step.decision.time_us // 1000)
+    return PlacedDedupDecision(step, is_closed(state, period, policy.grace_ms, step.stream_time_ms))
+
+
+def _judged(step: DedupDecisionStep, held: Deferred, state: AccountState, policy: Policy) -> Placed:
+    """A deferred event where its decision stands: it counts in the periods that are open there."""
+    made = contributions_at(held, step.meter_set)
+    arrival = Arrival(
+        step.position, step.stream_time_ms, held.account, held.id, held.type, held.source, held.time_us, {}, made,
+        held, step.decision,
+    )  # fmt: skip
+    period = period_at(state, held.time_us // 1000)
+    late = is_closed(state, period, policy.grace_ms, step.stream_time_ms)
+    if late and held.quarantine:
+        return Placed(arrival, period, late=True, kept_out=True)
+    return Placed(arrival, open_period(state, step.stream_time_ms) if late else period, late=late, kept_out=False)
+
+
+def followed(state: AccountState, step: AccountControl, policy: Policy) -> AccountState:
+    """The account's state after one of its control records."""
+    control, stream_time_ms = step.control, step.stream_time_ms
+    if isinstance(control, AccountRecord):
+        return bound(state, control.binding, step.position, policy, stream_time_ms)
+    if isinstance(control, RestatementRecord):
+        return restatement(state, control, step.position, policy, stream_time_ms)
+    return closed(state, control.instant_ms, step.position, policy, stream_time_ms)
+
+
+def plan(scan: Scan, placement: Placement, checkpoint: Checkpoint, hash_key: bytes) -> FlushPlan:
+    """What the fold will do and must read. `checkpoint` is the state before the scan's first record."""
+    # The flush stands in one slice: `scan` stops before the next one begins.
+    policy = scan.policies[min(scan.policies)] if scan.policies else Policy()
+    first_stream_time_ms = _first_stream_time_ms(scan, checkpoint)
+    slices = live_slices(checkpoint.slices, first_stream_time_ms, policy.window_ms)
+    current = current_slice(checkpoint.slices, first_stream_time_ms, policy.window_ms)
+    readable = tuple(each for each in slices if each.members)
+    if not slices or slices[-1].start_ms != current.start_ms:
+        slices = (*slices, current)
+
+    builder = _Builder(scan.policies, hash_key)
+    candidates = []
+    for placed in placement.placed:
+        arrival = placed.arrival
+        if arrival.deferred is not None:
+            candidates.append(_deferred_candidate(placed, builder, hash_key))
+            continue
+        bucket_hash, member = mark(hash_key, arrival.account, arrival.id)
+        contributions = () if placed.kept_out else builder.contributions(placed)
+        candidates.append(Candidate(placed, bucket_hash, member, contributions))
+    marks: dict[MarkKey, list[int]] = {}
+    for each in readable:
+        marks.update(by_bucket(each, ((made.bucket_hash, made.member) for made in candidates if made.marked)))
+    cells, reports = list(builder.cells), list(builder.reports)
+    request = ReadRequest(
+        marks=marks,
+        totals=list(dict.fromkeys(key for key, _ in builder.totals)),
+        cells=cells,
+        reports=reports,
+        uniques=builder.uniques,
+    )
+    return FlushPlan(
+        scan, candidates, builder.targets, cells, list(builder.totals), reports, placement.accounts, slices, request,
+        placement.deferred,
+    )  # fmt: skip
+
+
+def _deferred_candidate(placed: Placed, builder: _Builder, hash_key: bytes) -> Candidate:
+    """A far-late arrival has a mark and gives nothing yet; with its decision it gives and has no mark any more."""
+    arrival = placed.arrival
+    if arrival.decision is None:
+        return Candidate(placed, *mark(hash_key, arrival.account, arrival.id), ())
+    counts = arrival.decision.new and not placed.kept_out
+    return Candidate(placed, 0, 0, builder.contributions(placed) if counts else (), marked=False)
+
+
+def _first_stream_time_ms(scan: Scan, checkpoint: Checkpoint) -> int:
+    # Everything in one scan lies before the next instant at which slices change (`marks.unchanged_until_ms`), so any
+    # of its stream times names the same ones; the last one is at hand.
+    return max(checkpoint.stream_time_ms, scan.state.stream_time_ms)
+
+
+class _Builder:
+    """Numbers the targets, cells, totals and report entries of one plan."""
+
+    def __init__(self, policies: Mapping[int, Policy], hash_key: bytes) -> None:
+        self.policies = policies
+        self.hash_key = hash_key
+        self.targets: list[Target] = []
+        self.cells: dict[BucketField, int] = {}
+        self.totals: dict[tuple[TotalKey, str], int] = {}
+        self.reports: dict[BucketField, int] = {}
+        self.uniques: dict[UniqueKey, list[int]] = {}
+        self._offset = -1
+        self._buckets = _Buckets(0, 0)
+        self._numbers: dict[tuple[str, str, int, str, int], int] = {}
+        self._numbers_by_buckets: dict[_Buckets, dict[tuple[str, str, int, str, int], int]] = {}
+
+    def contributions(self, placed: Placed) -> tuple[tuple[int, int, int], ...]:
+        arrival, period = placed.arrival, placed.period
+        if offset_of(arrival.position) != self._offset:
+            self._enter(arrival)
+        hour_ms = hour_of_us(arrival.time_us)
+        numbers, targets = self._numbers, self.targets
+        made = []
+        for contribution in arrival.contributions:
+            meter = contribution.meter
+            key = (arrival.account, meter.slug, hour_ms, contribution.dimensions, period.start_ms)
+            number = numbers.get(key)
+            if number is None:
+                number = numbers[key] = len(targets)
+                targets.append(self._target(arrival.account, contribution.dimensions, meter, period, hour_ms))
+            member = 0
+            unique = targets[number].unique
+            if unique is not None:
+                member = distinct_member(self.hash_key, contribution.text)
+                self.uniques.setdefault(unique, []).append(member)
+            made.append((number, contribution.minor, member))
+        return tuple(made)
+
+    def _enter(self, arrival: Arrival) -> None:
+        """Go on to another record: its stream time names the buckets of all its events."""
+        self._offset = offset_of(arrival.position)
+        policy = self.policies[self._offset]
+        self._buckets = _Buckets(
+            arrival.stream_time_ms // HOUR_MS * HOUR_MS, policy.report_bucket_ms(arrival.stream_time_ms)
+        )
+        self._numbers = self._numbers_by_buckets.setdefault(self._buckets, {})
+
+    def _target(self, account: str, dimensions: str, meter: Meter, period: Period, hour_ms: int) -> Target:
+        keys = _keys(
+            account, dimensions, meter.slug, period.start_ms, hour_ms, self._buckets, bool(meter.stripe_event_name)
+        )
+        unique = UniqueKey(account, meter.slug, period.start_ms) if meter.aggregation is Aggregation.UNIQUE else None
+        cell = self.cells.setdefault(keys.cell, len(self.cells))
+        total = self.totals.setdefault((keys.total, meter.slug), len(self.totals))
+        report = None if keys.report is None else self.reports.setdefault(keys.report, len(self.reports))
+        return Target(meter, meter.aggregation, cell, total, report, unique)
+
+
+class _Buckets(NamedTuple):
+    """The arrival bucket and the report bucket of a record."""
+
+    arrival_ms: int
+    report_ms: int
+
+
+class _Keys(NamedTuple):
+    """The names under which a target is stored."""
+
+    total: TotalKey
+    cell: BucketField
+    report: BucketField | None
+
+
+# A busy cell is met in flush after flush: keeping its names costs a kilobyte and saves most of what a target costs.
+@lru_cache(maxsize=65_536)
+def _keys(
+    account: str, dimensions: str, meter: str, period_start_ms: int, hour_ms: int, buckets: _Buckets, reported: bool
+) -> _Keys:
+    cell = CellKey(hour_ms, period_start_ms, meter, dimensions, account)
+    report = None
+    if reported:
+        report = BucketField(buckets.report_ms, report_field(ReportKey(period_start_ms, meter, account)))
+    return _Keys(
+        TotalKey(account, period_start_ms),
+        BucketField(buckets.arrival_ms, cell_field(cell)),
+        report,
+    )

@@ -1,0 +1,212 @@
+"""What one partition of `billing.reports` says: which intents are settled and which are still to be done.
+
+No I/O: the records go in, in their order, and the same records give the same ledger whatever their boundaries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from schemas.clock import DAY_MS
+from schemas.errors import OperatorNeeded
+from schemas.log import Record
+from schemas.reports import Attempt, Intent, Outcome, ReportEntry
+from sinks.stripe.meter_events import PAST_MAX_MS, deadline_ms
+
+PENDING_MAX: Final = 500_000
+
+_ENTRY: TypeAdapter[ReportEntry] = TypeAdapter(ReportEntry)
+
+
+class SendQueueKey(NamedTuple):
+    """Intents of one queue are sent one after the other."""
+
+    event_name: str
+    account: str
+
+
+class Hold(StrEnum):
+    """Why an intent waits for somebody else than Stripe."""
+
+    NONE = ""
+    UNMAPPED = "unmapped"
+    METER = "meter"
+    EARLY = "early"
+    UNKNOWN = "unknown"
+
+
+@dataclass(slots=True)
+class Pending:
+    """An intent without an outcome, and how far it came.
+
+    `in_doubt`: a send may have begun of which no clear answer is known. `awaited_offset` is where our own attempt
+    stands in the log: nothing is done with the intent until it was read back.
+    """
+
+    intent: Intent
+    offset: int
+    attempt: Attempt | None = None
+    not_before_ms: int = 0
+    failures: int = 0
+    in_doubt: bool = False
+    awaited_offset: int = -1
+    hold: Hold = Hold.NONE
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class SendQueue:
+    """The pending intents of one queue, in the log's order. `not_before_ms`: nothing can be done earlier."""
+
+    pending: dict[str, Pending] = field(default_factory=dict)
+    not_before_ms: int = 0
+
+
+def parse_entries(value: bytes | None) -> list[ReportEntry]:
+    """The entries of a record: one JSON object, or a list of them.
+
+    Bytes that cannot be ours (no object with a `kind`) give no entries. Raises `OperatorNeeded` for an entry of
+    a shape this version does not know, because an outcome that is not understood could be sent again.
+    """
+    try:
+        parsed = json.loads(value or b"null")
+    except (ValueError, RecursionError):
+        return []
+    candidates = parsed if isinstance(parsed, list) else [parsed]
+    try:
+        return [_ENTRY.validate_python(entry) for entry in candidates if isinstance(entry, dict) and "kind" in entry]
+    except ValidationError as error:
+        raise OperatorNeeded(
+            f"billing.reports holds an entry this version does not understand; run the version that wrote it: {error}"
+        ) from error
+
+
+def supersedes(attempt: Attempt, known: Attempt | None) -> bool:
+    """Whether `attempt` is in force after `known`: a compare-and-swap in the log's order.
+
+    The first fixes the bytes and starts Stripe's window. A sender that had not seen it yet may write another;
+    that one changes nothing. Only an attempt made after looking at Stripe replaces the one it looked for.
+    """
+    if known is None:
+        return True
+    return attempt.replaces_ms == known.attempted_at_ms
+
+
+class Ledger:
+    """The intents of one partition. Keeps what is pending, and the identifiers of what is settled until Stripe
+    would refuse them anyway, so that a rebuild which publishes an intent again does not send it again.
+
+    `has_doubts`: an intent came whose identifier would be forgotten by now had it been settled. Before it is judged,
+    `recall` must say whether it was.
+    """
+
+    def __init__(self, pending_max: int = PENDING_MAX) -> None:
+        self.queues: dict[SendQueueKey, SendQueue] = {}
+        self.next_offset = 0
+        self.unreadable = 0
+        self.has_doubts = False
+        self._forgot_day = 0
+        self._forgot_at_ms = 0
+        self._pending_max = pending_max
+        self._pending: dict[str, Pending] = {}
+        self._settled: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    @property
+    def settled(self) -> int:
+        """How many settled identifiers are remembered."""
+        return len(self._settled)
+
+    def pending(self) -> Iterable[Pending]:
+        """All intents without an outcome, in the log's order."""
+        return self._pending.values()
+
+    def low_watermark(self) -> int:
+        """The offset of the lowest unresolved intent, or the next offset where nothing is unresolved."""
+        first = next(iter(self._pending.values()), None)
+        return self.next_offset if first is None else first.offset
+
+    def apply(self, record: Record) -> None:
+        """Take one record. Records already taken, and entries of another sender, do no harm.
+
+        Raises `OperatorNeeded` beyond `pending_max` unresolved intents.
+        """
+        entries = parse_entries(record.value)
+        self.unreadable += not entries
+        for entry in entries:
+            match entry:
+                case Intent():
+                    self._add(entry, record.offset)
+                case Attempt():
+                    self._note_attempt(entry, record.offset)
+                case Outcome():
+                    self.settle(entry.identifier)
+        self.next_offset = max(self.next_offset, record.next_offset)
+
+    def _note_attempt(self, attempt: Attempt, offset: int) -> None:
+        pending = self._pending.get(attempt.identifier)
+        if pending is not None and supersedes(attempt, pending.attempt):
+            pending.attempt = attempt
+            pending.in_doubt |= offset != pending.awaited_offset
+
+    def settle(self, identifier: str) -> None:
+        """Forget a pending intent and remember that it is settled."""
+        pending = self._pending.pop(identifier, None)
+        if pending is None:
+            self._settled.setdefault(identifier, 1 << 62)
+            return
+        self._settled[identifier] = _kept_until_ms(pending.intent)
+        key = SendQueueKey(pending.intent.event_name, pending.intent.account)
+        queue = self.queues[key]
+        del queue.pending[identifier]
+        if not queue.pending:
+            del self.queues[key]
+
+    def forget_expired(self, now_ms: int) -> None:
+        """Drop settled identifiers of periods that Stripe has refused for a day. Looks once a day."""
+        if now_ms // DAY_MS == self._forgot_day:
+            return
+        self._forgot_day = now_ms // DAY_MS
+        self._forgot_at_ms = max(self._forgot_at_ms, now_ms)
+        self._settled = {key: until_ms for key, until_ms in self._settled.items() if until_ms >= now_ms}
+
+    def recall(self, whole: Ledger) -> None:
+        """Settle what was settled, by a ledger of the same records that forgot nothing. All of it is kept until the
+        next day, because a rebuild publishes many at a time."""
+        for identifier in [each for each in self._pending if each in whole._settled]:
+            self.settle(identifier)
+        self._settled |= whole._settled
+        self._forgot_at_ms, self.has_doubts = 0, False
+
+    def _add(self, intent: Intent, offset: int) -> None:
+        if intent.identifier in self._pending or intent.identifier in self._settled:
+            return
+        if len(self._pending) >= self._pending_max:
+            raise OperatorNeeded(
+                f"more than {self._pending_max} reports are unresolved on one partition: map the accounts that are "
+                "unmapped, or mark them free"
+            )
+        self.has_doubts |= _kept_at_least_until_ms(intent) < self._forgot_at_ms
+        pending = Pending(intent, offset)
+        self._pending[intent.identifier] = pending
+        queue = self.queues.setdefault(SendQueueKey(intent.event_name, intent.account), SendQueue())
+        queue.pending[intent.identifier] = pending
+        queue.not_before_ms = 0
+
+
+def _kept_until_ms(intent: Intent) -> int:
+    return deadline_ms(intent) + DAY_MS
+
+
+def _kept_at_least_until_ms(intent: Intent) -> int:
+    """The same of any copy of the intent: how its period was cut may have changed since another one was published, but
+    not before its bucket began."""
+    return min(intent.bucket_start_ms, intent.period_end_ms) + PAST_MAX_MS + DAY_MS

@@ -1,0 +1,400 @@
+"""Sends what `billing.reports` intends to Stripe, each intent once (I10).
+
+Steps of one intent, and what a crash leaves after each:
+1. the intent is in the log: it is found again and nothing was sent;
+2. the attempt is in the log: it was perhaps sent; within Stripe's window it is sent again under the same
+   identifier and with the same bytes, later it is looked for in Stripe's summary;
+3. the attempt was read back and sent: as 2, and Stripe answers "already exists";
+4. the outcome is in the log: nothing is left to do.
+
+An attempt is sent only once it was read back, in its place in the log. So of two senders that both believe to
+own the partition, each sees what the other wrote before it, and both send the first one's bytes; a sender that
+was suspended for days finds the outcome before it finds its own attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from pipeline.billing.ledger import PENDING_MAX, Hold, Ledger, Pending, SendQueue
+from pipeline.billing.limits import KeyedLocks, TokenBucket, all_or_first_error
+from pipeline.billing.lookup import READ_RECORDS_MAX, Presence, Question, StripeLook, question_of
+from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS, Clock
+from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
+from schemas.log import REPORTS_TOPIC, Log, Record
+from schemas.periods import Billing
+from schemas.reports import Attempt, Outcome, OutcomeStatus, SendStatus, StripeMeters
+from schemas.sink import CustomerResolver
+from sinks.stripe.meter_events import deadline_ms, decimal_text, event_time_s, meter_event, too_early_ms
+
+# Stripe remembers an identifier for at least 24 h; an hour less leaves room for clocks and slow calls.
+RESEND_WINDOW_MS: Final = 23 * HOUR_MS
+REPLACED: Final = "a late binding put the usage into other periods"
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SenderPolicy:
+    """Limits of the sender; spans are of the clock passed in.
+
+    `rate_per_s`: Stripe allows 25/s to a sandbox and 1 000/s live. `queues_max`: calls at one time. `round_s`: how
+    long one step or idle call may send. `settle_ms`: how long a send may take to show in Stripe's summaries.
+    """
+
+    rate_per_s: float = 20.0
+    queues_max: int = 16
+    round_s: float = 5.0
+    backoff_min_s: float = 0.5
+    backoff_max_s: float = 120.0
+    resend_window_ms: int = RESEND_WINDOW_MS
+    settle_ms: int = 15 * MINUTE_MS
+    hold_retry_ms: int = MINUTE_MS
+    look_retry_ms: int = 15 * MINUTE_MS
+    pending_max: int = PENDING_MAX
+
+
+class SenderStatus(NamedTuple):
+    """What the gauges and counters show; `counts` are of this process, by name.
+
+    `unmapped_deadline_ms` is when Stripe will refuse the first of the unmapped intents; None without any.
+    """
+
+    pending: int
+    settled: int
+    held: dict[str, int]
+    unmapped_deadline_ms: int | None
+    low_watermarks: dict[int, int]
+    caught_up: bool
+    counts: dict[str, int]
+
+
+@dataclass(slots=True)
+class _Partition:
+    number: int
+    ledger: Ledger
+    catch_up_to: int
+    caught_up: bool = False
+
+
+class StripeSender:
+    """A processor of `billing.reports`. Knows no runner; all sending happens inside `step` and `idle`, so nothing
+    is sent after `revoked` returned or once the runner has cancelled a call.
+
+    It keeps no position: every assignment reads the partition from its first record, because only the whole
+    topic says what is settled. The topic is small (three short records per meter, account and report bucket)
+    and nothing is sent before the end, as it stood at the assignment, was read. `low_watermark` is for lag
+    graphs and alarms.
+
+    Raises `OperatorNeeded` where going on is pointless or dangerous: the key is refused, or is of another mode or
+    account than the intents. `Transient` of the log goes through; the restart repeats harmlessly.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        meters: StripeMeters,
+        resolve: CustomerResolver,
+        clock: Clock,
+        rng: random.Random,
+        policy: SenderPolicy = SenderPolicy(),
+    ) -> None:
+        self._log = log
+        self._meters = meters
+        self._resolve = resolve
+        self._clock = clock
+        self._random = rng
+        self._policy = policy
+        self._partitions: dict[int, _Partition] = {}
+        self._locks = KeyedLocks()
+        self._slots = asyncio.Semaphore(policy.queues_max)
+        self._bucket = TokenBucket(clock, policy.rate_per_s)
+        self._look = StripeLook(log, meters, clock, policy.settle_ms)
+        self._looking = asyncio.Lock()
+        self._identity: tuple[bool, str] | None = None
+        self._ensured: set[str] = set()
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def topic(self) -> str:
+        """`billing.reports`."""
+        return REPORTS_TOPIC
+
+    async def start_offset(self, partition: int) -> int | None:
+        """The log's first record, always. Notes the end that must be read before anything is sent."""
+        bounds = await self._log.bounds(REPORTS_TOPIC, partition)
+        ledger = Ledger(self._policy.pending_max)
+        ledger.next_offset = bounds.first
+        self._partitions[partition] = _Partition(partition, ledger, bounds.next, bounds.first >= bounds.next)
+        return bounds.first
+
+    async def step(self, partition: int, records: Sequence[Record]) -> None:
+        """Take the records, then send for at most about `round_s` where the partition is caught up."""
+        part = self._partitions[partition]
+        unreadable = part.ledger.unreadable
+        for record in records:
+            part.ledger.apply(record)
+        if part.ledger.unreadable > unreadable:
+            _LOG.error("billing.reports/%d holds records that are not reports; they are ignored", partition)
+        if part.ledger.next_offset >= part.catch_up_to:
+            part.caught_up = True
+        await self._round(part)
+
+    async def idle(self, partition: int) -> None:
+        """Send what has become due. Also notices the end of a partition whose last offsets hold no records."""
+        part = self._partitions[partition]
+        if not part.caught_up:
+            left = await self._log.read(REPORTS_TOPIC, partition, part.ledger.next_offset, 1)
+            part.caught_up = not left or left[0].offset >= part.catch_up_to
+        await self._round(part)
+
+    async def revoked(self, partition: int) -> None:
+        """Forget the partition. Whoever owns it next finds everything in the log."""
+        self._partitions.pop(partition, None)
+
+    def low_watermark(self, partition: int) -> int:
+        """The lowest unresolved intent's offset: records below it say only what is settled."""
+        return self._partitions[partition].ledger.low_watermark()
+
+    def status(self) -> SenderStatus:
+        """What there is to show. Walks the pending intents."""
+        parts = self._partitions.values()
+        pending = [item for part in parts for item in part.ledger.pending()]
+        unmapped = [deadline_ms(item.intent) for item in pending if item.hold is Hold.UNMAPPED]
+        return SenderStatus(
+            pending=len(pending),
+            settled=sum(part.ledger.settled for part in parts),
+            held=dict(Counter(str(item.hold) for item in pending if item.hold)),
+            unmapped_deadline_ms=min(unmapped, default=None),
+            low_watermarks={part.number: part.ledger.low_watermark() for part in parts},
+            caught_up=all(part.caught_up for part in parts),
+            counts=dict(self._counts),
+        )
+
+    async def _round(self, part: _Partition) -> None:
+        """Work on every queue that is due, queues side by side, each queue strictly one intent at a time."""
+        if not part.caught_up:
+            return
+        now_ms = self._clock.now_ms()
+        part.ledger.forget_expired(now_ms)
+        if part.ledger.has_doubts:
+            await self._recall(part)
+        # What is held and was looked at not long ago comes last: much of it must not stand before all others.
+        may = (queue for queue in part.ledger.queues.values() if queue.not_before_ms <= now_ms)
+        due = sorted(may, key=lambda queue: queue.not_before_ms)
+        if not due:
+            return
+        waiting = iter(due)
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._policy.round_s
+
+        async def work() -> None:
+            for queue in waiting:
+                await self._run_queue(part, queue, deadline_s)
+                if loop.time() >= deadline_s:
+                    return
+
+        await all_or_first_error(work() for _ in range(min(self._policy.queues_max, len(due))))
+        self._look.forget()
+
+    async def _recall(self, part: _Partition) -> None:
+        """Read the partition again, as a restart does: an intent came whose outcome may be forgotten."""
+        whole = Ledger(self._policy.pending_max)
+        offset = (await self._log.bounds(REPORTS_TOPIC, part.number)).first
+        while offset < part.ledger.next_offset:
+            records = await self._log.read(REPORTS_TOPIC, part.number, offset, READ_RECORDS_MAX)
+            for record in records:
+                whole.apply(record)
+            offset = records[-1].next_offset if records else part.ledger.next_offset
+        part.ledger.recall(whole)
+
+    async def _run_queue(self, part: _Partition, queue: SendQueue, deadline_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        for pending in list(queue.pending.values()):
+            if pending.not_before_ms <= self._clock.now_ms():
+                await self._advance(part, pending)
+            is_open = pending.intent.identifier in queue.pending
+            if (is_open and not pending.hold) or loop.time() >= deadline_s:
+                break
+        waits = []
+        for pending in queue.pending.values():
+            waits.append(pending.not_before_ms)
+            if not pending.hold:
+                break
+        queue.not_before_ms = min(waits, default=0)
+
+    async def _advance(self, part: _Partition, pending: Pending) -> None:
+        """Bring one intent as far as it goes now: to its outcome, into a hold, or to its next try."""
+        if pending.awaited_offset >= part.ledger.next_offset:
+            return
+        pending.hold = Hold.NONE
+        try:
+            await self._check_mode(pending)
+            if pending.attempt is None:
+                await self._begin(part, pending)
+            elif self._is_stale(pending.attempt):
+                await self._resolve_by_lookup(part, pending, pending.attempt)
+            else:
+                await self._send(part, pending, pending.attempt)
+        except Transient as error:
+            # Nothing is lost: an attempt or outcome that may or may not be in the log is harmless twice.
+            self._back_off(pending, str(error), error.retry_after_s)
+        except Refused as error:
+            raise OperatorNeeded(str(error)) from error
+
+    async def _check_mode(self, pending: Pending) -> None:
+        if self._identity is None:
+            self._identity = await self._meters.identity()
+        intent = pending.intent
+        if (intent.livemode, intent.stripe_account) != self._identity:
+            modes = {True: "live", False: "test"}
+            raise OperatorNeeded(
+                f"the reports are for {modes[intent.livemode]} mode of Stripe account {intent.stripe_account}, but the "
+                f"key is for {modes[self._identity[0]]} mode of {self._identity[1]}: set TIDEMARK_STRIPE_API_KEY to a "
+                "key of the deployment's own account and mode"
+            )
+
+    async def _begin(self, part: _Partition, pending: Pending) -> None:
+        """Decide what will be sent, to whom and when, and write it down."""
+        intent, now_ms = pending.intent, self._clock.now_ms()
+        if wait_ms := too_early_ms(intent.instant_ms, now_ms):
+            self._hold(pending, Hold.EARLY, "its period begins in the future", wait_ms)
+            return
+        # Not at the timestamp: that is a later one where Stripe would find the usage's own too old.
+        payer = await self._resolve(intent, intent.instant_ms)
+        if payer is None:
+            await self._settle(part, pending, OutcomeStatus.REPLACED, REPLACED)
+            return
+        timestamp_s = event_time_s(intent, payer.period_end_ms, now_ms)
+        if payer.billing is Billing.FREE:
+            await self._settle(part, pending, OutcomeStatus.FREE, "the account is free")
+            return
+        if timestamp_s is None:
+            detail = "its period ended more than 35 days ago and Stripe takes it no more: add an invoice item"
+            await self._settle(part, pending, OutcomeStatus.DEAD, detail)
+            return
+        if payer.billing is Billing.UNMAPPED or not payer.stripe_customer:
+            detail = "bind the account to a Stripe customer, or mark it free"
+            self._hold(pending, Hold.UNMAPPED, detail, self._policy.hold_retry_ms)
+            return
+        if await self._ensure_meter(pending):
+            value = decimal_text(intent.delta_minor, intent.scale)
+            await self._write_attempt(part, pending, payer.stripe_customer, timestamp_s, value)
+
+    async def _ensure_meter(self, pending: Pending) -> bool:
+        event_name = pending.intent.event_name
+        if event_name in self._ensured:
+            return True
+        try:
+            await self._meters.ensure_meter(event_name, pending.intent.meter)
+        except (OperatorNeeded, InvalidInput) as error:
+            # One meter's fault must not stop the others' bills.
+            self._hold(pending, Hold.METER, str(error), self._policy.hold_retry_ms)
+            return False
+        self._ensured.add(event_name)
+        return True
+
+    async def _write_attempt(
+        self, part: _Partition, pending: Pending, customer: str, timestamp_s: int, value: str
+    ) -> None:
+        """Append it; it is in force once it was read back, unless another sender's stands before it."""
+        attempt = Attempt(
+            identifier=pending.intent.identifier,
+            stripe_customer=customer,
+            timestamp_s=timestamp_s,
+            value=value,
+            attempted_at_ms=self._clock.now_ms(),
+            replaces_ms=pending.attempt.attempted_at_ms if pending.attempt else None,
+        )
+        pending.awaited_offset = await self._append(part, pending, attempt)
+
+    def _is_stale(self, attempt: Attempt) -> bool:
+        return self._clock.now_ms() - attempt.attempted_at_ms >= self._policy.resend_window_ms
+
+    async def _resolve_by_lookup(self, part: _Partition, pending: Pending, attempt: Attempt) -> None:
+        """Past Stripe's window: settle it, or write an attempt that may be sent again, or hold it."""
+        questions = self._stale_questions(part)
+        async with self._locks.hold((pending.intent.event_name, attempt.stripe_customer)), self._looking:
+            found = await self._look.look_up(pending.intent.identifier, questions)
+            self._counts[f"looked_{found.presence}"] += 1
+            if found.presence is Presence.PRESENT:
+                await self._settle(part, pending, OutcomeStatus.ACCEPTED, found.detail)
+                return
+            if found.presence is Presence.UNKNOWN:
+                self._hold(pending, Hold.UNKNOWN, found.detail, self._policy.look_retry_ms)
+                return
+            payer = await self._resolve(pending.intent, pending.intent.instant_ms)
+            period_end_ms = payer.period_end_ms if payer else pending.intent.period_end_ms
+            timestamp_s = event_time_s(pending.intent, period_end_ms, self._clock.now_ms())
+            if timestamp_s is None:
+                await self._settle(part, pending, OutcomeStatus.DEAD, f"{found.detail}, and its period is too old")
+                return
+            await self._write_attempt(part, pending, attempt.stripe_customer, timestamp_s, attempt.value)
+
+    def _stale_questions(self, part: _Partition) -> set[Question]:
+        stale = (item for item in part.ledger.pending() if item.attempt and self._is_stale(item.attempt))
+        return {question_of(item.intent) for item in stale}
+
+    async def _send(self, part: _Partition, pending: Pending, attempt: Attempt) -> None:
+        event = meter_event(pending.intent, attempt)
+        async with self._locks.hold((event.event_name, event.stripe_customer)), self._slots:
+            await self._bucket.take()
+            if self._is_stale(attempt):
+                # The wait, or a stop of the whole machine, used up the window: look first.
+                return
+            result = await self._meters.send(event)
+        self._counts[f"sent_{result.status}"] += 1
+        match result.status:
+            case SendStatus.ACCEPTED | SendStatus.DUPLICATE:
+                detail = "" if result.status is SendStatus.ACCEPTED else "Stripe had it already"
+                await self._settle(part, pending, OutcomeStatus.ACCEPTED, detail)
+            case SendStatus.RETRY:
+                pending.in_doubt = True
+                self._bucket.pause(round(result.retry_after_s * SECOND_MS))
+                self._back_off(pending, result.detail, result.retry_after_s)
+            case SendStatus.DEAD:
+                doubt = "; an earlier try got no clear answer, so Stripe may have it" if pending.in_doubt else ""
+                await self._settle(part, pending, OutcomeStatus.DEAD, result.detail + doubt)
+            case SendStatus.STOP:
+                raise OperatorNeeded(
+                    f"Stripe refuses the key, correct TIDEMARK_STRIPE_API_KEY and restart: {result.detail}"
+                )
+
+    async def _settle(self, part: _Partition, pending: Pending, status: OutcomeStatus, detail: str) -> None:
+        outcome = Outcome(
+            identifier=pending.intent.identifier,
+            status=status,
+            detail=detail,
+            stripe_customer=pending.attempt.stripe_customer if pending.attempt else "",
+            settled_at_ms=self._clock.now_ms(),
+        )
+        await self._append(part, pending, outcome)
+        part.ledger.settle(pending.intent.identifier)
+        self._counts[f"outcome_{status}"] += 1
+        if status is OutcomeStatus.DEAD:
+            _LOG.error("a report of %s is a dead letter, a person must look: %s", pending.intent.account, detail)
+
+    async def _append(self, part: _Partition, pending: Pending, entry: Attempt | Outcome) -> int:
+        value, key = entry.model_dump_json().encode(), pending.intent.account.encode()
+        return await self._log.append(REPORTS_TOPIC, part.number, value, key=key)
+
+    def _hold(self, pending: Pending, hold: Hold, detail: str, wait_ms: int) -> None:
+        if pending.detail != detail:
+            _LOG.warning("a report of %s is held (%s): %s", pending.intent.account, hold, detail)
+        pending.hold, pending.detail = hold, detail
+        pending.not_before_ms = self._clock.now_ms() + wait_ms
+
+    def _back_off(self, pending: Pending, detail: str, retry_after_s: float) -> None:
+        """Wait twice as long each time, with jitter; later intents of the queue wait as well."""
+        policy = self._policy
+        wait_s = min(policy.backoff_max_s, policy.backoff_min_s * 2 ** min(pending.failures, 30))
+        wait_ms = round(max(wait_s * self._random.uniform(0.5, 1.0), retry_after_s) * SECOND_MS)
+        pending.failures += 1
+        pending.detail = detail
+        pending.not_before_ms = self._clock.now_ms() + wait_ms

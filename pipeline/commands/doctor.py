@@ -1,0 +1,147 @@
+"""`tidemark doctor`: each dependency and setting, what is wrong with it, and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from pipeline.clock import clock_from_text
+from pipeline.open import open_base, open_rollup_store, open_stripe, open_usage_reader, read_meter_set
+from pipeline.settings import Settings
+from schemas.clock import DAY_MS
+from schemas.errors import TidemarkError
+from schemas.log import EVENTS_TOPIC
+
+CLOCK_SKEW_MS_MAX = 60_000
+STRIPE_GRACE_DEFAULT_MS = 3_600_000
+
+
+class Finding(NamedTuple):
+    """One line of the answer; `status` is ok, note or wrong."""
+
+    status: str
+    what: str
+    detail: str
+    remedy: str = ""
+
+
+async def diagnose(settings: Settings) -> list[Finding]:
+    """All findings; a check that cannot run is itself a finding."""
+    findings: list[Finding] = []
+    checks: list[tuple[str, Callable[[Settings], Awaitable[list[Finding]]]]] = [
+        ("meter_set", _meter_set),
+        ("log", _log),
+        ("redis", _redis),
+        ("clickhouse", _clickhouse),
+        ("stripe", _stripe),
+    ]
+    for what, check in checks:
+        try:
+            findings += await check(settings)
+        except TidemarkError as error:
+            findings.append(Finding("wrong", what, str(error), "start it, or correct the setting that names it"))
+    return findings
+
+
+async def _meter_set(settings: Settings) -> list[Finding]:
+    meter_set = read_meter_set(settings.meters)
+    policy = meter_set.policy
+    findings = [Finding("ok", "meter_set", f"version {meter_set.version}, {len(meter_set.meters)} meters")]
+    if settings.retention_days * DAY_MS <= policy.window_ms:
+        findings.append(
+            Finding(
+                "wrong",
+                "retention",
+                f"the log keeps {settings.retention_days} days, the dedup window is {policy.window_ms // DAY_MS} days",
+                "set TIDEMARK_RETENTION_DAYS above the window, so that a lost store can be folded again",
+            )
+        )
+    if policy.grace_ms + policy.report_interval_ms > STRIPE_GRACE_DEFAULT_MS:
+        findings.append(
+            Finding(
+                "note",
+                "grace",
+                f"usage of an ended period may be reported {(policy.grace_ms + policy.report_interval_ms) // 60_000} "
+                "minutes after its end; Stripe finalises invoices after 60 minutes by default",
+                "set Stripe's invoice grace period (up to 72 h) above it, or shorten policy.grace_ms and the cadence",
+            )
+        )
+    return findings
+
+
+async def _log(settings: Settings) -> list[Finding]:
+    base = await open_base(settings, create=False)
+    try:
+        found = dict(await base.log.topic_settings(EVENTS_TOPIC))
+        findings = [
+            Finding(
+                "ok", "log", f"{settings.log_url}, log id {base.genesis.log_id}, {base.genesis.partitions} partitions"
+            )
+        ]
+        if found.get("message.timestamp.type") != "LogAppendTime":
+            findings.append(
+                Finding(
+                    "wrong",
+                    f"{EVENTS_TOPIC} message.timestamp.type",
+                    f"is {found.get('message.timestamp.type')}",
+                    "set it to LogAppendTime: stream time must be the broker's, not a producer's",
+                )
+            )
+        if settings.log_url.startswith("kafka://") and settings.replication < 3:
+            findings.append(
+                Finding(
+                    "note",
+                    "replication",
+                    f"is {settings.replication}: a lost broker loses events",
+                    "set TIDEMARK_REPLICATION=3 and TIDEMARK_MIN_INSYNC_REPLICAS=2 in production",
+                )
+            )
+        return findings
+    finally:
+        await base.log.close()
+
+
+async def _redis(settings: Settings) -> list[Finding]:
+    store = open_rollup_store(settings)
+    try:
+        problems = await store.check()
+        checkpoint = await store.load_checkpoint(0)
+    finally:
+        await store.close()
+    findings = [Finding("wrong", "redis", problem, "") for problem in problems]
+    if checkpoint is None:
+        findings.append(
+            Finding("note", "redis", f"{settings.redis_url} has no checkpoint yet", "start `tidemark worker`")
+        )
+    else:
+        behind_ms = clock_from_text(settings.clock).now_ms() - checkpoint.stream_time_ms
+        status = "ok" if abs(behind_ms) < CLOCK_SKEW_MS_MAX else "wrong"
+        findings.append(
+            Finding(
+                status,
+                "rollup",
+                f"partition 0 is folded up to offset {checkpoint.next_offset}, {behind_ms / 1000:.0f} s ago",
+                "" if status == "ok" else "is a worker running, and do the clocks of broker and workers agree?",
+            )
+        )
+    return findings
+
+
+async def _clickhouse(settings: Settings) -> list[Finding]:
+    reader = open_usage_reader(settings)
+    try:
+        positions = await reader.archive_positions()
+    finally:
+        await reader.close()
+    return [Finding("ok", "clickhouse", f"answers; {len(positions)} partitions archived")]
+
+
+async def _stripe(settings: Settings) -> list[Finding]:
+    meters = open_stripe(settings)
+    if meters is None:
+        return [Finding("note", "stripe", "no key: nothing is reported", "set TIDEMARK_STRIPE_API_KEY to report usage")]
+    try:
+        livemode, account = await meters.identity()
+    finally:
+        await meters.close()
+    return [Finding("ok", "stripe", f"{'live' if livemode else 'test'} mode of {account}")]

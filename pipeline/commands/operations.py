@@ -1,0 +1,253 @@
+"""What the operator's commands do, as functions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
+
+from aggregators.instants import format_instant_ms
+from aggregators.meters import definition_change
+from aggregators.partitioning import partition_of
+from aggregators.periods import period_at
+from pipeline.logs.control_records import append_control
+from pipeline.open import (
+    Base,
+    apply_meter_set,
+    following,
+    meter_set_in_force,
+    open_base,
+    open_rollup_store,
+    open_stripe,
+)
+from pipeline.settings import Settings
+from reconciler.causes import Verdict
+from reconciler.report import Report, gauge_values, to_json
+from reconciler.run import reconcile
+from reconciler.table import render_table
+from reconciler.views import ReconcilePolicy, Views
+from schemas.control import AccountRecord, CloseRecord
+from schemas.errors import InvalidInput, Transient
+from schemas.log import INBOX_TOPIC, REJECTED_TOPIC, Log, Record
+from schemas.periods import Binding
+from sinks.clickhouse.client import open_clickhouse
+from sinks.clickhouse.reader import ClickHouseReader
+from sinks.clickhouse.writer import ClickHouseStore
+
+READ_RECORDS_MAX = 1_000
+
+
+@contextlib.asynccontextmanager
+async def _opened(settings: Settings, *, create: bool = False) -> AsyncIterator[Base]:
+    base = await open_base(settings, create=create)
+    try:
+        yield base
+    finally:
+        await base.log.close()
+
+
+async def apply_meter_set_file(settings: Settings, path: Path) -> str:
+    """Apply a meter set file. Raises `InvalidInput` where it does not go with the one in force."""
+    held = await meter_set_in_force(settings)
+    proposed = following(held, path)
+    if held is not None:
+        change = definition_change(held, proposed)
+        if change:
+            raise InvalidInput(path.name, change)
+        if proposed.version <= held.version and proposed != held:
+            raise InvalidInput(f"{path.name}: version", f"must be above {held.version}, the version in force")
+    async with _opened(settings, create=True) as base:
+        await apply_meter_set(base, proposed)
+    return f"meter set version {proposed.version} with {len(proposed.meters)} meters is in the log of every partition"
+
+
+async def bind_account(settings: Settings, account: str, binding: Binding) -> str:
+    """Write a binding into the account's partition."""
+    async with _opened(settings) as base:
+        partition = partition_of(account, base.genesis.partitions)
+        record = AccountRecord(account=account, binding=binding)
+        offset = await append_control(base.log, settings.secret_bytes(), partition, record)
+    return (
+        f"{account}: bound by record {offset} of partition {partition}; `tidemark account show` tells when it applies"
+    )
+
+
+async def show_account(settings: Settings, account: str) -> dict[str, object]:
+    """What the live view knows of an account."""
+    store = open_rollup_store(settings)
+    try:
+        async with _opened(settings) as base:
+            partition = partition_of(account, base.genesis.partitions)
+            state = await store.account(partition, account)
+            period = period_at(state, base.clock.now_ms())
+    finally:
+        await store.close()
+    return {
+        "account": account,
+        "partition": partition,
+        "current_period": {"start": format_instant_ms(period.start_ms), "end": format_instant_ms(period.end_ms)},
+        "bindings": [
+            {
+                "effective_from": format_instant_ms(each.effective_from_ms),
+                "anchor": format_instant_ms(each.anchor_ms),
+                "interval": f"{each.interval_count} {each.interval}",
+            }
+            for each in state.bindings
+        ],
+        "customers": [
+            {"from": format_instant_ms(each.from_ms), "billing": each.billing, "stripe_customer": each.stripe_customer}
+            for each in state.customers
+        ],
+        "closed_periods": [format_instant_ms(each) for each in state.closed_start_ms],
+        "counting_again_from": format_instant_ms(state.pending.from_ms) if state.pending else None,
+    }
+
+
+async def close_account_period(settings: Settings, account: str, instant_ms: int) -> str:
+    """Write a close record into the account's partition."""
+    async with _opened(settings) as base:
+        partition = partition_of(account, base.genesis.partitions)
+        record = CloseRecord(account=account, instant_ms=instant_ms)
+        offset = await append_control(base.log, settings.secret_bytes(), partition, record)
+    return f"{account}: the period that contains {format_instant_ms(instant_ms)} is closed from record {offset} on"
+
+
+class QuarantineEntry(NamedTuple):
+    """One entry of `usage.rejected`; identity is (topic, partition, offset, place)."""
+
+    topic: str
+    partition: int
+    offset: int
+    place: int
+    reason: str
+    detail: str
+    stream_time_ms: int
+    value: bytes
+    cut: bool
+
+    def text(self) -> str:
+        """The original bytes, as text for people."""
+        return self.value.decode("utf-8", "replace")
+
+    def as_json(self) -> dict[str, object]:
+        """For machines."""
+        return {**self._asdict(), "value": self.text()}
+
+
+def quarantine_entry(record: Record) -> QuarantineEntry:
+    """The entry of a record of `usage.rejected`. What the gateway refused never stood in another topic: it is known
+    by where it stands in this one."""
+    headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
+    placed = "tidemark-offset" in headers
+    return QuarantineEntry(
+        headers.get("tidemark-topic", "") if placed else headers.get("tidemark-source", REJECTED_TOPIC),
+        int(headers["tidemark-partition"]) if placed else record.partition,
+        int(headers["tidemark-offset"]) if placed else record.offset,
+        int(headers.get("tidemark-index", 0)),
+        headers.get("tidemark-reason", ""),
+        headers.get("tidemark-detail", ""),
+        int(headers.get("tidemark-stream-time-ms", record.timestamp_ms)),
+        record.value or b"",
+        "tidemark-cut-at-bytes" in headers,
+    )
+
+
+async def read_quarantine(log: Log, reason: str | None, limit: int) -> list[QuarantineEntry]:
+    """The newest `limit` entries, each position once, oldest first. Memory: `limit` entries a partition."""
+    chosen: list[QuarantineEntry] = []
+    for partition in range(await log.partition_count(REJECTED_TOPIC)):
+        bounds = await log.bounds(REJECTED_TOPIC, partition)
+        found: dict[tuple[str, int, int, int], QuarantineEntry] = {}
+        offset = bounds.first
+        while offset < bounds.next and (records := await log.read(REJECTED_TOPIC, partition, offset, READ_RECORDS_MAX)):
+            offset = records[-1].next_offset
+            for record in records:
+                entry = quarantine_entry(record)
+                if reason in (None, entry.reason):
+                    found[entry[:4]] = entry
+            while len(found) > limit:
+                del found[next(iter(found))]
+        chosen += found.values()
+    return sorted(chosen, key=lambda entry: (entry.stream_time_ms, entry[:4]))[-limit:]
+
+
+async def quarantined(settings: Settings, reason: str | None, limit: int) -> list[QuarantineEntry]:
+    """`read_quarantine` on the deployment's log."""
+    async with _opened(settings) as base:
+        return await read_quarantine(base.log, reason, limit)
+
+
+async def redrive(settings: Settings, entries: Sequence[QuarantineEntry]) -> int:
+    """Append entries to `usage.inbox`; how many. Repeating it is harmless: an event is counted once."""
+    async with _opened(settings) as base:
+        count = await base.log.partition_count(INBOX_TOPIC)
+        for entry in entries:
+            await base.log.append(INBOX_TOPIC, entry.partition % count, entry.value)
+    return len(entries)
+
+
+async def reconcile_deployment(
+    settings: Settings,
+    from_ms: int | None,
+    to_ms: int | None,
+    *,
+    stripe_reads_max: int,
+    archive_wait_s: float = ReconcilePolicy().archive_wait_s,
+) -> Report:
+    """Reconcile the deployment of these settings; opens and closes what it reads."""
+    store = open_rollup_store(settings)
+    clickhouse = open_clickhouse(settings.clickhouse_url)
+    meters = open_stripe(settings)
+    try:
+        async with _opened(settings) as base:
+            views = Views(
+                store=store,
+                reader=ClickHouseReader(clickhouse),
+                hourly=ClickHouseStore(clickhouse),
+                log=base.log,
+                stripe=meters,
+                rejections=meters,
+            )
+            policy = ReconcilePolicy(stripe_reads_max=stripe_reads_max, archive_wait_s=archive_wait_s)
+            return await reconcile(views, base.clock, from_ms=from_ms, to_ms=to_ms, policy=policy)
+    finally:
+        await clickhouse.close()
+        await store.close()
+        if meters is not None:
+            await meters.close()
+
+
+async def run_reconcile(
+    settings: Settings,
+    from_ms: int | None,
+    to_ms: int | None,
+    *,
+    as_json: bool,
+    stripe_reads_max: int,
+    rows_max: int,
+    pushgateway: str,
+) -> tuple[int, str]:
+    """(exit code, text): 1 on drift, 0 otherwise. `pushgateway` is told the gauges first."""
+    report = await reconcile_deployment(settings, from_ms, to_ms, stripe_reads_max=stripe_reads_max)
+    if pushgateway:
+        push_gauges(report, pushgateway)
+    text = to_json(report) if as_json else render_table(report, rows_max=rows_max)
+    return (1 if report.verdict is Verdict.DRIFT else 0), text
+
+
+def push_gauges(report: Report, address: str) -> None:
+    """Push the report's gauges to a Prometheus push gateway. Raises `Transient` where it does not answer."""
+    registry = CollectorRegistry()
+    gauges: dict[str, Gauge] = {}
+    for key, value in gauge_values(report).items():
+        names = [name for name, _ in key.labels]
+        if key.name not in gauges:
+            gauges[key.name] = Gauge(key.name, "See docs/reconciliation.md.", names, registry=registry)
+        (gauges[key.name].labels(*(text for _, text in key.labels)) if names else gauges[key.name]).set(value)
+    try:
+        push_to_gateway(address, job="tidemark_reconcile", registry=registry)
+    except OSError as error:
+        raise Transient(f"the push gateway at {address} did not answer: {error}") from error

@@ -1,0 +1,174 @@
+"""Many requests, few records: events of concurrent requests share appends, partition by partition.
+
+A partition has one append under way at a time; what arrives meanwhile becomes the next record. So records grow with
+the load by themselves, and a lone event waits only `linger_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from aggregators.partitioning import partition_of
+from pipeline.logs.batching import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, Batch, batches
+from pipeline.metrics import Metrics
+from schemas.errors import InvalidInput, TidemarkError, Transient
+from schemas.log import EVENTS_TOPIC, Log
+
+PENDING_EVENTS_MAX: Final = 100_000
+PENDING_BYTES_MAX: Final = 64 * 1024 * 1024
+LINGER_S: Final = 0.002
+APPEND_TIMEOUT_S: Final = 30.0
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Outgoing(NamedTuple):
+    """One event that passed all checks: its account and its JSON bytes."""
+
+    account: str
+    raw: bytes
+
+
+class _Submission:
+    """The events of one request: which are durable, and who waits for it."""
+
+    def __init__(self, count: int) -> None:
+        self.durable: list[bool] = [False] * count
+        self.left = count
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settle(self, index: int, durable: bool) -> None:
+        self.durable[index] = durable
+        self.left -= 1
+        if not self.left and not self.done.done():
+            self.done.set_result(None)
+
+
+class _Waiting(NamedTuple):
+    account: str
+    raw: bytes
+    submission: _Submission
+    number: int
+
+
+@dataclass(slots=True)
+class _AppendQueue:
+    """One partition: what waits for it and the task that appends it."""
+
+    waiting: deque[_Waiting] = field(default_factory=deque)
+    task: asyncio.Task[None] | None = None
+
+
+class Appender:
+    """Appends events to `usage.events`; bounded by `PENDING_EVENTS_MAX` and `PENDING_BYTES_MAX`."""
+
+    def __init__(
+        self,
+        log: Log,
+        partitions: int,
+        metrics: Metrics,
+        *,
+        pending_events_max: int = PENDING_EVENTS_MAX,
+        pending_bytes_max: int = PENDING_BYTES_MAX,
+        linger_s: float = LINGER_S,
+        append_timeout_s: float = APPEND_TIMEOUT_S,
+    ) -> None:
+        self._log = log
+        self._partitions = partitions
+        self._metrics = metrics
+        self._pending_events_max = pending_events_max
+        self._pending_bytes_max = pending_bytes_max
+        self._linger_s = linger_s
+        self._append_timeout_s = append_timeout_s
+        self._queues = [_AppendQueue() for _ in range(partitions)]
+        self._pending_events = self._pending_bytes = 0
+
+    async def append(self, events: Sequence[Outgoing]) -> list[bool]:
+        """Append the events and say of each, in order, whether the log has confirmed it.
+
+        False means unknown: the event may or may not be in the log, and sending it again under the same id is safe.
+        Raises `Transient` before anything is appended where there is no room. The events are appended even where the
+        caller is cancelled.
+        """
+        size = sum(len(event.raw) for event in events)
+        if (
+            self._pending_events + len(events) > self._pending_events_max
+            or self._pending_bytes + size > self._pending_bytes_max
+        ):
+            raise Transient("the gateway has more events waiting for the log than it may hold")
+        if not events:
+            return []
+        submission = _Submission(len(events))
+        self._account_for(len(events), size)
+        touched = set()
+        for index, (account, raw) in enumerate(events):
+            partition = partition_of(account, self._partitions)
+            self._queues[partition].waiting.append(_Waiting(account, raw, submission, index))
+            touched.add(partition)
+        for partition in touched:
+            queue = self._queues[partition]
+            if queue.task is None:
+                queue.task = asyncio.create_task(self._drain(partition, queue))
+        await submission.done
+        return submission.durable
+
+    async def close(self) -> None:
+        """Return once everything that was taken is settled."""
+        await asyncio.gather(*(queue.task for queue in self._queues if queue.task is not None))
+
+    async def _drain(self, partition: int, queue: _AppendQueue) -> None:
+        try:
+            await asyncio.sleep(self._linger_s)
+            while queue.waiting:
+                taken = self._take(queue)
+                numbered = ((number, each.account, each.raw) for number, each in enumerate(taken))
+                for batch in batches(numbered, self._partitions):
+                    await self._append_batch(partition, batch, taken)
+        finally:
+            queue.task = None
+
+    def _take(self, queue: _AppendQueue) -> list[_Waiting]:
+        taken: list[_Waiting] = []
+        size = 0
+        while queue.waiting and len(taken) < BATCH_EVENTS_MAX and size <= BATCH_BYTES_MAX:
+            taken.append(queue.waiting.popleft())
+            size += len(taken[-1].raw)
+        return taken
+
+    async def _append_batch(self, partition: int, batch: Batch, taken: Sequence[_Waiting]) -> None:
+        durable = False
+        try:
+            async with asyncio.timeout(self._append_timeout_s):
+                await self._log.append(EVENTS_TOPIC, partition, batch.value)
+            durable = True
+            self._metrics.observe("tidemark_gateway_append_events", len(batch.numbers))
+        except (TidemarkError, TimeoutError) as error:
+            if isinstance(error, InvalidInput) and len(batch.numbers) > 1:
+                # The topic takes smaller records than ours; the operator changed it.
+                half = len(batch.numbers) // 2
+                for numbers in (batch.numbers[:half], batch.numbers[half:]):
+                    value = b"[" + b",".join(taken[number].raw for number in numbers) + b"]"
+                    await self._append_batch(partition, Batch(partition, value, numbers), taken)
+                return
+            self._metrics.add("tidemark_gateway_append_failures_total")
+            _log.warning("an append of %d events was not confirmed: %s", len(batch.numbers), error or "timed out")
+        except Exception:  # noqa: BLE001  # a defect of a driver must not leave requests waiting for ever
+            self._metrics.add("tidemark_gateway_append_failures_total")
+            _log.exception("an append of %d events failed", len(batch.numbers))
+        size = 0
+        for number in batch.numbers:
+            waiting = taken[number]
+            size += len(waiting.raw)
+            waiting.submission.settle(waiting.number, durable)
+        self._account_for(-len(batch.numbers), -size)
+
+    def _account_for(self, events: int, size: int) -> None:
+        self._pending_events += events
+        self._pending_bytes += size
+        self._metrics.set("tidemark_gateway_pending_events", self._pending_events)
+        self._metrics.set("tidemark_gateway_pending_bytes", self._pending_bytes)

@@ -1,0 +1,193 @@
+"""Reading a request's body within limits, and cutting it into the JSON texts of single events."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import zlib
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Annotated, Final, NamedTuple
+from urllib.parse import unquote
+
+import msgspec
+from starlette.requests import Request
+
+from aggregators.decode import Rejected
+from pipeline.http.errors import ApiError, overloaded
+from schemas.reasons import Reason
+
+REQUEST_EVENTS_MAX: Final = 10_000
+BODIES_BYTES_MAX: Final = 256 * 1024 * 1024
+BODY_TIMEOUT_S: Final = 30.0
+DISCARD_S: Final = 1.0
+
+SINGLE: Final = "application/cloudevents+json"
+BATCH: Final = "application/cloudevents-batch+json"
+PLAIN: Final = "application/json"
+LINES: Final = ("application/x-ndjson", "application/ndjson")
+SUPPORTED: Final = (SINGLE, BATCH, PLAIN, LINES[0])
+
+_raws: Final = msgspec.json.Decoder(Annotated[list[msgspec.Raw], msgspec.Meta(max_length=REQUEST_EVENTS_MAX)]).decode
+_raw: Final = msgspec.json.Decoder(msgspec.Raw).decode
+_ATTRIBUTE: Final = re.compile(r"ce-([a-z0-9]{1,64})")
+
+
+class Bodies:
+    """Reads bodies: each at most `body_bytes_max`, before and after decompression, all together `BODIES_BYTES_MAX`."""
+
+    def __init__(self, body_bytes_max: int, bodies_bytes_max: int = BODIES_BYTES_MAX) -> None:
+        self._body_bytes_max = body_bytes_max
+        self._bodies_bytes_max = bodies_bytes_max
+        self._held_bytes = 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """The body, decompressed; its bytes count against the common limit until the block is left.
+
+        Raises `ApiError`: 413 too large, 415 unknown encoding, 400 broken encoding, 408 too slow, 503 no room.
+        """
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity", "gzip"):
+            raise ApiError(
+                415, "unsupported_encoding", "send the body as it is or with Content-Encoding: gzip",
+                "content-encoding", {"Accept-Encoding": "gzip, identity"},
+            )  # fmt: skip
+        announced = request.headers.get("content-length", "0")
+        if announced.isdigit() and int(announced) > self._body_bytes_max:
+            # A client that waits for permission to send gets its answer instead.
+            if "expect" not in request.headers:
+                await _discard(request)
+            raise self._too_large()
+        held = 0
+        parts: list[bytes] = []
+        try:
+            try:
+                async with asyncio.timeout(BODY_TIMEOUT_S):
+                    async for part in request.stream():
+                        held += len(part)
+                        self._held_bytes += len(part)
+                        if held > self._body_bytes_max:
+                            parts.clear()
+                            await _discard(request)
+                            raise self._too_large()
+                        if self._held_bytes > self._bodies_bytes_max:
+                            raise overloaded("the gateway is reading as many bytes as it may hold; send again")
+                        parts.append(part)
+            except TimeoutError:
+                message = f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s: send less at a time"
+                raise ApiError(408, "too_slow", message) from None
+            body = b"".join(parts)
+            parts.clear()
+            if encoding == "gzip":
+                body = self._inflated(body)
+                held += len(body)
+                self._held_bytes += len(body)
+            yield body
+        finally:
+            self._held_bytes -= held
+
+    def _inflated(self, body: bytes) -> bytes:
+        inflater = zlib.decompressobj(wbits=31)
+        try:
+            plain = inflater.decompress(body, self._body_bytes_max + 1)
+        except zlib.error:
+            raise ApiError(400, "bad_gzip", "the body is not valid gzip", "content-encoding") from None
+        if len(plain) > self._body_bytes_max:
+            raise self._too_large()
+        if not inflater.eof or inflater.unused_data:
+            raise ApiError(400, "bad_gzip", "the gzip body ends early or has something behind it", "content-encoding")
+        return plain
+
+    def _too_large(self) -> ApiError:
+        message = f"the body is larger than {self._body_bytes_max} bytes: send fewer events at a time"
+        return ApiError(413, "body_too_large", message, headers={"Connection": "close"})
+
+
+async def _discard(request: Request) -> None:
+    """Read on for a moment: a client that is cut off while it still sends may never see the answer."""
+    try:
+        async with asyncio.timeout(DISCARD_S):
+            async for _ in request.stream():
+                pass
+    except TimeoutError:
+        pass
+
+
+class Entries(NamedTuple):
+    """A request's events as JSON texts, or why none could be told apart (`unreadable`, with the whole body)."""
+
+    raws: list[bytes]
+    unreadable: Rejected | None = None
+
+
+def entries(request: Request, body: bytes) -> Entries:
+    """Cut a body into single events by its content type; the events themselves are not judged.
+
+    Raises `ApiError`: 415 for another content type, 413 for more than `REQUEST_EVENTS_MAX` events, 400 for none.
+    """
+    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
+    media_type = media_type.strip().lower()
+    charset = re.search(r"charset\s*=\s*\"?([\w-]+)", parameters.lower())
+    if charset and charset[1] not in ("utf-8", "utf8", "us-ascii"):
+        raise ApiError(415, "unsupported_charset", "send UTF-8", "content-type")
+    if media_type not in (SINGLE, BATCH, PLAIN, *LINES) and not (
+        "ce-specversion" in request.headers and not media_type and not body
+    ):
+        message = f"content type {media_type[:100] or '(none)'!r} is not one of {', '.join(SUPPORTED)}"
+        raise ApiError(415, "unsupported_media_type", message, "content-type", {"Accept-Post": ", ".join(SUPPORTED)})
+    if "ce-specversion" in request.headers and media_type in (PLAIN, ""):
+        return _binary(request.headers.items(), body)
+    if not body.strip():
+        raise ApiError(400, "empty_body", "the body is empty: send at least one event")
+    if media_type in LINES:
+        raws = [stripped for line in body.split(b"\n") if (stripped := line.strip(b" \t\r"))]
+        if len(raws) > REQUEST_EVENTS_MAX:
+            raise _too_many()
+        return Entries(raws)
+    if media_type == BATCH or (media_type == PLAIN and body.lstrip()[:1] == b"["):
+        return _list(body)
+    return Entries([body.strip(b" \t\r\n")])
+
+
+def _list(body: bytes) -> Entries:
+    try:
+        body.decode()
+        return Entries([bytes(raw) for raw in _raws(body)])
+    except UnicodeDecodeError as error:
+        return Entries([], Rejected(0, Reason.BAD_ENCODING, f"not UTF-8 at byte {error.start}", body))
+    except RecursionError:
+        return Entries([], Rejected(0, Reason.TOO_DEEP, "nested too deep", body))
+    except msgspec.ValidationError as error:
+        if "length" in str(error):
+            raise _too_many() from None
+        return Entries([], Rejected(0, Reason.NOT_AN_EVENT, "the body of a batch must be a JSON list", body))
+    except msgspec.DecodeError as error:
+        return Entries([], Rejected(0, Reason.BAD_JSON, str(error)[:200], body))
+
+
+def _binary(headers: Iterable[tuple[str, str]], body: bytes) -> Entries:
+    """CloudEvents' binary mode (HTTP protocol binding 1.0.2, 3.1): attributes in `ce-` headers, the body is `data`."""
+    attributes = {
+        shape[1]: unquote(value)
+        for name, value in headers
+        if (shape := _ATTRIBUTE.fullmatch(name)) and shape[1] not in ("data", "datacontenttype")
+    }
+    head = msgspec.json.encode(attributes)
+    if not body.strip():
+        return Entries([head])
+    try:
+        body.decode()
+        data = bytes(_raw(body))
+    except UnicodeDecodeError as error:
+        return Entries([], Rejected(0, Reason.BAD_ENCODING, f"not UTF-8 at byte {error.start}", body))
+    except RecursionError:
+        return Entries([], Rejected(0, Reason.TOO_DEEP, "nested too deep", body))
+    except msgspec.MsgspecError as error:
+        return Entries([], Rejected(0, Reason.BAD_JSON, str(error)[:200], body))
+    return Entries([head[:-1] + (b"," if attributes else b"") + b'"data":' + data + b"}"])
+
+
+def _too_many() -> ApiError:
+    message = f"more than {REQUEST_EVENTS_MAX} events in one request: send them in several"
+    return ApiError(413, "too_many_events", message)

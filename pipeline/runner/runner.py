@@ -1,0 +1,343 @@
+"""The thin adapter between processors and Faust: it delivers records, waits for commits, and acknowledges.
+
+All state, and the position that matters, is the processors'. What Faust adds is the consumer group: membership,
+assignment and the committed offsets, which are a hint only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import uvloop
+from faust.types import TP
+from mode.supervisors import CrashingSupervisor
+
+from pipeline.logs.client_messages import quieten
+from pipeline.logs.embedded import SqliteLog
+from pipeline.logs.open import EMBEDDED_SCHEME, embedded_path, kafka_servers
+from pipeline.runner.consumer import LinkedMessage, PromptTables, RunnerApp
+from pipeline.runner.embedded import EmbeddedTransport
+from pipeline.runner.kafka import KafkaTransport
+from pipeline.runner.partition_worker import PartitionProgress, PartitionWorker, PartitionWorkerLimits
+from schemas.clock import Clock
+from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError, Transient
+from schemas.log import Record
+from schemas.processing import Processor
+
+# Python's own threshold of 700 has the collector walk all live objects many times per flush, a third of the work; a
+# flush makes hundreds of thousands of objects and hardly a cycle among them.
+COLLECTOR_THRESHOLDS: Final = (50_000, 20, 100)
+# A dead client must not keep the process from ending.
+LEAVE_TIMEOUT_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSettings:
+    """How a group runs. Sizes are per partition.
+
+    A step gets whatever has arrived, up to `flush_records_max` and `flush_bytes_max` (at least one record). A partition
+    with `queue_records_max` or `queue_bytes_max` waiting is not fetched for. `session_timeout_s` is how long a dead
+    worker's partitions stand still; a step, or the work between two, that takes longer than `step_timeout_s` ends the
+    process, so that the group gives its partitions to others. A step waits up to `linger_s` for more records where
+    there is room for them, up to `catch_up_linger_s` where the log holds more. `stop_timeout_s` bounds the wait for a
+    running step at a stop.
+    """
+
+    group: str
+    flush_records_max: int = 20
+    flush_bytes_max: int = 8 * 1024 * 1024
+    queue_records_max: int = 200
+    queue_bytes_max: int = 32 * 1024 * 1024
+    fetch_bytes_max: int = 4 * 1024 * 1024
+    commit_interval_s: float = 1.0
+    session_timeout_s: float = 30.0
+    heartbeat_interval_s: float = 3.0
+    rebalance_timeout_s: float = 60.0
+    # More than a sink waits where Stripe asks for five minutes, or a step where its partition is copied.
+    step_timeout_s: float = 900.0
+    idle_interval_s: float = 1.0
+    linger_s: float = 0.0
+    catch_up_linger_s: float = 0.0
+    stop_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that contradict each other."""
+        if not self.group:
+            raise InvalidInput("group", "a consumer group needs a name")
+        if self.flush_records_max < 1 or self.queue_records_max < 1:
+            raise InvalidInput("flush_records_max", "flush and queue must hold at least one record")
+        if self.heartbeat_interval_s * 2 > self.session_timeout_s:
+            raise InvalidInput("heartbeat_interval_s", "at least two heartbeats must fit session_timeout_s")
+
+
+class _Delivery:
+    """A Faust event as a worker sees it."""
+
+    __slots__ = ("_event", "record")
+
+    def __init__(self, event: Any, record: Record) -> None:
+        self._event = event
+        self.record = record
+
+    def acknowledge(self) -> None:
+        self._event.ack()
+
+
+class Runner:
+    """Runs processors on one consumer group until it is told to stop or something fails."""
+
+    def __init__(self, processors: Sequence[Processor], log_url: str, clock: Clock, settings: RunnerSettings) -> None:
+        """One processor per topic; the topics must exist when `run` is called."""
+        self._processors = {processor.topic: processor for processor in processors}
+        if len(self._processors) != len(processors) or not processors:
+            raise InvalidInput("processors", "give one processor per topic, and at least one")
+        self._log_url = log_url
+        self._clock = clock
+        self._settings = settings
+        self._limits = PartitionWorkerLimits(
+            settings.flush_records_max,
+            settings.flush_bytes_max,
+            settings.queue_records_max,
+            settings.queue_bytes_max,
+            settings.idle_interval_s,
+            settings.linger_s,
+            settings.catch_up_linger_s,
+            settings.step_timeout_s,
+        )
+        self._workers: dict[TP, PartitionWorker] = {}
+        self._generations: dict[TP, int] = {}
+        self._app: Any = None
+        self._room = asyncio.Event()
+        self._stopping = False
+
+    def assigned(self, topic: str | None = None) -> set[int]:
+        """The partitions owned right now, of `topic` or of the only topic there is."""
+        return {pair.partition for pair in self._workers if topic in (None, pair.topic)}
+
+    def progress(self) -> tuple[PartitionProgress, ...]:
+        """How far each owned partition has come."""
+        ends = {} if self._app is None else self._app.consumer.ends
+        return tuple(
+            PartitionProgress(
+                pair.topic,
+                pair.partition,
+                worker.next_offset,
+                max(ends.get(pair, 0), worker.next_offset),
+                worker.last_step_ms,
+                worker.queued_records,
+            )
+            for pair, worker in sorted(self._workers.items())
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run until `stop` is set; then finish the running steps, commit, leave the group and return.
+
+        Raises what a processor raised, unchanged; `OperatorNeeded` where a start offset is not in the log; `Transient`
+        where the log's client gave up or a step did not end in time. Nothing is retried: the process is to end and be
+        started again.
+        """
+        quieten()
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        log = await self._open_embedded()
+        try:
+            self._app = self._new_app(log)
+            await self._run_app(stop)
+        finally:
+            if log is not None:
+                await log.close()
+        if self._failure.done():
+            self._failure.result()
+
+    # Called by the consumer
+
+    async def on_assigned(self, pair: TP, generation: int) -> int:
+        """Ask the processor where to read from, check that the log has it, and open the worker."""
+        processor = self._processors[pair.topic]
+        consumer = self._app.consumer
+        offset = await processor.start_offset(pair.partition)
+        own_position = offset is not None
+        if offset is None:
+            offset = await consumer.committed(pair)
+        bounds = await consumer.bounds(pair)
+        if offset is None:
+            offset = bounds.first
+        if not bounds.first <= offset <= bounds.next:
+            raise OperatorNeeded(_out_of_bounds(pair, self._settings.group, offset, bounds, own_position))
+        worker = PartitionWorker(
+            processor, pair.partition, offset, self._limits, self._clock, self.fail, self._room.set,
+            lambda: consumer.highwater(pair),
+        )  # fmt: skip
+        self._workers[pair] = worker
+        self._generations[pair] = generation
+        worker.start()
+        self._room.set()
+        return offset
+
+    async def on_revoked(self, pairs: Iterable[TP]) -> None:
+        """Let running steps end, drop what is queued, and tell the processors."""
+        await self._close_workers([pair for pair in pairs if pair in self._workers], timeout_s=None)
+
+    async def fetchable(self, pairs: set[TP], timeout_s: float) -> set[TP]:
+        """Those of `pairs` whose queues have room; waits up to `timeout_s` where none has."""
+        ready = self._with_room(pairs)
+        if not ready:
+            self._room.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._room.wait(), timeout_s)
+            ready = self._with_room(pairs)
+        return ready
+
+    def fail(self, error: BaseException) -> None:
+        """End `run` with this error; the first one counts."""
+        if not self._failure.done():
+            self._failure.set_exception(error)
+
+    def _with_room(self, pairs: set[TP]) -> set[TP]:
+        if self._failure.done() or self._stopping:
+            return set()
+        return {pair for pair in pairs if pair in self._workers and not self._workers[pair].full}
+
+    # The app
+
+    async def _open_embedded(self) -> SqliteLog | None:
+        if not self._log_url.startswith(EMBEDDED_SCHEME):
+            kafka_servers(self._log_url)
+            return None
+        log = SqliteLog(embedded_path(self._log_url), self._clock)
+        await log.start()
+        try:
+            log.own(self._settings.group)
+        except BaseException:
+            await log.close()
+            raise
+        return log
+
+    def _new_app(self, log: SqliteLog | None) -> Any:
+        settings = self._settings
+        app = RunnerApp(
+            settings.group,
+            broker="kafka://127.0.0.1",  # never used: the transport has the servers
+            autodiscover=False,
+            web_enabled=False,
+            topic_disable_leader=True,
+            topic_allow_declare=False,
+            key_serializer="raw",
+            value_serializer="raw",
+            agent_supervisor=CrashingSupervisor,
+            TableManager=PromptTables,
+            stream_wait_empty=False,
+            stream_buffer_maxsize=settings.queue_records_max,
+            broker_max_poll_records=settings.queue_records_max,
+            consumer_max_fetch_size=settings.fetch_bytes_max,
+            broker_commit_interval=settings.commit_interval_s,
+            broker_session_timeout=settings.session_timeout_s,
+            broker_heartbeat_interval=settings.heartbeat_interval_s,
+            broker_rebalance_timeout=settings.rebalance_timeout_s,
+            broker_request_timeout=max(90.0, settings.session_timeout_s * 2),
+        )
+        if log is not None:
+            app.transport_class = EmbeddedTransport
+            app.transport_options = {"hooks": self, "log": log, "fetch_bytes_max": settings.fetch_bytes_max}
+        else:
+            app.transport_class = KafkaTransport
+            app.transport_options = {"hooks": self, "servers": kafka_servers(self._log_url)}
+        for topic in self._processors:
+            channel = app.topic(topic, key_serializer="raw", value_serializer="raw")
+            app.agent(channel, name=f"runner.{topic}", concurrency=1)(self._consume)
+        return app
+
+    async def _consume(self, stream: Any) -> None:
+        async for event in stream.noack().events():
+            message: LinkedMessage = event.message
+            worker = self._workers.get(message.tp)
+            if worker is None or self._generations[message.tp] != message.generation_id:
+                continue  # lost meanwhile; it is read again by whoever has the partition now
+            try:
+                worker.put(_Delivery(event, message.linked.record), message.linked.previous)
+            except TidemarkError as error:
+                self.fail(error)
+
+    async def _run_app(self, stop: asyncio.Event) -> None:
+        app = self._app
+        starting = asyncio.create_task(app.start())
+        stopped = asyncio.create_task(stop.wait())
+        crashed = asyncio.create_task(app.wait_until_stopped())
+        try:
+            watched: set[asyncio.Future[Any]] = {self._failure, stopped, crashed}
+            await asyncio.wait({starting, *watched}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done() and not starting.exception():
+                await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done() and (error := starting.exception()):
+                self.fail(_as_ours(error))
+            elif crashed.done():
+                self.fail(_as_ours(app.crash_reason))
+            self._stopping = True
+            await self._close_workers(list(self._workers), self._settings.stop_timeout_s)
+        finally:
+            await self._leave(starting)
+            for task in (stopped, crashed, starting):
+                task.cancel()
+            await asyncio.gather(stopped, crashed, starting, return_exceptions=True)
+
+    async def _leave(self, starting: asyncio.Task[None]) -> None:
+        try:
+            async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                await self._app.stop()
+                await asyncio.wait({starting})
+        except Exception as error:  # noqa: BLE001  the failure that led here is the one to tell
+            logging.getLogger(__name__).warning("the group was not left in order: %r", error)
+
+    async def _close_workers(self, pairs: Sequence[TP], timeout_s: float | None) -> None:
+        workers = [self._workers[pair] for pair in pairs]
+        await asyncio.gather(*(worker.close(timeout_s) for worker in workers))
+        for pair, worker in zip(pairs, workers, strict=True):
+            try:
+                await worker.processor.revoked(pair.partition)
+            except Exception as error:  # noqa: BLE001  any error ends the process with its message
+                self.fail(error)
+            self._workers.pop(pair, None)
+            self._generations.pop(pair, None)
+
+
+async def run(
+    processors: Sequence[Processor], log_url: str, clock: Clock, settings: RunnerSettings, stop: asyncio.Event
+) -> None:
+    """Run `processors` until `stop` is set; see `Runner.run`."""
+    await Runner(processors, log_url, clock, settings).run(stop)
+
+
+def run_in_loop(main: Coroutine[Any, Any, None]) -> None:
+    """Run a command's coroutine to its end in uvloop's event loop, which halves Faust's cost per record."""
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+
+def _out_of_bounds(pair: TP, group: str, offset: int, bounds: Any, own_position: bool) -> str:
+    whose = "the stored position" if own_position else f"the committed offset of {group}"
+    where = f"{pair.topic}/{pair.partition}: {whose} is {offset}, the log holds [{bounds.first}, {bounds.next})"
+    if offset < bounds.first:
+        return (
+            f"{where}. What lies between was removed by retention before it was read: rebuild this state from the "
+            "log's start or from the archive, and keep the log longer than the longest outage"
+        )
+    return (
+        f"{where}. The log is not the one this state was made from: point the settings at the right log, or empty the "
+        "state and rebuild it from this one"
+    )
+
+
+def _as_ours(error: BaseException | None) -> BaseException:
+    if isinstance(error, TidemarkError):
+        return error
+    failure = Transient(
+        f"the log's client gave up: {error!r}. Check that the log answers, then start the process again"
+    )
+    failure.__cause__ = error
+    return failure

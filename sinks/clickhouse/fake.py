@@ -1,0 +1,303 @@
+"""`FakeClickHouse`: the same three protocols over dictionaries, for unit tests and the simulation.
+
+Everything here is naive on purpose: it is read against the SQL, and shares no code with it or with the fold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from schemas.analytics import (
+    USAGE_ROWS_MAX,
+    ArchivePosition,
+    ArchiveStore,
+    Conflicts,
+    ControlRow,
+    DedupDecisionRow,
+    DedupOutcome,
+    DuplicateRow,
+    EventRow,
+    HourlyRow,
+    HourlyStore,
+    RecountKey,
+    RecountRequest,
+    RelayPosition,
+    UsageQuery,
+    UsageReader,
+    UsageRow,
+    Window,
+)
+from schemas.clock import HOUR_MS
+from schemas.control import ControlKind, MeterSetRecord
+from schemas.meters import Aggregation, Meter
+from schemas.periods import Period
+from sinks.clickhouse.fake_recount import (
+    dimensions_of,
+    feeds,
+    recount_cells,
+    recount_distinct,
+    recount_rows,
+    recount_totals,
+)
+from sinks.clickhouse.reader import check_query
+from sinks.clickhouse.writer import FOLDED_KINDS, POSITION_BITS, check_times
+
+
+class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
+    """Holds rows in this process; forgets them with it. Never raises `Transient`."""
+
+    def __init__(self) -> None:
+        self.events: dict[tuple[str, str], EventRow] = {}
+        self.duplicates: dict[tuple[int, int], DuplicateRow] = {}
+        self.decisions: dict[tuple[int, int, str], DedupDecisionRow] = {}
+        self.cells: dict[RecountKey, HourlyRow] = {}
+        self.control_log: dict[tuple[int, int], ControlRow] = {}
+        self.archived: dict[int, ArchivePosition] = {}
+        self.relayed: dict[int, RelayPosition] = {}
+        self.rebuilt: int | None = 0
+
+    async def migrate(self) -> None:
+        """Nothing to migrate."""
+
+    async def insert_events(self, rows: Sequence[EventRow]) -> None:
+        """Keep the lowest position of each identity."""
+        check_times(rows)
+        for row in rows:
+            held = self.events.get((row.account, row.id))
+            if held is None or row.position <= held.position:
+                self.events[row.account, row.id] = row
+
+    async def insert_dedup_decisions(self, rows: Sequence[DedupDecisionRow]) -> None:
+        """Keep the first decision on each event."""
+        for row in rows:
+            held = self.decisions.get(row[:3])
+            if held is None or row.decision_position <= held.decision_position:
+                self.decisions[row[:3]] = row
+
+    async def first_positions(self, identities: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
+        """As `ArchiveStore` says."""
+        return {identity: self.events[identity].position for identity in identities if identity in self.events}
+
+    async def events_rebuilt(self) -> int | None:
+        """As `ArchiveStore` says."""
+        return self.rebuilt
+
+    async def insert_controls(self, rows: Sequence[ControlRow]) -> None:
+        """Keep one row per position."""
+        self.control_log.update({(row.partition, row.position): row for row in rows})
+
+    async def insert_hourly(self, rows: Sequence[HourlyRow]) -> None:
+        """Keep the highest version of each cell."""
+        for row in rows:
+            key = RecountKey(*row[:3], *row[4:7])
+            held = self.cells.get(key)
+            if held is None or row.version >= held.version:
+                self.cells[key] = row
+
+    async def insert_duplicates(self, rows: Sequence[DuplicateRow]) -> None:
+        """Keep one row per position."""
+        check_times(rows)
+        self.duplicates.update({(row.partition, row.position): row for row in rows})
+
+    async def save_position(self, position: ArchivePosition) -> None:
+        """Keep the furthest."""
+        held = self.archived.get(position.partition)
+        if held is None or position.next_offset >= held.next_offset:
+            self.archived[position.partition] = position
+
+    async def load_position(self, partition: int) -> ArchivePosition | None:
+        """The furthest position saved."""
+        return self.archived.get(partition)
+
+    async def load_controls(
+        self, partition: int, before_position: int, accounts: Collection[str] | None = None
+    ) -> Sequence[ControlRow]:
+        """As `ArchiveStore` says."""
+        folded = [row for row in await self.controls(partition, before_position) if row.kind in FOLDED_KINDS]
+        return folded if accounts is None else [row for row in folded if row.account in ("", *accounts)]
+
+    async def save_relayed(self, position: RelayPosition) -> None:
+        """Keep the furthest."""
+        held = self.relayed.get(position.partition)
+        if held is None or position.next_offset >= held.next_offset:
+            self.relayed[position.partition] = position
+
+    async def load_relayed(self) -> Mapping[int, RelayPosition]:
+        """The furthest position saved of each partition."""
+        return dict(self.relayed)
+
+    async def latest_generation(self) -> int:
+        """The highest generation among the versions of cells; 0 where there are none."""
+        return max((row.version for row in self.cells.values()), default=0) >> POSITION_BITS
+
+    async def generation_since(self, partition: int, bucket_ms: int) -> int:
+        """The highest generation among the versions of a partition's cells of buckets from `bucket_ms` on, or 0."""
+        versions = (
+            row.version
+            for row in self.cells.values()
+            if row.partition == partition and row.arrival_bucket_ms >= bucket_ms
+        )
+        return max(versions, default=0) >> POSITION_BITS
+
+    async def usage(
+        self, query: UsageQuery, aggregation: Aggregation, rows_max: int = USAGE_ROWS_MAX
+    ) -> Sequence[UsageRow]:
+        """As `UsageReader` says; `unique` over the events."""
+        check_query(query)
+        if aggregation is Aggregation.UNIQUE:
+            return self._usage_unique(query)[: rows_max + 1]
+        grouped: dict[tuple[int | None, tuple[str, ...]], list[HourlyRow]] = {}
+        for row in self.cells.values():
+            if row.meter == query.meter and _asked(query, row.account, row.hour_ms) and not _emptied(row):
+                groups = _groups(query, row.account, dimensions_of(row.dimensions))
+                grouped.setdefault((window_start_ms(query, row.hour_ms), groups), []).append(row)
+        return _answer(query, {key: _merged(rows, aggregation) for key, rows in grouped.items()})[: rows_max + 1]
+
+    def _usage_unique(self, query: UsageQuery) -> Sequence[UsageRow]:
+        grouped: dict[tuple[int | None, tuple[str, ...]], set[tuple[str, str]]] = {}
+        for arrived, event in self._counted():
+            meter = self._meter_at(query.meter, event.partition, event.position)
+            if self._meter_at(query.meter, event.partition, arrived) is None:
+                continue
+            hour_ms = event.time_us // 1000 // HOUR_MS * HOUR_MS
+            if meter is None or not _asked(query, event.account, hour_ms):
+                continue
+            feed = feeds(event, meter)
+            if feed is not None:
+                key = (window_start_ms(query, hour_ms), _groups(query, event.account, dimensions_of(feed.dimensions)))
+                grouped.setdefault(key, set()).add((event.account, feed.text))
+        return _answer(query, {key: len(values) for key, values in grouped.items()})
+
+    def _meter_at(self, slug: str, partition: int, position: int) -> Meter | None:
+        meter_sets = [
+            row
+            for row in self.control_log.values()
+            if row.kind == ControlKind.METER_SET and row.partition == partition and row.position < position
+        ]
+        if not meter_sets:
+            return None
+        latest = max(meter_sets, key=lambda row: row.position)
+        return MeterSetRecord.model_validate_json(latest.value).meter_set.meter(slug)
+
+    async def recount_cells(self, request: RecountRequest) -> Mapping[RecountKey, int]:
+        """As `UsageReader` says, in plain Python."""
+        return recount_cells(self._counted(), request)
+
+    async def recount_rows(self, request: RecountRequest, generation: int) -> Sequence[HourlyRow]:
+        """As `RowRecounts` says, in plain Python."""
+        return recount_rows(self._counted(), request, generation)
+
+    async def recount_distinct(self, request: RecountRequest) -> Mapping[tuple[str, str, int], frozenset[str]]:
+        """As `RowRecounts` says, in plain Python."""
+        return recount_distinct(self._counted(), request)
+
+    async def archived_accounts(self, partition: int, from_account: str, count_max: int) -> Sequence[str]:
+        """As `RowRecounts` says."""
+        held = {row.account.encode() for row in self.events.values() if row.partition == partition}
+        return [each.decode() for each in sorted(held) if each >= from_account.encode()][:count_max]
+
+    async def first_archived(self, partition: int) -> tuple[int, int] | None:
+        """As `RowRecounts` says."""
+        rows = [row for row in self.events.values() if row.partition == partition]
+        return (min(row.position for row in rows), min(row.stream_time_ms for row in rows)) if rows else None
+
+    async def recount_totals(
+        self, request: RecountRequest, before_ms: int | None = None
+    ) -> Mapping[tuple[str, str, Period], int]:
+        """As `UsageReader` says, in plain Python."""
+        counted = [each for each in self._counted() if before_ms is None or each[1].stream_time_ms < before_ms]
+        return recount_totals(counted, request)
+
+    def _counted(self) -> Iterable[tuple[int, EventRow]]:
+        """(where it arrived, the event as it counts): a deferred one stands where its decision does."""
+        for event in self.events.values():
+            decision = self.decisions.get((event.partition, event.position, event.account))
+            if not event.deferred:
+                yield event.position, event
+            elif decision is not None and decision.outcome is DedupOutcome.COUNTED:
+                moved = event._replace(position=decision.decision_position, stream_time_ms=decision.stream_time_ms)
+                yield event.position, moved
+
+    async def hourly_cells(self, partition: int) -> Mapping[RecountKey, int]:
+        """As `UsageReader` says."""
+        return {
+            key: row.value_minor for key, row in self.cells.items() if row.partition == partition and not _emptied(row)
+        }
+
+    async def conflicts(self, rows_max: int) -> Conflicts:
+        """As `UsageReader` says."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for row in self.duplicates.values():
+            first = self.events.get((row.account, row.id))
+            if first is not None and (first.type, first.data) != (row.type, row.data):
+                counts[row.account, row.id] += 1
+        rows = [(account, event_id, count) for (account, event_id), count in sorted(counts.items())]
+        return Conflicts(rows[:rows_max], len(rows))
+
+    async def controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
+        """As `UsageReader` says."""
+        rows = [
+            row
+            for (held_partition, at), row in self.control_log.items()
+            if held_partition == partition and at < before_position and row.kind != ControlKind.TICK
+        ]
+        return sorted(rows, key=lambda row: row.position)
+
+    async def archived_events(self, partition: int, before_position: int) -> int:
+        """How many events of a partition count below a position: each identity once, at its first arrival, or where
+        that was deferred at its decision."""
+        rows = (row for _, row in self._counted())
+        return sum(row.partition == partition and row.position < before_position for row in rows)
+
+    async def archive_positions(self) -> Mapping[int, ArchivePosition]:
+        """As `UsageReader` says."""
+        return dict(self.archived)
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+
+def _emptied(row: HourlyRow) -> bool:
+    """Whether a restatement took all usage out of the cell."""
+    return row.period_end_ms == row.period_start_ms
+
+
+def _asked(query: UsageQuery, account: str, hour_ms: int) -> bool:
+    return query.account in (None, account) and query.from_ms <= hour_ms < query.to_ms
+
+
+def _groups(query: UsageQuery, account: str, dimensions: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(account if name == "account" else dimensions.get(name, "") for name in query.group_by)
+
+
+def _merged(rows: Sequence[HourlyRow], aggregation: Aggregation) -> int:
+    if aggregation is Aggregation.MAX:
+        return max(row.value_minor for row in rows)
+    if aggregation is Aggregation.LATEST:
+        return max(rows, key=lambda row: (row.latest_time_us, row.latest_position, row.account)).value_minor
+    return sum(row.value_minor for row in rows)
+
+
+def _answer(query: UsageQuery, values: Mapping[tuple[int | None, tuple[str, ...]], int]) -> list[UsageRow]:
+    ordered = sorted(values.items(), key=lambda each: (each[0][0] or 0, each[0][1]))
+    return [
+        UsageRow(start_ms, dict(zip(query.group_by, groups, strict=True)), value)
+        for (start_ms, groups), value in ordered
+    ]
+
+
+def window_start_ms(query: UsageQuery, hour_ms: int) -> int | None:
+    """Where the asked window that holds an hour begins; the first instant of the local day or month."""
+    if query.window is None:
+        return None
+    if query.window is Window.HOUR:
+        return hour_ms
+    zone = ZoneInfo(query.time_zone)
+    local = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=hour_ms)).astimezone(zone)
+    start = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
+    if query.window is Window.MONTH:
+        start = start.replace(day=1)
+    return round(start.timestamp() * 1000)

@@ -1,0 +1,235 @@
+"""The recount in plain Python, for the fake: one event at a time, with the standard library's own arithmetic."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal, localcontext
+from typing import Any, NamedTuple
+
+import msgspec
+
+from schemas.analytics import EventRow, HourlyRow, RecountKey, RecountRequest
+from schemas.clock import HOUR_MS
+from schemas.errors import InvalidInput, OperatorNeeded
+from schemas.meters import Aggregation, FilterOperator, Meter
+from schemas.periods import Period
+
+
+class Feed(NamedTuple):
+    """What an event gives to one meter."""
+
+    minor: int
+    text: str
+    dimensions: str
+
+
+class _Counted(NamedTuple):
+    event: EventRow
+    meter: Meter
+    period: Period
+    feed: Feed
+
+
+# Where an event arrived, and the event with the position and stream time at which it counts.
+Counting = tuple[int, EventRow]
+
+
+def recount_cells(events: Iterable[Counting], request: RecountRequest) -> dict[RecountKey, int]:
+    """Value per cell."""
+    cells, first = _cells(events, request)
+    return {
+        key: sum((each.meter.slug, each.event.position) in first for each in counted)
+        if counted[0].meter.aggregation is Aggregation.UNIQUE
+        else _merged(counted)
+        for key, counted in cells.items()
+    }
+
+
+def recount_rows(events: Iterable[Counting], request: RecountRequest, generation: int) -> list[HourlyRow]:
+    """The cells as rows of `usage_hourly`, by account."""
+    cells, first = _cells(events, request)
+    rows = []
+    for key, every in cells.items():
+        meter = every[0].meter
+        counted = every
+        if meter.aggregation is Aggregation.UNIQUE:
+            counted = [each for each in every if (meter.slug, each.event.position) in first]
+        if not counted:
+            continue
+        value, latest = len(counted), (0, 0)
+        if meter.aggregation is not Aggregation.UNIQUE:
+            value = _merged(counted)
+        if meter.aggregation is Aggregation.LATEST:
+            latest = max((each.event.time_us, each.event.position) for each in counted)
+        last = max(counted, key=lambda each: each.event.position)
+        rows.append(
+            HourlyRow(
+                key.account, key.meter, key.period_start_ms, last.period.end_ms, key.hour_ms, key.dimensions,
+                key.arrival_bucket_ms, meter.aggregation, meter.scale, value, *latest, request.partition,
+                generation << 56 | last.event.position,
+            )
+        )  # fmt: skip
+    return sorted(rows, key=lambda row: row.account.encode())
+
+
+def _cells(
+    events: Iterable[Counting], request: RecountRequest
+) -> tuple[dict[RecountKey, list[_Counted]], set[tuple[str, int]]]:
+    """The events of each cell, and (meter, position) of those that bring a distinct value for the first time."""
+    cells: dict[RecountKey, list[_Counted]] = {}
+    seen: dict[tuple[str, str, Period], set[str]] = {}
+    first: set[tuple[str, int]] = set()
+    for each in _counted(events, request):
+        values = seen.setdefault((each.event.account, each.meter.slug, each.period), set())
+        if each.feed.text not in values:
+            values.add(each.feed.text)
+            first.add((each.meter.slug, each.event.position))
+        key = RecountKey(
+            each.event.account,
+            each.meter.slug,
+            each.period.start_ms,
+            each.event.time_us // 1000 // HOUR_MS * HOUR_MS,
+            each.feed.dimensions,
+            each.event.stream_time_ms // HOUR_MS * HOUR_MS,
+        )
+        cells.setdefault(key, []).append(each)
+    return cells, first
+
+
+def recount_totals(events: Iterable[Counting], request: RecountRequest) -> dict[tuple[str, str, Period], int]:
+    """Total per account, meter and period."""
+    totals: dict[tuple[str, str, Period], list[_Counted]] = {}
+    for each in _counted(events, request):
+        totals.setdefault((each.event.account, each.meter.slug, each.period), []).append(each)
+    return {
+        key: len({each.feed.text for each in counted})
+        if counted[0].meter.aggregation is Aggregation.UNIQUE
+        else _merged(counted)
+        for key, counted in totals.items()
+    }
+
+
+def recount_distinct(events: Iterable[Counting], request: RecountRequest) -> dict[tuple[str, str, int], frozenset[str]]:
+    """The distinct values per account, `unique` meter and period."""
+    values: dict[tuple[str, str, int], set[str]] = {}
+    for each in _counted(events, request):
+        if each.meter.aggregation is Aggregation.UNIQUE:
+            key = (each.event.account, each.meter.slug, each.period.start_ms)
+            values.setdefault(key, set()).add(each.feed.text)
+    return {key: frozenset(held) for key, held in values.items()}
+
+
+def _merged(counted: Sequence[_Counted]) -> int:
+    aggregation = counted[0].meter.aggregation
+    if aggregation is Aggregation.MAX:
+        return max(each.feed.minor for each in counted)
+    if aggregation is Aggregation.LATEST:
+        return max(counted, key=lambda each: (each.event.time_us, each.event.position)).feed.minor
+    return sum(each.feed.minor for each in counted)
+
+
+def _counted(events: Iterable[Counting], request: RecountRequest) -> list[_Counted]:
+    found = []
+    for arrived, event in sorted(events, key=lambda each: each[1].position):
+        if event.partition != request.partition or event.position >= request.before_position:
+            continue
+        if request.accounts is not None and event.account not in request.accounts:
+            continue
+        for span in request.meters:
+            if _in_force(request, span.meter, arrived) and span.from_position <= event.position < span.before_position:
+                feed = feeds(event, span.meter)
+                if feed is not None:
+                    found.append(_Counted(event, span.meter, _period(event, request), feed))
+    return found
+
+
+def _in_force(request: RecountRequest, meter: Meter, at: int) -> bool:
+    spans = [span for span in request.meters if span.meter.slug == meter.slug]
+    return any(span.from_position <= at < span.before_position for span in spans)
+
+
+def _period(event: EventRow, request: RecountRequest) -> Period:
+    """The period that counts the event: its own, or where that is closed the first open one from the stream time on."""
+    if not request.graces:
+        raise InvalidInput("graces", "name the grace in force, at least (0, grace_ms)")
+    grace_ms = request.graces[0][1]
+    for at, each_ms in request.graces:
+        if at <= event.position:
+            grace_ms = each_ms
+    boundaries = request.boundaries.get(event.account, ())
+    closed = {start_ms for start_ms, at in request.closings.get(event.account, ()) if at < event.position}
+    period = _containing(event.time_us // 1000, boundaries)
+    if period.end_ms + grace_ms > event.stream_time_ms and period.start_ms not in closed:
+        return period
+    period = _containing(event.stream_time_ms, boundaries)
+    while period.start_ms in closed:
+        period = _containing(period.end_ms, boundaries)
+    return period
+
+
+def _containing(instant_ms: int, boundaries: Sequence[Period]) -> Period:
+    if not boundaries or instant_ms < boundaries[0].start_ms:
+        moment = datetime.fromtimestamp(instant_ms // 1000, UTC)
+        start = datetime(moment.year, moment.month, 1, tzinfo=UTC)
+        months = moment.year * 12 + moment.month
+        end = datetime(months // 12, months % 12 + 1, 1, tzinfo=UTC)
+        return Period(int(start.timestamp()) * 1000, int(end.timestamp()) * 1000)
+    for period in boundaries:
+        if period.start_ms <= instant_ms < period.end_ms:
+            return period
+    raise OperatorNeeded("the boundaries do not reach an event or its stream time: widen them")
+
+
+def feeds(event: EventRow, meter: Meter) -> Feed | None:
+    """What the event gives to the meter, or None where the meter does not want it.
+
+    Raises `OperatorNeeded` where the quantity is not exact: such an event is never archived.
+    """
+    if event.type != meter.event_type:
+        return None
+    data = json.loads(event.data, parse_float=Decimal)
+    for condition in meter.filters:
+        equal = text_of_path(data, condition.path) in condition.values
+        if equal is not (condition.operator in (FilterOperator.EQUAL, FilterOperator.IN)):
+            return None
+    values = {name: text_of_path(data, path) or "" for name, path in sorted(meter.dimensions.items())}
+    dimensions = msgspec.json.encode(values).decode()
+    if meter.value_path is None:
+        return Feed(1, "", dimensions)
+    if meter.aggregation is Aggregation.UNIQUE:
+        return Feed(0, text_of_path(data, meter.value_path) or "", dimensions)
+    return Feed(_minor(_at(data, meter.value_path), meter.scale), "", dimensions)
+
+
+def _minor(value: Any, scale: int) -> int:
+    with localcontext() as context:
+        context.prec = 10_000
+        exact = Decimal(value) * 10**scale
+        if exact != exact.to_integral_value():
+            raise OperatorNeeded("usage_events holds a quantity with more digits than its scale")
+        return int(exact)
+
+
+def text_of_path(data: Any, path: str) -> str | None:
+    """The scalar at a path as text; None where it has none."""
+    value = _at(data, path)
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value) if -(10**255) < value < 10**256 else None
+    return value if isinstance(value, str) and len(value) <= 256 else None
+
+
+def _at(data: Any, path: str) -> Any:
+    for key in path.split(".")[1:]:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
+
+
+def dimensions_of(text: str) -> Mapping[str, str]:
+    """The dimensions of a cell by name."""
+    return {str(name): str(value) for name, value in json.loads(text).items()}

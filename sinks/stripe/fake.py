@@ -1,0 +1,199 @@
+"""The in-memory fake of Stripe's meters: the same answers without HTTP, on a clock that is passed in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+
+from schemas.clock import DAY_MS, SECOND_MS, Clock
+from schemas.errors import InvalidInput, Refused, Transient
+from schemas.reports import MeterEvent, MeterSummary, SendResult, SendStatus
+from schemas.sink import Rejection
+from sinks.stripe.errors import DUPLICATE_PREFIX, Answer, classify
+from sinks.stripe.meter_events import FUTURE_MAX_MS, PAST_MAX_MS
+
+IDENTIFIER_WINDOW_MS = DAY_MS
+
+
+class FakeFault(StrEnum):
+    """What befalls one call. `LOST_ANSWER`: taken, and no answer; `NO_ANSWER`: not taken, and no answer."""
+
+    LOST_ANSWER = "lost_answer"
+    NO_ANSWER = "no_answer"
+    SERVER_ERROR = "server_error"
+    SERVER_ERROR_AFTER_COMMIT = "server_error_after_commit"
+    RATE_LIMITED = "rate_limited"
+    CONFLICT = "conflict"
+    UNAUTHORIZED = "unauthorized"
+    BAD_REQUEST = "bad_request"
+    REJECTED = "rejected"
+
+
+FaultHook = Callable[[MeterEvent], FakeFault | None]
+
+
+@dataclass(slots=True)
+class HeldEvent:
+    """A meter event as this Stripe holds it. `code` is set once it is rejected."""
+
+    event: MeterEvent
+    received_ms: int
+    code: str = ""
+
+
+@dataclass(slots=True)
+class FakeStripe:
+    """`StripeMeters` and `StripeRejections` in memory; what it holds is bounded by what the test sends.
+
+    `lag_ms`: from receipt until an event shows in summaries. `fault` is asked before each send, `read_fault`
+    (the name of the call) before each read. `conflicts` counts sends that overlapped on one queue.
+    """
+
+    clock: Clock
+    livemode: bool = False
+    account: str = "acct_memory"
+    lag_ms: int = 0
+    fault: FaultHook = field(default=lambda _event: None)
+    read_fault: Callable[[str], bool] = field(default=lambda _call: False)
+    events: list[HeldEvent] = field(default_factory=list)
+    sends: list[MeterEvent] = field(default_factory=list)
+    conflicts: int = 0
+    key_is_valid: bool = True
+    _customers: set[str] = field(default_factory=set)
+    _meters: dict[str, bool] = field(default_factory=dict)
+    _identifiers: dict[str, int] = field(default_factory=dict)
+    _running: set[tuple[str, str]] = field(default_factory=set)
+
+    def add_customer(self, identifier: str) -> None:
+        """Make a customer known."""
+        self._customers.add(identifier)
+
+    def deactivate_meter(self, event_name: str) -> None:
+        """From now on no event of it is taken."""
+        self._meters[event_name] = False
+
+    def inject(self, event: MeterEvent) -> None:
+        """An event that nobody sent, whatever its identifier: visible as if it were sent now."""
+        self.events.append(HeldEvent(event, self.clock.now_ms()))
+
+    async def identity(self) -> tuple[bool, str]:
+        """(livemode, account id)."""
+        self._check_read("identity")
+        return self.livemode, self.account
+
+    async def ensure_meter(self, event_name: str, display_name: str) -> str:
+        """The id of the meter, created if it is missing."""
+        self._check_read(f"ensure_meter {display_name}")
+        self._meters.setdefault(event_name, True)
+        return f"mtr_{event_name}"
+
+    async def send(self, event: MeterEvent) -> SendResult:
+        """Take one meter event as Stripe would. Yields once in the middle, so that overlaps show."""
+        self.sends.append(event)
+        fault = self.fault(event)
+        if not self.key_is_valid or fault is FakeFault.UNAUTHORIZED:
+            return classify(Answer(401, "Invalid API Key provided"))
+        queue = (event.event_name, event.stripe_customer)
+        if queue in self._running:
+            self.conflicts += 1
+            return classify(Answer(409, "overlapping calls", "too_many_concurrent_requests"))
+        self._running.add(queue)
+        try:
+            await asyncio.sleep(0)
+            answer = self._before(fault) or self._take(event, fault)
+        finally:
+            self._running.discard(queue)
+        if fault in (FakeFault.LOST_ANSWER, FakeFault.SERVER_ERROR_AFTER_COMMIT):
+            status = 0 if fault is FakeFault.LOST_ANSWER else 500
+            answer = Answer(status, "the answer was lost")
+        return classify(answer) if answer.status != 200 else SendResult(SendStatus.ACCEPTED)
+
+    async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
+        """The sum of what is validated and older than the lag, through a double as at Stripe. Yields once."""
+        self._check_read("summary")
+        if start_s % 60 or end_s % 60 or start_s >= end_s:
+            raise InvalidInput("start_time", "must be aligned with minute boundaries")
+        await asyncio.sleep(0)
+        if event_name not in self._meters or stripe_customer not in self._customers:
+            return MeterSummary("0", 0)
+        visible_ms = self.clock.now_ms() - self.lag_ms
+        total = Decimal(0)
+        for held in self.events:
+            event = held.event
+            inside = start_s <= event.timestamp_s < end_s and held.received_ms <= visible_ms
+            if inside and (event.event_name, event.stripe_customer) == (event_name, stripe_customer):
+                total += Decimal(event.value) if not self._judge(held) else 0
+        return MeterSummary(format(Decimal(repr(float(total))), "f"), 1)
+
+    async def rejections(self, since_ms: int) -> Sequence[Rejection]:
+        """One report per rejected event."""
+        self._check_read("rejections")
+        visible_ms = self.clock.now_ms() - self.lag_ms
+        return [
+            Rejection(
+                report=f"evt_{index}",
+                event_name=held.event.event_name,
+                code=self._judge(held),
+                errors=1,
+                identifiers=(held.event.identifier,),
+                window_start_ms=held.received_ms,
+                window_end_ms=held.received_ms + 1,
+            )
+            for index, held in enumerate(self.events)
+            if since_ms <= held.received_ms <= visible_ms and self._judge(held)
+        ]
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+    def accepted(self) -> list[HeldEvent]:
+        """What counts at this Stripe in the end, whatever the lag."""
+        return [held for held in self.events if not self._judge(held)]
+
+    def _check_read(self, call: str) -> None:
+        if not self.key_is_valid:
+            raise Refused("the key is invalid")
+        if self.read_fault(call):
+            raise Transient(f"no answer to {call}")
+
+    def _before(self, fault: FakeFault | None) -> Answer | None:
+        match fault:
+            case FakeFault.NO_ANSWER:
+                return Answer(0, "no answer")
+            case FakeFault.SERVER_ERROR:
+                return Answer(500, "An unknown error occurred")
+            case FakeFault.RATE_LIMITED:
+                return Answer(429, "Request rate limit exceeded", "rate_limit")
+            case FakeFault.CONFLICT:
+                return Answer(409, "conflict", "too_many_concurrent_requests")
+            case FakeFault.BAD_REQUEST:
+                return Answer(400, "Invalid request", "parameter_invalid")
+            case _:
+                return None
+
+    def _take(self, event: MeterEvent, fault: FakeFault | None) -> Answer:
+        now_ms = self.clock.now_ms()
+        at_ms = event.timestamp_s * SECOND_MS
+        if not now_ms - PAST_MAX_MS <= at_ms <= now_ms + FUTURE_MAX_MS:
+            return Answer(400, "the timestamp is out of bounds", "timestamp_out_of_bounds")
+        if not self._meters.get(event.event_name, False):
+            return Answer(400, f"No active meter found for event name {event.event_name}.")
+        received_ms = self._identifiers.get(event.identifier)
+        if received_ms is not None and received_ms > now_ms - IDENTIFIER_WINDOW_MS:
+            return Answer(400, f"{DUPLICATE_PREFIX} {event.identifier}.")
+        self._identifiers[event.identifier] = now_ms
+        self.events.append(HeldEvent(event, now_ms, "rejected" if fault is FakeFault.REJECTED else ""))
+        return Answer(200)
+
+    def _judge(self, held: HeldEvent) -> str:
+        if held.code:
+            return held.code
+        if held.event.stripe_customer not in self._customers:
+            return "meter_event_customer_not_found"
+        try:
+            return "" if Decimal(held.event.value).is_finite() else "meter_event_invalid_value"
+        except InvalidOperation:
+            return "meter_event_invalid_value"

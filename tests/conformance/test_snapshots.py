@@ -1,0 +1,265 @@
+"""State copied out and in, and where the copies are kept: the fakes and the real services promise the same."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from pipeline.local.valkey import LocalValkey
+from schemas.errors import Fenced
+from schemas.periods import AccountState
+from schemas.rebuild import GenerationStore
+from schemas.rollup import (
+    BucketField,
+    Changes,
+    Checkpoint,
+    Deferred,
+    DirtyCell,
+    Duplicate,
+    MarkKey,
+    RankingKey,
+    ReadRequest,
+    RollupStore,
+    TotalKey,
+    UniqueKey,
+)
+from schemas.snapshots import Snapshot, SnapshotStore
+from sinks.clickhouse.fake_snapshots import FakeSnapshots
+from sinks.clickhouse.snapshots import ClickHouseSnapshots
+from sinks.redis import snapshots
+from sinks.redis.client import Command, Connection
+from sinks.redis.fake import FakeRollupStore
+from sinks.redis.snapshots import CHUNK_CHARACTERS
+from sinks.redis.writer import RedisRollupStore
+from tests.conformance.rollup_states import checkpoint
+
+NAMES = ["acme", "ä ö", "a:b*c?[d]\\", "\U0001f600", 'quo"te']
+HOUR = 3_600_000
+DEFERRED = Deferred(9 << 16, 5, "acme", "p", "t", "s", 1, '{"id":"p"}', False, (("tokens", 1, "", "{}"),))
+
+
+@pytest.fixture
+def store(rollup_store: RollupStore) -> GenerationStore:
+    """An empty store: the fake, then the service."""
+    assert isinstance(rollup_store, FakeRollupStore | RedisRollupStore)
+    return rollup_store
+
+
+@pytest.fixture(params=["fake", "service"])
+def kept(request: pytest.FixtureRequest) -> SnapshotStore:
+    if request.param == "fake":
+        return FakeSnapshots()
+    return ClickHouseSnapshots(request.getfixturevalue("clickhouse"))
+
+
+def at(next_offset: int, generation: int) -> Checkpoint:
+    return msgspec.structs.replace(checkpoint(next_offset), generation=generation)
+
+
+def everything(many: int) -> Changes:
+    """One of each kind of state, and enough of some to fill several chunks."""
+    cells = {
+        BucketField(HOUR * (number % 2), f"cell {number} {name}"): f"{number}" for number, name in enumerate(NAMES)
+    }
+    return Changes(
+        checkpoint=at(5, 1),
+        marks={MarkKey(0, 1): list(range(many)), MarkKey(0, 2): [-(1 << 63), (1 << 63) - 1]},
+        totals={TotalKey(name, 0): {"tokens": str(10**30), "last": "1:2:3"} for name in NAMES},
+        rankings={RankingKey("tokens", 0): {name: 7 + number for number, name in enumerate(NAMES)}},
+        cells=cells,
+        dirty={key: 1 << 56 | number for number, key in enumerate(cells)},
+        reports={BucketField(0, f"report {name}"): "1:2:3:4:e" for name in NAMES},
+        uniques={UniqueKey("acme", "users", 0): [1, 2, 3]},
+        accounts={name: AccountState() for name in NAMES},
+        duplicates=[Duplicate(number, "acme", "d", "t", "s", 1, "{}", 2) for number in range(many // 2)],
+        deferred=[DEFERRED],
+    )
+
+
+async def filled(store: GenerationStore, many: int = 12_000) -> tuple[Checkpoint, list[str]]:
+    """A live state, and its copy."""
+    await store.create_checkpoint(0, at(0, 1))
+    await store.commit(0, at(0, 1), everything(many))
+    return at(5, 1), [chunk async for chunk in store.snapshot(0, at(5, 1))]
+
+
+async def seen(store: GenerationStore, generation: int) -> tuple[object, ...]:
+    """All that the store says of everything."""
+    changes = everything(12_000)
+    request = ReadRequest(
+        marks=changes.marks, totals=list(changes.totals), cells=list(changes.cells), reports=list(changes.reports),
+        uniques=changes.uniques, accounts=NAMES, deferred=[DEFERRED.position],
+    )  # fmt: skip
+    return (
+        await store.read(0, at(5, generation), request),
+        sorted((await store.dirty(0, 100))[1]),
+        await store.duplicates(0, 100_000),
+        (await store.report_buckets(0))[1],
+        (await store.deferred(0, 10))[1],
+        (await store.waiting(0, "acme"))[1],
+        await store.ranking(0, RankingKey("tokens", 0), 10),
+        sorted((await store.total_keys(0, 0, 1_000))[1]),
+    )
+
+
+async def test_state_that_was_copied_into_another_generation_is_the_same(store: GenerationStore) -> None:
+    live, chunks = await filled(store)
+    before = await seen(store, 1)
+    await store.begin_rebuild(2)
+    built = store.built(2)
+    await built.begin_restore(0, "one")
+    for chunk in chunks:
+        await built.take_in(0, "one", [chunk])
+    await built.take_in(0, "one", chunks)
+    assert await built.load_checkpoint(0) is None
+    await built.end_restore(0, "one", at(5, 2))
+    await built.close()
+
+    assert await seen(store, 1) == before
+    assert await store.swap(0, live, at(5, 2))
+    assert await seen(store, 2) == before
+
+
+async def test_state_that_is_taken_in_by_many_steps_is_the_same(
+    store: GenerationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As chunks of any size are: what one step holds is bounded."""
+    monkeypatch.setattr(snapshots, "BYTES_AT_ONCE", 1_000)
+
+    await test_state_that_was_copied_into_another_generation_is_the_same(store)
+
+
+async def test_copy_of_a_state_that_moved_is_refused(store: GenerationStore) -> None:
+    """At its start or in the middle: half of one state and half of another is none."""
+    live, _ = await filled(store)
+    with pytest.raises(Fenced):
+        [_ async for _ in store.snapshot(0, at(4, 1))]
+
+    walk = store.snapshot(0, live)
+    assert await anext(walk)
+    await store.commit(0, live, Changes(checkpoint=at(6, 1)))
+    with pytest.raises(Fenced):
+        [_ async for _ in walk]
+
+
+async def test_restore_that_was_cut_short_is_begun_anew_and_its_owner_is_fenced(store: GenerationStore) -> None:
+    """What the first one took in is gone, and it can neither add to the second nor finish it."""
+    _, chunks = await filled(store)
+    built = store.built(2)
+    await built.begin_restore(0, "one")
+    await built.take_in(0, "one", chunks)
+    await built.begin_restore(0, "two")
+    with pytest.raises(Fenced):
+        await built.take_in(0, "one", chunks)
+    with pytest.raises(Fenced):
+        await built.end_restore(0, "one", at(5, 2))
+    await built.end_restore(0, "two", at(5, 2))
+
+    assert (await built.dirty(0, 100)) == (at(5, 2), [])
+    assert (await built.total_keys(0, 0, 100))[1] == []
+    with pytest.raises(Fenced):
+        await built.begin_restore(0, "three")
+    with pytest.raises(Fenced):
+        await built.take_in(0, "two", chunks)
+    await built.close()
+    assert len((await store.dirty(0, 100))[1]) == len(NAMES)
+
+
+async def test_store_of_ones_own_is_forgotten_whole(store: GenerationStore) -> None:
+    await filled(store, 10)
+    await store.forget(0)
+    await store.forget(0)
+
+    assert await store.load_checkpoint(0) is None
+    assert (await store.total_keys(0, 0, 100))[1] == []
+
+
+async def test_only_complete_snapshots_are_seen_and_only_kept_ones_stay(kept: SnapshotStore) -> None:
+    """Newest first; what is below the newest and not kept goes, complete or not; what is above it is being written."""
+    made = [Snapshot(3, offset, f"n'{offset}", "log", offset * 10, 3, "{}") for offset in (5, 15, 25, 35)]
+    for each in made[:3]:
+        await kept.insert_chunks(each, 0, ["a", 'b"\n'])
+        await kept.insert_chunks(each, 2, ["\U0001f600"])
+        await kept.complete(each)
+    lacking = Snapshot(3, 20, "lacking", "log", 200, 2, "{}")
+    await kept.insert_chunks(lacking, 0, ["a"])
+    await kept.complete(lacking)
+    await kept.insert_chunks(made[3], 0, ["a"])
+    await kept.insert_chunks(made[0]._replace(partition=4), 0, ["other"])
+
+    assert list(await kept.snapshots(3)) == [made[2], made[1], made[0]]
+    assert list(await kept.chunks(made[1], 0, 2)) == ["a", 'b"\n']
+    assert list(await kept.chunks(made[1], 2, 2)) == ["\U0001f600"]
+    assert list(await kept.chunks(made[1], 3, 2)) == []
+    assert list(await kept.snapshots(4)) == []
+
+    await kept.keep(3, made[1:3])
+    assert list(await kept.snapshots(3)) == [made[2], made[1]]
+    assert list(await kept.chunks(lacking, 0, 9)) == []
+    assert list(await kept.chunks(made[3], 0, 9)) == ["a"]
+    assert list(await kept.chunks(made[0]._replace(partition=4), 0, 9)) == ["other"]
+
+
+# What only the real server can show
+
+
+async def test_every_key_of_the_state_is_in_the_copy(valkey: LocalValkey) -> None:
+    """Also those that relays took away in the middle: what is left of a dropped bucket is dropped again."""
+    store = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    _, chunks = await filled(store)
+    keys = store.keys(0)
+    built = store.built(2)
+    await built.begin_restore(0, "one")
+    await built.take_in(0, "one", chunks)
+    there = built.keys(0)
+    await asyncio.to_thread(store.server.run, [("UNLINK", there.cells(0))])
+    await built.end_restore(0, "one", at(5, 2))
+
+    (names,) = await asyncio.to_thread(store.server.run, [("KEYS", f"{store.namespace}:*")])
+    live = {name.removeprefix(keys.prefix) for name in names if not name.startswith(there.prefix)}
+    copied = {name.removeprefix(there.prefix) for name in names if name.startswith(there.prefix)}
+    assert live - copied == {"cells:0", "dirty:0"}
+    assert copied <= live
+    _, dirty = await built.dirty(0, 100)
+    assert {cell.key.bucket_ms for cell in dirty} == {HOUR}
+    assert all(isinstance(cell, DirtyCell) for cell in dirty)
+    await built.close()
+    await store.close()
+
+
+async def test_no_chunk_is_larger_than_promised(valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets of integers answer whole, and many of them stand on one page of keys; some items are whole events."""
+    store = RedisRollupStore(valkey.url, namespace=uuid.uuid4().hex)
+    large = 3 * CHUNK_CHARACTERS
+    await store.create_checkpoint(0, at(0, 1))
+    state = Changes(
+        checkpoint=at(5, 1),
+        marks={MarkKey(0, bucket): range(bucket << 32, (bucket << 32) + 16_384) for bucket in range(30)},
+        uniques={UniqueKey("acme", "users", 0): range(70_000)},
+        totals={TotalKey(f"account {number}", 0): {"tokens": "7"} for number in range(2_000)},
+        duplicates=[Duplicate(number, "acme", "d", "t", "s", 1, "x" * 1_000, 2) for number in range(1_000)]
+        + [Duplicate(5_000, "acme", "d", "t", "s", 1, "x" * large, 2)],
+    )
+    await store.commit(0, at(0, 1), state)
+    read: list[int] = []
+    run = Connection.run
+
+    def counting(connection: Connection, commands: Sequence[Command]) -> list[object]:
+        answers = run(connection, commands)
+        if commands[0][0] in ("SSCAN", "HSCAN", "ZSCAN"):
+            read.append(sum(len(items) for _, items in answers))
+        return answers
+
+    monkeypatch.setattr(Connection, "run", counting)
+    sizes = [len(chunk) async for chunk in store.snapshot(0, at(5, 1))]
+    await store.close()
+
+    assert len(sizes) > 50
+    # The quotes in the duplicates are escaped, which is not counted.
+    assert [size for size in sorted(sizes)[:-1] if size > CHUNK_CHARACTERS * 11 // 10] == []
+    assert max(sizes) < large + CHUNK_CHARACTERS
+    assert max(read) <= 16_384, "one such set at a time"

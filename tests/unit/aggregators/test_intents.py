@@ -1,0 +1,124 @@
+"""Intents are deterministic: a rebuild, a second relay and a retry all name the same thing (I10, I12)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from aggregators.codec import ReportKey, ReportValue, report_field, report_text
+from aggregators.intents import intent_of
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.periods import AccountState, Binding
+from schemas.reports import Intent
+from schemas.rollup import Checkpoint, Counters
+
+CHECKPOINT = Checkpoint(
+    log_id="log", partitions=2, livemode=False, stripe_account="acct_1", generation=1, next_offset=5, stream_time_ms=9,
+    secret_fingerprint="f", meter_set=None, counters=Counters(), slices=(),
+)  # fmt: skip
+NOTHING = AccountState()
+PARTS: dict[str, Any] = {
+    "account": "acme", "meter": "tokens", "period_start_ms": 0, "bucket_ms": HOUR_MS, "base": 7, "current": 10,
+    "period_end_ms": 30 * HOUR_MS, "scale": 3, "event_name": "tidemark_tokens",
+}  # fmt: skip
+
+
+def entry(checkpoint: Checkpoint = CHECKPOINT, state: AccountState = NOTHING, **changes: Any) -> Intent | None:
+    """What one report entry becomes."""
+    parts = {**PARTS, **changes}
+    key = ReportKey(period_start_ms=parts["period_start_ms"], meter=parts["meter"], account=parts["account"])
+    value = ReportValue(parts["base"], parts["current"], parts["period_end_ms"], parts["scale"], parts["event_name"])
+    bucket_ms = parts["bucket_ms"]
+    return intent_of(checkpoint, bucket_ms, bucket_ms + HOUR_MS, report_field(key), report_text(value), state)
+
+
+def intent(checkpoint: Checkpoint = CHECKPOINT, **changes: Any) -> Intent:
+    """The intent of an entry that has one."""
+    made = entry(checkpoint, **changes)
+    assert made is not None
+    return made
+
+
+def test_the_same_change_is_the_same_intent_whatever_folded_it() -> None:
+    """Position, generation and counters are where the fold stands, not what it says."""
+    moved = msgspec.structs.replace(
+        CHECKPOINT, generation=4, next_offset=99, stream_time_ms=10**12, secret_fingerprint="g"
+    )
+
+    assert intent() == intent(moved)
+    assert intent() == intent(base=107, current=110), "the change, not where it started"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"account": "acme2"}, id="account"),
+        pytest.param({"meter": "tokens2"}, id="meter"),
+        pytest.param({"period_start_ms": 1}, id="period"),
+        pytest.param({"bucket_ms": 2 * HOUR_MS}, id="report bucket"),
+        pytest.param({"current": 11}, id="delta"),
+        pytest.param({"current": 4}, id="sign of the delta"),
+        pytest.param({"account": "acme\x1f"}, id="separator in the account"),
+        pytest.param({"account": 'acme","x'}, id="quote in the account"),
+    ],
+)
+def test_every_part_of_an_entry_makes_another_identifier(changes: dict[str, Any]) -> None:
+    """Two changes under one identifier would be one to Stripe."""
+    assert intent().identifier != intent(**changes).identifier
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"livemode": True}, id="mode"),
+        pytest.param({"stripe_account": "acct_2"}, id="Stripe account"),
+        pytest.param({"log_id": "log2"}, id="log"),
+    ],
+)
+def test_modes_accounts_and_logs_never_share_an_identifier(changes: dict[str, Any]) -> None:
+    """I12; and a deployment that starts over does not collide with the one before it."""
+    assert intent().identifier != intent(msgspec.structs.replace(CHECKPOINT, **changes)).identifier
+
+
+def test_the_end_of_a_cut_period_and_the_event_name_are_not_identity() -> None:
+    """A binding may cut a period while it runs: what was said about it stays said."""
+    after = intent(period_end_ms=20 * HOUR_MS, event_name="renamed")
+
+    assert intent().identifier == after.identifier
+    assert (after.period_end_ms, after.event_name) == (20 * HOUR_MS, "renamed")
+
+
+def test_an_intent_says_what_stripe_needs() -> None:
+    """Every field, once."""
+    assert intent().model_dump(exclude={"identifier"}) == {
+        "kind": "intent", "livemode": False, "stripe_account": "acct_1", "log_id": "log", "meter": "tokens",
+        "event_name": "tidemark_tokens", "account": "acme", "period_start_ms": 0, "period_end_ms": 30 * HOUR_MS,
+        "bucket_start_ms": HOUR_MS, "bucket_end_ms": 2 * HOUR_MS, "delta_minor": 3, "scale": 3,
+    }  # fmt: skip
+    assert len(intent().identifier) <= 100, "Stripe's limit"
+
+
+@pytest.mark.parametrize("total", [0, 7, -3, 10**40], ids=["zero", "seven", "negative", "huge"])
+def test_no_change_is_no_intent(total: int) -> None:
+    """A bucket in which a maximum was not exceeded says nothing."""
+    assert entry(base=total, current=total) is None
+
+
+@pytest.mark.parametrize(
+    ("cut_ms", "expected_ms"),
+    [
+        pytest.param(None, 30 * HOUR_MS, id="none since"),
+        pytest.param(HOUR_MS + 16 * MINUTE_MS, HOUR_MS + 16 * MINUTE_MS, id="within the bucket"),
+        pytest.param(40 * HOUR_MS, 30 * HOUR_MS, id="behind the end that was known"),
+    ],
+)
+def test_a_period_ends_where_a_binding_has_cut_it_since(cut_ms: int | None, expected_ms: int) -> None:
+    """Reported with an instant behind the cut, usage would count in the next period."""
+    bindings = () if cut_ms is None else (Binding(effective_from_ms=cut_ms, anchor_ms=cut_ms + DAY_MS),)
+    made = entry(state=AccountState(bindings=bindings))
+
+    assert made is not None
+    assert made.period_end_ms == expected_ms
+    assert made.identifier == intent().identifier

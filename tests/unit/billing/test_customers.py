@@ -1,0 +1,149 @@
+"""Who pays for a report: never answered from a live view that knows less than the intent's maker did."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any
+
+import msgspec
+import pytest
+
+from pipeline.billing.customers import BindingResolver
+from pipeline.billing.ledger import parse_entries
+from pipeline.rebuild.live_view import LiveViewRebuild
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.errors import Transient
+from schemas.log import REPORTS_TOPIC
+from schemas.periods import AccountState, Billing, Binding, Customer
+from schemas.reports import Intent, Outcome, OutcomeStatus
+from schemas.rollup import Changes, Checkpoint
+from schemas.sink import Payer
+from sinks.redis.fake import FakeRollupStore
+from tests.conformance.rollup_states import checkpoint
+from tests.worlds.deployment import SECRET
+from tests.worlds.reconciler import Deployment
+from tests.worlds.sender import NOW_MS, PERIOD_END_MS, make_intent
+
+PAYER = Payer(Billing.MAPPED, "cus_a", PERIOD_END_MS)
+MAPPED = AccountState(customers=(Customer(0, Billing.MAPPED, "cus_a"),))
+
+
+async def view_at(stream_time_ms: int) -> FakeRollupStore:
+    """A live view that has come so far, in which `a` is mapped."""
+    store = FakeRollupStore()
+    at = msgspec.structs.replace(checkpoint(0, stream_time_ms), partitions=1)
+    await store.create_checkpoint(0, at)
+    made = msgspec.structs.replace(at, next_offset=1)
+    await store.commit(0, at, Changes(checkpoint=made, accounts={"a": MAPPED}))
+    return store
+
+
+async def told(made: Deployment) -> list[Intent | Outcome]:
+    """The intents and outcomes of all partitions."""
+    found = []
+    for partition in range(made.world.partitions):
+        for record in await made.log.read(REPORTS_TOPIC, partition, 0, 100_000):
+            found += [each for each in parse_entries(record.value) if isinstance(each, Intent | Outcome)]
+    return found
+
+
+async def test_nobody_is_named_before_the_view_reaches_the_end_of_the_bucket() -> None:
+    """Below it, bindings may be missing that were folded before the intent was published."""
+    intent = make_intent("one")
+
+    for store in (FakeRollupStore(), await view_at(intent.bucket_end_ms - 1)):
+        with pytest.raises(Transient, match="rebuild redis"):
+            await BindingResolver(store, 1)(intent, NOW_MS)
+    assert await BindingResolver(await view_at(intent.bucket_end_ms), 1)(intent, NOW_MS) == PAYER
+
+
+async def test_period_ends_where_a_binding_has_cut_it_since() -> None:
+    """Or where it was cut no more, after a planned change was taken back."""
+    intent = make_intent("one", period_end_ms=NOW_MS + HOUR_MS)
+    cut = Binding(effective_from_ms=NOW_MS + DAY_MS, anchor_ms=NOW_MS + DAY_MS)
+    store = await view_at(NOW_MS)
+    resolve = BindingResolver(store, 1)
+
+    before = await resolve(intent, NOW_MS)
+    store._partitions[0].accounts["a"] = AccountState(bindings=(cut,), customers=MAPPED.customers)
+    after = await resolve(intent, NOW_MS)
+
+    assert before == PAYER
+    assert after == PAYER._replace(period_end_ms=NOW_MS + DAY_MS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"period_start_ms": NOW_MS + HOUR_MS, "period_end_ms": NOW_MS + 31 * DAY_MS},
+        {"period_start_ms": NOW_MS - 60 * DAY_MS, "period_end_ms": NOW_MS - 30 * DAY_MS},
+    ],
+    ids=["a period that lies ahead", "a period that has ended"],
+)
+async def test_the_view_is_asked_for_the_bucket_and_not_for_the_period(changes: dict[str, Any]) -> None:
+    """Usage is carried into periods that stream time has not reached: they would wait as long."""
+    resolve = BindingResolver(await view_at(NOW_MS), 1)
+
+    payer = await resolve(make_intent("one", **changes), NOW_MS)
+
+    assert payer is not None
+    assert payer[:2] == PAYER[:2]
+
+
+async def test_view_that_went_back_bills_nobody_until_it_has_folded_again() -> None:
+    """A replica from before a change of the customer takes over after the hour's intents were published."""
+    made = await Deployment().start()
+    made.stripe.add_customer("cus_new")
+    await made.traffic(1)
+    await made.settle()
+    replica = copy.deepcopy(made.store._partitions)
+    change_ms = made.clock.ms // MINUTE_MS * MINUTE_MS
+    await made.bind("ada", effective_from_ms=change_ms, stripe_customer="cus_new")
+    await made.advance(HOUR_MS)
+    await made.emit("ada", gb="1", user="u", region="eu")
+    await made.advance(HOUR_MS)
+    await made.fold()
+    await made.publish()
+    made.store._partitions = replica
+    before = len(made.stripe.events)
+
+    await made.send()
+    assert len(made.stripe.events) == before
+    await made.settle()
+
+    sent = [held.event for held in made.stripe.events[before:] if held.event.timestamp_s * 1000 >= change_ms]
+    assert {event.stripe_customer for event in sent} == {"cus_new"}
+    assert {event.event_name for event in sent} == {"requests", "gigabytes", "users"}
+
+
+async def test_reports_of_an_emptied_view_wait_for_its_rebuild_and_no_longer() -> None:
+    """The rebuild publishes them long before there is a live view again: nobody is unmapped meanwhile."""
+    made = await Deployment().start()
+    await made.traffic(5)
+    await made.fold()
+    made.store.empty()
+    swap = made.store.swap
+    waiting: list[int] = []
+
+    async def swapped(partition: int, live: Checkpoint | None, built: Checkpoint) -> bool:
+        made.clock.ms += 3 * MINUTE_MS
+        await made.send()
+        waiting.append(sum(isinstance(each, Intent) for each in await told(made)))
+        assert made._sender.status().held == {}
+        sent = {made.partition(held.event.stripe_customer.removeprefix("cus_")) for held in made.stripe.events}
+        assert sent == set(range(partition))
+        return await swap(partition, live, built)
+
+    made.store.swap = swapped  # type: ignore[method-assign]  # called between the rebuild and its swap
+    await LiveViewRebuild(made.log, made.store, made.clickhouse, made.clock, SECRET).run()
+    await made.settle()
+    await made.send()
+
+    entries = await told(made)
+    intents = {each.identifier for each in entries if isinstance(each, Intent)}
+    outcomes = [each for each in entries if isinstance(each, Outcome)]
+    assert 0 < waiting[0] < waiting[-1]
+    assert {each.status for each in outcomes} == {OutcomeStatus.ACCEPTED}
+    assert Counter(held.event.identifier for held in made.stripe.events) == Counter(intents)
+    assert (await made.reconcile()).verdict == "equal"

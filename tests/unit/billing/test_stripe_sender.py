@@ -1,0 +1,321 @@
+"""The sender's promise: each intent is in Stripe exactly once, whatever dies, lags or lies in between."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import pytest
+
+from pipeline.billing.ledger import Ledger, parse_entries
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.errors import OperatorNeeded
+from schemas.log import REPORTS_TOPIC, Bounds, Record
+from schemas.periods import Billing
+from schemas.reports import MeterEvent, OutcomeStatus, SendResult
+from sinks.stripe.fake import FakeFault, FakeStripe
+from tests.worlds.sender import (
+    NOW_MS,
+    PERIOD_END_MS,
+    POLICY,
+    Bench,
+    Crash,
+    CrashingLog,
+    make_intent,
+)
+
+
+async def test_intent_becomes_one_event_and_one_outcome() -> None:
+    """The plain way, and what exactly is sent."""
+    bench = await Bench().start()
+    await bench.publish(make_intent("one", delta=1250))
+
+    await bench.settle()
+
+    expected = MeterEvent("one", "tokens", "cus_a", "12.5", NOW_MS // 1_000 - 1)
+    assert [held.event for held in bench.stripe.events] == [expected]
+    kinds = [entry.kind for entry in await bench.entries()]
+    assert kinds == ["intent", "attempt", "outcome"]
+    assert bench.sender.low_watermark(0) == 3
+
+
+async def test_reports_that_are_held_stand_before_no_others() -> None:
+    """Many accounts without a customer are asked about again and again; a mapped one waits for none of them."""
+    bench = await Bench(policy=dataclasses.replace(POLICY, queues_max=1, round_s=0.0)).start()
+    bench.billing = dict.fromkeys("abc", (Billing.UNMAPPED, "")) | {"d": (Billing.MAPPED, "cus_d")}
+    await bench.publish(*(make_intent(f"held {account}", account) for account in "abc"))
+    await bench.pump(6)
+    assert bench.sender.status().held == {"unmapped": 3}
+    bench.clock.advance(2 * POLICY.hold_retry_ms)
+    bench.asked.clear()
+    await bench.publish(make_intent("one", "d"))
+
+    await bench.pump()
+
+    assert [account for account, _ in bench.asked] == ["d"]
+
+
+async def test_nothing_is_sent_before_the_partition_was_read_to_its_end() -> None:
+    """Outcomes stand behind intents: sending half-way would repeat what is settled."""
+    bench = await Bench().start()
+    await bench.publish(*(make_intent(f"i{number}") for number in range(20)))
+    await bench.settle()
+    sends = len(bench.stripe.sends)
+
+    await bench.restart()
+    await bench.settle()
+
+    assert len(bench.stripe.sends) == sends == 20
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("kind", [b'"attempt"', b'"outcome"'], ids=["attempt", "outcome"])
+async def test_crash_around_an_append_leaves_one_event(kind: bytes, moment: str) -> None:
+    """Between attempt and send, and between send and outcome: found again, sent once."""
+    bench = await Bench().start()
+    await bench.publish(make_intent("one"))
+    bench.log.hook = lambda value: (moment, Crash()) if kind in value else None
+    with pytest.raises(Crash):
+        await bench.settle()
+    bench.log.hook = lambda _value: None
+
+    await bench.restart()
+    await bench.settle()
+
+    assert bench.held() == {"one": 1}
+    assert (await bench.outcomes())["one"].status is OutcomeStatus.ACCEPTED
+
+
+async def test_retries_are_the_same_to_the_byte_across_a_restart_and_a_rebinding() -> None:
+    """Stripe refuses an Idempotency-Key with other parameters, and another customer would pay."""
+    bench = await Bench().start()
+    await bench.publish(make_intent("one"))
+    bench.stripe.fault = lambda _event: FakeFault.LOST_ANSWER
+    await bench.pump(3)
+
+    bench.billing["a"] = (Billing.MAPPED, "cus_b")
+    bench.clock.advance(HOUR_MS)
+    await bench.restart()
+    bench.stripe.fault = lambda _event: None
+    await bench.settle()
+
+    assert len(set(bench.stripe.sends)) == 1
+    assert bench.held() == {"one": 1}
+    assert (await bench.outcomes())["one"].stripe_customer == "cus_a"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        FakeFault.CONFLICT,
+        FakeFault.RATE_LIMITED,
+        FakeFault.SERVER_ERROR,
+        FakeFault.SERVER_ERROR_AFTER_COMMIT,
+        FakeFault.LOST_ANSWER,
+        FakeFault.NO_ANSWER,
+    ],
+    ids=str,
+)
+async def test_storm_of_unclear_answers_ends_with_one_event_each(fault: FakeFault) -> None:
+    """Four of five answers are bad for a while; afterwards everything is there once."""
+    bench = await Bench().start()
+    rng = random.Random(3)
+    bench.stripe.fault = lambda _event: fault if rng.random() < 0.8 else None
+    intents = [make_intent(f"i{number}", "abcd"[number % 4], bucket=number // 4) for number in range(24)]
+    await bench.publish(*intents)
+
+    await bench.settle(rounds=3_000, step_ms=1_000)
+
+    assert bench.held() == {intent.identifier: 1 for intent in intents}
+    assert bench.stripe.conflicts == 0
+
+
+async def test_queues_are_serial_even_where_accounts_share_a_customer() -> None:
+    """Stripe takes one call at a time per meter and customer."""
+    bench = await Bench(partitions=2).start()
+    bench.billing = dict.fromkeys("abcd", (Billing.MAPPED, "cus_a"))
+    for number in range(40):
+        await bench.publish(make_intent(f"i{number}", "abcd"[number % 4]), partition=number % 2)
+
+    await bench.settle()
+
+    assert bench.stripe.conflicts == 0
+    assert bench.held().total() == 40
+
+
+async def test_backoff_grows_and_is_bounded() -> None:
+    """An outage of hours must not become a flood of calls."""
+    bench = await Bench().start()
+    bench.stripe.fault = lambda _event: FakeFault.NO_ANSWER
+    await bench.publish(make_intent("one"))
+
+    for _ in range(3_600):
+        await bench.pump()
+        bench.clock.advance(1_000)
+
+    assert 30 <= len(bench.stripe.sends) <= 70
+
+
+async def test_dead_letter_blocks_neither_its_queue_nor_others() -> None:
+    """One refused event costs one event."""
+    bench = await Bench().start()
+    bench.stripe.fault = lambda event: FakeFault.BAD_REQUEST if event.identifier == "bad" else None
+    await bench.publish(make_intent("bad"), make_intent("good"), make_intent("other", "b"))
+
+    await bench.settle()
+
+    assert {key: value.status for key, value in (await bench.outcomes()).items()} == {
+        "bad": OutcomeStatus.DEAD,
+        "good": OutcomeStatus.ACCEPTED,
+        "other": OutcomeStatus.ACCEPTED,
+    }
+
+
+async def test_dead_letter_after_an_unclear_answer_says_so() -> None:
+    """The operator must look at Stripe before sending it by hand."""
+    bench = await Bench().start()
+    answers = iter([FakeFault.LOST_ANSWER, FakeFault.BAD_REQUEST])
+    bench.stripe.fault = lambda _event: next(answers)
+    await bench.publish(make_intent("one"))
+
+    await bench.settle(step_ms=1_000)
+
+    assert "Stripe may have it" in (await bench.outcomes())["one"].detail
+
+
+async def test_free_account_is_settled_without_a_call() -> None:
+    """Free usage is never sent."""
+    bench = await Bench().start()
+    bench.billing["a"] = (Billing.FREE, "")
+    await bench.publish(make_intent("one"))
+
+    await bench.settle()
+
+    assert (await bench.outcomes())["one"].status is OutcomeStatus.FREE
+    assert bench.stripe.sends == []
+
+
+async def test_unmapped_intent_is_held_counted_and_sent_once_mapped() -> None:
+    """It blocks nobody, the alarm knows the deadline, and the low watermark stays at it."""
+    bench = await Bench().start()
+    bench.billing["a"] = (Billing.UNMAPPED, "")
+    await bench.publish(make_intent("held"), make_intent("other", "b"))
+    await bench.pump(5)
+    status = bench.sender.status()
+
+    assert (status.pending, status.held) == (1, {"unmapped": 1})
+    assert status.unmapped_deadline_ms == PERIOD_END_MS + 35 * DAY_MS
+    assert status.low_watermarks == {0: 0}
+    assert bench.held() == {"other": 1}
+
+    bench.billing["a"] = (Billing.MAPPED, "cus_a")
+    bench.clock.advance(2 * MINUTE_MS)
+    await bench.settle()
+    assert bench.held() == {"other": 1, "held": 1}
+
+
+@pytest.mark.parametrize("changes", [{"livemode": True}, {"stripe_account": "acct_other"}], ids=["mode", "account"])
+async def test_intent_of_another_mode_or_account_stops(changes: dict[str, Any]) -> None:
+    """A test key must never bill, and a live key must never bill for somebody else (I12)."""
+    bench = await Bench().start()
+    await bench.publish(make_intent("one", **changes))
+
+    with pytest.raises(OperatorNeeded, match="TIDEMARK_STRIPE_API_KEY"):
+        await bench.settle()
+    assert bench.stripe.sends == []
+
+
+async def test_refused_key_stops_and_loses_nothing() -> None:
+    """A revoked key must not turn a day's reports into dead letters."""
+    bench = await Bench().start()
+    await bench.publish(make_intent("one"))
+    await bench.pump()
+    bench.stripe.key_is_valid = False
+    with pytest.raises(OperatorNeeded):
+        await bench.settle()
+
+    bench.stripe.key_is_valid = True
+    await bench.restart()
+    await bench.settle()
+
+    assert bench.held() == {"one": 1}
+
+
+async def test_one_broken_meter_holds_its_own_intents_only() -> None:
+    """A meter with another formula in Stripe is an operator's matter, not a reason to stop billing."""
+    bench = await Bench().start()
+
+    class Picky(FakeStripe):
+        async def ensure_meter(self, event_name: str, display_name: str) -> str:
+            if event_name == "broken":
+                raise OperatorNeeded("the Stripe meter of broken is deactivated")
+            return await super().ensure_meter(event_name, display_name)
+
+    bench.stripe = Picky(bench.clock)
+    bench.stripe.add_customer("cus_a")
+    await bench.restart()
+    await bench.publish(make_intent("held", event_name="broken"), make_intent("sent"))
+
+    await bench.pump(6)
+
+    assert bench.held() == {"sent": 1}
+    assert bench.sender.status().held == {"meter": 1}
+
+
+async def test_foreign_bytes_that_are_nested_beyond_reading_do_not_stop_the_sender() -> None:
+    """Anybody who may write to the topic could stop all billing otherwise."""
+    assert parse_entries(b"[" * 200_000) == []
+
+
+async def test_entry_of_another_version_stops_and_foreign_bytes_do_not() -> None:
+    """An outcome that is not understood could be sent again; garbage cannot be an outcome."""
+    assert parse_entries(b"\xff\xfe") == parse_entries(None) == parse_entries(b'["x", 1]') == []
+    with pytest.raises(OperatorNeeded, match="version"):
+        parse_entries(b'{"kind": "outcome", "identifier": "x", "status": "paused"}')
+
+
+async def test_unresolved_intents_are_bounded() -> None:
+    """Beyond the limit it stops with the remedy instead of filling the memory."""
+    ledger = Ledger(pending_max=2)
+    record = Record(REPORTS_TOPIC, 0, 0, NOW_MS, None, None)
+    for number in range(2):
+        ledger.apply(record._replace(offset=number, value=make_intent(f"i{number}").model_dump_json().encode()))
+
+    with pytest.raises(OperatorNeeded, match="unmapped"):
+        ledger.apply(record._replace(offset=2, value=make_intent("i2").model_dump_json().encode()))
+
+
+async def test_end_of_a_partition_without_records_at_its_last_offsets_is_noticed() -> None:
+    """Kafka's transaction markers take offsets that no consumer ever sees."""
+    bench = await Bench().start()
+    await bench.publish(make_intent("one"))
+
+    class Gapped(CrashingLog):
+        async def bounds(self, topic: str, partition: int) -> Bounds:
+            found = await super().bounds(topic, partition)
+            return found._replace(next=found.next + 1)
+
+    bench.log.__class__ = Gapped
+    await bench.restart()
+    await bench.pump(6)
+
+    assert bench.held() == {"one": 1}
+
+
+async def test_no_outcome_is_written_for_a_send_that_was_cancelled() -> None:
+    """The runner cancels a step when the partition is lost: nothing runs on behind its back."""
+    bench = await Bench().start()
+    await bench.publish(make_intent("one"))
+
+    class Hanging(FakeStripe):
+        async def send(self, event: MeterEvent) -> SendResult:
+            raise TimeoutError(event.identifier)
+
+    bench.stripe = Hanging(bench.clock)
+    await bench.restart()
+    with pytest.raises(TimeoutError):
+        await bench.pump(3)
+    await bench.sender.revoked(0)
+
+    assert [entry.kind for entry in await bench.entries()] == ["intent", "attempt"]

@@ -1,0 +1,155 @@
+"""Random crashes, rebalances and lost answers, drawn by a seed: each intent is in Stripe exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from decimal import Decimal
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.clock import HOUR_MS, MINUTE_MS
+from schemas.errors import Transient
+from schemas.log import REPORTS_TOPIC
+from schemas.periods import Billing
+from schemas.reports import Intent, OutcomeStatus
+from sinks.stripe.fake import FakeFault
+from tests.worlds.sender import (
+    Bench,
+    Crash,
+    make_intent,
+)
+
+FAULTS = [
+    FakeFault.LOST_ANSWER,
+    FakeFault.NO_ANSWER,
+    FakeFault.SERVER_ERROR,
+    FakeFault.SERVER_ERROR_AFTER_COMMIT,
+    FakeFault.RATE_LIMITED,
+    FakeFault.CONFLICT,
+]
+
+
+class Chaos:
+    """Draws everything that happens from one seed, and knows nothing of how the sender works."""
+
+    def __init__(self, bench: Bench, rng: random.Random) -> None:
+        self.bench = bench
+        self.rng = rng
+        self.published: dict[str, Intent] = {}
+        self.owners = [bench.sender]
+        self.offsets = [dict(bench.offsets)]
+
+    async def happen(self) -> None:
+        """One random thing."""
+        bench, rng = self.bench, self.rng
+        thing = rng.random()
+        if thing < 0.25:
+            await self._publish()
+        elif thing < 0.85:
+            await self._run()
+        elif thing < 0.93:
+            bench.clock.advance(rng.choice([1_000, MINUTE_MS, 20 * MINUTE_MS, 3 * HOUR_MS, 30 * HOUR_MS]))
+        else:
+            await self._another_owner(keep_old=rng.random() < 0.5)
+
+    async def _publish(self) -> None:
+        rng = self.rng
+        if self.published and rng.random() < 0.2:
+            intent = rng.choice(list(self.published.values()))
+        else:
+            account = rng.choice("abcd")
+            intent = make_intent(f"i{len(self.published)}", account, rng.choice([1, 1, 2, 5, -1]))
+        self.published[intent.identifier] = intent
+        await self.bench.publish(intent, partition="abcd".index(intent.account) % 2)
+
+    async def _run(self) -> None:
+        """One or two owners at once, all but one only believing to be it, are fed some records of a partition."""
+        chosen = self.rng.sample(range(len(self.owners)), min(len(self.owners), self.rng.choice([1, 1, 2])))
+        ends = await asyncio.gather(*(self._feed(owner) for owner in chosen))
+        dead = [owner for owner, survived in zip(chosen, ends, strict=True) if not survived]
+        for owner in sorted(dead, reverse=True):
+            del self.owners[owner], self.offsets[owner]
+        if dead:
+            await self._another_owner(keep_old=True)
+
+    async def _feed(self, owner: int) -> bool:
+        """Whether the owner survived it."""
+        sender, offsets, partition = self.owners[owner], self.offsets[owner], self.rng.randrange(2)
+        records = await self.bench.log.read(REPORTS_TOPIC, partition, offsets[partition], self.rng.randrange(1, 9))
+        try:
+            if records:
+                await sender.step(partition, records)
+                offsets[partition] = records[-1].next_offset
+            else:
+                await sender.idle(partition)
+        except Crash:
+            return False
+        return True
+
+    async def _another_owner(self, *, keep_old: bool) -> None:
+        if not keep_old or len(self.owners) >= 3:
+            self.owners.clear()
+            self.offsets.clear()
+        self.bench.sender = self.bench.new_sender()
+        await self.bench.assign()
+        self.owners.append(self.bench.sender)
+        self.offsets.append(dict(self.bench.offsets))
+
+    def fail_append(self, _value: bytes) -> tuple[str, Exception] | None:
+        """Now and then an append fails, before or after it is durable, with a crash or without."""
+        if self.rng.random() >= 0.06:
+            return None
+        error = Crash() if self.rng.random() < 0.5 else Transient("the log did not answer")
+        return self.rng.choice(["before", "after"]), error
+
+
+@settings(max_examples=120, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+async def test_random_crashes_rebalances_and_lost_answers_never_count_twice(seed: int) -> None:
+    """Whatever the interleaving: nothing is ever in Stripe twice; once the faults stop, every intent is there
+    exactly once or is held because nobody could tell."""
+    rng = random.Random(seed)
+    bench = await Bench(partitions=2).start()
+    bench.billing["d"] = (Billing.MAPPED, "cus_a")
+    chaos = Chaos(bench, rng)
+    bench.log.hook = chaos.fail_append
+    bench.stripe.fault = lambda _event: rng.choice(FAULTS) if rng.random() < 0.4 else None
+    for _ in range(120):
+        try:
+            await chaos.happen()
+        except (Crash, Transient):
+            continue
+
+    bench.log.hook = lambda _value: None
+    bench.stripe.fault = lambda _event: None
+    await bench.restart()
+    await bench.settle(rounds=300, step_ms=5 * MINUTE_MS)
+
+    # An append that failed before it was durable published nothing.
+    chaos.published = {entry.identifier: entry for entry in await bench.entries() if isinstance(entry, Intent)}
+    counted = bench.held()
+    held = set(chaos.published) - set(await bench.outcomes())
+    assert max(counted.values(), default=0) <= 1, f"counted twice, seed {seed}"
+    assert all(outcome.status is OutcomeStatus.ACCEPTED for outcome in (await bench.outcomes()).values())
+    assert set(chaos.published) - held <= set(counted), f"missing, seed {seed}"
+    assert bench.sender.status().held.get("unknown", 0) == len(held), f"stuck without a reason, seed {seed}"
+    _check_sums(bench, chaos, held)
+
+
+def _check_sums(bench: Bench, chaos: Chaos, held: set[str]) -> None:
+    """What Stripe counts for each customer is what was intended, except for what is openly held."""
+    customers = {"a": "cus_a", "b": "cus_b", "c": "cus_c", "d": "cus_a"}
+    expected: defaultdict[str, Decimal] = defaultdict(Decimal)
+    for intent in chaos.published.values():
+        if intent.identifier not in held:
+            expected[customers[intent.account]] += Decimal(intent.delta_minor).scaleb(-intent.scale)
+    found: defaultdict[str, Decimal] = defaultdict(Decimal)
+    for item in bench.stripe.accepted():
+        if item.event.identifier not in held:
+            found[item.event.stripe_customer] += Decimal(item.event.value)
+    assert {key: value for key, value in expected.items() if value} == {
+        key: value for key, value in found.items() if value
+    }

@@ -1,0 +1,282 @@
+"""What the sender does where it cannot know whether Stripe took an event: it looks, waits, and never guesses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.log import REPORTS_TOPIC
+from schemas.periods import Billing
+from schemas.reports import Attempt, MeterEvent, MeterSummary, Outcome, OutcomeStatus
+from sinks.stripe.fake import FakeFault, FakeStripe
+from tests.worlds.sender import (
+    NOW_MS,
+    PERIOD_END_MS,
+    PERIOD_START_MS,
+    Bench,
+    make_intent,
+)
+
+# From the 15th to the 15th, around an instant of the calendar month.
+ANCHORED: dict[str, Any] = {
+    "period_start_ms": PERIOD_START_MS + 14 * DAY_MS,
+    "period_end_ms": PERIOD_END_MS + 14 * DAY_MS,
+}
+# The running month as a binding cut it: it began with the month.
+CUT_SHORT: dict[str, Any] = {"period_end_ms": NOW_MS}
+
+
+async def left_in_doubt(bench: Bench) -> None:
+    """What was published is tried; when Stripe answers again, it has forgotten the identifiers."""
+    await bench.pump(3)
+    bench.stripe.fault = lambda _event: None
+    bench.clock.advance(30 * HOUR_MS)
+
+
+@pytest.mark.parametrize("fault", [FakeFault.LOST_ANSWER, FakeFault.NO_ANSWER], ids=["delivered", "lost"])
+async def test_after_the_window_it_looks_and_does_not_guess(fault: FakeFault) -> None:
+    """Down for 30 hours after a send without an answer: Stripe has forgotten the identifier."""
+    bench = await Bench().start()
+    await bench.publish(make_intent("before", delta=700))
+    await bench.settle()
+    await bench.publish(make_intent("doubt", delta=5))
+    bench.stripe.fault = lambda _event: fault
+    await left_in_doubt(bench)
+
+    await bench.restart()
+    await bench.settle()
+
+    assert bench.held() == {"before": 1, "doubt": 1}
+    assert bench.sender.status().counts["looked_present" if fault is FakeFault.LOST_ANSWER else "looked_absent"] == 1
+
+
+@pytest.mark.parametrize(
+    ("cut_days_ago", "status"),
+    [(33, OutcomeStatus.ACCEPTED), (36, OutcomeStatus.DEAD)],
+    ids=["the cut period is young enough", "only what follows the cut would be"],
+)
+async def test_lost_report_of_a_period_that_was_cut_since_is_told_within_the_cut(
+    cut_days_ago: int, status: OutcomeStatus
+) -> None:
+    """Found absent, it is told again: at an instant behind the cut it would be of another bill."""
+    bench = await Bench().start()
+    await bench.publish(make_intent("doubt"))
+    bench.stripe.fault = lambda _event: FakeFault.NO_ANSWER
+    await left_in_doubt(bench)
+    cut_ms = bench.period_ends["a"] = NOW_MS + HOUR_MS
+    bench.clock.ms = cut_ms + cut_days_ago * DAY_MS
+
+    await bench.restart()
+    await bench.settle()
+
+    assert (await bench.outcomes())["doubt"].status is status
+    assert all(held.event.timestamp_s * 1_000 < cut_ms for held in bench.stripe.events)
+
+
+async def test_two_in_doubt_with_one_sum_that_fits_both_are_held() -> None:
+    """One of two equal events is missing and nothing tells which: a person decides, nothing is repeated."""
+    bench = await Bench(partitions=2).start()
+    bench.billing["b"] = (Billing.MAPPED, "cus_a")
+    bench.stripe.fault = lambda event: FakeFault.LOST_ANSWER if event.identifier == "one" else FakeFault.NO_ANSWER
+    await bench.publish(make_intent("one", "a"))
+    await bench.publish(make_intent("two", "b"), partition=1)
+    await left_in_doubt(bench)
+
+    await bench.restart()
+    await bench.settle(rounds=10)
+
+    assert bench.sender.status().held == {"unknown": 2}
+    assert bench.held() == {"one": 1}
+
+
+@pytest.mark.parametrize("fault", [FakeFault.LOST_ANSWER, FakeFault.NO_ANSWER], ids=["delivered", "lost"])
+@pytest.mark.parametrize("other_delta", [5, -5], ids=["as much", "as much less"])
+@pytest.mark.parametrize(
+    ("account", "other", "changes"),
+    [("b", ANCHORED, {}), ("a", {}, CUT_SHORT)],
+    ids=["two accounts of one customer", "one account, cut meanwhile"],
+)
+async def test_looking_counts_the_reports_of_all_periods_that_stripe_adds_up(
+    account: str, other: dict[str, Any], changes: dict[str, Any], other_delta: int, fault: FakeFault
+) -> None:
+    """Stripe adds up by instants: the report of another period explains its sum as well as the one that is sought."""
+    bench = await Bench().start()
+    bench.billing["b"] = (Billing.MAPPED, "cus_a")
+    await bench.publish(make_intent("other", account, delta=other_delta, bucket=3, **other))
+    await bench.settle()
+    bench.stripe.fault = lambda _event: fault
+    await bench.publish(make_intent("doubt", delta=5, **changes))
+    await left_in_doubt(bench)
+
+    await bench.restart()
+    await bench.settle()
+
+    assert bench.held() == {"other": 1, "doubt": 1}
+
+
+async def test_looking_takes_what_stripe_rejected_for_what_is_sought_where_both_are_as_much() -> None:
+    """A known limit, see docs/guarantees.md: the sum alone does not tell which of two equal events is in it."""
+    bench = await Bench().start()
+    bench.stripe.fault = lambda _event: FakeFault.REJECTED
+    await bench.publish(make_intent("rejected", bucket=3))
+    await bench.settle()
+    bench.stripe.fault = lambda _event: FakeFault.LOST_ANSWER
+    await bench.publish(make_intent("doubt"))
+    await left_in_doubt(bench)
+
+    await bench.restart()
+    await bench.settle()
+
+    assert bench.held()["doubt"] == 2
+
+
+async def test_two_in_doubt_of_periods_that_overlap_are_held() -> None:
+    """One of two equal events is missing, and they are of different periods: nothing tells which all the same."""
+    bench = await Bench().start()
+    bench.billing["b"] = (Billing.MAPPED, "cus_a")
+    bench.stripe.fault = lambda event: FakeFault.LOST_ANSWER if event.identifier == "one" else FakeFault.NO_ANSWER
+    await bench.publish(make_intent("one", "a"), make_intent("two", "b", **ANCHORED))
+    await left_in_doubt(bench)
+
+    await bench.restart()
+    await bench.settle(rounds=10)
+
+    assert bench.sender.status().held == {"unknown": 2}
+    assert bench.held() == {"one": 1}
+
+
+async def test_dead_letter_that_a_person_may_have_sent_at_another_instant_is_in_doubt() -> None:
+    """By hand it is sent with any instant of its own period, which may lie in the period that is asked for."""
+    bench = await Bench().start()
+    bench.billing["b"] = (Billing.MAPPED, "cus_a")
+    bench.stripe.fault = lambda _event: FakeFault.BAD_REQUEST
+    await bench.publish(make_intent("dead", "b", **ANCHORED))
+    await bench.settle()
+    bench.clock.ms = PERIOD_END_MS + HOUR_MS
+    by_hand = MeterEvent("dead", "tokens", "cus_a", "0.05", bench.clock.ms // 1_000)
+    bench.stripe.inject(by_hand)
+    bench.stripe.fault = lambda _event: FakeFault.NO_ANSWER
+    december: dict[str, Any] = {"period_start_ms": PERIOD_END_MS, "period_end_ms": PERIOD_END_MS + 31 * DAY_MS}
+    await bench.publish(make_intent("doubt", **december, bucket_end_ms=bench.clock.ms))
+    await left_in_doubt(bench)
+
+    await bench.restart()
+    await bench.settle(rounds=10)
+
+    assert bench.sender.status().held == {"unknown": 1}
+    assert bench.held() == {"dead": 1}
+
+
+async def test_report_that_another_process_settled_is_not_looked_for() -> None:
+    """Its amount is among what is certain: taken for missing, it would get another attempt."""
+    bench = await Bench().start()
+    bench.stripe.fault = lambda _event: FakeFault.LOST_ANSWER
+    await bench.publish(make_intent("one"))
+    await bench.pump(3)
+    bench.clock.advance(30 * HOUR_MS)
+    outcome = Outcome(identifier="one", status=OutcomeStatus.ACCEPTED, stripe_customer="cus_a", settled_at_ms=NOW_MS)
+    await bench.log.append(REPORTS_TOPIC, 0, outcome.model_dump_json().encode())
+
+    await bench.sender.idle(0)
+
+    assert [entry.kind for entry in await bench.entries()] == ["intent", "attempt", "outcome"]
+    assert len(bench.stripe.sends) == 1
+
+
+async def test_recent_send_of_the_queue_delays_the_verdict() -> None:
+    """A sum that may not show the latest send would lie: equal amounts would cancel out."""
+    bench = await Bench().start()
+    bench.stripe.lag_ms = 5 * MINUTE_MS
+    bench.stripe.fault = lambda _event: FakeFault.LOST_ANSWER
+    await bench.publish(make_intent("doubt"))
+    await left_in_doubt(bench)
+    await bench.publish(make_intent("fresh", "b"))
+    bench.billing["b"] = (Billing.MAPPED, "cus_a")
+
+    await bench.restart()
+    await bench.settle(step_ms=MINUTE_MS)
+
+    assert bench.held() == {"doubt": 1, "fresh": 1}
+
+
+async def test_send_of_another_process_during_the_look_voids_it() -> None:
+    """An equal amount that arrives between reading the log and reading the sum would pass for the lost event."""
+    bench = await Bench(partitions=2).start()
+
+    class Busy(FakeStripe):
+        async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
+            if "other" not in bench.held():
+                other, at_ms = make_intent("other"), bench.clock.now_ms()
+                event = MeterEvent("other", "tokens", "cus_a", "0.05", NOW_MS // 1_000 - 1)
+                attempt = Attempt(
+                    identifier="other",
+                    stripe_customer="cus_a",
+                    timestamp_s=event.timestamp_s,
+                    value=event.value,
+                    attempted_at_ms=at_ms,
+                )
+                outcome = Outcome(
+                    identifier="other", status=OutcomeStatus.ACCEPTED, stripe_customer="cus_a", settled_at_ms=at_ms
+                )
+                for entry in (other, attempt, outcome):
+                    await bench.log.append(REPORTS_TOPIC, 1, entry.model_dump_json().encode())
+                self.inject(event)
+            return await super().summary(event_name, stripe_customer, start_s, end_s)
+
+    bench.stripe = Busy(bench.clock)
+    bench.stripe.add_customer("cus_a")
+    bench.stripe.fault = lambda _event: FakeFault.NO_ANSWER
+    await bench.restart()
+    await bench.publish(make_intent("doubt"))
+    await left_in_doubt(bench)
+
+    await bench.restart()
+    await bench.settle(step_ms=MINUTE_MS)
+
+    assert bench.held() == {"other": 1, "doubt": 1}
+
+
+async def test_suspended_owner_that_wakes_after_days_sends_nothing_twice() -> None:
+    """It believes that it owns the partition, and Stripe has forgotten the identifier: the log has not."""
+    bench = await Bench().start()
+    await bench.publish(make_intent("one"))
+    sleeper = bench.sender
+    sleeper_offset = bench.offsets[0]
+    records = await bench.log.read(REPORTS_TOPIC, 0, sleeper_offset)
+    await bench.restart()
+    await bench.settle()
+
+    bench.clock.advance(30 * HOUR_MS)
+    await sleeper.step(0, records)
+    for _ in range(3):
+        sleeper_offset = records[-1].next_offset
+        records = await bench.log.read(REPORTS_TOPIC, 0, sleeper_offset) or records
+        await sleeper.step(0, records)
+
+    assert bench.held() == {"one": 1}
+
+
+async def test_attempt_of_a_sender_that_had_not_seen_the_first_is_not_in_force() -> None:
+    """Else a suspended sender's late attempt would look as if somebody had looked, and restart the window."""
+    bench = await Bench().start()
+    await bench.publish(make_intent("one"))
+    bench.stripe.fault = lambda _event: FakeFault.LOST_ANSWER
+    await bench.pump(3)
+    bench.clock.advance(30 * HOUR_MS)
+    late = Attempt(
+        identifier="one",
+        stripe_customer="cus_b",
+        timestamp_s=NOW_MS // 1_000,
+        value="0.05",
+        attempted_at_ms=bench.clock.now_ms(),
+    )
+    await bench.log.append(REPORTS_TOPIC, 0, late.model_dump_json().encode())
+    bench.stripe.fault = lambda _event: None
+
+    await bench.restart()
+    await bench.settle()
+
+    assert bench.held() == {"one": 1}
+    assert bench.sender.status().counts["looked_present"] == 1

@@ -1,0 +1,91 @@
+"""Intents that are published again, by a rebuild or a repeat, and what the sender still knows of them."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+from schemas.clock import DAY_MS
+from schemas.reports import OutcomeStatus
+from sinks.stripe.fake import FakeFault
+from tests.worlds.sender import NOW_MS, PERIOD_END_MS, Bench, make_intent
+
+
+async def test_republished_intents_are_not_sent_again() -> None:
+    """A rebuild makes the same intents and publishes them again, months later too."""
+    bench = await Bench().start()
+    intents = [make_intent(f"i{number}", bucket=number) for number in range(5)]
+    await bench.publish(*intents)
+    await bench.settle()
+
+    bench.clock.advance(3 * DAY_MS)
+    await bench.publish(*intents)
+    await bench.restart()
+    await bench.settle()
+
+    assert bench.held() == {intent.identifier: 1 for intent in intents}
+
+
+async def test_intent_that_is_published_again_after_its_identifier_was_forgotten_is_no_dead_letter() -> None:
+    """What Stripe takes no more is not remembered for ever, but the log knows: a person would bill it once more."""
+    bench = await Bench().start()
+    settled = [make_intent(f"i{number}", bucket=number) for number in range(5)]
+    await bench.publish(*settled, make_intent("bad", bucket=6))
+    bench.stripe.fault = lambda event: FakeFault.BAD_REQUEST if event.identifier == "bad" else None
+    await bench.settle()
+    bench.clock.advance(50 * DAY_MS)
+    await bench.pump(3)
+    assert bench.sender.status().settled == 0
+    before = await bench.entries()
+    again = [*settled, make_intent("bad", bucket=6)]
+    with patch.object(bench.log, "read", wraps=bench.log.read) as reads:
+        for intent in again:
+            await bench.publish(intent)
+            await bench.pump()
+    assert [call.args[2] for call in reads.call_args_list].count(0) == 1
+    assert await bench.entries() == before + again
+    assert bench.sender.status().pending == 0
+
+    never_told = make_intent("never told", bucket=7)
+    await bench.publish(never_told)
+    await bench.settle()
+    outcomes = await bench.outcomes()
+    assert {key for key, outcome in outcomes.items() if outcome.status is OutcomeStatus.DEAD} == {"bad", "never told"}
+
+    bench.clock.advance(DAY_MS)
+    await bench.pump(3)
+    assert bench.sender.status().settled == 0
+
+
+async def test_identifiers_that_a_wrong_clock_forgot_are_not_sent_again() -> None:
+    """The clock was two months ahead for a while, and a rebuild publishes again what Stripe would still take."""
+    bench = await Bench().start()
+    await bench.publish(make_intent("one"))
+    await bench.settle()
+    bench.clock.advance(60 * DAY_MS)
+    await bench.pump(2)
+    bench.clock.advance(-58 * DAY_MS)
+
+    await bench.publish(make_intent("one"))
+    await bench.settle()
+
+    assert bench.held() == {"one": 1}
+    assert len(bench.stripe.sends) == 1
+
+
+async def test_intent_that_is_published_again_with_a_longer_period_is_not_sent_again() -> None:
+    """A planned change cut the period when it was sent, and was taken back; the short copy's end is long over."""
+    bench = await Bench().start()
+    cut_ms = NOW_MS + DAY_MS
+    await bench.publish(make_intent("one", period_end_ms=cut_ms))
+    await bench.settle()
+    while bench.clock.now_ms() < cut_ms + 38 * DAY_MS:
+        bench.clock.advance(DAY_MS)
+        await bench.pump()
+    assert bench.sender.status().settled == 0
+
+    await bench.publish(make_intent("one", period_end_ms=PERIOD_END_MS))
+    await bench.settle()
+
+    assert PERIOD_END_MS - cut_ms > 7 * DAY_MS
+    assert len(bench.stripe.sends) == 1
+    assert bench.sender.status().pending == 0

@@ -1,0 +1,114 @@
+"""At which instant a report is told to Stripe: within its period, and where Stripe still takes it."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from pipeline.billing.sender import StripeSender
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.periods import Billing
+from schemas.reports import OutcomeStatus
+from tests.worlds.sender import NOW_MS, PERIOD_END_MS, PERIOD_START_MS, AheadClock, Bench, make_intent
+
+OLD_MS = NOW_MS - 60 * DAY_MS
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected_ms", "paying_ms"),
+    [
+        ({}, NOW_MS - 1_000, NOW_MS - 1_000),
+        (
+            {"bucket_end_ms": PERIOD_END_MS + HOUR_MS, "bucket_start_ms": PERIOD_END_MS},
+            PERIOD_END_MS - 1_000,
+            PERIOD_END_MS - 1_000,
+        ),
+        ({"period_start_ms": NOW_MS, "bucket_end_ms": NOW_MS - HOUR_MS}, NOW_MS, NOW_MS),
+        (
+            {"period_start_ms": NOW_MS - 90 * DAY_MS, "bucket_end_ms": OLD_MS},
+            NOW_MS - 34 * DAY_MS,
+            OLD_MS - 1_000,
+        ),
+    ],
+    ids=["bucket inside the period", "bucket after the period", "bucket before the period", "bucket too old"],
+)
+async def test_timestamp_lies_in_the_period_and_in_what_stripe_takes(
+    changes: dict[str, Any], expected_ms: int, paying_ms: int
+) -> None:
+    """Usage reported with an instant of the next period would land on the next invoice; whoever pays at a timestamp
+    that was moved forward need not be who paid when it was used."""
+    bench = await Bench().start()
+    if expected_ms > NOW_MS:
+        bench.clock.ms = expected_ms
+    await bench.publish(make_intent("one", **changes))
+
+    await bench.settle()
+
+    assert [held.event.timestamp_s * 1_000 for held in bench.stripe.events] == [expected_ms]
+    assert bench.asked == [("a", paying_ms)]
+
+
+async def test_a_clock_that_is_minutes_ahead_sends_nothing_that_stripe_refuses() -> None:
+    """Usage carried into a period that is about to begin: Stripe's five minutes are there for clocks that differ."""
+    bench = await Bench().start()
+    bench.sender = StripeSender(
+        bench.log, bench.stripe, bench.resolve, AheadClock(bench.clock, 4 * MINUTE_MS), random.Random(7), bench.policy
+    )
+    await bench.assign()
+    begins_ms = NOW_MS + 8 * MINUTE_MS
+    await bench.publish(make_intent("ahead", period_start_ms=begins_ms, bucket_end_ms=NOW_MS))
+
+    for _ in range(20):
+        await bench.pump(2)
+        bench.clock.advance(MINUTE_MS)
+
+    assert bench.held() == {"ahead": 1}
+    assert (await bench.outcomes())["ahead"].status is OutcomeStatus.ACCEPTED
+
+
+async def test_period_that_stripe_takes_no_more_is_a_dead_letter() -> None:
+    """35 days after its end nothing of a period can be reported."""
+    bench = await Bench().start()
+    await bench.publish(make_intent("old", period_start_ms=NOW_MS - 80 * DAY_MS, period_end_ms=NOW_MS - 40 * DAY_MS))
+
+    await bench.settle()
+
+    assert (await bench.outcomes())["old"].status is OutcomeStatus.DEAD
+    assert bench.stripe.sends == []
+
+
+@pytest.mark.parametrize(
+    ("mapped_after_days", "status"),
+    [
+        pytest.param(30, OutcomeStatus.ACCEPTED, id="the cut period is young enough"),
+        pytest.param(49, OutcomeStatus.DEAD, id="only what follows the cut would be"),
+    ],
+)
+async def test_period_that_was_cut_after_its_reports_is_told_within_the_cut(
+    mapped_after_days: int, status: OutcomeStatus
+) -> None:
+    """An instant behind the cut would be somebody else's, or of another bill."""
+    bench = await Bench().start()
+    cut_ms = PERIOD_START_MS + 14 * DAY_MS
+    bench.period_ends["a"] = cut_ms
+    bench.clock.ms = PERIOD_START_MS + mapped_after_days * DAY_MS + HOUR_MS // 2
+    used_ms = PERIOD_START_MS + 5 * DAY_MS
+    await bench.publish(make_intent("one", bucket_start_ms=used_ms - HOUR_MS, bucket_end_ms=used_ms))
+
+    await bench.settle()
+
+    assert (await bench.outcomes())["one"].status is status
+    assert all(held.event.timestamp_s * 1_000 < cut_ms for held in bench.stripe.events)
+
+
+async def test_free_usage_that_is_too_old_for_stripe_is_no_dead_letter() -> None:
+    """Nobody is to add an invoice item for it."""
+    bench = await Bench().start()
+    bench.billing["a"] = (Billing.FREE, "")
+    await bench.publish(make_intent("old", period_start_ms=NOW_MS - 80 * DAY_MS, period_end_ms=NOW_MS - 40 * DAY_MS))
+
+    await bench.settle()
+
+    assert (await bench.outcomes())["old"].status is OutcomeStatus.FREE

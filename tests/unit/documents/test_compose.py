@@ -1,0 +1,258 @@
+"""docker-compose.yml and deploy/ say what the code understands. No engine runs here; every value is checked instead."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from pipeline.cli import cli
+from pipeline.logs.open import kafka_servers
+from pipeline.metrics import METRICS
+from pipeline.open import read_meter_set
+from pipeline.settings import Settings, load_settings
+from reconciler.report import Findings, gauge_values
+from sinks.clickhouse.client import open_clickhouse
+
+ROOT = Path(__file__).resolve().parents[3]
+TEXT = (ROOT / "docker-compose.yml").read_text()
+# What an operator puts into the environment. Everything else must have a default.
+GIVEN = {
+    "TIDEMARK_SECRET": "0123456789abcdef0123456789abcdef",
+    "TIDEMARK_STRIPE_API_KEY": "sk_test_example",
+    "TIDEMARK_STRIPE_ACCOUNT": "acct_example",
+    "VALKEY_PASSWORD": "valkeypassword",
+    "CLICKHOUSE_PASSWORD": "clickhousepassword",
+}
+_VARIABLE = re.compile(r"\$\{(\w+)(?::([?-])([^}]*))?\}")
+
+
+def _filled(text: str) -> str:
+    """The text with compose's `${NAME:?why}` and `${NAME:-default}` put in."""
+
+    def value(found: re.Match[str]) -> str:
+        name, kind, rest = found[1], found[2], found[3]
+        return GIVEN.get(name, rest if kind == "-" else "")
+
+    return _VARIABLE.sub(value, text)
+
+
+COMPOSE: dict[str, Any] = yaml.safe_load(_filled(TEXT))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("tidemark:")}
+LONG_RUNNING = sorted(set(SERVICES) - {"meters", "tools"})
+PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+RULES: dict[str, Any] = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())
+
+
+@pytest.fixture
+def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings a service's process would load, from its environment alone."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"TIDEMARK_{name.upper()}", raising=False)
+    for name, value in OURS[request.param]["environment"].items():
+        monkeypatch.setenv(name, value)
+    return load_settings()
+
+
+def _roles() -> set[str]:
+    return {service["command"][0] for service in OURS.values()}
+
+
+def test_the_production_shape_is_whole() -> None:
+    """One host with everything that the design names."""
+    assert _roles() >= {"gateway", "router", "worker", "archive", "sink"}
+    assert sum(service["command"] == ["worker"] for service in OURS.values()) == 2
+    assert {"kafka", "valkey", "clickhouse", "prometheus"} <= set(SERVICES)
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_every_command_is_one_the_command_line_knows(name: str) -> None:
+    """Parsed by the very parser that will read it; options and arguments included."""
+    arguments = list(OURS[name]["command"])
+    command: click.Command = cli
+    while isinstance(command, click.Group):
+        command = command.commands[arguments.pop(0)]
+
+    command.make_context(command.name, arguments)
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_every_variable_is_a_setting_given_as_text(name: str) -> None:
+    """A misspelt variable would be ignored in silence; a number would be a type error of compose."""
+    environment = OURS[name]["environment"]
+    known = {f"TIDEMARK_{field.upper()}" for field in Settings.model_fields}
+
+    assert set(environment) <= known
+    assert [variable for variable, value in environment.items() if not isinstance(value, str)] == []
+
+
+@pytest.mark.parametrize("settings", sorted(OURS), indirect=True)
+def test_every_environment_loads_and_reaches_the_services_beside_it(settings: Settings) -> None:
+    """The values are what the settings, and then the clients, accept."""
+    hosts = {server.rpartition(":")[0] for server in kafka_servers(settings.log_url)}
+    hosts |= {re.split(r"[@:/]+", settings.redis_url.partition("@")[2])[0]}
+    hosts |= {re.split(r"[@:/]+", settings.clickhouse_url.partition("@")[2])[0]}
+
+    assert hosts == {"kafka", "valkey", "clickhouse"}
+    assert open_clickhouse(settings.clickhouse_url).database == SERVICES["clickhouse"]["environment"]["CLICKHOUSE_DB"]
+    assert settings.secret_bytes() == GIVEN["TIDEMARK_SECRET"].encode()
+    assert settings.metrics_port == 9464
+
+
+@pytest.mark.parametrize("settings", ["gateway", "tools"], indirect=True)
+def test_the_gateway_and_the_tools_share_the_file_of_keys(settings: Settings) -> None:
+    """A key that the tools make must be one the gateway knows: the same path, on the same volume."""
+    assert settings.api_keys is not None
+    assert any(
+        str(settings.api_keys).startswith(volume.partition(":")[2]) and volume.startswith("keys:")
+        for volume in SERVICES["tools"]["volumes"]
+    )
+
+
+@pytest.mark.parametrize("name", ["meters", "sink", "tools"])
+def test_who_makes_the_log_and_who_reports_know_the_stripe_account(name: str) -> None:
+    """The first process writes mode and account into the log for ever, so it must have both."""
+    environment = OURS[name]["environment"]
+
+    assert environment["TIDEMARK_STRIPE_API_KEY"] == GIVEN["TIDEMARK_STRIPE_API_KEY"]
+    assert environment["TIDEMARK_STRIPE_ACCOUNT"] == GIVEN["TIDEMARK_STRIPE_ACCOUNT"]
+    assert [each for each in OURS if each not in ("meters", "tools") and "meters" not in _awaited(each)] == []
+
+
+def _awaited(name: str) -> dict[str, str]:
+    return {other: how["condition"] for other, how in SERVICES[name].get("depends_on", {}).items()}
+
+
+@pytest.mark.parametrize("name", LONG_RUNNING)
+def test_every_service_says_whether_it_is_healthy(name: str) -> None:
+    """Compose waits for it, and `docker ps` shows it."""
+    check = SERVICES[name]["healthcheck"]
+
+    assert check["test"][0] in ("CMD", "CMD-SHELL")
+    assert {"interval", "timeout", "retries", "start_period"} <= set(check)
+    if name in OURS:
+        port = "8080" if name == "gateway" else OURS[name]["environment"]["TIDEMARK_METRICS_PORT"]
+        assert f":{port}/readyz" in check["test"][-1]
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_what_a_service_waits_for_exists_and_can_become_so(name: str) -> None:
+    """A condition on a service without a health check would never come true."""
+    for other, condition in _awaited(name).items():
+        if condition == "service_healthy":
+            assert "healthcheck" in SERVICES[other]
+        else:
+            assert condition == "service_completed_successfully"
+            assert SERVICES[other]["restart"] == "on-failure"
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_images_are_pinned_and_ports_are_on_loopback(name: str) -> None:
+    """What runs tomorrow is what was tried today, and nothing listens to the outside."""
+    image = SERVICES[name]["image"]
+
+    assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+(\.\d+)?", image), image
+    assert [port for port in SERVICES[name].get("ports", []) if not re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port)] == []
+
+
+def test_no_secret_has_a_default() -> None:
+    """A default secret is one that everybody knows."""
+    found = [match.groups() for match in _VARIABLE.finditer(TEXT)]
+    secret = {name: (kind, why) for name, kind, why in found if re.search(r"SECRET|PASSWORD|_KEY$", name)}
+
+    assert set(secret) == {"TIDEMARK_SECRET", "TIDEMARK_STRIPE_API_KEY", "VALKEY_PASSWORD", "CLICKHOUSE_PASSWORD"}
+    assert [name for name, (kind, why) in secret.items() if kind != "?" or not why] == []
+    assert {name for name, kind, _ in found if kind == "?"} == set(GIVEN)
+    assert [name for name, kind, _ in found if kind is None] == []
+
+
+def test_the_stores_have_the_settings_the_counts_need() -> None:
+    """What `tidemark doctor` would otherwise complain about, and a fsync for what ClickHouse confirms."""
+    valkey = SERVICES["valkey"]["command"]
+    options = dict(zip(valkey[1::2], valkey[2::2], strict=True))
+
+    assert options["--appendonly"] == "yes"
+    assert options["--maxmemory-policy"] == "noeviction"
+    assert int(options["--set-max-intset-entries"]) == 65_536
+    assert SERVICES["kafka"]["environment"]["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
+    assert "<fsync_after_insert>1</fsync_after_insert>" in (ROOT / "deploy/clickhouse/durability.xml").read_text()
+
+
+def test_every_file_that_is_mounted_exists_and_every_volume_is_declared() -> None:
+    """Compose would make an empty folder of a path that is missing."""
+    for service in SERVICES.values():
+        for mount in service.get("volumes", []):
+            source = mount.partition(":")[0]
+            if source.startswith("."):
+                assert (ROOT / source).exists(), source
+            else:
+                assert source in COMPOSE["volumes"]
+
+
+def test_the_meter_set_that_is_mounted_is_valid() -> None:
+    """`tidemark meters apply` would end the start of everything else."""
+    mounts = [mount.split(":") for mount in SERVICES["meters"]["volumes"]]
+    sources = [source for source, target, _ in mounts if target == SERVICES["meters"]["command"][-1]]
+
+    assert len(sources) == 1
+    assert read_meter_set(ROOT / sources[0]).meters
+
+
+def _targets() -> Iterator[tuple[str, str, int]]:
+    for job in PROMETHEUS["scrape_configs"]:
+        for group in job["static_configs"]:
+            for target in group["targets"]:
+                host, _, port = target.rpartition(":")
+                yield job["job_name"], host, int(port)
+
+
+def test_prometheus_scrapes_every_role_where_it_listens() -> None:
+    """A role that is missing here could die unseen."""
+    scraped = {host: port for job, host, port in _targets() if job == "tidemark"}
+    expected = {
+        name: int(service["environment"]["TIDEMARK_GATEWAY_PORT" if name == "gateway" else "TIDEMARK_METRICS_PORT"])
+        for name, service in OURS.items()
+        if name in LONG_RUNNING
+    }
+
+    assert expected == scraped
+    assert {host for job, host, _ in _targets() if job == "reconcile"} == {"pushgateway"}
+
+
+def test_prometheus_reads_the_rules_that_are_mounted() -> None:
+    """The folder is mounted as a whole."""
+    assert PROMETHEUS["rule_files"] == ["/etc/prometheus/rules.yml"]
+    assert "./deploy/prometheus:/etc/prometheus:ro" in SERVICES["prometheus"]["volumes"]
+
+
+def test_every_alert_uses_metrics_that_exist_and_names_a_page_that_exists() -> None:
+    """An alert on a metric that nobody reports never fires."""
+    known = set(METRICS) | {key.name for key in gauge_values(Findings().report(0, None, None))}
+    for rule in (rule for group in RULES["groups"] for rule in group["rules"]):
+        used = set(re.findall(r"tidemark_\w+", rule["expr"]))
+        assert used <= known, rule["alert"]
+        assert used or "up{" in rule["expr"]
+        assert (ROOT / rule["annotations"]["runbook"]).is_file(), rule["annotations"]["runbook"]
+        assert rule["labels"]["severity"] in ("page", "ticket")
+
+
+def test_the_image_holds_every_package_and_starts_the_command_as_nobody_special() -> None:
+    """A package that is not copied would be missing only when it is imported."""
+    dockerfile = (ROOT / "deploy/Dockerfile").read_text()
+    ignored = (ROOT / "deploy/Dockerfile.dockerignore").read_text()
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {package.partition(".")[0] for package in packages}
+
+    assert folders == {folder for folder in folders if f"COPY {folder} {folder}\n" in dockerfile}
+    assert folders == {folder for folder in folders if f"!{folder}\n" in ignored}
+    assert re.search(r"^FROM python:3\.\d+\.\d+-", dockerfile, re.M)
+    assert "--require-hashes" in dockerfile
+    assert 'ENTRYPOINT ["tidemark"]' in dockerfile
+    assert re.search(r"^USER tidemark$", dockerfile, re.M)

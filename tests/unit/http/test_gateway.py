@@ -1,0 +1,272 @@
+"""What the gateway takes and refuses, and how it says so."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from aggregators.partitioning import partition_of
+from tests.worlds.gateway import BODY_BYTES_MAX, NOW, Gateway, event, running, tokens
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway in which everything works."""
+    async with running(tmp_path) as made:
+        yield made
+
+
+async def test_a_good_event_is_answered_after_the_log_has_it_byte_for_byte(gateway: Gateway) -> None:
+    """The answer's promise; unusual spelling is kept, because the fold reads what the producer wrote."""
+    raw = json.dumps(event(data={"usage": {"tokens": 7}, "model": "sm\u00e4ll"}), indent=1, ensure_ascii=False)
+
+    answer = await gateway.post(raw.encode(), "application/cloudevents+json")
+
+    assert answer.status_code == 202
+    assert answer.json() == {
+        "accepted": 1, "rejected": 0, "unmetered": 1, "events": [{"index": 0, "id": "op-1", "status": "accepted"}],
+    }  # fmt: skip
+    records = await gateway.world.records(partition_of("acme", 2))
+    assert records[-1].value == b"[" + raw.encode() + b"]"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        pytest.param(json.dumps([event("a"), event("b")]).encode(), "application/cloudevents-batch+json", id="batch"),
+        pytest.param(json.dumps([event("a"), event("b")]).encode(), "application/json", id="JSON list"),
+        pytest.param(
+            b"\n".join(json.dumps(event(name)).encode() for name in "ab") + b"\r\n\n",
+            "application/x-ndjson",
+            id="lines",
+        ),
+    ],
+)
+async def test_every_form_of_several_events_is_understood(gateway: Gateway, body: bytes, content_type: str) -> None:
+    """The forms carry the same events."""
+    answer = await gateway.post(body, content_type)
+
+    assert answer.status_code == 202
+    assert [each["id"] for each in await gateway.stored()] == ["a", "b"]
+
+
+async def test_binary_mode_takes_attributes_from_headers_and_data_from_the_body(gateway: Gateway) -> None:
+    """CloudEvents HTTP binding 3.1: header values are percent-encoded; the quantity's digits stay as they are."""
+    raw = b'{"gigabytes": 1.250}'
+
+    answer = await gateway.post(
+        raw, ce_specversion="1.0", ce_id="b-1", ce_source="test", ce_type="storage.sampled", ce_time=NOW,
+        ce_subject="caf%C3%A9",
+    )  # fmt: skip
+
+    assert answer.status_code == 202
+    records = await gateway.world.records(partition_of("café", 2))
+    assert raw in (records[-1].value or b"")
+    assert [each["subject"] for each in await gateway.stored()] == ["café"]
+
+
+async def test_binary_mode_cannot_smuggle_fields_behind_its_data(gateway: Gateway) -> None:
+    """The body is spliced into the event, so it must be one JSON value on its own."""
+    answer = await gateway.post(
+        b'{}, "subject": "victim"', key="acme", ce_specversion="1.0", ce_id="1", ce_source="s", ce_type="t",
+        ce_time=NOW, ce_subject="acme",
+    )  # fmt: skip
+
+    assert answer.status_code == 400
+    assert answer.json()["events"][0]["reason"] == "bad_json"
+    assert await gateway.stored() == []
+
+
+REJECTED: Final = [
+    pytest.param(event(time=None), "missing_field", "time", id="missing time"),
+    pytest.param(event(""), "bad_field", "id", id="empty id"),
+    pytest.param(event("i" * 10_000), "bad_field", "id", id="10 000 characters of id"),
+    pytest.param(event(subject=7), "bad_field", "subject", id="subject is a number"),
+    pytest.param(event(specversion="0.3"), "bad_field", "specversion", id="another version of CloudEvents"),
+    pytest.param(event(time="yesterday"), "bad_time", "time", id="no time"),
+    pytest.param(event(time="0001-01-01T00:00:00Z"), "too_far_in_past", "time", id="year 1"),
+    pytest.param(event(time="9999-12-31T23:59:59Z"), "too_far_in_future", "time", id="year 9999"),
+    pytest.param(event(time="2026-11-21T10:35:01Z"), "too_far_in_future", "time", id="just too far ahead"),
+    pytest.param(event(time="1969-12-31T23:59:59Z"), "too_far_in_past", "time", id="just too old"),
+    pytest.param(event(data={"model": "small"}), "missing_quantity", "data.usage.tokens", id="no quantity"),
+    pytest.param(tokens(-1), "negative_quantity", "data.usage.tokens", id="-1"),
+    pytest.param(tokens(1.5), "too_many_digits", "data.usage.tokens", id="1.5"),
+    pytest.param(tokens("NaN"), "bad_quantity", "data.usage.tokens", id="NaN text"),
+    pytest.param(tokens(10**18), "quantity_too_large", "data.usage.tokens", id="10^18"),
+    pytest.param(event(type="storage.sampled", data={"gigabytes": 1, "tier": []}), "bad_dimension", "", id="dimension"),
+    pytest.param(event(type="api.request", data={"region": "eu"}), "bad_for_one_meter", "data.user", id="one meter"),
+    pytest.param(event(data={"x": "x" * 65_536}), "too_large", "", id="too large"),
+    pytest.param([event()], "not_an_event", "", id="list in a list"),
+    pytest.param(3, "not_an_event", "", id="number"),
+    pytest.param(None, "not_an_event", "", id="null"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("bad", "reason", "field"), REJECTED)
+async def test_a_bad_event_is_told_why_and_kept_and_costs_its_neighbours_nothing(
+    gateway: Gateway, bad: object, reason: str, field: str
+) -> None:
+    """Each reason with its remedy; the bytes go to the quarantine topic as they came."""
+    answer = await gateway.post([event("before"), bad, event("after")])
+
+    decisions = answer.json()["events"]
+
+    assert answer.status_code == 207
+    assert (answer.json()["accepted"], answer.json()["rejected"]) == (2, 1)
+    assert [each["status"] for each in decisions] == ["accepted", "rejected", "accepted"]
+    assert (decisions[1]["reason"], decisions[1].get("field", "")) == (reason, field)
+    assert decisions[1]["remedy"]
+    assert [each["id"] for each in await gateway.stored()] == ["before", "after"]
+    (kept,) = await gateway.quarantined()
+    assert json.loads(kept.value or b"") == bad
+    assert dict(kept.headers)["tidemark-reason"] == reason.encode()
+    assert dict(kept.headers)["tidemark-source"] == b"gateway"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "reason"),
+    [
+        pytest.param(b"\x00\xff garbage", "application/json", "bad_encoding", id="garbage"),
+        pytest.param(b"{]", "application/json", "bad_json", id="no JSON"),
+        pytest.param(b'[{"a": NaN}]', "application/json", "bad_json", id="NaN"),
+        pytest.param(b"[" * 50_000 + b"]" * 50_000, "application/json", "too_deep", id="deep list"),
+        pytest.param(b'{"a":' * 5_000 + b"1" + b"}" * 5_000, "application/json", "too_deep", id="deep object"),
+        pytest.param(b'{"id": "1"}', "application/cloudevents-batch+json", "not_an_event", id="object as a batch"),
+        pytest.param(b"[\xff]", "application/cloudevents-batch+json", "bad_encoding", id="batch not UTF-8"),
+    ],
+)
+async def test_a_body_that_cannot_be_read_is_rejected_as_one_and_kept(
+    gateway: Gateway, body: bytes, content_type: str, reason: str
+) -> None:
+    """400 with the reason; the whole body can be looked at later."""
+    answer = await gateway.post(body, content_type)
+
+    assert answer.status_code == 400
+    assert answer.json()["rejected"] == 1
+    assert answer.json()["events"][0]["reason"] == reason
+    assert [record.value for record in await gateway.quarantined()] == [body]
+
+
+async def test_a_broken_line_costs_only_itself(gateway: Gateway) -> None:
+    """Lines are independent, unlike the members of a JSON list."""
+    body = b"\n".join([json.dumps(event("a")).encode(), b'{"id": "torn', json.dumps(event("b")).encode()])
+
+    answer = await gateway.post(body, "application/x-ndjson")
+
+    assert [each["status"] for each in answer.json()["events"]] == ["accepted", "rejected", "accepted"]
+
+
+async def test_an_event_nested_deeper_than_workers_can_be_sure_to_read_is_refused(gateway: Gateway) -> None:
+    """In a batch, one event over the workers' recursion limit would cost all its neighbours."""
+    nested: Any = 1
+    for _ in range(250):
+        nested = [nested]
+    braces_in_text = event("text", data={"usage": {"tokens": 1}, "model": "[" * 500})
+
+    answer = await gateway.post([event("deep", data={"x": nested}), braces_in_text])
+
+    assert [each.get("reason") for each in answer.json()["events"]] == ["too_deep", None]
+
+
+REFUSED: Final = [
+    pytest.param(b"x", {"content_type": "text/plain"}, 415, "unsupported_media_type", id="text"),
+    pytest.param(b"x", {"content_type": ""}, 415, "unsupported_media_type", id="no content type"),
+    pytest.param(b"x", {"content_type": "multipart/form-data"}, 415, "unsupported_media_type", id="form"),
+    pytest.param(b"{}", {"content_type": "application/json; charset=utf-16"}, 415, "unsupported_charset", id="UTF-16"),
+    pytest.param(b"{}", {"content_encoding": "br"}, 415, "unsupported_encoding", id="brotli"),
+    pytest.param(b"{}", {"content_encoding": "gzip"}, 400, "bad_gzip", id="not gzip"),
+    pytest.param(gzip.compress(b"{}" * 99)[:-9], {"content_encoding": "gzip"}, 400, "bad_gzip", id="cut gzip"),
+    pytest.param(gzip.compress(b"0" * 9_000_000), {"content_encoding": "gzip"}, 413, "body_too_large", id="gzip bomb"),
+    pytest.param(b" " * (BODY_BYTES_MAX + 1), {}, 413, "body_too_large", id="large body"),
+    pytest.param(b"[" + b"1," * 10_000 + b"1]", {}, 413, "too_many_events", id="too many events"),
+    pytest.param(b"1\n" * 10_001, {"content_type": "application/x-ndjson"}, 413, "too_many_events", id="lines"),
+    pytest.param(b" \n", {}, 400, "empty_body", id="empty"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "request_", "status", "code"), REFUSED)
+async def test_a_request_that_cannot_be_served_gets_a_clear_no(
+    gateway: Gateway, body: bytes, request_: dict[str, str], status: int, code: str
+) -> None:
+    """JSON with a code and a sentence, never a stack trace; nothing is written."""
+    answer = await gateway.post(body, **request_)
+
+    assert answer.status_code == status
+    assert answer.json()["error"]["code"] == code
+    assert answer.json()["error"]["message"]
+    assert await gateway.stored() == []
+
+
+async def test_a_streamed_body_is_cut_off_at_the_limit_although_no_length_was_announced(gateway: Gateway) -> None:
+    """The limit is on what is read, not on what is promised."""
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(1_000):
+            sent += 10_000
+            yield b" " * 10_000
+
+    headers = {"content-type": "application/json", **gateway.bearer("ingest")}
+    answer = await gateway.client.post("/v1/events", content=endless(), headers=headers)
+
+    assert answer.status_code == 413
+
+
+async def test_a_compressed_body_is_read(gateway: Gateway) -> None:
+    """Usage compresses well."""
+    answer = await gateway.post(gzip.compress(json.dumps(event()).encode()), content_encoding="gzip")
+
+    assert answer.status_code == 202
+
+
+async def test_an_empty_batch_is_accepted(gateway: Gateway) -> None:
+    """CloudEvents allows it."""
+    answer = await gateway.post([], "application/cloudevents-batch+json")
+
+    assert (answer.status_code, answer.json()) == (202, {"accepted": 0, "rejected": 0, "events": []})
+
+
+@pytest.mark.parametrize(
+    ("key", "status"),
+    [("", 401), ("forged", 401), ("read", 403), ("ingest", 202), ("admin", 202), ("acme", 202)],
+)
+async def test_events_need_a_key_that_may_write(gateway: Gateway, key: str, status: int) -> None:
+    """I12: 401 where nothing is proved, 403 where the role does not fit."""
+    answer = await gateway.post(event(), key=key)
+
+    assert answer.status_code == status
+    assert ("error" in answer.json()) == (status != 202)
+
+
+async def test_a_key_of_one_account_cannot_write_another_and_nothing_of_it_is_kept(gateway: Gateway) -> None:
+    """Kept events can be redriven, which would let the key reach the other account after all."""
+    mixed = await gateway.post([event("mine"), event("theirs", subject="other")], key="acme")
+    alone = await gateway.post(event("theirs", subject="other"), key="acme")
+
+    assert (mixed.status_code, alone.status_code) == (207, 403)
+    assert mixed.json()["events"][1]["reason"] == "forbidden_account"
+    assert [each["id"] for each in await gateway.stored()] == ["mine"]
+    assert await gateway.quarantined() == []
+
+
+@pytest.mark.parametrize("space", [b"", b" ", b"\t", b"\x0b", b"\x0c", b"\x1c", b"\xa0", b"\xef\xbb\xbf", b"\x00"])
+@pytest.mark.parametrize("odd", [b"[%b]", b"[]", b"[%b,%b]", b"%b", b"%b,%b", b"", b"[%b", b"%b]"])
+async def test_whatever_is_accepted_is_one_event_between_its_neighbours(
+    gateway: Gateway, space: bytes, odd: bytes
+) -> None:
+    """A line that is taken for an event here and breaks the record that it is put into would cost all of them."""
+    one = json.dumps(event("odd")).encode()
+    lines = [json.dumps(event("before")).encode(), space + odd.replace(b"%b", one), json.dumps(event("after")).encode()]
+
+    answer = await gateway.post(b"\n".join(lines), "application/x-ndjson")
+
+    assert answer.status_code in (202, 207)
+    accepted = [each["id"] for each in answer.json()["events"] if each["status"] == "accepted"]
+    assert {"before", "after"} <= set(accepted)
+    assert sorted(each["id"] for each in await gateway.stored()) == sorted(accepted)

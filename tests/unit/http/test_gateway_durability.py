@@ -1,0 +1,231 @@
+"""What the gateway promises about the log, and what it does when something behind it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.http.appender import Appender, Outgoing
+from pipeline.metrics import METRICS, Metrics
+from schemas.errors import Transient
+from schemas.log import EVENTS_TOPIC, Bounds, Headers
+from schemas.meters import MeterSet
+from tests.traffic.generate import METER_SET
+from tests.worlds.deployment import World
+from tests.worlds.gateway import NOW_MS, Gateway, event, running
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway in which everything works."""
+    async with running(tmp_path) as made:
+        yield made
+
+
+class FailingLog:
+    """A log whose appends to `usage.events` fail, are slow, or are held up, as a test says."""
+
+    def __init__(self, world: World) -> None:
+        self._log = world.log
+        self.failures: list[Exception] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.reached = asyncio.Event()
+        self.appends = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    async def append(
+        self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
+    ) -> int:
+        """Wait for the gate; after the append, fail if a failure is due."""
+        if topic == EVENTS_TOPIC:
+            self.appends += 1
+            self.reached.set()
+            await self.gate.wait()
+        offset = await self._log.append(topic, partition, value, key=key, headers=headers)
+        if topic == EVENTS_TOPIC and self.failures:
+            raise self.failures.pop(0)
+        return offset
+
+
+@pytest.mark.parametrize("failure", [Transient("no answer"), TimeoutError(), ValueError("a defect")], ids=type)
+async def test_an_append_without_confirmation_is_unknown_and_may_be_repeated(
+    tmp_path: Path, failure: Exception
+) -> None:
+    """The event may be in the log, so the answer must be neither yes nor no."""
+    world = World(NOW_MS)
+    log = FailingLog(world)
+    async with running(tmp_path, world, log=log) as gateway:
+        log.failures.append(failure)
+
+        first = await gateway.post(event())
+        second = await gateway.post(event())
+
+    assert (first.status_code, second.status_code) == (503, 202)
+    assert int(first.headers["retry-after"]) >= 1
+    assert first.json()["events"][0]["status"] == "unknown"
+    assert first.json()["unknown"] == 1
+
+
+async def test_no_answer_before_the_append_returned_and_concurrent_requests_share_appends(tmp_path: Path) -> None:
+    """Durable first; many small requests must not become many small records."""
+    world = World(NOW_MS)
+    log = FailingLog(world)
+    async with running(tmp_path, world, log=log) as gateway:
+        log.gate.clear()
+        requests = [asyncio.create_task(gateway.post(event(str(number)))) for number in range(100)]
+        await log.reached.wait()
+
+        assert not any(request.done() for request in requests)
+
+        log.gate.set()
+        answers = await asyncio.gather(*requests)
+
+    assert {answer.status_code for answer in answers} == {202}
+    assert log.appends <= 5
+
+
+async def test_a_full_gateway_refuses_before_writing_anything(tmp_path: Path) -> None:
+    """Bounded: what cannot be held is sent again by the client, who has it."""
+    world = World(NOW_MS)
+    await world.start(METER_SET)
+    log = FailingLog(world)
+    log.gate.clear()
+    appender = Appender(log, 2, Metrics(), pending_events_max=2)
+    held = asyncio.create_task(appender.append([Outgoing("acme", b"{}")] * 2))
+    await log.reached.wait()
+
+    with pytest.raises(Transient):
+        await appender.append([Outgoing("acme", b"{}")])
+
+    log.gate.set()
+    assert await held == [True, True]
+    assert await appender.append([Outgoing("acme", b"{}")]) == [True]
+
+
+async def test_stores_that_are_absent_or_down_take_only_their_own_answers_away(tmp_path: Path) -> None:
+    """Redis and ClickHouse may fail; events must still be taken, and the gateway must stay in its load balancer."""
+
+    class Down:
+        def __getattr__(self, name: str) -> Any:
+            async def fail(*_: object) -> None:
+                raise Transient("secret-host:6379 refused")
+
+            return fail
+
+    async with running(tmp_path, rollup=Down(), usage=None, hourly=Down()) as gateway:
+        ingest = await gateway.post(event())
+        live = await gateway.get("/v1/accounts/acme/usage")
+        over_time = await gateway.get("/v1/usage", meter="tokens")
+        ready = await gateway.get("/readyz", key="")
+
+    assert (ingest.status_code, live.status_code, over_time.status_code, ready.status_code) == (202, 503, 501, 200)
+    assert ready.json()["status"] == "degraded"
+    assert "secret-host" not in live.text + ready.text
+
+
+async def test_a_log_that_does_not_answer_makes_the_gateway_not_ready(tmp_path: Path) -> None:
+    """Then it can do nothing."""
+
+    class Away:
+        async def partition_count(self, _topic: str) -> int:
+            raise Transient("away")
+
+    async with running(tmp_path, log=Away()) as gateway:
+        ready = await gateway.get("/readyz", key="")
+        alive = await gateway.get("/healthz", key="")
+
+    assert (ready.status_code, ready.json()["status"], alive.status_code) == (503, "not_ready", 200)
+
+
+async def test_a_log_that_goes_away_later_makes_the_gateway_not_ready(tmp_path: Path) -> None:
+    """A driver may remember how many partitions there are; the load balancer must learn that none takes events."""
+
+    class GoneSince:
+        async def partition_count(self, _topic: str) -> int:
+            return World(NOW_MS).partitions
+
+        async def bounds(self, _topic: str, _partition: int) -> Bounds:
+            raise Transient("gone")
+
+    async with running(tmp_path, log=GoneSince()) as gateway:
+        ready = await gateway.get("/readyz", key="")
+
+    assert (ready.status_code, ready.json()["checks"]["log"]) == (503, {"ok": False, "problem": "Transient"})
+
+
+async def test_a_defect_is_answered_without_a_stack_trace(tmp_path: Path) -> None:
+    """The log has the trace; the client gets a sentence."""
+
+    async def broken() -> MeterSet | None:
+        raise ZeroDivisionError("inner secrets")
+
+    async with running(tmp_path, meter_set=broken) as gateway:
+        answer = await gateway.post(event())
+
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal"
+    assert "inner secrets" not in answer.text
+
+
+async def test_events_before_the_first_meter_set_are_accepted_as_the_fold_accepts_them(tmp_path: Path) -> None:
+    """They are archived, unmetered, and can be backfilled."""
+
+    async def none() -> MeterSet | None:
+        return None
+
+    async with running(tmp_path, meter_set=none) as gateway:
+        answer = await gateway.post(event())
+
+    assert (answer.status_code, answer.json()["unmetered"]) == (202, 1)
+
+
+async def test_meters_are_listed_for_any_key(gateway: Gateway) -> None:
+    """A producer wants to know what is metered."""
+    answer = await gateway.get("/v1/meters", key="ingest")
+
+    assert [each["slug"] for each in answer.json()["meters"]] == [each["slug"] for each in METER_SET["meters"]]
+    assert (await gateway.get("/v1/meters", key="")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        pytest.param("GET", "/", 404, "not_found", id="no such path"),
+        pytest.param("GET", "/v1/events", 405, "method_not_allowed", id="reading events"),
+        pytest.param("PUT", "/v1/usage", 405, "method_not_allowed", id="writing usage"),
+    ],
+)
+async def test_wrong_paths_and_methods_are_answered_in_json(
+    gateway: Gateway, method: str, path: str, status: int, code: str
+) -> None:
+    """Even those."""
+    answer = await gateway.client.request(method, path)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+async def test_metrics_count_events_by_answer_in_a_registry_of_the_app(gateway: Gateway) -> None:
+    """An operator sees what was refused and why."""
+    await gateway.post([event("1"), event("2", time="no")])
+
+    text = (await gateway.get("/metrics", key="")).text
+
+    assert 'tidemark_gateway_events_total{reason="",status="accepted"} 1.0' in text
+    assert 'tidemark_gateway_events_total{reason="bad_time",status="rejected"} 1.0' in text
+    assert 'tidemark_gateway_requests_total{route="/v1/events",status="207"} 1.0' in text
+
+
+def test_every_metric_has_a_sentence_and_a_fitting_name() -> None:
+    """Prometheus' naming: counters end in _total; the operator reads the sentence."""
+    for name, spec in METRICS.items():
+        assert name.startswith("tidemark_")
+        assert spec.sentence.endswith(".")
+        assert (spec.kind == "counter") == name.endswith("_total")
+        assert (spec.kind == "histogram") == bool(spec.buckets)

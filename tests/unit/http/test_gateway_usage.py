@@ -1,0 +1,257 @@
+"""What the gateway answers about usage, live and over time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from aggregators.codec import parse_cell_field, parse_cell_text
+from aggregators.periods import period_at
+from schemas.analytics import HourlyRow, RelayPosition
+from schemas.clock import DAY_MS
+from schemas.periods import AccountState, Binding
+from schemas.rollup import TotalKey
+from sinks.redis.fake import FakeRollupStore
+from tests.worlds.deployment import World
+from tests.worlds.gateway import NOW, NOW_MS, Gateway, event, running
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway in which everything works."""
+    async with running(tmp_path) as made:
+        yield made
+
+
+async def test_the_current_period_is_answered_from_the_live_view_with_exact_values(gateway: Gateway) -> None:
+    """Events through the gateway, folded by the real processor, read back; 0 only where 0 is a fact."""
+    await gateway.post([
+        event("1"), event("2"), event("1"),
+        event("3", type="storage.sampled", data={"gigabytes": "1.250", "tier": "hot"}),
+        event("4", type="api.request", data={"method": "GET", "region": "eu", "user": "u1"}),
+    ])  # fmt: skip
+    await gateway.world.fold_all()
+
+    answer = await gateway.get("/v1/accounts/acme/usage")
+
+    assert answer.status_code == 200
+    document = answer.json()
+    assert {each["meter"]: each["value"] for each in document.pop("meters")} == {
+        "api_requests": "1", "tokens": "14", "storage_gb": "1.25", "active_users": "1", "seats": None,
+    }  # fmt: skip
+    assert document == {
+        "account": "acme",
+        "period_start": "2026-11-01T00:00:00Z",
+        "period_end": "2026-12-01T00:00:00Z",
+        "complete_up_to": NOW,
+    }
+
+
+async def test_live_usage_names_what_waits_for_a_decision_and_is_complete_up_to_its_arrival_only(
+    gateway: Gateway,
+) -> None:
+    """An event older than the dedup window is accepted; nobody else's answer is held back by it."""
+    old = await gateway.post(event("old", time="2026-11-02T00:00:00Z"))
+    gateway.world.clock.ms += 60_000
+    await gateway.post([event("1"), event("2", subject="other")])
+    await gateway.world.fold_all()
+
+    waiting = (await gateway.get("/v1/accounts/acme/usage")).json()
+    other = (await gateway.get("/v1/accounts/other/usage")).json()
+
+    assert old.json()["accepted"] == 1
+    assert (waiting["deferred"], waiting["complete_up_to"]) == (1, NOW)
+    assert {each["meter"]: each["value"] for each in waiting["meters"]}["tokens"] == "7"
+    assert "deferred" not in other
+    assert other["complete_up_to"] > NOW
+
+
+async def test_an_account_may_have_any_name_in_a_path(gateway: Gateway) -> None:
+    """Names are the customer's own: slashes and umlauts are encoded in the path."""
+    await gateway.post(event("1", subject="a/b ü"))
+    await gateway.world.fold_all()
+
+    answer = await gateway.get("/v1/accounts/a%2Fb%20%C3%BC/usage")
+
+    assert answer.json()["account"] == "a/b ü"
+    assert {each["meter"]: each["value"] for each in answer.json()["meters"]}["tokens"] == "7"
+
+
+async def test_live_usage_before_anything_was_counted_is_unavailable_not_zero(gateway: Gateway) -> None:
+    """Zero would be a statement."""
+    answer = await gateway.get("/v1/accounts/acme/usage")
+
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "not_counted_yet"
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/accounts/other/usage", "/v1/usage?meter=tokens&account=other&from=x&to=y"], ids=["live", "over time"]
+)
+async def test_a_key_of_one_account_cannot_read_another(gateway: Gateway, path: str) -> None:
+    """I12."""
+    answer = await gateway.get(path, key="acme")
+
+    assert answer.status_code == 403
+
+
+async def relay(gateway: Gateway) -> None:
+    """Fold and relay into the analytical fake."""
+    await gateway.world.fold_all()
+    store = gateway.world.store
+    for partition in range(gateway.world.partitions):
+        checkpoint, cells = await store.dirty(partition, 1_000)
+        assert checkpoint is not None
+        rows = []
+        for cell in cells:
+            key = parse_cell_field(cell.key.field)
+            aggregation, scale, period_end_ms, value = parse_cell_text(cell.text)
+            rows.append(
+                HourlyRow(
+                    key.account, key.meter, key.period_start_ms, period_end_ms, key.hour_ms, key.dimensions,
+                    cell.key.bucket_ms, aggregation, scale, value.minor, value.time_us, value.position, partition,
+                    cell.version,
+                )
+            )  # fmt: skip
+        await gateway.clickhouse.insert_hourly(rows)
+        await gateway.clickhouse.save_relayed(
+            RelayPosition(partition, checkpoint.next_offset, checkpoint.stream_time_ms)
+        )
+
+
+async def test_usage_over_time_is_cut_grouped_sorted_and_says_how_complete_it_is(gateway: Gateway) -> None:
+    """The whole answer, in the caller's time zone."""
+    large = {"usage": {"tokens": 5}, "model": "large"}
+    await gateway.post([
+        event("1"), event("2", data=large), event("3", time="2026-11-20T22:59:59Z"),
+        event("4", subject="other", data=large),
+    ])  # fmt: skip
+    await relay(gateway)
+
+    answer = await gateway.get(
+        "/v1/usage", meter="tokens", account="acme", from_="2026-11-20T00:00:00Z", to="2026-11-22T00:00:00Z",
+        window="day", timezone="Europe/Berlin", group_by="model",
+    )  # fmt: skip
+
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "meter": "tokens",
+        "unit": "",
+        "aggregation": "sum",
+        "account": "acme",
+        "from": "2026-11-20T00:00:00Z",
+        "to": "2026-11-22T00:00:00Z",
+        "window": "day",
+        "timezone": "Europe/Berlin",
+        "group_by": ["model"],
+        "complete_up_to": NOW,
+        "rows": [
+            {"window_start": "2026-11-19T23:00:00Z", "groups": {"model": "small"}, "value": "7"},
+            {"window_start": "2026-11-20T23:00:00Z", "groups": {"model": "large"}, "value": "5"},
+            {"window_start": "2026-11-20T23:00:00Z", "groups": {"model": "small"}, "value": "7"},
+        ],
+    }
+
+
+async def test_usage_of_all_accounts_is_complete_only_as_far_as_the_slowest_partition(gateway: Gateway) -> None:
+    """A partition that was never relayed makes the answer's completeness unknown, not good."""
+    asked = {"meter": "tokens", "from_": "2026-11-21T00:00:00Z", "to": "2026-11-22T00:00:00Z"}
+    await gateway.clickhouse.save_relayed(RelayPosition(0, 5, NOW_MS))
+
+    one_missing = await gateway.get("/v1/usage", **asked)
+    await gateway.clickhouse.save_relayed(RelayPosition(1, 5, NOW_MS - 60_000))
+    both = await gateway.get("/v1/usage", **asked)
+
+    assert one_missing.json()["complete_up_to"] is None
+    assert both.json()["complete_up_to"] == "2026-11-21T10:29:00Z"
+
+
+async def test_a_key_of_one_account_asks_for_its_own_account_by_default(gateway: Gateway) -> None:
+    """All accounts are not its to see."""
+    answer = await gateway.get(
+        "/v1/usage", key="acme", meter="tokens", from_="2026-11-21T00:00:00Z", to="2026-11-22T00:00:00Z"
+    )
+
+    assert answer.json()["account"] == "acme"
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "field"),
+    [
+        pytest.param({"meter": ""}, 400, "meter", id="no meter"),
+        pytest.param({"meter": "nothing"}, 404, "meter", id="unknown meter"),
+        pytest.param({"from_": "2026-11-21"}, 400, "from", id="a date"),
+        pytest.param({"from_": "2026-11-21T00:30:00Z"}, 400, "from", id="half an hour"),
+        pytest.param({"to": "2026-11-21T00:00:00Z"}, 400, "to", id="empty range"),
+        pytest.param({"to": "2026-11-21T00:00:00 02:00"}, 400, "to", id="a plus that became a space"),
+        pytest.param({"to": "9999-12-31T00:00:00Z"}, 400, "to", id="year 9999"),
+        pytest.param({"from_": "2000-01-01T00:00:00Z", "window": "hour"}, 400, "to", id="too many hours"),
+        pytest.param({"window": "week"}, 400, "window", id="unknown window"),
+        pytest.param({"timezone": "Mars/Olympus"}, 400, "timezone", id="unknown zone"),
+        pytest.param({"timezone": "../../etc/passwd"}, 400, "timezone", id="path as a zone"),
+        pytest.param({"timezone": "Asia/Kolkata"}, 400, "timezone", id="zone off by half an hour"),
+        pytest.param({"group_by": "colour"}, 400, "group_by", id="unknown dimension"),
+        pytest.param({"group_by": "model,model"}, 400, "group_by", id="dimension twice"),
+        pytest.param({"metre": "x"}, 400, "metre", id="unknown parameter"),
+        pytest.param({"account": "a" * 257}, 400, "account", id="long account"),
+    ],
+)
+async def test_a_bad_question_is_answered_with_its_parameter(
+    gateway: Gateway, changes: dict[str, str], status: int, field: str
+) -> None:
+    """The caller learns what to correct."""
+    asked = {"meter": "tokens", "from_": "2026-11-21T00:00:00Z", "to": "2026-11-22T00:00:00Z", **changes}
+
+    answer = await gateway.get("/v1/usage", **asked)
+
+    assert answer.status_code == status
+    assert answer.json()["error"]["field"] == field
+
+
+class CutMeanwhile:
+    """A live view in which a late binding moves an account's usage to another period after its first read."""
+
+    def __init__(self, store: FakeRollupStore, times: int) -> None:
+        self._store = store
+        self._times = times
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def accounts(self, partition: int, accounts: list[str]) -> Any:
+        """As they are, and then everything moves."""
+        found = await self._store.accounts(partition, accounts)
+        if self._times:
+            self._times -= 1
+            held = self._store._at(partition)
+            assert held.checkpoint is not None
+            (old,) = [key for key in held.totals if key.account == "acme"]
+            days = 10 + self._times
+            binding = Binding(effective_from_ms=0, anchor_ms=days * DAY_MS)
+            held.accounts["acme"] = AccountState(bindings=(binding,))
+            period = period_at(held.accounts["acme"], NOW_MS)
+            held.totals[TotalKey("acme", period.start_ms)] = held.totals.pop(old)
+            held.checkpoint = msgspec.structs.replace(held.checkpoint, next_offset=held.checkpoint.next_offset + 1)
+        return found
+
+
+@pytest.mark.parametrize(("times", "status"), [(0, 200), (1, 200), (3, 200), (9, 503)])
+async def test_usage_that_is_cut_anew_between_two_reads_is_never_answered_as_none(
+    tmp_path: Path, times: int, status: int
+) -> None:
+    """A zero beside a current `complete_up_to` would let everything through a limit."""
+    store = FakeRollupStore()
+    world = World(NOW_MS, store=store)
+    async with running(tmp_path, world, rollup=CutMeanwhile(store, times)) as gateway:
+        await gateway.post([event("1"), event("2")])
+        await gateway.world.fold_all()
+
+        answer = await gateway.get("/v1/accounts/acme/usage")
+
+    assert answer.status_code == status
+    if status == 200:
+        assert {each["meter"]: each["value"] for each in answer.json()["meters"]}["tokens"] == "14"

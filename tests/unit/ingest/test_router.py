@@ -1,0 +1,37 @@
+"""The router: whatever the inbox takes goes on, or its start does; nothing stops it for ever."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from aggregators.decode import decode
+from pipeline.ingest.router import RouterProcessor
+from pipeline.logs.fake import FakeLog
+from pipeline.settings import Settings
+from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
+from tests.worlds.deployment import ManualClock
+
+EVENT: dict[str, Any] = {
+    "specversion": "1.0", "id": "good", "source": "s", "type": "t", "subject": "acme", "time": "2026-01-01T00:00:00Z"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("data", [b"\x01", b"\xff"], ids=["control byte", "no UTF-8"])
+async def test_event_that_grows_beyond_what_the_log_takes_is_forwarded_cut_and_its_neighbours_once(data: bytes) -> None:
+    """In binary mode data is no JSON yet: as JSON text it is six times as long. To fail would be to fail for ever."""
+    log = FakeLog(ManualClock(0))
+    await log.create_topics(Settings(partitions=1).topics())
+    headers = tuple((f"ce_{name}", text.encode()) for name, text in {**EVENT, "id": "large"}.items())
+    await log.append(INBOX_TOPIC, 0, data * 4_000_000, headers=headers)
+    await log.append(INBOX_TOPIC, 0, json.dumps(EVENT).encode())
+    router = RouterProcessor(log)
+    await router.start_offset(0)
+
+    await router.step(0, await log.read(INBOX_TOPIC, 0, 0))
+
+    forwarded = [decode(record.value or b"", 1 << 20) for record in await log.read(EVENTS_TOPIC, 0, 0)]
+    assert sorted((each.received, len(each.rejected)) for each in forwarded) == [(1, 0), (1, 1)]
+    assert [event.id for each in forwarded for _, event in each.events] == ["good"]

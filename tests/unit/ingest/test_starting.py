@@ -1,0 +1,159 @@
+"""Where a processor starts, and what must not keep it from starting. Each of these was found by the simulation."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from aggregators.partitioning import partition_of
+from pipeline.ingest.archive import ARCHIVE_GROUP, ArchiveProcessor
+from pipeline.logs.control_records import append_control, append_everywhere, ensure_deployment, find_genesis
+from pipeline.rollup.processor import ROLLUP_GROUP, RollupProcessor, RollupSettings
+from schemas.clock import DAY_MS, HOUR_MS
+from schemas.control import AccountRecord, Genesis, Tick
+from schemas.errors import OperatorNeeded
+from schemas.log import EVENTS_TOPIC
+from schemas.periods import Billing, Binding, Interval
+from sinks.clickhouse.fake import FakeClickHouse
+from tests.traffic.generate import rfc3339
+from tests.worlds.deployment import SECRET, World
+from tests.worlds.reconciler import METER_SET, START_MS
+
+RETENTION_DAYS = 4000
+
+
+async def forgotten_start(world: World, secret: bytes, log_id: str) -> None:
+    """Retention takes the log's first records, and what somebody else wrote is now the first."""
+    world.clock.ms += RETENTION_DAYS * DAY_MS
+    await append_everywhere(world.log, secret, Tick(log_id=log_id, partitions=world.partitions))
+    await append_everywhere(world.log, SECRET, Tick(log_id=world.log_id, partitions=world.partitions))
+    for partition in range(world.partitions):
+        assert (await world.log.bounds(EVENTS_TOPIC, partition)).first > 0
+
+
+@pytest.mark.parametrize(
+    ("secret", "log_id"),
+    [
+        pytest.param(b"not the secret of this deployment", "theirs", id="a forged record"),
+        pytest.param(SECRET, "theirs", id="a tick of another log"),
+    ],
+)
+async def test_somebody_elses_record_at_the_logs_start_keeps_nobody_from_starting(secret: bytes, log_id: str) -> None:
+    """The fold rejects such records; they must not stop a whole deployment once older records are gone."""
+    world = World(START_MS)
+    await world.start(METER_SET)
+    clickhouse = FakeClickHouse()
+    await world.fold_all()
+    archive = ArchiveProcessor(world.log, clickhouse, SECRET)
+    for partition in range(world.partitions):
+        offset = await archive.start_offset(partition)
+        await archive.step(partition, await world.log.read(EVENTS_TOPIC, partition, offset))
+    ends = {partition: (await world.log.bounds(EVENTS_TOPIC, partition)).next for partition in range(world.partitions)}
+
+    await forgotten_start(world, secret, log_id)
+
+    for partition, end in ends.items():
+        assert await world.rollup().start_offset(partition) == end
+        assert await ArchiveProcessor(world.log, clickhouse, SECRET).start_offset(partition) == end
+
+
+@pytest.mark.parametrize("start_is_there", [True, False], ids=["from its start on", "its start is gone"])
+async def test_a_store_of_another_deployment_is_refused_whatever_is_left_of_the_log(*, start_is_there: bool) -> None:
+    """One secret and an offset that fits are not enough: what was counted there would be counted on here."""
+    theirs, ours = World(START_MS), World(START_MS)
+    for world in (theirs, ours):
+        await world.start(METER_SET)
+        await world.fold_all()
+    if not start_is_there:
+        await forgotten_start(ours, SECRET, ours.log_id)
+    ours.store = theirs.store
+
+    for partition in range(ours.partitions):
+        said = f"the store belongs to log {theirs.log_id}, this log is {ours.log_id}"
+        with pytest.raises(OperatorNeeded, match=said):
+            await ours.rollup().start_offset(partition)
+
+
+async def test_a_log_that_another_secret_signed_throughout_is_refused() -> None:
+    """Or a wrong secret would quarantine everything."""
+    world = World(START_MS)
+    await world.start(METER_SET)
+
+    with pytest.raises(OperatorNeeded, match="set the secret this log was made with"):
+        await find_genesis(world.log, b"another secret altogether, 32 long", 0)
+
+
+async def test_a_process_that_begins_meanwhile_is_no_emptied_store() -> None:
+    """Two processes start at once; the slower one must not call for an operator."""
+    world = World(START_MS)
+    await world.start(METER_SET)
+    clickhouse, load = FakeClickHouse(), FakeClickHouse.load_position
+
+    class Slow(FakeClickHouse):
+        async def load_position(self, partition: int) -> None:
+            assert await load(clickhouse, partition) is None
+            other = ArchiveProcessor(world.log, clickhouse, SECRET)
+            offset = await other.start_offset(partition)
+            await other.step(partition, await world.log.read(EVENTS_TOPIC, partition, offset))
+            await world.log.commit(ARCHIVE_GROUP, {(EVENTS_TOPIC, partition): 2})
+
+    assert await ArchiveProcessor(world.log, Slow(), SECRET).start_offset(0) == 0
+
+    first_checkpoint = world.store.load_checkpoint
+
+    async def load_checkpoint(partition: int) -> None:
+        assert await first_checkpoint(partition) is None
+        await world.log.commit(ROLLUP_GROUP, {(EVENTS_TOPIC, partition): 2})
+
+    world.store.load_checkpoint = load_checkpoint  # type: ignore[method-assign]  # another worker commits in between
+    assert await world.rollup().start_offset(0) == 0
+
+
+async def test_a_full_cache_forgets_nothing_that_the_flush_needs() -> None:
+    """One more account than fits: the bindings of the others were taken for calendar months."""
+    world = World(START_MS, partitions=1)
+    await world.start(METER_SET)
+    anchor_ms = START_MS // DAY_MS * DAY_MS
+    for account in ("ada", "bob"):
+        # Who pays nothing from the start on is not cut again by the binding after it.
+        free = Binding(effective_from_ms=0, billing=Billing.FREE)
+        daily = Binding(effective_from_ms=START_MS // HOUR_MS * HOUR_MS, anchor_ms=anchor_ms, interval=Interval.DAY)
+        for binding in (free, daily):
+            await append_control(world.log, SECRET, 0, AccountRecord(account=account, binding=binding))
+    await world.fold_all()
+    world.clock.ms += 2 * HOUR_MS
+    worker: RollupProcessor = world.rollup(RollupSettings(cache_entries_max=1))
+    for accounts in (["ada"], ["ada", "bob"]):
+        events = [
+            {
+                "specversion": "1.0", "id": f"{account} {len(accounts)}", "source": "/test", "type": "request",
+                "subject": account, "time": rfc3339(world.clock.ms * 1000),
+                "data": {"gb": "1", "user": "u", "region": "eu"},
+            }
+            for account in accounts
+        ]  # fmt: skip
+        await world.log.append(EVENTS_TOPIC, partition_of("ada", 1), json.dumps(events).encode())
+        offset = worker.checkpoints[0].next_offset if worker.checkpoints else await worker.start_offset(0)
+        await worker.step(0, await world.log.read(EVENTS_TOPIC, 0, offset))
+
+    _, keys = await world.store.total_keys(0, 0, 100)
+
+    (start_ms,) = {key.period_start_ms for key in keys}
+    assert {key.account for key in keys} == {"ada", "bob"}
+    assert start_ms > START_MS, "cut by their binding, not by the calendar month"
+
+
+async def test_a_genesis_of_another_log_is_found_only_where_there_is_none_of_ours() -> None:
+    """So that a pair of store and log that do not belong together is still refused."""
+    world = World(START_MS)
+    await world.start(METER_SET)
+    await append_control(world.log, SECRET, 0, Genesis(log_id="theirs", partitions=2))
+
+    assert (await find_genesis(world.log, SECRET, 0, "theirs") or Genesis(log_id="none", partitions=1)).log_id == (
+        "theirs"
+    )
+    found = await find_genesis(world.log, SECRET, 0, "a log that is not here")
+    assert found is not None
+    assert found.log_id == world.log_id
+    assert (await ensure_deployment(world.log, SECRET, (), create=False)).log_id == world.log_id

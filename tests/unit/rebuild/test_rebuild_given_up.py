@@ -1,0 +1,86 @@
+"""A rebuild of the live view that is given up leaves nothing that a later binding could not replace."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.rebuild.limits import RebuildLimits
+from pipeline.rebuild.live_view import LiveViewRebuild
+from pipeline.rollup.relays import HourlyRelay
+from schemas.rebuild import Progress
+from tests.worlds.deployment import SECRET
+from tests.worlds.late_binding import EVE, agrees, bind, deployment, used
+from tests.worlds.reconciler import Deployment
+
+LIMITS = RebuildLimits(3, 40, 50)
+STOPS = [8, 20, 40, 10_000]
+
+
+class Stopped(BaseException):
+    """The process ends here."""
+
+
+async def given_up(made: Deployment, looks: int) -> None:
+    """A rebuild that ends after so many looks at the account's partition, or just before the swap."""
+    partition, left = made.partition(EVE), [looks]
+
+    def progress(at: Progress) -> None:
+        left[0] -= at.partition == partition
+        if not left[0]:
+            raise Stopped
+
+    async def stopped(*_: object) -> bool:
+        raise Stopped
+
+    swap = made.store.swap
+    made.store.swap = stopped  # type: ignore[method-assign,assignment]  # it never gets that far
+    rebuild = LiveViewRebuild(made.log, made.store, made.clickhouse, made.clock, SECRET, LIMITS, progress)
+    with pytest.raises(Stopped):
+        await rebuild.run()
+    made.store.swap = swap  # type: ignore[method-assign]  # as it was
+    assert await rebuild.abandon() == 2
+
+
+async def bound_late() -> Deployment:
+    """Bound after three hours of usage, by a worker that goes on."""
+    made = await deployment()
+    worker = HourlyRelay(made.store, made.clickhouse)
+
+    async def relay() -> None:
+        for partition in range(made.world.partitions):
+            await worker.relay(partition)
+
+    made.relay = relay  # type: ignore[method-assign]  # one process for the whole time
+    await relay()
+    return made
+
+
+async def restatement(made: Deployment) -> None:
+    await bind(made)
+    assert await made.restatement() == 1
+    await made.settle()
+
+
+@pytest.mark.parametrize("looks", STOPS)
+async def test_binding_after_it_replaces_the_rows_it_wrote(looks: int) -> None:
+    """They stand under the live view's number, and the restatement at a later position."""
+    made = await bound_late()
+    await given_up(made, looks)
+
+    await restatement(made)
+    await agrees(made)
+    await used(made, hours=1)
+    await made.settle()
+    await agrees(made)
+
+
+@pytest.mark.parametrize("looks", STOPS)
+async def test_binding_before_it_is_not_undone_by_the_rows_it_wrote(looks: int) -> None:
+    """It may have ended before it folded the restatement."""
+    made = await bound_late()
+    await restatement(made)
+    await agrees(made)
+
+    await given_up(made, looks)
+    await made.settle()
+    await agrees(made)

@@ -1,0 +1,275 @@
+"""`usage_hourly` counted again out of `usage_events` on fakes: the rows that the fold relayed, wherever it is cut."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+
+import pytest
+
+from pipeline.ingest.archive import ArchiveProcessor
+from pipeline.rebuild.archive import ArchiveRebuild
+from pipeline.rebuild.hourly import abandon_hourly
+from pipeline.rebuild.recount import HourlyRecount
+from schemas.analytics import HourlyRow, RecountRequest
+from schemas.control import ControlKind
+from schemas.errors import OperatorNeeded, Transient
+from schemas.log import EVENTS_TOPIC
+from schemas.rebuild import AnalyticalStore
+from sinks.clickhouse.claimed import ClaimedStore
+from sinks.clickhouse.table_marks import Mark
+from tests.unit.rebuild.test_rebuild_hourly import HourlyWorld, damage
+from tests.unit.rebuild.test_rebuild_live_view import LIMITS, PARTITIONS, REPORTED, Crash, Crashing
+from tests.worlds.deployment import SECRET
+
+
+class RecountWorld(HourlyWorld):
+    """A world with an archive as well."""
+
+    async def work(self) -> None:
+        await super().work()
+        await self.archive()
+
+    async def archive(self) -> None:
+        archive = ArchiveProcessor(self.log, self.clickhouse, SECRET)
+        for partition in range(PARTITIONS):
+            offset = await archive.start_offset(partition)
+            while batch := await self.log.read(EVENTS_TOPIC, partition, offset):
+                await archive.step(partition, batch)
+                offset = batch[-1].next_offset
+
+    async def archived_anew(self) -> None:
+        """A rebuild of the archive, from its start or where it was."""
+        self.staging.claim(self.command()[1])
+        await ArchiveRebuild(self.log, self.staging, SECRET, LIMITS).run()
+
+    def recount(self, countdown: int = 0, *, after: bool = False) -> HourlyRecount:
+        left = [countdown]
+        claimed, claim = self.command()
+        hourly = ClaimedStore(self.clickhouse, claim)
+        log, live, store, reader, staging = (
+            Crashing(each, left, after=after)
+            for each in (self.log, claimed, hourly, self.clickhouse, self.staged(claim))
+        )
+        return HourlyRecount(
+            log, live, store, reader, staging, self.clock, SECRET, 3, self.progress.append
+        )  # fmt: skip
+
+
+async def loaded(share: float, events: int = 1_200) -> RecountWorld:
+    world = RecountWorld(events)
+    await world.start(REPORTED)
+    await world.feed(share)
+    await world.work()
+    return world
+
+
+async def test_counted_rows_equal_the_relayed_ones_to_their_versions() -> None:
+    world = await loaded(0.9)
+    cells = dict(world.clickhouse.cells)
+
+    await world.recount().run()
+
+    assert world.clickhouse.cells == cells
+    await world.assert_gone()
+
+
+async def test_log_without_its_start_is_no_hindrance_and_damage_is_put_right() -> None:
+    world = await loaded(0.8)
+    damage(world)
+    for partition in range(PARTITIONS):
+        del world.log._partitions[EVENTS_TOPIC, partition].records[:5]
+    expected = {key.account for key in world.clickhouse.cells} - {"nobody"}
+
+    await world.recount().run()
+
+    assert {key.account for key in world.clickhouse.cells} == expected
+    assert all(row.value_minor >= 0 for row in world.clickhouse.cells.values())
+
+
+async def test_chunk_of_which_one_month_was_stored_is_counted_again() -> None:
+    """An INSERT is whole within one month only: killed in it, the last account may stand without its earlier rows."""
+    world = await loaded(0.9)
+    cells = dict(world.clickhouse.cells)
+    beside, inserts = world.staging.beside, [0]
+
+    def cut(tables: Collection[str]) -> AnalyticalStore:
+        store = beside(tables)
+        insert = store.insert_hourly
+
+        async def one_month(rows: Sequence[HourlyRow]) -> None:
+            inserts[0] += 1
+            if inserts[0] == 2:
+                latest = max(row.arrival_bucket_ms for row in rows)
+                await insert([row for row in rows if row.arrival_bucket_ms == latest])
+                raise Crash
+            await insert(rows)
+
+        store.insert_hourly = one_month  # type: ignore[method-assign]  # a server that ends
+        return store
+
+    world.staging.beside = cut  # type: ignore[method-assign]  # as above
+    with pytest.raises(Crash):
+        await world.recount().run()
+    world.staging.beside = beside  # type: ignore[method-assign]  # started again
+
+    await world.recount().run()
+    assert world.clickhouse.cells == cells
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
+async def test_crash_at_every_await_is_resumed_while_traffic_goes_on(after: bool) -> None:
+    """Each call of each store and the log in turn is the last one of its process."""
+    countdown, crashed = 1, True
+    while crashed:
+        world = await loaded(0.6, events=60)
+        damage(world)
+        duplicates = world.clickhouse.duplicates
+        duplicates.clear()
+        try:
+            await world.recount(countdown, after=after).run()
+            crashed = False
+        except Crash:
+            await world.feed(0.2)
+            await world.work()
+            await world.recount().run()
+        await world.assert_gone()
+        await world.feed(0.2)
+        await world.work()
+        # Later arrivals are no part of it: they come from the log.
+        await world.rebuild_hourly().run()
+        await world.assert_equal()
+        countdown += 1
+    assert countdown > 30
+
+
+async def test_rows_that_the_live_relays_write_around_the_exchange_are_kept() -> None:
+    """What was relayed into the old table is brought over, and counted once more."""
+    world = await loaded(0.4)
+    swap = world.staging.swap
+
+    async def traffic_before_and_after(table: str) -> None:
+        await world.feed(0.1)
+        await world.work()
+        await swap(table)
+        await world.feed(0.1)
+        await world.work()
+
+    world.staging.swap = traffic_before_and_after  # type: ignore[method-assign]  # a race, made certain
+
+    await world.recount().run()
+    await world.assert_equal()
+
+
+async def test_archive_that_lost_events_is_refused_with_the_range() -> None:
+    """Never guess: what the archive does not hold cannot be counted out of it."""
+    world = await loaded(0.9)
+    lost = [key for key, row in world.clickhouse.events.items() if row.partition == 1][:3]
+    for key in lost:
+        del world.clickhouse.events[key]
+
+    with pytest.raises(OperatorNeeded, match=r"partition 1: the live view counted \d+ events at offsets 0 to \d+"):
+        await world.recount().run()
+    await world.assert_gone()
+
+
+async def test_archive_without_its_meter_set_is_refused() -> None:
+    world = await loaded(0.9)
+    for key, row in list(world.clickhouse.control_log.items()):
+        if row.kind == ControlKind.METER_SET:
+            del world.clickhouse.control_log[key]
+
+    with pytest.raises(OperatorNeeded, match="control_log holds no meter set with the meter"):
+        await world.recount().run()
+
+
+async def stopped_after_its_exchange(world: RecountWorld) -> None:
+    """A rebuild of the archive that was killed before usage_events caught up with what came around its exchange."""
+    swap = world.staging.swap
+
+    async def last(table: str) -> None:
+        await world.feed(0.1)
+        await world.work()
+        await swap(table)
+        raise Crash
+
+    world.staging.swap = last  # type: ignore[method-assign]  # the process ends here
+    with pytest.raises(Crash):
+        await world.archived_anew()
+    world.staging.swap = swap  # type: ignore[method-assign]  # the next one
+
+
+async def test_archive_that_was_exchanged_and_has_not_caught_up_is_not_counted() -> None:
+    """Neither from the start nor where a count goes on."""
+    world = await loaded(0.6)
+    with pytest.raises(Crash):
+        await world.recount(20).run()
+    await stopped_after_its_exchange(world)
+
+    with pytest.raises(Transient, match="finish `tidemark rebuild archive`"):
+        await world.recount().run()
+    await world.archived_anew()
+    await world.recount().run()
+    await world.assert_gone()
+    await world.assert_equal()
+
+
+async def test_archive_that_is_rebuilt_while_it_is_counted_is_counted_anew() -> None:
+    """What was counted of the old one may be wrong; nothing of it is swapped in."""
+    world = await loaded(0.7)
+    for key, row in world.clickhouse.events.items():
+        world.clickhouse.events[key] = row._replace(data=re.sub(r'"tokens":\d', '"tokens":99', row.data))
+    with pytest.raises(Crash):
+        await world.recount(20).run()
+
+    await world.archived_anew()
+    await world.recount().run()
+    await world.assert_gone()
+    await world.assert_equal()
+
+
+@pytest.mark.parametrize("beginning", [True, False])
+async def test_count_that_reads_an_archive_while_it_is_exchanged_is_not_swapped_in(beginning: bool) -> None:
+    """By a rebuild of the archive that knows of no claim, as one of an older version."""
+    world = await loaded(0.7)
+    rows = world.clickhouse.recount_rows
+    command = world.recount()
+
+    async def exchanged(request: RecountRequest, generation: int) -> Sequence[HourlyRow]:
+        if beginning or world.staging._marks["usage_hourly"].number:
+            world.staging._marks["usage_events"] = Mark(7, "")
+            world.clickhouse.rebuilt = 7
+        return await rows(request, generation)
+
+    world.clickhouse.recount_rows = exchanged  # type: ignore[method-assign]  # a race, made certain
+    with pytest.raises(Transient, match="it counts anew"):
+        await command.run()
+    world.clickhouse.recount_rows = rows  # type: ignore[method-assign]  # as it was
+    await world.recount().run()
+    await world.assert_gone()
+    await world.assert_equal()
+
+
+async def test_without_a_live_view_or_with_the_archive_behind_nothing_is_begun() -> None:
+    world = await loaded(0.5)
+    await world.feed(0.1)
+    await super(RecountWorld, world).work()
+    with pytest.raises(Transient, match="behind the rollup"):
+        await world.recount().run()
+
+    world.live.empty()
+    with pytest.raises(OperatorNeeded, match="has no live view"):
+        await world.recount().run()
+    await world.assert_gone()
+
+
+async def test_rebuild_of_one_source_is_not_finished_from_the_other() -> None:
+    world = await loaded(0.9)
+    with pytest.raises(Crash):
+        await world.recount(15).run()
+
+    with pytest.raises(OperatorNeeded, match="from clickhouse was begun and is not finished"):
+        await world.rebuild_hourly().run()
+    assert await abandon_hourly(world.staging, world.shadow_copy, PARTITIONS)
+    await world.rebuild_hourly().run()
+    await world.assert_equal()

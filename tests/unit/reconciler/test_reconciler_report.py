@@ -1,0 +1,137 @@
+"""The report: verdict, table, JSON, gauges, and what happens at its limits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from reconciler.causes import Cause, Pair, Verdict
+from reconciler.compare import exact_text
+from reconciler.report import Findings, GaugeKey, Report, Row, gauge_values, to_json
+from reconciler.table import render_table
+from schemas.clock import HOUR_MS
+from schemas.periods import Period
+from tests.worlds.reconciler import DECEMBER_MS, NOVEMBER_MS
+
+NOVEMBER = Period(NOVEMBER_MS, DECEMBER_MS)
+
+
+def report_of(*rows: Row, rows_max: int = 100, equal: int = 3) -> Report:
+    findings = Findings(rows_max)
+    findings.equal(Pair.REDIS, equal)
+    for row in rows:
+        findings.add(row)
+    return findings.report(NOVEMBER_MS, None, DECEMBER_MS)
+
+
+def row(cause: Cause, account: str = "ada", pair: Pair = Pair.REDIS) -> Row:
+    return Row(pair, cause, 0, account, "gigabytes", NOVEMBER, None, "", "", "1.25", "1.5", "what it is")
+
+
+@pytest.mark.parametrize(
+    ("causes", "verdict"),
+    [
+        pytest.param([], Verdict.EQUAL, id="nothing found"),
+        pytest.param([Cause.CONFLICT, Cause.UNKNOWN_CUSTOMER], Verdict.EQUAL, id="findings for a person"),
+        pytest.param([Cause.IN_FLIGHT], Verdict.INCOMPLETE, id="in flight"),
+        pytest.param([Cause.UNCHECKED, Cause.CONFLICT], Verdict.INCOMPLETE, id="unchecked"),
+        pytest.param([Cause.UNCHECKED, Cause.MISSING], Verdict.DRIFT, id="missing wins"),
+        pytest.param([Cause.EXTRA], Verdict.DRIFT, id="extra"),
+        pytest.param([Cause.REJECTED_BY_STRIPE], Verdict.DRIFT, id="rejected by Stripe"),
+    ],
+)
+def test_the_verdict_is_drift_before_incomplete_before_equal(causes: list[Cause], verdict: Verdict) -> None:
+    """Exit codes and alarms hang on it."""
+    assert report_of(*(row(cause) for cause in causes)).verdict is verdict
+
+
+def test_drift_is_kept_where_what_is_in_flight_would_fill_the_report() -> None:
+    """The limit bounds memory; it must not hide the one row that matters, and every row is counted."""
+    waiting = [row(Cause.IN_FLIGHT, f"waiting {number}") for number in range(10)]
+
+    report = report_of(*waiting, row(Cause.EXTRA, "bob"), rows_max=4)
+
+    assert report.rows[0].account == "bob"
+    assert (len(report.rows), report.rows_left_off) == (4, 7)
+    assert report.causes[Pair.REDIS, Cause.IN_FLIGHT] == 10
+    assert report.verdict is Verdict.DRIFT
+
+
+def test_the_table_shows_counts_rows_and_verdict_and_says_how_many_are_left_out() -> None:
+    """A person reads it under stress."""
+    text = render_table(report_of(*(row(Cause.MISSING, f"account {number}") for number in range(5))), rows_max=2)
+
+    assert "account 1" in text
+    assert "account 2" not in text
+    assert "and 3 more" in text
+    assert "1.25" in text
+    assert "2026-11-01 to" in text
+    assert text.rstrip().endswith("drift: two views hold different counts")
+
+
+def test_the_table_lets_no_account_name_write_to_the_terminal() -> None:
+    """Account names come from producers: escape sequences and markup are text."""
+    hostile = "\x1b[31mred [bold]name[/bold]"
+
+    text = render_table(report_of(row(Cause.MISSING, hostile)), width=200)
+
+    assert "\x1b" not in text
+    assert "[bold]name[/bold]" in text
+
+
+def test_the_table_in_ascii_has_only_ascii() -> None:
+    """For terminals and mail without UTF-8."""
+    assert render_table(report_of(row(Cause.MISSING)), ascii_only=True).isascii()
+
+
+def test_json_holds_everything_the_table_shows() -> None:
+    """For scripts: field names, exact decimal texts, times in milliseconds."""
+    body = json.loads(to_json(report_of(row(Cause.EXTRA))))
+
+    assert (body["verdict"], body["differences"], body["to_ms"], body["rows_left_off"]) == ("drift", 1, DECEMBER_MS, 0)
+    assert body["summaries"][0] == {
+        "pair": "redis", "views": "usage_events ↔ redis", "compared": 4, "equal": 3, "differing": 1, "unchecked": 0,
+    }  # fmt: skip
+    assert body["rows"][0] == {
+        "pair": "redis", "cause": "extra", "partition": 0, "account": "ada", "meter": "gigabytes", "hour_ms": None,
+        "dimensions": "", "stripe_customer": "", "expected": "1.25", "found": "1.5", "detail": "what it is",
+        "period_start_ms": NOVEMBER_MS, "period_end_ms": DECEMBER_MS,
+    }  # fmt: skip
+
+
+def test_gauges_hold_zeros_so_that_a_good_run_clears_an_alarm() -> None:
+    """The same series exist after every run."""
+    drift, equal = gauge_values(report_of(row(Cause.EXTRA))), gauge_values(report_of())
+    extra = GaugeKey("tidemark_reconcile_rows", (("pair", "redis"), ("cause", "extra")))
+    verdict = GaugeKey("tidemark_reconcile_verdict", (("verdict", "drift"),))
+    values = GaugeKey("tidemark_reconcile_values", (("pair", "redis"), ("state", "equal")))
+
+    assert drift.keys() == equal.keys()
+    assert (drift[extra], equal[extra]) == (1, 0)
+    assert (drift[verdict], equal[verdict]) == (1, 0)
+    assert (drift[values], equal[values]) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("minor", "scale", "text"),
+    [
+        pytest.param(1250, 3, "1.25", id="trailing zeros go"),
+        pytest.param(-5, 3, "-0.005", id="negative"),
+        pytest.param(100, 0, "100", id="whole numbers keep theirs"),
+        pytest.param(10**38 + 1, 12, "100000000000000000000000000.000000000001", id="38 digits"),
+        pytest.param(0, 6, "0", id="zero"),
+        pytest.param(None, 2, "", id="nothing"),
+    ],
+)
+def test_quantities_are_exact_texts(minor: int | None, scale: int, text: str) -> None:
+    """Money must not be rounded on its way to the person who decides."""
+    assert exact_text(minor, scale) == text
+
+
+def test_an_hour_is_shown_where_there_is_one() -> None:
+    """Additive meters are told per hour."""
+    text = render_table(report_of(row(Cause.MISSING)._replace(hour_ms=NOVEMBER_MS + 5 * HOUR_MS)))
+
+    assert "2026-11-01" in text
+    assert "05:00" in text

@@ -1,0 +1,348 @@
+"""What Stripe holds, against what the log says of it: whose key it is, who pays, dead letters, sums of doubles."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from decimal import Decimal
+from itertools import combinations, count
+
+import pytest
+
+from pipeline.logs.control_records import ensure_deployment
+from pipeline.settings import Settings
+from reconciler.causes import Cause, Pair, Verdict
+from reconciler.reports_index import Told
+from reconciler.stripe_bounds import SCALE_MAX, Bounds, DeadLetter, Sum, bounds_of, units_of
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.periods import Billing, Period
+from schemas.reports import MeterEvent, OutcomeStatus
+from sinks.stripe.fake import FakeFault
+from sinks.stripe.meter_events import decimal_text
+from tests.worlds.deployment import SECRET
+from tests.worlds.reconciler import (
+    ACCEPTED,
+    DECEMBER_MS,
+    INTENT,
+    NOVEMBER_MS,
+    Deployment,
+    all_told,
+    attempt,
+    named,
+    settled,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "theirs"),
+    [
+        pytest.param({"livemode": True}, "the key is of live mode of Stripe account acct_ours", id="mode"),
+        pytest.param({"account": "acct_other"}, "the key is of test mode of Stripe account acct_other", id="account"),
+    ],
+)
+@pytest.mark.parametrize("is_refused", [False, True], ids=["accepted", "dead letters"])
+async def test_a_key_of_another_account_or_mode_compares_nothing_and_says_so(
+    change: dict[str, str | bool], theirs: str, is_refused: bool
+) -> None:
+    """Nothing of it was sent under that key, so that nothing read with it proves anything."""
+    deployment = Deployment()
+    topics = Settings(partitions=2, retention_days=3650).topics()
+    await ensure_deployment(deployment.log, SECRET, topics, stripe_account="acct_ours")
+    deployment.stripe.account = "acct_ours"
+    await deployment.start()
+    deployment.stripe.fault = lambda _event: FakeFault.BAD_REQUEST if is_refused else None
+    await deployment.traffic(1)
+    await deployment.settle()
+    with_its_own = await deployment.reconcile()
+    for name, value in change.items():
+        setattr(deployment.stripe, name, value)
+
+    report = await deployment.reconcile()
+
+    assert with_its_own.verdict is (Verdict.DRIFT if is_refused else Verdict.EQUAL)
+    assert report.verdict is Verdict.INCOMPLETE
+    (row,) = named(report, Cause.UNCHECKED, Pair.STRIPE)
+    assert row.detail.startswith(f"{theirs}, these intents are of test mode of Stripe account acct_ours: ")
+    assert "TIDEMARK_STRIPE_API_KEY" in row.detail
+    stripe = next(s for s in report.summaries if s.pair is Pair.STRIPE)
+    assert (stripe.compared, stripe.unchecked) == (0, 16)
+
+
+async def used_a_day_before_somebody_pays() -> Deployment:
+    """Usage of eve, and then a customer for her from a day later on."""
+    deployment = await settled()
+    await deployment.emit("eve", gb="2.5", user="u", region="eu")
+    await deployment.settle()
+    deployment.stripe.add_customer("cus_eve")
+    from_ms = (deployment.clock.ms + DAY_MS) // MINUTE_MS * MINUTE_MS
+    await deployment.bind("eve", stripe_customer="cus_eve", effective_from_ms=from_ms)
+    return deployment
+
+
+async def test_usage_before_the_first_customer_waits_for_one_although_somebody_pays_later() -> None:
+    """Who pays at the period's end is not asked by the sender; usage that it holds is not on its way."""
+    deployment = await used_a_day_before_somebody_pays()
+    await deployment.advance(2 * DAY_MS)
+    await deployment.emit("eve", gb="4", user="u", region="eu")
+    await deployment.settle()
+
+    report = await deployment.reconcile()
+
+    assert {(row.cause, row.account) for row in report.rows} == {(Cause.UNKNOWN_CUSTOMER, "eve")}
+    assert {(row.meter, row.expected) for row in report.rows} >= {("gigabytes", "2.5")}
+    assert all("for the time of this usage" in row.detail for row in report.rows)
+    assert report.verdict is Verdict.EQUAL
+
+
+async def test_usage_of_a_customer_who_ends_within_the_period_is_on_its_way() -> None:
+    """The sender will send it; nobody has to be named."""
+    deployment = await settled()
+    await deployment.emit("ada", gb="2.5", user="u", region="eu")
+    await deployment.bind("ada", billing=Billing.UNMAPPED, effective_from_ms=NOVEMBER_MS + 19 * DAY_MS)
+    await deployment.advance(HOUR_MS)
+    await deployment.fold()
+    await deployment.archive()
+    await deployment.relay()
+    await deployment.publish()
+
+    waiting = await deployment.reconcile()
+    await deployment.send()
+    deployment.clock.ms += 20 * MINUTE_MS
+
+    assert {(row.pair, row.cause) for row in waiting.rows} == {(Pair.STRIPE, Cause.IN_FLIGHT)}
+    assert (await deployment.reconcile()).verdict is Verdict.EQUAL
+
+
+async def test_usage_that_is_reported_late_goes_to_nobody_who_pays_only_at_its_timestamp() -> None:
+    """Its timestamp moves forward with the days until somebody pays there, who paid nothing at the usage's instant."""
+    deployment = await used_a_day_before_somebody_pays()
+    for _ in range(20):
+        await deployment.advance(2 * DAY_MS)
+        await deployment.settle()
+
+    assert not [held for held in deployment.stripe.events if held.event.stripe_customer == "cus_eve"]
+    assert {row.account for row in named(await deployment.reconcile(), Cause.UNKNOWN_CUSTOMER)} == {"eve"}
+
+
+async def with_dead_letters(hours: int = 1) -> Deployment:
+    """Stripe refuses every report of ada's peak, one of each hour."""
+    deployment = await Deployment().start()
+    is_ours = ("peak", "cus_ada")
+    deployment.stripe.fault = lambda event: (
+        FakeFault.BAD_REQUEST if (event.event_name, event.stripe_customer) == is_ours else None
+    )
+    await deployment.traffic(hours)
+    await deployment.settle()
+    deployment.stripe.fault = lambda _event: None
+    return deployment
+
+
+async def dead_events(deployment: Deployment) -> list[MeterEvent]:
+    """The meter events of the dead letters, as they were tried."""
+    return [
+        MeterEvent(
+            told.intent.identifier,
+            told.intent.event_name,
+            told.attempt.stripe_customer,
+            decimal_text(told.intent.delta_minor, told.intent.scale),
+            told.attempt.timestamp_s,
+        )
+        for told in await all_told(deployment)
+        if told.is_dead and told.attempt
+    ]
+
+
+async def test_a_dead_letter_that_was_sent_by_hand_is_no_extra_and_is_not_to_be_sent_again() -> None:
+    """Who cancels it, as `extra` asks for, has it never billed."""
+    deployment = await with_dead_letters()
+    (event,) = await dead_events(deployment)
+    before = await deployment.reconcile()
+    await deployment.stripe.send(event)
+
+    report = await deployment.reconcile()
+
+    (refused,), (row,) = before.rows, report.rows
+    assert (refused.cause, refused.expected, refused.found) == (Cause.REJECTED_BY_STRIPE, event.value, "")
+    assert "do not send it again" not in refused.detail
+    assert (row.cause, row.expected, row.found) == (Cause.REJECTED_BY_STRIPE, event.value, event.value)
+    assert "Invalid request" in row.detail
+    assert "do not send it again" in row.detail
+
+
+async def test_a_dead_letter_that_arrived_by_a_try_without_an_answer_is_no_extra() -> None:
+    """Its last answer was a refusal, and the sender could not know."""
+    deployment = await Deployment().start()
+    answers = iter([FakeFault.LOST_ANSWER, FakeFault.BAD_REQUEST])
+    deployment.stripe.fault = lambda event: (
+        next(answers) if (event.event_name, event.stripe_customer) == ("peak", "cus_ada") else None
+    )
+    await deployment.traffic(1)
+    await deployment.settle()
+    deployment.clock.ms += HOUR_MS
+    await deployment.send()
+
+    (row,) = (await deployment.reconcile()).rows
+
+    assert row.cause is Cause.REJECTED_BY_STRIPE
+    assert "do not send it again" in row.detail
+
+
+async def test_of_several_dead_letters_each_is_told_by_what_the_sum_shows() -> None:
+    """Both are at Stripe, or one; what no dead letter explains stays extra."""
+    deployment = await with_dead_letters(hours=2)
+    first, second = await dead_events(deployment)
+    await deployment.stripe.send(second)
+    one = await deployment.reconcile()
+    await deployment.stripe.send(first)
+    both = await deployment.reconcile()
+    deployment.stripe.inject(second._replace(identifier="sent twice", value="0.001"))
+    more = await deployment.reconcile()
+
+    assert first.value != second.value
+    assert {(row.expected, row.found) for row in one.rows} == {(first.value, ""), (second.value, second.value)}
+    assert {(row.expected, row.found) for row in both.rows} == {(e.value, e.value) for e in (first, second)}
+    assert [row.cause for row in more.rows].count(Cause.EXTRA) == 1
+    assert not [row for row in more.rows if "do not send it again" in row.detail]
+
+
+async def test_a_dead_letter_that_stripe_holds_is_told_once_nothing_else_is_on_its_way() -> None:
+    """While something is, the sum proves neither that it is there nor that anything is extra."""
+    deployment = await with_dead_letters()
+    (event,) = await dead_events(deployment)
+    await deployment.stripe.send(event)
+    await deployment.emit("ada", gb="900", user="u", region="eu")
+    await deployment.settle()
+    deployment.clock.ms -= 20 * MINUTE_MS
+    early = await deployment.reconcile()
+    deployment.clock.ms += 20 * MINUTE_MS
+
+    late = await deployment.reconcile()
+
+    assert not named(early, Cause.EXTRA)
+    (row,) = late.rows
+    assert "do not send it again" in row.detail
+
+
+def bounds(dead: Sequence[int], accepted: int = 1_000) -> Bounds:
+    letters = tuple(DeadLetter(str(at), units) for at, units in enumerate(dead))
+    gross = accepted + sum(map(abs, dead))
+    events = 1 + len(dead)
+    return Bounds(accepted, accepted, accepted, gross, events, False, letters, frozenset(), frozenset())
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_dead_letters_are_told_as_all_their_subsets_tell(seed: int) -> None:
+    """Against trying every subset; amounts repeat, and some are negative."""
+    draw = random.Random(seed)
+    dead = [draw.choice([-7, -2, 1, 2, 3, 5, 40]) for _ in range(draw.randrange(1, 8))]
+    asked = bounds(dead)
+    for found in range(asked.accepted - 20, asked.accepted + 60):
+        fitting = [
+            frozenset(map(str, chosen))
+            for size in range(len(dead) + 1)
+            for chosen in combinations(range(len(dead)), size)
+            if asked.accepted + sum(dead[at] for at in chosen) == found
+        ]
+        held = asked.explained(Decimal(found))
+        assert (held is None) == (not fitting)
+        if held is not None:
+            assert held.certain == frozenset.intersection(*fitting)
+            assert held.certain | held.possible == frozenset.union(*fitting)
+
+
+def test_more_dead_letters_than_can_be_tried_explain_what_lies_between() -> None:
+    """Seven hundred hours of a customer who was deleted."""
+    asked = bounds([2 ** (at % 20) for at in range(700)], accepted=5)
+    held = asked.explained(Decimal(5 + 12_345))
+
+    assert held is not None
+    assert (held.certain, len(held.possible), held.tried) == (frozenset(), 700, False)
+    assert asked.explained(Decimal(4)) is None
+    assert asked.explained(Decimal(asked.gross + 1)) is None
+
+
+@pytest.mark.parametrize("found", [0, 1], ids=["not sent", "sent"])
+def test_report_that_another_sender_called_free_after_an_attempt_is_no_extra(found: int) -> None:
+    """The sender of the attempt may not have read that, and sends it to who paid when it looked."""
+    free = ACCEPTED.model_copy(update={"status": OutcomeStatus.FREE})
+    told = Told(0, INTENT, attempt(1), free)
+    asked = Sum(INTENT.event_name, attempt(1).stripe_customer, Period(NOVEMBER_MS, DECEMBER_MS))
+    units = INTENT.delta_minor * 10 ** (SCALE_MAX - INTENT.scale)
+
+    expected = bounds_of([asked], [told], 0)[asked]
+
+    assert expected.accepted == 0
+    assert expected.explained(Decimal(found * units)) is not None
+    assert expected.explained(Decimal(2 * units)) is None
+
+
+async def test_more_dead_letters_than_can_be_tried_leave_a_difference_unchecked() -> None:
+    """Stripe holds something that no dead letter is; with so many it cannot be told."""
+    deployment = await settled()
+    deployment.stripe.fault = lambda event: (
+        FakeFault.BAD_REQUEST if (event.event_name, event.stripe_customer) == ("gigabytes", "cus_ada") else None
+    )
+    for power in range(13):
+        await deployment.emit("ada", gb=str(10 * 2**power), user="u", region="eu")
+        await deployment.settle()
+    deployment.stripe.fault = lambda _event: None
+    sent = (await dead_events(deployment))[0]
+    await deployment.stripe.send(sent._replace(identifier="somebody else's", value="3"))
+
+    report = await deployment.reconcile()
+
+    (unchecked,) = named(report, Cause.UNCHECKED)
+    assert unchecked.stripe_customer == "cus_ada"
+    assert "too many different dead letters" in unchecked.detail
+
+
+async def test_dead_letters_that_no_sum_tells_apart_are_told_as_perhaps_contained() -> None:
+    """Two of one amount, and Stripe has one of them."""
+    deployment = await settled()
+    deployment.stripe.fault = lambda event: (
+        FakeFault.BAD_REQUEST if (event.event_name, event.stripe_customer) == ("gigabytes", "cus_ada") else None
+    )
+    for _ in range(2):
+        await deployment.emit("ada", gb="4", user="u", region="eu")
+        await deployment.settle()
+    deployment.stripe.fault = lambda _event: None
+    await deployment.stripe.send((await dead_events(deployment))[0])
+
+    report = await deployment.reconcile()
+
+    assert [(row.cause, row.found) for row in report.rows] == [(Cause.REJECTED_BY_STRIPE, "")] * 2
+    assert all("perhaps this one: look" in row.detail for row in report.rows)
+
+
+def hourly(deltas: Sequence[int]) -> list[Told]:
+    """Accepted reports of thousandths, one an hour from the period's start on."""
+    told = []
+    for at, delta in zip(count(NOVEMBER_MS, HOUR_MS), deltas, strict=False):
+        name = f"tm_{at}"
+        told.append(
+            Told(
+                0,
+                INTENT.model_copy(update={"identifier": name, "delta_minor": delta, "scale": 3}),
+                attempt(1).model_copy(update={"identifier": name, "timestamp_s": at // 1_000}),
+                ACCEPTED.model_copy(update={"identifier": name}),
+            )
+        )
+    return told
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_stripes_sum_of_doubles_over_a_month_of_hours_is_the_expected_one(seed: int) -> None:
+    """Each addition may be off by half a bit, and 720 of them are; a minor unit that lacks is seen all the same."""
+    draw = random.Random(seed)
+    deltas = [draw.choice([draw.randrange(1, 10**5), 100, -draw.randrange(1, 10**4)]) for _ in range(720)]
+    doubles = 0.0
+    for delta in deltas:
+        doubles += float(decimal_text(delta, 3))
+    asked = Sum("requests", "cus_ada", Period(NOVEMBER_MS, DECEMBER_MS))
+
+    expected = bounds_of([asked], hourly(deltas), 0)[asked]
+
+    assert (expected.accepted, expected.events) == (sum(deltas) * 10**9, 720)
+    assert expected.agrees(expected.accepted, units_of(repr(doubles)))
+    for lost in (10**9, -(10**9)):
+        assert not expected.agrees(expected.accepted + lost, units_of(repr(doubles)))

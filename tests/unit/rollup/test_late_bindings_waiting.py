@@ -1,0 +1,336 @@
+"""While the usage of a late binding is counted again: what waits, for how long, and what ends it otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Any
+
+import pytest
+
+from aggregators.bindings import RESTATEMENT_MS_MAX, is_waiting, restatement
+from pipeline.rollup import resolver, restater
+from pipeline.rollup.restater import BEGINNINGS_MAX, JUDGED_MS_MAX, TOO_OFTEN
+from schemas.clock import DAY_MS, MINUTE_MS
+from schemas.control import RestatementRecord
+from schemas.errors import HeldUp, OperatorNeeded, Transient
+from schemas.log import EVENTS_TOPIC, position
+from schemas.periods import AccountState, Billing
+from tests.worlds.late_binding import (
+    CUT_MS,
+    EVE,
+    POLICY,
+    agrees,
+    bind,
+    deployment,
+    neighbour,
+    reached,
+    state,
+    totals,
+    used,
+)
+from tests.worlds.reconciler import METER_SET, NOVEMBER_MS, Deployment
+
+
+async def test_what_arrives_while_the_account_waits_is_counted_once_and_after_it() -> None:
+    """Nothing is counted in between; the identities of before are known, and decisions that come early do nothing."""
+    made = await deployment()
+    first = await made.emit(EVE, gb="1", user="new", region="eu")
+    await bind(made)
+    before = await totals(made, "requests")
+    counters = (await made.checkpoint(EVE)).counters
+
+    await made.emit(EVE, gb="2", user="newer", region="eu")
+    await made.emit(EVE, id=first, gb="1", user="new", region="eu")
+    await made.emit(EVE, type_="page.viewed", page="/")
+    await made.emit(EVE, at_ms=CUT_MS - MINUTE_MS, gb="3", user="late", region="us")
+    await made.fold()
+    await made.archive()
+    assert await made.resolve() == 0
+    after = (await made.checkpoint(EVE)).counters
+    assert await totals(made, "requests") == before
+    assert (after.deferred - counters.deferred, after.duplicate - counters.duplicate) == (2, 1)
+
+    assert await made.restatement() == 1
+    await made.fold()
+    await made.archive()
+    assert await made.resolve() == 2
+    await made.settle()
+    # The one from before the cut came after the grace of the period that ends there.
+    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 12}
+    await agrees(made)
+
+
+async def test_what_its_records_say_while_it_waits_is_followed() -> None:
+    """A closing at once, another binding after it, in the order of the log."""
+    made = await deployment()
+    await bind(made, billing=Billing.UNMAPPED, stripe_customer="")
+    await made.close_period(EVE, made.clock.ms - 90 * DAY_MS)
+    await made.bind(EVE, effective_from_ms=NOVEMBER_MS, anchor_ms=CUT_MS, stripe_customer=f"cus_{EVE}")
+    await made.fold()
+    assert (await state(made)).customers == ()
+    assert len((await state(made)).closed_start_ms) == 1
+
+    for _ in range(2):
+        await made.archive()
+        assert await made.restatement() == 1
+        await made.fold()
+    await used(made, hours=1)
+    await made.settle()
+
+    held = await state(made)
+    assert held.pending is None
+    assert held.customers[-1].stripe_customer == f"cus_{EVE}"
+    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 15}
+    report = await made.reconcile()
+    assert report.differences == 0, report.rows
+
+
+async def test_usage_that_does_not_fit_a_record_is_not_cut_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The binding takes effect beyond it, and the record says why."""
+    monkeypatch.setattr(restater, "CONTENT_CHARACTERS_MAX", 10)
+    made = await deployment()
+    await bind(made, effective_from_ms=NOVEMBER_MS)
+    bound_ms = made.clock.ms
+    await made.restatement()
+    await made.settle()
+
+    controls = await made.clickhouse.controls(made.partition(EVE), position(1 << 40))
+    assert "one record" in RestatementRecord.model_validate_json(controls[-1].value).declined
+    held = await state(made)
+    assert (held.pending, held.restatements) == (None, ())
+    assert held.bindings[-1].effective_from_ms > bound_ms
+    assert await totals(made, "requests") == {NOVEMBER_MS: 18}
+    await agrees(made)
+
+
+async def test_nothing_is_begun_or_ended_before_the_archive_has_passed_it() -> None:
+    """Nor by a table that was just exchanged, nor where the archive is far behind: events would wait for long."""
+    made = await deployment()
+    await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
+    await made.fold()
+    assert await made.restatement() == 0
+    await made.archive()
+    await made.advance(2 * restater.NEAR_MS_MAX)
+    await made.fold()
+    assert await made.restatement() == 0
+    await made.archive()
+    assert await made.restatement() == 1
+
+    await made.fold()
+    assert await made.restatement() == 0
+    await made.archive()
+    made.clickhouse.rebuilt = None
+    assert await made.restatement() == 0
+    made.clickhouse.rebuilt = 0
+    assert await made.restatement() == 1
+    await made.settle()
+    assert len((await state(made)).restatements) == 1
+
+
+async def test_usage_goes_on_where_a_restatement_does_not_end_and_it_is_begun_anew() -> None:
+    """The archive goes away right after it was begun: events wait for half an hour at most, then count as before."""
+    made = await deployment()
+    await bind(made)
+    await made.emit(EVE, gb="1", user="waits", region="eu")
+    await made.advance(RESTATEMENT_MS_MAX)
+    await made.emit(EVE, gb="1", user="counts", region="eu")
+    await made.fold()
+    assert await totals(made, "requests") == {NOVEMBER_MS: 19}
+    assert (await made.checkpoint(EVE)).counters.deferred == 1
+
+    await made.archive()
+    # What waited is counted before anything waits again.
+    assert await made.restatement() == 0
+    assert await made.resolve() == 1
+    await reached(made)
+    assert await made.restatement() == 1
+    await reached(made)
+    assert await made.restatement() == 1
+    await made.settle()
+    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 11}
+    await agrees(made)
+
+
+async def test_an_event_that_the_archive_lost_does_not_keep_a_restatement_from_being_begun_anew() -> None:
+    """It never gets a decision; the others had time for theirs."""
+    made = await deployment()
+    await bind(made)
+    lost = await made.emit(EVE, gb="1", user="lost", region="eu")
+    await made.advance(RESTATEMENT_MS_MAX)
+    await reached(made)
+    del made.clickhouse.events[EVE, lost]
+    assert (await made.resolve(), await made.restatement()) == (0, 0)
+
+    await made.advance(JUDGED_MS_MAX)
+    await reached(made)
+    assert await made.restatement() == 1
+
+
+async def test_answer_that_comes_too_late_changes_nothing() -> None:
+    made = await deployment()
+    await bind(made)
+    assert await made.restatement() == 1
+    records = await made.log.read(EVENTS_TOPIC, made.partition(EVE), 0, 10_000)
+    await made.archive()
+    late = AccountState.model_validate((await state(made)).model_dump())
+    answer = RestatementRecord.model_validate_json(records[-1].value or b"")
+    assert late.pending is not None
+    assert late.pending.until_ms is not None
+
+    assert restatement(late, answer, 1 << 50, POLICY, late.pending.until_ms) == late
+    assert restatement(late, answer, 1 << 50, POLICY, late.pending.until_ms - 1).restatements
+
+
+async def test_what_comes_in_time_waits_whatever_may_wait_of_what_is_late() -> None:
+    """It is as much as comes in a few minutes; refused, it would have to be sent under another id."""
+    made = await Deployment().start({**METER_SET, "version": 1, "policy": {"deferred_max": 2}})
+    made.stripe.add_customer(f"cus_{EVE}")
+    await used(made, hours=1)
+    await bind(made, effective_from_ms=NOVEMBER_MS, anchor_ms=NOVEMBER_MS + DAY_MS)
+    for number in range(5):
+        await made.emit(EVE, gb="1", user=f"u{number}", region="eu")
+    await made.fold()
+    assert (await made.checkpoint(EVE)).counters.deferred == 5
+
+    await made.archive()
+    await made.restatement()
+    await reached(made)
+    assert await made.resolve() == 5
+    await made.settle()
+    assert sum((await totals(made, "requests")).values()) == 11
+    await agrees(made)
+
+
+@pytest.mark.parametrize("lost_max", [6, 1_000], ids=["some", "all"])
+async def test_live_counts_are_not_replaced_by_those_of_an_archive_that_lost_events(lost_max: int) -> None:
+    """The totals stand still while the account waits, so the two must be equal."""
+    made = await deployment()
+    await bind(made)
+    lost = [key for key in made.clickhouse.events if key[0] == EVE][:lost_max]
+    for key in lost:
+        del made.clickhouse.events[key]
+    assert await made.restatement() == 1
+    await made.fold()
+
+    assert await totals(made, "requests") == {NOVEMBER_MS: 18}
+    assert ((await state(made)).pending, (await state(made)).restatements) == (None, ())
+
+
+async def two_begun() -> tuple[Deployment, str]:
+    """Two accounts of one partition whose restatements are begun, and the name of the other one."""
+    made = await deployment()
+    other = neighbour(made)
+    await used(made, hours=1, account=other)
+    for account in (EVE, other):
+        await made.bind(account, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
+    await reached(made)
+    assert await made.restatement() == 2
+    return made, other
+
+
+async def test_account_whose_usage_cannot_be_counted_again_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is declined with the reason; the others are answered in the same call."""
+    made, other = await two_begun()
+    await reached(made)
+    counted = made.clickhouse.recount_rows
+
+    async def fails(request: Any, generation: int) -> Any:
+        if request.accounts == [EVE]:
+            raise OperatorNeeded("the boundaries do not reach an event")
+        return await counted(request, generation)
+
+    monkeypatch.setattr(made.clickhouse, "recount_rows", fails)
+    assert await made.restatement() == 2
+    await made.fold()
+    assert (await state(made)).pending is None
+    assert (await made.store.account(made.partition(other), other)).pending is None
+
+
+@pytest.mark.parametrize("kind", [Transient, HeldUp])
+async def test_account_whose_recount_is_never_answered_holds_up_nobody_and_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    """Too much for ClickHouse's limits, or a table that is gone, say. The others are answered in the same call, and
+    what waits for it counts."""
+    made, other = await two_begun()
+    counted, looks = made.clickhouse.recount_rows, 0
+
+    async def fails(request: Any, generation: int) -> Any:
+        nonlocal looks
+        if request.accounts == [EVE]:
+            looks += 1
+            raise kind("memory limit exceeded")
+        return await counted(request, generation)
+
+    monkeypatch.setattr(made.clickhouse, "recount_rows", fails)
+    await reached(made)
+    with pytest.raises(Transient, match="memory limit"):
+        await made.restatement()
+    await reached(made)
+    assert (await made.store.account(made.partition(other), other)).pending is None
+
+    for _ in range(2 * BEGINNINGS_MAX):
+        await made.emit(EVE, gb="1", user="waits", region="eu")
+        while (await state(made)).pending and is_waiting(
+            await state(made), (await made.checkpoint(EVE)).stream_time_ms
+        ):
+            await made.advance(RESTATEMENT_MS_MAX)
+            await reached(made)
+            with contextlib.suppress(Transient):
+                await made.restatement()
+            await reached(made)
+        await made.resolve()
+        await reached(made)
+        assert (await made.checkpoint(EVE)).counters.deferred == 0
+        with contextlib.suppress(Transient):
+            await made.restatement()
+        await reached(made)
+    after = await state(made)
+    assert (after.pending, after.restatements) == (None, ())
+    assert looks >= BEGINNINGS_MAX
+    assert await totals(made, "requests") == {NOVEMBER_MS: 18 + 2 * BEGINNINGS_MAX}
+    controls = await made.clickhouse.load_controls(made.partition(EVE), 1 << 60)
+    said = [
+        RestatementRecord.model_validate_json(each.value).declined for each in controls if each.kind == "restatement"
+    ]
+    assert [text for text in said if text] == [TOO_OFTEN.format(BEGINNINGS_MAX, "memory limit exceeded")]
+
+
+async def test_a_view_that_went_back_between_two_looks_declines_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that was behind has taken over: its totals are those of before."""
+    made = await deployment()
+    before = copy.deepcopy(made.store._partitions)
+    await made.emit(EVE, gb="1", user="new", region="eu")
+    await bind(made)
+    now, account_totals = made.store._partitions, made.store.account_totals
+
+    async def failed_over(partition: int, keys: Any) -> Any:
+        made.store._partitions = before
+        return await account_totals(partition, keys)
+
+    monkeypatch.setattr(made.store, "account_totals", failed_over)
+    with pytest.raises(Transient, match="went back"):
+        await made.restatement()
+    monkeypatch.undo()
+    made.store._partitions = now
+    assert await made.restatement() == 1
+    await made.settle()
+    assert len((await state(made)).restatements) == 1
+
+
+async def test_late_events_of_others_do_not_stand_behind_those_of_a_waiting_account(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resolver, "DECISIONS_MAX", 3)
+    made = await deployment()
+    await bind(made)
+    for number in range(7):
+        await made.emit(EVE, gb="1", user=f"u{number}", region="eu")
+    other = next(name for name in ("bob", "ada", "cyd", "dora") if made.partition(name) == made.partition(EVE))
+    await made.emit(other, at_ms=made.clock.ms - 5 * DAY_MS, gb="1", user="late", region="eu")
+    await reached(made)
+
+    assert await made.resolve() == 1
+    await made.fold()
+    assert (await made.checkpoint(EVE)).counters.deferred == 7

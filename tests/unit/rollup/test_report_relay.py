@@ -1,0 +1,111 @@
+"""Report entries become intents once their bucket is closed, also where a replica that was behind takes over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from aggregators.codec import ReportKey, ReportValue, report_field, report_text
+from pipeline.logs.fake import FakeLog
+from pipeline.rollup.relays import ReportRelay
+from schemas.clock import HOUR_MS
+from schemas.log import REPORTS_TOPIC, TopicSpec
+from schemas.meters import MeterSet, Policy
+from schemas.reports import Intent
+from schemas.rollup import BucketField, Changes, Checkpoint
+from simulation.services import LosingStore
+from tests.conformance.rollup_states import checkpoint
+from tests.worlds.deployment import ManualClock
+
+BUCKET = 5 * HOUR_MS
+FIELD = report_field(ReportKey(0, "tokens", "acme"))
+OPEN = msgspec.structs.replace(
+    checkpoint(1),
+    meter_set=MeterSet(version=1, meters=(), policy=Policy(report_interval_ms=HOUR_MS)),
+    stream_time_ms=BUCKET + 1,
+)
+
+
+class FailingOver(LosingStore):
+    """Goes back to the state of the moment `keep` was called, right after one of its calls."""
+
+    kept: dict[int, Any]
+    after = ""
+
+    def keep(self) -> None:
+        self.kept = self.copy()
+
+    def _called(self, name: str) -> None:
+        if name == self.after:
+            self.after = ""
+            self.restore(self.kept)
+
+    async def report_buckets(self, partition: int) -> Any:
+        answer = await super().report_buckets(partition)
+        self._called("report_buckets")
+        return answer
+
+    async def reports(self, partition: int, bucket_ms: int, count_max: int) -> Any:
+        answer = await super().reports(partition, bucket_ms, count_max)
+        self._called("reports")
+        return answer
+
+    async def accounts(self, partition: int, accounts: Any) -> Any:
+        answer = await super().accounts(partition, accounts)
+        self._called("accounts")
+        return answer
+
+
+async def filled(store: FailingOver) -> Checkpoint:
+    """One unit while the bucket is open (kept), a second one, and then stream time passes the bucket's end."""
+    await store.create_checkpoint(0, OPEN)
+    believed = OPEN
+    for total, stream_time_ms in ((1, BUCKET + 2), (2, BUCKET + 3), (2, BUCKET + HOUR_MS)):
+        after = msgspec.structs.replace(believed, next_offset=believed.next_offset + 1, stream_time_ms=stream_time_ms)
+        reports = {BucketField(BUCKET, FIELD): report_text(ReportValue(0, total, 30 * 24 * HOUR_MS, 0, "tokens"))}
+        await store.commit(0, believed, Changes(checkpoint=after, reports=reports))
+        if stream_time_ms == BUCKET + 2:
+            store.keep()
+        believed = after
+    return believed
+
+
+async def deltas(log: FakeLog) -> list[int]:
+    records = await log.read(REPORTS_TOPIC, 0, 0, 100)
+    return [Intent.model_validate_json(record.value or b"").delta_minor for record in records]
+
+
+@pytest.fixture
+async def log() -> FakeLog:
+    made = FakeLog(ManualClock(0))
+    await made.create_topics([TopicSpec(REPORTS_TOPIC, 1, -1)])
+    return made
+
+
+async def test_closed_bucket_is_published_and_forgotten(log: FakeLog) -> None:
+    store = FailingOver(ManualClock(0))
+    closed = await filled(store)
+
+    assert await ReportRelay(store, log).relay(0) == 1
+    assert await deltas(log) == [2]
+    assert await store.report_buckets(0) == (closed, [])
+    assert await ReportRelay(store, log).relay(0) == 0
+
+
+@pytest.mark.parametrize(("after", "published"), [("report_buckets", []), ("reports", []), ("accounts", [2])])
+async def test_entry_of_an_open_bucket_is_kept_where_a_replica_takes_over(
+    log: FakeLog, after: str, published: list[int]
+) -> None:
+    """Published, it would be less than the bucket's whole; forgotten, the rest of the bucket would be sent once more
+    as an intent of its own."""
+    store = FailingOver(ManualClock(0))
+    await filled(store)
+    store.after = after
+
+    await ReportRelay(store, log).relay(0)
+
+    assert await deltas(log) == published
+    _, entries = await store.reports(0, BUCKET, 10)
+    assert entries == {FIELD: report_text(ReportValue(0, 1, 30 * 24 * HOUR_MS, 0, "tokens"))}

@@ -1,0 +1,222 @@
+"""Values, answers and budgets of the Stripe sink."""
+
+from __future__ import annotations
+
+import random
+from decimal import Decimal
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.errors import InvalidInput, Transient
+from schemas.reports import MeterEvent, MeterSummary, SendStatus
+from sinks.stripe.client import StripeClientMeters
+from sinks.stripe.errors import Answer, classify
+from sinks.stripe.meter_events import decimal_text
+from sinks.stripe.sums import agrees, tolerance
+
+NOW_MS = 1_795_262_400_000
+DUPLICATE = "An event already exists with identifier x."
+
+
+@pytest.mark.parametrize(
+    ("minor", "scale", "expected"),
+    [
+        (1250, 3, "1.25"),
+        (1000, 3, "1"),
+        (5, 3, "0.005"),
+        (-5, 1, "-0.5"),
+        (-50, 1, "-5"),
+        (120, 0, "120"),
+        (10**30 + 1, 12, "1000000000000000000.000000000001"),
+    ],
+)
+def test_values_are_exact_and_short(minor: int, scale: int, expected: str) -> None:
+    """Stripe counts digits, and no float may touch them."""
+    assert decimal_text(minor, scale) == expected
+
+
+@given(minor=st.integers(-(10**24), 10**24), scale=st.integers(0, 12))
+def test_value_text_is_the_quantity(minor: int, scale: int) -> None:
+    """Exactly, in plain digits, without a zero too many."""
+    text = decimal_text(minor, scale)
+
+    assert Decimal(text) * 10**scale == minor
+    assert "e" not in text.lower()
+    assert "." not in text or not text.endswith(("0", "."))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (Answer(400, DUPLICATE), SendStatus.DUPLICATE),
+        (Answer(400, "anything", "duplicate_meter_event"), SendStatus.DUPLICATE),
+        (Answer(400, DUPLICATE, "parameter_invalid"), SendStatus.DEAD),
+        (Answer(400, "No active meter found for event name x."), SendStatus.DEAD),
+        (Answer(400, "Keys for idempotent requests …", kind="idempotency_error"), SendStatus.DEAD),
+        (Answer(404, "No such thing"), SendStatus.DEAD),
+        (Answer(402, "card"), SendStatus.DEAD),
+        (Answer(401), SendStatus.STOP),
+        (Answer(403), SendStatus.STOP),
+        (Answer(0), SendStatus.RETRY),
+        (Answer(409, "", "lock_timeout"), SendStatus.RETRY),
+        (Answer(429, "", "rate_limit"), SendStatus.RETRY),
+        (Answer(400, "", "rate_limit"), SendStatus.RETRY),
+        (Answer(500), SendStatus.RETRY),
+        (Answer(503), SendStatus.RETRY),
+    ],
+    ids=lambda value: (
+        str(value) if isinstance(value, SendStatus) else f"{value.status} {value.code} {value.message[:12]}"
+    ),
+)
+def test_answers_are_named_by_what_the_sender_does(answer: Answer, expected: SendStatus) -> None:
+    """The one table that decides between billing once, twice and never."""
+    assert classify(answer).status is expected
+
+
+@pytest.mark.parametrize(("header", "expected_s"), [("7", 7.0), ("1e9", 300.0), ("-3", 1.0), ("soon", 1.0), ("", 1.0)])
+def test_rate_limits_wait_for_a_bounded_time(header: str, expected_s: float) -> None:
+    """At least a second, at most five minutes, whatever the header says."""
+    assert classify(Answer(429, headers={"retry-after": header})).retry_after_s == expected_s
+
+
+def test_key_of_no_mode_is_refused_before_anything_is_sent() -> None:
+    """The mode is part of every identifier."""
+    with pytest.raises(InvalidInput, match="TIDEMARK_STRIPE_API_KEY"):
+        StripeClientMeters("hunter2")
+
+
+@pytest.mark.parametrize(
+    ("amounts", "value", "same"),
+    [
+        (["0.3"], "0.30000000000000004", True),
+        (["9007199254740993"], "9007199254740992", True),
+        (["100"], "100.01", False),
+        ([], "0.0", True),
+        ([], "0.000001", False),
+        (["-5"], "-5.0", True),
+        (["0.1", "0.2", "-0.3"], "0.00000000000000005551115123125783", True),
+        (["0.1"] * 720, "71.99999999999909", True),
+        (["0.1"] * 720, "71.999999", False),
+    ],
+)
+def test_sums_agree_as_far_as_doubles_can_tell(amounts: list[str], value: str, same: bool) -> None:
+    """Stripe answers with a float, and adds up in floats: each addition may be off."""
+    added = [Decimal(each) for each in amounts]
+
+    assert agrees(sum(added, Decimal(0)), MeterSummary(value, 1), tolerance(added)) is same
+
+
+@pytest.mark.parametrize("count", [1, 2, 30, 720, 7_200])
+def test_a_sum_of_doubles_agrees_and_one_that_lacks_a_minor_unit_does_not(count: int) -> None:
+    """As many reports as an hour, a month or a year of hours has."""
+    for seed in range(20):
+        draw = random.Random(seed)
+        added = [Decimal(draw.randrange(1, 10**6)).scaleb(-3) for _ in range(count)]
+        exact, doubles = sum(added, Decimal(0)), 0.0
+        for each in added:
+            doubles += float(each)
+
+        assert agrees(exact, MeterSummary(repr(doubles), 1), tolerance(added))
+        assert not agrees(exact - Decimal("0.001"), MeterSummary(repr(doubles), 1), tolerance(added))
+
+
+HTML = b"<html>we are moving</html>"
+EVENT = MeterEvent("id-1", "tokens", "cus_one", "1.25", NOW_MS // 1_000)
+FOREIGN = [
+    *((status, body) for status in (302, 400, 401, 402, 403, 404, 407, 408) for body in (HTML, b"")),
+    *((status, body) for status in (429, 500, 502, 503) for body in (HTML, b"", b"null")),
+    (200, HTML),
+    (200, b""),
+    (200, b"null"),
+    (200, b"[]"),
+    (200, b"7"),
+    (200, b"{}"),
+    (200, b"[" * 100_000),
+    (200, b"\xff\xfe"),
+    (200, b'{"object": "billing.meter_ev'),
+    (200, b'{"object": {"a": 1}}'),
+    (200, b'{"error": "login first"}'),
+    (200, b'{"object": "billing.meter_event", "identifier": "of another"}'),
+    (400, b'{"error": "bad request"}'),
+    (400, b'{"error": null}'),
+    (400, b'{"error": ["a"]}'),
+    (400, b'{"error": {"message": "An event already exists with identifier id-1."}}'),
+    (403, b'{"error": "forbidden"}'),
+    (403, b'{"error": {"type": null, "code": ""}}'),
+    (404, b'{"message": "no route"}'),
+]
+
+
+def _answering(status: int, body: bytes, headers: dict[str, str] | None = None) -> StripeClientMeters:
+    """A client whose every request gets this answer."""
+    meters = StripeClientMeters("sk_test_x", "http://127.0.0.1:9")
+    answer = httpx.MockTransport(lambda _request: httpx.Response(status, content=body, headers=headers))
+    meters._transport._client = httpx.AsyncClient(transport=answer)
+    return meters
+
+
+@pytest.mark.parametrize(("status", "body"), FOREIGN, ids=lambda value: str(value)[:40])
+async def test_answer_that_is_not_stripes_decides_nothing(status: int, body: bytes) -> None:
+    """Ten minutes behind a broken proxy must cost ten minutes: no dead letter, no stop and nothing delivered."""
+    meters = _answering(status, body)
+
+    assert (await meters.send(EVENT)).status is SendStatus.RETRY
+    if b"of another" not in body:
+        for call in (
+            meters.identity(),
+            meters.summary("tokens", "cus_one", 0, 60),
+            meters.ensure_meter("tokens", "Tokens"),
+            meters.rejections(NOW_MS),
+        ):
+            with pytest.raises(Transient):
+                await call
+    await meters.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (200, b'{"object": "billing.meter_event", "identifier": "id-1"}', SendStatus.ACCEPTED),
+        (400, b'{"error": {"type": "invalid_request_error", "message": "No active meter"}}', SendStatus.DEAD),
+        (400, b'{"error": {"code": "parameter_invalid"}}', SendStatus.DEAD),
+        (400, f'{{"error": {{"type": "x", "message": "{DUPLICATE}"}}}}'.encode(), SendStatus.DUPLICATE),
+        (402, b'{"error": {"type": "card_error"}}', SendStatus.DEAD),
+        (401, b'{"error": {"type": "invalid_request_error"}}', SendStatus.STOP),
+        (403, b'{"error": {"type": "invalid_request_error"}}', SendStatus.STOP),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_answer_of_stripe_decides(status: int, body: bytes, expected: SendStatus) -> None:
+    """What is in Stripe's form means what Stripe documents."""
+    meters = _answering(status, body)
+
+    assert (await meters.send(EVENT)).status is expected
+    await meters.close()
+
+
+async def test_wait_that_a_proxy_asks_for_is_kept() -> None:
+    """Whoever asks for it."""
+    meters = _answering(429, HTML, {"Retry-After": "7"})
+
+    assert (await meters.send(EVENT)).retry_after_s == 7.0
+    await meters.close()
+
+
+async def test_key_changes_where_a_proxy_hides_a_server_error() -> None:
+    """The 502 may stand for a 500 that Stripe has stored under the Idempotency-Key and would repeat for a day."""
+    keys: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["Idempotency-Key"])
+        return httpx.Response(502, content=HTML)
+
+    meters = _answering(502, HTML)
+    meters._transport._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    for _ in range(2):
+        await meters.send(EVENT)
+    await meters.close()
+
+    assert keys[0] != keys[1]

@@ -1,0 +1,1 @@
+"""Small deployments on fakes that tests drive by hand, one module for each part of the product."""

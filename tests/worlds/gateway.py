@@ -1,0 +1,128 @@
+"""A gateway on in-memory fakes, with keys of each kind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from starlette.applications import Starlette
+
+from aggregators.decode import decode
+from aggregators.partitioning import partition_of
+from pipeline.http.api_keys import KeyFile, Role, create_key
+from pipeline.http.app import GatewayDependencies, create_gateway
+from pipeline.settings import Settings
+from schemas.control import Genesis
+from schemas.log import REJECTED_TOPIC, Record
+from schemas.meters import MeterSet
+from sinks.clickhouse.fake import FakeClickHouse
+from tests.traffic.generate import METER_SET
+from tests.worlds.deployment import World
+
+NOW_MS: Final = 1_795_257_000_000
+NOW: Final = "2026-11-21T10:30:00Z"
+BODY_BYTES_MAX: Final = 200_000
+
+
+def event(event_id: str = "op-1", **changes: Any) -> dict[str, Any]:
+    """A good event, changed; a value of None takes the field away."""
+    document = {
+        "specversion": "1.0", "id": event_id, "source": "test", "type": "completion.finished", "subject": "acme",
+        "time": NOW, "data": {"usage": {"tokens": 7}, "model": "small"}, **changes,
+    }  # fmt: skip
+    return {name: value for name, value in document.items() if value is not None}
+
+
+def tokens(quantity: object) -> dict[str, Any]:
+    """An event of that many tokens."""
+    return event(data={"usage": {"tokens": quantity}, "model": "small"})
+
+
+@dataclass
+class Gateway:
+    """A gateway, what stands behind it, and keys of each kind."""
+
+    world: World
+    app: Starlette
+    client: httpx.AsyncClient
+    clickhouse: FakeClickHouse
+    keys: Mapping[str, str]
+
+    async def post(
+        self, body: object, content_type: str = "application/json", key: str = "ingest", **headers: str
+    ) -> httpx.Response:
+        """POST /v1/events; anything but bytes is sent as JSON."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        sent = {"content-type": content_type, **self.bearer(key)}
+        sent |= {name.replace("_", "-"): text for name, text in headers.items()}
+        return await self.client.post("/v1/events", content=content, headers=sent)
+
+    async def get(self, path: str, key: str = "read", **parameters: str) -> httpx.Response:
+        """GET with a key; `from_` stands for `from`."""
+        given = {name.rstrip("_"): value for name, value in parameters.items()}
+        return await self.client.get(path, params=given or None, headers=self.bearer(key))
+
+    def bearer(self, key: str) -> dict[str, str]:
+        """The header of one of the keys; none for an empty name."""
+        return {"authorization": f"Bearer {self.keys[key]}"} if key else {}
+
+    async def stored(self) -> list[dict[str, Any]]:
+        """The events in the log, read as the fold reads them."""
+        found = []
+        for partition in range(self.world.partitions):
+            for record in await self.world.records(partition):
+                if not record.headers:
+                    decoded = decode(record.value, 65_536)
+                    assert decoded.rejected == []
+                    assert all(partition_of(each.subject, 2) == partition for _, each in decoded.events)
+                    found += json.loads(record.value or b"")
+        return found
+
+    async def quarantined(self) -> list[Record]:
+        """What was kept of rejected events."""
+        return [
+            record
+            for partition in range(self.world.partitions)
+            for record in await self.world.records(partition, REJECTED_TOPIC)
+        ]
+
+
+@asynccontextmanager
+async def running(tmp_path: Path, world: World | None = None, **changes: Any) -> AsyncIterator[Gateway]:
+    """A gateway over `world`; `changes` replace dependencies."""
+    world = world or World(NOW_MS)
+    await world.start(METER_SET)
+    meter_set = MeterSet.model_validate(METER_SET)
+
+    async def in_force() -> MeterSet | None:
+        return meter_set
+
+    path = tmp_path / "keys.jsonl"
+    keys = {
+        "ingest": create_key(path, Role.INGEST, world.clock)[0],
+        "read": create_key(path, Role.READ, world.clock)[0],
+        "admin": create_key(path, Role.ADMIN, world.clock)[0],
+        "acme": create_key(path, Role.ADMIN, world.clock, account="acme")[0],
+        "forged": "tm_000000000000_" + "x" * 43,
+    }
+    clickhouse = FakeClickHouse()
+    given: dict[str, Any] = {
+        "log": world.log,
+        "genesis": Genesis(log_id=world.log_id, partitions=world.partitions),
+        "settings": Settings(body_bytes_max=BODY_BYTES_MAX),
+        "clock": world.clock,
+        "keys": KeyFile(path),
+        "meter_set": in_force,
+        "rollup": world.store,
+        "usage": clickhouse,
+        "hourly": clickhouse,
+        **changes,
+    }
+    app = create_gateway(GatewayDependencies(**given))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+        yield Gateway(world, app, client, clickhouse, keys)

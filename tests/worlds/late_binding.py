@@ -1,0 +1,86 @@
+"""A deployment with an account that is bound after its first usage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aggregators.bindings import is_waiting
+from reconciler.causes import Cause, Verdict
+from schemas.clock import MINUTE_MS
+from schemas.log import REPORTS_TOPIC
+from schemas.meters import Policy
+from schemas.periods import AccountState
+from schemas.reports import Intent
+from tests.worlds.reconciler import START_MS, Deployment
+
+EVE = "eve"
+# In the middle of an hour, so that both sides of it have usage.
+CUT_MS = START_MS + 90 * MINUTE_MS
+POLICY = Policy()
+
+
+async def used(made: Deployment, hours: int = 3, account: str = EVE) -> None:
+    """Six events an hour, ten minutes apart, of every meter."""
+    for hour in range(hours):
+        for step in range(6):
+            await made.emit(account, gb=f"{hour + 1}.{step}25", user=f"user-{step % 4}", region=("eu", "us")[step % 2])
+            await made.emit(account, type_="seats", seats=10 * hour + step)
+            await made.advance(10 * MINUTE_MS)
+
+
+async def deployment() -> Deployment:
+    """Three hours of an account that nobody has bound; reported, and held."""
+    made = await Deployment().start()
+    made.stripe.add_customer(f"cus_{EVE}")
+    await used(made)
+    await made.settle()
+    return made
+
+
+async def reached(made: Deployment) -> None:
+    """All that is in the log is folded and archived."""
+    await made.fold()
+    await made.archive()
+
+
+async def bind(made: Deployment, **fields: Any) -> None:
+    """Bind late; from here on the account's events wait."""
+    asked = {"effective_from_ms": CUT_MS, "anchor_ms": CUT_MS, "stripe_customer": f"cus_{EVE}", **fields}
+    await made.bind(EVE, **asked)
+    await reached(made)
+    assert await made.restatement() == 1
+    await reached(made)
+    assert is_waiting(await state(made), (await made.checkpoint(EVE)).stream_time_ms)
+
+
+async def totals(made: Deployment, meter: str, account: str = EVE) -> dict[int, int]:
+    """By the start of the period."""
+    held = made.store._partitions[made.partition(account)].totals
+    found = {
+        key.period_start_ms: fields[meter] for key, fields in held.items() if key.account == account and meter in fields
+    }
+    return {start_ms: int(text.split(":")[0]) for start_ms, text in sorted(found.items())}
+
+
+def neighbour(made: Deployment) -> str:
+    """Another account that nobody has bound, of the same partition."""
+    return next(name for name in ("zoe", "zed", "zack", "zita") if made.partition(name) == made.partition(EVE))
+
+
+async def state(made: Deployment) -> AccountState:
+    return await made.store.account(made.partition(EVE), EVE)
+
+
+async def agrees(made: Deployment) -> None:
+    """Every view says the same, Stripe too; but nobody was named to pay for what lies before the cut."""
+    report = await made.reconcile()
+    assert report.verdict is Verdict.EQUAL, report.rows
+    assert {(row.account, row.cause) for row in report.rows} <= {(EVE, Cause.UNKNOWN_CUSTOMER)}
+
+
+async def intents(made: Deployment) -> list[Intent]:
+    records = await made.log.read(REPORTS_TOPIC, made.partition(EVE), 0, 10_000)
+    found = [
+        Intent.model_validate_json(each.value or b"") for each in records if b'"kind":"intent"' in (each.value or b"")
+    ]
+    return [each for each in found if each.account == EVE]

@@ -1,0 +1,253 @@
+"""A whole deployment on fakes for the reconciler's tests: real fold, archive, relays and sender; faults by hand."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from aggregators.partitioning import partition_of
+from pipeline.billing.customers import BindingResolver
+from pipeline.billing.sender import StripeSender
+from pipeline.ingest.archive import ArchiveProcessor
+from pipeline.logs.control_records import append_everywhere
+from pipeline.rollup.processor import RollupSettings
+from pipeline.rollup.relays import HourlyRelay, ReportRelay
+from pipeline.rollup.resolver import Resolver
+from pipeline.rollup.restater import Restater
+from reconciler.causes import Cause, Pair
+from reconciler.report import Report, Row
+from reconciler.reports_index import ReportsIndex, Told
+from reconciler.run import reconcile
+from reconciler.views import ReconcilePolicy, Views
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.control import AccountRecord, CloseRecord, Tick
+from schemas.log import EVENTS_TOPIC, REPORTS_TOPIC
+from schemas.periods import Billing, Binding
+from schemas.reports import Attempt, Intent, MeterEvent, Outcome, OutcomeStatus
+from schemas.rollup import Checkpoint, TotalKey
+from schemas.sink import StripeRejections
+from sinks.clickhouse.fake import FakeClickHouse
+from sinks.redis.fake import FakeRollupStore
+from sinks.stripe.fake import FakeStripe
+from tests.traffic.generate import rfc3339
+from tests.worlds.deployment import SECRET, World
+
+NOVEMBER_MS: Final = 1_793_491_200_000
+DECEMBER_MS: Final = NOVEMBER_MS + 30 * DAY_MS
+START_MS: Final = NOVEMBER_MS + 9 * DAY_MS + 10 * HOUR_MS
+ACCOUNTS: Final = ("ada", "bob", "cyd", "dora")
+
+METER_SET: Final[dict[str, Any]] = {
+    "version": 1,
+    "meters": [
+        {"slug": "requests", "event_type": "request", "aggregation": "count", "dimensions": {"region": "$.region"},
+         "stripe_event_name": "requests"},
+        {"slug": "gigabytes", "event_type": "request", "aggregation": "sum", "value_path": "$.gb", "scale": 3,
+         "stripe_event_name": "gigabytes"},
+        {"slug": "peak", "event_type": "request", "aggregation": "max", "value_path": "$.gb", "scale": 3,
+         "stripe_event_name": "peak"},
+        {"slug": "users", "event_type": "request", "aggregation": "unique", "value_path": "$.user",
+         "stripe_event_name": "users"},
+        {"slug": "seats", "event_type": "seats", "aggregation": "latest", "value_path": "$.seats"},
+    ],
+}  # fmt: skip
+
+
+INTENT: Final = Intent(
+    identifier="tm_one", livemode=False, stripe_account="", log_id="log", meter="requests", event_name="requests",
+    account="ada", period_start_ms=NOVEMBER_MS, period_end_ms=DECEMBER_MS, bucket_start_ms=START_MS,
+    bucket_end_ms=START_MS + HOUR_MS, delta_minor=3, scale=0,
+)  # fmt: skip
+ACCEPTED: Final = Outcome(identifier="tm_one", status=OutcomeStatus.ACCEPTED)
+
+
+class Deployment:
+    """Two partitions, four accounts mapped to a customer of their own, `cus_ada` … ; everything relays by hand."""
+
+    def __init__(self, *, rejections: bool = True) -> None:
+        self.store = FakeRollupStore()
+        self.world = World(START_MS, store=self.store)
+        self.clock, self.log = self.world.clock, self.world.log
+        self.clickhouse = FakeClickHouse()
+        self.stripe = FakeStripe(self.clock, account="")
+        rejecting: StripeRejections | None = self.stripe if rejections else None
+        self.views = Views(self.store, self.clickhouse, self.clickhouse, self.log, self.stripe, rejecting)
+        self.policy = ReconcilePolicy(archive_wait_s=1.0, totals_per_read=3)
+        payers = BindingResolver(self.store, self.world.partitions)
+        self._sender = StripeSender(self.log, self.stripe, payers, self.clock, random.Random(1))
+        self.rollup_settings = RollupSettings()
+        self._told: dict[int, int] = {}
+        self._events = 0
+
+    async def start(self, meter_set: Mapping[str, Any] | None = None) -> Deployment:
+        await self.world.start(meter_set or METER_SET)
+        for account in ACCOUNTS:
+            self.stripe.add_customer(f"cus_{account}")
+            await self.bind(account, stripe_customer=f"cus_{account}")
+        for partition in range(self.world.partitions):
+            self._told[partition] = await self._sender.start_offset(partition) or 0
+        return self
+
+    def partition(self, account: str) -> int:
+        return partition_of(account, self.world.partitions)
+
+    async def bind(self, account: str, **fields: Any) -> None:
+        made = {"effective_from_ms": NOVEMBER_MS, "billing": Billing.MAPPED, **fields}
+        binding = Binding.model_validate(made)
+        await self.world.control(self.partition(account), AccountRecord(account=account, binding=binding))
+
+    async def close_period(self, account: str, instant_ms: int) -> None:
+        await self.world.control(self.partition(account), CloseRecord(account=account, instant_ms=instant_ms))
+
+    async def emit(self, account: str, *, at_ms: int | None = None, type_: str = "request", **data: Any) -> str:
+        """One event, now or at `at_ms`; its id."""
+        self._events += 1
+        event_id = str(data.pop("id", f"event-{self._events}"))
+        instant_ms = self.clock.now_ms() if at_ms is None else at_ms
+        body = {
+            "specversion": "1.0", "id": event_id, "source": "/test", "type": type_, "subject": account,
+            "time": rfc3339(instant_ms * 1000), "data": data,
+        }  # fmt: skip
+        await self.log.append(EVENTS_TOPIC, self.partition(account), json.dumps(body).encode())
+        return event_id
+
+    async def traffic(self, hours: int = 3) -> None:
+        """Some usage of every account and meter in each of the next hours, a duplicate and an unmetered event."""
+        for hour in range(hours):
+            for number, account in enumerate(ACCOUNTS):
+                for step in range(3):
+                    gb = f"{number + 1}.{hour}{step}5"
+                    await self.emit(account, gb=gb, user=f"user-{step}", region=("eu", "us")[step % 2])
+                await self.emit(account, type_="seats", seats=10 * hour + number)
+                twice = await self.emit(account, gb="0.5", user="user-9", region="eu")
+                await self.emit(account, id=twice, gb="0.5", user="user-9", region="eu")
+                await self.emit(account, type_="page.viewed", page="/")
+            await self.advance(HOUR_MS)
+
+    async def advance(self, duration_ms: int) -> None:
+        """Move the clock and, by a tick, the log."""
+        self.clock.ms += duration_ms
+        await append_everywhere(self.log, SECRET, Tick(log_id=self.world.log_id, partitions=self.world.partitions))
+
+    async def fold(self) -> None:
+        await self.world.fold_all(self.world.rollup(self.rollup_settings))
+
+    async def archive(self) -> None:
+        processor = ArchiveProcessor(self.log, self.clickhouse, SECRET)
+        for partition in range(self.world.partitions):
+            offset = await processor.start_offset(partition)
+            while records := await self.log.read(EVENTS_TOPIC, partition, offset):
+                await processor.step(partition, records)
+                offset = records[-1].next_offset
+
+    async def resolve(self) -> int:
+        """The decisions of a resolver that has just started."""
+        resolver = Resolver(self.log, self.store, self.clickhouse, SECRET)
+        return sum([sum(await resolver.resolve(partition)) for partition in range(self.world.partitions)])
+
+    async def restatement(self) -> int:
+        """The answers to late bindings, of a process that has just started."""
+        restater = Restater(self.log, self.store, self.clickhouse, self.clickhouse, SECRET)
+        return sum([await restater.restatement(partition) for partition in range(self.world.partitions)])
+
+    async def relay(self) -> None:
+        for partition in range(self.world.partitions):
+            await HourlyRelay(self.store, self.clickhouse).relay(partition)
+
+    async def publish(self) -> None:
+        for partition in range(self.world.partitions):
+            await ReportRelay(self.store, self.log).relay(partition)
+
+    async def send(self) -> None:
+        for _ in range(20):
+            for partition in range(self.world.partitions):
+                records = await self.log.read(REPORTS_TOPIC, partition, self._told[partition])
+                if records:
+                    await self._sender.step(partition, records)
+                    self._told[partition] = records[-1].next_offset
+                else:
+                    await self._sender.idle(partition)
+
+    async def settle(self) -> None:
+        """Everything that is in the log reaches every view, and Stripe has had the time to show it."""
+        await self.advance(HOUR_MS)
+        await self.fold()
+        await self.archive()
+        await self.relay()
+        await self.publish()
+        await self.send()
+        self.clock.ms += 20 * MINUTE_MS
+
+    async def reconcile(self, **options: Any) -> Report:
+        options.setdefault("policy", self.policy)
+        return await reconcile(self.views, self.clock, **options)
+
+    async def checkpoint(self, account: str) -> Checkpoint:
+        checkpoint = await self.store.load_checkpoint(self.partition(account))
+        assert checkpoint is not None
+        return checkpoint
+
+    def totals(self, account: str) -> dict[str, str]:
+        """The stored hash of the account's November, to be altered."""
+        return self.store._partitions[self.partition(account)].totals[TotalKey(account, NOVEMBER_MS)]
+
+    def sent(self, account: str, event_name: str) -> MeterEvent:
+        """A meter event that Stripe holds."""
+        return next(
+            held.event
+            for held in self.stripe.events
+            if (held.event.stripe_customer, held.event.event_name) == (f"cus_{account}", event_name)
+        )
+
+
+async def settled(**options: Any) -> Deployment:
+    """A deployment in which all views agree."""
+    made = await Deployment(**options).start()
+    await made.traffic()
+    await made.settle()
+    return made
+
+
+async def late(made: Deployment, at_ms: int, account: str = "ada", **data: Any) -> str:
+    """An event of an instant that the marks do not reach back to."""
+    return await made.emit(account, at_ms=at_ms, **{"gb": "7.125", "user": "late", "region": "eu", **data})
+
+
+def named(report: Report, cause: Cause, pair: Pair | None = None) -> list[Row]:
+    """The rows of a cause, of one pair of views or of all."""
+    return [row for row in report.rows if row.cause is cause and pair in (None, row.pair)]
+
+
+def attempt(attempted_at_ms: int, replaces_ms: int | None = None) -> Attempt:
+    """An attempt for `INTENT`; instants are whole hours."""
+    return Attempt(
+        identifier="tm_one", stripe_customer="cus_ada", timestamp_s=START_MS // 1_000, value="3",
+        attempted_at_ms=attempted_at_ms * HOUR_MS, replaces_ms=None if replaces_ms is None else replaces_ms * HOUR_MS,
+    )  # fmt: skip
+
+
+async def all_told(deployment: Deployment) -> list[Told]:
+    """What billing.reports says of each intent."""
+    index = ReportsIndex(deployment.log, 10**6)
+    for partition in range(deployment.world.partitions):
+        await index.catch_up(partition)
+    return list(index.told())
+
+
+Fault = Callable[[Deployment], Awaitable[None] | None]
+
+
+async def after(fault: Fault) -> Report:
+    """The report on a settled deployment after a fault."""
+    deployment = await settled()
+    done = fault(deployment)
+    if done is not None:
+        await done
+    return await deployment.reconcile()
+
+
+def found_by(report: Report) -> set[tuple[Pair, Cause]]:
+    """Which causes stand between which views."""
+    return set(report.causes)
