@@ -26,7 +26,7 @@ class Keys:
         self.cell_buckets = self.prefix + "cell-buckets"
         self.report_buckets = self.prefix + "report-buckets"
         self.duplicates = self.prefix + "duplicates"
-        self.lost = self.prefix + "lost"
+        self.dropped = self.prefix + "dropped"
         self.deferred = self.prefix + "deferred"
         self.deferred_order = self.prefix + "deferred-order"
         self.restating = self.prefix + "restating"

@@ -14,10 +14,10 @@ import msgspec
 from schemas.errors import Fenced
 from schemas.rollup import Checkpoint
 from schemas.snapshots import BYTES_AT_ONCE
-from sinks.redis.checkpoints import encode_checkpoint, token
+from sinks.redis.checkpoints import token, write_checkpoint
 from sinks.redis.client import Command, Connection, checked, pairs
-from sinks.redis.generations import Read, RedisGenerations
 from sinks.redis.keys import GENERATIONS, Keys
+from sinks.redis.keyspace import Keyspace, Read
 
 _Entry = tuple[str, str, list[str]]
 
@@ -44,24 +44,27 @@ _REPORTS: Final = "reports:"
 _decode: Final = msgspec.json.Decoder(list[_Entry]).decode
 
 
-class RedisSnapshots(RedisGenerations):
-    """`schemas.snapshots.CopyableState` on the keys of a generation."""
+class RedisCopies:
+    """`schemas.snapshots.CopyableState`."""
+
+    def __init__(self, space: Keyspace) -> None:
+        self._space = space
 
     async def snapshot(self, partition: int, believed: Checkpoint) -> AsyncIterator[str]:
         keys = await self._believe(partition, believed)
         # One connection for all: a cursor says nothing to a server that was started again, or that took over, and
         # nothing but a connection that breaks tells that it is another one.
-        connection = self.server.connection()
+        connection = self._space.server.connection()
         try:
             walk = _chunks(self._entries(connection, keys))
-            while chunk := await self._run(next, walk, ""):
+            while chunk := await self._space.run(next, walk, ""):
                 yield chunk
         finally:
             connection.release()
         await self._believe(partition, believed)
 
     async def _believe(self, partition: int, believed: Checkpoint) -> Keys:
-        keys, (held,) = await self._read_live(partition, lambda keys: [("HGET", keys.checkpoint, "token")])
+        keys, (held,) = await self._space.read_live(partition, lambda keys: [("HGET", keys.checkpoint, "token")])
         if held != token(believed):
             raise Fenced(f"partition {partition}: the checkpoint is {held}, a copy was to be made at {token(believed)}")
         return keys
@@ -70,7 +73,7 @@ class RedisSnapshots(RedisGenerations):
         """The contents of all keys, some at a time: of what is read in one round trip nothing is kept for the next."""
 
         def run(commands: list[Command]) -> list[Any]:
-            return checked(connection.run(commands), self.server.where) if commands else []
+            return checked(connection.run(commands), self._space.server.where) if commands else []
 
         apart = (keys.checkpoint, keys.live, keys.restoring)
         cursor = ""
@@ -88,7 +91,7 @@ class RedisSnapshots(RedisGenerations):
         return not keys.generation and name.startswith(keys.root + GENERATIONS)
 
     async def begin_restore(self, partition: int, owner: str) -> None:
-        keys = self.keys(partition)
+        keys = self._space.keys(partition)
 
         def claim(read: Read) -> list[Command]:
             (exists,) = read([("EXISTS", keys.checkpoint)])
@@ -97,7 +100,7 @@ class RedisSnapshots(RedisGenerations):
             return [("SET", keys.restoring, owner)]
 
         await self._restoring(keys, claim)
-        async for found in self._pages(keys):
+        async for found in self._space.pages(keys):
             left = [
                 key
                 for key in found
@@ -110,7 +113,7 @@ class RedisSnapshots(RedisGenerations):
                 await self._owned(keys, owner, [("UNLINK", *left)])
 
     async def take_in(self, partition: int, owner: str, chunks: Sequence[str]) -> None:
-        keys = self.keys(partition)
+        keys = self._space.keys(partition)
         writes, size = list[Command](), 0
         for chunk in chunks:
             for entry in _decode(chunk):
@@ -124,18 +127,18 @@ class RedisSnapshots(RedisGenerations):
         await self._owned(keys, owner, writes)
 
     async def end_restore(self, partition: int, owner: str, checkpoint: Checkpoint) -> None:
-        keys = self.keys(partition)
+        keys = self._space.keys(partition)
         writes: list[Command] = []
-        (buckets,) = await self._commands([("SMEMBERS", keys.cell_buckets)])
+        (buckets,) = await self._space.commands([("SMEMBERS", keys.cell_buckets)])
         for bucket in map(int, buckets):
-            cells, dirty = await self._commands([("HKEYS", keys.cells(bucket)), ("HKEYS", keys.dirty(bucket))])
+            cells, dirty = await self._space.commands([("HKEYS", keys.cells(bucket)), ("HKEYS", keys.dirty(bucket))])
             # Relayed and dropped during the copy: what is left of it would be waited for without end.
             gone = sorted(set(dirty) - set(cells))
             writes += [
                 ("HDEL", keys.dirty(bucket), *gone[start : start + _ARGUMENTS_MAX])
                 for start in range(0, len(gone), _ARGUMENTS_MAX)
             ]
-        writes.append(("HSET", keys.checkpoint, *pairs(encode_checkpoint(checkpoint).items())))
+        writes.append(write_checkpoint(keys.checkpoint, checkpoint))
         await self._owned(keys, owner, [*writes, ("UNLINK", keys.restoring)])
 
     async def _owned(self, keys: Keys, owner: str, writes: Sequence[Command]) -> None:
@@ -149,7 +152,7 @@ class RedisSnapshots(RedisGenerations):
 
     async def _restoring(self, keys: Keys, decide: Callable[[Read], Sequence[Command]]) -> None:
         """Write what `decide` says after its reads, if nobody has claimed or finished the restore meanwhile."""
-        if await self._run(self._watching, [keys.checkpoint, keys.restoring], decide) is None:
+        if await self._space.run(self._space.write_watching, [keys.checkpoint, keys.restoring], decide) is None:
             raise Fenced(f"{keys.root}: another process restores this partition")
 
 
