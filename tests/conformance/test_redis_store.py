@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from pipeline.local.valkey import LocalValkey
@@ -14,14 +16,15 @@ from schemas.periods import AccountState, Binding, PendingCut
 from schemas.rollup import (
     BucketField,
     Changes,
+    Checkpoint,
     DirtyCell,
     MarkKey,
     ReadRequest,
     TotalKey,
 )
-from sinks.redis.client import Command
+from sinks.redis.client import Command, Connection
 from sinks.redis.view import RedisLiveView
-from tests.conformance.rollup_states import BUCKET, changes, checkpoint, started
+from tests.conformance.rollup_states import BUCKET, METER_SET, changes, checkpoint, started
 
 
 @pytest.fixture
@@ -44,6 +47,45 @@ async def test_a_commit_between_read_and_commit_checkpoints_the_slower_worker(
     assert (await other.totals.account_totals(0, [TotalKey("zombie", 0)]))[1] == {TotalKey("zombie", 0): {}}
     await other.close()
     await redis_store.close()
+
+
+async def test_meter_set_is_written_and_read_only_when_it_changes(
+    redis_store: RedisLiveView, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be hundreds of kilobytes: neither a flush nor a live answer moves it again."""
+    first = await started(redis_store)
+    worker, reader = (RedisLiveView(valkey.url, namespace=redis_store.keyspace.namespace) for _ in range(2))
+    moved: list[str | bytes | int] = []
+    run = Connection.run
+
+    def watched(connection: Connection, commands: Sequence[Command]) -> list[Any]:
+        moved.extend(command[0] for command in commands if "meter_set" in command)
+        return run(connection, commands)
+
+    monkeypatch.setattr(Connection, "run", watched)
+
+    async def looks() -> Checkpoint | None:
+        seen, _ = await reader.accounts.accounts(0, ["acme"])
+        assert (await reader.deferred.waiting(0, "acme"))[0] == seen
+        assert (await reader.totals.account_totals(0, [TotalKey("acme", 0)]))[0] == seen
+        return seen
+
+    assert await looks() == first
+    assert await worker.state.load_checkpoint(0) == first
+    assert moved == ["HMGET", "HMGET"]
+    await worker.state.read(0, first, ReadRequest())
+    await worker.state.commit(0, first, Changes(checkpoint=checkpoint(5)))
+    assert await looks() == checkpoint(5)
+    assert moved == ["HMGET", "HMGET"]
+
+    last = msgspec.structs.replace(checkpoint(5), meter_set=METER_SET.model_copy(update={"version": 4}))
+    await worker.state.commit(0, checkpoint(5), Changes(checkpoint=last))
+    assert await looks() == last
+    assert moved == ["HMGET", "HMGET", "HSET", "HMGET"]
+    with pytest.raises(Fenced):
+        await redis_store.state.read(0, checkpoint(5), ReadRequest())
+    for each in (redis_store, worker, reader):
+        await each.close()
 
 
 async def test_an_answer_between_two_reads_does_not_hide_who_waits_still(
