@@ -127,9 +127,9 @@ class DeferredEvents(Protocol):
     """Far-late events that wait for their dedup decision."""
 
     async def deferred(
-        self, partition: int, count_max: int, but: Collection[int] = ()
+        self, partition: int, count_max: int, skipped: Collection[int] = ()
     ) -> tuple[Checkpoint | None, list[Deferred]]:
-        """The checkpoint and up to `count_max` events in the order of their arrival, without the positions in `but`."""
+        """The checkpoint and up to `count_max` events in the order of their arrival, without the `skipped` positions."""
         ...
 
     async def waiting(self, partition: int, account: str | None = None) -> tuple[Checkpoint | None, Waiting]:

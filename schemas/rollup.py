@@ -18,7 +18,7 @@ from schemas.periods import AccountState
 class Counters(NamedTuple):
     """Events of one partition since the log began. I1: `received` is the sum of the others.
 
-    `deferred` are those that wait for their decision now; with it they move on to another counter.
+    `deferred` events wait for their dedup decision now; the decision moves them to another counter.
     """
 
     received: int = 0
@@ -36,7 +36,7 @@ class Counters(NamedTuple):
 
 
 class MarkSlice(NamedTuple):
-    """Marks of half a window of stream time, `[start_ms, end_ms)`; its members are spread over `buckets` sets."""
+    """Marks of half a window of stream time, `[start_ms, end_ms)`, spread over `buckets` sets."""
 
     start_ms: int
     end_ms: int
@@ -66,7 +66,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
 class TotalKey(NamedTuple):
     """One hash of totals: all meters of an account in one period.
 
-    A period is known by its start: a binding may cut its end while it runs.
+    The start identifies the period: a binding may move the end while the period runs.
     """
 
     account: str
@@ -82,7 +82,7 @@ class UniqueKey(NamedTuple):
 
 
 class DueTotal(NamedTuple):
-    """A total and the stream time at which it is looked at again, and leaves if its period ended long enough ago."""
+    """A total and the stream time at which the fold checks whether its period ended long enough ago to expire."""
 
     due_ms: int
     key: TotalKey
@@ -105,8 +105,8 @@ class MarkKey(NamedTuple):
 class Deferred(NamedTuple):
     """A far-late event between its arrival and its decision.
 
-    `raw` is its JSON text as it came. `contributions` are (meter, minor, distinct text, dimensions) by the meter set at
-    its arrival; `quarantine` says that one of those meters keeps out usage of closed periods.
+    `raw` is the original JSON text. `contributions` are (meter, minor, distinct text, dimensions) by the meter set at
+    the event's arrival. `quarantine`: one of those meters rejects usage of closed periods.
     """
 
     position: int
@@ -122,14 +122,14 @@ class Deferred(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """How many deferred events wait for their decision, and when the oldest of them arrived in stream time."""
+    """How many deferred events wait for their decision, and the stream time at which the oldest arrived."""
 
     events: int = 0
     oldest_stream_time_ms: int | None = None
 
 
 class ReadRequest(NamedTuple):
-    """What a flush must see besides the checkpoint. Everything is keyed, so a store can answer in one round trip."""
+    """What a flush reads besides the checkpoint. Everything is keyed, so a store can answer in one round trip."""
 
     marks: Mapping[MarkKey, Sequence[int]] = {}
     totals: Sequence[TotalKey] = ()
@@ -145,8 +145,8 @@ class View(NamedTuple):
     """The answer: marks and uniques that are present, totals by meter, cell and report texts, account states, deferred
     events by position.
 
-    What is absent is absent from the mapping, except that every requested total and account has an entry. `due` are
-    the `due_max` totals that are due first; of those due at once, in the order of the bytes of `start:account`.
+    Absent keys are missing from the mappings, but every requested total and account has an entry. `due` are the
+    `due_max` totals that are due first; at the same time, in the order of the bytes of `start:account`.
     """
 
     marks: frozenset[int] = frozenset()
@@ -183,9 +183,9 @@ class Changes(NamedTuple):
     """One commit: absolute values only, so that repeating it is harmless.
 
     `dirty` maps each changed cell to its new version; the store keeps it until a relay confirms that version.
-    `deferred` begin to wait for their decision with this commit, `judged` have got it. `due` says when totals are
-    looked at again; one of `totals` that has no such time yet and gets none is due at once. `retired` totals leave with
-    all that belongs to them; they name their meters. `replaced` ones leave likewise, but before all else is written.
+    `deferred` events begin to wait with this commit, `judged` ones were decided. `due` sets when totals are checked
+    again; a total without a time is due at once. `retired` maps totals to their meters: they are deleted with all that
+    belongs to them. `replaced` totals are deleted likewise, but before anything else is written.
     """
 
     checkpoint: Checkpoint

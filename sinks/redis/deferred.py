@@ -22,13 +22,13 @@ class RedisDeferred:
         self._space = space
 
     async def deferred(
-        self, partition: int, count_max: int, but: Collection[int] = ()
+        self, partition: int, count_max: int, skipped: Collection[int] = ()
     ) -> tuple[Checkpoint | None, list[Deferred]]:
-        last = len(but) + count_max - 1
+        last = len(skipped) + count_max - 1
         keys, checkpoint, (names,) = await self._space.read_at_checkpoint(
             partition, lambda keys: [("ZRANGE", keys.deferred_order, 0, last)]
         )
-        wanted = [name for name in names if int(name) not in but][:count_max]
+        wanted = [name for name in names if int(name) not in skipped][:count_max]
         texts = (await self._space.commands([("HMGET", keys.deferred, *wanted)]))[0] if wanted else []
         return checkpoint, [decode_deferred(text) for text in texts if text is not None]
 

@@ -193,10 +193,10 @@ class FakeDeferred:
         self._server = server
 
     async def deferred(
-        self, partition: int, count_max: int, but: Collection[int] = ()
+        self, partition: int, count_max: int, skipped: Collection[int] = ()
     ) -> tuple[Checkpoint | None, list[Deferred]]:
         held = self._server.at(partition)
-        return held.checkpoint, sorted(each for at, each in held.deferred.items() if at not in but)[:count_max]
+        return held.checkpoint, sorted(each for at, each in held.deferred.items() if at not in skipped)[:count_max]
 
     async def waiting(self, partition: int, account: str | None = None) -> tuple[Checkpoint | None, Waiting]:
         held = self._server.at(partition)
@@ -298,14 +298,11 @@ class FakeGenerations:
             return True
         if self._server.notes.rebuilding != built.generation:
             raise Fenced(f"generation {built.generation} was given up or finished by another command")
-        made = self._server.built.get(built.generation, {})
-        if (
-            self._server.at(partition).checkpoint != live
-            or partition not in made
-            or made[partition].checkpoint != built
-        ):
+        partitions = self._server.built.get(built.generation, {})
+        stored = partitions[partition].checkpoint if partition in partitions else None
+        if self._server.at(partition).checkpoint != live or stored != built:
             return False
-        self._server.partitions[partition] = made.pop(partition)
+        self._server.partitions[partition] = partitions.pop(partition)
         self._server.live[partition] = built.generation
         return True
 
@@ -320,7 +317,7 @@ class FakeGenerations:
         self._server.live.pop(partition, None)
 
     async def _remove(self, partition: int, generations: Callable[[], Sequence[dict[int, HeldPartition]]]) -> int:
-        """In steps, as a server does it: whoever calls may end between two of them, and others act."""
+        """In steps, as on a server: the caller may die between two of them, and other processes act."""
         self._server.check_claim()
         for held in generations():
             if partition in held:

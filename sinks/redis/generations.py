@@ -35,7 +35,7 @@ class RedisGenerations:
             reads: list[Command] = [("GET", old.live), ("GET", self._space.rebuilding)]
             reads += [("HGET", old.checkpoint, "token"), ("HGET", new.checkpoint, "token")]
             name, note, old_token, new_token = read(reads)
-            # Another rebuild was first: what would be dropped as the old checkpoint is the new one.
+            # Another rebuild was first: the checkpoint that would be dropped as the old one is the new one.
             is_live = int(name or 0) == built.generation
             if is_live:
                 return []
@@ -44,7 +44,7 @@ class RedisGenerations:
             expected = token(live) if live else None
             if not self._space.is_current(partition, old, name) or old_token != expected or new_token != token(built):
                 return []
-            # Without its checkpoint nothing of the old generation can be taken for state, however little is left of it.
+            # Without its checkpoint, no remainder of the old generation can be taken for state.
             return [("SET", new.live, built.generation), ("UNLINK", old.checkpoint)]
 
         if self._space.write_watching([old.live, old.checkpoint, new.checkpoint, self._space.rebuilding], decide):
@@ -66,7 +66,7 @@ class RedisGenerations:
         await self._unlink(partition, lambda found, _: list(found))
 
     async def _unlink(self, partition: int, wanted: Callable[[Sequence[str], Read], list[str]]) -> int:
-        # Checkpoints first: cut short, what is left of a generation is no state, and nothing resumes from it.
+        # Checkpoints first: if the call is cut short, nothing resumes from the rest of a generation.
         namespace = self._space.namespace
         checkpoints = [Keys(namespace, partition, number).checkpoint for number in range(GENERATION_MAX + 1)]
         swept = await self._unlink_page(partition, checkpoints, wanted)
@@ -77,7 +77,7 @@ class RedisGenerations:
     async def _unlink_page(
         self, partition: int, found: Sequence[str], wanted: Callable[[Sequence[str], Read], list[str]]
     ) -> int:
-        """Unlink what is wanted of these keys; what is live or being built must not change in between."""
+        """Unlink those of the keys that `wanted` selects, unless the live or built generation changes meanwhile."""
 
         def decide(read: Read) -> list[Command]:
             left = wanted(found, read)

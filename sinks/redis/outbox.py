@@ -14,7 +14,7 @@ from sinks.redis.client import Command
 from sinks.redis.keyspace import Keyspace
 from sinks.redis.scripts import delete_if_unchanged
 
-# Looks and acts at once: between two calls a replica may take over on which the bucket is open again.
+# Checks and deletes in one step: between two calls a replica may take over on which the bucket is open again.
 _DROP_IF_CLOSED: Final = """
 if tonumber(redis.call('HGET', KEYS[1], 'stream_time_ms') or '0') >= tonumber(ARGV[1])
     and redis.call('EXISTS', KEYS[2]) == 0 then
@@ -40,7 +40,7 @@ class RedisOutbox:
 
     async def _listed(self, partition: int, cells_max: int) -> tuple[Checkpoint | None, list[DirtyCell], bool]:
         """As `dirty`, and whether more may be dirty: beyond the limit, or in another generation."""
-        # The checkpoint comes first: what is committed after it need not be among the cells.
+        # The checkpoint is read first: later commits need not be among the cells.
         keys, checkpoint, (buckets,) = await self._space.read_at_checkpoint(
             partition, lambda keys: [("SMEMBERS", keys.cell_buckets)]
         )
@@ -58,7 +58,7 @@ class RedisOutbox:
             commands.append(("HMGET", keys.dirty(bucket), *fields))
             commands.append(("HMGET", keys.cells(bucket), *fields))
         answers = iter(await self._space.transaction(commands))
-        # Without its checkpoint the generation was swapped out, and its keys may be gone.
+        # A missing checkpoint means that the generation was swapped out; its keys may be gone.
         swapped = not next(answers) and checkpoint is not None
         cells = []
         for bucket, fields in wanted:

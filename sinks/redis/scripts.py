@@ -1,4 +1,4 @@
-"""What relays delete after they have written: only what is still as they read it."""
+"""Deletes the entries that a relay has written, unless they changed since it read them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from sinks.redis.client import Command, pairs
 
-# Deletes only what is still the version that was relayed. Safe half-way: what is left is relayed again.
+# Deletes only unchanged entries. Safe half-way: the others are relayed again.
 _DELETE_IF_UNCHANGED: Final = """
 for i = 1, #ARGV, 2 do
   if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', KEYS[1], ARGV[i]) end

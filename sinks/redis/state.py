@@ -1,8 +1,8 @@
 """The rollup's state in Redis: read at the checkpoint, commit with the checkpoint (I2).
 
 A commit is two round trips: `read` sends WATCH on the checkpoint and all reads; `commit` sends MULTI with absolute
-values and EXEC. EXEC fails as a whole where the checkpoint moved in between. What a crash leaves: before EXEC
-reached the server, nothing; after it, everything, and the process finds the new checkpoint when it starts again.
+values and EXEC. EXEC fails as a whole if the checkpoint moved in between. A crash before EXEC reached the server leaves
+nothing; a crash afterwards leaves everything, and the process finds the new checkpoint when it starts again.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class RedisState:
         return self._connections.setdefault(partition, self._space.server.connection())
 
     def _watch(self, partition: int, believed: Checkpoint, commands: list[Command]) -> list[Any]:
-        """Run reads in the same round trip as WATCH and check that the checkpoint is what we believe."""
+        """Run reads in the same round trip as WATCH, and check that the stored checkpoint is `believed`."""
         keys = self._space.keys(partition)
         # UNWATCH first: a WATCH left by an abandoned flush would make a later EXEC fail for nothing.
         claimed = [self._space.claim.key] if self._space.claim else []
@@ -117,22 +117,22 @@ class RedisState:
 
         marks: set[int] = set()
         for members in request.marks.values():
-            found = next(answers)
-            if 1 in found:
-                marks.update(member for member, here in zip(members, found, strict=True) if here)
+            present = next(answers)
+            if 1 in present:
+                marks.update(member for member, is_present in zip(members, present, strict=True) if is_present)
         totals = {key: as_mapping(next(answers)) for key in request.totals}
         cell_texts = _texts(cells, answers)
         report_texts = _texts(reports, answers)
         uniques = {
-            key: frozenset(member for member, here in zip(members, next(answers), strict=True) if here)
+            key: frozenset(member for member, is_present in zip(members, next(answers), strict=True) if is_present)
             for key, members in request.uniques.items()
         }
         accounts = {}
         if request.accounts:
             for account, text in zip(request.accounts, next(answers), strict=True):
                 accounts[account] = AccountState.model_validate_json(text) if text else AccountState()
-        held = (decode_deferred(text) for text in next(answers) if text) if request.deferred else ()
-        deferred = {each.position: each for each in held}
+        events = (decode_deferred(text) for text in next(answers) if text) if request.deferred else ()
+        deferred = {event.position: event for event in events}
         flat = next(answers) if request.due_max else ()
         due = [
             DueTotal(int(float(at)), parse_total_member(name)) for name, at in zip(flat[::2], flat[1::2], strict=True)
@@ -189,7 +189,7 @@ def _writes(keys: Keys, believed: Checkpoint, changes: Changes) -> Iterator[Comm
         else:
             yield ("ZADD", keys.restating, int(state.pending.until_ms is None), account)
     if changes.duplicates:
-        rows = ((each.position, msgspec.json.encode(each)) for each in changes.duplicates)
+        rows = ((duplicate.position, msgspec.json.encode(duplicate)) for duplicate in changes.duplicates)
         yield from _chunked(("HSET", keys.duplicates), pairs(rows))
     yield from _deferred_writes(keys, changes)
     yield from _removals(keys, changes.retired)
@@ -206,7 +206,7 @@ def _due_writes(keys: Keys, changes: Changes) -> Iterator[Command]:
 
 
 def _removals(keys: Keys, totals: Mapping[TotalKey, Sequence[str]]) -> Iterator[Command]:
-    """Totals, of the meters named, with all that belongs to them."""
+    """Delete totals with the uniques and ranking entries of these meters."""
     rankings: dict[RankingKey, list[str]] = {}
     names = []
     for key, meters in totals.items():
@@ -222,23 +222,23 @@ def _removals(keys: Keys, totals: Mapping[TotalKey, Sequence[str]]) -> Iterator[
 
 def _deferred_writes(keys: Keys, changes: Changes) -> Iterator[Command]:
     if changes.deferred:
-        rows = ((deferred_member(each.position), msgspec.json.encode(each)) for each in changes.deferred)
+        rows = ((deferred_member(event.position), msgspec.json.encode(event)) for event in changes.deferred)
         yield from _chunked(("HSET", keys.deferred), pairs(rows))
     if changes.judged:
-        yield from _chunked(("HDEL", keys.deferred), [deferred_member(each.position) for each in changes.judged])
+        yield from _chunked(("HDEL", keys.deferred), [deferred_member(event.position) for event in changes.judged])
     for index, added in _by_index(keys, changes.deferred).items():
-        scores = ((each.stream_time_ms, deferred_member(each.position)) for each in added)
+        scores = ((event.stream_time_ms, deferred_member(event.position)) for event in added)
         yield from _chunked(("ZADD", index), pairs(scores))
     for index, gone in _by_index(keys, changes.judged).items():
-        yield from _chunked(("ZREM", index), [deferred_member(each.position) for each in gone])
+        yield from _chunked(("ZREM", index), [deferred_member(event.position) for event in gone])
 
 
 def _by_index(keys: Keys, deferred: Iterable[Deferred]) -> dict[str, list[Deferred]]:
-    """Deferred events by the sorted sets they stand in: the partition's and their account's."""
+    """Deferred events by the sorted sets that list them: the partition's and their account's."""
     grouped: dict[str, list[Deferred]] = {}
-    for each in deferred:
-        grouped.setdefault(keys.deferred_order, []).append(each)
-        grouped.setdefault(keys.deferred_of(each.account), []).append(each)
+    for event in deferred:
+        grouped.setdefault(keys.deferred_order, []).append(event)
+        grouped.setdefault(keys.deferred_of(event.account), []).append(event)
     return grouped
 
 
