@@ -129,7 +129,7 @@ class DeferredEvents(Protocol):
     async def deferred(
         self, partition: int, count_max: int, skipped: Collection[int] = ()
     ) -> tuple[Checkpoint | None, list[Deferred]]:
-        """The checkpoint and up to `count_max` events in the order of their arrival, without the `skipped` positions."""
+        """The checkpoint and up to `count_max` events in order of arrival, without the `skipped` positions."""
         ...
 
     async def waiting(self, partition: int, account: str | None = None) -> tuple[Checkpoint | None, Waiting]:

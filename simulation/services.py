@@ -17,8 +17,7 @@ from schemas.periods import AccountState
 from schemas.reports import MeterEvent
 from schemas.rollup import Checkpoint
 from simulation.faults import Fault, Faults
-from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeState
-from sinks.redis.fake_state import FakeServer
+from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer, FakeState
 from sinks.stripe.fake import FakeFault
 
 GAP_PROBABILITY: Final = 0.05

@@ -23,7 +23,7 @@ from pipeline.rollup.snapshots import Outcome, Snapshots
 from pipeline.settings import Settings
 from schemas.clock import HOUR_MS
 from schemas.errors import OperatorNeeded, Transient
-from schemas.live_view import CheckpointedState
+from schemas.live_view import CheckpointedState, LiveView
 from schemas.rebuild import AnalyticalStore
 from schemas.snapshots import CopyableState, Snapshot
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
@@ -53,9 +53,7 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
     clickhouse = open_clickhouse(settings.clickhouse_url)
     hourly = ClickHouseStore(clickhouse)
     try:
-        fatal = [problem for problem in await view.check() if problem.startswith("maxmemory-policy")]
-        if fatal:
-            raise OperatorNeeded("; ".join(fatal))
+        await _check_eviction(view)
         if replay_from_start:
             await check_replay(base.genesis.partitions, view.state, hourly)
         limits = RollupSettings(settings.flush_events_max, settings.cache_entries_max, replay_from_start)
@@ -117,6 +115,13 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
         await hourly.close()
         await view.close()
         await base.log.close()
+
+
+async def _check_eviction(view: LiveView) -> None:
+    """Raise `OperatorNeeded` if Redis may evict counters."""
+    fatal = [problem for problem in await view.check() if problem.startswith("maxmemory-policy")]
+    if fatal:
+        raise OperatorNeeded("; ".join(fatal))
 
 
 def _snapshots(settings: Settings, copies: CopyableState, clickhouse: ClickHouse, metrics: Metrics) -> Snapshots:

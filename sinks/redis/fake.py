@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 import msgspec
 
 from schemas.clock import HOUR_MS
-from schemas.errors import Fenced
+from schemas.errors import Fenced, OperatorNeeded
 from schemas.periods import AccountState
 from schemas.rollup import (
     BucketField,
@@ -24,7 +24,55 @@ from schemas.rollup import (
     View,
     Waiting,
 )
-from sinks.redis.fake_state import Chunk, Claim, FakeServer, HeldPartition
+from sinks.redis.fake_state import Chunk, Claim, HeldPartition, Notes
+
+
+class FakeServer:
+    """What one process sees of the server: all partitions of a generation, and its claim on rebuilds, if any."""
+
+    def __init__(self, claim: Claim | None = None) -> None:
+        self.partitions: dict[int, HeldPartition] = {}
+        self.built: dict[int, dict[int, HeldPartition]] = {}
+        self.live: dict[int, int] = {}
+        self.notes = Notes()
+        self.claim = claim
+
+    def at(self, partition: int) -> HeldPartition:
+        """The state of a partition; an empty one if there is none."""
+        return self.partitions.setdefault(partition, HeldPartition())
+
+    def believe(self, partition: int, believed: Checkpoint) -> HeldPartition:
+        """The state of a partition, if it is at this checkpoint. Errors as `CheckpointedState.read`."""
+        held = self.at(partition)
+        if held.checkpoint is None:
+            raise OperatorNeeded(f"the checkpoint of partition {partition} is gone: the store was emptied or replaced")
+        if held.checkpoint != believed:
+            raise Fenced(f"partition {partition}: another process committed")
+        return held
+
+    def check_claim(self) -> None:
+        """Raise `Fenced` if another rebuild command has claimed since."""
+        if self.claim is not None:
+            self.claim.check()
+
+    def another(self, claim: Claim | None) -> FakeServer:
+        """The same server, as another process sees it."""
+        other = FakeServer(claim)
+        other.partitions, other.built, other.live, other.notes = self.partitions, self.built, self.live, self.notes
+        return other
+
+    def of_generation(self, generation: int) -> FakeServer:
+        """A generation that is being built, under the same claim."""
+        other = FakeServer(self.claim)
+        other.partitions = self.built.setdefault(generation, {})
+        return other
+
+    def empty(self) -> None:
+        """Lose everything, as a server without persistence does."""
+        self.partitions.clear()
+        self.built.clear()
+        self.live.clear()
+        self.notes.rebuilding = self.notes.rebuilder = None
 
 
 class FakeState:

@@ -34,8 +34,7 @@ from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from simulation.traffic import ORIGIN_MS
 from sinks.clickhouse.fake import FakeClickHouse
-from sinks.redis.fake import FakeOutbox
-from sinks.redis.fake_state import FakeServer
+from sinks.redis.fake import FakeOutbox, FakeServer
 from tests.simulation.billing_mutants import BILLING
 from tests.simulation.late_binding_mutants import LATE_BINDINGS
 from tests.simulation.mutant import RUNS_MAX, Method, Mutant, inner, runs_to_catch

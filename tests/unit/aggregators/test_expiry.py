@@ -22,8 +22,7 @@ from schemas.log import EVENTS_TOPIC
 from schemas.meters import GRACE_MAX_MS, Policy
 from schemas.periods import AccountState, Binding, Interval
 from schemas.rollup import Changes, Checkpoint, RankingKey, TotalKey
-from sinks.redis.fake import FakeLiveView, FakeState
-from sinks.redis.fake_state import FakeServer
+from sinks.redis.fake import FakeLiveView, FakeServer, FakeState
 from tests.traffic.generate import rfc3339
 from tests.worlds.deployment import SECRET, World
 from tests.worlds.gateway import event, running

@@ -16,8 +16,7 @@ from schemas.analytics import HourlyRow, RelayPosition
 from schemas.clock import DAY_MS
 from schemas.periods import AccountState, Binding
 from schemas.rollup import TotalKey
-from sinks.redis.fake import FakeAccounts, FakeLiveView
-from sinks.redis.fake_state import FakeServer
+from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer
 from tests.worlds.deployment import World
 from tests.worlds.gateway import NOW, NOW_MS, Gateway, event, running
 
