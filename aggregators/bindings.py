@@ -111,7 +111,7 @@ def _late(
     from_ms = max([first.start_ms, *(period_at(state, each).end_ms for each in state.closed_start_ms)])
     effective_ms = max(binding.effective_from_ms, from_ms)
     beyond_ms = _beyond_ms(policy.future_ms, stream_time_ms)
-    if effective_ms >= beyond_ms or state.named:
+    if effective_ms >= beyond_ms or state.has_payer:
         return None
     placed = binding.model_copy(update={"effective_from_ms": effective_ms})
     kept = tuple(each for each in state.bindings if each.effective_from_ms < effective_ms)
@@ -165,7 +165,7 @@ def _payers(state: AccountState, binding: Binding) -> dict[str, object]:
     before = tuple(each for each in state.customers if each.from_ms < last.from_ms)
     return {
         "customers": (*before[-BINDINGS_MAX:], last),
-        "named": state.named or binding.billing is not Billing.UNMAPPED,
+        "has_payer": state.has_payer or binding.billing is not Billing.UNMAPPED,
     }
 
 

@@ -59,14 +59,9 @@ class CompiledMeterSet(NamedTuple):
         return failure
 
 
-def compiled(meter_set: MeterSet) -> CompiledMeterSet:
-    """The meter set ready for the hot path; cached by its text."""
-    return _compiled(meter_set.model_dump_json())
-
-
 @lru_cache(maxsize=64)
-def _compiled(text: str) -> CompiledMeterSet:
-    meter_set = MeterSet.model_validate_json(text)
+def compiled(meter_set: MeterSet) -> CompiledMeterSet:
+    """The meter set ready for the hot path; cached."""
     by_type: dict[str, list[Callable[[dict[str, Any]], Contribution | Failure | None]]] = {}
     for meter in meter_set.meters:
         by_type.setdefault(meter.event_type, []).append(_reader(meter))

@@ -22,7 +22,7 @@ from schemas.log import EVENTS_TOPIC
 from schemas.rollup import Checkpoint
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
 from sinks.clickhouse.writer import ClickHouseStore
-from sinks.redis.writer import RedisRollupStore
+from sinks.redis.view import RedisLiveView
 
 TARGET_EVENTS_PER_S: Final = 50_000
 RUN_TIMEOUT_S: Final = 900.0
@@ -115,14 +115,14 @@ class Bench:
         environment = stores.environment(self.services.kafka.url)
         return Process(["pipeline.cli", name, "--replay-from-start"], stores.folder / f"{name}.log", environment)
 
-    async def counted(self, store: RedisRollupStore) -> int:
+    async def counted(self, store: RedisLiveView) -> int:
         """Events that Redis knows of."""
         return sum(checkpoint.counters.received for checkpoint in await self.checkpoints(store))
 
-    async def checkpoints(self, store: RedisRollupStore) -> list[Checkpoint]:
+    async def checkpoints(self, store: RedisLiveView) -> list[Checkpoint]:
         """The checkpoint of each partition that has one."""
         partitions = range(self.base.genesis.partitions)
-        checkpoints = await asyncio.gather(*(store.load_checkpoint(partition) for partition in partitions))
+        checkpoints = await asyncio.gather(*(store.state.load_checkpoint(partition) for partition in partitions))
         return [checkpoint for checkpoint in checkpoints if checkpoint]
 
     async def ends(self) -> dict[int, int]:
@@ -157,7 +157,7 @@ class Bench:
 
     async def worker(self, stores: Stores, process: Process) -> Rate:
         """The rate of a worker until it has counted everything, and then wait until ClickHouse has it too."""
-        store = RedisRollupStore(stores.valkey.url)
+        store = RedisLiveView(stores.valkey.url)
         clickhouse = open_clickhouse(stores.clickhouse_url)
         try:
             found = await self.rate(process, lambda: self.counted(store), self.feed.traffic.sent)
@@ -211,15 +211,15 @@ class Bench:
                 )
 
     async def _redis_totals(self, stores: Stores) -> dict[tuple[str, str], int]:
-        store = RedisRollupStore(stores.valkey.url)
+        store = RedisLiveView(stores.valkey.url)
         found = {}
         try:
             for partition in range(self.base.genesis.partitions):
-                cursor, keys = await store.total_keys(partition, 0, 10_000)
+                cursor, keys = await store.totals.total_keys(partition, 0, 10_000)
                 while cursor:
-                    cursor, more = await store.total_keys(partition, cursor, 10_000)
+                    cursor, more = await store.totals.total_keys(partition, cursor, 10_000)
                     keys += more
-                _, totals = await store.account_totals(partition, sorted(set(keys)))
+                _, totals = await store.totals.account_totals(partition, sorted(set(keys)))
                 for key, fields in totals.items():
                     found.update({(key.account, meter): parse_value(text).minor for meter, text in fields.items()})
         finally:
@@ -266,7 +266,7 @@ async def together_and_memory(bench: Bench, memory_events: int) -> None:
 
 
 async def _memory(bench: Bench, stores: Stores, worker: Process, events: int) -> None:
-    store = RedisRollupStore(stores.valkey.url)
+    store = RedisLiveView(stores.valkey.url)
     samples: list[tuple[int, int]] = []
     counted, traffic = 0, bench.feed.traffic
     deadline_s = time.monotonic() + MEMORY_TIMEOUT_S

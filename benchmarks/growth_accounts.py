@@ -33,7 +33,7 @@ from pipeline.settings import Settings
 from schemas.log import EVENTS_TOPIC, Record
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.writer import ClickHouseStore
-from sinks.redis.writer import RedisRollupStore
+from sinks.redis.view import RedisLiveView
 
 FLUSH_RECORDS: Final = 20
 TOTALS_AT_ONCE: Final = 5_000
@@ -119,11 +119,11 @@ async def _step(stores: Stores, accounts: int, events: int, report: Report) -> A
     log = FakeLog(clock)
     await ensure_deployment(log, secret, Settings(partitions=1).topics())
     await ensure_meter_set(log, secret, read_meter_set(None))
-    store = RedisRollupStore(stores.valkey.url)
+    store = RedisLiveView(stores.valkey.url)
     hourly = ClickHouseStore(open_clickhouse(stores.clickhouse_url))
     await hourly.migrate()
-    rollup = RollupProcessor(log, store, clock, secret, RollupSettings())
-    relay = HourlyRelay(store, hourly)
+    rollup = RollupProcessor(log, store.state, clock, secret, RollupSettings())
+    relay = HourlyRelay(store.outbox, store.drops, store.deferred, hourly)
     await rollup.start_offset(0)
     head = await log.read(EVENTS_TOPIC, 0, 0, 100)
     await rollup.step(0, head)
@@ -157,20 +157,20 @@ def _own_pid() -> int:
 
 
 async def _verify(
-    store: RedisRollupStore, rollup: RollupProcessor, usage: _Usage, accounts: int, events: int, report: Report
+    store: RedisLiveView, rollup: RollupProcessor, usage: _Usage, accounts: int, events: int, report: Report
 ) -> None:
     counted = rollup.checkpoints[0].counters.counted
     if counted != accounts + events:
         report.fail(f"{accounts} accounts: {counted} events were counted of {accounts + events}")
     found = {"api_requests": 0, "tokens": 0}
-    cursor, keys = await store.total_keys(0, 0, TOTALS_AT_ONCE)
+    cursor, keys = await store.totals.total_keys(0, 0, TOTALS_AT_ONCE)
     walked = set(keys)
     while cursor:
-        cursor, keys = await store.total_keys(0, cursor, TOTALS_AT_ONCE)
+        cursor, keys = await store.totals.total_keys(0, cursor, TOTALS_AT_ONCE)
         walked.update(keys)
     ordered = sorted(walked)
     for start in range(0, len(ordered), TOTALS_AT_ONCE):
-        _, totals = await store.account_totals(0, ordered[start : start + TOTALS_AT_ONCE])
+        _, totals = await store.totals.account_totals(0, ordered[start : start + TOTALS_AT_ONCE])
         for fields in totals.values():
             for meter in found:
                 found[meter] += parse_value(fields.get(meter, "0")).minor

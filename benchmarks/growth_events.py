@@ -43,7 +43,7 @@ from schemas.log import EVENTS_TOPIC
 from schemas.processing import Processor
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
 from sinks.clickhouse.writer import ClickHouseStore
-from sinks.redis.writer import RedisRollupStore
+from sinks.redis.view import RedisLiveView
 
 PARTITIONS: Final = 4
 WINDOW_MS: Final = 2 * HOUR_MS
@@ -149,13 +149,13 @@ class _Stopwatch:
 class _Readers:
     """What worker and archive do, by hand."""
 
-    def __init__(self, log: SqliteLog, store: RedisRollupStore, hourly: ClickHouseStore) -> None:
+    def __init__(self, log: SqliteLog, store: RedisLiveView, hourly: ClickHouseStore) -> None:
         self.store = store
-        self.rollup = RollupProcessor(log, store, SystemClock(), SECRET.encode())
+        self.rollup = RollupProcessor(log, store.state, SystemClock(), SECRET.encode())
         self.archive = ArchiveProcessor(log, hourly, SECRET.encode())
         self._log = log
-        self._hourly = HourlyRelay(store, hourly)
-        self._reports = ReportRelay(store, log)
+        self._hourly = HourlyRelay(store.outbox, store.drops, store.deferred, hourly)
+        self._reports = ReportRelay(store.reports, store.accounts, log)
         self._next: dict[tuple[Processor, int], int] = {}
         self.worker_time, self.archive_time = _Stopwatch(), _Stopwatch()
 
@@ -196,7 +196,7 @@ async def events_growth(
     await log.start()
     with ExitStack() as stack:
         stores = services.stores(stack)
-        store, clickhouse = RedisRollupStore(stores.valkey.url), open_clickhouse(stores.clickhouse_url)
+        store, clickhouse = RedisLiveView(stores.valkey.url), open_clickhouse(stores.clickhouse_url)
         hourly = ClickHouseStore(clickhouse)
         await hourly.migrate()
         base = await _deployment(log, folder)

@@ -25,7 +25,7 @@ from pipeline.local.processes import free_port
 from pipeline.open import Base
 from pipeline.rollup.processor import RollupProcessor, RollupSettings
 from schemas.log import EVENTS_TOPIC, Record
-from sinks.redis.writer import RedisRollupStore
+from sinks.redis.view import RedisLiveView
 
 # One of each meter's events per account, so that every event makes a mark, a cell and a counter of its own.
 EVENTS_OF_AN_ACCOUNT: Final = (
@@ -43,9 +43,9 @@ TARGET_MARK_BYTES: Final = 10.0
 
 async def fill(base: Base, stores: Stores, counters: int) -> None:
     """Count events until there are `counters` counters, with the worker's own processor and store."""
-    store = RedisRollupStore(stores.valkey.url)
+    store = RedisLiveView(stores.valkey.url)
     settings = RollupSettings(cache_entries_max=50_000, replay_from_start=True)
-    rollup = RollupProcessor(base.log, store, SystemClock(), SECRET.encode(), settings)
+    rollup = RollupProcessor(base.log, store.state, SystemClock(), SECRET.encode(), settings)
     names: list[list[str]] = [[] for _ in range(base.genesis.partitions)]
     for number in range(counters // len(EVENTS_OF_AN_ACCOUNT)):
         name = _account(number)

@@ -36,7 +36,7 @@ from sinks.clickhouse.client import ClickHouse, open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.staging import ClickHouseStaging
 from sinks.clickhouse.writer import ClickHouseStore
-from sinks.redis.writer import RedisRollupStore
+from sinks.redis.view import RedisLiveView
 
 PARTITIONS: Final = 4
 SECRET_BYTES: Final = SECRET.encode()
@@ -55,15 +55,15 @@ READS: Final = {
 }  # fmt: skip
 
 
-def digests(store: RedisRollupStore, partition: int) -> dict[str, str]:
+def digests(store: RedisLiveView, partition: int) -> dict[str, str]:
     """A digest of the content of each lasting key of the partition's live generation, by its name within it."""
-    prefix, cursor, found = store.keys(partition).prefix, "0", {}
+    prefix, cursor, found = store.keyspace.keys(partition).prefix, "0", {}
     while True:
-        ((cursor, names),) = store.server.run([("SCAN", cursor, "MATCH", prefix + "*", "COUNT", 1_000)])
+        ((cursor, names),) = store.keyspace.server.run([("SCAN", cursor, "MATCH", prefix + "*", "COUNT", 1_000)])
         lasting = [name for name in names if not name.removeprefix(prefix).startswith(PASSING)]
-        kinds = store.server.run([("TYPE", name) for name in lasting]) if lasting else []
+        kinds = store.keyspace.server.run([("TYPE", name) for name in lasting]) if lasting else []
         reads = [(READS[kind][0], name, *READS[kind][1:]) for name, kind in zip(lasting, kinds, strict=True)]
-        contents: list[Any] = store.server.run(reads) if reads else []
+        contents: list[Any] = store.keyspace.server.run(reads) if reads else []
         for name, kind, content in zip(lasting, kinds, contents, strict=True):
             items = [content] if kind == "string" else content
             if kind in ("hash", "zset"):
@@ -86,7 +86,7 @@ class Bench(NamedTuple):
     """One deployment on a real Valkey and the ClickHouse engine."""
 
     log: Log
-    store: RedisRollupStore
+    store: RedisLiveView
     clickhouse: ClickHouse
     clock: SystemClock
     valkey_url: str
@@ -97,7 +97,7 @@ class Bench(NamedTuple):
 
     async def count_all(self) -> int:
         """Fold, relay and archive all there is; how many events were received."""
-        rollup = RollupProcessor(self.log, self.store, self.clock, SECRET_BYTES)
+        rollup = RollupProcessor(self.log, self.store.state, self.clock, SECRET_BYTES)
         archive = ArchiveProcessor(self.log, self.hourly, SECRET_BYTES)
         for partition in range(PARTITIONS):
             began_s = time.perf_counter()
@@ -106,11 +106,12 @@ class Bench(NamedTuple):
                 while records := await self.log.read(EVENTS_TOPIC, partition, offset, FLUSH_RECORDS):
                     await processor.step(partition, records)
                     offset = records[-1].next_offset
-            while not (await HourlyRelay(self.store, self.hourly).relay(partition)).complete:
+            relay = HourlyRelay(self.store.outbox, self.store.drops, self.store.deferred, self.hourly)
+            while not (await relay.relay(partition)).complete:
                 pass
-            while await HourlyRelay(self.store, self.hourly).duplicates(partition):
+            while await relay.duplicates(partition):
                 pass
-            await ReportRelay(self.store, self.log).relay(partition)
+            await ReportRelay(self.store.reports, self.store.accounts, self.log).relay(partition)
             print(f"partition {partition} counted and archived in {time.perf_counter() - began_s:.1f} s", flush=True)
         return sum(checkpoint.counters.received for checkpoint in rollup.checkpoints.values())
 
@@ -120,7 +121,7 @@ class Bench(NamedTuple):
         if view == "redis":
             for partition in range(PARTITIONS):
                 # Reading the checkpoint tells the store which generation's keys are live.
-                checkpoint = await self.store.load_checkpoint(partition)
+                checkpoint = await self.store.state.load_checkpoint(partition)
                 for name, digest in (await asyncio.to_thread(digests, self.store, partition)).items():
                     found[f"{partition} {name}"] = digest
                 found[f"{partition} counters"] = str(
@@ -144,7 +145,7 @@ class Bench(NamedTuple):
         elif view == "usage_hourly":
             url = self.valkey_url
             await HourlyRebuild(
-                log, live, lambda name: RedisRollupStore(url, name), self.hourly, staging, clock, SECRET_BYTES
+                log, live, lambda name: RedisLiveView(url, name), self.hourly, staging, clock, SECRET_BYTES
             ).run()  # fmt: skip
         elif view == "recount":
             await HourlyRecount(log, live, self.hourly, reader, staging, clock, SECRET_BYTES).run()
@@ -160,7 +161,7 @@ async def run(folder: Path, valkey: LocalValkey, events: int, views: Sequence[st
     await ensure_deployment(log, SECRET_BYTES, Settings(partitions=PARTITIONS, retention_days=3650).topics())
     await ensure_meter_set(log, SECRET_BYTES, read_meter_set(None))
     clickhouse = open_clickhouse(f"chdb://{folder / 'clickhouse'}", timeout_s=600)
-    bench = Bench(log, RedisRollupStore(valkey.url), clickhouse, clock, valkey.url)
+    bench = Bench(log, RedisLiveView(valkey.url), clickhouse, clock, valkey.url)
     await bench.hourly.migrate()
     await fill(log, events, clock.now_ms())
     began_s = time.perf_counter()

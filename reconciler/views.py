@@ -13,9 +13,10 @@ from reconciler.report import ROWS_MAX, Findings, Row
 from schemas.analytics import ArchivePosition, HourlyStore, UsageReader
 from schemas.clock import MINUTE_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
+from schemas.live_view import LiveView
 from schemas.log import Log, position
 from schemas.reports import StripeMeters
-from schemas.rollup import Checkpoint, RollupStore
+from schemas.rollup import Checkpoint
 from schemas.sink import StripeRejections
 
 ARCHIVE_POLLS: Final = 40
@@ -28,7 +29,7 @@ class Views:
     """What is compared. `stripe` None: no reporting is configured. `rejections` names what Stripe refused after 200;
     without it a shortage at Stripe is taken for such a rejection."""
 
-    store: RollupStore
+    live: LiveView
     reader: UsageReader
     hourly: HourlyStore
     log: Log

@@ -103,15 +103,15 @@ class AccountState(BaseModel):
     """What the fold knows of one account: its bindings by effective date and the periods closed by a record.
 
     No binding means calendar months (UTC) and an unmapped customer. `customers` are kept apart from `bindings`,
-    because a customer may be named for usage that is already counted, and a period may not be cut there. `named`:
-    somebody was named to pay for some of its usage, or to have it free, be it that somebody else is named by now.
+    because a customer may be named for usage that is already counted, and a period may not be cut there. `has_payer`
+    is true once any binding was mapped or free, and stays true.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bindings: tuple[Binding, ...] = ()
     customers: tuple[Customer, ...] = ()
-    named: bool = False
+    has_payer: bool = False
     closed_start_ms: tuple[int, ...] = ()
     pending: PendingCut | None = None
     restatements: tuple[Restatement, ...] = ()

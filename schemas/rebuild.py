@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from schemas.analytics import ArchiveStore, HourlyRow, HourlyStore, RecountRequest, UsageReader
-from schemas.rollup import Checkpoint, RollupStore
-from schemas.snapshots import CopyableState
+from schemas.rollup import Checkpoint
 
 # (generation, position) is the version of a row of usage_hourly: 8 bits over 56.
 GENERATION_MAX = 255
@@ -24,22 +23,19 @@ class RebuildClaim(NamedTuple):
     check: Callable[[], Awaitable[None]]
 
 
-class GenerationStore(RollupStore, CopyableState, Protocol):
-    """A rollup store that can hold another generation beside the live one, under keys of its own.
+class RebuildLease(Protocol):
+    """Which command may rebuild the deployment, and which generation of the live view is being built.
 
-    Every method of `RollupStore` acts on the live generation; a process that works on one that was swapped out
-    meanwhile is `Fenced`. Errors as `RollupStore`.
-
-    Once it has claimed the deployment's rebuilds, it and the stores made of it change what is built only until
-    another one claims, and are `Fenced` from then on. Commits of a live view's worker need no claim.
+    The last command that claimed owns the rebuilds. From then on, the live views of earlier commands raise `Fenced`
+    when they change anything. Commits of a worker need no claim. Errors as `schemas.live_view.LiveView`.
     """
 
     async def claim_rebuild(self, token: str) -> None:
-        """Become the one rebuild command of the deployment, whoever was it before. It holds until the next one."""
+        """Become the one rebuild command of the deployment, until the next claim."""
         ...
 
     async def check_claim(self) -> None:
-        """Raise `Fenced` where another one has claimed since. Nothing where nothing was claimed."""
+        """Raise `Fenced` if another command has claimed since. Does nothing without a claim."""
         ...
 
     async def rebuilding(self) -> int | None:
@@ -47,37 +43,37 @@ class GenerationStore(RollupStore, CopyableState, Protocol):
         ...
 
     async def begin_rebuild(self, generation: int) -> int:
-        """Note durably that a generation is being built; the one that was noted first, by whomever."""
+        """Note durably that a generation is being built. Returns the generation that was noted first."""
         ...
 
     async def end_rebuild(self, generation: int) -> None:
-        """Forget the note, where it is of this generation. Harmless when repeated."""
+        """Delete the note if it names this generation. Harmless when repeated."""
         ...
+
+
+class Generations(Protocol):
+    """The generations of each partition: one is live, another one may be built beside it. Errors as `RebuildLease`."""
 
     async def is_live(self, partition: int, generation: int) -> bool:
         """Whether the partition has been swapped to this generation."""
         ...
 
-    def built(self, generation: int) -> GenerationStore:
-        """The store of a generation, whether live or not. The caller closes it."""
-        ...
-
     async def swap(self, partition: int, live: Checkpoint | None, built: Checkpoint) -> bool:
         """Make the generation of `built` live and drop the live checkpoint, in one step.
 
-        True also where that generation is live already. False, and nothing changed, where either stored checkpoint is
-        not the given one. Raises `Fenced` where that generation is not, or no longer, the one that is being built;
-        `Transient` where the answer was lost: `is_live` then tells.
+        Returns True also if that generation is live already. Returns False, and changes nothing, if a stored
+        checkpoint differs from the given one. Raises `Fenced` if that generation is no longer being built, `Transient`
+        if the answer was lost: then ask `is_live`.
         """
         ...
 
     async def sweep(self, partition: int) -> int:
-        """Unlink, in bounded steps, what belongs to neither the live generation nor the one being built; how many
-        keys. Harmless when repeated or cut short."""
+        """Unlink, in bounded steps, all keys except those of the live generation and the one being built. Returns
+        how many keys. Harmless when repeated or cut short."""
         ...
 
     async def forget(self, partition: int) -> None:
-        """Unlink, in bounded steps, every key of the partition, whatever its generation: for a store of one's own."""
+        """Unlink, in bounded steps, every key of the partition in all generations. For shadow copies."""
         ...
 
 

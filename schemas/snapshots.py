@@ -26,26 +26,29 @@ class Snapshot(NamedTuple):
 
 
 class CopyableState(Protocol):
-    """A rollup store whose state can be copied out and in. A chunk is text that only the store understands."""
+    """Copies a partition's state out and in. A chunk is text that only the same store understands.
+
+    Errors as `schemas.live_view.LiveView`.
+    """
 
     def snapshot(self, partition: int, believed: Checkpoint) -> AsyncIterator[str]:
-        """The partition's state but for its checkpoint, in chunks of up to some 100 kB, or of one larger item.
+        """The partition's state without its checkpoint, in chunks of up to some 100 kB, or of one larger item.
 
-        Only a walk that came to its end is one state. Raises `Fenced` where the stored checkpoint is not `believed`, or
-        moved during the walk. What relays take away meanwhile may be in it or not: it is in the other store by then.
+        Only a complete walk is one state. Raises `Fenced` if the stored checkpoint is not `believed`, or moves during
+        the walk. Entries that relays confirm during the walk may be missing: they are in the other store by then.
         """
         ...
 
     async def begin_restore(self, partition: int, owner: str) -> None:
-        """Claim the partition for one restoring process and empty it. Raises `Fenced` where it has a checkpoint."""
+        """Claim the partition for one restoring process and empty it. Raises `Fenced` if it has a checkpoint."""
         ...
 
     async def take_in(self, partition: int, owner: str, chunks: Sequence[str]) -> None:
-        """Take chunks in. Raises `Fenced` where another process has claimed the partition."""
+        """Store chunks. Raises `Fenced` if another process has claimed the partition."""
         ...
 
     async def end_restore(self, partition: int, owner: str, checkpoint: Checkpoint) -> None:
-        """Write the checkpoint: from here on it is state. Errors as `take_in`."""
+        """Write the checkpoint, which makes the chunks state. Errors as `take_in`."""
         ...
 
 

@@ -20,10 +20,18 @@ from schemas.analytics import ArchiveStore, HourlyStore
 from schemas.clock import MINUTE_MS
 from schemas.control import Genesis
 from schemas.errors import Transient
+from schemas.live_view import (
+    AccountDirectory,
+    AnalyticsOutbox,
+    CheckpointedState,
+    DeferredEvents,
+    LiveTotals,
+    OutboxDrops,
+    ReportOutbox,
+)
 from schemas.log import Log
 from schemas.processing import Processor
 from schemas.reports import StripeMeters
-from schemas.rollup import RollupStore
 from simulation.loop import SimulatedClock
 from simulation.processes import Process, Reached
 from simulation.services import WatchedLog
@@ -80,15 +88,15 @@ async def run_role(world: World, slot: Slot, process: Process, chance: random.Ra
 
 
 async def _worker(world: World, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random) -> None:
-    log, store = _log(world, process), _store(world, process)
+    log, view = _log(world, process), _ReachedView(world, process)
     reached = Reached(process, "clickhouse", world.clickhouse)
     hourly, archive = cast("HourlyStore", reached), cast("ArchiveStore", reached)
-    resolver = Resolver(log, store, archive, SECRET)
-    restater = Restater(log, store, archive, cast("RowRecounts", reached), SECRET)
+    resolver = Resolver(log, view.deferred, view.accounts, archive, SECRET)
+    restater = Restater(log, view.accounts, view.deferred, view.totals, archive, cast("RowRecounts", reached), SECRET)
     settings = RollupSettings(chance.choice((5, 50, 20_000)), chance.choice((3, 100, 500_000)), slot.replays_from_start)
-    rollup = RollupProcessor(log, store, clock, SECRET, settings)
-    hourly_relay = HourlyRelay(store, hourly, chance.choice((2, 50_000)))
-    report_relay = ReportRelay(store, log)
+    rollup = RollupProcessor(log, view.state, clock, SECRET, settings)
+    hourly_relay = HourlyRelay(view.outbox, view.drops, view.deferred, hourly, chance.choice((2, 50_000)))
+    report_relay = ReportRelay(view.reports, view.accounts, log)
     await _all(
         process,
         _workers(world, slot, process, rollup, ROLLUP_GROUP, log, chance),
@@ -115,7 +123,7 @@ async def _router(world: World, slot: Slot, process: Process, _clock: SimulatedC
 async def _sink(world: World, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random) -> None:
     log = _log(world, process)
     meters = cast("StripeMeters", Reached(process, "stripe", world.stripe))
-    resolver = BindingResolver(_store(world, process), PARTITIONS)
+    resolver = BindingResolver(_ReachedView(world, process).accounts, PARTITIONS)
     sender = StripeSender(log, meters, resolver, clock, random.Random(chance.random()), SENDER)
     await _workers(world, slot, process, sender, SINK_GROUP, log, chance)
 
@@ -124,8 +132,21 @@ def _log(world: World, process: Process) -> WatchedLog:
     return cast("WatchedLog", Reached(process, "log", world.log))
 
 
-def _store(world: World, process: Process) -> RollupStore:
-    return cast("RollupStore", Reached(process, "redis", world.store))
+class _ReachedView:
+    """The live view as one process reaches it."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        def reached(store: object) -> Any:
+            return Reached(process, "redis", store)
+
+        view = world.store
+        self.state: CheckpointedState = reached(view.state)
+        self.outbox: AnalyticsOutbox = reached(view.outbox)
+        self.drops: OutboxDrops = reached(view.drops)
+        self.reports: ReportOutbox = reached(view.reports)
+        self.deferred: DeferredEvents = reached(view.deferred)
+        self.accounts: AccountDirectory = reached(view.accounts)
+        self.totals: LiveTotals = reached(view.totals)
 
 
 async def _all(process: Process, *works: Any) -> None:

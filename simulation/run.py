@@ -87,7 +87,7 @@ def _left(world: World) -> Iterator[object]:
     yield sorted(world.faults.counts.items())
     for place, records in sorted(world.log.appended.items()):
         yield from ((place, each.offset, each.timestamp_ms, each.key, each.value, each.headers) for each in records)
-    for partition, held in sorted(world.store._partitions.items()):  # noqa: SLF001  the fake's own state
+    for partition, held in sorted(world.store.server.partitions.items()):
         yield partition, held.checkpoint, sorted(held.cells.items()), sorted(held.reports.items())
         yield sorted((key, sorted(fields.items())) for key, fields in held.totals.items())
         yield sorted((key, sorted(members)) for key, members in held.marks.items())
@@ -136,7 +136,7 @@ async def _at_rest(world: World) -> None:
 async def _moving(world: World, closed_ms: int) -> str:
     """What is still under way, or nothing."""
     for partition in range(PARTITIONS):
-        held = world.store._partitions.get(partition)  # noqa: SLF001  looking must not disturb the run
+        held = world.store.server.partitions.get(partition)
         checkpoint = held.checkpoint if held else None
         end = world.log.end(EVENTS_TOPIC, partition)
         if held is None or checkpoint is None or checkpoint.next_offset < end or checkpoint.stream_time_ms < closed_ms:

@@ -17,7 +17,7 @@ from schemas.periods import AccountState
 from schemas.reports import MeterEvent
 from schemas.rollup import Checkpoint
 from simulation.faults import Fault, Faults
-from sinks.redis.fake import FakeRollupStore
+from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer, FakeState
 from sinks.stripe.fake import FakeFault
 
 GAP_PROBABILITY: Final = 0.05
@@ -80,16 +80,30 @@ def _wake(waiting: asyncio.Future[None]) -> None:
         waiting.set_result(None)
 
 
-class LosingStore(FakeRollupStore):
+class LosingView(FakeLiveView):
     """Redis' fake, which can go back to an earlier state: what a server loses without fsync, or at a fail-over."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
+        self.state: CountedState = CountedState(self)
+        self.accounts: WatchedAccounts = WatchedAccounts(self.server, clock)
+
+    def copy(self) -> dict[int, Any]:
+        """The whole state as it is now."""
+        return {number: _copied(held) for number, held in self.server.partitions.items()}
+
+    def restore(self, state: dict[int, Any]) -> None:
+        """Be as it was then. What was written since is lost."""
+        self.server.partitions = {number: _copied(held) for number, held in state.items()}
+
+
+class WatchedAccounts(FakeAccounts):
+    """As the fake; notes who asked for which account, and when."""
+
+    def __init__(self, server: FakeServer, clock: Clock) -> None:
+        super().__init__(server)
         self._clock = clock
         self.looked: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-        self.commits = 0
-        self.slices_max: Counter[int] = Counter()
-        self.before_commit: dict[int, list[asyncio.Future[Any]]] = {}
 
     async def accounts(
         self, partition: int, accounts: Sequence[str]
@@ -101,23 +115,26 @@ class LosingStore(FakeRollupStore):
                 self.looked[account].append((self._clock.now_ms(), checkpoint.stream_time_ms))
         return checkpoint, states
 
+
+class CountedState(FakeState):
+    """As the fake; counts commits and the slices of marks."""
+
+    def __init__(self, view: LosingView) -> None:
+        super().__init__(view.server)
+        self._view = view
+        self.commits = 0
+        self.slices_max: Counter[int] = Counter()
+        self.before_commit: dict[int, list[asyncio.Future[Any]]] = {}
+
     async def commit(self, partition: int, believed: Any, changes: Any) -> None:
         """As the fake; counts, so that a loss can be aimed at a commit."""
         self.commits += 1
         for waiting in self.before_commit.pop(self.commits, ()):
             if not waiting.done():
-                waiting.set_result(self.copy())
+                waiting.set_result(self._view.copy())
         await super().commit(partition, believed, changes)
-        slices = len({key.slice_start_ms for key in self._at(partition).marks})
+        slices = len({key.slice_start_ms for key in self._server.at(partition).marks})
         self.slices_max[partition] = max(self.slices_max[partition], slices)
-
-    def copy(self) -> dict[int, Any]:
-        """The whole state as it is now."""
-        return {number: _copied(held) for number, held in self._partitions.items()}
-
-    def restore(self, state: dict[int, Any]) -> None:
-        """Be as it was then. What was written since is lost."""
-        self._partitions = {number: _copied(held) for number, held in state.items()}
 
 
 def _copied(held: Any) -> Any:

@@ -145,7 +145,7 @@ def _met(world: World) -> None:
     """What only time brings: the log's first records gone, a period that ended within the run."""
     if any(world.log.first(EVENTS_TOPIC, partition) > 0 for partition in range(PARTITIONS)):
         world.faults.note(Fault.RETENTION_PASSED)
-    for held in world.store._partitions.values():  # noqa: SLF001
+    for held in world.store.server.partitions.values():
         for _ in [cut for state in held.accounts.values() for cut in state.restatements]:
             world.faults.note(Fault.BINDING_LATE)
     periods: defaultdict[str, set[int]] = defaultdict(set)
@@ -157,7 +157,7 @@ def _met(world: World) -> None:
 
 def _checkpoints(world: World, oracle: Oracle) -> None:
     for partition in range(PARTITIONS):
-        checkpoint = world.store._partitions[partition].checkpoint  # noqa: SLF001  the fake's own state is what is judged
+        checkpoint = world.store.server.partitions[partition].checkpoint
         if checkpoint is None:
             world.fail("checkpoint", f"partition {partition} has none")
             continue
@@ -174,7 +174,7 @@ def _oracle_totals(oracle: Oracle) -> dict[Any, int]:
 def _redis_totals(world: World) -> dict[Any, int]:
     return {
         (key.account, meter, key.period_start_ms): parse_value(text).minor
-        for held in world.store._partitions.values()  # noqa: SLF001
+        for held in world.store.server.partitions.values()
         for key, fields in held.totals.items()
         for meter, text in fields.items()
     }
@@ -260,7 +260,7 @@ def _intents(world: World) -> dict[str, Intent]:
 
 def _replaced(world: World, intent: Intent) -> bool:
     """Whether its account was cut again since, so that the live view says another intent tells its usage."""
-    states = (held.accounts.get(intent.account) for held in world.store._partitions.values())  # noqa: SLF001
+    states = (held.accounts.get(intent.account) for held in world.store.server.partitions.values())
     return any(state and is_replaced(state, intent.period_start_ms, intent.bucket_start_ms) for state in states)
 
 
@@ -284,7 +284,7 @@ def _payers(world: World, oracle: Oracle) -> dict[str, set[str]]:
         account = intent.account
         looked = {
             log_ms
-            for seen_ms, log_ms in world.store.looked[account]
+            for seen_ms, log_ms in world.store.accounts.looked[account]
             if at_ms - LOOKED_MS_MAX <= seen_ms <= at_ms and log_ms >= intent.bucket_end_ms
         }
         paying = set[str]().union(*(oracle.accounts.payers(account, instant_ms, log_ms) for log_ms in looked))
@@ -330,7 +330,7 @@ def _stripe(world: World, oracle: Oracle, intents: dict[str, Intent]) -> None:
 
 def _bounded(world: World) -> None:
     """Nothing is left in the outbox, and no more marks than the window needs."""
-    for partition, held in world.store._partitions.items():  # noqa: SLF001
+    for partition, held in world.store.server.partitions.items():
         left = {
             "dirty": len(held.dirty),
             "duplicates": len(held.duplicates),
@@ -339,7 +339,7 @@ def _bounded(world: World) -> None:
         }
         if any(left.values()):
             world.fail("outbox", f"partition {partition}: {left}")
-    for partition, slices in world.store.slices_max.items():
+    for partition, slices in world.store.state.slices_max.items():
         if slices > SLICES_MAX:
             world.fail("marks", f"partition {partition}: {slices} slices were live at one time")
 

@@ -22,7 +22,7 @@ from simulation.faults import Fault, Faults, Rates
 from simulation.loop import SimulatedClock, SimulatedLoop
 from simulation.processes import Killed, Process, Trace
 from simulation.roles import SECRET, Slot, run_role
-from simulation.services import LosingStore, StripeFaults, WatchedLog
+from simulation.services import LosingView, StripeFaults, WatchedLog
 from simulation.traffic import (
     ACCOUNTS,
     FREE,
@@ -72,7 +72,7 @@ class World:
         self.trace = Trace()
         self.clock = SimulatedClock(loop, ORIGIN_MS)
         self.log = WatchedLog(self.clock, self.chance("log"))
-        self.store = LosingStore(self.clock)
+        self.store = LosingView(self.clock)
         self.clickhouse = FakeClickHouse()
         self.stripe = FakeStripe(self.clock, account="acct_simulated", lag_ms=MINUTE_MS)
         self.stripe.fault = StripeFaults(self.chance("stripe"), self.faults, self.rates.stripe)
@@ -362,7 +362,7 @@ class World:
 
     async def _state_before_commit(self, number: int) -> dict[int, Any]:
         waiting: asyncio.Future[dict[int, Any]] = self.loop.create_future()
-        self.store.before_commit.setdefault(self.store.commits + number, []).append(waiting)
+        self.store.state.before_commit.setdefault(self.store.state.commits + number, []).append(waiting)
         return await waiting
 
     def _restore(self, state: dict[int, Any]) -> None:
@@ -376,7 +376,7 @@ class World:
         await asyncio.sleep(self.chance("emptied").uniform(600, SPAN_S))
         if self.faults.strike(Fault.REDIS_EMPTIED, ""):
             self.trace.note("redis emptied")
-            self.store.empty()
+            self.store.server.empty()
 
 
 def _is_whole(state: dict[int, Any]) -> bool:

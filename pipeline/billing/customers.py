@@ -6,22 +6,22 @@ from aggregators.bindings import customer_at, is_replaced
 from aggregators.partitioning import partition_of
 from aggregators.periods import period_at
 from schemas.errors import Transient
+from schemas.live_view import AccountDirectory
 from schemas.periods import Billing
 from schemas.reports import Intent
-from schemas.rollup import RollupStore
 from schemas.sink import Payer
 
 
 class BindingResolver:
     """Who pays for an account, by its bindings in the live view. See `schemas.sink.CustomerResolver`."""
 
-    def __init__(self, store: RollupStore, partitions: int) -> None:
-        self._store = store
+    def __init__(self, accounts: AccountDirectory, partitions: int) -> None:
+        self._accounts = accounts
         self._partitions = partitions
 
     async def __call__(self, intent: Intent, instant_ms: int) -> Payer | None:
         partition = partition_of(intent.account, self._partitions)
-        checkpoint, states = await self._store.accounts(partition, [intent.account])
+        checkpoint, states = await self._accounts.accounts(partition, [intent.account])
         state = states[intent.account]
         # An intent is published once its bucket has closed in stream time. A view that is not so far may lack bindings
         # that were folded before: it went back to an older copy, or is being built again.

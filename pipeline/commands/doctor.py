@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from pipeline.clock import clock_from_text
-from pipeline.open import open_base, open_rollup_store, open_stripe, open_usage_reader, read_meter_set
+from pipeline.open import open_base, open_live_view, open_stripe, open_usage_reader, read_meter_set
 from pipeline.settings import Settings
 from schemas.clock import DAY_MS
 from schemas.errors import TidemarkError
@@ -102,12 +102,12 @@ async def _log(settings: Settings) -> list[Finding]:
 
 
 async def _redis(settings: Settings) -> list[Finding]:
-    store = open_rollup_store(settings)
+    view = open_live_view(settings)
     try:
-        problems = await store.check()
-        checkpoint = await store.load_checkpoint(0)
+        problems = await view.check()
+        checkpoint = await view.state.load_checkpoint(0)
     finally:
-        await store.close()
+        await view.close()
     findings = [Finding("wrong", "redis", problem, "") for problem in problems]
     if checkpoint is None:
         findings.append(

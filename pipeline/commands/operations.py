@@ -20,7 +20,7 @@ from pipeline.open import (
     following,
     meter_set_in_force,
     open_base,
-    open_rollup_store,
+    open_live_view,
     open_stripe,
 )
 from pipeline.settings import Settings
@@ -77,14 +77,14 @@ async def bind_account(settings: Settings, account: str, binding: Binding) -> st
 
 async def show_account(settings: Settings, account: str) -> dict[str, object]:
     """What the live view knows of an account."""
-    store = open_rollup_store(settings)
+    view = open_live_view(settings)
     try:
         async with _opened(settings) as base:
             partition = partition_of(account, base.genesis.partitions)
-            state = await store.account(partition, account)
+            state = await view.accounts.account(partition, account)
             period = period_at(state, base.clock.now_ms())
     finally:
-        await store.close()
+        await view.close()
     return {
         "account": account,
         "partition": partition,
@@ -198,13 +198,13 @@ async def reconcile_deployment(
     archive_wait_s: float = ReconcilePolicy().archive_wait_s,
 ) -> Report:
     """Reconcile the deployment of these settings; opens and closes what it reads."""
-    store = open_rollup_store(settings)
+    view = open_live_view(settings)
     clickhouse = open_clickhouse(settings.clickhouse_url)
     meters = open_stripe(settings)
     try:
         async with _opened(settings) as base:
             views = Views(
-                store=store,
+                live=view,
                 reader=ClickHouseReader(clickhouse),
                 hourly=ClickHouseStore(clickhouse),
                 log=base.log,
@@ -215,7 +215,7 @@ async def reconcile_deployment(
             return await reconcile(views, base.clock, from_ms=from_ms, to_ms=to_ms, policy=policy)
     finally:
         await clickhouse.close()
-        await store.close()
+        await view.close()
         if meters is not None:
             await meters.close()
 

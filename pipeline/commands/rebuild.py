@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
-from pipeline.open import Base, open_base, open_rollup_store
+from pipeline.open import Base, open_base, open_live_view
 from pipeline.rebuild.archive import ArchiveRebuild, abandon_archive
 from pipeline.rebuild.hourly import HourlyRebuild, abandon_hourly
 from pipeline.rebuild.limits import RebuildLimits
@@ -15,15 +15,16 @@ from pipeline.rebuild.live_view import LiveViewRebuild
 from pipeline.rebuild.recount import HourlyRecount
 from pipeline.settings import Settings
 from schemas.errors import InvalidInput
+from schemas.live_view import LiveView
 from schemas.log import EVENTS_TOPIC
-from schemas.rebuild import GenerationStore, Progress, RebuildClaim
+from schemas.rebuild import Progress, RebuildClaim
 from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.snapshots import ClickHouseSnapshots
 from sinks.clickhouse.staging import ClickHouseStaging
 from sinks.clickhouse.writer import ClickHouseStore
-from sinks.redis.writer import RedisRollupStore
+from sinks.redis.view import RedisLiveView
 
 _SHADOW_COPY_THREADS = 4
 _NOTHING = "nothing was being built"
@@ -34,7 +35,7 @@ class _Opened(NamedTuple):
     """The stores as the one rebuild command of the deployment uses them: only until the next one is started."""
 
     base: Base
-    store: RedisRollupStore
+    live: RedisLiveView
     hourly: ClaimedStore
     reader: ClickHouseReader
     staging: ClickHouseStaging
@@ -42,28 +43,29 @@ class _Opened(NamedTuple):
     secret: bytes
     limits: RebuildLimits
 
-    def shadow_copy(self, name: str) -> GenerationStore:
+    def shadow_copy(self, name: str) -> LiveView:
         """A copy of the rollup's state under a name of its own, in the same Redis."""
         url = self.base.settings.redis_url
-        return RedisRollupStore(url, f"tidemark-shadow_copy-{name}", _SHADOW_COPY_THREADS, claim=self.store.claim)
+        claim = self.live.keyspace.claim
+        return RedisLiveView(url, f"tidemark-shadow_copy-{name}", _SHADOW_COPY_THREADS, claim=claim)
 
 
 @contextlib.asynccontextmanager
 async def _opened(settings: Settings) -> AsyncIterator[_Opened]:
     async with contextlib.AsyncExitStack() as stack:
-        store = open_rollup_store(settings)
-        stack.push_async_callback(store.close)
+        live = open_live_view(settings)
+        stack.push_async_callback(live.close)
         base = await open_base(settings, create=False)
         stack.push_async_callback(base.log.close)
         clickhouse = open_clickhouse(settings.clickhouse_url)
         stack.push_async_callback(clickhouse.close)
         hourly = ClickHouseStore(clickhouse)
         await hourly.migrate()
-        claim = RebuildClaim(uuid.uuid4().hex[:16], store.check_claim)
-        await store.claim_rebuild(claim.token)
+        claim = RebuildClaim(uuid.uuid4().hex[:16], live.rebuilds.check_claim)
+        await live.rebuilds.claim_rebuild(claim.token)
         limits = RebuildLimits(settings.flush_records_max, settings.flush_events_max, settings.relay_cells_max)
         yield _Opened(
-            base, store, ClaimedStore(hourly, claim), ClickHouseReader(clickhouse),
+            base, live, ClaimedStore(hourly, claim), ClickHouseReader(clickhouse),
             ClickHouseStaging(clickhouse, claim), ClickHouseSnapshots(clickhouse),
             settings.secret_bytes(), limits,
         )  # fmt: skip
@@ -72,7 +74,7 @@ async def _opened(settings: Settings) -> AsyncIterator[_Opened]:
 def _live_view(opened: _Opened, source: str, progress: Callable[[Progress], None]) -> LiveViewRebuild:
     base = opened.base
     return LiveViewRebuild(
-        base.log, opened.store, opened.hourly, base.clock, opened.secret, opened.limits, progress,
+        base.log, opened.live, opened.hourly, base.clock, opened.secret, opened.limits, progress,
         opened.snapshots, from_snapshot=source == "snapshot",
     )  # fmt: skip
 
@@ -97,14 +99,14 @@ async def rebuild_hourly(settings: Settings, source: str, progress: Callable[[Pr
         base = opened.base
         if source == "log":
             await HourlyRebuild(
-                base.log, opened.store, opened.shadow_copy, opened.hourly, opened.staging, base.clock, opened.secret,
+                base.log, opened.live, opened.shadow_copy, opened.hourly, opened.staging, base.clock, opened.secret,
                 opened.limits, progress,
             ).run()  # fmt: skip
             return "usage_hourly and usage_duplicates are rebuilt from the log"
         if source != "clickhouse":
             raise InvalidInput("--from", "usage_hourly is made from the log or from clickhouse")
         await HourlyRecount(
-            base.log, opened.store, opened.hourly, opened.reader, opened.staging, base.clock, opened.secret,
+            base.log, opened.live, opened.hourly, opened.reader, opened.staging, base.clock, opened.secret,
             progress=progress,
         ).run()  # fmt: skip
         return "usage_hourly is counted again out of usage_events"

@@ -108,7 +108,7 @@ class _Health:
         given = self._dependencies
         checks: dict[str, Callable[[], Awaitable[dict[str, Any]]] | None] = {
             "log": self._log,
-            "redis": self._redis if given.rollup else None,
+            "redis": self._redis if given.live else None,
             "clickhouse": self._clickhouse if given.hourly or given.usage else None,
         }
         present = {name: check for name, check in checks.items() if check is not None}
@@ -126,13 +126,13 @@ class _Health:
         return {"ok": partitions == self._dependencies.genesis.partitions, "partitions": partitions}
 
     async def _redis(self) -> dict[str, Any]:
-        rollup = self._dependencies.rollup
-        assert rollup is not None  # noqa: S101  # asked only where there is one
+        live = self._dependencies.live
+        assert live is not None  # noqa: S101  # asked only where there is one
         partitions = range(self._dependencies.genesis.partitions)
-        checkpoints = await asyncio.gather(*(rollup.load_checkpoint(partition) for partition in partitions))
-        held = [checkpoint.stream_time_ms for checkpoint in checkpoints if checkpoint is not None]
-        counted_up_to = format_instant_ms(min(held)) if len(held) == len(checkpoints) else None
-        lag_s = (self._dependencies.clock.now_ms() - min(held)) / 1000 if held else None
+        answers = await asyncio.gather(*(live.totals.account_totals(partition, []) for partition in partitions))
+        times_ms = [checkpoint.stream_time_ms for checkpoint, _ in answers if checkpoint is not None]
+        counted_up_to = format_instant_ms(min(times_ms)) if len(times_ms) == len(answers) else None
+        lag_s = (self._dependencies.clock.now_ms() - min(times_ms)) / 1000 if times_ms else None
         return {"ok": True, "counted_up_to": counted_up_to, "lag_s": lag_s}
 
     async def _clickhouse(self) -> dict[str, Any]:

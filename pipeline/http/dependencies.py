@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from starlette.requests import Request
 
@@ -14,13 +14,21 @@ from pipeline.settings import Settings
 from schemas.analytics import HourlyStore, UsageReader
 from schemas.clock import Clock
 from schemas.control import Genesis
+from schemas.live_view import AccountDirectory, DeferredEvents, LiveTotals
 from schemas.log import Log
 from schemas.meters import MeterSet
-from schemas.rollup import RollupStore
 
 MeterSetSource = Callable[[], Awaitable[MeterSet | None]]
 
 KEY_CHARACTERS_MAX: Final = 256
+
+
+class LiveUsage(NamedTuple):
+    """What live usage answers read."""
+
+    accounts: AccountDirectory
+    deferred: DeferredEvents
+    totals: LiveTotals
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +36,7 @@ class GatewayDependencies:
     """Everything the gateway reaches. It closes none of them.
 
     `meter_set` is asked once per request and should answer from memory; None means that no meter set is in force yet,
-    and events are then taken as the fold takes them: well-formed ones are accepted, unmetered. `rollup` None takes
+    and events are then taken as the fold takes them: well-formed ones are accepted, unmetered. `live` None takes
     away live usage, `usage` None takes away usage over time. `hourly` tells how far `usage_hourly` is complete;
     without it `complete_up_to` is null.
     """
@@ -39,7 +47,7 @@ class GatewayDependencies:
     clock: Clock
     keys: Keys
     meter_set: MeterSetSource
-    rollup: RollupStore | None = None
+    live: LiveUsage | None = None
     usage: UsageReader | None = None
     hourly: HourlyStore | None = None
 

@@ -21,14 +21,14 @@ from aggregators.partitioning import partition_of
 from aggregators.periods import period_at
 from aggregators.quantities import decimal_text
 from pipeline.http.api_keys import ApiKey, Role
-from pipeline.http.dependencies import GatewayDependencies, authorized
+from pipeline.http.dependencies import GatewayDependencies, LiveUsage, authorized
 from pipeline.http.errors import ApiError, json_answer, retry_after
 from schemas.analytics import USAGE_ROWS_MAX, UsageQuery, UsageReader, UsageRow, Window
 from schemas.clock import DAY_MS, HOUR_MS, MILLISECOND_US
 from schemas.events import NAME_CHARACTERS_MAX
 from schemas.meters import Aggregation, Meter, MeterSet
 from schemas.periods import Period
-from schemas.rollup import Checkpoint, RollupStore, TotalKey, Waiting
+from schemas.rollup import Checkpoint, TotalKey, Waiting
 
 PARAMETERS: Final = ("meter", "account", "from", "to", "window", "timezone", "group_by")
 # How often what was counted may move between two reads of one answer: a restatement does, and is over at once.
@@ -85,12 +85,12 @@ class UsageEndpoints:
         checkpoint and totals together; and one more where a commit stood between the first and the last of them."""
         account: str = request.path_params["account"]
         authorized(self._dependencies, request, Role.READ, account)
-        rollup = self._dependencies.rollup
-        if rollup is None:
+        live = self._dependencies.live
+        if live is None:
             raise ApiError(501, "not_configured", "this gateway has no Redis: set TIDEMARK_REDIS_URL")
         if not 0 < len(account) <= NAME_CHARACTERS_MAX:
             raise ApiError(400, "bad_parameter", f"must have 1 to {NAME_CHARACTERS_MAX} characters", "account")
-        period, before, waiting, checkpoint, held = await self._counted(rollup, account)
+        period, before, waiting, checkpoint, held = await self._counted(live, account)
         if (
             checkpoint.meter_set
             and period.end_ms + checkpoint.meter_set.policy.periods_kept_ms <= checkpoint.stream_time_ms
@@ -115,23 +115,23 @@ class UsageEndpoints:
             ],
         })  # fmt: skip
 
-    async def _counted(self, rollup: RollupStore, account: str) -> _Counted:
+    async def _counted(self, live: LiveUsage, account: str) -> _Counted:
         """The account's period and its totals, both of one cut: a late binding moves totals to other periods."""
         partition = partition_of(account, self._dependencies.genesis.partitions)
         now_ms = self._dependencies.clock.now_ms()
-        seen, states = await rollup.accounts(partition, [account])
+        seen, states = await live.accounts.accounts(partition, [account])
         for _ in range(READS_MAX):
             period = period_at(states[account], now_ms)
             total = TotalKey(account, period.start_ms)
-            before, waiting = await rollup.waiting(partition, account)
-            checkpoint, totals = await rollup.account_totals(partition, [total])
+            before, waiting = await live.deferred.waiting(partition, account)
+            checkpoint, totals = await live.totals.account_totals(partition, [total])
             if seen is None or checkpoint is None or before is None:
                 message = "nothing has been counted on this account's partition yet: is a worker running?"
                 raise ApiError(503, "not_counted_yet", message, headers=retry_after(5))
             counted = _Counted(period, before, waiting, checkpoint, totals.get(total, {}))
             if (seen.generation, seen.next_offset) == (checkpoint.generation, checkpoint.next_offset):
                 return counted
-            seen, states = await rollup.accounts(partition, [account])
+            seen, states = await live.accounts.accounts(partition, [account])
             if period_at(states[account], now_ms) == period:
                 return counted
         message = "the account's periods are changing: ask again"

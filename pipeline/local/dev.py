@@ -23,10 +23,10 @@ from pipeline.local.kafka import LocalKafka
 from pipeline.local.processes import free_port
 from pipeline.local.supervisor import Supervisor
 from pipeline.local.valkey import LocalValkey
-from pipeline.open import apply_meter_set, following, meter_set_in_force, open_base, open_rollup_store, read_meter_set
+from pipeline.open import apply_meter_set, following, meter_set_in_force, open_base, open_live_view, read_meter_set
 from pipeline.settings import Settings, load_settings
+from schemas.live_view import CheckpointedState
 from schemas.meters import MeterSet
-from schemas.rollup import RollupStore
 
 SIMULATOR_KEY: Final = "sk_test_simulator"
 SIMULATOR_ACCOUNT: Final = "acct_simulator"
@@ -168,11 +168,11 @@ class Dev:
                 await self.supervisor.start_role(name, [role], self.environment)
         if "gateway" in self.options.roles:
             await self.supervisor.wait_ready("gateway", lambda: _answers(f"{self.gateway_url}/readyz"))
-        store = open_rollup_store(settings)
+        view = open_live_view(settings)
         try:
-            await self.supervisor.wait_ready("worker", lambda: _counting(store, settings.partitions))
+            await self.supervisor.wait_ready("worker", lambda: _counting(view.state, settings.partitions))
         finally:
-            await store.close()
+            await view.close()
 
     def meter_set(self) -> MeterSet:
         """The meter set this deployment starts with."""
@@ -209,9 +209,9 @@ class Dev:
             await asyncio.to_thread(self._valkey.stop)
 
 
-async def _counting(store: RollupStore, partitions: int) -> bool:
+async def _counting(state: CheckpointedState, partitions: int) -> bool:
     """Whether every partition is folded and knows the meter set, so that the first event is metered."""
-    checkpoints = [await store.load_checkpoint(partition) for partition in range(partitions)]
+    checkpoints = [await state.load_checkpoint(partition) for partition in range(partitions)]
     return all(checkpoint is not None and checkpoint.meter_set is not None for checkpoint in checkpoints)
 
 

@@ -28,9 +28,10 @@ from pipeline.rollup.relays import HourlyRelay
 from schemas.analytics import HourlyStore, RelayPosition
 from schemas.clock import HOUR_MS, Clock
 from schemas.errors import OperatorNeeded
+from schemas.live_view import LiveView, ReportOutbox
 from schemas.log import EVENTS_TOPIC, OFFSET_MAX, Log
-from schemas.rebuild import Building, GenerationsSeen, GenerationStore, Progress, TableStaging
-from schemas.rollup import Checkpoint, RollupStore
+from schemas.rebuild import Building, GenerationsSeen, Progress, TableStaging
+from schemas.rollup import Checkpoint
 
 TABLES: Final = ("usage_duplicates", "usage_hourly")
 # Whose old table is dropped as soon as both are caught up with.
@@ -102,8 +103,8 @@ class _Filled:
 
 class _Parts(NamedTuple):
     log: Log
-    live: RollupStore
-    shadow_copy: Callable[[str], GenerationStore]
+    live: LiveView
+    shadow_copy: Callable[[str], LiveView]
     hourly: GenerationsSeen
     staging: TableStaging
     clock: Clock
@@ -119,8 +120,8 @@ class HourlyRebuild:
     def __init__(
         self,
         log: Log,
-        live: RollupStore,
-        shadow_copy: Callable[[str], GenerationStore],
+        live: LiveView,
+        shadow_copy: Callable[[str], LiveView],
         hourly: GenerationsSeen,
         staging: TableStaging,
         clock: Clock,
@@ -157,12 +158,12 @@ class HourlyRebuild:
                 await self._fill(shadow_copy, partitions, note, building)
                 await staging.drop((CAUGHT_UP,))
             for partition in range(partitions):
-                await shadow_copy.forget(partition)
+                await shadow_copy.generations.forget(partition)
         finally:
             await shadow_copy.close()
         await staging.drop(TABLES)
 
-    async def _fill(self, shadow_copy: GenerationStore, partitions: int, note: Note, building: Building) -> None:
+    async def _fill(self, shadow_copy: LiveView, partitions: int, note: Note, building: Building) -> None:
         """Build what is not exchanged yet, exchange it, and catch up."""
         staging = self._parts.staging
         left = [table for table in TABLES if table not in building.swapped]
@@ -178,36 +179,36 @@ class HourlyRebuild:
         live = _Filled(self._parts.hourly, live=True)
         for partition in range(partitions):
             # What was dropped from the outbox by now lies below the checkpoint that is reached next.
-            lost = await self._parts.live.lost(partition)
+            dropped = await self._parts.live.drops.dropped(partition)
             await self._reach(shadow_copy, partition, note, live, swapped=True)
-            await self._parts.live.refilled(partition, lost)
+            await self._parts.live.drops.backfilled(partition, dropped)
 
     async def _generations(self, partitions: int) -> tuple[int, ...]:
         generations = []
         for partition in range(partitions):
-            live = await self._parts.live.load_checkpoint(partition)
+            live = await self._parts.live.state.load_checkpoint(partition)
             check_live(partition, live, self._parts.secret)
             generations.append(live.generation if live else max(1, await self._parts.hourly.latest_generation()))
         return tuple(generations)
 
     async def _reach(
-        self, shadow_copy: GenerationStore, partition: int, note: Note, hourly: HourlyStore, *, swapped: bool
+        self, shadow_copy: LiveView, partition: int, note: Note, hourly: HourlyStore, *, swapped: bool
     ) -> None:
         """Fold and relay one partition up to the live checkpoint as it stands now, or without one to the log's end."""
         parts = self._parts
         log = NoQuarantineLog(parts.log)
         log.kept_before(OFFSET_MAX)
-        if await shadow_copy.load_checkpoint(partition) is None:
+        if await shadow_copy.state.load_checkpoint(partition) is None:
             await check_reach(parts.log, partition + 1, REMEDY)
             checkpoint = await first_checkpoint(parts.log, parts.secret, partition, note.generations[partition])
-            await start_empty(shadow_copy, partition, checkpoint)
+            await start_empty(shadow_copy.copies, partition, checkpoint)
         settings = RollupSettings(parts.limits.events_max, replay_from_start=True)
-        rollup = RollupProcessor(log, shadow_copy, parts.clock, parts.secret, settings)
+        rollup = RollupProcessor(log, shadow_copy.state, parts.clock, parts.secret, settings)
         offset = await rollup.start_offset(partition)
-        live = await parts.live.load_checkpoint(partition)
+        live = await parts.live.state.load_checkpoint(partition)
         check_live(partition, live, parts.secret, rollup.checkpoints[partition].log_id)
         target = live.next_offset if live else (await parts.log.bounds(EVENTS_TOPIC, partition)).next
-        relay = HourlyRelay(shadow_copy, hourly, parts.limits.cells_max)
+        relay = HourlyRelay(shadow_copy.outbox, shadow_copy.drops, shadow_copy.deferred, hourly, parts.limits.cells_max)
         relayed_hour = rollup.checkpoints[partition].stream_time_ms // HOUR_MS
         while offset < target:
             records = await parts.log.read(EVENTS_TOPIC, partition, offset, parts.limits.records_max)
@@ -219,30 +220,30 @@ class HourlyRebuild:
             offset = records[-1].next_offset
             checkpoint = rollup.checkpoints[partition]
             if checkpoint.stream_time_ms // HOUR_MS != relayed_hour:
-                await self._relay(shadow_copy, relay, partition)
+                await self._relay(shadow_copy.reports, relay, partition)
                 relayed_hour = checkpoint.stream_time_ms // HOUR_MS
             self._report(checkpoint, partition, target, swapped=False)
-        await self._relay(shadow_copy, relay, partition)
+        await self._relay(shadow_copy.reports, relay, partition)
         self._report(rollup.checkpoints[partition], partition, target, swapped=swapped)
 
     def _report(self, checkpoint: Checkpoint, partition: int, target: int, *, swapped: bool) -> None:
         end = max(target, checkpoint.next_offset)
         self._parts.progress(Progress(partition, checkpoint.next_offset, end, checkpoint.counters.received, swapped))
 
-    async def _relay(self, shadow_copy: RollupStore, relay: HourlyRelay, partition: int) -> None:
+    async def _relay(self, reports: ReportOutbox, relay: HourlyRelay, partition: int) -> None:
         """Move cells and duplicates out and let report entries go, so that the shadow copy stays small."""
         while not (await relay.relay(partition)).complete:
             pass
         while await relay.duplicates(partition):
             pass
-        _, buckets = await shadow_copy.report_buckets(partition)
+        _, buckets = await reports.report_buckets(partition)
         for bucket_ms in buckets:
-            while entries := (await shadow_copy.reports(partition, bucket_ms, self._parts.limits.cells_max))[1]:
-                await shadow_copy.confirm_reports(partition, bucket_ms, entries)
-            await shadow_copy.confirm_reports(partition, bucket_ms, {})
+            while entries := (await reports.reports(partition, bucket_ms, self._parts.limits.cells_max))[1]:
+                await reports.confirm_reports(partition, bucket_ms, entries)
+            await reports.confirm_reports(partition, bucket_ms, {})
 
 
-async def abandon_hourly(staging: TableStaging, shadow_copy: Callable[[str], GenerationStore], partitions: int) -> bool:
+async def abandon_hourly(staging: TableStaging, shadow_copy: Callable[[str], LiveView], partitions: int) -> bool:
     """Give up what is being built of `usage_hourly`, from wherever. False where nothing was.
 
     Raises `OperatorNeeded` where a table was swapped in already: only finishing makes both whole.
@@ -260,7 +261,7 @@ async def abandon_hourly(staging: TableStaging, shadow_copy: Callable[[str], Gen
         store = shadow_copy(note.name)
         try:
             for partition in range(partitions):
-                await store.forget(partition)
+                await store.generations.forget(partition)
         finally:
             await store.close()
     await staging.drop(TABLES)

@@ -31,8 +31,9 @@ from pipeline.rollup.relays import INTENTS_AT_ONCE_MAX, HourlyRelay, ReportRelay
 from pipeline.rollup.snapshots import checkpoint_of
 from schemas.clock import HOUR_MS, Clock
 from schemas.errors import Fenced, OperatorNeeded, Transient
+from schemas.live_view import LiveView
 from schemas.log import EVENTS_TOPIC, Log
-from schemas.rebuild import GENERATION_MAX, GenerationsSeen, GenerationStore, Progress
+from schemas.rebuild import GENERATION_MAX, GenerationsSeen, Progress
 from schemas.rollup import Checkpoint
 from schemas.snapshots import CHUNKS_AT_ONCE, Snapshot, SnapshotStore
 
@@ -44,7 +45,7 @@ class _Parts(NamedTuple):
     """What a rebuild was given."""
 
     log: Log
-    store: GenerationStore
+    live: LiveView
     hourly: GenerationsSeen
     clock: Clock
     secret: bytes
@@ -60,7 +61,7 @@ class LiveViewRebuild:
     def __init__(
         self,
         log: Log,
-        store: GenerationStore,
+        live: LiveView,
         hourly: GenerationsSeen,
         clock: Clock,
         secret: bytes,
@@ -72,7 +73,7 @@ class LiveViewRebuild:
     ) -> None:
         """`from_snapshot`: start from the newest snapshot also where the log reaches back to its start."""
         self._parts = _Parts(
-            log, store, hourly, clock, secret, limits or RebuildLimits(), progress, snapshots, from_snapshot
+            log, live, hourly, clock, secret, limits or RebuildLimits(), progress, snapshots, from_snapshot
         )  # fmt: skip
 
     async def run(self) -> int:
@@ -83,33 +84,33 @@ class LiveViewRebuild:
         repeated call goes on.
         """
         partitions = await self._parts.log.partition_count(EVENTS_TOPIC)
-        generation = await self._parts.store.rebuilding()
+        generation = await self._parts.live.rebuilds.rebuilding()
         if generation is None:
             for partition in range(partitions):
                 await _start(self._parts, partition)
-            generation = await self._parts.store.begin_rebuild(await self._next_generation(partitions))
-        built = self._parts.store.built(generation)
+            generation = await self._parts.live.rebuilds.begin_rebuild(await self._next_generation(partitions))
+        built = self._parts.live.built(generation)
         try:
             for partition in range(partitions):
-                if not await self._parts.store.is_live(partition, generation):
+                if not await self._parts.live.generations.is_live(partition, generation):
                     await _Partition(self._parts, built, partition, generation).run()
-                await self._parts.store.sweep(partition)
+                await self._parts.live.generations.sweep(partition)
         finally:
             await built.close()
-        await self._parts.store.end_rebuild(generation)
+        await self._parts.live.rebuilds.end_rebuild(generation)
         return generation
 
     async def abandon(self) -> int | None:
         """Give up what is being built and unlink it; partitions that were swapped stay so. The generation, if any."""
-        generation = await self._parts.store.rebuilding()
+        generation = await self._parts.live.rebuilds.rebuilding()
         if generation is not None:
-            await self._parts.store.end_rebuild(generation)
+            await self._parts.live.rebuilds.end_rebuild(generation)
         for partition in range(await self._parts.log.partition_count(EVENTS_TOPIC)):
-            await self._parts.store.sweep(partition)
+            await self._parts.live.generations.sweep(partition)
         return generation
 
     async def _next_generation(self, partitions: int) -> int:
-        checkpoints = [await self._parts.store.load_checkpoint(partition) for partition in range(partitions)]
+        checkpoints = [await self._parts.live.state.load_checkpoint(partition) for partition in range(partitions)]
         held = [checkpoint.generation for checkpoint in checkpoints if checkpoint is not None]
         generation = max([*held, await self._parts.hourly.latest_generation()]) + 1
         # The first generation has no name of its own among the keys.
@@ -161,22 +162,22 @@ async def _start(parts: _Parts, partition: int) -> Snapshot | None:
 class _Partition:
     """The rebuild of one partition."""
 
-    def __init__(self, parts: _Parts, built: GenerationStore, partition: int, generation: int) -> None:
+    def __init__(self, parts: _Parts, built: LiveView, partition: int, generation: int) -> None:
         self._parts = parts
         self._built = built
         self._at = partition
         self._generation = generation
         self._newest = 0
         self._log = NoQuarantineLog(parts.log)
-        self._duplicates = HourlyRelay(built, parts.hourly)
+        self._duplicates = HourlyRelay(built.outbox, built.drops, built.deferred, parts.hourly)
         settings = RollupSettings(parts.limits.events_max, replay_from_start=True)
-        self._rollup = RollupProcessor(self._log, built, parts.clock, parts.secret, settings)
+        self._rollup = RollupProcessor(self._log, built.state, parts.clock, parts.secret, settings)
 
     async def run(self) -> None:
         """Fold from where it stands to the live checkpoint, and swap."""
         parts, partition = self._parts, self._at
         await self._live()
-        if await self._built.load_checkpoint(partition) is None:
+        if await self._built.state.load_checkpoint(partition) is None:
             await self._begin(await _start(parts, partition))
         self._newest = await parts.hourly.generation_since(partition, 0)
         offset = await self._rollup.start_offset(partition)
@@ -211,26 +212,26 @@ class _Partition:
         if at is None:
             parts = self._parts
             first = await first_checkpoint(parts.log, parts.secret, self._at, self._generation)
-            await start_empty(self._built, self._at, first)
+            await start_empty(self._built.copies, self._at, first)
             return
         # The checkpoint comes last: cut short, the snapshot is taken in anew, or the log folded from its start.
         owner = uuid.uuid4().hex
-        await self._built.begin_restore(self._at, owner)
+        await self._built.copies.begin_restore(self._at, owner)
         await self._take_in(at, owner)
         checkpoint: Checkpoint = msgspec.structs.replace(checkpoint_of(at), generation=self._generation)
-        await self._built.end_restore(self._at, owner, checkpoint)
+        await self._built.copies.end_restore(self._at, owner, checkpoint)
 
     async def _take_in(self, at: Snapshot, owner: str) -> None:
         assert self._parts.snapshots is not None, "it came from there"  # noqa: S101 - an invariant, not input
         number = 0
         while chunks := await self._parts.snapshots.chunks(at, number, CHUNKS_AT_ONCE):
-            await self._built.take_in(self._at, owner, chunks)
+            await self._built.copies.take_in(self._at, owner, chunks)
             number += len(chunks)
         if number != at.chunks:
             raise Transient(f"partition {self._at}: the snapshot at offset {at.next_offset} was dropped; run it again")
 
     async def _live(self) -> Checkpoint | None:
-        live = await self._parts.store.load_checkpoint(self._at)
+        live = await self._parts.live.state.load_checkpoint(self._at)
         check_live(self._at, live, self._parts.secret)
         return live
 
@@ -240,7 +241,7 @@ class _Partition:
         check_live(self._at, live, self._parts.secret, checkpoint.log_id)
         if live is not None and live.next_offset > checkpoint.next_offset:
             return False
-        return await self._parts.store.swap(self._at, live, checkpoint)
+        return await self._parts.live.generations.swap(self._at, live, checkpoint)
 
     async def _report(self, checkpoint: Checkpoint, *, swapped: bool) -> None:
         end = (await self._parts.log.bounds(EVENTS_TOPIC, self._at)).next
@@ -254,7 +255,7 @@ class _Partition:
         while await self._duplicates.duplicates(partition):
             pass
         while True:
-            checkpoint, cells = await self._built.dirty(partition, most)
+            checkpoint, cells = await self._built.outbox.dirty(partition, most)
             passed_ms = min(each.stream_time_ms for each in (checkpoint, live) if each) if checkpoint else 0
             closed = [cell for cell in cells if cell.key.bucket_ms + HOUR_MS <= passed_ms]
             if closed:
@@ -262,10 +263,10 @@ class _Partition:
                 rows = [hourly_row(cell, partition) for cell in closed]
                 rows = [each._replace(version=version(generation, each.version & _POSITIONS)) for each in rows]
                 await self._parts.hourly.insert_hourly(rows)
-                await self._built.confirm_dirty(partition, closed)
+                await self._built.outbox.confirm_dirty(partition, closed)
             if len(cells) < most or len(closed) < len(cells):
                 break
-        await self._built.drop_closed_buckets(partition)
+        await self._built.outbox.drop_closed_buckets(partition)
         await self._relay_reports()
 
     def _generation_of_rows(self, live: Checkpoint | None) -> int:
@@ -282,11 +283,11 @@ class _Partition:
 
     async def _relay_reports(self) -> None:
         partition = self._at
-        live, waiting = await self._parts.store.report_buckets(partition)
+        live, waiting = await self._parts.live.reports.report_buckets(partition)
         if live is None:
-            await ReportRelay(self._built, self._log).relay(partition)
+            await ReportRelay(self._built.reports, self._built.accounts, self._log).relay(partition)
             return
-        checkpoint, buckets = await self._built.report_buckets(partition)
+        checkpoint, buckets = await self._built.reports.report_buckets(partition)
         if checkpoint is None or checkpoint.meter_set is None:
             return
         closed_before_ms = (
@@ -294,6 +295,6 @@ class _Partition:
         )
         for bucket_ms in buckets:
             if bucket_ms <= closed_before_ms and bucket_ms not in waiting:
-                while entries := (await self._built.reports(partition, bucket_ms, INTENTS_AT_ONCE_MAX))[1]:
-                    await self._built.confirm_reports(partition, bucket_ms, entries)
-                await self._built.confirm_reports(partition, bucket_ms, {})
+                while entries := (await self._built.reports.reports(partition, bucket_ms, INTENTS_AT_ONCE_MAX))[1]:
+                    await self._built.reports.confirm_reports(partition, bucket_ms, entries)
+                await self._built.reports.confirm_reports(partition, bucket_ms, {})

@@ -25,9 +25,10 @@ from reconciler.views import Behind, PartitionStates
 from schemas.analytics import HourlyRow
 from schemas.clock import Clock
 from schemas.errors import OperatorNeeded, Transient
+from schemas.live_view import LiveView
 from schemas.log import EVENTS_TOPIC, Log, offset_of, position
 from schemas.rebuild import AnalyticalStore, GenerationsSeen, Progress, RowRecounts, TableStaging
-from schemas.rollup import Checkpoint, RollupStore
+from schemas.rollup import Checkpoint
 
 HOURLY: Final = "usage_hourly"
 SOURCE: Final = "clickhouse"
@@ -38,7 +39,7 @@ _POSITIONS: Final = (1 << 56) - 1
 
 class _Parts(NamedTuple):
     log: Log
-    live: RollupStore
+    live: LiveView
     hourly: AnalyticalStore
     reader: RowRecounts
     staging: TableStaging
@@ -54,7 +55,7 @@ class HourlyRecount:
     def __init__(
         self,
         log: Log,
-        live: RollupStore,
+        live: LiveView,
         hourly: AnalyticalStore,
         reader: RowRecounts,
         staging: TableStaging,
@@ -105,11 +106,11 @@ class HourlyRecount:
             await staging.carry_over(partition, position(note.offsets[partition]))
         for partition in range(partitions):
             # What was dropped from the outbox by now lies below the checkpoint that is noted next.
-            lost = await parts.live.lost(partition)
+            dropped = await parts.live.drops.dropped(partition)
             partition_state = await self._whole(partition)
             await self._count(partition_state, "", parts.hourly, from_position=position(note.offsets[partition]))
             await self._events_rebuilt(rebuilt)
-            await parts.live.refilled(partition, lost._replace(duplicates=0))
+            await parts.live.drops.backfilled(partition, dropped._replace(duplicates=0))
             self._report(partition_state.checkpoint, partition, swapped=True)
         await staging.drop((HOURLY,))
 
@@ -128,7 +129,7 @@ class HourlyRecount:
 
     async def _whole(self, partition: int) -> PartitionState:
         """The live checkpoint, once the archive has passed it and holds just the events that were counted below it."""
-        live = await self._parts.live.load_checkpoint(partition)
+        live = await self._parts.live.state.load_checkpoint(partition)
         check_live(partition, live, self._parts.secret)
         if live is None:
             raise OperatorNeeded(
@@ -161,7 +162,7 @@ class HourlyRecount:
         return partition_state
 
     async def _fill(self, partition: int, note: Note) -> None:
-        live = await self._parts.live.load_checkpoint(partition)
+        live = await self._parts.live.state.load_checkpoint(partition)
         check_live(partition, live, self._parts.secret)
         if live is None:
             raise OperatorNeeded(

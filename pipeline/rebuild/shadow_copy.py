@@ -46,14 +46,14 @@ async def first_checkpoint(log: Log, secret: bytes, partition: int, generation: 
     )
 
 
-async def start_empty(store: CopyableState, partition: int, first: Checkpoint) -> None:
+async def start_empty(copies: CopyableState, partition: int, first: Checkpoint) -> None:
     """Remove what a killed run may have left of a partition without its checkpoint, and write its first one.
 
     Raises `Fenced` where another process has done so meanwhile.
     """
     owner = uuid.uuid4().hex
-    await store.begin_restore(partition, owner)
-    await store.end_restore(partition, owner, first)
+    await copies.begin_restore(partition, owner)
+    await copies.end_restore(partition, owner, first)
 
 
 def check_live(partition: int, live: Checkpoint | None, secret: bytes, log_id: str | None = None) -> None:

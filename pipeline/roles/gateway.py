@@ -7,13 +7,13 @@ import contextlib
 
 from pipeline.http.api_keys import KeyFile
 from pipeline.http.app import create_gateway
-from pipeline.http.dependencies import GatewayDependencies
+from pipeline.http.dependencies import GatewayDependencies, LiveUsage
 from pipeline.http.serving import serving, stop_event
-from pipeline.open import open_base, open_rollup_store
+from pipeline.open import open_base, open_live_view
 from pipeline.settings import Settings
 from schemas.errors import InvalidInput, Transient
+from schemas.live_view import CheckpointedState
 from schemas.meters import MeterSet
-from schemas.rollup import RollupStore
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
@@ -22,8 +22,8 @@ from sinks.clickhouse.writer import ClickHouseStore
 class MeterSetInForce:
     """The meter set of partition 0's checkpoint, looked up every few seconds."""
 
-    def __init__(self, store: RollupStore, refresh_interval_s: float = 2.0) -> None:
-        self._store = store
+    def __init__(self, state: CheckpointedState, refresh_interval_s: float = 2.0) -> None:
+        self._state = state
         self._refresh_interval_s = refresh_interval_s
         self._meter_set: MeterSet | None = None
         self._known_until_s = 0.0
@@ -34,7 +34,7 @@ class MeterSetInForce:
         if self._meter_set is None or now_s >= self._known_until_s:
             self._known_until_s = now_s + self._refresh_interval_s
             with contextlib.suppress(Transient):
-                checkpoint = await self._store.load_checkpoint(0)
+                checkpoint = await self._state.load_checkpoint(0)
                 self._meter_set = checkpoint.meter_set if checkpoint else self._meter_set
         return self._meter_set
 
@@ -44,7 +44,7 @@ async def run_gateway(settings: Settings) -> None:
     if settings.api_keys is None:
         raise InvalidInput("TIDEMARK_API_KEYS", "is not set; name the file that `tidemark key create` writes to")
     base = await open_base(settings)
-    store = open_rollup_store(settings)
+    view = open_live_view(settings)
     clickhouse = open_clickhouse(settings.clickhouse_url)
     stop = stop_event()
     try:
@@ -55,8 +55,8 @@ async def run_gateway(settings: Settings) -> None:
                 settings=settings,
                 clock=base.clock,
                 keys=KeyFile(settings.api_keys),
-                meter_set=MeterSetInForce(store),
-                rollup=store,
+                meter_set=MeterSetInForce(view.state),
+                live=LiveUsage(view.accounts, view.deferred, view.totals),
                 usage=ClickHouseReader(clickhouse),
                 hourly=ClickHouseStore(clickhouse),
             )
@@ -65,5 +65,5 @@ async def run_gateway(settings: Settings) -> None:
             await stop.wait()
     finally:
         await clickhouse.close()
-        await store.close()
+        await view.close()
         await base.log.close()

@@ -8,7 +8,7 @@ from typing import Final
 from pipeline.billing.customers import BindingResolver
 from pipeline.billing.sender import SenderPolicy, StripeSender
 from pipeline.metrics import Metrics
-from pipeline.open import open_base, open_rollup_store, open_stripe
+from pipeline.open import open_base, open_live_view, open_stripe
 from pipeline.roles.base import run_processor, runner_settings
 from pipeline.settings import Settings
 from schemas.errors import InvalidInput, OperatorNeeded
@@ -19,7 +19,7 @@ SINK_GROUP: Final = "tidemark-sink"
 async def run_sink(settings: Settings) -> None:
     """Intents to Stripe."""
     base = await open_base(settings)
-    store = open_rollup_store(settings)
+    view = open_live_view(settings)
     meters = open_stripe(settings)
     if meters is None:
         raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; the sink has nowhere to report to")
@@ -34,7 +34,7 @@ async def run_sink(settings: Settings) -> None:
         sender = StripeSender(
             base.log,
             meters,
-            BindingResolver(store, base.genesis.partitions),
+            BindingResolver(view.accounts, base.genesis.partitions),
             base.clock,
             random.Random(),
             SenderPolicy(rate_per_s=settings.stripe_rate_per_s),
@@ -49,7 +49,7 @@ async def run_sink(settings: Settings) -> None:
         )
     finally:
         await meters.close()
-        await store.close()
+        await view.close()
         await base.log.close()
 
 

@@ -11,7 +11,7 @@ import contextlib
 
 from pipeline.logs.control_records import tick
 from pipeline.metrics import Metrics
-from pipeline.open import Base, open_base, open_rollup_store
+from pipeline.open import Base, open_base, open_live_view
 from pipeline.roles.base import relaying, run_processor, runner_settings
 from pipeline.rollup.outbox_cap import OutboxCap
 from pipeline.rollup.processor import ROLLUP_GROUP, RollupProcessor, RollupSettings
@@ -23,14 +23,13 @@ from pipeline.rollup.snapshots import Outcome, Snapshots
 from pipeline.settings import Settings
 from schemas.clock import HOUR_MS
 from schemas.errors import OperatorNeeded, Transient
+from schemas.live_view import CheckpointedState, LiveView
 from schemas.rebuild import AnalyticalStore
-from schemas.rollup import RollupStore
-from schemas.snapshots import Snapshot
+from schemas.snapshots import CopyableState, Snapshot
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.snapshots import ClickHouseSnapshots
 from sinks.clickhouse.writer import ClickHouseStore
-from sinks.redis.writer import RedisRollupStore
 
 # Live totals may be this much behind; a flush of many records costs little more than one of few.
 LINGER_S = 0.05
@@ -50,25 +49,24 @@ async def ticking(base: Base) -> None:
 async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> None:
     """Fold, relay and tick until stopped. ClickHouse that is down delays its own view only."""
     base = await open_base(settings)
-    store = open_rollup_store(settings)
+    view = open_live_view(settings)
     clickhouse = open_clickhouse(settings.clickhouse_url)
     hourly = ClickHouseStore(clickhouse)
     try:
-        fatal = [problem for problem in await store.check() if problem.startswith("maxmemory-policy")]
-        if fatal:
-            raise OperatorNeeded("; ".join(fatal))
+        await _check_eviction(view)
         if replay_from_start:
-            await check_replay(base.genesis.partitions, store, hourly)
+            await check_replay(base.genesis.partitions, view.state, hourly)
         limits = RollupSettings(settings.flush_events_max, settings.cache_entries_max, replay_from_start)
         witness = FileWitness(settings.data_dir / "witness")
         metrics = Metrics()
-        snapshots = _snapshots(settings, store, clickhouse, metrics)
-        rollup = RollupProcessor(base.log, store, base.clock, settings.secret_bytes(), limits, witness, snapshots)
-        hourly_relay = HourlyRelay(store, hourly, settings.relay_cells_max)
-        report_relay = ReportRelay(store, base.log)
-        resolver = Resolver(base.log, store, hourly, settings.secret_bytes())
-        restater = Restater(base.log, store, hourly, ClickHouseReader(clickhouse), settings.secret_bytes())
-        outbox = OutboxCap(store, settings.outbox_max, metrics)
+        snapshots = _snapshots(settings, view.copies, clickhouse, metrics)
+        rollup = RollupProcessor(base.log, view.state, base.clock, settings.secret_bytes(), limits, witness, snapshots)
+        hourly_relay = HourlyRelay(view.outbox, view.drops, view.deferred, hourly, settings.relay_cells_max)
+        report_relay = ReportRelay(view.reports, view.accounts, base.log)
+        resolver = Resolver(base.log, view.deferred, view.accounts, hourly, settings.secret_bytes())
+        reader, secret = ClickHouseReader(clickhouse), settings.secret_bytes()
+        restater = Restater(base.log, view.accounts, view.deferred, view.totals, hourly, reader, secret)
+        outbox = OutboxCap(view.drops, settings.outbox_max, metrics)
 
         migrating, tables = asyncio.Lock(), asyncio.Event()
 
@@ -115,11 +113,18 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
         )
     finally:
         await hourly.close()
-        await store.close()
+        await view.close()
         await base.log.close()
 
 
-def _snapshots(settings: Settings, store: RedisRollupStore, clickhouse: ClickHouse, metrics: Metrics) -> Snapshots:
+async def _check_eviction(view: LiveView) -> None:
+    """Raise `OperatorNeeded` if Redis may evict counters."""
+    fatal = [problem for problem in await view.check() if problem.startswith("maxmemory-policy")]
+    if fatal:
+        raise OperatorNeeded("; ".join(fatal))
+
+
+def _snapshots(settings: Settings, copies: CopyableState, clickhouse: ClickHouse, metrics: Metrics) -> Snapshots:
     def note(outcome: Outcome, written: Snapshot | None) -> None:
         metrics.add("tidemark_snapshots_total", outcome=outcome)
         if written is not None:
@@ -128,13 +133,13 @@ def _snapshots(settings: Settings, store: RedisRollupStore, clickhouse: ClickHou
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     interval_ms = int(settings.snapshot_interval_h * HOUR_MS)
-    return Snapshots(store, ClickHouseSnapshots(clickhouse), interval_ms, str(settings.data_dir), note)
+    return Snapshots(copies, ClickHouseSnapshots(clickhouse), interval_ms, str(settings.data_dir), note)
 
 
-async def check_replay(partitions: int, store: RollupStore, hourly: AnalyticalStore) -> None:
+async def check_replay(partitions: int, state: CheckpointedState, hourly: AnalyticalStore) -> None:
     """Raise `OperatorNeeded` where a partition would be made again in the first generation, below rows that a rebuilt
     view has written: they would win over what is counted now."""
-    checkpoints = [await store.load_checkpoint(partition) for partition in range(partitions)]
+    checkpoints = [await state.load_checkpoint(partition) for partition in range(partitions)]
     if None not in checkpoints:
         return
     await hourly.migrate()

@@ -1,4 +1,4 @@
-"""Keeps the outbox within its cap and says what was lost: in the log of the process, as a gauge and at `/readyz`."""
+"""Keeps the outbox within its cap and reports what was dropped: in the log, as a gauge and at `/readyz`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from aggregators.instants import format_instant_ms
 from pipeline.metrics import Metrics
-from schemas.rollup import Lost, RollupStore
+from schemas.live_view import OutboxDrops
+from schemas.rollup import Dropped
 
 DROPPED: Final = (
     "%d entries of partition %d were dropped: more than TIDEMARK_OUTBOX_MAX (%d) waited for ClickHouse. Live totals "
@@ -21,29 +22,29 @@ _log = logging.getLogger(__name__)
 class OutboxCap:
     """Runs apart from the relay, which does not even begin while ClickHouse is away. Errors as the store."""
 
-    def __init__(self, store: RollupStore, entries_max: int, metrics: Metrics) -> None:
-        self._store = store
+    def __init__(self, drops: OutboxDrops, entries_max: int, metrics: Metrics) -> None:
+        self._drops = drops
         self._entries_max = entries_max
         self._metrics = metrics
-        self._lost: dict[int, str] = {}
+        self._remedies: dict[int, str] = {}
 
     async def keep(self, partition: int) -> None:
-        """Drop what is over the cap of one partition, and look at what was lost before."""
-        if dropped := await self._store.shed(partition, self._entries_max):
-            _log.error(DROPPED, dropped, partition, self._entries_max)
-        lost = await self._store.lost(partition)
-        self._lost.pop(partition, None)
-        if lost.cells or lost.duplicates:
-            self._lost[partition] = _remedy(lost)
-        for kind, entries in (("cells", sum(lost.cells.values())), ("duplicates", lost.duplicates)):
-            self._metrics.set("tidemark_outbox_lost_entries", entries, partition=str(partition), kind=kind)
+        """Drop what is over the cap of one partition, and read what was dropped before."""
+        if excess := await self._drops.drop_excess(partition, self._entries_max):
+            _log.error(DROPPED, excess, partition, self._entries_max)
+        dropped = await self._drops.dropped(partition)
+        self._remedies.pop(partition, None)
+        if dropped.cells or dropped.duplicates:
+            self._remedies[partition] = _remedy(dropped)
+        for kind, entries in (("cells", sum(dropped.cells.values())), ("duplicates", dropped.duplicates)):
+            self._metrics.set("tidemark_outbox_dropped_entries", entries, partition=str(partition), kind=kind)
 
     def details(self, owned: Collection[int]) -> dict[str, Any]:
-        """What `/readyz` tells: per owned partition from when on which view has to be rebuilt; nothing where none."""
-        lost = {str(partition): self._lost[partition] for partition in sorted(self._lost) if partition in owned}
-        return {"lost": lost} if lost else {}
+        """For `/readyz`: per owned partition, which view has to be rebuilt from when on; empty if none."""
+        dropped = {str(at): self._remedies[at] for at in sorted(self._remedies) if at in owned}
+        return {"dropped": dropped} if dropped else {}
 
 
-def _remedy(lost: Lost) -> str:
-    what = f"usage_hourly from {format_instant_ms(min(lost.cells))} on" if lost.cells else "usage_duplicates"
+def _remedy(dropped: Dropped) -> str:
+    what = f"usage_hourly from {format_instant_ms(min(dropped.cells))} on" if dropped.cells else "usage_duplicates"
     return f"{what}: run `tidemark rebuild usage_hourly` once ClickHouse is back"

@@ -27,11 +27,12 @@ from pipeline.rollup.replay_counter import Witness
 from pipeline.rollup.snapshots import Snapshots
 from schemas.clock import Clock
 from schemas.errors import Fenced, OperatorNeeded, Transient
+from schemas.live_view import CheckpointedState
 from schemas.log import EVENTS_TOPIC, Log, Record, index_of, offset_of
 from schemas.meters import Policy
 from schemas.periods import AccountState
 from schemas.reasons import Reason
-from schemas.rollup import Changes, Checkpoint, Counters, Deferred, DueTotal, ReadRequest, RollupStore, View
+from schemas.rollup import Changes, Checkpoint, Counters, Deferred, DueTotal, ReadRequest, View
 
 ROLLUP_GROUP: Final = "tidemark-rollup"
 COMMIT_ATTEMPTS_MAX: Final = 6
@@ -55,7 +56,7 @@ class RollupProcessor:
     def __init__(
         self,
         log: Log,
-        store: RollupStore,
+        store: CheckpointedState,
         clock: Clock,
         secret: bytes,
         settings: RollupSettings | None = None,

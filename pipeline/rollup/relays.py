@@ -16,9 +16,10 @@ from aggregators.intents import account_of, intent_of
 from schemas.analytics import DuplicateRow, HourlyRow, HourlyStore, RelayPosition
 from schemas.clock import HOUR_MS
 from schemas.errors import OperatorNeeded
+from schemas.live_view import AccountDirectory, AnalyticsOutbox, DeferredEvents, OutboxDrops, ReportOutbox
 from schemas.log import REPORTS_TOPIC, Log
 from schemas.reports import Intent
-from schemas.rollup import Checkpoint, DirtyCell, RollupStore, Waiting
+from schemas.rollup import Checkpoint, DirtyCell, Waiting
 
 INTENTS_AT_ONCE_MAX: Final = 500
 DUPLICATES_AT_ONCE_MAX: Final = 10_000
@@ -57,8 +58,17 @@ def hourly_row(cell: DirtyCell, partition: int) -> HourlyRow:
 class HourlyRelay:
     """Moves cells and duplicates of partitions into ClickHouse."""
 
-    def __init__(self, store: RollupStore, hourly: HourlyStore, cells_max: int = 50_000) -> None:
-        self._store = store
+    def __init__(
+        self,
+        outbox: AnalyticsOutbox,
+        drops: OutboxDrops,
+        deferred: DeferredEvents,
+        hourly: HourlyStore,
+        cells_max: int = 50_000,
+    ) -> None:
+        self._outbox = outbox
+        self._drops = drops
+        self._deferred = deferred
         self._hourly = hourly
         self._cells_max = cells_max
         self._saved: dict[int, RelayPosition] = {}
@@ -69,8 +79,8 @@ class HourlyRelay:
         `OperatorNeeded` where the live view is a copy from before a rebuild, whose rows would lose against newer ones.
         """
         duplicates = await self.duplicates(partition)
-        before, waiting = await self._store.waiting(partition)
-        checkpoint, cells = await self._store.dirty(partition, self._cells_max)
+        before, waiting = await self._deferred.waiting(partition)
+        checkpoint, cells = await self._outbox.dirty(partition, self._cells_max)
         if checkpoint is None or before is None:
             return Relayed(0, duplicates, complete=True)
         await self._check_generation(partition, checkpoint, cells)
@@ -83,19 +93,19 @@ class HourlyRelay:
                 complete_ms = await self._complete_ms(partition, before, waiting, checkpoint)
                 await self._save(RelayPosition(partition, checkpoint.next_offset, min(first_ms, complete_ms)))
             await self._hourly.insert_hourly([hourly_row(cell, partition) for cell in cells])
-            await self._store.confirm_dirty(partition, cells)
+            await self._outbox.confirm_dirty(partition, cells)
         if complete:
             complete_ms = await self._complete_ms(partition, before, waiting, checkpoint)
             await self._save(RelayPosition(partition, checkpoint.next_offset, complete_ms))
-            await self._store.drop_closed_buckets(partition)
+            await self._outbox.drop_closed_buckets(partition)
         return Relayed(len(cells), duplicates, complete)
 
     async def _complete_ms(self, partition: int, before: Checkpoint, waiting: Waiting, checkpoint: Checkpoint) -> int:
         """How far the rows are complete once all cells that were read are there."""
         complete_ms = complete_up_to_ms(before, waiting, checkpoint)
         # Read after the cells: what was dropped before they were read must not be called complete.
-        lost = (await self._store.lost(partition)).cells
-        return min(complete_ms, *lost) if lost else complete_ms
+        dropped = (await self._drops.dropped(partition)).cells
+        return min(complete_ms, *dropped) if dropped else complete_ms
 
     async def _check_generation(self, partition: int, checkpoint: Checkpoint, cells: Sequence[DirtyCell]) -> None:
         """Rows of a later generation where this view still has something to say: it was rebuilt after this copy of it
@@ -110,7 +120,7 @@ class HourlyRelay:
         buckets = [checkpoint.stream_time_ms // HOUR_MS * HOUR_MS, *(cell.key.bucket_ms for cell in cells)]
         newer = await self._hourly.generation_since(partition, min(buckets))
         if newer > checkpoint.generation:
-            now = await self._store.load_checkpoint(partition)
+            now, _ = await self._deferred.waiting(partition)
             # A rebuild may have been swapped in since the checkpoint was read.
             if now is None or now.generation == checkpoint.generation:
                 raise OperatorNeeded(
@@ -122,7 +132,7 @@ class HourlyRelay:
 
     async def duplicates(self, partition: int) -> int:
         """Move duplicates once, at most `DUPLICATES_AT_ONCE_MAX`; how many."""
-        found = await self._store.duplicates(partition, DUPLICATES_AT_ONCE_MAX)
+        found = await self._outbox.duplicates(partition, DUPLICATES_AT_ONCE_MAX)
         if found:
             rows = [
                 DuplicateRow(
@@ -132,7 +142,7 @@ class HourlyRelay:
                 for each in found
             ]  # fmt: skip
             await self._hourly.insert_duplicates(rows)
-            await self._store.confirm_duplicates(partition, [each.position for each in found])
+            await self._outbox.confirm_duplicates(partition, [each.position for each in found])
         return len(found)
 
     async def _save(self, position: RelayPosition) -> None:
@@ -144,13 +154,14 @@ class HourlyRelay:
 class ReportRelay:
     """Turns closed report buckets into intents in `billing.reports` (I10)."""
 
-    def __init__(self, store: RollupStore, log: Log) -> None:
-        self._store = store
+    def __init__(self, reports: ReportOutbox, accounts: AccountDirectory, log: Log) -> None:
+        self._reports = reports
+        self._accounts = accounts
         self._log = log
 
     async def relay(self, partition: int) -> int:
         """Publish the intents of every closed bucket of one partition; how many. Errors as `HourlyRelay.relay`."""
-        checkpoint, buckets = await self._store.report_buckets(partition)
+        checkpoint, buckets = await self._reports.report_buckets(partition)
         if checkpoint is None or checkpoint.meter_set is None:
             return 0
         interval_ms = checkpoint.meter_set.policy.report_interval_ms
@@ -163,9 +174,9 @@ class ReportRelay:
     async def _relay_bucket(self, partition: int, start_ms: int, end_ms: int) -> int:
         published = 0
         while True:
-            checkpoint, entries = await self._store.reports(partition, start_ms, INTENTS_AT_ONCE_MAX)
+            checkpoint, entries = await self._reports.reports(partition, start_ms, INTENTS_AT_ONCE_MAX)
             whose = {field: account_of(field) for field in entries}
-            then, states = await self._store.accounts(partition, sorted(set(whose.values())))
+            then, states = await self._accounts.accounts(partition, sorted(set(whose.values())))
             if checkpoint is None or then is None or min(checkpoint.stream_time_ms, then.stream_time_ms) < end_ms:
                 # A replica that was behind has taken over: there the bucket is still open.
                 return published
@@ -173,7 +184,7 @@ class ReportRelay:
                 intent_of(checkpoint, start_ms, end_ms, *entry, states[whose[entry[0]]]) for entry in entries.items()
             ]
             published += await self._publish(partition, [intent for intent in intents if intent is not None])
-            await self._store.confirm_reports(partition, start_ms, entries)
+            await self._reports.confirm_reports(partition, start_ms, entries)
             if not entries:
                 return published
 

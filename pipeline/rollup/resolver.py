@@ -14,8 +14,9 @@ from aggregators.bindings import is_waiting
 from pipeline.logs.control_records import append_control
 from schemas.analytics import ArchiveStore
 from schemas.control import DECISIONS_MAX, DedupDecision, DedupDecisionRecord
+from schemas.live_view import AccountDirectory, DeferredEvents
 from schemas.log import Log, position
-from schemas.rollup import Checkpoint, Deferred, RollupStore
+from schemas.rollup import Checkpoint, Deferred
 
 # DedupDecisions that are given and not folded yet; beyond it the resolver waits for the fold.
 TOLD_MAX: Final = 10 * DECISIONS_MAX
@@ -46,9 +47,12 @@ class Resolved(NamedTuple):
 class Resolver:
     """Appends decisions for the deferred events of partitions; knows no Faust. Two of one partition do no harm."""
 
-    def __init__(self, log: Log, store: RollupStore, archive: ArchiveStore, secret: bytes) -> None:
+    def __init__(
+        self, log: Log, deferred: DeferredEvents, accounts: AccountDirectory, archive: ArchiveStore, secret: bytes
+    ) -> None:
         self._log = log
-        self._store = store
+        self._deferred = deferred
+        self._accounts = accounts
         self._archive = archive
         self._secret = secret
         self._told: dict[int, _Told] = {}
@@ -72,7 +76,7 @@ class Resolver:
         """Append one record of decisions; none where nothing can be judged now."""
         known = frozenset().union(*told.values())
         if len(known) > TOLD_MAX - DECISIONS_MAX:
-            checkpoint = await self._store.load_checkpoint(partition)
+            checkpoint, _ = await self._deferred.waiting(partition)
             if checkpoint is not None:
                 _forget_folded(told, checkpoint)
             return ()
@@ -114,10 +118,10 @@ class Resolver:
         seen, found = set(but), list[Deferred]()
         checkpoint: Checkpoint | None = None
         for _ in range(HELD_READS_MAX):
-            checkpoint, waiting = await self._store.deferred(partition, DECISIONS_MAX, seen)
+            checkpoint, waiting = await self._deferred.deferred(partition, DECISIONS_MAX, seen)
             if checkpoint is None or not waiting:
                 break
-            restating = await self._store.restating_among(partition, sorted({each.account for each in waiting}))
+            restating = await self._accounts.restating_among(partition, sorted({each.account for each in waiting}))
             held = {account for account, state in restating.items() if is_waiting(state, checkpoint.stream_time_ms)}
             found += [each for each in waiting if each.account not in held]
             seen.update(each.position for each in waiting)

@@ -27,12 +27,13 @@ from schemas.analytics import ArchiveStore, ControlRow, HourlyRow
 from schemas.clock import MINUTE_MS
 from schemas.control import RestatementRecord
 from schemas.errors import HeldUp, InvalidInput, OperatorNeeded, Transient
+from schemas.live_view import AccountDirectory, DeferredEvents, LiveTotals
 from schemas.log import Log, offset_of, position
 from schemas.meters import Aggregation, MeterSet
 from schemas.periods import AccountState, Binding, PendingCut, Period
 from schemas.rebuild import RowRecounts
 from schemas.restatement import RestatementCell, RestatementContent, RestatementDistinct, RestatementTotal, packed
-from schemas.rollup import Checkpoint, RollupStore, TotalKey
+from schemas.rollup import Checkpoint, TotalKey
 
 # A record of the log takes at least half a megabyte.
 CONTENT_CHARACTERS_MAX: Final = 400_000
@@ -66,9 +67,20 @@ class Restater:
     """Appends restatement records for the accounts of partitions that wait for one; knows no Faust. Two of one
     partition do no harm."""
 
-    def __init__(self, log: Log, store: RollupStore, archive: ArchiveStore, reader: RowRecounts, secret: bytes) -> None:
+    def __init__(
+        self,
+        log: Log,
+        accounts: AccountDirectory,
+        deferred: DeferredEvents,
+        totals: LiveTotals,
+        archive: ArchiveStore,
+        reader: RowRecounts,
+        secret: bytes,
+    ) -> None:
         self._log = log
-        self._store = store
+        self._accounts = accounts
+        self._deferred = deferred
+        self._totals = totals
         self._archive = archive
         self._reader = reader
         self._secret = secret
@@ -81,7 +93,7 @@ class Restater:
         Raises `Transient` where a store or the log does not answer, or did not for some account, after the others were
         served; the same records are made by the next call.
         """
-        checkpoint, waiting = await self._store.restating(partition, LOOKED_AT_MAX)
+        checkpoint, waiting = await self._accounts.restating(partition, LOOKED_AT_MAX)
         self._forget(partition, checkpoint, waiting.keys())
         if checkpoint is None or not waiting:
             return 0
@@ -134,7 +146,7 @@ class Restater:
         again at once and again and again, its usage would wait without end."""
         if pending.until_ms is None or checkpoint.stream_time_ms >= pending.until_ms + JUDGED_MS_MAX:
             return True
-        _, left = await self._store.waiting(partition, account)
+        _, left = await self._deferred.waiting(partition, account)
         return not left.events
 
     async def _ended(self, now: PartitionState, account: str, state: AccountState) -> RestatementRecord:
@@ -198,7 +210,7 @@ class Restater:
         # Also those of which the archive knows nothing: it may have lost all that was counted there.
         starts = {start_ms for start_ms, _ in counted} | set(_starts(state, now.checkpoint))
         keys = [TotalKey(account, start_ms) for start_ms in sorted(starts)]
-        checkpoint, held = await self._store.account_totals(now.partition, keys)
+        checkpoint, held = await self._totals.account_totals(now.partition, keys)
         if checkpoint is None or not is_waiting(state, checkpoint.stream_time_ms):
             raise Transient(f"{account}: its restatement has taken too long, and is begun anew")
         if checkpoint.next_offset <= offset_of(state.pending.position):

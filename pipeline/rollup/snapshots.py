@@ -46,7 +46,7 @@ class Snapshots:
 
     def __init__(
         self,
-        store: CopyableState,
+        copies: CopyableState,
         kept: SnapshotStore,
         interval_ms: int,
         folder: str | None = None,
@@ -54,7 +54,7 @@ class Snapshots:
     ) -> None:
         """`interval_ms` is of stream time, 0 takes none. `folder`: where copies lie until they are written. `note` is
         told of every end."""
-        self._store = store
+        self._copies = copies
         self._kept = kept
         self._interval_ms = interval_ms
         self._folder = folder
@@ -79,7 +79,7 @@ class Snapshots:
             # Closed by whoever throws the copy away; deleted with it, or with the process.
             file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
             chunks = 0
-            async for chunk in self._store.snapshot(partition, checkpoint):
+            async for chunk in self._copies.snapshot(partition, checkpoint):
                 await asyncio.to_thread(file.write, msgspec.json.encode(chunk) + b"\n")
                 chunks += 1
             text = msgspec.json.encode(encode_checkpoint(checkpoint)).decode()

@@ -1,50 +1,81 @@
-"""The checkpoint as a hash of texts, and the token that is compared at every read."""
+"""The checkpoint as a hash of texts, and the token that every read and commit compares.
+
+The meter set is much larger than the rest and rarely changes. A commit writes it only with a change, and readers fetch
+it only if its digest is new to them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import Final
 
 import msgspec
 
 from schemas.errors import OperatorNeeded
 from schemas.meters import MeterSet
 from schemas.rollup import Checkpoint, Counters, MarkSlice
+from sinks.redis.client import Command, pairs
 
-FORMAT = "1"
+FORMAT: Final = "2"
+DIGEST: Final = "meter_set_digest"
+_METER_SET: Final = "meter_set"
+
+
+@lru_cache(maxsize=16)
+def _meter_set_text(meter_set: MeterSet) -> str:
+    return meter_set.model_dump_json()
+
+
+@lru_cache(maxsize=16)
+def _digest(meter_set: MeterSet) -> str:
+    return hashlib.sha256(_meter_set_text(meter_set).encode()).hexdigest()[:32]
+
+
+def _digest_of(checkpoint: Checkpoint) -> str:
+    return _digest(checkpoint.meter_set) if checkpoint.meter_set else ""
 
 
 def token(checkpoint: Checkpoint) -> str:
-    """Names one state of a partition: every commit moves `next_offset`, every rebuild the generation."""
-    return f"{checkpoint.log_id}:{checkpoint.generation}:{checkpoint.next_offset}:{checkpoint.stream_time_ms}"
+    """Names one state of a partition: a commit moves `next_offset`, a rebuild the generation."""
+    at = f"{checkpoint.log_id}:{checkpoint.generation}:{checkpoint.next_offset}:{checkpoint.stream_time_ms}"
+    return f"{at}:{_digest_of(checkpoint)}"
 
 
-def encode_checkpoint(checkpoint: Checkpoint) -> dict[str, str]:
-    """The hash of a checkpoint."""
-    return {
-        "format": FORMAT,
-        "token": token(checkpoint),
-        "log_id": checkpoint.log_id,
-        "partitions": str(checkpoint.partitions),
-        "livemode": "1" if checkpoint.livemode else "0",
-        "stripe_account": checkpoint.stripe_account,
-        "generation": str(checkpoint.generation),
-        "next_offset": str(checkpoint.next_offset),
-        "stream_time_ms": str(checkpoint.stream_time_ms),
-        "secret_fingerprint": checkpoint.secret_fingerprint,
-        "meter_set": checkpoint.meter_set.model_dump_json() if checkpoint.meter_set else "",
-        "counters": msgspec.json.encode(checkpoint.counters).decode(),
-        "slices": msgspec.json.encode(checkpoint.slices).decode(),
-    }
+_FIELDS: Final[Mapping[str, Callable[[Checkpoint], str]]] = {
+    "format": lambda _: FORMAT,
+    "token": token,
+    "log_id": lambda checkpoint: checkpoint.log_id,
+    "partitions": lambda checkpoint: str(checkpoint.partitions),
+    "livemode": lambda checkpoint: "1" if checkpoint.livemode else "0",
+    "stripe_account": lambda checkpoint: checkpoint.stripe_account,
+    "generation": lambda checkpoint: str(checkpoint.generation),
+    "next_offset": lambda checkpoint: str(checkpoint.next_offset),
+    "stream_time_ms": lambda checkpoint: str(checkpoint.stream_time_ms),
+    "secret_fingerprint": lambda checkpoint: checkpoint.secret_fingerprint,
+    "counters": lambda checkpoint: msgspec.json.encode(checkpoint.counters).decode(),
+    "slices": lambda checkpoint: msgspec.json.encode(checkpoint.slices).decode(),
+    DIGEST: _digest_of,
+}
 
 
-def decode_checkpoint(fields: Mapping[str, str]) -> Checkpoint:
-    """The inverse of `encode_checkpoint`. Raises `OperatorNeeded` where another version wrote it."""
-    if fields.get("format") != FORMAT:
-        raise OperatorNeeded(
-            f"the checkpoint has format {fields.get('format')!r}, this version reads {FORMAT!r}: "
-            "run the matching version"
-        )
+def encode_checkpoint(checkpoint: Checkpoint, believed: Checkpoint | None = None) -> dict[str, str]:
+    """The fields to write over those of `believed`; without it, all fields."""
+    fields = {name: text_of(checkpoint) for name, text_of in _FIELDS.items()}
+    if believed is None or _digest_of(believed) != fields[DIGEST]:
+        fields[_METER_SET] = _meter_set_text(checkpoint.meter_set) if checkpoint.meter_set else ""
+    return fields
+
+
+def decode_checkpoint(fields: Mapping[str, str], meter_set: MeterSet | None = None) -> Checkpoint:
+    """The inverse of `encode_checkpoint`; a known meter set need not be among the fields.
+
+    Raises `OperatorNeeded` if another version wrote it.
+    """
+    check_format(fields)
+    if meter_set is None and fields[DIGEST]:
+        meter_set = _meter_set(fields[_METER_SET])
     return Checkpoint(
         log_id=fields["log_id"],
         partitions=int(fields["partitions"]),
@@ -54,13 +85,37 @@ def decode_checkpoint(fields: Mapping[str, str]) -> Checkpoint:
         next_offset=int(fields["next_offset"]),
         stream_time_ms=int(fields["stream_time_ms"]),
         secret_fingerprint=fields["secret_fingerprint"],
-        meter_set=_meter_set(fields["meter_set"]) if fields["meter_set"] else None,
+        meter_set=meter_set,
         counters=Counters(*msgspec.json.decode(fields["counters"])),
         slices=tuple(MarkSlice(*each) for each in msgspec.json.decode(fields["slices"])),
     )
 
 
-# Reading a meter set takes milliseconds, and whoever asks for an account reads its partition's checkpoint.
+def check_format(fields: Mapping[str, str]) -> None:
+    """Raise `OperatorNeeded` if another version wrote the checkpoint."""
+    if fields.get("format") != FORMAT:
+        raise OperatorNeeded(
+            f"the checkpoint has format {fields.get('format')!r}, this version reads {FORMAT!r}: "
+            "run the matching version"
+        )
+
+
 @lru_cache(maxsize=16)
 def _meter_set(text: str) -> MeterSet:
     return MeterSet.model_validate_json(text)
+
+
+def write_checkpoint(key: str, checkpoint: Checkpoint, believed: Checkpoint | None = None) -> Command:
+    """The command that stores a checkpoint, over `believed` if there is one."""
+    return ("HSET", key, *pairs(encode_checkpoint(checkpoint, believed).items()))
+
+
+def read_checkpoint(key: str, *, whole: bool) -> Command:
+    """The command that reads a checkpoint; `whole` with its meter set."""
+    return ("HMGET", key, *_FIELDS, *((_METER_SET,) if whole else ()))
+
+
+def stored_fields(answer: Sequence[str | None]) -> dict[str, str]:
+    """The fields in the answer to `read_checkpoint`; empty if there is no checkpoint."""
+    names = (*_FIELDS, _METER_SET)
+    return {name: text for name, text in zip(names, answer, strict=False) if text is not None}

@@ -60,8 +60,8 @@ class HeldPartition:
     duplicates: dict[int, Duplicate] = field(default_factory=dict)
     deferred: dict[int, Deferred] = field(default_factory=dict)
     due: dict[TotalKey, int] = field(default_factory=dict)
-    lost_cells: dict[int, int] = field(default_factory=dict)
-    lost_duplicates: int = 0
+    dropped_cells: dict[int, int] = field(default_factory=dict)
+    dropped_duplicates: int = 0
     restoring: str | None = None
 
     def due_first(self, count_max: int) -> list[DueTotal]:
@@ -93,5 +93,5 @@ class Chunk(msgspec.Struct):
     duplicates: list[Duplicate]
     deferred: list[Deferred]
     due: list[tuple[TotalKey, int]]
-    lost_cells: list[tuple[int, int]]
-    lost_duplicates: int
+    dropped_cells: list[tuple[int, int]]
+    dropped_duplicates: int

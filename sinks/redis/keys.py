@@ -6,14 +6,14 @@ from typing import Final
 
 from schemas.rollup import MarkKey, RankingKey, TotalKey, UniqueKey
 
-# What no key of generation 0, the one that stands without a name, begins with.
+# Keys of generation 0 carry no generation, and none of them begins with this.
 GENERATIONS: Final = "generation"
 
 
 class Keys:
-    """The keys of one partition in one generation. Generation 0 is the first: its keys carry no generation.
+    """The keys of one partition in one generation. Keys of generation 0 carry no generation.
 
-    `live` names the generation that counts; it is absent until a rebuild was swapped in.
+    `live` names the live generation; the key is absent until the first swap.
     """
 
     def __init__(self, namespace: str, partition: int, generation: int = 0) -> None:
@@ -26,7 +26,7 @@ class Keys:
         self.cell_buckets = self.prefix + "cell-buckets"
         self.report_buckets = self.prefix + "report-buckets"
         self.duplicates = self.prefix + "duplicates"
-        self.lost = self.prefix + "lost"
+        self.dropped = self.prefix + "dropped"
         self.deferred = self.prefix + "deferred"
         self.deferred_order = self.prefix + "deferred-order"
         self.restating = self.prefix + "restating"
@@ -71,7 +71,7 @@ def literal(text: str) -> str:
 
 
 def deferred_member(position: int) -> str:
-    """A deferred event's name: as text in the order of positions, which sorted sets fall back on."""
+    """A deferred event's name. Sorts by position as text: sorted sets order equal scores by name."""
     return f"{position:017d}"
 
 

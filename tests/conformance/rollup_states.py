@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from schemas.clock import HOUR_MS
+from schemas.live_view import LiveView
 from schemas.meters import MeterSet
 from schemas.periods import AccountState, Billing, Customer
 from schemas.rollup import (
@@ -14,7 +15,6 @@ from schemas.rollup import (
     MarkKey,
     MarkSlice,
     RankingKey,
-    RollupStore,
     TotalKey,
     UniqueKey,
 )
@@ -41,10 +41,10 @@ def checkpoint(next_offset: int = 0, stream_time_ms: int = BUCKET) -> Checkpoint
     )
 
 
-async def started(store: RollupStore) -> Checkpoint:
+async def started(store: LiveView) -> Checkpoint:
     """A partition 0 with its first checkpoint."""
     first = checkpoint()
-    await store.create_checkpoint(0, first)
+    await store.state.create_checkpoint(0, first)
     return first
 
 

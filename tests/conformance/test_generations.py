@@ -12,22 +12,22 @@ import pytest
 
 from pipeline.local.valkey import LocalValkey
 from schemas.errors import Fenced, OperatorNeeded
+from schemas.live_view import LiveView
 from schemas.periods import AccountState, Billing, Customer
-from schemas.rebuild import GenerationStore
-from schemas.rollup import Changes, Checkpoint, Lost, ReadRequest, RollupStore, TotalKey
-from sinks.redis import generations
+from schemas.rollup import Changes, Checkpoint, Dropped, ReadRequest, TotalKey
+from sinks.redis import keyspace
 from sinks.redis.client import Command, Connection
-from sinks.redis.fake import FakeRollupStore
-from sinks.redis.writer import RedisRollupStore
+from sinks.redis.fake import FakeLiveView
+from sinks.redis.view import RedisLiveView
 from tests.conformance.rollup_states import checkpoint
 
 ACME = TotalKey("acme", 0)
 
 
 @pytest.fixture
-def store(rollup_store: RollupStore) -> GenerationStore:
+def store(rollup_store: LiveView) -> LiveView:
     """An empty store: the fake, then the service."""
-    assert isinstance(rollup_store, FakeRollupStore | RedisRollupStore)
+    assert isinstance(rollup_store, FakeLiveView | RedisLiveView)
     return rollup_store
 
 
@@ -39,180 +39,180 @@ def counted(next_offset: int, generation: int, tokens: int) -> Changes:
     return Changes(checkpoint=at(next_offset, generation), totals={ACME: {"tokens": str(tokens)}})
 
 
-async def both(store: GenerationStore) -> tuple[Checkpoint, Checkpoint]:
+async def both(store: LiveView) -> tuple[Checkpoint, Checkpoint]:
     """Partition 0 live at generation 1 with 7 tokens, built at generation 2 with 9; the checkpoints."""
-    await store.create_checkpoint(0, at(0, 1))
-    await store.commit(0, at(0, 1), counted(5, 1, 7))
-    assert await store.begin_rebuild(2) == 2
+    await store.state.create_checkpoint(0, at(0, 1))
+    await store.state.commit(0, at(0, 1), counted(5, 1, 7))
+    assert await store.rebuilds.begin_rebuild(2) == 2
     built = store.built(2)
-    await built.create_checkpoint(0, at(0, 2))
-    await built.commit(0, at(0, 2), counted(6, 2, 9))
+    await built.state.create_checkpoint(0, at(0, 2))
+    await built.state.commit(0, at(0, 2), counted(6, 2, 9))
     await built.close()
     return at(5, 1), at(6, 2)
 
 
-async def tokens(store: GenerationStore) -> tuple[Checkpoint | None, str]:
-    held, totals = await store.account_totals(0, [ACME])
+async def tokens(store: LiveView) -> tuple[Checkpoint | None, str]:
+    held, totals = await store.totals.account_totals(0, [ACME])
     return held, totals[ACME]["tokens"]
 
 
-async def test_what_is_built_is_not_seen_until_it_is_swapped_in(store: GenerationStore) -> None:
+async def test_what_is_built_is_not_seen_until_it_is_swapped_in(store: LiveView) -> None:
     live, made = await both(store)
     assert await tokens(store) == (live, "7")
-    assert not await store.is_live(0, 2)
+    assert not await store.generations.is_live(0, 2)
 
-    assert await store.swap(0, live, made)
+    assert await store.generations.swap(0, live, made)
 
     assert await tokens(store) == (made, "9")
-    assert await store.load_checkpoint(0) == made
-    assert await store.is_live(0, 2)
-    assert not await store.is_live(1, 2)
+    assert await store.state.load_checkpoint(0) == made
+    assert await store.generations.is_live(0, 2)
+    assert not await store.generations.is_live(1, 2)
 
 
-async def test_accounts_and_their_checkpoint_are_of_one_generation(store: GenerationStore) -> None:
+async def test_accounts_and_their_checkpoint_are_of_one_generation(store: LiveView) -> None:
     """A binding of the view that was swapped in, with the checkpoint of the one that was swapped out, would lie."""
     live, _ = await both(store)
     bound = AccountState(customers=(Customer(0, Billing.MAPPED, "cus_1"),))
     made = msgspec.structs.replace(at(7, 2), stream_time_ms=live.stream_time_ms + 1)
     built = store.built(2)
-    await built.commit(0, at(6, 2), Changes(checkpoint=made, accounts={"acme": bound}))
+    await built.state.commit(0, at(6, 2), Changes(checkpoint=made, accounts={"acme": bound}))
     await built.close()
-    assert await store.accounts(0, ["acme"]) == (live, {"acme": AccountState()})
+    assert await store.accounts.accounts(0, ["acme"]) == (live, {"acme": AccountState()})
 
-    assert await store.swap(0, live, made)
+    assert await store.generations.swap(0, live, made)
 
-    assert await store.accounts(0, ["acme"]) == (made, {"acme": bound})
+    assert await store.accounts.accounts(0, ["acme"]) == (made, {"acme": bound})
 
 
-async def test_worker_of_the_old_generation_is_fenced_at_read_and_commit(store: GenerationStore) -> None:
+async def test_worker_of_the_old_generation_is_fenced_at_read_and_commit(store: LiveView) -> None:
     live, made = await both(store)
-    await store.read(0, live, ReadRequest())
-    await store.swap(0, live, made)
+    await store.state.read(0, live, ReadRequest())
+    await store.generations.swap(0, live, made)
 
     with pytest.raises(Fenced):
-        await store.commit(0, live, counted(7, 1, 1_000))
+        await store.state.commit(0, live, counted(7, 1, 1_000))
     with pytest.raises(Fenced):
-        await store.read(0, live, ReadRequest())
+        await store.state.read(0, live, ReadRequest())
     assert await tokens(store) == (made, "9")
 
 
-async def test_swap_is_refused_where_either_checkpoint_has_moved(store: GenerationStore) -> None:
+async def test_swap_is_refused_where_either_checkpoint_has_moved(store: LiveView) -> None:
     live, made = await both(store)
-    await store.commit(0, live, counted(6, 1, 8))
+    await store.state.commit(0, live, counted(6, 1, 8))
 
-    assert not await store.swap(0, live, made)
-    assert not await store.swap(0, at(6, 1), at(5, 2))
-    assert not await store.swap(0, None, made)
+    assert not await store.generations.swap(0, live, made)
+    assert not await store.generations.swap(0, at(6, 1), at(5, 2))
+    assert not await store.generations.swap(0, None, made)
     assert await tokens(store) == (at(6, 1), "8")
-    assert await store.swap(0, at(6, 1), made)
+    assert await store.generations.swap(0, at(6, 1), made)
 
 
-async def test_second_swap_of_the_same_generation_leaves_its_checkpoint(store: GenerationStore) -> None:
+async def test_second_swap_of_the_same_generation_leaves_its_checkpoint(store: LiveView) -> None:
     """Two rebuilds at once: the slower one takes the checkpoint that is live by now for the old one."""
     live, made = await both(store)
-    await store.swap(0, live, made)
+    await store.generations.swap(0, live, made)
 
-    assert await store.swap(0, live, made)
-    assert await store.swap(0, made, made)
+    assert await store.generations.swap(0, live, made)
+    assert await store.generations.swap(0, made, made)
     assert await tokens(store) == (made, "9")
 
 
-async def test_lost_view_is_swapped_for_one_that_was_built(store: GenerationStore) -> None:
-    await store.begin_rebuild(2)
-    await store.built(2).create_checkpoint(0, at(0, 2))
+async def test_lost_view_is_swapped_for_one_that_was_built(store: LiveView) -> None:
+    await store.rebuilds.begin_rebuild(2)
+    await store.built(2).state.create_checkpoint(0, at(0, 2))
 
-    assert await store.swap(0, None, at(0, 2))
-    assert await store.load_checkpoint(0) == at(0, 2)
+    assert await store.generations.swap(0, None, at(0, 2))
+    assert await store.state.load_checkpoint(0) == at(0, 2)
     with pytest.raises(Fenced):
-        await store.create_checkpoint(0, at(0, 1))
+        await store.state.create_checkpoint(0, at(0, 1))
 
 
-async def test_sweep_removes_all_but_live_and_building(store: GenerationStore) -> None:
+async def test_sweep_removes_all_but_live_and_building(store: LiveView) -> None:
     live, made = await both(store)
-    assert await store.sweep(0) == 0
-    await store.swap(0, live, made)
-    await store.sweep(0)
+    assert await store.generations.sweep(0) == 0
+    await store.generations.swap(0, live, made)
+    await store.generations.sweep(0)
     assert await tokens(store) == (made, "9")
 
-    await store.end_rebuild(2)
-    assert await store.begin_rebuild(3) == 3
-    assert await store.begin_rebuild(4) == 3
-    await store.built(3).create_checkpoint(0, at(0, 3))
-    await store.sweep(0)
-    assert await store.built(3).load_checkpoint(0) is not None
-    await store.end_rebuild(4)
-    assert await store.rebuilding() == 3
-    await store.end_rebuild(3)
-    assert await store.sweep(0) > 0
-    assert await store.built(3).load_checkpoint(0) is None
+    await store.rebuilds.end_rebuild(2)
+    assert await store.rebuilds.begin_rebuild(3) == 3
+    assert await store.rebuilds.begin_rebuild(4) == 3
+    await store.built(3).state.create_checkpoint(0, at(0, 3))
+    await store.generations.sweep(0)
+    assert await store.built(3).state.load_checkpoint(0) is not None
+    await store.rebuilds.end_rebuild(4)
+    assert await store.rebuilds.rebuilding() == 3
+    await store.rebuilds.end_rebuild(3)
+    assert await store.generations.sweep(0) > 0
+    assert await store.built(3).state.load_checkpoint(0) is None
     assert await tokens(store) == (made, "9")
 
 
-async def test_process_that_restores_does_nothing_once_there_is_a_checkpoint(store: GenerationStore) -> None:
+async def test_process_that_restores_does_nothing_once_there_is_a_checkpoint(store: LiveView) -> None:
     """Whoever wrote it has made state of what is there."""
     built = store.built(2)
-    await built.begin_restore(0, "one")
-    await built.create_checkpoint(0, at(3, 2))
+    await built.copies.begin_restore(0, "one")
+    await built.state.create_checkpoint(0, at(3, 2))
 
     with pytest.raises(Fenced):
-        await built.take_in(0, "one", [])
+        await built.copies.take_in(0, "one", [])
     with pytest.raises(Fenced):
-        await built.end_restore(0, "one", at(0, 2))
-    assert await built.load_checkpoint(0) == at(3, 2)
+        await built.copies.end_restore(0, "one", at(0, 2))
+    assert await built.state.load_checkpoint(0) == at(3, 2)
     await built.close()
 
 
-def command(store: GenerationStore) -> GenerationStore:
+def command(store: LiveView) -> LiveView:
     """Another process's store on the same server."""
-    if isinstance(store, FakeRollupStore):
+    if isinstance(store, FakeLiveView):
         return store.another()
-    assert isinstance(store, RedisRollupStore)
-    return RedisRollupStore(store._url, namespace=store.namespace, threads_max=2)
+    assert isinstance(store, RedisLiveView)
+    return RedisLiveView(store.keyspace.url, namespace=store.keyspace.namespace, threads_max=2)
 
 
-STEPS: dict[str, Callable[[GenerationStore, Checkpoint, Checkpoint], Awaitable[object]]] = {
-    "look": lambda store, _, __: store.check_claim(),
-    "begin": lambda store, _, __: store.begin_rebuild(2),
-    "end": lambda store, _, __: store.end_rebuild(2),
-    "swap": lambda store, live, made: store.swap(0, live, made),
-    "sweep": lambda store, _, __: store.sweep(0),
-    "forget": lambda store, _, __: store.forget(0),
-    "refilled": lambda store, _, __: store.refilled(0, Lost({}, 1)),
-    "read": lambda store, _, made: store.built(2).read(0, made, ReadRequest()),
-    "commit": lambda store, _, made: store.built(2).commit(0, made, counted(9, 2, 1_000)),
-    "first checkpoint": lambda store, _, __: store.built(2).create_checkpoint(1, at(0, 2)),
-    "restore": lambda store, _, __: store.built(2).begin_restore(1, "one"),
+STEPS: dict[str, Callable[[LiveView, Checkpoint, Checkpoint], Awaitable[object]]] = {
+    "look": lambda store, _, __: store.rebuilds.check_claim(),
+    "begin": lambda store, _, __: store.rebuilds.begin_rebuild(2),
+    "end": lambda store, _, __: store.rebuilds.end_rebuild(2),
+    "swap": lambda store, live, made: store.generations.swap(0, live, made),
+    "sweep": lambda store, _, __: store.generations.sweep(0),
+    "forget": lambda store, _, __: store.generations.forget(0),
+    "backfilled": lambda store, _, __: store.drops.backfilled(0, Dropped({}, 1)),
+    "read": lambda store, _, made: store.built(2).state.read(0, made, ReadRequest()),
+    "commit": lambda store, _, made: store.built(2).state.commit(0, made, counted(9, 2, 1_000)),
+    "first checkpoint": lambda store, _, __: store.built(2).state.create_checkpoint(1, at(0, 2)),
+    "restore": lambda store, _, __: store.built(2).copies.begin_restore(1, "one"),
 }
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_command_that_claimed_before_another_changes_nothing_any_more(store: GenerationStore, step: str) -> None:
+async def test_command_that_claimed_before_another_changes_nothing_any_more(store: LiveView, step: str) -> None:
     """Whatever it was about to do. The one that claimed last does it."""
     live, made = await both(store)
     first, last = command(store), command(store)
-    await first.claim_rebuild("first")
-    await first.check_claim()
-    await last.claim_rebuild("last")
+    await first.rebuilds.claim_rebuild("first")
+    await first.rebuilds.check_claim()
+    await last.rebuilds.claim_rebuild("last")
 
     with pytest.raises(Fenced, match="another rebuild command was started after this one"):
         await STEPS[step](first, live, made)
     assert await tokens(store) == (live, "7")
-    assert await store.rebuilding() == 2
+    assert await store.rebuilds.rebuilding() == 2
     assert await tokens(store.built(2)) == (made, "9")
-    assert await store.built(2).load_checkpoint(1) is None
+    assert await store.built(2).state.load_checkpoint(1) is None
 
     await STEPS[step](last, live, made)
     for each in (first, last):
         await each.close()
 
 
-async def test_generation_that_was_given_up_is_not_swapped_in(store: GenerationStore) -> None:
+async def test_generation_that_was_given_up_is_not_swapped_in(store: LiveView) -> None:
     """Its keys are being removed, or are those of a later attempt."""
     live, made = await both(store)
-    await store.end_rebuild(2)
+    await store.rebuilds.end_rebuild(2)
 
     with pytest.raises(Fenced, match="given up or finished"):
-        await store.swap(0, live, made)
+        await store.generations.swap(0, live, made)
     assert await tokens(store) == (live, "7")
 
 
@@ -228,16 +228,16 @@ async def test_removal_that_is_cut_short_leaves_no_checkpoint_over_a_part_of_the
     class Killed(BaseException):
         pass
 
-    monkeypatch.setattr(generations, "_SCAN_COUNT", 1)
-    made = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    monkeypatch.setattr(keyspace, "_SCAN_COUNT", 1)
+    made = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
     keys = [TotalKey(f"account-{number}", 0) for number in range(20)]
     live, last = await both(made)
     for store, held in ((made, live), (made.built(2), last)):
         totals = {key: {"tokens": "1"} for key in keys}
-        await store.commit(0, held, Changes(checkpoint=at(7, held.generation), totals=totals))
-    await made.end_rebuild(2)
-    for remove, seen in ((made.sweep, made.built(2)), (made.forget, made)):
-        looks, commands = [0], made._commands
+        await store.state.commit(0, held, Changes(checkpoint=at(7, held.generation), totals=totals))
+    await made.rebuilds.end_rebuild(2)
+    for remove, seen in ((made.generations.sweep, made.built(2)), (made.generations.forget, made)):
+        looks, commands = [0], made.keyspace.commands
 
         async def cut(wanted: list[Command], looks: list[int] = looks) -> list[object]:
             if "UNLINK" in [each[0] for each in wanted]:
@@ -246,12 +246,12 @@ async def test_removal_that_is_cut_short_leaves_no_checkpoint_over_a_part_of_the
                     raise Killed
             return await commands(wanted)  # noqa: B023 - ends with its round
 
-        made._commands = cut  # type: ignore[method-assign,assignment]  # a process that ends
+        made.keyspace.commands = cut  # type: ignore[method-assign,assignment]  # a process that ends
         with contextlib.suppress(Killed):
             await remove(0)
-        made._commands = commands  # type: ignore[method-assign]  # the next one
-        _, totals = await seen.account_totals(0, keys)
-        assert all(totals.values()) or await seen.load_checkpoint(0) is None
+        made.keyspace.commands = commands  # type: ignore[method-assign]  # the next one
+        _, totals = await seen.totals.account_totals(0, keys)
+        assert all(totals.values()) or await seen.state.load_checkpoint(0) is None
         await remove(0)
     await made.close()
 
@@ -259,21 +259,21 @@ async def test_removal_that_is_cut_short_leaves_no_checkpoint_over_a_part_of_the
 async def test_other_processes_notice_a_swap_at_their_next_call(valkey: LocalValkey) -> None:
     """They remember the generation, and nothing tells them."""
     namespace = f"test-{uuid.uuid4().hex[:12]}"
-    worker, reader, rebuilder = (RedisRollupStore(valkey.url, namespace=namespace) for _ in range(3))
+    worker, reader, rebuilder = (RedisLiveView(valkey.url, namespace=namespace) for _ in range(3))
     live, made = await both(rebuilder)
-    await worker.read(0, live, ReadRequest())
+    await worker.state.read(0, live, ReadRequest())
     assert await tokens(reader) == (live, "7")
-    await rebuilder.swap(0, live, made)
+    await rebuilder.generations.swap(0, live, made)
 
     assert await tokens(reader) == (made, "9")
     with pytest.raises(Fenced):
-        await worker.commit(0, live, counted(7, 1, 1_000))
-    assert await worker.load_checkpoint(0) == made
-    await worker.read(0, made, ReadRequest())
-    await worker.commit(0, made, counted(7, 2, 10))
+        await worker.state.commit(0, live, counted(7, 1, 1_000))
+    assert await worker.state.load_checkpoint(0) == made
+    await worker.state.read(0, made, ReadRequest())
+    await worker.state.commit(0, made, counted(7, 2, 10))
     assert await tokens(reader) == (at(7, 2), "10")
-    await rebuilder.sweep(0)
-    keys = await asyncio.to_thread(reader.server.run, [("KEYS", f"{namespace}:{{p0}}:*")])
+    await rebuilder.generations.sweep(0)
+    keys = await asyncio.to_thread(reader.keyspace.server.run, [("KEYS", f"{namespace}:{{p0}}:*")])
     assert all(":generation" in key for key in keys[0])
     for each in (worker, reader, rebuilder):
         await each.close()
@@ -281,15 +281,15 @@ async def test_other_processes_notice_a_swap_at_their_next_call(valkey: LocalVal
 
 async def test_emptied_server_after_a_rebuild_is_no_state_and_not_the_first_generation(valkey: LocalValkey) -> None:
     """The name of the live generation goes with the keys."""
-    made = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    made = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
     live, built = await both(made)
-    await made.swap(0, live, built)
-    keys = await asyncio.to_thread(made.server.run, [("KEYS", f"{made.namespace}:*")])
-    await asyncio.to_thread(made.server.run, [("DEL", *keys[0])])
+    await made.generations.swap(0, live, built)
+    keys = await asyncio.to_thread(made.keyspace.server.run, [("KEYS", f"{made.keyspace.namespace}:*")])
+    await asyncio.to_thread(made.keyspace.server.run, [("DEL", *keys[0])])
 
     with pytest.raises((Fenced, OperatorNeeded)):
-        await made.read(0, built, ReadRequest())
-    assert await made.load_checkpoint(0) is None
+        await made.state.read(0, built, ReadRequest())
+    assert await made.state.load_checkpoint(0) is None
     await made.close()
 
 
@@ -298,34 +298,34 @@ async def test_claim_in_the_middle_of_a_step_undoes_it(
     valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """The earlier command has looked, and the later one claims before it writes."""
-    store = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    store = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
     live, made = await both(store)
     first, last = command(store), command(store)
-    await first.claim_rebuild("first")
-    assert isinstance(last, RedisRollupStore)
-    run, key = Connection.run, f"{store.namespace}:rebuilder"
+    await first.rebuilds.claim_rebuild("first")
+    assert isinstance(last, RedisLiveView)
+    run, key = Connection.run, f"{store.keyspace.namespace}:rebuilder"
 
     def overtaken(connection: Connection, commands: Sequence[Command]) -> list[object]:
         if commands[0] == ("MULTI",):
-            last.server.run([("SET", key, "last")])
+            last.keyspace.server.run([("SET", key, "last")])
         return run(connection, commands)
 
     monkeypatch.setattr(Connection, "run", overtaken)
-    if step not in ("look", "refilled"):
+    if step not in ("look", "backfilled"):
         with contextlib.suppress(Fenced):
             if step == "commit":
                 built = first.built(2)
-                await built.read(0, made, ReadRequest())
-                await built.commit(0, made, counted(9, 2, 1_000))
+                await built.state.read(0, made, ReadRequest())
+                await built.state.commit(0, made, counted(9, 2, 1_000))
             else:
                 await STEPS[step](first, live, made)
     monkeypatch.undo()
 
     assert await tokens(store) == (live, "7")
-    assert await store.rebuilding() == 2
+    assert await store.rebuilds.rebuilding() == 2
     assert await tokens(store.built(2)) == (made, "9")
-    assert await store.built(2).load_checkpoint(1) is None
-    (held,) = store.server.run([("EXISTS", store.built(2).keys(1).restoring)])
+    assert await store.built(2).state.load_checkpoint(1) is None
+    (held,) = store.keyspace.server.run([("EXISTS", store.built(2).keyspace.keys(1).restoring)])
     assert not held
     for each in (store, first, last):
         await each.close()
@@ -335,20 +335,20 @@ async def test_sweep_looks_again_where_something_became_live_or_is_built_meanwhi
     valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was superfluous when it looked is being built when it would remove it."""
-    store = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    store = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
     live, made = await both(store)
-    await store.end_rebuild(2)
-    run, note = Connection.run, f"{store.namespace}:rebuilding"
+    await store.rebuilds.end_rebuild(2)
+    run, note = Connection.run, f"{store.keyspace.namespace}:rebuilding"
 
     def begun(connection: Connection, commands: Sequence[Command]) -> list[object]:
         if commands[0] == ("MULTI",):
-            store.server.run([("SET", note, 2, "NX")])
+            store.keyspace.server.run([("SET", note, 2, "NX")])
         return run(connection, commands)
 
     monkeypatch.setattr(Connection, "run", begun)
-    assert await store.sweep(0) == 0
+    assert await store.generations.sweep(0) == 0
     monkeypatch.undo()
 
     assert await tokens(store.built(2)) == (made, "9")
-    assert await store.swap(0, live, made)
+    assert await store.generations.swap(0, live, made)
     await store.close()

@@ -11,7 +11,7 @@ from redis._parsers.base import BaseParser
 from pipeline.local.valkey import LocalValkey
 from schemas.errors import OperatorNeeded, Transient
 from sinks.redis.client import Command, Server, checked
-from sinks.redis.writer import RedisRollupStore
+from sinks.redis.view import RedisLiveView
 from tests.conformance.rollup_states import changes, checkpoint, started
 
 # Nobody listens there: the server waits for a primary that is gone.
@@ -86,17 +86,17 @@ def test_connections_to_a_server_that_became_a_replica_are_dropped(server: Serve
 
 async def test_commit_refused_by_a_replica_is_made_once_it_is_the_primary(own_valkey: LocalValkey) -> None:
     """Nothing of it was written before."""
-    store, server = RedisRollupStore(own_valkey.url), Server(own_valkey.url)
+    store, server = RedisLiveView(own_valkey.url), Server(own_valkey.url)
     last = await started(store)
     server.run([REPLICA])
     for _ in range(2):
         with pytest.raises(Transient):
-            await store.commit(0, last, changes(1))
-    assert await store.load_checkpoint(0) == last
+            await store.state.commit(0, last, changes(1))
+    assert await store.state.load_checkpoint(0) == last
 
     server.run([PRIMARY])
-    await store.commit(0, last, changes(1))
+    await store.state.commit(0, last, changes(1))
 
-    assert await store.load_checkpoint(0) == checkpoint(1)
+    assert await store.state.load_checkpoint(0) == checkpoint(1)
     await store.close()
     server.close()

@@ -18,7 +18,7 @@ from pipeline.local.valkey import LocalValkey
 from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.rollup import Changes, Checkpoint, TotalKey
 from sinks.redis.client import Server, as_mapping
-from sinks.redis.writer import RedisRollupStore
+from sinks.redis.view import RedisLiveView
 from tests.conformance.rollup_states import changes, checkpoint, started
 
 COMMITS = 6
@@ -43,9 +43,9 @@ def contents(url: str) -> Contents:
         server.close()
 
 
-async def committed(store: RedisRollupStore, url: str, last: Checkpoint, number: int) -> tuple[Checkpoint, Contents]:
+async def committed(store: RedisLiveView, url: str, last: Checkpoint, number: int) -> tuple[Checkpoint, Contents]:
     """One more commit, and what the server holds then."""
-    await store.commit(0, last, changes(number, account=f"account {number}", total=str(number)))
+    await store.state.commit(0, last, changes(number, account=f"account {number}", total=str(number)))
     return checkpoint(number), await asyncio.to_thread(contents, url)
 
 
@@ -57,15 +57,15 @@ def own_valkey(tmp_path: Path) -> Iterator[LocalValkey]:
 
 
 @pytest_asyncio.fixture
-async def store(own_valkey: LocalValkey) -> AsyncIterator[RedisRollupStore]:
+async def store(own_valkey: LocalValkey) -> AsyncIterator[RedisLiveView]:
     """A store on it."""
-    opened = RedisRollupStore(own_valkey.url)
+    opened = RedisLiveView(own_valkey.url)
     yield opened
     await opened.close()
 
 
 async def test_an_append_only_file_cut_anywhere_gives_the_state_after_a_commit_and_never_between_two(
-    own_valkey: LocalValkey, store: RedisRollupStore, tmp_path: Path
+    own_valkey: LocalValkey, store: RedisLiveView, tmp_path: Path
 ) -> None:
     """A machine that loses power keeps a beginning of the file: at the end of a commit, or in the middle of one."""
     (log,) = (tmp_path / "valkey/appendonlydir").glob("*.incr.aof")
@@ -89,7 +89,7 @@ async def test_an_append_only_file_cut_anywhere_gives_the_state_after_a_commit_a
 
 
 async def test_a_worker_that_was_ahead_of_a_lost_second_is_fenced_and_its_successor_goes_on_at_the_older_checkpoint(
-    own_valkey: LocalValkey, store: RedisRollupStore, tmp_path: Path
+    own_valkey: LocalValkey, store: RedisLiveView, tmp_path: Path
 ) -> None:
     """What was lost is folded again from the log, on exactly what was kept."""
     (log,) = (tmp_path / "valkey/appendonlydir").glob("*.incr.aof")
@@ -103,17 +103,17 @@ async def test_a_worker_that_was_ahead_of_a_lost_second_is_fenced_and_its_succes
     own_valkey.start()
 
     with pytest.raises(Transient):
-        await store.commit(0, lost, changes(3))
+        await store.state.commit(0, lost, changes(3))
     with pytest.raises(Fenced, match="another process committed"):
-        await store.commit(0, lost, changes(3))
-    assert await store.load_checkpoint(0) == kept
+        await store.state.commit(0, lost, changes(3))
+    assert await store.state.load_checkpoint(0) == kept
 
     await committed(store, own_valkey.url, kept, 2)
     assert await asyncio.to_thread(contents, own_valkey.url) == whole
 
 
 async def test_a_replica_that_takes_over_holds_the_state_after_a_commit_and_refuses_a_worker_that_was_ahead(
-    own_valkey: LocalValkey, store: RedisRollupStore, tmp_path: Path
+    own_valkey: LocalValkey, store: RedisLiveView, tmp_path: Path
 ) -> None:
     """Replication is asynchronous: what the replica had not received is gone, and the checkpoint says so."""
     last = await started(store)
@@ -126,18 +126,18 @@ async def test_a_replica_that_takes_over_holds_the_state_after_a_commit_and_refu
         await asyncio.to_thread(server.run, [("REPLICAOF", "NO", "ONE")])
         ahead, _ = await committed(store, own_valkey.url, last, 2)
 
-        after = RedisRollupStore(replica.url)
+        after = RedisLiveView(replica.url)
         assert await asyncio.to_thread(contents, replica.url) == whole
-        assert await after.load_checkpoint(0) == last
+        assert await after.state.load_checkpoint(0) == last
         with pytest.raises(Fenced):
-            await after.commit(0, ahead, changes(3))
+            await after.state.commit(0, ahead, changes(3))
         await after.close()
         server.close()
         primary.close()
 
 
 async def test_a_store_that_lost_everything_is_told_from_one_that_is_behind(
-    own_valkey: LocalValkey, store: RedisRollupStore
+    own_valkey: LocalValkey, store: RedisLiveView
 ) -> None:
     """Nothing may be counted on an empty store by a process that had counted before."""
     last, _ = await committed(store, own_valkey.url, await started(store), 1)
@@ -146,8 +146,8 @@ async def test_a_store_that_lost_everything_is_told_from_one_that_is_behind(
     server.close()
 
     with pytest.raises(OperatorNeeded, match="emptied or replaced"):
-        await store.commit(0, last, changes(2))
-    assert await store.load_checkpoint(0) is None
+        await store.state.commit(0, last, changes(2))
+    assert await store.state.load_checkpoint(0) is None
 
 
 async def _until_received(replica: Server, url: str, expected: Contents) -> None:
@@ -161,11 +161,11 @@ async def _until_received(replica: Server, url: str, expected: Contents) -> None
 
 async def test_a_copy_during_which_the_server_starts_again_is_no_copy(own_valkey: LocalValkey) -> None:
     """Its keys stand in another order then: the copy would lack some, and nothing in it would tell."""
-    store = RedisRollupStore(own_valkey.url)
+    store = RedisLiveView(own_valkey.url)
     first = await started(store)
     totals = {TotalKey(f"account {number}", 0): {"tokens": "7"} for number in range(20_000)}
-    await store.commit(0, first, Changes(checkpoint=checkpoint(5), totals=totals))
-    copy = store.snapshot(0, checkpoint(5))
+    await store.state.commit(0, first, Changes(checkpoint=checkpoint(5), totals=totals))
+    copy = store.copies.snapshot(0, checkpoint(5))
     assert await anext(copy)
 
     own_valkey.kill()
@@ -174,5 +174,5 @@ async def test_a_copy_during_which_the_server_starts_again_is_no_copy(own_valkey
     with pytest.raises(Transient):
         async for _ in copy:
             pass
-    assert await store.load_checkpoint(0) == checkpoint(5)
+    assert await store.state.load_checkpoint(0) == checkpoint(5)
     await store.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from pipeline.local.valkey import LocalValkey
@@ -14,48 +16,88 @@ from schemas.periods import AccountState, Binding, PendingCut
 from schemas.rollup import (
     BucketField,
     Changes,
+    Checkpoint,
     DirtyCell,
     MarkKey,
     ReadRequest,
     TotalKey,
 )
-from sinks.redis.client import Command
-from sinks.redis.writer import RedisRollupStore
-from tests.conformance.rollup_states import BUCKET, changes, checkpoint, started
+from sinks.redis.client import Command, Connection
+from sinks.redis.view import RedisLiveView
+from tests.conformance.rollup_states import BUCKET, METER_SET, changes, checkpoint, started
 
 
 @pytest.fixture
-def redis_store(valkey: LocalValkey) -> RedisRollupStore:
+def redis_store(valkey: LocalValkey) -> RedisLiveView:
     """A store on the session's Valkey."""
-    return RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    return RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
 
 
 async def test_a_commit_between_read_and_commit_checkpoints_the_slower_worker(
-    redis_store: RedisRollupStore, valkey: LocalValkey
+    redis_store: RedisLiveView, valkey: LocalValkey
 ) -> None:
     """WATCH broken by another connection: EXEC writes nothing."""
     first = await started(redis_store)
-    other = RedisRollupStore(valkey.url, namespace=redis_store.namespace)
-    await redis_store.read(0, first, ReadRequest())
-    await other.commit(0, first, changes(5))
+    other = RedisLiveView(valkey.url, namespace=redis_store.keyspace.namespace)
+    await redis_store.state.read(0, first, ReadRequest())
+    await other.state.commit(0, first, changes(5))
 
     with pytest.raises(Fenced):
-        await redis_store.commit(0, first, changes(5, "zombie"))
-    assert (await other.account_totals(0, [TotalKey("zombie", 0)]))[1] == {TotalKey("zombie", 0): {}}
+        await redis_store.state.commit(0, first, changes(5, "zombie"))
+    assert (await other.totals.account_totals(0, [TotalKey("zombie", 0)]))[1] == {TotalKey("zombie", 0): {}}
     await other.close()
     await redis_store.close()
 
 
+async def test_meter_set_is_written_and_read_only_when_it_changes(
+    redis_store: RedisLiveView, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be hundreds of kilobytes: neither a flush nor a live answer moves it again."""
+    first = await started(redis_store)
+    worker, reader = (RedisLiveView(valkey.url, namespace=redis_store.keyspace.namespace) for _ in range(2))
+    moved: list[str | bytes | int] = []
+    run = Connection.run
+
+    def watched(connection: Connection, commands: Sequence[Command]) -> list[Any]:
+        moved.extend(command[0] for command in commands if "meter_set" in command)
+        return run(connection, commands)
+
+    monkeypatch.setattr(Connection, "run", watched)
+
+    async def looks() -> Checkpoint | None:
+        seen, _ = await reader.accounts.accounts(0, ["acme"])
+        assert (await reader.deferred.waiting(0, "acme"))[0] == seen
+        assert (await reader.totals.account_totals(0, [TotalKey("acme", 0)]))[0] == seen
+        return seen
+
+    assert await looks() == first
+    assert await worker.state.load_checkpoint(0) == first
+    assert moved == ["HMGET", "HMGET"]
+    await worker.state.read(0, first, ReadRequest())
+    await worker.state.commit(0, first, Changes(checkpoint=checkpoint(5)))
+    assert await looks() == checkpoint(5)
+    assert moved == ["HMGET", "HMGET"]
+
+    last = msgspec.structs.replace(checkpoint(5), meter_set=METER_SET.model_copy(update={"version": 4}))
+    await worker.state.commit(0, checkpoint(5), Changes(checkpoint=last))
+    assert await looks() == last
+    assert moved == ["HMGET", "HMGET", "HSET", "HMGET"]
+    with pytest.raises(Fenced):
+        await redis_store.state.read(0, checkpoint(5), ReadRequest())
+    for each in (redis_store, worker, reader):
+        await each.close()
+
+
 async def test_an_answer_between_two_reads_does_not_hide_who_waits_still(
-    redis_store: RedisRollupStore, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
+    redis_store: RedisLiveView, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The names of those that wait are read before their states."""
     first = await started(redis_store)
-    other = RedisRollupStore(valkey.url, namespace=redis_store.namespace)
+    other = RedisLiveView(valkey.url, namespace=redis_store.keyspace.namespace)
     pending = PendingCut(position=9, from_ms=0, requested_ms=0, binding=Binding(effective_from_ms=0))
     waits = AccountState(pending=pending)
-    await redis_store.commit(0, first, Changes(checkpoint=checkpoint(5), accounts={"acme": waits, "zeta": waits}))
-    run, names = redis_store.server.run, []
+    await redis_store.state.commit(0, first, Changes(checkpoint=checkpoint(5), accounts={"acme": waits, "zeta": waits}))
+    run, names = redis_store.keyspace.server.run, []
 
     def answered_meanwhile(commands: list[Command]) -> list[Any]:
         answers = run(commands)
@@ -63,57 +105,59 @@ async def test_an_answer_between_two_reads_does_not_hide_who_waits_still(
             names.append(answers[0])
             if len(names) == 1:
                 asyncio.run(
-                    other.commit(0, checkpoint(5), Changes(checkpoint=checkpoint(6), accounts={"acme": AccountState()}))
+                    other.state.commit(
+                        0, checkpoint(5), Changes(checkpoint=checkpoint(6), accounts={"acme": AccountState()})
+                    )
                 )
         return answers
 
-    monkeypatch.setattr(redis_store.server, "run", answered_meanwhile)
+    monkeypatch.setattr(redis_store.keyspace.server, "run", answered_meanwhile)
 
-    assert await redis_store.restating(0, 1) == (checkpoint(6), {"zeta": waits})
+    assert await redis_store.accounts.restating(0, 1) == (checkpoint(6), {"zeta": waits})
     assert names == [["acme"], ["zeta"]]
     await other.close()
     await redis_store.close()
 
 
-async def test_an_abandoned_read_does_not_spoil_the_next_commit(redis_store: RedisRollupStore) -> None:
+async def test_an_abandoned_read_does_not_spoil_the_next_commit(redis_store: RedisLiveView) -> None:
     """A WATCH that a failed flush left behind is dropped by the next read."""
     first = await started(redis_store)
-    await redis_store.read(0, first, ReadRequest())
-    await redis_store.commit(0, first, Changes(checkpoint=checkpoint(1)))
-    await redis_store.read(0, checkpoint(1), ReadRequest())
-    await redis_store.read(0, checkpoint(1), ReadRequest())
-    await redis_store.commit(0, checkpoint(1), changes(2))
+    await redis_store.state.read(0, first, ReadRequest())
+    await redis_store.state.commit(0, first, Changes(checkpoint=checkpoint(1)))
+    await redis_store.state.read(0, checkpoint(1), ReadRequest())
+    await redis_store.state.read(0, checkpoint(1), ReadRequest())
+    await redis_store.state.commit(0, checkpoint(1), changes(2))
 
-    assert await redis_store.load_checkpoint(0) == checkpoint(2)
+    assert await redis_store.state.load_checkpoint(0) == checkpoint(2)
     await redis_store.close()
 
 
-async def test_a_key_of_another_type_stops_the_worker_in_the_read(redis_store: RedisRollupStore) -> None:
+async def test_a_key_of_another_type_stops_the_worker_in_the_read(redis_store: RedisLiveView) -> None:
     """Somebody else writes under our keys: no half of a commit may be applied."""
     first = await started(redis_store)
-    key = redis_store.keys(0).total(TotalKey("acme", 0))
-    await asyncio.to_thread(redis_store.server.run, [("SET", key, "text")])
+    key = redis_store.keyspace.keys(0).total(TotalKey("acme", 0))
+    await asyncio.to_thread(redis_store.keyspace.server.run, [("SET", key, "text")])
 
     with pytest.raises(OperatorNeeded, match="WRONGTYPE"):
-        await redis_store.read(0, first, ReadRequest(totals=[TotalKey("acme", 0)]))
+        await redis_store.state.read(0, first, ReadRequest(totals=[TotalKey("acme", 0)]))
     await redis_store.close()
 
 
-async def test_marks_stay_integer_sets(redis_store: RedisRollupStore) -> None:
+async def test_marks_stay_integer_sets(redis_store: RedisLiveView) -> None:
     """Eight bytes a mark; a hash table would take five times that."""
     first = await started(redis_store)
     marks = {MarkKey(0, 1): list(range(-10_000, 10_000))}
-    await redis_store.commit(0, first, changes(5)._replace(marks=marks))
+    await redis_store.state.commit(0, first, changes(5)._replace(marks=marks))
 
-    key = redis_store.keys(0).mark(MarkKey(0, 1))
-    assert await asyncio.to_thread(redis_store.server.run, [("OBJECT", "ENCODING", key)]) == ["intset"]
+    key = redis_store.keyspace.keys(0).mark(MarkKey(0, 1))
+    assert await asyncio.to_thread(redis_store.keyspace.server.run, [("OBJECT", "ENCODING", key)]) == ["intset"]
     assert await redis_store.check() == []
     await redis_store.close()
 
 
-async def test_settings_that_endanger_the_counts_are_named(redis_store: RedisRollupStore) -> None:
+async def test_settings_that_endanger_the_counts_are_named(redis_store: RedisLiveView) -> None:
     """Eviction reads as zero usage."""
-    run = redis_store.server.run
+    run = redis_store.keyspace.server.run
     await asyncio.to_thread(run, [("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")])
     await asyncio.to_thread(run, [("CONFIG", "SET", "set-max-intset-entries", "512")])
     try:
@@ -126,24 +170,24 @@ async def test_settings_that_endanger_the_counts_are_named(redis_store: RedisRol
     await redis_store.close()
 
 
-async def test_a_killed_server_keeps_every_commit(redis_store: RedisRollupStore, valkey: LocalValkey) -> None:
+async def test_a_killed_server_keeps_every_commit(redis_store: RedisLiveView, valkey: LocalValkey) -> None:
     """The append-only file is written before the answer; meanwhile the store says that it does not answer."""
     first = await started(redis_store)
-    await redis_store.commit(0, first, changes(5))
+    await redis_store.state.commit(0, first, changes(5))
     valkey.kill()
     with pytest.raises(Transient):
-        await redis_store.load_checkpoint(0)
+        await redis_store.state.load_checkpoint(0)
     # Not in a thread: the server is tied to the life of the thread that starts it.
     valkey.start()
 
-    assert await redis_store.load_checkpoint(0) == checkpoint(5)
+    assert await redis_store.state.load_checkpoint(0) == checkpoint(5)
     await redis_store.close()
 
 
 async def test_a_lost_answer_leaves_all_of_a_commit_or_nothing(valkey: LocalValkey) -> None:
     """The connection dies after EXEC was sent: the checkpoint tells that everything was applied."""
     namespace = f"test-{uuid.uuid4().hex[:12]}"
-    direct = RedisRollupStore(valkey.url, namespace=namespace)
+    direct = RedisLiveView(valkey.url, namespace=namespace)
     first = await started(direct)
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -159,12 +203,12 @@ async def test_a_lost_answer_leaves_all_of_a_commit_or_nothing(valkey: LocalValk
 
     proxy = await asyncio.start_server(forward, "127.0.0.1", 0)
     port = proxy.sockets[0].getsockname()[1]
-    through = RedisRollupStore(f"redis://127.0.0.1:{port}", namespace=namespace)
+    through = RedisLiveView(f"redis://127.0.0.1:{port}", namespace=namespace)
     with pytest.raises(Transient):
-        await through.commit(0, first, changes(5))
+        await through.state.commit(0, first, changes(5))
 
-    assert await direct.load_checkpoint(0) == checkpoint(5)
-    assert (await direct.account_totals(0, [TotalKey("acme", 0)]))[1][TotalKey("acme", 0)]["tokens"] == "7"
+    assert await direct.state.load_checkpoint(0) == checkpoint(5)
+    assert (await direct.totals.account_totals(0, [TotalKey("acme", 0)]))[1][TotalKey("acme", 0)]["tokens"] == "7"
     await through.close()
     await direct.close()
     proxy.close()
@@ -176,23 +220,23 @@ def _one_cell(offset: int, account: str, stream_time_ms: int) -> Changes:
 
 
 async def test_a_commit_while_dirty_cells_are_listed_is_not_taken_for_relayed(
-    redis_store: RedisRollupStore, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
+    redis_store: RedisLiveView, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is called complete is said by the checkpoint: it must not be ahead of the cells that come with it."""
-    other = RedisRollupStore(valkey.url, namespace=redis_store.namespace)
+    other = RedisLiveView(valkey.url, namespace=redis_store.keyspace.namespace)
     first = await started(redis_store)
-    await redis_store.commit(0, first, _one_cell(5, "acme", BUCKET + 1_000))
-    run, later = redis_store.server.run, list[Changes]()
+    await redis_store.state.commit(0, first, _one_cell(5, "acme", BUCKET + 1_000))
+    run, later = redis_store.keyspace.server.run, list[Changes]()
 
     def committed_meanwhile(commands: list[Command]) -> list[Any]:
         answers = run(commands)
         if commands[0][0] == "HRANDFIELD" and not later:
             later.append(_one_cell(7, "zeta", BUCKET + 9_000))
-            asyncio.run(other.commit(0, checkpoint(5, BUCKET + 1_000), later[0]))
+            asyncio.run(other.state.commit(0, checkpoint(5, BUCKET + 1_000), later[0]))
         return answers
 
-    monkeypatch.setattr(redis_store.server, "run", committed_meanwhile)
-    seen, cells = await redis_store.dirty(0, 10)
+    monkeypatch.setattr(redis_store.keyspace.server, "run", committed_meanwhile)
+    seen, cells = await redis_store.outbox.dirty(0, 10)
 
     assert seen == checkpoint(5, BUCKET + 1_000)
     assert [cell.key.field for cell in cells] == ["cell of acme"]
@@ -201,27 +245,27 @@ async def test_a_commit_while_dirty_cells_are_listed_is_not_taken_for_relayed(
 
 
 async def test_fewer_dirty_cells_than_asked_for_are_all_there_are(
-    redis_store: RedisRollupStore, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
+    redis_store: RedisLiveView, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where another process, which has just lost the partition, confirms one of them in between."""
-    other = RedisRollupStore(valkey.url, namespace=redis_store.namespace)
+    other = RedisLiveView(valkey.url, namespace=redis_store.keyspace.namespace)
     believed = await started(redis_store)
     for number, account in enumerate(("acme", "bob", "cyd", "dora", "eve")):
         changes_of_one = _one_cell(5 + number, account, BUCKET + number)
-        await redis_store.commit(0, believed, changes_of_one)
+        await redis_store.state.commit(0, believed, changes_of_one)
         believed = changes_of_one.checkpoint
-    run, confirmed = redis_store.server.run, list[DirtyCell]()
+    run, confirmed = redis_store.keyspace.server.run, list[DirtyCell]()
 
     def confirmed_meanwhile(commands: list[Command]) -> list[Any]:
         answers = run(commands)
         if commands[0][0] == "HRANDFIELD" and not confirmed:
-            _, cells = asyncio.run(other.dirty(0, 10))
+            _, cells = asyncio.run(other.outbox.dirty(0, 10))
             confirmed.extend(cell for cell in cells if cell.key.field in answers[0][:1])
-            asyncio.run(other.confirm_dirty(0, confirmed))
+            asyncio.run(other.outbox.confirm_dirty(0, confirmed))
         return answers
 
-    monkeypatch.setattr(redis_store.server, "run", confirmed_meanwhile)
-    _, cells = await redis_store.dirty(0, 3)
+    monkeypatch.setattr(redis_store.keyspace.server, "run", confirmed_meanwhile)
+    _, cells = await redis_store.outbox.dirty(0, 3)
 
     assert len(confirmed) == 1
     assert len(cells) == 3

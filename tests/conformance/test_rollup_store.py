@@ -9,35 +9,35 @@ import pytest
 from pipeline.local.valkey import LocalValkey
 from schemas.clock import HOUR_MS
 from schemas.errors import Fenced, OperatorNeeded
+from schemas.live_view import LiveView
 from schemas.periods import AccountState, Binding, Interval, PendingCut, Restatement
 from schemas.rollup import (
     BucketField,
     Changes,
     Checkpoint,
     Deferred,
+    Dropped,
     DueTotal,
     Duplicate,
-    Lost,
     MarkKey,
     RankingKey,
     ReadRequest,
-    RollupStore,
     TotalKey,
     UniqueKey,
     Waiting,
 )
-from sinks.redis.fake import FakeRollupStore
-from sinks.redis.writer import RedisRollupStore
+from sinks.redis.fake import FakeLiveView
+from sinks.redis.view import RedisLiveView
 from tests.conformance.rollup_states import BUCKET, ODD_ACCOUNTS, changes, checkpoint, started
 
 
-async def test_what_was_committed_is_read_back_whole(rollup_store: RollupStore) -> None:
+async def test_what_was_committed_is_read_back_whole(rollup_store: LiveView) -> None:
     """Marks, totals, cells, reports, distinct members, accounts and the checkpoint itself."""
     first = await started(rollup_store)
     made = changes(5)
-    await rollup_store.commit(0, first, made)
+    await rollup_store.state.commit(0, first, made)
 
-    view = await rollup_store.read(
+    view = await rollup_store.state.read(
         0,
         made.checkpoint,
         ReadRequest(
@@ -54,74 +54,74 @@ async def test_what_was_committed_is_read_back_whole(rollup_store: RollupStore) 
     assert (view.cells, view.reports) == (made.cells, made.reports)
     assert view.uniques == {UniqueKey("acme", "users", 0): {11}}
     assert view.accounts == {"acme": made.accounts["acme"], "nobody": AccountState()}
-    assert await rollup_store.load_checkpoint(0) == made.checkpoint
-    assert await rollup_store.load_checkpoint(1) is None
+    assert await rollup_store.state.load_checkpoint(0) == made.checkpoint
+    assert await rollup_store.state.load_checkpoint(1) is None
 
 
 @pytest.mark.parametrize("account", ODD_ACCOUNTS)
 async def test_accounts_of_any_characters_and_totals_beyond_doubles_are_exact(
-    rollup_store: RollupStore, account: str
+    rollup_store: LiveView, account: str
 ) -> None:
     """No 2^53 anywhere but in the ranking index, and no separator an account could contain."""
     first = await started(rollup_store)
-    await rollup_store.commit(0, first, changes(5, account, str(2**70 + 1)))
+    await rollup_store.state.commit(0, first, changes(5, account, str(2**70 + 1)))
 
-    _, totals = await rollup_store.account_totals(0, [TotalKey(account, 0)])
+    _, totals = await rollup_store.totals.account_totals(0, [TotalKey(account, 0)])
     assert totals[TotalKey(account, 0)]["tokens"] == str(2**70 + 1)
-    assert await rollup_store.total_keys(0, 0, 10) == (0, [TotalKey(account, 0)])
-    assert await rollup_store.ranking(0, RankingKey("tokens", 0), 5) == [(account, 7)]
-    (cell,) = (await rollup_store.dirty(0, 10))[1]
+    assert await rollup_store.totals.total_keys(0, 0, 10) == (0, [TotalKey(account, 0)])
+    assert await rollup_store.totals.ranking(0, RankingKey("tokens", 0), 5) == [(account, 7)]
+    (cell,) = (await rollup_store.outbox.dirty(0, 10))[1]
     assert (cell.key.field, cell.version) == (f"cell\x1f{account}", 1 << 60)
-    reported = await rollup_store.reports(0, BUCKET, 10)
+    reported = await rollup_store.reports.reports(0, BUCKET, 10)
     assert (reported[0], list(reported[1])) == (checkpoint(5), [f"report\x1f{account}"])
-    assert (await rollup_store.duplicates(0, 10))[0].account == account
+    assert (await rollup_store.outbox.duplicates(0, 10))[0].account == account
 
 
-async def test_a_worker_that_believes_an_old_checkpoint_changes_nothing(rollup_store: RollupStore) -> None:
+async def test_a_worker_that_believes_an_old_checkpoint_changes_nothing(rollup_store: LiveView) -> None:
     """The zombie of a rebalance: both reads and commits are refused (I2)."""
     first = await started(rollup_store)
-    await rollup_store.commit(0, first, changes(5))
+    await rollup_store.state.commit(0, first, changes(5))
 
     with pytest.raises(Fenced):
-        await rollup_store.read(0, first, ReadRequest())
+        await rollup_store.state.read(0, first, ReadRequest())
     with pytest.raises(Fenced):
-        await rollup_store.commit(0, first, changes(6, total="999"))
-    assert await rollup_store.load_checkpoint(0) == checkpoint(5)
-    assert (await rollup_store.account_totals(0, [TotalKey("acme", 0)]))[1] == {
+        await rollup_store.state.commit(0, first, changes(6, total="999"))
+    assert await rollup_store.state.load_checkpoint(0) == checkpoint(5)
+    assert (await rollup_store.totals.account_totals(0, [TotalKey("acme", 0)]))[1] == {
         TotalKey("acme", 0): {"tokens": "7", "peak": "-3"}
     }
 
 
-async def test_there_is_one_first_checkpoint(rollup_store: RollupStore) -> None:
+async def test_there_is_one_first_checkpoint(rollup_store: LiveView) -> None:
     """Two workers that start at once on a new partition: one of them is refused."""
     answers = await asyncio.gather(
-        rollup_store.create_checkpoint(0, checkpoint()),
-        rollup_store.create_checkpoint(0, checkpoint()),
+        rollup_store.state.create_checkpoint(0, checkpoint()),
+        rollup_store.state.create_checkpoint(0, checkpoint()),
         return_exceptions=True,
     )
 
     assert [type(answer) for answer in answers if answer is not None] == [Fenced]
 
 
-async def test_a_dirty_entry_whose_version_moved_is_kept(rollup_store: RollupStore) -> None:
+async def test_a_dirty_entry_whose_version_moved_is_kept(rollup_store: LiveView) -> None:
     """The relay wrote the older value; the newer one must still be written."""
     first = await started(rollup_store)
-    await rollup_store.commit(0, first, changes(5))
-    _, relayed = await rollup_store.dirty(0, 10)
+    await rollup_store.state.commit(0, first, changes(5))
+    _, relayed = await rollup_store.outbox.dirty(0, 10)
     moved = changes(6)
     newer = moved._replace(dirty=dict.fromkeys(moved.dirty, (1 << 60) + 1))
-    await rollup_store.commit(0, checkpoint(5), newer)
+    await rollup_store.state.commit(0, checkpoint(5), newer)
 
-    await rollup_store.confirm_dirty(0, relayed)
-    ((left,),) = [(await rollup_store.dirty(0, 10))[1]]
+    await rollup_store.outbox.confirm_dirty(0, relayed)
+    ((left,),) = [(await rollup_store.outbox.dirty(0, 10))[1]]
     assert left.version == (1 << 60) + 1
 
-    await rollup_store.confirm_dirty(0, [left])
-    await rollup_store.confirm_dirty(0, [left])
-    assert (await rollup_store.dirty(0, 10))[1] == []
+    await rollup_store.outbox.confirm_dirty(0, [left])
+    await rollup_store.outbox.confirm_dirty(0, [left])
+    assert (await rollup_store.outbox.dirty(0, 10))[1] == []
 
 
-async def test_outbox_over_its_cap_loses_its_oldest_closed_buckets_and_says_which(rollup_store: RollupStore) -> None:
+async def test_outbox_over_its_cap_loses_its_oldest_closed_buckets_and_says_which(rollup_store: LiveView) -> None:
     """Whole buckets, oldest first; never the open one, which the fold still reads; duplicates all at once."""
     believed = await started(rollup_store)
     for number in range(4):
@@ -130,115 +130,119 @@ async def test_outbox_over_its_cap_loses_its_oldest_closed_buckets_and_says_whic
         duplicates = [Duplicate(10 * number + each, "a", "id", "t", "s", 0, "{}", 6) for each in range(3)]
         at = checkpoint(5 + number, bucket_ms)
         made = Changes(checkpoint=at, cells=cells, dirty=dict.fromkeys(cells, 9), duplicates=duplicates)
-        await rollup_store.commit(0, believed, made)
+        await rollup_store.state.commit(0, believed, made)
         believed = at
 
-    assert await rollup_store.shed(0, 14) == 0
-    assert await rollup_store.lost(0) == Lost()
-    assert await rollup_store.shed(0, 10) == 2 + 3 + 12
-    assert await rollup_store.lost(0) == Lost({BUCKET: 2, BUCKET + HOUR_MS: 3}, 12)
-    assert await rollup_store.duplicates(0, 99) == []
-    _, left = await rollup_store.dirty(0, 99)
+    assert await rollup_store.drops.drop_excess(0, 14) == 0
+    assert await rollup_store.drops.dropped(0) == Dropped()
+    assert await rollup_store.drops.drop_excess(0, 10) == 2 + 3 + 12
+    assert await rollup_store.drops.dropped(0) == Dropped({BUCKET: 2, BUCKET + HOUR_MS: 3}, 12)
+    assert await rollup_store.outbox.duplicates(0, 99) == []
+    _, left = await rollup_store.outbox.dirty(0, 99)
     assert {cell.key.bucket_ms for cell in left} == {BUCKET + 2 * HOUR_MS, BUCKET + 3 * HOUR_MS}
-    assert await rollup_store.shed(0, 0) == 4
-    assert len((await rollup_store.dirty(0, 99))[1]) == 5
-    assert await rollup_store.shed(0, 0) == 0
-    assert sorted((await rollup_store.lost(0)).cells) == [BUCKET, BUCKET + HOUR_MS, BUCKET + 2 * HOUR_MS]
-    await rollup_store.refilled(0, Lost({BUCKET: 2, BUCKET + HOUR_MS: 3}, 12))
-    assert await rollup_store.lost(0) == Lost({BUCKET + 2 * HOUR_MS: 4})
-    view = await rollup_store.read(0, believed, ReadRequest(cells=[BucketField(BUCKET + 3 * HOUR_MS, "cell 0")]))
+    assert await rollup_store.drops.drop_excess(0, 0) == 4
+    assert len((await rollup_store.outbox.dirty(0, 99))[1]) == 5
+    assert await rollup_store.drops.drop_excess(0, 0) == 0
+    assert sorted((await rollup_store.drops.dropped(0)).cells) == [BUCKET, BUCKET + HOUR_MS, BUCKET + 2 * HOUR_MS]
+    await rollup_store.drops.backfilled(0, Dropped({BUCKET: 2, BUCKET + HOUR_MS: 3}, 12))
+    assert await rollup_store.drops.dropped(0) == Dropped({BUCKET + 2 * HOUR_MS: 4})
+    view = await rollup_store.state.read(0, believed, ReadRequest(cells=[BucketField(BUCKET + 3 * HOUR_MS, "cell 0")]))
     assert len(view.cells) == 1
 
 
-async def test_retired_total_leaves_with_all_that_belongs_to_it(rollup_store: RollupStore) -> None:
+async def test_retired_total_leaves_with_all_that_belongs_to_it(rollup_store: LiveView) -> None:
     """Total, distinct members, places in the rankings and its due time; nobody else's."""
     first = await started(rollup_store)
     made = changes(5)._replace(due={TotalKey("acme", 0): 7_000})
-    await rollup_store.commit(0, first, made)
+    await rollup_store.state.commit(0, first, made)
     other = changes(6, "bob")._replace(retired={TotalKey("acme", 0): ("tokens", "peak", "users")})
-    await rollup_store.commit(0, checkpoint(5), other)
+    await rollup_store.state.commit(0, checkpoint(5), other)
 
     uniques = {UniqueKey("acme", "users", 0): [11], UniqueKey("bob", "users", 0): [11]}
-    view = await rollup_store.read(0, checkpoint(6), ReadRequest(uniques=uniques, due_max=9))
+    view = await rollup_store.state.read(0, checkpoint(6), ReadRequest(uniques=uniques, due_max=9))
     assert view.uniques[UniqueKey("acme", "users", 0)] == frozenset()
     assert view.uniques[UniqueKey("bob", "users", 0)] == {11}
     assert view.due == [DueTotal(0, TotalKey("bob", 0))]
-    assert await rollup_store.ranking(0, RankingKey("tokens", 0), 5) == [("bob", 7)]
-    assert await rollup_store.total_keys(0, 0, 10) == (0, [TotalKey("bob", 0)])
-    assert (await rollup_store.account_totals(0, [TotalKey("acme", 0)]))[1] == {TotalKey("acme", 0): {}}
+    assert await rollup_store.totals.ranking(0, RankingKey("tokens", 0), 5) == [("bob", 7)]
+    assert await rollup_store.totals.total_keys(0, 0, 10) == (0, [TotalKey("bob", 0)])
+    assert (await rollup_store.totals.account_totals(0, [TotalKey("acme", 0)]))[1] == {TotalKey("acme", 0): {}}
 
 
-async def test_totals_are_due_in_the_order_of_their_times_and_then_of_their_names(rollup_store: RollupStore) -> None:
+async def test_totals_are_due_in_the_order_of_their_times_and_then_of_their_names(rollup_store: LiveView) -> None:
     """Both stores agree on the order, whatever an account is called; a total that nobody gave a time is due at once,
     and one that has a time keeps it until it gets another."""
     believed = await started(rollup_store)
     for number, account in enumerate(ODD_ACCOUNTS):
         at = checkpoint(5 + number)
-        await rollup_store.commit(0, believed, changes(5 + number, account)._replace(due={TotalKey(account, 0): 9_000}))
+        await rollup_store.state.commit(
+            0, believed, changes(5 + number, account)._replace(due={TotalKey(account, 0): 9_000})
+        )
         believed = at
     last = changes(100, ODD_ACCOUNTS[-1])._replace(
         due={TotalKey(ODD_ACCOUNTS[0], 0): 8_000}, totals={TotalKey("new", -60_000): {"a": "1"}}
     )
-    await rollup_store.commit(0, believed, last)
+    await rollup_store.state.commit(0, believed, last)
 
     names = sorted(ODD_ACCOUNTS[1:], key=lambda account: account.encode())
     due = [DueTotal(0, TotalKey("new", -60_000)), DueTotal(8_000, TotalKey(ODD_ACCOUNTS[0], 0))]
     due += [DueTotal(9_000, TotalKey(name, 0)) for name in names]
-    assert (await rollup_store.read(0, checkpoint(100), ReadRequest(due_max=99))).due == due
-    assert (await rollup_store.read(0, checkpoint(100), ReadRequest(due_max=3))).due == due[:3]
+    assert (await rollup_store.state.read(0, checkpoint(100), ReadRequest(due_max=99))).due == due
+    assert (await rollup_store.state.read(0, checkpoint(100), ReadRequest(due_max=3))).due == due[:3]
 
 
-async def test_only_closed_and_relayed_buckets_are_dropped(rollup_store: RollupStore) -> None:
+async def test_only_closed_and_relayed_buckets_are_dropped(rollup_store: LiveView) -> None:
     """A cell is dropped once stream time has passed its bucket and nothing of it is dirty."""
     first = await started(rollup_store)
     made = changes(5)
-    await rollup_store.commit(0, first, made)
+    await rollup_store.state.commit(0, first, made)
     closing = Changes(checkpoint=checkpoint(6, BUCKET + HOUR_MS))
 
     async def cells(at: Checkpoint) -> int:
-        return len((await rollup_store.read(0, at, ReadRequest(cells=list(made.cells)))).cells)
+        return len((await rollup_store.state.read(0, at, ReadRequest(cells=list(made.cells)))).cells)
 
-    _, relayed = await rollup_store.dirty(0, 10)
-    await rollup_store.drop_closed_buckets(0)
+    _, relayed = await rollup_store.outbox.dirty(0, 10)
+    await rollup_store.outbox.drop_closed_buckets(0)
     assert await cells(made.checkpoint) == 1
-    await rollup_store.commit(0, made.checkpoint, closing)
-    await rollup_store.drop_closed_buckets(0)
+    await rollup_store.state.commit(0, made.checkpoint, closing)
+    await rollup_store.outbox.drop_closed_buckets(0)
     assert await cells(closing.checkpoint) == 1
-    await rollup_store.confirm_dirty(0, relayed)
-    await rollup_store.drop_closed_buckets(0)
+    await rollup_store.outbox.confirm_dirty(0, relayed)
+    await rollup_store.outbox.drop_closed_buckets(0)
     assert await cells(closing.checkpoint) == 0
 
 
-async def test_reports_and_duplicates_are_forgotten_when_confirmed(rollup_store: RollupStore) -> None:
+async def test_reports_and_duplicates_are_forgotten_when_confirmed(rollup_store: LiveView) -> None:
     """And their buckets with them; confirming twice is harmless."""
     first = await started(rollup_store)
-    await rollup_store.commit(0, first, changes(5))
-    assert await rollup_store.report_buckets(0) == (checkpoint(5), [BUCKET])
+    await rollup_store.state.commit(0, first, changes(5))
+    assert await rollup_store.reports.report_buckets(0) == (checkpoint(5), [BUCKET])
 
     for _ in range(2):
-        await rollup_store.confirm_reports(0, BUCKET, (await rollup_store.reports(0, BUCKET, 10))[1])
-        await rollup_store.confirm_duplicates(0, [each.position for each in await rollup_store.duplicates(0, 10)])
-    assert await rollup_store.report_buckets(0) == (checkpoint(5), [])
-    assert await rollup_store.duplicates(0, 10) == []
+        await rollup_store.reports.confirm_reports(0, BUCKET, (await rollup_store.reports.reports(0, BUCKET, 10))[1])
+        await rollup_store.outbox.confirm_duplicates(
+            0, [each.position for each in await rollup_store.outbox.duplicates(0, 10)]
+        )
+    assert await rollup_store.reports.report_buckets(0) == (checkpoint(5), [])
+    assert await rollup_store.outbox.duplicates(0, 10) == []
 
 
-async def test_report_that_says_something_else_by_now_is_not_forgotten(rollup_store: RollupStore) -> None:
+async def test_report_that_says_something_else_by_now_is_not_forgotten(rollup_store: LiveView) -> None:
     """A replica that was behind has taken over since it was read: what it holds was not published."""
     first = await started(rollup_store)
-    await rollup_store.commit(0, first, changes(5))
-    _, entries = await rollup_store.reports(0, BUCKET, 10)
+    await rollup_store.state.commit(0, first, changes(5))
+    _, entries = await rollup_store.reports.reports(0, BUCKET, 10)
 
-    await rollup_store.confirm_reports(0, BUCKET, {field: text + "1" for field, text in entries.items()})
-    assert await rollup_store.reports(0, BUCKET, 10) == (checkpoint(5), entries)
-    assert await rollup_store.report_buckets(0) == (checkpoint(5), [BUCKET])
-    await rollup_store.confirm_reports(0, BUCKET, entries)
-    assert await rollup_store.reports(0, BUCKET, 10) == (checkpoint(5), {})
-    assert await rollup_store.report_buckets(0) == (checkpoint(5), [])
+    await rollup_store.reports.confirm_reports(0, BUCKET, {field: text + "1" for field, text in entries.items()})
+    assert await rollup_store.reports.reports(0, BUCKET, 10) == (checkpoint(5), entries)
+    assert await rollup_store.reports.report_buckets(0) == (checkpoint(5), [BUCKET])
+    await rollup_store.reports.confirm_reports(0, BUCKET, entries)
+    assert await rollup_store.reports.reports(0, BUCKET, 10) == (checkpoint(5), {})
+    assert await rollup_store.reports.report_buckets(0) == (checkpoint(5), [])
 
 
 @pytest.mark.parametrize("account", ODD_ACCOUNTS)
 async def test_accounts_that_wait_for_a_restatement_are_known_until_it_came(
-    rollup_store: RollupStore, account: str
+    rollup_store: LiveView, account: str
 ) -> None:
     """And what it replaces goes with all that belongs to it, before what it says is written under the same names."""
     first = await started(rollup_store)
@@ -246,11 +250,11 @@ async def test_accounts_that_wait_for_a_restatement_are_known_until_it_came(
     waits = AccountState(
         pending=PendingCut(position=9, from_ms=0, requested_ms=-60_000, binding=binding, later=(binding,))
     )
-    await rollup_store.commit(0, first, changes(5, account)._replace(accounts={account: waits}))
-    assert await rollup_store.restating(0, 5) == (checkpoint(5), {account: waits})
-    assert await rollup_store.restating(1, 5) == (None, {})
-    assert await rollup_store.restating_among(0, ["nobody", account]) == {account: waits}
-    assert await rollup_store.restating_among(0, []) == {}
+    await rollup_store.state.commit(0, first, changes(5, account)._replace(accounts={account: waits}))
+    assert await rollup_store.accounts.restating(0, 5) == (checkpoint(5), {account: waits})
+    assert await rollup_store.accounts.restating(1, 5) == (None, {})
+    assert await rollup_store.accounts.restating_among(0, ["nobody", account]) == {account: waits}
+    assert await rollup_store.accounts.restating_among(0, []) == {}
 
     after = AccountState(bindings=(binding,), restatements=(Restatement(0, BUCKET),))
     key = TotalKey(account, 0)
@@ -263,30 +267,32 @@ async def test_accounts_that_wait_for_a_restatement_are_known_until_it_came(
         due={key: 77},
         accounts={account: after},
     )
-    await rollup_store.commit(0, checkpoint(5), cut)
+    await rollup_store.state.commit(0, checkpoint(5), cut)
 
-    assert await rollup_store.restating(0, 5) == (checkpoint(6), {})
-    assert await rollup_store.restating_among(0, [account]) == {}
+    assert await rollup_store.accounts.restating(0, 5) == (checkpoint(6), {})
+    assert await rollup_store.accounts.restating_among(0, [account]) == {}
     wanted = ReadRequest(
         totals=[key], uniques={UniqueKey(account, "users", 0): [11, 12]}, accounts=[account], due_max=5
     )
-    view = await rollup_store.read(0, checkpoint(6), wanted)
+    view = await rollup_store.state.read(0, checkpoint(6), wanted)
     assert view.totals == {key: {"tokens": "3"}}
     assert view.uniques == {UniqueKey(account, "users", 0): {12}}
     assert (view.accounts, view.due) == ({account: after}, [DueTotal(77, key)])
     known = {account: after, "nobody": AccountState()}
-    assert await rollup_store.accounts(0, [account, "nobody"]) == (checkpoint(6), known)
-    assert await rollup_store.accounts(1, [account]) == (None, {account: AccountState()})
-    assert await rollup_store.ranking(0, RankingKey("tokens", 0), 5) == [(account, 3)]
+    assert await rollup_store.accounts.accounts(0, [account, "nobody"]) == (checkpoint(6), known)
+    assert await rollup_store.accounts.accounts(1, [account]) == (None, {account: AccountState()})
+    assert await rollup_store.totals.ranking(0, RankingKey("tokens", 0), 5) == [(account, 3)]
 
 
-async def test_expired_marks_are_gone(rollup_store: RollupStore) -> None:
+async def test_expired_marks_are_gone(rollup_store: LiveView) -> None:
     """By stream time, in the commit; no server's clock decides what a duplicate is."""
     first = await started(rollup_store)
-    await rollup_store.commit(0, first, changes(5))
-    await rollup_store.commit(0, checkpoint(5), Changes(checkpoint=checkpoint(6), expired_marks=[MarkKey(0, 5)]))
+    await rollup_store.state.commit(0, first, changes(5))
+    await rollup_store.state.commit(0, checkpoint(5), Changes(checkpoint=checkpoint(6), expired_marks=[MarkKey(0, 5)]))
 
-    assert (await rollup_store.read(0, checkpoint(6), ReadRequest(marks={MarkKey(0, 5): [1]}))).marks == frozenset()
+    assert (
+        await rollup_store.state.read(0, checkpoint(6), ReadRequest(marks={MarkKey(0, 5): [1]}))
+    ).marks == frozenset()
 
 
 def deferred(position: int, account: str, stream_time_ms: int = BUCKET) -> Deferred:
@@ -297,44 +303,44 @@ def deferred(position: int, account: str, stream_time_ms: int = BUCKET) -> Defer
 
 
 @pytest.mark.parametrize("account", ODD_ACCOUNTS)
-async def test_deferred_events_wait_in_order_until_they_are_judged(rollup_store: RollupStore, account: str) -> None:
+async def test_deferred_events_wait_in_order_until_they_are_judged(rollup_store: LiveView, account: str) -> None:
     """What the resolver reads, what the fold reads back, and what a usage answer says of one account and of all."""
     first = await started(rollup_store)
     entries = [deferred((9 << 40) + 1, account, BUCKET + 7), deferred(2, "other"), deferred(10, account, BUCKET + 5)]
-    await rollup_store.commit(0, first, Changes(checkpoint=checkpoint(5), deferred=entries))
+    await rollup_store.state.commit(0, first, Changes(checkpoint=checkpoint(5), deferred=entries))
 
     in_order = [entries[1], entries[2], entries[0]]
-    assert await rollup_store.deferred(0, 10) == (checkpoint(5), in_order)
-    assert await rollup_store.deferred(0, 2) == (checkpoint(5), in_order[:2])
-    assert await rollup_store.deferred(0, 1, {2, 10, 77}) == (checkpoint(5), [entries[0]])
-    assert await rollup_store.deferred(0, 1, {10}) == (checkpoint(5), [entries[1]])
-    assert await rollup_store.deferred(1, 2) == (None, [])
-    assert await rollup_store.waiting(0) == (checkpoint(5), Waiting(3, BUCKET))
-    assert await rollup_store.waiting(0, account) == (checkpoint(5), Waiting(2, BUCKET + 5))
-    assert await rollup_store.waiting(0, "nobody") == (checkpoint(5), Waiting())
-    view = await rollup_store.read(0, checkpoint(5), ReadRequest(deferred=[10, 11]))
+    assert await rollup_store.deferred.deferred(0, 10) == (checkpoint(5), in_order)
+    assert await rollup_store.deferred.deferred(0, 2) == (checkpoint(5), in_order[:2])
+    assert await rollup_store.deferred.deferred(0, 1, {2, 10, 77}) == (checkpoint(5), [entries[0]])
+    assert await rollup_store.deferred.deferred(0, 1, {10}) == (checkpoint(5), [entries[1]])
+    assert await rollup_store.deferred.deferred(1, 2) == (None, [])
+    assert await rollup_store.deferred.waiting(0) == (checkpoint(5), Waiting(3, BUCKET))
+    assert await rollup_store.deferred.waiting(0, account) == (checkpoint(5), Waiting(2, BUCKET + 5))
+    assert await rollup_store.deferred.waiting(0, "nobody") == (checkpoint(5), Waiting())
+    view = await rollup_store.state.read(0, checkpoint(5), ReadRequest(deferred=[10, 11]))
     assert view.deferred == {10: entries[2]}
 
     for at in (5, 6):
-        await rollup_store.commit(0, checkpoint(at), Changes(checkpoint=checkpoint(at + 1), judged=in_order[:2]))
-    assert await rollup_store.deferred(0, 10) == (checkpoint(7), [entries[0]])
-    assert await rollup_store.waiting(0, account) == (checkpoint(7), Waiting(1, BUCKET + 7))
-    assert await rollup_store.waiting(0, "other") == (checkpoint(7), Waiting())
+        await rollup_store.state.commit(0, checkpoint(at), Changes(checkpoint=checkpoint(at + 1), judged=in_order[:2]))
+    assert await rollup_store.deferred.deferred(0, 10) == (checkpoint(7), [entries[0]])
+    assert await rollup_store.deferred.waiting(0, account) == (checkpoint(7), Waiting(1, BUCKET + 7))
+    assert await rollup_store.deferred.waiting(0, "other") == (checkpoint(7), Waiting())
 
 
-async def test_an_emptied_store_is_told_from_a_moved_checkpoint(rollup_store: RollupStore, valkey: LocalValkey) -> None:
+async def test_an_emptied_store_is_told_from_a_moved_checkpoint(rollup_store: LiveView, valkey: LocalValkey) -> None:
     """The remedy is another one, so the error is."""
     first = await started(rollup_store)
-    if isinstance(rollup_store, FakeRollupStore):
-        rollup_store.empty()
+    if isinstance(rollup_store, FakeLiveView):
+        rollup_store.server.empty()
     else:
-        assert isinstance(rollup_store, RedisRollupStore)
-        await asyncio.to_thread(rollup_store.server.run, [("DEL", rollup_store.keys(0).checkpoint)])
+        assert isinstance(rollup_store, RedisLiveView)
+        await asyncio.to_thread(rollup_store.keyspace.server.run, [("DEL", rollup_store.keyspace.keys(0).checkpoint)])
 
     with pytest.raises(OperatorNeeded, match="gone"):
-        await rollup_store.read(0, first, ReadRequest())
+        await rollup_store.state.read(0, first, ReadRequest())
     with pytest.raises(OperatorNeeded, match="gone"):
-        await rollup_store.commit(0, first, changes(5))
+        await rollup_store.state.commit(0, first, changes(5))
 
 
 # What only the real server can show

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.local.valkey import LocalValkey
 from schemas.errors import Fenced
+from schemas.live_view import LiveView
 from schemas.periods import AccountState
-from schemas.rebuild import GenerationStore
 from schemas.rollup import (
     BucketField,
     Changes,
@@ -23,18 +23,17 @@ from schemas.rollup import (
     MarkKey,
     RankingKey,
     ReadRequest,
-    RollupStore,
     TotalKey,
     UniqueKey,
 )
 from schemas.snapshots import Snapshot, SnapshotStore
 from sinks.clickhouse.fake_snapshots import FakeSnapshots
 from sinks.clickhouse.snapshots import ClickHouseSnapshots
-from sinks.redis import snapshots
+from sinks.redis import copies
 from sinks.redis.client import Command, Connection
-from sinks.redis.fake import FakeRollupStore
-from sinks.redis.snapshots import CHUNK_CHARACTERS
-from sinks.redis.writer import RedisRollupStore
+from sinks.redis.copies import CHUNK_CHARACTERS
+from sinks.redis.fake import FakeLiveView
+from sinks.redis.view import RedisLiveView
 from tests.conformance.rollup_states import checkpoint
 
 NAMES = ["acme", "ä ö", "a:b*c?[d]\\", "\U0001f600", 'quo"te']
@@ -43,9 +42,9 @@ DEFERRED = Deferred(9 << 16, 5, "acme", "p", "t", "s", 1, '{"id":"p"}', False, (
 
 
 @pytest.fixture
-def store(rollup_store: RollupStore) -> GenerationStore:
+def store(rollup_store: LiveView) -> LiveView:
     """An empty store: the fake, then the service."""
-    assert isinstance(rollup_store, FakeRollupStore | RedisRollupStore)
+    assert isinstance(rollup_store, FakeLiveView | RedisLiveView)
     return rollup_store
 
 
@@ -80,14 +79,14 @@ def everything(many: int) -> Changes:
     )
 
 
-async def filled(store: GenerationStore, many: int = 12_000) -> tuple[Checkpoint, list[str]]:
+async def filled(store: LiveView, many: int = 12_000) -> tuple[Checkpoint, list[str]]:
     """A live state, and its copy."""
-    await store.create_checkpoint(0, at(0, 1))
-    await store.commit(0, at(0, 1), everything(many))
-    return at(5, 1), [chunk async for chunk in store.snapshot(0, at(5, 1))]
+    await store.state.create_checkpoint(0, at(0, 1))
+    await store.state.commit(0, at(0, 1), everything(many))
+    return at(5, 1), [chunk async for chunk in store.copies.snapshot(0, at(5, 1))]
 
 
-async def seen(store: GenerationStore, generation: int) -> tuple[object, ...]:
+async def seen(store: LiveView, generation: int) -> tuple[object, ...]:
     """All that the store says of everything."""
     changes = everything(12_000)
     request = ReadRequest(
@@ -95,87 +94,87 @@ async def seen(store: GenerationStore, generation: int) -> tuple[object, ...]:
         uniques=changes.uniques, accounts=NAMES, deferred=[DEFERRED.position],
     )  # fmt: skip
     return (
-        await store.read(0, at(5, generation), request),
-        sorted((await store.dirty(0, 100))[1]),
-        await store.duplicates(0, 100_000),
-        (await store.report_buckets(0))[1],
-        (await store.deferred(0, 10))[1],
-        (await store.waiting(0, "acme"))[1],
-        await store.ranking(0, RankingKey("tokens", 0), 10),
-        sorted((await store.total_keys(0, 0, 1_000))[1]),
+        await store.state.read(0, at(5, generation), request),
+        sorted((await store.outbox.dirty(0, 100))[1]),
+        await store.outbox.duplicates(0, 100_000),
+        (await store.reports.report_buckets(0))[1],
+        (await store.deferred.deferred(0, 10))[1],
+        (await store.deferred.waiting(0, "acme"))[1],
+        await store.totals.ranking(0, RankingKey("tokens", 0), 10),
+        sorted((await store.totals.total_keys(0, 0, 1_000))[1]),
     )
 
 
-async def test_state_that_was_copied_into_another_generation_is_the_same(store: GenerationStore) -> None:
+async def test_state_that_was_copied_into_another_generation_is_the_same(store: LiveView) -> None:
     live, chunks = await filled(store)
     before = await seen(store, 1)
-    await store.begin_rebuild(2)
+    await store.rebuilds.begin_rebuild(2)
     built = store.built(2)
-    await built.begin_restore(0, "one")
+    await built.copies.begin_restore(0, "one")
     for chunk in chunks:
-        await built.take_in(0, "one", [chunk])
-    await built.take_in(0, "one", chunks)
-    assert await built.load_checkpoint(0) is None
-    await built.end_restore(0, "one", at(5, 2))
+        await built.copies.take_in(0, "one", [chunk])
+    await built.copies.take_in(0, "one", chunks)
+    assert await built.state.load_checkpoint(0) is None
+    await built.copies.end_restore(0, "one", at(5, 2))
     await built.close()
 
     assert await seen(store, 1) == before
-    assert await store.swap(0, live, at(5, 2))
+    assert await store.generations.swap(0, live, at(5, 2))
     assert await seen(store, 2) == before
 
 
 async def test_state_that_is_taken_in_by_many_steps_is_the_same(
-    store: GenerationStore, monkeypatch: pytest.MonkeyPatch
+    store: LiveView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As chunks of any size are: what one step holds is bounded."""
-    monkeypatch.setattr(snapshots, "BYTES_AT_ONCE", 1_000)
+    monkeypatch.setattr(copies, "BYTES_AT_ONCE", 1_000)
 
     await test_state_that_was_copied_into_another_generation_is_the_same(store)
 
 
-async def test_copy_of_a_state_that_moved_is_refused(store: GenerationStore) -> None:
+async def test_copy_of_a_state_that_moved_is_refused(store: LiveView) -> None:
     """At its start or in the middle: half of one state and half of another is none."""
     live, _ = await filled(store)
     with pytest.raises(Fenced):
-        [_ async for _ in store.snapshot(0, at(4, 1))]
+        [_ async for _ in store.copies.snapshot(0, at(4, 1))]
 
-    walk = store.snapshot(0, live)
+    walk = store.copies.snapshot(0, live)
     assert await anext(walk)
-    await store.commit(0, live, Changes(checkpoint=at(6, 1)))
+    await store.state.commit(0, live, Changes(checkpoint=at(6, 1)))
     with pytest.raises(Fenced):
         [_ async for _ in walk]
 
 
-async def test_restore_that_was_cut_short_is_begun_anew_and_its_owner_is_fenced(store: GenerationStore) -> None:
+async def test_restore_that_was_cut_short_is_begun_anew_and_its_owner_is_fenced(store: LiveView) -> None:
     """What the first one took in is gone, and it can neither add to the second nor finish it."""
     _, chunks = await filled(store)
     built = store.built(2)
-    await built.begin_restore(0, "one")
-    await built.take_in(0, "one", chunks)
-    await built.begin_restore(0, "two")
+    await built.copies.begin_restore(0, "one")
+    await built.copies.take_in(0, "one", chunks)
+    await built.copies.begin_restore(0, "two")
     with pytest.raises(Fenced):
-        await built.take_in(0, "one", chunks)
+        await built.copies.take_in(0, "one", chunks)
     with pytest.raises(Fenced):
-        await built.end_restore(0, "one", at(5, 2))
-    await built.end_restore(0, "two", at(5, 2))
+        await built.copies.end_restore(0, "one", at(5, 2))
+    await built.copies.end_restore(0, "two", at(5, 2))
 
-    assert (await built.dirty(0, 100)) == (at(5, 2), [])
-    assert (await built.total_keys(0, 0, 100))[1] == []
+    assert (await built.outbox.dirty(0, 100)) == (at(5, 2), [])
+    assert (await built.totals.total_keys(0, 0, 100))[1] == []
     with pytest.raises(Fenced):
-        await built.begin_restore(0, "three")
+        await built.copies.begin_restore(0, "three")
     with pytest.raises(Fenced):
-        await built.take_in(0, "two", chunks)
+        await built.copies.take_in(0, "two", chunks)
     await built.close()
-    assert len((await store.dirty(0, 100))[1]) == len(NAMES)
+    assert len((await store.outbox.dirty(0, 100))[1]) == len(NAMES)
 
 
-async def test_store_of_ones_own_is_forgotten_whole(store: GenerationStore) -> None:
+async def test_store_of_ones_own_is_forgotten_whole(store: LiveView) -> None:
     await filled(store, 10)
-    await store.forget(0)
-    await store.forget(0)
+    await store.generations.forget(0)
+    await store.generations.forget(0)
 
-    assert await store.load_checkpoint(0) is None
-    assert (await store.total_keys(0, 0, 100))[1] == []
+    assert await store.state.load_checkpoint(0) is None
+    assert (await store.totals.total_keys(0, 0, 100))[1] == []
 
 
 async def test_only_complete_snapshots_are_seen_and_only_kept_ones_stay(kept: SnapshotStore) -> None:
@@ -209,22 +208,22 @@ async def test_only_complete_snapshots_are_seen_and_only_kept_ones_stay(kept: Sn
 
 async def test_every_key_of_the_state_is_in_the_copy(valkey: LocalValkey) -> None:
     """Also those that relays took away in the middle: what is left of a dropped bucket is dropped again."""
-    store = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    store = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
     _, chunks = await filled(store)
-    keys = store.keys(0)
+    keys = store.keyspace.keys(0)
     built = store.built(2)
-    await built.begin_restore(0, "one")
-    await built.take_in(0, "one", chunks)
-    there = built.keys(0)
-    await asyncio.to_thread(store.server.run, [("UNLINK", there.cells(0))])
-    await built.end_restore(0, "one", at(5, 2))
+    await built.copies.begin_restore(0, "one")
+    await built.copies.take_in(0, "one", chunks)
+    there = built.keyspace.keys(0)
+    await asyncio.to_thread(store.keyspace.server.run, [("UNLINK", there.cells(0))])
+    await built.copies.end_restore(0, "one", at(5, 2))
 
-    (names,) = await asyncio.to_thread(store.server.run, [("KEYS", f"{store.namespace}:*")])
+    (names,) = await asyncio.to_thread(store.keyspace.server.run, [("KEYS", f"{store.keyspace.namespace}:*")])
     live = {name.removeprefix(keys.prefix) for name in names if not name.startswith(there.prefix)}
     copied = {name.removeprefix(there.prefix) for name in names if name.startswith(there.prefix)}
     assert live - copied == {"cells:0", "dirty:0"}
     assert copied <= live
-    _, dirty = await built.dirty(0, 100)
+    _, dirty = await built.outbox.dirty(0, 100)
     assert {cell.key.bucket_ms for cell in dirty} == {HOUR}
     assert all(isinstance(cell, DirtyCell) for cell in dirty)
     await built.close()
@@ -233,9 +232,9 @@ async def test_every_key_of_the_state_is_in_the_copy(valkey: LocalValkey) -> Non
 
 async def test_no_chunk_is_larger_than_promised(valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sets of integers answer whole, and many of them stand on one page of keys; some items are whole events."""
-    store = RedisRollupStore(valkey.url, namespace=uuid.uuid4().hex)
+    store = RedisLiveView(valkey.url, namespace=uuid.uuid4().hex)
     large = 3 * CHUNK_CHARACTERS
-    await store.create_checkpoint(0, at(0, 1))
+    await store.state.create_checkpoint(0, at(0, 1))
     state = Changes(
         checkpoint=at(5, 1),
         marks={MarkKey(0, bucket): range(bucket << 32, (bucket << 32) + 16_384) for bucket in range(30)},
@@ -244,7 +243,7 @@ async def test_no_chunk_is_larger_than_promised(valkey: LocalValkey, monkeypatch
         duplicates=[Duplicate(number, "acme", "d", "t", "s", 1, "x" * 1_000, 2) for number in range(1_000)]
         + [Duplicate(5_000, "acme", "d", "t", "s", 1, "x" * large, 2)],
     )
-    await store.commit(0, at(0, 1), state)
+    await store.state.commit(0, at(0, 1), state)
     read: list[int] = []
     run = Connection.run
 
@@ -255,7 +254,7 @@ async def test_no_chunk_is_larger_than_promised(valkey: LocalValkey, monkeypatch
         return answers
 
     monkeypatch.setattr(Connection, "run", counting)
-    sizes = [len(chunk) async for chunk in store.snapshot(0, at(5, 1))]
+    sizes = [len(chunk) async for chunk in store.copies.snapshot(0, at(5, 1))]
     await store.close()
 
     assert len(sizes) > 50

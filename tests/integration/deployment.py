@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final, Self
 from pipeline.commands.operations import quarantine_entry
 from pipeline.ingest.router import ROUTER_GROUP
 from pipeline.local.processes import die_with_parent
-from pipeline.open import Base, apply_meter_set, open_base, open_rollup_store
+from pipeline.open import Base, apply_meter_set, open_base, open_live_view
 from pipeline.rollup.replay_counter import FileWitness
 from pipeline.settings import Settings, load_settings
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, Record
@@ -27,7 +27,7 @@ from schemas.meters import MeterSet
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
-from sinks.redis.writer import RedisRollupStore
+from sinks.redis.view import RedisLiveView
 from tests.traffic.generate import METER_SET, TrafficRecord
 
 ROOT: Final = Path(__file__).parents[2]
@@ -187,12 +187,12 @@ class Deployment:
         self.partitions = range(self.settings.partitions)
         self.roles: dict[str, Role] = {}
         self.base: Base
-        self.store: RedisRollupStore
+        self.store: RedisLiveView
         self._keeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self.base = await open_base(self.settings)
-        self.store = open_rollup_store(self.settings)
+        self.store = open_live_view(self.settings)
         await apply_meter_set(self.base, MeterSet.model_validate(self.meter_set))
         self._keeper = asyncio.create_task(self._keep())
         return self
@@ -242,7 +242,7 @@ class Deployment:
 
     async def folded(self) -> dict[int, int]:
         """The next offset of each partition's checkpoint, 0 where there is none."""
-        checkpoints = {partition: await self.store.load_checkpoint(partition) for partition in self.partitions}
+        checkpoints = {partition: await self.store.state.load_checkpoint(partition) for partition in self.partitions}
         return {partition: checkpoint.next_offset if checkpoint else 0 for partition, checkpoint in checkpoints.items()}
 
     async def ends(self, topic: str = EVENTS_TOPIC) -> dict[int, int]:
@@ -276,7 +276,7 @@ class Deployment:
             positions = await hourly.load_relayed()
             if not _covers({partition: each.next_offset for partition, each in positions.items()}, ends):
                 return False
-            return not any([await self.store.duplicates(partition, 1) for partition in self.partitions])
+            return not any([await self.store.outbox.duplicates(partition, 1) for partition in self.partitions])
 
         try:
             await self.until(archived, f"archived up to {ends}")
@@ -285,10 +285,10 @@ class Deployment:
             await clickhouse.close()
 
     async def _cut(self) -> bool:
-        return not any([(await self.store.restating(partition, 1))[1] for partition in self.partitions])
+        return not any([(await self.store.accounts.restating(partition, 1))[1] for partition in self.partitions])
 
     async def _judged(self) -> bool:
-        return not any([(await self.store.waiting(partition))[1].events for partition in self.partitions])
+        return not any([(await self.store.deferred.waiting(partition))[1].events for partition in self.partitions])
 
     async def _routed(self) -> bool:
         log = self.base.log

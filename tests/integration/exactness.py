@@ -146,11 +146,11 @@ async def redis_totals(deployment: Deployment) -> dict[tuple[str, str, int], int
     for partition in deployment.partitions:
         cursor, keys = 0, set[TotalKey]()
         while True:
-            cursor, some = await deployment.store.total_keys(partition, cursor, 1000)
+            cursor, some = await deployment.store.totals.total_keys(partition, cursor, 1000)
             keys.update(some)
             if cursor == 0:
                 break
-        _, read = await deployment.store.account_totals(partition, sorted(keys))
+        _, read = await deployment.store.totals.account_totals(partition, sorted(keys))
         for key, fields in read.items():
             for meter, text in fields.items():
                 totals[key.account, meter, key.period_start_ms] = parse_value(text).minor
@@ -161,7 +161,7 @@ async def redis_counters(deployment: Deployment) -> dict[tuple[int, str], int]:
     """The counters of every checkpoint by (partition, outcome)."""
     counters: dict[tuple[int, str], int] = {}
     for partition in deployment.partitions:
-        checkpoint = await deployment.store.load_checkpoint(partition)
+        checkpoint = await deployment.store.state.load_checkpoint(partition)
         assert checkpoint is not None
         assert checkpoint.counters.conserved
         counters.update({(partition, name): value for name, value in checkpoint.counters._asdict().items()})

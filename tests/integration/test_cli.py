@@ -18,7 +18,7 @@ import yaml
 
 from oracle.rules import partition_of
 from pipeline.local.processes import die_with_parent, free_port
-from pipeline.open import DEFAULT_METER_SET, open_base, open_clickhouse_store, open_rollup_store
+from pipeline.open import DEFAULT_METER_SET, open_base, open_clickhouse_store, open_live_view
 from pipeline.settings import Settings, load_settings
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from tests.integration.deployment import COMMAND_S, clean_environment, tidemark, until
@@ -78,14 +78,14 @@ class RunningDev(NamedTuple):
 
     async def _counted(self) -> dict[str, int]:
         settings = self.settings()
-        base, store = await open_base(settings, create=False), open_rollup_store(settings)
+        base, store = await open_base(settings, create=False), open_live_view(settings)
         ends = {each: (await base.log.bounds(EVENTS_TOPIC, each)).next for each in range(settings.partitions)}
         sums: dict[str, int] = {}
 
         async def folded() -> bool:
             sums.clear()
             for partition, end in ends.items():
-                checkpoint = await store.load_checkpoint(partition)
+                checkpoint = await store.state.load_checkpoint(partition)
                 if checkpoint is None or checkpoint.next_offset < end:
                     return False
                 for name, value in checkpoint.counters._asdict().items():

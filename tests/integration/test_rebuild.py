@@ -80,7 +80,7 @@ async def built_further(deployment: Deployment, before: int) -> int:
         nonlocal reached
         built = deployment.store.built(2)
         try:
-            checkpoints = [await built.load_checkpoint(partition) for partition in deployment.partitions]
+            checkpoints = [await built.state.load_checkpoint(partition) for partition in deployment.partitions]
         finally:
             await built.close()
         reached = sum(checkpoint.next_offset for checkpoint in checkpoints if checkpoint)

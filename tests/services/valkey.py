@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 
 from pipeline.local.valkey import LocalValkey
-from schemas.rollup import RollupStore
-from sinks.redis.fake import FakeRollupStore
-from sinks.redis.writer import RedisRollupStore
+from schemas.live_view import LiveView
+from sinks.redis.fake import FakeLiveView
+from sinks.redis.view import RedisLiveView
 
 
 @pytest.fixture(scope="session")
@@ -22,11 +22,11 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalValkey]:
 
 
 @pytest_asyncio.fixture(params=["fake", "service"])
-async def rollup_store(request: pytest.FixtureRequest, valkey: LocalValkey) -> AsyncIterator[RollupStore]:
+async def rollup_store(request: pytest.FixtureRequest, valkey: LocalValkey) -> AsyncIterator[LiveView]:
     """An empty rollup store: the in-memory fake, then Redis in a namespace of its own."""
     if request.param == "fake":
-        yield FakeRollupStore()
+        yield FakeLiveView()
         return
-    store = RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    store = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
     yield store
     await store.close()

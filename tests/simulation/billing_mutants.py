@@ -21,7 +21,7 @@ from tests.simulation.mutant import Method, Mutant, inner
 
 def _delta_at_publishing(original: Method) -> Method:
     async def relay(self: ReportRelay, partition: int) -> int:
-        totals = inner(self._store)._at(partition).totals
+        totals = inner(self._reports)._server.at(partition).totals
         made = vars(pipeline.rollup.relays)["intent_of"]
 
         def intent_of(checkpoint: Any, start_ms: int, end_ms: int, field: str, text: str, state: Any) -> Any:
@@ -39,7 +39,7 @@ def _delta_at_publishing(original: Method) -> Method:
 
 def _reports_forgotten_first(original: Method) -> Method:
     async def publish(self: ReportRelay, partition: int, intents: Any) -> int:
-        held = inner(self._store)._at(partition)
+        held = inner(self._reports)._server.at(partition)
         for each in intents:
             field = report_field(ReportKey(each.period_start_ms, each.meter, each.account))
             held.reports.pop(BucketField(each.bucket_start_ms, field), None)

@@ -34,7 +34,7 @@ from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from simulation.traffic import ORIGIN_MS
 from sinks.clickhouse.fake import FakeClickHouse
-from sinks.redis.fake import FakeRollupStore
+from sinks.redis.fake import FakeOutbox, FakeServer
 from tests.simulation.billing_mutants import BILLING
 from tests.simulation.late_binding_mutants import LATE_BINDINGS
 from tests.simulation.mutant import RUNS_MAX, Method, Mutant, inner, runs_to_catch
@@ -72,7 +72,7 @@ def _increments_outside_the_commit(original: Method) -> Method:
             # A restatement says totals of which the cache knows nothing.
             await original(self, partition, checkpoint, changes)
             return
-        stored = inner(self._store)._at(partition).totals
+        stored = inner(self._store)._server.at(partition).totals
         for key, fields in changes.totals.items():
             seen, now = self._caches[partition]._totals[key], stored.setdefault(key, {})
             for meter, text in fields.items():
@@ -108,15 +108,15 @@ def _router_commits_first(original: Method) -> Method:
 
 
 def _believes_anything(_original: Any) -> Any:
-    def believe(self: FakeRollupStore, partition: int, _believed: Any) -> Any:
-        return self._at(partition)
+    def believe(self: FakeServer, partition: int, _believed: Any) -> Any:
+        return self.at(partition)
 
     return believe
 
 
 def _marks_first(original: Method) -> Method:
     async def commit(self: RollupProcessor, partition: int, checkpoint: Any, changes: Any) -> None:
-        held = inner(self._store)._at(partition)
+        held = inner(self._store)._server.at(partition)
         for key, members in changes.marks.items():
             held.marks.setdefault(key, set()).update(members)
         await original(self, partition, checkpoint, changes)
@@ -125,23 +125,23 @@ def _marks_first(original: Method) -> Method:
 
 
 def _forgets_all_dirty(_original: Method) -> Method:
-    async def confirm_dirty(self: FakeRollupStore, partition: int, _relayed: Any) -> None:
-        self._at(partition).dirty.clear()
+    async def confirm_dirty(self: FakeOutbox, partition: int, _relayed: Any) -> None:
+        self._server.at(partition).dirty.clear()
 
     return confirm_dirty
 
 
 def _forgets_moved_dirty(_original: Method) -> Method:
-    async def confirm_dirty(self: FakeRollupStore, partition: int, relayed: Any) -> None:
+    async def confirm_dirty(self: FakeOutbox, partition: int, relayed: Any) -> None:
         for cell in relayed:
-            self._at(partition).dirty.pop(cell.key, None)
+            self._server.at(partition).dirty.pop(cell.key, None)
 
     return confirm_dirty
 
 
 def _forgets_all_duplicates(_original: Method) -> Method:
-    async def confirm_duplicates(self: FakeRollupStore, partition: int, _positions: Any) -> None:
-        self._at(partition).duplicates.clear()
+    async def confirm_duplicates(self: FakeOutbox, partition: int, _positions: Any) -> None:
+        self._server.at(partition).duplicates.clear()
 
     return confirm_duplicates
 
@@ -165,7 +165,7 @@ def _starts_from_nothing(original: Method) -> Method:
         settings, self._settings = self._settings, self._settings._replace(replay_from_start=True)
         checkpoint = await original(self, partition, committed)
         self._settings = settings
-        checkpoint = inner(self._store)._at(partition).checkpoint = msgspec.structs.replace(
+        checkpoint = inner(self._store)._server.at(partition).checkpoint = msgspec.structs.replace(
             checkpoint, next_offset=committed
         )
         return checkpoint
@@ -253,17 +253,17 @@ def _quarantine_may_fail(original: Method) -> Method:
     return quarantine
 
 
-_PLAN, _ROLLUP, _STORE = aggregators.flush_plan, pipeline.rollup.processor, FakeRollupStore
+_PLAN, _ROLLUP, _OUTBOX = aggregators.flush_plan, pipeline.rollup.processor, FakeOutbox
 MUTANTS: Final = (
     Mutant("start at the group's committed offset", RollupProcessor, "start_offset", _starts_at_committed),
     Mutant("commit the offset before the state", RollupProcessor, "start_offset", _commits_offset_first),
     Mutant("increment outside the commit", RollupProcessor, "_commit", _increments_outside_the_commit),
     Mutant("router commits its offset before its appends", RouterProcessor, "step", _router_commits_first),
-    Mutant("skip the checkpoint", _STORE, "_believe", _believes_anything),
+    Mutant("skip the checkpoint", FakeServer, "believe", _believes_anything),
     Mutant("write marks before the commit", RollupProcessor, "_commit", _marks_first),
-    Mutant("forget a dirty entry", _STORE, "confirm_dirty", _forgets_all_dirty),
-    Mutant("delete a dirty entry whose version moved", _STORE, "confirm_dirty", _forgets_moved_dirty),
-    Mutant("forget a duplicate", _STORE, "confirm_duplicates", _forgets_all_duplicates),
+    Mutant("forget a dirty entry", _OUTBOX, "confirm_dirty", _forgets_all_dirty),
+    Mutant("delete a dirty entry whose version moved", _OUTBOX, "confirm_dirty", _forgets_moved_dirty),
+    Mutant("forget a duplicate", _OUTBOX, "confirm_duplicates", _forgets_all_duplicates),
     Mutant("dedup key with timestamp", _ROLLUP, "scan", _identity_with_time),
     Mutant("dedup key without account", _PLAN, "mark", lambda mark: lambda key, _account, name: mark(key, "", name)),
     Mutant("<= at a period's end", _PLAN, "period_at", lambda made: lambda state, at_ms: made(state, at_ms - 1)),

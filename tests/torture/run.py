@@ -222,7 +222,7 @@ class Torture:
         async def read() -> bool:
             checkpoints.clear()
             for partition in deployment.partitions:
-                checkpoint = await deployment.store.load_checkpoint(partition)
+                checkpoint = await deployment.store.state.load_checkpoint(partition)
                 if checkpoint is not None:
                     checkpoints[partition] = checkpoint
             return True
@@ -325,7 +325,7 @@ class Torture:
 
         async def reported() -> bool:
             for partition in deployment.partitions:
-                checkpoint, buckets = await deployment.store.report_buckets(partition)
+                checkpoint, buckets = await deployment.store.reports.report_buckets(partition)
                 if checkpoint is None or checkpoint.stream_time_ms < boundary_ms:
                     return False
                 if any(bucket + REPORT_INTERVAL_MS <= boundary_ms for bucket in buckets):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from pipeline.logs.control_records import append_control, append_everywhere, ensure_deployment
 from pipeline.logs.fake import FakeLog
 from pipeline.rollup.processor import RollupProcessor, RollupSettings
+from pipeline.rollup.relays import HourlyRelay
 from pipeline.settings import Settings
+from schemas.analytics import HourlyStore
 from schemas.control import Control, MeterSetRecord
+from schemas.live_view import LiveView
 from schemas.log import EVENTS_TOPIC, Record
 from schemas.meters import MeterSet
-from schemas.rollup import RollupStore
-from sinks.redis.fake import FakeRollupStore
+from sinks.redis.fake import FakeLiveView
 
 SECRET = b"a secret of thirty-two characters"
 
@@ -33,13 +35,22 @@ class ManualClock:
         await asyncio.sleep(0)
 
 
+# The stores of a view.
+STORES: Final = frozenset(name for name, value in vars(LiveView).items() if isinstance(value, property))
+
+
+def hourly_relay(view: LiveView, hourly: HourlyStore, cells_max: int = 50_000) -> HourlyRelay:
+    """The relay of a view to ClickHouse."""
+    return HourlyRelay(view.outbox, view.drops, view.deferred, hourly, cells_max)
+
+
 class World:
     """One deployment on fakes. `start` makes the log; records are appended at the clock's time."""
 
-    def __init__(self, now_ms: int, partitions: int = 2, store: RollupStore | None = None) -> None:
+    def __init__(self, now_ms: int, partitions: int = 2, store: LiveView | None = None) -> None:
         self.clock = ManualClock(now_ms)
         self.log = FakeLog(self.clock)
-        self.store: RollupStore = store or FakeRollupStore()
+        self.store: LiveView = store or FakeLiveView()
         self.partitions = partitions
         self.log_id = ""
 
@@ -64,7 +75,7 @@ class World:
 
     def rollup(self, settings: RollupSettings | None = None) -> RollupProcessor:
         """A new worker process on the same stores."""
-        return RollupProcessor(self.log, self.store, self.clock, SECRET, settings)
+        return RollupProcessor(self.log, self.store.state, self.clock, SECRET, settings)
 
     async def fold_all(self, processor: RollupProcessor | None = None) -> RollupProcessor:
         """Fold every partition to the log's end."""

@@ -16,6 +16,7 @@ from aggregators.decode import decode
 from aggregators.partitioning import partition_of
 from pipeline.http.api_keys import KeyFile, Role, create_key
 from pipeline.http.app import GatewayDependencies, create_gateway
+from pipeline.http.dependencies import LiveUsage
 from pipeline.settings import Settings
 from schemas.control import Genesis
 from schemas.log import REJECTED_TOPIC, Record
@@ -118,7 +119,7 @@ async def running(tmp_path: Path, world: World | None = None, **changes: Any) ->
         "clock": world.clock,
         "keys": KeyFile(path),
         "meter_set": in_force,
-        "rollup": world.store,
+        "live": LiveUsage(world.store.accounts, world.store.deferred, world.store.totals),
         "usage": clickhouse,
         "hourly": clickhouse,
         **changes,

@@ -55,7 +55,7 @@ async def bind(made: Deployment, **fields: Any) -> None:
 
 async def totals(made: Deployment, meter: str, account: str = EVE) -> dict[int, int]:
     """By the start of the period."""
-    held = made.store._partitions[made.partition(account)].totals
+    held = made.store.server.partitions[made.partition(account)].totals
     found = {
         key.period_start_ms: fields[meter] for key, fields in held.items() if key.account == account and meter in fields
     }
@@ -68,7 +68,7 @@ def neighbour(made: Deployment) -> str:
 
 
 async def state(made: Deployment) -> AccountState:
-    return await made.store.account(made.partition(EVE), EVE)
+    return await made.store.accounts.account(made.partition(EVE), EVE)
 
 
 async def agrees(made: Deployment) -> None:

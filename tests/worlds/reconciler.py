@@ -13,7 +13,7 @@ from pipeline.billing.sender import StripeSender
 from pipeline.ingest.archive import ArchiveProcessor
 from pipeline.logs.control_records import append_everywhere
 from pipeline.rollup.processor import RollupSettings
-from pipeline.rollup.relays import HourlyRelay, ReportRelay
+from pipeline.rollup.relays import ReportRelay
 from pipeline.rollup.resolver import Resolver
 from pipeline.rollup.restater import Restater
 from reconciler.causes import Cause, Pair
@@ -29,10 +29,10 @@ from schemas.reports import Attempt, Intent, MeterEvent, Outcome, OutcomeStatus
 from schemas.rollup import Checkpoint, TotalKey
 from schemas.sink import StripeRejections
 from sinks.clickhouse.fake import FakeClickHouse
-from sinks.redis.fake import FakeRollupStore
+from sinks.redis.fake import FakeLiveView
 from sinks.stripe.fake import FakeStripe
 from tests.traffic.generate import rfc3339
-from tests.worlds.deployment import SECRET, World
+from tests.worlds.deployment import SECRET, World, hourly_relay
 
 NOVEMBER_MS: Final = 1_793_491_200_000
 DECEMBER_MS: Final = NOVEMBER_MS + 30 * DAY_MS
@@ -67,7 +67,7 @@ class Deployment:
     """Two partitions, four accounts mapped to a customer of their own, `cus_ada` … ; everything relays by hand."""
 
     def __init__(self, *, rejections: bool = True) -> None:
-        self.store = FakeRollupStore()
+        self.store = FakeLiveView()
         self.world = World(START_MS, store=self.store)
         self.clock, self.log = self.world.clock, self.world.log
         self.clickhouse = FakeClickHouse()
@@ -75,7 +75,7 @@ class Deployment:
         rejecting: StripeRejections | None = self.stripe if rejections else None
         self.views = Views(self.store, self.clickhouse, self.clickhouse, self.log, self.stripe, rejecting)
         self.policy = ReconcilePolicy(archive_wait_s=1.0, totals_per_read=3)
-        payers = BindingResolver(self.store, self.world.partitions)
+        payers = BindingResolver(self.store.accounts, self.world.partitions)
         self._sender = StripeSender(self.log, self.stripe, payers, self.clock, random.Random(1))
         self.rollup_settings = RollupSettings()
         self._told: dict[int, int] = {}
@@ -144,21 +144,29 @@ class Deployment:
 
     async def resolve(self) -> int:
         """The decisions of a resolver that has just started."""
-        resolver = Resolver(self.log, self.store, self.clickhouse, SECRET)
+        resolver = Resolver(self.log, self.store.deferred, self.store.accounts, self.clickhouse, SECRET)
         return sum([sum(await resolver.resolve(partition)) for partition in range(self.world.partitions)])
 
     async def restatement(self) -> int:
         """The answers to late bindings, of a process that has just started."""
-        restater = Restater(self.log, self.store, self.clickhouse, self.clickhouse, SECRET)
+        restater = Restater(
+            self.log,
+            self.store.accounts,
+            self.store.deferred,
+            self.store.totals,
+            self.clickhouse,
+            self.clickhouse,
+            SECRET,
+        )
         return sum([await restater.restatement(partition) for partition in range(self.world.partitions)])
 
     async def relay(self) -> None:
         for partition in range(self.world.partitions):
-            await HourlyRelay(self.store, self.clickhouse).relay(partition)
+            await hourly_relay(self.store, self.clickhouse).relay(partition)
 
     async def publish(self) -> None:
         for partition in range(self.world.partitions):
-            await ReportRelay(self.store, self.log).relay(partition)
+            await ReportRelay(self.store.reports, self.store.accounts, self.log).relay(partition)
 
     async def send(self) -> None:
         for _ in range(20):
@@ -185,13 +193,13 @@ class Deployment:
         return await reconcile(self.views, self.clock, **options)
 
     async def checkpoint(self, account: str) -> Checkpoint:
-        checkpoint = await self.store.load_checkpoint(self.partition(account))
+        checkpoint = await self.store.state.load_checkpoint(self.partition(account))
         assert checkpoint is not None
         return checkpoint
 
     def totals(self, account: str) -> dict[str, str]:
         """The stored hash of the account's November, to be altered."""
-        return self.store._partitions[self.partition(account)].totals[TotalKey(account, NOVEMBER_MS)]
+        return self.store.server.partitions[self.partition(account)].totals[TotalKey(account, NOVEMBER_MS)]
 
     def sent(self, account: str, event_name: str) -> MeterEvent:
         """A meter event that Stripe holds."""

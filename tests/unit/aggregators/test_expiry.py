@@ -22,7 +22,7 @@ from schemas.log import EVENTS_TOPIC
 from schemas.meters import GRACE_MAX_MS, Policy
 from schemas.periods import AccountState, Binding, Interval
 from schemas.rollup import Changes, Checkpoint, RankingKey, TotalKey
-from sinks.redis.fake import FakeRollupStore
+from sinks.redis.fake import FakeLiveView, FakeServer, FakeState
 from tests.traffic.generate import rfc3339
 from tests.worlds.deployment import SECRET, World
 from tests.worlds.gateway import event, running
@@ -33,11 +33,11 @@ FOR_EVER: Final = {**METER_SET, "policy": {"keep_periods_ms": 36_600 * DAY_MS}}
 PARTITIONS: Final = 2
 
 
-class CountingStore(FakeRollupStore):
+class CountingState(FakeState):
     """Notes how many totals left with each commit."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, server: FakeServer) -> None:
+        super().__init__(server)
         self.retired: list[int] = []
 
     async def commit(self, partition: int, believed: Checkpoint, changes: Changes) -> None:
@@ -92,8 +92,8 @@ def _usage(event_id: str, account: str, now_ms: int) -> dict[str, Any]:
     return {**event(event_id, type="request", subject=account, data=data), "time": rfc3339(now_ms * 1000)}
 
 
-async def folded(world: World, settings: RollupSettings | None = None) -> FakeRollupStore:
-    store = FakeRollupStore()
+async def folded(world: World, settings: RollupSettings | None = None) -> FakeLiveView:
+    store = FakeLiveView()
     other = World(0, PARTITIONS, store)
     other.log = world.log
     await other.fold_all(other.rollup(settings))
@@ -108,7 +108,7 @@ async def test_exactly_what_is_due_leaves_and_the_rest_stays_as_it_was(seed: int
 
     gone = 0
     for partition in range(PARTITIONS):
-        left, all_ = some._partitions[partition], everything._partitions[partition]
+        left, all_ = some.server.partitions[partition], everything.server.partitions[partition]
         assert left.checkpoint is not None
         assert left.totals.items() <= all_.totals.items()
         assert left.due.keys() == left.totals.keys()
@@ -129,26 +129,27 @@ async def test_what_leaves_does_not_depend_on_where_flushes_begin(seed: int) -> 
     """Workers that die at any record leave the same, due times included (I7)."""
     world = await months(seed, METER_SET)
     straight = await folded(world)
-    broken = FakeRollupStore()
+    broken = FakeLiveView()
     chance = random.Random(seed)
     for partition in range(PARTITIONS):
         end = (await world.log.bounds(EVENTS_TOPIC, partition)).next
         offset = 0
         while offset < end:
             settings = RollupSettings(chance.choice([1, 5, 20_000]), chance.choice([3, 500]))
-            worker = RollupProcessor(world.log, broken, world.clock, SECRET, settings)
+            worker = RollupProcessor(world.log, broken.state, world.clock, SECRET, settings)
             offset = await worker.start_offset(partition)
             for _ in range(chance.randrange(1, 6)):
                 if batch := await world.log.read(EVENTS_TOPIC, partition, offset, chance.randrange(1, 40)):
                     await worker.step(partition, batch)
                     offset = worker.checkpoints[partition].next_offset
 
-    assert broken._partitions == straight._partitions
+    assert broken.server.partitions == straight.server.partitions
 
 
 async def test_end_of_everybodys_month_is_spread_over_many_commits() -> None:
     """One total a record, and more only with more events in it: no commit grows with the number of accounts."""
-    store = CountingStore()
+    store = FakeLiveView()
+    state = store.state = CountingState(store.server)
     world = World(START_MS, 1, store)
     await world.start(METER_SET)
     batch = [_usage(str(number), f"acct-{number}", world.clock.ms) for number in range(300)]
@@ -160,8 +161,8 @@ async def test_end_of_everybodys_month_is_spread_over_many_commits() -> None:
     await world.log.append(EVENTS_TOPIC, 0, json.dumps(batch).encode())
     await world.fold_all(world.rollup(RollupSettings(flush_events_max=1)))
 
-    assert sum(store.retired) == 100 + 11
-    assert len(store._partitions[0].totals) == 300 - 111 + 1
+    assert sum(state.retired) == 100 + 11
+    assert len(store.server.partitions[0].totals) == 300 - 111 + 1
 
 
 async def lengthened(made: Deployment) -> TotalKey:
@@ -176,7 +177,7 @@ async def lengthened(made: Deployment) -> TotalKey:
     await made.emit("eve", gb="1", user="u1", region="eu")
     await made.bind("eve", effective_from_ms=START_MS + DAY_MS, **yearly)
     await made.fold()
-    (key,) = [key for key in made.store._partitions[made.partition("eve")].totals if key.account == "eve"]
+    (key,) = [key for key in made.store.server.partitions[made.partition("eve")].totals if key.account == "eve"]
     made.clock.ms = cut_ms + KEPT_MS - HOUR_MS
     return key
 
@@ -187,7 +188,7 @@ async def test_total_whose_period_became_longer_is_kept_until_that_has_ended_lon
     key = await lengthened(made)
     await made.advance(HOUR_MS)
     await made.fold()
-    held = made.store._partitions[made.partition("eve")]
+    held = made.store.server.partitions[made.partition("eve")]
     end_ms = period_at(held.accounts["eve"], key.period_start_ms).end_ms
     assert end_ms > made.clock.ms
     assert (held.totals[key]["requests"], held.due[key]) == ("1", end_ms + KEPT_MS)
@@ -212,16 +213,16 @@ async def test_period_cut_in_the_flush_in_which_it_is_looked_at_is_due_by_its_pl
     for step in steps[::-order]:
         await step
     singly = World(0, made.world.partitions)
-    worker = RollupProcessor(made.log, singly.store, made.clock, SECRET)
+    worker = RollupProcessor(made.log, singly.store.state, made.clock, SECRET)
     partition = made.partition("eve")
     await worker.start_offset(partition)
     for record in await made.world.records(partition):
         await worker.step(partition, [record])
     await made.fold()
 
-    assert isinstance(singly.store, FakeRollupStore)
-    assert singly.store._partitions[partition] == made.store._partitions[partition]
-    assert made.store._partitions[partition].due[key] > now_ms
+    assert isinstance(singly.store, FakeLiveView)
+    assert singly.store.server.partitions[partition] == made.store.server.partitions[partition]
+    assert made.store.server.partitions[partition].due[key] > now_ms
 
 
 async def test_reconciler_says_unchecked_of_what_has_left_and_never_missing() -> None:

@@ -15,7 +15,7 @@ from pipeline.rollup.processor import RollupSettings
 from schemas.control import AccountRecord, CloseRecord, DedupDecision, DedupDecisionRecord
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
 from schemas.periods import Billing, Binding, Interval
-from sinks.redis.fake import FakeRollupStore
+from sinks.redis.fake import FakeLiveView
 from tests.traffic.generate import HOUR_US, METER_SET, Rates, TrafficRecord, account_name, records
 from tests.worlds.deployment import World
 
@@ -171,18 +171,18 @@ async def _bind_or_close(world: World, oracle: Oracle, chance: random.Random) ->
     oracle.bind(partition, account, binding.model_dump(mode="json"), now_ms)
 
 
-def _totals(store: FakeRollupStore) -> dict[tuple[str, str, int], int]:
+def _totals(store: FakeLiveView) -> dict[tuple[str, str, int], int]:
     return {
         (key.account, meter, key.period_start_ms): parse_value(text).minor
-        for held in store._partitions.values()
+        for held in store.server.partitions.values()
         for key, fields in held.totals.items()
         for meter, text in fields.items()
     }
 
 
-def _cells(store: FakeRollupStore) -> dict[tuple[str, str, int, int, str, int], int]:
+def _cells(store: FakeLiveView) -> dict[tuple[str, str, int, int, str, int], int]:
     found = {}
-    for held in store._partitions.values():
+    for held in store.server.partitions.values():
         for bucket_field, text in held.cells.items():
             key = parse_cell_field(bucket_field.field)
             value = parse_cell_text(text)[3].minor
@@ -211,10 +211,10 @@ async def _reasons(world: World) -> list[tuple[int, int, int, str]]:
 
 def _assert_equal(world: World, oracle: Oracle) -> None:
     store = world.store
-    assert isinstance(store, FakeRollupStore)
+    assert isinstance(store, FakeLiveView)
     counters = {
         partition: held.checkpoint.counters._asdict()
-        for partition, held in store._partitions.items()
+        for partition, held in store.server.partitions.items()
         if held.checkpoint
     }
     assert oracle.counters == counters
@@ -255,7 +255,7 @@ async def test_flush_boundaries_and_restarts_change_nothing(seed: int) -> None:
     traffic = (LONG, REPORTED, SHORT, SHORT)[seed % 4]
     world, oracle = await _loaded(seed, 1_000, MARCH_MS - 2 * 3_600_000, controls=bool(seed % 2), traffic=traffic)
     straight = World(0, PARTITIONS)
-    straight.log, straight.store = world.log, FakeRollupStore()
+    straight.log, straight.store = world.log, FakeLiveView()
     await straight.fold_all()
     chance = random.Random(seed)
 
@@ -273,6 +273,6 @@ async def test_flush_boundaries_and_restarts_change_nothing(seed: int) -> None:
                     offset = worker.checkpoints[partition].next_offset
 
     _assert_equal(world, oracle)
-    assert isinstance(world.store, FakeRollupStore)
-    assert isinstance(straight.store, FakeRollupStore)
-    assert straight.store._partitions == world.store._partitions
+    assert isinstance(world.store, FakeLiveView)
+    assert isinstance(straight.store, FakeLiveView)
+    assert straight.store.server.partitions == world.store.server.partitions

@@ -19,7 +19,7 @@ from schemas.periods import AccountState, Billing, Binding, Customer
 from schemas.reports import Intent, Outcome, OutcomeStatus
 from schemas.rollup import Changes, Checkpoint
 from schemas.sink import Payer
-from sinks.redis.fake import FakeRollupStore
+from sinks.redis.fake import FakeLiveView
 from tests.conformance.rollup_states import checkpoint
 from tests.worlds.deployment import SECRET
 from tests.worlds.reconciler import Deployment
@@ -29,13 +29,13 @@ PAYER = Payer(Billing.MAPPED, "cus_a", PERIOD_END_MS)
 MAPPED = AccountState(customers=(Customer(0, Billing.MAPPED, "cus_a"),))
 
 
-async def view_at(stream_time_ms: int) -> FakeRollupStore:
+async def view_at(stream_time_ms: int) -> FakeLiveView:
     """A live view that has come so far, in which `a` is mapped."""
-    store = FakeRollupStore()
+    store = FakeLiveView()
     at = msgspec.structs.replace(checkpoint(0, stream_time_ms), partitions=1)
-    await store.create_checkpoint(0, at)
+    await store.state.create_checkpoint(0, at)
     made = msgspec.structs.replace(at, next_offset=1)
-    await store.commit(0, at, Changes(checkpoint=made, accounts={"a": MAPPED}))
+    await store.state.commit(0, at, Changes(checkpoint=made, accounts={"a": MAPPED}))
     return store
 
 
@@ -52,10 +52,10 @@ async def test_nobody_is_named_before_the_view_reaches_the_end_of_the_bucket() -
     """Below it, bindings may be missing that were folded before the intent was published."""
     intent = make_intent("one")
 
-    for store in (FakeRollupStore(), await view_at(intent.bucket_end_ms - 1)):
+    for store in (FakeLiveView(), await view_at(intent.bucket_end_ms - 1)):
         with pytest.raises(Transient, match="rebuild redis"):
-            await BindingResolver(store, 1)(intent, NOW_MS)
-    assert await BindingResolver(await view_at(intent.bucket_end_ms), 1)(intent, NOW_MS) == PAYER
+            await BindingResolver(store.accounts, 1)(intent, NOW_MS)
+    assert await BindingResolver((await view_at(intent.bucket_end_ms)).accounts, 1)(intent, NOW_MS) == PAYER
 
 
 async def test_period_ends_where_a_binding_has_cut_it_since() -> None:
@@ -63,10 +63,10 @@ async def test_period_ends_where_a_binding_has_cut_it_since() -> None:
     intent = make_intent("one", period_end_ms=NOW_MS + HOUR_MS)
     cut = Binding(effective_from_ms=NOW_MS + DAY_MS, anchor_ms=NOW_MS + DAY_MS)
     store = await view_at(NOW_MS)
-    resolve = BindingResolver(store, 1)
+    resolve = BindingResolver(store.accounts, 1)
 
     before = await resolve(intent, NOW_MS)
-    store._partitions[0].accounts["a"] = AccountState(bindings=(cut,), customers=MAPPED.customers)
+    store.server.partitions[0].accounts["a"] = AccountState(bindings=(cut,), customers=MAPPED.customers)
     after = await resolve(intent, NOW_MS)
 
     assert before == PAYER
@@ -83,7 +83,7 @@ async def test_period_ends_where_a_binding_has_cut_it_since() -> None:
 )
 async def test_the_view_is_asked_for_the_bucket_and_not_for_the_period(changes: dict[str, Any]) -> None:
     """Usage is carried into periods that stream time has not reached: they would wait as long."""
-    resolve = BindingResolver(await view_at(NOW_MS), 1)
+    resolve = BindingResolver((await view_at(NOW_MS)).accounts, 1)
 
     payer = await resolve(make_intent("one", **changes), NOW_MS)
 
@@ -97,7 +97,7 @@ async def test_view_that_went_back_bills_nobody_until_it_has_folded_again() -> N
     made.stripe.add_customer("cus_new")
     await made.traffic(1)
     await made.settle()
-    replica = copy.deepcopy(made.store._partitions)
+    replica = copy.deepcopy(made.store.server.partitions)
     change_ms = made.clock.ms // MINUTE_MS * MINUTE_MS
     await made.bind("ada", effective_from_ms=change_ms, stripe_customer="cus_new")
     await made.advance(HOUR_MS)
@@ -105,7 +105,7 @@ async def test_view_that_went_back_bills_nobody_until_it_has_folded_again() -> N
     await made.advance(HOUR_MS)
     await made.fold()
     await made.publish()
-    made.store._partitions = replica
+    made.store.server.partitions = replica
     before = len(made.stripe.events)
 
     await made.send()
@@ -122,8 +122,8 @@ async def test_reports_of_an_emptied_view_wait_for_its_rebuild_and_no_longer() -
     made = await Deployment().start()
     await made.traffic(5)
     await made.fold()
-    made.store.empty()
-    swap = made.store.swap
+    made.store.server.empty()
+    swap = made.store.generations.swap
     waiting: list[int] = []
 
     async def swapped(partition: int, live: Checkpoint | None, built: Checkpoint) -> bool:
@@ -135,7 +135,7 @@ async def test_reports_of_an_emptied_view_wait_for_its_rebuild_and_no_longer() -
         assert sent == set(range(partition))
         return await swap(partition, live, built)
 
-    made.store.swap = swapped  # type: ignore[method-assign]  # called between the rebuild and its swap
+    made.store.generations.swap = swapped  # type: ignore[method-assign]  # called between the rebuild and its swap
     await LiveViewRebuild(made.log, made.store, made.clickhouse, made.clock, SECRET).run()
     await made.settle()
     await made.send()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import pytest
 
 from aggregators.codec import parse_cell_field, parse_cell_text
 from aggregators.periods import period_at
+from pipeline.http.dependencies import LiveUsage
 from schemas.analytics import HourlyRow, RelayPosition
 from schemas.clock import DAY_MS
 from schemas.periods import AccountState, Binding
 from schemas.rollup import TotalKey
-from sinks.redis.fake import FakeRollupStore
+from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer
 from tests.worlds.deployment import World
 from tests.worlds.gateway import NOW, NOW_MS, Gateway, event, running
 
@@ -104,7 +105,7 @@ async def relay(gateway: Gateway) -> None:
     await gateway.world.fold_all()
     store = gateway.world.store
     for partition in range(gateway.world.partitions):
-        checkpoint, cells = await store.dirty(partition, 1_000)
+        checkpoint, cells = await store.outbox.dirty(partition, 1_000)
         assert checkpoint is not None
         rows = []
         for cell in cells:
@@ -212,22 +213,20 @@ async def test_a_bad_question_is_answered_with_its_parameter(
     assert answer.json()["error"]["field"] == field
 
 
-class CutMeanwhile:
-    """A live view in which a late binding moves an account's usage to another period after its first read."""
+class CutMeanwhile(FakeAccounts):
+    """A directory of a live view in which a late binding moves an account's usage to another period after its first
+    read."""
 
-    def __init__(self, store: FakeRollupStore, times: int) -> None:
-        self._store = store
+    def __init__(self, server: FakeServer, times: int) -> None:
+        super().__init__(server)
         self._times = times
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    async def accounts(self, partition: int, accounts: list[str]) -> Any:
+    async def accounts(self, partition: int, accounts: Sequence[str]) -> Any:
         """As they are, and then everything moves."""
-        found = await self._store.accounts(partition, accounts)
+        found = await super().accounts(partition, accounts)
         if self._times:
             self._times -= 1
-            held = self._store._at(partition)
+            held = self._server.at(partition)
             assert held.checkpoint is not None
             (old,) = [key for key in held.totals if key.account == "acme"]
             days = 10 + self._times
@@ -244,9 +243,10 @@ async def test_usage_that_is_cut_anew_between_two_reads_is_never_answered_as_non
     tmp_path: Path, times: int, status: int
 ) -> None:
     """A zero beside a current `complete_up_to` would let everything through a limit."""
-    store = FakeRollupStore()
+    store = FakeLiveView()
     world = World(NOW_MS, store=store)
-    async with running(tmp_path, world, rollup=CutMeanwhile(store, times)) as gateway:
+    live = LiveUsage(CutMeanwhile(store.server, times), store.deferred, store.totals)
+    async with running(tmp_path, world, live=live) as gateway:
         await gateway.post([event("1"), event("2")])
         await gateway.world.fold_all()
 

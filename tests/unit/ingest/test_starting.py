@@ -100,13 +100,13 @@ async def test_a_process_that_begins_meanwhile_is_no_emptied_store() -> None:
 
     assert await ArchiveProcessor(world.log, Slow(), SECRET).start_offset(0) == 0
 
-    first_checkpoint = world.store.load_checkpoint
+    first_checkpoint = world.store.state.load_checkpoint
 
     async def load_checkpoint(partition: int) -> None:
         assert await first_checkpoint(partition) is None
         await world.log.commit(ROLLUP_GROUP, {(EVENTS_TOPIC, partition): 2})
 
-    world.store.load_checkpoint = load_checkpoint  # type: ignore[method-assign]  # another worker commits in between
+    world.store.state.load_checkpoint = load_checkpoint  # type: ignore[method-assign]  # another worker commits between
     assert await world.rollup().start_offset(0) == 0
 
 
@@ -137,7 +137,7 @@ async def test_a_full_cache_forgets_nothing_that_the_flush_needs() -> None:
         offset = worker.checkpoints[0].next_offset if worker.checkpoints else await worker.start_offset(0)
         await worker.step(0, await world.log.read(EVENTS_TOPIC, 0, offset))
 
-    _, keys = await world.store.total_keys(0, 0, 100)
+    _, keys = await world.store.totals.total_keys(0, 0, 100)
 
     (start_ms,) = {key.period_start_ms for key in keys}
     assert {key.account for key in keys} == {"ada", "bob"}

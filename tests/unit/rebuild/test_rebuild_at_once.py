@@ -16,13 +16,15 @@ from pipeline.rebuild.hourly import HourlyRebuild, Note, abandon_hourly
 from pipeline.rebuild.live_view import LiveViewRebuild
 from pipeline.rebuild.recount import HourlyRecount
 from schemas.errors import Fenced, OperatorNeeded, Transient
-from schemas.rebuild import AnalyticalStore, GenerationStore, RebuildClaim
+from schemas.live_view import LiveView
+from schemas.rebuild import AnalyticalStore, RebuildClaim
 from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.clickhouse.fake_staging import _ATTRIBUTES, FakeStaging
+from sinks.redis.fake import FakeLiveView
 from tests.unit.rebuild.test_rebuild_archive import ArchiveWorld
 from tests.unit.rebuild.test_rebuild_live_view import LIMITS, PARTITIONS, REPORTED
-from tests.worlds.deployment import SECRET
+from tests.worlds.deployment import SECRET, STORES
 
 COMMANDS = ["archive", "redis", "log", "clickhouse"]
 LATER = [*COMMANDS, "abandon redis", "abandon usage_hourly", "abandon archive"]
@@ -54,6 +56,8 @@ class Calls:
         found = getattr(self._inner, name)
         if name == "built":
             return lambda generation: Calls(found(generation), self._step)
+        if isinstance(self._inner, FakeLiveView) and name in STORES:
+            return Calls(found, self._step)
         if not asyncio.iscoroutinefunction(found):
             return found
 
@@ -100,7 +104,7 @@ class StagedUnderWay(FakeStaging):
 class Command(NamedTuple):
     """What a command is given."""
 
-    live: GenerationStore
+    live: LiveView
     hourly: AnalyticalStore
     staging: FakeStaging
     shadow_copy: Callable[[str], Any]
@@ -122,8 +126,9 @@ class Worlds(ArchiveWorld):
         staging._marks, staging._beside, staging.step = self.staging._marks, self.staging._beside, step
         staging.claim(slow)
         hourly = ClaimedStore(UnderWay(self.clickhouse, step), slow)
+        held = live.server.claim
         return Command(
-            Calls(live, step), hourly, staging, lambda name: Calls(self.shadow_copy(name).another(live.claim), step)
+            Calls(live, step), hourly, staging, lambda name: Calls(self.shadow_copy(name).another(held), step)
         )  # fmt: skip
 
     async def run(self, command: str, given: Command) -> None:
@@ -148,7 +153,7 @@ class Worlds(ArchiveWorld):
         tables = self.staging.another()
         if await tables.building(ARCHIVE_TABLES) is not None:
             await self.now("archive")
-        if await self.live.rebuilding() is not None:
+        if await self.live.rebuilds.rebuilding() is not None:
             await self.now("redis")
         if found := await tables.building(HOURLY_TABLES):
             await self.now(msgspec.json.decode(found.note, type=Note).source)
@@ -157,7 +162,7 @@ class Worlds(ArchiveWorld):
         """Every view is what it is without any rebuild, and nothing of one is left."""
         await self.assert_gone()
         assert await self.staging.another().building(ARCHIVE_TABLES) is None
-        assert await self.live.rebuilding() is None
+        assert await self.live.rebuilds.rebuilding() is None
         await self.assert_equal()
         # The stored position may be older than the one that the running archive remembers, until its next batch.
         self.running = None

@@ -6,9 +6,8 @@ import pytest
 
 from pipeline.rebuild.limits import RebuildLimits
 from pipeline.rebuild.live_view import LiveViewRebuild
-from pipeline.rollup.relays import HourlyRelay
 from schemas.rebuild import Progress
-from tests.worlds.deployment import SECRET
+from tests.worlds.deployment import SECRET, hourly_relay
 from tests.worlds.late_binding import EVE, agrees, bind, deployment, used
 from tests.worlds.reconciler import Deployment
 
@@ -32,19 +31,19 @@ async def given_up(made: Deployment, looks: int) -> None:
     async def stopped(*_: object) -> bool:
         raise Stopped
 
-    swap = made.store.swap
-    made.store.swap = stopped  # type: ignore[method-assign,assignment]  # it never gets that far
+    swap = made.store.generations.swap
+    made.store.generations.swap = stopped  # type: ignore[method-assign,assignment]  # it never gets that far
     rebuild = LiveViewRebuild(made.log, made.store, made.clickhouse, made.clock, SECRET, LIMITS, progress)
     with pytest.raises(Stopped):
         await rebuild.run()
-    made.store.swap = swap  # type: ignore[method-assign]  # as it was
+    made.store.generations.swap = swap  # type: ignore[method-assign]  # as it was
     assert await rebuild.abandon() == 2
 
 
 async def bound_late() -> Deployment:
     """Bound after three hours of usage, by a worker that goes on."""
     made = await deployment()
-    worker = HourlyRelay(made.store, made.clickhouse)
+    worker = hourly_relay(made.store, made.clickhouse)
 
     async def relay() -> None:
         for partition in range(made.world.partitions):

@@ -13,7 +13,7 @@ from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC
 from schemas.rebuild import Progress, RebuildClaim
 from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.fake_staging import FakeStaging
-from sinks.redis.fake import FakeRollupStore
+from sinks.redis.fake import FakeLiveView
 from sinks.redis.fake_state import HeldPartition
 from tests.unit.rebuild.test_rebuild_live_view import LIMITS, PARTITIONS, REPORTED, Crash, Crashing, Rebuilt
 from tests.worlds.deployment import SECRET
@@ -25,13 +25,13 @@ class HourlyWorld(Rebuilt):
     def __init__(self, events: int = 1_200) -> None:
         super().__init__(events)
         self.staging = FakeStaging(self.clickhouse)
-        self.scratches: dict[str, FakeRollupStore] = {}
+        self.scratches: dict[str, FakeLiveView] = {}
         self.progress: list[Progress] = []
         self.calls = [0]
         self.at_once = False
 
-    def shadow_copy(self, name: str) -> FakeRollupStore:
-        return self.scratches.setdefault(name, FakeRollupStore())
+    def shadow_copy(self, name: str) -> FakeLiveView:
+        return self.scratches.setdefault(name, FakeLiveView())
 
     def staged(self, claim: RebuildClaim) -> FakeStaging:
         """The tables as the rebuild command that is started now has them. Those of earlier ones have it too, as long
@@ -46,7 +46,7 @@ class HourlyWorld(Rebuilt):
         claimed, claim = self.command()
 
         def shadow_copy(name: str) -> Crashing:
-            return Crashing(self.shadow_copy(name).another(claimed.claim), left, after=after)
+            return Crashing(self.shadow_copy(name).another(claimed.server.claim), left, after=after)
 
         log, live, hourly, staging = (
             Crashing(each, left, after=after)
@@ -59,7 +59,7 @@ class HourlyWorld(Rebuilt):
     async def assert_gone(self) -> None:
         """Nothing of the rebuild is left anywhere."""
         assert await self.staging.another().building(("usage_duplicates", "usage_hourly")) is None
-        left = [held for store in self.scratches.values() for held in store._partitions.values()]
+        left = [held for store in self.scratches.values() for held in store.server.partitions.values()]
         assert all(held == HeldPartition() for held in left)
 
 
@@ -119,12 +119,12 @@ async def test_nothing_goes_outside_and_the_live_view_stays_as_it_is() -> None:
         return [await world.of(topic, partition) for topic in topics for partition in range(PARTITIONS)]
 
     before = await sent()
-    checkpoints = [await world.live.load_checkpoint(partition) for partition in range(PARTITIONS)]
+    checkpoints = [await world.live.state.load_checkpoint(partition) for partition in range(PARTITIONS)]
 
     await world.rebuild_hourly().run()
 
     assert await sent() == before
-    assert [await world.live.load_checkpoint(partition) for partition in range(PARTITIONS)] == checkpoints
+    assert [await world.live.state.load_checkpoint(partition) for partition in range(PARTITIONS)] == checkpoints
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
@@ -171,7 +171,7 @@ async def test_rows_of_a_lost_live_view_come_from_the_log_alone() -> None:
     world = await loaded(0.6)
     await world.rebuild().run()
     await world.work()
-    world.live.empty()
+    world.live.server.empty()
     await world.feed(0.2)
 
     await world.rebuild_hourly().run()

@@ -13,16 +13,16 @@ import pytest
 from aggregators.codec import GENERATION_SHIFT
 from pipeline.rebuild.limits import RebuildLimits
 from pipeline.rebuild.live_view import LiveViewRebuild
-from pipeline.rollup.relays import HourlyRelay, ReportRelay
+from pipeline.rollup.relays import ReportRelay
 from schemas.errors import Fenced, OperatorNeeded
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, Record
 from schemas.rebuild import RebuildClaim
 from schemas.rollup import Checkpoint
 from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.fake import FakeClickHouse
-from sinks.redis.fake import FakeRollupStore
+from sinks.redis.fake import FakeLiveView
 from tests.traffic.generate import HOUR_US, METER_SET, TrafficRecord, records
-from tests.worlds.deployment import SECRET, World
+from tests.worlds.deployment import SECRET, STORES, World, hourly_relay
 
 MARCH_MS = 1_772_323_200_000
 PARTITIONS = 2
@@ -47,6 +47,8 @@ class Crashing:
         found = getattr(self._inner, name)
         if name == "built":
             return lambda generation: Crashing(found(generation), self._countdown, after=self._after)
+        if isinstance(self._inner, FakeLiveView) and name in STORES:
+            return Crashing(found, self._countdown, after=self._after)
         if not inspect.iscoroutinefunction(found) or name == "close":
             return found
 
@@ -88,7 +90,7 @@ class Rebuilt(World):
 
     def __init__(self, events: int = 1_200, seed: int = 7) -> None:
         super().__init__(MARCH_MS, PARTITIONS)
-        self.live = FakeRollupStore()
+        self.live = FakeLiveView()
         self.store = self.live
         self.clickhouse = FakeClickHouse()
         self.left: list[TrafficRecord] = list(
@@ -111,14 +113,15 @@ class Rebuilt(World):
         """A worker reads to the end of the log and relays."""
         await self.fold_all()
         for partition in range(PARTITIONS):
-            await HourlyRelay(self.store, self.clickhouse).relay(partition)
-            await ReportRelay(self.store, self.log).relay(partition)
+            live = self.store
+            await hourly_relay(live, self.clickhouse).relay(partition)
+            await ReportRelay(live.reports, live.accounts, self.log).relay(partition)
 
-    def command(self) -> tuple[FakeRollupStore, RebuildClaim]:
+    def command(self) -> tuple[FakeLiveView, RebuildClaim]:
         """The live view as the rebuild command that is started now has it, and what it claimed."""
         token = uuid.uuid4().hex[:16]
         live = self.live.claiming(token)
-        return live, RebuildClaim(token, live.check_claim)
+        return live, RebuildClaim(token, live.rebuilds.check_claim)
 
     def rebuild(self, countdown: int = 0, *, after: bool = False) -> LiveViewRebuild:
         left = [countdown]
@@ -128,10 +131,10 @@ class Rebuilt(World):
         )
         return LiveViewRebuild(log, store, hourly, self.clock, SECRET, LIMITS)
 
-    async def straight(self) -> FakeRollupStore:
+    async def straight(self) -> FakeLiveView:
         """The same log, folded in one go by a worker that never stopped."""
         other = World(0, PARTITIONS)
-        other.log, store = self.log, FakeRollupStore()
+        other.log, store = self.log, FakeLiveView()
         other.store = store
         await other.fold_all()
         return store
@@ -141,7 +144,7 @@ class Rebuilt(World):
         await self.work()
         expected = await self.straight()
         for partition in range(PARTITIONS):
-            here, there = self.live._partitions[partition], expected._partitions[partition]
+            here, there = self.live.server.partitions[partition], expected.server.partitions[partition]
             assert here.checkpoint is not None
             assert here.checkpoint.counters.conserved
             assert same_but_generation(here.checkpoint) == same_but_generation(there.checkpoint)
@@ -149,7 +152,7 @@ class Rebuilt(World):
                 assert getattr(here, view) == getattr(there, view), view
         relayed = FakeClickHouse()
         for partition in range(PARTITIONS):
-            await HourlyRelay(expected, relayed).relay(partition)
+            await hourly_relay(expected, relayed).relay(partition)
         assert contents(self.clickhouse) == contents(relayed)
         assert self.clickhouse.duplicates == relayed.duplicates
 
@@ -193,8 +196,8 @@ async def test_rebuilt_view_equals_the_one_it_replaces() -> None:
 
     assert await world.rebuild().run() == 2
     await world.assert_equal()
-    assert await world.live.rebuilding() is None
-    assert not any(world.live._built.values())
+    assert await world.live.rebuilds.rebuilding() is None
+    assert not any(world.live.server.built.values())
 
 
 async def test_nothing_that_went_out_goes_out_again() -> None:
@@ -218,7 +221,7 @@ async def test_lost_view_is_rebuilt_with_the_same_intents_above_all_rows_that_we
     await world.rebuild().run()
     await world.work()
     before = set(await world.identifiers())
-    world.live.empty()
+    world.live.server.empty()
     await world.feed(0.4)
 
     assert await world.rebuild().run() == 3
@@ -249,10 +252,10 @@ async def test_copy_from_before_a_rebuild_is_refused_by_a_worker_that_relayed_be
     older = copy.deepcopy(world.live)
     await world.rebuild().run()
     await world.work()
-    relay = HourlyRelay(world.store, world.clickhouse)
+    relay = hourly_relay(world.store, world.clickhouse)
     await relay.relay(0)
 
-    world.live._partitions, world.live._live = older._partitions, older._live
+    world.live.server.partitions, world.live.server.live = older.server.partitions, older.server.live
     with pytest.raises(OperatorNeeded, match="rebuild redis"):
         await relay.relay(0)
 
@@ -274,13 +277,13 @@ async def test_worker_that_runs_on_is_fenced_by_the_swap() -> None:
 async def test_live_view_that_stands_far_back_is_overtaken_there_and_hours_since_are_not_held() -> None:
     """A copy older than the last rebuild, or a worker that was down for days: the worker folds and relays the rest."""
     world = await loaded(0.1)
-    stood = {partition: await world.live.load_checkpoint(partition) for partition in range(PARTITIONS)}
+    stood = {partition: await world.live.state.load_checkpoint(partition) for partition in range(PARTITIONS)}
     await world.feed(0.85)
 
     await world.rebuild().run()
 
     for partition in range(PARTITIONS):
-        before, held = stood[partition], world.live._partitions[partition]
+        before, held = stood[partition], world.live.server.partitions[partition]
         assert before is not None
         assert held.checkpoint is not None
         assert 0 <= held.checkpoint.next_offset - before.next_offset <= LIMITS.records_max
@@ -334,7 +337,7 @@ async def test_log_without_its_start_is_refused_with_the_range() -> None:
         OperatorNeeded, match=r"usage\.events-1 begins at offset 5 and there is no snapshot.*offsets 0 to 4 back"
     ):
         await world.rebuild().run()
-    assert await world.live.rebuilding() is None
+    assert await world.live.rebuilds.rebuilding() is None
 
 
 async def test_given_up_rebuild_leaves_the_live_view() -> None:
@@ -344,7 +347,7 @@ async def test_given_up_rebuild_leaves_the_live_view() -> None:
         await world.rebuild(40).run()
 
     assert await world.rebuild().abandon() == 2
-    assert not any(world.live._built.values())
+    assert not any(world.live.server.built.values())
     await world.assert_equal()
     assert await world.rebuild().run() >= 2
     await world.assert_equal()

@@ -257,7 +257,7 @@ async def test_without_a_live_view_or_with_the_archive_behind_nothing_is_begun()
     with pytest.raises(Transient, match="behind the rollup"):
         await world.recount().run()
 
-    world.live.empty()
+    world.live.server.empty()
     with pytest.raises(OperatorNeeded, match="has no live view"):
         await world.recount().run()
     await world.assert_gone()

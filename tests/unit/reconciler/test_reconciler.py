@@ -119,7 +119,7 @@ async def test_a_total_that_redis_lacks_is_missing_and_one_that_nothing_explains
     """Both directions: keys only the recount has, and keys only Redis has."""
 
     def swap(deployment: Deployment) -> None:
-        partition = deployment.store._partitions[deployment.partition("cyd")]
+        partition = deployment.store.server.partitions[deployment.partition("cyd")]
         held = partition.totals.pop(TotalKey("cyd", NOVEMBER_MS))
         partition.totals[TotalKey("cyd", DECEMBER_MS)] = held
 
@@ -354,7 +354,7 @@ async def test_counters_that_do_not_add_up_are_drift() -> None:
     """I1: an event that is received and neither counted nor refused has been lost in the fold."""
     deployment = await settled()
     checkpoint = await deployment.checkpoint("ada")
-    partition = deployment.store._partitions[deployment.partition("ada")]
+    partition = deployment.store.server.partitions[deployment.partition("ada")]
     counters = checkpoint.counters._replace(counted=checkpoint.counters.counted - 1)
     partition.checkpoint = msgspec.structs.replace(checkpoint, counters=counters)
 

@@ -53,7 +53,7 @@ async def test_a_binding_that_cuts_a_running_period_leaves_no_difference() -> No
     report = await deployment.reconcile()
 
     assert_equal(report)
-    totals = deployment.store._partitions[deployment.partition("ada")].totals
+    totals = deployment.store.server.partitions[deployment.partition("ada")].totals
     assert len([key for key in totals if key.account == "ada"]) == 2
 
 
@@ -109,7 +109,7 @@ async def test_late_usage_is_recounted_where_the_fold_carried_it() -> None:
     assert_equal(report, allowed=[Cause.IN_FLIGHT])
     assert {row.pair for row in report.rows} <= {Pair.STRIPE}
     january_ms = DECEMBER_MS + 31 * DAY_MS
-    assert deployment.store._partitions[deployment.partition("ada")].totals.keys() >= {
+    assert deployment.store.server.partitions[deployment.partition("ada")].totals.keys() >= {
         TotalKey("ada", NOVEMBER_MS),
         TotalKey("ada", january_ms),
     }
@@ -117,7 +117,7 @@ async def test_late_usage_is_recounted_where_the_fold_carried_it() -> None:
 
 def period_starts(deployment: Deployment, account: str = "ada") -> list[int]:
     """Where the periods begin in which Redis has totals of an account."""
-    totals = deployment.store._partitions[deployment.partition(account)].totals
+    totals = deployment.store.server.partitions[deployment.partition(account)].totals
     return sorted(key.period_start_ms for key in totals if key.account == account)
 
 
@@ -295,7 +295,7 @@ async def test_free_accounts_are_not_compared_with_stripe() -> None:
 async def test_traffic_that_goes_on_meanwhile_makes_no_difference() -> None:
     """Each read of Redis comes with a checkpoint; the recount follows it, into periods that are new."""
     deployment = await settled()
-    read = deployment.store.account_totals
+    read = deployment.store.totals.account_totals
     checkpoints: list[int] = []
 
     async def read_and_move(
@@ -312,7 +312,7 @@ async def test_traffic_that_goes_on_meanwhile_makes_no_difference() -> None:
         checkpoints.append(answer[0].next_offset)
         return answer
 
-    deployment.store.account_totals = read_and_move  # type: ignore[method-assign]  # the world moves under the reader
+    deployment.store.totals.account_totals = read_and_move  # type: ignore[method-assign]  # the world moves under the reader
     report = await deployment.reconcile()
 
     assert report.differences == 0

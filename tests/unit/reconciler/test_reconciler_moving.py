@@ -18,7 +18,7 @@ Move = Callable[[], Awaitable[None]]
 
 def before_totals(deployment: Deployment, move: Move, account: str = "ada") -> None:
     """`move` happens once, after the state and before the totals of the account's partition are read."""
-    read = deployment.store.account_totals
+    read = deployment.store.totals.account_totals
     moved: list[int] = []
 
     async def read_after(partition: int, keys: Sequence[Any]) -> Any:
@@ -27,7 +27,7 @@ def before_totals(deployment: Deployment, move: Move, account: str = "ada") -> N
             await move()
         return await read(partition, keys)
 
-    deployment.store.account_totals = read_after  # type: ignore[method-assign]  # the world moves under the reader
+    deployment.store.totals.account_totals = read_after  # type: ignore[method-assign]  # the world moves under the reader
 
 
 def before_cells(deployment: Deployment, move: Move, account: str) -> None:
@@ -145,7 +145,7 @@ async def test_a_redis_that_is_emptied_while_cells_are_read_leaves_them_unchecke
     deployment = await settled()
 
     async def move() -> None:
-        deployment.store.empty()
+        deployment.store.server.empty()
 
     before_cells(deployment, move, "ada")
     report = await deployment.reconcile()

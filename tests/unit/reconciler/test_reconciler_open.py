@@ -146,7 +146,7 @@ async def test_reads_of_stripe_keep_to_their_rate(answer_ms: int, reading_ms: in
 @pytest.mark.parametrize(
     ("fault", "pairs"),
     [
-        pytest.param(lambda d: d.store.empty(), {Pair.REDIS}, id="Redis was emptied"),
+        pytest.param(lambda d: d.store.server.empty(), {Pair.REDIS}, id="Redis was emptied"),
         pytest.param(lambda d: setattr(d.stripe, "key_is_valid", False), {Pair.STRIPE}, id="Stripe refuses the key"),
         pytest.param(
             lambda d: d.clickhouse.archived.update(

@@ -19,7 +19,7 @@ from schemas.control import DedupDecision, DedupDecisionRecord, MeterSetRecord
 from schemas.log import REJECTED_TOPIC, position
 from schemas.meters import MeterSet
 from schemas.rollup import Counters, Waiting
-from sinks.redis.fake import FakeRollupStore
+from sinks.redis.fake import FakeLiveView
 from tests.worlds.reconciler import DECEMBER_MS, METER_SET, NOVEMBER_MS, Deployment, late, named, settled
 
 EARLY_MS = NOVEMBER_MS + DAY_MS
@@ -162,7 +162,7 @@ async def test_decision_that_fits_nothing_changes_nothing(changes: dict[str, Any
     await late(made, EARLY_MS)
     await made.fold()
     before = await counters(made)
-    _, (held,) = await made.store.deferred(made.partition("ada"), 10)
+    _, (held,) = await made.store.deferred.deferred(made.partition("ada"), 10)
     given = DedupDecision(position=held.position, account="ada", time_us=held.time_us, new=True, quarantine=False)
     await made.world.control(made.partition("ada"), DedupDecisionRecord(decisions=(given.model_copy(update=changes),)))
     await made.fold()
@@ -232,8 +232,8 @@ async def test_period_that_closes_between_arrival_and_decision_takes_nothing_mor
     await judged(made)
 
     assert made.totals("ada") == totals
-    _, december = await made.store.account_totals(
-        made.partition("ada"), list(made.store._partitions[made.partition("ada")].totals)
+    _, december = await made.store.totals.account_totals(
+        made.partition("ada"), list(made.store.server.partitions[made.partition("ada")].totals)
     )
     assert {key.period_start_ms: fields["requests"] for key, fields in december.items() if key.account == "ada"} == {
         NOVEMBER_MS: totals["requests"], DECEMBER_MS: "1",
@@ -252,7 +252,7 @@ async def test_period_closed_by_a_record_stays_closed_for_late_events_until_its_
 
     counted = {
         key.account: key.period_start_ms
-        for held in made.store._partitions.values()
+        for held in made.store.server.partitions.values()
         for key in held.totals
     }  # fmt: skip
     assert counted == {"ada": NOVEMBER_MS, "bob": NOVEMBER_MS - 31 * DAY_MS}
@@ -329,10 +329,10 @@ async def test_replay_of_the_log_comes_to_the_same_state(resolved: bool) -> None
     for at_ms in (EARLY_MS, OCTOBER_MS):
         await late(made, at_ms)
     await (judged(made) if resolved else made.fold())
-    again = FakeRollupStore()
+    again = FakeLiveView()
     live, made.world.store = made.store, again
     await made.fold()
 
-    for at, held in again._partitions.items():
-        kept = live._partitions[at]
+    for at, held in again.server.partitions.items():
+        kept = live.server.partitions[at]
         assert (held.checkpoint, held.totals, held.deferred) == (kept.checkpoint, kept.totals, kept.deferred)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from aggregators.bindings import is_replaced
 from pipeline.rollup.processor import RollupSettings
-from pipeline.rollup.relays import HourlyRelay
 from reconciler.causes import Cause, Pair, Verdict
 from schemas.analytics import UsageQuery
 from schemas.clock import HOUR_MS, MINUTE_MS
@@ -17,6 +16,7 @@ from schemas.control import RestatementRecord
 from schemas.log import EVENTS_TOPIC, position
 from schemas.meters import Aggregation
 from schemas.periods import Billing, Interval
+from tests.worlds.deployment import hourly_relay
 from tests.worlds.late_binding import (
     CUT_MS,
     EVE,
@@ -200,13 +200,15 @@ async def test_a_rebuilt_view_has_the_same_cuts() -> None:
     await made.restatement()
     await used(made, hours=1)
     await made.settle()
-    held = {key: dict(fields) for key, fields in made.store._partitions[made.partition(EVE)].totals.items()}
+    held = {key: dict(fields) for key, fields in made.store.server.partitions[made.partition(EVE)].totals.items()}
 
-    made.store._partitions.clear()
+    made.store.server.partitions.clear()
     made.rollup_settings = RollupSettings(flush_events_max=3, replay_from_start=True)
     await made.settle()
 
-    assert {key: dict(fields) for key, fields in made.store._partitions[made.partition(EVE)].totals.items()} == held
+    assert {
+        key: dict(fields) for key, fields in made.store.server.partitions[made.partition(EVE)].totals.items()
+    } == held
     await agrees(made)
 
 
@@ -269,7 +271,10 @@ async def test_answers_are_not_called_complete_while_a_restatement_is_relayed_in
     await bind(made)
     await made.restatement()
     await reached(made)
-    relay, totals_seen = HourlyRelay(made.store, made.clickhouse, cells_max=1), set[int]()
+    relay, totals_seen = (
+        hourly_relay(made.store, made.clickhouse, cells_max=1),
+        set[int](),
+    )
     while not (await relay.relay(at)).complete:
         totals_seen.add(await requests(max(hours)))
         assert await requests(await complete_ms()) == hours[await complete_ms()]

@@ -244,7 +244,7 @@ async def test_account_whose_usage_cannot_be_counted_again_stops_nobody(monkeypa
     assert await made.restatement() == 2
     await made.fold()
     assert (await state(made)).pending is None
-    assert (await made.store.account(made.partition(other), other)).pending is None
+    assert (await made.store.accounts.account(made.partition(other), other)).pending is None
 
 
 @pytest.mark.parametrize("kind", [Transient, HeldUp])
@@ -268,7 +268,7 @@ async def test_account_whose_recount_is_never_answered_holds_up_nobody_and_is_gi
     with pytest.raises(Transient, match="memory limit"):
         await made.restatement()
     await reached(made)
-    assert (await made.store.account(made.partition(other), other)).pending is None
+    assert (await made.store.accounts.account(made.partition(other), other)).pending is None
 
     for _ in range(2 * BEGINNINGS_MAX):
         await made.emit(EVE, gb="1", user="waits", region="eu")
@@ -300,20 +300,20 @@ async def test_account_whose_recount_is_never_answered_holds_up_nobody_and_is_gi
 async def test_a_view_that_went_back_between_two_looks_declines_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica that was behind has taken over: its totals are those of before."""
     made = await deployment()
-    before = copy.deepcopy(made.store._partitions)
+    before = copy.deepcopy(made.store.server.partitions)
     await made.emit(EVE, gb="1", user="new", region="eu")
     await bind(made)
-    now, account_totals = made.store._partitions, made.store.account_totals
+    now, account_totals = made.store.server.partitions, made.store.totals.account_totals
 
     async def failed_over(partition: int, keys: Any) -> Any:
-        made.store._partitions = before
+        made.store.server.partitions = before
         return await account_totals(partition, keys)
 
-    monkeypatch.setattr(made.store, "account_totals", failed_over)
+    monkeypatch.setattr(made.store.totals, "account_totals", failed_over)
     with pytest.raises(Transient, match="went back"):
         await made.restatement()
     monkeypatch.undo()
-    made.store._partitions = now
+    made.store.server.partitions = now
     assert await made.restatement() == 1
     await made.settle()
     assert len((await state(made)).restatements) == 1

@@ -9,13 +9,12 @@ from pipeline.rebuild.live_view import LiveViewRebuild
 from pipeline.rebuild.recount import HourlyRecount
 from pipeline.rollup.outbox_cap import OutboxCap
 from pipeline.rollup.processor import RollupProcessor
-from pipeline.rollup.relays import HourlyRelay
 from reconciler.causes import Cause, Pair, Verdict
 from schemas.clock import HOUR_MS
-from schemas.rollup import Lost
+from schemas.rollup import Dropped
 from sinks.clickhouse.fake_staging import FakeStaging
-from sinks.redis.fake import FakeRollupStore
-from tests.worlds.deployment import SECRET
+from sinks.redis.fake import FakeLiveView
+from tests.worlds.deployment import SECRET, hourly_relay
 from tests.worlds.reconciler import START_MS, Deployment, named
 
 
@@ -27,7 +26,7 @@ async def overflown() -> Deployment:
     await made.traffic(hours=4)
     await made.fold()
     for partition in range(made.world.partitions):
-        assert await made.store.shed(partition, 5) > 0
+        assert await made.store.drops.drop_excess(partition, 5) > 0
     await made.settle()
     return made
 
@@ -39,7 +38,7 @@ async def test_hours_whose_cells_were_dropped_are_never_called_complete() -> Non
     await made.settle()
 
     for partition in range(made.world.partitions):
-        lost = await made.store.lost(partition)
+        lost = await made.store.drops.dropped(partition)
         assert lost.cells
         assert (await made.clickhouse.load_relayed())[partition].stream_time_ms == min(lost.cells)
         assert min(lost.cells) >= START_MS // HOUR_MS * HOUR_MS + HOUR_MS
@@ -53,13 +52,16 @@ async def test_relays_in_parts_call_no_hour_complete_that_was_dropped_or_waits()
     await made.traffic(hours=3)
     await made.fold()
     for partition in range(made.world.partitions):
-        relay, complete = HourlyRelay(made.store, made.clickhouse, cells_max=2), False
+        relay, complete = (
+            hourly_relay(made.store, made.clickhouse, cells_max=2),
+            False,
+        )
         parts = 0
         while not complete:
             complete = (await relay.relay(partition)).complete
             parts += 1
             reached_ms = (await made.clickhouse.load_relayed())[partition].stream_time_ms
-            assert reached_ms <= min((await made.store.lost(partition)).cells)
+            assert reached_ms <= min((await made.store.drops.dropped(partition)).cells)
         assert parts > 2
 
 
@@ -79,16 +81,16 @@ async def test_reconciler_names_the_remedy_and_nothing_else_differs() -> None:
 async def test_worker_says_how_much_was_lost_and_from_when_on_to_rebuild() -> None:
     """At `/readyz` and as a gauge, for the partitions it owns, until a rebuild."""
     made, metrics = await overflown(), Metrics()
-    cap = OutboxCap(made.store, 1_000, metrics)
+    cap = OutboxCap(made.store.drops, 1_000, metrics)
     for partition in range(made.world.partitions):
         await cap.keep(partition)
 
-    assert list(cap.details({1})["lost"]) == ["1"]
-    lost = await made.store.lost(0)
+    assert list(cap.details({1})["dropped"]) == ["1"]
+    lost = await made.store.drops.dropped(0)
     since = format_instant_ms(min(lost.cells))
-    told = cap.details({0})["lost"]["0"]
+    told = cap.details({0})["dropped"]["0"]
     assert told == f"usage_hourly from {since} on: run `tidemark rebuild usage_hourly` once ClickHouse is back"
-    gauge = 'tidemark_outbox_lost_entries{kind="cells",partition="0"} ' + f"{sum(lost.cells.values()):.1f}"
+    gauge = 'tidemark_outbox_dropped_entries{kind="cells",partition="0"} ' + f"{sum(lost.cells.values()):.1f}"
     assert gauge in metrics.render()[0].decode()
     await LiveViewRebuild(made.log, made.store, made.clickhouse, made.clock, SECRET).run()
     await cap.keep(0)
@@ -105,21 +107,27 @@ async def test_rebuild_of_the_live_view_heals_it() -> None:
 
     report = await made.reconcile()
     assert (report.verdict, report.rows) == (Verdict.EQUAL, ())
-    assert [await made.store.lost(partition) for partition in range(made.world.partitions)] == [Lost(), Lost()]
+    assert [await made.store.drops.dropped(partition) for partition in range(made.world.partitions)] == [
+        Dropped(),
+        Dropped(),
+    ]
     assert len(made.stripe.events) == told
     assert len(made.clickhouse.duplicates) == 4 * 5
 
 
 async def test_rebuild_of_usage_hourly_from_the_log_heals_it() -> None:
     """The live view stays as it is, and forgets what was lost once both tables are whole."""
-    made, shadow_copy = await overflown(), FakeRollupStore()
+    made, shadow_copy = await overflown(), FakeLiveView()
     staging = FakeStaging(made.clickhouse)
     await HourlyRebuild(made.log, made.store, lambda _: shadow_copy, made.clickhouse, staging, made.clock, SECRET).run()
     await made.settle()
 
     report = await made.reconcile()
     assert (report.verdict, report.rows) == (Verdict.EQUAL, ())
-    assert [await made.store.lost(partition) for partition in range(made.world.partitions)] == [Lost(), Lost()]
+    assert [await made.store.drops.dropped(partition) for partition in range(made.world.partitions)] == [
+        Dropped(),
+        Dropped(),
+    ]
     assert len(made.clickhouse.duplicates) == 4 * 5
 
 
@@ -134,14 +142,14 @@ async def test_count_out_of_usage_events_heals_the_hours_and_says_that_duplicate
     report = await made.reconcile()
     assert report.differences == 0
     assert {row.pair for row in named(report, Cause.UNCHECKED)} == {Pair.DUPLICATES}
-    lost = [await made.store.lost(partition) for partition in range(made.world.partitions)]
+    lost = [await made.store.drops.dropped(partition) for partition in range(made.world.partitions)]
     assert [each.cells for each in lost] == [{}, {}]
 
 
 async def test_worker_that_starts_again_still_counts_right_after_cells_were_dropped() -> None:
     """It reads the open hour's cells from the store, and none of a closed hour."""
     made = await overflown()
-    worker = RollupProcessor(made.log, made.store, made.clock, SECRET)
+    worker = RollupProcessor(made.log, made.store.state, made.clock, SECRET)
     before = dict(made.totals("ada"))
     await made.traffic(hours=1)
     await made.world.fold_all(worker)

@@ -74,7 +74,7 @@ async def test_a_longer_grace_opens_again_what_the_shorter_one_had_closed(by_rec
     await deployment.emit("ada", at_ms=DECEMBER_MS - HOUR_MS, gb="1", user="u", region="eu")
     await deployment.settle()
 
-    held = deployment.store._partitions[deployment.partition("ada")].totals
+    held = deployment.store.server.partitions[deployment.partition("ada")].totals
     assert [key.period_start_ms for key in held] == periods
     assert (await deployment.reconcile()).differences == 0
 
@@ -94,7 +94,7 @@ async def test_a_meter_that_two_meter_sets_leave_behind_the_folds_back_is_retire
 
     archive = ArchiveProcessor(deployment.log, deployment.clickhouse, SECRET)
     for partition in range(deployment.world.partitions):
-        checkpoint = await deployment.store.load_checkpoint(partition)
+        checkpoint = await deployment.store.state.load_checkpoint(partition)
         await archive.start_offset(partition)
         assert checkpoint is not None
         assert checkpoint.meter_set is not None
@@ -102,7 +102,7 @@ async def test_a_meter_that_two_meter_sets_leave_behind_the_folds_back_is_retire
         assert [meter.slug for meter in checkpoint.meter_set.retired] == ["views"]
         assert archive._partitions[partition].state.meter_set == checkpoint.meter_set
         assert checkpoint.counters.rejected == 1
-    totals = deployment.store._partitions[deployment.partition("ada")].totals
+    totals = deployment.store.server.partitions[deployment.partition("ada")].totals
     assert [set(fields) for fields in totals.values()] == [{"clicks"}]
     assert (await deployment.reconcile()).differences == 0
 

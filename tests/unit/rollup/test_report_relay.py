@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -11,11 +12,12 @@ from aggregators.codec import ReportKey, ReportValue, report_field, report_text
 from pipeline.logs.fake import FakeLog
 from pipeline.rollup.relays import ReportRelay
 from schemas.clock import HOUR_MS
+from schemas.live_view import AccountDirectory, ReportOutbox
 from schemas.log import REPORTS_TOPIC, TopicSpec
 from schemas.meters import MeterSet, Policy
 from schemas.reports import Intent
 from schemas.rollup import BucketField, Changes, Checkpoint
-from simulation.services import LosingStore
+from simulation.services import LosingView
 from tests.conformance.rollup_states import checkpoint
 from tests.worlds.deployment import ManualClock
 
@@ -28,7 +30,7 @@ OPEN = msgspec.structs.replace(
 )
 
 
-class FailingOver(LosingStore):
+class FailingOver(LosingView):
     """Goes back to the state of the moment `keep` was called, right after one of its calls."""
 
     kept: dict[int, Any]
@@ -37,35 +39,41 @@ class FailingOver(LosingStore):
     def keep(self) -> None:
         self.kept = self.copy()
 
-    def _called(self, name: str) -> None:
+    def called(self, name: str) -> None:
         if name == self.after:
             self.after = ""
             self.restore(self.kept)
 
-    async def report_buckets(self, partition: int) -> Any:
-        answer = await super().report_buckets(partition)
-        self._called("report_buckets")
-        return answer
+    def relay(self, log: FakeLog) -> ReportRelay:
+        reports = cast("ReportOutbox", Called(self.reports, self.called))
+        return ReportRelay(reports, cast("AccountDirectory", Called(self.accounts, self.called)), log)
 
-    async def reports(self, partition: int, bucket_ms: int, count_max: int) -> Any:
-        answer = await super().reports(partition, bucket_ms, count_max)
-        self._called("reports")
-        return answer
 
-    async def accounts(self, partition: int, accounts: Any) -> Any:
-        answer = await super().accounts(partition, accounts)
-        self._called("accounts")
-        return answer
+class Called:
+    """A store that tells of its calls once they are answered."""
+
+    def __init__(self, inner: object, called: Callable[[str], None]) -> None:
+        self._inner, self._called = inner, called
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+
+        async def call(*arguments: Any) -> Any:
+            answer = await method(*arguments)
+            self._called(name)
+            return answer
+
+        return call
 
 
 async def filled(store: FailingOver) -> Checkpoint:
     """One unit while the bucket is open (kept), a second one, and then stream time passes the bucket's end."""
-    await store.create_checkpoint(0, OPEN)
+    await store.state.create_checkpoint(0, OPEN)
     believed = OPEN
     for total, stream_time_ms in ((1, BUCKET + 2), (2, BUCKET + 3), (2, BUCKET + HOUR_MS)):
         after = msgspec.structs.replace(believed, next_offset=believed.next_offset + 1, stream_time_ms=stream_time_ms)
         reports = {BucketField(BUCKET, FIELD): report_text(ReportValue(0, total, 30 * 24 * HOUR_MS, 0, "tokens"))}
-        await store.commit(0, believed, Changes(checkpoint=after, reports=reports))
+        await store.state.commit(0, believed, Changes(checkpoint=after, reports=reports))
         if stream_time_ms == BUCKET + 2:
             store.keep()
         believed = after
@@ -88,10 +96,10 @@ async def test_closed_bucket_is_published_and_forgotten(log: FakeLog) -> None:
     store = FailingOver(ManualClock(0))
     closed = await filled(store)
 
-    assert await ReportRelay(store, log).relay(0) == 1
+    assert await store.relay(log).relay(0) == 1
     assert await deltas(log) == [2]
-    assert await store.report_buckets(0) == (closed, [])
-    assert await ReportRelay(store, log).relay(0) == 0
+    assert await store.reports.report_buckets(0) == (closed, [])
+    assert await store.relay(log).relay(0) == 0
 
 
 @pytest.mark.parametrize(("after", "published"), [("report_buckets", []), ("reports", []), ("accounts", [2])])
@@ -104,8 +112,8 @@ async def test_entry_of_an_open_bucket_is_kept_where_a_replica_takes_over(
     await filled(store)
     store.after = after
 
-    await ReportRelay(store, log).relay(0)
+    await store.relay(log).relay(0)
 
     assert await deltas(log) == published
-    _, entries = await store.reports(0, BUCKET, 10)
+    _, entries = await store.reports.reports(0, BUCKET, 10)
     assert entries == {FIELD: report_text(ReportValue(0, 1, 30 * 24 * HOUR_MS, 0, "tokens"))}

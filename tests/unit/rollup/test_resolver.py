@@ -15,7 +15,7 @@ EARLY_MS = NOVEMBER_MS + DAY_MS
 async def test_resolver_waits_for_the_archive_and_tells_each_decision_once() -> None:
     """Before the archive has passed the event, an earlier arrival might still come to light."""
     made = await settled()
-    resolver = Resolver(made.log, made.store, made.clickhouse, SECRET)
+    resolver = Resolver(made.log, made.store.deferred, made.store.accounts, made.clickhouse, SECRET)
     at = made.partition("ada")
     await late(made, EARLY_MS)
     await made.fold()
@@ -25,7 +25,7 @@ async def test_resolver_waits_for_the_archive_and_tells_each_decision_once() -> 
     assert await resolver.resolve(at) == Resolved(new=1)
     assert await resolver.resolve(at) == Resolved()
     await made.fold()
-    assert await made.store.deferred(at, 10) == ((await made.checkpoint("ada")), [])
+    assert await made.store.deferred.deferred(at, 10) == ((await made.checkpoint("ada")), [])
 
 
 async def test_resolver_waits_for_a_fold_that_is_far_behind_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +33,7 @@ async def test_resolver_waits_for_a_fold_that_is_far_behind_and_loses_nothing(mo
     monkeypatch.setattr("pipeline.rollup.resolver.DECISIONS_MAX", 2)
     monkeypatch.setattr("pipeline.rollup.resolver.TOLD_MAX", 5)
     made = await settled()
-    resolver = Resolver(made.log, made.store, made.clickhouse, SECRET)
+    resolver = Resolver(made.log, made.store.deferred, made.store.accounts, made.clickhouse, SECRET)
     at = made.partition("ada")
     late_ones = [await late(made, EARLY_MS + number) for number in range(9)]
     await made.fold()
@@ -46,14 +46,14 @@ async def test_resolver_waits_for_a_fold_that_is_far_behind_and_loses_nothing(mo
 
     assert sum(given) == 8
     assert max(given) <= 5
-    _, left = await made.store.deferred(at, 10)
+    _, left = await made.store.deferred.deferred(at, 10)
     assert [each.position for each in left] == [lost.position]
 
 
 async def test_what_the_archive_had_lost_is_judged_once_it_was_built_again() -> None:
     """By the same worker: it does not remember for ever what was not there."""
     made = await settled()
-    resolver = Resolver(made.log, made.store, made.clickhouse, SECRET)
+    resolver = Resolver(made.log, made.store.deferred, made.store.accounts, made.clickhouse, SECRET)
     at = made.partition("ada")
     identity = "ada", await late(made, EARLY_MS)
     await made.fold()

@@ -42,11 +42,11 @@ class SnapshotWorld(Rebuilt):
         self.kept = FakeSnapshots()
         self.notes: list[str] = []
         self.snapshots = Snapshots(
-            self.live, self.kept, HOUR_MS, str(folder), lambda outcome, _: self.notes.append(outcome)
+            self.live.copies, self.kept, HOUR_MS, str(folder), lambda outcome, _: self.notes.append(outcome)
         )
 
     async def fold_all(self, processor: RollupProcessor | None = None) -> RollupProcessor:
-        worker = processor or RollupProcessor(self.log, self.live, self.clock, SECRET, snapshots=self.snapshots)
+        worker = processor or RollupProcessor(self.log, self.live.state, self.clock, SECRET, snapshots=self.snapshots)
         for partition in range(PARTITIONS):
             await self.snapshots.write(partition)
             offset = await worker.start_offset(partition)
@@ -85,7 +85,7 @@ class SnapshotWorld(Rebuilt):
     async def assert_same(self) -> None:
         """The live view is the one that was folded from the whole log."""
         for partition in range(PARTITIONS):
-            here, there = self.live._partitions[partition], self.whole._partitions[partition]
+            here, there = self.live.server.partitions[partition], self.whole.server.partitions[partition]
             assert same_but_generation(here.checkpoint) == same_but_generation(there.checkpoint)
             for view in ("marks", "totals", "rankings", "uniques", "accounts", "deferred"):
                 assert getattr(here, view) == getattr(there, view), view
@@ -104,7 +104,7 @@ async def test_lost_view_whose_logs_start_is_gone_is_rebuilt_from_the_snapshot(t
     world = await loaded(tmp_path, 0.9)
     await world.remember()
     await world.trim()
-    world.live.empty()
+    world.live.server.empty()
 
     assert await world.restoring().run() >= 2
     await world.assert_same()
@@ -173,7 +173,7 @@ async def test_range_that_neither_log_nor_snapshot_holds_is_named(tmp_path: Path
     expected = rf"newest snapshot stands at offset {newest}.*offsets {newest} to {newest + 1} back"
     with pytest.raises(OperatorNeeded, match=expected):
         await world.restoring().run()
-    assert await world.live.rebuilding() is None
+    assert await world.live.rebuilds.rebuilding() is None
 
 
 async def test_snapshots_of_another_log_are_no_start(tmp_path: Path) -> None:
@@ -234,14 +234,14 @@ async def test_large_chunks_are_written_few_at_a_time(tmp_path: Path, monkeypatc
         await insert(at, first_number, chunks)
 
     world.kept.insert_chunks = counting  # type: ignore[method-assign]  # a witness
-    copied = world.live.snapshot
+    copied = world.live.copies.snapshot
 
     async def in_three(partition: int, believed: Checkpoint) -> AsyncIterator[str]:
         async for chunk in copied(partition, believed):
             for part in (chunk, "more", "x" * 20):
                 yield part
 
-    world.live.snapshot = in_three  # type: ignore[method-assign]  # three chunks of one
+    world.live.copies.snapshot = in_three  # type: ignore[method-assign]  # three chunks of one
     await world.start(REPORTED)
     await world.feed(0.5)
     await world.work()
@@ -258,9 +258,9 @@ async def test_partitions_that_flush_side_by_side_all_get_one(tmp_path: Path) ->
     await world.work()
     kept, checkpoints = (
         FakeSnapshots(),
-        [await world.live.load_checkpoint(partition) for partition in range(PARTITIONS)],
+        [await world.live.state.load_checkpoint(partition) for partition in range(PARTITIONS)],
     )
-    snapshots = Snapshots(world.live, kept, HOUR_MS, str(tmp_path))
+    snapshots = Snapshots(world.live.copies, kept, HOUR_MS, str(tmp_path))
     for partition in range(PARTITIONS):
         await snapshots.write(partition)
 
@@ -275,7 +275,7 @@ async def test_partitions_that_flush_side_by_side_all_get_one(tmp_path: Path) ->
 
 async def test_interval_of_zero_takes_none(tmp_path: Path) -> None:
     world = SnapshotWorld(tmp_path)
-    world.snapshots = Snapshots(world.live, world.kept, 0)
+    world.snapshots = Snapshots(world.live.copies, world.kept, 0)
     await world.start(REPORTED)
     await world.feed(0.5)
     await world.work()
@@ -287,7 +287,7 @@ async def test_worker_that_restarts_does_not_take_one_before_its_time(tmp_path: 
     """When the last one was taken stands with the snapshots."""
     world = await loaded(tmp_path, 0.5)
     before = dict(world.kept.heads)
-    world.snapshots = Snapshots(world.live, world.kept, 1_000 * HOUR_MS, str(tmp_path))
+    world.snapshots = Snapshots(world.live.copies, world.kept, 1_000 * HOUR_MS, str(tmp_path))
     await world.feed(0.4)
     await world.work()
 
@@ -299,8 +299,8 @@ async def test_replay_from_the_start_below_a_rebuilt_views_rows_is_refused(tmp_p
     world = await loaded(tmp_path, 0.5)
     await world.rebuild().run()
     await world.work()
-    await check_replay(PARTITIONS, world.live, world.clickhouse)
+    await check_replay(PARTITIONS, world.live.state, world.clickhouse)
 
-    world.live.empty()
+    world.live.server.empty()
     with pytest.raises(OperatorNeeded, match=r"generation 2.*Run `tidemark rebuild redis` instead"):
-        await check_replay(PARTITIONS, world.live, world.clickhouse)
+        await check_replay(PARTITIONS, world.live.state, world.clickhouse)

@@ -1,7 +1,7 @@
 """A partition's whole state copied out of its keys and into those of another generation.
 
-A chunk is a JSON list of (type, key within the generation, items): whatever is stored under the prefix is in it, so a
-kind of state that is added later cannot be forgotten.
+A chunk is a JSON list of (type, key within the generation, items). A copy takes every key under the prefix, so a kind
+of state that is added later cannot be forgotten.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import msgspec
 from schemas.errors import Fenced
 from schemas.rollup import Checkpoint
 from schemas.snapshots import BYTES_AT_ONCE
-from sinks.redis.checkpoints import encode_checkpoint, token
+from sinks.redis.checkpoints import token, write_checkpoint
 from sinks.redis.client import Command, Connection, checked, pairs
-from sinks.redis.generations import Read, RedisGenerations
 from sinks.redis.keys import GENERATIONS, Keys
+from sinks.redis.keyspace import Keyspace, Read
 
 _Entry = tuple[str, str, list[str]]
 
 _PAGE_KEYS: Final = 500
-# What is read in one round trip, in items: small keys are read together, large ones alone and in pages.
+# Items per round trip: small keys are read together, large ones alone and in pages.
 _PAGE_ITEMS: Final = 5_000
 # Before JSON escapes any.
 CHUNK_CHARACTERS: Final = 100_000
-# What JSON adds to an item, and to the name of a key.
+# Characters that JSON adds to an item, and to the name of a key.
 _ITEM_CHARACTERS: Final = 3
 _ENTRY_CHARACTERS: Final = 20
 _ARGUMENTS_MAX: Final = 10_000
 _SCANS: Final = {"hash": "HSCAN", "set": "SSCAN", "zset": "ZSCAN"}
 _COUNTS: Final = {"hash": "HLEN", "set": "SCARD", "zset": "ZCARD"}
-# A hash's items may be whole events, so few are asked for at a time; a small hash answers whole in any case.
+# Items of a hash may be whole events, so a page has few of them. A small hash always answers whole.
 _PAGES: Final = {"hash": 200, "set": _PAGE_ITEMS, "zset": _PAGE_ITEMS}
 _TEXT_ITEMS: Final = 50
 _WIDTHS: Final = {"hash": 2, "zset": 2}
@@ -44,33 +44,38 @@ _REPORTS: Final = "reports:"
 _decode: Final = msgspec.json.Decoder(list[_Entry]).decode
 
 
-class RedisSnapshots(RedisGenerations):
-    """`schemas.snapshots.CopyableState` on the keys of a generation."""
+class RedisCopies:
+    """`schemas.snapshots.CopyableState`."""
+
+    def __init__(self, space: Keyspace) -> None:
+        self._space = space
 
     async def snapshot(self, partition: int, believed: Checkpoint) -> AsyncIterator[str]:
         keys = await self._believe(partition, believed)
-        # One connection for all: a cursor says nothing to a server that was started again, or that took over, and
-        # nothing but a connection that breaks tells that it is another one.
-        connection = self.server.connection()
+        # One connection for all: a cursor means nothing to a server that restarted or took over, and only a broken
+        # connection shows that it did.
+        connection = self._space.server.connection()
         try:
             walk = _chunks(self._entries(connection, keys))
-            while chunk := await self._run(next, walk, ""):
+            while chunk := await self._space.run(next, walk, ""):
                 yield chunk
         finally:
             connection.release()
         await self._believe(partition, believed)
 
     async def _believe(self, partition: int, believed: Checkpoint) -> Keys:
-        keys, (held,) = await self._read_live(partition, lambda keys: [("HGET", keys.checkpoint, "token")])
-        if held != token(believed):
-            raise Fenced(f"partition {partition}: the checkpoint is {held}, a copy was to be made at {token(believed)}")
+        keys, (stored,) = await self._space.read_live(partition, lambda keys: [("HGET", keys.checkpoint, "token")])
+        if stored != token(believed):
+            raise Fenced(
+                f"partition {partition}: the checkpoint is {stored}, a copy was to be made at {token(believed)}"
+            )
         return keys
 
     def _entries(self, connection: Connection, keys: Keys) -> Iterator[_Entry]:
-        """The contents of all keys, some at a time: of what is read in one round trip nothing is kept for the next."""
+        """The contents of all keys, some at a time. Nothing is kept from one round trip to the next."""
 
         def run(commands: list[Command]) -> list[Any]:
-            return checked(connection.run(commands), self.server.where) if commands else []
+            return checked(connection.run(commands), self._space.server.where) if commands else []
 
         apart = (keys.checkpoint, keys.live, keys.restoring)
         cursor = ""
@@ -84,11 +89,11 @@ class RedisSnapshots(RedisGenerations):
 
     @staticmethod
     def _is_named(keys: Keys, name: str) -> bool:
-        """Whether a key is of a named generation, while these are of the one without a name."""
+        """Whether these keys are of generation 0, and the key is of another one."""
         return not keys.generation and name.startswith(keys.root + GENERATIONS)
 
     async def begin_restore(self, partition: int, owner: str) -> None:
-        keys = self.keys(partition)
+        keys = self._space.keys(partition)
 
         def claim(read: Read) -> list[Command]:
             (exists,) = read([("EXISTS", keys.checkpoint)])
@@ -97,7 +102,7 @@ class RedisSnapshots(RedisGenerations):
             return [("SET", keys.restoring, owner)]
 
         await self._restoring(keys, claim)
-        async for found in self._pages(keys):
+        async for found in self._space.pages(keys):
             left = [
                 key
                 for key in found
@@ -106,11 +111,11 @@ class RedisSnapshots(RedisGenerations):
                 and not self._is_named(keys, key)
             ]
             if left:
-                # Not what another process has restored since it took the claim over.
+                # Fails if another process has taken the claim over: its restored keys must stay.
                 await self._owned(keys, owner, [("UNLINK", *left)])
 
     async def take_in(self, partition: int, owner: str, chunks: Sequence[str]) -> None:
-        keys = self.keys(partition)
+        keys = self._space.keys(partition)
         writes, size = list[Command](), 0
         for chunk in chunks:
             for entry in _decode(chunk):
@@ -120,48 +125,48 @@ class RedisSnapshots(RedisGenerations):
                         writes, size = [], 0
                     writes.append(write)
                     size += sum(len(str(part)) for part in write)
-        # Also without any: the claim is asked for.
+        # Also without writes, to check the claim.
         await self._owned(keys, owner, writes)
 
     async def end_restore(self, partition: int, owner: str, checkpoint: Checkpoint) -> None:
-        keys = self.keys(partition)
+        keys = self._space.keys(partition)
         writes: list[Command] = []
-        (buckets,) = await self._commands([("SMEMBERS", keys.cell_buckets)])
+        (buckets,) = await self._space.commands([("SMEMBERS", keys.cell_buckets)])
         for bucket in map(int, buckets):
-            cells, dirty = await self._commands([("HKEYS", keys.cells(bucket)), ("HKEYS", keys.dirty(bucket))])
-            # Relayed and dropped during the copy: what is left of it would be waited for without end.
+            cells, dirty = await self._space.commands([("HKEYS", keys.cells(bucket)), ("HKEYS", keys.dirty(bucket))])
+            # Cells that were relayed and dropped during the copy: relays would wait for them for ever.
             gone = sorted(set(dirty) - set(cells))
             writes += [
                 ("HDEL", keys.dirty(bucket), *gone[start : start + _ARGUMENTS_MAX])
                 for start in range(0, len(gone), _ARGUMENTS_MAX)
             ]
-        writes.append(("HSET", keys.checkpoint, *pairs(encode_checkpoint(checkpoint).items())))
+        writes.append(write_checkpoint(keys.checkpoint, checkpoint))
         await self._owned(keys, owner, [*writes, ("UNLINK", keys.restoring)])
 
     async def _owned(self, keys: Keys, owner: str, writes: Sequence[Command]) -> None:
         def claimed(read: Read) -> Sequence[Command]:
-            held, exists = read([("GET", keys.restoring), ("EXISTS", keys.checkpoint)])
-            if held != owner or exists:
+            holder, exists = read([("GET", keys.restoring), ("EXISTS", keys.checkpoint)])
+            if holder != owner or exists:
                 raise Fenced(f"{keys.root}: another process restores this partition")
             return writes
 
         await self._restoring(keys, claimed)
 
     async def _restoring(self, keys: Keys, decide: Callable[[Read], Sequence[Command]]) -> None:
-        """Write what `decide` says after its reads, if nobody has claimed or finished the restore meanwhile."""
-        if await self._run(self._watching, [keys.checkpoint, keys.restoring], decide) is None:
+        """Write what `decide` returns. Raises `Fenced` if another process claimed or finished the restore meanwhile."""
+        if await self._space.run(self._space.write_watching, [keys.checkpoint, keys.restoring], decide) is None:
             raise Fenced(f"{keys.root}: another process restores this partition")
 
 
 def _together(kinds: Mapping[str, str], run: Read) -> Iterator[dict[str, str]]:
-    """Keys with their types, as many as are read at the same time. A key that is gone is in none."""
+    """Keys with their types, in groups that are read together. Keys that are gone are skipped."""
     scanned = [name for name, kind in kinds.items() if kind in _SCANS]
     counts = dict(zip(scanned, run([(_COUNTS[kinds[name]], name) for name in scanned]), strict=True))
     together, items = dict[str, str](), 0
     for name, kind in kinds.items():
         if kind != "string" and kind not in _SCANS:
             continue
-        # A set of integers answers whole, whatever it is asked for.
+        # A set of integers always answers whole.
         count = int(counts.get(name, _TEXT_ITEMS))
         if together and items + count > _PAGE_ITEMS:
             yield together
@@ -173,7 +178,7 @@ def _together(kinds: Mapping[str, str], run: Read) -> Iterator[dict[str, str]]:
 
 
 def _contents(keys: Keys, kinds: Mapping[str, str], run: Read) -> Iterator[_Entry]:
-    """What some keys hold, a page of each at a time."""
+    """The contents of some keys, a page of each at a time."""
     texts = [name for name, kind in kinds.items() if kind == "string"]
     values = run([("MGET", *texts)])[0] if texts else []
     for name, text in zip(texts, values, strict=True):
@@ -191,7 +196,7 @@ def _contents(keys: Keys, kinds: Mapping[str, str], run: Read) -> Iterator[_Entr
 
 
 def _chunks(entries: Iterable[_Entry]) -> Iterator[str]:
-    """Entries as chunks, none larger than `CHUNK_CHARACTERS` but where one item is."""
+    """Entries as chunks of up to `CHUNK_CHARACTERS`, or of one larger item."""
     gathered, size = list[_Entry](), 0
     for kind, name, items in entries:
         for part in _parts(items, _WIDTHS.get(kind, 1)):
@@ -206,7 +211,7 @@ def _chunks(entries: Iterable[_Entry]) -> Iterator[str]:
 
 
 def _parts(items: list[str], width: int) -> Iterator[list[str]]:
-    """The items, halved until each part fits well into a chunk, or is one item of `width` texts. No part is empty."""
+    """The items, halved until each part fits into a chunk or is one item of `width` texts. No part is empty."""
     if len(items) > width and _characters(items) > CHUNK_CHARACTERS // 2:
         middle = (len(items) // width + 1) // 2 * width
         yield from _parts(items[:middle], width)
@@ -229,7 +234,7 @@ def _restored(keys: Keys, entry: _Entry) -> Iterator[Command]:
         items = pairs(zip(items[1::2], items[::2], strict=True))
     for start in range(0, len(items), _ARGUMENTS_MAX):
         yield (_WRITES[kind], key, *items[start : start + _ARGUMENTS_MAX])
-    # A bucket that was dropped during the copy is named again, so that it is dropped again.
+    # A bucket that was dropped during the copy is listed again, so that it is dropped again.
     for prefix, index in ((_CELLS, keys.cell_buckets), (_DIRTY, keys.cell_buckets), (_REPORTS, keys.report_buckets)):
         if name.startswith(prefix):
             yield ("SADD", index, name.removeprefix(prefix))
