@@ -7,12 +7,12 @@ the start of a period that holds usage already.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 from reconciler.boundaries import periods_over
-from reconciler.history import POSITION_MAX, AccountHistory, History
+from reconciler.history import AccountHistory, History
 from schemas.analytics import RecountKey, RecountRequest, UsageReader
-from schemas.log import position
+from schemas.log import POSITION_MAX, position
 from schemas.periods import Period
 from schemas.rollup import Checkpoint
 
@@ -55,15 +55,6 @@ def _boundaries(history: History, account: AccountHistory) -> tuple[Period, ...]
     return periods_over(account.cut, from_ms, history.to_ms, len(account.closings) + 1)
 
 
-@runtime_checkable
-class EventCounts(Protocol):
-    """A `UsageReader` that can also count identities; where it can, they are held against the checkpoint's counters."""
-
-    async def archived_events(self, partition: int, before_position: int) -> int:
-        """How many events of a partition `usage_events` counts below a position, each identity once."""
-        ...
-
-
 class Recounter:
     """Counts again through a `UsageReader`. Errors are the reader's. Keeps the last totals of each partition: they
     are taken again where the archive says that no event came since, and the control records say the same."""
@@ -93,8 +84,6 @@ class Recounter:
             return None
         if last.before_position != state.before_position:
             # Never by the rollup's counters: they are what is being checked.
-            if not isinstance(self._reader, EventCounts):
-                return None
             counts = [await self._reader.archived_events(at.partition, at.before_position) for at in (last, state)]
             if counts[0] != counts[1]:
                 return None
