@@ -7,7 +7,7 @@ or dropped here, and each of the three is counted (`Emitter.stats`) and told to 
 
 from emitter.emitter import Emitter
 from emitter.encoding import Event, uuid7
-from emitter.ledger import QueueFull, Stats
+from emitter.pending import QueueFull, Stats
 from emitter.transport import Answer, HttpTransport, Transport
 
 __all__ = ["Answer", "Emitter", "Event", "HttpTransport", "QueueFull", "Stats", "Transport", "uuid7"]

@@ -1,4 +1,4 @@
-"""Where every event stands: waiting, under way, or settled; the queue's bound and all counters in one place."""
+"""The state of every event: waiting, under way, or settled; the queue's bound and all counters in one place."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Stats(NamedTuple):
     last_error: str
 
 
-class Ledger:
+class PendingEvents:
     """The state that emitting threads and the sending thread share. Every method is safe in any thread.
 
     Events are numbered in the order they were taken in; each is settled exactly once, whatever comes later.
