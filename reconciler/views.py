@@ -14,9 +14,8 @@ from schemas.analytics import ArchivePosition, HourlyStore, UsageReader
 from schemas.clock import MINUTE_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.log import Log, position
-from schemas.reports import StripeMeters
+from schemas.reports import StripeMeters, StripeRejections
 from schemas.rollup import Checkpoint, RollupStore
-from schemas.sink import StripeRejections
 
 ARCHIVE_POLLS: Final = 40
 

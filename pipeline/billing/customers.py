@@ -7,13 +7,12 @@ from aggregators.partitioning import partition_of
 from aggregators.periods import period_at
 from schemas.errors import Transient
 from schemas.periods import Billing
-from schemas.reports import Intent
+from schemas.reports import Intent, Payer
 from schemas.rollup import RollupStore
-from schemas.sink import Payer
 
 
 class BindingResolver:
-    """Who pays for an account, by its bindings in the live view. See `schemas.sink.CustomerResolver`."""
+    """Who pays for an account, by its bindings in the live view. See `schemas.reports.CustomerResolver`."""
 
     def __init__(self, store: RollupStore, partitions: int) -> None:
         self._store = store

@@ -5,23 +5,19 @@ No I/O: the records go in, in their order, and the same records give the same le
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
-
+from aggregators.meter_events import PAST_MAX_MS, deadline_ms
+from aggregators.report_records import parse_entries, supersedes
 from schemas.clock import DAY_MS
 from schemas.errors import OperatorNeeded
 from schemas.log import Record
-from schemas.reports import Attempt, Intent, Outcome, ReportEntry
-from sinks.stripe.meter_events import PAST_MAX_MS, deadline_ms
+from schemas.reports import Attempt, Intent, ReportOutcome
 
 PENDING_MAX: Final = 500_000
-
-_ENTRY: TypeAdapter[ReportEntry] = TypeAdapter(ReportEntry)
 
 
 class SendQueueKey(NamedTuple):
@@ -68,37 +64,7 @@ class SendQueue:
     not_before_ms: int = 0
 
 
-def parse_entries(value: bytes | None) -> list[ReportEntry]:
-    """The entries of a record: one JSON object, or a list of them.
-
-    Bytes that cannot be ours (no object with a `kind`) give no entries. Raises `OperatorNeeded` for an entry of
-    a shape this version does not know, because an outcome that is not understood could be sent again.
-    """
-    try:
-        parsed = json.loads(value or b"null")
-    except (ValueError, RecursionError):
-        return []
-    candidates = parsed if isinstance(parsed, list) else [parsed]
-    try:
-        return [_ENTRY.validate_python(entry) for entry in candidates if isinstance(entry, dict) and "kind" in entry]
-    except ValidationError as error:
-        raise OperatorNeeded(
-            f"billing.reports holds an entry this version does not understand; run the version that wrote it: {error}"
-        ) from error
-
-
-def supersedes(attempt: Attempt, known: Attempt | None) -> bool:
-    """Whether `attempt` is in force after `known`: a compare-and-swap in the log's order.
-
-    The first fixes the bytes and starts Stripe's window. A sender that had not seen it yet may write another;
-    that one changes nothing. Only an attempt made after looking at Stripe replaces the one it looked for.
-    """
-    if known is None:
-        return True
-    return attempt.replaces_ms == known.attempted_at_ms
-
-
-class Ledger:
+class ReportLedger:
     """The intents of one partition. Keeps what is pending, and the identifiers of what is settled until Stripe
     would refuse them anyway, so that a rebuild which publishes an intent again does not send it again.
 
@@ -147,7 +113,7 @@ class Ledger:
                     self._add(entry, record.offset)
                 case Attempt():
                     self._note_attempt(entry, record.offset)
-                case Outcome():
+                case ReportOutcome():
                     self.settle(entry.identifier)
         self.next_offset = max(self.next_offset, record.next_offset)
 
@@ -178,7 +144,7 @@ class Ledger:
         self._forgot_at_ms = max(self._forgot_at_ms, now_ms)
         self._settled = {key: until_ms for key, until_ms in self._settled.items() if until_ms >= now_ms}
 
-    def recall(self, whole: Ledger) -> None:
+    def recall(self, whole: ReportLedger) -> None:
         """Settle what was settled, by a ledger of the same records that forgot nothing. All of it is kept until the
         next day, because a rebuild publishes many at a time."""
         for identifier in [each for each in self._pending if each in whole._settled]:

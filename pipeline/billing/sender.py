@@ -22,16 +22,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from pipeline.billing.ledger import PENDING_MAX, Hold, Ledger, Pending, SendQueue
+from aggregators.meter_events import deadline_ms, event_time_s, meter_event, too_early_ms
+from aggregators.quantities import decimal_text
+from aggregators.stripe_sums import StripeSum
+from pipeline.billing.ledger import PENDING_MAX, Hold, Pending, ReportLedger, SendQueue
 from pipeline.billing.limits import KeyedLocks, TokenBucket, all_or_first_error
-from pipeline.billing.lookup import READ_RECORDS_MAX, Presence, Question, StripeLook, question_of
+from pipeline.billing.lookup import READ_RECORDS_MAX, Presence, StripeLookup, sum_of
 from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.log import REPORTS_TOPIC, Log, Record
 from schemas.periods import Billing
-from schemas.reports import Attempt, Outcome, OutcomeStatus, SendStatus, StripeMeters
-from schemas.sink import CustomerResolver
-from sinks.stripe.meter_events import deadline_ms, decimal_text, event_time_s, meter_event, too_early_ms
+from schemas.reports import Attempt, CustomerResolver, OutcomeStatus, ReportOutcome, SendStatus, StripeMeters
 
 # Stripe remembers an identifier for at least 24 h; an hour less leaves room for clocks and slow calls.
 RESEND_WINDOW_MS: Final = 23 * HOUR_MS
@@ -78,7 +79,7 @@ class SenderStatus(NamedTuple):
 @dataclass(slots=True)
 class _Partition:
     number: int
-    ledger: Ledger
+    ledger: ReportLedger
     catch_up_to: int
     caught_up: bool = False
 
@@ -115,8 +116,8 @@ class StripeSender:
         self._locks = KeyedLocks()
         self._slots = asyncio.Semaphore(policy.queues_max)
         self._bucket = TokenBucket(clock, policy.rate_per_s)
-        self._look = StripeLook(log, meters, clock, policy.settle_ms)
-        self._looking = asyncio.Lock()
+        self._lookup = StripeLookup(log, meters, clock, policy.settle_ms)
+        self._lookup_lock = asyncio.Lock()
         self._identity: tuple[bool, str] | None = None
         self._ensured: set[str] = set()
         self._counts: Counter[str] = Counter()
@@ -129,7 +130,7 @@ class StripeSender:
     async def start_offset(self, partition: int) -> int | None:
         """The log's first record, always. Notes the end that must be read before anything is sent."""
         bounds = await self._log.bounds(REPORTS_TOPIC, partition)
-        ledger = Ledger(self._policy.pending_max)
+        ledger = ReportLedger(self._policy.pending_max)
         ledger.next_offset = bounds.first
         self._partitions[partition] = _Partition(partition, ledger, bounds.next, bounds.first >= bounds.next)
         return bounds.first
@@ -201,11 +202,11 @@ class StripeSender:
                     return
 
         await all_or_first_error(work() for _ in range(min(self._policy.queues_max, len(due))))
-        self._look.forget()
+        self._lookup.forget()
 
     async def _recall(self, part: _Partition) -> None:
         """Read the partition again, as a restart does: an intent came whose outcome may be forgotten."""
-        whole = Ledger(self._policy.pending_max)
+        whole = ReportLedger(self._policy.pending_max)
         offset = (await self._log.bounds(REPORTS_TOPIC, part.number)).first
         while offset < part.ledger.next_offset:
             records = await self._log.read(REPORTS_TOPIC, part.number, offset, READ_RECORDS_MAX)
@@ -319,27 +320,27 @@ class StripeSender:
 
     async def _resolve_by_lookup(self, part: _Partition, pending: Pending, attempt: Attempt) -> None:
         """Past Stripe's window: settle it, or write an attempt that may be sent again, or hold it."""
-        questions = self._stale_questions(part)
-        async with self._locks.hold((pending.intent.event_name, attempt.stripe_customer)), self._looking:
-            found = await self._look.look_up(pending.intent.identifier, questions)
-            self._counts[f"looked_{found.presence}"] += 1
-            if found.presence is Presence.PRESENT:
-                await self._settle(part, pending, OutcomeStatus.ACCEPTED, found.detail)
+        key, sums = sum_of(pending.intent, attempt), self._stale_sums(part)
+        async with self._locks.hold((key.event_name, key.stripe_customer)), self._lookup_lock:
+            result = await self._lookup.look_up(pending.intent.identifier, key, sums)
+            self._counts[f"looked_{result.presence}"] += 1
+            if result.presence is Presence.PRESENT:
+                await self._settle(part, pending, OutcomeStatus.ACCEPTED, result.detail)
                 return
-            if found.presence is Presence.UNKNOWN:
-                self._hold(pending, Hold.UNKNOWN, found.detail, self._policy.look_retry_ms)
+            if result.presence is Presence.UNKNOWN:
+                self._hold(pending, Hold.UNKNOWN, result.detail, self._policy.look_retry_ms)
                 return
             payer = await self._resolve(pending.intent, pending.intent.instant_ms)
             period_end_ms = payer.period_end_ms if payer else pending.intent.period_end_ms
             timestamp_s = event_time_s(pending.intent, period_end_ms, self._clock.now_ms())
             if timestamp_s is None:
-                await self._settle(part, pending, OutcomeStatus.DEAD, f"{found.detail}, and its period is too old")
+                await self._settle(part, pending, OutcomeStatus.DEAD, f"{result.detail}, and its period is too old")
                 return
             await self._write_attempt(part, pending, attempt.stripe_customer, timestamp_s, attempt.value)
 
-    def _stale_questions(self, part: _Partition) -> set[Question]:
-        stale = (item for item in part.ledger.pending() if item.attempt and self._is_stale(item.attempt))
-        return {question_of(item.intent) for item in stale}
+    def _stale_sums(self, part: _Partition) -> set[StripeSum]:
+        attempted = ((pending.intent, pending.attempt) for pending in part.ledger.pending())
+        return {sum_of(intent, attempt) for intent, attempt in attempted if attempt and self._is_stale(attempt)}
 
     async def _send(self, part: _Partition, pending: Pending, attempt: Attempt) -> None:
         event = meter_event(pending.intent, attempt)
@@ -367,7 +368,7 @@ class StripeSender:
                 )
 
     async def _settle(self, part: _Partition, pending: Pending, status: OutcomeStatus, detail: str) -> None:
-        outcome = Outcome(
+        outcome = ReportOutcome(
             identifier=pending.intent.identifier,
             status=status,
             detail=detail,
@@ -380,7 +381,7 @@ class StripeSender:
         if status is OutcomeStatus.DEAD:
             _LOG.error("a report of %s is a dead letter, a person must look: %s", pending.intent.account, detail)
 
-    async def _append(self, part: _Partition, pending: Pending, entry: Attempt | Outcome) -> int:
+    async def _append(self, part: _Partition, pending: Pending, entry: Attempt | ReportOutcome) -> int:
         value, key = entry.model_dump_json().encode(), pending.intent.account.encode()
         return await self._log.append(REPORTS_TOPIC, part.number, value, key=key)
 

@@ -11,7 +11,7 @@ import pipeline.billing.customers
 import pipeline.billing.sender
 import pipeline.rollup.relays
 import sinks.stripe.fake
-from aggregators.codec import ReportKey, parse_report_field, parse_report_text, parse_value, report_field, report_text
+from aggregators.codec import ReportKey, parse_report_text, parse_value, report_field, report_text
 from pipeline.rollup.relays import ReportRelay
 from schemas.periods import AccountState
 from schemas.reports import SendResult, SendStatus
@@ -24,11 +24,11 @@ def _delta_at_publishing(original: Method) -> Method:
         totals = inner(self._store)._at(partition).totals
         made = vars(pipeline.rollup.relays)["intent_of"]
 
-        def intent_of(checkpoint: Any, start_ms: int, end_ms: int, field: str, text: str, state: Any) -> Any:
-            key, value = parse_report_field(field), parse_report_text(text)
+        def intent_of(checkpoint: Any, start_ms: int, end_ms: int, key: Any, text: str, state: Any) -> Any:
+            value = parse_report_text(text)
             now = parse_value(totals[TotalKey(key.account, key.period_start_ms)][key.meter]).minor
             sampled = msgspec.structs.replace(value, current_minor=now)
-            return made(checkpoint, start_ms, end_ms, field, report_text(sampled), state)
+            return made(checkpoint, start_ms, end_ms, key, report_text(sampled), state)
 
         with patch.object(pipeline.rollup.relays, "intent_of", intent_of):
             count: int = await original(self, partition)

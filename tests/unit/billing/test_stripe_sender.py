@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.billing.ledger import Ledger, parse_entries
+from aggregators.report_records import parse_entries
+from pipeline.billing.ledger import ReportLedger
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import OperatorNeeded
 from schemas.log import REPORTS_TOPIC, Bounds, Record
@@ -277,7 +278,7 @@ async def test_entry_of_another_version_stops_and_foreign_bytes_do_not() -> None
 
 async def test_unresolved_intents_are_bounded() -> None:
     """Beyond the limit it stops with the remedy instead of filling the memory."""
-    ledger = Ledger(pending_max=2)
+    ledger = ReportLedger(pending_max=2)
     record = Record(REPORTS_TOPIC, 0, 0, NOW_MS, None, None)
     for number in range(2):
         ledger.apply(record._replace(offset=number, value=make_intent(f"i{number}").model_dump_json().encode()))

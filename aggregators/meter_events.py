@@ -14,16 +14,6 @@ FUTURE_MAX_MS: Final = 5 * MINUTE_MS
 PAST_COMFORT_MS: Final = 34 * DAY_MS
 
 
-def decimal_text(minor: int, scale: int) -> str:
-    """`minor / 10^scale` exactly, without exponent and trailing zeros: (1250, 3) → `1.25`."""
-    digits = str(abs(minor)).rjust(scale + 1, "0")
-    sign = "-" if minor < 0 else ""
-    if not scale:
-        return sign + digits
-    fraction = digits[-scale:].rstrip("0")
-    return f"{sign}{digits[:-scale]}{'.' if fraction else ''}{fraction}"
-
-
 def event_time_s(intent: Intent, period_end_ms: int, now_ms: int) -> int | None:
     """The Unix seconds to report an intent at, or None once no instant of its period is young enough for Stripe.
     `period_end_ms` is where its period ends by now, which a binding may have moved since the intent was made.
