@@ -52,7 +52,7 @@ class Emitter:
         """`queue_events_max` bounds what is waiting and under way together.
 
         `when_full="block"` lets `emit` wait up to `block_timeout_s` and then raise `QueueFull`; `"drop"` never waits,
-        counts the event as dropped and tells `on_dropped` (use it in asyncio code). An event that could not be
+        counts the event as dropped and calls `on_dropped` (use it in asyncio code). An event that could not be
         delivered for `retry_for_s` is dropped too. Callbacks run in the sending thread, `on_dropped` also in the
         caller of `emit` and `close`; what they raise is logged. `now_ns` stamps events that come without a time.
         Raises `ValueError` on settings that cannot work.
@@ -127,7 +127,7 @@ class Emitter:
     def close(self, timeout_s: float = 30.0) -> bool:
         """Take no more events, send what is pending and stop; whether all of it was settled in time.
 
-        What was not is dropped: counted and told to `on_dropped` with the reason `closed`; the gateway may have
+        What was not is dropped: counted and passed to `on_dropped` with the reason `closed`; the gateway may have
         taken some of it. Safe to call twice, and from any thread.
         """
         self._start_if_due()

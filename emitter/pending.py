@@ -18,7 +18,7 @@ class QueueFull(Exception):
 class Stats(NamedTuple):
     """Events since the emitter was made (in this process): emitted = accepted + rejected + dropped + pending.
 
-    `refused` were never taken (`QueueFull`). `last_error` says why the last attempt did not succeed, "" if it did.
+    `refused` were never taken (`QueueFull`). `last_error` is why the last attempt failed, "" if it did not.
     """
 
     emitted: int

@@ -23,7 +23,7 @@ LOST: Final = (
 
 
 class Settled(NamedTuple):
-    """Arrival buckets before `before_ms` cannot change any more; `detail` says what holds back the others."""
+    """Arrival buckets before `before_ms` cannot change any more; `detail` is why the others can."""
 
     before_ms: int
     detail: str

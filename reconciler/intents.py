@@ -14,7 +14,7 @@ from schemas.rollup import Checkpoint
 
 
 class Published(NamedTuple):
-    """Report buckets that end by `before_ms` are closed and their intents durable; `detail` says what comes later."""
+    """Report buckets that end by `before_ms` are closed and their intents durable; `detail` is why later ones wait."""
 
     before_ms: int
     detail: str
@@ -40,7 +40,7 @@ class IntentsComparison:
         self._range = limits
 
     async def run(self, partition: int) -> tuple[PartitionState | None, list[Difference[TotalName]]]:
-        """The state compared at (None where there is none) and what differs; the rest goes to the findings."""
+        """The state of the comparison (None if there is none) and the differences; the rest goes to the findings."""
         checkpoint, buckets = await self._views.store.report_buckets(partition)
         # The topic is read after Redis: what Redis has let go of is in it.
         await self._index.catch_up(partition)

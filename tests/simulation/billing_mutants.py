@@ -1,4 +1,4 @@
-"""Deliberate defects on the way from a total to a bill: what is told to Stripe, once, when, and who pays."""
+"""Deliberate defects on the way from a total to a bill: what is reported to Stripe, how often, when, and who pays."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ BILLING: Final = (
         lambda made: lambda *arguments: made(*arguments[:-1], AccountState()),
     ),
     Mutant(
-        "a report is told at the end of its bucket, whatever its period", pipeline.billing.sender,
+        "a report has the timestamp of its bucket's end, whatever its period", pipeline.billing.sender,
         "event_time_s", lambda _made: lambda intent, _end_ms, _now_ms: intent.bucket_end_ms // 1_000 - 1,
     ),
     Mutant("report forgotten before its intent is durable", ReportRelay, "_publish", _reports_forgotten_first),

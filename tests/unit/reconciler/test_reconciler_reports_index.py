@@ -104,22 +104,3 @@ async def test_an_entry_of_a_newer_version_leaves_the_reports_unchecked() -> Non
         (Pair.STRIPE, Cause.UNCHECKED),
     }
     assert "run the version that wrote it" in named(report, Cause.UNCHECKED, Pair.INTENTS)[0].detail
-
-
-def test_a_record_that_is_nested_deeper_than_can_be_read_is_foreign() -> None:
-    """It is nothing that the sender or the fold wrote."""
-    assert parse_entries(b"[" * 100_000) == []
-
-
-def test_two_entries_that_are_no_list_are_foreign() -> None:
-    """The sender takes neither, so that neither may count as reported."""
-    one = INTENT.model_dump_json().encode()
-
-    assert parse_entries(one + b"," + one) == []
-
-
-def test_ours_are_taken_from_a_list_that_holds_foreign_values_too() -> None:
-    """As the sender takes them."""
-    value = b'["x", ' + INTENT.model_dump_json().encode() + b"]"
-
-    assert parse_entries(value) == [INTENT]
