@@ -9,11 +9,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from schemas.log import POSITION_BITS
 from schemas.meters import Aggregation
 
 _SEPARATOR: Final = "\x1f"
 _VOID: Final = "-"
-GENERATION_SHIFT: Final = 56
 
 _CODES: Final = {
     Aggregation.COUNT: "c",
@@ -63,7 +63,7 @@ class ReportValue(msgspec.Struct, frozen=True, gc=False):
 
 def version(generation: int, position: int) -> int:
     """Orders the writes of one cell: a later generation wins, then the later contributing event."""
-    return generation << GENERATION_SHIFT | position
+    return generation << POSITION_BITS | position
 
 
 def value_text(value: Value) -> str:

@@ -6,25 +6,22 @@ from hashlib import blake2b
 
 import msgspec
 
-from aggregators.codec import parse_report_field, parse_report_text
+from aggregators.codec import ReportKey, parse_report_text
 from aggregators.periods import period_at
 from schemas.periods import AccountState
 from schemas.reports import Intent
 from schemas.rollup import Checkpoint
 
 
-def account_of(field: str) -> str:
-    """Whose usage a report entry tells."""
-    return parse_report_field(field).account
-
-
 def intent_of(
-    checkpoint: Checkpoint, bucket_start_ms: int, bucket_end_ms: int, field: str, text: str, state: AccountState
+    checkpoint: Checkpoint, bucket_start_ms: int, bucket_end_ms: int, key: ReportKey, text: str, state: AccountState
 ) -> Intent | None:
-    """The intent of one report entry, or None where the total did not change over the bucket. `state` is its account's:
-    a binding that came after the entry's last event may have cut the period since, and what is reported with an
-    instant behind that cut counts in the next one, for its customer."""
-    key, value = parse_report_field(field), parse_report_text(text)
+    """The intent of one report entry, or None if the total did not change over the bucket.
+
+    `state` is the state of the entry's account. A binding that came after the entry's last event may have cut the
+    period; usage with an instant behind that cut is billed in the next period, to its customer.
+    """
+    value = parse_report_text(text)
     period_end_ms = min(value.period_end_ms, period_at(state, key.period_start_ms).end_ms)
     delta_minor = value.current_minor - value.base_minor
     if not delta_minor:

@@ -1,4 +1,4 @@
-"""What the gateway's answer says about each event of a request, and when to ask again."""
+"""The status of each event in the gateway's answer, and when to send again."""
 
 from __future__ import annotations
 

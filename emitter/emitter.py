@@ -14,8 +14,8 @@ from datetime import datetime
 from typing import Any, Final, Literal, Self
 
 from emitter.encoding import ID_CHARACTERS_MAX, NAME_CHARACTERS_MAX, Event, checked_time, uuid7
-from emitter.ledger import Ledger, Stats
 from emitter.notices import Notices, OnDropped, OnRejected
+from emitter.pending import PendingEvents, Stats
 from emitter.sender import Sender, SenderSettings
 from emitter.transport import HttpTransport, Transport
 
@@ -52,7 +52,7 @@ class Emitter:
         """`queue_events_max` bounds what is waiting and under way together.
 
         `when_full="block"` lets `emit` wait up to `block_timeout_s` and then raise `QueueFull`; `"drop"` never waits,
-        counts the event as dropped and tells `on_dropped` (use it in asyncio code). An event that could not be
+        counts the event as dropped and calls `on_dropped` (use it in asyncio code). An event that could not be
         delivered for `retry_for_s` is dropped too. Callbacks run in the sending thread, `on_dropped` also in the
         caller of `emit` and `close`; what they raise is logged. `now_ns` stamps events that come without a time.
         Raises `ValueError` on settings that cannot work.
@@ -79,9 +79,9 @@ class Emitter:
 
     def _reset(self) -> None:
         """Start with nothing: at birth, and in the child of a fork, whose parent still has the events."""
-        self._ledger = Ledger(self._queue_events_max, self._batch_events_max)
+        self._events = PendingEvents(self._queue_events_max, self._batch_events_max)
         self._thread: threading.Thread | None = None
-        # Re-entrant, as the ledger: a signal handler may emit while this thread holds the lock.
+        # Re-entrant, as the lock of the pending events: a signal handler may emit while this thread holds the lock.
         self._starting_lock = threading.RLock()
         self._is_starting = False
         if self._own_transport is not None:
@@ -113,7 +113,7 @@ class Emitter:
             raise ValueError(f"id must have 1 to {ID_CHARACTERS_MAX} characters")
         instant = self._now_ns() if time is None else checked_time(time)
         event = Event(id, type, account, {} if data is None else dict(data), instant)
-        if not self._ledger.put(event, self._wait_s):
+        if not self._events.put(event, self._wait_s):
             self._notices.dropped([event], "queue_full")
         elif self._thread is None:
             self._start()
@@ -122,20 +122,20 @@ class Emitter:
     def flush(self, timeout_s: float = 30.0) -> bool:
         """Send what was emitted before this call without lingering; whether all of it was settled in time."""
         self._start_if_due()
-        return self._ledger.wait_settled(timeout_s)
+        return self._events.wait_settled(timeout_s)
 
     def close(self, timeout_s: float = 30.0) -> bool:
         """Take no more events, send what is pending and stop; whether all of it was settled in time.
 
-        What was not is dropped: counted and told to `on_dropped` with the reason `closed`; the gateway may have
+        What was not is dropped: counted and passed to `on_dropped` with the reason `closed`; the gateway may have
         taken some of it. Safe to call twice, and from any thread.
         """
         self._start_if_due()
-        self._ledger.close(timeout_s if self._thread is not None else 0.0)
+        self._events.close(timeout_s if self._thread is not None else 0.0)
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
-        left = self._ledger.abandon()
+        left = self._events.abandon()
         self._notices.dropped(left, "closed")
         if self._own_transport is not None and (thread is None or not thread.is_alive()):
             self._own_transport.close()
@@ -144,7 +144,7 @@ class Emitter:
 
     def stats(self) -> Stats:
         """The counters, of one moment."""
-        return self._ledger.stats()
+        return self._events.stats()
 
     def __enter__(self) -> Self:
         return self
@@ -153,7 +153,7 @@ class Emitter:
         self.close()
 
     def _start_if_due(self) -> None:
-        if self._thread is None and self._ledger.stats().pending:
+        if self._thread is None and self._events.stats().pending:
             self._start()
 
     def _start(self) -> None:
@@ -173,7 +173,7 @@ class Emitter:
     def _started(self) -> threading.Thread:
         transport = self._transport or self._own_transport
         assert transport is not None, "one of the two is set"  # noqa: S101
-        sender = Sender(self._ledger, transport, self._notices, self._settings)
+        sender = Sender(self._events, transport, self._notices, self._settings)
         thread = threading.Thread(target=self._run, args=(sender,), name="tidemark-emitter", daemon=True)
         thread.start()
         if multiprocessing.parent_process() is not None:

@@ -1,4 +1,4 @@
-"""What the application is told: callbacks for every event that did not make it, and a log line now and then."""
+"""Notices to the application: a callback for every event that was not delivered, and a log line now and then."""
 
 from __future__ import annotations
 

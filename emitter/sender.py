@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 
 from emitter.answers import error, event_answers, pause_s
 from emitter.encoding import Event, encoded
-from emitter.ledger import Ledger
 from emitter.notices import Notices
+from emitter.pending import PendingEvents
 from emitter.transport import Answer, Transport
 
 _NO_HEADERS: Final[Mapping[str, str]] = {}
@@ -29,7 +29,7 @@ class SenderSettings(NamedTuple):
 
 
 class _Item(NamedTuple):
-    """An event on its way: its number in the ledger and its bytes."""
+    """An event on its way: its number among the pending events and its bytes."""
 
     number: int
     event: Event
@@ -37,10 +37,10 @@ class _Item(NamedTuple):
 
 
 class Sender:
-    """Sends one request at a time, in the order of the queue, until the ledger says that it is over."""
+    """Sends one request at a time, in the order of the queue, until the pending events are over."""
 
-    def __init__(self, ledger: Ledger, transport: Transport, notices: Notices, settings: SenderSettings) -> None:
-        self._ledger = ledger
+    def __init__(self, events: PendingEvents, transport: Transport, notices: Notices, settings: SenderSettings) -> None:
+        self._events = events
         self._transport = transport
         self._notices = notices
         self._settings = settings
@@ -51,7 +51,7 @@ class Sender:
 
     def run(self) -> None:
         """The thread's body; returns when the emitter is closed and empty, or its time is over."""
-        while batch := self._ledger.take(self._settings.flush_interval_s):
+        while batch := self._events.take(self._settings.flush_interval_s):
             chunk: list[_Item] = []
             size = 0
             for number, event in batch:
@@ -88,24 +88,24 @@ class Sender:
             if not items:
                 return
             if time.monotonic() - started_s > self._settings.retry_for_s:
-                self._notices.dropped(self._ledger.drop(item.number for item in items), "not_delivered")
+                self._notices.dropped(self._events.drop(item.number for item in items), "not_delivered")
                 return
             wait_s = pause_s(attempt, self._settings.retry_base_s, self._settings.retry_max_s, headers)
             self._notices.warn(
-                f"{self._ledger.stats().last_error}; {len(items)} events are sent again in {wait_s:.1f} s"
+                f"{self._events.stats().last_error}; {len(items)} events are sent again in {wait_s:.1f} s"
             )
-            if not self._ledger.pause(wait_s):
+            if not self._events.pause(wait_s):
                 return
             attempt += 1
 
     def _post(self, items: list[_Item], *, again: bool) -> Answer | None:
-        self._ledger.attempted(again=again)
+        self._events.attempted(again=again)
         try:
             return self._transport(b"[" + b",".join(item.body for item in items) + b"]", self._headers)
         except (OSError, http.client.HTTPException) as failure:
-            self._ledger.failed(f"no answer: {type(failure).__name__}: {failure}")
+            self._events.failed(f"no answer: {type(failure).__name__}: {failure}")
         except Exception as failure:  # noqa: BLE001  # a transport of the application's may raise anything
-            self._ledger.failed(f"the transport failed: {type(failure).__name__}: {failure}")
+            self._events.failed(f"the transport failed: {type(failure).__name__}: {failure}")
         return None
 
     def _settle(self, items: list[_Item], answer: Answer) -> list[_Item]:
@@ -113,15 +113,15 @@ class Sender:
         found = event_answers(answer, [item.event.id for item in items])
         if found is None:
             stated = error(answer)
-            self._ledger.failed(f"HTTP {answer.status}: {stated.reason}: {stated.detail}")
+            self._events.failed(f"HTTP {answer.status}: {stated.reason}: {stated.detail}")
             return items
         answered = list(zip(items, found, strict=True))
-        self._ledger.accept(item.number for item, event in answered if event.status == "accepted")
+        self._events.accept(item.number for item, event in answered if event.status == "accepted")
         for item, event in answered:
             if event.status == "rejected":
                 self._reject(item.number, item.event, event.reason, event.detail)
         left = [item for item, event in answered if event.status not in ("accepted", "rejected")]
-        self._ledger.failed(f"HTTP {answer.status}: {len(left)} events have no answer yet" if left else "")
+        self._events.failed(f"HTTP {answer.status}: {len(left)} events have no answer yet" if left else "")
         return left
 
     def _split(self, items: list[_Item], answer: Answer) -> None:
@@ -132,9 +132,9 @@ class Sender:
             return
         half = len(items) // 2
         self._deliver(items[:half])
-        if self._ledger.pause(0):
+        if self._events.pause(0):
             self._deliver(items[half:])
 
     def _reject(self, number: int, event: Event, reason: str, detail: str) -> None:
-        if self._ledger.reject(number):
+        if self._events.reject(number):
             self._notices.rejected(event, reason, detail)

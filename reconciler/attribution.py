@@ -1,7 +1,7 @@
-"""Which view is the odd one out where Redis and `usage_hourly` agree with each other against the recount.
+"""Decides which view is wrong when Redis and `usage_hourly` agree with each other and differ from the recount.
 
-Redis and `usage_hourly` are made by the rollup, the recount from what the archive wrote on its own. Where two of three
-differ from the third in the same way, the third is to attribution.
+The rollup makes Redis and `usage_hourly`; the archive writes independently what the recount counts. If two of the three
+differ from the third in the same way, the third is wrong.
 """
 
 from __future__ import annotations
@@ -15,33 +15,32 @@ from reconciler.recount import TotalName
 from schemas.analytics import RecountKey
 
 IsAdditive = Callable[[str], bool]
-# Account, meter and the period's start, which is what it is known by.
+# Account, meter and the start of the period, which identifies it.
 StartName = tuple[str, str, int]
 
 
 class Attribution(NamedTuple):
-    """What the archive lacks (`missing`) or has too much of (`extra`): by total, by account and period, or, where its
-    number of events is known to be wrong, altogether."""
+    """What the archive lacks (`missing`) or has too much of (`extra`): by total, by (account, period start), or for the
+    whole partition if its number of events is known to be wrong."""
 
     totals: Mapping[StartName, Cause] = {}
     periods: Mapping[tuple[str, int], Cause] = {}
-    altogether: Cause | None = None
+    partition: Cause | None = None
 
     def of_total(self, name: TotalName, by_sign: Cause) -> Cause | None:
-        """What is wrong with the archive where a total differs, or None where the other view is to attribution."""
+        """What is wrong with the archive if a total differs, or None if the other view is wrong."""
         return self._of(_by_start(name), by_sign)
 
-    def _of(self, name: StartName, by_sign: Cause) -> Cause | None:
-        held = self.totals.get(name)
-        return held or (self.altogether if opposite(by_sign) is self.altogether else None)
-
     def of_cell(self, key: RecountKey, by_sign: Cause, *, additive: bool) -> Cause | None:
-        """The same for a cell. An event lost from the archive moves distinct values between cells of other hours
-        and may change a maximum or not, so that the sign says nothing there."""
+        """The same for a cell. For meters that are not additive the sign proves nothing: an event that the archive
+        lacks moves distinct values between cells, and may or may not change a maximum."""
         name = total_of(key)
         if additive:
             return self._of(name, by_sign)
-        return self.periods.get((name[0], name[2])) or self.totals.get(name) or self.altogether
+        return self.periods.get((name[0], name[2])) or self.totals.get(name) or self.partition
+
+    def _of(self, name: StartName, by_sign: Cause) -> Cause | None:
+        return self.totals.get(name) or (self.partition if opposite(by_sign) is self.partition else None)
 
 
 def attribution_of(
@@ -50,27 +49,27 @@ def attribution_of(
     is_additive: IsAdditive,
     surplus: int,
 ) -> Attribution:
-    """Weigh the differences; `surplus` is how many events too many the archive holds, 0 where it is not known."""
-    sides: dict[StartName, int] = {}
+    """Weigh the differences. `surplus` is how many events too many the archive has, 0 if unknown."""
+    sums: dict[StartName, int] = {}
     for cell in cells:
         name = total_of(cell.key)
-        sides[name] = sides.get(name, 0) + (cell.found or 0) - (cell.expected or 0)
-    odd = {_by_start(each.key): direction(each.expected, each.found) for each in totals}
-    odd = {name: cause for name, cause in odd.items() if name in sides}
-    made: dict[StartName, Cause] = {}
+        sums[name] = sums.get(name, 0) + (cell.found or 0) - (cell.expected or 0)
+    in_both = {_by_start(total.key): direction(total.expected, total.found) for total in totals}
+    in_both = {name: cause for name, cause in in_both.items() if name in sums}
+    wrong: dict[StartName, Cause] = {}
     periods: dict[tuple[str, int], Cause] = {}
-    for name, cause in odd.items():
-        if is_additive(name[1]) and (cause is Cause.EXTRA) == (sides[name] > 0):
-            made[name] = periods[name[0], name[2]] = opposite(cause)
-    for name, cause in odd.items():
+    for name, cause in in_both.items():
+        if is_additive(name[1]) and (cause is Cause.EXTRA) == (sums[name] > 0):
+            wrong[name] = periods[name[0], name[2]] = opposite(cause)
+    for name, cause in in_both.items():
         if not is_additive(name[1]):
-            made[name] = periods.get((name[0], name[2])) or opposite(cause)
-    altogether = (Cause.EXTRA if surplus > 0 else Cause.MISSING) if surplus else None
-    return Attribution(made, periods, altogether)
+            wrong[name] = periods.get((name[0], name[2])) or opposite(cause)
+    partition = (Cause.EXTRA if surplus > 0 else Cause.MISSING) if surplus else None
+    return Attribution(wrong, periods, partition)
 
 
 def opposite(cause: Cause) -> Cause:
-    """What is extra in the one view is missing in the other."""
+    """What is extra in one view is missing in the other."""
     return Cause.MISSING if cause is Cause.EXTRA else Cause.EXTRA
 
 

@@ -1,4 +1,4 @@
-"""What a difference is called. Closed: a cause that is not here cannot be given."""
+"""The causes of differences, a closed set, and the pairs of views that are compared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 
 class Cause(StrEnum):
-    """Why two views do not say the same, and what the operator does.
+    """Why two views differ, and what the operator does.
 
     - `in_flight`: still on its way (bucket open, outbox not relayed, archive behind, intent not settled, Stripe's
       summary lags). Nothing; run again later. If it stays, the role the detail names is stuck.
@@ -35,8 +35,8 @@ class Cause(StrEnum):
 
     @property
     def is_drift(self) -> bool:
-        """Whether two views hold different counts. A conflict and an unknown customer need a person, but every view
-        says the same about them; what is in flight or unchecked proves nothing either way."""
+        """Whether two views hold different counts. A conflict and an unknown customer need an operator, but all views
+        agree about them; what is in flight or unchecked proves nothing either way."""
         return self in (Cause.MISSING, Cause.EXTRA, Cause.REJECTED_BY_STRIPE)
 
     @property
@@ -57,8 +57,8 @@ class Pair(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What a report says as a whole: `drift` where any cause is drift, `incomplete` where something is in flight or
-    unchecked, `equal` where everything was compared and is equal."""
+    """The result of a whole report: `drift` if any cause is drift, `incomplete` if something is in flight or unchecked,
+    `equal` if everything was compared and is equal."""
 
     EQUAL = "equal"
     DRIFT = "drift"
@@ -73,9 +73,9 @@ ARCHIVE_HAS_MORE: Final = "extra in usage_events: Redis and usage_hourly agree"
 
 
 def direction(expected: int | None, found: int | None) -> Cause:
-    """`missing` where the found view has less than is expected or nothing, else `extra`.
+    """`missing` if the found view has less than expected or nothing, else `extra`.
 
-    For max and latest the sign says which view holds the larger value, not which event is lost.
+    For max and latest the sign shows which view holds the larger value, not which event is lost.
     """
     if found is None or expected is None:
         return Cause.MISSING if found is None else Cause.EXTRA

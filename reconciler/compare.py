@@ -1,12 +1,12 @@
-"""Exact comparison of two mappings, the range that limits it, and quantities as decimal text."""
+"""Exact comparison of two mappings, and the range that limits it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Generic, NamedTuple, TypeVar
 
+from aggregators.quantities import decimal_text
 from schemas.periods import Period
 
 K = TypeVar("K")
@@ -14,11 +14,16 @@ K = TypeVar("K")
 
 @dataclass(frozen=True, slots=True)
 class Difference(Generic[K]):
-    """A key of which two views say different things; None where a view has no entry."""
+    """A key whose values differ between two views, in minor units; None if a view has no entry."""
 
     key: K
     expected: int | None
     found: int | None
+
+    def texts(self, scale: int) -> tuple[str, str]:
+        """`expected` and `found` as decimal texts; "" for None."""
+        expected, found = ("" if minor is None else decimal_text(minor, scale) for minor in (self.expected, self.found))
+        return expected, found
 
 
 class Range(NamedTuple):
@@ -40,12 +45,3 @@ def differences(expected: Mapping[K, int], found: Mapping[K, int]) -> tuple[int,
         Difference(key, expected.get(key), found.get(key)) for key in keys if expected.get(key) != found.get(key)
     ]
     return len(expected.keys() | found.keys()) - len(differing), differing
-
-
-def exact_text(minor: int | None, scale: int) -> str:
-    """`minor / 10^scale` without rounding, exponent or trailing zeros: (1250, 3) → `1.25`; empty for None."""
-    if minor is None:
-        return ""
-    digits = tuple(map(int, str(abs(minor))))
-    text = format(Decimal((int(minor < 0), digits, -scale)), "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text

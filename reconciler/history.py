@@ -13,10 +13,10 @@ from reconciler.boundaries import CALENDAR_MONTHS, Cutting, cuttings, period_con
 from schemas.analytics import ControlRow, MeterSpan
 from schemas.clock import MINUTE_MS
 from schemas.control import AccountRecord, CloseRecord, ControlKind, MeterSetRecord, RestatementRecord
+from schemas.log import POSITION_MAX
 from schemas.meters import Meter, MeterSet, Policy
 from schemas.periods import Billing, Binding, Period
 
-POSITION_MAX: Final = (1 << 56) - 1
 BINDINGS_MAX: Final = 100
 WAITING_MAX: Final = 100
 RESTATEMENT_MS_MAX: Final = 10 * MINUTE_MS
@@ -72,8 +72,8 @@ class AccountHistory:
         held = [binding for binding in self.customers if binding.effective_from_ms <= instant_ms]
         return held[-1] if held else None
 
-    def told_anew(self, period_start_ms: int, bucket_start_ms: int) -> bool:
-        """Whether what a report bucket said of a period is said by a later one: the usage was counted again since."""
+    def re_reported(self, period_start_ms: int, bucket_start_ms: int) -> bool:
+        """Whether a later report bucket replaces what this one reported of the period, because of a restatement."""
         return any(from_ms <= period_start_ms and bucket_start_ms < bucket for from_ms, bucket in self.restatements)
 
     def carrying_from_ms(self, stream_time_ms: int) -> int:

@@ -8,8 +8,7 @@ from typing import Final, NamedTuple
 from reconciler.causes import Cause, Pair
 from reconciler.compare import Difference, Range, differences
 from reconciler.recount import PartitionState, Recounter
-from reconciler.report import Findings, Row
-from reconciler.table import instant_text
+from reconciler.report import Findings, Row, instant_text
 from reconciler.views import Behind, PartitionStates, Views, same_log
 from schemas.analytics import RecountKey
 from schemas.clock import HOUR_MS
@@ -24,7 +23,7 @@ DROPPED: Final = (
 
 
 class Settled(NamedTuple):
-    """Arrival buckets before `before_ms` cannot change any more; `detail` says what holds back the others."""
+    """Arrival buckets before `before_ms` cannot change any more; `detail` is why the others can."""
 
     before_ms: int
     detail: str

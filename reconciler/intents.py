@@ -1,4 +1,4 @@
-"""Intents against the recount: what was told, or is to be told, to Stripe adds up to the totals (I10)."""
+"""Intents against the recount: what was reported, or will be reported, to Stripe adds up to the totals (I10)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from schemas.rollup import Checkpoint
 
 
 class Published(NamedTuple):
-    """Report buckets that end by `before_ms` are closed and their intents durable; `detail` says what comes later."""
+    """Report buckets that end by `before_ms` are closed and their intents durable; `detail` is why later ones wait."""
 
     before_ms: int
     detail: str
@@ -40,7 +40,7 @@ class IntentsComparison:
         self._range = limits
 
     async def run(self, partition: int) -> tuple[PartitionState | None, list[Difference[TotalName]]]:
-        """The state compared at (None where there is none) and what differs; the rest goes to the findings."""
+        """The state of the comparison (None if there is none) and the differences; the rest goes to the findings."""
         checkpoint, buckets = await self._views.live.reports.report_buckets(partition)
         # The topic is read after Redis: what Redis has let go of is in it.
         await self._index.catch_up(partition)
@@ -50,15 +50,16 @@ class IntentsComparison:
         state = await self._states.at(partition, checkpoint)
         if isinstance(state, Behind):
             row = Row(Pair.INTENTS, Cause.IN_FLIGHT, partition, detail=state.detail)
-            self._findings.add(row, len({told.total for told in self._index.told(partition)}))
+            intents = (reported.intent for reported in self._index.reported(partition))
+            self._findings.add(row, len({(intent.account, intent.meter, intent.period_start_ms) for intent in intents}))
             return None, []
         found: dict[TotalName, int] = {}
-        anew = _told_anew(state, published.before_ms)
-        for told in self._index.told(partition):
-            intent = told.intent
+        pending = _pending_re_reports(state, published.before_ms)
+        for reported in self._index.reported(partition):
+            intent = reported.intent
             account = state.history.accounts.get(intent.account)
-            if intent.account in anew or (
-                account and account.told_anew(intent.period_start_ms, intent.bucket_start_ms)
+            if intent.account in pending or (
+                account and account.re_reported(intent.period_start_ms, intent.bucket_start_ms)
             ):
                 continue
             ours = (intent.log_id, intent.livemode, intent.stripe_account) == (
@@ -69,7 +70,7 @@ class IntentsComparison:
                 name = (intent.account, intent.meter, period)
                 found[name] = found.get(name, 0) + intent.delta_minor
         expected = await self._recounter.reported(state, published.before_ms)
-        expected = {key: value for key, value in expected.items() if key[0] not in anew}
+        expected = {key: value for key, value in expected.items() if key[0] not in pending}
         await self._waiting(state, published, expected)
         # A total that did not change has no intent, so that 0 and nothing are the same here.
         equal, differing = differences(
@@ -87,8 +88,8 @@ class IntentsComparison:
             self._findings.add(row, len(waiting))
 
 
-def _told_anew(state: PartitionState, before_ms: int) -> set[str]:
-    """Accounts whose usage was counted again, while what tells it anew is not published yet."""
+def _pending_re_reports(state: PartitionState, before_ms: int) -> set[str]:
+    """Accounts whose usage was restated, and whose restated intents are not published yet."""
     return {
         name
         for name, account in state.history.accounts.items()

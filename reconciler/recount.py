@@ -1,18 +1,18 @@
-"""What the reader is asked to count again.
+"""Requests the recount from the reader.
 
-A request names one way of cutting each account, the one in force now: a binding never moves a boundary at or before
-the start of a period that holds usage already.
+A request cuts each account in one way, the one in force now: a binding never moves a boundary at or before the start of
+a period that already holds usage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 from reconciler.boundaries import periods_over
-from reconciler.history import POSITION_MAX, AccountHistory, History
+from reconciler.history import AccountHistory, History
 from schemas.analytics import RecountKey, RecountRequest, UsageReader
-from schemas.log import position
+from schemas.log import POSITION_MAX, position
 from schemas.periods import Period
 from schemas.rollup import Checkpoint
 
@@ -55,18 +55,9 @@ def _boundaries(history: History, account: AccountHistory) -> tuple[Period, ...]
     return periods_over(account.cut, from_ms, history.to_ms, len(account.closings) + 1)
 
 
-@runtime_checkable
-class EventCounts(Protocol):
-    """A `UsageReader` that can also count identities; where it can, they are held against the checkpoint's counters."""
-
-    async def archived_events(self, partition: int, before_position: int) -> int:
-        """How many events of a partition `usage_events` counts below a position, each identity once."""
-        ...
-
-
 class Recounter:
-    """Counts again through a `UsageReader`. Errors are the reader's. Keeps the last totals of each partition: they
-    are taken again where the archive says that no event came since, and the control records say the same."""
+    """Recounts through a `UsageReader`; errors are the reader's. Keeps the last totals of each partition, and uses them
+    again if neither the archived events nor the control records changed."""
 
     def __init__(self, reader: UsageReader) -> None:
         self._reader = reader
@@ -93,8 +84,6 @@ class Recounter:
             return None
         if last.before_position != state.before_position:
             # Never by the rollup's counters: they are what is being checked.
-            if not isinstance(self._reader, EventCounts):
-                return None
             counts = [await self._reader.archived_events(at.partition, at.before_position) for at in (last, state)]
             if counts[0] != counts[1]:
                 return None
@@ -107,10 +96,10 @@ class Recounter:
     async def reported(
         self, state: PartitionState, before_ms: int | None = None, accounts: frozenset[str] | None = None
     ) -> dict[TotalName, int]:
-        """What intents must add up to: the totals of meters with a Stripe event name, of what arrived before stream
-        time `before_ms` if given; of some accounts if given.
+        """The expected sums of intents: the totals of meters with a Stripe event name, of events that arrived before
+        stream time `before_ms` if given, and of `accounts` if given.
 
-        A meter that was given its event name later is told to Stripe from there on: what stood before is taken off.
+        A meter that got its event name later is reported to Stripe from then on: its totals before are subtracted.
         """
         if before_ms is None and accounts is None:
             now: Mapping[TotalName, int] = await self.totals(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 import msgspec
@@ -13,6 +14,7 @@ from reconciler.causes import Cause, Pair, Verdict
 from schemas.periods import Period
 
 ROWS_MAX: Final = 10_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Row(NamedTuple):
@@ -129,6 +131,17 @@ class Findings:
 
 def _place(row: Row) -> tuple[bool, bool, bool, int]:
     return not row.cause.is_drift, row.cause.is_open, row.partition is None, row.partition or 0
+
+
+def instant_text(instant_ms: int) -> str:
+    """UTC, as short as exactness allows; in milliseconds if the year is beyond what a calendar shows."""
+    try:
+        moment = _EPOCH + timedelta(milliseconds=instant_ms)
+    except OverflowError:
+        return f"{instant_ms} ms"
+    if instant_ms % 86_400_000 == 0:
+        return f"{moment:%Y-%m-%d}"
+    return f"{moment:%Y-%m-%d %H:%M}"
 
 
 class GaugeKey(NamedTuple):

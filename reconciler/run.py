@@ -7,16 +7,18 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
+from aggregators.quantities import decimal_text
+from aggregators.report_records import ReportedIntent
 from reconciler.attribution import Attribution, StartName, attribution_of, total_of
 from reconciler.causes import ARCHIVE_HAS_MORE, ARCHIVE_LACKS, Cause, Pair, direction
-from reconciler.compare import Difference, Range, exact_text
+from reconciler.compare import Difference, Range
 from reconciler.history import History
 from reconciler.hourly_cells import CellsComparison
 from reconciler.intents import IntentsComparison
-from reconciler.recount import EventCounts, PartitionState, Recounter, TotalName
+from reconciler.recount import PartitionState, Recounter, TotalName
 from reconciler.redis_totals import TotalsComparison
 from reconciler.report import Findings, Report, Row
-from reconciler.reports_index import ReportsIndex, Told
+from reconciler.reports_index import ReportsIndex
 from reconciler.stripe_sums import StripeComparison
 from reconciler.views import Behind, PartitionStates, ReconcilePolicy, Views, attempted
 from schemas.analytics import RecountKey
@@ -152,10 +154,10 @@ class _Run:
         if counters.conserved:
             self.findings.equal(Pair.COUNTERS, 1)
             return
-        told = sum(counters[1:])
+        parts = sum(counters[1:])
         row = Row(
-            Pair.COUNTERS, direction(counters.received, told), partition,
-            expected=str(counters.received), found=str(told),
+            Pair.COUNTERS, direction(counters.received, parts), partition,
+            expected=str(counters.received), found=str(parts),
             detail=f"received is not the sum of the others: {', '.join(map('='.join, _named(checkpoint)))}",
         )  # fmt: skip
         self.findings.add(row)
@@ -171,13 +173,12 @@ class _Run:
 
     async def _archived(self, state: PartitionState) -> int:
         """Every event that the rollup counted, or took as unmetered, is archived, and no other. How many too many."""
-        reader = self.views.reader
         counters = state.checkpoint.counters
         # Counters that do not add up say nothing about the archive.
-        if not isinstance(reader, EventCounts) or not counters.conserved:
+        if not counters.conserved:
             return 0
         accepted = counters.counted + counters.unmetered
-        archived = await reader.archived_events(state.partition, state.before_position)
+        archived = await self.views.reader.archived_events(state.partition, state.before_position)
         if archived == accepted:
             self.findings.equal(Pair.COUNTERS, 1)
             return 0
@@ -196,10 +197,9 @@ class _Run:
             account, slug, period = each.key
             by_sign = direction(each.expected, each.found)
             cause, detail = _cause(by_sign, VIEW_NAMES[pair], attribution.of_total(each.key, by_sign))
-            scale = _scale(state.history, slug)
+            expected, found = each.texts(_scale(state.history, slug))
             row = Row(
-                pair, cause, state.partition, account, slug, period,
-                expected=exact_text(each.expected, scale), found=exact_text(each.found, scale), detail=detail,
+                pair, cause, state.partition, account, slug, period, expected=expected, found=found, detail=detail,
             )  # fmt: skip
             self.findings.add(row)
 
@@ -224,46 +224,48 @@ class _Run:
         by_sign, additive = direction(each.expected, each.found), _is_additive(state.history, key.meter)
         archive = attribution.of_cell(key, by_sign, additive=additive)
         cause, detail = _cause(by_sign, VIEW_NAMES[Pair.HOURLY], archive)
-        scale = _scale(state.history, key.meter)
+        expected, found = each.texts(_scale(state.history, key.meter))
         row = Row(
             Pair.HOURLY, cause, state.partition, key.account, key.meter,
             state.history.period(key.account, key.period_start_ms),
             None if several else key.hour_ms,
             "" if key.dimensions == "{}" else key.dimensions,
-            expected=exact_text(each.expected, scale), found=exact_text(each.found, scale), detail=several + detail,
+            expected=expected, found=found, detail=several + detail,
         )  # fmt: skip
         self.findings.add(row)
 
-    def _period_of(self, told: Told) -> Period:
-        """The period an intent belongs to, with its end as it is known now where the archive's history was read; an
-        intent may be older than the binding that cut its period."""
-        history, intent = self.histories.get(told.partition), told.intent
-        return history.period(intent.account, intent.period_start_ms) if history else told.total[2]
+    def _period_of(self, reported: ReportedIntent) -> Period:
+        """The intent's period. Its end is the one known now if the archive's history was read: an intent may be older
+        than the binding that cut its period."""
+        history, intent = self.histories.get(reported.partition), reported.intent
+        if history:
+            return history.period(intent.account, intent.period_start_ms)
+        return Period(intent.period_start_ms, intent.period_end_ms)
 
     def _unsent(self, partition: int) -> None:
         """Intents without an outcome: waiting for a customer, or on their way."""
         history = self.histories.get(partition)
         waiting: dict[tuple[Cause, TotalName], tuple[int, int]] = {}
         scales: dict[TotalName, int] = {}
-        for told in self.index.told(partition):
-            period = self._period_of(told)
-            known = history.accounts.get(told.intent.account) if history else None
-            anew = known and known.told_anew(told.intent.period_start_ms, told.intent.bucket_start_ms)
-            if told.outcome is not None or anew or not self.range.overlaps(period):
+        for reported in self.index.reported(partition):
+            period, intent = self._period_of(reported), reported.intent
+            known = history.accounts.get(intent.account) if history else None
+            re_reported = known and known.re_reported(intent.period_start_ms, intent.bucket_start_ms)
+            if reported.outcome is not None or re_reported or not self.range.overlaps(period):
                 continue
             cause = Cause.IN_FLIGHT
-            if told.attempt is None and history and _billing(history, told.intent) is Billing.UNMAPPED:
+            if reported.attempt is None and history and _billing(history, intent) is Billing.UNMAPPED:
                 cause = Cause.UNKNOWN_CUSTOMER
-            name = (told.intent.account, told.intent.meter, period)
+            name = (intent.account, intent.meter, period)
             count, minor = waiting.get((cause, name), (0, 0))
-            waiting[cause, name] = (count + 1, minor + told.intent.delta_minor)
-            scales[name] = told.intent.scale
+            waiting[cause, name] = (count + 1, minor + intent.delta_minor)
+            scales[name] = intent.scale
         for (cause, name), (count, minor) in waiting.items():
             what = UNPAID if cause is Cause.UNKNOWN_CUSTOMER else "not settled yet"
             account, meter, period = name
             row = Row(
                 Pair.STRIPE, cause, partition, account, meter, period,
-                expected=exact_text(minor, scales[name]), detail=f"{count} intents wait: {what}",
+                expected=decimal_text(minor, scales[name]), detail=f"{count} intents wait: {what}",
             )  # fmt: skip
             self.findings.add(row)
 

@@ -1,28 +1,27 @@
-"""Stripe's own sums against what was sent, per meter, customer and period.
+"""Compares Stripe's own sums with what was sent, per meter, customer and period.
 
-Several accounts may share a customer and be cut differently, so Stripe's sum over a period can hold meter events of
-another account's period. What is expected is therefore counted by the instants that were sent, not by the intents'
-periods.
+Accounts of one customer may be cut differently, so Stripe's sum over a period may contain meter events of another
+account's period. The expected sum therefore goes by the instants that were sent, not by the intents' periods.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from decimal import Decimal
 from typing import Final, NamedTuple
 
+from aggregators.quantities import decimal_text
+from aggregators.report_records import ReportedIntent
+from aggregators.stripe_sums import SCALE_MAX, StripeSum, SumBounds, bounds_of, may_contain, units_of
 from reconciler.causes import Cause, Pair
-from reconciler.compare import Range, exact_text
+from reconciler.compare import Range
 from reconciler.report import Findings, Row
-from reconciler.reports_index import ReportsIndex, Told
-from reconciler.stripe_bounds import SCALE_MAX, Bounds, Sum, bounds_of, units_of
+from reconciler.reports_index import ReportsIndex
 from reconciler.views import ReconcilePolicy, Views
 from schemas.clock import DAY_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.periods import Period
-from schemas.reports import Intent, MeterSummary, StripeMeters
-from schemas.sink import Rejection
+from schemas.reports import Intent, MeterSummary, Rejection, StripeMeters
 
 SENT_BY_OTHERS: Final = "more than was sent: sent twice, or by somebody else"
 CONTAINED: Final = "; but Stripe's sum contains it: it is billed, do not send it again"
@@ -44,6 +43,15 @@ class Answer(NamedTuple):
     unread: str = ""
 
 
+class Compared(NamedTuple):
+    """A sum at Stripe, what was sent of it, and Stripe's answer."""
+
+    key: StripeSum
+    sent: Sequence[ReportedIntent]
+    bounds: SumBounds
+    answer: Answer
+
+
 class StripeComparison:
     """Compares all partitions at once, because a customer's accounts live on several."""
 
@@ -53,7 +61,7 @@ class StripeComparison:
         policy: ReconcilePolicy,
         clock: Clock,
         index: ReportsIndex,
-        period_of: Callable[[Told], Period],
+        period_of: Callable[[ReportedIntent], Period],
         findings: Findings,
         limits: Range,
     ) -> None:
@@ -74,32 +82,33 @@ class StripeComparison:
             self._unread("no Stripe key is set: TIDEMARK_STRIPE_API_KEY")
             return
         livemode, account = await meters.identity()
-        sums = {key: None for told in self._ours(livemode, account) for key in self._questions(told)}
+        sums = {key: None for reported in self._ours(livemode, account) for key in self._sums(reported)}
         asked_at_ms = self._clock.now_ms()
         answers = await self._read(meters, list(sums))
         # Whatever was sent while Stripe was read has its attempt in the topic by now.
         for partition in partitions:
             await self._index.catch_up(partition)
-        told = list(self._ours(livemode, account))
-        doubtful = []
-        expected = bounds_of(sums, told, asked_at_ms - self._policy.stripe_settle_ms)
-        for key, answer in answers.items():
-            cause = self._judge(key, expected[key], answer)
+        ours = list(self._ours(livemode, account))
+        unequal = []
+        for key, sent in _sent(sums, ours).items():
+            bounds = bounds_of(sent, asked_at_ms - self._policy.stripe_settle_ms, try_unsettled=False)
+            compared = Compared(key, sent, bounds, answers[key])
+            cause = self._judge(compared)
             if cause in (Cause.MISSING, Cause.EXTRA):
-                doubtful.append((cause, key, expected[key], answer))
-        await self._unequal(doubtful)
-        self._refused(told)
+                unequal.append((cause, compared))
+        await self._unequal(unequal)
+        self._refused(ours)
         self._of_others(livemode, account)
 
-    def _ours(self, livemode: bool, account: str) -> Iterable[Told]:
-        return (told for told in self._index.told() if _is_of(told.intent, livemode, account))
+    def _ours(self, livemode: bool, account: str) -> Iterable[ReportedIntent]:
+        return (reported for reported in self._index.reported() if _is_of(reported.intent, livemode, account))
 
     def _of_others(self, livemode: bool, account: str) -> None:
         """Intents of another mode or account than the key's: Stripe would answer zero for what it was sent."""
         others = [
-            told.intent
-            for told in self._index.told()
-            if not _is_of(told.intent, livemode, account) and self._range.overlaps(self._period_of(told))
+            reported.intent
+            for reported in self._index.reported()
+            if not _is_of(reported.intent, livemode, account) and self._range.overlaps(self._period_of(reported))
         ]
         if others:
             theirs = sorted({_mode_text(intent.livemode, intent.stripe_account) for intent in others})
@@ -109,17 +118,17 @@ class StripeComparison:
             )
             self._findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail), len(others))
 
-    def _questions(self, told: Told) -> list[Sum]:
-        period = self._period_of(told)
-        if told.attempt is None or not self._range.overlaps(period):
+    def _sums(self, reported: ReportedIntent) -> list[StripeSum]:
+        period = self._period_of(reported)
+        if reported.attempt is None or not self._range.overlaps(period):
             return []
-        return [Sum(told.intent.event_name, told.attempt.stripe_customer, period)]
+        return [StripeSum(reported.intent.event_name, reported.attempt.stripe_customer, period)]
 
-    async def _read(self, meters: StripeMeters, sums: Sequence[Sum]) -> dict[Sum, Answer]:
+    async def _read(self, meters: StripeMeters, sums: Sequence[StripeSum]) -> dict[StripeSum, Answer]:
         """An answer for each, bounded in number, rate and overlap."""
         limit = self._policy.stripe_reads_max
         pending = iter(sums[:limit])
-        answers: dict[Sum, Answer] = {}
+        answers: dict[StripeSum, Answer] = {}
 
         workers = min(self._policy.stripe_concurrency_max, max(1, len(sums)))
         spacing_ms = int(1_000 * self._policy.stripe_concurrency_max / self._policy.stripe_reads_per_s)
@@ -139,7 +148,7 @@ class StripeComparison:
         over = f"over the limit of {limit} reads of Stripe (stripe_reads_max)"
         return answers | {key: Answer(None, over) for key in sums[limit:]}
 
-    async def _ask(self, meters: StripeMeters, key: Sum) -> Answer:
+    async def _ask(self, meters: StripeMeters, key: StripeSum) -> Answer:
         detail = ""
         for attempt in range(TRIES_MAX):
             try:
@@ -153,37 +162,38 @@ class StripeComparison:
                 return Answer(None, str(error))
         return Answer(None, detail)
 
-    def _judge(self, key: Sum, bounds: Bounds, answer: Answer) -> Cause | None:
+    def _judge(self, compared: Compared) -> Cause | None:
         """Settle what is equal, in flight or unread here; `missing` and `extra` are left to `_unequal`."""
-        if answer.summary is None:
-            self._add(Cause.UNCHECKED, key, bounds, answer, answer.unread)
+        bounds, summary = compared.bounds, compared.answer.summary
+        if summary is None:
+            self._add(Cause.UNCHECKED, compared, compared.answer.unread)
             return Cause.UNCHECKED
-        found = units_of(answer.summary.value)
+        found = units_of(summary.value)
         if bounds.agrees(bounds.accepted, found) and bounds.highest == bounds.accepted:
             self._findings.equal(Pair.STRIPE, 1)
             return None
         is_more = found > bounds.highest and not bounds.agrees(bounds.highest, found)
         is_less = found < bounds.lowest and not bounds.agrees(bounds.lowest, found)
         if is_more or is_less:
-            held = bounds.explained(found)
-            if held is None:
+            contained = bounds.contained(found)
+            if contained is None:
                 return Cause.EXTRA if is_more else Cause.MISSING
-            # The rows of the dead letters tell the difference.
-            self._contained |= held.certain
-            self._perhaps_contained |= held.possible
-            if not held.tried:
-                self._add(Cause.UNCHECKED, key, bounds, answer, TOO_MANY_DEAD)
+            # The rows of the dead letters show the difference.
+            self._contained |= contained.certain
+            self._perhaps_contained |= contained.possible
+            if not contained.tried:
+                self._add(Cause.UNCHECKED, compared, TOO_MANY_DEAD)
                 return Cause.UNCHECKED
             if bounds.highest == bounds.lowest:
                 self._findings.equal(Pair.STRIPE, 1)
                 return None
-        self._add(Cause.IN_FLIGHT, key, bounds, answer, "not settled, or accepted too recently for Stripe's summary")
+        self._add(Cause.IN_FLIGHT, compared, "not settled, or accepted too recently for Stripe's summary")
         return Cause.IN_FLIGHT
 
-    async def _unequal(self, doubtful: Sequence[tuple[Cause, Sum, Bounds, Answer]]) -> None:
-        """Less than Stripe accepted, or more where the change was downwards: rejected afterwards, or lost, or sent by
-        somebody else. Stripe's error reports name samples only."""
-        if not doubtful:
+    async def _unequal(self, unequal: Sequence[tuple[Cause, Compared]]) -> None:
+        """Stripe has less than it accepted, or more if the change was downwards: the events were rejected afterwards,
+        lost, or sent by somebody else. Stripe's error reports name samples only."""
+        if not unequal:
             return
         rejections: Sequence[Rejection] | None = None
         if self._views.rejections is not None:
@@ -192,29 +202,27 @@ class StripeComparison:
                 rejections = await self._views.rejections.rejections(since_ms)
             except (Transient, Refused, OperatorNeeded):
                 rejections = None
-        for by_sign, key, bounds, answer in doubtful:
-            more = units_of(answer.summary.value) - bounds.highest if answer.summary else Decimal(0)
-            explained = more <= bounds.reductions or bounds.agrees(bounds.reductions, more)
-            if by_sign is Cause.EXTRA and not (bounds.reductions and explained and rejections):
-                self._add(by_sign, key, bounds, answer, SENT_BY_OTHERS)
-                continue
-            cause, detail = _why_not(by_sign, key, bounds, rejections)
-            self._add(cause, key, bounds, answer, detail)
+        for by_sign, compared in unequal:
+            if by_sign is Cause.EXTRA and not (rejections and _may_lack_reductions(compared)):
+                self._add(by_sign, compared, SENT_BY_OTHERS)
+            else:
+                cause, detail = _why_not(by_sign, compared, rejections)
+                self._add(cause, compared, detail)
 
-    def _refused(self, told: Iterable[Told]) -> None:
+    def _refused(self, ours: Iterable[ReportedIntent]) -> None:
         """Dead letters: intents that Stripe refused outright, or that became too old."""
-        for each in told:
-            outcome, period, intent = each.outcome, self._period_of(each), each.intent
+        for reported in ours:
+            outcome, period, intent = reported.outcome, self._period_of(reported), reported.intent
             is_contained = intent.identifier in self._contained
-            is_named = is_contained or intent.identifier in self._perhaps_contained
-            if outcome is None or not each.is_dead or not (is_named or self._range.overlaps(period)):
+            is_mentioned = is_contained or intent.identifier in self._perhaps_contained
+            if outcome is None or not reported.is_dead or not (is_mentioned or self._range.overlaps(period)):
                 continue
-            amount = exact_text(intent.delta_minor, intent.scale)
+            amount = decimal_text(intent.delta_minor, intent.scale)
             detail = outcome.detail or "a dead letter without a reason"
-            if is_named:
+            if is_mentioned:
                 detail += CONTAINED if is_contained else PERHAPS_CONTAINED
             row = Row(
-                Pair.STRIPE, Cause.REJECTED_BY_STRIPE, each.partition, intent.account, intent.meter, period,
+                Pair.STRIPE, Cause.REJECTED_BY_STRIPE, reported.partition, intent.account, intent.meter, period,
                 stripe_customer=outcome.stripe_customer,
                 expected=amount, found=amount if is_contained else "", detail=detail,
             )  # fmt: skip
@@ -222,21 +230,31 @@ class StripeComparison:
 
     def _unread(self, detail: str) -> None:
         waiting = {
-            (told.intent.account, told.intent.meter, told.intent.period_start_ms)
-            for told in self._index.told()
-            if self._range.overlaps(self._period_of(told))
+            (reported.intent.account, reported.intent.meter, reported.intent.period_start_ms)
+            for reported in self._index.reported()
+            if self._range.overlaps(self._period_of(reported))
         }
         if waiting:
             self._findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail), len(waiting))
 
-    def _add(self, cause: Cause, key: Sum, bounds: Bounds, answer: Answer, detail: str) -> None:
-        accounts = sorted(bounds.accounts)
+    def _add(self, cause: Cause, compared: Compared, detail: str) -> None:
+        key, summary = compared.key, compared.answer.summary
+        accounts = sorted({reported.intent.account for reported in compared.sent})
         shown = ", ".join(accounts[:3]) + (f" and {len(accounts) - 3} more" if len(accounts) > 3 else "")
         row = Row(
             Pair.STRIPE, cause, None, shown, key.event_name, key.period, None, "", key.stripe_customer,
-            exact_text(bounds.accepted, SCALE_MAX), answer.summary.value if answer.summary else "", detail,
+            decimal_text(compared.bounds.accepted, SCALE_MAX), summary.value if summary else "", detail,
         )  # fmt: skip
         self._findings.add(row)
+
+
+def _sent(sums: Iterable[StripeSum], ours: Iterable[ReportedIntent]) -> dict[StripeSum, list[ReportedIntent]]:
+    """What Stripe may add up in each sum."""
+    queues: dict[tuple[str, str], list[ReportedIntent]] = {}
+    for reported in ours:
+        if reported.attempt is not None:
+            queues.setdefault((reported.intent.event_name, reported.attempt.stripe_customer), []).append(reported)
+    return {key: [reported for reported in queues.get(key[:2], ()) if may_contain(key, reported)] for key in sums}
 
 
 def _is_of(intent: Intent, livemode: bool, account: str) -> bool:
@@ -248,15 +266,25 @@ def _mode_text(livemode: bool, account: str) -> str:
     return f"{mode} of Stripe account {account}" if account else mode
 
 
-def _why_not(by_sign: Cause, key: Sum, bounds: Bounds, rejections: Sequence[Rejection] | None) -> tuple[Cause, str]:
+def _may_lack_reductions(compared: Compared) -> bool:
+    """Whether Stripe's sum is greater than expected by no more than the negative events that Stripe accepted."""
+    bounds, summary = compared.bounds, compared.answer.summary
+    if summary is None or not bounds.reductions:
+        return False
+    more = units_of(summary.value) - bounds.highest
+    return more <= bounds.reductions or bounds.agrees(bounds.reductions, more)
+
+
+def _why_not(by_sign: Cause, compared: Compared, rejections: Sequence[Rejection] | None) -> tuple[Cause, str]:
     if rejections is None:
         return Cause.REJECTED_BY_STRIPE, "accepted, then not in Stripe's sum: rejected afterwards (reports not read)"
-    named = [each for each in rejections if bounds.identifiers & set(each.identifiers)]
-    of_meter = named or [each for each in rejections if each.event_name == key.event_name]
+    accepted = {reported.intent.identifier for reported in compared.sent if reported.is_accepted}
+    sampled = [rejection for rejection in rejections if accepted & set(rejection.identifiers)]
+    of_meter = sampled or [rejection for rejection in rejections if rejection.event_name == compared.key.event_name]
     if of_meter:
-        codes = ", ".join(sorted({each.code for each in of_meter}))
-        # Where the one that is missing is no sample, more than was sent may have another cause, with the same remedy.
-        otherwise = f", or {SENT_BY_OTHERS}" if by_sign is Cause.EXTRA and not named else ""
+        codes = ", ".join(sorted({rejection.code for rejection in of_meter}))
+        # If the missing event is no sample, more than was sent may have another cause, with the same remedy.
+        otherwise = f", or {SENT_BY_OTHERS}" if by_sign is Cause.EXTRA and not sampled else ""
         return Cause.REJECTED_BY_STRIPE, f"accepted, then rejected by Stripe: {codes}{otherwise}"
     if by_sign is Cause.EXTRA:
         return by_sign, SENT_BY_OTHERS

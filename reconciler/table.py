@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from io import StringIO
 from typing import Final
 
@@ -12,9 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from reconciler.causes import Cause, Verdict
-from reconciler.report import Report, Row
+from reconciler.report import Report, Row, instant_text
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _VERDICTS: Final = {
     Verdict.EQUAL: "equal: every value that exists was compared, and all views agree",
     Verdict.DRIFT: "drift: two views hold different counts",
@@ -88,17 +86,6 @@ def _when(row: Row) -> str:
 def _detail(row: Row) -> str:
     where = f"partition {row.partition}: " if row.partition is not None and not row.account else ""
     return f"{where}{row.dimensions} {row.detail}".strip()
-
-
-def instant_text(instant_ms: int) -> str:
-    """UTC, as short as it is exact; milliseconds where the year is beyond what a calendar shows."""
-    try:
-        moment = _EPOCH + timedelta(milliseconds=instant_ms)
-    except OverflowError:
-        return f"{instant_ms} ms"
-    if instant_ms % 86_400_000 == 0:
-        return f"{moment:%Y-%m-%d}"
-    return f"{moment:%Y-%m-%d %H:%M}"
 
 
 def _printable(text: str) -> str:

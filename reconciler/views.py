@@ -15,9 +15,8 @@ from schemas.clock import MINUTE_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.live_view import LiveView
 from schemas.log import Log, position
-from schemas.reports import StripeMeters
+from schemas.reports import StripeMeters, StripeRejections
 from schemas.rollup import Checkpoint
-from schemas.sink import StripeRejections
 
 ARCHIVE_POLLS: Final = 40
 

@@ -287,6 +287,10 @@ class UsageReader(Protocol):
         """What `usage_hourly` says of the same cells."""
         ...
 
+    async def archived_events(self, partition: int, before_position: int) -> int:
+        """How many events of a partition `usage_events` counts below a position, each identity once."""
+        ...
+
     async def conflicts(self, rows_max: int) -> Conflicts:
         """Events that arrived again with another type or data: the first by account and id, and how many in all."""
         ...

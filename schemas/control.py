@@ -12,6 +12,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.events import NAME_CHARACTERS_MAX
+from schemas.log import POSITION_MAX
 from schemas.meters import MeterSet
 from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS, Binding
 
@@ -78,7 +79,7 @@ class DedupDecision(_Control):
     event's own, so that the archive can follow a decision without the event.
     """
 
-    position: int = Field(ge=0, lt=1 << 56)
+    position: int = Field(ge=0, le=POSITION_MAX)
     account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
     time_us: int
     new: bool
@@ -102,7 +103,7 @@ class RestatementRecord(_Control):
     """
 
     account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
-    position: int = Field(ge=0, lt=1 << 56)
+    position: int = Field(ge=0, le=POSITION_MAX)
     begins: bool = False
     declined: str = Field(default="", max_length=500)
     content: str = ""

@@ -14,8 +14,10 @@ REPORTS_TOPIC: Final = "billing.reports"
 Headers = tuple[tuple[str, bytes], ...]
 
 POSITION_INDEX_BITS: Final = 16
+POSITION_BITS: Final = 56
+POSITION_MAX: Final = (1 << POSITION_BITS) - 1
 RECORD_EVENTS_MAX: Final = 1 << POSITION_INDEX_BITS
-OFFSET_MAX: Final = (1 << 40) - 1
+OFFSET_MAX: Final = POSITION_MAX >> POSITION_INDEX_BITS
 
 
 class Record(NamedTuple):
@@ -48,7 +50,7 @@ class Bounds(NamedTuple):
 def position(offset: int, index: int = 0) -> int:
     """One integer that orders all events of a partition: 40 bits of offset, 16 bits of index within the record.
 
-    Fits 56 bits, so that (generation, position) fits a UInt64 version.
+    Fits `POSITION_BITS`, so that (generation, position) fits a UInt64 version.
     """
     return offset << POSITION_INDEX_BITS | index
 

@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from schemas.analytics import ArchiveStore, HourlyRow, HourlyStore, RecountRequest, UsageReader
+from schemas.log import POSITION_BITS
 from schemas.rollup import Checkpoint
 
-# (generation, position) is the version of a row of usage_hourly: 8 bits over 56.
-GENERATION_MAX = 255
+# A row's version in usage_hourly is (generation, position), a UInt64.
+GENERATION_MAX = (1 << 64 - POSITION_BITS) - 1
 SUPERSEDED = (
     "another rebuild command was started after this one; what this one built so far stands. Once the other has ended, "
     "run this one again"
@@ -145,10 +146,6 @@ class TableStaging(Protocol):
 
 class RowRecounts(UsageReader, Protocol):
     """Counts `usage_events` again, as rows of `usage_hourly`."""
-
-    async def archived_events(self, partition: int, before_position: int) -> int:
-        """How many events of a partition count below a position, each identity once."""
-        ...
 
     async def first_archived(self, partition: int) -> tuple[int, int] | None:
         """(position, stream time) of the partition's first event in `usage_events`; None where there is none."""

@@ -1,18 +1,20 @@
-"""What is told to Stripe, and what came of it (I10). All of it lives in the `billing.reports` topic.
+"""What is reported to Stripe and the outcome (I10), in the topic `billing.reports`; Stripe's meters; who pays.
 
-The topic's records are JSON with a `kind`: an *intent* is made when a report bucket closes; an *attempt* is
-durable before the first send; an *outcome* says what became of it. Whoever reads the topic from the lowest
-unresolved offset knows what is still to be done.
+The topic's records are JSON with a `kind`: an *intent* is made when a report bucket closes; an *attempt* is durable
+before the first send; an *outcome* settles the intent. The topic from the lowest pending offset on shows what is still
+to be done.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.clock import SECOND_MS
+from schemas.periods import Billing
 
 
 class _Frozen(BaseModel):
@@ -43,16 +45,16 @@ class Intent(_Frozen):
 
     @property
     def instant_ms(self) -> int:
-        """The usage's own instant: the last second of the bucket, kept inside the period. Who pays then pays for it,
-        whatever instant of the period Stripe is told."""
+        """The usage's own instant: the last second of the bucket, moved into the period. The payer at this instant
+        pays, whatever timestamp Stripe gets."""
         return max(min(self.bucket_end_ms, self.period_end_ms) - SECOND_MS, self.period_start_ms)
 
 
 class Attempt(_Frozen):
     """Written before the first send, so that after a crash "never sent" and "perhaps sent" differ.
 
-    The first attempt in the log is the one that is sent. One made after Stripe was found not to have the event
-    names, in `replaces_ms`, the `attempted_at_ms` of the attempt it replaces; it counts only if that one is in force.
+    The first attempt in the log is sent. An attempt made after a lookup that did not find the event has in
+    `replaces_ms` the `attempted_at_ms` of the attempt that it replaces; it counts only if that attempt is in force.
     """
 
     kind: Literal["attempt"] = "attempt"
@@ -73,9 +75,9 @@ class OutcomeStatus(StrEnum):
     DEAD = "dead"
 
 
-class Outcome(_Frozen):
-    """The intent is settled: Stripe has it, it is never to be sent (its account is free, or its usage was counted again
-    in other periods and is told by other intents), or a person must look (dead letter)."""
+class ReportOutcome(_Frozen):
+    """The intent is settled: Stripe has it; or it is never sent, because its account is free or a restatement reports
+    the usage by other intents; or an operator must act (dead letter)."""
 
     kind: Literal["outcome"] = "outcome"
     identifier: str
@@ -85,7 +87,7 @@ class Outcome(_Frozen):
     settled_at_ms: int = 0
 
 
-ReportEntry = Annotated[Intent | Attempt | Outcome, Field(discriminator="kind")]
+ReportEntry = Annotated[Intent | Attempt | ReportOutcome, Field(discriminator="kind")]
 
 
 class MeterEvent(NamedTuple):
@@ -102,7 +104,7 @@ class MeterEvent(NamedTuple):
 
 
 class SendStatus(StrEnum):
-    """What Stripe said to one meter event, named by what the sender does next."""
+    """Stripe's answer to one meter event, by what the sender does next."""
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
@@ -127,8 +129,8 @@ class MeterSummary(NamedTuple):
 
 
 class StripeMeters(Protocol):
-    """Stripe's meters API v1, or a fake of it. Never raises for an answer of Stripe; raises `Transient`
-    where no answer came to a read, `Refused` where the key is wrong."""
+    """Stripe's meters API v1, or a fake of it. Never raises for an answer of Stripe. Raises `Transient` if a read got
+    no answer, and `Refused` if the key is wrong."""
 
     async def identity(self) -> tuple[bool, str]:
         """(livemode, Stripe account id) of the configured key."""
@@ -151,4 +153,53 @@ class StripeMeters(Protocol):
 
     async def close(self) -> None:
         """Release connections. Safe to call twice."""
+        ...
+
+
+class Rejection(NamedTuple):
+    """Meter events that Stripe answered with 200 and rejected afterwards, of one meter and error code.
+
+    `identifiers` are samples, not all of the `errors`: Stripe's reports (v1.billing.meter.error_report_triggered) have
+    only some. `[window_start_ms, window_end_ms)` is when they were validated. `event_name` is empty if the meter is not
+    known any more.
+    """
+
+    report: str
+    event_name: str
+    code: str
+    errors: int
+    identifiers: tuple[str, ...]
+    window_start_ms: int
+    window_end_ms: int
+
+
+class StripeRejections(Protocol):
+    """Stripe's asynchronous error reports, or a fake of them."""
+
+    async def rejections(self, since_ms: int) -> Sequence[Rejection]:
+        """What was reported since `since_ms`, oldest first; Stripe keeps 30 days.
+
+        Costs one read per 100 reports. Raises `Transient` if no answer came, and `Refused` if the key is wrong.
+        """
+        ...
+
+
+class Payer(NamedTuple):
+    """Who pays for an intent, with the Stripe customer if the account is mapped. `period_end_ms` is the end of the
+    usage's period as known now: a binding may have cut the period since the intent was made."""
+
+    billing: Billing
+    stripe_customer: str
+    period_end_ms: int
+
+
+class CustomerResolver(Protocol):
+    """Who pays for an account."""
+
+    async def __call__(self, intent: Intent, instant_ms: int) -> Payer | None:
+        """The payer by the binding in force at `instant_ms`; None if a restatement reports the usage by another intent.
+
+        Bindings are effective-dated: usage of last month belongs to the customer of last month. May raise `Transient`,
+        also if what was known when the intent was made is not known yet.
+        """
         ...

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Final
 
 from simulation.faults import Fault
-from simulation.run import Outcome
+from simulation.run import RunResult
 
 SHOWN_FAILURES_MAX: Final = 8
 SHOWN_PAIRS_MAX: Final = 10
@@ -58,7 +58,7 @@ def replay_command(seed: int, steps: int, only: Sequence[str]) -> str:
     return f"tidemark simulate --seed {seed} --steps {steps}{named or ' --only none'}"
 
 
-def failure_text(outcome: Outcome) -> str:
+def failure_text(outcome: RunResult) -> str:
     """What went wrong in a run."""
     shown = [f"  {failure.where}: {failure.what}" for failure in outcome.failures[:SHOWN_FAILURES_MAX]]
     more = len(outcome.failures) - len(shown)

@@ -28,7 +28,7 @@ SHRINK_RUNS_MAX: Final = 200
 SEEDS_AT_ONCE: Final = 5
 
 
-class Outcome(NamedTuple):
+class RunResult(NamedTuple):
     """What one run gave. `digest` is the same for the same seed, steps and faults, in any process."""
 
     seed: int
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
     events: int
 
 
-def run(seed: int, steps: int, only: Collection[str] | None = None) -> Outcome:
+def run(seed: int, steps: int, only: Collection[str] | None = None) -> RunResult:
     """Run one seed to its end. Raises nothing that the run itself can find: it stands in `failures`."""
     # What the product logs about faults is of no interest here, and costs half the time.
     logging.disable(logging.CRITICAL)
@@ -64,13 +64,13 @@ def run(seed: int, steps: int, only: Collection[str] | None = None) -> Outcome:
     events = sum(len(records) for (topic, _), records in world.log.appended.items() if topic == EVENTS_TOPIC)
     for what in _left(world):
         world.trace.note(what)
-    return Outcome(
+    return RunResult(
         seed, tuple(world.failures), tuple(world.faults.struck), world.faults.counts,
         world.trace.hexdigest(), world.trace.calls, events,
     )  # fmt: skip
 
 
-def run_all(seeds: Sequence[int], steps: int, only: Collection[str] | None, processes: int) -> Iterator[Outcome]:
+def run_all(seeds: Sequence[int], steps: int, only: Collection[str] | None, processes: int) -> Iterator[RunResult]:
     """The outcomes of all seeds, in their order, so many at one time. The same as one after the other."""
     one = functools.partial(run, steps=steps, only=only)
     if processes == 1:
@@ -167,8 +167,8 @@ async def _moving(world: World, closed_ms: int) -> str:
 def shrunk(
     seed: int,
     steps: int,
-    outcome: Outcome,
-    still_fails: Callable[[Outcome], bool] | None = None,
+    outcome: RunResult,
+    still_fails: Callable[[RunResult], bool] | None = None,
     runs_max: int = SHRINK_RUNS_MAX,
 ) -> list[str]:
     """A smaller set of faults that still makes the run fail, by leaving out halves, quarters, … (ddmin, Zeller), in

@@ -1,4 +1,4 @@
-"""Who pays for an account, as the rollup knows it."""
+"""Who pays for an account, by the live view."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from aggregators.periods import period_at
 from schemas.errors import Transient
 from schemas.live_view import AccountDirectory
 from schemas.periods import Billing
-from schemas.reports import Intent
-from schemas.sink import Payer
+from schemas.reports import Intent, Payer
 
 
 class BindingResolver:
-    """Who pays for an account, by its bindings in the live view. See `schemas.sink.CustomerResolver`."""
+    """Who pays for an account, by its bindings in the live view. See `schemas.reports.CustomerResolver`."""
 
     def __init__(self, accounts: AccountDirectory, partitions: int) -> None:
         self._accounts = accounts
@@ -23,8 +22,8 @@ class BindingResolver:
         partition = partition_of(intent.account, self._partitions)
         checkpoint, states = await self._accounts.accounts(partition, [intent.account])
         state = states[intent.account]
-        # An intent is published once its bucket has closed in stream time. A view that is not so far may lack bindings
-        # that were folded before: it went back to an older copy, or is being built again.
+        # An intent is published after its bucket has closed in stream time. A view behind that point went back to an
+        # older copy, or is being rebuilt, and may lack bindings.
         if checkpoint is None or checkpoint.stream_time_ms < intent.bucket_end_ms:
             raise Transient(
                 f"partition {partition}: the live view does not reach the end of the report's bucket: wait until the "

@@ -1,27 +1,23 @@
-"""What one partition of `billing.reports` says: which intents are settled and which are still to be done.
+"""The state of one partition of `billing.reports`: which intents are settled, and which are pending.
 
-No I/O: the records go in, in their order, and the same records give the same ledger whatever their boundaries.
+No I/O: records are applied in the log's order, and the same records give the same ledger however they are batched.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
-
+from aggregators.meter_events import PAST_MAX_MS, deadline_ms
+from aggregators.report_records import parse_entries, supersedes
 from schemas.clock import DAY_MS
 from schemas.errors import OperatorNeeded
 from schemas.log import Record
-from schemas.reports import Attempt, Intent, Outcome, ReportEntry
-from sinks.stripe.meter_events import PAST_MAX_MS, deadline_ms
+from schemas.reports import Attempt, Intent, ReportOutcome
 
 PENDING_MAX: Final = 500_000
-
-_ENTRY: TypeAdapter[ReportEntry] = TypeAdapter(ReportEntry)
 
 
 class SendQueueKey(NamedTuple):
@@ -32,7 +28,7 @@ class SendQueueKey(NamedTuple):
 
 
 class Hold(StrEnum):
-    """Why an intent waits for somebody else than Stripe."""
+    """Why an intent waits, if not for Stripe."""
 
     NONE = ""
     UNMAPPED = "unmapped"
@@ -43,10 +39,10 @@ class Hold(StrEnum):
 
 @dataclass(slots=True)
 class Pending:
-    """An intent without an outcome, and how far it came.
+    """An intent without an outcome, and its progress.
 
-    `in_doubt`: a send may have begun of which no clear answer is known. `awaited_offset` is where our own attempt
-    stands in the log: nothing is done with the intent until it was read back.
+    `in_doubt`: a send may have begun that got no clear answer. `awaited_offset` is the offset of our own attempt:
+    nothing is done with the intent until the attempt was read back.
     """
 
     intent: Intent
@@ -62,48 +58,18 @@ class Pending:
 
 @dataclass(slots=True)
 class SendQueue:
-    """The pending intents of one queue, in the log's order. `not_before_ms`: nothing can be done earlier."""
+    """The pending intents of one queue, in the log's order. No intent of the queue is due before `not_before_ms`."""
 
     pending: dict[str, Pending] = field(default_factory=dict)
     not_before_ms: int = 0
 
 
-def parse_entries(value: bytes | None) -> list[ReportEntry]:
-    """The entries of a record: one JSON object, or a list of them.
+class ReportLedger:
+    """The intents of one partition: those that are pending, and the identifiers of settled ones.
 
-    Bytes that cannot be ours (no object with a `kind`) give no entries. Raises `OperatorNeeded` for an entry of
-    a shape this version does not know, because an outcome that is not understood could be sent again.
-    """
-    try:
-        parsed = json.loads(value or b"null")
-    except (ValueError, RecursionError):
-        return []
-    candidates = parsed if isinstance(parsed, list) else [parsed]
-    try:
-        return [_ENTRY.validate_python(entry) for entry in candidates if isinstance(entry, dict) and "kind" in entry]
-    except ValidationError as error:
-        raise OperatorNeeded(
-            f"billing.reports holds an entry this version does not understand; run the version that wrote it: {error}"
-        ) from error
-
-
-def supersedes(attempt: Attempt, known: Attempt | None) -> bool:
-    """Whether `attempt` is in force after `known`: a compare-and-swap in the log's order.
-
-    The first fixes the bytes and starts Stripe's window. A sender that had not seen it yet may write another;
-    that one changes nothing. Only an attempt made after looking at Stripe replaces the one it looked for.
-    """
-    if known is None:
-        return True
-    return attempt.replaces_ms == known.attempted_at_ms
-
-
-class Ledger:
-    """The intents of one partition. Keeps what is pending, and the identifiers of what is settled until Stripe
-    would refuse them anyway, so that a rebuild which publishes an intent again does not send it again.
-
-    `has_doubts`: an intent came whose identifier would be forgotten by now had it been settled. Before it is judged,
-    `recall` must say whether it was.
+    An identifier is kept until Stripe would refuse its event anyway: a rebuild may publish an intent again, which must
+    not be sent again. `has_doubts`: an intent came whose identifier would be forgotten by now if it had been settled.
+    Nothing may be sent before `recall` restored what was forgotten.
     """
 
     def __init__(self, pending_max: int = PENDING_MAX) -> None:
@@ -130,14 +96,14 @@ class Ledger:
         return self._pending.values()
 
     def low_watermark(self) -> int:
-        """The offset of the lowest unresolved intent, or the next offset where nothing is unresolved."""
+        """The offset of the lowest pending intent, or the next offset if none is pending."""
         first = next(iter(self._pending.values()), None)
         return self.next_offset if first is None else first.offset
 
     def apply(self, record: Record) -> None:
-        """Take one record. Records already taken, and entries of another sender, do no harm.
+        """Apply one record. Repeated records, and entries of another sender, do no harm.
 
-        Raises `OperatorNeeded` beyond `pending_max` unresolved intents.
+        Raises `OperatorNeeded` beyond `pending_max` pending intents.
         """
         entries = parse_entries(record.value)
         self.unreadable += not entries
@@ -147,7 +113,7 @@ class Ledger:
                     self._add(entry, record.offset)
                 case Attempt():
                     self._note_attempt(entry, record.offset)
-                case Outcome():
+                case ReportOutcome():
                     self.settle(entry.identifier)
         self.next_offset = max(self.next_offset, record.next_offset)
 
@@ -171,17 +137,17 @@ class Ledger:
             del self.queues[key]
 
     def forget_expired(self, now_ms: int) -> None:
-        """Drop settled identifiers of periods that Stripe has refused for a day. Looks once a day."""
+        """Drop settled identifiers of periods that Stripe has refused for a day. Runs once a day."""
         if now_ms // DAY_MS == self._forgot_day:
             return
         self._forgot_day = now_ms // DAY_MS
         self._forgot_at_ms = max(self._forgot_at_ms, now_ms)
         self._settled = {key: until_ms for key, until_ms in self._settled.items() if until_ms >= now_ms}
 
-    def recall(self, whole: Ledger) -> None:
-        """Settle what was settled, by a ledger of the same records that forgot nothing. All of it is kept until the
-        next day, because a rebuild publishes many at a time."""
-        for identifier in [each for each in self._pending if each in whole._settled]:
+    def recall(self, whole: ReportLedger) -> None:
+        """Settle the pending intents that are settled in `whole`, a ledger of the same records that forgot nothing.
+        Everything is kept until the next day, because a rebuild publishes many intents at a time."""
+        for identifier in [identifier for identifier in self._pending if identifier in whole._settled]:
             self.settle(identifier)
         self._settled |= whole._settled
         self._forgot_at_ms, self.has_doubts = 0, False
@@ -207,6 +173,6 @@ def _kept_until_ms(intent: Intent) -> int:
 
 
 def _kept_at_least_until_ms(intent: Intent) -> int:
-    """The same of any copy of the intent: how its period was cut may have changed since another one was published, but
-    not before its bucket began."""
+    """A lower bound of `_kept_until_ms` for all copies of the intent: a binding may have cut the period between two
+    copies, but not before the bucket began."""
     return min(intent.bucket_start_ms, intent.period_end_ms) + PAST_MAX_MS + DAY_MS

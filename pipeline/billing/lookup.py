@@ -1,31 +1,29 @@
-"""Whether Stripe has an event whose answer was lost more than a day ago (I10): found out by looking.
+"""Finds out whether Stripe has an event whose answer was lost more than a day ago (I10).
 
-Stripe's identifier window is over, so sending again could count twice. But its sum for the queue and period can
-be compared with what the topic says it must hold.
+Stripe's identifier window is over, so another send could count twice. Stripe's sum for the queue and period is compared
+with the sum that the topic expects instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from decimal import Decimal
+from collections.abc import Iterable
 from enum import StrEnum
-from itertools import combinations
 from typing import Final, NamedTuple
 
-from pipeline.billing.ledger import parse_entries, supersedes
+from aggregators.quantities import decimal_text
+from aggregators.report_records import ReportedIntent, ReportedIntents, parse_entries
+from aggregators.stripe_sums import SCALE_MAX, StripeSum, bounds_of, may_contain, overlaps, units_of
 from schemas.clock import SECOND_MS, Clock
 from schemas.log import REPORTS_TOPIC, Log
 from schemas.periods import Period
-from schemas.reports import Attempt, Intent, MeterSummary, Outcome, OutcomeStatus, ReportEntry, StripeMeters
-from sinks.stripe.sums import agrees, tolerance
+from schemas.reports import Attempt, Intent, ReportEntry, StripeMeters
 
 UNKNOWN_MAX: Final = 12
 READ_RECORDS_MAX: Final = 1_000
 
 
 class Presence(StrEnum):
-    """What looking told."""
+    """Whether Stripe has an event."""
 
     PRESENT = "present"
     ABSENT = "absent"
@@ -33,96 +31,59 @@ class Presence(StrEnum):
 
 
 class LookupResult(NamedTuple):
-    """`detail` says for people why it cannot be told."""
+    """`detail` is the reason, for people."""
 
     presence: Presence
-    detail: str = ""
+    detail: str
 
 
-class Question(NamedTuple):
-    """What Stripe adds up: a meter over a span of time (then per customer)."""
-
-    event_name: str
-    period: Period
+def sum_of(intent: Intent, attempt: Attempt) -> StripeSum:
+    """The sum that an intent's event is part of."""
+    return StripeSum(intent.event_name, attempt.stripe_customer, Period(intent.period_start_ms, intent.period_end_ms))
 
 
-def question_of(intent: Intent) -> Question:
-    """The sum an intent is part of."""
-    return Question(intent.event_name, Period(intent.period_start_ms, intent.period_end_ms))
-
-
-class Sent(NamedTuple):
-    """An attempt in force, and what came of it."""
-
-    identifier: str
-    attempt: Attempt
-    outcome: Outcome | None
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether it is a dead letter."""
-        return self.outcome is not None and self.outcome.status is OutcomeStatus.DEAD
-
-
-@dataclass(slots=True)
 class _Index:
-    """The topic's entries about some questions, and how far each partition was read for them."""
+    """The topic's entries that concern some sums, and how far each partition was read for them."""
 
-    questions: frozenset[Question]
-    positions: dict[int, int] = field(default_factory=dict)
-    intents: dict[str, Intent] = field(default_factory=dict)
-    attempts: dict[str, Attempt] = field(default_factory=dict)
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
-    _spans: dict[str, Period] = field(default_factory=dict)
-    _queues: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for event_name, (start_ms, end_ms) in self.questions:
+    def __init__(self, sums: frozenset[StripeSum]) -> None:
+        self.sums = sums
+        self.positions: dict[int, int] = {}
+        self.reported = ReportedIntents()
+        self._spans: dict[str, Period] = {}
+        # The identifiers of each queue; a dict, because the order is the log's.
+        self._queues: dict[tuple[str, str], dict[str, None]] = {}
+        for event_name, _, (start_ms, end_ms) in sums:
             known = self._spans.get(event_name, Period(start_ms, end_ms))
             self._spans[event_name] = Period(min(start_ms, known.start_ms), max(end_ms, known.end_ms))
 
-    def add(self, entry: ReportEntry) -> None:
-        """Keep what may belong to a question. Outcomes and attempts stand behind their intent."""
+    def add(self, partition: int, entry: ReportEntry) -> None:
+        """Keep an intent that may belong to one of the sums, and the attempts and outcomes of such intents."""
         if isinstance(entry, Intent):
-            # What is sent for an intent has an instant of the intent's own period.
+            # The instant that is sent for an intent is in the intent's own period.
             span = self._spans.get(entry.event_name)
-            if span is not None and _overlaps(entry, span):
-                self.intents.setdefault(entry.identifier, entry)
-        elif entry.identifier in self.intents:
-            if isinstance(entry, Attempt):
-                self._add_attempt(entry)
-            else:
-                self.outcomes.setdefault(entry.identifier, entry)
+            if span is not None and overlaps(entry, span):
+                self.reported.add(partition, entry)
+            return
+        known = self.reported.get(entry.identifier)
+        if known is None:
+            return
+        self.reported.add(partition, entry)
+        if isinstance(entry, Attempt):
+            queue = self._queues.setdefault((known.intent.event_name, entry.stripe_customer), {})
+            queue[entry.identifier] = None
 
-    def _add_attempt(self, attempt: Attempt) -> None:
-        known = self.attempts.get(attempt.identifier)
-        if supersedes(attempt, known):
-            self.attempts[attempt.identifier] = attempt
-            if known is None:
-                queue = (self.intents[attempt.identifier].event_name, attempt.stripe_customer)
-                self._queues.setdefault(queue, []).append(attempt.identifier)
-
-    def sent(self, question: Question, customer: str) -> list[Sent]:
-        """Everything that Stripe's answer may hold: it adds up by the instants that were sent, whatever the periods.
-        Accounts of one customer may be cut differently, and a binding may cut a period that has reports already."""
-        start_ms, end_ms = question.period
-        found = []
-        for identifier in self._queues.get((question.event_name, customer), ()):
-            each = Sent(identifier, self.attempts[identifier], self.outcomes.get(identifier))
-            # A person may have sent a dead letter with any instant of its period.
-            by_hand = each.is_dead and _overlaps(self.intents[identifier], question.period)
-            if by_hand or start_ms <= each.attempt.timestamp_s * SECOND_MS < end_ms:
-                found.append(each)
-        return found
+    def sent(self, key: StripeSum) -> list[ReportedIntent]:
+        """Everything that Stripe may add up in a sum."""
+        queue = map(self.reported.get, self._queues.get((key.event_name, key.stripe_customer), ()))
+        return [reported for reported in queue if reported and may_contain(key, reported)]
 
 
-def _overlaps(intent: Intent, span: Period) -> bool:
-    return intent.period_start_ms < span.end_ms and span.start_ms < intent.period_end_ms
+class StripeLookup:
+    """Answers whether Stripe has an event, from the whole topic and Stripe's summary.
 
-
-class StripeLook:
-    """Answers "has Stripe got it?" from the whole topic (every partition, since accounts of one customer may lie
-    on several) and Stripe's summary. Reads the topic once for all questions of a round; `forget()` drops it."""
+    Reads every partition, because accounts of one customer may be on several, and reads the topic once for all sums of
+    a round. `forget()` drops what was read.
+    """
 
     def __init__(self, log: Log, meters: StripeMeters, clock: Clock, settle_ms: int) -> None:
         self._log = log
@@ -132,59 +93,45 @@ class StripeLook:
         self._index = _Index(frozenset())
 
     def forget(self) -> None:
-        """Drop what was read. Call once nothing is left to ask."""
+        """Drop what was read. Call at the end of a round."""
         self._index = _Index(frozenset())
 
-    async def look_up(self, identifier: str, questions: Iterable[Question]) -> LookupResult:
-        """Whether Stripe holds the attempted intent `identifier`; `questions` are all that will be asked soon.
+    async def look_up(self, identifier: str, key: StripeSum, sums: Iterable[StripeSum]) -> LookupResult:
+        """Whether Stripe has the event of the attempted intent `identifier`, which is part of the sum `key`. `sums` are
+        all sums that the round will look up.
 
-        The caller keeps the queue of the intent still. Reads the topic and one summary; may raise `Transient`.
-        Whatever could make the comparison lie (a recent send that the summary may not show yet, an entry that
-        appeared meanwhile, two sums that fit) answers unknown.
+        The caller must not send to the queue of the intent meanwhile. Reads the topic and one summary; may raise
+        `Transient`. The answer is unknown if the sums could mislead: a recent send that the summary may not show yet,
+        an entry that was appended meanwhile, or two choices of events that fit.
         """
-        wanted = frozenset(questions)
-        if not wanted <= self._index.questions:
+        wanted = frozenset(sums)
+        if not wanted <= self._index.sums:
             self._index = _Index(wanted)
         index = self._index
         await self._catch_up(index)
-        intent, attempt = index.intents.get(identifier), index.attempts.get(identifier)
-        if intent is None or attempt is None:
-            return LookupResult(Presence.UNKNOWN, "its intent or attempt is not in the log any more")
-        question = question_of(intent)
-        sent = index.sent(question, attempt.stripe_customer)
-        certain, unsure, recent = self._sorted(sent)
-        if identifier not in unsure:
-            return LookupResult(
-                Presence.UNKNOWN, "it is settled meanwhile, or was sent with an instant of another period"
-            )
-        if recent - {identifier}:
-            return LookupResult(Presence.UNKNOWN, "Stripe's summary may not show the latest sends yet")
-        if len(unsure) > UNKNOWN_MAX:
-            return LookupResult(
-                Presence.UNKNOWN, f"{len(unsure)} events of this customer and period are in doubt at once"
-            )
-        start_s, end_s = question.period.start_ms // SECOND_MS, question.period.end_ms // SECOND_MS
-        summary = await self._meters.summary(question.event_name, attempt.stripe_customer, start_s, end_s)
-        await self._catch_up(index)
-        if index.sent(question, attempt.stripe_customer) != sent:
-            return LookupResult(Presence.UNKNOWN, "other events of this customer and period were sent meanwhile")
-        return _compare(identifier, certain, unsure, summary)
-
-    def _sorted(self, sent: Iterable[Sent]) -> tuple[list[Decimal], dict[str, Decimal], set[str]]:
-        """The values that Stripe surely took, the values in doubt, and which of all are too recent to be seen."""
-        certain: list[Decimal] = []
-        unsure: dict[str, Decimal] = {}
-        recent: set[str] = set()
+        sent = index.sent(key)
+        doubtful = {reported.intent.identifier for reported in sent if not reported.is_accepted}
+        if identifier not in doubtful:
+            return _unknown("it is settled, or not in the log any more, or was sent with an instant of another period")
         settled_before_ms = self._clock.now_ms() - self._settle_ms
-        for identifier, attempt, outcome in sent:
-            if outcome is not None and outcome.status is OutcomeStatus.ACCEPTED:
-                certain.append(Decimal(attempt.value))
-            else:
-                unsure[identifier] = Decimal(attempt.value)
-            latest_ms = attempt.attempted_at_ms if outcome is None else outcome.settled_at_ms
-            if latest_ms > settled_before_ms:
-                recent.add(identifier)
-        return certain, unsure, recent
+        others = (reported for reported in sent if reported.intent.identifier != identifier)
+        if any(_last_ms(reported) > settled_before_ms for reported in others):
+            return _unknown("Stripe's summary may not show the latest sends yet")
+        if len(doubtful) > UNKNOWN_MAX:
+            return _unknown(f"{len(doubtful)} events of this customer and period are in doubt at once")
+        start_s, end_s = key.period.start_ms // SECOND_MS, key.period.end_ms // SECOND_MS
+        summary = await self._meters.summary(key.event_name, key.stripe_customer, start_s, end_s)
+        await self._catch_up(index)
+        if index.sent(key) != sent:
+            return _unknown("other events of this customer and period were sent meanwhile")
+        bounds = bounds_of(sent, settled_before_ms, try_unsettled=True)
+        contained = bounds.contained(units_of(summary.value))
+        if contained is None or identifier in contained.possible:
+            expected = f"{decimal_text(bounds.accepted, SCALE_MAX)} for certain, {len(doubtful)} events in doubt"
+            return _unknown(f"Stripe's summary {summary.value} does not decide: {expected}")
+        if identifier in contained.certain:
+            return LookupResult(Presence.PRESENT, f"Stripe's summary {summary.value} contains it")
+        return LookupResult(Presence.ABSENT, f"Stripe's summary {summary.value} does not contain it")
 
     async def _catch_up(self, index: _Index) -> None:
         for partition in range(await self._log.partition_count(REPORTS_TOPIC)):
@@ -193,29 +140,17 @@ class StripeLook:
             while records := await self._log.read(REPORTS_TOPIC, partition, offset, READ_RECORDS_MAX):
                 for record in records:
                     for entry in parse_entries(record.value):
-                        index.add(entry)
+                        index.add(partition, entry)
                 offset = records[-1].next_offset
             index.positions[partition] = offset
 
 
-def _compare(
-    identifier: str, certain: Sequence[Decimal], unsure: dict[str, Decimal], summary: MeterSummary
-) -> LookupResult:
-    """Which sets of the doubtful events explain Stripe's sum; told only where all of them agree on this one."""
-    base, off_by = sum(certain, Decimal(0)), tolerance([*certain, *unsure.values()])
-    seen = {
-        identifier in chosen
-        for chosen in _subsets(list(unsure))
-        if agrees(base + sum((unsure[key] for key in chosen), Decimal(0)), summary, off_by)
-    }
-    if seen == {True}:
-        return LookupResult(Presence.PRESENT, f"Stripe's summary {summary.value} contains it")
-    if seen == {False}:
-        return LookupResult(Presence.ABSENT, f"Stripe's summary {summary.value} does not contain it")
-    expected = f"{base} for certain, {len(unsure)} events in doubt"
-    return LookupResult(Presence.UNKNOWN, f"Stripe's summary {summary.value} does not tell: {expected}")
+def _last_ms(reported: ReportedIntent) -> int:
+    """When the outcome was written, or else the attempt."""
+    if reported.outcome is not None:
+        return reported.outcome.settled_at_ms
+    return reported.attempt.attempted_at_ms if reported.attempt else 0
 
 
-def _subsets(keys: Sequence[str]) -> Iterable[tuple[str, ...]]:
-    for size in range(len(keys) + 1):
-        yield from combinations(keys, size)
+def _unknown(detail: str) -> LookupResult:
+    return LookupResult(Presence.UNKNOWN, detail)

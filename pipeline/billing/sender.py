@@ -1,15 +1,15 @@
 """Sends what `billing.reports` intends to Stripe, each intent once (I10).
 
-Steps of one intent, and what a crash leaves after each:
-1. the intent is in the log: it is found again and nothing was sent;
-2. the attempt is in the log: it was perhaps sent; within Stripe's window it is sent again under the same
-   identifier and with the same bytes, later it is looked for in Stripe's summary;
-3. the attempt was read back and sent: as 2, and Stripe answers "already exists";
-4. the outcome is in the log: nothing is left to do.
+Steps of one intent, and the state after a crash behind each step:
+1. The intent is in the log: it is read again, and nothing was sent.
+2. The attempt is in the log: it was perhaps sent. Within Stripe's window it is sent again under the same identifier
+   and with the same bytes; later it is looked up in Stripe's summary.
+3. The attempt was read back and sent: as 2, and Stripe answers "already exists".
+4. The outcome is in the log: nothing is left to do.
 
-An attempt is sent only once it was read back, in its place in the log. So of two senders that both believe to
-own the partition, each sees what the other wrote before it, and both send the first one's bytes; a sender that
-was suspended for days finds the outcome before it finds its own attempt.
+An attempt is sent only after it was read back from its offset. If two senders both believe that they own the
+partition, each reads what the other wrote before its own attempt, and both send the bytes of the first attempt. A
+sender that was suspended for days reads the outcome before its own attempt.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from pipeline.billing.ledger import PENDING_MAX, Hold, Ledger, Pending, SendQueue
-from pipeline.billing.limits import KeyedLocks, TokenBucket, all_or_first_error
-from pipeline.billing.lookup import READ_RECORDS_MAX, Presence, Question, StripeLook, question_of
+from aggregators.meter_events import deadline_ms, event_time_s, meter_event, too_early_ms
+from aggregators.quantities import decimal_text
+from aggregators.stripe_sums import StripeSum
+from pipeline.billing.concurrency import KeyedLocks, TokenBucket, all_or_first_error
+from pipeline.billing.ledger import PENDING_MAX, Hold, Pending, ReportLedger, SendQueue
+from pipeline.billing.lookup import READ_RECORDS_MAX, Presence, StripeLookup, sum_of
 from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.log import REPORTS_TOPIC, Log, Record
 from schemas.periods import Billing
-from schemas.reports import Attempt, Outcome, OutcomeStatus, SendStatus, StripeMeters
-from schemas.sink import CustomerResolver
-from sinks.stripe.meter_events import deadline_ms, decimal_text, event_time_s, meter_event, too_early_ms
+from schemas.reports import Attempt, CustomerResolver, OutcomeStatus, ReportOutcome, SendStatus, StripeMeters
 
 # Stripe remembers an identifier for at least 24 h; an hour less leaves room for clocks and slow calls.
 RESEND_WINDOW_MS: Final = 23 * HOUR_MS
@@ -42,9 +43,9 @@ _LOG: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SenderPolicy:
-    """Limits of the sender; spans are of the clock passed in.
+    """Limits of the sender; durations are measured with the clock passed in.
 
-    `rate_per_s`: Stripe allows 25/s to a sandbox and 1 000/s live. `queues_max`: calls at one time. `round_s`: how
+    `rate_per_s`: Stripe allows 25/s for a sandbox and 1 000/s live. `queues_max`: concurrent calls. `round_s`: how
     long one step or idle call may send. `settle_ms`: how long a send may take to show in Stripe's summaries.
     """
 
@@ -61,9 +62,9 @@ class SenderPolicy:
 
 
 class SenderStatus(NamedTuple):
-    """What the gauges and counters show; `counts` are of this process, by name.
+    """Values of the gauges and counters; `counts` are of this process, by name.
 
-    `unmapped_deadline_ms` is when Stripe will refuse the first of the unmapped intents; None without any.
+    `unmapped_deadline_ms` is when Stripe will refuse the first of the unmapped intents; None if there are none.
     """
 
     pending: int
@@ -78,22 +79,21 @@ class SenderStatus(NamedTuple):
 @dataclass(slots=True)
 class _Partition:
     number: int
-    ledger: Ledger
+    ledger: ReportLedger
     catch_up_to: int
     caught_up: bool = False
 
 
 class StripeSender:
-    """A processor of `billing.reports`. Knows no runner; all sending happens inside `step` and `idle`, so nothing
-    is sent after `revoked` returned or once the runner has cancelled a call.
+    """A processor of `billing.reports`. All sending happens inside `step` and `idle`: nothing is sent after `revoked`
+    returned or after the runner cancelled a call.
 
-    It keeps no position: every assignment reads the partition from its first record, because only the whole
-    topic says what is settled. The topic is small (three short records per meter, account and report bucket)
-    and nothing is sent before the end, as it stood at the assignment, was read. `low_watermark` is for lag
-    graphs and alarms.
+    The sender keeps no position: every assignment reads the partition from its first record, because only the whole
+    topic shows what is settled. Nothing is sent before the end, as it was at the assignment, was read. The topic grows
+    by three short records per meter, account and report bucket. `low_watermark` is for lag graphs and alarms.
 
-    Raises `OperatorNeeded` where going on is pointless or dangerous: the key is refused, or is of another mode or
-    account than the intents. `Transient` of the log goes through; the restart repeats harmlessly.
+    Raises `OperatorNeeded` if the key is refused, or is of another mode or account than the intents. `Transient` of
+    the log propagates; a restart repeats harmlessly.
     """
 
     def __init__(
@@ -115,8 +115,8 @@ class StripeSender:
         self._locks = KeyedLocks()
         self._slots = asyncio.Semaphore(policy.queues_max)
         self._bucket = TokenBucket(clock, policy.rate_per_s)
-        self._look = StripeLook(log, meters, clock, policy.settle_ms)
-        self._looking = asyncio.Lock()
+        self._lookup = StripeLookup(log, meters, clock, policy.settle_ms)
+        self._lookup_lock = asyncio.Lock()
         self._identity: tuple[bool, str] | None = None
         self._ensured: set[str] = set()
         self._counts: Counter[str] = Counter()
@@ -129,13 +129,13 @@ class StripeSender:
     async def start_offset(self, partition: int) -> int | None:
         """The log's first record, always. Notes the end that must be read before anything is sent."""
         bounds = await self._log.bounds(REPORTS_TOPIC, partition)
-        ledger = Ledger(self._policy.pending_max)
+        ledger = ReportLedger(self._policy.pending_max)
         ledger.next_offset = bounds.first
         self._partitions[partition] = _Partition(partition, ledger, bounds.next, bounds.first >= bounds.next)
         return bounds.first
 
     async def step(self, partition: int, records: Sequence[Record]) -> None:
-        """Take the records, then send for at most about `round_s` where the partition is caught up."""
+        """Apply the records, then send for about `round_s` at most if the partition is caught up."""
         part = self._partitions[partition]
         unreadable = part.ledger.unreadable
         for record in records:
@@ -147,7 +147,7 @@ class StripeSender:
         await self._round(part)
 
     async def idle(self, partition: int) -> None:
-        """Send what has become due. Also notices the end of a partition whose last offsets hold no records."""
+        """Send what has become due. Also detects the end of a partition whose last offsets hold no records."""
         part = self._partitions[partition]
         if not part.caught_up:
             left = await self._log.read(REPORTS_TOPIC, partition, part.ledger.next_offset, 1)
@@ -155,15 +155,15 @@ class StripeSender:
         await self._round(part)
 
     async def revoked(self, partition: int) -> None:
-        """Forget the partition. Whoever owns it next finds everything in the log."""
+        """Forget the partition. Its next owner reads everything from the log."""
         self._partitions.pop(partition, None)
 
     def low_watermark(self, partition: int) -> int:
-        """The lowest unresolved intent's offset: records below it say only what is settled."""
+        """The offset of the lowest pending intent: records below it concern settled intents only."""
         return self._partitions[partition].ledger.low_watermark()
 
     def status(self) -> SenderStatus:
-        """What there is to show. Walks the pending intents."""
+        """The current values. Takes time in proportion to the pending intents."""
         parts = self._partitions.values()
         pending = [item for part in parts for item in part.ledger.pending()]
         unmapped = [deadline_ms(item.intent) for item in pending if item.hold is Hold.UNMAPPED]
@@ -178,16 +178,16 @@ class StripeSender:
         )
 
     async def _round(self, part: _Partition) -> None:
-        """Work on every queue that is due, queues side by side, each queue strictly one intent at a time."""
+        """Work on every queue that is due: queues concurrently, and the intents of a queue one after the other."""
         if not part.caught_up:
             return
         now_ms = self._clock.now_ms()
         part.ledger.forget_expired(now_ms)
         if part.ledger.has_doubts:
             await self._recall(part)
-        # What is held and was looked at not long ago comes last: much of it must not stand before all others.
-        may = (queue for queue in part.ledger.queues.values() if queue.not_before_ms <= now_ms)
-        due = sorted(may, key=lambda queue: queue.not_before_ms)
+        # Queues on hold that were tried not long ago come last: many of them must not delay all others.
+        due = [queue for queue in part.ledger.queues.values() if queue.not_before_ms <= now_ms]
+        due.sort(key=lambda queue: queue.not_before_ms)
         if not due:
             return
         waiting = iter(due)
@@ -201,11 +201,11 @@ class StripeSender:
                     return
 
         await all_or_first_error(work() for _ in range(min(self._policy.queues_max, len(due))))
-        self._look.forget()
+        self._lookup.forget()
 
     async def _recall(self, part: _Partition) -> None:
-        """Read the partition again, as a restart does: an intent came whose outcome may be forgotten."""
-        whole = Ledger(self._policy.pending_max)
+        """Read the partition again, as a restart does, because an intent came whose outcome may be forgotten."""
+        whole = ReportLedger(self._policy.pending_max)
         offset = (await self._log.bounds(REPORTS_TOPIC, part.number)).first
         while offset < part.ledger.next_offset:
             records = await self._log.read(REPORTS_TOPIC, part.number, offset, READ_RECORDS_MAX)
@@ -230,7 +230,7 @@ class StripeSender:
         queue.not_before_ms = min(waits, default=0)
 
     async def _advance(self, part: _Partition, pending: Pending) -> None:
-        """Bring one intent as far as it goes now: to its outcome, into a hold, or to its next try."""
+        """Bring one intent as far as possible now: to its outcome, on hold, or to its next try."""
         if pending.awaited_offset >= part.ledger.next_offset:
             return
         pending.hold = Hold.NONE
@@ -261,12 +261,12 @@ class StripeSender:
             )
 
     async def _begin(self, part: _Partition, pending: Pending) -> None:
-        """Decide what will be sent, to whom and when, and write it down."""
+        """Decide what is sent, to whom and with which timestamp, and append the attempt."""
         intent, now_ms = pending.intent, self._clock.now_ms()
         if wait_ms := too_early_ms(intent.instant_ms, now_ms):
             self._hold(pending, Hold.EARLY, "its period begins in the future", wait_ms)
             return
-        # Not at the timestamp: that is a later one where Stripe would find the usage's own too old.
+        # By the usage's own instant: the timestamp is a later one if Stripe would refuse the instant as too old.
         payer = await self._resolve(intent, intent.instant_ms)
         if payer is None:
             await self._settle(part, pending, OutcomeStatus.REPLACED, REPLACED)
@@ -294,7 +294,7 @@ class StripeSender:
         try:
             await self._meters.ensure_meter(event_name, pending.intent.meter)
         except (OperatorNeeded, InvalidInput) as error:
-            # One meter's fault must not stop the others' bills.
+            # A fault of one meter must not stop the reports of others.
             self._hold(pending, Hold.METER, str(error), self._policy.hold_retry_ms)
             return False
         self._ensured.add(event_name)
@@ -303,7 +303,7 @@ class StripeSender:
     async def _write_attempt(
         self, part: _Partition, pending: Pending, customer: str, timestamp_s: int, value: str
     ) -> None:
-        """Append it; it is in force once it was read back, unless another sender's stands before it."""
+        """Append the attempt. It is in force once it was read back, unless another sender's attempt precedes it."""
         attempt = Attempt(
             identifier=pending.intent.identifier,
             stripe_customer=customer,
@@ -318,35 +318,35 @@ class StripeSender:
         return self._clock.now_ms() - attempt.attempted_at_ms >= self._policy.resend_window_ms
 
     async def _resolve_by_lookup(self, part: _Partition, pending: Pending, attempt: Attempt) -> None:
-        """Past Stripe's window: settle it, or write an attempt that may be sent again, or hold it."""
-        questions = self._stale_questions(part)
-        async with self._locks.hold((pending.intent.event_name, attempt.stripe_customer)), self._looking:
-            found = await self._look.look_up(pending.intent.identifier, questions)
-            self._counts[f"looked_{found.presence}"] += 1
-            if found.presence is Presence.PRESENT:
-                await self._settle(part, pending, OutcomeStatus.ACCEPTED, found.detail)
+        """After Stripe's window: settle the intent, append an attempt that may be sent again, or put it on hold."""
+        key, sums = sum_of(pending.intent, attempt), self._stale_sums(part)
+        async with self._locks.hold((key.event_name, key.stripe_customer)), self._lookup_lock:
+            result = await self._lookup.look_up(pending.intent.identifier, key, sums)
+            self._counts[f"looked_{result.presence}"] += 1
+            if result.presence is Presence.PRESENT:
+                await self._settle(part, pending, OutcomeStatus.ACCEPTED, result.detail)
                 return
-            if found.presence is Presence.UNKNOWN:
-                self._hold(pending, Hold.UNKNOWN, found.detail, self._policy.look_retry_ms)
+            if result.presence is Presence.UNKNOWN:
+                self._hold(pending, Hold.UNKNOWN, result.detail, self._policy.look_retry_ms)
                 return
             payer = await self._resolve(pending.intent, pending.intent.instant_ms)
             period_end_ms = payer.period_end_ms if payer else pending.intent.period_end_ms
             timestamp_s = event_time_s(pending.intent, period_end_ms, self._clock.now_ms())
             if timestamp_s is None:
-                await self._settle(part, pending, OutcomeStatus.DEAD, f"{found.detail}, and its period is too old")
+                await self._settle(part, pending, OutcomeStatus.DEAD, f"{result.detail}, and its period is too old")
                 return
             await self._write_attempt(part, pending, attempt.stripe_customer, timestamp_s, attempt.value)
 
-    def _stale_questions(self, part: _Partition) -> set[Question]:
-        stale = (item for item in part.ledger.pending() if item.attempt and self._is_stale(item.attempt))
-        return {question_of(item.intent) for item in stale}
+    def _stale_sums(self, part: _Partition) -> set[StripeSum]:
+        attempted = ((pending.intent, pending.attempt) for pending in part.ledger.pending())
+        return {sum_of(intent, attempt) for intent, attempt in attempted if attempt and self._is_stale(attempt)}
 
     async def _send(self, part: _Partition, pending: Pending, attempt: Attempt) -> None:
         event = meter_event(pending.intent, attempt)
         async with self._locks.hold((event.event_name, event.stripe_customer)), self._slots:
             await self._bucket.take()
             if self._is_stale(attempt):
-                # The wait, or a stop of the whole machine, used up the window: look first.
+                # The wait, or a stop of the whole machine, used up the window: the next round looks it up.
                 return
             result = await self._meters.send(event)
         self._counts[f"sent_{result.status}"] += 1
@@ -367,7 +367,7 @@ class StripeSender:
                 )
 
     async def _settle(self, part: _Partition, pending: Pending, status: OutcomeStatus, detail: str) -> None:
-        outcome = Outcome(
+        outcome = ReportOutcome(
             identifier=pending.intent.identifier,
             status=status,
             detail=detail,
@@ -380,7 +380,7 @@ class StripeSender:
         if status is OutcomeStatus.DEAD:
             _LOG.error("a report of %s is a dead letter, a person must look: %s", pending.intent.account, detail)
 
-    async def _append(self, part: _Partition, pending: Pending, entry: Attempt | Outcome) -> int:
+    async def _append(self, part: _Partition, pending: Pending, entry: Attempt | ReportOutcome) -> int:
         value, key = entry.model_dump_json().encode(), pending.intent.account.encode()
         return await self._log.append(REPORTS_TOPIC, part.number, value, key=key)
 
@@ -391,7 +391,7 @@ class StripeSender:
         pending.not_before_ms = self._clock.now_ms() + wait_ms
 
     def _back_off(self, pending: Pending, detail: str, retry_after_s: float) -> None:
-        """Wait twice as long each time, with jitter; later intents of the queue wait as well."""
+        """Double the wait each time, with jitter; later intents of the queue wait as well."""
         policy = self._policy
         wait_s = min(policy.backoff_max_s, policy.backoff_min_s * 2 ** min(pending.failures, 30))
         wait_ms = round(max(wait_s * self._random.uniform(0.5, 1.0), retry_after_s) * SECOND_MS)

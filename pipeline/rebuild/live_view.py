@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from aggregators.codec import GENERATION_SHIFT, version
+from aggregators.codec import version
 from aggregators.signing import fingerprint
 from pipeline.logs.control_records import find_genesis
 from pipeline.rebuild.limits import RebuildLimits
@@ -32,13 +32,12 @@ from pipeline.rollup.snapshots import checkpoint_of
 from schemas.clock import HOUR_MS, Clock
 from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.live_view import LiveView
-from schemas.log import EVENTS_TOPIC, Log
+from schemas.log import EVENTS_TOPIC, POSITION_MAX, Log
 from schemas.rebuild import GENERATION_MAX, GenerationsSeen, Progress
 from schemas.rollup import Checkpoint
 from schemas.snapshots import CHUNKS_AT_ONCE, Snapshot, SnapshotStore
 
 SWAP_REFUSALS_MAX: Final = 1_000
-_POSITIONS: Final = (1 << GENERATION_SHIFT) - 1
 
 
 class _Parts(NamedTuple):
@@ -261,7 +260,7 @@ class _Partition:
             if closed:
                 generation = self._generation_of_rows(live)
                 rows = [hourly_row(cell, partition) for cell in closed]
-                rows = [each._replace(version=version(generation, each.version & _POSITIONS)) for each in rows]
+                rows = [each._replace(version=version(generation, each.version & POSITION_MAX)) for each in rows]
                 await self._parts.hourly.insert_hourly(rows)
                 await self._built.outbox.confirm_dirty(partition, closed)
             if len(cells) < most or len(closed) < len(cells):

@@ -26,7 +26,7 @@ from schemas.analytics import HourlyRow
 from schemas.clock import Clock
 from schemas.errors import OperatorNeeded, Transient
 from schemas.live_view import LiveView
-from schemas.log import EVENTS_TOPIC, Log, offset_of, position
+from schemas.log import EVENTS_TOPIC, POSITION_MAX, Log, offset_of, position
 from schemas.rebuild import AnalyticalStore, GenerationsSeen, Progress, RowRecounts, TableStaging
 from schemas.rollup import Checkpoint
 
@@ -34,7 +34,6 @@ HOURLY: Final = "usage_hourly"
 SOURCE: Final = "clickhouse"
 ACCOUNTS_AT_ONCE: Final = 1_000
 ARCHIVE_WAIT_S: Final = 60.0
-_POSITIONS: Final = (1 << 56) - 1
 
 
 class _Parts(NamedTuple):
@@ -211,4 +210,4 @@ class HourlyRecount:
 
 
 def _position(row: HourlyRow) -> int:
-    return row.version & _POSITIONS
+    return row.version & POSITION_MAX

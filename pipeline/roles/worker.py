@@ -19,7 +19,7 @@ from pipeline.rollup.relays import HourlyRelay, ReportRelay
 from pipeline.rollup.replay_counter import FileWitness
 from pipeline.rollup.resolver import Resolver
 from pipeline.rollup.restater import Restater
-from pipeline.rollup.snapshots import Outcome, Snapshots
+from pipeline.rollup.snapshots import SnapshotOutcome, Snapshots
 from pipeline.settings import Settings
 from schemas.clock import HOUR_MS
 from schemas.errors import OperatorNeeded, Transient
@@ -125,7 +125,7 @@ async def _check_eviction(view: LiveView) -> None:
 
 
 def _snapshots(settings: Settings, copies: CopyableState, clickhouse: ClickHouse, metrics: Metrics) -> Snapshots:
-    def note(outcome: Outcome, written: Snapshot | None) -> None:
+    def note(outcome: SnapshotOutcome, written: Snapshot | None) -> None:
         metrics.add("tidemark_snapshots_total", outcome=outcome)
         if written is not None:
             at_s, partition = written.stream_time_ms / 1000, str(written.partition)

@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from aggregators.codec import parse_cell_field, parse_cell_text
+from aggregators.codec import parse_cell_field, parse_cell_text, parse_report_field
 from aggregators.deferred import complete_up_to_ms
-from aggregators.intents import account_of, intent_of
+from aggregators.intents import intent_of
 from schemas.analytics import DuplicateRow, HourlyRow, HourlyStore, RelayPosition
 from schemas.clock import HOUR_MS
 from schemas.errors import OperatorNeeded
@@ -175,13 +175,14 @@ class ReportRelay:
         published = 0
         while True:
             checkpoint, entries = await self._reports.reports(partition, start_ms, INTENTS_AT_ONCE_MAX)
-            whose = {field: account_of(field) for field in entries}
-            then, states = await self._accounts.accounts(partition, sorted(set(whose.values())))
+            keys = {field: parse_report_field(field) for field in entries}
+            then, states = await self._accounts.accounts(partition, sorted({key.account for key in keys.values()}))
             if checkpoint is None or then is None or min(checkpoint.stream_time_ms, then.stream_time_ms) < end_ms:
                 # A replica that was behind has taken over: there the bucket is still open.
                 return published
             intents = [
-                intent_of(checkpoint, start_ms, end_ms, *entry, states[whose[entry[0]]]) for entry in entries.items()
+                intent_of(checkpoint, start_ms, end_ms, keys[field], text, states[keys[field].account])
+                for field, text in entries.items()
             ]
             published += await self._publish(partition, [intent for intent in intents if intent is not None])
             await self._reports.confirm_reports(partition, start_ms, entries)

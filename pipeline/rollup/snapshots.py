@@ -29,7 +29,7 @@ from sinks.redis.checkpoints import decode_checkpoint, encode_checkpoint
 KEPT_MAX: Final = 3
 RETRY_MS: Final = 10 * MINUTE_MS
 
-Outcome = Literal["written", "failed"]
+SnapshotOutcome = Literal["written", "failed"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Snapshots:
         kept: SnapshotStore,
         interval_ms: int,
         folder: str | None = None,
-        note: Callable[[Outcome, Snapshot | None], None] = lambda *_: None,
+        note: Callable[[SnapshotOutcome, Snapshot | None], None] = lambda *_: None,
     ) -> None:
         """`interval_ms` is of stream time, 0 takes none. `folder`: where copies lie until they are written. `note` is
         told of every end."""

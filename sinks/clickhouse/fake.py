@@ -32,6 +32,7 @@ from schemas.analytics import (
 )
 from schemas.clock import HOUR_MS
 from schemas.control import ControlKind, MeterSetRecord
+from schemas.log import POSITION_BITS
 from schemas.meters import Aggregation, Meter
 from schemas.periods import Period
 from sinks.clickhouse.fake_recount import (
@@ -43,7 +44,7 @@ from sinks.clickhouse.fake_recount import (
     recount_totals,
 )
 from sinks.clickhouse.reader import check_query
-from sinks.clickhouse.writer import FOLDED_KINDS, POSITION_BITS, check_times
+from sinks.clickhouse.writer import FOLDED_KINDS, check_times
 
 
 class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):

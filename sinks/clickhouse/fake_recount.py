@@ -13,6 +13,7 @@ import msgspec
 from schemas.analytics import EventRow, HourlyRow, RecountKey, RecountRequest
 from schemas.clock import HOUR_MS
 from schemas.errors import InvalidInput, OperatorNeeded
+from schemas.log import POSITION_BITS
 from schemas.meters import Aggregation, FilterOperator, Meter
 from schemas.periods import Period
 
@@ -68,7 +69,7 @@ def recount_rows(events: Iterable[Counting], request: RecountRequest, generation
             HourlyRow(
                 key.account, key.meter, key.period_start_ms, last.period.end_ms, key.hour_ms, key.dimensions,
                 key.arrival_bucket_ms, meter.aggregation, meter.scale, value, *latest, request.partition,
-                generation << 56 | last.event.position,
+                generation << POSITION_BITS | last.event.position,
             )
         )  # fmt: skip
     return sorted(rows, key=lambda row: row.account.encode())

@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from schemas.errors import OperatorNeeded
+from schemas.log import POSITION_MAX
 from schemas.rebuild import AnalyticalStore, Building, RebuildClaim
 from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.clickhouse.staging import building_of, mark_to_make
 from sinks.clickhouse.table_marks import UNMARKED, Mark, beside_name, names_of, new_name, whole_number
-from sinks.clickhouse.writer import POSITION_BITS
 
 _ATTRIBUTES: Final = {
     "usage_events": "events",
@@ -125,10 +125,9 @@ class FakeStaging:
     async def carry_over(self, partition: int, from_position: int) -> None:
         """As `TableStaging` says."""
         await self._check()
-        low = (1 << POSITION_BITS) - 1
         rows = list((await self._mine("usage_hourly")).values())
         await self._live.insert_hourly(
-            [row for row in rows if row.partition == partition and row.version & low >= from_position]
+            [row for row in rows if row.partition == partition and row.version & POSITION_MAX >= from_position]
         )
 
     def _name(self, table: str) -> str:

@@ -24,6 +24,7 @@ from schemas.analytics import (
 from schemas.clock import HOUR_MS
 from schemas.control import MeterSetRecord
 from schemas.errors import InvalidInput
+from schemas.log import POSITION_BITS, POSITION_MAX
 from schemas.meters import Aggregation, Meter
 from schemas.periods import Period
 from sinks.clickhouse.client import ClickHouse, quoted_text
@@ -36,9 +37,7 @@ from sinks.clickhouse.recount import (
     row_statements,
     total_statements,
 )
-from sinks.clickhouse.writer import POSITION_BITS
 
-POSITION_MAX: Final = (1 << 56) - 1
 # A restatement leaves a cell whose usage went to another period behind: of a period that ends where it begins.
 NOT_EMPTIED: Final = "period_end_ms > period_start_ms"
 

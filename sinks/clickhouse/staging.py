@@ -17,11 +17,12 @@ from typing import Final, TypeVar
 
 from schemas.analytics import HourlyRow
 from schemas.errors import Transient
+from schemas.log import POSITION_MAX
 from schemas.rebuild import AnalyticalStore, Building, RebuildClaim
 from sinks.clickhouse.claimed import ClaimedStore, answered
 from sinks.clickhouse.client import ClickHouse, quoted_name, quoted_text
 from sinks.clickhouse.table_marks import Mark, beside_name, beside_of, names_of, new_name, read_marks
-from sinks.clickhouse.writer import POSITION_BITS, ClickHouseStore
+from sinks.clickhouse.writer import ClickHouseStore
 
 _LOOKS_MAX: Final = 10
 Value = TypeVar("Value")
@@ -94,7 +95,7 @@ class ClickHouseStaging:
         await self._do(
             f"INSERT INTO usage_hourly ({columns}) SELECT {columns} FROM {self._beside('usage_hourly')} FINAL "
             f"WHERE partition = {int(partition)} "
-            f"AND bitAnd(version, {(1 << POSITION_BITS) - 1}) >= {int(from_position)}"
+            f"AND bitAnd(version, {POSITION_MAX}) >= {int(from_position)}"
         )
 
     def _beside(self, table: str) -> str:

@@ -24,6 +24,7 @@ from schemas.analytics import (
 )
 from schemas.control import ControlKind
 from schemas.errors import InvalidInput
+from schemas.log import POSITION_BITS
 from sinks.clickhouse.client import ClickHouse, json_literal
 from sinks.clickhouse.migrations import migrate
 from sinks.clickhouse.table_marks import read_marks, whole_number
@@ -35,9 +36,6 @@ EVENT_TIME_MAX_US: Final = 10_413_791_999_999_999
 
 # One statement's rows; keeps a request's body at some 10 MB and its retry cheap.
 INSERT_ROWS_MAX: Final = 50_000
-
-# A version is a generation over a position of 56 bits.
-POSITION_BITS: Final = 56
 
 _ENCODER: Final = msgspec.json.Encoder()
 

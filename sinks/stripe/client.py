@@ -19,8 +19,7 @@ import httpx
 import stripe
 
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
-from schemas.reports import MeterEvent, MeterSummary, SendResult, SendStatus
-from schemas.sink import Rejection
+from schemas.reports import MeterEvent, MeterSummary, Rejection, SendResult, SendStatus
 from sinks.stripe.errors import Answer, classify, describe, is_refusal, is_retryable
 
 ERROR_REPORT: Final = "v1.billing.meter.error_report_triggered"

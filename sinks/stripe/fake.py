@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 
+from aggregators.meter_events import FUTURE_MAX_MS, PAST_MAX_MS
 from schemas.clock import DAY_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, Refused, Transient
-from schemas.reports import MeterEvent, MeterSummary, SendResult, SendStatus
-from schemas.sink import Rejection
+from schemas.reports import MeterEvent, MeterSummary, Rejection, SendResult, SendStatus
 from sinks.stripe.errors import DUPLICATE_PREFIX, Answer, classify
-from sinks.stripe.meter_events import FUTURE_MAX_MS, PAST_MAX_MS
 
 IDENTIFIER_WINDOW_MS = DAY_MS
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
-from reconciler.recount import EventCounts
 from schemas.analytics import ArchiveStore, EventRow, HourlyRow, HourlyStore, MeterSpan, RecountRequest, UsageReader
 from schemas.clock import HOUR_MS
 from schemas.meters import Aggregation, Meter
@@ -18,15 +17,11 @@ class Store(ArchiveStore, HourlyStore, Protocol):
     """Both writing protocols."""
 
 
-class Reader(UsageReader, EventCounts, Protocol):
-    """Usage answers, recounts and the count of identities."""
-
-
 class Both(NamedTuple):
     """A store and its reader."""
 
     store: Store
-    reader: Reader
+    reader: UsageReader
 
 
 def ms(text: str) -> int:

@@ -6,7 +6,6 @@ from datetime import datetime
 
 import pytest
 
-from aggregators.codec import GENERATION_SHIFT
 from schemas.analytics import (
     ArchivePosition,
     ControlRow,
@@ -18,6 +17,7 @@ from schemas.analytics import (
 )
 from schemas.clock import DAY_MS, HOUR_MS
 from schemas.errors import InvalidInput
+from schemas.log import POSITION_BITS
 from tests.conformance.clickhouse_rows import (
     CALLS,
     MONTH,
@@ -151,7 +151,7 @@ async def test_highest_version_of_a_cell_stands_whatever_comes_last(both: Both) 
 
 async def test_latest_generation_is_that_of_the_partitions_cells_from_a_bucket_on(both: Both) -> None:
     """A live view from before a rebuild is known by it; what other partitions or closed hours hold says nothing."""
-    versions = {generation: (generation << GENERATION_SHIFT) + 5 for generation in (1, 2, 3)}
+    versions = {generation: (generation << POSITION_BITS) + 5 for generation in (1, 2, 3)}
     old, new = NOW_MS // HOUR_MS * HOUR_MS - HOUR_MS, NOW_MS // HOUR_MS * HOUR_MS
     assert await both.store.generation_since(0, 0) == 0
 

@@ -10,8 +10,7 @@ import pytest_asyncio
 
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import InvalidInput, Refused, Transient
-from schemas.reports import MeterEvent, MeterSummary, OutcomeStatus, SendStatus, StripeMeters
-from schemas.sink import StripeRejections
+from schemas.reports import MeterEvent, MeterSummary, OutcomeStatus, SendStatus, StripeMeters, StripeRejections
 from sinks.stripe.client import StripeClientMeters
 from sinks.stripe.fake import FakeFault, FakeStripe
 from stripe_simulator import Fault, FaultKind, SimulatorSettings

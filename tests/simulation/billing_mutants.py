@@ -1,4 +1,4 @@
-"""Deliberate defects on the way from a total to a bill: what is told to Stripe, once, when, and who pays."""
+"""Deliberate defects on the way from a total to a bill: what is reported to Stripe, how often, when, and who pays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pipeline.billing.customers
 import pipeline.billing.sender
 import pipeline.rollup.relays
 import sinks.stripe.fake
-from aggregators.codec import ReportKey, parse_report_field, parse_report_text, parse_value, report_field, report_text
+from aggregators.codec import ReportKey, parse_report_text, parse_value, report_field, report_text
 from pipeline.rollup.relays import ReportRelay
 from schemas.periods import AccountState
 from schemas.reports import SendResult, SendStatus
@@ -24,11 +24,11 @@ def _delta_at_publishing(original: Method) -> Method:
         totals = inner(self._reports)._server.at(partition).totals
         made = vars(pipeline.rollup.relays)["intent_of"]
 
-        def intent_of(checkpoint: Any, start_ms: int, end_ms: int, field: str, text: str, state: Any) -> Any:
-            key, value = parse_report_field(field), parse_report_text(text)
+        def intent_of(checkpoint: Any, start_ms: int, end_ms: int, key: Any, text: str, state: Any) -> Any:
+            value = parse_report_text(text)
             now = parse_value(totals[TotalKey(key.account, key.period_start_ms)][key.meter]).minor
             sampled = msgspec.structs.replace(value, current_minor=now)
-            return made(checkpoint, start_ms, end_ms, field, report_text(sampled), state)
+            return made(checkpoint, start_ms, end_ms, key, report_text(sampled), state)
 
         with patch.object(pipeline.rollup.relays, "intent_of", intent_of):
             count: int = await original(self, partition)
@@ -75,7 +75,7 @@ BILLING: Final = (
         lambda made: lambda *arguments: made(*arguments[:-1], AccountState()),
     ),
     Mutant(
-        "a report is told at the end of its bucket, whatever its period", pipeline.billing.sender,
+        "a report has the timestamp of its bucket's end, whatever its period", pipeline.billing.sender,
         "event_time_s", lambda _made: lambda intent, _end_ms, _now_ms: intent.bucket_end_ms // 1_000 - 1,
     ),
     Mutant("report forgotten before its intent is durable", ReportRelay, "_publish", _reports_forgotten_first),

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 
-from simulation.run import Outcome, run
+from simulation.run import RunResult, run
 
 STEPS: Final = 40
 RUNS_MAX: Final = 40
@@ -28,7 +28,7 @@ def inner(reached: Any) -> Any:
     return reached._target
 
 
-def runs_to_catch(mutant: Mutant, runs_max: int = RUNS_MAX) -> tuple[int, Outcome | None]:
+def runs_to_catch(mutant: Mutant, runs_max: int = RUNS_MAX) -> tuple[int, RunResult | None]:
     """How many seeds, from 1 on, until a run fails under the defect; None where none of `runs_max` does."""
     replaced = mutant.made(vars(mutant.target)[mutant.attribute])
     with patch.object(mutant.target, mutant.attribute, replaced):

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from aggregators.partitioning import partition_of
+from aggregators.report_records import ReportedIntent
 from pipeline.billing.customers import BindingResolver
 from pipeline.billing.sender import StripeSender
 from pipeline.ingest.archive import ArchiveProcessor
@@ -18,16 +19,15 @@ from pipeline.rollup.resolver import Resolver
 from pipeline.rollup.restater import Restater
 from reconciler.causes import Cause, Pair
 from reconciler.report import Report, Row
-from reconciler.reports_index import ReportsIndex, Told
+from reconciler.reports_index import ReportsIndex
 from reconciler.run import reconcile
 from reconciler.views import ReconcilePolicy, Views
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.control import AccountRecord, CloseRecord, Tick
 from schemas.log import EVENTS_TOPIC, REPORTS_TOPIC
 from schemas.periods import Billing, Binding
-from schemas.reports import Attempt, Intent, MeterEvent, Outcome, OutcomeStatus
+from schemas.reports import Attempt, Intent, MeterEvent, OutcomeStatus, ReportOutcome, StripeRejections
 from schemas.rollup import Checkpoint, TotalKey
-from schemas.sink import StripeRejections
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeLiveView
 from sinks.stripe.fake import FakeStripe
@@ -60,7 +60,7 @@ INTENT: Final = Intent(
     account="ada", period_start_ms=NOVEMBER_MS, period_end_ms=DECEMBER_MS, bucket_start_ms=START_MS,
     bucket_end_ms=START_MS + HOUR_MS, delta_minor=3, scale=0,
 )  # fmt: skip
-ACCEPTED: Final = Outcome(identifier="tm_one", status=OutcomeStatus.ACCEPTED)
+ACCEPTED: Final = ReportOutcome(identifier="tm_one", status=OutcomeStatus.ACCEPTED)
 
 
 class Deployment:
@@ -78,7 +78,7 @@ class Deployment:
         payers = BindingResolver(self.store.accounts, self.world.partitions)
         self._sender = StripeSender(self.log, self.stripe, payers, self.clock, random.Random(1))
         self.rollup_settings = RollupSettings()
-        self._told: dict[int, int] = {}
+        self._reports_read_to: dict[int, int] = {}
         self._events = 0
 
     async def start(self, meter_set: Mapping[str, Any] | None = None) -> Deployment:
@@ -87,7 +87,7 @@ class Deployment:
             self.stripe.add_customer(f"cus_{account}")
             await self.bind(account, stripe_customer=f"cus_{account}")
         for partition in range(self.world.partitions):
-            self._told[partition] = await self._sender.start_offset(partition) or 0
+            self._reports_read_to[partition] = await self._sender.start_offset(partition) or 0
         return self
 
     def partition(self, account: str) -> int:
@@ -171,10 +171,10 @@ class Deployment:
     async def send(self) -> None:
         for _ in range(20):
             for partition in range(self.world.partitions):
-                records = await self.log.read(REPORTS_TOPIC, partition, self._told[partition])
+                records = await self.log.read(REPORTS_TOPIC, partition, self._reports_read_to[partition])
                 if records:
                     await self._sender.step(partition, records)
-                    self._told[partition] = records[-1].next_offset
+                    self._reports_read_to[partition] = records[-1].next_offset
                 else:
                     await self._sender.idle(partition)
 
@@ -236,12 +236,12 @@ def attempt(attempted_at_ms: int, replaces_ms: int | None = None) -> Attempt:
     )  # fmt: skip
 
 
-async def all_told(deployment: Deployment) -> list[Told]:
-    """What billing.reports says of each intent."""
+async def all_reported(deployment: Deployment) -> list[ReportedIntent]:
+    """Each intent of billing.reports with its attempt and outcome."""
     index = ReportsIndex(deployment.log, 10**6)
     for partition in range(deployment.world.partitions):
         await index.catch_up(partition)
-    return list(index.told())
+    return list(index.reported())
 
 
 Fault = Callable[[Deployment], Awaitable[None] | None]

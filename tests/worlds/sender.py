@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.billing.ledger import parse_entries
+from aggregators.report_records import parse_entries
 from pipeline.billing.sender import SenderPolicy, StripeSender
 from pipeline.logs.fake import FakeLog
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.log import REPORTS_TOPIC, Headers, TopicSpec
 from schemas.periods import Billing
-from schemas.reports import Attempt, Intent, Outcome, StripeMeters
-from schemas.sink import Payer
+from schemas.reports import Attempt, Intent, Payer, ReportOutcome, StripeMeters
 from sinks.stripe.fake import FakeStripe
 from tests.services.stripe import ManualClock
 
@@ -141,19 +140,19 @@ class Bench:
             if all(at_end) and self.sender.status().pending == 0:
                 return
 
-    async def entries(self) -> list[Intent | Attempt | Outcome]:
+    async def entries(self) -> list[Intent | Attempt | ReportOutcome]:
         """The whole topic."""
-        found: list[Intent | Attempt | Outcome] = []
+        found: list[Intent | Attempt | ReportOutcome] = []
         for partition in range(self.partitions):
             for record in await self.log.read(REPORTS_TOPIC, partition, 0, 100_000):
                 found.extend(parse_entries(record.value))
         return found
 
-    async def outcomes(self) -> dict[str, Outcome]:
+    async def outcomes(self) -> dict[str, ReportOutcome]:
         """The first outcome of each intent."""
-        found: dict[str, Outcome] = {}
+        found: dict[str, ReportOutcome] = {}
         for entry in await self.entries():
-            if isinstance(entry, Outcome):
+            if isinstance(entry, ReportOutcome):
                 found.setdefault(entry.identifier, entry)
         return found
 

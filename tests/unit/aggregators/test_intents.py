@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from aggregators.codec import ReportKey, ReportValue, report_field, report_text
+from aggregators.codec import ReportKey, ReportValue, report_text
 from aggregators.intents import intent_of
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.periods import AccountState, Binding
@@ -31,7 +31,7 @@ def entry(checkpoint: Checkpoint = CHECKPOINT, state: AccountState = NOTHING, **
     key = ReportKey(period_start_ms=parts["period_start_ms"], meter=parts["meter"], account=parts["account"])
     value = ReportValue(parts["base"], parts["current"], parts["period_end_ms"], parts["scale"], parts["event_name"])
     bucket_ms = parts["bucket_ms"]
-    return intent_of(checkpoint, bucket_ms, bucket_ms + HOUR_MS, report_field(key), report_text(value), state)
+    return intent_of(checkpoint, bucket_ms, bucket_ms + HOUR_MS, key, report_text(value), state)
 
 
 def intent(checkpoint: Checkpoint = CHECKPOINT, **changes: Any) -> Intent:

@@ -158,3 +158,20 @@ def test_decimal_texts_are_exact_and_shortest(minor: int, scale: int) -> None:
     assert "e" not in text.lower()
     assert "." not in text or text[-1] not in "0."
     assert minor_of(text, scale, allow_negative=True) in (minor, Reason.QUANTITY_TOO_LARGE)
+
+
+@pytest.mark.parametrize(
+    ("minor", "scale", "expected"),
+    [
+        (1250, 3, "1.25"),
+        (1000, 3, "1"),
+        (5, 3, "0.005"),
+        (-5, 1, "-0.5"),
+        (-50, 1, "-5"),
+        (120, 0, "120"),
+        (10**30 + 1, 12, "1000000000000000000.000000000001"),
+    ],
+)
+def test_values_are_exact_and_short(minor: int, scale: int, expected: str) -> None:
+    """Stripe counts digits, and no float may touch them."""
+    assert decimal_text(minor, scale) == expected

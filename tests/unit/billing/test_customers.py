@@ -9,16 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from aggregators.report_records import parse_entries
 from pipeline.billing.customers import BindingResolver
-from pipeline.billing.ledger import parse_entries
 from pipeline.rebuild.live_view import LiveViewRebuild
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import Transient
 from schemas.log import REPORTS_TOPIC
 from schemas.periods import AccountState, Billing, Binding, Customer
-from schemas.reports import Intent, Outcome, OutcomeStatus
+from schemas.reports import Intent, OutcomeStatus, Payer, ReportOutcome
 from schemas.rollup import Changes, Checkpoint
-from schemas.sink import Payer
 from sinks.redis.fake import FakeLiveView
 from tests.conformance.rollup_states import checkpoint
 from tests.worlds.deployment import SECRET
@@ -39,12 +38,12 @@ async def view_at(stream_time_ms: int) -> FakeLiveView:
     return store
 
 
-async def told(made: Deployment) -> list[Intent | Outcome]:
+async def told(made: Deployment) -> list[Intent | ReportOutcome]:
     """The intents and outcomes of all partitions."""
     found = []
     for partition in range(made.world.partitions):
         for record in await made.log.read(REPORTS_TOPIC, partition, 0, 100_000):
-            found += [each for each in parse_entries(record.value) if isinstance(each, Intent | Outcome)]
+            found += [each for each in parse_entries(record.value) if isinstance(each, Intent | ReportOutcome)]
     return found
 
 
@@ -142,7 +141,7 @@ async def test_reports_of_an_emptied_view_wait_for_its_rebuild_and_no_longer() -
 
     entries = await told(made)
     intents = {each.identifier for each in entries if isinstance(each, Intent)}
-    outcomes = [each for each in entries if isinstance(each, Outcome)]
+    outcomes = [each for each in entries if isinstance(each, ReportOutcome)]
     assert 0 < waiting[0] < waiting[-1]
     assert {each.status for each in outcomes} == {OutcomeStatus.ACCEPTED}
     assert Counter(held.event.identifier for held in made.stripe.events) == Counter(intents)

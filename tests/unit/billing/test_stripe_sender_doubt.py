@@ -9,7 +9,7 @@ import pytest
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.log import REPORTS_TOPIC
 from schemas.periods import Billing
-from schemas.reports import Attempt, MeterEvent, MeterSummary, Outcome, OutcomeStatus
+from schemas.reports import Attempt, MeterEvent, MeterSummary, OutcomeStatus, ReportOutcome
 from sinks.stripe.fake import FakeFault, FakeStripe
 from tests.worlds.sender import (
     NOW_MS,
@@ -176,7 +176,9 @@ async def test_report_that_another_process_settled_is_not_looked_for() -> None:
     await bench.publish(make_intent("one"))
     await bench.pump(3)
     bench.clock.advance(30 * HOUR_MS)
-    outcome = Outcome(identifier="one", status=OutcomeStatus.ACCEPTED, stripe_customer="cus_a", settled_at_ms=NOW_MS)
+    outcome = ReportOutcome(
+        identifier="one", status=OutcomeStatus.ACCEPTED, stripe_customer="cus_a", settled_at_ms=NOW_MS
+    )
     await bench.log.append(REPORTS_TOPIC, 0, outcome.model_dump_json().encode())
 
     await bench.sender.idle(0)
@@ -217,7 +219,7 @@ async def test_send_of_another_process_during_the_look_voids_it() -> None:
                     value=event.value,
                     attempted_at_ms=at_ms,
                 )
-                outcome = Outcome(
+                outcome = ReportOutcome(
                     identifier="other", status=OutcomeStatus.ACCEPTED, stripe_customer="cus_a", settled_at_ms=at_ms
                 )
                 for entry in (other, attempt, outcome):

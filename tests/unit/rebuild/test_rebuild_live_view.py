@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from aggregators.codec import GENERATION_SHIFT
 from pipeline.rebuild.limits import RebuildLimits
 from pipeline.rebuild.live_view import LiveViewRebuild
 from pipeline.rollup.relays import ReportRelay
 from schemas.errors import Fenced, OperatorNeeded
-from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, Record
+from schemas.log import EVENTS_TOPIC, POSITION_MAX, REJECTED_TOPIC, REPORTS_TOPIC, Record
 from schemas.rebuild import RebuildClaim
 from schemas.rollup import Checkpoint
 from sinks.clickhouse.claimed import ClaimedStore
@@ -177,8 +176,7 @@ def same_but_generation(checkpoint: Checkpoint | None) -> tuple[object, ...]:
 
 def contents(clickhouse: FakeClickHouse) -> dict[object, object]:
     """Cells without the generation in their versions."""
-    low = (1 << GENERATION_SHIFT) - 1
-    return {key: row._replace(version=row.version & low) for key, row in clickhouse.cells.items()}
+    return {key: row._replace(version=row.version & POSITION_MAX) for key, row in clickhouse.cells.items()}
 
 
 async def loaded(share: float) -> Rebuilt:

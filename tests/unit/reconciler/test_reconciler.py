@@ -13,9 +13,8 @@ from reconciler.views import ReconcilePolicy
 from schemas.analytics import RecountKey
 from schemas.clock import HOUR_MS
 from schemas.log import REPORTS_TOPIC
-from schemas.reports import Intent
+from schemas.reports import Intent, Rejection
 from schemas.rollup import TotalKey
-from schemas.sink import Rejection
 from sinks.stripe.fake import FakeFault, FakeStripe, HeldEvent
 from tests.worlds.reconciler import (
     DECEMBER_MS,

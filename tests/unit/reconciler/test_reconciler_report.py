@@ -7,7 +7,7 @@ import json
 import pytest
 
 from reconciler.causes import Cause, Pair, Verdict
-from reconciler.compare import exact_text
+from reconciler.compare import Difference
 from reconciler.report import Findings, GaugeKey, Report, Row, gauge_values, to_json
 from reconciler.table import render_table
 from schemas.clock import HOUR_MS
@@ -126,7 +126,7 @@ def test_gauges_hold_zeros_so_that_a_good_run_clears_an_alarm() -> None:
 )
 def test_quantities_are_exact_texts(minor: int | None, scale: int, text: str) -> None:
     """Money must not be rounded on its way to the person who decides."""
-    assert exact_text(minor, scale) == text
+    assert Difference("key", minor, None).texts(scale) == (text, "")
 
 
 def test_an_hour_is_shown_where_there_is_one() -> None:

@@ -1,51 +1,17 @@
-"""Values, answers and budgets of the Stripe sink."""
+"""Answers and budgets of the Stripe sink."""
 
 from __future__ import annotations
 
-import random
-from decimal import Decimal
-
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from schemas.errors import InvalidInput, Transient
-from schemas.reports import MeterEvent, MeterSummary, SendStatus
+from schemas.reports import MeterEvent, SendStatus
 from sinks.stripe.client import StripeClientMeters
 from sinks.stripe.errors import Answer, classify
-from sinks.stripe.meter_events import decimal_text
-from sinks.stripe.sums import agrees, tolerance
 
 NOW_MS = 1_795_262_400_000
 DUPLICATE = "An event already exists with identifier x."
-
-
-@pytest.mark.parametrize(
-    ("minor", "scale", "expected"),
-    [
-        (1250, 3, "1.25"),
-        (1000, 3, "1"),
-        (5, 3, "0.005"),
-        (-5, 1, "-0.5"),
-        (-50, 1, "-5"),
-        (120, 0, "120"),
-        (10**30 + 1, 12, "1000000000000000000.000000000001"),
-    ],
-)
-def test_values_are_exact_and_short(minor: int, scale: int, expected: str) -> None:
-    """Stripe counts digits, and no float may touch them."""
-    assert decimal_text(minor, scale) == expected
-
-
-@given(minor=st.integers(-(10**24), 10**24), scale=st.integers(0, 12))
-def test_value_text_is_the_quantity(minor: int, scale: int) -> None:
-    """Exactly, in plain digits, without a zero too many."""
-    text = decimal_text(minor, scale)
-
-    assert Decimal(text) * 10**scale == minor
-    assert "e" not in text.lower()
-    assert "." not in text or not text.endswith(("0", "."))
 
 
 @pytest.mark.parametrize(
@@ -86,41 +52,6 @@ def test_key_of_no_mode_is_refused_before_anything_is_sent() -> None:
     """The mode is part of every identifier."""
     with pytest.raises(InvalidInput, match="TIDEMARK_STRIPE_API_KEY"):
         StripeClientMeters("hunter2")
-
-
-@pytest.mark.parametrize(
-    ("amounts", "value", "same"),
-    [
-        (["0.3"], "0.30000000000000004", True),
-        (["9007199254740993"], "9007199254740992", True),
-        (["100"], "100.01", False),
-        ([], "0.0", True),
-        ([], "0.000001", False),
-        (["-5"], "-5.0", True),
-        (["0.1", "0.2", "-0.3"], "0.00000000000000005551115123125783", True),
-        (["0.1"] * 720, "71.99999999999909", True),
-        (["0.1"] * 720, "71.999999", False),
-    ],
-)
-def test_sums_agree_as_far_as_doubles_can_tell(amounts: list[str], value: str, same: bool) -> None:
-    """Stripe answers with a float, and adds up in floats: each addition may be off."""
-    added = [Decimal(each) for each in amounts]
-
-    assert agrees(sum(added, Decimal(0)), MeterSummary(value, 1), tolerance(added)) is same
-
-
-@pytest.mark.parametrize("count", [1, 2, 30, 720, 7_200])
-def test_a_sum_of_doubles_agrees_and_one_that_lacks_a_minor_unit_does_not(count: int) -> None:
-    """As many reports as an hour, a month or a year of hours has."""
-    for seed in range(20):
-        draw = random.Random(seed)
-        added = [Decimal(draw.randrange(1, 10**6)).scaleb(-3) for _ in range(count)]
-        exact, doubles = sum(added, Decimal(0)), 0.0
-        for each in added:
-            doubles += float(each)
-
-        assert agrees(exact, MeterSummary(repr(doubles), 1), tolerance(added))
-        assert not agrees(exact - Decimal("0.001"), MeterSummary(repr(doubles), 1), tolerance(added))
 
 
 HTML = b"<html>we are moving</html>"

@@ -1,4 +1,4 @@
-"""Where every event stands: waiting, under way, or settled; the queue's bound and all counters in one place."""
+"""The state of every event: waiting, under way, or settled; the queue's bound and all counters in one place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class QueueFull(Exception):
 class Stats(NamedTuple):
     """Events since the emitter was made (in this process): emitted = accepted + rejected + dropped + pending.
 
-    `refused` were never taken (`QueueFull`). `last_error` says why the last attempt did not succeed, "" if it did.
+    `refused` were never taken (`QueueFull`). `last_error` is why the last attempt failed, "" if it did not.
     """
 
     emitted: int
@@ -32,7 +32,7 @@ class Stats(NamedTuple):
     last_error: str
 
 
-class Ledger:
+class PendingEvents:
     """The state that emitting threads and the sending thread share. Every method is safe in any thread.
 
     Events are numbered in the order they were taken in; each is settled exactly once, whatever comes later.

@@ -1,4 +1,4 @@
-"""What keeps the sender within Stripe's limits: one call at a time per meter and customer, and so many a second."""
+"""The sender's concurrency: a rate of calls, one call at a time per meter and customer, and tasks that end together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BURST_MS = 250
 
 
 class TokenBucket:
-    """Admits `rate_per_s` calls of one process, a quarter of a second's at once; `pause` stops all of them."""
+    """Admits `rate_per_s` calls of one process, with bursts of a quarter of a second; `pause` stops all of them."""
 
     def __init__(self, clock: Clock, rate_per_s: float) -> None:
         self._clock = clock
@@ -20,7 +20,7 @@ class TokenBucket:
         self._full_at_ms = 0.0
 
     async def take(self) -> None:
-        """Wait for a place."""
+        """Wait until the next call may start."""
         now_ms = self._clock.now_ms()
         self._full_at_ms = max(self._full_at_ms, now_ms) + self._cost_ms
         wait_ms = self._full_at_ms - BURST_MS - now_ms
@@ -28,21 +28,21 @@ class TokenBucket:
             await self._clock.sleep(wait_ms / SECOND_MS)
 
     def pause(self, duration_ms: int) -> None:
-        """Stripe said that the whole account is too fast: admit nothing for a while. 0 changes nothing."""
+        """Admit nothing for `duration_ms`, because Stripe limits the whole account. 0 changes nothing."""
         if not duration_ms:
             return
         self._full_at_ms = max(self._full_at_ms, self._clock.now_ms() + BURST_MS + duration_ms)
 
 
 class KeyedLocks:
-    """One lock per Stripe queue (meter, customer), over all partitions of this process; kept only while held."""
+    """One lock per Stripe queue (meter, customer), over all partitions of this process; kept only while in use."""
 
     def __init__(self) -> None:
         self._locks: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
 
     @asynccontextmanager
     async def hold(self, queue: tuple[str, str]) -> AsyncIterator[None]:
-        """Hold a queue; others wait."""
+        """Take the queue's lock; other callers wait."""
         lock, holders = self._locks.get(queue, (asyncio.Lock(), 0))
         self._locks[queue] = (lock, holders + 1)
         try:
@@ -55,7 +55,7 @@ class KeyedLocks:
 
 
 async def all_or_first_error(works: Iterable[Coroutine[None, None, None]]) -> None:
-    """Run side by side; on the first error, or when cancelled, stop the others before it goes on."""
+    """Run the coroutines concurrently. On the first error, or when cancelled, cancel the others and wait for them."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         await asyncio.gather(*tasks)

@@ -1,0 +1,109 @@
+"""The records of `billing.reports`: how they are parsed, which attempt is in force, and how far an intent has come.
+
+The sender and the reconciler read the topic with this module, so both see the same attempts and outcomes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from schemas.errors import OperatorNeeded
+from schemas.reports import Attempt, Intent, OutcomeStatus, ReportEntry, ReportOutcome
+
+_ENTRY: Final[TypeAdapter[ReportEntry]] = TypeAdapter(ReportEntry)
+_ENTRIES: Final[TypeAdapter[list[ReportEntry]]] = TypeAdapter(list[ReportEntry])
+
+
+def parse_entries(value: bytes | None) -> list[ReportEntry]:
+    """The entries of a record: one JSON object, or a list of them.
+
+    Foreign bytes (no object with a `kind`) give no entries: a foreign writer must not stop the readers. Raises
+    `OperatorNeeded` for an entry of an unknown shape: an outcome that is not understood could be sent again.
+    """
+    text = (value or b"").strip()
+    try:
+        return _ENTRIES.validate_json(text) if text.startswith(b"[") else [_ENTRY.validate_json(text)]
+    except ValidationError:
+        return _own_entries(text)
+
+
+def _own_entries(text: bytes) -> list[ReportEntry]:
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    candidates = parsed if isinstance(parsed, list) else [parsed]
+    try:
+        return _ENTRIES.validate_python([entry for entry in candidates if isinstance(entry, dict) and "kind" in entry])
+    except ValidationError as error:
+        raise OperatorNeeded(
+            f"billing.reports holds an entry this version does not understand; run the version that wrote it: {error}"
+        ) from error
+
+
+def supersedes(attempt: Attempt, known: Attempt | None) -> bool:
+    """Whether `attempt` is in force after `known`: a compare-and-swap in the log's order.
+
+    The first attempt fixes the bytes and starts Stripe's window. A sender that has not read the first attempt may
+    write another one, which changes nothing. Only an attempt made after a lookup at Stripe replaces an attempt, and
+    only the one that was looked up.
+    """
+    return known is None or attempt.replaces_ms == known.attempted_at_ms
+
+
+class ReportedIntent(NamedTuple):
+    """An intent of a partition of `billing.reports`, its attempt in force and its outcome."""
+
+    partition: int
+    intent: Intent
+    attempt: Attempt | None = None
+    outcome: ReportOutcome | None = None
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether Stripe answered that it took the event."""
+        return self.outcome is not None and self.outcome.status is OutcomeStatus.ACCEPTED
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it is a dead letter."""
+        return self.outcome is not None and self.outcome.status is OutcomeStatus.DEAD
+
+
+class ReportedIntents:
+    """Intents with their attempts and outcomes. Entries are added in the log's order; repeated ones change nothing."""
+
+    def __init__(self) -> None:
+        self._intents: dict[str, tuple[int, Intent]] = {}
+        self._attempts: dict[str, Attempt] = {}
+        self._outcomes: dict[str, ReportOutcome] = {}
+
+    def add(self, partition: int, entry: ReportEntry) -> None:
+        """Take an entry. The first outcome wins; an attempt after the outcome replaces none."""
+        identifier = entry.identifier
+        match entry:
+            case Intent():
+                self._intents.setdefault(identifier, (partition, entry))
+            case Attempt():
+                known = self._attempts.get(identifier)
+                if known is None or (identifier not in self._outcomes and supersedes(entry, known)):
+                    self._attempts[identifier] = entry
+            case ReportOutcome():
+                self._outcomes.setdefault(identifier, entry)
+
+    def get(self, identifier: str) -> ReportedIntent | None:
+        """One intent, or None if its intent was not added."""
+        if identifier not in self._intents:
+            return None
+        return ReportedIntent(
+            *self._intents[identifier], self._attempts.get(identifier), self._outcomes.get(identifier)
+        )
+
+    def __iter__(self) -> Iterator[ReportedIntent]:
+        """Every intent once, in the order in which they were added."""
+        for identifier, (partition, intent) in self._intents.items():
+            yield ReportedIntent(partition, intent, self._attempts.get(identifier), self._outcomes.get(identifier))

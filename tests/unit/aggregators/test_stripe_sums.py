@@ -1,0 +1,91 @@
+"""What a sum of doubles tells: whether it is the expected one, and which doubtful events it contains."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from decimal import Decimal
+from itertools import combinations
+
+import pytest
+
+from aggregators.stripe_sums import DoubtfulEvent, SumBounds, units_of
+
+
+def sum_of(amounts: Sequence[Decimal]) -> SumBounds:
+    """The bounds of events that Stripe has accepted, in decimal amounts."""
+    units = [int(amount.scaleb(12)) for amount in amounts]
+    return SumBounds(sum(units), sum(units), sum(units), sum(map(abs, units)), len(units), 0, ())
+
+
+@pytest.mark.parametrize(
+    ("amounts", "value", "same"),
+    [
+        (["0.3"], "0.30000000000000004", True),
+        (["9007199254740993"], "9007199254740992", True),
+        (["100"], "100.01", False),
+        ([], "0.0", True),
+        ([], "0.000001", False),
+        (["-5"], "-5.0", True),
+        (["0.1", "0.2", "-0.3"], "0.00000000000000005551115123125783", True),
+        (["0.1"] * 720, "71.99999999999909", True),
+        (["0.1"] * 720, "71.999999", False),
+    ],
+)
+def test_sums_agree_as_far_as_doubles_can_tell(amounts: list[str], value: str, same: bool) -> None:
+    """Stripe answers with a float, and adds up in floats: each addition may be off."""
+    bounds = sum_of(list(map(Decimal, amounts)))
+
+    assert bounds.agrees(bounds.accepted, units_of(value)) is same
+
+
+@pytest.mark.parametrize("count", [1, 2, 30, 720, 7_200])
+def test_a_sum_of_doubles_agrees_and_one_that_lacks_a_minor_unit_does_not(count: int) -> None:
+    """As many reports as an hour, a month or a year of hours has."""
+    for seed in range(20):
+        draw = random.Random(seed)
+        added = [Decimal(draw.randrange(1, 10**6)).scaleb(-3) for _ in range(count)]
+        bounds, doubles = sum_of(added), 0.0
+        for amount in added:
+            doubles += float(amount)
+
+        assert bounds.agrees(bounds.accepted, units_of(repr(doubles)))
+        assert not bounds.agrees(bounds.accepted - 10**9, units_of(repr(doubles)))
+
+
+def bounds(dead: Sequence[int], accepted: int = 1_000) -> SumBounds:
+    letters = tuple(DoubtfulEvent(str(at), units) for at, units in enumerate(dead))
+    gross = accepted + sum(map(abs, dead))
+    events = 1 + len(dead)
+    return SumBounds(accepted, accepted, accepted, gross, events, 0, letters)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_doubtful_events_are_contained_as_all_their_subsets_say(seed: int) -> None:
+    """Against trying every subset; amounts repeat, and some are negative."""
+    draw = random.Random(seed)
+    dead = [draw.choice([-7, -2, 1, 2, 3, 5, 40]) for _ in range(draw.randrange(1, 8))]
+    asked = bounds(dead)
+    for found in range(asked.accepted - 20, asked.accepted + 60):
+        fitting = [
+            frozenset(map(str, chosen))
+            for size in range(len(dead) + 1)
+            for chosen in combinations(range(len(dead)), size)
+            if asked.accepted + sum(dead[at] for at in chosen) == found
+        ]
+        held = asked.contained(Decimal(found))
+        assert (held is None) == (not fitting)
+        if held is not None:
+            assert held.certain == frozenset.intersection(*fitting)
+            assert held.certain | held.possible == frozenset.union(*fitting)
+
+
+def test_more_dead_letters_than_can_be_tried_explain_what_lies_between() -> None:
+    """Seven hundred hours of a customer who was deleted."""
+    asked = bounds([2 ** (at % 20) for at in range(700)], accepted=5)
+    held = asked.contained(Decimal(5 + 12_345))
+
+    assert held is not None
+    assert (held.certain, len(held.possible), held.tried) == (frozenset(), 700, False)
+    assert asked.contained(Decimal(4)) is None
+    assert asked.contained(Decimal(asked.gross + 1)) is None
