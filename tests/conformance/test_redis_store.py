@@ -30,7 +30,7 @@ def redis_store(valkey: LocalValkey) -> RedisRollupStore:
     return RedisRollupStore(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
 
 
-async def test_a_commit_between_read_and_commit_checkpoints_the_slower_worker(
+async def test_a_commit_between_read_and_commit_refuses_the_slower_worker(
     redis_store: RedisRollupStore, valkey: LocalValkey
 ) -> None:
     """WATCH broken by another connection: EXEC writes nothing."""
