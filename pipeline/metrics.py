@@ -99,7 +99,7 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         ("partition",),
     ),
     "tidemark_replayed_events": MetricSpec(
-        "gauge", "Events that were read again after a crash, and counted once.", ("partition",)
+        "gauge", "Events that were read a second time after a crash, and counted once.", ("partition",)
     ),
     "tidemark_relayed_cells_total": MetricSpec("counter", "Cells written to `usage_hourly`."),
     "tidemark_relayed_duplicates_total": MetricSpec("counter", "Duplicates written to `usage_duplicates`."),

@@ -127,8 +127,8 @@ def settings_page() -> str:
         "- `TIDEMARK_SECRET` and `TIDEMARK_API_KEYS` are set.\n"
         "- `TIDEMARK_REPLICATION=3` and `TIDEMARK_MIN_INSYNC_REPLICAS=2` need three brokers.\n"
         "- `TIDEMARK_METRICS_PORT` is fixed, so that Prometheus finds the port.\n"
-        "- `TIDEMARK_METERS` is only for `tidemark doctor`. `tidemark meters apply` writes the meter set into the log,\n"
-        "  and roles read it there.\n\n"
+        "- `TIDEMARK_METERS` is only for `tidemark doctor`. `tidemark meters apply` writes the meter set into the\n"
+        "  log, and roles read it there.\n\n"
         "[docker-compose.yml](../docker-compose.yml) has a complete set.\n\n"
         "## Variables that are not settings of a role\n\n" + _table(("Variable", "Default", "Meaning"), others)
     )
