@@ -1,4 +1,4 @@
-"""The texts of cells, totals and report entries. Made and parsed here only; stores treat them as opaque.
+"""The texts of cells, totals and report entries (S6, S7, S9). Made and parsed here only; stores treat them as opaque.
 
 An account may hold any character, so it stands last, behind a unit separator that JSON escapes.
 """

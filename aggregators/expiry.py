@@ -1,4 +1,4 @@
-"""Which totals leave the live view: those of periods that ended longer ago than `policy.periods_kept_ms` (§6, I11).
+"""Which totals leave the live view: those of periods that ended longer ago than `policy.periods_kept_ms` (S7, I11).
 
 Every total has a time at which it is due, its period's end and that span as known when it began. Each record lets a few
 of the due ones go, in their order: as many as the record's own size allows, so that the month's end of a million

@@ -1,4 +1,4 @@
-"""From a report entry of a closed bucket to an intent (I10). Deterministic: a rebuild makes the same intents."""
+"""From a report entry of a closed bucket to an intent (I10, S9). Deterministic: a rebuild makes the same intents."""
 
 from __future__ import annotations
 

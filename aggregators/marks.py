@@ -1,4 +1,4 @@
-"""Dedup marks: which slice of stream time they stand in and which set of it (§6, I4).
+"""Dedup marks: which slice of stream time they stand in and which set of it (S5, I4).
 
 A mark made at stream time T stands in the half-window slice that contains T and is looked for until that slice has
 ended more than a window ago: at least one window, at most one and a half.

@@ -1,6 +1,6 @@
 """How accounts are cut into periods, and which of those are closed: bindings, late bindings and closings, naively.
 
-Written from the design (I8, I9, section 6) alone. Times are int milliseconds UTC.
+Written from docs/invariants.md (I8, I9, S11) alone. Times are int milliseconds UTC.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Usage counted naively: dicts, exact for ever, no window, no flush, no state to recover.
 
-Written from the design (invariants I1 to I9 and section 6) alone. Times are int milliseconds UTC (`*_ms`) or
+Written from docs/invariants.md (I1 to I9, S1 to S11) alone. Times are int milliseconds UTC (`*_ms`) or
 microseconds (`*_us`), quantities ints of minor units. Reasons are the texts of `schemas.reasons.Reason`.
 """
 

@@ -53,49 +53,49 @@ class MetricSpec(NamedTuple):
 METRICS: Final[dict[MetricName, MetricSpec]] = {
     "tidemark_gateway_events_total": MetricSpec(
         "counter",
-        "Events by what the gateway answered. `unknown` means the log did not confirm; the client sends them again.",
+        "Events by the gateway's answer. `unknown`: the log did not confirm, and the client sends the event again.",
         ("status", "reason"),
     ),
     "tidemark_gateway_requests_total": MetricSpec(
-        "counter", "Requests by route and HTTP status. 5xx: look at the log's and the stores' health.",
+        "counter", "Requests by route and HTTP status. 5xx: check the log and the stores.",
         ("route", "status"),
     ),
     "tidemark_gateway_request_seconds": MetricSpec(
-        "histogram", "How long requests took, by route. Ingest is dominated by the log's durable append.",
+        "histogram", "Duration of requests by route. The log's durable append dominates ingest.",
         ("route",), (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
     ),
     "tidemark_gateway_pending_events": MetricSpec(
-        "gauge", "Events accepted into the gateway and not yet durable. At its limit, requests get 503."
+        "gauge", "Events in the gateway that are not durable yet. At the limit, requests get 503."
     ),
     "tidemark_gateway_pending_bytes": MetricSpec(
-        "gauge", "Bytes of those events."
+        "gauge", "Bytes of the events in the gateway that are not durable yet."
     ),
     "tidemark_gateway_append_failures_total": MetricSpec(
-        "counter", "Appends the log did not confirm. Clients send those events again under the same ids."
+        "counter", "Appends that the log did not confirm. Clients send these events again under the same ids."
     ),
     "tidemark_gateway_append_events": MetricSpec(
-        "histogram", "Events in one record written to the log. Small records are costly for the workers.",
+        "histogram", "Events per record that was written to the log. Small records are costly for the workers.",
         (), (1, 3, 10, 30, 100, 300, 1000),
     ),
     "tidemark_gateway_unkept_rejections_total": MetricSpec(
-        "counter", "Rejected events that could not be kept in `usage.rejected`; only their sender still has them."
+        "counter", "Rejected events that could not be written to `usage.rejected`. Only their sender still has them."
     ),
     "tidemark_partition_next_offset": MetricSpec(
-        "gauge", "The next record this role will take from the partition. Stands still: the role is stuck or stopped.",
+        "gauge", "Offset of the next record for this role. Does not grow: the role is stuck or stopped.",
         ("topic", "partition"),
     ),
     "tidemark_partition_lag_records": MetricSpec(
-        "gauge", "Records in the log that this role has not committed. Grows: add workers, or look at the stores.",
+        "gauge", "Records in the log that this role has not committed. Grows: add workers, or check the stores.",
         ("topic", "partition"),
     ),
     "tidemark_partition_events": MetricSpec(
         "gauge",
-        "Events since the log began, by outcome; `received` is the sum of the others, at every commit. `deferred` are "
-        "older than the dedup window and wait for a decision; stays above 0: the archive is behind.",
+        "Events since the log began, by outcome; at every commit `received` is the sum of the others. `deferred` "
+        "events wait for a dedup decision. `deferred` stays above 0: the archive is behind.",
         ("partition", "outcome"),
     ),
     "tidemark_partition_stream_time_seconds": MetricSpec(
-        "gauge", "Stream time of the last commit, Unix time. More than a minute behind: no ticks, or no worker.",
+        "gauge", "Stream time of the last commit, Unix time. Over a minute behind: there are no ticks, or no worker.",
         ("partition",),
     ),
     "tidemark_replayed_events": MetricSpec(
@@ -104,7 +104,7 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     "tidemark_relayed_cells_total": MetricSpec("counter", "Cells written to `usage_hourly`."),
     "tidemark_relayed_duplicates_total": MetricSpec("counter", "Duplicates written to `usage_duplicates`."),
     "tidemark_relay_failures_total": MetricSpec(
-        "counter", "Relays that a store did not confirm; they are repeated. Grows: the view's store is down.",
+        "counter", "Writes that a store did not confirm to a relay, which repeats them. Grows: the store is down.",
         ("view",),
     ),
     "tidemark_outbox_dropped_entries": MetricSpec(
@@ -113,36 +113,36 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "is back, `tidemark rebuild usage_hourly` makes them again.",
         ("partition", "kind"),
     ),
-    "tidemark_intents_total": MetricSpec("counter", "Intents written to `billing.reports`, repeats included."),
+    "tidemark_intents_total": MetricSpec("counter", "Intents appended to `billing.reports`, repeats included."),
     "tidemark_dedup_decisions_total": MetricSpec(
-        "counter", "DedupDecisions written for deferred events, repeats included: `new` or `duplicate`.", ("decision",)
+        "counter", "Dedup decisions on deferred events, repeats included: `new` or `duplicate`.", ("decision",)
     ),
     "tidemark_restatements_total": MetricSpec(
-        "counter", "Records that begin or end the restatement of an account that was bound late, repeats included."
+        "counter", "Records that begin or end the restatement of an account, repeats included."
     ),
     "tidemark_snapshots_total": MetricSpec(
         "counter",
-        "Copies of the live view's state, `written` to ClickHouse or `failed`. Counting goes on without them; what "
-        "fails is taken again.",
+        "Snapshots by outcome, `written` or `failed`. Counting goes on without them, and the worker takes a failed "
+        "snapshot again.",
         ("outcome",),
     ),
     "tidemark_snapshot_stream_time_seconds": MetricSpec(
         "gauge",
-        "Stream time of the last snapshot that this process wrote, Unix time. Older than the log's retention: nothing "
-        "to rebuild the live view from.",
+        "Stream time of the last snapshot that this process wrote, Unix time. Older than the log's retention: the live "
+        "view cannot be rebuilt.",
         ("partition",),
     ),
     "tidemark_sink_pending_intents": MetricSpec(
-        "gauge", "Intents that Stripe has not confirmed. Grows over hours: Stripe refuses, or the rate is too low."
+        "gauge", "Intents that are not settled. Grows over hours: Stripe refuses them, or the rate is too low."
     ),
     "tidemark_sink_held_intents": MetricSpec(
-        "gauge", "Intents that wait for a person or a later look, by why. `unmapped`: bind the account.", ("hold",)
+        "gauge", "Held intents by the reason. `unmapped`: bind the account.", ("hold",)
     ),
     "tidemark_sink_results": MetricSpec(
-        "gauge", "What Stripe answered to this process, by result. `dead` needs a person.", ("result",)
+        "gauge", "Answers of Stripe to this process, by result. `dead` needs an operator.", ("result",)
     ),
     "tidemark_sink_unmapped_deadline_seconds": MetricSpec(
-        "gauge", "When Stripe will refuse the oldest report of an unmapped account, Unix time; absent without any."
+        "gauge", "When Stripe will refuse the oldest report of an unmapped account, Unix time; absent without reports."
     ),
 }  # fmt: skip
 

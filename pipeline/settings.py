@@ -24,67 +24,73 @@ class Settings(BaseSettings):
     clickhouse_url: str = Field(default="chdb://.tidemark/clickhouse", description="`chdb://PATH` or `http://…`")
     meters: Path | None = Field(
         default=None,
-        description="Meter set file that `doctor` checks; roles follow the one in the log",
+        description="Meter set file that `doctor` checks; roles use the meter set in the log",
     )
     secret: SecretStr = Field(
-        default=SecretStr(""), description="Signs control records and keys dedup marks; 16 characters or more, for ever"
+        default=SecretStr(""),
+        description="Signs control records and keys dedup marks; 16 characters or more; never changes",
     )
-    data_dir: Path = Field(default=Path(".tidemark"), description="Where `dev` and the embedded parts keep their data")
-    clock: str = Field(default="system", description="`system`, or `scaled:…` or `file:…` for a demo's simulated time")
+    data_dir: Path = Field(default=Path(".tidemark"), description="Folder for the data of `dev` and the embedded parts")
+    clock: str = Field(default="system", description="`system`, or `scaled:…` or `file:…` for simulated time in a demo")
 
-    partitions: int = Field(default=4, ge=1, le=1024, description="Partitions of `usage.events`, fixed for ever")
+    partitions: int = Field(default=4, ge=1, le=1024, description="Partitions of `usage.events`; never changes")
     replication: int = Field(default=1, ge=1, le=9, description="Replicas of each topic")
     min_insync_replicas: int = Field(default=1, ge=1, le=9, description="In-sync replicas that must have a record")
     retention_days: int = Field(default=14, ge=1, le=3650, description="How long the log keeps events")
-    tick_interval_s: float = Field(default=5.0, gt=0, le=300, description="How often stream time is moved by ticks")
+    tick_interval_s: float = Field(
+        default=5.0, gt=0, le=300, description="Seconds between ticks, which move stream time"
+    )
 
     stripe_api_key: SecretStr = Field(default=SecretStr(""), description="Stripe secret key; no reporting if unset")
-    stripe_api_base: str = Field(default="", description="Another address than Stripe's, such as the simulator's")
-    stripe_account: str = Field(default="", description="The key's account, `acct_…`; written into the log for ever")
-    stripe_rate_per_s: float = Field(default=20.0, gt=0, le=1000, description="Meter events sent per second at most")
+    stripe_api_base: str = Field(default="", description="An address instead of Stripe's, such as the simulator's")
+    stripe_account: str = Field(default="", description="The key's account, `acct_…`; the log's first record holds it")
+    stripe_rate_per_s: float = Field(default=20.0, gt=0, le=1000, description="Limit of meter events sent per second")
 
-    gateway_host: str = Field(default="127.0.0.1", description="Address the gateway listens on")
-    gateway_port: int = Field(
-        default=8080, ge=0, le=65535, description="Port the gateway listens on; 0 takes a free one"
-    )
+    gateway_host: str = Field(default="127.0.0.1", description="Address of the gateway")
+    gateway_port: int = Field(default=8080, ge=0, le=65535, description="Port of the gateway; 0 takes a free port")
     metrics_host: str = Field(default="127.0.0.1", description="Address of `/metrics`, `/healthz` and `/readyz`")
-    metrics_port: int = Field(default=0, ge=0, le=65535, description="Port of `/metrics`; 0 takes a free one")
-    api_keys: Path | None = Field(default=None, description="File of API keys (hashed); `tidemark key` writes it")
-    body_bytes_max: int = Field(default=8 * 1024 * 1024, ge=1024, description="Largest request body the gateway reads")
-
-    flush_records_max: int = Field(default=40, ge=1, le=1000, description="Records in one flush at most")
-    flush_events_max: int = Field(
-        default=40_000, ge=1, le=65_536, description="Events in one flush, cut between records"
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="Port of `/metrics`; 0 takes a free port")
+    api_keys: Path | None = Field(default=None, description="File of hashed API keys; `tidemark key` writes it")
+    body_bytes_max: int = Field(
+        default=8 * 1024 * 1024, ge=1024, description="Largest request body that the gateway reads, in bytes"
     )
-    cache_entries_max: int = Field(default=500_000, ge=0, description="Totals, cells and accounts a worker caches")
+
+    flush_records_max: int = Field(default=40, ge=1, le=1000, description="Limit of records in a flush")
+    flush_events_max: int = Field(
+        default=40_000, ge=1, le=65_536, description="Limit of events in a flush; a flush ends between records"
+    )
+    cache_entries_max: int = Field(default=500_000, ge=0, description="Totals, cells and accounts that a worker caches")
     archive_linger_s: float = Field(
         default=1.0,
         ge=0,
         le=5,
-        description="How long the archive collects events for one insert; ClickHouse wants few large ones, analysts "
-        "see an event this much later",
+        description="Seconds for which the archive collects events for one insert; analysts see events that much later",
     )
     relay_interval_s: float = Field(
         default=1.0,
         gt=0,
         le=60,
-        description="How often relays look for changed cells, and the resolver for deferred events",
+        description="Seconds between two runs of the relays and the resolver",
     )
-    relay_cells_max: int = Field(default=50_000, ge=1, le=1_000_000, description="Cells one relay writes at most")
+    relay_cells_max: int = Field(
+        default=50_000, ge=1, le=1_000_000, description="Limit of cells that a relay writes at once"
+    )
     outbox_max: int = Field(
         default=2_000_000,
         ge=1_000,
-        description="Cells, and duplicates, of a partition that may wait for ClickHouse; more are dropped, see the "
-        "runbook",
+        description="Limit of cells, and of duplicates, of a partition that wait for ClickHouse; more are dropped, see "
+        "the runbook",
     )
     snapshot_interval_h: float = Field(
         default=24.0,
         ge=0,
         le=720,
-        description="Hours of stream time between copies of the live view's state in ClickHouse, from which it can be "
-        "rebuilt when the log's start is gone; well below the retention; 0 takes none",
+        description="Hours of stream time between snapshots, from which the live view is rebuilt when the log's start "
+        "is gone; keep the value well below the retention; 0 takes none",
     )
-    session_timeout_s: float = Field(default=10.0, ge=6, le=300, description="After this silence a worker is replaced")
+    session_timeout_s: float = Field(
+        default=10.0, ge=6, le=300, description="Seconds without a sign of life after which a worker is replaced"
+    )
 
     @field_validator("log_url")
     @classmethod

@@ -1,4 +1,4 @@
-"""Control records: what the fold needs besides events, in the same log and signed (I7).
+"""Control records: what the fold needs besides events, in the same log and signed (I7, S2).
 
 A control record is marked by the header `tidemark-control` (its kind) and signed in `tidemark-signature`
 (hex HMAC-SHA256 with the deployment secret over topic, partition, kind and value; `aggregators.signing`).
@@ -87,7 +87,7 @@ class DedupDecision(_Control):
 
 
 class DedupDecisionRecord(_Control):
-    """DedupDecisions on deferred events of this partition. Each counts here; one that is repeated changes nothing."""
+    """Dedup decisions on deferred events of this partition, in effect from here on; a repeated one changes nothing."""
 
     decisions: tuple[DedupDecision, ...] = Field(min_length=1, max_length=DECISIONS_MAX)
 

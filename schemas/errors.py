@@ -5,15 +5,15 @@ TidemarkError
 ├── Refused             the request was understood and not allowed (credentials, role, account)
 ├── Transient           the same call may succeed later; retry after `retry_after_s`
 ├── Fenced              another process owns this partition's state; stop, restart at the checkpoint
-└── OperatorNeeded      going on would risk the counts; stop loudly, a person must choose
-    └── HeldUp          one store says no for good; stop, unless what you do can wait for it without harm
+└── OperatorNeeded      going on would risk the counts; stop with the remedy, an operator must choose
+    └── HeldUp          a store rejects the call permanently; stop, unless the work can wait
 """
 
 from __future__ import annotations
 
 
 class TidemarkError(Exception):
-    """The root of every error this project raises on purpose; its message says the remedy."""
+    """The root of every error that this project raises on purpose; the message has the remedy."""
 
 
 class InvalidInput(TidemarkError):
@@ -26,7 +26,7 @@ class InvalidInput(TidemarkError):
 
 
 class Refused(TidemarkError):
-    """The credentials do not allow this; use a key with the role and account the message names."""
+    """The credentials do not allow this; use a key with the role and account that the message names."""
 
 
 class Transient(TidemarkError):
@@ -38,13 +38,14 @@ class Transient(TidemarkError):
 
 
 class Fenced(TidemarkError):
-    """The stored checkpoint is not what this process believes: another process committed. Stop and restart at the
+    """The stored checkpoint is not the one that this process read: another process committed. Stop and restart at the
     checkpoint."""
 
 
 class OperatorNeeded(TidemarkError):
-    """Going on could lose or repeat a count. The process stops; the message says what to choose from."""
+    """Going on could lose or repeat a count. The process stops; the message has the choices."""
 
 
 class HeldUp(OperatorNeeded):
-    """A store says no, and will until a person acts. What needs it stops; who can let it wait goes on, and says so."""
+    """The store rejects the call permanently; an operator must act. Callers that depend on the store stop; background
+    relays log the failure and keep retrying."""

@@ -1,4 +1,4 @@
-"""What processes a topic, as the runner sees it: it holds all state and knows no Faust."""
+"""What processes a topic, as the runner sees it: it holds all state and knows no Faust (S12)."""
 
 from __future__ import annotations
 

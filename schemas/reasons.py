@@ -48,15 +48,15 @@ REMEDIES: dict[Reason, str] = {
     Reason.TOO_MANY_DEFERRED: (
         "more than policy.deferred_max late events wait for the archive: repair it, then send the event under a new id"
     ),
-    Reason.MISSING_QUANTITY: "add the value the meter's value_path names",
+    Reason.MISSING_QUANTITY: "add the value that the meter's value_path names",
     Reason.BAD_QUANTITY: "send a finite number or a decimal string",
     Reason.TOO_MANY_DIGITS: "send no more decimal digits than the meter's scale; nothing is rounded",
     Reason.QUANTITY_TOO_LARGE: "keep one quantity below 10^18 minor units",
     Reason.NEGATIVE_QUANTITY: "send a quantity of 0 or more, or set allow_negative on the meter",
     Reason.BAD_DIMENSION: "send text, an integer or a boolean of at most 256 characters",
-    Reason.BAD_FOR_ONE_METER: "the event feeds several meters, all or none: correct the value the detail names",
+    Reason.BAD_FOR_ONE_METER: "an event feeds all of its meters or none: correct the value that the detail names",
     Reason.WRONG_PARTITION: "write to usage.inbox, or key usage.events by murmur2 of the account; then redrive",
     Reason.FORGED_CONTROL: "control records are signed: write them with the tidemark command and TIDEMARK_SECRET",
-    Reason.BAD_CONTROL: "the control record is signed but not understood: use a matching version",
+    Reason.BAD_CONTROL: "the control record is signed but of an unknown form: use a matching version",
     Reason.PERIOD_CLOSED: "the event's period is closed and its meter quarantines; bill it by hand",
 }

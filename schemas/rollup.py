@@ -1,4 +1,4 @@
-"""State of the rollup: the checkpoint, what a flush reads and what it writes (§6).
+"""State of the rollup: the checkpoint, what a flush reads and what it writes (S3, S4).
 
 Field texts inside `cells` and `reports` are made and parsed by `aggregators.codec` only; stores treat them
 as opaque text.

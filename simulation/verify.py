@@ -1,4 +1,4 @@
-"""After the rest: every view against the oracle, and against each other (I1, and all that the design promises)."""
+"""After the rest: every view against the oracle and against every other (I1, and what docs/guarantees.md promises)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The ASGI application: every call goes through the same steps, in Stripe's order.
 
-key → parameters → fault before execution → Idempotency-Key → lane → execution and its record, in one
+key → parameters → fault before execution → Idempotency-Key → lock → execution and its record, in one
 transaction → fault after the commit → answer.
 """
 
@@ -51,13 +51,13 @@ class Call(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """What a route takes, what it does, and which lane it holds meanwhile."""
+    """What a route takes, what it does, and whether it locks its meter and customer meanwhile."""
 
     method: str
     path: str
     spec: Spec
     run: Callable[[Simulator, Call], dict[str, object]]
-    laned: bool = False
+    locks: bool = False
 
 
 class LostAnswer(Response):
@@ -118,7 +118,7 @@ ENDPOINTS = (
         "/v1/billing/meter_events",
         meters.EVENT,
         lambda s, c: meters.create_event(s, c.livemode, c.params, c.rejection),
-        laned=True,
+        locks=True,
     ),
     Endpoint("GET", "/v2/core/events", core_events.LIST, lambda s, c: core_events.list_all(s, c.livemode, c.params)),
     Endpoint("GET", "/v2/core/events/{id}", meters.NOTHING, lambda s, c: core_events.retrieve(s, c.livemode, c.target)),
@@ -294,9 +294,9 @@ async def _execute(
                 _store(simulator, call.livemode, key, fingerprint, error.status, error.body(), request_id)
             return error.status, error.body(), error.headers
 
-    if not endpoint.laned:
+    if not endpoint.locks:
         return run()
-    with simulator.lane(meters.lane(simulator, call.livemode, call.params)):
+    with simulator.lock(meters.locked(simulator, call.livemode, call.params)):
         if simulator.settings.latency_s:
             await asyncio.sleep(simulator.settings.latency_s)
         return run()

@@ -121,7 +121,7 @@ def list_all(simulator: Simulator, livemode: bool, params: Params) -> dict[str, 
     return forms.page([_body(row) for row in found], params, "/v1/billing/meters")
 
 
-def lane(simulator: Simulator, livemode: bool, params: Params) -> tuple[str, ...]:
+def locked(simulator: Simulator, livemode: bool, params: Params) -> tuple[str, ...]:
     """What may be in execution only once: a meter and a customer."""
     meter = _active(simulator, livemode, forms.text(params, "event_name"))
     customer_key = payload_keys(meter)[0] if meter else "stripe_customer_id"

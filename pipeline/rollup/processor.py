@@ -114,7 +114,7 @@ class RollupProcessor:
         return checkpoint.next_offset
 
     async def _first_checkpoint(self, partition: int, committed: int | None) -> Checkpoint:
-        """No checkpoint is legal only where nothing was ever counted (§6)."""
+        """No checkpoint is legal only where nothing was ever counted (S3)."""
         if not self._settings.replay_from_start:
             await check_fresh(self._log, ROLLUP_GROUP, EVENTS_TOPIC, partition, committed, REMEDY)
         bounds = await self._log.bounds(EVENTS_TOPIC, partition)

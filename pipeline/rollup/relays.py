@@ -1,4 +1,4 @@
-"""Relays the rollup's outbox: cells and duplicates to ClickHouse, closed report buckets to `billing.reports`.
+"""Relays the rollup's outbox (S8): cells and duplicates to ClickHouse, closed report buckets to `billing.reports`.
 
 Every step writes first and forgets after; a crash in between writes the same again, which changes nothing (absolute
 by version, or identical by identifier). Two relays of one partition do no harm.

@@ -1,4 +1,4 @@
-"""The resolver: decisions on deferred events, from what the archive holds.
+"""The resolver: dedup decisions on deferred events, from what the archive holds (S10).
 
 A deferred event is new if its own arrival is the first of its identity in `usage_events`, and a duplicate if any other
 is. Once the archive has passed the event's position that can never change, so that every resolver, at any time, says
@@ -18,7 +18,7 @@ from schemas.live_view import AccountDirectory, DeferredEvents
 from schemas.log import Log, position
 from schemas.rollup import Checkpoint, Deferred
 
-# DedupDecisions that are given and not folded yet; beyond it the resolver waits for the fold.
+# Dedup decisions that are given and not folded yet; beyond it the resolver waits for the fold.
 TOLD_MAX: Final = 10 * DECISIONS_MAX
 # Events that the archive has passed and does not hold. Beyond it the resolver waits for the archive to be built again.
 LOST_MAX: Final = 100_000

@@ -1,4 +1,4 @@
-"""Late bindings: an account's usage counted again out of the archive, in the periods of a binding that came after it.
+"""Late bindings: an account's usage counted again out of the archive, in the periods of a later binding (S11).
 
 1. once the archive is near: a record that begins the restatement; from there on everything of the account waits.
 2. once the archive has passed that record: the usage before it is counted by the recount's SQL, in the old periods and

@@ -141,7 +141,7 @@ async def test_controls_of_some_accounts_come_with_the_meter_sets(both: Both) ->
 
 
 async def test_highest_version_of_a_cell_stands_whatever_comes_last(both: Both) -> None:
-    """Absolute values by version make relays repeatable; values beyond 64 bits stay exact."""
+    """Absolute values by version make relays repeatable (S6); values beyond 64 bits stay exact."""
     await both.store.insert_hourly([cell("tokens", 10**30 + 1, version=7), cell("tokens", 1, version=6)])
     await both.store.insert_hourly([cell("tokens", 2, version=5)])
 

@@ -293,7 +293,7 @@ _EVENTS = st.lists(
     ),
     max_size=25,
 )
-# DedupDecisions stand behind all events.
+# Dedup decisions stand behind all events.
 _DECISIONS_FROM = 100
 
 

@@ -33,7 +33,7 @@ def redis_store(valkey: LocalValkey) -> RedisLiveView:
     return RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
 
 
-async def test_a_commit_between_read_and_commit_checkpoints_the_slower_worker(
+async def test_a_commit_between_read_and_commit_refuses_the_slower_worker(
     redis_store: RedisLiveView, valkey: LocalValkey
 ) -> None:
     """WATCH broken by another connection: EXEC writes nothing."""

@@ -78,7 +78,7 @@ async def test_accounts_of_any_characters_and_totals_beyond_doubles_are_exact(
 
 
 async def test_a_worker_that_believes_an_old_checkpoint_changes_nothing(rollup_store: LiveView) -> None:
-    """The zombie of a rebalance: both reads and commits are refused (I2)."""
+    """The zombie of a rebalance: both reads and commits are refused (I2, S4)."""
     first = await started(rollup_store)
     await rollup_store.state.commit(0, first, changes(5))
 
@@ -104,7 +104,7 @@ async def test_there_is_one_first_checkpoint(rollup_store: LiveView) -> None:
 
 
 async def test_a_dirty_entry_whose_version_moved_is_kept(rollup_store: LiveView) -> None:
-    """The relay wrote the older value; the newer one must still be written."""
+    """The relay wrote the older value; the newer one must still be written (S8)."""
     first = await started(rollup_store)
     await rollup_store.state.commit(0, first, changes(5))
     _, relayed = await rollup_store.outbox.dirty(0, 10)

@@ -177,7 +177,7 @@ async def test_unclear_answers_are_retried_and_count_once(world: World, fault: F
     ids=["unknown meter", "too old", "too far ahead"],
 )
 async def test_event_that_stripe_will_never_take_is_dead(world: World, event: MeterEvent) -> None:
-    """Repeating it would block its lane for ever."""
+    """Repeating it would block its send queue for ever."""
     await world.meters.ensure_meter("tokens", "Tokens")
 
     assert (await world.meters.send(event)).status is SendStatus.DEAD

@@ -1,4 +1,4 @@
-"""Totals of periods that ended long ago leave the live view: by stream time alone, a few per record, and none too
+"""Totals of periods that ended long ago leave the live view (S7): by stream time alone, a few per record, and none too
 soon."""
 
 from __future__ import annotations

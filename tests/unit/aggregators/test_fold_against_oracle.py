@@ -1,4 +1,4 @@
-"""The fold on seeded traffic against an oracle that shares no code with it."""
+"""The fold on seeded traffic against an oracle that shares no code with it (I6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intents are deterministic: a rebuild, a second relay and a retry all name the same thing (I10, I12)."""
+"""Intents are deterministic: a rebuild, a second relay and a retry all name the same thing (I10, I12, S9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Marks: a duplicate is found at any distance up to the window, whatever slice boundary lies in between (I4)."""
+"""Marks: a duplicate is found at any distance up to the window, whatever slice boundary lies in between (I4, S5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Partitions: murmur2 must be the one every Kafka client uses, or an account's events land on two partitions."""
+"""Partitions: murmur2 must be the one every Kafka client uses, or an account's events land on two partitions
+(S1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Signatures of control records, marks and distinct members: what is signed, and what no producer can craft."""
+"""Signatures of control records, marks and distinct members: what is signed, and what no producer can craft
+(S2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a processor starts, and what must not keep it from starting. Each of these was found by the simulation."""
+"""Where a processor starts (S3), and what must not keep it from starting. Each of these was found by the simulation."""
 
 from __future__ import annotations
 

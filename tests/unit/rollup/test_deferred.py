@@ -1,4 +1,4 @@
-"""Events older than the dedup window, from their arrival to their decision, in every view."""
+"""Events older than the dedup window, from their arrival to their decision, in every view (S10)."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ async def test_more_than_may_wait_are_rejected_and_nothing_else_is_harmed() -> N
 
 @pytest.mark.parametrize("resolved", [False, True], ids=["waiting", "judged"])
 async def test_replay_of_the_log_comes_to_the_same_state(resolved: bool) -> None:
-    """DedupDecisions are in the log: a rebuilt view needs no resolver and is the same to the byte (I7)."""
+    """Dedup decisions are in the log: a rebuilt view needs no resolver and is the same to the byte (I7)."""
     made = await settled()
     for at_ms in (EARLY_MS, OCTOBER_MS):
         await late(made, at_ms)

@@ -1,4 +1,4 @@
-"""A binding that comes after the usage it cuts: counted again, once, in every view; or refused, and said so."""
+"""A binding that comes after the usage it cuts: counted again, once, in every view; or refused, and said so (S11)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A partition's worker alone: its bounds, and what it does when something is lost on the way."""
+"""A partition's worker alone: its bounds, and what it does when something is lost on the way (S12)."""
 
 from __future__ import annotations
 

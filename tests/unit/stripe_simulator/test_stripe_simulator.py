@@ -159,7 +159,7 @@ async def test_failed_validation_and_rate_limits_are_not_stored(wire: Wire) -> N
 
 
 async def test_concurrent_events_of_one_customer_and_meter_conflict() -> None:
-    """409 for the second; another customer is another lane."""
+    """409 for the second; another customer is another lock."""
     settings = SimulatorSettings(latency_s=0.2, summary_lag_s=0)
     headers = {"Authorization": "Bearer sk_test_one"}
     async with (

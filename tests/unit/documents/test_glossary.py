@@ -1,0 +1,78 @@
+"""docs/glossary.md: one sentence for each word, and no word that the project has given up."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from tests.test_tidy import PRODUCT, TEXTS, source
+
+PAGE: Final = "docs/glossary.md"
+ENTRIES: Final = re.findall(r"^- \*\*([^*]+)\*\*: (.+)$", source(PAGE), re.M)
+SPOKEN: Final = (*PRODUCT, *sorted(name for name in TEXTS if name.endswith((".md", ".sql")) and name != PAGE))
+
+# Word given up → word of today.
+GIVEN_UP: Final = {
+    r"(?<![/\w])fences?\b|\bfence_|_fence\b|\bfencing\b": "checkpoint",
+    r"\bparked\b|\bparking\b": "deferred",
+    r"\bre-?cut(s|ting)?\b": "restatement",
+    r"\bdrain(s|ed|er|ers|ing)?\b": "relay",
+    r"\blane(s|d)?\b": "partition worker, send queue or lock",
+    r"\btwins?\b": "fake",
+    r"\blog[ _]time\b": "stream time",
+    r"\bscratch\b": "staging",
+    r"\bcatalogs?\b": "meter set",
+}
+# The same words where they mean something else.
+ELSEWHERE: Final = {
+    ("pipeline/local/supervisor.py", "drain"): "asyncio's StreamWriter.drain",
+    ("CHANGELOG.md", ""): "names what was renamed",
+}
+
+
+def _spelled(term: str) -> str:
+    """The term in any case, as words or as a name in the code."""
+    return r"\b" + r"[\s_-]*".join(map(re.escape, re.split(r"[\s-]", term.lower())))
+
+
+def test_entries_are_sorted_and_unique() -> None:
+    """A reader looks a word up by its first letters."""
+    terms = [term.lower() for term, _ in ENTRIES]
+
+    assert terms == sorted(set(terms))
+    assert len(ENTRIES) == source(PAGE).count("\n- ")
+
+
+def test_an_entry_is_one_sentence() -> None:
+    """Two sentences explain two things; the second belongs into docs/invariants.md."""
+    wrong = [term for term, text in ENTRIES if not text.endswith(".") or re.search(r"[.!?]\s", text)]
+
+    assert wrong == []
+
+
+def test_every_word_is_used() -> None:
+    """A word that only the glossary knows confuses its reader."""
+    text = "\n".join(source(name) for name in SPOKEN).lower()
+    unused = [term for term, _ in ENTRIES if not re.search(_spelled(term), text)]
+
+    assert unused == []
+
+
+def test_no_word_that_was_given_up_is_used() -> None:
+    """Two words for one thing make a reader look for two things."""
+    found = []
+    for name in SPOKEN:
+        text = source(name)
+        for pattern, today in GIVEN_UP.items():
+            for match in re.finditer(pattern, text, re.IGNORECASE):
+                word = match[0].lower()
+                if not {(name, word), (name, "")} & set(ELSEWHERE):
+                    line = text.count("\n", 0, match.start()) + 1
+                    found.append(f"{name}:{line} {match[0]}: write {today}")
+
+    assert found == []
+
+
+def test_the_exceptions_are_still_needed() -> None:
+    """An exception without its word hides the next one."""
+    assert [key for key in ELSEWHERE if key[1] not in source(key[0]).lower()] == []
