@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 import time
@@ -69,7 +68,7 @@ def by_hand(bench: Bench, events: int) -> Figure:
             str(bench.base.genesis.partitions), str(events), stores.valkey.url, port,
         ]  # fmt: skip
         with Process(arguments, stores.folder / "by-hand.log") as process:
-            result = json.loads(process.wait(RUN_TIMEOUT_S).splitlines()[-1])
+            result = process.result(RUN_TIMEOUT_S)
     cost_us = result["seconds"] / result["events"] * 1e6
     note = "worker and archive in one, without their guarantees"
     return Figure("(g) Written by hand, same bytes", "events", 1e6 / cost_us, "events/s", cost_us, note)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -14,7 +12,7 @@ from pipeline.clock import SystemClock
 from pipeline.commands.operations import quarantine_entry
 from pipeline.http.api_keys import Role as KeyRole
 from pipeline.http.api_keys import create_key
-from pipeline.local.processes import die_with_parent, free_port
+from pipeline.local.processes import LocalProcess, free_port, python
 from pipeline.logs.control_records import append_control
 from pipeline.rollup.replay_counter import FileWitness
 from schemas.control import AccountRecord
@@ -53,6 +51,7 @@ class Tortured(Deployment):
     def __init__(self, folder: Path, log_url: str, redis_url: str, clickhouse_url: str, stripe: LocalStripe) -> None:
         self.stripe = stripe
         self.gateway_port = free_port()
+        self._commands = 0
         folder.mkdir(parents=True, exist_ok=True)
         keys = folder / "keys"
         self.api_key, _ = create_key(keys, KeyRole.ADMIN, SystemClock())
@@ -135,11 +134,13 @@ class Tortured(Deployment):
         ]
         return [(entry.value, entry.reason) for entry in entries if entry.topic == "gateway"]
 
-    def command(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        """Start `tidemark ARGUMENTS` beside the roles; its output in one pipe."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", *arguments],
-            cwd=self.folder, env=clean_environment(**{**self.environment, **variables}), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc; no lock of ours is held here
+    def command(self, *arguments: str, **variables: str) -> LocalProcess:
+        """Start `tidemark ARGUMENTS` beside the roles."""
+        self._commands += 1
+        process = LocalProcess(
+            f"tidemark {arguments[0]}", python("pipeline.cli", *arguments),
+            self.folder / f"{arguments[0]}-{self._commands}.log",
+            environment=clean_environment(**{**self.environment, **variables}), cwd=self.folder,
         )  # fmt: skip
+        process.start()
+        return process
