@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 from pipeline.billing.customers import BindingResolver
 from pipeline.billing.sender import SenderPolicy, StripeSender
@@ -22,16 +22,13 @@ from schemas.control import Genesis
 from schemas.errors import Transient
 from schemas.log import Log
 from schemas.processing import Processor
+from schemas.rebuild import RowRecounts
 from schemas.reports import StripeMeters
 from schemas.rollup import RollupStore
 from simulation.loop import SimulatedClock
 from simulation.processes import Process, Reached
-from simulation.services import WatchedLog
+from simulation.services import Services, WatchedLog
 from simulation.traffic import PARTITIONS
-
-if TYPE_CHECKING:
-    from schemas.rebuild import RowRecounts
-    from simulation.world import World
 
 SECRET: Final = b"the secret of a simulated deployment"
 SINK_GROUP: Final = "tidemark-sink"
@@ -71,17 +68,20 @@ class Slot:
         self._changed.clear()
 
 
-async def run_role(world: World, slot: Slot, process: Process, chance: random.Random) -> None:
+async def run_role(
+    services: Services, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random
+) -> None:
     """One incarnation of a role, until it fails. Returns never."""
-    clock = world.process_clock(slot.name)
     await {"worker": _worker, "archive": _archive, "router": _router, "sink": _sink}[slot.role](
-        world, slot, process, clock, chance
+        services, slot, process, clock, chance
     )
 
 
-async def _worker(world: World, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random) -> None:
-    log, store = _log(world, process), _store(world, process)
-    reached = Reached(process, "clickhouse", world.clickhouse)
+async def _worker(
+    services: Services, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random
+) -> None:
+    log, store = _log(services, process), _store(services, process)
+    reached = Reached(process, "clickhouse", services.clickhouse)
     hourly, archive = cast("HourlyStore", reached), cast("ArchiveStore", reached)
     resolver = Resolver(log, store, archive, SECRET)
     restater = Restater(log, store, archive, cast("RowRecounts", reached), SECRET)
@@ -91,41 +91,45 @@ async def _worker(world: World, slot: Slot, process: Process, clock: SimulatedCl
     report_relay = ReportRelay(store, log)
     await _all(
         process,
-        _workers(world, slot, process, rollup, ROLLUP_GROUP, log, chance),
+        _workers(services, slot, process, rollup, ROLLUP_GROUP, log, chance),
         _relaying(rollup.owned, hourly_relay.relay),
         _relaying(rollup.owned, report_relay.relay),
         _relaying(rollup.owned, resolver.resolve),
         _relaying(rollup.owned, restater.restatement, RESTATEMENT_INTERVAL_S),
-        _ticking(log, world.genesis),
+        _ticking(log, services.genesis),
     )
 
 
-async def _archive(world: World, slot: Slot, process: Process, _clock: SimulatedClock, chance: random.Random) -> None:
-    log = _log(world, process)
-    store = cast("ArchiveStore", Reached(process, "clickhouse", world.clickhouse))
+async def _archive(
+    services: Services, slot: Slot, process: Process, _clock: SimulatedClock, chance: random.Random
+) -> None:
+    log = _log(services, process)
+    store = cast("ArchiveStore", Reached(process, "clickhouse", services.clickhouse))
     archive = ArchiveProcessor(log, store, SECRET, events_max=chance.choice((3, 20_000)))
-    await _workers(world, slot, process, archive, ARCHIVE_GROUP, log, chance)
+    await _workers(services, slot, process, archive, ARCHIVE_GROUP, log, chance)
 
 
-async def _router(world: World, slot: Slot, process: Process, _clock: SimulatedClock, chance: random.Random) -> None:
-    log = _log(world, process)
-    await _workers(world, slot, process, RouterProcessor(log), ROUTER_GROUP, log, chance)
+async def _router(
+    services: Services, slot: Slot, process: Process, _clock: SimulatedClock, chance: random.Random
+) -> None:
+    log = _log(services, process)
+    await _workers(services, slot, process, RouterProcessor(log), ROUTER_GROUP, log, chance)
 
 
-async def _sink(world: World, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random) -> None:
-    log = _log(world, process)
-    meters = cast("StripeMeters", Reached(process, "stripe", world.stripe))
-    resolver = BindingResolver(_store(world, process), PARTITIONS)
+async def _sink(services: Services, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random) -> None:
+    log = _log(services, process)
+    meters = cast("StripeMeters", Reached(process, "stripe", services.stripe))
+    resolver = BindingResolver(_store(services, process), PARTITIONS)
     sender = StripeSender(log, meters, resolver, clock, random.Random(chance.random()), SENDER)
-    await _workers(world, slot, process, sender, SINK_GROUP, log, chance)
+    await _workers(services, slot, process, sender, SINK_GROUP, log, chance)
 
 
-def _log(world: World, process: Process) -> WatchedLog:
-    return cast("WatchedLog", Reached(process, "log", world.log))
+def _log(services: Services, process: Process) -> WatchedLog:
+    return cast("WatchedLog", Reached(process, "log", services.log))
 
 
-def _store(world: World, process: Process) -> RollupStore:
-    return cast("RollupStore", Reached(process, "redis", world.store))
+def _store(services: Services, process: Process) -> RollupStore:
+    return cast("RollupStore", Reached(process, "redis", services.store))
 
 
 async def _all(process: Process, *works: Any) -> None:
@@ -134,7 +138,13 @@ async def _all(process: Process, *works: Any) -> None:
 
 
 async def _workers(
-    world: World, slot: Slot, process: Process, processor: Processor, group: str, log: WatchedLog, chance: random.Random
+    services: Services,
+    slot: Slot,
+    process: Process,
+    processor: Processor,
+    group: str,
+    log: WatchedLog,
+    chance: random.Random,
 ) -> None:
     """One worker per wanted partition; a worker ends between two steps once its partition is not wanted any more."""
     workers: dict[int, asyncio.Task[None]] = {}
@@ -142,7 +152,7 @@ async def _workers(
         for partition in sorted(slot.wanted):
             if partition not in workers:
                 workers[partition] = process.run(
-                    _partition_worker(world, slot, processor, group, log, partition, chance)
+                    _partition_worker(services, slot, processor, group, log, partition, chance)
                 )
         change = process.run(slot.changed())
         await asyncio.wait([change, *workers.values()], return_when=asyncio.FIRST_COMPLETED)
@@ -152,7 +162,13 @@ async def _workers(
 
 
 async def _partition_worker(
-    world: World, slot: Slot, processor: Processor, group: str, log: WatchedLog, partition: int, chance: random.Random
+    services: Services,
+    slot: Slot,
+    processor: Processor,
+    group: str,
+    log: WatchedLog,
+    partition: int,
+    chance: random.Random,
 ) -> None:
     """Read, step, commit the offset last: what Faust does for the product, without Faust."""
     topic = processor.topic
@@ -166,7 +182,7 @@ async def _partition_worker(
             offset = records[-1].next_offset
             continue
         await processor.idle(partition)
-        await world.log.grown(topic, partition, offset, PATIENCE_S)
+        await services.log.grown(topic, partition, offset, PATIENCE_S)
     await processor.revoked(partition)
 
 

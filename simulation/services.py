@@ -8,17 +8,19 @@ import dataclasses
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pipeline.logs.fake import FakeLog
 from schemas.clock import Clock
+from schemas.control import Genesis
 from schemas.log import Headers, Record
 from schemas.periods import AccountState
 from schemas.reports import MeterEvent
 from schemas.rollup import Checkpoint
 from simulation.faults import Fault, Faults
+from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeRollupStore
-from sinks.stripe.fake import FakeFault
+from sinks.stripe.fake import FakeFault, FakeStripe
 
 GAP_PROBABILITY: Final = 0.05
 
@@ -118,6 +120,16 @@ class LosingStore(FakeRollupStore):
     def restore(self, state: dict[int, Any]) -> None:
         """Be as it was then. What was written since is lost."""
         self._partitions = {number: _copied(held) for number, held in state.items()}
+
+
+class Services(NamedTuple):
+    """What a simulated process can reach."""
+
+    log: WatchedLog
+    store: LosingStore
+    clickhouse: FakeClickHouse
+    stripe: FakeStripe
+    genesis: Genesis
 
 
 def _copied(held: Any) -> Any:

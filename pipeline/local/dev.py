@@ -18,6 +18,7 @@ import httpx
 
 from pipeline.clock import SystemClock, clock_from_text
 from pipeline.http.api_keys import Role, create_key
+from pipeline.local import DEV_FILE
 from pipeline.local.kafka import LocalKafka
 from pipeline.local.processes import free_port
 from pipeline.local.supervisor import Supervisor
@@ -27,7 +28,6 @@ from pipeline.settings import Settings, load_settings
 from schemas.meters import MeterSet
 from schemas.rollup import RollupStore
 
-DEV_FILE: Final = "dev.json"
 SIMULATOR_KEY: Final = "sk_test_simulator"
 SIMULATOR_ACCOUNT: Final = "acct_simulator"
 ROLES: Final = ("worker", "archive", "router", "sink", "gateway")
@@ -45,6 +45,8 @@ class DevOptions:
     meter_set: Path | None = None
     workers: int = 1
     roles: tuple[str, ...] = ROLES
+    # What `python -m` starts for a role, in place of `tidemark ROLE`.
+    modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     simulator_arguments: tuple[str, ...] = ()
 
@@ -160,11 +162,12 @@ class Dev:
         finally:
             await base.log.close()
         for role in self.options.roles:
+            command = self.options.modules.get(role, ("pipeline.cli", role))
             count = self.options.workers if role == "worker" else 1
             for number in range(count):
                 name = role if count == 1 else f"{role}-{number + 1}"
                 self.progress(f"Starting {name}")
-                self.supervisor.start(name, ["pipeline.cli", role], self.environment)
+                self.supervisor.start(name, command, self.environment)
         if "gateway" in self.options.roles:
             await self.supervisor.wait_ready("gateway", lambda: _answers(f"{self.gateway_url}/readyz"))
         store = open_rollup_store(settings)

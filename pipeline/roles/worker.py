@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from pipeline.logs.control_records import tick
 from pipeline.metrics import Metrics
@@ -16,13 +17,13 @@ from pipeline.roles.base import relaying, run_processor, runner_settings
 from pipeline.rollup.outbox_cap import OutboxCap
 from pipeline.rollup.processor import ROLLUP_GROUP, RollupProcessor, RollupSettings
 from pipeline.rollup.relays import HourlyRelay, ReportRelay
-from pipeline.rollup.replay_counter import FileWitness
 from pipeline.rollup.resolver import Resolver
 from pipeline.rollup.restater import Restater
 from pipeline.rollup.snapshots import Outcome, Snapshots
 from pipeline.settings import Settings
 from schemas.clock import HOUR_MS
 from schemas.errors import OperatorNeeded, Transient
+from schemas.processing import Processor
 from schemas.rebuild import AnalyticalStore
 from schemas.rollup import RollupStore
 from schemas.snapshots import Snapshot
@@ -47,8 +48,16 @@ async def ticking(base: Base) -> None:
         await asyncio.sleep(base.settings.tick_interval_s)
 
 
-async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> None:
-    """Fold, relay and tick until stopped. ClickHouse that is down delays its own view only."""
+async def run_worker(
+    settings: Settings,
+    *,
+    replay_from_start: bool = False,
+    around: Callable[[RollupProcessor], Processor] = lambda rollup: rollup,
+) -> None:
+    """Fold, relay and tick until stopped. ClickHouse that is down delays its own view only.
+
+    `around` may put a processor around the rollup, as the demo does to count replays.
+    """
     base = await open_base(settings)
     store = open_rollup_store(settings)
     clickhouse = open_clickhouse(settings.clickhouse_url)
@@ -60,10 +69,9 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
         if replay_from_start:
             await check_replay(base.genesis.partitions, store, hourly)
         limits = RollupSettings(settings.flush_events_max, settings.cache_entries_max, replay_from_start)
-        witness = FileWitness(settings.data_dir / "witness")
         metrics = Metrics()
         snapshots = _snapshots(settings, store, clickhouse, metrics)
-        rollup = RollupProcessor(base.log, store, base.clock, settings.secret_bytes(), limits, witness, snapshots)
+        rollup = RollupProcessor(base.log, store, base.clock, settings.secret_bytes(), limits, snapshots)
         hourly_relay = HourlyRelay(store, hourly, settings.relay_cells_max)
         report_relay = ReportRelay(store, base.log)
         resolver = Resolver(base.log, store, hourly, settings.secret_bytes())
@@ -100,7 +108,7 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
 
         await run_processor(
             base,
-            rollup,
+            around(rollup),
             runner_settings(settings, ROLLUP_GROUP, linger_s=LINGER_S, catch_up_linger_s=CATCH_UP_LINGER_S),
             ticking(base),
             relaying(rollup.owned, relay_hourly, settings.relay_interval_s, migrated, lambda: failed("usage_hourly")),
@@ -110,7 +118,7 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
             relaying(rollup.owned, restatement, settings.relay_interval_s, migrated, lambda: failed("restatements")),
             relaying(rollup.owned, snapshots.write, settings.relay_interval_s, migrated),
             metrics=metrics,
-            refresh=lambda: _gauges(rollup, witness, metrics),
+            refresh=lambda: _gauges(rollup, metrics),
             details=lambda: outbox.details(rollup.owned()),
         )
     finally:
@@ -147,12 +155,11 @@ async def check_replay(partitions: int, store: RollupStore, hourly: AnalyticalSt
         )
 
 
-def _gauges(rollup: RollupProcessor, witness: FileWitness, metrics: Metrics) -> None:
-    for gauge in ("tidemark_partition_events", "tidemark_partition_stream_time_seconds", "tidemark_replayed_events"):
+def _gauges(rollup: RollupProcessor, metrics: Metrics) -> None:
+    for gauge in ("tidemark_partition_events", "tidemark_partition_stream_time_seconds"):
         metrics.clear(gauge)
     for partition, checkpoint in rollup.checkpoints.items():
         name = str(partition)
         for outcome, events in checkpoint.counters._asdict().items():
             metrics.set("tidemark_partition_events", events, partition=name, outcome=outcome)
         metrics.set("tidemark_partition_stream_time_seconds", checkpoint.stream_time_ms / 1000, partition=name)
-        metrics.set("tidemark_replayed_events", witness.replayed(partition), partition=name)

@@ -16,11 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
+from demo.worker import ReplayCounter
 from pipeline.commands.operations import quarantine_entry
 from pipeline.ingest.router import ROUTER_GROUP
 from pipeline.local.processes import LocalProcess, python
 from pipeline.open import Base, apply_meter_set, open_base, open_rollup_store
-from pipeline.rollup.replay_counter import FileWitness
 from pipeline.settings import Settings, load_settings
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, Record
 from schemas.meters import MeterSet
@@ -91,7 +91,8 @@ class Role:
         self.starts = 0
         self.codes: list[int] = []
         self._log_path = folder / f"{name}.log"
-        module = ("pipeline.cli", *arguments)
+        role, *options = arguments
+        module = ("demo.worker", *options) if role == "worker" else ("pipeline.cli", *arguments)
         self._process = LocalProcess(
             name, python(*module), self._log_path, environment=clean_environment(**environment), cwd=folder
         )
@@ -317,13 +318,13 @@ class Deployment:
 
     def delivered(self, folder: Path | None = None) -> dict[int, int]:
         """How far each partition's records were handed to a worker with this data folder."""
-        witness = FileWitness((folder or self.settings.data_dir) / "witness")
-        return {partition: witness.delivered(partition) for partition in self.partitions}
+        counter = ReplayCounter(folder or self.settings.data_dir)
+        return {partition: counter.delivered(partition) for partition in self.partitions}
 
     def replayed(self) -> int:
         """Events that were handed to a worker again after one that had them died."""
-        witness = FileWitness(self.settings.data_dir / "witness")
-        return sum(witness.replayed(partition) for partition in self.partitions)
+        counter = ReplayCounter(self.settings.data_dir)
+        return sum(counter.replayed(partition) for partition in self.partitions)
 
     # Traffic
 

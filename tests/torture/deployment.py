@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from aggregators.partitioning import partition_of
+from demo.worker import ReplayCounter
 from pipeline.clock import SystemClock
 from pipeline.commands.operations import quarantine_entry
 from pipeline.http.api_keys import Role as KeyRole
 from pipeline.http.api_keys import create_key
 from pipeline.local.processes import LocalProcess, free_port, python
 from pipeline.logs.control_records import append_control
-from pipeline.rollup.replay_counter import FileWitness
 from schemas.control import AccountRecord
 from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
@@ -83,7 +83,7 @@ class Tortured(Deployment):
             partition = partition_of(account, PARTITIONS)
             await append_control(self.base.log, self.settings.secret_bytes(), partition, record)
         for name in WORKERS:
-            # A data folder of its own, so that its witness tells what this one was handed.
+            # A data folder of its own, so that its counter tells what this one was handed.
             self.start("worker", name=name, TIDEMARK_DATA_DIR=str(self.folder / name))
         for name in ROLES:
             self.start(name)
@@ -111,8 +111,8 @@ class Tortured(Deployment):
 
     def handed_again(self) -> int:
         """Events that a worker was handed a second time, over all workers."""
-        witnesses = [FileWitness(self.folder / name / "witness") for name in WORKERS]
-        return sum(witness.replayed(partition) for witness in witnesses for partition in self.partitions)
+        counters = [ReplayCounter(self.folder / name) for name in WORKERS]
+        return sum(counter.replayed(partition) for counter in counters for partition in self.partitions)
 
     async def quarantined(self) -> dict[tuple[int, int, int], str]:
         """The base's, without what the gateway refused, which never stood in `usage.events`."""
