@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 from pipeline.logs.control_records import tick
 from pipeline.metrics import Metrics
@@ -72,51 +73,13 @@ async def run_worker(
         metrics = Metrics()
         snapshots = _snapshots(settings, store, clickhouse, metrics)
         rollup = RollupProcessor(base.log, store, base.clock, settings.secret_bytes(), limits, snapshots)
-        hourly_relay = HourlyRelay(store, hourly, settings.relay_cells_max)
-        report_relay = ReportRelay(store, base.log)
-        resolver = Resolver(base.log, store, hourly, settings.secret_bytes())
-        restater = Restater(base.log, store, hourly, ClickHouseReader(clickhouse), settings.secret_bytes())
         outbox = OutboxCap(store, settings.outbox_max, metrics)
-
-        migrating, tables = asyncio.Lock(), asyncio.Event()
-
-        async def migrated() -> None:
-            # Two loops need the tables; one of them makes them.
-            async with migrating:
-                if not tables.is_set():
-                    await hourly.migrate()
-                    tables.set()
-
-        async def relay_hourly(partition: int) -> None:
-            relayed = await hourly_relay.relay(partition)
-            metrics.add("tidemark_relayed_cells_total", relayed.cells)
-            metrics.add("tidemark_relayed_duplicates_total", relayed.duplicates)
-
-        async def relay_reports(partition: int) -> None:
-            metrics.add("tidemark_intents_total", await report_relay.relay(partition))
-
-        async def resolve(partition: int) -> None:
-            resolved = await resolver.resolve(partition)
-            metrics.add("tidemark_dedup_decisions_total", resolved.new, decision="new")
-            metrics.add("tidemark_dedup_decisions_total", resolved.duplicates, decision="duplicate")
-
-        async def restatement(partition: int) -> None:
-            metrics.add("tidemark_restatements_total", await restater.restatement(partition))
-
-        def failed(view: str) -> None:
-            metrics.add("tidemark_relay_failures_total", view=view)
-
         await run_processor(
             base,
             around(rollup),
             runner_settings(settings, ROLLUP_GROUP, linger_s=LINGER_S, catch_up_linger_s=CATCH_UP_LINGER_S),
             ticking(base),
-            relaying(rollup.owned, relay_hourly, settings.relay_interval_s, migrated, lambda: failed("usage_hourly")),
-            relaying(rollup.owned, outbox.keep, settings.relay_interval_s, on_failure=lambda: failed("outbox")),
-            relaying(rollup.owned, relay_reports, settings.relay_interval_s, on_failure=lambda: failed("reports")),
-            relaying(rollup.owned, resolve, settings.relay_interval_s, migrated, lambda: failed("dedup_decisions")),
-            relaying(rollup.owned, restatement, settings.relay_interval_s, migrated, lambda: failed("restatements")),
-            relaying(rollup.owned, snapshots.write, settings.relay_interval_s, migrated),
+            *_relays(base, store, clickhouse, hourly, rollup, outbox, snapshots, metrics),
             metrics=metrics,
             refresh=lambda: _gauges(rollup, metrics),
             details=lambda: outbox.details(rollup.owned()),
@@ -125,6 +88,62 @@ async def run_worker(
         await hourly.close()
         await store.close()
         await base.log.close()
+
+
+def _relays(
+    base: Base,
+    store: RedisRollupStore,
+    clickhouse: ClickHouse,
+    hourly: ClickHouseStore,
+    rollup: RollupProcessor,
+    outbox: OutboxCap,
+    snapshots: Snapshots,
+    metrics: Metrics,
+) -> Iterator[Awaitable[None]]:
+    """The loops that bring what was folded to the other views. A failure of one is counted and delays no other."""
+    secret = base.settings.secret_bytes()
+    hourly_relay = HourlyRelay(store, hourly, base.settings.relay_cells_max)
+    report_relay = ReportRelay(store, base.log)
+    resolver = Resolver(base.log, store, hourly, secret)
+    restater = Restater(base.log, store, hourly, ClickHouseReader(clickhouse), secret)
+
+    migrating, tables = asyncio.Lock(), asyncio.Event()
+
+    async def migrated() -> None:
+        # Several loops need the tables; one of them makes them.
+        async with migrating:
+            if not tables.is_set():
+                await hourly.migrate()
+                tables.set()
+
+    async def relay_hourly(partition: int) -> None:
+        relayed = await hourly_relay.relay(partition)
+        metrics.add("tidemark_relayed_cells_total", relayed.cells)
+        metrics.add("tidemark_relayed_duplicates_total", relayed.duplicates)
+
+    async def relay_reports(partition: int) -> None:
+        metrics.add("tidemark_intents_total", await report_relay.relay(partition))
+
+    async def resolve(partition: int) -> None:
+        resolved = await resolver.resolve(partition)
+        metrics.add("tidemark_dedup_decisions_total", resolved.new, decision="new")
+        metrics.add("tidemark_dedup_decisions_total", resolved.duplicates, decision="duplicate")
+
+    async def restatement(partition: int) -> None:
+        metrics.add("tidemark_restatements_total", await restater.restatement(partition))
+
+    relays = (
+        ("usage_hourly", relay_hourly, migrated),
+        ("outbox", outbox.keep, None),
+        ("reports", relay_reports, None),
+        ("dedup_decisions", resolve, migrated),
+        ("restatements", restatement, migrated),
+        # Snapshots count their own failures.
+        (None, snapshots.write, migrated),
+    )
+    for view, relay, prepare in relays:
+        failed = partial(metrics.add, "tidemark_relay_failures_total", view=view) if view else lambda: None
+        yield relaying(rollup.owned, relay, base.settings.relay_interval_s, prepare, failed)
 
 
 def _snapshots(settings: Settings, store: RedisRollupStore, clickhouse: ClickHouse, metrics: Metrics) -> Snapshots:
