@@ -28,6 +28,10 @@ from schemas.log import EVENTS_TOPIC, Record
 from sinks.redis.writer import RedisRollupStore
 
 # One of each meter's events per account, so that every event makes a mark, a cell and a counter of its own.
+OTHER_KINDS: Final = {
+    "u:": "distinct value of a `unique` meter",
+    "reports:": "report entry (account, meter) of an open report bucket",
+}
 EVENTS_OF_AN_ACCOUNT: Final = (
     ("api.request", {"method": "GET", "region": "eu-west-1"}),
     ("llm.completion", {"model": "small", "tokens": 1234}),
@@ -152,6 +156,11 @@ def memory_figures(stores: Stores) -> list[Figure]:
         Figure(section, "counter (account, period, meter)", total, "bytes", None, f"{totals:,} counters, 5 an account"),
         Figure(section, "its place in the ranking", ranked, "bytes"),
         Figure(section, "account and period in the index of totals", index, "bytes"),
+        *(
+            Figure(section, name, found[kind][0], "bytes", None, f"{found[kind][1]:,}")
+            for kind, name in OTHER_KINDS.items()
+            if found[kind][1]
+        ),
     ]
 
 
