@@ -29,7 +29,7 @@ help: ## Say what the targets do
 	@touch $@
 
 demo: .venv/.runtime ## Run the whole pipeline on this machine, kill it, and prove the counts (ARGS=--json)
-	@$(BIN)/tidemark demo $(ARGS)
+	@$(BIN)/python -m demo $(ARGS)
 
 test: .venv/.development ## Run all tests on a real broker, Valkey and the ClickHouse engine (ARGS=-k name)
 	@$(BIN)/python -m pytest $(ARGS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 import time
@@ -17,11 +16,10 @@ from typing import NamedTuple
 import uvloop
 
 from aggregators.instants import civil_from_days, days_from_civil
+from benchmarks import growth
 from benchmarks.broker import RUN_TIMEOUT_S, Bench, Feed, throughput, together_and_memory
 from benchmarks.emitting import emit_figures
 from benchmarks.figures import Figure, Report
-from benchmarks.growth import SHORT, SHORTER, GrowthPlan, growth_figures
-from benchmarks.growth import measure as measure_growth
 from benchmarks.live import live_figures
 from benchmarks.machine import description, spread
 from benchmarks.services import SECRET, Process, Services
@@ -44,11 +42,11 @@ class Plan(NamedTuple):
     requests: int
     flushes: int
     bursts: int
-    growth: GrowthPlan
+    growth: growth.GrowthPlan
 
 
-QUICK = Plan(200_000, 2, 1_000_000, 100_000, 100_000, 500, 5, 5, SHORTER)
-FULL = Plan(1_000_000, 3, 10_000_000, 500_000, 1_000_000, 2_000, 15, 10, SHORT)
+QUICK = Plan(200_000, 2, 1_000_000, 100_000, 100_000, 500, 5, 5, growth.QUICK)
+FULL = Plan(1_000_000, 3, 10_000_000, 500_000, 1_000_000, 2_000, 15, 10, growth.FULL)
 ACCOUNTS = 2_000
 
 
@@ -69,7 +67,7 @@ def by_hand(bench: Bench, events: int) -> Figure:
             str(bench.base.genesis.partitions), str(events), stores.valkey.url, port,
         ]  # fmt: skip
         with Process(arguments, stores.folder / "by-hand.log") as process:
-            result = json.loads(process.wait(RUN_TIMEOUT_S).splitlines()[-1])
+            result = process.result(RUN_TIMEOUT_S)
     cost_us = result["seconds"] / result["events"] * 1e6
     note = "worker and archive in one, without their guarantees"
     return Figure("(g) Written by hand, same bytes", "events", 1e6 / cost_us, "events/s", cost_us, note)
@@ -110,7 +108,7 @@ async def measure(plan: Plan, accounts: int, folder: Path, report: Report, say: 
             await base.log.close()
     say("Growth: more and more events, then accounts")
     (folder / "growth").mkdir()
-    report.add(*growth_figures(*await measure_growth(plan.growth, folder / "growth", report, say)))
+    report.add(*await growth.Growth(folder / "growth", report, say).figures(plan.growth))
 
 
 def main() -> int:

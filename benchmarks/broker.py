@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -104,7 +103,7 @@ class Bench:
             arguments = ["benchmarks.bare", servers, str(self.base.genesis.partitions), str(events)]
             log = self.services.folder("bare") / "output"
             with Process(arguments, log) as process:
-                result = json.loads(process.wait(RUN_TIMEOUT_S).splitlines()[-1])
+                result = process.result(RUN_TIMEOUT_S)
             found.append(result["seconds"] / result["events"] * 1e6)
             cpu.append(result["cpu_seconds"] / result["events"] * 1e6)
         self.bare_cpu_us = median(cpu)
@@ -145,7 +144,7 @@ class Bench:
         while True:
             process.check()
             seen = await progress()
-            now = (time.monotonic(), cpu_s(process.pid), seen)
+            now = (time.monotonic(), cpu_s(process.pid or 0), seen)
             if began is None and seen >= events * WARM_UP_SHARE:
                 began = now
             if began is not None and seen >= events:
@@ -277,7 +276,7 @@ async def _memory(bench: Bench, stores: Stores, worker: Process, events: int) ->
         else:
             await asyncio.sleep(POLL_INTERVAL_S)
         counted = await bench.counted(store)
-        samples.append((counted, resident_bytes(worker.pid)))
+        samples.append((counted, resident_bytes(worker.pid or 0)))
     await store.close()
     middle = [size for at, size in samples if 0.4 * counted <= at <= 0.6 * counted]
     last = [size for at, size in samples if at >= 0.8 * counted]

@@ -1,105 +1,262 @@
-"""`python -m benchmarks.growth [--events N] [--accounts N]`: does an event cost more, the more there were before it?
+"""Section (h) of `make bench`: does an event cost more, the more events or accounts there were before it?
 
-Prints a table of steps and the growth from the first to the last; exits with 1 where anything was counted wrongly. See
-docs/sizing.md.
+The processors of worker and archive run in this process, on the embedded log, a real Valkey and the ClickHouse engine.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
-import sys
-import tempfile
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import uvloop
+from redis import Redis
 
+from benchmarks.broker import Bench, Feed
 from benchmarks.figures import Figure, Report
-from benchmarks.growth_accounts import AccountsStep, accounts_growth
-from benchmarks.growth_events import MEGABYTE, EventsGrowth, Step, events_growth
-from benchmarks.machine import description
+from benchmarks.machine import resident_bytes
+from benchmarks.services import SECRET, Services, Stores
+from benchmarks.traffic import Traffic
+from pipeline.clock import SystemClock
+from pipeline.ingest.archive import ArchiveProcessor
+from pipeline.logs.control_records import ensure_deployment, ensure_meter_set
+from pipeline.logs.embedded import SqliteLog
+from pipeline.open import Base, read_meter_set
+from pipeline.rollup.processor import RollupProcessor
+from pipeline.rollup.relays import HourlyRelay, ReportRelay
+from pipeline.settings import Settings, load_settings
+from schemas.clock import HOUR_MS, MINUTE_MS
+from schemas.log import EVENTS_TOPIC
+from schemas.processing import Processor
+from sinks.clickhouse.client import ClickHouse, open_clickhouse
+from sinks.clickhouse.writer import ClickHouseStore
+from sinks.redis.view import RedisLiveView
 
 GROWTH_MAX_PERCENT: Final = 10.0
 # Three slices of half a window of two hours.
 FULL_HOURS: Final = 3.0
-FIRST_EVENTS: Final = 1_000_000
-# Well beyond the warm-up.
-FIRST_EVENTS_MIN: Final = 200_000
-FIRST_ACCOUNTS: Final = 1_000
-ACCOUNTS: Final = 2_000
-KINDS: Final = {
-    "m:": "dedup mark",
-    "t:": "counter (account, period, meter)",
-    "r:": "its place in the ranking",
-    "u:": "distinct value of a `unique` meter",
-    "totals": "account and period in the index of totals",
-    "cells:": "cell of an open hour",
-    "dirty:": "the same while ClickHouse lacks it, on top",
-    "reports:": "report entry (account, meter) of an open report bucket",
-}
-MARKS_REASON: Final = (
-    "in the first step there is one slice of marks to look into, from the third half-window on there are three; "
-    "what counts is the growth after that"
-)
-CELLS_REASON: Final = (
-    "an event that meets a cell of its own pays for the cell: reading, writing and relaying it. Where many events "
-    "share one, as in an hour of real traffic, they share that too; see the cost per cell"
-)
+PARTITIONS: Final = 4
+WINDOW_MS: Final = 2 * HOUR_MS
+RETENTION_MS: Final = 3 * HOUR_MS
+# 1 March 2026; the traffic begins 40 hours later, past the slice that the window before any meter set cuts.
+ORIGIN_MS: Final = 1_772_323_200_000
+BEGIN_MS: Final = ORIGIN_MS + 40 * HOUR_MS
+# As many records as a worker takes at a time.
+FLUSH_RECORDS: Final = 20
+# One round of all partitions.
+WARM_UP_EVENTS: Final = 80_000
+# So many that all events lie in one hour: each account then meets its cells again.
+ONE_HOUR: Final = 1_000_000_000
+MEGABYTE: Final = 1024 * 1024
 
 
 class GrowthPlan(NamedTuple):
-    """How far to go: events in all, and of how many accounts; accounts at most, and events over them each time; the
-    time after which no further step is begun."""
+    """Events at each step's end, all of `of_accounts`; then numbers of accounts, and events over each of them."""
 
-    events: int
+    events: tuple[int, ...]
     of_accounts: int
-    accounts: int
+    accounts: tuple[int, ...]
     events_each: int
     minutes_max: float
 
 
-SHORT: Final = GrowthPlan(4_000_000, ACCOUNTS, 100_000, 300_000, 5)
-SHORTER: Final = GrowthPlan(800_000, ACCOUNTS, 10_000, 100_000, 2)
+FULL: Final = GrowthPlan((1_000_000, 2_000_000, 4_000_000), 2_000, (1_000, 10_000, 100_000), 300_000, 5)
+QUICK: Final = GrowthPlan((200_000, 400_000, 800_000), 2_000, (1_000, 10_000), 100_000, 2)
 
 
-def steps_to(first: int, last: int, factor: int) -> list[int]:
-    """`first`, and so many times more each step, up to `last`."""
-    found = [min(first, last)]
-    while found[-1] < last:
-        found.append(min(found[-1] * factor, last))
-    return found
+class Step(NamedTuple):
+    """One step: the worker's processor time and cells per event, then at the end of the step the size of everything."""
+
+    events: int
+    hours: float
+    worker_us: float
+    cells_per_event: float
+    process_bytes: int
+    redis_bytes: int
+    clickhouse_parts: int
+    log_bytes: int
 
 
-def growth_percent(first: float, last: float) -> float:
-    """By how much the last is more than the first."""
-    return (last / first - 1) * 100 if first else 0.0
+class _SteppedClock:
+    """The log's clock: it stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.ms = ORIGIN_MS
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    async def sleep(self, duration_s: float) -> None:
+        await asyncio.sleep(duration_s)
 
 
-async def measure(
-    plan: GrowthPlan, folder: Path, report: Report, say: Callable[[str], None]
-) -> tuple[EventsGrowth, list[AccountsStep]]:
-    """Both parts, one after the other."""
-    (folder / "events").mkdir()
-    (folder / "accounts").mkdir()
-    targets = steps_to(max(FIRST_EVENTS_MIN, min(FIRST_EVENTS, plan.events // 4)), plan.events, 2)
-    events = await events_growth(folder / "events", targets, plan.of_accounts, plan.minutes_max, report, say)
-    counts = steps_to(FIRST_ACCOUNTS, plan.accounts, 10)
-    return events, await accounts_growth(folder / "accounts", counts, plan.events_each, report, say)
+class _EmbeddedFeed(Feed):
+    """Appends to the embedded log, and lets stream time go on with the events."""
+
+    def __init__(self, log: SqliteLog, clock: _SteppedClock, traffic: Traffic, hour_events: int) -> None:
+        self.traffic = traffic
+        self._log = log
+        self._clock = clock
+        self._hour_events = hour_events
+
+    @property
+    def hours(self) -> float:
+        """Hours of stream time since the traffic began."""
+        return (self._clock.ms - BEGIN_MS) / HOUR_MS
+
+    async def append(self, records: int) -> None:
+        """Append records of events of the minute before the present one, and return when the log has them."""
+        self._clock.ms = BEGIN_MS + self.traffic.sent * HOUR_MS // self._hour_events
+        self.traffic.move_to(self._clock.ms - MINUTE_MS)
+        batches = list(self.traffic.records(records))
+        await asyncio.gather(*(self._log.append(EVENTS_TOPIC, batch.partition, batch.value) for batch in batches))
 
 
-def growth_figures(events: EventsGrowth, accounts: Sequence[AccountsStep]) -> list[Figure]:
-    """The growth as figures of `make bench`."""
-    first, last = events.steps[0], events.steps[-1]
+class _Readers:
+    """What worker and archive do, by hand, and the processor time of the worker's part."""
+
+    def __init__(self, log: SqliteLog, view: RedisLiveView, hourly: ClickHouseStore) -> None:
+        self.worker_s = 0.0
+        self.cells = 0
+        self._rollup = RollupProcessor(log, view.state, SystemClock(), SECRET.encode())
+        self._archive = ArchiveProcessor(log, hourly, SECRET.encode())
+        self._log = log
+        self._hourly = HourlyRelay(view.outbox, view.drops, view.deferred, hourly)
+        self._reports = ReportRelay(view.reports, view.accounts, log)
+        self._next: dict[tuple[Processor, int], int] = {}
+
+    async def start(self) -> None:
+        """Find out where to begin."""
+        for partition in range(PARTITIONS):
+            for processor in (self._rollup, self._archive):
+                self._next[processor, partition] = await processor.start_offset(partition) or 0
+
+    async def read(self) -> None:
+        """Read what is new, and relay."""
+        began_s = time.process_time()
+        await self._through(self._rollup)
+        for partition in range(PARTITIONS):
+            complete = False
+            while not complete:
+                relayed = await self._hourly.relay(partition)
+                self.cells += relayed.cells
+                complete = relayed.complete
+            await self._reports.relay(partition)
+        self.worker_s += time.process_time() - began_s
+        await self._through(self._archive)
+
+    async def _through(self, processor: Processor) -> None:
+        for partition in range(PARTITIONS):
+            offset = self._next[processor, partition]
+            while records := await self._log.read(EVENTS_TOPIC, partition, offset, FLUSH_RECORDS):
+                await processor.step(partition, records)
+                offset = records[-1].next_offset
+            self._next[processor, partition] = offset
+
+
+class Growth:
+    """Runs the steps. What differs from the traffic's own sums is a failure of the report."""
+
+    def __init__(self, folder: Path, report: Report, say: Callable[[str], None]) -> None:
+        self._services = Services(folder, say)
+        self._report = report
+        self._say = say
+
+    async def figures(self, plan: GrowthPlan) -> list[Figure]:
+        """Both parts, one after the other."""
+        deadline_s = time.monotonic() + plan.minutes_max * 60
+        events = await self._run(plan.events, plan.of_accounts, plan.events[-1] // 16, deadline_s)
+        end = WARM_UP_EVENTS + plan.events_each
+        accounts = {count: (await self._run([end], count, ONE_HOUR))[-1] for count in plan.accounts}
+        return [*_events_figures(events), *_accounts_figures(accounts)]
+
+    async def _run(
+        self, targets: Sequence[int], accounts: int, hour_events: int, deadline_s: float = float("inf")
+    ) -> list[Step]:
+        """Run to each target on empty stores; no step begins after the deadline."""
+        folder, clock = self._services.folder("growth"), _SteppedClock()
+        log = SqliteLog(folder / "log.db", clock)
+        await log.start()
+        with ExitStack() as stack:
+            stores = self._services.stores(stack)
+            view, clickhouse = RedisLiveView(stores.valkey.url), open_clickhouse(stores.clickhouse_url)
+            hourly = ClickHouseStore(clickhouse)
+            await hourly.migrate()
+            base = await _deployment(log, folder)
+            traffic = Traffic(accounts, PARTITIONS, BEGIN_MS + MINUTE_MS - 1, span_ms=MINUTE_MS)
+            feed = _EmbeddedFeed(log, clock, traffic, hour_events)
+            readers = _Readers(log, view, hourly)
+            steps: list[Step] = []
+            try:
+                # Stream time goes on by forty hours with the first event: the log does not keep its first records.
+                await readers.start()
+                await readers.read()
+                await _feed_to(WARM_UP_EVENTS, feed, readers)
+                for target in targets:
+                    if not steps or time.monotonic() < deadline_s:
+                        steps.append(await _step(target, feed, readers, stores, clickhouse, folder / "log.db"))
+                        self._say(f"{accounts:,} accounts: {steps[-1]}")
+                bench = Bench(self._services, base, feed, self._report, self._say)
+                await bench.verify(stores, "growth", archive=True)
+            finally:
+                await hourly.close()
+                await view.close()
+                await log.close()
+        return steps
+
+
+async def _feed_to(target: int, feed: _EmbeddedFeed, readers: _Readers) -> None:
+    while feed.traffic.sent < target:
+        for _ in range(PARTITIONS):
+            await feed.append(FLUSH_RECORDS)
+        await readers.read()
+
+
+async def _step(
+    target: int, feed: _EmbeddedFeed, readers: _Readers, stores: Stores, clickhouse: ClickHouse, log_path: Path
+) -> Step:
+    before, readers.worker_s, readers.cells = feed.traffic.sent, 0.0, 0
+    await _feed_to(target, feed, readers)
+    events = feed.traffic.sent - before
+    with Redis.from_url(stores.valkey.url) as redis:
+        redis_bytes = int(redis.info("memory")["used_memory"])
+    ((parts,),) = await clickhouse.rows("SELECT count() FROM system.parts WHERE active AND table LIKE 'usage_%'")
+    files = [log_path, log_path.with_name(log_path.name + "-wal")]
+    return Step(
+        events=feed.traffic.sent,
+        hours=feed.hours,
+        worker_us=readers.worker_s / events * 1e6,
+        cells_per_event=readers.cells / events,
+        process_bytes=resident_bytes(os.getpid()),
+        redis_bytes=redis_bytes,
+        clickhouse_parts=int(parts),
+        log_bytes=sum(path.stat().st_size for path in files if path.exists()),
+    )
+
+
+async def _deployment(log: SqliteLog, folder: Path) -> Base:
+    settings = load_settings(log_url=f"embedded://{folder / 'log.db'}", secret=SECRET)
+    topics = [
+        replace(topic, retention_ms=RETENTION_MS) if topic.name == EVENTS_TOPIC else topic
+        for topic in Settings(partitions=PARTITIONS).topics()
+    ]
+    genesis = await ensure_deployment(log, SECRET.encode(), topics)
+    shipped = read_meter_set(None)
+    policy = shipped.policy.model_copy(update={"window_ms": WINDOW_MS})
+    await ensure_meter_set(log, SECRET.encode(), shipped.model_copy(update={"policy": policy}))
+    return Base(settings, SystemClock(), log, genesis)
+
+
+def _events_figures(steps: Sequence[Step]) -> list[Figure]:
+    first, full, last = steps[0], _first_full(steps), steps[-1]
     section = f"(h) Growth from {first.events:,} to {last.events:,} events, embedded log"
-    full = first_full(events.steps)
-    by_first, verdict = _growth(first.worker_us, last.worker_us)
-    by_full, full_verdict = _growth(full.worker_us, last.worker_us)
-    by_cells = growth_percent(cost_per_cell(accounts[0]), cost_per_cell(accounts[-1]))
-    over = f"(h) Growth from {accounts[0].accounts:,} to {accounts[-1].accounts:,} accounts"
+    by_first, verdict = _growth(first, last)
+    by_full, full_verdict = _growth(full, last)
     return [
         Figure(section, "worker's processor time per event", by_first, "%", None, "at most 10", verdict),
         Figure(section, f"  from {full.events:,} on, all marks full", by_full, "%", None, "at most 10", full_verdict),
@@ -108,132 +265,30 @@ def growth_figures(events: EventsGrowth, accounts: Sequence[AccountsStep]) -> li
         Figure(section, "Redis", (last.redis_bytes - first.redis_bytes) / MEGABYTE, "MB more"),
         Figure(section, "active parts in ClickHouse at the end", last.clickhouse_parts, "parts"),
         Figure(section, "the log's file at the end", last.log_bytes / MEGABYTE, "MB"),
-        Figure(over, "processor time per event at the first", accounts[0].cpu_us, "µs", accounts[0].cpu_us),
-        Figure(over, "processor time per event at the last", accounts[-1].cpu_us, "µs", accounts[-1].cpu_us),
-        Figure(
-            over, "processor time per cell written", by_cells, "%", None, "negative: more cells at once are cheaper"
-        ),
     ]
 
 
-def cost_per_cell(step: AccountsStep) -> float:
-    """µs of processor time per cell that was written and relayed."""
-    return step.cpu_us / max(1e-9, step.cells_per_event)
+def _accounts_figures(steps: dict[int, Step]) -> list[Figure]:
+    (few, first), (many, last) = min(steps.items()), max(steps.items())
+    section = f"(h) Growth from {few:,} to {many:,} accounts"
+    per_cell = _percent(first.worker_us / first.cells_per_event, last.worker_us / last.cells_per_event)
+    note = "negative: more cells at once are cheaper"
+    return [
+        Figure(section, "processor time per event at the first", first.worker_us, "µs", first.worker_us),
+        Figure(section, "processor time per event at the last", last.worker_us, "µs", last.worker_us),
+        Figure(section, "processor time per cell written", per_cell, "%", None, note),
+    ]
 
 
-def _growth(first: float, last: float) -> tuple[float, str]:
-    percent = growth_percent(first, last)
+def _first_full(steps: Sequence[Step]) -> Step:
+    """The first step that began when all slices of marks had been filled, or the last of all."""
+    return next((step for before, step in itertools.pairwise(steps) if before.hours >= FULL_HOURS), steps[-1])
+
+
+def _growth(first: Step, last: Step) -> tuple[float, str]:
+    percent = _percent(first.worker_us, last.worker_us)
     return percent, "met" if percent <= GROWTH_MAX_PERCENT else "missed"
 
 
-def table(machine: dict[str, str], events: EventsGrowth, accounts: Sequence[AccountsStep]) -> str:
-    """For people."""
-    lines = [f"{name:10} {value}" for name, value in machine.items()]
-    lines += ["", *_events_table(events.steps), "", *_accounts_table(accounts), ""]
-    lines.append(f"{'Redis, keys and all':56} {'bytes each':>10} {'how many':>12}")
-    for kind, name in KINDS.items():
-        each, held = max((step.kinds[kind] for step in accounts), key=lambda found: found[1])
-        each, held = events.kinds[kind] if kind in ("m:", "cells:") else (each, held)
-        lines.append(f"  {name:54} {each if held else 0:>10.1f} {held:>12,}")
-    lines += ["", f"{'ClickHouse, rows of all versions as they are merged':56} {'bytes each':>10} {'how many':>12}"]
-    lines += [f"  {name:54} {each:>10.1f} {rows:>12,}" for name, (each, rows) in events.tables.items()]
-    return "\n".join(lines)
-
-
-def _columns(widths: Sequence[int], texts: Sequence[str]) -> str:
-    return " ".join(f"{text:>{width}}" for width, text in zip(widths, texts, strict=True))
-
-
-EVENTS_WIDTHS: Final = (12, 9, 9, 9, 9, 9, 7, 7, 11, 10, 7, 7)
-EVENTS_HEADS: Final = (
-    (
-        *("events", "stream time", "worker", "×decode", "archive", "wall", "process", "Redis", "live marks"),
-        *("ClickHouse", "", "log"),
-    ),
-    ("", "h", "µs/event", "", "µs/event", "µs/event", "MB", "MB", "", "parts", "MB", "MB"),
-)  # fmt: skip
-ACCOUNTS_WIDTHS: Final = (12, 10, 10, 10, 10, 10, 8, 8)
-ACCOUNTS_HEADS: Final = (
-    ("accounts", "events", "processor", "wall", "cells", "processor", "process", "Redis"),
-    ("", "", "µs/event", "µs/event", "/event", "µs/cell", "MB", "MB"),
-)
-
-
-def _events_table(steps: Sequence[Step]) -> list[str]:
-    lines = [_columns(EVENTS_WIDTHS, heads) for heads in EVENTS_HEADS]
-    for step in steps:
-        sizes = (step.process_bytes, step.redis_bytes, step.clickhouse_bytes, step.log_bytes)
-        worker, redis, clickhouse, log = (f"{size / MEGABYTE:,.0f}" for size in sizes)
-        costs = (step.worker_us, step.ratio, step.archive_us, step.wall_us)
-        texts = (f"{step.events:,}", f"{step.hours:.1f}", *(f"{cost:.2f}" for cost in costs), worker, redis)
-        lines += [_columns(EVENTS_WIDTHS, (*texts, f"{step.marks:,}", str(step.clickhouse_parts), clickhouse, log))]
-    first, full, last = steps[0], first_full(steps), steps[-1]
-    found = [
-        ("worker's processor time, first step to last", first.worker_us, last.worker_us),
-        ("the same × decode", first.ratio, last.ratio),
-        ("wall time", first.wall_us, last.wall_us),
-    ]
-    if full is not last:
-        found.append((f"worker's processor time, {full.events:,} events to last", full.worker_us, last.worker_us))
-        found.append(("the same × decode, all slices of marks full", full.ratio, last.ratio))
-    for name, before, after in found:
-        percent, verdict = _growth(before, after)
-        lines.append(f"growth per event: {name:70} {percent:+7.1f} %  {verdict.upper()}")
-    if _growth(first.worker_us, last.worker_us)[1] == "missed":
-        lines.append(f"the reason: {MARKS_REASON}")
-    return lines
-
-
-def first_full(steps: Sequence[Step]) -> Step:
-    """The first step that began when all slices of marks had been filled, or the last of all."""
-    for before, step in itertools.pairwise(steps):
-        if before.hours >= FULL_HOURS:
-            return step
-    return steps[-1]
-
-
-def _accounts_table(steps: Sequence[AccountsStep]) -> list[str]:
-    lines = [_columns(ACCOUNTS_WIDTHS, heads) for heads in ACCOUNTS_HEADS]
-    for step in steps:
-        costs = (step.cpu_us, step.wall_us, step.cells_per_event, cost_per_cell(step))
-        sizes = (f"{size / MEGABYTE:,.0f}" for size in (step.process_bytes, step.redis_bytes))
-        texts = (f"{step.accounts:,}", f"{step.events:,}", *(f"{cost:.2f}" for cost in costs), *sizes)
-        lines += [_columns(ACCOUNTS_WIDTHS, texts)]
-    percent, verdict = _growth(steps[0].cpu_us, steps[-1].cpu_us)
-    lines.append(f"growth per event: {'processor time, first step to last':70} {percent:+7.1f} %  {verdict.upper()}")
-    return lines if verdict == "met" else [*lines, f"the reason: {CELLS_REASON}"]
-
-
-def main() -> int:
-    """Run, print, and return 1 where something was counted wrongly."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
-    parser.add_argument("--events", type=int, default=100_000_000, help="how far to go; 100 million by default")
-    parser.add_argument("--of-accounts", type=int, default=ACCOUNTS, help="how many accounts these events are of")
-    parser.add_argument("--accounts", type=int, default=1_000_000, help="accounts of the second part, at most")
-    parser.add_argument("--events-each", type=int, default=1_000_000, help="events over each number of accounts")
-    parser.add_argument("--minutes", type=float, default=180.0, help="the first part ends after so many minutes")
-    arguments = parser.parse_args()
-    began_s = time.monotonic()
-
-    def say(message: str) -> None:
-        sys.stderr.write(f"[{time.monotonic() - began_s:5.0f} s] {message}\n")
-        sys.stderr.flush()
-
-    plan = GrowthPlan(
-        arguments.events, arguments.of_accounts, arguments.accounts, arguments.events_each, arguments.minutes
-    )
-    report = Report(description())
-    with (
-        tempfile.TemporaryDirectory(prefix="tidemark-growth-") as folder,
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-    ):
-        events, accounts = runner.run(measure(plan, Path(folder), report, say))
-    report.machine["run"] = f"{time.monotonic() - began_s:.0f} s"
-    sys.stdout.write(table(report.machine, events, accounts) + "\n")
-    for failure in report.failures:
-        sys.stdout.write(f"FAILED: {failure}\n")
-    return 1 if report.failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _percent(first: float, last: float) -> float:
+    return (last / first - 1) * 100

@@ -17,17 +17,21 @@ from redis import Redis
 from aggregators.partitioning import partition_of
 from benchmarks.figures import Figure
 from benchmarks.machine import quantile, spread
-from benchmarks.services import READY_TIMEOUT_S, SECRET, Process, Services, Stores, wait_until
+from benchmarks.services import SECRET, Process, Services, Stores
 from benchmarks.traffic import RECORD_EVENTS, time_text
 from pipeline.clock import SystemClock
 from pipeline.http.api_keys import Role, create_key
-from pipeline.local.processes import free_port
+from pipeline.local.processes import START_TIMEOUT_S, free_port
 from pipeline.open import Base
 from pipeline.rollup.processor import RollupProcessor, RollupSettings
 from schemas.log import EVENTS_TOPIC, Record
 from sinks.redis.view import RedisLiveView
 
 # One of each meter's events per account, so that every event makes a mark, a cell and a counter of its own.
+OTHER_KINDS: Final = {
+    "u:": "distinct value of a `unique` meter",
+    "reports:": "report entry (account, meter) of an open report bucket",
+}
 EVENTS_OF_AN_ACCOUNT: Final = (
     ("api.request", {"method": "GET", "region": "eu-west-1"}),
     ("llm.completion", {"model": "small", "tokens": 1234}),
@@ -95,7 +99,7 @@ def query_figures(services: Services, stores: Stores, counters: int, requests: i
         "TIDEMARK_GATEWAY_PORT": str(port),
     }
     with Process(["pipeline.cli", "gateway"], stores.folder / "gateway.log", environment) as gateway:
-        wait_until(lambda: _answers(port), "the gateway's start", READY_TIMEOUT_S, gateway)
+        gateway.wait_until(lambda: _answers(port))
         rounds = [_round(port, key, counters, requests, seed) for seed in range(ROUNDS)]
     p50_ms = [quantile(each, 0.5) for each in rounds]
     p99_ms = [quantile(each, 0.99) for each in rounds]
@@ -152,6 +156,11 @@ def memory_figures(stores: Stores) -> list[Figure]:
         Figure(section, "counter (account, period, meter)", total, "bytes", None, f"{totals:,} counters, 5 an account"),
         Figure(section, "its place in the ranking", ranked, "bytes"),
         Figure(section, "account and period in the index of totals", index, "bytes"),
+        *(
+            Figure(section, name, found[kind][0], "bytes", None, f"{found[kind][1]:,}")
+            for kind, name in OTHER_KINDS.items()
+            if found[kind][1]
+        ),
     ]
 
 
@@ -183,7 +192,7 @@ def bytes_by_kind(stores: Stores) -> dict[str, tuple[float, int]]:
 
 def _wait_until_freed(redis: Redis) -> None:
     # Valkey frees large keys in a thread of its own.
-    deadline_s = time.monotonic() + READY_TIMEOUT_S
+    deadline_s = time.monotonic() + START_TIMEOUT_S
     while int(redis.info("memory")["lazyfree_pending_objects"]):
         if time.monotonic() > deadline_s:
             raise RuntimeError("Valkey does not free what was deleted")

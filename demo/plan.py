@@ -25,8 +25,6 @@ ENVIRONMENT: Final = {
     "TIDEMARK_RELAY_INTERVAL_S": "2",
     "TIDEMARK_ARCHIVE_LINGER_S": "3",
 }
-TOP_METER: Final = "tokens"
-TOP_ACCOUNTS: Final = 3
 # Ten seconds for the archive to come up to a checkpoint: it collects for three of them.
 ARCHIVE_WAIT_S: Final = 10.0 * FACTOR
 

@@ -1,16 +1,15 @@
-"""Runs the demo from start to proof. See `tidemark demo --help`."""
+"""Runs the demo from start to proof. See `python -m demo --help`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import pickle
+import multiprocessing
 import random
 import shutil
 import sys
 import tempfile
-from collections import Counter
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,16 +19,18 @@ from aggregators.partitioning import partition_of
 from demo import plan
 from demo.faults import lose_event, send_twice
 from demo.settled import unsettled_intents
-from demo.verify import Expected, Mismatch, mismatches, redis_counters, redis_totals, stripe_totals
+from demo.story import Story, verdict
+from demo.verify import Expected, live_counters, mismatches, recount
 from demo.view import Screen, summary
+from demo.worker import ReplayCounter
 from pipeline.clock import FileClock, ScaledClock, SystemClock, write_clock
 from pipeline.commands.operations import reconcile_deployment
 from pipeline.local.dev import Dev, DevOptions
+from pipeline.local.processes import LocalProcess, python
 from pipeline.logs.control_records import append_control
 from pipeline.open import open_base, open_live_view
-from pipeline.rollup.replay_counter import FileWitness
 from pipeline.settings import Settings
-from reconciler.causes import Cause, Pair, Verdict
+from reconciler.causes import Cause, Pair
 from reconciler.report import Report
 from schemas.clock import MINUTE_MS
 from schemas.control import AccountRecord
@@ -42,39 +43,6 @@ from sinks.clickhouse.writer import ClickHouseStore
 KILLS_MAX: Final = 25
 SETTLE_TIMEOUT_S: Final = 120.0
 WORKERS_LAG_MAX: Final = 3
-
-
-@dataclass
-class Story:
-    """What happened, for the view and the result."""
-
-    kills: int = 0
-    replayed: int = 0
-    emitted: int = 0
-    counters: Counter[str] = field(default_factory=Counter)
-    traffic: dict[str, Any] = field(default_factory=dict)
-    traffic_s: float = 0.0
-    mismatches: list[Mismatch] = field(default_factory=list)
-    top: list[tuple[str, int]] = field(default_factory=list)
-    at_stripe: Counter[str] = field(default_factory=Counter)
-    report: Report | None = None
-    faulty_report: Report | None = None
-    faults_found: list[str] = field(default_factory=list)
-
-    def result(self) -> dict[str, object]:
-        """The one line of JSON."""
-        counted = {
-            name: self.counters[name] for name in ("received", "counted", "duplicate", "unmetered", "late", "rejected")
-        }
-        return {
-            "sent": self.traffic.get("sent", 0),
-            **counted,
-            "replayed": self.replayed,
-            "oracle_mismatches": len(self.mismatches),
-            "drift": self.report.differences if self.report else None,
-            "injected_faults_found": len(self.faults_found),
-            "events_per_s": round(self.traffic.get("sent", 0) / self.traffic_s) if self.traffic_s else 0,
-        }
 
 
 class Demo:
@@ -98,12 +66,14 @@ class Demo:
                 clickhouse_port=0,
                 clock=f"file:{self._clock_path}",
                 meter_set=plan.METER_SET,
+                modules={"worker": ("demo.worker",)},
                 environment=plan.ENVIRONMENT,
             ),
             screen.step,
         )
         self._settings: Settings | None = None
         self._closed_ms: int | None = None
+        self._started = False
 
     @property
     def settings(self) -> Settings:
@@ -116,12 +86,13 @@ class Demo:
         try:
             await self.dev.start()
             await self._bind_accounts()
-            killer = asyncio.create_task(self._kill_at_random())
-            with self.screen.live(self):
+            beside = [asyncio.create_task(self._kill_at_random()), asyncio.create_task(self._watch())]
+            with self.screen.live(self.story, self.clock):
                 await self._traffic()
                 self.screen.phase = "closing the last hour, reporting it to Stripe, recounting the producers' files"
                 expected, _ = await asyncio.gather(self._recount(), self._settle_and_reconcile())
-            killer.cancel()
+            for task in beside:
+                task.cancel()
             await self._prove(expected)
             await self._break_it()
         finally:
@@ -154,29 +125,26 @@ class Demo:
         (self.folder / "traffic.json").write_text(json.dumps(document))
         self.screen.phase = "an application with 220 customers at work; the worker is killed at random instants"
         began_s = asyncio.get_running_loop().time()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "demo.traffic", str(self.folder), str(self.events),
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        try:
-            assert process.stdout is not None  # noqa: S101 - it was asked for
-            while line := await process.stdout.readline():
-                told = json.loads(line)
-                if told.get("started"):
-                    now_ms = SystemClock().now_ms()
-                    write_clock(self._clock_path, ScaledClock(now_ms, plan.START_MS, plan.FACTOR))
-                if "emitted" in told:
-                    self.story.emitted = told["emitted"] + told["inbox"]
-                if told.get("done"):
-                    self.story.traffic = told
-            if await process.wait() != 0 or not self.story.traffic:
-                errors = await process.stderr.read() if process.stderr else b""
-                raise OperatorNeeded(f"the demo's traffic failed: {errors.decode(errors='replace')[-2000:]}")
-            self.story.traffic_s = asyncio.get_running_loop().time() - began_s
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        command = python("demo.traffic", str(self.folder), str(self.events))
+        with LocalProcess("the demo's traffic", command, self.folder / "traffic.log") as process:
+            while not self.story.traffic:
+                ended = process.pid is None
+                for line in process.output().splitlines(keepends=True):
+                    if line.startswith("{") and line.endswith("\n"):
+                        self._note_traffic(json.loads(line))
+                if ended and not self.story.traffic:
+                    process.check()
+                await asyncio.sleep(0.1)
+        self.story.traffic_s = asyncio.get_running_loop().time() - began_s
+
+    def _note_traffic(self, message: dict[str, Any]) -> None:
+        if message.get("started") and not self._started:
+            self._started = True
+            self._go_on_to(plan.START_MS)
+        if "emitted" in message:
+            self.story.emitted = message["emitted"] + message["inbox"]
+        if message.get("done"):
+            self.story.traffic = message
 
     async def _kill_at_random(self) -> None:
         """Kill the worker while it counts: each time only after it has made progress since the last kill."""
@@ -194,23 +162,20 @@ class Demo:
             await asyncio.sleep(0.05)
 
     def _replayed(self) -> int:
-        witness = FileWitness(self.settings.data_dir / "witness")
-        return sum(witness.replayed(partition) for partition in range(self.settings.partitions))
+        counter = ReplayCounter(self.settings.data_dir)
+        return sum(counter.replayed(partition) for partition in range(self.settings.partitions))
 
-    async def watch(self) -> None:
+    async def _watch(self) -> None:
         """Keep the counters up to date until cancelled."""
         while True:
-            self.story.counters, _ = await redis_counters(self.settings)
+            self.story.counters = await live_counters(self.settings)
             await asyncio.sleep(0.5)
 
     async def _recount(self) -> Expected:
-        arguments = [sys.executable, "-m", "demo.recount", str(self.folder), str(self.story.traffic["broken"])]
-        process = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)
-        output, _ = await process.communicate()
-        if process.returncode:
-            raise OperatorNeeded("the oracle failed to recount the producers' files")
-        expected: Expected = pickle.loads(output)  # noqa: S301 - our own child's output
-        return expected
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return await asyncio.get_running_loop().run_in_executor(
+                pool, recount, self.folder, self.dev.meter_set(), self.story.traffic["broken"]
+            )
 
     async def _settle_and_reconcile(self) -> None:
         await self._settle()
@@ -242,7 +207,7 @@ class Demo:
 
     async def _waiting(self, log: Any, store: Any, reader: Any, hourly: Any) -> str:
         """What is still under way, or nothing."""
-        counters, _ = await redis_counters(self.settings)
+        counters = await live_counters(self.settings)
         if counters["received"] < self.story.traffic["sent"]:
             return f"{self.story.traffic['sent'] - counters['received']} events to be folded"
         if counters["deferred"]:
@@ -272,19 +237,10 @@ class Demo:
         write_clock(self._clock_path, ScaledClock(SystemClock().now_ms(), simulated_ms, plan.FACTOR))
 
     async def _prove(self, expected: Expected) -> None:
-        self.screen.step("Comparing Redis, ClickHouse and Stripe with the oracle")
-        story = self.story
-        story.counters, _ = await redis_counters(self.settings)
-        story.replayed = self._replayed()
-        story.mismatches = await mismatches(self.settings, self.dev.stripe_url, self.dev.meter_set(), expected)
-        used = {
-            account: value
-            for (account, meter, start_ms), value in (await redis_totals(self.settings)).items()
-            if (meter, start_ms) == (plan.TOP_METER, plan.MONTH_END_MS)
-        }
-        story.top = sorted(used.items(), key=lambda each: (-each[1], each[0]))[: plan.TOP_ACCOUNTS]
-        held = stripe_totals(self.dev.stripe_url, self.dev.meter_set())
-        story.at_stripe = Counter(meter for (_, meter, _), value in held.items() if value)
+        self.screen.step("Comparing the live view with the oracle")
+        self.story.counters = await live_counters(self.settings)
+        self.story.replayed = self._replayed()
+        self.story.mismatches = await mismatches(self.settings, expected)
 
     async def _reconcile(self) -> Report:
         return await reconcile_deployment(
@@ -306,27 +262,6 @@ class Demo:
             for row in report.rows
         ):
             self.story.faults_found.append(f"Stripe holds too much for {customer}")
-
-
-def verdict(story: Story, kills: int) -> list[str]:
-    """What is wrong with a run; empty for a good one."""
-    problems = []
-    counters = story.counters
-    if story.mismatches:
-        problems.append(f"{len(story.mismatches)} values differ from the oracle's")
-    if story.report is None or story.report.verdict is not Verdict.EQUAL:
-        problems.append(f"the reconciler says {story.report.verdict if story.report else 'nothing'}")
-    if len(story.faults_found) != 2:
-        problems.append("the reconciler did not name both faults")
-    if story.kills < kills or not story.replayed:
-        problems.append(f"{story.kills} kills and {story.replayed} replayed events prove nothing; run it again")
-    if counters["received"] != story.traffic.get("sent"):
-        problems.append(f"{story.traffic.get('sent')} events sent, {counters['received']} received")
-    if counters["received"] != sum(
-        counters[name] for name in ("counted", "duplicate", "unmetered", "late", "rejected", "deferred")
-    ):
-        problems.append("the counters do not add up")
-    return problems
 
 
 async def run_demo(*, as_json: bool, keep: Path | None, events: int, kills: int) -> int:

@@ -24,7 +24,6 @@ MetricName = Literal[
     "tidemark_partition_lag_records",
     "tidemark_partition_events",
     "tidemark_partition_stream_time_seconds",
-    "tidemark_replayed_events",
     "tidemark_relayed_cells_total",
     "tidemark_relayed_duplicates_total",
     "tidemark_relay_failures_total",
@@ -97,9 +96,6 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     "tidemark_partition_stream_time_seconds": MetricSpec(
         "gauge", "Stream time of the last commit, Unix time. Over a minute behind: there are no ticks, or no worker.",
         ("partition",),
-    ),
-    "tidemark_replayed_events": MetricSpec(
-        "gauge", "Events that were read a second time after a crash, and counted once.", ("partition",)
     ),
     "tidemark_relayed_cells_total": MetricSpec("counter", "Cells written to `usage_hourly`."),
     "tidemark_relayed_duplicates_total": MetricSpec("counter", "Duplicates written to `usage_duplicates`."),

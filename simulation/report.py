@@ -55,7 +55,7 @@ class Coverage:
 def replay_command(seed: int, steps: int, only: Sequence[str]) -> str:
     """The command that runs a seed again, with these faults alone."""
     named = "".join(f" --only {shlex.quote(name)}" for name in only)
-    return f"tidemark simulate --seed {seed} --steps {steps}{named or ' --only none'}"
+    return f".venv/bin/python -m simulation --seed {seed} --steps {steps}{named or ' --only none'}"
 
 
 def failure_text(outcome: RunResult) -> str:

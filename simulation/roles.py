@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 from pipeline.billing.customers import BindingResolver
 from pipeline.billing.sender import SenderPolicy, StripeSender
@@ -31,15 +31,12 @@ from schemas.live_view import (
 )
 from schemas.log import Log
 from schemas.processing import Processor
+from schemas.rebuild import RowRecounts
 from schemas.reports import StripeMeters
 from simulation.loop import SimulatedClock
 from simulation.processes import Process, Reached
-from simulation.services import WatchedLog
+from simulation.services import Services, WatchedLog
 from simulation.traffic import PARTITIONS
-
-if TYPE_CHECKING:
-    from schemas.rebuild import RowRecounts
-    from simulation.world import World
 
 SECRET: Final = b"the secret of a simulated deployment"
 SINK_GROUP: Final = "tidemark-sink"
@@ -79,17 +76,20 @@ class Slot:
         self._changed.clear()
 
 
-async def run_role(world: World, slot: Slot, process: Process, chance: random.Random) -> None:
+async def run_role(
+    services: Services, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random
+) -> None:
     """One incarnation of a role, until it fails. Returns never."""
-    clock = world.process_clock(slot.name)
     await {"worker": _worker, "archive": _archive, "router": _router, "sink": _sink}[slot.role](
-        world, slot, process, clock, chance
+        services, slot, process, clock, chance
     )
 
 
-async def _worker(world: World, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random) -> None:
-    log, view = _log(world, process), _ReachedView(world, process)
-    reached = Reached(process, "clickhouse", world.clickhouse)
+async def _worker(
+    services: Services, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random
+) -> None:
+    log, view = _log(services, process), _ReachedView(services, process)
+    reached = Reached(process, "clickhouse", services.clickhouse)
     hourly, archive = cast("HourlyStore", reached), cast("ArchiveStore", reached)
     resolver = Resolver(log, view.deferred, view.accounts, archive, SECRET)
     restater = Restater(log, view.accounts, view.deferred, view.totals, archive, cast("RowRecounts", reached), SECRET)
@@ -99,47 +99,51 @@ async def _worker(world: World, slot: Slot, process: Process, clock: SimulatedCl
     report_relay = ReportRelay(view.reports, view.accounts, log)
     await _all(
         process,
-        _workers(world, slot, process, rollup, ROLLUP_GROUP, log, chance),
+        _workers(services, slot, process, rollup, ROLLUP_GROUP, log, chance),
         _relaying(rollup.owned, hourly_relay.relay),
         _relaying(rollup.owned, report_relay.relay),
         _relaying(rollup.owned, resolver.resolve),
         _relaying(rollup.owned, restater.restatement, RESTATEMENT_INTERVAL_S),
-        _ticking(log, world.genesis),
+        _ticking(log, services.genesis),
     )
 
 
-async def _archive(world: World, slot: Slot, process: Process, _clock: SimulatedClock, chance: random.Random) -> None:
-    log = _log(world, process)
-    store = cast("ArchiveStore", Reached(process, "clickhouse", world.clickhouse))
+async def _archive(
+    services: Services, slot: Slot, process: Process, _clock: SimulatedClock, chance: random.Random
+) -> None:
+    log = _log(services, process)
+    store = cast("ArchiveStore", Reached(process, "clickhouse", services.clickhouse))
     archive = ArchiveProcessor(log, store, SECRET, events_max=chance.choice((3, 20_000)))
-    await _workers(world, slot, process, archive, ARCHIVE_GROUP, log, chance)
+    await _workers(services, slot, process, archive, ARCHIVE_GROUP, log, chance)
 
 
-async def _router(world: World, slot: Slot, process: Process, _clock: SimulatedClock, chance: random.Random) -> None:
-    log = _log(world, process)
-    await _workers(world, slot, process, RouterProcessor(log), ROUTER_GROUP, log, chance)
+async def _router(
+    services: Services, slot: Slot, process: Process, _clock: SimulatedClock, chance: random.Random
+) -> None:
+    log = _log(services, process)
+    await _workers(services, slot, process, RouterProcessor(log), ROUTER_GROUP, log, chance)
 
 
-async def _sink(world: World, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random) -> None:
-    log = _log(world, process)
-    meters = cast("StripeMeters", Reached(process, "stripe", world.stripe))
-    resolver = BindingResolver(_ReachedView(world, process).accounts, PARTITIONS)
+async def _sink(services: Services, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random) -> None:
+    log = _log(services, process)
+    meters = cast("StripeMeters", Reached(process, "stripe", services.stripe))
+    resolver = BindingResolver(_ReachedView(services, process).accounts, PARTITIONS)
     sender = StripeSender(log, meters, resolver, clock, random.Random(chance.random()), SENDER)
-    await _workers(world, slot, process, sender, SINK_GROUP, log, chance)
+    await _workers(services, slot, process, sender, SINK_GROUP, log, chance)
 
 
-def _log(world: World, process: Process) -> WatchedLog:
-    return cast("WatchedLog", Reached(process, "log", world.log))
+def _log(services: Services, process: Process) -> WatchedLog:
+    return cast("WatchedLog", Reached(process, "log", services.log))
 
 
 class _ReachedView:
     """The live view as one process reaches it."""
 
-    def __init__(self, world: World, process: Process) -> None:
+    def __init__(self, services: Services, process: Process) -> None:
         def reached(store: object) -> Any:
             return Reached(process, "redis", store)
 
-        view = world.store
+        view = services.store
         self.state: CheckpointedState = reached(view.state)
         self.outbox: AnalyticsOutbox = reached(view.outbox)
         self.drops: OutboxDrops = reached(view.drops)
@@ -155,7 +159,13 @@ async def _all(process: Process, *works: Any) -> None:
 
 
 async def _workers(
-    world: World, slot: Slot, process: Process, processor: Processor, group: str, log: WatchedLog, chance: random.Random
+    services: Services,
+    slot: Slot,
+    process: Process,
+    processor: Processor,
+    group: str,
+    log: WatchedLog,
+    chance: random.Random,
 ) -> None:
     """One worker per wanted partition; a worker ends between two steps once its partition is not wanted any more."""
     workers: dict[int, asyncio.Task[None]] = {}
@@ -163,7 +173,7 @@ async def _workers(
         for partition in sorted(slot.wanted):
             if partition not in workers:
                 workers[partition] = process.run(
-                    _partition_worker(world, slot, processor, group, log, partition, chance)
+                    _partition_worker(services, slot, processor, group, log, partition, chance)
                 )
         change = process.run(slot.changed())
         await asyncio.wait([change, *workers.values()], return_when=asyncio.FIRST_COMPLETED)
@@ -173,7 +183,13 @@ async def _workers(
 
 
 async def _partition_worker(
-    world: World, slot: Slot, processor: Processor, group: str, log: WatchedLog, partition: int, chance: random.Random
+    services: Services,
+    slot: Slot,
+    processor: Processor,
+    group: str,
+    log: WatchedLog,
+    partition: int,
+    chance: random.Random,
 ) -> None:
     """Read, step, commit the offset last: what Faust does for the product, without Faust."""
     topic = processor.topic
@@ -187,7 +203,7 @@ async def _partition_worker(
             offset = records[-1].next_offset
             continue
         await processor.idle(partition)
-        await world.log.grown(topic, partition, offset, PATIENCE_S)
+        await services.log.grown(topic, partition, offset, PATIENCE_S)
     await processor.revoked(partition)
 
 

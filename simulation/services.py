@@ -8,17 +8,19 @@ import dataclasses
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pipeline.logs.fake import FakeLog
 from schemas.clock import Clock
+from schemas.control import Genesis
 from schemas.log import Headers, Record
 from schemas.periods import AccountState
 from schemas.reports import MeterEvent
 from schemas.rollup import Checkpoint
 from simulation.faults import Fault, Faults
+from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer, FakeState
-from sinks.stripe.fake import FakeFault
+from sinks.stripe.fake import FakeFault, FakeStripe
 
 GAP_PROBABILITY: Final = 0.05
 
@@ -135,6 +137,16 @@ class CountedState(FakeState):
         await super().commit(partition, believed, changes)
         slices = len({key.slice_start_ms for key in self._server.at(partition).marks})
         self.slices_max[partition] = max(self.slices_max[partition], slices)
+
+
+class Services(NamedTuple):
+    """What a simulated process can reach."""
+
+    log: WatchedLog
+    store: LosingView
+    clickhouse: FakeClickHouse
+    stripe: FakeStripe
+    genesis: Genesis
 
 
 def _copied(held: Any) -> Any:

@@ -22,7 +22,7 @@ from simulation.faults import Fault, Faults, Rates
 from simulation.loop import SimulatedClock, SimulatedLoop
 from simulation.processes import Killed, Process, Trace
 from simulation.roles import SECRET, Slot, run_role
-from simulation.services import LosingView, StripeFaults, WatchedLog
+from simulation.services import LosingView, Services, StripeFaults, WatchedLog
 from simulation.traffic import (
     ACCOUNTS,
     FREE,
@@ -183,6 +183,7 @@ class World:
     async def _supervise(self, slot: Slot) -> None:
         """Keep one process of the slot running, as an init system would."""
         chance = self.chance(f"supervisor {slot.name}")
+        services = Services(self.log, self.store, self.clickhouse, self.stripe, self.genesis)
         while True:
             if self.loop.time() < slot.down_until_s:
                 await asyncio.sleep(min(60.0, slot.down_until_s - self.loop.time()))
@@ -192,7 +193,8 @@ class World:
             process = Process(name, self.chance(name), self.faults, self.rates, self.trace)
             process.stalled = lambda slot=slot: self._replace(slot)  # type: ignore[misc]  # mypy cannot infer a lambda's default
             slot.process = process
-            work = process.run(run_role(self, slot, process, self.chance(f"{name} settings")))
+            clock = self.process_clock(slot.name)
+            work = process.run(run_role(services, slot, process, clock, self.chance(f"{name} settings")))
             await asyncio.wait([work])
             self._judge(slot, name, work)
             process.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import graphlib
 import re
 import subprocess
 import tomllib
@@ -18,6 +19,8 @@ FUNCTION_LINES_MAX: Final = 70
 MODULE_LINES_MAX: Final = 500
 # A suite of one thing reads from top to bottom; its parts are looked up by name.
 TEST_MODULE_LINES_MAX: Final = 800
+# settings, clock, metrics, the opening of all clients, and the package itself.
+PIPELINE_MODULES_MAX: Final = 5
 
 # Time and randomness are handed in; what is named here hands them in, or stands outside the deployment's time.
 MACHINE_TIME: Final = {
@@ -76,6 +79,7 @@ def tree(name: str) -> ast.Module:
 
 
 MODULES: Final = tuple(sorted(name for name in tracked() if name.endswith(".py")))
+BY_DOTTED_NAME: Final = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in MODULES}
 PRODUCT: Final = tuple(name for name in MODULES if not name.startswith("tests/"))
 PURE: Final = tuple(name for name in MODULES if name.startswith(("schemas/", "aggregators/")))
 TEXTS: Final = tuple(sorted(name for name in tracked() if Path(name).suffix in _TEXT and not name.endswith(".lock")))
@@ -118,6 +122,37 @@ def test_modules_and_functions_fit_into_the_head(name: str) -> None:
     lines_max = TEST_MODULE_LINES_MAX if name.startswith("tests/") else MODULE_LINES_MAX
     assert lines <= lines_max, f"{name} has {lines} lines: move one subject into a module of its own"
     assert long == []
+
+
+def _imported(name: str) -> set[str]:
+    """Our modules that a module imports: at its top, within functions, and for types alone."""
+    imported = set[str]()
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            imported.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            # What is no module stands in the package's __init__.
+            imported.update(target if target in BY_DOTTED_NAME else node.module for target in inner)
+    return {BY_DOTTED_NAME[target] for target in imported if target in BY_DOTTED_NAME} - {name}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Two modules that need each other are one, or a third one holds what both need."""
+    sorter = graphlib.TopologicalSorter({name: _imported(name) for name in MODULES})
+
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        circle = " → ".join(reversed(error.args[1]))
+        pytest.fail(f"{circle}: move what is needed on both sides into a module that imports neither")
+
+
+def test_the_top_of_the_pipeline_stays_small() -> None:
+    """A module belongs into the room of its subject; at the top stands what all rooms share."""
+    top = [name for name in MODULES if name.startswith("pipeline/") and name.count("/") == 1]
+
+    assert len(top) <= PIPELINE_MODULES_MAX, f"{top}: move one into pipeline/http, logs, rollup, …"
 
 
 @pytest.mark.parametrize("name", PRODUCT)

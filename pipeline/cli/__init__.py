@@ -10,9 +10,8 @@ import sys
 
 import click
 
-from pipeline.cli.develop import demo, dev, emit, key, usage
+from pipeline.cli.develop import dev, emit, key, usage
 from pipeline.cli.operate import account, close_period, doctor, meters, quarantine, reconcile
-from pipeline.cli.prove import simulate
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.roles import archive, gateway, router, sink, worker
 from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError
@@ -32,8 +31,8 @@ def cli() -> None:
                               tidemark emit …        (in another terminal)
                               tidemark usage …
                               tidemark reconcile
-    Or watch it survive:      tidemark demo
-                              tidemark simulate --runs 100
+    Or watch it survive:      python -m demo
+                              python -m simulation --runs 100
 
     Settings come from the environment (TIDEMARK_…); see docs/settings.md. While `tidemark dev` runs, commands
     started in the same folder find it by themselves.
@@ -41,16 +40,16 @@ def cli() -> None:
 
 
 for command in (
-    dev, demo, emit, usage, key, reconcile, quarantine, meters, account, close_period, doctor, rebuild,
-    worker, archive, router, gateway, sink, simulate,
+    dev, emit, usage, key, reconcile, quarantine, meters, account, close_period, doctor, rebuild,
+    worker, archive, router, gateway, sink,
 ):  # fmt: skip
     cli.add_command(command)
 
 
-def main() -> None:
-    """The entry point: errors of ours become one line and an exit code."""
+def main(command: click.Command = cli) -> None:
+    """The entry point of a command line: errors of ours become one line and an exit code."""
     try:
-        cli(standalone_mode=False)
+        command(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(EXIT_INPUT)

@@ -9,12 +9,12 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipeline.local import DEV_FILE
+
 if TYPE_CHECKING:
     from pipeline.settings import Settings
 
 T = TypeVar("T")
-
-DEV_FILE = "dev.json"
 
 
 def data_dir() -> Path:

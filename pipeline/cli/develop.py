@@ -1,4 +1,4 @@
-"""Commands of the application developer: dev, demo, emit, usage, key."""
+"""Commands of the application developer: dev, emit, usage, key."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from pipeline.cli.context import data_dir, run, running, settings
+from pipeline.local import DEV_FILE
 from schemas.errors import InvalidInput, Refused, Transient
 
 
@@ -40,7 +41,7 @@ async def _dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Pat
     instance = Dev(options, lambda message: click.echo(f"  {message}"))
     try:
         await instance.start()
-        (data_dir() / "dev.json").write_text((folder / "dev.json").read_text())
+        (data_dir() / DEV_FILE).write_text((folder / DEV_FILE).read_text())
         click.echo(_welcome(instance))
         stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
         await asyncio.wait({stopped, instance.supervisor.failure}, return_when=asyncio.FIRST_COMPLETED)
@@ -48,7 +49,7 @@ async def _dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Pat
             instance.supervisor.failure.result()
         click.echo("Stopping; the data stays in " + str(folder))
     finally:
-        (data_dir() / "dev.json").unlink(missing_ok=True)
+        (data_dir() / DEV_FILE).unlink(missing_ok=True)
         await instance.stop()
 
 
@@ -67,18 +68,6 @@ In another terminal:
   tidemark emit api.request --account acme --data '{{"method":"GET","region":"eu"}}'
   tidemark usage --account acme
 Press ctrl-C to stop."""
-
-
-@click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
-@click.option("--keep", type=click.Path(path_type=Path), help="Keep the demo's data in this folder.")
-@click.option("--events", default=300_000, show_default=True, help="How many events to make at least.")
-@click.option("--kills", default=5, show_default=True, help="How often to kill -9 the worker at least.")
-def demo(as_json: bool, keep: Path | None, events: int, kills: int) -> None:
-    """Run an instrumented application against the whole pipeline, kill it, and prove the counts."""
-    from demo.run import run_demo
-
-    raise SystemExit(run(run_demo(as_json=as_json, keep=keep, events=events, kills=kills)))
 
 
 def _gateway() -> tuple[str, str]:

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import httpx
 
-from pipeline.cli.context import DEV_FILE
 from pipeline.clock import SystemClock, clock_from_text
 from pipeline.http.api_keys import Role, create_key
+from pipeline.local import DEV_FILE
 from pipeline.local.kafka import LocalKafka
 from pipeline.local.processes import free_port
 from pipeline.local.supervisor import Supervisor
@@ -45,6 +45,8 @@ class DevOptions:
     meter_set: Path | None = None
     workers: int = 1
     roles: tuple[str, ...] = ROLES
+    # What `python -m` starts for a role, in place of `tidemark ROLE`.
+    modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     simulator_arguments: tuple[str, ...] = ()
 
@@ -94,7 +96,6 @@ class Dev:
         return made
 
     async def _start_services(self, held: dict[str, Any]) -> None:
-        await self.supervisor.prepare_roles()
         self.progress("Starting Valkey (append-only file on)")
         self._valkey = LocalValkey(self.data_dir / "valkey")
         await asyncio.to_thread(self._valkey.start)
@@ -131,7 +132,7 @@ class Dev:
     async def _start_clickhouse(self) -> str:
         port, read_only = free_port(), self.options.clickhouse_port or free_port()
         arguments = ["pipeline.local.clickhouse_server", "--path", str(self.data_dir / "clickhouse")]
-        await self.supervisor.start(
+        self.supervisor.start(
             "clickhouse", [*arguments, "--port", str(port), "--read-only-port", str(read_only)], {"TZ": "UTC"}
         )
         await self.supervisor.wait_ready("clickhouse", lambda: _answers(f"http://127.0.0.1:{port}/ping"))
@@ -140,7 +141,7 @@ class Dev:
 
     async def _start_simulator(self) -> None:
         port = free_port()
-        await self.supervisor.start(
+        self.supervisor.start(
             "stripe",
             [
                 "stripe_simulator",
@@ -161,11 +162,12 @@ class Dev:
         finally:
             await base.log.close()
         for role in self.options.roles:
+            command = self.options.modules.get(role, ("pipeline.cli", role))
             count = self.options.workers if role == "worker" else 1
             for number in range(count):
                 name = role if count == 1 else f"{role}-{number + 1}"
                 self.progress(f"Starting {name}")
-                await self.supervisor.start_role(name, [role], self.environment)
+                self.supervisor.start(name, command, self.environment)
         if "gateway" in self.options.roles:
             await self.supervisor.wait_ready("gateway", lambda: _answers(f"{self.gateway_url}/readyz"))
         view = open_live_view(settings)
@@ -193,7 +195,7 @@ class Dev:
     def kill_worker(self) -> bool:
         """kill -9 of a worker process; False where none is running at the moment."""
         workers = [child for name, child in self.supervisor.children.items() if name.startswith("worker")]
-        return any(child.kill() for child in workers[:1])
+        return any(child.process.kill() for child in workers[:1])
 
     def now_ms(self) -> int:
         """The deployment's time."""

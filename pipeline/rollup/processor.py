@@ -17,13 +17,13 @@ from aggregators.flush_plan import place, plan
 from aggregators.fold import fold
 from aggregators.marks import unchanged_until_ms
 from aggregators.restatement import replaced_reports, restatement_changes, restatement_of
-from aggregators.scan import AccountControl, Arrival, LogState, Quarantined, Scan, scan
+from aggregators.scan import LogState, Scan, scan
 from aggregators.signing import fingerprint, hash_key
+from aggregators.steps import AccountControl, Arrival, Quarantined
 from pipeline.ingest.quarantine import quarantine
 from pipeline.ingest.start_position import check_fresh, check_position
 from pipeline.logs.control_records import find_genesis
 from pipeline.rollup.cache import StateCache
-from pipeline.rollup.replay_counter import Witness
 from pipeline.rollup.snapshots import Snapshots
 from schemas.clock import Clock
 from schemas.errors import Fenced, OperatorNeeded, Transient
@@ -60,7 +60,6 @@ class RollupProcessor:
         clock: Clock,
         secret: bytes,
         settings: RollupSettings | None = None,
-        witness: Witness | None = None,
         snapshots: Snapshots | None = None,
     ) -> None:
         self._log = log
@@ -69,9 +68,7 @@ class RollupProcessor:
         self._secret = secret
         self._hash_key = hash_key(secret)
         self._settings = settings or RollupSettings()
-        self._witness = witness
         self._snapshots = snapshots
-        self._replay_until: dict[int, int] = {}
         self._checkpoints: dict[int, Checkpoint] = {}
         self._caches: dict[int, StateCache] = {}
 
@@ -110,7 +107,6 @@ class RollupProcessor:
         await check_position(self._log, EVENTS_TOPIC, partition, checkpoint.next_offset, REMEDY)
         self._checkpoints[partition] = checkpoint
         self._caches[partition] = StateCache(self._settings.cache_entries_max)
-        self._replay_until[partition] = self._witness.delivered(partition) if self._witness else 0
         return checkpoint.next_offset
 
     async def _first_checkpoint(self, partition: int, committed: int | None) -> Checkpoint:
@@ -140,15 +136,9 @@ class RollupProcessor:
     async def step(self, partition: int, records: Sequence[Record]) -> None:
         """Fold the records in one or more flushes; returns when all are committed."""
         left = [record for record in records if record.offset >= self._checkpoints[partition].next_offset]
-        if left and self._witness:
-            self._witness.note_delivery(partition, left[-1].next_offset)
         while left:
-            again = [record for record in left if record.offset < self._replay_until[partition]]
-            before = self._checkpoints[partition].counters.received
-            await self._flush(partition, again or left)
+            await self._flush(partition, left)
             checkpoint = self._checkpoints[partition]
-            if again and self._witness:
-                self._witness.note_replay(partition, checkpoint.counters.received - before)
             left = [record for record in left if record.offset >= checkpoint.next_offset]
             if self._snapshots:
                 await self._snapshots.after_flush(partition, checkpoint)

@@ -7,20 +7,20 @@ oracle (`tests.integration.exactness`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
+from demo.worker import ReplayCounter
 from pipeline.commands.operations import quarantine_entry
 from pipeline.ingest.router import ROUTER_GROUP
-from pipeline.local.processes import die_with_parent
+from pipeline.local.processes import LocalProcess, python
 from pipeline.open import Base, apply_meter_set, open_base, open_live_view
-from pipeline.rollup.replay_counter import FileWitness
 from pipeline.settings import Settings, load_settings
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, Record
 from schemas.meters import MeterSet
@@ -48,10 +48,26 @@ def clean_environment(**variables: str) -> dict[str, str]:
 def tidemark(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run one command in a folder."""
     return subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *arguments],
+        python("pipeline.cli", *arguments),
         cwd=folder, env=clean_environment(**variables), stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=COMMAND_S, check=False,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def running_dev(folder: Path, *arguments: str) -> Iterator[LocalProcess]:
+    """`tidemark dev` in a folder, from the moment it says that it runs; stopped by ctrl-C, with exit code 0."""
+    command = python("pipeline.cli", "dev", *arguments)
+    process = LocalProcess("tidemark dev", command, folder / "output", environment=clean_environment(), cwd=folder)
+    process.start()
+    try:
+        process.wait_line("Press ctrl-C")
+        yield process
+        process.signal(signal.SIGINT)
+        assert process.wait(60) == 0, process.output()
+        assert "Traceback" not in process.output()
+    finally:
+        process.kill()
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float = PATIENCE_S) -> None:
@@ -74,44 +90,32 @@ class Role:
         self.may_refuse = False
         self.starts = 0
         self.codes: list[int] = []
-        self._arguments = tuple(arguments)
-        self._environment = clean_environment(**environment)
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+        self._log_path = folder / f"{name}.log"
+        role, *options = arguments
+        module = ("demo.worker", *options) if role == "worker" else ("pipeline.cli", *arguments)
+        self._process = LocalProcess(
+            name, python(*module), self._log_path, environment=clean_environment(**environment), cwd=folder
+        )
 
     def start(self) -> None:
         """Start the process, which goes on in the background."""
         self.starts += 1
-        with (self._folder / f"{self.name}.log").open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.cli", *self._arguments],
-                cwd=self._folder,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc; no lock of ours is held here
-            )
+        self._process.start()
 
     @property
     def running(self) -> bool:
         """Whether the process is there."""
-        return self._process is not None and self._process.poll() is None
+        return self._process.pid is not None
 
     def kill(self) -> bool:
         """kill -9; False where it is not running at the moment."""
-        if self._process is None or self._process.poll() is not None:
-            return False
-        os.killpg(self._process.pid, signal.SIGKILL)
-        return True
+        return self._process.signal(signal.SIGKILL)
 
     def tend(self) -> None:
         """Note an end; start a kept role again. Fails where it ended with something that a restart cannot mend."""
-        if self._process is None or self._process.poll() is None:
+        code = self._process.exit_code
+        if code is None or len(self.codes) == self.starts:
             return
-        code = self._process.returncode
-        self._process = None
         self.codes.append(code)
         if self.kept and code in (EXIT_TRANSIENT, -signal.SIGKILL):
             self.start()
@@ -138,23 +142,18 @@ class Role:
     async def stop(self) -> int:
         """Stop in order; the exit code."""
         self.kept = False
-        process = self._process
-        if process is not None:
-            if process.poll() is None:
-                process.terminate()
-            await asyncio.to_thread(process.wait, STOP_TIMEOUT_S)
-            self.tend()
+        await asyncio.to_thread(self._process.stop, STOP_TIMEOUT_S)
+        self.tend()
         return self.codes[-1]
 
     def end(self) -> None:
         """Whatever state it is in, it is gone afterwards."""
         self.kept = False
-        if self.kill() and self._process is not None:
-            self._process.wait()
+        self._process.kill()
 
     def output(self) -> str:
         """All it has printed, over all its starts."""
-        return (self._folder / f"{self.name}.log").read_text(errors="replace")
+        return self._log_path.read_text(errors="replace")
 
 
 class Deployment:
@@ -319,13 +318,13 @@ class Deployment:
 
     def delivered(self, folder: Path | None = None) -> dict[int, int]:
         """How far each partition's records were handed to a worker with this data folder."""
-        witness = FileWitness((folder or self.settings.data_dir) / "witness")
-        return {partition: witness.delivered(partition) for partition in self.partitions}
+        counter = ReplayCounter(folder or self.settings.data_dir)
+        return {partition: counter.delivered(partition) for partition in self.partitions}
 
     def replayed(self) -> int:
         """Events that were handed to a worker again after one that had them died."""
-        witness = FileWitness(self.settings.data_dir / "witness")
-        return sum(witness.replayed(partition) for partition in self.partitions)
+        counter = ReplayCounter(self.settings.data_dir)
+        return sum(counter.replayed(partition) for partition in self.partitions)
 
     # Traffic
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import sys
+import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pipeline.clock import SystemClock
+from pipeline.local.processes import LocalProcess, python
 from pipeline.runner.runner import Runner, RunnerSettings
 from schemas.log import Log, Record
 
@@ -110,25 +110,20 @@ class Worker:
     """`runner_worker` in a process of its own."""
 
     def __init__(self, log_url: str, topic: str, store_path: Path, pause_s: float = 0.01) -> None:
-        self._arguments = (log_url, topic, topic, str(store_path), str(pause_s))
-        self.process: asyncio.subprocess.Process | None = None
+        command = python("tests.integration.runner_worker", log_url, topic, topic, str(store_path), str(pause_s))
+        self._process = LocalProcess("the worker", command, store_path.with_name(f"worker-{uuid.uuid4().hex}.log"))
 
     async def start(self) -> int:
         """Returns the process id."""
-        command = (sys.executable, "-m", "tests.integration.runner_worker", *self._arguments)
-        self.process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
-        return self.process.pid
+        self._process.start()
+        assert self._process.pid is not None
+        return self._process.pid
 
     async def kill(self) -> None:
-        assert self.process is not None
-        if self.process.returncode is None:
-            self.process.kill()
-        await self.process.communicate()
+        self._process.kill()
 
     async def terminate(self) -> int:
         """Stop in order; returns the exit code."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        _, errors = await self.process.communicate()
-        assert self.process.returncode == 0, errors.decode()
-        return self.process.returncode
+        await asyncio.to_thread(self._process.stop)
+        assert self._process.exit_code == 0, self._process.output()
+        return self._process.exit_code

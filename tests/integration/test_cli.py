@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
 import yaml
 
 from oracle.rules import partition_of
-from pipeline.local.processes import die_with_parent, free_port
+from pipeline.local.processes import free_port
 from pipeline.open import DEFAULT_METER_SET, open_base, open_clickhouse_store, open_live_view
 from pipeline.settings import Settings, load_settings
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
-from tests.integration.deployment import COMMAND_S, clean_environment, tidemark, until
-
-STARTED_S: Final = 50.0
+from tests.integration.deployment import COMMAND_S, running_dev, tidemark, until
 
 
 class RunningDev(NamedTuple):
@@ -134,32 +129,10 @@ class RunningDev(NamedTuple):
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDev]:
     """One `tidemark dev` for the module, on free ports and in a folder of its own; tests use accounts of their own."""
     folder = tmp_path_factory.mktemp("cli")
-    output = folder / "output"
-    with output.open("wb") as log:
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "pipeline.cli", "dev",
-                "--port", str(free_port()), "--clickhouse-port", str(free_port()),
-            ],
-            cwd=folder, env=clean_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc; no lock of ours is held here
-        )  # fmt: skip
-    try:
-        deadline_s = time.monotonic() + STARTED_S
-        while "Press ctrl-C" not in output.read_text():
-            assert process.poll() is None, output.read_text()
-            assert time.monotonic() < deadline_s, output.read_text()
-            time.sleep(0.05)
+    with running_dev(folder, "--port", str(free_port()), "--clickhouse-port", str(free_port())):
         document = json.loads((folder / ".tidemark" / "dev.json").read_text())
         yield RunningDev(folder, document["environment"], document["gateway_url"])
-        process.send_signal(signal.SIGINT)
-        assert process.wait(40) == 0, output.read_text()
-        assert not (folder / ".tidemark" / "dev.json").exists()
-        assert "Traceback" not in output.read_text()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    assert not (folder / ".tidemark" / "dev.json").exists()
 
 
 def emit(dev: RunningDev, account: str, event_type: str, *more: str, data: str = "{}") -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
@@ -26,7 +25,7 @@ from pipeline.local.processes import free_port
 from pipeline.local.valkey import LocalValkey
 from tests.integration.deployment import Deployment
 from tests.integration.exactness import check_exact, recount
-from tests.services.clickhouse import start_clickhouse, stop_clickhouse
+from tests.services.clickhouse import start_clickhouse
 from tests.traffic.generate import METER_SET, SECOND_US, Rates, account_name, records
 
 SEED: Final = 7
@@ -68,8 +67,7 @@ async def test_clickhouse_down_does_not_stop_live_limits_and_its_views_catch_up_
             await append_traffic(deployment, SEED, 3_000)
             await deployment.at_rest()
 
-            os.kill(clickhouse.process.pid, signal.SIGKILL)
-            stop_clickhouse(clickhouse)
+            clickhouse.process.kill()
             away_ms = deployment.base.clock.now_ms()
             await append_traffic(deployment, SEED + 1, 2_000)
             await deployment.folded_to(await deployment.ends())
@@ -88,7 +86,7 @@ async def test_clickhouse_down_does_not_stop_live_limits_and_its_views_catch_up_
             assert worker.starts == 2
             assert "Traceback" not in worker.output() + archive.output()
     finally:
-        stop_clickhouse(clickhouse)
+        clickhouse.process.stop()
 
 
 async def live_usage_is_exact(deployment: Deployment, port: int, key: str, since_ms: int) -> None:

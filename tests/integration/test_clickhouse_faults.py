@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +19,7 @@ from schemas.errors import OperatorNeeded, Refused, Transient
 from sinks.clickhouse import client as clickhouse_client
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.writer import ClickHouseStore
-from tests.services.clickhouse import ROOT, RunningClickHouse, run_sql, start_clickhouse, stop_clickhouse
+from tests.services.clickhouse import ROOT, RunningClickHouse, run_sql, start_clickhouse
 
 
 class ScriptedFaults:
@@ -47,8 +45,7 @@ async def test_rows_are_there_after_kill_9_the_moment_the_insert_was_confirmed(t
     await store.migrate()
     for batch in range(5):
         await store.insert_events([event(batch * 1000 + number) for number in range(1000)])
-    os.kill(running.process.pid, signal.SIGKILL)
-    running.process.wait()
+    running.process.kill()
     await store.close()
 
     again = start_clickhouse(tmp_path / "data")
@@ -56,8 +53,7 @@ async def test_rows_are_there_after_kill_9_the_moment_the_insert_was_confirmed(t
     try:
         assert run_sql(f"{again.url}/meter", "SELECT count() FROM events") == "5000\n"
     finally:
-        stop_clickhouse(again)
-        stop_clickhouse(running)
+        again.process.stop()
 
 
 def test_second_process_on_the_directory_says_what_to_do(clickhouse_server: RunningClickHouse) -> None:

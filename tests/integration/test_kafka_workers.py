@@ -16,10 +16,10 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 from confluent_kafka import Producer
 
+from demo.worker import ReplayCounter
 from oracle.rules import RejectedError, canonical, decode, partition_of, time_us_of
 from pipeline.local.valkey import LocalValkey
 from pipeline.logs.open import kafka_servers
-from pipeline.rollup.replay_counter import FileWitness
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from tests.integration.deployment import Deployment, Role
 from tests.integration.exactness import check_exact
@@ -93,7 +93,7 @@ async def test_kill_9_and_rebalances_among_workers_with_mixed_producers_change_n
 
 
 def start_worker(deployment: Deployment, name: str) -> Role:
-    """A worker with a data folder of its own, so that its witness tells what this one was handed."""
+    """A worker with a data folder of its own, so that its counter tells what this one was handed."""
     return deployment.start("worker", name=name, TIDEMARK_DATA_DIR=str(deployment.folder / name))
 
 
@@ -126,9 +126,9 @@ async def kill_in_mid_flight(deployment: Deployment, name: str) -> dict[int, int
 
 def kill_at_delivery(worker: Role, folder: Path) -> None:
     """kill -9 the moment after the worker notes that it was handed records."""
-    witness = FileWitness(folder / "witness")
-    before = [witness.delivered(partition) for partition in range(4)]
-    while [witness.delivered(partition) for partition in range(4)] == before:
+    counter = ReplayCounter(folder)
+    before = [counter.delivered(partition) for partition in range(4)]
+    while [counter.delivered(partition) for partition in range(4)] == before:
         time.sleep(0.0002)
     assert worker.kill()
 

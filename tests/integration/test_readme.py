@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -17,10 +16,10 @@ import httpx
 import pytest
 
 from pipeline.local.processes import free_port
+from tests.integration.deployment import running_dev
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-STARTED_S = 90.0
 COUNTED_S = 30.0
 
 
@@ -38,27 +37,11 @@ def dev(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """`tidemark dev` in an empty folder."""
     folder = tmp_path_factory.mktemp("dev")
     gateway_port, clickhouse_port = free_port(), free_port()
-    output = folder / "output"
-    with output.open("wb") as log:
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "pipeline.cli", "dev", "--port", str(gateway_port),
-                "--clickhouse-port", str(clickhouse_port), *request.param,
-            ],
-            cwd=folder, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + STARTED_S
-        while "Press ctrl-C" not in output.read_text():
-            assert process.poll() is None, output.read_text()
-            assert time.monotonic() < deadline, output.read_text()
-            time.sleep(0.1)
-        key = re.search(r"tm_\S+", output.read_text())
+    ports = ("--port", str(gateway_port), "--clickhouse-port", str(clickhouse_port))
+    with running_dev(folder, *ports, *request.param) as process:
+        key = re.search(r"tm_\S+", process.output())
         assert key is not None
         yield RunningDev(gateway_port, clickhouse_port, key[0], folder)
-    finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0, output.read_text()
 
 
 def commands(language: str) -> list[str]:

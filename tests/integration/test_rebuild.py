@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import itertools
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from pipeline.local.processes import LocalProcess, python
 from pipeline.local.valkey import LocalValkey
 from pipeline.rebuild.archive import TABLES as ARCHIVE_TABLES
 from pipeline.rebuild.hourly import TABLES as HOURLY_TABLES
@@ -52,24 +51,21 @@ def traffic(deployment: Deployment, events: int, seed: int = 5) -> list[TrafficR
 class Command:
     """`tidemark rebuild redis`, or of another view, in the background."""
 
+    numbers = itertools.count()
+
     def __init__(self, deployment: Deployment, *arguments: str, view: str = "redis") -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", "rebuild", view, "--yes", *arguments],
-            cwd=ROOT, env=clean_environment(**deployment.environment), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        self._process = LocalProcess(
+            "tidemark rebuild", python("pipeline.cli", "rebuild", view, "--yes", *arguments),
+            deployment.folder / f"rebuild-{next(self.numbers)}.log",
+            environment=clean_environment(**deployment.environment), cwd=ROOT,
         )  # fmt: skip
+        self._process.start()
+        self.signal, self.kill = self._process.signal, self._process.kill
 
     async def end(self) -> tuple[int, str]:
         """Exit code and output."""
-        output, _ = await asyncio.to_thread(self.process.communicate, timeout=COMMAND_S)
-        return self.process.returncode, output
-
-    def signal(self, number: int) -> None:
-        os.killpg(self.process.pid, number)
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        self.process.communicate()
+        code = await asyncio.to_thread(self._process.wait, COMMAND_S)
+        return code, self._process.output()
 
 
 async def built_further(deployment: Deployment, before: int) -> int:

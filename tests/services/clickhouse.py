@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -14,13 +12,15 @@ from typing import NamedTuple
 
 import pytest
 
+from pipeline.local.processes import LocalProcess, python
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class RunningClickHouse(NamedTuple):
     """A server process, its directory and its two addresses."""
 
-    process: subprocess.Popen[str]
+    process: LocalProcess
     path: Path
     url: str
     read_only_url: str
@@ -28,39 +28,22 @@ class RunningClickHouse(NamedTuple):
 
 def start_clickhouse(path: Path, *, port: int = 0, read_only_port: int = 0, token: str = "") -> RunningClickHouse:
     """Start the server on `path` and wait until it is ready; the caller ends the process."""
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "pipeline.local.clickhouse_server",
-            "--path", str(path), "--port", str(port), "--read-only-port", str(read_only_port),
-        ],
+    ports = ("--port", str(port), "--read-only-port", str(read_only_port))
+    process = LocalProcess(
+        "the ClickHouse server",
+        python("pipeline.local.clickhouse_server", "--path", str(path), *ports),
+        path.with_name(f"{path.name}.log"),
+        environment={**os.environ, "TZ": "UTC", "TIDEMARK_CLICKHOUSE_TOKEN": token},
         cwd=ROOT,
-        env={**os.environ, "TZ": "UTC", "TIDEMARK_CLICKHOUSE_TOKEN": token},
-        stdout=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise RuntimeError(f"the ClickHouse server ended with {process.wait()} before it was ready")
-    ready = json.loads(line)
+    )
+    process.start()
+    ready = json.loads(process.wait_line('"ready"'))
     return RunningClickHouse(
         process,
         path,
         f"http://127.0.0.1:{ready['port']}",
         f"http://127.0.0.1:{ready['read_only_port']}",
     )
-
-
-def stop_clickhouse(running: RunningClickHouse) -> None:
-    """End the server and wait for it."""
-    running.process.terminate()
-    try:
-        running.process.wait(20)
-    except subprocess.TimeoutExpired:
-        running.process.kill()
-        running.process.wait()
-    if running.process.stdout is not None:
-        running.process.stdout.close()
 
 
 def run_sql(url: str, sql: str) -> str:
@@ -76,7 +59,7 @@ def clickhouse_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
     """The session's ClickHouse."""
     running = start_clickhouse(tmp_path_factory.mktemp("clickhouse"))
     yield running
-    stop_clickhouse(running)
+    running.process.stop()
 
 
 @pytest.fixture(scope="session")

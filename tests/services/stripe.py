@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 import pytest_asyncio
 import uvicorn
 
+from pipeline.local.processes import LocalProcess, python
 from stripe_simulator import Simulator, SimulatorSettings, create_app
 from stripe_simulator.__main__ import READY_PREFIX
 
@@ -91,26 +90,18 @@ async def serve_simulator(
 
 
 @contextlib.contextmanager
-def simulator_process(*arguments: str) -> Iterator[str]:
-    """`python -m stripe_simulator`, its URL once it is ready; ended with the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stripe_simulator", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        assert line.startswith(READY_PREFIX), f"the simulator did not start: {line!r}"
-        yield line.removeprefix(READY_PREFIX).strip()
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+def simulator_process(folder: Path, *arguments: str) -> Iterator[str]:
+    """`python -m stripe_simulator` with its log in `folder`; its URL once it is ready. Ended with the block."""
+    command = python("stripe_simulator", *arguments)
+    with LocalProcess("the Stripe simulator", command, folder / "simulator.log", cwd=ROOT) as process:
+        yield process.wait_line(READY_PREFIX).removeprefix(READY_PREFIX)
 
 
 @pytest.fixture(scope="session")
-def stripe_simulator_url() -> Iterator[str]:
+def stripe_simulator_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One simulator process for the session. Tests share it, so each uses names of its own."""
-    with simulator_process("--summary-lag-s", "0", "--validation-window-s", "0.1", "--validation-delay-s", "0") as url:
+    options = ("--summary-lag-s", "0", "--validation-window-s", "0.1", "--validation-delay-s", "0")
+    with simulator_process(tmp_path_factory.mktemp("stripe"), *options) as url:
         yield url
 
 

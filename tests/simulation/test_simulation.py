@@ -12,9 +12,9 @@ from typing import Final
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli.prove import STEPS, simulate
 from pipeline.rollup.cache import StateCache
 from schemas.rollup import Changes
+from simulation.__main__ import STEPS, simulate
 from simulation.report import Coverage, failure_text, replay_command
 from simulation.run import run, shrunk
 
@@ -31,7 +31,8 @@ def assert_holds(seed: int) -> None:
         kept = shrunk(seed, STEPS, outcome, runs_max=SHRINK_RUNS_MAX)
         pytest.fail(
             f"{failure_text(outcome)}\nThe same with {len(kept)} of {len(outcome.struck)} faults: "
-            f"{replay_command(seed, STEPS, kept)}\nAll of it: tidemark simulate --seed {seed} --steps {STEPS}"
+            f"{replay_command(seed, STEPS, kept)}\n"
+            f"All of it: .venv/bin/python -m simulation --seed {seed} --steps {STEPS}"
         )
 
 
@@ -104,7 +105,7 @@ def test_a_failing_test_says_the_seed_the_command_and_fewer_faults() -> None:
     with pytest.raises(pytest.fail.Exception) as failure:
         assert_holds(seed)
 
-    assert f"tidemark simulate --seed {seed} --steps {STEPS}" in str(failure.value)
+    assert f".venv/bin/python -m simulation --seed {seed} --steps {STEPS}" in str(failure.value)
     assert "The same with" in str(failure.value)
 
 

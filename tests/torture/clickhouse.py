@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.local.clickhouse_server import ClickHouseServer, Fault
-from pipeline.local.processes import die_with_parent, free_port
+from pipeline.local.processes import LocalProcess, free_port, python
 from tests.integration.deployment import ROOT, clean_environment
 
 DROPPED, REFUSED = "d", "r"
@@ -44,16 +43,18 @@ class LosesAnswers:
         return Fault()
 
 
-class LocalClickHouse:
+class LocalClickHouse(LocalProcess):
     """The server process on a folder and a port; start it again after a kill."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self._faults = folder / "faults"
         self._planned = 0
-        self._process: subprocess.Popen[str] | None = None
         self.port = free_port()
         self._faults.mkdir(parents=True, exist_ok=True)
+        command = python("tests.torture.clickhouse", str(folder / "data"), str(self.port), str(self._faults))
+        super().__init__(
+            "the ClickHouse server", command, folder / "server.log", environment=clean_environment(TZ="UTC"), cwd=ROOT
+        )
 
     @property
     def url(self) -> str:
@@ -62,26 +63,8 @@ class LocalClickHouse:
 
     def start(self) -> None:
         """Start it and return when it answers."""
-        arguments = [str(self._folder / "data"), str(self.port), str(self._faults)]
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.torture.clickhouse", *arguments],
-                cwd=ROOT, env=clean_environment(TZ="UTC"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=log, text=True, start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc; no lock of ours is held here
-            )  # fmt: skip
-        assert self._process.stdout is not None
-        if not self._process.stdout.readline():
-            raise RuntimeError(f"the ClickHouse server ended with {self._process.wait()}: see {self._folder}")
-
-    def kill(self) -> None:
-        """kill -9."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            if self._process.stdout is not None:
-                self._process.stdout.close()
-        self._process = None
+        super().start()
+        self.wait_line("ready")
 
     def go_wrong(self, letters: str) -> None:
         """What befalls the next inserts, one letter each."""

@@ -139,7 +139,8 @@ async def reconciled(deployment: Tortured) -> Comparison:
     process = deployment.command(
         "reconcile", "--json", "--stripe-reads-max", "5000", TIDEMARK_CLOCK=f"scaled:{now_ms}:{now_ms + AHEAD_MS}:20"
     )
-    output, _ = await asyncio.to_thread(process.communicate, timeout=RECONCILE_S)
+    await asyncio.to_thread(process.wait, RECONCILE_S)
+    output = process.output()
     try:
         report = json.loads(output.splitlines()[-1])
     except (ValueError, IndexError):

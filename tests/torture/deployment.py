@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from aggregators.partitioning import partition_of
+from demo.worker import ReplayCounter
 from pipeline.clock import SystemClock
 from pipeline.commands.operations import quarantine_entry
 from pipeline.http.api_keys import Role as KeyRole
 from pipeline.http.api_keys import create_key
-from pipeline.local.processes import die_with_parent, free_port
+from pipeline.local.processes import LocalProcess, free_port, python
 from pipeline.logs.control_records import append_control
-from pipeline.rollup.replay_counter import FileWitness
 from schemas.control import AccountRecord
 from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
@@ -53,6 +51,7 @@ class Tortured(Deployment):
     def __init__(self, folder: Path, log_url: str, redis_url: str, clickhouse_url: str, stripe: LocalStripe) -> None:
         self.stripe = stripe
         self.gateway_port = free_port()
+        self._commands = 0
         folder.mkdir(parents=True, exist_ok=True)
         keys = folder / "keys"
         self.api_key, _ = create_key(keys, KeyRole.ADMIN, SystemClock())
@@ -84,7 +83,7 @@ class Tortured(Deployment):
             partition = partition_of(account, PARTITIONS)
             await append_control(self.base.log, self.settings.secret_bytes(), partition, record)
         for name in WORKERS:
-            # A data folder of its own, so that its witness tells what this one was handed.
+            # A data folder of its own, so that its counter tells what this one was handed.
             self.start("worker", name=name, TIDEMARK_DATA_DIR=str(self.folder / name))
         for name in ROLES:
             self.start(name)
@@ -112,8 +111,8 @@ class Tortured(Deployment):
 
     def handed_again(self) -> int:
         """Events that a worker was handed a second time, over all workers."""
-        witnesses = [FileWitness(self.folder / name / "witness") for name in WORKERS]
-        return sum(witness.replayed(partition) for witness in witnesses for partition in self.partitions)
+        counters = [ReplayCounter(self.folder / name) for name in WORKERS]
+        return sum(counter.replayed(partition) for counter in counters for partition in self.partitions)
 
     async def quarantined(self) -> dict[tuple[int, int, int], str]:
         """The base's, without what the gateway refused, which never stood in `usage.events`."""
@@ -135,11 +134,13 @@ class Tortured(Deployment):
         ]
         return [(entry.value, entry.reason) for entry in entries if entry.topic == "gateway"]
 
-    def command(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        """Start `tidemark ARGUMENTS` beside the roles; its output in one pipe."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", *arguments],
-            cwd=self.folder, env=clean_environment(**{**self.environment, **variables}), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc; no lock of ours is held here
+    def command(self, *arguments: str, **variables: str) -> LocalProcess:
+        """Start `tidemark ARGUMENTS` beside the roles."""
+        self._commands += 1
+        process = LocalProcess(
+            f"tidemark {arguments[0]}", python("pipeline.cli", *arguments),
+            self.folder / f"{arguments[0]}-{self._commands}.log",
+            environment=clean_environment(**{**self.environment, **variables}), cwd=self.folder,
         )  # fmt: skip
+        process.start()
+        return process

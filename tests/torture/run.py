@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -150,7 +150,7 @@ class Torture:
         self.kills[role.name.partition("-")[0]] += 1
         return f"had been started {role.starts} times"
 
-    async def _outage(self, action: Action, kill: Callable[[], None], start: Callable[[], None]) -> str:
+    async def _outage(self, action: Action, kill: Callable[[], object], start: Callable[[], None]) -> str:
         """kill -9 of a service, which is started again while the plan goes on."""
         # One service at a time: roles die beside it, and while it is away.
         await self.services_back()
@@ -282,19 +282,19 @@ class Torture:
         process = self.deployment.command(*arguments)
         killed = ""
         try:
-            await asyncio.to_thread(process.communicate, timeout=1.5 + action.down_s)
-        except Exception:  # noqa: BLE001  subprocess.TimeoutExpired: it is still at work
-            os.killpg(process.pid, signal.SIGKILL)
-            await asyncio.to_thread(process.communicate)
+            await asyncio.to_thread(process.wait, 1.5 + action.down_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
             self.kills[Strike.REBUILD.value] += 1
             killed = ", killed once on its way,"
         for _ in range(3):
             process = self.deployment.command(*arguments)
-            output, _ = await asyncio.to_thread(process.communicate, timeout=REBUILD_S)
-            if process.returncode == 0:
+            code = await asyncio.to_thread(process.wait, REBUILD_S)
+            output = process.output()
+            if code == 0:
                 self.say(f"        {output.splitlines()[-1]}")
                 return killed
-            assert process.returncode == 1, output
+            assert code == 1, output
         raise AssertionError(f"the rebuild did not end well in three runs:\n{output}")
 
     async def _folded_by_all(self, ends: Mapping[int, int]) -> None:

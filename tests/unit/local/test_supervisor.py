@@ -1,10 +1,13 @@
-"""What a deployment on one machine does when the process that starts its roles dies."""
+"""What a deployment on one machine does when its processes die, and what they do when it dies."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,86 +16,120 @@ import pytest
 import pytest_asyncio
 
 from pipeline.local import supervisor as supervising
+from pipeline.local.processes import LocalProcess, python
 from pipeline.local.supervisor import Supervisor
-from schemas.errors import OperatorNeeded
+from schemas.errors import OperatorNeeded, Transient
+from tests.integration.deployment import ROOT
 
-# Answers as the nursery does, without its imports; the roles it names are no processes.
-ANSWERS = """
-import json, sys
-for number, line in enumerate(sys.stdin):
-    name = json.loads(line)["name"]
-    print(json.dumps({"started": name, "pid": 2**30 + number}), flush=True)
+PATIENCE_S = 20.0
+LASTS = ("http.server", "--bind", "127.0.0.1", "0")
+DIES = ("http.server", "--no-such-option")
+# A supervisor with one child; prints the child's process id and waits.
+PARENT = f"""
+import asyncio
+from pathlib import Path
+from pipeline.local.supervisor import Supervisor
+
+async def main():
+    child = Supervisor(Path.cwd()).start("child", {LASTS!r}, {{}})
+    print(child.process.pid, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
 """
-DIES_AT_AN_ORDER = "import sys; sys.stdin.readline(); sys.exit(7)"
-
-
-class Nurseries:
-    """Stands in for the start of a process: what the next one does, and those that were started."""
-
-    def __init__(self) -> None:
-        self.script = ANSWERS
-        self.started: list[asyncio.subprocess.Process] = []
-        self._start: Any = asyncio.create_subprocess_exec
-
-    async def start(self, program: str, *_arguments: str, **options: Any) -> asyncio.subprocess.Process:
-        self.started.append(await self._start(program, "-c", self.script, **options))
-        return self.started[-1]
-
-
-@pytest.fixture
-def nurseries(monkeypatch: pytest.MonkeyPatch) -> Nurseries:
-    made = Nurseries()
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", made.start)
-    monkeypatch.setattr(supervising, "RESTART_DELAY_S", 0.01)
-    return made
 
 
 @pytest_asyncio.fixture
-async def running(nurseries: Nurseries, tmp_path: Path) -> AsyncIterator[Supervisor]:
+async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Supervisor]:
     """Two roles."""
+    monkeypatch.setattr(supervising, "RESTART_DELAY_S", 0.01)
     supervisor = Supervisor(tmp_path)
     for name in ("worker", "gateway"):
-        await supervisor.start_role(name, [name], {})
+        supervisor.start(name, LASTS, {})
     yield supervisor
-    for child in supervisor.children.values():
-        # Nothing of them is left to be told to stop: they are no processes.
-        child.pid = None
     await supervisor.stop()
 
 
-def _are_back(running: Supervisor, restarts: int) -> bool:
-    return all(child.restarts == restarts and child.pid is not None for child in running.children.values())
-
-
-async def test_roles_are_back_after_the_nursery_was_killed(running: Supervisor, nurseries: Nurseries) -> None:
-    """As the kernel does where memory runs out. One other nursery starts them all."""
+async def test_killed_processes_are_started_again(running: Supervisor) -> None:
+    """As often as they are killed."""
     for kills in (1, 2):
-        os.kill(nurseries.started[-1].pid, signal.SIGKILL)
-        await running.wait_ready("worker", lambda: _are_back(running, kills))  # noqa: B023 - awaited here
+        for child in running.children.values():
+            assert child.process.kill()
 
-    assert len(nurseries.started) == 3
+        def are_back(restarts: int = kills) -> bool:
+            return all(child.restarts == restarts and child.process.pid for child in running.children.values())
+
+        await running.wait_ready("worker", are_back)
+
     assert not running.failure.done()
 
 
-async def test_nursery_that_dies_at_every_order_is_told(running: Supervisor, nurseries: Nurseries) -> None:
-    """Nobody else would learn that no role runs any more."""
-    nurseries.script = DIES_AT_AN_ORDER
-    os.kill(nurseries.started[-1].pid, signal.SIGKILL)
+async def test_process_that_dies_at_every_start_is_told(running: Supervisor) -> None:
+    """With its exit code and the end of its log: nobody else would learn that the role runs no more."""
+    running.start("archive", DIES, {})
 
-    with pytest.raises(OperatorNeeded, match=r"dies at its start \(Transient: the nursery ended \(exit 7\)"):
-        await asyncio.wait_for(running.failure, 10)
+    with pytest.raises(OperatorNeeded, match=r"archive dies at its start \(exit 2\)(?s:.*)no-such-option"):
+        await asyncio.wait_for(running.failure, PATIENCE_S)
 
 
-async def test_nursery_that_cannot_be_started_is_told(
-    running: Supervisor, nurseries: Nurseries, monkeypatch: pytest.MonkeyPatch
+async def test_process_that_cannot_be_started_again_is_told(
+    running: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No more processes, or no memory for one."""
 
-    async def fail(*_arguments: str, **_options: Any) -> asyncio.subprocess.Process:
+    def fail(*_arguments: Any, **_options: Any) -> None:
         raise BlockingIOError("resource temporarily unavailable")
 
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", fail)
-    os.kill(nurseries.started[-1].pid, signal.SIGKILL)
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    running.children["worker"].process.kill()
 
     with pytest.raises(OperatorNeeded, match=r"dies at its start \(BlockingIOError"):
-        await asyncio.wait_for(running.failure, 10)
+        await asyncio.wait_for(running.failure, PATIENCE_S)
+
+
+async def test_stopped_processes_stay_away(running: Supervisor) -> None:
+    """SIGTERM ends them; stopping twice does no harm."""
+    await running.stop()
+    await running.stop()
+
+    assert [child.process.exit_code for child in running.children.values()] == [-signal.SIGTERM] * 2
+
+
+def test_child_dies_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    """kill -9 of `tidemark dev` must leave no worker that goes on counting."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert _runs(child)
+
+    parent.kill()
+    parent.communicate()
+
+    deadline_s = time.monotonic() + PATIENCE_S
+    while _runs(child):
+        assert time.monotonic() < deadline_s, "the child outlived its parent"
+        time.sleep(0.01)
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process is there and no zombie that its new parent has yet to collect."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_waiting_for_a_process_ends_with_its_log(tmp_path: Path) -> None:
+    """Once because it died, once because it is never ready."""
+    with (
+        LocalProcess("it", python(*DIES), tmp_path / "dies") as dies,
+        pytest.raises(OperatorNeeded, match=r"it ended \(exit 2\)(?s:.*)no-such-option"),
+    ):
+        dies.wait_line("Serving")
+    with LocalProcess("it", python(*LASTS), tmp_path / "lasts") as lasts:
+        with pytest.raises(Transient, match="it is not ready"):
+            lasts.wait_until(lambda: False, 0.2)
+        assert lasts.exit_code == -signal.SIGKILL

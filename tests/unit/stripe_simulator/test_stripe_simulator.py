@@ -236,7 +236,7 @@ async def test_state_outlives_the_process(tmp_path: Path) -> None:
     headers = {"Authorization": "Bearer sk_test_one"}
     answers = []
     for _ in range(2):
-        with simulator_process(*arguments) as url:
+        with simulator_process(tmp_path, *arguments) as url:
             async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as http:
                 await http.post("/_simulator/customers", json={"id": "cus_one"})
                 made = await http.post("/v1/billing/meters", data=METER)

@@ -1,4 +1,4 @@
-"""The command that proves the counts under faults: simulate."""
+"""`python -m simulation`: prove the counts under faults."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import time
 
 import click
 
+from simulation.report import Coverage, failure_text, replay_command
+from simulation.run import run_all, shrunk
+
 STEPS = 40
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--seed", type=int, help="The first seed; each run takes the next one. Without it a random one.")
 @click.option("--steps", default=STEPS, show_default=True, help="Batches that the producers send in a run.")
 @click.option("--runs", default=1, show_default=True, help="How many runs.")
@@ -24,9 +27,6 @@ def simulate(seed: int | None, steps: int, runs: int, processes: int, only: tupl
     seed draws everything, so a run can be repeated exactly. After the faults everything must come to rest, and every
     view must hold what the oracle counts from the log's bytes. Exits 1 at the first run that does not.
     """
-    from simulation.report import Coverage, failure_text, replay_command
-    from simulation.run import run_all, shrunk
-
     first = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     click.echo(f"{runs} runs of {steps} steps from seed {first}")
     coverage, began_s = Coverage(), time.monotonic()
@@ -45,3 +45,7 @@ def simulate(seed: int | None, steps: int, runs: int, processes: int, only: tupl
             click.echo(f"  {number + 1:,} runs, {rate:,.0f} a minute, no difference so far")
     click.echo(coverage.text())
     click.echo(f"{runs} runs, {time.monotonic() - began_s:.0f} s: every view held what the oracle counts.")
+
+
+if __name__ == "__main__":
+    simulate(prog_name="python -m simulation")

@@ -1,0 +1,25 @@
+"""`python -m demo`: run an instrumented application against the whole pipeline, kill it, and prove the counts."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from demo.run import run_demo
+from pipeline.cli import main
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep the demo's data in this folder.")
+@click.option("--events", default=300_000, show_default=True, help="How many events to make at least.")
+@click.option("--kills", default=5, show_default=True, help="How often to kill -9 the worker at least.")
+def demo(as_json: bool, keep: Path | None, events: int, kills: int) -> None:
+    """Run an instrumented application against the whole pipeline, kill it, and prove the counts."""
+    raise SystemExit(asyncio.run(run_demo(as_json=as_json, keep=keep, events=events, kills=kills)))
+
+
+if __name__ == "__main__":
+    main(demo)

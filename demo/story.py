@@ -1,0 +1,63 @@
+"""What happened in a run of the demo, and whether that proves the counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from demo.verify import Mismatch
+from reconciler.causes import Verdict
+from reconciler.report import Report
+
+
+@dataclass
+class Story:
+    """What happened, for the view and the result."""
+
+    kills: int = 0
+    replayed: int = 0
+    emitted: int = 0
+    counters: Counter[str] = field(default_factory=Counter)
+    traffic: dict[str, Any] = field(default_factory=dict)
+    traffic_s: float = 0.0
+    mismatches: list[Mismatch] = field(default_factory=list)
+    report: Report | None = None
+    faulty_report: Report | None = None
+    faults_found: list[str] = field(default_factory=list)
+
+    def result(self) -> dict[str, object]:
+        """The one line of JSON."""
+        counted = {
+            name: self.counters[name] for name in ("received", "counted", "duplicate", "unmetered", "late", "rejected")
+        }
+        return {
+            "sent": self.traffic.get("sent", 0),
+            **counted,
+            "replayed": self.replayed,
+            "oracle_mismatches": len(self.mismatches),
+            "drift": self.report.differences if self.report else None,
+            "injected_faults_found": len(self.faults_found),
+            "events_per_s": round(self.traffic.get("sent", 0) / self.traffic_s) if self.traffic_s else 0,
+        }
+
+
+def verdict(story: Story, kills: int) -> list[str]:
+    """What is wrong with a run; empty for a good one."""
+    problems = []
+    counters = story.counters
+    if story.mismatches:
+        problems.append(f"{len(story.mismatches)} values differ from the oracle's")
+    if story.report is None or story.report.verdict is not Verdict.EQUAL:
+        problems.append(f"the reconciler says {story.report.verdict if story.report else 'nothing'}")
+    if len(story.faults_found) != 2:
+        problems.append("the reconciler did not name both faults")
+    if story.kills < kills or not story.replayed:
+        problems.append(f"{story.kills} kills and {story.replayed} replayed events prove nothing; run it again")
+    if counters["received"] != story.traffic.get("sent"):
+        problems.append(f"{story.traffic.get('sent')} events sent, {counters['received']} received")
+    if counters["received"] != sum(
+        counters[name] for name in ("counted", "duplicate", "unmetered", "late", "rejected", "deferred")
+    ):
+        problems.append("the counters do not add up")
+    return problems

@@ -1,0 +1,97 @@
+"""`python -m demo.worker`: the worker, which also counts the events that it reads a second time after a crash.
+
+The counts stand outside the state: losing them loses a statistic.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+
+from pipeline.cli import main
+from pipeline.cli.context import settings
+from pipeline.roles.worker import run_worker
+from pipeline.rollup.processor import RollupProcessor
+from pipeline.runner.runner import run_in_loop
+from schemas.log import Record
+
+_WIDTH: Final = 20
+
+
+class ReplayCounter:
+    """Two numbers a partition, in a file of the worker's data directory. They survive kill -9, not a lost machine."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._folder = data_dir / "replays"
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def delivered(self, partition: int) -> int:
+        """The highest next offset of the records that the worker was given; 0 for none."""
+        return self._numbers(partition)[0]
+
+    def replayed(self, partition: int) -> int:
+        """How many events were given to the worker a second time and then committed."""
+        return self._numbers(partition)[1]
+
+    def note(self, partition: int, next_offset: int, replayed: int = 0) -> None:
+        """Records before `next_offset` are about to be folded, or `replayed` events have been committed again."""
+        delivered, before = self._numbers(partition)
+        text = f"{max(delivered, next_offset):{_WIDTH}d}{before + replayed:{_WIDTH}d}"
+        number = os.open(self._path(partition), os.O_WRONLY | os.O_CREAT, 0o600)
+        os.pwrite(number, text.encode(), 0)
+        os.close(number)
+
+    def _path(self, partition: int) -> Path:
+        return self._folder / f"partition-{partition}"
+
+    def _numbers(self, partition: int) -> tuple[int, int]:
+        path = self._path(partition)
+        text = path.read_text() if path.exists() else ""
+        return int(text[:_WIDTH] or 0), int(text[_WIDTH:] or 0)
+
+
+class CountedReplays:
+    """A processor around the rollup that notes each delivery before the rollup sees the records."""
+
+    def __init__(self, rollup: RollupProcessor, counter: ReplayCounter) -> None:
+        self.topic = rollup.topic
+        self.revoked, self.idle = rollup.revoked, rollup.idle
+        self._rollup = rollup
+        self._counter = counter
+        self._replay_until: dict[int, int] = {}
+
+    async def start_offset(self, partition: int) -> int:
+        """See `Processor`."""
+        self._replay_until[partition] = self._counter.delivered(partition)
+        return await self._rollup.start_offset(partition)
+
+    async def step(self, partition: int, records: Sequence[Record]) -> None:
+        """See `Processor`. Records that were delivered before are folded in a step of their own."""
+        again = [record for record in records if record.offset < self._replay_until[partition]]
+        self._counter.note(partition, records[-1].next_offset)
+        if again:
+            before = self._rollup.checkpoints[partition].counters.received
+            await self._rollup.step(partition, again)
+            after = self._rollup.checkpoints[partition].counters.received
+            self._counter.note(partition, 0, after - before)
+        if fresh := records[len(again) :]:
+            await self._rollup.step(partition, fresh)
+
+
+@click.command()
+@click.option("--replay-from-start", is_flag=True)
+def worker(replay_from_start: bool) -> None:
+    """Run the worker."""
+    chosen = settings()
+    counter = ReplayCounter(chosen.data_dir)
+    run_in_loop(
+        run_worker(chosen, replay_from_start=replay_from_start, around=lambda rollup: CountedReplays(rollup, counter))
+    )
+
+
+if __name__ == "__main__":
+    main(worker)
