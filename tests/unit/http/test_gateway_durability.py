@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.http.appender import Appender, Outgoing
+from pipeline.http.dependencies import LiveUsage
 from pipeline.metrics import METRICS, Metrics
 from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC, Bounds, Headers
@@ -119,7 +120,8 @@ async def test_stores_that_are_absent_or_down_take_only_their_own_answers_away(t
 
             return fail
 
-    async with running(tmp_path, rollup=Down(), usage=None, hourly=Down()) as gateway:
+    down: Any = Down()
+    async with running(tmp_path, live=LiveUsage(down, down, down), usage=None, hourly=down) as gateway:
         ingest = await gateway.post(event())
         live = await gateway.get("/v1/accounts/acme/usage")
         over_time = await gateway.get("/v1/usage", meter="tokens")
