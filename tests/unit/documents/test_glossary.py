@@ -22,10 +22,11 @@ GIVEN_UP: Final = {
     r"\blog[ _]time\b": "stream time",
     r"\bscratch\b": "staging",
     r"\bcatalogs?\b": "meter set",
+    r"\bnurser(y|ies)\b": "supervisor",
+    r"\bwitness(es)?\b": "replay counter",
 }
 # The same words where they mean something else.
 ELSEWHERE: Final = {
-    ("pipeline/local/supervisor.py", "drain"): "asyncio's StreamWriter.drain",
     ("CHANGELOG.md", ""): "names what was renamed",
 }
 
