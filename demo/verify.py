@@ -16,6 +16,7 @@ from oracle.model import Oracle
 from oracle.producers import from_producer_files
 from pipeline.open import open_rollup_store
 from pipeline.settings import Settings
+from schemas.aggregations import Aggregation
 from schemas.meters import MeterSet
 from schemas.rollup import TotalKey
 from sinks.clickhouse.client import open_clickhouse
@@ -111,12 +112,10 @@ async def redis_counters(settings: Settings) -> tuple[Counter[str], list[tuple[i
 async def clickhouse_dimensions(settings: Settings) -> dict[DimensionName, int]:
     """What the analysts' view says, in minor units, by dimension."""
     clickhouse = open_clickhouse(settings.clickhouse_url)
-    sql = """
-        SELECT account, meter, period_start_ms, dimensions,
-               toInt64(multiIf(aggregation = 'max', max(value_minor),
-                               aggregation = 'latest', argMax(value_minor, (latest_time_us, latest_position)),
-                               sum(value_minor)))
-        FROM usage_hourly FINAL GROUP BY account, meter, period_start_ms, dimensions, aggregation"""
+    merged = ", ".join(f"aggregation = '{each}', {each.rule.merged_sql}" for each in Aggregation)
+    sql = f"""
+        SELECT account, meter, period_start_ms, dimensions, toInt64(multiIf({merged}, 0))
+        FROM usage_hourly FINAL GROUP BY account, meter, period_start_ms, dimensions, aggregation"""  # noqa: S608  # constants
     try:
         rows = await clickhouse.rows(sql)
     finally:
@@ -153,7 +152,7 @@ def period_start_ms(account: str, instant_ms: int) -> int:
 async def mismatches(settings: Settings, stripe_url: str, meter_set: MeterSet, expected: Expected) -> list[Mismatch]:
     """All differences between the stores and the oracle."""
     counters, _ = await redis_counters(settings)
-    unique = {meter.slug for meter in meter_set.meters if meter.aggregation == "unique"}
+    unique = {meter.slug for meter in meter_set.meters if meter.aggregation.rule.distinct}
     clickhouse = await clickhouse_dimensions(settings)
     found = differences("counters", expected.counters, counters)
     found += differences("redis", expected.totals, await redis_totals(settings))

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from schemas.aggregations import Aggregation
 from schemas.analytics import EventRow, HourlyRow, RecountKey, RecountRequest
 from schemas.clock import HOUR_MS
 from schemas.errors import InvalidInput, OperatorNeeded
-from schemas.meters import Aggregation, FilterOperator, Meter
+from schemas.meters import FilterOperator, Meter
 from schemas.periods import Period
 
 

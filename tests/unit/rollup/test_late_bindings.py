@@ -11,11 +11,11 @@ from aggregators.bindings import is_replaced
 from pipeline.rollup.processor import RollupSettings
 from pipeline.rollup.relays import HourlyRelay
 from reconciler.causes import Cause, Pair, Verdict
+from schemas.aggregations import Aggregation
 from schemas.analytics import UsageQuery
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.control import RestatementRecord
 from schemas.log import EVENTS_TOPIC, position
-from schemas.meters import Aggregation
 from schemas.periods import Billing, Interval
 from tests.worlds.late_binding import (
     CUT_MS,
