@@ -149,7 +149,7 @@ class _Fold:
             self.unique_added.setdefault(target.unique, []).append(member)
             minor = 1
         rule, at, cell = target.rule, target.total, target.cell
-        value = rule.value(minor, arrival.time_us, arrival.position)
+        value = Value(minor, arrival.time_us, arrival.position) if rule.ordered else Value(minor)
         before, cell_before = self.totals[at], self.cells[cell]
         if before is None:
             self._begin(self.plan.totals[at][0], placed)
