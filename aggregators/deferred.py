@@ -6,26 +6,12 @@ in which period it counts is settled where its decision stands.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from aggregators.decode import decode, normalised
 from aggregators.meters import Contribution, quarantines_late
+from aggregators.steps import Arrival
 from schemas.clock import MILLISECOND_US
-from schemas.control import DedupDecision
 from schemas.meters import MeterSet, Policy
 from schemas.rollup import Checkpoint, Deferred, Duplicate, Waiting
-
-if TYPE_CHECKING:
-    from aggregators.scan import Arrival
-
-
-class DedupDecisionStep(NamedTuple):
-    """One decision in its place in the log, with the meter set in force there."""
-
-    position: int
-    stream_time_ms: int
-    decision: DedupDecision
-    meter_set: MeterSet | None
 
 
 def marked_for_ms(policy: Policy) -> int:

@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 
 from aggregators.flush_plan import followed
 from aggregators.periods import period_at
-from aggregators.scan import AccountControl, Moment, Scan
+from aggregators.scan import Moment, Scan
+from aggregators.steps import AccountControl
 from schemas.log import offset_of
 from schemas.periods import AccountState
 from schemas.rollup import Changes, DueTotal, TotalKey, View

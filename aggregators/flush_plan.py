@@ -13,13 +13,14 @@ import msgspec
 
 from aggregators.bindings import bound, closed, is_waiting, restatement
 from aggregators.codec import CellKey, ReportKey, cell_field, report_field
-from aggregators.deferred import DedupDecisionStep, contributions_at, deferred_entry
+from aggregators.deferred import contributions_at, deferred_entry
 from aggregators.instants import hour_of_us
 from aggregators.marks import by_bucket, current_slice, live_slices
 from aggregators.meters import quarantines_late
 from aggregators.periods import is_closed, open_period, period_at
-from aggregators.scan import AccountControl, Arrival, Scan
+from aggregators.scan import Scan
 from aggregators.signing import distinct_member, mark
+from aggregators.steps import AccountControl, Arrival, DedupDecisionStep
 from schemas.aggregations import AggregationRule
 from schemas.clock import HOUR_MS
 from schemas.control import AccountRecord, RestatementRecord
@@ -199,9 +200,9 @@ def plan(scan: Scan, placement: Placement, checkpoint: Checkpoint, hash_key: byt
     """What the fold will do and must read. `checkpoint` is the state before the scan's first record."""
     # The flush stands in one slice: `scan` stops before the next one begins.
     policy = scan.policies[min(scan.policies)] if scan.policies else Policy()
-    first_stream_time_ms = _first_stream_time_ms(scan, checkpoint)
-    slices = live_slices(checkpoint.slices, first_stream_time_ms, policy.window_ms)
-    current = current_slice(checkpoint.slices, first_stream_time_ms, policy.window_ms)
+    flush_stream_time_ms = _flush_stream_time_ms(scan, checkpoint)
+    slices = live_slices(checkpoint.slices, flush_stream_time_ms, policy.window_ms)
+    current = current_slice(checkpoint.slices, flush_stream_time_ms, policy.window_ms)
     readable = tuple(each for each in slices if each.members)
     if not slices or slices[-1].start_ms != current.start_ms:
         slices = (*slices, current)
@@ -242,7 +243,7 @@ def _deferred_candidate(placed: Placed, builder: _Builder, hash_key: bytes) -> C
     return Candidate(placed, 0, 0, builder.contributions(placed) if counts else (), marked=False)
 
 
-def _first_stream_time_ms(scan: Scan, checkpoint: Checkpoint) -> int:
+def _flush_stream_time_ms(scan: Scan, checkpoint: Checkpoint) -> int:
     # Everything in one scan lies before the next instant at which slices change (`marks.unchanged_until_ms`), so any
     # of its stream times names the same ones; the last one is at hand.
     return max(checkpoint.stream_time_ms, scan.state.stream_time_ms)

@@ -20,7 +20,7 @@ from aggregators.decode import normalised
 from aggregators.deferred import duplicate_of, far_late_us
 from aggregators.flush_plan import Candidate, FlushPlan, Placed
 from aggregators.marks import by_bucket, expired_keys
-from aggregators.scan import Arrival
+from aggregators.steps import Arrival
 from schemas.aggregations import Value
 from schemas.control import DedupDecision
 from schemas.log import offset_of

@@ -23,7 +23,8 @@ from aggregators.codec import (
     void_text,
 )
 from aggregators.flush_plan import followed
-from aggregators.scan import AccountControl, Scan
+from aggregators.scan import Scan
+from aggregators.steps import AccountControl
 from schemas.aggregations import Value
 from schemas.clock import HOUR_MS
 from schemas.control import RestatementRecord

@@ -6,17 +6,18 @@ Nothing here depends on an account's state, so it needs no store; the archive ru
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 from pydantic import ValidationError
 
 from aggregators.decode import Rejected, decode, raw_event
-from aggregators.deferred import DedupDecisionStep, deferred_entry, far_late_us
+from aggregators.deferred import deferred_entry, far_late_us
 from aggregators.instants import parse_instant_us
-from aggregators.meters import CompiledMeterSet, Contribution, Failure, compiled, definition_change, successor
+from aggregators.meters import CompiledMeterSet, Failure, compiled, definition_change, successor
 from aggregators.partitioning import partition_of
 from aggregators.signing import signature_holds
+from aggregators.steps import NOTHING_RESTATEMENT, AccountControl, Arrival, DedupDecisionStep, Quarantined, Step
 from schemas.clock import MILLISECOND_US
 from schemas.control import (
     CONTROL_CLASSES,
@@ -26,7 +27,6 @@ from schemas.control import (
     CloseRecord,
     Control,
     ControlKind,
-    DedupDecision,
     DedupDecisionRecord,
     Genesis,
     MeterSetRecord,
@@ -38,11 +38,9 @@ from schemas.events import TIME_MIN_US
 from schemas.log import Record, position
 from schemas.meters import MeterSet, Policy
 from schemas.reasons import Reason
-from schemas.restatement import RestatementContent, unpacked
-from schemas.rollup import Deferred
+from schemas.restatement import unpacked
 
-EVENTS_BEFORE_A_METER_SET: Final = Policy()
-NOTHING_RESTATEMENT: Final = RestatementContent()
+POLICY_WITHOUT_METERS: Final = Policy()
 _RESTATEMENT: Final = ControlKind.RESTATEMENT.value.encode()
 
 
@@ -53,50 +51,6 @@ class LogState(NamedTuple):
     partitions: int
     stream_time_ms: int
     meter_set: MeterSet | None
-
-
-class Arrival(msgspec.Struct, frozen=True, gc=False):
-    """A well-formed event where and when it arrived, with what it adds to each meter.
-
-    A struct, as all that is made once per event: it costs a fifth of a NamedTuple. `deferred` is set where it came
-    later than the dedup window. With a `decision` it is such an event once more, where its decision stands: `position`
-    and `stream_time_ms` are the decision's.
-    """
-
-    position: int
-    stream_time_ms: int
-    account: str
-    id: str
-    type: str
-    source: str
-    time_us: int
-    data: dict[str, Any]
-    contributions: tuple[Contribution, ...]
-    deferred: Deferred | None = None
-    decision: DedupDecision | None = None
-
-
-class AccountControl(NamedTuple):
-    """A binding, a closing or a restatement, in its place among the events; `content` is what a restatement puts in
-    place."""
-
-    position: int
-    stream_time_ms: int
-    control: AccountRecord | CloseRecord | RestatementRecord
-    content: RestatementContent = NOTHING_RESTATEMENT
-
-
-Step = Arrival | AccountControl | DedupDecisionStep
-
-
-class Quarantined(NamedTuple):
-    """An event or record for the quarantine topic, with where it stood."""
-
-    position: int
-    stream_time_ms: int
-    reason: Reason
-    detail: str
-    raw: bytes
 
 
 class ControlEntry(NamedTuple):
@@ -157,7 +111,7 @@ class _Scanner:
         self.secret = secret
         self.log_id, self.partitions, self.stream_time_ms, self.meter_set = state
         self.compiled: CompiledMeterSet | None = compiled(self.meter_set) if self.meter_set else None
-        self.policy = self.meter_set.policy if self.meter_set else EVENTS_BEFORE_A_METER_SET
+        self.policy = self.meter_set.policy if self.meter_set else POLICY_WITHOUT_METERS
         self.steps: list[Step] = []
         self.quarantined: list[Quarantined] = []
         self.controls: list[ControlEntry] = []

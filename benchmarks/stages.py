@@ -17,8 +17,9 @@ import msgspec
 from aggregators.decode import decode
 from aggregators.flush_plan import place, plan
 from aggregators.fold import fold
-from aggregators.scan import Arrival, LogState, scan
+from aggregators.scan import LogState, scan
 from aggregators.signing import fingerprint, hash_key, mark
+from aggregators.steps import Arrival
 from benchmarks.figures import Figure
 from benchmarks.services import SECRET
 from benchmarks.traffic import RECORD_EVENTS, Traffic

@@ -17,7 +17,7 @@ from aggregators.decode import LEVELS_MAX, Rejected, decode, is_batch, too_deep
 from aggregators.instants import parse_instant_us
 from aggregators.meters import CompiledMeterSet, Failure, compiled
 from aggregators.partitioning import partition_of
-from aggregators.scan import EVENTS_BEFORE_A_METER_SET
+from aggregators.scan import POLICY_WITHOUT_METERS
 from pipeline.http.api_keys import ApiKey, Role
 from pipeline.http.appender import Appender, Outgoing
 from pipeline.http.body import Bodies, entries
@@ -56,7 +56,7 @@ class Judge:
     """Judges events as the fold will, with the meter set in force; lives for one request."""
 
     def __init__(self, meter_set: CompiledMeterSet | None, key: ApiKey, now_ms: int) -> None:
-        policy = meter_set.meter_set.policy if meter_set else EVENTS_BEFORE_A_METER_SET
+        policy = meter_set.meter_set.policy if meter_set else POLICY_WITHOUT_METERS
         self._meter_set = meter_set
         self._key = key
         self._event_bytes_max = policy.event_bytes_max

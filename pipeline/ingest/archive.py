@@ -16,7 +16,8 @@ from aggregators.bindings import bound, closed, restatement
 from aggregators.decode import normalised
 from aggregators.flush_plan import PlacedDedupDecision, place
 from aggregators.meters import successor
-from aggregators.scan import Arrival, LogState, scan
+from aggregators.scan import LogState, scan
+from aggregators.steps import Arrival
 from pipeline.ingest.start_position import check_fresh, check_position
 from pipeline.logs.control_records import find_genesis
 from schemas.analytics import ArchivePosition, ArchiveStore, ControlRow, DedupDecisionRow, DedupOutcome, EventRow

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from aggregators.scan import Quarantined
+from aggregators.steps import Quarantined
 from schemas.errors import InvalidInput
 from schemas.log import REJECTED_TOPIC, Headers, Log, index_of, offset_of
 

@@ -17,8 +17,9 @@ from aggregators.flush_plan import place, plan
 from aggregators.fold import fold
 from aggregators.marks import unchanged_until_ms
 from aggregators.restatement import replaced_reports, restatement_changes, restatement_of
-from aggregators.scan import AccountControl, Arrival, LogState, Quarantined, Scan, scan
+from aggregators.scan import LogState, Scan, scan
 from aggregators.signing import fingerprint, hash_key
+from aggregators.steps import AccountControl, Arrival, Quarantined
 from pipeline.ingest.quarantine import quarantine
 from pipeline.ingest.start_position import check_fresh, check_position
 from pipeline.logs.control_records import find_genesis

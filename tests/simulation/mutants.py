@@ -23,7 +23,7 @@ import pipeline.ingest.archive
 import pipeline.rollup.processor
 import pipeline.rollup.relays
 import pipeline.rollup.resolver
-from aggregators.scan import Arrival
+from aggregators.steps import Arrival
 from pipeline.ingest.archive import ArchiveProcessor
 from pipeline.ingest.router import ROUTER_GROUP, RouterProcessor
 from pipeline.rollup.cache import StateCache

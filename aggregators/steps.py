@@ -1,0 +1,68 @@
+"""The steps of a scan: arrivals, control records about accounts, dedup decisions, and what goes to quarantine."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from aggregators.meters import Contribution
+from schemas.control import AccountRecord, CloseRecord, DedupDecision, RestatementRecord
+from schemas.meters import MeterSet
+from schemas.reasons import Reason
+from schemas.restatement import RestatementContent
+from schemas.rollup import Deferred
+
+NOTHING_RESTATEMENT: Final = RestatementContent()
+
+
+class Arrival(msgspec.Struct, frozen=True, gc=False):
+    """A valid event with its position, its stream time and its contributions to meters.
+
+    A struct costs a fifth of a NamedTuple; one is made per event. `deferred` is set if the event came later than the
+    dedup window. `decision` is set if the arrival stands for a deferred event at its dedup decision; `position` and
+    `stream_time_ms` are then those of the decision.
+    """
+
+    position: int
+    stream_time_ms: int
+    account: str
+    id: str
+    type: str
+    source: str
+    time_us: int
+    data: dict[str, Any]
+    contributions: tuple[Contribution, ...]
+    deferred: Deferred | None = None
+    decision: DedupDecision | None = None
+
+
+class AccountControl(NamedTuple):
+    """A binding, a closing or a restatement at its place among the events. `content` is a restatement's content."""
+
+    position: int
+    stream_time_ms: int
+    control: AccountRecord | CloseRecord | RestatementRecord
+    content: RestatementContent = NOTHING_RESTATEMENT
+
+
+class DedupDecisionStep(NamedTuple):
+    """One dedup decision at its place in the log, with the meter set in force there."""
+
+    position: int
+    stream_time_ms: int
+    decision: DedupDecision
+    meter_set: MeterSet | None
+
+
+Step = Arrival | AccountControl | DedupDecisionStep
+
+
+class Quarantined(NamedTuple):
+    """An event or a control record for the quarantine topic, with its position and its stream time."""
+
+    position: int
+    stream_time_ms: int
+    reason: Reason
+    detail: str
+    raw: bytes
