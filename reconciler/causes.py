@@ -75,7 +75,7 @@ ARCHIVE_HAS_MORE: Final = "extra in usage_events: Redis and usage_hourly agree"
 def direction(expected: int | None, found: int | None) -> Cause:
     """`missing` where the found view has less than is expected or nothing, else `extra`.
 
-    For max and latest the sign says which view holds the larger value, not which event is lost.
+    Where values do not add up, the sign says which view holds the larger value, not which event is lost.
     """
     if found is None or expected is None:
         return Cause.MISSING if found is None else Cause.EXTRA
