@@ -9,28 +9,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from schemas.aggregations import Aggregation, Value
 from schemas.log import POSITION_BITS
-from schemas.meters import Aggregation
 
 _SEPARATOR: Final = "\x1f"
 _VOID: Final = "-"
 
-_CODES: Final = {
-    Aggregation.COUNT: "c",
-    Aggregation.SUM: "s",
-    Aggregation.MAX: "m",
-    Aggregation.UNIQUE: "u",
-    Aggregation.LATEST: "l",
-}
+_CODES: Final = {aggregation: aggregation.rule.code for aggregation in Aggregation}
 _AGGREGATIONS: Final = {code: aggregation for aggregation, code in _CODES.items()}
-
-
-class Value(msgspec.Struct, frozen=True, gc=False):
-    """An aggregate in minor units; for `latest` also the (event time, position) that won."""
-
-    minor: int
-    time_us: int = 0
-    position: int = 0
 
 
 class CellKey(NamedTuple):

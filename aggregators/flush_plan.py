@@ -21,10 +21,11 @@ from aggregators.periods import is_closed, open_period, period_at
 from aggregators.scan import Scan
 from aggregators.signing import distinct_member, mark
 from aggregators.steps import AccountControl, Arrival, DedupDecisionStep
+from schemas.aggregations import AggregationRule
 from schemas.clock import HOUR_MS
 from schemas.control import AccountRecord, RestatementRecord
 from schemas.log import offset_of
-from schemas.meters import Aggregation, Meter, Policy
+from schemas.meters import Meter, Policy
 from schemas.periods import AccountState, Period
 from schemas.rollup import BucketField, Checkpoint, Deferred, MarkKey, MarkSlice, ReadRequest, TotalKey, UniqueKey
 
@@ -67,7 +68,7 @@ class Target(msgspec.Struct, frozen=True, gc=False):
     """
 
     meter: Meter
-    aggregation: Aggregation
+    rule: AggregationRule
     cell: int
     total: int
     report: int | None
@@ -299,11 +300,12 @@ class _Builder:
         keys = _keys(
             account, dimensions, meter.slug, period.start_ms, hour_ms, self._buckets, bool(meter.stripe_event_name)
         )
-        unique = UniqueKey(account, meter.slug, period.start_ms) if meter.aggregation is Aggregation.UNIQUE else None
+        rule = meter.aggregation.rule
+        unique = UniqueKey(account, meter.slug, period.start_ms) if rule.distinct else None
         cell = self.cells.setdefault(keys.cell, len(self.cells))
         total = self.totals.setdefault((keys.total, meter.slug), len(self.totals))
         report = None if keys.report is None else self.reports.setdefault(keys.report, len(self.reports))
-        return Target(meter, meter.aggregation, cell, total, report, unique)
+        return Target(meter, rule, cell, total, report, unique)
 
 
 class _Buckets(NamedTuple):

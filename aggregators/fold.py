@@ -4,11 +4,10 @@ simulation all call it.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from aggregators.codec import (
     ReportValue,
-    Value,
     cell_text,
     parse_cell_value,
     parse_report_text,
@@ -22,9 +21,9 @@ from aggregators.deferred import duplicate_of, far_late_us
 from aggregators.flush_plan import Candidate, FlushPlan, Placed
 from aggregators.marks import by_bucket, expired_keys
 from aggregators.steps import Arrival
+from schemas.aggregations import Value
 from schemas.control import DedupDecision
 from schemas.log import offset_of
-from schemas.meters import Aggregation
 from schemas.rollup import (
     BucketField,
     Changes,
@@ -37,13 +36,6 @@ from schemas.rollup import (
     UniqueKey,
     View,
 )
-
-# To look a member of an enumeration up for every event, or to hash it, costs more than to add two numbers.
-_COUNT: Final = Aggregation.COUNT
-_SUM: Final = Aggregation.SUM
-_UNIQUE: Final = Aggregation.UNIQUE
-_LATEST: Final = Aggregation.LATEST
-_MAX: Final = Aggregation.MAX
 
 
 class Folded(NamedTuple):
@@ -156,12 +148,13 @@ class _Fold:
             held.add(member)
             self.unique_added.setdefault(target.unique, []).append(member)
             minor = 1
-        aggregation, at, cell = target.aggregation, target.total, target.cell
-        before = self.totals[at]
+        rule, at, cell = target.rule, target.total, target.cell
+        value = Value(minor, arrival.time_us, arrival.position) if rule.ordered else Value(minor)
+        before, cell_before = self.totals[at], self.cells[cell]
         if before is None:
             self._begin(self.plan.totals[at][0], placed)
-        self.totals[at] = total = merge(aggregation, before, minor, arrival)
-        self.cells[cell] = merge(aggregation, self.cells[cell], minor, arrival)
+        self.totals[at] = total = value if before is None else rule.merge(before, value)
+        self.cells[cell] = value if cell_before is None else rule.merge(cell_before, value)
         self.positions[number] = arrival.position
         self.ends[number] = period_end_ms
         entry = target.report
@@ -202,7 +195,7 @@ class _Fold:
             key, made = plan.cells[target.cell], version(self.generation, position)
             # Several targets may share a cell: its version is that of the last event.
             if made > dirty.get(key, -1):
-                cells[key] = cell_text(target.aggregation, target.meter.scale, end_ms, cell)
+                cells[key] = cell_text(target.meter.aggregation, target.meter.scale, end_ms, cell)
                 dirty[key] = made
             touched[target.total] = None
             if target.report is not None and (text := self._report(target.report)) is not None:
@@ -268,19 +261,6 @@ def _parsed_cell(text: str | None) -> Value | None:
 
 def _parsed_report(text: str | None) -> ReportValue | None:
     return None if text is None else parse_report_text(text)
-
-
-def merge(aggregation: Aggregation, held: Value | None, minor: int, arrival: Arrival) -> Value:
-    """The aggregate after one more quantity."""
-    if aggregation is _COUNT or aggregation is _SUM or aggregation is _UNIQUE:
-        return Value(minor) if held is None else Value(held.minor + minor)
-    if aggregation is _LATEST:
-        if held is not None and (held.time_us, held.position) >= (arrival.time_us, arrival.position):
-            return held
-        return Value(minor, arrival.time_us, arrival.position)
-    if aggregation is _MAX:
-        return Value(minor) if held is None or held.minor < minor else held
-    raise NotImplementedError(f"say how two values of {aggregation} become one")
 
 
 def fold(checkpoint: Checkpoint, plan: FlushPlan, view: View) -> Folded:

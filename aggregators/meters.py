@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from aggregators.quantities import minor_of, text_of
-from schemas.meters import Aggregation, FilterOperator, LatePolicy, Meter, MeterSet, path_keys
+from schemas.meters import FilterOperator, LatePolicy, Meter, MeterSet, path_keys
 from schemas.reasons import Reason
 
 NO_DIMENSIONS: Final = "{}"
@@ -114,7 +114,8 @@ def _reader(meter: Meter) -> Callable[[dict[str, Any]], Contribution | Failure |
     passes = _filter(meter)
     dimensions_of = _dimensions(meter)
     value_keys = path_keys(meter.value_path) if meter.value_path else ()
-    count, unique = meter.aggregation is Aggregation.COUNT, meter.aggregation is Aggregation.UNIQUE
+    rule = meter.aggregation.rule
+    takes_value, distinct = rule.takes_value, rule.distinct
     scale, allow_negative = meter.scale, meter.allow_negative
 
     def read(data: dict[str, Any]) -> Contribution | Failure | None:
@@ -123,10 +124,10 @@ def _reader(meter: Meter) -> Callable[[dict[str, Any]], Contribution | Failure |
         dimensions = NO_DIMENSIONS if dimensions_of is None else dimensions_of(data)
         if isinstance(dimensions, Failure):
             return dimensions
-        if count:
+        if not takes_value:
             return Contribution(meter, 1, "", dimensions)
         value = _lookup(data, value_keys)
-        if unique:
+        if distinct:
             text = text_of(value)
             if not text:
                 reason = Reason.BAD_QUANTITY if text is None else Reason.MISSING_QUANTITY

@@ -13,7 +13,6 @@ from aggregators.codec import (
     CellKey,
     ReportKey,
     ReportValue,
-    Value,
     cell_field,
     cell_text,
     parse_report_text,
@@ -26,6 +25,7 @@ from aggregators.codec import (
 from aggregators.flush_plan import followed
 from aggregators.scan import Scan
 from aggregators.steps import AccountControl
+from schemas.aggregations import Value
 from schemas.clock import HOUR_MS
 from schemas.control import RestatementRecord
 from schemas.meters import Policy

@@ -75,7 +75,7 @@ ARCHIVE_HAS_MORE: Final = "extra in usage_events: Redis and usage_hourly agree"
 def direction(expected: int | None, found: int | None) -> Cause:
     """`missing` if the found view has less than expected or nothing, else `extra`.
 
-    For max and latest the sign shows which view holds the larger value, not which event is lost.
+    If values do not add up, the sign shows which view holds the larger value, not which event is lost.
     """
     if found is None or expected is None:
         return Cause.MISSING if found is None else Cause.EXTRA

@@ -12,7 +12,6 @@ from reconciler.report import Findings, Row, instant_text
 from reconciler.views import Behind, PartitionStates, Views, same_log
 from schemas.analytics import RecountKey
 from schemas.clock import HOUR_MS
-from schemas.meters import Aggregation
 
 NAMES_MAX: Final = 10
 COUNTED_AGAIN: Final = "late bindings had usage counted again (a restatement) while usage_hourly was read: {}"
@@ -50,7 +49,8 @@ class CellsComparison:
         expected = self._inside(state, await self._recounter.cells(state))
         for key in [key for key, value in expected.items() if not value and key not in found]:
             # The fold writes no cell for an event that only repeats distinct values.
-            if self._aggregation(state, key.meter) is Aggregation.UNIQUE:
+            meter = state.history.definitions.get(key.meter)
+            if meter and meter.aggregation.rule.distinct:
                 del expected[key]
         keys = expected.keys() | found.keys()
         waiting = {key for key in keys if key.arrival_bucket_ms >= settled.before_ms}
@@ -93,11 +93,6 @@ class CellsComparison:
         return {
             key: value for key, value in cells.items() if self._range.overlaps(period(key.account, key.period_start_ms))
         }
-
-    @staticmethod
-    def _aggregation(state: PartitionState, slug: str) -> Aggregation | None:
-        meter = state.history.definitions.get(slug)
-        return meter.aggregation if meter else None
 
     async def _settled(self, state: PartitionState) -> Settled:
         """Stream time has passed the bucket, nothing of it is dirty, and both relay and archive are beyond its end."""

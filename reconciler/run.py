@@ -278,7 +278,7 @@ def _cause(by_sign: Cause, view: str, archive: Cause | None) -> tuple[Cause, str
 
 def _is_additive(history: History, slug: str) -> bool:
     meter = history.definitions.get(slug)
-    return meter is None or meter.aggregation.additive
+    return meter is None or meter.aggregation.rule.additive
 
 
 def _billing(history: History, intent: Intent) -> Billing:

@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
-from schemas.meters import Aggregation, Meter
+from schemas.aggregations import Aggregation
+from schemas.meters import Meter
 from schemas.periods import Period
 
 # What one answer holds in memory, of ClickHouse's client and of the gateway.

@@ -10,6 +10,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from schemas.aggregations import Aggregation
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
@@ -18,25 +19,6 @@ Path = Annotated[str, StringConstraints(pattern=r"^\$(\.[A-Za-z_][A-Za-z0-9_-]{0
 DIMENSION_CHARACTERS_MAX = 256
 QUANTITY_MINOR_MAX = 10**18 - 1
 GRACE_MAX_MS = 35 * DAY_MS
-
-
-class Aggregation(StrEnum):
-    """How the quantities of a period become one total."""
-
-    COUNT = "count"
-    SUM = "sum"
-    MAX = "max"
-    UNIQUE = "unique"
-    LATEST = "latest"
-
-    @property
-    def additive(self) -> bool:
-        """Whether hours and dimensions may be added up: counts and sums only.
-
-        `unique` cells count first sightings in the period, so they add up within one period but say
-        nothing about the distinct values of an hour.
-        """
-        return self in (Aggregation.COUNT, Aggregation.SUM)
 
 
 class LatePolicy(StrEnum):
@@ -68,8 +50,8 @@ class Filter(BaseModel):
 class Meter(BaseModel):
     """One meter: the events it wants and the quantity it takes from each.
 
-    `value_path` names a number (or decimal string) for sum, max and latest, the distinct value for unique,
-    and is absent for count. `scale` is the number of decimal digits of the minor unit (I5).
+    `value_path` names the quantity: a number or a decimal string; for unique the distinct value; count takes none.
+    `scale` is the number of decimal digits of the minor unit (I5).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,11 +71,12 @@ class Meter(BaseModel):
 
     @model_validator(mode="after")
     def _value_path_fits_the_aggregation(self) -> Self:
-        if self.aggregation is Aggregation.COUNT and self.value_path is not None:
-            raise ValueError("a count meter takes no value_path: remove it, or use sum")
-        if self.aggregation is not Aggregation.COUNT and self.value_path is None:
+        rule = self.aggregation.rule
+        if not rule.takes_value and self.value_path is not None:
+            raise ValueError(f"a {self.aggregation} meter takes no value_path: remove it, or use sum")
+        if rule.takes_value and self.value_path is None:
             raise ValueError(f"a {self.aggregation} meter needs a value_path such as $.tokens")
-        if self.aggregation in (Aggregation.COUNT, Aggregation.UNIQUE) and self.scale:
+        if not rule.takes_scale and self.scale:
             raise ValueError(f"a {self.aggregation} meter counts whole things: scale must be 0")
         return self
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from schemas.aggregations import Aggregation
 from schemas.errors import InvalidInput
-from schemas.meters import Aggregation
 
 
 class RestatementCell(msgspec.Struct, frozen=True, array_like=True):

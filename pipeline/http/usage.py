@@ -26,7 +26,7 @@ from pipeline.http.errors import ApiError, json_answer, retry_after
 from schemas.analytics import USAGE_ROWS_MAX, UsageQuery, UsageReader, UsageRow, Window
 from schemas.clock import DAY_MS, HOUR_MS, MILLISECOND_US
 from schemas.events import NAME_CHARACTERS_MAX
-from schemas.meters import Aggregation, Meter, MeterSet
+from schemas.meters import Meter, MeterSet
 from schemas.periods import Period
 from schemas.rollup import Checkpoint, TotalKey, Waiting
 
@@ -143,7 +143,7 @@ class UsageEndpoints:
         if hourly is None:
             return None
         # Distinct values of an hour or a day are counted over usage_events, so the archive has to be there as well.
-        if meter.aggregation is Aggregation.UNIQUE:
+        if meter.aggregation.rule.distinct:
             relayed, archived = await asyncio.gather(hourly.load_relayed(), reader.archive_positions())
             views = [_stream_times(relayed), _stream_times(archived)]
         else:
@@ -262,7 +262,6 @@ def _instant(instant_ms: int | None) -> str | None:
 
 
 def _live_value(text: str | None, meter: Meter) -> str | None:
-    """A total as decimal text. Where nothing was counted it is 0, or null where 0 would be a statement."""
-    if text is not None:
-        return decimal_text(parse_value(text).minor, meter.scale)
-    return None if meter.aggregation in (Aggregation.MAX, Aggregation.LATEST) else "0"
+    """A total as decimal text; without a total, what the aggregation shows for an empty period."""
+    minor = meter.aggregation.rule.empty_minor if text is None else parse_value(text).minor
+    return None if minor is None else decimal_text(minor, meter.scale)

@@ -23,13 +23,14 @@ from aggregators.signing import distinct_member, hash_key
 from pipeline.logs.control_records import append_control
 from reconciler.history import AccountHistory, History, history_of
 from reconciler.recount import PartitionState, Recounter, request_at
+from schemas.aggregations import Value
 from schemas.analytics import ArchiveStore, ControlRow, HourlyRow
 from schemas.clock import MINUTE_MS
 from schemas.control import RestatementRecord
 from schemas.errors import HeldUp, InvalidInput, OperatorNeeded, Transient
 from schemas.live_view import AccountDirectory, DeferredEvents, LiveTotals
 from schemas.log import Log, offset_of, position
-from schemas.meters import Aggregation, MeterSet
+from schemas.meters import MeterSet
 from schemas.periods import AccountState, Binding, PendingCut, Period
 from schemas.rebuild import RowRecounts
 from schemas.restatement import RestatementCell, RestatementContent, RestatementDistinct, RestatementTotal, packed
@@ -301,11 +302,9 @@ def _totals(
 
 
 def _merged(cells: Sequence[HourlyRow]) -> tuple[int, int, int]:
-    """The value of some cells together, with the event time and position of the last one for `latest`."""
-    if cells[0].aggregation is Aggregation.LATEST:
-        return _value(max(cells, key=lambda row: (row.latest_time_us, row.latest_position)))
-    values = [row.value_minor for row in cells]
-    return max(values) if cells[0].aggregation is Aggregation.MAX else sum(values), 0, 0
+    """The value of some cells of one meter together, with the event time and position that `latest` keeps."""
+    value = cells[0].aggregation.rule.merged(Value(*_value(row)) for row in cells)
+    return value.minor, value.time_us, value.position
 
 
 def _event_name(meter_set: MeterSet | None, slug: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+from schemas.aggregations import Aggregation, Value
 from schemas.analytics import (
     USAGE_ROWS_MAX,
     ArchivePosition,
@@ -33,7 +34,7 @@ from schemas.analytics import (
 from schemas.clock import HOUR_MS
 from schemas.control import ControlKind, MeterSetRecord
 from schemas.log import POSITION_BITS
-from schemas.meters import Aggregation, Meter
+from schemas.meters import Meter
 from schemas.periods import Period
 from sinks.clickhouse.fake_recount import (
     dimensions_of,
@@ -148,7 +149,7 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
     ) -> Sequence[UsageRow]:
         """As `UsageReader` says; `unique` over the events."""
         check_query(query)
-        if aggregation is Aggregation.UNIQUE:
+        if aggregation.rule.distinct:
             return self._usage_unique(query)[: rows_max + 1]
         grouped: dict[tuple[int | None, tuple[str, ...]], list[HourlyRow]] = {}
         for row in self.cells.values():
@@ -275,11 +276,10 @@ def _groups(query: UsageQuery, account: str, dimensions: Mapping[str, str]) -> t
 
 
 def _merged(rows: Sequence[HourlyRow], aggregation: Aggregation) -> int:
-    if aggregation is Aggregation.MAX:
-        return max(row.value_minor for row in rows)
-    if aggregation is Aggregation.LATEST:
-        return max(rows, key=lambda row: (row.latest_time_us, row.latest_position, row.account)).value_minor
-    return sum(row.value_minor for row in rows)
+    # Of values that tie, the rule keeps the first; `merged_sql` takes that of the greatest account.
+    by_account = sorted(rows, key=lambda row: row.account, reverse=True)
+    values = (Value(row.value_minor, row.latest_time_us, row.latest_position) for row in by_account)
+    return aggregation.rule.merged(values).minor
 
 
 def _answer(query: UsageQuery, values: Mapping[tuple[int | None, tuple[str, ...]], int]) -> list[UsageRow]:

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from schemas.aggregations import Aggregation
 from schemas.analytics import EventRow, HourlyRow, RecountKey, RecountRequest
 from schemas.clock import HOUR_MS
 from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.log import POSITION_BITS
-from schemas.meters import Aggregation, FilterOperator, Meter
+from schemas.meters import FilterOperator, Meter
 from schemas.periods import Period
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from schemas.aggregations import Aggregation
 from schemas.analytics import (
     USAGE_ROWS_MAX,
     ArchivePosition,
@@ -22,10 +23,10 @@ from schemas.analytics import (
     Window,
 )
 from schemas.clock import HOUR_MS
-from schemas.control import MeterSetRecord
+from schemas.control import ControlKind, MeterSetRecord
 from schemas.errors import InvalidInput
 from schemas.log import POSITION_BITS, POSITION_MAX
-from schemas.meters import Aggregation, Meter
+from schemas.meters import Meter
 from schemas.periods import Period
 from sinks.clickhouse.client import ClickHouse, quoted_text
 from sinks.clickhouse.recount import (
@@ -42,13 +43,6 @@ from sinks.clickhouse.recount import (
 NOT_EMPTIED: Final = "period_end_ms > period_start_ms"
 
 _dimension_json: Final = msgspec.json.Encoder(order="sorted").encode
-
-_MERGED: Final[Mapping[Aggregation, str]] = {
-    Aggregation.COUNT: "sum(value_minor)",
-    Aggregation.SUM: "sum(value_minor)",
-    Aggregation.MAX: "max(value_minor)",
-    Aggregation.LATEST: "argMax(value_minor, (latest_time_us, latest_position, account))",
-}
 
 
 class ClickHouseReader(UsageReader):
@@ -67,12 +61,12 @@ class ClickHouseReader(UsageReader):
         where the query is not understood.
         """
         check_query(query)
-        if aggregation is Aggregation.UNIQUE:
+        if aggregation.rule.distinct:
             return await self._usage_unique(query, rows_max)
         names = [name for name in query.group_by if name != "account"]
         dimensions = [f"JSONExtractString(dimensions, {quoted_text(name)})" for name in names]
         source = f"usage_hourly FINAL WHERE meter = {{meter:String}} AND {NOT_EMPTIED} AND "
-        return await self._usage(query, dimensions, f"toInt256({_MERGED[aggregation]})", source, rows_max)
+        return await self._usage(query, dimensions, f"toInt256({aggregation.rule.merged_sql})", source, rows_max)
 
     async def _usage_unique(self, query: UsageQuery, rows_max: int) -> Sequence[UsageRow]:
         found = await self._meter_in_force(query.meter)
@@ -114,8 +108,9 @@ class ClickHouseReader(UsageReader):
     async def _meter_in_force(self, slug: str) -> tuple[Meter, str] | None:
         """A meter's definition and where it was in force, from the archived meter sets."""
         rows = await self._clickhouse.rows(
-            "SELECT partition, position, value FROM control_log FINAL WHERE kind = 'meter_set' "
-            "ORDER BY partition, position"
+            "SELECT partition, position, value FROM control_log FINAL WHERE kind = {kind:String} "
+            "ORDER BY partition, position",
+            {"kind": ControlKind.METER_SET.value},
         )
         definition: Meter | None = None
         spans: list[tuple[int, int, int]] = []
@@ -150,7 +145,7 @@ class ClickHouseReader(UsageReader):
         for row in await self._rows_of(statements):
             meter = statements.meters[row[0]]
             dimensions = _dimension_json(dict(zip(sorted(meter.dimensions), row[4], strict=False))).decode()
-            latest = (int(row[8]), int(row[9])) if meter.aggregation is Aggregation.LATEST else (0, 0)
+            latest = (int(row[8]), int(row[9])) if meter.aggregation.rule.ordered else (0, 0)
             version = generation << POSITION_BITS | int(row[10])
             made.append(
                 HourlyRow(

@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from schemas.aggregations import Aggregation
 from schemas.analytics import MeterSpan, RecountRequest
 from schemas.clock import HOUR_MS
 from schemas.errors import InvalidInput
-from schemas.meters import DIMENSION_CHARACTERS_MAX, Aggregation, Filter, FilterOperator, Meter, path_keys
+from schemas.meters import DIMENSION_CHARACTERS_MAX, Filter, FilterOperator, Meter, path_keys
 from sinks.clickhouse.client import json_literal, quoted_name, quoted_text
 
 _STRING_OR_NUMBER: Final = r'("(?:[^"\\]|\\.)*")|(-?[0-9][0-9.eE+-]*)'

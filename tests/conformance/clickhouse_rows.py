@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
+from schemas.aggregations import Aggregation
 from schemas.analytics import ArchiveStore, EventRow, HourlyRow, HourlyStore, MeterSpan, RecountRequest, UsageReader
 from schemas.clock import HOUR_MS
-from schemas.meters import Aggregation, Meter
+from schemas.meters import Meter
 from schemas.periods import Period
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from schemas.aggregations import Aggregation
 from schemas.analytics import (
     DedupDecisionRow,
     DedupOutcome,
@@ -18,7 +19,7 @@ from schemas.analytics import (
 )
 from schemas.clock import DAY_MS, HOUR_MS
 from schemas.errors import OperatorNeeded
-from schemas.meters import Aggregation, Filter, FilterOperator, Meter
+from schemas.meters import Filter, FilterOperator, Meter
 from schemas.periods import Period
 from sinks.clickhouse.client import ClickHouse
 from sinks.clickhouse.fake import FakeClickHouse

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from schemas.aggregations import Aggregation
 from schemas.analytics import (
     ControlRow,
     DedupDecisionRow,
@@ -16,7 +17,7 @@ from schemas.analytics import (
 )
 from schemas.clock import HOUR_MS
 from schemas.errors import InvalidInput
-from schemas.meters import Aggregation, MeterSet
+from schemas.meters import MeterSet
 from tests.conformance.clickhouse_rows import (
     MONTH,
     NOW_MS,

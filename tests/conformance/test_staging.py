@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import pytest
 
+from schemas.aggregations import Aggregation
 from schemas.analytics import ArchivePosition, ControlRow, DedupDecisionRow, DedupOutcome, UsageQuery
 from schemas.clock import DAY_MS
 from schemas.log import position
-from schemas.meters import Aggregation
 from schemas.rebuild import AnalyticalStore, Building, RowRecounts, TableStaging
 from sinks.clickhouse.client import ClickHouse
 from sinks.clickhouse.fake import FakeClickHouse

@@ -11,9 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from schemas.aggregations import Aggregation
 from schemas.analytics import ControlRow, DuplicateRow, EventRow, HourlyRow
 from schemas.clock import HOUR_MS
-from schemas.meters import Aggregation, Meter, MeterSet
+from schemas.meters import Meter, MeterSet
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.writer import ClickHouseStore
 from tests.services.clickhouse import RunningClickHouse

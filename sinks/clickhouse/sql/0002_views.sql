@@ -16,6 +16,7 @@ SELECT
 FROM usage_events FINAL;
 
 -- One row per account, meter, period, hour and dimensions: arrival buckets are merged by the meter's aggregation.
+-- A restatement empties a cell by giving it a period that ends where it begins; such cells are left out.
 CREATE OR REPLACE VIEW usage AS
 SELECT
     account,
@@ -47,6 +48,7 @@ FROM
         ) AS merged_minor,
         max(arrival_bucket_ms) AS last_arrival_ms
     FROM usage_hourly FINAL
+    WHERE usage_hourly.period_end_ms > usage_hourly.period_start_ms
     GROUP BY account, meter, period_start_ms, hour_ms, dimensions
 ) AS cells;
 

@@ -11,7 +11,6 @@ from aggregators.codec import (
     CellKey,
     ReportKey,
     ReportValue,
-    Value,
     cell_field,
     cell_text,
     parse_cell_field,
@@ -25,8 +24,8 @@ from aggregators.codec import (
     value_text,
     version,
 )
+from schemas.aggregations import Aggregation, Value
 from schemas.log import OFFSET_MAX, RECORD_EVENTS_MAX, position
-from schemas.meters import Aggregation
 from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS
 
 ODD = st.text(max_size=256) | st.sampled_from(["|", ":", "{}", "\x1f", "\x00", "\n", "a|b\x1fc|d", "🙂", "x" * 256])

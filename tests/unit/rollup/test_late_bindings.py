@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from aggregators.bindings import is_replaced
 from pipeline.rollup.processor import RollupSettings
 from reconciler.causes import Cause, Pair, Verdict
+from schemas.aggregations import Aggregation
 from schemas.analytics import UsageQuery
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.control import RestatementRecord
 from schemas.log import EVENTS_TOPIC, position
-from schemas.meters import Aggregation
 from schemas.periods import Billing, Interval
 from tests.worlds.deployment import hourly_relay
 from tests.worlds.late_binding import (
