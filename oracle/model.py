@@ -235,6 +235,8 @@ class Oracle:
                     merged[key] = merged.get(key, 0) + value
                 case "max":
                     merged[key] = max(merged.get(key, value), value)
+                case "min":
+                    merged[key] = min(merged.get(key, value), value)
                 case "latest" if self._latest[cell] >= ranks.get(key, self._latest[cell]):
                     merged[key], ranks[key] = value, self._latest[cell]
         return merged
@@ -377,6 +379,9 @@ class Oracle:
             case "max":
                 self.totals[total] = max(self.totals.get(total, amount), amount)
                 self.cells[cell] = max(self.cells.get(cell, amount), amount)
+            case "min":
+                self.totals[total] = min(self.totals.get(total, amount), amount)
+                self.cells[cell] = min(self.cells.get(cell, amount), amount)
             case "latest":
                 if rank >= self._latest.get(total, rank):
                     self._latest[total], self.totals[total] = rank, amount

@@ -21,6 +21,7 @@ class Aggregation(StrEnum):
     COUNT = "count"
     SUM = "sum"
     MAX = "max"
+    MIN = "min"
     UNIQUE = "unique"
     LATEST = "latest"
 
@@ -54,17 +55,13 @@ class AggregationRule(ABC):
     distinct: ClassVar[bool] = False
     """Whether quantities are texts, of which each counts once per period."""
     ordered: ClassVar[bool] = False
-    """Whether a value keeps the event time and position of its event."""
+    """Whether the value of an event keeps its event time and position, for `merge` to look at."""
     additive: ClassVar[bool] = False
     """Whether values of hours and dimensions may be added up."""
     empty_minor: ClassVar[int | None] = None
     """What a period without events shows; None where 0 would be a statement."""
     merged_sql: ClassVar[str]
     """ClickHouse's expression for `merged` over rows of `usage_hourly`, of several accounts."""
-
-    def value(self, minor: int, time_us: int, position: int) -> Value:  # noqa: ARG002  for `ordered` aggregations
-        """The value of one event: its quantity, event time and position."""
-        return Value(minor)
 
     @abstractmethod
     def merge(self, first: Value, second: Value) -> Value:
@@ -120,6 +117,18 @@ class Max(AggregationRule):
         return second if second.minor > first.minor else first
 
 
+class Min(AggregationRule):
+    """The least quantity."""
+
+    aggregation = Aggregation.MIN
+    code = "n"
+    merged_sql = "min(value_minor)"
+
+    def merge(self, first: Value, second: Value) -> Value:
+        """See the base class."""
+        return second if second.minor < first.minor else first
+
+
 class Latest(AggregationRule):
     """The quantity of the event with the latest event time; of equal times the later in the log."""
 
@@ -128,14 +137,10 @@ class Latest(AggregationRule):
     ordered = True
     merged_sql = "argMax(value_minor, (latest_time_us, latest_position, account))"
 
-    def value(self, minor: int, time_us: int, position: int) -> Value:
-        """See the base class."""
-        return Value(minor, time_us, position)
-
     def merge(self, first: Value, second: Value) -> Value:
         """See the base class."""
         later = (second.time_us, second.position) > (first.time_us, first.position)
         return second if later else first
 
 
-_RULES: Final = {rule.aggregation: rule for rule in (Count(), Sum(), Max(), Unique(), Latest())}
+_RULES: Final = {rule.aggregation: rule for rule in (Count(), Sum(), Max(), Min(), Unique(), Latest())}

@@ -42,6 +42,8 @@ METERS: Final[list[dict[str, Any]]] = [
      "stripe_event_name": "gigabytes"},
     {"slug": "peak", "event_type": "sample", "aggregation": "max", "value_path": "$.gb", "scale": 3,
      "stripe_event_name": "peak"},
+    {"slug": "lowest", "event_type": "balance", "aggregation": "min", "value_path": "$.balance", "scale": 2,
+     "allow_negative": True, "dimensions": {"currency": "$.currency"}, "stripe_event_name": "lowest"},
     {"slug": "users", "event_type": "request", "aggregation": "unique", "value_path": "$.user",
      "stripe_event_name": "users"},
     {"slug": "seats", "event_type": "seats", "aggregation": "latest", "value_path": "$.seats", "late": "quarantine",
@@ -114,7 +116,7 @@ class Traffic:
 
     def _payload(self) -> dict[str, Any]:
         chance = self._chance
-        kind = chance.choice(("request", "request", "request", "sample", "seats", "view"))
+        kind = chance.choice(("request", "request", "request", "sample", "balance", "seats", "view"))
         match kind:
             case "request":
                 data: dict[str, Any] = {
@@ -124,6 +126,10 @@ class Traffic:
                 }
             case "sample":
                 data = {"gb": chance.choice((chance.randrange(50), f"{chance.randrange(50)}.5"))}
+            case "balance":
+                # Few different values on both sides of 0, so that the least comes again.
+                balance = f"{chance.randrange(-9, 9)}.{chance.choice((0, 25))}"
+                data = {"balance": balance, "currency": chance.choice(("eur", "usd"))}
             case "seats":
                 data = {"seats": chance.randrange(100)}
             case _:

@@ -127,6 +127,8 @@ def _merged(counted: Sequence[_Counted]) -> int:
     aggregation = counted[0].meter.aggregation
     if aggregation is Aggregation.MAX:
         return max(each.feed.minor for each in counted)
+    if aggregation is Aggregation.MIN:
+        return min(each.feed.minor for each in counted)
     if aggregation is Aggregation.LATEST:
         return max(counted, key=lambda each: (each.event.time_us, each.event.position)).feed.minor
     return sum(each.feed.minor for each in counted)

@@ -166,6 +166,7 @@ def _merged(meters: Sequence[tuple[int, Meter, str]]) -> str:
 
     return (
         f"multiIf(has(CAST({numbers(Aggregation.MAX)}, 'Array(UInt16)'), meter), max(minor), "
+        f"has(CAST({numbers(Aggregation.MIN)}, 'Array(UInt16)'), meter), min(minor), "
         f"has(CAST({numbers(Aggregation.LATEST)}, 'Array(UInt16)'), meter), argMax(minor, (time_us, position)), "
         "sum(minor))"
     )

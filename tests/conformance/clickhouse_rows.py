@@ -37,9 +37,11 @@ ALL_SPANS = 1 << 50
 TOKENS = Meter(slug="tokens", event_type="llm", aggregation=Aggregation.SUM, value_path="$.tokens", scale=3)
 CALLS = Meter(slug="calls", event_type="llm", aggregation=Aggregation.COUNT)
 PEAK = Meter(slug="peak", event_type="llm", aggregation=Aggregation.MAX, value_path="$.tokens", scale=3)
+LEAST = Meter(slug="least", event_type="llm", aggregation=Aggregation.MIN, value_path="$.tokens", scale=3)
 LAST = Meter(slug="last", event_type="llm", aggregation=Aggregation.LATEST, value_path="$.tokens", scale=3)
 USERS = Meter(slug="users", event_type="llm", aggregation=Aggregation.UNIQUE, value_path="$.user")
-FIVE = (TOKENS, CALLS, PEAK, LAST, USERS)
+EVERY = (TOKENS, CALLS, PEAK, LEAST, LAST, USERS)
+"""One meter of each aggregation."""
 
 
 def event(

@@ -27,8 +27,9 @@ from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
 from tests.conformance.clickhouse_rows import (
     CALLS,
-    FIVE,
+    EVERY,
     LAST,
+    LEAST,
     MONTH,
     NOW_MS,
     OCTOBER,
@@ -42,7 +43,7 @@ from tests.conformance.clickhouse_rows import (
 )
 
 
-async def test_recount_evaluates_all_five_aggregations_per_cell(both: Both) -> None:
+async def test_recount_evaluates_every_aggregation_per_cell(both: Both) -> None:
     """Latest goes by event time, then position; a unique cell counts what the period sees for the first time."""
     ten, eleven = ms("2026-11-21T10:00"), ms("2026-11-21T11:00")
     await both.store.insert_events(
@@ -53,14 +54,23 @@ async def test_recount_evaluates_all_five_aggregations_per_cell(both: Both) -> N
         ]
     )
 
-    cells = await both.reader.recount_cells(request_of(*FIVE))
+    cells = await both.reader.recount_cells(request_of(*EVERY))
 
     def value(meter: str, hour_ms: int) -> int:
         return cells[RecountKey("acme", meter, MONTH.start_ms, hour_ms, "{}", hour_ms)]
 
-    assert tuple(value(meter.slug, ten) for meter in FIVE) == (6_500, 2, 5_000, 5_000, 2)
-    assert tuple(value(meter.slug, eleven) for meter in FIVE) == (2_000, 1, 2_000, 2_000, 0)
-    assert len(cells) == 10
+    assert tuple(value(meter.slug, ten) for meter in EVERY) == (6_500, 2, 5_000, 1_500, 5_000, 2)
+    assert tuple(value(meter.slug, eleven) for meter in EVERY) == (2_000, 1, 2_000, 2_000, 2_000, 0)
+    assert len(cells) == 12
+
+
+async def test_least_and_greatest_of_negative_quantities_are_not_0(both: Both) -> None:
+    """A rule that starts from 0, or adds up, would show here; so would one that keeps the first or the last."""
+    await both.store.insert_events([event(number, {"tokens": each}) for number, each in enumerate((-2, -7, -7, -4))])
+
+    totals = await both.reader.recount_totals(request_of(PEAK, LEAST))
+
+    assert totals == {("acme", "peak", MONTH): -2_000, ("acme", "least", MONTH): -7_000}
 
 
 async def test_recount_totals_stop_at_position_stream_time_and_accounts(both: Both) -> None:
@@ -312,7 +322,7 @@ async def test_recount_by_sql_and_by_python_agree_on_random_events(
 ) -> None:
     """Two implementations that share nothing: periods, closings, carrying, decimals, texts, first arrivals, and events
     of any age that were deferred, with each decision and without."""
-    meters = [meter.model_copy(update={"dimensions": {"user": "$.user"}}) for meter in FIVE]
+    meters = [meter.model_copy(update={"dimensions": {"user": "$.user"}}) for meter in EVERY]
     stream_time_ms, events, decisions = ms("2026-10-28"), [], []
     for number, (account, event_id, time_ms, delay_ms, tokens, user, decision) in enumerate(rows):
         stream_time_ms = max(stream_time_ms, min(time_ms + delay_ms, ms("2026-12-20")))

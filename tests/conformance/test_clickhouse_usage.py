@@ -1,4 +1,4 @@
-"""Usage answers: windows, time zones, groups and the five aggregations, on the fake and on the real engine."""
+"""Usage answers: windows, time zones, groups and the aggregations, on the fake and on the real engine."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ from tests.conformance.clickhouse_rows import (
 
 
 async def test_usage_merges_arrival_buckets_by_aggregation(both: Both) -> None:
-    """Count and sum add, max takes the highest, latest the last by event time and position."""
+    """Count and sum add, max takes the highest, min the least, latest the last by event time and position."""
     eleven = ms("2026-11-21T11:00")
-    for aggregation, name in ((Aggregation.SUM, "s"), (Aggregation.MAX, "m"), (Aggregation.LATEST, "l")):
+    for aggregation in (Aggregation.SUM, Aggregation.MAX, Aggregation.MIN, Aggregation.LATEST):
+        name = aggregation.value
         await both.store.insert_hourly(
             [
                 cell(name, 5, aggregation=aggregation, latest=(9, 1)),
@@ -41,13 +42,25 @@ async def test_usage_merges_arrival_buckets_by_aggregation(both: Both) -> None:
             ]
         )
 
-    async def value(meter: str, aggregation: Aggregation) -> int:
-        (row,) = await both.reader.usage(UsageQuery(meter, MONTH.start_ms, MONTH.end_ms), aggregation)
+    async def value(aggregation: Aggregation) -> int:
+        (row,) = await both.reader.usage(UsageQuery(aggregation.value, MONTH.start_ms, MONTH.end_ms), aggregation)
         return row.value_minor
 
-    assert await value("s", Aggregation.SUM) == 12
-    assert await value("m", Aggregation.MAX) == 5
-    assert await value("l", Aggregation.LATEST) == 3
+    assert await value(Aggregation.SUM) == 12
+    assert await value(Aggregation.MAX) == 5
+    assert await value(Aggregation.MIN) == 3
+    assert await value(Aggregation.LATEST) == 3
+
+
+async def test_of_equal_times_and_positions_the_latest_is_that_of_the_greatest_account(both: Both) -> None:
+    """Two accounts of two partitions may tie; then the answer must not depend on the order of reading."""
+    for partition, account in enumerate(("b", "c", "a")):
+        await both.store.insert_hourly(
+            [cell("seats", partition, aggregation=Aggregation.LATEST, account=account, latest=(9, 1))]
+        )
+
+    (row,) = await both.reader.usage(UsageQuery("seats", MONTH.start_ms, MONTH.end_ms), Aggregation.LATEST)
+    assert row.value_minor == 1
 
 
 async def test_usage_by_day_and_month_follows_the_asked_time_zone_through_both_clock_changes(both: Both) -> None:

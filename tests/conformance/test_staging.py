@@ -17,7 +17,7 @@ from sinks.clickhouse.fake_staging import FakeStaging
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.staging import ClickHouseStaging
 from sinks.clickhouse.writer import ClickHouseStore
-from tests.conformance.clickhouse_rows import CALLS, FIVE, MONTH, NOW_MS, USERS, cell, event, ms, request_of
+from tests.conformance.clickhouse_rows import CALLS, EVERY, MONTH, NOW_MS, USERS, cell, event, ms, request_of
 
 HOURLY = ("usage_duplicates", "usage_hourly")
 ARCHIVE = ("usage_events", "dedup_decisions", "control_log", "archive_positions")
@@ -185,7 +185,7 @@ async def test_cells_are_counted_as_rows_with_the_position_of_the_last_event_tha
         ]
     )
 
-    rows = await staged.reader.recount_rows(request_of(*FIVE, accounts=["acme"]), 2)
+    rows = await staged.reader.recount_rows(request_of(*EVERY, accounts=["acme"]), 2)
 
     found = {(row.meter, row.hour_ms): row for row in rows}
     bucket = NOW_MS // 3_600_000 * 3_600_000
@@ -195,10 +195,11 @@ async def test_cells_are_counted_as_rows_with_the_position_of_the_last_event_tha
     last = found["last", NOON]
     assert (last.value_minor, last.latest_position) == (5_000, position(1))
     assert last.latest_time_us == event(position(1), {}, time_ms=NOON + 2).time_us
+    assert found["least", NOON][9:12] == (1_500, 0, 0)
     assert found["users", NOON].value_minor == 2
     assert found["users", NOON].version == 2 << 56 | position(2)
     assert ("users", ONE) not in found
-    assert len(found) == len(rows) == 9
+    assert len(found) == len(rows) == 11
 
 
 async def test_accounts_come_in_the_order_of_their_bytes_and_the_first_event_is_known(staged: Staged) -> None:

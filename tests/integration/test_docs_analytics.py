@@ -69,6 +69,9 @@ async def analysts(clickhouse_database: str, clickhouse_server: RunningClickHous
             cell("calls", Aggregation.COUNT, 4, TEN + 2 * HOUR_MS),
             cell("seats", Aggregation.MAX, 9, TEN),
             cell("seats", Aggregation.MAX, 7, TEN + HOUR_MS),
+            cell("credit", Aggregation.MIN, 3, TEN),
+            cell("credit", Aggregation.MIN, -2, TEN, arrival_bucket_ms=TEN + HOUR_MS),
+            cell("credit", Aggregation.MIN, 1, TEN + HOUR_MS),
             cell("disk", Aggregation.LATEST, 9, TEN),
             cell("disk", Aggregation.LATEST, 7, TEN + HOUR_MS),
         ]
@@ -98,6 +101,7 @@ ANSWERS: dict[str, list[list[object]]] = {
     "Usage by dimension": [["eu", "large", 2]],
     "What an account will be billed for": [
         ["calls", "count", 7],
+        ["credit", "min", -2],
         ["disk", "latest", 7],
         ["seats", "max", 9],
         ["tokens", "sum", 2.25],

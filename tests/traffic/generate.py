@@ -46,6 +46,15 @@ METER_SET: Final[Mapping[str, Any]] = {
             "dimensions": {"tier": "$.tier"},
             "scale": 3,
         },
+        {
+            "slug": "lowest_balance",
+            "event_type": "balance.changed",
+            "aggregation": "min",
+            "value_path": "$.balance",
+            "dimensions": {"currency": "$.currency"},
+            "scale": 2,
+            "allow_negative": True,
+        },
         {"slug": "active_users", "event_type": "api.request", "aggregation": "unique", "value_path": "$.user"},
         {
             "slug": "seats",
@@ -57,7 +66,7 @@ METER_SET: Final[Mapping[str, Any]] = {
     ],
     "policy": {"window_ms": 259_200_000, "future_ms": 300_000, "grace_ms": 3_600_000, "event_bytes_max": 65_536},
 }
-"""The JSON form of a `schemas.meters.MeterSet`: all five aggregations, and `api.request` feeds two meters."""
+"""The JSON form of a `schemas.meters.MeterSet`: all aggregations, and `api.request` feeds two meters."""
 
 WINDOW_US: Final = 259_200 * SECOND_US
 
@@ -150,8 +159,8 @@ class _Maker:
 
     def valid(self, account: str, time_us: int) -> Json:
         """An event that feeds at least one meter."""
-        make = self.random.choices((self.request, self.completion, self.storage, self.seats), (50, 35, 10, 5))[0]
-        return make(account, time_us)
+        makers = (self.request, self.completion, self.storage, self.balance, self.seats)
+        return self.random.choices(makers, (50, 30, 10, 5, 5))[0](account, time_us)
 
     def request(self, account: str, time_us: int) -> Json:
         data: Json = {"method": self.random.choice(("GET", "GET", "POST", "DELETE"))}
@@ -173,6 +182,13 @@ class _Maker:
         written = self.random.choice((f"{thousandths / 1000:.3f}", thousandths / 1000, thousandths // 1000))
         data = {"gigabytes": written, "tier": self.random.choice(("hot", "cold"))}
         return self.envelope(account, time_us, "storage.sampled", data)
+
+    def balance(self, account: str, time_us: int) -> Json:
+        """Few different values on both sides of 0, so that the least comes again."""
+        hundredths = self.random.randrange(-20, 20) * 25
+        written = self.random.choice((f"{hundredths / 100:.2f}", hundredths / 100, hundredths // 100))
+        data = {"balance": written, "currency": self.random.choice(("EUR", "USD"))}
+        return self.envelope(account, time_us, "balance.changed", data)
 
     def seats(self, account: str, time_us: int) -> Json:
         return self.envelope(account, time_us, "seats.changed", {"seats": self.random.randrange(200)})

@@ -43,6 +43,7 @@ FROM
         any(scale) AS digits,
         multiIf(
             kind = 'max', max(value_minor),
+            kind = 'min', min(value_minor),
             kind = 'latest', argMax(value_minor, (latest_time_us, latest_position)),
             sum(value_minor)
         ) AS merged_minor,

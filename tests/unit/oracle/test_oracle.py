@@ -281,7 +281,9 @@ def test_sums_of_cells_are_the_totals_of_additive_meters() -> None:
         oracle.feed(0, offset, record.sent_ms, record.value, record.headers)
     for key, total in oracle.totals.items():
         values = [value for cell, value in oracle.cells.items() if cell[:3] == key]
-        assert total in ({"storage_gb": [max(values)], "seats": values}.get(key[1]) or [sum(values)])
+        assert total in (
+            {"storage_gb": [max(values)], "lowest_balance": [min(values)], "seats": values}.get(key[1]) or [sum(values)]
+        )
 
 
 def test_producer_files_recount_the_same_in_any_order(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from tests.worlds.reconciler import NOVEMBER_MS, START_MS, Deployment, named, se
 
 
 async def test_usage_before_its_binding_is_counted_again_in_the_periods_of_the_binding() -> None:
-    """All five aggregations, an hour on both sides of the cut; then Redis, usage_hourly, intents, Stripe and the
+    """Every aggregation, an hour on both sides of the cut; then Redis, usage_hourly, intents, Stripe and the
     recount say the same, and Stripe got nothing of the old cut."""
     made = await deployment()
     assert await totals(made, "requests") == {NOVEMBER_MS: 18}
@@ -42,10 +42,12 @@ async def test_usage_before_its_binding_is_counted_again_in_the_periods_of_the_b
     assert await made.restatement() == 1
     await made.settle()
 
-    assert {meter: await totals(made, meter) for meter in ("requests", "gigabytes", "peak", "users", "seats")} == {
+    meters = ("requests", "gigabytes", "peak", "low", "users", "seats")
+    assert {meter: await totals(made, meter) for meter in meters} == {
         "requests": {NOVEMBER_MS: 9, CUT_MS: 9},
         "gigabytes": {NOVEMBER_MS: 14_025, CUT_MS: 26_925},
         "peak": {NOVEMBER_MS: 2_225, CUT_MS: 3_525},
+        "low": {NOVEMBER_MS: 500, CUT_MS: 500},
         "users": {NOVEMBER_MS: 4, CUT_MS: 4},
         "seats": {NOVEMBER_MS: 12, CUT_MS: 25},
     }  # fmt: skip
