@@ -71,10 +71,6 @@ class FakeStripe:
         """Make a customer known."""
         self._customers.add(identifier)
 
-    def deactivate_meter(self, event_name: str) -> None:
-        """From now on no event of it is taken."""
-        self._meters[event_name] = False
-
     def inject(self, event: MeterEvent) -> None:
         """An event that nobody sent, whatever its identifier: visible as if it were sent now."""
         self.events.append(HeldEvent(event, self.clock.now_ms()))
