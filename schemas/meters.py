@@ -138,7 +138,7 @@ class MeterSet(BaseModel):
     """All meters of a deployment. Written whole into every partition; effective from its offset.
 
     `retired` are the meters that meter sets before it had, so that their slugs never mean anything else: `tidemark
-    meter set apply` names those it knows of, and each partition those that this meter set leaves out where it stands.
+    meters apply` names those it knows of, and each partition those that this meter set leaves out where it stands.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

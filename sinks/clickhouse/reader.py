@@ -115,7 +115,7 @@ class ClickHouseReader(UsageReader):
     async def _meter_in_force(self, slug: str) -> tuple[Meter, str] | None:
         """A meter's definition and where it was in force, from the archived meter sets."""
         rows = await self._clickhouse.rows(
-            "SELECT partition, position, value FROM control_log FINAL WHERE kind = 'meter set' "
+            "SELECT partition, position, value FROM control_log FINAL WHERE kind = 'meter_set' "
             "ORDER BY partition, position"
         )
         definition: Meter | None = None

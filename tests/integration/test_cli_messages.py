@@ -87,7 +87,7 @@ KAFKA_AWAY: Final = {"TIDEMARK_LOG_URL": f"kafka://{NOBODY}"}
         (KAFKA_AWAY, "quarantine list", "Kafka did not answer"),
         (KAFKA_AWAY, "close-period acme 2026-11-01T00:00:00Z", "Kafka did not answer"),
         ({}, "worker", f"Redis at {NOBODY} did not answer"),
-        ({}, "meter set show", f"Redis at {NOBODY} did not answer"),
+        ({}, "meters show", f"Redis at {NOBODY} did not answer"),
         ({}, "archive", "ClickHouse did not confirm"),
         ({}, "sink", "Stripe: no answer"),
         ({}, "emit api.request --account acme", f"the gateway at http://{NOBODY} did not answer"),
