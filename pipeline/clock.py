@@ -43,11 +43,6 @@ class ScaledClock:
         """The setting that gives another process the same clock."""
         return f"scaled:{self.real_origin_ms}:{self.simulated_origin_ms}:{self.factor}"
 
-    def at_factor(self, factor: int) -> ScaledClock:
-        """A clock that goes on from this one's present time at another speed."""
-        real_ms = time.time_ns() // 1_000_000
-        return ScaledClock(real_ms, self.simulated_origin_ms + (real_ms - self.real_origin_ms) * self.factor, factor)
-
 
 class FileClock:
     """The scaled clock that a file describes; whoever writes the file sets the speed of all processes."""

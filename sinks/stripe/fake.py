@@ -62,17 +62,13 @@ class FakeStripe:
     conflicts: int = 0
     key_is_valid: bool = True
     _customers: set[str] = field(default_factory=set)
-    _meters: dict[str, bool] = field(default_factory=dict)
+    _meters: set[str] = field(default_factory=set)
     _identifiers: dict[str, int] = field(default_factory=dict)
     _running: set[tuple[str, str]] = field(default_factory=set)
 
     def add_customer(self, identifier: str) -> None:
         """Make a customer known."""
         self._customers.add(identifier)
-
-    def deactivate_meter(self, event_name: str) -> None:
-        """From now on no event of it is taken."""
-        self._meters[event_name] = False
 
     def inject(self, event: MeterEvent) -> None:
         """An event that nobody sent, whatever its identifier: visible as if it were sent now."""
@@ -86,7 +82,7 @@ class FakeStripe:
     async def ensure_meter(self, event_name: str, display_name: str) -> str:
         """The id of the meter, created if it is missing."""
         self._check_read(f"ensure_meter {display_name}")
-        self._meters.setdefault(event_name, True)
+        self._meters.add(event_name)
         return f"mtr_{event_name}"
 
     async def send(self, event: MeterEvent) -> SendResult:
@@ -178,7 +174,7 @@ class FakeStripe:
         at_ms = event.timestamp_s * SECOND_MS
         if not now_ms - PAST_MAX_MS <= at_ms <= now_ms + FUTURE_MAX_MS:
             return Answer(400, "the timestamp is out of bounds", "timestamp_out_of_bounds")
-        if not self._meters.get(event.event_name, False):
+        if event.event_name not in self._meters:
             return Answer(400, f"No active meter found for event name {event.event_name}.")
         received_ms = self._identifiers.get(event.identifier)
         if received_ms is not None and received_ms > now_ms - IDENTIFIER_WINDOW_MS:
