@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from aggregators.decode import decode, raw_events
+from aggregators.decode import decode
 from pipeline.ingest.quarantine import RAW_BYTES_KEPT
 from pipeline.logs.batching import batches
 from schemas.errors import InvalidInput
@@ -53,8 +53,8 @@ class RouterProcessor:
             if decoded.rejected and len(decoded.rejected) == decoded.received:
                 unreadable += [rejected.raw for rejected in decoded.rejected]
                 continue
-            raws = raw_events(value) if decoded.events else []
-            readable += [(0, event.subject, raws[place]) for place, event in decoded.events]
+            parts = decoded.raws.parts
+            readable += [(0, event.subject, parts[place]) for place, event in decoded.events]
             unreadable += [rejected.raw for rejected in decoded.rejected]
         appends = [self._forward(batch.partition, batch.value) for batch in batches(readable, self._partitions)]
         appends += [self._forward(partition % self._partitions, raw) for raw in unreadable]

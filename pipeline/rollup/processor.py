@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from aggregators.decode import raw_events
 from aggregators.expiry import NEVER_MS, expire, looks_max, with_expired
 from aggregators.flush_plan import place, plan
 from aggregators.fold import fold
@@ -28,7 +27,7 @@ from pipeline.rollup.snapshots import Snapshots
 from schemas.clock import Clock
 from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.live_view import CheckpointedState
-from schemas.log import EVENTS_TOPIC, Log, Record, index_of, offset_of
+from schemas.log import EVENTS_TOPIC, Log, Record
 from schemas.meters import Policy
 from schemas.periods import AccountState
 from schemas.reasons import Reason
@@ -163,15 +162,14 @@ class RollupProcessor:
             partition, checkpoint, scanned.accounts | {each.key.account for each in due}
         )
         deferred = await self._deferred(partition, checkpoint, scanned.judged)
-        raws = _Raws(records)
-        placement = place(scanned, states, deferred, raws)
+        placement = place(scanned, states, deferred)
         planned = plan(scanned, placement, checkpoint, self._hash_key)
         expired = expire(scanned, due, states)
         request = planned.request._replace(totals=[*planned.request.totals, *expired.retired])
         view = cache.completed(request, await self._store.read(partition, checkpoint, cache.missing(request)))
         folded = fold(checkpoint, planned, view)
         changes = with_expired(folded.changes, expired, view)
-        kept_out = [_late(arrival, raws) for arrival in folded.late]
+        kept_out = [_late(arrival, scanned) for arrival in folded.late]
         kept_out += [_refused(arrival) for arrival in folded.refused]
         await quarantine(self._log, EVENTS_TOPIC, partition, [*scanned.quarantined, *kept_out])
         await self._commit(partition, checkpoint, changes)
@@ -254,25 +252,13 @@ class RollupProcessor:
         """Nothing to do: stream time moves by ticks, in the log."""
 
 
-class _Raws:
-    """The text of arrivals as it came; takes each record apart once."""
-
-    def __init__(self, records: Sequence[Record]) -> None:
-        self._values = {record.offset: record.value or b"" for record in records}
-        self._parts: dict[int, Sequence[bytes]] = {}
-
-    def __call__(self, arrival: Arrival) -> bytes:
-        offset = offset_of(arrival.position)
-        if offset not in self._parts:
-            self._parts[offset] = raw_events(self._values[offset])
-        return self._parts[offset][index_of(arrival.position)]
-
-
-def _late(arrival: Arrival, raws: _Raws) -> Quarantined:
+def _late(arrival: Arrival, scanned: Scan) -> Quarantined:
     detail = f"{arrival.account}: its period is closed and a meter says quarantine"
     if arrival.deferred is not None:
         return _quarantined(arrival.deferred, Reason.PERIOD_CLOSED, detail)
-    return Quarantined(arrival.position, arrival.stream_time_ms, Reason.PERIOD_CLOSED, detail, raws(arrival))
+    return Quarantined(
+        arrival.position, arrival.stream_time_ms, Reason.PERIOD_CLOSED, detail, scanned.raw(arrival.position)
+    )
 
 
 def _refused(arrival: Arrival) -> Quarantined:
