@@ -229,6 +229,19 @@ def test_type_ignores_have_a_code_and_a_reason() -> None:
     assert found == [], "write: type: ignore[code]  # reason"
 
 
+def test_no_module_imports_a_test_module() -> None:
+    """Whoever renames or splits a test module looks for no other module that needs it."""
+    imports = re.compile(r"\s*(from|import)\s+tests\b.*\btest_")
+    found = [
+        f"{name}:{number}"
+        for name in MODULES
+        for number, line in enumerate(source(name).splitlines(), start=1)
+        if imports.match(line)
+    ]
+
+    assert found == [], "move what both need into tests/worlds, or into a module beside the tests"
+
+
 def test_no_test_is_skipped() -> None:
     """A test that does not run proves nothing and looks as if it did."""
     marks = re.compile(r"pytest\.(mark\.)?(skip|skipif|xfail|importorskip)\b")
