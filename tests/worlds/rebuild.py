@@ -27,8 +27,9 @@ from sinks.clickhouse.fake_staging import FakeStaging
 from sinks.redis.fake import FakeRollupStore
 from sinks.redis.fake_state import HeldPartition
 from tests.traffic.generate import HOUR_US, METER_SET, TrafficRecord, records
+from tests.worlds.clock import ManualClock
 from tests.worlds.crashing import Crashing, CrashingStaging
-from tests.worlds.deployment import SECRET, ManualClock, World
+from tests.worlds.deployment import SECRET, World
 
 MARCH_MS: Final = 1_772_323_200_000
 PARTITIONS: Final = 2
@@ -128,6 +129,19 @@ class RebuildWorld:
         """The tables as the rebuild command that is started now has them; earlier commands see the new claim too."""
         self.staging.claim(claim)
         return self.staging
+
+    def work_around_the_exchange(self) -> None:
+        """From now on traffic is counted just before and just after each exchange of a table."""
+        swap = self.staging.swap
+
+        async def traffic_before_and_after(table: str) -> None:
+            await self.feed(0.1)
+            await self.work()
+            await swap(table)
+            await self.feed(0.1)
+            await self.work()
+
+        self.staging.swap = traffic_before_and_after  # type: ignore[method-assign]  # a race, made certain
 
     def rebuild(self, countdown: int = 0, *, after: bool = False, **settings: Any) -> LiveViewRebuild:
         """`tidemark rebuild redis`, started now. Its n-th call is its last, before the call acts or `after`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -13,6 +13,8 @@ from pipeline.clock import SystemClock
 from pipeline.runner.kafka import KafkaThread
 from pipeline.runner.runner import Runner, RunnerSettings
 from schemas.log import Record
+
+PATIENCE_S = 10.0
 
 
 @dataclass
@@ -37,6 +39,13 @@ class Steps:
 
     async def idle(self, partition: int) -> None:
         pass
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let other tasks run until `condition` holds; raises `TimeoutError` after `PATIENCE_S`."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110  nothing sets an event for it
+            await asyncio.sleep(0)
 
 
 async def client(settings: RunnerSettings) -> AIOKafkaConsumer:

@@ -79,16 +79,7 @@ async def test_crash_at_every_await_is_resumed_while_traffic_goes_on(after: bool
 async def test_rows_that_the_live_relays_write_around_the_exchange_are_kept() -> None:
     """A relay that had begun before the exchange writes into the old table; the fold makes its rows again."""
     world = await RebuildWorld().loaded(0.4)
-    swap = world.staging.swap
-
-    async def traffic_before_and_after(table: str) -> None:
-        await world.feed(0.1)
-        await world.work()
-        await swap(table)
-        await world.feed(0.1)
-        await world.work()
-
-    world.staging.swap = traffic_before_and_after  # type: ignore[method-assign]  # a race, made certain
+    world.work_around_the_exchange()
 
     await world.rebuild_hourly().run()
     await world.assert_equal()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,18 +12,10 @@ from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
 from pipeline.runner.runner import RunnerSettings
-from tests.worlds.runner import client
+from tests.worlds.runner import client, until
 
 SHIPPED_MS = 300_000
 MONTH_S = 30 * 86_400
-PATIENCE_S = 10.0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the member go on until `condition` holds."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110  the library has no event for it
-            await asyncio.sleep(0.001)
 
 
 class Member(GroupCoordinator):  # type: ignore[misc]  # the library has no types

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -14,7 +13,7 @@ from pipeline.logs.client_messages import REPEAT_AFTER_S, OncePerWhile
 from pipeline.runner.partition_worker import PartitionWorker, PartitionWorkerLimits
 from schemas.errors import Transient
 from schemas.log import Record
-from tests.worlds.runner import Steps
+from tests.worlds.runner import Steps, until
 
 LIMITS = PartitionWorkerLimits(
     flush_records_max=3, flush_bytes_max=100, queue_records_max=5, queue_bytes_max=150, idle_interval_s=60.0
@@ -30,15 +29,6 @@ class Parcel:
 
     def acknowledge(self) -> None:
         self.acknowledged = True
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the worker's task run until `condition` holds."""
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("the worker did not get there")
 
 
 def parcel(offset: int, size: int = 1) -> Parcel:
