@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import enum
 import uuid
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pipeline.rollup.processor import RollupProcessor
 from pipeline.rollup.relays import HourlyRelay, ReportRelay
 from schemas.analytics import DuplicateRow
 from schemas.log import EVENTS_TOPIC, REPORTS_TOPIC, Record
+from schemas.meters import MeterSet
 from schemas.rebuild import Progress, RebuildClaim
 from schemas.rollup import Checkpoint
 from sinks.clickhouse.claimed import ClaimedStore
@@ -33,9 +33,9 @@ from tests.worlds.deployment import SECRET, World
 
 MARCH_MS: Final = 1_772_323_200_000
 PARTITIONS: Final = 2
-REPORTED: Final = copy.deepcopy(METER_SET)
-for _meter in REPORTED["meters"]:
-    _meter["stripe_event_name"] = _meter["slug"]
+REPORTED: Final = MeterSet.model_validate({
+    **METER_SET, "meters": [{**meter, "stripe_event_name": meter["slug"]} for meter in METER_SET["meters"]]
+})  # fmt: skip
 LIMITS: Final = RebuildLimits(records_max=7, events_max=40, cells_max=30)
 
 
