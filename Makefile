@@ -32,7 +32,7 @@ demo: .venv/.runtime ## Run the whole pipeline on this machine, kill it, and pro
 	@$(BIN)/python -m demo $(ARGS)
 
 test: .venv/.development ## Run all tests on a real broker, Valkey and the ClickHouse engine (ARGS=-k name)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: .venv/.development ## Lint, types and layer contracts
 	@$(BIN)/ruff check .

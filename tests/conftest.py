@@ -1,5 +1,12 @@
 """Fixtures for every test; the services are started by the session itself and none is skipped."""
 
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
+
 pytest_plugins: list[str] = [
     "tests.services.clickhouse",
     "tests.services.clickhouse_stores",
@@ -8,3 +15,20 @@ pytest_plugins: list[str] = [
     "tests.services.stripe_wire",
     "tests.services.valkey",
 ]
+# A worker starts the services for itself, and one test of `tests/integration` alone keeps several processes busy.
+ON_ONE_WORKER: Final = ("tests/conformance", "tests/integration")
+
+
+class ByFolderAndFile(LoadScopeScheduling):  # type: ignore[misc]  # the library has no types
+    """With `-n`: all of a folder of `ON_ONE_WORKER` on one worker, every other file on the next free worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        folder = path.rpartition("/")[0]
+        return folder if folder in ON_ONE_WORKER else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFolderAndFile:
+    """In the order of the folders: the two that take the longest begin."""
+    config.option.loadscopereorder = False
+    return ByFolderAndFile(config, log)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import functools
 import graphlib
 import re
-import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import Final
 
 import pytest
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+from tests.source_tree import BY_DOTTED_NAME, MODULES, PRODUCT, PURE, TEXTS, source, tree
+
 FUNCTION_LINES_MAX: Final = 70
 MODULE_LINES_MAX: Final = 500
 # A suite of one thing reads from top to bottom; its parts are looked up by name.
@@ -46,43 +45,6 @@ _WRITERS: Final = re.compile(
     + r")\b",
     re.IGNORECASE,
 )
-_TEXT: Final = {".cfg", ".in", ".ini", ".md", ".py", ".sh", ".sql", ".toml", ".txt", ".xml", ".yaml", ".yml", ""}
-
-
-@functools.cache
-def tracked() -> tuple[str, ...]:
-    """Every file of the project: what git tracks or would track."""
-    done = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode == 0:
-        return tuple(name for name in done.stdout.splitlines() if (ROOT / name).is_file())
-    # An unpacked archive has no git.
-    hidden = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
-    return tuple(str(path) for path in hidden if not path.parts[0].startswith("."))
-
-
-@functools.cache
-def source(name: str) -> str:
-    """A file's text."""
-    return (ROOT / name).read_text(encoding="utf-8")
-
-
-@functools.cache
-def tree(name: str) -> ast.Module:
-    """A module's syntax tree."""
-    return ast.parse(source(name))
-
-
-MODULES: Final = tuple(sorted(name for name in tracked() if name.endswith(".py")))
-BY_DOTTED_NAME: Final = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in MODULES}
-PRODUCT: Final = tuple(name for name in MODULES if not name.startswith("tests/"))
-PURE: Final = tuple(name for name in MODULES if name.startswith(("schemas/", "aggregators/")))
-TEXTS: Final = tuple(sorted(name for name in tracked() if Path(name).suffix in _TEXT and not name.endswith(".lock")))
 
 
 def _functions(name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -262,6 +224,19 @@ def test_type_ignores_have_a_code_and_a_reason() -> None:
     ]
 
     assert found == [], "write: type: ignore[code]  # reason"
+
+
+def test_no_module_imports_a_test_module() -> None:
+    """Whoever renames or splits a test module looks for no other module that needs it."""
+    imports = re.compile(r"\s*(from|import)\s+tests\b.*\btest_")
+    found = [
+        f"{name}:{number}"
+        for name in MODULES
+        for number, line in enumerate(source(name).splitlines(), start=1)
+        if imports.match(line)
+    ]
+
+    assert found == [], "move what both need into tests/worlds, or into a module beside the tests"
 
 
 def test_no_test_is_skipped() -> None:

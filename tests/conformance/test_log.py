@@ -16,23 +16,11 @@ from pipeline.logs.open import open_log
 from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.log import Log, TopicSpec
 from simulation.services import WatchedLog
+from tests.worlds.clock import ManualClock
 
 DRIVERS = ("memory", "simulated", "embedded", "kafka")
 START_MS = 1_760_000_000_000
 DAY_MS = 86_400_000
-
-
-class SteppedClock:
-    """A clock that tests move."""
-
-    def __init__(self) -> None:
-        self.ms = START_MS
-
-    def now_ms(self) -> int:
-        return self.ms
-
-    async def sleep(self, duration_s: float) -> None:
-        self.ms += int(duration_s * 1000)
 
 
 class WithoutGaps(random.Random):
@@ -43,12 +31,12 @@ class WithoutGaps(random.Random):
 
 
 @pytest.fixture
-def clock() -> SteppedClock:
-    return SteppedClock()
+def clock() -> ManualClock:
+    return ManualClock(START_MS)
 
 
 @pytest.fixture(params=DRIVERS)
-async def log(request: pytest.FixtureRequest, tmp_path: Path, clock: SteppedClock) -> AsyncIterator[Log]:
+async def log(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Log]:
     driver: Log
     if request.param == "memory":
         driver = FakeLog(clock)
@@ -151,7 +139,7 @@ async def test_bounds_are_first_and_next_offset(log: Log, topic: str) -> None:
     assert await log.bounds(topic, 0) == (0, 2)
 
 
-async def test_stream_time_never_goes_back(log: Log, topic: str, clock: SteppedClock) -> None:
+async def test_stream_time_never_goes_back(log: Log, topic: str, clock: ManualClock) -> None:
     """I7: closing and expiry are decided by stream time; a clock that steps back must not reopen anything."""
     await log.append(topic, 0, b"a")
     clock.ms -= 60_000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from redis._parsers.base import BaseParser
@@ -17,13 +16,6 @@ from tests.conformance.rollup_states import changes, checkpoint, started
 # Nobody listens there: the server waits for a primary that is gone.
 REPLICA: Command = ("REPLICAOF", "127.0.0.1", 9)
 PRIMARY: Command = ("REPLICAOF", "NO", "ONE")
-
-
-@pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[LocalValkey]:
-    """A server that a test may spoil."""
-    with LocalValkey(tmp_path / "valkey") as server:
-        yield server
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ to a replica that was behind. That is right only if a real server never comes ba
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,13 +47,6 @@ async def committed(store: RedisLiveView, url: str, last: Checkpoint, number: in
     """One more commit, and what the server holds then."""
     await store.state.commit(0, last, changes(number, account=f"account {number}", total=str(number)))
     return checkpoint(number), await asyncio.to_thread(contents, url)
-
-
-@pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[LocalValkey]:
-    """A server that a test may spoil."""
-    with LocalValkey(tmp_path / "valkey") as server:
-        yield server
 
 
 @pytest_asyncio.fixture

@@ -17,14 +17,11 @@ from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.staging import ClickHouseStaging
 from sinks.clickhouse.writer import ClickHouseStore
 from tests.conformance.clickhouse_rows import NOW_MS, cell
+from tests.worlds.crashing import Crash
 
 HOURLY = ("usage_duplicates", "usage_hourly")
 ARCHIVE = ("usage_events", "dedup_decisions", "control_log", "archive_positions")
 BOTH = frozenset(HOURLY)
-
-
-class Crash(BaseException):
-    """The process ends here."""
 
 
 class Claim:

@@ -14,7 +14,8 @@ from schemas.reports import MeterEvent, MeterSummary, OutcomeStatus, SendStatus,
 from sinks.stripe.client import StripeClientMeters
 from sinks.stripe.fake import FakeFault, FakeStripe
 from stripe_simulator import Fault, FaultKind, SimulatorSettings
-from tests.services.stripe import TEST_KEY, ManualClock, serve_simulator
+from tests.services.stripe import TEST_KEY, serve_simulator
+from tests.worlds.clock import ManualClock
 from tests.worlds.sender import Bench, make_intent
 
 NOW_MS = 1_795_262_400_000

@@ -1,4 +1,4 @@
-"""A log of either transport, and a topic of its own for each test."""
+"""A deployment, a log of either transport, and a topic of its own for each test."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 
 from pipeline.clock import SystemClock
+from pipeline.local.valkey import LocalValkey
 from pipeline.logs.open import open_log
 from schemas.log import Log, TopicSpec
+from tests.integration.deployment import Deployment
 from tests.integration.runner_world import PARTITIONS
 
 TRANSPORTS = ("embedded", "kafka")
+
+
+@pytest.fixture
+async def deployment(tmp_path: Path, own_valkey: LocalValkey, clickhouse_database: str) -> AsyncIterator[Deployment]:
+    async with Deployment(tmp_path / "one", own_valkey.url, clickhouse_database) as made:
+        yield made
 
 
 @pytest.fixture(params=TRANSPORTS)

@@ -28,10 +28,11 @@ from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
 from sinks.redis.view import RedisLiveView
-from tests.traffic.generate import METER_SET, TrafficRecord
+from tests.traffic.generate import METER_SET, SECOND_US, Rates, TrafficRecord, records
 
 ROOT: Final = Path(__file__).parents[2]
 SECRET: Final = "a secret of thirty-two characters"
+ACCOUNTS: Final = 60
 PATIENCE_S: Final = 45.0
 STOP_TIMEOUT_S: Final = 40.0
 COMMAND_S: Final = 50.0
@@ -332,6 +333,11 @@ class Deployment:
         """Append a record of the generator to `usage.events`."""
         await self.base.log.append(EVENTS_TOPIC, record.partition, record.value, key=record.key, headers=record.headers)
 
+    async def append_all(self, records: Iterable[TrafficRecord]) -> None:
+        """Append records without waiting for anything to fold them."""
+        for record in records:
+            await self.append(record)
+
     async def feed(self, records: Iterable[TrafficRecord], stop: asyncio.Event, backlog_records_max: int) -> int:
         """Append until `stop`, never further ahead of the fold than `backlog_records_max` a partition, so that a
         worker always finds work and a slow machine is not flooded. How many records."""
@@ -351,6 +357,15 @@ class Deployment:
             return stop.is_set() or all(ends[each] - folded[each] < backlog_records_max for each in ends)
 
         await self.until(room, "room for more traffic")
+
+
+def traffic(deployment: Deployment, events: int, seed: int = 5) -> Iterator[TrafficRecord]:
+    """Records of `ACCOUNTS` accounts that are sent from now on."""
+    now_us = deployment.base.clock.now_ms() * 1000
+    rates = Rates(duplicate=0.05, conflict=0.02, malformed=0.03, late=0.05)
+    return records(
+        seed, ACCOUNTS, events, now_us, partitions=4, batch_events_max=60, span_us=30 * SECOND_US, rates=rates
+    )
 
 
 def _covers(positions: Mapping[int, int], ends: Mapping[int, int]) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
@@ -23,36 +23,19 @@ from pipeline.http.api_keys import create_key
 from pipeline.local.clickhouse_server import ClickHouseServer, Fault
 from pipeline.local.processes import free_port
 from pipeline.local.valkey import LocalValkey
-from tests.integration.deployment import Deployment
+from tests.integration.deployment import ACCOUNTS, Deployment, traffic
 from tests.integration.exactness import check_exact, recount
 from tests.services.clickhouse import start_clickhouse
-from tests.traffic.generate import METER_SET, SECOND_US, Rates, account_name, records
+from tests.traffic.generate import METER_SET, account_name
 
 SEED: Final = 7
-ACCOUNTS: Final = 60
 SCALES: Final = {meter["slug"]: meter.get("scale", 0) for meter in METER_SET["meters"]}
 TABLES: Final = (b"usage_events", b"usage_hourly", b"usage_duplicates", b"archive_positions", b"relay_positions")
 
 
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[LocalValkey]:
-    with LocalValkey(tmp_path / "valkey") as server:
-        yield server
-
-
-async def append_traffic(deployment: Deployment, seed: int, events: int) -> None:
-    """Append records without waiting for anything to fold them."""
-    now_us = deployment.base.clock.now_ms() * 1000
-    rates = Rates(duplicate=0.05, conflict=0.02, malformed=0.03, late=0.05)
-    for record in records(
-        seed, ACCOUNTS, events, now_us, partitions=4, batch_events_max=40, span_us=30 * SECOND_US, rates=rates
-    ):
-        await deployment.append(record)
-
-
 @pytest.mark.timeout(120)
 async def test_clickhouse_down_does_not_stop_live_limits_and_its_views_catch_up_exactly(
-    tmp_path: Path, valkey: LocalValkey
+    tmp_path: Path, own_valkey: LocalValkey
 ) -> None:
     """Rollup and archive fail apart; a worker even starts while ClickHouse is away."""
     port = free_port()
@@ -61,21 +44,21 @@ async def test_clickhouse_down_does_not_stop_live_limits_and_its_views_catch_up_
     key, _ = create_key(keys, KeyRole.READ, SystemClock())
     variables = {"TIDEMARK_API_KEYS": str(keys), "TIDEMARK_GATEWAY_PORT": str(gateway_port)}
     try:
-        async with Deployment(tmp_path, valkey.url, f"http://127.0.0.1:{port}", **variables) as deployment:
+        async with Deployment(tmp_path, own_valkey.url, f"http://127.0.0.1:{port}", **variables) as deployment:
             worker, archive = deployment.start("worker"), deployment.start("archive")
             deployment.start("gateway")
-            await append_traffic(deployment, SEED, 3_000)
+            await deployment.append_all(traffic(deployment, 3_000, SEED))
             await deployment.at_rest()
 
             clickhouse.process.kill()
             away_ms = deployment.base.clock.now_ms()
-            await append_traffic(deployment, SEED + 1, 2_000)
+            await deployment.append_all(traffic(deployment, 2_000, SEED + 1))
             await deployment.folded_to(await deployment.ends())
             assert worker.starts == 1, "the worker must not notice"
             await live_usage_is_exact(deployment, gateway_port, key, away_ms)
 
             assert worker.kill()
-            await append_traffic(deployment, SEED + 2, 2_000)
+            await deployment.append_all(traffic(deployment, 2_000, SEED + 2))
             await deployment.folded_to(await deployment.ends())
             await live_usage_is_exact(deployment, gateway_port, key, away_ms)
 
@@ -160,15 +143,15 @@ async def faulty(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
 
 @pytest.mark.timeout(120)
 async def test_answers_dropped_after_success_leave_every_view_exact(
-    tmp_path: Path, valkey: LocalValkey, faulty: tuple[str, RandomFaults]
+    tmp_path: Path, own_valkey: LocalValkey, faulty: tuple[str, RandomFaults]
 ) -> None:
     """Stored, but nobody was told: archive and relays write the same again, and nothing counts twice."""
     url, faults = faulty
-    async with Deployment(tmp_path, valkey.url, url) as deployment:
+    async with Deployment(tmp_path, own_valkey.url, url) as deployment:
         deployment.start("worker")
         archive = deployment.start("archive")
         for part in range(6):
-            await append_traffic(deployment, SEED + part, 1_000)
+            await deployment.append_all(traffic(deployment, 1_000, SEED + part))
             await deployment.folded_to(await deployment.ends())
         await deployment.until(lambda: enough(faults), f"enough lost answers, {faults.dropped}")
         faults.over = True

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 
 from oracle.model import Oracle
 from oracle.rules import partition_of
-from pipeline.local.valkey import LocalValkey
 from pipeline.logs.control_records import append_control
 from schemas.analytics import ArchivePosition
 from schemas.clock import DAY_MS, MINUTE_MS
@@ -37,13 +35,6 @@ BACKLOG_RECORDS_MAX = 30
 EVENTS_MAX = 400_000
 INBOX_EVENTS = 400
 OUTCOMES = ("counted", "duplicate", "unmetered", "late", "rejected")
-
-
-@pytest.fixture
-async def deployment(tmp_path: Path, clickhouse_database: str) -> AsyncIterator[Deployment]:
-    with LocalValkey(tmp_path / "valkey") as valkey:
-        async with Deployment(tmp_path, valkey.url, clickhouse_database) as made:
-            yield made
 
 
 @pytest.mark.timeout(150)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from pipeline.clock import SystemClock
 from pipeline.http.api_keys import KeyFile, Role, create_key
 from pipeline.http.app import GatewayDependencies, create_gateway
 from pipeline.http.serving import serving
+from pipeline.local.processes import free_port
 from pipeline.logs.control_records import ensure_deployment
 from pipeline.logs.embedded import SqliteLog
 from pipeline.settings import Settings
@@ -96,13 +96,6 @@ async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
     await made.log.start()
     yield made
     await made.log.close()
-
-
-def free_port() -> int:
-    """A port nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def test_every_acknowledged_event_is_in_the_log_although_answers_get_lost(deployment: Deployment) -> None:

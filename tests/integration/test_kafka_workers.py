@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cloudevents.core.bindings.kafka import to_binary, to_structured
-from cloudevents.core.formats.json import JSONFormat
-from cloudevents.core.v1.event import CloudEvent
 from confluent_kafka import Producer
 
 from demo.worker import ReplayCounter
-from oracle.rules import RejectedError, canonical, decode, partition_of, time_us_of
+from oracle.rules import partition_of
 from pipeline.local.valkey import LocalValkey
 from pipeline.logs.open import kafka_servers
-from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
+from schemas.log import INBOX_TOPIC
 from tests.integration.deployment import Deployment, Role
 from tests.integration.exactness import check_exact
+from tests.integration.producers import VALID, in_mode, words_in_the_log, words_of
 from tests.traffic.faults import EVENT_FAULTS
 from tests.traffic.generate import SECOND_US, Rates, Sent, events, records
 
@@ -32,9 +28,6 @@ EVENTS_MAX = 400_000
 INBOX_EVENTS = 3_000
 BACKLOG_RECORDS_MAX = 40
 KILLS_MAX = 5
-VALID = ("fresh", "duplicate", "retry", "conflict", "shared_id", "late", "ahead", "unmetered")
-
-Words = tuple[str, str, str, int, str]
 
 
 @pytest.fixture
@@ -152,43 +145,3 @@ def produce_singles(log_url: str, singles: Iterable[Sent]) -> None:
     # Or the test would not show that an account's events need not lie on its own partition.
     assert all(len(found) == 1 for found in partitions.values())
     assert any(found != {partition_of(account, 4)} for account, found in partitions.items())
-
-
-def in_mode(mode: int, body: bytes) -> tuple[bytes, dict[str, bytes]]:
-    """(value, headers): structured and binary by hand, then binary and structured by the `cloudevents` package."""
-    if mode == 0:
-        return body, {"content-type": b"application/cloudevents+json"}
-    document = json.loads(body)
-    data = document.pop("data")
-    if mode == 1:
-        headers = {f"ce_{name}": str(text).encode() for name, text in document.items()}
-        return json.dumps(data).encode(), {**headers, "content-type": b"application/json"}
-    event = CloudEvent({**document, "time": datetime.fromisoformat(document["time"])}, data)
-    message = (to_binary if mode == 2 else to_structured)(event, JSONFormat())
-    return message.value, message.headers
-
-
-def words_of(values: Iterable[bytes]) -> set[Words]:
-    """(account, id, type, time, data) of every event that can be read."""
-    words = set()
-    for value in values:
-        try:
-            found = decode(value)
-        except RejectedError:
-            continue
-        for event in found:
-            if isinstance(event, dict):
-                try:
-                    time_us = time_us_of(event["time"])
-                    words.add((event["subject"], event["id"], event["type"], time_us, canonical(event["data"])))
-                except (KeyError, ValueError, TypeError):
-                    continue
-    return words
-
-
-async def words_in_the_log(deployment: Deployment) -> set[Words]:
-    """The same of all records of `usage.events`."""
-    values: list[bytes] = []
-    for partition in deployment.partitions:
-        values += [record.value or b"" for record in await deployment.records(EVENTS_TOPIC, partition)]
-    return words_of(values)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
-from collections.abc import AsyncIterator, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
@@ -18,34 +17,13 @@ from sinks.clickhouse.client import ClickHouse, open_clickhouse
 from sinks.clickhouse.snapshots import ClickHouseSnapshots
 from sinks.clickhouse.staging import ClickHouseStaging
 from sinks.redis.client import Server
-from tests.integration.deployment import ROOT, Deployment, clean_environment
+from tests.integration.deployment import ROOT, Deployment, clean_environment, traffic
 from tests.integration.exactness import check_exact, redis_counters, redis_totals
-from tests.traffic.generate import SECOND_US, Rates, TrafficRecord, records
 
 BACKLOG_RECORDS_MAX = 30
 GENTLE_RECORDS_MAX = 2
-RATES = Rates(duplicate=0.05, conflict=0.02, malformed=0.03, late=0.05)
 KILLS = 3
 COMMAND_S = 100
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[LocalValkey]:
-    with LocalValkey(tmp_path / "valkey") as server:
-        yield server
-
-
-@pytest.fixture
-async def deployment(tmp_path: Path, valkey: LocalValkey, clickhouse_database: str) -> AsyncIterator[Deployment]:
-    async with Deployment(tmp_path / "one", valkey.url, clickhouse_database) as made:
-        yield made
-
-
-def traffic(deployment: Deployment, events: int, seed: int = 5) -> list[TrafficRecord]:
-    now_us = deployment.base.clock.now_ms() * 1000
-    return list(
-        records(seed, 60, events, now_us, partitions=4, batch_events_max=60, span_us=30 * SECOND_US, rates=RATES)
-    )
 
 
 class Command:
@@ -88,7 +66,7 @@ async def built_further(deployment: Deployment, before: int) -> int:
 
 @pytest.mark.timeout(180)
 async def test_redis_is_rebuilt_under_load_through_kills_and_every_view_is_exact(
-    deployment: Deployment, valkey: LocalValkey
+    deployment: Deployment, own_valkey: LocalValkey
 ) -> None:
     """kill -9 of the command in the middle, again and again, while the worker folds and the archive archives."""
     worker = deployment.start("worker")
@@ -114,7 +92,7 @@ async def test_redis_is_rebuilt_under_load_through_kills_and_every_view_is_exact
     assert worker.starts > 1, "the worker of the old generation was not fenced"
     await deployment.stop_roles()
     await check_exact(deployment)
-    server = Server(valkey.url)
+    server = Server(own_valkey.url)
     kept = [key for key in server.run([("KEYS", "tidemark:*")])[0] if ":generation:2:" not in key]
     server.close()
     assert all(key.endswith(":generation-live") or key == "tidemark:rebuilder" for key in kept), kept
@@ -122,18 +100,17 @@ async def test_redis_is_rebuilt_under_load_through_kills_and_every_view_is_exact
 
 @pytest.mark.timeout(120)
 async def test_emptied_redis_is_rebuilt_by_the_command_to_the_same_counts(
-    deployment: Deployment, valkey: LocalValkey
+    deployment: Deployment, own_valkey: LocalValkey
 ) -> None:
     """What the refusing worker tells the operator to do."""
     deployment.start("worker")
     deployment.start("archive")
-    for record in traffic(deployment, 6_000):
-        await deployment.append(record)
+    await deployment.append_all(traffic(deployment, 6_000))
     await deployment.at_rest()
     await deployment.stop_roles()
     totals, counters = await redis_totals(deployment), await redis_counters(deployment)
 
-    server = Server(valkey.url)
+    server = Server(own_valkey.url)
     server.run([("FLUSHALL",)])
     server.close()
     code, output = await Command(deployment).end()
@@ -230,9 +207,8 @@ async def test_redis_is_rebuilt_from_a_snapshot_to_the_same_counts(deployment: D
     """The worker has kept copies of its state while it counted; the newest is taken in, and the log folded on."""
     deployment.start("worker", TIDEMARK_SNAPSHOT_INTERVAL_H="0.02")
     deployment.start("archive")
-    sent = traffic(deployment, 2_000)
-    for record in sent[: len(sent) // 2]:
-        await deployment.append(record)
+    sent = list(traffic(deployment, 2_000))
+    await deployment.append_all(sent[: len(sent) // 2])
     clickhouse = open_clickhouse(deployment.settings.clickhouse_url)
     kept = ClickHouseSnapshots(clickhouse)
 
@@ -241,8 +217,7 @@ async def test_redis_is_rebuilt_from_a_snapshot_to_the_same_counts(deployment: D
 
     await deployment.at_rest()
     await deployment.until(copied, "snapshots of all partitions")
-    for record in sent[len(sent) // 2 :]:
-        await deployment.append(record)
+    await deployment.append_all(sent[len(sent) // 2 :])
     await deployment.at_rest()
     await deployment.stop_roles()
     totals, counters = await redis_totals(deployment), await redis_counters(deployment)

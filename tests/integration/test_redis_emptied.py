@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,41 +11,12 @@ import pytest
 from pipeline.local.valkey import LocalValkey
 from schemas.errors import Transient
 from sinks.redis.client import Server
-from tests.integration.deployment import Deployment
+from tests.integration.deployment import Deployment, traffic
 from tests.integration.exactness import check_exact, redis_counters, redis_totals
-from tests.traffic.generate import SECOND_US, Rates, TrafficRecord, records
 
 SEED = 99
-ACCOUNTS = 60
 EVENTS_MAX = 200_000
 BACKLOG_RECORDS_MAX = 30
-RATES = Rates(duplicate=0.05, conflict=0.02, malformed=0.03, late=0.05)
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[LocalValkey]:
-    with LocalValkey(tmp_path / "valkey") as server:
-        yield server
-
-
-@pytest.fixture
-async def deployment(tmp_path: Path, valkey: LocalValkey, clickhouse_database: str) -> AsyncIterator[Deployment]:
-    async with Deployment(tmp_path / "one", valkey.url, clickhouse_database) as made:
-        yield made
-
-
-async def append_traffic(deployment: Deployment, events: int, seed: int = SEED) -> None:
-    """Append records without waiting for anything to fold them."""
-    for record in traffic(deployment, events, seed):
-        await deployment.append(record)
-
-
-def traffic(deployment: Deployment, events: int, seed: int = SEED) -> list[TrafficRecord]:
-    """Records that are sent from now on."""
-    now_us = deployment.base.clock.now_ms() * 1000
-    return list(
-        records(seed, ACCOUNTS, events, now_us, partitions=4, batch_events_max=60, span_us=30 * SECOND_US, rates=RATES)
-    )
 
 
 def run_valkey(url: str, *command: str) -> None:
@@ -58,16 +28,16 @@ def run_valkey(url: str, *command: str) -> None:
 
 @pytest.mark.timeout(120)
 async def test_emptied_redis_is_refused_until_an_operator_has_the_log_folded_again(
-    deployment: Deployment, valkey: LocalValkey
+    deployment: Deployment, own_valkey: LocalValkey
 ) -> None:
     """Counting on from zero would be a silent loss; counted again from the log, every value is what it was."""
     worker = deployment.start("worker")
     deployment.start("archive")
-    await append_traffic(deployment, 6_000)
+    await deployment.append_all(traffic(deployment, 6_000, SEED))
     await deployment.at_rest()
     totals, counters = await redis_totals(deployment), await redis_counters(deployment)
 
-    run_valkey(valkey.url, "FLUSHALL")
+    run_valkey(own_valkey.url, "FLUSHALL")
     said = await worker.refusal()
     assert "an operator must choose" in said
     assert "--replay-from-start" in said
@@ -90,17 +60,17 @@ async def test_emptied_redis_is_refused_until_an_operator_has_the_log_folded_aga
 
 @pytest.mark.timeout(120)
 async def test_redis_emptied_under_load_is_noticed_before_anything_is_counted_on_top(
-    deployment: Deployment, valkey: LocalValkey
+    deployment: Deployment, own_valkey: LocalValkey
 ) -> None:
     """The cache of a running worker must not write totals back into an emptied store."""
     worker = deployment.start("worker")
     deployment.start("archive")
     stop = asyncio.Event()
-    feeding = asyncio.create_task(deployment.feed(traffic(deployment, EVENTS_MAX), stop, BACKLOG_RECORDS_MAX))
+    feeding = asyncio.create_task(deployment.feed(traffic(deployment, EVENTS_MAX, SEED), stop, BACKLOG_RECORDS_MAX))
     await deployment.folded_to(dict.fromkeys(deployment.partitions, 60))
 
     worker.may_refuse = True
-    run_valkey(valkey.url, "FLUSHALL")
+    run_valkey(own_valkey.url, "FLUSHALL")
     said = await worker.refusal()
     stop.set()
     await feeding
@@ -116,7 +86,7 @@ async def test_redis_emptied_under_load_is_noticed_before_anything_is_counted_on
 
 @pytest.mark.timeout(120)
 async def test_valkey_killed_under_load_and_started_again_changes_no_count(
-    deployment: Deployment, valkey: LocalValkey
+    deployment: Deployment, own_valkey: LocalValkey
 ) -> None:
     """The worker cannot know whether its last commit was applied; its restart finds out at the checkpoint."""
     worker = deployment.start("worker")
@@ -125,8 +95,8 @@ async def test_valkey_killed_under_load_and_started_again_changes_no_count(
     feeding = asyncio.create_task(feed_through_outages(deployment, stop))
     for least in (80, 300, 600):
         await folded_at_least(deployment, least)
-        valkey.kill()
-        await asyncio.to_thread(valkey.start)
+        own_valkey.kill()
+        await asyncio.to_thread(own_valkey.start)
     await folded_at_least(deployment, 900)
     stop.set()
     await feeding
@@ -139,7 +109,7 @@ async def test_valkey_killed_under_load_and_started_again_changes_no_count(
 
 async def feed_through_outages(deployment: Deployment, stop: asyncio.Event) -> None:
     """Append at a steady pace, whatever Redis does."""
-    for number, record in enumerate(traffic(deployment, EVENTS_MAX)):
+    for number, record in enumerate(traffic(deployment, EVENTS_MAX, SEED)):
         if stop.is_set():
             return
         await deployment.append(record)
@@ -160,18 +130,18 @@ async def folded_at_least(deployment: Deployment, records_least: int) -> None:
 
 @pytest.mark.timeout(120)
 async def test_stores_of_another_deployment_are_refused(
-    deployment: Deployment, valkey: LocalValkey, tmp_path: Path
+    deployment: Deployment, own_valkey: LocalValkey, tmp_path: Path
 ) -> None:
     """A swapped address must not add one deployment's usage to another's; both stay what they were."""
     first = [deployment.start("worker"), deployment.start("archive")]
-    await append_traffic(deployment, 2_000)
+    await deployment.append_all(traffic(deployment, 2_000, SEED))
     await deployment.at_rest()
     await deployment.stop_roles()
     assert all(role.codes == [0] for role in first)
 
     settings = deployment.settings
-    async with Deployment(tmp_path / "other", valkey.url, settings.clickhouse_url) as other:
-        await append_traffic(other, 500, seed=SEED + 1)
+    async with Deployment(tmp_path / "other", own_valkey.url, settings.clickhouse_url) as other:
+        await other.append_all(traffic(other, 500, SEED + 1))
         said = await other.start("worker").refusal()
         assert f"belongs to log {deployment.base.genesis.log_id}" in said
         assert "TIDEMARK_REDIS_URL" in said

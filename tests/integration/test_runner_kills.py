@@ -25,7 +25,7 @@ from tests.integration.runner_world import (
     until,
     until_committed,
 )
-from tests.unit.logs.test_kafka_header_names import raw_name
+from tests.traffic.header_names import raw_name
 
 
 async def test_a_killed_worker_resumes_at_the_position_in_its_store(

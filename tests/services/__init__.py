@@ -1,4 +1,4 @@
-"""Real services that the test session starts itself, one fixture module each.
+"""Real services that a test worker starts itself, one fixture module each.
 
-Only `tests` imports it. The invariant it keeps: a service starts once per session, on loopback, and never outlives it.
+Only `tests` imports it. The invariant it keeps: a service starts once per worker, on loopback, and never outlives it.
 """

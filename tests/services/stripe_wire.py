@@ -9,7 +9,8 @@ import httpx
 import pytest_asyncio
 
 from stripe_simulator import SimulatorSettings
-from tests.services.stripe import ManualClock, ServedSimulator, serve_simulator
+from tests.services.stripe import ServedSimulator, serve_simulator
+from tests.worlds.clock import ManualClock
 
 NOW_MS = 1_795_262_400_000
 NOW_S = NOW_MS // 1_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -18,6 +19,13 @@ from sinks.redis.view import RedisLiveView
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalValkey]:
     """The session's server, with the append-only file on."""
     with LocalValkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[LocalValkey]:
+    """A server that a test may spoil."""
+    with LocalValkey(tmp_path / "valkey") as server:
         yield server
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from schemas.log import REPORTS_TOPIC
 from schemas.reports import Intent
 from tests.integration.exactness import Views, differences, expected, found, recount
-from tests.integration.test_kafka_workers import words_in_the_log, words_of
+from tests.integration.producers import words_in_the_log, words_of
 from tests.torture.deployment import FREE, Tortured, customer_of
 from tests.torture.load import Load
 

@@ -18,7 +18,7 @@ from confluent_kafka import Producer
 from pipeline.logs.open import kafka_servers
 from schemas.errors import Transient
 from schemas.log import INBOX_TOPIC
-from tests.integration.test_kafka_workers import VALID, in_mode
+from tests.integration.producers import VALID, in_mode
 from tests.torture.deployment import ACCOUNTS, PARTITIONS, Tortured
 from tests.traffic.faults import EVENT_FAULTS
 from tests.traffic.generate import SECOND_US, Rates, Sent, events, records

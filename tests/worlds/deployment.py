@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -17,22 +16,9 @@ from schemas.live_view import LiveView
 from schemas.log import EVENTS_TOPIC, Record
 from schemas.meters import MeterSet
 from sinks.redis.fake import FakeLiveView
+from tests.worlds.clock import ManualClock
 
 SECRET = b"a secret of thirty-two characters"
-
-
-class ManualClock:
-    """A clock that moves only when told to."""
-
-    def __init__(self, now_ms: int) -> None:
-        self.ms = now_ms
-
-    def now_ms(self) -> int:
-        return self.ms
-
-    async def sleep(self, duration_s: float) -> None:
-        self.ms += int(duration_s * 1000)
-        await asyncio.sleep(0)
 
 
 # The stores of a view.

@@ -15,7 +15,7 @@ from schemas.log import REPORTS_TOPIC, Headers, TopicSpec
 from schemas.periods import Billing
 from schemas.reports import Attempt, Intent, Payer, ReportOutcome, StripeMeters
 from sinks.stripe.fake import FakeStripe
-from tests.services.stripe import ManualClock
+from tests.worlds.clock import ManualClock
 
 PERIOD_START_MS = 1_793_491_200_000  # 2026-11-01
 PERIOD_END_MS = 1_796_083_200_000  # 2026-12-01

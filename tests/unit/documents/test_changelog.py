@@ -6,7 +6,7 @@ import re
 import tomllib
 from typing import Final
 
-from tests.test_tidy import source
+from tests.source_tree import source
 
 LINES: Final = source("CHANGELOG.md").splitlines()
 KINDS: Final = ("Added", "Changed", "Removed", "Fixed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from tests.test_tidy import PRODUCT, TEXTS, source
+from tests.source_tree import PRODUCT, TEXTS, source
 
 PAGE: Final = "docs/glossary.md"
 ENTRIES: Final = re.findall(r"^- \*\*([^*]+)\*\*: (.+)$", source(PAGE), re.M)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from tests.test_tidy import MODULES, PRODUCT, TEXTS, source
+from tests.source_tree import MODULES, PRODUCT, TEXTS, source
 
 PAGE: Final = "docs/invariants.md"
 _CITATION: Final = re.compile(r"\b[IS][1-9]\d?\b")

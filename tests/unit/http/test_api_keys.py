@@ -10,21 +10,10 @@ import pytest
 
 from pipeline.http.api_keys import ApiKey, KeyFile, Role, create_key, load_keys, revoke_key
 from schemas.errors import InvalidInput
+from tests.worlds.clock import ManualClock
 
-
-class StillClock:
-    """Always the same instant."""
-
-    def now_ms(self) -> int:
-        """2026-11-21T10:00:00Z."""
-        return 1_795_255_200_000
-
-    async def sleep(self, duration_s: float) -> None:
-        """Never used here."""
-        raise NotImplementedError
-
-
-CLOCK = StillClock()
+CLOCK = ManualClock(1_795_255_200_000)
+"""It stands at 2026-11-21T10:00:00Z."""
 
 
 @pytest.fixture

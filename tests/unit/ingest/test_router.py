@@ -12,7 +12,7 @@ from pipeline.ingest.router import RouterProcessor
 from pipeline.logs.fake import FakeLog
 from pipeline.settings import Settings
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
-from tests.worlds.deployment import ManualClock
+from tests.worlds.clock import ManualClock
 
 EVENT: dict[str, Any] = {
     "specversion": "1.0", "id": "good", "source": "s", "type": "t", "subject": "acme", "time": "2026-01-01T00:00:00Z"

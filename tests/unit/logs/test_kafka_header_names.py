@@ -16,7 +16,8 @@ from aiokafka.record.util import calc_crc32c
 from pipeline.logs.header_names import LenientBatch, ReadableRecords
 from pipeline.logs.kafka import KafkaLog, to_record
 from pipeline.runner.runner import RunnerSettings
-from tests.unit.runner.test_kafka_group import client
+from tests.traffic.header_names import raw_name
+from tests.worlds.runner import client
 
 PARTITION = TopicPartition("usage.inbox", 0)
 START_MS = 1_760_000_000_000
@@ -26,22 +27,6 @@ SENDER, OTHER = 7, 8
 READ_COMMITTED = 1
 ABORTED, COMMITTED = struct.pack(">HH", 0, 0), struct.pack(">HH", 0, 1)
 Headers = list[tuple[str, bytes | None]]
-
-
-class RawName(str):
-    """A header's name that the library's builder writes as these bytes."""
-
-    __slots__ = ("raw",)
-    raw: bytes
-
-    def encode(self, *_: object) -> bytes:
-        return self.raw
-
-
-def raw_name(raw: bytes) -> RawName:
-    name = RawName()
-    name.raw = raw
-    return name
 
 
 BAD = raw_name(b"\xff\xfe")

@@ -17,6 +17,7 @@ from pipeline.logs.embedded import SqliteLog
 from pipeline.logs.open import open_log
 from schemas.errors import InvalidInput, OperatorNeeded, Transient
 from schemas.log import TopicSpec
+from tests.worlds.clock import ManualClock
 
 START_MS = 1_760_000_000_000
 HOUR_MS = 3_600_000
@@ -40,22 +41,9 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-class SteppedClock:
-    """A clock that tests move."""
-
-    def __init__(self) -> None:
-        self.ms = START_MS
-
-    def now_ms(self) -> int:
-        return self.ms
-
-    async def sleep(self, duration_s: float) -> None:
-        self.ms += int(duration_s * 1000)
-
-
 @pytest.fixture
-def clock() -> SteppedClock:
-    return SteppedClock()
+def clock() -> ManualClock:
+    return ManualClock(START_MS)
 
 
 @pytest.fixture
@@ -64,7 +52,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def log(path: Path, clock: SteppedClock) -> AsyncIterator[SqliteLog]:
+async def log(path: Path, clock: ManualClock) -> AsyncIterator[SqliteLog]:
     driver = SqliteLog(path, clock)
     await driver.start()
     await driver.create_topics([TopicSpec(TOPIC, partitions=2, retention_ms=HOUR_MS)])
@@ -78,7 +66,7 @@ def appender(path: Path, name: str, count: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-async def test_records_topics_and_offsets_outlive_the_process(path: Path, clock: SteppedClock, log: SqliteLog) -> None:
+async def test_records_topics_and_offsets_outlive_the_process(path: Path, clock: ManualClock, log: SqliteLog) -> None:
     """What was answered is on the disk."""
     await log.append(TOPIC, 1, b"a", key=b"acme", headers=(("h", b"\x00"),))
     await log.commit("group", {(TOPIC, 1): 1})
@@ -158,7 +146,7 @@ async def test_waiting_ends_without_a_change(log: SqliteLog) -> None:
 
 
 async def test_a_topic_of_another_process_is_found_without_a_restart(
-    path: Path, clock: SteppedClock, log: SqliteLog
+    path: Path, clock: ManualClock, log: SqliteLog
 ) -> None:
     """The gateway may start before the command that creates the topics."""
     other = SqliteLog(path, clock)
@@ -170,7 +158,7 @@ async def test_a_topic_of_another_process_is_found_without_a_restart(
     await other.close()
 
 
-async def test_retention_removes_what_is_older_and_nothing_else(log: SqliteLog, clock: SteppedClock) -> None:
+async def test_retention_removes_what_is_older_and_nothing_else(log: SqliteLog, clock: ManualClock) -> None:
     """By stream time, as the appends come; the first offset moves, the next one does not."""
     for _ in range(10):
         await log.append(TOPIC, 0, b"old")
@@ -187,7 +175,7 @@ async def test_retention_removes_what_is_older_and_nothing_else(log: SqliteLog, 
     assert [record.offset for record in await log.read(TOPIC, 0, 0)] == [10, 11]
 
 
-async def test_retention_catches_up_in_bounded_slices(log: SqliteLog, clock: SteppedClock) -> None:
+async def test_retention_catches_up_in_bounded_slices(log: SqliteLog, clock: ManualClock) -> None:
     """After a pause, one append must not pay for removing everything."""
     await asyncio.gather(*(log.append(TOPIC, 0, b"old") for _ in range(500)))
     clock.ms += 2 * HOUR_MS
@@ -203,7 +191,7 @@ async def test_retention_catches_up_in_bounded_slices(log: SqliteLog, clock: Ste
     assert appended <= 26
 
 
-async def test_a_topic_without_retention_keeps_everything(log: SqliteLog, clock: SteppedClock) -> None:
+async def test_a_topic_without_retention_keeps_everything(log: SqliteLog, clock: ManualClock) -> None:
     """-1 keeps for ever: intents must never vanish."""
     await log.create_topics([TopicSpec("kept", partitions=1, retention_ms=-1)])
     await log.append("kept", 0, b"a")
@@ -213,7 +201,7 @@ async def test_a_topic_without_retention_keeps_everything(log: SqliteLog, clock:
     assert await log.bounds("kept", 0) == (0, 2)
 
 
-async def test_a_group_has_one_owner_until_it_gives_up_or_dies(path: Path, clock: SteppedClock, log: SqliteLog) -> None:
+async def test_a_group_has_one_owner_until_it_gives_up_or_dies(path: Path, clock: ManualClock, log: SqliteLog) -> None:
     """Two owners would each process every record."""
     other = SqliteLog(path, clock)
     await other.start()
@@ -272,7 +260,7 @@ async def test_an_append_after_the_close_says_so(log: SqliteLog) -> None:
         await log.append(TOPIC, 0, b"b")
 
 
-async def test_a_file_of_another_layout_needs_an_operator(path: Path, clock: SteppedClock) -> None:
+async def test_a_file_of_another_layout_needs_an_operator(path: Path, clock: ManualClock) -> None:
     """A newer program's file must not be written by an older one."""
     path.parent.mkdir()
     with sqlite3.connect(path) as connection:
@@ -285,7 +273,7 @@ async def test_a_file_of_another_layout_needs_an_operator(path: Path, clock: Ste
     await log.close()
 
 
-async def test_a_file_that_is_no_database_needs_an_operator(path: Path, clock: SteppedClock) -> None:
+async def test_a_file_that_is_no_database_needs_an_operator(path: Path, clock: ManualClock) -> None:
     """A wrong path must not be overwritten."""
     notes = b"somebody's notes, longer than a database header would be" * 10
     path.parent.mkdir()
@@ -314,7 +302,7 @@ async def test_a_file_that_is_no_database_needs_an_operator(path: Path, clock: S
         "",
     ],
 )
-def test_a_wrong_log_url_says_what_a_right_one_looks_like(url: str, clock: SteppedClock) -> None:
+def test_a_wrong_log_url_says_what_a_right_one_looks_like(url: str, clock: ManualClock) -> None:
     """The first thing a newcomer gets wrong."""
     with pytest.raises(InvalidInput, match=r"embedded://PATH"):
         open_log(url, clock)
@@ -342,7 +330,7 @@ async def turns() -> None:
 
 
 async def test_appends_that_were_given_up_keep_their_place_until_they_are_stored(
-    tmp_path: Path, clock: SteppedClock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that hangs, and callers that give up: what waits for it stays bounded."""
     monkeypatch.setattr(embedded, "PENDING_RECORDS_MAX", 3)
@@ -370,7 +358,7 @@ async def test_appends_that_were_given_up_keep_their_place_until_they_are_stored
 
 
 async def test_a_file_that_the_writer_cannot_open_is_told_at_the_start(
-    tmp_path: Path, clock: SteppedClock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not by appends that wait for ever."""
 

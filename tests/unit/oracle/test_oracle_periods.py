@@ -7,7 +7,7 @@ import pytest
 from oracle.model import Oracle, Place
 from oracle.rules import binding_of, period_containing
 from tests.traffic.generate import METER_SET, rfc3339
-from tests.unit.oracle.test_oracle import APRIL, DAY, HOUR, JANUARY_31, MARCH, MAY, NOON, event, feed
+from tests.worlds.oracle import APRIL, DAY, HOUR, JANUARY_31, MARCH, MAY, NOON, event, feed
 
 
 def test_late_event_is_carried_forward_or_quarantined_by_its_meter() -> None:

@@ -2,67 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-
 import pytest
 
-from pipeline.ingest.archive import ArchiveProcessor
-from pipeline.rebuild.archive import TABLES, ArchiveRebuild, abandon_archive
+from pipeline.rebuild.archive import TABLES, abandon_archive
 from schemas.analytics import ControlRow
 from schemas.errors import OperatorNeeded
-from schemas.log import EVENTS_TOPIC, Record
-from sinks.clickhouse.fake import FakeClickHouse
-from tests.unit.rebuild.test_rebuild_live_view import LIMITS, PARTITIONS, REPORTED, Crash, Crashing
-from tests.unit.rebuild.test_rebuild_recount import RecountWorld
-from tests.worlds.deployment import SECRET
+from schemas.log import EVENTS_TOPIC
+from tests.worlds.crashing import Crash
+from tests.worlds.rebuild import PARTITIONS, Archive, RebuildWorld
 
 
-class CrashingStaging(Crashing):
-    """As `Crashing`, and so are the stores of the tables beside."""
-
-    def beside(self, tables: Collection[str]) -> Crashing:
-        return Crashing(self._inner.beside(tables), self._countdown, after=self._after)
-
-
-class ArchiveWorld(RecountWorld):
-    """A world whose archive runs on, with what it holds in memory."""
-
-    def __init__(self, events: int = 1_200) -> None:
-        super().__init__(events)
-        self.running: ArchiveProcessor | None = None
-
-    async def archive(self) -> None:
-        """The running archive reads to the log's end."""
-        for partition, records in (await self.unarchived()).items():
-            assert self.running is not None
-            await self.running.step(partition, records)
-
-    async def unarchived(self) -> dict[int, Sequence[Record]]:
-        if self.running is None:
-            self.running = ArchiveProcessor(self.log, self.clickhouse, SECRET)
-            for partition in range(PARTITIONS):
-                await self.running.start_offset(partition)
-        return {partition: await self.records(partition) for partition in range(PARTITIONS)}
-
-    def rebuild_archive(self, countdown: int = 0, *, after: bool = False) -> ArchiveRebuild:
-        left = [countdown]
-        staged = self.staged(self.command()[1])
-        log, staging = Crashing(self.log, left, after=after), CrashingStaging(staged, left, after=after)
-        return ArchiveRebuild(log, staging, SECRET, LIMITS, self.progress.append)
-
-    async def assert_archived(self) -> None:
-        """The tables are those of an archive that never stopped."""
-        await self.archive()
-        expected = FakeClickHouse()
-        straight = ArchiveProcessor(self.log, expected, SECRET, replay_from_start=True)
-        for partition in range(PARTITIONS):
-            await straight.start_offset(partition)
-            await straight.step(partition, await self.records(partition))
-        for view in ("events", "decisions", "control_log", "archived"):
-            assert getattr(self.clickhouse, view) == getattr(expected, view), view
-
-
-def damage(world: ArchiveWorld) -> None:
+def damage(world: RebuildWorld) -> None:
     """Rows that are missing, wrong, and of events that never were."""
     held = world.clickhouse.events
     for number, key in enumerate(sorted(held)):
@@ -75,12 +25,8 @@ def damage(world: ArchiveWorld) -> None:
     world.clickhouse.control_log[0, 1 << 40] = ControlRow(0, 1 << 40, "close", "acme", 0, "{}")
 
 
-async def loaded(share: float, events: int = 1_200) -> ArchiveWorld:
-    world = ArchiveWorld(events)
-    await world.start(REPORTED)
-    await world.feed(share)
-    await world.work()
-    return world
+async def loaded(share: float, events: int = 1_200) -> RebuildWorld:
+    return await RebuildWorld(events, Archive.RUNS_ON).loaded(share)
 
 
 async def test_damaged_archive_is_put_right_while_the_archive_runs_on() -> None:
@@ -109,15 +55,15 @@ async def test_lost_archive_that_refuses_to_start_starts_after_its_rebuild() -> 
 
 async def test_batch_that_the_archive_writes_around_the_exchange_is_kept() -> None:
     """It wrote events into the old table, and decisions and its position after the exchange."""
-    world = await loaded(0.4)
+    world = await loaded(0.2)
     swap = world.staging.swap
 
     async def traffic_before_and_after(table: str) -> None:
-        await world.feed(0.05)
+        await world.feed(0.08)
         old = world.clickhouse.events
         await world.archive()
         await swap(table)
-        await world.feed(0.05)
+        await world.feed(0.08)
         new, world.clickhouse.events = world.clickhouse.events, old
         await world.archive()
         world.clickhouse.events = new if table == "usage_events" else old

@@ -3,194 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-import msgspec
 import pytest
 
-from pipeline.rebuild.archive import TABLES as ARCHIVE_TABLES
-from pipeline.rebuild.archive import ArchiveRebuild, abandon_archive
-from pipeline.rebuild.hourly import TABLES as HOURLY_TABLES
-from pipeline.rebuild.hourly import HourlyRebuild, Note, abandon_hourly
-from pipeline.rebuild.live_view import LiveViewRebuild
-from pipeline.rebuild.recount import HourlyRecount
-from schemas.errors import Fenced, OperatorNeeded, Transient
-from schemas.live_view import LiveView
-from schemas.rebuild import AnalyticalStore, RebuildClaim
-from sinks.clickhouse.claimed import ClaimedStore
-from sinks.clickhouse.fake import FakeClickHouse
-from sinks.clickhouse.fake_staging import _ATTRIBUTES, FakeStaging
-from sinks.redis.fake import FakeLiveView
-from tests.unit.rebuild.test_rebuild_archive import ArchiveWorld
-from tests.unit.rebuild.test_rebuild_live_view import LIMITS, PARTITIONS, REPORTED
-from tests.worlds.deployment import SECRET, STORES
+from schemas.errors import Fenced
+from tests.worlds.rebuild import Archive
+from tests.worlds.rebuild_commands import COMMANDS, CommandsWorld, Held
 
-COMMANDS = ["archive", "redis", "log", "clickhouse"]
 LATER = [*COMMANDS, "abandon redis", "abandon usage_hourly", "abandon archive"]
-
-Step = Callable[[], Awaitable[None]]
-
-
-class Held:
-    """Holds up the n-th of a command's steps until it is let go."""
-
-    def __init__(self, step: int) -> None:
-        self._left = step
-        self.held, self.go = asyncio.Event(), asyncio.Event()
-
-    async def step(self) -> None:
-        self._left -= 1
-        if not self._left:
-            self.held.set()
-            await self.go.wait()
-
-
-class Calls:
-    """Wraps a store: each call is a step."""
-
-    def __init__(self, inner: Any, step: Step) -> None:
-        self._inner, self._step = inner, step
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
-        if name == "built":
-            return lambda generation: Calls(found(generation), self._step)
-        if isinstance(self._inner, FakeLiveView) and name in STORES:
-            return Calls(found, self._step)
-        if not asyncio.iscoroutinefunction(found):
-            return found
-
-        async def call(*arguments: Any) -> Any:
-            await self._step()
-            return await found(*arguments)
-
-        return call
-
-
-class UnderWay(FakeClickHouse):
-    """An insert that has found its table, and stores its rows after a step: the table may bear another name by then."""
-
-    def __init__(self, inner: FakeClickHouse, step: Step) -> None:
-        super().__init__()
-        self._inner, self._step = inner, step
-
-    def __getattribute__(self, name: str) -> Any:
-        if not name.startswith(("insert_", "save_")):
-            return super().__getattribute__(name) if name.startswith("_") else getattr(self._inner, name)
-
-        async def call(rows: Any) -> None:
-            found = FakeClickHouse()
-            for attribute in _ATTRIBUTES.values():
-                setattr(found, attribute, getattr(self._inner, attribute))
-            await self._step()
-            await getattr(found, name)(rows)
-
-        return call
-
-
-class StagedUnderWay(FakeStaging):
-    """Tables beside whose inserts are steps."""
-
-    step: Step
-
-    def beside(self, tables: Collection[str]) -> AnalyticalStore:
-        store = super().beside(tables)
-        assert isinstance(store, ClaimedStore)
-        store._store = UnderWay(store._store, self.step)  # type: ignore[arg-type]  # the fake's
-        return store
-
-
-class Command(NamedTuple):
-    """What a command is given."""
-
-    live: LiveView
-    hourly: AnalyticalStore
-    staging: FakeStaging
-    shadow_copy: Callable[[str], Any]
-
-
-class Worlds(ArchiveWorld):
-    """A world in which commands are started beside others."""
-
-    def started(self, step: Step) -> Command:
-        """A command that claims now; each look at its claim, each call of Redis, and each insert is a step."""
-        live, claim = self.command()
-
-        async def check() -> None:
-            await claim.check()
-            await step()
-
-        slow = RebuildClaim(claim.token, check)
-        staging = StagedUnderWay(self.clickhouse)
-        staging._marks, staging._beside, staging.step = self.staging._marks, self.staging._beside, step
-        staging.claim(slow)
-        hourly = ClaimedStore(UnderWay(self.clickhouse, step), slow)
-        held = live.server.claim
-        return Command(
-            Calls(live, step), hourly, staging, lambda name: Calls(self.shadow_copy(name).another(held), step)
-        )  # fmt: skip
-
-    async def run(self, command: str, given: Command) -> None:
-        live, hourly, staging, shadow_copy = given
-        if command == "redis":
-            await LiveViewRebuild(self.log, live, hourly, self.clock, SECRET, LIMITS).run()
-        elif command == "log":
-            await HourlyRebuild(self.log, live, shadow_copy, hourly, staging, self.clock, SECRET, LIMITS).run()
-        elif command == "clickhouse":
-            await HourlyRecount(self.log, live, hourly, self.clickhouse, staging, self.clock, SECRET, 3).run()
-        elif command == "archive":
-            await ArchiveRebuild(self.log, staging, SECRET, LIMITS).run()
-        elif command == "abandon redis":
-            await LiveViewRebuild(self.log, live, hourly, self.clock, SECRET, LIMITS).abandon()
-        elif command == "abandon usage_hourly":
-            await abandon_hourly(staging, shadow_copy, PARTITIONS)
-        else:
-            await abandon_archive(staging)
-
-    async def finish(self) -> None:
-        """Run again what is not finished, and nothing else."""
-        tables = self.staging.another()
-        if await tables.building(ARCHIVE_TABLES) is not None:
-            await self.now("archive")
-        if await self.live.rebuilds.rebuilding() is not None:
-            await self.now("redis")
-        if found := await tables.building(HOURLY_TABLES):
-            await self.now(msgspec.json.decode(found.note, type=Note).source)
-
-    async def assert_right(self) -> None:
-        """Every view is what it is without any rebuild, and nothing of one is left."""
-        await self.assert_gone()
-        assert await self.staging.another().building(ARCHIVE_TABLES) is None
-        assert await self.live.rebuilds.rebuilding() is None
-        await self.assert_equal()
-        # The stored position may be older than the one that the running archive remembers, until its next batch.
-        self.running = None
-        await self.assert_archived()
-
-    async def traffic(self) -> None:
-        await self.feed(0.13)
-        await self.work()
-
-    async def now(self, command: str) -> None:
-        """Run a command to its end; it may say that another one must be finished first."""
-        try:
-            await self.run(command, self.started(Held(0).step))
-        except (OperatorNeeded, Transient) as error:
-            assert "run" in str(error)  # noqa: PT017 - either end is good
-
-
-async def loaded() -> Worlds:
-    world = Worlds(60)
-    await world.start(REPORTED)
-    await world.feed(0.6)
-    await world.work()
-    return world
 
 
 async def overtaken(first: str, later: Sequence[str], step: int) -> bool:
     """A command is held up at a step; others are started, and end; it goes on. False where it had ended before."""
-    world = await loaded()
+    world = await CommandsWorld(60, Archive.RUNS_ON).loaded(0.6)
     held = Held(step)
     running = asyncio.create_task(world.run(first, world.started(held.step)))
     waiting = asyncio.create_task(held.held.wait())

@@ -7,61 +7,20 @@ from collections.abc import Collection, Sequence
 
 import pytest
 
-from pipeline.ingest.archive import ArchiveProcessor
-from pipeline.rebuild.archive import ArchiveRebuild
 from pipeline.rebuild.hourly import abandon_hourly
-from pipeline.rebuild.recount import HourlyRecount
 from schemas.analytics import HourlyRow, RecountRequest
 from schemas.control import ControlKind
 from schemas.errors import OperatorNeeded, Transient
 from schemas.log import EVENTS_TOPIC
 from schemas.rebuild import AnalyticalStore
-from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.table_marks import Mark
-from tests.unit.rebuild.test_rebuild_hourly import HourlyWorld, damage
-from tests.unit.rebuild.test_rebuild_live_view import LIMITS, PARTITIONS, REPORTED, Crash, Crashing
-from tests.worlds.deployment import SECRET
+from tests.traffic.generate import METER_SET
+from tests.worlds.crashing import Crash
+from tests.worlds.rebuild import PARTITIONS, Archive, RebuildWorld, damage_hourly
 
 
-class RecountWorld(HourlyWorld):
-    """A world with an archive as well."""
-
-    async def work(self) -> None:
-        await super().work()
-        await self.archive()
-
-    async def archive(self) -> None:
-        archive = ArchiveProcessor(self.log, self.clickhouse, SECRET)
-        for partition in range(PARTITIONS):
-            offset = await archive.start_offset(partition)
-            while batch := await self.log.read(EVENTS_TOPIC, partition, offset):
-                await archive.step(partition, batch)
-                offset = batch[-1].next_offset
-
-    async def archived_anew(self) -> None:
-        """A rebuild of the archive, from its start or where it was."""
-        self.staging.claim(self.command()[1])
-        await ArchiveRebuild(self.log, self.staging, SECRET, LIMITS).run()
-
-    def recount(self, countdown: int = 0, *, after: bool = False) -> HourlyRecount:
-        left = [countdown]
-        claimed, claim = self.command()
-        hourly = ClaimedStore(self.clickhouse, claim)
-        log, live, store, reader, staging = (
-            Crashing(each, left, after=after)
-            for each in (self.log, claimed, hourly, self.clickhouse, self.staged(claim))
-        )
-        return HourlyRecount(
-            log, live, store, reader, staging, self.clock, SECRET, 3, self.progress.append
-        )  # fmt: skip
-
-
-async def loaded(share: float, events: int = 1_200) -> RecountWorld:
-    world = RecountWorld(events)
-    await world.start(REPORTED)
-    await world.feed(share)
-    await world.work()
-    return world
+async def loaded(share: float, events: int = 1_200) -> RebuildWorld:
+    return await RebuildWorld(events, Archive.RESTARTED).loaded(share)
 
 
 async def test_counted_rows_equal_the_relayed_ones_to_their_versions() -> None:
@@ -76,7 +35,7 @@ async def test_counted_rows_equal_the_relayed_ones_to_their_versions() -> None:
 
 async def test_log_without_its_start_is_no_hindrance_and_damage_is_put_right() -> None:
     world = await loaded(0.8)
-    damage(world)
+    damage_hourly(world)
     for partition in range(PARTITIONS):
         del world.log._partitions[EVENTS_TOPIC, partition].records[:5]
     expected = {key.account for key in world.clickhouse.cells} - {"nobody"}
@@ -84,7 +43,8 @@ async def test_log_without_its_start_is_no_hindrance_and_damage_is_put_right() -
     await world.recount().run()
 
     assert {key.account for key in world.clickhouse.cells} == expected
-    assert all(row.value_minor >= 0 for row in world.clickhouse.cells.values())
+    signed = {meter["slug"] for meter in METER_SET["meters"] if meter.get("allow_negative")}
+    assert all(row.value_minor >= 0 for row in world.clickhouse.cells.values() if row.meter not in signed)
 
 
 async def test_chunk_of_which_one_month_was_stored_is_counted_again() -> None:
@@ -123,7 +83,7 @@ async def test_crash_at_every_await_is_resumed_while_traffic_goes_on(after: bool
     countdown, crashed = 1, True
     while crashed:
         world = await loaded(0.6, events=60)
-        damage(world)
+        damage_hourly(world)
         duplicates = world.clickhouse.duplicates
         duplicates.clear()
         try:
@@ -146,16 +106,7 @@ async def test_crash_at_every_await_is_resumed_while_traffic_goes_on(after: bool
 async def test_rows_that_the_live_relays_write_around_the_exchange_are_kept() -> None:
     """What was relayed into the old table is brought over, and counted once more."""
     world = await loaded(0.4)
-    swap = world.staging.swap
-
-    async def traffic_before_and_after(table: str) -> None:
-        await world.feed(0.1)
-        await world.work()
-        await swap(table)
-        await world.feed(0.1)
-        await world.work()
-
-    world.staging.swap = traffic_before_and_after  # type: ignore[method-assign]  # a race, made certain
+    world.work_around_the_exchange()
 
     await world.recount().run()
     await world.assert_equal()
@@ -183,7 +134,7 @@ async def test_archive_without_its_meter_set_is_refused() -> None:
         await world.recount().run()
 
 
-async def stopped_after_its_exchange(world: RecountWorld) -> None:
+async def stopped_after_its_exchange(world: RebuildWorld) -> None:
     """A rebuild of the archive that was killed before usage_events caught up with what came around its exchange."""
     swap = world.staging.swap
 
@@ -195,7 +146,7 @@ async def stopped_after_its_exchange(world: RecountWorld) -> None:
 
     world.staging.swap = last  # type: ignore[method-assign]  # the process ends here
     with pytest.raises(Crash):
-        await world.archived_anew()
+        await world.rebuild_archive().run()
     world.staging.swap = swap  # type: ignore[method-assign]  # the next one
 
 
@@ -208,7 +159,7 @@ async def test_archive_that_was_exchanged_and_has_not_caught_up_is_not_counted()
 
     with pytest.raises(Transient, match="finish `tidemark rebuild archive`"):
         await world.recount().run()
-    await world.archived_anew()
+    await world.rebuild_archive().run()
     await world.recount().run()
     await world.assert_gone()
     await world.assert_equal()
@@ -222,7 +173,7 @@ async def test_archive_that_is_rebuilt_while_it_is_counted_is_counted_anew() -> 
     with pytest.raises(Crash):
         await world.recount(20).run()
 
-    await world.archived_anew()
+    await world.rebuild_archive().run()
     await world.recount().run()
     await world.assert_gone()
     await world.assert_equal()
@@ -253,7 +204,7 @@ async def test_count_that_reads_an_archive_while_it_is_exchanged_is_not_swapped_
 async def test_without_a_live_view_or_with_the_archive_behind_nothing_is_begun() -> None:
     world = await loaded(0.5)
     await world.feed(0.1)
-    await super(RecountWorld, world).work()
+    await world.fold_and_relay()
     with pytest.raises(Transient, match="behind the rollup"):
         await world.recount().run()
 

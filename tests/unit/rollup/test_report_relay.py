@@ -19,7 +19,7 @@ from schemas.reports import Intent
 from schemas.rollup import BucketField, Changes, Checkpoint
 from simulation.services import LosingView
 from tests.conformance.rollup_states import checkpoint
-from tests.worlds.deployment import ManualClock
+from tests.worlds.clock import ManualClock
 
 BUCKET = 5 * HOUR_MS
 FIELD = report_field(ReportKey(0, "tokens", "acme"))

@@ -10,93 +10,23 @@ from pathlib import Path
 import pytest
 
 from pipeline.logs.control_records import find_genesis, tick
-from pipeline.rebuild.live_view import LiveViewRebuild
 from pipeline.roles.worker import check_replay
 from pipeline.rollup import snapshots as snapshots_module
-from pipeline.rollup.processor import RollupProcessor
 from pipeline.rollup.snapshots import KEPT_MAX, Snapshots, checkpoint_of
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.errors import OperatorNeeded, Transient
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
 from schemas.rollup import Checkpoint
 from schemas.snapshots import Snapshot
-from sinks.clickhouse.claimed import ClaimedStore
 from sinks.clickhouse.fake_snapshots import FakeSnapshots
-from tests.unit.rebuild.test_rebuild_live_view import (
-    LIMITS,
-    PARTITIONS,
-    REPORTED,
-    Crash,
-    Crashing,
-    Rebuilt,
-    same_but_generation,
-)
+from tests.worlds.crashing import Crash
 from tests.worlds.deployment import SECRET
-
-
-class SnapshotWorld(Rebuilt):
-    """A world whose worker takes snapshots every hour of stream time."""
-
-    def __init__(self, folder: Path, events: int = 1_200) -> None:
-        super().__init__(events)
-        self.kept = FakeSnapshots()
-        self.notes: list[str] = []
-        self.snapshots = Snapshots(
-            self.live.copies, self.kept, HOUR_MS, str(folder), lambda outcome, _: self.notes.append(outcome)
-        )
-
-    async def fold_all(self, processor: RollupProcessor | None = None) -> RollupProcessor:
-        worker = processor or RollupProcessor(self.log, self.live.state, self.clock, SECRET, snapshots=self.snapshots)
-        for partition in range(PARTITIONS):
-            await self.snapshots.write(partition)
-            offset = await worker.start_offset(partition)
-            while batch := await self.log.read(EVENTS_TOPIC, partition, offset, 5):
-                await worker.step(partition, batch)
-                await self.snapshots.write(partition)
-                offset = batch[-1].next_offset
-        return worker
-
-    def restoring(self, countdown: int = 0, *, after: bool = False, explicit: bool = False) -> LiveViewRebuild:
-        left = [countdown]
-        live, claim = self.command()
-        log, store, hourly, kept = (
-            Crashing(each, left, after=after)
-            for each in (self.log, live, ClaimedStore(self.clickhouse, claim), self.kept)
-        )
-        return LiveViewRebuild(
-            log, store, hourly, self.clock, SECRET, LIMITS, snapshots=kept, from_snapshot=explicit
-        )  # fmt: skip
-
-    async def remember(self) -> None:
-        """Keep what the live view is, to be compared when the log cannot say it any more."""
-        genesis = await find_genesis(self.log, SECRET, 0)
-        assert genesis is not None
-        await tick(self.log, SECRET, genesis)
-        await self.work()
-        self.whole = await self.straight()
-
-    async def trim(self) -> None:
-        """Retention: the log begins where the newest snapshot stands."""
-        for partition in range(PARTITIONS):
-            newest = (await self.kept.snapshots(partition))[0].next_offset
-            records = self.log._partitions[EVENTS_TOPIC, partition].records
-            del records[:newest]
-
-    async def assert_same(self) -> None:
-        """The live view is the one that was folded from the whole log."""
-        for partition in range(PARTITIONS):
-            here, there = self.live.server.partitions[partition], self.whole.server.partitions[partition]
-            assert same_but_generation(here.checkpoint) == same_but_generation(there.checkpoint)
-            for view in ("marks", "totals", "rankings", "uniques", "accounts", "deferred"):
-                assert getattr(here, view) == getattr(there, view), view
+from tests.worlds.rebuild import PARTITIONS
+from tests.worlds.snapshots import SnapshotWorld
 
 
 async def loaded(folder: Path, share: float, events: int = 1_200) -> SnapshotWorld:
-    world = SnapshotWorld(folder, events)
-    await world.start(REPORTED)
-    await world.feed(share)
-    await world.work()
-    return world
+    return await SnapshotWorld(folder, events).loaded(share)
 
 
 async def test_lost_view_whose_logs_start_is_gone_is_rebuilt_from_the_snapshot(tmp_path: Path) -> None:
@@ -168,6 +98,11 @@ async def test_range_that_neither_log_nor_snapshot_holds_is_named(tmp_path: Path
     world = await loaded(tmp_path, 0.9)
     await world.remember()
     newest = (await world.kept.snapshots(1))[0].next_offset
+    # A tick after what is deleted: it names the log.
+    genesis = await find_genesis(world.log, SECRET, 0)
+    assert genesis is not None
+    for _ in range(2):
+        await tick(world.log, SECRET, genesis)
     del world.log._partitions[EVENTS_TOPIC, 1].records[: newest + 2]
 
     expected = rf"newest snapshot stands at offset {newest}.*offsets {newest} to {newest + 1} back"
@@ -205,7 +140,7 @@ async def test_failure_stops_nothing_and_is_made_good_later(tmp_path: Path) -> N
         raise Transient("away")
 
     world.kept.insert_chunks = away  # type: ignore[method-assign]  # a fault
-    await world.start(REPORTED)
+    await world.start()
     await world.feed(0.5)
     await world.work()
     assert set(world.notes) == {"failed"}
@@ -242,7 +177,7 @@ async def test_large_chunks_are_written_few_at_a_time(tmp_path: Path, monkeypatc
                 yield part
 
     world.live.copies.snapshot = in_three  # type: ignore[method-assign]  # three chunks of one
-    await world.start(REPORTED)
+    await world.start()
     await world.feed(0.5)
     await world.work()
 
@@ -253,7 +188,7 @@ async def test_large_chunks_are_written_few_at_a_time(tmp_path: Path, monkeypatc
 async def test_partitions_that_flush_side_by_side_all_get_one(tmp_path: Path) -> None:
     """There is room for one copy: who finds it taken is due at its next flush, and not an interval later."""
     world = SnapshotWorld(tmp_path)
-    await world.start(REPORTED)
+    await world.start()
     await world.feed(0.5)
     await world.work()
     kept, checkpoints = (
@@ -276,7 +211,7 @@ async def test_partitions_that_flush_side_by_side_all_get_one(tmp_path: Path) ->
 async def test_interval_of_zero_takes_none(tmp_path: Path) -> None:
     world = SnapshotWorld(tmp_path)
     world.snapshots = Snapshots(world.live.copies, world.kept, 0)
-    await world.start(REPORTED)
+    await world.start()
     await world.feed(0.5)
     await world.work()
 

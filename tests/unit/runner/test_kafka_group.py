@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
-from pipeline.clock import SystemClock
-from pipeline.runner.kafka import KafkaThread
-from pipeline.runner.runner import Runner, RunnerSettings
-from tests.unit.runner.test_partition_worker import Steps
+from pipeline.runner.runner import RunnerSettings
+from tests.worlds.runner import client, until
 
 SHIPPED_MS = 300_000
 MONTH_S = 30 * 86_400
-PATIENCE_S = 10.0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the member go on until `condition` holds."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110  the library has no event for it
-            await asyncio.sleep(0.001)
-
-
-async def client(settings: RunnerSettings) -> AIOKafkaConsumer:
-    """The client as a runner makes it."""
-    app = Runner([Steps()], "kafka://nowhere:1", SystemClock(), settings)._new_app(None)
-    transport = SimpleNamespace(servers=["nowhere:1"])
-    return KafkaThread._create_worker_consumer(SimpleNamespace(app=app), transport)  # type: ignore[arg-type]  # of the thread it reads only the app
 
 
 class Member(GroupCoordinator):  # type: ignore[misc]  # the library has no types

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -14,6 +13,7 @@ from pipeline.logs.client_messages import REPEAT_AFTER_S, OncePerWhile
 from pipeline.runner.partition_worker import PartitionWorker, PartitionWorkerLimits
 from schemas.errors import Transient
 from schemas.log import Record
+from tests.worlds.runner import Steps, until
 
 LIMITS = PartitionWorkerLimits(
     flush_records_max=3, flush_bytes_max=100, queue_records_max=5, queue_bytes_max=150, idle_interval_s=60.0
@@ -29,39 +29,6 @@ class Parcel:
 
     def acknowledge(self) -> None:
         self.acknowledged = True
-
-
-@dataclass
-class Steps:
-    """A processor that notes its steps and waits at a gate."""
-
-    topic: str = "t"
-    taken: list[list[int]] = field(default_factory=list)
-    starts: dict[int, int] = field(default_factory=dict)
-    gate: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def start_offset(self, partition: int) -> int | None:
-        return self.starts.get(partition)
-
-    async def step(self, partition: int, records: Sequence[Record]) -> None:
-        assert all(record.partition == partition for record in records)
-        self.taken.append([record.offset for record in records])
-        await self.gate.wait()
-
-    async def revoked(self, partition: int) -> None:
-        pass
-
-    async def idle(self, partition: int) -> None:
-        pass
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the worker's task run until `condition` holds."""
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("the worker did not get there")
 
 
 def parcel(offset: int, size: int = 1) -> Parcel:

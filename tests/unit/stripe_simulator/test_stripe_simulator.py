@@ -11,8 +11,9 @@ import pytest
 
 from stripe_simulator import Fault, FaultKind, Simulator, SimulatorSettings, forms, parse_clock
 from stripe_simulator.errors import ApiError
-from tests.services.stripe import ManualClock, serve_simulator, simulator_process
+from tests.services.stripe import serve_simulator, simulator_process
 from tests.services.stripe_wire import DAY_S, EVENT, METER, NOW_MS, NOW_S, Wire
+from tests.worlds.clock import ManualClock
 
 
 @pytest.mark.parametrize(
