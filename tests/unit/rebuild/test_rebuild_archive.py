@@ -109,15 +109,15 @@ async def test_lost_archive_that_refuses_to_start_starts_after_its_rebuild() -> 
 
 async def test_batch_that_the_archive_writes_around_the_exchange_is_kept() -> None:
     """It wrote events into the old table, and decisions and its position after the exchange."""
-    world = await loaded(0.4)
+    world = await loaded(0.2)
     swap = world.staging.swap
 
     async def traffic_before_and_after(table: str) -> None:
-        await world.feed(0.05)
+        await world.feed(0.08)
         old = world.clickhouse.events
         await world.archive()
         await swap(table)
-        await world.feed(0.05)
+        await world.feed(0.08)
         new, world.clickhouse.events = world.clickhouse.events, old
         await world.archive()
         world.clickhouse.events = new if table == "usage_events" else old
