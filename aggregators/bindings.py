@@ -7,7 +7,7 @@ from typing import Final
 
 from aggregators.periods import cuts_of, is_closed, open_period, period_at
 from schemas.clock import MINUTE_MS
-from schemas.control import RestatementRecord
+from schemas.control import AccountControlRecord, BindingRecord, RestatementRecord
 from schemas.meters import GRACE_MAX_MS, Policy
 from schemas.periods import AccountState, Billing, Binding, Customer, PendingCut, Restatement
 
@@ -26,6 +26,18 @@ def is_waiting(state: AccountState, stream_time_ms: int) -> bool:
     """Whether the account's events wait at this stream time, because what came before them is counted again."""
     pending = state.pending
     return pending is not None and pending.until_ms is not None and stream_time_ms < pending.until_ms
+
+
+def apply(
+    state: AccountState, record: AccountControlRecord, position: int, policy: Policy, stream_time_ms: int
+) -> AccountState:
+    """The account's state after one of its control records. The worker and the archive both call this function; the
+    reconciler (`reconciler/history.py`) and the oracle have rules of their own, which prove it."""
+    if isinstance(record, BindingRecord):
+        return bound(state, record.binding, position, policy, stream_time_ms)
+    if isinstance(record, RestatementRecord):
+        return restated(state, record, position, policy, stream_time_ms)
+    return closed(state, record.instant_ms, position, policy, stream_time_ms)
 
 
 def bound(state: AccountState, binding: Binding, position: int, policy: Policy, stream_time_ms: int) -> AccountState:
@@ -51,7 +63,7 @@ def closed(state: AccountState, instant_ms: int, position: int, policy: Policy, 
     return _with(after, pending=state.pending.model_copy(update={"position": position, "until_ms": None}))
 
 
-def restatement(
+def restated(
     state: AccountState, record: RestatementRecord, position: int, policy: Policy, stream_time_ms: int
 ) -> AccountState:
     """The state after a restatement record at a position; unchanged where nothing waits for it."""

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from aggregators.flush_plan import followed
+from aggregators.bindings import apply
 from aggregators.periods import period_at
 from aggregators.scan import Moment, Scan
 from aggregators.steps import AccountControl
@@ -81,7 +81,7 @@ def _state_at(
     for step in controls:
         at = offset_of(step.position)
         if at <= offset and step.control.account == account:
-            state = followed(state, step, scan.policies[at])
+            state = apply(state, step.control, step.position, scan.policies[at], step.stream_time_ms)
     return state
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from aggregators.bindings import bound, closed, is_waiting, restatement
+from aggregators.bindings import apply, is_waiting
 from aggregators.codec import CellKey, ReportKey, cell_field, report_field
 from aggregators.deferred import contributions_at, deferred_entry
 from aggregators.instants import hour_of_us
@@ -23,7 +23,6 @@ from aggregators.signing import distinct_member, mark
 from aggregators.steps import AccountControl, Arrival, DedupDecisionStep
 from schemas.aggregations import AggregationRule
 from schemas.clock import HOUR_MS
-from schemas.control import AccountRecord, RestatementRecord
 from schemas.log import offset_of
 from schemas.meters import Meter, Policy
 from schemas.periods import AccountState, Period
@@ -134,7 +133,7 @@ def place(
         if isinstance(step, AccountControl):
             account = step.control.account
             before = changed.get(account) or states.get(account) or AccountState()
-            changed[account] = followed(before, step, policy)
+            changed[account] = apply(before, step.control, step.position, policy, step.stream_time_ms)
             running.pop(account, None)
             continue
         if step.deferred is not None:
@@ -183,16 +182,6 @@ def _judged(step: DedupDecisionStep, held: Deferred, state: AccountState, policy
     if late and held.quarantine:
         return Placed(arrival, period, late=True, kept_out=True)
     return Placed(arrival, open_period(state, step.stream_time_ms) if late else period, late=late, kept_out=False)
-
-
-def followed(state: AccountState, step: AccountControl, policy: Policy) -> AccountState:
-    """The account's state after one of its control records."""
-    control, stream_time_ms = step.control, step.stream_time_ms
-    if isinstance(control, AccountRecord):
-        return bound(state, control.binding, step.position, policy, stream_time_ms)
-    if isinstance(control, RestatementRecord):
-        return restatement(state, control, step.position, policy, stream_time_ms)
-    return closed(state, control.instant_ms, step.position, policy, stream_time_ms)
 
 
 def plan(scan: Scan, placement: Placement, checkpoint: Checkpoint, hash_key: bytes) -> FlushPlan:

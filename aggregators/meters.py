@@ -110,6 +110,12 @@ def successor(held: MeterSet | None, proposed: MeterSet) -> MeterSet:
     return MeterSet(version=proposed.version, meters=proposed.meters, policy=proposed.policy, retired=retired)
 
 
+def in_force_after(held: MeterSet | None, proposed: MeterSet) -> MeterSet:
+    """The meter set in force after a meter set record: its `successor`, or the one held if the record is not newer.
+    Such a record repeats late what another has overtaken."""
+    return successor(held, proposed) if held is None or proposed.version > held.version else held
+
+
 def _reader(meter: Meter) -> Callable[[dict[str, Any]], Contribution | Failure | None]:
     passes = _filter(meter)
     dimensions_of = _dimensions(meter)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from aggregators.bindings import apply
 from aggregators.codec import (
     CellKey,
     ReportKey,
@@ -22,7 +23,6 @@ from aggregators.codec import (
     version,
     void_text,
 )
-from aggregators.flush_plan import followed
 from aggregators.scan import Scan
 from aggregators.steps import AccountControl
 from schemas.aggregations import Value
@@ -65,8 +65,8 @@ def restatement_changes(
         stream_time_ms=scan.state.stream_time_ms,
         meter_set=scan.state.meter_set,
     )
-    after = followed(state, step, policy)
     control = _record(step)
+    after = apply(state, control, step.position, policy, step.stream_time_ms)
     if after == state:
         return Changes(checkpoint=moved)
     if control.declined or control.begins:

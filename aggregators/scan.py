@@ -15,7 +15,7 @@ from aggregators.decode import Raws, decode
 from aggregators.deferred import deferred_entry, far_late_us
 from aggregators.instants import parse_instant_us
 from aggregators.judge import WITHOUT_METERS, Home, judge, rules_at
-from aggregators.meters import Failure, compiled, definition_change, successor
+from aggregators.meters import Failure, compiled, definition_change, in_force_after
 from aggregators.partitioning import partition_of
 from aggregators.signing import signature_holds
 from aggregators.steps import NOTHING_RESTATEMENT, AccountControl, Arrival, DedupDecisionStep, Quarantined, Step
@@ -23,8 +23,7 @@ from schemas.control import (
     CONTROL_CLASSES,
     CONTROL_HEADER,
     SIGNATURE_HEADER,
-    AccountRecord,
-    CloseRecord,
+    AccountControlRecord,
     Control,
     ControlKind,
     DedupDecisionRecord,
@@ -176,30 +175,20 @@ class _Scanner:
             return self._refuse(record, Reason.BAD_CONTROL, problem)
         if isinstance(control, MeterSetRecord) and not self._is_in_force(control.meter_set):
             return None
-        account = control.account if isinstance(control, AccountRecord | CloseRecord | RestatementRecord) else ""
+        account = control.account if isinstance(control, AccountControlRecord) else ""
         kept = control.model_copy(update={"content": ""}) if isinstance(control, RestatementRecord) else None
         text = value.decode() if kept is None else kept.model_dump_json()
         self.controls.append(ControlEntry(position(record.offset), self.stream_time_ms, kind, account, text))
         return None
 
     def _apply(self, control: Control, at: int) -> str | None:
-        """Follow a genuine control record; what is wrong with it, or None."""
+        """Apply a genuine control record to the log state, or append its step: an account's state is read later, and
+        `bindings.apply` changes it. Returns what is wrong with the record, or None."""
         if isinstance(control, Tick | Genesis):
-            return (
-                None if control.log_id == self.log_id else f"it belongs to log {control.log_id}, this is {self.log_id}"
-            )
+            ours = control.log_id == self.log_id
+            return None if ours else f"it belongs to log {control.log_id}, this is {self.log_id}"
         if isinstance(control, MeterSetRecord):
-            change = definition_change(self.meter_set, control.meter_set)
-            if change:
-                return change
-            # An older version is a late repeat of a record that another apply has overtaken.
-            if self.meter_set is None or control.meter_set.version > self.meter_set.version:
-                try:
-                    self.meter_set = successor(self.meter_set, control.meter_set)
-                except ValidationError as error:
-                    return f"retired: {error.errors(include_url=False)[0]['msg']}: too many meters were taken away"
-                self.policy, self.compiled = self.meter_set.policy, compiled(self.meter_set)
-            return None
+            return self._meter_set(control.meter_set)
         if isinstance(control, DedupDecisionRecord):
             return self._decisions(control, at)
         if partition_of(control.account, self.partitions) != self.partition:
@@ -211,6 +200,18 @@ class _Scanner:
             except InvalidInput as error:
                 return str(error)
         self.steps.append(AccountControl(at, self.stream_time_ms, control, content))
+        return None
+
+    def _meter_set(self, proposed: MeterSet) -> str | None:
+        change = definition_change(self.meter_set, proposed)
+        if change:
+            return change
+        try:
+            after = in_force_after(self.meter_set, proposed)
+        except ValidationError as error:
+            return f"retired: {error.errors(include_url=False)[0]['msg']}: too many meters were taken away"
+        if after is not self.meter_set:
+            self.meter_set, self.policy, self.compiled = after, after.policy, compiled(after)
         return None
 
     def _is_in_force(self, said: MeterSet) -> bool:

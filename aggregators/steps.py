@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from aggregators.meters import Contribution
-from schemas.control import AccountRecord, CloseRecord, DedupDecision, RestatementRecord
+from schemas.control import AccountControlRecord, DedupDecision
 from schemas.meters import MeterSet
 from schemas.reasons import Reason
 from schemas.restatement import RestatementContent
@@ -42,7 +42,7 @@ class AccountControl(NamedTuple):
 
     position: int
     stream_time_ms: int
-    control: AccountRecord | CloseRecord | RestatementRecord
+    control: AccountControlRecord
     content: RestatementContent = NOTHING_RESTATEMENT
 
 

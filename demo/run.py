@@ -33,7 +33,7 @@ from pipeline.settings import Settings
 from reconciler.causes import Cause, Pair
 from reconciler.report import Report
 from schemas.clock import MINUTE_MS
-from schemas.control import AccountRecord
+from schemas.control import BindingRecord
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC
 from sinks.clickhouse.client import open_clickhouse
@@ -110,7 +110,7 @@ class Demo:
                     answer.raise_for_status()
                     partition = partition_of(account, base.genesis.partitions)
                     for binding in plan.bindings(account, customer):
-                        record = AccountRecord(account=account, binding=binding)
+                        record = BindingRecord(account=account, binding=binding)
                         await append_control(base.log, self.settings.secret_bytes(), partition, record)
         finally:
             await base.log.close()

@@ -163,7 +163,7 @@ class Oracle:
         timestamp_ms: int | None = None,
         offset: int = -1,
     ) -> None:
-        """An account record, at an offset. It holds beyond everything counted so far, or, where it asks for an instant
+        """A binding record, at an offset. It holds beyond everything counted so far, or, where it asks for an instant
         in the past and may cut there, from that instant once `restatement` was told; events of the account wait from
         `begin_restatement` until then as if they were older than the window."""
         self._require_home(partition, account)

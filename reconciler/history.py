@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from reconciler.boundaries import CALENDAR_MONTHS, Cutting, cuttings, period_containing
 from schemas.analytics import ControlRow, MeterSpan
 from schemas.clock import MINUTE_MS
-from schemas.control import AccountRecord, CloseRecord, ControlKind, MeterSetRecord, RestatementRecord
+from schemas.control import BindingRecord, CloseRecord, ControlKind, MeterSetRecord, RestatementRecord
 from schemas.log import POSITION_MAX
 from schemas.meters import Meter, MeterSet, Policy
 from schemas.periods import Billing, Binding, Period
@@ -142,8 +142,8 @@ class _Building:
             self.first_ms = row.stream_time_ms
         if row.kind == ControlKind.METER_SET:
             self._meter_set(row.position, MeterSetRecord.model_validate_json(row.value).meter_set)
-        elif row.kind == ControlKind.ACCOUNT:
-            self._bind(row, AccountRecord.model_validate_json(row.value).binding)
+        elif row.kind == ControlKind.BINDING:
+            self._bind(row, BindingRecord.model_validate_json(row.value).binding)
         elif row.kind == ControlKind.CLOSE:
             self._close(row, CloseRecord.model_validate_json(row.value).instant_ms)
         elif row.kind == ControlKind.RESTATEMENT:

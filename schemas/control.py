@@ -27,7 +27,7 @@ class ControlKind(StrEnum):
     GENESIS = "genesis"
     TICK = "tick"
     METER_SET = "meter_set"
-    ACCOUNT = "account"
+    BINDING = "binding"
     CLOSE = "close"
     DEDUP_DECISION = "decision"
     RESTATEMENT = "restatement"
@@ -57,7 +57,7 @@ class MeterSetRecord(_Control):
     meter_set: MeterSet
 
 
-class AccountRecord(_Control):
+class BindingRecord(_Control):
     """A binding of one account, on the account's partition only."""
 
     account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
@@ -109,14 +109,17 @@ class RestatementRecord(_Control):
     content: str = ""
 
 
-Control = Genesis | Tick | MeterSetRecord | AccountRecord | CloseRecord | DedupDecisionRecord | RestatementRecord
+AccountControlRecord = BindingRecord | CloseRecord | RestatementRecord
+Control = Genesis | Tick | MeterSetRecord | DedupDecisionRecord | AccountControlRecord
 
 CONTROL_CLASSES: Final[dict[ControlKind, type[Control]]] = {
     ControlKind.GENESIS: Genesis,
     ControlKind.TICK: Tick,
     ControlKind.METER_SET: MeterSetRecord,
-    ControlKind.ACCOUNT: AccountRecord,
+    ControlKind.BINDING: BindingRecord,
     ControlKind.CLOSE: CloseRecord,
     ControlKind.DEDUP_DECISION: DedupDecisionRecord,
     ControlKind.RESTATEMENT: RestatementRecord,
 }
+# A process that starts anew applies these records again to know the meter set and the states of the accounts.
+REPLAYED_KINDS: Final = (ControlKind.METER_SET, ControlKind.BINDING, ControlKind.CLOSE, ControlKind.RESTATEMENT)

@@ -17,7 +17,7 @@ from reconciler.run import reconcile
 from reconciler.views import ReconcilePolicy, Views
 from schemas.control import (
     SIGNATURE_HEADER,
-    AccountRecord,
+    BindingRecord,
     CloseRecord,
     ControlKind,
     DedupDecisionRecord,
@@ -69,8 +69,8 @@ def _tell(oracle: Oracle, world: World, record: Record, version: int) -> int:
                 oracle.set_meter_set(record.partition, proposed.model_dump(mode="json"), record.timestamp_ms)
                 return proposed.version
             oracle.tick(*at)
-        case ControlKind.ACCOUNT:
-            told = AccountRecord.model_validate_json(value)
+        case ControlKind.BINDING:
+            told = BindingRecord.model_validate_json(value)
             fields = told.binding.model_dump(mode="json")
             oracle.bind(record.partition, told.account, fields, record.timestamp_ms, record.offset)
         case ControlKind.CLOSE:

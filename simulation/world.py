@@ -13,7 +13,7 @@ from aggregators.partitioning import partition_of
 from pipeline.logs.batching import batches
 from pipeline.logs.control_records import append_control, append_everywhere
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from schemas.control import AccountRecord, CloseRecord, Control, Genesis, MeterSetRecord, Tick
+from schemas.control import BindingRecord, CloseRecord, Control, Genesis, MeterSetRecord, Tick
 from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
 from schemas.meters import MeterSet
@@ -145,7 +145,7 @@ class World:
             "stripe_customer": "" if account == FREE else customers(account)[0],
             **fields,
         }
-        await self.control(account, AccountRecord(account=account, binding=Binding.model_validate(made)))
+        await self.control(account, BindingRecord(account=account, binding=Binding.model_validate(made)))
 
     async def control(self, account: str, record: Control) -> None:
         """Append a control record to the account's partition."""

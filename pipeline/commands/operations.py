@@ -29,7 +29,7 @@ from reconciler.report import Report, gauge_values, to_json
 from reconciler.run import reconcile
 from reconciler.table import render_table
 from reconciler.views import ReconcilePolicy, Views
-from schemas.control import AccountRecord, CloseRecord
+from schemas.control import BindingRecord, CloseRecord
 from schemas.errors import InvalidInput, Transient
 from schemas.log import INBOX_TOPIC, REJECTED_TOPIC, Log, Record
 from schemas.periods import Binding
@@ -68,7 +68,7 @@ async def bind_account(settings: Settings, account: str, binding: Binding) -> st
     """Write a binding into the account's partition."""
     async with _opened(settings) as base:
         partition = partition_of(account, base.genesis.partitions)
-        record = AccountRecord(account=account, binding=binding)
+        record = BindingRecord(account=account, binding=binding)
         offset = await append_control(base.log, settings.secret_bytes(), partition, record)
     return (
         f"{account}: bound by record {offset} of partition {partition}; `tidemark account show` tells when it applies"

@@ -12,16 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from aggregators.bindings import bound, closed, restatement
+from aggregators.bindings import apply
 from aggregators.decode import normalised
 from aggregators.flush_plan import PlacedDedupDecision, place
-from aggregators.meters import successor
+from aggregators.meters import in_force_after
 from aggregators.scan import LogState, scan
 from aggregators.steps import Arrival
 from pipeline.ingest.start_position import check_fresh, check_position
 from pipeline.logs.control_records import find_genesis
 from schemas.analytics import ArchivePosition, ArchiveStore, ControlRow, DedupDecisionRow, DedupOutcome, EventRow
-from schemas.control import AccountRecord, CloseRecord, ControlKind, MeterSetRecord, RestatementRecord
+from schemas.control import CONTROL_CLASSES, AccountControlRecord, ControlKind, MeterSetRecord
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC, Log, Record, position
 from schemas.meters import MeterSet, Policy
@@ -137,25 +137,15 @@ def _decision_row(placed: PlacedDedupDecision, partition: int) -> DedupDecisionR
 
 
 def _replayed(rows: Sequence[ControlRow]) -> tuple[MeterSet | None, dict[str, AccountState]]:
-    """Meter set and account states as the control log leaves them."""
+    """The meter set and the account states after the control records of the archive."""
     meter_set: MeterSet | None = None
     accounts: dict[str, AccountState] = {}
     for row in rows:
-        policy = meter_set.policy if meter_set else Policy()
-        if row.kind == ControlKind.METER_SET:
-            proposed = MeterSetRecord.model_validate_json(row.value).meter_set
-            if meter_set is None or proposed.version > meter_set.version:
-                meter_set = successor(meter_set, proposed)
-        elif row.kind == ControlKind.ACCOUNT:
-            binding = AccountRecord.model_validate_json(row.value).binding
+        record = CONTROL_CLASSES[ControlKind(row.kind)].model_validate_json(row.value)
+        if isinstance(record, MeterSetRecord):
+            meter_set = in_force_after(meter_set, record.meter_set)
+        elif isinstance(record, AccountControlRecord):
+            policy = meter_set.policy if meter_set else Policy()
             before = accounts.get(row.account, AccountState())
-            accounts[row.account] = bound(before, binding, row.position, policy, row.stream_time_ms)
-        elif row.kind == ControlKind.CLOSE:
-            closing = CloseRecord.model_validate_json(row.value)
-            before = accounts.get(row.account, AccountState())
-            accounts[row.account] = closed(before, closing.instant_ms, row.position, policy, row.stream_time_ms)
-        elif row.kind == ControlKind.RESTATEMENT:
-            record = RestatementRecord.model_validate_json(row.value)
-            before = accounts.get(row.account, AccountState())
-            accounts[row.account] = restatement(before, record, row.position, policy, row.stream_time_ms)
+            accounts[row.account] = apply(before, record, row.position, policy, row.stream_time_ms)
     return meter_set, accounts

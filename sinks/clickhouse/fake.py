@@ -32,7 +32,7 @@ from schemas.analytics import (
     Window,
 )
 from schemas.clock import HOUR_MS
-from schemas.control import ControlKind, MeterSetRecord
+from schemas.control import REPLAYED_KINDS, ControlKind, MeterSetRecord
 from schemas.log import POSITION_BITS
 from schemas.meters import Meter
 from schemas.periods import Period
@@ -45,7 +45,7 @@ from sinks.clickhouse.fake_recount import (
     recount_totals,
 )
 from sinks.clickhouse.reader import check_query
-from sinks.clickhouse.writer import FOLDED_KINDS, check_times
+from sinks.clickhouse.writer import check_times
 
 
 class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
@@ -118,8 +118,8 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
         self, partition: int, before_position: int, accounts: Collection[str] | None = None
     ) -> Sequence[ControlRow]:
         """As `ArchiveStore` says."""
-        folded = [row for row in await self.controls(partition, before_position) if row.kind in FOLDED_KINDS]
-        return folded if accounts is None else [row for row in folded if row.account in ("", *accounts)]
+        replayed = [row for row in await self.controls(partition, before_position) if row.kind in REPLAYED_KINDS]
+        return replayed if accounts is None else [row for row in replayed if row.account in ("", *accounts)]
 
     async def save_relayed(self, position: RelayPosition) -> None:
         """Keep the furthest."""

@@ -22,7 +22,7 @@ from schemas.analytics import (
     HourlyStore,
     RelayPosition,
 )
-from schemas.control import ControlKind
+from schemas.control import REPLAYED_KINDS
 from schemas.errors import InvalidInput
 from schemas.log import POSITION_BITS
 from sinks.clickhouse.client import ClickHouse, json_literal
@@ -108,7 +108,7 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
             f"SELECT partition, position, kind, account, stream_time_ms, value FROM {self._table('control_log')} FINAL "  # noqa: S608  # a name of ours
             "WHERE partition = {partition:UInt16} AND position < {before:UInt64} AND kind IN {kinds:Array(String)} "
             f"{named}ORDER BY position",
-            {"partition": partition, "before": before_position, "kinds": list(FOLDED_KINDS)},
+            {"partition": partition, "before": before_position, "kinds": [kind.value for kind in REPLAYED_KINDS]},
         )
         return [ControlRow(*row) for row in rows]
 
@@ -160,11 +160,6 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         for start in range(0, len(rows), INSERT_ROWS_MAX):
             lines = _ENCODER.encode_lines(rows[start : start + INSERT_ROWS_MAX])
             await self._clickhouse.insert_lines(self._table(table), columns, lines)
-
-
-FOLDED_KINDS: Final = tuple(
-    kind.value for kind in (ControlKind.METER_SET, ControlKind.ACCOUNT, ControlKind.CLOSE, ControlKind.RESTATEMENT)
-)
 
 
 def check_times(rows: Sequence[EventRow] | Sequence[DuplicateRow]) -> None:

@@ -114,7 +114,7 @@ async def test_relay_position_only_moves_forward(both: Both) -> None:
 
 async def test_controls_come_back_oldest_first_with_every_meter_set_for_the_fold(both: Both) -> None:
     """A restart follows the meter sets, bindings and closings again, each under the policy of its time."""
-    kinds = ["genesis", "meter_set", "tick", "account", "meter_set", "close", "meter_set"]
+    kinds = ["genesis", "meter_set", "tick", "binding", "meter_set", "close", "meter_set"]
     rows = [ControlRow(3, at, kind, "", NOW_MS + at, f'{{"at":{at}}}') for at, kind in enumerate(kinds)]
     await both.store.insert_controls(list(reversed(rows)))
     await both.store.insert_controls(rows)
@@ -128,7 +128,7 @@ async def test_controls_come_back_oldest_first_with_every_meter_set_for_the_fold
 async def test_controls_of_some_accounts_come_with_the_meter_sets(both: Both) -> None:
     """Whatever the accounts are called; the others' may be many and long."""
     named = ["", "ada", "bob", "it's \\ {x:y}", "ada"]
-    kinds = ["meter_set", "account", "account", "close", "restatement"]
+    kinds = ["meter_set", "binding", "binding", "close", "restatement"]
     rows = [ControlRow(3, at, kinds[at], account, NOW_MS, "{}") for at, account in enumerate(named)]
     await both.store.insert_controls(rows)
 

@@ -9,7 +9,7 @@ from aggregators.codec import parse_value
 from oracle.model import Oracle, Place
 from pipeline.logs.control_records import read_control
 from schemas.control import (
-    AccountRecord,
+    BindingRecord,
     CloseRecord,
     ControlKind,
     DedupDecisionRecord,
@@ -67,7 +67,7 @@ def _tell(oracle: Oracle, secret: bytes, record: Record, version: int) -> int:
         case [MeterSetRecord(meter_set=MeterSet() as meter_set)] if meter_set.version > version:
             oracle.set_meter_set(partition, meter_set.model_dump(mode="json"), at)
             return meter_set.version
-        case [AccountRecord(account=account, binding=binding)]:
+        case [BindingRecord(account=account, binding=binding)]:
             oracle.bind(partition, account, binding.model_dump(mode="json"), at, record.offset)
         case [CloseRecord(account=account, instant_ms=instant_ms)]:
             oracle.close(partition, account, instant_ms, at, record.offset)

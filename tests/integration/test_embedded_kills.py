@@ -14,7 +14,7 @@ from oracle.rules import partition_of
 from pipeline.logs.control_records import append_control
 from schemas.analytics import ArchivePosition
 from schemas.clock import DAY_MS, MINUTE_MS
-from schemas.control import CONTROL_HEADER, AccountRecord, CloseRecord, RestatementRecord
+from schemas.control import CONTROL_HEADER, BindingRecord, CloseRecord, RestatementRecord
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, Record
 from schemas.periods import Binding, Interval
@@ -97,7 +97,7 @@ async def bind_late(deployment: Deployment) -> None:
     at_ms = deployment.base.clock.now_ms() // MINUTE_MS * MINUTE_MS
     for account in sorted(LATE_ACCOUNTS):
         binding = Binding(effective_from_ms=at_ms, anchor_ms=at_ms, interval=Interval.DAY)
-        record = AccountRecord(account=account, binding=binding)
+        record = BindingRecord(account=account, binding=binding)
         partition = partition_of(account, 4)
         await append_control(deployment.base.log, deployment.settings.secret_bytes(), partition, record)
 
@@ -113,7 +113,7 @@ async def bind_and_close(deployment: Deployment) -> None:
         secret = deployment.settings.secret_bytes()
         if number % 2:
             await append_control(
-                deployment.base.log, secret, partition, AccountRecord(account=account, binding=binding)
+                deployment.base.log, secret, partition, BindingRecord(account=account, binding=binding)
             )
         if number % 3 == 0:
             await append_control(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 from unittest.mock import patch
 
-import aggregators.flush_plan
+import aggregators.bindings
 import pipeline.billing.customers
 import pipeline.rollup.processor
 import pipeline.rollup.restater
-from aggregators.bindings import restatement
+from aggregators.bindings import restated
 from pipeline.rollup.restater import Restater
 from schemas.control import RestatementRecord
 from schemas.meters import Policy
@@ -21,7 +21,7 @@ def _cut_without_counting_again(original: Any) -> Any:
         after = original(state, binding, position, policy, stream_time_ms)
         for begins in (True, False):
             record = RestatementRecord(account="any", position=position, begins=begins)
-            after = restatement(after, record, position, policy, stream_time_ms)
+            after = restated(after, record, position, policy, stream_time_ms)
         return after
 
     return bound
@@ -55,7 +55,7 @@ def _old_cells_stay(original: Any) -> Any:
 
 
 LATE_BINDINGS: Final = (
-    Mutant("late binding: cut without counting again", aggregators.flush_plan, "bound", _cut_without_counting_again),
+    Mutant("late binding: cut without counting again", aggregators.bindings, "bound", _cut_without_counting_again),
     Mutant("late binding: cells of the old cut stay", pipeline.rollup.restater, "_changed", _old_cells_stay),
     Mutant(
         "late binding: totals of the old cut stay", pipeline.rollup.processor, "restatement_changes",

@@ -15,7 +15,7 @@ from pipeline.http.api_keys import Role as KeyRole
 from pipeline.http.api_keys import create_key
 from pipeline.local.processes import LocalProcess, free_port, python
 from pipeline.logs.control_records import append_control
-from schemas.control import AccountRecord
+from schemas.control import BindingRecord
 from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
 from schemas.periods import Billing, Binding
@@ -79,7 +79,7 @@ class Tortured(Deployment):
                 binding = Binding(
                     effective_from_ms=0, billing=Billing.MAPPED, stripe_customer=customer_of(account)
                 )  # fmt: skip
-            record = AccountRecord(account=account, binding=binding)
+            record = BindingRecord(account=account, binding=binding)
             partition = partition_of(account, PARTITIONS)
             await append_control(self.base.log, self.settings.secret_bytes(), partition, record)
         for name in WORKERS:

@@ -11,12 +11,16 @@ from schemas.log import REPORTS_TOPIC
 from schemas.meters import Policy
 from schemas.periods import AccountState
 from schemas.reports import Intent
-from tests.worlds.reconciler import START_MS, Deployment
+from tests.worlds.reconciler import METER_SET, START_MS, Deployment
 
 EVE = "eve"
 # In the middle of an hour, so that both sides of it have usage.
 CUT_MS = START_MS + 90 * MINUTE_MS
 POLICY = Policy()
+LOW = {
+    "slug": "low", "event_type": "request", "aggregation": "min", "value_path": "$.gb", "scale": 3,
+    "stripe_event_name": "low",
+}  # fmt: skip
 
 
 async def used(made: Deployment, hours: int = 3, account: str = EVE) -> None:
@@ -30,7 +34,7 @@ async def used(made: Deployment, hours: int = 3, account: str = EVE) -> None:
 
 async def deployment() -> Deployment:
     """Three hours of an account that nobody has bound; reported, and held."""
-    made = await Deployment().start()
+    made = await Deployment().start({**METER_SET, "meters": [*METER_SET["meters"], LOW]})
     made.stripe.add_customer(f"cus_{EVE}")
     await used(made)
     await made.settle()

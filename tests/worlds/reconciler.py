@@ -23,7 +23,7 @@ from reconciler.reports_index import ReportsIndex
 from reconciler.run import reconcile
 from reconciler.views import ReconcilePolicy, Views
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from schemas.control import AccountRecord, CloseRecord, Tick
+from schemas.control import BindingRecord, CloseRecord, Tick
 from schemas.log import EVENTS_TOPIC, REPORTS_TOPIC
 from schemas.periods import Billing, Binding
 from schemas.reports import Attempt, Intent, MeterEvent, OutcomeStatus, ReportOutcome, StripeRejections
@@ -96,7 +96,7 @@ class Deployment:
     async def bind(self, account: str, **fields: Any) -> None:
         made = {"effective_from_ms": NOVEMBER_MS, "billing": Billing.MAPPED, **fields}
         binding = Binding.model_validate(made)
-        await self.world.control(self.partition(account), AccountRecord(account=account, binding=binding))
+        await self.world.control(self.partition(account), BindingRecord(account=account, binding=binding))
 
     async def close_period(self, account: str, instant_ms: int) -> None:
         await self.world.control(self.partition(account), CloseRecord(account=account, instant_ms=instant_ms))

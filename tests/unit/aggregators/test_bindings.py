@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aggregators.bindings import LATER_MAX, bound, closed, is_waiting, restatement
+from aggregators.bindings import LATER_MAX, bound, closed, is_waiting, restated
 from aggregators.periods import period_at
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.control import RestatementRecord
@@ -69,7 +69,7 @@ def answers(position: int, **fields: Any) -> RestatementRecord:
 def begun() -> AccountState:
     """A late binding at position 7 whose restatement was begun at 8."""
     asked = bound(AccountState(), NEW, 7, POLICY, NOW_MS)
-    return restatement(asked, answers(7, begins=True), 8, POLICY, NOW_MS)
+    return restated(asked, answers(7, begins=True), 8, POLICY, NOW_MS)
 
 
 @pytest.mark.parametrize("billing", [Billing.MAPPED, Billing.FREE])
@@ -96,7 +96,7 @@ def test_more_than_may_wait_gives_the_cut_up_and_follows_all_of_it() -> None:
     assert after.pending is None
     assert after.bindings[0].effective_from_ms > NOW_MS
     assert after.bindings[-1].anchor_ms == 9 * DAY_MS
-    assert restatement(after, answers(8), 10, POLICY, NOW_MS) == after
+    assert restated(after, answers(8), 10, POLICY, NOW_MS) == after
 
 
 def test_closing_is_in_force_at_once_and_has_the_restatement_begun_anew() -> None:
@@ -104,9 +104,9 @@ def test_closing_is_in_force_at_once_and_has_the_restatement_begun_anew() -> Non
     after = closed(begun(), NOW_MS, 9, POLICY, NOW_MS)
     assert after.closed_start_ms == (NOVEMBER_MS,)
     assert not is_waiting(after, NOW_MS)
-    assert restatement(after, answers(8), 10, POLICY, NOW_MS) == after
+    assert restated(after, answers(8), 10, POLICY, NOW_MS) == after
 
-    anew = restatement(after, answers(9, begins=True), 10, POLICY, NOW_MS)
+    anew = restated(after, answers(9, begins=True), 10, POLICY, NOW_MS)
     assert anew.pending is None, "the closed month was all there was to cut"
 
 
@@ -120,18 +120,18 @@ def test_closing_is_in_force_at_once_and_has_the_restatement_begun_anew() -> Non
     ],
 )
 def test_answer_that_nobody_waits_for_changes_nothing(record: RestatementRecord) -> None:
-    assert restatement(begun(), record, 11, POLICY, NOW_MS) == begun()
+    assert restated(begun(), record, 11, POLICY, NOW_MS) == begun()
 
 
 def test_answer_to_a_binding_that_was_not_begun_changes_nothing() -> None:
     """What was counted since it was worked out would be lost."""
     asked = bound(AccountState(), NEW, 7, POLICY, NOW_MS)
     assert not is_waiting(asked, NOW_MS)
-    assert restatement(asked, answers(7), 8, POLICY, NOW_MS) == asked
+    assert restated(asked, answers(7), 8, POLICY, NOW_MS) == asked
 
 
 def test_periods_are_the_bindings_once_it_was_answered() -> None:
-    after = restatement(begun(), answers(8), 9, POLICY, NOW_MS)
+    after = restated(begun(), answers(8), 9, POLICY, NOW_MS)
     assert period_at(after, NOW_MS) == Period(NEW.effective_from_ms, NEW.effective_from_ms + 30 * DAY_MS)
 
 
@@ -141,7 +141,7 @@ def test_a_restatement_that_does_not_end_in_time_is_given_twice_as_long() -> Non
     for number in range(2, 8):
         assert state.pending is not None
         begins = RestatementRecord(account=EVE, position=state.pending.position, begins=True)
-        state = restatement(state, begins, number, POLICY, stream_time_ms)
+        state = restated(state, begins, number, POLICY, stream_time_ms)
         assert state.pending is not None
         assert state.pending.until_ms is not None
         spans.append((state.pending.until_ms - stream_time_ms) // MINUTE_MS)
@@ -157,7 +157,7 @@ def test_period_that_closes_before_the_restatement_is_begun_is_not_cut() -> None
     later_ms = DECEMBER_MS + 2 * HOUR_MS
     closed_by_then = closed(asked, later_ms, 7, POLICY, later_ms)
 
-    after = restatement(closed_by_then, answers(7, begins=True), 8, POLICY, later_ms)
+    after = restated(closed_by_then, answers(7, begins=True), 8, POLICY, later_ms)
     assert after.pending is None
     assert after.bindings[-1].effective_from_ms > later_ms
 

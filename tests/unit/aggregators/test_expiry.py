@@ -17,7 +17,7 @@ from pipeline.logs.control_records import append_everywhere
 from pipeline.rollup.processor import RollupProcessor, RollupSettings
 from reconciler.causes import Cause, Pair, Verdict
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from schemas.control import AccountRecord, CloseRecord, Tick
+from schemas.control import BindingRecord, CloseRecord, Tick
 from schemas.log import EVENTS_TOPIC
 from schemas.meters import GRACE_MAX_MS, Policy
 from schemas.periods import AccountState, Binding, Interval
@@ -55,7 +55,7 @@ async def months(seed: int, meter_set: Mapping[str, Any]) -> World:
         account = f"acct-{chance.randrange(25)}"
         partition = partition_of(account, PARTITIONS)
         if chance.random() < 0.3:
-            await world.control(partition, AccountRecord(account=account, binding=_binding(chance, world.clock.ms)))
+            await world.control(partition, BindingRecord(account=account, binding=_binding(chance, world.clock.ms)))
         if chance.random() < 0.05:
             instant_ms = world.clock.ms - chance.randrange(20) * DAY_MS
             await world.control(partition, CloseRecord(account=account, instant_ms=instant_ms))

@@ -12,7 +12,7 @@ from aggregators.codec import parse_cell_field, parse_cell_text, parse_value
 from oracle.model import Oracle, Place
 from oracle.rules import RejectedError, decode, partition_of, time_us_of
 from pipeline.rollup.processor import RollupSettings
-from schemas.control import AccountRecord, CloseRecord, DedupDecision, DedupDecisionRecord
+from schemas.control import BindingRecord, CloseRecord, DedupDecision, DedupDecisionRecord
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
 from schemas.periods import Billing, Binding, Interval
 from sinks.redis.fake import FakeLiveView
@@ -147,7 +147,7 @@ async def _name_all(world: World, oracle: Oracle) -> None:
     """Somebody is named for every account, so that no binding asks for usage to be counted again."""
     for account in map(account_name, range(20)):
         partition, free = partition_of(account, PARTITIONS), Binding(effective_from_ms=0, billing=Billing.FREE)
-        await world.control(partition, AccountRecord(account=account, binding=free))
+        await world.control(partition, BindingRecord(account=account, binding=free))
         oracle.bind(partition, account, free.model_dump(mode="json"), world.clock.ms)
 
 
@@ -167,7 +167,7 @@ async def _bind_or_close(world: World, oracle: Oracle, chance: random.Random) ->
         interval_count=chance.choice([1, 1, 1, 2]),
         billing=Billing.FREE,
     )
-    await world.control(partition, AccountRecord(account=account, binding=binding))
+    await world.control(partition, BindingRecord(account=account, binding=binding))
     oracle.bind(partition, account, binding.model_dump(mode="json"), now_ms)
 
 

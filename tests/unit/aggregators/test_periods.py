@@ -272,7 +272,7 @@ def test_bindings_and_closings_in_any_order_count_as_the_oracle_counts(steps: Se
                     oracle.restatement(0, "acme", named.position, declined=bool(named.declined), timestamp_ms=log_ms)
                     moves = waits and not named.declined
                     counted = [each for each in counted if not moves or each[1] < state.pending.from_ms]
-                state = bindings_of.restatement(state, named, offset, POLICY, log_ms)
+                state = bindings_of.restated(state, named, offset, POLICY, log_ms)
         elif not bindings_of.is_waiting(state, log_ms):
             event = rules.Event("acme", "1", "t", instant_ms * 1000, {})
             expected = oracle._counting_period(event, [], log_ms, POLICY.grace_ms)

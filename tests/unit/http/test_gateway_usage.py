@@ -42,7 +42,8 @@ async def test_the_current_period_is_answered_from_the_live_view_with_exact_valu
     assert answer.status_code == 200
     document = answer.json()
     assert {each["meter"]: each["value"] for each in document.pop("meters")} == {
-        "api_requests": "1", "tokens": "14", "storage_gb": "1.25", "active_users": "1", "seats": None,
+        "api_requests": "1", "tokens": "14", "storage_gb": "1.25", "lowest_balance": None,
+        "active_users": "1", "seats": None,
     }  # fmt: skip
     assert document == {
         "account": "acme",

@@ -11,7 +11,7 @@ from pipeline.ingest.archive import ARCHIVE_GROUP, ArchiveProcessor
 from pipeline.logs.control_records import append_control, append_everywhere, ensure_deployment, find_genesis
 from pipeline.rollup.processor import ROLLUP_GROUP, RollupProcessor, RollupSettings
 from schemas.clock import DAY_MS, HOUR_MS
-from schemas.control import AccountRecord, Genesis, Tick
+from schemas.control import BindingRecord, Genesis, Tick
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC
 from schemas.periods import Billing, Binding, Interval
@@ -120,7 +120,7 @@ async def test_a_full_cache_forgets_nothing_that_the_flush_needs() -> None:
         free = Binding(effective_from_ms=0, billing=Billing.FREE)
         daily = Binding(effective_from_ms=START_MS // HOUR_MS * HOUR_MS, anchor_ms=anchor_ms, interval=Interval.DAY)
         for binding in (free, daily):
-            await append_control(world.log, SECRET, 0, AccountRecord(account=account, binding=binding))
+            await append_control(world.log, SECRET, 0, BindingRecord(account=account, binding=binding))
     await world.fold_all()
     world.clock.ms += 2 * HOUR_MS
     worker: RollupProcessor = world.rollup(RollupSettings(cache_entries_max=1))

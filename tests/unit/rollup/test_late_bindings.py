@@ -47,7 +47,7 @@ async def test_usage_before_its_binding_is_counted_again_in_the_periods_of_the_b
         "requests": {NOVEMBER_MS: 9, CUT_MS: 9},
         "gigabytes": {NOVEMBER_MS: 14_025, CUT_MS: 26_925},
         "peak": {NOVEMBER_MS: 2_225, CUT_MS: 3_525},
-        "low": {NOVEMBER_MS: 500, CUT_MS: 500},
+        "low": {NOVEMBER_MS: 1_025, CUT_MS: 2_325},
         "users": {NOVEMBER_MS: 4, CUT_MS: 4},
         "seats": {NOVEMBER_MS: 12, CUT_MS: 25},
     }  # fmt: skip

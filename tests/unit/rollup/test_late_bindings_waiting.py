@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aggregators.bindings import RESTATEMENT_MS_MAX, is_waiting, restatement
+from aggregators.bindings import RESTATEMENT_MS_MAX, is_waiting, restated
 from pipeline.rollup import resolver, restater
 from pipeline.rollup.restater import BEGINNINGS_MAX, JUDGED_MS_MAX, TOO_OFTEN
 from schemas.clock import DAY_MS, MINUTE_MS
@@ -178,8 +178,8 @@ async def test_answer_that_comes_too_late_changes_nothing() -> None:
     assert late.pending is not None
     assert late.pending.until_ms is not None
 
-    assert restatement(late, answer, 1 << 50, POLICY, late.pending.until_ms) == late
-    assert restatement(late, answer, 1 << 50, POLICY, late.pending.until_ms - 1).restatements
+    assert restated(late, answer, 1 << 50, POLICY, late.pending.until_ms) == late
+    assert restated(late, answer, 1 << 50, POLICY, late.pending.until_ms - 1).restatements
 
 
 async def test_what_comes_in_time_waits_whatever_may_wait_of_what_is_late() -> None:
