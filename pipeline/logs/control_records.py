@@ -67,7 +67,8 @@ async def find_genesis(
 
     `log_id`: of several, one that names this log is taken; anybody may have appended records of another log, or
     forged ones, and the fold rejects those. `bounds`: the log's, if the caller has asked for them already. None where
-    the partition has no such record yet. Raises `OperatorNeeded` where there are only records that another secret signed.
+    the partition has no such record yet. Raises `OperatorNeeded` where there are only records that another secret
+    signed.
     """
     bounds = bounds or await log.bounds(EVENTS_TOPIC, partition)
     first: Genesis | None = None
