@@ -23,16 +23,15 @@ from pipeline.http.appender import Appender, Outgoing
 from pipeline.http.body import Bodies, entries
 from pipeline.http.dependencies import GatewayDependencies, authorized
 from pipeline.http.errors import json_answer, overloaded, retry_after
+from pipeline.ingest.quarantine import Header, append_all, append_entry
 from pipeline.metrics import Metrics
 from schemas.errors import TidemarkError, Transient
 from schemas.events import ID_CHARACTERS_MAX, NAME_CHARACTERS_MAX
-from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
+from schemas.log import EVENTS_TOPIC
 from schemas.meters import MeterSet
 from schemas.reasons import REMEDIES, Reason
 
 JUDGED_AT_ONCE_MAX: Final = 500
-KEPT_BYTES_MAX: Final = 1_000_000
-KEEPS_AT_ONCE_MAX: Final = 256
 RETRY_AFTER_S: Final = 1.0
 FORBIDDEN: Final = "forbidden_account"
 
@@ -141,25 +140,14 @@ class EventsEndpoint:
 
     async def _keep(self, rejected: Sequence[Judged]) -> None:
         """Append rejected events to `usage.rejected` as they came, so that they can be looked at and redriven."""
-        for start in range(0, len(rejected), KEEPS_AT_ONCE_MAX):
-            chunk = rejected[start : start + KEEPS_AT_ONCE_MAX]
-            await asyncio.gather(*(self._keep_one(each) for each in chunk))
+        await append_all(self._keep_one(judged) for judged in rejected)
 
-    async def _keep_one(self, each: Judged) -> None:
-        headers = [
-            ("tidemark-reason", each.reason.encode()),
-            ("tidemark-detail", each.detail.encode("utf-8", "replace")[:1_000]),
-            ("tidemark-topic", EVENTS_TOPIC.encode()),
-            ("tidemark-source", b"gateway"),
-        ]
-        if len(each.raw) > KEPT_BYTES_MAX:
-            headers.append(("tidemark-cut-at-bytes", str(KEPT_BYTES_MAX).encode()))
-        partition = partition_of(each.account or "", self._dependencies.genesis.partitions)
+    async def _keep_one(self, judged: Judged) -> None:
+        partition = partition_of(judged.account or "", self._dependencies.genesis.partitions)
+        log, origin = self._dependencies.log, ((Header.SOURCE, b"gateway"),)
         try:
             async with asyncio.timeout(RETRY_AFTER_S * 10):
-                await self._dependencies.log.append(
-                    REJECTED_TOPIC, partition, each.raw[:KEPT_BYTES_MAX], headers=tuple(headers)
-                )
+                await append_entry(log, partition, judged.reason, judged.detail, EVENTS_TOPIC, judged.raw, origin)
         except (TidemarkError, TimeoutError) as error:
             # The sender learns of the rejection all the same and still has the event.
             self._metrics.add("tidemark_gateway_unkept_rejections_total")
