@@ -65,25 +65,26 @@ class Recounter:
 
     async def totals(self, state: PartitionState) -> dict[TotalName, int]:
         """Totals at the state."""
-        held = await self._held(state)
-        if held is None:
-            held = dict(await self._reader.recount_totals(request_at(state)))
-            self._last[state.partition] = (state, held)
-        return dict(held)
+        totals = await self._unchanged(state)
+        if totals is None:
+            totals = dict(await self._reader.recount_totals(request_at(state)))
+            self._last[state.partition] = (state, totals)
+        return dict(totals)
 
     async def totals_of(self, state: PartitionState, accounts: frozenset[str]) -> dict[TotalName, int]:
         """Totals of some accounts at the state."""
-        held = await self._held(state)
-        if held is None:
+        totals = await self._unchanged(state)
+        if totals is None:
             return dict(await self._reader.recount_totals(request_at(state, accounts)))
-        return {key: value for key, value in held.items() if key[0] in accounts}
+        return {key: value for key, value in totals.items() if key[0] in accounts}
 
-    async def _held(self, state: PartitionState) -> dict[TotalName, int] | None:
+    async def _unchanged(self, state: PartitionState) -> dict[TotalName, int] | None:
+        """The last totals of the partition, or None if they may differ at the state."""
         last, totals = self._last.get(state.partition, (None, {}))
         if last is None or not _same_rules(last.history, state.history):
             return None
         if last.before_position != state.before_position:
-            # Never by the rollup's counters: they are what is being checked.
+            # Not by the rollup's counters, because they are being checked.
             counts = [await self._reader.archived_events(at.partition, at.before_position) for at in (last, state)]
             if counts[0] != counts[1]:
                 return None
@@ -132,7 +133,7 @@ class Recounter:
 
 
 def _same_rules(one: History, other: History) -> bool:
-    """Whether events are counted alike by both."""
+    """Whether both count events alike."""
     return (one.meters, one.graces, one.accounts) == (other.meters, other.graces, other.accounts)
 
 
