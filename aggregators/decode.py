@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
-from functools import lru_cache
+from functools import cached_property
 from typing import Any, Final, NamedTuple, NoReturn
 
 import msgspec
@@ -48,16 +48,32 @@ class Rejected(NamedTuple):
     raw: bytes
 
 
+class Raws:
+    """The bytes of each event of a record as they came. The first request splits the record; later ones do not."""
+
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+
+    @cached_property
+    def parts(self) -> Sequence[bytes]:
+        """The bytes by place. Raises a decoding error if the record looks like a list and is not one."""
+        return _elements(self._value) if is_batch(self._value) else (self._value,)
+
+
 class Decoded(NamedTuple):
-    """A record's events by index, and what was wrong with the others. `received` counts both."""
+    """A record's valid events by place, and why the others were rejected. `received` counts both.
+
+    `raws` has the bytes of every valid event.
+    """
 
     events: list[tuple[int, EventStruct]]
     rejected: list[Rejected]
     received: int
+    raws: Raws
 
 
 def is_batch(value: bytes) -> bool:
-    """Whether a record's value is looked at as a list of events, well-formed or not."""
+    """Whether a record's value is decoded as a list of events, well-formed or not."""
     return value.lstrip()[:1] == b"["
 
 
@@ -68,8 +84,13 @@ def decode(value: bytes | None, event_bytes_max: int) -> Decoded:
     if len(value) <= event_bytes_max or batch:
         fast = _decode_fast(value, event_bytes_max, batch=batch)
         if fast is not None:
-            return Decoded(fast, [], len(fast))
-    return _decode_slowly(value, event_bytes_max, batch=batch)
+            return Decoded(fast, [], len(fast), Raws(value))
+    return _decode_slowly(value, event_bytes_max)
+
+
+def decode_again(raw: bytes) -> EventStruct:
+    """One event that `decode` has accepted before."""
+    return _one_event(raw)
 
 
 def _decode_fast(value: bytes, event_bytes_max: int, *, batch: bool) -> list[tuple[int, EventStruct]] | None:
@@ -80,6 +101,7 @@ def _decode_fast(value: bytes, event_bytes_max: int, *, batch: bool) -> list[tup
         flat = batch + len(events) + sum(1 for event in events if event.data)
         if value.count(b"{") + value.count(b"[") - flat > LEVELS_MAX - 2 and levels(value) > LEVELS_MAX + batch:
             return None
+        # Most records are looked at no further: to keep the parts would cost a tenth of the decoding.
         if (
             len(value) > event_bytes_max
             and max(map(len, map(bytes, _batch_of_raw(value))), default=0) > event_bytes_max
@@ -90,28 +112,26 @@ def _decode_fast(value: bytes, event_bytes_max: int, *, batch: bool) -> list[tup
     return list(enumerate(events)) if len(events) <= RECORD_EVENTS_MAX else None
 
 
-def _decode_slowly(value: bytes, event_bytes_max: int, *, batch: bool) -> Decoded:
-    raws: Sequence[bytes] = (value,)
+def _decode_slowly(value: bytes, event_bytes_max: int) -> Decoded:
+    raws = Raws(value)
     if levels(value) > RECORD_LEVELS_MAX:
-        return Decoded(
-            [], [Rejected(0, Reason.TOO_DEEP, f"nested more than {RECORD_LEVELS_MAX} levels deep", value)], 1
-        )
-    if batch:
-        try:
-            raws = _raws(value)
-        except _DECODE_FAILURES as error:
-            return Decoded([], [_explain(0, value, error)], 1)
-        if len(raws) > RECORD_EVENTS_MAX:
-            detail = f"{len(raws)} events in one record"
-            return Decoded([], [Rejected(0, Reason.TOO_MANY_EVENTS, detail, value)], 1)
+        detail = f"nested more than {RECORD_LEVELS_MAX} levels deep"
+        return Decoded([], [Rejected(0, Reason.TOO_DEEP, detail, value)], 1, raws)
+    try:
+        parts = raws.parts
+    except _DECODE_FAILURES as error:
+        return Decoded([], [_explain(0, value, error)], 1, raws)
+    if len(parts) > RECORD_EVENTS_MAX:
+        detail = f"{len(parts)} events in one record"
+        return Decoded([], [Rejected(0, Reason.TOO_MANY_EVENTS, detail, value)], 1, raws)
     events: list[tuple[int, EventStruct]] = []
     rejected: list[Rejected] = []
-    for index, raw in enumerate(raws):
+    for index, raw in enumerate(parts):
         if len(raw) > event_bytes_max:
             detail = f"{len(raw)} bytes, at most {event_bytes_max}"
             rejected.append(Rejected(index, Reason.TOO_LARGE, detail, raw))
             continue
-        if too_deep(raw):
+        if levels(raw) > LEVELS_MAX:
             rejected.append(Rejected(index, Reason.TOO_DEEP, f"nested more than {LEVELS_MAX} levels deep", raw))
             continue
         try:
@@ -119,16 +139,14 @@ def _decode_slowly(value: bytes, event_bytes_max: int, *, batch: bool) -> Decode
             events.append((index, _one_event(raw)))
         except _DECODE_FAILURES as error:
             rejected.append(_explain(index, raw, error))
-    return Decoded(events, rejected, len(raws))
+    return Decoded(events, rejected, len(parts), raws)
 
 
-# A record of which every event is refused is asked for each of them.
-@lru_cache(maxsize=1)
-def _raws(value: bytes) -> tuple[bytes, ...]:
-    """The bytes of each element of a JSON list; raises where it is not one.
+def _elements(value: bytes) -> tuple[bytes, ...]:
+    """The bytes of each element of a JSON list. Raises a decoding error if the value is not a JSON list.
 
-    The fast decoder gives up on a text that holds half a surrogate pair; the grammar of JSON allows one, so the
-    slow scanner splits such a list, and only the event itself is lost.
+    The fast decoder rejects half a surrogate pair, which JSON allows. The slow scanner splits such a list, so only the
+    event with the half pair is rejected.
     """
     try:
         return tuple(bytes(raw) for raw in _batch_of_raw(value))
@@ -157,22 +175,6 @@ def levels(value: bytes) -> int:
         level += 1 if byte in b"{[" else -1
         deepest = max(deepest, level)
     return deepest
-
-
-def too_deep(raw: bytes) -> bool:
-    """Whether the JSON text of one event nests more than `LEVELS_MAX` levels."""
-    return levels(raw) > LEVELS_MAX
-
-
-def raw_events(value: bytes) -> Sequence[bytes]:
-    """The bytes of each event of a record that `decode` could split."""
-    return _raws(value) if is_batch(value) else (value,)
-
-
-def raw_event(value: bytes | None, index: int) -> bytes:
-    """The bytes of one event of a record that decodes, as they came."""
-    value = value or b""
-    return _raws(value)[index] if is_batch(value) else value
 
 
 def _explain(index: int, raw: bytes, error: Exception) -> Rejected:
@@ -205,16 +207,6 @@ def _refuse_constant(name: str) -> NoReturn:
 
 # Numbers stay text: the slow scanner only looks for where an element ends.
 _SCANNER: Final = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_refuse_constant)
-
-
-def contract_accepts(raw: bytes) -> bool:
-    """Whether the contract, on its own and without the fast decoder, accepts these bytes as one event."""
-    try:
-        document = json.loads(raw.decode(), parse_float=Decimal, parse_constant=_refuse_constant)
-        UsageEvent.model_validate(document)
-    except (ValidationError, RecursionError, InvalidOperation, ValueError):
-        return False
-    return True
 
 
 def normalised(data: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ in which period it counts is settled where its decision stands.
 
 from __future__ import annotations
 
-from aggregators.decode import decode, normalised
+from aggregators.decode import decode_again, normalised
 from aggregators.meters import Contribution, quarantines_late
 from aggregators.steps import Arrival
 from schemas.clock import MILLISECOND_US
@@ -48,8 +48,6 @@ def contributions_at(held: Deferred, meter_set: MeterSet | None) -> tuple[Contri
 
 def duplicate_of(held: Deferred) -> Duplicate:
     """The row of a deferred event that turned out to be a later arrival."""
-    raw = held.raw.encode()
-    data = decode(raw, len(raw)).events[0][1].data
     return Duplicate(
         held.position,
         held.account,
@@ -57,7 +55,7 @@ def duplicate_of(held: Deferred) -> Duplicate:
         held.type,
         held.source,
         held.time_us,
-        normalised(data),
+        normalised(decode_again(held.raw.encode()).data),
         held.stream_time_ms,
     )
 

@@ -5,7 +5,7 @@ Needs the states of the accounts concerned. The archive runs it too, to leave ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -104,13 +104,12 @@ def place(
     scan: Scan,
     states: Mapping[str, AccountState],
     deferred: Mapping[int, Deferred] | None = None,
-    raw: Callable[[Arrival], bytes] = lambda _: b"",
 ) -> Placement:
     """Give every arrival its period, in log order, following bindings and closings on the way.
 
     `deferred` are the events that `scan.judged` names, as far as they are open; a decision on one that is neither there
     nor arrived in this run places nothing. What arrives while its account waits for a restatement waits for a decision
-    as if it were far late, with its text as `raw` gives it; decisions that come too early change nothing.
+    as if it were far late; decisions that come too early change nothing.
     """
     changed: dict[str, AccountState] = {}
     placed: list[Placed] = []
@@ -149,7 +148,7 @@ def place(
             continue
         state = changed.get(step.account) or states.get(step.account) or AccountState()
         if is_waiting(state, step.stream_time_ms):
-            held = known[step.position] = deferred_entry(step, raw(step))
+            held = known[step.position] = deferred_entry(step, scan.raw(step.position))
             waiting = msgspec.structs.replace(step, deferred=held)
             placed.append(Placed(waiting, Period(0, 0), late=False, kept_out=False))
             continue

@@ -5,20 +5,20 @@ Nothing here depends on an account's state, so it needs no store; the archive ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 from pydantic import ValidationError
 
-from aggregators.decode import Rejected, decode, raw_event
+from aggregators.decode import Raws, decode
 from aggregators.deferred import deferred_entry, far_late_us
 from aggregators.instants import parse_instant_us
-from aggregators.meters import CompiledMeterSet, Failure, compiled, definition_change, in_force_after
+from aggregators.judge import WITHOUT_METERS, Home, judge, rules_at
+from aggregators.meters import Failure, compiled, definition_change, in_force_after
 from aggregators.partitioning import partition_of
 from aggregators.signing import signature_holds
 from aggregators.steps import NOTHING_RESTATEMENT, AccountControl, Arrival, DedupDecisionStep, Quarantined, Step
-from schemas.clock import MILLISECOND_US
 from schemas.control import (
     CONTROL_CLASSES,
     CONTROL_HEADER,
@@ -33,13 +33,11 @@ from schemas.control import (
     Tick,
 )
 from schemas.errors import InvalidInput
-from schemas.events import TIME_MIN_US
-from schemas.log import Record, position
+from schemas.log import Record, index_of, offset_of, position
 from schemas.meters import MeterSet, Policy
 from schemas.reasons import Reason
 from schemas.restatement import unpacked
 
-POLICY_WITHOUT_METERS: Final = Policy()
 _RESTATEMENT: Final = ControlKind.RESTATEMENT.value.encode()
 
 
@@ -71,8 +69,10 @@ class Moment(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What a run of records says, in log order. `state` is the log state after the last of them;
-    `policies` says which policy was in force at each record's offset, `moments` are all records."""
+    """The steps of a run of records, in log order. `state` is the log state after the last record.
+
+    By record offset: `policies` are the policies in force, `raws` the bytes of events. `moments` are all records.
+    """
 
     steps: list[Step]
     quarantined: list[Quarantined]
@@ -82,6 +82,11 @@ class Scan(NamedTuple):
     next_offset: int
     policies: dict[int, Policy]
     moments: Sequence[Moment] = ()
+    raws: Mapping[int, Raws] = {}
+
+    def raw(self, position: int) -> bytes:
+        """The bytes of the event at a position of these records, as they came."""
+        return self.raws[offset_of(position)].parts[index_of(position)]
 
     @property
     def accounts(self) -> set[str]:
@@ -109,13 +114,14 @@ class _Scanner:
         self.partition = partition
         self.secret = secret
         self.log_id, self.partitions, self.stream_time_ms, self.meter_set = state
-        self.compiled: CompiledMeterSet | None = compiled(self.meter_set) if self.meter_set else None
-        self.policy = self.meter_set.policy if self.meter_set else POLICY_WITHOUT_METERS
+        self.compiled = compiled(self.meter_set) if self.meter_set else WITHOUT_METERS
+        self.policy = self.compiled.meter_set.policy
+        self.home = Home(partition, self.partitions, set())
         self.steps: list[Step] = []
         self.quarantined: list[Quarantined] = []
         self.controls: list[ControlEntry] = []
         self.received = 0
-        self.at_home: set[str] = set()
+        self.raws: dict[int, Raws] = {}
 
     def take(self, record: Record) -> None:
         self.stream_time_ms = max(self.stream_time_ms, record.timestamp_ms)
@@ -128,56 +134,31 @@ class _Scanner:
     def _events(self, record: Record) -> None:
         decoded = decode(record.value, self.policy.event_bytes_max)
         self.received += decoded.received
+        self.raws[record.offset] = decoded.raws
         base, stream_time_ms = position(record.offset), self.stream_time_ms
         for rejected in decoded.rejected:
-            self._quarantine(record, rejected)
-        latest_us = (stream_time_ms + self.policy.future_ms) * MILLISECOND_US
+            self._quarantine(base | rejected.place, rejected.reason, rejected.detail, rejected.raw)
         earliest_us = far_late_us(self.policy, stream_time_ms)
-        partition, partitions, at_home = self.partition, self.partitions, self.at_home
-        contributions_of = self.compiled.contributions if self.compiled else None
+        rules = rules_at(stream_time_ms, self.compiled, self.home)
         append = self.steps.append
         for place, event in decoded.events:
             time_us = parse_instant_us(event.time)
-            account = event.subject
-            if time_us is not None and TIME_MIN_US <= time_us <= latest_us:
-                if account in at_home or partition_of(account, partitions) == partition:
-                    at_home.add(account)
-                    made = contributions_of(event.type, event.data) if contributions_of else ()
-                    if not isinstance(made, Failure):
-                        arrival = Arrival(
-                            base | place, stream_time_ms, account, event.id, event.type, event.source,
-                            time_us, event.data, made,
-                        )  # fmt: skip
-                        if time_us < earliest_us:
-                            raw = raw_event(record.value, place)
-                            arrival = msgspec.structs.replace(arrival, deferred=deferred_entry(arrival, raw))
-                        append(arrival)
-                        continue
-                    failure = made
-                else:
-                    detail = f"subject belongs on partition {partition_of(account, partitions)} of {partitions}"
-                    failure = Failure(Reason.WRONG_PARTITION, detail)
-            elif time_us is None:
-                failure = Failure(Reason.BAD_TIME, f"time: {event.time[:50]!r}")
-            elif partition_of(account, partitions) != partition:
-                failure = Failure(
-                    Reason.WRONG_PARTITION, f"subject belongs on partition {partition_of(account, partitions)}"
-                )
-            else:
-                reason = Reason.TOO_FAR_IN_FUTURE if time_us > latest_us else Reason.TOO_FAR_IN_PAST
-                failure = Failure(reason, f"time: {event.time} at stream time {stream_time_ms} ms")
-            self._quarantine(record, Rejected(place, failure.reason, failure.detail, b""))
+            contributions = judge(event, time_us, rules)
+            if isinstance(contributions, Failure):
+                self._quarantine(base | place, *contributions, decoded.raws.parts[place])
+                continue
+            assert time_us is not None, "judge rejects an event without a time"  # noqa: S101 - an invariant, not input
+            arrival = Arrival(
+                base | place, stream_time_ms, event.subject, event.id, event.type, event.source,
+                time_us, event.data, contributions,
+            )  # fmt: skip
+            if time_us < earliest_us:
+                deferred = deferred_entry(arrival, decoded.raws.parts[place])
+                arrival = msgspec.structs.replace(arrival, deferred=deferred)
+            append(arrival)
 
-    def _quarantine(self, record: Record, rejected: Rejected) -> None:
-        self.quarantined.append(
-            Quarantined(
-                position(record.offset, rejected.place),
-                self.stream_time_ms,
-                rejected.reason,
-                rejected.detail,
-                rejected.raw or raw_event(record.value, rejected.place),
-            )
-        )
+    def _quarantine(self, at: int, reason: Reason, detail: str, raw: bytes) -> None:
+        self.quarantined.append(Quarantined(at, self.stream_time_ms, reason, detail, raw))
 
     def _control(self, record: Record, headers: dict[str, bytes]) -> None:
         kind_text = headers[CONTROL_HEADER].decode("ascii", "replace")
@@ -251,7 +232,7 @@ class _Scanner:
 
     def _refuse(self, record: Record, reason: Reason, detail: str) -> None:
         self.received += 1
-        self._quarantine(record, Rejected(0, reason, detail, record.value or b"{}"))
+        self._quarantine(position(record.offset), reason, detail, record.value or b"{}")
 
 
 def scan(
@@ -297,6 +278,7 @@ def scan(
         next_offset,
         policies,
         moments,
+        scanner.raws,
     )
 
 

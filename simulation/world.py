@@ -265,8 +265,8 @@ class World:
             return [(EVENTS_TOPIC, chance.randrange(PARTITIONS), encoded(events))]
         if draw < 0.25:
             return [(INBOX_TOPIC, chance.randrange(PARTITIONS), encoded([event])[1:-1]) for event in events]
-        named = [(n, _account(event), encoded([event])[1:-1]) for n, event in enumerate(events)]
-        return [(EVENTS_TOPIC, batch.partition, batch.value) for batch in batches(named, PARTITIONS)]
+        placed = [(partition_of(_account(event), PARTITIONS), encoded([event])[1:-1]) for event in events]
+        return [(EVENTS_TOPIC, partition, value) for partition, value in batches(placed)]
 
     async def _append(self, chance: random.Random, key: str, topic: str, partition: int, value: bytes) -> None:
         """Append until it is acknowledged, as an SDK does, unless the producer dies."""

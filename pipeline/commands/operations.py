@@ -13,6 +13,7 @@ from aggregators.instants import format_instant_ms
 from aggregators.meters import definition_change
 from aggregators.partitioning import partition_of
 from aggregators.periods import period_at
+from pipeline.ingest.quarantine import Header
 from pipeline.logs.control_records import append_control
 from pipeline.open import (
     Base,
@@ -141,17 +142,17 @@ def quarantine_entry(record: Record) -> QuarantineEntry:
     """The entry of a record of `usage.rejected`. What the gateway refused never stood in another topic: it is known
     by where it stands in this one."""
     headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
-    placed = "tidemark-offset" in headers
+    placed = Header.OFFSET in headers
     return QuarantineEntry(
-        headers.get("tidemark-topic", "") if placed else headers.get("tidemark-source", REJECTED_TOPIC),
-        int(headers["tidemark-partition"]) if placed else record.partition,
-        int(headers["tidemark-offset"]) if placed else record.offset,
-        int(headers.get("tidemark-index", 0)),
-        headers.get("tidemark-reason", ""),
-        headers.get("tidemark-detail", ""),
-        int(headers.get("tidemark-stream-time-ms", record.timestamp_ms)),
+        headers.get(Header.TOPIC, "") if placed else headers.get(Header.SOURCE, REJECTED_TOPIC),
+        int(headers[Header.PARTITION]) if placed else record.partition,
+        int(headers[Header.OFFSET]) if placed else record.offset,
+        int(headers.get(Header.INDEX, 0)),
+        headers.get(Header.REASON, ""),
+        headers.get(Header.DETAIL, ""),
+        int(headers.get(Header.STREAM_TIME_MS, record.timestamp_ms)),
         record.value or b"",
-        "tidemark-cut-at-bytes" in headers,
+        Header.CUT_AT_BYTES in headers,
     )
 
 

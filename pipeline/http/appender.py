@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from aggregators.partitioning import partition_of
-from pipeline.logs.batching import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, Batch, batches
+from pipeline.logs.batching import batch_value, has_room
 from pipeline.metrics import Metrics
 from schemas.errors import InvalidInput, TidemarkError, Transient
 from schemas.log import EVENTS_TOPIC, Log
@@ -50,7 +50,6 @@ class _Submission:
 
 
 class _Waiting(NamedTuple):
-    account: str
     raw: bytes
     submission: _Submission
     number: int
@@ -108,7 +107,7 @@ class Appender:
         touched = set()
         for index, (account, raw) in enumerate(events):
             partition = partition_of(account, self._partitions)
-            self._queues[partition].waiting.append(_Waiting(account, raw, submission, index))
+            self._queues[partition].waiting.append(_Waiting(raw, submission, index))
             touched.add(partition)
         for partition in touched:
             queue = self._queues[partition]
@@ -125,50 +124,44 @@ class Appender:
         try:
             await asyncio.sleep(self._linger_s)
             while queue.waiting:
-                taken = self._take(queue)
-                numbered = ((number, each.account, each.raw) for number, each in enumerate(taken))
-                for batch in batches(numbered, self._partitions):
-                    await self._append_batch(partition, batch, taken)
+                await self._append_batch(partition, _next_batch(queue.waiting))
         finally:
             queue.task = None
 
-    def _take(self, queue: _AppendQueue) -> list[_Waiting]:
-        taken: list[_Waiting] = []
-        size = 0
-        while queue.waiting and len(taken) < BATCH_EVENTS_MAX and size <= BATCH_BYTES_MAX:
-            taken.append(queue.waiting.popleft())
-            size += len(taken[-1].raw)
-        return taken
-
-    async def _append_batch(self, partition: int, batch: Batch, taken: Sequence[_Waiting]) -> None:
+    async def _append_batch(self, partition: int, batch: Sequence[_Waiting]) -> None:
         durable = False
         try:
             async with asyncio.timeout(self._append_timeout_s):
-                await self._log.append(EVENTS_TOPIC, partition, batch.value)
+                await self._log.append(EVENTS_TOPIC, partition, batch_value(waiting.raw for waiting in batch))
             durable = True
-            self._metrics.observe("tidemark_gateway_append_events", len(batch.numbers))
+            self._metrics.observe("tidemark_gateway_append_events", len(batch))
         except (TidemarkError, TimeoutError) as error:
-            if isinstance(error, InvalidInput) and len(batch.numbers) > 1:
+            if isinstance(error, InvalidInput) and len(batch) > 1:
                 # The topic takes smaller records than ours; the operator changed it.
-                half = len(batch.numbers) // 2
-                for numbers in (batch.numbers[:half], batch.numbers[half:]):
-                    value = b"[" + b",".join(taken[number].raw for number in numbers) + b"]"
-                    await self._append_batch(partition, Batch(partition, value, numbers), taken)
+                half = len(batch) // 2
+                await self._append_batch(partition, batch[:half])
+                await self._append_batch(partition, batch[half:])
                 return
             self._metrics.add("tidemark_gateway_append_failures_total")
-            _log.warning("an append of %d events was not confirmed: %s", len(batch.numbers), error or "timed out")
+            _log.warning("an append of %d events was not confirmed: %s", len(batch), error or "timed out")
         except Exception:  # noqa: BLE001  # a defect of a driver must not leave requests waiting for ever
             self._metrics.add("tidemark_gateway_append_failures_total")
-            _log.exception("an append of %d events failed", len(batch.numbers))
-        size = 0
-        for number in batch.numbers:
-            waiting = taken[number]
-            size += len(waiting.raw)
+            _log.exception("an append of %d events failed", len(batch))
+        for waiting in batch:
             waiting.submission.settle(waiting.number, durable)
-        self._account_for(-len(batch.numbers), -size)
+        self._account_for(-len(batch), -sum(len(waiting.raw) for waiting in batch))
 
     def _account_for(self, events: int, size: int) -> None:
         self._pending_events += events
         self._pending_bytes += size
         self._metrics.set("tidemark_gateway_pending_events", self._pending_events)
         self._metrics.set("tidemark_gateway_pending_bytes", self._pending_bytes)
+
+
+def _next_batch(waiting: deque[_Waiting]) -> list[_Waiting]:
+    batch: list[_Waiting] = []
+    size = 0
+    while waiting and has_room(len(batch), size, waiting[0].raw):
+        batch.append(waiting.popleft())
+        size += len(batch[-1].raw) + 1
+    return batch

@@ -13,27 +13,25 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aggregators.decode import LEVELS_MAX, Rejected, decode, is_batch, too_deep
+from aggregators.decode import Rejected, decode, is_batch
 from aggregators.instants import parse_instant_us
+from aggregators.judge import WITHOUT_METERS, judge, rules_at
 from aggregators.meters import CompiledMeterSet, Failure, compiled
 from aggregators.partitioning import partition_of
-from aggregators.scan import POLICY_WITHOUT_METERS
 from pipeline.http.api_keys import ApiKey, Role
 from pipeline.http.appender import Appender, Outgoing
 from pipeline.http.body import Bodies, entries
 from pipeline.http.dependencies import GatewayDependencies, authorized
 from pipeline.http.errors import json_answer, overloaded, retry_after
+from pipeline.ingest.quarantine import Header, append_all, append_entry
 from pipeline.metrics import Metrics
-from schemas.clock import MILLISECOND_US
 from schemas.errors import TidemarkError, Transient
-from schemas.events import ID_CHARACTERS_MAX, NAME_CHARACTERS_MAX, TIME_MIN_US, EventStruct
-from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
+from schemas.events import ID_CHARACTERS_MAX, NAME_CHARACTERS_MAX
+from schemas.log import EVENTS_TOPIC
 from schemas.meters import MeterSet
 from schemas.reasons import REMEDIES, Reason
 
 JUDGED_AT_ONCE_MAX: Final = 500
-KEPT_BYTES_MAX: Final = 1_000_000
-KEEPS_AT_ONCE_MAX: Final = 256
 RETRY_AFTER_S: Final = 1.0
 FORBIDDEN: Final = "forbidden_account"
 
@@ -53,18 +51,16 @@ class Judged(NamedTuple):
 
 
 class Judge:
-    """Judges events as the fold will, with the meter set in force; lives for one request."""
+    """Judges the events of one request by the fold's rules, with the meter set in force, and by the request's key."""
 
-    def __init__(self, meter_set: CompiledMeterSet | None, key: ApiKey, now_ms: int) -> None:
-        policy = meter_set.meter_set.policy if meter_set else POLICY_WITHOUT_METERS
-        self._meter_set = meter_set
+    def __init__(self, meter_set: CompiledMeterSet, key: ApiKey, now_ms: int) -> None:
+        self._rules = rules_at(now_ms, meter_set)
         self._key = key
-        self._event_bytes_max = policy.event_bytes_max
-        self._latest_us = (now_ms + policy.future_ms) * MILLISECOND_US
+        self._event_bytes_max = meter_set.meter_set.policy.event_bytes_max
 
     def judge(self, raw: bytes) -> Judged:
         """The decision on one JSON text."""
-        # By the decoder's own rule: what it takes for a list here would break the record that it is put into.
+        # The decoder's own test: a text that the decoder takes for a list would break the record of its neighbours.
         if is_batch(raw):
             return self._rejected(raw, Failure(Reason.NOT_AN_EVENT, "a JSON list, not an object"))
         decoded = decode(raw, self._event_bytes_max)
@@ -75,22 +71,12 @@ class Judge:
         if not self._key.reaches(event.subject):
             detail = "subject: this key may write another account only"
             return Judged(raw, event.id, None, FORBIDDEN, detail)
-        time_us = parse_instant_us(event.time)
-        if time_us is None:
-            return self._rejected(raw, Failure(Reason.BAD_TIME, f"time: {event.time!r}"), event)
-        if not TIME_MIN_US <= time_us <= self._latest_us:
-            reason = Reason.TOO_FAR_IN_PAST if time_us < TIME_MIN_US else Reason.TOO_FAR_IN_FUTURE
-            return self._rejected(raw, Failure(reason, f"time: {event.time}"), event)
-        if too_deep(raw):
-            return self._rejected(raw, Failure(Reason.TOO_DEEP, f"more than {LEVELS_MAX} levels"), event)
-        made = self._meter_set.contributions(event.type, event.data) if self._meter_set else ()
-        if isinstance(made, Failure):
-            return self._rejected(raw, made, event)
-        return Judged(raw, event.id, event.subject, metered=bool(made))
+        contributions = judge(event, parse_instant_us(event.time), self._rules)
+        if isinstance(contributions, Failure):
+            return Judged(raw, event.id, event.subject, contributions.reason.value, contributions.detail)
+        return Judged(raw, event.id, event.subject, metered=bool(contributions))
 
-    def _rejected(self, raw: bytes, failure: Failure, event: EventStruct | None = None) -> Judged:
-        if event is not None:
-            return Judged(raw, event.id, event.subject, failure.reason.value, failure.detail)
+    def _rejected(self, raw: bytes, failure: Failure) -> Judged:
         try:
             document = _anything(raw)
         except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -144,35 +130,24 @@ class EventsEndpoint:
             await self._keep([each for each in judged if each.reason and each.reason != FORBIDDEN])
         return self._answer(judged, durable)
 
-    async def _compiled(self) -> CompiledMeterSet | None:
+    async def _compiled(self) -> CompiledMeterSet:
         meter_set = await self._dependencies.meter_set()
         if meter_set is None:
-            return None
+            return WITHOUT_METERS
         if self._meter_set is None or self._meter_set[0] is not meter_set:
             self._meter_set = (meter_set, compiled(meter_set))
         return self._meter_set[1]
 
     async def _keep(self, rejected: Sequence[Judged]) -> None:
         """Append rejected events to `usage.rejected` as they came, so that they can be looked at and redriven."""
-        for start in range(0, len(rejected), KEEPS_AT_ONCE_MAX):
-            chunk = rejected[start : start + KEEPS_AT_ONCE_MAX]
-            await asyncio.gather(*(self._keep_one(each) for each in chunk))
+        await append_all(self._keep_one(judged) for judged in rejected)
 
-    async def _keep_one(self, each: Judged) -> None:
-        headers = [
-            ("tidemark-reason", each.reason.encode()),
-            ("tidemark-detail", each.detail.encode("utf-8", "replace")[:1_000]),
-            ("tidemark-topic", EVENTS_TOPIC.encode()),
-            ("tidemark-source", b"gateway"),
-        ]
-        if len(each.raw) > KEPT_BYTES_MAX:
-            headers.append(("tidemark-cut-at-bytes", str(KEPT_BYTES_MAX).encode()))
-        partition = partition_of(each.account or "", self._dependencies.genesis.partitions)
+    async def _keep_one(self, judged: Judged) -> None:
+        partition = partition_of(judged.account or "", self._dependencies.genesis.partitions)
+        log, origin = self._dependencies.log, ((Header.SOURCE, b"gateway"),)
         try:
             async with asyncio.timeout(RETRY_AFTER_S * 10):
-                await self._dependencies.log.append(
-                    REJECTED_TOPIC, partition, each.raw[:KEPT_BYTES_MAX], headers=tuple(headers)
-                )
+                await append_entry(log, partition, judged.reason, judged.detail, EVENTS_TOPIC, judged.raw, origin)
         except (TidemarkError, TimeoutError) as error:
             # The sender learns of the rejection all the same and still has the event.
             self._metrics.add("tidemark_gateway_unkept_rejections_total")

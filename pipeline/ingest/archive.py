@@ -63,10 +63,11 @@ class ArchiveProcessor:
         """The archive's own position, after checking that log and archive belong together."""
         committed = await self._log.committed(ARCHIVE_GROUP, EVENTS_TOPIC, partition)
         held = await self._store.load_position(partition)
-        genesis = await find_genesis(self._log, self._secret, partition, held.log_id if held else None)
+        bounds = await self._log.bounds(EVENTS_TOPIC, partition)
+        genesis = await find_genesis(self._log, self._secret, partition, held.log_id if held else None, bounds)
         if held is None:
             if not self._replay_from_start:
-                await check_fresh(self._log, ARCHIVE_GROUP, EVENTS_TOPIC, partition, committed, REMEDY)
+                check_fresh(EVENTS_TOPIC, partition, ARCHIVE_GROUP, committed, bounds, REMEDY)
             if genesis is None:
                 raise OperatorNeeded(f"{EVENTS_TOPIC}-{partition} has no genesis record at its start. {REMEDY}")
             held = ArchivePosition(partition, 0, 0, genesis.log_id)
@@ -75,7 +76,7 @@ class ArchiveProcessor:
                 f"partition {partition}: the archive belongs to log {held.log_id}, this log is {genesis.log_id}. "
                 "Point TIDEMARK_CLICKHOUSE_URL or TIDEMARK_LOG_URL at the pair that belongs together."
             )
-        await check_position(self._log, EVENTS_TOPIC, partition, held.next_offset, REMEDY)
+        check_position(EVENTS_TOPIC, partition, held.next_offset, bounds, REMEDY)
         rows = await self._store.load_controls(partition, position(held.next_offset))
         meter_set, accounts = _replayed(rows)
         partitions = await self._log.partition_count(EVENTS_TOPIC)

@@ -1,49 +1,82 @@
-"""Keeps what was not counted: original bytes, reason and position, in `usage.rejected`.
+"""What is not counted goes to `usage.rejected`: its bytes as they came, the reason, and where it stood.
 
-Written before the commit that counts the rejection. A crash in between writes the entry again; readers know it by
-its position, so a repeated entry is one entry.
+The fold writes before the commit that counts the rejection. A crash in between writes the entry again under the same
+position; readers take both for one entry.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
+from itertools import islice
 from typing import Final
 
 from aggregators.steps import Quarantined
 from schemas.errors import InvalidInput
 from schemas.log import REJECTED_TOPIC, Headers, Log, index_of, offset_of
 
+
+class Header:
+    """Names of the headers of an entry. Entries without an offset never stood in the log: `SOURCE` names their writer.
+
+    `CUT_AT_BYTES` is set if the entry holds only the first bytes of a value.
+    """
+
+    REASON: Final = "tidemark-reason"
+    DETAIL: Final = "tidemark-detail"
+    TOPIC: Final = "tidemark-topic"
+    SOURCE: Final = "tidemark-source"
+    PARTITION: Final = "tidemark-partition"
+    OFFSET: Final = "tidemark-offset"
+    INDEX: Final = "tidemark-index"
+    STREAM_TIME_MS: Final = "tidemark-stream-time-ms"
+    CUT_AT_BYTES: Final = "tidemark-cut-at-bytes"
+
+
 DETAIL_BYTES_MAX: Final = 1_000
 APPENDS_AT_ONCE_MAX: Final = 256
 RAW_BYTES_KEPT: Final = 1_000_000
 
 
-def entry_headers(topic: str, partition: int, entry: Quarantined) -> Headers:
-    """The headers of a quarantine record: where the event stood and why it was not counted."""
-    return (
-        ("tidemark-reason", entry.reason.value.encode()),
-        ("tidemark-detail", entry.detail.encode("utf-8", "replace")[:DETAIL_BYTES_MAX]),
-        ("tidemark-topic", topic.encode()),
-        ("tidemark-partition", str(partition).encode()),
-        ("tidemark-offset", str(offset_of(entry.position)).encode()),
-        ("tidemark-index", str(index_of(entry.position)).encode()),
-        ("tidemark-stream-time-ms", str(entry.stream_time_ms).encode()),
+async def quarantine(log: Log, topic: str, partition: int, entries: Sequence[Quarantined]) -> None:
+    """Append the entries to `usage.rejected` and return once all are durable. Raises the log's errors."""
+    await append_all(
+        append_entry(log, partition, entry.reason, entry.detail, topic, entry.raw, _place(partition, entry))
+        for entry in entries
     )
 
 
-async def quarantine(log: Log, topic: str, partition: int, entries: Sequence[Quarantined]) -> None:
-    """Append the entries to `usage.rejected` and return once all are durable."""
-    for start in range(0, len(entries), APPENDS_AT_ONCE_MAX):
-        chunk = entries[start : start + APPENDS_AT_ONCE_MAX]
-        await asyncio.gather(*(_append(log, topic, partition, entry) for entry in chunk))
+async def append_entry(
+    log: Log, partition: int, reason: str, detail: str, topic: str, raw: bytes, origin: Headers
+) -> None:
+    """Append one entry about an event of `topic`; `origin` are the headers that say where the event stood.
 
-
-async def _append(log: Log, topic: str, partition: int, entry: Quarantined) -> None:
-    headers = entry_headers(topic, partition, entry)
+    Keeps the first `RAW_BYTES_KEPT` bytes of a value that the log rejects as too large. Raises the log's errors.
+    """
+    headers = (
+        (Header.REASON, reason.encode()),
+        (Header.DETAIL, detail.encode("utf-8", "replace")[:DETAIL_BYTES_MAX]),
+        (Header.TOPIC, topic.encode()),
+        *origin,
+    )
     try:
-        await log.append(REJECTED_TOPIC, partition, entry.raw, headers=headers)
+        await log.append(REJECTED_TOPIC, partition, raw, headers=headers)
     except InvalidInput:
-        # Larger than the quarantine takes: the start says what it is, and the log still has the record itself.
-        cut = (*headers, ("tidemark-cut-at-bytes", str(RAW_BYTES_KEPT).encode()))
-        await log.append(REJECTED_TOPIC, partition, entry.raw[:RAW_BYTES_KEPT], headers=cut)
+        cut = (*headers, (Header.CUT_AT_BYTES, str(RAW_BYTES_KEPT).encode()))
+        await log.append(REJECTED_TOPIC, partition, raw[:RAW_BYTES_KEPT], headers=cut)
+
+
+async def append_all(appends: Iterable[Coroutine[None, None, None]]) -> None:
+    """Run the appends, `APPENDS_AT_ONCE_MAX` at a time."""
+    waiting = iter(appends)
+    while chunk := list(islice(waiting, APPENDS_AT_ONCE_MAX)):
+        await asyncio.gather(*chunk)
+
+
+def _place(partition: int, entry: Quarantined) -> Headers:
+    return (
+        (Header.PARTITION, str(partition).encode()),
+        (Header.OFFSET, str(offset_of(entry.position)).encode()),
+        (Header.INDEX, str(index_of(entry.position)).encode()),
+        (Header.STREAM_TIME_MS, str(entry.stream_time_ms).encode()),
+    )

@@ -14,7 +14,8 @@ from typing import Final
 
 import msgspec
 
-from aggregators.decode import decode, raw_events
+from aggregators.decode import decode
+from aggregators.partitioning import partition_of
 from pipeline.ingest.quarantine import RAW_BYTES_KEPT
 from pipeline.logs.batching import batches
 from schemas.errors import InvalidInput
@@ -44,7 +45,7 @@ class RouterProcessor:
 
     async def step(self, partition: int, records: Sequence[Record]) -> None:
         """Forward all events of the records and return once they are durable."""
-        readable: list[tuple[int, str, bytes]] = []
+        readable: list[tuple[int, bytes]] = []
         unreadable: list[bytes] = []
         for record in records:
             value = structured_value(record)
@@ -53,10 +54,12 @@ class RouterProcessor:
             if decoded.rejected and len(decoded.rejected) == decoded.received:
                 unreadable += [rejected.raw for rejected in decoded.rejected]
                 continue
-            raws = raw_events(value) if decoded.events else []
-            readable += [(0, event.subject, raws[place]) for place, event in decoded.events]
+            parts = decoded.raws.parts
+            readable += [
+                (partition_of(event.subject, self._partitions), parts[place]) for place, event in decoded.events
+            ]
             unreadable += [rejected.raw for rejected in decoded.rejected]
-        appends = [self._forward(batch.partition, batch.value) for batch in batches(readable, self._partitions)]
+        appends = [self._forward(home, value) for home, value in batches(readable)]
         appends += [self._forward(partition % self._partitions, raw) for raw in unreadable]
         await asyncio.gather(*appends)
 

@@ -1,30 +1,28 @@
-"""Where a processor that keeps its own position may start: at that position, or at the very beginning, or nowhere."""
+"""Where a processor may start: at its position if the log holds it, or at offset 0 if nothing was processed yet."""
 
 from __future__ import annotations
 
 from schemas.errors import OperatorNeeded
-from schemas.log import Log
+from schemas.log import Bounds
 
 
-async def check_position(log: Log, topic: str, partition: int, next_offset: int, remedy: str) -> None:
-    """Raise `OperatorNeeded` where the log does not reach back to the position, or not up to it."""
-    bounds = await log.bounds(topic, partition)
-    if next_offset < bounds.first:
-        raise OperatorNeeded(
-            f"{topic}-{partition}: the state needs offset {next_offset}, the log starts at {bounds.first}; "
-            f"records in between are gone from the log. {remedy}"
-        )
-    if next_offset > bounds.next:
-        raise OperatorNeeded(
-            f"{topic}-{partition}: the state is at offset {next_offset}, the log ends at {bounds.next}; "
-            f"the log lost records, or belongs to another deployment. {remedy}"
-        )
+def check_position(
+    topic: str, partition: int, offset: int, bounds: Bounds, remedy: str, whose: str = "the stored position"
+) -> None:
+    """Raise `OperatorNeeded` if the log does not reach back to the offset, or not up to it."""
+    if bounds.first <= offset <= bounds.next:
+        return
+    reason = "Records in between are gone from the log"
+    if offset > bounds.next:
+        reason = "The log lost records, or belongs to another deployment"
+    raise OperatorNeeded(
+        f"{topic}-{partition}: {whose} is {offset}, the log holds [{bounds.first}, {bounds.next}). {reason}. {remedy}"
+    )
 
 
-async def check_fresh(log: Log, group: str, topic: str, partition: int, committed: int | None, remedy: str) -> None:
-    """Raise `OperatorNeeded` unless this partition has never been processed: its log starts at 0 and the group has
-    committed nothing. `committed` was asked for before the state was: another process may begin in between."""
-    bounds = await log.bounds(topic, partition)
+def check_fresh(topic: str, partition: int, group: str, committed: int | None, bounds: Bounds, remedy: str) -> None:
+    """Raise `OperatorNeeded` unless the partition was never processed: its log starts at 0 and the group has committed
+    nothing. The caller must ask for `committed` before the state: another process may begin in between."""
     if bounds.first > 0:
         raise OperatorNeeded(
             f"{topic}-{partition}: there is no state and the log starts at {bounds.first}, not at 0. {remedy}"

@@ -1,42 +1,35 @@
-"""From single events to records: grouped by their accounts' partitions, never over the record limits."""
+"""From single events to records: one partition's events together, never over the record limits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
-
-from aggregators.partitioning import partition_of
+from typing import Final
 
 BATCH_EVENTS_MAX: Final = 1_000
 BATCH_BYTES_MAX: Final = 900_000
 
 
-class Batch(NamedTuple):
-    """One record to be: its partition, its value and which of the given events it holds, by number."""
-
-    partition: int
-    value: bytes
-    numbers: tuple[int, ...]
+def has_room(events: int, size: int, raw: bytes) -> bool:
+    """Whether a batch of that many events and bytes takes one more event; an empty batch takes any."""
+    return not events or (events < BATCH_EVENTS_MAX and size + len(raw) <= BATCH_BYTES_MAX)
 
 
-def batches(events: Iterable[tuple[int, str, bytes]], partitions: int) -> Iterator[Batch]:
-    """Group (number, account, JSON bytes of one event) into records, keeping the order within each partition."""
-    open_batches: dict[int, list[tuple[int, bytes]]] = {}
+def batch_value(raws: Iterable[bytes]) -> bytes:
+    """The value of a record: a JSON list of events."""
+    return b"[" + b",".join(raws) + b"]"
+
+
+def batches(events: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Group (partition, JSON bytes of one event) into (partition, record value), in order within each partition."""
+    open_batches: dict[int, list[bytes]] = {}
     sizes: dict[int, int] = {}
-    for number, account, raw in events:
-        partition = partition_of(account, partitions)
-        held = open_batches.setdefault(partition, [])
-        if held and (len(held) >= BATCH_EVENTS_MAX or sizes[partition] + len(raw) > BATCH_BYTES_MAX):
-            yield _batch(partition, held)
-            held.clear()
+    for partition, raw in events:
+        batch = open_batches.setdefault(partition, [])
+        if not has_room(len(batch), sizes.get(partition, 0), raw):
+            yield partition, batch_value(batch)
+            batch.clear()
             sizes[partition] = 0
-        held.append((number, raw))
+        batch.append(raw)
         sizes[partition] = sizes.get(partition, 0) + len(raw) + 1
-    for partition, held in open_batches.items():
-        if held:
-            yield _batch(partition, held)
-
-
-def _batch(partition: int, held: list[tuple[int, bytes]]) -> Batch:
-    value = b"[" + b",".join(raw for _, raw in held) + b"]"
-    return Batch(partition, value, tuple(number for number, _ in held))
+    for partition, batch in open_batches.items():
+        yield partition, batch_value(batch)

@@ -20,7 +20,7 @@ from schemas.control import (
     Tick,
 )
 from schemas.errors import OperatorNeeded
-from schemas.log import EVENTS_TOPIC, Headers, Log, Record, TopicSpec
+from schemas.log import EVENTS_TOPIC, Bounds, Headers, Log, Record, TopicSpec
 from schemas.meters import MeterSet
 
 GENESIS_SEARCH_RECORDS_MAX: Final = 10_000
@@ -60,14 +60,17 @@ def read_control(secret: bytes, record: Record, kind: ControlKind) -> BaseModel 
     return CONTROL_CLASSES[kind].model_validate_json(value)
 
 
-async def find_genesis(log: Log, secret: bytes, partition: int, log_id: str | None = None) -> Genesis | None:
+async def find_genesis(
+    log: Log, secret: bytes, partition: int, log_id: str | None = None, bounds: Bounds | None = None
+) -> Genesis | None:
     """What the partition's first genuine genesis record says, or, where retention has removed it, the first tick.
 
     `log_id`: of several, one that names this log is taken; anybody may have appended records of another log, or
-    forged ones, and the fold rejects those. None where the partition has no such record yet. Raises `OperatorNeeded`
-    where there are only records that another secret signed.
+    forged ones, and the fold rejects those. `bounds`: the log's, if the caller has asked for them already. None where
+    the partition has no such record yet. Raises `OperatorNeeded` where there are only records that another secret
+    signed.
     """
-    bounds = await log.bounds(EVENTS_TOPIC, partition)
+    bounds = bounds or await log.bounds(EVENTS_TOPIC, partition)
     first: Genesis | None = None
     unsigned = False
     # Nearly always the very first record; the ones after it may be large batches.

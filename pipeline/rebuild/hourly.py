@@ -22,7 +22,7 @@ import msgspec
 
 from pipeline.rebuild.limits import RebuildLimits
 from pipeline.rebuild.no_quarantine_log import NoQuarantineLog
-from pipeline.rebuild.shadow_copy import behind_the_view, check_live, check_reach, first_checkpoint, start_empty
+from pipeline.rebuild.shadow_copy import begin, behind_the_view, check_live, check_reach
 from pipeline.rollup.processor import RollupProcessor, RollupSettings
 from pipeline.rollup.relays import HourlyRelay
 from schemas.analytics import HourlyStore, RelayPosition
@@ -199,8 +199,7 @@ class HourlyRebuild:
         log.kept_before(OFFSET_MAX)
         if await shadow_copy.load_checkpoint(partition) is None:
             await check_reach(parts.log, partition + 1, REMEDY)
-            checkpoint = await first_checkpoint(parts.log, parts.secret, partition, note.generations[partition])
-            await start_empty(shadow_copy, partition, checkpoint)
+            await begin(parts.log, parts.secret, shadow_copy, partition, note.generations[partition])
         settings = RollupSettings(parts.limits.events_max, replay_from_start=True)
         rollup = RollupProcessor(log, shadow_copy, parts.clock, parts.secret, settings)
         offset = await rollup.start_offset(partition)

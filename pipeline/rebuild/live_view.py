@@ -25,7 +25,7 @@ from aggregators.signing import fingerprint
 from pipeline.logs.control_records import find_genesis
 from pipeline.rebuild.limits import RebuildLimits
 from pipeline.rebuild.no_quarantine_log import NoQuarantineLog
-from pipeline.rebuild.shadow_copy import behind_the_view, check_live, first_checkpoint, start_empty
+from pipeline.rebuild.shadow_copy import begin, behind_the_view, check_live
 from pipeline.rollup.processor import RollupProcessor, RollupSettings
 from pipeline.rollup.relays import INTENTS_AT_ONCE_MAX, HourlyRelay, ReportRelay, hourly_row
 from pipeline.rollup.snapshots import checkpoint_of
@@ -210,8 +210,7 @@ class _Partition:
         """Make the state before the first record, or that of a snapshot."""
         if at is None:
             parts = self._parts
-            first = await first_checkpoint(parts.log, parts.secret, self._at, self._generation)
-            await start_empty(self._built, self._at, first)
+            await begin(parts.log, parts.secret, self._built, self._at, self._generation)
             return
         # The checkpoint comes last: cut short, the snapshot is taken in anew, or the log folded from its start.
         owner = uuid.uuid4().hex

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pipeline.ingest.quarantine import Header
 from schemas.log import REJECTED_TOPIC, Bounds, Headers, Log, Record, TopicSpec
 
 
@@ -40,7 +41,7 @@ class NoQuarantineLog:
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
     ) -> int:
         """As the log; -1 for an entry of the quarantine that is there."""
-        if topic == REJECTED_TOPIC and int(dict(headers)["tidemark-offset"]) < self._kept_before:
+        if topic == REJECTED_TOPIC and int(dict(headers)[Header.OFFSET]) < self._kept_before:
             return -1
         return await self._log.append(topic, partition, value, key=key, headers=headers)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import uuid
 
-from aggregators.signing import fingerprint
 from pipeline.logs.control_records import find_genesis
+from pipeline.rollup.checkpoint import check_log, check_secret, first_checkpoint
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC, Log
-from schemas.rollup import Checkpoint, Counters
+from schemas.rollup import Checkpoint
 from schemas.snapshots import CopyableState
 
 
@@ -23,51 +23,28 @@ async def check_reach(log: Log, partitions: int, remedy: str) -> None:
             )
 
 
-async def first_checkpoint(log: Log, secret: bytes, partition: int, generation: int) -> Checkpoint:
-    """The checkpoint before a partition's first record. Raises `OperatorNeeded` where its genesis record is missing."""
+async def begin(log: Log, secret: bytes, store: CopyableState, partition: int, generation: int) -> None:
+    """Write the checkpoint before a partition's first record, and remove what a killed run may have left.
+
+    Raises `OperatorNeeded` if the log does not begin with its genesis record, `Fenced` if another process has begun
+    meanwhile.
+    """
     genesis = await find_genesis(log, secret, partition)
     if genesis is None:
         raise OperatorNeeded(
             f"{EVENTS_TOPIC}-{partition} does not begin with its genesis record: the log was cut, or is another's. "
             "Nothing was changed. Restore the store from its own backup instead."
         )
-    return Checkpoint(
-        log_id=genesis.log_id,
-        partitions=genesis.partitions,
-        livemode=genesis.livemode,
-        stripe_account=genesis.stripe_account,
-        generation=generation,
-        next_offset=0,
-        stream_time_ms=0,
-        secret_fingerprint=fingerprint(secret),
-        meter_set=None,
-        counters=Counters(),
-        slices=(),
-    )
-
-
-async def start_empty(store: CopyableState, partition: int, first: Checkpoint) -> None:
-    """Remove what a killed run may have left of a partition without its checkpoint, and write its first one.
-
-    Raises `Fenced` where another process has done so meanwhile.
-    """
     owner = uuid.uuid4().hex
     await store.begin_restore(partition, owner)
-    await store.end_restore(partition, owner, first)
+    await store.end_restore(partition, owner, first_checkpoint(genesis, secret, generation))
 
 
 def check_live(partition: int, live: Checkpoint | None, secret: bytes, log_id: str | None = None) -> None:
-    """Raise `OperatorNeeded` where the live view was made with another secret, or from another log than `log_id`."""
-    if live is not None and live.secret_fingerprint != fingerprint(secret):
-        raise OperatorNeeded(
-            f"partition {partition}: the live view was made with another TIDEMARK_SECRET; set that one, or "
-            "control records would be refused and duplicates counted"
-        )
-    if live is not None and log_id is not None and live.log_id != log_id:
-        raise OperatorNeeded(
-            f"partition {partition}: the live view is of log {live.log_id}, this log is {log_id}. Point "
-            "TIDEMARK_REDIS_URL or TIDEMARK_LOG_URL at the pair that belongs together."
-        )
+    """Raise `OperatorNeeded` if the live view was made with another secret, or from another log than `log_id`."""
+    if live is not None:
+        check_secret(partition, live, secret)
+        check_log(partition, live, log_id or live.log_id)
 
 
 def behind_the_view(partition: int, live: Checkpoint, end_offset: int) -> OperatorNeeded:

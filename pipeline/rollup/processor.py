@@ -11,28 +11,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from aggregators.decode import raw_events
 from aggregators.expiry import NEVER_MS, expire, looks_max, with_expired
 from aggregators.flush_plan import place, plan
 from aggregators.fold import fold
 from aggregators.marks import unchanged_until_ms
 from aggregators.restatement import replaced_reports, restatement_changes, restatement_of
 from aggregators.scan import LogState, Scan, scan
-from aggregators.signing import fingerprint, hash_key
+from aggregators.signing import hash_key
 from aggregators.steps import AccountControl, Arrival, Quarantined
 from pipeline.ingest.quarantine import quarantine
 from pipeline.ingest.start_position import check_fresh, check_position
 from pipeline.logs.control_records import find_genesis
 from pipeline.rollup.cache import StateCache
+from pipeline.rollup.checkpoint import check_log, check_secret, first_checkpoint
 from pipeline.rollup.replay_counter import Witness
 from pipeline.rollup.snapshots import Snapshots
 from schemas.clock import Clock
+from schemas.control import Genesis
 from schemas.errors import Fenced, OperatorNeeded, Transient
-from schemas.log import EVENTS_TOPIC, Log, Record, index_of, offset_of
+from schemas.log import EVENTS_TOPIC, Bounds, Log, Record
 from schemas.meters import Policy
 from schemas.periods import AccountState
 from schemas.reasons import Reason
-from schemas.rollup import Changes, Checkpoint, Counters, Deferred, DueTotal, ReadRequest, RollupStore, View
+from schemas.rollup import Changes, Checkpoint, Deferred, DueTotal, ReadRequest, RollupStore, View
 
 ROLLUP_GROUP: Final = "tidemark-rollup"
 COMMIT_ATTEMPTS_MAX: Final = 6
@@ -90,50 +91,35 @@ class RollupProcessor:
         return set(self._checkpoints)
 
     async def start_offset(self, partition: int) -> int:
-        """The checkpoint's next offset, after checking that log, store and secret belong together."""
+        """The checkpoint's next offset, after checking that log, store and secret belong together.
+
+        Raises `OperatorNeeded` if they do not, or if there is no checkpoint although records were counted (§6).
+        """
         committed = await self._log.committed(ROLLUP_GROUP, EVENTS_TOPIC, partition)
-        checkpoint = await self._store.load_checkpoint(partition) or await self._first_checkpoint(partition, committed)
-        if checkpoint.secret_fingerprint != fingerprint(self._secret):
-            raise OperatorNeeded(
-                f"partition {partition}: the marks were keyed by another TIDEMARK_SECRET; set the secret this "
-                "deployment was made with, or duplicates would be counted"
-            )
+        checkpoint = await self._store.load_checkpoint(partition)
         bounds = await self._log.bounds(EVENTS_TOPIC, partition)
-        genesis = await find_genesis(self._log, self._secret, partition, checkpoint.log_id)
-        # Where retention has taken the log's start, the ticks behind it name the log; there may be none just now.
-        if (genesis is None and bounds.first == 0) or (genesis is not None and genesis.log_id != checkpoint.log_id):
-            raise OperatorNeeded(
-                f"partition {partition}: the store belongs to log {checkpoint.log_id}, this log is "
-                f"{genesis.log_id if genesis else 'without genesis'}. Point TIDEMARK_REDIS_URL or "
-                "TIDEMARK_LOG_URL at the pair that belongs together."
-            )
-        await check_position(self._log, EVENTS_TOPIC, partition, checkpoint.next_offset, REMEDY)
+        log_id = checkpoint.log_id if checkpoint else None
+        genesis = await find_genesis(self._log, self._secret, partition, log_id, bounds)
+        if checkpoint is None:
+            checkpoint = await self._first_checkpoint(partition, committed, bounds, genesis)
+        check_secret(partition, checkpoint, self._secret)
+        # If retention has removed the log's start, the ticks behind it name the log; there may be none at the moment.
+        if genesis is not None or bounds.first == 0:
+            check_log(partition, checkpoint, genesis.log_id if genesis else "without genesis")
+        check_position(EVENTS_TOPIC, partition, checkpoint.next_offset, bounds, REMEDY)
         self._checkpoints[partition] = checkpoint
         self._caches[partition] = StateCache(self._settings.cache_entries_max)
         self._replay_until[partition] = self._witness.delivered(partition) if self._witness else 0
         return checkpoint.next_offset
 
-    async def _first_checkpoint(self, partition: int, committed: int | None) -> Checkpoint:
-        """No checkpoint is legal only where nothing was ever counted (§6)."""
+    async def _first_checkpoint(
+        self, partition: int, committed: int | None, bounds: Bounds, genesis: Genesis | None
+    ) -> Checkpoint:
         if not self._settings.replay_from_start:
-            await check_fresh(self._log, ROLLUP_GROUP, EVENTS_TOPIC, partition, committed, REMEDY)
-        bounds = await self._log.bounds(EVENTS_TOPIC, partition)
-        genesis = await find_genesis(self._log, self._secret, partition)
+            check_fresh(EVENTS_TOPIC, partition, ROLLUP_GROUP, committed, bounds, REMEDY)
         if bounds.first > 0 or genesis is None:
             raise OperatorNeeded(f"{EVENTS_TOPIC}-{partition} has no genesis record at its start. {REMEDY}")
-        checkpoint = Checkpoint(
-            log_id=genesis.log_id,
-            partitions=genesis.partitions,
-            livemode=genesis.livemode,
-            stripe_account=genesis.stripe_account,
-            generation=1,
-            next_offset=0,
-            stream_time_ms=0,
-            secret_fingerprint=fingerprint(self._secret),
-            meter_set=None,
-            counters=Counters(),
-            slices=(),
-        )
+        checkpoint = first_checkpoint(genesis, self._secret)
         await self._store.create_checkpoint(partition, checkpoint)
         return checkpoint
 
@@ -173,15 +159,14 @@ class RollupProcessor:
             partition, checkpoint, scanned.accounts | {each.key.account for each in due}
         )
         deferred = await self._deferred(partition, checkpoint, scanned.judged)
-        raws = _Raws(records)
-        placement = place(scanned, states, deferred, raws)
+        placement = place(scanned, states, deferred)
         planned = plan(scanned, placement, checkpoint, self._hash_key)
         expired = expire(scanned, due, states)
         request = planned.request._replace(totals=[*planned.request.totals, *expired.retired])
         view = cache.completed(request, await self._store.read(partition, checkpoint, cache.missing(request)))
         folded = fold(checkpoint, planned, view)
         changes = with_expired(folded.changes, expired, view)
-        kept_out = [_late(arrival, raws) for arrival in folded.late]
+        kept_out = [_late(arrival, scanned) for arrival in folded.late]
         kept_out += [_refused(arrival) for arrival in folded.refused]
         await quarantine(self._log, EVENTS_TOPIC, partition, [*scanned.quarantined, *kept_out])
         await self._commit(partition, checkpoint, changes)
@@ -264,25 +249,13 @@ class RollupProcessor:
         """Nothing to do: stream time moves by ticks, in the log."""
 
 
-class _Raws:
-    """The text of arrivals as it came; takes each record apart once."""
-
-    def __init__(self, records: Sequence[Record]) -> None:
-        self._values = {record.offset: record.value or b"" for record in records}
-        self._parts: dict[int, Sequence[bytes]] = {}
-
-    def __call__(self, arrival: Arrival) -> bytes:
-        offset = offset_of(arrival.position)
-        if offset not in self._parts:
-            self._parts[offset] = raw_events(self._values[offset])
-        return self._parts[offset][index_of(arrival.position)]
-
-
-def _late(arrival: Arrival, raws: _Raws) -> Quarantined:
+def _late(arrival: Arrival, scanned: Scan) -> Quarantined:
     detail = f"{arrival.account}: its period is closed and a meter says quarantine"
     if arrival.deferred is not None:
         return _quarantined(arrival.deferred, Reason.PERIOD_CLOSED, detail)
-    return Quarantined(arrival.position, arrival.stream_time_ms, Reason.PERIOD_CLOSED, detail, raws(arrival))
+    return Quarantined(
+        arrival.position, arrival.stream_time_ms, Reason.PERIOD_CLOSED, detail, scanned.raw(arrival.position)
+    )
 
 
 def _refused(arrival: Arrival) -> Quarantined:

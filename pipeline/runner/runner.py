@@ -18,6 +18,7 @@ import uvloop
 from faust.types import TP
 from mode.supervisors import CrashingSupervisor
 
+from pipeline.ingest.start_position import check_position
 from pipeline.logs.client_messages import quieten
 from pipeline.logs.embedded import SqliteLog
 from pipeline.logs.open import EMBEDDED_SCHEME, embedded_path, kafka_servers
@@ -26,13 +27,17 @@ from pipeline.runner.embedded import EmbeddedTransport
 from pipeline.runner.kafka import KafkaTransport
 from pipeline.runner.partition_worker import PartitionProgress, PartitionWorker, PartitionWorkerLimits
 from schemas.clock import Clock
-from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError, Transient
+from schemas.errors import InvalidInput, TidemarkError, Transient
 from schemas.log import Record
 from schemas.processing import Processor
 
 # Python's own threshold of 700 has the collector walk all live objects many times per flush, a third of the work; a
 # flush makes hundreds of thousands of objects and hardly a cycle among them.
 COLLECTOR_THRESHOLDS: Final = (50_000, 20, 100)
+REMEDY: Final = (
+    "Point the settings at the log that the position belongs to, or rebuild the state from the log's start or from the "
+    "archive, and keep the log longer than the longest outage."
+)
 # A dead client must not keep the process from ending.
 LEAVE_TIMEOUT_S: Final = 10.0
 
@@ -161,14 +166,13 @@ class Runner:
         processor = self._processors[pair.topic]
         consumer = self._app.consumer
         offset = await processor.start_offset(pair.partition)
-        own_position = offset is not None
+        whose = "the stored position"
         if offset is None:
-            offset = await consumer.committed(pair)
+            offset, whose = await consumer.committed(pair), f"the committed offset of {self._settings.group}"
         bounds = await consumer.bounds(pair)
         if offset is None:
             offset = bounds.first
-        if not bounds.first <= offset <= bounds.next:
-            raise OperatorNeeded(_out_of_bounds(pair, self._settings.group, offset, bounds, own_position))
+        check_position(pair.topic, pair.partition, offset, bounds, REMEDY, whose)
         worker = PartitionWorker(
             processor, pair.partition, offset, self._limits, self._clock, self.fail, self._room.set,
             lambda: consumer.highwater(pair),
@@ -317,20 +321,6 @@ def run_in_loop(main: Coroutine[Any, Any, None]) -> None:
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main)
-
-
-def _out_of_bounds(pair: TP, group: str, offset: int, bounds: Any, own_position: bool) -> str:
-    whose = "the stored position" if own_position else f"the committed offset of {group}"
-    where = f"{pair.topic}/{pair.partition}: {whose} is {offset}, the log holds [{bounds.first}, {bounds.next})"
-    if offset < bounds.first:
-        return (
-            f"{where}. What lies between was removed by retention before it was read: rebuild this state from the "
-            "log's start or from the archive, and keep the log longer than the longest outage"
-        )
-    return (
-        f"{where}. The log is not the one this state was made from: point the settings at the right log, or empty the "
-        "state and rebuild it from this one"
-    )
 
 
 def _as_ours(error: BaseException | None) -> BaseException:

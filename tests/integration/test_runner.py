@@ -108,7 +108,7 @@ async def test_a_position_that_the_log_does_not_hold_needs_an_operator(
 
     async with running(recorder, log_url, topic) as (_runner, task):
         await asyncio.wait({task}, timeout=PATIENCE_S)
-        with pytest.raises(OperatorNeeded, match=rf"{topic}/2: the stored position is {start}, the log holds \[0, 2\)"):
+        with pytest.raises(OperatorNeeded, match=rf"{topic}-2: the stored position is {start}, the log holds \[0, 2\)"):
             task.result()
 
     assert 2 not in recorder.seen

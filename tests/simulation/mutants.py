@@ -159,11 +159,11 @@ def _identity_with_time(original: Any) -> Any:
 
 
 def _starts_from_nothing(original: Method) -> Method:
-    async def first_checkpoint(self: RollupProcessor, partition: int, committed: int | None) -> Any:
+    async def first_checkpoint(self: RollupProcessor, partition: int, committed: int | None, *log: Any) -> Any:
         if not committed:
-            return await original(self, partition, committed)
+            return await original(self, partition, committed, *log)
         settings, self._settings = self._settings, self._settings._replace(replay_from_start=True)
-        checkpoint = await original(self, partition, committed)
+        checkpoint = await original(self, partition, committed, *log)
         self._settings = settings
         checkpoint = inner(self._store)._at(partition).checkpoint = msgspec.structs.replace(
             checkpoint, next_offset=committed

@@ -1,0 +1,67 @@
+"""Whether a decoded event can be counted: one order of checks for the gateway, which answers with it, and the fold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from aggregators.instants import format_instant_ms
+from aggregators.meters import CompiledMeterSet, Contribution, Failure, compiled
+from aggregators.partitioning import partition_of
+from schemas.clock import MILLISECOND_US
+from schemas.events import TIME_MIN_US, EventStruct
+from schemas.meters import MeterSet
+from schemas.reasons import Reason
+
+# In force before the first meter set: no meters and the default policy.
+WITHOUT_METERS: Final = compiled(MeterSet(version=1, meters=()))
+
+
+class Home(msgspec.Struct, frozen=True):
+    """A partition of `partitions`, with the accounts that `judge` has found to live there: hashing is slow."""
+
+    partition: int
+    partitions: int
+    accounts: set[str]
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """What events are judged by at one instant.
+
+    `contributions` evaluates the meters in force. Event times after `latest_us` are rejected. `home` is where the
+    events were read from, or None if nobody has chosen their partition yet.
+    """
+
+    contributions: Callable[[str, dict[str, Any]], tuple[Contribution, ...] | Failure]
+    latest_us: int
+    home: Home | None = None
+
+
+def rules_at(now_ms: int, meter_set: CompiledMeterSet, home: Home | None = None) -> Rules:
+    """The rules at `now_ms`: stream time in the fold, the clock's time in the gateway."""
+    latest_us = (now_ms + meter_set.meter_set.policy.future_ms) * MILLISECOND_US
+    return Rules(meter_set.contributions, latest_us, home)
+
+
+def judge(event: EventStruct, time_us: int | None, rules: Rules) -> tuple[Contribution, ...] | Failure:
+    """The event's contributions to meters, or the first check that it fails. `time_us` is its parsed time, or None.
+
+    The order: form of the time, partition of the account, range of the time, quantities of the meters. The caller
+    needs the time too: to return it as well would cost the fold's loop a twentieth.
+    """
+    if time_us is None:
+        return Failure(Reason.BAD_TIME, f"time: {event.time!r}")
+    home = rules.home
+    if home is not None and event.subject not in home.accounts:
+        partition = partition_of(event.subject, home.partitions)
+        if partition != home.partition:
+            return Failure(Reason.WRONG_PARTITION, f"subject belongs on partition {partition} of {home.partitions}")
+        home.accounts.add(event.subject)
+    if not TIME_MIN_US <= time_us <= rules.latest_us:
+        if time_us < TIME_MIN_US:
+            return Failure(Reason.TOO_FAR_IN_PAST, f"time: {event.time} is before 1970")
+        latest = format_instant_ms(rules.latest_us // MILLISECOND_US)
+        return Failure(Reason.TOO_FAR_IN_FUTURE, f"time: {event.time} is after {latest}")
+    return rules.contributions(event.type, event.data)
