@@ -13,8 +13,8 @@ from aggregators.instants import format_instant_ms
 from aggregators.meters import definition_change
 from aggregators.partitioning import partition_of
 from aggregators.periods import period_at
-from pipeline.ingest.quarantine import Header
 from pipeline.logs.control_records import append_control
+from pipeline.logs.quarantine import Header
 from pipeline.open import (
     Base,
     apply_meter_set,

@@ -23,7 +23,7 @@ from pipeline.http.appender import Appender, Outgoing
 from pipeline.http.body import Bodies, entries
 from pipeline.http.dependencies import GatewayDependencies, authorized
 from pipeline.http.errors import json_answer, overloaded, retry_after
-from pipeline.ingest.quarantine import Header, append_all, append_entry
+from pipeline.logs.quarantine import Header, append_all, append_entry
 from pipeline.metrics import Metrics
 from schemas.errors import TidemarkError, Transient
 from schemas.events import ID_CHARACTERS_MAX, NAME_CHARACTERS_MAX

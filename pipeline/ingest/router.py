@@ -16,8 +16,8 @@ import msgspec
 
 from aggregators.decode import decode
 from aggregators.partitioning import partition_of
-from pipeline.ingest.quarantine import RAW_BYTES_KEPT
 from pipeline.logs.batching import batches
+from pipeline.logs.quarantine import RAW_BYTES_KEPT
 from schemas.errors import InvalidInput
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, Log, Record
 

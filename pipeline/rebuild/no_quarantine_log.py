@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.ingest.quarantine import Header
+from pipeline.logs.quarantine import Header
 from schemas.log import REJECTED_TOPIC, Bounds, Headers, Log, Record, TopicSpec
 
 

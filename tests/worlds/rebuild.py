@@ -35,6 +35,8 @@ PARTITIONS: Final = 2
 REPORTED: Final = MeterSet.model_validate({
     **METER_SET, "meters": [{**meter, "stripe_event_name": meter["slug"]} for meter in METER_SET["meters"]]
 })  # fmt: skip
+# No traffic gives this value.
+DAMAGED_MINOR: Final = -(10**15)
 LIMITS: Final = RebuildLimits(records_max=7, events_max=40, cells_max=30)
 
 
@@ -268,7 +270,7 @@ def damage_hourly(world: RebuildWorld) -> None:
         if number % 3 == 0:
             del held[key]
         elif number % 3 == 1:
-            held[key] = held[key]._replace(value_minor=-1)
+            held[key] = held[key]._replace(value_minor=DAMAGED_MINOR)
         elif number % 7 == 2:
             held[key._replace(account="nobody")] = held[key]._replace(account="nobody", version=(1 << 56) | 1)
     world.clickhouse.duplicates.clear()
