@@ -144,7 +144,7 @@ class Appender:
                 return
             self._metrics.add("tidemark_gateway_append_failures_total")
             _log.warning("an append of %d events was not confirmed: %s", len(batch), error or "timed out")
-        except Exception:  # noqa: BLE001  # a defect of a driver must not leave requests waiting for ever
+        except Exception:  # noqa: BLE001  # an unexpected error must not let requests wait for ever
             self._metrics.add("tidemark_gateway_append_failures_total")
             _log.exception("an append of %d events failed", len(batch))
         for waiting in batch:

@@ -1,7 +1,7 @@
-"""What is not counted goes to `usage.rejected`: its bytes as they came, the reason, and where it stood.
+"""Writes the quarantine: the unchanged bytes of each event that was not counted, the reason, and the position.
 
-The fold writes before the commit that counts the rejection. A crash in between writes the entry again under the same
-position; readers take both for one entry.
+Processors write an entry before the commit that counts the rejection. After a crash in between, the same entry is
+written again; readers treat entries with the same position as one.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from schemas.log import REJECTED_TOPIC, Headers, Log, index_of, offset_of
 
 
 class Header:
-    """Names of the headers of an entry. Entries without an offset never stood in the log: `SOURCE` names their writer.
+    """The names of an entry's headers. An entry without an offset was never in the log; `SOURCE` is its writer.
 
-    `CUT_AT_BYTES` is set if the entry holds only the first bytes of a value.
+    `CUT_AT_BYTES` is set if the entry has only the first bytes of a value.
     """
 
     REASON: Final = "tidemark-reason"
