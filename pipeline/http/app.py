@@ -127,7 +127,7 @@ class _Health:
 
     async def _redis(self) -> dict[str, Any]:
         live = self._dependencies.live
-        assert live is not None  # noqa: S101  # asked only where there is one
+        assert live is not None  # noqa: S101  # `ready` checks Redis only with a live view
         partitions = range(self._dependencies.genesis.partitions)
         answers = await asyncio.gather(*(live.totals.account_totals(partition, []) for partition in partitions))
         times_ms = [checkpoint.stream_time_ms for checkpoint, _ in answers if checkpoint is not None]
@@ -140,7 +140,7 @@ class _Health:
         if given.hourly is not None:
             times = [position.stream_time_ms for position in (await given.hourly.load_relayed()).values()]
         else:
-            assert given.usage is not None  # noqa: S101  # asked only where there is one
+            assert given.usage is not None  # noqa: S101  # `ready` checks ClickHouse only with a reader
             times = [position.stream_time_ms for position in (await given.usage.archive_positions()).values()]
         whole = len(times) == given.genesis.partitions
         return {"ok": True, "complete_up_to": format_instant_ms(min(times)) if whole else None}

@@ -166,7 +166,7 @@ class EventsEndpoint:
                 answer["status"] = "accepted"
                 unmetered += not event.metered
             else:
-                remedy = "send it again under the same id: if the log has it already, it is counted once"
+                remedy = "send the event again under the same id: the event is counted once in any case"
                 answer |= {"status": "unknown", "detail": "the log did not confirm it", "remedy": remedy}
             counts[answer["status"], event.reason] += 1
             answers.append(answer)

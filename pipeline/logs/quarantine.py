@@ -39,7 +39,7 @@ RAW_BYTES_KEPT: Final = 1_000_000
 
 
 async def quarantine(log: Log, topic: str, partition: int, entries: Sequence[Quarantined]) -> None:
-    """Append the entries to `usage.rejected` and return once all are durable. Raises the log's errors."""
+    """Append the entries to `usage.rejected` and return after all are durable. Raises the log's errors."""
     await append_all(
         append_entry(log, partition, entry.reason, entry.detail, topic, entry.raw, _place(partition, entry))
         for entry in entries
@@ -49,7 +49,7 @@ async def quarantine(log: Log, topic: str, partition: int, entries: Sequence[Qua
 async def append_entry(
     log: Log, partition: int, reason: str, detail: str, topic: str, raw: bytes, origin: Headers
 ) -> None:
-    """Append one entry about an event of `topic`; `origin` are the headers that say where the event stood.
+    """Append one entry for an event of `topic`. `origin` are the headers with the event's place or writer.
 
     Keeps the first `RAW_BYTES_KEPT` bytes of a value that the log rejects as too large. Raises the log's errors.
     """
