@@ -8,7 +8,7 @@ from typing import Any, Final
 from schemas.errors import OperatorNeeded
 from schemas.log import POSITION_MAX
 from schemas.rebuild import AnalyticalStore, Building, RebuildClaim
-from sinks.clickhouse.claimed import ClaimedStore
+from sinks.clickhouse.claimed import claimed_store
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.clickhouse.staging import building_of, mark_to_make
 from sinks.clickhouse.table_marks import UNMARKED, Mark, beside_name, names_of, new_name, whole_number
@@ -93,7 +93,7 @@ class FakeStaging:
             return self._built(table) if table in chosen else self._live_table(table)
 
         store = _ByName(held)
-        return ClaimedStore(store, self._claim) if self._claim else store
+        return claimed_store(store, self._claim) if self._claim else store
 
     async def swap(self, table: str) -> None:
         """As `TableStaging` says."""

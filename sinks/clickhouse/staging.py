@@ -19,7 +19,7 @@ from schemas.analytics import HourlyRow
 from schemas.errors import Transient
 from schemas.log import POSITION_MAX
 from schemas.rebuild import AnalyticalStore, Building, RebuildClaim
-from sinks.clickhouse.claimed import ClaimedStore, answered
+from sinks.clickhouse.claimed import answered, claimed_store
 from sinks.clickhouse.client import ClickHouse, quoted_name, quoted_text
 from sinks.clickhouse.table_marks import Mark, beside_name, beside_of, names_of, new_name, read_marks
 from sinks.clickhouse.writer import ClickHouseStore
@@ -64,7 +64,7 @@ class ClickHouseStaging:
     def beside(self, tables: Collection[str]) -> AnalyticalStore:
         """As `TableStaging` says. Shares the connections of this one: closing one closes both."""
         store = ClickHouseStore(self._clickhouse, {table: beside_name(table, self._token) for table in tables})
-        return ClaimedStore(store, self._claim) if self._claim else store
+        return claimed_store(store, self._claim) if self._claim else store
 
     async def swap(self, table: str) -> None:
         """As `TableStaging` says."""
