@@ -95,10 +95,10 @@ class RedisCopies(Store):
             return [("SET", keys.restoring, owner)]
 
         await self._restoring(keys, claim)
-        async for found in self._space.pages(keys):
+        async for page in self._space.pages(keys):
             left = [
                 key
-                for key in found
+                for key in page
                 if key.startswith(keys.prefix)
                 and key not in (keys.live, keys.checkpoint, keys.restoring)
                 and not self._is_named(keys, key)

@@ -78,35 +78,35 @@ class RedisGenerations(Store):
     async def sweep(self, partition: int) -> int:
         keys = self._space.keys(partition)
 
-        def superfluous(found: Sequence[str], read: Read) -> list[str]:
+        def superfluous(names: Sequence[str], read: Read) -> list[str]:
             live, building = read([("GET", keys.live), ("GET", self._space.rebuilding)])
             kept = {int(live or 0), int(building)} if building else {int(live or 0)}
-            return [key for key in found if key != keys.live and _generation(keys.root, key) not in kept]
+            return [key for key in names if key != keys.live and _generation(keys.root, key) not in kept]
 
         return await self._unlink(partition, superfluous)
 
     async def forget(self, partition: int) -> None:
-        await self._unlink(partition, lambda found, _: list(found))
+        await self._unlink(partition, lambda names, _: list(names))
 
     async def _unlink(self, partition: int, wanted: Callable[[Sequence[str], Read], list[str]]) -> int:
         # Checkpoints first: if the call is interrupted, no process resumes from an incomplete generation.
         namespace = self._space.namespace
         checkpoints = [Keys(namespace, partition, number).checkpoint for number in range(GENERATION_MAX + 1)]
         swept = await self._unlink_page(partition, checkpoints, wanted)
-        async for found in self._space.pages(self._space.keys(partition)):
-            swept += await self._unlink_page(partition, found, wanted)
+        async for names in self._space.pages(self._space.keys(partition)):
+            swept += await self._unlink_page(partition, names, wanted)
         return swept
 
     async def _unlink_page(
-        self, partition: int, found: Sequence[str], wanted: Callable[[Sequence[str], Read], list[str]]
+        self, partition: int, names: Sequence[str], wanted: Callable[[Sequence[str], Read], list[str]]
     ) -> int:
         """Unlink the keys that `wanted` selects; decide again if the live or the built generation changes meanwhile."""
 
         def decide(read: Read) -> list[Command]:
-            left = wanted(found, read)
+            left = wanted(names, read)
             return [("UNLINK", *left)] if left else []
 
-        if not found:
+        if not names:
             return 0
         watched = [self._space.keys(partition).live, self._space.rebuilding]
         return sum(map(int, await self._space.write_unmoved(watched, decide)))
