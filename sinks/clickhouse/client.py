@@ -253,7 +253,7 @@ def translated(error: Exception) -> Transient | Refused | HeldUp:
         return Transient(f"ClickHouse did not confirm: {summary}")
     if not code and isinstance(error, DatabaseError) and "HTTP" in summary:
         return Transient(f"ClickHouse did not confirm: {summary}")
-    return HeldUp(f"ClickHouse said no, and will again: {summary}; check its version, its settings and its tables")
+    return HeldUp(f"ClickHouse rejects this permanently: {summary}; check its version, its settings and its tables")
 
 
 def quoted_name(name: str) -> str:

@@ -122,7 +122,7 @@ class ClickHouseStaging:
                     await self._do(f"DROP TABLE IF EXISTS {quoted_name(name)} SYNC")
                 else:
                     await self._do(f"RENAME TABLE IF EXISTS {quoted_name(name)} TO {self._beside(table)}")
-        raise Transient("tables that are built beside their like changed at every look; run it again")
+        raise Transient("the staging tables changed during every read; run the command again")
 
 
 def building_of(tables: Sequence[str], marks: Mapping[str, Mark]) -> Building | None:

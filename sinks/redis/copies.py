@@ -41,7 +41,7 @@ _decode: Final = msgspec.json.Decoder(list[_Entry]).decode
 
 
 class RedisCopies(Store):
-    """`schemas.snapshots.CopyableState`."""
+    """Copies a partition's state out of a generation and into another one (`schemas.snapshots.CopyableState`)."""
 
     async def snapshot(self, partition: int, believed: Checkpoint) -> AsyncIterator[str]:
         keys = await self._believe(partition, believed)
@@ -59,9 +59,7 @@ class RedisCopies(Store):
     async def _believe(self, partition: int, believed: Checkpoint) -> Keys:
         keys, (stored,) = await self._space.read_live(partition, lambda keys: [("HGET", keys.checkpoint, "token")])
         if stored != token(believed):
-            raise Fenced(
-                f"partition {partition}: the checkpoint is {stored}, a copy was to be made at {token(believed)}"
-            )
+            raise Fenced(f"partition {partition}: the checkpoint is {stored}, but the copy is for {token(believed)}")
         return keys
 
     def _entries(self, connection: Connection, keys: Keys) -> Iterator[_Entry]:

@@ -84,7 +84,7 @@ class _Store:
 
 
 class FakeState(_Store):
-    """`schemas.live_view.CheckpointedState`."""
+    """Reads and commits for the fold (`schemas.live_view.CheckpointedState`)."""
 
     async def load_checkpoint(self, partition: int) -> Checkpoint | None:
         return self._server.at(partition).checkpoint
@@ -151,7 +151,7 @@ class FakeState(_Store):
 
 
 class FakeOutbox(_Store):
-    """`schemas.live_view.AnalyticsOutbox`."""
+    """Cells and duplicates that wait for the relay to ClickHouse (`schemas.live_view.AnalyticsOutbox`)."""
 
     async def dirty(self, partition: int, cells_max: int) -> tuple[Checkpoint | None, list[DirtyCell]]:
         state = self._server.at(partition)
@@ -181,7 +181,7 @@ class FakeOutbox(_Store):
 
 
 class FakeDrops(_Store):
-    """`schemas.live_view.OutboxDrops`."""
+    """The limit of the outbox, and the record of dropped entries (`schemas.live_view.OutboxDrops`)."""
 
     async def drop_excess(self, partition: int, entries_max: int) -> int:
         state = self._server.at(partition)
@@ -214,7 +214,7 @@ class FakeDrops(_Store):
 
 
 class FakeReports(_Store):
-    """`schemas.live_view.ReportOutbox`."""
+    """Report entries that wait for the relay to `billing.reports` (`schemas.live_view.ReportOutbox`)."""
 
     async def report_buckets(self, partition: int) -> tuple[Checkpoint | None, list[int]]:
         state = self._server.at(partition)
@@ -233,7 +233,7 @@ class FakeReports(_Store):
 
 
 class FakeDeferred(_Store):
-    """`schemas.live_view.DeferredEvents`."""
+    """Far-late events that wait for their dedup decision (`schemas.live_view.DeferredEvents`)."""
 
     async def deferred(
         self, partition: int, count_max: int, skipped: Collection[int] = ()
@@ -249,7 +249,7 @@ class FakeDeferred(_Store):
 
 
 class FakeAccounts(_Store):
-    """`schemas.live_view.AccountDirectory`."""
+    """Bindings and closings, and accounts that wait for a restatement (`schemas.live_view.AccountDirectory`)."""
 
     async def account(self, partition: int, account: str) -> AccountState:
         return self._server.at(partition).accounts.get(account, AccountState())
@@ -275,7 +275,7 @@ class FakeAccounts(_Store):
 
 
 class FakeTotals(_Store):
-    """`schemas.live_view.LiveTotals`."""
+    """Current period totals and rankings (`schemas.live_view.LiveTotals`)."""
 
     async def account_totals(
         self, partition: int, keys: Sequence[TotalKey]
@@ -294,7 +294,7 @@ class FakeTotals(_Store):
 
 
 class FakeRebuilds(_Store):
-    """`schemas.rebuild.RebuildLease`."""
+    """The claim on rebuilds, and the generation that is being built (`schemas.rebuild.RebuildLease`)."""
 
     async def claim_rebuild(self, token: str) -> None:
         self._server.claim = Claim(self._server.notes, token)
@@ -319,7 +319,7 @@ class FakeRebuilds(_Store):
 
 
 class FakeGenerations(_Store):
-    """`schemas.rebuild.Generations`."""
+    """Swaps a new generation in and removes old ones (`schemas.rebuild.Generations`)."""
 
     async def is_live(self, partition: int, generation: int) -> bool:
         return self._server.live.get(partition, 0) == generation
@@ -365,7 +365,7 @@ class FakeGenerations(_Store):
 
 
 class FakeCopies(_Store):
-    """`schemas.snapshots.CopyableState`."""
+    """Copies a partition's state out of a generation and into another one (`schemas.snapshots.CopyableState`)."""
 
     async def snapshot(self, partition: int, believed: Checkpoint) -> AsyncIterator[str]:
         """One chunk."""
@@ -401,7 +401,7 @@ class FakeCopies(_Store):
 
 
 class FakeLiveView:
-    """`schemas.live_view.LiveView` over dictionaries."""
+    """The whole live view over dictionaries (`schemas.live_view.LiveView`)."""
 
     def __init__(self, server: FakeServer | None = None) -> None:
         self.server = server or FakeServer()

@@ -14,7 +14,7 @@ from sinks.redis.keyspace import Claim, Read, Store
 
 
 class RedisRebuilds(Store):
-    """`schemas.rebuild.RebuildLease`."""
+    """The claim on rebuilds, and the generation that is being built (`schemas.rebuild.RebuildLease`)."""
 
     async def claim_rebuild(self, token: str) -> None:
         claim = Claim(f"{self._space.namespace}:rebuilder", token)
@@ -43,7 +43,7 @@ class RedisRebuilds(Store):
 
 
 class RedisGenerations(Store):
-    """`schemas.rebuild.Generations`."""
+    """Swaps a new generation in and removes old ones (`schemas.rebuild.Generations`)."""
 
     async def is_live(self, partition: int, generation: int) -> bool:
         (text,) = await self._space.commands([("GET", self._space.keys(partition).live)])

@@ -43,7 +43,7 @@ class Claim(NamedTuple):
 
 
 class Keyspace:
-    """The keys under a namespace. Calls to the server block threads of an own pool, not the event loop.
+    """The keys under a namespace. Calls to the server block threads of its pool, not the event loop.
 
     With a `generation`, all calls use that generation, live or not. With a `claim`, guarded writes raise `Fenced` after
     another command has claimed.
@@ -98,7 +98,7 @@ class Keyspace:
             *answers, live = await (self.transaction(wanted) if at_once else self.commands(wanted))
             if self.is_current(partition, keys, live):
                 return keys, answers
-        raise Transient(f"partition {partition}: the live generation changed at every look; try again")
+        raise Transient(f"partition {partition}: the live generation changed during every read; try again")
 
     async def read_at_checkpoint(
         self, partition: int, commands: Callable[[Keys], list[Command]] = lambda _: []
@@ -167,12 +167,12 @@ class Keyspace:
             connection.reset()
 
     async def write_unmoved(self, watched: Sequence[str], decide: Callable[[Read], Sequence[Command]]) -> list[Any]:
-        """As `write_watching`, but repeats all of it if a watched key changed."""
+        """As `write_watching`, but repeats it if a watched key changed; at last raises `Transient`."""
         for _ in range(ATTEMPTS_MAX):
             answers = await self.write_watching(watched, decide)
             if answers is not None:
                 return answers
-        raise Transient(f"{self.server.where}: {watched[0]} changed at every look; try again")
+        raise Transient(f"{self.server.where}: {watched[0]} changed during every attempt; try again")
 
     async def pages(self, keys: Keys) -> AsyncIterator[list[str]]:
         """All keys of a partition, page by page. Keys that are created or deleted meanwhile may be missing."""

@@ -18,7 +18,7 @@ decode_deferred: Final = msgspec.json.Decoder(Deferred).decode
 
 
 class RedisAccounts(Store):
-    """`schemas.live_view.AccountDirectory`."""
+    """Bindings and closings, and accounts that wait for a restatement (`schemas.live_view.AccountDirectory`)."""
 
     async def account(self, partition: int, account: str) -> AccountState:
         _, (text,) = await self._space.read_live(partition, lambda keys: [("GET", keys.account(account))])
@@ -43,7 +43,9 @@ class RedisAccounts(Store):
             # If all listed accounts were restated between the two reads, other accounts may still wait.
             if waiting or not accounts:
                 return checkpoint, waiting
-        raise Transient(f"partition {partition}: other accounts waited for a restatement at every look; try again")
+        raise Transient(
+            f"partition {partition}: the accounts that wait for a restatement changed during every read; try again"
+        )
 
     async def restating_among(self, partition: int, accounts: Sequence[str]) -> dict[str, AccountState]:
         if not accounts:
@@ -61,7 +63,7 @@ class RedisAccounts(Store):
 
 
 class RedisDeferred(Store):
-    """`schemas.live_view.DeferredEvents`."""
+    """Far-late events that wait for their dedup decision (`schemas.live_view.DeferredEvents`)."""
 
     async def deferred(
         self, partition: int, count_max: int, skipped: Collection[int] = ()
@@ -84,7 +86,7 @@ class RedisDeferred(Store):
 
 
 class RedisTotals(Store):
-    """`schemas.live_view.LiveTotals`."""
+    """Current period totals and rankings (`schemas.live_view.LiveTotals`)."""
 
     async def account_totals(
         self, partition: int, keys: Sequence[TotalKey]

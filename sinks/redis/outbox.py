@@ -39,14 +39,14 @@ _DUPLICATES: Final = "duplicates"
 
 
 class RedisOutbox(Store):
-    """`schemas.live_view.AnalyticsOutbox`."""
+    """Cells and duplicates that wait for the relay to ClickHouse (`schemas.live_view.AnalyticsOutbox`)."""
 
     async def dirty(self, partition: int, cells_max: int) -> tuple[Checkpoint | None, list[DirtyCell]]:
         for _ in range(LOOKS_MAX):
             checkpoint, cells, more = await self._listed(partition, cells_max)
             if len(cells) >= cells_max or not more:
                 return checkpoint, cells
-        raise Transient(f"partition {partition}: another process relays it at the same time; try again")
+        raise Transient(f"partition {partition}: another process relays its cells at the same time; try again")
 
     async def _listed(self, partition: int, cells_max: int) -> tuple[Checkpoint | None, list[DirtyCell], bool]:
         """As `dirty`, and whether more cells may be dirty: beyond the limit, or in another generation."""
@@ -118,7 +118,7 @@ class RedisOutbox(Store):
 
 
 class RedisDrops(Store):
-    """`schemas.live_view.OutboxDrops`."""
+    """The limit of the outbox, and the record of dropped entries (`schemas.live_view.OutboxDrops`)."""
 
     async def drop_excess(self, partition: int, entries_max: int) -> int:
         keys, (stream_time, names, duplicates) = await self._space.read_live(
@@ -164,7 +164,7 @@ class RedisDrops(Store):
 
 
 class RedisReports(Store):
-    """`schemas.live_view.ReportOutbox`."""
+    """Report entries that wait for the relay to `billing.reports` (`schemas.live_view.ReportOutbox`)."""
 
     async def report_buckets(self, partition: int) -> tuple[Checkpoint | None, list[int]]:
         _, checkpoint, (buckets,) = await self._space.read_at_checkpoint(

@@ -33,7 +33,7 @@ from sinks.redis.lookups import account_state, decode_deferred
 
 
 class RedisState(Store):
-    """`schemas.live_view.CheckpointedState`."""
+    """Reads and commits for the fold (`schemas.live_view.CheckpointedState`)."""
 
     def __init__(self, space: Keyspace) -> None:
         super().__init__(space)

@@ -11,7 +11,7 @@ from sinks.redis.state import RedisState
 
 
 class RedisLiveView:
-    """`schemas.live_view.LiveView`. Blocking calls run in `threads_max` threads.
+    """The whole live view on a server (`schemas.live_view.LiveView`). Blocking calls run in `threads_max` threads.
 
     With a `generation`, the view uses that generation, live or not. With a `claim`, guarded writes raise `Fenced` after
     another rebuild command has claimed.

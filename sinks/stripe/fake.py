@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
+from typing import Final
 
 from aggregators.meter_events import FUTURE_MAX_MS, PAST_MAX_MS
 from schemas.clock import DAY_MS, SECOND_MS, Clock
@@ -31,6 +32,14 @@ class FakeFault(StrEnum):
     REJECTED = "rejected"
 
 
+# The answers of faults that prevent the event from being stored.
+_ANSWERS: Final[Mapping[FakeFault | None, Answer]] = {
+    FakeFault.NO_ANSWER: Answer(0, "no answer"),
+    FakeFault.SERVER_ERROR: Answer(500, "An unknown error occurred"),
+    FakeFault.RATE_LIMITED: Answer(429, "Request rate limit exceeded", "rate_limit"),
+    FakeFault.CONFLICT: Answer(409, "conflict", "too_many_concurrent_requests"),
+    FakeFault.BAD_REQUEST: Answer(400, "Invalid request", "parameter_invalid"),
+}
 FaultHook = Callable[[MeterEvent], FakeFault | None]
 
 
@@ -99,7 +108,7 @@ class FakeStripe:
         self._running.add(queue)
         try:
             await asyncio.sleep(0)
-            answer = self._before(fault) or self._take(event, fault)
+            answer = _ANSWERS.get(fault) or self._take(event, fault)
         finally:
             self._running.discard(queue)
         if fault in (FakeFault.LOST_ANSWER, FakeFault.SERVER_ERROR_AFTER_COMMIT):
@@ -154,21 +163,6 @@ class FakeStripe:
             raise Refused("the key is invalid")
         if self.read_fault(call):
             raise Transient(f"no answer to {call}")
-
-    def _before(self, fault: FakeFault | None) -> Answer | None:
-        match fault:
-            case FakeFault.NO_ANSWER:
-                return Answer(0, "no answer")
-            case FakeFault.SERVER_ERROR:
-                return Answer(500, "An unknown error occurred")
-            case FakeFault.RATE_LIMITED:
-                return Answer(429, "Request rate limit exceeded", "rate_limit")
-            case FakeFault.CONFLICT:
-                return Answer(409, "conflict", "too_many_concurrent_requests")
-            case FakeFault.BAD_REQUEST:
-                return Answer(400, "Invalid request", "parameter_invalid")
-            case _:
-                return None
 
     def _take(self, event: MeterEvent, fault: FakeFault | None) -> Answer:
         now_ms = self.clock.now_ms()
