@@ -1,4 +1,4 @@
-"""The log as a rebuild sees it: what the live view has put into quarantine is not put there again."""
+"""The log for a rebuild, which does not put events into the quarantine again."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from schemas.log import REJECTED_TOPIC, Bounds, Headers, Log, Record, TopicSpec
 
 
 class NoQuarantineLog:
-    """`schemas.log.Log` over another one, which stays the caller's to start and close."""
+    """A `schemas.log.Log` over another log, which the caller starts and closes. Other methods do as that log."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
         self._kept_before = 0
 
     def kept_before(self, offset: int) -> None:
-        """Events of records below `offset` are in quarantine already: it is written before the commit."""
+        """Skip quarantine entries of records below `offset`: they were written before the live view's commit."""
         self._kept_before = offset
 
     async def start(self) -> None:
-        """The log has been started."""
+        """Do nothing: the log is started already."""
 
     async def close(self) -> None:
-        """The log is closed by its owner."""
+        """Do nothing: the owner closes the log."""
 
     async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
         """As the log."""
@@ -40,7 +40,7 @@ class NoQuarantineLog:
     async def append(
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
     ) -> int:
-        """As the log; -1 for an entry of the quarantine that is there."""
+        """As the log; does nothing and returns -1 for a quarantine entry that exists already."""
         if topic == REJECTED_TOPIC and int(dict(headers)[Header.OFFSET]) < self._kept_before:
             return -1
         return await self._log.append(topic, partition, value, key=key, headers=headers)
