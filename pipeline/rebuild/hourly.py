@@ -129,10 +129,9 @@ class HourlyRebuild:
             # A missing staging table lost rows that the shadow copy no longer has.
             await abandon_hourly(staging, self.shadow_copy, partitions)
             note = Note(SOURCE, uuid.uuid4().hex[:16], await self._generations(partitions))
-            text = msgspec.json.encode(note).decode()
         else:
-            text = started[1].note
-        building = await staging.begin(TABLES, text)
+            note = started[0]
+        building = await staging.begin(TABLES, msgspec.json.encode(note).decode())
         # The rows in the tables belong to the note stored with them, even if another command wrote both.
         note = noted(building, SOURCE)
         shadow_copy = self.shadow_copy(note.name)

@@ -79,10 +79,9 @@ class HourlyRecount:
                 tuple(checkpoint.stream_time_ms for checkpoint in checkpoints),
                 rebuilt,
             )
-            text = msgspec.json.encode(note).decode()
         else:
-            text = started[1].note
-        building = await staging.begin((HOURLY,), text)
+            note = started[0]
+        building = await staging.begin((HOURLY,), msgspec.json.encode(note).decode())
         # The rows in the table belong to the note stored with it, even if another command wrote both.
         note = noted(building, SOURCE)
         if HOURLY not in building.swapped:
@@ -181,12 +180,10 @@ class HourlyRecount:
         self, partition_state: PartitionState, from_account: str, store: GenerationsSeen, *, from_position: int = 0
     ) -> None:
         """Insert the rows of `from_account` and all later accounts that took an event at `from_position` or later."""
-        partition = partition_state.partition
+        partition, generation = partition_state.partition, partition_state.checkpoint.generation
         while accounts := await self.reader.archived_accounts(partition, from_account, self.accounts_at_once):
             request = request_at(partition_state, frozenset(accounts))
-            rows = (
-                await self.reader.recount_rows(request, partition_state.checkpoint.generation) if request.meters else []
-            )
+            rows = await self.reader.recount_rows(request, generation) if request.meters else []
             wanted = [row for row in rows if _position(row) >= from_position]
             if wanted:
                 await store.insert_hourly(wanted)
@@ -196,10 +193,8 @@ class HourlyRecount:
             from_account = accounts[-1] + "\0"
 
     def _report(self, checkpoint: Checkpoint, partition: int, *, swapped: bool) -> None:
-        done = Progress(
-            partition, checkpoint.next_offset, checkpoint.next_offset, checkpoint.counters.received, swapped
-        )
-        self.progress(done)
+        offset = checkpoint.next_offset
+        self.progress(Progress(partition, offset, offset, checkpoint.counters.received, swapped))
 
 
 def _position(row: HourlyRow) -> int:

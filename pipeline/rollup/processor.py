@@ -147,7 +147,9 @@ class RollupProcessor:
         due = await self._due(partition, checkpoint, scanned)
         accounts = scanned.accounts | {total.key.account for total in due}
         states = await self._account_states(partition, checkpoint, accounts)
-        deferred = await self._deferred(partition, checkpoint, scanned.judged)
+        deferred: Mapping[int, Deferred] = {}
+        if scanned.judged:
+            deferred = (await self._store.read(partition, checkpoint, ReadRequest(deferred=scanned.judged))).deferred
         placement = place(scanned, states, deferred)
         planned = plan(scanned, placement, checkpoint, self._hash_key)
         expired = expire(scanned, due, states)
@@ -197,13 +199,6 @@ class RollupProcessor:
             cache.remember_accounts(view.accounts)
             return {**states, **view.accounts}
         return cache.accounts
-
-    async def _deferred(
-        self, partition: int, checkpoint: Checkpoint, positions: Sequence[int]
-    ) -> Mapping[int, Deferred]:
-        if not positions:
-            return {}
-        return (await self._store.read(partition, checkpoint, ReadRequest(deferred=positions))).deferred
 
     async def _commit(self, partition: int, checkpoint: Checkpoint, changes: Changes) -> None:
         """Commit. After a lost answer, the stored checkpoint tells whether the commit was applied.

@@ -187,18 +187,13 @@ class ReportRelay:
                 intent_of(checkpoint, start_ms, end_ms, keys[field], text, states[keys[field].account])
                 for field, text in entries.items()
             ]
-            published += await self._publish(partition, [intent for intent in intents if intent is not None])
+            changed = [intent for intent in intents if intent is not None]
+            await asyncio.gather(*(self._publish(partition, intent) for intent in changed))
+            published += len(changed)
             await self._reports.confirm_reports(partition, start_ms, entries)
             if not entries:
                 return published
 
-    async def _publish(self, partition: int, intents: Sequence[Intent]) -> int:
-        await asyncio.gather(
-            *(
-                self._log.append(
-                    REPORTS_TOPIC, partition, intent.model_dump_json().encode(), key=intent.account.encode()
-                )
-                for intent in intents
-            )
-        )
-        return len(intents)
+    async def _publish(self, partition: int, intent: Intent) -> None:
+        value, key = intent.model_dump_json().encode(), intent.account.encode()
+        await self._log.append(REPORTS_TOPIC, partition, value, key=key)

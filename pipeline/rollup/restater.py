@@ -50,16 +50,7 @@ FAILED_MAX: Final = 3
 BEGINNINGS_MAX: Final = 8
 # How long after an overdue restatement, in stream time, its deferred events may be decided before the next one begins.
 JUDGED_MS_MAX: Final = 10 * MINUTE_MS
-TOO_LARGE: Final = (
-    "the usage to be counted again fills more than one record of the log: close the account's past periods, or choose "
-    "a later instant"
-)
-OTHER_USAGE: Final = (
-    "the archive holds other usage of the account than was counted: put right what `tidemark reconcile` names and bind "
-    "the account once more"
-)
 TOO_OFTEN: Final = "the usage could not be counted again, {} times over ({}): bind the account once more when it can"
-UNNAMED: Final = "meter {} lost its Stripe event name after usage that is to be counted again was counted"
 
 _CellName = tuple[str, int, int, str, int]
 
@@ -184,18 +175,26 @@ class Restater:
         before = msgspec.structs.replace(now.checkpoint, next_offset=offset_of(pending.position))
         old = await self._cells(now._replace(checkpoint=before), account, pending)
         if not await self._is_counted(now, account, state, pending, old.values()):
-            raise OperatorNeeded(OTHER_USAGE)
+            raise OperatorNeeded(
+                "the archive holds other usage of the account than was counted: put right what `tidemark reconcile` "
+                "names and bind the account once more"
+            )
         history = _bound(now.history, account, pending, state.bindings)
         partition_state = PartitionState(now.partition, before, history)
         new = await self._cells(partition_state, account, pending)
         reported = await Recounter(self._reader).reported(partition_state, accounts=frozenset([account]))
         totals = _totals(new.values(), reported, before.meter_set)
         if unnamed := [total.meter for total in totals if total.reported_minor and not total.event_name]:
-            raise OperatorNeeded(UNNAMED.format(unnamed[0]))
+            raise OperatorNeeded(
+                f"meter {unnamed[0]} lost its Stripe event name after usage that is to be counted again was counted"
+            )
         distinct = await self._distinct(partition_state, account, pending)
         content = packed(RestatementContent(_replaced(old.values()), _changed(old, new), totals, distinct))
         if len(content) > CONTENT_CHARACTERS_MAX:
-            raise OperatorNeeded(TOO_LARGE)
+            raise OperatorNeeded(
+                "the usage to be counted again fills more than one record of the log: close the account's past "
+                "periods, or choose a later instant"
+            )
         return content
 
     async def _cells(
