@@ -276,7 +276,7 @@ class StripeSender:
             await self._settle(part, pending, OutcomeStatus.FREE, "the account is free")
             return
         if timestamp_s is None:
-            detail = "its period ended more than 35 days ago and Stripe takes it no more: add an invoice item"
+            detail = "its period ended more than 35 days ago and Stripe no longer accepts it: add an invoice item"
             await self._settle(part, pending, OutcomeStatus.DEAD, detail)
             return
         if payer.billing is Billing.UNMAPPED or not payer.stripe_customer:
@@ -352,7 +352,7 @@ class StripeSender:
         self._counts[f"sent_{result.status}"] += 1
         match result.status:
             case SendStatus.ACCEPTED | SendStatus.DUPLICATE:
-                detail = "" if result.status is SendStatus.ACCEPTED else "Stripe had it already"
+                detail = "" if result.status is SendStatus.ACCEPTED else "Stripe already had it"
                 await self._settle(part, pending, OutcomeStatus.ACCEPTED, detail)
             case SendStatus.RETRY:
                 pending.in_doubt = True

@@ -128,7 +128,7 @@ def _relays(
         metrics.add("tidemark_dedup_decisions_total", resolved.new, decision="new")
         metrics.add("tidemark_dedup_decisions_total", resolved.duplicates, decision="duplicate")
 
-    async def restatement(partition: int) -> None:
+    async def restate(partition: int) -> None:
         metrics.add("tidemark_restatements_total", await restater.restatement(partition))
 
     relays = (
@@ -136,7 +136,7 @@ def _relays(
         ("outbox", outbox.keep, None),
         ("reports", relay_reports, None),
         ("dedup_decisions", resolve, migrated),
-        ("restatements", restatement, migrated),
+        ("restatements", restate, migrated),
         # Snapshots count their own failures.
         (None, snapshots.write, migrated),
     )

@@ -142,7 +142,7 @@ class RollupProcessor:
             events_max=self._settings.flush_events_max,
         )
         if (step := restatement_of(scanned)) is not None:
-            await self._restatement(partition, checkpoint, scanned, step)
+            await self._restate(partition, checkpoint, scanned, step)
             return
         due = await self._due(partition, checkpoint, scanned)
         accounts = scanned.accounts | {total.key.account for total in due}
@@ -166,7 +166,7 @@ class RollupProcessor:
             cache.due_ms = expired.next_due_ms
         cache.apply(changes)
 
-    async def _restatement(self, partition: int, checkpoint: Checkpoint, scanned: Scan, step: AccountControl) -> None:
+    async def _restate(self, partition: int, checkpoint: Checkpoint, scanned: Scan, step: AccountControl) -> None:
         """Flush one record, which moves an account's usage into other periods."""
         policy = checkpoint.meter_set.policy if checkpoint.meter_set else Policy()
         account = step.control.account
@@ -236,7 +236,7 @@ class RollupProcessor:
 
 
 def _late(arrival: Arrival, scanned: Scan) -> Quarantined:
-    detail = f"{arrival.account}: its period is closed and a meter says quarantine"
+    detail = f"{arrival.account}: its period is closed and a meter's late policy is quarantine"
     if arrival.deferred is not None:
         return _quarantined(arrival.deferred, Reason.PERIOD_CLOSED, detail)
     return Quarantined(
@@ -246,7 +246,7 @@ def _late(arrival: Arrival, scanned: Scan) -> Quarantined:
 
 def _refused(arrival: Arrival) -> Quarantined:
     assert arrival.deferred is not None, "only deferred events need room"  # noqa: S101 - an invariant, not input
-    detail = f"{arrival.account}: policy.deferred_max events of this partition wait for their decision already"
+    detail = f"{arrival.account}: this partition already has policy.deferred_max deferred events"
     return _quarantined(arrival.deferred, Reason.TOO_MANY_DEFERRED, detail)
 
 

@@ -90,7 +90,7 @@ class HourlyRelay:
         if cells:
             first_ms = min(cell.key.bucket_ms for cell in cells)
             if not complete and first_ms + HOUR_MS <= checkpoint.stream_time_ms:
-                # A restatement changes complete buckets: until it is relayed in full, they mix old and new periods.
+                # A restatement changes complete buckets. Until it is relayed in full, they must not count as complete.
                 complete_ms = await self._complete_ms(partition, before, waiting, checkpoint)
                 await self._save(RelayPosition(partition, checkpoint.next_offset, min(first_ms, complete_ms)))
             await self._hourly.insert_hourly([hourly_row(cell, partition) for cell in cells])

@@ -22,7 +22,7 @@ from schemas.rollup import Checkpoint, Deferred
 TOLD_MAX: Final = 10 * DECISIONS_MAX
 # Beyond so many events that the archive has lost, the resolver waits for a rebuild of the archive.
 LOST_MAX: Final = 100_000
-# Reads per call that look for events of accounts without a restatement.
+# How often one call reads on to find events of accounts that are not in a restatement.
 HELD_READS_MAX: Final = 20
 
 # The decided positions, by the offset of the decisions' record.
@@ -37,7 +37,7 @@ class _Lost(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """The decisions of one call."""
+    """The number of decisions of one call: events that are new, and duplicates."""
 
     new: int = 0
     duplicates: int = 0
@@ -72,7 +72,7 @@ class Resolver:
                 return Resolved(new, duplicates)
 
     async def _decide(self, partition: int, decided: _Decided) -> tuple[DedupDecision, ...]:
-        """Append one record of decisions; none if no event can be decided now."""
+        """Append one record of decisions and return them; empty if no event can be decided now."""
         known = frozenset().union(*decided.values())
         if len(known) > TOLD_MAX - DECISIONS_MAX:
             checkpoint, _ = await self._deferred.waiting(partition)

@@ -82,8 +82,8 @@ class Restater:
     async def restatement(self, partition: int) -> int:
         """Begin and end the restatements of one partition that the archive has passed. Returns the number of records.
 
-        Raises `Transient` if a store or the log does not answer; if that concerns some accounts only, after the others
-        are done. The next call makes the same records.
+        Raises `Transient` if a store or the log does not answer; fewer than `FAILED_MAX` failing accounts do not stop
+        the others. The next call makes the same records.
         """
         checkpoint, waiting = await self._accounts.restating(partition, LOOKED_AT_MAX)
         self._forget(partition, checkpoint, waiting.keys())
@@ -161,7 +161,7 @@ class Restater:
         return RestatementRecord(account=account, position=pending.position, content=content, declined=declined)
 
     def _forget(self, partition: int, checkpoint: Checkpoint | None, waiting: Iterable[str]) -> None:
-        """Forget folded records, so that accounts that still wait get another one."""
+        """Forget appended records that are folded: an account that still waits needs another record."""
         accounts = set(waiting)
         for key, (_, offset) in list(self._appended.items()):
             if key[0] == partition and (
@@ -215,9 +215,9 @@ class Restater:
         keys = [TotalKey(account, start_ms) for start_ms in sorted(starts)]
         checkpoint, totals = await self._totals.account_totals(now.partition, keys)
         if checkpoint is None or not is_waiting(state, checkpoint.stream_time_ms):
-            raise Transient(f"{account}: its restatement has taken too long, and is begun anew")
+            raise Transient(f"{account}: its restatement took too long and begins again")
         if checkpoint.next_offset <= offset_of(pending.position):
-            raise Transient(f"{account}: the live view went back behind the record that began its restatement")
+            raise Transient(f"{account}: the live view moved back behind the record that began its restatement")
         live = {
             (key.period_start_ms, meter): parse_value(text).minor
             for key, fields in totals.items()

@@ -52,13 +52,13 @@ class Snapshots:
         note: Callable[[SnapshotOutcome, Snapshot | None], None] = lambda *_: None,
     ) -> None:
         """`interval_ms` is stream time; 0 takes no snapshots. `folder` holds the copies until they are written. `note`
-        is called with each outcome, and with the snapshot if it was written."""
+        receives the outcome of each snapshot, and the snapshot if it was written."""
         self._copies = copies
         self._kept = kept
         self._interval_ms = interval_ms
         self._folder = folder
         self._note = note
-        # The stream time of each partition's next snapshot. Lacks partitions whose last snapshot is not known yet.
+        # The stream time of the next snapshot, for partitions whose last snapshot is known.
         self._due_ms: dict[int, int] = {}
         self._copied: _Copied | None = None
         self._busy = False
@@ -107,7 +107,7 @@ class Snapshots:
                 stored = await self._kept.snapshots(partition)
                 self._due_ms[partition] = stored[0].stream_time_ms + self._interval_ms if stored else 0
         except TidemarkError as error:
-            _log.warning("snapshots of partition %d are not known yet: %s", partition, error)
+            _log.warning("the snapshots of partition %d could not be listed yet: %s", partition, error)
         copied = self._copied
         if copied is None:
             return
@@ -133,7 +133,9 @@ class Snapshots:
 
     def _failed(self, partition: int, stream_time_ms: int, error: Exception) -> None:
         self._due_ms[partition] = stream_time_ms + min(RETRY_MS, self._interval_ms)
-        _log.warning("the snapshot of partition %d is taken again later, nothing is lost: %s", partition, error)
+        _log.warning(
+            "the snapshot of partition %d failed and is taken again later, nothing is lost: %s", partition, error
+        )
         self._note("failed", None)
 
 
