@@ -28,7 +28,7 @@ from schemas.aggregations import Value
 from schemas.analytics import ArchiveStore, ControlRow, HourlyRow
 from schemas.clock import MINUTE_MS
 from schemas.control import RestatementRecord
-from schemas.errors import HeldUp, InvalidInput, OperatorNeeded, Transient
+from schemas.errors import HeldUp, InvalidInput, OperatorNeeded, TidemarkError, Transient
 from schemas.live_view import AccountDirectory, DeferredEvents, LiveTotals
 from schemas.log import Log, offset_of, position
 from schemas.meters import MeterSet
@@ -53,6 +53,10 @@ JUDGED_MS_MAX: Final = 10 * MINUTE_MS
 TOO_OFTEN: Final = "the usage could not be counted again, {} times over ({}): bind the account once more when it can"
 
 _CellName = tuple[str, int, int, str, int]
+
+
+class _Declined(TidemarkError):
+    """The usage cannot be restated; the message says why."""
 
 
 class Restater:
@@ -155,7 +159,7 @@ class Restater:
             if pending.begun < BEGINNINGS_MAX:
                 raise Transient(str(error)) from error
             declined = TOO_OFTEN.format(pending.begun, str(error)[:300])
-        except (OperatorNeeded, InvalidInput) as error:
+        except (_Declined, OperatorNeeded, InvalidInput) as error:
             # One account's fault must not stop the others, nor the worker.
             declined = str(error)[:500]
         return RestatementRecord(account=account, position=pending.position, content=content, declined=declined)
@@ -171,11 +175,11 @@ class Restater:
         self._failed = {key for key in self._failed if key[0] != partition or key[1] in accounts}
 
     async def _content(self, now: PartitionState, account: str, state: AccountState, pending: PendingCut) -> str:
-        """The packed content of the restatement. Raises `OperatorNeeded` with the reason to decline it."""
+        """The packed content of the restatement. Raises `_Declined` with the reason if there is none."""
         before = msgspec.structs.replace(now.checkpoint, next_offset=offset_of(pending.position))
         old = await self._cells(now._replace(checkpoint=before), account, pending)
         if not await self._is_counted(now, account, state, pending, old.values()):
-            raise OperatorNeeded(
+            raise _Declined(
                 "the archive holds other usage of the account than was counted: put right what `tidemark reconcile` "
                 "names and bind the account once more"
             )
@@ -185,13 +189,13 @@ class Restater:
         reported = await Recounter(self._reader).reported(partition_state, accounts=frozenset([account]))
         totals = _totals(new.values(), reported, before.meter_set)
         if unnamed := [total.meter for total in totals if total.reported_minor and not total.event_name]:
-            raise OperatorNeeded(
+            raise _Declined(
                 f"meter {unnamed[0]} lost its Stripe event name after usage that is to be counted again was counted"
             )
         distinct = await self._distinct(partition_state, account, pending)
         content = packed(RestatementContent(_replaced(old.values()), _changed(old, new), totals, distinct))
         if len(content) > CONTENT_CHARACTERS_MAX:
-            raise OperatorNeeded(
+            raise _Declined(
                 "the usage to be counted again fills more than one record of the log: close the account's past "
                 "periods, or choose a later instant"
             )
@@ -217,7 +221,7 @@ class Restater:
         if checkpoint is None or not is_waiting(state, checkpoint.stream_time_ms):
             raise Transient(f"{account}: its restatement took too long and begins again")
         if checkpoint.next_offset <= offset_of(pending.position):
-            raise Transient(f"{account}: the live view moved back behind the record that began its restatement")
+            raise Transient(f"{account}: the live view went back behind the record that began its restatement")
         live = {
             (key.period_start_ms, meter): parse_value(text).minor
             for key, fields in totals.items()
