@@ -1,4 +1,4 @@
-"""Why an event was not counted. Closed: a reason that is not here cannot be given."""
+"""Why an event was not counted: a closed set of reasons, and the remedy for each."""
 
 from __future__ import annotations
 
