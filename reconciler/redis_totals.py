@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from aggregators.codec import parse_value
@@ -21,45 +22,37 @@ RETIRED: Final = (
 )
 
 
+@dataclass(slots=True)
 class TotalsComparison:
     """Compares Redis and the recount. Memory grows with the totals of one partition."""
 
-    def __init__(
-        self,
-        views: Views,
-        recounter: Recounter,
-        policy: ReconcilePolicy,
-        states: PartitionStates,
-        findings: Findings,
-        limits: Range,
-    ) -> None:
-        self._totals = views.live.totals
-        self._recounter = recounter
-        self._policy = policy
-        self._states = states
-        self._findings = findings
-        self._range = limits
-        self._retired = 0
+    views: Views
+    recounter: Recounter
+    policy: ReconcilePolicy
+    states: PartitionStates
+    findings: Findings
+    limits: Range
+    retired: int = 0
 
     async def run(self, state: PartitionState) -> list[Difference[TotalName]]:
         """What differs on a partition; equal and unchecked values go to the findings."""
-        base = await self._recounter.totals(state)
+        base = await self.recounter.totals(state)
         keys = await self._walked(state.partition)
         keys |= {TotalKey(account, period.start_ms) for account, _, period in base}
-        chosen = sorted(key for key in keys if self._range.overlaps(state.history.period(*key)))
+        chosen = sorted(key for key in keys if self.limits.overlaps(state.history.period(*key)))
         differing: list[Difference[TotalName]] = []
-        for chunk in _chunks(chosen, self._policy.totals_per_read):
+        for chunk in _chunks(chosen, self.policy.totals_per_read):
             differing += await self._compare(state, base, chunk)
-        if self._retired:
+        if self.retired:
             row = Row(Pair.REDIS, Cause.UNCHECKED, state.partition, detail=RETIRED)
-            self._findings.add(row, self._retired)
+            self.findings.add(row, self.retired)
         return differing
 
     async def _walked(self, partition: int) -> set[TotalKey]:
-        cursor, keys = await self._totals.total_keys(partition, 0, self._policy.totals_per_read)
+        cursor, keys = await self.views.live.totals.total_keys(partition, 0, self.policy.totals_per_read)
         walked = set(keys)
         while cursor:
-            cursor, keys = await self._totals.total_keys(partition, cursor, self._policy.totals_per_read)
+            cursor, keys = await self.views.live.totals.total_keys(partition, cursor, self.policy.totals_per_read)
             walked.update(keys)
         return walked
 
@@ -71,8 +64,8 @@ class TotalsComparison:
         asked = set(keys)
         accounts = frozenset(key.account for key in keys)
         for _ in range(ROUNDS_MAX):
-            checkpoint, held = await self._totals.account_totals(state.partition, sorted(asked))
-            at = await self._states.at(state.partition, same_log(state, checkpoint))
+            checkpoint, held = await self.views.live.totals.account_totals(state.partition, sorted(asked))
+            at = await self.states.at(state.partition, same_log(state, checkpoint))
             if isinstance(at, Behind):
                 self._unread(state, sum(len(fields) for fields in held.values()), at.detail)
                 return []
@@ -93,8 +86,8 @@ class TotalsComparison:
             appeared = {TotalKey(account, period.start_ms) for account, _, period in expected} - asked
             if not appeared:
                 equal, differing = differences(expected, found)
-                self._findings.equal(Pair.REDIS, equal)
-                self._retired += len(gone)
+                self.findings.equal(Pair.REDIS, equal)
+                self.retired += len(gone)
                 return differing
             asked |= appeared
         self._unread(state, len(asked), f"new periods of {len(accounts)} accounts kept appearing")
@@ -110,14 +103,14 @@ class TotalsComparison:
         if at.checkpoint.next_offset == state.checkpoint.next_offset:
             counted = {key: value for key, value in base.items() if key[0] in accounts}
         else:
-            counted = await self._recounter.totals_of(at, accounts)
+            counted = await self.recounter.totals_of(at, accounts)
         return self._inside(counted)
 
     def _inside(self, counted: Mapping[TotalName, int]) -> dict[TotalName, int]:
-        return {key: value for key, value in counted.items() if self._range.overlaps(key[2])}
+        return {key: value for key, value in counted.items() if self.limits.overlaps(key[2])}
 
     def _unread(self, state: PartitionState, values: int, detail: str) -> None:
-        self._findings.add(Row(Pair.REDIS, Cause.IN_FLIGHT, state.partition, detail=detail), values)
+        self.findings.add(Row(Pair.REDIS, Cause.IN_FLIGHT, state.partition, detail=detail), values)
 
 
 def _chunks(keys: Sequence[TotalKey], keys_max: int) -> Iterator[list[TotalKey]]:

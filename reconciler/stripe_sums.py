@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from aggregators.quantities import decimal_text
@@ -52,46 +53,37 @@ class Compared(NamedTuple):
     answer: Answer
 
 
+@dataclass(frozen=True, slots=True)
 class StripeComparison:
     """Compares all partitions at once, because a customer's accounts live on several."""
 
-    def __init__(
-        self,
-        views: Views,
-        policy: ReconcilePolicy,
-        clock: Clock,
-        index: ReportsIndex,
-        period_of: Callable[[ReportedIntent], Period],
-        findings: Findings,
-        limits: Range,
-    ) -> None:
-        self._views = views
-        self._policy = policy
-        self._clock = clock
-        self._index = index
-        self._period_of = period_of
-        self._findings = findings
-        self._range = limits
-        self._contained: set[str] = set()
-        self._perhaps_contained: set[str] = set()
+    views: Views
+    policy: ReconcilePolicy
+    clock: Clock
+    index: ReportsIndex
+    period_of: Callable[[ReportedIntent], Period]
+    findings: Findings
+    limits: Range
+    contained: set[str] = field(default_factory=set)
+    perhaps_contained: set[str] = field(default_factory=set)
 
     async def run(self, partitions: Iterable[int]) -> None:
         """Compare. Raises `Transient`, `Refused` or `OperatorNeeded` where nothing could be compared at all."""
-        meters = self._views.stripe
+        meters = self.views.stripe
         if meters is None:
             self._unread("no Stripe key is set: TIDEMARK_STRIPE_API_KEY")
             return
         livemode, account = await meters.identity()
         sums = {key: None for reported in self._ours(livemode, account) for key in self._sums(reported)}
-        asked_at_ms = self._clock.now_ms()
+        asked_at_ms = self.clock.now_ms()
         answers = await self._read(meters, list(sums))
         # Whatever was sent while Stripe was read has its attempt in the topic by now.
         for partition in partitions:
-            await self._index.catch_up(partition)
+            await self.index.catch_up(partition)
         ours = list(self._ours(livemode, account))
         unequal = []
         for key, sent in _sent(sums, ours).items():
-            bounds = bounds_of(sent, asked_at_ms - self._policy.stripe_settle_ms, try_unsettled=False)
+            bounds = bounds_of(sent, asked_at_ms - self.policy.stripe_settle_ms, try_unsettled=False)
             compared = Compared(key, sent, bounds, answers[key])
             cause = self._judge(compared)
             if cause in (Cause.MISSING, Cause.EXTRA):
@@ -101,14 +93,14 @@ class StripeComparison:
         self._of_others(livemode, account)
 
     def _ours(self, livemode: bool, account: str) -> Iterable[ReportedIntent]:
-        return (reported for reported in self._index.reported() if _is_of(reported.intent, livemode, account))
+        return (reported for reported in self.index.reported() if _is_of(reported.intent, livemode, account))
 
     def _of_others(self, livemode: bool, account: str) -> None:
         """Intents of another mode or account than the key's: Stripe would answer zero for what it was sent."""
         others = [
             reported.intent
-            for reported in self._index.reported()
-            if not _is_of(reported.intent, livemode, account) and self._range.overlaps(self._period_of(reported))
+            for reported in self.index.reported()
+            if not _is_of(reported.intent, livemode, account) and self.limits.overlaps(self.period_of(reported))
         ]
         if others:
             theirs = sorted({_mode_text(intent.livemode, intent.stripe_account) for intent in others})
@@ -116,31 +108,31 @@ class StripeComparison:
                 f"the key is of {_mode_text(livemode, account)}, these intents are of {', '.join(theirs)}: set "
                 "TIDEMARK_STRIPE_API_KEY to a key of the deployment's own account and mode"
             )
-            self._findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail), len(others))
+            self.findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail), len(others))
 
     def _sums(self, reported: ReportedIntent) -> list[StripeSum]:
-        period = self._period_of(reported)
-        if reported.attempt is None or not self._range.overlaps(period):
+        period = self.period_of(reported)
+        if reported.attempt is None or not self.limits.overlaps(period):
             return []
         return [StripeSum(reported.intent.event_name, reported.attempt.stripe_customer, period)]
 
     async def _read(self, meters: StripeMeters, sums: Sequence[StripeSum]) -> dict[StripeSum, Answer]:
         """An answer for each, bounded in number, rate and overlap."""
-        limit = self._policy.stripe_reads_max
+        limit = self.policy.stripe_reads_max
         pending = iter(sums[:limit])
         answers: dict[StripeSum, Answer] = {}
 
-        workers = min(self._policy.stripe_concurrency_max, max(1, len(sums)))
-        spacing_ms = int(1_000 * self._policy.stripe_concurrency_max / self._policy.stripe_reads_per_s)
+        workers = min(self.policy.stripe_concurrency_max, max(1, len(sums)))
+        spacing_ms = int(1_000 * self.policy.stripe_concurrency_max / self.policy.stripe_reads_per_s)
 
         async def work() -> None:
-            due_ms = self._clock.now_ms()
+            due_ms = self.clock.now_ms()
             for key in pending:
                 due_ms += spacing_ms
                 answers[key] = await self._ask(meters, key)
-                now_ms = self._clock.now_ms()
+                now_ms = self.clock.now_ms()
                 if due_ms > now_ms:
-                    await self._clock.sleep((due_ms - now_ms) / 1_000)
+                    await self.clock.sleep((due_ms - now_ms) / 1_000)
                 # A slow answer earns no burst.
                 due_ms = max(due_ms, now_ms)
 
@@ -157,7 +149,7 @@ class StripeComparison:
             except Transient as error:
                 detail = f"no answer after {TRIES_MAX} tries: {error}"
                 if attempt + 1 < TRIES_MAX:
-                    await self._clock.sleep(error.retry_after_s * 2**attempt)
+                    await self.clock.sleep(error.retry_after_s * 2**attempt)
             except (InvalidInput, OperatorNeeded, Refused) as error:
                 return Answer(None, str(error))
         return Answer(None, detail)
@@ -170,7 +162,7 @@ class StripeComparison:
             return Cause.UNCHECKED
         found = units_of(summary.value)
         if bounds.agrees(bounds.accepted, found) and bounds.highest == bounds.accepted:
-            self._findings.equal(Pair.STRIPE, 1)
+            self.findings.equal(Pair.STRIPE, 1)
             return None
         is_more = found > bounds.highest and not bounds.agrees(bounds.highest, found)
         is_less = found < bounds.lowest and not bounds.agrees(bounds.lowest, found)
@@ -179,13 +171,13 @@ class StripeComparison:
             if contained is None:
                 return Cause.EXTRA if is_more else Cause.MISSING
             # The rows of the dead letters show the difference.
-            self._contained |= contained.certain
-            self._perhaps_contained |= contained.possible
+            self.contained.update(contained.certain)
+            self.perhaps_contained.update(contained.possible)
             if not contained.tried:
                 self._add(Cause.UNCHECKED, compared, TOO_MANY_DEAD)
                 return Cause.UNCHECKED
             if bounds.highest == bounds.lowest:
-                self._findings.equal(Pair.STRIPE, 1)
+                self.findings.equal(Pair.STRIPE, 1)
                 return None
         self._add(Cause.IN_FLIGHT, compared, "not settled, or accepted too recently for Stripe's summary")
         return Cause.IN_FLIGHT
@@ -196,10 +188,10 @@ class StripeComparison:
         if not unequal:
             return
         rejections: Sequence[Rejection] | None = None
-        if self._views.rejections is not None:
+        if self.views.rejections is not None:
             try:
-                since_ms = self._clock.now_ms() - REJECTIONS_DAYS * DAY_MS
-                rejections = await self._views.rejections.rejections(since_ms)
+                since_ms = self.clock.now_ms() - REJECTIONS_DAYS * DAY_MS
+                rejections = await self.views.rejections.rejections(since_ms)
             except (Transient, Refused, OperatorNeeded):
                 rejections = None
         for by_sign, compared in unequal:
@@ -212,10 +204,10 @@ class StripeComparison:
     def _refused(self, ours: Iterable[ReportedIntent]) -> None:
         """Dead letters: intents that Stripe refused outright, or that became too old."""
         for reported in ours:
-            outcome, period, intent = reported.outcome, self._period_of(reported), reported.intent
-            is_contained = intent.identifier in self._contained
-            is_mentioned = is_contained or intent.identifier in self._perhaps_contained
-            if outcome is None or not reported.is_dead or not (is_mentioned or self._range.overlaps(period)):
+            outcome, period, intent = reported.outcome, self.period_of(reported), reported.intent
+            is_contained = intent.identifier in self.contained
+            is_mentioned = is_contained or intent.identifier in self.perhaps_contained
+            if outcome is None or not reported.is_dead or not (is_mentioned or self.limits.overlaps(period)):
                 continue
             amount = decimal_text(intent.delta_minor, intent.scale)
             detail = outcome.detail or "a dead letter without a reason"
@@ -226,16 +218,16 @@ class StripeComparison:
                 stripe_customer=outcome.stripe_customer,
                 expected=amount, found=amount if is_contained else "", detail=detail,
             )  # fmt: skip
-            self._findings.add(row)
+            self.findings.add(row)
 
     def _unread(self, detail: str) -> None:
         waiting = {
             (reported.intent.account, reported.intent.meter, reported.intent.period_start_ms)
-            for reported in self._index.reported()
-            if self._range.overlaps(self._period_of(reported))
+            for reported in self.index.reported()
+            if self.limits.overlaps(self.period_of(reported))
         }
         if waiting:
-            self._findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail), len(waiting))
+            self.findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail), len(waiting))
 
     def _add(self, cause: Cause, compared: Compared, detail: str) -> None:
         key, summary = compared.key, compared.answer.summary
@@ -245,7 +237,7 @@ class StripeComparison:
             Pair.STRIPE, cause, None, shown, key.event_name, key.period, None, "", key.stripe_customer,
             decimal_text(compared.bounds.accepted, SCALE_MAX), summary.value if summary else "", detail,
         )  # fmt: skip
-        self._findings.add(row)
+        self.findings.add(row)
 
 
 def _sent(sums: Iterable[StripeSum], ours: Iterable[ReportedIntent]) -> dict[StripeSum, list[ReportedIntent]]:
