@@ -228,6 +228,8 @@ def _deferred_candidate(placed: Placed, builder: _Builder, hash_key: bytes) -> C
         return Candidate(placed, *mark(hash_key, arrival.account, arrival.id), ())
     counts = arrival.decision.new and not placed.kept_out
     return Candidate(placed, 0, 0, builder.contributions(placed) if counts else (), marked=False)
+
+
 class _Builder:
     """Numbers the targets, cells, totals and report entries of one plan."""
 

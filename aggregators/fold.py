@@ -38,7 +38,6 @@ from schemas.rollup import (
     View,
 )
 
-
 T = TypeVar("T")
 
 

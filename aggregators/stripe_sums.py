@@ -1,4 +1,4 @@
-"""What Stripe's sum over a meter, a customer and a period tells about the meter events in it.
+"""Compares Stripe's sum over a meter, a customer and a period with the meter events that were sent.
 
 Amounts are whole numbers of 10^-12, the finest scale of a meter, so that meters of any scale add up exactly.
 """
@@ -15,8 +15,8 @@ from schemas.periods import Period
 from schemas.reports import Intent
 
 SCALE_MAX: Final = 12
-# Stripe adds doubles of 53 bits: every amount and every addition may be off by half of the last bit. The rest is for
-# what Stripe rounds besides: groups that it adds up first, and the text of its answer.
+# Stripe adds doubles of 53 bits: every amount and every addition may be off by half of the last bit. ROUNDED_BESIDES
+# allows for Stripe's other roundings: groups that are added first, and the text of the answer.
 DOUBLE_BITS: Final = 53
 ROUNDED_BESIDES: Final = 8
 # Up to this many different sums of doubtful events, every sum is tried; beyond, only the least and the greatest.
@@ -36,8 +36,8 @@ class StripeSum(NamedTuple):
 class DoubtfulEvent(NamedTuple):
     """A meter event that Stripe may or may not have.
 
-    Either no clear answer came; or the last answer was a refusal, but an earlier try may have arrived, or a person may
-    have sent the event; or another sender settled the intent as free before it read the attempt.
+    Stripe gave no clear answer; or refused, but an earlier try may have arrived or a person may have sent the event; or
+    another sender settled the intent as free before it read the attempt.
     """
 
     identifier: str
@@ -56,11 +56,11 @@ class Contained(NamedTuple):
 
 
 class SumBounds(NamedTuple):
-    """What Stripe's sum must be, besides the doubtful events.
+    """The bounds of Stripe's sum, without the doubtful events.
 
-    `accepted` adds up what Stripe accepted. The sum is from `lowest` to `highest`, because events that are not settled
-    or were accepted a moment ago may not show yet. `gross` adds up all `events` without their signs, `reductions` the
-    negative ones that were accepted: without them Stripe's sum is greater by as much.
+    `accepted` is the sum of accepted events. Stripe's sum is from `lowest` to `highest`, because events that are not
+    settled or were accepted a moment ago may not show yet. `gross` is the sum of the absolute amounts of all `events`.
+    `reductions` is the absolute sum of the accepted negative events.
     """
 
     accepted: int
