@@ -1,4 +1,4 @@
-"""`usage_hourly` against the recount, for arrival buckets that are closed, relayed and archived."""
+"""Compares `usage_hourly` with the recount, for arrival buckets that are closed, relayed and archived."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DROPPED: Final = (
 
 
 class Settled(NamedTuple):
-    """Arrival buckets before `before_ms` cannot change any more; `detail` is why the others can."""
+    """Arrival buckets before `before_ms` cannot change any more; `detail` says why later ones can."""
 
     before_ms: int
     detail: str
@@ -41,9 +41,9 @@ class CellsComparison:
     limits: Range
 
     async def run(self, state: PartitionState) -> list[Difference[RecountKey]]:
-        """What differs on a partition; equal and unchecked cells go to the findings."""
+        """Returns the differences of a partition; equal and unchecked cells go to the findings."""
         settled = await self._settled(state)
-        # The rows are read last: what is settled now is in them.
+        # The rows are read last, so they contain all settled cells.
         found = self._inside(state, await self.views.reader.hourly_cells(state.partition))
         expected = self._inside(state, await self.recounter.cells(state))
         for key in [key for key, value in expected.items() if not value and key not in found]:
@@ -65,8 +65,8 @@ class CellsComparison:
         return differing
 
     async def _counted_again(self, state: PartitionState, keys: set[RecountKey]) -> set[RecountKey]:
-        """The cells among `keys` that a restatement may have changed between the recount and the reading of the rows:
-        it empties cells of hours that passed long ago, and makes others in their place."""
+        """The cells among `keys` that a restatement may have changed between the recount and the read of the rows. A
+        restatement changes cells even of settled arrival buckets."""
         checkpoint = same_log(state, await self.views.live.state.load_checkpoint(state.partition))
         now = await self.states.at(state.partition, checkpoint)
         if isinstance(now, Behind):
@@ -94,7 +94,7 @@ class CellsComparison:
         }
 
     async def _settled(self, state: PartitionState) -> Settled:
-        """Stream time has passed the bucket, nothing of it is dirty, and both relay and archive are beyond its end."""
+        """The settled buckets: stream time, relay and archive have passed them, and no cell is dirty or dropped."""
         checkpoint = state.checkpoint
         limits = [
             Settled(_hour(checkpoint.stream_time_ms), "the arrival bucket is still open: stream time has not passed it")
@@ -119,7 +119,7 @@ class CellsComparison:
         archived = await self.states.archived(state.partition, checkpoint)
         archived_ms = _hour(archived.stream_time_ms) if archived else 0
         limits.append(Settled(archived_ms, "the archive has not passed the arrival bucket"))
-        return min(limits, key=lambda each: each.before_ms)
+        return min(limits, key=lambda limit: limit.before_ms)
 
 
 def _hour(instant_ms: int) -> int:

@@ -1,4 +1,4 @@
-"""Intents against the recount: what was reported, or will be reported, to Stripe adds up to the totals (I10)."""
+"""Compares intents with the recount: reported and unreported intents must add up to the totals (I10)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from schemas.rollup import Checkpoint
 
 
 class Published(NamedTuple):
-    """Report buckets that end by `before_ms` are closed and their intents durable; `detail` is why later ones wait."""
+    """Report buckets that end by `before_ms` are closed and their intents durable; `detail` says why others wait."""
 
     before_ms: int
     detail: str
@@ -33,9 +33,9 @@ class IntentsComparison:
     limits: Range
 
     async def run(self, partition: int) -> tuple[PartitionState | None, list[Difference[TotalName]]]:
-        """The state of the comparison (None if there is none) and the differences; the rest goes to the findings."""
+        """The compared state (None if there is none) and the differences; everything else goes to the findings."""
         checkpoint, buckets = await self.views.live.reports.report_buckets(partition)
-        # The topic is read after Redis: what Redis has let go of is in it.
+        # The topic is read after Redis: entries that Redis has deleted are in the topic by then.
         await self.index.catch_up(partition)
         if checkpoint is None or checkpoint.meter_set is None:
             return None, []
@@ -51,9 +51,8 @@ class IntentsComparison:
         for reported in self.index.reported(partition):
             intent = reported.intent
             account = state.history.accounts.get(intent.account)
-            if intent.account in pending or (
-                account and account.re_reported(intent.period_start_ms, intent.bucket_start_ms)
-            ):
+            re_reported = account and account.re_reported(intent.period_start_ms, intent.bucket_start_ms)
+            if intent.account in pending or re_reported:
                 continue
             ours = (intent.log_id, intent.livemode, intent.stripe_account) == (
                 checkpoint.log_id, checkpoint.livemode, checkpoint.stripe_account,
@@ -65,7 +64,7 @@ class IntentsComparison:
         expected = await self.recounter.reported(state, published.before_ms)
         expected = {key: value for key, value in expected.items() if key[0] not in pending}
         await self._waiting(state, published, expected)
-        # A total that did not change has no intent, so that 0 and nothing are the same here.
+        # A total that did not change has no intent, so 0 and nothing are equal here.
         equal, differing = differences(
             {key: value for key, value in expected.items() if value and self.limits.overlaps(key[2])},
             {key: value for key, value in found.items() if value},

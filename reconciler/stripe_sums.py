@@ -1,7 +1,7 @@
-"""Compares Stripe's own sums with what was sent, per meter, customer and period.
+"""Compares Stripe's sums with the meter events that were sent, per meter, customer and period.
 
-Accounts of one customer may be cut differently, so Stripe's sum over a period may contain meter events of another
-account's period. The expected sum therefore goes by the instants that were sent, not by the intents' periods.
+Accounts of one customer may have different periods, so Stripe's sum over a period may contain meter events of another
+account's period. The expected sum therefore depends on the timestamps that were sent, not on the intents' periods.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ TRIES_MAX: Final = 3
 
 
 class Answer(NamedTuple):
-    """Stripe's answer, or None and why there is none."""
+    """Stripe's answer, or None and the reason why there is none."""
 
     summary: MeterSummary | None
     unread: str = ""
 
 
 class Compared(NamedTuple):
-    """A sum at Stripe, what was sent of it, and Stripe's answer."""
+    """A sum at Stripe, the intents that Stripe may add up in it, and Stripe's answer."""
 
     key: StripeSum
     sent: Sequence[ReportedIntent]
@@ -55,7 +55,7 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StripeComparison:
-    """Compares all partitions at once, because a customer's accounts live on several."""
+    """Compares all partitions at once, because a customer's accounts may be on several partitions."""
 
     views: Views
     policy: ReconcilePolicy
@@ -68,22 +68,22 @@ class StripeComparison:
     perhaps_contained: set[str] = field(default_factory=set)
 
     async def run(self, partitions: Iterable[int]) -> None:
-        """Compare. Raises `Transient`, `Refused` or `OperatorNeeded` where nothing could be compared at all."""
+        """Compare. Raises `Transient`, `Refused` or `OperatorNeeded` if nothing could be compared at all."""
         meters = self.views.stripe
         if meters is None:
             self._unread("no Stripe key is set: TIDEMARK_STRIPE_API_KEY")
             return
         livemode, account = await meters.identity()
         sums = {key: None for reported in self._ours(livemode, account) for key in self._sums(reported)}
-        asked_at_ms = self.clock.now_ms()
+        read_from_ms = self.clock.now_ms()
         answers = await self._read(meters, list(sums))
-        # Whatever was sent while Stripe was read has its attempt in the topic by now.
+        # The topic has the attempts of all events that were sent while Stripe was read.
         for partition in partitions:
             await self.index.catch_up(partition)
         ours = list(self._ours(livemode, account))
         unequal = []
         for key, sent in _sent(sums, ours).items():
-            bounds = bounds_of(sent, asked_at_ms - self.policy.stripe_settle_ms, try_unsettled=False)
+            bounds = bounds_of(sent, read_from_ms - self.policy.stripe_settle_ms, try_unsettled=False)
             compared = Compared(key, sent, bounds, answers[key])
             cause = self._judge(compared)
             if cause in (Cause.MISSING, Cause.EXTRA):
@@ -96,7 +96,7 @@ class StripeComparison:
         return (reported for reported in self.index.reported() if _is_of(reported.intent, livemode, account))
 
     def _of_others(self, livemode: bool, account: str) -> None:
-        """Intents of another mode or account than the key's: Stripe would answer zero for what it was sent."""
+        """Report the intents of another mode or account than the key's: with this key, Stripe would answer zero."""
         others = [
             reported.intent
             for reported in self.index.reported()
@@ -117,7 +117,7 @@ class StripeComparison:
         return [StripeSum(reported.intent.event_name, reported.attempt.stripe_customer, period)]
 
     async def _read(self, meters: StripeMeters, sums: Sequence[StripeSum]) -> dict[StripeSum, Answer]:
-        """An answer for each, bounded in number, rate and overlap."""
+        """Read the sums, with limits of number, rate and concurrency. Returns an answer for every sum."""
         limit = self.policy.stripe_reads_max
         pending = iter(sums[:limit])
         answers: dict[StripeSum, Answer] = {}
@@ -133,7 +133,7 @@ class StripeComparison:
                 now_ms = self.clock.now_ms()
                 if due_ms > now_ms:
                     await self.clock.sleep((due_ms - now_ms) / 1_000)
-                # A slow answer earns no burst.
+                # After a slow answer, the next reads must not come in a burst.
                 due_ms = max(due_ms, now_ms)
 
         await asyncio.gather(*(work() for _ in range(workers)))
@@ -155,7 +155,7 @@ class StripeComparison:
         return Answer(None, detail)
 
     def _judge(self, compared: Compared) -> Cause | None:
-        """Settle what is equal, in flight or unread here; `missing` and `extra` are left to `_unequal`."""
+        """Report a sum that is equal, in flight or unread. `missing` and `extra` are only returned, for `_unequal`."""
         bounds, summary = compared.bounds, compared.answer.summary
         if summary is None:
             self._add(Cause.UNCHECKED, compared, compared.answer.unread)
@@ -183,8 +183,8 @@ class StripeComparison:
         return Cause.IN_FLIGHT
 
     async def _unequal(self, unequal: Sequence[tuple[Cause, Compared]]) -> None:
-        """Stripe has less than it accepted, or more if the change was downwards: the events were rejected afterwards,
-        lost, or sent by somebody else. Stripe's error reports name samples only."""
+        """Report sums that differ from what Stripe accepted: events were rejected afterwards, lost, or sent by somebody
+        else. Rejected negative events make Stripe's sum too large."""
         if not unequal:
             return
         rejections: Sequence[Rejection] | None = None
@@ -202,7 +202,7 @@ class StripeComparison:
                 self._add(cause, compared, detail)
 
     def _refused(self, ours: Iterable[ReportedIntent]) -> None:
-        """Dead letters: intents that Stripe refused outright, or that became too old."""
+        """Report the dead letters: intents that Stripe refused, or that became too old."""
         for reported in ours:
             outcome, period, intent = reported.outcome, self.period_of(reported), reported.intent
             is_contained = intent.identifier in self.contained
@@ -241,7 +241,7 @@ class StripeComparison:
 
 
 def _sent(sums: Iterable[StripeSum], ours: Iterable[ReportedIntent]) -> dict[StripeSum, list[ReportedIntent]]:
-    """What Stripe may add up in each sum."""
+    """The intents that Stripe may add up in these sums."""
     queues: dict[tuple[str, str], list[ReportedIntent]] = {}
     for reported in ours:
         if reported.attempt is not None:
@@ -275,7 +275,7 @@ def _why_not(by_sign: Cause, compared: Compared, rejections: Sequence[Rejection]
     of_meter = sampled or [rejection for rejection in rejections if rejection.event_name == compared.key.event_name]
     if of_meter:
         codes = ", ".join(sorted({rejection.code for rejection in of_meter}))
-        # If the missing event is no sample, more than was sent may have another cause, with the same remedy.
+        # Stripe's reports have only samples. If none is ours, the surplus may also have another cause.
         otherwise = f", or {SENT_BY_OTHERS}" if by_sign is Cause.EXTRA and not sampled else ""
         return Cause.REJECTED_BY_STRIPE, f"accepted, then rejected by Stripe: {codes}{otherwise}"
     if by_sign is Cause.EXTRA:

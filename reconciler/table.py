@@ -89,5 +89,5 @@ def _detail(row: Row) -> str:
 
 
 def _printable(text: str) -> str:
-    """Account names come from outside: control characters must not reach a terminal."""
+    """The text without control characters, which must not reach a terminal. Account names come from outside."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

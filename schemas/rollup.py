@@ -180,8 +180,8 @@ class Changes(NamedTuple):
 
     `dirty` maps changed cells to their new versions; the store keeps a version until a relay confirms it. `deferred`
     events begin to wait with this commit; `judged` events had their dedup decision. `due` sets the due times of totals;
-    a total without a time is due at once. `retired` maps totals to their meters: they are deleted with their rankings
-    and distinct values. `replaced` totals are deleted likewise, but before anything else is written.
+    a total without a time is due at once. `retired` maps totals to their meters; they are deleted with their ranking
+    entries and distinct values. `replaced` totals are deleted likewise, but before anything else is written.
     """
 
     checkpoint: Checkpoint
