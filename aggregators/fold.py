@@ -79,7 +79,7 @@ class _Fold:
         self.open = dict(plan.deferred)
         self.deferred: dict[int, Deferred] = {}
         self.judged: list[Deferred] = []
-        self.held = view.totals
+        self.stored_totals = view.totals
         self.due: dict[TotalKey, int] = {}
 
     def take(self, candidate: Candidate) -> None:
@@ -177,7 +177,7 @@ class _Fold:
 
     def _begin(self, key: TotalKey, placed: Placed) -> None:
         """Set the time at which a new total is due."""
-        if key not in self.due and not self.held[key]:
+        if key not in self.due and not self.stored_totals[key]:
             policy = self.plan.scan.policies[offset_of(placed.arrival.position)]
             self.due[key] = placed.period.end_ms + policy.periods_kept_ms
 

@@ -73,20 +73,22 @@ def quarantines_late(contributions: tuple[Contribution, ...]) -> bool:
     return any(contribution.meter.late is LatePolicy.QUARANTINE for contribution in contributions)
 
 
-def definition_change(held: MeterSet | None, proposed: MeterSet) -> str | None:
+def definition_change(current: MeterSet | None, proposed: MeterSet) -> str | None:
     """Why the proposed meter set may not follow the one in force, or None if it may.
 
     The definition of a slug never changes: one recount could not check counts made under two definitions.
     """
-    if held is None:
+    if current is None:
         return None
     for span in ("window_ms", "report_interval_ms"):
-        if getattr(held.policy, span) != getattr(proposed.policy, span):
-            return f"policy.{span} cannot change: marks and reports are cut by it"
-    if proposed.version > held.version and proposed.policy.future_ms < held.policy.future_ms:
-        return "policy.future_ms cannot become smaller: a binding could cut before usage that is counted already"
+        if getattr(current.policy, span) != getattr(proposed.policy, span):
+            return f"policy.{span} cannot change: stored marks and reports depend on it"
+    if proposed.version > current.version and proposed.policy.future_ms < current.policy.future_ms:
+        return (
+            "policy.future_ms cannot become smaller: a binding could take effect before usage that is counted already"
+        )
     known = {meter.slug: meter for meter in (*proposed.meters, *proposed.retired)}
-    for before in (*held.meters, *held.retired):
+    for before in (*current.meters, *current.retired):
         meter = known.get(before.slug)
         if meter is None:
             continue
@@ -96,24 +98,24 @@ def definition_change(held: MeterSet | None, proposed: MeterSet) -> str | None:
     return None
 
 
-def successor(held: MeterSet | None, proposed: MeterSet) -> MeterSet:
+def successor(current: MeterSet | None, proposed: MeterSet) -> MeterSet:
     """The proposed meter set, with the meters that it omits from the one in force added to its retired ones.
 
     The command and the fold both call this function: another meter set may come between the command's check and the
     command's record. Raises pydantic's `ValidationError` if a meter set cannot have so many retired meters.
     """
-    if held is None:
+    if current is None:
         return proposed
     known = {meter.slug for meter in (*proposed.meters, *proposed.retired)}
-    gone = [meter for meter in (*held.meters, *held.retired) if meter.slug not in known]
+    gone = [meter for meter in (*current.meters, *current.retired) if meter.slug not in known]
     retired = (*proposed.retired, *gone)
     return MeterSet(version=proposed.version, meters=proposed.meters, policy=proposed.policy, retired=retired)
 
 
-def in_force_after(held: MeterSet | None, proposed: MeterSet) -> MeterSet:
+def in_force_after(current: MeterSet | None, proposed: MeterSet) -> MeterSet:
     """The meter set in force after a meter set record: its `successor`, or the old one if the record is not newer. A
     newer meter set may have overtaken a record that a command repeats."""
-    return successor(held, proposed) if held is None or proposed.version > held.version else held
+    return successor(current, proposed) if current is None or proposed.version > current.version else current
 
 
 def _reader(meter: Meter) -> Callable[[dict[str, Any]], Contribution | Failure | None]:

@@ -157,8 +157,8 @@ class _Scanner:
                 arrival = msgspec.structs.replace(arrival, deferred=deferred)
             append(arrival)
 
-    def _quarantine(self, at: int, reason: Reason, detail: str, raw: bytes) -> None:
-        self.quarantined.append(Quarantined(at, self.stream_time_ms, reason, detail, raw))
+    def _quarantine(self, event_position: int, reason: Reason, detail: str, raw: bytes) -> None:
+        self.quarantined.append(Quarantined(event_position, self.stream_time_ms, reason, detail, raw))
 
     def _control(self, record: Record, headers: dict[str, bytes]) -> None:
         kind_text = headers[CONTROL_HEADER].decode("ascii", "replace")
@@ -181,7 +181,7 @@ class _Scanner:
         self.controls.append(ControlEntry(position(record.offset), self.stream_time_ms, kind, account, text))
         return None
 
-    def _apply(self, control: Control, at: int) -> str | None:
+    def _apply(self, control: Control, record_position: int) -> str | None:
         """Apply a genuine control record to the log state, or append a step, because the account's state is not read
         yet (`bindings.apply`). Returns what is wrong with the record, or None."""
         if isinstance(control, Tick | Genesis):
@@ -190,7 +190,7 @@ class _Scanner:
         if isinstance(control, MeterSetRecord):
             return self._meter_set(control.meter_set)
         if isinstance(control, DedupDecisionRecord):
-            return self._decisions(control, at)
+            return self._decisions(control, record_position)
         if partition_of(control.account, self.partitions) != self.partition:
             return f"account {control.account[:100]} does not live on partition {self.partition}"
         content = NOTHING_RESTATEMENT
@@ -199,7 +199,7 @@ class _Scanner:
                 content = unpacked(control.content)
             except InvalidInput as error:
                 return str(error)
-        self.steps.append(AccountControl(at, self.stream_time_ms, control, content))
+        self.steps.append(AccountControl(record_position, self.stream_time_ms, control, content))
         return None
 
     def _meter_set(self, proposed: MeterSet) -> str | None:
@@ -220,14 +220,16 @@ class _Scanner:
             recorded.version, recorded.meters, recorded.policy,
         )  # fmt: skip
 
-    def _decisions(self, record: DedupDecisionRecord, at: int) -> str | None:
+    def _decisions(self, record: DedupDecisionRecord, record_position: int) -> str | None:
         for decision in record.decisions:
             if partition_of(decision.account, self.partitions) != self.partition:
                 return f"account {decision.account[:100]} does not live on partition {self.partition}"
         for index, decision in enumerate(record.decisions):
             # A decision cannot precede its event.
-            if decision.position < at:
-                self.steps.append(DedupDecisionStep(at | index, self.stream_time_ms, decision, self.meter_set))
+            if decision.position < record_position:
+                self.steps.append(
+                    DedupDecisionStep(record_position | index, self.stream_time_ms, decision, self.meter_set)
+                )
         return None
 
     def _refuse(self, record: Record, reason: Reason, detail: str) -> None:

@@ -15,10 +15,10 @@ from schemas.analytics import RecountKey
 from schemas.clock import HOUR_MS
 
 NAMES_MAX: Final = 10
-COUNTED_AGAIN: Final = "late bindings had usage counted again (a restatement) while usage_hourly was read: {}"
+RESTATED: Final = "usage of these accounts was restated while usage_hourly was read: {}"
 DROPPED: Final = (
-    "{} {} that ClickHouse lacks were dropped, because more waited than TIDEMARK_OUTBOX_MAX allows{}: "
-    "`tidemark rebuild usage_hourly` makes them again"
+    "{} {}{} are missing in ClickHouse: the outbox dropped them over its limit TIDEMARK_OUTBOX_MAX. Run "
+    "`tidemark rebuild usage_hourly`"
 )
 
 
@@ -56,7 +56,7 @@ class CellsComparison:
         if waiting:
             row = Row(Pair.HOURLY, settled.cause, state.partition, detail=settled.detail)
             self.findings.add(row, len(waiting))
-        waiting |= await self._counted_again(state, keys - waiting)
+        waiting |= await self._restated(state, keys - waiting)
         equal, differing = differences(
             {key: value for key, value in expected.items() if key not in waiting},
             {key: value for key, value in found.items() if key not in waiting},
@@ -64,13 +64,13 @@ class CellsComparison:
         self.findings.equal(Pair.HOURLY, equal)
         return differing
 
-    async def _counted_again(self, state: PartitionState, keys: set[RecountKey]) -> set[RecountKey]:
+    async def _restated(self, state: PartitionState, keys: set[RecountKey]) -> set[RecountKey]:
         """The cells among `keys` that a restatement may have changed between the recount and the read of the rows. A
         restatement changes cells even of settled arrival buckets."""
         checkpoint = same_log(state, await self.views.live.state.load_checkpoint(state.partition))
         now = await self.states.at(state.partition, checkpoint)
         if isinstance(now, Behind):
-            moved, detail = keys, f"whether a late binding had cells counted again meanwhile is not known: {now.detail}"
+            moved, detail = keys, f"it is unknown whether a restatement changed cells meanwhile: {now.detail}"
         else:
             before = state.history.accounts
             names = {
@@ -79,7 +79,7 @@ class CellsComparison:
                 if account.restatements != (before[name].restatements if name in before else [])
             }
             moved = {key for key in keys if key.account in names}
-            detail = COUNTED_AGAIN.format(", ".join(sorted({key.account for key in moved})[:NAMES_MAX]))
+            detail = RESTATED.format(", ".join(sorted({key.account for key in moved})[:NAMES_MAX]))
         if moved:
             row = Row(Pair.HOURLY, Cause.IN_FLIGHT, state.partition, detail=detail)
             self.findings.add(row, len(moved))

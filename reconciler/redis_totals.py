@@ -17,8 +17,8 @@ from schemas.rollup import TotalKey
 # How often a chunk is read again because new totals appeared meanwhile.
 ROUNDS_MAX: Final = 3
 RETIRED: Final = (
-    "their periods ended longer ago than policy.keep_periods_ms, and Redis lets such totals go; usage_hourly and the "
-    "intents still tell them. --from leaves them out"
+    "their periods ended longer ago than policy.keep_periods_ms, and Redis deletes such totals; usage_hourly and the "
+    "intents still have them. --from leaves them out"
 )
 
 

@@ -41,7 +41,7 @@ def render_table(report: Report, *, rows_max: int = 50, width: int = 120, ascii_
             findings[cause] += count
     for cause, count in findings.items():
         if count:
-            console.print(f"{count} x {cause.value}: needs a person, but every view says the same")
+            console.print(f"{count} x {cause.value}: an operator must act, but all views agree")
     console.print(f"Verdict: {_VERDICTS[report.verdict]}")
     text = out.getvalue()
     return text.replace("↔", "/").replace("…", "~") if ascii_only else text

@@ -101,7 +101,7 @@ class Policy(BaseModel):
     @model_validator(mode="after")
     def _spans_divide(self) -> Self:
         if self.window_ms % 2:
-            raise ValueError("window_ms must be even: marks are kept in halves of it")
+            raise ValueError("window_ms must be even: marks are stored in halves of the window")
         if DAY_MS % self.report_interval_ms:
             raise ValueError("report_interval_ms must divide a day, so that report buckets are aligned")
         return self
