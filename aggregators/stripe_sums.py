@@ -79,9 +79,7 @@ class SumBounds(NamedTuple):
 
     def contained(self, found: Decimal) -> Contained | None:
         """Which doubtful events Stripe has if its sum is `found`; None if no choice of them explains the sum.
-
-        If one does, the customer is billed as intended with these events, whatever else may explain the sum.
-        """
+        If a choice does, the customer is billed as intended with these events, even if the sum has another reason."""
         sums = _sums(self.doubtful)
         if sums is None:
             lowest = sum(min(event.units, 0) for event in self.doubtful)
@@ -107,8 +105,8 @@ class SumBounds(NamedTuple):
 
 
 def _sums(events: Sequence[DoubtfulEvent]) -> dict[int, tuple[int, int]] | None:
-    """Every sum of a choice of the events → (bits of the events in all choices with this sum, bits of those in some);
-    None over the limit."""
+    """Sums of all choices of the events → (bits of the events in all choices with this sum, bits of those in some).
+    None if there are more than `TRIED_SUMS_MAX` sums."""
     sums = {0: (0, 0)}
     for bit, event in enumerate(events):
         grown = dict(sums)
@@ -124,9 +122,9 @@ def _sums(events: Sequence[DoubtfulEvent]) -> dict[int, tuple[int, int]] | None:
 
 
 def bounds_of(sent: Iterable[ReportedIntent], recent_from_ms: int, *, try_unsettled: bool) -> SumBounds:
-    """The bounds of a sum that `sent` is part of. What was accepted after `recent_from_ms` need not show yet.
+    """The bounds of a sum of the `sent` intents. Events accepted after `recent_from_ms` may not show yet.
 
-    `try_unsettled`: an event without an outcome is a doubtful event; otherwise it widens the bounds.
+    `try_unsettled`: events without an outcome are doubtful events; otherwise they widen the bounds.
     """
     accepted = lowest = highest = gross = events = reductions = 0
     doubtful = []
@@ -145,9 +143,8 @@ def bounds_of(sent: Iterable[ReportedIntent], recent_from_ms: int, *, try_unsett
 
 
 def may_contain(key: StripeSum, reported: ReportedIntent) -> bool:
-    """Whether Stripe adds up the intent's event in this sum. Stripe goes by the instant that was sent, whatever the
-    intent's period: accounts of one customer may be cut differently, and a binding may cut a period that has reports.
-    """
+    """Whether Stripe's sum may contain the intent's event. Stripe uses the timestamp that was sent, not the intent's
+    period: accounts of one customer may have different periods, and a binding may cut a period that has reports."""
     intent, attempt, period = reported.intent, reported.attempt, key.period
     if attempt is None or (intent.event_name, attempt.stripe_customer) != key[:2]:
         return False

@@ -15,7 +15,7 @@ from schemas.analytics import RecountKey
 from schemas.clock import HOUR_MS
 
 NAMES_MAX: Final = 10
-RESTATED: Final = "usage of these accounts was restated while usage_hourly was read: {}"
+RESTATED: Final = "late bindings had the usage of accounts restated while usage_hourly was read: {}"
 DROPPED: Final = (
     "{} {}{} are missing in ClickHouse: the outbox dropped them over its limit TIDEMARK_OUTBOX_MAX. Run "
     "`tidemark rebuild usage_hourly`"
@@ -70,7 +70,7 @@ class CellsComparison:
         checkpoint = same_log(state, await self.views.live.state.load_checkpoint(state.partition))
         now = await self.states.at(state.partition, checkpoint)
         if isinstance(now, Behind):
-            moved, detail = keys, f"it is unknown whether a restatement changed cells meanwhile: {now.detail}"
+            moved, detail = keys, f"whether a late binding changed cells meanwhile is unknown: {now.detail}"
         else:
             before = state.history.accounts
             names = {

@@ -31,7 +31,7 @@ PERHAPS_CONTAINED: Final = (
     "customer's usage in Stripe before it is sent by hand"
 )
 TOO_MANY_DEAD: Final = (
-    "too many different dead letters to tell whether some of them, which Stripe may hold, make up the difference"
+    "too many different dead letters to find out whether Stripe has some of them and the difference is their sum"
 )
 REJECTIONS_DAYS: Final = 30
 TRIES_MAX: Final = 3
