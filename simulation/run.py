@@ -1,4 +1,4 @@
-"""One run of a seed, and what to do with a failing one: replay it with fewer and fewer faults."""
+"""Runs a seed, and searches for a smaller set of faults that still fails."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from simulation.verify import unsettled, verify
 from simulation.world import Failure, World
 
 REST_S: Final = 300.0
-# A worker whose relay takes two cells at a time needs eighty of them for a restatement, and the rest may need as many.
+# A relay of two cells per round needs eighty rounds for a restatement; other work may need as many.
 ROUNDS_MAX: Final = 600
 SHRINK_RUNS_MAX: Final = 200
 SEEDS_AT_ONCE: Final = 5
 
 
 class RunResult(NamedTuple):
-    """What one run gave. `digest` is the same for the same seed, steps and faults, in any process."""
+    """The result of a run. The same seed, steps and faults give the same `digest` in any process."""
 
     seed: int
     failures: tuple[Failure, ...]
@@ -41,10 +41,10 @@ class RunResult(NamedTuple):
 
 
 def run(seed: int, steps: int, only: Collection[str] | None = None) -> RunResult:
-    """Run one seed to its end. Raises nothing that the run itself can find: it stands in `failures`."""
-    # What the product logs about faults is of no interest here, and costs half the time.
+    """Run one seed to its end. Errors of the product are in `failures`, not raised."""
+    # The product logs many faults; logging would double the time of a run.
     logging.disable(logging.CRITICAL)
-    # A run's garbage is small, and looking for it in the middle costs an eighth of the time.
+    # A run leaves little garbage; collections would take an eighth of the time.
     collecting = gc.isenabled()
     gc.disable()
     loop = SimulatedLoop()
@@ -71,18 +71,18 @@ def run(seed: int, steps: int, only: Collection[str] | None = None) -> RunResult
 
 
 def run_all(seeds: Sequence[int], steps: int, only: Collection[str] | None, processes: int) -> Iterator[RunResult]:
-    """The outcomes of all seeds, in their order, so many at one time. The same as one after the other."""
+    """Yield the results of all seeds in order. `processes` seeds run at once; the results do not depend on it."""
     one = functools.partial(run, steps=steps, only=only)
     if processes == 1:
         yield from map(one, seeds)
         return
-    # Forked processes would take a pool's locks along.
+    # Forked processes would inherit the locks of thread pools.
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         yield from pool.imap(one, seeds, chunksize=SEEDS_AT_ONCE)
 
 
 def _left(world: World) -> Iterator[object]:
-    """All that a run leaves behind, the same in every process: what struck, log, stores and Stripe."""
+    """The final state of a run: faults, log, stores and Stripe. The same in every process."""
     yield from world.faults.struck
     yield sorted(world.faults.counts.items())
     for place, records in sorted(world.log.appended.items()):
@@ -116,7 +116,7 @@ async def _lived(world: World) -> None:
 
 
 async def _at_rest(world: World) -> None:
-    """The liveness phase: everything must converge, within a bounded simulated time."""
+    """The liveness phase: all work must end within a bounded simulated time."""
     interval_ms = world.report_interval_ms
     closing_ms = (world.clock.now_ms() // interval_ms + 1) * interval_ms + HOUR_MS
     what = ""
@@ -134,7 +134,7 @@ async def _at_rest(world: World) -> None:
 
 
 async def _moving(world: World, closed_ms: int) -> str:
-    """What is still under way, or nothing."""
+    """A text that names unfinished work; empty if there is none."""
     for partition in range(PARTITIONS):
         held = world.store.server.partitions.get(partition)
         checkpoint = held.checkpoint if held else None
@@ -147,8 +147,8 @@ async def _moving(world: World, closed_ms: int) -> str:
         waits = any(state.pending for state in held.accounts.values())
         if waits or held.dirty or held.duplicates or held.reports or held.deferred:
             return f"the relays of partition {partition}"
-        # Told anew in the bucket of the restatement: until that closes it is in flight, also where there is nothing to
-        # tell.
+        # Intents of a restatement are in flight until the report bucket of the restatement closes, even if no total
+        # changes.
         open_ms = checkpoint.stream_time_ms // world.report_interval_ms * world.report_interval_ms
         if any(cut.before_bucket_ms >= open_ms for state in held.accounts.values() for cut in state.restatements):
             return f"the report bucket of a restatement of partition {partition}"
@@ -171,9 +171,11 @@ def shrunk(
     still_fails: Callable[[RunResult], bool] | None = None,
     runs_max: int = SHRINK_RUNS_MAX,
 ) -> list[str]:
-    """A smaller set of faults that still makes the run fail, by leaving out halves, quarters, … (ddmin, Zeller), in
-    `runs_max` runs at most."""
-    fails = still_fails or (lambda found: bool(found.failures))
+    """A smaller set of faults that still makes the run fail (ddmin, Zeller: omit halves, quarters, …).
+
+    Makes at most `runs_max` runs.
+    """
+    fails = still_fails or (lambda result: bool(result.failures))
     kept, parts, runs = list(dict.fromkeys(outcome.struck)), 2, 0
     while len(kept) >= 1 and runs < runs_max:
         size = max(1, len(kept) // parts)
