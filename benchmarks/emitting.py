@@ -1,4 +1,4 @@
-"""What `emit()` costs its caller."""
+"""The cost of `emit()` for its caller."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _discard(body: bytes, headers: Mapping[str, str]) -> Answer:  # noqa: ARG001
 
 
 def emit_figures(bursts: int) -> list[Figure]:
-    """`emit()` one call at a time: in bursts as fast as it goes, and paced as a busy web application would."""
+    """Measure single calls of `emit()`: in bursts, and at the pace of a busy web application."""
     found = []
     for name, pace_s in (("in bursts of 2 000", 0.0), ("paced, 2 000 per second at most", PACE_S)):
         costs_us: list[float] = []
