@@ -89,7 +89,7 @@ def stage_figures(meter_set: MeterSet, now_ms: int, accounts: int, flushes: int)
             folded = fold(checkpoint, planned, view)
         cache.apply(folded.changes)
         checkpoint = folded.changes.checkpoint
-    costs_us = {stage: median(each) for stage, each in watch.costs_us.items()}
+    costs_us = {stage: median(costs) for stage, costs in watch.costs_us.items()}
     costs_us["scan, plan and fold together"] = sum(
         cost_us for stage, cost_us in costs_us.items() if stage.startswith(("scan", "place", "fold"))
     )

@@ -214,12 +214,12 @@ def contributions(event: Event, meter_set: Mapping[str, Any]) -> list[Contributi
 def _contribution(data: dict[str, Any], meter: Mapping[str, Any]) -> Contribution:
     names: dict[str, str] = {}
     for name, path in meter.get("dimensions", {}).items():
-        found, value = _at(data, path)
-        names[name] = _dimension_text(value) if found else ""
+        present, value = _at(data, path)
+        names[name] = _dimension_text(value) if present else ""
     minor, text = 1, ""
     if meter["aggregation"] != "count":
-        found, value = _at(data, meter["value_path"])
-        if not found:
+        present, value = _at(data, meter["value_path"])
+        if not present:
             raise RejectedError("missing_quantity")
         if meter["aggregation"] == "unique":
             text = _text(value) or ""
@@ -262,8 +262,8 @@ def _dimension_text(value: object) -> str:
 
 def _passes(data: object, test: Mapping[str, Any]) -> bool:
     """Whether the filter accepts the data. A missing value is the empty text; invalid dimensions equal no text."""
-    found, value = _at(data, test["path"])
-    text = _text(value) if found else ""
+    present, value = _at(data, test["path"])
+    text = _text(value) if present else ""
     among = text is not None and len(text) <= DIMENSION_CHARACTERS_MAX and text in test["values"]
     return among if test.get("operator", "eq") in ("eq", "in") else not among
 

@@ -86,14 +86,15 @@ def _left(world: World) -> Iterator[object]:
     yield from world.faults.struck
     yield sorted(world.faults.counts.items())
     for place, records in sorted(world.log.appended.items()):
-        yield from ((place, each.offset, each.timestamp_ms, each.key, each.value, each.headers) for each in records)
-    for partition, held in sorted(world.store.server.partitions.items()):
-        yield partition, held.checkpoint, sorted(held.cells.items()), sorted(held.reports.items())
-        yield sorted((key, sorted(fields.items())) for key, fields in held.totals.items())
-        yield sorted((key, sorted(members)) for key, members in held.marks.items())
+        for record in records:
+            yield place, record.offset, record.timestamp_ms, record.key, record.value, record.headers
+    for partition, stored in sorted(world.store.server.partitions.items()):
+        yield partition, stored.checkpoint, sorted(stored.cells.items()), sorted(stored.reports.items())
+        yield sorted((key, sorted(fields.items())) for key, fields in stored.totals.items())
+        yield sorted((key, sorted(members)) for key, members in stored.marks.items())
     yield sorted(world.clickhouse.events.items())
     yield sorted(world.clickhouse.cells.items())
-    yield [(each.event, each.received_ms, each.code) for each in world.stripe.events]
+    yield [(sent.event, sent.received_ms, sent.code) for sent in world.stripe.events]
 
 
 def _let_go(loop: SimulatedLoop) -> None:
@@ -136,26 +137,26 @@ async def _at_rest(world: World) -> None:
 async def _moving(world: World, closed_ms: int) -> str:
     """A text that names unfinished work; empty if there is none."""
     for partition in range(PARTITIONS):
-        held = world.store.server.partitions.get(partition)
-        checkpoint = held.checkpoint if held else None
+        stored = world.store.server.partitions.get(partition)
+        checkpoint = stored.checkpoint if stored else None
         end = world.log.end(EVENTS_TOPIC, partition)
-        if held is None or checkpoint is None or checkpoint.next_offset < end or checkpoint.stream_time_ms < closed_ms:
+        if not stored or not checkpoint or checkpoint.next_offset < end or checkpoint.stream_time_ms < closed_ms:
             return f"the rollup of partition {partition}"
         archived = world.clickhouse.archived.get(partition)
         if archived is None or archived.next_offset < end:
             return f"the archive of partition {partition}"
-        waits = any(state.pending for state in held.accounts.values())
-        if waits or held.dirty or held.duplicates or held.reports or held.deferred:
+        waits = any(state.pending for state in stored.accounts.values())
+        if waits or stored.dirty or stored.duplicates or stored.reports or stored.deferred:
             return f"the relays of partition {partition}"
         # Intents of a restatement are in flight until the report bucket of the restatement closes, even if no total
         # changes.
         open_ms = checkpoint.stream_time_ms // world.report_interval_ms * world.report_interval_ms
-        if any(cut.before_bucket_ms >= open_ms for state in held.accounts.values() for cut in state.restatements):
+        if any(cut.before_bucket_ms >= open_ms for state in stored.accounts.values() for cut in state.restatements):
             return f"the report bucket of a restatement of partition {partition}"
         relayed = world.clickhouse.relayed.get(partition)
         if relayed is None or relayed.stream_time_ms < closed_ms:
             return f"the relay of partition {partition}"
-        if any(cell.bucket_ms + HOUR_MS <= closed_ms for cell in held.cells):
+        if any(cell.bucket_ms + HOUR_MS <= closed_ms for cell in stored.cells):
             return f"cells of closed hours of partition {partition}"
         routed = await world.log.committed("tidemark-router", INBOX_TOPIC, partition) or 0
         if routed < world.log.end(INBOX_TOPIC, partition):

@@ -94,11 +94,11 @@ class LosingView(FakeLiveView):
 
     def copy(self) -> dict[int, Any]:
         """A copy of the whole state."""
-        return {number: _copied(held) for number, held in self.server.partitions.items()}
+        return {number: _copied(stored) for number, stored in self.server.partitions.items()}
 
     def restore(self, state: dict[int, Any]) -> None:
         """Return to an earlier state; later writes are lost."""
-        self.server.partitions = {number: _copied(held) for number, held in state.items()}
+        self.server.partitions = {number: _copied(stored) for number, stored in state.items()}
 
 
 class WatchedAccounts(FakeAccounts):
@@ -151,7 +151,7 @@ class Services(NamedTuple):
     genesis: Genesis
 
 
-def _copied(held: Any) -> Any:
+def _copied(state: Any) -> Any:
     """Copy two levels; deeper values are never changed in place."""
 
     def copied(value: Any) -> Any:
@@ -159,7 +159,7 @@ def _copied(held: Any) -> Any:
             return {key: inner.copy() if isinstance(inner, dict | set) else inner for key, inner in value.items()}
         return value
 
-    return type(held)(**{field.name: copied(getattr(held, field.name)) for field in dataclasses.fields(held)})
+    return type(state)(**{field.name: copied(getattr(state, field.name)) for field in dataclasses.fields(state)})
 
 
 _STRIPE = {

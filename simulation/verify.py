@@ -257,7 +257,7 @@ def _intents(world: World) -> dict[str, Intent]:
 
 def _replaced(world: World, intent: Intent) -> bool:
     """Whether its account was cut again since, so that the live view says another intent tells its usage."""
-    states = (held.accounts.get(intent.account) for held in world.store.server.partitions.values())
+    states = (stored.accounts.get(intent.account) for stored in world.store.server.partitions.values())
     return any(state and is_replaced(state, intent.period_start_ms, intent.bucket_start_ms) for state in states)
 
 

@@ -113,8 +113,8 @@ class Listener:
         self._running_max = limits.read_only_running_max if read_only else limits.running_max
         self._executor = ThreadPoolExecutor(self._running_max, thread_name_prefix="engine")
         self._accepted = 0
-        names = engine.run(b"SELECT lower(name) FROM system.table_functions").body.decode()
-        self._table_functions = frozenset(names.split())
+        names = engine.run(b"SELECT lower(name) FROM system.table_functions").body if read_only else b""
+        self._table_functions = frozenset(names.decode().split())
 
     def app(self) -> Starlette:
         """The ASGI application. To keep web pages out, requests for other host names than loopback's are refused."""
