@@ -1,5 +1,5 @@
-"""Measurements of the whole and of its parts; `make bench` runs them all, docs/benchmarks.md says how to read them.
+"""Benchmarks of the product and its parts. `make bench` runs all; docs/benchmarks.md explains the figures.
 
-Nothing imports this package. The invariant: every time is also given as a ratio to a bare consume-and-decode of the
-same bytes, measured in the same run, because absolute figures of a shared machine compare with nothing.
+Imported by no other package. Invariant: every time is also a ratio to a bare consume-and-decode of the same bytes in
+the same run, because absolute times of a shared machine are not comparable.
 """

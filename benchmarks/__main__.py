@@ -32,7 +32,7 @@ from schemas.clock import DAY_MS
 
 
 class Plan(NamedTuple):
-    """How much is measured."""
+    """The sizes of the measurements."""
 
     events: int
     rounds: int
@@ -51,14 +51,14 @@ ACCOUNTS = 2_000
 
 
 def latest_time_ms(now_ms: int) -> int:
-    """The latest event time: all events of a run lie in one calendar month, which is still open."""
+    """The latest event time. All events of a run lie in one calendar month with an open period."""
     year, month, _ = civil_from_days(now_ms // DAY_MS)
     month_ms = days_from_civil(year, month, 1) * DAY_MS
     return now_ms if now_ms - month_ms > SPAN_MS else month_ms - 1
 
 
 def by_hand(bench: Bench, events: int) -> Figure:
-    """The hand-written loop over the beginning of the same log."""
+    """Measure the hand-written loop on the first events of the same log."""
     with ExitStack() as stack:
         stores = bench.services.stores(stack)
         port = stores.clickhouse_url.rpartition(":")[2]
@@ -74,7 +74,7 @@ def by_hand(bench: Bench, events: int) -> Figure:
 
 
 async def measure(plan: Plan, accounts: int, folder: Path, report: Report, say: Callable[[str], None]) -> None:
-    """Everything, in an order in which the yardstick is measured before, between and after."""
+    """Make all measurements. The bare consume-and-decode runs before, between and after the others."""
     meter_set = read_meter_set(None)
     with Services(folder, say) as services:
         settings = load_settings(log_url=services.kafka.url, secret=SECRET)
@@ -112,7 +112,7 @@ async def measure(plan: Plan, accounts: int, folder: Path, report: Report, say: 
 
 
 def main() -> int:
-    """Run, print, and return 1 where something was counted wrongly."""
+    """Run, print, and return 1 if counts are wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure Tidemark on this machine.")
     parser.add_argument("--quick", action="store_true", help="a fifth of the events, about 2 minutes instead of 12")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON instead of the table")

@@ -1,6 +1,6 @@
-"""The yardstick: `python -m benchmarks.bare SERVERS PARTITIONS EVENTS` consumes and decodes, and does nothing else.
+"""The baseline: `python -m benchmarks.bare SERVERS PARTITIONS EVENTS` only consumes and decodes.
 
-aiokafka and msgspec on uvloop, as the worker uses them, in a process of its own. Prints {"seconds": …, "events": …}.
+Runs aiokafka and msgspec on uvloop, like the worker. Prints {"seconds": …, "events": …}.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from schemas.log import EVENTS_TOPIC
 
 
 async def consume(servers: str, partitions: int, events: int) -> dict[str, float]:
-    """Read from the start until `events` events were decoded."""
+    """Read from the start until `events` events are decoded."""
     decode = msgspec.json.Decoder(list[EventStruct]).decode
     consumer = AIOKafkaConsumer(bootstrap_servers=servers, max_partition_fetch_bytes=4 * 1024 * 1024)
     await consumer.start()
@@ -46,7 +46,7 @@ def main() -> None:
     """Run and print."""
     servers, partitions, events = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        sys.stdout.write(json.dumps(runner.run(consume(servers, partitions, events))) + "\n")
+        print(json.dumps(runner.run(consume(servers, partitions, events))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The worker and the archive as they run in production, on a real broker, judged by the traffic's own sums."""
+"""Worker and archive as in production, on a real broker. Checks the counts against the traffic's own sums."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from sinks.redis.view import RedisLiveView
 TARGET_EVENTS_PER_S: Final = 50_000
 RUN_TIMEOUT_S: Final = 900.0
 DRAIN_TIMEOUT_S: Final = 120.0
-# A busy machine watches fewer events; the whole run stays within a quarter of an hour.
+# On a slow machine the timeout ends the measurement of memory; the whole run stays below 15 minutes.
 MEMORY_TIMEOUT_S: Final = 400.0
-# The start of a process and the first rebalance are not throughput.
+# The rate excludes the start of the process and the first rebalance.
 WARM_UP_SHARE: Final = 0.1
 AHEAD_EVENTS_MAX: Final = 400_000
 FLAT_GROWTH_BYTES: Final = 24 * 1024 * 1024
@@ -47,14 +47,14 @@ FROM usage_hourly FINAL GROUP BY account, meter
 
 
 class Rate(NamedTuple):
-    """How fast a process went: events per second of wall time, and its own processor time per event."""
+    """The rate of a process: events per second of wall time, and processor time per event."""
 
     events_per_s: float
     cpu_us: float
 
 
 class Feed:
-    """Produces records of the traffic, as fast as librdkafka takes them."""
+    """Produces records of the traffic as fast as librdkafka accepts."""
 
     def __init__(self, servers: str, traffic: Traffic) -> None:
         self.traffic = traffic
@@ -64,7 +64,7 @@ class Feed:
         })  # fmt: skip
 
     def send(self, events: int) -> None:
-        """Produce so many events and wait until the broker has them."""
+        """Produce `events` events and block until the broker has stored them. Raises RuntimeError after 60 s."""
         producer = self._producer
         assert producer is not None, "the feed is closed"
         for batch in self.traffic.records(events // RECORD_EVENTS):
@@ -79,12 +79,12 @@ class Feed:
             raise RuntimeError("the broker did not take the events within 60 s")
 
     def close(self) -> None:
-        """Let the producer go before its broker does."""
+        """Drop the producer. Call before the broker stops."""
         self._producer = None
 
 
 class Bench:
-    """One broker with one topic of events; rounds of readers over it."""
+    """A broker with a topic of events, and measurements of its readers."""
 
     def __init__(self, services: Services, base: Base, feed: Feed, report: Report, say: Callable[[str], None]) -> None:
         self.services = services
@@ -95,31 +95,31 @@ class Bench:
         self.bare_cpu_us = 0.0
 
     def bare(self, rounds: int) -> list[float]:
-        """µs per event of the bare consume-and-decode, one value a round."""
+        """Measure the bare consume-and-decode; returns µs per event for each round."""
         events = self.feed.traffic.sent
-        found, cpu = [], []
+        wall, cpu = [], []
         for _ in range(rounds):
             servers = self.services.kafka.url.removeprefix("kafka://")
             arguments = ["benchmarks.bare", servers, str(self.base.genesis.partitions), str(events)]
             log = self.services.folder("bare") / "output"
             with Process(arguments, log) as process:
                 result = process.result(RUN_TIMEOUT_S)
-            found.append(result["seconds"] / result["events"] * 1e6)
+            wall.append(result["seconds"] / result["events"] * 1e6)
             cpu.append(result["cpu_seconds"] / result["events"] * 1e6)
         self.bare_cpu_us = median(cpu)
-        return found
+        return wall
 
     def role(self, name: str, stores: Stores) -> Process:
-        """Start a role over the whole log on empty stores."""
+        """A process of a role that reads the whole log into empty stores."""
         environment = stores.environment(self.services.kafka.url)
         return Process(["pipeline.cli", name, "--replay-from-start"], stores.folder / f"{name}.log", environment)
 
     async def counted(self, store: RedisLiveView) -> int:
-        """Events that Redis knows of."""
+        """The number of events that Redis has received."""
         return sum(checkpoint.counters.received for checkpoint in await self.checkpoints(store))
 
     async def checkpoints(self, store: RedisLiveView) -> list[Checkpoint]:
-        """The checkpoint of each partition that has one."""
+        """The checkpoints of all partitions that have one."""
         partitions = range(self.base.genesis.partitions)
         checkpoints = await asyncio.gather(*(store.state.load_checkpoint(partition) for partition in partitions))
         return [checkpoint for checkpoint in checkpoints if checkpoint]
@@ -127,10 +127,10 @@ class Bench:
     async def ends(self) -> dict[int, int]:
         """The offset after the last record of each partition."""
         partitions = range(self.base.genesis.partitions)
-        return {each: (await self.base.log.bounds(EVENTS_TOPIC, each)).next for each in partitions}
+        return {number: (await self.base.log.bounds(EVENTS_TOPIC, number)).next for number in partitions}
 
     async def archived(self, clickhouse: ClickHouse, ends: Mapping[int, int], events: int) -> int:
-        """Events that the archive has behind it, by the share of the offsets."""
+        """The approximate number of archived events, from the share of the offsets."""
         if not await clickhouse.rows("SELECT 1 FROM system.tables WHERE name = 'archive_positions'"):
             return 0
         rows = await clickhouse.rows("SELECT partition, max(next_offset) FROM archive_positions GROUP BY partition")
@@ -138,7 +138,7 @@ class Bench:
         return events * passed // sum(ends.values())
 
     async def rate(self, process: Process, progress: Callable[[], Awaitable[int]], events: int) -> Rate:
-        """Follow a reader until it has `events` events behind it."""
+        """Measure a reader until it has processed `events` events."""
         began: tuple[float, float, int] | None = None
         deadline_s = time.monotonic() + RUN_TIMEOUT_S
         while True:
@@ -155,18 +155,18 @@ class Bench:
             await asyncio.sleep(POLL_INTERVAL_S)
 
     async def worker(self, stores: Stores, process: Process) -> Rate:
-        """The rate of a worker until it has counted everything, and then wait until ClickHouse has it too."""
+        """The rate of a worker until all events are counted; then waits until ClickHouse has all totals."""
         store = RedisLiveView(stores.valkey.url)
         clickhouse = open_clickhouse(stores.clickhouse_url)
         try:
-            found = await self.rate(process, lambda: self.counted(store), self.feed.traffic.sent)
+            rate = await self.rate(process, lambda: self.counted(store), self.feed.traffic.sent)
             targets = await self.checkpoints(store)
             hourly = ClickHouseStore(clickhouse)
             deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
             while time.monotonic() < deadline_s:
-                relayed = [each.next_offset for _, each in sorted((await hourly.load_relayed()).items())]
+                relayed = [mark.next_offset for _, mark in sorted((await hourly.load_relayed()).items())]
                 if len(relayed) == len(targets) and all(map(_not_before, relayed, targets)):
-                    return found
+                    return rate
                 await asyncio.sleep(POLL_INTERVAL_S)
             raise RuntimeError(f"usage_hourly is not complete {DRAIN_TIMEOUT_S:.0f} s after Redis")
         finally:
@@ -174,7 +174,7 @@ class Bench:
             await store.close()
 
     async def archive(self, stores: Stores, process: Process) -> Rate:
-        """The rate of an archive until it has everything."""
+        """The rate of an archive until all events are archived."""
         clickhouse = open_clickhouse(stores.clickhouse_url)
         ends, events = await self.ends(), self.feed.traffic.sent
         try:
@@ -186,11 +186,11 @@ class Bench:
         """Compare every total in Redis and ClickHouse, and the number of rows, with the traffic's own sums."""
         traffic = self.feed.traffic
         expected = traffic.sums.totals()
-        found = {"Redis": await self._redis_totals(stores)}
+        views = {"Redis": await self._redis_totals(stores)}
         clickhouse = open_clickhouse(stores.clickhouse_url)
         try:
             rows = await clickhouse.rows(HOURLY_TOTALS)
-            found["usage_hourly"] = {(row[0], row[1]): int(row[2]) for row in rows}
+            views["usage_hourly"] = {(row[0], row[1]): int(row[2]) for row in rows}
             counts = {"usage_duplicates": ("usage_duplicates", traffic.duplicates)}
             if archive:
                 counts["usage_events"] = ("usage_events", traffic.counted)
@@ -200,7 +200,7 @@ class Bench:
                     self.report.fail(f"{what}: {table} has {int(row[0])} rows, the oracle says {wanted}")
         finally:
             await clickhouse.close()
-        for where, totals in found.items():
+        for where, totals in views.items():
             different = [key for key in expected.keys() | totals.keys() if expected.get(key) != totals.get(key)]
             if different:
                 example = min(different)
@@ -211,7 +211,7 @@ class Bench:
 
     async def _redis_totals(self, stores: Stores) -> dict[tuple[str, str], int]:
         store = RedisLiveView(stores.valkey.url)
-        found = {}
+        minors = {}
         try:
             for partition in range(self.base.genesis.partitions):
                 cursor, keys = await store.totals.total_keys(partition, 0, 10_000)
@@ -220,10 +220,10 @@ class Bench:
                     keys += more
                 _, totals = await store.totals.account_totals(partition, sorted(set(keys)))
                 for key, fields in totals.items():
-                    found.update({(key.account, meter): parse_value(text).minor for meter, text in fields.items()})
+                    minors.update({(key.account, meter): parse_value(text).minor for meter, text in fields.items()})
         finally:
             await store.close()
-        return found
+        return minors
 
 
 def _not_before(offset: int, checkpoint: Checkpoint) -> bool:
@@ -231,7 +231,7 @@ def _not_before(offset: int, checkpoint: Checkpoint) -> bool:
 
 
 async def throughput(bench: Bench, rounds: int) -> None:
-    """Worker and archive, each alone on the machine; the median round counts."""
+    """Measure worker and archive separately. The result is the median round."""
     workers, archives = [], []
     for number in range(1, rounds + 1):
         with ExitStack() as stack:
@@ -248,7 +248,7 @@ async def throughput(bench: Bench, rounds: int) -> None:
 
 
 async def together_and_memory(bench: Bench, memory_events: int) -> None:
-    """Worker and archive side by side; then the worker goes on, and its memory is watched."""
+    """Measure worker and archive at the same time; then the memory of the worker alone."""
     with ExitStack() as stack:
         stores = bench.services.stores(stack)
         bench.say("Worker and archive side by side")

@@ -1,9 +1,8 @@
-"""The same work as a good engineer writes it by hand, for comparison: `python -m benchmarks.by_hand …`.
+"""A typical hand-written loop for comparison: `python -m benchmarks.by_hand …`.
 
-A confluent-kafka loop; SET NX EX for each event id and HINCRBY for each total in pipelines; rows into ClickHouse in
-one insert per 20 records; then Kafka's offset. Fast enough for many, and it loses or doubles events at each seam: a
-crash between the marks and the totals loses a batch, one between the totals and the offset leaves it to marks that
-expire.
+Reads with confluent-kafka, marks event ids with SET NX EX, adds totals with HINCRBY, inserts rows into ClickHouse once
+per 20 records, then commits the offset. The loop is not exact: a crash between marks and totals loses a batch; after a
+crash between totals and offset, only marks that expire prevent a second count.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ ENGINE = ReplacingMergeTree ORDER BY (account, id)
 
 
 def consume(servers: str, partitions: int, events: int, redis_url: str, clickhouse_port: int) -> dict[str, float]:
-    """Read from the start until `events` events were handled."""
+    """Read from the start until `events` events are processed."""
     redis = Redis.from_url(redis_url)
     clickhouse = clickhouse_connect.get_client(host="127.0.0.1", port=clickhouse_port)
     clickhouse.command(TABLE)
@@ -65,7 +64,7 @@ def consume(servers: str, partitions: int, events: int, redis_url: str, clickhou
         for (account, kind, hour), total in totals.items():
             pipe.hincrby(f"usage:{account}:{hour}", kind, total)
         pipe.execute()
-        rows = [(each.subject, each.id, each.type, each.time, encode(each.data).decode()) for each in fresh]
+        rows = [(new.subject, new.id, new.type, new.time, encode(new.data).decode()) for new in fresh]
         if rows:
             clickhouse.insert("by_hand", rows, column_names=COLUMNS)
         consumer.commit(message=messages[-1], asynchronous=True)
@@ -82,7 +81,7 @@ def main() -> None:
     """Run and print."""
     servers, partitions, events, redis_url, port = sys.argv[1:6]
     result = consume(servers, int(partitions), int(events), redis_url, int(port))
-    sys.stdout.write(json.dumps(result) + "\n")
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

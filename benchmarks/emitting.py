@@ -1,4 +1,4 @@
-"""What `emit()` costs its caller."""
+"""The cost of `emit()` for its caller."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _discard(body: bytes, headers: Mapping[str, str]) -> Answer:  # noqa: ARG001
 
 
 def emit_figures(bursts: int) -> list[Figure]:
-    """`emit()` one call at a time: in bursts as fast as it goes, and paced as a busy web application would."""
-    found = []
+    """Measure single calls of `emit()`: in bursts, and at the pace of a busy web application."""
+    figures = []
     for name, pace_s in (("in bursts of 2 000", 0.0), ("paced, 2 000 per second at most", PACE_S)):
         costs_us: list[float] = []
         with Emitter("http://127.0.0.1", "key", source="benchmark", transport=_discard) as emitter:
@@ -40,6 +40,6 @@ def emit_figures(bursts: int) -> list[Figure]:
         median_us = quantile(costs_us, 0.5)
         verdict = "met" if median_us <= TARGET_US else "missed"
         target = f"target {TARGET_US:.0f} µs"
-        found.append(Figure(section, f"median {name}", median_us, "µs", median_us, target, verdict))
-        found.append(Figure(section, f"p99 {name}", quantile(costs_us, 0.99), "µs"))
-    return found
+        figures.append(Figure(section, f"median {name}", median_us, "µs", median_us, target, verdict))
+        figures.append(Figure(section, f"p99 {name}", quantile(costs_us, 0.99), "µs"))
+    return figures

@@ -1,4 +1,4 @@
-"""What a run found out, as a table and as one line of JSON."""
+"""The results of a run, as a table and as one line of JSON."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 
 class Figure(NamedTuple):
-    """One measurement. `per_event_us` is what an event costs, where that has a meaning; its ratio to the bare
-    consume-and-decode is worked out at the end. `verdict` is "met" or "missed" where there is a target."""
+    """A measurement. `per_event_us` is the cost of an event, if the figure has one; the report divides it by the cost
+    of the bare consume-and-decode. `verdict` is "met" or "missed" if there is a target."""
 
     section: str
     name: str
@@ -20,7 +20,7 @@ class Figure(NamedTuple):
 
 
 class Report:
-    """The figures in the order they were found; `bare_us` is what everything is compared with."""
+    """The figures in order. `bare_us` is the cost of the bare consume-and-decode per event."""
 
     def __init__(self, machine: dict[str, str]) -> None:
         self.machine = machine
@@ -29,19 +29,19 @@ class Report:
         self._figures: list[Figure] = []
 
     def add(self, *figures: Figure) -> None:
-        """Note figures."""
+        """Add figures."""
         self._figures.extend(figures)
 
     def fail(self, what: str) -> None:
-        """Note that something was wrong: a figure of a pipeline that counts wrongly is worth nothing."""
+        """Record an error. Figures of a pipeline with wrong counts are worthless."""
         self.failures.append(what)
 
     def ratio(self, figure: Figure) -> float | None:
-        """How many bare consume-and-decodes an event costs."""
+        """The cost of an event as a multiple of the bare consume-and-decode."""
         return figure.per_event_us / self.bare_us if figure.per_event_us is not None and self.bare_us else None
 
     def table(self) -> str:
-        """For people."""
+        """The figures as a table."""
         lines = [f"{name:10} {value}" for name, value in self.machine.items()]
         lines.append(f"bare       {self.bare_us:.2f} µs per event: consume from Kafka and decode, nothing else")
         section = ""
@@ -60,7 +60,7 @@ class Report:
         return "\n".join(lines).rstrip()
 
     def json(self) -> str:
-        """For programs: one line."""
+        """The figures as one line of JSON."""
         figures = [{**figure._asdict(), "ratio": self.ratio(figure)} for figure in self._figures]
         document = {
             "machine": self.machine, "bare_us": self.bare_us, "figures": figures, "failures": self.failures

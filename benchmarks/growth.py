@@ -1,4 +1,4 @@
-"""Section (h) of `make bench`: does an event cost more, the more events or accounts there were before it?
+"""Section (h) of `make bench`: the cost of an event against the number of earlier events and accounts.
 
 The processors of worker and archive run in this process, on the embedded log, a real Valkey and the ClickHouse engine.
 """
@@ -38,25 +38,25 @@ from sinks.clickhouse.writer import ClickHouseStore
 from sinks.redis.view import RedisLiveView
 
 GROWTH_MAX_PERCENT: Final = 10.0
-# Three slices of half a window of two hours.
+# Three slices: each is half a dedup window of two hours.
 FULL_HOURS: Final = 3.0
 PARTITIONS: Final = 4
 WINDOW_MS: Final = 2 * HOUR_MS
 RETENTION_MS: Final = 3 * HOUR_MS
-# 1 March 2026; the traffic begins 40 hours later, past the slice that the window before any meter set cuts.
+# 1 March 2026. The traffic begins 40 hours later, after the slice of the default dedup window.
 ORIGIN_MS: Final = 1_772_323_200_000
 BEGIN_MS: Final = ORIGIN_MS + 40 * HOUR_MS
-# As many records as a worker takes at a time.
+# The number of records that a worker takes at once.
 FLUSH_RECORDS: Final = 20
-# One round of all partitions.
+# One round over all partitions.
 WARM_UP_EVENTS: Final = 80_000
-# So many that all events lie in one hour: each account then meets its cells again.
+# So many that all events lie in one hour and update existing cells.
 ONE_HOUR: Final = 1_000_000_000
 MEGABYTE: Final = 1024 * 1024
 
 
 class GrowthPlan(NamedTuple):
-    """Events at each step's end, all of `of_accounts`; then numbers of accounts, and events over each of them."""
+    """Events at the ends of steps with `of_accounts` accounts; then numbers of accounts, and events for each."""
 
     events: tuple[int, ...]
     of_accounts: int
@@ -70,7 +70,7 @@ QUICK: Final = GrowthPlan((200_000, 400_000, 800_000), 2_000, (1_000, 10_000), 1
 
 
 class Step(NamedTuple):
-    """One step: the worker's processor time and cells per event, then at the end of the step the size of everything."""
+    """A step: processor time of the worker and cells per event, then all sizes at the end of the step."""
 
     events: int
     hours: float
@@ -83,7 +83,7 @@ class Step(NamedTuple):
 
 
 class _SteppedClock:
-    """The log's clock: it stands still until it is set."""
+    """The log's clock, which moves only when set."""
 
     def __init__(self) -> None:
         self.ms = ORIGIN_MS
@@ -96,7 +96,7 @@ class _SteppedClock:
 
 
 class _EmbeddedFeed(Feed):
-    """Appends to the embedded log, and lets stream time go on with the events."""
+    """Appends to the embedded log and moves stream time with the events."""
 
     def __init__(self, log: SqliteLog, clock: _SteppedClock, traffic: Traffic, hour_events: int) -> None:
         self.traffic = traffic
@@ -110,7 +110,7 @@ class _EmbeddedFeed(Feed):
         return (self._clock.ms - BEGIN_MS) / HOUR_MS
 
     async def append(self, records: int) -> None:
-        """Append records of events of the minute before the present one, and return when the log has them."""
+        """Append records with events of the previous minute; return when the log has stored the records."""
         self._clock.ms = BEGIN_MS + self.traffic.sent * HOUR_MS // self._hour_events
         self.traffic.move_to(self._clock.ms - MINUTE_MS)
         batches = list(self.traffic.records(records))
@@ -118,7 +118,7 @@ class _EmbeddedFeed(Feed):
 
 
 class _Readers:
-    """What worker and archive do, by hand, and the processor time of the worker's part."""
+    """Runs the processors of worker and archive, and measures the processor time of the worker's part."""
 
     def __init__(self, log: SqliteLog, view: RedisLiveView, hourly: ClickHouseStore) -> None:
         self.worker_s = 0.0
@@ -131,13 +131,13 @@ class _Readers:
         self._next: dict[tuple[Processor, int], int] = {}
 
     async def start(self) -> None:
-        """Find out where to begin."""
+        """Load the offsets at which to begin."""
         for partition in range(PARTITIONS):
             for processor in (self._rollup, self._archive):
                 self._next[processor, partition] = await processor.start_offset(partition) or 0
 
     async def read(self) -> None:
-        """Read what is new, and relay."""
+        """Process new records, and relay."""
         began_s = time.process_time()
         await self._through(self._rollup)
         for partition in range(PARTITIONS):
@@ -160,7 +160,7 @@ class _Readers:
 
 
 class Growth:
-    """Runs the steps. What differs from the traffic's own sums is a failure of the report."""
+    """Runs the steps. A difference from the traffic's own sums is an error of the report."""
 
     def __init__(self, folder: Path, report: Report, say: Callable[[str], None]) -> None:
         self._services = Services(folder, say)
@@ -168,7 +168,7 @@ class Growth:
         self._say = say
 
     async def figures(self, plan: GrowthPlan) -> list[Figure]:
-        """Both parts, one after the other."""
+        """Run both parts in sequence."""
         deadline_s = time.monotonic() + plan.minutes_max * 60
         events = await self._run(plan.events, plan.of_accounts, plan.events[-1] // 16, deadline_s)
         end = WARM_UP_EVENTS + plan.events_each
@@ -178,7 +178,7 @@ class Growth:
     async def _run(
         self, targets: Sequence[int], accounts: int, hour_events: int, deadline_s: float = float("inf")
     ) -> list[Step]:
-        """Run to each target on empty stores; no step begins after the deadline."""
+        """Run to each target, starting with empty stores. No step begins after the deadline."""
         folder, clock = self._services.folder("growth"), _SteppedClock()
         log = SqliteLog(folder / "log.db", clock)
         await log.start()
@@ -193,7 +193,7 @@ class Growth:
             readers = _Readers(log, view, hourly)
             steps: list[Step] = []
             try:
-                # Stream time goes on by forty hours with the first event: the log does not keep its first records.
+                # The first event moves stream time by forty hours, so the log drops its first records.
                 await readers.start()
                 await readers.read()
                 await _feed_to(WARM_UP_EVENTS, feed, readers)
@@ -281,7 +281,7 @@ def _accounts_figures(steps: dict[int, Step]) -> list[Figure]:
 
 
 def _first_full(steps: Sequence[Step]) -> Step:
-    """The first step that began when all slices of marks had been filled, or the last of all."""
+    """The first step that began with all slices of marks full, or the last step."""
     return next((step for before, step in itertools.pairwise(steps) if before.hours >= FULL_HOURS), steps[-1])
 
 

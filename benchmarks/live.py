@@ -1,4 +1,4 @@
-"""A store with very many counters: what it takes in Valkey, and how fast the gateway answers from it."""
+"""Memory of Valkey and latency of the gateway with very many counters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.rollup.processor import RollupProcessor, RollupSettings
 from schemas.log import EVENTS_TOPIC, Record
 from sinks.redis.view import RedisLiveView
 
-# One of each meter's events per account, so that every event makes a mark, a cell and a counter of its own.
+# One event per meter and account: every event makes a mark, a cell and a counter.
 OTHER_KINDS: Final = {
     "u:": "distinct value of a `unique` meter",
     "reports:": "report entry (account, meter) of an open report bucket",
@@ -46,7 +46,7 @@ TARGET_MARK_BYTES: Final = 10.0
 
 
 async def fill(base: Base, stores: Stores, counters: int) -> None:
-    """Count events until there are `counters` counters, with the worker's own processor and store."""
+    """Count events with the worker's processor and store until there are `counters` counters."""
     store = RedisLiveView(stores.valkey.url)
     settings = RollupSettings(cache_entries_max=50_000, replay_from_start=True)
     rollup = RollupProcessor(base.log, store.state, SystemClock(), SECRET.encode(), settings)
@@ -56,7 +56,7 @@ async def fill(base: Base, stores: Stores, counters: int) -> None:
         names[partition_of(name, len(names))].append(name)
     for partition, accounts in enumerate(names):
         await rollup.start_offset(partition)
-        # Genesis and meter set are the real log's; the events after them are in no log.
+        # Only genesis and meter set come from the log; the events are in no log.
         head = (await base.log.read(EVENTS_TOPIC, partition, 0, 100))[:2]
         await rollup.step(partition, head)
         for records in _records(partition, head[-1].next_offset, accounts, base.clock.now_ms()):
@@ -90,7 +90,7 @@ def _records(partition: int, offset: int, accounts: list[str], now_ms: int) -> I
 
 
 def query_figures(services: Services, stores: Stores, counters: int, requests: int) -> list[Figure]:
-    """Latency of GET /v1/accounts/{id}/usage at the gateway's own process, one kept-alive connection."""
+    """Measure GET /v1/accounts/{id}/usage of a gateway process over one kept-alive connection."""
     keys, port = stores.folder / "keys.jsonl", free_port()
     key, _ = create_key(keys, Role.READ, SystemClock())
     environment = {
@@ -101,8 +101,8 @@ def query_figures(services: Services, stores: Stores, counters: int, requests: i
     with Process(["pipeline.cli", "gateway"], stores.folder / "gateway.log", environment) as gateway:
         gateway.wait_until(lambda: _answers(port))
         rounds = [_round(port, key, counters, requests, seed) for seed in range(ROUNDS)]
-    p50_ms = [quantile(each, 0.5) for each in rounds]
-    p99_ms = [quantile(each, 0.99) for each in rounds]
+    p50_ms = [quantile(costs_ms, 0.5) for costs_ms in rounds]
+    p99_ms = [quantile(costs_ms, 0.99) for costs_ms in rounds]
     section = f"(f) Live usage over HTTP, {counters:,} counters"
     verdict = "met" if median(p99_ms) <= TARGET_P99_MS else "missed"
     return [
@@ -136,18 +136,18 @@ def _round(port: int, key: str, counters: int, requests: int, seed: int) -> list
         costs_ms.append((time.perf_counter() - began_s) * 1000)
         if response.status != 200:
             raise RuntimeError(f"the gateway answered {response.status}: {body[:300]!r}")
-        values = {each["meter"]: each["value"] for each in json.loads(body)["meters"]}
+        values = {row["meter"]: row["value"] for row in json.loads(body)["meters"]}
         assert values["tokens"] == "1234", f"{account} has {values}"
     connection.close()
     return costs_ms
 
 
 def memory_figures(stores: Stores) -> list[Figure]:
-    """What each kind of key takes. Leaves an empty store."""
+    """Measure the memory of each kind of key. Empties the store."""
     section = "(d) Valkey's memory, keys and all"
-    found = bytes_by_kind(stores)
-    (mark, marks), (dirty, _), (cell, cells) = found["m:"], found["dirty:"], found["cells:"]
-    (ranked, _), (total, totals), (index, _) = found["r:"], found["t:"], found["totals"]
+    kinds = bytes_by_kind(stores)
+    (mark, marks), (dirty, _), (cell, cells) = kinds["m:"], kinds["dirty:"], kinds["cells:"]
+    (ranked, _), (total, totals), (index, _) = kinds["r:"], kinds["t:"], kinds["totals"]
     verdict = "met" if mark <= TARGET_MARK_BYTES else "missed"
     return [
         Figure(section, "dedup mark", mark, "bytes", None, f"target {TARGET_MARK_BYTES:.0f}; {marks:,} marks", verdict),
@@ -157,16 +157,18 @@ def memory_figures(stores: Stores) -> list[Figure]:
         Figure(section, "its place in the ranking", ranked, "bytes"),
         Figure(section, "account and period in the index of totals", index, "bytes"),
         *(
-            Figure(section, name, found[kind][0], "bytes", None, f"{found[kind][1]:,}")
+            Figure(section, name, kinds[kind][0], "bytes", None, f"{kinds[kind][1]:,}")
             for kind, name in OTHER_KINDS.items()
-            if found[kind][1]
+            if kinds[kind][1]
         ),
     ]
 
 
 def bytes_by_kind(stores: Stores) -> dict[str, tuple[float, int]]:
-    """(bytes each, how many) by the beginning of the key's name: Valkey's used memory before and after all keys of
-    the kind are deleted. Leaves an empty store."""
+    """(bytes per entry, number of entries) by the prefix of the keys. Empties the store.
+
+    Compares Valkey's used memory before and after the keys of a kind are deleted.
+    """
     with Redis.from_url(stores.valkey.url, decode_responses=True) as redis:
         members: dict[str, Callable[[str], int]] = {
             "m:": lambda name: int(redis.scard(name)),
@@ -178,20 +180,20 @@ def bytes_by_kind(stores: Stores) -> dict[str, tuple[float, int]]:
             "totals": lambda name: int(redis.zcard(name)),
             "reports:": lambda name: int(redis.hlen(name)),
         }
-        found = {}
+        kinds = {}
         for kind, count in members.items():
             names = list(redis.scan_iter(f"*}}:{kind}*", count=10_000))
-            held = sum(map(count, names))
+            entries = sum(map(count, names))
             before = _used_bytes(redis)
             for start in range(0, len(names), 1000):
                 redis.delete(*names[start : start + 1000])
             _wait_until_freed(redis)
-            found[kind] = (before - _used_bytes(redis)) / max(1, held), held
-        return found
+            kinds[kind] = (before - _used_bytes(redis)) / max(1, entries), entries
+        return kinds
 
 
 def _wait_until_freed(redis: Redis) -> None:
-    # Valkey frees large keys in a thread of its own.
+    # Valkey frees large keys in another thread.
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while int(redis.info("memory")["lazyfree_pending_objects"]):
         if time.monotonic() > deadline_s:
@@ -204,7 +206,7 @@ def _used_bytes(redis: Redis) -> int:
 
 
 async def live_figures(services: Services, base: Base, counters: int, requests: int) -> list[Figure]:
-    """Both, on stores of their own."""
+    """Measure latency and memory on new stores."""
     with ExitStack() as stack:
         stores = services.stores(stack)
         await fill(base, stores, counters)

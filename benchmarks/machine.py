@@ -1,4 +1,4 @@
-"""What this machine is, and what a process of it costs."""
+"""The description of this machine, and the costs of its processes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 def description() -> dict[str, str]:
-    """Processor, memory, system, Python and how busy the machine was when the run began."""
+    """Processor, memory, system, Python and the load at the begin of the run."""
     return {
         "processor": _of_file("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": str(os.cpu_count()),
         "memory": _of_file("/proc/meminfo", "MemTotal"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "load": " ".join(f"{each:.1f}" for each in os.getloadavg()),
+        "load": " ".join(f"{load:.1f}" for load in os.getloadavg()),
     }
 
 
@@ -34,24 +34,24 @@ def _of_file(path: str, name: str) -> str:
 
 
 def cpu_s(pid: int) -> float:
-    """Processor seconds that all threads of a process have used."""
+    """The processor time of all threads of a process, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process that is in RAM."""
+    """The memory of a process in RAM, in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of the values do not exceed."""
+    """The value that `share` (0 to 1) of the values do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def spread(values: Sequence[float]) -> str:
-    """Lowest and highest of several rounds, for the reader to judge the noise."""
+    """The lowest and highest of several rounds as text; shows the noise."""
     if len(values) < 2 or not median(values):
         return ""
     return f"rounds from {min(values):.3g} to {max(values):.3g}"

@@ -1,7 +1,7 @@
-"""Rebuilds views of many events on a real Valkey and ClickHouse engine, and compares every key and row with the old.
+"""Rebuilds views on a real Valkey and ClickHouse engine, and compares every key and row before and after.
 
-`python -m benchmarks.rebuild --events 5000000 --view archive` prints the time it took and exits with 1 where anything
-differs. `--view` may be given several times; `recount` is `usage_hourly` out of `usage_events`.
+`python -m benchmarks.rebuild --events 5000000 --view archive` prints the duration and exits with 1 on a difference.
+`--view` can be repeated; `recount` rebuilds `usage_hourly` from `usage_events`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TABLES: Final = {
 }
 FLUSH_RECORDS: Final = 20
 APPENDS_AT_ONCE: Final = 50
-# Empty again once relayed, or of the generation itself.
+# Keys that are empty after a relay or belong to one generation.
 PASSING: Final = ("checkpoint", "dirty:", "cells:", "cell-buckets", "duplicates", "report", "generation")
 READS: Final = {
     "hash": ("HGETALL",), "set": ("SMEMBERS",), "zset": ("ZRANGE", "0", "-1", "WITHSCORES"), "string": ("GET",),
@@ -56,8 +56,8 @@ READS: Final = {
 
 
 def digests(store: RedisLiveView, partition: int) -> dict[str, str]:
-    """A digest of the content of each lasting key of the partition's live generation, by its name within it."""
-    prefix, cursor, found = store.keyspace.keys(partition).prefix, "0", {}
+    """Digests of the lasting keys of the partition's live generation, by key without prefix."""
+    prefix, cursor, by_name = store.keyspace.keys(partition).prefix, "0", {}
     while True:
         ((cursor, names),) = store.keyspace.server.run([("SCAN", cursor, "MATCH", prefix + "*", "COUNT", 1_000)])
         lasting = [name for name in names if not name.removeprefix(prefix).startswith(PASSING)]
@@ -69,13 +69,13 @@ def digests(store: RedisLiveView, partition: int) -> dict[str, str]:
             if kind in ("hash", "zset"):
                 items = list(zip(items[::2], items[1::2], strict=True))
             text = repr(sorted(map(repr, items))).encode()
-            found[name.removeprefix(prefix)] = hashlib.blake2b(text, digest_size=16).hexdigest()
+            by_name[name.removeprefix(prefix)] = hashlib.blake2b(text, digest_size=16).hexdigest()
         if cursor == "0":
-            return found
+            return by_name
 
 
 async def fill(log: Log, events: int, now_ms: int) -> None:
-    """Append records of 1 000 events, a seventh of them sent again."""
+    """Append records of 1 000 events; a seventh are duplicates."""
     batches = list(Traffic(2_000, PARTITIONS, now_ms).records(events // RECORD_EVENTS))
     for start in range(0, len(batches), APPENDS_AT_ONCE):
         some = batches[start : start + APPENDS_AT_ONCE]
@@ -83,7 +83,7 @@ async def fill(log: Log, events: int, now_ms: int) -> None:
 
 
 class Bench(NamedTuple):
-    """One deployment on a real Valkey and the ClickHouse engine."""
+    """A deployment on a real Valkey and the ClickHouse engine."""
 
     log: Log
     store: RedisLiveView
@@ -96,7 +96,7 @@ class Bench(NamedTuple):
         return ClickHouseStore(self.clickhouse)
 
     async def count_all(self) -> int:
-        """Fold, relay and archive all there is; how many events were received."""
+        """Fold, relay and archive the whole log; returns the number of received events."""
         rollup = RollupProcessor(self.log, self.store.state, self.clock, SECRET_BYTES)
         archive = ArchiveProcessor(self.log, self.hourly, SECRET_BYTES)
         for partition in range(PARTITIONS):
@@ -116,28 +116,28 @@ class Bench(NamedTuple):
         return sum(checkpoint.counters.received for checkpoint in rollup.checkpoints.values())
 
     async def contents(self, view: str) -> dict[str, str]:
-        """A digest of each lasting key, or of each table, of a view."""
-        found: dict[str, str] = {}
+        """Digests of the lasting keys or the tables of a view."""
+        contents: dict[str, str] = {}
         if view == "redis":
             for partition in range(PARTITIONS):
-                # Reading the checkpoint tells the store which generation's keys are live.
+                # Loading the checkpoint makes the store use the live generation's keys.
                 checkpoint = await self.store.state.load_checkpoint(partition)
                 for name, digest in (await asyncio.to_thread(digests, self.store, partition)).items():
-                    found[f"{partition} {name}"] = digest
-                found[f"{partition} counters"] = str(
+                    contents[f"{partition} {name}"] = digest
+                contents[f"{partition} counters"] = str(
                     checkpoint and (checkpoint.counters, checkpoint.next_offset, checkpoint.slices)
                 )
         for table in TABLES.get(view, ()):
-            # A version's generation is the live view's, which its rebuild has raised.
+            # Versions contain the generation of the live view, which a rebuild increments.
             columns = "* REPLACE (bitAnd(version, 72057594037927935) AS version)" if table == "usage_hourly" else "*"
             rows = await self.clickhouse.rows(
                 f"SELECT count(), sum(cityHash64(*)) FROM (SELECT {columns} FROM {table} FINAL)"
             )
-            found[table] = f"{rows[0][0]} rows, {rows[0][1]}"
-        return found
+            contents[table] = f"{rows[0][0]} rows, {rows[0][1]}"
+        return contents
 
     async def rebuild(self, view: str) -> None:
-        """Build a view again."""
+        """Rebuild a view."""
         staging, reader = ClickHouseStaging(self.clickhouse), ClickHouseReader(self.clickhouse)
         log, live, clock = self.log, self.store, self.clock
         if view == "redis":
@@ -154,7 +154,7 @@ class Bench(NamedTuple):
 
 
 async def run(folder: Path, valkey: LocalValkey, events: int, views: Sequence[str]) -> int:
-    """Count, rebuild each view, compare; 1 where anything differs."""
+    """Count, rebuild each view and compare; returns 1 on a difference."""
     clock = SystemClock()
     log = open_log(f"embedded://{folder / 'log.db'}", clock)
     await log.start()
@@ -193,7 +193,7 @@ async def run(folder: Path, valkey: LocalValkey, events: int, views: Sequence[st
 
 
 def main() -> int:
-    """Run in a folder of its own."""
+    """Run in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--view", action="append", choices=VIEWS, help="all of them, where none is named")

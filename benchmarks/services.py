@@ -1,4 +1,4 @@
-"""The services of a run, started here on free ports of loopback in one temporary folder; none outlives the run."""
+"""The services of a run, on free ports of loopback and in one folder. They end with the run."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ SECRET: Final = "benchmark-secret-of-32-characters"  # noqa: S105  of deployment
 
 
 class Process(LocalProcess):
-    """`python -m ARGUMENTS` from this repository."""
+    """The process `python -m ARGUMENTS` in this repository."""
 
     def __init__(self, arguments: Sequence[str], log_path: Path, environment: Mapping[str, str] | None = None) -> None:
         whole = {**os.environ, **(environment or {}), "TZ": "UTC", "PYTHONUNBUFFERED": "1"}
         super().__init__(arguments[0], python(*arguments), log_path, environment=whole, cwd=ROOT)
 
     def result(self, timeout_s: float) -> Any:
-        """Wait for exit code 0 and return the last line of the output as JSON; raises `OperatorNeeded`."""
+        """Wait for the end; return the last line of output as JSON. Raises `OperatorNeeded` on exit code ≠ 0."""
         if self.wait(timeout_s):
             self.check()
         return json.loads(self.output().splitlines()[-1])
 
 
 class Stores(NamedTuple):
-    """One empty Valkey and one empty ClickHouse, and the folder they live in."""
+    """An empty Valkey and an empty ClickHouse with their folder."""
 
     folder: Path
     valkey: LocalValkey
@@ -40,7 +40,7 @@ class Stores(NamedTuple):
     clickhouse_url: str
 
     def environment(self, log_url: str) -> dict[str, str]:
-        """What a role needs to know."""
+        """The environment variables of a role."""
         return {
             "TIDEMARK_LOG_URL": log_url,
             "TIDEMARK_REDIS_URL": self.valkey.url,
@@ -51,7 +51,7 @@ class Stores(NamedTuple):
 
 
 class Services:
-    """The broker of the whole run, and stores on request."""
+    """The broker of the run; creates stores on request."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._folder = folder
@@ -72,14 +72,14 @@ class Services:
         self.stack.close()
 
     def folder(self, name: str) -> Path:
-        """A fresh folder."""
+        """Create a new folder."""
         self._number += 1
         path = self._folder / f"{self._number}-{name}"
         path.mkdir()
         return path
 
     def stores(self, stack: ExitStack) -> Stores:
-        """Start empty stores; `stack` ends them."""
+        """Start empty stores; `stack` stops them."""
         folder = self.folder("stores")
         valkey = stack.enter_context(LocalValkey(folder / "valkey"))
         arguments = ["pipeline.local.clickhouse_server", "--path", str(folder / "clickhouse")]

@@ -1,6 +1,6 @@
-"""What each stage of the pure core costs per event, on records of 1 000 events; no I/O.
+"""The processor time per event of each stage of the pure code, on records of 1 000 events and without I/O.
 
-Processor time, with the garbage collector set as in the worker.
+The garbage collector is configured as in the worker.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _bare_decode: Final = msgspec.json.Decoder(list[EventStruct]).decode
 
 
 class _Stopwatch:
-    """Processor times of named stages, one entry a flush, in microseconds per event."""
+    """Processor times of named stages in microseconds per event, one entry per flush."""
 
     def __init__(self) -> None:
         self.costs_us: dict[str, list[float]] = {}
@@ -52,7 +52,7 @@ class _Stopwatch:
 
 
 def stage_figures(meter_set: MeterSet, now_ms: int, accounts: int, flushes: int) -> list[Figure]:
-    """Measure over `flushes` flushes of 20 records on a partition that has been counting; the median flush counts."""
+    """Measure `flushes` flushes of 20 records on one partition. The result is the median flush."""
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     watch = _Stopwatch()
     key = hash_key(SECRET.encode())
@@ -89,7 +89,7 @@ def stage_figures(meter_set: MeterSet, now_ms: int, accounts: int, flushes: int)
             folded = fold(checkpoint, planned, view)
         cache.apply(folded.changes)
         checkpoint = folded.changes.checkpoint
-    costs_us = {stage: median(each) for stage, each in watch.costs_us.items()}
+    costs_us = {stage: median(costs) for stage, costs in watch.costs_us.items()}
     costs_us["scan, plan and fold together"] = sum(
         cost_us for stage, cost_us in costs_us.items() if stage.startswith(("scan", "place", "fold"))
     )

@@ -1,7 +1,7 @@
-"""Usage events as producers send them, at a fraction of a microsecond each, and what they must add up to.
+"""Generates usage events in less than a microsecond per event, with their expected totals.
 
-A few hundred different records are made once; each further one repeats one of them under fresh event ids. The oracle
-is a plain dictionary that sums up each different record once; it shares no code with the fold.
+A few hundred records are templates; each record that is sent repeats a template with new event ids. The expected totals
+come from a plain dictionary, which sums each template once and shares no code with the fold.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from aggregators.partitioning import partition_of
 from schemas.clock import MINUTE_MS
 
 RECORD_EVENTS: Final = 1_000
-# One record in so many is sent a second time as it was, as by a producer that did not hear the answer.
+# One record in so many is sent twice, like after a lost answer.
 RESEND_EVERY: Final = 100
 TEMPLATES_PER_PARTITION: Final = 40
 SPAN_MS: Final = 40 * 60 * 1000
-# `2026-11-21T10:00`, the part of a time's text that names its minute.
+# The length of `2026-11-21T10:00`, the minute of a time.
 MINUTE_CHARACTERS: Final = 16
 
-# As in schemas/meters.default.yaml: event type, its share in percent, the meter it feeds.
+# As in schemas/meters.default.yaml: event type, share in percent, meter.
 KINDS: Final = (
     ("api.request", 45, "api_requests"),
     ("llm.completion", 25, "tokens"),
@@ -36,7 +36,7 @@ KINDS: Final = (
 
 
 class Batch(NamedTuple):
-    """One record to be produced."""
+    """A record to produce."""
 
     partition: int
     value: bytes
@@ -46,7 +46,7 @@ Latest = tuple[int, int]
 
 
 class Sums:
-    """What a set of events adds up to, per account and meter."""
+    """The totals of a set of events, per account and meter."""
 
     def __init__(self) -> None:
         self.added: dict[tuple[str, str], int] = {}
@@ -69,7 +69,7 @@ class Sums:
                 self._set((account, "seats"), (time_us, int(data["seats"])))
 
     def merge(self, later: Sums, moved_us: int = 0) -> None:
-        """Add events that stand later in the log, and whose times were moved."""
+        """Add the totals of later events whose times were moved."""
         for key, value in later.added.items():
             self._add(key, value)
         for key, value in later.highest.items():
@@ -95,21 +95,21 @@ class Sums:
         self.highest[key] = max(self.highest.get(key, 0), value)
 
     def _set(self, key: tuple[str, str], latest: Latest) -> None:
-        held = self.latest.get(key)
-        # Of two with the same time the later in the log counts.
-        if held is None or held[0] <= latest[0]:
+        current = self.latest.get(key)
+        # Of two events with the same time, the later in the log counts.
+        if current is None or current[0] <= latest[0]:
             self.latest[key] = latest
 
 
 class _Template(NamedTuple):
-    """A record with gaps where the ids belong."""
+    """A record with gaps for the event ids."""
 
     pieces: list[bytes]
     sums: Sums
 
 
 class Traffic:
-    """An endless, seeded run of records and the sums of what was taken from it so far."""
+    """An endless, seeded stream of records, with the totals of the records taken so far."""
 
     def __init__(self, accounts: int, partitions: int, now_ms: int, seed: int = 1, span_ms: int = SPAN_MS) -> None:
         """`now_ms` is the latest event time: the events of a run lie in the 40 minutes before it, or in `span_ms`."""
@@ -122,7 +122,7 @@ class Traffic:
             name = f"acct_{number:06d}"
             names[partition_of(name, partitions)].append(name)
         self._templates = [
-            [self._template(held) for _ in range(TEMPLATES_PER_PARTITION)] if held else [] for held in names
+            [self._template(group) for _ in range(TEMPLATES_PER_PARTITION)] if group else [] for group in names
         ]
         self._number = 0
         self.sums = Sums()
@@ -130,28 +130,28 @@ class Traffic:
 
     def records(self, count: int) -> Iterator[Batch]:
         """The next `count` records of `RECORD_EVENTS` events each, spread evenly over the partitions."""
-        held: Batch | None = None
+        last: Batch | None = None
         for _ in range(count):
             self._number += 1
             self.sent += RECORD_EVENTS
-            if held is not None and self._number % RESEND_EVERY == 0:
+            if last is not None and self._number % RESEND_EVERY == 0:
                 self.duplicates += RECORD_EVENTS
-                yield held
+                yield last
                 continue
             partition = self._number % len(self._templates)
             template = self._chance.choice(self._templates[partition])
             self.sums.merge(template.sums, self._moved_us)
             value = _with_fresh_ids(template.pieces)
-            held = Batch(partition, value.replace(*self._minutes) if self._minutes else value)
-            yield held
+            last = Batch(partition, value.replace(*self._minutes) if self._minutes else value)
+            yield last
 
     def samples(self, count: int) -> list[bytes]:
-        """Some records that are not sent."""
-        templates = [template for held in self._templates for template in held]
+        """Make up to `count` sample records, which do not enter the totals."""
+        templates = [template for group in self._templates for template in group]
         return [_with_fresh_ids(template.pieces) for template in templates[:count]]
 
     def move_to(self, now_ms: int) -> None:
-        """Let the events from here on lie in the minute of `now_ms`, for traffic that lies within one minute."""
+        """Move later events to the minute of `now_ms`. Only for traffic within one minute."""
         first = time_text(self._now_ms)[:MINUTE_CHARACTERS]
         assert self._span_ms <= MINUTE_MS, "only the text of one minute can be exchanged"
         self._minutes = (f'"time":"{first}'.encode(), f'"time":"{time_text(now_ms)[:MINUTE_CHARACTERS]}'.encode())
@@ -159,7 +159,7 @@ class Traffic:
 
     @property
     def counted(self) -> int:
-        """Events sent so far that are no duplicates."""
+        """The number of events sent so far without duplicates."""
         return self.sent - self.duplicates
 
     def _template(self, accounts: list[str]) -> _Template:
@@ -208,6 +208,6 @@ def _with_fresh_ids(pieces: list[bytes]) -> bytes:
 
 
 def time_text(instant_ms: int) -> str:
-    """RFC 3339 with milliseconds, as the emitter writes it."""
+    """RFC 3339 with milliseconds, like the emitter."""
     instant = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=instant_ms)
     return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -14,8 +14,8 @@ from pipeline.cli import main
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep the demo's data in this folder.")
-@click.option("--events", default=300_000, show_default=True, help="How many events to make at least.")
-@click.option("--kills", default=5, show_default=True, help="How often to kill -9 the worker at least.")
+@click.option("--events", default=300_000, show_default=True, help="Minimum number of events.")
+@click.option("--kills", default=5, show_default=True, help="Minimum number of kill -9 of the worker.")
 def demo(as_json: bool, keep: Path | None, events: int, kills: int) -> None:
     """Run an instrumented application against the whole pipeline, kill it, and prove the counts."""
     raise SystemExit(asyncio.run(run_demo(as_json=as_json, keep=keep, events=events, kills=kills)))

@@ -1,6 +1,6 @@
-"""A small ASGI application that sells things and is instrumented with the emitter.
+"""A small ASGI application that is instrumented with the emitter.
 
-One request does many operations, as a batch API does, so that the demo makes much traffic with few requests.
+Like a batch API, one request does many operations: the demo makes much traffic with few requests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODELS = ("small", "large")
 
 
 def create_app(emitter: Emitter, chance: random.Random) -> Starlette:
-    """The application. `chance` makes its customers' behaviour repeatable."""
+    """The application. `chance` gives repeatable event ids and values."""
 
     def operation_id() -> str:
         return str(uuid.UUID(int=chance.getrandbits(128), version=4))

@@ -1,4 +1,4 @@
-"""Two faults on purpose, which the reconciler must name."""
+"""Two deliberate faults that the reconciler must name."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _COLUMNS = "account, id, type, source, time, data, partition, position, stream_t
 
 
 async def lose_event(settings: Settings) -> tuple[str, str]:
-    """Take one archived event out of ClickHouse; its (account, id)."""
+    """Remove one archived event from ClickHouse; returns its (account, id)."""
     clickhouse = open_clickhouse(settings.clickhouse_url)
     try:
         rows = await clickhouse.rows(
             "SELECT account, id, _partition_id FROM usage_events WHERE type = 'llm.completion' "
             "ORDER BY account DESC, id LIMIT 1"
         )
-        account, event_id, part_of_table = (str(each) for each in rows[0])
+        account, event_id, part_of_table = (str(field) for field in rows[0])
         part = quoted_text(part_of_table)
         lost = f"account = {quoted_text(account)} AND id = {quoted_text(event_id)}"
-        # Not by a mutation: the embedded engine takes ten seconds to work through one.
+        # A mutation would take ten seconds in the embedded engine.
         await clickhouse.command("CREATE TABLE without_one AS usage_events")
         await clickhouse.command(
             f"INSERT INTO without_one ({_COLUMNS}) "  # noqa: S608  every value went through quoted_text
@@ -35,11 +35,11 @@ async def lose_event(settings: Settings) -> tuple[str, str]:
 
 
 async def send_twice(stripe_url: str) -> str:
-    """Let Stripe hold an accepted meter event twice, as a forgotten identifier would; its customer."""
+    """Make Stripe count an accepted meter event twice, as if it had forgotten the identifier; returns the customer."""
     async with httpx.AsyncClient(base_url=stripe_url, timeout=60) as client:
         state = (await client.get("/_simulator/state")).json()
         event = next(
-            each for each in state["meter_events"] if each["status"] == "accepted" and float(each["value"]) > 0
+            sent for sent in state["meter_events"] if sent["status"] == "accepted" and float(sent["value"]) > 0
         )
         answer = await client.post("/_simulator/meter_events", json={"identifier": event["identifier"]})
         answer.raise_for_status()

@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import random
 import shutil
-import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -28,7 +27,7 @@ from pipeline.commands.operations import reconcile_deployment
 from pipeline.local.dev import Dev, DevOptions
 from pipeline.local.processes import LocalProcess, python
 from pipeline.logs.control_records import append_control
-from pipeline.open import open_base, open_live_view
+from pipeline.open import open_base, open_live_view, read_meter_set
 from pipeline.settings import Settings
 from reconciler.causes import Cause, Pair
 from reconciler.report import Report
@@ -46,7 +45,7 @@ WORKERS_LAG_MAX: Final = 3
 
 
 class Demo:
-    """One run in one folder."""
+    """A run of the demo in a folder."""
 
     def __init__(self, folder: Path, events: int, kills: int, screen: Screen) -> None:
         self.folder = folder
@@ -55,7 +54,7 @@ class Demo:
         self.screen = screen
         self.story = Story()
         self.chance = random.Random()
-        # Real speed until the traffic starts, however slow this machine is to get there.
+        # The clock runs at real speed until the traffic starts.
         self._clock_path = folder / "clock"
         write_clock(self._clock_path, ScaledClock(SystemClock().now_ms(), plan.START_MS - 10 * MINUTE_MS, 1))
         self.clock = FileClock(self._clock_path)
@@ -77,12 +76,12 @@ class Demo:
 
     @property
     def settings(self) -> Settings:
-        """The running deployment's settings."""
+        """The settings of the running deployment."""
         self._settings = self._settings or self.dev.settings()
         return self._settings
 
     async def run(self) -> Story:
-        """The whole story; whatever happens, everything is stopped at its end."""
+        """Run the demo and stop everything at the end, also after an error."""
         try:
             await self.dev.start()
             await self._bind_accounts()
@@ -147,17 +146,17 @@ class Demo:
             self.story.traffic = message
 
     async def _kill_at_random(self) -> None:
-        """Kill the worker while it counts: each time only after it has made progress since the last kill."""
+        """Kill the worker repeatedly, each time after some progress."""
         share = self.events // (self.kills * 3)
         while self.story.kills < KILLS_MAX and not (self.story.kills >= self.kills and self.story.replayed):
-            # A share of the events between two kills, so that kills cannot starve the worker on a slow machine.
+            # A share of the events between two kills: even a slow machine makes progress.
             await self._received(self.story.counters["received"] + self.chance.randrange(share // 2, share))
             await asyncio.sleep(self.chance.uniform(0.0, 0.5))
             self.story.kills += self.dev.kill_worker()
             self.story.replayed = self._replayed()
 
     async def _received(self, count: int) -> None:
-        """Return once the worker has received so many events."""
+        """Return when the worker has received `count` events."""
         while self.story.counters["received"] < count:  # noqa: ASYNC110 - the counters are in another process
             await asyncio.sleep(0.05)
 
@@ -174,7 +173,7 @@ class Demo:
     async def _recount(self) -> Expected:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return await asyncio.get_running_loop().run_in_executor(
-                pool, recount, self.folder, self.dev.meter_set(), self.story.traffic["broken"]
+                pool, recount, self.folder, read_meter_set(self.dev.options.meter_set), self.story.traffic["broken"]
             )
 
     async def _settle_and_reconcile(self) -> None:
@@ -183,7 +182,7 @@ class Demo:
         self.story.report = await self._reconcile()
 
     async def _settle(self) -> None:
-        """Return when everything that was sent is folded, archived, relayed, reported and settled at Stripe."""
+        """Return when all sent events are folded, archived, relayed, reported and settled at Stripe."""
         base = await open_base(self.settings)
         store = open_live_view(self.settings)
         clickhouse = open_clickhouse(self.settings.clickhouse_url)
@@ -206,14 +205,14 @@ class Demo:
             await base.log.close()
 
     async def _waiting(self, log: Any, store: Any, reader: Any, hourly: Any) -> str:
-        """What is still under way, or nothing."""
+        """A text that names unfinished work; empty if there is none."""
         counters = await live_counters(self.settings)
         if counters["received"] < self.story.traffic["sent"]:
             return f"{self.story.traffic['sent'] - counters['received']} events to be folded"
         if counters["deferred"]:
             return f"{counters['deferred']} events older than the window to be judged"
         if self._closed_ms is None:
-            # Everything is in: the simulated clock goes on to where the last hour and report bucket are closed.
+            # All events are folded: move the clock until the last hour and report bucket are closed.
             self._closed_ms = (self.clock.now_ms() // plan.REPORT_INTERVAL_MS + 1) * plan.REPORT_INTERVAL_MS
             self._go_on_to(self._closed_ms + MINUTE_MS)
         archived, relayed = await reader.archive_positions(), await hourly.load_relayed()
@@ -248,11 +247,11 @@ class Demo:
         )
 
     async def _break_it(self) -> None:
-        """Two faults on purpose; the reconciler must name both."""
+        """Inject two faults; the reconciler must name both."""
         self.screen.step("Two faults on purpose: a row deleted from ClickHouse, a meter event sent twice to Stripe")
         account, event_id = await lose_event(self.settings)
         customer = await send_twice(self.dev.stripe_url)
-        # What Stripe took a moment ago is not compared yet: the simulated clock goes on by half an hour.
+        # The reconciler does not compare recent events at Stripe: move the clock by half an hour.
         self._go_on_to(self.clock.now_ms() + 30 * MINUTE_MS)
         report = self.story.faulty_report = await self._reconcile()
         if any(row.account == account and row.cause is Cause.MISSING for row in report.rows):
@@ -265,7 +264,7 @@ class Demo:
 
 
 async def run_demo(*, as_json: bool, keep: Path | None, events: int, kills: int) -> int:
-    """Run the demo and print its summary; the exit code. Its data is deleted unless it failed or `keep` is given."""
+    """Run the demo and print its summary; returns the exit code. Keeps the data after a failure or with `keep`."""
     folder = keep or Path(tempfile.mkdtemp(prefix="tidemark-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
     screen = Screen(quiet=as_json)
@@ -278,5 +277,5 @@ async def run_demo(*, as_json: bool, keep: Path | None, events: int, kills: int)
     elif keep is None:
         shutil.rmtree(folder)
     if as_json:
-        sys.stdout.write(json.dumps(story.result()) + "\n")
+        print(json.dumps(story.result()))
     return 1 if problems else 0

@@ -1,4 +1,4 @@
-"""How many intents still wait for Stripe."""
+"""Counts intents that wait for Stripe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from schemas.log import REPORTS_TOPIC, Log
 
 
 async def unsettled_intents(log: Log, partitions: int) -> int:
-    """Intents without an outcome, over all partitions."""
+    """The number of intents without outcome, over all partitions."""
     pending = 0
     for partition in range(partitions):
         names: dict[str, set[str]] = {"intent": set(), "attempt": set(), "outcome": set()}

@@ -1,4 +1,4 @@
-"""What happened in a run of the demo, and whether that proves the counts."""
+"""The results of a run of the demo, and the decision whether they prove the counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reconciler.report import Report
 
 @dataclass
 class Story:
-    """What happened, for the view and the result."""
+    """The results of a run so far."""
 
     kills: int = 0
     replayed: int = 0
@@ -27,7 +27,7 @@ class Story:
     faults_found: list[str] = field(default_factory=list)
 
     def result(self) -> dict[str, object]:
-        """The one line of JSON."""
+        """The results for the line of JSON."""
         counted = {
             name: self.counters[name] for name in ("received", "counted", "duplicate", "unmetered", "late", "rejected")
         }
@@ -43,7 +43,7 @@ class Story:
 
 
 def verdict(story: Story, kills: int) -> list[str]:
-    """What is wrong with a run; empty for a good one."""
+    """The problems of a run; empty if the counts are proven."""
     problems = []
     counters = story.counters
     if story.mismatches:

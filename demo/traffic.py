@@ -1,6 +1,6 @@
-"""Makes the demo's traffic: customers of the application, and an old producer that writes to the inbox itself.
+"""Makes the demo's traffic: customers of the application, and an old producer that writes to the inbox.
 
-`python -m demo.traffic FOLDER EVENTS` is run by the demo; progress and the result are lines of JSON on its output.
+The demo runs `python -m demo.traffic FOLDER EVENTS`, which prints progress and the result as lines of JSON.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Application:
         self.recent: deque[tuple[float, dict[str, Any]]] = deque(maxlen=REMEMBERED_MAX)
 
     async def serve(self, client: httpx.AsyncClient) -> None:
-        """One customer does something."""
+        """Make one request of a random customer."""
         number = self.chance.randrange(len(ACCOUNTS))
         account, used = ACCOUNTS[number], FEATURES[number % len(FEATURES)]
         kind = self.chance.choices(used, [REQUESTS[name] for name in used])[0]
@@ -70,7 +70,7 @@ class Application:
         await client.post(f"/{kind}", json=body)
 
     def misbehave(self) -> None:
-        """Jobs that run twice, clients that retry with another clock, usage that comes too late."""
+        """Emit duplicates, retries two seconds later, and late usage."""
         now_s = asyncio.get_running_loop().time()
         event = {"account": self.chance.choice(ACCOUNTS), "id": f"job-{self.chance.getrandbits(64):016x}"}
         data = {"method": "POST", "region": "eu-west-1"}
@@ -94,7 +94,7 @@ class Application:
 
 
 class OldProducer:
-    """Writes single events to `usage.inbox`, some of them bad, as a producer in another language would."""
+    """Writes single events, some of them bad, to `usage.inbox`, like a producer in another language."""
 
     def __init__(self, folder: Path, log: Log, clock: AnyClock) -> None:
         self.log = log
@@ -104,11 +104,11 @@ class OldProducer:
         self.sent = self.broken = 0
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """One good event and, now and then, each kind of bad one."""
+        """Yield a good event and sometimes a bad event."""
         now_ms = self.clock.now_ms()
 
         def event(**changes: Any) -> dict[str, Any]:
-            made = {
+            fields = {
                 "specversion": "1.0",
                 "id": f"old-{self.chance.getrandbits(64):016x}",
                 "source": "old-producer",
@@ -117,7 +117,7 @@ class OldProducer:
                 "time": format_instant_ms(now_ms),
                 "data": {"tokens": self.chance.randrange(1, 50), "model": "large"},
             }
-            return {name: value for name, value in {**made, **changes}.items() if value is not None}
+            return {name: value for name, value in {**fields, **changes}.items() if value is not None}
 
         yield event()
         if self.chance.random() < 0.3:
@@ -137,13 +137,15 @@ class OldProducer:
             )
 
     def _far_late(self, event: Callable[..., dict[str, Any]], now_ms: int) -> dict[str, Any]:
-        """Older than the dedup window: it waits for a decision. Its meter keeps late usage out, so that the decision is
-        the same whenever it comes; usage that is carried forward would go where the period is open by then."""
+        """An event older than the dedup window, which is deferred. Its meter quarantines late usage.
+
+        With carry_forward, the period of the event would depend on the time of the dedup decision.
+        """
         time = format_instant_ms(now_ms - 100 * 24 * HOUR_MS)
         return event(type="seats.changed", subject=self.chance.choice(ACCOUNTS[2::3]), data={"seats": 1}, time=time)
 
     async def send(self) -> None:
-        """Send what `events` gives, and sometimes bytes that are nothing."""
+        """Send the events of `events`, and sometimes broken bytes."""
         partition = self.chance.randrange(await self.log.partition_count(INBOX_TOPIC))
         for event in self.events():
             self.truth.write_events([event])
@@ -156,8 +158,7 @@ class OldProducer:
 
 
 def _tell(**fields: Any) -> None:
-    sys.stdout.write(json.dumps(fields) + "\n")
-    sys.stdout.flush()
+    print(json.dumps(fields), flush=True)
 
 
 async def _run(folder: Path, events: int) -> None:

@@ -1,4 +1,4 @@
-"""What producers wrote down before they sent it: the demo's only source of what must be counted."""
+"""The files that producers write before sending. The expected counts come only from these files."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from schemas.clock import Clock
 
 
 class TruthFile:
-    """One line a request: `{"sent_at": ms, "events": […]}`, with the events' own bytes."""
+    """A file with one line `{"sent_at": ms, "events": […]}` per request, with the events' own bytes."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self._file = path.open("ab")
         self._clock = clock
 
     def write(self, batch: bytes) -> None:
-        """Write down a JSON list of events that is about to be sent."""
+        """Write a JSON list of events. Call before sending."""
         self._file.write(b'{"sent_at":%d,"events":%s}\n' % (self._clock.now_ms(), batch))
 
     def write_events(self, events: Sequence[dict[str, Any]]) -> None:
-        """The same for events that are not encoded yet."""
+        """Encode and write events. Call before sending."""
         self.write(json.dumps(list(events)).encode())
 
     def close(self) -> None:
-        """Flush to the file."""
+        """Flush and close the file."""
         self._file.close()
 
 
 class WitnessedTransport:
-    """The emitter's transport, with every request written down before it is sent."""
+    """A transport for the emitter that writes every request to the truth file before sending."""
 
     def __init__(self, inner: Transport, truth: TruthFile) -> None:
         self._inner = inner

@@ -1,6 +1,6 @@
-"""Compares the live view with what the oracle counts from the producers' own bytes.
+"""Compares the live view with the oracle's count of the producers' files.
 
-One view is enough: the reconciler shows that all views hold the same.
+One view is enough, because the reconciler compares all views.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Expected(NamedTuple):
 
 
 class Mismatch(NamedTuple):
-    """One value that the live view holds and the oracle does not, or the other way round."""
+    """A value that differs between the live view and the oracle."""
 
     name: TotalName | str
     expected: int | None
@@ -38,10 +38,9 @@ class Mismatch(NamedTuple):
 
 
 def recount(folder: Path, meter_set: MeterSet, broken: int) -> Expected:
-    """Recount the producers' files; `broken` records hold no JSON and are rejected as one each. Blocks for long.
+    """Count the events of the producers' files, and `broken` rejected records without JSON. Blocks for long.
 
-    Runs in a process of its own: turns off the garbage collector, which would find nothing and take a quarter of the
-    time.
+    Call in a separate process: disables the garbage collector, which would take a quarter of the time.
     """
     gc.disable()
     anchored = {"effective_from_ms": ANCHOR_MS, "anchor_ms": ANCHOR_MS, "interval": "month", "interval_count": 1}
@@ -92,12 +91,12 @@ async def live_counters(settings: Settings) -> Counter[str]:
 
 async def mismatches(settings: Settings, expected: Expected) -> list[Mismatch]:
     """All differences between the live view and the oracle."""
-    found = _differences(expected.counters, await live_counters(settings))
-    return found + _differences(expected.totals, await live_totals(settings))
+    counters = _differences(expected.counters, await live_counters(settings))
+    return counters + _differences(expected.totals, await live_totals(settings))
 
 
 def _differences(expected: Mapping[Any, int], found: Mapping[Any, int]) -> list[Mismatch]:
-    """Every name whose value differs; a value of 0 and none are the same."""
+    """The names with different values. A missing value equals 0."""
     return [
         Mismatch(name, expected.get(name), found.get(name))
         for name in sorted(expected.keys() | found.keys(), key=str)

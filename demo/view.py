@@ -1,4 +1,4 @@
-"""What the demo shows: steps, a live picture, a summary that a newcomer understands."""
+"""The demo's output: steps, a live view and a summary."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ OUTCOMES = {
 
 
 class Screen:
-    """The terminal; with `quiet` everything but the final summary goes to standard error."""
+    """The terminal. With `quiet` all output goes to standard error."""
 
     def __init__(self, *, quiet: bool) -> None:
         console = Console(stderr=quiet)
-        # A pipe has no width: 80 columns would break the tables.
+        # A pipe has no width; the default of 80 columns would break the tables.
         self.console = console if console.is_terminal else Console(stderr=quiet, width=130)
         self.phase = ""
         self.waiting = ""
 
     def step(self, message: str) -> None:
-        """One line about something that takes a moment."""
+        """Print a line about a step."""
         self.console.print(f"  {message}", highlight=False)
 
     def print(self, content: RenderableType) -> None:
-        """Anything."""
+        """Print any content."""
         self.console.print(content, highlight=False)
 
     @contextlib.contextmanager
     def live(self, story: Story, clock: Clock) -> Iterator[None]:
-        """Show the story while the block runs."""
+        """Show the results so far while the block runs."""
         drawing = asyncio.ensure_future(self._draw(story, clock))
         try:
             yield
@@ -80,7 +80,7 @@ class Screen:
 
 
 def summary(story: Story, problems: list[str]) -> RenderableType:
-    """The end of the story."""
+    """The summary of a run."""
     counters = story.counters
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right")

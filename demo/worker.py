@@ -1,6 +1,6 @@
-"""`python -m demo.worker`: the worker, which also counts the events that it reads a second time after a crash.
+"""`python -m demo.worker`: a worker that also counts events that it reads again after a crash.
 
-The counts stand outside the state: losing them loses a statistic.
+These counts are only a statistic and no part of the worker's state.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ _WIDTH: Final = 20
 
 
 class ReplayCounter:
-    """Two numbers a partition, in a file of the worker's data directory. They survive kill -9, not a lost machine."""
+    """Two numbers per partition, in files of the worker's data directory. They survive kill -9."""
 
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir / "replays"
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def delivered(self, partition: int) -> int:
-        """The highest next offset of the records that the worker was given; 0 for none."""
+        """The offset after the last record that was ever delivered to the worker; 0 before the first."""
         return self._numbers(partition)[0]
 
     def replayed(self, partition: int) -> int:
-        """How many events were given to the worker a second time and then committed."""
+        """The number of committed events that were delivered again."""
         return self._numbers(partition)[1]
 
     def note(self, partition: int, next_offset: int, replayed: int = 0) -> None:
-        """Records before `next_offset` are about to be folded, or `replayed` events have been committed again."""
+        """Raise the delivered offset to `next_offset`, and add `replayed` events."""
         delivered, before = self._numbers(partition)
         text = f"{max(delivered, next_offset):{_WIDTH}d}{before + replayed:{_WIDTH}d}"
         number = os.open(self._path(partition), os.O_WRONLY | os.O_CREAT, 0o600)
@@ -55,7 +55,7 @@ class ReplayCounter:
 
 
 class CountedReplays:
-    """A processor around the rollup that notes each delivery before the rollup sees the records."""
+    """A processor that wraps the rollup and records each delivery before the rollup folds the records."""
 
     def __init__(self, rollup: RollupProcessor, counter: ReplayCounter) -> None:
         self.topic = rollup.topic
@@ -70,7 +70,7 @@ class CountedReplays:
         return await self._rollup.start_offset(partition)
 
     async def step(self, partition: int, records: Sequence[Record]) -> None:
-        """See `Processor`. Records that were delivered before are folded in a step of their own."""
+        """See `Processor`. Folds replayed records in a separate step."""
         again = [record for record in records if record.offset < self._replay_until[partition]]
         self._counter.note(partition, records[-1].next_offset)
         if again:

@@ -1,5 +1,5 @@
-"""The oracle: what the counts must be, by a model too simple to be wrong.
+"""The oracle: a simple model that calculates the correct counts.
 
-Tests, the simulation and the demo may import it; it imports the standard library only. The invariant it keeps:
-it shares no code with what it judges, so that one mistake cannot hide on both sides.
+Tests, the simulation and the demo may import the oracle, which imports only the standard library. Invariant: the oracle
+shares no code with the product, so the same mistake cannot be in both.
 """

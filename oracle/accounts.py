@@ -1,6 +1,6 @@
-"""How accounts are cut into periods, and which of those are closed: bindings, late bindings and closings, naively.
+"""A naive model of bindings, late bindings and closings: the periods of accounts, and which periods are closed.
 
-Written from docs/invariants.md (I8, I9, S11) alone. Times are int milliseconds UTC.
+Written only from docs/invariants.md (I8, I9, S11). Times are int milliseconds UTC.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ RESTATEMENT_MS_MAX = 10 * MINUTE_MS
 
 
 class Policy(NamedTuple):
-    """The settings in force where a record stands."""
+    """The settings in force at a record."""
 
     future_ms: int
     grace_ms: int
 
 
 class _Late(NamedTuple):
-    """A binding that takes effect in the past once its usage was counted again; `later` is what came meanwhile. Events
-    wait before stream time `until_ms`, once it was begun by the record at `offset`; at first that is its own."""
+    """A late binding that waits for its restatement; `later` are bindings that arrived meanwhile.
+
+    `offset` is the record that the next record of the restatement must name. Events are deferred until `until_ms`.
+    """
 
     offset: int
     effective_ms: int
@@ -37,8 +39,10 @@ class _Late(NamedTuple):
 
 
 class Accounts:
-    """The accounts of a log. `serial` is how many events of the account were counted so far. `declined` are those whose
-    late binding was answered with a no."""
+    """The accounts of a log. `serial` is the number of counted events of an account at some instant.
+
+    `declined` has the accounts whose restatement was declined.
+    """
 
     def __init__(self) -> None:
         self.declined: list[str] = []
@@ -49,15 +53,15 @@ class Accounts:
         self._late: dict[str, _Late] = {}
 
     def from_the_start(self, account: str, known: Sequence[Fields]) -> None:
-        """Bindings that are in force before the first event."""
+        """Set the bindings that are in force before the first event."""
         self._bindings[account] = sorted(binding_of(fields) for fields in known)
 
     def period(self, account: str, instant_ms: int) -> Period:
-        """The account's period containing the instant, by the bindings known so far."""
+        """The account's period that contains the instant, by the bindings processed so far."""
         return period_containing(self._bindings.get(account, ()), instant_ms)
 
     def carrying_period(self, account: str, log_ms: int, serial: int | None = None) -> Period:
-        """The first period from stream time on that no record closed."""
+        """The first period from stream time on that no close record closed."""
         closed = self._starts_closed(account, serial)
         period = self.period(account, log_ms)
         while period[0] in closed:
@@ -67,29 +71,31 @@ class Accounts:
     def counting_period(
         self, account: str, time_ms: int, log_ms: int, grace_ms: int, serial: int | None = None
     ) -> tuple[Period, bool]:
-        """(the period that an event counts in, whether its own one was closed); with `serial` as it was before that
-        many events of the account were counted."""
+        """(the period in which an event counts, whether its own period was closed).
+
+        With `serial`, ignores closings after that number of counted events.
+        """
         own = self.period(account, time_ms)
         if own[0] not in self._starts_closed(account, serial) and log_ms < own[1] + grace_ms:
             return own, False
         return self.carrying_period(account, log_ms, serial), True
 
     def is_waiting(self, account: str, log_ms: int) -> bool:
-        """Whether the account's events wait until a late binding is answered."""
+        """Whether the account's events are deferred because a restatement runs."""
         return account in self._late and log_ms < self._late[account].until_ms
 
     def payers(self, account: str, instant_ms: int, log_ms: int) -> set[str]:
-        """Who pays for usage at an instant, by the bindings in force at a stream time: the customer of the last one
-        that was said to hold from then or earlier. Two, where one was said at that very stream time, before or
-        after."""
-        said = [(at_ms, payer) for at_ms, from_ms, payer in self._payers[account] if from_ms <= instant_ms]
-        before = [payer for at_ms, payer in said if at_ms < log_ms]
-        by_then = [payer for at_ms, payer in said if at_ms <= log_ms]
+        """The possible payers of usage at an instant, by the bindings processed up to a stream time.
+
+        The last binding that applies names the payer. A binding at exactly that stream time gives two possible payers.
+        """
+        payers = [(stream_ms, payer) for stream_ms, from_ms, payer in self._payers[account] if from_ms <= instant_ms]
+        before = [payer for stream_ms, payer in payers if stream_ms < log_ms]
+        by_then = [payer for stream_ms, payer in payers if stream_ms <= log_ms]
         return {*before[-1:], *by_then[-1:]}
 
     def bind(self, account: str, fields: Fields, log_ms: int, policy: Policy, offset: int) -> None:
-        """A binding: it waits for the usage to be counted again, or for the binding that does, or takes effect beyond
-        everything that can have been counted."""
+        """Process a binding: it waits for its restatement or for a pending one, or takes effect in the future."""
         if account in self._late:
             self._late[account].later.append(fields)
             if len(self._late[account].later) > WAITING_MAX:
@@ -102,13 +108,13 @@ class Accounts:
             self._late[account] = _Late(offset, effective_ms, fields, [])
 
     def close(self, account: str, instant_ms: int, offset: int, serial: int) -> None:
-        """The period of an instant takes no more usage. What was being counted again is begun anew, after this."""
+        """Close the period of an instant. A pending restatement must begin again."""
         self._closed[account].append((self.period(account, instant_ms)[0], serial))
         if account in self._late:
             self._late[account] = self._late[account]._replace(offset=offset, until_ms=-1)
 
     def begin(self, account: str, answers: int, offset: int, log_ms: int, policy: Policy) -> None:
-        """A record at an offset begins to count again for the late binding, or the beginning, at `answers`."""
+        """Begin the restatement, at `offset`, of the late binding at `answers`, or begin it again."""
         late = self._late.get(account)
         if late is None or late.offset != answers or self.is_waiting(account, log_ms):
             return
@@ -121,7 +127,7 @@ class Accounts:
             self._late[account] = _Late(offset, effective_ms, late.fields, late.later, until_ms, times)
 
     def answer(self, account: str, offset: int, *, declined: bool, log_ms: int, policy: Policy) -> bool:
-        """The answer to the record at an offset: whether all usage is to be counted again by now."""
+        """End the restatement begun at `offset`; return whether all usage must be counted again now."""
         late = self._late.get(account)
         if late is None or late.offset != offset or not self.is_waiting(account, log_ms):
             return False
@@ -132,24 +138,26 @@ class Accounts:
         del self._late[account]
         self._replace(account, binding_of(late.fields, late.effective_ms), late.effective_ms)
         self._name(account, late.fields, log_ms)
-        for said in late.later:
-            self._place(account, said, log_ms, policy)
+        for fields in late.later:
+            self._place(account, fields, log_ms, policy)
         return True
 
     def _give_up(self, account: str, log_ms: int, policy: Policy) -> None:
         late = self._late.pop(account)
-        for said in (late.fields, *late.later):
-            self._place(account, said, log_ms, policy)
+        for fields in (late.fields, *late.later):
+            self._place(account, fields, log_ms, policy)
 
-    def _place(self, account: str, said: Fields, log_ms: int, policy: Policy) -> None:
-        """The past is not cut again: a binding holds, at the earliest, from the first whole minute that no event can
-        have reached yet (stream time and the future limit), nor before the period that takes carried usage, which lies
-        ahead where the running one is closed. It replaces bindings that would start with it or later, but not what
-        makes that period begin where it does."""
+    def _place(self, account: str, fields: Fields, log_ms: int, policy: Policy) -> None:
+        """Add a binding that changes no past period.
+
+        The effect begins at the earliest in the first whole minute that no event can have reached (after stream time
+        plus the future limit), and not before the period that takes carried usage. The binding replaces bindings with
+        the same or a later effect, except those that define the start of that period.
+        """
         carrying_ms = self.carrying_period(account, log_ms)[0]
-        newest = binding_of(said, max(_beyond_ms(log_ms, policy), carrying_ms))
+        newest = binding_of(fields, max(_beyond_ms(log_ms, policy), carrying_ms))
         self._replace(account, newest, max(newest.effective_from_ms, carrying_ms + 1))
-        self._name(account, said, log_ms)
+        self._name(account, fields, log_ms)
 
     def _replace(self, account: str, newest: Binding, until_ms: int) -> None:
         kept = [known for known in self._bindings[account] if known.effective_from_ms < until_ms]
@@ -161,8 +169,8 @@ class Accounts:
             self._named.add(account)
 
     def _late_from(self, account: str, fields: Fields, log_ms: int, policy: Policy) -> int | None:
-        """From when on a binding cuts usage that may be counted already: not before the first period that is open
-        together with all after it. None where it cuts none, or somebody was ever named to pay."""
+        """The instant from which a binding changes periods with counted usage, at the earliest the start of the first
+        period that is open and has only open successors. None if no such period changes or the account had a payer."""
         open_ms = self.carrying_period(account, log_ms)[0]
         closed = self._starts_closed(account, None)
         while True:
@@ -182,7 +190,7 @@ class Accounts:
         return effective_ms
 
     def _starts_closed(self, account: str, serial: int | None) -> set[int]:
-        return {start_ms for start_ms, at in self._closed.get(account, ()) if serial is None or at <= serial}
+        return {start_ms for start_ms, number in self._closed.get(account, ()) if serial is None or number <= serial}
 
 
 def _beyond_ms(log_ms: int, policy: Policy) -> int:
@@ -191,7 +199,7 @@ def _beyond_ms(log_ms: int, policy: Policy) -> int:
 
 
 def _cuts(bindings: Sequence[Binding], before_ms: int) -> list[Binding]:
-    """The bindings that begin to cut otherwise than the one before them, up to an instant."""
+    """The bindings before an instant that change the anchor or interval of their predecessor."""
     rule: tuple[Any, ...] = Binding(0)[1:]
     cuts = []
     for binding in bindings:

@@ -1,7 +1,7 @@
-"""Usage counted naively: dicts, exact for ever, no window, no flush, no state to recover.
+"""A naive count of usage in dicts: exact, without dedup window, flush or recovery.
 
-Written from docs/invariants.md (I1 to I9, S1 to S11) alone. Times are int milliseconds UTC (`*_ms`) or
-microseconds (`*_us`), quantities ints of minor units. Reasons are the texts of `schemas.reasons.Reason`.
+Written only from docs/invariants.md (I1 to I9, S1 to S11). Times are int milliseconds UTC (`*_ms`) or
+microseconds (`*_us`), quantities are ints of minor units. Reasons are values of `schemas.reasons.Reason`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COUNTERS = ("received", "counted", "duplicate", "unmetered", "late", "rejected",
 
 
 class Place(NamedTuple):
-    """Where an event stands in the log; a record that is rejected as one stands at index 0."""
+    """The position of an event in the log. A record that is rejected as a whole has index 0."""
 
     partition: int
     offset: int
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
 
 class Ruling(NamedTuple):
-    """What became of one event. `outcome` is one of `COUNTERS` but `received`; account and id are empty if unknown."""
+    """The result of one event. `outcome` is in `COUNTERS`, never `received`. Unknown accounts and ids are empty."""
 
     outcome: str
     reason: str | None = None
@@ -51,7 +51,7 @@ class Ruling(NamedTuple):
 
 
 class Duplicate(NamedTuple):
-    """An event whose identity was taken before it; `conflict` where its type or data differ from the first's."""
+    """An event whose identity arrived before. `conflict` is set if type or data differ from the first event."""
 
     place: Place
     account: str
@@ -60,14 +60,14 @@ class Duplicate(NamedTuple):
 
 
 class _Deferred(NamedTuple):
-    """An event older than the window, until its decision; what it gives is settled where it arrived."""
+    """An event before its dedup decision. Its contributions are calculated at its arrival."""
 
     event: Event
     fed: list[Contribution]
 
 
 class _Counted(NamedTuple):
-    """An event where it counts, with the grace in force there."""
+    """A counted event with the position, the stream time and the grace at which it counts."""
 
     place: Place
     event: Event
@@ -77,8 +77,10 @@ class _Counted(NamedTuple):
 
 
 class _Winner(NamedTuple):
-    """What the first arrival of an identity was. `period` is the one it was counted in (None: unmetered),
-    `time_us` is set where the order of event times decides, for latest."""
+    """The first arrival of an identity. `period` is None for unmetered events.
+
+    `time_us` is set if a latest meter counts the event, because such meters compare event times.
+    """
 
     event: Event
     period: Period | None
@@ -86,17 +88,16 @@ class _Winner(NamedTuple):
 
     @property
     def payload(self) -> tuple[str, str]:
-        """What a repeat must say again: type and data. Only worked out where an identity comes twice."""
+        """Type and data, which a duplicate must repeat."""
         return self.event.type, canonical(self.event.data)
 
 
 class Oracle:
     """The model of all partitions of one log.
 
-    `meter_set` is the JSON form of `schemas.meters.MeterSet`, absent fields taking its defaults; it holds on every
-    partition until `set_meter_set`. Control records are told by plain calls, in log order with `feed`; each takes the
-    record's append time where it is known, since every record moves stream time. Signatures are not
-    checked here.
+    `meter_set` is the JSON form of `schemas.meters.MeterSet`, with defaults for missing fields. It applies to a
+    partition until `set_meter_set`. The caller passes each control record with a method, in log order with `feed`, and
+    passes the append time if known, because every record moves stream time. Signatures are not checked.
     """
 
     def __init__(self, meter_set: Mapping[str, Any], *, partitions: int = 1) -> None:
@@ -109,9 +110,9 @@ class Oracle:
         self.duplicates: list[Duplicate] = []
         self.conflicts: set[tuple[str, str]] = set()
         self.kept_out: set[Place] = set()
-        """Deferred events whose decision found their period closed: they count nowhere and keep their identity."""
+        """Deferred events whose period was closed at the dedup decision: not counted, but still first arrivals."""
         self.order_sensitive: set[tuple[str, str]] = set()
-        """Identities whose arrivals differ so that the totals depend on which came first."""
+        """Identities with different arrivals, for which totals depend on the order of arrival."""
         self._meter_sets: dict[int, Mapping[str, Any]] = dict.fromkeys(range(partitions), meter_set)
         self.accounts = Accounts()
         self._counted: dict[str, list[_Counted]] = defaultdict(list)
@@ -126,10 +127,10 @@ class Oracle:
     def feed(
         self, partition: int, offset: int, timestamp_ms: int, value: bytes, headers: Iterable[tuple[str, bytes]] = ()
     ) -> None:
-        """Take one record as the log holds it.
+        """Process one record of the log.
 
-        A record with the control header is taken as forged: genuine ones are told by the other methods.
-        Raises ValueError where `offset` is not above the partition's last one.
+        A record with the control header counts as forged; genuine control records have their own methods.
+        Raises ValueError if `offset` is not above the partition's last offset.
         """
         if offset <= self._offsets.get(partition, -1):
             raise ValueError(f"offset {offset} of partition {partition} was fed already: feed records in order")
@@ -147,11 +148,11 @@ class Oracle:
             self.take(Place(partition, offset, index), body)
 
     def tick(self, partition: int, timestamp_ms: int) -> None:
-        """A tick record: stream time moves on, nothing else."""
+        """Process a tick, which only moves stream time."""
         self._advance(partition, timestamp_ms)
 
     def set_meter_set(self, partition: int, meter_set: Mapping[str, Any], timestamp_ms: int | None = None) -> None:
-        """A meter set record: in force on this partition from here on."""
+        """Process a meter set record, which applies to all later records of the partition."""
         self._advance(partition, timestamp_ms)
         self._meter_sets[partition] = meter_set
 
@@ -163,21 +164,23 @@ class Oracle:
         timestamp_ms: int | None = None,
         offset: int = -1,
     ) -> None:
-        """A binding record, at an offset. It holds beyond everything counted so far, or, where it asks for an instant
-        in the past and may cut there, from that instant once `restatement` was told; events of the account wait from
-        `begin_restatement` until then as if they were older than the window."""
+        """Process a binding record.
+
+        A late binding that can change counted periods takes effect at its instant, after `restatement`; from
+        `begin_restatement` until then, events of the account are deferred. Other bindings take effect in the future.
+        """
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
         self.accounts.bind(account, binding, *self._there(partition), offset)
 
     def bind_from_the_start(self, account: str, known: Sequence[Mapping[str, Any]]) -> None:
-        """Bindings that are in force before the first event."""
+        """Set the bindings that are in force before the first event."""
         self.accounts.from_the_start(account, known)
 
     def close(
         self, partition: int, account: str, instant_ms: int, timestamp_ms: int | None = None, offset: int = -1
     ) -> None:
-        """A close record: the account's period that contains `instant_ms` is closed for whatever comes after."""
+        """Process a close record: close the account's period that contains `instant_ms` for later events."""
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
         self.accounts.close(account, instant_ms, offset, len(self._counted[account]))
@@ -185,15 +188,17 @@ class Oracle:
     def begin_restatement(
         self, partition: int, account: str, answers: int, offset: int, timestamp_ms: int | None = None
     ) -> None:
-        """A record at an offset that begins the restatement asked for at offset `answers`: from here on events wait."""
+        """Process the record at `offset` that begins the restatement of the binding at `answers`; defers events."""
         self._advance(partition, timestamp_ms)
         self.accounts.begin(account, answers, offset, *self._there(partition))
 
     def restatement(
         self, partition: int, account: str, offset: int, *, declined: bool = False, timestamp_ms: int | None = None
     ) -> None:
-        """A restatement record on the one at `offset`, which began it: all that was counted of the account is counted
-        again, each event as if the binding had stood before it. Anything else, and a second time, changes nothing."""
+        """Process the record that ends the restatement begun at `offset`.
+
+        Counts all events of the account again as if the binding were older. Other and repeated records do nothing.
+        """
         self._advance(partition, timestamp_ms)
         log_ms, policy = self._there(partition)
         if not self.accounts.answer(account, offset, declined=declined, log_ms=log_ms, policy=policy):
@@ -201,19 +206,19 @@ class Oracle:
         for values in (self.totals, self.cells, self._distinct, self._latest, self._ends):
             _forget(values, account)
         counted, self._counted[account] = self._counted[account], []
-        for number, each in enumerate(counted):
-            at_ms = each.event.time_us // 1000
-            period, _ = self.accounts.counting_period(account, at_ms, each.log_ms, each.grace_ms, number)
-            self._count_all(each.place, each.event, each.fed, period, each.log_ms, each.grace_ms)
+        for number, usage in enumerate(counted):
+            time_ms = usage.event.time_us // 1000
+            period, _ = self.accounts.counting_period(account, time_ms, usage.log_ms, usage.grace_ms, number)
+            self._count_all(usage.place, usage.event, usage.fed, period, usage.log_ms, usage.grace_ms)
 
     def _there(self, partition: int) -> tuple[int, Policy]:
-        """Stream time, and the policy of the meter set in force."""
+        """Stream time and the policy of the meter set in force."""
         meter_set = self._meter_sets[partition]
         policy = Policy(policy_of(meter_set, "future_ms"), policy_of(meter_set, "grace_ms"))
         return self.stream_times.get(partition, 0), policy
 
     def period(self, account: str, instant_ms: int) -> Period:
-        """The account's period containing the instant, by the bindings known so far."""
+        """The account's period that contains the instant, by the bindings processed so far."""
         return self.accounts.period(account, instant_ms)
 
     def counter_sums(self) -> dict[str, int]:
@@ -221,9 +226,9 @@ class Oracle:
         return {name: sum(counters[name] for counters in self.counters.values()) for name in COUNTERS}
 
     def by_dimension(self) -> dict[tuple[str, str, Period, str], int]:
-        """(account, meter, period, dimensions) → value, over hours and arrival buckets.
+        """Map (account, meter, period, dimensions) to the value over all event hours and arrival buckets.
 
-        Without unique meters: which dimensions saw a value first depends on the order of arrival.
+        Omits unique meters: which dimensions see a value first depends on the order of arrival.
         """
         merged: dict[tuple[str, str, Period, str], int] = {}
         ranks: dict[tuple[str, str, Period, str], tuple[int, int, int]] = {}
@@ -255,7 +260,7 @@ class Oracle:
         self.counters[place.partition][ruling.outcome] += 1
 
     def take(self, place: Place, body: object) -> None:
-        """Judge one decoded event at its place; stream time is as the last call left it."""
+        """Process one decoded event at the current stream time."""
         log_ms = self.stream_times[place.partition]
         meter_set = self._meter_sets[place.partition]
         account, identifier = _names(body)
@@ -267,7 +272,7 @@ class Oracle:
         except RejectedError as rejected:
             self._conclude(place, Ruling("rejected", rejected.reason, account, identifier))
             return
-        # An event may come ahead of its time, and its repetition a window after that.
+        # An event may arrive before its own time, and its duplicate a dedup window after that time.
         known_ms = max(0, policy_of(meter_set, "window_ms") - policy_of(meter_set, "future_ms"))
         if event.time_us < (log_ms - known_ms) * 1000 or (fed and self.accounts.is_waiting(event.account, log_ms)):
             self._defer(place, event, fed)
@@ -286,7 +291,7 @@ class Oracle:
         self._conclude(place, Ruling("counted" if fed else "unmetered", None, account, identifier))
 
     def _is_repeated(self, place: Place, arrival: _Winner) -> bool:
-        """Whether the identity was taken before; it is from now on."""
+        """Record the identity; return whether the event is a duplicate."""
         identity = (arrival.event.account, arrival.event.id)
         winner = self._winners.setdefault(identity, arrival)
         if winner is arrival:
@@ -301,23 +306,23 @@ class Oracle:
         return True
 
     def _defer(self, place: Place, event: Event, fed: list[Contribution]) -> None:
-        """An event older than the window has its identity from here on, and counts where its decision stands.
+        """Defer an event older than the dedup window: it counts at its dedup decision.
 
-        A repeat is a duplicate at once. The pipeline may have to defer it first; with its decision it says the same.
+        The oracle rules a duplicate at once. The pipeline may defer the duplicate, but decides the same.
         """
         if not self._is_repeated(place, _Winner(event, None, event.time_us)):
             self._deferred[place] = _Deferred(event, fed)
             self._conclude(place, Ruling("deferred", None, event.account, event.id))
 
     def resolve(self, place: Place, offset: int, event_index: int = 0, timestamp_ms: int | None = None) -> None:
-        """A decision on the event at `place` stands at (offset, event_index) of its partition.
+        """Process the dedup decision, at (offset, event_index), on the deferred event at `place`.
 
-        What it says is worked out here. It holds for what is deferred; for anything else, and a second time, it changes
-        nothing. Meters that were taken away since the event arrived get nothing.
+        Calculates the decision. Does nothing for events that are not deferred. Meters that were retired since the
+        arrival of the event do not count it.
         """
         self._advance(place.partition, timestamp_ms)
-        held = self._deferred.get(place)
-        waits = held and self.accounts.is_waiting(held.event.account, self.stream_times.get(place.partition, 0))
+        waiting = self._deferred.get(place)
+        waits = waiting and self.accounts.is_waiting(waiting.event.account, self.stream_times.get(place.partition, 0))
         deferred = None if waits else self._deferred.pop(place, None)
         if deferred is None:
             return
@@ -333,8 +338,8 @@ class Oracle:
                 self.kept_out.add(place)
             elif left:
                 outcome = "counted"
-                at = Place(place.partition, offset, event_index)
-                self._count_all(at, event, left, period, log_ms, policy_of(meter_set, "grace_ms"))
+                decision = Place(place.partition, offset, event_index)
+                self._count_all(decision, event, left, period, log_ms, policy_of(meter_set, "grace_ms"))
         self.rulings[place] = Ruling(outcome, reason, event.account, event.id)
         self.counters[place.partition]["deferred"] -= 1
         self.counters[place.partition][outcome] += 1
@@ -349,13 +354,13 @@ class Oracle:
         grace_ms: int,
     ) -> None:
         self._counted[event.account].append(_Counted(place, event, fed, log_ms, grace_ms))
-        # A period is known by its start: a binding may cut its end while it runs.
+        # The start identifies a period: a binding may move the end of a running period.
         named = (period[0], self._ends.setdefault((event.account, period[0]), period[1]))
         for contribution in fed:
             self._count(place, event, contribution, named, log_ms)
 
     def _counting_period(self, event: Event, fed: Sequence[Contribution], log_ms: int, grace_ms: int) -> Period | None:
-        """The period the event counts in; None where it is closed and one of its meters says quarantine."""
+        """The period in which the event counts; None if its own is closed and a meter has the policy quarantine."""
         period, late = self.accounts.counting_period(event.account, event.time_us // 1000, log_ms, grace_ms)
         return None if late and any(contribution.quarantine for contribution in fed) else period
 
@@ -392,7 +397,7 @@ class Oracle:
 
 
 def _names(body: object) -> tuple[str, str]:
-    """Account and id as far as they can be read."""
+    """The account and the id; empty text for a value that cannot be read."""
     if not isinstance(body, dict):
         return "", ""
     account, identifier = body.get("subject"), body.get("id")

@@ -1,4 +1,4 @@
-"""The oracle, told what producers wrote down before they sent it."""
+"""A count by the oracle from the files that producers wrote before sending."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ def from_producer_files(
     meter_set: Mapping[str, Any],
     bindings: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Oracle:
-    """Recount from what producers wrote down before sending: one JSON line `{"sent_at": …, "events": […]}` a request.
+    """Count the events of producer files with one JSON line `{"sent_at": …, "events": […]}` per request.
 
-    `sent_at` (int milliseconds, or RFC 3339) stands in for stream time; lines are taken in its order, whatever file
-    they are in, so that totals do not depend on the order of files or lines. Where it would matter which of an
-    identity's arrivals the log took first, the identity is in `order_sensitive`. A deferred event has its decision at
-    once. Totals and `by_dimension` may be
-    compared with a pipeline's; cells may not, since arrival buckets are the log's own. `bindings` are in force from
-    the start. A last line that a killed producer left half-written is ignored; any other bad line raises ValueError.
+    `sent_at` (int milliseconds, or RFC 3339) replaces stream time. Lines of all files are processed in the order of
+    `sent_at`. Identities for which the real order of arrival matters are in `order_sensitive`. Deferred events get
+    their dedup decision at once. Totals and `by_dimension` are comparable with the product's; cells are not, because
+    the files have no arrival buckets. `bindings` are in force from the start. Ignores an incomplete last line of a
+    killed producer; raises ValueError for any other bad line.
     """
     oracle = Oracle(meter_set)
     for account, known in (bindings or {}).items():

@@ -1,6 +1,6 @@
-"""What one event is by the rules, whatever came before it: decoding, checks, quantities, periods, partitions.
+"""Rules that need only one event: decoding, checks, quantities, periods, partitions.
 
-Standard library only; see `oracle.model` for the counting.
+Imports only the standard library. `oracle.model` counts.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _INTEGER_DIGITS_MAX: Final = 4_000
 
 
 class RejectedError(Exception):
-    """The event, or the whole record, is not counted; `reason` says why."""
+    """The event or the whole record is not counted, for the given `reason`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -53,7 +53,7 @@ class RejectedError(Exception):
 
 
 class Event(NamedTuple):
-    """An event that keeps the contract of its envelope."""
+    """An event with a valid envelope."""
 
     account: str
     id: str
@@ -63,7 +63,7 @@ class Event(NamedTuple):
 
 
 class Contribution(NamedTuple):
-    """What one event gives to one meter: `minor` units, or for unique the distinct `text`."""
+    """The contribution of an event to a meter: `minor` units, or the distinct `text` for unique meters."""
 
     meter: str
     aggregation: str
@@ -79,12 +79,12 @@ def policy_of(meter_set: Mapping[str, Any], name: str) -> int:
 
 
 def canonical(value: object) -> str:
-    """JSON text that is the same for the same value: compact, keys sorted."""
+    """Canonical JSON: compact, with sorted keys."""
     return _COMPACT.encode(value)
 
 
 def decode(value: bytes) -> list[Any]:
-    """The events of a record's value; raises `RejectedError` where the record is rejected as one."""
+    """The events of a record's value. Raises `RejectedError` if the whole record is rejected."""
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError:
@@ -105,11 +105,11 @@ def decode(value: bytes) -> list[Any]:
 
 
 def _levels(value: object) -> int:
-    """How deep objects and lists are nested."""
+    """The depth of nested objects and lists."""
     deepest, layer = 0, [value]
-    while layer := [each for each in layer if isinstance(each, dict | list)]:
+    while layer := [node for node in layer if isinstance(node, dict | list)]:
         deepest += 1
-        layer = [part for each in layer for part in (each.values() if isinstance(each, dict) else each)]
+        layer = [part for node in layer for part in (node.values() if isinstance(node, dict) else node)]
     return deepest
 
 
@@ -118,7 +118,7 @@ def _constant(name: str) -> NoReturn:
 
 
 def _fraction(text: str) -> Decimal:
-    """Any JSON number; one whose exponent Decimal cannot hold is as good as infinite."""
+    """Parse a JSON number. An exponent that is too large for Decimal gives infinity."""
     try:
         return Decimal(text)
     except InvalidOperation:
@@ -130,7 +130,7 @@ def _integer(text: str) -> int | Decimal:
 
 
 def event_of(body: object, event_bytes_max: int) -> Event:
-    """Check the envelope in the order in which reasons win."""
+    """Check the envelope. Raises `RejectedError` with the first reason in the order of precedence."""
     if not isinstance(body, dict):
         raise RejectedError("not_an_event")
     try:
@@ -142,7 +142,7 @@ def event_of(body: object, event_bytes_max: int) -> Event:
         raise RejectedError("bad_json") from None
     if length > event_bytes_max:
         raise RejectedError("too_large")
-    # No more levels than brackets: few events need the walk.
+    # Levels cannot exceed brackets, so few events need the count of levels.
     if text.count("{") + text.count("[") > LEVELS_MAX and _levels(body) > LEVELS_MAX:
         raise RejectedError("too_deep")
     if not body.keys() >= _REQUIRED_FIELDS:
@@ -162,7 +162,7 @@ def event_of(body: object, event_bytes_max: int) -> Event:
 
 
 def time_us_of(text: str) -> int:
-    """Microseconds of an RFC 3339 time with an offset; further digits are cut. Raises ValueError."""
+    """Microseconds of an RFC 3339 time with an offset. Cuts further digits. Raises ValueError."""
     match = _TIME.fullmatch(text)
     if match is None:
         raise ValueError(f"not an RFC 3339 time with an offset: {text!r}")
@@ -183,13 +183,13 @@ def _second_us(date: str, clock: str, sign: str | None, hours: str | None, minut
 
 
 def require_home(account: str, partition: int, partitions: int) -> None:
-    """An account's events stand on its own partition only."""
+    """Raise `RejectedError` if the partition is not the account's."""
     if partition_of(account, partitions) != partition:
         raise RejectedError("wrong_partition")
 
 
 def require_in_time(event: Event, log_ms: int, future_ms: int) -> None:
-    """Both limits themselves, the year 1970 and the limit of the future, are still in time."""
+    """Raise `RejectedError` for times before 1970 or after the future limit. Both limits are inclusive."""
     if event.time_us > (log_ms + future_ms) * 1000:
         raise RejectedError("too_far_in_future")
     if event.time_us < 0:
@@ -197,7 +197,7 @@ def require_in_time(event: Event, log_ms: int, future_ms: int) -> None:
 
 
 def contributions(event: Event, meter_set: Mapping[str, Any]) -> list[Contribution]:
-    """What the event gives to each meter that wants it: to all of them or, by `RejectedError`, to none."""
+    """The contributions to all meters that want the event. Raises `RejectedError` if one of the meters rejects it."""
     wanted = [
         meter
         for meter in meter_set["meters"]
@@ -214,12 +214,12 @@ def contributions(event: Event, meter_set: Mapping[str, Any]) -> list[Contributi
 def _contribution(data: dict[str, Any], meter: Mapping[str, Any]) -> Contribution:
     names: dict[str, str] = {}
     for name, path in meter.get("dimensions", {}).items():
-        found, value = _at(data, path)
-        names[name] = _dimension_text(value) if found else ""
+        present, value = _at(data, path)
+        names[name] = _dimension_text(value) if present else ""
     minor, text = 1, ""
     if meter["aggregation"] != "count":
-        found, value = _at(data, meter["value_path"])
-        if not found:
+        present, value = _at(data, meter["value_path"])
+        if not present:
             raise RejectedError("missing_quantity")
         if meter["aggregation"] == "unique":
             text = _text(value) or ""
@@ -237,7 +237,7 @@ def _names_text(items: tuple[tuple[str, str], ...]) -> str:
 
 
 def _at(data: object, path: str) -> tuple[bool, object]:
-    """(whether there is a value at `path`, the value); null is no value."""
+    """(whether `path` has a value, the value). Null counts as no value."""
     for key in path.split(".")[1:]:
         if not isinstance(data, dict) or key not in data:
             return False, None
@@ -261,15 +261,15 @@ def _dimension_text(value: object) -> str:
 
 
 def _passes(data: object, test: Mapping[str, Any]) -> bool:
-    """A missing value is the empty text; one that can be no dimension equals nothing."""
-    found, value = _at(data, test["path"])
-    text = _text(value) if found else ""
+    """Whether the filter accepts the data. A missing value is the empty text; invalid dimensions equal no text."""
+    present, value = _at(data, test["path"])
+    text = _text(value) if present else ""
     among = text is not None and len(text) <= DIMENSION_CHARACTERS_MAX and text in test["values"]
     return among if test.get("operator", "eq") in ("eq", "in") else not among
 
 
 def _minor(value: object, scale: int, *, allow_negative: bool) -> int:
-    """value * 10^scale, exactly; worked out on the digits so that no exponent costs memory."""
+    """Return value * 10^scale exactly. Works on the digits, so large exponents cost no memory."""
     if isinstance(value, str) and len(value) <= _NUMBER_TEXT_CHARACTERS_MAX and _NUMBER.fullmatch(value):
         value = _fraction(value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -294,7 +294,7 @@ def _minor(value: object, scale: int, *, allow_negative: bool) -> int:
 
 
 class Binding(NamedTuple):
-    """How an account's periods are cut from an instant on."""
+    """The rule for an account's periods from an instant on."""
 
     effective_from_ms: int
     anchor_ms: int = 0
@@ -303,17 +303,17 @@ class Binding(NamedTuple):
 
 
 def binding_of(fields: Mapping[str, Any], earliest_ms: int = _FIRST_MS) -> Binding:
-    """The JSON form of `schemas.periods.Binding`, effective at `earliest_ms` or later."""
+    """Read the JSON form of `schemas.periods.Binding`; the binding takes effect at `earliest_ms` or later."""
     cut = {name: fields[name] for name in ("anchor_ms", "interval", "interval_count") if name in fields}
     return Binding(max(int(fields["effective_from_ms"]), earliest_ms), **cut)
 
 
 def period_containing(bindings: Sequence[Binding], instant_ms: int) -> tuple[int, int]:
-    """The period of an account with these bindings (ascending by effective instant) that contains the instant."""
+    """The period that contains the instant, by bindings in ascending order of their effect."""
     start_ms, end_ms, rule = _FIRST_MS, _END_MS, Binding(_FIRST_MS)
     for binding in bindings:
         if binding[1:] == rule[1:]:
-            continue  # the same anchor and interval go on: nothing is cut
+            continue  # anchor and interval do not change
         if binding.effective_from_ms > instant_ms:
             end_ms = binding.effective_from_ms
             break
@@ -327,7 +327,7 @@ def period_containing(bindings: Sequence[Binding], instant_ms: int) -> tuple[int
 
 
 def _steps_about(rule: Binding, instant_ms: int) -> int:
-    """Roughly how many periods lie between the anchor and the instant."""
+    """The approximate number of periods between the anchor and the instant."""
     if rule.interval in ("day", "week"):
         return (instant_ms - rule.anchor_ms) // (rule.interval_count * _days_ms(rule.interval))
     (year, month), (anchor_year, anchor_month) = _month(instant_ms // DAY_MS), _month(rule.anchor_ms // DAY_MS)
@@ -354,7 +354,7 @@ def _moment(instant_ms: int) -> datetime:
 
 @lru_cache(maxsize=10_000)
 def _boundary(rule: Binding, periods: int) -> int:
-    """So many periods after the anchor, each counted from the anchor itself: 31 Jan, 28 Feb, 31 Mar."""
+    """The instant `periods` periods after the anchor. Counts from the anchor itself: 31 Jan, 28 Feb, 31 Mar."""
     steps = periods * rule.interval_count
     if rule.interval in ("day", "week"):
         return min(max(rule.anchor_ms + steps * _days_ms(rule.interval), _FIRST_MS), _END_MS)
@@ -368,7 +368,7 @@ def _boundary(rule: Binding, periods: int) -> int:
 
 @lru_cache(maxsize=10_000)
 def partition_of(account: str, partitions: int) -> int:
-    """The partition of an account: murmur2 of its UTF-8 bytes, without the sign, as Kafka's default partitioner."""
+    """The partition of an account, as Kafka's default partitioner: murmur2 of the UTF-8 bytes, without the sign."""
     return (murmur2(account.encode("utf-8")) & 0x7FFFFFFF) % partitions
 
 
@@ -377,8 +377,8 @@ def murmur2(data: bytes) -> int:
     multiplier, mask = 0x5BD1E995, 0xFFFFFFFF
     state = 0x9747B28C ^ len(data)
     whole = len(data) - len(data) % 4
-    for at in range(0, whole, 4):
-        word = int.from_bytes(data[at : at + 4], "little") * multiplier & mask
+    for start in range(0, whole, 4):
+        word = int.from_bytes(data[start : start + 4], "little") * multiplier & mask
         word = (word ^ word >> 24) * multiplier & mask
         state = state * multiplier & mask ^ word
     if rest := data[whole:]:

@@ -14,18 +14,18 @@ STEPS = 40
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--seed", type=int, help="The first seed; each run takes the next one. Without it a random one.")
-@click.option("--steps", default=STEPS, show_default=True, help="Batches that the producers send in a run.")
-@click.option("--runs", default=1, show_default=True, help="How many runs.")
-@click.option("--processes", default=1, show_default=True, help="How many runs go on at one time.")
-@click.option("--only", multiple=True, help="Let this fault alone happen, by its name in a failing run's output.")
-@click.option("--shrink/--no-shrink", default=True, show_default=True, help="Look for fewer faults that still fail.")
+@click.option("--seed", type=int, help="The first seed; later runs take the next seeds. Random if unset.")
+@click.option("--steps", default=STEPS, show_default=True, help="Number of batches per run.")
+@click.option("--runs", default=1, show_default=True, help="Number of runs.")
+@click.option("--processes", default=1, show_default=True, help="Number of runs at the same time.")
+@click.option("--only", multiple=True, help="Allow only this fault, with the name from the output of a failing run.")
+@click.option("--shrink/--no-shrink", default=True, show_default=True, help="Search for fewer faults that still fail.")
 def simulate(seed: int | None, steps: int, runs: int, processes: int, only: tuple[str, ...], *, shrink: bool) -> None:
-    """Run the whole pipeline through crashes, lost answers, rebalances and losses, and recount.
+    """Run the whole pipeline under crashes, lost answers, rebalances and losses, and compare all views.
 
-    The real processors run on in-memory fakes of the log, Redis, ClickHouse and Stripe, with a simulated clock. One
-    seed draws everything, so a run can be repeated exactly. After the faults everything must come to rest, and every
-    view must hold what the oracle counts from the log's bytes. Exits 1 at the first run that does not.
+    The real processors run on fakes of the log, Redis, ClickHouse and Stripe with a simulated clock. The seed decides
+    the whole run. After the faults the deployment must come to rest, and every view must equal the oracle's count of
+    the log. Exits 1 at the first failing run.
     """
     first = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     click.echo(f"{runs} runs of {steps} steps from seed {first}")

@@ -1,4 +1,4 @@
-"""What can go wrong, how often in this run, and the record of what did."""
+"""The kinds of fault, their rates in a run, and the record of the faults that occurred."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 
 class Fault(StrEnum):
-    """The kinds of fault. Those of the traffic are drawn by the producers and never taken back."""
+    """The kinds of fault. `only` cannot suppress faults of the traffic, which the producers draw."""
 
     REDIS_REFUSED = "redis does not answer"
     REDIS_ANSWER_LOST = "redis' answer is lost after success"
@@ -62,7 +62,7 @@ class Fault(StrEnum):
     PERIOD_PASSED = "a period ends while its events are under way"
 
 
-# What producers and operators do, and what time does; all else befalls a service or a process.
+# Faults caused by producers, operators or time. All other faults affect a service or a process.
 OF_THE_TRAFFIC: Final = frozenset({
     Fault.PRODUCER_CRASH, Fault.METER_SET_CHANGED, Fault.BINDING_CHANGED, Fault.CUSTOMER_CHANGED, Fault.BINDING_LATE,
     Fault.PERIOD_CLOSED, Fault.DUPLICATE, Fault.OTHER_PRODUCER, Fault.OLD_DUPLICATE, Fault.RETRY_OTHER_TIME,
@@ -79,7 +79,7 @@ SERVICE_FAULTS: Final = {
 
 
 class Rates(NamedTuple):
-    """How probable a fault is at each call, and whether the large ones happen at all in a run."""
+    """The probabilities of faults per call, and the large faults that can occur in a run."""
 
     refused: float
     answer_lost: float
@@ -95,7 +95,7 @@ class Rates(NamedTuple):
 
     @classmethod
     def drawn(cls, chance: random.Random) -> Rates:
-        """A profile of a run: some runs are calm in one respect, so that others are seen more clearly."""
+        """Draw the rates of a run. A run without one kind of fault shows the effect of other kinds."""
         level = (0.0, 0.002, 0.01, 0.03)
         return cls(
             refused=chance.choice(level),
@@ -113,7 +113,7 @@ class Rates(NamedTuple):
 
 
 class Faults:
-    """Which faults struck. A fault has a key, the same in every run of the seed; `only` lets no others happen."""
+    """The faults that occurred. A fault's key is the same in every run of the seed; `only` names allowed faults."""
 
     def __init__(self, only: Collection[str] | None = None) -> None:
         self.active = True
@@ -122,7 +122,7 @@ class Faults:
         self._only = None if only is None else frozenset(only)
 
     def strike(self, kind: Fault, key: str) -> bool:
-        """Whether this fault happens; noted if so."""
+        """Return whether the fault occurs, and record it if so."""
         name = f"{kind.name.lower()}@{key}"
         if not self.active or (self._only is not None and name not in self._only):
             return False
@@ -131,5 +131,5 @@ class Faults:
         return True
 
     def note(self, kind: Fault) -> None:
-        """Something of the traffic, or of time, that was really met."""
+        """Record a fault of the traffic or of time."""
         self.counts[kind] += 1

@@ -1,4 +1,4 @@
-"""An asyncio event loop without a clock: when nothing can run, time jumps to the next timer."""
+"""An asyncio event loop with simulated time: if no task can run, time jumps to the next timer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ RESOLUTION_S: Final = 1e-6
 
 
 class Stalled(Exception):
-    """Every task waits for something that nobody will do."""
+    """All tasks wait, and no timer is set."""
 
 
 class _NoSelector(selectors.BaseSelector):
-    """Waits for nothing but time. Registered files (the loop's own pipe) never become ready."""
+    """A selector that only moves time. Registered files (the loop's own pipe) never become ready."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -39,7 +39,7 @@ class _NoSelector(selectors.BaseSelector):
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
-    """Runs coroutines deterministically: ready ones in the order in which they became ready, timers by their time."""
+    """A deterministic event loop: runs tasks in the order in which they became ready, and timers by time."""
 
     def __init__(self) -> None:
         self._simulated = _NoSelector()
@@ -52,7 +52,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
 
 class SimulatedClock:
-    """`schemas.clock.Clock` on a simulated loop; `skew_ms` is how wrong a process's clock is."""
+    """`schemas.clock.Clock` on a simulated loop. `skew_ms` is the error of the clock."""
 
     def __init__(self, loop: SimulatedLoop, origin_ms: int, skew_ms: int = 0) -> None:
         self._loop = loop

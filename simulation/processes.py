@@ -1,4 +1,4 @@
-"""A process of the deployment: it can die at any await, and what it does after that has no effect."""
+"""A simulated process. The process can die at any await; its later calls have no effect."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from schemas.errors import Transient
 from simulation.faults import SERVICE_FAULTS, Fault, Faults, Rates
 
 LATENCY_S: Final = 0.02
-# ClickHouse may take minutes under load, long enough for the fold to go on between two steps of a relay.
+# ClickHouse may take minutes under load; the fold goes on between two steps of a relay.
 SLOW_LATENCY_S: Final = {"redis": 2.0, "log": 5.0, "stripe": 20.0, "clickhouse": 900.0}
-# Shares of calls: answered before anybody else runs, and (the rest) answered slowly. ClickHouse often, so that the fold
-# goes on in the middle of a relay.
+# Shares of calls: AT_ONCE answers before another task runs; above SLOW the answer is slow.
 AT_ONCE: Final = 0.5
 SLOW: Final = {"redis": 0.985, "log": 0.985, "stripe": 0.985, "clickhouse": 0.9}
 STALL_S_MAX: Final = 900.0
 
 
 class Killed(BaseException):
-    """Raised in a dead process at its next call; no handler of the product may hold it up."""
+    """Raised in a dead process at its next call. The product's handlers must not catch it."""
 
 
 class Trace:
-    """A digest of everything that happened, in its order: two equal runs have the same."""
+    """A digest of all events of a run in order. Equal runs have equal digests."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
         self.calls = 0
 
     def note(self, *what: object) -> None:
-        """Add one happening."""
+        """Add an event to the digest."""
         self.calls += 1
         self._hash.update(repr(what).encode())
 
@@ -43,7 +42,7 @@ class Trace:
 
 
 class Process:
-    """One incarnation of a role: reaches services through `Reached`, runs tasks, dies as a whole."""
+    """One incarnation of a role. Calls services through `Reached`; all its tasks die together."""
 
     def __init__(self, name: str, chance: random.Random, faults: Faults, rates: Rates, trace: Trace) -> None:
         self.name = name
@@ -63,7 +62,7 @@ class Process:
         return task
 
     def kill(self) -> None:
-        """Die now, as by kill -9."""
+        """Die now, like after kill -9."""
         self.alive = False
         self._trace.note("killed", self.name)
         for task in self._tasks:
@@ -75,7 +74,7 @@ class Process:
             raise Killed(self.name)
 
     async def reach(self, service: str, name: str, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Make one call to a service, with what may befall it. The draws are the same whatever is suppressed."""
+        """Call a service, with possible faults. Suppressed faults do not change the random draws."""
         self.check()
         self._calls += 1
         key = f"{self.name}.{service}.{name}#{self._calls}"
@@ -109,9 +108,9 @@ class Process:
 
 
 class Reached:
-    """A service as one process reaches it: every coroutine method goes through `Process.reach`.
+    """A proxy of a service for one process: every coroutine method goes through `Process.reach`.
 
-    It stands in for whatever protocol the service has; `cast` it where it is made.
+    Callers `cast` the proxy to the protocol of the service.
     """
 
     def __init__(self, process: Process, service: str, target: object) -> None:

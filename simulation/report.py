@@ -1,4 +1,4 @@
-"""What many runs met together, as text; and the command that shows a failing one again."""
+"""The coverage of many runs as text, and the command that repeats a failing run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN_PAIRS_MAX: Final = 10
 
 
 class Coverage:
-    """How often each kind of fault, and each pair of kinds, was really met, by runs."""
+    """The number of runs in which each kind of fault, and each pair of kinds, occurred."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -25,7 +25,7 @@ class Coverage:
         self.pairs: Counter[tuple[Fault, Fault]] = Counter()
 
     def add(self, counts: Counter[Fault]) -> None:
-        """Take one run."""
+        """Add the faults of one run."""
         met = sorted(kind for kind, count in counts.items() if count)
         self.runs += 1
         self.kinds.update(met)
@@ -33,15 +33,15 @@ class Coverage:
         self.pairs.update(combinations(met, 2))
 
     def missing(self) -> Sequence[Fault]:
-        """Kinds that no run met."""
+        """The kinds that occurred in no run."""
         return [kind for kind in Fault if not self.kinds[kind]]
 
     def missing_pairs(self) -> int:
-        """Pairs of kinds that no run met together."""
+        """The number of pairs of kinds that occurred together in no run."""
         return len(list(combinations(Fault, 2))) - len(self.pairs)
 
     def text(self) -> str:
-        """A table of the kinds, how many pairs were met, and the rarest ones."""
+        """A table of the kinds, the number of pairs that occurred, and the rarest pairs."""
         width = max(len(kind.value) for kind in Fault)
         rows = [f"  {'what befell':<{width}}  {'times':>9}  {'in runs':>8}"]
         rows += [f"  {kind.value:<{width}}  {self.struck[kind]:>9,}  {self.kinds[kind]:>8,}" for kind in Fault]
@@ -53,13 +53,13 @@ class Coverage:
 
 
 def replay_command(seed: int, steps: int, only: Sequence[str]) -> str:
-    """The command that runs a seed again, with these faults alone."""
+    """The command that repeats a seed with only these faults."""
     named = "".join(f" --only {shlex.quote(name)}" for name in only)
     return f".venv/bin/python -m simulation --seed {seed} --steps {steps}{named or ' --only none'}"
 
 
 def failure_text(outcome: RunResult) -> str:
-    """What went wrong in a run."""
+    """The failures of a run as text."""
     shown = [f"  {failure.where}: {failure.what}" for failure in outcome.failures[:SHOWN_FAILURES_MAX]]
     more = len(outcome.failures) - len(shown)
     return "\n".join([*shown, f"  and {more} more"] if more > 0 else shown)

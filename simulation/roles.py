@@ -1,4 +1,4 @@
-"""The roles as processes of the simulation: the product's processors in a loop of reading, stepping and committing."""
+"""The roles in the simulation: the product's processors in a loop that reads, steps and commits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SENDER: Final = SenderPolicy(hold_retry_ms=60 * MINUTE_MS)
 
 
 class Slot:
-    """A place where a supervisor keeps one process of a role running, and the partitions it is to have."""
+    """A process of a role that a supervisor restarts, with its assigned partitions."""
 
     def __init__(self, role: str, number: int, wanted: set[int]) -> None:
         self.role = role
@@ -62,16 +62,16 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """Role and number."""
+        """The role and the number, such as worker-0."""
         return f"{self.role}-{self.number}"
 
     def want(self, partition: int, *, given: bool) -> None:
-        """Give or take a partition."""
+        """Assign or revoke a partition."""
         (self.wanted.add if given else self.wanted.discard)(partition)
         self._changed.set()
 
     async def changed(self) -> None:
-        """Wait until the wanted partitions change."""
+        """Wait until the assigned partitions change."""
         await self._changed.wait()
         self._changed.clear()
 
@@ -79,7 +79,7 @@ class Slot:
 async def run_role(
     services: Services, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random
 ) -> None:
-    """One incarnation of a role, until it fails. Returns never."""
+    """Run one incarnation of a role until it fails. Never returns."""
     await {"worker": _worker, "archive": _archive, "router": _router, "sink": _sink}[slot.role](
         services, slot, process, clock, chance
     )
@@ -137,7 +137,7 @@ def _log(services: Services, process: Process) -> WatchedLog:
 
 
 class _ReachedView:
-    """The live view as one process reaches it."""
+    """The live view through the proxies of one process."""
 
     def __init__(self, services: Services, process: Process) -> None:
         def reached(store: object) -> Any:
@@ -167,7 +167,7 @@ async def _workers(
     log: WatchedLog,
     chance: random.Random,
 ) -> None:
-    """One worker per wanted partition; a worker ends between two steps once its partition is not wanted any more."""
+    """Run a worker per assigned partition. A worker ends between two steps after its partition is revoked."""
     workers: dict[int, asyncio.Task[None]] = {}
     while True:
         for partition in sorted(slot.wanted):
@@ -191,7 +191,7 @@ async def _partition_worker(
     partition: int,
     chance: random.Random,
 ) -> None:
-    """Read, step, commit the offset last: what Faust does for the product, without Faust."""
+    """Read, step, then commit the offset, as Faust does in the product."""
     topic = processor.topic
     start = await processor.start_offset(partition)
     offset = (await log.committed(group, topic, partition) or 0) if start is None else start
@@ -210,7 +210,7 @@ async def _partition_worker(
 async def _relaying(
     owned: Callable[[], set[int]], relay: Callable[[int], Awaitable[object]], interval_s: float = RELAY_INTERVAL_S
 ) -> None:
-    """Relay the owned partitions for ever; what does not answer is tried again at the next round."""
+    """Relay the owned partitions for ever. The next round repeats after a `Transient` error."""
     while True:
         for partition in sorted(owned()):
             try:

@@ -1,4 +1,4 @@
-"""One run of a seed, and what to do with a failing one: replay it with fewer and fewer faults."""
+"""Runs a seed, and searches for a smaller set of faults that still fails."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from simulation.verify import unsettled, verify
 from simulation.world import Failure, World
 
 REST_S: Final = 300.0
-# A worker whose relay takes two cells at a time needs eighty of them for a restatement, and the rest may need as many.
+# A relay of two cells per round needs eighty rounds for a restatement; other work may need as many.
 ROUNDS_MAX: Final = 600
 SHRINK_RUNS_MAX: Final = 200
 SEEDS_AT_ONCE: Final = 5
 
 
 class RunResult(NamedTuple):
-    """What one run gave. `digest` is the same for the same seed, steps and faults, in any process."""
+    """The result of a run. The same seed, steps and faults give the same `digest` in any process."""
 
     seed: int
     failures: tuple[Failure, ...]
@@ -41,10 +41,10 @@ class RunResult(NamedTuple):
 
 
 def run(seed: int, steps: int, only: Collection[str] | None = None) -> RunResult:
-    """Run one seed to its end. Raises nothing that the run itself can find: it stands in `failures`."""
-    # What the product logs about faults is of no interest here, and costs half the time.
+    """Run one seed to its end. Errors of the product are in `failures`, not raised."""
+    # The product logs many faults; logging would double the time of a run.
     logging.disable(logging.CRITICAL)
-    # A run's garbage is small, and looking for it in the middle costs an eighth of the time.
+    # A run leaves little garbage; collections would take an eighth of the time.
     collecting = gc.isenabled()
     gc.disable()
     loop = SimulatedLoop()
@@ -71,29 +71,30 @@ def run(seed: int, steps: int, only: Collection[str] | None = None) -> RunResult
 
 
 def run_all(seeds: Sequence[int], steps: int, only: Collection[str] | None, processes: int) -> Iterator[RunResult]:
-    """The outcomes of all seeds, in their order, so many at one time. The same as one after the other."""
+    """Yield the results of all seeds in order. `processes` seeds run at once; the results do not depend on it."""
     one = functools.partial(run, steps=steps, only=only)
     if processes == 1:
         yield from map(one, seeds)
         return
-    # Forked processes would take a pool's locks along.
+    # Forked processes would inherit the locks of thread pools.
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         yield from pool.imap(one, seeds, chunksize=SEEDS_AT_ONCE)
 
 
 def _left(world: World) -> Iterator[object]:
-    """All that a run leaves behind, the same in every process: what struck, log, stores and Stripe."""
+    """The final state of a run: faults, log, stores and Stripe. The same in every process."""
     yield from world.faults.struck
     yield sorted(world.faults.counts.items())
     for place, records in sorted(world.log.appended.items()):
-        yield from ((place, each.offset, each.timestamp_ms, each.key, each.value, each.headers) for each in records)
-    for partition, held in sorted(world.store.server.partitions.items()):
-        yield partition, held.checkpoint, sorted(held.cells.items()), sorted(held.reports.items())
-        yield sorted((key, sorted(fields.items())) for key, fields in held.totals.items())
-        yield sorted((key, sorted(members)) for key, members in held.marks.items())
+        for record in records:
+            yield place, record.offset, record.timestamp_ms, record.key, record.value, record.headers
+    for partition, stored in sorted(world.store.server.partitions.items()):
+        yield partition, stored.checkpoint, sorted(stored.cells.items()), sorted(stored.reports.items())
+        yield sorted((key, sorted(fields.items())) for key, fields in stored.totals.items())
+        yield sorted((key, sorted(members)) for key, members in stored.marks.items())
     yield sorted(world.clickhouse.events.items())
     yield sorted(world.clickhouse.cells.items())
-    yield [(each.event, each.received_ms, each.code) for each in world.stripe.events]
+    yield [(sent.event, sent.received_ms, sent.code) for sent in world.stripe.events]
 
 
 def _let_go(loop: SimulatedLoop) -> None:
@@ -116,7 +117,7 @@ async def _lived(world: World) -> None:
 
 
 async def _at_rest(world: World) -> None:
-    """The liveness phase: everything must converge, within a bounded simulated time."""
+    """The liveness phase: all work must end within a bounded simulated time."""
     interval_ms = world.report_interval_ms
     closing_ms = (world.clock.now_ms() // interval_ms + 1) * interval_ms + HOUR_MS
     what = ""
@@ -134,28 +135,28 @@ async def _at_rest(world: World) -> None:
 
 
 async def _moving(world: World, closed_ms: int) -> str:
-    """What is still under way, or nothing."""
+    """A text that names unfinished work; empty if there is none."""
     for partition in range(PARTITIONS):
-        held = world.store.server.partitions.get(partition)
-        checkpoint = held.checkpoint if held else None
+        stored = world.store.server.partitions.get(partition)
+        checkpoint = stored.checkpoint if stored else None
         end = world.log.end(EVENTS_TOPIC, partition)
-        if held is None or checkpoint is None or checkpoint.next_offset < end or checkpoint.stream_time_ms < closed_ms:
+        if not stored or not checkpoint or checkpoint.next_offset < end or checkpoint.stream_time_ms < closed_ms:
             return f"the rollup of partition {partition}"
         archived = world.clickhouse.archived.get(partition)
         if archived is None or archived.next_offset < end:
             return f"the archive of partition {partition}"
-        waits = any(state.pending for state in held.accounts.values())
-        if waits or held.dirty or held.duplicates or held.reports or held.deferred:
+        waits = any(state.pending for state in stored.accounts.values())
+        if waits or stored.dirty or stored.duplicates or stored.reports or stored.deferred:
             return f"the relays of partition {partition}"
-        # Told anew in the bucket of the restatement: until that closes it is in flight, also where there is nothing to
-        # tell.
+        # Intents of a restatement are in flight until the report bucket of the restatement closes, even if no total
+        # changes.
         open_ms = checkpoint.stream_time_ms // world.report_interval_ms * world.report_interval_ms
-        if any(cut.before_bucket_ms >= open_ms for state in held.accounts.values() for cut in state.restatements):
+        if any(cut.before_bucket_ms >= open_ms for state in stored.accounts.values() for cut in state.restatements):
             return f"the report bucket of a restatement of partition {partition}"
         relayed = world.clickhouse.relayed.get(partition)
         if relayed is None or relayed.stream_time_ms < closed_ms:
             return f"the relay of partition {partition}"
-        if any(cell.bucket_ms + HOUR_MS <= closed_ms for cell in held.cells):
+        if any(cell.bucket_ms + HOUR_MS <= closed_ms for cell in stored.cells):
             return f"cells of closed hours of partition {partition}"
         routed = await world.log.committed("tidemark-router", INBOX_TOPIC, partition) or 0
         if routed < world.log.end(INBOX_TOPIC, partition):
@@ -171,9 +172,11 @@ def shrunk(
     still_fails: Callable[[RunResult], bool] | None = None,
     runs_max: int = SHRINK_RUNS_MAX,
 ) -> list[str]:
-    """A smaller set of faults that still makes the run fail, by leaving out halves, quarters, … (ddmin, Zeller), in
-    `runs_max` runs at most."""
-    fails = still_fails or (lambda found: bool(found.failures))
+    """A smaller set of faults that still makes the run fail (ddmin, Zeller: omit halves, quarters, …).
+
+    Makes at most `runs_max` runs.
+    """
+    fails = still_fails or (lambda result: bool(result.failures))
     kept, parts, runs = list(dict.fromkeys(outcome.struck)), 2, 0
     while len(kept) >= 1 and runs < runs_max:
         size = max(1, len(kept) // parts)

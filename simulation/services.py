@@ -1,4 +1,4 @@
-"""The services as the simulation holds them: the fakes, with what can befall a whole service at once."""
+"""The fakes of the services, extended by faults of a whole service."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ GAP_PROBABILITY: Final = 0.05
 
 
 class WatchedLog(FakeLog):
-    """The log's fake, with a copy of everything that was ever appended, readers that can wait for more, and gaps
-    between offsets as transactions and compaction leave them."""
+    """The log's fake with a copy of all appended records, readers that can wait, and gaps between offsets.
+
+    Transactions and compaction leave such gaps in Kafka.
+    """
 
     def __init__(self, clock: Clock, chance: random.Random) -> None:
         super().__init__(clock)
@@ -38,7 +40,7 @@ class WatchedLog(FakeLog):
     async def append(
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
     ) -> int:
-        """As the fake."""
+        """Like the fake; wakes waiting readers."""
         offset = await super().append(topic, partition, value, key=key, headers=headers)
         part = self._partitions[topic, partition]
         self.appended.setdefault((topic, partition), []).append(part.records[-1])
@@ -48,13 +50,13 @@ class WatchedLog(FakeLog):
         return offset
 
     async def read(self, topic: str, partition: int, offset: int, records_max: int = 500) -> list[Record]:
-        """As the fake, over gaps."""
+        """Like the fake; skips gaps between offsets."""
         records = self._partition(topic, partition).records
         start = bisect.bisect_left(records, offset, key=lambda record: record.offset)
         return records[start : start + records_max]
 
     def first(self, topic: str, partition: int) -> int:
-        """The offset of the first record that is still there."""
+        """The offset of the oldest record that the log keeps."""
         records = self._partitions[topic, partition].records
         return records[0].offset if records else 0
 
@@ -64,7 +66,7 @@ class WatchedLog(FakeLog):
         return records[-1].next_offset if records else 0
 
     async def grown(self, topic: str, partition: int, offset: int, patience_s: float) -> None:
-        """Return once the partition reaches beyond `offset`, or after `patience_s`."""
+        """Return when the partition has a record at or after `offset`, or after `patience_s`."""
         if self.end(topic, partition) > offset:
             return
         loop = asyncio.get_running_loop()
@@ -83,7 +85,7 @@ def _wake(waiting: asyncio.Future[None]) -> None:
 
 
 class LosingView(FakeLiveView):
-    """Redis' fake, which can go back to an earlier state: what a server loses without fsync, or at a fail-over."""
+    """The fake of Redis, which can return to an earlier state, like a server without fsync or after a fail-over."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -91,16 +93,16 @@ class LosingView(FakeLiveView):
         self.accounts: WatchedAccounts = WatchedAccounts(self.server, clock)
 
     def copy(self) -> dict[int, Any]:
-        """The whole state as it is now."""
-        return {number: _copied(held) for number, held in self.server.partitions.items()}
+        """A copy of the whole state."""
+        return {number: _copied(stored) for number, stored in self.server.partitions.items()}
 
     def restore(self, state: dict[int, Any]) -> None:
-        """Be as it was then. What was written since is lost."""
-        self.server.partitions = {number: _copied(held) for number, held in state.items()}
+        """Return to an earlier state; later writes are lost."""
+        self.server.partitions = {number: _copied(stored) for number, stored in state.items()}
 
 
 class WatchedAccounts(FakeAccounts):
-    """As the fake; notes who asked for which account, and when."""
+    """Like the fake; records when which account was read."""
 
     def __init__(self, server: FakeServer, clock: Clock) -> None:
         super().__init__(server)
@@ -110,7 +112,7 @@ class WatchedAccounts(FakeAccounts):
     async def accounts(
         self, partition: int, accounts: Sequence[str]
     ) -> tuple[Checkpoint | None, dict[str, AccountState]]:
-        """As the fake; notes when that was, and what stream time the states belonged to."""
+        """Like the fake; records the time of the read and the stream time of the states."""
         checkpoint, states = await super().accounts(partition, accounts)
         if checkpoint is not None:
             for account in accounts:
@@ -119,7 +121,7 @@ class WatchedAccounts(FakeAccounts):
 
 
 class CountedState(FakeState):
-    """As the fake; counts commits and the slices of marks."""
+    """Like the fake; counts commits and slices of marks."""
 
     def __init__(self, view: LosingView) -> None:
         super().__init__(view.server)
@@ -129,7 +131,7 @@ class CountedState(FakeState):
         self.before_commit: dict[int, list[asyncio.Future[Any]]] = {}
 
     async def commit(self, partition: int, believed: Any, changes: Any) -> None:
-        """As the fake; counts, so that a loss can be aimed at a commit."""
+        """Like the fake; counts commits and copies the state before requested commits."""
         self.commits += 1
         for waiting in self.before_commit.pop(self.commits, ()):
             if not waiting.done():
@@ -140,7 +142,7 @@ class CountedState(FakeState):
 
 
 class Services(NamedTuple):
-    """What a simulated process can reach."""
+    """The services of a simulated process."""
 
     log: WatchedLog
     store: LosingView
@@ -149,15 +151,15 @@ class Services(NamedTuple):
     genesis: Genesis
 
 
-def _copied(held: Any) -> Any:
-    """Two levels deep: what lies below is never changed in place."""
+def _copied(state: Any) -> Any:
+    """Copy two levels; deeper values are never changed in place."""
 
     def copied(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: inner.copy() if isinstance(inner, dict | set) else inner for key, inner in value.items()}
         return value
 
-    return type(held)(**{each.name: copied(getattr(held, each.name)) for each in dataclasses.fields(held)})
+    return type(state)(**{field.name: copied(getattr(state, field.name)) for field in dataclasses.fields(state)})
 
 
 _STRIPE = {
@@ -172,7 +174,7 @@ _STRIPE = {
 
 
 class StripeFaults:
-    """Draws what befalls each send."""
+    """Draws the faults of sends to Stripe."""
 
     def __init__(self, chance: random.Random, faults: Faults, rate: float) -> None:
         self._chance = chance

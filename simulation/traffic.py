@@ -1,4 +1,4 @@
-"""What producers send, drawn from the run's seed: fresh events, repeats of every sort, late, broken, foreign ones."""
+"""The events of the producers, drawn from the seed: new, repeated, late, broken and foreign events."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, Final, NamedTuple
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from simulation.faults import Fault, Faults
 
-# Three hours before a month that begins where the first slice of marks ends, which is cut by the default window: so
-# months, days and slices of the meter set's own window end within a run.
+# Three hours before a month begins and the first slice of marks ends (by the default dedup window). Months, days and
+# slices of the meter set's own dedup window therefore end within a run.
 ORIGIN_MS: Final = 1_801_440_000_000 - 3 * HOUR_MS
 WINDOW_MS: Final = 2 * HOUR_MS
-# What repeats with a fresh timestamp must arrive within the window, however long the router is down.
+# A duplicate with a new timestamp must arrive within the dedup window, even if the router is down for long.
 REPEAT_MS_MAX: Final = WINDOW_MS - 50 * MINUTE_MS
 PARTITIONS: Final = 2
 ACCOUNTS: Final = ("ada", "bob", "cyd", "dora", "eve", "fay")
@@ -31,9 +31,9 @@ POLICY: Final[dict[str, int]] = {
     "grace_ms": 20 * MINUTE_MS,
     "event_bytes_max": 2_048,
 }
-# A report bucket that holds several arrival hours, and an arrival hour that holds several report buckets.
 METER_SET_VERSIONS: Final = 4
 WITHOUT_A_METER: Final = 3
+# A report bucket with several arrival hours, or an arrival hour with several report buckets.
 REPORT_INTERVALS_MS: Final = (2 * HOUR_MS, 15 * MINUTE_MS)
 METERS: Final[list[dict[str, Any]]] = [
     {"slug": "requests", "event_type": "request", "aggregation": "count", "dimensions": {"region": "$.region"},
@@ -55,7 +55,7 @@ LATER_METER: Final[dict[str, Any]] = {
 
 
 def meter_set(version: int, report_interval_ms: int) -> dict[str, Any]:
-    """The meter set as JSON: version 2 has one more meter, 3 is without it, 4 has it again and a longer grace."""
+    """The meter set as JSON. Version 2 adds a meter, 3 removes that meter, 4 adds it again with a longer grace."""
     policy = {**POLICY, "report_interval_ms": report_interval_ms}
     if version == METER_SET_VERSIONS:
         policy["grace_ms"] *= 2
@@ -64,12 +64,12 @@ def meter_set(version: int, report_interval_ms: int) -> dict[str, Any]:
 
 
 def customers(account: str) -> tuple[str, str]:
-    """Who may pay for an account: its first customer, and the one it may get later."""
+    """The possible payers of an account: the first customer and a later one."""
     return f"cus_{account}", f"cus_{account}_later"
 
 
 class Sent(NamedTuple):
-    """An event as it was sent first: by whom, when, its own time, and its JSON object."""
+    """The first sending of an event: producer, time of sending, event time and JSON object."""
 
     producer: str
     at_ms: int
@@ -78,7 +78,7 @@ class Sent(NamedTuple):
 
 
 class Traffic:
-    """Draws one producer's events. What was sent last is repeated, also by other producers: `sent` is theirs too."""
+    """Draws the events of one producer, and repeats recent events of all producers, which share `sent`."""
 
     def __init__(self, producer: str, chance: random.Random, faults: Faults, sent: deque[Sent]) -> None:
         self._producer = producer
@@ -87,7 +87,7 @@ class Traffic:
         self._sent = sent
 
     def batch(self, now_ms: int) -> list[Any]:
-        """One to sixty events as JSON values; some are repeats, some broken."""
+        """Draw one to sixty events as JSON values; some are duplicates, some are malformed."""
         size = 60 if self._chance.random() < LARGE_BATCHES else self._chance.choice((1, 1, 3, 6, 12))
         return [self._one(now_ms) for _ in range(size)]
 
@@ -100,7 +100,7 @@ class Traffic:
         return self._fresh(now_ms)
 
     def _fresh(self, now_ms: int) -> dict[str, Any]:
-        # Of the run's own chance: uuid4 asks the system.
+        # uuid4 would take randomness from the system, not from the seed.
         event_id = str(uuid.UUID(int=self._chance.getrandbits(128), version=4))
         account, time_ms = self._chance.choice(ACCOUNTS), now_ms + self._drift_ms(now_ms)
         body = {
@@ -127,7 +127,7 @@ class Traffic:
             case "sample":
                 data = {"gb": chance.choice((chance.randrange(50), f"{chance.randrange(50)}.5"))}
             case "balance":
-                # Few different values on both sides of 0, so that the least comes again.
+                # Few values on both sides of 0: the minimum comes again.
                 balance = f"{chance.randrange(-9, 9)}.{chance.choice((0, 25))}"
                 data = {"balance": balance, "currency": chance.choice(("eur", "usd"))}
             case "seats":
@@ -137,7 +137,7 @@ class Traffic:
         return {"type": kind, "data": data}
 
     def _drift_ms(self, now_ms: int) -> int:
-        """How far the event's own time is from now."""
+        """The difference between event time and now."""
         draw = self._chance.random()
         if draw < 0.10:
             self._faults.note(Fault.LATE)
@@ -149,15 +149,15 @@ class Traffic:
             self._faults.note(Fault.AHEAD)
             return self._chance.choice((2 * MINUTE_MS, 4 * MINUTE_MS, HOUR_MS))
         if draw < 0.20:
-            # Right at an hour, or at a period's end, and one millisecond before it.
+            # Exactly at an hour or at a period's end, or one millisecond before.
             return HOUR_MS * self._chance.choice((0, 1)) - now_ms % HOUR_MS - self._chance.choice((0, 1))
         return -self._chance.randrange(MINUTE_MS)
 
     def _repeat(self, now_ms: int) -> dict[str, Any] | None:
-        """Something sent before: long ago and unchanged, or within the dedup window.
+        """Repeat an event: an old event unchanged, or an event within the dedup window.
 
-        What was ahead of its time then, and refused, is not old before that time is: by then another arrival of it,
-        with a time of its own, may have been counted and its mark be gone.
+        An event from the future was refused at first and is old only after its own time. Earlier, another arrival with
+        another time may have been counted and its mark may be gone.
         """
         old_ms = now_ms - WINDOW_MS - 10 * MINUTE_MS
         old = [sent for sent in self._sent if max(sent.at_ms, sent.time_ms) < old_ms]
@@ -186,7 +186,7 @@ class Traffic:
         return {**sent.body, "subject": other}
 
     def _again(self, sent: Sent) -> Sent:
-        """What was sent before, and may still be on its way by another producer: which comes first is open."""
+        """Record a repetition of another producer's event; either may arrive first."""
         if sent.producer != self._producer:
             self._faults.note(Fault.OTHER_PRODUCER)
         return sent

@@ -1,4 +1,4 @@
-"""After the rest: every view against the oracle and against every other (I1, and what docs/guarantees.md promises)."""
+"""Compares every view with the oracle and with the other views at the end of a run (I1, docs/guarantees.md)."""
 
 from __future__ import annotations
 
@@ -34,15 +34,14 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 SHOWN_MAX = 5
-# A window spans three halves at most, and the next is made before the first is gone.
+# A dedup window spans at most three slices, and the next slice begins before the first expires.
 SLICES_MAX = 4
-# Between a sink's look at an account and its attempt in the log lie the call that makes sure of the meter, and the
-# append: each may be suspended, and be slow.
+# Between reading an account and its attempt, a sink checks the meter and appends. Both calls may be slow or stall.
 LOOKED_MS_MAX = round(2_000 * (STALL_S_MAX + SLOW_LATENCY_S["stripe"]))
 
 
 def oracle_of(world: World) -> Oracle:
-    """The oracle, told everything that was ever appended to `usage.events`."""
+    """The oracle after all records that were ever appended to `usage.events`."""
     oracle = Oracle(meter_set(1, world.report_interval_ms) | {"meters": []}, partitions=PARTITIONS)
     for partition in range(PARTITIONS):
         version = 0
@@ -52,7 +51,7 @@ def oracle_of(world: World) -> Oracle:
 
 
 def _tell(oracle: Oracle, world: World, record: Record, version: int) -> int:
-    """One record; the version of the meter set in force after it."""
+    """Pass one record to the oracle; returns the version of the meter set in force after the record."""
     headers, value = dict(record.headers), record.value or b""
     kind, signature = headers.get(CONTROL_HEADER), headers.get(SIGNATURE_HEADER)
     if kind is None or signature in world.forged or signature in world.foreign:
@@ -61,45 +60,45 @@ def _tell(oracle: Oracle, world: World, record: Record, version: int) -> int:
             place = Place(record.partition, record.offset, 0)
             oracle.rulings[place] = oracle.rulings[place]._replace(reason="bad_control")
         return version
-    at = (record.partition, record.timestamp_ms)
+    moment = (record.partition, record.timestamp_ms)
     match ControlKind(kind.decode()):
         case ControlKind.METER_SET:
             proposed = MeterSetRecord.model_validate_json(value).meter_set
             if proposed.version > version:
                 oracle.set_meter_set(record.partition, proposed.model_dump(mode="json"), record.timestamp_ms)
                 return proposed.version
-            oracle.tick(*at)
+            oracle.tick(*moment)
         case ControlKind.BINDING:
-            told = BindingRecord.model_validate_json(value)
-            fields = told.binding.model_dump(mode="json")
-            oracle.bind(record.partition, told.account, fields, record.timestamp_ms, record.offset)
+            bound = BindingRecord.model_validate_json(value)
+            fields = bound.binding.model_dump(mode="json")
+            oracle.bind(record.partition, bound.account, fields, record.timestamp_ms, record.offset)
         case ControlKind.CLOSE:
             closed = CloseRecord.model_validate_json(value)
             oracle.close(record.partition, closed.account, closed.instant_ms, record.timestamp_ms, record.offset)
         case ControlKind.RESTATEMENT:
-            made = RestatementRecord.model_validate_json(value)
-            answers, at_ms = offset_of(made.position), record.timestamp_ms
-            if made.begins:
-                oracle.begin_restatement(record.partition, made.account, answers, record.offset, at_ms)
+            restated = RestatementRecord.model_validate_json(value)
+            answers, log_ms = offset_of(restated.position), record.timestamp_ms
+            if restated.begins:
+                oracle.begin_restatement(record.partition, restated.account, answers, record.offset, log_ms)
             else:
                 before = len(oracle.accounts.declined)
-                declined = bool(made.declined)
-                oracle.restatement(record.partition, made.account, answers, declined=declined, timestamp_ms=at_ms)
-                # The third meter set takes a meter away, whose usage then cannot be told to Stripe in other periods.
-                lost = "lost its Stripe event name" in made.declined and version >= WITHOUT_A_METER
+                declined = bool(restated.declined)
+                oracle.restatement(record.partition, restated.account, answers, declined=declined, timestamp_ms=log_ms)
+                # The third meter set retires a meter, whose usage cannot move to other periods at Stripe any more.
+                lost = "lost its Stripe event name" in restated.declined and version >= WITHOUT_A_METER
                 if len(oracle.accounts.declined) > before and not lost:
-                    world.fail("late bindings", f"{made.account}: declined without need: {made.declined}")
+                    world.fail("late bindings", f"{restated.account}: declined without need: {restated.declined}")
         case ControlKind.DEDUP_DECISION:
             for index, decision in enumerate(DedupDecisionRecord.model_validate_json(value).decisions):
-                judged = Place(record.partition, offset_of(decision.position), index_of(decision.position))
-                oracle.resolve(judged, record.offset, index, record.timestamp_ms)
+                deferred = Place(record.partition, offset_of(decision.position), index_of(decision.position))
+                oracle.resolve(deferred, record.offset, index, record.timestamp_ms)
         case _:
-            oracle.tick(*at)
+            oracle.tick(*moment)
     return version
 
 
 async def verify(world: World) -> None:
-    """Every comparison; what differs becomes a failure of the run."""
+    """Make all comparisons. A difference becomes an error of the run."""
     oracle = oracle_of(world)
     _checkpoints(world, oracle)
     _acknowledged(world, oracle)
@@ -128,7 +127,7 @@ def _positive(values: dict[Any, int]) -> dict[Any, int]:
 
 
 def _acknowledged(world: World, oracle: Oracle) -> None:
-    """Whatever a producer was told is safe, was received by the rollup's log."""
+    """Check that the log has every acknowledged event."""
     received = {(decision.account, decision.id) for decision in oracle.rulings.values()}
     for value in world.acknowledged:
         try:
@@ -142,11 +141,11 @@ def _acknowledged(world: World, oracle: Oracle) -> None:
 
 
 def _met(world: World) -> None:
-    """What only time brings: the log's first records gone, a period that ended within the run."""
+    """Record faults of time: removed first records, late bindings, a period that ended within the run."""
     if any(world.log.first(EVENTS_TOPIC, partition) > 0 for partition in range(PARTITIONS)):
         world.faults.note(Fault.RETENTION_PASSED)
-    for held in world.store.server.partitions.values():
-        for _ in [cut for state in held.accounts.values() for cut in state.restatements]:
+    for stored in world.store.server.partitions.values():
+        for _ in [cut for state in stored.accounts.values() for cut in state.restatements]:
             world.faults.note(Fault.BINDING_LATE)
     periods: defaultdict[str, set[int]] = defaultdict(set)
     for account, _, start_ms in _redis_totals(world):
@@ -161,10 +160,10 @@ def _checkpoints(world: World, oracle: Oracle) -> None:
         if checkpoint is None:
             world.fail("checkpoint", f"partition {partition} has none")
             continue
-        told = checkpoint.counters._asdict()
+        counters = checkpoint.counters._asdict()
         if not checkpoint.counters.conserved:
-            world.fail("conservation", f"partition {partition}: {told}")
-        _differ(world, f"counters of partition {partition}", oracle.counters[partition], told)
+            world.fail("conservation", f"partition {partition}: {counters}")
+        _differ(world, f"counters of partition {partition}", oracle.counters[partition], counters)
 
 
 def _oracle_totals(oracle: Oracle) -> dict[Any, int]:
@@ -174,8 +173,8 @@ def _oracle_totals(oracle: Oracle) -> dict[Any, int]:
 def _redis_totals(world: World) -> dict[Any, int]:
     return {
         (key.account, meter, key.period_start_ms): parse_value(text).minor
-        for held in world.store.server.partitions.values()
-        for key, fields in held.totals.items()
+        for stored in world.store.server.partitions.values()
+        for key, fields in stored.totals.items()
         for meter, text in fields.items()
     }
 
@@ -205,9 +204,7 @@ def _archived(world: World) -> dict[Any, int]:
 
 
 def _oracle_duplicates(oracle: Oracle) -> dict[Any, int]:
-    return {
-        (each.place.partition, position(each.place.offset, each.place.event_index)): 1 for each in oracle.duplicates
-    }
+    return {(place.partition, position(place.offset, place.event_index)): 1 for place, *_ in oracle.duplicates}
 
 
 def _oracle_reasons(oracle: Oracle) -> dict[Any, str]:
@@ -219,14 +216,14 @@ def _oracle_reasons(oracle: Oracle) -> dict[Any, str]:
 
 
 def _quarantined(world: World) -> dict[Any, str]:
-    """Each position once: a crash may have written an entry twice."""
-    found: dict[Any, str] = {}
+    """The reasons by position. After a crash an entry may be there twice."""
+    reasons: dict[Any, str] = {}
     for record in _records(world, REJECTED_TOPIC):
-        told = {name.removeprefix("tidemark-"): text.decode() for name, text in record.headers}
-        key = (int(told["partition"]), int(told["offset"]), int(told["index"]))
-        if found.setdefault(key, told["reason"]) != told["reason"]:
+        headers = {name.removeprefix("tidemark-"): text.decode() for name, text in record.headers}
+        key = (int(headers["partition"]), int(headers["offset"]), int(headers["index"]))
+        if reasons.setdefault(key, headers["reason"]) != headers["reason"]:
             world.fail("usage.rejected", f"two reasons at {key}")
-    return found
+    return reasons
 
 
 def _records(world: World, topic: str) -> Iterator[Record]:
@@ -235,7 +232,7 @@ def _records(world: World, topic: str) -> Iterator[Record]:
 
 
 def unsettled(world: World) -> int:
-    """Intents without an outcome, of periods that have begun: Stripe takes no usage of the future."""
+    """The number of intents without outcome in periods that have begun. Stripe refuses usage of the future."""
     waiting, settled = set[str](), set[str]()
     for record in _records(world, REPORTS_TOPIC):
         entry = json.loads(record.value or b"{}")
@@ -248,19 +245,19 @@ def unsettled(world: World) -> int:
 
 
 def _intents(world: World) -> dict[str, Intent]:
-    """By identifier; the same intent may stand twice, two different ones under one identifier may not."""
-    found: dict[str, Intent] = {}
+    """The intents by identifier. An intent may be there twice, but not with two deltas."""
+    intents: dict[str, Intent] = {}
     for record in _records(world, REPORTS_TOPIC):
         if b'"kind":"intent"' in (record.value or b""):
             intent = Intent.model_validate_json(record.value or b"")
-            if found.setdefault(intent.identifier, intent).delta_minor != intent.delta_minor:
+            if intents.setdefault(intent.identifier, intent).delta_minor != intent.delta_minor:
                 world.fail("intents", f"two deltas under {intent.identifier}")
-    return found
+    return intents
 
 
 def _replaced(world: World, intent: Intent) -> bool:
     """Whether its account was cut again since, so that the live view says another intent tells its usage."""
-    states = (held.accounts.get(intent.account) for held in world.store.server.partitions.values())
+    states = (stored.accounts.get(intent.account) for stored in world.store.server.partitions.values())
     return any(state and is_replaced(state, intent.period_start_ms, intent.bucket_start_ms) for state in states)
 
 
@@ -272,20 +269,23 @@ def _intent_sums(intents: dict[str, Intent]) -> dict[Any, int]:
 
 
 def _payers(world: World, oracle: Oracle) -> dict[str, set[str]]:
-    """By identifier, the customers that attempts name. Each must be who pays, by what a sink saw of the account in a
-    view that reached the end of the intent's bucket."""
+    """The customers of the attempts by identifier.
+
+    Checks that each customer is the payer by a state of the account that the sink had read, at or after the end of the
+    intent's report bucket.
+    """
     named: defaultdict[str, set[str]] = defaultdict(set)
     intents = _intents(world)
     for record in _records(world, REPORTS_TOPIC):
         if b'"kind":"attempt"' not in (record.value or b""):
             continue
-        attempt, at_ms = Attempt.model_validate_json(record.value or b""), record.timestamp_ms
+        attempt, append_ms = Attempt.model_validate_json(record.value or b""), record.timestamp_ms
         intent, instant_ms = intents[attempt.identifier], attempt.timestamp_s * 1000
         account = intent.account
         looked = {
             log_ms
             for seen_ms, log_ms in world.store.accounts.looked[account]
-            if at_ms - LOOKED_MS_MAX <= seen_ms <= at_ms and log_ms >= intent.bucket_end_ms
+            if append_ms - LOOKED_MS_MAX <= seen_ms <= append_ms and log_ms >= intent.bucket_end_ms
         }
         paying = set[str]().union(*(oracle.accounts.payers(account, instant_ms, log_ms) for log_ms in looked))
         if attempt.stripe_customer not in (paying if attempt.replaces_ms is None else named[attempt.identifier]):
@@ -295,47 +295,47 @@ def _payers(world: World, oracle: Oracle) -> dict[str, set[str]]:
 
 
 def _stripe(world: World, oracle: Oracle, intents: dict[str, Intent]) -> None:
-    """Each intent of a paying account exactly once, with its own value, in its own period, to its own customer."""
+    """Check that Stripe has each intent once, with the right value, period and customer; none for the free account."""
     payers = _payers(world, oracle)
-    held: defaultdict[str, list[Any]] = defaultdict(list)
+    sent: defaultdict[str, list[Any]] = defaultdict(list)
     everything = _intents(world)
-    for each in world.stripe.events:
-        intent = everything.get(each.event.identifier)
+    for stored in world.stripe.events:
+        intent = everything.get(stored.event.identifier)
         if intent is not None and _replaced(world, intent):
             world.fail("stripe", f"{intent.identifier}: was sent although its usage was counted again")
-        held[each.event.identifier].append(each.event)
+        sent[stored.event.identifier].append(stored.event)
     now_ms = world.clock.now_ms()
     expected = {
         identifier: 1
         for identifier, intent in intents.items()
         if intent.account != FREE and intent.period_start_ms <= now_ms
     }
-    # What was carried into a period that begins in a few minutes may be there already, as Stripe takes such timestamps.
+    # Usage carried into a period that begins in a few minutes may be there already: Stripe accepts such timestamps.
     early = {identifier for identifier, intent in intents.items() if now_ms < intent.period_start_ms}
-    found = {key: len(events) for key, events in held.items() if key not in early or len(events) > 1}
-    _differ(world, "stripe: events by identifier", expected, found)
-    for identifier, events in held.items():
+    counts = {key: len(events) for key, events in sent.items() if key not in early or len(events) > 1}
+    _differ(world, "stripe: events by identifier", expected, counts)
+    for identifier, events in sent.items():
         intent, event = intents.get(identifier), events[0]
         if intent is None:
             continue
-        told = (event.event_name, event.stripe_customer, Decimal(event.value))
+        content = (event.event_name, event.stripe_customer, Decimal(event.value))
         value = Decimal(intent.delta_minor).scaleb(-intent.scale)
         meant = [(intent.event_name, customer, value) for customer in payers.get(identifier, ())]
-        if told not in meant:
-            world.fail("stripe", f"{identifier}: {told} instead of one of {meant}")
+        if content not in meant:
+            world.fail("stripe", f"{identifier}: {content} instead of one of {meant}")
         start_ms, end_ms = oracle.period(intent.account, intent.period_start_ms)
         if start_ms != intent.period_start_ms or not start_ms <= event.timestamp_s * 1000 < end_ms:
             world.fail("stripe", f"{identifier}: its timestamp lies outside its period")
 
 
 def _bounded(world: World) -> None:
-    """Nothing is left in the outbox, and no more marks than the window needs."""
-    for partition, held in world.store.server.partitions.items():
+    """Check that the outbox is empty and that marks never exceeded the dedup window's slices."""
+    for partition, stored in world.store.server.partitions.items():
         left = {
-            "dirty": len(held.dirty),
-            "duplicates": len(held.duplicates),
-            "reports": len(held.reports),
-            "deferred": len(held.deferred),
+            "dirty": len(stored.dirty),
+            "duplicates": len(stored.duplicates),
+            "reports": len(stored.reports),
+            "deferred": len(stored.deferred),
         }
         if any(left.values()):
             world.fail("outbox", f"partition {partition}: {left}")
@@ -345,14 +345,14 @@ def _bounded(world: World) -> None:
 
 
 async def _reconciled(world: World) -> None:
-    """The product's own reconciler says the same."""
+    """Check that the product's reconciler reports no unexpected difference."""
     views = Views(world.store, world.clickhouse, world.clickhouse, world.log, world.stripe, world.stripe)
     report = await reconcile(views, world.clock, policy=ReconcilePolicy(stripe_reads_per_s=1000.0))
-    rejected = any(each.code for each in world.stripe.events)
+    rejected = any(event.code for event in world.stripe.events)
     for row in report.rows:
         early = row.period is not None and row.period.start_ms > world.clock.now_ms()
-        # What Stripe took a moment ago, or an hour that a tick has just closed, is in flight to the reconciler, and
-        # rightly so; both were compared with the oracle before.
+        # For the reconciler, recent events at Stripe and hours that a tick has just closed are in flight. Both were
+        # compared with the oracle before.
         recent = row.cause is Cause.IN_FLIGHT and row.pair in (Pair.STRIPE, Pair.HOURLY)
         rejection = row.cause is Cause.REJECTED_BY_STRIPE and rejected
         if row.cause is Cause.CONFLICT or rejection or early or recent:

@@ -1,4 +1,4 @@
-"""One simulated deployment: services, supervised processes, producers, an operator, and what befalls all of them."""
+"""A simulated deployment: services, supervised processes, producers, an operator and all faults."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from simulation.traffic import (
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.stripe.fake import FakeStripe
 
-# Longer than any reader is ever behind, however often it dies: what is gone then is an operator's affair.
+# Longer than any reader lags. Records that a reader needs are never removed.
 RETENTION_MS: Final = 4 * HOUR_MS
 SPAN_S: Final = 6 * 3600.0
 SKEW_MS_MAX: Final = 2 * MINUTE_MS
@@ -52,14 +52,14 @@ FAILOVER_S_MAX: Final = 1_800.0
 
 
 class Failure(NamedTuple):
-    """What must not happen: who saw it, and what."""
+    """An error that the run has found, and the place that found it."""
 
     where: str
     what: str
 
 
 class World:
-    """Everything of one run. `seed` draws all of it; `only` lets no other faults strike than those named."""
+    """The state of one run. `seed` decides the run; `only` names the allowed faults."""
 
     def __init__(self, loop: SimulatedLoop, seed: int, steps: int, only: Collection[str] | None = None) -> None:
         self.loop = loop
@@ -94,22 +94,22 @@ class World:
         self._tasks: list[asyncio.Task[None]] = []
 
     def chance(self, name: str) -> random.Random:
-        """A stream of its own for each name, the same in every process."""
+        """A separate random stream per name, the same in every process."""
         return random.Random(f"{self.seed}/{name}")
 
     def process_clock(self, name: str) -> SimulatedClock:
-        """A process's own clock, right or wrong."""
+        """The clock of a process, possibly skewed."""
         if self.rates.skews and name not in self._skews:
             skew_ms = self.chance(f"skew {name}").randrange(-SKEW_MS_MAX, SKEW_MS_MAX)
             self._skews[name] = skew_ms if self.faults.strike(Fault.CLOCK_SKEW, name) else 0
         return SimulatedClock(self.loop, ORIGIN_MS, self._skews.get(name, 0))
 
     def fail(self, where: str, what: str) -> None:
-        """Note what must not happen."""
+        """Record an error."""
         self.failures.append(Failure(where, what))
 
     async def start(self) -> None:
-        """Topics, genesis records, meter set, accounts; then the processes."""
+        """Create topics, genesis records, the meter set and accounts; then start the processes."""
         kept_ms = RETENTION_MS if self.forgets else -1
         await self.log.create_topics(
             [
@@ -130,7 +130,7 @@ class World:
             self._tasks.append(asyncio.ensure_future(self._supervise(slot)))
 
     async def change_meter_set(self) -> None:
-        """Apply the next version everywhere."""
+        """Append the next version of the meter set to every partition."""
         self.meter_set_version += 1
         record = MeterSetRecord(
             meter_set=MeterSet.model_validate(meter_set(self.meter_set_version, self.report_interval_ms))
@@ -139,20 +139,20 @@ class World:
 
     async def bind(self, account: str, **fields: Any) -> None:
         """Bind an account to its customer, or mark it free."""
-        made = {
+        binding = {
             "effective_from_ms": ORIGIN_MS - 40 * DAY_MS,
             "billing": Billing.FREE if account == FREE else Billing.MAPPED,
             "stripe_customer": "" if account == FREE else customers(account)[0],
             **fields,
         }
-        await self.control(account, BindingRecord(account=account, binding=Binding.model_validate(made)))
+        await self.control(account, BindingRecord(account=account, binding=Binding.model_validate(binding)))
 
     async def control(self, account: str, record: Control) -> None:
         """Append a control record to the account's partition."""
         await append_control(self.log, SECRET, partition_of(account, PARTITIONS), record)
 
     async def safety(self) -> None:
-        """The phase with faults: traffic, and everything that can happen to it."""
+        """The safety phase: traffic and all faults."""
         producers = [self._produce(f"producer-{number}", self.steps // 3 + 1) for number in range(3)]
         befalling = [
             self._crashes(), self._rebalances(), self._operator(),
@@ -165,7 +165,7 @@ class World:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def calm(self) -> None:
-        """The end of all faults: what is down comes up, everybody has a customer."""
+        """End all faults: start stopped processes and bind every account to a customer."""
         self.faults.active = False
         for account in ACCOUNTS:
             await self.bind(account, interval=Interval.MONTH, anchor_ms=0)
@@ -173,7 +173,7 @@ class World:
             slot.down_until_s = 0.0
 
     def stop(self) -> None:
-        """End all processes."""
+        """Stop all processes."""
         for task in self._tasks:
             task.cancel()
         for slot in self.slots:
@@ -181,7 +181,7 @@ class World:
                 slot.process.kill()
 
     async def _supervise(self, slot: Slot) -> None:
-        """Keep one process of the slot running, as an init system would."""
+        """Restart the process of a slot whenever it ends, like an init system."""
         chance = self.chance(f"supervisor {slot.name}")
         services = Services(self.log, self.store, self.clickhouse, self.stripe, self.genesis)
         while True:
@@ -204,18 +204,18 @@ class World:
                 slot.down_until_s = self.loop.time() + chance.uniform(60, OUTAGE_S_MAX)
 
     def _judge(self, slot: Slot, name: str, work: asyncio.Task[None]) -> None:
-        """Why a process ended: killed, or by an error that a restart heals, or one that a person must."""
+        """Accept the end of a process, act as the operator, or record an error."""
         try:
             work.result()
         except (Killed, asyncio.CancelledError, Transient, Fenced):
             return
         except OperatorNeeded as error:
             self._remedy(slot, error)
-        except Exception:  # noqa: BLE001  whatever it is, the run has found it
+        except Exception:  # noqa: BLE001  any other error is a failure of the run
             self.fail(name, traceback.format_exc())
 
     def _remedy(self, slot: Slot, error: OperatorNeeded) -> None:
-        """What an operator does on such a message; a message without a reason fails the run."""
+        """Do what the error message tells the operator. A message without a cause is an error of the run."""
         if "--replay-from-start" in str(error) and self.faults.counts[Fault.REDIS_EMPTIED] and slot.role == "worker":
             slot.replays_from_start = True
         elif "the store was emptied or replaced" in str(error) and self.faults.counts[Fault.REDIS_EMPTIED]:
@@ -224,7 +224,7 @@ class World:
             self.fail(slot.name, f"an operator was called for without need: {error}")
 
     def _replace(self, slot: Slot) -> None:
-        """A process that is suspended loses its partitions to another of its role; it learns of it too late."""
+        """Move the partitions of a suspended process to another process of the role. The process may learn late."""
         others = [other for other in self.slots if other.role == slot.role and other is not slot]
         if others and slot.process is not None:
             for partition in sorted(slot.wanted):
@@ -241,12 +241,12 @@ class World:
 
     @staticmethod
     def _take(slot: Slot, other: Slot, partition: int) -> None:
-        # Never from the last one that has it.
+        # The last owner of a partition keeps it.
         if partition in other.wanted:
             slot.want(partition, given=False)
 
     async def _produce(self, name: str, steps: int) -> None:
-        """A producer: the application's SDK or the gateway (keyed, batched), or a foreign one to the inbox."""
+        """Run a producer: like the emitter or the gateway (keyed, batched), or a foreign producer to the inbox."""
         chance = self.chance(name)
         traffic = Traffic(name, chance, self.faults, self._sent)
         skew_ms = chance.randrange(-SKEW_MS_MAX, SKEW_MS_MAX) if self.rates.skews else 0
@@ -271,7 +271,7 @@ class World:
         return [(EVENTS_TOPIC, partition, value) for partition, value in batches(placed)]
 
     async def _append(self, chance: random.Random, key: str, topic: str, partition: int, value: bytes) -> None:
-        """Append until it is acknowledged, as an SDK does, unless the producer dies."""
+        """Append until the log acknowledges, like the emitter, or until the producer dies."""
         while True:
             draw = chance.random()
             if draw < self.rates.refused and self.faults.strike(Fault.LOG_REFUSED, key):
@@ -287,7 +287,7 @@ class World:
             return
 
     async def _operator(self) -> None:
-        """Binds accounts, closes periods, changes the meter set; and somebody forges records."""
+        """Bind accounts, close periods, change the meter set, and forge records."""
         chance = self.chance("operator")
         while True:
             await asyncio.sleep(chance.expovariate(8 / SPAN_S))
@@ -317,13 +317,13 @@ class World:
 
     @staticmethod
     def _effective(chance: random.Random, now_ms: int) -> dict[str, int]:
-        # Half of them soon: cuts within the bucket that is open show who pays on which side.
+        # Half of the bindings take effect soon: changes within the open report bucket test the payer on both sides.
         around = (-600, 200) if chance.random() < 0.5 else (-10, 30)
         return {"effective_from_ms": (now_ms // MINUTE_MS + chance.randrange(*around)) * MINUTE_MS}
 
-    async def _forge(self, chance: random.Random, secret: bytes, said: Genesis) -> None:
+    async def _forge(self, chance: random.Random, secret: bytes, genesis: Genesis) -> None:
         partition = chance.randrange(PARTITIONS)
-        await append_control(self.log, secret, partition, Tick(**said.model_dump()))
+        await append_control(self.log, secret, partition, Tick(**genesis.model_dump()))
         record = self.log.appended[EVENTS_TOPIC, partition][-1]
         (self.foreign if secret == SECRET else self.forged).add(record.headers[1][1])
 
@@ -340,11 +340,11 @@ class World:
         for number in range(self.rates.rebalances):
             await asyncio.sleep(chance.expovariate(self.rates.rebalances / SPAN_S))
             slot = chance.choice([slot for slot in self.slots if slot.role != "router" and slot.wanted])
-            other = next(each for each in self.slots if each.role == slot.role and each is not slot)
+            other = next(other for other in self.slots if other.role == slot.role and other is not slot)
             self._move(slot, other, chance.choice(sorted(slot.wanted)), f"{number}", late=chance.random() < 0.6)
 
     async def _lost_seconds(self) -> None:
-        """Redis dies and loses what it had not fsynced: up to a second from some commit on."""
+        """Kill Redis and lose up to a second of writes without fsync, from some commit on."""
         chance = self.chance("lost seconds")
         for number in range(self.rates.lost_seconds):
             state = await self._state_before_commit(chance.randrange(1, 2 * self.steps + 2))
@@ -353,7 +353,7 @@ class World:
                 self._restore(state)
 
     async def _fail_over(self) -> None:
-        """Redis fails over to a replica that was behind for long."""
+        """Fail over to a Redis replica that lagged for long."""
         if not self.rates.fails_over:
             return
         chance = self.chance("fail over")
@@ -372,7 +372,7 @@ class World:
         self.store.restore(state)
 
     async def _emptied(self) -> None:
-        """Redis loses everything; only where the log reaches back to its start is there a way on."""
+        """Empty Redis, but only if the log has its first records: otherwise there is no remedy."""
         if not self.rates.empties or self.forgets:
             return
         await asyncio.sleep(self.chance("emptied").uniform(600, SPAN_S))
@@ -382,7 +382,7 @@ class World:
 
 
 def _is_whole(state: dict[int, Any]) -> bool:
-    """Whether every partition had begun: a store without a checkpoint is an emptied one."""
+    """Whether every partition has a checkpoint. A store without a checkpoint counts as emptied."""
     return all(partition in state and state[partition].checkpoint for partition in range(PARTITIONS))
 
 

@@ -1,7 +1,7 @@
 """The `tidemark` command. One module per kind of user: roles, developers (dev, emit, usage), operators.
 
-Imported by nobody; it may import everything. The invariant it keeps: an error of ours is one line that says the
-remedy, and an exit code that a script can act on (1 drift or failure, 2 bad input, 3 an operator must choose).
+Imported by no other package; may import all. Invariant: an error of the project is one line with the remedy, and an
+exit code for scripts (1 drift or failure, 2 bad input, 3 an operator must choose).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def cli() -> None:
                               python -m simulation --runs 100
 
     Settings come from the environment (TIDEMARK_…); see docs/settings.md. While `tidemark dev` runs, commands
-    started in the same folder find it by themselves.
+    in the same folder use its settings.
     """
 
 
@@ -47,7 +47,7 @@ for command in (
 
 
 def main(command: click.Command = cli) -> None:
-    """The entry point of a command line: errors of ours become one line and an exit code."""
+    """The entry point of a command line. An error of the project becomes one line and an exit code."""
     try:
         command(standalone_mode=False)
     except click.ClickException as error:

@@ -1,4 +1,4 @@
-"""`python -m pipeline.cli`, for processes that start others of us."""
+"""`python -m pipeline.cli`: the `tidemark` command without its script."""
 
 from pipeline.cli import main
 

@@ -1,29 +1,25 @@
-"""What commands share: settings that know a running `tidemark dev`, and running a coroutine to its end."""
+"""Settings of the commands, with the defaults of a running `tidemark dev`."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pipeline.local import DEV_FILE
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
 
-T = TypeVar("T")
-
 
 def data_dir() -> Path:
-    """Where `dev` keeps its data: TIDEMARK_DATA_DIR, or .tidemark in this folder."""
+    """The data directory of `tidemark dev`: TIDEMARK_DATA_DIR, or .tidemark in this folder."""
     return Path(os.environ.get("TIDEMARK_DATA_DIR", ".tidemark"))
 
 
 def running() -> dict[str, Any] | None:
-    """What a running `tidemark dev` wrote down for us, or None."""
+    """The `dev.json` of a running `tidemark dev`, or None."""
     path = data_dir() / DEV_FILE
     if not path.exists():
         return None
@@ -32,16 +28,10 @@ def running() -> dict[str, Any] | None:
 
 
 def settings() -> Settings:
-    """The settings of this command: the environment's, and where it says nothing, the running `dev`'s."""
+    """The settings from the environment; a running `tidemark dev` gives the variables that are not set."""
     from pipeline.settings import load_settings
 
-    found = running()
-    if found is not None:
-        for name, value in found["environment"].items():
+    if document := running():
+        for name, value in document["environment"].items():
             os.environ.setdefault(name, value)
     return load_settings()
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end."""
-    return asyncio.run(main)

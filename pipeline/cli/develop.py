@@ -1,4 +1,4 @@
-"""Commands of the application developer: dev, emit, usage, key."""
+"""Commands for application developers: dev, emit, usage, key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.context import data_dir, run, running, settings
+from pipeline.cli.context import data_dir, running, settings
 from pipeline.local import DEV_FILE
 from schemas.errors import InvalidInput, Refused, Transient
 
@@ -23,12 +23,12 @@ from schemas.errors import InvalidInput, Refused, Transient
 def dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | None, workers: int) -> None:
     """Run everything on this machine until ctrl-C. Data stays in .tidemark/.
 
-    Log, Valkey, the ClickHouse engine, a Stripe simulator and all roles; no Docker, nothing to install. Prints an
-    API key and where everything listens.
+    Starts the log, Valkey, the ClickHouse engine, a Stripe simulator and all roles, without Docker. Prints an API key
+    and all addresses.
     """
     if workers > 1 and not kafka:
         raise InvalidInput("--workers", "the embedded log has one reader per group; add --kafka")
-    run(_dev(kafka, port, clickhouse_port, meter_set_path, workers))
+    asyncio.run(_dev(kafka, port, clickhouse_port, meter_set_path, workers))
 
 
 async def _dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | None, workers: int) -> None:
@@ -73,9 +73,9 @@ Press ctrl-C to stop."""
 def _gateway() -> tuple[str, str]:
     import os
 
-    found = running()
-    url = os.environ.get("TIDEMARK_GATEWAY_URL") or (found["gateway_url"] if found else "")
-    key_text = os.environ.get("TIDEMARK_API_KEY") or (found["api_key"] if found else "")
+    document = running() or {}
+    url = os.environ.get("TIDEMARK_GATEWAY_URL") or document.get("gateway_url", "")
+    key_text = os.environ.get("TIDEMARK_API_KEY") or document.get("api_key", "")
     if not url:
         raise InvalidInput(
             "TIDEMARK_GATEWAY_URL", "is not set and no `tidemark dev` runs here; start it, or set the URL"
@@ -90,12 +90,8 @@ def _call(method: str, path: str, **arguments: Any) -> dict[str, Any]:
 
     url, key_text = _gateway()
     try:
-        answer = httpx.request(
-            method,
-            url + path,
-            headers={"authorization": f"Bearer {key_text}", **arguments.pop("headers", {})},
-            **arguments,
-        )
+        headers = {"authorization": f"Bearer {key_text}", **arguments.pop("headers", {})}
+        answer = httpx.request(method, url + path, headers=headers, **arguments)
     except httpx.HTTPError as error:
         raise Transient(f"the gateway at {url} did not answer: {error}") from error
     if answer.status_code in (401, 403):
@@ -108,9 +104,9 @@ def _call(method: str, path: str, **arguments: Any) -> dict[str, Any]:
 
 @click.command()
 @click.argument("event_type")
-@click.option("--account", required=True, help="The account the usage belongs to.")
+@click.option("--account", required=True, help="The account of the usage.")
 @click.option("--data", default="{}", help="The event's data as a JSON object.")
-@click.option("--id", "event_id", help="The operation's own id; the same id again is counted once. A UUID if unset.")
+@click.option("--id", "event_id", help="The event id; events with the same id are counted once. A UUID if unset.")
 @click.option("--time", "event_time", help="RFC 3339 time; now if unset.")
 def emit(event_type: str, account: str, data: str, event_id: str | None, event_time: str | None) -> None:
     """Send one usage event through the gateway and print its answer.
@@ -143,18 +139,18 @@ def emit(event_type: str, account: str, data: str, event_id: str | None, event_t
 
 
 @click.command()
-@click.option("--account", help="One account; all of them if unset (then --meter is needed).")
-@click.option("--meter", help="One meter, from ClickHouse; without it the account's current period, live from Redis.")
+@click.option("--account", help="One account. All accounts if unset; then --meter is required.")
+@click.option("--meter", help="One meter, from ClickHouse. If unset, the account's current period, from Redis.")
 @click.option("--from", "from_", help="RFC 3339 instant on a whole hour (with --meter).")
 @click.option("--to", help="RFC 3339 instant on a whole hour (with --meter).")
-@click.option("--window", type=click.Choice(["hour", "day", "month"]), help="Cut the answer in time.")
+@click.option("--window", type=click.Choice(["hour", "day", "month"]), help="One row per hour, day or month.")
 @click.option("--timezone", help="Time zone of the windows, such as Europe/Berlin.")
 @click.option("--group-by", help="Dimensions, separated by commas.")
 def usage(
     account: str | None, meter: str | None, from_: str | None, to: str | None, window: str | None,
     timezone: str | None, group_by: str | None,
 ) -> None:  # fmt: skip
-    """Print usage as the gateway answers it.
+    """Print usage from the gateway as JSON.
 
     \b
     tidemark usage --account acme
@@ -165,40 +161,41 @@ def usage(
             raise InvalidInput("--account", "give an account, or a --meter")
         click.echo(json.dumps(_call("GET", f"/v1/accounts/{account}/usage"), indent=2))
         return
-    given = {
+    options = {
         "meter": meter, "account": account, "from": from_, "to": to, "window": window,
         "timezone": timezone, "group_by": group_by,
     }  # fmt: skip
-    parameters = {name: value for name, value in given.items() if value is not None}
+    parameters = {name: value for name, value in options.items() if value is not None}
     click.echo(json.dumps(_call("GET", "/v1/usage", params=parameters), indent=2))
 
 
 @click.group()
 def key() -> None:
-    """Make and revoke API keys."""
+    """Create and revoke API keys."""
+
+
+def _keys_file() -> Path:
+    path = settings().api_keys
+    if path is None:
+        raise InvalidInput("TIDEMARK_API_KEYS", "is not set; name the file that holds the keys' hashes")
+    return path
 
 
 @key.command("create")
 @click.option("--role", type=click.Choice(["ingest", "read", "admin"]), required=True)
 @click.option("--account", default=None, help="Restrict the key to one account.")
 def key_create(role: str, account: str | None) -> None:
-    """Print a new API key; only its hash is stored."""
+    """Print a new API key. Only the hash of the key is stored."""
     from pipeline.clock import SystemClock
     from pipeline.http.api_keys import Role, create_key
 
-    path = settings().api_keys
-    if path is None:
-        raise InvalidInput("TIDEMARK_API_KEYS", "is not set; name the file that holds the keys' hashes")
-    click.echo(create_key(path, Role(role), SystemClock(), account)[0])
+    click.echo(create_key(_keys_file(), Role(role), SystemClock(), account)[0])
 
 
 @key.command("revoke")
 @click.argument("key_id")
 def key_revoke(key_id: str) -> None:
-    """Revoke a key by its id, the first part of its text after tm_. Gateways notice at once."""
+    """Revoke a key by its id, the first part after tm_. Gateways notice at once."""
     from pipeline.http.api_keys import revoke_key
 
-    path = settings().api_keys
-    if path is None:
-        raise InvalidInput("TIDEMARK_API_KEYS", "is not set; name the file that holds the keys' hashes")
-    click.echo(f"revoked {revoke_key(path, key_id).id}")
+    click.echo(f"revoked {revoke_key(_keys_file(), key_id).id}")

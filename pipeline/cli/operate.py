@@ -1,19 +1,20 @@
-"""Commands of the operator: meters, account, close-period, quarantine, reconcile, doctor."""
+"""Commands for operators: meters, account, close-period, quarantine, reconcile, doctor."""
 
 from __future__ import annotations
 
 import json
+from asyncio import run
 from pathlib import Path
 
 import click
 
 from aggregators.instants import format_instant_ms, parse_instant_us
-from pipeline.cli.context import run, settings
+from pipeline.cli.context import settings
 from schemas.errors import InvalidInput
 
 
 def instant_ms(field: str, text: str) -> int:
-    """Milliseconds of an RFC 3339 option."""
+    """Parse an RFC 3339 option to UTC milliseconds. Raises `InvalidInput`."""
     parsed = parse_instant_us(text)
     if parsed is None:
         raise InvalidInput(field, f"{text!r} is not RFC 3339 with an offset, such as 2026-11-01T00:00:00Z")
@@ -36,19 +37,19 @@ def meters_schema() -> None:
 @meters.command("check")
 @click.argument("file", type=click.Path(path_type=Path))
 def meters_check(file: Path) -> None:
-    """Read a meter set file and say what is wrong with it, without applying it."""
+    """Check a meter set file and print the first error. Does not apply the file."""
     from pipeline.open import read_meter_set
 
-    found = read_meter_set(file)
-    click.echo(f"{file}: version {found.version}, {len(found.meters)} meters, valid")
+    meter_set = read_meter_set(file)
+    click.echo(f"{file}: version {meter_set.version}, {len(meter_set.meters)} meters, valid")
 
 
 @meters.command("apply")
 @click.argument("file", type=click.Path(path_type=Path))
 def meters_apply(file: Path) -> None:
-    """Write a meter set into the log; it takes effect on each partition from its record on.
+    """Write a meter set into the log. In each partition it applies to all later events.
 
-    The version must be higher than the one in force, and a meter that exists keeps its definition.
+    The version must be higher than the version in force, and existing meters must keep their definitions.
     """
     from pipeline.commands.operations import apply_meter_set_file
 
@@ -60,8 +61,9 @@ def meters_show() -> None:
     """Print the meter set in force."""
     from pipeline.open import meter_set_in_force
 
-    found = run(meter_set_in_force(settings()))
-    click.echo(found.model_dump_json(indent=2, exclude_defaults=True) if found else "no meter set has been applied")
+    meter_set = run(meter_set_in_force(settings()))
+    text = meter_set.model_dump_json(indent=2, exclude_defaults=True) if meter_set else "no meter set has been applied"
+    click.echo(text)
 
 
 @click.group()
@@ -71,20 +73,20 @@ def account() -> None:
 
 @account.command("bind")
 @click.argument("name")
-@click.option("--anchor", default="1970-01-01T00:00:00Z", show_default=True, help="Where periods are counted from.")
+@click.option("--anchor", default="1970-01-01T00:00:00Z", show_default=True, help="The instant at which periods begin.")
 @click.option("--interval", type=click.Choice(["day", "week", "month", "year"]), default="month", show_default=True)
 @click.option("--interval-count", default=1, show_default=True)
-@click.option("--from", "from_", help="When it takes effect; as early as it can if unset.")
+@click.option("--from", "from_", help="The instant of effect; the earliest possible if unset.")
 @click.option("--customer", default="", help="The Stripe customer, cus_…; unmapped if unset.")
 @click.option("--free", is_flag=True, help="Never report this account to Stripe.")
 def account_bind(
     name: str, anchor: str, interval: str, interval_count: int, from_: str | None, customer: str, free: bool
 ) -> None:
-    """Set an account's period anchor and Stripe customer, from an instant on.
+    """Set an account's period anchor and Stripe customer from an instant on.
 
-    A new anchor may take effect in the past, as far as periods are not closed and nobody was named to pay for their
-    usage: it is counted again. Else it takes effect after stream time and the future limit. The customer holds from
-    --from on, or for all usage not yet reported.
+    A new anchor may take effect in the past if the affected periods are open and have no payer; their usage is counted
+    again. Otherwise the anchor takes effect after stream time plus the future limit. The customer pays for usage from
+    --from on, or for all unreported usage if --from is unset.
     """
     from pipeline.commands.operations import bind_account
     from schemas.periods import Billing, Binding, Interval
@@ -114,9 +116,9 @@ def account_show(name: str) -> None:
 @click.argument("name")
 @click.argument("instant")
 def close_period(name: str, instant: str) -> None:
-    """Close the period of account NAME that contains INSTANT, before its grace has passed.
+    """Close the period of account NAME that contains INSTANT before its grace ends.
 
-    Later usage of it follows its meters' policy: carried forward, or quarantined. Cannot be undone.
+    Later usage of the period follows the late policy of its meter: carry forward or quarantine. Cannot be undone.
     """
     from pipeline.commands.operations import close_account_period
 
@@ -125,18 +127,18 @@ def close_period(name: str, instant: str) -> None:
 
 @click.group()
 def quarantine() -> None:
-    """Look at events that were not counted, and send them again."""
+    """List events that were not counted, and send them again."""
 
 
-_REASON = click.option("--reason", help="Only this reason, such as wrong_partition.")
+_REASON = click.option("--reason", help="Only entries with this reason, such as wrong_partition.")
 
 
 @quarantine.command("list")
 @_REASON
-@click.option("--limit", default=50, show_default=True, help="How many of the newest entries.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--limit", default=50, show_default=True, help="Number of newest entries.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def quarantine_list(reason: str | None, limit: int, as_json: bool) -> None:
-    """Print quarantined events: where they stood, why, and what to do."""
+    """Print quarantined events: position, reason and remedy."""
     from pipeline.commands.operations import quarantined
     from schemas.reasons import REMEDIES, Reason
 
@@ -157,32 +159,32 @@ def quarantine_list(reason: str | None, limit: int, as_json: bool) -> None:
 @click.option("--limit", default=10_000, show_default=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def quarantine_redrive(reason: str | None, limit: int, yes: bool) -> None:
-    """Send quarantined events again, through usage.inbox. An event that was counted meanwhile stays counted once."""
+    """Send quarantined events again through usage.inbox. Each event is counted at most once."""
     from pipeline.commands.operations import quarantined, redrive
 
-    chosen = settings()
-    entries = [entry for entry in run(quarantined(chosen, reason, limit)) if not entry.cut]
+    deployment = settings()
+    entries = [entry for entry in run(quarantined(deployment, reason, limit)) if not entry.cut]
     if not entries:
         click.echo("nothing to redrive")
         return
     if not yes:
         click.confirm(f"Send {len(entries)} events again?", abort=True)
-    click.echo(f"{run(redrive(chosen, entries))} events sent to usage.inbox")
+    click.echo(f"{run(redrive(deployment, entries))} events sent to usage.inbox")
 
 
 @click.command()
 @click.option("--from", "from_", help="Only periods that end after this instant.")
 @click.option("--to", help="Only periods that begin before this instant.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--stripe-reads-max", default=2_000, show_default=True, help="Summaries to read from Stripe at most.")
-@click.option("--rows", default=50, show_default=True, help="Differences to print at most.")
+@click.option("--stripe-reads-max", default=2_000, show_default=True, help="Maximum number of reads from Stripe.")
+@click.option("--rows", default=50, show_default=True, help="Maximum number of differences to print.")
 @click.option("--pushgateway", default="", help="Also push the gauges to this Prometheus push gateway.")
 def reconcile(
     from_: str | None, to: str | None, as_json: bool, stripe_reads_max: int, rows: int, pushgateway: str
 ) -> None:
     """Recount usage_events and compare it with Redis, usage_hourly, the intents and Stripe.
 
-    Exits 0 where everything that was compared is equal, 1 on drift. What could not be read is `unchecked`.
+    Exits 0 if all compared values are equal, 1 on drift. Values that could not be read are `unchecked`.
     """
     from pipeline.commands.operations import run_reconcile
 
@@ -204,7 +206,7 @@ def reconcile(
 @click.command()
 @click.option("--json", "as_json", is_flag=True)
 def doctor(as_json: bool) -> None:
-    """Check each dependency and setting, and say the remedy. Exits 1 where something is wrong."""
+    """Check each dependency and setting, and print remedies. Exits 1 if a check fails."""
     from pipeline.commands.doctor import diagnose
 
     findings = run(diagnose(settings()))

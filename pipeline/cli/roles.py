@@ -1,4 +1,4 @@
-"""The roles: long-running processes that a supervisor starts again when they end."""
+"""Commands that run a role: a long-running process that a supervisor restarts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pipeline.cli.context import settings
 _REPLAY = click.option(
     "--replay-from-start",
     is_flag=True,
-    help="Where a partition has no state, read the log again from offset 0. Only right if the log is whole.",
+    help="Read the log from offset 0 for partitions without state. Correct only if the log is complete.",
 )
 
 
 @click.command()
 @_REPLAY
 def worker(replay_from_start: bool) -> None:
-    """Count: fold usage.events into Redis, relay to ClickHouse, make intents.
+    """Count events into Redis, write totals to ClickHouse, and make intents.
 
-    Start as many as there are partitions at most; Kafka spreads the partitions over them. kill -9 is safe.
+    Run at most one worker per partition; Kafka spreads the partitions over the workers. kill -9 is safe.
     """
     from pipeline.roles.worker import run_worker
     from pipeline.runner.runner import run_in_loop
@@ -29,7 +29,7 @@ def worker(replay_from_start: bool) -> None:
 @click.command()
 @_REPLAY
 def archive(replay_from_start: bool) -> None:
-    """Keep every accepted event in ClickHouse, by identity."""
+    """Write every accepted event to ClickHouse."""
     from pipeline.roles.archive import run_archive
     from pipeline.runner.runner import run_in_loop
 
@@ -38,7 +38,7 @@ def archive(replay_from_start: bool) -> None:
 
 @click.command()
 def router() -> None:
-    """Re-key usage.inbox (any producer, any partitioner) into usage.events."""
+    """Forward usage.inbox, which takes events of any producer, to the right partitions of usage.events."""
     from pipeline.roles.router import run_router
     from pipeline.runner.runner import run_in_loop
 
@@ -47,7 +47,7 @@ def router() -> None:
 
 @click.command()
 def sink() -> None:
-    """Report intents to Stripe, each one once."""
+    """Report every intent to Stripe exactly once."""
     from pipeline.roles.sink import run_sink
     from pipeline.runner.runner import run_in_loop
 

@@ -1,5 +1,5 @@
-"""What the operator's commands do, without a terminal: health checks, meters, quarantine, reconciliation, rebuilds.
+"""The operator's commands as functions: health checks, meters, quarantine, reconciliation, rebuilds.
 
-Imported by `pipeline.cli` only. The invariant it keeps: a command that looks writes nothing, and a command that writes
-says what it wrote.
+Imported by `pipeline.cli` and the demo. Invariant: a command that reads writes nothing; a command that writes returns a
+text that names the written records.
 """

@@ -1,8 +1,7 @@
-"""`tidemark doctor`: each dependency and setting, what is wrong with it, and the remedy."""
+"""`tidemark doctor`: checks of the dependencies and settings, with remedies."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from pipeline.clock import clock_from_text
@@ -17,7 +16,7 @@ STRIPE_GRACE_DEFAULT_MS = 3_600_000
 
 
 class Finding(NamedTuple):
-    """One line of the answer; `status` is ok, note or wrong."""
+    """The result of a check. `status` is ok, note or wrong."""
 
     status: str
     what: str
@@ -26,20 +25,14 @@ class Finding(NamedTuple):
 
 
 async def diagnose(settings: Settings) -> list[Finding]:
-    """All findings; a check that cannot run is itself a finding."""
+    """Run all checks. A check that raises gives a finding with status wrong."""
     findings: list[Finding] = []
-    checks: list[tuple[str, Callable[[Settings], Awaitable[list[Finding]]]]] = [
-        ("meter_set", _meter_set),
-        ("log", _log),
-        ("redis", _redis),
-        ("clickhouse", _clickhouse),
-        ("stripe", _stripe),
-    ]
-    for what, check in checks:
+    checks = {"meter_set": _meter_set, "log": _log, "redis": _redis, "clickhouse": _clickhouse, "stripe": _stripe}
+    for what, check in checks.items():
         try:
             findings += await check(settings)
         except TidemarkError as error:
-            findings.append(Finding("wrong", what, str(error), "start it, or correct the setting that names it"))
+            findings.append(Finding("wrong", what, str(error), "start it, or correct its setting"))
     return findings
 
 
@@ -53,7 +46,7 @@ async def _meter_set(settings: Settings) -> list[Finding]:
                 "wrong",
                 "retention",
                 f"the log keeps {settings.retention_days} days, the dedup window is {policy.window_ms // DAY_MS} days",
-                "set TIDEMARK_RETENTION_DAYS above the window, so that a lost store can be folded again",
+                "set TIDEMARK_RETENTION_DAYS above the dedup window; a lost store is rebuilt from the log",
             )
         )
     if policy.grace_ms + policy.report_interval_ms > STRIPE_GRACE_DEFAULT_MS:
@@ -72,19 +65,16 @@ async def _meter_set(settings: Settings) -> list[Finding]:
 async def _log(settings: Settings) -> list[Finding]:
     base = await open_base(settings, create=False)
     try:
-        found = dict(await base.log.topic_settings(EVENTS_TOPIC))
-        findings = [
-            Finding(
-                "ok", "log", f"{settings.log_url}, log id {base.genesis.log_id}, {base.genesis.partitions} partitions"
-            )
-        ]
-        if found.get("message.timestamp.type") != "LogAppendTime":
+        timestamps = dict(await base.log.topic_settings(EVENTS_TOPIC)).get("message.timestamp.type")
+        detail = f"{settings.log_url}, log id {base.genesis.log_id}, {base.genesis.partitions} partitions"
+        findings = [Finding("ok", "log", detail)]
+        if timestamps != "LogAppendTime":
             findings.append(
                 Finding(
                     "wrong",
                     f"{EVENTS_TOPIC} message.timestamp.type",
-                    f"is {found.get('message.timestamp.type')}",
-                    "set it to LogAppendTime: stream time must be the broker's, not a producer's",
+                    f"is {timestamps}",
+                    "set it to LogAppendTime: stream time must come from the broker, not from producers",
                 )
             )
         if settings.log_url.startswith("kafka://") and settings.replication < 3:
@@ -110,20 +100,16 @@ async def _redis(settings: Settings) -> list[Finding]:
         await view.close()
     findings = [Finding("wrong", "redis", problem, "") for problem in problems]
     if checkpoint is None:
-        findings.append(
-            Finding("note", "redis", f"{settings.redis_url} has no checkpoint yet", "start `tidemark worker`")
-        )
+        detail = f"{settings.redis_url} has no checkpoint yet"
+        findings.append(Finding("note", "redis", detail, "start `tidemark worker`"))
     else:
         behind_ms = clock_from_text(settings.clock).now_ms() - checkpoint.stream_time_ms
-        status = "ok" if abs(behind_ms) < CLOCK_SKEW_MS_MAX else "wrong"
-        findings.append(
-            Finding(
-                status,
-                "rollup",
-                f"partition 0 is folded up to offset {checkpoint.next_offset}, {behind_ms / 1000:.0f} s ago",
-                "" if status == "ok" else "is a worker running, and do the clocks of broker and workers agree?",
-            )
-        )
+        detail = f"partition 0 is folded up to offset {checkpoint.next_offset}, {behind_ms / 1000:.0f} s ago"
+        if abs(behind_ms) < CLOCK_SKEW_MS_MAX:
+            findings.append(Finding("ok", "rollup", detail))
+        else:
+            remedy = "start a worker, or synchronise the clocks of broker and workers"
+            findings.append(Finding("wrong", "rollup", detail, remedy))
     return findings
 
 

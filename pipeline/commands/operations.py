@@ -1,9 +1,9 @@
-"""What the operator's commands do, as functions."""
+"""The commands for meter sets, accounts, quarantine and reconciliation, as functions."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,33 +51,34 @@ async def _opened(settings: Settings, *, create: bool = False) -> AsyncIterator[
 
 
 async def apply_meter_set_file(settings: Settings, path: Path) -> str:
-    """Apply a meter set file. Raises `InvalidInput` where it does not go with the one in force."""
-    held = await meter_set_in_force(settings)
-    proposed = following(held, path)
-    if held is not None:
-        change = definition_change(held, proposed)
+    """Apply a meter set file. Raises `InvalidInput` if the file contradicts the meter set in force."""
+    current = await meter_set_in_force(settings)
+    proposed = following(current, path)
+    if current is not None:
+        change = definition_change(current, proposed)
         if change:
             raise InvalidInput(path.name, change)
-        if proposed.version <= held.version and proposed != held:
-            raise InvalidInput(f"{path.name}: version", f"must be above {held.version}, the version in force")
+        if proposed.version <= current.version and proposed != current:
+            raise InvalidInput(f"{path.name}: version", f"must be above {current.version}, the version in force")
     async with _opened(settings, create=True) as base:
         await apply_meter_set(base, proposed)
     return f"meter set version {proposed.version} with {len(proposed.meters)} meters is in the log of every partition"
 
 
 async def bind_account(settings: Settings, account: str, binding: Binding) -> str:
-    """Write a binding into the account's partition."""
+    """Append a binding to the account's partition; returns a message with the offset."""
+    offset, partition = await _append(settings, BindingRecord(account=account, binding=binding))
+    return f"{account}: bound by record {offset} of partition {partition}; `tidemark account show` prints the start"
+
+
+async def _append(settings: Settings, record: BindingRecord | CloseRecord) -> tuple[int, int]:
     async with _opened(settings) as base:
-        partition = partition_of(account, base.genesis.partitions)
-        record = BindingRecord(account=account, binding=binding)
-        offset = await append_control(base.log, settings.secret_bytes(), partition, record)
-    return (
-        f"{account}: bound by record {offset} of partition {partition}; `tidemark account show` tells when it applies"
-    )
+        partition = partition_of(record.account, base.genesis.partitions)
+        return await append_control(base.log, settings.secret_bytes(), partition, record), partition
 
 
 async def show_account(settings: Settings, account: str) -> dict[str, object]:
-    """What the live view knows of an account."""
+    """The bindings, customers and periods of an account in the live view, as a JSON object."""
     view = open_live_view(settings)
     try:
         async with _opened(settings) as base:
@@ -92,32 +93,33 @@ async def show_account(settings: Settings, account: str) -> dict[str, object]:
         "current_period": {"start": format_instant_ms(period.start_ms), "end": format_instant_ms(period.end_ms)},
         "bindings": [
             {
-                "effective_from": format_instant_ms(each.effective_from_ms),
-                "anchor": format_instant_ms(each.anchor_ms),
-                "interval": f"{each.interval_count} {each.interval}",
+                "effective_from": format_instant_ms(binding.effective_from_ms),
+                "anchor": format_instant_ms(binding.anchor_ms),
+                "interval": f"{binding.interval_count} {binding.interval}",
             }
-            for each in state.bindings
+            for binding in state.bindings
         ],
         "customers": [
-            {"from": format_instant_ms(each.from_ms), "billing": each.billing, "stripe_customer": each.stripe_customer}
-            for each in state.customers
+            {
+                "from": format_instant_ms(payer.from_ms),
+                "billing": payer.billing,
+                "stripe_customer": payer.stripe_customer,
+            }
+            for payer in state.customers
         ],
-        "closed_periods": [format_instant_ms(each) for each in state.closed_start_ms],
+        "closed_periods": [format_instant_ms(start_ms) for start_ms in state.closed_start_ms],
         "counting_again_from": format_instant_ms(state.pending.from_ms) if state.pending else None,
     }
 
 
 async def close_account_period(settings: Settings, account: str, instant_ms: int) -> str:
-    """Write a close record into the account's partition."""
-    async with _opened(settings) as base:
-        partition = partition_of(account, base.genesis.partitions)
-        record = CloseRecord(account=account, instant_ms=instant_ms)
-        offset = await append_control(base.log, settings.secret_bytes(), partition, record)
+    """Append a close record to the account's partition; returns a message with the offset."""
+    offset, _ = await _append(settings, CloseRecord(account=account, instant_ms=instant_ms))
     return f"{account}: the period that contains {format_instant_ms(instant_ms)} is closed from record {offset} on"
 
 
 class QuarantineEntry(NamedTuple):
-    """One entry of `usage.rejected`; identity is (topic, partition, offset, place)."""
+    """An event in the quarantine. (topic, partition, offset, place) is the original position and the identity."""
 
     topic: str
     partition: int
@@ -130,17 +132,19 @@ class QuarantineEntry(NamedTuple):
     cut: bool
 
     def text(self) -> str:
-        """The original bytes, as text for people."""
+        """The original bytes as text; invalid UTF-8 is replaced."""
         return self.value.decode("utf-8", "replace")
 
     def as_json(self) -> dict[str, object]:
-        """For machines."""
+        """The entry as a JSON object."""
         return {**self._asdict(), "value": self.text()}
 
 
 def quarantine_entry(record: Record) -> QuarantineEntry:
-    """The entry of a record of `usage.rejected`. What the gateway refused never stood in another topic: it is known
-    by where it stands in this one."""
+    """Read a record of `usage.rejected`.
+
+    Events that the gateway refused were in no other topic; their position is the position in `usage.rejected`.
+    """
     headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
     placed = Header.OFFSET in headers
     return QuarantineEntry(
@@ -156,33 +160,32 @@ def quarantine_entry(record: Record) -> QuarantineEntry:
     )
 
 
-async def read_quarantine(log: Log, reason: str | None, limit: int) -> list[QuarantineEntry]:
-    """The newest `limit` entries, each position once, oldest first. Memory: `limit` entries a partition."""
-    chosen: list[QuarantineEntry] = []
-    for partition in range(await log.partition_count(REJECTED_TOPIC)):
-        bounds = await log.bounds(REJECTED_TOPIC, partition)
-        found: dict[tuple[str, int, int, int], QuarantineEntry] = {}
-        offset = bounds.first
-        while offset < bounds.next and (records := await log.read(REJECTED_TOPIC, partition, offset, READ_RECORDS_MAX)):
-            offset = records[-1].next_offset
-            for record in records:
-                entry = quarantine_entry(record)
-                if reason in (None, entry.reason):
-                    found[entry[:4]] = entry
-            while len(found) > limit:
-                del found[next(iter(found))]
-        chosen += found.values()
-    return sorted(chosen, key=lambda entry: (entry.stream_time_ms, entry[:4]))[-limit:]
-
-
 async def quarantined(settings: Settings, reason: str | None, limit: int) -> list[QuarantineEntry]:
-    """`read_quarantine` on the deployment's log."""
+    """The newest `limit` entries, oldest first, without repetitions of a position. Keeps `limit` entries per partition
+    in memory."""
+    newest: list[QuarantineEntry] = []
     async with _opened(settings) as base:
-        return await read_quarantine(base.log, reason, limit)
+        for partition in range(await base.log.partition_count(REJECTED_TOPIC)):
+            newest += await _newest(base.log, partition, reason, limit)
+    return sorted(newest, key=lambda entry: (entry.stream_time_ms, entry[:4]))[-limit:]
+
+
+async def _newest(log: Log, partition: int, reason: str | None, limit: int) -> Iterable[QuarantineEntry]:
+    bounds = await log.bounds(REJECTED_TOPIC, partition)
+    entries: dict[tuple[str, int, int, int], QuarantineEntry] = {}
+    offset = bounds.first
+    while offset < bounds.next and (records := await log.read(REJECTED_TOPIC, partition, offset, READ_RECORDS_MAX)):
+        offset = records[-1].next_offset
+        for entry in map(quarantine_entry, records):
+            if reason in (None, entry.reason):
+                entries[entry[:4]] = entry
+        while len(entries) > limit:
+            del entries[next(iter(entries))]
+    return entries.values()
 
 
 async def redrive(settings: Settings, entries: Sequence[QuarantineEntry]) -> int:
-    """Append entries to `usage.inbox`; how many. Repeating it is harmless: an event is counted once."""
+    """Append entries to `usage.inbox`; returns their number. Repetition is safe: an event is counted once."""
     async with _opened(settings) as base:
         count = await base.log.partition_count(INBOX_TOPIC)
         for entry in entries:
@@ -198,7 +201,7 @@ async def reconcile_deployment(
     stripe_reads_max: int,
     archive_wait_s: float = ReconcilePolicy().archive_wait_s,
 ) -> Report:
-    """Reconcile the deployment of these settings; opens and closes what it reads."""
+    """Open the stores of the settings, reconcile them and close them."""
     view = open_live_view(settings)
     clickhouse = open_clickhouse(settings.clickhouse_url)
     meters = open_stripe(settings)
@@ -223,15 +226,18 @@ async def reconcile_deployment(
 
 async def run_reconcile(
     settings: Settings,
-    from_ms: int | None,
-    to_ms: int | None,
+    from_ms: int | None = None,
+    to_ms: int | None = None,
     *,
-    as_json: bool,
-    stripe_reads_max: int,
-    rows_max: int,
-    pushgateway: str,
+    as_json: bool = False,
+    stripe_reads_max: int = 2_000,
+    rows_max: int = 50,
+    pushgateway: str = "",
 ) -> tuple[int, str]:
-    """(exit code, text): 1 on drift, 0 otherwise. `pushgateway` is told the gauges first."""
+    """Reconcile and return (exit code, report): 1 on drift, 0 otherwise.
+
+    Pushes the gauges to the Prometheus push gateway at the address `pushgateway` if it is not empty.
+    """
     report = await reconcile_deployment(settings, from_ms, to_ms, stripe_reads_max=stripe_reads_max)
     if pushgateway:
         push_gauges(report, pushgateway)
@@ -240,7 +246,7 @@ async def run_reconcile(
 
 
 def push_gauges(report: Report, address: str) -> None:
-    """Push the report's gauges to a Prometheus push gateway. Raises `Transient` where it does not answer."""
+    """Push the report's gauges to a Prometheus push gateway. Raises `Transient` if the gateway does not answer."""
     registry = CollectorRegistry()
     gauges: dict[str, Gauge] = {}
     for key, value in gauge_values(report).items():

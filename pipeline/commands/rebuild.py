@@ -1,4 +1,4 @@
-"""Opens what a rebuild needs, as the settings name it."""
+"""The rebuild commands: open the stores of the settings, claim the rebuild and run it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pipeline.rebuild.limits import RebuildLimits
 from pipeline.rebuild.live_view import LiveViewRebuild
 from pipeline.rebuild.recount import HourlyRecount
 from pipeline.settings import Settings
-from schemas.errors import InvalidInput
 from schemas.live_view import LiveView
 from schemas.log import EVENTS_TOPIC
 from schemas.rebuild import AnalyticalStore, Progress, RebuildClaim
@@ -27,12 +26,12 @@ from sinks.clickhouse.writer import ClickHouseStore
 from sinks.redis.view import RedisLiveView
 
 _SHADOW_COPY_THREADS = 4
-_NOTHING = "nothing was being built"
-_GIVEN_UP = "what was being built is given up and removed"
+_NOTHING = "no rebuild was in progress"
+_GIVEN_UP = "the rebuild is given up and its data is removed"
 
 
 class _Opened(NamedTuple):
-    """The stores as the one rebuild command of the deployment uses them: only until the next one is started."""
+    """The stores of the deployment. Writes fail after another rebuild has claimed the rebuild."""
 
     base: Base
     live: RedisLiveView
@@ -44,9 +43,8 @@ class _Opened(NamedTuple):
     limits: RebuildLimits
 
     def shadow_copy(self, name: str) -> LiveView:
-        """A copy of the rollup's state under a name of its own, in the same Redis."""
-        url = self.base.settings.redis_url
-        claim = self.live.keyspace.claim
+        """A second live view in the same Redis, with its own key prefix."""
+        url, claim = self.base.settings.redis_url, self.live.keyspace.claim
         return RedisLiveView(url, f"tidemark-shadow_copy-{name}", _SHADOW_COPY_THREADS, claim=claim)
 
 
@@ -71,30 +69,30 @@ async def _opened(settings: Settings) -> AsyncIterator[_Opened]:
         )  # fmt: skip
 
 
-def _live_view(opened: _Opened, source: str, progress: Callable[[Progress], None]) -> LiveViewRebuild:
+def _live_view(opened: _Opened, progress: Callable[[Progress], None], source: str) -> LiveViewRebuild:
     base = opened.base
     return LiveViewRebuild(
         base.log, opened.live, opened.hourly, base.clock, opened.secret, opened.limits, progress,
-        opened.snapshots, from_snapshot=source == "snapshot",
+        opened.snapshots, from_snapshot=source != "log",
     )  # fmt: skip
 
 
-async def rebuild_live_view(settings: Settings, source: str, progress: Callable[[Progress], None]) -> str:
-    """`LiveViewRebuild.run` on the deployment of these settings; what to say of it."""
+async def rebuild_live_view(settings: Settings, progress: Callable[[Progress], None], source: str) -> str:
+    """Run `LiveViewRebuild` from `source` (log, snapshot or clickhouse); returns a message."""
     async with _opened(settings) as opened:
-        generation = await _live_view(opened, source, progress).run()
+        generation = await _live_view(opened, progress, source).run()
         return f"the live view is generation {generation}"
 
 
 async def abandon_live_view(settings: Settings) -> str:
-    """`LiveViewRebuild.abandon` on the deployment of these settings; what to say of it."""
+    """Give up an unfinished rebuild of the live view; returns a message."""
     async with _opened(settings) as opened:
-        given_up = await _live_view(opened, "log", lambda _: None).abandon()
+        given_up = await _live_view(opened, lambda _: None, "log").abandon()
         return _NOTHING if given_up is None else f"generation {given_up} is given up and removed"
 
 
-async def rebuild_hourly(settings: Settings, source: str, progress: Callable[[Progress], None]) -> str:
-    """`HourlyRebuild` or `HourlyRecount` on the deployment of these settings; what to say of it."""
+async def rebuild_hourly(settings: Settings, progress: Callable[[Progress], None], source: str) -> str:
+    """Run `HourlyRebuild` (source log) or `HourlyRecount` (source clickhouse); returns a message."""
     async with _opened(settings) as opened:
         base = opened.base
         if source == "log":
@@ -103,17 +101,15 @@ async def rebuild_hourly(settings: Settings, source: str, progress: Callable[[Pr
                 opened.limits, progress,
             ).run()  # fmt: skip
             return "usage_hourly and usage_duplicates are rebuilt from the log"
-        if source != "clickhouse":
-            raise InvalidInput("--from", "usage_hourly is made from the log or from clickhouse")
         await HourlyRecount(
             base.log, opened.live, opened.hourly, opened.reader, opened.staging, base.clock, opened.secret,
             progress=progress,
         ).run()  # fmt: skip
-        return "usage_hourly is counted again out of usage_events"
+        return "usage_hourly is rebuilt by a recount of usage_events"
 
 
 async def give_up_hourly(settings: Settings) -> str:
-    """`abandon_hourly` on the deployment of these settings; what to say of it."""
+    """Give up an unfinished rebuild of usage_hourly; returns a message."""
     async with _opened(settings) as opened:
         partitions = await opened.base.log.partition_count(EVENTS_TOPIC)
         given_up = await abandon_hourly(opened.staging, opened.shadow_copy, partitions)
@@ -121,15 +117,15 @@ async def give_up_hourly(settings: Settings) -> str:
 
 
 async def rebuild_archive_tables(settings: Settings, progress: Callable[[Progress], None]) -> str:
-    """`ArchiveRebuild` on the deployment of these settings; what to say of it."""
+    """Run `ArchiveRebuild`; returns a message."""
     async with _opened(settings) as opened:
-        # As the archive itself: ClickHouse wants few large inserts.
+        # Like the archive role, inserts at least 100 records at once: ClickHouse needs few, large inserts.
         limits = opened.limits._replace(records_max=max(100, opened.limits.records_max))
         await ArchiveRebuild(opened.base.log, opened.staging, opened.secret, limits, progress).run()
         return "usage_events, decisions and control_log are rebuilt from the log"
 
 
 async def give_up_archive(settings: Settings) -> str:
-    """`abandon_archive` on the deployment of these settings; what to say of it."""
+    """Give up an unfinished rebuild of the archive tables; returns a message."""
     async with _opened(settings) as opened:
         return _GIVEN_UP if await abandon_archive(opened.staging) else _NOTHING

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import uvicorn
 from starlette.applications import Starlette
@@ -63,16 +63,17 @@ def stop_event() -> asyncio.Event:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: Starlette, host: str, port: int) -> AsyncIterator[int]:
-    """Serve an app in this loop during the block. Yields the port. Raises `OSError` if the port is in use."""
+async def serving(app: Starlette, host: str, port: int, **more: Any) -> AsyncIterator[int]:
+    """Serve an app in this loop during the block. Yields the port. Raises `OSError` if the port is in use.
+
+    `more` are options of `uvicorn.Config`.
+    """
     # asyncio sets TCP_NODELAY only if the protocol is IPPROTO_TCP. Otherwise an answer may wait 40 ms for an ACK.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, port))
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="auto", timeout_graceful_shutdown=5, ws="none"
-    )
-    server = QuietServer(config)
+    options: dict[str, Any] = {"timeout_graceful_shutdown": 5, **more}
+    server = QuietServer(uvicorn.Config(app, log_level="warning", access_log=False, ws="none", **options))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it

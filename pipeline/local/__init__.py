@@ -1,8 +1,8 @@
-"""Everything on one machine: the services that `tidemark dev`, the demo and the tests start, and their supervision.
+"""The services of a deployment on one machine, for `tidemark dev`, the demo and the tests, and their supervision.
 
-Imported by `pipeline.cli`, the demo, benchmarks and tests. The invariant it keeps: a service that was started here ends
-with the process that started it, and its data survives kill -9.
+Imported by `pipeline.cli`, the demo, benchmarks and tests. Invariant: a service ends with the process that started the
+service, and its data survives kill -9.
 """
 
-# A running `tidemark dev` writes this file into its data directory, for commands in other terminals.
+# A running `tidemark dev` writes this file into its data directory for commands in other terminals.
 DEV_FILE = "dev.json"

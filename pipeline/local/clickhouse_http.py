@@ -1,4 +1,4 @@
-"""The HTTP side of the ClickHouse server: reading a request, content encodings, ClickHouse's error answers."""
+"""Requests and answers of the ClickHouse server: parameters, content encodings and ClickHouse's errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.local.clickhouse_statements import NotAllowed
 SERVER_NAME: Final = "tidemark"
 COMPRESSION_BYTES_MIN: Final = 1_024
 
-# What HTTP clients send beside settings (clickhouse.com/docs/interfaces/http); none of it reaches the engine.
+# Parameters that are no settings (clickhouse.com/docs/interfaces/http); they do not reach the engine.
 TRANSPORT_PARAMETERS: Final = frozenset({
     "add_http_cors_header", "buffer_size", "cancel_http_readonly_queries_on_client_close", "client_protocol_version",
     "close_session", "compress", "database", "decompress", "default_format", "enable_http_compression",
@@ -26,18 +26,18 @@ TRANSPORT_PARAMETERS: Final = frozenset({
     "session_id", "session_timeout", "stacktrace", "user", "wait_end_of_query",
 })  # fmt: skip
 
-# src/Server/HTTPHandler.cpp, exceptionCodeToHTTPStatus.
+# From exceptionCodeToHTTPStatus in ClickHouse's src/Server/HTTPHandler.cpp.
 _STATUS_BY_CODE: Final[Mapping[int, int]] = {
     47: 404, 46: 404, 60: 404, 81: 404, 115: 400, 62: 400, 36: 400, 164: 403, 497: 403, 516: 403, 48: 501,
     159: 408, 202: 503, 307: 413, 396: 500, 241: 500,
 }  # fmt: skip
 
-# The engine in this process has these beside ClickHouse's own formats; they answer with Python objects.
+# Formats of the embedded engine that return Python objects.
 _FORMATS_REFUSED: Final = frozenset({"arrowtable", "dataframe", "datastore", "debug"})
 
 
 class Call(NamedTuple):
-    """One request, read: the statement with its rows, and how it is to be run and answered."""
+    """A request: the statement with its rows, and the options for running and answering it."""
 
     statement: bytes
     database: str
@@ -47,7 +47,7 @@ class Call(NamedTuple):
 
 
 async def read_call(request: Request, body_bytes_max: int) -> Call:
-    """Read a request. Raises `NotAllowed` where it is too large, or encoded in a way that is not spoken here."""
+    """Read a request. Raises `NotAllowed` if the request is too large or its encoding is not supported."""
     arguments = dict(request.query_params)
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         body = b""
@@ -61,17 +61,11 @@ async def read_call(request: Request, body_bytes_max: int) -> Call:
     default_format = arguments.get("default_format") or request.headers.get("x-clickhouse-format") or "TabSeparated"
     if not default_format.isalnum() or default_format.lower() in _FORMATS_REFUSED:
         raise NotAllowed(73, f"Unknown format {default_format}", "UNKNOWN_FORMAT")
-    return Call(
-        statement,
-        arguments.get("database") or request.headers.get("x-clickhouse-database") or "default",
-        default_format,
-        {
-            name: value
-            for name, value in arguments.items()
-            if name not in TRANSPORT_PARAMETERS and not name.startswith("param_")
-        },
-        {name[6:]: value for name, value in arguments.items() if name.startswith("param_")},
-    )
+    database = arguments.get("database") or request.headers.get("x-clickhouse-database") or "default"
+    parameters = {name[6:]: value for name, value in arguments.items() if name.startswith("param_")}
+    others = TRANSPORT_PARAMETERS | {f"param_{name}" for name in parameters}
+    settings = {name: value for name, value in arguments.items() if name not in others}
+    return Call(statement, database, default_format, settings, parameters)
 
 
 async def _read_form(request: Request, arguments: dict[str, str], body_bytes_max: int) -> None:
@@ -121,7 +115,7 @@ def _decoded(body: bytes, request: Request, body_bytes_max: int) -> bytes:
 
 
 def encoded(body: bytes, request: Request, headers: dict[str, str]) -> bytes:
-    """The body in an encoding the client asked for, if it asked for compression at all; names it in `headers`."""
+    """Compress the body if the client asked for compression, and add the encoding to `headers`."""
     wanted = [part.split(";")[0].strip().lower() for part in request.headers.get("accept-encoding", "").split(",")]
     if request.query_params.get("enable_http_compression") != "1" or len(body) < COMPRESSION_BYTES_MIN:
         return body
@@ -135,7 +129,7 @@ def encoded(body: bytes, request: Request, headers: dict[str, str]) -> bytes:
 
 
 def error_answer(code: int, text: str, query_id: str) -> Response:
-    """ClickHouse's way to say no: the text, a status by the code, and the code in a header."""
+    """ClickHouse's error answer: the text, the HTTP status of the code, and the code in a header."""
     headers = {
         "X-ClickHouse-Exception-Code": str(code),
         "X-ClickHouse-Query-Id": query_id,

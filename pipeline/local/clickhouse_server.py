@@ -1,7 +1,7 @@
-"""One process owns the ClickHouse engine of a directory and serves ClickHouse's HTTP interface on loopback.
+"""A process that owns the ClickHouse engine of a directory and serves ClickHouse's HTTP interface on loopback.
 
-Two listeners on one engine: a read-write one for our own roles and a read-only one for analysts. Any client of
-ClickHouse's HTTP interface can use them (clickhouse.com/docs/interfaces/http): curl, clickhouse-connect, BI tools.
+One engine has two listeners: read-write for the roles, read-only for analysts. Any client of the HTTP interface
+(clickhouse.com/docs/interfaces/http) can connect: curl, clickhouse-connect, BI tools.
 
     python -m pipeline.local.clickhouse_server --path DIR --port N --read-only-port M
 """
@@ -17,36 +17,30 @@ import hmac
 import json
 import os
 import re
-import signal
-import socket
-import sys
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
+from pipeline.http.serving import serving, stop_event
 from pipeline.local.clickhouse_http import SERVER_NAME, Call, encoded, error_answer, read_call
 from pipeline.local.clickhouse_statements import NotAllowed, Statement, check_read_only, read_statement
 from sinks.clickhouse.engine import Engine, EngineError, EngineResult
 
 HOST: Final = "127.0.0.1"
-TOKEN_VARIABLE: Final = "TIDEMARK_CLICKHOUSE_TOKEN"  # noqa: S105  # a variable's name, not a secret
 
-# Between a format's name and the rows: blanks up to the end of the line.
+# The blanks and the line end between a format's name and the rows.
 _LINE_END: Final = re.compile(rb"\A[ \t\r]*\n?")
 
-# What an analyst may set; everything else could lift a limit or name a file.
+# The settings that an analyst may change. Other settings could lift a limit or name a file.
 ANALYST_SETTINGS: Final = frozenset({
     "cast_string_to_dynamic_use_inference", "date_time_input_format", "date_time_output_format", "extremes", "final",
     "join_use_nulls", "limit", "offset", "output_format_decimal_trailing_zeros",
@@ -55,7 +49,7 @@ ANALYST_SETTINGS: Final = frozenset({
 
 
 class Fault(NamedTuple):
-    """What is to go wrong with one request. Made by tests, in Python; no request can ask for it."""
+    """A failure that a test injects into one request; clients cannot cause one. `drop_answer` cuts the connection."""
 
     delay_s: float = 0.0
     refuse: bool = False
@@ -63,16 +57,16 @@ class Fault(NamedTuple):
 
 
 class Faults(Protocol):
-    """Decides, per request, what goes wrong."""
+    """A test's plan of failures."""
 
     def next(self, statement: bytes) -> Fault:
-        """Called once per statement of the read-write listener, before it runs."""
+        """Return the fault for a statement. The read-write listener calls this once before the statement runs."""
         ...
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may cost. `running_max` run at once, `waiting_max` more wait; beyond that the answer is 503."""
+    """Limits of requests. `running_max` statements run at once and `waiting_max` wait; the next gets status 503."""
 
     running_max: int = 4
     waiting_max: int = 128
@@ -85,7 +79,7 @@ class Limits:
     read_only_memory_bytes: int = 2 * 1024 * 1024 * 1024
 
     def analyst_settings(self) -> dict[str, str]:
-        """The settings of a read-only session; `readonly` comes last, because nothing can be set after it."""
+        """The settings of a read-only session. `readonly` comes last because it forbids further changes."""
         return {
             "do_not_merge_across_partitions_select_final": "1",
             "allow_introspection_functions": "0",
@@ -98,15 +92,8 @@ class Limits:
         }
 
 
-class _DroppedAnswer(Response):
-    """Announces a body and ends without it, so that the server cuts the connection."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI's own
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
-
-
 class Listener:
-    """The routes of one listener. Statements run in a bounded number of threads."""
+    """The HTTP routes of one listener. Statements run in a bounded number of threads."""
 
     def __init__(
         self,
@@ -122,23 +109,22 @@ class Listener:
         self._read_only = read_only
         self._token = token
         self._faults = faults
+        self._body_bytes_max = limits.read_only_body_bytes_max if read_only else limits.body_bytes_max
         self._running_max = limits.read_only_running_max if read_only else limits.running_max
         self._executor = ThreadPoolExecutor(self._running_max, thread_name_prefix="engine")
         self._accepted = 0
-        self._table_functions = _table_functions(engine) if read_only else frozenset[str]()
+        names = engine.run(b"SELECT lower(name) FROM system.table_functions").body if read_only else b""
+        self._table_functions = frozenset(names.decode().split())
 
     def app(self) -> Starlette:
-        """The ASGI application. Other host names than loopback's are refused, so that no web page can reach it."""
+        """The ASGI application. To keep web pages out, requests for other host names than loopback's are refused."""
+        routes = [Route("/", self._query, methods=["GET", "POST"]), Route("/ping", _ping, methods=["GET"])]
         return Starlette(
-            routes=[
-                Route("/", self._query, methods=["GET", "POST"]),
-                Route("/ping", _ping, methods=["GET"]),
-            ],
-            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
+            routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]
         )
 
     def close(self) -> None:
-        """Wait for running statements."""
+        """Block until running statements end; waiting statements are dropped."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     async def _query(self, request: Request) -> Response:
@@ -147,7 +133,7 @@ class Listener:
             self._check_token(request)
             if not request.query_params.get("query") and request.method == "GET":
                 return PlainTextResponse("Ok.\n")
-            call = await read_call(request, self._body_bytes_max())
+            call = await read_call(request, self._body_bytes_max)
             return await self._answer(request, call, query_id)
         except (NotAllowed, EngineError) as error:
             return error_answer(error.code, str(error), query_id)
@@ -165,14 +151,14 @@ class Listener:
             raise NotAllowed(202, "Too many simultaneous queries", "TOO_MANY_SIMULTANEOUS_QUERIES")
         result = await self._run(call, statement)
         if fault.drop_answer:
-            return _DroppedAnswer()
+            return Response(headers={"Content-Length": "1"})  # the server cuts the connection: the body is missing
         headers = {
             "X-ClickHouse-Query-Id": query_id,
             "X-ClickHouse-Server-Display-Name": SERVER_NAME,
             "X-ClickHouse-Timezone": "UTC",
             "X-ClickHouse-Summary": _summary(result),
         }
-        if not statement.is_insert and (result.body or statement.named_format):
+        if statement.keyword != "INSERT" and (result.body or statement.named_format):
             headers["X-ClickHouse-Format"] = statement.named_format or call.default_format
         return Response(encoded(result.body, request, headers), 200, headers, "text/plain; charset=UTF-8")
 
@@ -181,19 +167,16 @@ class Listener:
             raise NotAllowed(202, "Too many simultaneous queries: try again", "TOO_MANY_SIMULTANEOUS_QUERIES")
         self._accepted += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._executor,
-                lambda: self._run_now(call, statement),
-            )
+            return await asyncio.get_running_loop().run_in_executor(self._executor, self._run_now, call, statement)
         finally:
             self._accepted -= 1
 
     def _run_now(self, call: Call, statement: Statement) -> EngineResult:
         rows, sql = None, call.statement
         if statement.format_end >= 0:
-            at, end = statement.source_at, statement.format_end
+            source, end = statement.source_at, statement.format_end
             rows = _LINE_END.sub(b"", sql[end : end + 256], count=1) + sql[end + 256 :]
-            sql = sql[:at] + b"FROM INFILE {file} " + sql[at:end]
+            sql = sql[:source] + b"FROM INFILE {file} " + sql[source:end]
         return self._engine.run(
             sql,
             rows=rows,
@@ -205,16 +188,13 @@ class Listener:
 
     def _settings(self, call: Call) -> dict[str, str]:
         if not self._read_only:
-            # An insert is answered when it is stored, as long as nobody asks for something else.
+            # The answer to an insert means that the rows are stored, unless the client asks for asynchronous inserts.
             return {"async_insert": "0", **dict(sorted(call.settings.items()))}
         own = self._limits.analyst_settings()
         for name in call.settings.keys() - ANALYST_SETTINGS - own.keys():
             raise EngineError(f"Code: 164. DB::Exception: Cannot modify '{name}' setting in readonly mode. (READONLY)")
         allowed = {name: value for name, value in sorted(call.settings.items()) if name in ANALYST_SETTINGS}
         return {**allowed, **own}
-
-    def _body_bytes_max(self) -> int:
-        return self._limits.read_only_body_bytes_max if self._read_only else self._limits.body_bytes_max
 
     def _check_token(self, request: Request) -> None:
         if self._token is None:
@@ -232,35 +212,22 @@ async def _ping(_request: Request) -> Response:
     return PlainTextResponse("Ok.\n")
 
 
-def _table_functions(engine: Engine) -> frozenset[str]:
-    return frozenset(engine.run(b"SELECT lower(name) FROM system.table_functions").body.decode().split())
-
-
 def _summary(result: EngineResult) -> str:
-    return json.dumps(
-        {
-            "read_rows": str(result.rows_read),
-            "read_bytes": str(result.bytes_read),
-            "written_rows": str(result.rows_written),
-            "written_bytes": str(result.bytes_written),
-            "total_rows_to_read": "0",
-            "result_rows": str(result.rows_written),
-            "result_bytes": str(len(result.body)),
-            "elapsed_ns": str(result.elapsed_ns),
-        }
-    )
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to the process."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    summary = {
+        "read_rows": result.rows_read,
+        "read_bytes": result.bytes_read,
+        "written_rows": result.rows_written,
+        "written_bytes": result.bytes_written,
+        "total_rows_to_read": 0,
+        "result_rows": result.rows_written,
+        "result_bytes": len(result.body),
+        "elapsed_ns": result.elapsed_ns,
+    }
+    return json.dumps({name: str(value) for name, value in summary.items()})
 
 
 class ClickHouseServer:
-    """The engine of `path` behind two listeners of this process, from `start` to `stop`. Port 0 takes a free one."""
+    """The engine of the directory `path` behind two listeners of this process. Port 0 takes a free port."""
 
     def __init__(
         self,
@@ -273,77 +240,50 @@ class ClickHouseServer:
         faults: Faults | None = None,
     ) -> None:
         self._path = path
-        self._ports = (port, read_only_port)
         self._token = token
         self._limits = limits or Limits()
         self._faults = faults
-        self._engine: Engine | None = None
-        self._listeners: list[Listener] = []
-        self._servers: list[tuple[_Server, asyncio.Task[None]]] = []
-        self.port = 0
-        self.read_only_port = 0
+        self._running = contextlib.AsyncExitStack()
+        self.port = port
+        self.read_only_port = read_only_port
 
     @property
     def url(self) -> str:
-        """The read-write address, as `TIDEMARK_CLICKHOUSE_URL` takes it."""
+        """The read-write URL, with the token, for `TIDEMARK_CLICKHOUSE_URL`."""
         user = f"default:{self._token}@" if self._token else ""
         return f"http://{user}{HOST}:{self.port}"
 
     @property
     def read_only_url(self) -> str:
-        """The analysts' address."""
+        """The read-only URL."""
         return f"http://{HOST}:{self.read_only_port}"
 
     async def start(self) -> None:
-        """Open the engine and listen. Raises `OperatorNeeded` where another process has the directory open,
-        OSError where a port is taken."""
-        sockets = [_listening(port) for port in self._ports]
-        self.port, self.read_only_port = (sock.getsockname()[1] for sock in sockets)
-        self._engine = await asyncio.to_thread(Engine, self._path)
-        self._listeners = [
-            Listener(self._engine, self._limits, read_only=False, token=self._token, faults=self._faults),
-            Listener(self._engine, self._limits, read_only=True),
-        ]
-        for sock, listener in zip(sockets, self._listeners, strict=True):
-            server = _Server(
-                uvicorn.Config(
-                    listener.app(),
-                    log_level="warning",
-                    access_log=False,
-                    lifespan="off",
-                    timeout_keep_alive=60,
-                    timeout_graceful_shutdown=10,
-                    h11_max_incomplete_event_size=1024 * 1024,
-                    http="h11",
-                    ws="none",
-                )
-            )
-            task = asyncio.create_task(server.serve(sockets=[sock]))
-            self._servers.append((server, task))
-            while not server.started:
-                if task.done():
-                    await task
-                await asyncio.sleep(0.005)
+        """Open the engine and listen.
+
+        Raises `OperatorNeeded` if another process has the directory open, OSError if a port is taken.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            engine = await asyncio.to_thread(Engine, self._path)
+            stack.push_async_callback(asyncio.to_thread, engine.close)
+            read_write = Listener(engine, self._limits, read_only=False, token=self._token, faults=self._faults)
+            read_only = Listener(engine, self._limits, read_only=True)
+            for listener in (read_write, read_only):
+                stack.push_async_callback(asyncio.to_thread, listener.close)
+            self.port = await stack.enter_async_context(_listening(read_write, self.port))
+            self.read_only_port = await stack.enter_async_context(_listening(read_only, self.read_only_port))
+            self._running = stack.pop_all()
 
     async def stop(self) -> None:
-        """Stop listening, finish running statements, close the engine. Safe to call twice."""
-        for server, _ in self._servers:
-            server.should_exit = True
-        for _, task in self._servers:
-            await task
-        for listener in self._listeners:
-            await asyncio.to_thread(listener.close)
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.close)
-        self._servers, self._listeners, self._engine = [], [], None
+        """Stop listening, wait for running statements and close the engine. Safe to call twice."""
+        await self._running.aclose()
 
 
-def _listening(port: int) -> socket.socket:
-    # asyncio turns Nagle off only where the protocol is named; without it answers wait 40 ms for an acknowledgement.
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind((HOST, port))
-    return sock
+def _listening(listener: Listener, port: int) -> contextlib.AbstractAsyncContextManager[int]:
+    return serving(
+        listener.app(), HOST, port,
+        http="h11", h11_max_incomplete_event_size=1024 * 1024, timeout_keep_alive=60, timeout_graceful_shutdown=10,
+    )  # fmt: skip
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
@@ -351,26 +291,23 @@ async def _serve(arguments: argparse.Namespace) -> None:
         arguments.path,
         port=arguments.port,
         read_only_port=arguments.read_only_port,
-        token=os.environ.get(TOKEN_VARIABLE) or None,
+        token=os.environ.get("TIDEMARK_CLICKHOUSE_TOKEN") or None,
     )
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    stopped = stop_event()
     await server.start()
     ready = {"ready": "clickhouse", "port": server.port, "read_only_port": server.read_only_port}
-    sys.stdout.write(json.dumps(ready) + "\n")
-    sys.stdout.flush()
+    print(json.dumps(ready), flush=True)
     await stopped.wait()
     await server.stop()
 
 
 def main() -> None:
-    """Serve until SIGINT or SIGTERM; prints one line of JSON with the ports when ready."""
+    """Serve until SIGINT or SIGTERM. Prints one line of JSON with the ports when the server is ready."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.local.clickhouse_server", description=main.__doc__)
-    parser.add_argument("--path", required=True, help="the engine's directory; one process may have it open")
+    parser.add_argument("--path", required=True, help="the engine's directory; only one process can open it")
     parser.add_argument("--port", type=int, default=0, help="read-write port on loopback; 0 takes a free one")
     parser.add_argument("--read-only-port", type=int, default=0, help="port for analysts; 0 takes a free one")
-    # The engine takes its default zone from the process, and our times are UTC.
+    # The engine takes its default time zone from the process; stored times are UTC.
     os.environ["TZ"] = "UTC"
     time.tzset()
     asyncio.run(_serve(parser.parse_args()))

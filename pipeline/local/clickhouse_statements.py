@@ -1,6 +1,6 @@
-"""What the ClickHouse server must know of a statement before the engine sees it: how many, which kind, which format.
+"""Checks of a statement before the ClickHouse engine runs it: a single statement, its keyword and its format.
 
-A lexer only, after clickhouse.com/docs/sql-reference/syntax; the engine does the parsing.
+This is only a lexer (clickhouse.com/docs/sql-reference/syntax); the engine parses.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _TOKEN: Final = re.compile(
 
 READ_KEYWORDS: Final = frozenset({"SELECT", "WITH", "FROM", "SHOW", "DESCRIBE", "DESC", "EXPLAIN", "EXISTS", "("})
 
-# Table functions that only make up rows or wrap a query; every other one can reach a file, a program or a network.
+# Table functions that only generate rows or wrap a query. Others can reach files, programs or the network.
 HARMLESS_TABLE_FUNCTIONS: Final = frozenset({
     "format", "generate_series", "generaterandom", "generateseries", "null", "numbers", "numbers_mt", "primes",
     "sqlstandardvalues", "values", "view", "zeros", "zeros_mt",
 })  # fmt: skip
 
-# Ordinary functions that read files or secrets, ask other services, or only burn time.
+# Ordinary functions that read files or secrets, call other services, or only waste time.
 FORBIDDEN_FUNCTIONS: Final = frozenset({
     "addresstoline", "addresstolinewithinlines", "addresstosymbol", "aiclassify", "aiembed", "aiextract", "aifilter",
     "aigenerate", "airedact", "aisimilarity", "aitranslate", "catboostevaluate", "currentrequesturl", "file",
@@ -40,7 +40,7 @@ FORBIDDEN_FUNCTIONS: Final = frozenset({
 
 
 class NotAllowed(Exception):
-    """The statement may not run here; the text is for the client, `code` is ClickHouse's number."""
+    """The statement is refused. The text is for the client; `code` is ClickHouse's error number."""
 
     def __init__(self, code: int, message: str, name: str) -> None:
         super().__init__(f"Code: {code}. DB::Exception: {message}. ({name})")
@@ -54,10 +54,10 @@ class _Token(NamedTuple):
 
 
 class Statement(NamedTuple):
-    """The first keyword (upper case, empty for none) and the format named at the end, if any.
+    """The first keyword (upper case, empty for none) and the format of the FORMAT clause, if any.
 
-    Where the statement is an INSERT whose rows follow in that format: `source_at` is the place for a FROM INFILE
-    clause, `format_end` the end of the format's name; both are -1 otherwise.
+    If rows follow an INSERT in that format, `source_at` is the offset at which a FROM INFILE clause fits and
+    `format_end` the offset after the format's name. Otherwise both are -1.
     """
 
     keyword: str
@@ -65,17 +65,12 @@ class Statement(NamedTuple):
     source_at: int = -1
     format_end: int = -1
 
-    @property
-    def is_insert(self) -> bool:
-        """Whether it stores rows and answers with none."""
-        return self.keyword == "INSERT"
-
 
 def read_statement(sql: bytes) -> Statement:
-    """Look at one statement. The rows of an INSERT are not looked at.
+    """Read one statement without the rows of an INSERT.
 
-    Raises `NotAllowed` where a second statement follows, because the engine would run both and mix up their answers,
-    and for INTO OUTFILE and FROM INFILE, which are for clients: here they would name files of the server.
+    Raises `NotAllowed` if a second statement follows, because the engine would run both and mix up their answers.
+    Also refuses INTO OUTFILE and FROM INFILE, which would reach files of the server.
     """
     keyword, named_format, source_at, depth, ended, previous = "", None, -1, 0, False, ""
     for token in _tokens(sql):
@@ -105,8 +100,8 @@ def read_statement(sql: bytes) -> Statement:
 def check_read_only(sql: bytes, table_functions: AbstractSet[str]) -> None:
     """Raise `NotAllowed` unless the statement only reads this database.
 
-    `table_functions` are the engine's own, lower case. Stricter than need be: a name that reaches outside is refused
-    wherever it stands. The engine's own read-only mode stands behind this check; it alone would let some of them by.
+    `table_functions` are the names of all table functions of the engine, in lower case. A forbidden name is refused
+    even as the name of a column. The engine's read-only mode is a second check, which some of these functions pass.
     """
     keyword = read_statement(sql).keyword
     if keyword not in READ_KEYWORDS:
@@ -117,12 +112,12 @@ def check_read_only(sql: bytes, table_functions: AbstractSet[str]) -> None:
         name = _bare(token).lower() if token.kind in ("word", "name") else ""
         if token.kind == "word" and name in ("insert", "infile", "outfile"):
             raise NotAllowed(164, f"{name.upper()} is not allowed in readonly mode", "READONLY")
-        # A function can also be named without being called there: `APPLY(file)`, `arrayMap(file, …)`.
+        # A function can also be passed by name: `APPLY(file)`, `arrayMap(file, …)`.
         if name in FORBIDDEN_FUNCTIONS or (token.text == "(" and previous in outside):
             raise NotAllowed(
                 164, f"Function {name or previous} reaches outside of the database: not allowed here", "READONLY"
             )
-        # Blanks and quotes beyond ASCII would be read by the engine in ways that this lexer does not know.
+        # The engine may read non-ASCII blanks and quotes in ways that this lexer does not know.
         if token.kind == "other" and (token.text in "'\"`\\$" or not token.text.isprintable() or token.text > "~"):
             raise NotAllowed(
                 62, "Syntax error: an open quote, or a sign beyond ASCII outside of quotes", "SYNTAX_ERROR"
@@ -138,7 +133,5 @@ def _bare(token: _Token) -> str:
 
 def _tokens(sql: bytes) -> Iterator[_Token]:
     for match in _TOKEN.finditer(sql):
-        kind = match.lastgroup or ""
-        if kind != "blank":
-            text = match[0].decode("utf-8", "replace")
-            yield _Token("text" if kind in ("heredoc", "tag") else kind, text, match.end())
+        if match.lastgroup != "blank":
+            yield _Token(match.lastgroup or "", match[0].decode("utf-8", "replace"), match.end())

@@ -1,7 +1,7 @@
-"""Everything on one machine: `tidemark dev`, and what the demo stands on.
+"""Runs a whole deployment on one machine, for `tidemark dev` and the demo.
 
-Starts Valkey, the ClickHouse engine, the Stripe simulator, on request a real Kafka broker, and the roles, and writes
-`dev.json` into the data directory, so that commands in another terminal find them.
+Starts Valkey, the ClickHouse engine, the Stripe simulator, optionally a Kafka broker, and the roles. Writes `dev.json`
+into the data directory; commands in other terminals read the addresses from this file.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from typing import Any, Final
 
 import httpx
 
-from pipeline.clock import SystemClock, clock_from_text
+from pipeline.clock import SystemClock
 from pipeline.http.api_keys import Role, create_key
 from pipeline.local import DEV_FILE
 from pipeline.local.kafka import LocalKafka
 from pipeline.local.processes import free_port
 from pipeline.local.supervisor import Supervisor
 from pipeline.local.valkey import LocalValkey
-from pipeline.open import apply_meter_set, following, meter_set_in_force, open_base, open_live_view, read_meter_set
+from pipeline.open import apply_meter_set, following, meter_set_in_force, open_base, open_live_view
 from pipeline.settings import Settings, load_settings
 from schemas.live_view import CheckpointedState
-from schemas.meters import MeterSet
 
 SIMULATOR_KEY: Final = "sk_test_simulator"
 SIMULATOR_ACCOUNT: Final = "acct_simulator"
+API_KEYS_FILE: Final = "api_keys.jsonl"
 ROLES: Final = ("worker", "archive", "router", "sink", "gateway")
 
 
 @dataclass
 class DevOptions:
-    """What `dev` may be asked for. Ports 0 take free ones."""
+    """Options of a deployment on one machine. A port of 0 takes a free port."""
 
     data_dir: Path
     kafka: bool = False
@@ -45,14 +45,14 @@ class DevOptions:
     meter_set: Path | None = None
     workers: int = 1
     roles: tuple[str, ...] = ROLES
-    # What `python -m` starts for a role, in place of `tidemark ROLE`.
+    # Modules with arguments that replace `tidemark ROLE`, by role.
     modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     simulator_arguments: tuple[str, ...] = ()
 
 
 class Dev:
-    """A running deployment; `start`, use `environment`, `stop`."""
+    """A deployment on one machine. `environment` has the variables of its roles after `start`."""
 
     def __init__(self, options: DevOptions, progress: Callable[[str], None]) -> None:
         self.options = options
@@ -68,34 +68,32 @@ class Dev:
 
     @property
     def gateway_url(self) -> str:
-        """Where the gateway listens."""
+        """The URL of the gateway."""
         return f"http://127.0.0.1:{self.environment['TIDEMARK_GATEWAY_PORT']}"
 
     def settings(self, **overrides: Any) -> Settings:
-        """The settings that the roles have."""
+        """The settings of the roles, with overrides."""
         named = {name.removeprefix("TIDEMARK_").lower(): value for name, value in self.environment.items()}
         return load_settings(**{**named, **overrides})
 
     async def start(self) -> None:
-        """Start everything and return when the gateway is ready. Raises `OperatorNeeded` with what to do."""
+        """Start everything; return when gateway and workers are ready. Raises `OperatorNeeded` or `Transient`."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        held = self._held()
-        await self._start_services(held)
+        await self._start_services(self._identity())
         self.environment.update(self.options.environment)
         await self._start_roles()
-        self._write_held()
+        self._write_dev_file()
 
-    def _held(self) -> dict[str, Any]:
+    def _identity(self) -> dict[str, str]:
+        """The secret and the API key of the deployment; the first start makes both."""
         path = self.data_dir / "identity.json"
-        if path.exists():
-            document: dict[str, Any] = json.loads(path.read_text())
-            return document
-        made = {"secret": secrets.token_hex(32), "api_key": ""}
-        path.write_text(json.dumps(made))
-        path.chmod(0o600)
-        return made
+        if not path.exists():
+            api_key, _ = create_key(self.data_dir / API_KEYS_FILE, Role.ADMIN, SystemClock())
+            _write_private(path, {"secret": secrets.token_hex(32), "api_key": api_key})
+        identity: dict[str, str] = json.loads(path.read_text())
+        return identity
 
-    async def _start_services(self, held: dict[str, Any]) -> None:
+    async def _start_services(self, identity: dict[str, str]) -> None:
         self.progress("Starting Valkey (append-only file on)")
         self._valkey = LocalValkey(self.data_dir / "valkey")
         await asyncio.to_thread(self._valkey.start)
@@ -108,22 +106,18 @@ class Dev:
         clickhouse = await self._start_clickhouse()
         self.progress("Starting the Stripe simulator")
         await self._start_simulator()
-        keys = self.data_dir / "api_keys.jsonl"
-        if not held["api_key"]:
-            held["api_key"] = create_key(keys, Role.ADMIN, SystemClock())[0]
-            (self.data_dir / "identity.json").write_text(json.dumps(held))
-        self.api_key = held["api_key"]
+        self.api_key = identity["api_key"]
         self.environment = {
             "TIDEMARK_DATA_DIR": str(self.data_dir),
             "TIDEMARK_LOG_URL": log_url,
             "TIDEMARK_REDIS_URL": self._valkey.url,
             "TIDEMARK_CLICKHOUSE_URL": clickhouse,
-            "TIDEMARK_SECRET": held["secret"],
+            "TIDEMARK_SECRET": identity["secret"],
             "TIDEMARK_CLOCK": self.options.clock,
             "TIDEMARK_STRIPE_API_KEY": SIMULATOR_KEY,
             "TIDEMARK_STRIPE_API_BASE": self.stripe_url,
             "TIDEMARK_STRIPE_ACCOUNT": SIMULATOR_ACCOUNT,
-            "TIDEMARK_API_KEYS": str(keys),
+            "TIDEMARK_API_KEYS": str(self.data_dir / API_KEYS_FILE),
             "TIDEMARK_GATEWAY_PORT": str(self.options.gateway_port or free_port()),
         }
         if self.options.meter_set is not None:
@@ -176,12 +170,7 @@ class Dev:
         finally:
             await view.close()
 
-    def meter_set(self) -> MeterSet:
-        """The meter set this deployment starts with."""
-        return read_meter_set(self.options.meter_set)
-
-    def _write_held(self) -> None:
-        path = self.data_dir / DEV_FILE
+    def _write_dev_file(self) -> None:
         document = {
             "environment": self.environment,
             "api_key": self.api_key,
@@ -189,20 +178,15 @@ class Dev:
             "clickhouse_read_only_url": self.clickhouse_read_only_url,
             "stripe_url": self.stripe_url,
         }
-        path.write_text(json.dumps(document, indent=1))
-        path.chmod(0o600)
+        _write_private(self.data_dir / DEV_FILE, document)
 
     def kill_worker(self) -> bool:
-        """kill -9 of a worker process; False where none is running at the moment."""
+        """Send SIGKILL to the first worker process; False if the process does not run."""
         workers = [child for name, child in self.supervisor.children.items() if name.startswith("worker")]
         return any(child.process.kill() for child in workers[:1])
 
-    def now_ms(self) -> int:
-        """The deployment's time."""
-        return clock_from_text(self.options.clock).now_ms()
-
     async def stop(self) -> None:
-        """Stop everything; the data stays. Safe to call twice."""
+        """Stop everything and keep the data. Safe to call twice."""
         (self.data_dir / DEV_FILE).unlink(missing_ok=True)
         await self.supervisor.stop()
         if self._kafka is not None:
@@ -212,9 +196,14 @@ class Dev:
 
 
 async def _counting(state: CheckpointedState, partitions: int) -> bool:
-    """Whether every partition is folded and knows the meter set, so that the first event is metered."""
+    """Whether every partition has folded its meter set. Only then is the first event metered."""
     checkpoints = [await state.load_checkpoint(partition) for partition in range(partitions)]
     return all(checkpoint is not None and checkpoint.meter_set is not None for checkpoint in checkpoints)
+
+
+def _write_private(path: Path, document: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=1))
+    path.chmod(0o600)
 
 
 async def _answers(url: str) -> bool:

