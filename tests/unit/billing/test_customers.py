@@ -1,4 +1,4 @@
-"""Who pays for a report: never answered from a live view that knows less than the intent's maker did."""
+"""Who pays for an intent: the answer never comes from a live view that is older than the intent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAPPED = AccountState(customers=(Customer(0, Billing.MAPPED, "cus_a"),))
 
 
 async def view_at(stream_time_ms: int) -> FakeLiveView:
-    """A live view that has come so far, in which `a` is mapped."""
+    """A live view at this stream time in which account `a` is mapped."""
     store = FakeLiveView()
     at = msgspec.structs.replace(checkpoint(0, stream_time_ms), partitions=1)
     await store.state.create_checkpoint(0, at)
@@ -47,8 +47,8 @@ async def told(made: Deployment) -> list[Intent | ReportOutcome]:
     return found
 
 
-async def test_nobody_is_named_before_the_view_reaches_the_end_of_the_bucket() -> None:
-    """Below it, bindings may be missing that were folded before the intent was published."""
+async def test_no_payer_is_given_before_the_view_reaches_the_end_of_the_bucket() -> None:
+    """An older view may lack bindings that were folded before the intent was published."""
     intent = make_intent("one")
 
     for store in (FakeLiveView(), await view_at(intent.bucket_end_ms - 1)):
@@ -58,7 +58,7 @@ async def test_nobody_is_named_before_the_view_reaches_the_end_of_the_bucket() -
 
 
 async def test_period_ends_where_a_binding_has_cut_it_since() -> None:
-    """Or where it was cut no more, after a planned change was taken back."""
+    """Also if a planned change was withdrawn and the cut has moved."""
     intent = make_intent("one", period_end_ms=NOW_MS + HOUR_MS)
     cut = Binding(effective_from_ms=NOW_MS + DAY_MS, anchor_ms=NOW_MS + DAY_MS)
     store = await view_at(NOW_MS)
@@ -81,7 +81,7 @@ async def test_period_ends_where_a_binding_has_cut_it_since() -> None:
     ids=["a period that lies ahead", "a period that has ended"],
 )
 async def test_the_view_is_asked_for_the_bucket_and_not_for_the_period(changes: dict[str, Any]) -> None:
-    """Usage is carried into periods that stream time has not reached: they would wait as long."""
+    """Carried usage lies in periods that stream time has not reached; such intents would wait until then."""
     resolve = BindingResolver((await view_at(NOW_MS)).accounts, 1)
 
     payer = await resolve(make_intent("one", **changes), NOW_MS)
@@ -90,8 +90,8 @@ async def test_the_view_is_asked_for_the_bucket_and_not_for_the_period(changes: 
     assert payer[:2] == PAYER[:2]
 
 
-async def test_view_that_went_back_bills_nobody_until_it_has_folded_again() -> None:
-    """A replica from before a change of the customer takes over after the hour's intents were published."""
+async def test_view_that_went_back_bills_nobody_until_it_has_caught_up() -> None:
+    """A replica from before a change of the customer takes over after the intents were published."""
     made = await Deployment().start()
     made.stripe.add_customer("cus_new")
     await made.traffic(1)
@@ -117,7 +117,7 @@ async def test_view_that_went_back_bills_nobody_until_it_has_folded_again() -> N
 
 
 async def test_reports_of_an_emptied_view_wait_for_its_rebuild_and_no_longer() -> None:
-    """The rebuild publishes them long before there is a live view again: nobody is unmapped meanwhile."""
+    """The rebuild publishes intents long before the live view returns. No account counts as unmapped meanwhile."""
     made = await Deployment().start()
     await made.traffic(5)
     await made.fold()

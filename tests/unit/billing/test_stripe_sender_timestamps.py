@@ -1,4 +1,4 @@
-"""At which instant a report is told to Stripe: within its period, and where Stripe still takes it."""
+"""The timestamp of a meter event: within its period, and within the span that Stripe accepts."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ OLD_MS = NOW_MS - 60 * DAY_MS
     ],
     ids=["bucket inside the period", "bucket after the period", "bucket before the period", "bucket too old"],
 )
-async def test_timestamp_lies_in_the_period_and_in_what_stripe_takes(
+async def test_timestamp_lies_in_the_period_and_in_what_stripe_accepts(
     changes: dict[str, Any], expected_ms: int, paying_ms: int
 ) -> None:
-    """Usage reported with an instant of the next period would land on the next invoice; whoever pays at a timestamp
-    that was moved forward need not be who paid when it was used."""
+    """An instant of the next period would put the usage on the next invoice. If the timestamp is moved forward, the
+    payer is still the one at the usage's instant."""
     bench = await Bench().start()
     if expected_ms > NOW_MS:
         bench.clock.ms = expected_ms
@@ -51,7 +51,7 @@ async def test_timestamp_lies_in_the_period_and_in_what_stripe_takes(
 
 
 async def test_a_clock_that_is_minutes_ahead_sends_nothing_that_stripe_refuses() -> None:
-    """Usage carried into a period that is about to begin: Stripe's five minutes are there for clocks that differ."""
+    """Usage is carried into a period that is about to begin. Stripe accepts five minutes of clock difference."""
     bench = await Bench().start()
     bench.sender = StripeSender(
         bench.log, bench.stripe, bench.resolve, AheadClock(bench.clock, 4 * MINUTE_MS), random.Random(7), bench.policy
@@ -68,8 +68,8 @@ async def test_a_clock_that_is_minutes_ahead_sends_nothing_that_stripe_refuses()
     assert (await bench.outcomes())["ahead"].status is OutcomeStatus.ACCEPTED
 
 
-async def test_period_that_stripe_takes_no_more_is_a_dead_letter() -> None:
-    """35 days after its end nothing of a period can be reported."""
+async def test_period_that_stripe_no_longer_accepts_makes_dead_letters() -> None:
+    """Stripe accepts nothing of a period 35 days after its end."""
     bench = await Bench().start()
     await bench.publish(make_intent("old", period_start_ms=NOW_MS - 80 * DAY_MS, period_end_ms=NOW_MS - 40 * DAY_MS))
 
@@ -86,10 +86,10 @@ async def test_period_that_stripe_takes_no_more_is_a_dead_letter() -> None:
         pytest.param(49, OutcomeStatus.DEAD, id="only what follows the cut would be"),
     ],
 )
-async def test_period_that_was_cut_after_its_reports_is_told_within_the_cut(
+async def test_period_that_was_cut_after_its_reports_is_sent_within_the_cut(
     mapped_after_days: int, status: OutcomeStatus
 ) -> None:
-    """An instant behind the cut would be somebody else's, or of another bill."""
+    """An instant after the cut would belong to another payer or another bill."""
     bench = await Bench().start()
     cut_ms = PERIOD_START_MS + 14 * DAY_MS
     bench.period_ends["a"] = cut_ms
@@ -104,7 +104,7 @@ async def test_period_that_was_cut_after_its_reports_is_told_within_the_cut(
 
 
 async def test_free_usage_that_is_too_old_for_stripe_is_no_dead_letter() -> None:
-    """Nobody is to add an invoice item for it."""
+    """Nobody should add an invoice item for free usage."""
     bench = await Bench().start()
     bench.billing["a"] = (Billing.FREE, "")
     await bench.publish(make_intent("old", period_start_ms=NOW_MS - 80 * DAY_MS, period_end_ms=NOW_MS - 40 * DAY_MS))
