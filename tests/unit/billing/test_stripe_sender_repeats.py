@@ -26,7 +26,7 @@ async def test_republished_intents_are_not_sent_again() -> None:
 
 
 async def test_intent_that_is_published_again_after_its_identifier_was_forgotten_is_no_dead_letter() -> None:
-    """The sender forgets what Stripe no longer accepts, but the log has the outcome. A dead letter is billed by hand."""
+    """The sender forgets intents that are too old for Stripe. A dead letter would be billed again by hand."""
     bench = await Bench().start()
     settled = [make_intent(f"i{number}", bucket=number) for number in range(5)]
     await bench.publish(*settled, make_intent("bad", bucket=6))
