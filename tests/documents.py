@@ -24,7 +24,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 DOCS: Final = ROOT / "docs"
 GENERATED: Final = "<!-- Made from the code: change the code, then run `python -m tests.documents`. -->\n"
 
-# Read by commands and helpers directly, because a role has no use for them.
+# Commands read these variables directly, because no role needs them.
 OTHER_VARIABLES: Final = {
     "TIDEMARK_GATEWAY_URL": (
         "of the running `tidemark dev`",

@@ -24,7 +24,7 @@ def tracked() -> tuple[str, ...]:
     )
     if done.returncode == 0:
         return tuple(name for name in done.stdout.splitlines() if (ROOT / name).is_file())
-    # An unpacked archive has no git.
+    # An unpacked source archive has no .git folder.
     hidden = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
     return tuple(str(path) for path in hidden if not path.parts[0].startswith("."))
 

@@ -16,12 +16,12 @@ from tests.source_tree import BY_DOTTED_NAME, MODULES, PRODUCT, PURE, TEXTS, sou
 
 FUNCTION_LINES_MAX: Final = 70
 MODULE_LINES_MAX: Final = 500
-# A suite of one thing reads from top to bottom; its parts are looked up by name.
+# A test suite may be longer: a reader looks for one test by its name.
 TEST_MODULE_LINES_MAX: Final = 800
-# settings, clock, metrics, the opening of all clients, and the package itself.
+# Settings, clock, metrics, the construction of all clients, and the package itself.
 PIPELINE_MODULES_MAX: Final = 5
 
-# Time and randomness are handed in; what is named here hands them in, or stands outside the deployment's time.
+# Time and randomness are arguments. These modules supply them, or run outside the deployment.
 MACHINE_TIME: Final = {
     "pipeline/clock.py": "the one module that reads the machine's clock",
     "stripe_simulator/clock.py": "the simulator is a process of its own and imports nothing of ours",
@@ -33,11 +33,11 @@ RANDOMNESS: Final = {
     "emitter/answers.py": "jitter of retries in the SDK, which stands alone",
     "emitter/encoding.py": "the random part of UUIDv7",
 }
-# Makes a generator, or a value, that is then handed in.
+# These names create a generator that is then an argument.
 SOURCES_OF_RANDOMNESS: Final = {"Random", "SystemRandom"}
 
 _UNFINISHED: Final = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK")) + r")\b")
-# Temporary folders by name are ruff's S108.
+# ruff's S108 checks temporary folders.
 _MACHINE: Final = re.compile(r"""["'`\s(=](/work|/root|/home/\w+)/""")
 _WRITERS: Final = re.compile(
     r"\b("
@@ -94,7 +94,7 @@ def _imported(name: str) -> set[str]:
             imported.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            # What is no module stands in the package's __init__.
+            # A name that is no module is defined in the package's __init__.
             imported.update(target if target in BY_DOTTED_NAME else node.module for target in inner)
     return {BY_DOTTED_NAME[target] for target in imported if target in BY_DOTTED_NAME} - {name}
 

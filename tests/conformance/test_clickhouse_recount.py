@@ -304,7 +304,7 @@ _EVENTS = st.lists(
     ),
     max_size=25,
 )
-# Dedup decisions stand behind all events.
+# Dedup decisions come after all events.
 _DECISIONS_FROM = 100
 
 

@@ -216,7 +216,7 @@ async def test_generation_that_was_given_up_is_not_swapped_in(store: LiveView) -
     assert await tokens(store) == (live, "7")
 
 
-# What only the real server can show
+# Only with the real server
 
 
 @pytest.mark.parametrize("step", range(0, 28, 3))

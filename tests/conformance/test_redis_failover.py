@@ -13,7 +13,7 @@ from sinks.redis.client import Command, Server, checked
 from sinks.redis.view import RedisLiveView
 from tests.conformance.rollup_states import changes, checkpoint, started
 
-# Nobody listens there: the server waits for a primary that is gone.
+# Nobody listens on this port: the server waits for a primary that is gone.
 REPLICA: Command = ("REPLICAOF", "127.0.0.1", 9)
 PRIMARY: Command = ("REPLICAOF", "NO", "ONE")
 

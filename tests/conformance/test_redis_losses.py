@@ -36,7 +36,7 @@ def contents(url: str) -> Contents:
             (kind,) = server.run([("TYPE", key)])
             command, *arguments = reads[kind]
             (value,) = server.run([(str(command), key, *arguments)])
-            # The order of a hash's fields and a set's members is the server's own affair.
+            # The order of a hash's fields and a set's members is arbitrary.
             found[key] = as_mapping(value) if kind == "hash" else sorted(value) if kind == "set" else value
         return found
     finally:

@@ -177,7 +177,7 @@ async def test_a_killed_server_keeps_every_commit(redis_store: RedisLiveView, va
     valkey.kill()
     with pytest.raises(Transient):
         await redis_store.state.load_checkpoint(0)
-    # Not in a thread: the server is tied to the life of the thread that starts it.
+    # Not in a thread: the server dies with the thread that starts it.
     valkey.start()
 
     assert await redis_store.state.load_checkpoint(0) == checkpoint(5)

@@ -343,4 +343,4 @@ async def test_an_emptied_store_is_told_from_a_moved_checkpoint(rollup_store: Li
         await rollup_store.state.commit(0, first, changes(5))
 
 
-# What only the real server can show
+# Only with the real server

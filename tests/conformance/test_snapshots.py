@@ -203,7 +203,7 @@ async def test_only_complete_snapshots_are_seen_and_only_kept_ones_stay(kept: Sn
     assert list(await kept.chunks(made[0]._replace(partition=4), 0, 9)) == ["other"]
 
 
-# What only the real server can show
+# Only with the real server
 
 
 async def test_every_key_of_the_state_is_in_the_copy(valkey: LocalValkey) -> None:
@@ -258,7 +258,7 @@ async def test_no_chunk_is_larger_than_promised(valkey: LocalValkey, monkeypatch
     await store.close()
 
     assert len(sizes) > 50
-    # The quotes in the duplicates are escaped, which is not counted.
+    # The limit does not count the escapes of the quotes in the duplicates.
     assert [size for size in sorted(sizes)[:-1] if size > CHUNK_CHARACTERS * 11 // 10] == []
     assert max(sizes) < large + CHUNK_CHARACTERS
     assert max(read) <= 16_384, "one such set at a time"

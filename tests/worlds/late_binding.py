@@ -14,7 +14,7 @@ from schemas.reports import Intent
 from tests.worlds.reconciler import METER_SET, START_MS, Deployment
 
 EVE = "eve"
-# In the middle of an hour, so that both sides of it have usage.
+# In the middle of an hour that has usage on both sides.
 CUT_MS = START_MS + 90 * MINUTE_MS
 POLICY = Policy()
 LOW = {

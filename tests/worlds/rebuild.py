@@ -35,7 +35,7 @@ PARTITIONS: Final = 2
 REPORTED: Final = MeterSet.model_validate({
     **METER_SET, "meters": [{**meter, "stripe_event_name": meter["slug"]} for meter in METER_SET["meters"]]
 })  # fmt: skip
-# No traffic gives this value.
+# No generated event has this value.
 DAMAGED_MINOR: Final = -(10**15)
 LIMITS: Final = RebuildLimits(records_max=7, events_max=40, cells_max=30)
 

@@ -232,8 +232,7 @@ def _assert_equal(world: World, oracle: Oracle) -> None:
 @pytest.mark.parametrize("controls", [False, True], ids=["calendar months", "bindings and closings"])
 @pytest.mark.parametrize("seed", range(8))
 async def test_any_traffic_is_counted_as_the_oracle_counts_it(seed: int, controls: bool, traffic: Traffic) -> None:
-    """Totals, cells, counters and reasons agree at a month's end, for any batches. Far-late events agree exactly by
-    identity once they have decisions."""
+    """Totals, cells, counters and reasons agree at a month's end; far-late events too, once they have decisions."""
     world, oracle = await _loaded(
         seed, 2_000, MARCH_MS - 2 * 3_600_000, controls=controls, traffic=traffic, all_judged=bool(seed % 2)
     )

@@ -109,8 +109,7 @@ class Chaos:
 @settings(max_examples=120, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 async def test_random_crashes_rebalances_and_lost_answers_never_count_twice(seed: int) -> None:
-    """Stripe never counts an intent twice. Once the faults stop, each intent has arrived exactly once, or is on hold
-    because nothing tells whether it arrived."""
+    """Stripe never counts an intent twice. In the end each intent has arrived once, or is on hold as undecidable."""
     rng = random.Random(seed)
     bench = await Bench(partitions=2).start()
     bench.billing["d"] = (Billing.MAPPED, "cus_a")

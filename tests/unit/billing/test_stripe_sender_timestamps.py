@@ -37,8 +37,7 @@ OLD_MS = NOW_MS - 60 * DAY_MS
 async def test_timestamp_lies_in_the_period_and_in_what_stripe_accepts(
     changes: dict[str, Any], expected_ms: int, paying_ms: int
 ) -> None:
-    """An instant of the next period would put the usage on the next invoice. If the timestamp is moved forward, the
-    payer is still the one at the usage's instant."""
+    """An instant of the next period belongs to the next invoice. A later timestamp does not change the payer."""
     bench = await Bench().start()
     if expected_ms > NOW_MS:
         bench.clock.ms = expected_ms

@@ -110,7 +110,7 @@ threading.Thread(target=serve, daemon=True).start()
 emitter = Emitter(f"http://127.0.0.1:{listening.getsockname()[1]}", "k", source="s", flush_interval_s=0.01)
 emitter.emit("t", "a", id="1")
 half.wait(10)
-# By then the sending thread waits for the rest of the answer and has locked the buffer.
+# Wait until the sending thread reads the rest of the answer and has locked the buffer.
 import sys, time
 def reads():
     frame = sys._current_frames().get(emitter._thread.ident)

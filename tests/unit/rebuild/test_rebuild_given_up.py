@@ -1,4 +1,4 @@
-"""A rebuild of the live view that is given up leaves nothing that a later binding could not replace."""
+"""An abandoned rebuild of the live view leaves only rows that a later restatement can replace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Stopped(BaseException):
 
 
 async def given_up(made: Deployment, looks: int) -> None:
-    """A rebuild that ends after so many looks at the account's partition, or just before the swap."""
+    """A rebuild that ends after so many reads of the account's partition, or just before the swap."""
     partition, left = made.partition(EVE), [looks]
 
     def progress(at: Progress) -> None:
@@ -41,7 +41,7 @@ async def given_up(made: Deployment, looks: int) -> None:
 
 
 async def bound_late() -> Deployment:
-    """Bound after three hours of usage, by a worker that goes on."""
+    """An account that gets its binding after three hours of usage; the worker continues."""
     made = await deployment()
     worker = hourly_relay(made.store, made.clickhouse)
 
@@ -61,8 +61,8 @@ async def restatement(made: Deployment) -> None:
 
 
 @pytest.mark.parametrize("looks", STOPS)
-async def test_binding_after_it_replaces_the_rows_it_wrote(looks: int) -> None:
-    """They stand under the live view's number, and the restatement at a later position."""
+async def test_restatement_after_the_rebuild_replaces_the_rows_it_wrote(looks: int) -> None:
+    """The rows have the live view's generation, and the restatement has a later position."""
     made = await bound_late()
     await given_up(made, looks)
 
@@ -74,8 +74,8 @@ async def test_binding_after_it_replaces_the_rows_it_wrote(looks: int) -> None:
 
 
 @pytest.mark.parametrize("looks", STOPS)
-async def test_binding_before_it_is_not_undone_by_the_rows_it_wrote(looks: int) -> None:
-    """It may have ended before it folded the restatement."""
+async def test_restatement_before_the_rebuild_is_not_undone_by_the_rows_it_wrote(looks: int) -> None:
+    """The rebuild may have ended before it folded the restatement."""
     made = await bound_late()
     await restatement(made)
     await agrees(made)

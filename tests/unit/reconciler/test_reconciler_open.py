@@ -1,4 +1,4 @@
-"""What is still on its way, or cannot be read, is named as such: never equal, never drift."""
+"""Usage in flight and views that cannot be read are reported as such: never as equal, never as drift."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from schemas.errors import Transient
 from tests.worlds.reconciler import Deployment, Fault, after, found_by, named, settled
 
 
-async def test_what_the_archive_has_not_reached_is_in_flight_with_how_far_behind() -> None:
-    """A rollup that runs ahead of the archive is normal; calling it drift would bury real drift."""
+async def test_usage_that_the_archive_has_not_reached_is_in_flight_with_the_lag() -> None:
+    """A rollup ahead of the archive is normal; calling this drift would hide real drift."""
     deployment = await settled()
     deployment.clock.ms += MINUTE_MS
     for account in ("ada", "bob", "cyd", "dora"):
@@ -27,8 +27,8 @@ async def test_what_the_archive_has_not_reached_is_in_flight_with_how_far_behind
     assert all("records and" in row.detail and "behind the rollup" in row.detail for row in report.rows)
 
 
-async def test_the_archive_is_waited_for_within_the_limit() -> None:
-    """Two consumer groups are never at the same place; a short wait makes most of the traffic comparable."""
+async def test_the_reconciler_waits_for_the_archive_within_the_limit() -> None:
+    """Two consumer groups are never at the same position; a short wait makes most traffic comparable."""
     deployment = await settled()
     await deployment.emit("ada", gb="1", user="u", region="eu")
     await deployment.fold()
@@ -47,7 +47,7 @@ async def test_the_archive_is_waited_for_within_the_limit() -> None:
 
 
 async def test_open_buckets_and_unrelayed_cells_are_in_flight() -> None:
-    """Each says what it waits for: the hour's end, the relay, the publication of intents."""
+    """Each row states what it waits for: the hour's end, the relay, or the publication of intents."""
     deployment = await settled()
     await deployment.emit("ada", gb="1", user="u", region="eu")
     await deployment.fold()
@@ -81,7 +81,7 @@ async def test_a_meter_event_that_stripe_does_not_show_yet_is_in_flight() -> Non
 
 
 async def test_an_extra_meter_event_shows_even_while_others_are_in_flight() -> None:
-    """A busy queue must not hide what is billed twice."""
+    """A busy send queue must not hide an event that is billed twice."""
     deployment = await settled()
     event = deployment.sent("bob", "requests")
     deployment.stripe.inject(event._replace(identifier="sent again", value="1000"))
@@ -95,7 +95,7 @@ async def test_an_extra_meter_event_shows_even_while_others_are_in_flight() -> N
 
 
 async def test_a_stripe_that_does_not_answer_is_unchecked_and_the_rest_is_compared() -> None:
-    """What was not read is never equal."""
+    """A view that was not read is never equal."""
     deployment = await settled()
     deployment.stripe.read_fault = lambda call: call == "summary"
 
@@ -126,7 +126,7 @@ async def test_reads_of_stripe_stop_at_the_limit_and_the_rest_is_unchecked() -> 
         pytest.param(250, 16 * 250, id="slow answers: nothing is waited for beside them"),
     ],
 )
-async def test_reads_of_stripe_keep_to_their_rate(answer_ms: int, reading_ms: int) -> None:
+async def test_reads_of_stripe_keep_the_rate_limit(answer_ms: int, reading_ms: int) -> None:
     """Stripe allows 25 reads a second on one endpoint."""
     deployment = await settled()
     began_ms = deployment.clock.ms
@@ -158,7 +158,7 @@ async def test_reads_of_stripe_keep_to_their_rate(answer_ms: int, reading_ms: in
     ],
 )
 async def test_a_view_that_cannot_be_read_is_unchecked(fault: Fault, pairs: set[Pair]) -> None:
-    """The remedy stands in the row, and no other difference is made up from it."""
+    """The row contains the remedy, and no other difference is derived from the missing view."""
     report = await after(fault)
 
     assert found_by(report) == {(pair, Cause.UNCHECKED) for pair in pairs}
@@ -167,7 +167,7 @@ async def test_a_view_that_cannot_be_read_is_unchecked(fault: Fault, pairs: set[
 
 
 async def test_a_clickhouse_that_does_not_answer_is_unchecked() -> None:
-    """Transient is not drift."""
+    """A transient failure is not drift."""
     deployment = await settled()
 
     async def silent(*_: object) -> None:

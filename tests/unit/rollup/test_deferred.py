@@ -27,7 +27,7 @@ OCTOBER_MS = NOVEMBER_MS - 10 * DAY_MS
 
 
 async def judged(made: Deployment) -> None:
-    """Fold, archive, resolve and let everything settle."""
+    """Folds, archives, resolves and relays until nothing changes."""
     await made.fold()
     await made.archive()
     await made.resolve()
@@ -39,7 +39,7 @@ async def counters(made: Deployment, account: str = "ada") -> Counters:
 
 
 def moved(after: Counters, before: Counters) -> dict[str, int]:
-    """By how much each counter changed, where it did."""
+    """The changes of the counters, without those that stayed."""
     return {
         name: new - old
         for name, new, old in zip(Counters._fields, after, before, strict=True)
@@ -48,8 +48,8 @@ def moved(after: Counters, before: Counters) -> dict[str, int]:
 
 
 async def test_late_events_are_counted_exactly_once_in_every_view() -> None:
-    """In their own period where it is open, carried where it is closed, a repetition of what the marks forgot not at
-    all; then Redis, usage_hourly, intents, Stripe and the recount say the same."""
+    """In their own period if it is open, carried forward if it is closed; repetitions without a mark do not count. Then
+    Redis, usage_hourly, intents, Stripe and the recount agree."""
     made = await settled()
     first = await made.emit("ada", gb="1", user="early", region="eu")
     await made.settle()
@@ -78,11 +78,11 @@ async def test_late_events_are_counted_exactly_once_in_every_view() -> None:
     assert {row.id for row in made.clickhouse.duplicates.values()} >= {first, twice}
 
 
-async def test_event_ahead_of_time_that_comes_again_when_its_mark_has_just_expired_is_counted_once() -> None:
-    """It was within the window a little longer than its mark was kept: from there on it is deferred."""
+async def test_event_ahead_of_time_that_repeats_when_its_mark_has_just_expired_is_counted_once() -> None:
+    """The event stays within the window slightly longer than its mark lives; afterwards the event is deferred."""
     meter_set = {**METER_SET, "policy": {"window_ms": 2 * HOUR_MS, "future_ms": 10 * MINUTE_MS}}
     made = await Deployment().start(meter_set)
-    # Past the first slice of marks, which was cut by the window before the meter set; then just before a slice ends.
+    # Past the first slice of marks, which has the default window, to an instant just before the end of a slice.
     await made.advance(5 * DAY_MS)
     await made.fold()
     await made.advance(DAY_MS - made.clock.ms % HOUR_MS - MINUTE_MS)
@@ -99,7 +99,7 @@ async def test_event_ahead_of_time_that_comes_again_when_its_mark_has_just_expir
 
 
 async def test_repeated_decisions_of_two_resolvers_and_after_a_crash_change_nothing() -> None:
-    """Every resolver says the same, and the fold takes the first."""
+    """All resolvers decide alike, and the fold takes the first decision."""
     made = await settled()
     await late(made, EARLY_MS)
     await made.fold()
@@ -118,8 +118,8 @@ async def test_repeated_decisions_of_two_resolvers_and_after_a_crash_change_noth
     assert (await made.reconcile()).verdict is Reconciled.EQUAL
 
 
-async def test_nothing_is_judged_by_a_table_that_was_exchanged_and_lacks_what_came_meanwhile() -> None:
-    """The first arrival may be what is missing: its repetition would be taken for new, and counted twice."""
+async def test_nothing_is_judged_by_an_exchanged_table_that_lacks_concurrent_writes() -> None:
+    """The table may lack the first arrival: the repetition would seem new and count twice."""
     made = await settled()
     await late(made, EARLY_MS)
     await made.fold()
@@ -155,8 +155,8 @@ async def _last_decision(made: Deployment, account: str) -> DedupDecision:
         pytest.param({"account": "bob"}, b"bad_control", id="on another partition"),
     ],
 )
-async def test_decision_that_fits_nothing_changes_nothing(changes: dict[str, Any], reason: bytes | None) -> None:
-    """The event goes on waiting for its own."""
+async def test_decision_without_its_event_changes_nothing(changes: dict[str, Any], reason: bytes | None) -> None:
+    """The event waits for its own decision."""
     made = await settled()
     assert made.partition("cyd") == made.partition("ada") != made.partition("bob")
     await late(made, EARLY_MS)
@@ -175,8 +175,8 @@ async def test_decision_that_fits_nothing_changes_nothing(changes: dict[str, Any
     assert (await made.reconcile()).verdict is Reconciled.EQUAL
 
 
-async def test_events_without_a_decision_are_no_drift_and_hold_back_what_is_complete() -> None:
-    """Nothing blocks meanwhile: everything else goes on, and no view claims them."""
+async def test_events_without_a_decision_are_no_drift_and_limit_completeness() -> None:
+    """Nothing else waits: all other events count, and no view includes the undecided events."""
     made = await settled()
     arrived_ms = made.clock.ms
     await late(made, EARLY_MS)
@@ -209,10 +209,10 @@ async def test_events_without_a_decision_are_no_drift_and_hold_back_what_is_comp
         pytest.param(None, 1, 1, 10, id="of another account"),
     ],
 )
-async def test_what_is_complete_is_never_beyond_an_event_that_waits(
+async def test_completeness_never_passes_a_deferred_event(
     waited: int | None, deferred_then: int, deferred_now: int, complete_ms: int
 ) -> None:
-    """What waits is read first, what is answered after it; a commit may fall between them."""
+    """A commit may happen between the read of the deferred events and the read of the answer."""
     checkpoint = await (await settled()).checkpoint("ada")
     before, after = (
         msgspec.structs.replace(checkpoint, stream_time_ms=stream_time_ms, counters=Counters(deferred=deferred))
@@ -223,7 +223,7 @@ async def test_what_is_complete_is_never_beyond_an_event_that_waits(
 
 
 async def test_period_that_closes_between_arrival_and_decision_takes_nothing_more() -> None:
-    """What is closed never changes: the decision's stream time decides, in the fold and in the recount."""
+    """A closed period never changes: the decision's stream time decides, in the fold and in the recount."""
     made = await settled()
     totals = dict(made.totals("ada"))
     await late(made, EARLY_MS)
@@ -242,7 +242,7 @@ async def test_period_that_closes_between_arrival_and_decision_takes_nothing_mor
 
 
 async def test_period_closed_by_a_record_stays_closed_for_late_events_until_its_grace_has_passed() -> None:
-    """However long after its end: with a long grace nothing but the record keeps them out."""
+    """With a long grace, only the record keeps late events out, however long after the period's end."""
     made = await Deployment().start({**METER_SET, "policy": {"grace_ms": 30 * DAY_MS}})
     await made.close_period("ada", OCTOBER_MS)
     await made.close_period("ada", OCTOBER_MS - 30 * DAY_MS)
@@ -259,8 +259,8 @@ async def test_period_closed_by_a_record_stays_closed_for_late_events_until_its_
     assert (await made.reconcile()).differences == 0
 
 
-async def test_late_event_of_a_closed_period_whose_meter_quarantines_is_kept_with_its_bytes() -> None:
-    """It stays the first of its identity in the archive and counts nowhere."""
+async def test_late_event_of_a_closed_period_whose_meter_quarantines_is_quarantined_with_its_bytes() -> None:
+    """The event stays the first of its identity in the archive and counts nowhere."""
     meter_set = copy.deepcopy(METER_SET)
     meter_set["meters"][-1]["late"] = "quarantine"
     made = await Deployment().start(meter_set)
@@ -282,7 +282,7 @@ async def test_late_event_of_a_closed_period_whose_meter_quarantines_is_kept_wit
 
 
 async def test_a_meter_gets_the_event_only_if_it_was_there_at_arrival_and_at_decision() -> None:
-    """The new one has not judged it, the one taken away has no use for it."""
+    """A new meter has not judged the event, and a removed meter no longer wants it."""
     made = await settled()
     totals = dict(made.totals("ada"))
     await late(made, EARLY_MS)
@@ -300,9 +300,9 @@ async def test_a_meter_gets_the_event_only_if_it_was_there_at_arrival_and_at_dec
     assert (await made.reconcile()).differences == 0
 
 
-async def test_more_than_may_wait_are_rejected_and_nothing_else_is_harmed() -> None:
-    """The limit is in the log, so that a replay rejects the same. What is rejected counts nowhere, and since the
-    archive has its identity, neither does a repetition."""
+async def test_deferred_events_beyond_the_limit_are_rejected_and_nothing_else_is_harmed() -> None:
+    """The limit is in the log, so a replay rejects the same events. A rejected event counts nowhere, and because the
+    archive has its identity, a repetition does not count either."""
     meter_set = {**METER_SET, "policy": {"deferred_max": 2}}
     made = await Deployment().start(meter_set)
     await made.traffic(1)
@@ -323,8 +323,8 @@ async def test_more_than_may_wait_are_rejected_and_nothing_else_is_harmed() -> N
 
 
 @pytest.mark.parametrize("resolved", [False, True], ids=["waiting", "judged"])
-async def test_replay_of_the_log_comes_to_the_same_state(resolved: bool) -> None:
-    """Dedup decisions are in the log: a rebuilt view needs no resolver and is the same to the byte (I7)."""
+async def test_replay_of_the_log_reaches_the_same_state(resolved: bool) -> None:
+    """Dedup decisions are in the log: a rebuilt view needs no resolver and has the same bytes (I7)."""
     made = await settled()
     for at_ms in (EARLY_MS, OCTOBER_MS):
         await late(made, at_ms)

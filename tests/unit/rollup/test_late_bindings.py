@@ -1,4 +1,4 @@
-"""A binding that comes after the usage it cuts: counted again, once, in every view; or refused, and said so (S11)."""
+"""A binding that arrives after usage that it cuts: restated once in every view, or declined with a reason (S11)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from tests.worlds.late_binding import (
 from tests.worlds.reconciler import NOVEMBER_MS, START_MS, Deployment, named, settled
 
 
-async def test_usage_before_its_binding_is_counted_again_in_the_periods_of_the_binding() -> None:
-    """Every aggregation, an hour on both sides of the cut; then Redis, usage_hourly, intents, Stripe and the
-    recount say the same, and Stripe got nothing of the old cut."""
+async def test_usage_before_its_binding_is_restated_in_the_periods_of_the_binding() -> None:
+    """Every aggregation, with an hour on both sides of the cut. Then Redis, usage_hourly, intents, Stripe and the
+    recount agree, and Stripe got nothing of the old cut."""
     made = await deployment()
     assert await totals(made, "requests") == {NOVEMBER_MS: 18}
 
@@ -67,8 +67,8 @@ async def test_usage_before_its_binding_is_counted_again_in_the_periods_of_the_b
     assert sorted(ours) == [(True, Decimal(9))]
 
 
-async def test_records_that_are_repeated_or_answer_nothing_change_nothing() -> None:
-    """A resolver that dies after its append answers again; so does a second one."""
+async def test_records_that_repeat_or_answer_nothing_change_nothing() -> None:
+    """A restater that dies after its append answers again; so does a second restater."""
     made = await deployment()
     await bind(made)
     assert [await made.restatement(), await made.restatement()] == [1, 1]
@@ -97,7 +97,7 @@ async def test_the_archive_keeps_the_record_without_its_content() -> None:
 
 
 async def test_intents_of_the_old_cut_are_settled_as_replaced() -> None:
-    """They are never sent, and nobody waits for them."""
+    """They are never sent, and nothing waits for them."""
     made = await deployment()
     old = await intents(made)
     await bind(made)
@@ -114,7 +114,7 @@ async def test_intents_of_the_old_cut_are_settled_as_replaced() -> None:
 
 
 async def test_usage_that_was_sent_is_never_sent_again_in_other_periods() -> None:
-    """Bound with a customer, then without one by mistake, then with one and an anchor of its own."""
+    """A binding with a customer, then by mistake one without, then one with a customer and its own anchor."""
     made = await settled()
     before = len(made.stripe.events)
     for billing, customer in ((Billing.UNMAPPED, ""), (Billing.MAPPED, "cus_ada")):
@@ -129,8 +129,8 @@ async def test_usage_that_was_sent_is_never_sent_again_in_other_periods() -> Non
     assert report.differences == 0, report.rows
 
 
-async def test_period_that_the_cut_empties_tells_what_comes_to_it_later_in_the_same_bucket() -> None:
-    """Its open report begins at nothing again, and not at what was counted there before."""
+async def test_period_that_the_cut_empties_reports_later_usage_of_the_same_bucket() -> None:
+    """Its open report restarts at zero, not at the earlier count."""
     made = await Deployment().start()
     made.stripe.add_customer(f"cus_{EVE}")
     made.clock.ms = CUT_MS
@@ -169,7 +169,7 @@ async def test_unsettled_views_are_in_flight_and_never_drift() -> None:
     flush=st.sampled_from([1, 7, 20_000]),
 )
 async def test_any_late_bindings_leave_no_difference(minutes: list[int], intervals: list[Interval], flush: int) -> None:
-    """One after the other, with usage before, between and after, however the fold flushes."""
+    """Several bindings, with usage before, between and after them, for any flush boundaries."""
     made = await Deployment().start()
     made.rollup_settings = RollupSettings(flush_events_max=flush)
     for number, each in enumerate(minutes):
@@ -194,7 +194,7 @@ async def test_any_late_bindings_leave_no_difference(minutes: list[int], interva
 
 
 async def test_a_rebuilt_view_has_the_same_cuts() -> None:
-    """The log says all of it: a fold from its start ends in the same state, and the next flush reads it."""
+    """The log contains everything: a fold from its start reaches the same state, which the next flush reads."""
     made = await settled()
     made.stripe.add_customer(f"cus_{EVE}")
     await used(made)
@@ -215,14 +215,14 @@ async def test_a_rebuilt_view_has_the_same_cuts() -> None:
 
 
 async def told(made: Deployment, customer: str) -> list[tuple[str, bool]]:
-    """(value, whether its instant lies behind the cut) of the requests that a customer was told of."""
+    """(value, whether its instant lies after the cut) of the `requests` that were sent for a customer."""
     cut_ms = (await state(made)).bindings[-1].effective_from_ms
     events = [each.event for each in made.stripe.events if each.event.event_name == "requests"]
     return [(each.value, each.timestamp_s * 1000 >= cut_ms) for each in events if each.stripe_customer == customer]
 
 
-async def test_usage_before_a_cut_within_its_report_bucket_is_told_before_it_to_who_paid_then() -> None:
-    """Nothing comes in the old period after the record that cuts it, so its entry does not know of the cut."""
+async def test_usage_before_a_cut_within_its_report_bucket_is_sent_before_the_cut_to_its_payer() -> None:
+    """After the record of the cut the old period gets no events, so its entry does not know of the cut."""
     made = await Deployment().start()
     for customer in ("cus_old", "cus_new"):
         made.stripe.add_customer(customer)
@@ -239,8 +239,8 @@ async def test_usage_before_a_cut_within_its_report_bucket_is_told_before_it_to_
     await agrees(made)
 
 
-async def test_usage_counted_again_is_told_before_the_cut_of_a_binding_that_waited_behind() -> None:
-    """Where the later one cuts was not known when the ends of the new periods were worked out."""
+async def test_restated_usage_is_sent_before_the_cut_of_a_binding_that_waited_behind() -> None:
+    """The cut of the later binding was unknown when the ends of the new periods were calculated."""
     made = await deployment()
     made.clock.ms += 5 * MINUTE_MS
     await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS, billing=Billing.UNMAPPED)
@@ -254,8 +254,8 @@ async def test_usage_counted_again_is_told_before_the_cut_of_a_binding_that_wait
     assert await told(made, f"cus_{EVE}") == [("9", False)]
 
 
-async def test_answers_are_not_called_complete_while_a_restatement_is_relayed_in_parts() -> None:
-    """Until all of its cells are there, hours that were complete hold parts of both cuts."""
+async def test_answers_are_not_complete_while_a_restatement_is_relayed_in_parts() -> None:
+    """Until all cells are relayed, hours that were complete mix the old and the new cut."""
     made = await deployment()
     at = made.partition(EVE)
     first_ms = START_MS // HOUR_MS * HOUR_MS

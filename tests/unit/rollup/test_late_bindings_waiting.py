@@ -1,4 +1,4 @@
-"""While the usage of a late binding is counted again: what waits, for how long, and what ends it otherwise."""
+"""While a late binding waits for its restatement: which events wait, for how long, and what else ends the wait."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from tests.worlds.late_binding import (
 from tests.worlds.reconciler import METER_SET, NOVEMBER_MS, Deployment
 
 
-async def test_what_arrives_while_the_account_waits_is_counted_once_and_after_it() -> None:
-    """Nothing is counted in between; the identities of before are known, and decisions that come early do nothing."""
+async def test_events_during_the_wait_are_counted_once_and_after_it() -> None:
+    """Nothing counts meanwhile. Earlier identities are known, and early decisions have no effect."""
     made = await deployment()
     first = await made.emit(EVE, gb="1", user="new", region="eu")
     await bind(made)
@@ -56,13 +56,13 @@ async def test_what_arrives_while_the_account_waits_is_counted_once_and_after_it
     await made.archive()
     assert await made.resolve() == 2
     await made.settle()
-    # The one from before the cut came after the grace of the period that ends there.
+    # The event from before the cut arrived after the grace of the period that ends at the cut.
     assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 12}
     await agrees(made)
 
 
-async def test_what_its_records_say_while_it_waits_is_followed() -> None:
-    """A closing at once, another binding after it, in the order of the log."""
+async def test_control_records_during_the_wait_take_effect() -> None:
+    """A closing at once, another binding afterwards, in the order of the log."""
     made = await deployment()
     await bind(made, billing=Billing.UNMAPPED, stripe_customer="")
     await made.close_period(EVE, made.clock.ms - 90 * DAY_MS)
@@ -86,8 +86,8 @@ async def test_what_its_records_say_while_it_waits_is_followed() -> None:
     assert report.differences == 0, report.rows
 
 
-async def test_usage_that_does_not_fit_a_record_is_not_cut_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The binding takes effect beyond it, and the record says why."""
+async def test_usage_that_does_not_fit_a_record_is_not_restated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The binding takes effect after the usage, and the record contains the reason."""
     monkeypatch.setattr(restater, "CONTENT_CHARACTERS_MAX", 10)
     made = await deployment()
     await bind(made, effective_from_ms=NOVEMBER_MS)
@@ -104,8 +104,8 @@ async def test_usage_that_does_not_fit_a_record_is_not_cut_again(monkeypatch: py
     await agrees(made)
 
 
-async def test_nothing_is_begun_or_ended_before_the_archive_has_passed_it() -> None:
-    """Nor by a table that was just exchanged, nor where the archive is far behind: events would wait for long."""
+async def test_nothing_begins_or_ends_before_the_archive_has_passed_it() -> None:
+    """Neither with a table that was just exchanged nor with an archive that lags far: events would wait for long."""
     made = await deployment()
     await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
     await made.fold()
@@ -128,8 +128,8 @@ async def test_nothing_is_begun_or_ended_before_the_archive_has_passed_it() -> N
     assert len((await state(made)).restatements) == 1
 
 
-async def test_usage_goes_on_where_a_restatement_does_not_end_and_it_is_begun_anew() -> None:
-    """The archive goes away right after it was begun: events wait for half an hour at most, then count as before."""
+async def test_usage_continues_if_a_restatement_does_not_end_and_the_restatement_restarts() -> None:
+    """The archive disappears right after the start: events wait for half an hour at most, then count as before."""
     made = await deployment()
     await bind(made)
     await made.emit(EVE, gb="1", user="waits", region="eu")
@@ -140,7 +140,7 @@ async def test_usage_goes_on_where_a_restatement_does_not_end_and_it_is_begun_an
     assert (await made.checkpoint(EVE)).counters.deferred == 1
 
     await made.archive()
-    # What waited is counted before anything waits again.
+    # The waiting events count before any event waits again.
     assert await made.restatement() == 0
     assert await made.resolve() == 1
     await reached(made)
@@ -152,8 +152,8 @@ async def test_usage_goes_on_where_a_restatement_does_not_end_and_it_is_begun_an
     await agrees(made)
 
 
-async def test_an_event_that_the_archive_lost_does_not_keep_a_restatement_from_being_begun_anew() -> None:
-    """It never gets a decision; the others had time for theirs."""
+async def test_an_event_that_the_archive_lost_does_not_prevent_a_restart_of_the_restatement() -> None:
+    """This event never gets a decision; the others had time for theirs."""
     made = await deployment()
     await bind(made)
     lost = await made.emit(EVE, gb="1", user="lost", region="eu")
@@ -182,8 +182,8 @@ async def test_answer_that_comes_too_late_changes_nothing() -> None:
     assert restated(late, answer, 1 << 50, POLICY, late.pending.until_ms - 1).restatements
 
 
-async def test_what_comes_in_time_waits_whatever_may_wait_of_what_is_late() -> None:
-    """It is as much as comes in a few minutes; refused, it would have to be sent under another id."""
+async def test_events_in_time_wait_whatever_the_limit_for_late_ones_is() -> None:
+    """They are the events of a few minutes. A rejection would make the producer send them under another id."""
     made = await Deployment().start({**METER_SET, "version": 1, "policy": {"deferred_max": 2}})
     made.stripe.add_customer(f"cus_{EVE}")
     await used(made, hours=1)
@@ -203,8 +203,8 @@ async def test_what_comes_in_time_waits_whatever_may_wait_of_what_is_late() -> N
 
 
 @pytest.mark.parametrize("lost_max", [6, 1_000], ids=["some", "all"])
-async def test_live_counts_are_not_replaced_by_those_of_an_archive_that_lost_events(lost_max: int) -> None:
-    """The totals stand still while the account waits, so the two must be equal."""
+async def test_live_counts_are_not_replaced_by_an_archive_that_lost_events(lost_max: int) -> None:
+    """The totals do not change while the account waits, so totals and recount must be equal."""
     made = await deployment()
     await bind(made)
     lost = [key for key in made.clickhouse.events if key[0] == EVE][:lost_max]
@@ -218,7 +218,7 @@ async def test_live_counts_are_not_replaced_by_those_of_an_archive_that_lost_eve
 
 
 async def two_begun() -> tuple[Deployment, str]:
-    """Two accounts of one partition whose restatements are begun, and the name of the other one."""
+    """A deployment with two accounts of one partition whose restatements have begun, and the second account's name."""
     made = await deployment()
     other = neighbour(made)
     await used(made, hours=1, account=other)
@@ -229,8 +229,8 @@ async def two_begun() -> tuple[Deployment, str]:
     return made, other
 
 
-async def test_account_whose_usage_cannot_be_counted_again_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is declined with the reason; the others are answered in the same call."""
+async def test_account_whose_usage_cannot_be_recounted_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The account is declined with the reason; the same call answers the others."""
     made, other = await two_begun()
     await reached(made)
     counted = made.clickhouse.recount_rows
@@ -248,11 +248,10 @@ async def test_account_whose_usage_cannot_be_counted_again_stops_nobody(monkeypa
 
 
 @pytest.mark.parametrize("kind", [Transient, HeldUp])
-async def test_account_whose_recount_is_never_answered_holds_up_nobody_and_is_given_up(
+async def test_account_whose_recount_never_answers_blocks_no_other_and_is_given_up(
     monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
-    """Too much for ClickHouse's limits, or a table that is gone, say. The others are answered in the same call, and
-    what waits for it counts."""
+    """ClickHouse's limits are too low, or a table is gone. The call answers the others; waiting events then count."""
     made, other = await two_begun()
     counted, looks = made.clickhouse.recount_rows, 0
 
@@ -298,7 +297,7 @@ async def test_account_whose_recount_is_never_answered_holds_up_nobody_and_is_gi
 
 
 async def test_a_view_that_went_back_between_two_looks_declines_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replica that was behind has taken over: its totals are those of before."""
+    """A replica that was behind has taken over with older totals."""
     made = await deployment()
     before = copy.deepcopy(made.store.server.partitions)
     await made.emit(EVE, gb="1", user="new", region="eu")
@@ -319,7 +318,7 @@ async def test_a_view_that_went_back_between_two_looks_declines_nothing(monkeypa
     assert len((await state(made)).restatements) == 1
 
 
-async def test_late_events_of_others_do_not_stand_behind_those_of_a_waiting_account(
+async def test_late_events_of_others_do_not_wait_behind_those_of_a_waiting_account(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resolver, "DECISIONS_MAX", 3)

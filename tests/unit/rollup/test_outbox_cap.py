@@ -1,4 +1,4 @@
-"""ClickHouse away for longer than the outbox has room: live totals go on, what its views lack is said and healed."""
+"""ClickHouse is down for longer than the outbox has room: live totals continue; the gap is reported and repaired."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.worlds.reconciler import START_MS, Deployment, named
 
 
 async def overflown() -> Deployment:
-    """Five hours of usage of which the relays saw the first hour; then all but a few cells were dropped."""
+    """Five hours of usage: the relays wrote the first hour, then the outbox dropped all but a few cells."""
     made = await Deployment().start()
     await made.traffic(hours=1)
     await made.settle()
@@ -31,8 +31,8 @@ async def overflown() -> Deployment:
     return made
 
 
-async def test_hours_whose_cells_were_dropped_are_never_called_complete() -> None:
-    """The relay's position, which usage answers carry, stays before the first of them, however much comes after."""
+async def test_hours_with_dropped_cells_are_never_called_complete() -> None:
+    """The relay's position in usage answers stays before the first dropped cell, however much usage follows."""
     made = await overflown()
     await made.traffic(hours=2)
     await made.settle()
@@ -44,8 +44,8 @@ async def test_hours_whose_cells_were_dropped_are_never_called_complete() -> Non
         assert min(lost.cells) >= START_MS // HOUR_MS * HOUR_MS + HOUR_MS
 
 
-async def test_relays_in_parts_call_no_hour_complete_that_was_dropped_or_waits() -> None:
-    """A backlog is relayed in parts: the oldest cell of a part says nothing about what is no cell at all."""
+async def test_partial_relays_call_no_hour_with_dropped_or_waiting_cells_complete() -> None:
+    """A backlog is relayed in parts: the oldest cell of a part says nothing about dropped cells."""
     made = await overflown()
     await made.traffic(hours=2)
     await made.emit("ada", at_ms=made.clock.now_ms() - 100 * HOUR_MS, gb="1", user="u", region="eu")
@@ -65,8 +65,8 @@ async def test_relays_in_parts_call_no_hour_complete_that_was_dropped_or_waits()
         assert parts > 2
 
 
-async def test_reconciler_names_the_remedy_and_nothing_else_differs() -> None:
-    """Totals, intents and Stripe are as they were; what ClickHouse lacks is unchecked, from a named instant on."""
+async def test_reconciler_reports_the_remedy_and_nothing_else_differs() -> None:
+    """Totals, intents and Stripe are unchanged; what ClickHouse lacks is unchecked from a stated instant on."""
     made = await overflown()
     report = await made.reconcile()
 
@@ -78,8 +78,8 @@ async def test_reconciler_names_the_remedy_and_nothing_else_differs() -> None:
     assert any("from 20" in row.detail for row in rows if row.pair is Pair.HOURLY)
 
 
-async def test_worker_says_how_much_was_lost_and_from_when_on_to_rebuild() -> None:
-    """At `/readyz` and as a gauge, for the partitions it owns, until a rebuild."""
+async def test_worker_reports_how_much_was_dropped_and_the_start_for_the_rebuild() -> None:
+    """At `/readyz` and as a gauge, for the worker's own partitions, until a rebuild."""
     made, metrics = await overflown(), Metrics()
     cap = OutboxCap(made.store.drops, 1_000, metrics)
     for partition in range(made.world.partitions):
@@ -98,8 +98,8 @@ async def test_worker_says_how_much_was_lost_and_from_when_on_to_rebuild() -> No
     assert cap.details({0, 1}) == {}
 
 
-async def test_rebuild_of_the_live_view_heals_it() -> None:
-    """Every cell and duplicate is relayed once more; nothing is reported again."""
+async def test_rebuild_of_the_live_view_repairs_the_gap() -> None:
+    """Every cell and duplicate is relayed again; nothing is reported to Stripe again."""
     made = await overflown()
     told = len(made.stripe.events)
     await LiveViewRebuild(made.log, made.store, made.clickhouse, made.clock, SECRET).run()
@@ -115,8 +115,8 @@ async def test_rebuild_of_the_live_view_heals_it() -> None:
     assert len(made.clickhouse.duplicates) == 4 * 5
 
 
-async def test_rebuild_of_usage_hourly_from_the_log_heals_it() -> None:
-    """The live view stays as it is, and forgets what was lost once both tables are whole."""
+async def test_rebuild_of_usage_hourly_from_the_log_repairs_the_gap() -> None:
+    """The live view is unchanged, and its record of the drop is removed once both tables are whole."""
     made, shadow_copy = await overflown(), FakeLiveView()
     staging = FakeStaging(made.clickhouse)
     await HourlyRebuild(made.log, made.store, lambda _: shadow_copy, made.clickhouse, staging, made.clock, SECRET).run()
@@ -131,8 +131,8 @@ async def test_rebuild_of_usage_hourly_from_the_log_heals_it() -> None:
     assert len(made.clickhouse.duplicates) == 4 * 5
 
 
-async def test_count_out_of_usage_events_heals_the_hours_and_says_that_duplicates_are_missing_still() -> None:
-    """The archive has no later arrivals to make them from."""
+async def test_recount_from_usage_events_repairs_the_hours_and_reports_missing_duplicates() -> None:
+    """The archive has no later arrivals to make duplicates from."""
     made = await overflown()
     staging = FakeStaging(made.clickhouse)
     store = made.clickhouse
@@ -146,8 +146,8 @@ async def test_count_out_of_usage_events_heals_the_hours_and_says_that_duplicate
     assert [each.cells for each in lost] == [{}, {}]
 
 
-async def test_worker_that_starts_again_still_counts_right_after_cells_were_dropped() -> None:
-    """It reads the open hour's cells from the store, and none of a closed hour."""
+async def test_restarted_worker_counts_right_after_cells_were_dropped() -> None:
+    """The worker reads the open hour's cells from the store, and no cells of a closed hour."""
     made = await overflown()
     worker = RollupProcessor(made.log, made.store.state, made.clock, SECRET)
     before = dict(made.totals("ada"))

@@ -1,4 +1,4 @@
-"""The resolver: a decision once the archive has passed an event, and none where the archive cannot know."""
+"""The resolver decides once the archive has passed an event, and never if the archive cannot know."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.worlds.reconciler import NOVEMBER_MS, late, settled
 EARLY_MS = NOVEMBER_MS + DAY_MS
 
 
-async def test_resolver_waits_for_the_archive_and_tells_each_decision_once() -> None:
-    """Before the archive has passed the event, an earlier arrival might still come to light."""
+async def test_resolver_waits_for_the_archive_and_appends_each_decision_once() -> None:
+    """Before the archive has passed the event, an earlier arrival may still appear."""
     made = await settled()
     resolver = Resolver(made.log, made.store.deferred, made.store.accounts, made.clickhouse, SECRET)
     at = made.partition("ada")
@@ -28,8 +28,8 @@ async def test_resolver_waits_for_the_archive_and_tells_each_decision_once() -> 
     assert await made.store.deferred.deferred(at, 10) == ((await made.checkpoint("ada")), [])
 
 
-async def test_resolver_waits_for_a_fold_that_is_far_behind_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it remembers is bounded; an event that the archive lost gets no decision and holds up no other."""
+async def test_resolver_waits_for_a_fold_that_lags_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resolver's memory is bounded. An event that the archive lost gets no decision and blocks no other."""
     monkeypatch.setattr("pipeline.rollup.resolver.DECISIONS_MAX", 2)
     monkeypatch.setattr("pipeline.rollup.resolver.TOLD_MAX", 5)
     made = await settled()
@@ -50,8 +50,8 @@ async def test_resolver_waits_for_a_fold_that_is_far_behind_and_loses_nothing(mo
     assert [each.position for each in left] == [lost.position]
 
 
-async def test_what_the_archive_had_lost_is_judged_once_it_was_built_again() -> None:
-    """By the same worker: it does not remember for ever what was not there."""
+async def test_event_that_the_archive_had_lost_is_judged_after_its_rebuild() -> None:
+    """By the same worker, which does not remember for ever that the event was missing."""
     made = await settled()
     resolver = Resolver(made.log, made.store.deferred, made.store.accounts, made.clickhouse, SECRET)
     at = made.partition("ada")
@@ -67,7 +67,7 @@ async def test_what_the_archive_had_lost_is_judged_once_it_was_built_again() -> 
 
 
 async def test_archive_of_another_log_gives_no_decision() -> None:
-    """What it knows is about other events."""
+    """Such an archive knows other events."""
     made = await settled()
     at = made.partition("ada")
     await late(made, EARLY_MS)
