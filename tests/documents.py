@@ -97,7 +97,7 @@ def _limits(metadata: list[Any]) -> str:
 
 
 def settings_page() -> str:
-    """docs/settings.md."""
+    """The text of docs/settings.md."""
 
     def rows() -> Iterator[tuple[str, ...]]:
         for name, field in Settings.model_fields.items():
@@ -135,7 +135,7 @@ def settings_page() -> str:
 
 
 def metrics_page() -> str:
-    """docs/metrics.md."""
+    """The text of docs/metrics.md."""
 
     def rows() -> Iterator[tuple[str, ...]]:
         for name, spec in METRICS.items():
@@ -175,7 +175,7 @@ def _tree() -> str:
 
 
 def errors_page() -> str:
-    """docs/errors.md."""
+    """The text of docs/errors.md."""
 
     def classes() -> Iterator[tuple[str, ...]]:
         for each in error_classes()[1:]:
@@ -214,7 +214,7 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
 
 
 def main() -> None:
-    """Write the pages."""
+    """Writes the pages."""
     for name, page in PAGES.items():
         (DOCS / name).write_text(page())
 

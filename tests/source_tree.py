@@ -1,4 +1,4 @@
-"""The files of the project as text and as syntax trees, for the tests that read them."""
+"""The project's files as text and as syntax trees, for the tests that read them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TEXT: Final = {".cfg", ".in", ".ini", ".md", ".py", ".sh", ".sql", ".toml", ".t
 
 @functools.cache
 def tracked() -> tuple[str, ...]:
-    """Every file of the project: what git tracks or would track."""
+    """Every file that git tracks or would track."""
     done = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,

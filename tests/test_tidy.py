@@ -1,4 +1,4 @@
-"""The house rules that a machine can check. Each message says what to do instead."""
+"""House rules that a program can check. Each message says what to do instead."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _dotted(node: ast.expr) -> str:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_modules_and_functions_fit_into_the_head(name: str) -> None:
+def test_modules_and_functions_stay_short(name: str) -> None:
     """Split by what changes together, not by size alone."""
     lines = source(name).count("\n")
     long = [
@@ -87,7 +87,7 @@ def test_modules_and_functions_fit_into_the_head(name: str) -> None:
 
 
 def _imported(name: str) -> set[str]:
-    """Our modules that a module imports: at its top, within functions, and for types alone."""
+    """The project's modules that a module imports: at its top, within functions, and for types alone."""
     imported = set[str]()
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
@@ -100,7 +100,7 @@ def _imported(name: str) -> set[str]:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    """Two modules that need each other are one, or a third one holds what both need."""
+    """Two modules that need each other are one module, or a third one contains what both need."""
     sorter = graphlib.TopologicalSorter({name: _imported(name) for name in MODULES})
 
     try:
@@ -111,14 +111,14 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_the_top_of_the_pipeline_stays_small() -> None:
-    """A module belongs into the room of its subject; at the top stands what all rooms share."""
+    """A module belongs in the folder of its subject; the top level is for what all folders share."""
     top = [name for name in MODULES if name.startswith("pipeline/") and name.count("/") == 1]
 
     assert len(top) <= PIPELINE_MODULES_MAX, f"{top}: move one into pipeline/http, logs, rollup, …"
 
 
 @pytest.mark.parametrize("name", PRODUCT)
-def test_time_is_handed_in(name: str) -> None:
+def test_time_is_an_argument(name: str) -> None:
     """A process that reads the machine's clock cannot be simulated, replayed or tested at a month's end."""
     read = re.compile(r"(^|\.)(time\.time|time\.time_ns|(datetime|date)\.(now|utcnow|today))$|^(time_ns|utcnow)$")
     found = [
@@ -131,8 +131,8 @@ def test_time_is_handed_in(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRODUCT)
-def test_randomness_is_handed_in(name: str) -> None:
-    """Drawn from a generator that is an argument, what happens can be repeated from a seed."""
+def test_randomness_is_an_argument(name: str) -> None:
+    """A run with a generator as an argument can be repeated from its seed."""
     found = [
         f"{name}:{line} {called}(): take a random.Random as an argument"
         for line, called in _calls(name)
@@ -143,13 +143,13 @@ def test_randomness_is_handed_in(name: str) -> None:
 
 
 def test_the_exceptions_are_still_needed() -> None:
-    """A list of exceptions only ever shrinks by itself if somebody looks."""
+    """A list of exceptions shrinks only if a test checks it."""
     assert [name for name in {**MACHINE_TIME, **RANDOMNESS} if name not in MODULES] == []
 
 
 @pytest.mark.parametrize("name", PURE)
 def test_quantities_are_never_floats(name: str) -> None:
-    """0.1 + 0.2 is not 0.3 of anything that is billed."""
+    """0.1 + 0.2 is not 0.3, and quantities are billed."""
     found = [
         f"{name}:{line} float(): keep an int of minor units, or a Decimal at the edge"
         for line, called in _calls(name)
@@ -160,8 +160,8 @@ def test_quantities_are_never_floats(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRODUCT)
-def test_what_others_call_is_documented(name: str) -> None:
-    """A docstring on every public module, class and function; an override of a protocol's method may go without."""
+def test_public_names_are_documented(name: str) -> None:
+    """Every public module, class and function has a docstring; an override of a protocol's method may go without."""
     found = [] if ast.get_docstring(tree(name)) or not source(name).strip() else [f"{name}: the module"]
     found += [
         f"{name}:{node.lineno} {node.name}: say what it does, what it raises and whether it blocks"
@@ -176,7 +176,7 @@ def test_what_others_call_is_documented(name: str) -> None:
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_nothing_is_left_unfinished_or_tied_to_one_machine(name: str) -> None:
-    """What is to be done is an issue, a path is handed in, and the project speaks of itself alone."""
+    """Open work belongs in an issue, a path is an argument, and the project describes only itself."""
     found = []
     for number, line in enumerate(source(name).splitlines(), start=1):
         if _UNFINISHED.search(line):
@@ -192,14 +192,14 @@ def test_nothing_is_left_unfinished_or_tied_to_one_machine(name: str) -> None:
 
 
 def test_no_module_is_called_utils() -> None:
-    """A name that fits everything tells nothing."""
+    """A name that fits everything says nothing."""
     found = [name for name in MODULES if {"utils", "helpers", "common", "misc"} & set(Path(name).with_suffix("").parts)]
 
     assert found == [], "name the module by the one thing its functions share"
 
 
 def test_every_package_is_installed_and_opens_with_its_purpose() -> None:
-    """A package that pyproject.toml does not list is missing where Tidemark is installed and not run from a clone."""
+    """A package that pyproject.toml lacks is missing from an installed Tidemark, though not from a clone."""
     listed = set(tomllib.loads(source("pyproject.toml"))["tool"]["setuptools"]["packages"])
     outside = ("tests", "benchmarks")
     found = {str(Path(name).parent).replace("/", ".") for name in MODULES if name.endswith("__init__.py")}
@@ -213,7 +213,7 @@ def test_every_package_is_installed_and_opens_with_its_purpose() -> None:
 
 
 def test_type_ignores_have_a_code_and_a_reason() -> None:
-    """Without them nobody can tell whether it is still needed."""
+    """Without them nobody can tell whether the ignore is still needed."""
     found = [
         f"{name}:{number}"
         for name in MODULES
@@ -227,7 +227,7 @@ def test_type_ignores_have_a_code_and_a_reason() -> None:
 
 
 def test_no_module_imports_a_test_module() -> None:
-    """Whoever renames or splits a test module looks for no other module that needs it."""
+    """Whoever renames or splits a test module does not expect other modules to need it."""
     imports = re.compile(r"\s*(from|import)\s+tests\b.*\btest_")
     found = [
         f"{name}:{number}"
@@ -240,7 +240,7 @@ def test_no_module_imports_a_test_module() -> None:
 
 
 def test_no_test_is_skipped() -> None:
-    """A test that does not run proves nothing and looks as if it did."""
+    """A skipped test proves nothing but looks like a test that ran."""
     marks = re.compile(r"pytest\.(mark\.)?(skip|skipif|xfail|importorskip)\b")
     found = [
         f"{name}:{number}"

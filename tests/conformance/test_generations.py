@@ -1,4 +1,4 @@
-"""A second generation beside the live one, and the swap: the in-memory fake and a real Valkey promise the same."""
+"""A second generation beside the live one, and the swap: the same tests for the in-memory fake and a real Valkey."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ACME = TotalKey("acme", 0)
 
 @pytest.fixture
 def store(rollup_store: LiveView) -> LiveView:
-    """An empty store: the fake, then the service."""
+    """An empty store: the fake, then the real server."""
     assert isinstance(rollup_store, FakeLiveView | RedisLiveView)
     return rollup_store
 
@@ -40,7 +40,7 @@ def counted(next_offset: int, generation: int, tokens: int) -> Changes:
 
 
 async def both(store: LiveView) -> tuple[Checkpoint, Checkpoint]:
-    """Partition 0 live at generation 1 with 7 tokens, built at generation 2 with 9; the checkpoints."""
+    """Partition 0 live at generation 1 with 7 tokens, rebuilt at generation 2 with 9; returns the checkpoints."""
     await store.state.create_checkpoint(0, at(0, 1))
     await store.state.commit(0, at(0, 1), counted(5, 1, 7))
     assert await store.rebuilds.begin_rebuild(2) == 2
@@ -56,7 +56,7 @@ async def tokens(store: LiveView) -> tuple[Checkpoint | None, str]:
     return held, totals[ACME]["tokens"]
 
 
-async def test_what_is_built_is_not_seen_until_it_is_swapped_in(store: LiveView) -> None:
+async def test_shadow_copy_is_invisible_until_it_is_swapped_in(store: LiveView) -> None:
     live, made = await both(store)
     assert await tokens(store) == (live, "7")
     assert not await store.generations.is_live(0, 2)
@@ -70,7 +70,7 @@ async def test_what_is_built_is_not_seen_until_it_is_swapped_in(store: LiveView)
 
 
 async def test_accounts_and_their_checkpoint_are_of_one_generation(store: LiveView) -> None:
-    """A binding of the view that was swapped in, with the checkpoint of the one that was swapped out, would lie."""
+    """A binding of the new view with the checkpoint of the old view would be wrong."""
     live, _ = await both(store)
     bound = AccountState(customers=(Customer(0, Billing.MAPPED, "cus_1"),))
     made = msgspec.structs.replace(at(7, 2), stream_time_ms=live.stream_time_ms + 1)
@@ -96,7 +96,7 @@ async def test_worker_of_the_old_generation_is_fenced_at_read_and_commit(store: 
     assert await tokens(store) == (made, "9")
 
 
-async def test_swap_is_refused_where_either_checkpoint_has_moved(store: LiveView) -> None:
+async def test_swap_is_refused_if_either_checkpoint_has_moved(store: LiveView) -> None:
     live, made = await both(store)
     await store.state.commit(0, live, counted(6, 1, 8))
 
@@ -108,7 +108,7 @@ async def test_swap_is_refused_where_either_checkpoint_has_moved(store: LiveView
 
 
 async def test_second_swap_of_the_same_generation_leaves_its_checkpoint(store: LiveView) -> None:
-    """Two rebuilds at once: the slower one takes the checkpoint that is live by now for the old one."""
+    """Two rebuilds at once: the slower one must not take the new live checkpoint for the old one."""
     live, made = await both(store)
     await store.generations.swap(0, live, made)
 
@@ -117,7 +117,7 @@ async def test_second_swap_of_the_same_generation_leaves_its_checkpoint(store: L
     assert await tokens(store) == (made, "9")
 
 
-async def test_lost_view_is_swapped_for_one_that_was_built(store: LiveView) -> None:
+async def test_lost_view_is_replaced_by_the_shadow_copy(store: LiveView) -> None:
     await store.rebuilds.begin_rebuild(2)
     await store.built(2).state.create_checkpoint(0, at(0, 2))
 
@@ -127,7 +127,7 @@ async def test_lost_view_is_swapped_for_one_that_was_built(store: LiveView) -> N
         await store.state.create_checkpoint(0, at(0, 1))
 
 
-async def test_sweep_removes_all_but_live_and_building(store: LiveView) -> None:
+async def test_sweep_removes_all_generations_but_the_live_and_the_unfinished_one(store: LiveView) -> None:
     live, made = await both(store)
     assert await store.generations.sweep(0) == 0
     await store.generations.swap(0, live, made)
@@ -148,8 +148,8 @@ async def test_sweep_removes_all_but_live_and_building(store: LiveView) -> None:
     assert await tokens(store) == (made, "9")
 
 
-async def test_process_that_restores_does_nothing_once_there_is_a_checkpoint(store: LiveView) -> None:
-    """Whoever wrote it has made state of what is there."""
+async def test_restore_does_nothing_once_there_is_a_checkpoint(store: LiveView) -> None:
+    """The process that wrote the checkpoint has counted on what was restored."""
     built = store.built(2)
     await built.copies.begin_restore(0, "one")
     await built.state.create_checkpoint(0, at(3, 2))
@@ -186,8 +186,8 @@ STEPS: dict[str, Callable[[LiveView, Checkpoint, Checkpoint], Awaitable[object]]
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_command_that_claimed_before_another_changes_nothing_any_more(store: LiveView, step: str) -> None:
-    """Whatever it was about to do. The one that claimed last does it."""
+async def test_later_claim_stops_every_change_of_the_earlier_command(store: LiveView, step: str) -> None:
+    """The earlier command may be at any step; the later command makes the change."""
     live, made = await both(store)
     first, last = command(store), command(store)
     await first.rebuilds.claim_rebuild("first")
@@ -206,8 +206,8 @@ async def test_command_that_claimed_before_another_changes_nothing_any_more(stor
         await each.close()
 
 
-async def test_generation_that_was_given_up_is_not_swapped_in(store: LiveView) -> None:
-    """Its keys are being removed, or are those of a later attempt."""
+async def test_abandoned_generation_is_not_swapped_in(store: LiveView) -> None:
+    """Its keys are being removed, or belong to a later attempt."""
     live, made = await both(store)
     await store.rebuilds.end_rebuild(2)
 
@@ -220,10 +220,10 @@ async def test_generation_that_was_given_up_is_not_swapped_in(store: LiveView) -
 
 
 @pytest.mark.parametrize("step", range(0, 28, 3))
-async def test_removal_that_is_cut_short_leaves_no_checkpoint_over_a_part_of_the_state(
+async def test_interrupted_removal_leaves_no_checkpoint_over_a_part_of_the_state(
     valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """kill -9 between two pages: a later run would go on from the checkpoint over what is left of the counts."""
+    """kill -9 between two pages: a later run would continue from the checkpoint on incomplete counts."""
 
     class Killed(BaseException):
         pass
@@ -257,7 +257,7 @@ async def test_removal_that_is_cut_short_leaves_no_checkpoint_over_a_part_of_the
 
 
 async def test_other_processes_notice_a_swap_at_their_next_call(valkey: LocalValkey) -> None:
-    """They remember the generation, and nothing tells them."""
+    """The processes remember the generation, and nothing notifies them."""
     namespace = f"test-{uuid.uuid4().hex[:12]}"
     worker, reader, rebuilder = (RedisLiveView(valkey.url, namespace=namespace) for _ in range(3))
     live, made = await both(rebuilder)
@@ -279,8 +279,8 @@ async def test_other_processes_notice_a_swap_at_their_next_call(valkey: LocalVal
         await each.close()
 
 
-async def test_emptied_server_after_a_rebuild_is_no_state_and_not_the_first_generation(valkey: LocalValkey) -> None:
-    """The name of the live generation goes with the keys."""
+async def test_emptied_server_after_a_rebuild_has_no_state_rather_than_generation_1(valkey: LocalValkey) -> None:
+    """The name of the live generation is lost with the keys."""
     made = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
     live, built = await both(made)
     await made.generations.swap(0, live, built)
@@ -297,7 +297,7 @@ async def test_emptied_server_after_a_rebuild_is_no_state_and_not_the_first_gene
 async def test_claim_in_the_middle_of_a_step_undoes_it(
     valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """The earlier command has looked, and the later one claims before it writes."""
+    """The earlier command has checked its claim, and the later one claims before the write."""
     store = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
     live, made = await both(store)
     first, last = command(store), command(store)
@@ -331,10 +331,10 @@ async def test_claim_in_the_middle_of_a_step_undoes_it(
         await each.close()
 
 
-async def test_sweep_looks_again_where_something_became_live_or_is_built_meanwhile(
+async def test_sweep_looks_again_if_a_generation_became_live_or_was_begun_meanwhile(
     valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was superfluous when it looked is being built when it would remove it."""
+    """A generation that was superfluous at the first look may be in use at the removal."""
     store = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
     live, made = await both(store)
     await store.rebuilds.end_rebuild(2)

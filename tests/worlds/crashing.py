@@ -1,4 +1,4 @@
-"""A process that ends at any call of a store or of the log."""
+"""Wrappers that let a process end at any call of a store or of the log."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Crashing:
 
 
 class CrashingStaging(Crashing):
-    """Tables beside the live ones; the stores of those tables share the countdown."""
+    """Staging tables; the stores of these tables share the countdown."""
 
     def beside(self, tables: Collection[str]) -> Crashing:
         return Crashing(self._inner.beside(tables), self._countdown, after=self._after)
 
 
 class _Steps:
-    """Awaits a call and counts each of its steps; the last counted step raises `Crash`."""
+    """Awaits a call and counts its steps; the last counted step raises `Crash`."""
 
     def __init__(self, call: Coroutine[Any, Any, Any], countdown: list[int]) -> None:
         self._call, self._countdown = call, countdown

@@ -1,4 +1,4 @@
-"""A deployment with an account that is bound after its first usage."""
+"""A deployment with an account that gets its binding after its first usage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOW = {
 
 
 async def used(made: Deployment, hours: int = 3, account: str = EVE) -> None:
-    """Six events an hour, ten minutes apart, of every meter."""
+    """Emits six events an hour, ten minutes apart, for every meter."""
     for hour in range(hours):
         for step in range(6):
             await made.emit(account, gb=f"{hour + 1}.{step}25", user=f"user-{step % 4}", region=("eu", "us")[step % 2])
@@ -33,7 +33,7 @@ async def used(made: Deployment, hours: int = 3, account: str = EVE) -> None:
 
 
 async def deployment() -> Deployment:
-    """Three hours of an account that nobody has bound; reported, and held."""
+    """Three hours of usage of an account without a binding; the intents are on hold."""
     made = await Deployment().start({**METER_SET, "meters": [*METER_SET["meters"], LOW]})
     made.stripe.add_customer(f"cus_{EVE}")
     await used(made)
@@ -42,13 +42,13 @@ async def deployment() -> Deployment:
 
 
 async def reached(made: Deployment) -> None:
-    """All that is in the log is folded and archived."""
+    """Folds and archives everything in the log."""
     await made.fold()
     await made.archive()
 
 
 async def bind(made: Deployment, **fields: Any) -> None:
-    """Bind late; from here on the account's events wait."""
+    """Appends the late binding; from here on the account's events wait."""
     asked = {"effective_from_ms": CUT_MS, "anchor_ms": CUT_MS, "stripe_customer": f"cus_{EVE}", **fields}
     await made.bind(EVE, **asked)
     await reached(made)
@@ -58,7 +58,7 @@ async def bind(made: Deployment, **fields: Any) -> None:
 
 
 async def totals(made: Deployment, meter: str, account: str = EVE) -> dict[int, int]:
-    """By the start of the period."""
+    """Totals of the account by the start of the period."""
     held = made.store.server.partitions[made.partition(account)].totals
     found = {
         key.period_start_ms: fields[meter] for key, fields in held.items() if key.account == account and meter in fields
@@ -67,7 +67,7 @@ async def totals(made: Deployment, meter: str, account: str = EVE) -> dict[int, 
 
 
 def neighbour(made: Deployment) -> str:
-    """Another account that nobody has bound, of the same partition."""
+    """Another account without a binding, in the same partition."""
     return next(name for name in ("zoe", "zed", "zack", "zita") if made.partition(name) == made.partition(EVE))
 
 
@@ -76,7 +76,7 @@ async def state(made: Deployment) -> AccountState:
 
 
 async def agrees(made: Deployment) -> None:
-    """Every view says the same, Stripe too; but nobody was named to pay for what lies before the cut."""
+    """Checks that every view agrees, Stripe too; usage before the cut may have no payer."""
     report = await made.reconcile()
     assert report.verdict is Verdict.EQUAL, report.rows
     assert {(row.account, row.cause) for row in report.rows} <= {(EVE, Cause.UNKNOWN_CUSTOMER)}

@@ -1,4 +1,4 @@
-"""A rebuild world in which a command can be held up at any step while other commands run."""
+"""A rebuild world in which a command can be paused at any step while other commands run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Step = Callable[[], Awaitable[None]]
 
 
 class Held:
-    """Holds up the n-th of a command's steps until it is let go."""
+    """Pauses the n-th step of a command until a test resumes it."""
 
     def __init__(self, step: int) -> None:
         self._left = step
@@ -66,7 +66,7 @@ class Calls:
 
 
 class UnderWay(FakeClickHouse):
-    """An insert that has found its table, and stores its rows after a step: the table may bear another name by then."""
+    """An insert that resolves its table at once and stores its rows a step later; the table may be renamed between."""
 
     def __init__(self, inner: FakeClickHouse, step: Step) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class UnderWay(FakeClickHouse):
 
 
 class StagedUnderWay(FakeStaging):
-    """Tables beside whose inserts are steps."""
+    """Staging tables whose inserts are steps."""
 
     step: Step
 
@@ -99,7 +99,7 @@ class StagedUnderWay(FakeStaging):
 
 
 class Command(NamedTuple):
-    """What a command is given."""
+    """The arguments of a command."""
 
     live: LiveView
     hourly: AnalyticalStore
@@ -108,10 +108,10 @@ class Command(NamedTuple):
 
 
 class CommandsWorld(RebuildWorld):
-    """A world in which commands are started beside others."""
+    """A world in which several commands run at once."""
 
     def started(self, step: Step) -> Command:
-        """A command that claims now; each look at its claim, each call of Redis, and each insert is a step."""
+        """A command that claims now. Each look at its claim, each call of Redis, and each insert is a step."""
         live, claim = self.command()
 
         async def check() -> None:
@@ -148,7 +148,7 @@ class CommandsWorld(RebuildWorld):
             await abandon_archive(staging)
 
     async def finish(self) -> None:
-        """Run again what is not finished, and nothing else."""
+        """Resumes unfinished rebuilds and does nothing else."""
         tables = self.staging.another()
         if await tables.building(ARCHIVE_TABLES) is not None:
             await self.now("archive")
@@ -158,7 +158,7 @@ class CommandsWorld(RebuildWorld):
             await self.now(msgspec.json.decode(found.note, type=Note).source)
 
     async def assert_right(self) -> None:
-        """Every view is what it is without any rebuild, and nothing of one is left."""
+        """Every view equals that of a deployment without any rebuild, and nothing of a rebuild is left."""
         await self.assert_gone()
         assert await self.staging.another().building(ARCHIVE_TABLES) is None
         assert await self.live.rebuilds.rebuilding() is None
@@ -172,7 +172,7 @@ class CommandsWorld(RebuildWorld):
         await self.work()
 
     async def now(self, command: str) -> None:
-        """Run a command to its end; it may say that another one must be finished first."""
+        """Runs a command to its end; the command may refuse because another one must be finished first."""
         try:
             await self.run(command, self.started(Held(0).step))
         except (OperatorNeeded, Transient) as error:
