@@ -169,7 +169,7 @@ async def test_retired_total_is_removed_with_its_state(rollup_store: LiveView) -
 
 
 async def test_totals_are_due_in_the_order_of_their_times_and_then_of_their_names(rollup_store: LiveView) -> None:
-    """Both stores agree for any account name. A total without a time is due at once; otherwise its last time applies."""
+    """Both stores agree for any account name. A total without a time is due at once; otherwise its last time counts."""
     believed = await started(rollup_store)
     for number, account in enumerate(ODD_ACCOUNTS):
         at = checkpoint(5 + number)

@@ -145,7 +145,7 @@ class RebuildWorld:
         self.staging.swap = traffic_before_and_after  # type: ignore[method-assign]  # a race, made certain
 
     def rebuild(self, countdown: int = 0, *, after: bool = False, **settings: Any) -> LiveViewRebuild:
-        """`tidemark rebuild redis`, from its start. The process dies before its n-th call acts, or `after` that call."""
+        """`tidemark rebuild redis`, from its start. The process dies before its n-th call acts, or `after` the call."""
         crashing = _countdown([countdown], after)
         live, claim = self.command()
         log, store, hourly = crashing(self.log), crashing(live), crashing(ClaimedStore(self.clickhouse, claim))

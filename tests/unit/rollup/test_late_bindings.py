@@ -33,7 +33,7 @@ from tests.worlds.reconciler import NOVEMBER_MS, START_MS, Deployment, named, se
 
 
 async def test_usage_before_its_binding_is_restated_in_the_periods_of_the_binding() -> None:
-    """Redis, usage_hourly, intents, Stripe and the recount agree for every aggregation; Stripe got nothing of the old cut."""
+    """Redis, usage_hourly, intents, Stripe and the recount agree; Stripe got nothing of the old cut."""
     made = await deployment()
     assert await totals(made, "requests") == {NOVEMBER_MS: 18}
 
