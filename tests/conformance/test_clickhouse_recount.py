@@ -327,10 +327,10 @@ async def test_recount_by_sql_and_by_python_agree_on_random_events(
         stream_time_ms = max(stream_time_ms, min(time_ms + delay_ms, ms("2026-12-20")))
         data = f'{{"tokens":{tokens},"user":{user}}}'
         own_ms = time_ms if decision is None else time_ms - delay_ms * 100
-        made = event(
+        archived = event(
             number, data, account=account, event_id=str(event_id), time_ms=own_ms, stream_time_ms=stream_time_ms
         )
-        events.append(made._replace(deferred=decision is not None))
+        events.append(archived._replace(deferred=decision is not None))
         if decision:
             at, judged_ms = _DECISIONS_FROM + number, ms("2026-12-20") + number * DAY_MS
             decisions.append(DedupDecisionRow(3, number, account, at, judged_ms, DedupOutcome(decision)))

@@ -34,27 +34,27 @@ from tests.conformance.rollup_states import BUCKET, ODD_ACCOUNTS, changes, check
 async def test_a_commit_is_read_back_whole(rollup_store: LiveView) -> None:
     """Marks, totals, cells, reports, distinct members, accounts and the checkpoint itself."""
     first = await started(rollup_store)
-    made = changes(5)
-    await rollup_store.state.commit(0, first, made)
+    commit = changes(5)
+    await rollup_store.state.commit(0, first, commit)
 
     view = await rollup_store.state.read(
         0,
-        made.checkpoint,
+        commit.checkpoint,
         ReadRequest(
             marks={MarkKey(0, 5): [1, 2, -(2**63)], MarkKey(1, 5): [1]},
             totals=[TotalKey("acme", 0), TotalKey("nobody", 0)],
-            cells=[*made.cells, BucketField(BUCKET, "absent")],
-            reports=list(made.reports),
+            cells=[*commit.cells, BucketField(BUCKET, "absent")],
+            reports=list(commit.reports),
             uniques={UniqueKey("acme", "users", 0): [11, 99]},
             accounts=["acme", "nobody"],
         ),
     )
     assert view.marks == {1, -(2**63)}
     assert view.totals == {TotalKey("acme", 0): {"tokens": "7", "peak": "-3"}, TotalKey("nobody", 0): {}}
-    assert (view.cells, view.reports) == (made.cells, made.reports)
+    assert (view.cells, view.reports) == (commit.cells, commit.reports)
     assert view.uniques == {UniqueKey("acme", "users", 0): {11}}
-    assert view.accounts == {"acme": made.accounts["acme"], "nobody": AccountState()}
-    assert await rollup_store.state.load_checkpoint(0) == made.checkpoint
+    assert view.accounts == {"acme": commit.accounts["acme"], "nobody": AccountState()}
+    assert await rollup_store.state.load_checkpoint(0) == commit.checkpoint
     assert await rollup_store.state.load_checkpoint(1) is None
 
 
@@ -129,8 +129,8 @@ async def test_outbox_over_its_limit_loses_its_oldest_closed_buckets_and_reports
         cells = {BucketField(bucket_ms, f"cell {each}"): "s0:1:7" for each in range(number + 2)}
         duplicates = [Duplicate(10 * number + each, "a", "id", "t", "s", 0, "{}", 6) for each in range(3)]
         at = checkpoint(5 + number, bucket_ms)
-        made = Changes(checkpoint=at, cells=cells, dirty=dict.fromkeys(cells, 9), duplicates=duplicates)
-        await rollup_store.state.commit(0, believed, made)
+        commit = Changes(checkpoint=at, cells=cells, dirty=dict.fromkeys(cells, 9), duplicates=duplicates)
+        await rollup_store.state.commit(0, believed, commit)
         believed = at
 
     assert await rollup_store.drops.drop_excess(0, 14) == 0
@@ -153,8 +153,8 @@ async def test_outbox_over_its_limit_loses_its_oldest_closed_buckets_and_reports
 async def test_retired_total_is_removed_with_its_state(rollup_store: LiveView) -> None:
     """Total, distinct members, places in the rankings and due time; nothing of another account."""
     first = await started(rollup_store)
-    made = changes(5)._replace(due={TotalKey("acme", 0): 7_000})
-    await rollup_store.state.commit(0, first, made)
+    commit = changes(5)._replace(due={TotalKey("acme", 0): 7_000})
+    await rollup_store.state.commit(0, first, commit)
     other = changes(6, "bob")._replace(retired={TotalKey("acme", 0): ("tokens", "peak", "users")})
     await rollup_store.state.commit(0, checkpoint(5), other)
 
@@ -192,17 +192,17 @@ async def test_totals_are_due_in_the_order_of_their_times_and_then_of_their_name
 async def test_only_closed_and_relayed_buckets_are_dropped(rollup_store: LiveView) -> None:
     """A cell is dropped once stream time has passed its bucket and none of its values is dirty."""
     first = await started(rollup_store)
-    made = changes(5)
-    await rollup_store.state.commit(0, first, made)
+    commit = changes(5)
+    await rollup_store.state.commit(0, first, commit)
     closing = Changes(checkpoint=checkpoint(6, BUCKET + HOUR_MS))
 
     async def cells(at: Checkpoint) -> int:
-        return len((await rollup_store.state.read(0, at, ReadRequest(cells=list(made.cells)))).cells)
+        return len((await rollup_store.state.read(0, at, ReadRequest(cells=list(commit.cells)))).cells)
 
     _, relayed = await rollup_store.outbox.dirty(0, 10)
     await rollup_store.outbox.drop_closed_buckets(0)
-    assert await cells(made.checkpoint) == 1
-    await rollup_store.state.commit(0, made.checkpoint, closing)
+    assert await cells(commit.checkpoint) == 1
+    await rollup_store.state.commit(0, commit.checkpoint, closing)
     await rollup_store.outbox.drop_closed_buckets(0)
     assert await cells(closing.checkpoint) == 1
     await rollup_store.outbox.confirm_dirty(0, relayed)

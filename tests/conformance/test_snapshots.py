@@ -177,28 +177,28 @@ async def test_own_staging_store_is_removed_whole(store: LiveView) -> None:
 
 async def test_only_complete_snapshots_are_visible_and_only_kept_ones_stay(kept: SnapshotStore) -> None:
     """Newest first. Older snapshots that are not kept are deleted, complete or not; a newer one is being written."""
-    made = [Snapshot(3, offset, f"n'{offset}", "log", offset * 10, 3, "{}") for offset in (5, 15, 25, 35)]
-    for each in made[:3]:
+    taken = [Snapshot(3, offset, f"n'{offset}", "log", offset * 10, 3, "{}") for offset in (5, 15, 25, 35)]
+    for each in taken[:3]:
         await kept.insert_chunks(each, 0, ["a", 'b"\n'])
         await kept.insert_chunks(each, 2, ["\U0001f600"])
         await kept.complete(each)
     lacking = Snapshot(3, 20, "lacking", "log", 200, 2, "{}")
     await kept.insert_chunks(lacking, 0, ["a"])
     await kept.complete(lacking)
-    await kept.insert_chunks(made[3], 0, ["a"])
-    await kept.insert_chunks(made[0]._replace(partition=4), 0, ["other"])
+    await kept.insert_chunks(taken[3], 0, ["a"])
+    await kept.insert_chunks(taken[0]._replace(partition=4), 0, ["other"])
 
-    assert list(await kept.snapshots(3)) == [made[2], made[1], made[0]]
-    assert list(await kept.chunks(made[1], 0, 2)) == ["a", 'b"\n']
-    assert list(await kept.chunks(made[1], 2, 2)) == ["\U0001f600"]
-    assert list(await kept.chunks(made[1], 3, 2)) == []
+    assert list(await kept.snapshots(3)) == [taken[2], taken[1], taken[0]]
+    assert list(await kept.chunks(taken[1], 0, 2)) == ["a", 'b"\n']
+    assert list(await kept.chunks(taken[1], 2, 2)) == ["\U0001f600"]
+    assert list(await kept.chunks(taken[1], 3, 2)) == []
     assert list(await kept.snapshots(4)) == []
 
-    await kept.keep(3, made[1:3])
-    assert list(await kept.snapshots(3)) == [made[2], made[1]]
+    await kept.keep(3, taken[1:3])
+    assert list(await kept.snapshots(3)) == [taken[2], taken[1]]
     assert list(await kept.chunks(lacking, 0, 9)) == []
-    assert list(await kept.chunks(made[3], 0, 9)) == ["a"]
-    assert list(await kept.chunks(made[0]._replace(partition=4), 0, 9)) == ["other"]
+    assert list(await kept.chunks(taken[3], 0, 9)) == ["a"]
+    assert list(await kept.chunks(taken[0]._replace(partition=4), 0, 9)) == ["other"]
 
 
 # Only with the real server

@@ -212,15 +212,15 @@ class Deployment:
 
 async def settled(**options: Any) -> Deployment:
     """A deployment in which all views agree."""
-    made = await Deployment(**options).start()
-    await made.traffic()
-    await made.settle()
-    return made
+    deployment = await Deployment(**options).start()
+    await deployment.traffic()
+    await deployment.settle()
+    return deployment
 
 
-async def late(made: Deployment, at_ms: int, account: str = "ada", **data: Any) -> str:
+async def late(deployment: Deployment, at_ms: int, account: str = "ada", **data: Any) -> str:
     """Emits an event that is older than the marks."""
-    return await made.emit(account, at_ms=at_ms, **{"gb": "7.125", "user": "late", "region": "eu", **data})
+    return await deployment.emit(account, at_ms=at_ms, **{"gb": "7.125", "user": "late", "region": "eu", **data})
 
 
 def named(report: Report, cause: Cause, pair: Pair | None = None) -> list[Row]:

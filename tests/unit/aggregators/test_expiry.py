@@ -164,40 +164,42 @@ async def test_end_of_all_accounts_months_is_spread_over_many_commits() -> None:
     assert len(store.server.partitions[0].totals) == 300 - 111 + 1
 
 
-async def lengthened(made: Deployment) -> TotalKey:
+async def lengthened(deployment: Deployment) -> TotalKey:
     """A total of a year. One binding would end the period after two days, and a second binding replaces that one."""
     yearly = {"anchor_ms": NOVEMBER_MS, "interval": Interval.YEAR}
     # The account has a payer, so no binding causes a restatement.
-    await made.bind("eve")
-    await made.bind("eve", **yearly)
-    await made.advance(HOUR_MS)
+    await deployment.bind("eve")
+    await deployment.bind("eve", **yearly)
+    await deployment.advance(HOUR_MS)
     cut_ms = START_MS + 2 * DAY_MS
-    await made.bind("eve", effective_from_ms=cut_ms, anchor_ms=cut_ms)
-    await made.emit("eve", gb="1", user="u1", region="eu")
-    await made.bind("eve", effective_from_ms=START_MS + DAY_MS, **yearly)
-    await made.fold()
-    (key,) = [key for key in made.store.server.partitions[made.partition("eve")].totals if key.account == "eve"]
-    made.clock.ms = cut_ms + KEPT_MS - HOUR_MS
+    await deployment.bind("eve", effective_from_ms=cut_ms, anchor_ms=cut_ms)
+    await deployment.emit("eve", gb="1", user="u1", region="eu")
+    await deployment.bind("eve", effective_from_ms=START_MS + DAY_MS, **yearly)
+    await deployment.fold()
+    (key,) = [
+        key for key in deployment.store.server.partitions[deployment.partition("eve")].totals if key.account == "eve"
+    ]
+    deployment.clock.ms = cut_ms + KEPT_MS - HOUR_MS
     return key
 
 
 async def test_total_whose_period_became_longer_stays_until_that_period_ended_long_enough_ago() -> None:
     """A binding that would cut the period is replaced before it takes effect."""
-    made = await Deployment().start()
-    key = await lengthened(made)
-    await made.advance(HOUR_MS)
-    await made.fold()
-    held = made.store.server.partitions[made.partition("eve")]
+    deployment = await Deployment().start()
+    key = await lengthened(deployment)
+    await deployment.advance(HOUR_MS)
+    await deployment.fold()
+    held = deployment.store.server.partitions[deployment.partition("eve")]
     end_ms = period_at(held.accounts["eve"], key.period_start_ms).end_ms
-    assert end_ms > made.clock.ms
+    assert end_ms > deployment.clock.ms
     assert (held.totals[key]["requests"], held.due[key]) == ("1", end_ms + KEPT_MS)
     assert held.rankings[RankingKey("requests", key.period_start_ms)] == {"eve": 1}
 
-    await made.advance(end_ms + KEPT_MS - made.clock.ms - 1)
-    await made.fold()
+    await deployment.advance(end_ms + KEPT_MS - deployment.clock.ms - 1)
+    await deployment.fold()
     assert key in held.totals
-    await made.advance(1)
-    await made.fold()
+    await deployment.advance(1)
+    await deployment.fold()
     assert key not in held.totals
     assert RankingKey("requests", key.period_start_ms) not in held.rankings
 
@@ -205,39 +207,39 @@ async def test_total_whose_period_became_longer_stays_until_that_period_ended_lo
 @pytest.mark.parametrize("order", [-1, 1], ids=["binding first", "binding last"])
 async def test_period_cut_in_the_flush_that_examines_it_is_due_by_its_place_in_the_log(order: int) -> None:
     """One flush or one flush per record: the due time is the same."""
-    made = await Deployment().start()
-    key = await lengthened(made)
-    now_ms = made.clock.ms
-    steps = [made.bind("eve", effective_from_ms=now_ms, interval="week"), made.advance(HOUR_MS)]
+    deployment = await Deployment().start()
+    key = await lengthened(deployment)
+    now_ms = deployment.clock.ms
+    steps = [deployment.bind("eve", effective_from_ms=now_ms, interval="week"), deployment.advance(HOUR_MS)]
     for step in steps[::-order]:
         await step
-    singly = World(0, made.world.partitions)
-    worker = RollupProcessor(made.log, singly.store.state, made.clock, SECRET)
-    partition = made.partition("eve")
+    singly = World(0, deployment.world.partitions)
+    worker = RollupProcessor(deployment.log, singly.store.state, deployment.clock, SECRET)
+    partition = deployment.partition("eve")
     await worker.start_offset(partition)
-    for record in await made.world.records(partition):
+    for record in await deployment.world.records(partition):
         await worker.step(partition, [record])
-    await made.fold()
+    await deployment.fold()
 
     assert isinstance(singly.store, FakeLiveView)
-    assert singly.store.server.partitions[partition] == made.store.server.partitions[partition]
-    assert made.store.server.partitions[partition].due[key] > now_ms
+    assert singly.store.server.partitions[partition] == deployment.store.server.partitions[partition]
+    assert deployment.store.server.partitions[partition].due[key] > now_ms
 
 
 async def test_reconciler_calls_a_total_that_left_unchecked_and_never_missing() -> None:
     """The recount still has the total; Redis need not. Live totals are compared as usual."""
-    made = await settled()
-    await made.emit("ada", gb="1", user="u1", region="eu")
-    await made.settle()
-    await made.advance(DECEMBER_MS + KEPT_MS - made.clock.ms)
-    await made.emit("ada", gb="2", user="u1", region="eu")
-    await made.settle()
+    deployment = await settled()
+    await deployment.emit("ada", gb="1", user="u1", region="eu")
+    await deployment.settle()
+    await deployment.advance(DECEMBER_MS + KEPT_MS - deployment.clock.ms)
+    await deployment.emit("ada", gb="2", user="u1", region="eu")
+    await deployment.settle()
 
-    report = await made.reconcile()
+    report = await deployment.reconcile()
     redis = [row for row in report.rows if row.pair is Pair.REDIS]
     assert {(row.cause, "keep_periods_ms" in row.detail) for row in redis} == {(Cause.UNCHECKED, True)}
     assert (report.verdict, report.differences) == (Verdict.INCOMPLETE, 0)
-    later = await made.reconcile(from_ms=DECEMBER_MS)
+    later = await deployment.reconcile(from_ms=DECEMBER_MS)
     assert [row for row in later.rows if row.pair is Pair.REDIS] == []
 
 

@@ -36,9 +36,9 @@ def entry(checkpoint: Checkpoint = CHECKPOINT, state: AccountState = NOTHING, **
 
 def intent(checkpoint: Checkpoint = CHECKPOINT, **changes: Any) -> Intent:
     """The intent of an entry; fails if the entry has none."""
-    made = entry(checkpoint, **changes)
-    assert made is not None
-    return made
+    produced = entry(checkpoint, **changes)
+    assert produced is not None
+    return produced
 
 
 def test_the_same_change_is_the_same_intent_whichever_process_folded_it() -> None:
@@ -117,8 +117,8 @@ def test_no_change_is_no_intent(total: int) -> None:
 def test_a_period_ends_at_the_cut_of_a_later_binding(cut_ms: int | None, expected_ms: int) -> None:
     """An instant after the cut would count the usage in the next period."""
     bindings = () if cut_ms is None else (Binding(effective_from_ms=cut_ms, anchor_ms=cut_ms + DAY_MS),)
-    made = entry(state=AccountState(bindings=bindings))
+    produced = entry(state=AccountState(bindings=bindings))
 
-    assert made is not None
-    assert made.period_end_ms == expected_ms
-    assert made.identifier == intent().identifier
+    assert produced is not None
+    assert produced.period_end_ms == expected_ms
+    assert produced.identifier == intent().identifier

@@ -57,9 +57,9 @@ def test_filters_compare_texts(operator: str, values: list[str], data: dict[str,
     """The oracle gives the same result."""
     meter = {**COUNT, "filters": [{"path": "$.f", "operator": operator, "values": values}]}
 
-    made = contributions(data, meter)
+    result = contributions(data, meter)
 
-    assert (len(made) == 1 and not isinstance(made, Failure)) is passes
+    assert (len(result) == 1 and not isinstance(result, Failure)) is passes
     assert bool(rules.contributions(rules.Event("a", "1", "t", 0, data), {"meters": [meter]})) is passes
 
 
@@ -77,19 +77,19 @@ def test_dimensions_are_compact_sorted_json_and_missing_ones_are_empty() -> None
     """One combination has one text, whatever the order in the meter set."""
     meter = {**COUNT, "dimensions": {"zone": "$.z", "area": "$.a.b", "kind": "$.k"}}
 
-    made = contributions({"z": 'q"\x1f|é', "a": {"b": True}}, meter)
+    result = contributions({"z": 'q"\x1f|é', "a": {"b": True}}, meter)
 
-    assert not isinstance(made, Failure)
-    assert made[0].dimensions == '{"area":"true","kind":"","zone":"q\\"\\u001f|é"}'
-    assert json.loads(made[0].dimensions) == {"area": "true", "kind": "", "zone": 'q"\x1f|é'}
+    assert not isinstance(result, Failure)
+    assert result[0].dimensions == '{"area":"true","kind":"","zone":"q\\"\\u001f|é"}'
+    assert json.loads(result[0].dimensions) == {"area": "true", "kind": "", "zone": 'q"\x1f|é'}
 
 
 def test_no_dimensions_are_an_empty_object() -> None:
     """Always the text `{}`."""
-    made = contributions({}, COUNT)
+    result = contributions({}, COUNT)
 
-    assert not isinstance(made, Failure)
-    assert [(each.minor, each.text, each.dimensions) for each in made] == [(1, "", "{}")]
+    assert not isinstance(result, Failure)
+    assert [(each.minor, each.text, each.dimensions) for each in result] == [(1, "", "{}")]
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ def test_no_dimensions_are_an_empty_object() -> None:
 )
 def test_an_event_that_a_meter_cannot_use_is_rejected_with_a_reason(data: dict[str, Any], reason: Reason) -> None:
     """The reason names the meter."""
-    made = contributions(data, {**SUM, "dimensions": {"d": "$.d"}})
+    result = contributions(data, {**SUM, "dimensions": {"d": "$.d"}})
 
-    assert isinstance(made, Failure)
-    assert (made.reason, made.detail.split(":")[0]) == (reason, "tokens")
+    assert isinstance(result, Failure)
+    assert (result.reason, result.detail.split(":")[0]) == (reason, "tokens")
 
 
 @pytest.mark.parametrize(
@@ -125,10 +125,10 @@ def test_an_event_that_a_meter_cannot_use_is_rejected_with_a_reason(data: dict[s
 )
 def test_a_distinct_value_is_a_text(data: dict[str, Any], reason: Reason) -> None:
     """An empty value must not count as one more user."""
-    made = contributions(data, UNIQUE)
+    result = contributions(data, UNIQUE)
 
-    assert isinstance(made, Failure)
-    assert made.reason is reason
+    assert isinstance(result, Failure)
+    assert result.reason is reason
 
 
 def test_an_event_contributes_to_all_of_its_meters_or_to_none() -> None:
@@ -155,10 +155,10 @@ def test_an_event_that_no_meter_wants_contributes_nothing() -> None:
 @pytest.mark.parametrize(("late", "expected"), [("carry_forward", False), ("quarantine", True)], ids=["carry", "keep"])
 def test_one_meter_that_quarantines_keeps_the_whole_event_out(late: str, expected: bool) -> None:
     """All contributions or none, here too."""
-    made = contributions({"v": 1}, COUNT, {**SUM, "late": late})
+    result = contributions({"v": 1}, COUNT, {**SUM, "late": late})
 
-    assert not isinstance(made, Failure)
-    assert quarantines_late(made) is expected
+    assert not isinstance(result, Failure)
+    assert quarantines_late(result) is expected
 
 
 VALUES: st.SearchStrategy[Any] = (
@@ -175,10 +175,10 @@ def test_any_event_contributes_what_the_oracle_says(data: dict[str, Any]) -> Non
         {**UNIQUE, "filters": [{"path": "$.f", "operator": "ne", "values": [""]}], "late": "quarantine"},
         {**COUNT, "filters": [{"path": "$.v", "operator": "in", "values": ["1", "true", ""]}]},
     ]
-    made = contributions(data, *meters)
+    result = contributions(data, *meters)
     event = rules.Event("acme", "1", "t", 0, data)
-    if isinstance(made, Failure):
-        with pytest.raises(rules.RejectedError, match=f"^{made.reason}$"):
+    if isinstance(result, Failure):
+        with pytest.raises(rules.RejectedError, match=f"^{result.reason}$"):
             rules.contributions(event, {"meters": meters})
         return
     expected = rules.contributions(event, {"meters": meters})
@@ -186,7 +186,7 @@ def test_any_event_contributes_what_the_oracle_says(data: dict[str, Any]) -> Non
     # Only the fold knows whether a distinct value is new.
     assert [(each.meter, each.minor * (each.aggregation != "unique"), each.text, each.dimensions)
             for each in expected] == [
-        (each.meter.slug, each.minor, each.text, each.dimensions) for each in made
+        (each.meter.slug, each.minor, each.text, each.dimensions) for each in result
     ]  # fmt: skip
 
 

@@ -38,11 +38,11 @@ async def view_at(stream_time_ms: int) -> FakeLiveView:
     return store
 
 
-async def told(made: Deployment) -> list[Intent | ReportOutcome]:
+async def told(deployment: Deployment) -> list[Intent | ReportOutcome]:
     """The intents and outcomes of all partitions."""
     found = []
-    for partition in range(made.world.partitions):
-        for record in await made.log.read(REPORTS_TOPIC, partition, 0, 100_000):
+    for partition in range(deployment.world.partitions):
+        for record in await deployment.log.read(REPORTS_TOPIC, partition, 0, 100_000):
             found += [each for each in parse_entries(record.value) if isinstance(each, Intent | ReportOutcome)]
     return found
 
@@ -92,57 +92,59 @@ async def test_the_view_is_asked_for_the_bucket_and_not_for_the_period(changes: 
 
 async def test_view_that_went_back_bills_nobody_until_it_has_caught_up() -> None:
     """A replica from before a change of the customer takes over after the intents were published."""
-    made = await Deployment().start()
-    made.stripe.add_customer("cus_new")
-    await made.traffic(1)
-    await made.settle()
-    replica = copy.deepcopy(made.store.server.partitions)
-    change_ms = made.clock.ms // MINUTE_MS * MINUTE_MS
-    await made.bind("ada", effective_from_ms=change_ms, stripe_customer="cus_new")
-    await made.advance(HOUR_MS)
-    await made.emit("ada", gb="1", user="u", region="eu")
-    await made.advance(HOUR_MS)
-    await made.fold()
-    await made.publish()
-    made.store.server.partitions = replica
-    before = len(made.stripe.events)
+    deployment = await Deployment().start()
+    deployment.stripe.add_customer("cus_new")
+    await deployment.traffic(1)
+    await deployment.settle()
+    replica = copy.deepcopy(deployment.store.server.partitions)
+    change_ms = deployment.clock.ms // MINUTE_MS * MINUTE_MS
+    await deployment.bind("ada", effective_from_ms=change_ms, stripe_customer="cus_new")
+    await deployment.advance(HOUR_MS)
+    await deployment.emit("ada", gb="1", user="u", region="eu")
+    await deployment.advance(HOUR_MS)
+    await deployment.fold()
+    await deployment.publish()
+    deployment.store.server.partitions = replica
+    before = len(deployment.stripe.events)
 
-    await made.send()
-    assert len(made.stripe.events) == before
-    await made.settle()
+    await deployment.send()
+    assert len(deployment.stripe.events) == before
+    await deployment.settle()
 
-    sent = [held.event for held in made.stripe.events[before:] if held.event.timestamp_s * 1000 >= change_ms]
+    sent = [held.event for held in deployment.stripe.events[before:] if held.event.timestamp_s * 1000 >= change_ms]
     assert {event.stripe_customer for event in sent} == {"cus_new"}
     assert {event.event_name for event in sent} == {"requests", "gigabytes", "users"}
 
 
 async def test_reports_of_an_emptied_view_wait_for_its_rebuild_and_no_longer() -> None:
     """The rebuild publishes intents long before the live view returns. No account counts as unmapped meanwhile."""
-    made = await Deployment().start()
-    await made.traffic(5)
-    await made.fold()
-    made.store.server.empty()
-    swap = made.store.generations.swap
+    deployment = await Deployment().start()
+    await deployment.traffic(5)
+    await deployment.fold()
+    deployment.store.server.empty()
+    swap = deployment.store.generations.swap
     waiting: list[int] = []
 
     async def swapped(partition: int, live: Checkpoint | None, built: Checkpoint) -> bool:
-        made.clock.ms += 3 * MINUTE_MS
-        await made.send()
-        waiting.append(sum(isinstance(each, Intent) for each in await told(made)))
-        assert made._sender.status().held == {}
-        sent = {made.partition(held.event.stripe_customer.removeprefix("cus_")) for held in made.stripe.events}
+        deployment.clock.ms += 3 * MINUTE_MS
+        await deployment.send()
+        waiting.append(sum(isinstance(each, Intent) for each in await told(deployment)))
+        assert deployment._sender.status().held == {}
+        sent = {
+            deployment.partition(held.event.stripe_customer.removeprefix("cus_")) for held in deployment.stripe.events
+        }
         assert sent == set(range(partition))
         return await swap(partition, live, built)
 
-    made.store.generations.swap = swapped  # type: ignore[method-assign]  # called between the rebuild and its swap
-    await LiveViewRebuild(made.log, made.store, made.clickhouse, made.clock, SECRET).run()
-    await made.settle()
-    await made.send()
+    deployment.store.generations.swap = swapped  # type: ignore[method-assign]  # called between the rebuild and its swap
+    await LiveViewRebuild(deployment.log, deployment.store, deployment.clickhouse, deployment.clock, SECRET).run()
+    await deployment.settle()
+    await deployment.send()
 
-    entries = await told(made)
+    entries = await told(deployment)
     intents = {each.identifier for each in entries if isinstance(each, Intent)}
     outcomes = [each for each in entries if isinstance(each, ReportOutcome)]
     assert 0 < waiting[0] < waiting[-1]
     assert {each.status for each in outcomes} == {OutcomeStatus.ACCEPTED}
-    assert Counter(held.event.identifier for held in made.stripe.events) == Counter(intents)
-    assert (await made.reconcile()).verdict == "equal"
+    assert Counter(held.event.identifier for held in deployment.stripe.events) == Counter(intents)
+    assert (await deployment.reconcile()).verdict == "equal"
