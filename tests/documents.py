@@ -87,13 +87,13 @@ def _default(value: Any) -> str:
 
 def _limits(metadata: list[Any]) -> str:
     signs = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
-    found = [
+    limits = [
         f"{sign} {getattr(each, name)}"
         for each in metadata
         for kind, (sign, name) in signs.items()
         if isinstance(each, kind)
     ]
-    return ", ".join(found)
+    return ", ".join(limits)
 
 
 def settings_page() -> str:
@@ -166,8 +166,10 @@ def metrics_page() -> str:
 
 def error_classes() -> list[type[errors.TidemarkError]]:
     """The classes of schemas/errors.py, root first."""
-    found = [each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, errors.TidemarkError)]
-    return sorted(found, key=lambda each: (len(each.__mro__), each.__name__))
+    classes = [
+        each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, errors.TidemarkError)
+    ]
+    return sorted(classes, key=lambda each: (len(each.__mro__), each.__name__))
 
 
 def _tree() -> str:

@@ -121,25 +121,25 @@ def test_the_top_of_the_pipeline_stays_small() -> None:
 def test_time_is_an_argument(name: str) -> None:
     """A process that reads the machine's clock cannot be simulated, replayed or tested at a month's end."""
     read = re.compile(r"(^|\.)(time\.time|time\.time_ns|(datetime|date)\.(now|utcnow|today))$|^(time_ns|utcnow)$")
-    found = [
+    problems = [
         f"{name}:{line} {called}(): take a schemas.clock.Clock as an argument"
         for line, called in _calls(name)
         if read.search(called)
     ]
 
-    assert not found or name in MACHINE_TIME, found
+    assert not problems or name in MACHINE_TIME, problems
 
 
 @pytest.mark.parametrize("name", PRODUCT)
 def test_randomness_is_an_argument(name: str) -> None:
     """A run with a generator as an argument can be repeated from its seed."""
-    found = [
+    problems = [
         f"{name}:{line} {called}(): take a random.Random as an argument"
         for line, called in _calls(name)
         if called.startswith("random.") and called.removeprefix("random.") not in SOURCES_OF_RANDOMNESS
     ]
 
-    assert not found or name in RANDOMNESS, found
+    assert not problems or name in RANDOMNESS, problems
 
 
 def test_the_exceptions_are_still_needed() -> None:
@@ -150,20 +150,20 @@ def test_the_exceptions_are_still_needed() -> None:
 @pytest.mark.parametrize("name", PURE)
 def test_quantities_are_never_floats(name: str) -> None:
     """0.1 + 0.2 is not 0.3, and quantities are billed."""
-    found = [
+    problems = [
         f"{name}:{line} float(): keep an int of minor units, or a Decimal at the edge"
         for line, called in _calls(name)
         if called == "float"
     ]
 
-    assert found == []
+    assert problems == []
 
 
 @pytest.mark.parametrize("name", PRODUCT)
 def test_public_names_are_documented(name: str) -> None:
     """Every public module, class and function has a docstring; an override of a protocol's method may go without."""
-    found = [] if ast.get_docstring(tree(name)) or not source(name).strip() else [f"{name}: the module"]
-    found += [
+    problems = [] if ast.get_docstring(tree(name)) or not source(name).strip() else [f"{name}: the module"]
+    problems += [
         f"{name}:{node.lineno} {node.name}: say what it does, what it raises and whether it blocks"
         for node in tree(name).body
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
@@ -171,39 +171,41 @@ def test_public_names_are_documented(name: str) -> None:
         and ast.get_docstring(node) is None
     ]
 
-    assert found == []
+    assert problems == []
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_nothing_is_left_unfinished_or_tied_to_one_machine(name: str) -> None:
     """Open work belongs in an issue, a path is an argument, and the project describes only itself."""
-    found = []
+    problems = []
     for number, line in enumerate(source(name).splitlines(), start=1):
         if _UNFINISHED.search(line):
-            found.append(f"{name}:{number} is unfinished: do it, or say in the docs what is missing")
+            problems.append(f"{name}:{number} is unfinished: do it, or say in the docs what is missing")
         if _MACHINE.search(line) and name != "deploy/Dockerfile":
-            found.append(
+            problems.append(
                 f"{name}:{number} names a path of one machine: use tmp_path, a setting or the repository's root"
             )
         if _WRITERS.search(line):
-            found.append(f"{name}:{number} says who or what wrote it: say what it does")
+            problems.append(f"{name}:{number} says who or what wrote it: say what it does")
 
-    assert found == []
+    assert problems == []
 
 
 def test_no_module_is_called_utils() -> None:
     """A name that fits everything says nothing."""
-    found = [name for name in MODULES if {"utils", "helpers", "common", "misc"} & set(Path(name).with_suffix("").parts)]
+    problems = [
+        name for name in MODULES if {"utils", "helpers", "common", "misc"} & set(Path(name).with_suffix("").parts)
+    ]
 
-    assert found == [], "name the module by the one thing its functions share"
+    assert problems == [], "name the module by the one thing its functions share"
 
 
 def test_every_package_is_installed_and_opens_with_its_purpose() -> None:
     """A package that pyproject.toml lacks is missing from an installed Tidemark, though not from a clone."""
     listed = set(tomllib.loads(source("pyproject.toml"))["tool"]["setuptools"]["packages"])
     outside = ("tests", "benchmarks")
-    found = {str(Path(name).parent).replace("/", ".") for name in MODULES if name.endswith("__init__.py")}
-    ours = {package for package in found if package.partition(".")[0] not in outside}
+    packages = {str(Path(name).parent).replace("/", ".") for name in MODULES if name.endswith("__init__.py")}
+    ours = {package for package in packages if package.partition(".")[0] not in outside}
 
     assert ours == listed
     opened = {package: ast.get_docstring(tree(package.replace(".", "/") + "/__init__.py")) or "" for package in ours}
@@ -214,7 +216,7 @@ def test_every_package_is_installed_and_opens_with_its_purpose() -> None:
 
 def test_type_ignores_have_a_code_and_a_reason() -> None:
     """Without them nobody can tell whether the ignore is still needed."""
-    found = [
+    problems = [
         f"{name}:{number}"
         for name in MODULES
         for number, line in enumerate(source(name).splitlines(), start=1)
@@ -223,26 +225,26 @@ def test_type_ignores_have_a_code_and_a_reason() -> None:
         and "re.search" not in line
     ]
 
-    assert found == [], "write: type: ignore[code]  # reason"
+    assert problems == [], "write: type: ignore[code]  # reason"
 
 
 def test_no_module_imports_a_test_module() -> None:
     """Whoever renames or splits a test module does not expect other modules to need it."""
     imports = re.compile(r"\s*(from|import)\s+tests\b.*\btest_")
-    found = [
+    problems = [
         f"{name}:{number}"
         for name in MODULES
         for number, line in enumerate(source(name).splitlines(), start=1)
         if imports.match(line)
     ]
 
-    assert found == [], "move what both need into tests/worlds, or into a module beside the tests"
+    assert problems == [], "move what both need into tests/worlds, or into a module beside the tests"
 
 
 def test_no_test_is_skipped() -> None:
     """A skipped test proves nothing but looks like a test that ran."""
     marks = re.compile(r"pytest\.(mark\.)?(skip|skipif|xfail|importorskip)\b")
-    found = [
+    problems = [
         f"{name}:{number}"
         for name in MODULES
         if name.startswith("tests/") and name != "tests/test_tidy.py"
@@ -250,4 +252,4 @@ def test_no_test_is_skipped() -> None:
         if marks.search(line)
     ]
 
-    assert found == [], "start what the test needs in a fixture"
+    assert problems == [], "start what the test needs in a fixture"

@@ -127,9 +127,9 @@ async def test_controls_are_read_oldest_first_with_every_meter_set(both: Both) -
 
 async def test_controls_of_some_accounts_come_with_the_meter_sets(both: Both) -> None:
     """For any account names; the records of other accounts may be many and long."""
-    named = ["", "ada", "bob", "it's \\ {x:y}", "ada"]
+    names = ["", "ada", "bob", "it's \\ {x:y}", "ada"]
     kinds = ["meter_set", "binding", "binding", "close", "restatement"]
-    rows = [ControlRow(3, at, kinds[at], account, NOW_MS, "{}") for at, account in enumerate(named)]
+    rows = [ControlRow(3, at, kinds[at], account, NOW_MS, "{}") for at, account in enumerate(names)]
     await both.store.insert_controls(rows)
 
     async def found(*accounts: str) -> list[int]:
@@ -279,6 +279,6 @@ async def test_first_positions_are_those_of_the_first_arrivals(both: Both) -> No
     await both.store.insert_events([event(9, {}, event_id=odd), event(7, {}, event_id=odd), event(8, {}, event_id="b")])
     await both.store.insert_events([event(3, {}, event_id=odd, account="other")])
 
-    found = await both.store.first_positions([("acme", odd), ("acme", "b"), ("other", odd), ("other", "b")])
+    positions = await both.store.first_positions([("acme", odd), ("acme", "b"), ("other", odd), ("other", "b")])
 
-    assert found == {("acme", odd): 7, ("acme", "b"): 8, ("other", odd): 3}
+    assert positions == {("acme", odd): 7, ("acme", "b"): 8, ("other", odd): 3}

@@ -52,8 +52,8 @@ async def both(store: LiveView) -> tuple[Checkpoint, Checkpoint]:
 
 
 async def tokens(store: LiveView) -> tuple[Checkpoint | None, str]:
-    held, totals = await store.totals.account_totals(0, [ACME])
-    return held, totals[ACME]["tokens"]
+    checkpoint, totals = await store.totals.account_totals(0, [ACME])
+    return checkpoint, totals[ACME]["tokens"]
 
 
 async def test_shadow_copy_is_invisible_until_it_is_swapped_in(store: LiveView) -> None:
@@ -232,9 +232,9 @@ async def test_interrupted_removal_leaves_no_checkpoint_over_a_part_of_the_state
     view = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
     keys = [TotalKey(f"account-{number}", 0) for number in range(20)]
     live, last = await both(view)
-    for store, held in ((view, live), (view.built(2), last)):
+    for store, believed in ((view, live), (view.built(2), last)):
         totals = {key: {"tokens": "1"} for key in keys}
-        await store.state.commit(0, held, Changes(checkpoint=at(7, held.generation), totals=totals))
+        await store.state.commit(0, believed, Changes(checkpoint=at(7, believed.generation), totals=totals))
     await view.rebuilds.end_rebuild(2)
     for remove, seen in ((view.generations.sweep, view.built(2)), (view.generations.forget, view)):
         looks, commands = [0], view.keyspace.commands
@@ -325,8 +325,8 @@ async def test_claim_in_the_middle_of_a_step_undoes_it(
     assert await store.rebuilds.rebuilding() == 2
     assert await tokens(store.built(2)) == (rebuilt, "9")
     assert await store.built(2).state.load_checkpoint(1) is None
-    (held,) = store.keyspace.server.run([("EXISTS", store.built(2).keyspace.keys(1).restoring)])
-    assert not held
+    (exists,) = store.keyspace.server.run([("EXISTS", store.built(2).keyspace.keys(1).restoring)])
+    assert not exists
     for each in (store, first, last):
         await each.close()
 

@@ -41,10 +41,10 @@ async def test_a_record_with_a_lost_confirmation_is_in_the_log_and_a_retry_adds_
             await log.append("t", 0, b"unsure")
         os.killpg(broker.pid, signal.SIGCONT)
 
-        found: list[Record] = []
-        while len(found) < 2:
-            found = await patient.read("t", 0, 0)
-        assert [record.value for record in found] == [b"first", b"unsure"]
+        records: list[Record] = []
+        while len(records) < 2:
+            records = await patient.read("t", 0, 0)
+        assert [record.value for record in records] == [b"first", b"unsure"]
         await patient.append("t", 0, b"unsure")
         assert [record.value for record in await patient.read("t", 0, 0)] == [b"first", b"unsure", b"unsure"]
         await log.close()

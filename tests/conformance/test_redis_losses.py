@@ -31,14 +31,14 @@ def contents(url: str) -> Contents:
     reads = {"string": ("GET",), "hash": ("HGETALL",), "set": ("SMEMBERS",), "zset": ("ZRANGE", 0, -1, "WITHSCORES")}
     try:
         (keys,) = server.run([("KEYS", "*")])
-        found: Contents = {}
+        values: Contents = {}
         for key in sorted(keys):
             (kind,) = server.run([("TYPE", key)])
             command, *arguments = reads[kind]
             (value,) = server.run([(str(command), key, *arguments)])
             # The order of a hash's fields and a set's members is arbitrary.
-            found[key] = as_mapping(value) if kind == "hash" else sorted(value) if kind == "set" else value
-        return found
+            values[key] = as_mapping(value) if kind == "hash" else sorted(value) if kind == "set" else value
+        return values
     finally:
         server.close()
 
@@ -63,12 +63,14 @@ async def test_a_truncated_append_only_file_gives_the_state_after_a_commit_and_n
     """A power loss keeps the beginning of the file, up to the end or the middle of a commit."""
     (log,) = (tmp_path / "valkey/appendonlydir").glob("*.incr.aof")
     last = await started(store)
-    held = [(log.stat().st_size, await asyncio.to_thread(contents, own_valkey.url))]
+    states = [(log.stat().st_size, await asyncio.to_thread(contents, own_valkey.url))]
     for number in range(1, COMMITS + 1):
         last, whole = await committed(store, own_valkey.url, last, number)
-        held.append((log.stat().st_size, whole))
-    assert len({size for size, _ in held}) == COMMITS + 1, "the file is written with every commit"
-    cuts = [cut for (size, _), (after, _) in pairwise(held) for cut in (size, size + 1, (size + after) // 2, after - 1)]
+        states.append((log.stat().st_size, whole))
+    assert len({size for size, _ in states}) == COMMITS + 1, "the file is written with every commit"
+    cuts = [
+        cut for (size, _), (after, _) in pairwise(states) for cut in (size, size + 1, (size + after) // 2, after - 1)
+    ]
 
     own_valkey.kill()
     written = log.read_bytes()
@@ -76,7 +78,7 @@ async def test_a_truncated_append_only_file_gives_the_state_after_a_commit_and_n
         log.write_bytes(written[:cut])
         own_valkey.start()
 
-        expected = [whole for size, whole in held if size <= cut][-1]
+        expected = [whole for size, whole in states if size <= cut][-1]
         assert await asyncio.to_thread(contents, own_valkey.url) == expected, f"cut at {cut}"
         own_valkey.kill()
 

@@ -88,20 +88,20 @@ async def test_later_rebuild_of_fewer_tables_starts_again(staged: Staged) -> Non
     await staged.staging.drop(HOURLY)
 
     for note, tables in (("second", HOURLY[1:]), ("third", HOURLY)):
-        beside = frozenset(tables)
-        assert await staged.staging.begin(tables, note) == Building(note, frozenset(), beside)
-        assert await staged.staging.building(HOURLY) == Building(note, frozenset(), beside)
+        staging_tables = frozenset(tables)
+        assert await staged.staging.begin(tables, note) == Building(note, frozenset(), staging_tables)
+        assert await staged.staging.building(HOURLY) == Building(note, frozenset(), staging_tables)
         await staged.staging.swap("usage_hourly")
-        assert await staged.staging.building(HOURLY) == Building(note, frozenset({"usage_hourly"}), beside)
+        assert await staged.staging.building(HOURLY) == Building(note, frozenset({"usage_hourly"}), staging_tables)
         await staged.staging.drop(HOURLY)
 
 
 async def test_row_of_the_highest_version_wins_in_a_staging_table_too(staged: Staged) -> None:
     """A staging table has the engine, the order and the columns of its live table."""
     await staged.staging.begin(HOURLY, "first")
-    beside = staged.staging.beside(HOURLY)
-    await beside.insert_hourly([cell("tokens", 5, version=2)])
-    await beside.insert_hourly([cell("tokens", 4, version=1), cell("tokens", 3, account="zoe")])
+    staging_store = staged.staging.beside(HOURLY)
+    await staging_store.insert_hourly([cell("tokens", 5, version=2)])
+    await staging_store.insert_hourly([cell("tokens", 4, version=1), cell("tokens", 3, account="zoe")])
     await staged.staging.swap("usage_hourly")
 
     assert await staged.values() == {"acme": 5, "zoe": 3}
@@ -120,8 +120,8 @@ async def test_account_for_the_resumption_is_a_fixed_number_before_the_last(stag
     elsewhere = [cell("tokens", 5, account=name, partition=4) for name in ("y", "z")]
     await staged.staging.beside(HOURLY).insert_hourly([*rows, *elsewhere])
 
-    found = [await staged.staging.account_before_last(3, count) for count in range(1, 8)]
-    assert found == ["\U0001f600", "\uffff", "ä", "b", "a", "B", ""]
+    accounts = [await staged.staging.account_before_last(3, count) for count in range(1, 8)]
+    assert accounts == ["\U0001f600", "\uffff", "ä", "b", "a", "B", ""]
     assert await staged.staging.account_before_last(5, 1) == ""
 
 
@@ -129,11 +129,11 @@ async def test_generations_are_read_from_the_table_that_is_written(staged: Stage
     """A wrong live table is no reason to refuse its replacement."""
     await staged.store.insert_hourly([cell("tokens", 1, version=64 << 56, bucket_ms=NOON)])
     await staged.staging.begin(HOURLY, "first")
-    beside = staged.staging.beside(HOURLY)
-    await beside.insert_hourly([cell("tokens", 1, version=2 << 56, bucket_ms=NOON)])
+    staging_store = staged.staging.beside(HOURLY)
+    await staging_store.insert_hourly([cell("tokens", 1, version=2 << 56, bucket_ms=NOON)])
 
-    assert [await store.generation_since(3, NOON) for store in (staged.store, beside)] == [64, 2]
-    assert [await store.latest_generation() for store in (staged.store, beside)] == [64, 2]
+    assert [await store.generation_since(3, NOON) for store in (staged.store, staging_store)] == [64, 2]
+    assert [await store.latest_generation() for store in (staged.store, staging_store)] == [64, 2]
 
 
 async def test_cells_with_later_events_are_carried_over(staged: Staged) -> None:
@@ -154,15 +154,15 @@ async def test_staging_archive_has_its_own_positions_controls_and_events(staged:
     await staged.store.insert_events([event(1, {}, account="old")])
     await staged.store.save_position(ArchivePosition(3, 50, NOW_MS, "log"))
     await staged.staging.begin(ARCHIVE, "first")
-    beside = staged.staging.beside(ARCHIVE)
+    staging_store = staged.staging.beside(ARCHIVE)
 
-    assert await beside.load_position(3) is None
-    await beside.insert_events([event(1, {})._replace(deferred=True), event(2, {}, account="new")])
-    await beside.insert_dedup_decisions([DedupDecisionRow(3, 1, "acme", 4, NOW_MS, DedupOutcome.COUNTED)])
-    await beside.insert_controls([ControlRow(3, 0, "meter_set", "", NOW_MS, "{}")])
-    await beside.save_position(ArchivePosition(3, 2, NOW_MS, "log"))
-    assert (await beside.load_position(3)) == ArchivePosition(3, 2, NOW_MS, "log")
-    assert len(await beside.load_controls(3, 10)) == 1
+    assert await staging_store.load_position(3) is None
+    await staging_store.insert_events([event(1, {})._replace(deferred=True), event(2, {}, account="new")])
+    await staging_store.insert_dedup_decisions([DedupDecisionRow(3, 1, "acme", 4, NOW_MS, DedupOutcome.COUNTED)])
+    await staging_store.insert_controls([ControlRow(3, 0, "meter_set", "", NOW_MS, "{}")])
+    await staging_store.save_position(ArchivePosition(3, 2, NOW_MS, "log"))
+    assert (await staging_store.load_position(3)) == ArchivePosition(3, 2, NOW_MS, "log")
+    assert len(await staging_store.load_controls(3, 10)) == 1
     assert await staged.store.load_controls(3, 10) == []
     assert await staged.reader.archived_accounts(3, "", 10) == ["old"]
 
@@ -187,19 +187,19 @@ async def test_cells_are_recounted_as_rows_with_the_position_of_the_last_contrib
 
     rows = await staged.reader.recount_rows(request_of(*EVERY, accounts=["acme"]), 2)
 
-    found = {(row.meter, row.hour_ms): row for row in rows}
+    by_hour = {(row.meter, row.hour_ms): row for row in rows}
     bucket = NOW_MS // 3_600_000 * 3_600_000
-    assert found["tokens", NOON] == (
+    assert by_hour["tokens", NOON] == (
         "acme", "tokens", *MONTH, NOON, "{}", bucket, Aggregation.SUM, 3, 8_500, 0, 0, 3, 2 << 56 | position(3),
     )  # fmt: skip
-    last = found["last", NOON]
+    last = by_hour["last", NOON]
     assert (last.value_minor, last.latest_position) == (5_000, position(1))
     assert last.latest_time_us == event(position(1), {}, time_ms=NOON + 2).time_us
-    assert found["least", NOON][9:12] == (1_500, 0, 0)
-    assert found["users", NOON].value_minor == 2
-    assert found["users", NOON].version == 2 << 56 | position(2)
-    assert ("users", ONE) not in found
-    assert len(found) == len(rows) == 11
+    assert by_hour["least", NOON][9:12] == (1_500, 0, 0)
+    assert by_hour["users", NOON].value_minor == 2
+    assert by_hour["users", NOON].version == 2 << 56 | position(2)
+    assert ("users", ONE) not in by_hour
+    assert len(by_hour) == len(rows) == 11
 
 
 async def test_accounts_are_sorted_by_their_bytes_and_the_first_event_is_known(staged: Staged) -> None:
@@ -212,8 +212,8 @@ async def test_accounts_are_sorted_by_their_bytes_and_the_first_event_is_known(s
     assert await staged.reader.archived_accounts(3, "", 100) == ordered
     assert await staged.reader.archived_accounts(3, "b", 2) == ["b", "b\0"]
     assert await staged.reader.first_archived(3) == (7, NOW_MS)
-    found = await staged.reader.recount_rows(request_of(CALLS), 1)
-    assert [row.account for row in found] == ordered
+    recounted = await staged.reader.recount_rows(request_of(CALLS), 1)
+    assert [row.account for row in recounted] == ordered
 
 
 async def test_distinct_values_are_read_per_period(staged: Staged) -> None:

@@ -165,9 +165,9 @@ async def test_positions_do_not_outlive_their_rows(tables: Tables) -> None:
     await staging.drop(ARCHIVE[:1])
 
     later, _ = tables.command("later")
-    found = await later.building(ARCHIVE)
-    assert found is not None
-    assert found.beside == frozenset(ARCHIVE[1:])
+    building = await later.building(ARCHIVE)
+    assert building is not None
+    assert building.beside == frozenset(ARCHIVE[1:])
     assert (await later.begin(ARCHIVE, "log")).beside == frozenset(ARCHIVE)
     assert await later.beside(ARCHIVE).load_position(3) is None
 

@@ -43,8 +43,8 @@ class World:
     async def start(self, meter_set: Mapping[str, Any] | MeterSet) -> None:
         topics = Settings(partitions=self.partitions, retention_days=3650).topics()
         self.log_id = (await ensure_deployment(self.log, SECRET, topics)).log_id
-        made = meter_set if isinstance(meter_set, MeterSet) else MeterSet.model_validate(meter_set)
-        await append_everywhere(self.log, SECRET, MeterSetRecord(meter_set=made))
+        parsed = meter_set if isinstance(meter_set, MeterSet) else MeterSet.model_validate(meter_set)
+        await append_everywhere(self.log, SECRET, MeterSetRecord(meter_set=parsed))
 
     async def control(self, partition: int, control: Control) -> int:
         """Appends a control record; returns its offset."""
@@ -52,12 +52,12 @@ class World:
 
     async def records(self, partition: int, topic: str = EVENTS_TOPIC) -> list[Record]:
         """All records of a partition."""
-        found: list[Record] = []
+        records: list[Record] = []
         offset = (await self.log.bounds(topic, partition)).first
         while batch := await self.log.read(topic, partition, offset):
-            found += batch
+            records += batch
             offset = batch[-1].next_offset
-        return found
+        return records
 
     def rollup(self, settings: RollupSettings | None = None) -> RollupProcessor:
         """A new rollup process on the same stores."""

@@ -74,15 +74,15 @@ class Gateway:
 
     async def stored(self) -> list[dict[str, Any]]:
         """The events in the log, decoded as the fold decodes them."""
-        found = []
+        events = []
         for partition in range(self.world.partitions):
             for record in await self.world.records(partition):
                 if not record.headers:
                     decoded = decode(record.value, 65_536)
                     assert decoded.rejected == []
                     assert all(partition_of(each.subject, 2) == partition for _, each in decoded.events)
-                    found += json.loads(record.value or b"")
-        return found
+                    events += json.loads(record.value or b"")
+        return events
 
     async def quarantined(self) -> list[Record]:
         """The quarantined events."""

@@ -59,11 +59,13 @@ async def bind(world: Deployment, **fields: Any) -> None:
 
 async def totals(world: Deployment, meter: str, account: str = EVE) -> dict[int, int]:
     """Totals of the account by the start of the period."""
-    held = world.store.server.partitions[world.partition(account)].totals
-    found = {
-        key.period_start_ms: fields[meter] for key, fields in held.items() if key.account == account and meter in fields
+    totals = world.store.server.partitions[world.partition(account)].totals
+    by_start = {
+        key.period_start_ms: fields[meter]
+        for key, fields in totals.items()
+        if key.account == account and meter in fields
     }
-    return {start_ms: int(text.split(":")[0]) for start_ms, text in sorted(found.items())}
+    return {start_ms: int(text.split(":")[0]) for start_ms, text in sorted(by_start.items())}
 
 
 def neighbour(world: Deployment) -> str:
@@ -84,7 +86,7 @@ async def agrees(world: Deployment) -> None:
 
 async def intents(world: Deployment) -> list[Intent]:
     records = await world.log.read(REPORTS_TOPIC, world.partition(EVE), 0, 10_000)
-    found = [
+    published = [
         Intent.model_validate_json(each.value or b"") for each in records if b'"kind":"intent"' in (each.value or b"")
     ]
-    return [each for each in found if each.account == EVE]
+    return [each for each in published if each.account == EVE]

@@ -60,7 +60,7 @@ class RebuildWorld:
         self.live = FakeLiveView()
         self.clickhouse = FakeClickHouse()
         self.staging = FakeStaging(self.clickhouse)
-        self.scratches: dict[str, FakeLiveView] = {}
+        self.shadow_copies: dict[str, FakeLiveView] = {}
         self.progress: list[Progress] = []
         self.calls = [0]
         self.archives = archive
@@ -124,7 +124,7 @@ class RebuildWorld:
         return live, RebuildClaim(token, live.rebuilds.check_claim)
 
     def shadow_copy(self, name: str) -> FakeLiveView:
-        return self.scratches.setdefault(name, FakeLiveView())
+        return self.shadow_copies.setdefault(name, FakeLiveView())
 
     def staged(self, claim: RebuildClaim) -> FakeStaging:
         """The staging tables of a rebuild command that starts now; earlier commands see the new claim."""
@@ -211,8 +211,8 @@ class RebuildWorld:
     async def assert_gone(self) -> None:
         """No staging table or shadow copy of the hourly tables is left."""
         assert await self.staging.another().building(("usage_duplicates", "usage_hourly")) is None
-        left = [held for store in self.scratches.values() for held in store.server.partitions.values()]
-        assert all(held == HeldPartition() for held in left)
+        left = [partition for store in self.shadow_copies.values() for partition in store.server.partitions.values()]
+        assert all(partition == HeldPartition() for partition in left)
 
     async def assert_archived(self) -> None:
         """The archive's tables equal those of an archive that never stopped."""
@@ -265,13 +265,13 @@ def contents(clickhouse: FakeClickHouse) -> dict[object, object]:
 
 def damage_hourly(world: RebuildWorld) -> None:
     """Removes rows, alters rows, and adds rows of events that never existed."""
-    held = world.clickhouse.cells
-    for number, key in enumerate(sorted(held)):
+    cells = world.clickhouse.cells
+    for number, key in enumerate(sorted(cells)):
         if number % 3 == 0:
-            del held[key]
+            del cells[key]
         elif number % 3 == 1:
-            held[key] = held[key]._replace(value_minor=DAMAGED_MINOR)
+            cells[key] = cells[key]._replace(value_minor=DAMAGED_MINOR)
         elif number % 7 == 2:
-            held[key._replace(account="nobody")] = held[key]._replace(account="nobody", version=(1 << 56) | 1)
+            cells[key._replace(account="nobody")] = cells[key]._replace(account="nobody", version=(1 << 56) | 1)
     world.clickhouse.duplicates.clear()
     world.clickhouse.duplicates[0, 1] = DuplicateRow("nobody", "x", "t", "s", 0, "{}", 0, 1, 0)

@@ -50,17 +50,17 @@ class Calls:
         self._inner, self._step = inner, step
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
+        attribute = getattr(self._inner, name)
         if name == "built":
-            return lambda generation: Calls(found(generation), self._step)
+            return lambda generation: Calls(attribute(generation), self._step)
         if isinstance(self._inner, FakeLiveView) and name in STORES:
-            return Calls(found, self._step)
-        if not asyncio.iscoroutinefunction(found):
-            return found
+            return Calls(attribute, self._step)
+        if not asyncio.iscoroutinefunction(attribute):
+            return attribute
 
         async def call(*arguments: Any) -> Any:
             await self._step()
-            return await found(*arguments)
+            return await attribute(*arguments)
 
         return call
 
@@ -77,11 +77,11 @@ class UnderWay(FakeClickHouse):
             return super().__getattribute__(name) if name.startswith("_") else getattr(self._inner, name)
 
         async def call(rows: Any) -> None:
-            found = FakeClickHouse()
+            target = FakeClickHouse()
             for attribute in _ATTRIBUTES.values():
-                setattr(found, attribute, getattr(self._inner, attribute))
+                setattr(target, attribute, getattr(self._inner, attribute))
             await self._step()
-            await getattr(found, name)(rows)
+            await getattr(target, name)(rows)
 
         return call
 
@@ -154,8 +154,8 @@ class CommandsWorld(RebuildWorld):
             await self.now("archive")
         if await self.live.rebuilds.rebuilding() is not None:
             await self.now("redis")
-        if found := await tables.building(HOURLY_TABLES):
-            await self.now(msgspec.json.decode(found.note, type=Note).source)
+        if building := await tables.building(HOURLY_TABLES):
+            await self.now(msgspec.json.decode(building.note, type=Note).source)
 
     async def assert_right(self) -> None:
         """Every view equals that of a deployment without any rebuild, and nothing of a rebuild is left."""

@@ -94,8 +94,8 @@ class Deployment:
         return partition_of(account, self.world.partitions)
 
     async def bind(self, account: str, **fields: Any) -> None:
-        made = {"effective_from_ms": NOVEMBER_MS, "billing": Billing.MAPPED, **fields}
-        binding = Binding.model_validate(made)
+        content = {"effective_from_ms": NOVEMBER_MS, "billing": Billing.MAPPED, **fields}
+        binding = Binding.model_validate(content)
         await self.world.control(self.partition(account), BindingRecord(account=account, binding=binding))
 
     async def close_period(self, account: str, instant_ms: int) -> None:
@@ -204,9 +204,9 @@ class Deployment:
     def sent(self, account: str, event_name: str) -> MeterEvent:
         """A meter event that Stripe has."""
         return next(
-            held.event
-            for held in self.stripe.events
-            if (held.event.stripe_customer, held.event.event_name) == (f"cus_{account}", event_name)
+            stored.event
+            for stored in self.stripe.events
+            if (stored.event.stripe_customer, stored.event.event_name) == (f"cus_{account}", event_name)
         )
 
 

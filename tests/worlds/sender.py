@@ -142,23 +142,23 @@ class Bench:
 
     async def entries(self) -> list[Intent | Attempt | ReportOutcome]:
         """All entries of the topic."""
-        found: list[Intent | Attempt | ReportOutcome] = []
+        entries: list[Intent | Attempt | ReportOutcome] = []
         for partition in range(self.partitions):
             for record in await self.log.read(REPORTS_TOPIC, partition, 0, 100_000):
-                found.extend(parse_entries(record.value))
-        return found
+                entries.extend(parse_entries(record.value))
+        return entries
 
     async def outcomes(self) -> dict[str, ReportOutcome]:
         """The first outcome of each intent."""
-        found: dict[str, ReportOutcome] = {}
+        first: dict[str, ReportOutcome] = {}
         for entry in await self.entries():
             if isinstance(entry, ReportOutcome):
-                found.setdefault(entry.identifier, entry)
-        return found
+                first.setdefault(entry.identifier, entry)
+        return first
 
     def held(self) -> Counter[str]:
         """How often Stripe counts each identifier."""
-        return Counter(held.event.identifier for held in self.stripe.accepted())
+        return Counter(stored.event.identifier for stored in self.stripe.accepted())
 
 
 def make_intent(name: str, account: str = "a", delta: int = 5, bucket: int = 0, **changes: Any) -> Intent:

@@ -62,8 +62,8 @@ async def months(seed: int, meter_set: Mapping[str, Any]) -> World:
             await append_everywhere(world.log, SECRET, _tick(world))
             continue
         accounts = [f"acct-{chance.randrange(25)}" for _ in range(chance.choice([1, 3, 40]))]
-        held = [each for each in accounts if partition_of(each, PARTITIONS) == partition]
-        batch = [_usage(f"{number}/{index}", each, world.clock.ms) for index, each in enumerate(held)]
+        members = [each for each in accounts if partition_of(each, PARTITIONS) == partition]
+        batch = [_usage(f"{number}/{index}", each, world.clock.ms) for index, each in enumerate(members)]
         if batch:
             await world.log.append(EVENTS_TOPIC, partition, json.dumps(batch).encode())
     world.clock.ms += KEPT_MS
@@ -116,7 +116,7 @@ async def test_exactly_what_is_due_leaves_and_the_rest_is_unchanged(seed: int) -
             assert end_ms + KEPT_MS <= left.checkpoint.stream_time_ms
             gone += 1
         assert {(key.account, key.period_start_ms) for key in left.uniques} <= set(left.totals)
-        assert {TotalKey(each, key.period_start_ms) for key, held in left.rankings.items() for each in held} == set(
+        assert {TotalKey(each, key.period_start_ms) for key, ranked in left.rankings.items() for each in ranked} == set(
             left.totals
         )
         assert left.checkpoint.counters == all_.checkpoint.counters if all_.checkpoint else False
@@ -189,19 +189,19 @@ async def test_total_whose_period_became_longer_stays_until_that_period_ended_lo
     key = await lengthened(deployment)
     await deployment.advance(HOUR_MS)
     await deployment.fold()
-    held = deployment.store.server.partitions[deployment.partition("eve")]
-    end_ms = period_at(held.accounts["eve"], key.period_start_ms).end_ms
+    partition = deployment.store.server.partitions[deployment.partition("eve")]
+    end_ms = period_at(partition.accounts["eve"], key.period_start_ms).end_ms
     assert end_ms > deployment.clock.ms
-    assert (held.totals[key]["requests"], held.due[key]) == ("1", end_ms + KEPT_MS)
-    assert held.rankings[RankingKey("requests", key.period_start_ms)] == {"eve": 1}
+    assert (partition.totals[key]["requests"], partition.due[key]) == ("1", end_ms + KEPT_MS)
+    assert partition.rankings[RankingKey("requests", key.period_start_ms)] == {"eve": 1}
 
     await deployment.advance(end_ms + KEPT_MS - deployment.clock.ms - 1)
     await deployment.fold()
-    assert key in held.totals
+    assert key in partition.totals
     await deployment.advance(1)
     await deployment.fold()
-    assert key not in held.totals
-    assert RankingKey("requests", key.period_start_ms) not in held.rankings
+    assert key not in partition.totals
+    assert RankingKey("requests", key.period_start_ms) not in partition.rankings
 
 
 @pytest.mark.parametrize("order", [-1, 1], ids=["binding first", "binding last"])

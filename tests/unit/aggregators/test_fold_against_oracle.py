@@ -174,31 +174,31 @@ async def _bind_or_close(world: World, oracle: Oracle, chance: random.Random) ->
 def _totals(store: FakeLiveView) -> dict[tuple[str, str, int], int]:
     return {
         (key.account, meter, key.period_start_ms): parse_value(text).minor
-        for held in store.server.partitions.values()
-        for key, fields in held.totals.items()
+        for partition in store.server.partitions.values()
+        for key, fields in partition.totals.items()
         for meter, text in fields.items()
     }
 
 
 def _cells(store: FakeLiveView) -> dict[tuple[str, str, int, int, str, int], int]:
-    found = {}
-    for held in store.server.partitions.values():
-        for bucket_field, text in held.cells.items():
+    cells = {}
+    for partition in store.server.partitions.values():
+        for bucket_field, text in partition.cells.items():
             key = parse_cell_field(bucket_field.field)
             value = parse_cell_text(text)[3].minor
-            found[key.account, key.meter, key.period_start_ms, key.hour_ms, key.dimensions, bucket_field.bucket_ms] = (
+            cells[key.account, key.meter, key.period_start_ms, key.hour_ms, key.dimensions, bucket_field.bucket_ms] = (
                 value
             )
-    return found
+    return cells
 
 
 async def _reasons(world: World) -> list[tuple[int, int, int, str]]:
     """(partition, offset, index, reason) of every quarantined event, without repetitions."""
-    found = set()
+    reasons = set()
     for partition in range(PARTITIONS):
         for record in await world.records(partition, REJECTED_TOPIC):
             headers = {name: value.decode() for name, value in record.headers}
-            found.add(
+            reasons.add(
                 (
                     int(headers["tidemark-partition"]),
                     int(headers["tidemark-offset"]),
@@ -206,16 +206,16 @@ async def _reasons(world: World) -> list[tuple[int, int, int, str]]:
                     headers["tidemark-reason"],
                 )
             )
-    return sorted(found)
+    return sorted(reasons)
 
 
 def _assert_equal(world: World, oracle: Oracle) -> None:
     store = world.store
     assert isinstance(store, FakeLiveView)
     counters = {
-        partition: held.checkpoint.counters._asdict()
-        for partition, held in store.server.partitions.items()
-        if held.checkpoint
+        partition: stored.checkpoint.counters._asdict()
+        for partition, stored in store.server.partitions.items()
+        if stored.checkpoint
     }
     assert oracle.counters == counters
     totals = {(account, meter, period[0]): value for (account, meter, period), value in oracle.totals.items()}

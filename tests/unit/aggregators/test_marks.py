@@ -48,7 +48,7 @@ class Marks:
         """Whether a live slice contains the mark."""
         self.move(stream_time_ms)
         wanted = [by_bucket(each, [hashed]) for each in self.slices]
-        return any(hashed[1] in self.sets.get(key, ()) for held in wanted for key in held)
+        return any(hashed[1] in self.sets.get(key, ()) for keys in wanted for key in keys)
 
 
 @settings(max_examples=300)
@@ -102,10 +102,10 @@ def test_slices_are_halves_of_the_window(stream_time_ms: int, start_ms: int, end
 
 def test_the_current_slice_takes_marks_until_its_end() -> None:
     """The number of marks in the slice does not matter."""
-    held = MarkSlice(0, 500, 64, 10**9)
+    current = MarkSlice(0, 500, 64, 10**9)
 
-    assert current_slice([held], 499, WINDOW) is held
-    assert current_slice([held], 500, WINDOW).start_ms == 500
+    assert current_slice([current], 499, WINDOW) is current
+    assert current_slice([current], 500, WINDOW).start_ms == 500
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_any_event_contributes_what_the_oracle_says(data: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "refusal"),
     [
         pytest.param({"event_type": "u"}, "event_type", id="event type"),
         pytest.param({"value_path": "$.w"}, "value_path", id="value path"),
@@ -206,15 +206,15 @@ def test_any_event_contributes_what_the_oracle_says(data: dict[str, Any]) -> Non
         pytest.param({"allow_negative": True}, None, id="negative quantities may be allowed"),
     ],
 )
-def test_a_slug_never_changes_its_meaning(changes: dict[str, Any], told: str | None) -> None:
+def test_a_slug_never_changes_its_meaning(changes: dict[str, Any], refusal: str | None) -> None:
     """One recount cannot prove counts that were made under two definitions."""
     change = definition_change(meter_set(SUM), meter_set({**SUM, **changes}, version=2))
 
-    assert (change is None) if told is None else f"meter tokens: {told} cannot change" in (change or "")
+    assert (change is None) if refusal is None else f"meter tokens: {refusal} cannot change" in (change or "")
 
 
 @pytest.mark.parametrize(
-    ("policy", "told"),
+    ("policy", "refusal"),
     [
         pytest.param({"window_ms": 4 * HOUR_MS}, "window_ms", id="window"),
         pytest.param({"report_interval_ms": 30 * MINUTE_MS}, "report_interval_ms", id="report interval"),
@@ -224,11 +224,11 @@ def test_a_slug_never_changes_its_meaning(changes: dict[str, Any], told: str | N
         pytest.param({"event_bytes_max": 1_048_576}, None, id="size of events may"),
     ],
 )
-def test_policy_values_that_shape_stored_state_cannot_change(policy: dict[str, int], told: str | None) -> None:
+def test_policy_values_that_shape_stored_state_cannot_change(policy: dict[str, int], refusal: str | None) -> None:
     """The places of marks, reports and bindings follow from these values."""
     change = definition_change(meter_set(SUM), meter_set(SUM, version=2, **policy))
 
-    assert (change is None) if told is None else told in (change or "")
+    assert (change is None) if refusal is None else refusal in (change or "")
 
 
 def test_meters_may_come_and_go() -> None:
@@ -257,7 +257,7 @@ def test_a_removed_meter_comes_back_unchanged_or_not_at_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "refusal"),
     [
         pytest.param({"slug": "Tokens"}, "pattern", id="capital in the slug"),
         pytest.param({"slug": "a|b"}, "pattern", id="separator in the slug"),
@@ -272,7 +272,7 @@ def test_a_removed_meter_comes_back_unchanged_or_not_at_all() -> None:
         pytest.param({"colour": "red"}, "not permitted", id="unknown field"),
     ],
 )
-def test_a_meter_that_makes_no_sense_is_refused(changes: dict[str, Any], told: str) -> None:
+def test_a_meter_that_makes_no_sense_is_refused(changes: dict[str, Any], refusal: str) -> None:
     """`apply` names the mistake."""
-    with pytest.raises(ValidationError, match=told):
+    with pytest.raises(ValidationError, match=refusal):
         Meter.model_validate({**SUM, **changes})

@@ -67,17 +67,20 @@ def bindings(draw: st.DrawFn) -> tuple[Binding, ...]:
 
 @settings(max_examples=300, deadline=None)
 @given(bindings(), INSTANTS)
-def test_the_period_of_any_instant_is_the_oracles(held: tuple[Binding, ...], instant_ms: int) -> None:
+def test_the_period_of_any_instant_is_the_oracles(account_bindings: tuple[Binding, ...], instant_ms: int) -> None:
     """The two calendars share no line: the oracle uses `datetime`, the product whole numbers."""
-    known = [rules.Binding(each.effective_from_ms, each.anchor_ms, each.interval, each.interval_count) for each in held]
+    known = [
+        rules.Binding(each.effective_from_ms, each.anchor_ms, each.interval, each.interval_count)
+        for each in account_bindings
+    ]
 
-    assert period_at(bound(*held), instant_ms) == rules.period_containing(known, instant_ms)
+    assert period_at(bound(*account_bindings), instant_ms) == rules.period_containing(known, instant_ms)
 
 
 @given(bindings(), INSTANTS)
-def test_periods_are_contiguous(held: tuple[Binding, ...], instant_ms: int) -> None:
+def test_periods_are_contiguous(account_bindings: tuple[Binding, ...], instant_ms: int) -> None:
     """No instant is in two periods or between two periods."""
-    state = bound(*held)
+    state = bound(*account_bindings)
     period = period_at(state, instant_ms)
 
     assert period.start_ms <= instant_ms < period.end_ms
@@ -87,7 +90,7 @@ def test_periods_are_contiguous(held: tuple[Binding, ...], instant_ms: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("held", "instant", "expected"),
+    ("account_bindings", "instant", "expected"),
     [
         pytest.param([], "2026-12-31T23:59:59", span("2026-12-01", "2027-01-01"), id="calendar month"),
         pytest.param([], "2024-02-29", span("2024-02-01", "2024-03-01"), id="leap February"),
@@ -117,9 +120,9 @@ def test_periods_are_contiguous(held: tuple[Binding, ...], instant_ms: int) -> N
                      id="a binding that changes no boundary cuts nothing"),
     ],
 )  # fmt: skip
-def test_periods_follow_the_calendar(held: list[Binding], instant: str, expected: Period) -> None:
+def test_periods_follow_the_calendar(account_bindings: list[Binding], instant: str, expected: Period) -> None:
     """Fixed examples, because the two calendars could share an error."""
-    assert period_at(bound(*held), at(instant)) == expected
+    assert period_at(bound(*account_bindings), at(instant)) == expected
 
 
 @pytest.mark.parametrize(
@@ -163,9 +166,9 @@ def test_a_binding_takes_effect_after_every_event_that_may_be_counted() -> None:
     stream_time_ms = at("2026-03-20T12:00") + 30_000
     wished = monthly("2026-01-15", effective="2026-03-01")
 
-    (made,) = with_binding(NOTHING, wished, POLICY.future_ms, stream_time_ms).bindings
+    (effective,) = with_binding(NOTHING, wished, POLICY.future_ms, stream_time_ms).bindings
 
-    assert made == wished.model_copy(update={"effective_from_ms": at("2026-03-20T12:06")})
+    assert effective == wished.model_copy(update={"effective_from_ms": at("2026-03-20T12:06")})
 
 
 def test_a_binding_replaces_those_that_have_not_begun() -> None:
@@ -173,9 +176,11 @@ def test_a_binding_replaces_those_that_have_not_begun() -> None:
     stream_time_ms = at("2026-03-20")
     state = bound(monthly("2026-01-15", effective="2026-01-01"), monthly("2026-01-20", effective="2026-06-01"))
 
-    made = with_binding(state, monthly("2026-01-25", effective="2026-05-01"), POLICY.future_ms, stream_time_ms).bindings
+    effective = with_binding(
+        state, monthly("2026-01-25", effective="2026-05-01"), POLICY.future_ms, stream_time_ms
+    ).bindings
 
-    assert [each.effective_from_ms for each in made] == [at("2026-01-01"), at("2026-05-01")]
+    assert [each.effective_from_ms for each in effective] == [at("2026-01-01"), at("2026-05-01")]
 
 
 def test_a_customer_may_be_bound_for_usage_that_is_counted_already() -> None:
@@ -184,10 +189,10 @@ def test_a_customer_may_be_bound_for_usage_that_is_counted_already() -> None:
         update={"billing": Billing.MAPPED, "stripe_customer": "cus_1"}
     )
     state = with_binding(NOTHING, wished, POLICY.future_ms, at("2026-03-20"))
-    named = customer_at(state, at("2026-03-05"))
+    payer = customer_at(state, at("2026-03-05"))
 
-    assert named is not None
-    assert named.stripe_customer == "cus_1"
+    assert payer is not None
+    assert payer.stripe_customer == "cus_1"
     assert customer_at(state, at("2026-02-28")) is None
 
 
@@ -263,15 +268,17 @@ def test_bindings_and_closings_in_any_order_count_as_the_oracle_counts(steps: Se
             state = bindings_of.bound(state, binding, offset, POLICY, log_ms)
         elif step.kind == "answer":
             if state.pending is not None:
-                named = RestatementRecord(account="acme", position=state.pending.position, **step.fields)
+                restatement = RestatementRecord(account="acme", position=state.pending.position, **step.fields)
                 waits = bindings_of.is_waiting(state, log_ms)
-                if named.begins:
-                    oracle.begin_restatement(0, "acme", named.position, offset, log_ms)
+                if restatement.begins:
+                    oracle.begin_restatement(0, "acme", restatement.position, offset, log_ms)
                 else:
-                    oracle.restatement(0, "acme", named.position, declined=bool(named.declined), timestamp_ms=log_ms)
-                    moves = waits and not named.declined
+                    oracle.restatement(
+                        0, "acme", restatement.position, declined=bool(restatement.declined), timestamp_ms=log_ms
+                    )
+                    moves = waits and not restatement.declined
                     counted = [each for each in counted if not moves or each[1] < state.pending.from_ms]
-                state = bindings_of.restated(state, named, offset, POLICY, log_ms)
+                state = bindings_of.restated(state, restatement, offset, POLICY, log_ms)
         elif not bindings_of.is_waiting(state, log_ms):
             event = rules.Event("acme", "1", "t", instant_ms * 1000, {})
             expected = oracle._counting_period(event, [], log_ms, POLICY.grace_ms)

@@ -66,26 +66,26 @@ def test_contained_doubtful_events_are_those_of_all_matching_subsets(seed: int) 
     draw = random.Random(seed)
     dead = [draw.choice([-7, -2, 1, 2, 3, 5, 40]) for _ in range(draw.randrange(1, 8))]
     asked = bounds(dead)
-    for found in range(asked.accepted - 20, asked.accepted + 60):
+    for total in range(asked.accepted - 20, asked.accepted + 60):
         fitting = [
             frozenset(map(str, chosen))
             for size in range(len(dead) + 1)
             for chosen in combinations(range(len(dead)), size)
-            if asked.accepted + sum(dead[at] for at in chosen) == found
+            if asked.accepted + sum(dead[at] for at in chosen) == total
         ]
-        held = asked.contained(Decimal(found))
-        assert (held is None) == (not fitting)
-        if held is not None:
-            assert held.certain == frozenset.intersection(*fitting)
-            assert held.certain | held.possible == frozenset.union(*fitting)
+        contained = asked.contained(Decimal(total))
+        assert (contained is None) == (not fitting)
+        if contained is not None:
+            assert contained.certain == frozenset.intersection(*fitting)
+            assert contained.certain | contained.possible == frozenset.union(*fitting)
 
 
 def test_more_dead_letters_than_can_be_tried_match_any_sum_within_their_range() -> None:
     """The customer was deleted, so 700 hours of reports became dead letters."""
     asked = bounds([2 ** (at % 20) for at in range(700)], accepted=5)
-    held = asked.contained(Decimal(5 + 12_345))
+    contained = asked.contained(Decimal(5 + 12_345))
 
-    assert held is not None
-    assert (held.certain, len(held.possible), held.tried) == (frozenset(), 700, False)
+    assert contained is not None
+    assert (contained.certain, len(contained.possible), contained.tried) == (frozenset(), 700, False)
     assert asked.contained(Decimal(4)) is None
     assert asked.contained(Decimal(asked.gross + 1)) is None

@@ -31,20 +31,20 @@ MAPPED = AccountState(customers=(Customer(0, Billing.MAPPED, "cus_a"),))
 async def view_at(stream_time_ms: int) -> FakeLiveView:
     """A live view at this stream time in which account `a` is mapped."""
     store = FakeLiveView()
-    at = msgspec.structs.replace(checkpoint(0, stream_time_ms), partitions=1)
-    await store.state.create_checkpoint(0, at)
-    made = msgspec.structs.replace(at, next_offset=1)
-    await store.state.commit(0, at, Changes(checkpoint=made, accounts={"a": MAPPED}))
+    initial = msgspec.structs.replace(checkpoint(0, stream_time_ms), partitions=1)
+    await store.state.create_checkpoint(0, initial)
+    mapped = msgspec.structs.replace(initial, next_offset=1)
+    await store.state.commit(0, initial, Changes(checkpoint=mapped, accounts={"a": MAPPED}))
     return store
 
 
 async def told(deployment: Deployment) -> list[Intent | ReportOutcome]:
     """The intents and outcomes of all partitions."""
-    found = []
+    entries = []
     for partition in range(deployment.world.partitions):
         for record in await deployment.log.read(REPORTS_TOPIC, partition, 0, 100_000):
-            found += [each for each in parse_entries(record.value) if isinstance(each, Intent | ReportOutcome)]
-    return found
+            entries += [each for each in parse_entries(record.value) if isinstance(each, Intent | ReportOutcome)]
+    return entries
 
 
 async def test_no_payer_is_given_before_the_view_reaches_the_end_of_the_bucket() -> None:
@@ -111,7 +111,9 @@ async def test_view_that_went_back_bills_nobody_until_it_has_caught_up() -> None
     assert len(deployment.stripe.events) == before
     await deployment.settle()
 
-    sent = [held.event for held in deployment.stripe.events[before:] if held.event.timestamp_s * 1000 >= change_ms]
+    sent = [
+        stored.event for stored in deployment.stripe.events[before:] if stored.event.timestamp_s * 1000 >= change_ms
+    ]
     assert {event.stripe_customer for event in sent} == {"cus_new"}
     assert {event.event_name for event in sent} == {"requests", "gigabytes", "users"}
 
@@ -131,7 +133,8 @@ async def test_reports_of_an_emptied_view_wait_for_its_rebuild_and_no_longer() -
         waiting.append(sum(isinstance(each, Intent) for each in await told(deployment)))
         assert deployment._sender.status().held == {}
         sent = {
-            deployment.partition(held.event.stripe_customer.removeprefix("cus_")) for held in deployment.stripe.events
+            deployment.partition(stored.event.stripe_customer.removeprefix("cus_"))
+            for stored in deployment.stripe.events
         }
         assert sent == set(range(partition))
         return await swap(partition, live, built)
@@ -146,5 +149,5 @@ async def test_reports_of_an_emptied_view_wait_for_its_rebuild_and_no_longer() -
     outcomes = [each for each in entries if isinstance(each, ReportOutcome)]
     assert 0 < waiting[0] < waiting[-1]
     assert {each.status for each in outcomes} == {OutcomeStatus.ACCEPTED}
-    assert Counter(held.event.identifier for held in deployment.stripe.events) == Counter(intents)
+    assert Counter(stored.event.identifier for stored in deployment.stripe.events) == Counter(intents)
     assert (await deployment.reconcile()).verdict == "equal"

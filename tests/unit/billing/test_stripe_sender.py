@@ -34,7 +34,7 @@ async def test_intent_becomes_one_event_and_one_outcome() -> None:
     await bench.settle()
 
     expected = MeterEvent("one", "tokens", "cus_a", "12.5", NOW_MS // 1_000 - 1)
-    assert [held.event for held in bench.stripe.events] == [expected]
+    assert [stored.event for stored in bench.stripe.events] == [expected]
     kinds = [entry.kind for entry in await bench.entries()]
     assert kinds == ["intent", "attempt", "outcome"]
     assert bench.sender.low_watermark(0) == 3
@@ -281,8 +281,8 @@ async def test_end_of_a_partition_without_records_at_its_last_offsets_is_noticed
 
     class Gapped(CrashingLog):
         async def bounds(self, topic: str, partition: int) -> Bounds:
-            found = await super().bounds(topic, partition)
-            return found._replace(next=found.next + 1)
+            actual = await super().bounds(topic, partition)
+            return actual._replace(next=actual.next + 1)
 
     bench.log.__class__ = Gapped
     await bench.restart()

@@ -130,25 +130,25 @@ async def test_random_crashes_rebalances_and_lost_answers_never_count_twice(seed
     # An append that failed before it was durable published nothing.
     chaos.published = {entry.identifier: entry for entry in await bench.entries() if isinstance(entry, Intent)}
     counted = bench.held()
-    held = set(chaos.published) - set(await bench.outcomes())
+    on_hold = set(chaos.published) - set(await bench.outcomes())
     assert max(counted.values(), default=0) <= 1, f"counted twice, seed {seed}"
     assert all(outcome.status is OutcomeStatus.ACCEPTED for outcome in (await bench.outcomes()).values())
-    assert set(chaos.published) - held <= set(counted), f"missing, seed {seed}"
-    assert bench.sender.status().held.get("unknown", 0) == len(held), f"stuck without a reason, seed {seed}"
-    _check_sums(bench, chaos, held)
+    assert set(chaos.published) - on_hold <= set(counted), f"missing, seed {seed}"
+    assert bench.sender.status().held.get("unknown", 0) == len(on_hold), f"stuck without a reason, seed {seed}"
+    _check_sums(bench, chaos, on_hold)
 
 
-def _check_sums(bench: Bench, chaos: Chaos, held: set[str]) -> None:
+def _check_sums(bench: Bench, chaos: Chaos, on_hold: set[str]) -> None:
     """Stripe's sum for each customer is the intended one, except for intents on hold."""
     customers = {"a": "cus_a", "b": "cus_b", "c": "cus_c", "d": "cus_a"}
     expected: defaultdict[str, Decimal] = defaultdict(Decimal)
     for intent in chaos.published.values():
-        if intent.identifier not in held:
+        if intent.identifier not in on_hold:
             expected[customers[intent.account]] += Decimal(intent.delta_minor).scaleb(-intent.scale)
-    found: defaultdict[str, Decimal] = defaultdict(Decimal)
+    sums: defaultdict[str, Decimal] = defaultdict(Decimal)
     for item in bench.stripe.accepted():
-        if item.event.identifier not in held:
-            found[item.event.stripe_customer] += Decimal(item.event.value)
+        if item.event.identifier not in on_hold:
+            sums[item.event.stripe_customer] += Decimal(item.event.value)
     assert {key: value for key, value in expected.items() if value} == {
-        key: value for key, value in found.items() if value
+        key: value for key, value in sums.items() if value
     }

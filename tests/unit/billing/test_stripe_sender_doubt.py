@@ -72,7 +72,7 @@ async def test_lost_report_of_a_period_that_was_cut_since_is_sent_within_the_cut
     await bench.settle()
 
     assert (await bench.outcomes())["doubt"].status is status
-    assert all(held.event.timestamp_s * 1_000 < cut_ms for held in bench.stripe.events)
+    assert all(stored.event.timestamp_s * 1_000 < cut_ms for stored in bench.stripe.events)
 
 
 async def test_two_in_doubt_with_one_sum_that_fits_both_are_on_hold() -> None:

@@ -45,7 +45,7 @@ async def test_timestamp_lies_in_the_period_and_in_what_stripe_accepts(
 
     await bench.settle()
 
-    assert [held.event.timestamp_s * 1_000 for held in bench.stripe.events] == [expected_ms]
+    assert [stored.event.timestamp_s * 1_000 for stored in bench.stripe.events] == [expected_ms]
     assert bench.asked == [("a", paying_ms)]
 
 
@@ -99,7 +99,7 @@ async def test_period_that_was_cut_after_its_reports_is_sent_within_the_cut(
     await bench.settle()
 
     assert (await bench.outcomes())["one"].status is status
-    assert all(held.event.timestamp_s * 1_000 < cut_ms for held in bench.stripe.events)
+    assert all(stored.event.timestamp_s * 1_000 < cut_ms for stored in bench.stripe.events)
 
 
 async def test_free_usage_that_is_too_old_for_stripe_is_no_dead_letter() -> None:

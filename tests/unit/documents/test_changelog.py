@@ -15,7 +15,7 @@ _VERSION: Final = re.compile(r"## \[(Unreleased|\d+\.\d+\.\d+)\](?: - \d{4}-\d\d
 
 def test_the_newest_version_is_the_projects_or_unreleased() -> None:
     """A release that the changelog lacks surprises whoever installs it."""
-    versions = [found[1] for line in LINES if (found := _VERSION.fullmatch(line))]
+    versions = [match[1] for line in LINES if (match := _VERSION.fullmatch(line))]
 
     assert versions[0] in ("Unreleased", tomllib.loads(source("pyproject.toml"))["project"]["version"])
     assert len(versions) == len(set(versions))

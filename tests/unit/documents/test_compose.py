@@ -36,8 +36,8 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::([?-])([^}]*))?\}")
 def _filled(text: str) -> str:
     """The text after compose's substitution of `${NAME:?why}` and `${NAME:-default}`."""
 
-    def value(found: re.Match[str]) -> str:
-        name, kind, rest = found[1], found[2], found[3]
+    def value(match: re.Match[str]) -> str:
+        name, kind, rest = match[1], match[2], match[3]
         return GIVEN.get(name, rest if kind == "-" else "")
 
     return _VARIABLE.sub(value, text)
@@ -164,13 +164,13 @@ def test_images_are_pinned_and_ports_are_on_loopback(name: str) -> None:
 
 def test_no_secret_has_a_default() -> None:
     """Everybody would know a default secret."""
-    found = [match.groups() for match in _VARIABLE.finditer(TEXT)]
-    secret = {name: (kind, why) for name, kind, why in found if re.search(r"SECRET|PASSWORD|_KEY$", name)}
+    variables = [match.groups() for match in _VARIABLE.finditer(TEXT)]
+    secret = {name: (kind, why) for name, kind, why in variables if re.search(r"SECRET|PASSWORD|_KEY$", name)}
 
     assert set(secret) == {"TIDEMARK_SECRET", "TIDEMARK_STRIPE_API_KEY", "VALKEY_PASSWORD", "CLICKHOUSE_PASSWORD"}
     assert [name for name, (kind, why) in secret.items() if kind != "?" or not why] == []
-    assert {name for name, kind, _ in found if kind == "?"} == set(GIVEN)
-    assert [name for name, kind, _ in found if kind is None] == []
+    assert {name for name, kind, _ in variables if kind == "?"} == set(GIVEN)
+    assert [name for name, kind, _ in variables if kind is None] == []
 
 
 def test_the_stores_have_the_settings_that_the_counts_need() -> None:

@@ -61,14 +61,14 @@ def test_every_setting_is_documented() -> None:
 def test_every_variable_that_the_code_reads_is_documented() -> None:
     """Commands read some variables directly, outside Settings."""
     known = {f"TIDEMARK_{name.upper()}" for name in Settings.model_fields} | set(OTHER_VARIABLES)
-    named = {
+    variables = {
         variable
         for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
         for variable in re.findall(r"\bTIDEMARK_[A-Z_]*[A-Z]\b", path.read_text())
     }
 
-    assert named <= known
+    assert variables <= known
 
 
 def test_every_metric_is_documented() -> None:
@@ -149,11 +149,11 @@ def _anchors(path: Path) -> set[str]:
 def test_every_path_in_the_documents_exists(name: str) -> None:
     """A reader follows the page into the code."""
     text = (ROOT / name).read_text()
-    named = set(re.findall(r"`([\w.\-/]+/[\w.\-/]*)`", text)) | set(
+    paths = set(re.findall(r"`([\w.\-/]+/[\w.\-/]*)`", text)) | set(
         re.findall(r"\b((?:\w+/)+\w+\.(?:py|sql|md|ya?ml))\b", text)
     )
     # The sink of the example in CONTRIBUTING.md.
-    ours = {each for each in named if each.partition("/")[0] in _tops() and "warehouse" not in each}
+    ours = {each for each in paths if each.partition("/")[0] in _tops() and "warehouse" not in each}
 
     assert [each for each in sorted(ours) if not (ROOT / each).exists()] == []
 
@@ -215,9 +215,9 @@ def test_every_test_that_a_guarantee_cites_exists() -> None:
     promised = [line for line in text.splitlines() if line.startswith(("| **", "- **"))]
     assert len(promised) > 15
     for line in promised:
-        named = re.findall(r"`(tests/[a-z_/]+\.py)::(\w+)`", line)
-        assert named, line
-        for path, name in named:
+        tests = re.findall(r"`(tests/[a-z_/]+\.py)::(\w+)`", line)
+        assert tests, line
+        for path, name in tests:
             assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
 
 

@@ -68,7 +68,7 @@ def test_events_without_an_answer_are_sent_again_under_the_same_ids(failure: obj
 
 def test_a_rejected_event_is_reported_never_retried_and_harms_no_other() -> None:
     """A bad event stays bad."""
-    told: list[tuple[str, str, str]] = []
+    reported: list[tuple[str, str, str]] = []
 
     def judge(event: dict[str, Any]) -> dict[str, Any]:
         if event["id"] == "bad":
@@ -76,12 +76,14 @@ def test_a_rejected_event_is_reported_never_retried_and_harms_no_other() -> None
         return {"status": "accepted"}
 
     gateway = FakeGateway(judge)
-    with make(gateway, on_rejected=lambda event, reason, detail: told.append((event.id, reason, detail))) as emitter:
+    with make(
+        gateway, on_rejected=lambda event, reason, detail: reported.append((event.id, reason, detail))
+    ) as emitter:
         for event_id in ("a", "bad", "b"):
             emitter.emit("t", "acme", id=event_id)
         assert emitter.flush()
 
-    assert told == [("bad", "negative_quantity", "tokens; send 0")]
+    assert reported == [("bad", "negative_quantity", "tokens; send 0")]
     assert (emitter.stats().accepted, emitter.stats().rejected) == (2, 1)
     assert Counter(event["id"] for request in gateway.requests for event in request)["bad"] == 1
 
@@ -104,7 +106,7 @@ def test_only_events_without_an_answer_are_sent_again() -> None:
 
 def test_an_event_that_spoils_its_request_is_isolated_by_halving() -> None:
     """If the gateway cannot read a whole request, the good events must still arrive."""
-    told: list[str] = []
+    reported: list[str] = []
 
     class Spoilt(FakeGateway):
         def __call__(self, body: bytes, headers: Mapping[str, str]) -> Answer:
@@ -114,12 +116,12 @@ def test_an_event_that_spoils_its_request_is_isolated_by_halving() -> None:
             return super().__call__(body, headers)
 
     gateway = Spoilt()
-    with make(gateway, flush_interval_s=10, on_rejected=lambda event, *_: told.append(event.id)) as emitter:
+    with make(gateway, flush_interval_s=10, on_rejected=lambda event, *_: reported.append(event.id)) as emitter:
         for number in range(9):
             emitter.emit("t", "acme", id="poison" if number == 5 else str(number))
         assert emitter.flush()
 
-    assert told == ["poison"]
+    assert reported == ["poison"]
     assert sorted(gateway.stored) == ["0", "1", "2", "3", "4", "6", "7", "8"]
     assert max(gateway.stored.values()) == 1
 
@@ -128,14 +130,14 @@ def test_a_full_queue_that_drops_counts_and_reports() -> None:
     """No event is dropped silently."""
     gateway = FakeGateway()
     gateway.gate.clear()
-    told: list[tuple[str, str]] = []
+    reported: list[tuple[str, str]] = []
     emitter = make(
-        gateway, queue_events_max=2, when_full="drop", on_dropped=lambda event, why: told.append((event.id, why))
+        gateway, queue_events_max=2, when_full="drop", on_dropped=lambda event, why: reported.append((event.id, why))
     )
     for event_id in ("a", "b", "c"):
         emitter.emit("t", "acme", id=event_id)
 
-    assert told == [("c", "queue_full")]
+    assert reported == [("c", "queue_full")]
     assert emitter.stats().dropped == 1
     assert conserved(emitter)
 
@@ -166,15 +168,17 @@ def test_a_full_queue_that_blocks_raises_after_its_limit_and_takes_events_again_
 
 def test_close_drops_what_cannot_be_sent_in_time_and_reports_it() -> None:
     """An unreachable gateway must not keep a process from ending, and no event may vanish silently."""
-    told: list[tuple[str, str]] = []
+    reported: list[tuple[str, str]] = []
     gateway = FakeGateway(script=(ConnectionRefusedError(),) * 10_000)
-    emitter = make(gateway, on_dropped=lambda event, why: told.append((event.id, why)), retry_max_s=5, retry_base_s=5)
+    emitter = make(
+        gateway, on_dropped=lambda event, why: reported.append((event.id, why)), retry_max_s=5, retry_base_s=5
+    )
     emitter.emit("t", "acme", id="a")
 
     assert not emitter.flush(0.05)
     assert not emitter.close(0.05)
 
-    assert told == [("a", "closed")]
+    assert reported == [("a", "closed")]
     assert emitter.stats().dropped == 1
     assert conserved(emitter)
     with pytest.raises(RuntimeError, match="closed"):
@@ -199,13 +203,13 @@ def test_an_answer_after_the_end_of_close_changes_no_count() -> None:
 
 def test_an_event_that_stays_undelivered_is_given_up_and_reported() -> None:
     """The number of retries is limited."""
-    told: list[str] = []
+    reported: list[str] = []
     gateway = FakeGateway(script=(ConnectionRefusedError(),) * 3)
-    with make(gateway, retry_for_s=-1, on_dropped=lambda _event, why: told.append(why)) as emitter:
+    with make(gateway, retry_for_s=-1, on_dropped=lambda _event, why: reported.append(why)) as emitter:
         emitter.emit("t", "acme")
         assert emitter.flush()
 
-    assert told == ["not_delivered"]
+    assert reported == ["not_delivered"]
 
 
 def test_callbacks_that_raise_do_not_stop_the_sending() -> None:

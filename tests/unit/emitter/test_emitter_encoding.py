@@ -26,14 +26,14 @@ from tests.worlds.emitter import FakeGateway, make
 )
 def test_data_that_is_no_json_is_rejected_by_the_emitter_and_harms_no_other_event(data: dict[Any, Any]) -> None:
     """The gateway could not read a request with such data, so good events must not travel with it."""
-    told: list[str] = []
+    reported: list[str] = []
     gateway = FakeGateway()
-    with make(gateway, on_rejected=lambda _event, reason, _detail: told.append(reason)) as emitter:
+    with make(gateway, on_rejected=lambda _event, reason, _detail: reported.append(reason)) as emitter:
         emitter.emit("t", "acme", data)
         emitter.emit("t", "acme", id="good")
         assert emitter.flush()
 
-    assert told == ["not_serializable"]
+    assert reported == ["not_serializable"]
     assert sorted(gateway.stored) == ["good"]
 
 

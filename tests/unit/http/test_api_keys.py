@@ -60,11 +60,11 @@ def test_a_text_that_is_not_the_key_is_refused(path: Path, forged: object) -> No
 def test_a_running_gateway_notices_new_and_revoked_keys(path: Path) -> None:
     """A revocation must work without a restart."""
     keys = KeyFile(path)
-    first, held = create_key(path, Role.INGEST, CLOCK)
+    first, key = create_key(path, Role.INGEST, CLOCK)
     assert keys.verify(first) is not None
 
     second, _ = create_key(path, Role.INGEST, CLOCK)
-    assert revoke_key(path, held.id) == held
+    assert revoke_key(path, key.id) == key
 
     assert keys.verify(first) is None
     assert keys.verify(second) is not None

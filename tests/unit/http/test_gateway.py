@@ -17,8 +17,8 @@ from tests.worlds.gateway import BODY_BYTES_MAX, NOW, Gateway, event, running, t
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     """A gateway whose stores and log all work."""
-    async with running(tmp_path) as made:
-        yield made
+    async with running(tmp_path) as running_gateway:
+        yield running_gateway
 
 
 async def test_a_good_event_is_answered_after_it_is_in_the_log_byte_for_byte(gateway: Gateway) -> None:

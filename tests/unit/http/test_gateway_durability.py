@@ -23,8 +23,8 @@ from tests.worlds.gateway import NOW_MS, Gateway, event, running
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     """A gateway whose stores and log all work."""
-    async with running(tmp_path) as made:
-        yield made
+    async with running(tmp_path) as running_gateway:
+        yield running_gateway
 
 
 class FailingLog:
@@ -99,14 +99,14 @@ async def test_a_full_gateway_refuses_before_writing_anything(tmp_path: Path) ->
     log = FailingLog(world)
     log.gate.clear()
     appender = Appender(log, 2, Metrics(), pending_events_max=2)
-    held = asyncio.create_task(appender.append([Outgoing("acme", b"{}")] * 2))
+    waiting = asyncio.create_task(appender.append([Outgoing("acme", b"{}")] * 2))
     await log.reached.wait()
 
     with pytest.raises(Transient):
         await appender.append([Outgoing("acme", b"{}")])
 
     log.gate.set()
-    assert await held == [True, True]
+    assert await waiting == [True, True]
     assert await appender.append([Outgoing("acme", b"{}")]) == [True]
 
 

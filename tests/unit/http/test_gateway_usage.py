@@ -24,8 +24,8 @@ from tests.worlds.gateway import NOW, NOW_MS, Gateway, event, running
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     """A gateway whose stores and log all work."""
-    async with running(tmp_path) as made:
-        yield made
+    async with running(tmp_path) as running_gateway:
+        yield running_gateway
 
 
 async def test_the_current_period_is_answered_from_the_live_view_with_exact_values(gateway: Gateway) -> None:
@@ -223,19 +223,19 @@ class CutMeanwhile(FakeAccounts):
 
     async def accounts(self, partition: int, accounts: Sequence[str]) -> Any:
         """The accounts as they are; afterwards the usage moves."""
-        found = await super().accounts(partition, accounts)
+        result = await super().accounts(partition, accounts)
         if self._times:
             self._times -= 1
-            held = self._server.at(partition)
-            assert held.checkpoint is not None
-            (old,) = [key for key in held.totals if key.account == "acme"]
+            state = self._server.at(partition)
+            assert state.checkpoint is not None
+            (old,) = [key for key in state.totals if key.account == "acme"]
             days = 10 + self._times
             binding = Binding(effective_from_ms=0, anchor_ms=days * DAY_MS)
-            held.accounts["acme"] = AccountState(bindings=(binding,))
-            period = period_at(held.accounts["acme"], NOW_MS)
-            held.totals[TotalKey("acme", period.start_ms)] = held.totals.pop(old)
-            held.checkpoint = msgspec.structs.replace(held.checkpoint, next_offset=held.checkpoint.next_offset + 1)
-        return found
+            state.accounts["acme"] = AccountState(bindings=(binding,))
+            period = period_at(state.accounts["acme"], NOW_MS)
+            state.totals[TotalKey("acme", period.start_ms)] = state.totals.pop(old)
+            state.checkpoint = msgspec.structs.replace(state.checkpoint, next_offset=state.checkpoint.next_offset + 1)
+        return result
 
 
 @pytest.mark.parametrize(("times", "status"), [(0, 200), (1, 200), (3, 200), (9, 503)])

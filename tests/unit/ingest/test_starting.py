@@ -70,8 +70,8 @@ async def test_a_store_of_another_deployment_is_refused_whatever_the_log_has_lef
     ours.store = theirs.store
 
     for partition in range(ours.partitions):
-        said = f"the store belongs to log {theirs.log_id}, this log is {ours.log_id}"
-        with pytest.raises(OperatorNeeded, match=said):
+        message = f"the store belongs to log {theirs.log_id}, this log is {ours.log_id}"
+        with pytest.raises(OperatorNeeded, match=message):
             await ours.rollup().start_offset(partition)
 
 
@@ -153,7 +153,7 @@ async def test_a_genesis_of_another_log_counts_only_if_there_is_none_of_this_log
     assert (await find_genesis(world.log, SECRET, 0, "theirs") or Genesis(log_id="none", partitions=1)).log_id == (
         "theirs"
     )
-    found = await find_genesis(world.log, SECRET, 0, "a log that is not here")
-    assert found is not None
-    assert found.log_id == world.log_id
+    genesis = await find_genesis(world.log, SECRET, 0, "a log that is not here")
+    assert genesis is not None
+    assert genesis.log_id == world.log_id
     assert (await ensure_deployment(world.log, SECRET, (), create=False)).log_id == world.log_id

@@ -87,13 +87,13 @@ def test_a_header_name_that_is_not_text_stops_neither_its_record_nor_the_others(
     answer = batch(10, *headers, codec=codec) + batch(14, GOOD, codec=codec)
     records = reading(answer, 10)
 
-    found = [to_record(message) for message in records]
+    converted = [to_record(message) for message in records]
 
     clean: list[Headers] = [GOOD] * 4
     clean[at] = [("trace", b"1"), ("\ufffd\ufffd", b"2"), ("empty", None)]
     expected = [to_record(message) for message in reading(batch(10, *clean) + batch(14, GOOD), 10)]
     assert [10, 11, 12, 13, 14] == [record.offset for record in expected]
-    assert found == expected
+    assert converted == expected
     assert records.next_fetch_offset == 15
 
 
@@ -102,9 +102,9 @@ def test_reading_may_begin_and_be_interrupted_within_such_a_batch() -> None:
     """A consumer seeks to any offset, and fetches as many records at a time as its limits allow."""
     records = reading(batch(10, GOOD, [(BAD, b"1")], GOOD, [(BAD, b"2")]), 11)
 
-    found = [next(records).offset, records.next_fetch_offset, next(records).offset, next(records).offset]
+    offsets = [next(records).offset, records.next_fetch_offset, next(records).offset, next(records).offset]
 
-    assert found == [11, 12, 12, 13]
+    assert offsets == [11, 12, 12, 13]
     assert list(records) == []
 
 

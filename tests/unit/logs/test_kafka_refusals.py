@@ -85,27 +85,27 @@ class Broker:
 
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
-    made, new_producer = Broker(), KafkaLog._new_producer
-    monkeypatch.setattr(KafkaLog, "_new_producer", lambda log: made.connect(new_producer(log)))
+    created, new_producer = Broker(), KafkaLog._new_producer
+    monkeypatch.setattr(KafkaLog, "_new_producer", lambda log: created.connect(new_producer(log)))
     monkeypatch.setattr(sender, "ProduceRequest", SimpleNamespace)
-    return made
+    return created
 
 
 @pytest.fixture
 async def log(broker: Broker) -> AsyncIterator[KafkaLog]:
-    made = KafkaLog(["nowhere:1"])
-    made._partitions, made._size_limits = {EVENTS_TOPIC: 2}, {EVENTS_TOPIC: LIMIT}
-    made._producer = made._new_producer()
-    await made._producer.start()
+    created = KafkaLog(["nowhere:1"])
+    created._partitions, created._size_limits = {EVENTS_TOPIC: 2}, {EVENTS_TOPIC: LIMIT}
+    created._producer = created._new_producer()
+    await created._producer.start()
 
     async def settings(_topic: str) -> dict[str, str]:
         return {"max.message.bytes": str(LIMIT)}
 
-    made.topic_settings = settings  # type: ignore[assignment]  # there is no admin client here
-    yield made
+    created.topic_settings = settings  # type: ignore[assignment]  # there is no admin client here
+    yield created
     for gate in broker.gates.values():
         gate.set()
-    await made.close()
+    await created.close()
 
 
 @pytest.mark.parametrize(

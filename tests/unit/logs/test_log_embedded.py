@@ -337,8 +337,8 @@ async def test_abandoned_appends_count_towards_the_limit_until_they_are_stored(
     log = SqliteLog(tmp_path / "log.db", clock)
     await log.start()
     await log.create_topics([TopicSpec(TOPIC, 1, -1)])
-    held = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
-    held.execute("BEGIN IMMEDIATE")
+    locked = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
+    locked.execute("BEGIN IMMEDIATE")
     given_up = [asyncio.ensure_future(log.append(TOPIC, 0, b"given up")) for _ in range(3)]
     await turns()
     assert log._pending_records == 3
@@ -350,10 +350,10 @@ async def test_abandoned_appends_count_towards_the_limit_until_they_are_stored(
     await turns()
     assert log._pending_records == 3
 
-    held.execute("ROLLBACK")
+    locked.execute("ROLLBACK")
     assert await waiting == 3
     assert log._pending_records == 0
-    held.close()
+    locked.close()
     await log.close()
 
 

@@ -14,14 +14,14 @@ from tests.worlds.rebuild import PARTITIONS, Archive, RebuildWorld
 
 def damage(world: RebuildWorld) -> None:
     """Removes rows, alters rows, and adds rows of events that never existed."""
-    held = world.clickhouse.events
-    for number, key in enumerate(sorted(held)):
+    events = world.clickhouse.events
+    for number, key in enumerate(sorted(events)):
         if number % 3 == 0:
-            del held[key]
+            del events[key]
         elif number % 3 == 1:
-            held[key] = held[key]._replace(data='{"tokens":1000000}', position=1)
+            events[key] = events[key]._replace(data='{"tokens":1000000}', position=1)
         elif number % 7 == 2:
-            held["nobody", key[1]] = held[key]._replace(account="nobody")
+            events["nobody", key[1]] = events[key]._replace(account="nobody")
     world.clickhouse.control_log[0, 1 << 40] = ControlRow(0, 1 << 40, "close", "acme", 0, "{}")
 
 
@@ -117,7 +117,7 @@ async def test_abandoned_rebuild_keeps_the_live_tables() -> None:
 async def test_deferred_events_are_not_judged_by_a_table_that_lacks_writes_around_its_exchange() -> None:
     """The table may lack the first arrival: the later one would seem new and count twice."""
     world = await loaded(0.3)
-    held = world.clickhouse.events
+    events = world.clickhouse.events
     swap, seen = world.staging.swap, []
 
     async def watched(table: str) -> None:
@@ -128,6 +128,6 @@ async def test_deferred_events_are_not_judged_by_a_table_that_lacks_writes_aroun
     world.staging.swap = watched  # type: ignore[method-assign]  # looks in between
     await world.rebuild_archive().run()
 
-    assert held
+    assert events
     assert seen == [0, *[None] * 7]
     assert await world.clickhouse.events_rebuilt() == 1

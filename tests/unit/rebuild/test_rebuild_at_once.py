@@ -17,9 +17,9 @@ LATER = [*COMMANDS, "abandon redis", "abandon usage_hourly", "abandon archive"]
 async def overtaken(first: str, later: Sequence[str], step: int) -> bool:
     """Pauses a command at a step, runs other commands to their end, and resumes. False if the command ended earlier."""
     world = await CommandsWorld(60, Archive.RUNS_ON).loaded(0.6)
-    held = Held(step)
-    running = asyncio.create_task(world.run(first, world.started(held.step)))
-    waiting = asyncio.create_task(held.held.wait())
+    pause = Held(step)
+    running = asyncio.create_task(world.run(first, world.started(pause.step)))
+    waiting = asyncio.create_task(pause.held.wait())
     await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         waiting.cancel()
@@ -29,7 +29,7 @@ async def overtaken(first: str, later: Sequence[str], step: int) -> bool:
     for command in later:
         await world.now(command)
     await world.traffic()
-    held.go.set()
+    pause.go.set()
     await asyncio.gather(running, return_exceptions=True)
     error = running.exception()
     assert error is None or isinstance(error, Fenced) or "it counts anew" in str(error), repr(error)

@@ -153,15 +153,15 @@ async def test_cleaning_at_the_end_works_without_the_logs_start() -> None:
         world = await RebuildWorld(60).loaded(0.7)
         with pytest.raises(Crash):
             await world.rebuild_hourly(countdown, after=True).run()
-        found = await world.staging.another().building(("usage_duplicates", "usage_hourly"))
-        if found is not None and found.beside > {"usage_hourly"}:
+        building = await world.staging.another().building(("usage_duplicates", "usage_hourly"))
+        if building is not None and building.beside > {"usage_hourly"}:
             break
         cells = dict(world.clickhouse.cells)
         await world.rebuild().run()
         for partition in range(PARTITIONS):
             del world.log._partitions[EVENTS_TOPIC, partition].records[:5]
 
-        if found is not None:
+        if building is not None:
             await world.rebuild_hourly().run()
             seen += 1
         await world.assert_gone()

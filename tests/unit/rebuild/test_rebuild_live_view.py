@@ -107,24 +107,24 @@ async def test_live_view_that_lags_is_overtaken_where_it_stands_and_later_hours_
     await world.rebuild().run()
 
     for partition in range(PARTITIONS):
-        before, held = stood[partition], world.live.server.partitions[partition]
+        before, stored = stood[partition], world.live.server.partitions[partition]
         assert before is not None
-        assert held.checkpoint is not None
-        assert 0 <= held.checkpoint.next_offset - before.next_offset <= LIMITS.records_max
-        assert len({each.bucket_ms for each in held.dirty}) <= 2
-        assert len({each.bucket_ms for each in held.reports}) <= 2
+        assert stored.checkpoint is not None
+        assert 0 <= stored.checkpoint.next_offset - before.next_offset <= LIMITS.records_max
+        assert len({each.bucket_ms for each in stored.dirty}) <= 2
+        assert len({each.bucket_ms for each in stored.reports}) <= 2
     await world.assert_equal()
 
 
 async def test_lost_or_wrong_rows_of_usage_hourly_are_written_again() -> None:
     """Every cell since the log began is relayed again, with versions above all older ones."""
     world = await RebuildWorld().loaded(0.9)
-    held = world.clickhouse.cells
-    for number, key in enumerate(sorted(held)):
+    cells = world.clickhouse.cells
+    for number, key in enumerate(sorted(cells)):
         if number % 3 == 0:
-            del held[key]
+            del cells[key]
         elif number % 3 == 1:
-            held[key] = held[key]._replace(value_minor=-1)
+            cells[key] = cells[key]._replace(value_minor=-1)
 
     await world.rebuild().run()
     await world.assert_equal()

@@ -49,10 +49,10 @@ async def test_chunk_that_was_stored_in_part_is_recounted() -> None:
     """An INSERT is atomic within one month only: after a kill, the last account may lack its earlier rows."""
     world = await loaded(0.9)
     cells = dict(world.clickhouse.cells)
-    beside, inserts = world.staging.beside, [0]
+    staging_store, inserts = world.staging.beside, [0]
 
     def cut(tables: Collection[str]) -> AnalyticalStore:
-        store = beside(tables)
+        store = staging_store(tables)
         insert = store.insert_hourly
 
         async def one_month(rows: Sequence[HourlyRow]) -> None:
@@ -69,7 +69,7 @@ async def test_chunk_that_was_stored_in_part_is_recounted() -> None:
     world.staging.beside = cut  # type: ignore[method-assign]  # as above
     with pytest.raises(Crash):
         await world.recount().run()
-    world.staging.beside = beside  # type: ignore[method-assign]  # started again
+    world.staging.beside = staging_store  # type: ignore[method-assign]  # started again
 
     await world.recount().run()
     assert world.clickhouse.cells == cells

@@ -40,24 +40,28 @@ def at(text: str) -> int:
 
 
 @given(bindings(), instants)
-def test_the_period_of_any_instant_is_the_one_the_fold_counts_in(held: tuple[Binding, ...], instant_ms: int) -> None:
+def test_the_period_of_any_instant_is_the_one_the_fold_counts_in(
+    account_bindings: tuple[Binding, ...], instant_ms: int
+) -> None:
     """Two calendars that share no line must give the same bounds, to the millisecond, for any account."""
-    assert period_at(AccountState(bindings=held), instant_ms) == period_containing(cuttings(held), instant_ms)
+    assert period_at(AccountState(bindings=account_bindings), instant_ms) == period_containing(
+        cuttings(account_bindings), instant_ms
+    )
 
 
 @given(bindings(), st.integers(0, 20_000 * DAY_MS), st.integers(0, 400 * DAY_MS), st.integers(0, 3))
 def test_periods_over_a_span_are_contiguous_and_cover_the_span(
-    held: tuple[Binding, ...], from_ms: int, length_ms: int, more: int
+    account_bindings: tuple[Binding, ...], from_ms: int, length_ms: int, more: int
 ) -> None:
     """An event outside all boundaries would stop the recount."""
-    cut = cuttings(held)
+    cut = cuttings(account_bindings)
 
-    made = periods_over(cut, from_ms, from_ms + length_ms, more)
+    periods = periods_over(cut, from_ms, from_ms + length_ms, more)
 
-    assert made[0].start_ms <= from_ms < made[0].end_ms
-    assert [each.end_ms for each in made[:-1]] == [each.start_ms for each in made[1:]]
-    assert len([each for each in made if each.start_ms > from_ms + length_ms]) == more
-    assert all(each == period_containing(cut, each.start_ms) for each in made)
+    assert periods[0].start_ms <= from_ms < periods[0].end_ms
+    assert [each.end_ms for each in periods[:-1]] == [each.start_ms for each in periods[1:]]
+    assert len([each for each in periods if each.start_ms > from_ms + length_ms]) == more
+    assert all(each == period_containing(cut, each.start_ms) for each in periods)
 
 
 @pytest.mark.parametrize(

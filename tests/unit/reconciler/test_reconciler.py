@@ -119,8 +119,8 @@ async def test_a_total_that_redis_lacks_is_missing_and_one_that_nothing_explains
 
     def swap(deployment: Deployment) -> None:
         partition = deployment.store.server.partitions[deployment.partition("cyd")]
-        held = partition.totals.pop(TotalKey("cyd", NOVEMBER_MS))
-        partition.totals[TotalKey("cyd", DECEMBER_MS)] = held
+        total = partition.totals.pop(TotalKey("cyd", NOVEMBER_MS))
+        partition.totals[TotalKey("cyd", DECEMBER_MS)] = total
 
     report = await after(swap)
 
@@ -220,8 +220,8 @@ async def test_a_meter_event_that_stripe_holds_twice_is_extra() -> None:
 async def test_a_meter_event_that_stripe_rejects_after_its_answer_is_rejected_by_stripe(rejections: bool) -> None:
     """A 200 is no acceptance: only Stripe's sum shows the loss."""
     deployment = await settled(rejections=rejections)
-    held = next(held for held in deployment.stripe.events if held.event.event_name == "users")
-    held.code = "meter_event_no_customer_defined"
+    stored = next(stored for stored in deployment.stripe.events if stored.event.event_name == "users")
+    stored.code = "meter_event_no_customer_defined"
 
     report = await deployment.reconcile()
 
@@ -238,9 +238,9 @@ async def rejected_reduction() -> tuple[Deployment, HeldEvent]:
     for seats in (9, 4):
         await deployment.emit("ada", type_="seats", seats=seats)
         await deployment.settle()
-    held = next(each for each in deployment.stripe.events if each.event.value == "-5")
-    held.code = "meter_event_invalid_value"
-    return deployment, held
+    stored = next(each for each in deployment.stripe.events if each.event.value == "-5")
+    stored.code = "meter_event_invalid_value"
+    return deployment, stored
 
 
 async def test_a_reduction_that_stripe_rejects_is_rejected_by_stripe_and_not_extra() -> None:
@@ -262,10 +262,10 @@ async def test_a_rejected_reduction_outside_stripes_samples_is_recognised_by_its
     monkeypatch: pytest.MonkeyPatch, sent_besides: list[str], cause: Cause
 ) -> None:
     """Stripe names only samples of its rejections. The meter had rejections, and the difference equals the amount."""
-    deployment, held = await rejected_reduction()
+    deployment, stored = await rejected_reduction()
     for number, value in enumerate(sent_besides):
-        event = held.event._replace(identifier=f"somebody else's {number}", value=value)
-        deployment.stripe.events.append(dataclasses.replace(held, event=event, code=""))
+        event = stored.event._replace(identifier=f"somebody else's {number}", value=value)
+        deployment.stripe.events.append(dataclasses.replace(stored, event=event, code=""))
     rejections = deployment.stripe.rejections
 
     async def without_samples(_stripe: FakeStripe, since_ms: int) -> list[Rejection]:
@@ -282,7 +282,7 @@ async def test_a_meter_event_that_vanished_without_a_rejection_is_missing() -> N
 
     def vanish(deployment: Deployment) -> None:
         deployment.stripe.events[:] = [
-            held for held in deployment.stripe.events if held.event != deployment.sent("ada", "requests")
+            stored for stored in deployment.stripe.events if stored.event != deployment.sent("ada", "requests")
         ]
 
     report = await after(vanish)

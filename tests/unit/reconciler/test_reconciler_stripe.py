@@ -120,7 +120,7 @@ async def test_usage_that_is_reported_late_is_not_sent_to_a_payer_at_its_timesta
         await deployment.advance(2 * DAY_MS)
         await deployment.settle()
 
-    assert not [held for held in deployment.stripe.events if held.event.stripe_customer == "cus_eve"]
+    assert not [stored for stored in deployment.stripe.events if stored.event.stripe_customer == "cus_eve"]
     assert {row.account for row in named(await deployment.reconcile(), Cause.UNKNOWN_CUSTOMER)} == {"eve"}
 
 
@@ -280,13 +280,13 @@ async def test_dead_letters_that_no_sum_distinguishes_are_perhaps_contained() ->
 def hourly(deltas: Sequence[int]) -> list[ReportedIntent]:
     """Accepted reports of thousandths, one per hour from the period's start."""
     reported = []
-    for at, delta in zip(count(NOVEMBER_MS, HOUR_MS), deltas, strict=False):
-        name = f"tm_{at}"
+    for time_ms, delta in zip(count(NOVEMBER_MS, HOUR_MS), deltas, strict=False):
+        name = f"tm_{time_ms}"
         reported.append(
             ReportedIntent(
                 0,
                 INTENT.model_copy(update={"identifier": name, "delta_minor": delta, "scale": 3}),
-                attempt(1).model_copy(update={"identifier": name, "timestamp_s": at // 1_000}),
+                attempt(1).model_copy(update={"identifier": name, "timestamp_s": time_ms // 1_000}),
                 ACCEPTED.model_copy(update={"identifier": name}),
             )
         )

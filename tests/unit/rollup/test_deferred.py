@@ -130,9 +130,9 @@ async def test_nothing_is_judged_by_an_exchanged_table_that_lacks_concurrent_wri
     assert await deployment.resolve() == 0
 
     async def exchanged(identities: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
-        found = await first_positions(identities)
+        positions = await first_positions(identities)
         deployment.clickhouse.rebuilt = 1
-        return found
+        return positions
 
     deployment.clickhouse.rebuilt = rebuilt
     deployment.clickhouse.first_positions = exchanged  # type: ignore[method-assign]  # a race, made certain
@@ -142,8 +142,8 @@ async def test_nothing_is_judged_by_an_exchanged_table_that_lacks_concurrent_wri
 
 async def _last_decision(deployment: Deployment, account: str) -> DedupDecision:
     rows = await deployment.clickhouse.controls(deployment.partition(account), 1 << 56)
-    found = [DedupDecisionRecord.model_validate_json(row.value) for row in rows if row.kind == "decision"]
-    return found[-1].decisions[-1]
+    decisions = [DedupDecisionRecord.model_validate_json(row.value) for row in rows if row.kind == "decision"]
+    return decisions[-1].decisions[-1]
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ async def test_decision_without_its_event_changes_nothing(changes: dict[str, Any
     await late(deployment, EARLY_MS)
     await deployment.fold()
     before = await counters(deployment)
-    _, (held,) = await deployment.store.deferred.deferred(deployment.partition("ada"), 10)
-    given = DedupDecision(position=held.position, account="ada", time_us=held.time_us, new=True, quarantine=False)
+    _, (event,) = await deployment.store.deferred.deferred(deployment.partition("ada"), 10)
+    given = DedupDecision(position=event.position, account="ada", time_us=event.time_us, new=True, quarantine=False)
     await deployment.world.control(
         deployment.partition("ada"), DedupDecisionRecord(decisions=(given.model_copy(update=changes),))
     )
@@ -254,8 +254,8 @@ async def test_period_closed_by_a_record_stays_closed_for_late_events_until_its_
 
     counted = {
         key.account: key.period_start_ms
-        for held in deployment.store.server.partitions.values()
-        for key in held.totals
+        for partition in deployment.store.server.partitions.values()
+        for key in partition.totals
     }  # fmt: skip
     assert counted == {"ada": NOVEMBER_MS, "bob": NOVEMBER_MS - 31 * DAY_MS}
     assert (await deployment.reconcile()).differences == 0
@@ -335,6 +335,6 @@ async def test_replay_of_the_log_reaches_the_same_state(resolved: bool) -> None:
     live, deployment.world.store = deployment.store, again
     await deployment.fold()
 
-    for at, held in again.server.partitions.items():
+    for at, state in again.server.partitions.items():
         kept = live.server.partitions[at]
-        assert (held.checkpoint, held.totals, held.deferred) == (kept.checkpoint, kept.totals, kept.deferred)
+        assert (state.checkpoint, state.totals, state.deferred) == (kept.checkpoint, kept.totals, kept.deferred)

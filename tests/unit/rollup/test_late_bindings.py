@@ -57,10 +57,10 @@ async def test_usage_before_its_binding_is_restated_in_the_periods_of_the_bindin
     ]
     assert sorted(straddled) == [NOVEMBER_MS, CUT_MS]
     await agrees(world)
-    told = [each.event for each in world.stripe.events if each.event.event_name == "requests"]
+    sent = [each.event for each in world.stripe.events if each.event.event_name == "requests"]
     ours = [
         (each.timestamp_s * 1000 >= CUT_MS, Decimal(each.value))
-        for each in told
+        for each in sent
         if each.stripe_customer == f"cus_{EVE}"
     ]
     assert sorted(ours) == [(True, Decimal(9))]
@@ -75,8 +75,8 @@ async def test_records_that_repeat_or_answer_nothing_change_nothing() -> None:
     await used(world, hours=1)
     ends = await world.log.bounds(EVENTS_TOPIC, world.partition(EVE))
     records = await world.log.read(EVENTS_TOPIC, world.partition(EVE), 0, ends.next)
-    for said in [record for record in records if ("tidemark-control", b"restatement") in record.headers]:
-        await world.log.append(EVENTS_TOPIC, world.partition(EVE), said.value or b"", headers=said.headers)
+    for answer in [record for record in records if ("tidemark-control", b"restatement") in record.headers]:
+        await world.log.append(EVENTS_TOPIC, world.partition(EVE), answer.value or b"", headers=answer.headers)
     await world.settle()
 
     assert await totals(world, "requests") == {NOVEMBER_MS: 9, CUT_MS: 15}
@@ -103,10 +103,10 @@ async def test_intents_of_the_old_cut_are_settled_as_replaced() -> None:
     await world.restatement()
     await world.settle()
 
-    held = await state(world)
+    account = await state(world)
     new = [each for each in await intents(world) if each not in old]
-    assert {is_replaced(held, each.period_start_ms, each.bucket_start_ms) for each in old} == {True}
-    assert {is_replaced(held, each.period_start_ms, each.bucket_start_ms) for each in new} == {False}
+    assert {is_replaced(account, each.period_start_ms, each.bucket_start_ms) for each in old} == {True}
+    assert {is_replaced(account, each.period_start_ms, each.bucket_start_ms) for each in new} == {False}
     sent = {each.event.identifier for each in world.stripe.events}
     assert sent.isdisjoint(each.identifier for each in old)
     assert sent.issuperset(each.identifier for each in new if each.period_start_ms == CUT_MS)
@@ -142,8 +142,8 @@ async def test_period_that_the_cut_empties_reports_later_usage_of_the_same_bucke
     await world.settle()
 
     assert await totals(world, "requests") == {NOVEMBER_MS: 1, CUT_MS: 3}
-    told = {(each.period_start_ms, each.meter): each.delta_minor for each in await intents(world)}
-    assert (told[NOVEMBER_MS, "requests"], told[CUT_MS, "requests"]) == (1, 3)
+    deltas = {(each.period_start_ms, each.meter): each.delta_minor for each in await intents(world)}
+    assert (deltas[NOVEMBER_MS, "requests"], deltas[CUT_MS, "requests"]) == (1, 3)
     await agrees(world)
 
 
@@ -201,7 +201,7 @@ async def test_a_rebuilt_view_has_the_same_cuts() -> None:
     await world.restatement()
     await used(world, hours=1)
     await world.settle()
-    held = {key: dict(fields) for key, fields in world.store.server.partitions[world.partition(EVE)].totals.items()}
+    expected = {key: dict(fields) for key, fields in world.store.server.partitions[world.partition(EVE)].totals.items()}
 
     world.store.server.partitions.clear()
     world.rollup_settings = RollupSettings(flush_events_max=3, replay_from_start=True)
@@ -209,7 +209,7 @@ async def test_a_rebuilt_view_has_the_same_cuts() -> None:
 
     assert {
         key: dict(fields) for key, fields in world.store.server.partitions[world.partition(EVE)].totals.items()
-    } == held
+    } == expected
     await agrees(world)
 
 

@@ -78,9 +78,9 @@ async def test_control_records_during_the_wait_take_effect() -> None:
     await used(world, hours=1)
     await world.settle()
 
-    held = await state(world)
-    assert held.pending is None
-    assert held.customers[-1].stripe_customer == f"cus_{EVE}"
+    account = await state(world)
+    assert account.pending is None
+    assert account.customers[-1].stripe_customer == f"cus_{EVE}"
     assert await totals(world, "requests") == {NOVEMBER_MS: 9, CUT_MS: 15}
     report = await world.reconcile()
     assert report.differences == 0, report.rows
@@ -97,9 +97,9 @@ async def test_usage_that_does_not_fit_a_record_is_not_restated(monkeypatch: pyt
 
     controls = await world.clickhouse.controls(world.partition(EVE), position(1 << 40))
     assert "one record" in RestatementRecord.model_validate_json(controls[-1].value).declined
-    held = await state(world)
-    assert (held.pending, held.restatements) == (None, ())
-    assert held.bindings[-1].effective_from_ms > bound_ms
+    account = await state(world)
+    assert (account.pending, account.restatements) == (None, ())
+    assert account.bindings[-1].effective_from_ms > bound_ms
     assert await totals(world, "requests") == {NOVEMBER_MS: 18}
     await agrees(world)
 
@@ -231,20 +231,20 @@ async def two_begun() -> tuple[Deployment, str]:
 
 async def test_account_whose_usage_cannot_be_recounted_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """The account is declined with the reason; the same call answers the others."""
-    made, other = await two_begun()
-    await reached(made)
-    counted = made.clickhouse.recount_rows
+    world, other = await two_begun()
+    await reached(world)
+    counted = world.clickhouse.recount_rows
 
     async def fails(request: Any, generation: int) -> Any:
         if request.accounts == [EVE]:
             raise OperatorNeeded("the boundaries do not reach an event")
         return await counted(request, generation)
 
-    monkeypatch.setattr(made.clickhouse, "recount_rows", fails)
-    assert await made.restatement() == 2
-    await made.fold()
-    assert (await state(made)).pending is None
-    assert (await made.store.accounts.account(made.partition(other), other)).pending is None
+    monkeypatch.setattr(world.clickhouse, "recount_rows", fails)
+    assert await world.restatement() == 2
+    await world.fold()
+    assert (await state(world)).pending is None
+    assert (await world.store.accounts.account(world.partition(other), other)).pending is None
 
 
 @pytest.mark.parametrize("kind", [Transient, HeldUp])
@@ -252,8 +252,8 @@ async def test_account_whose_recount_never_answers_blocks_no_other_and_is_given_
     monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     """ClickHouse's limits are too low, or a table is gone. The call answers the others; waiting events then count."""
-    made, other = await two_begun()
-    counted, looks = made.clickhouse.recount_rows, 0
+    world, other = await two_begun()
+    counted, looks = world.clickhouse.recount_rows, 0
 
     async def fails(request: Any, generation: int) -> Any:
         nonlocal looks
@@ -262,38 +262,38 @@ async def test_account_whose_recount_never_answers_blocks_no_other_and_is_given_
             raise kind("memory limit exceeded")
         return await counted(request, generation)
 
-    monkeypatch.setattr(made.clickhouse, "recount_rows", fails)
-    await reached(made)
+    monkeypatch.setattr(world.clickhouse, "recount_rows", fails)
+    await reached(world)
     with pytest.raises(Transient, match="memory limit"):
-        await made.restatement()
-    await reached(made)
-    assert (await made.store.accounts.account(made.partition(other), other)).pending is None
+        await world.restatement()
+    await reached(world)
+    assert (await world.store.accounts.account(world.partition(other), other)).pending is None
 
     for _ in range(2 * BEGINNINGS_MAX):
-        await made.emit(EVE, gb="1", user="waits", region="eu")
-        while (await state(made)).pending and is_waiting(
-            await state(made), (await made.checkpoint(EVE)).stream_time_ms
+        await world.emit(EVE, gb="1", user="waits", region="eu")
+        while (await state(world)).pending and is_waiting(
+            await state(world), (await world.checkpoint(EVE)).stream_time_ms
         ):
-            await made.advance(RESTATEMENT_MS_MAX)
-            await reached(made)
+            await world.advance(RESTATEMENT_MS_MAX)
+            await reached(world)
             with contextlib.suppress(Transient):
-                await made.restatement()
-            await reached(made)
-        await made.resolve()
-        await reached(made)
-        assert (await made.checkpoint(EVE)).counters.deferred == 0
+                await world.restatement()
+            await reached(world)
+        await world.resolve()
+        await reached(world)
+        assert (await world.checkpoint(EVE)).counters.deferred == 0
         with contextlib.suppress(Transient):
-            await made.restatement()
-        await reached(made)
-    after = await state(made)
+            await world.restatement()
+        await reached(world)
+    after = await state(world)
     assert (after.pending, after.restatements) == (None, ())
     assert looks >= BEGINNINGS_MAX
-    assert await totals(made, "requests") == {NOVEMBER_MS: 18 + 2 * BEGINNINGS_MAX}
-    controls = await made.clickhouse.load_controls(made.partition(EVE), 1 << 60)
-    said = [
+    assert await totals(world, "requests") == {NOVEMBER_MS: 18 + 2 * BEGINNINGS_MAX}
+    controls = await world.clickhouse.load_controls(world.partition(EVE), 1 << 60)
+    declined = [
         RestatementRecord.model_validate_json(each.value).declined for each in controls if each.kind == "restatement"
     ]
-    assert [text for text in said if text] == [TOO_OFTEN.format(BEGINNINGS_MAX, "memory limit exceeded")]
+    assert [text for text in declined if text] == [TOO_OFTEN.format(BEGINNINGS_MAX, "memory limit exceeded")]
 
 
 async def test_a_view_that_went_back_between_two_looks_declines_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,8 +88,8 @@ async def test_worker_reports_how_much_was_dropped_and_the_start_for_the_rebuild
     assert list(cap.details({1})["dropped"]) == ["1"]
     lost = await deployment.store.drops.dropped(0)
     since = format_instant_ms(min(lost.cells))
-    told = cap.details({0})["dropped"]["0"]
-    assert told == f"usage_hourly from {since} on: run `tidemark rebuild usage_hourly` once ClickHouse is back"
+    detail = cap.details({0})["dropped"]["0"]
+    assert detail == f"usage_hourly from {since} on: run `tidemark rebuild usage_hourly` once ClickHouse is back"
     gauge = 'tidemark_outbox_dropped_entries{kind="cells",partition="0"} ' + f"{sum(lost.cells.values()):.1f}"
     assert gauge in metrics.render()[0].decode()
     await LiveViewRebuild(deployment.log, deployment.store, deployment.clickhouse, deployment.clock, SECRET).run()
@@ -101,7 +101,7 @@ async def test_worker_reports_how_much_was_dropped_and_the_start_for_the_rebuild
 async def test_rebuild_of_the_live_view_repairs_the_gap() -> None:
     """Every cell and duplicate is relayed again; nothing is reported to Stripe again."""
     deployment = await overflown()
-    told = len(deployment.stripe.events)
+    sent = len(deployment.stripe.events)
     await LiveViewRebuild(deployment.log, deployment.store, deployment.clickhouse, deployment.clock, SECRET).run()
     await deployment.settle()
 
@@ -111,7 +111,7 @@ async def test_rebuild_of_the_live_view_repairs_the_gap() -> None:
         Dropped(),
         Dropped(),
     ]
-    assert len(deployment.stripe.events) == told
+    assert len(deployment.stripe.events) == sent
     assert len(deployment.clickhouse.duplicates) == 4 * 5
 
 

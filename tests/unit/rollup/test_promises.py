@@ -74,8 +74,8 @@ async def test_a_longer_grace_reopens_what_the_shorter_one_had_closed(by_record:
     await deployment.emit("ada", at_ms=DECEMBER_MS - HOUR_MS, gb="1", user="u", region="eu")
     await deployment.settle()
 
-    held = deployment.store.server.partitions[deployment.partition("ada")].totals
-    assert [key.period_start_ms for key in held] == periods
+    totals = deployment.store.server.partitions[deployment.partition("ada")].totals
+    assert [key.period_start_ms for key in totals] == periods
     assert (await deployment.reconcile()).differences == 0
 
 
@@ -87,8 +87,8 @@ async def test_a_meter_that_two_concurrent_meter_sets_remove_is_retired_at_the_r
     otherwise = {**views, "filters": [{"path": "$.page", "values": ["/"]}]}
     meters: Any = METER_SET["meters"]
     for version, later in ((2, [views]), (3, [clicks]), (4, [clicks, otherwise])):
-        made = MeterSet.model_validate({**METER_SET, "version": version, "meters": [*meters, *later]})
-        await append_everywhere(deployment.log, SECRET, MeterSetRecord(meter_set=made))
+        meter_set = MeterSet.model_validate({**METER_SET, "version": version, "meters": [*meters, *later]})
+        await append_everywhere(deployment.log, SECRET, MeterSetRecord(meter_set=meter_set))
     await deployment.emit("ada", type_="page.viewed", page="/")
     await deployment.settle()
 

@@ -87,9 +87,9 @@ async def deltas(log: FakeLog) -> list[int]:
 
 @pytest.fixture
 async def log() -> FakeLog:
-    made = FakeLog(ManualClock(0))
-    await made.create_topics([TopicSpec(REPORTS_TOPIC, 1, -1)])
-    return made
+    log = FakeLog(ManualClock(0))
+    await log.create_topics([TopicSpec(REPORTS_TOPIC, 1, -1)])
+    return log
 
 
 async def test_closed_bucket_is_published_and_forgotten(log: FakeLog) -> None:

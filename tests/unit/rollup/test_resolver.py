@@ -18,16 +18,16 @@ async def test_resolver_waits_for_the_archive_and_appends_each_decision_once() -
     resolver = Resolver(
         deployment.log, deployment.store.deferred, deployment.store.accounts, deployment.clickhouse, SECRET
     )
-    at = deployment.partition("ada")
+    partition = deployment.partition("ada")
     await late(deployment, EARLY_MS)
     await deployment.fold()
 
-    assert await resolver.resolve(at) == Resolved()
+    assert await resolver.resolve(partition) == Resolved()
     await deployment.archive()
-    assert await resolver.resolve(at) == Resolved(new=1)
-    assert await resolver.resolve(at) == Resolved()
+    assert await resolver.resolve(partition) == Resolved(new=1)
+    assert await resolver.resolve(partition) == Resolved()
     await deployment.fold()
-    assert await deployment.store.deferred.deferred(at, 10) == ((await deployment.checkpoint("ada")), [])
+    assert await deployment.store.deferred.deferred(partition, 10) == ((await deployment.checkpoint("ada")), [])
 
 
 async def test_resolver_waits_for_a_fold_that_lags_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,19 +38,19 @@ async def test_resolver_waits_for_a_fold_that_lags_and_loses_nothing(monkeypatch
     resolver = Resolver(
         deployment.log, deployment.store.deferred, deployment.store.accounts, deployment.clickhouse, SECRET
     )
-    at = deployment.partition("ada")
+    partition = deployment.partition("ada")
     late_ones = [await late(deployment, EARLY_MS + number) for number in range(9)]
     await deployment.fold()
     await deployment.archive()
     lost = deployment.clickhouse.events.pop(("ada", late_ones[0]))
     given = []
     for _ in range(6):
-        given.append((await resolver.resolve(at)).new)
+        given.append((await resolver.resolve(partition)).new)
         await deployment.fold()
 
     assert sum(given) == 8
     assert max(given) <= 5
-    _, left = await deployment.store.deferred.deferred(at, 10)
+    _, left = await deployment.store.deferred.deferred(partition, 10)
     assert [each.position for each in left] == [lost.position]
 
 
@@ -60,25 +60,25 @@ async def test_event_that_the_archive_had_lost_is_judged_after_its_rebuild() -> 
     resolver = Resolver(
         deployment.log, deployment.store.deferred, deployment.store.accounts, deployment.clickhouse, SECRET
     )
-    at = deployment.partition("ada")
+    partition = deployment.partition("ada")
     identity = "ada", await late(deployment, EARLY_MS)
     await deployment.fold()
     await deployment.archive()
     row = deployment.clickhouse.events.pop(identity)
-    assert await resolver.resolve(at) == Resolved()
+    assert await resolver.resolve(partition) == Resolved()
 
     deployment.clickhouse.events[identity] = row
     deployment.clickhouse.rebuilt = 1
-    assert await resolver.resolve(at) == Resolved(new=1)
+    assert await resolver.resolve(partition) == Resolved(new=1)
 
 
 async def test_archive_of_another_log_gives_no_decision() -> None:
     """Such an archive knows other events."""
     deployment = await settled()
-    at = deployment.partition("ada")
+    partition = deployment.partition("ada")
     await late(deployment, EARLY_MS)
     await deployment.fold()
     await deployment.archive()
-    deployment.clickhouse.archived[at] = deployment.clickhouse.archived[at]._replace(log_id="another")
+    deployment.clickhouse.archived[partition] = deployment.clickhouse.archived[partition]._replace(log_id="another")
 
     assert await deployment.resolve() == 0

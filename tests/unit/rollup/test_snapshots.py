@@ -122,11 +122,11 @@ async def test_only_the_newest_are_kept_one_for_each_interval(tmp_path: Path) ->
     world = await loaded(tmp_path, 0.9)
 
     for partition in range(PARTITIONS):
-        found = await world.kept.snapshots(partition)
-        assert len(found) == KEPT_MAX
-        times = [each.stream_time_ms for each in found]
+        snapshots = await world.kept.snapshots(partition)
+        assert len(snapshots) == KEPT_MAX
+        times = [each.stream_time_ms for each in snapshots]
         assert all(later - earlier >= HOUR_MS for later, earlier in itertools.pairwise(times))
-        assert all(checkpoint_of(each).counters.conserved for each in found)
+        assert all(checkpoint_of(each).counters.conserved for each in snapshots)
     assert set(world.notes) == {"written"}
 
 

@@ -153,11 +153,11 @@ async def test_a_step_that_never_ends_is_reported_while_it_runs(between: bool) -
         worker.put(parcel(0), previous=None)
 
     worker.start()
-    told = await asyncio.wait_for(failure, 10)
+    error = await asyncio.wait_for(failure, 10)
     await worker.close(timeout_s=0.01)
 
-    assert isinstance(told, Transient)
-    assert "t/0: the step from offset 0 did not end in 0.01 s" in str(told)
+    assert isinstance(error, Transient)
+    assert "t/0: the step from offset 0 did not end in 0.01 s" in str(error)
 
 
 async def test_steps_in_time_are_not_reported() -> None:
@@ -179,12 +179,12 @@ async def test_steps_in_time_are_not_reported() -> None:
 
 def test_a_client_message_is_logged_once_per_interval() -> None:
     """An unreachable broker would fill the operator's screen."""
-    told = OncePerWhile()
+    messages = OncePerWhile()
 
     def message(text: str, at_s: float) -> bool:
         record = logging.LogRecord("aiokafka.client", logging.WARNING, "", 0, text, (), None)
         record.created = at_s
-        return bool(told.filter(record))
+        return bool(messages.filter(record))
 
     assert [message("away %s", 0), message("away %s", 1), message("other", 1)] == [True, False, True]
     assert message("away %s", REPEAT_AFTER_S)

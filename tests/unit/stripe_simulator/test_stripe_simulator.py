@@ -240,9 +240,9 @@ async def test_state_survives_the_process(tmp_path: Path) -> None:
         with simulator_process(tmp_path, *arguments) as url:
             async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as http:
                 await http.post("/_simulator/customers", json={"id": "cus_one"})
-                made = await http.post("/v1/billing/meters", data=METER)
+                meter = await http.post("/v1/billing/meters", data=METER)
                 sent = await http.post("/v1/billing/meter_events", data={**EVENT, "identifier": "one"})
-                answers.append((made.status_code, sent.status_code))
+                answers.append((meter.status_code, sent.status_code))
 
     assert answers == [(200, 200), (400, 400)]
 

@@ -23,11 +23,11 @@ async def test_rejections_are_reported_as_one_thin_event_with_samples(wire: Wire
     listed = (await wire.http.get("/v2/core/events", params=query)).json()
 
     (event,) = listed["data"]
-    found = {
+    reports = {
         kind["code"]: (kind["error_count"], len(kind["sample_errors"]))
         for kind in event["data"]["reason"]["error_types"]
     }
-    assert found == {"meter_event_customer_not_found": (8, 5), "meter_event_invalid_value": (1, 1)}
+    assert reports == {"meter_event_customer_not_found": (8, 5), "meter_event_invalid_value": (1, 1)}
     assert event["data"]["reason"]["error_count"] == 9
     assert event["related_object"]["id"] == wire.meter
     assert (await wire.http.get(f"/v2/core/events/{event['id']}")).json() == event
