@@ -29,17 +29,17 @@ COMMANDS = ["archive", "redis", "log", "clickhouse"]
 Step = Callable[[], Awaitable[None]]
 
 
-class Held:
+class PausedStep:
     """Pauses the n-th step of a command until a test resumes it."""
 
     def __init__(self, step: int) -> None:
         self._left = step
-        self.held, self.go = asyncio.Event(), asyncio.Event()
+        self.reached, self.go = asyncio.Event(), asyncio.Event()
 
     async def step(self) -> None:
         self._left -= 1
         if not self._left:
-            self.held.set()
+            self.reached.set()
             await self.go.wait()
 
 
@@ -65,7 +65,7 @@ class Calls:
         return call
 
 
-class UnderWay(FakeClickHouse):
+class SlowInserts(FakeClickHouse):
     """An insert that resolves its table at once and stores its rows a step later; the table may be renamed between."""
 
     def __init__(self, inner: FakeClickHouse, step: Step) -> None:
@@ -86,7 +86,7 @@ class UnderWay(FakeClickHouse):
         return call
 
 
-class StagedUnderWay(FakeStaging):
+class SlowStaging(FakeStaging):
     """Staging tables whose inserts are steps."""
 
     step: Step
@@ -94,7 +94,7 @@ class StagedUnderWay(FakeStaging):
     def beside(self, tables: Collection[str]) -> AnalyticalStore:
         store = super().beside(tables)
         assert isinstance(store, ClaimedStore)
-        store._store = UnderWay(store._store, self.step)  # type: ignore[arg-type]  # the fake's
+        store._store = SlowInserts(store._store, self.step)  # type: ignore[arg-type]  # the fake's
         return store
 
 
@@ -119,10 +119,10 @@ class CommandsWorld(RebuildWorld):
             await step()
 
         slow = RebuildClaim(claim.token, check)
-        staging = StagedUnderWay(self.clickhouse)
+        staging = SlowStaging(self.clickhouse)
         staging._marks, staging._beside, staging.step = self.staging._marks, self.staging._beside, step
         staging.claim(slow)
-        hourly = ClaimedStore(UnderWay(self.clickhouse, step), slow)
+        hourly = ClaimedStore(SlowInserts(self.clickhouse, step), slow)
         return Command(
             Calls(live, step),
             hourly,
@@ -174,6 +174,6 @@ class CommandsWorld(RebuildWorld):
     async def now(self, command: str) -> None:
         """Runs a command to its end; the command may refuse because another one must be finished first."""
         try:
-            await self.run(command, self.started(Held(0).step))
+            await self.run(command, self.started(PausedStep(0).step))
         except (OperatorNeeded, Transient) as error:
             assert "run" in str(error)  # noqa: PT017 - either end is good

@@ -223,7 +223,7 @@ async def late(deployment: Deployment, at_ms: int, account: str = "ada", **data:
     return await deployment.emit(account, at_ms=at_ms, **{"gb": "7.125", "user": "late", "region": "eu", **data})
 
 
-def named(report: Report, cause: Cause, pair: Pair | None = None) -> list[Row]:
+def rows_of(report: Report, cause: Cause, pair: Pair | None = None) -> list[Row]:
     """The report's rows of one cause, of one pair of views or of all pairs."""
     return [row for row in report.rows if row.cause is cause and pair in (None, row.pair)]
 
@@ -256,6 +256,6 @@ async def after(fault: Fault) -> Report:
     return await deployment.reconcile()
 
 
-def found_by(report: Report) -> set[tuple[Pair, Cause]]:
+def causes_by_pair(report: Report) -> set[tuple[Pair, Cause]]:
     """The causes between each pair of views."""
     return set(report.causes)

@@ -156,7 +156,7 @@ class Bench:
                 first.setdefault(entry.identifier, entry)
         return first
 
-    def held(self) -> Counter[str]:
+    def counted(self) -> Counter[str]:
         """How often Stripe counts each identifier."""
         return Counter(stored.event.identifier for stored in self.stripe.accepted())
 

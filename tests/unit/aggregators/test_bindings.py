@@ -84,7 +84,7 @@ def test_an_account_that_had_a_payer_is_never_restated(billing: Billing) -> None
     assert state.bindings[-1].effective_from_ms > NOW_MS
 
 
-def test_more_than_may_wait_gives_the_cut_up_and_counts_all_of_it() -> None:
+def test_too_many_later_bindings_end_the_cut_and_all_are_applied() -> None:
     """At the limit the binding takes effect after all usage, as if it had not been late."""
     waiting = begun()
     for number in range(LATER_MAX):
@@ -119,18 +119,18 @@ def test_closing_takes_effect_at_once_and_restarts_the_restatement() -> None:
         pytest.param(answers(8, begins=True), id="begun again in time"),
     ],
 )
-def test_answer_that_nobody_waits_for_changes_nothing(record: RestatementRecord) -> None:
+def test_unexpected_answer_changes_nothing(record: RestatementRecord) -> None:
     assert restated(begun(), record, 11, POLICY, NOW_MS) == begun()
 
 
-def test_answer_to_a_binding_that_was_not_begun_changes_nothing() -> None:
+def test_answer_to_a_restatement_that_has_not_begun_changes_nothing() -> None:
     """Usage that was counted since the recount would be lost."""
     asked = bound(AccountState(), NEW, 7, POLICY, NOW_MS)
     assert not is_waiting(asked, NOW_MS)
     assert restated(asked, answers(7), 8, POLICY, NOW_MS) == asked
 
 
-def test_periods_are_the_bindings_once_it_was_answered() -> None:
+def test_periods_follow_the_binding_after_the_answer() -> None:
     after = restated(begun(), answers(8), 9, POLICY, NOW_MS)
     assert period_at(after, NOW_MS) == Period(NEW.effective_from_ms, NEW.effective_from_ms + 30 * DAY_MS)
 

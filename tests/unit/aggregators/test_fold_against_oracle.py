@@ -60,7 +60,7 @@ async def _loaded(
     for partition in range(PARTITIONS):
         oracle.tick(partition, start_ms)
     if controls:
-        await _name_all(world, oracle)
+        await _give_all_a_payer(world, oracle)
     sent = records(
         seed, 20, count, start_ms * 1000, partitions=PARTITIONS, span_us=traffic.span_us, rates=traffic.rates
     )
@@ -143,7 +143,7 @@ def _home(partition: int) -> str:
     return next(name for name in map(account_name, range(100)) if partition_of(name, PARTITIONS) == partition)
 
 
-async def _name_all(world: World, oracle: Oracle) -> None:
+async def _give_all_a_payer(world: World, oracle: Oracle) -> None:
     """Gives every account a payer, so that no binding causes a restatement."""
     for account in map(account_name, range(20)):
         partition, free = partition_of(account, PARTITIONS), Binding(effective_from_ms=0, billing=Billing.FREE)

@@ -19,7 +19,7 @@ def test_murmur2_is_that_of_kafkas_clients(data: bytes) -> None:
 
 
 @given(account=st.text(min_size=1, max_size=256), partitions=st.integers(1, 1024))
-def test_accounts_live_where_kafkas_default_partitioner_puts_their_key(account: str, partitions: int) -> None:
+def test_accounts_are_in_the_partition_of_kafkas_default_partitioner(account: str, partitions: int) -> None:
     """Any text and any number of partitions; the oracle agrees."""
     expected = (kafka_murmur2(account.encode()) & 0x7FFFFFFF) % partitions
 

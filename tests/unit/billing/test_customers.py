@@ -38,7 +38,7 @@ async def view_at(stream_time_ms: int) -> FakeLiveView:
     return store
 
 
-async def told(deployment: Deployment) -> list[Intent | ReportOutcome]:
+async def entries_of(deployment: Deployment) -> list[Intent | ReportOutcome]:
     """The intents and outcomes of all partitions."""
     entries = []
     for partition in range(deployment.world.partitions):
@@ -57,7 +57,7 @@ async def test_no_payer_is_given_before_the_view_reaches_the_end_of_the_bucket()
     assert await BindingResolver((await view_at(intent.bucket_end_ms)).accounts, 1)(intent, NOW_MS) == PAYER
 
 
-async def test_period_ends_where_a_binding_has_cut_it_since() -> None:
+async def test_period_ends_at_the_cut_of_a_later_binding() -> None:
     """Also if a planned change was withdrawn and the cut has moved."""
     intent = make_intent("one", period_end_ms=NOW_MS + HOUR_MS)
     cut = Binding(effective_from_ms=NOW_MS + DAY_MS, anchor_ms=NOW_MS + DAY_MS)
@@ -130,7 +130,7 @@ async def test_reports_of_an_emptied_view_wait_for_its_rebuild_and_no_longer() -
     async def swapped(partition: int, live: Checkpoint | None, built: Checkpoint) -> bool:
         deployment.clock.ms += 3 * MINUTE_MS
         await deployment.send()
-        waiting.append(sum(isinstance(each, Intent) for each in await told(deployment)))
+        waiting.append(sum(isinstance(each, Intent) for each in await entries_of(deployment)))
         assert deployment._sender.status().held == {}
         sent = {
             deployment.partition(stored.event.stripe_customer.removeprefix("cus_"))
@@ -144,7 +144,7 @@ async def test_reports_of_an_emptied_view_wait_for_its_rebuild_and_no_longer() -
     await deployment.settle()
     await deployment.send()
 
-    entries = await told(deployment)
+    entries = await entries_of(deployment)
     intents = {each.identifier for each in entries if isinstance(each, Intent)}
     outcomes = [each for each in entries if isinstance(each, ReportOutcome)]
     assert 0 < waiting[0] < waiting[-1]

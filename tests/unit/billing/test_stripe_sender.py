@@ -83,7 +83,7 @@ async def test_crash_around_an_append_leaves_one_event(kind: bytes, moment: str)
     await bench.restart()
     await bench.settle()
 
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
     assert (await bench.outcomes())["one"].status is OutcomeStatus.ACCEPTED
 
 
@@ -101,7 +101,7 @@ async def test_retries_have_the_same_bytes_across_a_restart_and_a_new_binding() 
     await bench.settle()
 
     assert len(set(bench.stripe.sends)) == 1
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
     assert (await bench.outcomes())["one"].stripe_customer == "cus_a"
 
 
@@ -127,7 +127,7 @@ async def test_storm_of_unclear_answers_ends_with_one_event_each(fault: FakeFaul
 
     await bench.settle(rounds=3_000, step_ms=1_000)
 
-    assert bench.held() == {intent.identifier: 1 for intent in intents}
+    assert bench.counted() == {intent.identifier: 1 for intent in intents}
     assert bench.stripe.conflicts == 0
 
 
@@ -141,7 +141,7 @@ async def test_queues_are_serial_even_if_accounts_share_a_customer() -> None:
     await bench.settle()
 
     assert bench.stripe.conflicts == 0
-    assert bench.held().total() == 40
+    assert bench.counted().total() == 40
 
 
 async def test_backoff_grows_and_is_bounded() -> None:
@@ -207,12 +207,12 @@ async def test_unmapped_intent_is_on_hold_counted_and_sent_once_mapped() -> None
     assert (status.pending, status.held) == (1, {"unmapped": 1})
     assert status.unmapped_deadline_ms == PERIOD_END_MS + 35 * DAY_MS
     assert status.low_watermarks == {0: 0}
-    assert bench.held() == {"other": 1}
+    assert bench.counted() == {"other": 1}
 
     bench.billing["a"] = (Billing.MAPPED, "cus_a")
     bench.clock.advance(2 * MINUTE_MS)
     await bench.settle()
-    assert bench.held() == {"other": 1, "held": 1}
+    assert bench.counted() == {"other": 1, "held": 1}
 
 
 @pytest.mark.parametrize("changes", [{"livemode": True}, {"stripe_account": "acct_other"}], ids=["mode", "account"])
@@ -239,7 +239,7 @@ async def test_refused_key_stops_the_sender_and_loses_nothing() -> None:
     await bench.restart()
     await bench.settle()
 
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
 
 
 async def test_one_broken_meter_stops_its_own_intents_only() -> None:
@@ -259,7 +259,7 @@ async def test_one_broken_meter_stops_its_own_intents_only() -> None:
 
     await bench.pump(6)
 
-    assert bench.held() == {"sent": 1}
+    assert bench.counted() == {"sent": 1}
     assert bench.sender.status().held == {"meter": 1}
 
 
@@ -288,7 +288,7 @@ async def test_end_of_a_partition_without_records_at_its_last_offsets_is_noticed
     await bench.restart()
     await bench.pump(6)
 
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
 
 
 async def test_no_outcome_is_written_for_a_send_that_was_cancelled() -> None:

@@ -129,7 +129,7 @@ async def test_random_crashes_rebalances_and_lost_answers_never_count_twice(seed
 
     # An append that failed before it was durable published nothing.
     chaos.published = {entry.identifier: entry for entry in await bench.entries() if isinstance(entry, Intent)}
-    counted = bench.held()
+    counted = bench.counted()
     on_hold = set(chaos.published) - set(await bench.outcomes())
     assert max(counted.values(), default=0) <= 1, f"counted twice, seed {seed}"
     assert all(outcome.status is OutcomeStatus.ACCEPTED for outcome in (await bench.outcomes()).values())

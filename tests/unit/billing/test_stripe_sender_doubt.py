@@ -48,7 +48,7 @@ async def test_after_the_window_the_sender_reads_the_sum_and_does_not_guess(faul
     await bench.restart()
     await bench.settle()
 
-    assert bench.held() == {"before": 1, "doubt": 1}
+    assert bench.counted() == {"before": 1, "doubt": 1}
     assert bench.sender.status().counts["looked_present" if fault is FakeFault.LOST_ANSWER else "looked_absent"] == 1
 
 
@@ -88,7 +88,7 @@ async def test_two_in_doubt_with_one_sum_that_fits_both_are_on_hold() -> None:
     await bench.settle(rounds=10)
 
     assert bench.sender.status().held == {"unknown": 2}
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
 
 
 @pytest.mark.parametrize("fault", [FakeFault.LOST_ANSWER, FakeFault.NO_ANSWER], ids=["delivered", "lost"])
@@ -113,7 +113,7 @@ async def test_sum_is_compared_with_the_reports_of_all_periods_in_its_span(
     await bench.restart()
     await bench.settle()
 
-    assert bench.held() == {"other": 1, "doubt": 1}
+    assert bench.counted() == {"other": 1, "doubt": 1}
 
 
 async def test_rejected_event_is_taken_for_a_doubtful_one_of_the_same_amount() -> None:
@@ -129,7 +129,7 @@ async def test_rejected_event_is_taken_for_a_doubtful_one_of_the_same_amount() -
     await bench.restart()
     await bench.settle()
 
-    assert bench.held()["doubt"] == 2
+    assert bench.counted()["doubt"] == 2
 
 
 async def test_two_in_doubt_of_overlapping_periods_are_on_hold() -> None:
@@ -144,7 +144,7 @@ async def test_two_in_doubt_of_overlapping_periods_are_on_hold() -> None:
     await bench.settle(rounds=10)
 
     assert bench.sender.status().held == {"unknown": 2}
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
 
 
 async def test_dead_letter_that_an_operator_may_have_sent_at_another_instant_is_in_doubt() -> None:
@@ -166,7 +166,7 @@ async def test_dead_letter_that_an_operator_may_have_sent_at_another_instant_is_
     await bench.settle(rounds=10)
 
     assert bench.sender.status().held == {"unknown": 1}
-    assert bench.held() == {"dead": 1}
+    assert bench.counted() == {"dead": 1}
 
 
 async def test_report_that_another_process_settled_is_not_in_doubt() -> None:
@@ -200,7 +200,7 @@ async def test_recent_send_of_the_queue_delays_the_comparison() -> None:
     await bench.restart()
     await bench.settle(step_ms=MINUTE_MS)
 
-    assert bench.held() == {"doubt": 1, "fresh": 1}
+    assert bench.counted() == {"doubt": 1, "fresh": 1}
 
 
 async def test_send_of_another_process_during_the_comparison_voids_it() -> None:
@@ -209,7 +209,7 @@ async def test_send_of_another_process_during_the_comparison_voids_it() -> None:
 
     class Busy(FakeStripe):
         async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
-            if "other" not in bench.held():
+            if "other" not in bench.counted():
                 other, at_ms = make_intent("other"), bench.clock.now_ms()
                 event = MeterEvent("other", "tokens", "cus_a", "0.05", NOW_MS // 1_000 - 1)
                 attempt = Attempt(
@@ -237,7 +237,7 @@ async def test_send_of_another_process_during_the_comparison_voids_it() -> None:
     await bench.restart()
     await bench.settle(step_ms=MINUTE_MS)
 
-    assert bench.held() == {"other": 1, "doubt": 1}
+    assert bench.counted() == {"other": 1, "doubt": 1}
 
 
 async def test_suspended_owner_that_wakes_after_days_sends_nothing_twice() -> None:
@@ -257,7 +257,7 @@ async def test_suspended_owner_that_wakes_after_days_sends_nothing_twice() -> No
         records = await bench.log.read(REPORTS_TOPIC, 0, sleeper_offset) or records
         await sleeper.step(0, records)
 
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
 
 
 async def test_attempt_of_a_sender_that_had_not_seen_the_first_is_not_in_force() -> None:
@@ -280,5 +280,5 @@ async def test_attempt_of_a_sender_that_had_not_seen_the_first_is_not_in_force()
     await bench.restart()
     await bench.settle()
 
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
     assert bench.sender.status().counts["looked_present"] == 1

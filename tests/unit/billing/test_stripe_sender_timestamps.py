@@ -63,7 +63,7 @@ async def test_a_clock_that_is_minutes_ahead_sends_nothing_that_stripe_refuses()
         await bench.pump(2)
         bench.clock.advance(MINUTE_MS)
 
-    assert bench.held() == {"ahead": 1}
+    assert bench.counted() == {"ahead": 1}
     assert (await bench.outcomes())["ahead"].status is OutcomeStatus.ACCEPTED
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.errors import Fenced
 from tests.worlds.rebuild import Archive
-from tests.worlds.rebuild_commands import COMMANDS, CommandsWorld, Held
+from tests.worlds.rebuild_commands import COMMANDS, CommandsWorld, PausedStep
 
 LATER = [*COMMANDS, "abandon redis", "abandon usage_hourly", "abandon archive"]
 
@@ -17,9 +17,9 @@ LATER = [*COMMANDS, "abandon redis", "abandon usage_hourly", "abandon archive"]
 async def overtaken(first: str, later: Sequence[str], step: int) -> bool:
     """Pauses a command at a step, runs other commands to their end, and resumes. False if the command ended earlier."""
     world = await CommandsWorld(60, Archive.RUNS_ON).loaded(0.6)
-    pause = Held(step)
+    pause = PausedStep(step)
     running = asyncio.create_task(world.run(first, world.started(pause.step)))
-    waiting = asyncio.create_task(pause.held.wait())
+    waiting = asyncio.create_task(pause.reached.wait())
     await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         waiting.cancel()

@@ -98,7 +98,7 @@ async def test_running_worker_is_fenced_by_the_swap() -> None:
     await world.assert_equal()
 
 
-async def test_live_view_that_lags_is_overtaken_where_it_stands_and_later_hours_are_not_stored() -> None:
+async def test_rebuild_overtakes_a_lagging_live_view_and_leaves_later_hours_to_the_worker() -> None:
     """The view is an old copy, or a worker was down for days. The worker folds and relays the rest."""
     world = await RebuildWorld().loaded(0.1)
     stood = {partition: await world.live.state.load_checkpoint(partition) for partition in range(PARTITIONS)}

@@ -23,8 +23,8 @@ from tests.worlds.reconciler import (
     START_MS,
     Deployment,
     after,
-    found_by,
-    named,
+    causes_by_pair,
+    rows_of,
     settled,
 )
 
@@ -57,7 +57,7 @@ async def test_a_row_lost_from_the_archive_is_missing_there_and_not_extra_elsewh
 
     assert report.verdict is Verdict.DRIFT
     pairs = (Pair.REDIS, Pair.HOURLY, Pair.INTENTS, Pair.COUNTERS)
-    assert found_by(report) == {(pair, Cause.MISSING) for pair in pairs}
+    assert causes_by_pair(report) == {(pair, Cause.MISSING) for pair in pairs}
     assert all("missing in usage_events" in row.detail for row in report.rows)
     assert {row.account for row in report.rows if row.pair is not Pair.COUNTERS} == {"ada"}
     requests = next(row for row in report.rows if row.pair is Pair.REDIS and row.meter == "requests")
@@ -84,10 +84,10 @@ async def test_the_archived_count_shows_that_an_archive_lost_an_event_of_an_open
 
     report = await deployment.reconcile()
 
-    (count,) = named(report, Cause.MISSING, Pair.COUNTERS)
+    (count,) = rows_of(report, Cause.MISSING, Pair.COUNTERS)
     assert int(count.expected) == int(count.found) + 1
-    assert all("missing in usage_events" in row.detail for row in named(report, Cause.MISSING))
-    assert not named(report, Cause.EXTRA)
+    assert all("missing in usage_events" in row.detail for row in rows_of(report, Cause.MISSING))
+    assert not rows_of(report, Cause.EXTRA)
 
 
 @pytest.mark.parametrize(
@@ -124,11 +124,11 @@ async def test_a_total_that_redis_lacks_is_missing_and_one_that_nothing_explains
 
     report = await after(swap)
 
-    assert {(row.cause, row.meter) for row in named(report, Cause.MISSING, Pair.REDIS)} == {
+    assert {(row.cause, row.meter) for row in rows_of(report, Cause.MISSING, Pair.REDIS)} == {
         (Cause.MISSING, slug) for slug in ("requests", "gigabytes", "peak", "users", "seats")
     }
-    assert {row.found for row in named(report, Cause.MISSING)} == {""}
-    assert {row.expected for row in named(report, Cause.EXTRA)} == {""}
+    assert {row.found for row in rows_of(report, Cause.MISSING)} == {""}
+    assert {row.expected for row in rows_of(report, Cause.EXTRA)} == {""}
     assert len(report.rows) == 10
 
 
@@ -176,10 +176,10 @@ async def test_an_intent_that_was_never_published_is_missing() -> None:
 
     report = await after(lose)
 
-    (row,) = named(report, Cause.MISSING, Pair.INTENTS)
+    (row,) = rows_of(report, Cause.MISSING, Pair.INTENTS)
     assert row.detail == "missing in the intents"
     # Stripe has the event although no intent explains it.
-    assert found_by(report) == {(Pair.INTENTS, Cause.MISSING), (Pair.STRIPE, Cause.EXTRA)}
+    assert causes_by_pair(report) == {(Pair.INTENTS, Cause.MISSING), (Pair.STRIPE, Cause.EXTRA)}
 
 
 async def test_an_intent_that_no_usage_explains_is_extra() -> None:
@@ -194,14 +194,14 @@ async def test_an_intent_that_no_usage_explains_is_extra() -> None:
 
     report = await deployment.reconcile()
 
-    (row,) = named(report, Cause.EXTRA)
+    (row,) = rows_of(report, Cause.EXTRA)
     assert (row.pair, row.account, row.meter, row.expected, row.found) == (
         Pair.INTENTS, "ada", "requests", "12", "15",
     )  # fmt: skip
-    assert [row.detail for row in named(report, Cause.IN_FLIGHT)] == ["1 intents wait: not settled yet"]
+    assert [row.detail for row in rows_of(report, Cause.IN_FLIGHT)] == ["1 intents wait: not settled yet"]
 
 
-async def test_a_meter_event_that_stripe_holds_twice_is_extra() -> None:
+async def test_a_meter_event_that_stripe_counts_twice_is_extra() -> None:
     """Stripe would bill the event twice, here because Stripe forgot an identifier after a day."""
 
     def twice(deployment: Deployment) -> None:
@@ -300,7 +300,7 @@ async def test_a_dead_letter_is_rejected_by_stripe_with_stripes_message() -> Non
 
     report = await deployment.reconcile()
 
-    rows = named(report, Cause.REJECTED_BY_STRIPE)
+    rows = rows_of(report, Cause.REJECTED_BY_STRIPE)
     assert {(row.account, row.meter) for row in rows} == {(name, "peak") for name in ("ada", "bob", "cyd", "dora")}
     assert all("Invalid request" in row.detail for row in rows)
     assert report.verdict is Verdict.DRIFT
@@ -314,7 +314,7 @@ async def test_usage_of_an_account_without_customer_waits_and_is_no_drift() -> N
 
     report = await deployment.reconcile()
 
-    assert found_by(report) == {(Pair.STRIPE, Cause.UNKNOWN_CUSTOMER)}
+    assert causes_by_pair(report) == {(Pair.STRIPE, Cause.UNKNOWN_CUSTOMER)}
     gigabytes = next(row for row in report.rows if row.meter == "gigabytes")
     assert (gigabytes.account, gigabytes.expected) == ("eve", "2.5")
     assert report.verdict is Verdict.EQUAL

@@ -23,7 +23,7 @@ from schemas.periods import Billing
 from schemas.reports import MeterSummary, StripeMeters
 from schemas.rollup import Checkpoint, TotalKey
 from tests.worlds.deployment import SECRET
-from tests.worlds.reconciler import ACCOUNTS, DECEMBER_MS, METER_SET, NOVEMBER_MS, Deployment, named, settled
+from tests.worlds.reconciler import ACCOUNTS, DECEMBER_MS, METER_SET, NOVEMBER_MS, Deployment, rows_of, settled
 
 PAID = {"stripe_customer": "cus_ada"}
 
@@ -83,7 +83,7 @@ async def test_a_difference_of_an_account_with_a_cut_is_still_reported() -> None
 
     report = await deployment.reconcile()
 
-    (row,) = named(report, Cause.EXTRA, Pair.REDIS)
+    (row,) = rows_of(report, Cause.EXTRA, Pair.REDIS)
     assert row.period is not None
     assert (row.expected, row.found, row.period.start_ms) == ("4", "5", NOVEMBER_MS)
     assert row.period.end_ms < DECEMBER_MS

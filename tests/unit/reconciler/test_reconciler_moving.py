@@ -9,7 +9,7 @@ import pytest
 
 from reconciler.causes import Cause, Pair, Verdict
 from schemas.clock import DAY_MS, HOUR_MS
-from tests.worlds.reconciler import DECEMBER_MS, NOVEMBER_MS, Deployment, named, settled
+from tests.worlds.reconciler import DECEMBER_MS, NOVEMBER_MS, Deployment, rows_of, settled
 
 ANCHOR_MS = NOVEMBER_MS + 5 * DAY_MS
 
@@ -111,7 +111,7 @@ async def test_a_restatement_that_is_relayed_while_cells_are_read_is_no_drift(mo
     report = await deployment.reconcile()
 
     assert report.differences == 0
-    (row,) = named(report, Cause.IN_FLIGHT, Pair.HOURLY)
+    (row,) = rows_of(report, Cause.IN_FLIGHT, Pair.HOURLY)
     hourly = next(s for s in report.summaries if s.pair is Pair.HOURLY)
     assert "late binding" in row.detail
     assert row.detail.endswith("while usage_hourly was read: eve") == is_archived
@@ -151,4 +151,4 @@ async def test_a_redis_that_is_emptied_while_cells_are_read_leaves_them_unchecke
     report = await deployment.reconcile()
 
     assert report.differences == 0
-    assert "while it was read; run again" in named(report, Cause.UNCHECKED, Pair.HOURLY)[0].detail
+    assert "while it was read; run again" in rows_of(report, Cause.UNCHECKED, Pair.HOURLY)[0].detail

@@ -9,7 +9,7 @@ from reconciler.views import ReconcilePolicy
 from schemas.analytics import ArchivePosition
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.errors import Transient
-from tests.worlds.reconciler import Deployment, Fault, after, found_by, named, settled
+from tests.worlds.reconciler import Deployment, Fault, after, causes_by_pair, rows_of, settled
 
 
 async def test_usage_that_the_archive_has_not_reached_is_in_flight_with_the_lag() -> None:
@@ -58,10 +58,10 @@ async def test_open_buckets_and_unrelayed_cells_are_in_flight() -> None:
     await deployment.archive()
     unrelayed = await deployment.reconcile()
 
-    assert "stream time has not passed it" in named(is_open, Cause.IN_FLIGHT, Pair.HOURLY)[0].detail
-    assert "stream time has not passed it" in named(is_open, Cause.IN_FLIGHT, Pair.INTENTS)[0].detail
-    assert "wait in Redis to be relayed" in named(unrelayed, Cause.IN_FLIGHT, Pair.HOURLY)[0].detail
-    assert "waits in Redis for its intents" in named(unrelayed, Cause.IN_FLIGHT, Pair.INTENTS)[0].detail
+    assert "stream time has not passed it" in rows_of(is_open, Cause.IN_FLIGHT, Pair.HOURLY)[0].detail
+    assert "stream time has not passed it" in rows_of(is_open, Cause.IN_FLIGHT, Pair.INTENTS)[0].detail
+    assert "wait in Redis to be relayed" in rows_of(unrelayed, Cause.IN_FLIGHT, Pair.HOURLY)[0].detail
+    assert "waits in Redis for its intents" in rows_of(unrelayed, Cause.IN_FLIGHT, Pair.INTENTS)[0].detail
     assert is_open.verdict is unrelayed.verdict is Verdict.INCOMPLETE
     assert not is_open.differences
 
@@ -76,7 +76,7 @@ async def test_a_meter_event_that_stripe_does_not_show_yet_is_in_flight() -> Non
     early = await deployment.reconcile()
     deployment.clock.ms += 20 * MINUTE_MS
 
-    assert found_by(early) == {(Pair.STRIPE, Cause.IN_FLIGHT)}
+    assert causes_by_pair(early) == {(Pair.STRIPE, Cause.IN_FLIGHT)}
     assert (await deployment.reconcile()).verdict is Verdict.EQUAL
 
 
@@ -91,7 +91,7 @@ async def test_an_extra_meter_event_shows_even_while_others_are_in_flight() -> N
 
     report = await deployment.reconcile()
 
-    assert [(row.meter, row.stripe_customer) for row in named(report, Cause.EXTRA)] == [("requests", "cus_bob")]
+    assert [(row.meter, row.stripe_customer) for row in rows_of(report, Cause.EXTRA)] == [("requests", "cus_bob")]
 
 
 async def test_a_stripe_that_does_not_answer_is_unchecked_and_the_rest_is_compared() -> None:
@@ -101,7 +101,7 @@ async def test_a_stripe_that_does_not_answer_is_unchecked_and_the_rest_is_compar
 
     report = await deployment.reconcile()
 
-    assert found_by(report) == {(Pair.STRIPE, Cause.UNCHECKED)}
+    assert causes_by_pair(report) == {(Pair.STRIPE, Cause.UNCHECKED)}
     assert len(report.rows) == 16
     assert next(s for s in report.summaries if s.pair is Pair.REDIS).equal == 20
     assert report.verdict is Verdict.INCOMPLETE
@@ -161,7 +161,7 @@ async def test_a_view_that_cannot_be_read_is_unchecked(fault: Fault, pairs: set[
     """The row contains the remedy, and no other difference is derived from the missing view."""
     report = await after(fault)
 
-    assert found_by(report) == {(pair, Cause.UNCHECKED) for pair in pairs}
+    assert causes_by_pair(report) == {(pair, Cause.UNCHECKED) for pair in pairs}
     assert all(row.detail for row in report.rows)
     assert report.verdict is Verdict.INCOMPLETE
 

@@ -12,7 +12,7 @@ from reconciler.causes import Cause, Pair
 from schemas.clock import DAY_MS, HOUR_MS
 from schemas.log import REPORTS_TOPIC
 from schemas.reports import Attempt, ReportOutcome
-from tests.worlds.reconciler import ACCEPTED, INTENT, Deployment, all_reported, attempt, named, settled
+from tests.worlds.reconciler import ACCEPTED, INTENT, Deployment, all_reported, attempt, rows_of, settled
 
 
 async def test_an_attempt_of_a_sender_that_was_suspended_for_a_day_changes_nothing() -> None:
@@ -103,4 +103,4 @@ async def test_an_entry_of_a_newer_version_leaves_the_reports_unchecked() -> Non
         (Pair.INTENTS, Cause.UNCHECKED),
         (Pair.STRIPE, Cause.UNCHECKED),
     }
-    assert "run the version that wrote it" in named(report, Cause.UNCHECKED, Pair.INTENTS)[0].detail
+    assert "run the version that wrote it" in rows_of(report, Cause.UNCHECKED, Pair.INTENTS)[0].detail

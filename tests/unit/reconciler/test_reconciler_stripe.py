@@ -28,7 +28,7 @@ from tests.worlds.reconciler import (
     Deployment,
     all_reported,
     attempt,
-    named,
+    rows_of,
     settled,
 )
 
@@ -61,7 +61,7 @@ async def test_a_key_of_another_account_or_mode_compares_nothing_and_is_reported
 
     assert with_its_own.verdict is (Verdict.DRIFT if is_refused else Verdict.EQUAL)
     assert report.verdict is Verdict.INCOMPLETE
-    (row,) = named(report, Cause.UNCHECKED, Pair.STRIPE)
+    (row,) = rows_of(report, Cause.UNCHECKED, Pair.STRIPE)
     assert row.detail.startswith(f"{theirs}, these intents are of test mode of Stripe account acct_ours: ")
     assert "TIDEMARK_STRIPE_API_KEY" in row.detail
     stripe = next(s for s in report.summaries if s.pair is Pair.STRIPE)
@@ -79,7 +79,7 @@ async def used_a_day_before_somebody_pays() -> Deployment:
     return deployment
 
 
-async def test_usage_before_the_first_customer_waits_for_one_although_somebody_pays_later() -> None:
+async def test_usage_before_the_first_customer_waits_for_one_despite_a_later_customer() -> None:
     """The sender ignores who pays at the period's end; usage on hold is not in flight."""
     deployment = await used_a_day_before_somebody_pays()
     await deployment.advance(2 * DAY_MS)
@@ -121,7 +121,7 @@ async def test_usage_that_is_reported_late_is_not_sent_to_a_payer_at_its_timesta
         await deployment.settle()
 
     assert not [stored for stored in deployment.stripe.events if stored.event.stripe_customer == "cus_eve"]
-    assert {row.account for row in named(await deployment.reconcile(), Cause.UNKNOWN_CUSTOMER)} == {"eve"}
+    assert {row.account for row in rows_of(await deployment.reconcile(), Cause.UNKNOWN_CUSTOMER)} == {"eve"}
 
 
 async def with_dead_letters(hours: int = 1) -> Deployment:
@@ -218,7 +218,7 @@ async def test_a_dead_letter_that_stripe_contains_is_reported_once_nothing_else_
 
     late = await deployment.reconcile()
 
-    assert not named(early, Cause.EXTRA)
+    assert not rows_of(early, Cause.EXTRA)
     (row,) = late.rows
     assert "do not send it again" in row.detail
 
@@ -254,7 +254,7 @@ async def test_more_dead_letters_than_can_be_tried_leave_a_difference_unchecked(
 
     report = await deployment.reconcile()
 
-    (unchecked,) = named(report, Cause.UNCHECKED)
+    (unchecked,) = rows_of(report, Cause.UNCHECKED)
     assert unchecked.stripe_customer == "cus_ada"
     assert "too many different dead letters" in unchecked.detail
 

@@ -20,7 +20,7 @@ from schemas.log import REJECTED_TOPIC, position
 from schemas.meters import MeterSet
 from schemas.rollup import Counters, Waiting
 from sinks.redis.fake import FakeLiveView
-from tests.worlds.reconciler import DECEMBER_MS, METER_SET, NOVEMBER_MS, Deployment, late, named, settled
+from tests.worlds.reconciler import DECEMBER_MS, METER_SET, NOVEMBER_MS, Deployment, late, rows_of, settled
 
 EARLY_MS = NOVEMBER_MS + DAY_MS
 OCTOBER_MS = NOVEMBER_MS - 10 * DAY_MS
@@ -187,7 +187,7 @@ async def test_events_without_a_decision_are_no_drift_and_limit_completeness() -
     report = await deployment.reconcile()
 
     assert (report.differences, report.verdict) == (0, Reconciled.INCOMPLETE)
-    (row,) = named(report, Cause.IN_FLIGHT, Pair.COUNTERS)
+    (row,) = rows_of(report, Cause.IN_FLIGHT, Pair.COUNTERS)
     assert (row.partition, row.detail[:9]) == (deployment.partition("ada"), "1 events ")
     assert (await counters(deployment)).deferred == 1
     relayed = (await deployment.clickhouse.load_relayed())[deployment.partition("ada")]

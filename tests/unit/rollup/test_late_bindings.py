@@ -29,7 +29,7 @@ from tests.worlds.late_binding import (
     totals,
     used,
 )
-from tests.worlds.reconciler import NOVEMBER_MS, START_MS, Deployment, named, settled
+from tests.worlds.reconciler import NOVEMBER_MS, START_MS, Deployment, rows_of, settled
 
 
 async def test_usage_before_its_binding_is_restated_in_the_periods_of_the_binding() -> None:
@@ -156,7 +156,7 @@ async def test_unsettled_views_are_in_flight_and_never_drift() -> None:
         await step()
         report = await world.reconcile()
         assert report.verdict is not Verdict.DRIFT, (step, report.rows)
-    assert named(await world.reconcile(), Cause.IN_FLIGHT, Pair.INTENTS)
+    assert rows_of(await world.reconcile(), Cause.IN_FLIGHT, Pair.INTENTS)
     await world.settle()
     await agrees(world)
 
@@ -213,7 +213,7 @@ async def test_a_rebuilt_view_has_the_same_cuts() -> None:
     await agrees(world)
 
 
-async def told(world: Deployment, customer: str) -> list[tuple[str, bool]]:
+async def sent_requests(world: Deployment, customer: str) -> list[tuple[str, bool]]:
     """(value, whether its instant lies after the cut) of the `requests` that were sent for a customer."""
     cut_ms = (await state(world)).bindings[-1].effective_from_ms
     events = [each.event for each in world.stripe.events if each.event.event_name == "requests"]
@@ -234,7 +234,7 @@ async def test_usage_before_a_cut_within_its_report_bucket_is_sent_before_the_cu
     await world.advance(HOUR_MS)
     await world.settle()
 
-    assert (await told(world, "cus_old"), await told(world, "cus_new")) == ([("1", False)], [])
+    assert (await sent_requests(world, "cus_old"), await sent_requests(world, "cus_new")) == ([("1", False)], [])
     await agrees(world)
 
 
@@ -250,7 +250,7 @@ async def test_restated_usage_is_sent_before_the_cut_of_a_binding_that_waited_be
         await world.restatement()
     await world.settle()
 
-    assert await told(world, f"cus_{EVE}") == [("9", False)]
+    assert await sent_requests(world, f"cus_{EVE}") == [("9", False)]
 
 
 async def test_answers_are_not_complete_while_a_restatement_is_relayed_in_parts() -> None:

@@ -15,7 +15,7 @@ from schemas.rollup import Dropped
 from sinks.clickhouse.fake_staging import FakeStaging
 from sinks.redis.fake import FakeLiveView
 from tests.worlds.deployment import SECRET, hourly_relay
-from tests.worlds.reconciler import START_MS, Deployment, named
+from tests.worlds.reconciler import START_MS, Deployment, rows_of
 
 
 async def overflown() -> Deployment:
@@ -72,7 +72,7 @@ async def test_reconciler_reports_the_remedy_and_nothing_else_differs() -> None:
 
     assert report.verdict is Verdict.INCOMPLETE
     assert report.differences == 0
-    rows = named(report, Cause.UNCHECKED)
+    rows = rows_of(report, Cause.UNCHECKED)
     assert {row.pair for row in rows} == {Pair.HOURLY, Pair.DUPLICATES}
     assert all("tidemark rebuild usage_hourly" in row.detail for row in rows)
     assert any("from 20" in row.detail for row in rows if row.pair is Pair.HOURLY)
@@ -149,7 +149,7 @@ async def test_recount_from_usage_events_repairs_the_hours_and_reports_missing_d
 
     report = await deployment.reconcile()
     assert report.differences == 0
-    assert {row.pair for row in named(report, Cause.UNCHECKED)} == {Pair.DUPLICATES}
+    assert {row.pair for row in rows_of(report, Cause.UNCHECKED)} == {Pair.DUPLICATES}
     lost = [await deployment.store.drops.dropped(partition) for partition in range(deployment.world.partitions)]
     assert [each.cells for each in lost] == [{}, {}]
 
