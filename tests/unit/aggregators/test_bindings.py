@@ -45,7 +45,7 @@ OCTOBER_MS = NOVEMBER_MS - 31 * DAY_MS
         pytest.param(
             AccountState(closed_start_ms=(NOVEMBER_MS,)), NEW, NOW_MS, None, id="the running month is closed"
         ),
-        pytest.param(AccountState(has_payer=True), NEW, NOW_MS, None, id="somebody was named"),
+        pytest.param(AccountState(has_payer=True), NEW, NOW_MS, None, id="had a payer"),
     ],
 )  # fmt: skip
 def test_which_bindings_cut_the_past(

@@ -68,7 +68,7 @@ def test_quantities_are_written_exactly(value: object, written: str) -> None:
 
 
 def test_data_is_copied_one_level_deep() -> None:
-    """As documented: a later change of the top level has no effect, a deeper change may."""
+    """The documented promise: a later change at the top level of the data has no effect."""
     gateway = FakeGateway()
     data = {"n": 1}
     emitter = make(gateway, flush_interval_s=10)

@@ -132,7 +132,7 @@ async def exchanged(share: float) -> RebuildWorld:
 
 
 async def test_exchanged_tables_catch_up_after_the_live_view_was_rebuilt() -> None:
-    """The tables have rows of the new generation. The shadow copy's generation is old, but the live view's is not."""
+    """The tables have rows of the new live view; the shadow copy of the unfinished rebuild has the older generation."""
     world = await exchanged(0.5)
     assert await world.rebuild().run() == 2
     await world.feed(0.1)

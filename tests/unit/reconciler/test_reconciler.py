@@ -141,8 +141,8 @@ def hourly_key(deployment: Deployment, meter: str) -> RecountKey:
     [
         pytest.param("requests", None, Cause.MISSING, True, id="row deleted"),
         pytest.param("gigabytes", 5, Cause.EXTRA, True, id="value too large"),
-        pytest.param("peak", -1, Cause.MISSING, False, id="max too small: told per period"),
-        pytest.param("seats", None, Cause.MISSING, False, id="latest deleted: told per period"),
+        pytest.param("peak", -1, Cause.MISSING, False, id="max too small: reported per period"),
+        pytest.param("seats", None, Cause.MISSING, False, id="latest deleted: reported per period"),
     ],
 )
 async def test_an_altered_hourly_row_is_reported(meter: str, change: int | None, cause: Cause, per_hour: bool) -> None:

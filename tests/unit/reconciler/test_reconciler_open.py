@@ -123,7 +123,7 @@ async def test_reads_of_stripe_stop_at_the_limit_and_the_rest_is_unchecked() -> 
     [
         pytest.param(0, 16 * 100, id="fast answers: as the rate allows"),
         pytest.param(70, 16 * 100, id="answers that take most of it: as the rate allows"),
-        pytest.param(250, 16 * 250, id="slow answers: nothing is waited for beside them"),
+        pytest.param(250, 16 * 250, id="slow answers: no additional wait"),
     ],
 )
 async def test_reads_of_stripe_keep_the_rate_limit(answer_ms: int, reading_ms: int) -> None:
