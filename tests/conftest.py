@@ -15,7 +15,7 @@ pytest_plugins: list[str] = [
     "tests.services.stripe_wire",
     "tests.services.valkey",
 ]
-# A worker starts the services for itself, and one test of `tests/integration` alone keeps several processes busy.
+# Each xdist worker starts its own services, and a single test of `tests/integration` keeps several processes busy.
 ON_ONE_WORKER: Final = ("tests/conformance", "tests/integration")
 
 

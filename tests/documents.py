@@ -24,7 +24,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 DOCS: Final = ROOT / "docs"
 GENERATED: Final = "<!-- Made from the code: change the code, then run `python -m tests.documents`. -->\n"
 
-# Read by commands and helpers directly, because a role has no use for them.
+# Commands read these variables directly, because no role needs them.
 OTHER_VARIABLES: Final = {
     "TIDEMARK_GATEWAY_URL": (
         "of the running `tidemark dev`",
@@ -87,17 +87,17 @@ def _default(value: Any) -> str:
 
 def _limits(metadata: list[Any]) -> str:
     signs = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
-    found = [
+    limits = [
         f"{sign} {getattr(each, name)}"
         for each in metadata
         for kind, (sign, name) in signs.items()
         if isinstance(each, kind)
     ]
-    return ", ".join(found)
+    return ", ".join(limits)
 
 
 def settings_page() -> str:
-    """docs/settings.md."""
+    """The text of docs/settings.md."""
 
     def rows() -> Iterator[tuple[str, ...]]:
         for name, field in Settings.model_fields.items():
@@ -135,7 +135,7 @@ def settings_page() -> str:
 
 
 def metrics_page() -> str:
-    """docs/metrics.md."""
+    """The text of docs/metrics.md."""
 
     def rows() -> Iterator[tuple[str, ...]]:
         for name, spec in METRICS.items():
@@ -166,8 +166,10 @@ def metrics_page() -> str:
 
 def error_classes() -> list[type[errors.TidemarkError]]:
     """The classes of schemas/errors.py, root first."""
-    found = [each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, errors.TidemarkError)]
-    return sorted(found, key=lambda each: (len(each.__mro__), each.__name__))
+    classes = [
+        each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, errors.TidemarkError)
+    ]
+    return sorted(classes, key=lambda each: (len(each.__mro__), each.__name__))
 
 
 def _tree() -> str:
@@ -175,7 +177,7 @@ def _tree() -> str:
 
 
 def errors_page() -> str:
-    """docs/errors.md."""
+    """The text of docs/errors.md."""
 
     def classes() -> Iterator[tuple[str, ...]]:
         for each in error_classes()[1:]:
@@ -214,7 +216,7 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
 
 
 def main() -> None:
-    """Write the pages."""
+    """Writes the pages."""
     for name, page in PAGES.items():
         (DOCS / name).write_text(page())
 

@@ -1,4 +1,4 @@
-"""The files of the project as text and as syntax trees, for the tests that read them."""
+"""The project's files as text and as syntax trees, for the tests that read them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TEXT: Final = {".cfg", ".in", ".ini", ".md", ".py", ".sh", ".sql", ".toml", ".t
 
 @functools.cache
 def tracked() -> tuple[str, ...]:
-    """Every file of the project: what git tracks or would track."""
+    """Every file that git tracks or would track."""
     done = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -24,7 +24,7 @@ def tracked() -> tuple[str, ...]:
     )
     if done.returncode == 0:
         return tuple(name for name in done.stdout.splitlines() if (ROOT / name).is_file())
-    # An unpacked archive has no git.
+    # An unpacked source archive has no .git folder.
     hidden = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
     return tuple(str(path) for path in hidden if not path.parts[0].startswith("."))
 

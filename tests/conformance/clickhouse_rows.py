@@ -1,4 +1,4 @@
-"""What the suites of the analytical store share: the two stores, and rows with sensible defaults."""
+"""For the suites of the analytical store: the fake and the real store, and rows with sensible defaults."""
 
 from __future__ import annotations
 

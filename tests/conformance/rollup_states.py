@@ -1,4 +1,4 @@
-"""Checkpoints and commits with something of everything in them, for the suites of the rollup store."""
+"""Checkpoints, and commits with some of every kind of state, for the suites of the rollup store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BUCKET = 1_000 * HOUR_MS
 
 
 def checkpoint(next_offset: int = 0, stream_time_ms: int = BUCKET) -> Checkpoint:
-    """A checkpoint at an offset."""
+    """A checkpoint at this offset."""
     return Checkpoint(
         log_id="log",
         partitions=4,
@@ -42,14 +42,14 @@ def checkpoint(next_offset: int = 0, stream_time_ms: int = BUCKET) -> Checkpoint
 
 
 async def started(store: LiveView) -> Checkpoint:
-    """A partition 0 with its first checkpoint."""
+    """Writes the first checkpoint of partition 0."""
     first = checkpoint()
     await store.state.create_checkpoint(0, first)
     return first
 
 
 def changes(next_offset: int, account: str = "acme", total: str = "7") -> Changes:
-    """A commit of everything there is."""
+    """A commit with every kind of change."""
     cell = BucketField(BUCKET, f"cell\x1f{account}")
     return Changes(
         checkpoint=checkpoint(next_offset),

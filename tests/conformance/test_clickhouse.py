@@ -1,4 +1,4 @@
-"""One suite for the analytical store's tables: the in-memory fake and ClickHouse's engine behind its HTTP interface."""
+"""One suite for the analytical store's tables: the in-memory fake, and ClickHouse's engine over HTTP."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from tests.conformance.clickhouse_rows import (
 )
 
 
-async def test_first_arrival_of_an_event_wins_in_whatever_order_and_number_rows_come(both: Both) -> None:
-    """Two archives may write the same partition, late and out of order; the lowest position stands (I3)."""
+async def test_first_arrival_of_an_event_wins_for_any_order_and_number_of_rows(both: Both) -> None:
+    """Two archives may write the same partition, late and out of order; the lowest position wins (I3)."""
     first, later = event(5, {"tokens": 1}, event_id="same"), event(9, {"tokens": 100}, event_id="same")
 
     await both.store.insert_events([later])
@@ -44,7 +44,7 @@ async def test_first_arrival_of_an_event_wins_in_whatever_order_and_number_rows_
 
 
 async def test_retry_with_another_time_across_a_months_end_is_the_same_event(both: Both) -> None:
-    """Identity is (account, id), not the timestamp (I3)."""
+    """The identity is (account, id), without the timestamp (I3)."""
     await both.store.insert_events([event(1, {"tokens": 1}, event_id="same", time_ms=ms("2026-11-30T23:59"))])
     await both.store.insert_events([event(2, {"tokens": 1}, event_id="same", time_ms=ms("2026-12-01T00:01"))])
 
@@ -52,7 +52,7 @@ async def test_retry_with_another_time_across_a_months_end_is_the_same_event(bot
 
 
 async def test_the_same_id_of_another_account_is_another_event(both: Both) -> None:
-    """One account can never suppress another's event."""
+    """An account can never suppress another account's event."""
     await both.store.insert_events([event(1, {}, event_id="same"), event(2, {}, event_id="same", account="other")])
 
     totals = await both.reader.recount_totals(request_of(CALLS))
@@ -60,8 +60,8 @@ async def test_the_same_id_of_another_account_is_another_event(both: Both) -> No
     assert totals == {("acme", "calls", MONTH): 1, ("other", "calls", MONTH): 1}
 
 
-async def test_event_outside_the_years_the_store_can_calculate_with_is_refused_whole(both: Both) -> None:
-    """Nothing of the call is stored, so that the caller can take the event out and repeat it."""
+async def test_event_outside_the_years_that_the_store_supports_is_refused_with_its_call(both: Both) -> None:
+    """Nothing of the call is stored, so the caller can remove the event and repeat the call."""
     rows = [event(1, {}), event(2, {}, time_ms=ms("2300-01-01"))]
 
     with pytest.raises(InvalidInput, match="1900 to 2299"):
@@ -72,7 +72,7 @@ async def test_event_outside_the_years_the_store_can_calculate_with_is_refused_w
 
 @pytest.mark.parametrize("time", ["1900-01-01", "1969-12-31T23:59", "2262-05-01", "2299-12-31T23:00"])
 async def test_times_far_from_now_keep_their_month_and_hour(both: Both, time: str) -> None:
-    """DateTime64 of microseconds reaches from 1900 to 2299, beyond what 64 bits of nanoseconds could."""
+    """DateTime64 of microseconds covers 1900 to 2299, more than 64 bits of nanoseconds would."""
     at = datetime.fromisoformat(time)
     await both.store.insert_events([event(0, {}, time_ms=ms(time), stream_time_ms=ms(time))])
 
@@ -82,7 +82,7 @@ async def test_times_far_from_now_keep_their_month_and_hour(both: Both, time: st
     assert key.hour_ms == key.arrival_bucket_ms == ms(at.replace(minute=0).isoformat())
 
 
-async def test_nothing_is_lost_between_empty_calls_and_repeated_migrations(both: Both) -> None:
+async def test_nothing_is_lost_by_empty_calls_and_repeated_migrations(both: Both) -> None:
     """Set-up runs at each start; an empty flush is legal."""
     await both.store.insert_events([event(1, {})])
     await both.store.migrate()
@@ -93,7 +93,7 @@ async def test_nothing_is_lost_between_empty_calls_and_repeated_migrations(both:
 
 
 async def test_archive_position_only_moves_forward(both: Both) -> None:
-    """A slower archive of the same partition must not make the recount believe in less, nor in more."""
+    """A slower archive of the same partition must not lower the position that the recount trusts."""
     assert await both.store.load_position(3) is None
 
     await both.store.save_position(ArchivePosition(3, 20, NOW_MS, "log"))
@@ -112,8 +112,8 @@ async def test_relay_position_only_moves_forward(both: Both) -> None:
     assert await both.store.load_relayed() == {3: RelayPosition(3, 20, NOW_MS)}
 
 
-async def test_controls_come_back_oldest_first_with_every_meter_set_for_the_fold(both: Both) -> None:
-    """A restart follows the meter sets, bindings and closings again, each under the policy of its time."""
+async def test_controls_are_read_oldest_first_with_every_meter_set(both: Both) -> None:
+    """A restart applies the meter sets, bindings and closings again, each under the policy of its time."""
     kinds = ["genesis", "meter_set", "tick", "binding", "meter_set", "close", "meter_set"]
     rows = [ControlRow(3, at, kind, "", NOW_MS + at, f'{{"at":{at}}}') for at, kind in enumerate(kinds)]
     await both.store.insert_controls(list(reversed(rows)))
@@ -126,10 +126,10 @@ async def test_controls_come_back_oldest_first_with_every_meter_set_for_the_fold
 
 
 async def test_controls_of_some_accounts_come_with_the_meter_sets(both: Both) -> None:
-    """Whatever the accounts are called; the others' may be many and long."""
-    named = ["", "ada", "bob", "it's \\ {x:y}", "ada"]
+    """For any account names; the records of other accounts may be many and long."""
+    names = ["", "ada", "bob", "it's \\ {x:y}", "ada"]
     kinds = ["meter_set", "binding", "binding", "close", "restatement"]
-    rows = [ControlRow(3, at, kinds[at], account, NOW_MS, "{}") for at, account in enumerate(named)]
+    rows = [ControlRow(3, at, kinds[at], account, NOW_MS, "{}") for at, account in enumerate(names)]
     await both.store.insert_controls(rows)
 
     async def found(*accounts: str) -> list[int]:
@@ -140,8 +140,8 @@ async def test_controls_of_some_accounts_come_with_the_meter_sets(both: Both) ->
     assert await found("it's \\ {x:y}", "nobody") == [0, 3]
 
 
-async def test_highest_version_of_a_cell_stands_whatever_comes_last(both: Both) -> None:
-    """Absolute values by version make relays repeatable (S6); values beyond 64 bits stay exact."""
+async def test_highest_version_of_a_cell_wins_in_any_order(both: Both) -> None:
+    """Absolute values by version make relays repeatable (S6). Values beyond 64 bits are exact."""
     await both.store.insert_hourly([cell("tokens", 10**30 + 1, version=7), cell("tokens", 1, version=6)])
     await both.store.insert_hourly([cell("tokens", 2, version=5)])
 
@@ -150,7 +150,7 @@ async def test_highest_version_of_a_cell_stands_whatever_comes_last(both: Both) 
 
 
 async def test_latest_generation_is_that_of_the_partitions_cells_from_a_bucket_on(both: Both) -> None:
-    """A live view from before a rebuild is known by it; what other partitions or closed hours hold says nothing."""
+    """The generation identifies a live view from before a rebuild; other partitions and closed hours do not matter."""
     versions = {generation: (generation << POSITION_BITS) + 5 for generation in (1, 2, 3)}
     old, new = NOW_MS // HOUR_MS * HOUR_MS - HOUR_MS, NOW_MS // HOUR_MS * HOUR_MS
     assert await both.store.generation_since(0, 0) == 0
@@ -174,8 +174,8 @@ async def test_latest_generation_is_that_of_the_partitions_cells_from_a_bucket_o
     assert await both.store.generation_since(1, old) == 3
 
 
-async def test_period_that_a_binding_cut_keeps_one_cell_whose_later_version_stands(both: Both) -> None:
-    """A period is known by its start: the same cell with an earlier end is the same cell, not a second one."""
+async def test_period_that_a_binding_cut_keeps_one_cell_with_the_later_version(both: Both) -> None:
+    """A period is identified by its start: a cell with an earlier end is the same cell."""
     whole = cell("tokens", 1_000, version=1)
     cut = whole._replace(value_minor=3_000, period_end_ms=MONTH.start_ms + 22 * DAY_MS, version=2)
     await both.store.insert_hourly([cut])
@@ -184,8 +184,8 @@ async def test_period_that_a_binding_cut_keeps_one_cell_whose_later_version_stan
     assert list((await both.reader.hourly_cells(3)).values()) == [3_000]
 
 
-async def test_archived_events_count_identities_whose_first_arrival_stands_below_the_position(both: Both) -> None:
-    """Held against the checkpoint's counters, which know each identity once however often the archive wrote it."""
+async def test_archived_events_are_identities_whose_first_arrival_is_below_the_position(both: Both) -> None:
+    """Compared with the checkpoint's counters, which count each identity once however often the archive wrote it."""
     await both.store.insert_events([event(2, {}), event(4, {}), event(9, {}, event_id="again")])
     await both.store.insert_events([event(2, {}), event(3, {}, event_id="again"), event(6, {}, event_id="again")])
     await both.store.insert_events([event(1, {}, partition=4, account="elsewhere")])
@@ -196,8 +196,8 @@ async def test_archived_events_count_identities_whose_first_arrival_stands_below
     assert (await both.reader.archived_events(4, 100), await both.reader.archived_events(5, 100)) == (1, 0)
 
 
-async def test_conflict_is_a_later_arrival_with_other_content_and_no_mere_repetition(both: Both) -> None:
-    """The same id with another payload is found; a retry with another timestamp or source is none (I3)."""
+async def test_conflict_is_a_later_arrival_with_other_content(both: Both) -> None:
+    """The same id with another payload is a conflict; a retry with another timestamp or source is not (I3)."""
     await both.store.insert_events([event(1, {"tokens": 1}, event_id="a"), event(2, {"tokens": 1}, event_id="b")])
     repeated = DuplicateRow(*event(5, {"tokens": 1}, event_id="a", time_ms=NOW_MS + 1)[:9])
     other_data = DuplicateRow(*event(6, {"tokens": 2}, event_id="b")[:9])
@@ -210,7 +210,7 @@ async def test_conflict_is_a_later_arrival_with_other_content_and_no_mere_repeti
 
 
 async def test_conflicts_are_read_up_to_a_limit_and_all_are_counted(both: Both) -> None:
-    """A producer that numbers its events anew each day makes a conflict of every one of them."""
+    """A producer that reuses its event numbers each day makes a conflict of every event."""
     names = ["a", "b", "c", "d"]
     await both.store.insert_events([event(at, {"tokens": 1}, event_id=name) for at, name in enumerate(names)])
     again = [event(10 + at, {"tokens": 2}, event_id=name) for at, name in enumerate(names)]
@@ -222,9 +222,8 @@ async def test_conflicts_are_read_up_to_a_limit_and_all_are_counted(both: Both) 
     assert answers == [(rows[:3], 4), (rows, 4), (rows, 4)]
 
 
-async def test_deferred_event_counts_where_its_first_decision_stands_and_nowhere_before(both: Both) -> None:
-    """Whoever resolves, however often: the first decision in the log stands, and an event without one is not
-    counted."""
+async def test_deferred_event_counts_at_its_first_decision_and_nowhere_before(both: Both) -> None:
+    """The first decision in the log wins; an event without a decision does not count."""
     october_ms, day_before_ms = ms("2026-10-05"), NOW_MS - DAY_MS
     await both.store.insert_events(
         [
@@ -258,8 +257,8 @@ async def test_deferred_event_counts_where_its_first_decision_stands_and_nowhere
     assert cell_of_decision.arrival_bucket_ms == ms("2026-11-21T10:00")
 
 
-async def test_deferred_event_feeds_meters_that_were_in_force_at_its_arrival_and_at_its_decision(both: Both) -> None:
-    """A meter that came in between has not judged the event; one that went has no use for it."""
+async def test_deferred_event_contributes_to_meters_in_force_at_its_arrival_and_at_its_decision(both: Both) -> None:
+    """A later meter has not judged the event; a removed meter no longer wants it."""
     await both.store.insert_events([event(10, {}, time_ms=ms("2026-10-05"))._replace(deferred=True)])
     await both.store.insert_dedup_decisions([DedupDecisionRow(3, 10, "acme", 20, NOW_MS, DedupOutcome.COUNTED)])
     request = request_of(CALLS)
@@ -275,11 +274,11 @@ async def test_deferred_event_feeds_meters_that_were_in_force_at_its_arrival_and
 
 
 async def test_first_positions_are_those_of_the_first_arrivals(both: Both) -> None:
-    """What a resolver goes by; identities are compared whole, and what was never archived is absent."""
+    """The resolver uses these positions. Identities are compared whole; an unknown identity is absent."""
     odd = 'it\'s "odd"\\ \x00 ü'
     await both.store.insert_events([event(9, {}, event_id=odd), event(7, {}, event_id=odd), event(8, {}, event_id="b")])
     await both.store.insert_events([event(3, {}, event_id=odd, account="other")])
 
-    found = await both.store.first_positions([("acme", odd), ("acme", "b"), ("other", odd), ("other", "b")])
+    positions = await both.store.first_positions([("acme", odd), ("acme", "b"), ("other", odd), ("other", "b")])
 
-    assert found == {("acme", odd): 7, ("acme", "b"): 8, ("other", odd): 3}
+    assert positions == {("acme", odd): 7, ("acme", "b"): 8, ("other", odd): 3}

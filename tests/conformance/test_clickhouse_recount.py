@@ -1,4 +1,4 @@
-"""The recount: by SQL on the real engine and by plain Python in the fake, on tables of cases and on random events."""
+"""The recount by SQL on the real engine and by Python in the fake, for tables of cases and for random events."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.conformance.clickhouse_rows import (
 
 
 async def test_recount_evaluates_every_aggregation_per_cell(both: Both) -> None:
-    """Latest goes by event time, then position; a unique cell counts what the period sees for the first time."""
+    """`latest` goes by event time, then position; a unique cell counts the values that the period sees first."""
     ten, eleven = ms("2026-11-21T10:00"), ms("2026-11-21T11:00")
     await both.store.insert_events(
         [
@@ -65,7 +65,7 @@ async def test_recount_evaluates_every_aggregation_per_cell(both: Both) -> None:
 
 
 async def test_least_and_greatest_of_negative_quantities_are_not_0(both: Both) -> None:
-    """A rule that starts from 0, or adds up, would show here; so would one that keeps the first or the last."""
+    """A rule that starts from 0, adds up, or keeps the first or last value would fail here."""
     await both.store.insert_events([event(number, {"tokens": each}) for number, each in enumerate((-2, -7, -7, -4))])
 
     totals = await both.reader.recount_totals(request_of(PEAK, LEAST))
@@ -74,7 +74,7 @@ async def test_least_and_greatest_of_negative_quantities_are_not_0(both: Both) -
 
 
 async def test_recount_totals_stop_at_position_stream_time_and_accounts(both: Both) -> None:
-    """What is compared with a checkpoint must hold exactly what the checkpoint holds."""
+    """A comparison with a checkpoint needs exactly the events of the checkpoint."""
     await both.store.insert_events(
         [
             event(1, {"tokens": 1, "user": "a"}),
@@ -128,14 +128,14 @@ EXACT = {
 
 @pytest.mark.parametrize(("number", "minor"), EXACT.values(), ids=EXACT.keys())
 async def test_recount_reads_quantities_exactly(both: Both, number: str, minor: int) -> None:
-    """No float on the way: ClickHouse's JSON functions alone would round beyond 2^53 (I5)."""
+    """Without floats: ClickHouse's JSON functions alone would round beyond 2^53 (I5)."""
     await both.store.insert_events([event(1, f'{{"#":"5","note":"\\"tokens\\":9","tokens":{number}}}')])
 
     assert await both.reader.recount_totals(request_of(TOKENS)) == {("acme", "tokens", MONTH): minor}
 
 
 async def test_quantity_with_more_digits_than_its_scale_stops_the_recount(both: Both) -> None:
-    """Such an event is rejected before the archive; one that stands there all the same must be looked at."""
+    """The fold rejects such an event before the archive, so its presence needs an operator."""
     await both.store.insert_events([event(1, '{"tokens":0.0001}')])
 
     with pytest.raises(OperatorNeeded, match="more digits"):
@@ -143,7 +143,7 @@ async def test_quantity_with_more_digits_than_its_scale_stops_the_recount(both: 
 
 
 async def test_dimensions_are_canonical_json_of_scalars_by_path(both: Both) -> None:
-    """The text must be the fold's to the byte, or every cell would differ."""
+    """The text must have the fold's bytes, or every cell would differ."""
     meter = CALLS.model_copy(update={"dimensions": {"region": "$.at.region", "kind": "$.kind"}})
     await both.store.insert_events(
         [
@@ -179,7 +179,7 @@ FILTERS = {
 async def test_filters_compare_texts(
     both: Both, operator: FilterOperator, values: tuple[str, ...], passing: set[int]
 ) -> None:
-    """A fraction, a list or an object equals nothing, not even its own spelling."""
+    """A fraction, a list or an object equals nothing, not even its own text."""
     tiers = ['"pro"', "5", "true", "null", "1.5", "[1]", '{"#":"12"}', '"it\'s \\\\ \\"x\\""', "123456789012345678901"]
     await both.store.insert_events([event(n, f'{{"n":"{n}","tier":{tier}}}') for n, tier in enumerate(tiers, 1)])
     meter = Meter(
@@ -195,8 +195,8 @@ async def test_filters_compare_texts(
     assert passing == {int(json.loads(key.dimensions)["n"]) for key in cells}
 
 
-async def test_late_event_is_carried_into_the_period_of_its_arrival_with_its_own_hour(both: Both) -> None:
-    """Closed by grace from the very instant end + grace on (I9)."""
+async def test_late_event_is_carried_into_the_period_of_its_arrival_and_keeps_its_hour(both: Both) -> None:
+    """Grace closes the period at exactly end + grace (I9)."""
     october = ms("2026-10-31T23:30")
     just_before, just_closed = MONTH.start_ms + HOUR_MS - 1, MONTH.start_ms + HOUR_MS
     await both.store.insert_events(
@@ -215,8 +215,8 @@ async def test_late_event_is_carried_into_the_period_of_its_arrival_with_its_own
     } == cells
 
 
-async def test_grace_in_force_is_the_one_of_the_events_position(both: Both) -> None:
-    """The policy may change; each event is judged by the one it arrived under (I7)."""
+async def test_event_is_judged_by_the_grace_in_force_at_its_position(both: Both) -> None:
+    """The policy may change; an event keeps the policy of its arrival (I7)."""
     at, arrival = ms("2026-10-31T23:30"), MONTH.start_ms + 2 * HOUR_MS
     await both.store.insert_events([event(number, {}, time_ms=at, stream_time_ms=arrival) for number in (1, 10)])
     request = request_of(CALLS, graces=((0, HOUR_MS), (10, 3 * HOUR_MS)))
@@ -227,7 +227,7 @@ async def test_grace_in_force_is_the_one_of_the_events_position(both: Both) -> N
 async def test_explicitly_closed_period_takes_nothing_after_the_record_and_skips_to_the_next_open_one(
     both: Both,
 ) -> None:
-    """The running month and the next may both be closed by an operator; usage goes on after them."""
+    """An operator may close the running month and the next one; usage continues in the month after."""
     december = Period(MONTH.end_ms, ms("2027-01-01"))
     january = Period(december.end_ms, ms("2027-02-01"))
     await both.store.insert_events([event(number, {}) for number in (1, 5, 9)])
@@ -240,7 +240,7 @@ async def test_explicitly_closed_period_takes_nothing_after_the_record_and_skips
 
 
 async def test_bound_account_has_its_own_periods_and_two_cells_in_a_straddled_hour(both: Both) -> None:
-    """An hour that straddles a boundary is two cells (I8); the neighbour keeps calendar months."""
+    """An hour that contains a boundary is two cells (I8); the other account keeps calendar months."""
     cut = ms("2026-11-21T10:30")
     periods = [Period(ms("2026-10-21T10:30"), cut), Period(cut, ms("2026-12-21T10:30"))]
     await both.store.insert_events(
@@ -262,7 +262,7 @@ async def test_bound_account_has_its_own_periods_and_two_cells_in_a_straddled_ho
 
 
 async def test_bound_account_carries_into_its_own_open_period(both: Both) -> None:
-    """Boundaries and closings together: the period of the stream time is closed, so the one after it counts."""
+    """Boundaries and closings together: the period of the stream time is closed, so the next one counts the event."""
     days = [Period(MONTH.start_ms + day * DAY_MS, MONTH.start_ms + (day + 1) * DAY_MS) for day in range(30)]
     arrival = days[10].start_ms + 5
     await both.store.insert_events([event(7, {}, time_ms=days[3].start_ms, stream_time_ms=arrival)])
@@ -277,7 +277,7 @@ async def test_bound_account_carries_into_its_own_open_period(both: Both) -> Non
     assert days[10] == await counted_in([(days[10].start_ms, 8)])
 
 
-async def test_boundaries_that_miss_an_event_stop_the_recount(both: Both) -> None:
+async def test_event_outside_all_boundaries_stops_the_recount(both: Both) -> None:
     """A guess would be a wrong number that looks right."""
     await both.store.insert_events([event(1, {})])
 
@@ -304,7 +304,7 @@ _EVENTS = st.lists(
     ),
     max_size=25,
 )
-# Dedup decisions stand behind all events.
+# Dedup decisions come after all events.
 _DECISIONS_FROM = 100
 
 
@@ -320,18 +320,17 @@ async def test_recount_by_sql_and_by_python_agree_on_random_events(
     closed_at: list[int],
     cut_ms: int,
 ) -> None:
-    """Two implementations that share nothing: periods, closings, carrying, decimals, texts, first arrivals, and events
-    of any age that were deferred, with each decision and without."""
+    """The implementations share nothing. Deferred events of any age occur, with and without decisions."""
     meters = [meter.model_copy(update={"dimensions": {"user": "$.user"}}) for meter in EVERY]
     stream_time_ms, events, decisions = ms("2026-10-28"), [], []
     for number, (account, event_id, time_ms, delay_ms, tokens, user, decision) in enumerate(rows):
         stream_time_ms = max(stream_time_ms, min(time_ms + delay_ms, ms("2026-12-20")))
         data = f'{{"tokens":{tokens},"user":{user}}}'
         own_ms = time_ms if decision is None else time_ms - delay_ms * 100
-        made = event(
+        archived = event(
             number, data, account=account, event_id=str(event_id), time_ms=own_ms, stream_time_ms=stream_time_ms
         )
-        events.append(made._replace(deferred=decision is not None))
+        events.append(archived._replace(deferred=decision is not None))
         if decision:
             at, judged_ms = _DECISIONS_FROM + number, ms("2026-12-20") + number * DAY_MS
             decisions.append(DedupDecisionRow(3, number, account, at, judged_ms, DedupOutcome(decision)))

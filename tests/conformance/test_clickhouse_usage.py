@@ -30,7 +30,7 @@ from tests.conformance.clickhouse_rows import (
 
 
 async def test_usage_merges_arrival_buckets_by_aggregation(both: Both) -> None:
-    """Count and sum add, max takes the highest, min the least, latest the last by event time and position."""
+    """Count and sum add; max and min take the extreme; latest takes the last by event time and position."""
     eleven = ms("2026-11-21T11:00")
     for aggregation in (Aggregation.SUM, Aggregation.MAX, Aggregation.MIN, Aggregation.LATEST):
         name = aggregation.value
@@ -52,8 +52,8 @@ async def test_usage_merges_arrival_buckets_by_aggregation(both: Both) -> None:
     assert await value(Aggregation.LATEST) == 3
 
 
-async def test_of_equal_times_and_positions_the_latest_is_that_of_the_greatest_account(both: Both) -> None:
-    """Two accounts of two partitions may tie; then the answer must not depend on the order of reading."""
+async def test_of_equal_times_and_positions_latest_takes_the_greatest_account(both: Both) -> None:
+    """Two accounts of two partitions may tie; the answer must not depend on the order of reading."""
     for partition, account in enumerate(("b", "c", "a")):
         await both.store.insert_hourly(
             [cell("seats", partition, aggregation=Aggregation.LATEST, account=account, latest=(9, 1))]
@@ -63,8 +63,8 @@ async def test_of_equal_times_and_positions_the_latest_is_that_of_the_greatest_a
     assert row.value_minor == 1
 
 
-async def test_usage_by_day_and_month_follows_the_asked_time_zone_through_both_clock_changes(both: Both) -> None:
-    """A day of 23 and one of 25 hours; windows begin at local midnight."""
+async def test_usage_by_day_and_month_follows_the_requested_time_zone_through_both_clock_changes(both: Both) -> None:
+    """A day of 23 hours and one of 25; windows begin at local midnight."""
     hours = [ms("2026-03-28T23:00"), ms("2026-03-29T21:00"), ms("2026-03-29T22:00"), ms("2026-10-24T22:00")]
     hours += [ms("2026-10-25T22:00"), ms("2026-10-25T23:00")]
     await both.store.insert_hourly([cell("tokens", 1 << n, hour_ms=hour_ms) for n, hour_ms in enumerate(hours)])
@@ -84,7 +84,7 @@ async def test_usage_by_day_and_month_follows_the_asked_time_zone_through_both_c
     ]
 
 
-async def test_usage_by_hour_and_groups_leaves_out_what_was_not_asked(both: Both) -> None:
+async def test_usage_by_hour_and_groups_excludes_what_was_not_requested(both: Both) -> None:
     """`[from, to)`, one account, one meter; an unknown dimension is the empty text."""
     ten = ms("2026-11-21T10:00")
     await both.store.insert_hourly(
@@ -110,7 +110,7 @@ async def test_usage_by_hour_and_groups_leaves_out_what_was_not_asked(both: Both
 
 
 async def test_unique_usage_counts_distinct_values_of_each_window_while_the_meter_was_in_force(both: Both) -> None:
-    """Cells hold first sightings only, so an hour's distinct values come from the events."""
+    """Cells contain first sightings only, so an hour's distinct values come from the events."""
     meter = USERS.model_copy(update={"dimensions": {"region": "$.region"}})
     meter_sets = [MeterSet(version=1, meters=()), MeterSet(version=2, meters=(meter,)), MeterSet(version=3, meters=())]
     await both.store.insert_controls(
@@ -145,7 +145,7 @@ async def test_unique_usage_counts_distinct_values_of_each_window_while_the_mete
 
 
 async def test_unique_usage_takes_a_deferred_event_once_its_decision_counted_it(both: Both) -> None:
-    """Without a decision, or where that dropped it, or where the meter was not there for both, it gives nothing."""
+    """Without a decision, as a duplicate, or without the meter at both times, the event contributes nothing."""
     meter_sets = [MeterSet(version=1, meters=(USERS,)), MeterSet(version=2, meters=())]
     await both.store.insert_controls(
         [
@@ -180,10 +180,8 @@ BAD_QUERIES = {
 
 
 @pytest.mark.parametrize(("change", "message"), BAD_QUERIES.values(), ids=BAD_QUERIES.keys())
-async def test_usage_query_that_is_not_understood_is_refused(
-    both: Both, change: dict[str, object], message: str
-) -> None:
-    """The query API turns this into a 4xx."""
+async def test_invalid_usage_query_is_refused(both: Both, change: dict[str, object], message: str) -> None:
+    """The query API turns the error into a 4xx."""
     query = UsageQuery("tokens", 0, HOUR_MS)._replace(**change)  # type: ignore[arg-type]  # a table of fields
 
     with pytest.raises(InvalidInput, match=message):

@@ -1,4 +1,4 @@
-"""A second generation beside the live one, and the swap: the in-memory fake and a real Valkey promise the same."""
+"""A second generation beside the live one, and the swap: the same tests for the in-memory fake and a real Valkey."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ACME = TotalKey("acme", 0)
 
 @pytest.fixture
 def store(rollup_store: LiveView) -> LiveView:
-    """An empty store: the fake, then the service."""
+    """An empty store: the fake, then the real server."""
     assert isinstance(rollup_store, FakeLiveView | RedisLiveView)
     return rollup_store
 
@@ -40,7 +40,7 @@ def counted(next_offset: int, generation: int, tokens: int) -> Changes:
 
 
 async def both(store: LiveView) -> tuple[Checkpoint, Checkpoint]:
-    """Partition 0 live at generation 1 with 7 tokens, built at generation 2 with 9; the checkpoints."""
+    """Partition 0 live at generation 1 with 7 tokens, rebuilt at generation 2 with 9; returns the checkpoints."""
     await store.state.create_checkpoint(0, at(0, 1))
     await store.state.commit(0, at(0, 1), counted(5, 1, 7))
     assert await store.rebuilds.begin_rebuild(2) == 2
@@ -52,72 +52,72 @@ async def both(store: LiveView) -> tuple[Checkpoint, Checkpoint]:
 
 
 async def tokens(store: LiveView) -> tuple[Checkpoint | None, str]:
-    held, totals = await store.totals.account_totals(0, [ACME])
-    return held, totals[ACME]["tokens"]
+    checkpoint, totals = await store.totals.account_totals(0, [ACME])
+    return checkpoint, totals[ACME]["tokens"]
 
 
-async def test_what_is_built_is_not_seen_until_it_is_swapped_in(store: LiveView) -> None:
-    live, made = await both(store)
+async def test_shadow_copy_is_invisible_until_it_is_swapped_in(store: LiveView) -> None:
+    live, rebuilt = await both(store)
     assert await tokens(store) == (live, "7")
     assert not await store.generations.is_live(0, 2)
 
-    assert await store.generations.swap(0, live, made)
+    assert await store.generations.swap(0, live, rebuilt)
 
-    assert await tokens(store) == (made, "9")
-    assert await store.state.load_checkpoint(0) == made
+    assert await tokens(store) == (rebuilt, "9")
+    assert await store.state.load_checkpoint(0) == rebuilt
     assert await store.generations.is_live(0, 2)
     assert not await store.generations.is_live(1, 2)
 
 
 async def test_accounts_and_their_checkpoint_are_of_one_generation(store: LiveView) -> None:
-    """A binding of the view that was swapped in, with the checkpoint of the one that was swapped out, would lie."""
+    """A binding of the new view with the checkpoint of the old view would be wrong."""
     live, _ = await both(store)
     bound = AccountState(customers=(Customer(0, Billing.MAPPED, "cus_1"),))
-    made = msgspec.structs.replace(at(7, 2), stream_time_ms=live.stream_time_ms + 1)
+    rebuilt = msgspec.structs.replace(at(7, 2), stream_time_ms=live.stream_time_ms + 1)
     built = store.built(2)
-    await built.state.commit(0, at(6, 2), Changes(checkpoint=made, accounts={"acme": bound}))
+    await built.state.commit(0, at(6, 2), Changes(checkpoint=rebuilt, accounts={"acme": bound}))
     await built.close()
     assert await store.accounts.accounts(0, ["acme"]) == (live, {"acme": AccountState()})
 
-    assert await store.generations.swap(0, live, made)
+    assert await store.generations.swap(0, live, rebuilt)
 
-    assert await store.accounts.accounts(0, ["acme"]) == (made, {"acme": bound})
+    assert await store.accounts.accounts(0, ["acme"]) == (rebuilt, {"acme": bound})
 
 
 async def test_worker_of_the_old_generation_is_fenced_at_read_and_commit(store: LiveView) -> None:
-    live, made = await both(store)
+    live, rebuilt = await both(store)
     await store.state.read(0, live, ReadRequest())
-    await store.generations.swap(0, live, made)
+    await store.generations.swap(0, live, rebuilt)
 
     with pytest.raises(Fenced):
         await store.state.commit(0, live, counted(7, 1, 1_000))
     with pytest.raises(Fenced):
         await store.state.read(0, live, ReadRequest())
-    assert await tokens(store) == (made, "9")
+    assert await tokens(store) == (rebuilt, "9")
 
 
-async def test_swap_is_refused_where_either_checkpoint_has_moved(store: LiveView) -> None:
-    live, made = await both(store)
+async def test_swap_is_refused_if_either_checkpoint_has_moved(store: LiveView) -> None:
+    live, rebuilt = await both(store)
     await store.state.commit(0, live, counted(6, 1, 8))
 
-    assert not await store.generations.swap(0, live, made)
+    assert not await store.generations.swap(0, live, rebuilt)
     assert not await store.generations.swap(0, at(6, 1), at(5, 2))
-    assert not await store.generations.swap(0, None, made)
+    assert not await store.generations.swap(0, None, rebuilt)
     assert await tokens(store) == (at(6, 1), "8")
-    assert await store.generations.swap(0, at(6, 1), made)
+    assert await store.generations.swap(0, at(6, 1), rebuilt)
 
 
 async def test_second_swap_of_the_same_generation_leaves_its_checkpoint(store: LiveView) -> None:
-    """Two rebuilds at once: the slower one takes the checkpoint that is live by now for the old one."""
-    live, made = await both(store)
-    await store.generations.swap(0, live, made)
+    """Two rebuilds at once: the slower one must not take the new live checkpoint for the old one."""
+    live, rebuilt = await both(store)
+    await store.generations.swap(0, live, rebuilt)
 
-    assert await store.generations.swap(0, live, made)
-    assert await store.generations.swap(0, made, made)
-    assert await tokens(store) == (made, "9")
+    assert await store.generations.swap(0, live, rebuilt)
+    assert await store.generations.swap(0, rebuilt, rebuilt)
+    assert await tokens(store) == (rebuilt, "9")
 
 
-async def test_lost_view_is_swapped_for_one_that_was_built(store: LiveView) -> None:
+async def test_lost_view_is_replaced_by_the_shadow_copy(store: LiveView) -> None:
     await store.rebuilds.begin_rebuild(2)
     await store.built(2).state.create_checkpoint(0, at(0, 2))
 
@@ -127,12 +127,12 @@ async def test_lost_view_is_swapped_for_one_that_was_built(store: LiveView) -> N
         await store.state.create_checkpoint(0, at(0, 1))
 
 
-async def test_sweep_removes_all_but_live_and_building(store: LiveView) -> None:
-    live, made = await both(store)
+async def test_sweep_removes_all_generations_but_the_live_and_the_unfinished_one(store: LiveView) -> None:
+    live, rebuilt = await both(store)
     assert await store.generations.sweep(0) == 0
-    await store.generations.swap(0, live, made)
+    await store.generations.swap(0, live, rebuilt)
     await store.generations.sweep(0)
-    assert await tokens(store) == (made, "9")
+    assert await tokens(store) == (rebuilt, "9")
 
     await store.rebuilds.end_rebuild(2)
     assert await store.rebuilds.begin_rebuild(3) == 3
@@ -145,11 +145,11 @@ async def test_sweep_removes_all_but_live_and_building(store: LiveView) -> None:
     await store.rebuilds.end_rebuild(3)
     assert await store.generations.sweep(0) > 0
     assert await store.built(3).state.load_checkpoint(0) is None
-    assert await tokens(store) == (made, "9")
+    assert await tokens(store) == (rebuilt, "9")
 
 
-async def test_process_that_restores_does_nothing_once_there_is_a_checkpoint(store: LiveView) -> None:
-    """Whoever wrote it has made state of what is there."""
+async def test_restore_does_nothing_once_there_is_a_checkpoint(store: LiveView) -> None:
+    """The process that wrote the checkpoint has counted on what was restored."""
     built = store.built(2)
     await built.copies.begin_restore(0, "one")
     await built.state.create_checkpoint(0, at(3, 2))
@@ -186,58 +186,58 @@ STEPS: dict[str, Callable[[LiveView, Checkpoint, Checkpoint], Awaitable[object]]
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_command_that_claimed_before_another_changes_nothing_any_more(store: LiveView, step: str) -> None:
-    """Whatever it was about to do. The one that claimed last does it."""
-    live, made = await both(store)
+async def test_later_claim_stops_every_change_of_the_earlier_command(store: LiveView, step: str) -> None:
+    """The earlier command may be at any step; the later command makes the change."""
+    live, rebuilt = await both(store)
     first, last = command(store), command(store)
     await first.rebuilds.claim_rebuild("first")
     await first.rebuilds.check_claim()
     await last.rebuilds.claim_rebuild("last")
 
     with pytest.raises(Fenced, match="another rebuild command was started after this one"):
-        await STEPS[step](first, live, made)
+        await STEPS[step](first, live, rebuilt)
     assert await tokens(store) == (live, "7")
     assert await store.rebuilds.rebuilding() == 2
-    assert await tokens(store.built(2)) == (made, "9")
+    assert await tokens(store.built(2)) == (rebuilt, "9")
     assert await store.built(2).state.load_checkpoint(1) is None
 
-    await STEPS[step](last, live, made)
+    await STEPS[step](last, live, rebuilt)
     for each in (first, last):
         await each.close()
 
 
-async def test_generation_that_was_given_up_is_not_swapped_in(store: LiveView) -> None:
-    """Its keys are being removed, or are those of a later attempt."""
-    live, made = await both(store)
+async def test_abandoned_generation_is_not_swapped_in(store: LiveView) -> None:
+    """Its keys are being removed, or belong to a later attempt."""
+    live, rebuilt = await both(store)
     await store.rebuilds.end_rebuild(2)
 
     with pytest.raises(Fenced, match="given up or finished"):
-        await store.generations.swap(0, live, made)
+        await store.generations.swap(0, live, rebuilt)
     assert await tokens(store) == (live, "7")
 
 
-# What only the real server can show
+# Only with the real server
 
 
 @pytest.mark.parametrize("step", range(0, 28, 3))
-async def test_removal_that_is_cut_short_leaves_no_checkpoint_over_a_part_of_the_state(
+async def test_interrupted_removal_leaves_no_checkpoint_over_a_part_of_the_state(
     valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """kill -9 between two pages: a later run would go on from the checkpoint over what is left of the counts."""
+    """kill -9 between two pages: a later run would continue from the checkpoint on incomplete counts."""
 
     class Killed(BaseException):
         pass
 
     monkeypatch.setattr(keyspace, "_SCAN_COUNT", 1)
-    made = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    view = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
     keys = [TotalKey(f"account-{number}", 0) for number in range(20)]
-    live, last = await both(made)
-    for store, held in ((made, live), (made.built(2), last)):
+    live, last = await both(view)
+    for store, believed in ((view, live), (view.built(2), last)):
         totals = {key: {"tokens": "1"} for key in keys}
-        await store.state.commit(0, held, Changes(checkpoint=at(7, held.generation), totals=totals))
-    await made.rebuilds.end_rebuild(2)
-    for remove, seen in ((made.generations.sweep, made.built(2)), (made.generations.forget, made)):
-        looks, commands = [0], made.keyspace.commands
+        await store.state.commit(0, believed, Changes(checkpoint=at(7, believed.generation), totals=totals))
+    await view.rebuilds.end_rebuild(2)
+    for remove, seen in ((view.generations.sweep, view.built(2)), (view.generations.forget, view)):
+        looks, commands = [0], view.keyspace.commands
 
         async def cut(wanted: list[Command], looks: list[int] = looks) -> list[object]:
             if "UNLINK" in [each[0] for each in wanted]:
@@ -246,31 +246,31 @@ async def test_removal_that_is_cut_short_leaves_no_checkpoint_over_a_part_of_the
                     raise Killed
             return await commands(wanted)  # noqa: B023 - ends with its round
 
-        made.keyspace.commands = cut  # type: ignore[method-assign,assignment]  # a process that ends
+        view.keyspace.commands = cut  # type: ignore[method-assign,assignment]  # a process that ends
         with contextlib.suppress(Killed):
             await remove(0)
-        made.keyspace.commands = commands  # type: ignore[method-assign]  # the next one
+        view.keyspace.commands = commands  # type: ignore[method-assign]  # the next one
         _, totals = await seen.totals.account_totals(0, keys)
         assert all(totals.values()) or await seen.state.load_checkpoint(0) is None
         await remove(0)
-    await made.close()
+    await view.close()
 
 
 async def test_other_processes_notice_a_swap_at_their_next_call(valkey: LocalValkey) -> None:
-    """They remember the generation, and nothing tells them."""
+    """The processes remember the generation, and nothing notifies them."""
     namespace = f"test-{uuid.uuid4().hex[:12]}"
     worker, reader, rebuilder = (RedisLiveView(valkey.url, namespace=namespace) for _ in range(3))
-    live, made = await both(rebuilder)
+    live, rebuilt = await both(rebuilder)
     await worker.state.read(0, live, ReadRequest())
     assert await tokens(reader) == (live, "7")
-    await rebuilder.generations.swap(0, live, made)
+    await rebuilder.generations.swap(0, live, rebuilt)
 
-    assert await tokens(reader) == (made, "9")
+    assert await tokens(reader) == (rebuilt, "9")
     with pytest.raises(Fenced):
         await worker.state.commit(0, live, counted(7, 1, 1_000))
-    assert await worker.state.load_checkpoint(0) == made
-    await worker.state.read(0, made, ReadRequest())
-    await worker.state.commit(0, made, counted(7, 2, 10))
+    assert await worker.state.load_checkpoint(0) == rebuilt
+    await worker.state.read(0, rebuilt, ReadRequest())
+    await worker.state.commit(0, rebuilt, counted(7, 2, 10))
     assert await tokens(reader) == (at(7, 2), "10")
     await rebuilder.generations.sweep(0)
     keys = await asyncio.to_thread(reader.keyspace.server.run, [("KEYS", f"{namespace}:{{p0}}:*")])
@@ -279,27 +279,27 @@ async def test_other_processes_notice_a_swap_at_their_next_call(valkey: LocalVal
         await each.close()
 
 
-async def test_emptied_server_after_a_rebuild_is_no_state_and_not_the_first_generation(valkey: LocalValkey) -> None:
-    """The name of the live generation goes with the keys."""
-    made = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
-    live, built = await both(made)
-    await made.generations.swap(0, live, built)
-    keys = await asyncio.to_thread(made.keyspace.server.run, [("KEYS", f"{made.keyspace.namespace}:*")])
-    await asyncio.to_thread(made.keyspace.server.run, [("DEL", *keys[0])])
+async def test_emptied_server_after_a_rebuild_has_no_state_rather_than_generation_1(valkey: LocalValkey) -> None:
+    """The name of the live generation is lost with the keys."""
+    view = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
+    live, built = await both(view)
+    await view.generations.swap(0, live, built)
+    keys = await asyncio.to_thread(view.keyspace.server.run, [("KEYS", f"{view.keyspace.namespace}:*")])
+    await asyncio.to_thread(view.keyspace.server.run, [("DEL", *keys[0])])
 
     with pytest.raises((Fenced, OperatorNeeded)):
-        await made.state.read(0, built, ReadRequest())
-    assert await made.state.load_checkpoint(0) is None
-    await made.close()
+        await view.state.read(0, built, ReadRequest())
+    assert await view.state.load_checkpoint(0) is None
+    await view.close()
 
 
 @pytest.mark.parametrize("step", STEPS)
 async def test_claim_in_the_middle_of_a_step_undoes_it(
     valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """The earlier command has looked, and the later one claims before it writes."""
+    """The earlier command has checked its claim, and the later one claims before the write."""
     store = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
-    live, made = await both(store)
+    live, rebuilt = await both(store)
     first, last = command(store), command(store)
     await first.rebuilds.claim_rebuild("first")
     assert isinstance(last, RedisLiveView)
@@ -315,28 +315,28 @@ async def test_claim_in_the_middle_of_a_step_undoes_it(
         with contextlib.suppress(Fenced):
             if step == "commit":
                 built = first.built(2)
-                await built.state.read(0, made, ReadRequest())
-                await built.state.commit(0, made, counted(9, 2, 1_000))
+                await built.state.read(0, rebuilt, ReadRequest())
+                await built.state.commit(0, rebuilt, counted(9, 2, 1_000))
             else:
-                await STEPS[step](first, live, made)
+                await STEPS[step](first, live, rebuilt)
     monkeypatch.undo()
 
     assert await tokens(store) == (live, "7")
     assert await store.rebuilds.rebuilding() == 2
-    assert await tokens(store.built(2)) == (made, "9")
+    assert await tokens(store.built(2)) == (rebuilt, "9")
     assert await store.built(2).state.load_checkpoint(1) is None
-    (held,) = store.keyspace.server.run([("EXISTS", store.built(2).keyspace.keys(1).restoring)])
-    assert not held
+    (exists,) = store.keyspace.server.run([("EXISTS", store.built(2).keyspace.keys(1).restoring)])
+    assert not exists
     for each in (store, first, last):
         await each.close()
 
 
-async def test_sweep_looks_again_where_something_became_live_or_is_built_meanwhile(
+async def test_sweep_looks_again_if_a_generation_became_live_or_was_begun_meanwhile(
     valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was superfluous when it looked is being built when it would remove it."""
+    """A generation that was superfluous at the first look may be in use at the removal."""
     store = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
-    live, made = await both(store)
+    live, rebuilt = await both(store)
     await store.rebuilds.end_rebuild(2)
     run, note = Connection.run, f"{store.keyspace.namespace}:rebuilding"
 
@@ -349,6 +349,6 @@ async def test_sweep_looks_again_where_something_became_live_or_is_built_meanwhi
     assert await store.generations.sweep(0) == 0
     monkeypatch.undo()
 
-    assert await tokens(store.built(2)) == (made, "9")
-    assert await store.generations.swap(0, live, made)
+    assert await tokens(store.built(2)) == (rebuilt, "9")
+    assert await store.generations.swap(0, live, rebuilt)
     await store.close()

@@ -24,7 +24,7 @@ DAY_MS = 86_400_000
 
 
 class WithoutGaps(random.Random):
-    """Offsets follow each other, as the other drivers' do where nothing is compacted."""
+    """Numbers the offsets without gaps, as the other drivers do."""
 
     def random(self) -> float:
         return 1.0
@@ -59,7 +59,7 @@ async def topic(log: Log) -> str:
 
 
 async def test_appended_records_are_read_back_with_all_their_parts(log: Log, topic: str) -> None:
-    """Key, value and headers are the producer's bytes; topic, partition, offset and time are the log's."""
+    """Key, value and headers are the producer's bytes; the log adds topic, partition, offset and time."""
     first = await log.append(topic, 1, b"\x00\xff", key=b"acme", headers=(("kind", b"\xfe"), ("kind", b"2")))
     second = await log.append(topic, 1, b"")
 
@@ -71,7 +71,7 @@ async def test_appended_records_are_read_back_with_all_their_parts(log: Log, top
     assert [(topic, 1)] * 2 == [(record.topic, record.partition) for record in records]
 
 
-async def test_partitions_are_apart(log: Log, topic: str) -> None:
+async def test_partitions_are_independent(log: Log, topic: str) -> None:
     """Each partition numbers its own records."""
     await log.append(topic, 0, b"a")
     await log.append(topic, 2, b"b")
@@ -82,7 +82,7 @@ async def test_partitions_are_apart(log: Log, topic: str) -> None:
 
 
 async def test_concurrent_appends_get_distinct_ascending_offsets(log: Log, topic: str) -> None:
-    """Batching inside the driver must not mix up who got which offset."""
+    """Batching inside the driver must not swap the callers' offsets."""
     values = [str(number).encode() for number in range(500)]
 
     offsets = await asyncio.gather(*(log.append(topic, 0, value) for value in values))
@@ -94,8 +94,8 @@ async def test_concurrent_appends_get_distinct_ascending_offsets(log: Log, topic
     assert sorted(offsets) == [record.offset for record in records]
 
 
-async def test_reading_goes_on_from_any_offset_in_slices(log: Log, topic: str) -> None:
-    """A reader follows `next_offset` from slice to slice and ends with an empty one."""
+async def test_reading_continues_from_any_offset_in_slices(log: Log, topic: str) -> None:
+    """A reader follows `next_offset` from slice to slice until a slice is empty."""
     for number in range(25):
         await log.append(topic, 0, str(number).encode())
     offset, seen = 5, []
@@ -109,7 +109,7 @@ async def test_reading_goes_on_from_any_offset_in_slices(log: Log, topic: str) -
 
 
 async def test_reading_back_and_forth_between_partitions_loses_nothing(log: Log, topic: str) -> None:
-    """A driver that keeps read-ahead per partition must drop it on a seek."""
+    """A driver with read-ahead per partition must drop it on a seek."""
     for number in range(10):
         await log.append(topic, number % 2, str(number).encode())
 
@@ -120,7 +120,7 @@ async def test_reading_back_and_forth_between_partitions_loses_nothing(log: Log,
 
 
 async def test_a_reader_at_the_end_sees_what_is_appended_later(log: Log, topic: str) -> None:
-    """Following the end is how the sinks work."""
+    """The sinks follow the end of the log."""
     await log.append(topic, 0, b"early")
     assert await log.read(topic, 0, 1) == []
 
@@ -130,7 +130,7 @@ async def test_a_reader_at_the_end_sees_what_is_appended_later(log: Log, topic: 
 
 
 async def test_bounds_are_first_and_next_offset(log: Log, topic: str) -> None:
-    """Half open, as every interval of the project."""
+    """Half open, as all intervals in the project."""
     assert await log.bounds(topic, 0) == (0, 0)
 
     await log.append(topic, 0, b"a")
@@ -140,7 +140,7 @@ async def test_bounds_are_first_and_next_offset(log: Log, topic: str) -> None:
 
 
 async def test_stream_time_never_goes_back(log: Log, topic: str, clock: ManualClock) -> None:
-    """I7: closing and expiry are decided by stream time; a clock that steps back must not reopen anything."""
+    """I7: stream time decides closing and expiry; a clock that steps back must not reopen anything."""
     await log.append(topic, 0, b"a")
     clock.ms -= 60_000
     await log.append(topic, 0, b"b")
@@ -153,7 +153,7 @@ async def test_stream_time_never_goes_back(log: Log, topic: str, clock: ManualCl
 
 
 async def test_creating_topics_twice_changes_nothing(log: Log, topic: str) -> None:
-    """Every process creates what is missing at its start."""
+    """Every process creates missing topics at its start."""
     await log.append(topic, 0, b"a")
 
     await log.create_topics([TopicSpec(topic, partitions=3, retention_ms=1_000)])
@@ -164,13 +164,13 @@ async def test_creating_topics_twice_changes_nothing(log: Log, topic: str) -> No
 
 
 async def test_another_number_of_partitions_needs_an_operator(log: Log, topic: str) -> None:
-    """Accounts would move to other partitions, away from their state."""
+    """Otherwise accounts would move to other partitions, away from their state."""
     with pytest.raises(OperatorNeeded, match="3 partitions"):
         await log.create_topics([TopicSpec(topic, partitions=4, retention_ms=DAY_MS)])
 
 
 async def test_a_topic_has_the_settings_that_the_design_needs(log: Log, topic: str) -> None:
-    """`doctor` compares these; LogAppendTime above all."""
+    """`doctor` compares these settings; LogAppendTime is the most important."""
     settings = await log.topic_settings(topic)
 
     assert settings["message.timestamp.type"] == "LogAppendTime"
@@ -179,21 +179,21 @@ async def test_a_topic_has_the_settings_that_the_design_needs(log: Log, topic: s
 
 
 async def test_an_unknown_topic_has_no_partitions_and_takes_no_records(log: Log) -> None:
-    """A typing error must not create a topic."""
+    """A typing mistake must not create a topic."""
     assert await log.partition_count("no.such.topic") == 0
     with pytest.raises(InvalidInput, match="does not exist"):
         await log.append("no.such.topic", 0, b"a")
 
 
 async def test_an_unknown_partition_is_refused(log: Log, topic: str) -> None:
-    """Negative numbers and numbers past the last one alike."""
+    """Negative numbers, and numbers past the last partition."""
     for partition in (-1, 3):
         with pytest.raises(InvalidInput, match="does not exist"):
             await log.read(topic, partition, 0)
 
 
 async def test_a_record_over_the_limit_is_refused_and_its_neighbours_are_not(log: Log, topic: str) -> None:
-    """The limit is counted before compression, so that every driver refuses the same records."""
+    """The limit applies before compression, so every driver refuses the same records."""
     large, small = b"0" * (1024 * 1024), b"small"
 
     results = await asyncio.gather(
@@ -205,7 +205,7 @@ async def test_a_record_over_the_limit_is_refused_and_its_neighbours_are_not(log
 
 
 async def test_a_record_just_within_the_limit_is_accepted(log: Log, topic: str) -> None:
-    """Bytes that do not compress, so that the broker's own limit is met as well."""
+    """The bytes do not compress, so the record also meets the broker's own limit."""
     value = bytes((number * 2_654_435_761 >> 13) & 0xFF for number in range(1024 * 1024 - 1024))
 
     offset = await log.append(topic, 0, value)
@@ -214,11 +214,11 @@ async def test_a_record_just_within_the_limit_is_accepted(log: Log, topic: str) 
 
 
 async def test_a_group_without_commits_has_no_offset(log: Log, topic: str) -> None:
-    """None, not 0: a missing hint is not a position."""
+    """None, not 0: a missing hint is no position."""
     assert await log.committed("nobody", topic, 0) is None
 
 
 async def test_closing_twice_is_safe(log: Log) -> None:
-    """`finally` blocks may run after an orderly stop."""
+    """A `finally` block may run after an orderly stop."""
     await log.close()
     await log.close()

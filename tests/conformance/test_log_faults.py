@@ -1,4 +1,4 @@
-"""Faults of the log that the simulation uses, shown once on a real Kafka broker."""
+"""The faults of the log in the simulation, each shown on a real Kafka broker."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from schemas.errors import InvalidInput, Transient
 from schemas.log import Record, TopicSpec
 
 
-async def test_a_record_whose_confirmation_was_lost_is_in_the_log_and_a_repeat_adds_another(
+async def test_a_record_with_a_lost_confirmation_is_in_the_log_and_a_retry_adds_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`Transient` from an append says nothing about the record; that is why identity, not offsets, counts events."""
+    """`Transient` from an append says nothing about the record, so events are counted by identity, not by offset."""
     with LocalKafka(tmp_path / "kafka") as broker:
         patient = open_log(broker.url, SystemClock())
         await patient.start()
@@ -41,10 +41,10 @@ async def test_a_record_whose_confirmation_was_lost_is_in_the_log_and_a_repeat_a
             await log.append("t", 0, b"unsure")
         os.killpg(broker.pid, signal.SIGCONT)
 
-        found: list[Record] = []
-        while len(found) < 2:
-            found = await patient.read("t", 0, 0)
-        assert [record.value for record in found] == [b"first", b"unsure"]
+        records: list[Record] = []
+        while len(records) < 2:
+            records = await patient.read("t", 0, 0)
+        assert [record.value for record in records] == [b"first", b"unsure"]
         await patient.append("t", 0, b"unsure")
         assert [record.value for record in await patient.read("t", 0, 0)] == [b"first", b"unsure", b"unsure"]
         await log.close()
@@ -52,7 +52,7 @@ async def test_a_record_whose_confirmation_was_lost_is_in_the_log_and_a_repeat_a
 
 
 async def test_records_that_retention_removed_move_the_first_offset_and_nothing_else(kafka_url: str) -> None:
-    """A reader that stands before the first offset is behind the log's start, which the processors refuse."""
+    """The processors refuse to start before the log's first offset."""
     log, topic = open_log(kafka_url, SystemClock()), f"forgetful.{uuid.uuid4().hex}"
     await log.start()
     await log.create_topics([TopicSpec(topic, partitions=1, retention_ms=-1)])
@@ -69,8 +69,8 @@ async def test_records_that_retention_removed_move_the_first_offset_and_nothing_
     await log.close()
 
 
-async def test_a_record_that_the_broker_refuses_does_not_close_its_partition_to_others(kafka_url: str) -> None:
-    """An operator lowers a topic's limit while a gateway runs: the sequence numbers of what was refused are gone."""
+async def test_a_record_that_the_broker_refuses_does_not_block_its_partition(kafka_url: str) -> None:
+    """An operator lowers a topic's limit while a gateway runs: the refused sequence numbers are lost."""
     log, topic = open_log(kafka_url, SystemClock()), f"lowered.{uuid.uuid4().hex}"
     await log.start()
     await log.create_topics([TopicSpec(topic, partitions=1, retention_ms=-1)])

@@ -1,4 +1,4 @@
-"""What a real Valkey says during a fail-over passes by itself, and the next call finds the server that took over."""
+"""The errors of a real Valkey during a fail-over are transient, and the next call uses the new primary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sinks.redis.client import Command, Server, checked
 from sinks.redis.view import RedisLiveView
 from tests.conformance.rollup_states import changes, checkpoint, started
 
-# Nobody listens there: the server waits for a primary that is gone.
+# Nobody listens on this port: the server waits for a primary that is gone.
 REPLICA: Command = ("REPLICAOF", "127.0.0.1", 9)
 PRIMARY: Command = ("REPLICAOF", "NO", "ONE")
 
@@ -35,7 +35,7 @@ def server(own_valkey: LocalValkey) -> Iterator[Server]:
     ids=["READONLY", "MASTERDOWN", "NOREPLICAS"],
 )
 def test_fail_over_is_waited_for(server: Server, before: list[Command], command: Command) -> None:
-    """An ordinary fail-over must not ask for a person."""
+    """An ordinary fail-over must not need an operator."""
     server.run(before)
 
     with pytest.raises(Transient):
@@ -56,14 +56,14 @@ def test_fail_over_is_waited_for(server: Server, before: list[Command], command:
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else value.__name__,
 )
-def test_errors_are_known_as_the_library_hands_them_over(text: str, expected: type[Exception]) -> None:
-    """It cuts the first word off those that it has a class for."""
+def test_errors_are_recognised_as_the_library_delivers_them(text: str, expected: type[Exception]) -> None:
+    """The library removes the first word of errors for which it has a class."""
     with pytest.raises(expected):
         checked([BaseParser.parse_error(text)], "Redis")  # type: ignore[no-untyped-call]  # the library ships no types
 
 
-def test_connections_to_a_server_that_became_a_replica_are_dropped(server: Server) -> None:
-    """It keeps them open, so the one that took over would never be asked."""
+def test_connections_to_a_server_that_became_a_replica_are_closed(server: Server) -> None:
+    """The replica keeps connections open, so the client would never ask the new primary."""
     one, other = server.connection(), server.connection()
     ids = {str(each.run([("CLIENT", "ID")])) for each in (one, other)}
     other.release()
@@ -76,8 +76,8 @@ def test_connections_to_a_server_that_became_a_replica_are_dropped(server: Serve
     assert not ids & again
 
 
-async def test_commit_refused_by_a_replica_is_made_once_it_is_the_primary(own_valkey: LocalValkey) -> None:
-    """Nothing of it was written before."""
+async def test_commit_refused_by_a_replica_is_written_once_it_is_the_primary(own_valkey: LocalValkey) -> None:
+    """The refused commit wrote nothing."""
     store, server = RedisLiveView(own_valkey.url), Server(own_valkey.url)
     last = await started(store)
     server.run([REPLICA])

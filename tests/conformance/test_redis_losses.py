@@ -26,49 +26,51 @@ Contents = dict[str, object]
 
 
 def contents(url: str) -> Contents:
-    """Every key of a server with its value, whatever its type."""
+    """Every key of a server with its value, of any type."""
     server = Server(url)
     reads = {"string": ("GET",), "hash": ("HGETALL",), "set": ("SMEMBERS",), "zset": ("ZRANGE", 0, -1, "WITHSCORES")}
     try:
         (keys,) = server.run([("KEYS", "*")])
-        found: Contents = {}
+        values: Contents = {}
         for key in sorted(keys):
             (kind,) = server.run([("TYPE", key)])
             command, *arguments = reads[kind]
             (value,) = server.run([(str(command), key, *arguments)])
-            # The order of a hash's fields and a set's members is the server's own affair.
-            found[key] = as_mapping(value) if kind == "hash" else sorted(value) if kind == "set" else value
-        return found
+            # The order of a hash's fields and a set's members is arbitrary.
+            values[key] = as_mapping(value) if kind == "hash" else sorted(value) if kind == "set" else value
+        return values
     finally:
         server.close()
 
 
 async def committed(store: RedisLiveView, url: str, last: Checkpoint, number: int) -> tuple[Checkpoint, Contents]:
-    """One more commit, and what the server holds then."""
+    """Makes one more commit; returns the server's contents."""
     await store.state.commit(0, last, changes(number, account=f"account {number}", total=str(number)))
     return checkpoint(number), await asyncio.to_thread(contents, url)
 
 
 @pytest_asyncio.fixture
 async def store(own_valkey: LocalValkey) -> AsyncIterator[RedisLiveView]:
-    """A store on it."""
+    """A store on the server."""
     opened = RedisLiveView(own_valkey.url)
     yield opened
     await opened.close()
 
 
-async def test_an_append_only_file_cut_anywhere_gives_the_state_after_a_commit_and_never_between_two(
+async def test_a_truncated_append_only_file_gives_the_state_after_a_commit_and_never_between_two(
     own_valkey: LocalValkey, store: RedisLiveView, tmp_path: Path
 ) -> None:
-    """A machine that loses power keeps a beginning of the file: at the end of a commit, or in the middle of one."""
+    """A power loss keeps the beginning of the file, up to the end or the middle of a commit."""
     (log,) = (tmp_path / "valkey/appendonlydir").glob("*.incr.aof")
     last = await started(store)
-    held = [(log.stat().st_size, await asyncio.to_thread(contents, own_valkey.url))]
+    states = [(log.stat().st_size, await asyncio.to_thread(contents, own_valkey.url))]
     for number in range(1, COMMITS + 1):
         last, whole = await committed(store, own_valkey.url, last, number)
-        held.append((log.stat().st_size, whole))
-    assert len({size for size, _ in held}) == COMMITS + 1, "the file is written with every commit"
-    cuts = [cut for (size, _), (after, _) in pairwise(held) for cut in (size, size + 1, (size + after) // 2, after - 1)]
+        states.append((log.stat().st_size, whole))
+    assert len({size for size, _ in states}) == COMMITS + 1, "the file is written with every commit"
+    cuts = [
+        cut for (size, _), (after, _) in pairwise(states) for cut in (size, size + 1, (size + after) // 2, after - 1)
+    ]
 
     own_valkey.kill()
     written = log.read_bytes()
@@ -76,15 +78,15 @@ async def test_an_append_only_file_cut_anywhere_gives_the_state_after_a_commit_a
         log.write_bytes(written[:cut])
         own_valkey.start()
 
-        expected = [whole for size, whole in held if size <= cut][-1]
+        expected = [whole for size, whole in states if size <= cut][-1]
         assert await asyncio.to_thread(contents, own_valkey.url) == expected, f"cut at {cut}"
         own_valkey.kill()
 
 
-async def test_a_worker_that_was_ahead_of_a_lost_second_is_fenced_and_its_successor_goes_on_at_the_older_checkpoint(
+async def test_a_worker_ahead_of_a_lost_second_is_fenced_and_its_successor_continues_at_the_older_checkpoint(
     own_valkey: LocalValkey, store: RedisLiveView, tmp_path: Path
 ) -> None:
-    """What was lost is folded again from the log, on exactly what was kept."""
+    """The successor folds the lost commits again from the log, on the state that was kept."""
     (log,) = (tmp_path / "valkey/appendonlydir").glob("*.incr.aof")
     first = await started(store)
     kept, _ = await committed(store, own_valkey.url, first, 1)
@@ -105,10 +107,10 @@ async def test_a_worker_that_was_ahead_of_a_lost_second_is_fenced_and_its_succes
     assert await asyncio.to_thread(contents, own_valkey.url) == whole
 
 
-async def test_a_replica_that_takes_over_holds_the_state_after_a_commit_and_refuses_a_worker_that_was_ahead(
+async def test_a_replica_that_takes_over_has_the_state_after_a_commit_and_refuses_a_worker_ahead(
     own_valkey: LocalValkey, store: RedisLiveView, tmp_path: Path
 ) -> None:
-    """Replication is asynchronous: what the replica had not received is gone, and the checkpoint says so."""
+    """Replication is asynchronous: later commits are lost, and the checkpoint shows it."""
     last = await started(store)
     with LocalValkey(tmp_path / "replica") as replica:
         server, primary = Server(replica.url), Server(own_valkey.url)
@@ -129,10 +131,10 @@ async def test_a_replica_that_takes_over_holds_the_state_after_a_commit_and_refu
         primary.close()
 
 
-async def test_a_store_that_lost_everything_is_told_from_one_that_is_behind(
+async def test_an_emptied_store_is_distinguished_from_one_that_lags(
     own_valkey: LocalValkey, store: RedisLiveView
 ) -> None:
-    """Nothing may be counted on an empty store by a process that had counted before."""
+    """A process that had counted before must not count on an empty store."""
     last, _ = await committed(store, own_valkey.url, await started(store), 1)
     server = Server(own_valkey.url)
     await asyncio.to_thread(server.run, [("FLUSHALL",)])
@@ -144,7 +146,7 @@ async def test_a_store_that_lost_everything_is_told_from_one_that_is_behind(
 
 
 async def _until_received(replica: Server, url: str, expected: Contents) -> None:
-    """Wait, as long as the test may take, until the replica is in step."""
+    """Waits until the replica has caught up, within the test's time limit."""
     while True:
         (answer,) = await asyncio.to_thread(replica.run, [("INFO", "replication")])
         if "master_link_status:up" in answer and await asyncio.to_thread(contents, url) == expected:
@@ -152,8 +154,8 @@ async def _until_received(replica: Server, url: str, expected: Contents) -> None
         await asyncio.sleep(0.02)
 
 
-async def test_a_copy_during_which_the_server_starts_again_is_no_copy(own_valkey: LocalValkey) -> None:
-    """Its keys stand in another order then: the copy would lack some, and nothing in it would tell."""
+async def test_a_copy_across_a_restart_of_the_server_is_refused(own_valkey: LocalValkey) -> None:
+    """After the restart the keys have another order: the copy would silently lack some keys."""
     store = RedisLiveView(own_valkey.url)
     first = await started(store)
     totals = {TotalKey(f"account {number}", 0): {"tokens": "7"} for number in range(20_000)}

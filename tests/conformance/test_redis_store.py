@@ -1,4 +1,4 @@
-"""What only the Redis store does: watching, types, settings, and servers that die."""
+"""Properties of the Redis store alone: watching, types, settings, and servers that die."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def redis_store(valkey: LocalValkey) -> RedisLiveView:
 async def test_a_commit_between_read_and_commit_refuses_the_slower_worker(
     redis_store: RedisLiveView, valkey: LocalValkey
 ) -> None:
-    """WATCH broken by another connection: EXEC writes nothing."""
+    """Another connection breaks the WATCH: EXEC writes nothing."""
     first = await started(redis_store)
     other = RedisLiveView(valkey.url, namespace=redis_store.keyspace.namespace)
     await redis_store.state.read(0, first, ReadRequest())
@@ -49,10 +49,10 @@ async def test_a_commit_between_read_and_commit_refuses_the_slower_worker(
     await redis_store.close()
 
 
-async def test_meter_set_is_written_and_read_only_when_it_changes(
+async def test_meter_set_is_written_and_read_only_if_it_changes(
     redis_store: RedisLiveView, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be hundreds of kilobytes: neither a flush nor a live answer moves it again."""
+    """A meter set may have hundreds of kilobytes, so neither a flush nor a live answer transfers it again."""
     first = await started(redis_store)
     worker, reader = (RedisLiveView(valkey.url, namespace=redis_store.keyspace.namespace) for _ in range(2))
     moved: list[str | bytes | int] = []
@@ -88,10 +88,10 @@ async def test_meter_set_is_written_and_read_only_when_it_changes(
         await each.close()
 
 
-async def test_an_answer_between_two_reads_does_not_hide_who_waits_still(
+async def test_an_answer_between_two_reads_does_not_hide_accounts_that_still_wait(
     redis_store: RedisLiveView, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The names of those that wait are read before their states."""
+    """The store reads the names of waiting accounts before their states."""
     first = await started(redis_store)
     other = RedisLiveView(valkey.url, namespace=redis_store.keyspace.namespace)
     pending = PendingCut(position=9, from_ms=0, requested_ms=0, binding=Binding(effective_from_ms=0))
@@ -120,7 +120,7 @@ async def test_an_answer_between_two_reads_does_not_hide_who_waits_still(
 
 
 async def test_an_abandoned_read_does_not_spoil_the_next_commit(redis_store: RedisLiveView) -> None:
-    """A WATCH that a failed flush left behind is dropped by the next read."""
+    """The next read drops a WATCH of a failed flush."""
     first = await started(redis_store)
     await redis_store.state.read(0, first, ReadRequest())
     await redis_store.state.commit(0, first, Changes(checkpoint=checkpoint(1)))
@@ -133,7 +133,7 @@ async def test_an_abandoned_read_does_not_spoil_the_next_commit(redis_store: Red
 
 
 async def test_a_key_of_another_type_stops_the_worker_in_the_read(redis_store: RedisLiveView) -> None:
-    """Somebody else writes under our keys: no half of a commit may be applied."""
+    """A foreign program writes under Tidemark's keys: no half of a commit may be applied."""
     first = await started(redis_store)
     key = redis_store.keyspace.keys(0).total(TotalKey("acme", 0))
     await asyncio.to_thread(redis_store.keyspace.server.run, [("SET", key, "text")])
@@ -144,7 +144,7 @@ async def test_a_key_of_another_type_stops_the_worker_in_the_read(redis_store: R
 
 
 async def test_marks_stay_integer_sets(redis_store: RedisLiveView) -> None:
-    """Eight bytes a mark; a hash table would take five times that."""
+    """A mark takes eight bytes; a hash table would take five times that."""
     first = await started(redis_store)
     marks = {MarkKey(0, 1): list(range(-10_000, 10_000))}
     await redis_store.state.commit(0, first, changes(5)._replace(marks=marks))
@@ -155,8 +155,8 @@ async def test_marks_stay_integer_sets(redis_store: RedisLiveView) -> None:
     await redis_store.close()
 
 
-async def test_settings_that_endanger_the_counts_are_named(redis_store: RedisLiveView) -> None:
-    """Eviction reads as zero usage."""
+async def test_settings_that_endanger_the_counts_are_reported(redis_store: RedisLiveView) -> None:
+    """Evicted usage would read as zero."""
     run = redis_store.keyspace.server.run
     await asyncio.to_thread(run, [("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")])
     await asyncio.to_thread(run, [("CONFIG", "SET", "set-max-intset-entries", "512")])
@@ -171,21 +171,21 @@ async def test_settings_that_endanger_the_counts_are_named(redis_store: RedisLiv
 
 
 async def test_a_killed_server_keeps_every_commit(redis_store: RedisLiveView, valkey: LocalValkey) -> None:
-    """The append-only file is written before the answer; meanwhile the store says that it does not answer."""
+    """The append-only file is written before the answer. While the server is dead, the store raises."""
     first = await started(redis_store)
     await redis_store.state.commit(0, first, changes(5))
     valkey.kill()
     with pytest.raises(Transient):
         await redis_store.state.load_checkpoint(0)
-    # Not in a thread: the server is tied to the life of the thread that starts it.
+    # Not in a thread: the server dies with the thread that starts it.
     valkey.start()
 
     assert await redis_store.state.load_checkpoint(0) == checkpoint(5)
     await redis_store.close()
 
 
-async def test_a_lost_answer_leaves_all_of_a_commit_or_nothing(valkey: LocalValkey) -> None:
-    """The connection dies after EXEC was sent: the checkpoint tells that everything was applied."""
+async def test_a_lost_answer_leaves_a_whole_commit_or_nothing(valkey: LocalValkey) -> None:
+    """The connection dies after EXEC was sent: the checkpoint shows whether the commit was applied."""
     namespace = f"test-{uuid.uuid4().hex[:12]}"
     direct = RedisLiveView(valkey.url, namespace=namespace)
     first = await started(direct)
@@ -222,7 +222,7 @@ def _one_cell(offset: int, account: str, stream_time_ms: int) -> Changes:
 async def test_a_commit_while_dirty_cells_are_listed_is_not_taken_for_relayed(
     redis_store: RedisLiveView, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is called complete is said by the checkpoint: it must not be ahead of the cells that come with it."""
+    """The checkpoint determines completeness, so it must not be ahead of the cells that were read with it."""
     other = RedisLiveView(valkey.url, namespace=redis_store.keyspace.namespace)
     first = await started(redis_store)
     await redis_store.state.commit(0, first, _one_cell(5, "acme", BUCKET + 1_000))
@@ -244,10 +244,10 @@ async def test_a_commit_while_dirty_cells_are_listed_is_not_taken_for_relayed(
     await redis_store.close()
 
 
-async def test_fewer_dirty_cells_than_asked_for_are_all_there_are(
+async def test_fewer_dirty_cells_than_requested_are_all_of_them(
     redis_store: RedisLiveView, valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where another process, which has just lost the partition, confirms one of them in between."""
+    """Even if another process, which has just lost the partition, confirms a cell in between."""
     other = RedisLiveView(valkey.url, namespace=redis_store.keyspace.namespace)
     believed = await started(redis_store)
     for number, account in enumerate(("acme", "bob", "cyd", "dora", "eve")):

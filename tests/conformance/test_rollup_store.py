@@ -1,4 +1,4 @@
-"""One suite for the rollup's store: the in-memory fake and a real Valkey must promise the same."""
+"""One suite for the rollup's store: the in-memory fake and a real Valkey."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ from sinks.redis.view import RedisLiveView
 from tests.conformance.rollup_states import BUCKET, ODD_ACCOUNTS, changes, checkpoint, started
 
 
-async def test_what_was_committed_is_read_back_whole(rollup_store: LiveView) -> None:
+async def test_a_commit_is_read_back_whole(rollup_store: LiveView) -> None:
     """Marks, totals, cells, reports, distinct members, accounts and the checkpoint itself."""
     first = await started(rollup_store)
-    made = changes(5)
-    await rollup_store.state.commit(0, first, made)
+    commit = changes(5)
+    await rollup_store.state.commit(0, first, commit)
 
     view = await rollup_store.state.read(
         0,
-        made.checkpoint,
+        commit.checkpoint,
         ReadRequest(
             marks={MarkKey(0, 5): [1, 2, -(2**63)], MarkKey(1, 5): [1]},
             totals=[TotalKey("acme", 0), TotalKey("nobody", 0)],
-            cells=[*made.cells, BucketField(BUCKET, "absent")],
-            reports=list(made.reports),
+            cells=[*commit.cells, BucketField(BUCKET, "absent")],
+            reports=list(commit.reports),
             uniques={UniqueKey("acme", "users", 0): [11, 99]},
             accounts=["acme", "nobody"],
         ),
     )
     assert view.marks == {1, -(2**63)}
     assert view.totals == {TotalKey("acme", 0): {"tokens": "7", "peak": "-3"}, TotalKey("nobody", 0): {}}
-    assert (view.cells, view.reports) == (made.cells, made.reports)
+    assert (view.cells, view.reports) == (commit.cells, commit.reports)
     assert view.uniques == {UniqueKey("acme", "users", 0): {11}}
-    assert view.accounts == {"acme": made.accounts["acme"], "nobody": AccountState()}
-    assert await rollup_store.state.load_checkpoint(0) == made.checkpoint
+    assert view.accounts == {"acme": commit.accounts["acme"], "nobody": AccountState()}
+    assert await rollup_store.state.load_checkpoint(0) == commit.checkpoint
     assert await rollup_store.state.load_checkpoint(1) is None
 
 
@@ -62,7 +62,7 @@ async def test_what_was_committed_is_read_back_whole(rollup_store: LiveView) -> 
 async def test_accounts_of_any_characters_and_totals_beyond_doubles_are_exact(
     rollup_store: LiveView, account: str
 ) -> None:
-    """No 2^53 anywhere but in the ranking index, and no separator an account could contain."""
+    """Only the ranking index rounds beyond 2^53, and an account may contain any separator."""
     first = await started(rollup_store)
     await rollup_store.state.commit(0, first, changes(5, account, str(2**70 + 1)))
 
@@ -77,8 +77,8 @@ async def test_accounts_of_any_characters_and_totals_beyond_doubles_are_exact(
     assert (await rollup_store.outbox.duplicates(0, 10))[0].account == account
 
 
-async def test_a_worker_that_believes_an_old_checkpoint_changes_nothing(rollup_store: LiveView) -> None:
-    """The zombie of a rebalance: both reads and commits are refused (I2, S4)."""
+async def test_a_worker_with_an_old_checkpoint_changes_nothing(rollup_store: LiveView) -> None:
+    """A worker that lost its partition in a rebalance: the store refuses its reads and commits (I2, S4)."""
     first = await started(rollup_store)
     await rollup_store.state.commit(0, first, changes(5))
 
@@ -93,7 +93,7 @@ async def test_a_worker_that_believes_an_old_checkpoint_changes_nothing(rollup_s
 
 
 async def test_there_is_one_first_checkpoint(rollup_store: LiveView) -> None:
-    """Two workers that start at once on a new partition: one of them is refused."""
+    """Two workers start at once on a new partition: the store refuses one of them."""
     answers = await asyncio.gather(
         rollup_store.state.create_checkpoint(0, checkpoint()),
         rollup_store.state.create_checkpoint(0, checkpoint()),
@@ -104,7 +104,7 @@ async def test_there_is_one_first_checkpoint(rollup_store: LiveView) -> None:
 
 
 async def test_a_dirty_entry_whose_version_moved_is_kept(rollup_store: LiveView) -> None:
-    """The relay wrote the older value; the newer one must still be written (S8)."""
+    """The relay wrote the older value; the newer value must still be written (S8)."""
     first = await started(rollup_store)
     await rollup_store.state.commit(0, first, changes(5))
     _, relayed = await rollup_store.outbox.dirty(0, 10)
@@ -121,16 +121,16 @@ async def test_a_dirty_entry_whose_version_moved_is_kept(rollup_store: LiveView)
     assert (await rollup_store.outbox.dirty(0, 10))[1] == []
 
 
-async def test_outbox_over_its_cap_loses_its_oldest_closed_buckets_and_says_which(rollup_store: LiveView) -> None:
-    """Whole buckets, oldest first; never the open one, which the fold still reads; duplicates all at once."""
+async def test_outbox_over_its_limit_loses_its_oldest_closed_buckets_and_reports_them(rollup_store: LiveView) -> None:
+    """Whole buckets, oldest first; never the open bucket, which the fold still reads; duplicates all at once."""
     believed = await started(rollup_store)
     for number in range(4):
         bucket_ms = BUCKET + number * HOUR_MS
         cells = {BucketField(bucket_ms, f"cell {each}"): "s0:1:7" for each in range(number + 2)}
         duplicates = [Duplicate(10 * number + each, "a", "id", "t", "s", 0, "{}", 6) for each in range(3)]
         at = checkpoint(5 + number, bucket_ms)
-        made = Changes(checkpoint=at, cells=cells, dirty=dict.fromkeys(cells, 9), duplicates=duplicates)
-        await rollup_store.state.commit(0, believed, made)
+        commit = Changes(checkpoint=at, cells=cells, dirty=dict.fromkeys(cells, 9), duplicates=duplicates)
+        await rollup_store.state.commit(0, believed, commit)
         believed = at
 
     assert await rollup_store.drops.drop_excess(0, 14) == 0
@@ -150,11 +150,11 @@ async def test_outbox_over_its_cap_loses_its_oldest_closed_buckets_and_says_whic
     assert len(view.cells) == 1
 
 
-async def test_retired_total_leaves_with_all_that_belongs_to_it(rollup_store: LiveView) -> None:
-    """Total, distinct members, places in the rankings and its due time; nobody else's."""
+async def test_retired_total_is_removed_with_its_state(rollup_store: LiveView) -> None:
+    """Total, distinct members, places in the rankings and due time; nothing of another account."""
     first = await started(rollup_store)
-    made = changes(5)._replace(due={TotalKey("acme", 0): 7_000})
-    await rollup_store.state.commit(0, first, made)
+    commit = changes(5)._replace(due={TotalKey("acme", 0): 7_000})
+    await rollup_store.state.commit(0, first, commit)
     other = changes(6, "bob")._replace(retired={TotalKey("acme", 0): ("tokens", "peak", "users")})
     await rollup_store.state.commit(0, checkpoint(5), other)
 
@@ -169,8 +169,7 @@ async def test_retired_total_leaves_with_all_that_belongs_to_it(rollup_store: Li
 
 
 async def test_totals_are_due_in_the_order_of_their_times_and_then_of_their_names(rollup_store: LiveView) -> None:
-    """Both stores agree on the order, whatever an account is called; a total that nobody gave a time is due at once,
-    and one that has a time keeps it until it gets another."""
+    """Both stores agree for any account name. A total without a time is due at once; otherwise its last time counts."""
     believed = await started(rollup_store)
     for number, account in enumerate(ODD_ACCOUNTS):
         at = checkpoint(5 + number)
@@ -191,19 +190,19 @@ async def test_totals_are_due_in_the_order_of_their_times_and_then_of_their_name
 
 
 async def test_only_closed_and_relayed_buckets_are_dropped(rollup_store: LiveView) -> None:
-    """A cell is dropped once stream time has passed its bucket and nothing of it is dirty."""
+    """A cell is dropped once stream time has passed its bucket and none of its values is dirty."""
     first = await started(rollup_store)
-    made = changes(5)
-    await rollup_store.state.commit(0, first, made)
+    commit = changes(5)
+    await rollup_store.state.commit(0, first, commit)
     closing = Changes(checkpoint=checkpoint(6, BUCKET + HOUR_MS))
 
     async def cells(at: Checkpoint) -> int:
-        return len((await rollup_store.state.read(0, at, ReadRequest(cells=list(made.cells)))).cells)
+        return len((await rollup_store.state.read(0, at, ReadRequest(cells=list(commit.cells)))).cells)
 
     _, relayed = await rollup_store.outbox.dirty(0, 10)
     await rollup_store.outbox.drop_closed_buckets(0)
-    assert await cells(made.checkpoint) == 1
-    await rollup_store.state.commit(0, made.checkpoint, closing)
+    assert await cells(commit.checkpoint) == 1
+    await rollup_store.state.commit(0, commit.checkpoint, closing)
     await rollup_store.outbox.drop_closed_buckets(0)
     assert await cells(closing.checkpoint) == 1
     await rollup_store.outbox.confirm_dirty(0, relayed)
@@ -211,8 +210,8 @@ async def test_only_closed_and_relayed_buckets_are_dropped(rollup_store: LiveVie
     assert await cells(closing.checkpoint) == 0
 
 
-async def test_reports_and_duplicates_are_forgotten_when_confirmed(rollup_store: LiveView) -> None:
-    """And their buckets with them; confirming twice is harmless."""
+async def test_reports_and_duplicates_are_removed_after_their_confirmation(rollup_store: LiveView) -> None:
+    """Together with their buckets; a second confirmation is harmless."""
     first = await started(rollup_store)
     await rollup_store.state.commit(0, first, changes(5))
     assert await rollup_store.reports.report_buckets(0) == (checkpoint(5), [BUCKET])
@@ -226,8 +225,8 @@ async def test_reports_and_duplicates_are_forgotten_when_confirmed(rollup_store:
     assert await rollup_store.outbox.duplicates(0, 10) == []
 
 
-async def test_report_that_says_something_else_by_now_is_not_forgotten(rollup_store: LiveView) -> None:
-    """A replica that was behind has taken over since it was read: what it holds was not published."""
+async def test_report_that_has_changed_is_not_removed(rollup_store: LiveView) -> None:
+    """A replica that was behind has taken over since the read: its entry was not published."""
     first = await started(rollup_store)
     await rollup_store.state.commit(0, first, changes(5))
     _, entries = await rollup_store.reports.reports(0, BUCKET, 10)
@@ -241,10 +240,10 @@ async def test_report_that_says_something_else_by_now_is_not_forgotten(rollup_st
 
 
 @pytest.mark.parametrize("account", ODD_ACCOUNTS)
-async def test_accounts_that_wait_for_a_restatement_are_known_until_it_came(
+async def test_accounts_that_wait_for_a_restatement_are_known_until_it_is_folded(
     rollup_store: LiveView, account: str
 ) -> None:
-    """And what it replaces goes with all that belongs to it, before what it says is written under the same names."""
+    """The replaced state is removed first, because the new state may have the same names."""
     first = await started(rollup_store)
     binding = Binding(effective_from_ms=0, interval=Interval.DAY)
     waits = AccountState(
@@ -284,7 +283,7 @@ async def test_accounts_that_wait_for_a_restatement_are_known_until_it_came(
     assert await rollup_store.totals.ranking(0, RankingKey("tokens", 0), 5) == [(account, 3)]
 
 
-async def test_expired_marks_are_gone(rollup_store: LiveView) -> None:
+async def test_expired_marks_are_removed(rollup_store: LiveView) -> None:
     """By stream time, in the commit; no server's clock decides what a duplicate is."""
     first = await started(rollup_store)
     await rollup_store.state.commit(0, first, changes(5))
@@ -296,15 +295,15 @@ async def test_expired_marks_are_gone(rollup_store: LiveView) -> None:
 
 
 def deferred(position: int, account: str, stream_time_ms: int = BUCKET) -> Deferred:
-    """An event that waits for its decision."""
+    """A deferred event."""
     raw = '{"id":"\\ud800 \U0001f600"}'
     contributions = (("tokens", 10**18 - 1, "", '{"region":"ü"}'), ("users", 0, "text", "{}"))
     return Deferred(position, stream_time_ms, account, "id", "type", "source", 5, raw, True, contributions)
 
 
 @pytest.mark.parametrize("account", ODD_ACCOUNTS)
-async def test_deferred_events_wait_in_order_until_they_are_judged(rollup_store: LiveView, account: str) -> None:
-    """What the resolver reads, what the fold reads back, and what a usage answer says of one account and of all."""
+async def test_deferred_events_wait_in_order_until_their_decision(rollup_store: LiveView, account: str) -> None:
+    """For the resolver, the fold, and usage answers of one account and of all accounts."""
     first = await started(rollup_store)
     entries = [deferred((9 << 40) + 1, account, BUCKET + 7), deferred(2, "other"), deferred(10, account, BUCKET + 5)]
     await rollup_store.state.commit(0, first, Changes(checkpoint=checkpoint(5), deferred=entries))
@@ -328,8 +327,10 @@ async def test_deferred_events_wait_in_order_until_they_are_judged(rollup_store:
     assert await rollup_store.deferred.waiting(0, "other") == (checkpoint(7), Waiting())
 
 
-async def test_an_emptied_store_is_told_from_a_moved_checkpoint(rollup_store: LiveView, valkey: LocalValkey) -> None:
-    """The remedy is another one, so the error is."""
+async def test_an_emptied_store_is_distinguished_from_a_moved_checkpoint(
+    rollup_store: LiveView, valkey: LocalValkey
+) -> None:
+    """The remedies differ."""
     first = await started(rollup_store)
     if isinstance(rollup_store, FakeLiveView):
         rollup_store.server.empty()
@@ -343,4 +344,4 @@ async def test_an_emptied_store_is_told_from_a_moved_checkpoint(rollup_store: Li
         await rollup_store.state.commit(0, first, changes(5))
 
 
-# What only the real server can show
+# Only with the real server

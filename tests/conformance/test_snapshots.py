@@ -1,4 +1,4 @@
-"""State copied out and in, and where the copies are kept: the fakes and the real services promise the same."""
+"""Export and import of state, and the store of snapshots: the same tests for the fakes and the real services."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DEFERRED = Deferred(9 << 16, 5, "acme", "p", "t", "s", 1, '{"id":"p"}', False, (
 
 @pytest.fixture
 def store(rollup_store: LiveView) -> LiveView:
-    """An empty store: the fake, then the service."""
+    """An empty store: the fake, then the real server."""
     assert isinstance(rollup_store, FakeLiveView | RedisLiveView)
     return rollup_store
 
@@ -60,7 +60,7 @@ def at(next_offset: int, generation: int) -> Checkpoint:
 
 
 def everything(many: int) -> Changes:
-    """One of each kind of state, and enough of some to fill several chunks."""
+    """Changes with every kind of state, and enough of some kinds to fill several chunks."""
     cells = {
         BucketField(HOUR * (number % 2), f"cell {number} {name}"): f"{number}" for number, name in enumerate(NAMES)
     }
@@ -87,7 +87,7 @@ async def filled(store: LiveView, many: int = 12_000) -> tuple[Checkpoint, list[
 
 
 async def seen(store: LiveView, generation: int) -> tuple[object, ...]:
-    """All that the store says of everything."""
+    """Everything that the store returns."""
     changes = everything(12_000)
     request = ReadRequest(
         marks=changes.marks, totals=list(changes.totals), cells=list(changes.cells), reports=list(changes.reports),
@@ -105,7 +105,7 @@ async def seen(store: LiveView, generation: int) -> tuple[object, ...]:
     )
 
 
-async def test_state_that_was_copied_into_another_generation_is_the_same(store: LiveView) -> None:
+async def test_state_that_was_copied_into_another_generation_is_equal(store: LiveView) -> None:
     live, chunks = await filled(store)
     before = await seen(store, 1)
     await store.rebuilds.begin_rebuild(2)
@@ -123,17 +123,15 @@ async def test_state_that_was_copied_into_another_generation_is_the_same(store: 
     assert await seen(store, 2) == before
 
 
-async def test_state_that_is_taken_in_by_many_steps_is_the_same(
-    store: LiveView, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As chunks of any size are: what one step holds is bounded."""
+async def test_state_that_is_imported_in_many_steps_is_equal(store: LiveView, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks may have any size, so the memory of one step is bounded."""
     monkeypatch.setattr(copies, "BYTES_AT_ONCE", 1_000)
 
-    await test_state_that_was_copied_into_another_generation_is_the_same(store)
+    await test_state_that_was_copied_into_another_generation_is_equal(store)
 
 
-async def test_copy_of_a_state_that_moved_is_refused(store: LiveView) -> None:
-    """At its start or in the middle: half of one state and half of another is none."""
+async def test_copy_of_a_state_that_changes_is_refused(store: LiveView) -> None:
+    """At the start or in the middle: a mix of two states is useless."""
     live, _ = await filled(store)
     with pytest.raises(Fenced):
         [_ async for _ in store.copies.snapshot(0, at(4, 1))]
@@ -145,8 +143,8 @@ async def test_copy_of_a_state_that_moved_is_refused(store: LiveView) -> None:
         [_ async for _ in walk]
 
 
-async def test_restore_that_was_cut_short_is_begun_anew_and_its_owner_is_fenced(store: LiveView) -> None:
-    """What the first one took in is gone, and it can neither add to the second nor finish it."""
+async def test_interrupted_restore_restarts_and_its_owner_is_fenced(store: LiveView) -> None:
+    """The first restore's data is gone, and its owner can neither add to the second restore nor finish it."""
     _, chunks = await filled(store)
     built = store.built(2)
     await built.copies.begin_restore(0, "one")
@@ -168,7 +166,7 @@ async def test_restore_that_was_cut_short_is_begun_anew_and_its_owner_is_fenced(
     assert len((await store.outbox.dirty(0, 100))[1]) == len(NAMES)
 
 
-async def test_store_of_ones_own_is_forgotten_whole(store: LiveView) -> None:
+async def test_own_staging_store_is_removed_whole(store: LiveView) -> None:
     await filled(store, 10)
     await store.generations.forget(0)
     await store.generations.forget(0)
@@ -177,37 +175,37 @@ async def test_store_of_ones_own_is_forgotten_whole(store: LiveView) -> None:
     assert (await store.totals.total_keys(0, 0, 100))[1] == []
 
 
-async def test_only_complete_snapshots_are_seen_and_only_kept_ones_stay(kept: SnapshotStore) -> None:
-    """Newest first; what is below the newest and not kept goes, complete or not; what is above it is being written."""
-    made = [Snapshot(3, offset, f"n'{offset}", "log", offset * 10, 3, "{}") for offset in (5, 15, 25, 35)]
-    for each in made[:3]:
+async def test_only_complete_snapshots_are_visible_and_only_kept_ones_stay(kept: SnapshotStore) -> None:
+    """Newest first. Older snapshots that are not kept are deleted, complete or not; a newer one is being written."""
+    taken = [Snapshot(3, offset, f"n'{offset}", "log", offset * 10, 3, "{}") for offset in (5, 15, 25, 35)]
+    for each in taken[:3]:
         await kept.insert_chunks(each, 0, ["a", 'b"\n'])
         await kept.insert_chunks(each, 2, ["\U0001f600"])
         await kept.complete(each)
     lacking = Snapshot(3, 20, "lacking", "log", 200, 2, "{}")
     await kept.insert_chunks(lacking, 0, ["a"])
     await kept.complete(lacking)
-    await kept.insert_chunks(made[3], 0, ["a"])
-    await kept.insert_chunks(made[0]._replace(partition=4), 0, ["other"])
+    await kept.insert_chunks(taken[3], 0, ["a"])
+    await kept.insert_chunks(taken[0]._replace(partition=4), 0, ["other"])
 
-    assert list(await kept.snapshots(3)) == [made[2], made[1], made[0]]
-    assert list(await kept.chunks(made[1], 0, 2)) == ["a", 'b"\n']
-    assert list(await kept.chunks(made[1], 2, 2)) == ["\U0001f600"]
-    assert list(await kept.chunks(made[1], 3, 2)) == []
+    assert list(await kept.snapshots(3)) == [taken[2], taken[1], taken[0]]
+    assert list(await kept.chunks(taken[1], 0, 2)) == ["a", 'b"\n']
+    assert list(await kept.chunks(taken[1], 2, 2)) == ["\U0001f600"]
+    assert list(await kept.chunks(taken[1], 3, 2)) == []
     assert list(await kept.snapshots(4)) == []
 
-    await kept.keep(3, made[1:3])
-    assert list(await kept.snapshots(3)) == [made[2], made[1]]
+    await kept.keep(3, taken[1:3])
+    assert list(await kept.snapshots(3)) == [taken[2], taken[1]]
     assert list(await kept.chunks(lacking, 0, 9)) == []
-    assert list(await kept.chunks(made[3], 0, 9)) == ["a"]
-    assert list(await kept.chunks(made[0]._replace(partition=4), 0, 9)) == ["other"]
+    assert list(await kept.chunks(taken[3], 0, 9)) == ["a"]
+    assert list(await kept.chunks(taken[0]._replace(partition=4), 0, 9)) == ["other"]
 
 
-# What only the real server can show
+# Only with the real server
 
 
 async def test_every_key_of_the_state_is_in_the_copy(valkey: LocalValkey) -> None:
-    """Also those that relays took away in the middle: what is left of a dropped bucket is dropped again."""
+    """Also keys that relays removed during the copy: the rest of a dropped bucket is dropped again."""
     store = RedisLiveView(valkey.url, namespace=f"test-{uuid.uuid4().hex[:12]}")
     _, chunks = await filled(store)
     keys = store.keyspace.keys(0)
@@ -230,8 +228,8 @@ async def test_every_key_of_the_state_is_in_the_copy(valkey: LocalValkey) -> Non
     await store.close()
 
 
-async def test_no_chunk_is_larger_than_promised(valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sets of integers answer whole, and many of them stand on one page of keys; some items are whole events."""
+async def test_no_chunk_exceeds_its_limit(valkey: LocalValkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets of integers are read whole, a page may have many of them, and some items are whole events."""
     store = RedisLiveView(valkey.url, namespace=uuid.uuid4().hex)
     large = 3 * CHUNK_CHARACTERS
     await store.state.create_checkpoint(0, at(0, 1))
@@ -258,7 +256,7 @@ async def test_no_chunk_is_larger_than_promised(valkey: LocalValkey, monkeypatch
     await store.close()
 
     assert len(sizes) > 50
-    # The quotes in the duplicates are escaped, which is not counted.
+    # The limit does not count the escapes of the quotes in the duplicates.
     assert [size for size in sorted(sizes)[:-1] if size > CHUNK_CHARACTERS * 11 // 10] == []
     assert max(sizes) < large + CHUNK_CHARACTERS
     assert max(read) <= 16_384, "one such set at a time"

@@ -1,4 +1,4 @@
-"""Tables beside the live ones, and the swap: the in-memory fake and ClickHouse's engine promise the same."""
+"""Staging tables and their exchange: the same tests for the in-memory fake and ClickHouse's engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOON, ONE = ms("2026-11-21T12:00"), ms("2026-11-21T13:00")
 
 
 class Staged(NamedTuple):
-    """A store, its reader, and the tables beside."""
+    """A store, its reader, and its staging tables."""
 
     store: AnalyticalStore
     reader: RowRecounts
@@ -44,7 +44,7 @@ def staged(request: pytest.FixtureRequest) -> Staged:
     return Staged(ClickHouseStore(opened), ClickHouseReader(opened), ClickHouseStaging(opened))
 
 
-async def test_what_is_built_is_not_seen_until_it_is_swapped_in(staged: Staged) -> None:
+async def test_staging_table_is_invisible_until_it_is_exchanged(staged: Staged) -> None:
     await staged.store.insert_hourly([cell("tokens", 7, version=9, account="wrong")])
     assert await staged.staging.building(HOURLY) is None
 
@@ -60,8 +60,8 @@ async def test_what_is_built_is_not_seen_until_it_is_swapped_in(staged: Staged) 
     assert await staged.values() == {"acme": 8}
 
 
-async def test_crash_at_any_step_is_told_from_the_tables(staged: Staged) -> None:
-    """A swap that is repeated changes nothing; the note is the first one's until the last table beside is gone."""
+async def test_crash_at_any_step_is_detected_from_the_tables(staged: Staged) -> None:
+    """A repeated exchange changes nothing; the first rebuild's note stays until the last staging table is gone."""
     await staged.staging.begin(HOURLY, "first")
     assert await staged.staging.begin(HOURLY, "second") == Building("first", frozenset(), frozenset(HOURLY))
     await staged.staging.beside(HOURLY).insert_hourly([cell("tokens", 5)])
@@ -80,36 +80,36 @@ async def test_crash_at_any_step_is_told_from_the_tables(staged: Staged) -> None
     assert await staged.staging.building(HOURLY) is None
 
 
-async def test_later_rebuild_of_fewer_tables_begins_anew(staged: Staged) -> None:
-    """What is live carries the note of the rebuild that made it; the next one is known by its number."""
+async def test_later_rebuild_of_fewer_tables_starts_again(staged: Staged) -> None:
+    """The live table has the note of the rebuild that made it; the next rebuild has another number."""
     await staged.staging.begin(HOURLY, "first")
     for table in HOURLY:
         await staged.staging.swap(table)
     await staged.staging.drop(HOURLY)
 
     for note, tables in (("second", HOURLY[1:]), ("third", HOURLY)):
-        beside = frozenset(tables)
-        assert await staged.staging.begin(tables, note) == Building(note, frozenset(), beside)
-        assert await staged.staging.building(HOURLY) == Building(note, frozenset(), beside)
+        staging_tables = frozenset(tables)
+        assert await staged.staging.begin(tables, note) == Building(note, frozenset(), staging_tables)
+        assert await staged.staging.building(HOURLY) == Building(note, frozenset(), staging_tables)
         await staged.staging.swap("usage_hourly")
-        assert await staged.staging.building(HOURLY) == Building(note, frozenset({"usage_hourly"}), beside)
+        assert await staged.staging.building(HOURLY) == Building(note, frozenset({"usage_hourly"}), staging_tables)
         await staged.staging.drop(HOURLY)
 
 
-async def test_row_of_the_highest_version_stands_in_a_table_beside_too(staged: Staged) -> None:
-    """It has the engine, the order and the columns of its like."""
+async def test_row_of_the_highest_version_wins_in_a_staging_table_too(staged: Staged) -> None:
+    """A staging table has the engine, the order and the columns of its live table."""
     await staged.staging.begin(HOURLY, "first")
-    beside = staged.staging.beside(HOURLY)
-    await beside.insert_hourly([cell("tokens", 5, version=2)])
-    await beside.insert_hourly([cell("tokens", 4, version=1), cell("tokens", 3, account="zoe")])
+    staging_store = staged.staging.beside(HOURLY)
+    await staging_store.insert_hourly([cell("tokens", 5, version=2)])
+    await staging_store.insert_hourly([cell("tokens", 4, version=1), cell("tokens", 3, account="zoe")])
     await staged.staging.swap("usage_hourly")
 
     assert await staged.values() == {"acme": 5, "zoe": 3}
     assert await staged.store.latest_generation() == 0
 
 
-async def test_account_to_go_on_from_stands_so_many_before_the_last(staged: Staged) -> None:
-    """By their bytes, each once, whatever the months and meters of its rows."""
+async def test_account_for_the_resumption_is_a_fixed_number_before_the_last(staged: Staged) -> None:
+    """In byte order, each account once, for any number of its months and meters."""
     await staged.staging.begin(HOURLY, "first")
     rows = [
         cell(meter, 5, account=account, bucket_ms=NOON + month * 31 * DAY_MS)
@@ -120,23 +120,23 @@ async def test_account_to_go_on_from_stands_so_many_before_the_last(staged: Stag
     elsewhere = [cell("tokens", 5, account=name, partition=4) for name in ("y", "z")]
     await staged.staging.beside(HOURLY).insert_hourly([*rows, *elsewhere])
 
-    found = [await staged.staging.account_before_last(3, count) for count in range(1, 8)]
-    assert found == ["\U0001f600", "\uffff", "ä", "b", "a", "B", ""]
+    accounts = [await staged.staging.account_before_last(3, count) for count in range(1, 8)]
+    assert accounts == ["\U0001f600", "\uffff", "ä", "b", "a", "B", ""]
     assert await staged.staging.account_before_last(5, 1) == ""
 
 
-async def test_generations_are_those_of_the_table_that_is_written(staged: Staged) -> None:
-    """What is wrong in the live table is no reason to refuse the one that is to replace it."""
+async def test_generations_are_read_from_the_table_that_is_written(staged: Staged) -> None:
+    """A wrong live table is no reason to refuse its replacement."""
     await staged.store.insert_hourly([cell("tokens", 1, version=64 << 56, bucket_ms=NOON)])
     await staged.staging.begin(HOURLY, "first")
-    beside = staged.staging.beside(HOURLY)
-    await beside.insert_hourly([cell("tokens", 1, version=2 << 56, bucket_ms=NOON)])
+    staging_store = staged.staging.beside(HOURLY)
+    await staging_store.insert_hourly([cell("tokens", 1, version=2 << 56, bucket_ms=NOON)])
 
-    assert [await store.generation_since(3, NOON) for store in (staged.store, beside)] == [64, 2]
-    assert [await store.latest_generation() for store in (staged.store, beside)] == [64, 2]
+    assert [await store.generation_since(3, NOON) for store in (staged.store, staging_store)] == [64, 2]
+    assert [await store.latest_generation() for store in (staged.store, staging_store)] == [64, 2]
 
 
-async def test_cells_that_took_events_since_are_carried_over(staged: Staged) -> None:
+async def test_cells_with_later_events_are_carried_over(staged: Staged) -> None:
     await staged.staging.begin(HOURLY, "first")
     old = [("a", 9), ("b", 10), ("c", 11)]
     await staged.store.insert_hourly(
@@ -150,19 +150,19 @@ async def test_cells_that_took_events_since_are_carried_over(staged: Staged) -> 
     assert await staged.reader.hourly_cells(4) == {}
 
 
-async def test_archive_beside_has_positions_controls_and_events_of_its_own(staged: Staged) -> None:
+async def test_staging_archive_has_its_own_positions_controls_and_events(staged: Staged) -> None:
     await staged.store.insert_events([event(1, {}, account="old")])
     await staged.store.save_position(ArchivePosition(3, 50, NOW_MS, "log"))
     await staged.staging.begin(ARCHIVE, "first")
-    beside = staged.staging.beside(ARCHIVE)
+    staging_store = staged.staging.beside(ARCHIVE)
 
-    assert await beside.load_position(3) is None
-    await beside.insert_events([event(1, {})._replace(deferred=True), event(2, {}, account="new")])
-    await beside.insert_dedup_decisions([DedupDecisionRow(3, 1, "acme", 4, NOW_MS, DedupOutcome.COUNTED)])
-    await beside.insert_controls([ControlRow(3, 0, "meter_set", "", NOW_MS, "{}")])
-    await beside.save_position(ArchivePosition(3, 2, NOW_MS, "log"))
-    assert (await beside.load_position(3)) == ArchivePosition(3, 2, NOW_MS, "log")
-    assert len(await beside.load_controls(3, 10)) == 1
+    assert await staging_store.load_position(3) is None
+    await staging_store.insert_events([event(1, {})._replace(deferred=True), event(2, {}, account="new")])
+    await staging_store.insert_dedup_decisions([DedupDecisionRow(3, 1, "acme", 4, NOW_MS, DedupOutcome.COUNTED)])
+    await staging_store.insert_controls([ControlRow(3, 0, "meter_set", "", NOW_MS, "{}")])
+    await staging_store.save_position(ArchivePosition(3, 2, NOW_MS, "log"))
+    assert (await staging_store.load_position(3)) == ArchivePosition(3, 2, NOW_MS, "log")
+    assert len(await staging_store.load_controls(3, 10)) == 1
     assert await staged.store.load_controls(3, 10) == []
     assert await staged.reader.archived_accounts(3, "", 10) == ["old"]
 
@@ -173,8 +173,8 @@ async def test_archive_beside_has_positions_controls_and_events_of_its_own(stage
     assert await staged.store.load_position(3) == ArchivePosition(3, 2, NOW_MS, "log")
 
 
-async def test_cells_are_counted_as_rows_with_the_position_of_the_last_event_that_contributed(staged: Staged) -> None:
-    """As the fold relays them: values known before are no contribution, `latest` says which event won."""
+async def test_cells_are_recounted_as_rows_with_the_position_of_the_last_contributing_event(staged: Staged) -> None:
+    """As the fold relays them: a known distinct value contributes nothing; `latest` determines the winning event."""
     await staged.store.insert_events(
         [
             event(position(1), {"tokens": 5, "user": "u1"}, event_id="1", time_ms=NOON + 2),
@@ -187,22 +187,22 @@ async def test_cells_are_counted_as_rows_with_the_position_of_the_last_event_tha
 
     rows = await staged.reader.recount_rows(request_of(*EVERY, accounts=["acme"]), 2)
 
-    found = {(row.meter, row.hour_ms): row for row in rows}
+    by_hour = {(row.meter, row.hour_ms): row for row in rows}
     bucket = NOW_MS // 3_600_000 * 3_600_000
-    assert found["tokens", NOON] == (
+    assert by_hour["tokens", NOON] == (
         "acme", "tokens", *MONTH, NOON, "{}", bucket, Aggregation.SUM, 3, 8_500, 0, 0, 3, 2 << 56 | position(3),
     )  # fmt: skip
-    last = found["last", NOON]
+    last = by_hour["last", NOON]
     assert (last.value_minor, last.latest_position) == (5_000, position(1))
     assert last.latest_time_us == event(position(1), {}, time_ms=NOON + 2).time_us
-    assert found["least", NOON][9:12] == (1_500, 0, 0)
-    assert found["users", NOON].value_minor == 2
-    assert found["users", NOON].version == 2 << 56 | position(2)
-    assert ("users", ONE) not in found
-    assert len(found) == len(rows) == 11
+    assert by_hour["least", NOON][9:12] == (1_500, 0, 0)
+    assert by_hour["users", NOON].value_minor == 2
+    assert by_hour["users", NOON].version == 2 << 56 | position(2)
+    assert ("users", ONE) not in by_hour
+    assert len(by_hour) == len(rows) == 11
 
 
-async def test_accounts_come_in_the_order_of_their_bytes_and_the_first_event_is_known(staged: Staged) -> None:
+async def test_accounts_are_sorted_by_their_bytes_and_the_first_event_is_known(staged: Staged) -> None:
     accounts = ["b", "B", "ä", "\U0001f600", "b\0", "\uffff"]
     assert await staged.reader.first_archived(3) is None
     rows = [event(number + 7, {}, account=name) for number, name in enumerate(accounts)]
@@ -212,12 +212,12 @@ async def test_accounts_come_in_the_order_of_their_bytes_and_the_first_event_is_
     assert await staged.reader.archived_accounts(3, "", 100) == ordered
     assert await staged.reader.archived_accounts(3, "b", 2) == ["b", "b\0"]
     assert await staged.reader.first_archived(3) == (7, NOW_MS)
-    found = await staged.reader.recount_rows(request_of(CALLS), 1)
-    assert [row.account for row in found] == ordered
+    recounted = await staged.reader.recount_rows(request_of(CALLS), 1)
+    assert [row.account for row in recounted] == ordered
 
 
-async def test_distinct_values_are_those_of_each_period(staged: Staged) -> None:
-    """What a restatement puts into the live view, of the accounts asked for and nothing else."""
+async def test_distinct_values_are_read_per_period(staged: Staged) -> None:
+    """The values that a restatement writes into the live view, only of the requested accounts."""
     december = MONTH.end_ms
     await staged.store.insert_events(
         [
@@ -239,7 +239,7 @@ async def test_distinct_values_are_those_of_each_period(staged: Staged) -> None:
 
 
 async def test_emptied_cell_is_in_no_answer_and_takes_usage_again(staged: Staged) -> None:
-    """What a restatement leaves of a cell: a period that ends where it begins, above the row that was there."""
+    """A restatement empties a cell with a period that ends where it begins, in a row of a higher version."""
     start_ms = MONTH.start_ms
     await staged.store.insert_hourly([cell("peak", -5, version=1), cell("tokens", 3, version=1)])
     await staged.store.insert_hourly([cell("peak", 0, version=2)._replace(period_end_ms=start_ms)])

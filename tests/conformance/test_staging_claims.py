@@ -1,4 +1,4 @@
-"""Tables beside the live ones under two commands: fake and ClickHouse's engine let the one that claimed last win."""
+"""Staging tables under two commands: in the fake and in ClickHouse's engine the later claim wins."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOTH = frozenset(HOURLY)
 
 
 class Claim:
-    """What a command claimed; something may happen right after one of its looks, before the statement it is for."""
+    """A command's claim; a test may act right after one of its looks, before the statement that follows."""
 
     def __init__(self, token: str) -> None:
         self.token = token
@@ -36,7 +36,7 @@ class Claim:
     async def _nothing(self) -> None: ...
 
     def after(self, looks: int, event: Callable[[], Awaitable[None]]) -> None:
-        """Let something happen after the n-th look from here on."""
+        """Runs an action after the n-th look from here on."""
         self.at, self.event = self.looks + looks, event  # type: ignore[assignment]  # any such function
 
     async def check(self) -> None:
@@ -48,7 +48,7 @@ class Claim:
 
 
 class Tables(NamedTuple):
-    """A store, its reader, and the tables beside as commands see them."""
+    """A store, its reader, and the staging tables of a command."""
 
     store: AnalyticalStore
     reader: RowRecounts
@@ -75,7 +75,7 @@ def tables(request: pytest.FixtureRequest) -> Tables:
 
 
 async def exchanged(tables: Tables) -> None:
-    """Another command takes over, exchanges both tables, and is still catching up."""
+    """Another command takes over, exchanges both tables, and has not caught up."""
     staging, _ = tables.command("later")
     assert (await staging.begin(HOURLY, "second")).note == "first"
     for table in HOURLY:
@@ -91,10 +91,8 @@ STATEMENTS: dict[str, Callable[[TableStaging], Awaitable[None]]] = {
 
 
 @pytest.mark.parametrize("statement", STATEMENTS)
-async def test_statement_under_way_finds_no_table_once_another_command_has_taken_over(
-    tables: Tables, statement: str
-) -> None:
-    """Its command had looked, and nobody else had claimed yet."""
+async def test_statement_under_way_fails_once_another_command_has_taken_over(tables: Tables, statement: str) -> None:
+    """Its command had looked before the other command claimed."""
     staging, claim = tables.command("earlier")
     await tables.store.insert_hourly([cell("tokens", 7, account="old")])
     await staging.begin(HOURLY, "first")
@@ -117,8 +115,8 @@ async def test_statement_under_way_finds_no_table_once_another_command_has_taken
 
 
 @pytest.mark.parametrize("looks", range(1, 5))
-async def test_table_that_is_made_late_is_none_of_anybodys(tables: Tables, looks: int) -> None:
-    """Another command has built and exchanged the same ones meanwhile, and ended."""
+async def test_table_that_is_created_late_belongs_to_no_command(tables: Tables, looks: int) -> None:
+    """Another command has built and exchanged the same tables meanwhile, and ended."""
     staging, claim = tables.command("earlier")
 
     async def overtaken() -> None:
@@ -145,7 +143,7 @@ async def test_table_that_is_made_late_is_none_of_anybodys(tables: Tables, looks
 
 
 @pytest.mark.parametrize("looks", range(1, 5))
-async def test_tables_that_were_made_in_part_are_made_anew(tables: Tables, looks: int) -> None:
+async def test_partly_created_tables_are_created_again(tables: Tables, looks: int) -> None:
     staging, claim = tables.command("earlier")
 
     async def killed() -> None:
@@ -159,23 +157,23 @@ async def test_tables_that_were_made_in_part_are_made_anew(tables: Tables, looks
     assert await later.begin(HOURLY, "second") == Building("second", frozenset(), BOTH)
 
 
-async def test_positions_do_not_outlive_the_rows_they_speak_of(tables: Tables) -> None:
-    """A removal was cut short after the first table: what is left must not be gone on from."""
+async def test_positions_do_not_outlive_their_rows(tables: Tables) -> None:
+    """A removal was interrupted after the first table: no rebuild may continue from the remainder."""
     staging, _ = tables.command("earlier")
     await staging.begin(ARCHIVE, "log")
     await staging.beside(ARCHIVE).save_position(ArchivePosition(3, 50, NOW_MS, "log"))
     await staging.drop(ARCHIVE[:1])
 
     later, _ = tables.command("later")
-    found = await later.building(ARCHIVE)
-    assert found is not None
-    assert found.beside == frozenset(ARCHIVE[1:])
+    building = await later.building(ARCHIVE)
+    assert building is not None
+    assert building.beside == frozenset(ARCHIVE[1:])
     assert (await later.begin(ARCHIVE, "log")).beside == frozenset(ARCHIVE)
     assert await later.beside(ARCHIVE).load_position(3) is None
 
 
-async def test_table_that_has_not_caught_up_is_known_under_whatever_name(tables: Tables) -> None:
-    """Deferred events are judged by it: not before it holds what was written around its exchange."""
+async def test_table_that_has_not_caught_up_is_recognised_under_any_name(tables: Tables) -> None:
+    """Deferred events need a table that contains the writes around its exchange."""
     staging, _ = tables.command("earlier")
     await staging.begin(ARCHIVE, "log")
     assert await tables.store.events_rebuilt() == 0

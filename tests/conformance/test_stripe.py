@@ -1,4 +1,4 @@
-"""What the sender relies on, held by the fake and by stripe-python over HTTP against the simulator."""
+"""What the sender relies on: the same tests for the fake, and for stripe-python over HTTP with the simulator."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CUSTOMER = "cus_one"
 
 @dataclass(slots=True)
 class World:
-    """One Stripe, its clock and the two handles a test needs: who may fail next, and whose key is bad."""
+    """One Stripe, its clock, and the test's two controls: injected faults and a bad key."""
 
     meters: StripeMeters
     rejections: StripeRejections
@@ -94,12 +94,12 @@ async def _sum(world: World) -> MeterSummary:
     return await world.meters.summary("tokens", CUSTOMER, NOW_S - 40 * 86_400, NOW_S + 86_400)
 
 
-async def test_identity_says_mode_and_account(world: World) -> None:
+async def test_identity_contains_mode_and_account(world: World) -> None:
     """Every identifier contains both, so they must come from the key and not from a setting."""
     assert await world.meters.identity() == (False, "acct_memory")
 
 
-async def test_meter_is_created_once(world: World) -> None:
+async def test_meter_is_created_only_once(world: World) -> None:
     """Two senders ensure the same meter; Stripe has one meter per event name."""
     first = await world.meters.ensure_meter("tokens", "Tokens")
 
@@ -107,7 +107,7 @@ async def test_meter_is_created_once(world: World) -> None:
 
 
 async def test_decimal_and_negative_values_add_up_exactly(world: World) -> None:
-    """Deltas may be corrections."""
+    """An intent may reduce a total."""
     await world.meters.ensure_meter("tokens", "Tokens")
     for number, value in enumerate(("0.1", "0.2", "-0.05", "100")):
         assert (await world.meters.send(_event(f"id-{number}", value))).status is SendStatus.ACCEPTED
@@ -116,7 +116,7 @@ async def test_decimal_and_negative_values_add_up_exactly(world: World) -> None:
 
 
 async def test_same_identifier_with_same_bytes_counts_once(world: World) -> None:
-    """A retry is accepted (replayed) or a duplicate; both mean delivered."""
+    """A retry is accepted (replayed) or a duplicate; both mean that the event was delivered."""
     await world.meters.ensure_meter("tokens", "Tokens")
     statuses = {(await world.meters.send(_event())).status for _ in range(3)}
 
@@ -125,7 +125,7 @@ async def test_same_identifier_with_same_bytes_counts_once(world: World) -> None
 
 
 async def test_same_identifier_with_other_bytes_is_a_duplicate(world: World) -> None:
-    """The identifier decides, whatever the Idempotency-Key."""
+    """The identifier decides, for any Idempotency-Key."""
     await world.meters.ensure_meter("tokens", "Tokens")
     await world.meters.send(_event())
 
@@ -134,7 +134,7 @@ async def test_same_identifier_with_other_bytes_is_a_duplicate(world: World) -> 
 
 
 async def test_identifier_is_forgotten_after_its_window(world: World) -> None:
-    """The reason why a late retry must look instead of sending."""
+    """Therefore a late retry must read the sum instead of sending."""
     await world.meters.ensure_meter("tokens", "Tokens")
     await world.meters.send(_event())
     world.clock.advance(DAY_MS + HOUR_MS)
@@ -156,7 +156,7 @@ async def test_identifier_is_forgotten_after_its_window(world: World) -> None:
     ids=str,
 )
 async def test_unclear_answers_are_retried_and_count_once(world: World, fault: FakeFault, delivered: bool) -> None:
-    """Whether or not Stripe took it, the same event again ends with exactly one."""
+    """Whether or not Stripe counted the first event, the retries end with exactly one."""
     await world.meters.ensure_meter("tokens", "Tokens")
     world.fail_next(fault)
 
@@ -177,15 +177,15 @@ async def test_unclear_answers_are_retried_and_count_once(world: World, fault: F
     ],
     ids=["unknown meter", "too old", "too far ahead"],
 )
-async def test_event_that_stripe_will_never_take_is_dead(world: World, event: MeterEvent) -> None:
-    """Repeating it would block its send queue for ever."""
+async def test_event_that_stripe_never_accepts_is_dead(world: World, event: MeterEvent) -> None:
+    """Retries would block its send queue for ever."""
     await world.meters.ensure_meter("tokens", "Tokens")
 
     assert (await world.meters.send(event)).status is SendStatus.DEAD
 
 
-async def test_bad_key_stops_and_reads_refuse(world: World) -> None:
-    """No event is at fault, so none may become a dead letter."""
+async def test_bad_key_stops_the_sender_and_refuses_reads(world: World) -> None:
+    """No event is wrong, so none may become a dead letter."""
     await world.meters.ensure_meter("tokens", "Tokens")
     await world.spoil_key()
 
@@ -194,7 +194,7 @@ async def test_bad_key_stops_and_reads_refuse(world: World) -> None:
         await world.meters.summary("tokens", CUSTOMER, NOW_S - 3_600, NOW_S)
 
 
-async def test_forbidden_stops(world: World) -> None:
+async def test_missing_permission_stops_the_sender(world: World) -> None:
     """A restricted key without the permission."""
     await world.meters.ensure_meter("tokens", "Tokens")
     world.fail_next(FakeFault.UNAUTHORIZED)
@@ -203,7 +203,7 @@ async def test_forbidden_stops(world: World) -> None:
 
 
 async def test_summary_lags_behind_the_send(world: World) -> None:
-    """An answer of 200 does not show at once."""
+    """An event may be missing from the sum after an answer of 200."""
     await world.meters.ensure_meter("tokens", "Tokens")
     await world.meters.send(_event())
 
@@ -215,7 +215,7 @@ async def test_summary_lags_behind_the_send(world: World) -> None:
 
 
 async def test_summary_starts_inclusive_and_ends_exclusive(world: World) -> None:
-    """Periods are half-open; an event at the boundary belongs to the next."""
+    """Periods are half-open; an event at the boundary belongs to the next period."""
     await world.meters.ensure_meter("tokens", "Tokens")
     await world.meters.send(_event("at start", "1", timestamp_s=NOW_S - 3_600))
     await world.meters.send(_event("at end", "2", timestamp_s=NOW_S))
@@ -225,15 +225,15 @@ async def test_summary_starts_inclusive_and_ends_exclusive(world: World) -> None
 
 
 @pytest.mark.parametrize(("event_name", "customer"), [("nobody", CUSTOMER), ("tokens", "cus_nobody")])
-async def test_summary_of_what_stripe_does_not_know_has_no_rows(world: World, event_name: str, customer: str) -> None:
-    """So that the reconciler can tell an unknown customer from one without usage."""
+async def test_summary_of_an_unknown_name_has_no_rows(world: World, event_name: str, customer: str) -> None:
+    """The reconciler must distinguish an unknown customer from one without usage."""
     await world.meters.ensure_meter("tokens", "Tokens")
 
     assert await world.meters.summary(event_name, customer, NOW_S - 3_600, NOW_S) == MeterSummary("0", 0)
     assert (await world.meters.summary("tokens", CUSTOMER, NOW_S - 3_600, NOW_S)).rows == 1
 
 
-async def test_summary_of_broken_minutes_is_refused(world: World) -> None:
+async def test_summary_of_partial_minutes_is_refused(world: World) -> None:
     """Stripe's summaries are aligned to minutes."""
     await world.meters.ensure_meter("tokens", "Tokens")
 
@@ -258,7 +258,7 @@ async def test_unknown_customer_is_accepted_then_rejected(world: World) -> None:
 
 @pytest.mark.parametrize("value", ["", "many", "NaN"])
 async def test_value_that_is_no_number_is_rejected_later(world: World, value: str) -> None:
-    """It must not show in the sum, nor break it."""
+    """The value must neither show in the sum nor break it."""
     await world.meters.ensure_meter("tokens", "Tokens")
 
     assert (await world.meters.send(_event(value=value))).status is SendStatus.ACCEPTED
@@ -266,8 +266,8 @@ async def test_value_that_is_no_number_is_rejected_later(world: World, value: st
     assert [row.identifiers for row in await world.rejections.rejections(NOW_MS - HOUR_MS)] == [("id-1",)]
 
 
-async def test_rejection_on_purpose_is_reported(world: World) -> None:
-    """The reconciler names the cause "rejected by Stripe" from this."""
+async def test_injected_rejection_is_reported(world: World) -> None:
+    """The reconciler derives the cause "rejected by Stripe" from this report."""
     await world.meters.ensure_meter("tokens", "Tokens")
     world.fail_next(FakeFault.REJECTED)
 
@@ -277,7 +277,7 @@ async def test_rejection_on_purpose_is_reported(world: World) -> None:
 
 
 async def test_read_without_an_answer_is_transient() -> None:
-    """Nobody listens: what was not read must not look like zero."""
+    """Nobody listens on the port: a failed read must not look like zero."""
     client = StripeClientMeters(TEST_KEY, "http://127.0.0.1:9", timeout_s=1)
     fake = FakeStripe(ManualClock(NOW_MS), read_fault=lambda _call: True)
 

@@ -11,7 +11,7 @@ from sinks.clickhouse.client import ClickHouse
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
-from tests.worlds.reconciler import NOVEMBER_MS, Deployment, named
+from tests.worlds.reconciler import NOVEMBER_MS, Deployment, rows_of
 
 
 async def on_service(clickhouse: ClickHouse) -> Deployment:
@@ -66,6 +66,6 @@ async def test_a_deployment_on_clickhouse_is_equal_and_a_lost_row_is_named(click
     assert [row for row in equal.rows if row.pair is not Pair.STRIPE and row.cause is not Cause.IN_FLIGHT] == []
     assert not equal.differences
     assert lost.verdict is Verdict.DRIFT
-    assert {row.account for row in named(lost, Cause.MISSING) if row.pair is not Pair.COUNTERS} == {"dora"}
-    assert len(named(lost, Cause.MISSING, Pair.COUNTERS)) == 1
-    assert named(lost, Cause.EXTRA) == []
+    assert {row.account for row in rows_of(lost, Cause.MISSING) if row.pair is not Pair.COUNTERS} == {"dora"}
+    assert len(rows_of(lost, Cause.MISSING, Pair.COUNTERS)) == 1
+    assert rows_of(lost, Cause.EXTRA) == []

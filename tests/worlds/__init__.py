@@ -1,1 +1,1 @@
-"""Small deployments on fakes that tests drive by hand, one module for each part of the product."""
+"""Small deployments on fakes that tests operate by hand, one module for each part of the product."""

@@ -1,4 +1,4 @@
-"""A process that ends at any call of a store or of the log."""
+"""Wrappers that let a process end at any call of a store or of the log."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class Crashing:
         self._inner, self._countdown, self._after = inner, countdown, after
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
+        attribute = getattr(self._inner, name)
         if name == "built":
-            return lambda generation: Crashing(found(generation), self._countdown, after=self._after)
+            return lambda generation: Crashing(attribute(generation), self._countdown, after=self._after)
         if isinstance(self._inner, FakeLiveView) and name in STORES:
-            return Crashing(found, self._countdown, after=self._after)
-        if not inspect.iscoroutinefunction(found) or name == "close":
-            return found
+            return Crashing(attribute, self._countdown, after=self._after)
+        if not inspect.iscoroutinefunction(attribute) or name == "close":
+            return attribute
 
-        async def call(*arguments: Any, **named: Any) -> Any:
+        async def call(*arguments: Any, **options: Any) -> Any:
             self._countdown[0] -= 1
             if not self._countdown[0] and not self._after:
                 raise Crash
-            answer = await _Steps(found(*arguments, **named), self._countdown)
+            answer = await _Steps(attribute(*arguments, **options), self._countdown)
             if not self._countdown[0]:
                 raise Crash
             return answer
@@ -46,14 +46,14 @@ class Crashing:
 
 
 class CrashingStaging(Crashing):
-    """Tables beside the live ones; the stores of those tables share the countdown."""
+    """Staging tables; the stores of these tables share the countdown."""
 
     def beside(self, tables: Collection[str]) -> Crashing:
         return Crashing(self._inner.beside(tables), self._countdown, after=self._after)
 
 
 class _Steps:
-    """Awaits a call and counts each of its steps; the last counted step raises `Crash`."""
+    """Awaits a call and counts its steps; the last counted step raises `Crash`."""
 
     def __init__(self, call: Coroutine[Any, Any, Any], countdown: list[int]) -> None:
         self._call, self._countdown = call, countdown

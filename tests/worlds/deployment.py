@@ -1,4 +1,4 @@
-"""Small worlds on in-memory fakes: a log with a clock that tests move, and helpers that drive real processors."""
+"""Small deployments on in-memory fakes: a log with a manual clock, and helpers that run real processors."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ STORES: Final = frozenset(name for name, value in vars(LiveView).items() if isin
 
 
 def hourly_relay(view: LiveView, hourly: HourlyStore, cells_max: int = 50_000) -> HourlyRelay:
-    """The relay of a view to ClickHouse."""
+    """The relay of a live view to ClickHouse."""
     return HourlyRelay(view.outbox, view.drops, view.deferred, hourly, cells_max)
 
 
 class World:
-    """One deployment on fakes. `start` makes the log; records are appended at the clock's time."""
+    """One deployment on fakes. `start` creates the log; records are appended at the clock's time."""
 
     def __init__(self, now_ms: int, partitions: int = 2, store: LiveView | None = None) -> None:
         self.clock = ManualClock(now_ms)
@@ -43,28 +43,28 @@ class World:
     async def start(self, meter_set: Mapping[str, Any] | MeterSet) -> None:
         topics = Settings(partitions=self.partitions, retention_days=3650).topics()
         self.log_id = (await ensure_deployment(self.log, SECRET, topics)).log_id
-        made = meter_set if isinstance(meter_set, MeterSet) else MeterSet.model_validate(meter_set)
-        await append_everywhere(self.log, SECRET, MeterSetRecord(meter_set=made))
+        parsed = meter_set if isinstance(meter_set, MeterSet) else MeterSet.model_validate(meter_set)
+        await append_everywhere(self.log, SECRET, MeterSetRecord(meter_set=parsed))
 
     async def control(self, partition: int, control: Control) -> int:
-        """Append a control record; its offset."""
+        """Appends a control record; returns its offset."""
         return await append_control(self.log, SECRET, partition, control)
 
     async def records(self, partition: int, topic: str = EVENTS_TOPIC) -> list[Record]:
         """All records of a partition."""
-        found: list[Record] = []
+        records: list[Record] = []
         offset = (await self.log.bounds(topic, partition)).first
         while batch := await self.log.read(topic, partition, offset):
-            found += batch
+            records += batch
             offset = batch[-1].next_offset
-        return found
+        return records
 
     def rollup(self, settings: RollupSettings | None = None) -> RollupProcessor:
-        """A new worker process on the same stores."""
+        """A new rollup process on the same stores."""
         return RollupProcessor(self.log, self.store.state, self.clock, SECRET, settings)
 
     async def fold_all(self, processor: RollupProcessor | None = None) -> RollupProcessor:
-        """Fold every partition to the log's end."""
+        """Folds every partition to the log's end."""
         worker = processor or self.rollup()
         for partition in range(self.partitions):
             offset = await worker.start_offset(partition)

@@ -1,4 +1,4 @@
-"""A gateway as the emitter sees it, scripted by tests."""
+"""A fake gateway for the emitter, with answers that tests choose."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Judge = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def accept(_event: dict[str, Any]) -> dict[str, Any]:
-    """Take every event."""
+    """Accepts every event."""
     return {"status": "accepted"}
 
 
 class FakeGateway:
-    """A transport that answers as the gateway does. `script` makes the first answers; then `judge` decides."""
+    """A transport that answers as the gateway does. `script` gives the first answers; then `judge` decides."""
 
     def __init__(self, judge: Judge = accept, script: tuple[object, ...] = ()) -> None:
         self.judge = judge
@@ -50,12 +50,12 @@ class FakeGateway:
 
 
 def make(gateway: FakeGateway, **settings: Any) -> Emitter:
-    """An emitter that does not make tests wait."""
+    """An emitter whose pauses do not slow tests down."""
     quick = {"flush_interval_s": 0.001, "retry_base_s": 0.001, "retry_max_s": 0.002}
     return Emitter("http://unused", "tm_key", source="test", transport=gateway, **{**quick, **settings})
 
 
 def conserved(emitter: Emitter) -> bool:
-    """Whether every event is accounted for."""
+    """Whether the emitter's counts account for every event."""
     stats = emitter.stats()
     return stats.emitted == stats.accepted + stats.rejected + stats.dropped + stats.pending

@@ -1,4 +1,4 @@
-"""A gateway on in-memory fakes, with keys of each kind."""
+"""A gateway on in-memory fakes, with an API key of each kind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BODY_BYTES_MAX: Final = 200_000
 
 
 def event(event_id: str = "op-1", **changes: Any) -> dict[str, Any]:
-    """A good event, changed; a value of None takes the field away."""
+    """A good event with changes; a value of None removes the field."""
     document = {
         "specversion": "1.0", "id": event_id, "source": "test", "type": "completion.finished", "subject": "acme",
         "time": NOW, "data": {"usage": {"tokens": 7}, "model": "small"}, **changes,
@@ -40,13 +40,13 @@ def event(event_id: str = "op-1", **changes: Any) -> dict[str, Any]:
 
 
 def tokens(quantity: object) -> dict[str, Any]:
-    """An event of that many tokens."""
+    """An event with this number of tokens."""
     return event(data={"usage": {"tokens": quantity}, "model": "small"})
 
 
 @dataclass
 class Gateway:
-    """A gateway, what stands behind it, and keys of each kind."""
+    """A gateway, its dependencies, and an API key of each kind."""
 
     world: World
     app: Starlette
@@ -57,35 +57,35 @@ class Gateway:
     async def post(
         self, body: object, content_type: str = "application/json", key: str = "ingest", **headers: str
     ) -> httpx.Response:
-        """POST /v1/events; anything but bytes is sent as JSON."""
+        """POST /v1/events. A body that is not bytes is sent as JSON."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         sent = {"content-type": content_type, **self.bearer(key)}
         sent |= {name.replace("_", "-"): text for name, text in headers.items()}
         return await self.client.post("/v1/events", content=content, headers=sent)
 
     async def get(self, path: str, key: str = "read", **parameters: str) -> httpx.Response:
-        """GET with a key; `from_` stands for `from`."""
+        """GET with an API key; `from_` stands for the parameter `from`."""
         given = {name.rstrip("_"): value for name, value in parameters.items()}
         return await self.client.get(path, params=given or None, headers=self.bearer(key))
 
     def bearer(self, key: str) -> dict[str, str]:
-        """The header of one of the keys; none for an empty name."""
+        """The header of one of the keys; no header for an empty name."""
         return {"authorization": f"Bearer {self.keys[key]}"} if key else {}
 
     async def stored(self) -> list[dict[str, Any]]:
-        """The events in the log, read as the fold reads them."""
-        found = []
+        """The events in the log, decoded as the fold decodes them."""
+        events = []
         for partition in range(self.world.partitions):
             for record in await self.world.records(partition):
                 if not record.headers:
                     decoded = decode(record.value, 65_536)
                     assert decoded.rejected == []
                     assert all(partition_of(each.subject, 2) == partition for _, each in decoded.events)
-                    found += json.loads(record.value or b"")
-        return found
+                    events += json.loads(record.value or b"")
+        return events
 
     async def quarantined(self) -> list[Record]:
-        """What was kept of rejected events."""
+        """The quarantined events."""
         return [
             record
             for partition in range(self.world.partitions)

@@ -1,4 +1,4 @@
-"""Events for an oracle, and instants around them."""
+"""Events for the oracle, and instants around them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOON = MARCH + 9 * DAY + 12 * HOUR
 
 
 def event(data: object = None, **changes: object) -> dict[str, Any]:
-    """An event of the meter `storage_gb` at `NOON`, of account `a`, with the changes made."""
+    """An event of the meter `storage_gb` at `NOON`, of account `a`, with changes."""
     body: dict[str, Any] = {
         "specversion": "1.0",
         "id": "1",
@@ -30,7 +30,7 @@ def event(data: object = None, **changes: object) -> dict[str, Any]:
 
 
 def feed(oracle: Oracle, *bodies: Mapping[str, Any], at: int = NOON, offset: int | None = None) -> list[str]:
-    """Feed one batch on partition 0; returns each event's outcome, or the reason where there is one."""
+    """Feeds one batch to partition 0; returns each event's outcome, or the reason for its rejection."""
     number = len(oracle.rulings) if offset is None else offset
     oracle.feed(0, number, at, json.dumps(list(bodies)).encode())
     verdicts = [oracle.rulings[Place(0, number, index)] for index in range(len(bodies))]

@@ -1,4 +1,4 @@
-"""A deployment on fakes in which the live view, the hourly tables and the archive can be rebuilt under traffic."""
+"""A deployment on fakes whose live view, hourly tables and archive can be rebuilt under traffic."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ PARTITIONS: Final = 2
 REPORTED: Final = MeterSet.model_validate({
     **METER_SET, "meters": [{**meter, "stripe_event_name": meter["slug"]} for meter in METER_SET["meters"]]
 })  # fmt: skip
-# No traffic gives this value.
+# No generated event has this value.
 DAMAGED_MINOR: Final = -(10**15)
 LIMITS: Final = RebuildLimits(records_max=7, events_max=40, cells_max=30)
 
 
 class Archive(enum.Enum):
-    """Whether `RebuildWorld.work` archives, and whether one archive process remembers what it wrote before."""
+    """Whether `RebuildWorld.work` archives, and whether one archive process remembers its own writes."""
 
     NONE = enum.auto()
     RESTARTED = enum.auto()
@@ -49,9 +49,9 @@ class Archive(enum.Enum):
 
 
 class RebuildWorld:
-    """A deployment with ClickHouse, a worker that starts again when fenced, and traffic in portions.
+    """A deployment with ClickHouse, a worker that restarts when fenced, and traffic in portions.
 
-    ClickHouse can hold tables beside the live ones; the shadow copies are Redis stores by name.
+    ClickHouse has staging tables; the shadow copies of the live view are Redis stores by name.
     """
 
     def __init__(self, events: int = 1_200, archive: Archive = Archive.NONE) -> None:
@@ -60,7 +60,7 @@ class RebuildWorld:
         self.live = FakeLiveView()
         self.clickhouse = FakeClickHouse()
         self.staging = FakeStaging(self.clickhouse)
-        self.scratches: dict[str, FakeLiveView] = {}
+        self.shadow_copies: dict[str, FakeLiveView] = {}
         self.progress: list[Progress] = []
         self.calls = [0]
         self.archives = archive
@@ -74,14 +74,14 @@ class RebuildWorld:
         await self.world.start(REPORTED)
 
     async def loaded(self, share: float) -> Self:
-        """Start, and count a share of all traffic."""
+        """Starts the deployment and counts a share of all traffic."""
         await self.start()
         await self.feed(share)
         await self.work()
         return self
 
     async def feed(self, share: float) -> None:
-        """Append a share of all traffic; more than is left is a mistake of the test."""
+        """Appends a share of all traffic; fails if less than that is left."""
         count = int(share * self.count)
         assert 0 < count <= len(self.left)
         portion, self.left = self.left[:count], self.left[count:]
@@ -96,14 +96,14 @@ class RebuildWorld:
         return await self.world.fold_all(RollupProcessor(self.log, self.live.state, self.clock, SECRET))
 
     async def fold_and_relay(self) -> None:
-        """A worker reads to the end of the log and relays."""
+        """A worker folds to the log's end and relays."""
         await self.fold_all()
         for partition in range(PARTITIONS):
             await hourly_relay(self.live, self.clickhouse).relay(partition)
             await ReportRelay(self.live.reports, self.live.accounts, self.log).relay(partition)
 
     async def work(self) -> None:
-        """A worker and, if there is one, the archive read to the end of the log."""
+        """A worker and, if there is one, the archive process the log to its end."""
         await self.fold_and_relay()
         if self.archives is not Archive.NONE:
             await self.archive()
@@ -118,21 +118,21 @@ class RebuildWorld:
             await self.running.step(partition, batch)
 
     def command(self) -> tuple[FakeLiveView, RebuildClaim]:
-        """The live view as the rebuild command that is started now has it, and what it claimed."""
+        """The live view and the claim of a rebuild command that starts now."""
         token = uuid.uuid4().hex[:16]
         live = self.live.claiming(token)
         return live, RebuildClaim(token, live.rebuilds.check_claim)
 
     def shadow_copy(self, name: str) -> FakeLiveView:
-        return self.scratches.setdefault(name, FakeLiveView())
+        return self.shadow_copies.setdefault(name, FakeLiveView())
 
     def staged(self, claim: RebuildClaim) -> FakeStaging:
-        """The tables as the rebuild command that is started now has them; earlier commands see the new claim too."""
+        """The staging tables of a rebuild command that starts now; earlier commands see the new claim."""
         self.staging.claim(claim)
         return self.staging
 
     def work_around_the_exchange(self) -> None:
-        """From now on traffic is counted just before and just after each exchange of a table."""
+        """From now on, counts traffic just before and just after each exchange of a table."""
         swap = self.staging.swap
 
         async def traffic_before_and_after(table: str) -> None:
@@ -145,7 +145,7 @@ class RebuildWorld:
         self.staging.swap = traffic_before_and_after  # type: ignore[method-assign]  # a race, made certain
 
     def rebuild(self, countdown: int = 0, *, after: bool = False, **settings: Any) -> LiveViewRebuild:
-        """`tidemark rebuild redis`, started now. Its n-th call is its last, before the call acts or `after`."""
+        """`tidemark rebuild redis`, from its start. The process dies before its n-th call acts, or `after` the call."""
         crashing = _countdown([countdown], after)
         live, claim = self.command()
         log, store, hourly = crashing(self.log), crashing(live), crashing(claimed_store(self.clickhouse, claim))
@@ -188,13 +188,13 @@ class RebuildWorld:
         return ArchiveRebuild(log, staging, SECRET, LIMITS, self.progress.append)
 
     async def straight(self) -> FakeLiveView:
-        """The same log, folded in one go by a worker that never stopped."""
+        """The same log, folded at once by a worker that never stopped."""
         store = FakeLiveView()
         await self.world.fold_all(RollupProcessor(self.log, store.state, ManualClock(0), SECRET))
         return store
 
     async def assert_equal(self) -> None:
-        """Live view as folded straight; usage_hourly as relayed straight; each intent's content once."""
+        """The live view and usage_hourly equal those of `straight`; each intent's content exists once."""
         await self.work()
         expected = await self.straight()
         for partition in range(PARTITIONS):
@@ -209,13 +209,13 @@ class RebuildWorld:
         assert self.clickhouse.duplicates == relayed.duplicates
 
     async def assert_gone(self) -> None:
-        """Nothing of a rebuild of the hourly tables is left anywhere."""
+        """No staging table or shadow copy of the hourly tables is left."""
         assert await self.staging.another().building(("usage_duplicates", "usage_hourly")) is None
-        left = [held for store in self.scratches.values() for held in store.server.partitions.values()]
-        assert all(held == HeldPartition() for held in left)
+        left = [partition for store in self.shadow_copies.values() for partition in store.server.partitions.values()]
+        assert all(partition == HeldPartition() for partition in left)
 
     async def assert_archived(self) -> None:
-        """The tables are those of an archive that never stopped."""
+        """The archive's tables equal those of an archive that never stopped."""
         await self.archive()
         expected = FakeClickHouse()
         straight = ArchiveProcessor(self.log, expected, SECRET, replay_from_start=True)
@@ -233,12 +233,12 @@ class RebuildWorld:
 
 
 def _countdown(left: list[int], after: bool) -> Callable[[Any], Crashing]:
-    """Wraps stores and the log so that they share a countdown."""
+    """Wraps stores and the log with one shared countdown."""
     return lambda inner: Crashing(inner, left, after=after)
 
 
 def assert_same_view(left: FakeLiveView, right: FakeLiveView, *more: str) -> None:
-    """Both live views hold the same; `more` names further views to compare. Generations may differ."""
+    """Both live views are equal except for the generation; `more` adds other views."""
     for partition in range(PARTITIONS):
         here, there = left.server.partitions[partition], right.server.partitions[partition]
         assert same_but_generation(here.checkpoint) == same_but_generation(there.checkpoint)
@@ -259,19 +259,19 @@ def same_but_generation(checkpoint: Checkpoint | None) -> tuple[object, ...]:
 
 
 def contents(clickhouse: FakeClickHouse) -> dict[object, object]:
-    """Cells without the generation in their versions."""
+    """Cells, without the generation in their versions."""
     return {key: row._replace(version=row.version & POSITION_MAX) for key, row in clickhouse.cells.items()}
 
 
 def damage_hourly(world: RebuildWorld) -> None:
-    """Rows that are missing, wrong, and of events that never were."""
-    held = world.clickhouse.cells
-    for number, key in enumerate(sorted(held)):
+    """Removes rows, alters rows, and adds rows of events that never existed."""
+    cells = world.clickhouse.cells
+    for number, key in enumerate(sorted(cells)):
         if number % 3 == 0:
-            del held[key]
+            del cells[key]
         elif number % 3 == 1:
-            held[key] = held[key]._replace(value_minor=DAMAGED_MINOR)
+            cells[key] = cells[key]._replace(value_minor=DAMAGED_MINOR)
         elif number % 7 == 2:
-            held[key._replace(account="nobody")] = held[key]._replace(account="nobody", version=(1 << 56) | 1)
+            cells[key._replace(account="nobody")] = cells[key]._replace(account="nobody", version=(1 << 56) | 1)
     world.clickhouse.duplicates.clear()
     world.clickhouse.duplicates[0, 1] = DuplicateRow("nobody", "x", "t", "s", 0, "{}", 0, 1, 0)

@@ -1,4 +1,4 @@
-"""A rebuild world in which a command can be held up at any step while other commands run."""
+"""A rebuild world in which a command can be paused at any step while other commands run."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ COMMANDS = ["archive", "redis", "log", "clickhouse"]
 Step = Callable[[], Awaitable[None]]
 
 
-class Held:
-    """Holds up the n-th of a command's steps until it is let go."""
+class PausedStep:
+    """Pauses the n-th step of a command until a test resumes it."""
 
     def __init__(self, step: int) -> None:
         self._left = step
-        self.held, self.go = asyncio.Event(), asyncio.Event()
+        self.reached, self.go = asyncio.Event(), asyncio.Event()
 
     async def step(self) -> None:
         self._left -= 1
         if not self._left:
-            self.held.set()
+            self.reached.set()
             await self.go.wait()
 
 
@@ -50,23 +50,23 @@ class Calls:
         self._inner, self._step = inner, step
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
+        attribute = getattr(self._inner, name)
         if name == "built":
-            return lambda generation: Calls(found(generation), self._step)
+            return lambda generation: Calls(attribute(generation), self._step)
         if isinstance(self._inner, FakeLiveView) and name in STORES:
-            return Calls(found, self._step)
-        if not asyncio.iscoroutinefunction(found):
-            return found
+            return Calls(attribute, self._step)
+        if not asyncio.iscoroutinefunction(attribute):
+            return attribute
 
         async def call(*arguments: Any) -> Any:
             await self._step()
-            return await found(*arguments)
+            return await attribute(*arguments)
 
         return call
 
 
-class UnderWay(FakeClickHouse):
-    """An insert that has found its table, and stores its rows after a step: the table may bear another name by then."""
+class SlowInserts(FakeClickHouse):
+    """An insert that resolves its table at once and stores its rows a step later; the table may be renamed between."""
 
     def __init__(self, inner: FakeClickHouse, step: Step) -> None:
         super().__init__()
@@ -77,29 +77,29 @@ class UnderWay(FakeClickHouse):
             return super().__getattribute__(name) if name.startswith("_") else getattr(self._inner, name)
 
         async def call(rows: Any) -> None:
-            found = FakeClickHouse()
+            target = FakeClickHouse()
             for attribute in _ATTRIBUTES.values():
-                setattr(found, attribute, getattr(self._inner, attribute))
+                setattr(target, attribute, getattr(self._inner, attribute))
             await self._step()
-            await getattr(found, name)(rows)
+            await getattr(target, name)(rows)
 
         return call
 
 
-class StagedUnderWay(FakeStaging):
-    """Tables beside whose inserts are steps."""
+class SlowStaging(FakeStaging):
+    """Staging tables whose inserts are steps."""
 
     step: Step
 
     def beside(self, tables: Collection[str]) -> AnalyticalStore:
         store = super().beside(tables)
         assert isinstance(store, ClaimedStore)
-        store._store = UnderWay(store._store, self.step)  # type: ignore[arg-type]  # the fake's
+        store._store = SlowInserts(store._store, self.step)  # type: ignore[arg-type]  # the fake's
         return store
 
 
 class Command(NamedTuple):
-    """What a command is given."""
+    """The arguments of a command."""
 
     live: LiveView
     hourly: AnalyticalStore
@@ -108,10 +108,10 @@ class Command(NamedTuple):
 
 
 class CommandsWorld(RebuildWorld):
-    """A world in which commands are started beside others."""
+    """A world in which several commands run at once."""
 
     def started(self, step: Step) -> Command:
-        """A command that claims now; each look at its claim, each call of Redis, and each insert is a step."""
+        """A command that claims now. Each look at its claim, each call of Redis, and each insert is a step."""
         live, claim = self.command()
 
         async def check() -> None:
@@ -119,10 +119,10 @@ class CommandsWorld(RebuildWorld):
             await step()
 
         slow = RebuildClaim(claim.token, check)
-        staging = StagedUnderWay(self.clickhouse)
+        staging = SlowStaging(self.clickhouse)
         staging._marks, staging._beside, staging.step = self.staging._marks, self.staging._beside, step
         staging.claim(slow)
-        hourly = claimed_store(UnderWay(self.clickhouse, step), slow)
+        hourly = claimed_store(SlowInserts(self.clickhouse, step), slow)
         return Command(
             Calls(live, step),
             hourly,
@@ -148,17 +148,17 @@ class CommandsWorld(RebuildWorld):
             await abandon_archive(staging)
 
     async def finish(self) -> None:
-        """Run again what is not finished, and nothing else."""
+        """Resumes unfinished rebuilds and does nothing else."""
         tables = self.staging.another()
         if await tables.building(ARCHIVE_TABLES) is not None:
             await self.now("archive")
         if await self.live.rebuilds.rebuilding() is not None:
             await self.now("redis")
-        if found := await tables.building(HOURLY_TABLES):
-            await self.now(msgspec.json.decode(found.note, type=Note).source)
+        if building := await tables.building(HOURLY_TABLES):
+            await self.now(msgspec.json.decode(building.note, type=Note).source)
 
     async def assert_right(self) -> None:
-        """Every view is what it is without any rebuild, and nothing of one is left."""
+        """Every view equals that of a deployment without any rebuild, and nothing of a rebuild is left."""
         await self.assert_gone()
         assert await self.staging.another().building(ARCHIVE_TABLES) is None
         assert await self.live.rebuilds.rebuilding() is None
@@ -172,8 +172,8 @@ class CommandsWorld(RebuildWorld):
         await self.work()
 
     async def now(self, command: str) -> None:
-        """Run a command to its end; it may say that another one must be finished first."""
+        """Runs a command to its end; the command may refuse because another one must be finished first."""
         try:
-            await self.run(command, self.started(Held(0).step))
+            await self.run(command, self.started(PausedStep(0).step))
         except (OperatorNeeded, Transient) as error:
             assert "run" in str(error)  # noqa: PT017 - either end is good

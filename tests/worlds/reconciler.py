@@ -1,4 +1,4 @@
-"""A whole deployment on fakes for the reconciler's tests: real fold, archive, relays and sender; faults by hand."""
+"""A whole deployment on fakes for the reconciler's tests; the tests inject faults."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ ACCEPTED: Final = ReportOutcome(identifier="tm_one", status=OutcomeStatus.ACCEPT
 
 
 class Deployment:
-    """Two partitions, four accounts mapped to a customer of their own, `cus_ada` … ; everything relays by hand."""
+    """Two partitions and four accounts, each with its own customer (`cus_ada` …); tests start every relay."""
 
     def __init__(self, *, rejections: bool = True) -> None:
         self.store = FakeLiveView()
@@ -94,15 +94,15 @@ class Deployment:
         return partition_of(account, self.world.partitions)
 
     async def bind(self, account: str, **fields: Any) -> None:
-        made = {"effective_from_ms": NOVEMBER_MS, "billing": Billing.MAPPED, **fields}
-        binding = Binding.model_validate(made)
+        content = {"effective_from_ms": NOVEMBER_MS, "billing": Billing.MAPPED, **fields}
+        binding = Binding.model_validate(content)
         await self.world.control(self.partition(account), BindingRecord(account=account, binding=binding))
 
     async def close_period(self, account: str, instant_ms: int) -> None:
         await self.world.control(self.partition(account), CloseRecord(account=account, instant_ms=instant_ms))
 
     async def emit(self, account: str, *, at_ms: int | None = None, type_: str = "request", **data: Any) -> str:
-        """One event, now or at `at_ms`; its id."""
+        """Emits one event, now or at `at_ms`; returns its id."""
         self._events += 1
         event_id = str(data.pop("id", f"event-{self._events}"))
         instant_ms = self.clock.now_ms() if at_ms is None else at_ms
@@ -127,7 +127,7 @@ class Deployment:
             await self.advance(HOUR_MS)
 
     async def advance(self, duration_ms: int) -> None:
-        """Move the clock and, by a tick, the log."""
+        """Moves the clock and, by a tick, stream time."""
         self.clock.ms += duration_ms
         await append_everywhere(self.log, SECRET, Tick(log_id=self.world.log_id, partitions=self.world.partitions))
 
@@ -143,12 +143,12 @@ class Deployment:
                 offset = records[-1].next_offset
 
     async def resolve(self) -> int:
-        """The decisions of a resolver that has just started."""
+        """Appends the decisions of a resolver that has just started."""
         resolver = Resolver(self.log, self.store.deferred, self.store.accounts, self.clickhouse, SECRET)
         return sum([sum(await resolver.resolve(partition)) for partition in range(self.world.partitions)])
 
     async def restatement(self) -> int:
-        """The answers to late bindings, of a process that has just started."""
+        """Appends the answers of a restater that has just started."""
         restater = Restater(
             self.log,
             self.store.accounts,
@@ -179,7 +179,7 @@ class Deployment:
                     await self._sender.idle(partition)
 
     async def settle(self) -> None:
-        """Everything that is in the log reaches every view, and Stripe has had the time to show it."""
+        """Brings everything in the log to every view, and waits until Stripe shows it."""
         await self.advance(HOUR_MS)
         await self.fold()
         await self.archive()
@@ -198,33 +198,33 @@ class Deployment:
         return checkpoint
 
     def totals(self, account: str) -> dict[str, str]:
-        """The stored hash of the account's November, to be altered."""
+        """The stored hash of the account's November, for a test to change."""
         return self.store.server.partitions[self.partition(account)].totals[TotalKey(account, NOVEMBER_MS)]
 
     def sent(self, account: str, event_name: str) -> MeterEvent:
-        """A meter event that Stripe holds."""
+        """A meter event that Stripe has."""
         return next(
-            held.event
-            for held in self.stripe.events
-            if (held.event.stripe_customer, held.event.event_name) == (f"cus_{account}", event_name)
+            stored.event
+            for stored in self.stripe.events
+            if (stored.event.stripe_customer, stored.event.event_name) == (f"cus_{account}", event_name)
         )
 
 
 async def settled(**options: Any) -> Deployment:
     """A deployment in which all views agree."""
-    made = await Deployment(**options).start()
-    await made.traffic()
-    await made.settle()
-    return made
+    deployment = await Deployment(**options).start()
+    await deployment.traffic()
+    await deployment.settle()
+    return deployment
 
 
-async def late(made: Deployment, at_ms: int, account: str = "ada", **data: Any) -> str:
-    """An event of an instant that the marks do not reach back to."""
-    return await made.emit(account, at_ms=at_ms, **{"gb": "7.125", "user": "late", "region": "eu", **data})
+async def late(deployment: Deployment, at_ms: int, account: str = "ada", **data: Any) -> str:
+    """Emits an event that is older than the marks."""
+    return await deployment.emit(account, at_ms=at_ms, **{"gb": "7.125", "user": "late", "region": "eu", **data})
 
 
-def named(report: Report, cause: Cause, pair: Pair | None = None) -> list[Row]:
-    """The rows of a cause, of one pair of views or of all."""
+def rows_of(report: Report, cause: Cause, pair: Pair | None = None) -> list[Row]:
+    """The report's rows of one cause, of one pair of views or of all pairs."""
     return [row for row in report.rows if row.cause is cause and pair in (None, row.pair)]
 
 
@@ -256,6 +256,6 @@ async def after(fault: Fault) -> Report:
     return await deployment.reconcile()
 
 
-def found_by(report: Report) -> set[tuple[Pair, Cause]]:
-    """Which causes stand between which views."""
+def causes_by_pair(report: Report) -> set[tuple[Pair, Cause]]:
+    """The causes between each pair of views."""
     return set(report.causes)

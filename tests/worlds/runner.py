@@ -1,4 +1,4 @@
-"""A processor for a runner that needs no store, and a runner's Kafka client that needs no broker."""
+"""A processor without a store, and a runner's Kafka client without a broker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE_S = 10.0
 
 @dataclass
 class Steps:
-    """A processor that notes its steps and waits at a gate."""
+    """A processor that records its steps and waits at a gate."""
 
     topic: str = "t"
     taken: list[list[int]] = field(default_factory=list)
@@ -42,14 +42,14 @@ class Steps:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let other tasks run until `condition` holds; raises `TimeoutError` after `PATIENCE_S`."""
+    """Lets other tasks run until `condition` is true; raises `TimeoutError` after `PATIENCE_S`."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110  nothing sets an event for it
+        while not condition():  # noqa: ASYNC110  there is no event to wait for
             await asyncio.sleep(0)
 
 
 async def client(settings: RunnerSettings) -> AIOKafkaConsumer:
-    """The client as a runner makes it."""
+    """The client as a runner creates it."""
     app = Runner([Steps()], "kafka://nowhere:1", SystemClock(), settings)._new_app(None)
     transport = SimpleNamespace(servers=["nowhere:1"])
-    return KafkaThread._create_worker_consumer(SimpleNamespace(app=app), transport)  # type: ignore[arg-type]  # of the thread it reads only the app
+    return KafkaThread._create_worker_consumer(SimpleNamespace(app=app), transport)  # type: ignore[arg-type]  # the method reads only `app`

@@ -1,4 +1,4 @@
-"""A sender of intents that can be killed and started again, between a log and a Stripe that fail on purpose."""
+"""A sender of intents that can be killed and restarted, between a log and a Stripe fake with faults."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Crash(Exception):
 
 
 class AheadClock:
-    """A process's clock that is wrong."""
+    """The wrong clock of one process."""
 
     def __init__(self, right: ManualClock, ahead_ms: int) -> None:
         self._right = right
@@ -43,7 +43,7 @@ class AheadClock:
 
 
 class CrashingLog(FakeLog):
-    """A log whose next append may fail: `hook` says "before" or "after", and which error."""
+    """A log whose next append may fail: `hook` says "before" or "after", and with which error."""
 
     def __init__(self, clock: ManualClock) -> None:
         super().__init__(clock)
@@ -52,7 +52,7 @@ class CrashingLog(FakeLog):
     async def append(
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
     ) -> int:
-        """Append, or not, and answer, or not."""
+        """Appends and confirms, unless the hook decides otherwise."""
         failure = self.hook(value)
         if failure and failure[0] == "before":
             raise failure[1]
@@ -63,7 +63,7 @@ class CrashingLog(FakeLog):
 
 
 class Bench:
-    """A log, a Stripe, a clock, and a sender that can be killed and started again."""
+    """A log, a Stripe fake, a clock, and a sender that can be killed and restarted."""
 
     def __init__(self, partitions: int = 1, policy: SenderPolicy = POLICY) -> None:
         self.clock = ManualClock(NOW_MS)
@@ -80,7 +80,7 @@ class Bench:
         self.offsets: dict[int, int] = {}
 
     async def start(self) -> Bench:
-        """Create the topic and the customers `cus_a` … `cus_d`; the accounts a … d are mapped to them."""
+        """Creates the topic and the customers `cus_a` … `cus_d` of the accounts a … d."""
         await self.log.create_topics([TopicSpec(REPORTS_TOPIC, self.partitions, -1)])
         for name in "abcd":
             self.stripe.add_customer(f"cus_{name}")
@@ -89,19 +89,19 @@ class Bench:
         return self
 
     async def resolve(self, intent: Intent, instant_ms: int) -> Payer | None:
-        """Who pays."""
+        """The payer of an intent."""
         self.asked.append((intent.account, instant_ms))
         if intent.identifier in self.replaced:
             return None
         return Payer(*self.billing[intent.account], self.period_ends.get(intent.account, intent.period_end_ms))
 
     def new_sender(self) -> StripeSender:
-        """Another process. It talks to `meters` where that is set, else to the fake."""
+        """Another sender process; it talks to `meters` if given, otherwise to the fake."""
         meters = self.meters or self.stripe
         return StripeSender(self.log, meters, self.resolve, self.clock, random.Random(7), self.policy)
 
     async def assign(self) -> None:
-        """The runner asks where to read."""
+        """Asks the sender for its start, as the runner does."""
         for partition in range(self.partitions):
             self.offsets[partition] = await self.sender.start_offset(partition) or 0
 
@@ -111,14 +111,14 @@ class Bench:
         await self.assign()
 
     async def publish(self, *intents: Intent, partition: int = 0) -> None:
-        """Write intents as the fold's relay does."""
+        """Writes intents as the relay does."""
         for intent in intents:
             await self.log.append(
                 REPORTS_TOPIC, partition, intent.model_dump_json().encode(), key=intent.account.encode()
             )
 
     async def pump(self, rounds: int = 1) -> None:
-        """What a runner does: step where there are records, idle between."""
+        """Steps while there are records and idles between, as a runner does."""
         for _ in range(rounds):
             for partition in range(self.partitions):
                 records = await self.log.read(REPORTS_TOPIC, partition, self.offsets[partition], 7)
@@ -129,7 +129,7 @@ class Bench:
                     await self.sender.idle(partition)
 
     async def settle(self, rounds: int = 400, step_ms: int = 0) -> None:
-        """Pump until nothing is pending and everything is read."""
+        """Pumps until nothing is pending and everything is read."""
         for _ in range(rounds):
             await self.pump()
             self.clock.advance(step_ms)
@@ -141,24 +141,24 @@ class Bench:
                 return
 
     async def entries(self) -> list[Intent | Attempt | ReportOutcome]:
-        """The whole topic."""
-        found: list[Intent | Attempt | ReportOutcome] = []
+        """All entries of the topic."""
+        entries: list[Intent | Attempt | ReportOutcome] = []
         for partition in range(self.partitions):
             for record in await self.log.read(REPORTS_TOPIC, partition, 0, 100_000):
-                found.extend(parse_entries(record.value))
-        return found
+                entries.extend(parse_entries(record.value))
+        return entries
 
     async def outcomes(self) -> dict[str, ReportOutcome]:
         """The first outcome of each intent."""
-        found: dict[str, ReportOutcome] = {}
+        first: dict[str, ReportOutcome] = {}
         for entry in await self.entries():
             if isinstance(entry, ReportOutcome):
-                found.setdefault(entry.identifier, entry)
-        return found
+                first.setdefault(entry.identifier, entry)
+        return first
 
-    def held(self) -> Counter[str]:
+    def counted(self) -> Counter[str]:
         """How often Stripe counts each identifier."""
-        return Counter(held.event.identifier for held in self.stripe.accepted())
+        return Counter(stored.event.identifier for stored in self.stripe.accepted())
 
 
 def make_intent(name: str, account: str = "a", delta: int = 5, bucket: int = 0, **changes: Any) -> Intent:

@@ -42,7 +42,7 @@ class SnapshotWorld(RebuildWorld):
         return self.rebuild(countdown, after=after, snapshots=self.kept, from_snapshot=explicit)
 
     async def remember(self) -> None:
-        """Keep what the live view is, to be compared when the log cannot say it any more."""
+        """Saves the live view for a comparison after the log has lost its start."""
         genesis = await find_genesis(self.log, SECRET, 0)
         assert genesis is not None
         await tick(self.log, SECRET, genesis)
@@ -50,12 +50,12 @@ class SnapshotWorld(RebuildWorld):
         self.whole = await self.straight()
 
     async def trim(self) -> None:
-        """Retention: the log begins where the newest snapshot stands."""
+        """Retention: removes the log before the newest snapshot."""
         for partition in range(PARTITIONS):
             newest = (await self.kept.snapshots(partition))[0].next_offset
             records = self.log._partitions[EVENTS_TOPIC, partition].records
             del records[:newest]
 
     async def assert_same(self) -> None:
-        """The live view is the one that was folded from the whole log."""
+        """The live view equals the one that was folded from the whole log."""
         assert_same_view(self.live, self.whole, "deferred")

@@ -1,4 +1,4 @@
-"""What an account's records make of its state: which bindings cut the past, and what ends that."""
+"""The binding state of an account: which bindings cut counted usage, and what ends a pending cut."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ OCTOBER_MS = NOVEMBER_MS - 31 * DAY_MS
         pytest.param(
             AccountState(closed_start_ms=(NOVEMBER_MS,)), NEW, NOW_MS, None, id="the running month is closed"
         ),
-        pytest.param(AccountState(has_payer=True), NEW, NOW_MS, None, id="somebody was named"),
+        pytest.param(AccountState(has_payer=True), NEW, NOW_MS, None, id="had a payer"),
     ],
 )  # fmt: skip
 def test_which_bindings_cut_the_past(
     before: AccountState, binding: Binding, stream_time_ms: int, expected: tuple[int, int] | None
 ) -> None:
-    """(start of the first period concerned, instant of the cut), or None: then it takes effect beyond all usage."""
+    """(start of the first affected period, instant of the cut), or None if the binding takes effect after all usage."""
     after = bound(before, binding, 7, POLICY, stream_time_ms)
 
     pending = after.pending
@@ -67,14 +67,14 @@ def answers(position: int, **fields: Any) -> RestatementRecord:
 
 
 def begun() -> AccountState:
-    """A late binding at position 7 whose restatement was begun at 8."""
+    """A late binding at position 7 whose restatement began at position 8."""
     asked = bound(AccountState(), NEW, 7, POLICY, NOW_MS)
     return restated(asked, answers(7, begins=True), 8, POLICY, NOW_MS)
 
 
 @pytest.mark.parametrize("billing", [Billing.MAPPED, Billing.FREE])
-def test_who_was_named_once_is_never_forgotten(billing: Billing) -> None:
-    """A binding without a customer replaces the one before it. What was told to Stripe stays told."""
+def test_an_account_that_had_a_payer_is_never_restated(billing: Billing) -> None:
+    """A later binding without a customer does not undo what was sent to Stripe."""
     state = bound(AccountState(), monthly(0, 0, billing), 5, POLICY, NOW_MS)
     state = bound(state, monthly(0, 5 * DAY_MS), 6, POLICY, NOW_MS)
     assert state.customers[-1].billing is Billing.UNMAPPED
@@ -84,8 +84,8 @@ def test_who_was_named_once_is_never_forgotten(billing: Billing) -> None:
     assert state.bindings[-1].effective_from_ms > NOW_MS
 
 
-def test_more_than_may_wait_gives_the_cut_up_and_follows_all_of_it() -> None:
-    """A limit that says what happens at it: the binding takes effect beyond, as if it had not been late."""
+def test_too_many_later_bindings_end_the_cut_and_all_are_applied() -> None:
+    """At the limit the binding takes effect after all usage, as if it had not been late."""
     waiting = begun()
     for number in range(LATER_MAX):
         waiting = bound(waiting, monthly(NOW_MS, number * HOUR_MS), 9 + number, POLICY, NOW_MS)
@@ -99,8 +99,8 @@ def test_more_than_may_wait_gives_the_cut_up_and_follows_all_of_it() -> None:
     assert restated(after, answers(8), 10, POLICY, NOW_MS) == after
 
 
-def test_closing_is_in_force_at_once_and_has_the_restatement_begun_anew() -> None:
-    """What is closed now must not change, so the answer that is on its way is for nobody."""
+def test_closing_takes_effect_at_once_and_restarts_the_restatement() -> None:
+    """A closed period must not change, so the answer under way no longer applies."""
     after = closed(begun(), NOW_MS, 9, POLICY, NOW_MS)
     assert after.closed_start_ms == (NOVEMBER_MS,)
     assert not is_waiting(after, NOW_MS)
@@ -119,24 +119,24 @@ def test_closing_is_in_force_at_once_and_has_the_restatement_begun_anew() -> Non
         pytest.param(answers(8, begins=True), id="begun again in time"),
     ],
 )
-def test_answer_that_nobody_waits_for_changes_nothing(record: RestatementRecord) -> None:
+def test_unexpected_answer_changes_nothing(record: RestatementRecord) -> None:
     assert restated(begun(), record, 11, POLICY, NOW_MS) == begun()
 
 
-def test_answer_to_a_binding_that_was_not_begun_changes_nothing() -> None:
-    """What was counted since it was worked out would be lost."""
+def test_answer_to_a_restatement_that_has_not_begun_changes_nothing() -> None:
+    """Usage that was counted since the recount would be lost."""
     asked = bound(AccountState(), NEW, 7, POLICY, NOW_MS)
     assert not is_waiting(asked, NOW_MS)
     assert restated(asked, answers(7), 8, POLICY, NOW_MS) == asked
 
 
-def test_periods_are_the_bindings_once_it_was_answered() -> None:
+def test_periods_follow_the_binding_after_the_answer() -> None:
     after = restated(begun(), answers(8), 9, POLICY, NOW_MS)
     assert period_at(after, NOW_MS) == Period(NEW.effective_from_ms, NEW.effective_from_ms + 30 * DAY_MS)
 
 
-def test_a_restatement_that_does_not_end_in_time_is_given_twice_as_long() -> None:
-    """With ten minutes for ever, an archive that takes eleven would hold the account up for ever."""
+def test_a_restatement_that_does_not_end_in_time_gets_twice_as_long() -> None:
+    """With a constant limit of ten minutes, an archive that takes eleven would block the account for ever."""
     state, stream_time_ms, spans = bound(AccountState(), NEW, 1, POLICY, NOW_MS), NOW_MS, []
     for number in range(2, 8):
         assert state.pending is not None
@@ -150,8 +150,8 @@ def test_a_restatement_that_does_not_end_in_time_is_given_twice_as_long() -> Non
     assert spans == [10, 20, 40, 80, 80, 80]
 
 
-def test_period_that_closes_before_the_restatement_is_begun_is_not_cut() -> None:
-    """Nothing is left to cut: the binding takes effect beyond, and nothing waits."""
+def test_period_that_closes_before_the_restatement_begins_is_not_cut() -> None:
+    """There is nothing left to cut: the binding takes effect later, and no event waits."""
     asked = bound(AccountState(), monthly(NOW_MS, 5 * DAY_MS), 7, POLICY, NOW_MS + DAY_MS)
     assert asked.pending is not None
     later_ms = DECEMBER_MS + 2 * HOUR_MS
@@ -163,6 +163,6 @@ def test_period_that_closes_before_the_restatement_is_begun_is_not_cut() -> None
 
 
 @pytest.mark.parametrize("text", ["", "no base85 \x00", "Oeak", "0" * 40])
-def test_content_that_is_none_is_refused(text: str) -> None:
+def test_invalid_content_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match="content"):
         unpacked(text)

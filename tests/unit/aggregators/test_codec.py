@@ -1,4 +1,4 @@
-"""The texts of the store's fields: whatever an account or a dimension holds, they are read back as they were."""
+"""The texts of Redis fields: accounts and dimensions of any characters survive encoding and decoding."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ REPORT_VALUES = st.builds(
 
 @given(CELL_KEYS)
 def test_cell_fields_are_read_back(key: CellKey) -> None:
-    """Accounts and dimensions with every separator there is."""
+    """Accounts and dimensions that contain every separator."""
     assert parse_cell_field(cell_field(key)) == key
 
 
 @given(st.builds(ReportKey, period_start_ms=INSTANTS, meter=SLUGS, account=ODD))
 def test_report_fields_are_read_back(key: ReportKey) -> None:
-    """As cell fields."""
+    """The same for report fields."""
     assert parse_report_field(report_field(key)) == key
 
 
 @given(aggregation=st.sampled_from(Aggregation), scale=st.integers(0, 12), end_ms=INSTANTS, value=VALUES)
 def test_cell_texts_are_read_back(aggregation: Aggregation, scale: int, end_ms: int, value: Value) -> None:
-    """Of every aggregation, whole and by value alone."""
+    """For every aggregation: the whole cell, and the value alone."""
     text = cell_text(aggregation, scale, end_ms, value)
 
     assert parse_cell_text(text) == (aggregation, scale, end_ms, value)
@@ -73,13 +73,13 @@ def test_cell_texts_are_read_back(aggregation: Aggregation, scale: int, end_ms: 
 
 @given(VALUES | st.builds(Value, minor=MINORS))
 def test_values_are_read_back_at_any_size(value: Value) -> None:
-    """Beyond 2^53 and 2^64: totals add up for ever."""
+    """Beyond 2^53 and 2^64, because totals grow for ever."""
     assert parse_value(value_text(value)) == value
 
 
 @given(REPORT_VALUES)
 def test_report_texts_are_read_back(value: ReportValue) -> None:
-    """The event name at Stripe may hold any character."""
+    """The event name at Stripe may contain any character."""
     assert parse_report_text(report_text(value)) == value
 
 
@@ -92,5 +92,5 @@ def test_report_texts_are_read_back(value: ReportValue) -> None:
     ],
 )
 def test_versions_order_the_writes_of_a_cell(before: tuple[int, int], after: tuple[int, int]) -> None:
-    """ClickHouse keeps the highest; it must fit its UInt64."""
+    """ClickHouse keeps the highest version. A version must fit UInt64."""
     assert version(*before) < version(*after) < 2**64

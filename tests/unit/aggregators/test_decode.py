@@ -1,4 +1,4 @@
-"""Decoding: the fast decoder and the contract agree, neighbours are safe, and hostile bytes cost nothing."""
+"""Decoding: the fast decoder and the contract agree, a bad event harms no other, and hostile bytes cost little time."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ GOOD: dict[str, Any] = {
 
 
 def encoded(**changes: Any) -> bytes:
-    """A good event with changes; a field that is set to ... is left out."""
+    """A good event with changes. A field with the value `...` is left out."""
     return json.dumps({name: value for name, value in {**GOOD, **changes}.items() if value is not ...}).encode()
 
 
 def nested(levels: int) -> bytes:
-    """An event that nests exactly so many levels."""
+    """An event with exactly this many levels of nesting."""
     return encoded(data="HERE").replace(b'"HERE"', b'{"a":' * (levels - 1) + b"1" + b"}" * (levels - 1))
 
 
@@ -67,7 +67,7 @@ def nested(levels: int) -> bytes:
     ],
 )
 def test_a_bad_event_has_its_reason(raw: bytes, reason: Reason) -> None:
-    """Alone in its record; the original bytes are kept."""
+    """The event is alone in its record. The rejection keeps the original bytes."""
     decoded = decode(raw, 65_536)
 
     assert ([], 1) == (decoded.events, decoded.received)
@@ -85,7 +85,7 @@ def test_a_bad_event_has_its_reason(raw: bytes, reason: Reason) -> None:
     ],
 )
 def test_a_bad_event_never_costs_its_neighbours(bad: bytes) -> None:
-    """The events before and after it in the batch are decoded, in their places."""
+    """The events before and after the bad event are decoded and keep their index."""
     value = b"[" + encoded(id="first") + b", " + bad + b"," + encoded(id="last") + b"]"
 
     decoded = decode(value, 65_536)
@@ -96,7 +96,7 @@ def test_a_bad_event_never_costs_its_neighbours(bad: bytes) -> None:
 
 
 def test_the_deepest_allowed_event_decodes_at_any_depth_of_the_stack() -> None:
-    """Whether an event decodes must not depend on who calls (I7)."""
+    """Whether an event decodes must not depend on the caller (I7)."""
 
     def at_depth(frames: int) -> int:
         return at_depth(frames - 1) if frames else len(decode(nested(LEVELS_MAX), 65_536).events)
@@ -105,7 +105,7 @@ def test_the_deepest_allowed_event_decodes_at_any_depth_of_the_stack() -> None:
 
 
 def test_a_record_of_too_many_events_is_one_rejection() -> None:
-    """Positions have 16 bits for the place in a record."""
+    """A position has 16 bits for the index in the batch."""
     decoded = decode(b"[" + b",".join([encoded()] * 65_537) + b"]", 65_536)
 
     assert ([], 1, [Reason.TOO_MANY_EVENTS]) == (
@@ -116,7 +116,7 @@ def test_a_record_of_too_many_events_is_one_rejection() -> None:
 
 
 def test_normalised_data_is_exact_and_the_last_of_two_equal_keys_wins() -> None:
-    """What ClickHouse recounts from is what the fold saw."""
+    """ClickHouse recounts from the same data that the fold uses."""
     raw = encoded(data="X").replace(b'"X"', b'{"b":0.1000000000000000000001,"a":1,"a":2,"c":1e2}')
 
     ((_, event),) = decode(raw, 65_536).events
@@ -133,7 +133,7 @@ _VALUES = st.recursive(
 
 
 def contract_accepts(raw: bytes) -> bool:
-    """Whether the contract, on its own and without the fast decoder, accepts these bytes as one event."""
+    """Whether the pydantic contract alone accepts these bytes as one event."""
     try:
         UsageEvent.model_validate(json.loads(raw.decode(), parse_float=Decimal))
     except (ValidationError, RecursionError, InvalidOperation, ValueError):
@@ -144,7 +144,7 @@ def contract_accepts(raw: bytes) -> bool:
 @settings(max_examples=300, deadline=None)
 @given(changes=st.dictionaries(st.sampled_from([*GOOD, "extension"]), _VALUES | st.just(...), max_size=3))
 def test_the_fast_decoder_and_the_contract_accept_the_same_events(changes: dict[str, Any]) -> None:
-    """msgspec on the hot path, pydantic as the contract: one definition, two decoders."""
+    """msgspec decodes on the hot path and pydantic is the contract: two decoders of one definition."""
     raw = encoded(**changes)
 
     assert contract_accepts(raw) is (len(decode(raw, 1_000_000).events) == 1)
@@ -153,7 +153,7 @@ def test_the_fast_decoder_and_the_contract_accept_the_same_events(changes: dict[
 @settings(max_examples=300, deadline=None)
 @given(raw=st.binary(max_size=60))
 def test_any_bytes_are_decoded_or_rejected_and_never_raise(raw: bytes) -> None:
-    """Conservation starts here: what is received is decoded or rejected."""
+    """Conservation (I1) starts here: each received event is decoded or rejected."""
     decoded = decode(raw, 1_000)
 
     assert decoded.received == len(decoded.events) + len(decoded.rejected)
@@ -161,8 +161,8 @@ def test_any_bytes_are_decoded_or_rejected_and_never_raise(raw: bytes) -> None:
 
 @pytest.mark.parametrize("opening", [b"{" * 201, b"[" + b"{" * 201], ids=["an event", "a batch"])
 @pytest.mark.parametrize("inside", [b'\\"', b"\\\\", b"a"], ids=["escaped quotes", "backslashes", "letters"])
-def test_a_text_that_never_ends_is_looked_at_once(opening: bytes, inside: bytes) -> None:
-    """From each of its quotes to its end it would take days: the gateway, and every reader of the log, would stand."""
+def test_a_text_without_an_end_is_scanned_once(opening: bytes, inside: bytes) -> None:
+    """A scan from each quote would take days and block the gateway and every reader of the log."""
     value = opening + b'"' + inside * (900_000 // len(inside))
 
     decoded = decode(value, 65_536)
@@ -172,8 +172,8 @@ def test_a_text_that_never_ends_is_looked_at_once(opening: bytes, inside: bytes)
 
 @given(texts=st.lists(st.text(alphabet='"\\{}[]a\n')), nested=st.integers(0, 300))
 @settings(max_examples=50)
-def test_brackets_within_texts_nest_nothing(texts: list[str], nested: int) -> None:
-    """The depth is that of objects and lists alone."""
+def test_brackets_within_texts_do_not_nest(texts: list[str], nested: int) -> None:
+    """Only objects and lists add to the depth."""
     document: object = [texts, ["["] * 300]
     for _ in range(nested):
         document = [document]
@@ -182,7 +182,7 @@ def test_brackets_within_texts_nest_nothing(texts: list[str], nested: int) -> No
 
 
 def test_a_record_of_which_every_event_is_refused_is_split_once() -> None:
-    """Split anew for each of them, with half a surrogate pair among them, it would take hours."""
+    """A new split for each event would take hours if the record contains half a surrogate pair."""
     odd = encoded(id="odd", data="X").replace(b'"X"', b'{"v":"\\ud800"}')
     value = b"[" + b",".join([odd, *(encoded(id=f"{at}", time="2099-01-01T00:00:00Z") for at in range(5_000))]) + b"]"
     record = Record("usage.events", 0, 7, 1_772_323_200_000, None, value)

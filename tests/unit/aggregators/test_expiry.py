@@ -1,5 +1,4 @@
-"""Totals of periods that ended long ago leave the live view (S7): by stream time alone, a few per record, and none too
-soon."""
+"""Totals of periods that ended long ago leave the live view (S7): by stream time alone, slowly, never early."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ PARTITIONS: Final = 2
 
 
 class CountingState(FakeState):
-    """Notes how many totals left with each commit."""
+    """Records how many totals left with each commit."""
 
     def __init__(self, server: FakeServer) -> None:
         super().__init__(server)
@@ -46,7 +45,7 @@ class CountingState(FakeState):
 
 
 async def months(seed: int, meter_set: Mapping[str, Any]) -> World:
-    """Half a year of usage of 25 accounts that are bound anew and closed now and then, with bursts and silences."""
+    """Half a year of usage of 25 accounts with new bindings, closings, bursts and silences."""
     chance = random.Random(seed)
     world = World(START_MS, PARTITIONS)
     await world.start(meter_set)
@@ -63,8 +62,8 @@ async def months(seed: int, meter_set: Mapping[str, Any]) -> World:
             await append_everywhere(world.log, SECRET, _tick(world))
             continue
         accounts = [f"acct-{chance.randrange(25)}" for _ in range(chance.choice([1, 3, 40]))]
-        held = [each for each in accounts if partition_of(each, PARTITIONS) == partition]
-        batch = [_usage(f"{number}/{index}", each, world.clock.ms) for index, each in enumerate(held)]
+        members = [each for each in accounts if partition_of(each, PARTITIONS) == partition]
+        batch = [_usage(f"{number}/{index}", each, world.clock.ms) for index, each in enumerate(members)]
         if batch:
             await world.log.append(EVENTS_TOPIC, partition, json.dumps(batch).encode())
     world.clock.ms += KEPT_MS
@@ -101,8 +100,8 @@ async def folded(world: World, settings: RollupSettings | None = None) -> FakeLi
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_exactly_what_is_due_leaves_and_the_rest_stays_as_it_was(seed: int) -> None:
-    """The same traffic under a meter set that keeps everything: what is left is equal, what is gone ended long ago."""
+async def test_exactly_what_is_due_leaves_and_the_rest_is_unchanged(seed: int) -> None:
+    """Compared with a meter set that keeps everything: equal totals remain, and the others ended long ago."""
     some = await folded(await months(seed, METER_SET))
     everything = await folded(await months(seed, FOR_EVER))
 
@@ -117,7 +116,7 @@ async def test_exactly_what_is_due_leaves_and_the_rest_stays_as_it_was(seed: int
             assert end_ms + KEPT_MS <= left.checkpoint.stream_time_ms
             gone += 1
         assert {(key.account, key.period_start_ms) for key in left.uniques} <= set(left.totals)
-        assert {TotalKey(each, key.period_start_ms) for key, held in left.rankings.items() for each in held} == set(
+        assert {TotalKey(each, key.period_start_ms) for key, ranked in left.rankings.items() for each in ranked} == set(
             left.totals
         )
         assert left.checkpoint.counters == all_.checkpoint.counters if all_.checkpoint else False
@@ -125,8 +124,8 @@ async def test_exactly_what_is_due_leaves_and_the_rest_stays_as_it_was(seed: int
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_what_leaves_does_not_depend_on_where_flushes_begin(seed: int) -> None:
-    """Workers that die at any record leave the same, due times included (I7)."""
+async def test_what_leaves_does_not_depend_on_flush_boundaries(seed: int) -> None:
+    """Workers that die at any record remove the same totals and write the same due times (I7)."""
     world = await months(seed, METER_SET)
     straight = await folded(world)
     broken = FakeLiveView()
@@ -146,8 +145,8 @@ async def test_what_leaves_does_not_depend_on_where_flushes_begin(seed: int) -> 
     assert broken.server.partitions == straight.server.partitions
 
 
-async def test_end_of_everybodys_month_is_spread_over_many_commits() -> None:
-    """One total a record, and more only with more events in it: no commit grows with the number of accounts."""
+async def test_end_of_all_accounts_months_is_spread_over_many_commits() -> None:
+    """One total leaves per record, or one per event of a larger record, however many accounts there are."""
     store = FakeLiveView()
     state = store.state = CountingState(store.server)
     world = World(START_MS, 1, store)
@@ -165,85 +164,87 @@ async def test_end_of_everybodys_month_is_spread_over_many_commits() -> None:
     assert len(store.server.partitions[0].totals) == 300 - 111 + 1
 
 
-async def lengthened(made: Deployment) -> TotalKey:
-    """A total of a year that a binding was to end after two days; then another one replaced that."""
+async def lengthened(deployment: Deployment) -> TotalKey:
+    """A total of a year. One binding would end the period after two days, and a second binding replaces that one."""
     yearly = {"anchor_ms": NOVEMBER_MS, "interval": Interval.YEAR}
-    # Somebody pays, so that no binding reaches back.
-    await made.bind("eve")
-    await made.bind("eve", **yearly)
-    await made.advance(HOUR_MS)
+    # The account has a payer, so no binding causes a restatement.
+    await deployment.bind("eve")
+    await deployment.bind("eve", **yearly)
+    await deployment.advance(HOUR_MS)
     cut_ms = START_MS + 2 * DAY_MS
-    await made.bind("eve", effective_from_ms=cut_ms, anchor_ms=cut_ms)
-    await made.emit("eve", gb="1", user="u1", region="eu")
-    await made.bind("eve", effective_from_ms=START_MS + DAY_MS, **yearly)
-    await made.fold()
-    (key,) = [key for key in made.store.server.partitions[made.partition("eve")].totals if key.account == "eve"]
-    made.clock.ms = cut_ms + KEPT_MS - HOUR_MS
+    await deployment.bind("eve", effective_from_ms=cut_ms, anchor_ms=cut_ms)
+    await deployment.emit("eve", gb="1", user="u1", region="eu")
+    await deployment.bind("eve", effective_from_ms=START_MS + DAY_MS, **yearly)
+    await deployment.fold()
+    (key,) = [
+        key for key in deployment.store.server.partitions[deployment.partition("eve")].totals if key.account == "eve"
+    ]
+    deployment.clock.ms = cut_ms + KEPT_MS - HOUR_MS
     return key
 
 
-async def test_total_whose_period_became_longer_is_kept_until_that_has_ended_long_enough_ago() -> None:
-    """A binding that would have cut the period is replaced before it takes effect."""
-    made = await Deployment().start()
-    key = await lengthened(made)
-    await made.advance(HOUR_MS)
-    await made.fold()
-    held = made.store.server.partitions[made.partition("eve")]
-    end_ms = period_at(held.accounts["eve"], key.period_start_ms).end_ms
-    assert end_ms > made.clock.ms
-    assert (held.totals[key]["requests"], held.due[key]) == ("1", end_ms + KEPT_MS)
-    assert held.rankings[RankingKey("requests", key.period_start_ms)] == {"eve": 1}
+async def test_total_whose_period_became_longer_stays_until_that_period_ended_long_enough_ago() -> None:
+    """A binding that would cut the period is replaced before it takes effect."""
+    deployment = await Deployment().start()
+    key = await lengthened(deployment)
+    await deployment.advance(HOUR_MS)
+    await deployment.fold()
+    partition = deployment.store.server.partitions[deployment.partition("eve")]
+    end_ms = period_at(partition.accounts["eve"], key.period_start_ms).end_ms
+    assert end_ms > deployment.clock.ms
+    assert (partition.totals[key]["requests"], partition.due[key]) == ("1", end_ms + KEPT_MS)
+    assert partition.rankings[RankingKey("requests", key.period_start_ms)] == {"eve": 1}
 
-    await made.advance(end_ms + KEPT_MS - made.clock.ms - 1)
-    await made.fold()
-    assert key in held.totals
-    await made.advance(1)
-    await made.fold()
-    assert key not in held.totals
-    assert RankingKey("requests", key.period_start_ms) not in held.rankings
+    await deployment.advance(end_ms + KEPT_MS - deployment.clock.ms - 1)
+    await deployment.fold()
+    assert key in partition.totals
+    await deployment.advance(1)
+    await deployment.fold()
+    assert key not in partition.totals
+    assert RankingKey("requests", key.period_start_ms) not in partition.rankings
 
 
 @pytest.mark.parametrize("order", [-1, 1], ids=["binding first", "binding last"])
-async def test_period_cut_in_the_flush_in_which_it_is_looked_at_is_due_by_its_place_in_the_log(order: int) -> None:
-    """One flush or one for each record: the due time is the same."""
-    made = await Deployment().start()
-    key = await lengthened(made)
-    now_ms = made.clock.ms
-    steps = [made.bind("eve", effective_from_ms=now_ms, interval="week"), made.advance(HOUR_MS)]
+async def test_period_cut_in_the_flush_that_examines_it_is_due_by_its_place_in_the_log(order: int) -> None:
+    """One flush or one flush per record: the due time is the same."""
+    deployment = await Deployment().start()
+    key = await lengthened(deployment)
+    now_ms = deployment.clock.ms
+    steps = [deployment.bind("eve", effective_from_ms=now_ms, interval="week"), deployment.advance(HOUR_MS)]
     for step in steps[::-order]:
         await step
-    singly = World(0, made.world.partitions)
-    worker = RollupProcessor(made.log, singly.store.state, made.clock, SECRET)
-    partition = made.partition("eve")
+    singly = World(0, deployment.world.partitions)
+    worker = RollupProcessor(deployment.log, singly.store.state, deployment.clock, SECRET)
+    partition = deployment.partition("eve")
     await worker.start_offset(partition)
-    for record in await made.world.records(partition):
+    for record in await deployment.world.records(partition):
         await worker.step(partition, [record])
-    await made.fold()
+    await deployment.fold()
 
     assert isinstance(singly.store, FakeLiveView)
-    assert singly.store.server.partitions[partition] == made.store.server.partitions[partition]
-    assert made.store.server.partitions[partition].due[key] > now_ms
+    assert singly.store.server.partitions[partition] == deployment.store.server.partitions[partition]
+    assert deployment.store.server.partitions[partition].due[key] > now_ms
 
 
-async def test_reconciler_says_unchecked_of_what_has_left_and_never_missing() -> None:
-    """The recount still holds it; Redis does not have to. What is live is compared as ever."""
-    made = await settled()
-    await made.emit("ada", gb="1", user="u1", region="eu")
-    await made.settle()
-    await made.advance(DECEMBER_MS + KEPT_MS - made.clock.ms)
-    await made.emit("ada", gb="2", user="u1", region="eu")
-    await made.settle()
+async def test_reconciler_calls_a_total_that_left_unchecked_and_never_missing() -> None:
+    """The recount still has the total; Redis need not. Live totals are compared as usual."""
+    deployment = await settled()
+    await deployment.emit("ada", gb="1", user="u1", region="eu")
+    await deployment.settle()
+    await deployment.advance(DECEMBER_MS + KEPT_MS - deployment.clock.ms)
+    await deployment.emit("ada", gb="2", user="u1", region="eu")
+    await deployment.settle()
 
-    report = await made.reconcile()
+    report = await deployment.reconcile()
     redis = [row for row in report.rows if row.pair is Pair.REDIS]
     assert {(row.cause, "keep_periods_ms" in row.detail) for row in redis} == {(Cause.UNCHECKED, True)}
     assert (report.verdict, report.differences) == (Verdict.INCOMPLETE, 0)
-    later = await made.reconcile(from_ms=DECEMBER_MS)
+    later = await deployment.reconcile(from_ms=DECEMBER_MS)
     assert [row for row in later.rows if row.pair is Pair.REDIS] == []
 
 
-async def test_live_usage_of_a_period_that_has_left_is_refused_and_not_zero(tmp_path: Path) -> None:
-    """A gateway whose clock is months behind the log."""
+async def test_live_usage_of_a_period_that_left_is_refused_and_not_zero(tmp_path: Path) -> None:
+    """The gateway's clock is months behind the log."""
     async with running(tmp_path) as gateway:
         await gateway.post(event("1"))
         gateway.world.clock.ms += 10 * DAY_MS + KEPT_MS
@@ -261,6 +262,6 @@ async def test_live_usage_of_a_period_that_has_left_is_refused_and_not_zero(tmp_
 
 
 @pytest.mark.parametrize("keep_ms", [0, 10 * DAY_MS], ids=["nothing", "less than any grace"])
-def test_periods_are_kept_until_they_are_closed_for_certain(keep_ms: int) -> None:
-    """However short a span is asked for: a total that could still change never leaves."""
+def test_periods_stay_until_they_are_certainly_closed(keep_ms: int) -> None:
+    """A total that can still change never leaves, however short the configured span is."""
     assert Policy(keep_periods_ms=keep_ms).periods_kept_ms == GRACE_MAX_MS + Policy().window_ms

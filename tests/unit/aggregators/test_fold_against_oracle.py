@@ -19,15 +19,15 @@ from sinks.redis.fake import FakeLiveView
 from tests.traffic.generate import HOUR_US, METER_SET, Rates, TrafficRecord, account_name, records
 from tests.worlds.deployment import World
 
-MARCH_MS = 1_772_323_200_000  # 2026-03-01T00:00:00Z: the traffic crosses into April's hours through its late events
+MARCH_MS = 1_772_323_200_000  # 2026-03-01T00:00:00Z
 PARTITIONS = 3
-# Two hours, so that marks expire within a run. What comes again with another time after that is beyond the promise.
+# Two hours, so marks expire within a run. The promise does not cover repetitions after that with another event time.
 SHORT_WINDOW: Final = {**METER_SET, "policy": {**METER_SET["policy"], "window_ms": 2 * 3_600_000}}
 SHORT_RATES: Final = Rates(duplicate=0.1, retry=0, conflict=0, shared_id=0, ahead=0.05, far_late=0.05)
 
 
 class Traffic(NamedTuple):
-    """What is sent over which time under which meter set."""
+    """The traffic of one test: what is sent, over which time, under which meter set."""
 
     meter_set: Mapping[str, Any] = METER_SET
     rates: Rates = Rates(far_late=0.05)
@@ -35,7 +35,7 @@ class Traffic(NamedTuple):
 
 
 LONG, SHORT = Traffic(), Traffic(SHORT_WINDOW, SHORT_RATES, 12 * HOUR_US)
-# Many report buckets in an arrival hour, and in a flush: each cell is met in several of them.
+# An arrival hour and a flush contain many report buckets, so a cell occurs in several of them.
 REPORTED: Final = Traffic(
     {
         **METER_SET,
@@ -48,8 +48,8 @@ REPORTED: Final = Traffic(
 async def _loaded(
     seed: int, count: int, start_ms: int, *, controls: bool = False, traffic: Traffic = LONG, all_judged: bool = False
 ) -> tuple[World, Oracle]:
-    """The same records in a log and in the oracle, on request with bindings and closings among them."""
-    # The first slice of marks is cut by the window that holds before a meter set; the traffic begins after it.
+    """A log and an oracle with the same records, on request with bindings and closings."""
+    # The dedup window before the first meter set shapes the first slice; the traffic begins after that slice.
     world = World(start_ms - 40 * 3_600_000, PARTITIONS)
     await world.start(traffic.meter_set)
     world.clock.ms = start_ms
@@ -60,7 +60,7 @@ async def _loaded(
     for partition in range(PARTITIONS):
         oracle.tick(partition, start_ms)
     if controls:
-        await _name_all(world, oracle)
+        await _give_all_a_payer(world, oracle)
     sent = records(
         seed, 20, count, start_ms * 1000, partitions=PARTITIONS, span_us=traffic.span_us, rates=traffic.rates
     )
@@ -80,10 +80,10 @@ async def _loaded(
 
 
 class _Judge:
-    """Gives decisions as a resolver does, sooner or later, several at a time, some of them again and some for nothing.
+    """Appends dedup decisions as a resolver does: early or late, in groups, some twice, some for no event.
 
-    Whether an event is the first of its identity is the oracle's knowledge. Duplicates get decisions too: the fold
-    defers those whose marks have expired, and has nothing waiting of the others.
+    The oracle knows whether an event is the first of its identity. Duplicates get decisions too: the fold defers a
+    duplicate only if its mark has expired, and ignores a decision for any other duplicate.
     """
 
     def __init__(self, world: World, oracle: Oracle, chance: random.Random, window_ms: int) -> None:
@@ -119,10 +119,10 @@ class _Judge:
             await self._give(partition, self.chance.sample(self.given[partition], 1))
 
     async def rest(self, *, everything: bool) -> None:
-        """All that are duplicates, since the oracle counts those at once; on request the others too."""
+        """Decides all remaining duplicates, because the oracle counts those at once; on request the others too."""
         for partition, waiting in self.waiting.items():
             await self._give(partition, [each for each in waiting if everything or not each[1].new])
-            # Of events that are nowhere, or not deferred: they change nothing.
+            # Decisions for events that do not exist or are not deferred: they change nothing.
             for position in (1 << 50, 0):
                 nowhere = DedupDecision(
                     position=position, account=_home(partition), time_us=0, new=True, quarantine=False
@@ -143,8 +143,8 @@ def _home(partition: int) -> str:
     return next(name for name in map(account_name, range(100)) if partition_of(name, PARTITIONS) == partition)
 
 
-async def _name_all(world: World, oracle: Oracle) -> None:
-    """Somebody is named for every account, so that no binding asks for usage to be counted again."""
+async def _give_all_a_payer(world: World, oracle: Oracle) -> None:
+    """Gives every account a payer, so that no binding causes a restatement."""
     for account in map(account_name, range(20)):
         partition, free = partition_of(account, PARTITIONS), Binding(effective_from_ms=0, billing=Billing.FREE)
         await world.control(partition, BindingRecord(account=account, binding=free))
@@ -152,7 +152,7 @@ async def _name_all(world: World, oracle: Oracle) -> None:
 
 
 async def _bind_or_close(world: World, oracle: Oracle, chance: random.Random) -> None:
-    """Some account gets another anchor, also within an hour, or one of its periods is closed."""
+    """Gives one account another anchor, possibly within an hour, or closes one of its periods."""
     account, now_ms = account_name(chance.randrange(20)), world.clock.ms
     partition = partition_of(account, PARTITIONS)
     if chance.random() < 0.2:
@@ -174,31 +174,31 @@ async def _bind_or_close(world: World, oracle: Oracle, chance: random.Random) ->
 def _totals(store: FakeLiveView) -> dict[tuple[str, str, int], int]:
     return {
         (key.account, meter, key.period_start_ms): parse_value(text).minor
-        for held in store.server.partitions.values()
-        for key, fields in held.totals.items()
+        for partition in store.server.partitions.values()
+        for key, fields in partition.totals.items()
         for meter, text in fields.items()
     }
 
 
 def _cells(store: FakeLiveView) -> dict[tuple[str, str, int, int, str, int], int]:
-    found = {}
-    for held in store.server.partitions.values():
-        for bucket_field, text in held.cells.items():
+    cells = {}
+    for partition in store.server.partitions.values():
+        for bucket_field, text in partition.cells.items():
             key = parse_cell_field(bucket_field.field)
             value = parse_cell_text(text)[3].minor
-            found[key.account, key.meter, key.period_start_ms, key.hour_ms, key.dimensions, bucket_field.bucket_ms] = (
+            cells[key.account, key.meter, key.period_start_ms, key.hour_ms, key.dimensions, bucket_field.bucket_ms] = (
                 value
             )
-    return found
+    return cells
 
 
 async def _reasons(world: World) -> list[tuple[int, int, int, str]]:
-    """(partition, offset, index, reason) of everything in quarantine, each position once."""
-    found = set()
+    """(partition, offset, index, reason) of every quarantined event, without repetitions."""
+    reasons = set()
     for partition in range(PARTITIONS):
         for record in await world.records(partition, REJECTED_TOPIC):
             headers = {name: value.decode() for name, value in record.headers}
-            found.add(
+            reasons.add(
                 (
                     int(headers["tidemark-partition"]),
                     int(headers["tidemark-offset"]),
@@ -206,16 +206,16 @@ async def _reasons(world: World) -> list[tuple[int, int, int, str]]:
                     headers["tidemark-reason"],
                 )
             )
-    return sorted(found)
+    return sorted(reasons)
 
 
 def _assert_equal(world: World, oracle: Oracle) -> None:
     store = world.store
     assert isinstance(store, FakeLiveView)
     counters = {
-        partition: held.checkpoint.counters._asdict()
-        for partition, held in store.server.partitions.items()
-        if held.checkpoint
+        partition: stored.checkpoint.counters._asdict()
+        for partition, stored in store.server.partitions.items()
+        if stored.checkpoint
     }
     assert oracle.counters == counters
     totals = {(account, meter, period[0]): value for (account, meter, period), value in oracle.totals.items()}
@@ -232,8 +232,7 @@ def _assert_equal(world: World, oracle: Oracle) -> None:
 @pytest.mark.parametrize("controls", [False, True], ids=["calendar months", "bindings and closings"])
 @pytest.mark.parametrize("seed", range(8))
 async def test_any_traffic_is_counted_as_the_oracle_counts_it(seed: int, controls: bool, traffic: Traffic) -> None:
-    """Totals, cells, counters and reasons, at a month's end, whatever the batches hold; far-late events exactly by
-    identity, with their decisions."""
+    """Totals, cells, counters and reasons agree at a month's end; far-late events too, once they have decisions."""
     world, oracle = await _loaded(
         seed, 2_000, MARCH_MS - 2 * 3_600_000, controls=controls, traffic=traffic, all_judged=bool(seed % 2)
     )
@@ -251,7 +250,7 @@ async def test_any_traffic_is_counted_as_the_oracle_counts_it(seed: int, control
 
 @pytest.mark.parametrize("seed", range(8))
 async def test_flush_boundaries_and_restarts_change_nothing(seed: int) -> None:
-    """Workers that die at any record boundary, with repeated records, leave the same state to the byte (I7)."""
+    """Workers that die at any record boundary and read records again leave the same bytes in Redis (I7)."""
     traffic = (LONG, REPORTED, SHORT, SHORT)[seed % 4]
     world, oracle = await _loaded(seed, 1_000, MARCH_MS - 2 * 3_600_000, controls=bool(seed % 2), traffic=traffic)
     straight = World(0, PARTITIONS)

@@ -1,4 +1,4 @@
-"""Instants: the parser and the civil calendar against the standard library's `datetime`, and what is no instant."""
+"""Instants: the parser and the civil calendar agree with the standard library's `datetime`, and refuse other texts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST_S = int((LAST - FIRST).total_seconds())
 
 
 def microseconds(moment: datetime) -> int:
-    """Whole microseconds since 1970; exact, where `timestamp` is a float."""
+    """Whole microseconds since 1970; exact, while `timestamp` returns a float."""
     return (moment - EPOCH) // timedelta(microseconds=1)
 
 
@@ -32,7 +32,7 @@ def microseconds(moment: datetime) -> int:
 def test_any_rfc_3339_text_is_its_instant(
     whole: datetime, fraction: str, offset_minutes: int | None, letters: str
 ) -> None:
-    """Offsets move the instant; digits beyond the microsecond are cut off, never rounded up into the next period."""
+    """An offset moves the instant. Digits below the microsecond are cut off, never rounded up into the next period."""
     zone = letters[1]
     if offset_minutes is not None:
         hours, minutes = divmod(abs(offset_minutes), 60)
@@ -63,7 +63,7 @@ def test_any_rfc_3339_text_is_its_instant(
     ],
 )
 def test_instants_at_the_edges(text: str, expected: int) -> None:
-    """Fixed numbers, so that parser and `datetime` cannot be wrong in the same way."""
+    """Fixed numbers, because parser and `datetime` could share an error."""
     assert parse_instant_us(text) == expected
 
 
@@ -101,8 +101,8 @@ def test_instants_at_the_edges(text: str, expected: int) -> None:
         pytest.param("1772323200", id="Unix seconds"),
     ],
 )
-def test_what_is_no_instant(text: str) -> None:
-    """Refused by the product and by the oracle alike."""
+def test_text_that_is_no_instant_is_refused(text: str) -> None:
+    """The product and the oracle both refuse the text."""
     assert parse_instant_us(text) is None
     with pytest.raises(ValueError, match=r".+"):
         time_us_of(text)
@@ -111,7 +111,7 @@ def test_what_is_no_instant(text: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.text("0123456789-:.TtZz+ ", max_size=30) | st.text(max_size=30))
 def test_any_text_is_an_instant_for_both_or_for_none(text: str) -> None:
-    """Whatever a producer writes there, parser and oracle agree."""
+    """Parser and oracle agree about any text that a producer may write."""
     try:
         expected = time_us_of(text)
     except ValueError:
@@ -122,7 +122,7 @@ def test_any_text_is_an_instant_for_both_or_for_none(text: str) -> None:
 
 @given(st.integers((FIRST - EPOCH).days, (LAST - EPOCH).days))
 def test_civil_days_are_those_of_datetime(days: int) -> None:
-    """There and back, for every day that `datetime` knows."""
+    """In both directions, for every day that `datetime` knows."""
     moment = EPOCH + timedelta(days=days)
 
     assert civil_from_days(days) == (moment.year, moment.month, moment.day)
@@ -134,12 +134,12 @@ def test_civil_days_are_those_of_datetime(days: int) -> None:
     [(2023, 28), (2024, 29), (1900, 28), (2000, 29), (2100, 28), (2400, 29)],
     ids=["common", "leap", "century", "fourth century", "next century", "2400"],
 )
-def test_february(year: int, expected: int) -> None:
-    """Every fourth year, but not every hundredth, but every four-hundredth."""
+def test_february_follows_the_leap_year_rule(year: int, expected: int) -> None:
+    """Every fourth year is a leap year, except every hundredth, except every four-hundredth."""
     assert month_days(year, 2) == expected
 
 
 @given(st.integers(INSTANT_MIN_MS, INSTANT_MAX_MS))
 def test_formatted_instants_are_parsed_back(instant_ms: int) -> None:
-    """What a person copies from an answer is accepted in a question."""
+    """A user can copy an instant from an answer into a question."""
     assert parse_instant_us(format_instant_ms(instant_ms)) == instant_ms * 1000

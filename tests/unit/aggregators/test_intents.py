@@ -1,4 +1,4 @@
-"""Intents are deterministic: a rebuild, a second relay and a retry all name the same thing (I10, I12, S9)."""
+"""Intents are deterministic: a rebuild, a second relay and a retry produce the same identifiers (I10, I12, S9)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PARTS: dict[str, Any] = {
 
 
 def entry(checkpoint: Checkpoint = CHECKPOINT, state: AccountState = NOTHING, **changes: Any) -> Intent | None:
-    """What one report entry becomes."""
+    """A report entry for the fold's input."""
     parts = {**PARTS, **changes}
     key = ReportKey(period_start_ms=parts["period_start_ms"], meter=parts["meter"], account=parts["account"])
     value = ReportValue(parts["base"], parts["current"], parts["period_end_ms"], parts["scale"], parts["event_name"])
@@ -35,14 +35,14 @@ def entry(checkpoint: Checkpoint = CHECKPOINT, state: AccountState = NOTHING, **
 
 
 def intent(checkpoint: Checkpoint = CHECKPOINT, **changes: Any) -> Intent:
-    """The intent of an entry that has one."""
-    made = entry(checkpoint, **changes)
-    assert made is not None
-    return made
+    """The intent of an entry; fails if the entry has none."""
+    produced = entry(checkpoint, **changes)
+    assert produced is not None
+    return produced
 
 
-def test_the_same_change_is_the_same_intent_whatever_folded_it() -> None:
-    """Position, generation and counters are where the fold stands, not what it says."""
+def test_the_same_change_is_the_same_intent_whichever_process_folded_it() -> None:
+    """Position, generation and counters of the fold are no part of the intent."""
     moved = msgspec.structs.replace(
         CHECKPOINT, generation=4, next_offset=99, stream_time_ms=10**12, secret_fingerprint="g"
     )
@@ -65,7 +65,7 @@ def test_the_same_change_is_the_same_intent_whatever_folded_it() -> None:
     ],
 )
 def test_every_part_of_an_entry_makes_another_identifier(changes: dict[str, Any]) -> None:
-    """Two changes under one identifier would be one to Stripe."""
+    """Stripe would take two changes with one identifier for one."""
     assert intent().identifier != intent(**changes).identifier
 
 
@@ -78,20 +78,20 @@ def test_every_part_of_an_entry_makes_another_identifier(changes: dict[str, Any]
     ],
 )
 def test_modes_accounts_and_logs_never_share_an_identifier(changes: dict[str, Any]) -> None:
-    """I12; and a deployment that starts over does not collide with the one before it."""
+    """I12. A deployment that starts over does not collide with its predecessor either."""
     assert intent().identifier != intent(msgspec.structs.replace(CHECKPOINT, **changes)).identifier
 
 
-def test_the_end_of_a_cut_period_and_the_event_name_are_not_identity() -> None:
-    """A binding may cut a period while it runs: what was said about it stays said."""
+def test_the_end_of_a_cut_period_and_the_event_name_are_no_part_of_the_identifier() -> None:
+    """A binding may cut a running period; the intents that were published keep their identifiers."""
     after = intent(period_end_ms=20 * HOUR_MS, event_name="renamed")
 
     assert intent().identifier == after.identifier
     assert (after.period_end_ms, after.event_name) == (20 * HOUR_MS, "renamed")
 
 
-def test_an_intent_says_what_stripe_needs() -> None:
-    """Every field, once."""
+def test_an_intent_contains_what_stripe_needs() -> None:
+    """Checks every field."""
     assert intent().model_dump(exclude={"identifier"}) == {
         "kind": "intent", "livemode": False, "stripe_account": "acct_1", "log_id": "log", "meter": "tokens",
         "event_name": "tidemark_tokens", "account": "acme", "period_start_ms": 0, "period_end_ms": 30 * HOUR_MS,
@@ -102,7 +102,7 @@ def test_an_intent_says_what_stripe_needs() -> None:
 
 @pytest.mark.parametrize("total", [0, 7, -3, 10**40], ids=["zero", "seven", "negative", "huge"])
 def test_no_change_is_no_intent(total: int) -> None:
-    """A bucket in which a maximum was not exceeded says nothing."""
+    """A report bucket in which a maximum was not exceeded makes no intent."""
     assert entry(base=total, current=total) is None
 
 
@@ -114,11 +114,11 @@ def test_no_change_is_no_intent(total: int) -> None:
         pytest.param(40 * HOUR_MS, 30 * HOUR_MS, id="behind the end that was known"),
     ],
 )
-def test_a_period_ends_where_a_binding_has_cut_it_since(cut_ms: int | None, expected_ms: int) -> None:
-    """Reported with an instant behind the cut, usage would count in the next period."""
+def test_a_period_ends_at_the_cut_of_a_later_binding(cut_ms: int | None, expected_ms: int) -> None:
+    """An instant after the cut would count the usage in the next period."""
     bindings = () if cut_ms is None else (Binding(effective_from_ms=cut_ms, anchor_ms=cut_ms + DAY_MS),)
-    made = entry(state=AccountState(bindings=bindings))
+    produced = entry(state=AccountState(bindings=bindings))
 
-    assert made is not None
-    assert made.period_end_ms == expected_ms
-    assert made.identifier == intent().identifier
+    assert produced is not None
+    assert produced.period_end_ms == expected_ms
+    assert produced.identifier == intent().identifier

@@ -1,4 +1,4 @@
-"""Marks: a duplicate is found at any distance up to the window, whatever slice boundary lies in between (I4, S5)."""
+"""Marks: a duplicate is recognised at any distance up to the window, across any slice boundary (I4, S5)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WINDOW = 1_000
 
 
 class Marks:
-    """The slices of one partition as the plan moves them: mark at a stream time, and look for what is live."""
+    """The mark slices of one partition: adds marks at a stream time and looks in the live slices."""
 
     def __init__(self, window_ms: int = WINDOW) -> None:
         self.window_ms = window_ms
@@ -30,7 +30,7 @@ class Marks:
         self.sets: dict[MarkKey, set[int]] = {}
 
     def move(self, stream_time_ms: int) -> MarkSlice:
-        """Go on to a stream time, as one flush does."""
+        """Advances to a stream time, as one flush does."""
         before = self.slices
         current = current_slice(before, stream_time_ms, self.window_ms)
         live = live_slices(before, stream_time_ms, self.window_ms)
@@ -40,15 +40,15 @@ class Marks:
         return current
 
     def add(self, stream_time_ms: int, hashed: tuple[int, int]) -> None:
-        """Make a mark."""
+        """Adds a mark."""
         for key, members in by_bucket(self.move(stream_time_ms), [hashed]).items():
             self.sets.setdefault(key, set()).update(members)
 
     def found(self, stream_time_ms: int, hashed: tuple[int, int]) -> bool:
-        """Whether a mark is found."""
+        """Whether a live slice contains the mark."""
         self.move(stream_time_ms)
         wanted = [by_bucket(each, [hashed]) for each in self.slices]
-        return any(hashed[1] in self.sets.get(key, ()) for held in wanted for key in held)
+        return any(hashed[1] in self.sets.get(key, ()) for keys in wanted for key in keys)
 
 
 @settings(max_examples=300)
@@ -58,10 +58,10 @@ class Marks:
     hashed=st.tuples(st.integers(0, 2**32 - 1), st.integers(-(2**63), 2**63 - 1)),
     window_ms=st.sampled_from([2, 10, WINDOW]),
 )
-def test_a_duplicate_is_found_at_any_distance_up_to_the_window(
+def test_a_duplicate_is_recognised_at_any_distance_up_to_the_window(
     first_ms: int, distances: list[int], hashed: tuple[int, int], window_ms: int
 ) -> None:
-    """Stream time moves in steps of any size between the two arrivals; other flushes cut slices in between."""
+    """Stream time moves in steps of any size between the two arrivals; other flushes begin slices in between."""
     marks = Marks(window_ms)
     marks.add(first_ms, hashed)
 
@@ -72,7 +72,7 @@ def test_a_duplicate_is_found_at_any_distance_up_to_the_window(
 @settings(max_examples=200)
 @given(first_ms=st.integers(0, 10_000), steps=st.lists(st.integers(0, WINDOW), max_size=12))
 def test_a_mark_is_forgotten_after_one_and_a_half_windows(first_ms: int, steps: list[int]) -> None:
-    """Memory is bounded by the rate of events, not by the age of the deployment; few slices live at once."""
+    """The event rate bounds the memory, not the age of the deployment. Few slices are live at once."""
     marks = Marks()
     marks.add(first_ms, (7, 7))
     now_ms = first_ms
@@ -96,16 +96,16 @@ def test_a_mark_is_forgotten_after_one_and_a_half_windows(first_ms: int, steps: 
     ],
 )
 def test_slices_are_halves_of_the_window(stream_time_ms: int, start_ms: int, end_ms: int) -> None:
-    """Aligned, so that every rebuild cuts them alike (I7)."""
+    """Slices are aligned, so every rebuild begins them at the same instants (I7)."""
     assert current_slice((), stream_time_ms, WINDOW) == MarkSlice(start_ms, end_ms, BUCKETS_MIN)
 
 
-def test_the_slice_in_force_takes_marks_until_its_end() -> None:
-    """Whatever its size is by now."""
-    held = MarkSlice(0, 500, 64, 10**9)
+def test_the_current_slice_takes_marks_until_its_end() -> None:
+    """The number of marks in the slice does not matter."""
+    current = MarkSlice(0, 500, 64, 10**9)
 
-    assert current_slice([held], 499, WINDOW) is held
-    assert current_slice([held], 500, WINDOW).start_ms == 500
+    assert current_slice([current], 499, WINDOW) is current
+    assert current_slice([current], 500, WINDOW).start_ms == 500
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_the_slice_in_force_takes_marks_until_its_end() -> None:
         pytest.param(10**15, BUCKETS_MAX, id="more than there can be"),
     ],
 )
-def test_a_new_slice_is_sized_by_the_last_ones_count(members: int, buckets: int) -> None:
-    """So that a set stays an integer set; the number is bounded."""
+def test_a_new_slice_is_sized_by_the_count_of_the_last_one(members: int, buckets: int) -> None:
+    """A set must stay an integer set. The number of sets is bounded."""
     assert current_slice([MarkSlice(0, 500, 64, members)], 500, WINDOW).buckets == buckets
 
 
-def test_expired_keys_are_all_sets_of_what_is_no_longer_kept() -> None:
-    """Nothing else expires them: state that is fenced has no TTL."""
+def test_expired_keys_are_all_sets_of_expired_slices() -> None:
+    """Nothing else expires the sets: checkpointed state has no TTL."""
     before = (MarkSlice(0, 500, 2), MarkSlice(500, 1000, 3))
 
     assert expired_keys(before, before[1:]) == [MarkKey(0, 0), MarkKey(0, 1)]
@@ -135,8 +135,8 @@ def test_expired_keys_are_all_sets_of_what_is_no_longer_kept() -> None:
     buckets=st.sampled_from([1, 64, 128]),
     marks=st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(-(2**63), 2**63 - 1)), max_size=50),
 )
-def test_every_mark_stands_in_the_set_its_hash_names(buckets: int, marks: list[tuple[int, int]]) -> None:
-    """None is lost, none is named twice."""
+def test_every_mark_is_in_the_set_that_its_hash_selects(buckets: int, marks: list[tuple[int, int]]) -> None:
+    """No mark is lost or stored twice."""
     sets = by_bucket(MarkSlice(500, 1000, buckets), marks)
 
     assert sorted((key.bucket, member) for key, members in sets.items() for member in members) == sorted(
@@ -151,10 +151,10 @@ def test_every_mark_stands_in_the_set_its_hash_names(buckets: int, marks: list[t
     at_ms=st.integers(0, 5 * WINDOW),
     window_ms=st.sampled_from([2, 10, WINDOW]),
 )
-def test_what_a_flush_looks_into_is_the_same_at_its_first_and_at_its_last_stream_time(
+def test_a_flush_looks_into_the_same_slices_at_its_first_and_its_last_stream_time(
     ends_ms: list[int], at_ms: int, window_ms: int
 ) -> None:
-    """Also where slices were begun under another window and end anywhere."""
+    """Also if slices began under another window and end at any instant."""
     starts_ms = [0, *ends_ms[:-1]]
     slices = tuple(MarkSlice(start, end, BUCKETS_MIN) for start, end in zip(starts_ms, ends_ms, strict=True))
 

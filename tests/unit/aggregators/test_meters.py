@@ -1,4 +1,4 @@
-"""Meters: which events feed them and with what, and what may not change about one that exists."""
+"""Meters: which events contribute to a meter, with which quantity, and which changes of a meter are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def meter_set(*meters: dict[str, Any], version: int = 1, **policy: int) -> Meter
 
 
 def contributions(data: dict[str, Any], *meters: dict[str, Any]) -> tuple[Contribution, ...] | Failure:
-    """What an event of type `t` gives to the meters."""
+    """The contributions of an event of type `t` to the meters."""
     return compiled(meter_set(*meters)).contributions("t", data)
 
 
@@ -53,18 +53,18 @@ def contributions(data: dict[str, Any], *meters: dict[str, Any]) -> tuple[Contri
         pytest.param("eq", ["a"], {"f.x": "a"}, False, id="a key with a point is no path"),
     ],
 )
-def test_filters(operator: str, values: list[str], data: dict[str, Any], passes: bool) -> None:
-    """By the text of a scalar; the oracle says the same."""
+def test_filters_compare_texts(operator: str, values: list[str], data: dict[str, Any], passes: bool) -> None:
+    """The oracle gives the same result."""
     meter = {**COUNT, "filters": [{"path": "$.f", "operator": operator, "values": values}]}
 
-    made = contributions(data, meter)
+    result = contributions(data, meter)
 
-    assert (len(made) == 1 and not isinstance(made, Failure)) is passes
+    assert (len(result) == 1 and not isinstance(result, Failure)) is passes
     assert bool(rules.contributions(rules.Event("a", "1", "t", 0, data), {"meters": [meter]})) is passes
 
 
 def test_all_filters_must_pass() -> None:
-    """Two filters are joined by and."""
+    """Filters are combined with AND."""
     filters = [{"path": "$.a", "values": ["1"]}, {"path": "$.b.c", "operator": "ne", "values": ["2"]}]
     meter = {**COUNT, "filters": filters}
 
@@ -74,22 +74,22 @@ def test_all_filters_must_pass() -> None:
 
 
 def test_dimensions_are_compact_sorted_json_and_missing_ones_are_empty() -> None:
-    """One text for one combination, whatever order the meter set names them in."""
+    """One combination has one text, whatever the order in the meter set."""
     meter = {**COUNT, "dimensions": {"zone": "$.z", "area": "$.a.b", "kind": "$.k"}}
 
-    made = contributions({"z": 'q"\x1f|é', "a": {"b": True}}, meter)
+    result = contributions({"z": 'q"\x1f|é', "a": {"b": True}}, meter)
 
-    assert not isinstance(made, Failure)
-    assert made[0].dimensions == '{"area":"true","kind":"","zone":"q\\"\\u001f|é"}'
-    assert json.loads(made[0].dimensions) == {"area": "true", "kind": "", "zone": 'q"\x1f|é'}
+    assert not isinstance(result, Failure)
+    assert result[0].dimensions == '{"area":"true","kind":"","zone":"q\\"\\u001f|é"}'
+    assert json.loads(result[0].dimensions) == {"area": "true", "kind": "", "zone": 'q"\x1f|é'}
 
 
 def test_no_dimensions_are_an_empty_object() -> None:
-    """Everywhere the same two characters."""
-    made = contributions({}, COUNT)
+    """Always the text `{}`."""
+    result = contributions({}, COUNT)
 
-    assert not isinstance(made, Failure)
-    assert [(each.minor, each.text, each.dimensions) for each in made] == [(1, "", "{}")]
+    assert not isinstance(result, Failure)
+    assert [(each.minor, each.text, each.dimensions) for each in result] == [(1, "", "{}")]
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ def test_no_dimensions_are_an_empty_object() -> None:
         pytest.param({"v": 1, "d": Decimal("1.5")}, Reason.BAD_DIMENSION, id="a fraction as dimension"),
     ],
 )
-def test_what_cannot_feed_a_meter_says_why(data: dict[str, Any], reason: Reason) -> None:
-    """And names the meter."""
-    made = contributions(data, {**SUM, "dimensions": {"d": "$.d"}})
+def test_an_event_that_a_meter_cannot_use_is_rejected_with_a_reason(data: dict[str, Any], reason: Reason) -> None:
+    """The reason names the meter."""
+    result = contributions(data, {**SUM, "dimensions": {"d": "$.d"}})
 
-    assert isinstance(made, Failure)
-    assert (made.reason, made.detail.split(":")[0]) == (reason, "tokens")
+    assert isinstance(result, Failure)
+    assert (result.reason, result.detail.split(":")[0]) == (reason, "tokens")
 
 
 @pytest.mark.parametrize(
@@ -124,15 +124,15 @@ def test_what_cannot_feed_a_meter_says_why(data: dict[str, Any], reason: Reason)
     ],
 )
 def test_a_distinct_value_is_a_text(data: dict[str, Any], reason: Reason) -> None:
-    """Nobody is not one more user."""
-    made = contributions(data, UNIQUE)
+    """An empty value must not count as one more user."""
+    result = contributions(data, UNIQUE)
 
-    assert isinstance(made, Failure)
-    assert made.reason is reason
+    assert isinstance(result, Failure)
+    assert result.reason is reason
 
 
-def test_an_event_feeds_all_of_its_meters_or_none() -> None:
-    """One bad value must not bill half an event; a meter whose filter says no is not one of them."""
+def test_an_event_contributes_to_all_of_its_meters_or_to_none() -> None:
+    """One bad value must not bill half an event. A meter whose filter excludes the event does not matter."""
     elsewhere = {**SUM, "slug": "other", "filters": [{"path": "$.f", "values": ["yes"]}]}
 
     both = contributions({"v": 3}, COUNT, SUM)
@@ -147,18 +147,18 @@ def test_an_event_feeds_all_of_its_meters_or_none() -> None:
     assert [each.meter.slug for each in alone] == ["calls"]
 
 
-def test_an_event_that_no_meter_wants_gives_nothing() -> None:
-    """Unmetered is no error."""
+def test_an_event_that_no_meter_wants_contributes_nothing() -> None:
+    """An unmetered event is no error."""
     assert compiled(meter_set(COUNT)).contributions("other", {}) == ()
 
 
 @pytest.mark.parametrize(("late", "expected"), [("carry_forward", False), ("quarantine", True)], ids=["carry", "keep"])
 def test_one_meter_that_quarantines_keeps_the_whole_event_out(late: str, expected: bool) -> None:
-    """All or none, here too."""
-    made = contributions({"v": 1}, COUNT, {**SUM, "late": late})
+    """All contributions or none, here too."""
+    result = contributions({"v": 1}, COUNT, {**SUM, "late": late})
 
-    assert not isinstance(made, Failure)
-    assert quarantines_late(made) is expected
+    assert not isinstance(result, Failure)
+    assert quarantines_late(result) is expected
 
 
 VALUES: st.SearchStrategy[Any] = (
@@ -168,30 +168,30 @@ VALUES: st.SearchStrategy[Any] = (
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.dictionaries(st.sampled_from(["v", "user", "d", "f"]), VALUES | st.just({"v": 1})))
-def test_any_event_feeds_what_the_oracle_says(data: dict[str, Any]) -> None:
-    """Which meters, how much, under which dimensions, or the reason why not."""
+def test_any_event_contributes_what_the_oracle_says(data: dict[str, Any]) -> None:
+    """The meters, the quantities and the dimensions agree, or the reason for the rejection."""
     meters = [
         {**SUM, "dimensions": {"d": "$.d", "e": "$.f.v"}},
         {**UNIQUE, "filters": [{"path": "$.f", "operator": "ne", "values": [""]}], "late": "quarantine"},
         {**COUNT, "filters": [{"path": "$.v", "operator": "in", "values": ["1", "true", ""]}]},
     ]
-    made = contributions(data, *meters)
+    result = contributions(data, *meters)
     event = rules.Event("acme", "1", "t", 0, data)
-    if isinstance(made, Failure):
-        with pytest.raises(rules.RejectedError, match=f"^{made.reason}$"):
+    if isinstance(result, Failure):
+        with pytest.raises(rules.RejectedError, match=f"^{result.reason}$"):
             rules.contributions(event, {"meters": meters})
         return
     expected = rules.contributions(event, {"meters": meters})
 
-    # A distinct value is one more, or none: the fold knows which.
+    # Only the fold knows whether a distinct value is new.
     assert [(each.meter, each.minor * (each.aggregation != "unique"), each.text, each.dimensions)
             for each in expected] == [
-        (each.meter.slug, each.minor, each.text, each.dimensions) for each in made
+        (each.meter.slug, each.minor, each.text, each.dimensions) for each in result
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "refusal"),
     [
         pytest.param({"event_type": "u"}, "event_type", id="event type"),
         pytest.param({"value_path": "$.w"}, "value_path", id="value path"),
@@ -206,15 +206,15 @@ def test_any_event_feeds_what_the_oracle_says(data: dict[str, Any]) -> None:
         pytest.param({"allow_negative": True}, None, id="negative quantities may be allowed"),
     ],
 )
-def test_a_slug_means_one_thing_for_ever(changes: dict[str, Any], told: str | None) -> None:
-    """Counts made under two definitions could not be proved by one recount."""
+def test_a_slug_never_changes_its_meaning(changes: dict[str, Any], refusal: str | None) -> None:
+    """One recount cannot prove counts that were made under two definitions."""
     change = definition_change(meter_set(SUM), meter_set({**SUM, **changes}, version=2))
 
-    assert (change is None) if told is None else f"meter tokens: {told} cannot change" in (change or "")
+    assert (change is None) if refusal is None else f"meter tokens: {refusal} cannot change" in (change or "")
 
 
 @pytest.mark.parametrize(
-    ("policy", "told"),
+    ("policy", "refusal"),
     [
         pytest.param({"window_ms": 4 * HOUR_MS}, "window_ms", id="window"),
         pytest.param({"report_interval_ms": 30 * MINUTE_MS}, "report_interval_ms", id="report interval"),
@@ -224,27 +224,27 @@ def test_a_slug_means_one_thing_for_ever(changes: dict[str, Any], told: str | No
         pytest.param({"event_bytes_max": 1_048_576}, None, id="size of events may"),
     ],
 )
-def test_policies_that_state_is_cut_by_cannot_change(policy: dict[str, int], told: str | None) -> None:
-    """Marks, reports and bindings stand at places that follow from them."""
+def test_policy_values_that_shape_stored_state_cannot_change(policy: dict[str, int], refusal: str | None) -> None:
+    """The places of marks, reports and bindings follow from these values."""
     change = definition_change(meter_set(SUM), meter_set(SUM, version=2, **policy))
 
-    assert (change is None) if told is None else told in (change or "")
+    assert (change is None) if refusal is None else refusal in (change or "")
 
 
 def test_meters_may_come_and_go() -> None:
-    """A first meter set, a new meter, and one that is no longer wanted."""
+    """A first meter set, a new meter, and a meter that is removed."""
     assert definition_change(None, meter_set(SUM)) is None
     assert definition_change(meter_set(SUM), meter_set(SUM, COUNT, version=2)) is None
     assert definition_change(meter_set(SUM, COUNT), meter_set(COUNT, version=2)) is None
     assert (
         definition_change(meter_set(SUM, COUNT), successor(meter_set(SUM, COUNT), meter_set(COUNT, version=2))) is None
     )
-    # What another apply has overtaken comes late, and is not followed anyway.
+    # A concurrent apply was faster; the fold ignores the older meter set.
     assert definition_change(meter_set(SUM, COUNT, version=3), meter_set(COUNT, version=2)) is None
 
 
-def test_a_meter_that_was_taken_away_comes_back_as_it_was_or_not_at_all() -> None:
-    """Also after it was gone for several meter sets."""
+def test_a_removed_meter_comes_back_unchanged_or_not_at_all() -> None:
+    """Also if several meter sets without the meter came in between."""
     gone = successor(meter_set(SUM, COUNT), meter_set(COUNT, version=2))
     still_gone = successor(gone, meter_set(COUNT, version=3))
     back = successor(still_gone, meter_set(COUNT, SUM, version=4))
@@ -257,7 +257,7 @@ def test_a_meter_that_was_taken_away_comes_back_as_it_was_or_not_at_all() -> Non
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "refusal"),
     [
         pytest.param({"slug": "Tokens"}, "pattern", id="capital in the slug"),
         pytest.param({"slug": "a|b"}, "pattern", id="separator in the slug"),
@@ -272,7 +272,7 @@ def test_a_meter_that_was_taken_away_comes_back_as_it_was_or_not_at_all() -> Non
         pytest.param({"colour": "red"}, "not permitted", id="unknown field"),
     ],
 )
-def test_a_meter_that_makes_no_sense_is_refused(changes: dict[str, Any], told: str) -> None:
-    """At the edge, with what is wrong."""
-    with pytest.raises(ValidationError, match=told):
+def test_a_meter_that_makes_no_sense_is_refused(changes: dict[str, Any], refusal: str) -> None:
+    """`apply` names the mistake."""
+    with pytest.raises(ValidationError, match=refusal):
         Meter.model_validate({**SUM, **changes})

@@ -1,5 +1,4 @@
-"""Partitions: murmur2 must be the one every Kafka client uses, or an account's events land on two partitions
-(S1)."""
+"""Partitions: murmur2 must match every Kafka client, or an account's events land on two partitions (S1)."""
 
 from __future__ import annotations
 
@@ -15,13 +14,13 @@ from oracle import rules
 @settings(max_examples=500)
 @given(st.binary(max_size=300))
 def test_murmur2_is_that_of_kafkas_clients(data: bytes) -> None:
-    """Every length modulo four takes another way through it."""
+    """Each remainder of the length modulo four takes another code path."""
     assert murmur2(data) == kafka_murmur2(data) & 0xFFFFFFFF
 
 
 @given(account=st.text(min_size=1, max_size=256), partitions=st.integers(1, 1024))
-def test_accounts_live_where_kafkas_default_partitioner_puts_their_key(account: str, partitions: int) -> None:
-    """Of any text, on any number of partitions; the oracle says the same."""
+def test_accounts_are_in_the_partition_of_kafkas_default_partitioner(account: str, partitions: int) -> None:
+    """Any text and any number of partitions; the oracle agrees."""
     expected = (kafka_murmur2(account.encode()) & 0x7FFFFFFF) % partitions
 
     assert partition_of(account, partitions) == expected == rules.partition_of(account, partitions)
@@ -40,5 +39,5 @@ def test_accounts_live_where_kafkas_default_partitioner_puts_their_key(account: 
     ],
 )
 def test_murmur2_has_kafkas_published_values(data: bytes, expected: int) -> None:
-    """Fixed values, so that two clients cannot be wrong in the same way."""
+    """Fixed values, because two clients could share an error."""
     assert murmur2(data) == expected & 0xFFFFFFFF

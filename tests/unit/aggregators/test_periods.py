@@ -1,4 +1,4 @@
-"""Billing periods: anchors, bindings, closings and where late usage goes (I8, I9), against the oracle's calendar."""
+"""Billing periods: anchors, bindings, closings and carried usage (I8, I9) agree with the oracle's calendar."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def at(text: str) -> int:
 
 
 def bound(*bindings: Binding) -> AccountState:
-    """A state with these bindings, as they stand."""
+    """An account state with exactly these bindings."""
     return AccountState(bindings=bindings)
 
 
 def monthly(anchor: str, *, effective: str = "2000-01-01", interval: str = "month", count: int = 1) -> Binding:
-    """A binding by dates."""
+    """A monthly binding, by dates."""
     return Binding(
         effective_from_ms=at(effective), anchor_ms=at(anchor), interval=Interval(interval), interval_count=count
     )
 
 
 def span(start: str, end: str) -> Period:
-    """A period by dates."""
+    """A period, by dates."""
     return Period(at(start), at(end))
 
 
@@ -67,17 +67,20 @@ def bindings(draw: st.DrawFn) -> tuple[Binding, ...]:
 
 @settings(max_examples=300, deadline=None)
 @given(bindings(), INSTANTS)
-def test_the_period_of_any_instant_is_the_oracles(held: tuple[Binding, ...], instant_ms: int) -> None:
-    """Two calendars that share no line: `datetime` there, whole numbers here."""
-    known = [rules.Binding(each.effective_from_ms, each.anchor_ms, each.interval, each.interval_count) for each in held]
+def test_the_period_of_any_instant_is_the_oracles(account_bindings: tuple[Binding, ...], instant_ms: int) -> None:
+    """The two calendars share no line: the oracle uses `datetime`, the product whole numbers."""
+    known = [
+        rules.Binding(each.effective_from_ms, each.anchor_ms, each.interval, each.interval_count)
+        for each in account_bindings
+    ]
 
-    assert period_at(bound(*held), instant_ms) == rules.period_containing(known, instant_ms)
+    assert period_at(bound(*account_bindings), instant_ms) == rules.period_containing(known, instant_ms)
 
 
 @given(bindings(), INSTANTS)
-def test_periods_are_contiguous(held: tuple[Binding, ...], instant_ms: int) -> None:
-    """No instant is in two, none in between."""
-    state = bound(*held)
+def test_periods_are_contiguous(account_bindings: tuple[Binding, ...], instant_ms: int) -> None:
+    """No instant is in two periods or between two periods."""
+    state = bound(*account_bindings)
     period = period_at(state, instant_ms)
 
     assert period.start_ms <= instant_ms < period.end_ms
@@ -87,7 +90,7 @@ def test_periods_are_contiguous(held: tuple[Binding, ...], instant_ms: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("held", "instant", "expected"),
+    ("account_bindings", "instant", "expected"),
     [
         pytest.param([], "2026-12-31T23:59:59", span("2026-12-01", "2027-01-01"), id="calendar month"),
         pytest.param([], "2024-02-29", span("2024-02-01", "2024-03-01"), id="leap February"),
@@ -117,9 +120,9 @@ def test_periods_are_contiguous(held: tuple[Binding, ...], instant_ms: int) -> N
                      id="a binding that changes no boundary cuts nothing"),
     ],
 )  # fmt: skip
-def test_periods_follow_the_calendar(held: list[Binding], instant: str, expected: Period) -> None:
-    """Fixed examples, so that both calendars cannot be wrong in the same way."""
-    assert period_at(bound(*held), at(instant)) == expected
+def test_periods_follow_the_calendar(account_bindings: list[Binding], instant: str, expected: Period) -> None:
+    """Fixed examples, because the two calendars could share an error."""
+    assert period_at(bound(*account_bindings), at(instant)) == expected
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,7 @@ def test_periods_follow_the_calendar(held: list[Binding], instant: str, expected
     ],
 )
 def test_a_period_is_closed_by_grace_or_by_a_record(stream_time: str, closed: bool, expected: bool) -> None:
-    """By stream time alone: no clock decides it."""
+    """Stream time alone decides, never a clock."""
     period = span("2026-03-01", "2026-04-01")
     state = AccountState(closed_start_ms=(period.start_ms,) if closed else ())
 
@@ -149,8 +152,8 @@ def test_a_period_is_closed_by_grace_or_by_a_record(stream_time: str, closed: bo
         pytest.param(["2026-03-10", "2026-05-10"], "2026-04-01", id="the first gap"),
     ],
 )
-def test_late_usage_is_carried_to_the_first_period_that_is_open(closed: list[str], expected: str) -> None:
-    """From stream time on, never back."""
+def test_late_usage_is_carried_to_the_first_open_period(closed: list[str], expected: str) -> None:
+    """Forward from stream time, never back."""
     state = NOTHING
     for instant in closed:
         state = with_closing(state, at(instant), POLICY.window_ms, at("2026-03-10"))
@@ -158,41 +161,43 @@ def test_late_usage_is_carried_to_the_first_period_that_is_open(closed: list[str
     assert open_period(state, at("2026-03-20")).start_ms == at(expected)
 
 
-def test_a_binding_takes_effect_beyond_every_event_that_may_be_counted() -> None:
-    """A binding from the past must not cut counted usage: it waits for stream time and the future limit."""
+def test_a_binding_takes_effect_after_every_event_that_may_be_counted() -> None:
+    """A binding must not cut counted usage, so it waits for stream time plus the future limit."""
     stream_time_ms = at("2026-03-20T12:00") + 30_000
     wished = monthly("2026-01-15", effective="2026-03-01")
 
-    (made,) = with_binding(NOTHING, wished, POLICY.future_ms, stream_time_ms).bindings
+    (effective,) = with_binding(NOTHING, wished, POLICY.future_ms, stream_time_ms).bindings
 
-    assert made == wished.model_copy(update={"effective_from_ms": at("2026-03-20T12:06")})
+    assert effective == wished.model_copy(update={"effective_from_ms": at("2026-03-20T12:06")})
 
 
 def test_a_binding_replaces_those_that_have_not_begun() -> None:
-    """The newest decision holds; what has begun stays."""
+    """The newest binding wins; a binding in effect stays."""
     stream_time_ms = at("2026-03-20")
     state = bound(monthly("2026-01-15", effective="2026-01-01"), monthly("2026-01-20", effective="2026-06-01"))
 
-    made = with_binding(state, monthly("2026-01-25", effective="2026-05-01"), POLICY.future_ms, stream_time_ms).bindings
+    effective = with_binding(
+        state, monthly("2026-01-25", effective="2026-05-01"), POLICY.future_ms, stream_time_ms
+    ).bindings
 
-    assert [each.effective_from_ms for each in made] == [at("2026-01-01"), at("2026-05-01")]
+    assert [each.effective_from_ms for each in effective] == [at("2026-01-01"), at("2026-05-01")]
 
 
-def test_a_customer_may_be_named_for_usage_that_is_counted_already() -> None:
-    """Who pays is not where a period is cut."""
+def test_a_customer_may_be_bound_for_usage_that_is_counted_already() -> None:
+    """The payer does not change where a period is cut."""
     wished = monthly("1970-01-01", effective="2026-03-01").model_copy(
         update={"billing": Billing.MAPPED, "stripe_customer": "cus_1"}
     )
     state = with_binding(NOTHING, wished, POLICY.future_ms, at("2026-03-20"))
-    named = customer_at(state, at("2026-03-05"))
+    payer = customer_at(state, at("2026-03-05"))
 
-    assert named is not None
-    assert named.stripe_customer == "cus_1"
+    assert payer is not None
+    assert payer.stripe_customer == "cus_1"
     assert customer_at(state, at("2026-02-28")) is None
 
 
 def test_bindings_and_closings_of_an_account_are_bounded() -> None:
-    """An account that is bound every day for a year and closed every month costs no more than one that is not."""
+    """An account that gets a binding every day and a closing every month needs no more memory than another account."""
     state, stream_time_ms = NOTHING, at("2026-01-01")
     for day in range(400):
         stream_time_ms += DAY_MS
@@ -207,7 +212,7 @@ def test_bindings_and_closings_of_an_account_are_bounded() -> None:
 
 
 class Step(NamedTuple):
-    """One thing that befalls an account in its log."""
+    """One control record or event of an account."""
 
     kind: str
     minutes: int
@@ -246,8 +251,7 @@ STEPS = st.lists(
 @settings(max_examples=400, deadline=None)
 @given(STEPS)
 def test_bindings_and_closings_in_any_order_count_as_the_oracle_counts(steps: Sequence[Step]) -> None:
-    """Every event in the same period as there, and what was counted in its own period stays in it for ever, unless a
-    late binding has it counted again."""
+    """Every event counts in the oracle's period. Only a late binding moves usage that counted in its own period."""
     oracle = Oracle({"version": 1, "meters": []})
     state, log_ms = NOTHING, at("2026-03-28")
     counted: list[tuple[int, int]] = []
@@ -264,15 +268,17 @@ def test_bindings_and_closings_in_any_order_count_as_the_oracle_counts(steps: Se
             state = bindings_of.bound(state, binding, offset, POLICY, log_ms)
         elif step.kind == "answer":
             if state.pending is not None:
-                named = RestatementRecord(account="acme", position=state.pending.position, **step.fields)
+                restatement = RestatementRecord(account="acme", position=state.pending.position, **step.fields)
                 waits = bindings_of.is_waiting(state, log_ms)
-                if named.begins:
-                    oracle.begin_restatement(0, "acme", named.position, offset, log_ms)
+                if restatement.begins:
+                    oracle.begin_restatement(0, "acme", restatement.position, offset, log_ms)
                 else:
-                    oracle.restatement(0, "acme", named.position, declined=bool(named.declined), timestamp_ms=log_ms)
-                    moves = waits and not named.declined
+                    oracle.restatement(
+                        0, "acme", restatement.position, declined=bool(restatement.declined), timestamp_ms=log_ms
+                    )
+                    moves = waits and not restatement.declined
                     counted = [each for each in counted if not moves or each[1] < state.pending.from_ms]
-                state = bindings_of.restated(state, named, offset, POLICY, log_ms)
+                state = bindings_of.restated(state, restatement, offset, POLICY, log_ms)
         elif not bindings_of.is_waiting(state, log_ms):
             event = rules.Event("acme", "1", "t", instant_ms * 1000, {})
             expected = oracle._counting_period(event, [], log_ms, POLICY.grace_ms)

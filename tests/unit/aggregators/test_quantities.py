@@ -1,4 +1,4 @@
-"""Quantities are exact or refused: against fractions, and the reason against the oracle (I5)."""
+"""Quantities are exact or refused: they agree with fractions, and the reasons agree with the oracle (I5)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NUMBERS = st.one_of(
 
 
 def expected(text: str, scale: int, *, allow_negative: bool) -> int | Reason:
-    """The rule by rational arithmetic."""
+    """The expected result by rational arithmetic."""
     minor = Fraction(text) * 10**scale
     if minor.denominator != 1:
         return Reason.TOO_MANY_DIGITS
@@ -44,7 +44,7 @@ def expected(text: str, scale: int, *, allow_negative: bool) -> int | Reason:
 def test_any_number_is_exactly_its_fraction_or_has_its_reason(
     text: str, scale: int, allow_negative: bool, quoted: bool
 ) -> None:
-    """A JSON number and a decimal text mean the same; nothing is rounded, and no exponent is too much work."""
+    """A JSON number and a decimal text mean the same. Nothing is rounded, and a huge exponent costs little work."""
     value = text if quoted else _decode(text)
 
     assert minor_of(value, scale, allow_negative) == expected(text, scale, allow_negative=allow_negative)
@@ -99,7 +99,7 @@ def test_any_number_is_exactly_its_fraction_or_has_its_reason(
     ],
 )
 def test_quantities_at_the_edges(json: str, scale: int, answer: int | Reason) -> None:
-    """The fold's answer, and the oracle's."""
+    """The results of the fold and of the oracle."""
     assert minor_of(_decode(json), scale, allow_negative=False) == answer
     if answer is Reason.MISSING_QUANTITY:
         return
@@ -144,14 +144,14 @@ def test_an_exponent_of_a_billion_costs_no_memory() -> None:
         pytest.param({}, None, id="an object"),
     ],
 )
-def test_texts_of_dimensions_and_distinct_values(value: object, answer: str | None) -> None:
+def test_texts_of_dimensions_and_distinct_values_are_canonical(value: object, answer: str | None) -> None:
     """One text for one value, at most 256 characters."""
     assert text_of(value) == answer
 
 
 @given(minor=st.integers(-(10**30), 10**30), scale=st.integers(0, 12))
 def test_decimal_texts_are_exact_and_shortest(minor: int, scale: int) -> None:
-    """What Stripe is told; never an exponent, never a zero too many."""
+    """The text for Stripe has no exponent and no trailing zero."""
     text = decimal_text(minor, scale)
 
     assert Fraction(text) == Fraction(minor, 10**scale)
@@ -173,5 +173,5 @@ def test_decimal_texts_are_exact_and_shortest(minor: int, scale: int) -> None:
     ],
 )
 def test_values_are_exact_and_short(minor: int, scale: int, expected: str) -> None:
-    """Stripe counts digits, and no float may touch them."""
+    """Stripe limits the number of digits, and no float is involved."""
     assert decimal_text(minor, scale) == expected

@@ -1,5 +1,4 @@
-"""Signatures of control records, marks and distinct members: what is signed, and what no producer can craft
-(S2)."""
+"""Signatures of control records, marks and distinct members: what is signed, and what a producer cannot forge (S2)."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ SIGNATURE = sign(SECRET, EVENTS_TOPIC, 1, "tick", VALUE)
 KEY = hash_key(SECRET)
 
 
-def test_a_genuine_signature_holds() -> None:
-    """The same place, kind and value, under the same secret."""
+def test_a_genuine_signature_is_valid() -> None:
+    """The same position, kind and value, under the same secret."""
     assert signature_holds(SECRET, EVENTS_TOPIC, 1, "tick", VALUE, SIGNATURE)
 
 
@@ -37,10 +36,10 @@ def test_a_genuine_signature_holds() -> None:
         pytest.param(SECRET, EVENTS_TOPIC, 1, "ti\nck", VALUE, SIGNATURE, id="kind with a line break"),
     ],
 )
-def test_a_signature_holds_in_its_own_place_only(
+def test_a_signature_is_valid_at_its_own_position_only(
     secret: bytes, topic: str, partition: int, kind: str, value: bytes, signature: bytes
 ) -> None:
-    """A genuine record, copied elsewhere or changed, is a forgery."""
+    """A genuine record that is copied elsewhere or changed is a forgery."""
     assert not signature_holds(secret, topic, partition, kind, value, signature)
 
 
@@ -48,8 +47,8 @@ NAMES = st.text(min_size=1, max_size=12) | st.sampled_from(["a", "ab", "1:a", "2
 
 
 @given(NAMES, NAMES, NAMES, NAMES)
-def test_marks_are_one_for_each_identity(account: str, event_id: str, other: str, other_id: str) -> None:
-    """However account and id are cut; the member fits Redis' integer sets."""
+def test_each_identity_has_its_own_mark(account: str, event_id: str, other: str, other_id: str) -> None:
+    """The border between account and id matters. The mark fits Redis' integer sets."""
     bucket_hash, member = mark(KEY, account, event_id)
 
     assert 0 <= bucket_hash < 2**32
@@ -59,7 +58,7 @@ def test_marks_are_one_for_each_identity(account: str, event_id: str, other: str
 
 
 def test_marks_and_distinct_members_cannot_be_worked_out_without_the_secret() -> None:
-    """Nobody can craft an id that another account's event will be taken for."""
+    """Nobody can craft an id whose mark equals that of another account's event."""
     other = hash_key(OTHER)
 
     assert mark(KEY, "acme", "1") != mark(other, "acme", "1")
@@ -67,8 +66,8 @@ def test_marks_and_distinct_members_cannot_be_worked_out_without_the_secret() ->
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
-def test_distinct_members_are_one_for_each_value(text: str, other: str) -> None:
-    """And fit 64 signed bits."""
+def test_each_distinct_value_has_its_own_member(text: str, other: str) -> None:
+    """The member fits 64 signed bits."""
     member = distinct_member(KEY, text)
 
     assert -(2**63) <= member < 2**63
@@ -76,8 +75,8 @@ def test_distinct_members_are_one_for_each_value(text: str, other: str) -> None:
 
 
 @pytest.mark.parametrize("secret", [b"x" * 16, b"x" * 64, b"x" * 500], ids=["16", "64", "500 characters"])
-def test_a_fingerprint_names_a_secret_without_showing_it(secret: bytes) -> None:
-    """It stands in the store, readable for anybody who can read the counts."""
+def test_a_fingerprint_identifies_a_secret_without_revealing_it(secret: bytes) -> None:
+    """Whoever can read the counts in the store can read the fingerprint."""
     assert fingerprint(secret) != fingerprint(secret + b"x")
     assert len(fingerprint(secret)) == 16
     assert fingerprint(secret) not in hash_key(secret).hex()

@@ -1,4 +1,4 @@
-"""What a sum of doubles tells: whether it is the expected one, and which doubtful events it contains."""
+"""What a sum of doubles proves: whether the sum is the expected one, and which doubtful events the sum contains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aggregators.stripe_sums import DoubtfulEvent, SumBounds, units_of
 
 
 def sum_of(amounts: Sequence[Decimal]) -> SumBounds:
-    """The bounds of events that Stripe has accepted, in decimal amounts."""
+    """The bounds of a sum of events that Stripe has accepted, in decimal amounts."""
     units = [int(amount.scaleb(12)) for amount in amounts]
     return SumBounds(sum(units), sum(units), sum(units), sum(map(abs, units)), len(units), 0, ())
 
@@ -32,8 +32,8 @@ def sum_of(amounts: Sequence[Decimal]) -> SumBounds:
         (["0.1"] * 720, "71.999999", False),
     ],
 )
-def test_sums_agree_as_far_as_doubles_can_tell(amounts: list[str], value: str, same: bool) -> None:
-    """Stripe answers with a float, and adds up in floats: each addition may be off."""
+def test_sums_agree_within_the_precision_of_doubles(amounts: list[str], value: str, same: bool) -> None:
+    """Stripe adds floats and answers with a float: each addition may be inexact."""
     bounds = sum_of(list(map(Decimal, amounts)))
 
     assert bounds.agrees(bounds.accepted, units_of(value)) is same
@@ -41,7 +41,7 @@ def test_sums_agree_as_far_as_doubles_can_tell(amounts: list[str], value: str, s
 
 @pytest.mark.parametrize("count", [1, 2, 30, 720, 7_200])
 def test_a_sum_of_doubles_agrees_and_one_that_lacks_a_minor_unit_does_not(count: int) -> None:
-    """As many reports as an hour, a month or a year of hours has."""
+    """With as many reports as in an hour, a month or a year of hours."""
     for seed in range(20):
         draw = random.Random(seed)
         added = [Decimal(draw.randrange(1, 10**6)).scaleb(-3) for _ in range(count)]
@@ -61,31 +61,31 @@ def bounds(dead: Sequence[int], accepted: int = 1_000) -> SumBounds:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_doubtful_events_are_contained_as_all_their_subsets_say(seed: int) -> None:
-    """Against trying every subset; amounts repeat, and some are negative."""
+def test_contained_doubtful_events_are_those_of_all_matching_subsets(seed: int) -> None:
+    """Compared with trying every subset. Amounts repeat, and some are negative."""
     draw = random.Random(seed)
     dead = [draw.choice([-7, -2, 1, 2, 3, 5, 40]) for _ in range(draw.randrange(1, 8))]
     asked = bounds(dead)
-    for found in range(asked.accepted - 20, asked.accepted + 60):
+    for total in range(asked.accepted - 20, asked.accepted + 60):
         fitting = [
             frozenset(map(str, chosen))
             for size in range(len(dead) + 1)
             for chosen in combinations(range(len(dead)), size)
-            if asked.accepted + sum(dead[at] for at in chosen) == found
+            if asked.accepted + sum(dead[at] for at in chosen) == total
         ]
-        held = asked.contained(Decimal(found))
-        assert (held is None) == (not fitting)
-        if held is not None:
-            assert held.certain == frozenset.intersection(*fitting)
-            assert held.certain | held.possible == frozenset.union(*fitting)
+        contained = asked.contained(Decimal(total))
+        assert (contained is None) == (not fitting)
+        if contained is not None:
+            assert contained.certain == frozenset.intersection(*fitting)
+            assert contained.certain | contained.possible == frozenset.union(*fitting)
 
 
-def test_more_dead_letters_than_can_be_tried_explain_what_lies_between() -> None:
-    """Seven hundred hours of a customer who was deleted."""
+def test_more_dead_letters_than_can_be_tried_match_any_sum_within_their_range() -> None:
+    """The customer was deleted, so 700 hours of reports became dead letters."""
     asked = bounds([2 ** (at % 20) for at in range(700)], accepted=5)
-    held = asked.contained(Decimal(5 + 12_345))
+    contained = asked.contained(Decimal(5 + 12_345))
 
-    assert held is not None
-    assert (held.certain, len(held.possible), held.tried) == (frozenset(), 700, False)
+    assert contained is not None
+    assert (contained.certain, len(contained.possible), contained.tried) == (frozenset(), 700, False)
     assert asked.contained(Decimal(4)) is None
     assert asked.contained(Decimal(asked.gross + 1)) is None

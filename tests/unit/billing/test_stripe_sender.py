@@ -1,4 +1,4 @@
-"""The sender's promise: each intent is in Stripe exactly once, whatever dies, lags or lies in between."""
+"""The sender sends each intent to Stripe exactly once, across crashes, lag and lost answers."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from tests.worlds.sender import (
 
 
 async def test_intent_becomes_one_event_and_one_outcome() -> None:
-    """The plain way, and what exactly is sent."""
+    """The normal case, with the exact request."""
     bench = await Bench().start()
     await bench.publish(make_intent("one", delta=1250))
 
     await bench.settle()
 
     expected = MeterEvent("one", "tokens", "cus_a", "12.5", NOW_MS // 1_000 - 1)
-    assert [held.event for held in bench.stripe.events] == [expected]
+    assert [stored.event for stored in bench.stripe.events] == [expected]
     kinds = [entry.kind for entry in await bench.entries()]
     assert kinds == ["intent", "attempt", "outcome"]
     assert bench.sender.low_watermark(0) == 3
 
 
-async def test_reports_that_are_held_stand_before_no_others() -> None:
-    """Many accounts without a customer are asked about again and again; a mapped one waits for none of them."""
+async def test_intents_on_hold_block_no_others() -> None:
+    """The sender asks again and again about accounts without a customer; a mapped account does not wait for them."""
     bench = await Bench(policy=dataclasses.replace(POLICY, queues_max=1, round_s=0.0)).start()
     bench.billing = dict.fromkeys("abc", (Billing.UNMAPPED, "")) | {"d": (Billing.MAPPED, "cus_d")}
     await bench.publish(*(make_intent(f"held {account}", account) for account in "abc"))
@@ -56,8 +56,8 @@ async def test_reports_that_are_held_stand_before_no_others() -> None:
     assert [account for account, _ in bench.asked] == ["d"]
 
 
-async def test_nothing_is_sent_before_the_partition_was_read_to_its_end() -> None:
-    """Outcomes stand behind intents: sending half-way would repeat what is settled."""
+async def test_nothing_is_sent_before_the_partition_is_read_to_its_end() -> None:
+    """Outcomes come after intents in the log: sending early would repeat settled intents."""
     bench = await Bench().start()
     await bench.publish(*(make_intent(f"i{number}") for number in range(20)))
     await bench.settle()
@@ -72,7 +72,7 @@ async def test_nothing_is_sent_before_the_partition_was_read_to_its_end() -> Non
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("kind", [b'"attempt"', b'"outcome"'], ids=["attempt", "outcome"])
 async def test_crash_around_an_append_leaves_one_event(kind: bytes, moment: str) -> None:
-    """Between attempt and send, and between send and outcome: found again, sent once."""
+    """Between attempt and send, or between send and outcome: the next sender continues and sends once."""
     bench = await Bench().start()
     await bench.publish(make_intent("one"))
     bench.log.hook = lambda value: (moment, Crash()) if kind in value else None
@@ -83,11 +83,11 @@ async def test_crash_around_an_append_leaves_one_event(kind: bytes, moment: str)
     await bench.restart()
     await bench.settle()
 
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
     assert (await bench.outcomes())["one"].status is OutcomeStatus.ACCEPTED
 
 
-async def test_retries_are_the_same_to_the_byte_across_a_restart_and_a_rebinding() -> None:
+async def test_retries_have_the_same_bytes_across_a_restart_and_a_new_binding() -> None:
     """Stripe refuses an Idempotency-Key with other parameters, and another customer would pay."""
     bench = await Bench().start()
     await bench.publish(make_intent("one"))
@@ -101,7 +101,7 @@ async def test_retries_are_the_same_to_the_byte_across_a_restart_and_a_rebinding
     await bench.settle()
 
     assert len(set(bench.stripe.sends)) == 1
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
     assert (await bench.outcomes())["one"].stripe_customer == "cus_a"
 
 
@@ -118,7 +118,7 @@ async def test_retries_are_the_same_to_the_byte_across_a_restart_and_a_rebinding
     ids=str,
 )
 async def test_storm_of_unclear_answers_ends_with_one_event_each(fault: FakeFault) -> None:
-    """Four of five answers are bad for a while; afterwards everything is there once."""
+    """Four of five answers fail for a while; afterwards Stripe has every event once."""
     bench = await Bench().start()
     rng = random.Random(3)
     bench.stripe.fault = lambda _event: fault if rng.random() < 0.8 else None
@@ -127,12 +127,12 @@ async def test_storm_of_unclear_answers_ends_with_one_event_each(fault: FakeFaul
 
     await bench.settle(rounds=3_000, step_ms=1_000)
 
-    assert bench.held() == {intent.identifier: 1 for intent in intents}
+    assert bench.counted() == {intent.identifier: 1 for intent in intents}
     assert bench.stripe.conflicts == 0
 
 
-async def test_queues_are_serial_even_where_accounts_share_a_customer() -> None:
-    """Stripe takes one call at a time per meter and customer."""
+async def test_queues_are_serial_even_if_accounts_share_a_customer() -> None:
+    """Stripe allows one concurrent call per meter and customer."""
     bench = await Bench(partitions=2).start()
     bench.billing = dict.fromkeys("abcd", (Billing.MAPPED, "cus_a"))
     for number in range(40):
@@ -141,11 +141,11 @@ async def test_queues_are_serial_even_where_accounts_share_a_customer() -> None:
     await bench.settle()
 
     assert bench.stripe.conflicts == 0
-    assert bench.held().total() == 40
+    assert bench.counted().total() == 40
 
 
 async def test_backoff_grows_and_is_bounded() -> None:
-    """An outage of hours must not become a flood of calls."""
+    """An outage of hours must not cause a flood of calls."""
     bench = await Bench().start()
     bench.stripe.fault = lambda _event: FakeFault.NO_ANSWER
     await bench.publish(make_intent("one"))
@@ -158,7 +158,7 @@ async def test_backoff_grows_and_is_bounded() -> None:
 
 
 async def test_dead_letter_blocks_neither_its_queue_nor_others() -> None:
-    """One refused event costs one event."""
+    """A refused event blocks only itself."""
     bench = await Bench().start()
     bench.stripe.fault = lambda event: FakeFault.BAD_REQUEST if event.identifier == "bad" else None
     await bench.publish(make_intent("bad"), make_intent("good"), make_intent("other", "b"))
@@ -172,8 +172,8 @@ async def test_dead_letter_blocks_neither_its_queue_nor_others() -> None:
     }
 
 
-async def test_dead_letter_after_an_unclear_answer_says_so() -> None:
-    """The operator must look at Stripe before sending it by hand."""
+async def test_dead_letter_after_an_unclear_answer_is_marked() -> None:
+    """The operator must look at Stripe before sending the event by hand."""
     bench = await Bench().start()
     answers = iter([FakeFault.LOST_ANSWER, FakeFault.BAD_REQUEST])
     bench.stripe.fault = lambda _event: next(answers)
@@ -196,8 +196,8 @@ async def test_free_account_is_settled_without_a_call() -> None:
     assert bench.stripe.sends == []
 
 
-async def test_unmapped_intent_is_held_counted_and_sent_once_mapped() -> None:
-    """It blocks nobody, the alarm knows the deadline, and the low watermark stays at it."""
+async def test_unmapped_intent_is_on_hold_counted_and_sent_once_mapped() -> None:
+    """The intent blocks no other, the alarm knows the deadline, and the low watermark stays at the intent."""
     bench = await Bench().start()
     bench.billing["a"] = (Billing.UNMAPPED, "")
     await bench.publish(make_intent("held"), make_intent("other", "b"))
@@ -207,17 +207,17 @@ async def test_unmapped_intent_is_held_counted_and_sent_once_mapped() -> None:
     assert (status.pending, status.held) == (1, {"unmapped": 1})
     assert status.unmapped_deadline_ms == PERIOD_END_MS + 35 * DAY_MS
     assert status.low_watermarks == {0: 0}
-    assert bench.held() == {"other": 1}
+    assert bench.counted() == {"other": 1}
 
     bench.billing["a"] = (Billing.MAPPED, "cus_a")
     bench.clock.advance(2 * MINUTE_MS)
     await bench.settle()
-    assert bench.held() == {"other": 1, "held": 1}
+    assert bench.counted() == {"other": 1, "held": 1}
 
 
 @pytest.mark.parametrize("changes", [{"livemode": True}, {"stripe_account": "acct_other"}], ids=["mode", "account"])
-async def test_intent_of_another_mode_or_account_stops(changes: dict[str, Any]) -> None:
-    """A test key must never bill, and a live key must never bill for somebody else (I12)."""
+async def test_intent_of_another_mode_or_account_stops_the_sender(changes: dict[str, Any]) -> None:
+    """A test key must never bill, and a live key must never bill for another Stripe account (I12)."""
     bench = await Bench().start()
     await bench.publish(make_intent("one", **changes))
 
@@ -226,8 +226,8 @@ async def test_intent_of_another_mode_or_account_stops(changes: dict[str, Any]) 
     assert bench.stripe.sends == []
 
 
-async def test_refused_key_stops_and_loses_nothing() -> None:
-    """A revoked key must not turn a day's reports into dead letters."""
+async def test_refused_key_stops_the_sender_and_loses_nothing() -> None:
+    """A revoked key must not turn a day's intents into dead letters."""
     bench = await Bench().start()
     await bench.publish(make_intent("one"))
     await bench.pump()
@@ -239,11 +239,11 @@ async def test_refused_key_stops_and_loses_nothing() -> None:
     await bench.restart()
     await bench.settle()
 
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
 
 
-async def test_one_broken_meter_holds_its_own_intents_only() -> None:
-    """A meter with another formula in Stripe is an operator's matter, not a reason to stop billing."""
+async def test_one_broken_meter_stops_its_own_intents_only() -> None:
+    """An operator must repair a meter whose formula at Stripe differs; the other meters are billed meanwhile."""
     bench = await Bench().start()
 
     class Picky(FakeStripe):
@@ -259,12 +259,12 @@ async def test_one_broken_meter_holds_its_own_intents_only() -> None:
 
     await bench.pump(6)
 
-    assert bench.held() == {"sent": 1}
+    assert bench.counted() == {"sent": 1}
     assert bench.sender.status().held == {"meter": 1}
 
 
 async def test_unresolved_intents_are_bounded() -> None:
-    """Beyond the limit it stops with the remedy instead of filling the memory."""
+    """At the limit the sender stops and names the remedy instead of filling the memory."""
     ledger = ReportLedger(pending_max=2)
     record = Record(REPORTS_TOPIC, 0, 0, NOW_MS, None, None)
     for number in range(2):
@@ -275,24 +275,24 @@ async def test_unresolved_intents_are_bounded() -> None:
 
 
 async def test_end_of_a_partition_without_records_at_its_last_offsets_is_noticed() -> None:
-    """Kafka's transaction markers take offsets that no consumer ever sees."""
+    """Kafka's transaction markers take offsets that no consumer receives."""
     bench = await Bench().start()
     await bench.publish(make_intent("one"))
 
     class Gapped(CrashingLog):
         async def bounds(self, topic: str, partition: int) -> Bounds:
-            found = await super().bounds(topic, partition)
-            return found._replace(next=found.next + 1)
+            actual = await super().bounds(topic, partition)
+            return actual._replace(next=actual.next + 1)
 
     bench.log.__class__ = Gapped
     await bench.restart()
     await bench.pump(6)
 
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
 
 
 async def test_no_outcome_is_written_for_a_send_that_was_cancelled() -> None:
-    """The runner cancels a step when the partition is lost: nothing runs on behind its back."""
+    """The runner cancels a step when the process loses the partition. No call continues in the background."""
     bench = await Bench().start()
     await bench.publish(make_intent("one"))
 

@@ -1,4 +1,4 @@
-"""Random crashes, rebalances and lost answers, drawn by a seed: each intent is in Stripe exactly once."""
+"""Random crashes, rebalances and lost answers, drawn from a seed: Stripe counts each intent exactly once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FAULTS = [
 
 
 class Chaos:
-    """Draws everything that happens from one seed, and knows nothing of how the sender works."""
+    """Draws all faults from one seed and does not know how the sender works."""
 
     def __init__(self, bench: Bench, rng: random.Random) -> None:
         self.bench = bench
@@ -43,7 +43,7 @@ class Chaos:
         self.offsets = [dict(bench.offsets)]
 
     async def happen(self) -> None:
-        """One random thing."""
+        """One random fault or step."""
         bench, rng = self.bench, self.rng
         thing = rng.random()
         if thing < 0.25:
@@ -66,7 +66,7 @@ class Chaos:
         await self.bench.publish(intent, partition="abcd".index(intent.account) % 2)
 
     async def _run(self) -> None:
-        """One or two owners at once, all but one only believing to be it, are fed some records of a partition."""
+        """One or two senders read some records of a partition; at most one of them really owns the partition."""
         chosen = self.rng.sample(range(len(self.owners)), min(len(self.owners), self.rng.choice([1, 1, 2])))
         ends = await asyncio.gather(*(self._feed(owner) for owner in chosen))
         dead = [owner for owner, survived in zip(chosen, ends, strict=True) if not survived]
@@ -76,7 +76,7 @@ class Chaos:
             await self._another_owner(keep_old=True)
 
     async def _feed(self, owner: int) -> bool:
-        """Whether the owner survived it."""
+        """Whether the sender survived its records."""
         sender, offsets, partition = self.owners[owner], self.offsets[owner], self.rng.randrange(2)
         records = await self.bench.log.read(REPORTS_TOPIC, partition, offsets[partition], self.rng.randrange(1, 9))
         try:
@@ -99,7 +99,7 @@ class Chaos:
         self.offsets.append(dict(self.bench.offsets))
 
     def fail_append(self, _value: bytes) -> tuple[str, Exception] | None:
-        """Now and then an append fails, before or after it is durable, with a crash or without."""
+        """Some appends fail, before or after they are durable, with or without a crash."""
         if self.rng.random() >= 0.06:
             return None
         error = Crash() if self.rng.random() < 0.5 else Transient("the log did not answer")
@@ -109,8 +109,7 @@ class Chaos:
 @settings(max_examples=120, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 async def test_random_crashes_rebalances_and_lost_answers_never_count_twice(seed: int) -> None:
-    """Whatever the interleaving: nothing is ever in Stripe twice; once the faults stop, every intent is there
-    exactly once or is held because nobody could tell."""
+    """Stripe never counts an intent twice. In the end each intent has arrived once, or is on hold as undecidable."""
     rng = random.Random(seed)
     bench = await Bench(partitions=2).start()
     bench.billing["d"] = (Billing.MAPPED, "cus_a")
@@ -130,26 +129,26 @@ async def test_random_crashes_rebalances_and_lost_answers_never_count_twice(seed
 
     # An append that failed before it was durable published nothing.
     chaos.published = {entry.identifier: entry for entry in await bench.entries() if isinstance(entry, Intent)}
-    counted = bench.held()
-    held = set(chaos.published) - set(await bench.outcomes())
+    counted = bench.counted()
+    on_hold = set(chaos.published) - set(await bench.outcomes())
     assert max(counted.values(), default=0) <= 1, f"counted twice, seed {seed}"
     assert all(outcome.status is OutcomeStatus.ACCEPTED for outcome in (await bench.outcomes()).values())
-    assert set(chaos.published) - held <= set(counted), f"missing, seed {seed}"
-    assert bench.sender.status().held.get("unknown", 0) == len(held), f"stuck without a reason, seed {seed}"
-    _check_sums(bench, chaos, held)
+    assert set(chaos.published) - on_hold <= set(counted), f"missing, seed {seed}"
+    assert bench.sender.status().held.get("unknown", 0) == len(on_hold), f"stuck without a reason, seed {seed}"
+    _check_sums(bench, chaos, on_hold)
 
 
-def _check_sums(bench: Bench, chaos: Chaos, held: set[str]) -> None:
-    """What Stripe counts for each customer is what was intended, except for what is openly held."""
+def _check_sums(bench: Bench, chaos: Chaos, on_hold: set[str]) -> None:
+    """Stripe's sum for each customer is the intended one, except for intents on hold."""
     customers = {"a": "cus_a", "b": "cus_b", "c": "cus_c", "d": "cus_a"}
     expected: defaultdict[str, Decimal] = defaultdict(Decimal)
     for intent in chaos.published.values():
-        if intent.identifier not in held:
+        if intent.identifier not in on_hold:
             expected[customers[intent.account]] += Decimal(intent.delta_minor).scaleb(-intent.scale)
-    found: defaultdict[str, Decimal] = defaultdict(Decimal)
+    sums: defaultdict[str, Decimal] = defaultdict(Decimal)
     for item in bench.stripe.accepted():
-        if item.event.identifier not in held:
-            found[item.event.stripe_customer] += Decimal(item.event.value)
+        if item.event.identifier not in on_hold:
+            sums[item.event.stripe_customer] += Decimal(item.event.value)
     assert {key: value for key, value in expected.items() if value} == {
-        key: value for key, value in found.items() if value
+        key: value for key, value in sums.items() if value
     }

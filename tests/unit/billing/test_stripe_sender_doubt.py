@@ -1,4 +1,4 @@
-"""What the sender does where it cannot know whether Stripe took an event: it looks, waits, and never guesses."""
+"""If the sender cannot know whether Stripe took an event, it reads the sum, waits, and never guesses."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from tests.worlds.sender import (
     make_intent,
 )
 
-# From the 15th to the 15th, around an instant of the calendar month.
+# The period from the 15th to the 15th around `NOW_MS`.
 ANCHORED: dict[str, Any] = {
     "period_start_ms": PERIOD_START_MS + 14 * DAY_MS,
     "period_end_ms": PERIOD_END_MS + 14 * DAY_MS,
 }
-# The running month as a binding cut it: it began with the month.
+# The running calendar month, cut by a binding.
 CUT_SHORT: dict[str, Any] = {"period_end_ms": NOW_MS}
 
 
 async def left_in_doubt(bench: Bench) -> None:
-    """What was published is tried; when Stripe answers again, it has forgotten the identifiers."""
+    """Intents whose answers were lost; when Stripe answers again, it has forgotten their identifiers."""
     await bench.pump(3)
     bench.stripe.fault = lambda _event: None
     bench.clock.advance(30 * HOUR_MS)
 
 
 @pytest.mark.parametrize("fault", [FakeFault.LOST_ANSWER, FakeFault.NO_ANSWER], ids=["delivered", "lost"])
-async def test_after_the_window_it_looks_and_does_not_guess(fault: FakeFault) -> None:
+async def test_after_the_window_the_sender_reads_the_sum_and_does_not_guess(fault: FakeFault) -> None:
     """Down for 30 hours after a send without an answer: Stripe has forgotten the identifier."""
     bench = await Bench().start()
     await bench.publish(make_intent("before", delta=700))
@@ -48,7 +48,7 @@ async def test_after_the_window_it_looks_and_does_not_guess(fault: FakeFault) ->
     await bench.restart()
     await bench.settle()
 
-    assert bench.held() == {"before": 1, "doubt": 1}
+    assert bench.counted() == {"before": 1, "doubt": 1}
     assert bench.sender.status().counts["looked_present" if fault is FakeFault.LOST_ANSWER else "looked_absent"] == 1
 
 
@@ -57,10 +57,10 @@ async def test_after_the_window_it_looks_and_does_not_guess(fault: FakeFault) ->
     [(33, OutcomeStatus.ACCEPTED), (36, OutcomeStatus.DEAD)],
     ids=["the cut period is young enough", "only what follows the cut would be"],
 )
-async def test_lost_report_of_a_period_that_was_cut_since_is_told_within_the_cut(
+async def test_lost_report_of_a_period_that_was_cut_since_is_sent_within_the_cut(
     cut_days_ago: int, status: OutcomeStatus
 ) -> None:
-    """Found absent, it is told again: at an instant behind the cut it would be of another bill."""
+    """Stripe lacks the report, so it is sent again. An instant after the cut would belong to another bill."""
     bench = await Bench().start()
     await bench.publish(make_intent("doubt"))
     bench.stripe.fault = lambda _event: FakeFault.NO_ANSWER
@@ -72,11 +72,11 @@ async def test_lost_report_of_a_period_that_was_cut_since_is_told_within_the_cut
     await bench.settle()
 
     assert (await bench.outcomes())["doubt"].status is status
-    assert all(held.event.timestamp_s * 1_000 < cut_ms for held in bench.stripe.events)
+    assert all(stored.event.timestamp_s * 1_000 < cut_ms for stored in bench.stripe.events)
 
 
-async def test_two_in_doubt_with_one_sum_that_fits_both_are_held() -> None:
-    """One of two equal events is missing and nothing tells which: a person decides, nothing is repeated."""
+async def test_two_in_doubt_with_one_sum_that_fits_both_are_on_hold() -> None:
+    """One of two equal events is missing and nothing tells which. An operator decides; nothing is sent again."""
     bench = await Bench(partitions=2).start()
     bench.billing["b"] = (Billing.MAPPED, "cus_a")
     bench.stripe.fault = lambda event: FakeFault.LOST_ANSWER if event.identifier == "one" else FakeFault.NO_ANSWER
@@ -88,7 +88,7 @@ async def test_two_in_doubt_with_one_sum_that_fits_both_are_held() -> None:
     await bench.settle(rounds=10)
 
     assert bench.sender.status().held == {"unknown": 2}
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
 
 
 @pytest.mark.parametrize("fault", [FakeFault.LOST_ANSWER, FakeFault.NO_ANSWER], ids=["delivered", "lost"])
@@ -98,10 +98,10 @@ async def test_two_in_doubt_with_one_sum_that_fits_both_are_held() -> None:
     [("b", ANCHORED, {}), ("a", {}, CUT_SHORT)],
     ids=["two accounts of one customer", "one account, cut meanwhile"],
 )
-async def test_looking_counts_the_reports_of_all_periods_that_stripe_adds_up(
+async def test_sum_is_compared_with_the_reports_of_all_periods_in_its_span(
     account: str, other: dict[str, Any], changes: dict[str, Any], other_delta: int, fault: FakeFault
 ) -> None:
-    """Stripe adds up by instants: the report of another period explains its sum as well as the one that is sought."""
+    """Stripe adds up by instants, so the report of another period may explain the sum too."""
     bench = await Bench().start()
     bench.billing["b"] = (Billing.MAPPED, "cus_a")
     await bench.publish(make_intent("other", account, delta=other_delta, bucket=3, **other))
@@ -113,11 +113,11 @@ async def test_looking_counts_the_reports_of_all_periods_that_stripe_adds_up(
     await bench.restart()
     await bench.settle()
 
-    assert bench.held() == {"other": 1, "doubt": 1}
+    assert bench.counted() == {"other": 1, "doubt": 1}
 
 
-async def test_looking_takes_what_stripe_rejected_for_what_is_sought_where_both_are_as_much() -> None:
-    """A known limit, see docs/guarantees.md: the sum alone does not tell which of two equal events is in it."""
+async def test_rejected_event_is_taken_for_a_doubtful_one_of_the_same_amount() -> None:
+    """A known limit (docs/guarantees.md): the sum does not tell which of two equal events it contains."""
     bench = await Bench().start()
     bench.stripe.fault = lambda _event: FakeFault.REJECTED
     await bench.publish(make_intent("rejected", bucket=3))
@@ -129,11 +129,11 @@ async def test_looking_takes_what_stripe_rejected_for_what_is_sought_where_both_
     await bench.restart()
     await bench.settle()
 
-    assert bench.held()["doubt"] == 2
+    assert bench.counted()["doubt"] == 2
 
 
-async def test_two_in_doubt_of_periods_that_overlap_are_held() -> None:
-    """One of two equal events is missing, and they are of different periods: nothing tells which all the same."""
+async def test_two_in_doubt_of_overlapping_periods_are_on_hold() -> None:
+    """One of two equal events of different periods is missing, and nothing tells which."""
     bench = await Bench().start()
     bench.billing["b"] = (Billing.MAPPED, "cus_a")
     bench.stripe.fault = lambda event: FakeFault.LOST_ANSWER if event.identifier == "one" else FakeFault.NO_ANSWER
@@ -144,11 +144,11 @@ async def test_two_in_doubt_of_periods_that_overlap_are_held() -> None:
     await bench.settle(rounds=10)
 
     assert bench.sender.status().held == {"unknown": 2}
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
 
 
-async def test_dead_letter_that_a_person_may_have_sent_at_another_instant_is_in_doubt() -> None:
-    """By hand it is sent with any instant of its own period, which may lie in the period that is asked for."""
+async def test_dead_letter_that_an_operator_may_have_sent_at_another_instant_is_in_doubt() -> None:
+    """An operator may choose any instant of the dead letter's period, which may lie in the period in question."""
     bench = await Bench().start()
     bench.billing["b"] = (Billing.MAPPED, "cus_a")
     bench.stripe.fault = lambda _event: FakeFault.BAD_REQUEST
@@ -166,11 +166,11 @@ async def test_dead_letter_that_a_person_may_have_sent_at_another_instant_is_in_
     await bench.settle(rounds=10)
 
     assert bench.sender.status().held == {"unknown": 1}
-    assert bench.held() == {"dead": 1}
+    assert bench.counted() == {"dead": 1}
 
 
-async def test_report_that_another_process_settled_is_not_looked_for() -> None:
-    """Its amount is among what is certain: taken for missing, it would get another attempt."""
+async def test_report_that_another_process_settled_is_not_in_doubt() -> None:
+    """Its amount is part of the certain sum. Otherwise it would seem missing and get another attempt."""
     bench = await Bench().start()
     bench.stripe.fault = lambda _event: FakeFault.LOST_ANSWER
     await bench.publish(make_intent("one"))
@@ -187,8 +187,8 @@ async def test_report_that_another_process_settled_is_not_looked_for() -> None:
     assert len(bench.stripe.sends) == 1
 
 
-async def test_recent_send_of_the_queue_delays_the_verdict() -> None:
-    """A sum that may not show the latest send would lie: equal amounts would cancel out."""
+async def test_recent_send_of_the_queue_delays_the_comparison() -> None:
+    """A sum that may lack the latest send would mislead: equal amounts would cancel out."""
     bench = await Bench().start()
     bench.stripe.lag_ms = 5 * MINUTE_MS
     bench.stripe.fault = lambda _event: FakeFault.LOST_ANSWER
@@ -200,16 +200,16 @@ async def test_recent_send_of_the_queue_delays_the_verdict() -> None:
     await bench.restart()
     await bench.settle(step_ms=MINUTE_MS)
 
-    assert bench.held() == {"doubt": 1, "fresh": 1}
+    assert bench.counted() == {"doubt": 1, "fresh": 1}
 
 
-async def test_send_of_another_process_during_the_look_voids_it() -> None:
+async def test_send_of_another_process_during_the_comparison_voids_it() -> None:
     """An equal amount that arrives between reading the log and reading the sum would pass for the lost event."""
     bench = await Bench(partitions=2).start()
 
     class Busy(FakeStripe):
         async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
-            if "other" not in bench.held():
+            if "other" not in bench.counted():
                 other, at_ms = make_intent("other"), bench.clock.now_ms()
                 event = MeterEvent("other", "tokens", "cus_a", "0.05", NOW_MS // 1_000 - 1)
                 attempt = Attempt(
@@ -237,11 +237,11 @@ async def test_send_of_another_process_during_the_look_voids_it() -> None:
     await bench.restart()
     await bench.settle(step_ms=MINUTE_MS)
 
-    assert bench.held() == {"other": 1, "doubt": 1}
+    assert bench.counted() == {"other": 1, "doubt": 1}
 
 
 async def test_suspended_owner_that_wakes_after_days_sends_nothing_twice() -> None:
-    """It believes that it owns the partition, and Stripe has forgotten the identifier: the log has not."""
+    """The sender believes that it owns the partition. Stripe forgot the identifier, but the log has the outcome."""
     bench = await Bench().start()
     await bench.publish(make_intent("one"))
     sleeper = bench.sender
@@ -257,11 +257,11 @@ async def test_suspended_owner_that_wakes_after_days_sends_nothing_twice() -> No
         records = await bench.log.read(REPORTS_TOPIC, 0, sleeper_offset) or records
         await sleeper.step(0, records)
 
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
 
 
 async def test_attempt_of_a_sender_that_had_not_seen_the_first_is_not_in_force() -> None:
-    """Else a suspended sender's late attempt would look as if somebody had looked, and restart the window."""
+    """Otherwise a suspended sender's late attempt would look like a new comparison and restart the window."""
     bench = await Bench().start()
     await bench.publish(make_intent("one"))
     bench.stripe.fault = lambda _event: FakeFault.LOST_ANSWER
@@ -280,5 +280,5 @@ async def test_attempt_of_a_sender_that_had_not_seen_the_first_is_not_in_force()
     await bench.restart()
     await bench.settle()
 
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
     assert bench.sender.status().counts["looked_present"] == 1

@@ -1,4 +1,4 @@
-"""Intents that are published again, by a rebuild or a repeat, and what the sender still knows of them."""
+"""Intents that a rebuild or a retry publishes again, after the sender may have forgotten them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.worlds.sender import NOW_MS, PERIOD_END_MS, Bench, make_intent
 
 
 async def test_republished_intents_are_not_sent_again() -> None:
-    """A rebuild makes the same intents and publishes them again, months later too."""
+    """A rebuild publishes the same intents again, even months later."""
     bench = await Bench().start()
     intents = [make_intent(f"i{number}", bucket=number) for number in range(5)]
     await bench.publish(*intents)
@@ -22,11 +22,11 @@ async def test_republished_intents_are_not_sent_again() -> None:
     await bench.restart()
     await bench.settle()
 
-    assert bench.held() == {intent.identifier: 1 for intent in intents}
+    assert bench.counted() == {intent.identifier: 1 for intent in intents}
 
 
 async def test_intent_that_is_published_again_after_its_identifier_was_forgotten_is_no_dead_letter() -> None:
-    """What Stripe takes no more is not remembered for ever, but the log knows: a person would bill it once more."""
+    """The sender forgets intents that are too old for Stripe. A dead letter would be billed again by hand."""
     bench = await Bench().start()
     settled = [make_intent(f"i{number}", bucket=number) for number in range(5)]
     await bench.publish(*settled, make_intent("bad", bucket=6))
@@ -57,7 +57,7 @@ async def test_intent_that_is_published_again_after_its_identifier_was_forgotten
 
 
 async def test_identifiers_that_a_wrong_clock_forgot_are_not_sent_again() -> None:
-    """The clock was two months ahead for a while, and a rebuild publishes again what Stripe would still take."""
+    """The clock was two months ahead for a while. A rebuild then publishes intents that Stripe would still accept."""
     bench = await Bench().start()
     await bench.publish(make_intent("one"))
     await bench.settle()
@@ -68,12 +68,12 @@ async def test_identifiers_that_a_wrong_clock_forgot_are_not_sent_again() -> Non
     await bench.publish(make_intent("one"))
     await bench.settle()
 
-    assert bench.held() == {"one": 1}
+    assert bench.counted() == {"one": 1}
     assert len(bench.stripe.sends) == 1
 
 
 async def test_intent_that_is_published_again_with_a_longer_period_is_not_sent_again() -> None:
-    """A planned change cut the period when it was sent, and was taken back; the short copy's end is long over."""
+    """A planned change cut the period at the first send and was then withdrawn. The shorter period ended long ago."""
     bench = await Bench().start()
     cut_ms = NOW_MS + DAY_MS
     await bench.publish(make_intent("one", period_end_ms=cut_ms))

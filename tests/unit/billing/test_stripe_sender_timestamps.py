@@ -1,4 +1,4 @@
-"""At which instant a report is told to Stripe: within its period, and where Stripe still takes it."""
+"""The timestamp of a meter event: within its period, and within the span that Stripe accepts."""
 
 from __future__ import annotations
 
@@ -34,11 +34,10 @@ OLD_MS = NOW_MS - 60 * DAY_MS
     ],
     ids=["bucket inside the period", "bucket after the period", "bucket before the period", "bucket too old"],
 )
-async def test_timestamp_lies_in_the_period_and_in_what_stripe_takes(
+async def test_timestamp_lies_in_the_period_and_in_what_stripe_accepts(
     changes: dict[str, Any], expected_ms: int, paying_ms: int
 ) -> None:
-    """Usage reported with an instant of the next period would land on the next invoice; whoever pays at a timestamp
-    that was moved forward need not be who paid when it was used."""
+    """An instant of the next period belongs to the next invoice. A later timestamp does not change the payer."""
     bench = await Bench().start()
     if expected_ms > NOW_MS:
         bench.clock.ms = expected_ms
@@ -46,12 +45,12 @@ async def test_timestamp_lies_in_the_period_and_in_what_stripe_takes(
 
     await bench.settle()
 
-    assert [held.event.timestamp_s * 1_000 for held in bench.stripe.events] == [expected_ms]
+    assert [stored.event.timestamp_s * 1_000 for stored in bench.stripe.events] == [expected_ms]
     assert bench.asked == [("a", paying_ms)]
 
 
 async def test_a_clock_that_is_minutes_ahead_sends_nothing_that_stripe_refuses() -> None:
-    """Usage carried into a period that is about to begin: Stripe's five minutes are there for clocks that differ."""
+    """Usage is carried into a period that is about to begin. Stripe accepts five minutes of clock difference."""
     bench = await Bench().start()
     bench.sender = StripeSender(
         bench.log, bench.stripe, bench.resolve, AheadClock(bench.clock, 4 * MINUTE_MS), random.Random(7), bench.policy
@@ -64,12 +63,12 @@ async def test_a_clock_that_is_minutes_ahead_sends_nothing_that_stripe_refuses()
         await bench.pump(2)
         bench.clock.advance(MINUTE_MS)
 
-    assert bench.held() == {"ahead": 1}
+    assert bench.counted() == {"ahead": 1}
     assert (await bench.outcomes())["ahead"].status is OutcomeStatus.ACCEPTED
 
 
-async def test_period_that_stripe_takes_no_more_is_a_dead_letter() -> None:
-    """35 days after its end nothing of a period can be reported."""
+async def test_period_that_stripe_no_longer_accepts_makes_dead_letters() -> None:
+    """Stripe accepts nothing of a period 35 days after its end."""
     bench = await Bench().start()
     await bench.publish(make_intent("old", period_start_ms=NOW_MS - 80 * DAY_MS, period_end_ms=NOW_MS - 40 * DAY_MS))
 
@@ -86,10 +85,10 @@ async def test_period_that_stripe_takes_no_more_is_a_dead_letter() -> None:
         pytest.param(49, OutcomeStatus.DEAD, id="only what follows the cut would be"),
     ],
 )
-async def test_period_that_was_cut_after_its_reports_is_told_within_the_cut(
+async def test_period_that_was_cut_after_its_reports_is_sent_within_the_cut(
     mapped_after_days: int, status: OutcomeStatus
 ) -> None:
-    """An instant behind the cut would be somebody else's, or of another bill."""
+    """An instant after the cut would belong to another payer or another bill."""
     bench = await Bench().start()
     cut_ms = PERIOD_START_MS + 14 * DAY_MS
     bench.period_ends["a"] = cut_ms
@@ -100,11 +99,11 @@ async def test_period_that_was_cut_after_its_reports_is_told_within_the_cut(
     await bench.settle()
 
     assert (await bench.outcomes())["one"].status is status
-    assert all(held.event.timestamp_s * 1_000 < cut_ms for held in bench.stripe.events)
+    assert all(stored.event.timestamp_s * 1_000 < cut_ms for stored in bench.stripe.events)
 
 
 async def test_free_usage_that_is_too_old_for_stripe_is_no_dead_letter() -> None:
-    """Nobody is to add an invoice item for it."""
+    """Nobody should add an invoice item for free usage."""
     bench = await Bench().start()
     bench.billing["a"] = (Billing.FREE, "")
     await bench.publish(make_intent("old", period_start_ms=NOW_MS - 80 * DAY_MS, period_end_ms=NOW_MS - 40 * DAY_MS))

@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md names the function behind each reason for which an event is not counted."""
+"""The table in ARCHITECTURE.md gives the function behind each reason for which an event is not counted."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def _functions(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
 
 def test_every_reason_has_a_function_that_decides_it() -> None:
     """A newcomer who asks why an event was not counted finds the line through this table."""
-    named = set(re.findall(r"`([a-z_]+)`", "".join(row.split("|")[2] for row in TABLE)))
+    reasons = set(re.findall(r"`([a-z_]+)`", "".join(row.split("|")[2] for row in TABLE)))
 
-    assert {reason.value for reason in Reason} <= named
+    assert {reason.value for reason in Reason} <= reasons
 
 
 def test_the_functions_of_the_table_exist() -> None:
-    """A table that names what was moved sends its reader astray."""
+    """An entry for a function that was moved misleads the reader."""
     places = re.findall(r"`([a-z_/]+\.py)::([\w.]+)`", "".join(TABLE))
 
     assert len(places) >= len(TABLE) - 1

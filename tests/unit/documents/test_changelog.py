@@ -14,15 +14,15 @@ _VERSION: Final = re.compile(r"## \[(Unreleased|\d+\.\d+\.\d+)\](?: - \d{4}-\d\d
 
 
 def test_the_newest_version_is_the_projects_or_unreleased() -> None:
-    """A release without its changes surprises whoever installs it."""
-    versions = [found[1] for line in LINES if (found := _VERSION.fullmatch(line))]
+    """A release that the changelog lacks surprises whoever installs it."""
+    versions = [match[1] for line in LINES if (match := _VERSION.fullmatch(line))]
 
     assert versions[0] in ("Unreleased", tomllib.loads(source("pyproject.toml"))["project"]["version"])
     assert len(versions) == len(set(versions))
 
 
 def test_every_entry_is_one_line_under_a_kind() -> None:
-    """Whoever upgrades reads down the lines that concern them."""
+    """An operator who upgrades reads only the lines that matter."""
     kind = ""
     for line in LINES[LINES.index(next(filter(_VERSION.fullmatch, LINES))) :]:
         if line.startswith("### "):

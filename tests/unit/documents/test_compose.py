@@ -1,4 +1,4 @@
-"""docker-compose.yml and deploy/ say what the code understands. No engine runs here; every value is checked instead."""
+"""docker-compose.yml and deploy/ agree with the code. No container engine runs here; the tests check the values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sinks.clickhouse.client import open_clickhouse
 
 ROOT = Path(__file__).resolve().parents[3]
 TEXT = (ROOT / "docker-compose.yml").read_text()
-# What an operator puts into the environment. Everything else must have a default.
+# The variables that an operator sets. Every other variable must have a default.
 GIVEN = {
     "TIDEMARK_SECRET": "0123456789abcdef0123456789abcdef",
     "TIDEMARK_STRIPE_API_KEY": "sk_test_example",
@@ -34,10 +34,10 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::([?-])([^}]*))?\}")
 
 
 def _filled(text: str) -> str:
-    """The text with compose's `${NAME:?why}` and `${NAME:-default}` put in."""
+    """The text after compose's substitution of `${NAME:?why}` and `${NAME:-default}`."""
 
-    def value(found: re.Match[str]) -> str:
-        name, kind, rest = found[1], found[2], found[3]
+    def value(match: re.Match[str]) -> str:
+        name, kind, rest = match[1], match[2], match[3]
         return GIVEN.get(name, rest if kind == "-" else "")
 
     return _VARIABLE.sub(value, text)
@@ -53,7 +53,7 @@ RULES: dict[str, Any] = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").re
 
 @pytest.fixture
 def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """The settings a service's process would load, from its environment alone."""
+    """The settings that a service's process would load, from its environment alone."""
     for name in Settings.model_fields:
         monkeypatch.delenv(f"TIDEMARK_{name.upper()}", raising=False)
     for name, value in OURS[request.param]["environment"].items():
@@ -65,16 +65,16 @@ def _roles() -> set[str]:
     return {service["command"][0] for service in OURS.values()}
 
 
-def test_the_production_shape_is_whole() -> None:
-    """One host with everything that the design names."""
+def test_the_production_shape_is_complete() -> None:
+    """One host runs every service of the design."""
     assert _roles() >= {"gateway", "router", "worker", "archive", "sink"}
     assert sum(service["command"] == ["worker"] for service in OURS.values()) == 2
     assert {"kafka", "valkey", "clickhouse", "prometheus"} <= set(SERVICES)
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
-def test_every_command_is_one_the_command_line_knows(name: str) -> None:
-    """Parsed by the very parser that will read it; options and arguments included."""
+def test_every_command_is_known_to_the_command_line(name: str) -> None:
+    """The real parser parses the command with its options and arguments."""
     arguments = list(OURS[name]["command"])
     command: click.Command = cli
     while isinstance(command, click.Group):
@@ -84,8 +84,8 @@ def test_every_command_is_one_the_command_line_knows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
-def test_every_variable_is_a_setting_given_as_text(name: str) -> None:
-    """A misspelt variable would be ignored in silence; a number would be a type error of compose."""
+def test_every_variable_is_a_setting_written_as_text(name: str) -> None:
+    """A misspelt variable would be ignored; compose would reject a number."""
     environment = OURS[name]["environment"]
     known = {f"TIDEMARK_{field.upper()}" for field in Settings.model_fields}
 
@@ -94,8 +94,8 @@ def test_every_variable_is_a_setting_given_as_text(name: str) -> None:
 
 
 @pytest.mark.parametrize("settings", sorted(OURS), indirect=True)
-def test_every_environment_loads_and_reaches_the_services_beside_it(settings: Settings) -> None:
-    """The values are what the settings, and then the clients, accept."""
+def test_every_environment_loads_and_reaches_its_neighbour_services(settings: Settings) -> None:
+    """The settings and the clients accept the values."""
     hosts = {server.rpartition(":")[0] for server in kafka_servers(settings.log_url)}
     hosts |= {re.split(r"[@:/]+", settings.redis_url.partition("@")[2])[0]}
     hosts |= {re.split(r"[@:/]+", settings.clickhouse_url.partition("@")[2])[0]}
@@ -108,7 +108,7 @@ def test_every_environment_loads_and_reaches_the_services_beside_it(settings: Se
 
 @pytest.mark.parametrize("settings", ["gateway", "tools"], indirect=True)
 def test_the_gateway_and_the_tools_share_the_file_of_keys(settings: Settings) -> None:
-    """A key that the tools make must be one the gateway knows: the same path, on the same volume."""
+    """The gateway must know a key that the tools create: same path, same volume."""
     assert settings.api_keys is not None
     assert any(
         str(settings.api_keys).startswith(volume.partition(":")[2]) and volume.startswith("keys:")
@@ -117,8 +117,8 @@ def test_the_gateway_and_the_tools_share_the_file_of_keys(settings: Settings) ->
 
 
 @pytest.mark.parametrize("name", ["meters", "sink", "tools"])
-def test_who_makes_the_log_and_who_reports_know_the_stripe_account(name: str) -> None:
-    """The first process writes mode and account into the log for ever, so it must have both."""
+def test_roles_that_make_the_log_or_report_know_the_stripe_account(name: str) -> None:
+    """The first process writes mode and account into the log for ever."""
     environment = OURS[name]["environment"]
 
     assert environment["TIDEMARK_STRIPE_API_KEY"] == GIVEN["TIDEMARK_STRIPE_API_KEY"]
@@ -131,8 +131,8 @@ def _awaited(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", LONG_RUNNING)
-def test_every_service_says_whether_it_is_healthy(name: str) -> None:
-    """Compose waits for it, and `docker ps` shows it."""
+def test_every_service_has_a_health_check(name: str) -> None:
+    """Compose waits for the check, and `docker ps` shows the result."""
     check = SERVICES[name]["healthcheck"]
 
     assert check["test"][0] in ("CMD", "CMD-SHELL")
@@ -143,8 +143,8 @@ def test_every_service_says_whether_it_is_healthy(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_what_a_service_waits_for_exists_and_can_become_so(name: str) -> None:
-    """A condition on a service without a health check would never come true."""
+def test_services_wait_only_for_services_that_can_become_healthy(name: str) -> None:
+    """A condition on a service without a health check would never become true."""
     for other, condition in _awaited(name).items():
         if condition == "service_healthy":
             assert "healthcheck" in SERVICES[other]
@@ -155,7 +155,7 @@ def test_what_a_service_waits_for_exists_and_can_become_so(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_images_are_pinned_and_ports_are_on_loopback(name: str) -> None:
-    """What runs tomorrow is what was tried today, and nothing listens to the outside."""
+    """The images stay the ones that were tested, and no port is open to the outside."""
     image = SERVICES[name]["image"]
 
     assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+(\.\d+)?", image), image
@@ -163,18 +163,18 @@ def test_images_are_pinned_and_ports_are_on_loopback(name: str) -> None:
 
 
 def test_no_secret_has_a_default() -> None:
-    """A default secret is one that everybody knows."""
-    found = [match.groups() for match in _VARIABLE.finditer(TEXT)]
-    secret = {name: (kind, why) for name, kind, why in found if re.search(r"SECRET|PASSWORD|_KEY$", name)}
+    """Everybody would know a default secret."""
+    variables = [match.groups() for match in _VARIABLE.finditer(TEXT)]
+    secret = {name: (kind, why) for name, kind, why in variables if re.search(r"SECRET|PASSWORD|_KEY$", name)}
 
     assert set(secret) == {"TIDEMARK_SECRET", "TIDEMARK_STRIPE_API_KEY", "VALKEY_PASSWORD", "CLICKHOUSE_PASSWORD"}
     assert [name for name, (kind, why) in secret.items() if kind != "?" or not why] == []
-    assert {name for name, kind, _ in found if kind == "?"} == set(GIVEN)
-    assert [name for name, kind, _ in found if kind is None] == []
+    assert {name for name, kind, _ in variables if kind == "?"} == set(GIVEN)
+    assert [name for name, kind, _ in variables if kind is None] == []
 
 
-def test_the_stores_have_the_settings_the_counts_need() -> None:
-    """What `tidemark doctor` would otherwise complain about, and a fsync for what ClickHouse confirms."""
+def test_the_stores_have_the_settings_that_the_counts_need() -> None:
+    """The settings that `tidemark doctor` checks, and an fsync before ClickHouse confirms."""
     valkey = SERVICES["valkey"]["command"]
     options = dict(zip(valkey[1::2], valkey[2::2], strict=True))
 
@@ -185,8 +185,8 @@ def test_the_stores_have_the_settings_the_counts_need() -> None:
     assert "<fsync_after_insert>1</fsync_after_insert>" in (ROOT / "deploy/clickhouse/durability.xml").read_text()
 
 
-def test_every_file_that_is_mounted_exists_and_every_volume_is_declared() -> None:
-    """Compose would make an empty folder of a path that is missing."""
+def test_every_mounted_file_exists_and_every_volume_is_declared() -> None:
+    """Compose would create an empty folder for a missing path."""
     for service in SERVICES.values():
         for mount in service.get("volumes", []):
             source = mount.partition(":")[0]
@@ -196,8 +196,8 @@ def test_every_file_that_is_mounted_exists_and_every_volume_is_declared() -> Non
                 assert source in COMPOSE["volumes"]
 
 
-def test_the_meter_set_that_is_mounted_is_valid() -> None:
-    """`tidemark meters apply` would end the start of everything else."""
+def test_the_mounted_meter_set_is_valid() -> None:
+    """If `tidemark meters apply` failed, nothing else would start."""
     mounts = [mount.split(":") for mount in SERVICES["meters"]["volumes"]]
     sources = [source for source, target, _ in mounts if target == SERVICES["meters"]["command"][-1]]
 
@@ -214,7 +214,7 @@ def _targets() -> Iterator[tuple[str, str, int]]:
 
 
 def test_prometheus_scrapes_every_role_where_it_listens() -> None:
-    """A role that is missing here could die unseen."""
+    """The failure of a role that Prometheus does not scrape would stay unnoticed."""
     scraped = {host: port for job, host, port in _targets() if job == "tidemark"}
     expected = {
         name: int(service["environment"]["TIDEMARK_GATEWAY_PORT" if name == "gateway" else "TIDEMARK_METRICS_PORT"])
@@ -226,13 +226,13 @@ def test_prometheus_scrapes_every_role_where_it_listens() -> None:
     assert {host for job, host, _ in _targets() if job == "reconcile"} == {"pushgateway"}
 
 
-def test_prometheus_reads_the_rules_that_are_mounted() -> None:
-    """The folder is mounted as a whole."""
+def test_prometheus_reads_the_mounted_rules() -> None:
+    """The rules' folder is mounted as a whole."""
     assert PROMETHEUS["rule_files"] == ["/etc/prometheus/rules.yml"]
     assert "./deploy/prometheus:/etc/prometheus:ro" in SERVICES["prometheus"]["volumes"]
 
 
-def test_every_alert_uses_metrics_that_exist_and_names_a_page_that_exists() -> None:
+def test_every_alert_uses_metrics_that_exist_and_links_a_page_that_exists() -> None:
     """An alert on a metric that nobody reports never fires."""
     known = set(METRICS) | {key.name for key in gauge_values(Findings().report(0, None, None))}
     for rule in (rule for group in RULES["groups"] for rule in group["rules"]):
@@ -243,8 +243,8 @@ def test_every_alert_uses_metrics_that_exist_and_names_a_page_that_exists() -> N
         assert rule["labels"]["severity"] in ("page", "ticket")
 
 
-def test_the_image_holds_every_package_and_starts_the_command_as_nobody_special() -> None:
-    """A package that is not copied would be missing only when it is imported."""
+def test_the_image_contains_every_package_and_starts_the_command_without_root() -> None:
+    """A package that is not copied would fail only at its import."""
     dockerfile = (ROOT / "deploy/Dockerfile").read_text()
     ignored = (ROOT / "deploy/Dockerfile.dockerignore").read_text()
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]

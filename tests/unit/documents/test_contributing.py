@@ -1,4 +1,4 @@
-"""The list "Example: add an aggregation" of CONTRIBUTING.md is true: its files exist, and it names all of them."""
+"""The list "Example: add an aggregation" of CONTRIBUTING.md is true: its files exist, and no file is missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT: Final = Path(__file__).parents[3]
 PRODUCT: Final = ("schemas", "aggregators", "sinks", "reconciler", "pipeline", "emitter")
 _EXAMPLE: Final = (ROOT / "CONTRIBUTING.md").read_text().split("## Example: add an aggregation")[1].split("\n## ")[0]
 NAMED: Final = frozenset(re.findall(r"`([\w./]+\.(?:py|sql|md))`", _EXAMPLE))
-# SQL that lists the members decides by one: `kind = 'max'`.
+# SQL decides by a member as text: `kind = 'max'`.
 _SQL: Final = re.compile(rf"'(?:{'|'.join(Aggregation)})'")
 
 
@@ -27,12 +27,12 @@ def _decides_by_a_member(path: Path) -> bool:
 
 
 def _is_member(node: ast.AST) -> bool:
-    """`Aggregation.MAX`, or a text of a member that something is compared or matched with, or looked up by."""
+    """Whether the node is `Aggregation.MAX`, or a member's text in a comparison, a match or a look-up."""
     if isinstance(node, ast.Attribute):
         return node.attr in Aggregation.__members__ and ast.unparse(node.value).split(".")[-1] == "Aggregation"
     if isinstance(node, ast.Compare):
         sides = [node.left, *node.comparators]
-        # Stripe's own meters have a `default_aggregation`; ours have not.
+        # Only Stripe's meters have a `default_aggregation`.
         asks = "aggregation" in ast.unparse(node).replace("default_aggregation", "")
         return asks and any(_is_text(side) for side in sides)
     if isinstance(node, ast.MatchValue):
@@ -46,12 +46,12 @@ def _is_text(node: ast.AST) -> bool:
 
 
 @pytest.mark.parametrize("path", sorted(NAMED))
-def test_named_file_exists(path: str) -> None:
+def test_file_in_the_list_exists(path: str) -> None:
     assert (ROOT / path).is_file()
 
 
-def test_product_decides_by_a_member_of_aggregation_only_in_files_that_the_list_names() -> None:
-    """Whoever adds an aggregation finds every place, and no reader of the class needs a change."""
+def test_product_decides_by_a_member_of_aggregation_only_in_files_of_the_list() -> None:
+    """A contributor who adds an aggregation finds every place, and code that reads the class needs no change."""
     files = [path for name in PRODUCT for path in (ROOT / name).rglob("*") if path.suffix in (".py", ".sql")]
     deciding = {str(path.relative_to(ROOT)) for path in files if _decides_by_a_member(path)}
 
@@ -76,7 +76,7 @@ def test_product_decides_by_a_member_of_aggregation_only_in_files_that_the_list_
     ],
 )
 def test_the_scan_sees_a_decision(text: str, tmp_path: Path) -> None:
-    """A scan that sees nothing would always pass."""
+    """A scan that finds nothing would always pass."""
     file = tmp_path / "decides.py"
     file.write_text(text)
 

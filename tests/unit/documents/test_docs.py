@@ -1,4 +1,4 @@
-"""The documentation is held to the code: what it names exists, and what exists is named."""
+"""The documentation agrees with the code: what the pages mention exists, and what exists is documented."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DOCUMENTS = sorted([
 ])  # fmt: skip
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 REFUSALS = DOCS / "runbook" / "refuses-to-start.md"
-# Messages that only a developer's own machine can show; `tidemark dev` prints them with the end of the log.
+# These messages occur only on a developer's machine; `tidemark dev` prints them with the end of the log.
 DEVELOPERS_ONLY = (
     "pipeline/local/supervisor.py",
     "pipeline/local/kafka.py",
@@ -46,44 +46,44 @@ _CODE_BLOCK = re.compile(r"^```.*?^```", re.S | re.M)
 
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_made_from_the_code_are_up_to_date(name: str) -> None:
-    """A page that is older than the code is wrong."""
+    """A generated page that is older than the code is wrong."""
     assert PAGES[name]() == (DOCS / name).read_text(), "run: python -m tests.documents"
 
 
 def test_every_setting_is_documented() -> None:
-    """An operator who reads the page has seen every variable a role may read."""
+    """The page lists every variable that a role may read."""
     page = (DOCS / "settings.md").read_text()
 
     assert [name for name in Settings.model_fields if f"`TIDEMARK_{name.upper()}`" not in page] == []
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
-def test_every_variable_that_the_code_names_is_documented() -> None:
-    """Some are read by commands directly, past the settings."""
+def test_every_variable_that_the_code_reads_is_documented() -> None:
+    """Commands read some variables directly, outside Settings."""
     known = {f"TIDEMARK_{name.upper()}" for name in Settings.model_fields} | set(OTHER_VARIABLES)
-    named = {
+    variables = {
         variable
         for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
         for variable in re.findall(r"\bTIDEMARK_[A-Z_]*[A-Z]\b", path.read_text())
     }
 
-    assert named <= known
+    assert variables <= known
 
 
 def test_every_metric_is_documented() -> None:
-    """What an alert shows must be explained somewhere."""
+    """An operator must find an explanation for the metric behind an alert."""
     page = (DOCS / "metrics.md").read_text()
 
     assert [name for name in METRICS if f"`{name}`" not in page] == []
 
 
-# The errors that ask for a person.
+# The errors that need an operator.
 PERSONS = ("OperatorNeeded", "HeldUp")
 
 
 def test_every_error_and_reason_is_documented_with_its_remedy() -> None:
-    """Closed lists: a new entry needs its line, and an answer to whether redriving helps."""
+    """The lists are closed: a new entry needs its line, and says whether redriving helps."""
     page = (DOCS / "errors.md").read_text()
 
     assert [each.__name__ for each in error_classes() if each.__name__ not in page] == []
@@ -92,7 +92,7 @@ def test_every_error_and_reason_is_documented_with_its_remedy() -> None:
 
 
 def _refusals() -> Iterator[tuple[str, str]]:
-    """(where, the longest constant part of the message) of each place that raises one of `PERSONS`."""
+    """(place, longest constant part of the message) of each statement that raises one of `PERSONS`."""
     for package in ("pipeline", "sinks"):
         for path in sorted((ROOT / package).rglob("*.py")):
             where = str(path.relative_to(ROOT))
@@ -115,7 +115,7 @@ def _constants(call: ast.Call) -> list[str]:
 
 
 def test_every_refusal_has_its_place_in_the_runbook() -> None:
-    """Whoever is called at night searches for the message they see."""
+    """An operator on call searches for the message of the error."""
     page = " ".join(REFUSALS.read_text().split())
     missing = [f"{where}: {part!r}" for where, part in _refusals() if part not in page]
 
@@ -123,8 +123,8 @@ def test_every_refusal_has_its_place_in_the_runbook() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_relative_link_leads_somewhere(name: str) -> None:
-    """Links to files and to headings; addresses on the net are not asked."""
+def test_every_relative_link_has_a_target(name: str) -> None:
+    """Links to files and headings; links to the web are not checked."""
     path = ROOT / name
     text = _CODE_BLOCK.sub("", path.read_text())
     broken = []
@@ -140,20 +140,20 @@ def test_every_relative_link_leads_somewhere(name: str) -> None:
 
 
 def _anchors(path: Path) -> set[str]:
-    """The anchors of a page's headings, as code hosts make them."""
+    """The anchors of a page's headings, as code hosts generate them."""
     headings = re.findall(r"^#+ (.+)$", _CODE_BLOCK.sub("", path.read_text()), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_path_that_is_named_exists(name: str) -> None:
-    """A page that names files is followed into the code."""
+def test_every_path_in_the_documents_exists(name: str) -> None:
+    """A reader follows the page into the code."""
     text = (ROOT / name).read_text()
-    named = set(re.findall(r"`([\w.\-/]+/[\w.\-/]*)`", text)) | set(
+    paths = set(re.findall(r"`([\w.\-/]+/[\w.\-/]*)`", text)) | set(
         re.findall(r"\b((?:\w+/)+\w+\.(?:py|sql|md|ya?ml))\b", text)
     )
-    # The sink that CONTRIBUTING.md shows how to add.
-    ours = {each for each in named if each.partition("/")[0] in _tops() and "warehouse" not in each}
+    # The sink of the example in CONTRIBUTING.md.
+    ours = {each for each in paths if each.partition("/")[0] in _tops() and "warehouse" not in each}
 
     assert [each for each in sorted(ours) if not (ROOT / each).exists()] == []
 
@@ -163,8 +163,8 @@ def _tops() -> set[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_command_that_is_named_is_one(name: str) -> None:
-    """`tidemark …` in the text is a command of the command line, and each option is its own."""
+def test_every_command_in_the_documents_exists(name: str) -> None:
+    """`tidemark …` in the text is a command of the command line with these options."""
     wrong = []
     for line in re.findall(r"(?:^|`|\$ |tools )tidemark ((?:[a-z-]+ ?)[^`\n]*)", (ROOT / name).read_text(), re.M):
         words = line.split()
@@ -181,7 +181,7 @@ def test_every_command_that_is_named_is_one(name: str) -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    """A page that nobody finds is not documentation."""
+    """A page outside the index is never found."""
     index = (DOCS / "README.md").read_text()
     pages = [str(path.relative_to(DOCS)) for path in sorted(DOCS.rglob("*.md")) if path.name != "README.md"]
 
@@ -189,8 +189,8 @@ def test_every_page_is_in_the_index() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((DOCS / "adr").glob("*.md")), ids=lambda path: path.stem)
-def test_a_decision_is_one_page_and_names_its_check(path: Path) -> None:
-    """A decision without a check is a wish."""
+def test_a_decision_is_one_page_and_links_its_check(path: Path) -> None:
+    """A decision without a check is only a wish."""
     text = path.read_text()
 
     assert re.findall(r"^## (.+)$", text, re.M) == ["Decision", "Why", "What it costs", "What enforces it"]
@@ -198,8 +198,8 @@ def test_a_decision_is_one_page_and_names_its_check(path: Path) -> None:
     assert re.search(r"`(tests/|pyproject)", text.partition("## What enforces it")[2])
 
 
-def test_the_tests_that_are_named_exist() -> None:
-    """`tests/…::test_…` in a page is a test that runs."""
+def test_the_tests_in_the_documents_exist() -> None:
+    """`tests/…::test_…` in a page is a real test."""
     missing = []
     for name in NAMES:
         for file, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / name).read_text()):
@@ -209,28 +209,28 @@ def test_the_tests_that_are_named_exist() -> None:
     assert missing == []
 
 
-def test_every_test_that_a_guarantee_names_exists() -> None:
-    """No sentence there without a test."""
+def test_every_test_that_a_guarantee_cites_exists() -> None:
+    """No sentence of the guarantees lacks a test."""
     text = (ROOT / "docs/guarantees.md").read_text()
     promised = [line for line in text.splitlines() if line.startswith(("| **", "- **"))]
     assert len(promised) > 15
     for line in promised:
-        named = re.findall(r"`(tests/[a-z_/]+\.py)::(\w+)`", line)
-        assert named, line
-        for path, name in named:
+        tests = re.findall(r"`(tests/[a-z_/]+\.py)::(\w+)`", line)
+        assert tests, line
+        for path, name in tests:
             assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
 
 
-def test_the_table_of_mutants_names_those_that_there_are() -> None:
-    """A defect without its number of runs was never shown to be caught."""
+def test_the_table_of_mutants_lists_exactly_the_existing_ones() -> None:
+    """A mutant without its number of runs was never shown to be caught."""
     text = (ROOT / "tests/simulation/README.md").read_text().partition("| Defect | Runs to catch |")[2]
     rows = re.findall(r"^\| (.+) \| (\d+) \| [^|]+ \|$", text.partition("\n\n")[0], re.M)
 
     assert [name for name, _ in rows] == [mutant.name for mutant in MUTANTS]
 
 
-def test_every_fault_of_the_simulation_is_shown_once_on_the_real_service() -> None:
-    """A fake that fails in ways of its own would prove nothing."""
+def test_every_fault_of_the_simulation_has_a_test_on_the_real_service() -> None:
+    """A fake whose faults do not exist in reality would prove nothing."""
     lines = (ROOT / "tests/simulation/README.md").read_text().splitlines()
     shown = {cells[1].strip(): cells[3] for cells in (line.split("|") for line in lines) if len(cells) == 5}
     for fault in set(Fault) - OF_THE_TRAFFIC:

@@ -1,4 +1,4 @@
-"""docs/http-api.md and docs/emitter.md say what the code does."""
+"""docs/http-api.md and docs/emitter.md agree with the code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EMITTER = (ROOT / "docs" / "emitter.md").read_text()
 
 
 def test_every_error_code_is_in_the_documentation_and_no_other() -> None:
-    """A client that switches on codes must find them all."""
+    """A client that branches on the codes must find all of them."""
     sources = "".join(path.read_text() for path in (ROOT / "pipeline" / "http").glob("*.py"))
     raised = set(re.findall(r"ApiError\(\s*\d{3}, \"(\w+)\"", sources)) | {"not_found", "method_not_allowed"}
     listed = set(re.findall(r"`(\w+)`", HTTP_API.partition("Codes: ")[2].partition(". The reasons")[0]))
@@ -23,7 +23,7 @@ def test_every_error_code_is_in_the_documentation_and_no_other() -> None:
 
 
 def test_every_setting_of_the_emitter_is_in_its_documentation_with_its_default() -> None:
-    """The table and the signature are the same."""
+    """The table equals the signature."""
     settings = [
         parameter
         for parameter in inspect.signature(Emitter.__init__).parameters.values()
@@ -38,7 +38,7 @@ def test_every_setting_of_the_emitter_is_in_its_documentation_with_its_default()
 
 
 def test_the_test_transport_of_the_documentation_works() -> None:
-    """The example is run as it stands."""
+    """The test runs the example unchanged."""
     example = EMITTER.split("```python\n")[2].partition("```")[0]
 
     exec(example, {})  # noqa: S102  # the documentation's own code

@@ -1,4 +1,4 @@
-"""docs/glossary.md: one sentence for each word, and no word that the project has given up."""
+"""docs/glossary.md has one sentence for each word, and nothing uses a word that was given up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PAGE: Final = "docs/glossary.md"
 ENTRIES: Final = re.findall(r"^- \*\*([^*]+)\*\*: (.+)$", source(PAGE), re.M)
 SPOKEN: Final = (*PRODUCT, *sorted(name for name in TEXTS if name.endswith((".md", ".sql")) and name != PAGE))
 
-# Word given up → word of today.
+# Given-up word → current word.
 GIVEN_UP: Final = {
     r"(?<![/\w])fences?\b|\bfence_|_fence\b|\bfencing\b": "checkpoint",
     r"\bparked\b|\bparking\b": "deferred",
@@ -25,19 +25,19 @@ GIVEN_UP: Final = {
     r"\bnurser(y|ies)\b": "supervisor",
     r"\bwitness(es)?\b": "replay counter",
 }
-# The same words where they mean something else.
+# The same words with another meaning.
 ELSEWHERE: Final = {
     ("CHANGELOG.md", ""): "names what was renamed",
 }
 
 
 def _spelled(term: str) -> str:
-    """The term in any case, as words or as a name in the code."""
+    """A pattern for the term in any case, as words or within a name in the code."""
     return r"\b" + r"[\s_-]*".join(map(re.escape, re.split(r"[\s-]", term.lower())))
 
 
 def test_entries_are_sorted_and_unique() -> None:
-    """A reader looks a word up by its first letters."""
+    """A reader finds a word by its first letters."""
     terms = [term.lower() for term, _ in ENTRIES]
 
     assert terms == sorted(set(terms))
@@ -45,23 +45,23 @@ def test_entries_are_sorted_and_unique() -> None:
 
 
 def test_an_entry_is_one_sentence() -> None:
-    """Two sentences explain two things; the second belongs into docs/invariants.md."""
+    """Two sentences explain two things; the second sentence belongs in docs/invariants.md."""
     wrong = [term for term, text in ENTRIES if not text.endswith(".") or re.search(r"[.!?]\s", text)]
 
     assert wrong == []
 
 
 def test_every_word_is_used() -> None:
-    """A word that only the glossary knows confuses its reader."""
+    """A word that only the glossary uses confuses the reader."""
     text = "\n".join(source(name) for name in SPOKEN).lower()
     unused = [term for term, _ in ENTRIES if not re.search(_spelled(term), text)]
 
     assert unused == []
 
 
-def test_no_word_that_was_given_up_is_used() -> None:
+def test_no_given_up_word_is_used() -> None:
     """Two words for one thing make a reader look for two things."""
-    found = []
+    places = []
     for name in SPOKEN:
         text = source(name)
         for pattern, today in GIVEN_UP.items():
@@ -69,11 +69,11 @@ def test_no_word_that_was_given_up_is_used() -> None:
                 word = match[0].lower()
                 if not {(name, word), (name, "")} & set(ELSEWHERE):
                     line = text.count("\n", 0, match.start()) + 1
-                    found.append(f"{name}:{line} {match[0]}: write {today}")
+                    places.append(f"{name}:{line} {match[0]}: write {today}")
 
-    assert found == []
+    assert places == []
 
 
 def test_the_exceptions_are_still_needed() -> None:
-    """An exception without its word hides the next one."""
+    """An unused exception hides the next mistake."""
     assert [key for key in ELSEWHERE if key[1] not in source(key[0]).lower()] == []

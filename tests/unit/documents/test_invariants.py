@@ -1,4 +1,4 @@
-"""docs/invariants.md defines what code, tests and documents cite by number."""
+"""docs/invariants.md defines the rules that code, tests and documents cite by number."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def _cited(names: tuple[str, ...]) -> set[str]:
     return {number for name in names for number in _CITATION.findall(source(name))}
 
 
-def test_every_number_that_is_cited_is_defined() -> None:
-    """A reader follows each citation to one sentence."""
+def test_every_cited_number_is_defined() -> None:
+    """A reader must find one sentence for each citation."""
     names = {*MODULES, *(name for name in TEXTS if name.endswith((".md", ".sql")))}
     unknown = [
         f"{name}: {number}"
@@ -29,14 +29,14 @@ def test_every_number_that_is_cited_is_defined() -> None:
 
 
 def test_rules_are_numbered_without_gaps() -> None:
-    """Numbers are never used for something else, so a new rule takes the next one."""
+    """A number is never reused, so a new rule takes the next one."""
     kinds = [number[0] for number in DEFINED]
 
     assert [f"{kind}{number}" for kind in "IS" for number in range(1, kinds.count(kind) + 1)] == DEFINED
 
 
-def test_every_rule_is_cited_where_it_is_kept_and_where_it_is_shown() -> None:
-    """A rule that no module keeps is a wish; one that no test and no guarantee cites is a claim."""
+def test_every_rule_is_cited_by_the_product_and_by_a_test_or_guarantee() -> None:
+    """A rule that no module keeps is a wish; a rule that no test or guarantee cites is a claim."""
     kept = _cited(tuple(name for name in PRODUCT if not name.startswith(("benchmarks/", "demo/", "oracle/"))))
     shown = _cited((*(name for name in MODULES if name.startswith("tests/")), "docs/guarantees.md"))
 
@@ -45,7 +45,7 @@ def test_every_rule_is_cited_where_it_is_kept_and_where_it_is_shown() -> None:
 
 
 def test_no_module_cites_a_section_of_another_document() -> None:
-    """A section sign points to a page that a reader may not have."""
+    """The reader may not have the page that a section sign refers to."""
     sign = "\N{SECTION SIGN}"
 
     assert [name for name in MODULES if sign in source(name)] == []

@@ -1,4 +1,4 @@
-"""The emitter: returns at once, repeats under the same ids, and never loses an event in silence."""
+"""The emitter: `emit` returns at once, retries keep the ids, and no event is lost silently."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.worlds.emitter import FakeGateway, conserved, make
 
 
 def test_every_event_arrives_once_in_order_and_in_batches() -> None:
-    """The plain way."""
+    """The normal case."""
     gateway = FakeGateway()
     with make(gateway, batch_events_max=10) as emitter:
         ids = [emitter.emit("api.request", "acme", {"n": number}) for number in range(25)]
@@ -51,8 +51,8 @@ def test_every_event_arrives_once_in_order_and_in_batches() -> None:
         pytest.param(Answer(202, {}, b'{"events":[]}'), id="2xx about other events"),
     ],
 )
-def test_what_has_no_verdict_is_sent_again_under_the_same_ids(failure: object) -> None:
-    """The gateway may have taken the events: only the same ids make repeating harmless."""
+def test_events_without_an_answer_are_sent_again_under_the_same_ids(failure: object) -> None:
+    """The gateway may have taken the events; retries are harmless only with the same ids."""
     gateway = FakeGateway(script=(failure, failure))
     with make(gateway) as emitter:
         emitter.emit("t", "acme")
@@ -66,9 +66,9 @@ def test_what_has_no_verdict_is_sent_again_under_the_same_ids(failure: object) -
     assert emitter.stats().last_error == ""
 
 
-def test_a_rejected_event_is_told_and_never_retried_and_costs_its_neighbours_nothing() -> None:
+def test_a_rejected_event_is_reported_never_retried_and_harms_no_other() -> None:
     """A bad event stays bad."""
-    told: list[tuple[str, str, str]] = []
+    reported: list[tuple[str, str, str]] = []
 
     def judge(event: dict[str, Any]) -> dict[str, Any]:
         if event["id"] == "bad":
@@ -76,18 +76,20 @@ def test_a_rejected_event_is_told_and_never_retried_and_costs_its_neighbours_not
         return {"status": "accepted"}
 
     gateway = FakeGateway(judge)
-    with make(gateway, on_rejected=lambda event, reason, detail: told.append((event.id, reason, detail))) as emitter:
+    with make(
+        gateway, on_rejected=lambda event, reason, detail: reported.append((event.id, reason, detail))
+    ) as emitter:
         for event_id in ("a", "bad", "b"):
             emitter.emit("t", "acme", id=event_id)
         assert emitter.flush()
 
-    assert told == [("bad", "negative_quantity", "tokens; send 0")]
+    assert reported == [("bad", "negative_quantity", "tokens; send 0")]
     assert (emitter.stats().accepted, emitter.stats().rejected) == (2, 1)
     assert Counter(event["id"] for request in gateway.requests for event in request)["bad"] == 1
 
 
-def test_only_events_without_a_verdict_are_sent_again() -> None:
-    """A partial answer settles what it can."""
+def test_only_events_without_an_answer_are_sent_again() -> None:
+    """A partial answer settles the events that it mentions."""
     entries = [{"index": 0, "id": "a", "status": "accepted"}, {"index": 1, "id": "b", "status": "unknown"}]
     partial = Answer(503, {}, json.dumps({"events": entries}).encode())
     gateway = FakeGateway(script=(partial,))
@@ -102,9 +104,9 @@ def test_only_events_without_a_verdict_are_sent_again() -> None:
     assert emitter.stats().accepted == 2
 
 
-def test_an_event_that_spoils_its_request_is_found_by_halving() -> None:
-    """Where the gateway cannot read a request at all, its good events must still arrive."""
-    told: list[str] = []
+def test_an_event_that_spoils_its_request_is_isolated_by_halving() -> None:
+    """If the gateway cannot read a whole request, the good events must still arrive."""
+    reported: list[str] = []
 
     class Spoilt(FakeGateway):
         def __call__(self, body: bytes, headers: Mapping[str, str]) -> Answer:
@@ -114,28 +116,28 @@ def test_an_event_that_spoils_its_request_is_found_by_halving() -> None:
             return super().__call__(body, headers)
 
     gateway = Spoilt()
-    with make(gateway, flush_interval_s=10, on_rejected=lambda event, *_: told.append(event.id)) as emitter:
+    with make(gateway, flush_interval_s=10, on_rejected=lambda event, *_: reported.append(event.id)) as emitter:
         for number in range(9):
             emitter.emit("t", "acme", id="poison" if number == 5 else str(number))
         assert emitter.flush()
 
-    assert told == ["poison"]
+    assert reported == ["poison"]
     assert sorted(gateway.stored) == ["0", "1", "2", "3", "4", "6", "7", "8"]
     assert max(gateway.stored.values()) == 1
 
 
-def test_a_full_queue_that_drops_counts_and_tells() -> None:
-    """Never silent."""
+def test_a_full_queue_that_drops_counts_and_reports() -> None:
+    """No event is dropped silently."""
     gateway = FakeGateway()
     gateway.gate.clear()
-    told: list[tuple[str, str]] = []
+    reported: list[tuple[str, str]] = []
     emitter = make(
-        gateway, queue_events_max=2, when_full="drop", on_dropped=lambda event, why: told.append((event.id, why))
+        gateway, queue_events_max=2, when_full="drop", on_dropped=lambda event, why: reported.append((event.id, why))
     )
     for event_id in ("a", "b", "c"):
         emitter.emit("t", "acme", id=event_id)
 
-    assert told == [("c", "queue_full")]
+    assert reported == [("c", "queue_full")]
     assert emitter.stats().dropped == 1
     assert conserved(emitter)
 
@@ -144,8 +146,8 @@ def test_a_full_queue_that_drops_counts_and_tells() -> None:
     assert sorted(gateway.stored) == ["a", "b"]
 
 
-def test_a_full_queue_that_blocks_raises_after_its_bound_and_takes_events_again_later() -> None:
-    """The caller keeps the event; nothing is counted as emitted."""
+def test_a_full_queue_that_blocks_raises_after_its_limit_and_takes_events_again_later() -> None:
+    """The caller keeps the event, and the emitter does not count it as emitted."""
     gateway = FakeGateway()
     gateway.gate.clear()
     emitter = make(gateway, queue_events_max=1, block_timeout_s=0.01)
@@ -164,17 +166,19 @@ def test_a_full_queue_that_blocks_raises_after_its_bound_and_takes_events_again_
     assert emitter.stats().emitted == 2
 
 
-def test_close_drops_what_cannot_be_sent_in_time_and_says_so() -> None:
-    """A gateway that is away must not keep a process from ending, nor may its events vanish."""
-    told: list[tuple[str, str]] = []
+def test_close_drops_what_cannot_be_sent_in_time_and_reports_it() -> None:
+    """An unreachable gateway must not keep a process from ending, and no event may vanish silently."""
+    reported: list[tuple[str, str]] = []
     gateway = FakeGateway(script=(ConnectionRefusedError(),) * 10_000)
-    emitter = make(gateway, on_dropped=lambda event, why: told.append((event.id, why)), retry_max_s=5, retry_base_s=5)
+    emitter = make(
+        gateway, on_dropped=lambda event, why: reported.append((event.id, why)), retry_max_s=5, retry_base_s=5
+    )
     emitter.emit("t", "acme", id="a")
 
     assert not emitter.flush(0.05)
     assert not emitter.close(0.05)
 
-    assert told == [("a", "closed")]
+    assert reported == [("a", "closed")]
     assert emitter.stats().dropped == 1
     assert conserved(emitter)
     with pytest.raises(RuntimeError, match="closed"):
@@ -197,19 +201,19 @@ def test_an_answer_after_the_end_of_close_changes_no_count() -> None:
     assert (emitter.stats().accepted, emitter.stats().dropped) == (0, 1)
 
 
-def test_an_event_that_stays_undelivered_is_given_up_and_told() -> None:
-    """Retries are bounded too."""
-    told: list[str] = []
+def test_an_event_that_stays_undelivered_is_given_up_and_reported() -> None:
+    """The number of retries is limited."""
+    reported: list[str] = []
     gateway = FakeGateway(script=(ConnectionRefusedError(),) * 3)
-    with make(gateway, retry_for_s=-1, on_dropped=lambda _event, why: told.append(why)) as emitter:
+    with make(gateway, retry_for_s=-1, on_dropped=lambda _event, why: reported.append(why)) as emitter:
         emitter.emit("t", "acme")
         assert emitter.flush()
 
-    assert told == ["not_delivered"]
+    assert reported == ["not_delivered"]
 
 
 def test_callbacks_that_raise_do_not_stop_the_sending() -> None:
-    """The application's mistake must not cost other events."""
+    """An error in the application must not cost other events."""
 
     def fails(*_: object) -> None:
         raise RuntimeError("the application's")
@@ -224,7 +228,7 @@ def test_callbacks_that_raise_do_not_stop_the_sending() -> None:
 
 
 def test_many_threads_lose_and_repeat_nothing() -> None:
-    """One emitter serves a whole threaded server."""
+    """A threaded server shares one emitter."""
     gateway = FakeGateway(script=("lose the answer", Answer(503, {}, b"")))
     with make(gateway, queue_events_max=50, batch_events_max=7, block_timeout_s=30) as emitter:
         threads = [threading.Thread(target=lambda: [emitter.emit("t", "acme") for _ in range(200)]) for _ in range(8)]
@@ -274,8 +278,8 @@ def test_pauses_grow_with_jitter_and_honour_retry_after(
 def test_a_thread_that_cannot_start_is_started_by_a_later_call(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The event is taken already; raising would make the caller emit it again under another id. Told now and then, and
-    not at each of a million calls."""
+    """The emitter has taken the event already: if `emit` raised, the caller would emit it again under another id. The
+    emitter reports the problem now and then, not at each of a million calls."""
     gateway = FakeGateway()
     emitter = make(gateway)
 
@@ -293,8 +297,8 @@ def test_a_thread_that_cannot_start_is_started_by_a_later_call(
     assert gateway.stored == {"first": 1, "second": 1}
 
 
-def test_events_whose_thread_never_starts_are_told_as_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None is lost in silence."""
+def test_events_whose_thread_never_starts_are_reported_as_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No event is lost silently."""
     dropped: list[str] = []
     emitter = make(FakeGateway(), on_dropped=lambda event, reason: dropped.append(f"{event.id} {reason}"))
 
@@ -312,8 +316,8 @@ def test_events_whose_thread_never_starts_are_told_as_dropped(monkeypatch: pytes
 @pytest.mark.parametrize(
     "text", ["Mon, 01 Jan 2024 00:00:00 +99999999999999999999", "Mon, 01 Jan 99999999999 00:00:00 GMT", "soon", "-1"]
 )
-def test_a_time_to_ask_again_that_no_clock_knows_is_as_good_as_none(text: str) -> None:
-    """A proxy may write anything; the sending thread must live."""
+def test_an_impossible_retry_after_is_ignored(text: str) -> None:
+    """A proxy may write any text; the sending thread must survive."""
     gateway = FakeGateway(script=(Answer(503, {"retry-after": text}, b""),))
     with make(gateway) as emitter:
         emitter.emit("t", "acme", id="one")

@@ -1,4 +1,4 @@
-"""What the emitter writes: exact quantities, times with an offset, ids of its own; and what it refuses."""
+"""What the emitter writes: exact quantities, times with an offset and its own ids; and what it refuses."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from tests.worlds.emitter import FakeGateway, make
         pytest.param({"n": 10**5000}, id="an integer Python will not print"),
     ],
 )
-def test_data_that_is_no_json_is_rejected_here_and_costs_no_other_event(data: dict[Any, Any]) -> None:
-    """What the gateway could not even read must not travel with good events."""
-    told: list[str] = []
+def test_data_that_is_no_json_is_rejected_by_the_emitter_and_harms_no_other_event(data: dict[Any, Any]) -> None:
+    """The gateway could not read a request with such data, so good events must not travel with it."""
+    reported: list[str] = []
     gateway = FakeGateway()
-    with make(gateway, on_rejected=lambda _event, reason, _detail: told.append(reason)) as emitter:
+    with make(gateway, on_rejected=lambda _event, reason, _detail: reported.append(reason)) as emitter:
         emitter.emit("t", "acme", data)
         emitter.emit("t", "acme", id="good")
         assert emitter.flush()
 
-    assert told == ["not_serializable"]
+    assert reported == ["not_serializable"]
     assert sorted(gateway.stored) == ["good"]
 
 
-def test_an_object_that_contains_itself_is_rejected_here() -> None:
-    """json.dumps notices it; nothing hangs."""
+def test_an_object_that_contains_itself_is_rejected_by_the_emitter() -> None:
+    """json.dumps raises an error; nothing hangs."""
     loop: dict[str, Any] = {}
     loop["self"] = loop
     gateway = FakeGateway()
@@ -61,14 +61,14 @@ def test_an_object_that_contains_itself_is_rejected_here() -> None:
     ],
 )
 def test_quantities_are_written_exactly(value: object, written: str) -> None:
-    """No digit may change on the way (I5)."""
+    """No digit may change (I5)."""
     body = encoded(Event("1", "t", "acme", {"n": value}, 0), "test")
 
     assert f'"n":{written}'.encode() in body
 
 
 def test_data_is_copied_one_level_deep() -> None:
-    """What the documentation promises, no more and no less."""
+    """The documented promise: a later change at the top level of the data has no effect."""
     gateway = FakeGateway()
     data = {"n": 1}
     emitter = make(gateway, flush_interval_s=10)
@@ -91,7 +91,7 @@ def test_data_is_copied_one_level_deep() -> None:
     ],
 )
 def test_times_are_written_with_an_offset(time: datetime | str | None, written: str) -> None:
-    """The gateway refuses a time without one."""
+    """The gateway refuses a time without an offset."""
     gateway = FakeGateway()
     with make(gateway, now_ns=lambda: 1_795_255_200_001_999_999) as emitter:
         emitter.emit("t", "acme", time=time)
@@ -112,8 +112,8 @@ def test_times_are_written_with_an_offset(time: datetime | str | None, written: 
         pytest.param({"time": ""}, id="empty time"),
     ],
 )
-def test_what_is_wrong_at_once_raises_at_once(arguments: dict[str, Any]) -> None:
-    """The caller can still do something about it."""
+def test_a_mistake_in_the_call_raises_at_once(arguments: dict[str, Any]) -> None:
+    """The caller can still correct the call."""
     emitter = make(FakeGateway())
 
     with pytest.raises(ValueError, match=r".+"):
@@ -133,12 +133,12 @@ def test_what_is_wrong_at_once_raises_at_once(arguments: dict[str, Any]) -> None
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any]) -> None:
-    """At the start, not with the first event."""
+    """At construction, not with the first event."""
     with pytest.raises(ValueError, match=r".+"):
         Emitter(**{"gateway_url": "http://x", "api_key": "k", "source": "s", "transport": FakeGateway(), **settings})
 
 
-def test_made_ids_are_version_7_and_follow_the_clock() -> None:
+def test_generated_ids_are_version_7_and_follow_the_clock() -> None:
     """RFC 9562: version and variant bits, milliseconds first."""
     early, late = uuid7(lambda: 1_795_255_200_000_000_000), uuid7(lambda: 1_795_255_200_001_000_000)
 

@@ -1,4 +1,4 @@
-"""The emitter where processes begin, fork and end, and where it is installed alone."""
+"""The emitter when processes begin, fork and end, and when it is installed alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ url = f"http://127.0.0.1:{server.server_port}"
 
 
 def run_script(script: str) -> str:
-    """Run a script in a Python of its own; its output."""
+    """Runs a script in a new Python process; returns its output."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, text=True, capture_output=True, check=True, timeout=30
@@ -41,7 +41,7 @@ def run_script(script: str) -> str:
 
 
 def test_events_pending_at_exit_are_sent() -> None:
-    """A script that forgets to close still delivers."""
+    """A script that does not call `close` still delivers its events."""
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER + "print(url, flush=True); sys.stdin.readline(); print(sorted(received))"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -56,8 +56,8 @@ def test_events_pending_at_exit_are_sent() -> None:
 
 
 def test_a_forked_child_sends_its_own_events_and_not_its_parents() -> None:
-    """Pre-forking servers import the application first; a child that resent the queue would only cost duplicates,
-    but one that waited for a thread it does not have would lose its events."""
+    """Pre-forking servers import the application first. A child that resent the queue would only cause duplicates, but
+    a child that waited for its parent's thread would lose its own events."""
     output = run_script(
         SERVER
         + """
@@ -83,7 +83,7 @@ print(sorted(received))
 
 
 def test_the_emitter_imports_nothing_but_the_standard_library() -> None:
-    """It is installed alone, into applications of others."""
+    """The emitter is installed alone, into applications of other teams."""
     output = run_script(
         "import sys; import emitter; "
         "print([name for name in sys.modules if name.split('.')[0] not in sys.stdlib_module_names "
@@ -93,8 +93,8 @@ def test_the_emitter_imports_nothing_but_the_standard_library() -> None:
     assert [name for name in json.loads(output.replace("'", '"')) if not name.startswith("_")] == []
 
 
-def test_a_child_that_is_forked_while_an_answer_is_read_lives() -> None:
-    """The lock of the answer's buffer is held by a thread that the child does not have."""
+def test_a_child_that_is_forked_while_an_answer_is_read_survives() -> None:
+    """A thread that does not exist in the child has locked the answer's buffer."""
     output = run_script("""
 import os, socket, threading
 from emitter import Emitter
@@ -110,7 +110,7 @@ threading.Thread(target=serve, daemon=True).start()
 emitter = Emitter(f"http://127.0.0.1:{listening.getsockname()[1]}", "k", source="s", flush_interval_s=0.01)
 emitter.emit("t", "a", id="1")
 half.wait(10)
-# Until the sending thread waits for the rest of the answer, with its buffer's lock.
+# Wait until the sending thread reads the rest of the answer and has locked the buffer.
 import sys, time
 def reads():
     frame = sys._current_frames().get(emitter._thread.ident)
@@ -133,7 +133,7 @@ os._exit(0)
 
 
 def test_a_child_of_multiprocessing_sends_its_last_events() -> None:
-    """It ends without Python's exit handlers where it was forked."""
+    """A forked child ends without Python's exit handlers."""
     output = run_script("""
 import json, multiprocessing, os
 from emitter import Answer, Emitter

@@ -1,4 +1,4 @@
-"""Who may write and read: keys are stored as hashes, verified in constant time, and forgotten when revoked."""
+"""API keys are stored as hashes, compared in constant time, and rejected once revoked."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ CLOCK = ManualClock(1_795_255_200_000)
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the keys are kept; not there yet."""
+    """The path of the key file; the file does not exist yet."""
     return tmp_path / "keys" / "api_keys.jsonl"
 
 
-def test_a_made_key_is_verified_and_says_its_role_and_account(path: Path) -> None:
-    """The whole way: made, stored, recognised."""
+def test_a_created_key_is_verified_with_its_role_and_account(path: Path) -> None:
+    """Create, store, verify."""
     text, key = create_key(path, Role.READ, CLOCK, account="acme")
 
     assert KeyFile(path).verify(text) == key
     assert (key.role, key.account, key.created) == (Role.READ, "acme", "2026-11-21T10:00:00Z")
 
 
-def test_the_file_holds_no_key_and_only_its_owner_may_read_it(path: Path) -> None:
+def test_the_file_contains_no_key_and_only_its_owner_may_read_it(path: Path) -> None:
     """A copy of the file must not be enough to send usage."""
     text, _ = create_key(path, Role.ADMIN, CLOCK)
 
@@ -49,8 +49,8 @@ def test_the_file_holds_no_key_and_only_its_owner_may_read_it(path: Path) -> Non
         pytest.param(lambda _: "tm_é", id="not ASCII"),
     ],
 )
-def test_a_text_that_is_not_the_key_proves_nothing(path: Path, forged: object) -> None:
-    """Everything but the exact text is refused."""
+def test_a_text_that_is_not_the_key_is_refused(path: Path, forged: object) -> None:
+    """Only the exact text is valid."""
     text, _ = create_key(path, Role.ADMIN, CLOCK)
     assert callable(forged)
 
@@ -58,20 +58,20 @@ def test_a_text_that_is_not_the_key_proves_nothing(path: Path, forged: object) -
 
 
 def test_a_running_gateway_notices_new_and_revoked_keys(path: Path) -> None:
-    """Revoking must work without a restart."""
+    """A revocation must work without a restart."""
     keys = KeyFile(path)
-    first, held = create_key(path, Role.INGEST, CLOCK)
+    first, key = create_key(path, Role.INGEST, CLOCK)
     assert keys.verify(first) is not None
 
     second, _ = create_key(path, Role.INGEST, CLOCK)
-    assert revoke_key(path, held.id) == held
+    assert revoke_key(path, key.id) == key
 
     assert keys.verify(first) is None
     assert keys.verify(second) is not None
 
 
-def test_a_file_broken_by_an_editor_keeps_the_keys_of_before_and_is_reported(path: Path) -> None:
-    """A slip of the editor must not lock every producer out; revoking still works by mending the file."""
+def test_a_file_broken_by_an_editor_keeps_the_previous_keys_and_is_reported(path: Path) -> None:
+    """An editing mistake must not lock out every producer. A revocation works once the file is repaired."""
     text, _ = create_key(path, Role.INGEST, CLOCK)
     keys = KeyFile(path)
     good = path.read_text()
@@ -87,10 +87,10 @@ def test_a_file_broken_by_an_editor_keeps_the_keys_of_before_and_is_reported(pat
     assert keys.problem == ""
 
 
-def test_a_file_that_could_not_be_opened_is_tried_again_without_a_change(
+def test_a_file_that_could_not_be_opened_is_read_again_although_it_did_not_change(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Written by root, then given to the gateway's user; or no descriptor was free: a revoked key must not live on."""
+    """Only the owner changed, or no descriptor was free the last time: a revoked key must not stay valid."""
     text, key = create_key(path, Role.READ, CLOCK)
     keys = KeyFile(path)
     revoke_key(path, key.id)
@@ -109,7 +109,7 @@ def test_a_file_that_could_not_be_opened_is_tried_again_without_a_change(
 
 
 def test_a_file_that_is_broken_at_the_start_is_refused_with_its_line(path: Path) -> None:
-    """At the start nothing is in force yet, so there is nothing to keep."""
+    """At the start there are no previous keys to keep."""
     path.parent.mkdir()
     path.write_text('\n{"id": "x"}\n')
 
@@ -117,8 +117,8 @@ def test_a_file_that_is_broken_at_the_start_is_refused_with_its_line(path: Path)
         KeyFile(path)
 
 
-def test_a_deleted_file_takes_all_keys_away(path: Path) -> None:
-    """Deleting the file is the fastest way to revoke everything."""
+def test_a_deleted_file_revokes_all_keys(path: Path) -> None:
+    """Deleting the file is the fastest way to revoke every key."""
     text, _ = create_key(path, Role.INGEST, CLOCK)
     keys = KeyFile(path)
 
@@ -127,8 +127,8 @@ def test_a_deleted_file_takes_all_keys_away(path: Path) -> None:
     assert keys.verify(text) is None
 
 
-def test_keys_made_at_the_same_time_are_all_kept(path: Path) -> None:
-    """Each change replaces the whole file, so two of them must not overlap."""
+def test_keys_created_at_the_same_time_are_all_kept(path: Path) -> None:
+    """Each change replaces the whole file, so two changes must not overlap."""
     threads = [threading.Thread(target=create_key, args=(path, Role.INGEST, CLOCK)) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -138,8 +138,8 @@ def test_keys_made_at_the_same_time_are_all_kept(path: Path) -> None:
     assert len(load_keys(path)) == 8
 
 
-def test_revoking_an_unknown_key_names_those_there_are(path: Path) -> None:
-    """A typo must not pass for a revocation."""
+def test_revoking_an_unknown_key_lists_the_existing_ones(path: Path) -> None:
+    """A typing mistake must not pass for a revocation."""
     _, key = create_key(path, Role.INGEST, CLOCK)
 
     with pytest.raises(InvalidInput, match=key.id):
@@ -148,7 +148,7 @@ def test_revoking_an_unknown_key_names_those_there_are(path: Path) -> None:
 
 @pytest.mark.parametrize("account", ["", "a" * 257], ids=["empty", "too long"])
 def test_an_impossible_account_is_refused(path: Path, account: str) -> None:
-    """Such a key could never write anything."""
+    """Such a key could never write an event."""
     with pytest.raises(InvalidInput, match="account"):
         create_key(path, Role.INGEST, CLOCK, account=account)
 
@@ -161,8 +161,8 @@ def test_an_impossible_account_is_refused(path: Path, account: str) -> None:
         pytest.param(Role.ADMIN, True, True, True, id="admin"),
     ],
 )
-def test_a_role_may_do_its_own_work_and_admin_all(role: Role, ingest: bool, read: bool, admin: bool) -> None:
-    """The table of roles."""
+def test_a_role_may_do_its_own_work_and_admin_everything(role: Role, ingest: bool, read: bool, admin: bool) -> None:
+    """Checks the table of roles."""
     key = ApiKey(id="0" * 12, role=role, hash="0" * 64, created="")
 
     assert (key.may(Role.INGEST), key.may(Role.READ), key.may(Role.ADMIN)) == (ingest, read, admin)

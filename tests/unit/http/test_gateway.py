@@ -1,4 +1,4 @@
-"""What the gateway takes and refuses, and how it says so."""
+"""Which requests the gateway accepts and refuses, and its answers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.worlds.gateway import BODY_BYTES_MAX, NOW, Gateway, event, running, t
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
-    """A gateway in which everything works."""
-    async with running(tmp_path) as made:
-        yield made
+    """A gateway whose stores and log all work."""
+    async with running(tmp_path) as running_gateway:
+        yield running_gateway
 
 
-async def test_a_good_event_is_answered_after_the_log_has_it_byte_for_byte(gateway: Gateway) -> None:
-    """The answer's promise; unusual spelling is kept, because the fold reads what the producer wrote."""
+async def test_a_good_event_is_answered_after_it_is_in_the_log_byte_for_byte(gateway: Gateway) -> None:
+    """The promise of a 200. The bytes stay unchanged, because the fold reads what the producer wrote."""
     raw = json.dumps(event(data={"usage": {"tokens": 7}, "model": "sm\u00e4ll"}), indent=1, ensure_ascii=False)
 
     answer = await gateway.post(raw.encode(), "application/cloudevents+json")
@@ -48,7 +48,7 @@ async def test_a_good_event_is_answered_after_the_log_has_it_byte_for_byte(gatew
     ],
 )
 async def test_every_form_of_several_events_is_understood(gateway: Gateway, body: bytes, content_type: str) -> None:
-    """The forms carry the same events."""
+    """All forms carry the same events."""
     answer = await gateway.post(body, content_type)
 
     assert answer.status_code == 202
@@ -56,7 +56,7 @@ async def test_every_form_of_several_events_is_understood(gateway: Gateway, body
 
 
 async def test_binary_mode_takes_attributes_from_headers_and_data_from_the_body(gateway: Gateway) -> None:
-    """CloudEvents HTTP binding 3.1: header values are percent-encoded; the quantity's digits stay as they are."""
+    """CloudEvents HTTP binding 3.1: header values are percent-encoded; the quantity's digits stay unchanged."""
     raw = b'{"gigabytes": 1.250}'
 
     answer = await gateway.post(
@@ -70,8 +70,8 @@ async def test_binary_mode_takes_attributes_from_headers_and_data_from_the_body(
     assert [each["subject"] for each in await gateway.stored()] == ["café"]
 
 
-async def test_binary_mode_cannot_smuggle_fields_behind_its_data(gateway: Gateway) -> None:
-    """The body is spliced into the event, so it must be one JSON value on its own."""
+async def test_binary_mode_cannot_add_fields_after_its_data(gateway: Gateway) -> None:
+    """The gateway splices the body into the event, so the body must be one JSON value."""
     answer = await gateway.post(
         b'{}, "subject": "victim"', key="acme", ce_specversion="1.0", ce_id="1", ce_source="s", ce_type="t",
         ce_time=NOW, ce_subject="acme",
@@ -108,10 +108,10 @@ REJECTED: Final = [
 
 
 @pytest.mark.parametrize(("bad", "reason", "field"), REJECTED)
-async def test_a_bad_event_is_told_why_and_kept_and_costs_its_neighbours_nothing(
+async def test_a_bad_event_is_answered_with_its_reason_quarantined_and_harms_no_other(
     gateway: Gateway, bad: object, reason: str, field: str
 ) -> None:
-    """Each reason with its remedy; the bytes go to the quarantine topic as they came."""
+    """Each reason comes with its remedy; the original bytes go to the quarantine."""
     answer = await gateway.post([event("before"), bad, event("after")])
 
     decisions = answer.json()["events"]
@@ -140,10 +140,10 @@ async def test_a_bad_event_is_told_why_and_kept_and_costs_its_neighbours_nothing
         pytest.param(b"[\xff]", "application/cloudevents-batch+json", "bad_encoding", id="batch not UTF-8"),
     ],
 )
-async def test_a_body_that_cannot_be_read_is_rejected_as_one_and_kept(
+async def test_a_body_that_cannot_be_read_is_rejected_and_quarantined_as_one(
     gateway: Gateway, body: bytes, content_type: str, reason: str
 ) -> None:
-    """400 with the reason; the whole body can be looked at later."""
+    """400 with the reason; an operator can look at the whole body later."""
     answer = await gateway.post(body, content_type)
 
     assert answer.status_code == 400
@@ -152,7 +152,7 @@ async def test_a_body_that_cannot_be_read_is_rejected_as_one_and_kept(
     assert [record.value for record in await gateway.quarantined()] == [body]
 
 
-async def test_a_broken_line_costs_only_itself(gateway: Gateway) -> None:
+async def test_a_broken_line_harms_no_other_line(gateway: Gateway) -> None:
     """Lines are independent, unlike the members of a JSON list."""
     body = b"\n".join([json.dumps(event("a")).encode(), b'{"id": "torn', json.dumps(event("b")).encode()])
 
@@ -161,8 +161,8 @@ async def test_a_broken_line_costs_only_itself(gateway: Gateway) -> None:
     assert [each["status"] for each in answer.json()["events"]] == ["accepted", "rejected", "accepted"]
 
 
-async def test_an_event_nested_deeper_than_workers_can_be_sure_to_read_is_refused(gateway: Gateway) -> None:
-    """In a batch, one event over the workers' recursion limit would cost all its neighbours."""
+async def test_an_event_nested_deeper_than_workers_can_read_is_refused(gateway: Gateway) -> None:
+    """One event over the workers' recursion limit would cost the whole batch."""
     nested: Any = 1
     for _ in range(250):
         nested = [nested]
@@ -190,7 +190,7 @@ REFUSED: Final = [
 
 
 @pytest.mark.parametrize(("body", "request_", "status", "code"), REFUSED)
-async def test_a_request_that_cannot_be_served_gets_a_clear_no(
+async def test_a_request_that_cannot_be_served_gets_a_clear_error(
     gateway: Gateway, body: bytes, request_: dict[str, str], status: int, code: str
 ) -> None:
     """JSON with a code and a sentence, never a stack trace; nothing is written."""
@@ -202,8 +202,8 @@ async def test_a_request_that_cannot_be_served_gets_a_clear_no(
     assert await gateway.stored() == []
 
 
-async def test_a_streamed_body_is_cut_off_at_the_limit_although_no_length_was_announced(gateway: Gateway) -> None:
-    """The limit is on what is read, not on what is promised."""
+async def test_a_streamed_body_of_unknown_length_is_cut_off_at_the_limit(gateway: Gateway) -> None:
+    """The limit applies to the bytes that arrive, not to the announced length."""
     sent = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -219,14 +219,14 @@ async def test_a_streamed_body_is_cut_off_at_the_limit_although_no_length_was_an
 
 
 async def test_a_compressed_body_is_read(gateway: Gateway) -> None:
-    """Usage compresses well."""
+    """Usage events compress well."""
     answer = await gateway.post(gzip.compress(json.dumps(event()).encode()), content_encoding="gzip")
 
     assert answer.status_code == 202
 
 
 async def test_an_empty_batch_is_accepted(gateway: Gateway) -> None:
-    """CloudEvents allows it."""
+    """CloudEvents allows an empty batch."""
     answer = await gateway.post([], "application/cloudevents-batch+json")
 
     assert (answer.status_code, answer.json()) == (202, {"accepted": 0, "rejected": 0, "events": []})
@@ -237,15 +237,15 @@ async def test_an_empty_batch_is_accepted(gateway: Gateway) -> None:
     [("", 401), ("forged", 401), ("read", 403), ("ingest", 202), ("admin", 202), ("acme", 202)],
 )
 async def test_events_need_a_key_that_may_write(gateway: Gateway, key: str, status: int) -> None:
-    """I12: 401 where nothing is proved, 403 where the role does not fit."""
+    """I12: 401 without a valid key, 403 for the wrong role."""
     answer = await gateway.post(event(), key=key)
 
     assert answer.status_code == status
     assert ("error" in answer.json()) == (status != 202)
 
 
-async def test_a_key_of_one_account_cannot_write_another_and_nothing_of_it_is_kept(gateway: Gateway) -> None:
-    """Kept events can be redriven, which would let the key reach the other account after all."""
+async def test_a_key_of_one_account_cannot_write_another_and_nothing_is_quarantined(gateway: Gateway) -> None:
+    """Quarantined events can be redriven, so the key would reach the other account after all."""
     mixed = await gateway.post([event("mine"), event("theirs", subject="other")], key="acme")
     alone = await gateway.post(event("theirs", subject="other"), key="acme")
 
@@ -257,10 +257,10 @@ async def test_a_key_of_one_account_cannot_write_another_and_nothing_of_it_is_ke
 
 @pytest.mark.parametrize("space", [b"", b" ", b"\t", b"\x0b", b"\x0c", b"\x1c", b"\xa0", b"\xef\xbb\xbf", b"\x00"])
 @pytest.mark.parametrize("odd", [b"[%b]", b"[]", b"[%b,%b]", b"%b", b"%b,%b", b"", b"[%b", b"%b]"])
-async def test_whatever_is_accepted_is_one_event_between_its_neighbours(
+async def test_an_accepted_line_is_one_event_and_leaves_its_neighbours_readable(
     gateway: Gateway, space: bytes, odd: bytes
 ) -> None:
-    """A line that is taken for an event here and breaks the record that it is put into would cost all of them."""
+    """If the gateway accepts a line that breaks its record, the whole record is lost."""
     one = json.dumps(event("odd")).encode()
     lines = [json.dumps(event("before")).encode(), space + odd.replace(b"%b", one), json.dumps(event("after")).encode()]
 

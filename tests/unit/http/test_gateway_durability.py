@@ -1,4 +1,4 @@
-"""What the gateway promises about the log, and what it does when something behind it fails."""
+"""The gateway's promises about the log, and its behaviour if a dependency fails."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.worlds.gateway import NOW_MS, Gateway, event, running
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
-    """A gateway in which everything works."""
-    async with running(tmp_path) as made:
-        yield made
+    """A gateway whose stores and log all work."""
+    async with running(tmp_path) as running_gateway:
+        yield running_gateway
 
 
 class FailingLog:
-    """A log whose appends to `usage.events` fail, are slow, or are held up, as a test says."""
+    """A log whose appends to `usage.events` fail, are slow, or wait, as the test decides."""
 
     def __init__(self, world: World) -> None:
         self._log = world.log
@@ -44,7 +44,7 @@ class FailingLog:
     async def append(
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
     ) -> int:
-        """Wait for the gate; after the append, fail if a failure is due."""
+        """Waits for the gate, appends, and then fails if a failure is due."""
         if topic == EVENTS_TOPIC:
             self.appends += 1
             self.reached.set()
@@ -59,7 +59,7 @@ class FailingLog:
 async def test_an_append_without_confirmation_is_unknown_and_may_be_repeated(
     tmp_path: Path, failure: Exception
 ) -> None:
-    """The event may be in the log, so the answer must be neither yes nor no."""
+    """The event may be in the log, so the answer is neither success nor refusal."""
     world = World(NOW_MS)
     log = FailingLog(world)
     async with running(tmp_path, world, log=log) as gateway:
@@ -74,8 +74,8 @@ async def test_an_append_without_confirmation_is_unknown_and_may_be_repeated(
     assert first.json()["unknown"] == 1
 
 
-async def test_no_answer_before_the_append_returned_and_concurrent_requests_share_appends(tmp_path: Path) -> None:
-    """Durable first; many small requests must not become many small records."""
+async def test_no_answer_before_the_append_returns_and_concurrent_requests_share_appends(tmp_path: Path) -> None:
+    """The event is durable before the answer. Many small requests must not become many small records."""
     world = World(NOW_MS)
     log = FailingLog(world)
     async with running(tmp_path, world, log=log) as gateway:
@@ -93,25 +93,25 @@ async def test_no_answer_before_the_append_returned_and_concurrent_requests_shar
 
 
 async def test_a_full_gateway_refuses_before_writing_anything(tmp_path: Path) -> None:
-    """Bounded: what cannot be held is sent again by the client, who has it."""
+    """The gateway's memory is bounded; the client still has the event and sends it again."""
     world = World(NOW_MS)
     await world.start(METER_SET)
     log = FailingLog(world)
     log.gate.clear()
     appender = Appender(log, 2, Metrics(), pending_events_max=2)
-    held = asyncio.create_task(appender.append([Outgoing("acme", b"{}")] * 2))
+    waiting = asyncio.create_task(appender.append([Outgoing("acme", b"{}")] * 2))
     await log.reached.wait()
 
     with pytest.raises(Transient):
         await appender.append([Outgoing("acme", b"{}")])
 
     log.gate.set()
-    assert await held == [True, True]
+    assert await waiting == [True, True]
     assert await appender.append([Outgoing("acme", b"{}")]) == [True]
 
 
-async def test_stores_that_are_absent_or_down_take_only_their_own_answers_away(tmp_path: Path) -> None:
-    """Redis and ClickHouse may fail; events must still be taken, and the gateway must stay in its load balancer."""
+async def test_missing_or_failed_stores_affect_only_their_own_answers(tmp_path: Path) -> None:
+    """Without Redis and ClickHouse the gateway still takes events and stays in its load balancer."""
 
     class Down:
         def __getattr__(self, name: str) -> Any:
@@ -133,7 +133,7 @@ async def test_stores_that_are_absent_or_down_take_only_their_own_answers_away(t
 
 
 async def test_a_log_that_does_not_answer_makes_the_gateway_not_ready(tmp_path: Path) -> None:
-    """Then it can do nothing."""
+    """Without the log the gateway cannot do anything."""
 
     class Away:
         async def partition_count(self, _topic: str) -> int:
@@ -146,8 +146,8 @@ async def test_a_log_that_does_not_answer_makes_the_gateway_not_ready(tmp_path: 
     assert (ready.status_code, ready.json()["status"], alive.status_code) == (503, "not_ready", 200)
 
 
-async def test_a_log_that_goes_away_later_makes_the_gateway_not_ready(tmp_path: Path) -> None:
-    """A driver may remember how many partitions there are; the load balancer must learn that none takes events."""
+async def test_a_log_that_disappears_later_makes_the_gateway_not_ready(tmp_path: Path) -> None:
+    """A driver may remember the number of partitions; the load balancer must notice that no partition takes events."""
 
     class GoneSince:
         async def partition_count(self, _topic: str) -> int:
@@ -163,7 +163,7 @@ async def test_a_log_that_goes_away_later_makes_the_gateway_not_ready(tmp_path: 
 
 
 async def test_a_defect_is_answered_without_a_stack_trace(tmp_path: Path) -> None:
-    """The log has the trace; the client gets a sentence."""
+    """The gateway's log has the trace; the client gets a sentence."""
 
     async def broken() -> MeterSet | None:
         raise ZeroDivisionError("inner secrets")
@@ -177,7 +177,7 @@ async def test_a_defect_is_answered_without_a_stack_trace(tmp_path: Path) -> Non
 
 
 async def test_events_before_the_first_meter_set_are_accepted_as_the_fold_accepts_them(tmp_path: Path) -> None:
-    """They are archived, unmetered, and can be backfilled."""
+    """The events are archived as unmetered."""
 
     async def none() -> MeterSet | None:
         return None
@@ -189,7 +189,7 @@ async def test_events_before_the_first_meter_set_are_accepted_as_the_fold_accept
 
 
 async def test_meters_are_listed_for_any_key(gateway: Gateway) -> None:
-    """A producer wants to know what is metered."""
+    """A producer may ask which meters exist."""
     answer = await gateway.get("/v1/meters", key="ingest")
 
     assert [each["slug"] for each in answer.json()["meters"]] == [each["slug"] for each in METER_SET["meters"]]
@@ -207,13 +207,13 @@ async def test_meters_are_listed_for_any_key(gateway: Gateway) -> None:
 async def test_wrong_paths_and_methods_are_answered_in_json(
     gateway: Gateway, method: str, path: str, status: int, code: str
 ) -> None:
-    """Even those."""
+    """Even these answers are JSON."""
     answer = await gateway.client.request(method, path)
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
-async def test_metrics_count_events_by_answer_in_a_registry_of_the_app(gateway: Gateway) -> None:
+async def test_metrics_count_events_by_answer_in_the_apps_registry(gateway: Gateway) -> None:
     """An operator sees what was refused and why."""
     await gateway.post([event("1"), event("2", time="no")])
 
@@ -224,8 +224,8 @@ async def test_metrics_count_events_by_answer_in_a_registry_of_the_app(gateway: 
     assert 'tidemark_gateway_requests_total{route="/v1/events",status="207"} 1.0' in text
 
 
-def test_every_metric_has_a_sentence_and_a_fitting_name() -> None:
-    """Prometheus' naming: counters end in _total; the operator reads the sentence."""
+def test_every_metric_has_a_sentence_and_a_conventional_name() -> None:
+    """Prometheus' convention: names of counters end in _total. The operator reads the sentence."""
     for name, spec in METRICS.items():
         assert name.startswith("tidemark_")
         assert spec.sentence.endswith(".")

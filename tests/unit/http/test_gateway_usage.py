@@ -1,4 +1,4 @@
-"""What the gateway answers about usage, live and over time."""
+"""The gateway's answers about usage: live, and over time."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.worlds.gateway import NOW, NOW_MS, Gateway, event, running
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
-    """A gateway in which everything works."""
-    async with running(tmp_path) as made:
-        yield made
+    """A gateway whose stores and log all work."""
+    async with running(tmp_path) as running_gateway:
+        yield running_gateway
 
 
 async def test_the_current_period_is_answered_from_the_live_view_with_exact_values(gateway: Gateway) -> None:
-    """Events through the gateway, folded by the real processor, read back; 0 only where 0 is a fact."""
+    """Events go through the gateway and the real processor. The answer has 0 only if the usage is 0."""
     await gateway.post([
         event("1"), event("2"), event("1"),
         event("3", type="storage.sampled", data={"gigabytes": "1.250", "tier": "hot"}),
@@ -53,10 +53,10 @@ async def test_the_current_period_is_answered_from_the_live_view_with_exact_valu
     }
 
 
-async def test_live_usage_names_what_waits_for_a_decision_and_is_complete_up_to_its_arrival_only(
+async def test_live_usage_reports_deferred_events_and_is_complete_up_to_their_arrival(
     gateway: Gateway,
 ) -> None:
-    """An event older than the dedup window is accepted; nobody else's answer is held back by it."""
+    """The gateway accepts an event older than the dedup window. The event affects no other account's answer."""
     old = await gateway.post(event("old", time="2026-11-02T00:00:00Z"))
     gateway.world.clock.ms += 60_000
     await gateway.post([event("1"), event("2", subject="other")])
@@ -73,7 +73,7 @@ async def test_live_usage_names_what_waits_for_a_decision_and_is_complete_up_to_
 
 
 async def test_an_account_may_have_any_name_in_a_path(gateway: Gateway) -> None:
-    """Names are the customer's own: slashes and umlauts are encoded in the path."""
+    """The customer chooses the name: slashes and umlauts are encoded in the path."""
     await gateway.post(event("1", subject="a/b ü"))
     await gateway.world.fold_all()
 
@@ -84,7 +84,7 @@ async def test_an_account_may_have_any_name_in_a_path(gateway: Gateway) -> None:
 
 
 async def test_live_usage_before_anything_was_counted_is_unavailable_not_zero(gateway: Gateway) -> None:
-    """Zero would be a statement."""
+    """An answer of zero would be a claim."""
     answer = await gateway.get("/v1/accounts/acme/usage")
 
     assert answer.status_code == 503
@@ -102,7 +102,7 @@ async def test_a_key_of_one_account_cannot_read_another(gateway: Gateway, path: 
 
 
 async def relay(gateway: Gateway) -> None:
-    """Fold and relay into the analytical fake."""
+    """Folds, and relays into the fake of ClickHouse."""
     await gateway.world.fold_all()
     store = gateway.world.store
     for partition in range(gateway.world.partitions):
@@ -125,7 +125,7 @@ async def relay(gateway: Gateway) -> None:
         )
 
 
-async def test_usage_over_time_is_cut_grouped_sorted_and_says_how_complete_it_is(gateway: Gateway) -> None:
+async def test_usage_over_time_is_grouped_sorted_and_states_its_completeness(gateway: Gateway) -> None:
     """The whole answer, in the caller's time zone."""
     large = {"usage": {"tokens": 5}, "model": "large"}
     await gateway.post([
@@ -159,8 +159,8 @@ async def test_usage_over_time_is_cut_grouped_sorted_and_says_how_complete_it_is
     }
 
 
-async def test_usage_of_all_accounts_is_complete_only_as_far_as_the_slowest_partition(gateway: Gateway) -> None:
-    """A partition that was never relayed makes the answer's completeness unknown, not good."""
+async def test_usage_of_all_accounts_is_complete_only_up_to_the_slowest_partition(gateway: Gateway) -> None:
+    """If a partition was never relayed, the completeness is unknown, not good."""
     asked = {"meter": "tokens", "from_": "2026-11-21T00:00:00Z", "to": "2026-11-22T00:00:00Z"}
     await gateway.clickhouse.save_relayed(RelayPosition(0, 5, NOW_MS))
 
@@ -173,7 +173,7 @@ async def test_usage_of_all_accounts_is_complete_only_as_far_as_the_slowest_part
 
 
 async def test_a_key_of_one_account_asks_for_its_own_account_by_default(gateway: Gateway) -> None:
-    """All accounts are not its to see."""
+    """The key may not read all accounts."""
     answer = await gateway.get(
         "/v1/usage", key="acme", meter="tokens", from_="2026-11-21T00:00:00Z", to="2026-11-22T00:00:00Z"
     )
@@ -202,7 +202,7 @@ async def test_a_key_of_one_account_asks_for_its_own_account_by_default(gateway:
         pytest.param({"account": "a" * 257}, 400, "account", id="long account"),
     ],
 )
-async def test_a_bad_question_is_answered_with_its_parameter(
+async def test_a_bad_query_is_refused_with_its_parameter(
     gateway: Gateway, changes: dict[str, str], status: int, field: str
 ) -> None:
     """The caller learns what to correct."""
@@ -215,35 +215,34 @@ async def test_a_bad_question_is_answered_with_its_parameter(
 
 
 class CutMeanwhile(FakeAccounts):
-    """A directory of a live view in which a late binding moves an account's usage to another period after its first
-    read."""
+    """A live view in which a late binding moves an account's usage to another period after the first read."""
 
     def __init__(self, server: FakeServer, times: int) -> None:
         super().__init__(server)
         self._times = times
 
     async def accounts(self, partition: int, accounts: Sequence[str]) -> Any:
-        """As they are, and then everything moves."""
-        found = await super().accounts(partition, accounts)
+        """The accounts as they are; afterwards the usage moves."""
+        result = await super().accounts(partition, accounts)
         if self._times:
             self._times -= 1
-            held = self._server.at(partition)
-            assert held.checkpoint is not None
-            (old,) = [key for key in held.totals if key.account == "acme"]
+            state = self._server.at(partition)
+            assert state.checkpoint is not None
+            (old,) = [key for key in state.totals if key.account == "acme"]
             days = 10 + self._times
             binding = Binding(effective_from_ms=0, anchor_ms=days * DAY_MS)
-            held.accounts["acme"] = AccountState(bindings=(binding,))
-            period = period_at(held.accounts["acme"], NOW_MS)
-            held.totals[TotalKey("acme", period.start_ms)] = held.totals.pop(old)
-            held.checkpoint = msgspec.structs.replace(held.checkpoint, next_offset=held.checkpoint.next_offset + 1)
-        return found
+            state.accounts["acme"] = AccountState(bindings=(binding,))
+            period = period_at(state.accounts["acme"], NOW_MS)
+            state.totals[TotalKey("acme", period.start_ms)] = state.totals.pop(old)
+            state.checkpoint = msgspec.structs.replace(state.checkpoint, next_offset=state.checkpoint.next_offset + 1)
+        return result
 
 
 @pytest.mark.parametrize(("times", "status"), [(0, 200), (1, 200), (3, 200), (9, 503)])
-async def test_usage_that_is_cut_anew_between_two_reads_is_never_answered_as_none(
+async def test_usage_that_is_restated_between_two_reads_is_never_answered_as_zero(
     tmp_path: Path, times: int, status: int
 ) -> None:
-    """A zero beside a current `complete_up_to` would let everything through a limit."""
+    """A zero with a current `complete_up_to` would let a customer exceed any limit."""
     store = FakeLiveView()
     world = World(NOW_MS, store=store)
     live = LiveUsage(CutMeanwhile(store.server, times), store.deferred, store.totals)

@@ -1,4 +1,4 @@
-"""The router: whatever the inbox takes goes on, or its start does; nothing stops it for ever."""
+"""The router forwards every event of the inbox or the event's beginning; no event stops the router for ever."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ EVENT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("data", [b"\x01", b"\xff"], ids=["control byte", "no UTF-8"])
-async def test_event_that_grows_beyond_what_the_log_takes_is_forwarded_cut_and_its_neighbours_once(data: bytes) -> None:
-    """In binary mode data is no JSON yet: as JSON text it is six times as long. To fail would be to fail for ever."""
+async def test_event_that_grows_beyond_the_record_limit_is_cut_and_others_are_forwarded_once(data: bytes) -> None:
+    """Binary data may grow sixfold as JSON text. A router that failed here would fail for ever."""
     log = FakeLog(ManualClock(0))
     await log.create_topics(Settings(partitions=1).topics())
     headers = tuple((f"ce_{name}", text.encode()) for name, text in {**EVENT, "id": "large"}.items())

@@ -1,4 +1,4 @@
-"""Where a processor starts (S3), and what must not keep it from starting. Each of these was found by the simulation."""
+"""Where a processor starts (S3), and what must not prevent its start. The simulation discovered each of these cases."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RETENTION_DAYS = 4000
 
 
 async def forgotten_start(world: World, secret: bytes, log_id: str) -> None:
-    """Retention takes the log's first records, and what somebody else wrote is now the first."""
+    """Retention has removed the log's first records; a foreign record is now the first."""
     world.clock.ms += RETENTION_DAYS * DAY_MS
     await append_everywhere(world.log, secret, Tick(log_id=log_id, partitions=world.partitions))
     await append_everywhere(world.log, SECRET, Tick(log_id=world.log_id, partitions=world.partitions))
@@ -39,8 +39,8 @@ async def forgotten_start(world: World, secret: bytes, log_id: str) -> None:
         pytest.param(SECRET, "theirs", id="a tick of another log"),
     ],
 )
-async def test_somebody_elses_record_at_the_logs_start_keeps_nobody_from_starting(secret: bytes, log_id: str) -> None:
-    """The fold rejects such records; they must not stop a whole deployment once older records are gone."""
+async def test_a_foreign_record_at_the_logs_start_does_not_prevent_the_start(secret: bytes, log_id: str) -> None:
+    """The fold rejects such records; once older records are gone, they must not stop the deployment."""
     world = World(START_MS)
     await world.start(METER_SET)
     clickhouse = FakeClickHouse()
@@ -59,8 +59,8 @@ async def test_somebody_elses_record_at_the_logs_start_keeps_nobody_from_startin
 
 
 @pytest.mark.parametrize("start_is_there", [True, False], ids=["from its start on", "its start is gone"])
-async def test_a_store_of_another_deployment_is_refused_whatever_is_left_of_the_log(*, start_is_there: bool) -> None:
-    """One secret and an offset that fits are not enough: what was counted there would be counted on here."""
+async def test_a_store_of_another_deployment_is_refused_whatever_the_log_has_left(*, start_is_there: bool) -> None:
+    """An equal secret and a plausible offset are not enough: the worker would add to the counts of another log."""
     theirs, ours = World(START_MS), World(START_MS)
     for world in (theirs, ours):
         await world.start(METER_SET)
@@ -70,13 +70,13 @@ async def test_a_store_of_another_deployment_is_refused_whatever_is_left_of_the_
     ours.store = theirs.store
 
     for partition in range(ours.partitions):
-        said = f"the store belongs to log {theirs.log_id}, this log is {ours.log_id}"
-        with pytest.raises(OperatorNeeded, match=said):
+        message = f"the store belongs to log {theirs.log_id}, this log is {ours.log_id}"
+        with pytest.raises(OperatorNeeded, match=message):
             await ours.rollup().start_offset(partition)
 
 
-async def test_a_log_that_another_secret_signed_throughout_is_refused() -> None:
-    """Or a wrong secret would quarantine everything."""
+async def test_a_log_that_is_signed_by_another_secret_is_refused() -> None:
+    """Otherwise a wrong secret would quarantine everything."""
     world = World(START_MS)
     await world.start(METER_SET)
 
@@ -84,8 +84,8 @@ async def test_a_log_that_another_secret_signed_throughout_is_refused() -> None:
         await find_genesis(world.log, b"another secret altogether, 32 long", 0)
 
 
-async def test_a_process_that_begins_meanwhile_is_no_emptied_store() -> None:
-    """Two processes start at once; the slower one must not call for an operator."""
+async def test_a_process_that_begins_at_the_same_time_is_no_emptied_store() -> None:
+    """Two processes start at once; the slower one must not ask for an operator."""
     world = World(START_MS)
     await world.start(METER_SET)
     clickhouse, load = FakeClickHouse(), FakeClickHouse.load_position
@@ -110,13 +110,13 @@ async def test_a_process_that_begins_meanwhile_is_no_emptied_store() -> None:
     assert await world.rollup().start_offset(0) == 0
 
 
-async def test_a_full_cache_forgets_nothing_that_the_flush_needs() -> None:
-    """One more account than fits: the bindings of the others were taken for calendar months."""
+async def test_a_full_cache_keeps_what_the_flush_needs() -> None:
+    """With one account more than the cache takes, bindings of other accounts were lost and calendar months applied."""
     world = World(START_MS, partitions=1)
     await world.start(METER_SET)
     anchor_ms = START_MS // DAY_MS * DAY_MS
     for account in ("ada", "bob"):
-        # Who pays nothing from the start on is not cut again by the binding after it.
+        # A free account is never restated by a later binding.
         free = Binding(effective_from_ms=0, billing=Billing.FREE)
         daily = Binding(effective_from_ms=START_MS // HOUR_MS * HOUR_MS, anchor_ms=anchor_ms, interval=Interval.DAY)
         for binding in (free, daily):
@@ -144,8 +144,8 @@ async def test_a_full_cache_forgets_nothing_that_the_flush_needs() -> None:
     assert start_ms > START_MS, "cut by their binding, not by the calendar month"
 
 
-async def test_a_genesis_of_another_log_is_found_only_where_there_is_none_of_ours() -> None:
-    """So that a pair of store and log that do not belong together is still refused."""
+async def test_a_genesis_of_another_log_counts_only_if_there_is_none_of_this_log() -> None:
+    """A store and a log that do not belong together are still refused."""
     world = World(START_MS)
     await world.start(METER_SET)
     await append_control(world.log, SECRET, 0, Genesis(log_id="theirs", partitions=2))
@@ -153,7 +153,7 @@ async def test_a_genesis_of_another_log_is_found_only_where_there_is_none_of_our
     assert (await find_genesis(world.log, SECRET, 0, "theirs") or Genesis(log_id="none", partitions=1)).log_id == (
         "theirs"
     )
-    found = await find_genesis(world.log, SECRET, 0, "a log that is not here")
-    assert found is not None
-    assert found.log_id == world.log_id
+    genesis = await find_genesis(world.log, SECRET, 0, "a log that is not here")
+    assert genesis is not None
+    assert genesis.log_id == world.log_id
     assert (await ensure_deployment(world.log, SECRET, (), create=False)).log_id == world.log_id

@@ -1,4 +1,4 @@
-"""What a deployment on one machine does when its processes die, and what they do when it dies."""
+"""A deployment on one machine when its child processes die, and the children when the supervisor dies."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ asyncio.run(main())
 
 @pytest_asyncio.fixture
 async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Supervisor]:
-    """Two roles."""
+    """A supervisor with two roles."""
     monkeypatch.setattr(supervising, "RESTART_DELAY_S", 0.01)
     supervisor = Supervisor(tmp_path)
     for name in ("worker", "gateway"):
@@ -50,8 +50,8 @@ async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     await supervisor.stop()
 
 
-async def test_killed_processes_are_started_again(running: Supervisor) -> None:
-    """As often as they are killed."""
+async def test_killed_processes_are_restarted(running: Supervisor) -> None:
+    """However often they are killed."""
     for kills in (1, 2):
         for child in running.children.values():
             assert child.process.kill()
@@ -64,18 +64,18 @@ async def test_killed_processes_are_started_again(running: Supervisor) -> None:
     assert not running.failure.done()
 
 
-async def test_process_that_dies_at_every_start_is_told(running: Supervisor) -> None:
-    """With its exit code and the end of its log: nobody else would learn that the role runs no more."""
+async def test_process_that_dies_at_every_start_is_reported(running: Supervisor) -> None:
+    """With its exit code and the end of its log; otherwise nobody would notice."""
     running.start("archive", DIES, {})
 
     with pytest.raises(OperatorNeeded, match=r"archive dies at its start \(exit 2\)(?s:.*)no-such-option"):
         await asyncio.wait_for(running.failure, PATIENCE_S)
 
 
-async def test_process_that_cannot_be_started_again_is_told(
+async def test_process_that_cannot_be_restarted_is_reported(
     running: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No more processes, or no memory for one."""
+    """The machine has no process or no memory left."""
 
     def fail(*_arguments: Any, **_options: Any) -> None:
         raise BlockingIOError("resource temporarily unavailable")
@@ -87,16 +87,16 @@ async def test_process_that_cannot_be_started_again_is_told(
         await asyncio.wait_for(running.failure, PATIENCE_S)
 
 
-async def test_stopped_processes_stay_away(running: Supervisor) -> None:
-    """SIGTERM ends them; stopping twice does no harm."""
+async def test_stopped_processes_stay_stopped(running: Supervisor) -> None:
+    """SIGTERM ends the processes; a second stop is harmless."""
     await running.stop()
     await running.stop()
 
     assert [child.process.exit_code for child in running.children.values()] == [-signal.SIGTERM] * 2
 
 
-def test_child_dies_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
-    """kill -9 of `tidemark dev` must leave no worker that goes on counting."""
+def test_child_dies_with_a_killed_supervisor(tmp_path: Path) -> None:
+    """After kill -9 of `tidemark dev` no worker may go on counting."""
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, text=True,
@@ -115,15 +115,15 @@ def test_child_dies_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Whether the process is there and no zombie that its new parent has yet to collect."""
+    """Whether the process exists and is no zombie that waits for its new parent."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
     except FileNotFoundError:
         return False
 
 
-def test_waiting_for_a_process_ends_with_its_log(tmp_path: Path) -> None:
-    """Once because it died, once because it is never ready."""
+def test_waiting_for_a_failed_process_raises_with_the_end_of_its_log(tmp_path: Path) -> None:
+    """Once because the process died, once because it never becomes ready."""
     with (
         LocalProcess("it", python(*DIES), tmp_path / "dies") as dies,
         pytest.raises(OperatorNeeded, match=r"it ended \(exit 2\)(?s:.*)no-such-option"),

@@ -1,4 +1,4 @@
-"""What the Kafka client's library does, and what is made of it."""
+"""Behaviour of the Kafka client library that Tidemark corrects or relies on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipeline.logs.kafka import KafkaLog, to_record
 PARTITION = TopicPartition("usage.events", 0)
 
 
-def test_a_header_without_a_value_is_an_empty_one() -> None:
-    """Kafka allows it, and any producer may write it: one must not stop every role that reads it."""
+def test_a_header_without_a_value_has_an_empty_one() -> None:
+    """Kafka allows such headers and any producer may write one, which must not stop every role that reads it."""
     message = SimpleNamespace(
         topic="usage.inbox", partition=0, offset=5, timestamp=7, key=None, value=b"{}", headers=[("trace", None)]
     )
@@ -26,7 +26,7 @@ def test_a_header_without_a_value_is_an_empty_one() -> None:
 
 
 class Cluster:
-    """Who leads the one partition; -1 where nobody does."""
+    """Cluster metadata with the leader of one partition; -1 if there is none."""
 
     leader = 1
 
@@ -36,15 +36,14 @@ class Cluster:
 
 @pytest.mark.parametrize(("batch_ttl", "lost"), [(0.0, 1), (math.inf, 0)], ids=["as shipped", "as set here"])
 async def test_a_batch_that_does_not_expire_leaves_no_gap_in_the_sequence(batch_ttl: float, lost: int) -> None:
-    """A partition without a leader for longer than its batches live could never be appended to again: the broker
-    refuses whatever comes after a gap."""
+    """After a gap the broker refuses everything, so a long time without a leader would block the partition."""
     loop, cluster = asyncio.get_running_loop(), Cluster()
     numbers = TransactionManager(None, 0)
     numbers.set_pid_and_epoch(7, 0)
     batches = MessageAccumulator(cluster, 1 << 18, 0, batch_ttl=batch_ttl, loop=loop, txn_manager=numbers)
     cluster.leader = -1
     answer = await batches.add_message(PARTITION, None, b"x", 30)
-    # Whoever waited for it has given up.
+    # The caller has given up.
     answer.cancel()
     batches.drain_by_nodes([])
 
@@ -52,7 +51,7 @@ async def test_a_batch_that_does_not_expire_leaves_no_gap_in_the_sequence(batch_
 
 
 async def test_batches_of_the_log_never_expire(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no setting for it in the library."""
+    """The library has no setting for this."""
     log = KafkaLog(["nowhere:1"])
 
     async def connected(*_arguments: object) -> None:

@@ -1,4 +1,4 @@
-"""Records whose header names are not UTF-8, as any producer in C may write them."""
+"""Records whose header names are not UTF-8, as a producer in C may write them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def batch(
     attributes: int = 0,
     sender: int = SENDER,
 ) -> bytes:
-    """A batch as the library's own builder makes it, one record for each list of headers, as the broker keeps it."""
+    """A batch from the library's own builder, one record per list of headers, as the broker stores it."""
     builder = _DefaultRecordBatchBuilderPy(
         magic=2, compression_type=codec, is_transactional=False, producer_id=sender, producer_epoch=0,
         base_sequence=0, batch_size=1 << 20,
@@ -57,7 +57,7 @@ def batch(
 
 
 def reading(data: bytes, offset: int = 0, aborted: Any = ()) -> Any:
-    """The library's iterator over an answer of the broker."""
+    """The library's iterator over a broker's answer."""
     return fetcher.PartitionRecords(
         PARTITION, fetcher.MemoryRecords(data), list(aborted), offset, None, None, True, READ_COMMITTED
     )
@@ -65,7 +65,7 @@ def reading(data: bytes, offset: int = 0, aborted: Any = ()) -> Any:
 
 @pytest.fixture
 async def started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log has been opened in this process."""
+    """This process has opened a log, which installs the repair."""
     monkeypatch.setattr(fetcher, "MemoryRecords", fetcher.MemoryRecords)
     log = KafkaLog(["nowhere:1"])
 
@@ -81,44 +81,44 @@ async def started(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("codec", [UNCOMPRESSED, GZIP, LZ4], ids=["uncompressed", "gzip", "lz4"])
 @pytest.mark.parametrize("at", [0, 1, 3], ids=["first", "second", "last"])
 def test_a_header_name_that_is_not_text_stops_neither_its_record_nor_the_others(codec: int, at: int) -> None:
-    """One such record would stop its topic for good, for every reader and after every restart."""
+    """One such record would stop every reader of its topic for good, even after a restart."""
     headers: list[Headers] = [GOOD] * 4
     headers[at] = [("trace", b"1"), (BAD, b"2"), ("empty", None)]
     answer = batch(10, *headers, codec=codec) + batch(14, GOOD, codec=codec)
     records = reading(answer, 10)
 
-    found = [to_record(message) for message in records]
+    converted = [to_record(message) for message in records]
 
     clean: list[Headers] = [GOOD] * 4
     clean[at] = [("trace", b"1"), ("\ufffd\ufffd", b"2"), ("empty", None)]
     expected = [to_record(message) for message in reading(batch(10, *clean) + batch(14, GOOD), 10)]
     assert [10, 11, 12, 13, 14] == [record.offset for record in expected]
-    assert found == expected
+    assert converted == expected
     assert records.next_fetch_offset == 15
 
 
 @pytest.mark.usefixtures("started")
 def test_reading_may_begin_and_be_interrupted_within_such_a_batch() -> None:
-    """A consumer seeks to any offset, and takes as many records at a time as it has room for."""
+    """A consumer seeks to any offset, and fetches as many records at a time as its limits allow."""
     records = reading(batch(10, GOOD, [(BAD, b"1")], GOOD, [(BAD, b"2")]), 11)
 
-    found = [next(records).offset, records.next_fetch_offset, next(records).offset, next(records).offset]
+    offsets = [next(records).offset, records.next_fetch_offset, next(records).offset, next(records).offset]
 
-    assert found == [11, 12, 12, 13]
+    assert offsets == [11, 12, 12, 13]
     assert list(records) == []
 
 
 @pytest.mark.usefixtures("started")
-def test_log_append_time_holds_for_such_a_record_too() -> None:
-    """I7: closing and expiry are decided by stream time."""
+def test_log_append_time_applies_to_such_a_record_too() -> None:
+    """I7: stream time decides closing and expiry."""
     (first, second) = reading(batch(0, GOOD, [(BAD, b"1")], attributes=LOG_APPEND_TIME))
 
     assert (first.timestamp, second.timestamp) == (START_MS + 1, START_MS + 1)
 
 
 @pytest.mark.usefixtures("started")
-def test_aborted_transactions_and_their_markers_stay_unread() -> None:
-    """The positions go past them as before."""
+def test_aborted_transactions_and_their_markers_are_still_skipped() -> None:
+    """The positions advance past them as before."""
     answer = (
         batch(0, [(BAD, b"1")], GOOD, attributes=TRANSACTIONAL)
         + batch(2, [(BAD, b"1")], attributes=TRANSACTIONAL, sender=OTHER)
@@ -134,7 +134,7 @@ def test_aborted_transactions_and_their_markers_stay_unread() -> None:
 
 @pytest.mark.usefixtures("started")
 def test_a_batch_cut_off_at_the_end_of_an_answer_is_left_for_the_next_one() -> None:
-    """The broker cuts answers at any byte."""
+    """The broker cuts its answers at any byte."""
     whole = batch(0, [(BAD, b"1")])
 
     records = fetcher.MemoryRecords(whole + whole[:-1])
@@ -147,8 +147,8 @@ def test_a_batch_cut_off_at_the_end_of_an_answer_is_left_for_the_next_one() -> N
 
 
 @pytest.mark.usefixtures("started")
-def test_what_is_corrupt_is_still_refused() -> None:
-    """Leniency is for names, not for bytes that a disk or a network changed."""
+def test_corrupt_bytes_are_still_refused() -> None:
+    """Only names are read leniently, not bytes that a disk or a network changed."""
     changed = bytearray(batch(0, [(BAD, b"1")]))
     changed[-1] ^= 1
     with pytest.raises(CorruptRecordException, match="Invalid CRC"):
@@ -164,8 +164,8 @@ def test_what_is_corrupt_is_still_refused() -> None:
         list(LenientBatch(memoryview(misleading)))
 
 
-def test_both_parsers_find_the_same_in_what_both_can_read() -> None:
-    """Ours only takes over within a batch, so nothing else about a record may depend on which of them read it."""
+def test_both_parsers_agree_on_records_that_both_can_read() -> None:
+    """Tidemark's parser takes over in the middle of a batch, so the rest of a record must not depend on the parser."""
     data = batch(10, GOOD, [], [("trace", b"x" * 300)], GOOD, codec=GZIP)
 
     def parts(records: Any) -> list[tuple[Any, ...]]:
@@ -177,14 +177,14 @@ def test_both_parsers_find_the_same_in_what_both_can_read() -> None:
     assert parts(DefaultRecordBatch(data)) == parts(LenientBatch(memoryview(data)))
 
 
-def test_the_library_takes_its_batches_from_where_they_are_replaced() -> None:
-    """Another version of it may do so elsewhere; then this repair would do nothing."""
+def test_the_library_takes_its_batches_from_the_place_that_is_patched() -> None:
+    """Another version of the library may use another place, and the repair would have no effect."""
     assert "MemoryRecords(" in inspect.getsource(fetcher.Fetcher._proc_fetch_request)
     assert hasattr(fetcher, "MemoryRecords")
 
 
 async def test_a_member_of_a_group_reads_such_records_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its client is not the log's."""
+    """A group member uses another client than the log."""
     monkeypatch.setattr(fetcher, "MemoryRecords", None)
     consumer = await client(RunnerSettings("router"))
 

@@ -1,4 +1,4 @@
-"""What comes after a record that the broker refused: real producers, and a broker that checks their sequences."""
+"""Appends after a record that the broker refused: real producers, and a broker that checks sequence numbers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from schemas.log import EVENTS_TOPIC
 
 OUT_OF_ORDER, MESSAGE_TOO_LARGE, NOT_AUTHORIZED, UNKNOWN, NOT_LEADER = 45, 10, 29, -1, 6
 LIMIT = 8 * 1024 * 1024
-# Where a batch has its producer's id, its first sequence number and its count of records.
+# Offsets in a batch of its producer's id, first sequence number and number of records.
 PRODUCER_AT, SEQUENCE_AT = 43, 53
 
 
 class Broker:
-    """Takes a producer's batches where their sequence numbers follow each other, as Kafka does."""
+    """Accepts a producer's batches if their sequence numbers follow each other, as Kafka does."""
 
     def __init__(self) -> None:
         self.refusals: dict[int, int] = {}
@@ -60,7 +60,7 @@ class Broker:
         return 0
 
     def connect(self, producer: AIOKafkaProducer) -> AIOKafkaProducer:
-        """Have the producer talk to this broker."""
+        """Connects the producer to this broker."""
         self.producers.append(producer)
         number = len(self.producers)
 
@@ -85,27 +85,27 @@ class Broker:
 
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
-    made, new_producer = Broker(), KafkaLog._new_producer
-    monkeypatch.setattr(KafkaLog, "_new_producer", lambda log: made.connect(new_producer(log)))
+    created, new_producer = Broker(), KafkaLog._new_producer
+    monkeypatch.setattr(KafkaLog, "_new_producer", lambda log: created.connect(new_producer(log)))
     monkeypatch.setattr(sender, "ProduceRequest", SimpleNamespace)
-    return made
+    return created
 
 
 @pytest.fixture
 async def log(broker: Broker) -> AsyncIterator[KafkaLog]:
-    made = KafkaLog(["nowhere:1"])
-    made._partitions, made._size_limits = {EVENTS_TOPIC: 2}, {EVENTS_TOPIC: LIMIT}
-    made._producer = made._new_producer()
-    await made._producer.start()
+    created = KafkaLog(["nowhere:1"])
+    created._partitions, created._size_limits = {EVENTS_TOPIC: 2}, {EVENTS_TOPIC: LIMIT}
+    created._producer = created._new_producer()
+    await created._producer.start()
 
     async def settings(_topic: str) -> dict[str, str]:
         return {"max.message.bytes": str(LIMIT)}
 
-    made.topic_settings = settings  # type: ignore[assignment]  # there is no admin client here
-    yield made
+    created.topic_settings = settings  # type: ignore[assignment]  # there is no admin client here
+    yield created
     for gate in broker.gates.values():
         gate.set()
-    await made.close()
+    await created.close()
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,10 @@ async def log(broker: Broker) -> AsyncIterator[KafkaLog]:
     ],
     ids=["too large", "not authorized", "unknown", "out of order"],
 )
-async def test_one_refused_record_does_not_close_its_partition(
+async def test_one_refused_record_does_not_block_its_partition(
     broker: Broker, log: KafkaLog, code: int, error: type[Exception]
 ) -> None:
-    """Its sequence numbers are gone, and the broker takes nothing that comes after a gap, until a process restarts."""
+    """The refused sequence numbers are lost, and the broker accepts nothing after a gap until the process restarts."""
     broker.refusals = {2: code}
     assert await log.append(EVENTS_TOPIC, 0, b"a") == 0
 
@@ -133,16 +133,16 @@ async def test_one_refused_record_does_not_close_its_partition(
     assert len(broker.producers) == 2
 
 
-async def test_a_refusal_that_the_client_repeats_itself_changes_nothing(broker: Broker, log: KafkaLog) -> None:
-    """Its sequence numbers are kept for the repetition."""
+async def test_a_refusal_that_the_client_retries_itself_changes_nothing(broker: Broker, log: KafkaLog) -> None:
+    """The retry uses the same sequence numbers."""
     broker.refusals = {1: NOT_LEADER}
 
     assert await log.append(EVENTS_TOPIC, 0, b"a") == 0
     assert len(broker.producers) == 1
 
 
-async def test_many_refused_at_once_change_the_producer_once(broker: Broker, log: KafkaLog) -> None:
-    """A batch holds many records, and more of them wait behind it."""
+async def test_many_refused_records_replace_the_producer_once(broker: Broker, log: KafkaLog) -> None:
+    """A batch contains many records, and more records wait behind it."""
     broker.refusals = {1: UNKNOWN}
     values = [b"x" * 100_000 for _ in range(8)]
 
@@ -153,11 +153,11 @@ async def test_many_refused_at_once_change_the_producer_once(broker: Broker, log
     assert await log.append(EVENTS_TOPIC, 0, b"after") == 0
 
 
-async def test_what_was_under_way_with_the_old_producer_gets_its_answer(broker: Broker, log: KafkaLog) -> None:
-    """It may be in the log: to call it failed would have it appended twice."""
+async def test_an_append_under_way_with_the_old_producer_gets_its_answer(broker: Broker, log: KafkaLog) -> None:
+    """The record may be in the log: a failure would cause a second append."""
     broker.refusals = {2: UNKNOWN}
     broker.gates = {1: asyncio.Event()}
-    # Another node leads the other partition, so that its request does not wait for this one's.
+    # Another node leads the other partition, so the two requests do not wait for each other.
     broker.cluster.leader_for_partition = lambda pair: pair.partition
     slow = asyncio.create_task(log.append(EVENTS_TOPIC, 1, b"slow"))
     async with asyncio.timeout(10):
@@ -173,10 +173,10 @@ async def test_what_was_under_way_with_the_old_producer_gets_its_answer(broker: 
     assert all(producer._closed and producer._sender.sender_task.done() for producer in broker.producers)
 
 
-async def test_where_no_other_producer_can_be_started_the_next_refusal_tries_again(
+async def test_if_no_new_producer_can_start_the_next_refusal_tries_again(
     broker: Broker, log: KafkaLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The broker may be away at just that moment; what it still takes is not held up."""
+    """The broker may be unreachable at that moment; other appends must not wait for it."""
     broker.refusals = {1: UNKNOWN}
     broker.away = True
     with caplog.at_level(logging.WARNING), pytest.raises(Transient, match="did not store"):

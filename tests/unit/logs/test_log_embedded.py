@@ -1,4 +1,4 @@
-"""What the embedded log promises beyond the shared suite: several processes, kills, retention, limits."""
+"""Promises of the embedded log beyond the shared suite: several processes, kills, retention, limits."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ async def log(path: Path, clock: ManualClock) -> AsyncIterator[SqliteLog]:
 
 
 def appender(path: Path, name: str, count: int) -> subprocess.Popen[str]:
-    """Another process that appends one record at a time and prints each offset it was given."""
+    """Another process that appends one record at a time and prints each offset."""
     command = [sys.executable, "-c", APPENDER, str(path), name, str(count)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-async def test_records_topics_and_offsets_outlive_the_process(path: Path, clock: ManualClock, log: SqliteLog) -> None:
-    """What was answered is on the disk."""
+async def test_records_topics_and_offsets_survive_the_process(path: Path, clock: ManualClock, log: SqliteLog) -> None:
+    """What was confirmed is on disk."""
     await log.append(TOPIC, 1, b"a", key=b"acme", headers=(("h", b"\x00"),))
     await log.commit("group", {(TOPIC, 1): 1})
     await log.close()
@@ -83,7 +83,7 @@ async def test_records_topics_and_offsets_outlive_the_process(path: Path, clock:
 
 
 async def test_processes_that_append_at_once_share_one_order(path: Path, log: SqliteLog) -> None:
-    """Offsets are taken inside the transaction, so two writers never get the same one and leave no hole."""
+    """Offsets are assigned inside the transaction, so two writers never get the same offset and leave no gap."""
     processes = [appender(path, name, 150) for name in ("x", "y")]
 
     given = [
@@ -98,7 +98,7 @@ async def test_processes_that_append_at_once_share_one_order(path: Path, log: Sq
 
 
 async def test_stream_time_is_monotonic_across_processes_whose_clocks_differ(log: SqliteLog, path: Path) -> None:
-    """The other process has the machine's clock, far ahead of this one's; nothing may go back behind it."""
+    """The other process has the machine's clock, far ahead of this test's clock; stream time may not go back."""
     await asyncio.to_thread(appender(path, "x", 1).communicate)
     await log.append(TOPIC, 0, b"late")
 
@@ -107,8 +107,8 @@ async def test_stream_time_is_monotonic_across_processes_whose_clocks_differ(log
     assert late == ahead > START_MS
 
 
-async def test_a_kill_loses_nothing_that_was_answered(path: Path, log: SqliteLog) -> None:
-    """Kill -9 in the middle of appends: every offset that was printed is readable, and the log goes on."""
+async def test_a_kill_loses_nothing_that_was_confirmed(path: Path, log: SqliteLog) -> None:
+    """Kill -9 during appends: every printed offset is readable, and the log accepts further appends."""
     process = appender(path, "x", 100_000)
     assert process.stdout is not None
     answered = [int(await asyncio.to_thread(process.stdout.readline)) for _ in range(50)]
@@ -138,14 +138,14 @@ async def test_a_waiting_reader_notices_an_append_by_another_process(path: Path,
     await asyncio.to_thread(process.communicate)
 
 
-async def test_waiting_ends_without_a_change(log: SqliteLog) -> None:
-    """The consumer must get the chance to stop."""
+async def test_waiting_ends_without_a_change_after_its_time_limit(log: SqliteLog) -> None:
+    """The consumer must get a chance to stop."""
     batch = await log.read_many({(TOPIC, 0): 0}, records_max=10, bytes_max=1000)
 
     await asyncio.wait_for(log.wait_changed(batch.version, timeout_s=0.05), timeout=10)
 
 
-async def test_a_topic_of_another_process_is_found_without_a_restart(
+async def test_a_topic_of_another_process_appears_without_a_restart(
     path: Path, clock: ManualClock, log: SqliteLog
 ) -> None:
     """The gateway may start before the command that creates the topics."""
@@ -158,8 +158,8 @@ async def test_a_topic_of_another_process_is_found_without_a_restart(
     await other.close()
 
 
-async def test_retention_removes_what_is_older_and_nothing_else(log: SqliteLog, clock: ManualClock) -> None:
-    """By stream time, as the appends come; the first offset moves, the next one does not."""
+async def test_retention_removes_older_records_and_nothing_else(log: SqliteLog, clock: ManualClock) -> None:
+    """By stream time, during appends; the first offset moves, the next offset does not."""
     for _ in range(10):
         await log.append(TOPIC, 0, b"old")
     await log.append(TOPIC, 1, b"old")
@@ -175,7 +175,7 @@ async def test_retention_removes_what_is_older_and_nothing_else(log: SqliteLog, 
     assert [record.offset for record in await log.read(TOPIC, 0, 0)] == [10, 11]
 
 
-async def test_retention_catches_up_in_bounded_slices(log: SqliteLog, clock: ManualClock) -> None:
+async def test_retention_catches_up_in_bounded_steps(log: SqliteLog, clock: ManualClock) -> None:
     """After a pause, one append must not pay for removing everything."""
     await asyncio.gather(*(log.append(TOPIC, 0, b"old") for _ in range(500)))
     clock.ms += 2 * HOUR_MS
@@ -192,7 +192,7 @@ async def test_retention_catches_up_in_bounded_slices(log: SqliteLog, clock: Man
 
 
 async def test_a_topic_without_retention_keeps_everything(log: SqliteLog, clock: ManualClock) -> None:
-    """-1 keeps for ever: intents must never vanish."""
+    """-1 means no retention: intents must never vanish."""
     await log.create_topics([TopicSpec("kept", partitions=1, retention_ms=-1)])
     await log.append("kept", 0, b"a")
     clock.ms += 10_000 * HOUR_MS
@@ -202,7 +202,7 @@ async def test_a_topic_without_retention_keeps_everything(log: SqliteLog, clock:
 
 
 async def test_a_group_has_one_owner_until_it_gives_up_or_dies(path: Path, clock: ManualClock, log: SqliteLog) -> None:
-    """Two owners would each process every record."""
+    """Two owners would both process every record."""
     other = SqliteLog(path, clock)
     await other.start()
     log.own("rollup")
@@ -217,8 +217,8 @@ async def test_a_group_has_one_owner_until_it_gives_up_or_dies(path: Path, clock
     log.own("rollup")
 
 
-async def test_appends_wait_while_too_much_is_underway(log: SqliteLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """I11: the memory of an append burst is bounded, and every one of them is stored in the end."""
+async def test_appends_wait_while_too_many_bytes_are_under_way(log: SqliteLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I11: the memory of an append burst is bounded, and every record is stored in the end."""
     monkeypatch.setattr(embedded, "PENDING_RECORDS_MAX", 7)
 
     offsets = await asyncio.gather(*(log.append(TOPIC, 0, b"a") for _ in range(100)))
@@ -226,7 +226,7 @@ async def test_appends_wait_while_too_much_is_underway(log: SqliteLog, monkeypat
     assert sorted(offsets) == list(range(100))
 
 
-async def test_a_cancelled_append_leaves_the_others_alone(log: SqliteLog) -> None:
+async def test_a_cancelled_append_leaves_the_others_intact(log: SqliteLog) -> None:
     """A caller that gives up (an HTTP timeout) may leave its record in the log."""
     task = asyncio.create_task(log.append(TOPIC, 0, b"given up"))
     await asyncio.sleep(0)
@@ -251,8 +251,8 @@ async def test_a_read_ends_at_its_byte_limit_with_at_least_one_record(
     assert [record.offset for record in await log.read(TOPIC, 0, 4)] == [4]
 
 
-async def test_an_append_after_the_close_says_so(log: SqliteLog) -> None:
-    """Not a hang, and not a record that nobody stores."""
+async def test_an_append_after_the_close_raises(log: SqliteLog) -> None:
+    """The append neither hangs nor drops the record silently."""
     await log.append(TOPIC, 0, b"a")
     await log.close()
 
@@ -261,7 +261,7 @@ async def test_an_append_after_the_close_says_so(log: SqliteLog) -> None:
 
 
 async def test_a_file_of_another_layout_needs_an_operator(path: Path, clock: ManualClock) -> None:
-    """A newer program's file must not be written by an older one."""
+    """An older program must not write a newer program's file."""
     path.parent.mkdir()
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version=99")
@@ -302,8 +302,8 @@ async def test_a_file_that_is_no_database_needs_an_operator(path: Path, clock: M
         "",
     ],
 )
-def test_a_wrong_log_url_says_what_a_right_one_looks_like(url: str, clock: ManualClock) -> None:
-    """The first thing a newcomer gets wrong."""
+def test_a_wrong_log_url_is_refused_with_an_example(url: str, clock: ManualClock) -> None:
+    """A newcomer's first mistake."""
     with pytest.raises(InvalidInput, match=r"embedded://PATH"):
         open_log(url, clock)
 
@@ -317,28 +317,28 @@ def test_a_wrong_log_url_says_what_a_right_one_looks_like(url: str, clock: Manua
     ],
     ids=["no-partitions", "no-retention", "too-small-records"],
 )
-async def test_a_topic_that_no_driver_could_hold_is_refused(log: SqliteLog, spec: TopicSpec) -> None:
-    """Found at creation, not at the first append."""
+async def test_a_topic_that_no_driver_supports_is_refused(log: SqliteLog, spec: TopicSpec) -> None:
+    """At the creation, not at the first append."""
     with pytest.raises(InvalidInput):
         await log.create_topics([spec])
 
 
 async def turns() -> None:
-    """Let what can run do so; an append makes no more than two steps before it waits for the writer."""
+    """Lets other tasks run; an append takes at most two turns before it waits for the writer."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
-async def test_appends_that_were_given_up_keep_their_place_until_they_are_stored(
+async def test_abandoned_appends_count_towards_the_limit_until_they_are_stored(
     tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that hangs, and callers that give up: what waits for it stays bounded."""
+    """A disk hangs and callers give up: the memory of waiting appends stays bounded."""
     monkeypatch.setattr(embedded, "PENDING_RECORDS_MAX", 3)
     log = SqliteLog(tmp_path / "log.db", clock)
     await log.start()
     await log.create_topics([TopicSpec(TOPIC, 1, -1)])
-    held = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
-    held.execute("BEGIN IMMEDIATE")
+    locked = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
+    locked.execute("BEGIN IMMEDIATE")
     given_up = [asyncio.ensure_future(log.append(TOPIC, 0, b"given up")) for _ in range(3)]
     await turns()
     assert log._pending_records == 3
@@ -350,17 +350,17 @@ async def test_appends_that_were_given_up_keep_their_place_until_they_are_stored
     await turns()
     assert log._pending_records == 3
 
-    held.execute("ROLLBACK")
+    locked.execute("ROLLBACK")
     assert await waiting == 3
     assert log._pending_records == 0
-    held.close()
+    locked.close()
     await log.close()
 
 
-async def test_a_file_that_the_writer_cannot_open_is_told_at_the_start(
+async def test_a_file_that_the_writer_cannot_open_is_reported_at_the_start(
     tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And not by appends that wait for ever."""
+    """Otherwise appends would wait for ever."""
 
     def refuse(_path: Path) -> None:
         raise sqlite3.OperationalError("unable to open database file")

@@ -1,4 +1,4 @@
-"""The oracle's own vectors, worked out by hand, and the traffic's promises."""
+"""The oracle's own vectors, calculated by hand, and the promises of the generated traffic."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def only_meter(**fields: object) -> dict[str, Any]:
     ],
 )
 def test_each_rule_decides_one_event(changes: dict[str, object], expected: str) -> None:
-    """The order of checks is part of the contract: the first reason wins."""
+    """The order of the checks is part of the contract: the first reason wins."""
     assert feed(Oracle(METER_SET), event() | changes) == [expected]
 
 
@@ -77,8 +77,8 @@ def test_each_rule_decides_one_event(changes: dict[str, object], expected: str) 
         pytest.param(b"17", "not_an_event", id="a number"),
     ],
 )
-def test_record_that_is_rejected_as_one_counts_as_one(value: bytes, reason: str) -> None:
-    """I1 needs one received for one rejected."""
+def test_rejected_record_counts_as_one_event(value: bytes, reason: str) -> None:
+    """I1 needs one received event for one rejected record."""
     oracle = Oracle(METER_SET)
     oracle.feed(0, 0, NOON, value)
 
@@ -87,7 +87,7 @@ def test_record_that_is_rejected_as_one_counts_as_one(value: bytes, reason: str)
 
 
 def test_repeats_of_every_kind_are_duplicates_and_the_first_wins() -> None:
-    """I3: neither timestamp nor payload is part of the identity; the account is."""
+    """I3: the account is part of the identity; timestamp and payload are not."""
     oracle = Oracle(METER_SET)
     first = event({"gigabytes": 5})
     outcomes = feed(
@@ -114,7 +114,7 @@ def test_repeats_of_every_kind_are_duplicates_and_the_first_wins() -> None:
 
 
 def test_rejected_event_leaves_no_mark() -> None:
-    """A corrected event under the same id must count."""
+    """A corrected event with the same id must count."""
     assert feed(Oracle(METER_SET), event({"gigabytes": -1}), event({"gigabytes": 1})) == [
         "negative_quantity",
         "counted",
@@ -138,7 +138,7 @@ def test_rejected_event_leaves_no_mark() -> None:
 def test_aggregation_of_two_events_in_one_hour_and_one_in_the_next(
     fields: dict[str, object], values: list[object], total: int, cells: list[int]
 ) -> None:
-    """Totals and cells by hand. Text "1" and number 1 are one value; equal times go by position."""
+    """Totals and cells by hand. Text "1" and number 1 are one value; of equal times the later position wins."""
     oracle = Oracle(only_meter(**fields))
     hours = [rfc3339(NOON * 1000), rfc3339(NOON * 1000), rfc3339((NOON + HOUR) * 1000)]
     for index, value in enumerate(values):
@@ -152,7 +152,7 @@ def test_aggregation_of_two_events_in_one_hour_and_one_in_the_next(
 
 
 def test_dimensions_are_compact_sorted_text_and_a_missing_one_is_empty() -> None:
-    """Cells are compared as text with what the stores hold."""
+    """Cells are compared as text with the contents of the stores."""
     oracle = Oracle(METER_SET)
     feed(oracle, event({"region": True, "user": 1}, type="api.request"))
     feed(oracle, event({"method": "GET", "region": "é", "user": 1}, type="api.request", id="2"))
@@ -164,7 +164,7 @@ def test_dimensions_are_compact_sorted_text_and_a_missing_one_is_empty() -> None
 
 
 def test_unique_value_seen_in_two_arrival_buckets_belongs_to_the_first() -> None:
-    """A cell's value is the number of values first seen in the period by its events."""
+    """A cell's value is the number of values that the period saw first in the cell's events."""
     oracle = Oracle(only_meter(aggregation="unique", value_path="$.v"))
     feed(oracle, event({"v": "x"}))
     feed(oracle, event({"v": "x"}, id="2"), at=NOON + HOUR)
@@ -173,7 +173,7 @@ def test_unique_value_seen_in_two_arrival_buckets_belongs_to_the_first() -> None
 
 
 def test_stream_time_never_goes_back() -> None:
-    """It is the running maximum, so that the bucket of a record with an older append time is the newer one."""
+    """Stream time is the running maximum, so a record with an older append time gets the newer bucket."""
     oracle = Oracle(METER_SET)
     oracle.tick(0, NOON + HOUR)
     feed(oracle, event(), at=NOON)
@@ -182,8 +182,8 @@ def test_stream_time_never_goes_back() -> None:
     assert oracle.counter_sums()["received"] == 1
 
 
-def test_meter_set_holds_from_its_place_in_the_log() -> None:
-    """An event that was unmetered stays so when its repeat arrives under a meter set that wants it."""
+def test_meter_set_applies_from_its_place_in_the_log() -> None:
+    """An unmetered event stays unmetered when its repetition arrives under a meter set that wants the event."""
     oracle = Oracle({"version": 1, "meters": []})
     assert feed(oracle, event()) == ["unmetered"]
     oracle.set_meter_set(0, METER_SET)
@@ -191,15 +191,15 @@ def test_meter_set_holds_from_its_place_in_the_log() -> None:
 
 
 def test_record_order_is_enforced() -> None:
-    """An oracle fed in another order would be wrong silently."""
+    """Records in another order would make the oracle wrong silently."""
     oracle = Oracle(METER_SET)
     feed(oracle, event(), offset=5)
     with pytest.raises(ValueError, match="in order"):
         feed(oracle, event(), offset=5)
 
 
-def test_murmur2_is_the_one_of_kafka() -> None:
-    """Written independently; all tail lengths, and text beyond ASCII."""
+def test_murmur2_is_kafkas() -> None:
+    """Written independently; with all tail lengths, and text beyond ASCII."""
     samples = [bytes(range(200, 200 + length)) for length in range(40)]
     samples += [f"acct_{number}_ß".encode() for number in range(500)]
 
@@ -207,14 +207,14 @@ def test_murmur2_is_the_one_of_kafka() -> None:
     assert {partition_of(f"acct_{number}", 8) for number in range(500)} == set(range(8))
 
 
-def test_rfc3339_written_and_read_are_the_same_instant() -> None:
-    """Generator and oracle must agree on time before either judges anything."""
+def test_rfc3339_survives_writing_and_reading() -> None:
+    """Generator and oracle must agree on time before either can judge anything."""
     for shift_minutes in (0, 120, -330):
         assert time_us_of(rfc3339(NOON * 1000 + 123_456, shift_minutes=shift_minutes)) == NOON * 1000 + 123_456
 
 
 def test_same_seed_gives_the_same_bytes() -> None:
-    """A failing seed must be replayable."""
+    """A failing seed must be repeatable."""
     once, again, other = (list(records(seed, 20, 2_000, NOON * 1000, partitions=4)) for seed in (1, 1, 2))
     assert once == again
     assert once != other
@@ -222,7 +222,7 @@ def test_same_seed_gives_the_same_bytes() -> None:
 
 @pytest.mark.parametrize("partitions", [1, 4])
 def test_traffic_meets_every_outcome_and_malformed_events_their_own_reason(partitions: int) -> None:
-    """Across a month's end, so that periods close under way; each fault is rejected for what it is."""
+    """Across a month's end, so periods close during the run. Each fault is rejected for its own reason."""
     rates = Rates(malformed=0.2)
     start_us, span_us = (APRIL - 12 * HOUR) * 1000, 36 * HOUR * 1000
     oracle = Oracle(METER_SET, partitions=partitions)
@@ -247,7 +247,7 @@ def test_traffic_meets_every_outcome_and_malformed_events_their_own_reason(parti
 
 
 def test_sums_of_cells_are_the_totals_of_additive_meters() -> None:
-    """Two ways of keeping the same count must agree, `unique` included: first sightings add up in a period."""
+    """Two ways of counting must agree, `unique` included: first sightings add up within a period."""
     oracle = Oracle(METER_SET)
     for offset, record in enumerate(records(3, 5, 3_000, NOON * 1000)):
         oracle.feed(0, offset, record.sent_ms, record.value, record.headers)
@@ -259,7 +259,7 @@ def test_sums_of_cells_are_the_totals_of_additive_meters() -> None:
 
 
 def test_producer_files_recount_the_same_in_any_order(tmp_path: Path) -> None:
-    """Lines are taken in the order in which they were sent, whatever file they stand in; a half line is cut."""
+    """Lines count in the order in which they were sent, in any file; an incomplete line is cut off."""
     lines = []
     for record in records(5, 10, 400, NOON * 1000, rates=Rates(malformed=0)):
         events = record.value if record.value.startswith(b"[") else b"[" + record.value + b"]"
@@ -283,7 +283,7 @@ def test_producer_files_recount_the_same_in_any_order(tmp_path: Path) -> None:
 
 
 def test_broken_producer_line_is_an_error(tmp_path: Path) -> None:
-    """A recount that skips lines would prove nothing."""
+    """A recount that skipped lines would prove nothing."""
     path = tmp_path / "producer"
     path.write_bytes(b'{"sent_at":1}\n')
     with pytest.raises(ValueError, match="not a producer's line"):

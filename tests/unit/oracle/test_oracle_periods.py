@@ -1,4 +1,4 @@
-"""Periods in the oracle, by hand: closings, carried usage, bindings, and bindings that come late."""
+"""Periods in the oracle, by hand: closings, carried usage, bindings, and late bindings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.worlds.oracle import APRIL, DAY, HOUR, JANUARY_31, MARCH, MAY, NOON, 
 
 
 def test_late_event_is_carried_forward_or_quarantined_by_its_meter() -> None:
-    """I9: the last instant before end + grace is in time; the hour stays the event's own."""
+    """I9: the last instant before end + grace is in time. The event keeps its own hour."""
     oracle = Oracle(METER_SET)
     time = rfc3339((APRIL - 1) * 1000)
     seats = event({"seats": 3}, type="seats.changed", time=time)
@@ -24,7 +24,7 @@ def test_late_event_is_carried_forward_or_quarantined_by_its_meter() -> None:
 
 
 def test_repeat_that_arrives_after_closing_is_a_duplicate_and_a_first_arrival_is_late() -> None:
-    """Usage that was counted in time is not late because a client retries."""
+    """Usage that was counted in time does not become late through a retry."""
     oracle = Oracle(METER_SET)
     seats = event({"seats": 3}, type="seats.changed", time=rfc3339((APRIL - 1) * 1000))
 
@@ -33,8 +33,8 @@ def test_repeat_that_arrives_after_closing_is_a_duplicate_and_a_first_arrival_is
     assert feed(oracle, {**seats, "id": "another"}, at=APRIL + HOUR) == ["period_closed"]
 
 
-def test_explicit_close_holds_from_its_place_in_the_log_and_carries_past_closed_periods() -> None:
-    """The period containing stream time is closed too, so the next open one takes the event."""
+def test_explicit_close_applies_from_its_place_in_the_log_and_carries_past_closed_periods() -> None:
+    """The period of the stream time is closed too, so the next open period takes the event."""
     oracle = Oracle(METER_SET)
     feed(oracle, event())
     oracle.close(0, "a", NOON)
@@ -73,11 +73,11 @@ def test_periods_count_from_the_anchor_without_drift(
     assert period_containing([binding], instant_ms) == expected
 
 
-REACH = NOON + 6 * 60_000  # the first whole minute after the stream time and five minutes of future
+REACH = NOON + 6 * 60_000  # the first whole minute after stream time plus the future limit of five minutes
 
 
-def test_binding_cuts_the_running_period_beyond_every_event_it_may_hold() -> None:
-    """Before the first binding calendar months apply; the cut is where no event can have been accepted yet."""
+def test_binding_cuts_the_running_period_after_every_event_that_it_may_contain() -> None:
+    """Before the first binding, calendar months apply. No accepted event can lie after the cut."""
     oracle = Oracle(METER_SET)
     oracle.bind(0, "a", {"effective_from_ms": MARCH, "billing": "free"}, NOON)
     oracle.bind(0, "a", {"effective_from_ms": MARCH, "anchor_ms": MARCH + 14 * DAY, "interval": "month"})
@@ -87,16 +87,16 @@ def test_binding_cuts_the_running_period_beyond_every_event_it_may_hold() -> Non
     assert oracle.period("b", NOON) == (MARCH, APRIL)
 
 
-def test_binding_that_changes_no_anchor_cuts_nothing() -> None:
-    """Naming a customer in the middle of a month does not end the month."""
+def test_binding_without_a_new_anchor_cuts_nothing() -> None:
+    """A new customer in the middle of a month does not end the month."""
     oracle = Oracle(METER_SET)
     oracle.bind(0, "a", {"effective_from_ms": MARCH}, NOON)
 
     assert oracle.period("a", NOON) == (MARCH, APRIL)
 
 
-def test_later_binding_replaces_those_that_would_start_with_it_or_after_it() -> None:
-    """The newest record wins where two are effective at the same instant."""
+def test_later_binding_replaces_those_that_take_effect_with_it_or_after_it() -> None:
+    """The newest record wins if two are effective at the same instant."""
     oracle = Oracle(METER_SET)
     for effective_ms, interval in ((APRIL, "week"), (MAY, "week"), (APRIL, "day")):
         oracle.bind(0, "a", {"effective_from_ms": effective_ms, "anchor_ms": MARCH, "interval": interval}, NOON)
@@ -106,7 +106,7 @@ def test_later_binding_replaces_those_that_would_start_with_it_or_after_it() -> 
 
 
 def test_binding_that_arrives_within_a_minute_starts_with_the_next() -> None:
-    """Instants of bindings are whole minutes, and the past is not cut again."""
+    """Bindings take effect at whole minutes, and the past is not cut again."""
     oracle = Oracle(METER_SET)
     oracle.bind(0, "a", {"effective_from_ms": MARCH, "billing": "free"}, NOON)
     oracle.bind(0, "a", {"effective_from_ms": MARCH, "interval": "day"}, NOON + 1)
@@ -114,8 +114,8 @@ def test_binding_that_arrives_within_a_minute_starts_with_the_next() -> None:
     assert oracle.period("a", REACH)[0] == REACH
 
 
-def test_late_binding_has_everything_counted_again_as_if_it_had_stood_before() -> None:
-    """Usage on both sides of the cut and the distinct values of each period; what came meanwhile waits for it."""
+def test_late_binding_restates_all_usage_as_if_it_had_come_first() -> None:
+    """Usage on both sides of the cut, and the distinct values of each period. Later events wait for the restatement."""
     of_samples = {"event_type": "storage.sampled"}
     meters = [
         {"slug": "n", "aggregation": "count", **of_samples},
@@ -150,8 +150,8 @@ def test_late_binding_has_everything_counted_again_as_if_it_had_stood_before() -
 
 
 @pytest.mark.parametrize("billing", ["mapped", "free"])
-def test_binding_of_an_account_that_somebody_was_named_for_is_not_late(billing: str) -> None:
-    """What may have been told to Stripe, or settled as free, keeps its period."""
+def test_binding_of_an_account_that_had_a_payer_is_not_late(billing: str) -> None:
+    """Usage that may have been sent to Stripe, or settled as free, keeps its period."""
     oracle = Oracle(METER_SET)
     oracle.bind(0, "a", {"effective_from_ms": 0, "billing": billing}, NOON)
     oracle.bind(0, "a", {"effective_from_ms": MARCH, "anchor_ms": MARCH, "interval": "day"}, NOON)

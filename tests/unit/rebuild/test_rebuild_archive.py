@@ -1,4 +1,4 @@
-"""The archive's tables rebuilt on fakes: equal to the old ones, wherever it is cut, while the archive runs."""
+"""Rebuilds of the archive's tables on fakes: equal to the old tables after any crash, while the archive runs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tests.worlds.rebuild import PARTITIONS, Archive, RebuildWorld
 
 
 def damage(world: RebuildWorld) -> None:
-    """Rows that are missing, wrong, and of events that never were."""
-    held = world.clickhouse.events
-    for number, key in enumerate(sorted(held)):
+    """Removes rows, alters rows, and adds rows of events that never existed."""
+    events = world.clickhouse.events
+    for number, key in enumerate(sorted(events)):
         if number % 3 == 0:
-            del held[key]
+            del events[key]
         elif number % 3 == 1:
-            held[key] = held[key]._replace(data='{"tokens":1000000}', position=1)
+            events[key] = events[key]._replace(data='{"tokens":1000000}', position=1)
         elif number % 7 == 2:
-            held["nobody", key[1]] = held[key]._replace(account="nobody")
+            events["nobody", key[1]] = events[key]._replace(account="nobody")
     world.clickhouse.control_log[0, 1 << 40] = ControlRow(0, 1 << 40, "close", "acme", 0, "{}")
 
 
@@ -29,8 +29,8 @@ async def loaded(share: float, events: int = 1_200) -> RebuildWorld:
     return await RebuildWorld(events, Archive.RUNS_ON).loaded(share)
 
 
-async def test_damaged_archive_is_put_right_while_the_archive_runs_on() -> None:
-    """What no record of the log ever said is gone."""
+async def test_damaged_archive_is_repaired_while_the_archive_runs() -> None:
+    """Rows that no record of the log explains are gone."""
     world = await loaded(0.6)
     damage(world)
     await world.feed(0.2)
@@ -54,7 +54,7 @@ async def test_lost_archive_that_refuses_to_start_starts_after_its_rebuild() -> 
 
 
 async def test_batch_that_the_archive_writes_around_the_exchange_is_kept() -> None:
-    """It wrote events into the old table, and decisions and its position after the exchange."""
+    """The archive wrote events before the exchange, and decisions and its position after the exchange."""
     world = await loaded(0.2)
     swap = world.staging.swap
 
@@ -75,8 +75,8 @@ async def test_batch_that_the_archive_writes_around_the_exchange_is_kept() -> No
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
-async def test_crash_at_every_await_is_resumed_while_the_archive_runs_on(after: bool) -> None:
-    """Each call of each store and the log in turn is the last one of its process."""
+async def test_crash_at_every_await_is_resumed_while_the_archive_runs(after: bool) -> None:
+    """Each call of each store and of the log in turn is the last call of its process."""
     countdown, crashed = 1, True
     while crashed:
         world = await loaded(0.6, events=100)
@@ -95,7 +95,7 @@ async def test_crash_at_every_await_is_resumed_while_the_archive_runs_on(after: 
     assert countdown > 50
 
 
-async def test_log_without_its_start_is_refused_with_the_range() -> None:
+async def test_log_without_its_start_is_refused_with_the_missing_range() -> None:
     world = await loaded(0.7)
     del world.log._partitions[EVENTS_TOPIC, 1].records[:5]
 
@@ -104,7 +104,7 @@ async def test_log_without_its_start_is_refused_with_the_range() -> None:
     assert await world.staging.building(TABLES) is None
 
 
-async def test_given_up_rebuild_leaves_the_live_tables() -> None:
+async def test_abandoned_rebuild_keeps_the_live_tables() -> None:
     world = await loaded(0.7)
     with pytest.raises(Crash):
         await world.rebuild_archive(30).run()
@@ -114,10 +114,10 @@ async def test_given_up_rebuild_leaves_the_live_tables() -> None:
     await world.assert_archived()
 
 
-async def test_deferred_events_are_not_judged_by_a_table_that_lacks_what_was_written_around_its_exchange() -> None:
-    """The first arrival may be what is missing: the later one would be taken for new, and counted twice."""
+async def test_deferred_events_are_not_judged_by_a_table_that_lacks_writes_around_its_exchange() -> None:
+    """The table may lack the first arrival: the later one would seem new and count twice."""
     world = await loaded(0.3)
-    held = world.clickhouse.events
+    events = world.clickhouse.events
     swap, seen = world.staging.swap, []
 
     async def watched(table: str) -> None:
@@ -128,6 +128,6 @@ async def test_deferred_events_are_not_judged_by_a_table_that_lacks_what_was_wri
     world.staging.swap = watched  # type: ignore[method-assign]  # looks in between
     await world.rebuild_archive().run()
 
-    assert held
+    assert events
     assert seen == [0, *[None] * 7]
     assert await world.clickhouse.events_rebuilt() == 1

@@ -1,4 +1,4 @@
-"""Two rebuild commands at once on fakes: the one that was started last wins, whatever the other was doing."""
+"""Two concurrent rebuild commands on fakes: the later command wins, whatever the earlier one was doing."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 
 from schemas.errors import Fenced
 from tests.worlds.rebuild import Archive
-from tests.worlds.rebuild_commands import COMMANDS, CommandsWorld, Held
+from tests.worlds.rebuild_commands import COMMANDS, CommandsWorld, PausedStep
 
 LATER = [*COMMANDS, "abandon redis", "abandon usage_hourly", "abandon archive"]
 
 
 async def overtaken(first: str, later: Sequence[str], step: int) -> bool:
-    """A command is held up at a step; others are started, and end; it goes on. False where it had ended before."""
+    """Pauses a command at a step, runs other commands to their end, and resumes. False if the command ended earlier."""
     world = await CommandsWorld(60, Archive.RUNS_ON).loaded(0.6)
-    held = Held(step)
-    running = asyncio.create_task(world.run(first, world.started(held.step)))
-    waiting = asyncio.create_task(held.held.wait())
+    pause = PausedStep(step)
+    running = asyncio.create_task(world.run(first, world.started(pause.step)))
+    waiting = asyncio.create_task(pause.reached.wait())
     await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         waiting.cancel()
@@ -29,7 +29,7 @@ async def overtaken(first: str, later: Sequence[str], step: int) -> bool:
     for command in later:
         await world.now(command)
     await world.traffic()
-    held.go.set()
+    pause.go.set()
     await asyncio.gather(running, return_exceptions=True)
     error = running.exception()
     assert error is None or isinstance(error, Fenced) or "it counts anew" in str(error), repr(error)
@@ -38,7 +38,7 @@ async def overtaken(first: str, later: Sequence[str], step: int) -> bool:
     await world.traffic()
     await world.assert_right()
     if not step % 7:
-        # Nothing lies about that a later rebuild would take for its own.
+        # A later rebuild must not find a remainder that it would take for its own.
         for command in COMMANDS:
             await world.now(command)
         await world.finish()
@@ -48,8 +48,8 @@ async def overtaken(first: str, later: Sequence[str], step: int) -> bool:
 
 @pytest.mark.parametrize("later", LATER)
 @pytest.mark.parametrize("first", COMMANDS)
-async def test_command_that_was_started_last_wins_wherever_the_other_one_is(first: str, later: str) -> None:
-    """The earlier one ends as fenced at its next step, a write that is under way does no harm, and nothing is wrong."""
+async def test_later_command_wins_at_any_step_of_the_earlier_one(first: str, later: str) -> None:
+    """The earlier command ends as fenced at its next step, its write under way is harmless, and every view is right."""
     step = 1
     while await overtaken(first, [later], step):
         step += 1

@@ -1,4 +1,4 @@
-"""A rebuild of the live view that is given up leaves nothing that a later binding could not replace."""
+"""An abandoned rebuild of the live view leaves only rows that a later restatement can replace."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Stopped(BaseException):
     """The process ends here."""
 
 
-async def given_up(made: Deployment, looks: int) -> None:
-    """A rebuild that ends after so many looks at the account's partition, or just before the swap."""
-    partition, left = made.partition(EVE), [looks]
+async def given_up(world: Deployment, looks: int) -> None:
+    """A rebuild that ends after so many reads of the account's partition, or just before the swap."""
+    partition, left = world.partition(EVE), [looks]
 
     def progress(at: Progress) -> None:
         left[0] -= at.partition == partition
@@ -31,55 +31,55 @@ async def given_up(made: Deployment, looks: int) -> None:
     async def stopped(*_: object) -> bool:
         raise Stopped
 
-    swap = made.store.generations.swap
-    made.store.generations.swap = stopped  # type: ignore[method-assign,assignment]  # it never gets that far
-    rebuild = LiveViewRebuild(made.log, made.store, made.clickhouse, made.clock, SECRET, LIMITS, progress)
+    swap = world.store.generations.swap
+    world.store.generations.swap = stopped  # type: ignore[method-assign,assignment]  # it never gets that far
+    rebuild = LiveViewRebuild(world.log, world.store, world.clickhouse, world.clock, SECRET, LIMITS, progress)
     with pytest.raises(Stopped):
         await rebuild.run()
-    made.store.generations.swap = swap  # type: ignore[method-assign]  # as it was
+    world.store.generations.swap = swap  # type: ignore[method-assign]  # as it was
     assert await rebuild.abandon() == 2
 
 
 async def bound_late() -> Deployment:
-    """Bound after three hours of usage, by a worker that goes on."""
-    made = await deployment()
-    worker = hourly_relay(made.store, made.clickhouse)
+    """An account that gets its binding after three hours of usage; the worker continues."""
+    world = await deployment()
+    worker = hourly_relay(world.store, world.clickhouse)
 
     async def relay() -> None:
-        for partition in range(made.world.partitions):
+        for partition in range(world.world.partitions):
             await worker.relay(partition)
 
-    made.relay = relay  # type: ignore[method-assign]  # one process for the whole time
+    world.relay = relay  # type: ignore[method-assign]  # one process for the whole time
     await relay()
-    return made
+    return world
 
 
-async def restatement(made: Deployment) -> None:
-    await bind(made)
-    assert await made.restatement() == 1
-    await made.settle()
-
-
-@pytest.mark.parametrize("looks", STOPS)
-async def test_binding_after_it_replaces_the_rows_it_wrote(looks: int) -> None:
-    """They stand under the live view's number, and the restatement at a later position."""
-    made = await bound_late()
-    await given_up(made, looks)
-
-    await restatement(made)
-    await agrees(made)
-    await used(made, hours=1)
-    await made.settle()
-    await agrees(made)
+async def restatement(world: Deployment) -> None:
+    await bind(world)
+    assert await world.restatement() == 1
+    await world.settle()
 
 
 @pytest.mark.parametrize("looks", STOPS)
-async def test_binding_before_it_is_not_undone_by_the_rows_it_wrote(looks: int) -> None:
-    """It may have ended before it folded the restatement."""
-    made = await bound_late()
-    await restatement(made)
-    await agrees(made)
+async def test_restatement_after_the_rebuild_replaces_the_rows_it_wrote(looks: int) -> None:
+    """The rows have the live view's generation, and the restatement has a later position."""
+    world = await bound_late()
+    await given_up(world, looks)
 
-    await given_up(made, looks)
-    await made.settle()
-    await agrees(made)
+    await restatement(world)
+    await agrees(world)
+    await used(world, hours=1)
+    await world.settle()
+    await agrees(world)
+
+
+@pytest.mark.parametrize("looks", STOPS)
+async def test_restatement_before_the_rebuild_is_not_undone_by_the_rows_it_wrote(looks: int) -> None:
+    """The rebuild may have ended before it folded the restatement."""
+    world = await bound_late()
+    await restatement(world)
+    await agrees(world)
+
+    await given_up(world, looks)
+    await world.settle()
+    await agrees(world)

@@ -1,4 +1,4 @@
-"""`usage_hourly` and `usage_duplicates` rebuilt on fakes: equal to the old ones, wherever it is cut, under traffic."""
+"""Rebuilds of `usage_hourly` and `usage_duplicates` on fakes: equal to the old rows after any crash, under traffic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.worlds.crashing import Crash
 from tests.worlds.rebuild import PARTITIONS, RebuildWorld, damage_hourly
 
 
-async def test_rebuilt_rows_equal_the_old_ones_to_their_versions() -> None:
+async def test_rebuilt_rows_equal_the_old_ones_including_their_versions() -> None:
     world = await RebuildWorld().loaded(0.9)
     cells, duplicates = dict(world.clickhouse.cells), dict(world.clickhouse.duplicates)
     assert duplicates
@@ -26,8 +26,8 @@ async def test_rebuilt_rows_equal_the_old_ones_to_their_versions() -> None:
     assert {each.partition for each in world.progress if each.swapped} == set(range(PARTITIONS))
 
 
-async def test_missing_wrong_and_invented_rows_are_put_right() -> None:
-    """What no event ever made is gone, however high its version."""
+async def test_missing_wrong_and_invented_rows_are_repaired() -> None:
+    """Rows that no event explains are gone, however high their version is."""
     world = await RebuildWorld().loaded(0.8)
     damage_hourly(world)
 
@@ -39,7 +39,7 @@ async def test_missing_wrong_and_invented_rows_are_put_right() -> None:
     await world.assert_equal()
 
 
-async def test_nothing_goes_outside_and_the_live_view_stays_as_it_is() -> None:
+async def test_nothing_is_published_and_the_live_view_is_unchanged() -> None:
     world = await RebuildWorld().loaded(0.9)
 
     async def sent() -> list[Sequence[object]]:
@@ -57,7 +57,7 @@ async def test_nothing_goes_outside_and_the_live_view_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
 async def test_crash_at_every_await_is_resumed_while_traffic_goes_on(after: bool) -> None:
-    """Each call of each store and the log in turn is the last one of its process."""
+    """Each call of each store and of the log in turn is the last call of its process."""
     countdown, crashed = 1, True
     while crashed:
         world = await RebuildWorld(60).loaded(0.6)
@@ -77,7 +77,7 @@ async def test_crash_at_every_await_is_resumed_while_traffic_goes_on(after: bool
 
 
 async def test_rows_that_the_live_relays_write_around_the_exchange_are_kept() -> None:
-    """A relay that had begun before the exchange writes into the old table; the fold makes its rows again."""
+    """A relay that began before the exchange writes into the old table; the rebuild folds the same rows again."""
     world = await RebuildWorld().loaded(0.4)
     world.work_around_the_exchange()
 
@@ -86,7 +86,7 @@ async def test_rows_that_the_live_relays_write_around_the_exchange_are_kept() ->
 
 
 async def test_rows_of_a_lost_live_view_come_from_the_log_alone() -> None:
-    """Redis is empty: to the log's end, in the generation that the rows had; the live view is rebuilt above it."""
+    """Redis is empty: rows up to the log's end keep their generation; the live view then gets a higher one."""
     world = await RebuildWorld().loaded(0.6)
     await world.rebuild().run()
     await world.work()
@@ -99,7 +99,7 @@ async def test_rows_of_a_lost_live_view_come_from_the_log_alone() -> None:
     await world.assert_equal()
 
 
-async def test_log_without_its_start_is_refused_with_the_range_and_the_other_source() -> None:
+async def test_log_without_its_start_is_refused_with_the_missing_range_and_the_other_source() -> None:
     world = await RebuildWorld().loaded(0.7)
     del world.log._partitions[EVENTS_TOPIC, 1].records[:5]
 
@@ -113,7 +113,7 @@ class Exchanged(BaseException):
 
 
 async def exchanged(share: float) -> RebuildWorld:
-    """A rebuild that was killed after the exchange, before it caught up."""
+    """A rebuild that was killed after the exchange and before it caught up."""
     world = await RebuildWorld().loaded(share)
     swap = world.staging.swap
 
@@ -131,8 +131,8 @@ async def exchanged(share: float) -> RebuildWorld:
     return world
 
 
-async def test_exchanged_tables_are_caught_up_with_after_the_live_view_was_rebuilt() -> None:
-    """Rows of its generation are there; the shadow copy is of the old one, but no old copy of the live view."""
+async def test_exchanged_tables_catch_up_after_the_live_view_was_rebuilt() -> None:
+    """The tables have rows of the new live view; the shadow copy of the unfinished rebuild has the older generation."""
     world = await exchanged(0.5)
     assert await world.rebuild().run() == 2
     await world.feed(0.1)
@@ -143,8 +143,8 @@ async def test_exchanged_tables_are_caught_up_with_after_the_live_view_was_rebui
     await world.assert_equal()
 
 
-async def test_cleaning_at_the_end_needs_the_logs_start_no_more() -> None:
-    """Killed while it cleans, at every step in turn; and by then retention has cut the log."""
+async def test_cleaning_at_the_end_works_without_the_logs_start() -> None:
+    """Killed while it cleans, at every step in turn; retention has meanwhile removed the log's start."""
     world = await RebuildWorld(60).loaded(0.7)
     await world.rebuild_hourly().run()
     calls, seen = -world.calls[0], 0
@@ -153,15 +153,15 @@ async def test_cleaning_at_the_end_needs_the_logs_start_no_more() -> None:
         world = await RebuildWorld(60).loaded(0.7)
         with pytest.raises(Crash):
             await world.rebuild_hourly(countdown, after=True).run()
-        found = await world.staging.another().building(("usage_duplicates", "usage_hourly"))
-        if found is not None and found.beside > {"usage_hourly"}:
+        building = await world.staging.another().building(("usage_duplicates", "usage_hourly"))
+        if building is not None and building.beside > {"usage_hourly"}:
             break
         cells = dict(world.clickhouse.cells)
         await world.rebuild().run()
         for partition in range(PARTITIONS):
             del world.log._partitions[EVENTS_TOPIC, partition].records[:5]
 
-        if found is not None:
+        if building is not None:
             await world.rebuild_hourly().run()
             seen += 1
         await world.assert_gone()
@@ -169,8 +169,8 @@ async def test_cleaning_at_the_end_needs_the_logs_start_no_more() -> None:
     assert seen >= 2 * PARTITIONS
 
 
-async def test_rebuild_of_which_a_table_was_dropped_is_begun_anew() -> None:
-    """Its shadow copy has no more to say of the rows that it was relayed of."""
+async def test_rebuild_with_a_dropped_table_starts_again() -> None:
+    """The shadow copy cannot supply the rows that it has relayed already."""
     world = await RebuildWorld().loaded(0.7)
     with pytest.raises(Crash):
         await world.rebuild_hourly(60).run()
@@ -181,7 +181,7 @@ async def test_rebuild_of_which_a_table_was_dropped_is_begun_anew() -> None:
     await world.assert_equal()
 
 
-async def test_given_up_rebuild_leaves_the_live_rows() -> None:
+async def test_abandoned_rebuild_keeps_the_live_rows() -> None:
     world = await RebuildWorld().loaded(0.7)
     cells = dict(world.clickhouse.cells)
     with pytest.raises(Crash):

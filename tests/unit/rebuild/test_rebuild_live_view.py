@@ -1,4 +1,4 @@
-"""The live view rebuilt from the log on fakes: equal to the byte, wherever it is cut, while traffic goes on."""
+"""Rebuilds of the live view from the log on fakes: equal bytes after any crash, while traffic continues."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.worlds.rebuild import LIMITS, PARTITIONS, RebuildWorld
 
 
 async def test_rebuilt_view_equals_the_one_it_replaces() -> None:
-    """I7: nothing but the generation differs, and the keys beside are gone."""
+    """I7: only the generation differs, and the shadow copy's keys are gone."""
     world = await RebuildWorld().loaded(0.6)
     await world.feed(0.3)
 
@@ -24,8 +24,8 @@ async def test_rebuilt_view_equals_the_one_it_replaces() -> None:
     assert not any(world.live.server.built.values())
 
 
-async def test_nothing_that_went_out_goes_out_again() -> None:
-    """Intents and quarantine entries of what the live view had counted are there once."""
+async def test_nothing_is_published_twice() -> None:
+    """Intents and quarantine entries of counted events exist once."""
     world = await RebuildWorld().loaded(0.9)
     intents = await world.identifiers()
     rejected = [await world.of(REJECTED_TOPIC, partition) for partition in range(PARTITIONS)]
@@ -39,8 +39,8 @@ async def test_nothing_that_went_out_goes_out_again() -> None:
     assert [await world.of(REJECTED_TOPIC, partition) for partition in range(PARTITIONS)] == rejected
 
 
-async def test_lost_view_is_rebuilt_with_the_same_intents_above_all_rows_that_were_relayed() -> None:
-    """Redis is empty: the generation comes from usage_hourly, so that open cells win over their older rows."""
+async def test_lost_view_is_rebuilt_with_the_same_intents_and_higher_versions_than_all_relayed_rows() -> None:
+    """Redis is empty: the generation comes from usage_hourly, so the cells of open hours win over their older rows."""
     world = await RebuildWorld().loaded(0.5)
     await world.rebuild().run()
     await world.work()
@@ -53,8 +53,8 @@ async def test_lost_view_is_rebuilt_with_the_same_intents_above_all_rows_that_we
     assert before <= set(await world.identifiers())
 
 
-async def test_copy_from_before_a_rebuild_is_refused_until_it_is_built_again() -> None:
-    """Its rows would lose against those of the rebuilt view, and the open hours of usage_hourly stand still."""
+async def test_copy_from_before_a_rebuild_is_refused_until_it_is_rebuilt() -> None:
+    """Its rows would lose against those of the rebuilt view, and the open hours of usage_hourly would not change."""
     world = await RebuildWorld().loaded(0.5)
     older = copy.deepcopy(world.live)
     await world.rebuild().run()
@@ -71,7 +71,7 @@ async def test_copy_from_before_a_rebuild_is_refused_until_it_is_built_again() -
 
 
 async def test_copy_from_before_a_rebuild_is_refused_by_a_worker_that_relayed_before() -> None:
-    """It may have been given the partition back without starting again."""
+    """The worker may have got the partition back without a restart."""
     world = await RebuildWorld().loaded(0.5)
     older = copy.deepcopy(world.live)
     await world.rebuild().run()
@@ -84,8 +84,8 @@ async def test_copy_from_before_a_rebuild_is_refused_by_a_worker_that_relayed_be
         await relay.relay(0)
 
 
-async def test_worker_that_runs_on_is_fenced_by_the_swap() -> None:
-    """Its next commit changes nothing; started again, it goes on at the new checkpoint."""
+async def test_running_worker_is_fenced_by_the_swap() -> None:
+    """Its next commit changes nothing. After a restart it continues at the new checkpoint."""
     world = await RebuildWorld().loaded(0.5)
     old = await world.fold_all()
     await world.rebuild().run()
@@ -98,8 +98,8 @@ async def test_worker_that_runs_on_is_fenced_by_the_swap() -> None:
     await world.assert_equal()
 
 
-async def test_live_view_that_stands_far_back_is_overtaken_there_and_hours_since_are_not_held() -> None:
-    """A copy older than the last rebuild, or a worker that was down for days: the worker folds and relays the rest."""
+async def test_rebuild_overtakes_a_lagging_live_view_and_leaves_later_hours_to_the_worker() -> None:
+    """The view is an old copy, or a worker was down for days. The worker folds and relays the rest."""
     world = await RebuildWorld().loaded(0.1)
     stood = {partition: await world.live.state.load_checkpoint(partition) for partition in range(PARTITIONS)}
     await world.feed(0.85)
@@ -107,24 +107,24 @@ async def test_live_view_that_stands_far_back_is_overtaken_there_and_hours_since
     await world.rebuild().run()
 
     for partition in range(PARTITIONS):
-        before, held = stood[partition], world.live.server.partitions[partition]
+        before, stored = stood[partition], world.live.server.partitions[partition]
         assert before is not None
-        assert held.checkpoint is not None
-        assert 0 <= held.checkpoint.next_offset - before.next_offset <= LIMITS.records_max
-        assert len({each.bucket_ms for each in held.dirty}) <= 2
-        assert len({each.bucket_ms for each in held.reports}) <= 2
+        assert stored.checkpoint is not None
+        assert 0 <= stored.checkpoint.next_offset - before.next_offset <= LIMITS.records_max
+        assert len({each.bucket_ms for each in stored.dirty}) <= 2
+        assert len({each.bucket_ms for each in stored.reports}) <= 2
     await world.assert_equal()
 
 
-async def test_rows_that_usage_hourly_lost_or_holds_wrong_are_written_again() -> None:
-    """Every cell since the log began is relayed once more, under versions above all older ones."""
+async def test_lost_or_wrong_rows_of_usage_hourly_are_written_again() -> None:
+    """Every cell since the log began is relayed again, with versions above all older ones."""
     world = await RebuildWorld().loaded(0.9)
-    held = world.clickhouse.cells
-    for number, key in enumerate(sorted(held)):
+    cells = world.clickhouse.cells
+    for number, key in enumerate(sorted(cells)):
         if number % 3 == 0:
-            del held[key]
+            del cells[key]
         elif number % 3 == 1:
-            held[key] = held[key]._replace(value_minor=-1)
+            cells[key] = cells[key]._replace(value_minor=-1)
 
     await world.rebuild().run()
     await world.assert_equal()
@@ -132,7 +132,7 @@ async def test_rows_that_usage_hourly_lost_or_holds_wrong_are_written_again() ->
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
 async def test_crash_at_every_await_is_resumed_while_traffic_goes_on(after: bool) -> None:
-    """Each call of each store and the log in turn is the last one of its process."""
+    """Each call of each store and of the log in turn is the last call of its process."""
     countdown, crashed = 1, True
     while crashed:
         world = await RebuildWorld(100).loaded(0.6)
@@ -149,8 +149,8 @@ async def test_crash_at_every_await_is_resumed_while_traffic_goes_on(after: bool
     assert countdown > 50
 
 
-async def test_log_without_its_start_is_refused_with_the_range() -> None:
-    """Never guess: the message names what is missing."""
+async def test_log_without_its_start_is_refused_with_the_missing_range() -> None:
+    """The message states the missing range; the rebuild never guesses."""
     world = await RebuildWorld().loaded(0.7)
     del world.log._partitions[EVENTS_TOPIC, 1].records[:5]
 
@@ -161,8 +161,8 @@ async def test_log_without_its_start_is_refused_with_the_range() -> None:
     assert await world.live.rebuilds.rebuilding() is None
 
 
-async def test_given_up_rebuild_leaves_the_live_view() -> None:
-    """What was built is removed; a later rebuild begins anew."""
+async def test_abandoned_rebuild_keeps_the_live_view() -> None:
+    """The shadow copy is removed; a later rebuild starts again."""
     world = await RebuildWorld().loaded(0.7)
     with pytest.raises(Crash):
         await world.rebuild(40).run()

@@ -1,4 +1,4 @@
-"""`usage_hourly` counted again out of `usage_events` on fakes: the rows that the fold relayed, wherever it is cut."""
+"""Recounts of `usage_hourly` from `usage_events` on fakes: equal to the relayed rows after any crash."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def loaded(share: float, events: int = 1_200) -> RebuildWorld:
     return await RebuildWorld(events, Archive.RESTARTED).loaded(share)
 
 
-async def test_counted_rows_equal_the_relayed_ones_to_their_versions() -> None:
+async def test_recounted_rows_equal_the_relayed_ones_including_their_versions() -> None:
     world = await loaded(0.9)
     cells = dict(world.clickhouse.cells)
 
@@ -32,7 +32,7 @@ async def test_counted_rows_equal_the_relayed_ones_to_their_versions() -> None:
     await world.assert_gone()
 
 
-async def test_log_without_its_start_is_no_hindrance_and_damage_is_put_right() -> None:
+async def test_log_without_its_start_is_no_obstacle_and_damage_is_repaired() -> None:
     world = await loaded(0.8)
     damage_hourly(world)
     for partition in range(PARTITIONS):
@@ -45,14 +45,14 @@ async def test_log_without_its_start_is_no_hindrance_and_damage_is_put_right() -
     assert all(row.value_minor != DAMAGED_MINOR for row in world.clickhouse.cells.values())
 
 
-async def test_chunk_of_which_one_month_was_stored_is_counted_again() -> None:
-    """An INSERT is whole within one month only: killed in it, the last account may stand without its earlier rows."""
+async def test_chunk_that_was_stored_in_part_is_recounted() -> None:
+    """An INSERT is atomic within one month only: after a kill, the last account may lack its earlier rows."""
     world = await loaded(0.9)
     cells = dict(world.clickhouse.cells)
-    beside, inserts = world.staging.beside, [0]
+    staging_store, inserts = world.staging.beside, [0]
 
     def cut(tables: Collection[str]) -> AnalyticalStore:
-        store = beside(tables)
+        store = staging_store(tables)
         insert = store.insert_hourly
 
         async def one_month(rows: Sequence[HourlyRow]) -> None:
@@ -69,7 +69,7 @@ async def test_chunk_of_which_one_month_was_stored_is_counted_again() -> None:
     world.staging.beside = cut  # type: ignore[method-assign]  # as above
     with pytest.raises(Crash):
         await world.recount().run()
-    world.staging.beside = beside  # type: ignore[method-assign]  # started again
+    world.staging.beside = staging_store  # type: ignore[method-assign]  # started again
 
     await world.recount().run()
     assert world.clickhouse.cells == cells
@@ -77,7 +77,7 @@ async def test_chunk_of_which_one_month_was_stored_is_counted_again() -> None:
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
 async def test_crash_at_every_await_is_resumed_while_traffic_goes_on(after: bool) -> None:
-    """Each call of each store and the log in turn is the last one of its process."""
+    """Each call of each store and of the log in turn is the last call of its process."""
     countdown, crashed = 1, True
     while crashed:
         world = await loaded(0.6, events=60)
@@ -94,7 +94,7 @@ async def test_crash_at_every_await_is_resumed_while_traffic_goes_on(after: bool
         await world.assert_gone()
         await world.feed(0.2)
         await world.work()
-        # Later arrivals are no part of it: they come from the log.
+        # The recount has no later arrivals: they come from the log.
         await world.rebuild_hourly().run()
         await world.assert_equal()
         countdown += 1
@@ -102,7 +102,7 @@ async def test_crash_at_every_await_is_resumed_while_traffic_goes_on(after: bool
 
 
 async def test_rows_that_the_live_relays_write_around_the_exchange_are_kept() -> None:
-    """What was relayed into the old table is brought over, and counted once more."""
+    """Rows that were relayed into the old table are carried over and recounted."""
     world = await loaded(0.4)
     world.work_around_the_exchange()
 
@@ -110,8 +110,8 @@ async def test_rows_that_the_live_relays_write_around_the_exchange_are_kept() ->
     await world.assert_equal()
 
 
-async def test_archive_that_lost_events_is_refused_with_the_range() -> None:
-    """Never guess: what the archive does not hold cannot be counted out of it."""
+async def test_archive_that_lost_events_is_refused_with_the_missing_range() -> None:
+    """A recount needs every event; the command never guesses."""
     world = await loaded(0.9)
     lost = [key for key, row in world.clickhouse.events.items() if row.partition == 1][:3]
     for key in lost:
@@ -133,7 +133,7 @@ async def test_archive_without_its_meter_set_is_refused() -> None:
 
 
 async def stopped_after_its_exchange(world: RebuildWorld) -> None:
-    """A rebuild of the archive that was killed before usage_events caught up with what came around its exchange."""
+    """A rebuild of the archive that was killed before usage_events caught up with the writes around its exchange."""
     swap = world.staging.swap
 
     async def last(table: str) -> None:
@@ -148,8 +148,8 @@ async def stopped_after_its_exchange(world: RebuildWorld) -> None:
     world.staging.swap = swap  # type: ignore[method-assign]  # the next one
 
 
-async def test_archive_that_was_exchanged_and_has_not_caught_up_is_not_counted() -> None:
-    """Neither from the start nor where a count goes on."""
+async def test_exchanged_archive_that_has_not_caught_up_is_not_recounted() -> None:
+    """Neither at the start of a recount nor when a recount resumes."""
     world = await loaded(0.6)
     with pytest.raises(Crash):
         await world.recount(20).run()
@@ -163,8 +163,8 @@ async def test_archive_that_was_exchanged_and_has_not_caught_up_is_not_counted()
     await world.assert_equal()
 
 
-async def test_archive_that_is_rebuilt_while_it_is_counted_is_counted_anew() -> None:
-    """What was counted of the old one may be wrong; nothing of it is swapped in."""
+async def test_archive_that_is_rebuilt_during_a_recount_is_recounted_from_the_start() -> None:
+    """Counts of the old archive may be wrong; none of them is swapped in."""
     world = await loaded(0.7)
     for key, row in world.clickhouse.events.items():
         world.clickhouse.events[key] = row._replace(data=re.sub(r'"tokens":\d', '"tokens":99', row.data))
@@ -178,8 +178,8 @@ async def test_archive_that_is_rebuilt_while_it_is_counted_is_counted_anew() -> 
 
 
 @pytest.mark.parametrize("beginning", [True, False])
-async def test_count_that_reads_an_archive_while_it_is_exchanged_is_not_swapped_in(beginning: bool) -> None:
-    """By a rebuild of the archive that knows of no claim, as one of an older version."""
+async def test_recount_that_reads_an_archive_during_its_exchange_is_not_swapped_in(beginning: bool) -> None:
+    """The rebuild of the archive has no claim, as in an older version."""
     world = await loaded(0.7)
     rows = world.clickhouse.recount_rows
     command = world.recount()
@@ -199,7 +199,7 @@ async def test_count_that_reads_an_archive_while_it_is_exchanged_is_not_swapped_
     await world.assert_equal()
 
 
-async def test_without_a_live_view_or_with_the_archive_behind_nothing_is_begun() -> None:
+async def test_recount_needs_a_live_view_and_an_archive_that_has_caught_up() -> None:
     world = await loaded(0.5)
     await world.feed(0.1)
     await world.fold_and_relay()
@@ -212,7 +212,7 @@ async def test_without_a_live_view_or_with_the_archive_behind_nothing_is_begun()
     await world.assert_gone()
 
 
-async def test_rebuild_of_one_source_is_not_finished_from_the_other() -> None:
+async def test_rebuild_is_not_finished_from_another_source() -> None:
     world = await loaded(0.9)
     with pytest.raises(Crash):
         await world.recount(15).run()

@@ -1,4 +1,4 @@
-"""The reconciler's period boundaries against those of the fold: written apart, they must agree on every instant."""
+"""The reconciler's period boundaries and those of the fold have separate code and must agree on every instant."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from schemas.clock import DAY_MS, MINUTE_MS
 from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS, AccountState, Binding, Interval, Period
 
 minutes = st.integers(INSTANT_MIN_MS // MINUTE_MS + 1, INSTANT_MAX_MS // MINUTE_MS).map(lambda m: m * MINUTE_MS)
-# Most anchors lie near our time, where months of 28 to 31 days and leap days decide.
+# Most anchors are recent: there the lengths of months and leap days matter.
 near = st.integers(0, 40_000 * 1440).map(lambda m: m * MINUTE_MS)
 instants = st.one_of(st.integers(0, 40_000 * DAY_MS), st.integers(INSTANT_MIN_MS, INSTANT_MAX_MS))
 
@@ -40,24 +40,28 @@ def at(text: str) -> int:
 
 
 @given(bindings(), instants)
-def test_the_period_of_any_instant_is_the_one_the_fold_counts_in(held: tuple[Binding, ...], instant_ms: int) -> None:
+def test_the_period_of_any_instant_is_the_one_the_fold_counts_in(
+    account_bindings: tuple[Binding, ...], instant_ms: int
+) -> None:
     """Two calendars that share no line must give the same bounds, to the millisecond, for any account."""
-    assert period_at(AccountState(bindings=held), instant_ms) == period_containing(cuttings(held), instant_ms)
+    assert period_at(AccountState(bindings=account_bindings), instant_ms) == period_containing(
+        cuttings(account_bindings), instant_ms
+    )
 
 
 @given(bindings(), st.integers(0, 20_000 * DAY_MS), st.integers(0, 400 * DAY_MS), st.integers(0, 3))
-def test_periods_over_a_span_are_contiguous_and_reach_beyond_it(
-    held: tuple[Binding, ...], from_ms: int, length_ms: int, more: int
+def test_periods_over_a_span_are_contiguous_and_cover_the_span(
+    account_bindings: tuple[Binding, ...], from_ms: int, length_ms: int, more: int
 ) -> None:
     """An event outside all boundaries would stop the recount."""
-    cut = cuttings(held)
+    cut = cuttings(account_bindings)
 
-    made = periods_over(cut, from_ms, from_ms + length_ms, more)
+    periods = periods_over(cut, from_ms, from_ms + length_ms, more)
 
-    assert made[0].start_ms <= from_ms < made[0].end_ms
-    assert [each.end_ms for each in made[:-1]] == [each.start_ms for each in made[1:]]
-    assert len([each for each in made if each.start_ms > from_ms + length_ms]) == more
-    assert all(each == period_containing(cut, each.start_ms) for each in made)
+    assert periods[0].start_ms <= from_ms < periods[0].end_ms
+    assert [each.end_ms for each in periods[:-1]] == [each.start_ms for each in periods[1:]]
+    assert len([each for each in periods if each.start_ms > from_ms + length_ms]) == more
+    assert all(each == period_containing(cut, each.start_ms) for each in periods)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,7 @@ def test_periods_over_a_span_are_contiguous_and_reach_beyond_it(
 def test_periods_follow_the_calendar(
     anchor: str, interval: str, count: int, instant: str, expected: tuple[str, str]
 ) -> None:
-    """Fixed examples, so that both calendars cannot be wrong in the same way."""
+    """Fixed examples, because the two calendars could share an error."""
     binding = Binding(
         effective_from_ms=at("2020-01-01"), anchor_ms=at(anchor), interval=Interval(interval), interval_count=count
     )

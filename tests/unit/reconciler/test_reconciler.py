@@ -1,4 +1,4 @@
-"""Every cause is injected into a deployment whose views agree, and the reconciler names it."""
+"""Each test injects one cause into a deployment whose views agree; the reconciler reports that cause."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.worlds.reconciler import (
     START_MS,
     Deployment,
     after,
-    found_by,
-    named,
+    causes_by_pair,
+    rows_of,
     settled,
 )
 
 
-async def test_views_that_agree_are_equal_and_everything_was_compared() -> None:
+async def test_views_that_agree_are_equal_and_everything_is_compared() -> None:
     """The baseline of every other test: nothing in flight, nothing unchecked."""
     report = await (await settled()).reconcile()
 
@@ -52,12 +52,12 @@ def add_event(deployment: Deployment) -> None:
 
 
 async def test_a_row_lost_from_the_archive_is_missing_there_and_not_extra_elsewhere() -> None:
-    """Redis, usage_hourly and the intents agree with each other, so the archive is to attribution."""
+    """Redis, usage_hourly and the intents agree with each other, so the archive is wrong."""
     report = await after(lose_event)
 
     assert report.verdict is Verdict.DRIFT
     pairs = (Pair.REDIS, Pair.HOURLY, Pair.INTENTS, Pair.COUNTERS)
-    assert found_by(report) == {(pair, Cause.MISSING) for pair in pairs}
+    assert causes_by_pair(report) == {(pair, Cause.MISSING) for pair in pairs}
     assert all("missing in usage_events" in row.detail for row in report.rows)
     assert {row.account for row in report.rows if row.pair is not Pair.COUNTERS} == {"ada"}
     requests = next(row for row in report.rows if row.pair is Pair.REDIS and row.meter == "requests")
@@ -65,7 +65,7 @@ async def test_a_row_lost_from_the_archive_is_missing_there_and_not_extra_elsewh
 
 
 async def test_a_row_added_to_the_archive_is_extra_there() -> None:
-    """The same id once more under another name is what a broken import does."""
+    """A broken import repeats an id under another name."""
     report = await after(add_event)
 
     assert report.verdict is Verdict.DRIFT
@@ -74,8 +74,8 @@ async def test_a_row_added_to_the_archive_is_extra_there() -> None:
     assert {row.account for row in report.rows if row.pair is not Pair.COUNTERS} == {"bob"}
 
 
-async def test_the_archived_count_tells_an_archive_that_lost_an_event_of_an_open_bucket() -> None:
-    """While its hour is open there is no settled cell to compare; the checkpoint's counters know how many there are."""
+async def test_the_archived_count_shows_that_an_archive_lost_an_event_of_an_open_bucket() -> None:
+    """An open hour has no settled cell to compare; the checkpoint's counters give the number of events."""
     deployment = await settled()
     await deployment.emit("ada", id="in the open hour", gb="7", user="user-1", region="eu")
     await deployment.fold()
@@ -84,10 +84,10 @@ async def test_the_archived_count_tells_an_archive_that_lost_an_event_of_an_open
 
     report = await deployment.reconcile()
 
-    (count,) = named(report, Cause.MISSING, Pair.COUNTERS)
+    (count,) = rows_of(report, Cause.MISSING, Pair.COUNTERS)
     assert int(count.expected) == int(count.found) + 1
-    assert all("missing in usage_events" in row.detail for row in named(report, Cause.MISSING))
-    assert not named(report, Cause.EXTRA)
+    assert all("missing in usage_events" in row.detail for row in rows_of(report, Cause.MISSING))
+    assert not rows_of(report, Cause.EXTRA)
 
 
 @pytest.mark.parametrize(
@@ -97,10 +97,10 @@ async def test_the_archived_count_tells_an_archive_that_lost_an_event_of_an_open
         pytest.param(-11_535, Cause.MISSING, "11.535", "0", id="all of it"),
     ],
 )
-async def test_an_altered_redis_total_is_named_with_exact_quantities(
+async def test_an_altered_redis_total_is_reported_with_exact_quantities(
     change: int, cause: Cause, expected: str, found: str
 ) -> None:
-    """usage_hourly agrees with the recount, so Redis is the odd one."""
+    """usage_hourly agrees with the recount, so Redis differs."""
 
     def alter(deployment: Deployment) -> None:
         totals = deployment.totals("ada")
@@ -115,20 +115,20 @@ async def test_an_altered_redis_total_is_named_with_exact_quantities(
 
 
 async def test_a_total_that_redis_lacks_is_missing_and_one_that_nothing_explains_is_extra() -> None:
-    """Both directions: keys only the recount has, and keys only Redis has."""
+    """Both directions: keys that only the recount has, and keys that only Redis has."""
 
     def swap(deployment: Deployment) -> None:
         partition = deployment.store.server.partitions[deployment.partition("cyd")]
-        held = partition.totals.pop(TotalKey("cyd", NOVEMBER_MS))
-        partition.totals[TotalKey("cyd", DECEMBER_MS)] = held
+        total = partition.totals.pop(TotalKey("cyd", NOVEMBER_MS))
+        partition.totals[TotalKey("cyd", DECEMBER_MS)] = total
 
     report = await after(swap)
 
-    assert {(row.cause, row.meter) for row in named(report, Cause.MISSING, Pair.REDIS)} == {
+    assert {(row.cause, row.meter) for row in rows_of(report, Cause.MISSING, Pair.REDIS)} == {
         (Cause.MISSING, slug) for slug in ("requests", "gigabytes", "peak", "users", "seats")
     }
-    assert {row.found for row in named(report, Cause.MISSING)} == {""}
-    assert {row.expected for row in named(report, Cause.EXTRA)} == {""}
+    assert {row.found for row in rows_of(report, Cause.MISSING)} == {""}
+    assert {row.expected for row in rows_of(report, Cause.EXTRA)} == {""}
     assert len(report.rows) == 10
 
 
@@ -141,12 +141,12 @@ def hourly_key(deployment: Deployment, meter: str) -> RecountKey:
     [
         pytest.param("requests", None, Cause.MISSING, True, id="row deleted"),
         pytest.param("gigabytes", 5, Cause.EXTRA, True, id="value too large"),
-        pytest.param("peak", -1, Cause.MISSING, False, id="max too small: told per period"),
-        pytest.param("seats", None, Cause.MISSING, False, id="latest deleted: told per period"),
+        pytest.param("peak", -1, Cause.MISSING, False, id="max too small: reported per period"),
+        pytest.param("seats", None, Cause.MISSING, False, id="latest deleted: reported per period"),
     ],
 )
-async def test_an_altered_hourly_row_is_named(meter: str, change: int | None, cause: Cause, per_hour: bool) -> None:
-    """Per hour where hours add up, else per period."""
+async def test_an_altered_hourly_row_is_reported(meter: str, change: int | None, cause: Cause, per_hour: bool) -> None:
+    """Per hour if hours add up, otherwise per period."""
 
     def alter(deployment: Deployment) -> None:
         key = hourly_key(deployment, meter)
@@ -163,7 +163,7 @@ async def test_an_altered_hourly_row_is_named(meter: str, change: int | None, ca
 
 
 async def test_an_intent_that_was_never_published_is_missing() -> None:
-    """The usage is counted everywhere and Stripe will never hear of it: the quietest loss of all."""
+    """All views count the usage, but Stripe never gets it: the least visible loss."""
 
     def lose(deployment: Deployment) -> None:
         for partition in range(deployment.world.partitions):
@@ -176,14 +176,14 @@ async def test_an_intent_that_was_never_published_is_missing() -> None:
 
     report = await after(lose)
 
-    (row,) = named(report, Cause.MISSING, Pair.INTENTS)
+    (row,) = rows_of(report, Cause.MISSING, Pair.INTENTS)
     assert row.detail == "missing in the intents"
-    # Stripe has it all the same, and nobody knows why it was sent.
-    assert found_by(report) == {(Pair.INTENTS, Cause.MISSING), (Pair.STRIPE, Cause.EXTRA)}
+    # Stripe has the event although no intent explains it.
+    assert causes_by_pair(report) == {(Pair.INTENTS, Cause.MISSING), (Pair.STRIPE, Cause.EXTRA)}
 
 
 async def test_an_intent_that_no_usage_explains_is_extra() -> None:
-    """Somebody wrote into billing.reports, or two rollups published under different identifiers."""
+    """A foreign record in billing.reports, or two rollups that published under different identifiers."""
     deployment = await settled()
     forged = Intent(
         identifier="tm_forged", livemode=False, stripe_account="", log_id=deployment.world.log_id, meter="requests",
@@ -194,15 +194,15 @@ async def test_an_intent_that_no_usage_explains_is_extra() -> None:
 
     report = await deployment.reconcile()
 
-    (row,) = named(report, Cause.EXTRA)
+    (row,) = rows_of(report, Cause.EXTRA)
     assert (row.pair, row.account, row.meter, row.expected, row.found) == (
         Pair.INTENTS, "ada", "requests", "12", "15",
     )  # fmt: skip
-    assert [row.detail for row in named(report, Cause.IN_FLIGHT)] == ["1 intents wait: not settled yet"]
+    assert [row.detail for row in rows_of(report, Cause.IN_FLIGHT)] == ["1 intents wait: not settled yet"]
 
 
-async def test_a_meter_event_that_stripe_holds_twice_is_extra() -> None:
-    """What Stripe bills twice, whoever sent it: here an identifier that was forgotten after a day."""
+async def test_a_meter_event_that_stripe_counts_twice_is_extra() -> None:
+    """Stripe would bill the event twice, here because Stripe forgot an identifier after a day."""
 
     def twice(deployment: Deployment) -> None:
         event = deployment.sent("bob", "gigabytes")
@@ -218,10 +218,10 @@ async def test_a_meter_event_that_stripe_holds_twice_is_extra() -> None:
 
 @pytest.mark.parametrize("rejections", [True, False], ids=["error reports read", "error reports not read"])
 async def test_a_meter_event_that_stripe_rejects_after_its_answer_is_rejected_by_stripe(rejections: bool) -> None:
-    """A 200 is no acceptance: the loss shows in Stripe's sum only."""
+    """A 200 is no acceptance: only Stripe's sum shows the loss."""
     deployment = await settled(rejections=rejections)
-    held = next(held for held in deployment.stripe.events if held.event.event_name == "users")
-    held.code = "meter_event_no_customer_defined"
+    stored = next(stored for stored in deployment.stripe.events if stored.event.event_name == "users")
+    stored.code = "meter_event_no_customer_defined"
 
     report = await deployment.reconcile()
 
@@ -231,20 +231,20 @@ async def test_a_meter_event_that_stripe_rejects_after_its_answer_is_rejected_by
 
 
 async def rejected_reduction() -> tuple[Deployment, HeldEvent]:
-    """A deployment whose report of five seats less Stripe took and then rejected, and that report."""
+    """A deployment and its report of -5 seats, which Stripe confirmed and then rejected."""
     deployment = await Deployment().start({**METER_SET, "meters": [
         {**meter, "stripe_event_name": meter["slug"]} for meter in METER_SET["meters"]
     ]})  # fmt: skip
     for seats in (9, 4):
         await deployment.emit("ada", type_="seats", seats=seats)
         await deployment.settle()
-    held = next(each for each in deployment.stripe.events if each.event.value == "-5")
-    held.code = "meter_event_invalid_value"
-    return deployment, held
+    stored = next(each for each in deployment.stripe.events if each.event.value == "-5")
+    stored.code = "meter_event_invalid_value"
+    return deployment, stored
 
 
 async def test_a_reduction_that_stripe_rejects_is_rejected_by_stripe_and_not_extra() -> None:
-    """Stripe then holds more than was meant, and nobody sent anything twice."""
+    """Stripe's sum is then too high, although nobody sent anything twice."""
     deployment, _ = await rejected_reduction()
 
     report = await deployment.reconcile()
@@ -258,14 +258,14 @@ async def test_a_reduction_that_stripe_rejects_is_rejected_by_stripe_and_not_ext
     [([], Cause.REJECTED_BY_STRIPE), (["1"], Cause.EXTRA)],
     ids=["as much as the reduction", "more than the reduction"],
 )
-async def test_a_rejected_reduction_that_is_no_sample_of_stripes_report_is_told_by_its_amount(
+async def test_a_rejected_reduction_outside_stripes_samples_is_recognised_by_its_amount(
     monkeypatch: pytest.MonkeyPatch, sent_besides: list[str], cause: Cause
 ) -> None:
-    """Stripe names some of what it rejected; that the meter had rejections, and by how much it is off, is left."""
-    deployment, held = await rejected_reduction()
+    """Stripe names only samples of its rejections. The meter had rejections, and the difference equals the amount."""
+    deployment, stored = await rejected_reduction()
     for number, value in enumerate(sent_besides):
-        event = held.event._replace(identifier=f"somebody else's {number}", value=value)
-        deployment.stripe.events.append(dataclasses.replace(held, event=event, code=""))
+        event = stored.event._replace(identifier=f"somebody else's {number}", value=value)
+        deployment.stripe.events.append(dataclasses.replace(stored, event=event, code=""))
     rejections = deployment.stripe.rejections
 
     async def without_samples(_stripe: FakeStripe, since_ms: int) -> list[Rejection]:
@@ -278,11 +278,11 @@ async def test_a_rejected_reduction_that_is_no_sample_of_stripes_report_is_told_
 
 
 async def test_a_meter_event_that_vanished_without_a_rejection_is_missing() -> None:
-    """Stripe answered 200, reports no error and does not count it."""
+    """Stripe answered 200, reports no error, and does not count the event."""
 
     def vanish(deployment: Deployment) -> None:
         deployment.stripe.events[:] = [
-            held for held in deployment.stripe.events if held.event != deployment.sent("ada", "requests")
+            stored for stored in deployment.stripe.events if stored.event != deployment.sent("ada", "requests")
         ]
 
     report = await after(vanish)
@@ -291,7 +291,7 @@ async def test_a_meter_event_that_vanished_without_a_rejection_is_missing() -> N
     assert (row.pair, row.cause, row.meter) == (Pair.STRIPE, Cause.MISSING, "requests")
 
 
-async def test_a_dead_letter_is_rejected_by_stripe_with_what_stripe_said() -> None:
+async def test_a_dead_letter_is_rejected_by_stripe_with_stripes_message() -> None:
     """The operator needs Stripe's own words."""
     deployment = await Deployment().start()
     deployment.stripe.fault = lambda event: FakeFault.BAD_REQUEST if event.event_name == "peak" else None
@@ -300,28 +300,28 @@ async def test_a_dead_letter_is_rejected_by_stripe_with_what_stripe_said() -> No
 
     report = await deployment.reconcile()
 
-    rows = named(report, Cause.REJECTED_BY_STRIPE)
+    rows = rows_of(report, Cause.REJECTED_BY_STRIPE)
     assert {(row.account, row.meter) for row in rows} == {(name, "peak") for name in ("ada", "bob", "cyd", "dora")}
     assert all("Invalid request" in row.detail for row in rows)
     assert report.verdict is Verdict.DRIFT
 
 
 async def test_usage_of_an_account_without_customer_waits_and_is_no_drift() -> None:
-    """Nothing is lost, but Stripe takes it for 35 days only."""
+    """Nothing is lost, but Stripe accepts the usage for 35 days only."""
     deployment = await settled()
     await deployment.emit("eve", gb="2.5", user="u", region="eu")
     await deployment.settle()
 
     report = await deployment.reconcile()
 
-    assert found_by(report) == {(Pair.STRIPE, Cause.UNKNOWN_CUSTOMER)}
+    assert causes_by_pair(report) == {(Pair.STRIPE, Cause.UNKNOWN_CUSTOMER)}
     gigabytes = next(row for row in report.rows if row.meter == "gigabytes")
     assert (gigabytes.account, gigabytes.expected) == ("eve", "2.5")
     assert report.verdict is Verdict.EQUAL
 
 
 async def test_one_id_with_two_payloads_is_a_conflict_and_no_drift() -> None:
-    """Every view counts the first; a person must say which was right."""
+    """Every view counts the first payload; an operator must decide which one was right."""
     deployment = await settled()
     event_id = await deployment.emit("ada", gb="1", user="u", region="eu")
     await deployment.emit("ada", id=event_id, gb="100", user="u", region="eu")
@@ -335,8 +335,8 @@ async def test_one_id_with_two_payloads_is_a_conflict_and_no_drift() -> None:
     assert report.verdict is Verdict.EQUAL
 
 
-async def test_more_conflicts_than_a_report_holds_are_counted_and_not_read() -> None:
-    """A producer that numbers its events anew each day makes a conflict of every one of them."""
+async def test_conflicts_beyond_the_reports_limit_are_counted_and_not_read() -> None:
+    """A producer that reuses its event numbers each day makes a conflict of every event."""
     deployment = await settled()
     for number in range(9):
         await deployment.emit("ada", id=f"day's {number}", gb="1", user="u", region="eu")
@@ -350,7 +350,7 @@ async def test_more_conflicts_than_a_report_holds_are_counted_and_not_read() -> 
 
 
 async def test_counters_that_do_not_add_up_are_drift() -> None:
-    """I1: an event that is received and neither counted nor refused has been lost in the fold."""
+    """I1: an event that is received and neither counted nor rejected was lost in the fold."""
     deployment = await settled()
     checkpoint = await deployment.checkpoint("ada")
     partition = deployment.store.server.partitions[deployment.partition("ada")]

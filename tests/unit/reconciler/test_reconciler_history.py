@@ -1,4 +1,4 @@
-"""Views that agree must be called equal whatever happened on the way: bindings, closings, meter sets, live traffic."""
+"""Views that agree are equal after any history: bindings, closings, meter sets and live traffic."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from schemas.periods import Billing
 from schemas.reports import MeterSummary, StripeMeters
 from schemas.rollup import Checkpoint, TotalKey
 from tests.worlds.deployment import SECRET
-from tests.worlds.reconciler import ACCOUNTS, DECEMBER_MS, METER_SET, NOVEMBER_MS, Deployment, named, settled
+from tests.worlds.reconciler import ACCOUNTS, DECEMBER_MS, METER_SET, NOVEMBER_MS, Deployment, rows_of, settled
 
 PAID = {"stripe_customer": "cus_ada"}
 
@@ -33,14 +33,14 @@ def assert_equal(report: Report, *, allowed: Sequence[Cause] = ()) -> None:
 
 
 async def some(deployment: Deployment, account: str = "ada", **fields: Any) -> None:
-    """Events that feed every aggregation."""
+    """Events that contribute to every aggregation."""
     await deployment.emit(account, gb="1.5", user="u1", region="eu", **fields)
     await deployment.emit(account, gb="0.5", user="u2", region="us", **fields)
     await deployment.emit(account, type_="seats", seats=7, **fields)
 
 
 async def test_a_binding_that_cuts_a_running_period_leaves_no_difference() -> None:
-    """A period is known by its start: what was counted before the record and after it is one total."""
+    """A period is identified by its start: usage before and after the binding is one total."""
     deployment = await Deployment().start()
     await some(deployment)
     await deployment.bind("ada", effective_from_ms=NOVEMBER_MS, anchor_ms=NOVEMBER_MS + 14 * DAY_MS, **PAID)
@@ -58,7 +58,7 @@ async def test_a_binding_that_cuts_a_running_period_leaves_no_difference() -> No
 
 
 async def test_a_binding_that_is_replaced_before_it_takes_effect_leaves_no_difference() -> None:
-    """The period is cut, then whole again, then cut elsewhere: what was counted stays in one total all the time."""
+    """The period is cut, then whole, then cut elsewhere: the usage stays in one total all the time."""
     deployment = await Deployment().start()
     await some(deployment)
     await deployment.bind("ada", effective_from_ms=NOVEMBER_MS + 11 * DAY_MS, anchor_ms=5 * DAY_MS, **PAID)
@@ -72,8 +72,8 @@ async def test_a_binding_that_is_replaced_before_it_takes_effect_leaves_no_diffe
     assert_equal(await deployment.reconcile())
 
 
-async def test_a_difference_of_an_account_that_was_cut_anew_is_still_found() -> None:
-    """The cut must not explain away what is wrong."""
+async def test_a_difference_of_an_account_with_a_cut_is_still_reported() -> None:
+    """The cut must not hide an error."""
     deployment = await Deployment().start()
     await some(deployment)
     await deployment.bind("ada", effective_from_ms=NOVEMBER_MS, anchor_ms=NOVEMBER_MS + 14 * DAY_MS, **PAID)
@@ -83,14 +83,14 @@ async def test_a_difference_of_an_account_that_was_cut_anew_is_still_found() -> 
 
     report = await deployment.reconcile()
 
-    (row,) = named(report, Cause.EXTRA, Pair.REDIS)
+    (row,) = rows_of(report, Cause.EXTRA, Pair.REDIS)
     assert row.period is not None
     assert (row.expected, row.found, row.period.start_ms) == ("4", "5", NOVEMBER_MS)
     assert row.period.end_ms < DECEMBER_MS
 
 
-async def test_late_usage_is_recounted_where_the_fold_carried_it() -> None:
-    """Once by grace, once by an explicit closing, which pushes usage over the month that is running."""
+async def test_late_usage_is_recounted_in_the_period_to_which_it_was_carried() -> None:
+    """Once by grace, once by an explicit closing, which moves usage past the running month."""
     deployment = await Deployment().start()
     deployment.clock.ms = DECEMBER_MS - HOUR_MS
     await some(deployment)
@@ -116,13 +116,13 @@ async def test_late_usage_is_recounted_where_the_fold_carried_it() -> None:
 
 
 def period_starts(deployment: Deployment, account: str = "ada") -> list[int]:
-    """Where the periods begin in which Redis has totals of an account."""
+    """The starts of the periods for which Redis has totals of an account."""
     totals = deployment.store.server.partitions[deployment.partition(account)].totals
     return sorted(key.period_start_ms for key in totals if key.account == account)
 
 
-async def test_a_binding_leaves_the_period_alone_into_which_usage_is_carried() -> None:
-    """The running period is closed, so usage is counted in one that lies ahead: a cut before it would orphan that."""
+async def test_a_binding_does_not_cut_a_period_that_takes_carried_usage() -> None:
+    """The running period is closed, so usage counts in a later period. A cut before it would orphan the usage."""
     deployment = await Deployment().start()
     await deployment.close_period("ada", deployment.clock.ms)
     await some(deployment)
@@ -134,8 +134,8 @@ async def test_a_binding_leaves_the_period_alone_into_which_usage_is_carried() -
     assert period_starts(deployment) == [DECEMBER_MS]
 
 
-async def test_a_later_binding_keeps_the_cut_at_which_carried_usage_is_counted() -> None:
-    """It comes into force at that very instant, and would otherwise replace the binding that cuts there."""
+async def test_a_later_binding_keeps_the_cut_that_carried_usage_counts_from() -> None:
+    """The later binding takes effect at the same instant, and would otherwise replace the binding that cuts there."""
     deployment = await Deployment().start()
     cut_ms = NOVEMBER_MS + 11 * DAY_MS
     await deployment.bind("ada", effective_from_ms=cut_ms, interval="week", **PAID)
@@ -149,8 +149,8 @@ async def test_a_later_binding_keeps_the_cut_at_which_carried_usage_is_counted()
     assert period_starts(deployment) == [cut_ms]
 
 
-async def test_a_closing_of_a_period_that_is_cut_away_closes_no_other() -> None:
-    """A closing is by the period's start; where no period starts there any more, it closes nothing."""
+async def test_a_closing_of_a_period_that_no_longer_exists_closes_no_other() -> None:
+    """A closing is identified by the period's start; if no period starts there, the closing has no effect."""
     deployment = await Deployment().start()
     await deployment.close_period("ada", DECEMBER_MS)
     cut_ms = NOVEMBER_MS + 11 * DAY_MS
@@ -164,7 +164,7 @@ async def test_a_closing_of_a_period_that_is_cut_away_closes_no_other() -> None:
 
 
 async def test_a_closing_outlives_a_grace_that_is_lengthened_later() -> None:
-    """Nobody may open a closed period again by a meter set (I9), not even after the closing seemed overtaken."""
+    """No meter set can reopen a closed period (I9), even if the closing seemed superseded."""
     deployment = await Deployment().start()
     await deployment.advance(DECEMBER_MS + 10 * MINUTE_MS - deployment.clock.ms)
     await deployment.close_period("ada", DECEMBER_MS - DAY_MS)
@@ -180,7 +180,7 @@ async def test_a_closing_outlives_a_grace_that_is_lengthened_later() -> None:
 
 
 async def test_a_meter_set_that_lowers_the_future_limit_is_refused() -> None:
-    """Usage accepted under the higher limit may lie where a binding under the lower one would cut."""
+    """A binding under the lower limit could cut usage that was accepted under the higher limit."""
     deployment = await Deployment().start({**METER_SET, "policy": {"future_ms": DAY_MS}})
     await some(deployment, at_ms=deployment.clock.ms + 20 * HOUR_MS)
     await apply(deployment, 2)
@@ -195,7 +195,7 @@ async def test_a_meter_set_that_lowers_the_future_limit_is_refused() -> None:
 
 
 async def test_stripe_is_asked_once_about_a_period_that_was_cut() -> None:
-    """Intents from before the binding name an older end; the period is the same one, with the end it has now."""
+    """Intents from before the binding have an older end; the period is the same one with its current end."""
     deployment = await Deployment().start()
     await some(deployment)
     await deployment.advance(HOUR_MS)
@@ -205,7 +205,7 @@ async def test_stripe_is_asked_once_about_a_period_that_was_cut() -> None:
     asked: list[tuple[str, int, int]] = []
 
     class Noting:
-        """Stripe, with every question written down."""
+        """A Stripe fake that records every question."""
 
         def __getattr__(self, name: str) -> object:
             return getattr(deployment.stripe, name)
@@ -224,14 +224,14 @@ async def test_stripe_is_asked_once_about_a_period_that_was_cut() -> None:
 
 
 async def apply(deployment: Deployment, version: int, **event_names: str | None) -> None:
-    """A further meter set, with other Stripe event names."""
+    """Appends a further meter set with other Stripe event names."""
     meters = [{**meter, "stripe_event_name": event_names.get(meter["slug"])} for meter in METER_SET["meters"]]
     meter_set = MeterSet.model_validate({"version": version, "meters": meters})
     await append_everywhere(deployment.log, SECRET, MeterSetRecord(meter_set=meter_set))
 
 
-async def test_a_meter_that_is_reported_from_later_on_is_expected_from_there_on() -> None:
-    """Its intents start at the total as it stood; a meter set of an older version changes nothing."""
+async def test_a_meter_with_a_later_start_of_reporting_is_expected_from_that_start() -> None:
+    """Its intents start at the total of that time. A meter set of an older version changes nothing."""
     deployment = await Deployment().start({**METER_SET, "version": 3, "meters": [
         {**meter, "stripe_event_name": None} for meter in METER_SET["meters"]
     ]})  # fmt: skip
@@ -252,7 +252,7 @@ async def test_a_meter_that_is_reported_from_later_on_is_expected_from_there_on(
 
 
 async def test_only_periods_that_overlap_the_range_are_compared() -> None:
-    """A closed range proves itself while later periods are still moving."""
+    """A closed range can be proved while later periods still change."""
     deployment = await settled()
     deployment.totals("ada")["requests"] = "1"
 
@@ -265,8 +265,8 @@ async def test_only_periods_that_overlap_the_range_are_compared() -> None:
     assert {s.pair for s in outside.summaries if s.compared} == {Pair.COUNTERS}
 
 
-async def test_two_accounts_of_one_customer_that_arestatement_differently_agree_with_stripe() -> None:
-    """Stripe's sum over the one's period holds meter events of the other's."""
+async def test_two_accounts_of_one_customer_with_different_anchors_agree_with_stripe() -> None:
+    """Stripe's sum over one account's period includes meter events of the other."""
     deployment = await Deployment().start()
     await deployment.bind("ada", effective_from_ms=NOVEMBER_MS, stripe_customer="cus_bob", interval="day")
     await deployment.advance(DAY_MS)
@@ -280,7 +280,7 @@ async def test_two_accounts_of_one_customer_that_arestatement_differently_agree_
 
 
 async def test_free_accounts_are_not_compared_with_stripe() -> None:
-    """Their usage is counted and never sent."""
+    """Free usage is counted and never sent."""
     deployment = await Deployment().start()
     await deployment.bind("ada", billing=Billing.FREE)
     await some(deployment)
@@ -292,8 +292,8 @@ async def test_free_accounts_are_not_compared_with_stripe() -> None:
     assert next(s for s in report.summaries if s.pair is Pair.STRIPE).compared == 0
 
 
-async def test_traffic_that_goes_on_meanwhile_makes_no_difference() -> None:
-    """Each read of Redis comes with a checkpoint; the recount follows it, into periods that are new."""
+async def test_concurrent_traffic_makes_no_difference() -> None:
+    """Each read of Redis has its own checkpoint; the recount follows each checkpoint, even into new periods."""
     deployment = await settled()
     read = deployment.store.totals.account_totals
     checkpoints: list[int] = []
@@ -312,7 +312,7 @@ async def test_traffic_that_goes_on_meanwhile_makes_no_difference() -> None:
         checkpoints.append(answer[0].next_offset)
         return answer
 
-    deployment.store.totals.account_totals = read_and_move  # type: ignore[method-assign]  # the world moves under the reader
+    deployment.store.totals.account_totals = read_and_move  # type: ignore[method-assign]  # a race, made certain
     report = await deployment.reconcile()
 
     assert report.differences == 0
@@ -325,7 +325,7 @@ OPERATIONS = ("use", "use", "use", "late", "hour", "day", "bind", "close", "agai
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-async def test_no_difference_is_ever_made_up(data: st.DataObject) -> None:
+async def test_no_difference_is_invented(data: st.DataObject) -> None:
     """Any order of usage, late usage, bindings and closings: the real fold and the recount must agree."""
     deployment = await Deployment().start()
     for operation in data.draw(st.lists(st.sampled_from(OPERATIONS), min_size=5, max_size=25)):
@@ -337,7 +337,7 @@ async def test_no_difference_is_ever_made_up(data: st.DataObject) -> None:
             case "late":
                 await some(deployment, account, at_ms=now_ms - data.draw(st.integers(-4 * MINUTE_MS, 70 * HOUR_MS)))
             case "again":
-                # Within the dedup window: after it a repeat is counted, and the reconciler says so.
+                # Within the dedup window: later repetitions are counted, and the reconciler reports them.
                 await deployment.emit(account, id=f"same {now_ms // DAY_MS}", gb="1", user="u9", region="eu")
             case "hour" | "day":
                 await deployment.advance(HOUR_MS if operation == "hour" else DAY_MS)
@@ -359,7 +359,7 @@ async def test_no_difference_is_ever_made_up(data: st.DataObject) -> None:
 
 
 def test_the_recount_shares_no_code_with_the_fold() -> None:
-    """Of the core it may use the texts of stored values and the records of reports, or both would err alike."""
+    """The recount may share only the texts of stored values and the report records, or both could share an error."""
     imported = {
         node.module
         for path in Path(reconciler.__path__[0]).glob("*.py")
@@ -379,6 +379,6 @@ def test_the_recount_shares_no_code_with_the_fold() -> None:
 
 
 @pytest.mark.parametrize("cause", list(Cause))
-def test_every_cause_tells_the_operator_what_to_do(cause: Cause) -> None:
-    """A cause without a remedy is only bad news."""
+def test_every_cause_has_a_remedy_for_the_operator(cause: Cause) -> None:
+    """A cause without a remedy helps nobody."""
     assert f"- `{cause.value}`: " in (Cause.__doc__ or "")

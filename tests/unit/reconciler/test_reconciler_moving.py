@@ -1,4 +1,4 @@
-"""Bindings and restatements that are folded while the reconciler reads: no view is wrong, and none is called so."""
+"""Bindings and restatements that are folded while the reconciler reads cause no drift."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from reconciler.causes import Cause, Pair, Verdict
 from schemas.clock import DAY_MS, HOUR_MS
-from tests.worlds.reconciler import DECEMBER_MS, NOVEMBER_MS, Deployment, named, settled
+from tests.worlds.reconciler import DECEMBER_MS, NOVEMBER_MS, Deployment, rows_of, settled
 
 ANCHOR_MS = NOVEMBER_MS + 5 * DAY_MS
 
@@ -17,7 +17,7 @@ Move = Callable[[], Awaitable[None]]
 
 
 def before_totals(deployment: Deployment, move: Move, account: str = "ada") -> None:
-    """`move` happens once, after the state and before the totals of the account's partition are read."""
+    """Calls `move` once, between the reads of the state and of the totals of the account's partition."""
     read = deployment.store.totals.account_totals
     moved: list[int] = []
 
@@ -27,11 +27,11 @@ def before_totals(deployment: Deployment, move: Move, account: str = "ada") -> N
             await move()
         return await read(partition, keys)
 
-    deployment.store.totals.account_totals = read_after  # type: ignore[method-assign]  # the world moves under the reader
+    deployment.store.totals.account_totals = read_after  # type: ignore[method-assign]  # a race, made certain
 
 
 def before_cells(deployment: Deployment, move: Move, account: str) -> None:
-    """`move` happens once, before the rows of `usage_hourly` of the account's partition are read."""
+    """Calls `move` once, before the rows of `usage_hourly` of the account's partition are read."""
     read = deployment.clickhouse.hourly_cells
     moved: list[int] = []
 
@@ -41,7 +41,7 @@ def before_cells(deployment: Deployment, move: Move, account: str) -> None:
             await move()
         return await read(partition)
 
-    deployment.clickhouse.hourly_cells = read_after  # type: ignore[method-assign]  # the world moves under the reader
+    deployment.clickhouse.hourly_cells = read_after  # type: ignore[method-assign]  # a race, made certain
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def before_cells(deployment: Deployment, move: Move, account: str) -> None:
 async def test_a_binding_that_is_folded_while_totals_are_read_is_no_drift(
     from_ms: int | None, to_ms: int | None
 ) -> None:
-    """The recount is cut by it, and so must be what Redis says."""
+    """The recount uses the new cut, so the Redis side must use it too."""
     deployment = await settled()
 
     async def bind() -> None:
@@ -73,7 +73,7 @@ async def test_a_binding_that_is_folded_while_totals_are_read_is_no_drift(
 
 
 async def with_unpaid_usage() -> tuple[Deployment, Move]:
-    """Three hours of an account for which nobody pays, and the late binding that has them counted again."""
+    """Three hours of an account without a payer, and the late binding that causes a restatement."""
     deployment = await settled()
     for number in range(3):
         await deployment.emit("eve", gb="1.5", user=f"u{number}", region="eu")
@@ -96,7 +96,7 @@ async def with_unpaid_usage() -> tuple[Deployment, Move]:
 @pytest.mark.parametrize("is_archived", [True, False], ids=["archived", "not archived yet"])
 @pytest.mark.parametrize("moment", ["totals", "cells"])
 async def test_a_restatement_that_is_relayed_while_cells_are_read_is_no_drift(moment: str, is_archived: bool) -> None:
-    """It changes cells of hours that were settled long before."""
+    """The restatement changes cells of hours that were settled long before."""
     deployment, bind_late = await with_unpaid_usage()
 
     async def move() -> None:
@@ -111,12 +111,12 @@ async def test_a_restatement_that_is_relayed_while_cells_are_read_is_no_drift(mo
     report = await deployment.reconcile()
 
     assert report.differences == 0
-    (row,) = named(report, Cause.IN_FLIGHT, Pair.HOURLY)
+    (row,) = rows_of(report, Cause.IN_FLIGHT, Pair.HOURLY)
     hourly = next(s for s in report.summaries if s.pair is Pair.HOURLY)
     assert "late binding" in row.detail
     assert row.detail.endswith("while usage_hourly was read: eve") == is_archived
     assert hourly.unchecked >= 24
-    # Other accounts are compared as ever, once it is known that none of theirs was counted again.
+    # Other accounts are compared as usual once the reconciler knows that they were not restated.
     assert (hourly.equal >= 64) == is_archived
     await deployment.settle()
     again = await deployment.reconcile()
@@ -124,8 +124,8 @@ async def test_a_restatement_that_is_relayed_while_cells_are_read_is_no_drift(mo
     assert [s.unchecked for s in again.summaries if s.pair is Pair.HOURLY] == [0]
 
 
-async def test_a_cell_that_is_wrong_is_named_while_another_account_is_counted_again() -> None:
-    """A restatement excuses nobody else."""
+async def test_a_wrong_cell_is_reported_while_another_account_is_restated() -> None:
+    """A restatement excuses only its own account."""
     deployment, bind_late = await with_unpaid_usage()
     key = next(key for key in deployment.clickhouse.cells if (key.account, key.meter) == ("bob", "requests"))
     del deployment.clickhouse.cells[key]
@@ -141,7 +141,7 @@ async def test_a_cell_that_is_wrong_is_named_while_another_account_is_counted_ag
 
 
 async def test_a_redis_that_is_emptied_while_cells_are_read_leaves_them_unchecked() -> None:
-    """Nobody can say then what was counted again."""
+    """Then nothing tells which accounts were restated."""
     deployment = await settled()
 
     async def move() -> None:
@@ -151,4 +151,4 @@ async def test_a_redis_that_is_emptied_while_cells_are_read_leaves_them_unchecke
     report = await deployment.reconcile()
 
     assert report.differences == 0
-    assert "while it was read; run again" in named(report, Cause.UNCHECKED, Pair.HOURLY)[0].detail
+    assert "while it was read; run again" in rows_of(report, Cause.UNCHECKED, Pair.HOURLY)[0].detail

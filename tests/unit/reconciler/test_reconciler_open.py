@@ -1,4 +1,4 @@
-"""What is still on its way, or cannot be read, is named as such: never equal, never drift."""
+"""Usage in flight and views that cannot be read are reported as such: never as equal, never as drift."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from reconciler.views import ReconcilePolicy
 from schemas.analytics import ArchivePosition
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.errors import Transient
-from tests.worlds.reconciler import Deployment, Fault, after, found_by, named, settled
+from tests.worlds.reconciler import Deployment, Fault, after, causes_by_pair, rows_of, settled
 
 
-async def test_what_the_archive_has_not_reached_is_in_flight_with_how_far_behind() -> None:
-    """A rollup that runs ahead of the archive is normal; calling it drift would bury real drift."""
+async def test_usage_that_the_archive_has_not_reached_is_in_flight_with_the_lag() -> None:
+    """A rollup ahead of the archive is normal; calling this drift would hide real drift."""
     deployment = await settled()
     deployment.clock.ms += MINUTE_MS
     for account in ("ada", "bob", "cyd", "dora"):
@@ -27,8 +27,8 @@ async def test_what_the_archive_has_not_reached_is_in_flight_with_how_far_behind
     assert all("records and" in row.detail and "behind the rollup" in row.detail for row in report.rows)
 
 
-async def test_the_archive_is_waited_for_within_the_limit() -> None:
-    """Two consumer groups are never at the same place; a short wait makes most of the traffic comparable."""
+async def test_the_reconciler_waits_for_the_archive_within_the_limit() -> None:
+    """Two consumer groups are never at the same position; a short wait makes most traffic comparable."""
     deployment = await settled()
     await deployment.emit("ada", gb="1", user="u", region="eu")
     await deployment.fold()
@@ -47,7 +47,7 @@ async def test_the_archive_is_waited_for_within_the_limit() -> None:
 
 
 async def test_open_buckets_and_unrelayed_cells_are_in_flight() -> None:
-    """Each says what it waits for: the hour's end, the relay, the publication of intents."""
+    """Each row states what it waits for: the hour's end, the relay, or the publication of intents."""
     deployment = await settled()
     await deployment.emit("ada", gb="1", user="u", region="eu")
     await deployment.fold()
@@ -58,10 +58,10 @@ async def test_open_buckets_and_unrelayed_cells_are_in_flight() -> None:
     await deployment.archive()
     unrelayed = await deployment.reconcile()
 
-    assert "stream time has not passed it" in named(is_open, Cause.IN_FLIGHT, Pair.HOURLY)[0].detail
-    assert "stream time has not passed it" in named(is_open, Cause.IN_FLIGHT, Pair.INTENTS)[0].detail
-    assert "wait in Redis to be relayed" in named(unrelayed, Cause.IN_FLIGHT, Pair.HOURLY)[0].detail
-    assert "waits in Redis for its intents" in named(unrelayed, Cause.IN_FLIGHT, Pair.INTENTS)[0].detail
+    assert "stream time has not passed it" in rows_of(is_open, Cause.IN_FLIGHT, Pair.HOURLY)[0].detail
+    assert "stream time has not passed it" in rows_of(is_open, Cause.IN_FLIGHT, Pair.INTENTS)[0].detail
+    assert "wait in Redis to be relayed" in rows_of(unrelayed, Cause.IN_FLIGHT, Pair.HOURLY)[0].detail
+    assert "waits in Redis for its intents" in rows_of(unrelayed, Cause.IN_FLIGHT, Pair.INTENTS)[0].detail
     assert is_open.verdict is unrelayed.verdict is Verdict.INCOMPLETE
     assert not is_open.differences
 
@@ -76,12 +76,12 @@ async def test_a_meter_event_that_stripe_does_not_show_yet_is_in_flight() -> Non
     early = await deployment.reconcile()
     deployment.clock.ms += 20 * MINUTE_MS
 
-    assert found_by(early) == {(Pair.STRIPE, Cause.IN_FLIGHT)}
+    assert causes_by_pair(early) == {(Pair.STRIPE, Cause.IN_FLIGHT)}
     assert (await deployment.reconcile()).verdict is Verdict.EQUAL
 
 
 async def test_an_extra_meter_event_shows_even_while_others_are_in_flight() -> None:
-    """A busy queue must not hide what is billed twice."""
+    """A busy send queue must not hide an event that is billed twice."""
     deployment = await settled()
     event = deployment.sent("bob", "requests")
     deployment.stripe.inject(event._replace(identifier="sent again", value="1000"))
@@ -91,17 +91,17 @@ async def test_an_extra_meter_event_shows_even_while_others_are_in_flight() -> N
 
     report = await deployment.reconcile()
 
-    assert [(row.meter, row.stripe_customer) for row in named(report, Cause.EXTRA)] == [("requests", "cus_bob")]
+    assert [(row.meter, row.stripe_customer) for row in rows_of(report, Cause.EXTRA)] == [("requests", "cus_bob")]
 
 
 async def test_a_stripe_that_does_not_answer_is_unchecked_and_the_rest_is_compared() -> None:
-    """What was not read is never equal."""
+    """A view that was not read is never equal."""
     deployment = await settled()
     deployment.stripe.read_fault = lambda call: call == "summary"
 
     report = await deployment.reconcile()
 
-    assert found_by(report) == {(Pair.STRIPE, Cause.UNCHECKED)}
+    assert causes_by_pair(report) == {(Pair.STRIPE, Cause.UNCHECKED)}
     assert len(report.rows) == 16
     assert next(s for s in report.summaries if s.pair is Pair.REDIS).equal == 20
     assert report.verdict is Verdict.INCOMPLETE
@@ -123,10 +123,10 @@ async def test_reads_of_stripe_stop_at_the_limit_and_the_rest_is_unchecked() -> 
     [
         pytest.param(0, 16 * 100, id="fast answers: as the rate allows"),
         pytest.param(70, 16 * 100, id="answers that take most of it: as the rate allows"),
-        pytest.param(250, 16 * 250, id="slow answers: nothing is waited for beside them"),
+        pytest.param(250, 16 * 250, id="slow answers: no additional wait"),
     ],
 )
-async def test_reads_of_stripe_keep_to_their_rate(answer_ms: int, reading_ms: int) -> None:
+async def test_reads_of_stripe_keep_the_rate_limit(answer_ms: int, reading_ms: int) -> None:
     """Stripe allows 25 reads a second on one endpoint."""
     deployment = await settled()
     began_ms = deployment.clock.ms
@@ -158,16 +158,16 @@ async def test_reads_of_stripe_keep_to_their_rate(answer_ms: int, reading_ms: in
     ],
 )
 async def test_a_view_that_cannot_be_read_is_unchecked(fault: Fault, pairs: set[Pair]) -> None:
-    """The remedy stands in the row, and no other difference is made up from it."""
+    """The row contains the remedy, and no other difference is derived from the missing view."""
     report = await after(fault)
 
-    assert found_by(report) == {(pair, Cause.UNCHECKED) for pair in pairs}
+    assert causes_by_pair(report) == {(pair, Cause.UNCHECKED) for pair in pairs}
     assert all(row.detail for row in report.rows)
     assert report.verdict is Verdict.INCOMPLETE
 
 
 async def test_a_clickhouse_that_does_not_answer_is_unchecked() -> None:
-    """Transient is not drift."""
+    """A transient failure is not drift."""
     deployment = await settled()
 
     async def silent(*_: object) -> None:

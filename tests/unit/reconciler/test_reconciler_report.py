@@ -1,4 +1,4 @@
-"""The report: verdict, table, JSON, gauges, and what happens at its limits."""
+"""The reconciler's report: verdict, table, JSON, gauges, and the limits of the report."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def row(cause: Cause, account: str = "ada", pair: Pair = Pair.REDIS) -> Row:
     ],
 )
 def test_the_verdict_is_drift_before_incomplete_before_equal(causes: list[Cause], verdict: Verdict) -> None:
-    """Exit codes and alarms hang on it."""
+    """Exit codes and alarms depend on the verdict."""
     assert report_of(*(row(cause) for cause in causes)).verdict is verdict
 
 
-def test_drift_is_kept_where_what_is_in_flight_would_fill_the_report() -> None:
-    """The limit bounds memory; it must not hide the one row that matters, and every row is counted."""
+def test_drift_is_kept_when_usage_in_flight_would_fill_the_report() -> None:
+    """The limit bounds memory and must not hide the one row that matters. Every row is counted."""
     waiting = [row(Cause.IN_FLIGHT, f"waiting {number}") for number in range(10)]
 
     report = report_of(*waiting, row(Cause.EXTRA, "bob"), rows_max=4)
@@ -58,8 +58,8 @@ def test_drift_is_kept_where_what_is_in_flight_would_fill_the_report() -> None:
     assert report.verdict is Verdict.DRIFT
 
 
-def test_the_table_shows_counts_rows_and_verdict_and_says_how_many_are_left_out() -> None:
-    """A person reads it under stress."""
+def test_the_table_shows_counts_rows_verdict_and_the_number_of_omitted_rows() -> None:
+    """An operator reads the table under stress."""
     text = render_table(report_of(*(row(Cause.MISSING, f"account {number}") for number in range(5))), rows_max=2)
 
     assert "account 1" in text
@@ -70,8 +70,8 @@ def test_the_table_shows_counts_rows_and_verdict_and_says_how_many_are_left_out(
     assert text.rstrip().endswith("drift: two views hold different counts")
 
 
-def test_the_table_lets_no_account_name_write_to_the_terminal() -> None:
-    """Account names come from producers: escape sequences and markup are text."""
+def test_an_account_name_cannot_write_to_the_terminal() -> None:
+    """Producers choose account names: escape sequences and markup appear as text."""
     hostile = "\x1b[31mred [bold]name[/bold]"
 
     text = render_table(report_of(row(Cause.MISSING, hostile)), width=200)
@@ -80,12 +80,12 @@ def test_the_table_lets_no_account_name_write_to_the_terminal() -> None:
     assert "[bold]name[/bold]" in text
 
 
-def test_the_table_in_ascii_has_only_ascii() -> None:
+def test_the_ascii_table_has_only_ascii() -> None:
     """For terminals and mail without UTF-8."""
     assert render_table(report_of(row(Cause.MISSING)), ascii_only=True).isascii()
 
 
-def test_json_holds_everything_the_table_shows() -> None:
+def test_json_contains_everything_that_the_table_shows() -> None:
     """For scripts: field names, exact decimal texts, times in milliseconds."""
     body = json.loads(to_json(report_of(row(Cause.EXTRA))))
 
@@ -100,8 +100,8 @@ def test_json_holds_everything_the_table_shows() -> None:
     }  # fmt: skip
 
 
-def test_gauges_hold_zeros_so_that_a_good_run_clears_an_alarm() -> None:
-    """The same series exist after every run."""
+def test_gauges_contain_zeros_so_that_a_good_run_clears_an_alarm() -> None:
+    """Every run sets the same series."""
     drift, equal = gauge_values(report_of(row(Cause.EXTRA))), gauge_values(report_of())
     extra = GaugeKey("tidemark_reconcile_rows", (("pair", "redis"), ("cause", "extra")))
     verdict = GaugeKey("tidemark_reconcile_verdict", (("verdict", "drift"),))
@@ -125,12 +125,12 @@ def test_gauges_hold_zeros_so_that_a_good_run_clears_an_alarm() -> None:
     ],
 )
 def test_quantities_are_exact_texts(minor: int | None, scale: int, text: str) -> None:
-    """Money must not be rounded on its way to the person who decides."""
+    """Money must not be rounded before an operator sees it."""
     assert Difference("key", minor, None).texts(scale) == (text, "")
 
 
-def test_an_hour_is_shown_where_there_is_one() -> None:
-    """Additive meters are told per hour."""
+def test_an_hour_is_shown_if_the_row_has_one() -> None:
+    """Additive meters are compared per hour."""
     text = render_table(report_of(row(Cause.MISSING)._replace(hour_ms=NOVEMBER_MS + 5 * HOUR_MS)))
 
     assert "2026-11-01" in text

@@ -1,4 +1,4 @@
-"""What the reconciler takes from billing.reports: the same as the sender, whatever else stands there."""
+"""The reconciler reads billing.reports as the sender does, whatever else the topic contains."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from reconciler.causes import Cause, Pair
 from schemas.clock import DAY_MS, HOUR_MS
 from schemas.log import REPORTS_TOPIC
 from schemas.reports import Attempt, ReportOutcome
-from tests.worlds.reconciler import ACCEPTED, INTENT, Deployment, all_reported, attempt, named, settled
+from tests.worlds.reconciler import ACCEPTED, INTENT, Deployment, all_reported, attempt, rows_of, settled
 
 
 async def test_an_attempt_of_a_sender_that_was_suspended_for_a_day_changes_nothing() -> None:
-    """The other senders ignore it, so that Stripe never gets it."""
+    """The other senders ignore such an attempt, so Stripe never gets the event."""
     deployment = await settled()
     reported = next(each for each in await all_reported(deployment) if each.intent.meter == "peak")
     assert reported.attempt is not None
@@ -45,10 +45,10 @@ async def test_an_attempt_of_a_sender_that_was_suspended_for_a_day_changes_nothi
         pytest.param([attempt(1), ACCEPTED, attempt(100, replaces_ms=1)], 1, id="it is settled already"),
     ],
 )
-async def test_the_attempt_in_force_is_the_one_that_the_sender_follows(
+async def test_the_attempt_in_force_is_that_of_the_sender(
     entries: Sequence[Attempt | ReportOutcome], in_force: int
 ) -> None:
-    """In the log's order, whatever the clocks of those who wrote say."""
+    """By the order in the log, whatever the clocks of the writers say."""
     deployment = await Deployment().start()
     for entry in (INTENT, *entries):
         await deployment.log.append(REPORTS_TOPIC, 0, entry.model_dump_json().encode())
@@ -78,7 +78,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize("foreign", FOREIGN, ids=repr)
 async def test_a_foreign_record_in_the_reports_ends_no_comparison(foreign: bytes) -> None:
-    """Whoever may append to the topic could hide what is billed twice by one line."""
+    """Otherwise whoever may append to the topic could hide double billing with one record."""
     deployment = await settled()
     await deployment.log.append(REPORTS_TOPIC, 0, foreign)
     event = deployment.sent("bob", "gigabytes")
@@ -93,7 +93,7 @@ async def test_a_foreign_record_in_the_reports_ends_no_comparison(foreign: bytes
 
 
 async def test_an_entry_of_a_newer_version_leaves_the_reports_unchecked() -> None:
-    """An outcome that is not understood proves nothing either way."""
+    """An outcome of an unknown version proves nothing either way."""
     deployment = await settled()
     await deployment.log.append(REPORTS_TOPIC, 0, b'[7, {"kind": "credit", "identifier": "tm_one"}]')
 
@@ -103,4 +103,4 @@ async def test_an_entry_of_a_newer_version_leaves_the_reports_unchecked() -> Non
         (Pair.INTENTS, Cause.UNCHECKED),
         (Pair.STRIPE, Cause.UNCHECKED),
     }
-    assert "run the version that wrote it" in named(report, Cause.UNCHECKED, Pair.INTENTS)[0].detail
+    assert "run the version that wrote it" in rows_of(report, Cause.UNCHECKED, Pair.INTENTS)[0].detail

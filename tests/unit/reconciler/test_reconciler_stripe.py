@@ -1,4 +1,4 @@
-"""What Stripe holds, against what the log says of it: whose key it is, who pays, dead letters, sums of doubles."""
+"""Stripe's sums compared with the log: the key's account, payers, dead letters, sums of doubles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.worlds.reconciler import (
     Deployment,
     all_reported,
     attempt,
-    named,
+    rows_of,
     settled,
 )
 
@@ -41,10 +41,10 @@ from tests.worlds.reconciler import (
     ],
 )
 @pytest.mark.parametrize("is_refused", [False, True], ids=["accepted", "dead letters"])
-async def test_a_key_of_another_account_or_mode_compares_nothing_and_says_so(
+async def test_a_key_of_another_account_or_mode_compares_nothing_and_is_reported(
     change: dict[str, str | bool], theirs: str, is_refused: bool
 ) -> None:
-    """Nothing of it was sent under that key, so that nothing read with it proves anything."""
+    """Nothing was sent with that key, so nothing that the key reads proves anything."""
     deployment = Deployment()
     topics = Settings(partitions=2, retention_days=3650).topics()
     await ensure_deployment(deployment.log, SECRET, topics, stripe_account="acct_ours")
@@ -61,7 +61,7 @@ async def test_a_key_of_another_account_or_mode_compares_nothing_and_says_so(
 
     assert with_its_own.verdict is (Verdict.DRIFT if is_refused else Verdict.EQUAL)
     assert report.verdict is Verdict.INCOMPLETE
-    (row,) = named(report, Cause.UNCHECKED, Pair.STRIPE)
+    (row,) = rows_of(report, Cause.UNCHECKED, Pair.STRIPE)
     assert row.detail.startswith(f"{theirs}, these intents are of test mode of Stripe account acct_ours: ")
     assert "TIDEMARK_STRIPE_API_KEY" in row.detail
     stripe = next(s for s in report.summaries if s.pair is Pair.STRIPE)
@@ -69,7 +69,7 @@ async def test_a_key_of_another_account_or_mode_compares_nothing_and_says_so(
 
 
 async def used_a_day_before_somebody_pays() -> Deployment:
-    """Usage of eve, and then a customer for her from a day later on."""
+    """Usage of eve, and a customer for her from a day later on."""
     deployment = await settled()
     await deployment.emit("eve", gb="2.5", user="u", region="eu")
     await deployment.settle()
@@ -79,8 +79,8 @@ async def used_a_day_before_somebody_pays() -> Deployment:
     return deployment
 
 
-async def test_usage_before_the_first_customer_waits_for_one_although_somebody_pays_later() -> None:
-    """Who pays at the period's end is not asked by the sender; usage that it holds is not on its way."""
+async def test_usage_before_the_first_customer_waits_for_one_despite_a_later_customer() -> None:
+    """The sender ignores who pays at the period's end; usage on hold is not in flight."""
     deployment = await used_a_day_before_somebody_pays()
     await deployment.advance(2 * DAY_MS)
     await deployment.emit("eve", gb="4", user="u", region="eu")
@@ -94,8 +94,8 @@ async def test_usage_before_the_first_customer_waits_for_one_although_somebody_p
     assert report.verdict is Verdict.EQUAL
 
 
-async def test_usage_of_a_customer_who_ends_within_the_period_is_on_its_way() -> None:
-    """The sender will send it; nobody has to be named."""
+async def test_usage_of_a_customer_who_ends_within_the_period_is_in_flight() -> None:
+    """The sender will send the usage; no new payer is needed."""
     deployment = await settled()
     await deployment.emit("ada", gb="2.5", user="u", region="eu")
     await deployment.bind("ada", billing=Billing.UNMAPPED, effective_from_ms=NOVEMBER_MS + 19 * DAY_MS)
@@ -113,19 +113,19 @@ async def test_usage_of_a_customer_who_ends_within_the_period_is_on_its_way() ->
     assert (await deployment.reconcile()).verdict is Verdict.EQUAL
 
 
-async def test_usage_that_is_reported_late_goes_to_nobody_who_pays_only_at_its_timestamp() -> None:
-    """Its timestamp moves forward with the days until somebody pays there, who paid nothing at the usage's instant."""
+async def test_usage_that_is_reported_late_is_not_sent_to_a_payer_at_its_timestamp_only() -> None:
+    """The timestamp moves forward each day and reaches the time of a payer who did not pay at the usage's instant."""
     deployment = await used_a_day_before_somebody_pays()
     for _ in range(20):
         await deployment.advance(2 * DAY_MS)
         await deployment.settle()
 
-    assert not [held for held in deployment.stripe.events if held.event.stripe_customer == "cus_eve"]
-    assert {row.account for row in named(await deployment.reconcile(), Cause.UNKNOWN_CUSTOMER)} == {"eve"}
+    assert not [stored for stored in deployment.stripe.events if stored.event.stripe_customer == "cus_eve"]
+    assert {row.account for row in rows_of(await deployment.reconcile(), Cause.UNKNOWN_CUSTOMER)} == {"eve"}
 
 
 async def with_dead_letters(hours: int = 1) -> Deployment:
-    """Stripe refuses every report of ada's peak, one of each hour."""
+    """Stripe refuses every report of ada's peak, one per hour."""
     deployment = await Deployment().start()
     is_ours = ("peak", "cus_ada")
     deployment.stripe.fault = lambda event: (
@@ -138,7 +138,7 @@ async def with_dead_letters(hours: int = 1) -> Deployment:
 
 
 async def dead_events(deployment: Deployment) -> list[MeterEvent]:
-    """The meter events of the dead letters, as they were tried."""
+    """The meter events of the dead letters, as they were attempted."""
     return [
         MeterEvent(
             reported.intent.identifier,
@@ -152,8 +152,8 @@ async def dead_events(deployment: Deployment) -> list[MeterEvent]:
     ]
 
 
-async def test_a_dead_letter_that_was_sent_by_hand_is_no_extra_and_is_not_to_be_sent_again() -> None:
-    """Who cancels it, as `extra` asks for, has it never billed."""
+async def test_a_dead_letter_that_an_operator_sent_is_no_extra_and_is_not_to_be_sent_again() -> None:
+    """The remedy of `extra` is to cancel the event: the usage would never be billed."""
     deployment = await with_dead_letters()
     (event,) = await dead_events(deployment)
     before = await deployment.reconcile()
@@ -169,8 +169,8 @@ async def test_a_dead_letter_that_was_sent_by_hand_is_no_extra_and_is_not_to_be_
     assert "do not send it again" in row.detail
 
 
-async def test_a_dead_letter_that_arrived_by_a_try_without_an_answer_is_no_extra() -> None:
-    """Its last answer was a refusal, and the sender could not know."""
+async def test_a_dead_letter_that_arrived_by_an_attempt_without_an_answer_is_no_extra() -> None:
+    """The last answer was a refusal, and the sender could not know that an earlier attempt had arrived."""
     deployment = await Deployment().start()
     answers = iter([FakeFault.LOST_ANSWER, FakeFault.BAD_REQUEST])
     deployment.stripe.fault = lambda event: (
@@ -187,8 +187,8 @@ async def test_a_dead_letter_that_arrived_by_a_try_without_an_answer_is_no_extra
     assert "do not send it again" in row.detail
 
 
-async def test_of_several_dead_letters_each_is_judged_by_what_the_sum_shows() -> None:
-    """Both are at Stripe, or one; what no dead letter explains stays extra."""
+async def test_each_of_several_dead_letters_is_judged_by_the_sum() -> None:
+    """Stripe has both dead letters, or one; an amount that no dead letter explains stays extra."""
     deployment = await with_dead_letters(hours=2)
     first, second = await dead_events(deployment)
     await deployment.stripe.send(second)
@@ -205,8 +205,8 @@ async def test_of_several_dead_letters_each_is_judged_by_what_the_sum_shows() ->
     assert not [row for row in more.rows if "do not send it again" in row.detail]
 
 
-async def test_a_dead_letter_that_stripe_holds_is_reported_once_nothing_else_is_on_its_way() -> None:
-    """While something is, the sum proves neither that it is there nor that anything is extra."""
+async def test_a_dead_letter_that_stripe_contains_is_reported_once_nothing_else_is_in_flight() -> None:
+    """During other sends the sum proves neither that the dead letter arrived nor that anything is extra."""
     deployment = await with_dead_letters()
     (event,) = await dead_events(deployment)
     await deployment.stripe.send(event)
@@ -218,14 +218,14 @@ async def test_a_dead_letter_that_stripe_holds_is_reported_once_nothing_else_is_
 
     late = await deployment.reconcile()
 
-    assert not named(early, Cause.EXTRA)
+    assert not rows_of(early, Cause.EXTRA)
     (row,) = late.rows
     assert "do not send it again" in row.detail
 
 
 @pytest.mark.parametrize("found", [0, 1], ids=["not sent", "sent"])
-def test_report_that_another_sender_called_free_after_an_attempt_is_no_extra(found: int) -> None:
-    """The sender of the attempt may not have read that, and sends it to who paid when it looked."""
+def test_report_that_another_sender_settled_as_free_after_an_attempt_is_no_extra(found: int) -> None:
+    """The sender of the attempt may not have read the outcome, and sends to the payer that it found."""
     free = ACCEPTED.model_copy(update={"status": OutcomeStatus.FREE})
     reported = ReportedIntent(0, INTENT, attempt(1), free)
     asked = StripeSum(INTENT.event_name, attempt(1).stripe_customer, Period(NOVEMBER_MS, DECEMBER_MS))
@@ -240,7 +240,7 @@ def test_report_that_another_sender_called_free_after_an_attempt_is_no_extra(fou
 
 
 async def test_more_dead_letters_than_can_be_tried_leave_a_difference_unchecked() -> None:
-    """Stripe holds something that no dead letter is; with so many it cannot be told."""
+    """Stripe has an amount that equals no dead letter; with so many dead letters, no combination can be excluded."""
     deployment = await settled()
     deployment.stripe.fault = lambda event: (
         FakeFault.BAD_REQUEST if (event.event_name, event.stripe_customer) == ("gigabytes", "cus_ada") else None
@@ -254,13 +254,13 @@ async def test_more_dead_letters_than_can_be_tried_leave_a_difference_unchecked(
 
     report = await deployment.reconcile()
 
-    (unchecked,) = named(report, Cause.UNCHECKED)
+    (unchecked,) = rows_of(report, Cause.UNCHECKED)
     assert unchecked.stripe_customer == "cus_ada"
     assert "too many different dead letters" in unchecked.detail
 
 
-async def test_dead_letters_that_no_sum_tells_apart_are_perhaps_contained() -> None:
-    """Two of one amount, and Stripe has one of them."""
+async def test_dead_letters_that_no_sum_distinguishes_are_perhaps_contained() -> None:
+    """Two dead letters have the same amount, and Stripe has one of them."""
     deployment = await settled()
     deployment.stripe.fault = lambda event: (
         FakeFault.BAD_REQUEST if (event.event_name, event.stripe_customer) == ("gigabytes", "cus_ada") else None
@@ -278,15 +278,15 @@ async def test_dead_letters_that_no_sum_tells_apart_are_perhaps_contained() -> N
 
 
 def hourly(deltas: Sequence[int]) -> list[ReportedIntent]:
-    """Accepted reports of thousandths, one an hour from the period's start on."""
+    """Accepted reports of thousandths, one per hour from the period's start."""
     reported = []
-    for at, delta in zip(count(NOVEMBER_MS, HOUR_MS), deltas, strict=False):
-        name = f"tm_{at}"
+    for time_ms, delta in zip(count(NOVEMBER_MS, HOUR_MS), deltas, strict=False):
+        name = f"tm_{time_ms}"
         reported.append(
             ReportedIntent(
                 0,
                 INTENT.model_copy(update={"identifier": name, "delta_minor": delta, "scale": 3}),
-                attempt(1).model_copy(update={"identifier": name, "timestamp_s": at // 1_000}),
+                attempt(1).model_copy(update={"identifier": name, "timestamp_s": time_ms // 1_000}),
                 ACCEPTED.model_copy(update={"identifier": name}),
             )
         )
@@ -295,7 +295,7 @@ def hourly(deltas: Sequence[int]) -> list[ReportedIntent]:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_stripes_sum_of_doubles_over_a_month_of_hours_is_the_expected_one(seed: int) -> None:
-    """Each addition may be off by half a bit, and 720 of them are; a minor unit that lacks is seen all the same."""
+    """Each of 720 additions may be off by half a bit; one missing minor unit still shows."""
     draw = random.Random(seed)
     deltas = [draw.choice([draw.randrange(1, 10**5), 100, -draw.randrange(1, 10**4)]) for _ in range(720)]
     doubles = 0.0

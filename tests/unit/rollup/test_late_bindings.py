@@ -1,4 +1,4 @@
-"""A binding that comes after the usage it cuts: counted again, once, in every view; or refused, and said so (S11)."""
+"""A binding that arrives after usage that it cuts: restated once in every view, or declined with a reason (S11)."""
 
 from __future__ import annotations
 
@@ -29,21 +29,20 @@ from tests.worlds.late_binding import (
     totals,
     used,
 )
-from tests.worlds.reconciler import NOVEMBER_MS, START_MS, Deployment, named, settled
+from tests.worlds.reconciler import NOVEMBER_MS, START_MS, Deployment, rows_of, settled
 
 
-async def test_usage_before_its_binding_is_counted_again_in_the_periods_of_the_binding() -> None:
-    """Every aggregation, an hour on both sides of the cut; then Redis, usage_hourly, intents, Stripe and the
-    recount say the same, and Stripe got nothing of the old cut."""
-    made = await deployment()
-    assert await totals(made, "requests") == {NOVEMBER_MS: 18}
+async def test_usage_before_its_binding_is_restated_in_the_periods_of_the_binding() -> None:
+    """Redis, usage_hourly, intents, Stripe and the recount agree; Stripe got nothing of the old cut."""
+    world = await deployment()
+    assert await totals(world, "requests") == {NOVEMBER_MS: 18}
 
-    await bind(made)
-    assert await made.restatement() == 1
-    await made.settle()
+    await bind(world)
+    assert await world.restatement() == 1
+    await world.settle()
 
     meters = ("requests", "gigabytes", "peak", "low", "users", "seats")
-    assert {meter: await totals(made, meter) for meter in meters} == {
+    assert {meter: await totals(world, meter) for meter in meters} == {
         "requests": {NOVEMBER_MS: 9, CUT_MS: 9},
         "gigabytes": {NOVEMBER_MS: 14_025, CUT_MS: 26_925},
         "peak": {NOVEMBER_MS: 2_225, CUT_MS: 3_525},
@@ -52,114 +51,114 @@ async def test_usage_before_its_binding_is_counted_again_in_the_periods_of_the_b
         "seats": {NOVEMBER_MS: 12, CUT_MS: 25},
     }  # fmt: skip
     hour_ms = CUT_MS // HOUR_MS * HOUR_MS
-    cells = await made.clickhouse.hourly_cells(made.partition(EVE))
+    cells = await world.clickhouse.hourly_cells(world.partition(EVE))
     straddled = [
         key.period_start_ms for key in cells if (key.account, key.meter, key.hour_ms) == (EVE, "seats", hour_ms)
     ]
     assert sorted(straddled) == [NOVEMBER_MS, CUT_MS]
-    await agrees(made)
-    told = [each.event for each in made.stripe.events if each.event.event_name == "requests"]
+    await agrees(world)
+    sent = [each.event for each in world.stripe.events if each.event.event_name == "requests"]
     ours = [
         (each.timestamp_s * 1000 >= CUT_MS, Decimal(each.value))
-        for each in told
+        for each in sent
         if each.stripe_customer == f"cus_{EVE}"
     ]
     assert sorted(ours) == [(True, Decimal(9))]
 
 
-async def test_records_that_are_repeated_or_answer_nothing_change_nothing() -> None:
-    """A resolver that dies after its append answers again; so does a second one."""
-    made = await deployment()
-    await bind(made)
-    assert [await made.restatement(), await made.restatement()] == [1, 1]
-    await made.settle()
-    await used(made, hours=1)
-    ends = await made.log.bounds(EVENTS_TOPIC, made.partition(EVE))
-    records = await made.log.read(EVENTS_TOPIC, made.partition(EVE), 0, ends.next)
-    for said in [record for record in records if ("tidemark-control", b"restatement") in record.headers]:
-        await made.log.append(EVENTS_TOPIC, made.partition(EVE), said.value or b"", headers=said.headers)
-    await made.settle()
+async def test_records_that_repeat_or_answer_nothing_change_nothing() -> None:
+    """A restater that dies after its append answers again; so does a second restater."""
+    world = await deployment()
+    await bind(world)
+    assert [await world.restatement(), await world.restatement()] == [1, 1]
+    await world.settle()
+    await used(world, hours=1)
+    ends = await world.log.bounds(EVENTS_TOPIC, world.partition(EVE))
+    records = await world.log.read(EVENTS_TOPIC, world.partition(EVE), 0, ends.next)
+    for answer in [record for record in records if ("tidemark-control", b"restatement") in record.headers]:
+        await world.log.append(EVENTS_TOPIC, world.partition(EVE), answer.value or b"", headers=answer.headers)
+    await world.settle()
 
-    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 15}
-    assert len((await state(made)).restatements) == 1
-    await agrees(made)
+    assert await totals(world, "requests") == {NOVEMBER_MS: 9, CUT_MS: 15}
+    assert len((await state(world)).restatements) == 1
+    await agrees(world)
 
 
 async def test_the_archive_keeps_the_record_without_its_content() -> None:
-    made = await deployment()
-    await bind(made)
-    await made.restatement()
-    await made.settle()
+    world = await deployment()
+    await bind(world)
+    await world.restatement()
+    await world.settle()
 
-    controls = await made.clickhouse.controls(made.partition(EVE), position(1 << 40))
+    controls = await world.clickhouse.controls(world.partition(EVE), position(1 << 40))
     row = [each for each in controls if each.kind == "restatement"][-1]
     assert RestatementRecord.model_validate_json(row.value).content == ""
 
 
 async def test_intents_of_the_old_cut_are_settled_as_replaced() -> None:
-    """They are never sent, and nobody waits for them."""
-    made = await deployment()
-    old = await intents(made)
-    await bind(made)
-    await made.restatement()
-    await made.settle()
+    """They are never sent, and nothing waits for them."""
+    world = await deployment()
+    old = await intents(world)
+    await bind(world)
+    await world.restatement()
+    await world.settle()
 
-    held = await state(made)
-    new = [each for each in await intents(made) if each not in old]
-    assert {is_replaced(held, each.period_start_ms, each.bucket_start_ms) for each in old} == {True}
-    assert {is_replaced(held, each.period_start_ms, each.bucket_start_ms) for each in new} == {False}
-    sent = {each.event.identifier for each in made.stripe.events}
+    account = await state(world)
+    new = [each for each in await intents(world) if each not in old]
+    assert {is_replaced(account, each.period_start_ms, each.bucket_start_ms) for each in old} == {True}
+    assert {is_replaced(account, each.period_start_ms, each.bucket_start_ms) for each in new} == {False}
+    sent = {each.event.identifier for each in world.stripe.events}
     assert sent.isdisjoint(each.identifier for each in old)
     assert sent.issuperset(each.identifier for each in new if each.period_start_ms == CUT_MS)
 
 
 async def test_usage_that_was_sent_is_never_sent_again_in_other_periods() -> None:
-    """Bound with a customer, then without one by mistake, then with one and an anchor of its own."""
-    made = await settled()
-    before = len(made.stripe.events)
+    """A binding with a customer, then by mistake one without, then one with a customer and its own anchor."""
+    world = await settled()
+    before = len(world.stripe.events)
     for billing, customer in ((Billing.UNMAPPED, ""), (Billing.MAPPED, "cus_ada")):
-        await made.bind("ada", anchor_ms=CUT_MS, billing=billing, stripe_customer=customer)
+        await world.bind("ada", anchor_ms=CUT_MS, billing=billing, stripe_customer=customer)
         for _ in range(2):
-            await reached(made)
-            assert await made.restatement() == 0
-    await made.settle()
+            await reached(world)
+            assert await world.restatement() == 0
+    await world.settle()
 
-    assert len(made.stripe.events) == before
-    report = await made.reconcile()
+    assert len(world.stripe.events) == before
+    report = await world.reconcile()
     assert report.differences == 0, report.rows
 
 
-async def test_period_that_the_cut_empties_tells_what_comes_to_it_later_in_the_same_bucket() -> None:
-    """Its open report begins at nothing again, and not at what was counted there before."""
-    made = await Deployment().start()
-    made.stripe.add_customer(f"cus_{EVE}")
-    made.clock.ms = CUT_MS
+async def test_period_that_the_cut_empties_reports_later_usage_of_the_same_bucket() -> None:
+    """Its open report restarts at zero, not at the earlier count."""
+    world = await Deployment().start()
+    world.stripe.add_customer(f"cus_{EVE}")
+    world.clock.ms = CUT_MS
     for step in range(3):
-        await made.emit(EVE, gb="1", user=f"user-{step}", region="eu")
-    await bind(made, effective_from_ms=NOVEMBER_MS, anchor_ms=CUT_MS)
-    assert await made.restatement() == 1
-    await reached(made)
-    await made.emit(EVE, at_ms=CUT_MS - MINUTE_MS, gb="1", user="before", region="eu")
-    await made.settle()
+        await world.emit(EVE, gb="1", user=f"user-{step}", region="eu")
+    await bind(world, effective_from_ms=NOVEMBER_MS, anchor_ms=CUT_MS)
+    assert await world.restatement() == 1
+    await reached(world)
+    await world.emit(EVE, at_ms=CUT_MS - MINUTE_MS, gb="1", user="before", region="eu")
+    await world.settle()
 
-    assert await totals(made, "requests") == {NOVEMBER_MS: 1, CUT_MS: 3}
-    told = {(each.period_start_ms, each.meter): each.delta_minor for each in await intents(made)}
-    assert (told[NOVEMBER_MS, "requests"], told[CUT_MS, "requests"]) == (1, 3)
-    await agrees(made)
+    assert await totals(world, "requests") == {NOVEMBER_MS: 1, CUT_MS: 3}
+    deltas = {(each.period_start_ms, each.meter): each.delta_minor for each in await intents(world)}
+    assert (deltas[NOVEMBER_MS, "requests"], deltas[CUT_MS, "requests"]) == (1, 3)
+    await agrees(world)
 
 
 async def test_unsettled_views_are_in_flight_and_never_drift() -> None:
     """At any step between the binding and the last report."""
-    made = await deployment()
-    await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS, stripe_customer=f"cus_{EVE}")
-    steps = (made.fold, made.archive, made.restatement, made.archive, made.fold)
-    for step in (*steps, *steps[2:], made.relay, made.publish, made.send):
+    world = await deployment()
+    await world.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS, stripe_customer=f"cus_{EVE}")
+    steps = (world.fold, world.archive, world.restatement, world.archive, world.fold)
+    for step in (*steps, *steps[2:], world.relay, world.publish, world.send):
         await step()
-        report = await made.reconcile()
+        report = await world.reconcile()
         assert report.verdict is not Verdict.DRIFT, (step, report.rows)
-    assert named(await made.reconcile(), Cause.IN_FLIGHT, Pair.INTENTS)
-    await made.settle()
-    await agrees(made)
+    assert rows_of(await world.reconcile(), Cause.IN_FLIGHT, Pair.INTENTS)
+    await world.settle()
+    await agrees(world)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
@@ -169,112 +168,112 @@ async def test_unsettled_views_are_in_flight_and_never_drift() -> None:
     flush=st.sampled_from([1, 7, 20_000]),
 )
 async def test_any_late_bindings_leave_no_difference(minutes: list[int], intervals: list[Interval], flush: int) -> None:
-    """One after the other, with usage before, between and after, however the fold flushes."""
-    made = await Deployment().start()
-    made.rollup_settings = RollupSettings(flush_events_max=flush)
+    """Several bindings, with usage before, between and after them, for any flush boundaries."""
+    world = await Deployment().start()
+    world.rollup_settings = RollupSettings(flush_events_max=flush)
     for number, each in enumerate(minutes):
-        await used(made, hours=2)
-        await made.emit(EVE, at_ms=made.clock.ms - 30 * HOUR_MS, gb="0.5", user=f"late-{number}", region="eu")
-        now = made.clock.ms // MINUTE_MS
+        await used(world, hours=2)
+        await world.emit(EVE, at_ms=world.clock.ms - 30 * HOUR_MS, gb="0.5", user=f"late-{number}", region="eu")
+        now = world.clock.ms // MINUTE_MS
         at_ms = (now + each) * MINUTE_MS
-        await made.bind(
+        await world.bind(
             EVE, effective_from_ms=at_ms, anchor_ms=at_ms, interval=intervals[number], billing=Billing.UNMAPPED
         )
-        await used(made, hours=1)
+        await used(world, hours=1)
         for _ in range(2):
-            await reached(made)
-            await made.restatement()
-    await made.settle()
-    await made.resolve()
-    await made.settle()
+            await reached(world)
+            await world.restatement()
+    await world.settle()
+    await world.resolve()
+    await world.settle()
 
-    assert (await state(made)).pending is None
-    report = await made.reconcile()
+    assert (await state(world)).pending is None
+    report = await world.reconcile()
     assert report.differences == 0, report.rows
 
 
 async def test_a_rebuilt_view_has_the_same_cuts() -> None:
-    """The log says all of it: a fold from its start ends in the same state, and the next flush reads it."""
-    made = await settled()
-    made.stripe.add_customer(f"cus_{EVE}")
-    await used(made)
-    await bind(made)
-    await made.restatement()
-    await used(made, hours=1)
-    await made.settle()
-    held = {key: dict(fields) for key, fields in made.store.server.partitions[made.partition(EVE)].totals.items()}
+    """The log contains everything: a fold from its start reaches the same state, which the next flush reads."""
+    world = await settled()
+    world.stripe.add_customer(f"cus_{EVE}")
+    await used(world)
+    await bind(world)
+    await world.restatement()
+    await used(world, hours=1)
+    await world.settle()
+    expected = {key: dict(fields) for key, fields in world.store.server.partitions[world.partition(EVE)].totals.items()}
 
-    made.store.server.partitions.clear()
-    made.rollup_settings = RollupSettings(flush_events_max=3, replay_from_start=True)
-    await made.settle()
+    world.store.server.partitions.clear()
+    world.rollup_settings = RollupSettings(flush_events_max=3, replay_from_start=True)
+    await world.settle()
 
     assert {
-        key: dict(fields) for key, fields in made.store.server.partitions[made.partition(EVE)].totals.items()
-    } == held
-    await agrees(made)
+        key: dict(fields) for key, fields in world.store.server.partitions[world.partition(EVE)].totals.items()
+    } == expected
+    await agrees(world)
 
 
-async def told(made: Deployment, customer: str) -> list[tuple[str, bool]]:
-    """(value, whether its instant lies behind the cut) of the requests that a customer was told of."""
-    cut_ms = (await state(made)).bindings[-1].effective_from_ms
-    events = [each.event for each in made.stripe.events if each.event.event_name == "requests"]
+async def sent_requests(world: Deployment, customer: str) -> list[tuple[str, bool]]:
+    """(value, whether its instant lies after the cut) of the `requests` that were sent for a customer."""
+    cut_ms = (await state(world)).bindings[-1].effective_from_ms
+    events = [each.event for each in world.stripe.events if each.event.event_name == "requests"]
     return [(each.value, each.timestamp_s * 1000 >= cut_ms) for each in events if each.stripe_customer == customer]
 
 
-async def test_usage_before_a_cut_within_its_report_bucket_is_told_before_it_to_who_paid_then() -> None:
-    """Nothing comes in the old period after the record that cuts it, so its entry does not know of the cut."""
-    made = await Deployment().start()
+async def test_usage_before_a_cut_within_its_report_bucket_is_sent_before_the_cut_to_its_payer() -> None:
+    """After the record of the cut the old period gets no events, so its entry does not know of the cut."""
+    world = await Deployment().start()
     for customer in ("cus_old", "cus_new"):
-        made.stripe.add_customer(customer)
-    await made.bind(EVE, stripe_customer="cus_old")
-    await made.advance(5 * MINUTE_MS)
-    await made.emit(EVE, gb="1", user="u", region="eu")
-    await made.advance(5 * MINUTE_MS)
-    cut_ms = made.clock.ms + 6 * MINUTE_MS
-    await made.bind(EVE, effective_from_ms=cut_ms, anchor_ms=cut_ms, stripe_customer="cus_new")
-    await made.advance(HOUR_MS)
-    await made.settle()
+        world.stripe.add_customer(customer)
+    await world.bind(EVE, stripe_customer="cus_old")
+    await world.advance(5 * MINUTE_MS)
+    await world.emit(EVE, gb="1", user="u", region="eu")
+    await world.advance(5 * MINUTE_MS)
+    cut_ms = world.clock.ms + 6 * MINUTE_MS
+    await world.bind(EVE, effective_from_ms=cut_ms, anchor_ms=cut_ms, stripe_customer="cus_new")
+    await world.advance(HOUR_MS)
+    await world.settle()
 
-    assert (await told(made, "cus_old"), await told(made, "cus_new")) == ([("1", False)], [])
-    await agrees(made)
+    assert (await sent_requests(world, "cus_old"), await sent_requests(world, "cus_new")) == ([("1", False)], [])
+    await agrees(world)
 
 
-async def test_usage_counted_again_is_told_before_the_cut_of_a_binding_that_waited_behind() -> None:
-    """Where the later one cuts was not known when the ends of the new periods were worked out."""
-    made = await deployment()
-    made.clock.ms += 5 * MINUTE_MS
-    await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS, billing=Billing.UNMAPPED)
-    now_ms = made.clock.ms // MINUTE_MS * MINUTE_MS
-    await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=now_ms, stripe_customer=f"cus_{EVE}")
+async def test_restated_usage_is_sent_before_the_cut_of_a_binding_that_waited_behind() -> None:
+    """The cut of the later binding was unknown when the ends of the new periods were calculated."""
+    world = await deployment()
+    world.clock.ms += 5 * MINUTE_MS
+    await world.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS, billing=Billing.UNMAPPED)
+    now_ms = world.clock.ms // MINUTE_MS * MINUTE_MS
+    await world.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=now_ms, stripe_customer=f"cus_{EVE}")
     for _ in range(3):
-        await reached(made)
-        await made.restatement()
-    await made.settle()
+        await reached(world)
+        await world.restatement()
+    await world.settle()
 
-    assert await told(made, f"cus_{EVE}") == [("9", False)]
+    assert await sent_requests(world, f"cus_{EVE}") == [("9", False)]
 
 
-async def test_answers_are_not_called_complete_while_a_restatement_is_relayed_in_parts() -> None:
-    """Until all of its cells are there, hours that were complete hold parts of both cuts."""
-    made = await deployment()
-    at = made.partition(EVE)
+async def test_answers_are_not_complete_while_a_restatement_is_relayed_in_parts() -> None:
+    """Until all cells are relayed, hours that were complete mix the old and the new cut."""
+    world = await deployment()
+    at = world.partition(EVE)
     first_ms = START_MS // HOUR_MS * HOUR_MS
 
     async def requests(to_ms: int) -> int:
         asked = UsageQuery(meter="requests", from_ms=first_ms, to_ms=to_ms, account=EVE)
-        return sum(row.value_minor for row in await made.clickhouse.usage(asked, Aggregation.COUNT))
+        return sum(row.value_minor for row in await world.clickhouse.usage(asked, Aggregation.COUNT))
 
     async def complete_ms() -> int:
-        return (await made.clickhouse.load_relayed())[at].stream_time_ms
+        return (await world.clickhouse.load_relayed())[at].stream_time_ms
 
     hours = {first_ms + hour * HOUR_MS: 6 * hour for hour in range(4)}
     hours[first_ms + 4 * HOUR_MS] = 18
     assert (await complete_ms(), await requests(max(hours))) == (max(hours), 18)
-    await bind(made)
-    await made.restatement()
-    await reached(made)
+    await bind(world)
+    await world.restatement()
+    await reached(world)
     relay, totals_seen = (
-        hourly_relay(made.store, made.clickhouse, cells_max=1),
+        hourly_relay(world.store, world.clickhouse, cells_max=1),
         set[int](),
     )
     while not (await relay.relay(at)).complete:

@@ -1,4 +1,4 @@
-"""While the usage of a late binding is counted again: what waits, for how long, and what ends it otherwise."""
+"""While a late binding waits for its restatement: which events wait, for how long, and what else ends the wait."""
 
 from __future__ import annotations
 
@@ -32,148 +32,148 @@ from tests.worlds.late_binding import (
 from tests.worlds.reconciler import METER_SET, NOVEMBER_MS, Deployment
 
 
-async def test_what_arrives_while_the_account_waits_is_counted_once_and_after_it() -> None:
-    """Nothing is counted in between; the identities of before are known, and decisions that come early do nothing."""
-    made = await deployment()
-    first = await made.emit(EVE, gb="1", user="new", region="eu")
-    await bind(made)
-    before = await totals(made, "requests")
-    counters = (await made.checkpoint(EVE)).counters
+async def test_events_during_the_wait_are_counted_once_and_after_it() -> None:
+    """Nothing counts meanwhile. Earlier identities are known, and early decisions have no effect."""
+    world = await deployment()
+    first = await world.emit(EVE, gb="1", user="new", region="eu")
+    await bind(world)
+    before = await totals(world, "requests")
+    counters = (await world.checkpoint(EVE)).counters
 
-    await made.emit(EVE, gb="2", user="newer", region="eu")
-    await made.emit(EVE, id=first, gb="1", user="new", region="eu")
-    await made.emit(EVE, type_="page.viewed", page="/")
-    await made.emit(EVE, at_ms=CUT_MS - MINUTE_MS, gb="3", user="late", region="us")
-    await made.fold()
-    await made.archive()
-    assert await made.resolve() == 0
-    after = (await made.checkpoint(EVE)).counters
-    assert await totals(made, "requests") == before
+    await world.emit(EVE, gb="2", user="newer", region="eu")
+    await world.emit(EVE, id=first, gb="1", user="new", region="eu")
+    await world.emit(EVE, type_="page.viewed", page="/")
+    await world.emit(EVE, at_ms=CUT_MS - MINUTE_MS, gb="3", user="late", region="us")
+    await world.fold()
+    await world.archive()
+    assert await world.resolve() == 0
+    after = (await world.checkpoint(EVE)).counters
+    assert await totals(world, "requests") == before
     assert (after.deferred - counters.deferred, after.duplicate - counters.duplicate) == (2, 1)
 
-    assert await made.restatement() == 1
-    await made.fold()
-    await made.archive()
-    assert await made.resolve() == 2
-    await made.settle()
-    # The one from before the cut came after the grace of the period that ends there.
-    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 12}
-    await agrees(made)
+    assert await world.restatement() == 1
+    await world.fold()
+    await world.archive()
+    assert await world.resolve() == 2
+    await world.settle()
+    # The event from before the cut arrived after the grace of the period that ends at the cut.
+    assert await totals(world, "requests") == {NOVEMBER_MS: 9, CUT_MS: 12}
+    await agrees(world)
 
 
-async def test_what_its_records_say_while_it_waits_is_followed() -> None:
-    """A closing at once, another binding after it, in the order of the log."""
-    made = await deployment()
-    await bind(made, billing=Billing.UNMAPPED, stripe_customer="")
-    await made.close_period(EVE, made.clock.ms - 90 * DAY_MS)
-    await made.bind(EVE, effective_from_ms=NOVEMBER_MS, anchor_ms=CUT_MS, stripe_customer=f"cus_{EVE}")
-    await made.fold()
-    assert (await state(made)).customers == ()
-    assert len((await state(made)).closed_start_ms) == 1
+async def test_control_records_during_the_wait_take_effect() -> None:
+    """A closing at once, another binding afterwards, in the order of the log."""
+    world = await deployment()
+    await bind(world, billing=Billing.UNMAPPED, stripe_customer="")
+    await world.close_period(EVE, world.clock.ms - 90 * DAY_MS)
+    await world.bind(EVE, effective_from_ms=NOVEMBER_MS, anchor_ms=CUT_MS, stripe_customer=f"cus_{EVE}")
+    await world.fold()
+    assert (await state(world)).customers == ()
+    assert len((await state(world)).closed_start_ms) == 1
 
     for _ in range(2):
-        await made.archive()
-        assert await made.restatement() == 1
-        await made.fold()
-    await used(made, hours=1)
-    await made.settle()
+        await world.archive()
+        assert await world.restatement() == 1
+        await world.fold()
+    await used(world, hours=1)
+    await world.settle()
 
-    held = await state(made)
-    assert held.pending is None
-    assert held.customers[-1].stripe_customer == f"cus_{EVE}"
-    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 15}
-    report = await made.reconcile()
+    account = await state(world)
+    assert account.pending is None
+    assert account.customers[-1].stripe_customer == f"cus_{EVE}"
+    assert await totals(world, "requests") == {NOVEMBER_MS: 9, CUT_MS: 15}
+    report = await world.reconcile()
     assert report.differences == 0, report.rows
 
 
-async def test_usage_that_does_not_fit_a_record_is_not_cut_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The binding takes effect beyond it, and the record says why."""
+async def test_usage_that_does_not_fit_a_record_is_not_restated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The binding takes effect after the usage, and the record contains the reason."""
     monkeypatch.setattr(restater, "CONTENT_CHARACTERS_MAX", 10)
-    made = await deployment()
-    await bind(made, effective_from_ms=NOVEMBER_MS)
-    bound_ms = made.clock.ms
-    await made.restatement()
-    await made.settle()
+    world = await deployment()
+    await bind(world, effective_from_ms=NOVEMBER_MS)
+    bound_ms = world.clock.ms
+    await world.restatement()
+    await world.settle()
 
-    controls = await made.clickhouse.controls(made.partition(EVE), position(1 << 40))
+    controls = await world.clickhouse.controls(world.partition(EVE), position(1 << 40))
     assert "one record" in RestatementRecord.model_validate_json(controls[-1].value).declined
-    held = await state(made)
-    assert (held.pending, held.restatements) == (None, ())
-    assert held.bindings[-1].effective_from_ms > bound_ms
-    assert await totals(made, "requests") == {NOVEMBER_MS: 18}
-    await agrees(made)
+    account = await state(world)
+    assert (account.pending, account.restatements) == (None, ())
+    assert account.bindings[-1].effective_from_ms > bound_ms
+    assert await totals(world, "requests") == {NOVEMBER_MS: 18}
+    await agrees(world)
 
 
-async def test_nothing_is_begun_or_ended_before_the_archive_has_passed_it() -> None:
-    """Nor by a table that was just exchanged, nor where the archive is far behind: events would wait for long."""
-    made = await deployment()
-    await made.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
-    await made.fold()
-    assert await made.restatement() == 0
-    await made.archive()
-    await made.advance(2 * restater.NEAR_MS_MAX)
-    await made.fold()
-    assert await made.restatement() == 0
-    await made.archive()
-    assert await made.restatement() == 1
+async def test_nothing_begins_or_ends_before_the_archive_has_passed_it() -> None:
+    """Neither with a table that was just exchanged nor with an archive that lags far: events would wait for long."""
+    world = await deployment()
+    await world.bind(EVE, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
+    await world.fold()
+    assert await world.restatement() == 0
+    await world.archive()
+    await world.advance(2 * restater.NEAR_MS_MAX)
+    await world.fold()
+    assert await world.restatement() == 0
+    await world.archive()
+    assert await world.restatement() == 1
 
-    await made.fold()
-    assert await made.restatement() == 0
-    await made.archive()
-    made.clickhouse.rebuilt = None
-    assert await made.restatement() == 0
-    made.clickhouse.rebuilt = 0
-    assert await made.restatement() == 1
-    await made.settle()
-    assert len((await state(made)).restatements) == 1
-
-
-async def test_usage_goes_on_where_a_restatement_does_not_end_and_it_is_begun_anew() -> None:
-    """The archive goes away right after it was begun: events wait for half an hour at most, then count as before."""
-    made = await deployment()
-    await bind(made)
-    await made.emit(EVE, gb="1", user="waits", region="eu")
-    await made.advance(RESTATEMENT_MS_MAX)
-    await made.emit(EVE, gb="1", user="counts", region="eu")
-    await made.fold()
-    assert await totals(made, "requests") == {NOVEMBER_MS: 19}
-    assert (await made.checkpoint(EVE)).counters.deferred == 1
-
-    await made.archive()
-    # What waited is counted before anything waits again.
-    assert await made.restatement() == 0
-    assert await made.resolve() == 1
-    await reached(made)
-    assert await made.restatement() == 1
-    await reached(made)
-    assert await made.restatement() == 1
-    await made.settle()
-    assert await totals(made, "requests") == {NOVEMBER_MS: 9, CUT_MS: 11}
-    await agrees(made)
+    await world.fold()
+    assert await world.restatement() == 0
+    await world.archive()
+    world.clickhouse.rebuilt = None
+    assert await world.restatement() == 0
+    world.clickhouse.rebuilt = 0
+    assert await world.restatement() == 1
+    await world.settle()
+    assert len((await state(world)).restatements) == 1
 
 
-async def test_an_event_that_the_archive_lost_does_not_keep_a_restatement_from_being_begun_anew() -> None:
-    """It never gets a decision; the others had time for theirs."""
-    made = await deployment()
-    await bind(made)
-    lost = await made.emit(EVE, gb="1", user="lost", region="eu")
-    await made.advance(RESTATEMENT_MS_MAX)
-    await reached(made)
-    del made.clickhouse.events[EVE, lost]
-    assert (await made.resolve(), await made.restatement()) == (0, 0)
+async def test_usage_continues_if_a_restatement_does_not_end_and_the_restatement_restarts() -> None:
+    """The archive disappears right after the start: events wait for half an hour at most, then count as before."""
+    world = await deployment()
+    await bind(world)
+    await world.emit(EVE, gb="1", user="waits", region="eu")
+    await world.advance(RESTATEMENT_MS_MAX)
+    await world.emit(EVE, gb="1", user="counts", region="eu")
+    await world.fold()
+    assert await totals(world, "requests") == {NOVEMBER_MS: 19}
+    assert (await world.checkpoint(EVE)).counters.deferred == 1
 
-    await made.advance(JUDGED_MS_MAX)
-    await reached(made)
-    assert await made.restatement() == 1
+    await world.archive()
+    # The waiting events count before any event waits again.
+    assert await world.restatement() == 0
+    assert await world.resolve() == 1
+    await reached(world)
+    assert await world.restatement() == 1
+    await reached(world)
+    assert await world.restatement() == 1
+    await world.settle()
+    assert await totals(world, "requests") == {NOVEMBER_MS: 9, CUT_MS: 11}
+    await agrees(world)
+
+
+async def test_an_event_that_the_archive_lost_does_not_prevent_a_restart_of_the_restatement() -> None:
+    """This event never gets a decision; the others had time for theirs."""
+    world = await deployment()
+    await bind(world)
+    lost = await world.emit(EVE, gb="1", user="lost", region="eu")
+    await world.advance(RESTATEMENT_MS_MAX)
+    await reached(world)
+    del world.clickhouse.events[EVE, lost]
+    assert (await world.resolve(), await world.restatement()) == (0, 0)
+
+    await world.advance(JUDGED_MS_MAX)
+    await reached(world)
+    assert await world.restatement() == 1
 
 
 async def test_answer_that_comes_too_late_changes_nothing() -> None:
-    made = await deployment()
-    await bind(made)
-    assert await made.restatement() == 1
-    records = await made.log.read(EVENTS_TOPIC, made.partition(EVE), 0, 10_000)
-    await made.archive()
-    late = AccountState.model_validate((await state(made)).model_dump())
+    world = await deployment()
+    await bind(world)
+    assert await world.restatement() == 1
+    records = await world.log.read(EVENTS_TOPIC, world.partition(EVE), 0, 10_000)
+    await world.archive()
+    late = AccountState.model_validate((await state(world)).model_dump())
     answer = RestatementRecord.model_validate_json(records[-1].value or b"")
     assert late.pending is not None
     assert late.pending.until_ms is not None
@@ -182,79 +182,78 @@ async def test_answer_that_comes_too_late_changes_nothing() -> None:
     assert restated(late, answer, 1 << 50, POLICY, late.pending.until_ms - 1).restatements
 
 
-async def test_what_comes_in_time_waits_whatever_may_wait_of_what_is_late() -> None:
-    """It is as much as comes in a few minutes; refused, it would have to be sent under another id."""
-    made = await Deployment().start({**METER_SET, "version": 1, "policy": {"deferred_max": 2}})
-    made.stripe.add_customer(f"cus_{EVE}")
-    await used(made, hours=1)
-    await bind(made, effective_from_ms=NOVEMBER_MS, anchor_ms=NOVEMBER_MS + DAY_MS)
+async def test_events_in_time_wait_whatever_the_limit_for_late_ones_is() -> None:
+    """They are the events of a few minutes. A rejection would make the producer send them under another id."""
+    world = await Deployment().start({**METER_SET, "version": 1, "policy": {"deferred_max": 2}})
+    world.stripe.add_customer(f"cus_{EVE}")
+    await used(world, hours=1)
+    await bind(world, effective_from_ms=NOVEMBER_MS, anchor_ms=NOVEMBER_MS + DAY_MS)
     for number in range(5):
-        await made.emit(EVE, gb="1", user=f"u{number}", region="eu")
-    await made.fold()
-    assert (await made.checkpoint(EVE)).counters.deferred == 5
+        await world.emit(EVE, gb="1", user=f"u{number}", region="eu")
+    await world.fold()
+    assert (await world.checkpoint(EVE)).counters.deferred == 5
 
-    await made.archive()
-    await made.restatement()
-    await reached(made)
-    assert await made.resolve() == 5
-    await made.settle()
-    assert sum((await totals(made, "requests")).values()) == 11
-    await agrees(made)
+    await world.archive()
+    await world.restatement()
+    await reached(world)
+    assert await world.resolve() == 5
+    await world.settle()
+    assert sum((await totals(world, "requests")).values()) == 11
+    await agrees(world)
 
 
 @pytest.mark.parametrize("lost_max", [6, 1_000], ids=["some", "all"])
-async def test_live_counts_are_not_replaced_by_those_of_an_archive_that_lost_events(lost_max: int) -> None:
-    """The totals stand still while the account waits, so the two must be equal."""
-    made = await deployment()
-    await bind(made)
-    lost = [key for key in made.clickhouse.events if key[0] == EVE][:lost_max]
+async def test_live_counts_are_not_replaced_by_an_archive_that_lost_events(lost_max: int) -> None:
+    """The totals do not change while the account waits, so totals and recount must be equal."""
+    world = await deployment()
+    await bind(world)
+    lost = [key for key in world.clickhouse.events if key[0] == EVE][:lost_max]
     for key in lost:
-        del made.clickhouse.events[key]
-    assert await made.restatement() == 1
-    await made.fold()
+        del world.clickhouse.events[key]
+    assert await world.restatement() == 1
+    await world.fold()
 
-    assert await totals(made, "requests") == {NOVEMBER_MS: 18}
-    assert ((await state(made)).pending, (await state(made)).restatements) == (None, ())
+    assert await totals(world, "requests") == {NOVEMBER_MS: 18}
+    assert ((await state(world)).pending, (await state(world)).restatements) == (None, ())
 
 
 async def two_begun() -> tuple[Deployment, str]:
-    """Two accounts of one partition whose restatements are begun, and the name of the other one."""
-    made = await deployment()
-    other = neighbour(made)
-    await used(made, hours=1, account=other)
+    """A deployment with two accounts of one partition whose restatements have begun, and the second account's name."""
+    world = await deployment()
+    other = neighbour(world)
+    await used(world, hours=1, account=other)
     for account in (EVE, other):
-        await made.bind(account, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
-    await reached(made)
-    assert await made.restatement() == 2
-    return made, other
+        await world.bind(account, effective_from_ms=CUT_MS, anchor_ms=CUT_MS)
+    await reached(world)
+    assert await world.restatement() == 2
+    return world, other
 
 
-async def test_account_whose_usage_cannot_be_counted_again_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is declined with the reason; the others are answered in the same call."""
-    made, other = await two_begun()
-    await reached(made)
-    counted = made.clickhouse.recount_rows
+async def test_account_whose_usage_cannot_be_recounted_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The account is declined with the reason; the same call answers the others."""
+    world, other = await two_begun()
+    await reached(world)
+    counted = world.clickhouse.recount_rows
 
     async def fails(request: Any, generation: int) -> Any:
         if request.accounts == [EVE]:
             raise OperatorNeeded("the boundaries do not reach an event")
         return await counted(request, generation)
 
-    monkeypatch.setattr(made.clickhouse, "recount_rows", fails)
-    assert await made.restatement() == 2
-    await made.fold()
-    assert (await state(made)).pending is None
-    assert (await made.store.accounts.account(made.partition(other), other)).pending is None
+    monkeypatch.setattr(world.clickhouse, "recount_rows", fails)
+    assert await world.restatement() == 2
+    await world.fold()
+    assert (await state(world)).pending is None
+    assert (await world.store.accounts.account(world.partition(other), other)).pending is None
 
 
 @pytest.mark.parametrize("kind", [Transient, HeldUp])
-async def test_account_whose_recount_is_never_answered_holds_up_nobody_and_is_given_up(
+async def test_account_whose_recount_never_answers_blocks_no_other_and_is_given_up(
     monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
-    """Too much for ClickHouse's limits, or a table that is gone, say. The others are answered in the same call, and
-    what waits for it counts."""
-    made, other = await two_begun()
-    counted, looks = made.clickhouse.recount_rows, 0
+    """ClickHouse's limits are too low, or a table is gone. The call answers the others; waiting events then count."""
+    world, other = await two_begun()
+    counted, looks = world.clickhouse.recount_rows, 0
 
     async def fails(request: Any, generation: int) -> Any:
         nonlocal looks
@@ -263,74 +262,74 @@ async def test_account_whose_recount_is_never_answered_holds_up_nobody_and_is_gi
             raise kind("memory limit exceeded")
         return await counted(request, generation)
 
-    monkeypatch.setattr(made.clickhouse, "recount_rows", fails)
-    await reached(made)
+    monkeypatch.setattr(world.clickhouse, "recount_rows", fails)
+    await reached(world)
     with pytest.raises(Transient, match="memory limit"):
-        await made.restatement()
-    await reached(made)
-    assert (await made.store.accounts.account(made.partition(other), other)).pending is None
+        await world.restatement()
+    await reached(world)
+    assert (await world.store.accounts.account(world.partition(other), other)).pending is None
 
     for _ in range(2 * BEGINNINGS_MAX):
-        await made.emit(EVE, gb="1", user="waits", region="eu")
-        while (await state(made)).pending and is_waiting(
-            await state(made), (await made.checkpoint(EVE)).stream_time_ms
+        await world.emit(EVE, gb="1", user="waits", region="eu")
+        while (await state(world)).pending and is_waiting(
+            await state(world), (await world.checkpoint(EVE)).stream_time_ms
         ):
-            await made.advance(RESTATEMENT_MS_MAX)
-            await reached(made)
+            await world.advance(RESTATEMENT_MS_MAX)
+            await reached(world)
             with contextlib.suppress(Transient):
-                await made.restatement()
-            await reached(made)
-        await made.resolve()
-        await reached(made)
-        assert (await made.checkpoint(EVE)).counters.deferred == 0
+                await world.restatement()
+            await reached(world)
+        await world.resolve()
+        await reached(world)
+        assert (await world.checkpoint(EVE)).counters.deferred == 0
         with contextlib.suppress(Transient):
-            await made.restatement()
-        await reached(made)
-    after = await state(made)
+            await world.restatement()
+        await reached(world)
+    after = await state(world)
     assert (after.pending, after.restatements) == (None, ())
     assert looks >= BEGINNINGS_MAX
-    assert await totals(made, "requests") == {NOVEMBER_MS: 18 + 2 * BEGINNINGS_MAX}
-    controls = await made.clickhouse.load_controls(made.partition(EVE), 1 << 60)
-    said = [
+    assert await totals(world, "requests") == {NOVEMBER_MS: 18 + 2 * BEGINNINGS_MAX}
+    controls = await world.clickhouse.load_controls(world.partition(EVE), 1 << 60)
+    declined = [
         RestatementRecord.model_validate_json(each.value).declined for each in controls if each.kind == "restatement"
     ]
-    assert [text for text in said if text] == [TOO_OFTEN.format(BEGINNINGS_MAX, "memory limit exceeded")]
+    assert [text for text in declined if text] == [TOO_OFTEN.format(BEGINNINGS_MAX, "memory limit exceeded")]
 
 
 async def test_a_view_that_went_back_between_two_looks_declines_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replica that was behind has taken over: its totals are those of before."""
-    made = await deployment()
-    before = copy.deepcopy(made.store.server.partitions)
-    await made.emit(EVE, gb="1", user="new", region="eu")
-    await bind(made)
-    now, account_totals = made.store.server.partitions, made.store.totals.account_totals
+    """A replica that was behind has taken over with older totals."""
+    world = await deployment()
+    before = copy.deepcopy(world.store.server.partitions)
+    await world.emit(EVE, gb="1", user="new", region="eu")
+    await bind(world)
+    now, account_totals = world.store.server.partitions, world.store.totals.account_totals
 
     async def failed_over(partition: int, keys: Any) -> Any:
-        made.store.server.partitions = before
+        world.store.server.partitions = before
         return await account_totals(partition, keys)
 
-    monkeypatch.setattr(made.store.totals, "account_totals", failed_over)
+    monkeypatch.setattr(world.store.totals, "account_totals", failed_over)
     with pytest.raises(Transient, match="went back"):
-        await made.restatement()
+        await world.restatement()
     monkeypatch.undo()
-    made.store.server.partitions = now
-    assert await made.restatement() == 1
-    await made.settle()
-    assert len((await state(made)).restatements) == 1
+    world.store.server.partitions = now
+    assert await world.restatement() == 1
+    await world.settle()
+    assert len((await state(world)).restatements) == 1
 
 
-async def test_late_events_of_others_do_not_stand_behind_those_of_a_waiting_account(
+async def test_late_events_of_others_do_not_wait_behind_those_of_a_waiting_account(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resolver, "DECISIONS_MAX", 3)
-    made = await deployment()
-    await bind(made)
+    world = await deployment()
+    await bind(world)
     for number in range(7):
-        await made.emit(EVE, gb="1", user=f"u{number}", region="eu")
-    other = next(name for name in ("bob", "ada", "cyd", "dora") if made.partition(name) == made.partition(EVE))
-    await made.emit(other, at_ms=made.clock.ms - 5 * DAY_MS, gb="1", user="late", region="eu")
-    await reached(made)
+        await world.emit(EVE, gb="1", user=f"u{number}", region="eu")
+    other = next(name for name in ("bob", "ada", "cyd", "dora") if world.partition(name) == world.partition(EVE))
+    await world.emit(other, at_ms=world.clock.ms - 5 * DAY_MS, gb="1", user="late", region="eu")
+    await reached(world)
 
-    assert await made.resolve() == 1
-    await made.fold()
-    assert (await made.checkpoint(EVE)).counters.deferred == 7
+    assert await world.resolve() == 1
+    await world.fold()
+    assert (await world.checkpoint(EVE)).counters.deferred == 7

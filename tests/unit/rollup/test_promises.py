@@ -1,4 +1,4 @@
-"""Sentences of docs/guarantees.md that no other suite shows: settings that hold them up, and where they end."""
+"""Sentences of docs/guarantees.md that no other suite shows: the settings behind them, and their limits."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ WINDOW_MS = 72 * HOUR_MS
 SQLITE_FULL = 2
 
 
-async def test_the_log_answers_once_all_replicas_that_are_in_sync_have_a_record(
+async def test_the_log_answers_once_all_in_sync_replicas_have_a_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And a retry of the driver's own adds no second one."""
+    """The driver's own retry does not add a second record."""
     asked: dict[str, Any] = {}
 
     class Stop(Exception):
@@ -63,8 +63,8 @@ def test_the_embedded_log_answers_once_the_disk_has_a_record(tmp_path: Path) -> 
         pytest.param(True, [DECEMBER_MS], id="closed by a record: closed for ever"),
     ],
 )
-async def test_a_longer_grace_opens_again_what_the_shorter_one_had_closed(by_record: bool, periods: list[int]) -> None:
-    """The one thing that changes a closed period; an operator does it, and the log says so."""
+async def test_a_longer_grace_reopens_what_the_shorter_one_had_closed(by_record: bool, periods: list[int]) -> None:
+    """The only change that reopens a closed period; an operator makes it, and the log records it."""
     deployment = await Deployment().start()
     await deployment.advance(DECEMBER_MS + 3 * HOUR_MS - deployment.clock.ms)
     if by_record:
@@ -74,21 +74,21 @@ async def test_a_longer_grace_opens_again_what_the_shorter_one_had_closed(by_rec
     await deployment.emit("ada", at_ms=DECEMBER_MS - HOUR_MS, gb="1", user="u", region="eu")
     await deployment.settle()
 
-    held = deployment.store.server.partitions[deployment.partition("ada")].totals
-    assert [key.period_start_ms for key in held] == periods
+    totals = deployment.store.server.partitions[deployment.partition("ada")].totals
+    assert [key.period_start_ms for key in totals] == periods
     assert (await deployment.reconcile()).differences == 0
 
 
-async def test_a_meter_that_two_meter_sets_leave_behind_the_folds_back_is_retired_where_the_record_stands() -> None:
-    """Both were checked against the one in force, by a command that could not see the first of them."""
+async def test_a_meter_that_two_concurrent_meter_sets_remove_is_retired_at_the_record() -> None:
+    """Both meter sets were checked against the one in force, by a command that could not see the other."""
     deployment = await Deployment().start()
     views = {"slug": "views", "event_type": "page.viewed", "aggregation": "count"}
     clicks = {**views, "slug": "clicks"}
     otherwise = {**views, "filters": [{"path": "$.page", "values": ["/"]}]}
     meters: Any = METER_SET["meters"]
     for version, later in ((2, [views]), (3, [clicks]), (4, [clicks, otherwise])):
-        made = MeterSet.model_validate({**METER_SET, "version": version, "meters": [*meters, *later]})
-        await append_everywhere(deployment.log, SECRET, MeterSetRecord(meter_set=made))
+        meter_set = MeterSet.model_validate({**METER_SET, "version": version, "meters": [*meters, *later]})
+        await append_everywhere(deployment.log, SECRET, MeterSetRecord(meter_set=meter_set))
     await deployment.emit("ada", type_="page.viewed", page="/")
     await deployment.settle()
 
@@ -107,10 +107,10 @@ async def test_a_meter_that_two_meter_sets_leave_behind_the_folds_back_is_retire
     assert (await deployment.reconcile()).differences == 0
 
 
-async def test_two_events_that_are_taken_for_one_stand_in_both_tables_and_are_named(
+async def test_two_events_with_one_mark_are_both_archived_and_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What a collision of marks costs: one event is not counted, and the reconciler says so."""
+    """The price of a collision of marks: one event is not counted, and the reconciler reports it."""
 
     def colliding(key: bytes, account: str, event_id: str) -> tuple[int, int]:
         return mark(key, account, "one" if event_id == "other" else event_id)
@@ -131,8 +131,8 @@ async def test_two_events_that_are_taken_for_one_stand_in_both_tables_and_are_na
     assert (counters.expected, counters.found) == ("1", "2")
 
 
-async def test_the_same_id_with_a_fresh_time_after_the_window_is_counted_again_and_named() -> None:
-    """The archive knows it for ever, the marks do not."""
+async def test_the_same_id_with_a_new_time_after_the_window_is_counted_again_and_reported() -> None:
+    """The archive knows the identity for ever, the marks do not."""
     deployment = await Deployment().start()
     await deployment.emit("ada", id="one", gb="1", user="u", region="eu")
     await deployment.settle()
@@ -150,8 +150,8 @@ async def test_the_same_id_with_a_fresh_time_after_the_window_is_counted_again_a
     assert {row.cause for row in report.rows if row.pair is Pair.COUNTERS} == {Cause.MISSING}
 
 
-def test_marks_are_blake2b_as_its_specification_computes_it() -> None:
-    """The numbers were worked out by a program of its own that follows RFC 7693, section 3.2."""
+def test_marks_are_blake2b_as_specified() -> None:
+    """A separate program that follows RFC 7693, section 3.2, calculated the numbers."""
     key = hash_key(b"a secret of thirty-two characters")
 
     assert mark(key, "acme", "1") == (1_391_534_537, 3_364_260_759_453_626_019)
@@ -159,7 +159,7 @@ def test_marks_are_blake2b_as_its_specification_computes_it() -> None:
 
 @pytest.mark.parametrize("members", [0, 1, 10**6, 10**9, 10**11])
 def test_sets_of_marks_are_sized_by_the_slice_before(members: int) -> None:
-    """So that a mark is compared with a bounded number of others; a first slice has the least sets."""
+    """A mark is compared with a bounded number of others; a first slice has the fewest sets."""
     before = (MarkSlice(0, WINDOW_MS // 2, BUCKETS_MIN, members),)
     after = current_slice(before, WINDOW_MS, WINDOW_MS)
 

@@ -1,4 +1,4 @@
-"""The loop that relays what a worker owns."""
+"""The loop that relays the outboxes of a worker's partitions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pipeline.roles.base import relaying
 from schemas.errors import HeldUp, OperatorNeeded, Refused, Transient
 
 
-async def test_a_partition_that_is_not_answered_holds_up_no_other() -> None:
-    """All are relayed at each round, and the round counts as failed."""
+async def test_a_partition_that_does_not_answer_blocks_no_other() -> None:
+    """Each round relays all partitions and counts as failed."""
     rounds, seen = asyncio.Semaphore(0), list[int]()
     failures = list[None]()
 
@@ -35,10 +35,10 @@ async def test_a_partition_that_is_not_answered_holds_up_no_other() -> None:
 
 
 @pytest.mark.parametrize("error", [HeldUp("mend the table"), Refused("correct the password")], ids=["held", "refused"])
-async def test_store_that_says_no_for_good_is_counted_and_told_once_and_ends_nothing(
+async def test_store_that_refuses_permanently_is_counted_and_reported_once_and_ends_nothing(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Live counts need no ClickHouse; the remedy is told also where it did not answer at first."""
+    """Live counts do not need ClickHouse. The remedy is logged even if the store did not answer at first."""
     rounds, failures = asyncio.Semaphore(0), list[None]()
     answers: list[Exception] = [Transient("starts again"), error]
 
@@ -60,8 +60,8 @@ async def test_store_that_says_no_for_good_is_counted_and_told_once_and_ends_not
     ]
 
 
-async def test_tables_that_cannot_be_made_hold_up_the_relays_only() -> None:
-    """The first thing that a worker asks of ClickHouse is whether its tables are there."""
+async def test_tables_that_cannot_be_created_block_only_the_relays() -> None:
+    """A worker first asks ClickHouse for its tables."""
     asked = asyncio.Semaphore(0)
     answers = [HeldUp("of an unknown version")]
 
@@ -82,7 +82,7 @@ async def test_tables_that_cannot_be_made_hold_up_the_relays_only() -> None:
 
 
 async def test_view_from_before_a_rebuild_ends_the_worker() -> None:
-    """Going on would write rows that lose: whatever risks the counts stays fatal."""
+    """Otherwise the worker would write rows that lose: a risk for the counts is always fatal."""
 
     async def relay(_partition: int) -> None:
         raise OperatorNeeded("the live view is of generation 1, usage_hourly holds rows of generation 2")

@@ -1,4 +1,4 @@
-"""Report entries become intents once their bucket is closed, also where a replica that was behind takes over."""
+"""Report entries become intents once their bucket is closed, also after a fail-over to a replica that lags."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPEN = msgspec.structs.replace(
 
 
 class FailingOver(LosingView):
-    """Goes back to the state of the moment `keep` was called, right after one of its calls."""
+    """Returns to the state of the last call of `keep`, right after one chosen call."""
 
     kept: dict[int, Any]
     after = ""
@@ -50,7 +50,7 @@ class FailingOver(LosingView):
 
 
 class Called:
-    """A store that tells of its calls once they are answered."""
+    """A store that reports each call after its answer."""
 
     def __init__(self, inner: object, called: Callable[[str], None]) -> None:
         self._inner, self._called = inner, called
@@ -67,7 +67,7 @@ class Called:
 
 
 async def filled(store: FailingOver) -> Checkpoint:
-    """One unit while the bucket is open (kept), a second one, and then stream time passes the bucket's end."""
+    """One unit while the bucket is open (`keep` saves it), a second one, then stream time passes the bucket's end."""
     await store.state.create_checkpoint(0, OPEN)
     believed = OPEN
     for total, stream_time_ms in ((1, BUCKET + 2), (2, BUCKET + 3), (2, BUCKET + HOUR_MS)):
@@ -87,9 +87,9 @@ async def deltas(log: FakeLog) -> list[int]:
 
 @pytest.fixture
 async def log() -> FakeLog:
-    made = FakeLog(ManualClock(0))
-    await made.create_topics([TopicSpec(REPORTS_TOPIC, 1, -1)])
-    return made
+    log = FakeLog(ManualClock(0))
+    await log.create_topics([TopicSpec(REPORTS_TOPIC, 1, -1)])
+    return log
 
 
 async def test_closed_bucket_is_published_and_forgotten(log: FakeLog) -> None:
@@ -103,11 +103,10 @@ async def test_closed_bucket_is_published_and_forgotten(log: FakeLog) -> None:
 
 
 @pytest.mark.parametrize(("after", "published"), [("report_buckets", []), ("reports", []), ("accounts", [2])])
-async def test_entry_of_an_open_bucket_is_kept_where_a_replica_takes_over(
+async def test_entry_of_an_open_bucket_is_kept_when_a_replica_takes_over(
     log: FakeLog, after: str, published: list[int]
 ) -> None:
-    """Published, it would be less than the bucket's whole; forgotten, the rest of the bucket would be sent once more
-    as an intent of its own."""
+    """Published early, the entry would lack a part of the bucket. Removed, it would make a second intent later."""
     store = FailingOver(ManualClock(0))
     await filled(store)
     store.after = after

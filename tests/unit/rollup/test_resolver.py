@@ -1,4 +1,4 @@
-"""The resolver: a decision once the archive has passed an event, and none where the archive cannot know."""
+"""The resolver decides once the archive has passed an event, and never if the archive cannot know."""
 
 from __future__ import annotations
 
@@ -12,67 +12,73 @@ from tests.worlds.reconciler import NOVEMBER_MS, late, settled
 EARLY_MS = NOVEMBER_MS + DAY_MS
 
 
-async def test_resolver_waits_for_the_archive_and_tells_each_decision_once() -> None:
-    """Before the archive has passed the event, an earlier arrival might still come to light."""
-    made = await settled()
-    resolver = Resolver(made.log, made.store.deferred, made.store.accounts, made.clickhouse, SECRET)
-    at = made.partition("ada")
-    await late(made, EARLY_MS)
-    await made.fold()
+async def test_resolver_waits_for_the_archive_and_appends_each_decision_once() -> None:
+    """Before the archive has passed the event, an earlier arrival may still appear."""
+    deployment = await settled()
+    resolver = Resolver(
+        deployment.log, deployment.store.deferred, deployment.store.accounts, deployment.clickhouse, SECRET
+    )
+    partition = deployment.partition("ada")
+    await late(deployment, EARLY_MS)
+    await deployment.fold()
 
-    assert await resolver.resolve(at) == Resolved()
-    await made.archive()
-    assert await resolver.resolve(at) == Resolved(new=1)
-    assert await resolver.resolve(at) == Resolved()
-    await made.fold()
-    assert await made.store.deferred.deferred(at, 10) == ((await made.checkpoint("ada")), [])
+    assert await resolver.resolve(partition) == Resolved()
+    await deployment.archive()
+    assert await resolver.resolve(partition) == Resolved(new=1)
+    assert await resolver.resolve(partition) == Resolved()
+    await deployment.fold()
+    assert await deployment.store.deferred.deferred(partition, 10) == ((await deployment.checkpoint("ada")), [])
 
 
-async def test_resolver_waits_for_a_fold_that_is_far_behind_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it remembers is bounded; an event that the archive lost gets no decision and holds up no other."""
+async def test_resolver_waits_for_a_fold_that_lags_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resolver's memory is bounded. An event that the archive lost gets no decision and blocks no other."""
     monkeypatch.setattr("pipeline.rollup.resolver.DECISIONS_MAX", 2)
     monkeypatch.setattr("pipeline.rollup.resolver.TOLD_MAX", 5)
-    made = await settled()
-    resolver = Resolver(made.log, made.store.deferred, made.store.accounts, made.clickhouse, SECRET)
-    at = made.partition("ada")
-    late_ones = [await late(made, EARLY_MS + number) for number in range(9)]
-    await made.fold()
-    await made.archive()
-    lost = made.clickhouse.events.pop(("ada", late_ones[0]))
+    deployment = await settled()
+    resolver = Resolver(
+        deployment.log, deployment.store.deferred, deployment.store.accounts, deployment.clickhouse, SECRET
+    )
+    partition = deployment.partition("ada")
+    late_ones = [await late(deployment, EARLY_MS + number) for number in range(9)]
+    await deployment.fold()
+    await deployment.archive()
+    lost = deployment.clickhouse.events.pop(("ada", late_ones[0]))
     given = []
     for _ in range(6):
-        given.append((await resolver.resolve(at)).new)
-        await made.fold()
+        given.append((await resolver.resolve(partition)).new)
+        await deployment.fold()
 
     assert sum(given) == 8
     assert max(given) <= 5
-    _, left = await made.store.deferred.deferred(at, 10)
+    _, left = await deployment.store.deferred.deferred(partition, 10)
     assert [each.position for each in left] == [lost.position]
 
 
-async def test_what_the_archive_had_lost_is_judged_once_it_was_built_again() -> None:
-    """By the same worker: it does not remember for ever what was not there."""
-    made = await settled()
-    resolver = Resolver(made.log, made.store.deferred, made.store.accounts, made.clickhouse, SECRET)
-    at = made.partition("ada")
-    identity = "ada", await late(made, EARLY_MS)
-    await made.fold()
-    await made.archive()
-    row = made.clickhouse.events.pop(identity)
-    assert await resolver.resolve(at) == Resolved()
+async def test_event_that_the_archive_had_lost_is_judged_after_its_rebuild() -> None:
+    """By the same worker, which does not remember for ever that the event was missing."""
+    deployment = await settled()
+    resolver = Resolver(
+        deployment.log, deployment.store.deferred, deployment.store.accounts, deployment.clickhouse, SECRET
+    )
+    partition = deployment.partition("ada")
+    identity = "ada", await late(deployment, EARLY_MS)
+    await deployment.fold()
+    await deployment.archive()
+    row = deployment.clickhouse.events.pop(identity)
+    assert await resolver.resolve(partition) == Resolved()
 
-    made.clickhouse.events[identity] = row
-    made.clickhouse.rebuilt = 1
-    assert await resolver.resolve(at) == Resolved(new=1)
+    deployment.clickhouse.events[identity] = row
+    deployment.clickhouse.rebuilt = 1
+    assert await resolver.resolve(partition) == Resolved(new=1)
 
 
 async def test_archive_of_another_log_gives_no_decision() -> None:
-    """What it knows is about other events."""
-    made = await settled()
-    at = made.partition("ada")
-    await late(made, EARLY_MS)
-    await made.fold()
-    await made.archive()
-    made.clickhouse.archived[at] = made.clickhouse.archived[at]._replace(log_id="another")
+    """Such an archive knows other events."""
+    deployment = await settled()
+    partition = deployment.partition("ada")
+    await late(deployment, EARLY_MS)
+    await deployment.fold()
+    await deployment.archive()
+    deployment.clickhouse.archived[partition] = deployment.clickhouse.archived[partition]._replace(log_id="another")
 
-    assert await made.resolve() == 0
+    assert await deployment.resolve() == 0

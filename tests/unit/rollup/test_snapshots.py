@@ -1,4 +1,4 @@
-"""Snapshots on fakes: a live view rebuilt from one is the one it replaces, and a failed one stops nothing."""
+"""Snapshots on fakes: a live view rebuilt from a snapshot equals the old one, and a failed snapshot stops nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_lost_view_whose_logs_start_is_gone_is_rebuilt_from_the_snapshot(t
     await world.assert_same()
 
 
-async def test_view_that_is_there_is_replaced_and_nothing_goes_out_again(tmp_path: Path) -> None:
+async def test_existing_view_is_replaced_and_nothing_is_published_again(tmp_path: Path) -> None:
     world = await loaded(tmp_path, 0.9)
     await world.remember()
     await world.trim()
@@ -54,8 +54,8 @@ async def test_view_that_is_there_is_replaced_and_nothing_goes_out_again(tmp_pat
     assert [await world.of(REJECTED_TOPIC, partition) for partition in range(PARTITIONS)] == rejected
 
 
-async def test_snapshot_is_taken_by_name_also_where_the_log_is_whole(tmp_path: Path) -> None:
-    """It is quicker, and shows that the snapshots are good before they are needed."""
+async def test_snapshot_can_be_requested_even_if_the_log_is_whole(tmp_path: Path) -> None:
+    """A snapshot is faster, and the use proves that snapshots work before they are needed."""
     world = await loaded(tmp_path, 0.9)
     read: list[int] = []
     log_read = world.log.read
@@ -76,8 +76,7 @@ async def test_snapshot_is_taken_by_name_also_where_the_log_is_whole(tmp_path: P
 @pytest.mark.parametrize("explicit", [True, False], ids=["from snapshot", "from log"])
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
 async def test_crash_at_every_await_of_a_restore_is_resumed(tmp_path: Path, after: bool, explicit: bool) -> None:
-    """A newer snapshot may stand when it goes on, or the log be folded from its start: nothing is left of what was
-    taken in without its checkpoint."""
+    """A newer snapshot may exist at the resumption, or a fold from the start may follow: no partial data stays."""
     countdown, crashed = 1, True
     while crashed:
         world = await loaded(tmp_path, 0.6, events=60)
@@ -94,11 +93,11 @@ async def test_crash_at_every_await_of_a_restore_is_resumed(tmp_path: Path, afte
     assert countdown > 40
 
 
-async def test_range_that_neither_log_nor_snapshot_holds_is_named(tmp_path: Path) -> None:
+async def test_range_that_neither_log_nor_snapshot_contains_is_reported(tmp_path: Path) -> None:
     world = await loaded(tmp_path, 0.9)
     await world.remember()
     newest = (await world.kept.snapshots(1))[0].next_offset
-    # A tick after what is deleted: it names the log.
+    # A tick after the deleted range identifies the log.
     genesis = await find_genesis(world.log, SECRET, 0)
     assert genesis is not None
     for _ in range(2):
@@ -111,7 +110,7 @@ async def test_range_that_neither_log_nor_snapshot_holds_is_named(tmp_path: Path
     assert await world.live.rebuilds.rebuilding() is None
 
 
-async def test_snapshots_of_another_log_are_no_start(tmp_path: Path) -> None:
+async def test_snapshots_of_another_log_are_not_used(tmp_path: Path) -> None:
     world = await loaded(tmp_path, 0.9)
     world.kept.heads = {key: head._replace(log_id="other") for key, head in world.kept.heads.items()}
 
@@ -123,16 +122,16 @@ async def test_only_the_newest_are_kept_one_for_each_interval(tmp_path: Path) ->
     world = await loaded(tmp_path, 0.9)
 
     for partition in range(PARTITIONS):
-        found = await world.kept.snapshots(partition)
-        assert len(found) == KEPT_MAX
-        times = [each.stream_time_ms for each in found]
+        snapshots = await world.kept.snapshots(partition)
+        assert len(snapshots) == KEPT_MAX
+        times = [each.stream_time_ms for each in snapshots]
         assert all(later - earlier >= HOUR_MS for later, earlier in itertools.pairwise(times))
-        assert all(checkpoint_of(each).counters.conserved for each in found)
+        assert all(checkpoint_of(each).counters.conserved for each in snapshots)
     assert set(world.notes) == {"written"}
 
 
-async def test_failure_stops_nothing_and_is_made_good_later(tmp_path: Path) -> None:
-    """ClickHouse is away, or the disk is full: counting goes on."""
+async def test_failure_stops_nothing_and_is_retried_later(tmp_path: Path) -> None:
+    """ClickHouse is down, or the disk is full: counting continues."""
     world = SnapshotWorld(tmp_path)
     insert = world.kept.insert_chunks
 
@@ -159,7 +158,7 @@ async def test_failure_stops_nothing_and_is_made_good_later(tmp_path: Path) -> N
 
 
 async def test_large_chunks_are_written_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a worker holds for one insert is bounded in bytes too."""
+    """The worker's memory for one insert is bounded in bytes too."""
     monkeypatch.setattr(snapshots_module, "BYTES_AT_ONCE", 10)
     world = SnapshotWorld(tmp_path)
     insert, written = world.kept.insert_chunks, list[int]()
@@ -185,8 +184,8 @@ async def test_large_chunks_are_written_few_at_a_time(tmp_path: Path, monkeypatc
     assert "written" in world.notes
 
 
-async def test_partitions_that_flush_side_by_side_all_get_one(tmp_path: Path) -> None:
-    """There is room for one copy: who finds it taken is due at its next flush, and not an interval later."""
+async def test_partitions_that_flush_concurrently_all_get_one(tmp_path: Path) -> None:
+    """Memory has room for one copy: a partition that must wait is due at its next flush, not an interval later."""
     world = SnapshotWorld(tmp_path)
     await world.start()
     await world.feed(0.5)
@@ -218,8 +217,8 @@ async def test_interval_of_zero_takes_none(tmp_path: Path) -> None:
     assert not world.kept.kept
 
 
-async def test_worker_that_restarts_does_not_take_one_before_its_time(tmp_path: Path) -> None:
-    """When the last one was taken stands with the snapshots."""
+async def test_worker_that_restarts_does_not_take_one_early(tmp_path: Path) -> None:
+    """The snapshots record the time of the last one."""
     world = await loaded(tmp_path, 0.5)
     before = dict(world.kept.heads)
     world.snapshots = Snapshots(world.live.copies, world.kept, 1_000 * HOUR_MS, str(tmp_path))
@@ -230,7 +229,7 @@ async def test_worker_that_restarts_does_not_take_one_before_its_time(tmp_path: 
 
 
 async def test_replay_from_the_start_below_a_rebuilt_views_rows_is_refused(tmp_path: Path) -> None:
-    """Generation 1 would lose to them; where every partition has its checkpoint nothing is replayed."""
+    """Generation 1 would lose to those rows. If every partition has its checkpoint, nothing is replayed."""
     world = await loaded(tmp_path, 0.5)
     await world.rebuild().run()
     await world.work()

@@ -1,4 +1,4 @@
-"""A member of a Kafka group that is not asked for records, as a standby is not."""
+"""A member of a Kafka group that fetches no records, as a standby does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MONTH_S = 30 * 86_400
 
 
 class Member(GroupCoordinator):  # type: ignore[misc]  # the library has no types
-    """The library's own member; the network answers everything at once, and gives it no partition."""
+    """The library's own member; the network answers everything at once and assigns no partition."""
 
     def __init__(self, max_poll_interval_ms: float) -> None:
         state = SubscriptionState()
@@ -46,7 +46,7 @@ class Member(GroupCoordinator):  # type: ignore[misc]  # the library has no type
         self.member_id = "standby"
         self._rejoin_needed_fut = asyncio.get_running_loop().create_future()
         self._subscription.assign_from_subscribed(())
-        # It has not been asked for records since.
+        # Nobody has polled the member since.
         self._subscription._last_fetch_ended -= MONTH_S
         return True
 
@@ -65,13 +65,12 @@ class Member(GroupCoordinator):  # type: ignore[misc]  # the library has no type
 @pytest.mark.parametrize(
     ("shipped", "joined", "left"), [(True, 1, 1), (False, 2, 0)], ids=["as shipped", "as set here"]
 )
-async def test_a_member_without_partitions_stays_one_and_joins_again(shipped: bool, joined: int, left: int) -> None:
-    """Nobody asks it for records, so a limit to that would put every standby out of its group, for good and in
-    silence: it would never take over."""
+async def test_a_member_without_partitions_stays_and_joins_again(shipped: bool, joined: int, left: int) -> None:
+    """A standby does not poll, so a poll limit would silently remove every standby, and none would ever take over."""
     consumer = await client(RunnerSettings("rollup"))
     member = Member(SHIPPED_MS if shipped else consumer._max_poll_interval_ms)
     await until(lambda: member.beats >= 3 or bool(member.left))
-    # As when another member dies.
+    # Another member dies.
     member.request_rejoin()
     await until(lambda: member.tries >= 2)
 
@@ -81,7 +80,7 @@ async def test_a_member_without_partitions_stays_one_and_joins_again(shipped: bo
 
 
 async def test_a_rebalance_does_not_wait_as_long_as_a_member_may_be_idle() -> None:
-    """The group is told a limit of its own: after it a rebalance goes on without the members that hang."""
+    """The group has a limit of its own: after that time a rebalance proceeds without members that hang."""
     consumer = await client(RunnerSettings("rollup", rebalance_timeout_s=7))
 
     assert consumer._rebalance_timeout_ms == 7_000

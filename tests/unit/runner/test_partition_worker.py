@@ -1,4 +1,4 @@
-"""A partition's worker alone: its bounds, and what it does when something is lost on the way (S12)."""
+"""A single partition worker: its limits, and its behaviour when a record is lost (S12)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMITS = PartitionWorkerLimits(
 
 @dataclass
 class Parcel:
-    """A delivery that notes its acknowledgement."""
+    """A delivery that records its acknowledgement."""
 
     record: Record
     acknowledged: bool = False
@@ -40,7 +40,7 @@ def worker_for(steps: Steps, failures: list[BaseException]) -> PartitionWorker:
 
 
 async def test_a_lost_record_stops_the_worker_before_the_next_one_is_queued() -> None:
-    """Whatever drops a fetched record, the count must not go on without it."""
+    """After any loss of a fetched record the count must not continue."""
     worker = worker_for(Steps(), [])
     worker.put(parcel(0), previous=None)
 
@@ -55,8 +55,8 @@ async def test_a_lost_record_stops_the_worker_before_the_next_one_is_queued() ->
     [([1] * 5, [[0, 1, 2], [3, 4]]), ([60, 60, 30], [[0], [1, 2]]), ([140, 1], [[0], [1]])],
     ids=["by-records", "by-bytes", "one-over-the-limit"],
 )
-async def test_a_step_takes_what_has_arrived_up_to_its_limits(sizes: list[int], expected: list[list[int]]) -> None:
-    """Bigger flushes cost less per event, and a single large record must still pass."""
+async def test_a_step_takes_the_arrived_records_up_to_its_limits(sizes: list[int], expected: list[list[int]]) -> None:
+    """Larger flushes cost less per event, and a single large record must still pass."""
     steps = Steps()
     steps.gate.set()
     worker = worker_for(steps, [])
@@ -70,8 +70,8 @@ async def test_a_step_takes_what_has_arrived_up_to_its_limits(sizes: list[int], 
     assert steps.taken == expected
 
 
-async def test_a_worker_that_is_behind_waits_for_a_full_flush() -> None:
-    """What a busy process had no time to fetch comes with the same flush; at the log's end nothing is waited for."""
+async def test_a_lagging_worker_waits_for_a_full_flush() -> None:
+    """Records that a busy process had no time to fetch join the same flush; at the log's end nothing waits."""
     steps, patient = Steps(), replace(LIMITS, catch_up_linger_s=600.0)
     steps.gate.set()
     failures: list[BaseException] = []
@@ -90,7 +90,7 @@ async def test_a_worker_that_is_behind_waits_for_a_full_flush() -> None:
 
 @pytest.mark.parametrize("sizes", [[1] * 5, [150]], ids=["by-records", "by-bytes"])
 async def test_a_worker_is_full_at_its_limits(sizes: list[int]) -> None:
-    """I11: what is full is not fetched for."""
+    """I11: the consumer does not fetch for a full worker."""
     worker = worker_for(Steps(), [])
     assert not worker.full
 
@@ -101,7 +101,7 @@ async def test_a_worker_is_full_at_its_limits(sizes: list[int]) -> None:
 
 
 async def test_closing_drops_the_queue_and_waits_for_the_step() -> None:
-    """A revoked partition's running step is committed and acknowledged; what was queued is neither."""
+    """A revoked partition's running step is committed and acknowledged; the queued records are neither."""
     steps = Steps()
     worker = worker_for(steps, [])
     running, *queued = parcels = [parcel(offset) for offset in range(4)]
@@ -122,7 +122,7 @@ async def test_closing_drops_the_queue_and_waits_for_the_step() -> None:
 
 
 async def test_a_step_that_outlasts_an_orderly_stop_is_cancelled_and_not_acknowledged() -> None:
-    """Its records come again; the checkpoint in the store decides what of them counts."""
+    """Its records are read again; the checkpoint in the store decides which of them still count."""
     steps, hanging = Steps(), parcel(0)
     failures: list[BaseException] = []
     worker = worker_for(steps, failures)
@@ -137,15 +137,15 @@ async def test_a_step_that_outlasts_an_orderly_stop_is_cancelled_and_not_acknowl
 
 
 class WorkingBetween(Steps):
-    """Waits at the gate between two steps as well."""
+    """Also waits at the gate between two steps."""
 
     async def idle(self, partition: int) -> None:
         await self.step(partition, [])
 
 
 @pytest.mark.parametrize("between", [False, True], ids=["step", "between two steps"])
-async def test_a_step_that_never_ends_is_told_while_it_runs(between: bool) -> None:
-    """The process that is told of it ends, and others get its partitions: the group itself does not notice."""
+async def test_a_step_that_never_ends_is_reported_while_it_runs(between: bool) -> None:
+    """The process ends and others get its partitions; the Kafka group alone would not notice."""
     limits = replace(LIMITS, step_timeout_s=0.01, idle_interval_s=0.0 if between else 60.0)
     failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
     worker = PartitionWorker(WorkingBetween(), 0, 0, limits, SystemClock(), failure.set_result, lambda: None)
@@ -153,15 +153,15 @@ async def test_a_step_that_never_ends_is_told_while_it_runs(between: bool) -> No
         worker.put(parcel(0), previous=None)
 
     worker.start()
-    told = await asyncio.wait_for(failure, 10)
+    error = await asyncio.wait_for(failure, 10)
     await worker.close(timeout_s=0.01)
 
-    assert isinstance(told, Transient)
-    assert "t/0: the step from offset 0 did not end in 0.01 s" in str(told)
+    assert isinstance(error, Transient)
+    assert "t/0: the step from offset 0 did not end in 0.01 s" in str(error)
 
 
-async def test_steps_in_time_are_not_told() -> None:
-    """Each step has the whole time for itself."""
+async def test_steps_in_time_are_not_reported() -> None:
+    """Each step has the whole time limit for itself."""
     steps, failures = Steps(), list[BaseException]()
     steps.gate.set()
     worker = PartitionWorker(
@@ -177,14 +177,14 @@ async def test_steps_in_time_are_not_told() -> None:
     assert failures == []
 
 
-def test_a_client_message_is_told_once_per_while() -> None:
-    """A broker that is away would fill the operator's screen."""
-    told = OncePerWhile()
+def test_a_client_message_is_logged_once_per_interval() -> None:
+    """An unreachable broker would fill the operator's screen."""
+    messages = OncePerWhile()
 
     def message(text: str, at_s: float) -> bool:
         record = logging.LogRecord("aiokafka.client", logging.WARNING, "", 0, text, (), None)
         record.created = at_s
-        return bool(told.filter(record))
+        return bool(messages.filter(record))
 
     assert [message("away %s", 0), message("away %s", 1), message("other", 1)] == [True, False, True]
     assert message("away %s", REPEAT_AFTER_S)

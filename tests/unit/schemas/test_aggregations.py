@@ -1,4 +1,4 @@
-"""What every aggregation owes the fold: the order and the grouping of merges change nothing."""
+"""What the fold needs from every aggregation: order and grouping of merges change nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from schemas.aggregations import Aggregation, Value
 
 EVERY = pytest.mark.parametrize("aggregation", Aggregation, ids=str)
-# Few quantities and times, on both sides of 0: ties are frequent. Positions never repeat.
+# Few quantities and times, positive and negative, so ties are frequent. Positions never repeat.
 _EVENTS = st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 2)), min_size=1, max_size=8)
 
 
@@ -25,7 +25,7 @@ def _values(aggregation: Aggregation, events: Sequence[tuple[int, int]]) -> list
 def test_order_and_grouping_of_merges_change_nothing(
     aggregation: Aggregation, events: list[tuple[int, int]], data: st.DataObject
 ) -> None:
-    """Flush boundaries, arrival buckets and deferred events decide both."""
+    """Flush boundaries, arrival buckets and deferred events change both."""
     values = _values(aggregation, events)
     merged = aggregation.rule.merged(values)
     shuffled = data.draw(st.permutations(values))
@@ -42,7 +42,7 @@ def test_order_and_grouping_of_merges_change_nothing(
     [("count", 4), ("sum", -15), ("max", -1), ("min", -7), ("unique", 4), ("latest", -7)],
 )
 def test_four_events_by_hand(aggregation: str, expected: int) -> None:
-    """Negative quantities: a rule that starts from 0 would show. Of equal times the later position is the latest."""
+    """Negative quantities would expose a rule that starts from 0. Of equal times the later position is the latest."""
     rule = Aggregation(aggregation).rule
     adds_ones = rule.distinct or not rule.takes_value
     events = [(1 if adds_ones else minor, time_us) for minor, time_us in ((-1, 1), (-3, 5), (-4, 2), (-7, 5))]
@@ -51,15 +51,15 @@ def test_four_events_by_hand(aggregation: str, expected: int) -> None:
 
 
 def test_letters_of_cells_never_change() -> None:
-    """They are stored: another letter would read old cells as another aggregation."""
+    """The letters are stored: another letter would read old cells as another aggregation."""
     assert {aggregation.value: aggregation.rule.code for aggregation in Aggregation} == {
         "count": "c", "sum": "s", "max": "m", "min": "n", "unique": "u", "latest": "l",
     }  # fmt: skip
 
 
 @EVERY
-def test_an_empty_period_shows_0_only_where_quantities_add_up(aggregation: Aggregation) -> None:
-    """That nothing was the greatest, the least or the latest is not 0."""
+def test_an_empty_period_shows_0_only_if_quantities_add_up(aggregation: Aggregation) -> None:
+    """An empty period has no greatest, least or latest quantity, and 0 would be wrong."""
     adds_up = {Aggregation.COUNT, Aggregation.SUM, Aggregation.UNIQUE}
 
     assert (aggregation.rule.empty_minor == 0) is (aggregation in adds_up)

@@ -1,4 +1,4 @@
-"""What ClickHouse's errors mean to whoever called."""
+"""Which ClickHouse errors are transient and which need an operator."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from sinks.clickhouse.client import translated
     ],
     ids=lambda value: value.rpartition("(")[2].rstrip(")") if isinstance(value, str) else value.__name__,
 )
-def test_errors_are_named_by_whether_they_pass(text: str, expected: type[TidemarkError]) -> None:
-    """A full disk or a replica that is away must not ask for a restart once it is over."""
+def test_errors_are_classified_by_whether_they_pass(text: str, expected: type[TidemarkError]) -> None:
+    """A full disk or an absent replica must not need a restart once it is repaired."""
     for error in (DatabaseError(text), OperationalError(text)):
         assert type(translated(error)) is expected

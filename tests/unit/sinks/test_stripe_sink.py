@@ -1,4 +1,4 @@
-"""Answers and budgets of the Stripe sink."""
+"""Answers and rate limits of the Stripe sink."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ DUPLICATE = "An event already exists with identifier x."
         str(value) if isinstance(value, SendStatus) else f"{value.status} {value.code} {value.message[:12]}"
     ),
 )
-def test_answers_are_named_by_what_the_sender_does(answer: Answer, expected: SendStatus) -> None:
-    """The one table that decides between billing once, twice and never."""
+def test_answers_are_classified_by_the_senders_reaction(answer: Answer, expected: SendStatus) -> None:
+    """This table alone decides between billing once, twice and never."""
     assert classify(answer).status is expected
 
 
 @pytest.mark.parametrize(("header", "expected_s"), [("7", 7.0), ("1e9", 300.0), ("-3", 1.0), ("soon", 1.0), ("", 1.0)])
 def test_rate_limits_wait_for_a_bounded_time(header: str, expected_s: float) -> None:
-    """At least a second, at most five minutes, whatever the header says."""
+    """At least one second, at most five minutes, whatever the header says."""
     assert classify(Answer(429, headers={"retry-after": header})).retry_after_s == expected_s
 
 
-def test_key_of_no_mode_is_refused_before_anything_is_sent() -> None:
+def test_key_without_a_mode_is_refused_before_anything_is_sent() -> None:
     """The mode is part of every identifier."""
     with pytest.raises(InvalidInput, match="TIDEMARK_STRIPE_API_KEY"):
         StripeClientMeters("hunter2")
@@ -91,7 +91,7 @@ def _answering(status: int, body: bytes, headers: dict[str, str] | None = None) 
 
 @pytest.mark.parametrize(("status", "body"), FOREIGN, ids=lambda value: str(value)[:40])
 async def test_answer_that_is_not_stripes_decides_nothing(status: int, body: bytes) -> None:
-    """Ten minutes behind a broken proxy must cost ten minutes: no dead letter, no stop and nothing delivered."""
+    """Ten minutes behind a broken proxy must cost only ten minutes: no dead letter, no stop and no delivery."""
     meters = _answering(status, body)
 
     assert (await meters.send(EVENT)).status is SendStatus.RETRY
@@ -121,23 +121,23 @@ async def test_answer_that_is_not_stripes_decides_nothing(status: int, body: byt
     ids=lambda value: str(value)[:40],
 )
 async def test_answer_of_stripe_decides(status: int, body: bytes, expected: SendStatus) -> None:
-    """What is in Stripe's form means what Stripe documents."""
+    """An answer in Stripe's format has the meaning that Stripe documents."""
     meters = _answering(status, body)
 
     assert (await meters.send(EVENT)).status is expected
     await meters.close()
 
 
-async def test_wait_that_a_proxy_asks_for_is_kept() -> None:
-    """Whoever asks for it."""
+async def test_retry_after_of_a_proxy_is_obeyed() -> None:
+    """Whoever sends the header."""
     meters = _answering(429, HTML, {"Retry-After": "7"})
 
     assert (await meters.send(EVENT)).retry_after_s == 7.0
     await meters.close()
 
 
-async def test_key_changes_where_a_proxy_hides_a_server_error() -> None:
-    """The 502 may stand for a 500 that Stripe has stored under the Idempotency-Key and would repeat for a day."""
+async def test_key_changes_if_a_proxy_hides_a_server_error() -> None:
+    """The 502 may replace a 500 that Stripe stored under the Idempotency-Key and would repeat for a day."""
     keys: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""The simulator against what Stripe's documents and observed answers say, on the wire."""
+"""The simulator answers on the wire as Stripe's documents and observed answers say."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from tests.worlds.clock import ManualClock
         ("", 401),
     ],
 )
-async def test_key_decides(wire: Wire, authorization: str, status: int) -> None:
-    """Well-formed secret and restricted keys only, as bearer or as basic user name."""
+async def test_key_is_checked(wire: Wire, authorization: str, status: int) -> None:
+    """Only well-formed secret and restricted keys, as a bearer token or a basic user name."""
     answer = await wire.http.get("/v1/account", headers={"Authorization": authorization})
 
     assert answer.status_code == status
     assert answer.headers["request-id"].startswith("req_")
 
 
-async def test_modes_are_two_worlds(wire: Wire) -> None:
-    """What a test key made, a live key does not see."""
+async def test_modes_are_separate(wire: Wire) -> None:
+    """A live key does not see the objects of a test key."""
     live = {"Authorization": "Bearer sk_live_one"}
 
     assert (await wire.http.get(f"/v1/billing/meters/{wire.meter}", headers=live)).status_code == 404
@@ -55,7 +55,7 @@ async def test_modes_are_two_worlds(wire: Wire) -> None:
     ],
     ids=["unknown", "missing", "empty map", "not an integer", "not a map"],
 )
-async def test_bad_parameters_are_named(wire: Wire, data: dict[str, str], code: str, param: str) -> None:
+async def test_bad_parameters_are_reported_by_name(wire: Wire, data: dict[str, str], code: str, param: str) -> None:
     """Stripe's error has type, code and param."""
     answer = await wire.post("/v1/billing/meter_events", data)
 
@@ -69,7 +69,7 @@ async def test_bad_parameters_are_named(wire: Wire, data: dict[str, str], code: 
 
 
 async def test_unknown_url_is_stripes_404(wire: Wire) -> None:
-    """And not the framework's page."""
+    """Not the framework's page."""
     answer = await wire.post("/v1/no_such_thing")
 
     assert answer.status_code == 404
@@ -77,7 +77,7 @@ async def test_unknown_url_is_stripes_404(wire: Wire) -> None:
 
 
 async def test_duplicate_identifier_is_exactly_as_observed(wire: Wire) -> None:
-    """Type, message, no code, and stripe-should-retry: false; senders match on these."""
+    """Type, message, no code, and stripe-should-retry: false; senders match on these values."""
     await wire.send(identifier="one")
     answer = await wire.send(identifier="one")
 
@@ -89,7 +89,7 @@ async def test_duplicate_identifier_is_exactly_as_observed(wire: Wire) -> None:
 
 
 async def test_identifier_is_forgotten_after_24_hours_of_its_clock(wire: Wire) -> None:
-    """To the second, so that what is sent a moment too late counts twice here too."""
+    """To the second, so an event that is sent a moment too late counts twice here too."""
     await wire.send(identifier="one")
     wire.clock.advance((DAY_S - 1) * 1_000)
     assert (await wire.send(identifier="one")).status_code == 400
@@ -103,13 +103,13 @@ async def test_identifier_is_forgotten_after_24_hours_of_its_clock(wire: Wire) -
     [(-35 * DAY_S, 200), (-35 * DAY_S - 1, 400), (300, 200), (301, 400)],
     ids=["35 days", "too old", "5 minutes", "too far ahead"],
 )
-async def test_timestamp_bounds(wire: Wire, offset_s: int, status: int) -> None:
-    """Both ends are inside."""
+async def test_timestamps_are_accepted_within_stripes_bounds(wire: Wire, offset_s: int, status: int) -> None:
+    """Both bounds are accepted."""
     assert (await wire.send(timestamp=str(NOW_S + offset_s))).status_code == status
 
 
 async def test_meter_of_an_event_name_must_be_active(wire: Wire) -> None:
-    """Deactivated meters refuse, reactivated ones take again; there is one active meter per event name."""
+    """An inactive meter refuses events, a reactivated meter accepts them, and an event name has one active meter."""
     assert (await wire.post("/v1/billing/meters", METER)).status_code == 400
     await wire.post(f"/v1/billing/meters/{wire.meter}/deactivate")
     refused = await wire.send()
@@ -121,7 +121,7 @@ async def test_meter_of_an_event_name_must_be_active(wire: Wire) -> None:
 
 
 async def test_idempotency_key_replays_status_and_body(wire: Wire) -> None:
-    """The stored answer comes back, marked, and nothing is done again."""
+    """The stored answer is returned with a mark, and nothing is executed again."""
     first = await wire.send("key", identifier="one")
     again = await wire.send("key", identifier="one")
 
@@ -131,7 +131,7 @@ async def test_idempotency_key_replays_status_and_body(wire: Wire) -> None:
 
 
 async def test_idempotency_key_replays_a_500(wire: Wire) -> None:
-    """Even after the fault is gone: why one key must not be used for ever."""
+    """Even after the fault is gone, which is why one key must not be used for ever."""
     wire.simulator.faults.add(Fault(FaultKind.SERVER_ERROR))
 
     statuses = [(await wire.send("key", identifier="one")).status_code for _ in range(3)]
@@ -149,7 +149,7 @@ async def test_idempotency_key_with_other_parameters_is_an_error(wire: Wire) -> 
 
 
 async def test_failed_validation_and_rate_limits_are_not_stored(wire: Wire) -> None:
-    """The same key may be used again after them."""
+    """The same key may be used again afterwards."""
     wire.simulator.faults.add(Fault(FaultKind.RATE_LIMITED, reason="endpoint-concurrency"))
     limited = await wire.send("key")
     broken = await wire.send("key", timestamp="never")
@@ -160,7 +160,7 @@ async def test_failed_validation_and_rate_limits_are_not_stored(wire: Wire) -> N
 
 
 async def test_concurrent_events_of_one_customer_and_meter_conflict() -> None:
-    """409 for the second; another customer is another lock."""
+    """409 for the second event; another customer has another lock."""
     settings = SimulatorSettings(latency_s=0.2, summary_lag_s=0)
     headers = {"Authorization": "Bearer sk_test_one"}
     async with (
@@ -177,7 +177,7 @@ async def test_concurrent_events_of_one_customer_and_meter_conflict() -> None:
 
 
 async def test_injected_event_is_an_extra_one(wire: Wire) -> None:
-    """What a reconciler must find: the same usage twice at Stripe."""
+    """The fault that a reconciler must report: the same usage twice at Stripe."""
     await wire.send(identifier="one")
     answer = await wire.http.post("/_simulator/meter_events", json={"identifier": "one"})
 
@@ -188,7 +188,7 @@ async def test_injected_event_is_an_extra_one(wire: Wire) -> None:
 
 
 async def test_faults_are_set_over_http(wire: Wire) -> None:
-    """A demo or a test in another process needs them too; nonsense is refused."""
+    """A demo or a test in another process needs the faults too; nonsense is refused."""
     added = await wire.http.post("/_simulator/faults", json={"kind": "conflict", "contains": "victim", "count": 2})
     assert (await wire.send(identifier="bystander")).status_code == 200
     assert (await wire.send(identifier="victim")).status_code == 409
@@ -206,8 +206,8 @@ async def test_faults_are_set_over_http(wire: Wire) -> None:
     ("kind", "taken"),
     [(FaultKind.CONNECTION_DROPPED, 0), (FaultKind.CONNECTION_DROPPED_AFTER_COMMIT, 1)],
 )
-async def test_dropped_connection(wire: Wire, kind: FaultKind, taken: int) -> None:
-    """The client sees the same; the state differs."""
+async def test_dropped_connection_hides_whether_the_event_counted(wire: Wire, kind: FaultKind, taken: int) -> None:
+    """The client sees the same error; Stripe's state differs."""
     wire.simulator.faults.add(Fault(kind))
     with pytest.raises(httpx.RemoteProtocolError):
         await wire.send(identifier="one")
@@ -230,8 +230,8 @@ async def test_huge_body_is_refused(wire: Wire) -> None:
     assert (await wire.http.post("/v1/customers", content=b"a=" + b"x" * 3_000_000)).status_code == 413
 
 
-async def test_state_outlives_the_process(tmp_path: Path) -> None:
-    """With --state, what was answered with 200 is there after a kill, the identifiers included."""
+async def test_state_survives_the_process(tmp_path: Path) -> None:
+    """With --state, everything that got a 200 exists after a kill, including the identifiers."""
     path = tmp_path / "stripe.db"
     arguments = ("--state", str(path), "--summary-lag-s", "0", "--clock", f"scaled:0:{NOW_MS}:1/1000000000")
     headers = {"Authorization": "Bearer sk_test_one"}
@@ -240,15 +240,15 @@ async def test_state_outlives_the_process(tmp_path: Path) -> None:
         with simulator_process(tmp_path, *arguments) as url:
             async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as http:
                 await http.post("/_simulator/customers", json={"id": "cus_one"})
-                made = await http.post("/v1/billing/meters", data=METER)
+                meter = await http.post("/v1/billing/meters", data=METER)
                 sent = await http.post("/v1/billing/meter_events", data={**EVENT, "identifier": "one"})
-                answers.append((made.status_code, sent.status_code))
+                answers.append((meter.status_code, sent.status_code))
 
     assert answers == [(200, 200), (400, 400)]
 
 
 @pytest.mark.parametrize("text", ["", "scaled:1:2", "scaled:a:b:c", "scaled:0:0:-1", "lunar"])
-def test_clock_text_that_is_none_is_refused(text: str) -> None:
+def test_invalid_clock_text_is_refused(text: str) -> None:
     """The command line must not fall back to another time."""
     with pytest.raises(ValueError, match=r"clock|invalid|Invalid"):
         parse_clock(text)
@@ -274,7 +274,7 @@ def test_form_brackets_nest() -> None:
 
 
 def test_two_simulators_share_nothing() -> None:
-    """Each test has its own."""
+    """Each test has its own simulator."""
     one, two = Simulator(ManualClock(NOW_MS)), Simulator(ManualClock(NOW_MS))
     one.create_customer(False, {}, "cus_x")
 

@@ -1,4 +1,4 @@
-"""What the simulator answers to readers: summaries, reports of rejections, objects and their fields."""
+"""What the simulator returns to readers: summaries, reports of rejections, objects and their fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.services.stripe_wire import DAY_S, NOW_S, Wire
 
 
 async def test_rejections_are_reported_as_one_thin_event_with_samples(wire: Wire) -> None:
-    """Counts are whole, identifiers are samples: the rest is found by reconciling only."""
+    """Counts are complete and identifiers are samples, so only reconciliation finds the rest."""
     for number in range(8):
         await wire.send(identifier=f"lost-{number}", **{"payload[stripe_customer_id]": "cus_none"})
     await wire.send(identifier="odd", **{"payload[value]": "many"})
@@ -23,11 +23,11 @@ async def test_rejections_are_reported_as_one_thin_event_with_samples(wire: Wire
     listed = (await wire.http.get("/v2/core/events", params=query)).json()
 
     (event,) = listed["data"]
-    found = {
+    reports = {
         kind["code"]: (kind["error_count"], len(kind["sample_errors"]))
         for kind in event["data"]["reason"]["error_types"]
     }
-    assert found == {"meter_event_customer_not_found": (8, 5), "meter_event_invalid_value": (1, 1)}
+    assert reports == {"meter_event_customer_not_found": (8, 5), "meter_event_invalid_value": (1, 1)}
     assert event["data"]["reason"]["error_count"] == 9
     assert event["related_object"]["id"] == wire.meter
     assert (await wire.http.get(f"/v2/core/events/{event['id']}")).json() == event
@@ -47,7 +47,7 @@ async def test_rejections_are_reported_as_one_thin_event_with_samples(wire: Wire
     ],
 )
 async def test_summary_spans_are_aligned(wire: Wire, window: str, start_s: int, end_s: int, status: int) -> None:
-    """To minutes, and to the grouping window where one is asked for."""
+    """To minutes, and to the grouping window if the request has one."""
     query = {"customer": "cus_one", "start_time": str(start_s), "end_time": str(end_s)}
     if window:
         query["value_grouping_window"] = window
@@ -79,8 +79,8 @@ async def test_summaries_group_and_page(wire: Wire) -> None:
     [("sum", "", 6.0), ("count", "", 3.0), ("last", "", 3.0), ("sum", "hour", 5.0)],
     ids=["sum", "count", "last", "sum of hourly overwrites"],
 )
-async def test_formulas(wire: Wire, formula: str, window: str, expected: float) -> None:
-    """With a time window, what was received last in an hour overwrites what came before."""
+async def test_formulas_aggregate_as_stripe_does(wire: Wire, formula: str, window: str, expected: float) -> None:
+    """With a time window, the value that was received last in an hour replaces earlier ones."""
     meter = {"display_name": "M", "event_name": "m", "default_aggregation[formula]": formula}
     wire.meter = (
         await wire.post("/v1/billing/meters", {**meter, **({"event_time_window": window} if window else {})})
@@ -101,7 +101,7 @@ def _missing_and_unknown(body: dict[str, Any], shape: type) -> tuple[set[str], s
 
 
 async def test_objects_have_the_fields_of_the_pinned_api_version(wire: Wire) -> None:
-    """stripe-python's own classes are the contract; nothing is missing and nothing is made up."""
+    """stripe-python's own classes are the contract; no field is missing or invented."""
     customer = (await wire.post("/v1/customers", {"email": "a@b.c"})).json()
     meter = (await wire.http.get(f"/v1/billing/meters/{wire.meter}")).json()
     event = (await wire.send()).json()
@@ -119,7 +119,7 @@ async def test_objects_have_the_fields_of_the_pinned_api_version(wire: Wire) -> 
 
 
 async def test_core_events_page_by_url(wire: Wire) -> None:
-    """The v2 API gives the next page as a path, filters included."""
+    """The v2 API returns the next page as a path that includes the filters."""
     for number in range(3):
         await wire.send(**{"payload[stripe_customer_id]": f"cus_none_{number}"})
         wire.clock.advance(20_000)

@@ -1,4 +1,4 @@
-"""The pure parts of `make torture`: what a seed draws, what is done to files, and that a difference is seen."""
+"""The pure parts of `make torture`: the plan of a seed, the damage to files, and the comparison."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEEDS = range(30)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Valkey's folder with two parts of commands."""
+    """Valkey's folder with an append-only file of two parts."""
     files = tmp_path / "valkey" / FILES
     files.mkdir(parents=True)
     (files / "appendonly.aof.1.base.rdb").write_bytes(b"base")
@@ -30,14 +30,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_same_seed_draws_the_same_strikes() -> None:
-    """A failing run is shown again by its seed."""
+    """A failing run can be repeated from its seed."""
     assert draw(7) == draw(7)
     assert draw(7) != draw(8)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_every_plan_strikes_every_kind_often_enough(seed: int) -> None:
-    """No seed may pass by sparing somebody."""
+def test_every_plan_uses_every_strike_often_enough(seed: int) -> None:
+    """No seed may pass because it spares a component."""
     plan = draw(seed)
     kills = kills_of(plan)
 
@@ -57,15 +57,15 @@ def test_every_plan_strikes_every_kind_often_enough(seed: int) -> None:
         pytest.param(0, 0, {}, 3, id="nothing happened"),
     ],
 )
-def test_a_run_that_was_spared_something_is_told(kills: int, dropped: int, stripe: dict[str, int], missed: int) -> None:
-    """A run without faults is exact, and shows nothing."""
+def test_a_run_without_some_strike_is_reported(kills: int, dropped: int, stripe: dict[str, int], missed: int) -> None:
+    """A run without faults has exact counts and proves nothing."""
     assert len(spared(draw(3), kills, dropped, stripe)) == missed
     assert spared([], 0, 0, {}) == []
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_oldest_copy_comes_back_after_the_rebuild(seed: int) -> None:
-    """A copy from before a rebuild is the case that needs the order; a copy must have been taken before any returns."""
+def test_the_oldest_copy_returns_after_the_rebuild(seed: int) -> None:
+    """Only a copy from before a rebuild tests the generations. A copy must exist before it returns."""
     strikes = [action.strike for action in draw(seed)]
     damages = [strike for strike in strikes if strike in dict(DAMAGES)]
 
@@ -73,15 +73,15 @@ def test_the_oldest_copy_comes_back_after_the_rebuild(seed: int) -> None:
     assert strikes.index(Strike.COPY) < strikes.index(Strike.VALKEY_OLDER)
 
 
-def test_a_truncated_file_is_the_one_that_is_written_to(folder: Path) -> None:
-    """The others are whole in a real accident."""
+def test_only_the_file_that_is_written_to_is_truncated(folder: Path) -> None:
+    """A real power loss leaves the other files whole."""
     assert truncate(folder, 0.3) == (10, 7)
     assert (folder / FILES / "appendonly.aof.2.incr.aof").read_bytes() == b"0123456"
     assert (folder / FILES / "appendonly.aof.1.incr.aof").read_bytes() == b"old commands"
 
 
 def test_an_older_copy_replaces_all_files(folder: Path, tmp_path: Path) -> None:
-    """What was written since is gone, also files that the copy does not have."""
+    """Later writes are gone, including files that the copy lacks."""
     copies = Copies(folder, tmp_path / "copies")
     assert copies.take() is not None
     (folder / FILES / "appendonly.aof.2.incr.aof").write_bytes(b"0123456789 and more")
@@ -95,7 +95,7 @@ def test_an_older_copy_replaces_all_files(folder: Path, tmp_path: Path) -> None:
     assert (folder / FILES / "appendonly.aof.2.incr.aof").read_bytes() == b"0123456789"
 
 
-def test_a_value_that_is_missing_extra_or_other_is_a_difference() -> None:
+def test_a_missing_extra_or_different_value_is_a_difference() -> None:
     """A comparison that cannot fail proves nothing."""
     result = compared("a store", {"same": 1, "other": 2, "missing": 3}, {"same": 1, "other": 3, "extra": 4})
 
