@@ -19,11 +19,11 @@ from typing import IO, Final, Literal, NamedTuple
 
 import msgspec
 
+from aggregators.checkpoint_codec import decode_checkpoint, encode_checkpoint
 from schemas.clock import MINUTE_MS
 from schemas.errors import TidemarkError
 from schemas.rollup import Checkpoint
 from schemas.snapshots import BYTES_AT_ONCE, CHUNKS_AT_ONCE, CopyableState, Snapshot, SnapshotStore
-from sinks.redis.checkpoints import decode_checkpoint, encode_checkpoint
 
 KEPT_MAX: Final = 3
 RETRY_MS: Final = 10 * MINUTE_MS

@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import msgspec
 
+from aggregators.checkpoint_codec import token
 from schemas.errors import Fenced
 from schemas.rollup import Checkpoint
 from schemas.snapshots import BYTES_AT_ONCE
-from sinks.redis.checkpoints import token, write_checkpoint
+from sinks.redis.checkpoints import write_checkpoint
 from sinks.redis.client import Command, Connection, checked, chunked, pairs
 from sinks.redis.keys import GENERATIONS, Keys, literal
 from sinks.redis.keyspace import Read, Store

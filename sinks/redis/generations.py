@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from aggregators.checkpoint_codec import token
 from schemas.errors import Fenced, OperatorNeeded
 from schemas.rebuild import GENERATION_MAX
 from schemas.rollup import Checkpoint
-from sinks.redis.checkpoints import token
 from sinks.redis.client import Command
 from sinks.redis.keys import GENERATIONS, Keys
 from sinks.redis.keyspace import Claim, Read, Store

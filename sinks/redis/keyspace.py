@@ -11,11 +11,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple, TypeVar
 
+from aggregators.checkpoint_codec import DIGEST, check_format, decode_checkpoint
 from schemas.errors import Fenced, Transient
 from schemas.meters import MeterSet
 from schemas.rebuild import SUPERSEDED
 from schemas.rollup import Checkpoint
-from sinks.redis.checkpoints import DIGEST, check_format, decode_checkpoint, read_checkpoint, stored_fields
+from sinks.redis.checkpoints import read_checkpoint, stored_fields
 from sinks.redis.client import Command, Server, checked
 from sinks.redis.keys import Keys, literal
 

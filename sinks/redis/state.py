@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from aggregators.checkpoint_codec import token
 from schemas.errors import Fenced, OperatorNeeded
 from schemas.rollup import (
     BucketField,
@@ -25,7 +26,7 @@ from schemas.rollup import (
     UniqueKey,
     View,
 )
-from sinks.redis.checkpoints import token, write_checkpoint
+from sinks.redis.checkpoints import write_checkpoint
 from sinks.redis.client import Command, Connection, as_mapping, checked, chunked, pairs
 from sinks.redis.keys import Keys, deferred_member, parse_total_member, total_member
 from sinks.redis.keyspace import Keyspace, Read, Store
