@@ -1,6 +1,6 @@
-"""The texts of cells, totals and report entries (S6, S7, S9). Made and parsed here only; stores treat them as opaque.
+"""The texts of cells, totals and report entries (S6, S7, S9). Only this module writes and parses them; stores do not.
 
-An account may hold any character, so it stands last, behind a unit separator that JSON escapes.
+An account may contain any character, so it comes last, after a unit separator that JSON escapes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _AGGREGATIONS: Final = {code: aggregation for aggregation, code in _CODES.items(
 
 
 class CellKey(NamedTuple):
-    """What a cell is per, within one arrival bucket. A period is known by its start."""
+    """Identifies a cell within one arrival bucket. The period's start identifies the period."""
 
     hour_ms: int
     period_start_ms: int
@@ -30,7 +30,7 @@ class CellKey(NamedTuple):
 
 
 class ReportKey(NamedTuple):
-    """What a report entry is per, within one report bucket."""
+    """Identifies a report entry within one report bucket."""
 
     period_start_ms: int
     meter: str
@@ -38,7 +38,7 @@ class ReportKey(NamedTuple):
 
 
 class ReportValue(msgspec.Struct, frozen=True, gc=False):
-    """A total at the start of its report bucket and now, with what Stripe is to be told about the meter."""
+    """A total at the start of its report bucket and now, with the meter's scale and Stripe event name."""
 
     base_minor: int
     current_minor: int
@@ -48,12 +48,12 @@ class ReportValue(msgspec.Struct, frozen=True, gc=False):
 
 
 def version(generation: int, position: int) -> int:
-    """Orders the writes of one cell: a later generation wins, then the later contributing event."""
+    """The version of a write of a cell: a later generation wins, then the later contributing event."""
     return generation << POSITION_BITS | position
 
 
 def value_text(value: Value) -> str:
-    """`minor`, or `minor:time:position` where those matter."""
+    """`minor`, or `minor:time:position` if the value has a time or a position."""
     return f"{value.minor}:{value.time_us}:{value.position}" if value.position or value.time_us else str(value.minor)
 
 
@@ -75,12 +75,12 @@ def parse_cell_field(text: str) -> CellKey:
 
 
 def cell_text(aggregation: Aggregation, scale: int, period_end_ms: int, value: Value) -> str:
-    """A cell's text: what it aggregates by, at which scale, where its period ends as last known, and its value."""
+    """A cell's text: its aggregation, scale, value, and the end of its period as last known."""
     return f"{_CODES[aggregation]}{scale}:{period_end_ms}:{value_text(value)}"
 
 
 def void_text(aggregation: Aggregation, scale: int, period_start_ms: int) -> str:
-    """The text of a cell that a restatement has emptied: of a period that ends where it begins."""
+    """The text of a cell that a restatement has emptied: its period ends at its start."""
     return _VOID + cell_text(aggregation, scale, period_start_ms, Value(0))
 
 
@@ -91,7 +91,7 @@ def parse_cell_text(text: str) -> tuple[Aggregation, int, int, Value]:
 
 
 def parse_cell_value(text: str) -> Value | None:
-    """The value alone of a cell's text; None of an emptied one."""
+    """The value of a cell's text; None if a restatement emptied the cell."""
     return None if text[0] == _VOID else parse_value(text.split(":", 2)[2])
 
 
@@ -108,7 +108,7 @@ def parse_report_field(text: str) -> ReportKey:
 
 
 def report_text(value: ReportValue) -> str:
-    """A report entry's text; the event name stands last, because it may hold any character."""
+    """A report entry's text. The event name comes last, because it may contain any character."""
     return f"{value.base_minor}:{value.current_minor}:{value.period_end_ms}:{value.scale}:{value.event_name}"
 
 

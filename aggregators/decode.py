@@ -1,7 +1,7 @@
-"""From the bytes of a record to events, one by one; a bad event never costs its neighbours.
+"""Decodes the bytes of a record to events. A bad event does not affect the other events of its record.
 
-The fast path decodes a whole batch at once. Only where that fails is every event looked at alone and, where
-it is bad, explained by the contract (`schemas.events.UsageEvent`).
+The fast path decodes a whole batch at once. If that fails, every event is decoded alone, and the contract
+(`schemas.events.UsageEvent`) explains what is wrong with the bad ones.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _anything: Final = msgspec.json.Decoder(float_hook=Decimal).decode
 _normalised: Final = msgspec.json.Encoder(order="sorted", decimal_format="number").encode
 
 
-# JSON is decoded recursively, so an event near Python's limit would decode or not depending on who calls; these
-# limits are far below it and make the answer the same everywhere (I7).
+# JSON is decoded recursively. Near Python's recursion limit, the result would depend on the caller's stack. These
+# limits are far below it, so the result is the same everywhere (I7).
 LEVELS_MAX: Final = 200
 RECORD_LEVELS_MAX: Final = 500
-# Each byte is looked at once, whatever the text: one that does not end goes to the text's end, and nothing backtracks.
+# Reads each byte once and never backtracks: a string that is not closed goes to the end of the text.
 _STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"{}[]")
 
 
 class Rejected(NamedTuple):
-    """An event that will not be counted: its place in the record, why, and its bytes as they came."""
+    """An event that will not be counted: its place in the record, the reason, and its original bytes."""
 
     place: int
     reason: Reason
@@ -49,7 +49,7 @@ class Rejected(NamedTuple):
 
 
 class Raws:
-    """The bytes of each event of a record as they came. The first request splits the record; later ones do not."""
+    """The original bytes of each event of a record. The first request splits the record; later ones do not."""
 
     def __init__(self, value: bytes) -> None:
         self._value = value
@@ -89,7 +89,7 @@ def decode(value: bytes | None, event_bytes_max: int) -> Decoded:
 
 
 def decode_again(raw: bytes) -> EventStruct:
-    """One event that `decode` has accepted before."""
+    """Decode one event that `decode` has accepted before."""
     return _one_event(raw)
 
 
@@ -97,11 +97,11 @@ def _decode_fast(value: bytes, event_bytes_max: int, *, batch: bool) -> list[tup
     try:
         value.decode()
         events = _batch_of_events(value) if batch else [_one_event(value)]
-        # Only brackets beyond those of flat events can nest; counting them is cheap, looking at each is not.
+        # Only brackets beyond those of flat events can nest. Counting brackets is cheap; measuring levels is not.
         flat = batch + len(events) + sum(1 for event in events if event.data)
         if value.count(b"{") + value.count(b"[") - flat > LEVELS_MAX - 2 and levels(value) > LEVELS_MAX + batch:
             return None
-        # Most records are looked at no further: to keep the parts would cost a tenth of the decoding.
+        # The parts are not kept: most records need them only here, and keeping them costs a tenth of the decoding.
         if (
             len(value) > event_bytes_max
             and max(map(len, map(bytes, _batch_of_raw(value))), default=0) > event_bytes_max
@@ -152,18 +152,18 @@ def _elements(value: bytes) -> tuple[bytes, ...]:
         return tuple(bytes(raw) for raw in _batch_of_raw(value))
     except msgspec.MsgspecError:
         text = value.decode()
-        found, at = list[bytes](), text.index("[") + 1
-        while (at := _SPACE.match(text, at).end()) < len(text) and text[at] != "]":  # type: ignore[union-attr]  # matches the empty text
-            _, end = _SCANNER.raw_decode(text, at)
-            found.append(text[at:end].encode())
-            at = _SPACE.match(text, end).end()  # type: ignore[union-attr]  # as above
-            if text[at : at + 1] == ",":
-                at += 1
-            elif text[at : at + 1] != "]":
+        elements, start = list[bytes](), text.index("[") + 1
+        while (start := _SPACE.match(text, start).end()) < len(text) and text[start] != "]":  # type: ignore[union-attr]  # matches the empty text
+            _, end = _SCANNER.raw_decode(text, start)
+            elements.append(text[start:end].encode())
+            start = _SPACE.match(text, end).end()  # type: ignore[union-attr]  # as above
+            if text[start : start + 1] == ",":
+                start += 1
+            elif text[start : start + 1] != "]":
                 raise
-        if text[at:].strip() != "]":
+        if text[start:].strip() != "]":
             raise
-        return tuple(found)
+        return tuple(elements)
 
 
 def levels(value: bytes) -> int:
@@ -178,7 +178,7 @@ def levels(value: bytes) -> int:
 
 
 def _explain(index: int, raw: bytes, error: Exception) -> Rejected:
-    """Why one event, or a whole record, cannot be decoded, in terms a producer can act on."""
+    """Why one event, or a whole record, cannot be decoded, in words that tell a producer what to change."""
     try:
         raw.decode()
     except UnicodeDecodeError as encoding:
@@ -205,10 +205,10 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-# Numbers stay text: the slow scanner only looks for where an element ends.
+# Numbers stay text: the slow scanner only looks for the end of each element.
 _SCANNER: Final = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_refuse_constant)
 
 
 def normalised(data: dict[str, Any]) -> str:
-    """The event's data as JSON text: keys sorted, numbers exact, of two equal keys the last."""
+    """The event's data as JSON text: keys sorted, numbers exact. `decode` has kept the last of equal keys."""
     return _normalised(data).decode()

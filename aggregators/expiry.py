@@ -1,8 +1,8 @@
 """Which totals leave the live view: those of periods that ended longer ago than `policy.periods_kept_ms` (S7, I11).
 
-Every total has a time at which it is due, its period's end and that span as known when it began. Each record lets a few
-of the due ones go, in their order: as many as the record's own size allows, so that the month's end of a million
-accounts is no longer commit than others. Nothing but the log decides (I7): not where a flush begins, nor a clock.
+Every total is due at the end of its period plus that span, as known when the total began. Each record retires a few due
+totals in order, more if it has more events. Expiry is thus spread over many commits, so month end does not cause one
+huge commit. Only the log decides (I7), not the start of a flush or a clock.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from schemas.log import offset_of
 from schemas.periods import AccountState
 from schemas.rollup import Changes, DueTotal, TotalKey, View
 
-# One total per record, and one more per so many events: it is about as much to unlink as these were to write.
+# One total per record, and one more per this many events: deleting a total costs about as much as writing them.
 EVENTS_PER_TOTAL: Final = 16
 NEVER_MS: Final = 1 << 62
 
 
 class Expired(NamedTuple):
-    """Totals that leave, those that are due at another time, and when the next one is due after that."""
+    """The retired totals, the totals with a later due time, and the due time of the next total after them."""
 
     retired: list[TotalKey]
     due: dict[TotalKey, int]
@@ -37,19 +37,19 @@ def _looks(moment: Moment) -> int:
 
 
 def looks_max(scan: Scan) -> int:
-    """How many totals these records may look at."""
+    """How many due totals `expire` examines at most for these records."""
     return sum(map(_looks, scan.moments))
 
 
 def expire(scan: Scan, due: Sequence[DueTotal], states: Mapping[str, AccountState]) -> Expired:
-    """Look at what is due. `due` are the first `looks_max + 1` or all, `states` those of their accounts at the
-    checkpoint.
+    """Retire the totals that are due. `due` are the first `looks_max + 1` totals in order, or all if there are fewer;
+    `states` are the states of their accounts at the checkpoint.
 
-    A period may have become longer since its total began; then the total is due again at its end and what follows.
+    If a period became longer after its total began, the total gets a later due time.
     """
-    heap = [(each.due_ms, _order(each.key), each.key) for each in due]
+    heap = [(total.due_ms, _order(total.key), total.key) for total in due]
     heapq.heapify(heap)
-    accounts = {each.key.account for each in due}
+    accounts = {total.key.account for total in due}
     controls = [step for step in scan.steps if isinstance(step, AccountControl) and step.control.account in accounts]
     retired: list[TotalKey] = []
     later: dict[TotalKey, int] = {}
@@ -79,14 +79,14 @@ def _state_at(
 ) -> AccountState:
     state = states[account]
     for step in controls:
-        at = offset_of(step.position)
-        if at <= offset and step.control.account == account:
-            state = apply(state, step.control, step.position, scan.policies[at], step.stream_time_ms)
+        step_offset = offset_of(step.position)
+        if step_offset <= offset and step.control.account == account:
+            state = apply(state, step.control, step.position, scan.policies[step_offset], step.stream_time_ms)
     return state
 
 
 def with_expired(changes: Changes, expired: Expired, view: View) -> Changes:
-    """A flush's changes and what leaves with it; `view` holds the totals that do."""
+    """The changes of a flush with its retired totals and new due times; `view` must contain the retired totals."""
     if not expired.retired and not expired.due:
         return changes
     retired = {key: tuple(view.totals[key]) for key in expired.retired}

@@ -1,6 +1,6 @@
-"""The second step of a flush: periods and lateness of every arrival, and what the fold must read.
+"""The second step of a flush: `place` finds the period of every arrival, `plan` lists what the fold must read.
 
-Needs the states of the accounts concerned. The archive runs it too, to leave out what is quarantined as late.
+`place` needs the states of the accounts. The archive runs `place` too, to leave out events quarantined as late.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from schemas.meters import Meter, Policy
 from schemas.periods import AccountState, Period
 from schemas.rollup import BucketField, Checkpoint, Deferred, MarkKey, MarkSlice, ReadRequest, TotalKey, UniqueKey
 
-# Start and end of a period that an account's last event met open, the stream time that closes it, and the period.
+# The open period of an account's last event: start, end, the stream time that closes the period, and the period itself.
 _Running = tuple[int, int, int, Period]
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
-    """An arrival with the period it counts in. `late` means its own period was closed; `kept_out` that its meters
-    quarantine such events."""
+    """An arrival with the period it counts in. `late`: the period of its event time was closed. `kept_out`: one of its
+    meters quarantines late events."""
 
     arrival: Arrival
     period: Period
@@ -43,15 +43,15 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
 
 
 class PlacedDedupDecision(NamedTuple):
-    """A decision, and whether its event's own period was closed by then."""
+    """A dedup decision, and whether the period of its event's time was closed by then."""
 
     step: DedupDecisionStep
     closed: bool
 
 
 class Placement(NamedTuple):
-    """All arrivals in log order, deferred events once more where their decision stands, the account states that changed
-    on the way, every decision, and the deferred events that were read for them, by position."""
+    """All arrivals in log order, with deferred events again at their dedup decisions; the account states that changed;
+    all decisions; and the deferred events that were read for the decisions, by position."""
 
     placed: list[Placed]
     accounts: dict[str, AccountState]
@@ -60,9 +60,9 @@ class Placement(NamedTuple):
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
-    """Where contributions of one kind go: a cell, a total, and a report entry where Stripe is told.
+    """Where contributions of one kind go: a cell, a total, and a report entry if the meter is reported to Stripe.
 
-    All three go by their number in the plan. Several targets may share a cell: an arrival hour can hold several
+    All three are numbers in the plan. Several targets may share a cell, because an arrival hour can contain several
     report buckets.
     """
 
@@ -75,8 +75,8 @@ class Target(msgspec.Struct, frozen=True, gc=False):
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """A placed arrival with its mark (none for a decision) and, per contribution, (target number, minor, distinct
-    member)."""
+    """A placed arrival with its mark (unless it stands for a decision) and, per contribution, (target number, minor,
+    distinct member)."""
 
     placed: Placed
     bucket_hash: int
@@ -86,7 +86,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
 
 class FlushPlan(NamedTuple):
-    """All the fold needs besides the view: pure data, made from a scan, account states and the checkpoint."""
+    """Everything the fold needs besides the view, made from a scan, account states and the checkpoint."""
 
     scan: Scan
     candidates: list[Candidate]
@@ -105,11 +105,11 @@ def place(
     states: Mapping[str, AccountState],
     deferred: Mapping[int, Deferred] | None = None,
 ) -> Placement:
-    """Give every arrival its period, in log order, following bindings and closings on the way.
+    """Find the period of every arrival in log order, and apply the bindings and closings between the arrivals.
 
-    `deferred` are the events that `scan.judged` names, as far as they are open; a decision on one that is neither there
-    nor arrived in this run places nothing. What arrives while its account waits for a restatement waits for a decision
-    as if it were far late; decisions that come too early change nothing.
+    `deferred` are the events of `scan.judged` that still wait. A decision on an event that is neither among them nor
+    among the arrivals places nothing. While an account waits for a restatement, its arrivals are deferred as if they
+    were far-late, and decisions on its events change nothing.
     """
     changed: dict[str, AccountState] = {}
     placed: list[Placed] = []
@@ -126,9 +126,9 @@ def place(
             if is_waiting(state, step.stream_time_ms):
                 continue
             decisions.append(_placed_decision(step, state, policy))
-            held = known.get(step.decision.position)
-            if held is not None and held.account == step.decision.account:
-                placed.append(_judged(step, held, state, policy))
+            event = known.get(step.decision.position)
+            if event is not None and event.account == step.decision.account:
+                placed.append(_judged(step, event, state, policy))
             continue
         if isinstance(step, AccountControl):
             account = step.control.account
@@ -142,14 +142,14 @@ def place(
             placed.append(Placed(step, Period(0, 0), late=False, kept_out=False))
             continue
         instant_ms = step.time_us // 1000
-        met = running.get(step.account)
-        if met is not None and met[0] <= instant_ms < met[1] and step.stream_time_ms < met[2]:
-            placed.append(Placed(step, met[3], late=False, kept_out=False))
+        last = running.get(step.account)
+        if last is not None and last[0] <= instant_ms < last[1] and step.stream_time_ms < last[2]:
+            placed.append(Placed(step, last[3], late=False, kept_out=False))
             continue
         state = changed.get(step.account) or states.get(step.account) or AccountState()
         if is_waiting(state, step.stream_time_ms):
-            held = known[step.position] = deferred_entry(step, scan.raw(step.position))
-            waiting = msgspec.structs.replace(step, deferred=held)
+            event = known[step.position] = deferred_entry(step, scan.raw(step.position))
+            waiting = msgspec.structs.replace(step, deferred=event)
             placed.append(Placed(waiting, Period(0, 0), late=False, kept_out=False))
             continue
         period = period_at(state, instant_ms)
@@ -170,28 +170,27 @@ def _placed_decision(step: DedupDecisionStep, state: AccountState, policy: Polic
     return PlacedDedupDecision(step, is_closed(state, period, policy.grace_ms, step.stream_time_ms))
 
 
-def _judged(step: DedupDecisionStep, held: Deferred, state: AccountState, policy: Policy) -> Placed:
-    """A deferred event where its decision stands: it counts in the periods that are open there."""
-    made = contributions_at(held, step.meter_set)
+def _judged(step: DedupDecisionStep, event: Deferred, state: AccountState, policy: Policy) -> Placed:
+    """A deferred event at its dedup decision. The event counts in a period that is open there."""
     arrival = Arrival(
-        step.position, step.stream_time_ms, held.account, held.id, held.type, held.source, held.time_us, {}, made,
-        held, step.decision,
+        step.position, step.stream_time_ms, event.account, event.id, event.type, event.source, event.time_us, {},
+        contributions_at(event, step.meter_set), event, step.decision,
     )  # fmt: skip
-    period = period_at(state, held.time_us // 1000)
+    period = period_at(state, event.time_us // 1000)
     late = is_closed(state, period, policy.grace_ms, step.stream_time_ms)
-    if late and held.quarantine:
+    if late and event.quarantine:
         return Placed(arrival, period, late=True, kept_out=True)
     return Placed(arrival, open_period(state, step.stream_time_ms) if late else period, late=late, kept_out=False)
 
 
 def plan(scan: Scan, placement: Placement, checkpoint: Checkpoint, hash_key: bytes) -> FlushPlan:
     """What the fold will do and must read. `checkpoint` is the state before the scan's first record."""
-    # The flush stands in one slice: `scan` stops before the next one begins.
     policy = scan.policies[min(scan.policies)] if scan.policies else Policy()
-    flush_stream_time_ms = _flush_stream_time_ms(scan, checkpoint)
-    slices = live_slices(checkpoint.slices, flush_stream_time_ms, policy.window_ms)
-    current = current_slice(checkpoint.slices, flush_stream_time_ms, policy.window_ms)
-    readable = tuple(each for each in slices if each.members)
+    # `scan` stops before slices change (`marks.unchanged_until_ms`), so any stream time of the scan gives these slices.
+    stream_time_ms = max(checkpoint.stream_time_ms, scan.state.stream_time_ms)
+    slices = live_slices(checkpoint.slices, stream_time_ms, policy.window_ms)
+    current = current_slice(checkpoint.slices, stream_time_ms, policy.window_ms)
+    readable = tuple(mark_slice for mark_slice in slices if mark_slice.members)
     if not slices or slices[-1].start_ms != current.start_ms:
         slices = (*slices, current)
 
@@ -206,8 +205,8 @@ def plan(scan: Scan, placement: Placement, checkpoint: Checkpoint, hash_key: byt
         contributions = () if placed.kept_out else builder.contributions(placed)
         candidates.append(Candidate(placed, bucket_hash, member, contributions))
     marks: dict[MarkKey, list[int]] = {}
-    for each in readable:
-        marks.update(by_bucket(each, ((made.bucket_hash, made.member) for made in candidates if made.marked)))
+    for mark_slice in readable:
+        marks.update(by_bucket(mark_slice, ((item.bucket_hash, item.member) for item in candidates if item.marked)))
     cells, reports = list(builder.cells), list(builder.reports)
     request = ReadRequest(
         marks=marks,
@@ -223,18 +222,12 @@ def plan(scan: Scan, placement: Placement, checkpoint: Checkpoint, hash_key: byt
 
 
 def _deferred_candidate(placed: Placed, builder: _Builder, hash_key: bytes) -> Candidate:
-    """A far-late arrival has a mark and gives nothing yet; with its decision it gives and has no mark any more."""
+    """A deferred arrival has a mark and no contributions; at its decision it has contributions and no mark."""
     arrival = placed.arrival
     if arrival.decision is None:
         return Candidate(placed, *mark(hash_key, arrival.account, arrival.id), ())
     counts = arrival.decision.new and not placed.kept_out
     return Candidate(placed, 0, 0, builder.contributions(placed) if counts else (), marked=False)
-
-
-def _flush_stream_time_ms(scan: Scan, checkpoint: Checkpoint) -> int:
-    # Everything in one scan lies before the next instant at which slices change (`marks.unchanged_until_ms`), so any
-    # of its stream times names the same ones; the last one is at hand.
-    return max(checkpoint.stream_time_ms, scan.state.stream_time_ms)
 
 
 class _Builder:
@@ -259,7 +252,7 @@ class _Builder:
             self._enter(arrival)
         hour_ms = hour_of_us(arrival.time_us)
         numbers, targets = self._numbers, self.targets
-        made = []
+        contributions = []
         for contribution in arrival.contributions:
             meter = contribution.meter
             key = (arrival.account, meter.slug, hour_ms, contribution.dimensions, period.start_ms)
@@ -272,11 +265,11 @@ class _Builder:
             if unique is not None:
                 member = distinct_member(self.hash_key, contribution.text)
                 self.uniques.setdefault(unique, []).append(member)
-            made.append((number, contribution.minor, member))
-        return tuple(made)
+            contributions.append((number, contribution.minor, member))
+        return tuple(contributions)
 
     def _enter(self, arrival: Arrival) -> None:
-        """Go on to another record: its stream time names the buckets of all its events."""
+        """Go on to the record of this arrival: the record's stream time decides the buckets of all its events."""
         self._offset = offset_of(arrival.position)
         policy = self.policies[self._offset]
         self._buckets = _Buckets(
@@ -304,14 +297,14 @@ class _Buckets(NamedTuple):
 
 
 class _Keys(NamedTuple):
-    """The names under which a target is stored."""
+    """The keys under which a target's values are stored."""
 
     total: TotalKey
     cell: BucketField
     report: BucketField | None
 
 
-# A busy cell is met in flush after flush: keeping its names costs a kilobyte and saves most of what a target costs.
+# A busy cell is in every flush. Its cached keys take a kilobyte and save most of the cost of a target.
 @lru_cache(maxsize=65_536)
 def _keys(
     account: str, dimensions: str, meter: str, period_start_ms: int, hour_ms: int, buckets: _Buckets, reported: bool

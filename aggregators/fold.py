@@ -1,10 +1,11 @@
-"""The last step of a flush: dedup and aggregate (I6). One pure function; live path, replay, rebuild and
-simulation all call it.
-"""
+"""The last step of a flush: dedup and aggregate (I6). Live path, replay, rebuild and simulation call this function."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import msgspec
 
 from aggregators.codec import (
     ReportValue,
@@ -37,10 +38,12 @@ from schemas.rollup import (
     View,
 )
 
+T = TypeVar("T")
+
 
 class Folded(NamedTuple):
-    """What one flush changes. `late` are arrivals to be quarantined because their period is closed, `refused` those
-    for which there was no room to wait for a decision."""
+    """What one flush changes. `late` are arrivals to quarantine because their period is closed. `refused` are arrivals
+    to quarantine because too many deferred events wait already."""
 
     changes: Changes
     late: list[Arrival]
@@ -48,7 +51,7 @@ class Folded(NamedTuple):
 
 
 class _Fold:
-    """The running values of one fold, by their numbers in the plan; lives for one call."""
+    """The running values of one fold, by their numbers in the plan. Used for one call of `fold`."""
 
     def __init__(self, checkpoint: Checkpoint, plan: FlushPlan, view: View) -> None:
         self.plan = plan
@@ -57,16 +60,16 @@ class _Fold:
         self.current = plan.slices[-1]
         self.present = set(view.marks)
         self.marks: list[tuple[int, int]] = []
-        self.totals = [_parsed(view.totals[key].get(meter)) for key, meter in plan.totals]
-        self.cells = [_parsed_cell(view.cells.get(key)) for key in plan.cells]
-        # The position of the last event that came to each target in this flush.
+        self.totals = [_parsed(view.totals[key].get(meter), parse_value) for key, meter in plan.totals]
+        self.cells = [_parsed(view.cells.get(key), parse_cell_value) for key in plan.cells]
+        # The position of each target's last event in this flush.
         self.positions: list[int | None] = [None] * len(plan.targets)
-        # Where the period of that event ended: a binding may cut a period while it runs.
+        # The end of that event's period: a binding may cut a period while it runs.
         self.ends = [0] * len(plan.targets)
-        self.reports = [_parsed_report(view.reports.get(key)) for key in plan.reports]
-        # The total of each report entry, and where its period ended, after the last event that the entry took.
+        self.reports = [_parsed(view.reports.get(key), parse_report_text) for key in plan.reports]
+        # The total and the end of the period of each report entry, after the entry's last event.
         self.reported: list[tuple[Value, int] | None] = [None] * len(plan.reports)
-        self.unique_present: dict[UniqueKey, set[int]] = {key: set(held) for key, held in view.uniques.items()}
+        self.unique_present: dict[UniqueKey, set[int]] = {key: set(members) for key, members in view.uniques.items()}
         self.unique_added: dict[UniqueKey, list[int]] = {}
         self.duplicates: list[Duplicate] = []
         self.late: list[Arrival] = []
@@ -76,7 +79,7 @@ class _Fold:
         self.open = dict(plan.deferred)
         self.deferred: dict[int, Deferred] = {}
         self.judged: list[Deferred] = []
-        self.held = view.totals
+        self.stored_totals = view.totals
         self.due: dict[TotalKey, int] = {}
 
     def take(self, candidate: Candidate) -> None:
@@ -93,31 +96,29 @@ class _Fold:
             )  # fmt: skip
             return
         if candidate.placed.kept_out:
-            # No mark: the event is not counted, and must not be taken for a duplicate when it is redriven.
+            # No mark: the event is not counted, and a redrive must not find it to be a duplicate.
             self.late.append(arrival)
             return
+        self.present.add(candidate.member)
+        self.marks.append((candidate.bucket_hash, candidate.member))
         if arrival.deferred is not None:
             self._defer(candidate, arrival.deferred)
-            return
-        self.present.add(candidate.member)
-        self.marks.append((candidate.bucket_hash, candidate.member))
-        self._count(candidate)
+        else:
+            self._count(candidate)
 
     def _defer(self, candidate: Candidate, deferred: Deferred) -> None:
-        self.present.add(candidate.member)
-        self.marks.append((candidate.bucket_hash, candidate.member))
         policy = self.plan.scan.policies[offset_of(deferred.position)]
-        # What came in time waits for a restatement, for minutes; that has no limit but its time.
+        # An event that is not far-late waits for a restatement. That takes minutes, so there is no limit of events.
         far_late = deferred.time_us < far_late_us(policy, deferred.stream_time_ms)
         if far_late and self.waiting >= policy.deferred_max:
-            # Marked, unlike all else that is quarantined: the archive holds its identity from here on.
+            # The event has a mark, unlike other quarantined events: from here on the archive contains its identity.
             self.refused.append(candidate.placed.arrival)
             return
         self.waiting += 1
         self.open[deferred.position] = self.deferred[deferred.position] = deferred
 
     def _judge(self, candidate: Candidate, deferred: Deferred, decision: DedupDecision) -> None:
-        # Not open: it had its decision, or was never deferred (a duplicate by its mark, or refused).
+        # Not open: the event had its decision already, or was never deferred (a duplicate by its mark, or refused).
         if self.open.pop(deferred.position, None) is None:
             return
         self.waiting -= 1
@@ -142,32 +143,32 @@ class _Fold:
         arrival, period_end_ms = placed.arrival, placed.period.end_ms
         target = self.targets[number]
         if target.unique is not None:
-            held = self.unique_present.setdefault(target.unique, set())
-            if member in held:
+            members = self.unique_present.setdefault(target.unique, set())
+            if member in members:
                 return
-            held.add(member)
+            members.add(member)
             self.unique_added.setdefault(target.unique, []).append(member)
             minor = 1
-        rule, at, cell = target.rule, target.total, target.cell
+        rule, total_number, cell = target.rule, target.total, target.cell
         value = Value(minor, arrival.time_us, arrival.position) if rule.ordered else Value(minor)
-        before, cell_before = self.totals[at], self.cells[cell]
+        before, cell_before = self.totals[total_number], self.cells[cell]
         if before is None:
-            self._begin(self.plan.totals[at][0], placed)
-        self.totals[at] = total = value if before is None else rule.merge(before, value)
+            self._begin(self.plan.totals[total_number][0], placed)
+        self.totals[total_number] = total = value if before is None else rule.merge(before, value)
         self.cells[cell] = value if cell_before is None else rule.merge(cell_before, value)
         self.positions[number] = arrival.position
         self.ends[number] = period_end_ms
         entry = target.report
         if entry is not None:
             if self.reports[entry] is None:
-                # The entry of a report bucket opens with the total as it stood at the bucket's start.
+                # The entry of a report bucket begins with the total at the bucket's start.
                 base_minor, meter = before.minor if before else 0, target.meter
                 opened = ReportValue(base_minor, base_minor, 0, meter.scale, meter.stripe_event_name or "")
                 self.reports[entry] = opened
             self.reported[entry] = (total, period_end_ms)
 
     def _report(self, entry: int) -> str | None:
-        """The text of a report entry that took an event."""
+        """The text of a report entry; None if no event of this flush changed it."""
         report, reported = self.reports[entry], self.reported[entry]
         if report is None or reported is None:
             return None
@@ -175,8 +176,8 @@ class _Fold:
         return report_text(ReportValue(report.base_minor, total.minor, period_end_ms, report.scale, report.event_name))
 
     def _begin(self, key: TotalKey, placed: Placed) -> None:
-        """Say when a total that begins here is looked at again."""
-        if key not in self.due and not self.held[key]:
+        """Set the time at which a new total is due."""
+        if key not in self.due and not self.stored_totals[key]:
             policy = self.plan.scan.policies[offset_of(placed.arrival.position)]
             self.due[key] = placed.period.end_ms + policy.periods_kept_ms
 
@@ -185,18 +186,18 @@ class _Fold:
         slices = (*plan.slices[:-1], self.current._replace(members=self.current.members + len(self.marks)))
         cells: dict[BucketField, str] = {}
         dirty: dict[BucketField, int] = {}
-        # What no event contributed to was only read, and somebody may have relayed it since.
+        # Cells without a contribution must not become dirty again: a relay may have written them since they were read.
         touched: dict[int, None] = {}
         reports: dict[BucketField, str] = {}
         for target, position, end_ms in zip(plan.targets, self.positions, self.ends, strict=True):
             cell = self.cells[target.cell]
             if cell is None or position is None:
                 continue
-            key, made = plan.cells[target.cell], version(self.generation, position)
-            # Several targets may share a cell: its version is that of the last event.
-            if made > dirty.get(key, -1):
+            key, cell_version = plan.cells[target.cell], version(self.generation, position)
+            # Several targets may share a cell: the version comes from the last event.
+            if cell_version > dirty.get(key, -1):
                 cells[key] = cell_text(target.meter.aggregation, target.meter.scale, end_ms, cell)
-                dirty[key] = made
+                dirty[key] = cell_version
             touched[target.total] = None
             if target.report is not None and (text := self._report(target.report)) is not None:
                 reports[plan.reports[target.report]] = text
@@ -208,15 +209,10 @@ class _Fold:
                 totals.setdefault(total, {})[meter] = value_text(value)
                 rankings.setdefault(RankingKey(meter, total.period_start_ms), {})[total.account] = value.minor
         return Changes(
-            checkpoint=Checkpoint(
-                log_id=checkpoint.log_id,
-                partitions=checkpoint.partitions,
-                livemode=checkpoint.livemode,
-                stripe_account=checkpoint.stripe_account,
-                generation=checkpoint.generation,
+            checkpoint=msgspec.structs.replace(
+                checkpoint,
                 next_offset=scan.next_offset,
                 stream_time_ms=scan.state.stream_time_ms,
-                secret_fingerprint=checkpoint.secret_fingerprint,
                 meter_set=scan.state.meter_set,
                 counters=self._counters(checkpoint.counters),
                 slices=slices,
@@ -251,20 +247,12 @@ class _Fold:
         return counters
 
 
-def _parsed(text: str | None) -> Value | None:
-    return None if text is None else parse_value(text)
-
-
-def _parsed_cell(text: str | None) -> Value | None:
-    return None if text is None else parse_cell_value(text)
-
-
-def _parsed_report(text: str | None) -> ReportValue | None:
-    return None if text is None else parse_report_text(text)
+def _parsed(text: str | None, parse: Callable[[str], T]) -> T | None:
+    return None if text is None else parse(text)
 
 
 def fold(checkpoint: Checkpoint, plan: FlushPlan, view: View) -> Folded:
-    """Fold a planned flush over the checkpoint and what was read at it. Pure; never raises on any record."""
+    """Fold a planned flush over the checkpoint and the view that was read at it. Never raises for any record."""
     running = _Fold(checkpoint, plan, view)
     for candidate in plan.candidates:
         running.take(candidate)

@@ -1,8 +1,7 @@
 """RFC 3339 instants and civil calendar arithmetic in whole numbers.
 
-`datetime` is not used: it ends at year 9999, rounds below the microsecond in some parsers, and knows no
-half-open month arithmetic. The civil-day algorithms are the well-known ones of Howard Hinnant
-("chrono-Compatible Low-Level Date Algorithms").
+`datetime` is not used: it ends at year 9999, some of its parsers round below the microsecond, and it has no half-open
+month arithmetic. The civil-day algorithms are Howard Hinnant's ("chrono-Compatible Low-Level Date Algorithms").
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ def civil_from_days(days: int) -> tuple[int, int, int]:
 
 
 def parse_instant_us(text: str) -> int | None:
-    """Microseconds since 1970-01-01T00:00:00Z of an RFC 3339 text, finer digits cut off; None if it is not one.
+    """Microseconds since 1970-01-01T00:00:00Z of an RFC 3339 text, with finer digits cut off.
 
-    An offset is required. Leap seconds (`:60`) are refused, as in most clocks, and so is an instant that its offset
-    moves out of the years 1 to 9999.
+    None for any other text, a text without an offset, a leap second (`:60`), and an instant that the offset moves out
+    of the years 1 to 9999.
     """
     if len(text) in (20, 24) and text[-1] == "Z":
         minute_us, second_us = _minute_us(text[:17]), _SECONDS_US.get(text[17:19])
@@ -97,7 +96,7 @@ def _parse_slowly(text: str) -> int | None:
 
 
 def format_instant_ms(instant_ms: int) -> str:
-    """RFC 3339 text in UTC with milliseconds only where there are any."""
+    """RFC 3339 text in UTC, with milliseconds only if they are not zero."""
     days, rest_ms = divmod(instant_ms, DAY_MS)
     year, month, day = civil_from_days(days)
     seconds, milliseconds = divmod(rest_ms, 1000)

@@ -1,4 +1,4 @@
-"""From a report entry of a closed bucket to an intent (I10, S9). Deterministic: a rebuild makes the same intents."""
+"""Makes the intent of a report entry of a closed bucket (I10, S9). A rebuild makes the same intents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def intent_of(
     """The intent of one report entry, or None if the total did not change over the bucket.
 
     `state` is the state of the entry's account. A binding that came after the entry's last event may have cut the
-    period; usage with an instant behind that cut is billed in the next period, to its customer.
+    period. Usage after the new boundary is billed in the next period, to that period's customer.
     """
     value = parse_report_text(text)
     period_end_ms = min(value.period_end_ms, period_at(state, key.period_start_ms).end_ms)

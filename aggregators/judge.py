@@ -1,4 +1,4 @@
-"""Whether a decoded event can be counted: one order of checks for the gateway, which answers with it, and the fold."""
+"""Checks whether a decoded event can be counted. The gateway and the fold use the same checks in the same order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WITHOUT_METERS: Final = compiled(MeterSet(version=1, meters=()))
 
 
 class Home(msgspec.Struct, frozen=True):
-    """A partition of `partitions`, with the accounts that `judge` has found to live there: hashing is slow."""
+    """One of `partitions` partitions, and a cache of the accounts that `judge` has found on it: hashing is slow."""
 
     partition: int
     partitions: int
@@ -28,10 +28,10 @@ class Home(msgspec.Struct, frozen=True):
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """What events are judged by at one instant.
+    """What `judge` checks events against at one instant.
 
-    `contributions` evaluates the meters in force. Event times after `latest_us` are rejected. `home` is where the
-    events were read from, or None if nobody has chosen their partition yet.
+    `contributions` evaluates the meters in force. Event times after `latest_us` are rejected. `home` is the partition
+    that the events were read from, or None if their partition is not chosen yet.
     """
 
     contributions: Callable[[str, dict[str, Any]], tuple[Contribution, ...] | Failure]
@@ -46,10 +46,10 @@ def rules_at(now_ms: int, meter_set: CompiledMeterSet, home: Home | None = None)
 
 
 def judge(event: EventStruct, time_us: int | None, rules: Rules) -> tuple[Contribution, ...] | Failure:
-    """The event's contributions to meters, or the first check that it fails. `time_us` is its parsed time, or None.
+    """The event's contributions to meters, or the first check that it fails. `time_us` is its parsed time, or None if
+    the time is malformed. The caller parses the time because it needs the time too.
 
-    The order: form of the time, partition of the account, range of the time, quantities of the meters. The caller
-    needs the time too: to return it as well would cost the fold's loop a twentieth.
+    The order: form of the time, partition of the account, range of the time, quantities of the meters.
     """
     if time_us is None:
         return Failure(Reason.BAD_TIME, f"time: {event.time!r}")

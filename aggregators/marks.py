@@ -1,7 +1,7 @@
-"""Dedup marks: which slice of stream time they stand in and which set of it (S5, I4).
+"""Dedup marks: the slice of stream time and the set of the slice in which a mark is stored (S5, I4).
 
-A mark made at stream time T stands in the half-window slice that contains T and is looked for until that slice has
-ended more than a window ago: at least one window, at most one and a half.
+A mark made at stream time T is in the half-window slice that contains T. The fold reads a slice until one window after
+its end, so a mark is found for at least one window and at most one and a half.
 """
 
 from __future__ import annotations
@@ -33,35 +33,34 @@ def current_slice(slices: Sequence[MarkSlice], stream_time_ms: int, window_ms: i
 
 def live_slices(slices: Sequence[MarkSlice], stream_time_ms: int, window_ms: int) -> tuple[MarkSlice, ...]:
     """The slices that may hold marks made within the window before this stream time."""
-    return tuple(each for each in slices if each.end_ms > stream_time_ms - window_ms)
+    return tuple(mark_slice for mark_slice in slices if mark_slice.end_ms > stream_time_ms - window_ms)
 
 
 def unchanged_until_ms(slices: Sequence[MarkSlice], stream_time_ms: int, window_ms: int) -> int:
-    """The first stream time after this one at which a slice begins, or one is looked into no longer.
+    """The first stream time after this one at which a slice begins, or at which the fold stops reading a slice.
 
-    A flush ends before it, so that what it looks into does not depend on where it began. Most slices end at halves of
-    the window, and so do both; one that was begun under another window does not.
+    A flush ends before that time, so the slices it reads do not depend on where it began. Both times are multiples of
+    half a window, except for a slice that began under another window.
     """
-    dropped = (each.end_ms + window_ms for each in slices)
+    expiries_ms = (mark_slice.end_ms + window_ms for mark_slice in slices)
     begins_ms = current_slice(slices, stream_time_ms, window_ms).end_ms
-    return min([begins_ms, *(at_ms for at_ms in dropped if at_ms > stream_time_ms)])
+    return min([begins_ms, *(expiry_ms for expiry_ms in expiries_ms if expiry_ms > stream_time_ms)])
 
 
-def by_bucket(held: MarkSlice, marks: Iterable[tuple[int, int]]) -> dict[MarkKey, list[int]]:
-    """The members of (bucket hash, member) pairs by the set of the slice they stand in."""
+def by_bucket(mark_slice: MarkSlice, marks: Iterable[tuple[int, int]]) -> dict[MarkKey, list[int]]:
+    """Group the members of (bucket hash, member) pairs by the set of the slice that stores them."""
     buckets: dict[int, list[int]] = {}
     for bucket_hash, member in marks:
-        number = bucket_hash % held.buckets
+        number = bucket_hash % mark_slice.buckets
         if number in buckets:
             buckets[number].append(member)
         else:
             buckets[number] = [member]
-    return {MarkKey(held.start_ms, number): members for number, members in buckets.items()}
+    return {MarkKey(mark_slice.start_ms, number): members for number, members in buckets.items()}
 
 
 def expired_keys(before: Sequence[MarkSlice], after: Sequence[MarkSlice]) -> list[MarkKey]:
-    """All sets of the slices that are no longer kept."""
-    kept = {each.start_ms for each in after}
-    return [
-        MarkKey(each.start_ms, bucket) for each in before if each.start_ms not in kept for bucket in range(each.buckets)
-    ]
+    """All sets of the slices that are in `before` and not in `after`."""
+    kept_ms = {mark_slice.start_ms for mark_slice in after}
+    expired = (mark_slice for mark_slice in before if mark_slice.start_ms not in kept_ms)
+    return [MarkKey(mark_slice.start_ms, bucket) for mark_slice in expired for bucket in range(mark_slice.buckets)]

@@ -1,4 +1,4 @@
-"""A meter set made ready for the hot path: which meters an event feeds and with what quantities."""
+"""Compiles a meter set for the hot path: to which meters an event contributes, and with what quantities."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class Contribution(msgspec.Struct, frozen=True, gc=False):
 
 
 class Failure(NamedTuple):
-    """Why an event cannot feed one of its meters."""
+    """Why an event cannot contribute to one of its meters."""
 
     reason: Reason
     detail: str
 
 
 class CompiledMeterSet(NamedTuple):
-    """The meter set by event type."""
+    """A meter set and its compiled meters by event type."""
 
     meter_set: MeterSet
     by_type: dict[str, tuple[Callable[[dict[str, Any]], Contribution | Failure | None], ...]]
 
     def contributions(self, event_type: str, data: dict[str, Any]) -> tuple[Contribution, ...] | Failure:
-        """What the event adds to each meter that wants it, all or none; empty where no meter wants it."""
+        """The event's contributions to all meters that want it, or why one fails; empty if no meter wants the event."""
         readers = self.by_type.get(event_type)
         if readers is None:
             return ()
@@ -61,7 +61,7 @@ class CompiledMeterSet(NamedTuple):
 
 @lru_cache(maxsize=64)
 def compiled(meter_set: MeterSet) -> CompiledMeterSet:
-    """The meter set ready for the hot path; cached."""
+    """Compile a meter set; cached."""
     by_type: dict[str, list[Callable[[dict[str, Any]], Contribution | Failure | None]]] = {}
     for meter in meter_set.meters:
         by_type.setdefault(meter.event_type, []).append(_reader(meter))
@@ -69,24 +69,26 @@ def compiled(meter_set: MeterSet) -> CompiledMeterSet:
 
 
 def quarantines_late(contributions: tuple[Contribution, ...]) -> bool:
-    """Whether a late event is kept out whole: one of its meters says `quarantine`."""
+    """Whether a late event counts in no meter because the late policy of one of its meters is `quarantine`."""
     return any(contribution.meter.late is LatePolicy.QUARANTINE for contribution in contributions)
 
 
-def definition_change(held: MeterSet | None, proposed: MeterSet) -> str | None:
-    """What a proposed meter set would change about a meter that exists, or None.
+def definition_change(current: MeterSet | None, proposed: MeterSet) -> str | None:
+    """Why the proposed meter set may not follow the one in force, or None if it may.
 
-    A slug means one thing for ever: counts made under two definitions could not be proved by one recount.
+    The definition of a slug never changes: one recount could not check counts made under two definitions.
     """
-    if held is None:
+    if current is None:
         return None
     for span in ("window_ms", "report_interval_ms"):
-        if getattr(held.policy, span) != getattr(proposed.policy, span):
-            return f"policy.{span} cannot change: marks and reports are cut by it"
-    if proposed.version > held.version and proposed.policy.future_ms < held.policy.future_ms:
-        return "policy.future_ms cannot become smaller: a binding could cut before usage that is counted already"
+        if getattr(current.policy, span) != getattr(proposed.policy, span):
+            return f"policy.{span} cannot change: stored marks and reports depend on it"
+    if proposed.version > current.version and proposed.policy.future_ms < current.policy.future_ms:
+        return (
+            "policy.future_ms cannot become smaller: a binding could take effect before usage that is counted already"
+        )
     known = {meter.slug: meter for meter in (*proposed.meters, *proposed.retired)}
-    for before in (*held.meters, *held.retired):
+    for before in (*current.meters, *current.retired):
         meter = known.get(before.slug)
         if meter is None:
             continue
@@ -96,24 +98,24 @@ def definition_change(held: MeterSet | None, proposed: MeterSet) -> str | None:
     return None
 
 
-def successor(held: MeterSet | None, proposed: MeterSet) -> MeterSet:
-    """The proposed meter set, with the meters that it leaves out of the one in force among its retired ones.
+def successor(current: MeterSet | None, proposed: MeterSet) -> MeterSet:
+    """The proposed meter set, with the meters that it omits from the one in force added to its retired ones.
 
-    The fold asks as well as the command: between the command's look and the record's place another meter set may stand.
-    Raises pydantic's `ValidationError` where there are more of them than a meter set holds.
+    The command and the fold both call this function: another meter set may come between the command's check and the
+    command's record. Raises pydantic's `ValidationError` if a meter set cannot have so many retired meters.
     """
-    if held is None:
+    if current is None:
         return proposed
     known = {meter.slug for meter in (*proposed.meters, *proposed.retired)}
-    gone = [meter for meter in (*held.meters, *held.retired) if meter.slug not in known]
+    gone = [meter for meter in (*current.meters, *current.retired) if meter.slug not in known]
     retired = (*proposed.retired, *gone)
     return MeterSet(version=proposed.version, meters=proposed.meters, policy=proposed.policy, retired=retired)
 
 
-def in_force_after(held: MeterSet | None, proposed: MeterSet) -> MeterSet:
-    """The meter set in force after a meter set record: its `successor`, or the one held if the record is not newer.
-    Such a record repeats late what another has overtaken."""
-    return successor(held, proposed) if held is None or proposed.version > held.version else held
+def in_force_after(current: MeterSet | None, proposed: MeterSet) -> MeterSet:
+    """The meter set in force after a meter set record: its `successor`, or the old one if the record is not newer. A
+    newer meter set may have overtaken a record that a command repeats."""
+    return successor(current, proposed) if current is None or proposed.version > current.version else current
 
 
 def _reader(meter: Meter) -> Callable[[dict[str, Any]], Contribution | Failure | None]:
@@ -160,16 +162,16 @@ def _filter(meter: Meter) -> Callable[[dict[str, Any]], bool] | None:
         return None
     tests = tuple(
         (
-            path_keys(each.path),
-            frozenset(each.values),
-            each.operator in (FilterOperator.EQUAL, FilterOperator.IN),
+            path_keys(condition.path),
+            frozenset(condition.values),
+            condition.operator in (FilterOperator.EQUAL, FilterOperator.IN),
         )
-        for each in meter.filters
+        for condition in meter.filters
     )
 
     def passes(data: dict[str, Any]) -> bool:
         for keys, values, inside in tests:  # noqa: SIM110  all() makes a generator per event: twice the time
-            # A value that is no text, integer or boolean equals nothing.
+            # A value that is not a text, integer or boolean equals nothing.
             if (text_of(_lookup(data, keys)) in values) is not inside:
                 return False
         return True

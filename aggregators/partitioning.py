@@ -1,4 +1,4 @@
-"""Which partition an account lives on: murmur2 of its UTF-8 bytes, as in Kafka's Java client (S1)."""
+"""The partition of an account: murmur2 of its UTF-8 bytes, as in Kafka's Java client (S1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a billing period begins and ends (I8), and which are closed (I9)."""
+"""The start and end of billing periods (I8), and which periods are closed (I9)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from schemas.periods import INSTANT_MIN_MS, AccountState, Binding, Interval, Per
 
 
 class Cut(NamedTuple):
-    """From `from_ms` on, periods are counted from this anchor."""
+    """The anchor and interval from which periods are counted from `from_ms` on."""
 
     from_ms: int
     anchor_ms: int
@@ -40,7 +40,7 @@ def _cut_period(cuts: tuple[Cut, ...], instant_ms: int) -> Period:
 
 @lru_cache(maxsize=4096)
 def cuts_of(bindings: tuple[Binding, ...]) -> tuple[Cut, ...]:
-    """One cut per change of anchor or interval: a binding that only changes the customer does not end a period."""
+    """One cut per change of anchor or interval. A binding that only changes the customer does not end a period."""
     cuts = [_CALENDAR]
     for binding in bindings:
         last = cuts[-1]
@@ -73,7 +73,7 @@ def _anchored(anchor_ms: int, interval: Interval, interval_count: int, instant_m
 
 
 def _months_after(anchor_ms: int, months: int) -> int:
-    """The anchor moved by calendar months; a day that the month lacks becomes its last, without drift."""
+    """The anchor moved by calendar months, without drift. If the month lacks the day, its last day is taken."""
     days, time_ms = divmod(anchor_ms, DAY_MS)
     year, month, day = civil_from_days(days)
     year, month = divmod(year * 12 + month - 1 + months, 12)
@@ -82,16 +82,14 @@ def _months_after(anchor_ms: int, months: int) -> int:
 
 
 def is_closed(state: AccountState, period: Period, grace_ms: int, stream_time_ms: int) -> bool:
-    """Whether a period takes no more usage: its grace has passed in stream time, or a record closed it."""
+    """Whether a period takes no more usage: its grace has passed in stream time, or a record closed the period."""
     return period.end_ms + grace_ms <= stream_time_ms or period.start_ms in state.closed_start_ms
 
 
 def open_period(state: AccountState, stream_time_ms: int) -> Period:
-    """Where late usage is carried: the period of the stream time, or the first one after it that is not closed."""
+    """The period that late usage is carried to: the period of the stream time, or the first open one after it."""
     period = period_at(state, stream_time_ms)
-    for _ in state.closed_start_ms:
-        # None of these has ended, so that only a record can have closed it.
-        if period.start_ms not in state.closed_start_ms:
-            break
+    # These periods have not ended, so only a record can have closed them.
+    while period.start_ms in state.closed_start_ms:
         period = period_at(state, period.end_ms)
     return period

@@ -1,4 +1,4 @@
-"""From a JSON value to an exact quantity in minor units, or the reason why not (I5)."""
+"""Converts a JSON value to an exact quantity in minor units, or finds the reason why that is impossible (I5)."""
 
 from __future__ import annotations
 
@@ -11,27 +11,13 @@ from schemas.reasons import Reason
 
 _DECIMAL_TEXT: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,17})?")
 _DECIMAL_CHARACTERS_MAX: Final = 64
-_POWERS: Final[tuple[int, ...]] = (
-    1,
-    10,
-    10**2,
-    10**3,
-    10**4,
-    10**5,
-    10**6,
-    10**7,
-    10**8,
-    10**9,
-    10**10,
-    10**11,
-    10**12,
-)
+_POWERS: Final = tuple(10**scale for scale in range(13))
 
 
 def minor_of(value: object, scale: int, allow_negative: bool) -> int | Reason:
-    """`value` × 10^scale as an int. Numbers and decimal texts are taken; booleans are not numbers.
+    """`value` × 10^scale as an int, for a number or a decimal text. Booleans are not numbers.
 
-    Reasons, the first that fits: missing, bad, too many digits (nothing is rounded), too large, negative.
+    Otherwise the first reason that applies: missing, bad, too many digits (nothing is rounded), too large, negative.
     """
     if type(value) is int:
         minor = value * _POWERS[scale]
@@ -69,7 +55,7 @@ def _scaled(exact: Decimal, scale: int) -> int | Reason:
         return Reason.BAD_QUANTITY
     written = "".join(map(str, digits))
     mantissa = written.rstrip("0")
-    # The exponent is judged before any power of ten is made: 1e999999 would fill the memory.
+    # The exponent is checked before a power of ten is computed: 1e999999 would fill the memory.
     shift = exponent + scale + len(written) - len(mantissa)
     if shift < 0:
         return Reason.TOO_MANY_DIGITS
@@ -80,9 +66,9 @@ def _scaled(exact: Decimal, scale: int) -> int | Reason:
 
 
 def text_of(value: object) -> str | None:
-    """A scalar as text, for dimensions, filters and distinct values; None where it cannot be one.
+    """A scalar as text, for dimensions, filters and distinct values; None if the value cannot be one.
 
-    A missing value is the empty text. Fractions are refused: 1.0 and 1.00 would be two texts for one number.
+    A missing value is the empty text. Fractions are rejected: 1.0 and 1.00 would be two texts for one number.
     """
     if isinstance(value, str):
         return value if len(value) <= DIMENSION_CHARACTERS_MAX else None

@@ -1,4 +1,4 @@
-"""The records of `billing.reports`: how they are parsed, which attempt is in force, and how far an intent has come.
+"""Parses the records of `billing.reports` and finds the attempt in force and the outcome of each intent.
 
 The sender and the reconciler read the topic with this module, so both see the same attempts and outcomes.
 """
@@ -22,7 +22,7 @@ def parse_entries(value: bytes | None) -> list[ReportEntry]:
     """The entries of a record: one JSON object, or a list of them.
 
     Foreign bytes (no object with a `kind`) give no entries: a foreign writer must not stop the readers. Raises
-    `OperatorNeeded` for an entry of an unknown shape: an outcome that is not understood could be sent again.
+    `OperatorNeeded` for an entry of an unknown shape: if the entry is an outcome, its intent could be sent again.
     """
     text = (value or b"").strip()
     try:
@@ -83,7 +83,7 @@ class ReportedIntents:
         self._outcomes: dict[str, ReportOutcome] = {}
 
     def add(self, partition: int, entry: ReportEntry) -> None:
-        """Take an entry. The first outcome wins; an attempt after the outcome replaces none."""
+        """Add an entry. The first outcome wins; an attempt after the outcome replaces no other attempt."""
         identifier = entry.identifier
         match entry:
             case Intent():
@@ -96,7 +96,7 @@ class ReportedIntents:
                 self._outcomes.setdefault(identifier, entry)
 
     def get(self, identifier: str) -> ReportedIntent | None:
-        """One intent, or None if its intent was not added."""
+        """The intent with this identifier, or None if no such intent was added."""
         if identifier not in self._intents:
             return None
         return ReportedIntent(

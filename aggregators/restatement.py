@@ -1,8 +1,7 @@
-"""A restatement record as one commit: an account's usage before its late binding, put into the periods of that binding.
+"""Turns a restatement record into one commit: an account's usage, recounted in the periods of its late binding.
 
-Nothing of the account was counted since the record that began the restatement, so every value is said absolutely. What
-its events gave to meters was worked out by the recount, which shares no code with the fold; here it is only put in
-place.
+No usage of the account was counted after the record that began the restatement, so all values are absolute. The recount
+has computed them without any code of the fold; this module only puts them in place.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ from schemas.rollup import BucketField, Changes, Checkpoint, RankingKey, TotalKe
 
 
 def restatement_of(scan: Scan) -> AccountControl | None:
-    """The restatement that a scan consists of, or None."""
+    """The restatement record of a scan that consists of one, or None."""
     step = scan.steps[0] if scan.steps else None
     return step if isinstance(step, AccountControl) and isinstance(step.control, RestatementRecord) else None
 
 
 def replaced_reports(step: AccountControl, policy: Policy) -> list[BucketField]:
-    """The report entries of the open bucket that may hold usage in periods of the old cut."""
+    """The report entries of the open report bucket that may contain usage in the old periods."""
     bucket_ms = policy.report_bucket_ms(step.stream_time_ms)
     return [
         BucketField(bucket_ms, report_field(ReportKey(start_ms, meter, step.control.account)))
@@ -53,11 +52,8 @@ def replaced_reports(step: AccountControl, policy: Policy) -> list[BucketField]:
 def restatement_changes(
     checkpoint: Checkpoint, scan: Scan, step: AccountControl, state: AccountState, reports: dict[BucketField, str]
 ) -> Changes:
-    """The commit of a flush that consists of one restatement record. `reports` holds what is there of
-    `replaced_reports`.
-
-    Where the account does not wait for it, only the checkpoint moves on.
-    """
+    """The commit of a flush that consists of one restatement record. `reports` are the stored `replaced_reports`. If
+    the account does not wait for this record, only the checkpoint moves."""
     policy = scan.policies[min(scan.policies)]
     moved = msgspec.structs.replace(
         checkpoint,
@@ -65,7 +61,8 @@ def restatement_changes(
         stream_time_ms=scan.state.stream_time_ms,
         meter_set=scan.state.meter_set,
     )
-    control = _record(step)
+    control = step.control
+    assert isinstance(control, RestatementRecord), "see `restatement_of`"  # noqa: S101 - an invariant, not input
     after = apply(state, control, step.position, policy, step.stream_time_ms)
     if after == state:
         return Changes(checkpoint=moved)
@@ -75,47 +72,40 @@ def restatement_changes(
 
 
 def _placed(checkpoint: Checkpoint, step: AccountControl, policy: Policy, reports: dict[BucketField, str]) -> Changes:
-    account, content, made = step.control.account, step.content, version(checkpoint.generation, step.position)
-    cells = {_cell_key(account, each): _cell_text(each) for each in content.cells}
-    # The open bucket's entries of the old cut tell nothing any more.
-    told = {key: report_text(_nothing(parse_report_text(text))) for key, text in reports.items()}
+    account, content, bucket_ms = step.control.account, step.content, policy.report_bucket_ms(step.stream_time_ms)
+    cells = {_cell_key(account, cell): _cell_text(cell) for cell in content.cells}
+    # The old totals begin anew at 0, so their entries in the open bucket have nothing to report.
+    entries = {
+        key: report_text(msgspec.structs.replace(parse_report_text(text), base_minor=0, current_minor=0))
+        for key, text in reports.items()
+    }
     totals: dict[TotalKey, dict[str, str]] = {}
     rankings: dict[RankingKey, dict[str, int]] = {}
     due: dict[TotalKey, int] = {}
-    for each in content.totals:
-        key = TotalKey(account, each.period_start_ms)
-        totals.setdefault(key, {})[each.meter] = value_text(
-            Value(each.value_minor, each.latest_time_us, each.latest_position)
+    for total in content.totals:
+        key = TotalKey(account, total.period_start_ms)
+        totals.setdefault(key, {})[total.meter] = value_text(
+            Value(total.value_minor, total.latest_time_us, total.latest_position)
         )
-        rankings.setdefault(RankingKey(each.meter, each.period_start_ms), {})[account] = each.value_minor
-        due[key] = each.period_end_ms + policy.periods_kept_ms
-        if each.event_name:
-            field = report_field(ReportKey(each.period_start_ms, each.meter, account))
-            base_minor = each.value_minor - each.reported_minor
-            told[BucketField(policy.report_bucket_ms(step.stream_time_ms), field)] = report_text(
-                ReportValue(base_minor, each.value_minor, each.period_end_ms, each.scale, each.event_name)
+        rankings.setdefault(RankingKey(total.meter, total.period_start_ms), {})[account] = total.value_minor
+        due[key] = total.period_end_ms + policy.periods_kept_ms
+        if total.event_name:
+            field = report_field(ReportKey(total.period_start_ms, total.meter, account))
+            base_minor = total.value_minor - total.reported_minor
+            entries[BucketField(bucket_ms, field)] = report_text(
+                ReportValue(base_minor, total.value_minor, total.period_end_ms, total.scale, total.event_name)
             )
     return Changes(
         checkpoint=checkpoint,
         totals=totals,
         rankings=rankings,
         cells=cells,
-        dirty=dict.fromkeys(cells, made),
-        reports=told,
-        uniques={UniqueKey(account, each.meter, each.period_start_ms): each.members for each in content.distinct},
+        dirty=dict.fromkeys(cells, version(checkpoint.generation, step.position)),
+        reports=entries,
+        uniques={UniqueKey(account, item.meter, item.period_start_ms): item.members for item in content.distinct},
         due=due,
         replaced={TotalKey(account, start_ms): tuple(meters) for start_ms, meters in content.replaced},
     )
-
-
-def _record(step: AccountControl) -> RestatementRecord:
-    assert isinstance(step.control, RestatementRecord), "the caller looked"  # noqa: S101 - an invariant, not input
-    return step.control
-
-
-def _nothing(held: ReportValue) -> ReportValue:
-    """An entry of a total that begins anew: what comes to it in this bucket is all there is to tell."""
-    return msgspec.structs.replace(held, base_minor=0, current_minor=0)
 
 
 def _cell_key(account: str, cell: RestatementCell) -> BucketField:

@@ -1,6 +1,6 @@
-"""The first step of a flush: decode records in order, check events, evaluate meters, follow control records.
+"""The first step of a flush: decode records in order, check events, evaluate meters, apply control records.
 
-Nothing here depends on an account's state, so it needs no store; the archive runs the same step.
+This step does not depend on account states, so it reads no store. The archive runs the same step.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _RESTATEMENT: Final = ControlKind.RESTATEMENT.value.encode()
 
 
 class LogState(NamedTuple):
-    """What reading a partition depends on; part of the checkpoint, and of the archive's position."""
+    """What the scan of a partition depends on; part of the checkpoint, and of the archive's position."""
 
     log_id: str
     partitions: int
@@ -61,7 +61,7 @@ class ControlEntry(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """One record: its offset, stream time with it, and how many events it held."""
+    """The offset of a record, the stream time after it, and the number of its events."""
 
     offset: int
     stream_time_ms: int
@@ -71,7 +71,7 @@ class Moment(NamedTuple):
 class Scan(NamedTuple):
     """The steps of a run of records, in log order. `state` is the log state after the last record.
 
-    By record offset: `policies` are the policies in force, `raws` the bytes of events. `moments` are all records.
+    `policies` (in force) and `raws` (bytes of the events) are by record offset. `moments` are all records.
     """
 
     steps: list[Step]
@@ -85,7 +85,7 @@ class Scan(NamedTuple):
     raws: Mapping[int, Raws] = {}
 
     def raw(self, position: int) -> bytes:
-        """The bytes of the event at a position of these records, as they came."""
+        """The original bytes of the event at a position of these records."""
         return self.raws[offset_of(position)].parts[index_of(position)]
 
     @property
@@ -95,10 +95,10 @@ class Scan(NamedTuple):
 
     @property
     def judged(self) -> list[int]:
-        """The positions that decisions name and whose events did not arrive in this run."""
-        here = {step.position for step in self.steps if isinstance(step, Arrival)}
-        named = (step.decision.position for step in self.steps if isinstance(step, DedupDecisionStep))
-        return [position for position in dict.fromkeys(named) if position not in here]
+        """The positions of the events of dedup decisions, without events that arrived in these records."""
+        arrived = {step.position for step in self.steps if isinstance(step, Arrival)}
+        decided = (step.decision.position for step in self.steps if isinstance(step, DedupDecisionStep))
+        return [position for position in dict.fromkeys(decided) if position not in arrived]
 
 
 def _account(step: Step) -> str:
@@ -108,7 +108,7 @@ def _account(step: Step) -> str:
 
 
 class _Scanner:
-    """Builds one Scan; lives for one call."""
+    """Builds one `Scan`. Used for one call of `scan`."""
 
     def __init__(self, partition: int, state: LogState, secret: bytes) -> None:
         self.partition = partition
@@ -157,8 +157,8 @@ class _Scanner:
                 arrival = msgspec.structs.replace(arrival, deferred=deferred)
             append(arrival)
 
-    def _quarantine(self, at: int, reason: Reason, detail: str, raw: bytes) -> None:
-        self.quarantined.append(Quarantined(at, self.stream_time_ms, reason, detail, raw))
+    def _quarantine(self, event_position: int, reason: Reason, detail: str, raw: bytes) -> None:
+        self.quarantined.append(Quarantined(event_position, self.stream_time_ms, reason, detail, raw))
 
     def _control(self, record: Record, headers: dict[str, bytes]) -> None:
         kind_text = headers[CONTROL_HEADER].decode("ascii", "replace")
@@ -181,16 +181,16 @@ class _Scanner:
         self.controls.append(ControlEntry(position(record.offset), self.stream_time_ms, kind, account, text))
         return None
 
-    def _apply(self, control: Control, at: int) -> str | None:
-        """Apply a genuine control record to the log state, or append its step: an account's state is read later, and
-        `bindings.apply` changes it. Returns what is wrong with the record, or None."""
+    def _apply(self, control: Control, record_position: int) -> str | None:
+        """Apply a genuine control record to the log state, or append a step, because the account's state is not read
+        yet (`bindings.apply`). Returns what is wrong with the record, or None."""
         if isinstance(control, Tick | Genesis):
             ours = control.log_id == self.log_id
             return None if ours else f"it belongs to log {control.log_id}, this is {self.log_id}"
         if isinstance(control, MeterSetRecord):
             return self._meter_set(control.meter_set)
         if isinstance(control, DedupDecisionRecord):
-            return self._decisions(control, at)
+            return self._decisions(control, record_position)
         if partition_of(control.account, self.partitions) != self.partition:
             return f"account {control.account[:100]} does not live on partition {self.partition}"
         content = NOTHING_RESTATEMENT
@@ -199,7 +199,7 @@ class _Scanner:
                 content = unpacked(control.content)
             except InvalidInput as error:
                 return str(error)
-        self.steps.append(AccountControl(at, self.stream_time_ms, control, content))
+        self.steps.append(AccountControl(record_position, self.stream_time_ms, control, content))
         return None
 
     def _meter_set(self, proposed: MeterSet) -> str | None:
@@ -214,20 +214,22 @@ class _Scanner:
             self.meter_set, self.policy, self.compiled = after, after.policy, compiled(after)
         return None
 
-    def _is_in_force(self, said: MeterSet) -> bool:
-        held = self.meter_set
-        return held is not None and (held.version, held.meters, held.policy) == (
-            said.version, said.meters, said.policy,
+    def _is_in_force(self, recorded: MeterSet) -> bool:
+        current = self.meter_set
+        return current is not None and (current.version, current.meters, current.policy) == (
+            recorded.version, recorded.meters, recorded.policy,
         )  # fmt: skip
 
-    def _decisions(self, record: DedupDecisionRecord, at: int) -> str | None:
-        for each in record.decisions:
-            if partition_of(each.account, self.partitions) != self.partition:
-                return f"account {each.account[:100]} does not live on partition {self.partition}"
-        for index, each in enumerate(record.decisions):
-            # Nothing can be said of an event that is still to come.
-            if each.position < at:
-                self.steps.append(DedupDecisionStep(at | index, self.stream_time_ms, each, self.meter_set))
+    def _decisions(self, record: DedupDecisionRecord, record_position: int) -> str | None:
+        for decision in record.decisions:
+            if partition_of(decision.account, self.partitions) != self.partition:
+                return f"account {decision.account[:100]} does not live on partition {self.partition}"
+        for index, decision in enumerate(record.decisions):
+            # A decision cannot precede its event.
+            if decision.position < record_position:
+                self.steps.append(
+                    DedupDecisionStep(record_position | index, self.stream_time_ms, decision, self.meter_set)
+                )
         return None
 
     def _refuse(self, record: Record, reason: Reason, detail: str) -> None:
@@ -244,18 +246,17 @@ def scan(
     before_ms: int | None = None,
     events_max: int = 10_000,
 ) -> Scan:
-    """Scan records of one partition, in order, from `state` on.
+    """Scan records of one partition, in order, from `state` on. Never raises.
 
-    Takes at least one record and stops, between records, before stream time reaches `before_ms` (the end of a mark
-    slice) or once `events_max` events were received, and takes a restatement alone: see `Scan.next_offset` for where to
-    go on. Never raises.
+    Takes at least one record. Stops before a record that would bring stream time to `before_ms` (the end of a mark
+    slice), and after `events_max` events. A restatement record is scanned alone. Go on at `Scan.next_offset`.
     """
     scanner = _Scanner(partition, state, secret)
     next_offset = records[0].offset
     policies: dict[int, Policy] = {}
     moments: list[Moment] = []
     for number, record in enumerate(records):
-        alone = bool(record.headers) and _is_restatement(record)
+        alone = (CONTROL_HEADER, _RESTATEMENT) in record.headers
         if number and (
             alone
             or scanner.received >= events_max
@@ -280,7 +281,3 @@ def scan(
         moments,
         scanner.raws,
     )
-
-
-def _is_restatement(record: Record) -> bool:
-    return (CONTROL_HEADER, _RESTATEMENT) in record.headers

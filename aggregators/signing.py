@@ -12,18 +12,18 @@ _MARK: Final = Struct(">Iq")
 
 
 def sign(secret: bytes, topic: str, partition: int, kind: str, value: bytes) -> bytes:
-    """Hex HMAC-SHA256 over where a control record stands, its kind and its value."""
+    """Hex HMAC-SHA256 over a control record's topic, partition, kind and value."""
     message = b"\n".join((topic.encode(), str(partition).encode(), kind.encode(), value))
     return hmac.new(secret, message, sha256).hexdigest().encode()
 
 
 def signature_holds(secret: bytes, topic: str, partition: int, kind: str, value: bytes, signature: bytes) -> bool:
-    """Whether `sign` gave this signature; constant time."""
+    """Whether the signature is that of `sign`; takes constant time."""
     return hmac.compare_digest(sign(secret, topic, partition, kind, value), signature)
 
 
 def fingerprint(secret: bytes) -> str:
-    """Names a secret without giving it away; kept in the checkpoint, because marks are keyed by the secret."""
+    """Identifies a secret without revealing it. The checkpoint has this text, as the secret is the key of the marks."""
     return blake2b(b"tidemark fingerprint", key=hash_key(secret), digest_size=8).hexdigest()
 
 
@@ -46,7 +46,7 @@ def mark(key: bytes, account: str, event_id: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=8)
 def _keyed(key: bytes) -> blake2b:
-    # Copying a hash that has its key already costs half of what setting one up does.
+    # Copying a keyed hash costs half as much as setting one up.
     return blake2b(key=key, digest_size=_MARK.size)
 
 

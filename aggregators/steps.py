@@ -1,4 +1,4 @@
-"""The steps of a scan: arrivals, control records about accounts, dedup decisions, and what goes to quarantine."""
+"""The steps of a scan: arrivals, control records of accounts, dedup decisions, and quarantined events."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ NOTHING_RESTATEMENT: Final = RestatementContent()
 class Arrival(msgspec.Struct, frozen=True, gc=False):
     """A valid event with its position, its stream time and its contributions to meters.
 
-    A struct costs a fifth of a NamedTuple; one is made per event. `deferred` is set if the event came later than the
-    dedup window. `decision` is set if the arrival stands for a deferred event at its dedup decision; `position` and
-    `stream_time_ms` are then those of the decision.
+    `deferred` is set if the event is deferred. `decision` is set if the arrival stands for a deferred event at its
+    dedup decision; `position` and `stream_time_ms` are then those of the decision.
     """
 
     position: int
@@ -38,7 +37,7 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
 
 class AccountControl(NamedTuple):
-    """A binding, a closing or a restatement at its place among the events. `content` is a restatement's content."""
+    """A binding, close or restatement record at its position. `content` is the content of a restatement."""
 
     position: int
     stream_time_ms: int
@@ -47,7 +46,7 @@ class AccountControl(NamedTuple):
 
 
 class DedupDecisionStep(NamedTuple):
-    """One dedup decision at its place in the log, with the meter set in force there."""
+    """One dedup decision at its position, with the meter set in force there."""
 
     position: int
     stream_time_ms: int

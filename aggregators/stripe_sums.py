@@ -1,4 +1,4 @@
-"""What Stripe's sum over a meter, a customer and a period tells about the meter events in it.
+"""Compares Stripe's sum over a meter, a customer and a period with the meter events that were sent.
 
 Amounts are whole numbers of 10^-12, the finest scale of a meter, so that meters of any scale add up exactly.
 """
@@ -15,8 +15,8 @@ from schemas.periods import Period
 from schemas.reports import Intent
 
 SCALE_MAX: Final = 12
-# Stripe adds doubles of 53 bits: every amount and every addition may be off by half of the last bit. The rest is for
-# what Stripe rounds besides: groups that it adds up first, and the text of its answer.
+# Stripe adds doubles of 53 bits: every amount and every addition may be off by half of the last bit. ROUNDED_BESIDES
+# allows for Stripe's other roundings: groups that are added first, and the text of the answer.
 DOUBLE_BITS: Final = 53
 ROUNDED_BESIDES: Final = 8
 # Up to this many different sums of doubtful events, every sum is tried; beyond, only the least and the greatest.
@@ -36,8 +36,8 @@ class StripeSum(NamedTuple):
 class DoubtfulEvent(NamedTuple):
     """A meter event that Stripe may or may not have.
 
-    Either no clear answer came; or the last answer was a refusal, but an earlier try may have arrived, or a person may
-    have sent the event; or another sender settled the intent as free before it read the attempt.
+    Stripe gave no clear answer; or refused, but an earlier try may have arrived or a person may have sent the event; or
+    another sender settled the intent as free before it read the attempt.
     """
 
     identifier: str
@@ -56,11 +56,11 @@ class Contained(NamedTuple):
 
 
 class SumBounds(NamedTuple):
-    """What Stripe's sum must be, besides the doubtful events.
+    """The bounds of Stripe's sum, without the doubtful events.
 
-    `accepted` adds up what Stripe accepted. The sum is from `lowest` to `highest`, because events that are not settled
-    or were accepted a moment ago may not show yet. `gross` adds up all `events` without their signs, `reductions` the
-    negative ones that were accepted: without them Stripe's sum is greater by as much.
+    `accepted` is the sum of accepted events. Stripe's sum is from `lowest` to `highest`, because events that are not
+    settled or were accepted a moment ago may not show yet. `gross` is the sum of the absolute amounts of all `events`.
+    `reductions` is the absolute sum of the accepted negative events.
     """
 
     accepted: int
@@ -79,9 +79,7 @@ class SumBounds(NamedTuple):
 
     def contained(self, found: Decimal) -> Contained | None:
         """Which doubtful events Stripe has if its sum is `found`; None if no choice of them explains the sum.
-
-        If one does, the customer is billed as intended with these events, whatever else may explain the sum.
-        """
+        If a choice does, the customer is billed as intended with these events, even if the sum has another reason."""
         sums = _sums(self.doubtful)
         if sums is None:
             lowest = sum(min(event.units, 0) for event in self.doubtful)
@@ -107,8 +105,8 @@ class SumBounds(NamedTuple):
 
 
 def _sums(events: Sequence[DoubtfulEvent]) -> dict[int, tuple[int, int]] | None:
-    """Every sum of a choice of the events → (bits of the events in all choices with this sum, bits of those in some);
-    None over the limit."""
+    """Sums of all choices of the events → (bits of the events in all choices with this sum, bits of those in some).
+    None if there are more than `TRIED_SUMS_MAX` sums."""
     sums = {0: (0, 0)}
     for bit, event in enumerate(events):
         grown = dict(sums)
@@ -124,9 +122,9 @@ def _sums(events: Sequence[DoubtfulEvent]) -> dict[int, tuple[int, int]] | None:
 
 
 def bounds_of(sent: Iterable[ReportedIntent], recent_from_ms: int, *, try_unsettled: bool) -> SumBounds:
-    """The bounds of a sum that `sent` is part of. What was accepted after `recent_from_ms` need not show yet.
+    """The bounds of a sum of the `sent` intents. Events accepted after `recent_from_ms` may not show yet.
 
-    `try_unsettled`: an event without an outcome is a doubtful event; otherwise it widens the bounds.
+    `try_unsettled`: events without an outcome are doubtful events; otherwise they widen the bounds.
     """
     accepted = lowest = highest = gross = events = reductions = 0
     doubtful = []
@@ -145,9 +143,8 @@ def bounds_of(sent: Iterable[ReportedIntent], recent_from_ms: int, *, try_unsett
 
 
 def may_contain(key: StripeSum, reported: ReportedIntent) -> bool:
-    """Whether Stripe adds up the intent's event in this sum. Stripe goes by the instant that was sent, whatever the
-    intent's period: accounts of one customer may be cut differently, and a binding may cut a period that has reports.
-    """
+    """Whether Stripe's sum may contain the intent's event. Stripe uses the timestamp that was sent, not the intent's
+    period: accounts of one customer may have different periods, and a binding may cut a period that has reports."""
     intent, attempt, period = reported.intent, reported.attempt, key.period
     if attempt is None or (intent.event_name, attempt.stripe_customer) != key[:2]:
         return False

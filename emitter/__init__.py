@@ -1,8 +1,8 @@
 """The SDK that applications import to report usage to Tidemark.
 
-It stands alone: it imports nothing of the project and nothing but Python's standard library, and anybody may import
-it. The invariant it keeps: every event given to `Emitter.emit` is in the end accepted by the gateway, rejected by it,
-or dropped here, and each of the three is counted (`Emitter.stats`) and passed to a callback; none is lost in silence.
+It imports only Python's standard library, and any code may import it. The invariant: every event that `Emitter.emit`
+takes is in the end accepted or rejected by the gateway, or dropped by the emitter. `Emitter.stats` counts all three
+outcomes; callbacks report rejected and dropped events. No event is lost without a count.
 """
 
 from emitter.emitter import Emitter

@@ -1,4 +1,4 @@
-"""The status of each event in the gateway's answer, and when to send again."""
+"""Reads the status of each event from the gateway's answer, and computes the pause before the next attempt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DETAIL_CHARACTERS_MAX: Final = 500
 
 
 class EventAnswer(NamedTuple):
-    """One event's fate: `accepted`, `rejected`, or anything else, which means: ask again."""
+    """The gateway's answer on one event. A status other than `accepted` and `rejected` means: send the event again."""
 
     status: str
     reason: str = ""
@@ -24,25 +24,25 @@ class EventAnswer(NamedTuple):
 
 
 def event_answers(answer: Answer, ids: Sequence[str]) -> list[EventAnswer] | None:
-    """The answer on each event that was sent, or None where the answer does not speak of exactly these events.
+    """The answer on each event in `ids`; None if the answer does not list exactly these events.
 
-    A 2xx without answers proves nothing: a proxy may have given it.
+    A 2xx without this list proves nothing, because a proxy may have sent it.
     """
     entries = _document(answer).get("events")
     if not isinstance(entries, list) or len(entries) != len(ids):
         return None
-    found = []
+    answers = []
     for number, (entry, event_id) in enumerate(zip(entries, ids, strict=True)):
         if not isinstance(entry, dict) or entry.get("index") != number or entry.get("id") not in (event_id, None):
             return None
         parts = [str(entry[name]) for name in ("detail", "remedy") if entry.get(name)]
         detail = "; ".join(parts)[:DETAIL_CHARACTERS_MAX]
-        found.append(EventAnswer(str(entry.get("status")), str(entry.get("reason", "")), detail))
-    return found
+        answers.append(EventAnswer(str(entry.get("status")), str(entry.get("reason", "")), detail))
+    return answers
 
 
 def error(answer: Answer) -> EventAnswer:
-    """What a whole request was refused for: the gateway's error code and message, as far as it gave one."""
+    """The error code and message with which the gateway refused a whole request, if the answer contains them."""
     stated = _document(answer).get("error")
     if not isinstance(stated, dict):
         return EventAnswer("rejected", f"http_{answer.status}", "the answer is not one of a Tidemark gateway")
@@ -51,7 +51,7 @@ def error(answer: Answer) -> EventAnswer:
 
 
 def pause_s(attempt: int, base_s: float, longest_s: float, headers: Mapping[str, str]) -> float:
-    """How long to wait before the next attempt: what Retry-After asks, else exponential backoff with jitter."""
+    """Seconds to wait before the next attempt: exponential backoff with jitter, but at least the Retry-After header."""
     asked_s = _retry_after_s(headers.get("retry-after", ""))
     jittered_s = random.uniform(0.5, 1.0) * min(longest_s, base_s * 2.0 ** min(attempt, 30))
     return max(asked_s, jittered_s) if asked_s is not None else jittered_s
@@ -64,7 +64,7 @@ def _retry_after_s(text: str) -> float | None:
     try:
         wait_s: float = parsedate_to_datetime(text).timestamp() - time.time()
     except (ValueError, OverflowError, OSError):
-        # A year or an offset that no clock knows.
+        # The year or the offset is out of range.
         return None
     return max(0.0, min(wait_s, RETRY_AFTER_MAX_S))
 

@@ -1,4 +1,4 @@
-"""The emitter: what applications call."""
+"""The class `Emitter`, which applications call."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from emitter.transport import HttpTransport, Transport
 
 
 class Emitter:
-    """Sends usage events in the background; may be used by any number of threads, and after a fork.
+    """Sends usage events in the background. Safe to use in any number of threads and after a fork.
 
-    `emit` never waits for the network. Events are kept in memory only: a process that is killed loses those not yet
-    accepted, so call `close` (or leave the `with` block) when it ends; at a normal exit it is called for you.
+    `emit` never waits for the network. Events are in memory only: a killed process loses the events that are not yet
+    accepted. Call `close` (or leave the `with` block) before the process ends; a normal exit calls `close` itself.
     """
 
     def __init__(
@@ -49,13 +49,12 @@ class Emitter:
         transport: Transport | None = None,
         now_ns: Callable[[], int] = machine_time.time_ns,
     ) -> None:
-        """`queue_events_max` bounds what is waiting and under way together.
+        """`queue_events_max` limits the events that are waiting or being sent.
 
-        `when_full="block"` lets `emit` wait up to `block_timeout_s` and then raise `QueueFull`; `"drop"` never waits,
-        counts the event as dropped and calls `on_dropped` (use it in asyncio code). An event that could not be
-        delivered for `retry_for_s` is dropped too. Callbacks run in the sending thread, `on_dropped` also in the
-        caller of `emit` and `close`; what they raise is logged. `now_ns` stamps events that come without a time.
-        Raises `ValueError` on settings that cannot work.
+        If the queue is full, `emit` waits up to `block_timeout_s` and then raises `QueueFull` (`when_full="block"`), or
+        it drops the event without waiting and calls `on_dropped` (`"drop"`, for asyncio code). An event that is not
+        delivered within `retry_for_s` is dropped too. Callbacks run in the sending thread, `on_dropped` also in the
+        callers of `emit` and `close`; their exceptions are logged. Raises `ValueError` for invalid settings.
         """
         if not 0 < len(source) <= NAME_CHARACTERS_MAX:
             raise ValueError(f"source must have 1 to {NAME_CHARACTERS_MAX} characters, such as the service's name")
@@ -78,10 +77,10 @@ class Emitter:
         _live.add(self)
 
     def _reset(self) -> None:
-        """Start with nothing: at birth, and in the child of a fork, whose parent still has the events."""
+        """Set the empty state: in a new emitter, and in the child of a fork, whose parent keeps the events."""
         self._events = PendingEvents(self._queue_events_max, self._batch_events_max)
         self._thread: threading.Thread | None = None
-        # Re-entrant, as the lock of the pending events: a signal handler may emit while this thread holds the lock.
+        # Re-entrant, like the lock of the pending events: a signal handler may emit while this thread has the lock.
         self._starting_lock = threading.RLock()
         self._is_starting = False
         if self._own_transport is not None:
@@ -96,12 +95,12 @@ class Emitter:
         id: str | None = None,  # noqa: A002  # CloudEvents' name
         time: datetime | str | None = None,
     ) -> str:
-        """Take one event and return its id; the sending thread does the rest.
+        """Queue one event for the sending thread and return the event's id.
 
-        Pass the operation's own `id` wherever there is one: a job that runs twice is then counted once. Without it
-        a UUIDv7 is made here. `time` is when it happened (an aware datetime or RFC 3339 text), now by default.
-        `data` is copied one level deep: do not change lists or dicts inside it afterwards. Raises `ValueError` for
-        what can be known to be wrong at once, `QueueFull` (see `when_full`), and `RuntimeError` after `close`.
+        If the operation has an id, pass it as `id`: a job that runs twice is then counted once. The default is a new
+        UUIDv7. `time` is when the usage happened (an aware datetime or RFC 3339 text); the default is now. `data` is
+        copied one level deep: do not change lists or dicts inside `data` afterwards. Raises `ValueError` for an invalid
+        argument, `QueueFull` (see `when_full`), and `RuntimeError` after `close`.
         """
         if not 0 < len(type) <= NAME_CHARACTERS_MAX:
             raise ValueError(f"type must have 1 to {NAME_CHARACTERS_MAX} characters")
@@ -120,15 +119,15 @@ class Emitter:
         return id
 
     def flush(self, timeout_s: float = 30.0) -> bool:
-        """Send what was emitted before this call without lingering; whether all of it was settled in time."""
+        """Send all events emitted before this call at once, and wait. Returns whether all were settled in time."""
         self._start_if_due()
         return self._events.wait_settled(timeout_s)
 
     def close(self, timeout_s: float = 30.0) -> bool:
-        """Take no more events, send what is pending and stop; whether all of it was settled in time.
+        """Take no more events, send the pending ones and stop. Returns whether all were settled within `timeout_s`.
 
-        What was not is dropped: counted and passed to `on_dropped` with the reason `closed`; the gateway may have
-        taken some of it. Safe to call twice, and from any thread.
+        Events that were not settled are dropped and passed to `on_dropped` with the reason `closed`; the gateway may
+        have accepted some of them. Safe to call twice and from any thread.
         """
         self._start_if_due()
         self._events.close(timeout_s if self._thread is not None else 0.0)
@@ -143,7 +142,7 @@ class Emitter:
         return not left
 
     def stats(self) -> Stats:
-        """The counters, of one moment."""
+        """A consistent copy of the counters."""
         return self._events.stats()
 
     def __enter__(self) -> Self:
@@ -157,7 +156,7 @@ class Emitter:
             self._start()
 
     def _start(self) -> None:
-        """Start the sending thread, with the first event: a server that forks before it has nothing to forget."""
+        """Start the sending thread. This is done at the first event, so servers can fork before."""
         with self._starting_lock:
             if self._thread is not None or self._is_starting:
                 return
@@ -165,7 +164,7 @@ class Emitter:
             try:
                 self._thread = self._started()
             except RuntimeError as error:
-                # The event is taken: to raise would invite the caller to emit it again under another id.
+                # The event is queued already. After an exception the caller might emit it again under another id.
                 self._notices.warn(f"the emitter's thread cannot start now, the next call tries again: {error}")
             finally:
                 self._is_starting = False
@@ -177,12 +176,12 @@ class Emitter:
         thread = threading.Thread(target=self._run, args=(sender,), name="tidemark-emitter", daemon=True)
         thread.start()
         if multiprocessing.parent_process() is not None:
-            # A child that was forked by multiprocessing ends without Python's exit handlers.
+            # A child of multiprocessing ends without running Python's exit handlers.
             multiprocessing.util.Finalize(None, _close_all, exitpriority=0)
         return thread
 
     def _run(self, sender: Sender) -> None:
-        # A method of the emitter, so that one with a running thread is never collected and closes at exit.
+        # A method, because the thread's reference to the emitter keeps it from being collected before the exit.
         sender.run()
 
 
@@ -193,7 +192,7 @@ def _close_all() -> None:
     for emitter in list(_live):
         try:
             emitter.close(emitter._exit_timeout_s)  # noqa: SLF001  # this module's own
-        except Exception as error:  # noqa: BLE001  # whatever it is, the other emitters have events as well
+        except Exception as error:  # noqa: BLE001  # the other emitters must be closed after any error
             emitter._notices.warn(f"an emitter could not be closed: {error!r}")  # noqa: SLF001  # as above
 
 

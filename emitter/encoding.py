@@ -1,4 +1,4 @@
-"""One usage event, its identifier and its bytes as CloudEvents 1.0 JSON."""
+"""One usage event, its id, and its encoding as CloudEvents 1.0 JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Event(NamedTuple):
-    """One usage event as the application gave it; `time` is RFC 3339 text, or whole nanoseconds since 1970."""
+    """One usage event from the application. `time` is RFC 3339 text or integer nanoseconds since 1970."""
 
     id: str
     type: str
@@ -28,9 +28,9 @@ class Event(NamedTuple):
 
 
 def uuid7(now_ns: Callable[[], int] = time.time_ns) -> str:
-    """A UUID of version 7 (RFC 9562, 5.7): 48 bits of milliseconds, 74 random bits of the operating system.
+    """A UUID of version 7 (RFC 9562, 5.7): 48 bits of milliseconds, 74 random bits from the operating system.
 
-    Ids of one millisecond are in no order. The random bits are never shared between a process and its fork.
+    Ids of the same millisecond are not ordered. A process and its fork never draw the same random bits.
     """
     bits = (now_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80 | int.from_bytes(os.urandom(10), "big")
     bits = bits & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62
@@ -52,9 +52,9 @@ def checked_time(instant: datetime | str) -> str:
 def encoded(event: Event, source: str) -> bytes:
     """The event as CloudEvents JSON in UTF-8, without line breaks.
 
-    A `Decimal` is written as a decimal string, which the gateway reads exactly; a float as its shortest decimal form,
-    which is what `repr` shows. Raises `ValueError` or `TypeError` where `data` cannot be JSON: NaN, infinities, lone
-    surrogates, keys that are not text, values of other types, or an object that contains itself.
+    A `Decimal` is written as a decimal string, which the gateway reads exactly. A float is written as its `repr`.
+    Raises `ValueError` or `TypeError` if `data` cannot be JSON: NaN, infinities, lone surrogates, keys that are not
+    text, values of other types, or an object that contains itself.
     """
     document = {
         "specversion": "1.0",
@@ -72,7 +72,7 @@ def encoded(event: Event, source: str) -> bytes:
 
 
 def _time_text(instant_ns: int) -> str:
-    # Milliseconds and a Z: the form that every reader of the log parses fastest.
+    # Readers of the log parse milliseconds with a Z fastest.
     instant = _EPOCH + timedelta(milliseconds=instant_ns // 1_000_000)
     return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 

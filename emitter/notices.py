@@ -1,4 +1,4 @@
-"""Notices to the application: a callback for every event that was not delivered, and a log line now and then."""
+"""Notices to the application: a callback for every event that was not delivered, and occasional log lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log: Final = logging.getLogger("tidemark.emitter")
 
 
 class Notices:
-    """Calls the application's callbacks, never while a lock is held; what they raise is logged and goes no further."""
+    """Calls the application's callbacks without holding a lock. Exceptions of callbacks are logged and not raised."""
 
     def __init__(self, on_rejected: OnRejected | None, on_dropped: OnDropped | None) -> None:
         self._on_rejected = on_rejected
@@ -26,7 +26,7 @@ class Notices:
         self._logged_at_s = -LOG_INTERVAL_S
 
     def rejected(self, event: Event, reason: str, detail: str) -> None:
-        """The gateway, or the encoder here, will never take this event."""
+        """Report an event that the gateway or the encoder rejected permanently."""
         self.warn(f"event {event.id} was rejected: {reason}: {detail}")
         if self._on_rejected is not None:
             try:
@@ -35,7 +35,7 @@ class Notices:
                 _log.exception("on_rejected failed")
 
     def dropped(self, events: Sequence[Event], reason: str) -> None:
-        """These events were given up: `queue_full`, `not_delivered` or `closed`."""
+        """Report dropped events. The reason is `queue_full`, `not_delivered` or `closed`."""
         if not events:
             return
         self.warn(f"{len(events)} events were dropped: {reason}")
@@ -48,7 +48,7 @@ class Notices:
                 _log.exception("on_dropped failed")
 
     def warn(self, message: str) -> None:
-        """Log at most one line per `LOG_INTERVAL_S`; the counters have the rest."""
+        """Log at most one line per `LOG_INTERVAL_S`; other messages are discarded."""
         now_s = time.monotonic()
         if now_s - self._logged_at_s >= LOG_INTERVAL_S:
             self._logged_at_s = now_s

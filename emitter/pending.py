@@ -1,4 +1,4 @@
-"""The state of every event: waiting, under way, or settled; the queue's bound and all counters in one place."""
+"""The state of every event (waiting, being sent or settled), the limit of the queue, and all counters."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from emitter.encoding import Event
 
 
 class QueueFull(Exception):
-    """The queue stayed full for `block_timeout_s`: this event was not taken. Keep it, or emit less."""
+    """The queue stayed full for `block_timeout_s`, so the event was not taken. Keep the event and emit it later."""
 
 
 class Stats(NamedTuple):
-    """Events since the emitter was made (in this process): emitted = accepted + rejected + dropped + pending.
+    """Counts since the emitter was created in this process: emitted = accepted + rejected + dropped + pending.
 
-    `refused` were never taken (`QueueFull`). `last_error` is why the last attempt failed, "" if it did not.
+    `refused` events were never taken (`QueueFull`). `last_error` is why the last attempt failed, "" if it did not.
     """
 
     emitted: int
@@ -33,13 +33,13 @@ class Stats(NamedTuple):
 
 
 class PendingEvents:
-    """The state that emitting threads and the sending thread share. Every method is safe in any thread.
+    """The state that emitting threads and the sending thread share. Every method is thread-safe.
 
-    Events are numbered in the order they were taken in; each is settled exactly once, whatever comes later.
+    Events are numbered in the order of the queue. An event is settled exactly once: later answers on it are ignored.
     """
 
     def __init__(self, queue_events_max: int, batch_events_max: int) -> None:
-        # Re-entrant, because a signal handler or a finaliser may emit while this thread holds the lock.
+        # Re-entrant, because a signal handler or a finalizer may emit while this thread has the lock.
         self._lock = threading.RLock()
         self._work, self._settled = threading.Condition(self._lock), threading.Condition(self._lock)
         self._queue_events_max = queue_events_max
@@ -56,10 +56,10 @@ class PendingEvents:
         self._abandoned = False
 
     def put(self, event: Event, wait_s: float | None) -> bool:
-        """Take an event in; where the queue is full, wait up to `wait_s` for room.
+        """Queue an event. If the queue is full, wait up to `wait_s` for room and then raise `QueueFull`.
 
-        Without room: raises `QueueFull`, or where `wait_s` is None, counts the event as dropped and returns False.
-        Raises `RuntimeError` once the emitter is closed.
+        If `wait_s` is None, a full queue drops the event at once: the event is counted and the result is False. Raises
+        `RuntimeError` after the emitter is closed.
         """
         with self._lock:
             if self._closing_at_s is None and len(self._queue) + len(self._under_way) >= self._queue_events_max:
@@ -88,7 +88,7 @@ class PendingEvents:
             self._settled.wait(left_s)
 
     def take(self, linger_s: float) -> list[tuple[int, Event]]:
-        """Wait for events, linger for more, and take a batch with its numbers; empty once closed and empty, or over."""
+        """Wait for events, then up to `linger_s` for more, and take a batch with its numbers. Empty: stop sending."""
         with self._lock:
             while not self._queue:
                 if self._closing_at_s is not None:
@@ -111,13 +111,13 @@ class PendingEvents:
             return batch
 
     def accept(self, numbers: Iterable[int]) -> None:
-        """The gateway has these events."""
+        """Settle these events: the gateway accepted them."""
         with self._lock:
             self._accepted += sum(self._under_way.pop(number, None) is not None for number in numbers)
             self._settled.notify_all()
 
     def reject(self, number: int) -> bool:
-        """This event will never be taken; False where it was settled before."""
+        """Settle this event: it is rejected permanently. Returns False if the event was settled before."""
         with self._lock:
             known = self._under_way.pop(number, None) is not None
             self._rejected += known
@@ -125,7 +125,7 @@ class PendingEvents:
             return known
 
     def drop(self, numbers: Iterable[int]) -> list[Event]:
-        """Give these events up; returns those that were not settled before."""
+        """Settle these events as dropped. Returns the events that were not settled before."""
         with self._lock:
             dropped = [event for number in numbers if (event := self._under_way.pop(number, None)) is not None]
             self._dropped += len(dropped)
@@ -133,17 +133,17 @@ class PendingEvents:
             return dropped
 
     def attempted(self, *, again: bool) -> None:
-        """A request goes out; `again` where its events were sent before."""
+        """Count a request; `again` if its events were sent before."""
         with self._lock:
             self._requests += 1
             self._retries += again
 
     def failed(self, error: str) -> None:
-        """Why the last attempt left something undecided; "" where it did not."""
+        """Record why the last attempt left events unsettled; "" if it settled all."""
         self._last_error = error
 
     def pause(self, wait_s: float) -> bool:
-        """Sleep between two attempts, not beyond the end of a close; whether to go on."""
+        """Sleep between two attempts, but not beyond the deadline of `close`. Returns whether to continue."""
         until_s = time.monotonic() + wait_s
         with self._lock:
             while not self._over():
@@ -155,14 +155,14 @@ class PendingEvents:
             return not self._over()
 
     def wait_settled(self, timeout_s: float) -> bool:
-        """Send without lingering; whether all that is pending now was settled in time."""
+        """Send without lingering. Returns whether all events that are pending now were settled in time."""
         deadline_s = time.monotonic() + timeout_s
         with self._lock:
             target = self._taken_out + len(self._queue)
             self._flushing += 1
             self._work.notify()
             try:
-                # Batches go one after the other, so the first event under way tells that all before it are settled.
+                # Batches are sent one after the other, so all events before the first one being sent are settled.
                 while self._queue_or_under_way_before(target):
                     left_s = deadline_s - time.monotonic()
                     if left_s <= 0:
@@ -176,7 +176,7 @@ class PendingEvents:
         return next(iter(self._under_way), self._taken_out) < target and not self._abandoned
 
     def close(self, timeout_s: float) -> None:
-        """Take nothing more in; attempts end in `timeout_s`. The first call decides when."""
+        """Take no more events, and end all attempts in `timeout_s`. Later calls do not change the deadline."""
         with self._lock:
             if self._closing_at_s is None:
                 self._closing_at_s = time.monotonic() + timeout_s
@@ -184,7 +184,7 @@ class PendingEvents:
             self._settled.notify_all()
 
     def abandon(self) -> list[Event]:
-        """Drop whatever is pending; an answer that still comes for it is ignored."""
+        """Drop and return all pending events. A later answer on them is ignored."""
         with self._lock:
             self._abandoned = True
             left = [*self._under_way.values(), *self._queue]
@@ -196,7 +196,7 @@ class PendingEvents:
             return left
 
     def stats(self) -> Stats:
-        """The counters, of one moment."""
+        """A consistent copy of the counters."""
         with self._lock:
             return Stats(
                 self._emitted, self._accepted, self._rejected, self._dropped,

@@ -1,4 +1,4 @@
-"""The sending thread's work: encode, send, understand the answer, send again."""
+"""The work of the sending thread: encode events, send them, read the answer, send again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NO_HEADERS: Final[Mapping[str, str]] = {}
 
 
 class SenderSettings(NamedTuple):
-    """See `Emitter`."""
+    """Settings of the sender; see `Emitter`."""
 
     source: str
     api_key: str
@@ -29,7 +29,7 @@ class SenderSettings(NamedTuple):
 
 
 class _Item(NamedTuple):
-    """An event on its way: its number among the pending events and its bytes."""
+    """An event that is being sent: its number among the pending events and its encoded body."""
 
     number: int
     event: Event
@@ -37,7 +37,7 @@ class _Item(NamedTuple):
 
 
 class Sender:
-    """Sends one request at a time, in the order of the queue, until the pending events are over."""
+    """Sends one request at a time, in the order of the queue, until the emitter is closed."""
 
     def __init__(self, events: PendingEvents, transport: Transport, notices: Notices, settings: SenderSettings) -> None:
         self._events = events
@@ -50,7 +50,7 @@ class Sender:
         }
 
     def run(self) -> None:
-        """The thread's body; returns when the emitter is closed and empty, or its time is over."""
+        """The body of the sending thread. Returns after `close`, when no events are left or its timeout has passed."""
         while batch := self._events.take(self._settings.flush_interval_s):
             chunk: list[_Item] = []
             size = 0
@@ -69,12 +69,12 @@ class Sender:
     def _encoded(self, number: int, event: Event) -> _Item | None:
         try:
             return _Item(number, event, encoded(event, self._settings.source))
-        except Exception as failure:  # noqa: BLE001  # `data` may hold objects of the application's that raise anything
+        except Exception as failure:  # noqa: BLE001  # objects of the application in `data` may raise anything
             self._reject(number, event, "not_serializable", str(failure))
             return None
 
     def _deliver(self, items: list[_Item]) -> None:
-        """Send until every item is settled, under the same ids, so that a repeated request is counted once."""
+        """Send the items until all are settled. Their ids stay the same, so a repeated event is counted once."""
         started_s = time.monotonic()
         attempt = 0
         while True:
@@ -104,18 +104,18 @@ class Sender:
             return self._transport(b"[" + b",".join(item.body for item in items) + b"]", self._headers)
         except (OSError, http.client.HTTPException) as failure:
             self._events.failed(f"no answer: {type(failure).__name__}: {failure}")
-        except Exception as failure:  # noqa: BLE001  # a transport of the application's may raise anything
+        except Exception as failure:  # noqa: BLE001  # a transport of the application may raise anything
             self._events.failed(f"the transport failed: {type(failure).__name__}: {failure}")
         return None
 
     def _settle(self, items: list[_Item], answer: Answer) -> list[_Item]:
-        """Settle what the answer decides; returns what must be sent again."""
-        found = event_answers(answer, [item.event.id for item in items])
-        if found is None:
+        """Settle the items that the answer accepts or rejects; return the items that must be sent again."""
+        answers = event_answers(answer, [item.event.id for item in items])
+        if answers is None:
             stated = error(answer)
             self._events.failed(f"HTTP {answer.status}: {stated.reason}: {stated.detail}")
             return items
-        answered = list(zip(items, found, strict=True))
+        answered = list(zip(items, answers, strict=True))
         self._events.accept(item.number for item, event in answered if event.status == "accepted")
         for item, event in answered:
             if event.status == "rejected":
@@ -125,7 +125,7 @@ class Sender:
         return left
 
     def _split(self, items: list[_Item], answer: Answer) -> None:
-        """The request as a whole was refused: find the event that spoils it, or a size that is taken."""
+        """Send the halves of a refused request separately, to find the invalid event or an accepted size."""
         if len(items) == 1:
             stated = error(answer)
             self._reject(items[0].number, items[0].event, stated.reason, stated.detail)

@@ -1,4 +1,4 @@
-"""How a request reaches the gateway: one kept-alive connection of the standard library's HTTP client."""
+"""Sends requests to the gateway over one keep-alive connection of the standard library's HTTP client."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 
-# Kept, so that no finaliser takes a lock that a thread of the parent held: one of an emitter and fork.
+# Connections of the parent of a fork, kept because their finalizers could wait for a lock of a parent's thread.
 _of_parents: Final[list[http.client.HTTPConnection]] = []
 
 
 class Answer(NamedTuple):
-    """The gateway's answer; header names in lower case."""
+    """The gateway's answer. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -24,22 +24,22 @@ class Answer(NamedTuple):
 
 
 class Transport(Protocol):
-    """Sends one request. Called by one thread at a time."""
+    """A function that sends one request. One thread at a time calls it."""
 
     def __call__(self, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """Post `body` and return the answer, whatever its status. Blocks for a bounded time.
+        """Post `body` and return the answer with any status. Blocks for a bounded time.
 
-        Raises `OSError` or `http.client.HTTPException` where no whole answer came; the gateway may have taken the
-        events all the same, so the caller repeats the request under the same ids.
+        Raises `OSError` or `http.client.HTTPException` if no complete answer came. The gateway may have accepted the
+        events, so the caller repeats the request with the same ids.
         """
         ...
 
 
 class HttpTransport:
-    """Posts to `gateway_url` + `/v1/events`. Redirects and proxy variables are not followed."""
+    """Posts to `gateway_url` + `/v1/events`. Ignores redirects and the proxy variables of the environment."""
 
     def __init__(self, gateway_url: str, timeout_s: float = 10.0, tls: ssl.SSLContext | None = None) -> None:
-        """Raises `ValueError` where the URL is not `http://HOST[:PORT][/PREFIX]` or `https://…`."""
+        """Raises `ValueError` if the URL is not `http://HOST[:PORT][/PREFIX]` or `https://…`."""
         parts = urlsplit(gateway_url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError(f"gateway_url {gateway_url!r} must look like http://127.0.0.1:8080")
@@ -57,12 +57,12 @@ class HttpTransport:
             try:
                 connection.request("POST", self._path, body, dict(headers))
             except BrokenPipeError:
-                # A gateway that refuses a large body may answer and hang up before it has read all of it.
+                # A gateway that refuses a large body may answer and close the connection before it has read the body.
                 broken = True
             response = connection.getresponse()
             content = response.read(ANSWER_BYTES_MAX + 1)
         except BaseException:
-            # What is left of an unfinished answer must never be read as the next one.
+            # The rest of an unfinished answer must never be read as the next answer.
             self.close()
             raise
         if broken or response.will_close or len(content) > ANSWER_BYTES_MAX:
@@ -70,7 +70,7 @@ class HttpTransport:
         return Answer(response.status, {name.lower(): text for name, text in response.getheaders()}, content)
 
     def forget(self) -> None:
-        """Leave the connection alone: after a fork it is the parent's, whose thread may have held its locks."""
+        """Forget the connection without closing it. After a fork it belongs to the parent."""
         connection, self._connection = self._connection, None
         if connection is not None:
             _of_parents.append(connection)
@@ -78,7 +78,7 @@ class HttpTransport:
                 os.close(connection.sock.detach())
 
     def close(self) -> None:
-        """Release the connection. Safe to call twice; a later request connects again."""
+        """Close the connection. Safe to call twice; a later request connects again."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

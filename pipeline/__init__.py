@@ -1,5 +1,5 @@
-"""Processes: Faust apps and transports, processors' wiring, gateway, ticker, settings and the command line.
+"""The processes: roles, gateway, Faust runner, log drivers, settings and the command line.
 
-Imports everything below it; nothing imports it. The invariant it keeps (I2): an offset is acknowledged only after
-the store that the records changed has committed.
+Imports all lower packages; no package imports it. The invariant it keeps (I2): an offset is acknowledged only after the
+store with the records' changes has committed.
 """

@@ -1,4 +1,4 @@
-"""The one module that reads the machine's clock."""
+"""The clocks of a process. Only this module reads the machine's clock."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class SystemClock:
 
 
 class ScaledClock:
-    """A simulated clock that runs `factor` times as fast as the machine's, for demos.
+    """A simulated clock for demos, `factor` times as fast as the machine's clock.
 
-    All processes that are given the same three numbers agree on the time, because they share the machine's clock.
+    All processes of a machine with the same three numbers have the same time.
     """
 
     def __init__(self, real_origin_ms: int, simulated_origin_ms: int, factor: int) -> None:
@@ -40,27 +40,27 @@ class ScaledClock:
         await asyncio.sleep(max(duration_s / self.factor, SIMULATED_SLEEP_MIN_S))
 
     def text(self) -> str:
-        """The setting that gives another process the same clock."""
+        """The value of the setting `clock` for the same clock in another process."""
         return f"scaled:{self.real_origin_ms}:{self.simulated_origin_ms}:{self.factor}"
 
 
 class FileClock:
-    """The scaled clock that a file describes; whoever writes the file sets the speed of all processes."""
+    """The scaled clock that a file describes. `write_clock` changes the clock of all processes with this file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._looked_ns = 0
+        self._read_ns = 0
         self._clock = self._read()
 
     def _read(self) -> ScaledClock:
-        self._looked_ns = time.monotonic_ns()
+        self._read_ns = time.monotonic_ns()
         clock = clock_from_text(self._path.read_text())
         if not isinstance(clock, ScaledClock):
             raise InvalidInput("TIDEMARK_CLOCK", f"{self._path} must hold scaled:…")
         return clock
 
     def _current(self) -> ScaledClock:
-        if time.monotonic_ns() - self._looked_ns > FILE_CLOCK_REFRESH_NS:
+        if time.monotonic_ns() - self._read_ns > FILE_CLOCK_REFRESH_NS:
             self._clock = self._read()
         return self._clock
 
@@ -72,7 +72,7 @@ class FileClock:
 
 
 def write_clock(path: Path, clock: ScaledClock) -> None:
-    """Set the clock that a file describes, at once for every reader."""
+    """Replace the clock file. All readers use the new clock within `FILE_CLOCK_REFRESH_NS`."""
     fresh = path.with_suffix(".new")
     fresh.write_text(clock.text())
     fresh.replace(path)
@@ -82,10 +82,8 @@ AnyClock = SystemClock | ScaledClock | FileClock
 
 
 def clock_from_text(text: str) -> AnyClock:
-    """`system`, `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR`, or `file:PATH` of a file that holds the latter.
-
-    Raises `InvalidInput` otherwise.
-    """
+    """The clock for `system`, for `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR`, or for `file:PATH` with the path
+    of a file that has the second form. Raises `InvalidInput` for another text."""
     if text == "system":
         return SystemClock()
     if text.startswith("file:"):

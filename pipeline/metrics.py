@@ -1,15 +1,16 @@
-"""Every metric of every role: its name, kind, labels and a sentence for the operator.
+"""The table of all metrics with name, kind, labels and a sentence for the operator.
 
 Names are a `Literal`, so that a typo is a type error. A metric that is not in the table cannot be reported.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 Kind = Literal["counter", "gauge", "histogram"]
+M = TypeVar("M", Counter, Gauge, Histogram)
 
 MetricName = Literal[
     "tidemark_gateway_events_total",
@@ -41,7 +42,7 @@ MetricName = Literal[
 
 
 class MetricSpec(NamedTuple):
-    """What a metric is. `sentence` is its help text; `buckets` are upper bounds, of histograms only."""
+    """One metric. `sentence` is the help text. `buckets` are the upper bounds of a histogram's buckets."""
 
     kind: Kind
     sentence: str
@@ -144,52 +145,41 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
 
 
 class Metrics:
-    """The metrics of one process or one app, in a registry of its own, so that two apps never share counts."""
+    """The metrics of one process or one app. Each object has a registry, so two apps never share counts."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._counters: dict[MetricName, Counter] = {}
-        self._gauges: dict[MetricName, Gauge] = {}
-        self._histograms: dict[MetricName, Histogram] = {}
+        self._metrics: dict[MetricName, Counter | Gauge | Histogram] = {}
 
     def add(self, name: MetricName, amount: float = 1, **labels: str) -> None:
-        """Count up a counter."""
-        if name not in self._counters:
-            spec = self._spec(name, "counter")
-            self._counters[name] = Counter(name, spec.sentence, spec.labels, registry=self.registry)
-        counter = self._counters[name]
-        (counter.labels(**labels) if labels else counter).inc(amount)
+        """Increase a counter by `amount`."""
+        self._labelled(Counter, name, labels).inc(amount)
 
     def set(self, name: MetricName, value: float, **labels: str) -> None:
         """Set a gauge."""
-        if name not in self._gauges:
-            spec = self._spec(name, "gauge")
-            self._gauges[name] = Gauge(name, spec.sentence, spec.labels, registry=self.registry)
-        gauge = self._gauges[name]
-        (gauge.labels(**labels) if labels else gauge).set(value)
+        self._labelled(Gauge, name, labels).set(value)
 
     def clear(self, name: MetricName) -> None:
-        """Forget a gauge's values, all labels: what is no longer so must not be shown as if it were."""
-        gauge = self._gauges.pop(name, None)
-        if gauge is not None:
-            self.registry.unregister(gauge)
+        """Remove a metric with all labels, so that Prometheus does not see outdated values."""
+        metric = self._metrics.pop(name, None)
+        if metric is not None:
+            self.registry.unregister(metric)
 
     def observe(self, name: MetricName, value: float, **labels: str) -> None:
         """Add an observation to a histogram."""
-        if name not in self._histograms:
-            spec = self._spec(name, "histogram")
-            self._histograms[name] = Histogram(
-                name, spec.sentence, spec.labels, registry=self.registry, buckets=spec.buckets
-            )
-        histogram = self._histograms[name]
-        (histogram.labels(**labels) if labels else histogram).observe(value)
+        self._labelled(Histogram, name, labels).observe(value)
 
     def render(self) -> tuple[bytes, str]:
-        """The exposition for Prometheus and its content type."""
+        """The metrics in Prometheus' text format, and the content type of that format."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
-    def _spec(self, name: MetricName, kind: Kind) -> MetricSpec:
+    def _labelled(self, kind: type[M], name: MetricName, labels: dict[str, str]) -> M:
+        """The metric with these labels. Creates the metric at the first use."""
         spec = METRICS[name]
-        if spec.kind != kind:
-            raise TypeError(f"{name} is a {spec.kind}, not a {kind}")
-        return spec
+        if spec.kind != kind.__name__.lower():
+            raise TypeError(f"{name} is a {spec.kind}, not a {kind.__name__.lower()}")
+        if name not in self._metrics:
+            buckets: dict[str, Any] = {"buckets": spec.buckets} if spec.buckets else {}
+            self._metrics[name] = kind(name, spec.sentence, spec.labels, registry=self.registry, **buckets)
+        metric = cast("M", self._metrics[name])
+        return metric.labels(**labels) if labels else metric

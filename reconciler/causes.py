@@ -1,4 +1,4 @@
-"""The causes of differences, a closed set, and the pairs of views that are compared."""
+"""The causes of differences (a closed set), the pairs of views that are compared, and the verdicts."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Final
 
 
 class Cause(StrEnum):
-    """Why two views differ, and what the operator does.
+    """Why two views differ, and what the operator must do.
 
     - `in_flight`: still on its way (bucket open, outbox not relayed, archive behind, intent not settled, Stripe's
-      summary lags). Nothing; run again later. If it stays, the role the detail names is stuck.
-    - `missing`: a view lacks what the others have. The detail names the view: replay it from the log (archive and
-      `usage_hourly` are idempotent; Redis is rebuilt); at Stripe, report the difference as a correction.
-    - `extra`: a view has more than the others. Rebuild the view the detail names; at Stripe, cancel the meter event
-      or credit the difference, and look for who else sends to this meter.
-    - `unknown_customer`: usage that waits because its account has no Stripe customer at its instant. Bind the account
-      or mark it free, within Stripe's 35 days.
-    - `conflict`: one event id arrived with two payloads; the first was counted. Ask the producer which is right;
-      add a correction if it was the second.
-    - `rejected_by_stripe`: Stripe refused it, at once (the detail is its message) or after it had answered 200.
+      summary lags). Run again later. If the row stays, the role in the detail is stuck.
+    - `missing`: a view lacks what the others have. Replay the view in the detail from the log (archive and
+      `usage_hourly` are idempotent; Redis is rebuilt). At Stripe, report the difference as a correction.
+    - `extra`: a view has more than the others. Rebuild the view in the detail. At Stripe, cancel the meter event or
+      credit the difference, and find out who else sends to this meter.
+    - `unknown_customer`: usage waits because its account has no Stripe customer at the usage's instant. Bind the
+      account or mark it free, within Stripe's 35 days.
+    - `conflict`: one event id arrived with two payloads; the first was counted. Ask the producer which one is right.
+      If it is the second, add a correction.
+    - `rejected_by_stripe`: Stripe refused the event, at once (the detail has Stripe's message) or after answering 200.
       Repair the customer or the meter, then report the difference under a new identifier.
-    - `unchecked`: not read (no answer, over the limit of reads, another log, a Stripe key of another account or mode).
-      Repair what the detail names and run again. Never taken as equal.
+    - `unchecked`: not read (no answer, over the limit of reads, another log, a Stripe key of another account or mode),
+      and never taken as equal. Repair what the detail says and run again.
     """
 
     IN_FLIGHT = "in_flight"
@@ -35,8 +35,8 @@ class Cause(StrEnum):
 
     @property
     def is_drift(self) -> bool:
-        """Whether two views hold different counts. A conflict and an unknown customer need an operator, but all views
-        agree about them; what is in flight or unchecked proves nothing either way."""
+        """Whether two views have different counts. All views agree about conflicts and unknown customers. Rows in
+        flight or unchecked prove nothing."""
         return self in (Cause.MISSING, Cause.EXTRA, Cause.REJECTED_BY_STRIPE)
 
     @property
@@ -46,7 +46,7 @@ class Cause(StrEnum):
 
 
 class Pair(StrEnum):
-    """Which views are compared; the first of the two is what is expected."""
+    """Two views that are compared. The first one has the expected values."""
 
     REDIS = "usage_events ↔ redis"
     HOURLY = "usage_events ↔ usage_hourly"
@@ -73,10 +73,8 @@ ARCHIVE_HAS_MORE: Final = "extra in usage_events: Redis and usage_hourly agree"
 
 
 def direction(expected: int | None, found: int | None) -> Cause:
-    """`missing` if the found view has less than expected or nothing, else `extra`.
-
-    If values do not add up, the sign shows which view holds the larger value, not which event is lost.
-    """
+    """`missing` if less than expected, or nothing, was found, else `extra`. For values that do not add up, the sign
+    shows only which view has the larger value."""
     if found is None or expected is None:
         return Cause.MISSING if found is None else Cause.EXTRA
     return Cause.MISSING if found < expected else Cause.EXTRA

@@ -1,4 +1,4 @@
-"""Exact comparison of two mappings, and the range that limits it."""
+"""Exact comparison of two mappings, and the range of periods that are compared."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class Difference(Generic[K]):
 
 
 class Range(NamedTuple):
-    """Compare periods that overlap `[from_ms, to_ms)`; None is open."""
+    """The range `[from_ms, to_ms)` of periods to compare; None is unlimited."""
 
     from_ms: int | None = None
     to_ms: int | None = None
 
     def overlaps(self, period: Period) -> bool:
-        """Whether a period is compared."""
+        """Whether a period has instants in the range, so that it is compared."""
         after_start = self.from_ms is None or period.end_ms > self.from_ms
         return after_start and (self.to_ms is None or period.start_ms < self.to_ms)
 
 
 def differences(expected: Mapping[K, int], found: Mapping[K, int]) -> tuple[int, list[Difference[K]]]:
-    """(how many are equal, what differs), in the order of expected, then what only found has."""
+    """(number of equal values, differences). Differences are in the order of `expected`, then of `found`."""
     keys: Iterable[K] = [*expected, *(key for key in found if key not in expected)]
     differing = [
         Difference(key, expected.get(key), found.get(key)) for key in keys if expected.get(key) != found.get(key)

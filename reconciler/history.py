@@ -1,6 +1,6 @@
-"""What the archived control records say: which meters, graces, bindings and closings were in force where.
+"""Finds in the archived control records which meters, graces, bindings and closings were in force at which positions.
 
-Reads `control_log` rows on its own; the fold follows the same records in the log.
+This module shares no code with the fold, which applies the same records from the log.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Reported(NamedTuple):
 
 @dataclass(slots=True)
 class LateBinding:
-    """A binding that takes effect in the past once restatement records have answered the one at `position`: one that
-    begins it, and before stream time `until_ms` one that ends it. The account's later bindings follow after it."""
+    """A binding in the past that waits for a restatement. A record that answers the one at `position` begins the
+    restatement; another one ends it before stream time `until_ms`. Later bindings of the account wait too."""
 
     position: int
     from_ms: int
@@ -46,12 +46,10 @@ class LateBinding:
 
 @dataclass(slots=True)
 class AccountHistory:
-    """One account's bindings as they are now, who pays from when on, and its explicit closings: (start of the period,
-    position of the record).
+    """One account's present bindings, its payers, and its closings: (start of the period, position of the record).
 
-    A binding takes effect beyond every event that was accepted before it, or once all of them were counted again; so
-    the way in which the account is cut now is right for all of its events. A customer may be named for usage that is
-    already counted.
+    A binding takes effect after every event that was accepted before it, or after a restatement of them. So the present
+    periods of the account are right for all its events. A binding may change the payer of counted usage.
     """
 
     bindings: tuple[Binding, ...] = ()
@@ -60,24 +58,24 @@ class AccountHistory:
     closings: list[tuple[int, int]] = field(default_factory=list)
     waiting: LateBinding | None = None
     restatements: list[tuple[int, int]] = field(default_factory=list)
-    """(start of the first period concerned, start of the report bucket in which its usage is reported anew)."""
+    """(start of the first restated period, start of the report bucket in which the restated usage is reported)."""
 
     @property
     def cut(self) -> tuple[Cutting, ...]:
-        """How it is cut."""
+        """The cuttings of the account's periods."""
         return cuttings(self.bindings)
 
     def customer_at(self, instant_ms: int) -> Binding | None:
-        """The binding that says who pays at an instant, or None."""
-        held = [binding for binding in self.customers if binding.effective_from_ms <= instant_ms]
-        return held[-1] if held else None
+        """The binding whose customer pays at an instant, or None."""
+        bindings = [binding for binding in self.customers if binding.effective_from_ms <= instant_ms]
+        return bindings[-1] if bindings else None
 
     def re_reported(self, period_start_ms: int, bucket_start_ms: int) -> bool:
-        """Whether a later report bucket replaces what this one reported of the period, because of a restatement."""
+        """Whether a restatement replaces the report of a period in a report bucket by one in a later bucket."""
         return any(from_ms <= period_start_ms and bucket_start_ms < bucket for from_ms, bucket in self.restatements)
 
     def carrying_from_ms(self, stream_time_ms: int) -> int:
-        """Where the period begins that takes carried usage: the first from stream time on that no record closed."""
+        """The start of the period that takes carried usage: the first from stream time on without a close record."""
         cut, closed = self.cut, {start_ms for start_ms, _ in self.closings}
         period = period_containing(cut, stream_time_ms)
         while period.start_ms in closed:
@@ -89,9 +87,8 @@ class AccountHistory:
 class History:
     """A partition's control records up to one position.
 
-    `graces` are (position, grace_ms), ascending, never empty. `from_ms` and `to_ms` bound the event and stream times of
-    everything archived below the position, but for events that were deferred, which may be older; (0, 0) where there is
-    no meter set.
+    `graces` are (position, grace_ms), ascending, never empty. The event and stream times of all archived events below
+    the position are from `from_ms` to `to_ms`, except for deferred events, which may be older.
     """
 
     meters: tuple[MeterSpan, ...]
@@ -102,21 +99,19 @@ class History:
     policy: Policy
     from_ms: int
     to_ms: int
-    # The shortest span after their end for which any meter set kept periods in the live view.
+    # The shortest span for which any meter set kept ended periods in the live view.
     kept_ms: int
 
     def period(self, account: str, start_ms: int) -> Period:
-        """The account's period that begins at `start_ms`, with its end as it is known now: views know a period by
-        its start, and may have written it down before a binding cut it."""
+        """The account's period that begins at `start_ms`, with its present end: a view may have stored the period
+        before a binding moved the end."""
         known = self.accounts.get(account)
         return Period(start_ms, period_containing(known.cut if known else (CALENDAR_MONTHS,), start_ms).end_ms)
 
 
 def history_of(rows: Sequence[ControlRow], stream_time_ms: int) -> History:
-    """The history of a partition's control rows (oldest first), read at stream time `stream_time_ms`.
-
-    Raises `ValidationError` for a row that no version of the archive writes.
-    """
+    """The history of a partition's control rows (oldest first) at a stream time. Raises pydantic's `ValidationError`
+    for a malformed row."""
     building = _Building()
     for row in rows:
         building.take(row)
@@ -124,7 +119,7 @@ def history_of(rows: Sequence[ControlRow], stream_time_ms: int) -> History:
 
 
 class _Building:
-    """Follows the rows; lives for one call."""
+    """Applies the rows in order. Used for one call of `history_of`."""
 
     def __init__(self) -> None:
         self.meter_set: MeterSet | None = None
@@ -160,7 +155,7 @@ class _Building:
         self.definitions.update((meter.slug, meter) for meter in meter_set.meters)
 
     def _bind(self, row: ControlRow, binding: Binding) -> None:
-        """A binding waits where it takes effect in the past, or behind one that does."""
+        """Place a binding, or let it wait if it needs a restatement or another binding of the account waits."""
         account = self.accounts.setdefault(row.account, AccountHistory())
         if account.waiting is None:
             account.waiting = self._late(account, row, binding)
@@ -172,31 +167,30 @@ class _Building:
             self._give_up(account, account.waiting, row)
 
     def _close(self, row: ControlRow, instant_ms: int) -> None:
-        """The period of an instant takes no more usage; what was being counted again is begun anew."""
+        """Close the period of an instant. A running restatement must begin again."""
         account = self.accounts.setdefault(row.account, AccountHistory())
         account.closings.append((period_containing(account.cut, instant_ms).start_ms, row.position))
         if account.waiting is not None:
             account.waiting.position, account.waiting.until_ms = row.position, 0
 
     def _give_up(self, account: AccountHistory, waiting: LateBinding, row: ControlRow) -> None:
-        """The binding takes effect beyond all usage, and then what came after it."""
+        """Place the waiting bindings after all counted usage, in their order."""
         account.waiting = None
-        for each in (waiting.binding, *waiting.later):
-            self._place(account, row, each)
+        for binding in (waiting.binding, *waiting.later):
+            self._place(account, row, binding)
 
     def _place(self, account: AccountHistory, row: ControlRow, binding: Binding) -> None:
-        """Bind at a whole minute beyond every event that could be accepted before the record, and not before the
-        period that takes carried usage by then; it replaces those that would take effect with it or after it, save one
-        that makes that period begin."""
+        """Bind at a whole minute after every event that could be accepted before the record, and not before the period
+        that takes carried usage then. The binding replaces later ones, except the one that starts that period."""
         carrying_ms = account.carrying_from_ms(row.stream_time_ms)
         effective_ms = max(binding.effective_from_ms, self._beyond_ms(row), carrying_ms)
         self._set(account, binding, effective_ms, max(effective_ms, carrying_ms + 1))
 
     def _set(self, account: AccountHistory, binding: Binding, effective_ms: int, replacing_from_ms: int) -> None:
-        kept = [held for held in account.bindings if held.effective_from_ms < replacing_from_ms]
+        kept = [old for old in account.bindings if old.effective_from_ms < replacing_from_ms]
         placed = binding.model_copy(update={"effective_from_ms": effective_ms})
         account.bindings = (*kept[-(BINDINGS_MAX - 1) :], placed)
-        earlier = [held for held in account.customers if held.effective_from_ms < binding.effective_from_ms]
+        earlier = [old for old in account.customers if old.effective_from_ms < binding.effective_from_ms]
         account.customers = (*earlier[-(BINDINGS_MAX - 1) :], binding)
         account.has_payer = account.has_payer or binding.billing != Billing.UNMAPPED
 
@@ -204,8 +198,8 @@ class _Building:
         return ((row.stream_time_ms + self.policy.future_ms) // MINUTE_MS + 1) * MINUTE_MS
 
     def _late(self, account: AccountHistory, row: ControlRow, binding: Binding) -> LateBinding | None:
-        """The restatement that a binding asks for: where it would change periods that are not closed and may hold usage
-        for which nobody was ever named to pay."""
+        """The restatement that a binding needs, or None if no open period with usage would change, or if the account
+        ever had a payer or was free."""
         cut, closed = account.cut, {start_ms for start_ms, _ in account.closings}
         open_ms = account.carrying_from_ms(row.stream_time_ms)
         while True:
@@ -219,9 +213,11 @@ class _Building:
         if effective_ms >= beyond_ms or account.has_payer:
             return None
         placed = binding.model_copy(update={"effective_from_ms": effective_ms})
-        kept = [held for held in account.bindings if held.effective_from_ms < effective_ms]
-        after = cuttings([*kept, placed])
-        if [each for each in cut if each.from_ms < beyond_ms] == [each for each in after if each.from_ms < beyond_ms]:
+        kept = [old for old in account.bindings if old.effective_from_ms < effective_ms]
+        before_cut, after_cut = (
+            [cutting for cutting in cuts if cutting.from_ms < beyond_ms] for cuts in (cut, cuttings([*kept, placed]))
+        )
+        if before_cut == after_cut:
             return None
         return LateBinding(row.position, period_containing(cut, effective_ms).start_ms, effective_ms, binding)
 
@@ -232,15 +228,14 @@ class _Building:
             return
         in_time = row.stream_time_ms < waiting.until_ms
         if record.begins and not in_time:
-            begun = self._late(account, row, waiting.binding)
-            if begun is None:
+            late = self._late(account, row, waiting.binding)
+            if late is None:
                 self._give_up(account, waiting, row)
             else:
-                begun.begun, begun.later = waiting.begun + 1, waiting.later
-                begun.until_ms = row.stream_time_ms + RESTATEMENT_MS_MAX * 2 ** min(
-                    waiting.begun, RESTATEMENT_DOUBLINGS_MAX
-                )
-                account.waiting = begun
+                late.begun, late.later = waiting.begun + 1, waiting.later
+                doublings = min(waiting.begun, RESTATEMENT_DOUBLINGS_MAX)
+                late.until_ms = row.stream_time_ms + RESTATEMENT_MS_MAX * 2**doublings
+                account.waiting = late
         elif in_time and record.declined:
             self._give_up(account, waiting, row)
         elif in_time and not record.begins:
@@ -248,8 +243,8 @@ class _Building:
             self._set(account, waiting.binding, waiting.effective_ms, waiting.effective_ms)
             interval_ms = self.policy.report_interval_ms
             account.restatements.append((waiting.from_ms, row.stream_time_ms // interval_ms * interval_ms))
-            for each in waiting.later:
-                self._place(account, row, each)
+            for binding in waiting.later:
+                self._place(account, row, binding)
 
     def finished(self, stream_time_ms: int) -> History:
         window_ms = max(policy.window_ms for policy in self.policies)
@@ -270,11 +265,11 @@ class _Building:
 
 
 def _follow(spans: dict[str, list[tuple[int, int]]], now: set[str], position: int) -> None:
-    """Open a span for what is new at this position, close the spans of what is gone."""
-    for slug, held in spans.items():
-        if slug not in now and held[-1][1] == POSITION_MAX:
-            held[-1] = (held[-1][0], position)
+    """At this position, close the spans of the slugs that are not in `now`, and open spans for new slugs."""
+    for slug, slug_spans in spans.items():
+        if slug not in now and slug_spans[-1][1] == POSITION_MAX:
+            slug_spans[-1] = (slug_spans[-1][0], position)
     for slug in sorted(now):
-        held = spans.setdefault(slug, [])
-        if not held or held[-1][1] != POSITION_MAX:
-            held.append((position, POSITION_MAX))
+        slug_spans = spans.setdefault(slug, [])
+        if not slug_spans or slug_spans[-1][1] != POSITION_MAX:
+            slug_spans.append((position, POSITION_MAX))

@@ -1,8 +1,9 @@
-"""`usage_hourly` against the recount, for arrival buckets that are closed, relayed and archived."""
+"""Compares `usage_hourly` with the recount, for arrival buckets that are closed, relayed and archived."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from reconciler.causes import Cause, Pair
@@ -14,39 +15,37 @@ from schemas.analytics import RecountKey
 from schemas.clock import HOUR_MS
 
 NAMES_MAX: Final = 10
-COUNTED_AGAIN: Final = "late bindings had usage counted again (a restatement) while usage_hourly was read: {}"
+RESTATED: Final = "late bindings had the usage of accounts restated while usage_hourly was read: {}"
 DROPPED: Final = (
-    "{} {} that ClickHouse lacks were dropped, because more waited than TIDEMARK_OUTBOX_MAX allows{}: "
-    "`tidemark rebuild usage_hourly` makes them again"
+    "{} {}{} are missing in ClickHouse: the outbox dropped them over its limit TIDEMARK_OUTBOX_MAX. Run "
+    "`tidemark rebuild usage_hourly`"
 )
 
 
 class Settled(NamedTuple):
-    """Arrival buckets before `before_ms` cannot change any more; `detail` is why the others can."""
+    """Arrival buckets before `before_ms` cannot change any more; `detail` says why later ones can."""
 
     before_ms: int
     detail: str
     cause: Cause = Cause.IN_FLIGHT
 
 
+@dataclass(frozen=True, slots=True)
 class CellsComparison:
     """Compares `usage_hourly` and the recount. Memory grows with the cells of one partition."""
 
-    def __init__(
-        self, views: Views, recounter: Recounter, states: PartitionStates, findings: Findings, limits: Range
-    ) -> None:
-        self._views = views
-        self._recounter = recounter
-        self._states = states
-        self._findings = findings
-        self._range = limits
+    views: Views
+    recounter: Recounter
+    states: PartitionStates
+    findings: Findings
+    limits: Range
 
     async def run(self, state: PartitionState) -> list[Difference[RecountKey]]:
-        """What differs on a partition; equal and unchecked cells go to the findings."""
+        """Returns the differences of a partition; equal and unchecked cells go to the findings."""
         settled = await self._settled(state)
-        # The rows are read last: what is settled now is in them.
-        found = self._inside(state, await self._views.reader.hourly_cells(state.partition))
-        expected = self._inside(state, await self._recounter.cells(state))
+        # The rows are read last, so they contain all settled cells.
+        found = self._inside(state, await self.views.reader.hourly_cells(state.partition))
+        expected = self._inside(state, await self.recounter.cells(state))
         for key in [key for key, value in expected.items() if not value and key not in found]:
             # The fold writes no cell for an event that only repeats distinct values.
             meter = state.history.definitions.get(key.meter)
@@ -56,22 +55,22 @@ class CellsComparison:
         waiting = {key for key in keys if key.arrival_bucket_ms >= settled.before_ms}
         if waiting:
             row = Row(Pair.HOURLY, settled.cause, state.partition, detail=settled.detail)
-            self._findings.add(row, len(waiting))
-        waiting |= await self._counted_again(state, keys - waiting)
+            self.findings.add(row, len(waiting))
+        waiting |= await self._restated(state, keys - waiting)
         equal, differing = differences(
             {key: value for key, value in expected.items() if key not in waiting},
             {key: value for key, value in found.items() if key not in waiting},
         )
-        self._findings.equal(Pair.HOURLY, equal)
+        self.findings.equal(Pair.HOURLY, equal)
         return differing
 
-    async def _counted_again(self, state: PartitionState, keys: set[RecountKey]) -> set[RecountKey]:
-        """The cells among `keys` that a restatement may have changed between the recount and the reading of the rows:
-        it empties cells of hours that passed long ago, and makes others in their place."""
-        checkpoint = same_log(state, await self._views.live.state.load_checkpoint(state.partition))
-        now = await self._states.at(state.partition, checkpoint)
+    async def _restated(self, state: PartitionState, keys: set[RecountKey]) -> set[RecountKey]:
+        """The cells among `keys` that a restatement may have changed between the recount and the read of the rows. A
+        restatement changes cells even of settled arrival buckets."""
+        checkpoint = same_log(state, await self.views.live.state.load_checkpoint(state.partition))
+        now = await self.states.at(state.partition, checkpoint)
         if isinstance(now, Behind):
-            moved, detail = keys, f"whether a late binding had cells counted again meanwhile is not known: {now.detail}"
+            moved, detail = keys, f"whether a late binding changed cells meanwhile is unknown: {now.detail}"
         else:
             before = state.history.accounts
             names = {
@@ -80,31 +79,31 @@ class CellsComparison:
                 if account.restatements != (before[name].restatements if name in before else [])
             }
             moved = {key for key in keys if key.account in names}
-            detail = COUNTED_AGAIN.format(", ".join(sorted({key.account for key in moved})[:NAMES_MAX]))
+            detail = RESTATED.format(", ".join(sorted({key.account for key in moved})[:NAMES_MAX]))
         if moved:
             row = Row(Pair.HOURLY, Cause.IN_FLIGHT, state.partition, detail=detail)
-            self._findings.add(row, len(moved))
+            self.findings.add(row, len(moved))
         return moved
 
     def _inside(self, state: PartitionState, cells: Mapping[RecountKey, int]) -> dict[RecountKey, int]:
-        if self._range == Range():
+        if self.limits == Range():
             return dict(cells)
         period = state.history.period
         return {
-            key: value for key, value in cells.items() if self._range.overlaps(period(key.account, key.period_start_ms))
+            key: value for key, value in cells.items() if self.limits.overlaps(period(key.account, key.period_start_ms))
         }
 
     async def _settled(self, state: PartitionState) -> Settled:
-        """Stream time has passed the bucket, nothing of it is dirty, and both relay and archive are beyond its end."""
+        """The settled buckets: stream time, relay and archive have passed them, and no cell is dirty or dropped."""
         checkpoint = state.checkpoint
         limits = [
             Settled(_hour(checkpoint.stream_time_ms), "the arrival bucket is still open: stream time has not passed it")
         ]
-        _, oldest_dirty = await self._views.live.outbox.dirty(state.partition, 1)
+        _, oldest_dirty = await self.views.live.outbox.dirty(state.partition, 1)
         if oldest_dirty:
             bucket_ms = oldest_dirty[0].key.bucket_ms
             limits.append(Settled(bucket_ms, "cells of the arrival bucket wait in Redis to be relayed"))
-        dropped = await self._views.live.drops.dropped(state.partition)
+        dropped = await self.views.live.drops.dropped(state.partition)
         if dropped.cells:
             first_ms = min(dropped.cells)
             detail = DROPPED.format(sum(dropped.cells.values()), "cells", f" from {instant_text(first_ms)} on")
@@ -113,14 +112,14 @@ class CellsComparison:
             row = Row(
                 Pair.DUPLICATES, Cause.UNCHECKED, state.partition, detail=DROPPED.format(dropped.duplicates, "rows", "")
             )
-            self._findings.add(row, dropped.duplicates)
-        relayed = (await self._views.hourly.load_relayed()).get(state.partition)
+            self.findings.add(row, dropped.duplicates)
+        relayed = (await self.views.hourly.load_relayed()).get(state.partition)
         relayed_ms = _hour(relayed.stream_time_ms) if relayed else 0
         limits.append(Settled(relayed_ms, "the relay to usage_hourly has not passed the arrival bucket"))
-        archived = await self._states.archived(state.partition, checkpoint)
+        archived = await self.states.archived(state.partition, checkpoint)
         archived_ms = _hour(archived.stream_time_ms) if archived else 0
         limits.append(Settled(archived_ms, "the archive has not passed the arrival bucket"))
-        return min(limits, key=lambda each: each.before_ms)
+        return min(limits, key=lambda limit: limit.before_ms)
 
 
 def _hour(instant_ms: int) -> int:

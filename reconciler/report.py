@@ -1,4 +1,4 @@
-"""The result of a reconciliation: rows with a cause, counts per pair of views, a verdict."""
+"""The report of a reconciliation: rows with a cause, counts per pair of views, and a verdict."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from reconciler.causes import Cause, Pair, Verdict
+from schemas.clock import DAY_MS
 from schemas.periods import Period
 
 ROWS_MAX: Final = 10_000
@@ -20,9 +21,9 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 class Row(NamedTuple):
     """One difference, or one part that was not compared.
 
-    `expected` and `found` are exact decimal texts in the meter's unit, empty where a side has nothing or was not read.
-    `hour_ms` is set where the aggregation is additive. `detail` is for people and names the remedy where it is not
-    the cause's own.
+    `expected` and `found` are exact decimal texts in the meter's unit, empty for no value and for values that were not
+    read. `hour_ms` is set if the aggregation is additive. `detail` is for people, and has the remedy if it is not the
+    usual one of the cause.
     """
 
     pair: Pair
@@ -40,7 +41,7 @@ class Row(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Values of one pair of views: `compared` = `equal` + `differing`; `unchecked` were not (in flight too)."""
+    """Numbers of values of one pair of views: `compared` = `equal` + `differing`; `unchecked` includes in flight."""
 
     pair: Pair
     compared: int = 0
@@ -51,8 +52,8 @@ class Summary(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a reconciliation found. `rows` holds at most `ROWS_MAX`; `rows_left_off` says how many more there are,
-    `causes` counts all of them. `[from_ms, to_ms)` is the range asked for, None where it is open."""
+    """The result of a reconciliation. `rows_left_off` is the number of further rows over the limit; `causes` counts
+    all rows. `[from_ms, to_ms)` is the compared range; None is unlimited."""
 
     rows: tuple[Row, ...]
     rows_left_off: int
@@ -89,26 +90,26 @@ class Findings:
         self._unchecked: Counter[Pair] = Counter()
 
     def equal(self, pair: Pair, values: int) -> None:
-        """So many values were compared and are equal."""
+        """Count equal values."""
         self._equal[pair] += values
 
     def add(self, row: Row, values: int = 1) -> None:
-        """A row about so many values."""
+        """Add a row that stands for `values` values."""
         self._causes[row.pair, row.cause] += 1
         if row.cause.is_open:
             self._unchecked[row.pair] += values
         elif row.cause.is_drift:
             self._differing[row.pair] += values
-        # What is drift must be seen even where what is in flight would fill the report.
+        # A full report must still show drift, so drift replaces other rows.
         if len(self._rows) < self._rows_max:
             self._rows.append(row)
         elif row.cause.is_drift:
-            open_row = next((at for at, held in enumerate(self._rows) if not held.cause.is_drift), None)
-            if open_row is not None:
-                self._rows[open_row] = row
+            other = next((number for number, old in enumerate(self._rows) if not old.cause.is_drift), None)
+            if other is not None:
+                self._rows[other] = row
 
     def left_off(self, pair: Pair, cause: Cause, rows: int) -> None:
-        """So many further rows of a cause that is no drift were counted and not read."""
+        """Count rows that were not read. Their cause must not be drift."""
         if rows:
             self._causes[pair, cause] += rows
 
@@ -134,29 +135,27 @@ def _place(row: Row) -> tuple[bool, bool, bool, int]:
 
 
 def instant_text(instant_ms: int) -> str:
-    """UTC, as short as exactness allows; in milliseconds if the year is beyond what a calendar shows."""
+    """The instant in UTC: the date, and the time if it is not midnight; in milliseconds outside the years 1 to 9999."""
     try:
         moment = _EPOCH + timedelta(milliseconds=instant_ms)
     except OverflowError:
         return f"{instant_ms} ms"
-    if instant_ms % 86_400_000 == 0:
-        return f"{moment:%Y-%m-%d}"
-    return f"{moment:%Y-%m-%d %H:%M}"
+    return f"{moment:%Y-%m-%d %H:%M}" if instant_ms % DAY_MS else f"{moment:%Y-%m-%d}"
 
 
 class GaugeKey(NamedTuple):
-    """A gauge and its labels, as prometheus-client takes them."""
+    """A gauge and its labels, in the form of prometheus-client."""
 
     name: str
     labels: tuple[tuple[str, str], ...]
 
 
 def gauge_values(report: Report) -> dict[GaugeKey, int]:
-    """Every gauge of a report, zeros included, so that an alarm is cleared by the next good run.
+    """Every gauge of a report, with zeros, so that the next good run clears an alarm.
 
     `tidemark_reconcile_rows{pair,cause}`: rows of that cause. `tidemark_reconcile_values{pair,state}`: values that
     are equal, differing or unchecked. `tidemark_reconcile_verdict{verdict}`: 1 for the verdict, 0 for the others.
-    `tidemark_reconcile_started_at_seconds`: when it began, Unix time.
+    `tidemark_reconcile_started_at_seconds`: Unix time of the start.
     """
     values: dict[GaugeKey, int] = {}
     for pair in Pair:

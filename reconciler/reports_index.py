@@ -1,4 +1,4 @@
-"""Reads `billing.reports`: the intents, what was sent for them, and their outcomes."""
+"""Reads `billing.reports`: the intents, their attempts and their outcomes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ READ_RECORDS_MAX: Final = 2_000
 
 
 class ReportsIndex:
-    """Everything that was read of `billing.reports`; grows with the topic, up to `entries_max` per partition."""
+    """The intents of `billing.reports`. Memory grows with the topic, up to `entries_max` entries per partition."""
 
     def __init__(self, log: Log, entries_max: int) -> None:
         self._log = log
@@ -23,10 +23,8 @@ class ReportsIndex:
         self._reported = ReportedIntents()
 
     async def catch_up(self, partition: int) -> None:
-        """Read what was appended since the last call, up to the end as it is now.
-
-        Raises `OperatorNeeded` over the limit, or for an entry this version does not know.
-        """
+        """Read all records that were appended since the last call. Raises `OperatorNeeded` over the limit, and for an
+        entry of an unknown shape."""
         bounds = await self._log.bounds(REPORTS_TOPIC, partition)
         offset = max(self._read_to.get(partition, 0), bounds.first)
         while offset < bounds.next:
@@ -42,7 +40,7 @@ class ReportsIndex:
         self._read_to[partition] = max(offset, bounds.next)
 
     def reported(self, partition: int | None = None) -> Iterator[ReportedIntent]:
-        """Each intent once, of one partition or of all, in the log's order."""
+        """All intents of one partition or of all partitions, in the log's order."""
         return (reported for reported in self._reported if partition in (None, reported.partition))
 
     def _count(self, partition: int, entries: int) -> None:

@@ -41,11 +41,11 @@ async def reconcile(
     to_ms: int | None = None,
     policy: ReconcilePolicy = DEFAULT_POLICY,
 ) -> Report:
-    """Compare all views for the periods that overlap `[from_ms, to_ms)`; None is open. Only reads.
+    """Compare all views for the periods that overlap `[from_ms, to_ms)`; None is unlimited. Only reads.
 
-    A view that does not answer becomes an `unchecked` row, so this raises `Transient` only where the log does not
-    even say how many partitions there are. Takes memory in proportion to the cells of `partitions_at_once` partitions
-    and to `billing.reports`, and up to `archive_wait_s` for each partition whose archive is behind.
+    A view that does not answer becomes an `unchecked` row. Raises `Transient` only if the log does not answer how many
+    partitions there are. Memory grows with the cells of `partitions_at_once` partitions and with `billing.reports`.
+    Waits up to `archive_wait_s` for a partition whose archive is behind.
     """
     run = _Run(views, clock, policy, Range(from_ms, to_ms))
     started_at_ms = clock.now_ms()
@@ -64,7 +64,7 @@ async def reconcile(
 
 
 class _Run:
-    """One reconciliation; lives for one call."""
+    """One reconciliation. Used for one call of `reconcile`."""
 
     def __init__(self, views: Views, clock: Clock, policy: ReconcilePolicy, limits: Range) -> None:
         self.views = views
@@ -79,7 +79,7 @@ class _Run:
         self.histories: dict[int, History] = {}
 
     async def partition(self, partition: int) -> None:
-        """Everything that concerns one partition alone."""
+        """Compare everything that concerns one partition alone."""
         checkpoint = await attempted(
             self.findings, Pair.REDIS, partition, self.views.live.state.load_checkpoint(partition)
         )
@@ -130,7 +130,7 @@ class _Run:
         self._unsent(partition)
 
     async def everywhere(self, partitions: Iterable[int]) -> None:
-        """What concerns all partitions together: Stripe's sums and conflicting payloads."""
+        """Compare what concerns all partitions together: Stripe's sums and conflicting payloads."""
         if self.unread_reports:
             detail = f"billing.reports was not read on partitions {', '.join(map(str, self.unread_reports))}"
             self.findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail))
@@ -139,8 +139,8 @@ class _Run:
                 self.views, self.policy, self.clock, self.index, self._period_of, self.findings, self.range
             )
             await attempted(self.findings, Pair.STRIPE, None, comparison.run(partitions))
-        asked = self.views.reader.conflicts(self.policy.rows_max)
-        conflicts = await attempted(self.findings, Pair.DUPLICATES, None, asked)
+        reading = self.views.reader.conflicts(self.policy.rows_max)
+        conflicts = await attempted(self.findings, Pair.DUPLICATES, None, reading)
         if conflicts is None:
             return
         self.findings.left_off(Pair.DUPLICATES, Cause.CONFLICT, conflicts.events - len(conflicts.rows))
@@ -149,16 +149,17 @@ class _Run:
             self.findings.add(Row(Pair.DUPLICATES, Cause.CONFLICT, account=account, detail=detail))
 
     def _conserved(self, partition: int, checkpoint: Checkpoint) -> None:
-        """I1 at the checkpoint."""
+        """Check that I1 holds at the checkpoint."""
         counters = checkpoint.counters
         if counters.conserved:
             self.findings.equal(Pair.COUNTERS, 1)
             return
         parts = sum(counters[1:])
+        values = ", ".join(f"{name}={value}" for name, value in counters._asdict().items())
         row = Row(
             Pair.COUNTERS, direction(counters.received, parts), partition,
             expected=str(counters.received), found=str(parts),
-            detail=f"received is not the sum of the others: {', '.join(map('='.join, _named(checkpoint)))}",
+            detail=f"received is not the sum of the others: {values}",
         )  # fmt: skip
         self.findings.add(row)
 
@@ -172,9 +173,10 @@ class _Run:
             self.findings.add(Row(Pair.COUNTERS, Cause.IN_FLIGHT, partition, detail=detail), waiting)
 
     async def _archived(self, state: PartitionState) -> int:
-        """Every event that the rollup counted, or took as unmetered, is archived, and no other. How many too many."""
+        """Check that the archive has exactly the events that the rollup counted or found unmetered. Returns how many
+        events too many the archive has; negative if it lacks some."""
         counters = state.checkpoint.counters
-        # Counters that do not add up say nothing about the archive.
+        # Counters that do not add up prove nothing about the archive.
         if not counters.conserved:
             return 0
         accepted = counters.counted + counters.unmetered
@@ -193,11 +195,11 @@ class _Run:
     def _total_rows(
         self, pair: Pair, state: PartitionState, differing: Iterable[Difference[TotalName]], attribution: Attribution
     ) -> None:
-        for each in differing:
-            account, slug, period = each.key
-            by_sign = direction(each.expected, each.found)
-            cause, detail = _cause(by_sign, VIEW_NAMES[pair], attribution.of_total(each.key, by_sign))
-            expected, found = each.texts(_scale(state.history, slug))
+        for difference in differing:
+            account, slug, period = difference.key
+            by_sign = direction(difference.expected, difference.found)
+            cause, detail = _cause(by_sign, VIEW_NAMES[pair], attribution.of_total(difference.key, by_sign))
+            expected, found = difference.texts(_scale(state.history, slug))
             row = Row(
                 pair, cause, state.partition, account, slug, period, expected=expected, found=found, detail=detail,
             )  # fmt: skip
@@ -208,23 +210,22 @@ class _Run:
     ) -> None:
         """One row per cell of additive meters; one per period for the others, whose cells do not add up."""
         periods: dict[StartName, list[Difference[RecountKey]]] = {}
-        for each in differing:
-            key = each.key
-            if _is_additive(state.history, key.meter):
-                self._cell_row(state, each, attribution, "")
+        for difference in differing:
+            if _is_additive(state.history, difference.key.meter):
+                self._cell_row(state, difference, attribution, "")
             else:
-                periods.setdefault(total_of(key), []).append(each)
+                periods.setdefault(total_of(difference.key), []).append(difference)
         for cells in periods.values():
             self._cell_row(state, cells[0], attribution, f"{len(cells)} cells of the period differ, this is one: ")
 
     def _cell_row(
-        self, state: PartitionState, each: Difference[RecountKey], attribution: Attribution, several: str
+        self, state: PartitionState, difference: Difference[RecountKey], attribution: Attribution, several: str
     ) -> None:
-        key = each.key
-        by_sign, additive = direction(each.expected, each.found), _is_additive(state.history, key.meter)
+        key = difference.key
+        by_sign, additive = direction(difference.expected, difference.found), _is_additive(state.history, key.meter)
         archive = attribution.of_cell(key, by_sign, additive=additive)
         cause, detail = _cause(by_sign, VIEW_NAMES[Pair.HOURLY], archive)
-        expected, found = each.texts(_scale(state.history, key.meter))
+        expected, found = difference.texts(_scale(state.history, key.meter))
         row = Row(
             Pair.HOURLY, cause, state.partition, key.account, key.meter,
             state.history.period(key.account, key.period_start_ms),
@@ -235,15 +236,15 @@ class _Run:
         self.findings.add(row)
 
     def _period_of(self, reported: ReportedIntent) -> Period:
-        """The intent's period. Its end is the one known now if the archive's history was read: an intent may be older
-        than the binding that cut its period."""
+        """The intent's period, with its present end if the history was read: an intent may be older than a binding that
+        moved the end."""
         history, intent = self.histories.get(reported.partition), reported.intent
         if history:
             return history.period(intent.account, intent.period_start_ms)
         return Period(intent.period_start_ms, intent.period_end_ms)
 
     def _unsent(self, partition: int) -> None:
-        """Intents without an outcome: waiting for a customer, or on their way."""
+        """Report the intents without an outcome: they wait for a customer, or are on their way."""
         history = self.histories.get(partition)
         waiting: dict[tuple[Cause, TotalName], tuple[int, int]] = {}
         scales: dict[TotalName, int] = {}
@@ -261,11 +262,11 @@ class _Run:
             waiting[cause, name] = (count + 1, minor + intent.delta_minor)
             scales[name] = intent.scale
         for (cause, name), (count, minor) in waiting.items():
-            what = UNPAID if cause is Cause.UNKNOWN_CUSTOMER else "not settled yet"
+            reason = UNPAID if cause is Cause.UNKNOWN_CUSTOMER else "not settled yet"
             account, meter, period = name
             row = Row(
                 Pair.STRIPE, cause, partition, account, meter, period,
-                expected=decimal_text(minor, scales[name]), detail=f"{count} intents wait: {what}",
+                expected=decimal_text(minor, scales[name]), detail=f"{count} intents wait: {reason}",
             )  # fmt: skip
             self.findings.add(row)
 
@@ -282,7 +283,7 @@ def _is_additive(history: History, slug: str) -> bool:
 
 
 def _billing(history: History, intent: Intent) -> Billing:
-    """Who pays at the usage's own instant, as the last control record says."""
+    """How the account is billed at the instant of the usage, according to the archived control records."""
     known = history.accounts.get(intent.account)
     binding = known.customer_at(intent.instant_ms) if known else None
     if binding is None or (binding.billing is Billing.MAPPED and not binding.stripe_customer):
@@ -293,7 +294,3 @@ def _billing(history: History, intent: Intent) -> Billing:
 def _scale(history: History, slug: str) -> int:
     meter = history.definitions.get(slug)
     return meter.scale if meter else 0
-
-
-def _named(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    return [(name, str(value)) for name, value in checkpoint.counters._asdict().items()]

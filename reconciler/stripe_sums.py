@@ -1,13 +1,14 @@
-"""Compares Stripe's own sums with what was sent, per meter, customer and period.
+"""Compares Stripe's sums with the meter events that were sent, per meter, customer and period.
 
-Accounts of one customer may be cut differently, so Stripe's sum over a period may contain meter events of another
-account's period. The expected sum therefore goes by the instants that were sent, not by the intents' periods.
+Accounts of one customer may have different periods, so Stripe's sum over a period may contain meter events of another
+account's period. The expected sum therefore depends on the timestamps that were sent, not on the intents' periods.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from aggregators.quantities import decimal_text
@@ -30,21 +31,21 @@ PERHAPS_CONTAINED: Final = (
     "customer's usage in Stripe before it is sent by hand"
 )
 TOO_MANY_DEAD: Final = (
-    "too many different dead letters to tell whether some of them, which Stripe may hold, make up the difference"
+    "too many different dead letters to find out whether Stripe has some of them and the difference is their sum"
 )
 REJECTIONS_DAYS: Final = 30
 TRIES_MAX: Final = 3
 
 
 class Answer(NamedTuple):
-    """Stripe's answer, or None and why there is none."""
+    """Stripe's answer, or None and the reason why there is none."""
 
     summary: MeterSummary | None
     unread: str = ""
 
 
 class Compared(NamedTuple):
-    """A sum at Stripe, what was sent of it, and Stripe's answer."""
+    """A sum at Stripe, the intents that Stripe may add up in it, and Stripe's answer."""
 
     key: StripeSum
     sent: Sequence[ReportedIntent]
@@ -52,46 +53,37 @@ class Compared(NamedTuple):
     answer: Answer
 
 
+@dataclass(frozen=True, slots=True)
 class StripeComparison:
-    """Compares all partitions at once, because a customer's accounts live on several."""
+    """Compares all partitions at once, because a customer's accounts may be on several partitions."""
 
-    def __init__(
-        self,
-        views: Views,
-        policy: ReconcilePolicy,
-        clock: Clock,
-        index: ReportsIndex,
-        period_of: Callable[[ReportedIntent], Period],
-        findings: Findings,
-        limits: Range,
-    ) -> None:
-        self._views = views
-        self._policy = policy
-        self._clock = clock
-        self._index = index
-        self._period_of = period_of
-        self._findings = findings
-        self._range = limits
-        self._contained: set[str] = set()
-        self._perhaps_contained: set[str] = set()
+    views: Views
+    policy: ReconcilePolicy
+    clock: Clock
+    index: ReportsIndex
+    period_of: Callable[[ReportedIntent], Period]
+    findings: Findings
+    limits: Range
+    contained: set[str] = field(default_factory=set)
+    perhaps_contained: set[str] = field(default_factory=set)
 
     async def run(self, partitions: Iterable[int]) -> None:
-        """Compare. Raises `Transient`, `Refused` or `OperatorNeeded` where nothing could be compared at all."""
-        meters = self._views.stripe
+        """Compare. Raises `Transient`, `Refused` or `OperatorNeeded` if nothing could be compared at all."""
+        meters = self.views.stripe
         if meters is None:
             self._unread("no Stripe key is set: TIDEMARK_STRIPE_API_KEY")
             return
         livemode, account = await meters.identity()
         sums = {key: None for reported in self._ours(livemode, account) for key in self._sums(reported)}
-        asked_at_ms = self._clock.now_ms()
+        read_from_ms = self.clock.now_ms()
         answers = await self._read(meters, list(sums))
-        # Whatever was sent while Stripe was read has its attempt in the topic by now.
+        # The topic has the attempts of all events that were sent while Stripe was read.
         for partition in partitions:
-            await self._index.catch_up(partition)
+            await self.index.catch_up(partition)
         ours = list(self._ours(livemode, account))
         unequal = []
         for key, sent in _sent(sums, ours).items():
-            bounds = bounds_of(sent, asked_at_ms - self._policy.stripe_settle_ms, try_unsettled=False)
+            bounds = bounds_of(sent, read_from_ms - self.policy.stripe_settle_ms, try_unsettled=False)
             compared = Compared(key, sent, bounds, answers[key])
             cause = self._judge(compared)
             if cause in (Cause.MISSING, Cause.EXTRA):
@@ -101,14 +93,14 @@ class StripeComparison:
         self._of_others(livemode, account)
 
     def _ours(self, livemode: bool, account: str) -> Iterable[ReportedIntent]:
-        return (reported for reported in self._index.reported() if _is_of(reported.intent, livemode, account))
+        return (reported for reported in self.index.reported() if _is_of(reported.intent, livemode, account))
 
     def _of_others(self, livemode: bool, account: str) -> None:
-        """Intents of another mode or account than the key's: Stripe would answer zero for what it was sent."""
+        """Report the intents of another mode or account than the key's: with this key, Stripe would answer zero."""
         others = [
             reported.intent
-            for reported in self._index.reported()
-            if not _is_of(reported.intent, livemode, account) and self._range.overlaps(self._period_of(reported))
+            for reported in self.index.reported()
+            if not _is_of(reported.intent, livemode, account) and self.limits.overlaps(self.period_of(reported))
         ]
         if others:
             theirs = sorted({_mode_text(intent.livemode, intent.stripe_account) for intent in others})
@@ -116,32 +108,32 @@ class StripeComparison:
                 f"the key is of {_mode_text(livemode, account)}, these intents are of {', '.join(theirs)}: set "
                 "TIDEMARK_STRIPE_API_KEY to a key of the deployment's own account and mode"
             )
-            self._findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail), len(others))
+            self.findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail), len(others))
 
     def _sums(self, reported: ReportedIntent) -> list[StripeSum]:
-        period = self._period_of(reported)
-        if reported.attempt is None or not self._range.overlaps(period):
+        period = self.period_of(reported)
+        if reported.attempt is None or not self.limits.overlaps(period):
             return []
         return [StripeSum(reported.intent.event_name, reported.attempt.stripe_customer, period)]
 
     async def _read(self, meters: StripeMeters, sums: Sequence[StripeSum]) -> dict[StripeSum, Answer]:
-        """An answer for each, bounded in number, rate and overlap."""
-        limit = self._policy.stripe_reads_max
+        """Read the sums, with limits of number, rate and concurrency. Returns an answer for every sum."""
+        limit = self.policy.stripe_reads_max
         pending = iter(sums[:limit])
         answers: dict[StripeSum, Answer] = {}
 
-        workers = min(self._policy.stripe_concurrency_max, max(1, len(sums)))
-        spacing_ms = int(1_000 * self._policy.stripe_concurrency_max / self._policy.stripe_reads_per_s)
+        workers = min(self.policy.stripe_concurrency_max, max(1, len(sums)))
+        spacing_ms = int(1_000 * self.policy.stripe_concurrency_max / self.policy.stripe_reads_per_s)
 
         async def work() -> None:
-            due_ms = self._clock.now_ms()
+            due_ms = self.clock.now_ms()
             for key in pending:
                 due_ms += spacing_ms
                 answers[key] = await self._ask(meters, key)
-                now_ms = self._clock.now_ms()
+                now_ms = self.clock.now_ms()
                 if due_ms > now_ms:
-                    await self._clock.sleep((due_ms - now_ms) / 1_000)
-                # A slow answer earns no burst.
+                    await self.clock.sleep((due_ms - now_ms) / 1_000)
+                # After a slow answer, the next reads must not come in a burst.
                 due_ms = max(due_ms, now_ms)
 
         await asyncio.gather(*(work() for _ in range(workers)))
@@ -157,20 +149,20 @@ class StripeComparison:
             except Transient as error:
                 detail = f"no answer after {TRIES_MAX} tries: {error}"
                 if attempt + 1 < TRIES_MAX:
-                    await self._clock.sleep(error.retry_after_s * 2**attempt)
+                    await self.clock.sleep(error.retry_after_s * 2**attempt)
             except (InvalidInput, OperatorNeeded, Refused) as error:
                 return Answer(None, str(error))
         return Answer(None, detail)
 
     def _judge(self, compared: Compared) -> Cause | None:
-        """Settle what is equal, in flight or unread here; `missing` and `extra` are left to `_unequal`."""
+        """Report a sum that is equal, in flight or unread. `missing` and `extra` are only returned, for `_unequal`."""
         bounds, summary = compared.bounds, compared.answer.summary
         if summary is None:
             self._add(Cause.UNCHECKED, compared, compared.answer.unread)
             return Cause.UNCHECKED
         found = units_of(summary.value)
         if bounds.agrees(bounds.accepted, found) and bounds.highest == bounds.accepted:
-            self._findings.equal(Pair.STRIPE, 1)
+            self.findings.equal(Pair.STRIPE, 1)
             return None
         is_more = found > bounds.highest and not bounds.agrees(bounds.highest, found)
         is_less = found < bounds.lowest and not bounds.agrees(bounds.lowest, found)
@@ -179,27 +171,27 @@ class StripeComparison:
             if contained is None:
                 return Cause.EXTRA if is_more else Cause.MISSING
             # The rows of the dead letters show the difference.
-            self._contained |= contained.certain
-            self._perhaps_contained |= contained.possible
+            self.contained.update(contained.certain)
+            self.perhaps_contained.update(contained.possible)
             if not contained.tried:
                 self._add(Cause.UNCHECKED, compared, TOO_MANY_DEAD)
                 return Cause.UNCHECKED
             if bounds.highest == bounds.lowest:
-                self._findings.equal(Pair.STRIPE, 1)
+                self.findings.equal(Pair.STRIPE, 1)
                 return None
         self._add(Cause.IN_FLIGHT, compared, "not settled, or accepted too recently for Stripe's summary")
         return Cause.IN_FLIGHT
 
     async def _unequal(self, unequal: Sequence[tuple[Cause, Compared]]) -> None:
-        """Stripe has less than it accepted, or more if the change was downwards: the events were rejected afterwards,
-        lost, or sent by somebody else. Stripe's error reports name samples only."""
+        """Report sums that differ from what Stripe accepted: events were rejected afterwards, lost, or sent by somebody
+        else. Rejected negative events make Stripe's sum too large."""
         if not unequal:
             return
         rejections: Sequence[Rejection] | None = None
-        if self._views.rejections is not None:
+        if self.views.rejections is not None:
             try:
-                since_ms = self._clock.now_ms() - REJECTIONS_DAYS * DAY_MS
-                rejections = await self._views.rejections.rejections(since_ms)
+                since_ms = self.clock.now_ms() - REJECTIONS_DAYS * DAY_MS
+                rejections = await self.views.rejections.rejections(since_ms)
             except (Transient, Refused, OperatorNeeded):
                 rejections = None
         for by_sign, compared in unequal:
@@ -210,12 +202,12 @@ class StripeComparison:
                 self._add(cause, compared, detail)
 
     def _refused(self, ours: Iterable[ReportedIntent]) -> None:
-        """Dead letters: intents that Stripe refused outright, or that became too old."""
+        """Report the dead letters: intents that Stripe refused, or that became too old."""
         for reported in ours:
-            outcome, period, intent = reported.outcome, self._period_of(reported), reported.intent
-            is_contained = intent.identifier in self._contained
-            is_mentioned = is_contained or intent.identifier in self._perhaps_contained
-            if outcome is None or not reported.is_dead or not (is_mentioned or self._range.overlaps(period)):
+            outcome, period, intent = reported.outcome, self.period_of(reported), reported.intent
+            is_contained = intent.identifier in self.contained
+            is_mentioned = is_contained or intent.identifier in self.perhaps_contained
+            if outcome is None or not reported.is_dead or not (is_mentioned or self.limits.overlaps(period)):
                 continue
             amount = decimal_text(intent.delta_minor, intent.scale)
             detail = outcome.detail or "a dead letter without a reason"
@@ -226,16 +218,16 @@ class StripeComparison:
                 stripe_customer=outcome.stripe_customer,
                 expected=amount, found=amount if is_contained else "", detail=detail,
             )  # fmt: skip
-            self._findings.add(row)
+            self.findings.add(row)
 
     def _unread(self, detail: str) -> None:
         waiting = {
             (reported.intent.account, reported.intent.meter, reported.intent.period_start_ms)
-            for reported in self._index.reported()
-            if self._range.overlaps(self._period_of(reported))
+            for reported in self.index.reported()
+            if self.limits.overlaps(self.period_of(reported))
         }
         if waiting:
-            self._findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail), len(waiting))
+            self.findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail), len(waiting))
 
     def _add(self, cause: Cause, compared: Compared, detail: str) -> None:
         key, summary = compared.key, compared.answer.summary
@@ -245,11 +237,11 @@ class StripeComparison:
             Pair.STRIPE, cause, None, shown, key.event_name, key.period, None, "", key.stripe_customer,
             decimal_text(compared.bounds.accepted, SCALE_MAX), summary.value if summary else "", detail,
         )  # fmt: skip
-        self._findings.add(row)
+        self.findings.add(row)
 
 
 def _sent(sums: Iterable[StripeSum], ours: Iterable[ReportedIntent]) -> dict[StripeSum, list[ReportedIntent]]:
-    """What Stripe may add up in each sum."""
+    """The intents that Stripe may add up in these sums."""
     queues: dict[tuple[str, str], list[ReportedIntent]] = {}
     for reported in ours:
         if reported.attempt is not None:
@@ -283,7 +275,7 @@ def _why_not(by_sign: Cause, compared: Compared, rejections: Sequence[Rejection]
     of_meter = sampled or [rejection for rejection in rejections if rejection.event_name == compared.key.event_name]
     if of_meter:
         codes = ", ".join(sorted({rejection.code for rejection in of_meter}))
-        # If the missing event is no sample, more than was sent may have another cause, with the same remedy.
+        # Stripe's reports have only samples. If none is ours, the surplus may also have another cause.
         otherwise = f", or {SENT_BY_OTHERS}" if by_sign is Cause.EXTRA and not sampled else ""
         return Cause.REJECTED_BY_STRIPE, f"accepted, then rejected by Stripe: {codes}{otherwise}"
     if by_sign is Cause.EXTRA:

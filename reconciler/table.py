@@ -41,7 +41,7 @@ def render_table(report: Report, *, rows_max: int = 50, width: int = 120, ascii_
             findings[cause] += count
     for cause, count in findings.items():
         if count:
-            console.print(f"{count} x {cause.value}: needs a person, but every view says the same")
+            console.print(f"{count} x {cause.value}: an operator must act, but all views agree")
     console.print(f"Verdict: {_VERDICTS[report.verdict]}")
     text = out.getvalue()
     return text.replace("↔", "/").replace("…", "~") if ascii_only else text
@@ -89,5 +89,5 @@ def _detail(row: Row) -> str:
 
 
 def _printable(text: str) -> str:
-    """Account names come from outside: control characters must not reach a terminal."""
+    """The text without control characters, which must not reach a terminal. Account names come from outside."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

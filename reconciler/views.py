@@ -1,4 +1,4 @@
-"""The views that are compared, the limits of one reconciliation, and reading them at one position."""
+"""The views that are compared, the limits of one reconciliation, and the state of the archive at a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """What is compared. `stripe` None: no reporting is configured. `rejections` names what Stripe refused after 200;
-    without it a shortage at Stripe is taken for such a rejection."""
+    """The views to compare. `stripe` is None if no reporting is configured. `rejections` reads what Stripe rejected
+    after answering 200; if it is None, a shortage at Stripe is reported as such a rejection."""
 
     live: LiveView
     reader: UsageReader
@@ -38,13 +38,13 @@ class Views:
 
 @dataclass(frozen=True, slots=True)
 class ReconcilePolicy:
-    """Limits of one reconciliation; spans are of the clock passed in.
+    """Limits of one reconciliation.
 
-    `partitions_at_once`: how many are compared, and held in memory, at one time. `totals_per_read`: totals read from
+    `partitions_at_once`: partitions compared, and kept in memory, at one time. `totals_per_read`: totals read from
     Redis in one transaction. `archive_wait_s`: how long to wait until the archive reaches a checkpoint. `reports_max`:
-    report entries of one partition; beyond it intents are unchecked. `stripe_*`: reads of Stripe in all, at one time
-    and per second (Stripe allows 25/s and at least 10 000 a month). `stripe_settle_ms`: how long an accepted meter
-    event may take to show in Stripe's summaries.
+    entries of `billing.reports` per partition; over the limit, intents are unchecked. `stripe_*`: reads of Stripe in
+    all, at one time and per second (Stripe allows 25/s and at least 10 000 a month). `stripe_settle_ms`: how long an
+    accepted meter event may take to show in Stripe's summaries.
     """
 
     partitions_at_once: int = 4
@@ -65,7 +65,7 @@ class Behind(NamedTuple):
 
 
 class PartitionStates:
-    """Makes states of positions that the archive has reached, waiting for it for a bounded time."""
+    """Makes the states of checkpoints that the archive has reached. Waits for the archive for a limited time."""
 
     def __init__(self, reader: UsageReader, clock: Clock, archive_wait_s: float) -> None:
         self._reader = reader
@@ -74,10 +74,8 @@ class PartitionStates:
         self._last: dict[int, PartitionState] = {}
 
     async def at(self, partition: int, checkpoint: Checkpoint) -> PartitionState | Behind:
-        """The state at a checkpoint, or how far the archive is behind it. Blocks for `archive_wait_s` at most.
-
-        Raises `OperatorNeeded` where the archive belongs to another log.
-        """
+        """The state at a checkpoint, or how far the archive is behind the checkpoint. Blocks for `archive_wait_s` at
+        most. Raises `OperatorNeeded` if the archive belongs to another log."""
         last = self._last.get(partition)
         if last is not None and last.checkpoint.next_offset == checkpoint.next_offset:
             return last
@@ -90,27 +88,27 @@ class PartitionStates:
         return state
 
     async def archived(self, partition: int, checkpoint: Checkpoint) -> ArchivePosition | None:
-        """How far the archive is now. Raises `OperatorNeeded` where it belongs to another log."""
-        found = (await self._reader.archive_positions()).get(partition)
-        if found is not None and found.log_id != checkpoint.log_id:
+        """How far the archive is now. Raises `OperatorNeeded` if the archive belongs to another log."""
+        reached = (await self._reader.archive_positions()).get(partition)
+        if reached is not None and reached.log_id != checkpoint.log_id:
             raise OperatorNeeded(
-                f"partition {partition}: Redis belongs to log {checkpoint.log_id}, the archive to {found.log_id}; "
+                f"partition {partition}: Redis belongs to log {checkpoint.log_id}, the archive to {reached.log_id}; "
                 "point TIDEMARK_REDIS_URL and TIDEMARK_CLICKHOUSE_URL at the pair that belongs together"
             )
-        return found
+        return reached
 
     async def _wait(self, partition: int, checkpoint: Checkpoint) -> ArchivePosition | None:
-        found = await self.archived(partition, checkpoint)
+        reached = await self.archived(partition, checkpoint)
         for _ in range(ARCHIVE_POLLS):
-            if found is not None and found.next_offset >= checkpoint.next_offset:
+            if reached is not None and reached.next_offset >= checkpoint.next_offset:
                 break
             await self._clock.sleep(self._archive_wait_s / ARCHIVE_POLLS)
-            found = await self.archived(partition, checkpoint)
-        return found
+            reached = await self.archived(partition, checkpoint)
+        return reached
 
 
 def same_log(state: PartitionState, checkpoint: Checkpoint | None) -> Checkpoint:
-    """The checkpoint of a later read. Raises `OperatorNeeded` where it does not follow the state's."""
+    """The checkpoint of a later read. Raises `OperatorNeeded` if it does not continue the checkpoint of the state."""
     if (
         checkpoint is None
         or checkpoint.log_id != state.checkpoint.log_id
@@ -131,7 +129,7 @@ def _behind(reached: ArchivePosition | None, checkpoint: Checkpoint) -> str:
 
 
 async def attempted(findings: Findings, pair: Pair, partition: int | None, work: Awaitable[T]) -> T | None:
-    """The result of a comparison; where a view did not answer or refused, an `unchecked` row and None."""
+    """The result of a comparison. If a view does not answer or refuses, adds an `unchecked` row and returns None."""
     try:
         return await work
     except (Transient, OperatorNeeded, Refused, InvalidInput) as error:

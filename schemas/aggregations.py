@@ -1,7 +1,7 @@
-"""The aggregations. One class each answers whatever the product asks about that aggregation.
+"""The aggregations, one class for each. The class contains everything that differs between aggregations.
 
-The reconciler's recount (`sinks/clickhouse/recount.py` and its fake) and the oracle have rules of their own on purpose:
-they prove these classes. The view `usage` of ClickHouse is SQL and repeats `merged_sql`.
+The reconciler's recount (`sinks/clickhouse/recount.py` and its fake) and the oracle have separate rules on purpose:
+they check these classes. The view `usage` of ClickHouse is SQL and repeats `merged_sql`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Aggregation(StrEnum):
 
     @property
     def rule(self) -> AggregationRule:
-        """The class of this aggregation. Costs a lookup: the hot path asks once per meter, not once per event."""
+        """The class of this aggregation. Costs a lookup, so the hot path calls this once per meter."""
         return _RULES[self]
 
 
 class Value(msgspec.Struct, frozen=True, gc=False):
-    """An aggregate in minor units; of an `ordered` aggregation also the event time and position that won."""
+    """An aggregate in minor units. An `ordered` aggregation also has the time and position of the event that won."""
 
     minor: int
     time_us: int = 0
@@ -40,9 +40,9 @@ class Value(msgspec.Struct, frozen=True, gc=False):
 
 
 class AggregationRule(ABC):
-    """What one aggregation means. Stateless; one object per class.
+    """The rules of one aggregation. Stateless; one object per class.
 
-    What is reported to Stripe needs no rule: the change of the total, for every aggregation.
+    Reports to Stripe need no rule: for every aggregation, they are the change of the total.
     """
 
     aggregation: ClassVar[Aggregation]
@@ -53,15 +53,15 @@ class AggregationRule(ABC):
     takes_scale: ClassVar[bool] = True
     """Whether quantities may have decimal digits."""
     distinct: ClassVar[bool] = False
-    """Whether quantities are texts, of which each counts once per period."""
+    """Whether quantities are texts. Every distinct text counts once per period."""
     ordered: ClassVar[bool] = False
-    """Whether the value of an event keeps its event time and position, for `merge` to look at."""
+    """Whether a value has the time and position of its event, because `merge` needs them."""
     additive: ClassVar[bool] = False
     """Whether values of hours and dimensions may be added up."""
     empty_minor: ClassVar[int | None] = None
-    """What a period without events shows; None where 0 would be a statement."""
+    """The value of a period without events; None if 0 would mean something else."""
     merged_sql: ClassVar[str]
-    """ClickHouse's expression for `merged` over rows of `usage_hourly`, of several accounts."""
+    """ClickHouse's expression for `merged` over rows of `usage_hourly` of several accounts."""
 
     @abstractmethod
     def merge(self, first: Value, second: Value) -> Value:
@@ -87,7 +87,7 @@ class Sum(AggregationRule):
 
 
 class Count(Sum):
-    """The number of events: the sum of their ones."""
+    """The number of events: every event has the quantity 1."""
 
     aggregation = Aggregation.COUNT
     code = "c"
@@ -95,8 +95,8 @@ class Count(Sum):
 
 
 class Unique(Sum):
-    """The number of distinct texts. A cell counts the first sightings in the period, so cells add up within one period
-    but say nothing about the distinct texts of an hour: those are counted over the events."""
+    """The number of distinct texts. A cell counts the texts that are new in the period, so cells add up to the period.
+    They do not give the distinct texts of an hour: those are counted over the events."""
 
     aggregation = Aggregation.UNIQUE
     code = "u"
@@ -130,7 +130,7 @@ class Min(AggregationRule):
 
 
 class Latest(AggregationRule):
-    """The quantity of the event with the latest event time; of equal times the later in the log."""
+    """The quantity of the event with the latest event time. If times are equal, the later event in the log wins."""
 
     aggregation = Aggregation.LATEST
     code = "l"

@@ -10,15 +10,15 @@ from schemas.aggregations import Aggregation
 from schemas.meters import Meter
 from schemas.periods import Period
 
-# What one answer holds in memory, of ClickHouse's client and of the gateway.
+# Limits the memory of one answer, in ClickHouse's client and in the gateway.
 USAGE_ROWS_MAX: Final = 100_000
 
 
 class EventRow(NamedTuple):
     """One accepted event in `usage_events`; identity (account, id), the lowest position wins.
 
-    `data` is the event's data as JSON text, normalised: keys sorted, duplicates resolved, numbers exact. `deferred`: it
-    came later than the dedup window, so that it counts where its decision stands, or not at all (`DedupDecisionRow`).
+    `data` is the event's data as JSON text: keys sorted, equal keys resolved, numbers exact. A `deferred` event counts
+    at the position of its dedup decision, or not at all (`DedupDecisionRow`).
     """
 
     account: str
@@ -34,8 +34,8 @@ class EventRow(NamedTuple):
 
 
 class DedupOutcome(StrEnum):
-    """What a decision did with its event: counted it (also where no meter wants it), dropped it as a later arrival, or
-    kept it out because its period was closed and a meter quarantines."""
+    """What a dedup decision did with its event: counted it (also if no meter wants the event), found it to be a
+    duplicate, or quarantined it because its period was closed."""
 
     COUNTED = "counted"
     DUPLICATE = "duplicate"
@@ -45,7 +45,7 @@ class DedupOutcome(StrEnum):
 class DedupDecisionRow(NamedTuple):
     """The decision on an account's deferred event; the first of (partition, position, account) wins.
 
-    `decision_position` and `stream_time_ms` are where and when it stands in the log: there the event counts.
+    `decision_position` and `stream_time_ms` are those of the decision in the log. The event counts there.
     """
 
     partition: int
@@ -71,12 +71,12 @@ class DuplicateRow(NamedTuple):
 
 
 class HourlyRow(NamedTuple):
-    """One cell in `usage_hourly`; identity is everything up to `arrival_bucket_ms` but the period's end, which a
-    binding may cut while the period runs; the highest version wins.
+    """One cell in `usage_hourly`. The identity is all fields up to `arrival_bucket_ms` except the period's end, which a
+    binding may move while the period runs. The highest version wins.
 
-    `value_minor` is the cell's own aggregate in minor units; `latest_time_us` and `latest_position` order the values of
-    `latest` (0 otherwise). `version` = generation and position of the last contributing event, or of the restatement
-    that put the usage there. A cell that a restatement has emptied stays, of a period that ends where it begins.
+    `value_minor` is the cell's aggregate in minor units. `latest_time_us` and `latest_position` order the values of
+    `latest`, and are 0 otherwise. `version` = generation and position of the last contributing event or restatement.
+    A cell that a restatement has emptied stays, with a period that ends at its start.
     """
 
     account: str
@@ -116,9 +116,11 @@ class ArchivePosition(NamedTuple):
 
 
 class RelayPosition(NamedTuple):
-    """Everything that arrived on this partition before `stream_time_ms` is in `usage_hourly`: it stays behind where an
-    event waits for its decision, and goes back where a restatement is there in part. `next_offset` is where the fold
-    stood: of two positions the further one holds."""
+    """All usage that arrived on this partition before `stream_time_ms` is in `usage_hourly`.
+
+    `stream_time_ms` does not pass a deferred event and moves back during a partial restatement. `next_offset` is the
+    fold's position; the highest one wins.
+    """
 
     partition: int
     next_offset: int
@@ -126,13 +128,13 @@ class RelayPosition(NamedTuple):
 
 
 class ArchiveStore(Protocol):
-    """Where the archive agent writes. Every write is idempotent by identity; blocks until stored.
+    """Where the archive role writes. Every write is idempotent by identity and blocks until the rows are stored.
 
-    Raises `Transient` where the server did not confirm; the rows may be there all the same.
+    Raises `Transient` if the server did not confirm; the rows may be stored all the same.
     """
 
     async def migrate(self) -> None:
-        """Apply the numbered migrations that are missing. Harmless when repeated."""
+        """Apply the numbered migrations that are missing. Repeatable."""
         ...
 
     async def insert_events(self, rows: Sequence[EventRow]) -> None: ...
@@ -142,14 +144,12 @@ class ArchiveStore(Protocol):
     async def insert_controls(self, rows: Sequence[ControlRow]) -> None: ...
 
     async def first_positions(self, identities: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
-        """Where the first arrival of each (account, id) stands; what was never archived is absent."""
+        """The position of the first arrival of each (account, id). Identities that were never archived are absent."""
         ...
 
     async def events_rebuilt(self) -> int | None:
-        """Which rebuild made `usage_events` (0: none); None while it misses what was written around its exchange.
-
-        What was read between two equal answers was read of a table that reaches as far as its position says.
-        """
+        """The number of the last rebuild of `usage_events`, 0 if there was none, or None while rows are missing that
+        were written around the exchange. Reads between two equal answers saw a table that matches its position."""
         ...
 
     async def save_position(self, position: ArchivePosition) -> None: ...
@@ -159,15 +159,15 @@ class ArchiveStore(Protocol):
     async def load_controls(
         self, partition: int, before_position: int, accounts: Collection[str] | None = None
     ) -> Sequence[ControlRow]:
-        """All meter set, account, close and restatement rows before `before_position`, oldest first: the policy in
-        force when a binding arrived decides when it takes effect. With `accounts`, those of no account and of these."""
+        """All meter set, binding, close and restatement rows before `before_position`, oldest first. With `accounts`,
+        only meter sets and the rows of these accounts."""
         ...
 
     async def close(self) -> None: ...
 
 
 class HourlyStore(Protocol):
-    """Where relays write. Absolute by version, hence repeatable. Errors as `ArchiveStore`."""
+    """Where relays write. Rows have absolute values and versions: writes are repeatable. Errors as `ArchiveStore`."""
 
     async def insert_hourly(self, rows: Sequence[HourlyRow]) -> None: ...
 
@@ -178,15 +178,14 @@ class HourlyStore(Protocol):
     async def load_relayed(self) -> Mapping[int, RelayPosition]: ...
 
     async def generation_since(self, partition: int, bucket_ms: int) -> int:
-        """The highest generation among the versions of a partition's cells of arrival buckets from `bucket_ms` on;
-        0 where there are none."""
+        """The highest generation of a partition's cells in arrival buckets from `bucket_ms` on; 0 without cells."""
         ...
 
     async def close(self) -> None: ...
 
 
 class Window(StrEnum):
-    """How a usage answer is cut in time, in the asked time zone."""
+    """The span of time of one row of a usage answer, in the time zone of the query."""
 
     HOUR = "hour"
     DAY = "day"
@@ -194,10 +193,8 @@ class Window(StrEnum):
 
 
 class UsageQuery(NamedTuple):
-    """A question about one meter. `account` None means all accounts; `[from_ms, to_ms)` is event time.
-
-    `from_ms` and `to_ms` are whole hours. `group_by` names declared dimensions, or `account`.
-    """
+    """A question about one meter. `account` None means all accounts. `[from_ms, to_ms)` is event time in whole hours.
+    `group_by` are declared dimensions, or `account`."""
 
     meter: str
     from_ms: int
@@ -217,8 +214,7 @@ class UsageRow(NamedTuple):
 
 
 class RecountKey(NamedTuple):
-    """What a recount is per: account, meter, period (known by its start), event hour, dimensions (canonical JSON),
-    arrival bucket."""
+    """Identifies a recounted cell. The period's start identifies the period; `dimensions` is canonical JSON."""
 
     account: str
     meter: str
@@ -239,13 +235,13 @@ class MeterSpan(NamedTuple):
 class RecountRequest(NamedTuple):
     """Recount one partition's events at positions below `before_position`.
 
-    `meters` are the definitions in force and where; a definition never changes under its slug.
+    `meters` are the definitions and the positions at which they were in force. A slug's definition never changes.
     `graces` are (from position, grace_ms), ascending: the policy's grace in force from there on.
-    `boundaries` gives the periods of accounts that have bindings (sorted, contiguous), as they are cut now, which is
-    right at every position; before them, and for accounts without an entry, there are calendar months (UTC).
-    `closings` are explicit closings: account → (start of the period, position of the record). A deferred event has the
-    position and stream time of its decision; without one, or where that dropped it, it is left out.
-    `accounts` None means all of them.
+    `boundaries` are the present periods of accounts that have bindings, sorted and contiguous; they are right at every
+    position. Before them, and for accounts without an entry, periods are calendar months (UTC).
+    `closings` are close records: account → (start of the period, position of the record). A deferred event counts with
+    the position and stream time of its decision, and not at all without a decision or as a duplicate.
+    `accounts` None means all accounts.
     """
 
     partition: int
@@ -265,17 +261,17 @@ class Conflicts(NamedTuple):
 
 
 class UsageReader(Protocol):
-    """Where the query API and the reconciler read. Raises `Transient` where the server does not answer."""
+    """Where the query API and the reconciler read. Raises `Transient` if the server does not answer."""
 
     async def usage(
         self, query: UsageQuery, aggregation: Aggregation, rows_max: int = USAGE_ROWS_MAX
     ) -> Sequence[UsageRow]:
-        """Answer from `usage_hourly` (exact view); unique per hour or day is counted over `usage_events`. At most one
-        row more than `rows_max`, which says that there are more."""
+        """Answer from `usage_hourly` (exact view); unique per hour or day is counted over `usage_events`. One row more
+        than `rows_max` means that there are more rows."""
         ...
 
     async def recount_cells(self, request: RecountRequest) -> Mapping[RecountKey, int]:
-        """Value per cell, by SQL of its own over `usage_events`, in minor units."""
+        """Value per cell in minor units, by separate SQL over `usage_events`."""
         ...
 
     async def recount_totals(
@@ -285,7 +281,7 @@ class UsageReader(Protocol):
         ...
 
     async def hourly_cells(self, partition: int) -> Mapping[RecountKey, int]:
-        """What `usage_hourly` says of the same cells."""
+        """The values of the same cells in `usage_hourly`."""
         ...
 
     async def archived_events(self, partition: int, before_position: int) -> int:
@@ -293,7 +289,8 @@ class UsageReader(Protocol):
         ...
 
     async def conflicts(self, rows_max: int) -> Conflicts:
-        """Events that arrived again with another type or data: the first by account and id, and how many in all."""
+        """Events that arrived again with another type or data: the first `rows_max` by account and id, and the number
+        of all."""
         ...
 
     async def controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:

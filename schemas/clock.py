@@ -1,4 +1,4 @@
-"""Time as it is handed in. Only `pipeline.clock` reads the machine's clock."""
+"""Units of time, and the clock that outer layers pass in. Only `pipeline.clock` reads the machine's clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOUR_US = HOUR_MS * MILLISECOND_US
 
 
 class Clock(Protocol):
-    """What outer layers know of time. Nothing in the pure core may hold one."""
+    """The time of outer layers. The pure core must not use a clock."""
 
     def now_ms(self) -> int:
         """Milliseconds since 1970-01-01T00:00:00Z. Never blocks."""

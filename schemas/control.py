@@ -1,7 +1,7 @@
 """Control records: what the fold needs besides events, in the same log and signed (I7, S2).
 
-A control record is marked by the header `tidemark-control` (its kind) and signed in `tidemark-signature`
-(hex HMAC-SHA256 with the deployment secret over topic, partition, kind and value; `aggregators.signing`).
+The header `tidemark-control` contains the kind. The header `tidemark-signature` contains the hex HMAC-SHA256 of topic,
+partition, kind and value with the deployment's secret (`aggregators.signing`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DECISIONS_MAX: Final = 1_000
 
 
 class ControlKind(StrEnum):
-    """The kinds of control record; each is also the class that carries it."""
+    """The kinds of control record; `CONTROL_CLASSES` has the class of each kind."""
 
     GENESIS = "genesis"
     TICK = "tick"
@@ -38,7 +38,8 @@ class _Control(BaseModel):
 
 
 class Genesis(_Control):
-    """The first record of each partition: which log this is and how many partitions it has, for ever."""
+    """The first record of each partition: the log's identity, number of partitions, and Stripe mode and account. They
+    never change."""
 
     log_id: str = Field(min_length=1, max_length=64)
     partitions: int = Field(ge=1, le=65_535)
@@ -47,8 +48,8 @@ class Genesis(_Control):
 
 
 class Tick(Genesis):
-    """Moves stream time where no events arrive, and says again what the genesis record said, so that a log that has
-    outlived its first records still tells which one it is. A tick of another log is rejected."""
+    """Moves stream time when no events arrive. A tick repeats the genesis record, so the log is identified even after
+    its first records are deleted. A tick of another log is rejected."""
 
 
 class MeterSetRecord(_Control):
@@ -73,10 +74,10 @@ class CloseRecord(_Control):
 
 
 class DedupDecision(_Control):
-    """What the archive says of one deferred event: whether its own arrival is the first of its identity.
+    """Whether a deferred event is the first arrival of its identity, according to the archive.
 
-    `position` is where the event stands. `time_us` and `quarantine` (one of its meters keeps out late usage) are the
-    event's own, so that the archive can follow a decision without the event.
+    `position`, `time_us` and `quarantine` (one of its meters quarantines late usage) are those of the event, so that
+    the archive can follow a decision without the event.
     """
 
     position: int = Field(ge=0, le=POSITION_MAX)
@@ -87,19 +88,19 @@ class DedupDecision(_Control):
 
 
 class DedupDecisionRecord(_Control):
-    """Dedup decisions on deferred events of this partition, in effect from here on; a repeated one changes nothing."""
+    """Dedup decisions on deferred events of this partition, in effect from here on. Repeatable."""
 
     decisions: tuple[DedupDecision, ...] = Field(min_length=1, max_length=DECISIONS_MAX)
 
 
 class RestatementRecord(_Control):
-    """Begins or ends the restatement of an account that waits for one; `position` is that of the record it answers.
+    """Begins or ends the restatement of an account with a pending cut. `position` is that of the record it answers.
 
-    With `begins` it answers a binding, or a restatement that took too long: from here on the account's events wait.
-    Else it answers the record that began: `content`, as `schemas.restatement` packs it, is what the account's usage
-    before that is when it is cut by the binding, counted again out of the archive; the archive keeps the record without
-    it. `declined` says why the usage was not counted again: then the binding takes effect beyond it. A record that is
-    repeated, or comes too late, changes nothing.
+    With `begins`, the record answers a late binding or a restatement that timed out: from here on the account's events
+    are deferred. Without `begins`, the record answers the one that began the restatement. Then `content`, packed by
+    `schemas.restatement`, is the account's earlier usage in the new periods, recounted from the archive. The archive
+    stores the record without `content`. `declined` is the reason if usage was not recounted: then the binding takes
+    effect after all counted usage. A repeated record, or one that is too late, changes nothing.
     """
 
     account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
@@ -121,5 +122,5 @@ CONTROL_CLASSES: Final[dict[ControlKind, type[Control]]] = {
     ControlKind.DEDUP_DECISION: DedupDecisionRecord,
     ControlKind.RESTATEMENT: RestatementRecord,
 }
-# A process that starts anew applies these records again to know the meter set and the states of the accounts.
+# A process that restarts applies these records again to restore the meter set and the states of the accounts.
 REPLAYED_KINDS: Final = (ControlKind.METER_SET, ControlKind.BINDING, ControlKind.CLOSE, ControlKind.RESTATEMENT)

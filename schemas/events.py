@@ -1,7 +1,7 @@
 """The usage event: CloudEvents 1.0 in JSON.
 
-`UsageEvent` (pydantic) is the contract and explains what is wrong with an event; `EventStruct` (msgspec)
-is the fast decoder of the same contract. A property test holds that both accept and reject the same bytes.
+`UsageEvent` (pydantic) is the contract and explains what is wrong with an event. `EventStruct` (msgspec) is the fast
+decoder of the same contract. A property test checks that both accept and reject the same bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ID_CHARACTERS_MAX = 128
 NAME_CHARACTERS_MAX = 256
 TIME_CHARACTERS_MAX = 40
 
-# Earlier times are a producer's mistake: usage is metered by machines, whose time begins here.
+# Earlier times are a producer's mistake: no machine metered usage before 1970.
 TIME_MIN_US = 0
 
 _Id = Annotated[str, Field(min_length=1, max_length=ID_CHARACTERS_MAX)]

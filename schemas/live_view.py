@@ -1,9 +1,9 @@
-"""The live view: what its stores promise, one small protocol for each group of readers and writers.
+"""The protocols of the live view, one small protocol for each group of readers and writers.
 
-Implemented by `sinks.redis`, on a server and in memory. All keys of a partition live and die together. Every method may
-raise `Transient` (the server did not answer) and `OperatorNeeded` (a key has another type than this version writes, or
-a setting endangers the counts). A method that returns a checkpoint with its answer reads both in one transaction; the
-checkpoint is None if the partition has none.
+Implemented by `sinks.redis`, on a server and in memory. All keys of a partition exist together or not at all. Every
+method may raise `Transient` (the server did not answer) and `OperatorNeeded` (a key has another type than this version
+writes, or a setting endangers the counts). A method that returns a checkpoint with its answer reads both in one
+transaction; the checkpoint is None if the partition has none.
 """
 
 from __future__ import annotations
@@ -41,17 +41,14 @@ class CheckpointedState(Protocol):
         ...
 
     async def read(self, partition: int, believed: Checkpoint, request: ReadRequest) -> View:
-        """Read at the checkpoint.
-
-        Raises `Fenced` if the stored checkpoint is not `believed`, `OperatorNeeded` if it is gone (the store was
-        emptied or restored).
-        """
+        """Read at the checkpoint. Raises `Fenced` if the stored checkpoint is not `believed`, `OperatorNeeded` if there
+        is none (the store was emptied or restored)."""
         ...
 
     async def commit(self, partition: int, believed: Checkpoint, changes: Changes) -> None:
-        """All or nothing, only if the stored checkpoint is `believed`. Errors as `read`.
+        """Apply all changes, if the stored checkpoint is `believed`, or none. Errors as `read`.
 
-        After `Transient` it may or may not have been applied: load the checkpoint and compare.
+        After `Transient` the changes may or may not have been applied: load the checkpoint and compare.
         """
         ...
 
@@ -60,18 +57,16 @@ class AnalyticsOutbox(Protocol):
     """Cells and duplicates that wait to be relayed to ClickHouse."""
 
     async def dirty(self, partition: int, cells_max: int) -> tuple[Checkpoint | None, list[DirtyCell]]:
-        """The checkpoint, and up to `cells_max` dirty cells as of it or later. Fewer only if no more are dirty.
-
-        Raises `Transient` if another process keeps relaying them at the same time.
-        """
+        """The checkpoint, and up to `cells_max` dirty cells as of then or later; fewer only if no more are dirty.
+        Raises `Transient` if another process keeps relaying cells at the same time."""
         ...
 
     async def confirm_dirty(self, partition: int, relayed: Sequence[DirtyCell]) -> None:
-        """Delete dirty entries whose version is still the one relayed. Harmless when repeated."""
+        """Delete dirty entries whose version is still the relayed one. Repeatable."""
         ...
 
     async def drop_closed_buckets(self, partition: int) -> None:
-        """Delete the cells of arrival buckets that stream time has passed and that have no dirty entry left."""
+        """Delete the cells of past arrival buckets that have no dirty entry left."""
         ...
 
     async def duplicates(self, partition: int, count_max: int) -> list[Duplicate]:
@@ -87,20 +82,19 @@ class OutboxDrops(Protocol):
     """The cap of the outbox to ClickHouse, and what was dropped to keep it."""
 
     async def drop_excess(self, partition: int, entries_max: int) -> int:
-        """Drop entries over the cap and note them; how many.
+        """Drop and note the entries over the cap. Returns how many.
 
-        With more than `entries_max` dirty cells, the oldest closed arrival buckets go until no more are left; with
-        more duplicates, all of those go. Only relays read closed buckets, so no total changes.
+        Over `entries_max` dirty cells, the oldest closed arrival buckets are dropped until the rest fits. Over
+        `entries_max` duplicates, all duplicates are dropped. Only relays read closed buckets, so no total changes.
         """
         ...
 
     async def dropped(self, partition: int) -> Dropped:
-        """What was dropped since this generation of the live view began, and not backfilled."""
+        """The entries that were dropped since this generation of the live view began and are not backfilled."""
         ...
 
     async def backfilled(self, partition: int, dropped: Dropped) -> None:
-        """Delete these notes: ClickHouse has the entries from elsewhere. Later drops stay noted. Raises `Fenced` as
-        `schemas.rebuild.RebuildLease`."""
+        """Delete these notes after a backfill. Later drops stay noted. Raises `Fenced` as `RebuildLease`."""
         ...
 
 
@@ -116,15 +110,13 @@ class ReportOutbox(Protocol):
         ...
 
     async def confirm_reports(self, partition: int, bucket_ms: int, published: Mapping[str, str]) -> None:
-        """Delete entries of a closed bucket whose intents are durable in the log.
-
-        An entry whose text differs from the published one stays: after a fail-over, the bucket may be open again.
-        """
+        """Delete entries of a closed bucket whose intents are durable in the log, if their texts are still the
+        published ones: after a failover, the bucket may be open again."""
         ...
 
 
 class DeferredEvents(Protocol):
-    """Far-late events that wait for their dedup decision."""
+    """Deferred events, which wait for their dedup decision."""
 
     async def deferred(
         self, partition: int, count_max: int, skipped: Collection[int] = ()
@@ -133,7 +125,7 @@ class DeferredEvents(Protocol):
         ...
 
     async def waiting(self, partition: int, account: str | None = None) -> tuple[Checkpoint | None, Waiting]:
-        """The checkpoint and how many events wait, of one account or of all."""
+        """The checkpoint and how many deferred events there are, of one account or of all."""
         ...
 
 
@@ -151,11 +143,9 @@ class AccountDirectory(Protocol):
         ...
 
     async def restating(self, partition: int, count_max: int) -> tuple[Checkpoint | None, dict[str, AccountState]]:
-        """The checkpoint and the states of up to `count_max` accounts that wait for a restatement.
-
-        Accounts whose restatement has begun come first, then by the bytes of their names. Empty only if no account
-        waits. Raises `Transient` if the listed accounts keep being answered at the same time.
-        """
+        """The checkpoint and the states of up to `count_max` accounts that wait for a restatement: those whose
+        restatement has begun first, then by the bytes of their names. Empty only if no account waits. Raises
+        `Transient` if the listed accounts keep changing at the same time."""
         ...
 
     async def restating_among(self, partition: int, accounts: Sequence[str]) -> dict[str, AccountState]:
@@ -182,10 +172,8 @@ class LiveTotals(Protocol):
 
 
 class LiveView(Protocol):
-    """One generation of the live view, as one process uses it.
-
-    By default that is the live generation; a process that works on one that was swapped out meanwhile is `Fenced`.
-    """
+    """One generation of the live view, as one process uses it; by default the live generation. Raises `Fenced` if that
+    generation was swapped out meanwhile."""
 
     @property
     def state(self) -> CheckpointedState: ...
@@ -218,11 +206,11 @@ class LiveView(Protocol):
     def copies(self) -> CopyableState: ...
 
     def built(self, generation: int) -> LiveView:
-        """The view of a generation, live or not, under the same claim. The caller closes it."""
+        """The view of a generation, live or not, under the same claim. The caller closes the returned view."""
         ...
 
     async def check(self) -> Sequence[str]:
-        """What is wrong with the server's settings, each with its remedy (`noeviction`, `set-max-intset-entries`)."""
+        """The problems of the server's settings with their remedies (`noeviction`, `set-max-intset-entries`)."""
         ...
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The log as seen from everywhere: records, topics and the protocol its drivers implement."""
+"""The log: its records, its topics, and the protocol that its drivers implement."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ OFFSET_MAX: Final = POSITION_MAX >> POSITION_INDEX_BITS
 
 
 class Record(NamedTuple):
-    """One record of one partition, as a driver read it.
-
-    `timestamp_ms` is the log's own append time (LogAppendTime), never the producer's.
-    """
+    """One record of a partition. `timestamp_ms` is the log's append time (LogAppendTime), never the producer's."""
 
     topic: str
     partition: int
@@ -36,12 +33,12 @@ class Record(NamedTuple):
 
     @property
     def next_offset(self) -> int:
-        """The offset to read after this record; the only place where one is added."""
+        """The offset to read after this record. Only this property adds one to an offset."""
         return self.offset + 1
 
 
 class Bounds(NamedTuple):
-    """What a partition holds: offsets in `[first, next)`."""
+    """A partition has records at offsets in `[first, next)`."""
 
     first: int
     next: int
@@ -49,9 +46,7 @@ class Bounds(NamedTuple):
 
 def position(offset: int, index: int = 0) -> int:
     """One integer that orders all events of a partition: 40 bits of offset, 16 bits of index within the record.
-
-    Fits `POSITION_BITS`, so that (generation, position) fits a UInt64 version.
-    """
+    `POSITION_BITS` is 56, so (generation, position) fits into a version of 64 bits."""
     return offset << POSITION_INDEX_BITS | index
 
 
@@ -61,16 +56,14 @@ def offset_of(event_position: int) -> int:
 
 
 def index_of(event_position: int) -> int:
-    """The place within its record of a position."""
+    """The index within the record of a position."""
     return event_position & (RECORD_EVENTS_MAX - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """A topic and the settings it must have; `doctor` compares them with the broker's.
-
-    `retention_ms` -1 keeps for ever. A topic is created with LogAppendTime in every shape.
-    """
+    """A topic and its required settings; `doctor` compares them with the broker's. `retention_ms` -1 keeps records for
+    ever. Every topic has LogAppendTime."""
 
     name: str
     partitions: int
@@ -83,30 +76,28 @@ class TopicSpec:
 class Log(Protocol):
     """A partitioned durable log: embedded (SQLite), Kafka, or the in-memory fake.
 
-    Every method may raise `Transient` where the driver's own bounded retries are used up.
+    Every method may raise `Transient` after the driver's own bounded retries.
     """
 
     async def start(self) -> None:
-        """Connect. Must be called once before anything else, in the event loop that uses the log."""
+        """Connect. Call this once before all other methods, in the event loop that uses the log."""
         ...
 
     async def close(self) -> None:
-        """Flush what was appended and release everything. Safe to call twice."""
+        """Flush appended records and release everything. Safe to call twice."""
         ...
 
     async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
-        """Create the topics that are missing; never changes one that exists.
-
-        Raises `OperatorNeeded` where an existing topic has another number of partitions.
-        """
+        """Create the topics that are missing; existing topics never change. Raises `OperatorNeeded` if an existing
+        topic has another number of partitions."""
         ...
 
     async def partition_count(self, topic: str) -> int:
-        """How many partitions `topic` has; 0 where it does not exist."""
+        """How many partitions `topic` has; 0 if the topic does not exist."""
         ...
 
     async def topic_settings(self, topic: str) -> Mapping[str, str]:
-        """Kafka's names and values (`message.timestamp.type`, `retention.ms`, `min.insync.replicas`, …)."""
+        """The topic's settings by Kafka's names (`message.timestamp.type`, `retention.ms`, …)."""
         ...
 
     async def append(
@@ -114,8 +105,8 @@ class Log(Protocol):
     ) -> int:
         """Append one record and return its offset once it is durable (fsync, or all in-sync replicas).
 
-        Concurrent calls are batched by the driver. After an error the record may or may not be in the log.
-        Raises `InvalidInput` where the record is over the topic's size limit.
+        The driver batches concurrent calls. After an error the record may or may not be in the log.
+        Raises `InvalidInput` if the record is over the topic's size limit.
         """
         ...
 
@@ -128,5 +119,5 @@ class Log(Protocol):
         ...
 
     async def committed(self, group: str, topic: str, partition: int) -> int | None:
-        """The group's committed offset: a hint for lag graphs, never where reading starts."""
+        """The group's committed offset, or None. Only a hint for lag graphs: reading never starts there."""
         ...

@@ -22,7 +22,7 @@ GRACE_MAX_MS = 35 * DAY_MS
 
 
 class LatePolicy(StrEnum):
-    """What becomes of an event whose period is closed (I9)."""
+    """What a meter does with an event whose period is closed (I9)."""
 
     CARRY_FORWARD = "carry_forward"
     QUARANTINE = "quarantine"
@@ -38,7 +38,7 @@ class FilterOperator(StrEnum):
 
 
 class Filter(BaseModel):
-    """An event feeds the meter only where the scalar at `path`, as text, passes. A missing value is the empty text."""
+    """The meter wants an event only if the text of the scalar at `path` passes. A missing value is the empty text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,10 +48,10 @@ class Filter(BaseModel):
 
 
 class Meter(BaseModel):
-    """One meter: the events it wants and the quantity it takes from each.
+    """One meter: the events it wants and the quantity it takes from an event.
 
-    `value_path` names the quantity: a number or a decimal string; for unique the distinct value; count takes none.
-    `scale` is the number of decimal digits of the minor unit (I5).
+    `value_path` is the path of the quantity: a number or a decimal string, or the distinct value for `unique`; `count`
+    has none. `scale` is the number of decimal digits of the minor unit (I5).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,9 +82,9 @@ class Meter(BaseModel):
 
 
 class Policy(BaseModel):
-    """What the fold needs besides the meters; in the log with them, so that a replay decides the same (I7).
+    """The limits and spans of the fold. They are in the log with the meters, so a replay decides the same (I7).
 
-    `deferred_max`: events of one partition, older than the window, that may wait for their decision; more are rejected.
+    `deferred_max`: how many far-late events of a partition may wait for their dedup decision; more are rejected.
     `keep_periods_ms`: how long a period's totals stay in the live view after its end, see `periods_kept_ms`.
     """
 
@@ -101,7 +101,7 @@ class Policy(BaseModel):
     @model_validator(mode="after")
     def _spans_divide(self) -> Self:
         if self.window_ms % 2:
-            raise ValueError("window_ms must be even: marks are kept in halves of it")
+            raise ValueError("window_ms must be even: marks are stored in halves of the window")
         if DAY_MS % self.report_interval_ms:
             raise ValueError("report_interval_ms must divide a day, so that report buckets are aligned")
         return self
@@ -112,16 +112,16 @@ class Policy(BaseModel):
 
     @property
     def periods_kept_ms(self) -> int:
-        """`keep_periods_ms`, or the longest grace and a window where that is longer: by then a period is closed for
-        certain, and no flush, which never spans half a window, both begins a total and sees it leave."""
+        """`keep_periods_ms`, but at least the greatest grace and a window. After that span every period is closed, and
+        no flush, which is shorter than half a window, both begins and retires a total."""
         return max(self.keep_periods_ms, GRACE_MAX_MS + self.window_ms)
 
 
 class MeterSet(BaseModel):
-    """All meters of a deployment. Written whole into every partition; effective from its offset.
+    """All meters of a deployment. Every partition has the whole meter set, in effect from the offset of its record.
 
-    `retired` are the meters that meter sets before it had, so that their slugs never mean anything else: `tidemark
-    meters apply` names those it knows of, and each partition those that this meter set leaves out where it stands.
+    `retired` are meters of earlier meter sets, so that their slugs never get another meaning. `tidemark meters apply`
+    lists those it knows, and the fold adds meters that this meter set omits.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -142,11 +142,11 @@ class MeterSet(BaseModel):
         return self
 
     def __hash__(self) -> int:
-        """By version: caches must not pay for hashing 1,000 meters at each look."""
+        """Hash of the version: hashing up to 1,000 meters at every cache lookup costs too much."""
         return hash(self.version)
 
     def meter(self, slug: str) -> Meter | None:
-        """The meter of that slug, or None."""
+        """The meter with this slug, or None."""
         return next((meter for meter in self.meters if meter.slug == slug), None)
 
 

@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from schemas.clock import MINUTE_MS
 
-# 0001-01-01 and 9999-12-31, the years datetime can name.
+# 0001-01-01 and 9999-12-31, the years of `datetime`.
 INSTANT_MIN_MS = -62_135_596_800_000
 INSTANT_MAX_MS = 253_402_300_799_999
 
 
 class Interval(StrEnum):
-    """How long a period is; months and years are calendar ones, counted from the anchor without drift."""
+    """The length of a period. Months and years are those of the calendar, counted from the anchor without drift."""
 
     DAY = "day"
     WEEK = "week"
@@ -24,7 +24,7 @@ class Interval(StrEnum):
 
 
 class Billing(StrEnum):
-    """What becomes of an account's usage at Stripe."""
+    """How an account's usage is billed: to a Stripe customer, not at all, or not yet."""
 
     MAPPED = "mapped"
     FREE = "free"
@@ -39,7 +39,7 @@ class Period(NamedTuple):
 
 
 class Binding(BaseModel):
-    """From `effective_from_ms` on, this account is cut by this anchor and interval and billed to this customer.
+    """An account's anchor, interval and Stripe customer from `effective_from_ms` on.
 
     Instants are whole minutes because Stripe's meter summaries are minute-aligned
     (docs.stripe.com/api/billing/meter-event-summary/list).
@@ -71,21 +71,20 @@ class Customer(NamedTuple):
 
 
 class Restatement(NamedTuple):
-    """Usage that was counted again in other periods: whatever was to be reported of periods from `from_ms` on, in
-    report buckets before `before_bucket_ms`, is replaced by what is reported from that bucket on."""
+    """Usage that was recounted in other periods. Reports of periods from `from_ms` on in report buckets before
+    `before_bucket_ms` are replaced by the reports from that bucket on."""
 
     from_ms: int
     before_bucket_ms: int
 
 
 class PendingCut(BaseModel):
-    """A binding that takes effect in the past, while what it cuts is to be counted again.
+    """A late binding that waits for the restatement of the usage counted before it.
 
-    `position` is that of its record, or of the one that began the restatement: events before that are counted again,
-    and those after it wait, as long as stream time is before `until_ms`. Without `until_ms` nothing was begun and
-    nothing waits. `begun` counts the beginnings. `from_ms` is where the first period begins that may change. `binding`
-    takes effect at its `effective_from_ms`; `requested_ms` is what was asked for. `later` are the bindings that came
-    meanwhile: they take effect after it.
+    `position` is that of the binding's record, or of the record that began the restatement. Usage before `position` is
+    recounted; later events are deferred until stream time `until_ms`. If `until_ms` is None, no restatement has begun.
+    `begun` counts the attempts. `from_ms` is the start of the first period that may change. `binding` will take effect
+    at its `effective_from_ms`; its record asked for `requested_ms`. `later` are the bindings that came afterwards.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -100,11 +99,11 @@ class PendingCut(BaseModel):
 
 
 class AccountState(BaseModel):
-    """What the fold knows of one account: its bindings by effective date and the periods closed by a record.
+    """The fold's state of one account: its bindings by effective date, and the periods that a record closed.
 
-    No binding means calendar months (UTC) and an unmapped customer. `customers` are kept apart from `bindings`,
-    because a customer may be named for usage that is already counted, and a period may not be cut there. `has_payer`
-    is true once any binding was mapped or free, and stays true.
+    No binding means calendar months (UTC) and an unmapped customer. `customers` are separate from `bindings`, because
+    a binding may change the customer of counted usage, but not its periods. `has_payer` becomes true with the first
+    mapped or free binding and stays true.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

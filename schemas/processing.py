@@ -1,4 +1,4 @@
-"""What processes a topic, as the runner sees it: it holds all state and knows no Faust (S12)."""
+"""The protocol of the processors that the runner calls. A processor has all state and does not use Faust (S12)."""
 
 from __future__ import annotations
 
@@ -11,36 +11,35 @@ from schemas.log import Record
 class Processor(Protocol):
     """Turns the records of one topic into durable changes.
 
-    For one partition the runner never overlaps two of these calls; different partitions may overlap.
-    Any exception ends the process: nothing is retried in it, and the records of a failed step are not acknowledged,
-    so they are read again after the restart.
+    Calls for one partition never overlap; calls for different partitions may. Any exception ends the process. The
+    runner retries nothing, and the records of a failed step are read again after the restart.
     """
 
     @property
     def topic(self) -> str:
-        """The topic whose records it processes."""
+        """The topic whose records this processor takes."""
         ...
 
     async def start_offset(self, partition: int) -> int | None:
-        """The offset to read first, asked on every assignment before anything is read.
+        """The offset to read first. Called on every assignment, before any record is read.
 
-        None means that this processor keeps no position of its own: the group's committed offset is taken, or where
-        there is none, the log's first record. May raise `OperatorNeeded` or `Fenced`.
+        None means that this processor stores no position: reading starts at the group's committed offset, or at the
+        first record if there is none. May raise `OperatorNeeded` or `Fenced`.
         """
         ...
 
     async def step(self, partition: int, records: Sequence[Record]) -> None:
         """Process `records` (at least one, in the log's order) and return after the durable commit of all of them.
 
-        May block as long as the commit takes; the partition's queue is bounded, so fetching waits for it. After a
-        crash or a rebalance some of the same records come again, with other boundaries.
+        May block as long as the commit takes: the partition's queue is bounded, so fetching waits. After a crash or a
+        rebalance, some records come again, in other groups.
         """
         ...
 
     async def revoked(self, partition: int) -> None:
-        """The partition is lost: forget its caches. No step of it runs after this, until it is assigned again."""
+        """The partition is lost: clear its caches. `step` is not called again until the partition is assigned again."""
         ...
 
     async def idle(self, partition: int) -> None:
-        """Called about every `idle_interval_s` between steps, for relays and the like; never during a step."""
+        """Background work such as relays. Called about every `idle_interval_s`, never during a step."""
         ...

@@ -1,4 +1,4 @@
-"""Why an event was not counted. Closed: a reason that is not here cannot be given."""
+"""Why an event was not counted: a closed set of reasons, and the remedy for each."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.BAD_FIELD: "correct the field's type or length",
     Reason.BAD_TIME: "send an RFC 3339 time with an offset, such as 2026-11-21T10:00:00Z",
     Reason.TOO_FAR_IN_FUTURE: "correct the producer's clock, then redrive",
-    Reason.TOO_FAR_IN_PAST: "the time lies before 1970: correct the producer's clock",
+    Reason.TOO_FAR_IN_PAST: "the time is before 1970: correct the producer's clock",
     Reason.TOO_MANY_DEFERRED: (
         "more than policy.deferred_max late events wait for the archive: repair it, then send the event under a new id"
     ),
@@ -54,7 +54,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.QUANTITY_TOO_LARGE: "keep one quantity below 10^18 minor units",
     Reason.NEGATIVE_QUANTITY: "send a quantity of 0 or more, or set allow_negative on the meter",
     Reason.BAD_DIMENSION: "send text, an integer or a boolean of at most 256 characters",
-    Reason.BAD_FOR_ONE_METER: "an event feeds all of its meters or none: correct the value that the detail names",
+    Reason.BAD_FOR_ONE_METER: "an event counts in all of its meters or in none: correct the value in the detail",
     Reason.WRONG_PARTITION: "write to usage.inbox, or key usage.events by murmur2 of the account; then redrive",
     Reason.FORGED_CONTROL: "control records are signed: write them with the tidemark command and TIDEMARK_SECRET",
     Reason.BAD_CONTROL: "the control record is signed but of an unknown form: use a matching version",

@@ -1,4 +1,4 @@
-"""What a rebuild needs of the stores: a second copy of a view beside the first, and an atomic swap."""
+"""What a rebuild needs from the stores: a second copy of a view, and an atomic swap."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUPERSEDED = (
 
 
 class RebuildClaim(NamedTuple):
-    """What one rebuild command claimed. `check` raises `Fenced` where another command has claimed since."""
+    """The claim of one rebuild command. `check` raises `Fenced` if another command has claimed since."""
 
     token: str
     check: Callable[[], Awaitable[None]]
@@ -27,8 +27,8 @@ class RebuildClaim(NamedTuple):
 class RebuildLease(Protocol):
     """Which command may rebuild the deployment, and which generation of the live view is being built.
 
-    The last command that claimed owns the rebuilds. From then on, the live views of earlier commands raise `Fenced`
-    when they change anything. Commits of a worker need no claim. Errors as `schemas.live_view.LiveView`.
+    The last command that claimed owns the rebuilds. Every change through the live view of an earlier command raises
+    `Fenced`. Commits of a worker need no claim. Other errors as `schemas.live_view.LiveView`.
     """
 
     async def claim_rebuild(self, token: str) -> None:
@@ -44,33 +44,33 @@ class RebuildLease(Protocol):
         ...
 
     async def begin_rebuild(self, generation: int) -> int:
-        """Note durably that a generation is being built. Returns the generation that was noted first."""
+        """Note durably that a generation is being built, unless there is a note. Returns the noted generation."""
         ...
 
     async def end_rebuild(self, generation: int) -> None:
-        """Delete the note if it names this generation. Harmless when repeated."""
+        """Delete the note if it is of this generation. Repeatable."""
         ...
 
 
 class Generations(Protocol):
-    """The generations of each partition: one is live, another one may be built beside it. Errors as `RebuildLease`."""
+    """The generations of each partition: one is live, another one may be in the making. Errors as `RebuildLease`."""
 
     async def is_live(self, partition: int, generation: int) -> bool:
         """Whether the partition has been swapped to this generation."""
         ...
 
     async def swap(self, partition: int, live: Checkpoint | None, built: Checkpoint) -> bool:
-        """Make the generation of `built` live and drop the live checkpoint, in one step.
+        """Make the generation of `built` live and delete the live checkpoint, in one step.
 
         Returns True also if that generation is live already. Returns False, and changes nothing, if a stored
         checkpoint differs from the given one. Raises `Fenced` if that generation is no longer being built, `Transient`
-        if the answer was lost: then ask `is_live`.
+        if the answer was lost: then call `is_live`.
         """
         ...
 
     async def sweep(self, partition: int) -> int:
-        """Unlink, in bounded steps, all keys except those of the live generation and the one being built. Returns
-        how many keys. Harmless when repeated or cut short."""
+        """Unlink, in bounded steps, all keys except those of the live generation and the one being built. Returns the
+        number of keys. Safe to repeat or cancel."""
         ...
 
     async def forget(self, partition: int) -> None:
@@ -79,10 +79,10 @@ class Generations(Protocol):
 
 
 class GenerationsSeen(HourlyStore, Protocol):
-    """Where cells are relayed to, which outlives a lost live view."""
+    """The store of relayed cells, from which the last generation is known even if the live view is lost."""
 
     async def latest_generation(self) -> int:
-        """The highest generation among the stored cells' versions; 0 where there are none."""
+        """The highest generation among the stored cells' versions; 0 without cells."""
         ...
 
 
@@ -91,73 +91,71 @@ class AnalyticalStore(ArchiveStore, GenerationsSeen, Protocol):
 
 
 class Building(NamedTuple):
-    """A rebuild of tables that was begun: the note it was begun with, which tables are live already, and beside which
-    a table stands still: the one that is built, or the old one."""
+    """A rebuild of tables that has begun: its note, the tables that are swapped, and the tables that still have a
+    staging table. After the swap of a table, its staging table has the old rows."""
 
     note: str
     swapped: frozenset[str]
     beside: frozenset[str]
 
     def is_partial(self, tables: Collection[str]) -> bool:
-        """Whether it ended while its tables were made or dropped: what is left says more than there is."""
+        """Whether the rebuild was cut short while its staging tables were created or dropped: some are missing."""
         return not self.swapped and self.beside != frozenset(tables)
 
 
 class TableStaging(Protocol):
-    """Tables of the analytical store built beside those of the same name, and swapped in one by one.
+    """The staging tables of the analytical store, which are filled and swapped in one by one.
 
-    What is being built, and what was swapped, stands with the tables themselves. It is for the command that claimed
-    rebuilds last; `Fenced` is raised, and no table changes, where another one has claimed since. Other errors as
-    `ArchiveStore`.
+    The state of a rebuild is stored with its tables. Only the command that claimed last may change tables: others get
+    `Fenced`, and no table changes. Other errors as `ArchiveStore`.
     """
 
     async def building(self, tables: Sequence[str]) -> Building | None:
-        """What is being built of these tables, by whomever; from here on by this command. None where nothing is. It
-        stays until the last table beside is dropped."""
+        """The rebuild of these tables that any command has begun, or None. This command takes the rebuild over. The
+        rebuild lasts until its last staging table is dropped."""
         ...
 
     async def begin(self, tables: Sequence[str], note: str) -> Building:
-        """Make empty tables beside; of a rebuild that was begun before, go on with those that are there, and with its
-        note. Where some of them are missing and none is swapped, all are made anew."""
+        """Create empty staging tables, or continue a rebuild that has begun, with its tables and note. If some of its
+        tables are missing and none is swapped, all are created again."""
         ...
 
     def beside(self, tables: Collection[str]) -> AnalyticalStore:
-        """A store that uses the tables beside in place of these, and the live ones of all others."""
+        """A store that uses the staging tables of `tables`, and the live ones of all other tables."""
         ...
 
     async def swap(self, table: str) -> None:
-        """Make the table that was built the live one, in one step; what was live stands beside it afterwards.
-        Nothing where it is live already."""
+        """Exchange a table with its staging table in one step. Does nothing if that has happened already."""
         ...
 
     async def drop(self, tables: Sequence[str]) -> None:
-        """Drop what stands beside these tables."""
+        """Drop the staging tables of these tables."""
         ...
 
     async def account_before_last(self, partition: int, accounts: int) -> str:
-        """The account with which the last so many of a partition in `usage_hourly` beside begin; "" where there are
-        fewer."""
+        """The first of the last `accounts` accounts of a partition in the staging table of `usage_hourly`; "" if there
+        are fewer."""
         ...
 
     async def carry_over(self, partition: int, from_position: int) -> None:
-        """Copy the cells of a partition that took an event at or after a position from `usage_hourly` beside."""
+        """Copy a partition's cells with an event at or after a position from `usage_hourly` to its staging table."""
         ...
 
 
 class RowRecounts(UsageReader, Protocol):
-    """Counts `usage_events` again, as rows of `usage_hourly`."""
+    """Recounts `usage_events` as rows of `usage_hourly`."""
 
     async def first_archived(self, partition: int) -> tuple[int, int] | None:
-        """(position, stream time) of the partition's first event in `usage_events`; None where there is none."""
+        """(position, stream time) of the partition's first event in `usage_events`; None if there is none."""
         ...
 
     async def archived_accounts(self, partition: int, from_account: str, count_max: int) -> Sequence[str]:
-        """The accounts of a partition from one on (inclusive), sorted by their bytes."""
+        """Up to `count_max` accounts of a partition from `from_account` (inclusive) on, sorted by their bytes."""
         ...
 
     async def recount_rows(self, request: RecountRequest, generation: int) -> Sequence[HourlyRow]:
-        """The cells as the fold would have relayed them in a generation, by account. A period's end is the one known
-        now. Errors as `recount_cells`."""
+        """The rows that the relay would have written in a generation, by account, with the periods' present ends.
+        Errors as `recount_cells`."""
         ...
 
     async def recount_distinct(self, request: RecountRequest) -> Mapping[tuple[str, str, int], frozenset[str]]:
@@ -166,8 +164,8 @@ class RowRecounts(UsageReader, Protocol):
 
 
 class Progress(NamedTuple):
-    """How far a rebuild is with one partition. `next_offset` of `end_offset`; `swapped` once it is live; `events` None
-    where they are not counted."""
+    """The progress of a rebuild with one partition: `next_offset` of `end_offset`. `swapped`: the new copy is live.
+    `events` is None if events are not counted."""
 
     partition: int
     next_offset: int

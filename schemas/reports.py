@@ -1,8 +1,7 @@
-"""What is reported to Stripe and the outcome (I10), in the topic `billing.reports`; Stripe's meters; who pays.
+"""The records of the topic `billing.reports` (I10), the protocols of Stripe's meters, and who pays.
 
-The topic's records are JSON with a `kind`: an *intent* is made when a report bucket closes; an *attempt* is durable
-before the first send; an *outcome* settles the intent. The topic from the lowest pending offset on shows what is still
-to be done.
+The records are JSON with a `kind`. A report bucket that closes makes an *intent*. An *attempt* is durable before the
+first send. An *outcome* settles the intent. From the lowest pending offset on, the topic has all unsettled intents.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class _Frozen(BaseModel):
 
 
 class Intent(_Frozen):
-    """The change of one total over one report bucket. Deterministic: a rebuild makes the same one.
+    """The change of one total over one report bucket. A rebuild makes the same intent.
 
     `delta_minor` = total at the bucket's end minus total at its start, for every aggregation.
     `identifier` = hash of (livemode, Stripe account, log id, meter, account, period start, bucket, delta).
@@ -45,16 +44,16 @@ class Intent(_Frozen):
 
     @property
     def instant_ms(self) -> int:
-        """The usage's own instant: the last second of the bucket, moved into the period. The payer at this instant
-        pays, whatever timestamp Stripe gets."""
+        """The instant of the usage: the last second of the bucket, moved into the period. The payer at this instant
+        pays, even if Stripe gets another timestamp."""
         return max(min(self.bucket_end_ms, self.period_end_ms) - SECOND_MS, self.period_start_ms)
 
 
 class Attempt(_Frozen):
-    """Written before the first send, so that after a crash "never sent" and "perhaps sent" differ.
+    """Written before the first send: after a crash, the sender knows whether an event may have been sent.
 
-    The first attempt in the log is sent. An attempt made after a lookup that did not find the event has in
-    `replaces_ms` the `attempted_at_ms` of the attempt that it replaces; it counts only if that attempt is in force.
+    The first attempt in the log is sent. If a lookup at Stripe does not find the event, a new attempt replaces the one
+    whose `attempted_at_ms` is `replaces_ms`. The new attempt counts only if the other one is in force.
     """
 
     kind: Literal["attempt"] = "attempt"
@@ -76,8 +75,8 @@ class OutcomeStatus(StrEnum):
 
 
 class ReportOutcome(_Frozen):
-    """The intent is settled: Stripe has it; or it is never sent, because its account is free or a restatement reports
-    the usage by other intents; or an operator must act (dead letter)."""
+    """Settles an intent: Stripe accepted it; or the account is free; or a restatement reports the usage by other
+    intents; or an operator must act (dead letter)."""
 
     kind: Literal["outcome"] = "outcome"
     identifier: str
@@ -91,10 +90,8 @@ ReportEntry = Annotated[Intent | Attempt | ReportOutcome, Field(discriminator="k
 
 
 class MeterEvent(NamedTuple):
-    """One Stripe meter event, ready to send (docs.stripe.com/api/billing/meter-event/create).
-
-    `value` is a decimal string, `timestamp_s` Unix seconds inside the usage's period.
-    """
+    """One Stripe meter event, ready to send (docs.stripe.com/api/billing/meter-event/create). `value` is a decimal
+    string; `timestamp_s` is in the usage's period."""
 
     identifier: str
     event_name: str
@@ -104,7 +101,7 @@ class MeterEvent(NamedTuple):
 
 
 class SendStatus(StrEnum):
-    """Stripe's answer to one meter event, by what the sender does next."""
+    """The result of sending one meter event. It decides what the sender does next."""
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
@@ -114,7 +111,7 @@ class SendStatus(StrEnum):
 
 
 class SendResult(NamedTuple):
-    """`detail` is for people; `retry_after_s` is set for `RETRY` only."""
+    """Stripe's answer to one meter event. `detail` is for people. Only `RETRY` has `retry_after_s`."""
 
     status: SendStatus
     detail: str = ""
@@ -141,14 +138,12 @@ class StripeMeters(Protocol):
         ...
 
     async def send(self, event: MeterEvent) -> SendResult:
-        """Send one meter event under its identifier. May repeat harmlessly within Stripe's 24 h window.
-
-        `RETRY` covers 409, 429, 5xx, timeouts and lost connections: it may or may not have been taken.
-        """
+        """Send one meter event under its identifier. Repeatable within Stripe's window of 24 h. `RETRY` stands for 409,
+        429, 5xx, timeouts and lost connections: Stripe may or may not have accepted the event."""
         ...
 
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
-        """Stripe's aggregate; lags behind `send`. Both instants are whole minutes."""
+        """Stripe's sum, which lags behind `send`. Both instants are whole minutes."""
         ...
 
     async def close(self) -> None:
@@ -159,9 +154,9 @@ class StripeMeters(Protocol):
 class Rejection(NamedTuple):
     """Meter events that Stripe answered with 200 and rejected afterwards, of one meter and error code.
 
-    `identifiers` are samples, not all of the `errors`: Stripe's reports (v1.billing.meter.error_report_triggered) have
-    only some. `[window_start_ms, window_end_ms)` is when they were validated. `event_name` is empty if the meter is not
-    known any more.
+    Stripe's reports (v1.billing.meter.error_report_triggered) have the number of `errors` and some `identifiers` as
+    samples. Stripe validated the events in `[window_start_ms, window_end_ms)`. `event_name` is empty if the meter no
+    longer exists.
     """
 
     report: str
@@ -177,16 +172,14 @@ class StripeRejections(Protocol):
     """Stripe's asynchronous error reports, or a fake of them."""
 
     async def rejections(self, since_ms: int) -> Sequence[Rejection]:
-        """What was reported since `since_ms`, oldest first; Stripe keeps 30 days.
-
-        Costs one read per 100 reports. Raises `Transient` if no answer came, and `Refused` if the key is wrong.
-        """
+        """The reports since `since_ms`, oldest first; Stripe keeps 30 days. Costs one read per 100 reports. Raises
+        `Transient` if no answer came, and `Refused` if the key is wrong."""
         ...
 
 
 class Payer(NamedTuple):
-    """Who pays for an intent, with the Stripe customer if the account is mapped. `period_end_ms` is the end of the
-    usage's period as known now: a binding may have cut the period since the intent was made."""
+    """Who pays for an intent. `period_end_ms` is the present end of the usage's period: a binding may have moved the
+    end after the intent was made."""
 
     billing: Billing
     stripe_customer: str
@@ -194,12 +187,11 @@ class Payer(NamedTuple):
 
 
 class CustomerResolver(Protocol):
-    """Who pays for an account."""
+    """Finds who pays for an intent."""
 
     async def __call__(self, intent: Intent, instant_ms: int) -> Payer | None:
         """The payer by the binding in force at `instant_ms`; None if a restatement reports the usage by another intent.
 
-        Bindings are effective-dated: usage of last month belongs to the customer of last month. May raise `Transient`,
-        also if what was known when the intent was made is not known yet.
+        May raise `Transient`, also if the resolver has not read all that was in the log when the intent was made.
         """
         ...

@@ -1,7 +1,7 @@
-"""What a restatement of an account's periods says: its usage before a record of the log, counted in other periods.
+"""The content of a restatement: an account's usage before a record of the log, counted in other periods.
 
-Packed into one control record: JSON, compressed, as base64. Only what differs from the old cut is said of cells;
-totals and distinct values of the periods concerned are said whole.
+The content is packed into one control record as compressed JSON in base85. It has only the cells that change, but all
+totals and distinct values of the affected periods.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from schemas.errors import InvalidInput
 
 
 class RestatementCell(msgspec.Struct, frozen=True, array_like=True):
-    """One cell as it is after the restatement. Where its period ends as it begins, nothing is left in the cell."""
+    """One cell after the restatement. If its period ends at its start, the cell is empty."""
 
     arrival_bucket_ms: int
     hour_ms: int
@@ -33,8 +33,8 @@ class RestatementCell(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RestatementTotal(msgspec.Struct, frozen=True, array_like=True):
-    """A total after the restatement. `reported_minor` of it is for Stripe: less than the value where the meter was
-    given its event name later."""
+    """A total after the restatement. `reported_minor` is the part to report to Stripe: less than the total if the meter
+    got its Stripe event name after some of the usage."""
 
     period_start_ms: int
     period_end_ms: int
@@ -48,7 +48,7 @@ class RestatementTotal(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RestatementDistinct(msgspec.Struct, frozen=True, array_like=True):
-    """The distinct values of a `unique` meter in a period, as the members that the live view keeps."""
+    """The distinct values of a `unique` meter in a period, as members of the set in the live view."""
 
     period_start_ms: int
     meter: str
@@ -56,7 +56,7 @@ class RestatementDistinct(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RestatementContent(msgspec.Struct, frozen=True, array_like=True):
-    """All of it. `replaced` are the totals of the old cut that go: (period start, meters)."""
+    """The whole content. `replaced` are the totals of the old periods to delete: (period start, meters)."""
 
     replaced: Sequence[tuple[int, Sequence[str]]] = ()
     cells: Sequence[RestatementCell] = ()
@@ -68,7 +68,7 @@ _DECODER = msgspec.json.Decoder(RestatementContent)
 
 
 def packed(content: RestatementContent) -> str:
-    """The text that a record carries."""
+    """The content as the text of a control record."""
     return base64.b85encode(zlib.compress(msgspec.json.encode(content), 9)).decode("ascii")
 
 

@@ -1,7 +1,6 @@
-"""State of the rollup: the checkpoint, what a flush reads and what it writes (S3, S4).
+"""State of the rollup: the checkpoint, what a flush reads, and what a flush writes (S3, S4).
 
-Field texts inside `cells` and `reports` are made and parsed by `aggregators.codec` only; stores treat them
-as opaque text.
+Only `aggregators.codec` writes and parses the texts in `cells` and `reports`; stores do not look into them.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ class MarkSlice(NamedTuple):
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """Everything a partition's fold starts from; stored in one hash and committed with the state (I2).
+    """The position and settings from which a partition's fold goes on, committed together with the state (I2).
 
-    `secret_fingerprint` names the secret that keyed the marks. `generation` rises with each rebuild.
+    `secret_fingerprint` identifies the secret that keyed the marks. `generation` rises with each rebuild.
     """
 
     log_id: str
@@ -64,17 +63,14 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
 
 class TotalKey(NamedTuple):
-    """One hash of totals: all meters of an account in one period.
-
-    The start identifies the period: a binding may move the end while the period runs.
-    """
+    """The key of an account's totals in one period. The start identifies the period: a binding may move the end."""
 
     account: str
     period_start_ms: int
 
 
 class UniqueKey(NamedTuple):
-    """The set of distinct values of an account, meter and period."""
+    """The key of the set of distinct values of an account, meter and period."""
 
     account: str
     meter: str
@@ -89,24 +85,24 @@ class DueTotal(NamedTuple):
 
 
 class BucketField(NamedTuple):
-    """A field of one bucket's hash (cells or reports)."""
+    """The key of a cell or a report entry: a field of one bucket's hash."""
 
     bucket_ms: int
     field: str
 
 
 class MarkKey(NamedTuple):
-    """One integer set of marks."""
+    """The key of one set of marks."""
 
     slice_start_ms: int
     bucket: int
 
 
 class Deferred(NamedTuple):
-    """A far-late event between its arrival and its decision.
+    """An event between its arrival and its dedup decision.
 
     `raw` is the original JSON text. `contributions` are (meter, minor, distinct text, dimensions) by the meter set at
-    the event's arrival. `quarantine`: one of those meters rejects usage of closed periods.
+    the event's arrival. `quarantine`: one of those meters quarantines usage of closed periods.
     """
 
     position: int
@@ -122,14 +118,14 @@ class Deferred(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """How many deferred events wait for their decision, and the stream time at which the oldest arrived."""
+    """How many deferred events there are, and the stream time at which the oldest arrived."""
 
     events: int = 0
     oldest_stream_time_ms: int | None = None
 
 
 class ReadRequest(NamedTuple):
-    """What a flush reads besides the checkpoint. Everything is keyed, so a store can answer in one round trip."""
+    """What a flush reads besides the checkpoint. All keys are known, so a store can answer in one round trip."""
 
     marks: Mapping[MarkKey, Sequence[int]] = {}
     totals: Sequence[TotalKey] = ()
@@ -142,11 +138,11 @@ class ReadRequest(NamedTuple):
 
 
 class View(NamedTuple):
-    """The answer: marks and uniques that are present, totals by meter, cell and report texts, account states, deferred
-    events by position.
+    """The answer to a `ReadRequest`: the marks and distinct values that exist, totals by meter, cell and report texts,
+    account states, deferred events by position.
 
-    Absent keys are missing from the mappings, but every requested total and account has an entry. `due` are the
-    `due_max` totals that are due first; at the same time, in the order of the bytes of `start:account`.
+    Every requested total and account has an entry; other absent keys have none. `due` are the first `due_max` totals by
+    due time, then by the bytes of `start:account`.
     """
 
     marks: frozenset[int] = frozenset()
@@ -160,14 +156,14 @@ class View(NamedTuple):
 
 
 class RankingKey(NamedTuple):
-    """The sorted set (account by total) of a meter and period."""
+    """The key of the ranking of a meter and period."""
 
     meter: str
     period_start_ms: int
 
 
 class Duplicate(NamedTuple):
-    """A duplicate to be shown: its full identity, payload and position."""
+    """A duplicate with its full identity, payload and position, for the table `usage_duplicates`."""
 
     position: int
     account: str
@@ -180,12 +176,12 @@ class Duplicate(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """One commit: absolute values only, so that repeating it is harmless.
+    """One commit. All values are absolute, so a commit is repeatable.
 
-    `dirty` maps each changed cell to its new version; the store keeps it until a relay confirms that version.
-    `deferred` events begin to wait with this commit, `judged` ones were decided. `due` sets when totals are checked
-    again; a total without a time is due at once. `retired` maps totals to their meters: they are deleted with all that
-    belongs to them. `replaced` totals are deleted likewise, but before anything else is written.
+    `dirty` maps changed cells to their new versions; the store keeps a version until a relay confirms it. `deferred`
+    events begin to wait with this commit; `judged` events had their dedup decision. `due` sets the due times of totals;
+    a total without a time is due at once. `retired` maps totals to their meters; they are deleted with their ranking
+    entries and distinct values. `replaced` totals are deleted likewise, but before anything else is written.
     """
 
     checkpoint: Checkpoint
@@ -207,7 +203,7 @@ class Changes(NamedTuple):
 
 
 class DirtyCell(NamedTuple):
-    """A cell a relay has to write: its field, text and version."""
+    """A cell that a relay must write: its key, text and version."""
 
     key: BucketField
     text: str
@@ -215,9 +211,9 @@ class DirtyCell(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """Outbox entries that were dropped before a relay took them: cells by arrival bucket, and duplicates; how many.
+    """How many outbox entries were dropped before a relay wrote them: cells by arrival bucket, and duplicates.
 
-    They are missing in ClickHouse until `usage_hourly` is rebuilt, or the live view, which relays everything again.
+    ClickHouse lacks them until `usage_hourly` is rebuilt, or the live view, which relays all cells again.
     """
 
     cells: Mapping[int, int] = {}

@@ -1,5 +1,5 @@
-"""Copies of the live view's whole state at one checkpoint, kept outside of Redis: where a rebuild starts when the log
-no longer reaches back to its first record."""
+"""Snapshots: copies of a partition's live view at one checkpoint, stored outside of Redis. A rebuild starts at a
+snapshot if the log no longer has its first records."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple, Protocol
 
 from schemas.rollup import Checkpoint
 
-# What of a snapshot is read or written at a time: so many chunks, and no further one once they are of this size.
+# Limits of one read or write of a snapshot: the number of chunks, and the size after which no further chunk is added.
 CHUNKS_AT_ONCE = 20
 BYTES_AT_ONCE = 4_000_000
 
 
 class Snapshot(NamedTuple):
-    """A complete snapshot: `chunks` chunks of state, and the checkpoint they belong to as JSON text."""
+    """A complete snapshot: the number of its chunks, and its checkpoint as JSON text."""
 
     partition: int
     next_offset: int
@@ -26,16 +26,14 @@ class Snapshot(NamedTuple):
 
 
 class CopyableState(Protocol):
-    """Copies a partition's state out and in. A chunk is text that only the same store understands.
-
-    Errors as `schemas.live_view.LiveView`.
-    """
+    """Exports and restores a partition's state. A chunk is text that only the same kind of store can parse. Errors as
+    `schemas.live_view.LiveView`."""
 
     def snapshot(self, partition: int, believed: Checkpoint) -> AsyncIterator[str]:
-        """The partition's state without its checkpoint, in chunks of up to some 100 kB, or of one larger item.
+        """The partition's state without its checkpoint, in chunks of about 100 kB, or of one larger item.
 
-        Only a complete walk is one state. Raises `Fenced` if the stored checkpoint is not `believed`, or moves during
-        the walk. Entries that relays confirm during the walk may be missing: they are in the other store by then.
+        Only a complete iteration is a state. Raises `Fenced` if the stored checkpoint is not `believed` or moves
+        meanwhile. Outbox entries that relays confirm meanwhile may be missing: the other store has them.
         """
         ...
 
@@ -53,14 +51,14 @@ class CopyableState(Protocol):
 
 
 class SnapshotStore(Protocol):
-    """Where snapshots are kept. Raises `Transient` where the store does not answer; repeating is harmless."""
+    """Where snapshots are stored. Raises `Transient` if the store does not answer; every call is repeatable."""
 
     async def insert_chunks(self, at: Snapshot, first_number: int, chunks: Sequence[str]) -> None:
         """Store some chunks of a snapshot that is being written."""
         ...
 
     async def complete(self, at: Snapshot) -> None:
-        """Say that all its chunks are there."""
+        """Mark a snapshot as complete, after all its chunks are stored."""
         ...
 
     async def snapshots(self, partition: int) -> Sequence[Snapshot]:
@@ -68,9 +66,10 @@ class SnapshotStore(Protocol):
         ...
 
     async def chunks(self, at: Snapshot, first_number: int, count_max: int) -> Sequence[str]:
-        """Up to `count_max` chunks from one on."""
+        """Up to `count_max` chunks from `first_number` on."""
         ...
 
     async def keep(self, partition: int, kept: Sequence[Snapshot]) -> None:
-        """Drop every snapshot of a partition below the newest kept one, complete or not, that is not kept."""
+        """Delete all snapshots of a partition, complete or not, that are older than the newest of `kept` and not in
+        `kept`."""
         ...

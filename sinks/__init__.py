@@ -1,5 +1,5 @@
-"""One folder per outside store, with the same file names in each: client, writer, reader, errors, memory.
+"""One package per outside store: Redis, ClickHouse and Stripe, each with a fake for tests.
 
-Imported by the pipeline only; siblings do not import each other. The invariant: every write is idempotent by
-identity or absolute by version, so repeating it is harmless.
+Only the pipeline imports these packages, and they do not import each other. The invariant: every write is idempotent by
+identity or absolute by version, so a repeated write is harmless.
 """

@@ -1,9 +1,8 @@
 """A stateful simulator of the part of Stripe's API that this project uses.
 
-It stands alone: it imports nothing of the project, and only tests, the embedded shape and `python -m
-stripe_simulator` may start it. The invariant it keeps: what it answered with 2xx is in its state before the
-answer leaves, and nothing under `/v1` or `/v2` behaves in a way that Stripe's documents or observed answers
-contradict; where they are silent, README.md lists our choice under "known differences".
+It imports no other package of the project. Only tests, the local deployment and `python -m stripe_simulator` start it.
+The invariant: a change is in the state before its 2xx answer is sent, and nothing under `/v1` or `/v2` contradicts
+Stripe's documents or observed answers. README.md lists the choices for undocumented cases under "known differences".
 """
 
 from stripe_simulator.app import create_app

@@ -42,7 +42,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         latency_s=arguments.latency_s,
     )
     simulator = Simulator(arguments.clock, settings, arguments.state)
-    # asyncio sets TCP_NODELAY only where the protocol is named; without it each answer waits 40 ms for an ACK.
+    # asyncio sets TCP_NODELAY only on this socket type; without it, each answer waits 40 ms for an ACK.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", arguments.port))

@@ -1,4 +1,4 @@
-"""Routes under `/_simulator/`: faults, inspection and injection. Nothing else steers the simulator."""
+"""Routes under `/_simulator/` for faults, inspection and injection. No other route controls the simulator."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _health(simulator: Simulator) -> dict[str, object]:
 
 
 def _state(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
-    """Everything, or the events of one `customer`, `event_name` or `identifier`."""
+    """The whole state, or only the events of one `customer`, `event_name` or `identifier`."""
     settle(simulator)
     wanted = {name: str(body[name]) for name in ("customer", "event_name", "identifier") if name in body}
     where = "".join(f" AND {name} = ?" for name in wanted)
@@ -97,7 +97,7 @@ def _clear_faults(simulator: Simulator) -> dict[str, object]:
 
 
 def _inject(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
-    """An event that nobody sent: a copy of the one `identifier` names, or one of its own fields."""
+    """Add an unsent event: a copy of the event with this `identifier`, or one with the fields of the body."""
     livemode = str(body.get("livemode", "")).lower() in ("1", "true")
     source = {**body}
     copied = simulator.database.row(
@@ -124,7 +124,7 @@ def _inject(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
 
 
 def _customer(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
-    """A customer with an id of the caller's choice, which Stripe's own API does not offer."""
+    """Create a customer with a given id, which Stripe's own API does not allow."""
     livemode = str(body.get("livemode", "")).lower() in ("1", "true")
     identifier = str(body["id"])
     if simulator.customer_exists(livemode, identifier):

@@ -1,7 +1,7 @@
-"""The ASGI application: every call goes through the same steps, in Stripe's order.
+"""The ASGI application. Every call goes through the same steps, in Stripe's order:
 
-key → parameters → fault before execution → Idempotency-Key → lock → execution and its record, in one
-transaction → fault after the commit → answer.
+API key → parameters → fault before execution → Idempotency-Key → lock → execution and its record in one transaction →
+fault after the commit → answer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _KEY = re.compile(r"^(sk|rk)_(test|live)_[A-Za-z0-9_]{1,200}$")
 
 
 class Call(NamedTuple):
-    """One call after its key was checked. `target` is the id in the path."""
+    """One call with a valid API key. `target` is the id in the path; `rejection` is an error code from a fault."""
 
     livemode: bool
     params: Params
@@ -51,7 +51,7 @@ class Call(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """What a route takes, what it does, and whether it locks its meter and customer meanwhile."""
+    """A route: its parameters, its function, and whether it locks the meter and customer during execution."""
 
     method: str
     path: str
@@ -61,14 +61,14 @@ class Endpoint(NamedTuple):
 
 
 class LostAnswer(Response):
-    """No answer: the connection is held until the client gives up, or is cut at once."""
+    """No answer: the connection stays open until the client gives up (at most `hold_s`), then it is cut."""
 
     def __init__(self, hold_s: float) -> None:
         super().__init__()
         self.hold_s = hold_s
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        """Hold, then send half of a response and return, upon which the server cuts the connection."""
+        """Wait, then send half of a response and return. The server then cuts the connection."""
         if self.hold_s:
             try:
                 async with asyncio.timeout(self.hold_s):
@@ -126,7 +126,7 @@ ENDPOINTS = (
 
 
 def create_app(simulator: Simulator) -> Starlette:
-    """The application of one simulator, its admin routes under `/_simulator/` included."""
+    """The application of one simulator, with the admin routes under `/_simulator/`."""
     routes = [Route(endpoint.path, _handler(simulator, endpoint), methods=[endpoint.method]) for endpoint in ENDPOINTS]
     app = Starlette(routes=[*routes, *admin.routes(simulator)])
     app.add_exception_handler(404, _unrecognized)
@@ -208,10 +208,10 @@ def _livemode(simulator: Simulator, request: Request) -> bool:
         key = ""
     if not key:
         raise unauthorized("You did not provide an API key.")
-    found = _KEY.match(key)
-    if found is None or (simulator.settings.keys is not None and key not in simulator.settings.keys):
+    match = _KEY.match(key)
+    if match is None or (simulator.settings.keys is not None and key not in simulator.settings.keys):
         raise unauthorized(f"Invalid API Key provided: {key[:8]}****")
-    return found[2] == "live"
+    return match[2] == "live"
 
 
 async def _params(request: Request) -> Params:
@@ -229,7 +229,7 @@ async def _params(request: Request) -> Params:
 
 
 def _fail_before(simulator: Simulator, fault: Fault | None) -> Response | None:
-    """Faults that strike before anything is executed, hence before anything is stored. 500 is executed."""
+    """Apply a fault that happens before execution, so that nothing is stored. A 500 is executed and stored."""
     if fault is None:
         return None
     match fault.kind:

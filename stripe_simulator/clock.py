@@ -1,4 +1,4 @@
-"""The simulator's time: a protocol, and the two clocks its command line knows."""
+"""The simulator's time: a protocol, and the three clocks of the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Anything that tells Unix milliseconds. The simulator reads no other clock."""
+    """A source of Unix milliseconds. The simulator reads no other clock."""
 
     def now_ms(self) -> int:
         """Milliseconds since 1970-01-01T00:00:00Z."""
@@ -25,8 +25,8 @@ class SystemClock:
 
 
 class ScaledClock:
-    """A clock that stood at `simulated_origin_ms` when the machine's stood at `real_origin_ms`, and runs
-    `factor` times as fast. Two processes given the same three numbers agree on the time."""
+    """A clock that showed `simulated_origin_ms` when the machine's clock showed `real_origin_ms`, and runs `factor`
+    times as fast. Processes with the same three numbers show the same time."""
 
     def __init__(self, real_origin_ms: int, simulated_origin_ms: int, factor: Fraction) -> None:
         self._real_origin_ms = real_origin_ms
@@ -40,20 +40,20 @@ class ScaledClock:
 
 
 class FileClock:
-    """The clock that a file describes, looked at again at every reading; whoever writes the file sets the speed."""
+    """A clock whose description is read from a file at every call, so that writing the file changes the speed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.now_ms()
 
     def now_ms(self) -> int:
-        """The time of the clock that the file describes now."""
+        """The time of the clock that the file describes at present."""
         return parse_clock(self._path.read_text()).now_ms()
 
 
 def parse_clock(text: str) -> Clock:
-    """A clock from `system`, `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR` or `file:PATH` of a file that holds
-    one of these. Raises `ValueError`."""
+    """A clock from `system`, `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR`, or `file:PATH` of a file with such a
+    text. Raises `ValueError`."""
     if text == "system":
         return SystemClock()
     if text.startswith("file:"):

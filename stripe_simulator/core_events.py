@@ -21,7 +21,7 @@ LIST = Spec(
 
 
 def list_all(simulator: Simulator, livemode: bool, params: Params) -> dict[str, object]:
-    """A page of the last 30 days' events by `types`, `object_id` and `created`."""
+    """A page of the events of the last 30 days, filtered by `types`, `object_id` and `created`."""
     settle(simulator)
     limit = forms.integer(params, "limit", 20)
     if not 1 <= limit <= 100:
@@ -30,7 +30,7 @@ def list_all(simulator: Simulator, livemode: bool, params: Params) -> dict[str, 
     object_id = forms.text(params, "object_id")
     before = forms.integer(params, "page") if "page" in params else 1 << 62
     low_ms, high_ms = _created(params)
-    found = [
+    rows = [
         row
         for row in simulator.database.rows(
             "SELECT seq, type, object_id, created_ms, body FROM core_events"
@@ -40,30 +40,30 @@ def list_all(simulator: Simulator, livemode: bool, params: Params) -> dict[str, 
         if (not types or row["type"] in types) and (not object_id or row["object_id"] == object_id)
     ]
     next_url = None
-    if len(found) > limit:
+    if len(rows) > limit:
         again = [(f"types[{index}]", value) for index, value in enumerate(types)]
         again += [(f"created[{name}]", str(value)) for name, value in forms.mapping(params, "created").items()]
         again += [("object_id", object_id)] if object_id else []
-        again += [("limit", str(limit)), ("page", str(found[limit - 1]["seq"]))]
+        again += [("limit", str(limit)), ("page", str(rows[limit - 1]["seq"]))]
         next_url = f"/v2/core/events?{urlencode(again)}"
-    data = [json.loads(row["body"]) for row in found[:limit]]
+    data = [json.loads(row["body"]) for row in rows[:limit]]
     return {"data": data, "next_page_url": next_url, "previous_page_url": None}
 
 
 def retrieve(simulator: Simulator, livemode: bool, identifier: str) -> dict[str, object]:
     """`GET /v2/core/events/{id}`."""
     settle(simulator)
-    found = simulator.database.row(
+    event = simulator.database.row(
         "SELECT body FROM core_events WHERE id = ? AND livemode = ?", (identifier, int(livemode))
     )
-    if found is None:
+    if event is None:
         raise no_such("event", identifier, "id")
-    body: dict[str, object] = json.loads(found["body"])
+    body: dict[str, object] = json.loads(event["body"])
     return body
 
 
 def _created(params: Params) -> tuple[int, int]:
-    """The inclusive range of milliseconds that `created[gt|gte|lt|lte]` name."""
+    """The inclusive range of milliseconds of the parameters `created[gt|gte|lt|lte]`."""
     low_ms, high_ms = 0, 1 << 62
     for name, value in forms.mapping(params, "created").items():
         try:

@@ -1,4 +1,4 @@
-"""Customers and the account: just enough for meters to have somebody to bill."""
+"""Customers and the account, as far as meters need them."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def create(simulator: Simulator, livemode: bool, params: Params) -> dict[str, ob
 
 def retrieve(simulator: Simulator, livemode: bool, identifier: str) -> dict[str, object]:
     """`GET /v1/customers/{id}`."""
-    found = simulator.database.row(
+    customer = simulator.database.row(
         "SELECT body FROM customers WHERE id = ? AND livemode = ?", (identifier, int(livemode))
     )
-    if found is None:
+    if customer is None:
         raise no_such("customer", identifier, "id")
-    body: dict[str, object] = json.loads(found["body"])
+    body: dict[str, object] = json.loads(customer["body"])
     return body
 
 
 def list_all(simulator: Simulator, livemode: bool, params: Params) -> dict[str, object]:
     """`GET /v1/customers`, newest first."""
     email = forms.text(params, "email")
-    found = simulator.database.rows("SELECT body FROM customers WHERE livemode = ? ORDER BY seq DESC", (int(livemode),))
-    bodies = [json.loads(row["body"]) for row in found]
+    rows = simulator.database.rows("SELECT body FROM customers WHERE livemode = ? ORDER BY seq DESC", (int(livemode),))
+    bodies = [json.loads(row["body"]) for row in rows]
     return forms.page([body for body in bodies if not email or body["email"] == email], params, "/v1/customers")
 
 
 def account(simulator: Simulator) -> dict[str, object]:
-    """`GET /v1/account`. Stripe's account has no `livemode`: the key's prefix says it."""
+    """`GET /v1/account`. Stripe's account has no `livemode`: the API key's prefix gives the mode."""
     return {
         "id": simulator.settings.account,
         "object": "account",

@@ -1,4 +1,4 @@
-"""The simulator's state: one SQLite database, in memory or in a file that outlives the process."""
+"""The simulator's state: one SQLite database, in memory or in a file that survives the process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Bindable = str | int | None
 
 
 class Database:
-    """One connection, used by one event loop. With a path, a commit survives the death of the process."""
+    """One connection for one event loop. With a path, commits survive a crash of the process."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._connection = sqlite3.connect(
@@ -53,7 +53,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing; nested ones join the outer one. Must not be held across an await."""
+        """A transaction; a nested one joins the outer one. The block must not await."""
         if self._depth:
             yield
             return
@@ -70,11 +70,11 @@ class Database:
             self._depth -= 1
 
     def execute(self, statement: str, values: Sequence[Bindable] = ()) -> int:
-        """Run a statement that writes; the number of rows it changed."""
+        """Run a statement that writes. Returns the number of changed rows."""
         return self._connection.execute(statement, values).rowcount
 
     def insert(self, statement: str, values: Sequence[Bindable]) -> int:
-        """Run an INSERT; the new row's number."""
+        """Run an INSERT. Returns the number of the new row."""
         return int(self._connection.execute(statement, values).lastrowid or 0)
 
     def rows(self, statement: str, values: Sequence[Bindable] = ()) -> list[sqlite3.Row]:
@@ -83,10 +83,10 @@ class Database:
 
     def row(self, statement: str, values: Sequence[Bindable] = ()) -> sqlite3.Row | None:
         """The first row of a query, or None."""
-        found: sqlite3.Row | None = self._connection.execute(statement, values).fetchone()
-        return found
+        row: sqlite3.Row | None = self._connection.execute(statement, values).fetchone()
+        return row
 
     def next_seq(self, table: str) -> int:
-        """The number the next row of `table` will get."""
-        found = self.row(f"SELECT coalesce(max(seq), 0) + 1 AS next FROM {table}")  # noqa: S608
-        return int(found["next"]) if found else 1
+        """The number that the next row of `table` will get."""
+        row = self.row(f"SELECT coalesce(max(seq), 0) + 1 AS next FROM {table}")  # noqa: S608
+        return int(row["next"]) if row else 1

@@ -1,4 +1,4 @@
-"""Stripe's error answers, in the shape of docs.stripe.com/api/errors."""
+"""Stripe's error answers, in the form of docs.stripe.com/api/errors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 class ApiError(Exception):
     """An answer other than 2xx.
 
-    `stored` says whether the answer is kept under the request's Idempotency-Key: failed validation, conflicts
-    and rate limits are not (docs.stripe.com/api/idempotent_requests).
+    `stored`: the answer is stored under the request's Idempotency-Key. Failed validation, conflicts and rate limits
+    are not stored (docs.stripe.com/api/idempotent_requests).
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class ApiError(Exception):
         self.stored = stored
 
     def body(self) -> dict[str, object]:
-        """The JSON body; absent fields are left out, as Stripe does."""
+        """The JSON body, without fields that are not set, as at Stripe."""
         error: dict[str, object] = {"message": self.message, "type": self.kind}
         if self.code is not None:
             error["code"] = self.code
@@ -44,32 +44,32 @@ class ApiError(Exception):
 
 
 def unknown_parameter(name: str) -> ApiError:
-    """A parameter the endpoint does not have."""
+    """The request has a parameter that the endpoint does not have."""
     return ApiError(400, f"Received unknown parameter: {name}", code="parameter_unknown", param=name)
 
 
 def missing_parameter(name: str) -> ApiError:
-    """A required parameter that was not sent."""
+    """A required parameter is missing."""
     return ApiError(400, f"Missing required param: {name}.", code="parameter_missing", param=name)
 
 
 def no_such(kind: str, identifier: str, param: str) -> ApiError:
-    """An object that does not exist (or is of the other mode)."""
+    """The object does not exist, or belongs to the other mode."""
     return ApiError(404, f"No such {kind}: '{identifier}'", code="resource_missing", param=param)
 
 
 def unauthorized(message: str) -> ApiError:
-    """A key that is missing, malformed or unknown."""
+    """The API key is missing, malformed or unknown."""
     return ApiError(401, message)
 
 
 def forbidden() -> ApiError:
-    """A key without the permission."""
+    """The API key does not have the permission."""
     return ApiError(403, "The provided key does not have the required permissions for this endpoint.")
 
 
 def rate_limited(reason: str) -> ApiError:
-    """429, with the header that names the limit (docs.stripe.com/rate-limits)."""
+    """429 with the header that names the exceeded limit (docs.stripe.com/rate-limits)."""
     return ApiError(
         429,
         "Request rate limit exceeded. You can learn more about rate limits here https://stripe.com/docs/rate-limits.",
@@ -79,7 +79,7 @@ def rate_limited(reason: str) -> ApiError:
 
 
 def conflict() -> ApiError:
-    """Two concurrent meter events of one customer and meter."""
+    """Another meter event of the same customer and meter is being executed."""
     return ApiError(
         409,
         "Too many concurrent requests for this customer and meter; send them one after the other.",
@@ -88,13 +88,13 @@ def conflict() -> ApiError:
 
 
 def idempotency_key_in_use(key: str) -> ApiError:
-    """The same Idempotency-Key is being executed at this moment."""
+    """Another request with the same Idempotency-Key is being executed."""
     message = f"There is currently another in-progress request using this Idempotent Key: {key}"
     return ApiError(409, message, kind="idempotency_error", code="idempotency_key_in_use")
 
 
 def idempotency_mismatch(key: str) -> ApiError:
-    """The Idempotency-Key was used with other parameters."""
+    """The Idempotency-Key was used before with other parameters."""
     message = (
         "Keys for idempotent requests can only be used with the same parameters they were first used with. "
         f"Try using a key other than '{key}' if you meant to execute a different request."
@@ -103,5 +103,5 @@ def idempotency_mismatch(key: str) -> ApiError:
 
 
 def server_error() -> ApiError:
-    """500; kept under the Idempotency-Key like any executed answer."""
+    """500, stored under the Idempotency-Key like every answer of an executed request."""
     return ApiError(500, "An unknown error occurred", kind="api_error", stored=True)

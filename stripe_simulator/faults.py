@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: a list of faults, each used up by the requests it matches."""
+"""Deliberate faults. A fault applies to a number of matching requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FAULTS_MAX = 1_000
 
 
 class FaultKind(StrEnum):
-    """`*_after_commit`: the request is executed and its answer lost, the case that doubles bills."""
+    """The kinds of faults. `*_after_commit`: the request is executed and its answer lost, which can double bills."""
 
     RATE_LIMITED = "rate_limited"
     SERVER_ERROR = "server_error"
@@ -28,11 +28,11 @@ class FaultKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault for the next `count` requests that match (-1: for ever), each with `probability`.
+    """A fault for the next `count` matching requests (-1: for ever); a request is hit with `probability`.
 
-    A request matches by method, by the beginning of its path and, where `contains` is set, by a parameter
-    that contains this text (an identifier, a customer). `reason` is the value of Stripe-Rate-Limited-Reason
-    for `rate_limited` and the error code for `rejected`.
+    A request matches by method, by the beginning of its path and, if `contains` is set, by a parameter that contains
+    this text. `reason` is the value of Stripe-Rate-Limited-Reason for `rate_limited`, and the error code for
+    `rejected`.
     """
 
     kind: FaultKind
@@ -44,7 +44,7 @@ class Fault:
     reason: str = ""
 
     def matches(self, method: str, path: str, params: object) -> bool:
-        """Whether a request is of the kind this fault waits for."""
+        """Whether the fault matches this request."""
         if method != self.method or not path.startswith(self.path):
             return False
         return not self.contains or any(self.contains in value for value in _texts(params))
@@ -59,7 +59,7 @@ def _texts(params: object) -> Iterator[str]:
 
 
 class FaultPlan:
-    """The faults still to happen. At most `FAULTS_MAX` are kept; `add` raises `ValueError` beyond."""
+    """The faults that have not happened yet, at most `FAULTS_MAX`."""
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)
@@ -67,18 +67,18 @@ class FaultPlan:
         self._happened: dict[str, int] = {}
 
     def add(self, fault: Fault) -> None:
-        """Append a fault; earlier ones go first."""
+        """Append a fault; earlier faults are applied first. Raises `ValueError` beyond `FAULTS_MAX` faults."""
         if len(self._waiting) >= FAULTS_MAX:
             raise ValueError(f"at most {FAULTS_MAX} faults may wait: clear some first")
         if fault.count:
             self._waiting.append((fault, fault.count))
 
     def clear(self) -> None:
-        """Forget the faults that have not happened."""
+        """Delete the faults that have not happened yet."""
         self._waiting.clear()
 
     def take(self, method: str, path: str, params: object) -> Fault | None:
-        """The fault that befalls this request, or None."""
+        """The fault for this request, or None. Uses up one application of the fault."""
         for index, (fault, left) in enumerate(self._waiting):
             if not fault.matches(method, path, params) or self._random.random() >= fault.probability:
                 continue
@@ -91,9 +91,9 @@ class FaultPlan:
         return None
 
     def waiting(self) -> list[tuple[Fault, int]]:
-        """The faults and how often each may still happen."""
+        """The faults, with the number of times that they may still happen."""
         return list(self._waiting)
 
     def happened(self) -> dict[str, int]:
-        """How many faults of each kind befell a request."""
+        """The number of faults that happened, by kind."""
         return dict(self._happened)

@@ -1,4 +1,4 @@
-"""Stripe's v1 form encoding, `a[b][0]=c`, and the checks of parameters against what an endpoint takes."""
+"""Stripe's v1 form encoding, `a[b][0]=c`, and the check of parameters against an endpoint's specification."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Params = dict[str, object]
 
 
 class Spec(NamedTuple):
-    """What an endpoint takes. `nested` names the maps with fixed keys, `open_maps` those with any key."""
+    """The parameters of an endpoint. `nested` names maps with fixed keys, `open_maps` maps with any keys."""
 
     plain: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
@@ -26,7 +26,7 @@ class Spec(NamedTuple):
 
 
 def parse(text: str) -> Params:
-    """Nested parameters of a form body or query string. Raises `ApiError` (400) where it is malformed."""
+    """The nested parameters of a form body or query string. Raises `ApiError` (400) if the text is malformed."""
     try:
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=FIELDS_MAX)
     except (ValueError, UnicodeDecodeError) as error:
@@ -60,7 +60,7 @@ def _put(target: dict[str, object], keys: Sequence[str], value: str, name: str) 
 
 
 def check(params: Params, spec: Spec) -> None:
-    """Reject unknown, missing and mistyped parameters as Stripe does, before anything is executed."""
+    """Raise `ApiError` for unknown, missing and mistyped parameters, as Stripe does before execution."""
     known = {*spec.plain, *spec.integers, *spec.lists, *spec.open_maps, *spec.nested, "expand"}
     for name in params:
         if name not in known:
@@ -84,7 +84,7 @@ def check(params: Params, spec: Spec) -> None:
 
 
 def integer(params: Params, name: str, default: int = 0) -> int:
-    """An integer parameter, or `default` where it is absent."""
+    """An integer parameter; `default` if it is absent."""
     value = params.get(name)
     if value is None:
         return default
@@ -95,13 +95,13 @@ def integer(params: Params, name: str, default: int = 0) -> int:
 
 
 def text(params: Params, name: str, default: str = "") -> str:
-    """A text parameter, or `default` where it is absent."""
+    """A text parameter; `default` if it is absent."""
     value = params.get(name)
     return default if value is None else str(value)
 
 
 def mapping(params: Params, name: str) -> dict[str, object]:
-    """A map parameter, empty where it is absent."""
+    """A map parameter; empty if it is absent."""
     value = params.get(name)
     return value if isinstance(value, dict) else {}
 
@@ -112,7 +112,7 @@ def sequence(params: Params, name: str) -> list[str]:
 
 
 def page(rows: Sequence[dict[str, object]], params: Params, url: str) -> dict[str, object]:
-    """One page of a v1 list by `limit`, `starting_after`, `ending_before`. `rows` are in the list's order."""
+    """One page of a v1 list by `limit`, `starting_after` and `ending_before`. `rows` is the whole sorted list."""
     limit = integer(params, "limit", 10)
     if not 1 <= limit <= 100:
         raise ApiError(400, f"Invalid integer: {limit}. limit must be between 1 and 100.", param="limit")

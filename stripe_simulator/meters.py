@@ -50,7 +50,7 @@ def create(simulator: Simulator, livemode: bool, params: Params) -> dict[str, ob
     if window not in (None, "hour", "day"):
         raise ApiError(400, "Invalid event_time_window: must be one of day or hour", param="event_time_window")
     event_name = forms.text(params, "event_name")
-    if _active(simulator, livemode, event_name) is not None:
+    if active_meter(simulator, livemode, event_name) is not None:
         message = f"An active meter already exists for event name {event_name}."
         raise ApiError(400, message, param="event_name")
     now_s = simulator.now_ms() // 1_000
@@ -81,10 +81,10 @@ def create(simulator: Simulator, livemode: bool, params: Params) -> dict[str, ob
 
 def retrieve(simulator: Simulator, livemode: bool, identifier: str) -> dict[str, object]:
     """`GET /v1/billing/meters/{id}`."""
-    found = simulator.database.row("SELECT body FROM meters WHERE id = ? AND livemode = ?", (identifier, int(livemode)))
-    if found is None:
+    meter = simulator.database.row("SELECT body FROM meters WHERE id = ? AND livemode = ?", (identifier, int(livemode)))
+    if meter is None:
         raise no_such("billing meter", identifier, "id")
-    return _body(found)
+    return _body(meter)
 
 
 def update(simulator: Simulator, livemode: bool, identifier: str, params: Params) -> dict[str, object]:
@@ -101,7 +101,7 @@ def set_active(simulator: Simulator, livemode: bool, identifier: str, active: bo
     wanted = "active" if active else "inactive"
     if body["status"] == wanted:
         raise ApiError(400, f"The meter {identifier} is already {wanted}.")
-    if active and _active(simulator, livemode, str(body["event_name"])) is not None:
+    if active and active_meter(simulator, livemode, str(body["event_name"])) is not None:
         raise ApiError(400, f"An active meter already exists for event name {body['event_name']}.")
     now_s = simulator.now_ms() // 1_000
     body["status"] = wanted
@@ -114,28 +114,28 @@ def list_all(simulator: Simulator, livemode: bool, params: Params) -> dict[str, 
     status = forms.text(params, "status")
     if status not in ("", "active", "inactive"):
         raise ApiError(400, "Invalid status: must be one of active or inactive", param="status")
-    found = simulator.database.rows(
+    rows = simulator.database.rows(
         "SELECT body FROM meters WHERE livemode = ? AND (? = '' OR status = ?) ORDER BY seq DESC",
         (int(livemode), status, status),
     )
-    return forms.page([_body(row) for row in found], params, "/v1/billing/meters")
+    return forms.page([_body(row) for row in rows], params, "/v1/billing/meters")
 
 
 def locked(simulator: Simulator, livemode: bool, params: Params) -> tuple[str, ...]:
-    """What may be in execution only once: a meter and a customer."""
-    meter = _active(simulator, livemode, forms.text(params, "event_name"))
+    """The name of the lock of a meter event: mode, event name and customer. Stripe executes one at a time."""
+    meter = active_meter(simulator, livemode, forms.text(params, "event_name"))
     customer_key = payload_keys(meter)[0] if meter else "stripe_customer_id"
     customer = str(forms.mapping(params, "payload").get(customer_key, ""))
     return (str(livemode), forms.text(params, "event_name"), customer)
 
 
 def create_event(simulator: Simulator, livemode: bool, params: Params, rejection: str = "") -> dict[str, object]:
-    """`POST /v1/billing/meter_events`. `rejection` is the code of a fault: taken now, rejected later."""
+    """`POST /v1/billing/meter_events`. With a `rejection` code, the event is taken now and rejected later."""
     now_ms = simulator.now_ms()
     timestamp_s = forms.integer(params, "timestamp", now_ms // 1_000)
     _check_timestamp(timestamp_s, now_ms // 1_000)
     event_name = forms.text(params, "event_name")
-    meter = _active(simulator, livemode, event_name)
+    meter = active_meter(simulator, livemode, event_name)
     if meter is None:
         raise ApiError(400, f"No active meter found for event name {event_name}.", param="event_name")
     identifier = forms.text(params, "identifier") or f"{simulator.database.next_seq('meter_events'):032x}"
@@ -170,7 +170,7 @@ def insert_event(
     rejection: str = "",
     injected: bool = False,
 ) -> int:
-    """Write one meter event, whatever its identifier; the row's number."""
+    """Write one meter event without checking its identifier. Returns the row's number."""
     customer_key, value_key = payload_keys(meter)
     customer, value = payload.get(customer_key), payload.get(value_key)
     return simulator.database.insert(
@@ -192,7 +192,7 @@ def insert_event(
 
 
 def summaries(simulator: Simulator, livemode: bool, identifier: str, params: Params) -> dict[str, object]:
-    """`GET /v1/billing/meters/{id}/event_summaries`: only what is validated and older than the lag."""
+    """`GET /v1/billing/meters/{id}/event_summaries`, over the accepted events that are older than the lag."""
     meter = retrieve(simulator, livemode, identifier)
     start_s, end_s = forms.integer(params, "start_time"), forms.integer(params, "end_time")
     customer = forms.text(params, "customer")
@@ -201,7 +201,7 @@ def summaries(simulator: Simulator, livemode: bool, identifier: str, params: Par
     if not simulator.customer_exists(livemode, customer):
         raise no_such("customer", customer, "customer")
     settle(simulator)
-    found = simulator.database.rows(
+    accepted = simulator.database.rows(
         "SELECT seq, value, timestamp_s FROM meter_events WHERE meter = ? AND customer = ? AND livemode = ?"
         " AND timestamp_s >= ? AND timestamp_s < ? AND status = 'accepted' AND received_ms <= ? ORDER BY seq",
         (
@@ -216,10 +216,10 @@ def summaries(simulator: Simulator, livemode: bool, identifier: str, params: Par
     spans: defaultdict[tuple[int, int], list[sqlite3.Row]] = defaultdict(list)
     if not window:
         spans[start_s, end_s] = []
-    for event in found:
+    for event in accepted:
         width_s = WINDOW_S.get(window, 0)
-        at_s = int(event["timestamp_s"])
-        begin_s = at_s // width_s * width_s if width_s else start_s
+        event_s = int(event["timestamp_s"])
+        begin_s = event_s // width_s * width_s if width_s else start_s
         spans[begin_s, begin_s + width_s if width_s else end_s].append(event)
     rows = [_summary(meter, customer, span, events) for span, events in sorted(spans.items(), reverse=True)]
     return forms.page(rows, params, f"/v1/billing/meters/{identifier}/event_summaries")
@@ -241,7 +241,7 @@ def _summary(
 
 
 def _aggregate(meter: dict[str, object], events: Sequence[sqlite3.Row]) -> Decimal:
-    """Of a pre-aggregated meter, the event received last in an hour or day overwrites the earlier ones."""
+    """The aggregated value of events. In a pre-aggregated meter, only the last event of an hour or day counts."""
     width_s = WINDOW_S.get(str(meter["event_time_window"]), 0)
     if width_s:
         events = list({int(event["timestamp_s"]) // width_s: event for event in events}.values())
@@ -263,16 +263,12 @@ def payload_keys(meter: dict[str, object]) -> tuple[str, str]:
 
 
 def active_meter(simulator: Simulator, livemode: bool, event_name: str) -> dict[str, object] | None:
-    """The active meter of an event name."""
-    return _active(simulator, livemode, event_name)
-
-
-def _active(simulator: Simulator, livemode: bool, event_name: str) -> dict[str, object] | None:
-    found = simulator.database.row(
+    """The active meter with this event name, or None."""
+    meter = simulator.database.row(
         "SELECT body FROM meters WHERE event_name = ? AND livemode = ? AND status = 'active'",
         (event_name, int(livemode)),
     )
-    return None if found is None else _body(found)
+    return None if meter is None else _body(meter)
 
 
 def _save(simulator: Simulator, livemode: bool, body: dict[str, object]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The simulator as an object: its settings, state, faults and the locks that refuse concurrent calls."""
+"""The simulator's settings, state, faults, and the locks that reject concurrent calls."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FUTURE_MAX_S = 300
 
 @dataclass(frozen=True, slots=True)
 class SimulatorSettings:
-    """How this Stripe behaves. Lag, delay and window are of the simulator's clock, `latency_s` is real time.
+    """Settings of the simulator. `latency_s` and `hold_s` are real time, all others are of the simulator's clock.
 
-    `summary_lag_s`: from receipt until an event shows in summaries. `validation_delay_s`: from the end of a
-    validation window until its errors are reported. `latency_s`: how long a meter event is in execution,
-    during which a second one of the same customer and meter gets 409. `keys`: None takes every well-formed key.
+    `summary_lag_s`: from receipt until summaries contain an event. `validation_delay_s`: from the end of a validation
+    window until its errors are reported. `latency_s`: the execution time of a meter event, during which another event
+    of the same customer and meter gets 409. `keys`: the valid API keys; None accepts every well-formed key.
     """
 
     account: str = "acct_simulator"
@@ -62,7 +62,7 @@ class Simulator:
         self.database.close()
 
     def now_ms(self) -> int:
-        """The simulator's time."""
+        """The simulator's time in milliseconds."""
         return self.clock.now_ms()
 
     def next_request_id(self) -> str:
@@ -72,7 +72,7 @@ class Simulator:
 
     @contextmanager
     def lock(self, name: tuple[str, ...]) -> Iterator[None]:
-        """Hold a lock for the time of one call. Raises 409 if another call holds it."""
+        """Lock a name during one call. Raises `ApiError` (409) if another call has locked the name."""
         if name in self._locks:
             raise conflict()
         self._locks.add(name)
@@ -82,7 +82,7 @@ class Simulator:
             self._locks.discard(name)
 
     def create_customer(self, livemode: bool, fields: dict[str, object], identifier: str = "") -> dict[str, object]:
-        """Add a customer and return it as Stripe shows it."""
+        """Add a customer and return its body in Stripe's form."""
         with self.database.transaction():
             sequence = self.database.next_seq("customers")
             body: dict[str, object] = {
@@ -123,5 +123,5 @@ class Simulator:
 
     def customer_exists(self, livemode: bool, identifier: str) -> bool:
         """Whether this mode has the customer."""
-        found = self.database.row("SELECT 1 FROM customers WHERE id = ? AND livemode = ?", (identifier, int(livemode)))
-        return found is not None
+        row = self.database.row("SELECT 1 FROM customers WHERE id = ? AND livemode = ?", (identifier, int(livemode)))
+        return row is not None

@@ -1,7 +1,7 @@
-"""Stripe's asynchronous half: events are judged after they were answered with 200, and errors are reported.
+"""Stripe's asynchronous validation of meter events, after they were answered with 200, and its error reports.
 
-A judged event is `accepted` or `rejected` with one of Stripe's codes. The rejected ones of a window become one
-thin event, `v1.billing.meter.error_report_triggered`, which carries samples and counts, not every identifier.
+A validated event is `accepted`, or `rejected` with one of Stripe's codes. The rejected events of a window become one
+thin event `v1.billing.meter.error_report_triggered`, which contains samples and counts, not every identifier.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MESSAGES = {
 
 
 def settle(simulator: Simulator) -> None:
-    """Judge what is due and report what was rejected. Called before every read; harmless when repeated."""
+    """Validate due events and report rejected ones. Called before every read; harmless when repeated."""
     now_ms = simulator.now_ms()
     settings = simulator.settings
     patience_ms = min(settings.summary_lag_ms, round(settings.validation_delay_s * 1_000))

@@ -1,5 +1,4 @@
-"""The Stripe sink: from intents in `billing.reports` to meter events, and the ledger of what was sent.
+"""The Stripe sink: sends intents of `billing.reports` as meter events and keeps the ledger of what was sent.
 
-Imported by `pipeline.roles`. The invariant it keeps: nothing is sent before its intent and attempt are in the log
-(I10).
+Imported by `pipeline.roles`. Invariant: nothing is sent before its intent and attempt are in the log (I10).
 """

@@ -1,4 +1,4 @@
-"""The sender's concurrency: a rate of calls, one call at a time per meter and customer, and tasks that end together."""
+"""The sender's concurrency: a rate limit, a lock per meter and customer, and tasks that end together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BURST_MS = 250
 
 
 class TokenBucket:
-    """Admits `rate_per_s` calls of one process, with bursts of a quarter of a second; `pause` stops all of them."""
+    """Limits the calls of one process to `rate_per_s`, with bursts of a quarter of a second."""
 
     def __init__(self, clock: Clock, rate_per_s: float) -> None:
         self._clock = clock
@@ -28,14 +28,13 @@ class TokenBucket:
             await self._clock.sleep(wait_ms / SECOND_MS)
 
     def pause(self, duration_ms: int) -> None:
-        """Admit nothing for `duration_ms`, because Stripe limits the whole account. 0 changes nothing."""
-        if not duration_ms:
-            return
-        self._full_at_ms = max(self._full_at_ms, self._clock.now_ms() + BURST_MS + duration_ms)
+        """Admit no call for `duration_ms`, because Stripe limits the whole account. 0 changes nothing."""
+        if duration_ms:
+            self._full_at_ms = max(self._full_at_ms, self._clock.now_ms() + BURST_MS + duration_ms)
 
 
 class KeyedLocks:
-    """One lock per Stripe queue (meter, customer), over all partitions of this process; kept only while in use."""
+    """One lock per Stripe queue (meter, customer) for all partitions of this process. Unused locks are dropped."""
 
     def __init__(self) -> None:
         self._locks: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}

@@ -1,4 +1,4 @@
-"""Who pays for an account, by the live view."""
+"""Finds the payer of an intent in the live view."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from schemas.reports import Intent, Payer
 
 
 class BindingResolver:
-    """Who pays for an account, by its bindings in the live view. See `schemas.reports.CustomerResolver`."""
+    """Finds the payer by the account's bindings in the live view. See `schemas.reports.CustomerResolver`."""
 
     def __init__(self, accounts: AccountDirectory, partitions: int) -> None:
         self._accounts = accounts
@@ -22,8 +22,8 @@ class BindingResolver:
         partition = partition_of(intent.account, self._partitions)
         checkpoint, states = await self._accounts.accounts(partition, [intent.account])
         state = states[intent.account]
-        # An intent is published after its bucket has closed in stream time. A view behind that point went back to an
-        # older copy, or is being rebuilt, and may lack bindings.
+        # An intent is published after its bucket closed. A live view behind that stream time is an older copy or a
+        # rebuild in progress, and may lack bindings.
         if checkpoint is None or checkpoint.stream_time_ms < intent.bucket_end_ms:
             raise Transient(
                 f"partition {partition}: the live view does not reach the end of the report's bucket: wait until the "

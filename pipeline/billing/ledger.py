@@ -28,7 +28,7 @@ class SendQueueKey(NamedTuple):
 
 
 class Hold(StrEnum):
-    """Why an intent waits, if not for Stripe."""
+    """Why the sink does not send an intent yet."""
 
     NONE = ""
     UNMAPPED = "unmapped"
@@ -41,8 +41,8 @@ class Hold(StrEnum):
 class Pending:
     """An intent without an outcome, and its progress.
 
-    `in_doubt`: a send may have begun that got no clear answer. `awaited_offset` is the offset of our own attempt:
-    nothing is done with the intent until the attempt was read back.
+    `in_doubt`: Stripe may have received a send whose answer was lost. `awaited_offset`: the offset of this sender's own
+    attempt; the intent waits until the attempt was read back.
     """
 
     intent: Intent
@@ -67,9 +67,9 @@ class SendQueue:
 class ReportLedger:
     """The intents of one partition: those that are pending, and the identifiers of settled ones.
 
-    An identifier is kept until Stripe would refuse its event anyway: a rebuild may publish an intent again, which must
-    not be sent again. `has_doubts`: an intent came whose identifier would be forgotten by now if it had been settled.
-    Nothing may be sent before `recall` restored what was forgotten.
+    A settled identifier is kept until Stripe would refuse its event, because a rebuild may publish the intent again.
+    `has_doubts`: an intent arrived that may be settled and forgotten. Nothing may be sent before `recall` restored the
+    forgotten identifiers.
     """
 
     def __init__(self, pending_max: int = PENDING_MAX) -> None:
@@ -88,7 +88,7 @@ class ReportLedger:
 
     @property
     def settled(self) -> int:
-        """How many settled identifiers are remembered."""
+        """The number of settled identifiers that are kept."""
         return len(self._settled)
 
     def pending(self) -> Iterable[Pending]:
@@ -124,7 +124,7 @@ class ReportLedger:
             pending.in_doubt |= offset != pending.awaited_offset
 
     def settle(self, identifier: str) -> None:
-        """Forget a pending intent and remember that it is settled."""
+        """Remove a pending intent and keep its identifier as settled."""
         pending = self._pending.pop(identifier, None)
         if pending is None:
             self._settled.setdefault(identifier, 1 << 62)
@@ -145,8 +145,10 @@ class ReportLedger:
         self._settled = {key: until_ms for key, until_ms in self._settled.items() if until_ms >= now_ms}
 
     def recall(self, whole: ReportLedger) -> None:
-        """Settle the pending intents that are settled in `whole`, a ledger of the same records that forgot nothing.
-        Everything is kept until the next day, because a rebuild publishes many intents at a time."""
+        """Settle the pending intents that are settled in `whole`, a complete ledger of the same records.
+
+        Keeps all identifiers until the next day, because a rebuild publishes many intents at a time.
+        """
         for identifier in [identifier for identifier in self._pending if identifier in whole._settled]:
             self.settle(identifier)
         self._settled |= whole._settled
@@ -173,6 +175,8 @@ def _kept_until_ms(intent: Intent) -> int:
 
 
 def _kept_at_least_until_ms(intent: Intent) -> int:
-    """A lower bound of `_kept_until_ms` for all copies of the intent: a binding may have cut the period between two
-    copies, but not before the bucket began."""
+    """A lower bound of `_kept_until_ms` for all copies of the intent.
+
+    A binding between two copies may end the period earlier, but not before the report bucket began.
+    """
     return min(intent.bucket_start_ms, intent.period_end_ms) + PAST_MAX_MS + DAY_MS

@@ -1,7 +1,7 @@
 """Finds out whether Stripe has an event whose answer was lost more than a day ago (I10).
 
-Stripe's identifier window is over, so another send could count twice. Stripe's sum for the queue and period is compared
-with the sum that the topic expects instead.
+After Stripe's identifier window, another send could count twice. Instead, Stripe's sum of the meter, customer and
+period is compared with the sum of the reports in the topic.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Presence(StrEnum):
 
 
 class LookupResult(NamedTuple):
-    """`detail` is the reason, for people."""
+    """The answer of a lookup; `detail` is the reason, for operators."""
 
     presence: Presence
     detail: str
@@ -43,7 +43,7 @@ def sum_of(intent: Intent, attempt: Attempt) -> StripeSum:
 
 
 class _Index:
-    """The topic's entries that concern some sums, and how far each partition was read for them."""
+    """The topic's entries that concern the given sums, and how far each partition was read for them."""
 
     def __init__(self, sums: frozenset[StripeSum]) -> None:
         self.sums = sums
@@ -59,7 +59,7 @@ class _Index:
     def add(self, partition: int, entry: ReportEntry) -> None:
         """Keep an intent that may belong to one of the sums, and the attempts and outcomes of such intents."""
         if isinstance(entry, Intent):
-            # The instant that is sent for an intent is in the intent's own period.
+            # The timestamp that is sent is inside the intent's own period.
             span = self._spans.get(entry.event_name)
             if span is not None and overlaps(entry, span):
                 self.reported.add(partition, entry)
@@ -73,16 +73,16 @@ class _Index:
             queue[entry.identifier] = None
 
     def sent(self, key: StripeSum) -> list[ReportedIntent]:
-        """Everything that Stripe may add up in a sum."""
+        """The attempted intents that Stripe's sum may contain."""
         queue = map(self.reported.get, self._queues.get((key.event_name, key.stripe_customer), ()))
         return [reported for reported in queue if reported and may_contain(key, reported)]
 
 
 class StripeLookup:
-    """Answers whether Stripe has an event, from the whole topic and Stripe's summary.
+    """Decides from the whole topic and Stripe's summary whether Stripe has an event.
 
-    Reads every partition, because accounts of one customer may be on several, and reads the topic once for all sums of
-    a round. `forget()` drops what was read.
+    Reads every partition, because one customer's accounts may be on several. Reads the topic once for all sums of a
+    round; `forget()` ends the round.
     """
 
     def __init__(self, log: Log, meters: StripeMeters, clock: Clock, settle_ms: int) -> None:
@@ -93,16 +93,15 @@ class StripeLookup:
         self._index = _Index(frozenset())
 
     def forget(self) -> None:
-        """Drop what was read. Call at the end of a round."""
+        """Drop the cached entries. Call at the end of a round."""
         self._index = _Index(frozenset())
 
     async def look_up(self, identifier: str, key: StripeSum, sums: Iterable[StripeSum]) -> LookupResult:
-        """Whether Stripe has the event of the attempted intent `identifier`, which is part of the sum `key`. `sums` are
-        all sums that the round will look up.
+        """Whether Stripe has the event of the attempted intent `identifier`, which is part of the sum `key`.
 
-        The caller must not send to the queue of the intent meanwhile. Reads the topic and one summary; may raise
-        `Transient`. The answer is unknown if the sums could mislead: a recent send that the summary may not show yet,
-        an entry that was appended meanwhile, or two choices of events that fit.
+        `sums` are all sums that the round will look up. The caller must not send to the intent's queue meanwhile. Reads
+        the topic and one summary; may raise `Transient`. The answer is unknown if the summary may lack a recent send,
+        if an entry was appended meanwhile, or if two different choices of events fit the summary.
         """
         wanted = frozenset(sums)
         if not wanted <= self._index.sums:
@@ -146,7 +145,7 @@ class StripeLookup:
 
 
 def _last_ms(reported: ReportedIntent) -> int:
-    """When the outcome was written, or else the attempt."""
+    """When the outcome was written, or else the attempt; 0 without both."""
     if reported.outcome is not None:
         return reported.outcome.settled_at_ms
     return reported.attempt.attempted_at_ms if reported.attempt else 0

@@ -1,15 +1,15 @@
-"""Sends what `billing.reports` intends to Stripe, each intent once (I10).
+"""Sends every intent of `billing.reports` to Stripe once (I10).
 
-Steps of one intent, and the state after a crash behind each step:
-1. The intent is in the log: it is read again, and nothing was sent.
-2. The attempt is in the log: it was perhaps sent. Within Stripe's window it is sent again under the same identifier
-   and with the same bytes; later it is looked up in Stripe's summary.
+The steps of an intent, and the state after a crash behind each step:
+1. The intent is in the log: nothing was sent, and the restart reads the intent again.
+2. The attempt is in the log: it may have been sent. Within Stripe's identifier window the same bytes are sent again
+   with the same identifier; later Stripe's summary decides.
 3. The attempt was read back and sent: as 2, and Stripe answers "already exists".
-4. The outcome is in the log: nothing is left to do.
+4. The outcome is in the log: the intent is settled.
 
-An attempt is sent only after it was read back from its offset. If two senders both believe that they own the
-partition, each reads what the other wrote before its own attempt, and both send the bytes of the first attempt. A
-sender that was suspended for days reads the outcome before its own attempt.
+An attempt is sent only after it was read back from its offset. If two senders believe that they own the partition, each
+reads the other's earlier attempt first, and both send the bytes of the first attempt. A sender that was suspended for
+days reads the outcome before its own attempt.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _LOG: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SenderPolicy:
-    """Limits of the sender; durations are measured with the clock passed in.
+    """Limits of the sender.
 
     `rate_per_s`: Stripe allows 25/s for a sandbox and 1 000/s live. `queues_max`: concurrent calls. `round_s`: how
-    long one step or idle call may send. `settle_ms`: how long a send may take to show in Stripe's summaries.
+    long one step or idle call may send. `settle_ms`: how long Stripe's summaries may lack a send.
     """
 
     rate_per_s: float = 20.0
@@ -62,9 +62,9 @@ class SenderPolicy:
 
 
 class SenderStatus(NamedTuple):
-    """Values of the gauges and counters; `counts` are of this process, by name.
+    """Values of the gauges and counters. `counts` are counted since the process started, by name.
 
-    `unmapped_deadline_ms` is when Stripe will refuse the first of the unmapped intents; None if there are none.
+    `unmapped_deadline_ms` is when Stripe will refuse the first unmapped intent; None without unmapped intents.
     """
 
     pending: int
@@ -85,15 +85,15 @@ class _Partition:
 
 
 class StripeSender:
-    """A processor of `billing.reports`. All sending happens inside `step` and `idle`: nothing is sent after `revoked`
-    returned or after the runner cancelled a call.
+    """The processor of `billing.reports`.
 
-    The sender keeps no position: every assignment reads the partition from its first record, because only the whole
-    topic shows what is settled. Nothing is sent before the end, as it was at the assignment, was read. The topic grows
-    by three short records per meter, account and report bucket. `low_watermark` is for lag graphs and alarms.
+    Sends only inside `step` and `idle`: nothing is sent after `revoked` returned or the runner cancelled a call. Keeps
+    no position: every assignment reads the partition from its first record, because only the whole topic shows what is
+    settled. Sends nothing until the end of the log at the assignment was read. The topic grows by three short records
+    per meter, account and report bucket.
 
-    Raises `OperatorNeeded` if the key is refused, or is of another mode or account than the intents. `Transient` of
-    the log propagates; a restart repeats harmlessly.
+    Raises `OperatorNeeded` if Stripe refuses the key, or if the key is of another mode or account than the intents, and
+    `Transient` if the log does not answer; a restart repeats harmlessly.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class StripeSender:
         return REPORTS_TOPIC
 
     async def start_offset(self, partition: int) -> int | None:
-        """The log's first record, always. Notes the end that must be read before anything is sent."""
+        """The offset of the log's first record. Notes the log's end, which must be read before anything is sent."""
         bounds = await self._log.bounds(REPORTS_TOPIC, partition)
         ledger = ReportLedger(self._policy.pending_max)
         ledger.next_offset = bounds.first
@@ -135,7 +135,7 @@ class StripeSender:
         return bounds.first
 
     async def step(self, partition: int, records: Sequence[Record]) -> None:
-        """Apply the records, then send for about `round_s` at most if the partition is caught up."""
+        """Apply the records, then send for up to about `round_s` if the partition is caught up."""
         part = self._partitions[partition]
         unreadable = part.ledger.unreadable
         for record in records:
@@ -147,7 +147,7 @@ class StripeSender:
         await self._round(part)
 
     async def idle(self, partition: int) -> None:
-        """Send what has become due. Also detects the end of a partition whose last offsets hold no records."""
+        """Send due intents. Also detects the end of a partition whose last offsets hold no records."""
         part = self._partitions[partition]
         if not part.caught_up:
             left = await self._log.read(REPORTS_TOPIC, partition, part.ledger.next_offset, 1)
@@ -155,11 +155,11 @@ class StripeSender:
         await self._round(part)
 
     async def revoked(self, partition: int) -> None:
-        """Forget the partition. Its next owner reads everything from the log."""
+        """Forget the partition. Its next owner reads it again from the log."""
         self._partitions.pop(partition, None)
 
     def low_watermark(self, partition: int) -> int:
-        """The offset of the lowest pending intent: records below it concern settled intents only."""
+        """The offset of the lowest pending intent, for lag graphs: records below it concern settled intents only."""
         return self._partitions[partition].ledger.low_watermark()
 
     def status(self) -> SenderStatus:
@@ -178,14 +178,14 @@ class StripeSender:
         )
 
     async def _round(self, part: _Partition) -> None:
-        """Work on every queue that is due: queues concurrently, and the intents of a queue one after the other."""
+        """Process every due queue: queues concurrently, the intents of a queue one after the other."""
         if not part.caught_up:
             return
         now_ms = self._clock.now_ms()
         part.ledger.forget_expired(now_ms)
         if part.ledger.has_doubts:
             await self._recall(part)
-        # Queues on hold that were tried not long ago come last: many of them must not delay all others.
+        # Queues that were tried recently come last, so that many queues on hold do not delay the others.
         due = [queue for queue in part.ledger.queues.values() if queue.not_before_ms <= now_ms]
         due.sort(key=lambda queue: queue.not_before_ms)
         if not due:
@@ -204,7 +204,7 @@ class StripeSender:
         self._lookup.forget()
 
     async def _recall(self, part: _Partition) -> None:
-        """Read the partition again, as a restart does, because an intent came whose outcome may be forgotten."""
+        """Read the partition again from its first record, because an intent arrived whose outcome may be forgotten."""
         whole = ReportLedger(self._policy.pending_max)
         offset = (await self._log.bounds(REPORTS_TOPIC, part.number)).first
         while offset < part.ledger.next_offset:
@@ -230,7 +230,7 @@ class StripeSender:
         queue.not_before_ms = min(waits, default=0)
 
     async def _advance(self, part: _Partition, pending: Pending) -> None:
-        """Bring one intent as far as possible now: to its outcome, on hold, or to its next try."""
+        """Advance one intent as far as possible now: to its outcome, to a hold, or to its next try."""
         if pending.awaited_offset >= part.ledger.next_offset:
             return
         pending.hold = Hold.NONE
@@ -243,7 +243,7 @@ class StripeSender:
             else:
                 await self._send(part, pending, pending.attempt)
         except Transient as error:
-            # Nothing is lost: an attempt or outcome that may or may not be in the log is harmless twice.
+            # Nothing is lost: a second copy of an attempt or outcome in the log is harmless.
             self._back_off(pending, str(error), error.retry_after_s)
         except Refused as error:
             raise OperatorNeeded(str(error)) from error
@@ -261,12 +261,12 @@ class StripeSender:
             )
 
     async def _begin(self, part: _Partition, pending: Pending) -> None:
-        """Decide what is sent, to whom and with which timestamp, and append the attempt."""
+        """Append an attempt with the payer, timestamp and value; or settle the intent, or put it on hold."""
         intent, now_ms = pending.intent, self._clock.now_ms()
         if wait_ms := too_early_ms(intent.instant_ms, now_ms):
             self._hold(pending, Hold.EARLY, "its period begins in the future", wait_ms)
             return
-        # By the usage's own instant: the timestamp is a later one if Stripe would refuse the instant as too old.
+        # Not the timestamp: that is later than the usage's own instant if Stripe would refuse the instant as too old.
         payer = await self._resolve(intent, intent.instant_ms)
         if payer is None:
             await self._settle(part, pending, OutcomeStatus.REPLACED, REPLACED)
@@ -276,7 +276,7 @@ class StripeSender:
             await self._settle(part, pending, OutcomeStatus.FREE, "the account is free")
             return
         if timestamp_s is None:
-            detail = "its period ended more than 35 days ago and Stripe takes it no more: add an invoice item"
+            detail = "its period ended more than 35 days ago and Stripe no longer accepts it: add an invoice item"
             await self._settle(part, pending, OutcomeStatus.DEAD, detail)
             return
         if payer.billing is Billing.UNMAPPED or not payer.stripe_customer:
@@ -303,7 +303,7 @@ class StripeSender:
     async def _write_attempt(
         self, part: _Partition, pending: Pending, customer: str, timestamp_s: int, value: str
     ) -> None:
-        """Append the attempt. It is in force once it was read back, unless another sender's attempt precedes it."""
+        """Append the attempt. It takes effect when it is read back, unless another sender's attempt precedes it."""
         attempt = Attempt(
             identifier=pending.intent.identifier,
             stripe_customer=customer,
@@ -318,7 +318,7 @@ class StripeSender:
         return self._clock.now_ms() - attempt.attempted_at_ms >= self._policy.resend_window_ms
 
     async def _resolve_by_lookup(self, part: _Partition, pending: Pending, attempt: Attempt) -> None:
-        """After Stripe's window: settle the intent, append an attempt that may be sent again, or put it on hold."""
+        """After Stripe's identifier window: settle the intent, append a new attempt, or put the intent on hold."""
         key, sums = sum_of(pending.intent, attempt), self._stale_sums(part)
         async with self._locks.hold((key.event_name, key.stripe_customer)), self._lookup_lock:
             result = await self._lookup.look_up(pending.intent.identifier, key, sums)
@@ -346,13 +346,13 @@ class StripeSender:
         async with self._locks.hold((event.event_name, event.stripe_customer)), self._slots:
             await self._bucket.take()
             if self._is_stale(attempt):
-                # The wait, or a stop of the whole machine, used up the window: the next round looks it up.
+                # Stripe's window ended during the wait (or a suspension): the next round looks the event up.
                 return
             result = await self._meters.send(event)
         self._counts[f"sent_{result.status}"] += 1
         match result.status:
             case SendStatus.ACCEPTED | SendStatus.DUPLICATE:
-                detail = "" if result.status is SendStatus.ACCEPTED else "Stripe had it already"
+                detail = "" if result.status is SendStatus.ACCEPTED else "Stripe already had it"
                 await self._settle(part, pending, OutcomeStatus.ACCEPTED, detail)
             case SendStatus.RETRY:
                 pending.in_doubt = True
@@ -391,7 +391,7 @@ class StripeSender:
         pending.not_before_ms = self._clock.now_ms() + wait_ms
 
     def _back_off(self, pending: Pending, detail: str, retry_after_s: float) -> None:
-        """Double the wait each time, with jitter; later intents of the queue wait as well."""
+        """Schedule the next try, with doubled waits and jitter. Later intents of the queue wait as well."""
         policy = self._policy
         wait_s = min(policy.backoff_max_s, policy.backoff_min_s * 2 ** min(pending.failures, 30))
         wait_ms = round(max(wait_s * self._random.uniform(0.5, 1.0), retry_after_s) * SECOND_MS)

@@ -17,8 +17,8 @@ from pipeline.settings import Settings
 from schemas.errors import InvalidInput
 from schemas.live_view import LiveView
 from schemas.log import EVENTS_TOPIC
-from schemas.rebuild import Progress, RebuildClaim
-from sinks.clickhouse.claimed import ClaimedStore
+from schemas.rebuild import AnalyticalStore, Progress, RebuildClaim
+from sinks.clickhouse.claimed import claimed_store
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.snapshots import ClickHouseSnapshots
@@ -36,7 +36,7 @@ class _Opened(NamedTuple):
 
     base: Base
     live: RedisLiveView
-    hourly: ClaimedStore
+    hourly: AnalyticalStore
     reader: ClickHouseReader
     staging: ClickHouseStaging
     snapshots: ClickHouseSnapshots
@@ -65,7 +65,7 @@ async def _opened(settings: Settings) -> AsyncIterator[_Opened]:
         await live.rebuilds.claim_rebuild(claim.token)
         limits = RebuildLimits(settings.flush_records_max, settings.flush_events_max, settings.relay_cells_max)
         yield _Opened(
-            base, live, ClaimedStore(hourly, claim), ClickHouseReader(clickhouse),
+            base, live, claimed_store(hourly, claim), ClickHouseReader(clickhouse),
             ClickHouseStaging(clickhouse, claim), ClickHouseSnapshots(clickhouse),
             settings.secret_bytes(), limits,
         )  # fmt: skip

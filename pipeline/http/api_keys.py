@@ -1,8 +1,7 @@
-"""API keys: who may write and read (I12). The file holds hashes only; a key is shown once, when it is made.
+"""API keys, which limit who may write and read (I12). The key file has hashes only; `create_key` returns a key once.
 
 The file has one JSON object per line: `id`, `role`, `account` (or null), `hash`, `created`. A key's text is
-`tm_<id>_<secret>`: the id finds the line, the secret (256 random bits) is compared in constant time. A plain BLAKE2b
-hash is enough, because nobody can guess 256 random bits.
+`tm_<id>_<secret>`. A plain BLAKE2b hash is enough, because nobody can guess the secret's 256 random bits.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class Role(StrEnum):
-    """What a key may do: send events, read usage, or both and more."""
+    """What a key may do: send events, read usage, or everything."""
 
     INGEST = "ingest"
     READ = "read"
@@ -47,7 +46,7 @@ class Role(StrEnum):
 
 
 class ApiKey(BaseModel):
-    """One key as it is stored. With an `account`, it may write and read that account only."""
+    """One stored key. A key with an `account` may write and read that account only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,31 +57,31 @@ class ApiKey(BaseModel):
     created: str
 
     def may(self, role: Role) -> bool:
-        """Whether this key has the role; `admin` has every one."""
+        """Whether the key has the role. `admin` has every role."""
         return self.role in (role, Role.ADMIN)
 
     def reaches(self, account: str) -> bool:
-        """Whether this key may touch that account."""
+        """Whether the key may write and read the account."""
         return self.account is None or self.account == account
 
 
 class Keys(Protocol):
-    """What the gateway asks about a request's credentials."""
+    """Verifies the key of a request."""
 
     def verify(self, key: str) -> ApiKey | None:
-        """The stored key this text proves, or None. Constant time in the secret; may stat a file."""
+        """The stored key with this text, or None. Compares in constant time. May read a file."""
         ...
 
 
 class KeyFile:
-    """The keys of a file, read again whenever it changes.
+    """The keys of a file. Reads the file again after a change. A missing file has no keys.
 
-    A file that is missing holds no keys. One that became unreadable or malformed keeps the keys of before in force
-    and is reported by `problem`, so that a slip of the editor does not lock every producer out.
+    If the file becomes unreadable or malformed, the earlier keys stay valid and `problem` has the reason. So a mistake
+    in the file does not lock all producers out.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises `InvalidInput` where the file is malformed now."""
+        """Raises `InvalidInput` if the file is unreadable or malformed."""
         self._path = path
         self._stamp: tuple[int, ...] | None = None
         self._keys: Mapping[str, ApiKey] = {}
@@ -92,13 +91,12 @@ class KeyFile:
             raise InvalidInput("TIDEMARK_API_KEYS", self.problem)
 
     def verify(self, key: str) -> ApiKey | None:
-        """See `Keys`."""
         self._reload()
         shape = _KEY.fullmatch(key)
-        held = self._keys.get(shape[1]) if shape else None
-        # Compared even where there is nothing to compare with, so that the time tells nothing about ids.
-        proved = hmac.compare_digest(_hash(shape[2] if shape else ""), held.hash if held else _NOBODY)
-        return held if proved else None
+        stored = self._keys.get(shape[1]) if shape else None
+        # An unknown id is compared too, so that the duration does not show whether an id exists.
+        proved = hmac.compare_digest(_hash(shape[2] if shape else ""), stored.hash if stored else _NOBODY)
+        return stored if proved else None
 
     def _reload(self) -> None:
         try:
@@ -114,7 +112,7 @@ class KeyFile:
         try:
             self._keys, self._stamp, self.problem = load_keys(self._path), stamp, ""
         except InvalidInput as error:
-            # What could not be opened may be open to the next request, without any change of the file.
+            # A file that cannot be opened may become readable without a change of the file, so the next call retries.
             self._stamp = None if isinstance(error.__cause__, OSError) else stamp
             if self.problem != error.message:
                 _log.error("%s; the keys read before stay in force", error.message)
@@ -122,7 +120,7 @@ class KeyFile:
 
 
 def load_keys(path: Path) -> dict[str, ApiKey]:
-    """The keys by id; none where the file is missing. Raises `InvalidInput` naming the line that is wrong."""
+    """The keys by id. Empty if the file is missing. Raises `InvalidInput` with the number of a malformed line."""
     try:
         with path.open("rb") as file:
             content = file.read(FILE_BYTES_MAX + 1)
@@ -146,11 +144,10 @@ def load_keys(path: Path) -> dict[str, ApiKey]:
 
 
 def create_key(path: Path, role: Role, clock: Clock, account: str | None = None) -> tuple[str, ApiKey]:
-    """Make a key and add its hash to the file (mode 0600, made if missing).
+    """Create a key and add its hash to the file. Return the key's text, which is stored nowhere, and the stored key.
 
-    Returns the key's text, which is nowhere else and must be shown now, and what is stored of it.
-
-    Safe beside other processes that create or revoke. Raises `InvalidInput` where the account or the file is wrong.
+    Creates a missing file with mode 0600. Other processes may change the file at the same time. Raises `InvalidInput`
+    if the account or the file is invalid.
     """
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(SECRET_BYTES)
     try:
@@ -167,7 +164,7 @@ def create_key(path: Path, role: Role, clock: Clock, account: str | None = None)
 
 
 def revoke_key(path: Path, key_id: str) -> ApiKey:
-    """Take a key out of the file; running gateways notice with the next request. `InvalidInput` where there is none."""
+    """Remove a key from the file. Gateways refuse the key from then on. Raises `InvalidInput` for an unknown id."""
     with _changing(path) as keys:
         if key_id not in keys:
             raise InvalidInput("id", f"no key {key_id!r} in {path}; the ids are: {', '.join(keys) or '(none)'}")
@@ -176,7 +173,7 @@ def revoke_key(path: Path, key_id: str) -> ApiKey:
 
 @contextmanager
 def _changing(path: Path) -> Iterator[dict[str, ApiKey]]:
-    """The file's keys to change; written whole into a new file that replaces the old one, so no reader sees half."""
+    """Lock the file, yield its keys for changes, and then replace the file as a whole, so no reader sees a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR, 0o600)
     try:

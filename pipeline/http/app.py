@@ -1,4 +1,4 @@
-"""The HTTP gateway: events in, usage out. An ASGI app over what is passed in; it starts and closes none of it.
+"""The gateway's ASGI app. The caller opens and closes the dependencies.
 
     app = create_gateway(GatewayDependencies(log=…, genesis=…, settings=…, clock=…, keys=KeyFile(path), meter_set=…))
 
@@ -34,10 +34,10 @@ CHECK_TIMEOUT_S: Final = 2.0
 
 
 def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = None) -> Starlette:
-    """The app. `metrics` lets a process share one registry; the app makes its own otherwise.
+    """The app. Without `metrics` the app creates a registry.
 
-    Its lifespan ends when every event it took is settled; a server without lifespan may cut those requests off, and
-    their senders send them again.
+    The end of the app's lifespan waits for all pending events. A server without lifespan may end such requests, and
+    their senders send the events again.
     """
     counted = metrics or Metrics()
     appender = Appender(dependencies.log, dependencies.genesis.partitions, counted)
@@ -104,7 +104,7 @@ class _Health:
         return json_answer({"status": "alive"})
 
     async def ready(self, _request: Request) -> Response:
-        """Ready while the log takes events. A store that is down takes away its own answers only, and is shown."""
+        """503 if the log does not accept events. If only another store is down, the status is `degraded`."""
         given = self._dependencies
         checks: dict[str, Callable[[], Awaitable[dict[str, Any]]] | None] = {
             "log": self._log,
@@ -113,21 +113,21 @@ class _Health:
         }
         present = {name: check for name, check in checks.items() if check is not None}
         outcomes = await asyncio.gather(*(_checked(check) for check in present.values()))
-        found = dict(zip(present, outcomes, strict=True))
-        ready = bool(found["log"]["ok"])
+        results = dict(zip(present, outcomes, strict=True))
+        ready = bool(results["log"]["ok"])
         whole = all(outcome["ok"] for outcome in outcomes)
         status = "ready" if whole else "degraded" if ready else "not_ready"
-        return json_answer({"status": status, "checks": found}, 200 if ready else 503)
+        return json_answer({"status": status, "checks": results}, 200 if ready else 503)
 
     async def _log(self) -> dict[str, Any]:
         partitions = await self._dependencies.log.partition_count(EVENTS_TOPIC)
-        # The count is remembered and would say nothing of a log that went away since.
+        # The partition count may come from a cache, so `bounds` checks that the log answers.
         await self._dependencies.log.bounds(EVENTS_TOPIC, 0)
         return {"ok": partitions == self._dependencies.genesis.partitions, "partitions": partitions}
 
     async def _redis(self) -> dict[str, Any]:
         live = self._dependencies.live
-        assert live is not None  # noqa: S101  # asked only where there is one
+        assert live is not None  # noqa: S101  # `ready` checks Redis only with a live view
         partitions = range(self._dependencies.genesis.partitions)
         answers = await asyncio.gather(*(live.totals.account_totals(partition, []) for partition in partitions))
         times_ms = [checkpoint.stream_time_ms for checkpoint, _ in answers if checkpoint is not None]
@@ -138,10 +138,10 @@ class _Health:
     async def _clickhouse(self) -> dict[str, Any]:
         given = self._dependencies
         if given.hourly is not None:
-            times = [each.stream_time_ms for each in (await given.hourly.load_relayed()).values()]
+            times = [position.stream_time_ms for position in (await given.hourly.load_relayed()).values()]
         else:
-            assert given.usage is not None  # noqa: S101  # asked only where there is one
-            times = [each.stream_time_ms for each in (await given.usage.archive_positions()).values()]
+            assert given.usage is not None  # noqa: S101  # `ready` checks ClickHouse only with a reader
+            times = [position.stream_time_ms for position in (await given.usage.archive_positions()).values()]
         whole = len(times) == given.genesis.partitions
         return {"ok": True, "complete_up_to": format_instant_ms(min(times)) if whole else None}
 

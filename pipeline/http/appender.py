@@ -1,7 +1,7 @@
-"""Many requests, few records: events of concurrent requests share appends, partition by partition.
+"""Appends the events of concurrent requests to the log together.
 
-A partition has one append under way at a time; what arrives meanwhile becomes the next record. So records grow with
-the load by themselves, and a lone event waits only `linger_s`.
+Each partition has one append at a time. All events that arrive during an append become the next record. So records grow
+with the load, and a single event waits only `linger_s`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _log: Final = logging.getLogger(__name__)
 
 
 class Outgoing(NamedTuple):
-    """One event that passed all checks: its account and its JSON bytes."""
+    """The account and the JSON of one valid event."""
 
     account: str
     raw: bytes
 
 
 class _Submission:
-    """The events of one request: which are durable, and who waits for it."""
+    """The events of one request. `done` is set after the last event is settled."""
 
     def __init__(self, count: int) -> None:
         self.durable: list[bool] = [False] * count
@@ -57,14 +57,14 @@ class _Waiting(NamedTuple):
 
 @dataclass(slots=True)
 class _AppendQueue:
-    """One partition: what waits for it and the task that appends it."""
+    """The waiting events of one partition and the task that appends them."""
 
     waiting: deque[_Waiting] = field(default_factory=deque)
     task: asyncio.Task[None] | None = None
 
 
 class Appender:
-    """Appends events to `usage.events`; bounded by `PENDING_EVENTS_MAX` and `PENDING_BYTES_MAX`."""
+    """Appends events to `usage.events`. The limits of pending events and bytes bound the memory."""
 
     def __init__(
         self,
@@ -88,10 +88,10 @@ class Appender:
         self._pending_events = self._pending_bytes = 0
 
     async def append(self, events: Sequence[Outgoing]) -> list[bool]:
-        """Append the events and say of each, in order, whether the log has confirmed it.
+        """Append the events. Return in order whether the log confirmed the event.
 
-        False means unknown: the event may or may not be in the log, and sending it again under the same id is safe.
-        Raises `Transient` before anything is appended where there is no room. The events are appended even where the
+        False means that the event may be in the log; sending the event again under the same id is safe. Raises
+        `Transient` if there is no room for the events; then no event is appended. The events are appended even if the
         caller is cancelled.
         """
         size = sum(len(event.raw) for event in events)
@@ -99,7 +99,7 @@ class Appender:
             self._pending_events + len(events) > self._pending_events_max
             or self._pending_bytes + size > self._pending_bytes_max
         ):
-            raise Transient("the gateway has more events waiting for the log than it may hold")
+            raise Transient("too many events wait for the log")
         if not events:
             return []
         submission = _Submission(len(events))
@@ -117,7 +117,7 @@ class Appender:
         return submission.durable
 
     async def close(self) -> None:
-        """Return once everything that was taken is settled."""
+        """Wait until all pending events are settled."""
         await asyncio.gather(*(queue.task for queue in self._queues if queue.task is not None))
 
     async def _drain(self, partition: int, queue: _AppendQueue) -> None:
@@ -137,14 +137,14 @@ class Appender:
             self._metrics.observe("tidemark_gateway_append_events", len(batch))
         except (TidemarkError, TimeoutError) as error:
             if isinstance(error, InvalidInput) and len(batch) > 1:
-                # The topic takes smaller records than ours; the operator changed it.
+                # The operator lowered the topic's limit of a record's size.
                 half = len(batch) // 2
                 await self._append_batch(partition, batch[:half])
                 await self._append_batch(partition, batch[half:])
                 return
             self._metrics.add("tidemark_gateway_append_failures_total")
             _log.warning("an append of %d events was not confirmed: %s", len(batch), error or "timed out")
-        except Exception:  # noqa: BLE001  # a defect of a driver must not leave requests waiting for ever
+        except Exception:  # noqa: BLE001  # an unexpected error must not let requests wait for ever
             self._metrics.add("tidemark_gateway_append_failures_total")
             _log.exception("an append of %d events failed", len(batch))
         for waiting in batch:

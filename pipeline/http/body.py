@@ -1,4 +1,4 @@
-"""Reading a request's body within limits, and cutting it into the JSON texts of single events."""
+"""Reads the body of a request within limits and splits the body into the JSON of single events."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ _ATTRIBUTE: Final = re.compile(r"ce-([a-z0-9]{1,64})")
 
 
 class Bodies:
-    """Reads bodies: each at most `body_bytes_max`, before and after decompression, all together `BODIES_BYTES_MAX`."""
+    """Reads bodies of up to `body_bytes_max` bytes, before and after decompression. All bodies that are in use together
+    have up to `bodies_bytes_max` bytes."""
 
     def __init__(self, body_bytes_max: int, bodies_bytes_max: int = BODIES_BYTES_MAX) -> None:
         self._body_bytes_max = body_bytes_max
         self._bodies_bytes_max = bodies_bytes_max
-        self._held_bytes = 0
+        self._bytes_in_use = 0
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The body, decompressed; its bytes count against the common limit until the block is left.
+        """The decompressed body. The bytes count towards the common limit until the end of the block.
 
-        Raises `ApiError`: 413 too large, 415 unknown encoding, 400 broken encoding, 408 too slow, 503 no room.
+        Raises `ApiError`: 413 too large, 415 unknown encoding, 400 invalid gzip, 408 too slow, 503 no room.
         """
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity", "gzip"):
@@ -55,24 +56,24 @@ class Bodies:
             )  # fmt: skip
         announced = request.headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > self._body_bytes_max:
-            # A client that waits for permission to send gets its answer instead.
+            # With "Expect: 100-continue" the client has not sent the body yet.
             if "expect" not in request.headers:
                 await _discard(request)
             raise self._too_large()
-        held = 0
+        size = 0
         parts: list[bytes] = []
         try:
             try:
                 async with asyncio.timeout(BODY_TIMEOUT_S):
                     async for part in request.stream():
-                        held += len(part)
-                        self._held_bytes += len(part)
-                        if held > self._body_bytes_max:
+                        size += len(part)
+                        self._bytes_in_use += len(part)
+                        if size > self._body_bytes_max:
                             parts.clear()
                             await _discard(request)
                             raise self._too_large()
-                        if self._held_bytes > self._bodies_bytes_max:
-                            raise overloaded("the gateway is reading as many bytes as it may hold; send again")
+                        if self._bytes_in_use > self._bodies_bytes_max:
+                            raise overloaded("the gateway is busy with other requests; send the request again")
                         parts.append(part)
             except TimeoutError:
                 message = f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s: send less at a time"
@@ -81,11 +82,11 @@ class Bodies:
             parts.clear()
             if encoding == "gzip":
                 body = self._inflated(body)
-                held += len(body)
-                self._held_bytes += len(body)
+                size += len(body)
+                self._bytes_in_use += len(body)
             yield body
         finally:
-            self._held_bytes -= held
+            self._bytes_in_use -= size
 
     def _inflated(self, body: bytes) -> bytes:
         inflater = zlib.decompressobj(wbits=31)
@@ -105,7 +106,7 @@ class Bodies:
 
 
 async def _discard(request: Request) -> None:
-    """Read on for a moment: a client that is cut off while it still sends may never see the answer."""
+    """Read on for up to `DISCARD_S`: a client whose connection closes during the upload may not see the answer."""
     try:
         async with asyncio.timeout(DISCARD_S):
             async for _ in request.stream():
@@ -115,14 +116,14 @@ async def _discard(request: Request) -> None:
 
 
 class Entries(NamedTuple):
-    """A request's events as JSON texts, or why none could be told apart (`unreadable`, with the whole body)."""
+    """The JSON of a request's events. `unreadable` has the reason if the body could not be split into events."""
 
     raws: list[bytes]
     unreadable: Rejected | None = None
 
 
 def entries(request: Request, body: bytes) -> Entries:
-    """Cut a body into single events by its content type; the events themselves are not judged.
+    """Split a body into events by the content type, without a check of the events.
 
     Raises `ApiError`: 415 for another content type, 413 for more than `REQUEST_EVENTS_MAX` events, 400 for none.
     """
@@ -167,7 +168,7 @@ def _list(body: bytes) -> Entries:
 
 
 def _binary(headers: Iterable[tuple[str, str]], body: bytes) -> Entries:
-    """CloudEvents' binary mode (HTTP protocol binding 1.0.2, 3.1): attributes in `ce-` headers, the body is `data`."""
+    """One event in CloudEvents' binary mode (HTTP binding 1.0.2, 3.1): `ce-` headers and a body that is `data`."""
     attributes = {
         shape[1]: unquote(value)
         for name, value in headers

@@ -1,4 +1,4 @@
-"""What the gateway is given, and who may use it."""
+"""The gateway's dependencies, and the check of a request's API key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEY_CHARACTERS_MAX: Final = 256
 
 
 class LiveUsage(NamedTuple):
-    """What live usage answers read."""
+    """The parts of the live view that answer current usage."""
 
     accounts: AccountDirectory
     deferred: DeferredEvents
@@ -33,12 +33,11 @@ class LiveUsage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GatewayDependencies:
-    """Everything the gateway reaches. It closes none of them.
+    """The settings and stores of the gateway. The gateway closes none of them.
 
-    `meter_set` is asked once per request and should answer from memory; None means that no meter set is in force yet,
-    and events are then taken as the fold takes them: well-formed ones are accepted, unmetered. `live` None takes
-    away live usage, `usage` None takes away usage over time. `hourly` tells how far `usage_hourly` is complete;
-    without it `complete_up_to` is null.
+    Each request calls `meter_set` once, so the call should answer from memory. If it returns None, there is no meter
+    set yet and valid events are accepted unmetered. Without `live` the gateway does not answer current usage. Without
+    `usage` the gateway does not answer usage over time. Without `hourly`, `complete_up_to` is null.
     """
 
     log: Log
@@ -55,9 +54,9 @@ class GatewayDependencies:
 def authorized(
     dependencies: GatewayDependencies, request: Request, role: Role | None, account: str | None = None
 ) -> ApiKey:
-    """The key of a request; any role will do where `role` is None.
+    """The key of a request. `role` None allows every role.
 
-    Raises `ApiError`: 401 where the key proves nothing, 403 where it may not do this.
+    Raises `ApiError`: 401 without a valid key, 403 if the key does not have the role or belongs to another account.
     """
     scheme, _, text = request.headers.get("authorization", "").partition(" ")
     text = text.strip()

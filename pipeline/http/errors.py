@@ -1,4 +1,4 @@
-"""Every answer of the gateway that says no: JSON with a code, a sentence and the field; never a stack trace."""
+"""The gateway's error answers: JSON with a code, a message and the field, never a stack trace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class ApiError(TidemarkError):
-    """An answer other than success. `message` tells the client the remedy."""
+    """An error answer. `message` tells the client what to do."""
 
     def __init__(
         self, status: int, code: str, message: str, field: str = "", headers: Mapping[str, str] | None = None
@@ -43,7 +43,7 @@ def json_answer(document: object, status: int = 200, headers: Mapping[str, str] 
 
 
 def error_answer(error: ApiError) -> Response:
-    """`{"error": {"code", "message", "field"?}}`."""
+    """The response with the body `{"error": {"code", "message", "field"?}}`."""
     body: dict[str, Any] = {"code": error.code, "message": error.message}
     if error.field:
         body["field"] = error.field
@@ -51,17 +51,17 @@ def error_answer(error: ApiError) -> Response:
 
 
 def overloaded(message: str, retry_after_s: float = 1.0) -> ApiError:
-    """503: nothing was written, the same request may be sent again after a while."""
+    """503. No event was written, and the client may send the request again after `retry_after_s`."""
     return ApiError(503, "overloaded", message, headers=retry_after(retry_after_s))
 
 
 def retry_after(wait_s: float) -> dict[str, str]:
-    """The header that says when to come again, in whole seconds (RFC 9110, 10.2.3)."""
+    """The `Retry-After` header, in whole seconds (RFC 9110, 10.2.3)."""
     return {"Retry-After": str(max(1, math.ceil(wait_s)))}
 
 
 def answering(route: str, handler: Handler, metrics: Metrics) -> Handler:
-    """The handler with every error turned into an answer and every request counted."""
+    """Wrap a handler: turn each exception into an error answer, and count and time each request."""
 
     async def answer(request: Request) -> Response:
         now_s = asyncio.get_running_loop().time
@@ -70,7 +70,7 @@ def answering(route: str, handler: Handler, metrics: Metrics) -> Handler:
             response = await handler(request)
         except ClientDisconnect:
             response = error_answer(ApiError(400, "disconnected", "the request ended before its body did"))
-        except Exception as error:  # noqa: BLE001  # whatever it is, the client gets an answer and the log the trace
+        except Exception as error:  # noqa: BLE001  # for any error the client gets an answer
             response = error_answer(_api_error(error))
         metrics.add("tidemark_gateway_requests_total", route=route, status=str(response.status_code))
         metrics.observe("tidemark_gateway_request_seconds", now_s() - started_s, route=route)
@@ -99,7 +99,7 @@ def _api_error(error: Exception) -> ApiError:
 
 
 async def http_exception(_request: Request, error: Exception) -> Response:
-    """Starlette's own refusals (no such path, wrong method) in our form."""
+    """Turn Starlette's errors, such as an unknown path, into the gateway's error answers."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = error.headers if isinstance(error, HTTPException) else None
     code, message = {

@@ -1,4 +1,4 @@
-"""`POST /v1/events`: every event is judged alone, and answered with success only once the log has it."""
+"""`POST /v1/events`: checks each event of a request and answers "accepted" only after the log has the event."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aggregators.decode import Rejected, decode, is_batch
+from aggregators.decode import decode, is_batch
 from aggregators.instants import parse_instant_us
 from aggregators.judge import WITHOUT_METERS, judge, rules_at
 from aggregators.meters import CompiledMeterSet, Failure, compiled
@@ -40,7 +40,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class Judged(NamedTuple):
-    """An event and what is wrong with it. `reason` is empty where nothing is; `metered` whether a meter wants it."""
+    """A checked event. `reason` is empty if the event is valid. `metered` is true if a meter counts the event."""
 
     raw: bytes
     id: str | None
@@ -51,7 +51,7 @@ class Judged(NamedTuple):
 
 
 class Judge:
-    """Judges the events of one request by the fold's rules, with the meter set in force, and by the request's key."""
+    """Checks the events of one request with the fold's rules, the meter set and the request's key."""
 
     def __init__(self, meter_set: CompiledMeterSet, key: ApiKey, now_ms: int) -> None:
         self._rules = rules_at(now_ms, meter_set)
@@ -59,8 +59,8 @@ class Judge:
         self._event_bytes_max = meter_set.meter_set.policy.event_bytes_max
 
     def judge(self, raw: bytes) -> Judged:
-        """The decision on one JSON text."""
-        # The decoder's own test: a text that the decoder takes for a list would break the record of its neighbours.
+        """Check the JSON of one event."""
+        # The decoder would take such a text for a batch, and the record with the other events would be invalid.
         if is_batch(raw):
             return self._rejected(raw, Failure(Reason.NOT_AN_EVENT, "a JSON list, not an object"))
         decoded = decode(raw, self._event_bytes_max)
@@ -81,15 +81,15 @@ class Judge:
             document = _anything(raw)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             document = None
-        named: dict[str, Any] = document if isinstance(document, dict) else {}
-        account = _text(named.get("subject"), NAME_CHARACTERS_MAX)
+        fields: dict[str, Any] = document if isinstance(document, dict) else {}
+        account = _text(fields.get("subject"), NAME_CHARACTERS_MAX)
         if account is not None and not self._key.reaches(account):
             account = None
-        return Judged(raw, _text(named.get("id"), ID_CHARACTERS_MAX), account, failure.reason.value, failure.detail)
+        return Judged(raw, _text(fields.get("id"), ID_CHARACTERS_MAX), account, failure.reason.value, failure.detail)
 
 
 def field_of(reason: str, detail: str) -> str:
-    """The field a rejection is about, as far as its detail names one."""
+    """The field that caused a rejection. Empty if `detail` does not name a field."""
     if reason in (Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, FORBIDDEN):
         return detail.partition(":")[0]
     if reason in (Reason.TOO_FAR_IN_FUTURE, Reason.TOO_FAR_IN_PAST):
@@ -103,7 +103,7 @@ def _text(value: object, characters_max: int) -> str | None:
 
 
 class EventsEndpoint:
-    """The handler; one per app."""
+    """The handler of `POST /v1/events`. An app has one."""
 
     def __init__(self, dependencies: GatewayDependencies, appender: Appender, metrics: Metrics) -> None:
         self._dependencies = dependencies
@@ -113,21 +113,21 @@ class EventsEndpoint:
         self._meter_set: tuple[MeterSet, CompiledMeterSet] | None = None
 
     async def post(self, request: Request) -> Response:
-        """Judge, append, answer. The meter set is asked for once per request."""
+        """Check and append the events of a request, and answer with the result of each event."""
         key = authorized(self._dependencies, request, Role.INGEST)
         async with self._bodies.read(request) as body:
-            found = entries(request, body)
-            if found.unreadable is not None:
-                judged = [_unreadable(found.unreadable)]
+            raws, unreadable = entries(request, body)
+            if unreadable is not None:
+                judged = [Judged(unreadable.raw, None, None, unreadable.reason.value, unreadable.detail)]
             else:
                 judge = Judge(await self._compiled(), key, self._dependencies.clock.now_ms())
-                judged = await _judge_all(judge, found.raws)
-            good = [Outgoing(each.account, each.raw) for each in judged if not each.reason and each.account]
+                judged = await _judge_all(judge, raws)
+            good = [Outgoing(event.account, event.raw) for event in judged if not event.reason and event.account]
             try:
                 durable = await self._appender.append(good)
             except Transient as full:
                 raise overloaded(f"{full}; nothing of this request was written", RETRY_AFTER_S) from full
-            await self._keep([each for each in judged if each.reason and each.reason != FORBIDDEN])
+            await append_all(self._keep(event) for event in judged if event.reason not in ("", FORBIDDEN))
         return self._answer(judged, durable)
 
     async def _compiled(self) -> CompiledMeterSet:
@@ -138,18 +138,15 @@ class EventsEndpoint:
             self._meter_set = (meter_set, compiled(meter_set))
         return self._meter_set[1]
 
-    async def _keep(self, rejected: Sequence[Judged]) -> None:
-        """Append rejected events to `usage.rejected` as they came, so that they can be looked at and redriven."""
-        await append_all(self._keep_one(judged) for judged in rejected)
-
-    async def _keep_one(self, judged: Judged) -> None:
+    async def _keep(self, judged: Judged) -> None:
+        """Append a rejected event to `usage.rejected` unchanged, so that an operator can redrive the event."""
         partition = partition_of(judged.account or "", self._dependencies.genesis.partitions)
         log, origin = self._dependencies.log, ((Header.SOURCE, b"gateway"),)
         try:
             async with asyncio.timeout(RETRY_AFTER_S * 10):
                 await append_entry(log, partition, judged.reason, judged.detail, EVENTS_TOPIC, judged.raw, origin)
         except (TidemarkError, TimeoutError) as error:
-            # The sender learns of the rejection all the same and still has the event.
+            # The answer still reports the rejection, and the sender still has the event.
             self._metrics.add("tidemark_gateway_unkept_rejections_total")
             _log.warning("a rejected event could not be kept: %s", error)
 
@@ -158,20 +155,20 @@ class EventsEndpoint:
         answers: list[dict[str, Any]] = []
         counts: Counter[tuple[str, str]] = Counter()
         unmetered = 0
-        for index, each in enumerate(judged):
-            answer: dict[str, Any] = {"index": index, "id": each.id}
-            if each.reason:
-                answer |= {"status": "rejected", "reason": each.reason}
-                field = field_of(each.reason, each.detail)
+        for index, event in enumerate(judged):
+            answer: dict[str, Any] = {"index": index, "id": event.id}
+            if event.reason:
+                answer |= {"status": "rejected", "reason": event.reason}
+                field = field_of(event.reason, event.detail)
                 answer |= {"field": field} if field else {}
-                answer |= {"detail": each.detail, "remedy": _remedy(each.reason)}
+                answer |= {"detail": event.detail, "remedy": _remedy(event.reason)}
             elif next(confirmed):
                 answer["status"] = "accepted"
-                unmetered += not each.metered
+                unmetered += not event.metered
             else:
-                remedy = "send it again under the same id: if the log has it already, it is counted once"
+                remedy = "send the event again under the same id: the event is counted once in any case"
                 answer |= {"status": "unknown", "detail": "the log did not confirm it", "remedy": remedy}
-            counts[answer["status"], each.reason] += 1
+            counts[answer["status"], event.reason] += 1
             answers.append(answer)
         for (status, reason), count in counts.items():
             self._metrics.add("tidemark_gateway_events_total", count, status=status, reason=reason)
@@ -194,13 +191,9 @@ async def _judge_all(judge: Judge, raws: Sequence[bytes]) -> list[Judged]:
     judged: list[Judged] = []
     for start in range(0, len(raws), JUDGED_AT_ONCE_MAX):
         judged.extend(judge.judge(raw) for raw in raws[start : start + JUDGED_AT_ONCE_MAX])
-        # Other requests are served between two portions of a large one.
+        # Let other requests run between the parts of a large request.
         await asyncio.sleep(0)
     return judged
-
-
-def _unreadable(rejected: Rejected) -> Judged:
-    return Judged(rejected.raw, None, None, rejected.reason.value, rejected.detail)
 
 
 def _remedy(reason: str) -> str:

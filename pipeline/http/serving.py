@@ -1,4 +1,4 @@
-"""What every role serves for its operators: `/metrics`, `/healthz`, `/readyz`."""
+"""Serves `/metrics`, `/healthz` and `/readyz` of each role for operators."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pipeline.metrics import Metrics
 
 
 class Readiness(NamedTuple):
-    """Whether a role makes progress, and what it is doing, for people."""
+    """Whether a role makes progress, and details for operators."""
 
     ready: bool
     detail: dict[str, object]
 
 
 class QuietServer(uvicorn.Server):
-    """uvicorn without its signal handling: a role's own loop decides when to stop."""
+    """uvicorn without signal handlers: the role decides when the server stops."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -34,9 +34,9 @@ class QuietServer(uvicorn.Server):
 
 
 def ops_app(metrics: Metrics, readiness: Callable[[], Readiness], refresh: Callable[[], None]) -> Starlette:
-    """The three pages. `/healthz` says that the process answers; `/readyz` that it makes progress (503 if not).
+    """The app with the three paths. `/healthz` answers 200. `/readyz` answers 503 if the role makes no progress.
 
-    `refresh` brings gauges up to date before each scrape.
+    The app calls `refresh` before it renders `/metrics`, to set the gauges.
     """
 
     async def exposition(_: Request) -> Response:
@@ -55,7 +55,7 @@ def ops_app(metrics: Metrics, readiness: Callable[[], Readiness], refresh: Calla
 
 
 def stop_event() -> asyncio.Event:
-    """Set by SIGTERM or SIGINT."""
+    """An event that SIGTERM or SIGINT sets."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -64,8 +64,8 @@ def stop_event() -> asyncio.Event:
 
 @contextlib.asynccontextmanager
 async def serving(app: Starlette, host: str, port: int) -> AsyncIterator[int]:
-    """Serve an app in this loop while the block runs; yields the port. Raises OSError where the port is taken."""
-    # asyncio turns Nagle off only where the protocol is named; without it answers wait 40 ms for an acknowledgement.
+    """Serve an app in this loop during the block. Yields the port. Raises `OSError` if the port is in use."""
+    # asyncio sets TCP_NODELAY only if the protocol is IPPROTO_TCP. Otherwise an answer may wait 40 ms for an ACK.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, port))

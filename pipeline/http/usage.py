@@ -1,6 +1,6 @@
 """`GET /v1/usage` (ClickHouse, over time) and `GET /v1/accounts/{account}/usage` (Redis, the current period).
 
-Every answer carries `complete_up_to`: everything that arrived in the log before that instant is in it (I11).
+Every answer has `complete_up_to`: all events that arrived in the log before that instant are in the answer (I11).
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from schemas.periods import Period
 from schemas.rollup import Checkpoint, TotalKey, Waiting
 
 PARAMETERS: Final = ("meter", "account", "from", "to", "window", "timezone", "group_by")
-# How often what was counted may move between two reads of one answer: a restatement does, and is over at once.
+# Limit of reads for one answer. A binding between two reads may change the account's period, so the read repeats.
 READS_MAX: Final = 4
 SPAN_DAYS_MAX: Final = {Window.HOUR: 366, Window.DAY: 3_660, Window.MONTH: 36_600, None: 36_600}
-INSTANT_LAST_MS: Final = 4_102_444_800_000  # 2100-01-01, far inside what ClickHouse's DateTime64 can name
+INSTANT_LAST_MS: Final = 4_102_444_800_000  # 2100-01-01, within the range of ClickHouse's DateTime64
 ACCOUNT_DIMENSION: Final = "account"
 
 
 class _Counted(NamedTuple):
-    """What a live answer is made of."""
+    """The data of an answer on current usage."""
 
     period: Period
     before: Checkpoint
@@ -49,13 +49,13 @@ class _Counted(NamedTuple):
 
 
 class UsageEndpoints:
-    """The two handlers; one object per app."""
+    """The two handlers. An app has one object."""
 
     def __init__(self, dependencies: GatewayDependencies) -> None:
         self._dependencies = dependencies
 
     async def over_time(self, request: Request) -> Response:
-        """Answer from the analytical store. What is complete is asked first, so that the answer cannot be older."""
+        """Usage over time, from ClickHouse. `complete_up_to` is read before the rows, so the rows are never older."""
         key = authorized(self._dependencies, request, Role.READ)
         reader = self._dependencies.usage
         if reader is None:
@@ -81,8 +81,7 @@ class UsageEndpoints:
         })  # fmt: skip
 
     async def current(self, request: Request) -> Response:
-        """The account's current period, in three round trips to Redis: its bindings, what waits for a decision, then
-        checkpoint and totals together; and one more where a commit stood between the first and the last of them."""
+        """The account's usage in the current period, from Redis."""
         account: str = request.path_params["account"]
         authorized(self._dependencies, request, Role.READ, account)
         live = self._dependencies.live
@@ -90,14 +89,13 @@ class UsageEndpoints:
             raise ApiError(501, "not_configured", "this gateway has no Redis: set TIDEMARK_REDIS_URL")
         if not 0 < len(account) <= NAME_CHARACTERS_MAX:
             raise ApiError(400, "bad_parameter", f"must have 1 to {NAME_CHARACTERS_MAX} characters", "account")
-        period, before, waiting, checkpoint, held = await self._counted(live, account)
+        period, before, waiting, checkpoint, totals = await self._counted(live, account)
         if (
             checkpoint.meter_set
             and period.end_ms + checkpoint.meter_set.policy.periods_kept_ms <= checkpoint.stream_time_ms
         ):
-            message = "the log is far ahead of this gateway's clock: what it takes for the current period is not kept"
-            raise ApiError(503, "not_live", f"{message}; GET /v1/usage tells it", headers=retry_after(60))
-        # The checkpoint's meter set is the one the totals were made with.
+            message = "the log is far ahead of this gateway's clock: the live view no longer has the current period"
+            raise ApiError(503, "not_live", f"{message}; use GET /v1/usage", headers=retry_after(60))
         return json_answer({
             "account": account,
             "period_start": format_instant_ms(period.start_ms),
@@ -107,7 +105,7 @@ class UsageEndpoints:
             "meters": [
                 {
                     "meter": meter.slug,
-                    "value": _live_value(held.get(meter.slug), meter),
+                    "value": _live_value(totals.get(meter.slug), meter),
                     "unit": meter.unit,
                     "aggregation": meter.aggregation.value,
                 }
@@ -116,33 +114,33 @@ class UsageEndpoints:
         })  # fmt: skip
 
     async def _counted(self, live: LiveUsage, account: str) -> _Counted:
-        """The account's period and its totals, both of one cut: a late binding moves totals to other periods."""
+        """The account's period and the totals of that period. Reads again if a binding changed the period meanwhile."""
         partition = partition_of(account, self._dependencies.genesis.partitions)
         now_ms = self._dependencies.clock.now_ms()
-        seen, states = await live.accounts.accounts(partition, [account])
+        first, states = await live.accounts.accounts(partition, [account])
         for _ in range(READS_MAX):
             period = period_at(states[account], now_ms)
             total = TotalKey(account, period.start_ms)
             before, waiting = await live.deferred.waiting(partition, account)
             checkpoint, totals = await live.totals.account_totals(partition, [total])
-            if seen is None or checkpoint is None or before is None:
+            if first is None or checkpoint is None or before is None:
                 message = "nothing has been counted on this account's partition yet: is a worker running?"
                 raise ApiError(503, "not_counted_yet", message, headers=retry_after(5))
             counted = _Counted(period, before, waiting, checkpoint, totals.get(total, {}))
-            if (seen.generation, seen.next_offset) == (checkpoint.generation, checkpoint.next_offset):
+            if (first.generation, first.next_offset) == (checkpoint.generation, checkpoint.next_offset):
                 return counted
-            seen, states = await live.accounts.accounts(partition, [account])
+            first, states = await live.accounts.accounts(partition, [account])
             if period_at(states[account], now_ms) == period:
                 return counted
-        message = "the account's periods are changing: ask again"
+        message = "the account's periods are changing: send the request again"
         raise ApiError(503, "not_live", message, headers=retry_after(1))
 
     async def _complete_up_to_ms(self, reader: UsageReader, query: UsageQuery, meter: Meter) -> int | None:
-        """Stream time before which everything is in the stores this answer reads; None while a partition is missing."""
+        """The stream time up to which the answer's stores are complete. None if a partition is missing in a store."""
         hourly = self._dependencies.hourly
         if hourly is None:
             return None
-        # Distinct values of an hour or a day are counted over usage_events, so the archive has to be there as well.
+        # Distinct values are counted from usage_events, so the archive's position counts too.
         if meter.aggregation.rule.distinct:
             relayed, archived = await asyncio.gather(hourly.load_relayed(), reader.archive_positions())
             views = [_stream_times(relayed), _stream_times(archived)]
@@ -156,7 +154,7 @@ class UsageEndpoints:
 
 
 def usage_query(request: Request, meter_set: MeterSet | None, key: ApiKey) -> tuple[UsageQuery, Meter]:
-    """The question a request asks. Raises `ApiError` (400, 403, 404) naming the parameter and the remedy."""
+    """The query and the meter of a request. Raises `ApiError` (400, 403, 404) with the parameter and the remedy."""
     given = _parameters(request)
     for name in ("meter", "from", "to"):
         if not given.get(name):
@@ -199,7 +197,7 @@ def _whole_hour(name: str, text: str) -> int:
         raise _bad(name, f"is not an RFC 3339 time with an offset: {remedy}")
     instant_ms, rest_us = divmod(instant_us, MILLISECOND_US)
     if rest_us or instant_ms % HOUR_MS:
-        raise _bad(name, "must be a whole hour of UTC: usage is kept by the hour, and a part of one cannot be told")
+        raise _bad(name, "must be a whole hour of UTC: usage is kept by the hour")
     if not 0 <= instant_ms <= INSTANT_LAST_MS:
         raise _bad(name, "must lie between 1970 and 2100")
     return instant_ms
@@ -218,7 +216,7 @@ def _check_time_zone(name: str, from_ms: int, to_ms: int) -> None:
     try:
         zone = ZoneInfo(name)
     except (ValueError, OSError, KeyError):
-        # OSError: the name of a folder of the time zone database.
+        # OSError: the name is a folder in the time zone database.
         raise _bad("timezone", "is not a name of the IANA time zone database such as Europe/Berlin") from None
     step_ms = 30 * DAY_MS
     for instant_ms in (*range(from_ms, to_ms, step_ms), to_ms):
@@ -262,6 +260,6 @@ def _instant(instant_ms: int | None) -> str | None:
 
 
 def _live_value(text: str | None, meter: Meter) -> str | None:
-    """A total as decimal text; without a total, what the aggregation shows for an empty period."""
+    """A total as decimal text. Without a total, the aggregation's value of an empty period."""
     minor = meter.aggregation.rule.empty_minor if text is None else parse_value(text).minor
     return None if minor is None else decimal_text(minor, meter.scale)

@@ -1,5 +1,5 @@
-"""What every reader of `usage.events` shares, and the two processors that do not count: router and archive.
+"""The two processors that do not count, router and archive, and the check of a processor's start offset.
 
-Imported by `pipeline.rollup`, `pipeline.rebuild` and `pipeline.roles`. The invariant it keeps: an event that is not
-counted is kept, with its reason and position, before the position moves past the event (I1).
+Imported by `pipeline.rollup`, `pipeline.rebuild` and `pipeline.roles`. The invariant it keeps: no position moves
+past a record before all effects of the record are durable (I1).
 """

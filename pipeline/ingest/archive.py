@@ -1,10 +1,8 @@
-"""The archive: every accepted event of `usage.events` into ClickHouse, by identity; decisions and control records
-beside them. An event later than the dedup window is accepted here at once, so that there is a first arrival of its
-identity; whether it counts, its decision says.
+"""The archive: writes all accepted events, dedup decisions and control records of `usage.events` to ClickHouse.
 
-It reads the same topic as the rollup in a group of its own and dedups by another mechanism (the table's identity),
-so that comparing the two is a real check. A crash after the rows and before the position writes the same rows again:
-the first arrival still wins.
+A far-late event is written at once, before its dedup decision. The archive reads the log in its own group and finds
+duplicates by the table's identity, not by marks, so the reconciler's comparison with the rollup is a real check. After
+a crash the same rows may be written again; the first arrival of an identity wins.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ REMEDY: Final = (
 
 
 class _Partition(NamedTuple):
-    """Where reading a partition stands: the log state and the states of accounts that have any."""
+    """The next offset of a partition, its log state and its account states."""
 
     next_offset: int
     state: LogState
@@ -42,7 +40,9 @@ class _Partition(NamedTuple):
 
 
 class ArchiveProcessor:
-    """See `schemas.processing.Processor`. Account states are kept for accounts with bindings or closings only."""
+    """The processor of the archive. Only accounts with bindings or closings have an account state."""
+
+    topic: Final = EVENTS_TOPIC
 
     def __init__(
         self, log: Log, store: ArchiveStore, secret: bytes, *, events_max: int = 20_000, replay_from_start: bool = False
@@ -54,50 +54,48 @@ class ArchiveProcessor:
         self._replay_from_start = replay_from_start
         self._partitions: dict[int, _Partition] = {}
 
-    @property
-    def topic(self) -> str:
-        """`usage.events`."""
-        return EVENTS_TOPIC
-
     async def start_offset(self, partition: int) -> int:
-        """The archive's own position, after checking that log and archive belong together."""
+        """The archive's position, which ClickHouse stores.
+
+        Raises `OperatorNeeded` if the archive belongs to another log, or if the log does not have the position.
+        """
         committed = await self._log.committed(ARCHIVE_GROUP, EVENTS_TOPIC, partition)
-        held = await self._store.load_position(partition)
+        stored = await self._store.load_position(partition)
         bounds = await self._log.bounds(EVENTS_TOPIC, partition)
-        genesis = await find_genesis(self._log, self._secret, partition, held.log_id if held else None, bounds)
-        if held is None:
+        genesis = await find_genesis(self._log, self._secret, partition, stored.log_id if stored else None, bounds)
+        if stored is None:
             if not self._replay_from_start:
                 check_fresh(EVENTS_TOPIC, partition, ARCHIVE_GROUP, committed, bounds, REMEDY)
             if genesis is None:
                 raise OperatorNeeded(f"{EVENTS_TOPIC}-{partition} has no genesis record at its start. {REMEDY}")
-            held = ArchivePosition(partition, 0, 0, genesis.log_id)
-        if genesis is not None and genesis.log_id != held.log_id:
+            stored = ArchivePosition(partition, 0, 0, genesis.log_id)
+        if genesis is not None and genesis.log_id != stored.log_id:
             raise OperatorNeeded(
-                f"partition {partition}: the archive belongs to log {held.log_id}, this log is {genesis.log_id}. "
+                f"partition {partition}: the archive belongs to log {stored.log_id}, this log is {genesis.log_id}. "
                 "Point TIDEMARK_CLICKHOUSE_URL or TIDEMARK_LOG_URL at the pair that belongs together."
             )
-        check_position(EVENTS_TOPIC, partition, held.next_offset, bounds, REMEDY)
-        rows = await self._store.load_controls(partition, position(held.next_offset))
+        check_position(EVENTS_TOPIC, partition, stored.next_offset, bounds, REMEDY)
+        rows = await self._store.load_controls(partition, position(stored.next_offset))
         meter_set, accounts = _replayed(rows)
         partitions = await self._log.partition_count(EVENTS_TOPIC)
-        state = LogState(held.log_id, partitions, held.stream_time_ms, meter_set)
-        self._partitions[partition] = _Partition(held.next_offset, state, accounts)
-        return held.next_offset
+        state = LogState(stored.log_id, partitions, stored.stream_time_ms, meter_set)
+        self._partitions[partition] = _Partition(stored.next_offset, state, accounts)
+        return stored.next_offset
 
     async def step(self, partition: int, records: Sequence[Record]) -> None:
-        """Insert the records' events, then their decisions and control records, then the position."""
+        """Insert the events, then the dedup decisions and control records, then the position."""
         left = [record for record in records if record.offset >= self._partitions[partition].next_offset]
         while left:
-            held = self._partitions[partition]
-            scanned = scan(partition, held.state, self._secret, left, events_max=self._events_max)
-            placement = place(scanned, held.accounts)
+            reached = self._partitions[partition]
+            scanned = scan(partition, reached.state, self._secret, left, events_max=self._events_max)
+            placement = place(scanned, reached.accounts)
             arrivals = (placed.arrival for placed in placement.placed if not placed.kept_out)
             rows = [_row(arrival, partition) for arrival in arrivals if arrival.decision is None]
             if rows:
                 await self._store.insert_events(rows)
             if placement.decisions:
                 await self._store.insert_dedup_decisions(
-                    [_decision_row(each, partition) for each in placement.decisions]
+                    [_decision_row(placed, partition) for placed in placement.decisions]
                 )
             controls = [
                 ControlRow(partition, entry.position, entry.kind, entry.account, entry.stream_time_ms, entry.value)
@@ -109,16 +107,15 @@ class ArchiveProcessor:
             await self._store.save_position(
                 ArchivePosition(partition, scanned.next_offset, scanned.state.stream_time_ms, scanned.state.log_id)
             )
-            held.accounts.update(placement.accounts)
-            self._partitions[partition] = _Partition(scanned.next_offset, scanned.state, held.accounts)
+            reached.accounts.update(placement.accounts)
+            self._partitions[partition] = _Partition(scanned.next_offset, scanned.state, reached.accounts)
             left = [record for record in left if record.offset >= scanned.next_offset]
 
     async def revoked(self, partition: int) -> None:
-        """Forget the partition's state."""
         self._partitions.pop(partition, None)
 
     async def idle(self, partition: int) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
 
 def _row(arrival: Arrival, partition: int) -> EventRow:
@@ -138,7 +135,7 @@ def _decision_row(placed: PlacedDedupDecision, partition: int) -> DedupDecisionR
 
 
 def _replayed(rows: Sequence[ControlRow]) -> tuple[MeterSet | None, dict[str, AccountState]]:
-    """The meter set and the account states after the control records of the archive."""
+    """The meter set and the account states that result from the archive's control records."""
     meter_set: MeterSet | None = None
     accounts: dict[str, AccountState] = {}
     for row in rows:

@@ -1,9 +1,8 @@
-"""The router: `usage.inbox` (any producer, any partitioner) → `usage.events`, keyed by account and batched.
+"""The router: forwards the events of `usage.inbox` in batches to the account's partition of `usage.events`.
 
-Takes CloudEvents' Kafka binding, structured (`content-type: application/cloudevents+json`, or a batch) and binary
-(`ce_…` headers). A crash after the append and before the commit forwards the same events again: they are duplicates
-by identity. What cannot be read is forwarded as it came and rejected, with its reason, by the rollup: one place
-decides.
+The inbox accepts CloudEvents' Kafka binding: structured (`content-type: application/cloudevents+json`, or a batch) and
+binary (`ce_…` headers). After a crash the router may forward events again; these are duplicates by identity. An
+unreadable event is forwarded unchanged, and the rollup rejects the event.
 """
 
 from __future__ import annotations
@@ -28,28 +27,25 @@ _any_json: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
 class RouterProcessor:
-    """See `schemas.processing.Processor`. Keeps no position of its own: repeating is harmless."""
+    """The processor of the router. The router stores no position, because repeated events are duplicates."""
+
+    topic: Final = INBOX_TOPIC
 
     def __init__(self, log: Log) -> None:
         self._log = log
         self._partitions = 0
 
-    @property
-    def topic(self) -> str:
-        """`usage.inbox`."""
-        return INBOX_TOPIC
-
     async def start_offset(self, partition: int) -> None:  # noqa: ARG002 - the protocol's
-        """The group's committed offset will do."""
+        """Load the number of partitions. Returns None, so the runner uses the group's committed offset."""
         self._partitions = await self._log.partition_count(EVENTS_TOPIC)
 
     async def step(self, partition: int, records: Sequence[Record]) -> None:
-        """Forward all events of the records and return once they are durable."""
+        """Forward all events of the records and return after all are durable."""
         readable: list[tuple[int, bytes]] = []
         unreadable: list[bytes] = []
         for record in records:
             value = structured_value(record)
-            # The rollup applies the meter set's own size limit; a record that cannot be split goes on whole.
+            # The router needs no limit: the rollup checks the sizes. A record that cannot be split is forwarded whole.
             decoded = decode(value, len(value) + 1)
             if decoded.rejected and len(decoded.rejected) == decoded.received:
                 unreadable += [rejected.raw for rejected in decoded.rejected]
@@ -67,19 +63,19 @@ class RouterProcessor:
         try:
             await self._log.append(EVENTS_TOPIC, partition, value)
         except InvalidInput:
-            # Larger than what was read: put together from headers, or less compressible. Its start is rejected by the
-            # rollup like anything broken; to fail would be to fail for ever.
+            # The value became too large when it was built from headers. The rollup rejects the start of the value; an
+            # error here would repeat for ever.
             await self._log.append(EVENTS_TOPIC, partition, value[:RAW_BYTES_KEPT])
 
     async def revoked(self, partition: int) -> None:
-        """Nothing is kept."""
+        """Does nothing."""
 
     async def idle(self, partition: int) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
 
 def structured_value(record: Record) -> bytes:
-    """The record as structured CloudEvents JSON; a binary-mode record is put together from its headers."""
+    """The record's value as structured CloudEvents JSON. A binary-mode event is built from headers and value."""
     value = record.value or b""
     attributes = {name.lower(): text for name, text in record.headers}
     if _BINARY_PREFIX + "specversion" not in attributes:

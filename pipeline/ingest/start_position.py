@@ -1,4 +1,4 @@
-"""Where a processor may start: at its position if the log holds it, or at offset 0 if nothing was processed yet."""
+"""Checks a processor's start offset: the stored position must be in the log, or the partition must be new."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from schemas.log import Bounds
 def check_position(
     topic: str, partition: int, offset: int, bounds: Bounds, remedy: str, whose: str = "the stored position"
 ) -> None:
-    """Raise `OperatorNeeded` if the log does not reach back to the offset, or not up to it."""
+    """Raise `OperatorNeeded` if the offset is before the log's start or after the log's end."""
     if bounds.first <= offset <= bounds.next:
         return
     reason = "Records in between are gone from the log"
@@ -21,8 +21,10 @@ def check_position(
 
 
 def check_fresh(topic: str, partition: int, group: str, committed: int | None, bounds: Bounds, remedy: str) -> None:
-    """Raise `OperatorNeeded` unless the partition was never processed: its log starts at 0 and the group has committed
-    nothing. The caller must ask for `committed` before the state: another process may begin in between."""
+    """Raise `OperatorNeeded` if the log does not start at 0 or the group has a committed offset.
+
+    The caller must read `committed` before the state, because another process may start in between.
+    """
     if bounds.first > 0:
         raise OperatorNeeded(
             f"{topic}-{partition}: there is no state and the log starts at {bounds.first}, not at 0. {remedy}"

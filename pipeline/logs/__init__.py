@@ -1,5 +1,5 @@
 """The drivers of `schemas.log.Log`: embedded (SQLite), Kafka, and the in-memory fake.
 
-Anybody in `pipeline` and the tests may import this package; it imports `schemas` only. The invariant it keeps: the
-stream time of a partition never goes back, and an offset is returned only once it is durable.
+All of `pipeline` and the tests may import this package. The invariant it keeps: the stream time of a partition never
+goes back, and `append` returns an offset only after the record is durable.
 """

@@ -1,4 +1,4 @@
-"""From single events to records: one partition's events together, never over the record limits."""
+"""Packs the events of one partition into records within the limits of a record."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ BATCH_BYTES_MAX: Final = 900_000
 
 
 def has_room(events: int, size: int, raw: bytes) -> bool:
-    """Whether a batch of that many events and bytes takes one more event; an empty batch takes any."""
+    """Whether a batch of `events` events and `size` bytes has room for one more event. An empty batch always has."""
     return not events or (events < BATCH_EVENTS_MAX and size + len(raw) <= BATCH_BYTES_MAX)
 
 
 def batch_value(raws: Iterable[bytes]) -> bytes:
-    """The value of a record: a JSON list of events."""
+    """A record's value: the JSON list of the events."""
     return b"[" + b",".join(raws) + b"]"
 
 
 def batches(events: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    """Group (partition, JSON bytes of one event) into (partition, record value), in order within each partition."""
+    """Turn pairs (partition, JSON of one event) into pairs (partition, record value), in order within a partition."""
     open_batches: dict[int, list[bytes]] = {}
     sizes: dict[int, int] = {}
     for partition, raw in events:

@@ -1,4 +1,4 @@
-"""What must stand in the log before anything else: topics, a genesis record per partition, a meter set."""
+"""Writes and reads control records. Creates the topics, the genesis of each partition and the first meter set."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from schemas.meters import MeterSet
 GENESIS_SEARCH_RECORDS_MAX: Final = 10_000
 
 _KINDS: Final = {control: kind for kind, control in CONTROL_CLASSES.items()}
-_NAMING_KINDS: Final = (ControlKind.GENESIS.value.encode(), ControlKind.TICK.value.encode())
+_KINDS_WITH_LOG_ID: Final = (ControlKind.GENESIS.value.encode(), ControlKind.TICK.value.encode())
 
 
 def control_record(secret: bytes, partition: int, control: Control, topic: str = EVENTS_TOPIC) -> tuple[bytes, Headers]:
-    """(value, headers) of a signed control record for one partition."""
+    """The value and the headers of a signed control record for one partition."""
     kind = _KINDS[type(control)].value
     value = control.model_dump_json().encode()
     signature = sign(secret, topic, partition, kind, value)
@@ -38,19 +38,19 @@ def control_record(secret: bytes, partition: int, control: Control, topic: str =
 
 
 async def append_control(log: Log, secret: bytes, partition: int, control: Control) -> int:
-    """Append a signed control record to one partition of `usage.events`; its offset once it is durable."""
+    """Append a signed control record to one partition of `usage.events`. Return the offset after the durable write."""
     value, headers = control_record(secret, partition, control)
     return await log.append(EVENTS_TOPIC, partition, value, headers=headers)
 
 
 async def append_everywhere(log: Log, secret: bytes, control: Control) -> list[int]:
-    """Append a control record to every partition; may repeat harmlessly after an error."""
+    """Append a control record to every partition of `usage.events`. Callers may repeat the call after an error."""
     count = await log.partition_count(EVENTS_TOPIC)
     return [await append_control(log, secret, partition, control) for partition in range(count)]
 
 
 def read_control(secret: bytes, record: Record, kind: ControlKind) -> BaseModel | None:
-    """The control record of that kind, or None where the record is something else or its signature fails."""
+    """The control record of that kind. None if the record has another kind or a wrong signature."""
     headers = dict(record.headers)
     value, signature = record.value or b"", headers.get(SIGNATURE_HEADER, b"")
     if headers.get(CONTROL_HEADER) != kind.value.encode():
@@ -63,29 +63,29 @@ def read_control(secret: bytes, record: Record, kind: ControlKind) -> BaseModel 
 async def find_genesis(
     log: Log, secret: bytes, partition: int, log_id: str | None = None, bounds: Bounds | None = None
 ) -> Genesis | None:
-    """What the partition's first genuine genesis record says, or, where retention has removed it, the first tick.
+    """The genesis in the partition's first genesis record or tick with a valid signature. None without such a record.
 
-    `log_id`: of several, one that names this log is taken; anybody may have appended records of another log, or
-    forged ones, and the fold rejects those. `bounds`: the log's, if the caller has asked for them already. None where
-    the partition has no such record yet. Raises `OperatorNeeded` where there are only records that another secret
-    signed.
+    With `log_id`, a record of that log is preferred: other programs may have appended records of other logs. `bounds`
+    saves the request for the partition's bounds. Raises `OperatorNeeded` if another secret signed all such records.
     """
     bounds = bounds or await log.bounds(EVENTS_TOPIC, partition)
     first: Genesis | None = None
     unsigned = False
-    # Nearly always the very first record; the ones after it may be large batches.
+    # The genesis is almost always the first record, and later records may be large.
     offset, records_max = bounds.first, 1
     while offset < min(bounds.next, bounds.first + GENESIS_SEARCH_RECORDS_MAX):
         records = await log.read(EVENTS_TOPIC, partition, offset, records_max)
         if not records:
             break
         for record in records:
-            found = read_control(secret, record, ControlKind.GENESIS) or read_control(secret, record, ControlKind.TICK)
-            if isinstance(found, Genesis):
-                first = first or Genesis(**found.model_dump())
-                if log_id in (None, found.log_id):
-                    return Genesis(**found.model_dump())
-            unsigned |= dict(record.headers).get(CONTROL_HEADER) in _NAMING_KINDS and found is None
+            control = read_control(secret, record, ControlKind.GENESIS) or read_control(
+                secret, record, ControlKind.TICK
+            )
+            if isinstance(control, Genesis):
+                first = first or Genesis(**control.model_dump())
+                if log_id in (None, control.log_id):
+                    return Genesis(**control.model_dump())
+            unsigned |= dict(record.headers).get(CONTROL_HEADER) in _KINDS_WITH_LOG_ID and control is None
         offset, records_max = records[-1].next_offset, 100
     if first is None and unsigned:
         raise OperatorNeeded(
@@ -104,11 +104,11 @@ async def ensure_deployment(
     stripe_account: str = "",
     create: bool = True,
 ) -> Genesis:
-    """Create what is missing of topics and genesis records; every role may call it at start, any number at once.
+    """Create the missing topics and genesis records. All roles call this at start, also concurrently.
 
-    The first genesis of partition 0 names the log; whoever loses a race adopts it. Raises `OperatorNeeded` where
-    the log belongs to the other mode or to another Stripe account (I12), or where there is no log and `create` is
-    off: what only looks must not decide for ever whose log it is.
+    The first genesis of partition 0 names the log; other processes adopt that genesis. With `create` off nothing is
+    written. Raises `OperatorNeeded` if the log belongs to the other Stripe mode or another Stripe account (I12), has
+    another number of partitions, or is missing while `create` is off.
     """
     if create:
         await log.create_topics(topics)
@@ -144,10 +144,10 @@ async def ensure_deployment(
 
 
 async def ensure_meter_set(log: Log, secret: bytes, meter_set: MeterSet) -> None:
-    """Append the meter set to every partition. Harmless when repeated: an equal or older version changes nothing."""
+    """Append the meter set to every partition. An equal or older version changes nothing."""
     await append_everywhere(log, secret, MeterSetRecord(meter_set=meter_set))
 
 
 async def tick(log: Log, secret: bytes, genesis: Genesis) -> None:
-    """Move stream time on every partition. Two tickers do no harm."""
+    """Append a tick to every partition. Several processes may append ticks."""
     await append_everywhere(log, secret, Tick(**genesis.model_dump()))

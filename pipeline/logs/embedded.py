@@ -1,8 +1,9 @@
-"""The embedded log: durable, in one SQLite file, usable by several processes of one machine at once."""
+"""The embedded log: one durable SQLite file that several processes of one machine can use at the same time."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import fcntl
 import json
 import os
@@ -19,28 +20,30 @@ from schemas.clock import Clock
 from schemas.errors import OperatorNeeded, Transient
 from schemas.log import OFFSET_MAX, Bounds, Headers, Record, TopicSpec
 
-# An append waits while this much has been handed over and is not yet stored.
+# `append` waits while this many records or bytes are not stored yet.
 PENDING_RECORDS_MAX: Final = 10_000
 PENDING_BYTES_MAX: Final = 64 * 1024 * 1024
 READ_BYTES_MAX: Final = 8 * 1024 * 1024
-# How soon an append by another process is noticed; one by this process is noticed at once.
+# The delay before this process sees an append by another process. Appends by this process are seen at once.
 POLL_INTERVAL_S: Final = 0.05
+# The fields of `TopicSpec`, in order.
+TOPIC_COLUMNS: Final = "name, partitions, retention_ms, replication, min_insync_replicas, record_bytes_max"
 
 T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """What `read_many` found, with the version of the file it was read at (see `wait_changed`)."""
+    """The records of `read_many` by (topic, partition). `version` is the file's version for `wait_changed`."""
 
     version: int
     records: dict[tuple[str, int], list[Record]]
 
 
 class SqliteLog:
-    """A `schemas.log.Log` on one SQLite file in WAL mode, fsynced before an append returns.
+    """A `schemas.log.Log` on one SQLite file in WAL mode. An append returns after the fsync.
 
-    Stream time is max(the partition's last stream time, the clock), taken inside the transaction, so it is monotonic
-    even where several processes append or the clock steps back.
+    The transaction sets stream time to max(the partition's last stream time, the clock). So stream time never goes
+    back, even if several processes append or the clock steps back.
     """
 
     def __init__(self, path: Path, clock: Clock) -> None:
@@ -48,7 +51,7 @@ class SqliteLog:
         self._clock = clock
         self._writer: Writer | None = None
         self._reader: sqlite3.Connection | None = None
-        # One thread, so that the reading connection needs no lock.
+        # With one thread the reading connection needs no lock.
         self._read_pool = ThreadPoolExecutor(1, thread_name_prefix="tidemark-log-reader")
         self._topics: dict[str, TopicSpec] = {}
         self._ids: dict[tuple[str, int], int] = {}
@@ -59,7 +62,7 @@ class SqliteLog:
         self._changed = asyncio.Event()
 
     async def start(self) -> None:
-        """Open or create the file; `OperatorNeeded` where another layout version made it."""
+        """Open or create the file. Raises `OperatorNeeded` if the file cannot be opened or has another layout."""
         self._loop = asyncio.get_running_loop()
         await self._in_reader_thread(self._open)
         writer = Writer(self.path, self._clock, self._settled_in_thread)
@@ -70,7 +73,7 @@ class SqliteLog:
         self._writer = writer
 
     async def close(self) -> None:
-        """Store what was appended, release the file and every group. Safe to call twice."""
+        """Store all pending records, then release the file and every group. Safe to call twice."""
         writer, self._writer = self._writer, None
         if writer is not None:
             await asyncio.to_thread(writer.stop)
@@ -82,19 +85,16 @@ class SqliteLog:
             self.disown(group)
 
     async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
-        """Create the topics that are missing; raises `OperatorNeeded` on another number of partitions."""
         for spec in specs:
             check_spec(spec)
         await self._call(lambda connection: _create_topics(connection, specs))
         await self._in_reader_thread(self._refresh)
 
     async def partition_count(self, topic: str) -> int:
-        """How many partitions `topic` has; 0 where it does not exist."""
         spec = await self._spec(topic)
         return 0 if spec is None else spec.partitions
 
     async def topic_settings(self, topic: str) -> Mapping[str, str]:
-        """The settings it was created with, under Kafka's names; empty where it does not exist."""
         spec = await self._spec(topic)
         return {} if spec is None else settings_of(spec)
 
@@ -103,8 +103,9 @@ class SqliteLog:
     ) -> int:
         """Append one record and return its offset after the fsync.
 
-        Waits while `PENDING_RECORDS_MAX` or `PENDING_BYTES_MAX` are underway. `InvalidInput` over the topic's size
-        limit or for an unknown partition; `Transient` where the disk refused: then the record is not in the log.
+        Waits while `PENDING_RECORDS_MAX` or `PENDING_BYTES_MAX` is reached. Raises `InvalidInput` if the record is over
+        the topic's size limit or the partition is unknown. Raises `Transient` if the disk refuses the write; the record
+        is then not in the log.
         """
         partition_id = await self._partition_id(topic, partition)
         check_size(topic, self._topics[topic].record_bytes_max, value, key, headers)
@@ -116,40 +117,39 @@ class SqliteLog:
         self._pending_records += 1
         self._pending_bytes += len(value)
         future.add_done_callback(lambda _: self._give_back(len(value)))
-        # Shielded: a cancelled caller gives up waiting, the record is stored all the same, and keeps its place until
-        # then.
+        # If the caller is cancelled, the record is still stored and still counts as pending until then.
         return await asyncio.shield(future)
 
     async def bounds(self, topic: str, partition: int) -> Bounds:
-        """First and next offset of a partition."""
         partition_id = await self._partition_id(topic, partition)
         return await self._in_reader_thread(lambda: self._bounds(partition_id))
 
     async def read(self, topic: str, partition: int, offset: int, records_max: int = 500) -> list[Record]:
-        """Up to `records_max` records, or `READ_BYTES_MAX`, from `offset` on; empty at the end."""
+        """Up to `records_max` records or about `READ_BYTES_MAX` from `offset` on. Empty at the end."""
         partition_id = await self._partition_id(topic, partition)
         return await self._in_reader_thread(
             lambda: self._read(topic, partition, partition_id, offset, records_max, READ_BYTES_MAX)
         )
 
     async def read_many(self, positions: Mapping[tuple[str, int], int], records_max: int, bytes_max: int) -> Batch:
-        """Read several partitions at once, each up to its share of `bytes_max` and `records_max` (at least one)."""
+        """Read several partitions in one call. The partitions share `records_max` and `bytes_max` equally. A partition
+        with records returns at least one record."""
         ids = {key: await self._partition_id(*key) for key in positions}
         share_records = max(1, records_max // max(1, len(ids)))
         share_bytes = max(1, bytes_max // max(1, len(ids)))
 
         def read_all() -> Batch:
             version = self._data_version()
-            found = {
+            records_of = {
                 key: self._read(*key, partition_id, positions[key], share_records, share_bytes)
                 for key, partition_id in ids.items()
             }
-            return Batch(version, {key: records for key, records in found.items() if records})
+            return Batch(version, {key: records for key, records in records_of.items() if records})
 
         return await self._in_reader_thread(read_all)
 
     async def wait_changed(self, version: int, timeout_s: float) -> None:
-        """Return when any process has stored something since `version`, or after `timeout_s`."""
+        """Wait until any process changes the file after `version`, for up to `timeout_s`."""
         deadline = self._loop.time() + timeout_s
         while (left_s := deadline - self._loop.time()) > 0:
             self._changed.clear()
@@ -161,8 +161,6 @@ class SqliteLog:
                 continue
 
     async def committed(self, group: str, topic: str, partition: int) -> int | None:
-        """The group's committed offset."""
-
         def query() -> int | None:
             sql = "SELECT offset FROM committed WHERE consumer_group=? AND topic=? AND number=?"
             row = self._open_reader().execute(sql, (group, topic, partition)).fetchone()
@@ -171,15 +169,15 @@ class SqliteLog:
         return await self._in_reader_thread(query)
 
     async def commit(self, group: str, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Store a group's committed offsets by (topic, partition), durably."""
+        """Store the group's committed offset of each (topic, partition) durably."""
         rows = [(group, topic, partition, offset) for (topic, partition), offset in offsets.items()]
         sql = "INSERT OR REPLACE INTO committed(consumer_group, topic, number, offset) VALUES(?,?,?,?)"
         await self._call(lambda connection: connection.executemany(sql, rows).rowcount)
 
     def own(self, group: str) -> None:
-        """Become the one process that runs `group`; the kernel gives it up when the process dies.
+        """Lock `group` for this log object. The kernel releases the lock when the process ends.
 
-        Raises `OperatorNeeded` where another process, or another log object of this one, runs the group.
+        Raises `OperatorNeeded` if another process or another log object has the lock.
         """
         path = f"{self.path}.{quote(group, safe='')}.owner"
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
@@ -194,7 +192,7 @@ class SqliteLog:
         self._locks[group] = descriptor
 
     def disown(self, group: str) -> None:
-        """Give a group up; nothing happens where it is not owned."""
+        """Release the lock of a group. Does nothing without the lock."""
         descriptor = self._locks.pop(group, None)
         if descriptor is not None:
             os.close(descriptor)
@@ -210,14 +208,13 @@ class SqliteLog:
 
     def _refresh(self) -> None:
         reader = self._open_reader()
-        columns = "name, partitions, retention_ms, replication, min_insync_replicas, record_bytes_max"
-        self._topics = {row[0]: TopicSpec(*row) for row in reader.execute(f"SELECT {columns} FROM topics")}  # noqa: S608
+        self._topics = {row[0]: TopicSpec(*row) for row in reader.execute(f"SELECT {TOPIC_COLUMNS} FROM topics")}  # noqa: S608
         rows = reader.execute("SELECT topic, number, id FROM partitions")
         self._ids = {(topic, number): partition_id for topic, number, partition_id in rows}
 
     async def _spec(self, topic: str) -> TopicSpec | None:
         if topic not in self._topics:
-            # Another process may have created it.
+            # Another process may have created the topic.
             await self._in_reader_thread(self._refresh)
         return self._topics.get(topic)
 
@@ -247,14 +244,14 @@ class SqliteLog:
 
     def _bounds(self, partition_id: int) -> Bounds:
         first_row, end_row = partition_id << OFFSET_BITS, (partition_id + 1) << OFFSET_BITS
-        # One statement, so both numbers are of one moment.
+        # One statement reads both offsets at the same instant.
         sql = """SELECT next, (SELECT id FROM records WHERE id>=? AND id<? ORDER BY id LIMIT 1)
                  FROM partitions WHERE id=?"""
         following, first = self._open_reader().execute(sql, (first_row, end_row, partition_id)).fetchone()
         return Bounds(following if first is None else first & OFFSET_MAX, following)
 
     def _data_version(self) -> int:
-        # It changes when another connection, of any process, commits (SQLite's documentation of PRAGMA data_version).
+        # The version changes when another connection of any process commits.
         return int(self._open_reader().execute("PRAGMA data_version").fetchone()[0])
 
     def _open_reader(self) -> sqlite3.Connection:
@@ -295,7 +292,7 @@ class SqliteLog:
                 continue
             if isinstance(outcome, BaseException):
                 future.set_exception(outcome)
-                future.exception()  # a caller that gave up leaves nobody to fetch it
+                future.exception()  # marks the exception as retrieved if the caller was cancelled
             else:
                 future.set_result(outcome)
         self._changed.set()
@@ -307,15 +304,7 @@ def _create_topics(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -
         if row is not None:
             check_partitions(spec, row[0])
             continue
-        columns = "name, partitions, retention_ms, replication, min_insync_replicas, record_bytes_max"
-        numbers = (
-            spec.partitions,
-            spec.retention_ms,
-            spec.replication,
-            spec.min_insync_replicas,
-            spec.record_bytes_max,
-        )
-        connection.execute(f"INSERT INTO topics({columns}) VALUES(?,?,?,?,?,?)", (spec.name, *numbers))
+        connection.execute(f"INSERT INTO topics({TOPIC_COLUMNS}) VALUES(?,?,?,?,?,?)", dataclasses.astuple(spec))
         connection.executemany(
             "INSERT INTO partitions(topic, number, retention_ms) VALUES(?,?,?)",
             [(spec.name, number, spec.retention_ms) for number in range(spec.partitions)],

@@ -1,7 +1,6 @@
-"""The one thread per process that writes the embedded log: group commit, stream time and retention.
+"""The thread that writes the embedded log: group commit, stream time and retention. Each process has one such thread.
 
-One file holds every topic. A record's row id is (partition's row id << 40) | offset, so reading is one range scan and
-appending is an insert at the right edge of the tree.
+One file has all topics. A record's row id is (partition's row id << 40) | offset, so a read is one range scan.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ LAYOUT_VERSION: Final = 1
 TRANSACTION_RECORDS_MAX: Final = 2_000
 TRANSACTION_BYTES_MAX: Final = 32 * 1024 * 1024
 BUSY_TIMEOUT_S: Final = 30.0
-# A transaction removes at most this many expired records per record it appends to the same partition, so that
-# retention never stalls an append, yet catches up after a pause.
+# A transaction removes up to this many expired records per appended record of the partition, so retention never stalls
+# an append and catches up after a pause.
 TRIM_FACTOR: Final = 4
 TRIM_LEAST: Final = 16
 
@@ -43,7 +42,7 @@ CREATE TABLE IF NOT EXISTS committed(
 
 
 class Append(NamedTuple):
-    """A record to append to the partition with row id `partition_id`; the future gets its offset."""
+    """A record for the partition with row id `partition_id`. The future's result is the record's offset."""
 
     partition_id: int
     key: bytes | None
@@ -53,14 +52,14 @@ class Append(NamedTuple):
 
 
 class Call(NamedTuple):
-    """Any other change: run alone in its own transaction; the future gets what it returns."""
+    """A function that runs alone in a transaction. The future's result is the function's result."""
 
     function: Callable[[sqlite3.Connection], Any]
     future: asyncio.Future[Any]
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the file with the settings that durability needs: WAL, and one fsync for every commit."""
+    """Open the file in WAL mode with one fsync per commit."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
@@ -70,7 +69,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def create_layout(connection: sqlite3.Connection, path: Path) -> None:
-    """Create the tables where the file is new; `OperatorNeeded` where another version made it."""
+    """Create the tables if the file is new. Raises `OperatorNeeded` if the file has another layout version."""
     connection.execute("BEGIN IMMEDIATE")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version not in (0, LAYOUT_VERSION):
@@ -86,44 +85,44 @@ def create_layout(connection: sqlite3.Connection, path: Path) -> None:
 
 
 class Writer:
-    """Takes whatever was asked while the last fsync ran into the next transaction."""
+    """Stores all appends that arrive during one fsync in the next transaction."""
 
     def __init__(self, path: Path, clock: Clock, on_settled: Callable[[list[tuple[asyncio.Future[Any], Any]]], None]):
-        """`on_settled` is called in the writer's thread with futures and their results (or exceptions)."""
+        """The writer's thread calls `on_settled` with futures and their results or exceptions."""
         self._path = path
         self._clock = clock
         self._on_settled = on_settled
-        # Bounded by SqliteLog, which makes appenders wait before they put more in.
+        # SqliteLog limits the queue: its appends wait if too much is pending.
         self._queue: queue.SimpleQueue[Append | Call | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True, name="tidemark-log-writer")
 
     def start(self) -> None:
-        """Open the file and start the thread. May block; raises `sqlite3.Error` where the file cannot be opened."""
+        """Open the file and start the thread. May block. Raises `sqlite3.Error` if the file cannot be opened."""
         self._connection = connect(self._path)
         self._thread.start()
 
     def put(self, operation: Append | Call) -> None:
-        """Ask for a change; never blocks."""
+        """Queue an operation. Never blocks."""
         self._queue.put(operation)
 
     def stop(self) -> None:
-        """Write what was asked for, then end the thread. Blocks until then."""
+        """Store all queued operations and end the thread. Blocks until the end of the thread."""
         self._queue.put(None)
         self._thread.join()
 
     def _work(self) -> None:
         connection = self._connection
-        held: Append | Call | None = None
+        postponed: Append | Call | None = None
         try:
             while True:
-                operation = held or self._queue.get()
-                held = None
+                operation = postponed or self._queue.get()
+                postponed = None
                 if operation is None:
                     return
                 if isinstance(operation, Call):
                     self._on_settled([(operation.future, self._transact(connection, operation.function))])
                     continue
-                appends, held, stopping = self._collect(operation)
+                appends, postponed, stopping = self._collect(operation)
                 self._append(connection, appends)
                 if stopping:
                     return
@@ -154,13 +153,13 @@ class Writer:
 
     @staticmethod
     def _transact(connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], Any]) -> Any:
-        """Run `function` in a transaction; returns its result, or the exception where nothing was stored."""
+        """Run `function` in a transaction. Return its result, or the exception after a rollback."""
         try:
-            # IMMEDIATE takes the write lock first, so what is read inside holds for all processes.
+            # IMMEDIATE takes the write lock first, so no other process changes the rows that `function` reads.
             connection.execute("BEGIN IMMEDIATE")
             result = function(connection)
             connection.execute("COMMIT")
-        except BaseException as error:  # noqa: BLE001  whoever asked gets it; the writer must go on
+        except BaseException as error:  # noqa: BLE001  the caller gets the error; the thread must go on
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
@@ -169,7 +168,7 @@ class Writer:
         return result
 
     def _insert(self, connection: sqlite3.Connection, appends: list[Append]) -> list[int]:
-        """Insert with offsets and stream times taken inside the transaction; returns the offsets."""
+        """Insert the records with their offsets and stream times inside the transaction. Return the offsets."""
         heads: dict[int, list[int]] = {}
         rows: list[tuple[int, int, bytes | None, bytes | None, bytes]] = []
         offsets: list[int] = []
@@ -200,13 +199,10 @@ class Writer:
 
 
 def _trim(connection: sqlite3.Connection, partition_id: int, before_ms: int, records_max: int) -> None:
-    """Delete up to `records_max` of a partition's oldest records whose stream time lies before `before_ms`."""
+    """Delete a partition's records with a stream time before `before_ms`, among the oldest `records_max` records."""
     first, end = partition_id << OFFSET_BITS, (partition_id + 1) << OFFSET_BITS
     oldest = "SELECT id, ms FROM records WHERE id>=? AND id<? ORDER BY id LIMIT ?"
     query = f"SELECT max(id) FROM ({oldest}) WHERE ms<?"  # noqa: S608  constants only
     (last,) = connection.execute(query, (first, end, records_max, before_ms)).fetchone()
     if last is not None:
         connection.execute("DELETE FROM records WHERE id>=? AND id<=?", (first, last))
-
-
-__all__ = ["OFFSET_BITS", "Append", "Call", "Writer", "connect", "create_layout"]

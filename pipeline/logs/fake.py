@@ -1,4 +1,4 @@
-"""The in-memory fake of the log: the same promises, except that it forgets with the process."""
+"""The in-memory fake of the log, for tests. The fake keeps the log's promises except durability."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Partition:
 
 
 class FakeLog:
-    """A log in a dict. It outlives `close`, so a test can restart what uses it."""
+    """A log in a dict. The records survive `close`, so a test can restart the users of the log."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -27,13 +27,12 @@ class FakeLog:
         self._committed: dict[tuple[str, str, int], int] = {}
 
     async def start(self) -> None:
-        """Nothing to connect."""
+        """Does nothing."""
 
     async def close(self) -> None:
-        """Nothing to release; the records stay."""
+        """Does nothing."""
 
     async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
-        """Create the topics that are missing; raises `OperatorNeeded` on another number of partitions."""
         for spec in specs:
             check_spec(spec)
             if spec.name in self._topics:
@@ -44,17 +43,14 @@ class FakeLog:
                 self._partitions[spec.name, partition] = _Partition()
 
     async def partition_count(self, topic: str) -> int:
-        """How many partitions `topic` has; 0 where it does not exist."""
         return self._topics[topic].partitions if topic in self._topics else 0
 
     async def topic_settings(self, topic: str) -> Mapping[str, str]:
-        """The settings it was created with, under Kafka's names; empty where it does not exist."""
         return settings_of(self._topics[topic]) if topic in self._topics else {}
 
     async def append(
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
     ) -> int:
-        """Append one record and return its offset; `InvalidInput` over the size limit or for an unknown partition."""
         part = self._partition(topic, partition)
         check_size(topic, self._topics[topic].record_bytes_max, value, key, headers)
         offset = part.next_offset
@@ -65,12 +61,10 @@ class FakeLog:
         return offset
 
     async def bounds(self, topic: str, partition: int) -> Bounds:
-        """First and next offset of a partition."""
         part = self._partition(topic, partition)
         return Bounds(part.records[0].offset if part.records else part.next_offset, part.next_offset)
 
     async def read(self, topic: str, partition: int, offset: int, records_max: int = 500) -> list[Record]:
-        """Up to `records_max` records from `offset` on; empty at the end."""
         part = self._partition(topic, partition)
         if not part.records:
             return []
@@ -78,11 +72,10 @@ class FakeLog:
         return part.records[start : start + records_max]
 
     async def committed(self, group: str, topic: str, partition: int) -> int | None:
-        """The group's committed offset."""
         return self._committed.get((group, topic, partition))
 
     async def commit(self, group: str, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Store a group's committed offsets by (topic, partition)."""
+        """Store the group's committed offset of each (topic, partition)."""
         for (topic, partition), offset in offsets.items():
             self._committed[group, topic, partition] = offset
 

@@ -1,8 +1,7 @@
 """Lets the Kafka client read records whose header names are not UTF-8.
 
-Any producer may write one and the broker does not look, but aiokafka decodes the names strictly. It fails at such a
-record on every read, so that nothing behind it would ever be read. There is no setting for it: what it takes batches
-apart with is replaced here, and does what it always did until a batch turns out to hold such a name.
+Brokers accept such records from any producer, but aiokafka fails at them on every read, so the reader would be stuck.
+aiokafka has no setting for that. This module replaces aiokafka's batch reader for batches with such names.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from aiokafka.record.default_records import _DefaultRecordBatchPy, _DefaultRecor
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import decode_varint
 
-# Every batch begins with its offset and the count of the bytes after these two; the format's number follows later.
+# A batch begins with its offset and the number of bytes after these two fields. `FORMAT_AT` is the version's place.
 BATCH_START: Final = struct.Struct(">qi")
 FORMAT_AT: Final = 16
 # The first format with headers.
@@ -26,12 +25,12 @@ FORMAT_WITH_HEADERS: Final = 2
 
 
 def read_any_header_name() -> None:
-    """Have every consumer of this process read such records, the bytes in question as U+FFFD. Safe to call again."""
+    """Replace invalid bytes of header names by U+FFFD in all consumers of this process. Safe to call again."""
     fetcher.MemoryRecords = ReadableRecords
 
 
 class ReadableRecords:
-    """The client's batches of one answer, in its own terms."""
+    """The batches of one fetch response, with the interface of aiokafka's `MemoryRecords`."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -39,15 +38,15 @@ class ReadableRecords:
         self._batches = MemoryRecords(data)
 
     def has_next(self) -> bool:
-        """Whether a whole batch is left."""
+        """Whether a complete batch remains."""
         return bool(self._batches.has_next())
 
     def size_in_bytes(self) -> int:
-        """The size of the answer."""
+        """The size of the response."""
         return int(self._batches.size_in_bytes())
 
     def next_batch(self) -> Any:
-        """The next whole batch, None where there is none."""
+        """The next complete batch, or None."""
         batch = self._batches.next_batch()
         if batch is None:
             return None
@@ -60,7 +59,7 @@ class ReadableRecords:
 
 
 class ReadableBatch:
-    """The client's own batch, read to the end in any case."""
+    """aiokafka's batch, with a second parser for the records after an invalid header name."""
 
     def __init__(self, batch: Any, data: memoryview) -> None:
         self._batch = batch
@@ -70,19 +69,19 @@ class ReadableBatch:
         return getattr(self._batch, name)
 
     def __iter__(self) -> Iterator[Any]:
-        read = 0
+        records_read = 0
         try:
             for record in self._batch:
-                read += 1
+                records_read += 1
                 yield record
         except (UnicodeDecodeError, CorruptRecordException):
-            # The client's parser in Python, used where there is no compiled one, calls such a name corrupt. What really
-            # is corrupt is refused here too, with the same error.
-            yield from islice(LenientBatch(self._data), read, None)
+            # aiokafka's Python parser raises CorruptRecordException for such a name. LenientBatch raises the same error
+            # for a record that is really corrupt.
+            yield from islice(LenientBatch(self._data), records_read, None)
 
 
 class LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # the library has no types
-    """The client's batch in Python, which also checks and decompresses; only a record is taken apart differently."""
+    """aiokafka's Python batch, which checks and decompresses, with another parser for a record."""
 
     _pos: int
 
@@ -90,7 +89,7 @@ class LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # the library 
         cursor = _Cursor(self._buffer, self._pos)
         length = cursor.number()
         start = cursor.position
-        cursor.number()  # attributes, which the format does not use yet
+        cursor.number()  # attributes, unused by the format
         created_ms = self.first_timestamp + cursor.number()
         logged = self.timestamp_type == self.LOG_APPEND_TIME
         offset = self.base_offset + cursor.number()
@@ -107,7 +106,7 @@ class LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # the library 
 
 
 class _Cursor:
-    """Reads the parts of a record one after the other."""
+    """Reads the fields of a record in order."""
 
     def __init__(self, buffer: bytearray, position: int) -> None:
         self._buffer = buffer
@@ -123,6 +122,3 @@ class _Cursor:
             return None
         start, self.position = self.position, self.position + length
         return bytes(self._buffer[start : self.position])
-
-
-__all__ = ["LenientBatch", "ReadableBatch", "ReadableRecords", "read_any_header_name"]

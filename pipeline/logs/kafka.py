@@ -27,7 +27,7 @@ from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError, Transien
 from schemas.log import Bounds, Headers, Record, TopicSpec
 
 PRODUCE_BATCH_BYTES: Final = 256 * 1024
-# Far above any topic's own limit, which `append` checks first.
+# Above the limit of every topic; `append` checks the topic's limit first.
 REQUEST_BYTES_MAX: Final = 128 * 1024 * 1024
 REQUEST_TIMEOUT_S: Final = 30.0
 CLOSE_TIMEOUT_S: Final = 10.0
@@ -35,11 +35,12 @@ RETRIES_MAX: Final = 5
 RETRY_PAUSE_S: Final = 0.2
 TOPIC_READY_TIMEOUT_S: Final = 30.0
 FETCH_WAIT_S: Final = 0.5
-# One fetch is open per broker; a partition that is asked for meanwhile waits for it to return.
+# The client has one open fetch per broker. A partition that becomes ready during the fetch waits for its end.
 FETCH_WAIT_MAX_MS: Final = 100
-# `read` keeps the partitions it was asked for assigned, so that a reader which follows the end pays no set-up.
+# `read` keeps this many partitions assigned, so that a reader that follows the end does not assign again.
 ASSIGNED_MAX: Final = 512
 
+C = TypeVar("C")
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class KafkaLog:
         self._producer: AIOKafkaProducer | None = None
         self._admin: AIOKafkaAdminClient | None = None
         self._consumer: AIOKafkaConsumer | None = None
-        # Asks for offsets only: on the reader's connection they would queue behind an open fetch.
+        # For offset requests only: on the reader's connection they would wait behind an open fetch.
         self._asker: AIOKafkaConsumer | None = None
         self._partitions: dict[str, int] = {}
         self._size_limits: dict[str, int] = {}
@@ -64,7 +65,7 @@ class KafkaLog:
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Connect; `Transient` where no broker answers within `REQUEST_TIMEOUT_S`."""
+        """Connect. Raises `Transient` if no broker answers."""
         quieten()
         read_any_header_name()
         timeout_ms = int(REQUEST_TIMEOUT_S * 1000)
@@ -93,7 +94,7 @@ class KafkaLog:
             raise
 
     async def close(self) -> None:
-        """Send what was appended, for at most `CLOSE_TIMEOUT_S`, and disconnect. Safe to call twice."""
+        """Send all pending records for up to `CLOSE_TIMEOUT_S`, then disconnect. Safe to call twice."""
         producer, self._producer = self._producer, None
         consumers = (self._consumer, self._asker)
         self._consumer = self._asker = None
@@ -112,9 +113,9 @@ class KafkaLog:
             await admin.close()
 
     async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
-        """Create the topics that are missing and wait until every partition has a leader.
+        """Create the missing topics and wait for a leader of every partition, up to `TOPIC_READY_TIMEOUT_S`.
 
-        Raises `OperatorNeeded` on another number of partitions, or where the cluster has too few brokers.
+        Raises `OperatorNeeded` if a topic has another number of partitions or if the cluster has too few brokers.
         """
         for spec in specs:
             check_spec(spec)
@@ -126,7 +127,6 @@ class KafkaLog:
             await self._wait_for_leaders(spec)
 
     async def partition_count(self, topic: str) -> int:
-        """How many partitions `topic` has; 0 where it does not exist."""
         if topic not in self._partitions:
             described = await self._describe(topic)
             if described["error_code"] == UnknownTopicOrPartitionError.errno or not described["partitions"]:
@@ -135,12 +135,12 @@ class KafkaLog:
         return self._partitions[topic]
 
     async def topic_settings(self, topic: str) -> Mapping[str, str]:
-        """The broker's settings of a topic; empty where it does not exist."""
+        """The broker's settings of a topic. Empty if the topic does not exist."""
         if not await self.partition_count(topic):
             return {}
         resource = ConfigResource(ConfigResourceType.TOPIC, topic)
         responses = await self._retried(
-            lambda: self._running_admin().describe_configs([resource]), f"read the settings of {topic}"
+            lambda: _running(self._admin).describe_configs([resource]), f"read the settings of {topic}"
         )
         (_, _, _, _, entries) = responses[0].resources[0]
         return {entry[0]: entry[1] for entry in entries}
@@ -148,15 +148,15 @@ class KafkaLog:
     async def append(
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
     ) -> int:
-        """Append one record and return its offset once all in-sync replicas have it.
+        """Append one record. Return its offset after all in-sync replicas have the record.
 
-        `InvalidInput` over the topic's size limit or for an unknown partition. `Transient` where the producer's own
-        retries took `REQUEST_TIMEOUT_S` or the broker refused: the record may or may not be in the log, and a retry may
-        add it again.
+        Raises `InvalidInput` if the record is over the topic's size limit or the partition is unknown. Raises
+        `Transient` if the broker refuses or does not confirm within `REQUEST_TIMEOUT_S`. After `Transient` the record
+        may be in the log, and a retry may append it again.
         """
         await self._check_partition(topic, partition)
         check_size(topic, await self._size_limit(topic), value, key, headers)
-        producer = self._running_producer()
+        producer = _running(self._producer)
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 sent = await producer.send_and_wait(
@@ -165,7 +165,7 @@ class KafkaLog:
         except TimeoutError:
             raise Transient(f"Kafka did not confirm a record of {topic}/{partition} in {REQUEST_TIMEOUT_S} s") from None
         except KafkaError as error:
-            # A timeout of the client's own: nothing was sent.
+            # KafkaTimeoutError is the client's timeout before the record was sent.
             if not error.retriable and not isinstance(error, KafkaTimeoutError):
                 self._size_limits.pop(topic, None)
                 await self._renew(producer)
@@ -175,42 +175,38 @@ class KafkaLog:
         return int(sent.offset)
 
     async def bounds(self, topic: str, partition: int) -> Bounds:
-        """First and next offset of a partition."""
         await self._check_partition(topic, partition)
         pair = TopicPartition(topic, partition)
-        asker = self._asker
-        if asker is None:
-            raise Transient("the Kafka log is closed")
+        asker = _running(self._asker)
         what = f"read the bounds of {topic}/{partition}"
         first = await self._retried(lambda: asker.beginning_offsets([pair]), what)
         following = await self._retried(lambda: asker.end_offsets([pair]), what)
         return Bounds(first[pair], following[pair])
 
     async def read(self, topic: str, partition: int, offset: int, records_max: int = 500) -> list[Record]:
-        """Up to `records_max` records from `offset` on; empty at the end.
+        """Up to `records_max` records from `offset` on. Empty at the end of the partition.
 
-        Waits for the broker while there are records to come, up to `REQUEST_TIMEOUT_S`, then raises `Transient`.
+        Raises `Transient` if records exist and the broker returns none within `REQUEST_TIMEOUT_S`.
         """
         await self._check_partition(topic, partition)
         pair = TopicPartition(topic, partition)
         async with self._read_locks.setdefault(pair, asyncio.Lock()):
             await self._assign(pair, offset)
-            found = await self._fetch(pair, 0, records_max)
-            if not found:
+            messages = await self._fetch(pair, 0, records_max)
+            if not messages:
                 end = (await self.bounds(topic, partition)).next
                 deadline = asyncio.get_running_loop().time() + REQUEST_TIMEOUT_S
-                while not found and self._read_positions[pair] < end:
+                while not messages and self._read_positions[pair] < end:
                     if asyncio.get_running_loop().time() > deadline:
                         raise Transient(f"Kafka gave no records of {topic}/{partition} from {offset} in time")
                     await self._assign(pair, self._read_positions[pair])
-                    found = await self._fetch(pair, FETCH_WAIT_S, records_max)
-            return [to_record(message) for message in found]
+                    messages = await self._fetch(pair, FETCH_WAIT_S, records_max)
+            return [to_record(message) for message in messages]
 
     async def committed(self, group: str, topic: str, partition: int) -> int | None:
-        """The group's committed offset."""
         pair = TopicPartition(topic, partition)
         offsets = await self._retried(
-            lambda: self._running_admin().list_consumer_group_offsets(group, partitions=[pair]),
+            lambda: _running(self._admin).list_consumer_group_offsets(group, partitions=[pair]),
             f"read the offsets of {group}",
         )
         stored = offsets.get(pair)
@@ -226,14 +222,14 @@ class KafkaLog:
             max_request_size=REQUEST_BYTES_MAX,
             request_timeout_ms=int(REQUEST_TIMEOUT_S * 1000),
         )
-        # A batch that expires takes its sequence numbers along, and the broker refuses all that come after the gap:
-        # nothing could be appended to that partition any more. `append` bounds the wait instead.
+        # An expired batch leaves a gap in the sequence numbers, and the broker then refuses all later batches of the
+        # partition. So batches never expire; `append` limits the wait.
         producer._message_accumulator._batch_ttl = math.inf  # noqa: SLF001  there is no setting for it
         return producer
 
     async def _renew(self, refused: AIOKafkaProducer) -> None:
-        """Go on with another producer: a batch that the broker refused has taken its sequence numbers along, and the
-        broker refuses all that come after the gap. Whoever else was refused by the same one waits for the same other.
+        """Replace the producer: a refused batch leaves a gap in the sequence numbers, and the broker then refuses all
+        later batches of that producer. Concurrent callers share one replacement.
         """
         if self._renewal is None and self._producer is refused:
             self._renewal = asyncio.create_task(self._replace(refused))
@@ -241,7 +237,7 @@ class KafkaLog:
             await asyncio.wait({self._renewal}, timeout=REQUEST_TIMEOUT_S)
 
     async def _replace(self, refused: AIOKafkaProducer) -> None:
-        """Have a new producer take over. Where none can be started, the next append that is refused tries again."""
+        """Start a new producer. If the start fails, the next refused append tries again."""
         fresh = self._new_producer()
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
@@ -250,7 +246,7 @@ class KafkaLog:
             await fresh.stop()
             if not isinstance(error, (Transient, TimeoutError)):
                 raise
-            logger.warning("what Kafka refused may be refused again until another producer can be started: %r", error)
+            logger.warning("Kafka may refuse appends until another producer can be started: %r", error)
         else:
             self._producer = fresh
             self._retire(refused)
@@ -258,14 +254,14 @@ class KafkaLog:
             self._renewal = None
 
     def _retire(self, producer: AIOKafkaProducer) -> None:
-        """Let it get its answers and end, beside what goes on. What it takes no more, `append` calls `Transient`."""
+        """Stop a producer in the background, after its pending batches. Later appends on it raise `Transient`."""
         task = asyncio.create_task(_stop(producer))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
     async def _assign(self, pair: TopicPartition, offset: int) -> None:
-        """Have the consumer stand at `offset` of `pair`, keeping the others where they are."""
-        consumer = self._running_consumer()
+        """Set the consumer's position of `pair` to `offset`. The other positions stay."""
+        consumer = _running(self._consumer)
         async with self._assign_lock:
             if pair not in consumer.assignment():
                 self._read_positions.pop(pair, None)
@@ -279,17 +275,17 @@ class KafkaLog:
                 consumer.seek(pair, offset)
 
     async def _fetch(self, pair: TopicPartition, timeout_s: float, records_max: int) -> list[Any]:
-        consumer = self._running_consumer()
+        consumer = _running(self._consumer)
         try:
-            found = await consumer.getmany(pair, timeout_ms=int(timeout_s * 1000), max_records=records_max)
+            messages = await consumer.getmany(pair, timeout_ms=int(timeout_s * 1000), max_records=records_max)
         except KafkaError as error:
             if not error.retriable:
                 raise Transient(f"Kafka could not read {pair.topic}/{pair.partition}: {error!r}") from error
             return []
-        # Not the last record's offset: what follows may be a transaction's marker, which is never returned.
+        # Not the offset after the last record: the next entry may be a transaction marker, which is never returned.
         if pair in consumer.assignment():
             self._read_positions[pair] = await consumer.position(pair)
-        return list(found.get(pair, ()))
+        return list(messages.get(pair, ()))
 
     async def _check_partition(self, topic: str, partition: int) -> None:
         if not 0 <= partition < await self.partition_count(topic):
@@ -301,12 +297,12 @@ class KafkaLog:
         return self._size_limits[topic]
 
     async def _describe(self, topic: str) -> dict[str, Any]:
-        described = await self._retried(lambda: self._running_admin().describe_topics([topic]), f"describe {topic}")
+        described = await self._retried(lambda: _running(self._admin).describe_topics([topic]), f"describe {topic}")
         return dict(described[0])
 
     async def _create_topic(self, spec: TopicSpec) -> None:
         topic = NewTopic(spec.name, spec.partitions, spec.replication, topic_configs=dict(settings_of(spec)))
-        response = await self._retried(lambda: self._running_admin().create_topics([topic]), f"create {spec.name}")
+        response = await self._retried(lambda: _running(self._admin).create_topics([topic]), f"create {spec.name}")
         _, code, *reason = response.topic_errors[0]
         if code not in (0, TopicAlreadyExistsError.errno):
             raise OperatorNeeded(f"Kafka refused to create {spec.name}: {for_code(code).__name__} {reason}")
@@ -323,34 +319,25 @@ class KafkaLog:
         raise Transient(f"topic {spec.name} was created, but has no leader for every partition yet")
 
     async def _retried(self, request: Callable[[], Awaitable[T]], what: str) -> T:
-        """Run a repeatable request up to `RETRIES_MAX` times, then raise `Transient`."""
+        """Run a repeatable request up to `RETRIES_MAX` times. Raises `Transient` after the last failure."""
         for attempt in range(1, RETRIES_MAX + 1):
             try:
                 return await request()
             except TidemarkError:
                 raise
             except (KafkaError, TimeoutError, OSError, AttributeError) as error:
-                # AttributeError: aiokafka's admin client reads the controller's id before it knows a controller.
+                # AttributeError: aiokafka's admin client reads the controller's id before a controller is known.
                 if attempt == RETRIES_MAX:
                     raise Transient(f"Kafka did not answer: could not {what}: {error!r}") from error
                 logger.debug("attempt %s to %s failed: %r", attempt, what, error)
                 await asyncio.sleep(RETRY_PAUSE_S * attempt)
         raise AssertionError("unreachable")
 
-    def _running_admin(self) -> AIOKafkaAdminClient:
-        if self._admin is None:
-            raise Transient("the Kafka log is closed")
-        return self._admin
 
-    def _running_producer(self) -> AIOKafkaProducer:
-        if self._producer is None:
-            raise Transient("the Kafka log is closed")
-        return self._producer
-
-    def _running_consumer(self) -> AIOKafkaConsumer:
-        if self._consumer is None:
-            raise Transient("the Kafka log is closed")
-        return self._consumer
+def _running(client: C | None) -> C:
+    if client is None:
+        raise Transient("the Kafka log is closed")
+    return client
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:
@@ -358,7 +345,7 @@ async def _stop(producer: AIOKafkaProducer) -> None:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await producer.stop()
     except TimeoutError:
-        logger.warning("Kafka is gone: what it had not confirmed may or may not be in the log")
+        logger.warning("Kafka does not answer: records without a confirmation may or may not be in the log")
         await producer._sender.close()  # noqa: SLF001  aiokafka's own stop has no bound
         await producer.client.close()
 

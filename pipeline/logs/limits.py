@@ -1,4 +1,4 @@
-"""Limits and messages that every driver of the log shares, so that they refuse the same input."""
+"""Limits and messages that all drivers of the log share, so that all drivers refuse the same input."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.log import Headers, TopicSpec
 
-# What a record needs beside its bytes: the batch header and field lengths of Kafka's format stay far below it.
+# Upper bound of the bytes that Kafka's format adds to a record.
 RECORD_OVERHEAD_BYTES = 1024
-# A producer packs small records into one batch of up to half of this; a topic must accept such a batch.
+# A producer packs small records into batches of up to half of this size, and a topic must accept such a batch.
 RECORD_BYTES_MAX_LEAST = 512 * 1024
 
 
 def check_spec(spec: TopicSpec) -> None:
-    """Raise `InvalidInput` where no driver could create such a topic."""
+    """Raise `InvalidInput` if the topic's settings are not possible."""
     if spec.partitions < 1:
         raise InvalidInput("partitions", f"{spec.name} needs at least one partition")
     if spec.record_bytes_max < RECORD_BYTES_MAX_LEAST:
@@ -24,7 +24,7 @@ def check_spec(spec: TopicSpec) -> None:
 
 
 def check_partitions(spec: TopicSpec, existing: int) -> None:
-    """Raise `OperatorNeeded` where a topic exists with another number of partitions than it was made for."""
+    """Raise `OperatorNeeded` if an existing topic has another number of partitions than the settings."""
     if existing != spec.partitions:
         raise OperatorNeeded(
             f"topic {spec.name} has {existing} partitions, the settings say {spec.partitions}: the number is fixed for "
@@ -33,7 +33,7 @@ def check_partitions(spec: TopicSpec, existing: int) -> None:
 
 
 def check_size(topic: str, limit_bytes: int, value: bytes, key: bytes | None, headers: Headers) -> None:
-    """Raise `InvalidInput` where a record is over the topic's limit, counted before compression."""
+    """Raise `InvalidInput` if the uncompressed record is over the topic's limit."""
     size = len(value) + len(key or b"") + sum(len(name) + len(content) for name, content in headers)
     if size + RECORD_OVERHEAD_BYTES > limit_bytes:
         raise InvalidInput(

@@ -1,4 +1,4 @@
-"""The log by its URL."""
+"""Opens the log that a URL names."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ KAFKA_SCHEME = "kafka://"
 
 
 def open_log(url: str, clock: Clock) -> Log:
-    """The log at `embedded://PATH` (relative or absolute) or `kafka://HOST:PORT[,HOST:PORT…]`, not yet started.
+    """The log at `embedded://PATH` (relative or absolute) or `kafka://HOST:PORT[,HOST:PORT…]`. The caller starts it.
 
-    `clock` gives the embedded log its stream time; Kafka's brokers have their own. Raises `InvalidInput` on another
-    URL.
+    The embedded log takes stream time from `clock`; Kafka's brokers use their own clocks. Raises `InvalidInput` for
+    another URL.
     """
     if url.startswith(EMBEDDED_SCHEME):
         return SqliteLog(embedded_path(url), clock)
@@ -26,7 +26,7 @@ def open_log(url: str, clock: Clock) -> Log:
 
 
 def embedded_path(url: str) -> Path:
-    """The file of an `embedded://` URL."""
+    """The file of an `embedded://` URL. Raises `InvalidInput` without a file name."""
     path = url.removeprefix(EMBEDDED_SCHEME)
     if not path or path.endswith("/"):
         raise InvalidInput(
@@ -36,7 +36,7 @@ def embedded_path(url: str) -> Path:
 
 
 def kafka_servers(url: str) -> list[str]:
-    """The `HOST:PORT` entries of a `kafka://` URL."""
+    """The `HOST:PORT` entries of a `kafka://` URL. Raises `InvalidInput` for another URL."""
     servers = [server.strip() for server in url.removeprefix(KAFKA_SCHEME).split(",")]
     if not url.startswith(KAFKA_SCHEME) or not all(_is_server(server) for server in servers):
         raise InvalidInput("TIDEMARK_LOG_URL", f"{url!r} is neither embedded://PATH nor kafka://HOST:PORT[,HOST:PORT]")

@@ -1,7 +1,7 @@
-"""What is not counted goes to `usage.rejected`: its bytes as they came, the reason, and where it stood.
+"""Writes the quarantine: the unchanged bytes of each event that was not counted, the reason, and the position.
 
-The fold writes before the commit that counts the rejection. A crash in between writes the entry again under the same
-position; readers take both for one entry.
+Processors write an entry before the commit that counts the rejection. After a crash in between, the same entry is
+written again; readers treat entries with the same position as one.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from schemas.log import REJECTED_TOPIC, Headers, Log, index_of, offset_of
 
 
 class Header:
-    """Names of the headers of an entry. Entries without an offset never stood in the log: `SOURCE` names their writer.
+    """The names of an entry's headers. An entry without an offset was never in the log; `SOURCE` is its writer.
 
-    `CUT_AT_BYTES` is set if the entry holds only the first bytes of a value.
+    `CUT_AT_BYTES` is set if the entry has only the first bytes of a value.
     """
 
     REASON: Final = "tidemark-reason"
@@ -39,7 +39,7 @@ RAW_BYTES_KEPT: Final = 1_000_000
 
 
 async def quarantine(log: Log, topic: str, partition: int, entries: Sequence[Quarantined]) -> None:
-    """Append the entries to `usage.rejected` and return once all are durable. Raises the log's errors."""
+    """Append the entries to `usage.rejected` and return after all are durable. Raises the log's errors."""
     await append_all(
         append_entry(log, partition, entry.reason, entry.detail, topic, entry.raw, _place(partition, entry))
         for entry in entries
@@ -49,7 +49,7 @@ async def quarantine(log: Log, topic: str, partition: int, entries: Sequence[Qua
 async def append_entry(
     log: Log, partition: int, reason: str, detail: str, topic: str, raw: bytes, origin: Headers
 ) -> None:
-    """Append one entry about an event of `topic`; `origin` are the headers that say where the event stood.
+    """Append one entry for an event of `topic`. `origin` are the headers with the event's place or writer.
 
     Keeps the first `RAW_BYTES_KEPT` bytes of a value that the log rejects as too large. Raises the log's errors.
     """

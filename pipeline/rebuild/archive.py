@@ -1,20 +1,21 @@
-"""`usage_events`, `dedup_decisions` and `control_log`, rebuilt from the log by the archive's own processor (I3).
+"""Rebuilds `usage_events`, `dedup_decisions` and `control_log` from the log with the archive's own processor (I3).
 
-1. archive every partition from offset 0 into tables beside the live ones. The positions beside them say how far it is:
-   cut short, it goes on from there.
-2. once all partitions reach the log's end: exchange the tables.
-3. archive on, into the exchanged tables, to the log's end as it stands after the exchange. An archive that was in the
-   middle of a batch wrote the first of it into the old tables; its records lie below that end. The positions are
-   exchanged last, so that until then they say how far this is.
+1. Archive every partition from offset 0 into staging tables. The staging table of the positions records the progress,
+   so an interrupted rebuild continues there.
+2. When all partitions reach the log's end, exchange the data tables.
+3. Archive into the exchanged tables up to the log's end after the exchange. The archive role may have written the first
+   rows of a batch into the old tables; the records of that batch are below this end. The positions are exchanged last
+   and record the progress until then.
 
-The running archive goes on by the position it holds in memory. Rows are kept by identity and first arrival, so what
-both write is one row.
+The archive role keeps its position in memory and goes on meanwhile. Tables keep one row for each identity and first
+arrival, so a row that both write is stored once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field
+from typing import Final
 
 from pipeline.ingest.archive import ArchiveProcessor
 from pipeline.rebuild.limits import RebuildLimits
@@ -29,80 +30,68 @@ TABLES: Final = (*DATA, POSITIONS)
 REMEDY: Final = "Restore ClickHouse's tables from a backup, or bring those records back from a copy of the log."
 
 
-class _Parts(NamedTuple):
+@dataclass
+class ArchiveRebuild:
+    """Rebuilds the archive's tables. An interrupted rebuild continues when it is run again."""
+
     log: Log
     staging: TableStaging
     secret: bytes
-    limits: RebuildLimits
-    progress: Callable[[Progress], None]
-
-
-class ArchiveRebuild:
-    """Rebuilds the archive's tables. Run again after any end, it goes on."""
-
-    def __init__(
-        self,
-        log: Log,
-        staging: TableStaging,
-        secret: bytes,
-        limits: RebuildLimits | None = None,
-        progress: Callable[[Progress], None] = lambda _: None,
-    ) -> None:
-        self._parts = _Parts(log, staging, secret, limits or RebuildLimits(), progress)
+    limits: RebuildLimits = field(default_factory=RebuildLimits)
+    progress: Callable[[Progress], None] = lambda _: None
 
     async def run(self) -> None:
-        """Rebuild.
+        """Rebuild all tables.
 
-        Raises `OperatorNeeded` where the log does not reach back to its start, `Transient` where a store does not
-        answer; a repeated call goes on.
+        Raises `OperatorNeeded` if the log no longer has its first record, `Transient` if a store does not answer; a
+        repeated call continues.
         """
-        staging, partitions = self._parts.staging, await self._parts.log.partition_count(EVENTS_TOPIC)
-        found = await staging.building(TABLES)
-        if found is None or found.is_partial(TABLES):
-            await check_reach(self._parts.log, partitions, REMEDY)
-        building = await staging.begin(TABLES, "log")
+        partitions = await self.log.partition_count(EVENTS_TOPIC)
+        started = await self.staging.building(TABLES)
+        if started is None or started.is_partial(TABLES):
+            await check_reach(self.log, partitions, REMEDY)
+        building = await self.staging.begin(TABLES, "log")
         if POSITIONS not in building.swapped:
             left = [table for table in DATA if table not in building.swapped]
             if left:
-                # Twice: the second time for what came while the other partitions were archived.
+                # The second pass archives what arrived while the other partitions were archived.
                 for partition in [*range(partitions), *range(partitions)]:
-                    await self._reach(partition, staging.beside((*left, POSITIONS)), swapped=False)
+                    await self._reach(partition, self.staging.beside((*left, POSITIONS)), swapped=False)
                 for table in left:
-                    await staging.swap(table)
+                    await self.staging.swap(table)
             for partition in range(partitions):
-                await self._reach(partition, staging.beside((POSITIONS,)), swapped=True)
-            await staging.swap(POSITIONS)
-        await staging.drop(TABLES)
+                await self._reach(partition, self.staging.beside((POSITIONS,)), swapped=True)
+            await self.staging.swap(POSITIONS)
+        await self.staging.drop(TABLES)
 
     async def _reach(self, partition: int, store: AnalyticalStore, *, swapped: bool) -> None:
-        """Archive one partition to the log's end as it stands now."""
-        parts = self._parts
+        """Archive one partition to the current end of the log."""
         archive = ArchiveProcessor(
-            parts.log, store, parts.secret, events_max=parts.limits.events_max, replay_from_start=True
+            self.log, store, self.secret, events_max=self.limits.events_max, replay_from_start=True
         )
         offset = await archive.start_offset(partition)
-        end = (await parts.log.bounds(EVENTS_TOPIC, partition)).next
+        end = (await self.log.bounds(EVENTS_TOPIC, partition)).next
         while offset < end:
-            records = await parts.log.read(EVENTS_TOPIC, partition, offset, parts.limits.records_max)
+            records = await self.log.read(EVENTS_TOPIC, partition, offset, self.limits.records_max)
             if not records:
                 break
             await archive.step(partition, records)
             offset = records[-1].next_offset
-            parts.progress(Progress(partition, offset, max(end, offset), None, swapped=False))
-        parts.progress(Progress(partition, offset, max(end, offset), None, swapped))
+            self.progress(Progress(partition, offset, max(end, offset), None, swapped=False))
+        self.progress(Progress(partition, offset, max(end, offset), None, swapped))
 
 
 async def abandon_archive(staging: TableStaging) -> bool:
-    """Give up what is being built of the archive. False where nothing was.
+    """Drop the staging tables of an unfinished archive rebuild. Returns False if there is no such rebuild.
 
-    Raises `OperatorNeeded` where a table was swapped in already: only finishing makes all of them whole.
+    Raises `OperatorNeeded` if a table was swapped in already: only finishing the rebuild makes all tables complete.
     """
-    found = await staging.building(TABLES)
-    if found is None:
+    building = await staging.building(TABLES)
+    if building is None:
         return False
-    if found.swapped:
+    if building.swapped:
         raise OperatorNeeded(
-            f"{' and '.join(sorted(found.swapped))} was swapped in already, and is finished by running "
+            f"{' and '.join(sorted(building.swapped))} was swapped in already, and is finished by running "
             "`tidemark rebuild archive` again"
         )
     await staging.drop(TABLES)

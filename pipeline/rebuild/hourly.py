@@ -1,22 +1,23 @@
-"""`usage_hourly` and `usage_duplicates`, rebuilt from the log (I6, I7): the same fold, into tables beside them.
+"""Rebuilds `usage_hourly` and `usage_duplicates` from the log (I6, I7): the same fold, into staging tables.
 
-1. fold every partition from offset 0 into a shadow copy namespace of Redis, and relay it into the tables beside. The
-   shadow copy checkpoint is the position: cut short, it goes on from there.
-2. once all partitions reach as far as the live checkpoint: exchange the tables.
-3. fold on to the live checkpoint as it stands after the exchange. A relay that had begun before it wrote into the old
-   table, and all it wrote is made by the fold below that checkpoint.
-4. drop the old `usage_duplicates`, which says that nothing but cleaning is left, then the shadow copy, then the old
-   `usage_hourly`. Whoever goes on from here needs no log and no live view.
+1. Fold every partition from offset 0 into a shadow copy in Redis, and relay the shadow copy into the staging tables.
+   The checkpoint of the shadow copy records the progress, so an interrupted rebuild continues there.
+2. When all partitions reach the live checkpoint, exchange the tables.
+3. Fold on to the live checkpoint as of after the exchange. A relay that began before the exchange wrote into the old
+   table; all its rows are below this checkpoint, so the fold makes them again.
+4. Drop the old `usage_duplicates`, then the shadow copy, then the old `usage_hourly`. After the first drop, a continued
+   rebuild only cleans up and needs neither the log nor the live view.
 
-Rows carry the live view's generation, so a row that the live relays write is the same row or a newer one. What no
-event ever made is in none of the tables afterwards. Nothing goes out: no intent, no quarantine entry.
+Rows carry the live view's generation, so a row that the live relay writes is the same or a newer one. Rows without an
+event behind them are gone afterwards. The rebuild publishes no intents and no quarantine entries.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
@@ -34,7 +35,7 @@ from schemas.rebuild import Building, GenerationsSeen, Progress, TableStaging
 from schemas.rollup import Checkpoint
 
 TABLES: Final = ("usage_duplicates", "usage_hourly")
-# Whose old table is dropped as soon as both are caught up with.
+# The old table that is dropped when both new tables are complete.
 CAUGHT_UP: Final = "usage_duplicates"
 SOURCE: Final = "log"
 REMEDY: Final = (
@@ -44,10 +45,11 @@ REMEDY: Final = (
 
 
 class Note(msgspec.Struct, frozen=True):
-    """What a rebuild of `usage_hourly` was begun with; stands with the tables beside.
+    """The parameters of a rebuild of `usage_hourly`, stored with the staging tables.
 
-    `generations` are the live view's, by partition. From ClickHouse: up to which offset and stream time of each
-    partition `usage_events` is counted before the swap, and which rebuild had made it.
+    `generations` are the live view's, by partition. The last three are for a rebuild from ClickHouse: by
+    partition, the offset and stream time to which `usage_events` is counted before the swap; and the number of the
+    rebuild that made `usage_events`.
     """
 
     source: str
@@ -59,16 +61,14 @@ class Note(msgspec.Struct, frozen=True):
 
 
 async def begun(staging: TableStaging, source: str) -> tuple[Note, Building] | None:
-    """The rebuild of `usage_hourly` that was begun, or None. Raises `OperatorNeeded` where it has another source."""
-    found = await staging.building(TABLES)
-    if found is None:
-        return None
-    return noted(found, source), found
+    """The unfinished rebuild of `usage_hourly`, or None. Raises `OperatorNeeded` if its source is another one."""
+    building = await staging.building(TABLES)
+    return None if building is None else (noted(building, source), building)
 
 
-def noted(found: Building, source: str) -> Note:
-    """What a rebuild of `usage_hourly` was begun with. Errors as `begun`."""
-    note = msgspec.json.decode(found.note, type=Note)
+def noted(building: Building, source: str) -> Note:
+    """The note of an unfinished rebuild of `usage_hourly`. Errors as `begun`."""
+    note = msgspec.json.decode(building.note, type=Note)
     if note.source != source:
         raise OperatorNeeded(
             f"a rebuild of usage_hourly from {note.source} was begun and is not finished: run it again with "
@@ -78,8 +78,7 @@ def noted(found: Building, source: str) -> Note:
 
 
 class _Filled:
-    """`HourlyStore` as the shadow copy is relayed into it: the tables beside, or once they are exchanged the live
-    ones (`live`)."""
+    """The `HourlyStore` that the shadow copy is relayed into: staging tables, or after the exchange `live` tables."""
 
     def __init__(self, store: HourlyStore, *, live: bool) -> None:
         self.insert_hourly = store.insert_hourly
@@ -88,20 +87,25 @@ class _Filled:
         self._save = store.save_relayed if live else None
 
     async def generation_since(self, partition: int, bucket_ms: int) -> int:  # noqa: ARG002 - the protocol's
-        """0: rows of a later generation refuse an old live view, and the shadow copy is none. They are as
-        right."""
+        """0, because the relay's check for an outdated live view does not apply to the shadow copy."""
         return 0
 
     async def save_relayed(self, position: RelayPosition) -> None:
-        """As the store; nothing beside, where the rows say nothing yet of how far `usage_hourly` reaches."""
+        """Save the position in live tables only: staging rows do not show how far `usage_hourly` is complete."""
         if self._save is not None:
             await self._save(position)
 
     async def close(self) -> None:
-        """Closed by its owner."""
+        """Do nothing: the owner closes the store."""
 
 
-class _Parts(NamedTuple):
+@dataclass
+class HourlyRebuild:
+    """Rebuilds both tables. An interrupted rebuild continues when it is run again.
+
+    `shadow_copy` opens the shadow copy of the given name.
+    """
+
     log: Log
     live: LiveView
     shadow_copy: Callable[[str], LiveView]
@@ -109,50 +113,28 @@ class _Parts(NamedTuple):
     staging: TableStaging
     clock: Clock
     secret: bytes
-    limits: RebuildLimits
-    progress: Callable[[Progress], None]
-
-
-class HourlyRebuild:
-    """Rebuilds both tables. Run again after any end, it goes on. `shadow_copy` opens a store under a name of its
-    own."""
-
-    def __init__(
-        self,
-        log: Log,
-        live: LiveView,
-        shadow_copy: Callable[[str], LiveView],
-        hourly: GenerationsSeen,
-        staging: TableStaging,
-        clock: Clock,
-        secret: bytes,
-        limits: RebuildLimits | None = None,
-        progress: Callable[[Progress], None] = lambda _: None,
-    ) -> None:
-        self._parts = _Parts(
-            log, live, shadow_copy, hourly, staging, clock, secret, limits or RebuildLimits(), progress
-        )  # fmt: skip
+    limits: RebuildLimits = field(default_factory=RebuildLimits)
+    progress: Callable[[Progress], None] = lambda _: None
 
     async def run(self) -> None:
-        """Rebuild.
+        """Rebuild both tables.
 
-        Raises `OperatorNeeded` where the log does not reach back to its start, `Fenced` where another rebuild runs,
-        `Transient` where a store does not answer; a repeated call goes on.
+        Raises `OperatorNeeded` if the log no longer has its first record, `Fenced` if another rebuild runs, `Transient`
+        if a store does not answer; a repeated call continues.
         """
-        staging, partitions = self._parts.staging, await self._parts.log.partition_count(EVENTS_TOPIC)
-        found = await begun(staging, SOURCE)
-        if found is None or found[1].is_partial(TABLES):
-            await check_reach(self._parts.log, partitions, REMEDY)
-            # What has been relayed from the shadow copy is gone with a table.
-            await abandon_hourly(staging, self._parts.shadow_copy, partitions)
+        staging, partitions = self.staging, await self.log.partition_count(EVENTS_TOPIC)
+        started = await begun(staging, SOURCE)
+        if started is None or started[1].is_partial(TABLES):
+            await check_reach(self.log, partitions, REMEDY)
+            # A missing staging table lost rows that the shadow copy no longer has.
+            await abandon_hourly(staging, self.shadow_copy, partitions)
             note = Note(SOURCE, uuid.uuid4().hex[:16], await self._generations(partitions))
-            text = msgspec.json.encode(note).decode()
         else:
-            text = found[1].note
-        building = await staging.begin(TABLES, text)
-        # What the tables hold so far is of the note that they bear, whoever gave it.
+            note = started[0]
+        building = await staging.begin(TABLES, msgspec.json.encode(note).decode())
+        # The rows in the tables belong to the note stored with them, even if another command wrote both.
         note = noted(building, SOURCE)
-        shadow_copy = self._parts.shadow_copy(note.name)
+        shadow_copy = self.shadow_copy(note.name)
         try:
             if not (CAUGHT_UP in building.swapped and CAUGHT_UP not in building.beside):
                 await self._fill(shadow_copy, partitions, note, building)
@@ -164,53 +146,51 @@ class HourlyRebuild:
         await staging.drop(TABLES)
 
     async def _fill(self, shadow_copy: LiveView, partitions: int, note: Note, building: Building) -> None:
-        """Build what is not exchanged yet, exchange it, and catch up."""
-        staging = self._parts.staging
+        """Fill and exchange the tables that are not exchanged yet, then catch up with the live view."""
+        staging = self.staging
         left = [table for table in TABLES if table not in building.swapped]
         if left:
-            beside = _Filled(staging.beside(left), live=False)
-            for partition in range(partitions):
-                await self._reach(shadow_copy, partition, note, beside, swapped=False)
-            # What came while the other partitions were built; what comes from now on is missing for a moment.
-            for partition in range(partitions):
-                await self._reach(shadow_copy, partition, note, beside, swapped=False)
+            tables = _Filled(staging.beside(left), live=False)
+            # The second pass folds what arrived while the other partitions were folded. Rows of later events
+            # are missing after the exchange until the tables have caught up.
+            for partition in [*range(partitions), *range(partitions)]:
+                await self._reach(shadow_copy, partition, note, tables, swapped=False)
             for table in left:
                 await staging.swap(table)
-        live = _Filled(self._parts.hourly, live=True)
+        live = _Filled(self.hourly, live=True)
         for partition in range(partitions):
-            # What was dropped from the outbox by now lies below the checkpoint that is reached next.
-            dropped = await self._parts.live.drops.dropped(partition)
+            # Everything dropped from the outbox so far is below the checkpoint that is reached next.
+            dropped = await self.live.drops.dropped(partition)
             await self._reach(shadow_copy, partition, note, live, swapped=True)
-            await self._parts.live.drops.backfilled(partition, dropped)
+            await self.live.drops.backfilled(partition, dropped)
 
     async def _generations(self, partitions: int) -> tuple[int, ...]:
         generations = []
         for partition in range(partitions):
-            live = await self._parts.live.state.load_checkpoint(partition)
-            check_live(partition, live, self._parts.secret)
-            generations.append(live.generation if live else max(1, await self._parts.hourly.latest_generation()))
+            live = await self.live.state.load_checkpoint(partition)
+            check_live(partition, live, self.secret)
+            generations.append(live.generation if live else max(1, await self.hourly.latest_generation()))
         return tuple(generations)
 
     async def _reach(
         self, shadow_copy: LiveView, partition: int, note: Note, hourly: HourlyStore, *, swapped: bool
     ) -> None:
-        """Fold and relay one partition up to the live checkpoint as it stands now, or without one to the log's end."""
-        parts = self._parts
-        log = NoQuarantineLog(parts.log)
+        """Fold and relay one partition up to the current live checkpoint, or to the log's end if there is none."""
+        log = NoQuarantineLog(self.log)
         log.kept_before(OFFSET_MAX)
         if await shadow_copy.state.load_checkpoint(partition) is None:
-            await check_reach(parts.log, partition + 1, REMEDY)
-            await begin(parts.log, parts.secret, shadow_copy.copies, partition, note.generations[partition])
-        settings = RollupSettings(parts.limits.events_max, replay_from_start=True)
-        rollup = RollupProcessor(log, shadow_copy.state, parts.clock, parts.secret, settings)
+            await check_reach(self.log, partition + 1, REMEDY)
+            await begin(self.log, self.secret, shadow_copy.copies, partition, note.generations[partition])
+        settings = RollupSettings(self.limits.events_max, replay_from_start=True)
+        rollup = RollupProcessor(log, shadow_copy.state, self.clock, self.secret, settings)
         offset = await rollup.start_offset(partition)
-        live = await parts.live.state.load_checkpoint(partition)
-        check_live(partition, live, parts.secret, rollup.checkpoints[partition].log_id)
-        target = live.next_offset if live else (await parts.log.bounds(EVENTS_TOPIC, partition)).next
-        relay = HourlyRelay(shadow_copy.outbox, shadow_copy.drops, shadow_copy.deferred, hourly, parts.limits.cells_max)
+        live = await self.live.state.load_checkpoint(partition)
+        check_live(partition, live, self.secret, rollup.checkpoints[partition].log_id)
+        target = live.next_offset if live else (await self.log.bounds(EVENTS_TOPIC, partition)).next
+        relay = HourlyRelay(shadow_copy.outbox, shadow_copy.drops, shadow_copy.deferred, hourly, self.limits.cells_max)
         relayed_hour = rollup.checkpoints[partition].stream_time_ms // HOUR_MS
         while offset < target:
-            records = await parts.log.read(EVENTS_TOPIC, partition, offset, parts.limits.records_max)
+            records = await self.log.read(EVENTS_TOPIC, partition, offset, self.limits.records_max)
             if not records:
                 if live is not None:
                     raise behind_the_view(partition, live, offset)
@@ -227,33 +207,34 @@ class HourlyRebuild:
 
     def _report(self, checkpoint: Checkpoint, partition: int, target: int, *, swapped: bool) -> None:
         end = max(target, checkpoint.next_offset)
-        self._parts.progress(Progress(partition, checkpoint.next_offset, end, checkpoint.counters.received, swapped))
+        self.progress(Progress(partition, checkpoint.next_offset, end, checkpoint.counters.received, swapped))
 
     async def _relay(self, reports: ReportOutbox, relay: HourlyRelay, partition: int) -> None:
-        """Move cells and duplicates out and let report entries go, so that the shadow copy stays small."""
+        """Relay cells and duplicates, and delete report entries, to keep the shadow copy small."""
         while not (await relay.relay(partition)).complete:
             pass
         while await relay.duplicates(partition):
             pass
         _, buckets = await reports.report_buckets(partition)
         for bucket_ms in buckets:
-            while entries := (await reports.reports(partition, bucket_ms, self._parts.limits.cells_max))[1]:
+            while entries := (await reports.reports(partition, bucket_ms, self.limits.cells_max))[1]:
                 await reports.confirm_reports(partition, bucket_ms, entries)
             await reports.confirm_reports(partition, bucket_ms, {})
 
 
 async def abandon_hourly(staging: TableStaging, shadow_copy: Callable[[str], LiveView], partitions: int) -> bool:
-    """Give up what is being built of `usage_hourly`, from wherever. False where nothing was.
+    """Drop the staging tables of an unfinished `usage_hourly` rebuild, and its shadow copy if its source is the log.
 
-    Raises `OperatorNeeded` where a table was swapped in already: only finishing makes both whole.
+    Returns False if there is no such rebuild. Raises `OperatorNeeded` if a table was swapped in already: only finishing
+    the rebuild makes both tables complete.
     """
-    found = await staging.building(TABLES)
-    if found is None:
+    building = await staging.building(TABLES)
+    if building is None:
         return False
-    note = msgspec.json.decode(found.note, type=Note)
-    if found.swapped:
+    note = msgspec.json.decode(building.note, type=Note)
+    if building.swapped:
         raise OperatorNeeded(
-            f"{' and '.join(sorted(found.swapped))} was swapped in already, and is finished by running "
+            f"{' and '.join(sorted(building.swapped))} was swapped in already, and is finished by running "
             f"`tidemark rebuild usage_hourly --from {note.source}` again"
         )
     if note.source == SOURCE:

@@ -1,4 +1,4 @@
-"""How much a rebuild takes at a time."""
+"""The limits of a rebuild's steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class RebuildLimits(NamedTuple):
-    """Records read at a time, events folded in one commit, cells relayed at a time."""
+    """Maximum records per read, events per commit, and cells per relay call."""
 
     records_max: int = 50
     events_max: int = 20_000

@@ -1,22 +1,23 @@
-"""The live view in Redis, rebuilt from the log (I6, I7): the same fold, into keys of another generation.
+"""Rebuilds the live view in Redis from the log (I6, I7): the same fold, into keys of another generation.
 
-One partition after the other, so that at most one of them is held twice:
-1. fold from offset 0, or, where the log's start is gone, from the newest snapshot (`schemas.snapshots`) that the
-   log still reaches. The built generation has a checkpoint of its own: cut short, it goes on from there.
-2. once it reaches as far as the live checkpoint: swap, if neither checkpoint has moved. What anybody has read of the
-   old generation is then true of the new one as well; nothing that was seen goes back.
-3. the running worker is fenced, starts again, and folds on from the new checkpoint. The old keys are unlinked.
+Partitions are rebuilt one after the other, so that Redis holds only one of them twice:
+1. Fold from offset 0, or, if the log's start is gone, from the newest snapshot (`schemas.snapshots`) that the log still
+   reaches. The new generation has a checkpoint of its own, so an interrupted rebuild continues there.
+2. When the new generation reaches the live checkpoint, swap the generations if neither checkpoint has moved. Everything
+   that was read from the old generation is then true of the new one too.
+3. The running worker is fenced, restarts, and folds on from the new checkpoint. The old keys are unlinked.
 
-What goes outside meanwhile: cells of closed arrival buckets (they will not change, and equal what is there) and
-duplicates go to ClickHouse, so that Redis holds hours of them and not months. A closed report bucket which the live
-view has published is dropped; without a live view it is published: the same intents, under the same identifiers.
+During the rebuild, duplicates and the cells of closed arrival buckets are relayed to ClickHouse, so that Redis holds
+hours of them and not months. These cells no longer change and equal the stored rows. A closed report bucket is dropped
+if the live view has published it. Without a live view it is published: the same intents with the same identifiers.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
@@ -40,80 +41,61 @@ from schemas.snapshots import CHUNKS_AT_ONCE, Snapshot, SnapshotStore
 SWAP_REFUSALS_MAX: Final = 1_000
 
 
-class _Parts(NamedTuple):
-    """What a rebuild was given."""
+@dataclass
+class LiveViewRebuild:
+    """Rebuilds every partition's live view and swaps it in. An interrupted rebuild continues when it is run again.
+
+    `from_snapshot`: start from the newest snapshot even if the log still has its first record.
+    """
 
     log: Log
     live: LiveView
     hourly: GenerationsSeen
     clock: Clock
     secret: bytes
-    limits: RebuildLimits
-    progress: Callable[[Progress], None]
-    snapshots: SnapshotStore | None
-    from_snapshot: bool
-
-
-class LiveViewRebuild:
-    """Builds every partition's live view again and swaps it in. Run again after any end, it goes on."""
-
-    def __init__(
-        self,
-        log: Log,
-        live: LiveView,
-        hourly: GenerationsSeen,
-        clock: Clock,
-        secret: bytes,
-        limits: RebuildLimits | None = None,
-        progress: Callable[[Progress], None] = lambda _: None,
-        snapshots: SnapshotStore | None = None,
-        *,
-        from_snapshot: bool = False,
-    ) -> None:
-        """`from_snapshot`: start from the newest snapshot also where the log reaches back to its start."""
-        self._parts = _Parts(
-            log, live, hourly, clock, secret, limits or RebuildLimits(), progress, snapshots, from_snapshot
-        )  # fmt: skip
+    limits: RebuildLimits = field(default_factory=RebuildLimits)
+    progress: Callable[[Progress], None] = lambda _: None
+    snapshots: SnapshotStore | None = None
+    from_snapshot: bool = field(default=False, kw_only=True)
 
     async def run(self) -> int:
-        """Rebuild all partitions; the generation that is live afterwards.
+        """Rebuild all partitions. Returns the generation that is live afterwards.
 
-        Raises `OperatorNeeded` where the log reaches back neither to its start nor to a snapshot, `Fenced` where
-        another rebuild runs, `Transient` where a store does not answer: the live view is whole in each case, and a
-        repeated call goes on.
+        Raises `OperatorNeeded` if the log reaches back neither to its first record nor to a snapshot, `Fenced` if
+        another rebuild runs, `Transient` if a store does not answer. The live view stays complete in each case, and a
+        repeated call continues.
         """
-        partitions = await self._parts.log.partition_count(EVENTS_TOPIC)
-        generation = await self._parts.live.rebuilds.rebuilding()
+        partitions = await self.log.partition_count(EVENTS_TOPIC)
+        generation = await self.live.rebuilds.rebuilding()
         if generation is None:
             for partition in range(partitions):
-                await _start(self._parts, partition)
-            generation = await self._parts.live.rebuilds.begin_rebuild(await self._next_generation(partitions))
-        built = self._parts.live.built(generation)
+                await _start(self, partition)
+            generation = await self.live.rebuilds.begin_rebuild(await self._next_generation(partitions))
+        built = self.live.built(generation)
         try:
             for partition in range(partitions):
-                if not await self._parts.live.generations.is_live(partition, generation):
-                    await _Partition(self._parts, built, partition, generation).run()
-                await self._parts.live.generations.sweep(partition)
+                if not await self.live.generations.is_live(partition, generation):
+                    await _Partition(self, built, partition, generation).run()
+                await self.live.generations.sweep(partition)
         finally:
             await built.close()
-        await self._parts.live.rebuilds.end_rebuild(generation)
+        await self.live.rebuilds.end_rebuild(generation)
         return generation
 
     async def abandon(self) -> int | None:
-        """Give up what is being built and unlink it; partitions that were swapped stay so. The generation, if any."""
-        generation = await self._parts.live.rebuilds.rebuilding()
+        """Unlink the unfinished generation and return its number, or None. Swapped partitions stay swapped."""
+        generation = await self.live.rebuilds.rebuilding()
         if generation is not None:
-            await self._parts.live.rebuilds.end_rebuild(generation)
-        for partition in range(await self._parts.log.partition_count(EVENTS_TOPIC)):
-            await self._parts.live.generations.sweep(partition)
+            await self.live.rebuilds.end_rebuild(generation)
+        for partition in range(await self.log.partition_count(EVENTS_TOPIC)):
+            await self.live.generations.sweep(partition)
         return generation
 
     async def _next_generation(self, partitions: int) -> int:
-        checkpoints = [await self._parts.live.state.load_checkpoint(partition) for partition in range(partitions)]
-        held = [checkpoint.generation for checkpoint in checkpoints if checkpoint is not None]
-        generation = max([*held, await self._parts.hourly.latest_generation()]) + 1
-        # The first generation has no name of its own among the keys.
-        generation = max(generation, 2)
+        checkpoints = [await self.live.state.load_checkpoint(partition) for partition in range(partitions)]
+        used = [checkpoint.generation for checkpoint in checkpoints if checkpoint is not None]
+        # At least 2, because the keys of generation 1 carry no number.
+        generation = max([1, *used, await self.hourly.latest_generation()]) + 1
         if generation > GENERATION_MAX:
             raise OperatorNeeded(
                 f"the live view was rebuilt {GENERATION_MAX} times, and rows of usage_hourly cannot number more: "
@@ -122,25 +104,25 @@ class LiveViewRebuild:
         return generation
 
 
-async def _start(parts: _Parts, partition: int) -> Snapshot | None:
-    """The snapshot to start from, or None for the log's start.
+async def _start(rebuild: LiveViewRebuild, partition: int) -> Snapshot | None:
+    """The snapshot to start from, or None for the log's first record.
 
-    Raises `OperatorNeeded` where neither is there, with what would be needed.
+    Raises `OperatorNeeded` if there is neither; the message says which records are missing.
     """
-    bounds = await parts.log.bounds(EVENTS_TOPIC, partition)
-    if bounds.first == 0 and not parts.from_snapshot:
+    bounds = await rebuild.log.bounds(EVENTS_TOPIC, partition)
+    if bounds.first == 0 and not rebuild.from_snapshot:
         return None
-    genesis = await find_genesis(parts.log, parts.secret, partition)
-    found = await parts.snapshots.snapshots(partition) if parts.snapshots else ()
+    genesis = await find_genesis(rebuild.log, rebuild.secret, partition)
+    snapshots = await rebuild.snapshots.snapshots(partition) if rebuild.snapshots else ()
     ours = [
-        each
-        for each in found
+        snapshot
+        for snapshot in snapshots
         if genesis is not None
-        and each.log_id == genesis.log_id
-        and each.next_offset <= bounds.next
-        and checkpoint_of(each).secret_fingerprint == fingerprint(parts.secret)
+        and snapshot.log_id == genesis.log_id
+        and snapshot.next_offset <= bounds.next
+        and checkpoint_of(snapshot).secret_fingerprint == fingerprint(rebuild.secret)
     ]
-    reached = [each for each in ours if each.next_offset >= bounds.first]
+    reached = [snapshot for snapshot in ours if snapshot.next_offset >= bounds.first]
     if reached:
         return reached[0]
     if not bounds.first:
@@ -161,30 +143,30 @@ async def _start(parts: _Parts, partition: int) -> Snapshot | None:
 class _Partition:
     """The rebuild of one partition."""
 
-    def __init__(self, parts: _Parts, built: LiveView, partition: int, generation: int) -> None:
-        self._parts = parts
+    def __init__(self, rebuild: LiveViewRebuild, built: LiveView, partition: int, generation: int) -> None:
+        self._rebuild = rebuild
         self._built = built
-        self._at = partition
+        self._partition = partition
         self._generation = generation
         self._newest = 0
-        self._log = NoQuarantineLog(parts.log)
-        self._duplicates = HourlyRelay(built.outbox, built.drops, built.deferred, parts.hourly)
-        settings = RollupSettings(parts.limits.events_max, replay_from_start=True)
-        self._rollup = RollupProcessor(self._log, built.state, parts.clock, parts.secret, settings)
+        self._log = NoQuarantineLog(rebuild.log)
+        self._duplicates = HourlyRelay(built.outbox, built.drops, built.deferred, rebuild.hourly)
+        settings = RollupSettings(rebuild.limits.events_max, replay_from_start=True)
+        self._rollup = RollupProcessor(self._log, built.state, rebuild.clock, rebuild.secret, settings)
 
     async def run(self) -> None:
-        """Fold from where it stands to the live checkpoint, and swap."""
-        parts, partition = self._parts, self._at
+        """Fold on to the live checkpoint, and swap the generations."""
+        rebuild, partition = self._rebuild, self._partition
         await self._live()
         if await self._built.state.load_checkpoint(partition) is None:
-            await self._begin(await _start(parts, partition))
-        self._newest = await parts.hourly.generation_since(partition, 0)
+            await self._begin(await _start(rebuild, partition))
+        self._newest = await rebuild.hourly.generation_since(partition, 0)
         offset = await self._rollup.start_offset(partition)
         relayed_hour, refusals = -1, 0
         while True:
             live = await self._live()
             self._log.kept_before(live.next_offset if live else 0)
-            records = await parts.log.read(EVENTS_TOPIC, partition, offset, parts.limits.records_max)
+            records = await rebuild.log.read(EVENTS_TOPIC, partition, offset, rebuild.limits.records_max)
             if records:
                 await self._rollup.step(partition, records)
                 offset = records[-1].next_offset
@@ -193,8 +175,8 @@ class _Partition:
                 await self._relay()
                 relayed_hour = checkpoint.stream_time_ms // HOUR_MS
             await self._report(checkpoint, swapped=False)
-            at_end = len(records) < parts.limits.records_max
-            # A live view that stands still far back is overtaken there: what is built must not hold all hours since.
+            at_end = len(records) < rebuild.limits.records_max
+            # A live view that does not move is overtaken: otherwise the new generation would keep every hour since.
             if not at_end and (live is None or live.next_offset > checkpoint.next_offset):
                 continue
             if not records and live is not None and live.next_offset > checkpoint.next_offset:
@@ -206,61 +188,65 @@ class _Partition:
             if refusals > SWAP_REFUSALS_MAX:
                 raise Fenced(f"partition {partition}: the live view was ahead at every attempt to swap; run it again")
 
-    async def _begin(self, at: Snapshot | None) -> None:
-        """Make the state before the first record, or that of a snapshot."""
-        if at is None:
-            parts = self._parts
-            await begin(parts.log, parts.secret, self._built.copies, self._at, self._generation)
+    async def _begin(self, snapshot: Snapshot | None) -> None:
+        """Write the state before the partition's first record, or the state of a snapshot."""
+        rebuild, copies, partition = self._rebuild, self._built.copies, self._partition
+        if snapshot is None:
+            await begin(rebuild.log, rebuild.secret, copies, partition, self._generation)
             return
-        # The checkpoint comes last: cut short, the snapshot is taken in anew, or the log folded from its start.
+        # The checkpoint comes last: an interrupted restore starts again.
         owner = uuid.uuid4().hex
-        await self._built.copies.begin_restore(self._at, owner)
-        await self._take_in(at, owner)
-        checkpoint: Checkpoint = msgspec.structs.replace(checkpoint_of(at), generation=self._generation)
-        await self._built.copies.end_restore(self._at, owner, checkpoint)
-
-    async def _take_in(self, at: Snapshot, owner: str) -> None:
-        assert self._parts.snapshots is not None, "it came from there"  # noqa: S101 - an invariant, not input
+        await copies.begin_restore(partition, owner)
+        assert rebuild.snapshots is not None, "it came from there"  # noqa: S101 - an invariant, not input
         number = 0
-        while chunks := await self._parts.snapshots.chunks(at, number, CHUNKS_AT_ONCE):
-            await self._built.copies.take_in(self._at, owner, chunks)
+        while chunks := await rebuild.snapshots.chunks(snapshot, number, CHUNKS_AT_ONCE):
+            await copies.take_in(partition, owner, chunks)
             number += len(chunks)
-        if number != at.chunks:
-            raise Transient(f"partition {self._at}: the snapshot at offset {at.next_offset} was dropped; run it again")
+        if number != snapshot.chunks:
+            raise Transient(
+                f"partition {partition}: the snapshot at offset {snapshot.next_offset} was dropped; run it again"
+            )
+        checkpoint: Checkpoint = msgspec.structs.replace(checkpoint_of(snapshot), generation=self._generation)
+        await copies.end_restore(partition, owner, checkpoint)
 
     async def _live(self) -> Checkpoint | None:
-        live = await self._parts.live.state.load_checkpoint(self._at)
-        check_live(self._at, live, self._parts.secret)
+        live = await self._rebuild.live.state.load_checkpoint(self._partition)
+        check_live(self._partition, live, self._rebuild.secret)
         return live
 
     async def _swapped(self, checkpoint: Checkpoint) -> bool:
-        """Try to swap. False where the live view is ahead, or moved meanwhile."""
+        """Try to swap the generations. False if the live view is ahead or moved meanwhile."""
         live = await self._live()
-        check_live(self._at, live, self._parts.secret, checkpoint.log_id)
+        check_live(self._partition, live, self._rebuild.secret, checkpoint.log_id)
         if live is not None and live.next_offset > checkpoint.next_offset:
             return False
-        return await self._parts.live.generations.swap(self._at, live, checkpoint)
+        return await self._rebuild.live.generations.swap(self._partition, live, checkpoint)
 
     async def _report(self, checkpoint: Checkpoint, *, swapped: bool) -> None:
-        end = (await self._parts.log.bounds(EVENTS_TOPIC, self._at)).next
-        self._parts.progress(Progress(self._at, checkpoint.next_offset, end, checkpoint.counters.received, swapped))
+        end = (await self._rebuild.log.bounds(EVENTS_TOPIC, self._partition)).next
+        self._rebuild.progress(
+            Progress(self._partition, checkpoint.next_offset, end, checkpoint.counters.received, swapped)
+        )
 
     async def _relay(self) -> None:
-        """Move out what is final, so that the built generation stays as small as a live one. Final for the live view
-        too, where there is one: rows of a later generation in its open buckets say that it was swapped out."""
-        partition, most = self._at, self._parts.limits.cells_max
+        """Relay what no longer changes, to keep the new generation as small as a live one.
+
+        A bucket must be closed in the live view too: rows of a later generation in an open bucket would say that the
+        live view was swapped out.
+        """
+        partition, most = self._partition, self._rebuild.limits.cells_max
         live = await self._live()
         while await self._duplicates.duplicates(partition):
             pass
         while True:
             checkpoint, cells = await self._built.outbox.dirty(partition, most)
-            passed_ms = min(each.stream_time_ms for each in (checkpoint, live) if each) if checkpoint else 0
+            passed_ms = min(view.stream_time_ms for view in (checkpoint, live) if view) if checkpoint else 0
             closed = [cell for cell in cells if cell.key.bucket_ms + HOUR_MS <= passed_ms]
             if closed:
                 generation = self._generation_of_rows(live)
                 rows = [hourly_row(cell, partition) for cell in closed]
-                rows = [each._replace(version=version(generation, each.version & POSITION_MAX)) for each in rows]
-                await self._parts.hourly.insert_hourly(rows)
+                rows = [row._replace(version=version(generation, row.version & POSITION_MAX)) for row in rows]
+                await self._rebuild.hourly.insert_hourly(rows)
                 await self._built.outbox.confirm_dirty(partition, closed)
             if len(cells) < most or len(closed) < len(cells):
                 break
@@ -268,11 +254,11 @@ class _Partition:
         await self._relay_reports()
 
     def _generation_of_rows(self, live: Checkpoint | None) -> int:
-        """Under which generation rows of closed cells are written.
+        """The generation in the versions of closed cells' rows.
 
-        Under the live view's: should this rebuild be given up, what the live view says of such a cell later (where a
-        binding comes late) must replace its row. Under the one that is built where there is no live view, or where it
-        is an older copy whose rows would lose against those that are there.
+        The live view's: if this rebuild is abandoned, rows that the live view writes later (after a late binding) must
+        replace these. The new generation, if there is no live view, or if the live view is an older copy whose rows
+        would lose against the stored ones.
         """
         if live is not None and live.generation >= self._newest:
             return live.generation
@@ -280,8 +266,8 @@ class _Partition:
         return self._generation
 
     async def _relay_reports(self) -> None:
-        partition = self._at
-        live, waiting = await self._parts.live.reports.report_buckets(partition)
+        partition = self._partition
+        live, waiting = await self._rebuild.live.reports.report_buckets(partition)
         if live is None:
             await ReportRelay(self._built.reports, self._built.accounts, self._log).relay(partition)
             return

@@ -1,58 +1,38 @@
-"""The log as a rebuild sees it: what the live view has put into quarantine is not put there again."""
+"""The log for a rebuild, which does not put events into the quarantine again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from pipeline.logs.quarantine import Header
-from schemas.log import REJECTED_TOPIC, Bounds, Headers, Log, Record, TopicSpec
+from schemas.log import REJECTED_TOPIC, Headers, Log
 
 
 class NoQuarantineLog:
-    """`schemas.log.Log` over another one, which stays the caller's to start and close."""
+    """A `schemas.log.Log` over another log, which the caller starts and closes."""
 
     def __init__(self, log: Log) -> None:
-        self._log = log
+        self._append = log.append
         self._kept_before = 0
+        self.create_topics = log.create_topics
+        self.partition_count = log.partition_count
+        self.topic_settings = log.topic_settings
+        self.bounds = log.bounds
+        self.read = log.read
+        self.committed = log.committed
 
     def kept_before(self, offset: int) -> None:
-        """Events of records below `offset` are in quarantine already: it is written before the commit."""
+        """Skip quarantine entries of records below `offset`: they were written before the live view's commit."""
         self._kept_before = offset
 
     async def start(self) -> None:
-        """The log has been started."""
+        """Do nothing: the log is started already."""
 
     async def close(self) -> None:
-        """The log is closed by its owner."""
-
-    async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
-        """As the log."""
-        await self._log.create_topics(specs)
-
-    async def partition_count(self, topic: str) -> int:
-        """As the log."""
-        return await self._log.partition_count(topic)
-
-    async def topic_settings(self, topic: str) -> Mapping[str, str]:
-        """As the log."""
-        return await self._log.topic_settings(topic)
+        """Do nothing: the owner closes the log."""
 
     async def append(
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
     ) -> int:
-        """As the log; -1 for an entry of the quarantine that is there."""
+        """Append as the log does; but skip a quarantine entry that exists already, and return -1 for it."""
         if topic == REJECTED_TOPIC and int(dict(headers)[Header.OFFSET]) < self._kept_before:
             return -1
-        return await self._log.append(topic, partition, value, key=key, headers=headers)
-
-    async def bounds(self, topic: str, partition: int) -> Bounds:
-        """As the log."""
-        return await self._log.bounds(topic, partition)
-
-    async def read(self, topic: str, partition: int, offset: int, records_max: int = 500) -> list[Record]:
-        """As the log."""
-        return await self._log.read(topic, partition, offset, records_max)
-
-    async def committed(self, group: str, topic: str, partition: int) -> int | None:
-        """As the log."""
-        return await self._log.committed(group, topic, partition)
+        return await self._append(topic, partition, value, key=key, headers=headers)

@@ -1,20 +1,22 @@
-"""`usage_hourly` counted again out of `usage_events` and `control_log`, by SQL that shares no code with the fold.
+"""Recounts `usage_hourly` from `usage_events` and `control_log`, by SQL that shares no code with the fold.
 
-For a log that no longer reaches back to its start. The archive keeps the first arrival of each identity, so this is
-the fold's answer only where the archive holds as many events as the fold counted; anything else is refused.
+For a log that no longer has its first record. The archive keeps the first arrival of each identity, so the result
+equals the fold's only if the archive holds as many events as the fold counted; otherwise the recount refuses to run.
 
-1. note each partition's live checkpoint, and wait until the archive has passed it; count accounts in chunks up to there
-   into a table beside. The accounts in it are the position: cut short, it goes on one chunk before the last of them.
-2. exchange the tables; bring over the cells that took events since the noted checkpoint.
-3. note the live checkpoints once more and count again: of this, the cells that took events since. A relay that had
-   begun before the exchange wrote into the old table, and all it wrote lies below these checkpoints.
+1. Note each partition's live checkpoint and wait until the archive has passed it. Count accounts in chunks up to the
+   checkpoint into a staging table. The accounts in the table record the progress: an interrupted recount continues one
+   chunk before the last of them.
+2. Exchange the tables. Copy the cells that took events since the noted checkpoint from the old table.
+3. Note the live checkpoints again, and count the cells that took events since the first checkpoints. A relay that began
+   before the exchange wrote into the old table; all its rows are below the new checkpoints.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -36,7 +38,10 @@ ACCOUNTS_AT_ONCE: Final = 1_000
 ARCHIVE_WAIT_S: Final = 60.0
 
 
-class _Parts(NamedTuple):
+@dataclass
+class HourlyRecount:
+    """Recounts `usage_hourly`. An interrupted recount continues when it is run again."""
+
     log: Log
     live: LiveView
     hourly: AnalyticalStore
@@ -44,57 +49,40 @@ class _Parts(NamedTuple):
     staging: TableStaging
     clock: Clock
     secret: bytes
-    accounts_at_once: int
-    progress: Callable[[Progress], None]
+    accounts_at_once: int = ACCOUNTS_AT_ONCE
+    progress: Callable[[Progress], None] = lambda _: None
 
-
-class HourlyRecount:
-    """Counts the table again. Run again after any end, it goes on."""
-
-    def __init__(
-        self,
-        log: Log,
-        live: LiveView,
-        hourly: AnalyticalStore,
-        reader: RowRecounts,
-        staging: TableStaging,
-        clock: Clock,
-        secret: bytes,
-        accounts_at_once: int = ACCOUNTS_AT_ONCE,
-        progress: Callable[[Progress], None] = lambda _: None,
-    ) -> None:
-        self._parts = _Parts(log, live, hourly, reader, staging, clock, secret, accounts_at_once, progress)
-        self._partition_states = PartitionStates(reader, clock, ARCHIVE_WAIT_S)
+    def __post_init__(self) -> None:
+        self._partition_states = PartitionStates(self.reader, self.clock, ARCHIVE_WAIT_S)
 
     async def run(self) -> None:
-        """Count again.
+        """Recount the table.
 
-        Raises `OperatorNeeded` where there is no live view to hold the archive against, or the archive has other
-        events than it counted, with the range; `Transient` where a store does not answer or the archive is behind.
+        Raises `OperatorNeeded` if there is no live view to compare the archive with, or if the archive does not hold
+        the events that the live view counted; `Transient` if a store does not answer or the archive is behind.
         """
-        parts, staging = self._parts, self._parts.staging
-        partitions = await parts.log.partition_count(EVENTS_TOPIC)
+        staging = self.staging
+        partitions = await self.log.partition_count(EVENTS_TOPIC)
         rebuilt = await self._events_rebuilt()
-        found = await begun(staging, SOURCE)
-        if found is not None and HOURLY not in found[1].swapped and found[0].events_rebuilt != rebuilt:
-            # usage_events was put right since: what was counted of it before is not what it holds now.
+        started = await begun(staging, SOURCE)
+        if started is not None and HOURLY not in started[1].swapped and started[0].events_rebuilt != rebuilt:
+            # usage_events was rebuilt since, so the staged counts are outdated.
             await staging.drop((HOURLY,))
-            found = None
-        if found is None:
-            partition_states = [await self._whole(partition) for partition in range(partitions)]
+            started = None
+        if started is None:
+            checkpoints = [(await self._whole(partition)).checkpoint for partition in range(partitions)]
             note = Note(
                 SOURCE,
                 uuid.uuid4().hex[:16],
-                tuple(each.checkpoint.generation for each in partition_states),
-                tuple(each.checkpoint.next_offset for each in partition_states),
-                tuple(each.checkpoint.stream_time_ms for each in partition_states),
+                tuple(checkpoint.generation for checkpoint in checkpoints),
+                tuple(checkpoint.next_offset for checkpoint in checkpoints),
+                tuple(checkpoint.stream_time_ms for checkpoint in checkpoints),
                 rebuilt,
             )
-            text = msgspec.json.encode(note).decode()
         else:
-            text = found[1].note
-        building = await staging.begin((HOURLY,), text)
-        # What the table holds so far is of the note that it bears, whoever gave it.
+            note = started[0]
+        building = await staging.begin((HOURLY,), msgspec.json.encode(note).decode())
+        # The rows in the table belong to the note stored with it, even if another command wrote both.
         note = noted(building, SOURCE)
         if HOURLY not in building.swapped:
             for partition in range(partitions):
@@ -104,19 +92,22 @@ class HourlyRecount:
         for partition in range(partitions):
             await staging.carry_over(partition, position(note.offsets[partition]))
         for partition in range(partitions):
-            # What was dropped from the outbox by now lies below the checkpoint that is noted next.
-            dropped = await parts.live.drops.dropped(partition)
+            # Everything dropped from the outbox so far is below the checkpoint that is noted next.
+            dropped = await self.live.drops.dropped(partition)
             partition_state = await self._whole(partition)
-            await self._count(partition_state, "", parts.hourly, from_position=position(note.offsets[partition]))
+            await self._count(partition_state, "", self.hourly, from_position=position(note.offsets[partition]))
             await self._events_rebuilt(rebuilt)
-            await parts.live.drops.backfilled(partition, dropped._replace(duplicates=0))
+            await self.live.drops.backfilled(partition, dropped._replace(duplicates=0))
             self._report(partition_state.checkpoint, partition, swapped=True)
         await staging.drop((HOURLY,))
 
     async def _events_rebuilt(self, expected: int | None = None) -> int:
-        """Which rebuild made `usage_events`. Raises `Transient` where it misses what was written around its exchange,
-        or is no longer the expected one: what was counted in between may be short."""
-        rebuilt = await self._parts.hourly.events_rebuilt()
+        """The number of the rebuild that made `usage_events`.
+
+        Raises `Transient` if that rebuild has not caught up yet, or if the number differs from `expected`: counts that
+        were read in between may be incomplete.
+        """
+        rebuilt = await self.hourly.events_rebuilt()
         if rebuilt is None:
             raise Transient(
                 "usage_events was exchanged and has not caught up yet: finish `tidemark rebuild archive`, and then run "
@@ -127,9 +118,12 @@ class HourlyRecount:
         return rebuilt
 
     async def _whole(self, partition: int) -> PartitionState:
-        """The live checkpoint, once the archive has passed it and holds just the events that were counted below it."""
-        live = await self._parts.live.state.load_checkpoint(partition)
-        check_live(partition, live, self._parts.secret)
+        """The state at the live checkpoint, after waiting until the archive has passed that checkpoint.
+
+        Raises `OperatorNeeded` if the archive does not hold exactly the events that the live view counted.
+        """
+        live = await self.live.state.load_checkpoint(partition)
+        check_live(partition, live, self.secret)
         if live is None:
             raise OperatorNeeded(
                 f"partition {partition} has no live view, so nothing says whether usage_events holds all that was "
@@ -149,20 +143,20 @@ class HourlyRecount:
                 "`--from log`."
             )
         counted = live.counters.counted + live.counters.unmetered
-        held = await self._parts.reader.archived_events(partition, partition_state.before_position)
-        if held != counted:
-            first = await self._parts.reader.first_archived(partition)
+        archived = await self.reader.archived_events(partition, partition_state.before_position)
+        if archived != counted:
+            first = await self.reader.first_archived(partition)
             since = f"what it holds begins at offset {offset_of(first[0])}" if first else "it holds none"
             raise OperatorNeeded(
                 f"partition {partition}: the live view counted {counted} events at offsets 0 to "
-                f"{live.next_offset - 1}, usage_events holds {held} of them; {since}. Nothing was changed. Fill "
+                f"{live.next_offset - 1}, usage_events holds {archived} of them; {since}. Nothing was changed. Fill "
                 "usage_events first (`tidemark rebuild archive`), or rebuild `--from log`."
             )
         return partition_state
 
     async def _fill(self, partition: int, note: Note) -> None:
-        live = await self._parts.live.state.load_checkpoint(partition)
-        check_live(partition, live, self._parts.secret)
+        live = await self.live.state.load_checkpoint(partition)
+        check_live(partition, live, self.secret)
         if live is None:
             raise OperatorNeeded(
                 f"partition {partition}: the live view was lost while usage_hourly was counted again. Run "
@@ -177,36 +171,30 @@ class HourlyRecount:
         partition_state = await self._partition_states.at(partition, checkpoint)
         if isinstance(partition_state, Behind):
             raise Transient(f"partition {partition}: {partition_state.detail}")
-        # One chunk back: an insert that is cut short may have stored a chunk's rows of one month and not of another.
-        reached = await self._parts.staging.account_before_last(partition, self._parts.accounts_at_once)
-        await self._count(partition_state, reached, self._parts.staging.beside((HOURLY,)))
+        # One chunk back: an interrupted insert may have stored a chunk's rows of one month but not of another.
+        reached = await self.staging.account_before_last(partition, self.accounts_at_once)
+        await self._count(partition_state, reached, self.staging.beside((HOURLY,)))
         self._report(checkpoint, partition, swapped=False)
 
     async def _count(
         self, partition_state: PartitionState, from_account: str, store: GenerationsSeen, *, from_position: int = 0
     ) -> None:
-        """Insert the rows of all accounts from one on, as far as they took an event at or after a position."""
-        parts, partition = self._parts, partition_state.partition
-        while accounts := await parts.reader.archived_accounts(partition, from_account, parts.accounts_at_once):
+        """Insert the rows of `from_account` and all later accounts that took an event at `from_position` or later."""
+        partition, generation = partition_state.partition, partition_state.checkpoint.generation
+        while accounts := await self.reader.archived_accounts(partition, from_account, self.accounts_at_once):
             request = request_at(partition_state, frozenset(accounts))
-            rows = (
-                await parts.reader.recount_rows(request, partition_state.checkpoint.generation)
-                if request.meters
-                else []
-            )
+            rows = await self.reader.recount_rows(request, generation) if request.meters else []
             wanted = [row for row in rows if _position(row) >= from_position]
             if wanted:
                 await store.insert_hourly(wanted)
-            if len(accounts) < parts.accounts_at_once:
+            if len(accounts) < self.accounts_at_once:
                 return
-            # No text sorts between an account and this.
+            # The next possible account name: no text sorts between.
             from_account = accounts[-1] + "\0"
 
     def _report(self, checkpoint: Checkpoint, partition: int, *, swapped: bool) -> None:
-        done = Progress(
-            partition, checkpoint.next_offset, checkpoint.next_offset, checkpoint.counters.received, swapped
-        )
-        self._parts.progress(done)
+        offset = checkpoint.next_offset
+        self.progress(Progress(partition, offset, offset, checkpoint.counters.received, swapped))
 
 
 def _position(row: HourlyRow) -> int:

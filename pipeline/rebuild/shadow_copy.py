@@ -1,4 +1,4 @@
-"""Folding the log from its start into a shadow copy of a partition's state: the fold without its effects."""
+"""What the rebuilds share: their checks of log and live view, and the first checkpoint of a shadow copy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from schemas.snapshots import CopyableState
 
 
 async def check_reach(log: Log, partitions: int, remedy: str) -> None:
-    """Raise `OperatorNeeded` with the range that is missing where the log does not begin at offset 0."""
+    """Raise `OperatorNeeded` with the missing range if the log does not begin at offset 0."""
     for partition in range(partitions):
         first = (await log.bounds(EVENTS_TOPIC, partition)).first
         if first > 0:
@@ -24,10 +24,9 @@ async def check_reach(log: Log, partitions: int, remedy: str) -> None:
 
 
 async def begin(log: Log, secret: bytes, store: CopyableState, partition: int, generation: int) -> None:
-    """Write the checkpoint before a partition's first record, and remove what a killed run may have left.
+    """Delete what a killed run may have left, and write the checkpoint before a partition's first record.
 
-    Raises `OperatorNeeded` if the log does not begin with its genesis record, `Fenced` if another process has begun
-    meanwhile.
+    Raises `OperatorNeeded` if the log does not begin with its genesis record, `Fenced` if another process began too.
     """
     genesis = await find_genesis(log, secret, partition)
     if genesis is None:
@@ -48,7 +47,7 @@ def check_live(partition: int, live: Checkpoint | None, secret: bytes, log_id: s
 
 
 def behind_the_view(partition: int, live: Checkpoint, end_offset: int) -> OperatorNeeded:
-    """The log ends before what was folded from it."""
+    """The error for a log that ends before the live checkpoint."""
     return OperatorNeeded(
         f"partition {partition}: the live view is at offset {live.next_offset}, the log ends at "
         f"{end_offset}. Point TIDEMARK_LOG_URL at the log this view was made from."

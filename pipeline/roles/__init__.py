@@ -1,6 +1,6 @@
-"""The roles of a deployment, each one process and one module: worker, archive, router, sink, gateway.
+"""The roles of a deployment: worker, archive, router, sink, gateway. Each role is one process and one module.
 
-Imported by the command line; a module imports only what its role needs, because a process that is killed should be
-back soon. The invariant: a role runs until it is told to stop or something fails; then it ends with the failure's
-message, and whoever started it starts it again. Nothing is retried by a half-working process.
+Imported by the command line. A module imports only what its role needs, so that a killed process restarts quickly.
+Invariant: a role runs until it is stopped or something fails. Then it ends with the failure's message, and the process
+supervisor restarts it. A half-working process retries nothing.
 """

@@ -7,12 +7,12 @@ from pipeline.open import open_base, open_clickhouse_store
 from pipeline.roles.base import run_processor, runner_settings
 from pipeline.settings import Settings
 
-# As many as wait for a worker at most: a process that is behind inserts most at once.
+# Equals the queue limit, so a lagging archive inserts full batches.
 FLUSH_RECORDS_MAX = 200
 
 
 async def run_archive(settings: Settings, *, replay_from_start: bool = False) -> None:
-    """Every accepted event into ClickHouse."""
+    """Write every accepted event to ClickHouse until stopped."""
     base = await open_base(settings)
     store = await open_clickhouse_store(settings)
     try:
@@ -24,10 +24,9 @@ async def run_archive(settings: Settings, *, replay_from_start: bool = False) ->
             replay_from_start=replay_from_start,
         )
         linger_s = settings.archive_linger_s
-        flushes = runner_settings(
-            settings, ARCHIVE_GROUP, FLUSH_RECORDS_MAX, linger_s=linger_s, catch_up_linger_s=linger_s
+        await run_processor(
+            base, archive, runner_settings(settings, ARCHIVE_GROUP, FLUSH_RECORDS_MAX, linger_s, linger_s)
         )
-        await run_processor(base, archive, flushes)
     finally:
         await store.close()
         await base.log.close()

@@ -1,4 +1,4 @@
-"""What all roles share: stopping, running a processor with its operators' pages, background loops."""
+"""What the roles share: running a processor with its operations pages and background tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RELAY_BACKOFF_S_MAX = 30.0
 RELAY_BACKOFF_DOUBLINGS_MAX = 10
 STUCK_AFTER_MS = 60_000
 
-# What makes a relay wait. Any other `OperatorNeeded` says that going on would risk the counts.
+# Errors that make a relay wait and retry. After any other `OperatorNeeded`, retrying would endanger the counts.
 _WAITS = (Transient, Refused, HeldUp)
 
 _log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def runner_settings(
     linger_s: float = 0.0,
     catch_up_linger_s: float = 0.0,
 ) -> RunnerSettings:
-    """How a group runs under these settings."""
+    """The runner's settings for a consumer group."""
     return RunnerSettings(
         group,
         flush_records_max=flush_records_max or settings.flush_records_max,
@@ -53,9 +53,9 @@ async def run_processor(
     refresh: Callable[[], None] = lambda: None,
     details: Callable[[], dict[str, Any]] = dict,
 ) -> None:
-    """Run a processor, its operators' pages and background loops until stopped; the first failure ends all.
+    """Run a processor, its operations pages and the background tasks until stopped. The first failure ends all.
 
-    `refresh` brings gauges up to date and is called before each scrape; `details` is what else `/readyz` tells.
+    `refresh` updates gauges before each scrape; `details` returns additional fields for `/readyz`.
     """
     stop = stop_event()
     counted = metrics or Metrics()
@@ -67,25 +67,25 @@ async def run_processor(
 
     app = ops_app(counted, lambda: _readiness(runner, base.clock.now_ms(), details()), refreshed)
     async with serving(app, base.settings.metrics_host, base.settings.metrics_port):
-        loops = [asyncio.ensure_future(each) for each in beside]
+        loops = [asyncio.ensure_future(loop) for loop in beside]
         running = asyncio.create_task(runner.run(stop))
         await asyncio.wait({running, *loops}, return_when=asyncio.FIRST_COMPLETED)
         stop.set()
-        for each in loops:
-            each.cancel()
+        for loop in loops:
+            loop.cancel()
         results = await asyncio.gather(running, *loops, return_exceptions=True)
-        failures = [each for each in results if isinstance(each, Exception)]
+        failures = [result for result in results if isinstance(result, Exception)]
         if failures:
             raise failures[0]
 
 
 def _readiness(runner: Runner, now_ms: int, details: Mapping[str, Any]) -> Readiness:
-    """Ready is who has partitions and gets on with them: a lag that nothing has touched for a minute is not."""
+    """Ready if the role owns partitions and none is stuck: with a lag, and without a step for a minute."""
     progress = runner.progress()
-    stuck = [each.partition for each in progress if each.lag and now_ms - (each.last_step_ms or 0) > STUCK_AFTER_MS]
+    stuck = [part.partition for part in progress if part.lag and now_ms - (part.last_step_ms or 0) > STUCK_AFTER_MS]
     partitions = [
-        {"partition": each.partition, "next_offset": each.next_offset, "lag": each.lag, "queued": each.queued_records}
-        for each in progress
+        {"partition": part.partition, "next_offset": part.next_offset, "lag": part.lag, "queued": part.queued_records}
+        for part in progress
     ]
     return Readiness(bool(progress) and not stuck, {"partitions": partitions, "stuck": stuck, **details})
 
@@ -93,10 +93,10 @@ def _readiness(runner: Runner, now_ms: int, details: Mapping[str, Any]) -> Readi
 def _progress_gauges(runner: Runner, metrics: Metrics) -> None:
     metrics.clear("tidemark_partition_next_offset")
     metrics.clear("tidemark_partition_lag_records")
-    for each in runner.progress():
-        labels = {"topic": each.topic, "partition": str(each.partition)}
-        metrics.set("tidemark_partition_next_offset", each.next_offset, **labels)
-        metrics.set("tidemark_partition_lag_records", each.lag, **labels)
+    for part in runner.progress():
+        labels = {"topic": part.topic, "partition": str(part.partition)}
+        metrics.set("tidemark_partition_next_offset", part.next_offset, **labels)
+        metrics.set("tidemark_partition_lag_records", part.lag, **labels)
 
 
 async def relaying(
@@ -106,14 +106,13 @@ async def relaying(
     prepare: Callable[[], Awaitable[None]] | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> None:
-    """Relay the owned partitions for ever. A store that does not answer, or says no, is tried again, ever more slowly;
-    what waits meanwhile stays in Redis. `prepare` must have succeeded once before the first relay.
+    """Relay the owned partitions for ever. Retries a failing store with growing pauses; the outbox stays in Redis.
 
-    A store that says no for good does not end this: live counts do not need it, and end with the process. It is
-    counted as any other failure and logged once, with what a person must do.
+    `prepare` must succeed once before the first relay. A permanent rejection does not end the loop either, because the
+    live counts do not need that store. `on_failure` is called for every failure; repeated failures are logged once.
     """
     failures = 0
-    said: type[Exception] | None = None
+    logged: type[Exception] | None = None
     while True:
         try:
             if prepare is not None:
@@ -122,19 +121,18 @@ async def relaying(
             failed: TidemarkError | None = await _each(owned(), relay)
         except _WAITS as error:
             failed = error
-        # A server that says no for good often did not answer at first.
-        if failed and type(failed) is not said:
-            person = not isinstance(failed, Transient)
-            _log.log(logging.ERROR if person else logging.WARNING, "a relay waits, nothing is lost: %s", failed)
-        said = type(failed) if failed else None
-        failures = failures + 1 if failed else 0
         if failed:
+            # Compare types: a permanent rejection often follows missing answers.
+            if type(failed) is not logged:
+                level = logging.WARNING if isinstance(failed, Transient) else logging.ERROR
+                _log.log(level, "a relay waits, nothing is lost: %s", failed)
             on_failure()
+        logged, failures = (type(failed), failures + 1) if failed else (None, 0)
         await asyncio.sleep(min(interval_s * 2 ** min(failures, RELAY_BACKOFF_DOUBLINGS_MAX), RELAY_BACKOFF_S_MAX))
 
 
 async def _each(partitions: Collection[int], relay: Callable[[int], Awaitable[object]]) -> TidemarkError | None:
-    """Relay each partition once: what does not answer for one must not hold up the others. The first failure."""
+    """Relay each partition once, also after a failure of another one. Returns the first failure."""
     first: TidemarkError | None = None
     for partition in sorted(partitions):
         try:

@@ -20,7 +20,7 @@ from sinks.clickhouse.writer import ClickHouseStore
 
 
 class MeterSetInForce:
-    """The meter set of partition 0's checkpoint, looked up every few seconds."""
+    """The meter set of partition 0's checkpoint, reloaded every few seconds."""
 
     def __init__(self, state: CheckpointedState, refresh_interval_s: float = 2.0) -> None:
         self._state = state
@@ -29,7 +29,7 @@ class MeterSetInForce:
         self._known_until_s = 0.0
 
     async def __call__(self) -> MeterSet | None:
-        """The meter set, or None before the first; the last known one where Redis does not answer."""
+        """The meter set, or None before the first one. If Redis does not answer, the last known one."""
         now_s = asyncio.get_running_loop().time()
         if self._meter_set is None or now_s >= self._known_until_s:
             self._known_until_s = now_s + self._refresh_interval_s
@@ -40,7 +40,7 @@ class MeterSetInForce:
 
 
 async def run_gateway(settings: Settings) -> None:
-    """The HTTP API."""
+    """Serve the HTTP API until stopped."""
     if settings.api_keys is None:
         raise InvalidInput("TIDEMARK_API_KEYS", "is not set; name the file that `tidemark key create` writes to")
     base = await open_base(settings)

@@ -9,7 +9,7 @@ from pipeline.settings import Settings
 
 
 async def run_router(settings: Settings) -> None:
-    """`usage.inbox` into `usage.events`."""
+    """Forward `usage.inbox` to `usage.events` until stopped."""
     base = await open_base(settings)
     try:
         await run_processor(

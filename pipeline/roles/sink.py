@@ -17,7 +17,7 @@ SINK_GROUP: Final = "tidemark-sink"
 
 
 async def run_sink(settings: Settings) -> None:
-    """Intents to Stripe."""
+    """Send intents to Stripe until stopped."""
     base = await open_base(settings)
     view = open_live_view(settings)
     meters = open_stripe(settings)

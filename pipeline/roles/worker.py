@@ -1,7 +1,6 @@
-"""The worker: rollup, its relays, the resolver of deferred events and the ticker.
+"""The worker role: the rollup with its relays, resolver, restater and snapshots, and the ticker.
 
-The resolver runs here because what waits for a decision stands beside the checkpoint, in Redis, which the archive role
-does without; the worker that owns a partition resolves it.
+The resolver runs here and not in the archive role, because deferred events are in Redis, which that role does not use.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.snapshots import ClickHouseSnapshots
 from sinks.clickhouse.writer import ClickHouseStore
 
-# Live totals may be this much behind; a flush of many records costs little more than one of few.
+# Delays live totals a little to make flushes larger: a flush of many records costs little more than one of few.
 LINGER_S = 0.05
-# Where records already wait in the log, a full flush is worth more than an early one.
+# When records already wait in the log, full flushes matter more than early ones.
 CATCH_UP_LINGER_S = 0.5
 
 
 async def ticking(base: Base) -> None:
-    """Tick every partition for ever. A log that does not answer is waited for: ticks are not owed."""
+    """Append ticks to every partition for ever. Skips ticks while the log does not answer."""
     secret = base.settings.secret_bytes()
     while True:
         with contextlib.suppress(Transient):
@@ -54,16 +53,17 @@ async def run_worker(
     replay_from_start: bool = False,
     around: Callable[[RollupProcessor], Processor] = lambda rollup: rollup,
 ) -> None:
-    """Fold, relay and tick until stopped. ClickHouse that is down delays its own view only.
+    """Fold, relay and tick until stopped. An outage of ClickHouse delays only ClickHouse's tables.
 
-    `around` may put a processor around the rollup, as the demo does to count replays.
+    `around` may wrap the rollup in another processor.
     """
     base = await open_base(settings)
     view = open_live_view(settings)
     clickhouse = open_clickhouse(settings.clickhouse_url)
     hourly = ClickHouseStore(clickhouse)
     try:
-        await _check_eviction(view)
+        if fatal := [problem for problem in await view.check() if problem.startswith("maxmemory-policy")]:
+            raise OperatorNeeded("; ".join(fatal))
         if replay_from_start:
             await check_replay(base.genesis.partitions, view.state, hourly)
         limits = RollupSettings(settings.flush_events_max, settings.cache_entries_max, replay_from_start)
@@ -87,13 +87,6 @@ async def run_worker(
         await base.log.close()
 
 
-async def _check_eviction(view: LiveView) -> None:
-    """Raise `OperatorNeeded` if Redis may evict counters."""
-    fatal = [problem for problem in await view.check() if problem.startswith("maxmemory-policy")]
-    if fatal:
-        raise OperatorNeeded("; ".join(fatal))
-
-
 def _relays(
     base: Base,
     live: LiveView,
@@ -104,7 +97,7 @@ def _relays(
     snapshots: Snapshots,
     metrics: Metrics,
 ) -> Iterator[Awaitable[None]]:
-    """The loops that bring what was folded to the other views. A failure of one is counted and delays no other."""
+    """The background tasks of the rollup's state. A failure of one is counted and does not delay the others."""
     secret = base.settings.secret_bytes()
     hourly_relay = HourlyRelay(live.outbox, live.drops, live.deferred, hourly, base.settings.relay_cells_max)
     report_relay = ReportRelay(live.reports, live.accounts, base.log)
@@ -116,7 +109,7 @@ def _relays(
     migrating, tables = asyncio.Lock(), asyncio.Event()
 
     async def migrated() -> None:
-        # Several loops need the tables; one of them makes them.
+        # Several tasks need the tables; only the first one creates them.
         async with migrating:
             if not tables.is_set():
                 await hourly.migrate()
@@ -135,7 +128,7 @@ def _relays(
         metrics.add("tidemark_dedup_decisions_total", resolved.new, decision="new")
         metrics.add("tidemark_dedup_decisions_total", resolved.duplicates, decision="duplicate")
 
-    async def restatement(partition: int) -> None:
+    async def restate(partition: int) -> None:
         metrics.add("tidemark_restatements_total", await restater.restatement(partition))
 
     relays = (
@@ -143,7 +136,7 @@ def _relays(
         ("outbox", outbox.keep, None),
         ("reports", relay_reports, None),
         ("dedup_decisions", resolve, migrated),
-        ("restatements", restatement, migrated),
+        ("restatements", restate, migrated),
         # Snapshots count their own failures.
         (None, snapshots.write, migrated),
     )
@@ -165,8 +158,10 @@ def _snapshots(settings: Settings, copies: CopyableState, clickhouse: ClickHouse
 
 
 async def check_replay(partitions: int, state: CheckpointedState, hourly: AnalyticalStore) -> None:
-    """Raise `OperatorNeeded` where a partition would be made again in the first generation, below rows that a rebuilt
-    view has written: they would win over what is counted now."""
+    """Raise `OperatorNeeded` if a partition has no live view and `usage_hourly` has rows of a later generation than 1.
+
+    A replay would make generation 1 again, and its rows would lose against those.
+    """
     checkpoints = [await state.load_checkpoint(partition) for partition in range(partitions)]
     if None not in checkpoints:
         return

@@ -1,7 +1,7 @@
-"""What a worker knows of a partition's state while its checkpoint holds: totals, cells, report entries, accounts.
+"""A worker's cache of a partition's state: totals, cells, report entries, accounts.
 
-Bounded: over the limit everything is forgotten and read again. Never trusted beyond the checkpoint: a processor that
-meets another checkpoint drops its cache with itself.
+Over its limit the cache is emptied. It is valid at the worker's own checkpoint only: a processor that finds another
+checkpoint ends, and its cache with it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from schemas.rollup import BucketField, Changes, ReadRequest, TotalKey, View
 
 
 class StateCache:
-    """Values as they stand at the worker's own checkpoint. An empty text means: known to be absent."""
+    """Values as of the worker's own checkpoint. An empty text is a value that is known to be absent."""
 
     def __init__(self, entries_max: int) -> None:
         self._entries_max = entries_max
         self._hour_ms = 0
-        # No total is due before; 0 means that nobody has looked yet.
+        # No total is due before this stream time; 0 if the store was not asked yet.
         self.due_ms = 0
         self._totals: dict[TotalKey, dict[str, str]] = {}
         self._fields: dict[BucketField, str] = {}
@@ -27,7 +27,7 @@ class StateCache:
         self.accounts: dict[str, AccountState] = {}
 
     def missing(self, request: ReadRequest) -> ReadRequest:
-        """The part of a request that has to be read."""
+        """The part of the request that is not cached."""
         return request._replace(
             totals=[key for key in request.totals if key not in self._totals],
             cells=[key for key in request.cells if key not in self._fields],
@@ -35,8 +35,7 @@ class StateCache:
         )
 
     def completed(self, request: ReadRequest, read: View) -> View:
-        """The view of the whole request: what was read, and what was known."""
-        # A total is cached whole or not at all: a commit names only the meters that changed.
+        """Cache the values that were read, and return a view of the whole request."""
         self._totals.update((key, dict(fields)) for key, fields in read.totals.items())
         self._fields.update(read.cells)
         self._reports.update(read.reports)
@@ -46,13 +45,13 @@ class StateCache:
         return read._replace(totals=totals, cells=cells, reports=reports)
 
     def remember_accounts(self, states: Mapping[str, AccountState]) -> None:
-        """Keep account states that were read."""
+        """Cache account states."""
         if len(self.accounts) + len(states) > self._entries_max:
             self.accounts.clear()
         self.accounts.update(states)
 
     def apply(self, changes: Changes) -> None:
-        """Follow a commit. Buckets that stream time has passed are never asked for again and are forgotten."""
+        """Apply the changes of a commit. Drops buckets that stream time has passed: nothing reads them again."""
         hour_ms = changes.checkpoint.stream_time_ms // HOUR_MS * HOUR_MS
         if hour_ms != self._hour_ms:
             self._hour_ms = hour_ms
@@ -64,6 +63,7 @@ class StateCache:
             self._fields.clear()
             self._reports.clear()
         for key, fields in changes.totals.items():
+            # A commit has only the meters that changed, so it cannot add a whole total.
             if key in self._totals:
                 self._totals[key].update(fields)
         for key in changes.retired:

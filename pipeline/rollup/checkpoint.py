@@ -1,4 +1,4 @@
-"""The first checkpoint of a partition, and whether a checkpoint belongs to this log and secret."""
+"""The first checkpoint of a partition, and the checks of a checkpoint's log and secret."""
 
 from __future__ import annotations
 

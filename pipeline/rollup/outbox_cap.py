@@ -1,4 +1,4 @@
-"""Keeps the outbox within its cap and reports what was dropped: in the log, as a gauge and at `/readyz`."""
+"""Keeps the outbox within its cap and reports dropped entries: in the program's log, as a gauge and at `/readyz`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class OutboxCap:
-    """Runs apart from the relay, which does not even begin while ClickHouse is away. Errors as the store."""
+    """Enforces the cap separately from the relay, which does not start without ClickHouse. Errors as `drops`."""
 
     def __init__(self, drops: OutboxDrops, entries_max: int, metrics: Metrics) -> None:
         self._drops = drops
@@ -29,7 +29,7 @@ class OutboxCap:
         self._remedies: dict[int, str] = {}
 
     async def keep(self, partition: int) -> None:
-        """Drop what is over the cap of one partition, and read what was dropped before."""
+        """Drop one partition's entries over the cap, and update the report of all dropped entries."""
         if excess := await self._drops.drop_excess(partition, self._entries_max):
             _log.error(DROPPED, excess, partition, self._entries_max)
         dropped = await self._drops.dropped(partition)
@@ -40,8 +40,10 @@ class OutboxCap:
             self._metrics.set("tidemark_outbox_dropped_entries", entries, partition=str(partition), kind=kind)
 
     def details(self, owned: Collection[int]) -> dict[str, Any]:
-        """For `/readyz`: per owned partition, which view has to be rebuilt from when on; empty if none."""
-        dropped = {str(at): self._remedies[at] for at in sorted(self._remedies) if at in owned}
+        """For `/readyz`: for each owned partition, which view must be rebuilt and from which time; empty if none."""
+        dropped = {
+            str(partition): self._remedies[partition] for partition in sorted(self._remedies) if partition in owned
+        }
         return {"dropped": dropped} if dropped else {}
 
 

@@ -1,9 +1,9 @@
-"""The rollup: records of `usage.events` → one atomic commit of marks, totals, cells, outbox and checkpoint.
+"""The rollup: turns records of `usage.events` into one atomic commit of marks, totals, cells, outbox and checkpoint.
 
-One flush, and what a crash leaves after each step:
-1. scan, plan, read at the checkpoint: nothing was written.
-2. append what is not counted to `usage.rejected`: entries that will be written again under the same position.
-3. commit: all of it and the new checkpoint, or nothing. Reading starts at the checkpoint (I2).
+The steps of a flush, and the state after a crash in each step:
+1. Scan, plan, and read at the checkpoint: nothing is written.
+2. Append events that are not counted to `usage.rejected`: the restart appends them again with the same positions.
+3. Commit all changes and the new checkpoint, or nothing. A restart reads on from the checkpoint (I2).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ REMEDY: Final = (
 
 
 class RollupSettings(NamedTuple):
-    """Limits of one flush. `replay_from_start` allows a partition without state to be folded from offset 0 again."""
+    """Limits of one flush. `replay_from_start` allows folding a partition without state from offset 0 again."""
 
     flush_events_max: int = 20_000
     cache_entries_max: int = 500_000
@@ -52,7 +52,7 @@ class RollupSettings(NamedTuple):
 
 
 class RollupProcessor:
-    """Holds the checkpoint of each partition it was given; see `schemas.processing.Processor`."""
+    """The processor of `usage.events`; holds the checkpoint of each owned partition."""
 
     def __init__(
         self,
@@ -80,17 +80,17 @@ class RollupProcessor:
 
     @property
     def checkpoints(self) -> Mapping[int, Checkpoint]:
-        """The checkpoint of each owned partition, as last committed."""
+        """The last committed checkpoint of each owned partition."""
         return self._checkpoints
 
     def owned(self) -> set[int]:
-        """The partitions this process folds at the moment."""
+        """The partitions that this process currently folds."""
         return set(self._checkpoints)
 
     async def start_offset(self, partition: int) -> int:
-        """The checkpoint's next offset, after checking that log, store and secret belong together.
+        """The next offset of the checkpoint. Checks that log, store and secret belong together.
 
-        Raises `OperatorNeeded` if they do not, or if there is no checkpoint although records were counted (S3).
+        Raises `OperatorNeeded` if they do not, or if records were counted but there is no checkpoint (S3).
         """
         committed = await self._log.committed(ROLLUP_GROUP, EVENTS_TOPIC, partition)
         checkpoint = await self._store.load_checkpoint(partition)
@@ -100,7 +100,7 @@ class RollupProcessor:
         if checkpoint is None:
             checkpoint = await self._first_checkpoint(partition, committed, bounds, genesis)
         check_secret(partition, checkpoint, self._secret)
-        # If retention has removed the log's start, the ticks behind it name the log; there may be none at the moment.
+        # If retention removed the log's start, the genesis comes from later ticks, and there may be none yet.
         if genesis is not None or bounds.first == 0:
             check_log(partition, checkpoint, genesis.log_id if genesis else "without genesis")
         check_position(EVENTS_TOPIC, partition, checkpoint.next_offset, bounds, REMEDY)
@@ -120,7 +120,7 @@ class RollupProcessor:
         return checkpoint
 
     async def step(self, partition: int, records: Sequence[Record]) -> None:
-        """Fold the records in one or more flushes; returns when all are committed."""
+        """Fold the records in one or more flushes. Returns when all are committed."""
         left = [record for record in records if record.offset >= self._checkpoints[partition].next_offset]
         while left:
             await self._flush(partition, left)
@@ -142,13 +142,14 @@ class RollupProcessor:
             events_max=self._settings.flush_events_max,
         )
         if (step := restatement_of(scanned)) is not None:
-            await self._restatement(partition, checkpoint, scanned, step)
+            await self._restate(partition, checkpoint, scanned, step)
             return
         due = await self._due(partition, checkpoint, scanned)
-        states = await self._account_states(
-            partition, checkpoint, scanned.accounts | {each.key.account for each in due}
-        )
-        deferred = await self._deferred(partition, checkpoint, scanned.judged)
+        accounts = scanned.accounts | {total.key.account for total in due}
+        states = await self._account_states(partition, checkpoint, accounts)
+        deferred: Mapping[int, Deferred] = {}
+        if scanned.judged:
+            deferred = (await self._store.read(partition, checkpoint, ReadRequest(deferred=scanned.judged))).deferred
         placement = place(scanned, states, deferred)
         planned = plan(scanned, placement, checkpoint, self._hash_key)
         expired = expire(scanned, due, states)
@@ -165,8 +166,8 @@ class RollupProcessor:
             cache.due_ms = expired.next_due_ms
         cache.apply(changes)
 
-    async def _restatement(self, partition: int, checkpoint: Checkpoint, scanned: Scan, step: AccountControl) -> None:
-        """A flush of one record, which puts an account's usage into other periods."""
+    async def _restate(self, partition: int, checkpoint: Checkpoint, scanned: Scan, step: AccountControl) -> None:
+        """Flush one record, which moves an account's usage into other periods."""
         policy = checkpoint.meter_set.policy if checkpoint.meter_set else Policy()
         account = step.control.account
         request = ReadRequest(accounts=[account], reports=replaced_reports(step, policy))
@@ -177,7 +178,7 @@ class RollupProcessor:
         self._caches[partition] = StateCache(self._settings.cache_entries_max)
 
     async def _due(self, partition: int, checkpoint: Checkpoint, scanned: Scan) -> Sequence[DueTotal]:
-        """The totals that these records may have to let go; hardly ever any, and then one more read."""
+        """The totals that may retire at these records' stream time. Reads the store only if a total may be due."""
         cache = self._caches[partition]
         if scanned.state.stream_time_ms < cache.due_ms:
             return ()
@@ -193,22 +194,17 @@ class RollupProcessor:
         unknown = sorted(account for account in accounts if account not in cache.accounts)
         if unknown:
             view: View = await self._store.read(partition, checkpoint, ReadRequest(accounts=unknown))
-            # The cache forgets everything where it is full: what this flush needs is taken out before.
+            # A full cache is emptied, so take this flush's states out first.
             states = {account: cache.accounts[account] for account in accounts if account in cache.accounts}
             cache.remember_accounts(view.accounts)
             return {**states, **view.accounts}
         return cache.accounts
 
-    async def _deferred(
-        self, partition: int, checkpoint: Checkpoint, positions: Sequence[int]
-    ) -> Mapping[int, Deferred]:
-        if not positions:
-            return {}
-        return (await self._store.read(partition, checkpoint, ReadRequest(deferred=positions))).deferred
-
     async def _commit(self, partition: int, checkpoint: Checkpoint, changes: Changes) -> None:
-        """Commit; after a lost answer look at the checkpoint to learn whether it was applied. Bounded, then
-        `Transient`."""
+        """Commit. After a lost answer, the stored checkpoint tells whether the commit was applied.
+
+        Raises `Transient` after `COMMIT_ATTEMPTS_MAX` attempts, `Fenced` if another process committed.
+        """
         for attempt in range(COMMIT_ATTEMPTS_MAX):
             try:
                 await self._store.commit(partition, checkpoint, changes)
@@ -236,11 +232,11 @@ class RollupProcessor:
         self._caches.pop(partition, None)
 
     async def idle(self, partition: int) -> None:
-        """Nothing to do: stream time moves by ticks, in the log."""
+        """Do nothing: stream time moves by ticks in the log."""
 
 
 def _late(arrival: Arrival, scanned: Scan) -> Quarantined:
-    detail = f"{arrival.account}: its period is closed and a meter says quarantine"
+    detail = f"{arrival.account}: its period is closed and a meter's late policy is quarantine"
     if arrival.deferred is not None:
         return _quarantined(arrival.deferred, Reason.PERIOD_CLOSED, detail)
     return Quarantined(
@@ -250,7 +246,7 @@ def _late(arrival: Arrival, scanned: Scan) -> Quarantined:
 
 def _refused(arrival: Arrival) -> Quarantined:
     assert arrival.deferred is not None, "only deferred events need room"  # noqa: S101 - an invariant, not input
-    detail = f"{arrival.account}: policy.deferred_max events of this partition wait for their decision already"
+    detail = f"{arrival.account}: this partition already has policy.deferred_max deferred events"
     return _quarantined(arrival.deferred, Reason.TOO_MANY_DEFERRED, detail)
 
 

@@ -1,7 +1,7 @@
 """Relays the rollup's outbox (S8): cells and duplicates to ClickHouse, closed report buckets to `billing.reports`.
 
-Every step writes first and forgets after; a crash in between writes the same again, which changes nothing (absolute
-by version, or identical by identifier). Two relays of one partition do no harm.
+Every step writes first and deletes from the outbox afterwards. A crash in between repeats the write, which changes
+nothing: the row's version or the intent's identifier is the same. Two relays of one partition do no harm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DUPLICATES_AT_ONCE_MAX: Final = 10_000
 
 
 class Relayed(NamedTuple):
-    """What one relay moved. `complete` says that nothing was left at the checkpoint it read."""
+    """The counts of one relay call. `complete`: no dirty cell was left at the checkpoint that it read."""
 
     cells: int
     duplicates: int
@@ -56,7 +56,7 @@ def hourly_row(cell: DirtyCell, partition: int) -> HourlyRow:
 
 
 class HourlyRelay:
-    """Moves cells and duplicates of partitions into ClickHouse."""
+    """Relays cells and duplicates to ClickHouse."""
 
     def __init__(
         self,
@@ -75,8 +75,10 @@ class HourlyRelay:
         self._checked: dict[int, Checkpoint] = {}
 
     async def relay(self, partition: int) -> Relayed:
-        """Relay one partition once. Raises `Transient` where a store does not answer; nothing is lost by that.
-        `OperatorNeeded` where the live view is a copy from before a rebuild, whose rows would lose against newer ones.
+        """Relay one partition once.
+
+        Raises `Transient` if a store does not answer (nothing is lost), `OperatorNeeded` if the live view is a copy
+        from before a rebuild, whose rows would lose against the stored ones.
         """
         duplicates = await self.duplicates(partition)
         before, waiting = await self._deferred.waiting(partition)
@@ -88,8 +90,7 @@ class HourlyRelay:
         if cells:
             first_ms = min(cell.key.bucket_ms for cell in cells)
             if not complete and first_ms + HOUR_MS <= checkpoint.stream_time_ms:
-                # A restatement changes buckets that were complete: until all of it is there, answers hold parts of two
-                # cuts.
+                # A restatement changes complete buckets. Until it is relayed in full, they must not count as complete.
                 complete_ms = await self._complete_ms(partition, before, waiting, checkpoint)
                 await self._save(RelayPosition(partition, checkpoint.next_offset, min(first_ms, complete_ms)))
             await self._hourly.insert_hourly([hourly_row(cell, partition) for cell in cells])
@@ -101,27 +102,26 @@ class HourlyRelay:
         return Relayed(len(cells), duplicates, complete)
 
     async def _complete_ms(self, partition: int, before: Checkpoint, waiting: Waiting, checkpoint: Checkpoint) -> int:
-        """How far the rows are complete once all cells that were read are there."""
+        """The stream time up to which the rows are complete after the cells of `checkpoint` are written."""
         complete_ms = complete_up_to_ms(before, waiting, checkpoint)
-        # Read after the cells: what was dropped before they were read must not be called complete.
+        # Read after the cells, to include every drop from before the cells were read.
         dropped = (await self._drops.dropped(partition)).cells
         return min(complete_ms, *dropped) if dropped else complete_ms
 
     async def _check_generation(self, partition: int, checkpoint: Checkpoint, cells: Sequence[DirtyCell]) -> None:
-        """Rows of a later generation where this view still has something to say: it was rebuilt after this copy of it
-        was taken. Asked once, and again where the checkpoint is of another generation or lies further back than
-        before."""
+        """Raise `OperatorNeeded` if ClickHouse has rows of a later generation in buckets that are still to be relayed:
+        then this live view is a copy from before a rebuild. Asks ClickHouse once, and again if the checkpoint moved
+        back or changed its generation."""
         checked = self._checked.get(partition)
         if checked and checked.generation == checkpoint.generation and checked.next_offset <= checkpoint.next_offset:
             self._checked[partition] = checkpoint
             return
-        # Before the open bucket and the oldest changed cell it has no say: a rebuild that is under way, or was given
-        # up, has rows there.
+        # Buckets before the open one and the oldest dirty cell may have rows of an unfinished or abandoned rebuild.
         buckets = [checkpoint.stream_time_ms // HOUR_MS * HOUR_MS, *(cell.key.bucket_ms for cell in cells)]
         newer = await self._hourly.generation_since(partition, min(buckets))
         if newer > checkpoint.generation:
             now, _ = await self._deferred.waiting(partition)
-            # A rebuild may have been swapped in since the checkpoint was read.
+            # A rebuild may have swapped its generation in since the checkpoint was read.
             if now is None or now.generation == checkpoint.generation:
                 raise OperatorNeeded(
                     f"partition {partition}: the live view is of generation {checkpoint.generation}, usage_hourly "
@@ -131,19 +131,19 @@ class HourlyRelay:
         self._checked[partition] = checkpoint
 
     async def duplicates(self, partition: int) -> int:
-        """Move duplicates once, at most `DUPLICATES_AT_ONCE_MAX`; how many."""
-        found = await self._outbox.duplicates(partition, DUPLICATES_AT_ONCE_MAX)
-        if found:
+        """Relay up to `DUPLICATES_AT_ONCE_MAX` duplicates. Returns how many."""
+        events = await self._outbox.duplicates(partition, DUPLICATES_AT_ONCE_MAX)
+        if events:
             rows = [
                 DuplicateRow(
-                    each.account, each.id, each.type, each.source, each.time_us, each.data,
-                    partition, each.position, each.stream_time_ms,
+                    event.account, event.id, event.type, event.source, event.time_us, event.data,
+                    partition, event.position, event.stream_time_ms,
                 )
-                for each in found
+                for event in events
             ]  # fmt: skip
             await self._hourly.insert_duplicates(rows)
-            await self._outbox.confirm_duplicates(partition, [each.position for each in found])
-        return len(found)
+            await self._outbox.confirm_duplicates(partition, [event.position for event in events])
+        return len(events)
 
     async def _save(self, position: RelayPosition) -> None:
         if self._saved.get(position.partition) != position:
@@ -160,7 +160,10 @@ class ReportRelay:
         self._log = log
 
     async def relay(self, partition: int) -> int:
-        """Publish the intents of every closed bucket of one partition; how many. Errors as `HourlyRelay.relay`."""
+        """Publish the intents of one partition's closed report buckets. Returns how many.
+
+        Raises `Transient` if a store or the log does not answer; nothing is lost.
+        """
         checkpoint, buckets = await self._reports.report_buckets(partition)
         if checkpoint is None or checkpoint.meter_set is None:
             return 0
@@ -178,24 +181,19 @@ class ReportRelay:
             keys = {field: parse_report_field(field) for field in entries}
             then, states = await self._accounts.accounts(partition, sorted({key.account for key in keys.values()}))
             if checkpoint is None or then is None or min(checkpoint.stream_time_ms, then.stream_time_ms) < end_ms:
-                # A replica that was behind has taken over: there the bucket is still open.
+                # A replica that was behind has taken over, and its bucket is still open.
                 return published
             intents = [
                 intent_of(checkpoint, start_ms, end_ms, keys[field], text, states[keys[field].account])
                 for field, text in entries.items()
             ]
-            published += await self._publish(partition, [intent for intent in intents if intent is not None])
+            changed = [intent for intent in intents if intent is not None]
+            await asyncio.gather(*(self._publish(partition, intent) for intent in changed))
+            published += len(changed)
             await self._reports.confirm_reports(partition, start_ms, entries)
             if not entries:
                 return published
 
-    async def _publish(self, partition: int, intents: Sequence[Intent]) -> int:
-        await asyncio.gather(
-            *(
-                self._log.append(
-                    REPORTS_TOPIC, partition, intent.model_dump_json().encode(), key=intent.account.encode()
-                )
-                for intent in intents
-            )
-        )
-        return len(intents)
+    async def _publish(self, partition: int, intent: Intent) -> None:
+        value, key = intent.model_dump_json().encode(), intent.account.encode()
+        await self._log.append(REPORTS_TOPIC, partition, value, key=key)

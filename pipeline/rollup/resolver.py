@@ -1,8 +1,8 @@
-"""The resolver: dedup decisions on deferred events, from what the archive holds (S10).
+"""The resolver: makes dedup decisions on deferred events from the archive (S10).
 
-A deferred event is new if its own arrival is the first of its identity in `usage_events`, and a duplicate if any other
-is. Once the archive has passed the event's position that can never change, so that every resolver, at any time, says
-the same; the fold takes the first decision and ignores the others. A crash after the append repeats a decision.
+A deferred event is new if its own arrival is the first of its identity in `usage_events`, otherwise a duplicate. After
+the archive has passed the event's position, the first arrival cannot change, so every resolver decides the same. The
+fold takes the first decision and ignores repetitions, which a crash after an append causes.
 """
 
 from __future__ import annotations
@@ -18,34 +18,33 @@ from schemas.live_view import AccountDirectory, DeferredEvents
 from schemas.log import Log, position
 from schemas.rollup import Checkpoint, Deferred
 
-# Dedup decisions that are given and not folded yet; beyond it the resolver waits for the fold.
+# Beyond so many decisions that are not folded yet, the resolver waits for the fold.
 TOLD_MAX: Final = 10 * DECISIONS_MAX
-# Events that the archive has passed and does not hold. Beyond it the resolver waits for the archive to be built again.
+# Beyond so many events that the archive has lost, the resolver waits for a rebuild of the archive.
 LOST_MAX: Final = 100_000
-# How often events of accounts that wait for a restatement are passed over in one call.
+# How often one call reads on to find events of accounts that are not in a restatement.
 HELD_READS_MAX: Final = 20
 
-
-# The positions on which a record at that offset has decisions.
-_Told = dict[int, frozenset[int]]
+# The decided positions, by the offset of the decisions' record.
+_Decided = dict[int, frozenset[int]]
 
 
 class _Lost(NamedTuple):
-    """What the archive was found not to hold, as it was built then: built again, it may."""
+    """Positions that the archive lacks, and the number of the rebuild that made this archive."""
 
     rebuilt: int | None = None
     positions: frozenset[int] = frozenset()
 
 
 class Resolved(NamedTuple):
-    """The decisions of one call."""
+    """The number of decisions of one call: events that are new, and duplicates."""
 
     new: int = 0
     duplicates: int = 0
 
 
 class Resolver:
-    """Appends decisions for the deferred events of partitions; knows no Faust. Two of one partition do no harm."""
+    """Appends dedup decisions on deferred events; knows no Faust. Two resolvers of one partition do no harm."""
 
     def __init__(
         self, log: Log, deferred: DeferredEvents, accounts: AccountDirectory, archive: ArchiveStore, secret: bytes
@@ -55,30 +54,30 @@ class Resolver:
         self._accounts = accounts
         self._archive = archive
         self._secret = secret
-        self._told: dict[int, _Told] = {}
+        self._decided: dict[int, _Decided] = {}
         self._lost: dict[int, _Lost] = {}
 
     async def resolve(self, partition: int) -> Resolved:
-        """Judge the deferred events of one partition that the archive has passed, oldest first, as far as `TOLD_MAX`.
+        """Decide one partition's deferred events that the archive has passed, oldest first, up to `TOLD_MAX`.
 
-        Raises `Transient` where a store or the log does not answer; the same decisions are given by the next call.
+        Raises `Transient` if a store or the log does not answer; the next call makes the same decisions.
         """
-        told = self._told.setdefault(partition, {})
-        new = given = 0
+        decided = self._decided.setdefault(partition, {})
+        new = duplicates = 0
         while True:
-            decisions = await self._judge(partition, told)
-            new += sum(each.new for each in decisions)
-            given += len(decisions)
+            decisions = await self._decide(partition, decided)
+            new += sum(decision.new for decision in decisions)
+            duplicates += sum(not decision.new for decision in decisions)
             if len(decisions) < DECISIONS_MAX:
-                return Resolved(new, given - new)
+                return Resolved(new, duplicates)
 
-    async def _judge(self, partition: int, told: _Told) -> tuple[DedupDecision, ...]:
-        """Append one record of decisions; none where nothing can be judged now."""
-        known = frozenset().union(*told.values())
+    async def _decide(self, partition: int, decided: _Decided) -> tuple[DedupDecision, ...]:
+        """Append one record of decisions and return them; empty if no event can be decided now."""
+        known = frozenset().union(*decided.values())
         if len(known) > TOLD_MAX - DECISIONS_MAX:
             checkpoint, _ = await self._deferred.waiting(partition)
             if checkpoint is not None:
-                _forget_folded(told, checkpoint)
+                _forget_folded(decided, checkpoint)
             return ()
         lost = self._lost.get(partition, _Lost())
         if lost.positions and await self._archive.events_rebuilt() != lost.rebuilt:
@@ -87,52 +86,54 @@ class Resolver:
         checkpoint, waiting = await self._unheld(partition, known | lost.positions)
         if checkpoint is None:
             return ()
-        _forget_folded(told, checkpoint)
+        _forget_folded(decided, checkpoint)
         rebuilt = await self._archive.events_rebuilt() if waiting else None
         reached = await self._archive.load_position(partition) if waiting else None
-        # An archive of another log knows nothing of these events: they wait, and `tidemark reconcile` says why.
+        # An archive of another log lacks these events. They wait, and `tidemark reconcile` reports why.
         if reached is None or reached.log_id != checkpoint.log_id:
             return ()
-        passed = [each for each in waiting if each.position < position(reached.next_offset)]
+        passed = [event for event in waiting if event.position < position(reached.next_offset)]
         if not passed:
             return ()
-        first = await self._archive.first_positions([(each.account, each.id) for each in passed])
-        # A table that was just exchanged may lack, for a moment, events that the archive has passed.
+        first = await self._archive.first_positions([(event.account, event.id) for event in passed])
+        # A table that was just exchanged may lack events below the archive's position for a moment.
         if rebuilt is None or await self._archive.events_rebuilt() != rebuilt:
             return ()
-        held = [each for each in passed if (each.account, each.id) in first]
-        # What the archive has passed and does not hold was lost there: it gets no decision, and stands in nobody's way.
-        missing = [each.position for each in passed if (each.account, each.id) not in first]
+        archived = [event for event in passed if (event.account, event.id) in first]
+        # The archive lost these events. They get no decision, and later calls skip them.
+        missing = [event.position for event in passed if (event.account, event.id) not in first]
         if missing and len(lost.positions) < LOST_MAX:
             self._lost[partition] = _Lost(rebuilt, lost.positions.union(missing))
-        if not held:
+        if not archived:
             return ()
-        decisions = tuple(_decision(each, first[each.account, each.id]) for each in held)
+        decisions = tuple(_decision(event, first[event.account, event.id]) for event in archived)
         offset = await append_control(self._log, self._secret, partition, DedupDecisionRecord(decisions=decisions))
-        told[offset] = frozenset(each.position for each in held)
+        decided[offset] = frozenset(event.position for event in archived)
         return decisions
 
-    async def _unheld(self, partition: int, but: Collection[int]) -> tuple[Checkpoint | None, list[Deferred]]:
-        """The oldest deferred events, without those of accounts that wait for a restatement: a decision would change
-        nothing. Those stand in nobody's way, as far as `HELD_READS_MAX` reads go."""
-        seen, found = set(but), list[Deferred]()
+    async def _unheld(self, partition: int, skipped: Collection[int]) -> tuple[Checkpoint | None, list[Deferred]]:
+        """The checkpoint and the oldest deferred events, without `skipped` positions and accounts in a restatement.
+
+        A decision on events of such accounts would change nothing. Reads `HELD_READS_MAX` times at most.
+        """
+        seen, events = set(skipped), list[Deferred]()
         checkpoint: Checkpoint | None = None
         for _ in range(HELD_READS_MAX):
             checkpoint, waiting = await self._deferred.deferred(partition, DECISIONS_MAX, seen)
             if checkpoint is None or not waiting:
                 break
-            restating = await self._accounts.restating_among(partition, sorted({each.account for each in waiting}))
+            restating = await self._accounts.restating_among(partition, sorted({event.account for event in waiting}))
             held = {account for account, state in restating.items() if is_waiting(state, checkpoint.stream_time_ms)}
-            found += [each for each in waiting if each.account not in held]
-            seen.update(each.position for each in waiting)
+            events += [event for event in waiting if event.account not in held]
+            seen.update(event.position for event in waiting)
             if not held or len(waiting) < DECISIONS_MAX:
                 break
-        return checkpoint, found[:DECISIONS_MAX]
+        return checkpoint, events[:DECISIONS_MAX]
 
 
-def _forget_folded(told: _Told, checkpoint: Checkpoint) -> None:
-    for offset in [offset for offset in told if offset < checkpoint.next_offset]:
-        del told[offset]
+def _forget_folded(decided: _Decided, checkpoint: Checkpoint) -> None:
+    for offset in [offset for offset in decided if offset < checkpoint.next_offset]:
+        del decided[offset]
 
 
 def _decision(deferred: Deferred, first_position: int) -> DedupDecision:

@@ -1,11 +1,12 @@
-"""Late bindings: an account's usage counted again out of the archive, in the periods of a later binding (S11).
+"""Restates the usage of accounts with a late binding, from the archive, in the binding's periods (S11).
 
-1. once the archive is near: a record that begins the restatement; from there on everything of the account waits.
-2. once the archive has passed that record: the usage before it is counted by the recount's SQL, in the old periods and
-   in the new ones, and a record with the difference is appended; there the fold puts it in place and goes on.
+1. When the archive is near the log's end, append a record that begins the restatement. From there on, events of the
+   account wait.
+2. When the archive has passed that record, recount the earlier usage by SQL, in the old periods and in the new ones,
+   and append a record with the difference. The fold applies the difference and counts on.
 
-A crash after an append repeats the record, which then changes nothing. A restatement that is not ended in time is begun
-anew: an archive that goes away in between holds nobody up for long.
+A crash after an append repeats the record, which then changes nothing. A restatement that does not end in time is begun
+again, so an archive that fails in between does not delay an account for long.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from schemas.aggregations import Value
 from schemas.analytics import ArchiveStore, ControlRow, HourlyRow
 from schemas.clock import MINUTE_MS
 from schemas.control import RestatementRecord
-from schemas.errors import HeldUp, InvalidInput, OperatorNeeded, Transient
+from schemas.errors import HeldUp, InvalidInput, OperatorNeeded, TidemarkError, Transient
 from schemas.live_view import AccountDirectory, DeferredEvents, LiveTotals
 from schemas.log import Log, offset_of, position
 from schemas.meters import MeterSet
@@ -38,35 +39,28 @@ from schemas.rollup import Checkpoint, TotalKey
 
 # A record of the log takes at least half a megabyte.
 CONTENT_CHARACTERS_MAX: Final = 400_000
-# How far the archive may be behind in stream time where a restatement is begun: events wait until it has caught up.
+# How far the archive may be behind, in stream time, when a restatement begins: events wait until it has caught up.
 NEAR_MS_MAX: Final = MINUTE_MS
-# How many accounts of a partition a call looks at, and for how many of them events wait at one time.
+# How many accounts of a partition one call looks at, and how many restatements of a partition may run at a time.
 LOOKED_AT_MAX: Final = 200
 BEGUN_MAX: Final = 20
-# After so many accounts whose usage could not be counted a call ends: it is most likely the store and not the accounts.
+# A call ends after so many failed recounts: the cause is probably the store and not the accounts.
 FAILED_MAX: Final = 3
-# A restatement that was begun so often, some eight hours of waiting, is given up at the next failure.
+# A restatement that began so often (about eight hours of waiting) is declined at the next failure.
 BEGINNINGS_MAX: Final = 8
-# So long after a restatement that took too long, in stream time, what waited for it may be judged and counted before
-# the next.
+# How long after an overdue restatement, in stream time, its deferred events may be decided before the next one begins.
 JUDGED_MS_MAX: Final = 10 * MINUTE_MS
-TOO_LARGE: Final = (
-    "the usage to be counted again fills more than one record of the log: close the account's past periods, or choose "
-    "a later instant"
-)
-OTHER_USAGE: Final = (
-    "the archive holds other usage of the account than was counted: put right what `tidemark reconcile` names and bind "
-    "the account once more"
-)
 TOO_OFTEN: Final = "the usage could not be counted again, {} times over ({}): bind the account once more when it can"
-UNNAMED: Final = "meter {} lost its Stripe event name after usage that is to be counted again was counted"
 
 _CellName = tuple[str, int, int, str, int]
 
 
+class _Declined(TidemarkError):
+    """The usage cannot be restated; the message says why."""
+
+
 class Restater:
-    """Appends restatement records for the accounts of partitions that wait for one; knows no Faust. Two of one
-    partition do no harm."""
+    """Appends the records of restatements; knows no Faust. Two restaters of one partition do no harm."""
 
     def __init__(
         self,
@@ -85,14 +79,15 @@ class Restater:
         self._archive = archive
         self._reader = reader
         self._secret = secret
-        self._told: dict[tuple[int, str], tuple[int, int]] = {}
+        # By partition and account: the position that the last appended record answers, and the record's offset.
+        self._appended: dict[tuple[int, str], tuple[int, int]] = {}
         self._failed: set[tuple[int, str]] = set()
 
     async def restatement(self, partition: int) -> int:
-        """Begin and end the restatements of one partition that the archive has passed; how many records that took.
+        """Begin and end the restatements of one partition that the archive has passed. Returns the number of records.
 
-        Raises `Transient` where a store or the log does not answer, or did not for some account, after the others were
-        served; the same records are made by the next call.
+        Raises `Transient` if a store or the log does not answer; fewer than `FAILED_MAX` failing accounts do not stop
+        the others. The next call makes the same records.
         """
         checkpoint, waiting = await self._accounts.restating(partition, LOOKED_AT_MAX)
         self._forget(partition, checkpoint, waiting.keys())
@@ -104,14 +99,14 @@ class Restater:
             return 0
         near = checkpoint.stream_time_ms - reached.stream_time_ms <= NEAR_MS_MAX
         begun = sum(is_waiting(state, checkpoint.stream_time_ms) for state in waiting.values())
-        answered = 0
+        appended = 0
         rows: Sequence[ControlRow] | None = None
         failures: list[Transient] = []
         for account, state in sorted(waiting.items(), key=lambda item: (partition, item[0]) in self._failed):
             pending = state.pending
             if pending is None or pending.position >= position(reached.next_offset):
                 continue
-            if self._told.get((partition, account), (-1, 0))[0] == pending.position:
+            if self._appended.get((partition, account), (-1, 0))[0] == pending.position:
                 continue
             if is_waiting(state, checkpoint.stream_time_ms):
                 if rows is None:
@@ -119,7 +114,7 @@ class Restater:
                 ours = [row for row in rows if row.account in ("", account) and row.position < pending.position]
                 now = PartitionState(partition, checkpoint, history_of(ours, checkpoint.stream_time_ms))
                 try:
-                    record = await self._ended(now, account, state)
+                    record = await self._ended(now, account, state, pending)
                 except Transient as error:
                     self._failed.add((partition, account))
                     failures.append(error)
@@ -127,98 +122,109 @@ class Restater:
                         break
                     continue
                 self._failed.discard((partition, account))
-                # A table that was just exchanged may lack, for a moment, events that the archive has passed.
+                # A table that was just exchanged may lack events below the archive's position for a moment.
                 if await self._archive.events_rebuilt() != rebuilt:
-                    return answered
+                    return appended
             elif near and begun < BEGUN_MAX and await self._is_judged(partition, account, pending, checkpoint):
                 begun += 1
                 record = RestatementRecord(account=account, position=pending.position, begins=True)
             else:
                 continue
             offset = await append_control(self._log, self._secret, partition, record)
-            self._told[partition, account] = (pending.position, offset)
-            answered += 1
+            self._appended[partition, account] = (pending.position, offset)
+            appended += 1
         if failures:
             raise failures[0]
-        return answered
+        return appended
 
     async def _is_judged(self, partition: int, account: str, pending: PendingCut, checkpoint: Checkpoint) -> bool:
-        """Whether what waited for a restatement that took too long is counted by now, or had the time to be: begun
-        again at once and again and again, its usage would wait without end."""
+        """Whether the account's deferred events are decided, or had `JUDGED_MS_MAX` of stream time for that.
+
+        An overdue restatement that began again at once would defer them without end.
+        """
         if pending.until_ms is None or checkpoint.stream_time_ms >= pending.until_ms + JUDGED_MS_MAX:
             return True
         _, left = await self._deferred.waiting(partition, account)
         return not left.events
 
-    async def _ended(self, now: PartitionState, account: str, state: AccountState) -> RestatementRecord:
-        """The record that ends a restatement: its content, or why there is none."""
-        assert state.pending is not None, "the caller looked"  # noqa: S101 - an invariant, not input
-        try:
-            return await self._record(now, account, state, state.pending)
-        except (Transient, HeldUp) as error:
-            # Also where the store says no for good: that is nothing the binding could be declined for.
-            if state.pending.begun < BEGINNINGS_MAX:
-                raise Transient(str(error)) from error
-            declined = TOO_OFTEN.format(state.pending.begun, str(error)[:300])
-            return RestatementRecord(account=account, position=state.pending.position, declined=declined)
-        except (OperatorNeeded, InvalidInput) as error:
-            # One account's fault must not stop the others, nor the worker.
-            return RestatementRecord(account=account, position=state.pending.position, declined=str(error)[:500])
-
-    def _forget(self, partition: int, checkpoint: Checkpoint | None, waiting: Iterable[str]) -> None:
-        """What was told and folded is told again where the account waits still."""
-        held = set(waiting)
-        for key, (_, offset) in list(self._told.items()):
-            if key[0] == partition and (checkpoint is None or key[1] not in held or offset < checkpoint.next_offset):
-                del self._told[key]
-        self._failed = {key for key in self._failed if key[0] != partition or key[1] in held}
-
-    async def _record(
+    async def _ended(
         self, now: PartitionState, account: str, state: AccountState, pending: PendingCut
     ) -> RestatementRecord:
+        """The record that ends a restatement: its content, or why it is declined."""
+        content = declined = ""
+        try:
+            content = await self._content(now, account, state, pending)
+        except (Transient, HeldUp) as error:
+            # A permanent rejection by the store is no fault of the binding either.
+            if pending.begun < BEGINNINGS_MAX:
+                raise Transient(str(error)) from error
+            declined = TOO_OFTEN.format(pending.begun, str(error)[:300])
+        except (_Declined, OperatorNeeded, InvalidInput) as error:
+            # One account's fault must not stop the others, nor the worker.
+            declined = str(error)[:500]
+        return RestatementRecord(account=account, position=pending.position, content=content, declined=declined)
+
+    def _forget(self, partition: int, checkpoint: Checkpoint | None, waiting: Iterable[str]) -> None:
+        """Forget appended records that are folded: an account that still waits needs another record."""
+        accounts = set(waiting)
+        for key, (_, offset) in list(self._appended.items()):
+            if key[0] == partition and (
+                checkpoint is None or key[1] not in accounts or offset < checkpoint.next_offset
+            ):
+                del self._appended[key]
+        self._failed = {key for key in self._failed if key[0] != partition or key[1] in accounts}
+
+    async def _content(self, now: PartitionState, account: str, state: AccountState, pending: PendingCut) -> str:
+        """The packed content of the restatement. Raises `_Declined` with the reason if there is none."""
         before = msgspec.structs.replace(now.checkpoint, next_offset=offset_of(pending.position))
         old = await self._cells(now._replace(checkpoint=before), account, pending)
-        if not await self._is_counted(now, account, state, old.values()):
-            return RestatementRecord(account=account, position=pending.position, declined=OTHER_USAGE)
+        if not await self._is_counted(now, account, state, pending, old.values()):
+            raise _Declined(
+                "the archive holds other usage of the account than was counted: put right what `tidemark reconcile` "
+                "names and bind the account once more"
+            )
         history = _bound(now.history, account, pending, state.bindings)
         partition_state = PartitionState(now.partition, before, history)
         new = await self._cells(partition_state, account, pending)
         reported = await Recounter(self._reader).reported(partition_state, accounts=frozenset([account]))
         totals = _totals(new.values(), reported, before.meter_set)
-        if unnamed := [each.meter for each in totals if each.reported_minor and not each.event_name]:
-            return RestatementRecord(account=account, position=pending.position, declined=UNNAMED.format(unnamed[0]))
+        if unnamed := [total.meter for total in totals if total.reported_minor and not total.event_name]:
+            raise _Declined(
+                f"meter {unnamed[0]} lost its Stripe event name after usage that is to be counted again was counted"
+            )
         distinct = await self._distinct(partition_state, account, pending)
         content = packed(RestatementContent(_replaced(old.values()), _changed(old, new), totals, distinct))
         if len(content) > CONTENT_CHARACTERS_MAX:
-            return RestatementRecord(account=account, position=pending.position, declined=TOO_LARGE)
-        return RestatementRecord(account=account, position=pending.position, content=content)
+            raise _Declined(
+                "the usage to be counted again fills more than one record of the log: close the account's past "
+                "periods, or choose a later instant"
+            )
+        return content
 
     async def _cells(
         self, partition_state: PartitionState, account: str, pending: PendingCut
     ) -> dict[_CellName, HourlyRow]:
-        """The cells of the periods concerned."""
+        """The account's recounted cells in the periods that the late binding affects."""
         request = request_at(partition_state, frozenset([account]))
         rows = await self._reader.recount_rows(request, 0) if request.meters else ()
         return {_name(row): row for row in rows if row.period_start_ms >= pending.from_ms}
 
     async def _is_counted(
-        self, now: PartitionState, account: str, state: AccountState, old: Iterable[HourlyRow]
+        self, now: PartitionState, account: str, state: AccountState, pending: PendingCut, old: Iterable[HourlyRow]
     ) -> bool:
-        """Whether the archive's usage in the old periods is what the live view has counted. Exact: nothing of the
-        account is counted while it waits."""
-        assert state.pending is not None, "the caller looked"  # noqa: S101 - an invariant, not input
-        counted = {(each.period_start_ms, each.meter): each.value_minor for each in _totals(old, {}, None)}
-        # Also those of which the archive knows nothing: it may have lost all that was counted there.
-        starts = {start_ms for start_ms, _ in counted} | set(_starts(state, now.checkpoint))
+        """Whether the recount in the old periods equals the live totals. Exact, because the account's events wait."""
+        counted = {(total.period_start_ms, total.meter): total.value_minor for total in _totals(old, {}, None)}
+        # Also periods without archived usage: the archive may have lost all events of a period.
+        starts = {start_ms for start_ms, _ in counted} | set(_starts(state, pending, now.checkpoint))
         keys = [TotalKey(account, start_ms) for start_ms in sorted(starts)]
-        checkpoint, held = await self._totals.account_totals(now.partition, keys)
+        checkpoint, totals = await self._totals.account_totals(now.partition, keys)
         if checkpoint is None or not is_waiting(state, checkpoint.stream_time_ms):
-            raise Transient(f"{account}: its restatement has taken too long, and is begun anew")
-        if checkpoint.next_offset <= offset_of(state.pending.position):
+            raise Transient(f"{account}: its restatement took too long and begins again")
+        if checkpoint.next_offset <= offset_of(pending.position):
             raise Transient(f"{account}: the live view went back behind the record that began its restatement")
         live = {
             (key.period_start_ms, meter): parse_value(text).minor
-            for key, fields in held.items()
+            for key, fields in totals.items()
             for meter, text in fields.items()
         }
         return live == counted
@@ -227,32 +233,31 @@ class Restater:
         self, partition_state: PartitionState, account: str, pending: PendingCut
     ) -> list[RestatementDistinct]:
         request = request_at(partition_state, frozenset([account]))
-        found = await self._reader.recount_distinct(request) if request.meters else {}
+        values = await self._reader.recount_distinct(request) if request.meters else {}
         key = hash_key(self._secret)
         return [
             RestatementDistinct(start_ms, meter, sorted(distinct_member(key, text) for text in texts))
-            for (_, meter, start_ms), texts in sorted(found.items())
+            for (_, meter, start_ms), texts in sorted(values.items())
             if start_ms >= pending.from_ms
         ]
 
 
-def _starts(state: AccountState, checkpoint: Checkpoint) -> Iterator[int]:
-    """Where those periods begin, as the account is cut now, that a restatement replaces and that may hold usage."""
-    assert state.pending is not None, "the caller looked"  # noqa: S101 - an invariant, not input
+def _starts(state: AccountState, pending: PendingCut, checkpoint: Checkpoint) -> Iterator[int]:
+    """The starts of the current periods that the restatement replaces and that may contain usage."""
     future_ms = checkpoint.meter_set.policy.future_ms if checkpoint.meter_set else 0
     end_ms = max(checkpoint.stream_time_ms + future_ms + 1, open_period(state, checkpoint.stream_time_ms).end_ms)
-    start_ms = state.pending.from_ms
+    start_ms = pending.from_ms
     while start_ms < end_ms:
         yield start_ms
         start_ms = period_at(state, start_ms).end_ms
 
 
 def _bound(history: History, account: str, pending: PendingCut, bindings: Sequence[Binding]) -> History:
-    """The history as it is once the account is cut by its late binding."""
+    """The history with the account's late binding in effect."""
     known = history.accounts.get(account, AccountHistory())
-    kept = [each for each in bindings if each.effective_from_ms < pending.binding.effective_from_ms]
-    cut = dataclasses.replace(known, bindings=(*kept, pending.binding))
-    return dataclasses.replace(history, accounts={**history.accounts, account: cut})
+    earlier = [binding for binding in bindings if binding.effective_from_ms < pending.binding.effective_from_ms]
+    bound = dataclasses.replace(known, bindings=(*earlier, pending.binding))
+    return dataclasses.replace(history, accounts={**history.accounts, account: bound})
 
 
 def _name(row: HourlyRow) -> _CellName:
@@ -264,7 +269,7 @@ def _value(row: HourlyRow) -> tuple[int, int, int]:
 
 
 def _changed(old: Mapping[_CellName, HourlyRow], new: Mapping[_CellName, HourlyRow]) -> list[RestatementCell]:
-    """Cells that have another value than before, and those that have none any more."""
+    """New cells, cells with another value, and cells without usage, which become 0."""
     gone = [row for key, row in old.items() if key not in new]
     emptied = [row._replace(period_end_ms=row.period_start_ms, value_minor=0) for row in gone]
     other = [row for key, row in new.items() if key not in old or _value(old[key]) != _value(row)]
@@ -281,28 +286,28 @@ def _replaced(rows: Iterable[HourlyRow]) -> list[tuple[int, list[str]]]:
     meters: dict[int, set[str]] = {}
     for row in rows:
         meters.setdefault(row.period_start_ms, set()).add(row.meter)
-    return [(start_ms, sorted(named)) for start_ms, named in sorted(meters.items())]
+    return [(start_ms, sorted(slugs)) for start_ms, slugs in sorted(meters.items())]
 
 
 def _totals(
     rows: Iterable[HourlyRow], reported: Mapping[tuple[str, str, Period], int], meter_set: MeterSet | None
 ) -> list[RestatementTotal]:
-    """The totals that the cells add up to."""
-    told = {(meter, period.start_ms): value for (_, meter, period), value in reported.items()}
+    """The totals of the cells, with the part that is reported already."""
+    reported_minor = {(meter, period.start_ms): value for (_, meter, period), value in reported.items()}
     grouped: dict[tuple[str, int], list[HourlyRow]] = {}
     for row in rows:
         grouped.setdefault((row.meter, row.period_start_ms), []).append(row)
     return [
         RestatementTotal(
             start_ms, max(row.period_end_ms for row in cells), slug, cells[0].scale, *_merged(cells),
-            _event_name(meter_set, slug), told.get((slug, start_ms), 0),
+            _event_name(meter_set, slug), reported_minor.get((slug, start_ms), 0),
         )
         for (slug, start_ms), cells in sorted(grouped.items())
     ]  # fmt: skip
 
 
 def _merged(cells: Sequence[HourlyRow]) -> tuple[int, int, int]:
-    """The value of some cells of one meter together, with the event time and position that `latest` keeps."""
+    """The merged value of one meter's cells, with the event time (µs) and position that `latest` keeps."""
     value = cells[0].aggregation.rule.merged(Value(*_value(row)) for row in cells)
     return value.minor, value.time_us, value.position
 

@@ -1,12 +1,11 @@
-"""Copies the live view's state to ClickHouse every so many hours of stream time, so that it can be rebuilt when the log
-no longer reaches back to its first record.
+"""Copies the live view to ClickHouse at intervals of stream time, for rebuilds from a log that lost its first record.
 
-Two steps, because only the first one holds up counting:
-1. between two flushes, while the state stands still, it is copied into a file of this machine.
-2. beside the flushes, the file is written to ClickHouse; the row that says it is complete comes last.
+Two steps, because only the first one delays counting:
+1. Between two flushes, copy the unchanging state into a file on this machine.
+2. During the following flushes, write the file to ClickHouse. The row that makes the snapshot complete comes last.
 
-Neither ever stops counting: a copy that fails is thrown away, said and taken again later. A crash leaves rows of a
-snapshot that is not complete, which the next one drops.
+A failure never stops counting: the copy is deleted, the failure is logged, and the snapshot is taken again later. A
+crash leaves rows of an incomplete snapshot, which the next snapshot drops.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Copied(NamedTuple):
-    """A state on this machine, one chunk a line as JSON text."""
+    """A copied state in a file, one chunk per line as JSON text."""
 
     head: Snapshot
     file: IO[bytes]
@@ -52,31 +51,31 @@ class Snapshots:
         folder: str | None = None,
         note: Callable[[SnapshotOutcome, Snapshot | None], None] = lambda *_: None,
     ) -> None:
-        """`interval_ms` is of stream time, 0 takes none. `folder`: where copies lie until they are written. `note` is
-        told of every end."""
+        """`interval_ms` is stream time; 0 takes no snapshots. `folder` holds the copies until they are written. `note`
+        receives the outcome of each snapshot, and the snapshot if it was written."""
         self._copies = copies
         self._kept = kept
         self._interval_ms = interval_ms
         self._folder = folder
         self._note = note
-        # From which stream time on the next one is due; partitions whose last one is not known yet are not in it.
+        # The stream time of the next snapshot, for partitions whose last snapshot is known.
         self._due_ms: dict[int, int] = {}
         self._copied: _Copied | None = None
         self._busy = False
 
     async def after_flush(self, partition: int, checkpoint: Checkpoint) -> None:
-        """Copy the state where a snapshot is due. The state must stand still meanwhile. Raises nothing of ours.
+        """Copy the state if a snapshot is due. The state must not change meanwhile. Logs failures and does not raise.
 
-        Blocks for as long as reading the partition's keys takes.
+        Blocks while the partition's keys are read.
         """
         due_ms = self._due_ms.get(partition)
         if due_ms is None or checkpoint.stream_time_ms < due_ms or self._busy:
             return
-        # Before anything is awaited: the partitions' flushes run side by side, and only one copy has room.
+        # Set before the first await, because partitions are flushed concurrently and only one copy may exist.
         self._busy = True
         file = None
         try:
-            # Closed by whoever throws the copy away; deleted with it, or with the process.
+            # Closed by whoever discards the copy. Closing deletes the file, as does the end of the process.
             file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
             chunks = 0
             async for chunk in self._copies.snapshot(partition, checkpoint):
@@ -92,31 +91,31 @@ class Snapshots:
         except (TidemarkError, OSError) as error:
             self._failed(partition, checkpoint.stream_time_ms, error)
         finally:
-            # Also where the flush is cancelled.
+            # Runs when the flush is cancelled too.
             if self._copied is None:
                 self._busy = False
                 if file is not None:
                     file.close()
 
     async def write(self, partition: int) -> None:
-        """Write what was copied, of whichever partition; learn when the next one of this one is due.
+        """Write the copied state, of whichever partition. Also look up when this partition's first snapshot is due.
 
-        Raises nothing of ours: what cannot be written is thrown away and due again later.
+        Logs failures and does not raise: a copy that cannot be written is deleted and taken again later.
         """
         try:
             if self._interval_ms and partition not in self._due_ms:
-                found = await self._kept.snapshots(partition)
-                self._due_ms[partition] = found[0].stream_time_ms + self._interval_ms if found else 0
+                stored = await self._kept.snapshots(partition)
+                self._due_ms[partition] = stored[0].stream_time_ms + self._interval_ms if stored else 0
         except TidemarkError as error:
-            _log.warning("snapshots of partition %d are not known yet: %s", partition, error)
+            _log.warning("the snapshots of partition %d could not be listed yet: %s", partition, error)
         copied = self._copied
         if copied is None:
             return
         head = copied.head
         try:
             await self._write(copied)
-            found = await self._kept.snapshots(head.partition)
-            await self._kept.keep(head.partition, found[:KEPT_MAX])
+            stored = await self._kept.snapshots(head.partition)
+            await self._kept.keep(head.partition, stored[:KEPT_MAX])
             self._note("written", head)
         except (TidemarkError, OSError) as error:
             self._failed(head.partition, head.stream_time_ms, error)
@@ -134,12 +133,14 @@ class Snapshots:
 
     def _failed(self, partition: int, stream_time_ms: int, error: Exception) -> None:
         self._due_ms[partition] = stream_time_ms + min(RETRY_MS, self._interval_ms)
-        _log.warning("the snapshot of partition %d is taken again later, nothing is lost: %s", partition, error)
+        _log.warning(
+            "the snapshot of partition %d failed and is taken again later, nothing is lost: %s", partition, error
+        )
         self._note("failed", None)
 
 
 def _next_lines(file: IO[bytes]) -> list[bytes]:
-    """As many chunks as are written at a time; none at the end."""
+    """The chunks of the next write; empty at the end of the file."""
     lines, size = list[bytes](), 0
     while len(lines) < CHUNKS_AT_ONCE and size < BYTES_AT_ONCE and (line := file.readline()):
         lines.append(line)
@@ -148,5 +149,5 @@ def _next_lines(file: IO[bytes]) -> list[bytes]:
 
 
 def checkpoint_of(snapshot: Snapshot) -> Checkpoint:
-    """The checkpoint at which a snapshot was taken. Raises `OperatorNeeded` where another version wrote it."""
+    """The checkpoint at which a snapshot was taken. Raises `OperatorNeeded` if another version wrote it."""
     return decode_checkpoint(msgspec.json.decode(snapshot.checkpoint, type=dict[str, str]))

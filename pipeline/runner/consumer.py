@@ -1,11 +1,11 @@
-"""What both transports share: a Faust consumer that reads where the runner says and loses nothing on the way.
+"""The Faust consumer of both transports. The consumer reads from the runner's offsets and loses no record.
 
-Faust's own position and acknowledgement code is replaced, because it commits past records that were not acknowledged
-and drops fetched records around a rebalance. Here
+Faust's code for positions and acknowledgements is replaced, because Faust commits past unacknowledged records and drops
+fetched records around a rebalance. In this consumer
 
-- the position to fetch from belongs to this consumer and is set by the runner at every assignment;
-- every record carries the offset of the one fetched before it, so the runner sees at once if one was dropped;
-- a partition whose queue is full is left out of the next fetch instead of blocking the others.
+- the runner sets the fetch position at every assignment;
+- a record has the offset of the record fetched before, so the runner detects a dropped record;
+- a partition with a full queue is left out of the next fetch and does not block the other partitions.
 """
 
 from __future__ import annotations
@@ -21,33 +21,36 @@ from faust.types import TP, ConsumerMessage
 
 from schemas.log import Bounds, Record
 
+# Records, positions after the records, and log ends, by partition.
+Fetched = tuple[dict[TP, list[Record]], dict[TP, int], dict[TP, int]]
+
 
 class Linked(NamedTuple):
-    """A record and the offset of the record fetched before it since the last assignment; None for the first."""
+    """A record, and the offset of the record fetched before. None for the first record after an assignment."""
 
     previous: int | None
     record: Record
 
 
 class LinkedMessage(ConsumerMessage):
-    """Faust's message with the record as the driver read it."""
+    """Faust's message with the driver's record."""
 
     linked: Linked
 
 
 class Hooks(Protocol):
-    """What the runner does at the consumer's turning points; all run in the runner's event loop."""
+    """The consumer's calls of the runner, in the runner's event loop."""
 
     async def on_assigned(self, pair: TP, generation: int) -> int:
-        """Decide where to read `pair` from and get ready for its records. What it raises ends the process."""
+        """Prepare for the records of `pair` and return the offset to read from. An exception ends the process."""
         ...
 
     async def on_revoked(self, pairs: Iterable[TP]) -> None:
-        """Finish the running steps of `pairs` and drop what is queued."""
+        """Wait for the running steps of `pairs` and drop the queued records."""
         ...
 
     async def fetchable(self, pairs: set[TP], timeout_s: float) -> set[TP]:
-        """Those of `pairs` whose queues have room; waits up to `timeout_s` where none has."""
+        """The pairs whose queues have room. If no queue has room, waits up to `timeout_s`."""
         ...
 
     def fail(self, error: BaseException) -> None:
@@ -56,7 +59,7 @@ class Hooks(Protocol):
 
 
 class _NoReadOffsets(dict[TP, int | None]):
-    """Faust drops records below, and invents gaps above, the offset it thinks it has read; so let it know none."""
+    """Hides the read offsets from Faust, which would drop records below them and invent gaps above them."""
 
     def __getitem__(self, _pair: TP) -> int | None:
         return None
@@ -69,7 +72,7 @@ class _NoReadOffsets(dict[TP, int | None]):
 
 
 class RunnerConsumer:
-    """Mixed in before Faust's consumer class of a transport, which must offer `fetch`, `bounds` and `committed`."""
+    """A mixin before the Faust consumer class of a transport. A subclass implements `fetch`, `bounds`, `committed`."""
 
     app: Any
     hooks: Hooks
@@ -77,7 +80,7 @@ class RunnerConsumer:
     def __init__(self, transport: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(transport, *args, **kwargs)  # type: ignore[call-arg]  # Faust's consumer comes next
         self.hooks = transport.hooks
-        # Faust's own fields, replaced as the module's docstring says.
+        # Faust's own field.
         self._read_offset: MutableMapping[TP, int | None] = _NoReadOffsets()
         self._start_lock = asyncio.Lock()
         self._unstarted: set[TP] = set()
@@ -86,14 +89,12 @@ class RunnerConsumer:
         self._starts: dict[TP, int] = {}
         self.ends: dict[TP, int] = {}
 
-    async def fetch(
-        self, positions: Mapping[TP, int], timeout_s: float
-    ) -> tuple[dict[TP, list[Record]], dict[TP, int], dict[TP, int]]:
-        """(records, positions after them, ends) of the partitions at `positions`; empty after `timeout_s`."""
+    async def fetch(self, positions: Mapping[TP, int], timeout_s: float) -> Fetched:
+        """Read the partitions from exactly `positions`. Waits for records up to `timeout_s`, then returns none."""
         raise NotImplementedError
 
     async def bounds(self, pair: TP) -> Bounds:
-        """First and next offset that the log holds."""
+        """The first and the next offset of the partition in the log."""
         raise NotImplementedError
 
     async def committed(self, pair: TP) -> int | None:
@@ -103,7 +104,7 @@ class RunnerConsumer:
     # Assignment
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Let the running steps end, commit what they acknowledged, and only then let the partitions go."""
+        """Wait for the running steps and commit their acknowledged records before the partitions are released."""
         self.stop_flow()  # type: ignore[attr-defined]  # Faust's base consumer has it
         self._unstarted.difference_update(revoked)
         async with self._start_lock:
@@ -116,20 +117,20 @@ class RunnerConsumer:
         await super().on_partitions_revoked(revoked)  # type: ignore[misc]  # Faust's base consumer has it
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """Remember which partitions still need a start offset."""
+        """Note that the partitions need a start offset."""
         self._unstarted = {TP(*pair) for pair in assigned}
         await super().on_partitions_assigned(assigned, generation_id)  # type: ignore[misc]  # Faust's base consumer has it
 
     async def perform_seek(self) -> None:
-        """Faust calls this before it lets records flow, and at odd moments: only unstarted partitions are touched."""
+        """Set the positions of partitions without a start offset. Faust also calls this at other times."""
         async with self._start_lock:
             for pair in sorted(self._unstarted):
                 if pair not in self._unstarted:
                     continue
                 try:
                     offset = await self.hooks.on_assigned(pair, self.app.consumer_generation_id)
-                except Exception as error:  # noqa: BLE001  whatever it is, it ends the process with its message
-                    # Not raised here, where Faust would log and go on: without a position nothing is fetched.
+                except Exception as error:  # noqa: BLE001  any error ends the process with its message
+                    # Faust would log a raised error and go on.
                     self.hooks.fail(error)
                     return
                 self._unstarted.discard(pair)
@@ -143,7 +144,7 @@ class RunnerConsumer:
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Linked]]:
         candidates = set(self._positions) & set(active_partitions or ())
         wanted = await self.hooks.fetchable(candidates, timeout)
-        # A fetch of some must not keep the others waiting once their queues have room again.
+        # A short fetch, so that partitions with a full queue are fetched soon after their queues have room.
         timeout_s = timeout if wanted == candidates else min(timeout, 0.05)
         positions = {pair: self._positions[pair] for pair in wanted if pair in self._positions}
         if not positions:
@@ -153,7 +154,7 @@ class RunnerConsumer:
         linked: dict[TP, list[Linked]] = {}
         for pair, start in starts.items():
             if pair not in self._positions or self._starts[pair] != start:
-                continue  # lost, or lost and regained, while the fetch ran: it starts anew from its own position
+                continue  # the partition was revoked during the fetch, and maybe assigned again
             self.ends[pair] = ends.get(pair, self.ends.get(pair, 0))
             self._positions[pair] = after.get(pair, positions[pair])
             if records := fetched.get(pair):
@@ -188,25 +189,22 @@ class RunnerConsumer:
         return message
 
     def highwater(self, tp: TP) -> int:
-        """The partition's end as the last fetch saw it."""
+        """The partition's end at the last fetch."""
         return self.ends.get(tp, 0)
 
     def on_buffer_full(self, tp: TP) -> None:
-        """Nothing: `fetchable` holds a full partition back. Faust would sleep a second where all are full."""
+        """Does nothing: `fetchable` leaves out full partitions. Faust would sleep for a second."""
 
     def on_buffer_drop(self, tp: TP) -> None:
-        """Nothing, as above."""
+        """Does nothing, like `on_buffer_full`."""
 
     def verify_event_path(self, now: float, tp: TP) -> None:
-        """Nothing: readiness reports progress, and Faust's own check takes an idle partition for a stuck one."""
+        """Does nothing: readiness reports progress, and Faust's check mistakes an idle partition for a stuck one."""
 
     # Committing
 
     def _new_offset(self, tp: TP) -> int | None:
-        """The offset after the last acknowledged record.
-
-        Right without looking for gaps, because the runner acknowledges a partition's records in order and all of them.
-        """
+        """The offset after the last acknowledged record. The runner acknowledges in order, so there are no gaps."""
         acked: list[int] = self._acked[tp]  # type: ignore[attr-defined]  # Faust's base consumer has it
         if not acked:
             return None
@@ -217,14 +215,14 @@ class RunnerConsumer:
 
 
 class SilentProducer(Producer):
-    """Faust wants a producer; ours sends nothing, because appending goes through `schemas.log.Log`."""
+    """The producer that Faust requires. It sends nothing: all appends use `schemas.log.Log`."""
 
     async def flush(self) -> None:
-        """Nothing is ever buffered."""
+        """Does nothing."""
 
 
 class PromptTables(TableManager):
-    """There are no tables; without them Faust's manager only orders the start, and need not sleep a second first."""
+    """Faust's table manager without the sleep of a second at the start. There are no tables."""
 
     async def on_start(self) -> None:
         """Let the consumer subscribe."""
@@ -233,7 +231,7 @@ class PromptTables(TableManager):
 
 
 class RunnerApp(App):
-    """A Faust app on a transport that is handed in, which leaves no folders behind."""
+    """A Faust app with the transport class and options of its attributes. It creates no folders."""
 
     transport_class: Any = None
     transport_options: Mapping[str, Any]
@@ -246,6 +244,3 @@ class RunnerApp(App):
 
     def _create_directories(self) -> None:
         pass
-
-
-__all__ = ["Hooks", "Linked", "LinkedMessage", "PromptTables", "RunnerApp", "RunnerConsumer", "SilentProducer"]

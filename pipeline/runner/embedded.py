@@ -1,4 +1,4 @@
-"""Faust's transport on the embedded log: one process per group, no broker."""
+"""Faust's transport for the embedded log, with one process per group and without a broker."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from faust.transport import base
 from faust.types import TP
 
 from pipeline.logs.embedded import SqliteLog
-from pipeline.runner.consumer import Hooks, RunnerConsumer, SilentProducer
-from schemas.log import Bounds, Record
+from pipeline.runner.consumer import Fetched, Hooks, RunnerConsumer, SilentProducer
+from schemas.log import Bounds
 
 
 class EmbeddedConsumer(RunnerConsumer, base.Consumer):
-    """The only member of its group: it owns every partition it subscribes to."""
+    """The only member of the group, which gets all partitions of its topics."""
 
     def __init__(self, transport: EmbeddedTransport, *args: Any, **kwargs: Any) -> None:
         super().__init__(transport, *args, **kwargs)
@@ -26,14 +26,15 @@ class EmbeddedConsumer(RunnerConsumer, base.Consumer):
     async def subscribe(self, topics: Iterable[str]) -> None:
         """Take all partitions of `topics`.
 
-        In a task of its own: the conductor awaits this, and the assignment awaits the conductor.
+        The rebalance runs in another task, because Faust's conductor awaits `subscribe` and the rebalance awaits the
+        conductor.
         """
         pairs = {TP(topic, number) for topic in topics for number in range(await self._log.partition_count(topic))}
         if pairs != self._assigned:
             self.add_future(self._rebalance(pairs))
 
     async def _rebalance(self, pairs: set[TP]) -> None:
-        """What a group coordinator would cause, in its order."""
+        """The calls that a Kafka group coordinator would cause, in the same order."""
         self.app.on_rebalance_start()
         await self.on_partitions_revoked(set(self._assigned))
         self._assigned = pairs
@@ -42,13 +43,9 @@ class EmbeddedConsumer(RunnerConsumer, base.Consumer):
         await self.on_partitions_assigned(pairs, self._generation)
 
     def assignment(self) -> set[TP]:
-        """The partitions it owns."""
         return self._assigned
 
-    async def fetch(
-        self, positions: Mapping[TP, int], timeout_s: float
-    ) -> tuple[dict[TP, list[Record]], dict[TP, int], dict[TP, int]]:
-        """Read what is there; where nothing is, wait for an append by this process or another."""
+    async def fetch(self, positions: Mapping[TP, int], timeout_s: float) -> Fetched:
         records_max = self.app.conf.broker_max_poll_records
         wanted = {(pair.topic, pair.partition): offset for pair, offset in positions.items()}
         deadline = self.loop.time() + timeout_s
@@ -56,17 +53,15 @@ class EmbeddedConsumer(RunnerConsumer, base.Consumer):
         while not batch.records and (left_s := deadline - self.loop.time()) > 0 and not self.should_stop:
             await self._log.wait_changed(batch.version, left_s)
             batch = await self._log.read_many(wanted, records_max, self._fetch_bytes_max)
-        records = {TP(*key): found for key, found in batch.records.items()}
-        after = {pair: found[-1].next_offset for pair, found in records.items()}
+        records = {TP(*key): fetched for key, fetched in batch.records.items()}
+        after = {pair: fetched[-1].next_offset for pair, fetched in records.items()}
         ends = {pair: (await self._log.bounds(*pair)).next for pair in positions}
         return records, after, ends
 
     async def bounds(self, pair: TP) -> Bounds:
-        """First and next offset that the log holds."""
         return await self._log.bounds(pair.topic, pair.partition)
 
     async def committed(self, pair: TP) -> int | None:
-        """The group's committed offset."""
         return await self._log.committed(self.app.conf.id, pair.topic, pair.partition)
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
@@ -77,45 +72,41 @@ class EmbeddedConsumer(RunnerConsumer, base.Consumer):
         return TP(topic, partition)
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Never used: `perform_seek` asks the runner."""
+        """Never used: `perform_seek` sets the positions."""
         return {}
 
     async def _seek(self, partition: TP, offset: int) -> None:
         raise NotImplementedError("positions are set at the assignment only")
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
-        """Never used: there are no tables."""
         raise NotImplementedError
 
     async def position(self, tp: TP) -> int | None:
-        """The offset fetched next."""
+        """The next offset to fetch."""
         return self._positions.get(tp)
 
     async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
-        """The partitions' ends."""
         return {pair: (await self.bounds(pair)).next for pair in partitions}
 
     async def earliest_offsets(self, *partitions: TP) -> Mapping[TP, int]:
-        """The partitions' first offsets."""
         return {pair: (await self.bounds(pair)).first for pair in partitions}
 
     def topic_partitions(self, topic: str) -> int | None:
-        """How many partitions of `topic` are assigned."""
+        """The number of assigned partitions of `topic`."""
         return sum(pair.topic == topic for pair in self._assigned) or None
 
     def key_partition(self, topic: str, key: bytes | None, partition: int | None = None) -> int | None:
-        """Never used: nothing is sent through Faust."""
         raise NotImplementedError
 
     async def create_topic(self, topic: str, partitions: int, replication: int, **_options: Any) -> None:
-        """Topics are created through the log, never by Faust."""
+        """Does nothing: `Log.create_topics` creates the topics."""
 
     def close(self) -> None:
-        """The runner closes the log."""
+        """Does nothing: the runner closes the log."""
 
 
 class EmbeddedTransport(base.Transport):
-    """Hands the runner's log and hooks to the consumer."""
+    """Gives the runner's log and hooks to the consumer."""
 
     Consumer: ClassVar[Any] = EmbeddedConsumer
     Producer: ClassVar[Any] = SilentProducer

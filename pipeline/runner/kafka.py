@@ -1,4 +1,4 @@
-"""Faust's aiokafka driver with the position, commit and isolation code that a billing consumer needs."""
+"""Faust's transport for Kafka: Faust's aiokafka driver with other code for positions, commits and isolation."""
 
 from __future__ import annotations
 
@@ -17,44 +17,40 @@ from faust.types import TP
 from mode.threads import ServiceThread, WorkerThread
 
 from pipeline.logs.header_names import read_any_header_name
-from pipeline.logs.kafka import to_record
-from pipeline.runner.consumer import Hooks, RunnerConsumer, SilentProducer
+from pipeline.logs.kafka import FETCH_WAIT_MAX_MS, to_record
+from pipeline.runner.consumer import Fetched, Hooks, RunnerConsumer, SilentProducer
 from schemas.errors import OperatorNeeded
-from schemas.log import Bounds, Record
+from schemas.log import Bounds
 
 THREAD_END_TIMEOUT_S: Final = 5.0
-# The client keeps one fetch open per broker; a partition that became ready meanwhile waits for it to return.
-FETCH_WAIT_MAX_MS: Final = 100
-# The client leaves the group when it was not asked for records this long, and joins again only once it is asked, which
-# never happens without a partition: a standby would be dead and say nothing. A worker bounds its steps instead.
+# After this time without a fetch the client leaves the group. A standby without partitions never fetches and would
+# never join again. A partition worker limits the duration of a step instead.
 POLL_INTERVAL_MAX_MS: Final = math.inf
 
 logger = logging.getLogger(__name__)
 
-Fetched = tuple[dict[TP, list[Record]], dict[TP, int], dict[TP, int]]
-
 
 class EndingThread(WorkerThread):
-    """A thread that cannot keep the process alive, whatever its client waits for."""
+    """A daemon thread, so that a waiting client cannot keep the process alive."""
 
     def __init__(self, service: ServiceThread, **kwargs: Any) -> None:
         super().__init__(service, **kwargs)
         self.daemon = True
 
     def stop(self) -> None:
-        """Wait for its end, but not for ever: this blocks the runner's loop."""
+        """Wait up to `THREAD_END_TIMEOUT_S` for the thread's end. Blocks the runner's loop."""
         self.is_stopped.wait(THREAD_END_TIMEOUT_S)
 
 
 class KafkaThread(driver.AIOKafkaConsumerThread):
-    """The thread that owns the Kafka client; `fetch`, `bounds` and `committed` are called from the runner's loop."""
+    """The thread of the Kafka client. The runner's loop calls `fetch`, `bounds` and `committed`."""
 
     Worker = EndingThread
 
     async def stop(self) -> None:
-        """Faust ignores a stop that comes before the thread has got going, and would leave it running."""
+        """Wait for the thread's start, then stop the thread. Faust ignores a stop before the start."""
         thread = self._thread
-        # Polled, because the event belongs to the loop of the thread.
+        # Polled, because the event belongs to the thread's loop.
         while thread is not None and thread.is_alive() and not self._started.is_set():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await super().stop()
@@ -69,7 +65,7 @@ class KafkaThread(driver.AIOKafkaConsumerThread):
             group_id=conf.id,
             partition_assignment_strategy=[RoundRobinPartitionAssignor],
             enable_auto_commit=False,
-            # A position that the log no longer holds must stop the process, never be replaced by another one.
+            # A position that is no longer in the log must stop the process. The client must not choose another one.
             auto_offset_reset="none",
             isolation_level="read_committed",
             max_poll_records=conf.broker_max_poll_records,
@@ -83,7 +79,7 @@ class KafkaThread(driver.AIOKafkaConsumerThread):
         )
 
     async def fetch(self, positions: Mapping[TP, int], timeout_s: float) -> Fetched:
-        """Read from exactly `positions`; nothing where the group was rebalanced meanwhile."""
+        """Read from exactly `positions`. Returns nothing if the group was rebalanced meanwhile."""
         fetched: Fetched = await self.call_thread(self._fetch, self._ensure_consumer(), positions, timeout_s)
         return fetched
 
@@ -106,24 +102,23 @@ class KafkaThread(driver.AIOKafkaConsumerThread):
             return nothing
         try:
             with consumer._subscription.fetch_context():  # noqa: SLF001  as Faust's driver does; aiokafka is pinned
-                found = await consumer._fetcher.fetched_records(  # noqa: SLF001  as above
+                messages_of = await consumer._fetcher.fetched_records(  # noqa: SLF001  as above
                     list(states), timeout=timeout_s, max_records=self.app.conf.broker_max_poll_records
                 )
         except NoOffsetForPartitionError:
-            return nothing  # asked before the first seek; the client tries again from the position it now has
+            return nothing  # the client fetched before the first seek; the next fetch uses the new position
         except OffsetOutOfRangeError as error:
             _refuse_lost_positions(error, positions)
             return nothing
         if _assignment(consumer) is not assignment:
             return nothing
-        records = {TP(*pair): [to_record(message) for message in messages] for pair, messages in found.items()}
-        # Not the last record's offset: what follows may be a transaction's marker, which is never returned.
+        records = {TP(*pair): [to_record(message) for message in messages] for pair, messages in messages_of.items()}
+        # Not the offset after the last record: the next entry may be a transaction marker, which is never returned.
         after = {pair: state.position for pair, state in states.items() if state.has_valid_position}
         ends = {pair: state.lso for pair, state in states.items() if state.lso is not None}
         return records, after, ends
 
     async def bounds(self, pair: TP) -> Bounds:
-        """First and next offset that the log holds."""
         bounds: Bounds = await self.call_thread(self._bounds, self._ensure_consumer(), TopicPartition(*pair))
         return bounds
 
@@ -133,12 +128,11 @@ class KafkaThread(driver.AIOKafkaConsumerThread):
         return Bounds(first[pair], following[pair])
 
     async def committed(self, pair: TP) -> int | None:
-        """The group's committed offset."""
         offset: int | None = await self.call_thread(self._ensure_consumer().committed, TopicPartition(*pair))
         return offset
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        """A hint for lag graphs: a failure is told, and the next commit repairs it."""
+        """Commit the offsets, which are for lag graphs only. A failure is logged, and the next commit repairs it."""
         consumer = self._ensure_consumer()
         assigned = self.assignment()
         try:
@@ -146,16 +140,16 @@ class KafkaThread(driver.AIOKafkaConsumerThread):
                 {TopicPartition(*pair): OffsetAndMetadata(n, "") for pair, n in offsets.items() if pair in assigned}
             )
         except (KafkaError, IllegalStateError) as error:
-            logger.warning("the committed offsets in Kafka, a hint only, lag behind: %r", error)
+            logger.warning("Kafka did not store the committed offsets, which only lag graphs use: %r", error)
             return False
         return True
 
 
 class PausingListener(driver.ConsumerRebalanceListener):
-    """Keeps the client from fetching at the committed offset before the runner has said where to read."""
+    """Prevents a fetch from the committed offset before the runner has set the position."""
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Pause everything; `fetch` resumes what it seeks. Runs before the client gets to send a fetch."""
+        """Pause the partitions before the client's first fetch. `fetch` seeks and resumes them."""
         self._thread._ensure_consumer().pause(*assigned)  # noqa: SLF001  as Faust's driver does in this very place
         await super().on_partitions_assigned(assigned)
 
@@ -170,20 +164,17 @@ class KafkaConsumer(RunnerConsumer, driver.Consumer):
         return KafkaThread(self, loop=self.loop, beacon=self.beacon)
 
     async def fetch(self, positions: Mapping[TP, int], timeout_s: float) -> Fetched:
-        """Read from exactly `positions`."""
         return await self._thread.fetch(positions, timeout_s)
 
     async def bounds(self, pair: TP) -> Bounds:
-        """First and next offset that the log holds."""
         return await self._thread.bounds(pair)
 
     async def committed(self, pair: TP) -> int | None:
-        """The group's committed offset."""
         return await self._thread.committed(pair)
 
 
 class KafkaTransport(driver.Transport):
-    """Hands the servers and the runner's hooks to the consumer."""
+    """Gives the brokers' addresses and the runner's hooks to the consumer."""
 
     Consumer: ClassVar[Any] = KafkaConsumer
     Producer: ClassVar[Any] = SilentProducer
@@ -195,13 +186,13 @@ class KafkaTransport(driver.Transport):
 
 
 def _assignment(consumer: AIOKafkaConsumer) -> Any:
-    # A new object on every rebalance, so its identity tells whether one happened. aiokafka shows it nowhere else.
-    subscription = consumer._subscription.subscription  # noqa: SLF001  as said above
+    # Every rebalance makes a new object, so another identity means a rebalance. aiokafka has no public access to it.
+    subscription = consumer._subscription.subscription  # noqa: SLF001  aiokafka is pinned
     return None if subscription is None else subscription.assignment
 
 
 def _refuse_lost_positions(error: OffsetOutOfRangeError, positions: Mapping[TP, int]) -> None:
-    """Raise where a position of ours is out of range; the client may also have tried the group's committed offset."""
+    """Raise `OperatorNeeded` if one of `positions` is out of range. Other offsets are the client's committed ones."""
     for pair, offset in error.args[0].items():
         if positions.get(TP(*pair)) == offset:
             raise OperatorNeeded(

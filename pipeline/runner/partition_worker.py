@@ -1,4 +1,4 @@
-"""One worker per assigned partition: a bounded queue and the one task that takes from it."""
+"""The partition worker: a bounded queue and the task that hands the queued records to the processor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from schemas.processing import Processor
 
 @dataclass(frozen=True, slots=True)
 class PartitionWorkerLimits:
-    """Sizes of a worker; see `RunnerSettings`, where they are explained."""
+    """The limits of a partition worker. `RunnerSettings` explains the fields."""
 
     flush_records_max: int
     flush_bytes_max: int
@@ -31,10 +31,10 @@ class PartitionWorkerLimits:
 
 @dataclass(frozen=True, slots=True)
 class PartitionProgress:
-    """How far a partition has come, for readiness and metrics.
+    """The progress of a partition, for readiness and metrics.
 
-    `lag` counts offsets between `next_offset` and the log's end as last seen. `last_step_ms` is the clock's time at the
-    end of the last step, None before the first.
+    `end_offset` is the log's end at the last fetch. `last_step_ms` is the clock's time at the end of the last step,
+    None before the first step.
     """
 
     topic: str
@@ -46,28 +46,27 @@ class PartitionProgress:
 
     @property
     def lag(self) -> int:
-        """Offsets that are in the log and not yet committed by the processor."""
+        """The number of offsets in the log that the processor has not committed."""
         return max(0, self.end_offset - self.next_offset)
 
 
 class Delivery(Protocol):
-    """A record on its way, acknowledged once it is durably processed."""
+    """A record that is not acknowledged yet."""
 
     @property
     def record(self) -> Record:
-        """The record as the driver read it."""
+        """The driver's record."""
         ...
 
     def acknowledge(self) -> None:
-        """Let the group's committed offset pass it."""
+        """Let the group's committed offset pass the record."""
         ...
 
 
 class PartitionWorker:
-    """Gives a partition's records to its processor, in order, one step at a time.
+    """Hands the records of a partition to the processor, in order and one step at a time.
 
-    Bounded: a worker over `queue_records_max` or `queue_bytes_max` is not fetched for; one fetch may still carry it
-    over by what that fetch brought.
+    The runner does not fetch for a worker whose queue has reached a limit. The last fetch may exceed the limit.
     """
 
     def __init__(
@@ -81,8 +80,8 @@ class PartitionWorker:
         on_room: Callable[[], None],
         log_end: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`on_failure` is told what a step or `idle` raised, or that one takes too long; `on_room` that the queue was
-        full and is no longer. `log_end` says the partition's end as far as it is known.
+        """The worker calls `on_failure` with the error of a step or of `idle`, or if one of them takes too long. The
+        worker calls `on_room` if the queue is no longer full. `log_end` returns the last known end of the partition.
         """
         self.processor = processor
         self.partition = partition
@@ -102,21 +101,21 @@ class PartitionWorker:
 
     @property
     def full(self) -> bool:
-        """Whether fetching should leave this partition out."""
+        """Whether the queue has reached a limit."""
         limits = self._limits
         return len(self._queue) >= limits.queue_records_max or self._queued_bytes >= limits.queue_bytes_max
 
     @property
     def queued_records(self) -> int:
-        """Records that wait for a step."""
+        """The number of records that wait for a step."""
         return len(self._queue)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the task."""
         self._task = asyncio.create_task(self._work(), name=f"worker {self.processor.topic}/{self.partition}")
 
     def put(self, delivery: Delivery, previous: int | None) -> None:
-        """Queue a record; raises `Transient` where the one fetched before it (`previous`) never arrived here."""
+        """Queue a record. Raises `Transient` if the record fetched before, at offset `previous`, was not queued."""
         if self._closing:
             return
         if previous != self._last_delivered:
@@ -130,7 +129,7 @@ class PartitionWorker:
         self._arrived.set()
 
     async def close(self, timeout_s: float | None = None) -> None:
-        """Drop what is queued, let the running step end and stop; after `timeout_s` the step is cancelled, unacked."""
+        """Drop the queue, wait for the running step and stop. After `timeout_s` the step is cancelled."""
         self._closing = True
         self._queue.clear()
         self._queued_bytes = 0
@@ -174,7 +173,7 @@ class PartitionWorker:
 
     @contextmanager
     def _bounded(self) -> Iterator[None]:
-        """Tell of a step that takes too long while it runs: one that never ends would keep the partition for ever."""
+        """Report a step that exceeds `step_timeout_s`. Otherwise an endless step would keep the partition for ever."""
         overdue = asyncio.get_running_loop().call_later(self._limits.step_timeout_s, self._on_overdue)
         try:
             yield
@@ -190,9 +189,8 @@ class PartitionWorker:
         )
 
     async def _linger(self) -> None:
-        """Wait a little for a fuller flush: what a step costs is mostly per step. Longer where the log is known to
-        hold more, which a busy process has no time to fetch: nobody sees these totals before they have caught up.
-        """
+        """Wait for a fuller flush, because a large step costs little more than a small one. Waits up to `linger_s`, or
+        up to `catch_up_linger_s` if the log has more records."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         while len(self._queue) < self._limits.flush_records_max and not (self._closing or self.full):
@@ -210,11 +208,11 @@ class PartitionWorker:
         batch: list[Delivery] = []
         size = 0
         while self._queue and len(batch) < self._limits.flush_records_max:
-            following = _size(self._queue[0].record)
-            if batch and size + following > self._limits.flush_bytes_max:
+            record_size = _size(self._queue[0].record)
+            if batch and size + record_size > self._limits.flush_bytes_max:
                 break
             batch.append(self._queue.popleft())
-            size += following
+            size += record_size
         self._queued_bytes -= size
         if was_full and not self.full:
             self._on_room()

@@ -1,7 +1,7 @@
-"""The thin adapter between processors and Faust: it delivers records, waits for commits, and acknowledges.
+"""The adapter between processors and Faust: delivers records, waits for the commits and acknowledges the records.
 
-All state, and the position that matters, is the processors'. What Faust adds is the consumer group: membership,
-assignment and the committed offsets, which are a hint only.
+The processors have all state and the authoritative positions. Faust manages the consumer group: members, assignment and
+the committed offsets, which are a hint only.
 """
 
 from __future__ import annotations
@@ -31,27 +31,26 @@ from schemas.errors import InvalidInput, TidemarkError, Transient
 from schemas.log import Record
 from schemas.processing import Processor
 
-# Python's own threshold of 700 has the collector walk all live objects many times per flush, a third of the work; a
-# flush makes hundreds of thousands of objects and hardly a cycle among them.
+# A flush makes hundreds of thousands of objects and almost no cycles. With Python's threshold of 700 garbage collection
+# would take a third of the time.
 COLLECTOR_THRESHOLDS: Final = (50_000, 20, 100)
 REMEDY: Final = (
     "Point the settings at the log that the position belongs to, or rebuild the state from the log's start or from the "
     "archive, and keep the log longer than the longest outage."
 )
-# A dead client must not keep the process from ending.
+# A client that does not answer must not delay the end of the process for longer.
 LEAVE_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerSettings:
-    """How a group runs. Sizes are per partition.
+    """The settings of a consumer group. Sizes are per partition.
 
-    A step gets whatever has arrived, up to `flush_records_max` and `flush_bytes_max` (at least one record). A partition
-    with `queue_records_max` or `queue_bytes_max` waiting is not fetched for. `session_timeout_s` is how long a dead
-    worker's partitions stand still; a step, or the work between two, that takes longer than `step_timeout_s` ends the
-    process, so that the group gives its partitions to others. A step waits up to `linger_s` for more records where
-    there is room for them, up to `catch_up_linger_s` where the log holds more. `stop_timeout_s` bounds the wait for a
-    running step at a stop.
+    A step gets up to `flush_records_max` records and `flush_bytes_max` bytes, and at least one record. A partition with
+    `queue_records_max` records or `queue_bytes_max` bytes in the queue is not fetched. A dead worker's partitions stand
+    still for `session_timeout_s`. A call of `step` or `idle` that exceeds `step_timeout_s` ends the process, so the
+    group moves the partitions. A step that is not full waits up to `linger_s` for more records, or `catch_up_linger_s`
+    if the log has more records. A stop waits up to `stop_timeout_s` for the running steps.
     """
 
     group: str
@@ -64,7 +63,7 @@ class RunnerSettings:
     session_timeout_s: float = 30.0
     heartbeat_interval_s: float = 3.0
     rebalance_timeout_s: float = 60.0
-    # More than a sink waits where Stripe asks for five minutes, or a step where its partition is copied.
+    # Longer than a wait of the sink for Stripe (five minutes) or of a step for the copy of a partition.
     step_timeout_s: float = 900.0
     idle_interval_s: float = 1.0
     linger_s: float = 0.0
@@ -72,7 +71,7 @@ class RunnerSettings:
     stop_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
-        """Refuse values that contradict each other."""
+        """Raise `InvalidInput` for invalid or contradictory values."""
         if not self.group:
             raise InvalidInput("group", "a consumer group needs a name")
         if self.flush_records_max < 1 or self.queue_records_max < 1:
@@ -82,7 +81,7 @@ class RunnerSettings:
 
 
 class _Delivery:
-    """A Faust event as a worker sees it."""
+    """A Faust event as the `Delivery` of a partition worker."""
 
     __slots__ = ("_event", "record")
 
@@ -95,10 +94,10 @@ class _Delivery:
 
 
 class Runner:
-    """Runs processors on one consumer group until it is told to stop or something fails."""
+    """Runs processors in one consumer group until a stop or a failure."""
 
     def __init__(self, processors: Sequence[Processor], log_url: str, clock: Clock, settings: RunnerSettings) -> None:
-        """One processor per topic; the topics must exist when `run` is called."""
+        """Each topic has one processor. The topics must exist before `run`."""
         self._processors = {processor.topic: processor for processor in processors}
         if len(self._processors) != len(processors) or not processors:
             raise InvalidInput("processors", "give one processor per topic, and at least one")
@@ -122,11 +121,11 @@ class Runner:
         self._stopping = False
 
     def assigned(self, topic: str | None = None) -> set[int]:
-        """The partitions owned right now, of `topic` or of the only topic there is."""
+        """The assigned partitions of `topic`. None stands for all topics."""
         return {pair.partition for pair in self._workers if topic in (None, pair.topic)}
 
     def progress(self) -> tuple[PartitionProgress, ...]:
-        """How far each owned partition has come."""
+        """The progress of each assigned partition."""
         ends = {} if self._app is None else self._app.consumer.ends
         return tuple(
             PartitionProgress(
@@ -141,11 +140,11 @@ class Runner:
         )
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Run until `stop` is set; then finish the running steps, commit, leave the group and return.
+        """Run until `stop` is set. Then finish the running steps, commit, leave the group and return.
 
-        Raises what a processor raised, unchanged; `OperatorNeeded` where a start offset is not in the log; `Transient`
-        where the log's client gave up or a step did not end in time. Nothing is retried: the process is to end and be
-        started again.
+        Raises a processor's error unchanged, `OperatorNeeded` if a start offset is not in the log, and `Transient` if
+        the log's client failed or a step exceeded `step_timeout_s`. There are no retries: the caller ends the process
+        and a supervisor starts the process again.
         """
         quieten()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -162,7 +161,7 @@ class Runner:
     # Called by the consumer
 
     async def on_assigned(self, pair: TP, generation: int) -> int:
-        """Ask the processor where to read from, check that the log has it, and open the worker."""
+        """Get the processor's start offset, check that the log has the offset, and start the partition worker."""
         processor = self._processors[pair.topic]
         consumer = self._app.consumer
         offset = await processor.start_offset(pair.partition)
@@ -184,11 +183,9 @@ class Runner:
         return offset
 
     async def on_revoked(self, pairs: Iterable[TP]) -> None:
-        """Let running steps end, drop what is queued, and tell the processors."""
         await self._close_workers([pair for pair in pairs if pair in self._workers], timeout_s=None)
 
     async def fetchable(self, pairs: set[TP], timeout_s: float) -> set[TP]:
-        """Those of `pairs` whose queues have room; waits up to `timeout_s` where none has."""
         ready = self._with_room(pairs)
         if not ready:
             self._room.clear()
@@ -198,7 +195,7 @@ class Runner:
         return ready
 
     def fail(self, error: BaseException) -> None:
-        """End `run` with this error; the first one counts."""
+        """End `run` with this error, unless an earlier error ends `run` already."""
         if not self._failure.done():
             self._failure.set_exception(error)
 
@@ -261,7 +258,7 @@ class Runner:
             message: LinkedMessage = event.message
             worker = self._workers.get(message.tp)
             if worker is None or self._generations[message.tp] != message.generation_id:
-                continue  # lost meanwhile; it is read again by whoever has the partition now
+                continue  # the partition was revoked; its new owner reads the record again
             try:
                 worker.put(_Delivery(event, message.linked.record), message.linked.previous)
             except TidemarkError as error:
@@ -294,8 +291,8 @@ class Runner:
             async with asyncio.timeout(LEAVE_TIMEOUT_S):
                 await self._app.stop()
                 await asyncio.wait({starting})
-        except Exception as error:  # noqa: BLE001  the failure that led here is the one to tell
-            logging.getLogger(__name__).warning("the group was not left in order: %r", error)
+        except Exception as error:  # noqa: BLE001  `run` raises the earlier failure
+            logging.getLogger(__name__).warning("could not leave the group properly: %r", error)
 
     async def _close_workers(self, pairs: Sequence[TP], timeout_s: float | None) -> None:
         workers = [self._workers[pair] for pair in pairs]
@@ -312,12 +309,12 @@ class Runner:
 async def run(
     processors: Sequence[Processor], log_url: str, clock: Clock, settings: RunnerSettings, stop: asyncio.Event
 ) -> None:
-    """Run `processors` until `stop` is set; see `Runner.run`."""
+    """Run `processors` until `stop` is set. See `Runner.run` for the errors."""
     await Runner(processors, log_url, clock, settings).run(stop)
 
 
 def run_in_loop(main: Coroutine[Any, Any, None]) -> None:
-    """Run a command's coroutine to its end in uvloop's event loop, which halves Faust's cost per record."""
+    """Run a coroutine to its end in uvloop's event loop, which halves Faust's cost per record."""
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main)
@@ -326,8 +323,6 @@ def run_in_loop(main: Coroutine[Any, Any, None]) -> None:
 def _as_ours(error: BaseException | None) -> BaseException:
     if isinstance(error, TidemarkError):
         return error
-    failure = Transient(
-        f"the log's client gave up: {error!r}. Check that the log answers, then start the process again"
-    )
+    failure = Transient(f"the log's client failed: {error!r}. Check that the log answers, then start the process again")
     failure.__cause__ = error
     return failure

@@ -1,4 +1,4 @@
-"""The one place that imports clickhouse_connect and chdb: connections, settings and errors of ClickHouse."""
+"""The only module that imports clickhouse_connect and chdb: connections, settings and errors of ClickHouse."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError,
 
 from schemas.errors import HeldUp, InvalidInput, OperatorNeeded, Refused, Transient
 
-# Older ones lack functions that the recount uses; newer ones may have changed a default that the counts rest on.
+# Older versions lack functions that the recount uses. Newer versions may change a default that the counts depend on.
 VERSION_MIN: Final = (25, 3)
 VERSION_MAX: Final = (26, 12)
 CONCURRENCY_MAX: Final = 32
 
-# Every setting that decides whether an insert is stored when it is confirmed, and whether it is stored at all.
-# Version 26.2 turned asynchronous inserts and deduplication of views on (system.settings_changes).
+# All settings that decide whether and when an insert is stored. Version 26.2 enabled asynchronous inserts and
+# deduplication of views by default (system.settings_changes).
 INSERT_SETTINGS: Final[Mapping[str, str]] = {
     "async_insert": "0",
     "wait_for_async_insert": "1",
@@ -34,25 +34,25 @@ INSERT_SETTINGS: Final[Mapping[str, str]] = {
     "max_insert_block_size": "1048576",
 }
 SELECT_SETTINGS: Final[Mapping[str, str]] = {
-    # An identity lies in one partition (the partition key is made of the sort key), so partitions never need merging.
+    # The partition key is computed from the sort key, so all rows of an identity are in one partition.
     "do_not_merge_across_partitions_select_final": "1",
     "enable_extended_results_for_datetime_functions": "1",
-    # A recount branches by meter on every row; masking the rows of each branch costs ten times what it saves.
+    # A recount branches by meter on every row. Masking the rows of each branch costs ten times more than it saves.
     "short_circuit_function_evaluation": "disable",
     "max_query_size": "268435456",
     "max_ast_elements": "1000000",
     "max_expanded_ast_elements": "5000000",
 }
 
-# The numbers of github.com/ClickHouse/ClickHouse src/Common/ErrorCodes.cpp; `SELECT errorCodeToName(243)` names one.
-# Also what a person must end, such as a full disk: nobody has to restart anything afterwards.
+# Numbers from github.com/ClickHouse/ClickHouse src/Common/ErrorCodes.cpp; `SELECT errorCodeToName(243)` gives a name.
+# A full disk is among them: an operator must free space, but needs to restart nothing afterwards.
 _TRANSIENT_CODES: Final = frozenset({
     3, 74, 75, 95, 96, 159, 160, 173, 198, 201, 202, 203, 204, 209, 210, 212, 216, 225, 234, 236, 241, 242, 243, 252,
     254, 265, 279, 285, 286, 290, 319, 364, 373, 384, 394, 411, 425, 439, 473, 499, 529, 574, 677, 692, 700, 722, 733,
     734, 735, 745, 749, 999,
 })  # fmt: skip
-# Numbers that say only that the system refused something. In the words that follow, 28 is a full disk, 23 and 24 are
-# too many open files and 12 is no memory. Texts of other numbers may quote data, so they are not searched.
+# Errors of the operating system, whose cause is in the text: errno 28 is a full disk, 23 and 24 are too many open
+# files, 12 is no memory. The texts of other errors may quote user data, so only these texts are searched.
 _SYSTEM_CODES: Final = frozenset({24, 76, 88, 1000, 1001, 1002})
 _SHORT_OF: Final = re.compile(r"errno: (?:12|23|24|28)\b|No space left on device|Too many open files")
 _REFUSED_CODES: Final = frozenset({192, 193, 194, 497, 516})
@@ -63,21 +63,21 @@ Value = TypeVar("Value")
 
 
 class EngineConnection(Protocol):
-    """One session of the engine in this process: settings and database are its own. Not for two threads at once."""
+    """One session of the engine in this process, with its own settings and database. Not safe for concurrent use."""
 
     def query(self, statement: bytes | str, output_format: str, /, params: Mapping[str, object] | None = None) -> Any:
-        """Run one statement and block until its whole result is there; raises RuntimeError with ClickHouse's text."""
+        """Run one statement and block until its result is complete. Raises RuntimeError with ClickHouse's text."""
         ...
 
     def close(self) -> None: ...
 
 
 def connect_engine(path: str) -> EngineConnection:
-    """A new session on the engine that owns the directory `path`; a process has one engine, hence one path.
+    """A new session on the engine of the directory `path`. A process can open one engine, hence one path.
 
-    Blocks for about 2 ms, 0.1 to 2 s the first time. Raises `OperatorNeeded` where another process has the directory.
+    Blocks for about 2 ms, the first time for 0.1 to 2 s. Raises `OperatorNeeded` if another process uses the directory.
     """
-    import chdb  # 500 MB of library: only those who own an engine pay for it
+    import chdb  # a library of 500 MB: only processes that own an engine load it
 
     try:
         connect: Any = chdb.connect  # some builds ship no types for it
@@ -90,11 +90,11 @@ def connect_engine(path: str) -> EngineConnection:
 
 
 class ClickHouse:
-    """Asynchronous calls on a ClickHouse: each runs in one of `concurrency` threads, each thread has its own client.
+    """Asynchronous calls to a ClickHouse server, run in `concurrency` threads. Each thread has its own client.
 
-    The first call connects. Calls beyond `concurrency` wait for a thread; callers bound how many they start.
-    Every method raises `Transient` where no answer came (what was sent may have been done), `Refused` where the
-    credentials are wrong, `HeldUp` where the server says no for good or is of a version that is not known.
+    The first call connects. Calls beyond `concurrency` wait for a thread, without a limit on how many wait.
+    Every method raises `Transient` if no answer came (the statement may have been executed), `Refused` if the
+    credentials are wrong, and `HeldUp` if the server rejects the statement permanently or has an unsupported version.
     """
 
     def __init__(self, connect: Callable[[str], Client], database: str, concurrency: int) -> None:
@@ -106,7 +106,7 @@ class ClickHouse:
         self._lock = threading.Lock()
 
     async def rows(self, sql: str, parameters: Mapping[str, object] | None = None) -> list[tuple[Any, ...]]:
-        """All rows of a SELECT; `parameters` fill `{name:Type}` places. Times come as the types of the columns."""
+        """All rows of a SELECT. `parameters` replace the placeholders `{name:Type}`."""
 
         def run(client: Client) -> list[tuple[Any, ...]]:
             result = client.query(sql, parameters=dict(parameters or {}), settings=dict(SELECT_SETTINGS))
@@ -115,11 +115,11 @@ class ClickHouse:
         return await self._call(run)
 
     async def command(self, sql: str) -> None:
-        """Run a statement without an answer, such as DDL."""
+        """Run a statement that returns no rows, such as DDL."""
         await self._call(lambda client: client.command(sql))
 
     async def insert_lines(self, table: str, columns: Sequence[str], lines: bytes) -> None:
-        """Insert rows given as JSONCompactEachRow (one JSON list a line); returns when they are stored."""
+        """Insert rows in the format JSONCompactEachRow (one JSON list per line). Returns after they are stored."""
 
         def run(client: Client) -> None:
             settings = dict(INSERT_SETTINGS)
@@ -130,7 +130,7 @@ class ClickHouse:
         await self._call(run)
 
     async def ensure_database(self) -> None:
-        """Create the URL's database where it is missing."""
+        """Create the URL's database if it does not exist."""
         if self.database == "default":
             return
 
@@ -173,7 +173,7 @@ class ClickHouse:
 def open_clickhouse(url: str, *, concurrency: int = 4, timeout_s: int = 60) -> ClickHouse:
     """A ClickHouse by URL: `http://[user:password@]host:port[/database]` (or https), `chdb://PATH[?database=name]`.
 
-    Does no I/O; the first call connects. Raises `InvalidInput` where the URL is not understood.
+    Does no I/O; the first call connects. Raises `InvalidInput` if the URL or the concurrency is invalid.
     """
     if not 1 <= concurrency <= CONCURRENCY_MAX:
         raise InvalidInput("concurrency", f"must be 1 to {CONCURRENCY_MAX}")
@@ -206,7 +206,7 @@ def _connect_http(url: str, database: str, timeout_s: int) -> Client:
         compress=False,
         connect_timeout=min(timeout_s, 10),
         send_receive_timeout=timeout_s,
-        # A session would make the server run this client's calls one by one, and lock it after a lost answer.
+        # With a session, the server would run this client's calls one by one and lock it after a lost answer.
         autogenerate_session_id=False,
         tz_mode="aware",
     )
@@ -234,13 +234,13 @@ def _text(version: tuple[int, int]) -> str:
 
 
 def error_code(error: BaseException) -> int:
-    """ClickHouse's number of an error, or 0 where the text has none."""
+    """ClickHouse's number of an error; 0 if the text contains none."""
     match = _CODE.search(str(error))
     return int(match[1]) if match else 0
 
 
 def translated(error: Exception) -> Transient | Refused | HeldUp:
-    """The driver's error as one of ours, named by what the caller must do."""
+    """The driver's error as `Transient` (retry), `Refused` (wrong credentials) or `HeldUp` (an operator must act)."""
     code = error_code(error)
     summary = str(error).strip().splitlines()[0][:500] if str(error).strip() else type(error).__name__
     if code in _REFUSED_CODES:
@@ -253,7 +253,7 @@ def translated(error: Exception) -> Transient | Refused | HeldUp:
         return Transient(f"ClickHouse did not confirm: {summary}")
     if not code and isinstance(error, DatabaseError) and "HTTP" in summary:
         return Transient(f"ClickHouse did not confirm: {summary}")
-    return HeldUp(f"ClickHouse said no, and will again: {summary}; check its version, its settings and its tables")
+    return HeldUp(f"ClickHouse rejects this permanently: {summary}; check its version, its settings and its tables")
 
 
 def quoted_name(name: str) -> str:
@@ -267,5 +267,5 @@ def quoted_text(text: str) -> str:
 
 
 def json_literal(value: object, of_type: str) -> str:
-    """A value of any size as one literal, which the server's parser takes as a single element."""
+    """A value of any size as an SQL expression that the server's parser counts as one element."""
     return f"JSONExtract({quoted_text(msgspec.json.encode(value).decode())}, {quoted_text(of_type)})"

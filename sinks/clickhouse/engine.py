@@ -1,8 +1,7 @@
-"""Sessions of the ClickHouse engine that this process owns, pooled by database and settings.
+"""Sessions of the ClickHouse engine in this process, pooled by database and settings.
 
-A session is opened for exactly one set of settings and never changed, so no request can see another's settings
-and nothing has to be put back. A session whose statement failed is thrown away: a failed statement may leave half
-of its answer in the session's buffer.
+The settings of a session never change after it is opened, so no request sees the settings of another request. A
+session is closed after a failed statement, which may leave half of its answer in the session's buffer.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ SETTING_NAME: Final = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
 
 
 class EngineError(Exception):
-    """The engine refused a statement; the text is ClickHouse's own, `code` its number (0 where it gave none)."""
+    """The engine rejected a statement. The text is ClickHouse's; `code` is its error number, 0 if the text has none."""
 
     def __init__(self, text: str) -> None:
         start = text.find("Code: ")
@@ -31,7 +30,7 @@ class EngineError(Exception):
 
 
 class EngineResult(NamedTuple):
-    """A statement's answer in the asked format, and what it touched."""
+    """A statement's answer in the requested format, its duration, and the rows and bytes that it read and wrote."""
 
     body: bytes
     elapsed_ns: int
@@ -42,18 +41,18 @@ class EngineResult(NamedTuple):
 
 
 class SessionKey(NamedTuple):
-    """What a session is opened for: its database and its settings, in the order they are set."""
+    """The database and the settings of a session, in the order in which they are set."""
 
     database: str
     settings: tuple[tuple[str, str], ...]
 
 
 class Engine:
-    """The engine of the directory `path`. Thread-safe; each call blocks its thread until the statement is done."""
+    """The engine of the directory `path`. Thread-safe. Each call blocks its thread until the statement is complete."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        # Held open for good: the engine shuts down with its last session.
+        # Never used: it stays open because the engine shuts down with its last session.
         self._anchor: EngineConnection | None = connect_engine(path)
         self._idle: list[tuple[SessionKey, EngineConnection]] = []
         self._lock = threading.Lock()
@@ -70,9 +69,9 @@ class Engine:
     ) -> EngineResult:
         """Run one statement. Raises `EngineError`.
 
-        `rows` of an INSERT go through a file, whose name takes the place of `{file}` in the statement: rows behind the
-        statement itself are cut at some semicolons by the engine, which takes them for the end of the statement.
-        `settings` are set one after the other; `readonly` last, if it is among them.
+        The `rows` of an INSERT go through a file, whose name replaces `{file}` in the statement: the engine would
+        take some semicolons in rows for the end of the statement. `settings` are set in their order, so `readonly`
+        must be the last one.
         """
         key = SessionKey(database, tuple((settings or {}).items()))
         for name, _ in key.settings:
@@ -99,7 +98,7 @@ class Engine:
         return answer
 
     def close(self) -> None:
-        """Close every idle session and the engine with them. Safe to call twice; no call may be running."""
+        """Close all sessions and the engine. No call may be running. Safe to call twice."""
         with self._lock:
             idle, self._idle = self._idle, []
             anchor, self._anchor = self._anchor, None

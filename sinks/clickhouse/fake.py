@@ -1,6 +1,6 @@
-"""`FakeClickHouse`: the same three protocols over dictionaries, for unit tests and the simulation.
+"""`FakeClickHouse`: the three protocols of ClickHouse over dictionaries, for unit tests and the simulation.
 
-Everything here is naive on purpose: it is read against the SQL, and shares no code with it or with the fold.
+The code is simple on purpose, so that readers can compare it with the SQL. It shares no code with the SQL or the fold.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from sinks.clickhouse.writer import check_times
 
 
 class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
-    """Holds rows in this process; forgets them with it. Never raises `Transient`."""
+    """Keeps rows in memory only. Never raises `Transient`."""
 
     def __init__(self) -> None:
         self.events: dict[tuple[str, str], EventRow] = {}
@@ -68,23 +68,21 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
         """Keep the lowest position of each identity."""
         check_times(rows)
         for row in rows:
-            held = self.events.get((row.account, row.id))
-            if held is None or row.position <= held.position:
+            stored = self.events.get((row.account, row.id))
+            if stored is None or row.position <= stored.position:
                 self.events[row.account, row.id] = row
 
     async def insert_dedup_decisions(self, rows: Sequence[DedupDecisionRow]) -> None:
         """Keep the first decision on each event."""
         for row in rows:
-            held = self.decisions.get(row[:3])
-            if held is None or row.decision_position <= held.decision_position:
+            stored = self.decisions.get(row[:3])
+            if stored is None or row.decision_position <= stored.decision_position:
                 self.decisions[row[:3]] = row
 
     async def first_positions(self, identities: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
-        """As `ArchiveStore` says."""
         return {identity: self.events[identity].position for identity in identities if identity in self.events}
 
     async def events_rebuilt(self) -> int | None:
-        """As `ArchiveStore` says."""
         return self.rebuilt
 
     async def insert_controls(self, rows: Sequence[ControlRow]) -> None:
@@ -95,8 +93,8 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
         """Keep the highest version of each cell."""
         for row in rows:
             key = RecountKey(*row[:3], *row[4:7])
-            held = self.cells.get(key)
-            if held is None or row.version >= held.version:
+            stored = self.cells.get(key)
+            if stored is None or row.version >= stored.version:
                 self.cells[key] = row
 
     async def insert_duplicates(self, rows: Sequence[DuplicateRow]) -> None:
@@ -105,38 +103,33 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
         self.duplicates.update({(row.partition, row.position): row for row in rows})
 
     async def save_position(self, position: ArchivePosition) -> None:
-        """Keep the furthest."""
-        held = self.archived.get(position.partition)
-        if held is None or position.next_offset >= held.next_offset:
+        """Keep the highest `next_offset`."""
+        stored = self.archived.get(position.partition)
+        if stored is None or position.next_offset >= stored.next_offset:
             self.archived[position.partition] = position
 
     async def load_position(self, partition: int) -> ArchivePosition | None:
-        """The furthest position saved."""
         return self.archived.get(partition)
 
     async def load_controls(
         self, partition: int, before_position: int, accounts: Collection[str] | None = None
     ) -> Sequence[ControlRow]:
-        """As `ArchiveStore` says."""
         replayed = [row for row in await self.controls(partition, before_position) if row.kind in REPLAYED_KINDS]
         return replayed if accounts is None else [row for row in replayed if row.account in ("", *accounts)]
 
     async def save_relayed(self, position: RelayPosition) -> None:
-        """Keep the furthest."""
-        held = self.relayed.get(position.partition)
-        if held is None or position.next_offset >= held.next_offset:
+        """Keep the highest `next_offset`."""
+        stored = self.relayed.get(position.partition)
+        if stored is None or position.next_offset >= stored.next_offset:
             self.relayed[position.partition] = position
 
     async def load_relayed(self) -> Mapping[int, RelayPosition]:
-        """The furthest position saved of each partition."""
         return dict(self.relayed)
 
     async def latest_generation(self) -> int:
-        """The highest generation among the versions of cells; 0 where there are none."""
         return max((row.version for row in self.cells.values()), default=0) >> POSITION_BITS
 
     async def generation_since(self, partition: int, bucket_ms: int) -> int:
-        """The highest generation among the versions of a partition's cells of buckets from `bucket_ms` on, or 0."""
         versions = (
             row.version
             for row in self.cells.values()
@@ -147,7 +140,6 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
     async def usage(
         self, query: UsageQuery, aggregation: Aggregation, rows_max: int = USAGE_ROWS_MAX
     ) -> Sequence[UsageRow]:
-        """As `UsageReader` says; `unique` over the events."""
         check_query(query)
         if aggregation.rule.distinct:
             return self._usage_unique(query)[: rows_max + 1]
@@ -185,36 +177,30 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
         return MeterSetRecord.model_validate_json(latest.value).meter_set.meter(slug)
 
     async def recount_cells(self, request: RecountRequest) -> Mapping[RecountKey, int]:
-        """As `UsageReader` says, in plain Python."""
         return recount_cells(self._counted(), request)
 
     async def recount_rows(self, request: RecountRequest, generation: int) -> Sequence[HourlyRow]:
-        """As `RowRecounts` says, in plain Python."""
         return recount_rows(self._counted(), request, generation)
 
     async def recount_distinct(self, request: RecountRequest) -> Mapping[tuple[str, str, int], frozenset[str]]:
-        """As `RowRecounts` says, in plain Python."""
         return recount_distinct(self._counted(), request)
 
     async def archived_accounts(self, partition: int, from_account: str, count_max: int) -> Sequence[str]:
-        """As `RowRecounts` says."""
-        held = {row.account.encode() for row in self.events.values() if row.partition == partition}
-        return [each.decode() for each in sorted(held) if each >= from_account.encode()][:count_max]
+        accounts = {row.account.encode() for row in self.events.values() if row.partition == partition}
+        return [account.decode() for account in sorted(accounts) if account >= from_account.encode()][:count_max]
 
     async def first_archived(self, partition: int) -> tuple[int, int] | None:
-        """As `RowRecounts` says."""
         rows = [row for row in self.events.values() if row.partition == partition]
         return (min(row.position for row in rows), min(row.stream_time_ms for row in rows)) if rows else None
 
     async def recount_totals(
         self, request: RecountRequest, before_ms: int | None = None
     ) -> Mapping[tuple[str, str, Period], int]:
-        """As `UsageReader` says, in plain Python."""
-        counted = [each for each in self._counted() if before_ms is None or each[1].stream_time_ms < before_ms]
+        counted = [pair for pair in self._counted() if before_ms is None or pair[1].stream_time_ms < before_ms]
         return recount_totals(counted, request)
 
     def _counted(self) -> Iterable[tuple[int, EventRow]]:
-        """(where it arrived, the event as it counts): a deferred one stands where its decision does."""
+        """(position of arrival, event as it counts). A deferred event counts at the position of its dedup decision."""
         for event in self.events.values():
             decision = self.decisions.get((event.partition, event.position, event.account))
             if not event.deferred:
@@ -224,13 +210,11 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
                 yield event.position, moved
 
     async def hourly_cells(self, partition: int) -> Mapping[RecountKey, int]:
-        """As `UsageReader` says."""
         return {
             key: row.value_minor for key, row in self.cells.items() if row.partition == partition and not _emptied(row)
         }
 
     async def conflicts(self, rows_max: int) -> Conflicts:
-        """As `UsageReader` says."""
         counts: Counter[tuple[str, str]] = Counter()
         for row in self.duplicates.values():
             first = self.events.get((row.account, row.id))
@@ -240,22 +224,18 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
         return Conflicts(rows[:rows_max], len(rows))
 
     async def controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
-        """As `UsageReader` says."""
         rows = [
             row
-            for (held_partition, at), row in self.control_log.items()
-            if held_partition == partition and at < before_position and row.kind != ControlKind.TICK
+            for row in self.control_log.values()
+            if row.partition == partition and row.position < before_position and row.kind != ControlKind.TICK
         ]
         return sorted(rows, key=lambda row: row.position)
 
     async def archived_events(self, partition: int, before_position: int) -> int:
-        """How many events of a partition count below a position: each identity once, at its first arrival, or where
-        that was deferred at its decision."""
         rows = (row for _, row in self._counted())
         return sum(row.partition == partition and row.position < before_position for row in rows)
 
     async def archive_positions(self) -> Mapping[int, ArchivePosition]:
-        """As `UsageReader` says."""
         return dict(self.archived)
 
     async def close(self) -> None:
@@ -263,7 +243,7 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
 
 
 def _emptied(row: HourlyRow) -> bool:
-    """Whether a restatement took all usage out of the cell."""
+    """Whether a restatement moved all usage of the cell to another period."""
     return row.period_end_ms == row.period_start_ms
 
 
@@ -276,14 +256,14 @@ def _groups(query: UsageQuery, account: str, dimensions: Mapping[str, str]) -> t
 
 
 def _merged(rows: Sequence[HourlyRow], aggregation: Aggregation) -> int:
-    # Of values that tie, the rule keeps the first; `merged_sql` takes that of the greatest account.
+    # Of equal values, the rule keeps the first; `merged_sql` takes the value of the greatest account.
     by_account = sorted(rows, key=lambda row: row.account, reverse=True)
     values = (Value(row.value_minor, row.latest_time_us, row.latest_position) for row in by_account)
     return aggregation.rule.merged(values).minor
 
 
 def _answer(query: UsageQuery, values: Mapping[tuple[int | None, tuple[str, ...]], int]) -> list[UsageRow]:
-    ordered = sorted(values.items(), key=lambda each: (each[0][0] or 0, each[0][1]))
+    ordered = sorted(values.items(), key=lambda item: (item[0][0] or 0, item[0][1]))
     return [
         UsageRow(start_ms, dict(zip(query.group_by, groups, strict=True)), value)
         for (start_ms, groups), value in ordered
@@ -291,7 +271,7 @@ def _answer(query: UsageQuery, values: Mapping[tuple[int | None, tuple[str, ...]
 
 
 def window_start_ms(query: UsageQuery, hour_ms: int) -> int | None:
-    """Where the asked window that holds an hour begins; the first instant of the local day or month."""
+    """The start of the window that contains an hour: the first instant of the local day or month; None without one."""
     if query.window is None:
         return None
     if query.window is Window.HOUR:

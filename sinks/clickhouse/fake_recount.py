@@ -1,4 +1,4 @@
-"""The recount in plain Python, for the fake: one event at a time, with the standard library's own arithmetic."""
+"""The recount of the fake in plain Python: one event at a time, with the arithmetic of the standard library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from schemas.periods import Period
 
 
 class Feed(NamedTuple):
-    """What an event gives to one meter."""
+    """The contribution of an event to one meter."""
 
     minor: int
     text: str
@@ -34,7 +34,7 @@ class _Counted(NamedTuple):
     feed: Feed
 
 
-# Where an event arrived, and the event with the position and stream time at which it counts.
+# An event's position of arrival, and the event with the position and stream time at which it counts.
 Counting = tuple[int, EventRow]
 
 
@@ -42,7 +42,7 @@ def recount_cells(events: Iterable[Counting], request: RecountRequest) -> dict[R
     """Value per cell."""
     cells, first = _cells(events, request)
     return {
-        key: sum((each.meter.slug, each.event.position) in first for each in counted)
+        key: sum((contribution.meter.slug, contribution.event.position) in first for contribution in counted)
         if counted[0].meter.aggregation is Aggregation.UNIQUE
         else _merged(counted)
         for key, counted in cells.items()
@@ -53,19 +53,20 @@ def recount_rows(events: Iterable[Counting], request: RecountRequest, generation
     """The cells as rows of `usage_hourly`, by account."""
     cells, first = _cells(events, request)
     rows = []
-    for key, every in cells.items():
-        meter = every[0].meter
-        counted = every
+    for key, contributions in cells.items():
+        meter, counted = contributions[0].meter, contributions
         if meter.aggregation is Aggregation.UNIQUE:
-            counted = [each for each in every if (meter.slug, each.event.position) in first]
+            counted = [
+                contribution for contribution in contributions if (meter.slug, contribution.event.position) in first
+            ]
         if not counted:
             continue
         value, latest = len(counted), (0, 0)
         if meter.aggregation is not Aggregation.UNIQUE:
             value = _merged(counted)
         if meter.aggregation is Aggregation.LATEST:
-            latest = max((each.event.time_us, each.event.position) for each in counted)
-        last = max(counted, key=lambda each: each.event.position)
+            latest = max((contribution.event.time_us, contribution.event.position) for contribution in counted)
+        last = max(counted, key=lambda contribution: contribution.event.position)
         rows.append(
             HourlyRow(
                 key.account, key.meter, key.period_start_ms, last.period.end_ms, key.hour_ms, key.dimensions,
@@ -79,34 +80,36 @@ def recount_rows(events: Iterable[Counting], request: RecountRequest, generation
 def _cells(
     events: Iterable[Counting], request: RecountRequest
 ) -> tuple[dict[RecountKey, list[_Counted]], set[tuple[str, int]]]:
-    """The events of each cell, and (meter, position) of those that bring a distinct value for the first time."""
+    """The events by cell, and (meter, position) of the events with a new distinct value."""
     cells: dict[RecountKey, list[_Counted]] = {}
     seen: dict[tuple[str, str, Period], set[str]] = {}
     first: set[tuple[str, int]] = set()
-    for each in _counted(events, request):
-        values = seen.setdefault((each.event.account, each.meter.slug, each.period), set())
-        if each.feed.text not in values:
-            values.add(each.feed.text)
-            first.add((each.meter.slug, each.event.position))
+    for contribution in _counted(events, request):
+        values = seen.setdefault((contribution.event.account, contribution.meter.slug, contribution.period), set())
+        if contribution.feed.text not in values:
+            values.add(contribution.feed.text)
+            first.add((contribution.meter.slug, contribution.event.position))
         key = RecountKey(
-            each.event.account,
-            each.meter.slug,
-            each.period.start_ms,
-            each.event.time_us // 1000 // HOUR_MS * HOUR_MS,
-            each.feed.dimensions,
-            each.event.stream_time_ms // HOUR_MS * HOUR_MS,
+            contribution.event.account,
+            contribution.meter.slug,
+            contribution.period.start_ms,
+            contribution.event.time_us // 1000 // HOUR_MS * HOUR_MS,
+            contribution.feed.dimensions,
+            contribution.event.stream_time_ms // HOUR_MS * HOUR_MS,
         )
-        cells.setdefault(key, []).append(each)
+        cells.setdefault(key, []).append(contribution)
     return cells, first
 
 
 def recount_totals(events: Iterable[Counting], request: RecountRequest) -> dict[tuple[str, str, Period], int]:
     """Total per account, meter and period."""
     totals: dict[tuple[str, str, Period], list[_Counted]] = {}
-    for each in _counted(events, request):
-        totals.setdefault((each.event.account, each.meter.slug, each.period), []).append(each)
+    for contribution in _counted(events, request):
+        totals.setdefault((contribution.event.account, contribution.meter.slug, contribution.period), []).append(
+            contribution
+        )
     return {
-        key: len({each.feed.text for each in counted})
+        key: len({contribution.feed.text for contribution in counted})
         if counted[0].meter.aggregation is Aggregation.UNIQUE
         else _merged(counted)
         for key, counted in totals.items()
@@ -116,27 +119,29 @@ def recount_totals(events: Iterable[Counting], request: RecountRequest) -> dict[
 def recount_distinct(events: Iterable[Counting], request: RecountRequest) -> dict[tuple[str, str, int], frozenset[str]]:
     """The distinct values per account, `unique` meter and period."""
     values: dict[tuple[str, str, int], set[str]] = {}
-    for each in _counted(events, request):
-        if each.meter.aggregation is Aggregation.UNIQUE:
-            key = (each.event.account, each.meter.slug, each.period.start_ms)
-            values.setdefault(key, set()).add(each.feed.text)
-    return {key: frozenset(held) for key, held in values.items()}
+    for contribution in _counted(events, request):
+        if contribution.meter.aggregation is Aggregation.UNIQUE:
+            key = (contribution.event.account, contribution.meter.slug, contribution.period.start_ms)
+            values.setdefault(key, set()).add(contribution.feed.text)
+    return {key: frozenset(distinct) for key, distinct in values.items()}
 
 
 def _merged(counted: Sequence[_Counted]) -> int:
     aggregation = counted[0].meter.aggregation
     if aggregation is Aggregation.MAX:
-        return max(each.feed.minor for each in counted)
+        return max(contribution.feed.minor for contribution in counted)
     if aggregation is Aggregation.MIN:
-        return min(each.feed.minor for each in counted)
+        return min(contribution.feed.minor for contribution in counted)
     if aggregation is Aggregation.LATEST:
-        return max(counted, key=lambda each: (each.event.time_us, each.event.position)).feed.minor
-    return sum(each.feed.minor for each in counted)
+        return max(
+            counted, key=lambda contribution: (contribution.event.time_us, contribution.event.position)
+        ).feed.minor
+    return sum(contribution.feed.minor for contribution in counted)
 
 
 def _counted(events: Iterable[Counting], request: RecountRequest) -> list[_Counted]:
-    found = []
-    for arrived, event in sorted(events, key=lambda each: each[1].position):
+    contributions = []
+    for arrived, event in sorted(events, key=lambda pair: pair[1].position):
         if event.partition != request.partition or event.position >= request.before_position:
             continue
         if request.accounts is not None and event.account not in request.accounts:
@@ -145,23 +150,23 @@ def _counted(events: Iterable[Counting], request: RecountRequest) -> list[_Count
             if _in_force(request, span.meter, arrived) and span.from_position <= event.position < span.before_position:
                 feed = feeds(event, span.meter)
                 if feed is not None:
-                    found.append(_Counted(event, span.meter, _period(event, request), feed))
-    return found
+                    contributions.append(_Counted(event, span.meter, _period(event, request), feed))
+    return contributions
 
 
-def _in_force(request: RecountRequest, meter: Meter, at: int) -> bool:
+def _in_force(request: RecountRequest, meter: Meter, position: int) -> bool:
     spans = [span for span in request.meters if span.meter.slug == meter.slug]
-    return any(span.from_position <= at < span.before_position for span in spans)
+    return any(span.from_position <= position < span.before_position for span in spans)
 
 
 def _period(event: EventRow, request: RecountRequest) -> Period:
-    """The period that counts the event: its own, or where that is closed the first open one from the stream time on."""
+    """The period that counts the event: its own or, if that is closed, the first open period from stream time on."""
     if not request.graces:
         raise InvalidInput("graces", "name the grace in force, at least (0, grace_ms)")
     grace_ms = request.graces[0][1]
-    for at, each_ms in request.graces:
-        if at <= event.position:
-            grace_ms = each_ms
+    for from_position, later_grace_ms in request.graces:
+        if from_position <= event.position:
+            grace_ms = later_grace_ms
     boundaries = request.boundaries.get(event.account, ())
     closed = {start_ms for start_ms, at in request.closings.get(event.account, ()) if at < event.position}
     period = _containing(event.time_us // 1000, boundaries)
@@ -187,9 +192,9 @@ def _containing(instant_ms: int, boundaries: Sequence[Period]) -> Period:
 
 
 def feeds(event: EventRow, meter: Meter) -> Feed | None:
-    """What the event gives to the meter, or None where the meter does not want it.
+    """The contribution of the event to the meter; None if the event does not pass the meter's type and filters.
 
-    Raises `OperatorNeeded` where the quantity is not exact: such an event is never archived.
+    Raises `OperatorNeeded` if the quantity is not exact: such an event is never archived.
     """
     if event.type != meter.event_type:
         return None
@@ -217,7 +222,7 @@ def _minor(value: Any, scale: int) -> int:
 
 
 def text_of_path(data: Any, path: str) -> str | None:
-    """The scalar at a path as text; None where it has none."""
+    """The scalar at a path as text; "" if it is absent, None if the value has no text form."""
     value = _at(data, path)
     if value is None:
         return ""
@@ -235,5 +240,5 @@ def _at(data: Any, path: str) -> Any:
 
 
 def dimensions_of(text: str) -> Mapping[str, str]:
-    """The dimensions of a cell by name."""
+    """The dimensions of a cell by name, from their canonical JSON."""
     return {str(name): str(value) for name, value in json.loads(text).items()}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from schemas.errors import OperatorNeeded
 from schemas.log import POSITION_MAX
 from schemas.rebuild import AnalyticalStore, Building, RebuildClaim
-from sinks.clickhouse.claimed import ClaimedStore
+from sinks.clickhouse.claimed import claimed_store
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.clickhouse.staging import building_of, mark_to_make
 from sinks.clickhouse.table_marks import UNMARKED, Mark, beside_name, names_of, new_name, whole_number
@@ -26,20 +26,20 @@ _TABLES: Final = {attribute: table for table, attribute in _ATTRIBUTES.items()}
 
 
 class _ByName(FakeClickHouse):
-    """Finds its dictionaries by the name they bear at the moment, as a server finds its tables."""
+    """Looks up its dictionaries by their current names at every access, as a server looks up its tables."""
 
-    def __init__(self, held: Callable[[str], dict[Any, Any]]) -> None:
-        self._held = held
+    def __init__(self, table_of: Callable[[str], dict[Any, Any]]) -> None:
+        self._table_of = table_of
         self.rebuilt = 0
 
     def __getattr__(self, name: str) -> dict[Any, Any]:
         if name not in _TABLES:
             raise AttributeError(name)
-        return self._held(_TABLES[name])
+        return self._table_of(_TABLES[name])
 
 
 class FakeStaging:
-    """Builds dictionaries beside those of one fake, as the command that has claimed, if any."""
+    """Staging dictionaries beside those of one fake, for the command that has claimed, if any."""
 
     def __init__(self, clickhouse: FakeClickHouse) -> None:
         self._live = clickhouse
@@ -49,11 +49,11 @@ class FakeStaging:
         self._beside: dict[str, dict[Any, Any]] = {}
 
     def claim(self, claim: RebuildClaim) -> None:
-        """Be the staging of this command from here on."""
+        """Become the staging of this command."""
         self._claim, self._token = claim, claim.token
 
     def another(self, claim: RebuildClaim | None = None) -> FakeStaging:
-        """The same tables, as another command sees them, or without a claim one who only looks."""
+        """The same tables for another command; without a claim, for reading only."""
         staging = FakeStaging(self._live)
         staging._marks, staging._beside = self._marks, self._beside
         if claim is not None:
@@ -61,55 +61,50 @@ class FakeStaging:
         return staging
 
     async def building(self, tables: Sequence[str]) -> Building | None:
-        """As `TableStaging` says."""
         await self._take_over(tables)
         return building_of(tables, self._marks)
 
     async def begin(self, tables: Sequence[str], note: str) -> Building:
-        """As `TableStaging` says."""
         await self._take_over(tables)
-        found = building_of(tables, self._marks)
-        if found is not None and found.is_partial(tables):
+        begun = building_of(tables, self._marks)
+        if begun is not None and begun.is_partial(tables):
             await self.drop(tables)
-            found = None
-        mark = mark_to_make(tables, self._marks, found, note)
+            begun = None
+        mark = mark_to_make(tables, self._marks, begun, note)
         for table in tables:
-            if found is None or table not in found.swapped | found.beside:
-                made = new_name(table, self._token)
+            if begun is None or table not in begun.swapped | begun.beside:
+                new_table = new_name(table, self._token)
                 await self._check()
-                self._marks[made], self._beside[made] = mark, {}
+                self._marks[new_table], self._beside[new_table] = mark, {}
                 await self._check()
-                await self._known(made)
-                self._rename(made, self._name(table))
+                await self._known(new_table)
+                self._rename(new_table, self._name(table))
         begun = building_of(tables, self._marks)
         assert begun is not None, "a table was made"  # noqa: S101 - an invariant, not input
         return begun
 
     def beside(self, tables: Collection[str]) -> AnalyticalStore:
-        """As `TableStaging` says."""
         chosen = frozenset(tables)
 
-        def held(table: str) -> dict[Any, Any]:
+        def table_of(table: str) -> dict[Any, Any]:
             return self._built(table) if table in chosen else self._live_table(table)
 
-        store = _ByName(held)
-        return ClaimedStore(store, self._claim) if self._claim else store
+        store = _ByName(table_of)
+        return claimed_store(store, self._claim) if self._claim else store
 
     async def swap(self, table: str) -> None:
-        """As `TableStaging` says."""
         beside = self._name(table)
         is_swapped = self._marks.get(beside, self._marks[table]).number < self._marks[table].number
         await self._check()
         built = await self._mine(table)
         if not is_swapped:
-            # Unconditional, as a server does it: whatever bears the name by now.
+            # Unconditional, as on a server: EXCHANGE takes the table that has the name at this moment.
             self._marks[beside], self._marks[table] = self._marks[table], self._marks[beside]
             self._beside[beside] = self._live_table(table)
             setattr(self._live, _ATTRIBUTES[table], built)
             self._live.rebuilt = whole_number("usage_events", self._marks)
 
     async def drop(self, tables: Sequence[str]) -> None:
-        """As `TableStaging` says."""
         for table in tables:
             await self._check()
             self._marks.pop(self._name(table), None)
@@ -117,13 +112,11 @@ class FakeStaging:
             self._live.rebuilt = whole_number("usage_events", self._marks)
 
     async def account_before_last(self, partition: int, accounts: int) -> str:
-        """As `TableStaging` says."""
         rows = (await self._mine("usage_hourly")).values()
-        held = {row.account for row in rows if row.partition == partition}
-        return sorted(held, key=str.encode)[-accounts] if len(held) >= accounts else ""
+        names = {row.account for row in rows if row.partition == partition}
+        return sorted(names, key=str.encode)[-accounts] if len(names) >= accounts else ""
 
     async def carry_over(self, partition: int, from_position: int) -> None:
-        """As `TableStaging` says."""
         await self._check()
         rows = list((await self._mine("usage_hourly")).values())
         await self._live.insert_hourly(
@@ -134,8 +127,7 @@ class FakeStaging:
         return beside_name(table, self._token)
 
     def _live_table(self, table: str) -> dict[Any, Any]:
-        held: dict[Any, Any] = getattr(self._live, _ATTRIBUTES[table])
-        return held
+        return cast("dict[Any, Any]", getattr(self._live, _ATTRIBUTES[table]))
 
     def _built(self, table: str) -> dict[Any, Any]:
         if self._name(table) not in self._beside:

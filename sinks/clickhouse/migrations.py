@@ -1,7 +1,7 @@
-"""Numbered migrations: `sql/NNNN_name.sql`, applied in order, recorded in `schema_migrations`.
+"""Numbered migrations: `sql/NNNN_name.sql`, applied in order and recorded in `schema_migrations`.
 
-ClickHouse has no transactions over DDL, so every statement is written to be repeatable: a migration that was cut
-short, or that two processes apply at once, ends in the same schema.
+ClickHouse has no transactions for DDL, so every statement is repeatable: an interrupted migration, or one that two
+processes apply at once, leads to the same schema.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ORDER BY number
 
 
 class Migration(NamedTuple):
-    """One file of `sql/`: its number, name, statements and the checksum of its text."""
+    """One file of `sql/`: number, name, statements, and a checksum of the text."""
 
     number: int
     name: str
@@ -39,20 +39,22 @@ class Migration(NamedTuple):
 
 def known_migrations() -> list[Migration]:
     """All migrations of this version, by number."""
-    found = []
+    migrations = []
     for entry in files("sinks.clickhouse").joinpath("sql").iterdir():
         if not entry.name.endswith(".sql"):
             continue
         text = entry.read_text(encoding="utf-8")
         number, name = entry.name.removesuffix(".sql").split("_", 1)
-        found.append(Migration(int(number), name, _statements(text), hashlib.sha256(text.encode()).hexdigest()[:16]))
-    return sorted(found)
+        migrations.append(
+            Migration(int(number), name, _statements(text), hashlib.sha256(text.encode()).hexdigest()[:16])
+        )
+    return sorted(migrations)
 
 
 async def migrate(clickhouse: ClickHouse) -> list[str]:
-    """Apply what is missing and return its names. Harmless when repeated or run twice at once.
+    """Apply the missing migrations and return their names. Harmless when repeated or run twice at once.
 
-    Raises `OperatorNeeded` where the database was migrated by a newer version, or an applied file was changed.
+    Raises `OperatorNeeded` if a newer version migrated the database or an applied file was changed.
     """
     await clickhouse.ensure_database()
     await clickhouse.command(_RECORD)
@@ -87,6 +89,6 @@ def _check_unchanged(migration: Migration, checksum: str) -> None:
 
 
 def _statements(text: str) -> tuple[str, ...]:
-    """Statements end with a semicolon at the end of a line; lines that start with `--` are comments."""
+    """The statements of a file. Each ends with a semicolon at a line's end; lines starting with `--` are comments."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("--")]
     return tuple(part.strip() for part in "\n".join([*lines, ""]).split(";\n") if part.strip())

@@ -1,4 +1,4 @@
-"""`UsageReader` on ClickHouse: usage answers, recounts, conflicts and positions."""
+"""`UsageReader` on ClickHouse: usage queries, recounts, conflicts and positions."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from sinks.clickhouse.recount import (
     total_statements,
 )
 
-# A restatement leaves a cell whose usage went to another period behind: of a period that ends where it begins.
+# A restatement that moves a cell's usage to another period leaves the cell with an empty period (end = start).
 NOT_EMPTIED: Final = "period_end_ms > period_start_ms"
 
 _dimension_json: Final = msgspec.json.Encoder(order="sorted").encode
 
 
 class ClickHouseReader(UsageReader):
-    """Reads through one `ClickHouse`. Answers are as fresh as what was written before the call."""
+    """Reads from one `ClickHouse`. Answers contain everything that was written before the call."""
 
     def __init__(self, clickhouse: ClickHouse) -> None:
         self._clickhouse = clickhouse
@@ -54,11 +54,11 @@ class ClickHouseReader(UsageReader):
     async def usage(
         self, query: UsageQuery, aggregation: Aggregation, rows_max: int = USAGE_ROWS_MAX
     ) -> Sequence[UsageRow]:
-        """The answer's rows, by window and groups; none where nothing was used.
+        """The rows of the answer, sorted by window and groups; no rows without usage.
 
-        Windows hold whole UTC hours: in a zone whose offset is no whole hour, an hour belongs to the day in which it
-        begins. `unique` is counted over the events that feed the meter, whatever the window. Raises `InvalidInput`
-        where the query is not understood.
+        A window contains whole UTC hours: in a time zone whose offset is not a whole hour, an hour belongs to the day
+        in which it begins. `unique` is counted over the archived events in every window. Raises `InvalidInput` if the
+        query is invalid.
         """
         check_query(query)
         if aggregation.rule.distinct:
@@ -69,10 +69,10 @@ class ClickHouseReader(UsageReader):
         return await self._usage(query, dimensions, f"toInt256({aggregation.rule.merged_sql})", source, rows_max)
 
     async def _usage_unique(self, query: UsageQuery, rows_max: int) -> Sequence[UsageRow]:
-        found = await self._meter_in_force(query.meter)
-        if found is None:
+        definition = await self._meter_in_force(query.meter)
+        if definition is None:
             return []
-        meter, in_force = found
+        meter, in_force = definition
         names = sorted(meter.dimensions)
         dimensions = [
             f"dimensions[{names.index(name) + 1}]" if name in meter.dimensions else "''"
@@ -87,7 +87,7 @@ class ClickHouseReader(UsageReader):
     ) -> Sequence[UsageRow]:
         pending = list(dimensions)
         groups = ["account" if name == "account" else pending.pop(0) for name in query.group_by]
-        columns = ", ".join(f"{each} AS group_{number}" for number, each in enumerate([_window(query), *groups]))
+        columns = ", ".join(f"{column} AS group_{number}" for number, column in enumerate([_window(query), *groups]))
         keys = ", ".join(f"group_{number}" for number in range(len(groups) + 1))
         chosen = "hour_ms >= {from:Int64} AND hour_ms < {to:Int64}"
         if query.account is not None:
@@ -106,7 +106,7 @@ class ClickHouseReader(UsageReader):
         ]
 
     async def _meter_in_force(self, slug: str) -> tuple[Meter, str] | None:
-        """A meter's definition and where it was in force, from the archived meter sets."""
+        """A meter's definition and the SQL condition under which it was in force, from the archived meter sets."""
         rows = await self._clickhouse.rows(
             "SELECT partition, position, value FROM control_log FINAL WHERE kind = {kind:String} "
             "ORDER BY partition, position",
@@ -114,21 +114,21 @@ class ClickHouseReader(UsageReader):
         )
         definition: Meter | None = None
         spans: list[tuple[int, int, int]] = []
-        for index, (partition, at, value) in enumerate(rows):
+        for index, (partition, position, value) in enumerate(rows):
             meter = MeterSetRecord.model_validate_json(value).meter_set.meter(slug)
             if meter is None:
                 continue
             definition = meter
             followed = index + 1 < len(rows) and rows[index + 1][0] == partition
             until = rows[index + 1][1] if followed else POSITION_MAX
-            # A deferred event feeds the meter where it was in force at both its arrival and its decision.
-            spans.append((partition, at, until))
+            # A deferred event feeds the meter if the meter was in force at the event's arrival and at its decision.
+            spans.append((partition, position, until))
         return (definition, f"({_within('arrived', spans)} AND {_within('position', spans)})") if definition else None
 
     async def recount_cells(self, request: RecountRequest) -> Mapping[RecountKey, int]:
-        """Value per cell. A `unique` cell whose events only repeat values known before has 0.
+        """Value per cell in minor units. A `unique` cell without a new distinct value has 0.
 
-        Raises `OperatorNeeded` where an archived quantity is not exact, or the boundaries miss an event.
+        Raises `OperatorNeeded` if an archived quantity is not exact or the boundaries do not cover an event.
         """
         cells = {}
         statements = cell_statements(request)
@@ -139,24 +139,22 @@ class ClickHouseReader(UsageReader):
         return cells
 
     async def recount_rows(self, request: RecountRequest, generation: int) -> Sequence[HourlyRow]:
-        """The cells as rows of `usage_hourly` in a generation, by account. Errors as `recount_cells`."""
         statements = row_statements(request)
-        made = []
+        rows = []
         for row in await self._rows_of(statements):
             meter = statements.meters[row[0]]
             dimensions = _dimension_json(dict(zip(sorted(meter.dimensions), row[4], strict=False))).decode()
             latest = (int(row[8]), int(row[9])) if meter.aggregation.rule.ordered else (0, 0)
             version = generation << POSITION_BITS | int(row[10])
-            made.append(
+            rows.append(
                 HourlyRow(
                     row[1], meter.slug, row[2], row[7], row[3], dimensions, row[5], meter.aggregation, meter.scale,
                     int(row[6]), *latest, request.partition, version,
                 )
             )  # fmt: skip
-        return sorted(made, key=lambda row: row.account.encode())
+        return sorted(rows, key=lambda row: row.account.encode())
 
     async def recount_distinct(self, request: RecountRequest) -> Mapping[tuple[str, str, int], frozenset[str]]:
-        """(account, meter, period start) of `unique` meters → their distinct values."""
         statements = distinct_statements(request)
         return {
             (row[1], statements.meters[row[0]].slug, int(row[2])): frozenset(row[3])
@@ -164,7 +162,6 @@ class ClickHouseReader(UsageReader):
         }
 
     async def archived_accounts(self, partition: int, from_account: str, count_max: int) -> Sequence[str]:
-        """The accounts of a partition from one on (inclusive), sorted by their bytes."""
         rows = await self._clickhouse.rows(
             "SELECT DISTINCT account FROM usage_events WHERE partition = {partition:UInt16} "
             "AND account >= {from:String} ORDER BY account LIMIT {count:UInt32}",
@@ -173,7 +170,6 @@ class ClickHouseReader(UsageReader):
         return [str(account) for (account,) in rows]
 
     async def first_archived(self, partition: int) -> tuple[int, int] | None:
-        """(position, stream time) of the partition's first event; None where there is none."""
         rows = await self._clickhouse.rows(
             "SELECT count(), min(position), toUnixTimestamp64Milli(min(stream_time)) FROM usage_events "
             "WHERE partition = {partition:UInt16}",
@@ -184,7 +180,6 @@ class ClickHouseReader(UsageReader):
     async def recount_totals(
         self, request: RecountRequest, before_ms: int | None = None
     ) -> Mapping[tuple[str, str, Period], int]:
-        """Total per (account, meter, period); only what arrived before stream time `before_ms` if given."""
         statements = total_statements(request, before_ms)
         return {
             (row[1], statements.meters[row[0]].slug, Period(row[2], row[3])): int(row[4])
@@ -195,7 +190,6 @@ class ClickHouseReader(UsageReader):
         return [row for sql in statements.sql for row in await self._clickhouse.rows(sql)]
 
     async def hourly_cells(self, partition: int) -> Mapping[RecountKey, int]:
-        """Value per cell as `usage_hourly` has it."""
         wanted = f"partition = {{partition:UInt16}} AND {NOT_EMPTIED}"
         rows = await self._clickhouse.rows(
             "SELECT account, meter, period_start_ms, hour_ms, dimensions, arrival_bucket_ms, "  # noqa: S608  # constants
@@ -205,7 +199,6 @@ class ClickHouseReader(UsageReader):
         return {RecountKey(*row[:6]): int(row[6]) for row in rows}
 
     async def conflicts(self, rows_max: int) -> Conflicts:
-        """Events that arrived again with another type or data: the first by account and id, and how many in all."""
         rows = await self._clickhouse.rows(
             "SELECT account, id, count() FROM duplicates WHERE conflict GROUP BY account, id ORDER BY account, id "
             "LIMIT {rows_max:UInt64}",
@@ -218,7 +211,6 @@ class ClickHouseReader(UsageReader):
         return Conflicts([(str(account), str(event_id), int(count)) for account, event_id, count in rows], events)
 
     async def controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
-        """All control records of a partition except ticks, oldest first."""
         rows = await self._clickhouse.rows(
             "SELECT partition, position, kind, account, stream_time_ms, value FROM control_log FINAL "
             "WHERE partition = {partition:UInt16} AND position < {before:UInt64} AND kind != 'tick' ORDER BY position",
@@ -227,8 +219,8 @@ class ClickHouseReader(UsageReader):
         return [ControlRow(*row) for row in rows]
 
     async def archived_events(self, partition: int, before_position: int) -> int:
-        """How many events of a partition count below a position: each identity once, at its first arrival, or where
-        that was deferred at its decision."""
+        """How many events of a partition count below a position. An identity counts once, at the position of its first
+        arrival or, if that was deferred, of its dedup decision."""
         rows = await self._clickhouse.rows(
             f"SELECT count() FROM ({counted_events('partition = {partition:UInt16}')}) "  # noqa: S608  # a constant
             "WHERE position < {before:UInt64}",
@@ -237,7 +229,6 @@ class ClickHouseReader(UsageReader):
         return int(rows[0][0])
 
     async def archive_positions(self) -> Mapping[int, ArchivePosition]:
-        """How far `usage_events` reaches, per partition."""
         rows = await self._clickhouse.rows(
             "SELECT partition, next_offset, stream_time_ms, log_id FROM archive_positions FINAL"
         )
@@ -249,13 +240,13 @@ class ClickHouseReader(UsageReader):
 
 
 def _within(column: str, spans: Sequence[tuple[int, int, int]]) -> str:
-    """Whether a position lies in one of the (partition, after, before)."""
-    held = (f"(partition = {each[0]} AND {column} > {each[1]} AND {column} < {each[2]})" for each in spans)
-    return f"({' OR '.join(held)})"
+    """An SQL condition: the column's position lies in one of the spans (partition, after, before)."""
+    conditions = (f"(partition = {span[0]} AND {column} > {span[1]} AND {column} < {span[2]})" for span in spans)
+    return f"({' OR '.join(conditions)})"
 
 
 def check_query(query: UsageQuery) -> None:
-    """Raise `InvalidInput` where a query is not understood."""
+    """Raise `InvalidInput` if a query is invalid."""
     if query.from_ms % HOUR_MS or query.to_ms % HOUR_MS:
         raise InvalidInput("from", "from and to must be whole hours, such as 2026-11-21T10:00:00Z")
     if query.to_ms < query.from_ms:

@@ -1,10 +1,10 @@
-"""The SQL that counts `usage_events` again: meters, periods and quantities evaluated by ClickHouse alone.
+"""The SQL that recounts `usage_events`: ClickHouse alone evaluates meters, periods and quantities.
 
-It shares no code with the fold on purpose, so that the two can disagree. What it needs beside the events (meters,
-graces, boundaries, closings) goes into the statement as literals.
+The SQL shares no code with the fold on purpose, so that a defect in one of them shows as a difference. Meters, graces,
+boundaries and closings are literals in the statements.
 
-Numbers in `data` are read as text, because every JSON function of ClickHouse passes them through Float64: a
-regular expression first turns each number into an object `{"#":"1.5e3"}`, whose text JSONExtractString returns.
+Numbers in `data` are read as text, because every JSON function of ClickHouse converts numbers to Float64: a regular
+expression first replaces each number by an object `{"#":"1.5e3"}`, whose text JSONExtractString returns.
 """
 
 # ruff: noqa: S608  # every value in these statements is a number or went through quoted_text
@@ -21,70 +21,64 @@ from schemas.meters import DIMENSION_CHARACTERS_MAX, Filter, FilterOperator, Met
 from sinks.clickhouse.client import json_literal, quoted_name, quoted_text
 
 _STRING_OR_NUMBER: Final = r'("(?:[^"\\]|\\.)*")|(-?[0-9][0-9.eE+-]*)'
-# A string comes out as itself and an empty number, which is then taken away; a number as `{"#":"…"}`.
+# A string is followed by an empty number, which is then removed. A number becomes `{"#":"…"}`.
 _MARKED: Final = r'\1{"#":"\2"}'
-# A key "#" of the event's own is renamed, so that nothing an event says can look like a number.
+# A key "#" in the event is renamed first, because it would look like a replaced number.
 _NUMBERED: Final = (
     "replaceAll(replaceRegexpAll(replaceAll(data, '\"#\":', '\"##\":'), "
     f"{quoted_text(_STRING_OR_NUMBER)}, {quoted_text(_MARKED)}), '{{\"#\":\"\"}}', '')"
 )
 _NUMBER_START: Final = '{"#":"'
 _NUMBER_TEXT: Final = r"^(-?)([0-9]+)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]+))?$"
-
-
+_CELL: Final = "meter, account, period_start_ms, hour_ms, dimensions, bucket_ms"
 _UNIQUE: Final = Aggregation.UNIQUE
 
 
 class Statements(NamedTuple):
-    """The statements of a recount and the meters that their rows' first column numbers."""
+    """The statements of a recount. The first column of their rows is an index into `meters`."""
 
     meters: tuple[Meter, ...]
     sql: tuple[str, ...]
 
 
 def cell_statements(request: RecountRequest) -> Statements:
-    """Statements whose rows are (meter number, account, period start, hour, dimension values, bucket, value).
+    """Statements whose rows are (meter index, account, period start, hour, dimension values, bucket, value).
 
-    The dimension values are in the order of their names; there may be more of them than the meter has dimensions.
+    The dimension values are in the order of their names. There may be more values than the meter has dimensions.
     """
-    key = "meter, account, period_start_ms, hour_ms, dimensions, bucket_ms"
     additive, unique = _by_kind(request.meters)
     statements = []
     if additive:
         source = _periods(request, additive, None)
-        statements.append(f"SELECT {key}, {_merged(additive)} FROM ({source}) GROUP BY {key}")
+        statements.append(f"SELECT {_CELL}, {_merged(additive)} FROM ({source}) GROUP BY {_CELL}")
     if unique:
-        seen = "min(position) OVER (PARTITION BY meter, account, period_start_ms, value)"
-        source = f"SELECT *, {seen} AS first_position FROM ({_periods(request, unique, None)})"
         counted = "toInt128(countIf(position = first_position))"
-        statements.append(f"SELECT {key}, {counted} FROM ({source}) GROUP BY {key}")
+        statements.append(f"SELECT {_CELL}, {counted} FROM ({_first_positions(request, unique)}) GROUP BY {_CELL}")
     return Statements(tuple(_meters(request.meters)), tuple(statements))
 
 
 def row_statements(request: RecountRequest) -> Statements:
-    """Statements whose rows are those of `cell_statements` and then: the period's end, event time and position of the
-    greatest (of `latest`), position of the last event that contributed. Without cells that only repeat values.
+    """Statements whose rows have the columns of `cell_statements` and four more: the period's end, the event time and
+    position of the newest event (for `latest`), and the position of the last contributing event.
 
-    By account, so that what was inserted of a run says how far it came.
+    Cells of `unique` meters without a new distinct value are left out.
     """
-    key = "meter, account, period_start_ms, hour_ms, dimensions, bucket_ms"
     ends = "argMax(period_end_ms, position)"
     additive, unique = _by_kind(request.meters)
     statements = []
     if additive:
         source = _periods(request, additive, None)
         last = "argMax(time_us, (time_us, position)), argMax(position, (time_us, position)), max(position)"
-        statements.append(f"SELECT {key}, {_merged(additive)}, {ends}, {last} FROM ({source}) GROUP BY {key}")
+        statements.append(f"SELECT {_CELL}, {_merged(additive)}, {ends}, {last} FROM ({source}) GROUP BY {_CELL}")
     if unique:
-        seen = "min(position) OVER (PARTITION BY meter, account, period_start_ms, value)"
-        source = f"SELECT *, {seen} AS first_position FROM ({_periods(request, unique, None)})"
+        source = f"({_first_positions(request, unique)}) WHERE position = first_position"
         counted = f"toInt128(count()), {ends}, toInt64(0), toUInt64(0), max(position)"
-        statements.append(f"SELECT {key}, {counted} FROM ({source}) WHERE position = first_position GROUP BY {key}")
+        statements.append(f"SELECT {_CELL}, {counted} FROM {source} GROUP BY {_CELL}")
     return Statements(tuple(_meters(request.meters)), tuple(statements))
 
 
 def total_statements(request: RecountRequest, before_ms: int | None) -> Statements:
-    """Statements whose rows are (meter number, account, period start, end, value)."""
+    """Statements whose rows are (meter index, account, period start, end, value)."""
     key = "meter, account, period_start_ms, period_end_ms"
     additive, unique = _by_kind(request.meters)
     statements = []
@@ -98,7 +92,7 @@ def total_statements(request: RecountRequest, before_ms: int | None) -> Statemen
 
 
 def distinct_statements(request: RecountRequest) -> Statements:
-    """Statements whose rows are (meter number, account, period start, the distinct values of a `unique` meter)."""
+    """Statements whose rows are (meter index, account, period start, the distinct values of a `unique` meter)."""
     _, unique = _by_kind(request.meters)
     key = "meter, account, period_start_ms"
     statements = [
@@ -108,9 +102,10 @@ def distinct_statements(request: RecountRequest) -> Statements:
 
 
 def counted_events(condition: str) -> str:
-    """The chosen events of `usage_events`, each once, where they count: `arrived` is where an event stands itself,
-    `position` and `stream_time_ms` are the same or, for a deferred one, its decision's. Deferred events without a
-    decision, and those whose decision dropped them, are left out. `condition` may name the table's own columns."""
+    """SQL for the events of `usage_events` that satisfy `condition` (over the table's columns), each event once.
+
+    `arrived` is the event's own position. `position` and `stream_time_ms` are those of the event or, for a deferred
+    event, of its dedup decision. Deferred events without a decision, or with one that drops them, are left out."""
     return (
         "SELECT account, type, time, data, partition, arrived, if(waits, decision_position, arrived) AS position, "
         "if(waits, decision_ms, arrived_ms) AS stream_time_ms FROM ("
@@ -123,7 +118,7 @@ def counted_events(condition: str) -> str:
 
 
 def distinct_source(meter: Meter, in_force: str) -> str:
-    """Rows (account, hour_ms, value, dimensions) of the events that feed a `unique` meter where `in_force` holds."""
+    """SQL for (account, hour_ms, value, dimensions) of the events that a `unique` meter counts if `in_force` holds."""
     wanted = _wanted(meter, in_force)
     dimensions = ", ".join(_dimension_texts(meter))
     return (
@@ -139,25 +134,25 @@ def _meters(spans: Sequence[MeterSpan]) -> list[Meter]:
 
 
 def _by_kind(spans: Sequence[MeterSpan]) -> tuple[list[tuple[int, Meter, str]], list[tuple[int, Meter, str]]]:
-    """(number, meter, condition under which it was in force), those that merge by arithmetic and the unique ones."""
+    """(index, meter, SQL condition under which it was in force): meters that merge by arithmetic, and unique ones."""
     numbered = []
     for number, meter in enumerate(_meters(spans)):
-        # A deferred event feeds the meters that were in force both where it arrived and where its decision stands.
+        # A deferred event feeds the meters that were in force at its arrival and at its dedup decision.
         in_force = " AND ".join(_within(column, spans, meter) for column in ("arrived", "position"))
         numbered.append((number, meter, f"({in_force})"))
     return (
-        [each for each in numbered if each[1].aggregation is not _UNIQUE],
-        [each for each in numbered if each[1].aggregation is _UNIQUE],
+        [entry for entry in numbered if entry[1].aggregation is not _UNIQUE],
+        [entry for entry in numbered if entry[1].aggregation is _UNIQUE],
     )
 
 
 def _within(column: str, spans: Sequence[MeterSpan], meter: Meter) -> str:
-    held = (
+    conditions = (
         f"({column} >= {span.from_position} AND {column} < {span.before_position})"
         for span in spans
         if span.meter.slug == meter.slug
     )
-    return f"({' OR '.join(held)})"
+    return f"({' OR '.join(conditions)})"
 
 
 def _merged(meters: Sequence[tuple[int, Meter, str]]) -> str:
@@ -172,8 +167,14 @@ def _merged(meters: Sequence[tuple[int, Meter, str]]) -> str:
     )
 
 
+def _first_positions(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]]) -> str:
+    """The rows of `_periods`, with the position of the first event of the period that has the same value."""
+    first = "min(position) OVER (PARTITION BY meter, account, period_start_ms, value)"
+    return f"SELECT *, {first} AS first_position FROM ({_periods(request, meters, None)})"
+
+
 def _periods(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], before_ms: int | None) -> str:
-    """One row per event and meter, with the period that counts it."""
+    """One row per event and meter, with the period that counts the event."""
     if not request.graces:
         raise InvalidInput("graces", "name the grace in force, at least (0, grace_ms)")
     months = _month_start
@@ -182,7 +183,7 @@ def _periods(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], 
         "SELECT *, length(starts) > 0 AS bound, "
         "arrayFilter((start, at) -> at < position, closed_starts, closed_positions) AS closed, "
         "arrayFirstIndex((start, end) -> start <= time_ms AND time_ms < end, starts, ends) AS own, "
-        # Before the first boundary months are calendar months: nobody can be bound before the log began.
+        # Before the first boundary, periods are calendar months: no account has a binding before the log begins.
         "bound AND time_ms >= starts[1] AS cut, "
         "throwIf(cut AND own = 0, 'the boundaries do not reach an event: widen them') AS checked, "
         f"{_month('time_ms')} AS own_month, {_month('stream_time_ms')} AS log_month, "
@@ -210,7 +211,7 @@ def _periods(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], 
 
 
 def _accounts(request: RecountRequest) -> str:
-    """(account, starts, ends, closed_starts, closed_positions) of the accounts that differ from plain months."""
+    """(account, starts, ends, closed_starts, closed_positions) of the accounts with boundaries or closings."""
     names = sorted(request.boundaries.keys() | request.closings.keys())
     rows = [
         (
@@ -218,7 +219,7 @@ def _accounts(request: RecountRequest) -> str:
             [period.start_ms for period in request.boundaries.get(name, ())],
             [period.end_ms for period in request.boundaries.get(name, ())],
             [start_ms for start_ms, _ in request.closings.get(name, ())],
-            [at for _, at in request.closings.get(name, ())],
+            [position for _, position in request.closings.get(name, ())],
         )
         for name in names
     ]
@@ -230,7 +231,7 @@ def _accounts(request: RecountRequest) -> str:
 
 
 def _entries(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], before_ms: int | None) -> str:
-    """One row per event and meter it feeds: meter number, value text, dimension values."""
+    """One row per event and meter that counts the event: meter index, value text, dimension values."""
     types = ", ".join(sorted({quoted_text(meter.event_type) for _, meter, _ in meters}))
     chosen = [f"partition = {request.partition}", f"type IN ({types})"]
     counted = [f"position < {request.before_position}"]
@@ -239,7 +240,7 @@ def _entries(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], 
     if request.accounts is not None:
         literal = json_literal(list(request.accounts), "Array(String)")
         chosen.append(f"account IN (SELECT arrayJoin({literal}))")
-    # Only small integers are multiplied by the meters; arrays of tuples would cost ten times as much.
+    # Each event is joined with small integers only; arrays of tuples would cost ten times as much.
     numbers = ", ".join(str(number) for number, _, _ in meters)
     feeds = ", ".join(f"({_wanted(meter, in_force)})" for _, meter, in_force in meters)
     values = _by_meter([(number, _value(meter)) for number, meter, _ in meters])
@@ -267,10 +268,10 @@ def _by_meter(texts: Sequence[tuple[int, str]]) -> str:
 
 
 def _events(condition: str, meters: Sequence[Meter], counted: str = "1") -> str:
-    """The chosen events, those of them for which `counted` holds where they count, with one column for each path that
-    the meters read, as text or as a number's text.
+    """The events of `counted_events` for which `counted` is true, with a column for each path that the meters read.
 
-    Each path is looked up once: ClickHouse parses the whole document for every JSON function.
+    A column is the value as text or the text of a number. Each path is looked up once, because ClickHouse parses the
+    whole document for every JSON function.
     """
     texts = {path for meter in meters for path in _text_paths(meter)}
     numbers = {meter.value_path for meter in meters if meter.value_path} - texts
@@ -287,7 +288,7 @@ def _events(condition: str, meters: Sequence[Meter], counted: str = "1") -> str:
 
 
 def _text_paths(meter: Meter) -> list[str]:
-    paths = [*meter.dimensions.values(), *(each.path for each in meter.filters)]
+    paths = [*meter.dimensions.values(), *(condition.path for condition in meter.filters)]
     return [*paths, meter.value_path] if meter.value_path and meter.aggregation is _UNIQUE else paths
 
 
@@ -296,13 +297,13 @@ def _column(kind: str, path: str) -> str:
 
 
 def _wanted(meter: Meter, in_force: str) -> str:
-    conditions = [f"type = {quoted_text(meter.event_type)}", in_force, *(_passes(each) for each in meter.filters)]
+    conditions = [f"type = {quoted_text(meter.event_type)}", in_force, *map(_passes, meter.filters)]
     return " AND ".join(conditions)
 
 
 def _passes(condition: Filter) -> str:
     values = ", ".join(quoted_text(value) for value in condition.values)
-    # A value that is no text, integer or boolean equals nothing.
+    # A value other than text, integer or boolean equals no filter value.
     equal = f"ifNull({_column('text', condition.path)} IN ({values}), 0)"
     return equal if condition.operator in (FilterOperator.EQUAL, FilterOperator.IN) else f"NOT {equal}"
 
@@ -320,9 +321,9 @@ def _value(meter: Meter) -> str:
 
 
 def _text_of(raw: str) -> str:
-    """A JSON value as text: NULL where it has none (a fraction, a list, an object, too long)."""
+    """A JSON value as text; NULL for a fraction, a list, an object, or a text that is too long."""
     number = f"substring({raw}, 7, length({raw}) - 8)"
-    # As it was written, without the sign of -0: a conversion would lose the digits of a large integer.
+    # As written, without the sign of -0: a conversion would lose digits of a large integer.
     whole = f"match({number}, '^-?[0-9]+$') AND length({number}) <= {DIMENSION_CHARACTERS_MAX}"
     string = f"JSONExtractString({raw})"
     return (
@@ -343,8 +344,8 @@ def _arguments(path: str) -> str:
 
 
 def _number_in_minor_units(meters: Sequence[tuple[int, Meter, str]]) -> str:
-    """The text `value` × 10^scale as Int128, digit by digit; throws where that is not whole."""
-    numeric = [each for each in meters if each[1].aggregation is not _UNIQUE]
+    """The text `value` × 10^scale as Int128, computed on digits; throws if the result is not an integer."""
+    numeric = [entry for entry in meters if entry[1].aggregation is not _UNIQUE]
     if not numeric:
         return "toInt128(0)"
     numbers = ", ".join(str(number) for number, _, _ in numeric)
@@ -360,23 +361,23 @@ def _number_in_minor_units(meters: Sequence[tuple[int, Meter, str]]) -> str:
         "toInt128(concat(groups[1], multiIf(empty(digits), '0', "
         "shift >= 0, concat(digits, repeat('0', toUInt8(least(greatest(shift, 0), 38)))), "
         "concat('0', substring(digits, 1, greatest(toInt64(length(digits)) + shift, 0)))))) "
-        # Added, because a column that nobody uses is not evaluated; throwIf gives 0.
+        # Added, because ClickHouse does not evaluate unused columns; throwIf returns 0.
         "+ is_number + is_whole"
     )
 
 
 def _grace(request: RecountRequest) -> str:
-    froms = [0, *(at for at, _ in request.graces[1:])]
-    graces = [grace for _, grace in request.graces]
+    froms = [0, *(position for position, _ in request.graces[1:])]
+    graces = [grace_ms for _, grace_ms in request.graces]
     return f"arrayLast((grace, at) -> at <= position, CAST({graces}, 'Array(Int64)'), CAST({froms}, 'Array(UInt64)'))"
 
 
 def _month(instant_ms: str) -> str:
-    """Months since the year 0 of an instant, UTC."""
+    """The months from the year 0 to an instant, in UTC."""
     instant = f"fromUnixTimestamp64Milli({instant_ms}, 'UTC')"
     return f"(toInt64(toYear({instant})) * 12 + toMonth({instant}) - 1)"
 
 
 def _month_start(month: str) -> str:
-    at = f"({month})"
-    return f"toUnixTimestamp64Milli(makeDateTime64(intDiv({at}, 12), {at} % 12 + 1, 1, 0, 0, 0, 0, 3, 'UTC'))"
+    months = f"({month})"
+    return f"toUnixTimestamp64Milli(makeDateTime64(intDiv({months}, 12), {months} % 12 + 1, 1, 0, 0, 0, 0, 3, 'UTC'))"

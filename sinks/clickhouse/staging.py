@@ -1,12 +1,11 @@
-"""`TableStaging` on ClickHouse: a table beside the live one, swapped in by one EXCHANGE.
+"""`TableStaging` on ClickHouse: a staging table beside the live table, swapped in by one EXCHANGE.
 
-Whatever crashed, the comments of the two tables say which of them is the newer one. Nothing about a rebuild is kept
-elsewhere.
+After any crash, the comments of the two tables show which table is newer. No other record of a rebuild exists.
 
-A table beside bears the token of the command that claimed last: whoever takes a rebuild over renames it first. A
-statement of an earlier command that is still under way (EXCHANGE, DROP, INSERT by name) comes before that renaming
-and is seen, or after it and finds no table of its name. A table is made under another name yet, and what another
-command has made and not named so far is dropped: so no table beside appears later either.
+The name of a staging table contains the token of the command that claimed last: a command that takes over a rebuild
+renames the table first. A statement of an earlier command that is still running (EXCHANGE, DROP, INSERT) is executed
+before the renaming, or it finds no table of its name. A staging table is created under a preliminary name. The command
+that takes over drops tables with preliminary names of other commands, so none of them can become a staging table later.
 """
 
 # ruff: noqa: S608  # names of our own tables
@@ -19,7 +18,7 @@ from schemas.analytics import HourlyRow
 from schemas.errors import Transient
 from schemas.log import POSITION_MAX
 from schemas.rebuild import AnalyticalStore, Building, RebuildClaim
-from sinks.clickhouse.claimed import ClaimedStore, answered
+from sinks.clickhouse.claimed import answered, claimed_store
 from sinks.clickhouse.client import ClickHouse, quoted_name, quoted_text
 from sinks.clickhouse.table_marks import Mark, beside_name, beside_of, names_of, new_name, read_marks
 from sinks.clickhouse.writer import ClickHouseStore
@@ -29,8 +28,7 @@ Value = TypeVar("Value")
 
 
 class ClickHouseStaging:
-    """Builds tables of one database beside their like, as the command that has the claim; without one it is for those
-    who only look."""
+    """Staging tables of one database, for the command that has the claim. Without a claim, for reading only."""
 
     def __init__(self, clickhouse: ClickHouse, claim: RebuildClaim | None = None) -> None:
         self._clickhouse = clickhouse
@@ -38,23 +36,21 @@ class ClickHouseStaging:
         self._token = claim.token if claim else ""
 
     async def building(self, tables: Sequence[str]) -> Building | None:
-        """As `TableStaging` says."""
         return building_of(tables, await self._taken_over(tables))
 
     async def begin(self, tables: Sequence[str], note: str) -> Building:
-        """As `TableStaging` says."""
         marks = await self._taken_over(tables)
-        found = building_of(tables, marks)
-        if found is not None and found.is_partial(tables):
+        begun = building_of(tables, marks)
+        if begun is not None and begun.is_partial(tables):
             await self.drop(tables)
-            marks, found = await self._taken_over(tables), None
-        mark = mark_to_make(tables, marks, found, note)
+            marks, begun = await self._taken_over(tables), None
+        mark = mark_to_make(tables, marks, begun, note)
         for table in tables:
-            if found is None or table not in found.swapped | found.beside:
-                made = quoted_name(new_name(table, self._token))
+            if begun is None or table not in begun.swapped | begun.beside:
+                new_table = quoted_name(new_name(table, self._token))
                 comment = quoted_text(mark.comment)
-                await self._do(f"CREATE TABLE IF NOT EXISTS {made} AS {quoted_name(table)} COMMENT {comment}")
-                await self._do(f"RENAME TABLE {made} TO {self._beside(table)}")
+                await self._do(f"CREATE TABLE IF NOT EXISTS {new_table} AS {quoted_name(table)} COMMENT {comment}")
+                await self._do(f"RENAME TABLE {new_table} TO {self._beside(table)}")
         begun = building_of(tables, await read_marks(self._clickhouse))
         if begun is None and self._claim is not None:
             await self._claim.check()
@@ -62,24 +58,21 @@ class ClickHouseStaging:
         return begun
 
     def beside(self, tables: Collection[str]) -> AnalyticalStore:
-        """As `TableStaging` says. Shares the connections of this one: closing one closes both."""
+        """See `TableStaging`. The store shares the connections of this object: closing one closes both."""
         store = ClickHouseStore(self._clickhouse, {table: beside_name(table, self._token) for table in tables})
-        return ClaimedStore(store, self._claim) if self._claim else store
+        return claimed_store(store, self._claim) if self._claim else store
 
     async def swap(self, table: str) -> None:
-        """As `TableStaging` says."""
         marks = await read_marks(self._clickhouse)
         built = marks.get(beside_name(table, self._token))
         if built is None or built.number > marks[table].number:
             await self._do(f"EXCHANGE TABLES {quoted_name(table)} AND {self._beside(table)}")
 
     async def drop(self, tables: Sequence[str]) -> None:
-        """As `TableStaging` says."""
         for table in tables:
             await self._do(f"DROP TABLE IF EXISTS {self._beside(table)} SYNC")
 
     async def account_before_last(self, partition: int, accounts: int) -> str:
-        """As `TableStaging` says."""
         rows = await self._answered(
             self._clickhouse.rows(
                 f"SELECT DISTINCT account FROM {self._beside('usage_hourly')} WHERE partition = {{partition:UInt16}} "
@@ -90,7 +83,6 @@ class ClickHouseStaging:
         return str(rows[0][0]) if rows else ""
 
     async def carry_over(self, partition: int, from_position: int) -> None:
-        """As `TableStaging` says."""
         columns = ", ".join(HourlyRow._fields)
         await self._do(
             f"INSERT INTO usage_hourly ({columns}) SELECT {columns} FROM {self._beside('usage_hourly')} FINAL "
@@ -102,7 +94,7 @@ class ClickHouseStaging:
         return quoted_name(beside_name(table, self._token))
 
     async def _do(self, sql: str) -> None:
-        """Run a statement, if nobody else has claimed."""
+        """Run a statement. Raises `Fenced` if another command has claimed."""
         if self._claim is not None:
             await self._claim.check()
         await self._answered(self._clickhouse.command(sql))
@@ -111,30 +103,30 @@ class ClickHouseStaging:
         return await (answered(call, self._claim) if self._claim is not None else call)
 
     async def _taken_over(self, tables: Sequence[str]) -> Mapping[str, Mark]:
-        """The marks of all tables, once those beside bear this command's token and none is about to appear."""
+        """The marks of all tables, after every staging table has this command's name and no other one can appear."""
         for _ in range(_LOOKS_MAX):
             marks = await read_marks(self._clickhouse)
             if self._claim is None:
                 return marks
             others = [
-                (name, table, made)
+                (name, table, is_new)
                 for table in tables
-                for made in (False, True)
-                for name in names_of((new_name if made else beside_name)(table), marks)
+                for is_new in (False, True)
+                for name in names_of((new_name if is_new else beside_name)(table), marks)
                 if name not in (beside_name(table, self._token), new_name(table, self._token))
             ]
             if not others:
                 return marks
-            for name, table, made in others:
-                if made:
+            for name, table, is_new in others:
+                if is_new:
                     await self._do(f"DROP TABLE IF EXISTS {quoted_name(name)} SYNC")
                 else:
                     await self._do(f"RENAME TABLE IF EXISTS {quoted_name(name)} TO {self._beside(table)}")
-        raise Transient("tables that are built beside their like changed at every look; run it again")
+        raise Transient("the staging tables changed during every read; run the command again")
 
 
 def building_of(tables: Sequence[str], marks: Mapping[str, Mark]) -> Building | None:
-    """What is being built of these tables, from the marks of all tables there are."""
+    """The rebuild of these tables that has begun, from the marks of all tables; None if there is none."""
     beside = {table: mark for table in tables if (mark := beside_of(table, marks)) is not None}
     if not beside:
         return None
@@ -142,9 +134,9 @@ def building_of(tables: Sequence[str], marks: Mapping[str, Mark]) -> Building | 
     return Building(note, frozenset(table for table in tables if marks[table].number == number), frozenset(beside))
 
 
-def mark_to_make(tables: Sequence[str], marks: Mapping[str, Mark], found: Building | None, note: str) -> Mark:
-    """The mark of tables that are made beside: of the rebuild that was found, or of a new one."""
-    if found is None:
-        return Mark(1 + max(each.number for each in marks.values()), note)
-    held = [marks[table] for table in tables] + [beside_of(table, marks) for table in tables]
-    return max(each for each in held if each is not None)
+def mark_to_make(tables: Sequence[str], marks: Mapping[str, Mark], begun: Building | None, note: str) -> Mark:
+    """The mark for new staging tables: of the rebuild that has begun, or of a new rebuild with this note."""
+    if begun is None:
+        return Mark(1 + max(mark.number for mark in marks.values()), note)
+    existing = [marks[table] for table in tables] + [beside_of(table, marks) for table in tables]
+    return max(mark for mark in existing if mark is not None)

@@ -1,7 +1,7 @@
 """`ArchiveStore` and `HourlyStore` on ClickHouse.
 
-Rows go in as JSONCompactEachRow, because msgspec writes it at a fraction of a microsecond a row and without a
-Python object per value; ClickHouse parses it about as fast as its own Native format.
+Rows are sent as JSONCompactEachRow: msgspec encodes a row in less than a microsecond without a Python object per value,
+and ClickHouse parses this format about as fast as its own Native format.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from sinks.clickhouse.client import ClickHouse, json_literal
 from sinks.clickhouse.migrations import migrate
 from sinks.clickhouse.table_marks import read_marks, whole_number
 
-# The years that DateTime64 can calculate with: 1900-01-01 to 2299-12-31
+# The range of DateTime64: 1900-01-01 to 2299-12-31
 # (clickhouse.com/docs/sql-reference/data-types/datetime64).
 EVENT_TIME_MIN_US: Final = -2_208_988_800_000_000
 EVENT_TIME_MAX_US: Final = 10_413_791_999_999_999
 
-# One statement's rows; keeps a request's body at some 10 MB and its retry cheap.
+# Rows per statement: keeps the body of a request at about 10 MB and a retry cheap.
 INSERT_ROWS_MAX: Final = 50_000
 
 _ENCODER: Final = msgspec.json.Encoder()
 
 
 class ClickHouseStore(ArchiveStore, HourlyStore):
-    """Writes rows and positions. Several processes may write at once and repeat each other's rows harmlessly.
+    """Writes rows and positions. Several processes may write at once and may write the same rows.
 
-    A call with more than `INSERT_ROWS_MAX` rows becomes several inserts: after `Transient`, repeat all of it.
+    A call with more than `INSERT_ROWS_MAX` rows runs several inserts: after `Transient`, repeat the whole call.
     """
 
     def __init__(self, clickhouse: ClickHouse, beside: Mapping[str, str] | None = None) -> None:
-        """`beside`: the tables that are used in place of others, because they are being built beside them."""
+        """`beside` maps tables to the staging tables that are used in their place."""
         self._clickhouse = clickhouse
         self._beside = dict(beside or {})
 
@@ -55,20 +55,20 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         return self._beside.get(name, name)
 
     async def migrate(self) -> None:
-        """Apply the numbered migrations that are missing. Raises `OperatorNeeded` on a newer or altered schema."""
+        """Apply missing migrations. Raises `OperatorNeeded` if the schema is newer or an applied migration changed."""
         await migrate(self._clickhouse)
 
     async def insert_events(self, rows: Sequence[EventRow]) -> None:
-        """Store events. Raises `InvalidInput`, and stores nothing, where an event's time is outside 1900 to 2299.
+        """Store events. Raises `InvalidInput`, and stores nothing, if an event's time is outside 1900 to 2299.
 
-        No such event gets here while the log's own clock is right: what lies before 1970 or in the future is
-        quarantined before.
+        While the broker's clock is right, such events do not arrive here: events before 1970 or in the future are
+        quarantined earlier.
         """
         check_times(rows)
         await self._insert("usage_events", EventRow._fields, rows)
 
     async def insert_dedup_decisions(self, rows: Sequence[DedupDecisionRow]) -> None:
-        """Store decisions; of one event the first in the log stands, in whatever order they come."""
+        """Store decisions. The first decision on an event in the log wins, in any order of calls."""
         await self._insert("dedup_decisions", DedupDecisionRow._fields, rows)
 
     async def insert_controls(self, rows: Sequence[ControlRow]) -> None:
@@ -76,8 +76,8 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         await self._insert("control_log", ControlRow._fields, rows)
 
     async def insert_hourly(self, rows: Sequence[HourlyRow]) -> None:
-        """Store cells; of one cell the highest version stands, in whatever order they come."""
-        # 128-bit integers go as text: JSON encoders and readers stop at 64 bits.
+        """Store cells. The highest version of a cell wins, in any order of calls."""
+        # 128-bit integers are sent as text: JSON encoders and parsers support 64 bits only.
         texts = [row._replace(value_minor=str(row.value_minor)) for row in rows]  # type: ignore[arg-type]  # see above
         await self._insert("usage_hourly", HourlyRow._fields, texts)
 
@@ -87,11 +87,11 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         await self._insert("usage_duplicates", DuplicateRow._fields, rows)
 
     async def save_position(self, position: ArchivePosition) -> None:
-        """Store how far `usage_events` reaches; one that lies behind the stored one changes nothing."""
+        """Store how far `usage_events` reaches. The highest `next_offset` wins."""
         await self._insert("archive_positions", ArchivePosition._fields, [position])
 
     async def load_position(self, partition: int) -> ArchivePosition | None:
-        """The stored position of a partition, or None where there is none."""
+        """The stored position of a partition, or None."""
         rows = await self._clickhouse.rows(
             f"SELECT partition, next_offset, stream_time_ms, log_id FROM {self._table('archive_positions')} FINAL "  # noqa: S608  # a name of ours
             "WHERE partition = {partition:UInt16}",
@@ -102,18 +102,17 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
     async def load_controls(
         self, partition: int, before_position: int, accounts: Collection[str] | None = None
     ) -> Sequence[ControlRow]:
-        """As `ArchiveStore` says."""
-        named = "" if accounts is None else f"AND account IN {json_literal(['', *accounts], 'Array(String)')} "
+        of_accounts = "" if accounts is None else f"AND account IN {json_literal(['', *accounts], 'Array(String)')} "
         rows = await self._clickhouse.rows(
             f"SELECT partition, position, kind, account, stream_time_ms, value FROM {self._table('control_log')} FINAL "  # noqa: S608  # a name of ours
             "WHERE partition = {partition:UInt16} AND position < {before:UInt64} AND kind IN {kinds:Array(String)} "
-            f"{named}ORDER BY position",
+            f"{of_accounts}ORDER BY position",
             {"partition": partition, "before": before_position, "kinds": [kind.value for kind in REPLAYED_KINDS]},
         )
         return [ControlRow(*row) for row in rows]
 
     async def first_positions(self, identities: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
-        """Where the first arrival of each (account, id) stands; what was never archived is absent."""
+        """The position of the first arrival of each (account, id). Identities that were never archived are absent."""
         literal = json_literal(list(identities), "Array(Tuple(String, String))")
         wanted = f"SELECT each.1, each.2 FROM (SELECT arrayJoin({literal}) AS each)"  # noqa: S608  # quoted
         rows = await self._clickhouse.rows(
@@ -123,11 +122,10 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         return {(str(account), str(event_id)): int(position) for account, event_id, position in rows}
 
     async def events_rebuilt(self) -> int | None:
-        """Which rebuild made `usage_events`; None while it misses what was written around its exchange."""
         return whole_number("usage_events", await read_marks(self._clickhouse))
 
     async def save_relayed(self, position: RelayPosition) -> None:
-        """Store how far `usage_hourly` reaches; one that lies behind the stored one changes nothing."""
+        """Store how far `usage_hourly` reaches. The highest `next_offset` wins."""
         await self._insert("relay_positions", RelayPosition._fields, [position])
 
     async def load_relayed(self) -> Mapping[int, RelayPosition]:
@@ -136,7 +134,6 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         return {int(row[0]): RelayPosition(*row) for row in rows}
 
     async def latest_generation(self) -> int:
-        """The highest generation among the versions of cells; 0 where there are none."""
         rows = await self._clickhouse.rows(
             f"SELECT bitShiftRight(max(version), {{bits:UInt8}}) FROM {self._table('usage_hourly')}",  # noqa: S608  # as above
             {"bits": POSITION_BITS},
@@ -144,7 +141,6 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         return int(rows[0][0])
 
     async def generation_since(self, partition: int, bucket_ms: int) -> int:
-        """The highest generation among the versions of a partition's cells of buckets from `bucket_ms` on, or 0."""
         rows = await self._clickhouse.rows(
             f"SELECT bitShiftRight(max(version), {{bits:UInt8}}) FROM {self._table('usage_hourly')} "  # noqa: S608  # as above
             "WHERE partition = {partition:UInt16} AND arrival_bucket_ms >= {bucket:Int64}",
@@ -163,7 +159,7 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
 
 
 def check_times(rows: Sequence[EventRow] | Sequence[DuplicateRow]) -> None:
-    """Raise `InvalidInput` where an event's time is outside the years the store can calculate with."""
+    """Raise `InvalidInput` if an event's time is outside the range of DateTime64."""
     for row in rows:
         if not EVENT_TIME_MIN_US <= row.time_us <= EVENT_TIME_MAX_US:
             raise InvalidInput("time_us", f"event {row.id!r} lies outside the years 1900 to 2299; quarantine it")

@@ -1,5 +1,5 @@
-"""The live view in Redis or Valkey: marks, totals, cells, outbox and the checkpoint they commit with (S4).
+"""The live view in Redis or Valkey: marks, totals, cells, outbox and checkpoint (S4). Only the pipeline imports it.
 
-Imported by the pipeline. The invariant (I2): a partition's keys change in one MULTI guarded by WATCH on its
-checkpoint, or not at all.
+The invariant (I2): a flush changes the keys of a partition in one MULTI, guarded by WATCH on the checkpoint, or it
+changes nothing.
 """

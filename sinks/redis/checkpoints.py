@@ -1,7 +1,7 @@
-"""The checkpoint as a hash of texts, and the token that every read and commit compares.
+"""The checkpoint as a Redis hash, and the token that every read and commit compares.
 
-The meter set is much larger than the rest and rarely changes. A commit writes it only with a change, and readers fetch
-it only if its digest is new to them.
+The meter set is much larger than the other fields and rarely changes. A commit writes the meter set only if it changed,
+and readers fetch it only if they do not know its digest.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def _digest_of(checkpoint: Checkpoint) -> str:
 
 
 def token(checkpoint: Checkpoint) -> str:
-    """Names one state of a partition: a commit moves `next_offset`, a rebuild the generation."""
-    at = f"{checkpoint.log_id}:{checkpoint.generation}:{checkpoint.next_offset}:{checkpoint.stream_time_ms}"
-    return f"{at}:{_digest_of(checkpoint)}"
+    """A text that differs for every state of a partition: a commit changes `next_offset`, a rebuild the generation."""
+    position = f"{checkpoint.log_id}:{checkpoint.generation}:{checkpoint.next_offset}:{checkpoint.stream_time_ms}"
+    return f"{position}:{_digest_of(checkpoint)}"
 
 
 _FIELDS: Final[Mapping[str, Callable[[Checkpoint], str]]] = {
@@ -61,7 +61,7 @@ _FIELDS: Final[Mapping[str, Callable[[Checkpoint], str]]] = {
 
 
 def encode_checkpoint(checkpoint: Checkpoint, believed: Checkpoint | None = None) -> dict[str, str]:
-    """The fields to write over those of `believed`; without it, all fields."""
+    """The fields to write over the stored checkpoint `believed`; all fields without `believed`."""
     fields = {name: text_of(checkpoint) for name, text_of in _FIELDS.items()}
     if believed is None or _digest_of(believed) != fields[DIGEST]:
         fields[_METER_SET] = _meter_set_text(checkpoint.meter_set) if checkpoint.meter_set else ""
@@ -69,9 +69,9 @@ def encode_checkpoint(checkpoint: Checkpoint, believed: Checkpoint | None = None
 
 
 def decode_checkpoint(fields: Mapping[str, str], meter_set: MeterSet | None = None) -> Checkpoint:
-    """The inverse of `encode_checkpoint`; a known meter set need not be among the fields.
+    """The inverse of `encode_checkpoint`. The fields may lack the meter set if `meter_set` is given.
 
-    Raises `OperatorNeeded` if another version wrote it.
+    Raises `OperatorNeeded` if another version of Tidemark wrote the checkpoint.
     """
     check_format(fields)
     if meter_set is None and fields[DIGEST]:
@@ -87,12 +87,12 @@ def decode_checkpoint(fields: Mapping[str, str], meter_set: MeterSet | None = No
         secret_fingerprint=fields["secret_fingerprint"],
         meter_set=meter_set,
         counters=Counters(*msgspec.json.decode(fields["counters"])),
-        slices=tuple(MarkSlice(*each) for each in msgspec.json.decode(fields["slices"])),
+        slices=tuple(MarkSlice(*mark_slice) for mark_slice in msgspec.json.decode(fields["slices"])),
     )
 
 
 def check_format(fields: Mapping[str, str]) -> None:
-    """Raise `OperatorNeeded` if another version wrote the checkpoint."""
+    """Raise `OperatorNeeded` if another version of Tidemark wrote the checkpoint."""
     if fields.get("format") != FORMAT:
         raise OperatorNeeded(
             f"the checkpoint has format {fields.get('format')!r}, this version reads {FORMAT!r}: "
@@ -106,12 +106,12 @@ def _meter_set(text: str) -> MeterSet:
 
 
 def write_checkpoint(key: str, checkpoint: Checkpoint, believed: Checkpoint | None = None) -> Command:
-    """The command that stores a checkpoint, over `believed` if there is one."""
+    """The command that stores a checkpoint; `believed` is the stored one, if there is one."""
     return ("HSET", key, *pairs(encode_checkpoint(checkpoint, believed).items()))
 
 
 def read_checkpoint(key: str, *, whole: bool) -> Command:
-    """The command that reads a checkpoint; `whole` with its meter set."""
+    """The command that reads a checkpoint; with the meter set if `whole`."""
     return ("HMGET", key, *_FIELDS, *((_METER_SET,) if whole else ()))
 
 

@@ -1,11 +1,11 @@
-"""The one place that imports `redis`: connections that send a run of commands and read all answers.
+"""The only module that imports `redis`. A connection sends several commands at once and reads all answers.
 
-Calls block; the stores run them in threads, so that flushes of different partitions overlap.
+Calls block. The stores run them in threads, so flushes of different partitions overlap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -19,14 +19,16 @@ from schemas.errors import OperatorNeeded, Transient
 
 Command = tuple[str | bytes | int, ...]
 SOCKET_TIMEOUT_S = 30.0
-# What passes by itself, mostly a fail-over. The library makes classes of the first words that it knows and cuts them
-# off the text, so both are asked for. `LOADING` is a connection's error to it.
-_PASSING: Final = (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
-_PASSING_WORDS: Final = ("BUSY ", "LOADING", "NOREPLICAS")
-_PASSED_OVER: Final = (MasterDownError, ReadOnlyError)
+# One command with very many arguments would block the single-threaded server.
+ARGUMENTS_MAX: Final = 10_000
+# Retryable errors, mostly of a failover. redis-py maps known prefixes to classes and strips them from the text, so
+# both the class and the text are checked. redis-py treats `LOADING` as a connection error.
+_RETRYABLE: Final = (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
+_RETRYABLE_PREFIXES: Final = ("BUSY ", "LOADING", "NOREPLICAS")
+_NOT_PRIMARY: Final = (MasterDownError, ReadOnlyError)
 
 
-# The stub says that a command has one argument.
+# The type stub allows one argument only.
 _pack = cast("Callable[[Command], bytes]", hiredis.pack_command)
 
 
@@ -39,24 +41,24 @@ class Connection:
         self._connection: Any = None
 
     def run(self, commands: Sequence[Command]) -> list[Any]:
-        """Send the commands in one write and return their answers, errors of the server included as values.
+        """Send the commands in one write and return their answers; an error of the server is returned as a value.
 
-        Raises `Transient` where the connection broke: the commands may or may not have run.
+        Blocks. Raises `Transient` if the connection broke: the commands may or may not have run.
         """
         try:
             if self._connection is None:
                 self._connection = self._pool.get_connection()
             connection = self._connection
-            # redis-py's own packing looks at every argument in Python before it asks hiredis.
+            # redis-py's own packing inspects every argument in Python before it calls hiredis.
             packed = b"".join(_pack(command) for command in commands)
             connection.send_packed_command([packed], check_health=False)
             answers = [self._answer(connection) for _ in commands]
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
             self.reset()
             raise Transient(f"{self._where} did not answer: {error}") from error
-        if any(isinstance(answer, _PASSED_OVER) for answer in answers):
-            # This server is a replica by now. The name, or the balancer, leads a new connection to the primary, while
-            # an open one would stay with the replica for ever. Those in use elsewhere learn it by themselves.
+        if any(isinstance(answer, _NOT_PRIMARY) for answer in answers):
+            # This server is now a replica. A new connection reaches the primary through DNS or the load balancer; an
+            # open one would stay with the replica. Connections in use elsewhere get the same error and reset too.
             self.reset()
             self._pool.disconnect(inuse_connections=False)
         return answers
@@ -98,11 +100,11 @@ class Server:
         )
 
     def connection(self) -> Connection:
-        """A connection of its own, opened at first use."""
+        """A connection that the caller alone uses; it opens at its first command."""
         return Connection(self._pool, self.where)
 
     def run(self, commands: Sequence[Command]) -> list[Any]:
-        """Run commands on a connection of the pool. Raises `Transient` and, for an error answer, `OperatorNeeded`."""
+        """Run commands on a pooled connection. Blocks. Raises `Transient`; on an error answer errors as `checked`."""
         connection = self.connection()
         try:
             return checked(connection.run(commands), self.where)
@@ -115,11 +117,11 @@ class Server:
 
 
 def checked(answers: list[Any], where: str) -> list[Any]:
-    """The answers, or the first error among them as one of ours."""
+    """Return the answers. Raises `Transient` or `OperatorNeeded` for the first error among them."""
     for answer in answers:
         if isinstance(answer, ResponseError):
             text = str(answer)
-            if isinstance(answer, _PASSING) or text.startswith(_PASSING_WORDS):
+            if isinstance(answer, _RETRYABLE) or text.startswith(_RETRYABLE_PREFIXES):
                 raise Transient(f"{where}: {text}")
             raise OperatorNeeded(
                 f"{where} refused a command: {text}. Check that nothing else writes under Tidemark's keys, "
@@ -133,7 +135,13 @@ def pairs(items: Iterable[tuple[Any, Any]]) -> list[Any]:
     return [part for item in items for part in item]
 
 
+def chunked(head: Command, arguments: Sequence[Any]) -> Iterator[Command]:
+    """The command `head` with these arguments, as several commands if there are more than `ARGUMENTS_MAX`."""
+    for start in range(0, len(arguments), ARGUMENTS_MAX):
+        yield (*head, *arguments[start : start + ARGUMENTS_MAX])
+
+
 def as_mapping(answer: Any) -> dict[str, str]:
-    """The answer of HGETALL."""
+    """The answer to HGETALL as a dictionary."""
     flat = cast("list[str]", answer)
     return dict(zip(flat[::2], flat[1::2], strict=True))

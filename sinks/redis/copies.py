@@ -1,7 +1,7 @@
-"""A partition's whole state copied out of its keys and into those of another generation.
+"""Copies a partition's whole state out of its keys and into the keys of another generation.
 
-A chunk is a JSON list of (type, key within the generation, items). A copy takes every key under the prefix, so a kind
-of state that is added later cannot be forgotten.
+A chunk is a JSON list of (type, key without the generation's prefix, items). A copy contains every key under the
+prefix, so state that a later version adds is copied too.
 """
 
 from __future__ import annotations
@@ -15,45 +15,38 @@ from schemas.errors import Fenced
 from schemas.rollup import Checkpoint
 from schemas.snapshots import BYTES_AT_ONCE
 from sinks.redis.checkpoints import token, write_checkpoint
-from sinks.redis.client import Command, Connection, checked, pairs
-from sinks.redis.keys import GENERATIONS, Keys
-from sinks.redis.keyspace import Keyspace, Read
+from sinks.redis.client import Command, Connection, checked, chunked, pairs
+from sinks.redis.keys import GENERATIONS, Keys, literal
+from sinks.redis.keyspace import Read, Store
 
 _Entry = tuple[str, str, list[str]]
 
 _PAGE_KEYS: Final = 500
-# Items per round trip: small keys are read together, large ones alone and in pages.
+# Items per round trip. Small keys are read together; a large key is read alone, page by page.
 _PAGE_ITEMS: Final = 5_000
-# Before JSON escapes any.
+# Without the characters that JSON adds to escape others.
 CHUNK_CHARACTERS: Final = 100_000
-# Characters that JSON adds to an item, and to the name of a key.
+# Characters that JSON adds to an item and to an entry.
 _ITEM_CHARACTERS: Final = 3
 _ENTRY_CHARACTERS: Final = 20
-_ARGUMENTS_MAX: Final = 10_000
 _SCANS: Final = {"hash": "HSCAN", "set": "SSCAN", "zset": "ZSCAN"}
 _COUNTS: Final = {"hash": "HLEN", "set": "SCARD", "zset": "ZCARD"}
-# Items of a hash may be whole events, so a page has few of them. A small hash always answers whole.
+# An item of a hash may be a whole event, so a page has few items. Redis returns a small hash in one page.
 _PAGES: Final = {"hash": 200, "set": _PAGE_ITEMS, "zset": _PAGE_ITEMS}
 _TEXT_ITEMS: Final = 50
 _WIDTHS: Final = {"hash": 2, "zset": 2}
 _WRITES: Final = {"hash": "HSET", "set": "SADD", "zset": "ZADD"}
-_CELLS: Final = "cells:"
-_DIRTY: Final = "dirty:"
-_REPORTS: Final = "reports:"
 
 _decode: Final = msgspec.json.Decoder(list[_Entry]).decode
 
 
-class RedisCopies:
-    """`schemas.snapshots.CopyableState`."""
-
-    def __init__(self, space: Keyspace) -> None:
-        self._space = space
+class RedisCopies(Store):
+    """Copies a partition's state out of a generation and into another one (`schemas.snapshots.CopyableState`)."""
 
     async def snapshot(self, partition: int, believed: Checkpoint) -> AsyncIterator[str]:
         keys = await self._believe(partition, believed)
-        # One connection for all: a cursor means nothing to a server that restarted or took over, and only a broken
-        # connection shows that it did.
+        # One connection for the whole walk: a restarted or promoted server does not know the cursor, and the broken
+        # connection reveals the restart.
         connection = self._space.server.connection()
         try:
             walk = _chunks(self._entries(connection, keys))
@@ -66,13 +59,11 @@ class RedisCopies:
     async def _believe(self, partition: int, believed: Checkpoint) -> Keys:
         keys, (stored,) = await self._space.read_live(partition, lambda keys: [("HGET", keys.checkpoint, "token")])
         if stored != token(believed):
-            raise Fenced(
-                f"partition {partition}: the checkpoint is {stored}, a copy was to be made at {token(believed)}"
-            )
+            raise Fenced(f"partition {partition}: the checkpoint is {stored}, but the copy is for {token(believed)}")
         return keys
 
     def _entries(self, connection: Connection, keys: Keys) -> Iterator[_Entry]:
-        """The contents of all keys, some at a time. Nothing is kept from one round trip to the next."""
+        """The contents of all keys, page by page. Nothing is kept in memory between two round trips."""
 
         def run(commands: list[Command]) -> list[Any]:
             return checked(connection.run(commands), self._space.server.where) if commands else []
@@ -80,7 +71,7 @@ class RedisCopies:
         apart = (keys.checkpoint, keys.live, keys.restoring)
         cursor = ""
         while cursor != "0":
-            page: Command = ("SCAN", cursor or "0", "MATCH", keys.literal + "*", "COUNT", _PAGE_KEYS)
+            page: Command = ("SCAN", cursor or "0", "MATCH", literal(keys.prefix) + "*", "COUNT", _PAGE_KEYS)
             ((cursor, names),) = run([page])
             wanted = [name for name in names if name not in apart and not self._is_named(keys, name)]
             kinds = dict(zip(wanted, run([("TYPE", name) for name in wanted]), strict=True))
@@ -89,7 +80,7 @@ class RedisCopies:
 
     @staticmethod
     def _is_named(keys: Keys, name: str) -> bool:
-        """Whether these keys are of generation 0, and the key is of another one."""
+        """Whether the key belongs to another generation than `keys`, which are of generation 0."""
         return not keys.generation and name.startswith(keys.root + GENERATIONS)
 
     async def begin_restore(self, partition: int, owner: str) -> None:
@@ -102,16 +93,16 @@ class RedisCopies:
             return [("SET", keys.restoring, owner)]
 
         await self._restoring(keys, claim)
-        async for found in self._space.pages(keys):
+        async for page in self._space.pages(keys):
             left = [
                 key
-                for key in found
+                for key in page
                 if key.startswith(keys.prefix)
                 and key not in (keys.live, keys.checkpoint, keys.restoring)
                 and not self._is_named(keys, key)
             ]
             if left:
-                # Fails if another process has taken the claim over: its restored keys must stay.
+                # Raises `Fenced` if another process has claimed meanwhile: the keys that it restored must stay.
                 await self._owned(keys, owner, [("UNLINK", *left)])
 
     async def take_in(self, partition: int, owner: str, chunks: Sequence[str]) -> None:
@@ -134,12 +125,8 @@ class RedisCopies:
         (buckets,) = await self._space.commands([("SMEMBERS", keys.cell_buckets)])
         for bucket in map(int, buckets):
             cells, dirty = await self._space.commands([("HKEYS", keys.cells(bucket)), ("HKEYS", keys.dirty(bucket))])
-            # Cells that were relayed and dropped during the copy: relays would wait for them for ever.
-            gone = sorted(set(dirty) - set(cells))
-            writes += [
-                ("HDEL", keys.dirty(bucket), *gone[start : start + _ARGUMENTS_MAX])
-                for start in range(0, len(gone), _ARGUMENTS_MAX)
-            ]
+            # These cells were relayed and dropped during the copy: relays would wait for them for ever.
+            writes += chunked(("HDEL", keys.dirty(bucket)), sorted(set(dirty) - set(cells)))
         writes.append(write_checkpoint(keys.checkpoint, checkpoint))
         await self._owned(keys, owner, [*writes, ("UNLINK", keys.restoring)])
 
@@ -154,19 +141,19 @@ class RedisCopies:
 
     async def _restoring(self, keys: Keys, decide: Callable[[Read], Sequence[Command]]) -> None:
         """Write what `decide` returns. Raises `Fenced` if another process claimed or finished the restore meanwhile."""
-        if await self._space.run(self._space.write_watching, [keys.checkpoint, keys.restoring], decide) is None:
+        if await self._space.write_watching([keys.checkpoint, keys.restoring], decide) is None:
             raise Fenced(f"{keys.root}: another process restores this partition")
 
 
 def _together(kinds: Mapping[str, str], run: Read) -> Iterator[dict[str, str]]:
-    """Keys with their types, in groups that are read together. Keys that are gone are skipped."""
+    """Keys with their types, in groups that are read in one round trip. Skips deleted keys."""
     scanned = [name for name, kind in kinds.items() if kind in _SCANS]
     counts = dict(zip(scanned, run([(_COUNTS[kinds[name]], name) for name in scanned]), strict=True))
     together, items = dict[str, str](), 0
     for name, kind in kinds.items():
         if kind != "string" and kind not in _SCANS:
             continue
-        # A set of integers always answers whole.
+        # Redis returns a set of integers in one page.
         count = int(counts.get(name, _TEXT_ITEMS))
         if together and items + count > _PAGE_ITEMS:
             yield together
@@ -178,7 +165,7 @@ def _together(kinds: Mapping[str, str], run: Read) -> Iterator[dict[str, str]]:
 
 
 def _contents(keys: Keys, kinds: Mapping[str, str], run: Read) -> Iterator[_Entry]:
-    """The contents of some keys, a page of each at a time."""
+    """The contents of these keys: one page of each key, then the next page of each."""
     texts = [name for name, kind in kinds.items() if kind == "string"]
     values = run([("MGET", *texts)])[0] if texts else []
     for name, text in zip(texts, values, strict=True):
@@ -187,16 +174,16 @@ def _contents(keys: Keys, kinds: Mapping[str, str], run: Read) -> Iterator[_Entr
     left = {name: "0" for name, kind in kinds.items() if kind in _SCANS}
     while left:
         reads: list[Command] = [
-            (_SCANS[kinds[name]], name, at, "COUNT", _PAGES[kinds[name]]) for name, at in left.items()
+            (_SCANS[kinds[name]], name, cursor, "COUNT", _PAGES[kinds[name]]) for name, cursor in left.items()
         ]  # fmt: skip
         pages = dict(zip(left, run(reads), strict=True))
         for name, (_, items) in pages.items():
             yield kinds[name], name.removeprefix(keys.prefix), items
-        left = {name: at for name, (at, _) in pages.items() if at != "0"}
+        left = {name: cursor for name, (cursor, _) in pages.items() if cursor != "0"}
 
 
 def _chunks(entries: Iterable[_Entry]) -> Iterator[str]:
-    """Entries as chunks of up to `CHUNK_CHARACTERS`, or of one larger item."""
+    """The entries as chunks of up to `CHUNK_CHARACTERS`; a larger item has a chunk of its own."""
     gathered, size = list[_Entry](), 0
     for kind, name, items in entries:
         for part in _parts(items, _WIDTHS.get(kind, 1)):
@@ -232,9 +219,9 @@ def _restored(keys: Keys, entry: _Entry) -> Iterator[Command]:
         return
     if kind == "zset":
         items = pairs(zip(items[1::2], items[::2], strict=True))
-    for start in range(0, len(items), _ARGUMENTS_MAX):
-        yield (_WRITES[kind], key, *items[start : start + _ARGUMENTS_MAX])
-    # A bucket that was dropped during the copy is listed again, so that it is dropped again.
-    for prefix, index in ((_CELLS, keys.cell_buckets), (_DIRTY, keys.cell_buckets), (_REPORTS, keys.report_buckets)):
-        if name.startswith(prefix):
-            yield ("SADD", index, name.removeprefix(prefix))
+    yield from chunked((_WRITES[kind], key), items)
+    # A bucket that was dropped during the copy is listed again: otherwise nothing would drop its copied keys.
+    family, _, bucket = name.partition(":")
+    index = {"cells": keys.cell_buckets, "dirty": keys.cell_buckets, "reports": keys.report_buckets}.get(family)
+    if index and bucket:
+        yield ("SADD", index, bucket)

@@ -1,9 +1,10 @@
-"""The in-memory fake of the live view: same answers, same refusals, no server."""
+"""The in-memory fake of the live view: the same answers and errors without a server."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from operator import itemgetter
 
 import msgspec
 
@@ -24,11 +25,11 @@ from schemas.rollup import (
     View,
     Waiting,
 )
-from sinks.redis.fake_state import Chunk, Claim, HeldPartition, Notes
+from sinks.redis.fake_state import CHUNK_PAIRS, Claim, HeldPartition, Notes, decode_chunk
 
 
 class FakeServer:
-    """What one process sees of the server: all partitions of a generation, and its claim on rebuilds, if any."""
+    """The server as one process sees it: the partitions of one generation, and the process's claim if it rebuilds."""
 
     def __init__(self, claim: Claim | None = None) -> None:
         self.partitions: dict[int, HeldPartition] = {}
@@ -42,13 +43,13 @@ class FakeServer:
         return self.partitions.setdefault(partition, HeldPartition())
 
     def believe(self, partition: int, believed: Checkpoint) -> HeldPartition:
-        """The state of a partition, if it is at this checkpoint. Errors as `CheckpointedState.read`."""
-        held = self.at(partition)
-        if held.checkpoint is None:
+        """The state of a partition that is at this checkpoint. Errors as `CheckpointedState.read`."""
+        state = self.at(partition)
+        if state.checkpoint is None:
             raise OperatorNeeded(f"the checkpoint of partition {partition} is gone: the store was emptied or replaced")
-        if held.checkpoint != believed:
+        if state.checkpoint != believed:
             raise Fenced(f"partition {partition}: another process committed")
-        return held
+        return state
 
     def check_claim(self) -> None:
         """Raise `Fenced` if another rebuild command has claimed since."""
@@ -62,24 +63,28 @@ class FakeServer:
         return other
 
     def of_generation(self, generation: int) -> FakeServer:
-        """A generation that is being built, under the same claim."""
+        """The server as seen by the view of a generation that is being built, under the same claim."""
         other = FakeServer(self.claim)
         other.partitions = self.built.setdefault(generation, {})
         return other
 
     def empty(self) -> None:
-        """Lose everything, as a server without persistence does."""
+        """Lose all data, as a server without persistence does at a restart."""
         self.partitions.clear()
         self.built.clear()
         self.live.clear()
         self.notes.rebuilding = self.notes.rebuilder = None
 
 
-class FakeState:
-    """`schemas.live_view.CheckpointedState`."""
+class _Store:
+    """A part of the live view on one server."""
 
     def __init__(self, server: FakeServer) -> None:
         self._server = server
+
+
+class FakeState(_Store):
+    """Reads and commits for the fold (`schemas.live_view.CheckpointedState`)."""
 
     async def load_checkpoint(self, partition: int) -> Checkpoint | None:
         return self._server.at(partition).checkpoint
@@ -92,67 +97,66 @@ class FakeState:
 
     async def read(self, partition: int, believed: Checkpoint, request: ReadRequest) -> View:
         self._server.check_claim()
-        held = self._server.believe(partition, believed)
+        state = self._server.believe(partition, believed)
         return View(
             marks=frozenset(
                 member
                 for key, members in request.marks.items()
                 for member in members
-                if member in held.marks.get(key, ())
+                if member in state.marks.get(key, ())
             ),
-            totals={key: dict(held.totals.get(key, {})) for key in request.totals},
-            cells={key: held.cells[key] for key in request.cells if key in held.cells},
-            reports={key: held.reports[key] for key in request.reports if key in held.reports},
+            totals={key: dict(state.totals.get(key, {})) for key in request.totals},
+            cells={key: state.cells[key] for key in request.cells if key in state.cells},
+            reports={key: state.reports[key] for key in request.reports if key in state.reports},
             uniques={
-                key: frozenset(member for member in members if member in held.uniques.get(key, ()))
+                key: frozenset(member for member in members if member in state.uniques.get(key, ()))
                 for key, members in request.uniques.items()
             },
-            accounts={account: held.accounts.get(account, AccountState()) for account in request.accounts},
-            deferred={position: held.deferred[position] for position in request.deferred if position in held.deferred},
-            due=held.due_first(request.due_max) if request.due_max else (),
+            accounts={account: state.accounts.get(account, AccountState()) for account in request.accounts},
+            deferred={
+                position: state.deferred[position] for position in request.deferred if position in state.deferred
+            },
+            due=state.due_first(request.due_max) if request.due_max else (),
         )
 
     async def commit(self, partition: int, believed: Checkpoint, changes: Changes) -> None:
         self._server.check_claim()
-        held = self._server.believe(partition, believed)
-        held.checkpoint = changes.checkpoint
+        state = self._server.believe(partition, believed)
+        state.checkpoint = changes.checkpoint
         for replaced, meters in changes.replaced.items():
-            held.retire(replaced, meters)
+            state.retire(replaced, meters)
         for mark, members in changes.marks.items():
-            held.marks.setdefault(mark, set()).update(members)
+            state.marks.setdefault(mark, set()).update(members)
         for total, fields in changes.totals.items():
-            held.totals.setdefault(total, {}).update(fields)
+            state.totals.setdefault(total, {}).update(fields)
         for ranking, scores in changes.rankings.items():
-            held.rankings.setdefault(ranking, {}).update(scores)
-        held.cells.update(changes.cells)
-        held.dirty.update(changes.dirty)
-        held.reports.update(changes.reports)
+            state.rankings.setdefault(ranking, {}).update(scores)
+        state.cells.update(changes.cells)
+        state.dirty.update(changes.dirty)
+        state.reports.update(changes.reports)
         for unique, members in changes.uniques.items():
-            held.uniques.setdefault(unique, set()).update(members)
-        held.accounts.update(changes.accounts)
-        held.duplicates.update((each.position, each) for each in changes.duplicates)
+            state.uniques.setdefault(unique, set()).update(members)
+        state.accounts.update(changes.accounts)
+        state.duplicates.update((duplicate.position, duplicate) for duplicate in changes.duplicates)
         for mark in changes.expired_marks:
-            held.marks.pop(mark, None)
-        held.deferred.update((each.position, each) for each in changes.deferred)
+            state.marks.pop(mark, None)
+        state.deferred.update((event.position, event) for event in changes.deferred)
         for judged in changes.judged:
-            held.deferred.pop(judged.position, None)
-        held.due.update(changes.due)
+            state.deferred.pop(judged.position, None)
+        state.due.update(changes.due)
         for total in changes.totals:
-            held.due.setdefault(total, 0)
+            state.due.setdefault(total, 0)
         for retired, meters in changes.retired.items():
-            held.retire(retired, meters)
+            state.retire(retired, meters)
 
 
-class FakeOutbox:
-    """`schemas.live_view.AnalyticsOutbox`."""
-
-    def __init__(self, server: FakeServer) -> None:
-        self._server = server
+class FakeOutbox(_Store):
+    """Cells and duplicates that wait for the relay to ClickHouse (`schemas.live_view.AnalyticsOutbox`)."""
 
     async def dirty(self, partition: int, cells_max: int) -> tuple[Checkpoint | None, list[DirtyCell]]:
-        held = self._server.at(partition)
-        chosen = sorted(held.dirty)[:cells_max]
-        return held.checkpoint, [DirtyCell(key, held.cells[key], held.dirty[key]) for key in chosen]
+        state = self._server.at(partition)
+        chosen = sorted(state.dirty)[:cells_max]
+        return state.checkpoint, [DirtyCell(key, state.cells[key], state.dirty[key]) for key in chosen]
 
     async def confirm_dirty(self, partition: int, relayed: Sequence[DirtyCell]) -> None:
         dirty = self._server.at(partition).dirty
@@ -161,102 +165,91 @@ class FakeOutbox:
                 del dirty[cell.key]
 
     async def drop_closed_buckets(self, partition: int) -> None:
-        held = self._server.at(partition)
-        stream_time_ms = held.checkpoint.stream_time_ms if held.checkpoint else 0
-        kept = {key.bucket_ms for key in held.dirty}
-        for key in list(held.cells):
+        state = self._server.at(partition)
+        stream_time_ms = state.checkpoint.stream_time_ms if state.checkpoint else 0
+        kept = {key.bucket_ms for key in state.dirty}
+        for key in list(state.cells):
             if key.bucket_ms + HOUR_MS <= stream_time_ms and key.bucket_ms not in kept:
-                del held.cells[key]
+                del state.cells[key]
 
     async def duplicates(self, partition: int, count_max: int) -> list[Duplicate]:
         return sorted(self._server.at(partition).duplicates.values())[:count_max]
 
     async def confirm_duplicates(self, partition: int, positions: Sequence[int]) -> None:
-        for each in positions:
-            self._server.at(partition).duplicates.pop(each, None)
+        for position in positions:
+            self._server.at(partition).duplicates.pop(position, None)
 
 
-class FakeDrops:
-    """`schemas.live_view.OutboxDrops`."""
-
-    def __init__(self, server: FakeServer) -> None:
-        self._server = server
+class FakeDrops(_Store):
+    """The limit of the outbox, and the record of dropped entries (`schemas.live_view.OutboxDrops`)."""
 
     async def drop_excess(self, partition: int, entries_max: int) -> int:
-        held = self._server.at(partition)
-        dropped, stream_time_ms = 0, held.checkpoint.stream_time_ms if held.checkpoint else 0
-        if len(held.duplicates) > entries_max:
-            dropped = len(held.duplicates)
-            held.dropped_duplicates += dropped
-            held.duplicates.clear()
-        for bucket in sorted({key.bucket_ms for key in held.dirty}):
-            if len(held.dirty) <= entries_max or bucket + HOUR_MS > stream_time_ms:
+        state = self._server.at(partition)
+        dropped, stream_time_ms = 0, state.checkpoint.stream_time_ms if state.checkpoint else 0
+        if len(state.duplicates) > entries_max:
+            dropped = len(state.duplicates)
+            state.dropped_duplicates += dropped
+            state.duplicates.clear()
+        for bucket in sorted({key.bucket_ms for key in state.dirty}):
+            if len(state.dirty) <= entries_max or bucket + HOUR_MS > stream_time_ms:
                 break
-            gone = [key for key in held.dirty if key.bucket_ms == bucket]
-            held.dropped_cells[bucket] = len(gone)
-            dropped += len(gone)
-            for cells in (held.dirty, held.cells):
+            count = sum(key.bucket_ms == bucket for key in state.dirty)
+            state.dropped_cells[bucket] = count
+            dropped += count
+            for cells in (state.dirty, state.cells):
                 for key in [key for key in cells if key.bucket_ms == bucket]:
                     del cells[key]
         return dropped
 
     async def dropped(self, partition: int) -> Dropped:
-        held = self._server.at(partition)
-        return Dropped(dict(sorted(held.dropped_cells.items())), held.dropped_duplicates)
+        state = self._server.at(partition)
+        return Dropped(dict(sorted(state.dropped_cells.items())), state.dropped_duplicates)
 
     async def backfilled(self, partition: int, dropped: Dropped) -> None:
         self._server.check_claim()
-        held = self._server.at(partition)
+        state = self._server.at(partition)
         for bucket in dropped.cells:
-            held.dropped_cells.pop(bucket, None)
-        held.dropped_duplicates -= dropped.duplicates
+            state.dropped_cells.pop(bucket, None)
+        state.dropped_duplicates -= dropped.duplicates
 
 
-class FakeReports:
-    """`schemas.live_view.ReportOutbox`."""
-
-    def __init__(self, server: FakeServer) -> None:
-        self._server = server
+class FakeReports(_Store):
+    """Report entries that wait for the relay to `billing.reports` (`schemas.live_view.ReportOutbox`)."""
 
     async def report_buckets(self, partition: int) -> tuple[Checkpoint | None, list[int]]:
-        held = self._server.at(partition)
-        return held.checkpoint, sorted({key.bucket_ms for key in held.reports})
+        state = self._server.at(partition)
+        return state.checkpoint, sorted({key.bucket_ms for key in state.reports})
 
     async def reports(self, partition: int, bucket_ms: int, count_max: int) -> tuple[Checkpoint | None, dict[str, str]]:
-        held = self._server.at(partition)
-        found = {key.field: text for key, text in sorted(held.reports.items()) if key.bucket_ms == bucket_ms}
-        return held.checkpoint, dict(list(found.items())[:count_max])
+        state = self._server.at(partition)
+        entries = [(key.field, text) for key, text in sorted(state.reports.items()) if key.bucket_ms == bucket_ms]
+        return state.checkpoint, dict(entries[:count_max])
 
     async def confirm_reports(self, partition: int, bucket_ms: int, published: Mapping[str, str]) -> None:
-        held = self._server.at(partition).reports
+        reports = self._server.at(partition).reports
         for name, text in published.items():
-            if held.get(BucketField(bucket_ms, name)) == text:
-                del held[BucketField(bucket_ms, name)]
+            if reports.get(BucketField(bucket_ms, name)) == text:
+                del reports[BucketField(bucket_ms, name)]
 
 
-class FakeDeferred:
-    """`schemas.live_view.DeferredEvents`."""
-
-    def __init__(self, server: FakeServer) -> None:
-        self._server = server
+class FakeDeferred(_Store):
+    """Far-late events that wait for their dedup decision (`schemas.live_view.DeferredEvents`)."""
 
     async def deferred(
         self, partition: int, count_max: int, skipped: Collection[int] = ()
     ) -> tuple[Checkpoint | None, list[Deferred]]:
-        held = self._server.at(partition)
-        return held.checkpoint, sorted(each for at, each in held.deferred.items() if at not in skipped)[:count_max]
+        state = self._server.at(partition)
+        events = sorted(event for event in state.deferred.values() if event.position not in skipped)
+        return state.checkpoint, events[:count_max]
 
     async def waiting(self, partition: int, account: str | None = None) -> tuple[Checkpoint | None, Waiting]:
-        held = self._server.at(partition)
-        times = [each.stream_time_ms for each in held.deferred.values() if account in (None, each.account)]
-        return held.checkpoint, Waiting(len(times), min(times, default=None))
+        state = self._server.at(partition)
+        times = [event.stream_time_ms for event in state.deferred.values() if account in (None, event.account)]
+        return state.checkpoint, Waiting(len(times), min(times, default=None))
 
 
-class FakeAccounts:
-    """`schemas.live_view.AccountDirectory`."""
-
-    def __init__(self, server: FakeServer) -> None:
-        self._server = server
+class FakeAccounts(_Store):
+    """Bindings and closings, and accounts that wait for a restatement (`schemas.live_view.AccountDirectory`)."""
 
     async def account(self, partition: int, account: str) -> AccountState:
         return self._server.at(partition).accounts.get(account, AccountState())
@@ -264,34 +257,31 @@ class FakeAccounts:
     async def accounts(
         self, partition: int, accounts: Sequence[str]
     ) -> tuple[Checkpoint | None, dict[str, AccountState]]:
-        held = self._server.at(partition)
-        return held.checkpoint, {account: held.accounts.get(account, AccountState()) for account in accounts}
+        state = self._server.at(partition)
+        return state.checkpoint, {account: state.accounts.get(account, AccountState()) for account in accounts}
 
     async def restating(self, partition: int, count_max: int) -> tuple[Checkpoint | None, dict[str, AccountState]]:
-        held = self._server.at(partition)
+        state = self._server.at(partition)
         waiting = [
-            (state.pending.until_ms is None, account.encode(), account, state)
-            for account, state in held.accounts.items()
-            if state.pending is not None
+            (account_state.pending.until_ms is None, account.encode(), account, account_state)
+            for account, account_state in state.accounts.items()
+            if account_state.pending is not None
         ]
-        return held.checkpoint, {account: state for _, _, account, state in sorted(waiting)[:count_max]}
+        return state.checkpoint, {account: waits for _, _, account, waits in sorted(waiting)[:count_max]}
 
     async def restating_among(self, partition: int, accounts: Sequence[str]) -> dict[str, AccountState]:
         states = self._server.at(partition).accounts
-        return {each: states[each] for each in accounts if each in states and states[each].pending is not None}
+        return {name: states[name] for name in accounts if name in states and states[name].pending is not None}
 
 
-class FakeTotals:
-    """`schemas.live_view.LiveTotals`."""
-
-    def __init__(self, server: FakeServer) -> None:
-        self._server = server
+class FakeTotals(_Store):
+    """Current period totals and rankings (`schemas.live_view.LiveTotals`)."""
 
     async def account_totals(
         self, partition: int, keys: Sequence[TotalKey]
     ) -> tuple[Checkpoint | None, dict[TotalKey, dict[str, str]]]:
-        held = self._server.at(partition)
-        return held.checkpoint, {key: dict(held.totals.get(key, {})) for key in keys}
+        state = self._server.at(partition)
+        return state.checkpoint, {key: dict(state.totals.get(key, {})) for key in keys}
 
     async def total_keys(self, partition: int, cursor: int, count: int) -> tuple[int, list[TotalKey]]:
         keys = sorted(self._server.at(partition).totals)
@@ -303,11 +293,8 @@ class FakeTotals:
         return sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:count]
 
 
-class FakeRebuilds:
-    """`schemas.rebuild.RebuildLease`."""
-
-    def __init__(self, server: FakeServer) -> None:
-        self._server = server
+class FakeRebuilds(_Store):
+    """The claim on rebuilds, and the generation that is being built (`schemas.rebuild.RebuildLease`)."""
 
     async def claim_rebuild(self, token: str) -> None:
         self._server.claim = Claim(self._server.notes, token)
@@ -331,11 +318,8 @@ class FakeRebuilds:
             self._server.notes.rebuilding = None
 
 
-class FakeGenerations:
-    """`schemas.rebuild.Generations`."""
-
-    def __init__(self, server: FakeServer) -> None:
-        self._server = server
+class FakeGenerations(_Store):
+    """Swaps a new generation in and removes old ones (`schemas.rebuild.Generations`)."""
 
     async def is_live(self, partition: int, generation: int) -> bool:
         return self._server.live.get(partition, 0) == generation
@@ -357,7 +341,7 @@ class FakeGenerations:
     async def sweep(self, partition: int) -> int:
         return await self._remove(
             partition,
-            lambda: [held for number, held in self._server.built.items() if number != self._server.notes.rebuilding],
+            lambda: [built for number, built in self._server.built.items() if number != self._server.notes.rebuilding],
         )
 
     async def forget(self, partition: int) -> None:
@@ -365,46 +349,30 @@ class FakeGenerations:
         self._server.live.pop(partition, None)
 
     async def _remove(self, partition: int, generations: Callable[[], Sequence[dict[int, HeldPartition]]]) -> int:
-        """In steps, as on a server: the caller may die between two of them, and other processes act."""
+        """Removes in steps, as a server does: between two steps the caller may die and other processes may act."""
         self._server.check_claim()
-        for held in generations():
-            if partition in held:
-                held[partition].checkpoint = None
+        for generation in generations():
+            if partition in generation:
+                generation[partition].checkpoint = None
         await asyncio.sleep(0)
         self._server.check_claim()
-        for held in generations():
-            if partition in held:
-                held[partition].marks.clear()
+        for generation in generations():
+            if partition in generation:
+                generation[partition].marks.clear()
         await asyncio.sleep(0)
         self._server.check_claim()
-        return sum(held.pop(partition, None) is not None for held in generations())
+        return sum(generation.pop(partition, None) is not None for generation in generations())
 
 
-class FakeCopies:
-    """`schemas.snapshots.CopyableState`."""
-
-    def __init__(self, server: FakeServer) -> None:
-        self._server = server
+class FakeCopies(_Store):
+    """Copies a partition's state out of a generation and into another one (`schemas.snapshots.CopyableState`)."""
 
     async def snapshot(self, partition: int, believed: Checkpoint) -> AsyncIterator[str]:
         """One chunk."""
-        held = self._server.believe(partition, believed)
-        chunk = Chunk(
-            marks=[(key, sorted(members)) for key, members in sorted(held.marks.items())],
-            totals=sorted(held.totals.items()),
-            rankings=sorted(held.rankings.items()),
-            cells=sorted(held.cells.items()),
-            dirty=sorted(held.dirty.items()),
-            reports=sorted(held.reports.items()),
-            uniques=[(key, sorted(members)) for key, members in sorted(held.uniques.items())],
-            accounts={name: state.model_dump_json() for name, state in sorted(held.accounts.items())},
-            duplicates=sorted(held.duplicates.values()),
-            deferred=sorted(held.deferred.values()),
-            due=sorted(held.due.items()),
-            dropped_cells=sorted(held.dropped_cells.items()),
-            dropped_duplicates=held.dropped_duplicates,
-        )
-        yield msgspec.json.encode(chunk).decode()
+        state = self._server.believe(partition, believed)
+        pairs = {name: sorted(getattr(state, name).items(), key=itemgetter(0)) for name in CHUNK_PAIRS}
+        chunk = {**pairs, "dropped_duplicates": state.dropped_duplicates}
+        yield msgspec.json.encode(chunk, enc_hook=AccountState.model_dump_json, order="deterministic").decode()
         self._server.believe(partition, believed)
 
     async def begin_restore(self, partition: int, owner: str) -> None:
@@ -414,26 +382,16 @@ class FakeCopies:
         self._server.partitions[partition] = HeldPartition(restoring=owner)
 
     async def take_in(self, partition: int, owner: str, chunks: Sequence[str]) -> None:
-        held = self._restoring(partition, owner)
+        state = self._restoring(partition, owner)
         for text in chunks:
-            chunk = msgspec.json.decode(text, type=Chunk)
-            held.marks.update((key, set(members)) for key, members in chunk.marks)
-            held.totals.update(chunk.totals)
-            held.rankings.update(chunk.rankings)
-            held.cells.update(chunk.cells)
-            held.dirty.update(chunk.dirty)
-            held.reports.update(chunk.reports)
-            held.uniques.update((key, set(members)) for key, members in chunk.uniques)
-            held.accounts.update((k, AccountState.model_validate_json(v)) for k, v in chunk.accounts.items())
-            held.duplicates.update((each.position, each) for each in chunk.duplicates)
-            held.deferred.update((each.position, each) for each in chunk.deferred)
-            held.due.update(chunk.due)
-            held.dropped_cells.update(chunk.dropped_cells)
-            held.dropped_duplicates += chunk.dropped_duplicates
+            chunk = decode_chunk(text)
+            for name in CHUNK_PAIRS:
+                getattr(state, name).update(getattr(chunk, name))
+            state.dropped_duplicates += chunk.dropped_duplicates
 
     async def end_restore(self, partition: int, owner: str, checkpoint: Checkpoint) -> None:
-        held = self._restoring(partition, owner)
-        held.checkpoint, held.restoring = checkpoint, None
+        state = self._restoring(partition, owner)
+        state.checkpoint, state.restoring = checkpoint, None
 
     def _restoring(self, partition: int, owner: str) -> HeldPartition:
         self._server.check_claim()
@@ -443,7 +401,7 @@ class FakeCopies:
 
 
 class FakeLiveView:
-    """`schemas.live_view.LiveView` over dictionaries."""
+    """The whole live view over dictionaries (`schemas.live_view.LiveView`)."""
 
     def __init__(self, server: FakeServer | None = None) -> None:
         self.server = server or FakeServer()
@@ -459,11 +417,11 @@ class FakeLiveView:
         self.copies = FakeCopies(self.server)
 
     def another(self, claim: Claim | None = None) -> FakeLiveView:
-        """Another process's view of the same server; with a claim, that of a rebuild command."""
+        """The view of another process on the same server; with a claim, of a rebuild command."""
         return FakeLiveView(self.server.another(claim))
 
     def claiming(self, token: str) -> FakeLiveView:
-        """The view of a rebuild command that claims now."""
+        """The view of a new rebuild command, which takes the claim."""
         self.server.notes.rebuilder = token
         return self.another(Claim(self.server.notes, token))
 
@@ -472,7 +430,7 @@ class FakeLiveView:
         return FakeLiveView(self.server.of_generation(generation))
 
     async def check(self) -> Sequence[str]:
-        """Nothing is wrong."""
+        """No problems."""
         return ()
 
     async def close(self) -> None:

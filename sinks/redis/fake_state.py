@@ -1,9 +1,10 @@
-"""What the in-memory fake of the rollup store holds."""
+"""The state of the in-memory live view, and its chunks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
@@ -25,7 +26,7 @@ from schemas.rollup import (
 
 @dataclass
 class Notes:
-    """Which generation is being built, and the token of the last rebuild command that claimed."""
+    """The generation that is being built, and the token of the rebuild command that claimed last."""
 
     rebuilding: int | None = None
     rebuilder: str | None = None
@@ -33,20 +34,20 @@ class Notes:
 
 @dataclass(frozen=True)
 class Claim:
-    """A rebuild command's token, and where the last one stands."""
+    """A rebuild command's token, and the notes that hold the token of the last command."""
 
     notes: Notes
     token: str
 
     def check(self) -> None:
-        """Raise `Fenced` where another command has claimed since."""
+        """Raise `Fenced` if another command has claimed since."""
         if self.notes.rebuilder != self.token:
             raise Fenced(SUPERSEDED)
 
 
 @dataclass
 class HeldPartition:
-    """What one generation of a partition holds, as dictionaries."""
+    """The state of one generation of a partition."""
 
     checkpoint: Checkpoint | None = None
     marks: dict[MarkKey, set[int]] = field(default_factory=dict)
@@ -65,8 +66,8 @@ class HeldPartition:
     restoring: str | None = None
 
     def due_first(self, count_max: int) -> list[DueTotal]:
-        order = sorted((at, f"{key.period_start_ms}:{key.account}".encode(), key) for key, at in self.due.items())
-        return [DueTotal(at, key) for at, _, key in order[:count_max]]
+        order = sorted((ms, f"{key.period_start_ms}:{key.account}".encode(), key) for key, ms in self.due.items())
+        return [DueTotal(due_ms, key) for due_ms, _, key in order[:count_max]]
 
     def retire(self, key: TotalKey, meters: Sequence[str]) -> None:
         self.due.pop(key, None)
@@ -80,18 +81,24 @@ class HeldPartition:
 
 
 class Chunk(msgspec.Struct):
-    """A partition's state as one chunk; keys that are no text stand in pairs."""
+    """A partition's state as JSON: each dictionary as pairs, because JSON keys can only be text."""
 
-    marks: list[tuple[MarkKey, list[int]]]
+    marks: list[tuple[MarkKey, set[int]]]
     totals: list[tuple[TotalKey, dict[str, str]]]
     rankings: list[tuple[RankingKey, dict[str, int]]]
     cells: list[tuple[BucketField, str]]
     dirty: list[tuple[BucketField, int]]
     reports: list[tuple[BucketField, str]]
-    uniques: list[tuple[UniqueKey, list[int]]]
-    accounts: dict[str, str]
-    duplicates: list[Duplicate]
-    deferred: list[Deferred]
+    uniques: list[tuple[UniqueKey, set[int]]]
+    accounts: list[tuple[str, AccountState]]
+    duplicates: list[tuple[int, Duplicate]]
+    deferred: list[tuple[int, Deferred]]
     due: list[tuple[TotalKey, int]]
     dropped_cells: list[tuple[int, int]]
     dropped_duplicates: int
+
+
+CHUNK_PAIRS: Final = Chunk.__struct_fields__[:-1]
+decode_chunk: Final = msgspec.json.Decoder(
+    Chunk, dec_hook=lambda _, text: AccountState.model_validate_json(text)
+).decode

@@ -1,4 +1,4 @@
-"""A second generation of a partition's keys beside the live one, and the swap."""
+"""Which command may rebuild, and the generations of each partition: built beside the live one, swapped, swept."""
 
 from __future__ import annotations
 
@@ -10,23 +10,46 @@ from schemas.rollup import Checkpoint
 from sinks.redis.checkpoints import token
 from sinks.redis.client import Command
 from sinks.redis.keys import GENERATIONS, Keys
-from sinks.redis.keyspace import Keyspace, Read
+from sinks.redis.keyspace import Claim, Read, Store
 
 
-class RedisGenerations:
-    """`schemas.rebuild.Generations`."""
+class RedisRebuilds(Store):
+    """The claim on rebuilds, and the generation that is being built (`schemas.rebuild.RebuildLease`)."""
 
-    def __init__(self, space: Keyspace) -> None:
-        self._space = space
+    async def claim_rebuild(self, token: str) -> None:
+        claim = Claim(f"{self._space.namespace}:rebuilder", token)
+        self._space.claim = claim
+        await self._space.commands([("SET", claim.key, token)])
+
+    async def check_claim(self) -> None:
+        await self._space.check_claim()
+
+    async def rebuilding(self) -> int | None:
+        (text,) = await self._space.commands([("GET", self._space.rebuilding)])
+        return int(text) if text else None
+
+    async def begin_rebuild(self, generation: int) -> int:
+        note = self._space.rebuilding
+        writes: list[Command] = [("SET", note, generation, "NX"), ("GET", note)]
+        _, text = await self._space.write_unmoved([note], lambda _: writes)
+        return int(text)
+
+    async def end_rebuild(self, generation: int) -> None:
+        def decide(read: Read) -> list[Command]:
+            (note,) = read([("GET", self._space.rebuilding)])
+            return [("DEL", self._space.rebuilding)] if note == str(generation) else []
+
+        await self._space.write_unmoved([self._space.rebuilding], decide)
+
+
+class RedisGenerations(Store):
+    """Swaps a new generation in and removes old ones (`schemas.rebuild.Generations`)."""
 
     async def is_live(self, partition: int, generation: int) -> bool:
         (text,) = await self._space.commands([("GET", self._space.keys(partition).live)])
         return int(text or 0) == generation
 
     async def swap(self, partition: int, live: Checkpoint | None, built: Checkpoint) -> bool:
-        return await self._space.run(self._swap, partition, live, built)
-
-    def _swap(self, partition: int, live: Checkpoint | None, built: Checkpoint) -> bool:
         old, new = self._space.keys(partition), Keys(self._space.namespace, partition, built.generation)
         is_live = False
 
@@ -35,7 +58,7 @@ class RedisGenerations:
             reads: list[Command] = [("GET", old.live), ("GET", self._space.rebuilding)]
             reads += [("HGET", old.checkpoint, "token"), ("HGET", new.checkpoint, "token")]
             name, note, old_token, new_token = read(reads)
-            # Another rebuild was first: the checkpoint that would be dropped as the old one is the new one.
+            # Another command has swapped already: the key to unlink as the old checkpoint would be the new one.
             is_live = int(name or 0) == built.generation
             if is_live:
                 return []
@@ -44,10 +67,10 @@ class RedisGenerations:
             expected = token(live) if live else None
             if not self._space.is_current(partition, old, name) or old_token != expected or new_token != token(built):
                 return []
-            # Without its checkpoint, no remainder of the old generation can be taken for state.
+            # Without a checkpoint, no process can take remaining keys of the old generation for state.
             return [("SET", new.live, built.generation), ("UNLINK", old.checkpoint)]
 
-        if self._space.write_watching([old.live, old.checkpoint, new.checkpoint, self._space.rebuilding], decide):
+        if await self._space.write_watching([old.live, old.checkpoint, new.checkpoint, self._space.rebuilding], decide):
             self._space.is_current(partition, new, built.generation)
             return True
         return is_live
@@ -55,35 +78,35 @@ class RedisGenerations:
     async def sweep(self, partition: int) -> int:
         keys = self._space.keys(partition)
 
-        def superfluous(found: Sequence[str], read: Read) -> list[str]:
+        def superfluous(names: Sequence[str], read: Read) -> list[str]:
             live, building = read([("GET", keys.live), ("GET", self._space.rebuilding)])
             kept = {int(live or 0), int(building)} if building else {int(live or 0)}
-            return [key for key in found if key != keys.live and _generation(keys.root, key) not in kept]
+            return [key for key in names if key != keys.live and _generation(keys.root, key) not in kept]
 
         return await self._unlink(partition, superfluous)
 
     async def forget(self, partition: int) -> None:
-        await self._unlink(partition, lambda found, _: list(found))
+        await self._unlink(partition, lambda names, _: list(names))
 
     async def _unlink(self, partition: int, wanted: Callable[[Sequence[str], Read], list[str]]) -> int:
-        # Checkpoints first: if the call is cut short, nothing resumes from the rest of a generation.
+        # Checkpoints first: if the call is interrupted, no process resumes from an incomplete generation.
         namespace = self._space.namespace
         checkpoints = [Keys(namespace, partition, number).checkpoint for number in range(GENERATION_MAX + 1)]
         swept = await self._unlink_page(partition, checkpoints, wanted)
-        async for found in self._space.pages(self._space.keys(partition)):
-            swept += await self._unlink_page(partition, found, wanted)
+        async for names in self._space.pages(self._space.keys(partition)):
+            swept += await self._unlink_page(partition, names, wanted)
         return swept
 
     async def _unlink_page(
-        self, partition: int, found: Sequence[str], wanted: Callable[[Sequence[str], Read], list[str]]
+        self, partition: int, names: Sequence[str], wanted: Callable[[Sequence[str], Read], list[str]]
     ) -> int:
-        """Unlink those of the keys that `wanted` selects, unless the live or built generation changes meanwhile."""
+        """Unlink the keys that `wanted` selects; decide again if the live or the built generation changes meanwhile."""
 
         def decide(read: Read) -> list[Command]:
-            left = wanted(found, read)
+            left = wanted(names, read)
             return [("UNLINK", *left)] if left else []
 
-        if not found:
+        if not names:
             return 0
         watched = [self._space.keys(partition).live, self._space.rebuilding]
         return sum(map(int, await self._space.write_unmoved(watched, decide)))

@@ -6,14 +6,14 @@ from typing import Final
 
 from schemas.rollup import MarkKey, RankingKey, TotalKey, UniqueKey
 
-# Keys of generation 0 carry no generation, and none of them begins with this.
+# No key of generation 0 begins with this word.
 GENERATIONS: Final = "generation"
 
 
 class Keys:
-    """The keys of one partition in one generation. Keys of generation 0 carry no generation.
+    """The keys of one partition in one generation. Keys of generation 0 do not contain the generation.
 
-    `live` names the live generation; the key is absent until the first swap.
+    The key `live` holds the number of the live generation; it does not exist before the first swap.
     """
 
     def __init__(self, namespace: str, partition: int, generation: int = 0) -> None:
@@ -31,11 +31,6 @@ class Keys:
         self.deferred_order = self.prefix + "deferred-order"
         self.restating = self.prefix + "restating"
         self.restoring = self.prefix + "restoring"
-
-    @property
-    def literal(self) -> str:
-        """The prefix as a pattern of SCAN that matches the text itself."""
-        return literal(self.prefix)
 
     def mark(self, key: MarkKey) -> str:
         return f"{self.prefix}m:{key.slice_start_ms}:{key.bucket}"
@@ -66,17 +61,17 @@ class Keys:
 
 
 def literal(text: str) -> str:
-    """A pattern of SCAN that matches the text itself."""
-    return "".join(f"\\{each}" if each in "*?[]\\^" else each for each in text)
+    """A SCAN pattern that matches exactly this text."""
+    return "".join(f"\\{character}" if character in "*?[]\\^" else character for character in text)
 
 
 def deferred_member(position: int) -> str:
-    """A deferred event's name. Sorts by position as text: sorted sets order equal scores by name."""
+    """The member that names a deferred event. Zero-padded, because sorted sets order equal scores by text."""
     return f"{position:017d}"
 
 
 def total_member(key: TotalKey) -> str:
-    """A total's name in the index of totals."""
+    """The member that names a total in the index of totals."""
     return f"{key.period_start_ms}:{key.account}"
 
 

@@ -1,7 +1,7 @@
-"""The keys of one live view on one server: which generation is live, reads of it, and guarded writes.
+"""The Redis keys of one live view: which generation is live, reads from it, and guarded writes.
 
-Every store of the live view works on one `Keyspace`. One small key per partition names the live generation. Every
-commit watches it and every read looks at it, so a swap is one SET for all of them.
+All stores of the live view share one `Keyspace`. One small key per partition names the live generation. Every commit
+watches this key and every read checks it, so one SET swaps the generation for all processes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ T = TypeVar("T")
 Read = Callable[[list[Command]], list[Any]]
 
 ATTEMPTS_MAX: Final = 5
+# Repeats of a listing whose entries other processes keep settling.
+LOOKS_MAX: Final = 20
 _METER_SETS_MAX: Final = 16
-# Keys per SCAN step: some milliseconds of a server that answers others in between.
+# Keys per SCAN step: a few milliseconds, between which the server answers others.
 _SCAN_COUNT: Final = 1_000
 
 
 class Claim(NamedTuple):
-    """Where a rebuild command has written its token; another token there is a later command's."""
+    """The key into which rebuild commands write their tokens, and this command's token. The last writer owns it."""
 
     key: str
     token: str
@@ -41,9 +43,10 @@ class Claim(NamedTuple):
 
 
 class Keyspace:
-    """The keys under a namespace. Calls to the server block in threads of their own.
+    """The keys under a namespace. Calls to the server block threads of its pool, not the event loop.
 
-    With a `generation` it acts on that one, live or not. With a `claim`, guarded writes need it to hold.
+    With a `generation`, all calls use that generation, live or not. With a `claim`, guarded writes raise `Fenced` after
+    another command has claimed.
     """
 
     def __init__(
@@ -60,12 +63,12 @@ class Keyspace:
         self._meter_sets: dict[str, MeterSet] = {}
 
     def keys(self, partition: int) -> Keys:
-        """The key names of a partition, in the generation that was live when last read."""
+        """The key names of a partition in the generation that was live at the last read."""
         generation = self._live.get(partition, 0) if self._pinned is None else self._pinned
         return Keys(self.namespace, partition, generation)
 
     def is_current(self, partition: int, keys: Keys, live: str | int | None) -> bool:
-        """Whether these keys are of the live generation, as just read; remembers it."""
+        """Whether these keys belong to the generation `live`, which was just read. Remembers `live`."""
         self._live[partition] = int(live or 0)
         return self._pinned is not None or keys.generation == self._live[partition]
 
@@ -74,20 +77,20 @@ class Keyspace:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     async def commands(self, commands: list[Command]) -> list[Any]:
-        """The answers to these commands."""
+        """The answers to these commands. Raises `Transient` and `OperatorNeeded`."""
         return await self.run(self.server.run, commands)
 
     async def transaction(self, commands: list[Command]) -> list[Any]:
-        """The answers to these commands, executed in one step."""
+        """The answers to these commands, executed as one transaction. Errors as `commands`."""
         answers = await self.commands([("MULTI",), *commands, ("EXEC",)])
         return checked(answers[-1], self.server.where)
 
     async def read_live(
         self, partition: int, commands: Callable[[Keys], list[Command]], *, at_once: bool = False
     ) -> tuple[Keys, list[Any]]:
-        """Read from the live generation; again if a rebuild was swapped in meanwhile.
+        """Read from the live generation. Repeats the read if a rebuild was swapped in meanwhile.
 
-        The generation is read last: what was read before it was read while its keys were whole.
+        The generation is read last: if it is still live then, its keys were complete during the read.
         """
         for _ in range(ATTEMPTS_MAX):
             keys = self.keys(partition)
@@ -95,7 +98,7 @@ class Keyspace:
             *answers, live = await (self.transaction(wanted) if at_once else self.commands(wanted))
             if self.is_current(partition, keys, live):
                 return keys, answers
-        raise Transient(f"partition {partition}: the live generation changed at every look; try again")
+        raise Transient(f"partition {partition}: the live generation changed during every read; try again")
 
     async def read_at_checkpoint(
         self, partition: int, commands: Callable[[Keys], list[Command]] = lambda _: []
@@ -124,7 +127,7 @@ class Keyspace:
             return keys, checkpoint, answers
 
     def claim_reads(self) -> list[Command]:
-        """Reads the token of the last claim, for `Claim.check`; nothing without a claim."""
+        """The command that reads the token for `Claim.check`; no command without a claim."""
         return [("GET", self.claim.key)] if self.claim else []
 
     async def check_claim(self) -> None:
@@ -133,11 +136,17 @@ class Keyspace:
             (stored,) = await self.commands(self.claim_reads())
             self.claim.check(stored)
 
-    def write_watching(self, watched: Sequence[str], decide: Callable[[Read], Sequence[Command]]) -> list[Any] | None:
-        """Write in one step what `decide` returns after its reads; the answers. Blocks.
+    async def write_watching(
+        self, watched: Sequence[str], decide: Callable[[Read], Sequence[Command]]
+    ) -> list[Any] | None:
+        """Execute the commands that `decide` returns after its reads as one transaction; return their answers.
 
-        None, and nothing written, if a watched key moved meanwhile. Raises `Fenced` if another command has claimed.
+        Returns None, and writes nothing, if a watched key changed meanwhile. Raises `Fenced` if another command has
+        claimed. `decide` runs in a thread and its reads block.
         """
+        return await self.run(self._write_watching, watched, decide)
+
+    def _write_watching(self, watched: Sequence[str], decide: Callable[[Read], Sequence[Command]]) -> list[Any] | None:
         connection = self.server.connection()
         claimed = [self.claim.key] if self.claim else []
 
@@ -154,20 +163,20 @@ class Keyspace:
             answers = read([("MULTI",), *writes, ("EXEC",)])[-1]
             return None if answers is None else checked(answers, self.server.where)
         finally:
-            # A WATCH that was not answered by EXEC must not stay with the pooled connection.
+            # Without an EXEC, the WATCH would stay on the pooled connection.
             connection.reset()
 
     async def write_unmoved(self, watched: Sequence[str], decide: Callable[[Read], Sequence[Command]]) -> list[Any]:
-        """As `write_watching`, deciding again if a watched key moved."""
+        """As `write_watching`, but repeats it if a watched key changed; at last raises `Transient`."""
         for _ in range(ATTEMPTS_MAX):
-            answers = await self.run(self.write_watching, watched, decide)
+            answers = await self.write_watching(watched, decide)
             if answers is not None:
                 return answers
-        raise Transient(f"{self.server.where}: {watched[0]} changed at every look; try again")
+        raise Transient(f"{self.server.where}: {watched[0]} changed during every attempt; try again")
 
     async def pages(self, keys: Keys) -> AsyncIterator[list[str]]:
-        """All keys of a partition, some at a time. Keys that come or go meanwhile may be missing."""
-        # One connection for all: a cursor means nothing to a server that restarted or took over.
+        """All keys of a partition, page by page. Keys that are created or deleted meanwhile may be missing."""
+        # One connection for the whole walk: a restarted or promoted server does not know the cursor.
         connection, cursor = self.server.connection(), ""
         try:
             while cursor != "0":
@@ -178,5 +187,12 @@ class Keyspace:
             connection.release()
 
     def stop(self) -> None:
-        """Release the threads, once their calls have ended."""
+        """Wait for running calls and release the threads."""
         self._executor.shutdown(wait=True)
+
+
+class Store:
+    """A part of the live view that works on one keyspace."""
+
+    def __init__(self, space: Keyspace) -> None:
+        self._space = space

@@ -1,20 +1,30 @@
-"""Cells and duplicates on their way to ClickHouse. Nothing here moves the checkpoint."""
+"""What waits to be written elsewhere: cells and duplicates (to ClickHouse), report entries (to `billing.reports`).
+
+Nothing in this module moves the checkpoint.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from schemas.clock import HOUR_MS
 from schemas.errors import Transient
-from schemas.rollup import BucketField, Checkpoint, DirtyCell, Duplicate
-from sinks.redis.client import Command
-from sinks.redis.keyspace import Keyspace
-from sinks.redis.scripts import delete_if_unchanged
+from schemas.rollup import BucketField, Checkpoint, DirtyCell, Dropped, Duplicate
+from sinks.redis.client import Command, as_mapping, pairs
+from sinks.redis.keys import Keys
+from sinks.redis.keyspace import LOOKS_MAX, Store
 
-# Checks and deletes in one step: between two calls a replica may take over on which the bucket is open again.
+# Deletes only unchanged entries. If the script is interrupted, the remaining entries are relayed again.
+_DELETE_IF_UNCHANGED: Final = """
+for i = 1, #ARGV, 2 do
+  if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', KEYS[1], ARGV[i]) end
+end
+"""
+_CALL_FIELDS_MAX: Final = 500
+# One script, because between two calls a replica may be promoted on which the bucket is open again.
 _DROP_IF_CLOSED: Final = """
 if tonumber(redis.call('HGET', KEYS[1], 'stream_time_ms') or '0') >= tonumber(ARGV[1])
     and redis.call('EXISTS', KEYS[2]) == 0 then
@@ -22,25 +32,25 @@ if tonumber(redis.call('HGET', KEYS[1], 'stream_time_ms') or '0') >= tonumber(AR
   redis.call('UNLINK', KEYS[3])
 end
 """
-_LOOKS_MAX: Final = 20
+_FORGET_IF_EMPTY: Final = """
+if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('SREM', KEYS[2], ARGV[1]) end
+"""
+_DUPLICATES: Final = "duplicates"
 
 
-class RedisOutbox:
-    """`schemas.live_view.AnalyticsOutbox`."""
-
-    def __init__(self, space: Keyspace) -> None:
-        self._space = space
+class RedisOutbox(Store):
+    """Cells and duplicates that wait for the relay to ClickHouse (`schemas.live_view.AnalyticsOutbox`)."""
 
     async def dirty(self, partition: int, cells_max: int) -> tuple[Checkpoint | None, list[DirtyCell]]:
-        for _ in range(_LOOKS_MAX):
+        for _ in range(LOOKS_MAX):
             checkpoint, cells, more = await self._listed(partition, cells_max)
             if len(cells) >= cells_max or not more:
                 return checkpoint, cells
-        raise Transient(f"partition {partition}: another process relays it at the same time; try again")
+        raise Transient(f"partition {partition}: another process relays its cells at the same time; try again")
 
     async def _listed(self, partition: int, cells_max: int) -> tuple[Checkpoint | None, list[DirtyCell], bool]:
-        """As `dirty`, and whether more may be dirty: beyond the limit, or in another generation."""
-        # The checkpoint is read first: later commits need not be among the cells.
+        """As `dirty`, and whether more cells may be dirty: beyond the limit, or in another generation."""
+        # The checkpoint is read first, because the cells need not contain later commits.
         keys, checkpoint, (buckets,) = await self._space.read_at_checkpoint(
             partition, lambda keys: [("SMEMBERS", keys.cell_buckets)]
         )
@@ -58,7 +68,7 @@ class RedisOutbox:
             commands.append(("HMGET", keys.dirty(bucket), *fields))
             commands.append(("HMGET", keys.cells(bucket), *fields))
         answers = iter(await self._space.transaction(commands))
-        # A missing checkpoint means that the generation was swapped out; its keys may be gone.
+        # Without a checkpoint, this generation was swapped out and its keys may be deleted.
         swapped = not next(answers) and checkpoint is not None
         cells = []
         for bucket, fields in wanted:
@@ -74,7 +84,7 @@ class RedisOutbox:
             grouped.setdefault(cell.key.bucket_ms, []).append(cell)
         commands: list[Command] = []
         for bucket, cells in grouped.items():
-            commands += delete_if_unchanged(keys.dirty(bucket), [(cell.key.field, cell.version) for cell in cells])
+            commands += _delete_if_unchanged(keys.dirty(bucket), [(cell.key.field, cell.version) for cell in cells])
         if commands:
             await self._space.commands(commands)
 
@@ -105,3 +115,85 @@ class RedisOutbox:
     async def confirm_duplicates(self, partition: int, positions: Sequence[int]) -> None:
         if positions:
             await self._space.commands([("HDEL", self._space.keys(partition).duplicates, *positions)])
+
+
+class RedisDrops(Store):
+    """The limit of the outbox, and the record of dropped entries (`schemas.live_view.OutboxDrops`)."""
+
+    async def drop_excess(self, partition: int, entries_max: int) -> int:
+        keys, (stream_time, names, duplicates) = await self._space.read_live(
+            partition,
+            lambda keys: [
+                ("HGET", keys.checkpoint, "stream_time_ms"),
+                ("SMEMBERS", keys.cell_buckets),
+                ("HLEN", keys.duplicates),
+            ],
+        )
+        dropped = 0
+        if duplicates > entries_max:
+            note = ("HINCRBY", keys.dropped, _DUPLICATES, duplicates)
+            await self._space.transaction([("UNLINK", keys.duplicates), note])
+            dropped += duplicates
+        buckets = sorted(map(int, names))
+        counts = await self._space.commands([("HLEN", keys.dirty(bucket)) for bucket in buckets])
+        waiting = sum(counts)
+        for bucket, count in zip(buckets, counts, strict=True):
+            if waiting <= entries_max or not stream_time or bucket + HOUR_MS > int(stream_time):
+                break
+            if count:
+                drop: list[Command] = [("UNLINK", keys.dirty(bucket), keys.cells(bucket))]
+                drop += [("SREM", keys.cell_buckets, bucket), ("HSET", keys.dropped, bucket, count)]
+                await self._space.transaction(drop)
+                waiting, dropped = waiting - count, dropped + count
+        return dropped
+
+    async def dropped(self, partition: int) -> Dropped:
+        _, (answer,) = await self._space.read_live(partition, lambda keys: [("HGETALL", keys.dropped)])
+        counts = {name: int(count) for name, count in as_mapping(answer).items()}
+        duplicates = counts.pop(_DUPLICATES, 0)
+        return Dropped({int(bucket): counts[bucket] for bucket in sorted(counts, key=int)}, duplicates)
+
+    async def backfilled(self, partition: int, dropped: Dropped) -> None:
+        await self._space.check_claim()
+        key = self._space.keys(partition).dropped
+        commands: list[Command] = [("HDEL", key, *dropped.cells)] if dropped.cells else []
+        if dropped.duplicates:
+            commands.append(("HINCRBY", key, _DUPLICATES, -dropped.duplicates))
+        if commands:
+            await self._space.transaction(commands)
+
+
+class RedisReports(Store):
+    """Report entries that wait for the relay to `billing.reports` (`schemas.live_view.ReportOutbox`)."""
+
+    async def report_buckets(self, partition: int) -> tuple[Checkpoint | None, list[int]]:
+        _, checkpoint, (buckets,) = await self._space.read_at_checkpoint(
+            partition, lambda keys: [("SMEMBERS", keys.report_buckets)]
+        )
+        return checkpoint, sorted(map(int, buckets))
+
+    async def reports(self, partition: int, bucket_ms: int, count_max: int) -> tuple[Checkpoint | None, dict[str, str]]:
+        _, (fields,) = await self._space.read_live(
+            partition, lambda keys: [("HRANDFIELD", keys.reports(bucket_ms), count_max)]
+        )
+
+        def commands(keys: Keys) -> list[Command]:
+            return [("HMGET", keys.reports(bucket_ms), *fields)] if fields else []
+
+        _, checkpoint, texts = await self._space.read_at_checkpoint(partition, commands)
+        entries = zip(fields, texts[0], strict=True) if fields else ()
+        return checkpoint, {field: text for field, text in entries if text is not None}
+
+    async def confirm_reports(self, partition: int, bucket_ms: int, published: Mapping[str, str]) -> None:
+        keys = self._space.keys(partition)
+        commands = _delete_if_unchanged(keys.reports(bucket_ms), list(published.items()))
+        commands.append(("EVAL", _FORGET_IF_EMPTY, 2, keys.reports(bucket_ms), keys.report_buckets, bucket_ms))
+        await self._space.commands(commands)
+
+
+def _delete_if_unchanged(key: str, entries: Sequence[tuple[str, str | int]]) -> list[Command]:
+    """Commands that delete these entries (field, value) from a hash if the stored value is still the given one."""
+    return [
+        ("EVAL", _DELETE_IF_UNCHANGED, 1, key, *pairs(entries[start : start + _CALL_FIELDS_MAX]))
+        for start in range(0, len(entries), _CALL_FIELDS_MAX)
+    ]

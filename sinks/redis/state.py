@@ -1,8 +1,8 @@
 """The rollup's state in Redis: read at the checkpoint, commit with the checkpoint (I2).
 
-A commit is two round trips: `read` sends WATCH on the checkpoint and all reads; `commit` sends MULTI with absolute
-values and EXEC. EXEC fails as a whole if the checkpoint moved in between. A crash before EXEC reached the server leaves
-nothing; a crash afterwards leaves everything, and the process finds the new checkpoint when it starts again.
+A commit takes two round trips. `read` sends WATCH on the checkpoint and all reads; `commit` sends MULTI with absolute
+values and EXEC. EXEC writes nothing if the checkpoint changed in between. After a crash before EXEC reached the server,
+nothing is written. After a later crash everything is, and the restarted process reads the new checkpoint.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from schemas.errors import Fenced, OperatorNeeded
-from schemas.periods import AccountState
 from schemas.rollup import (
     BucketField,
     Changes,
@@ -27,20 +26,17 @@ from schemas.rollup import (
     View,
 )
 from sinks.redis.checkpoints import token, write_checkpoint
-from sinks.redis.client import Command, Connection, as_mapping, checked, pairs
-from sinks.redis.deferred import decode_deferred
+from sinks.redis.client import Command, Connection, as_mapping, checked, chunked, pairs
 from sinks.redis.keys import Keys, deferred_member, parse_total_member, total_member
-from sinks.redis.keyspace import Keyspace, Read
-
-# One command with very many arguments would hold up the single-threaded server.
-ARGUMENTS_MAX = 10_000
+from sinks.redis.keyspace import Keyspace, Read, Store
+from sinks.redis.lookups import account_state, decode_deferred
 
 
-class RedisState:
-    """`schemas.live_view.CheckpointedState`."""
+class RedisState(Store):
+    """Reads and commits for the fold (`schemas.live_view.CheckpointedState`)."""
 
     def __init__(self, space: Keyspace) -> None:
-        self._space = space
+        super().__init__(space)
         self._connections: dict[int, Connection] = {}
         self._watched: dict[int, str] = {}
 
@@ -57,7 +53,7 @@ class RedisState:
                 raise Fenced(f"partition {partition} has a checkpoint already")
             return [write_checkpoint(keys.checkpoint, checkpoint)]
 
-        if await self._space.run(self._space.write_watching, [keys.checkpoint, keys.live], decide) is None:
+        if await self._space.write_watching([keys.checkpoint, keys.live], decide) is None:
             raise Fenced(f"another process created the checkpoint of partition {partition}")
 
     async def read(self, partition: int, believed: Checkpoint, request: ReadRequest) -> View:
@@ -69,7 +65,7 @@ class RedisState:
     def _watch(self, partition: int, believed: Checkpoint, commands: list[Command]) -> list[Any]:
         """Run reads in the same round trip as WATCH, and check that the stored checkpoint is `believed`."""
         keys = self._space.keys(partition)
-        # UNWATCH first: a WATCH left by an abandoned flush would make a later EXEC fail for nothing.
+        # UNWATCH first: a WATCH that an abandoned flush left would make EXEC fail without need.
         claimed = [self._space.claim.key] if self._space.claim else []
         head: list[Command] = [("UNWATCH",), ("WATCH", keys.checkpoint, keys.live, *claimed), ("GET", keys.live)]
         head += [("HGET", keys.checkpoint, "token"), *self._space.claim_reads()]
@@ -127,15 +123,14 @@ class RedisState:
             key: frozenset(member for member, is_present in zip(members, next(answers), strict=True) if is_present)
             for key, members in request.uniques.items()
         }
-        accounts = {}
-        if request.accounts:
-            for account, text in zip(request.accounts, next(answers), strict=True):
-                accounts[account] = AccountState.model_validate_json(text) if text else AccountState()
+        states = map(account_state, next(answers)) if request.accounts else ()
+        accounts = dict(zip(request.accounts, states, strict=True))
         events = (decode_deferred(text) for text in next(answers) if text) if request.deferred else ()
         deferred = {event.position: event for event in events}
         flat = next(answers) if request.due_max else ()
         due = [
-            DueTotal(int(float(at)), parse_total_member(name)) for name, at in zip(flat[::2], flat[1::2], strict=True)
+            DueTotal(int(float(due_ms)), parse_total_member(name))
+            for name, due_ms in zip(flat[::2], flat[1::2], strict=True)
         ]
         return View(frozenset(marks), totals, cell_texts, report_texts, uniques, accounts, deferred, due)
 
@@ -169,19 +164,19 @@ def _writes(keys: Keys, believed: Checkpoint, changes: Changes) -> Iterator[Comm
         yield ("HSET", keys.total(total), *pairs(fields.items()))
     yield from _due_writes(keys, changes)
     for ranking, scores in changes.rankings.items():
-        yield from _chunked(("ZADD", keys.ranking(ranking)), pairs((v, k) for k, v in scores.items()))
+        yield from chunked(("ZADD", keys.ranking(ranking)), pairs((v, k) for k, v in scores.items()))
     for bucket, names in _by_bucket(changes.cells).items():
         cells = ((name, changes.cells[BucketField(bucket, name)]) for name in names)
-        yield from _chunked(("HSET", keys.cells(bucket)), pairs(cells))
+        yield from chunked(("HSET", keys.cells(bucket)), pairs(cells))
         versions = ((name, changes.dirty[BucketField(bucket, name)]) for name in names)
-        yield from _chunked(("HSET", keys.dirty(bucket)), pairs(versions))
+        yield from chunked(("HSET", keys.dirty(bucket)), pairs(versions))
         yield ("SADD", keys.cell_buckets, bucket)
     for bucket, names in _by_bucket(changes.reports).items():
         entries = ((name, changes.reports[BucketField(bucket, name)]) for name in names)
-        yield from _chunked(("HSET", keys.reports(bucket)), pairs(entries))
+        yield from chunked(("HSET", keys.reports(bucket)), pairs(entries))
         yield ("SADD", keys.report_buckets, bucket)
     for unique, members in changes.uniques.items():
-        yield from _chunked(("SADD", keys.unique(unique)), list(members))
+        yield from chunked(("SADD", keys.unique(unique)), list(members))
     for account, state in changes.accounts.items():
         yield ("SET", keys.account(account), state.model_dump_json())
         if state.pending is None:
@@ -190,23 +185,23 @@ def _writes(keys: Keys, believed: Checkpoint, changes: Changes) -> Iterator[Comm
             yield ("ZADD", keys.restating, int(state.pending.until_ms is None), account)
     if changes.duplicates:
         rows = ((duplicate.position, msgspec.json.encode(duplicate)) for duplicate in changes.duplicates)
-        yield from _chunked(("HSET", keys.duplicates), pairs(rows))
+        yield from chunked(("HSET", keys.duplicates), pairs(rows))
     yield from _deferred_writes(keys, changes)
     yield from _removals(keys, changes.retired)
     if changes.expired_marks:
-        yield from _chunked(("UNLINK",), [keys.mark(mark) for mark in changes.expired_marks])
+        yield from chunked(("UNLINK",), [keys.mark(mark) for mark in changes.expired_marks])
 
 
 def _due_writes(keys: Keys, changes: Changes) -> Iterator[Command]:
-    """The index of all totals by when they are due."""
-    due = ((at, total_member(key)) for key, at in changes.due.items())
-    yield from _chunked(("ZADD", keys.total_index), pairs(due))
+    """Writes to the index of all totals, which is sorted by the stream time at which a total is due."""
+    due = ((due_ms, total_member(key)) for key, due_ms in changes.due.items())
+    yield from chunked(("ZADD", keys.total_index), pairs(due))
     at_once = ((0, total_member(key)) for key in changes.totals if key not in changes.due)
-    yield from _chunked(("ZADD", keys.total_index, "NX"), pairs(at_once))
+    yield from chunked(("ZADD", keys.total_index, "NX"), pairs(at_once))
 
 
 def _removals(keys: Keys, totals: Mapping[TotalKey, Sequence[str]]) -> Iterator[Command]:
-    """Delete totals with the uniques and ranking entries of these meters."""
+    """Delete these totals, with the distinct values and ranking entries of the listed meters."""
     rankings: dict[RankingKey, list[str]] = {}
     names = []
     for key, meters in totals.items():
@@ -214,27 +209,27 @@ def _removals(keys: Keys, totals: Mapping[TotalKey, Sequence[str]]) -> Iterator[
         for meter in meters:
             names.append(keys.unique(UniqueKey(key.account, meter, key.period_start_ms)))
             rankings.setdefault(RankingKey(meter, key.period_start_ms), []).append(key.account)
-    yield from _chunked(("UNLINK",), names)
-    yield from _chunked(("ZREM", keys.total_index), [total_member(key) for key in totals])
+    yield from chunked(("UNLINK",), names)
+    yield from chunked(("ZREM", keys.total_index), [total_member(key) for key in totals])
     for ranking, accounts in rankings.items():
-        yield from _chunked(("ZREM", keys.ranking(ranking)), accounts)
+        yield from chunked(("ZREM", keys.ranking(ranking)), accounts)
 
 
 def _deferred_writes(keys: Keys, changes: Changes) -> Iterator[Command]:
     if changes.deferred:
         rows = ((deferred_member(event.position), msgspec.json.encode(event)) for event in changes.deferred)
-        yield from _chunked(("HSET", keys.deferred), pairs(rows))
+        yield from chunked(("HSET", keys.deferred), pairs(rows))
     if changes.judged:
-        yield from _chunked(("HDEL", keys.deferred), [deferred_member(event.position) for event in changes.judged])
+        yield from chunked(("HDEL", keys.deferred), [deferred_member(event.position) for event in changes.judged])
     for index, added in _by_index(keys, changes.deferred).items():
         scores = ((event.stream_time_ms, deferred_member(event.position)) for event in added)
-        yield from _chunked(("ZADD", index), pairs(scores))
+        yield from chunked(("ZADD", index), pairs(scores))
     for index, gone in _by_index(keys, changes.judged).items():
-        yield from _chunked(("ZREM", index), [deferred_member(event.position) for event in gone])
+        yield from chunked(("ZREM", index), [deferred_member(event.position) for event in gone])
 
 
 def _by_index(keys: Keys, deferred: Iterable[Deferred]) -> dict[str, list[Deferred]]:
-    """Deferred events by the sorted sets that list them: the partition's and their account's."""
+    """Deferred events by the sorted set that lists them. The partition and each account have a set."""
     grouped: dict[str, list[Deferred]] = {}
     for event in deferred:
         grouped.setdefault(keys.deferred_order, []).append(event)
@@ -256,8 +251,3 @@ def _texts(grouped: dict[int, list[str]], answers: Iterator[Any]) -> dict[Bucket
         for field, text in zip(fields, next(answers), strict=True)
         if text is not None
     }
-
-
-def _chunked(head: Command, arguments: list[Any]) -> Iterator[Command]:
-    for start in range(0, len(arguments), ARGUMENTS_MAX):
-        yield (*head, *arguments[start : start + ARGUMENTS_MAX])

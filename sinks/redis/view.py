@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from sinks.redis.accounts import RedisAccounts
 from sinks.redis.copies import RedisCopies
-from sinks.redis.deferred import RedisDeferred
-from sinks.redis.drops import RedisDrops
-from sinks.redis.generations import RedisGenerations
+from sinks.redis.generations import RedisGenerations, RedisRebuilds
 from sinks.redis.keyspace import Claim, Keyspace
-from sinks.redis.outbox import RedisOutbox
-from sinks.redis.rebuilds import RedisRebuilds
-from sinks.redis.reports import RedisReports
+from sinks.redis.lookups import RedisAccounts, RedisDeferred, RedisTotals
+from sinks.redis.outbox import RedisDrops, RedisOutbox, RedisReports
 from sinks.redis.state import RedisState
-from sinks.redis.totals import RedisTotals
 
 
 class RedisLiveView:
-    """`schemas.live_view.LiveView`. Blocking calls run in `threads_max` threads.
+    """The whole live view on a server (`schemas.live_view.LiveView`). Blocking calls run in `threads_max` threads.
 
-    With a `generation` it acts on that one, live or not; with a `claim`, only while that holds.
+    With a `generation`, the view uses that generation, live or not. With a `claim`, guarded writes raise `Fenced` after
+    another rebuild command has claimed.
     """
 
     def __init__(
@@ -42,7 +38,7 @@ class RedisLiveView:
         self.copies = RedisCopies(self.keyspace)
 
     def built(self, generation: int) -> RedisLiveView:
-        """The view of a generation, with connections of its own."""
+        """The view of a generation, with its own connections."""
         space = self.keyspace
         return RedisLiveView(space.url, space.namespace, threads_max=4, generation=generation, claim=space.claim)
 

@@ -1,5 +1,5 @@
-"""Stripe's billing meters: what sends usage to Stripe and what reads Stripe's own sums back.
+"""Stripe's billing meters: sends usage to Stripe and reads Stripe's sums and error reports.
 
-The layers above may import it; `client` alone imports the `stripe` library. The invariant it keeps: one
-identifier is one meter event, so whatever is repeated within Stripe's window counts once.
+Only the pipeline imports this package; in it, only `client` imports the `stripe` library. The invariant: one identifier
+is one meter event, so an event that is repeated within Stripe's window of identifiers counts once.
 """

@@ -1,6 +1,6 @@
-"""The one place that imports `stripe`: its meters API, v1, as `StripeMeters` and `StripeRejections`.
+"""The only module that imports `stripe`: Stripe's meters API v1 as `StripeMeters` and `StripeRejections`.
 
-Retries are not the library's here but the sender's, which knows what an identifier is worth and when it expires.
+The library's retries are off. The sender retries, because it knows when Stripe forgets an identifier.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FOREIGN_SHOWN_MAX: Final = 200
 _ERROR_NAMES: Final = ("type", "code")
 _METER_NAMES: Final = ("id", "status", "customer_mapping", "value_settings", "default_aggregation", "event_time_window")
 
-# The library would otherwise write an id into the home directory and report latencies.
+# With telemetry, the library writes an id into the home directory and reports latencies.
 stripe.enable_telemetry = False
 
 
@@ -43,7 +43,7 @@ def _no_answer(message: str, status: int = 0, headers: Mapping[str, str] | None 
 
 
 def _is_stripes(status: int, content: bytes) -> bool:
-    """Whether a body has Stripe's form: an object, and for a failure one whose error has a type or a code."""
+    """Whether a body has Stripe's form: a JSON object, which for a failure contains an error with a type or a code."""
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
@@ -57,7 +57,7 @@ def _is_stripes(status: int, content: bytes) -> bool:
 
 
 class _Transport(stripe.HTTPClient):
-    """The library's HTTP through httpx, with our limits. Through environment proxies to Stripe itself only."""
+    """The library's HTTP client over httpx, with limits. Proxies of the environment are used only if `environment`."""
 
     name = "httpx"
 
@@ -69,10 +69,10 @@ class _Transport(stripe.HTTPClient):
     async def request_async(
         self, method: str, url: str, headers: Mapping[str, str], post_data: Any = None
     ) -> tuple[bytes, int, Mapping[str, str]]:
-        """One request; `APIConnectionError` where no whole answer of Stripe's own came.
+        """Send one request. Raises `APIConnectionError` if no complete answer in Stripe's form came.
 
-        The library makes an error of Stripe's of any page that a proxy gives, and of some a crash of its own. The
-        status stays, because a 5xx may hide one that Stripe has stored, and the headers, because of Retry-After.
+        The library would take a proxy's page for an error of Stripe, or fail on it. The error keeps the status, because
+        behind a proxy's 5xx may be one that Stripe has stored, and the headers, because of Retry-After.
         """
         try:
             response = await self._client.request(method, url, headers=dict(headers), content=post_data or None)
@@ -90,10 +90,10 @@ class _Transport(stripe.HTTPClient):
 
 
 class StripeClientMeters:
-    """Stripe's meters for one key. Used by one event loop.
+    """Stripe's meters for one API key. For use in one event loop.
 
-    `api_base` None talks to Stripe; a URL talks to a simulator. `timeout_s` bounds each call; a call that timed
-    out may have been taken. A key's mode is its prefix: `sk_live_` and `rk_live_` are live.
+    `api_base` is the URL of a simulator; None means Stripe. `timeout_s` bounds each call; Stripe may have executed a
+    call that timed out. Keys with the prefix `sk_live_` or `rk_live_` are of live mode.
     """
 
     def __init__(self, api_key: str, api_base: str | None = None, *, timeout_s: float = 20.0) -> None:
@@ -117,17 +117,16 @@ class StripeClientMeters:
         self._stored_errors: OrderedDict[str, int] = OrderedDict()
 
     async def identity(self) -> tuple[bool, str]:
-        """(livemode, account id). Asks once. Raises `Transient` or `Refused`."""
+        """(livemode, account id). Calls Stripe only the first time. Raises `Transient` or `Refused`."""
         if not self._account:
             account = await self._read(self._stripe.v1.accounts.retrieve_current_async, "id")
             self._account = str(account.id)
         return self._livemode, self._account
 
     async def ensure_meter(self, event_name: str, display_name: str) -> str:
-        """The id of the active meter of `event_name`, created (sum, raw) if there is none.
+        """The id of the active meter of `event_name`; creates the meter (sum, no window) if it is missing.
 
-        Raises `OperatorNeeded` where the existing one adds up differently or was deactivated, `Transient`,
-        `Refused`.
+        Raises `OperatorNeeded` if the existing meter aggregates differently or is deactivated, `Transient`, `Refused`.
         """
         meter = await self._find_meter(event_name)
         if meter is None:
@@ -144,10 +143,10 @@ class StripeClientMeters:
         return str(meter.id)
 
     async def send(self, event: MeterEvent) -> SendResult:
-        """One meter event under its identifier; never raises for what Stripe answers or fails to answer.
+        """Send one meter event under its identifier. Never raises for an answer of Stripe or a missing answer.
 
-        The Idempotency-Key is a function of the event and of how many 5xx answers it got: Stripe stores a 500
-        under its key and would repeat it for a day, while the identifier keeps a second key harmless.
+        The Idempotency-Key is computed from the event and the number of its 5xx answers: Stripe stores a 500 under the
+        key and would repeat it for a day. A second key is harmless, because the identifier stays the same.
         """
         digest = hashlib.sha256("\n".join(map(str, event)).encode()).hexdigest()[:40]
         key = f"{digest}-{self._stored_errors.get(digest, 0)}"
@@ -172,10 +171,10 @@ class StripeClientMeters:
         return SendResult(SendStatus.ACCEPTED)
 
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
-        """Stripe's sum over `[start_s, end_s)`: one row for a customer it knows, none for one it does not.
+        """Stripe's sum over `[start_s, end_s)`: one row for a customer that Stripe knows, otherwise none.
 
-        The value went through a double at Stripe's side. Costs one read; one more where the meter is new here.
-        Raises `Transient`, `Refused`, and `InvalidInput` where the span is not of whole minutes.
+        Stripe computes the value as a double. Costs one call, and one more if this client does not know the meter yet.
+        Raises `Transient`, `Refused`, and `InvalidInput` if the span is not of whole minutes.
         """
         meter = await self._find_meter(event_name)
         if meter is None:
@@ -195,7 +194,7 @@ class StripeClientMeters:
         return MeterSummary(format(total, "f"), len(page.data))
 
     async def rejections(self, since_ms: int) -> Sequence[Rejection]:
-        """See `StripeRejections`. Stops with `OperatorNeeded` beyond `PAGES_MAX` pages."""
+        """See `StripeRejections`. Raises `OperatorNeeded` if there are more than `PAGES_MAX` pages."""
         moment = datetime.fromtimestamp(since_ms // 1_000, UTC)
         page = await self._read(
             lambda: self._stripe.v2.core.events.list_async(
@@ -248,7 +247,7 @@ class StripeClientMeters:
                 *_METER_NAMES,
             )
         except InvalidInput:
-            # Another process may have created it between our look and our call.
+            # Another process may have created the meter since this one listed the meters.
             await self._list_meters()
             meter = self._meters.get(event_name)
             if meter is None:
@@ -262,17 +261,17 @@ class StripeClientMeters:
         return self._meters.get(event_name)
 
     async def _list_meters(self) -> None:
-        """Refresh all meters; of several with one event name the active one, else the newest."""
-        found: dict[str, Any] = {}
+        """Read all meters. Of several meters with one event name, keep the active one, otherwise the newest."""
+        meters: dict[str, Any] = {}
         after = ""
         for _ in range(PAGES_MAX):
             page = await self._read(partial(self._get_meters, after), "data", "has_more")
             for meter in page.data:
-                known = found.get(str(meter.event_name))
+                known = meters.get(str(meter.event_name))
                 if known is None or (known.status != "active" and meter.status == "active"):
-                    found[str(meter.event_name)] = meter
+                    meters[str(meter.event_name)] = meter
             if not page.has_more:
-                self._meters = found
+                self._meters = meters
                 return
             after = str(page.data[-1].id)
         raise OperatorNeeded(f"this Stripe account has more than {PAGES_MAX * PAGE_ROWS} meters")
@@ -283,7 +282,7 @@ class StripeClientMeters:
             self._stored_errors.popitem(last=False)
 
     async def _read(self, call: Callable[[], Awaitable[Any]], *names: str) -> Any:
-        """What a call answers, with at least these names. Raises `Transient`, `Refused` and `InvalidInput`."""
+        """The answer to a call. Raises `Refused`, `InvalidInput`, `Transient` (also if an attribute is missing)."""
         try:
             answer = await call()
         except stripe.StripeError as error:
@@ -320,7 +319,7 @@ def _rejections(event: Any, names: Mapping[str, str]) -> list[Rejection]:
     rows = []
     for kind in data.reason.error_types:
         requests = [sample.request for sample in kind.sample_errors]
-        # Older reports name a request's id and Idempotency-Key instead of the event's identifier.
+        # Older reports contain the request's id and Idempotency-Key instead of the event's identifier.
         identifiers = [getattr(request, "identifier", None) for request in requests]
         rows.append(
             Rejection(

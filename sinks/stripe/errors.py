@@ -1,7 +1,7 @@
-"""What an answer of Stripe means to the sender. Pure: no library, no network.
+"""Classifies Stripe's answers for the sender. Pure: no library, no network.
 
-Sources: docs.stripe.com/error-handling, docs.stripe.com/rate-limits, docs.stripe.com/api/idempotent_requests;
-the duplicate's message and its missing code are as observed in test mode.
+Sources: docs.stripe.com/error-handling, docs.stripe.com/rate-limits, docs.stripe.com/api/idempotent_requests. The
+message for a duplicate, and that it has no code, were observed in test mode.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ RETRY_AFTER_MAX_S: Final = 300.0
 
 
 class Answer(NamedTuple):
-    """An answer other than 2xx, or none at all (status 0). Header names are in lower case.
+    """An answer other than 2xx, or no answer (status 0). Header names are in lower case.
 
-    `is_foreign`: it is not in Stripe's form, so a proxy, a firewall or a broken line gave it, of whatever status.
+    `is_foreign`: the body does not have Stripe's form, so a proxy or a firewall sent the answer, or it was cut off.
     """
 
     status: int
@@ -31,21 +31,21 @@ class Answer(NamedTuple):
 
     @property
     def request_id(self) -> str:
-        """What Stripe's support asks for; empty where there is none."""
+        """The request id for Stripe's support; empty if the answer has none."""
         return self.headers.get("request-id", "")
 
     @property
     def is_stored(self) -> bool:
-        """Whether Stripe keeps this answer under the Idempotency-Key and would repeat it for 24 h or more."""
+        """Whether Stripe stores this answer under the Idempotency-Key and repeats it for at least 24 h."""
         return self.status >= 500
 
 
 def classify(answer: Answer) -> SendResult:
-    """What to do after this answer to one meter event.
+    """What the sender does after this answer to one meter event.
 
-    Duplicate identifier: delivered. 409, 429, 5xx, no answer of Stripe's own: the same event again. 401, 403: stop.
-    Everything else is a fault of this one event: a dead letter. That is final, and stopping ends the sink, so both
-    need Stripe's own words.
+    Duplicate identifier: the event is delivered. 409, 429, 5xx, no answer or a foreign one: send the same event again.
+    401, 403: stop the sink. Any other answer: the event becomes a dead letter. Foreign answers never stop the sink and
+    never make a dead letter.
     """
     detail = describe(answer)
     if is_refusal(answer):
@@ -58,26 +58,26 @@ def classify(answer: Answer) -> SendResult:
 
 
 def is_refusal(answer: Answer) -> bool:
-    """Whether Stripe itself refuses the key: a firewall's 403 says nothing about it."""
+    """Whether Stripe itself rejects the API key. A firewall's 403 does not count."""
     return answer.status in (401, 403) and not answer.is_foreign
 
 
 def is_retryable(answer: Answer) -> bool:
-    """Whether the same call may succeed later. Rate limits were once sent as 400 with a code."""
+    """Whether the same call may succeed later. Stripe once sent rate limits as 400 with a code."""
     if answer.is_foreign or answer.status in (0, 409, 429) or answer.status >= 500:
         return True
     return answer.code in ("rate_limit", "lock_timeout")
 
 
 def is_duplicate(answer: Answer) -> bool:
-    """Whether Stripe has the identifier already: by v1's message without a code, or by v2's code."""
+    """Whether Stripe has the identifier already. API v1 says so by a message without a code, v2 by a code."""
     if answer.status != 400 or answer.is_foreign:
         return False
     return answer.code == DUPLICATE_CODE or (not answer.code and answer.message.startswith(DUPLICATE_PREFIX))
 
 
 def describe(answer: Answer) -> str:
-    """One line for people: status, code, message, the limit that was hit and the request's id."""
+    """One line for people: status, code, message, the exceeded limit and the request id."""
     parts = [f"HTTP {answer.status}" if answer.status else "no answer", answer.code, answer.message]
     parts.append(answer.headers.get("stripe-rate-limited-reason", ""))
     parts.append(answer.request_id)
@@ -85,7 +85,7 @@ def describe(answer: Answer) -> str:
 
 
 def _retry_after_s(answer: Answer) -> float:
-    """What the header says; at least a second where the account as a whole is too fast."""
+    """The seconds of the Retry-After header; at least one second if the whole account exceeds a rate limit."""
     floor_s = 1.0 if answer.status == 429 and answer.code != "lock_timeout" else 0.0
     try:
         return min(max(float(answer.headers.get("retry-after", "0")), floor_s), RETRY_AFTER_MAX_S)

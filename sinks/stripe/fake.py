@@ -1,12 +1,13 @@
-"""The in-memory fake of Stripe's meters: the same answers without HTTP, on a clock that is passed in."""
+"""The in-memory fake of Stripe's meters: the same answers without HTTP, on the clock of the test."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
+from typing import Final
 
 from aggregators.meter_events import FUTURE_MAX_MS, PAST_MAX_MS
 from schemas.clock import DAY_MS, SECOND_MS, Clock
@@ -18,7 +19,7 @@ IDENTIFIER_WINDOW_MS = DAY_MS
 
 
 class FakeFault(StrEnum):
-    """What befalls one call. `LOST_ANSWER`: taken, and no answer; `NO_ANSWER`: not taken, and no answer."""
+    """A failure of one call. `LOST_ANSWER`: the event is stored without an answer. `NO_ANSWER`: it is not stored."""
 
     LOST_ANSWER = "lost_answer"
     NO_ANSWER = "no_answer"
@@ -31,12 +32,20 @@ class FakeFault(StrEnum):
     REJECTED = "rejected"
 
 
+# The answers of faults that prevent the event from being stored.
+_ANSWERS: Final[Mapping[FakeFault | None, Answer]] = {
+    FakeFault.NO_ANSWER: Answer(0, "no answer"),
+    FakeFault.SERVER_ERROR: Answer(500, "An unknown error occurred"),
+    FakeFault.RATE_LIMITED: Answer(429, "Request rate limit exceeded", "rate_limit"),
+    FakeFault.CONFLICT: Answer(409, "conflict", "too_many_concurrent_requests"),
+    FakeFault.BAD_REQUEST: Answer(400, "Invalid request", "parameter_invalid"),
+}
 FaultHook = Callable[[MeterEvent], FakeFault | None]
 
 
 @dataclass(slots=True)
 class HeldEvent:
-    """A meter event as this Stripe holds it. `code` is set once it is rejected."""
+    """A stored meter event. `code` is the error code of a rejected event, otherwise ""."""
 
     event: MeterEvent
     received_ms: int
@@ -45,10 +54,11 @@ class HeldEvent:
 
 @dataclass(slots=True)
 class FakeStripe:
-    """`StripeMeters` and `StripeRejections` in memory; what it holds is bounded by what the test sends.
+    """`StripeMeters` and `StripeRejections` in memory. Stores every event that the test sends.
 
-    `lag_ms`: from receipt until an event shows in summaries. `fault` is asked before each send, `read_fault`
-    (the name of the call) before each read. `conflicts` counts sends that overlapped on one queue.
+    `lag_ms`: the time from receipt until summaries contain an event. `fault` gives the failure of each send,
+    `read_fault` whether the read call of this name fails. `conflicts` counts overlapping sends for one meter and
+    customer.
     """
 
     clock: Clock
@@ -67,11 +77,11 @@ class FakeStripe:
     _running: set[tuple[str, str]] = field(default_factory=set)
 
     def add_customer(self, identifier: str) -> None:
-        """Make a customer known."""
+        """Create a customer."""
         self._customers.add(identifier)
 
     def inject(self, event: MeterEvent) -> None:
-        """An event that nobody sent, whatever its identifier: visible as if it were sent now."""
+        """Store an event that the sink did not send, received now, also if its identifier is taken."""
         self.events.append(HeldEvent(event, self.clock.now_ms()))
 
     async def identity(self) -> tuple[bool, str]:
@@ -80,13 +90,13 @@ class FakeStripe:
         return self.livemode, self.account
 
     async def ensure_meter(self, event_name: str, display_name: str) -> str:
-        """The id of the meter, created if it is missing."""
+        """The id of the meter; creates it if it is missing."""
         self._check_read(f"ensure_meter {display_name}")
         self._meters.add(event_name)
         return f"mtr_{event_name}"
 
     async def send(self, event: MeterEvent) -> SendResult:
-        """Take one meter event as Stripe would. Yields once in the middle, so that overlaps show."""
+        """Take one meter event as Stripe would. Yields to the event loop once, so that overlapping sends conflict."""
         self.sends.append(event)
         fault = self.fault(event)
         if not self.key_is_valid or fault is FakeFault.UNAUTHORIZED:
@@ -98,7 +108,7 @@ class FakeStripe:
         self._running.add(queue)
         try:
             await asyncio.sleep(0)
-            answer = self._before(fault) or self._take(event, fault)
+            answer = _ANSWERS.get(fault) or self._take(event, fault)
         finally:
             self._running.discard(queue)
         if fault in (FakeFault.LOST_ANSWER, FakeFault.SERVER_ERROR_AFTER_COMMIT):
@@ -107,7 +117,7 @@ class FakeStripe:
         return classify(answer) if answer.status != 200 else SendResult(SendStatus.ACCEPTED)
 
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
-        """The sum of what is validated and older than the lag, through a double as at Stripe. Yields once."""
+        """The sum of the valid events older than the lag, computed as a double as at Stripe. Yields once."""
         self._check_read("summary")
         if start_s % 60 or end_s % 60 or start_s >= end_s:
             raise InvalidInput("start_time", "must be aligned with minute boundaries")
@@ -116,11 +126,11 @@ class FakeStripe:
             return MeterSummary("0", 0)
         visible_ms = self.clock.now_ms() - self.lag_ms
         total = Decimal(0)
-        for held in self.events:
-            event = held.event
-            inside = start_s <= event.timestamp_s < end_s and held.received_ms <= visible_ms
+        for stored in self.events:
+            event = stored.event
+            inside = start_s <= event.timestamp_s < end_s and stored.received_ms <= visible_ms
             if inside and (event.event_name, event.stripe_customer) == (event_name, stripe_customer):
-                total += Decimal(event.value) if not self._judge(held) else 0
+                total += Decimal(event.value) if not self._judge(stored) else 0
         return MeterSummary(format(Decimal(repr(float(total))), "f"), 1)
 
     async def rejections(self, since_ms: int) -> Sequence[Rejection]:
@@ -130,23 +140,23 @@ class FakeStripe:
         return [
             Rejection(
                 report=f"evt_{index}",
-                event_name=held.event.event_name,
-                code=self._judge(held),
+                event_name=stored.event.event_name,
+                code=self._judge(stored),
                 errors=1,
-                identifiers=(held.event.identifier,),
-                window_start_ms=held.received_ms,
-                window_end_ms=held.received_ms + 1,
+                identifiers=(stored.event.identifier,),
+                window_start_ms=stored.received_ms,
+                window_end_ms=stored.received_ms + 1,
             )
-            for index, held in enumerate(self.events)
-            if since_ms <= held.received_ms <= visible_ms and self._judge(held)
+            for index, stored in enumerate(self.events)
+            if since_ms <= stored.received_ms <= visible_ms and self._judge(stored)
         ]
 
     async def close(self) -> None:
         """Nothing to release."""
 
     def accepted(self) -> list[HeldEvent]:
-        """What counts at this Stripe in the end, whatever the lag."""
-        return [held for held in self.events if not self._judge(held)]
+        """The valid events, without regard to the lag."""
+        return [stored for stored in self.events if not self._judge(stored)]
 
     def _check_read(self, call: str) -> None:
         if not self.key_is_valid:
@@ -154,25 +164,10 @@ class FakeStripe:
         if self.read_fault(call):
             raise Transient(f"no answer to {call}")
 
-    def _before(self, fault: FakeFault | None) -> Answer | None:
-        match fault:
-            case FakeFault.NO_ANSWER:
-                return Answer(0, "no answer")
-            case FakeFault.SERVER_ERROR:
-                return Answer(500, "An unknown error occurred")
-            case FakeFault.RATE_LIMITED:
-                return Answer(429, "Request rate limit exceeded", "rate_limit")
-            case FakeFault.CONFLICT:
-                return Answer(409, "conflict", "too_many_concurrent_requests")
-            case FakeFault.BAD_REQUEST:
-                return Answer(400, "Invalid request", "parameter_invalid")
-            case _:
-                return None
-
     def _take(self, event: MeterEvent, fault: FakeFault | None) -> Answer:
         now_ms = self.clock.now_ms()
-        at_ms = event.timestamp_s * SECOND_MS
-        if not now_ms - PAST_MAX_MS <= at_ms <= now_ms + FUTURE_MAX_MS:
+        event_ms = event.timestamp_s * SECOND_MS
+        if not now_ms - PAST_MAX_MS <= event_ms <= now_ms + FUTURE_MAX_MS:
             return Answer(400, "the timestamp is out of bounds", "timestamp_out_of_bounds")
         if event.event_name not in self._meters:
             return Answer(400, f"No active meter found for event name {event.event_name}.")
@@ -183,12 +178,12 @@ class FakeStripe:
         self.events.append(HeldEvent(event, now_ms, "rejected" if fault is FakeFault.REJECTED else ""))
         return Answer(200)
 
-    def _judge(self, held: HeldEvent) -> str:
-        if held.code:
-            return held.code
-        if held.event.stripe_customer not in self._customers:
+    def _judge(self, stored: HeldEvent) -> str:
+        if stored.code:
+            return stored.code
+        if stored.event.stripe_customer not in self._customers:
             return "meter_event_customer_not_found"
         try:
-            return "" if Decimal(held.event.value).is_finite() else "meter_event_invalid_value"
+            return "" if Decimal(stored.event.value).is_finite() else "meter_event_invalid_value"
         except InvalidOperation:
             return "meter_event_invalid_value"

@@ -279,6 +279,8 @@ class Deployment:
             return not any([await self.store.outbox.duplicates(partition, 1) for partition in self.partitions])
 
         try:
+            # A role that has just been started may not have made the tables yet.
+            await hourly.migrate()
             await self.until(archived, f"archived up to {ends}")
             await self.until(relayed, f"relayed up to {ends}")
         finally:

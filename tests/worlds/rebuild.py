@@ -20,7 +20,7 @@ from schemas.log import EVENTS_TOPIC, POSITION_MAX, REPORTS_TOPIC, Record
 from schemas.meters import MeterSet
 from schemas.rebuild import Progress, RebuildClaim
 from schemas.rollup import Checkpoint
-from sinks.clickhouse.claimed import ClaimedStore
+from sinks.clickhouse.claimed import claimed_store
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.clickhouse.fake_staging import FakeStaging
 from sinks.redis.fake import FakeLiveView
@@ -148,7 +148,7 @@ class RebuildWorld:
         """`tidemark rebuild redis`, from its start. The process dies before its n-th call acts, or `after` the call."""
         crashing = _countdown([countdown], after)
         live, claim = self.command()
-        log, store, hourly = crashing(self.log), crashing(live), crashing(ClaimedStore(self.clickhouse, claim))
+        log, store, hourly = crashing(self.log), crashing(live), crashing(claimed_store(self.clickhouse, claim))
         if "snapshots" in settings:
             settings["snapshots"] = crashing(settings["snapshots"])
         return LiveViewRebuild(log, store, hourly, self.clock, SECRET, LIMITS, **settings)
@@ -162,7 +162,7 @@ class RebuildWorld:
             crashing(self.log),
             crashing(claimed),
             lambda name: crashing(self.shadow_copy(name).another(claimed.server.claim)),
-            crashing(ClaimedStore(self.clickhouse, claim)),
+            crashing(claimed_store(self.clickhouse, claim)),
             crashing(self.staged(claim)),
             self.clock,
             SECRET,
@@ -176,7 +176,7 @@ class RebuildWorld:
         claimed, claim = self.command()
         log, live, store, reader, staging = map(
             crashing,
-            (self.log, claimed, ClaimedStore(self.clickhouse, claim), self.clickhouse, self.staged(claim)),
+            (self.log, claimed, claimed_store(self.clickhouse, claim), self.clickhouse, self.staged(claim)),
         )
         return HourlyRecount(log, live, store, reader, staging, self.clock, SECRET, 3, self.progress.append)
 

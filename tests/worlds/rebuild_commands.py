@@ -17,7 +17,7 @@ from pipeline.rebuild.recount import HourlyRecount
 from schemas.errors import OperatorNeeded, Transient
 from schemas.live_view import LiveView
 from schemas.rebuild import AnalyticalStore, RebuildClaim
-from sinks.clickhouse.claimed import ClaimedStore
+from sinks.clickhouse.claimed import ClaimedStore, claimed_store
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.clickhouse.fake_staging import _ATTRIBUTES, FakeStaging
 from sinks.redis.fake import FakeLiveView
@@ -122,7 +122,7 @@ class CommandsWorld(RebuildWorld):
         staging = SlowStaging(self.clickhouse)
         staging._marks, staging._beside, staging.step = self.staging._marks, self.staging._beside, step
         staging.claim(slow)
-        hourly = ClaimedStore(SlowInserts(self.clickhouse, step), slow)
+        hourly = claimed_store(SlowInserts(self.clickhouse, step), slow)
         return Command(
             Calls(live, step),
             hourly,

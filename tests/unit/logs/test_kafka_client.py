@@ -60,5 +60,8 @@ async def test_batches_of_the_log_never_expire(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(log, "_retried", connected)
     await log.start()
 
-    assert log._running_producer()._message_accumulator._batch_ttl == math.inf
+    producer = log._producer
+
+    assert producer is not None
+    assert producer._message_accumulator._batch_ttl == math.inf
     await log.close()
