@@ -149,7 +149,7 @@ class _Run:
             self.findings.add(Row(Pair.DUPLICATES, Cause.CONFLICT, account=account, detail=detail))
 
     def _conserved(self, partition: int, checkpoint: Checkpoint) -> None:
-        """Check that I1 holds at the checkpoint."""
+        """Add a finding if the counters of the checkpoint do not add up (I1)."""
         counters = checkpoint.counters
         if counters.conserved:
             self.findings.equal(Pair.COUNTERS, 1)

@@ -68,7 +68,10 @@ class StripeComparison:
     perhaps_contained: set[str] = field(default_factory=set)
 
     async def run(self, partitions: Iterable[int]) -> None:
-        """Compare. Raises `Transient`, `Refused` or `OperatorNeeded` if nothing could be compared at all."""
+        """Compare the sums that Stripe holds with the reports that were sent; differences go to the findings.
+
+        Raises `Transient`, `Refused` or `OperatorNeeded` if nothing could be compared at all.
+        """
         meters = self.views.stripe
         if meters is None:
             self._unread("no Stripe key is set: TIDEMARK_STRIPE_API_KEY")

@@ -84,7 +84,7 @@ class Meter(BaseModel):
 class Policy(BaseModel):
     """The limits and spans of the fold. They are in the log with the meters, so a replay decides the same (I7).
 
-    `deferred_max`: how many far-late events of a partition may wait for their dedup decision; more are rejected.
+    `deferred_max`: if this many events of a partition wait for their dedup decision, more far-late events are rejected.
     `keep_periods_ms`: how long a period's totals stay in the live view after its end, see `periods_kept_ms`.
     """
 

@@ -85,7 +85,7 @@ async def rebuild_live_view(settings: Settings, progress: Callable[[Progress], N
 
 
 async def abandon_live_view(settings: Settings) -> str:
-    """Give up an unfinished rebuild of the live view; returns a message."""
+    """Remove what an unfinished rebuild of the live view has built; returns a message for the operator."""
     async with _opened(settings) as opened:
         given_up = await _live_view(opened, lambda _: None, "log").abandon()
         return _NOTHING if given_up is None else f"generation {given_up} is given up and removed"

@@ -2,7 +2,7 @@
 
 The steps of a flush, and the state after a crash in each step:
 1. Scan, plan, and read at the checkpoint: nothing is written.
-2. Append events that are not counted to `usage.rejected`: the restart appends them again with the same positions.
+2. Append rejected events to `usage.rejected`: the restart appends them again with the same positions.
 3. Commit all changes and the new checkpoint, or nothing. A restart reads on from the checkpoint (I2).
 """
 

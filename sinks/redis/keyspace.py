@@ -69,7 +69,7 @@ class Keyspace:
         return Keys(self.namespace, partition, generation)
 
     def is_current(self, partition: int, keys: Keys, live: str | int | None) -> bool:
-        """Whether these keys belong to the generation `live`, which was just read. Remembers `live`."""
+        """Whether these keys belong to the live generation. `live` is its number, just read; the keyspace keeps it."""
         self._live[partition] = int(live or 0)
         return self._pinned is not None or keys.generation == self._live[partition]
 
