@@ -107,7 +107,7 @@ def place(
 ) -> Placement:
     """Find the period of every arrival in log order, and apply the bindings and closings between the arrivals.
 
-    `deferred` are the events of `scan.judged` that still wait. A decision on an event that is neither among them nor
+    `deferred` are the events of `scan.decided` that still wait. A decision on an event that is neither among them nor
     among the arrivals places nothing. While an account waits for a restatement, its arrivals are deferred as if they
     were far-late, and decisions on its events change nothing.
     """
@@ -128,7 +128,7 @@ def place(
             decisions.append(_placed_decision(step, state, policy))
             event = known.get(step.decision.position)
             if event is not None and event.account == step.decision.account:
-                placed.append(_judged(step, event, state, policy))
+                placed.append(_decided(step, event, state, policy))
             continue
         if isinstance(step, AccountControl):
             account = step.control.account
@@ -170,7 +170,7 @@ def _placed_decision(step: DedupDecisionStep, state: AccountState, policy: Polic
     return PlacedDedupDecision(step, is_closed(state, period, policy.grace_ms, step.stream_time_ms))
 
 
-def _judged(step: DedupDecisionStep, event: Deferred, state: AccountState, policy: Policy) -> Placed:
+def _decided(step: DedupDecisionStep, event: Deferred, state: AccountState, policy: Policy) -> Placed:
     """A deferred event at its dedup decision. The event counts in a period that is open there."""
     arrival = Arrival(
         step.position, step.stream_time_ms, event.account, event.id, event.type, event.source, event.time_us, {},

@@ -42,11 +42,11 @@ T = TypeVar("T")
 
 
 class Folded(NamedTuple):
-    """What one flush changes. `late` are arrivals to quarantine because their period is closed. `refused` are arrivals
-    to quarantine because too many deferred events wait already."""
+    """What one flush changes. `kept_out` are arrivals to quarantine because their period is closed. `refused` are
+    arrivals to quarantine because too many deferred events wait already."""
 
     changes: Changes
-    late: list[Arrival]
+    kept_out: list[Arrival]
     refused: list[Arrival]
 
 
@@ -72,20 +72,20 @@ class _Fold:
         self.unique_present: dict[UniqueKey, set[int]] = {key: set(members) for key, members in view.uniques.items()}
         self.unique_added: dict[UniqueKey, list[int]] = {}
         self.duplicates: list[Duplicate] = []
-        self.late: list[Arrival] = []
+        self.kept_out: list[Arrival] = []
         self.refused: list[Arrival] = []
         self.counted = self.unmetered = 0
         self.waiting = checkpoint.counters.deferred
         self.open = dict(plan.deferred)
         self.deferred: dict[int, Deferred] = {}
-        self.judged: list[Deferred] = []
+        self.decided: list[Deferred] = []
         self.stored_totals = view.totals
         self.due: dict[TotalKey, int] = {}
 
     def take(self, candidate: Candidate) -> None:
         arrival = candidate.placed.arrival
         if arrival.deferred is not None and arrival.decision is not None:
-            self._judge(candidate, arrival.deferred, arrival.decision)
+            self._decide(candidate, arrival.deferred, arrival.decision)
             return
         if candidate.member in self.present:
             self.duplicates.append(
@@ -97,7 +97,7 @@ class _Fold:
             return
         if candidate.placed.kept_out:
             # No mark: the event is not counted, and a redrive must not find it to be a duplicate.
-            self.late.append(arrival)
+            self.kept_out.append(arrival)
             return
         self.present.add(candidate.member)
         self.marks.append((candidate.bucket_hash, candidate.member))
@@ -117,17 +117,17 @@ class _Fold:
         self.waiting += 1
         self.open[deferred.position] = self.deferred[deferred.position] = deferred
 
-    def _judge(self, candidate: Candidate, deferred: Deferred, decision: DedupDecision) -> None:
+    def _decide(self, candidate: Candidate, deferred: Deferred, decision: DedupDecision) -> None:
         # Not open: the event had its decision already, or was never deferred (a duplicate by its mark, or refused).
         if self.open.pop(deferred.position, None) is None:
             return
         self.waiting -= 1
         if self.deferred.pop(deferred.position, None) is None:
-            self.judged.append(deferred)
+            self.decided.append(deferred)
         if not decision.new:
             self.duplicates.append(duplicate_of(deferred))
         elif candidate.placed.kept_out:
-            self.late.append(candidate.placed.arrival)
+            self.kept_out.append(candidate.placed.arrival)
         else:
             self._count(candidate)
 
@@ -228,7 +228,7 @@ class _Fold:
             duplicates=self.duplicates,
             expired_marks=expired_keys(checkpoint.slices, slices),
             deferred=list(self.deferred.values()),
-            judged=self.judged,
+            decided=self.decided,
             due=self.due,
         )
 
@@ -239,7 +239,7 @@ class _Fold:
             counted=before.counted + self.counted,
             duplicate=before.duplicate + len(self.duplicates),
             unmetered=before.unmetered + self.unmetered,
-            late=before.late + len(self.late),
+            late=before.late + len(self.kept_out),
             rejected=before.rejected + len(scan.quarantined) + len(self.refused),
             deferred=self.waiting,
         )
@@ -256,4 +256,4 @@ def fold(checkpoint: Checkpoint, plan: FlushPlan, view: View) -> Folded:
     running = _Fold(checkpoint, plan, view)
     for candidate in plan.candidates:
         running.take(candidate)
-    return Folded(running.changes(checkpoint), running.late, running.refused)
+    return Folded(running.changes(checkpoint), running.kept_out, running.refused)

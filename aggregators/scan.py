@@ -94,7 +94,7 @@ class Scan(NamedTuple):
         return {_account(step) for step in self.steps}
 
     @property
-    def judged(self) -> list[int]:
+    def decided(self) -> list[int]:
         """The positions of the events of dedup decisions, without events that arrived in these records."""
         arrived = {step.position for step in self.steps if isinstance(step, Arrival)}
         decided = (step.decision.position for step in self.steps if isinstance(step, DedupDecisionStep))

@@ -179,9 +179,9 @@ class Changes(NamedTuple):
     """One commit. All values are absolute, so a commit is repeatable.
 
     `dirty` maps changed cells to their new versions; the store keeps a version until a relay confirms it. `deferred`
-    events begin to wait with this commit; `judged` events had their dedup decision. `due` sets the due times of totals;
-    a total without a time is due at once. `retired` maps totals to their meters; they are deleted with their ranking
-    entries and distinct values. `replaced` totals are deleted likewise, but before anything else is written.
+    events begin to wait with this commit; `decided` events got their dedup decision. `due` sets the due times of
+    totals; a total without a time is due at once. `retired` maps totals to their meters; they are deleted with their
+    ranking entries and distinct values. `replaced` totals are deleted likewise, but before anything else is written.
     """
 
     checkpoint: Checkpoint
@@ -196,7 +196,7 @@ class Changes(NamedTuple):
     duplicates: Sequence[Duplicate] = ()
     expired_marks: Sequence[MarkKey] = ()
     deferred: Sequence[Deferred] = ()
-    judged: Sequence[Deferred] = ()
+    decided: Sequence[Deferred] = ()
     due: Mapping[TotalKey, int] = {}
     retired: Mapping[TotalKey, Sequence[str]] = {}
     replaced: Mapping[TotalKey, Sequence[str]] = {}

@@ -148,8 +148,8 @@ class RollupProcessor:
         accounts = scanned.accounts | {total.key.account for total in due}
         states = await self._account_states(partition, checkpoint, accounts)
         deferred: Mapping[int, Deferred] = {}
-        if scanned.judged:
-            deferred = (await self._store.read(partition, checkpoint, ReadRequest(deferred=scanned.judged))).deferred
+        if scanned.decided:
+            deferred = (await self._store.read(partition, checkpoint, ReadRequest(deferred=scanned.decided))).deferred
         placement = place(scanned, states, deferred)
         planned = plan(scanned, placement, checkpoint, self._hash_key)
         expired = expire(scanned, due, states)
@@ -157,7 +157,7 @@ class RollupProcessor:
         view = cache.completed(request, await self._store.read(partition, checkpoint, cache.missing(request)))
         folded = fold(checkpoint, planned, view)
         changes = with_expired(folded.changes, expired, view)
-        kept_out = [_late(arrival, scanned) for arrival in folded.late]
+        kept_out = [_late(arrival, scanned) for arrival in folded.kept_out]
         kept_out += [_refused(arrival) for arrival in folded.refused]
         await quarantine(self._log, EVENTS_TOPIC, partition, [*scanned.quarantined, *kept_out])
         await self._commit(partition, checkpoint, changes)

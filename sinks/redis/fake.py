@@ -141,8 +141,8 @@ class FakeState(_Store):
         for mark in changes.expired_marks:
             state.marks.pop(mark, None)
         state.deferred.update((event.position, event) for event in changes.deferred)
-        for judged in changes.judged:
-            state.deferred.pop(judged.position, None)
+        for decided in changes.decided:
+            state.deferred.pop(decided.position, None)
         state.due.update(changes.due)
         for total in changes.totals:
             state.due.setdefault(total, 0)

@@ -220,12 +220,12 @@ def _deferred_writes(keys: Keys, changes: Changes) -> Iterator[Command]:
     if changes.deferred:
         rows = ((deferred_member(event.position), msgspec.json.encode(event)) for event in changes.deferred)
         yield from chunked(("HSET", keys.deferred), pairs(rows))
-    if changes.judged:
-        yield from chunked(("HDEL", keys.deferred), [deferred_member(event.position) for event in changes.judged])
+    if changes.decided:
+        yield from chunked(("HDEL", keys.deferred), [deferred_member(event.position) for event in changes.decided])
     for index, added in _by_index(keys, changes.deferred).items():
         scores = ((event.stream_time_ms, deferred_member(event.position)) for event in added)
         yield from chunked(("ZADD", index), pairs(scores))
-    for index, gone in _by_index(keys, changes.judged).items():
+    for index, gone in _by_index(keys, changes.decided).items():
         yield from chunked(("ZREM", index), [deferred_member(event.position) for event in gone])
 
 

@@ -321,7 +321,7 @@ async def test_deferred_events_wait_in_order_until_their_decision(rollup_store: 
     assert view.deferred == {10: entries[2]}
 
     for at in (5, 6):
-        await rollup_store.state.commit(0, checkpoint(at), Changes(checkpoint=checkpoint(at + 1), judged=in_order[:2]))
+        await rollup_store.state.commit(0, checkpoint(at), Changes(checkpoint=checkpoint(at + 1), decided=in_order[:2]))
     assert await rollup_store.deferred.deferred(0, 10) == (checkpoint(7), [entries[0]])
     assert await rollup_store.deferred.waiting(0, account) == (checkpoint(7), Waiting(1, BUCKET + 7))
     assert await rollup_store.deferred.waiting(0, "other") == (checkpoint(7), Waiting())

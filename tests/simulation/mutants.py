@@ -191,12 +191,12 @@ def _archive_position_first(original: Method) -> Method:
     return step
 
 
-def _judged_again(original: Any) -> Any:
+def _decided_again(original: Any) -> Any:
     def judge(self: Any, candidate: Any, deferred: Any, decision: Any) -> None:
         was_open = deferred.position in self.open
         original(self, candidate, deferred, decision)
         if was_open:
-            self.judged = [each for each in self.judged if each.position != deferred.position]
+            self.decided = [each for each in self.decided if each.position != deferred.position]
 
     return judge
 
@@ -293,7 +293,7 @@ MUTANTS: Final = (
         "a cell of its own for each report bucket", aggregators.fold._Fold, "_contribute", _cell_for_each_report_bucket,
     ),
     Mutant("cell version by flush", _ROLLUP, "fold", _versions_by_flush),
-    Mutant("decision applied twice", aggregators.fold._Fold, "_judge", _judged_again),
+    Mutant("decision applied twice", aggregators.fold._Fold, "_decide", _decided_again),
     Mutant("decision: everything is new", pipeline.rollup.resolver, "_decision", _always_new),
     Mutant(
         "decision before the archive has passed", pipeline.rollup.resolver, "position",
