@@ -107,7 +107,7 @@ def test_the_readme_gives_the_answers_it_prints(dev: RunningDev) -> None:
     expected, answer = json.loads(printed("usage")), json.loads(run(dev, usage))
     assert expected == {name: "…" if expected[name] == "…" else value for name, value in answer.items()}
     assert printed("sql") == run(dev, sql)
-    assert "DedupDecision" in run(dev, reconcile)
+    assert "Verdict: " in run(dev, reconcile)
 
 
 def test_the_readmes_python_is_right() -> None:
