@@ -64,7 +64,7 @@ def test_a_seed_gives_the_same_run_in_another_process() -> None:
     assert len(printed) == 1
 
 
-# Some forty whole runs in one test: half a minute of one idle core.
+# Sixty runs in one test: half a minute of an idle core.
 @pytest.mark.timeout(180)
 def test_every_kind_of_fault_is_really_met() -> None:
     """A kind that never happens proves nothing; rare ones need many seeds."""
