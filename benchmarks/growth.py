@@ -200,7 +200,7 @@ class Growth:
                 for target in targets:
                     if not steps or time.monotonic() < deadline_s:
                         steps.append(await _step(target, feed, readers, stores, clickhouse, folder / "log.db"))
-                        self._say(f"{accounts:,} accounts: {steps[-1]}")
+                        self._say(f"{accounts:,} accounts: {target:,} events, {steps[-1].worker_us:.1f} µs each")
                 bench = Bench(self._services, base, feed, self._report, self._say)
                 await bench.verify(stores, "growth", archive=True)
             finally:
