@@ -211,7 +211,9 @@ class _Scanner:
         except ValidationError as error:
             return f"retired: {error.errors(include_url=False)[0]['msg']}: too many meters were taken away"
         if after is not self.meter_set:
-            self.meter_set, self.policy, self.compiled = after, after.policy, compiled(after)
+            # All partitions share one object per meter set: comparing large meter sets is slow.
+            self.compiled = compiled(after)
+            self.meter_set, self.policy = self.compiled.meter_set, after.policy
         return None
 
     def _is_in_force(self, recorded: MeterSet) -> bool:

@@ -17,6 +17,7 @@ from benchmarks.machine import cpu_s, resident_bytes, spread
 from benchmarks.services import Process, Services, Stores
 from benchmarks.traffic import RECORD_EVENTS, Traffic
 from pipeline.open import Base
+from schemas.aggregations import Aggregation
 from schemas.log import EVENTS_TOPIC
 from schemas.rollup import Checkpoint
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
@@ -37,12 +38,9 @@ POLL_INTERVAL_S: Final = 0.1
 MEGABYTE: Final = 1024 * 1024
 SECTION: Final = "(b) Events per second of one process, real broker"
 
-HOURLY_TOTALS: Final = """
-SELECT account, meter, multiIf(
-    any(aggregation) = 'max', max(value_minor),
-    any(aggregation) = 'latest', argMax(value_minor, (latest_time_us, latest_position)),
-    sum(value_minor))
-FROM usage_hourly FINAL GROUP BY account, meter
+_MERGED: Final = ", ".join(f"any(aggregation) = '{each}', {each.rule.merged_sql}" for each in Aggregation)
+HOURLY_TOTALS: Final = f"""
+SELECT account, meter, toInt64(multiIf({_MERGED}, 0)) FROM usage_hourly FINAL GROUP BY account, meter
 """
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from schemas.aggregations import Aggregation
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
@@ -68,6 +68,12 @@ class Meter(BaseModel):
     late: LatePolicy = LatePolicy.CARRY_FORWARD
     stripe_event_name: str | None = Field(default=None, max_length=100)
     description: str = Field(default="", max_length=1000)
+
+    @field_validator("dimensions")
+    @classmethod
+    def _in_one_order(cls, value: dict[str, str]) -> dict[str, str]:
+        """Sorted by name, so that equal meters have equal texts."""
+        return dict(sorted(value.items()))
 
     @model_validator(mode="after")
     def _value_path_fits_the_aggregation(self) -> Self:
