@@ -45,8 +45,7 @@ def sum_of(intent: Intent, attempt: Attempt) -> StripeSum:
 class _Index:
     """The topic's entries that concern the given sums, and how far each partition was read for them."""
 
-    def __init__(self, sums: frozenset[StripeSum]) -> None:
-        self.sums = sums
+    def __init__(self, sums: Iterable[StripeSum]) -> None:
         self.positions: dict[int, int] = {}
         self.reported = ReportedIntents()
         self._spans: dict[str, Period] = {}
@@ -55,6 +54,11 @@ class _Index:
         for event_name, _, (start_ms, end_ms) in sums:
             known = self._spans.get(event_name, Period(start_ms, end_ms))
             self._spans[event_name] = Period(min(start_ms, known.start_ms), max(end_ms, known.end_ms))
+
+    def covers(self, sums: Iterable[StripeSum]) -> bool:
+        """Whether the entries of these sums are kept too: entries are kept by meter and period, for all customers."""
+        spans = ((self._spans.get(event_name), period) for event_name, _, period in sums)
+        return all(span and span.start_ms <= start_ms and end_ms <= span.end_ms for span, (start_ms, end_ms) in spans)
 
     def add(self, partition: int, entry: ReportEntry) -> None:
         """Keep an intent that may belong to one of the sums, and the attempts and outcomes of such intents."""
@@ -90,11 +94,11 @@ class StripeLookup:
         self._meters = meters
         self._clock = clock
         self._settle_ms = settle_ms
-        self._index = _Index(frozenset())
+        self._index = _Index(())
 
     def forget(self) -> None:
         """Drop the cached entries. Call at the end of a round."""
-        self._index = _Index(frozenset())
+        self._index = _Index(())
 
     async def look_up(self, identifier: str, key: StripeSum, sums: Iterable[StripeSum]) -> LookupResult:
         """Whether Stripe has the event of the attempted intent `identifier`, which is part of the sum `key`.
@@ -103,8 +107,8 @@ class StripeLookup:
         the topic and one summary; may raise `Transient`. The answer is unknown if the summary may lack a recent send,
         if an entry was appended meanwhile, or if two different choices of events fit the summary.
         """
-        wanted = frozenset(sums)
-        if not wanted <= self._index.sums:
+        wanted = list(sums)
+        if not self._index.covers(wanted):
             self._index = _Index(wanted)
         index = self._index
         await self._catch_up(index)

@@ -144,7 +144,10 @@ class EventsEndpoint:
         log, origin = self._dependencies.log, ((Header.SOURCE, b"gateway"),)
         try:
             async with asyncio.timeout(RETRY_AFTER_S * 10):
-                await append_entry(log, partition, judged.reason, judged.detail, EVENTS_TOPIC, judged.raw, origin)
+                # A client must not fill the quarantine with megabytes.
+                await append_entry(
+                    log, partition, judged.reason, judged.detail, EVENTS_TOPIC, judged.raw, origin, cut=True
+                )
         except (TidemarkError, TimeoutError) as error:
             # The answer still reports the rejection, and the sender still has the event.
             self._metrics.add("tidemark_gateway_unkept_rejections_total")

@@ -78,6 +78,8 @@ async def serving(app: Starlette, host: str, port: int, **more: Any) -> AsyncIte
     try:
         while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.005)
+        if task.done():
+            task.result()
         yield listener.getsockname()[1]
     finally:
         server.should_exit = True

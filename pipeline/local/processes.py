@@ -71,7 +71,8 @@ class LocalProcess:
 
     def start(self) -> None:
         """Start the process. Raises `OSError` if the system cannot."""
-        with self.log_path.open("ab") as log:
+        # A role may log what only its owner may read.
+        with os.fdopen(os.open(self.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command,

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ from schemas.errors import OperatorNeeded
 RESTART_DELAY_S: Final = 0.2
 RESTART_DELAY_S_MAX: Final = 10.0
 # A process that dies so often, so soon after its start, needs an operator.
-QUICK_DEATH_S: Final = 5.0
+QUICK_DEATH_S: Final = 15.0
 QUICK_DEATHS_MAX: Final = 5
 
 
@@ -59,7 +60,7 @@ class Child:
             began_s = loop.time()
             try:
                 self.process.start()
-            except OSError as error:
+            except (OSError, subprocess.SubprocessError) as error:
                 end = f"{type(error).__name__}: {error}"
             else:
                 end = ""

@@ -47,11 +47,12 @@ async def quarantine(log: Log, topic: str, partition: int, entries: Sequence[Qua
 
 
 async def append_entry(
-    log: Log, partition: int, reason: str, detail: str, topic: str, raw: bytes, origin: Headers
+    log: Log, partition: int, reason: str, detail: str, topic: str, raw: bytes, origin: Headers, *, cut: bool = False
 ) -> None:
     """Append one entry for an event of `topic`. `origin` are the headers with the event's place or writer.
 
-    Keeps the first `RAW_BYTES_KEPT` bytes of a value that the log rejects as too large. Raises the log's errors.
+    Keeps the first `RAW_BYTES_KEPT` bytes of a larger value if the log rejects the value as too large, or with `cut`.
+    Raises the log's errors.
     """
     headers = (
         (Header.REASON, reason.encode()),
@@ -59,11 +60,15 @@ async def append_entry(
         (Header.TOPIC, topic.encode()),
         *origin,
     )
-    try:
-        await log.append(REJECTED_TOPIC, partition, raw, headers=headers)
-    except InvalidInput:
-        cut = (*headers, (Header.CUT_AT_BYTES, str(RAW_BYTES_KEPT).encode()))
-        await log.append(REJECTED_TOPIC, partition, raw[:RAW_BYTES_KEPT], headers=cut)
+    if not cut or len(raw) <= RAW_BYTES_KEPT:
+        try:
+            await log.append(REJECTED_TOPIC, partition, raw, headers=headers)
+        except InvalidInput:
+            pass
+        else:
+            return
+    headers = (*headers, (Header.CUT_AT_BYTES, str(RAW_BYTES_KEPT).encode()))
+    await log.append(REJECTED_TOPIC, partition, raw[:RAW_BYTES_KEPT], headers=headers)
 
 
 async def append_all(appends: Iterable[Coroutine[None, None, None]]) -> None:

@@ -152,6 +152,21 @@ async def test_a_body_that_cannot_be_read_is_rejected_and_quarantined_as_one(
     assert [record.value for record in await gateway.quarantined()] == [body]
 
 
+async def test_only_the_start_of_a_large_rejected_body_is_kept(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client must not fill the quarantine with megabytes; the entry says that it is cut, and cannot be redriven."""
+    monkeypatch.setattr(quarantine, "RAW_BYTES_KEPT", 1_000)
+    body = b'["' + b"x" * 1_200
+
+    answer = await gateway.post(body, "application/cloudevents-batch+json")
+    (entry,) = await gateway.quarantined()
+
+    assert answer.status_code == 400
+    assert body[:1_000] == entry.value
+    assert dict(entry.headers)["tidemark-cut-at-bytes"] == b"1000"
+
+
 async def test_a_broken_line_harms_no_other_line(gateway: Gateway) -> None:
     """Lines are independent, unlike the members of a JSON list."""
     body = b"\n".join([json.dumps(event("a")).encode(), b'{"id": "torn', json.dumps(event("b")).encode()])

@@ -50,6 +50,13 @@ async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     await supervisor.stop()
 
 
+async def test_logs_of_roles_are_for_their_owner_only(running: Supervisor) -> None:
+    """A role may log what names customers."""
+    modes = {child.process.log_path.stat().st_mode & 0o777 for child in running.children.values()}
+
+    assert modes == {0o600}
+
+
 async def test_killed_processes_are_restarted(running: Supervisor) -> None:
     """However often they are killed."""
     for kills in (1, 2):
