@@ -14,7 +14,7 @@ import sinks.stripe.fake
 from aggregators.codec import ReportKey, parse_report_text, parse_value, report_field, report_text
 from pipeline.rollup.relays import ReportRelay
 from schemas.periods import AccountState
-from schemas.reports import SendResult, SendStatus
+from schemas.reports import Intent, SendResult, SendStatus
 from schemas.rollup import BucketField, TotalKey
 from tests.simulation.mutant import Method, Mutant, inner
 
@@ -38,13 +38,11 @@ def _delta_at_publishing(original: Method) -> Method:
 
 
 def _reports_forgotten_first(original: Method) -> Method:
-    async def publish(self: ReportRelay, partition: int, intents: Any) -> int:
-        held = inner(self._reports)._server.at(partition)
-        for each in intents:
-            field = report_field(ReportKey(each.period_start_ms, each.meter, each.account))
-            held.reports.pop(BucketField(each.bucket_start_ms, field), None)
-        count: int = await original(self, partition, intents)
-        return count
+    async def publish(self: ReportRelay, partition: int, intent: Intent) -> None:
+        field = report_field(ReportKey(intent.period_start_ms, intent.meter, intent.account))
+        entries = inner(self._reports)._server.at(partition).reports
+        entries.pop(BucketField(intent.bucket_start_ms, field), None)
+        await original(self, partition, intent)
 
     return publish
 

@@ -34,8 +34,9 @@ def runs_to_catch(mutant: Mutant, runs_max: int = RUNS_MAX) -> tuple[int, RunRes
     with patch.object(mutant.target, mutant.attribute, replaced):
         for number in range(1, runs_max + 1):
             outcome = run(number, STEPS)
-            if any(_is_its_own(each.what) for each in outcome.failures):
-                raise AssertionError(f"{mutant.name}: the defect itself broke, and proves nothing: {outcome.failures}")
+            own = next((failure.what for failure in outcome.failures if _is_its_own(failure.what)), None)
+            if own is not None:
+                raise AssertionError(f"{mutant.name}: the defect itself broke, and proves nothing: {own}")
             if outcome.failures:
                 return number, outcome
     return runs_max, None

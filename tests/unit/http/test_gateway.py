@@ -11,6 +11,7 @@ from typing import Any, Final
 import pytest
 
 from aggregators.partitioning import partition_of
+from pipeline.logs import quarantine
 from tests.worlds.gateway import BODY_BYTES_MAX, NOW, Gateway, event, running, tokens
 
 
