@@ -13,7 +13,7 @@ from typing import Any, Final
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import SecretStr
 
-from pipeline.cli import EXIT_FAILURE, EXIT_INPUT, EXIT_OPERATOR
+from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_OPERATOR
 from pipeline.metrics import METRICS
 from pipeline.settings import Settings
 from reconciler.report import Findings, gauge_values
@@ -192,8 +192,9 @@ def errors_page() -> str:
         f"```\n{_tree()}\n```\n\n"
         + _table(("Error", "What to do", "Exit code", "HTTP status"), classes())
         + f"\nA command exits with 0 on success, with {EXIT_FAILURE} on drift, on a finding of `doctor` and on a\n"
-        f"failure that may pass, with {EXIT_INPUT} on bad input, with {EXIT_OPERATOR} if an operator must choose, and\n"
-        "with 130 if it was interrupted. A role that ends with 3 ends with 3 again after a restart: see\n"
+        f"failure that may pass, with {EXIT_INPUT} on bad input and on an event that `emit` sent and the gateway rejected, with\n"
+        f"{EXIT_OPERATOR} if an operator must choose, and with 130 if it was interrupted. A role that ends with 3\n"
+        "ends with 3 again after a restart: see\n"
         "[runbook/refuses-to-start.md](runbook/refuses-to-start.md). The gateway's own codes are in\n"
         "[http-api.md](http-api.md#errors).\n\n"
         "## Why an event was not counted\n\n"

@@ -10,15 +10,12 @@ import sys
 
 import click
 
+from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_OPERATOR
 from pipeline.cli.develop import dev, emit, key, usage
 from pipeline.cli.operate import account, close_period, doctor, meters, quarantine, reconcile
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.roles import archive, gateway, router, sink, worker
 from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError
-
-EXIT_FAILURE = 1
-EXIT_INPUT = 2
-EXIT_OPERATOR = 3
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

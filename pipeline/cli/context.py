@@ -12,6 +12,10 @@ from pipeline.local import DEV_FILE
 if TYPE_CHECKING:
     from pipeline.settings import Settings
 
+EXIT_FAILURE = 1
+EXIT_INPUT = 2
+EXIT_OPERATOR = 3
+
 
 def data_dir() -> Path:
     """The data directory of `tidemark dev`: TIDEMARK_DATA_DIR, or .tidemark in this folder."""

@@ -6,10 +6,11 @@ import asyncio
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 
-from pipeline.cli.context import data_dir, running, settings
+from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, data_dir, running, settings
 from pipeline.local import DEV_FILE
 from schemas.errors import InvalidInput, Refused, Transient
 
@@ -33,7 +34,7 @@ def dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | Non
 
 async def _dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | None, workers: int) -> None:
     from pipeline.http.serving import stop_event
-    from pipeline.local.dev import Dev, DevOptions
+    from pipeline.local.dev import Dev, DevOptions, write_private
 
     folder = data_dir() / "kafka-shape" if kafka else data_dir()
     options = DevOptions(folder, kafka, port, clickhouse_port, meter_set=meter_set_path, workers=workers)
@@ -41,7 +42,7 @@ async def _dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Pat
     instance = Dev(options, lambda message: click.echo(f"  {message}"))
     try:
         await instance.start()
-        (data_dir() / DEV_FILE).write_text((folder / DEV_FILE).read_text())
+        write_private(data_dir() / DEV_FILE, json.loads((folder / DEV_FILE).read_text()))
         click.echo(_welcome(instance))
         stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
         await asyncio.wait({stopped, instance.supervisor.failure}, return_when=asyncio.FIRST_COMPLETED)
@@ -109,7 +110,7 @@ def _call(method: str, path: str, **arguments: Any) -> dict[str, Any]:
 @click.option("--id", "event_id", help="The event id; events with the same id are counted once. A UUID if unset.")
 @click.option("--time", "event_time", help="RFC 3339 time; now if unset.")
 def emit(event_type: str, account: str, data: str, event_id: str | None, event_time: str | None) -> None:
-    """Send one usage event through the gateway and print its answer.
+    """Send one usage event through the gateway and print its answer. Exits with 2 if the event is rejected.
 
     \b
     tidemark emit api.request --account acme --data '{"method":"GET","region":"eu"}'
@@ -136,6 +137,10 @@ def emit(event_type: str, account: str, data: str, event_id: str | None, event_t
         "POST", "/v1/events", content=json.dumps(event), headers={"content-type": "application/cloudevents+json"}
     )
     click.echo(json.dumps(answer, indent=2))
+    statuses = {event["status"] for event in answer["events"]}
+    if statuses != {"accepted"}:
+        # A rejected event must be corrected; an event that the log did not confirm may be sent again under its id.
+        raise SystemExit(EXIT_INPUT if "rejected" in statuses else EXIT_FAILURE)
 
 
 @click.command()
@@ -159,7 +164,7 @@ def usage(
     if meter is None:
         if account is None:
             raise InvalidInput("--account", "give an account, or a --meter")
-        click.echo(json.dumps(_call("GET", f"/v1/accounts/{account}/usage"), indent=2))
+        click.echo(json.dumps(_call("GET", f"/v1/accounts/{quote(account, safe='')}/usage"), indent=2))
         return
     options = {
         "meter": meter, "account": account, "from": from_, "to": to, "window": window,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -89,7 +90,7 @@ class Dev:
         path = self.data_dir / "identity.json"
         if not path.exists():
             api_key, _ = create_key(self.data_dir / API_KEYS_FILE, Role.ADMIN, SystemClock())
-            _write_private(path, {"secret": secrets.token_hex(32), "api_key": api_key})
+            write_private(path, {"secret": secrets.token_hex(32), "api_key": api_key})
         identity: dict[str, str] = json.loads(path.read_text())
         return identity
 
@@ -178,7 +179,7 @@ class Dev:
             "clickhouse_read_only_url": self.clickhouse_read_only_url,
             "stripe_url": self.stripe_url,
         }
-        _write_private(self.data_dir / DEV_FILE, document)
+        write_private(self.data_dir / DEV_FILE, document)
 
     def kill_worker(self) -> bool:
         """Send SIGKILL to the first worker process; False if the process does not run."""
@@ -201,9 +202,13 @@ async def _counting(state: CheckpointedState, partitions: int) -> bool:
     return all(checkpoint is not None and checkpoint.meter_set is not None for checkpoint in checkpoints)
 
 
-def _write_private(path: Path, document: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=1))
-    path.chmod(0o600)
+def write_private(path: Path, document: Mapping[str, Any]) -> None:
+    """Write JSON that holds a secret: all of it or nothing, and readable for the owner only at any time."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(document, file, indent=1)
+    new.replace(path)
 
 
 async def _answers(url: str) -> bool:

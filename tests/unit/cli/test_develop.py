@@ -1,0 +1,74 @@
+"""The commands of application developers, against a gateway that answers from the test."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli import cli
+from pipeline.local.dev import write_private
+from tests.worlds.gateway import NOW, running
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The gateway's next answer, and the requests that it got."""
+    state: dict[str, Any] = {"status": 200, "body": {}, "requests": []}
+
+    def request(method: str, url: str, **_options: Any) -> httpx.Response:
+        sent = httpx.Request(method, url)
+        state["requests"].append((method, sent.url.raw_path.decode()))
+        return httpx.Response(state["status"], json=state["body"], request=sent)
+
+    monkeypatch.setattr(httpx, "request", request)
+    monkeypatch.setenv("TIDEMARK_GATEWAY_URL", "http://gateway.test")
+    monkeypatch.setenv("TIDEMARK_API_KEY", "tm_key")
+    return state
+
+
+@pytest.mark.parametrize(
+    ("status", "entry", "code"),
+    [
+        pytest.param(202, {"status": "accepted"}, 0, id="accepted"),
+        pytest.param(400, {"status": "rejected", "reason": "bad_time"}, 2, id="rejected"),
+        pytest.param(503, {"status": "unknown"}, 1, id="the log did not confirm"),
+    ],
+)
+def test_emit_exits_with_what_became_of_the_event(
+    answers: dict[str, Any], status: int, entry: dict[str, str], code: int
+) -> None:
+    """A script must notice that an event was not taken."""
+    answers |= {"status": status, "body": {"events": [entry]}}
+
+    result = CliRunner().invoke(cli, ["emit", "call", "--account", "acme"])
+
+    assert code == result.exit_code
+    assert [entry] == json.loads(result.stdout)["events"]
+
+
+@pytest.mark.parametrize("account", ["acme", "a/b", "a%2Fb", "customer#billing", "a?b=c", "a b", "ä", "a+b", "..%2e"])
+async def test_usage_asks_for_the_account_that_was_named(answers: dict[str, Any], account: str, tmp_path: Any) -> None:
+    """The path that the command sends leads to that account at a real gateway, and to no other."""
+    CliRunner().invoke(cli, ["usage", "--account", account])
+    ((_, path),) = answers["requests"]
+
+    async with running(tmp_path) as gateway:
+        await gateway.world.fold_all()
+        answer = await gateway.get(path)
+    assert (200, account) == (answer.status_code, answer.json()["account"])
+
+
+def test_a_file_with_a_secret_is_for_its_owner_only(tmp_path: Any) -> None:
+    """Also if the file was there before with other permissions."""
+    path = tmp_path / "dev.json"
+    path.write_text("{}")
+    path.chmod(0o644)
+
+    write_private(path, {"api_key": "tm_secret", "now": NOW})
+
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert json.loads(path.read_text())["api_key"] == "tm_secret"
