@@ -193,8 +193,8 @@ def errors_page() -> str:
         + _table(("Error", "What to do", "Exit code", "HTTP status"), classes())
         + f"\nA command exits with 0 on success, with {EXIT_FAILURE} on drift, on a finding of `doctor` and on a\n"
         f"failure that may pass, with {EXIT_INPUT} on bad input and on an event that `emit` sent and the gateway\n"
-        f"rejected, with {EXIT_OPERATOR} if an operator must choose, and with 130 if it was interrupted. A role that ends with 3\n"
-        "ends with 3 again after a restart: see\n"
+        f"rejected, with {EXIT_OPERATOR} if an operator must choose, and with 130 if it was interrupted.\n"
+        "A role that ends with 3 ends with 3 again after a restart: see\n"
         "[runbook/refuses-to-start.md](runbook/refuses-to-start.md). The gateway's own codes are in\n"
         "[http-api.md](http-api.md#errors).\n\n"
         "## Why an event was not counted\n\n"
