@@ -6,6 +6,7 @@ message for a duplicate, and that it has no code, were observed in test mode.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -88,6 +89,8 @@ def _retry_after_s(answer: Answer) -> float:
     """The seconds of the Retry-After header; at least one second if the whole account exceeds a rate limit."""
     floor_s = 1.0 if answer.status == 429 and answer.code != "lock_timeout" else 0.0
     try:
-        return min(max(float(answer.headers.get("retry-after", "0")), floor_s), RETRY_AFTER_MAX_S)
+        asked_s = float(answer.headers.get("retry-after", "0"))
     except ValueError:
         return floor_s
+    # A proxy may send anything, and float() also reads "nan", of which no pause can be made.
+    return floor_s if math.isnan(asked_s) else min(max(asked_s, floor_s), RETRY_AFTER_MAX_S)

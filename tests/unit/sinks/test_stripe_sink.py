@@ -42,7 +42,10 @@ def test_answers_are_classified_by_the_senders_reaction(answer: Answer, expected
     assert classify(answer).status is expected
 
 
-@pytest.mark.parametrize(("header", "expected_s"), [("7", 7.0), ("1e9", 300.0), ("-3", 1.0), ("soon", 1.0), ("", 1.0)])
+@pytest.mark.parametrize(
+    ("header", "expected_s"),
+    [("7", 7.0), ("1e9", 300.0), ("inf", 300.0), ("nan", 1.0), ("-3", 1.0), ("soon", 1.0), ("", 1.0)],
+)
 def test_rate_limits_wait_for_a_bounded_time(header: str, expected_s: float) -> None:
     """At least one second, at most five minutes, whatever the header says."""
     assert classify(Answer(429, headers={"retry-after": header})).retry_after_s == expected_s
