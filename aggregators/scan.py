@@ -18,7 +18,7 @@ from aggregators.judge import WITHOUT_METERS, Home, judge, rules_at
 from aggregators.meters import Failure, compiled, definition_change, in_force_after
 from aggregators.partitioning import partition_of
 from aggregators.signing import signature_holds
-from aggregators.steps import NOTHING_RESTATEMENT, AccountControl, Arrival, DedupDecisionStep, Quarantined, Step
+from aggregators.steps import NO_RESTATEMENT, AccountControl, Arrival, DedupDecisionStep, Quarantined, Step
 from schemas.control import (
     CONTROL_CLASSES,
     CONTROL_HEADER,
@@ -193,7 +193,7 @@ class _Scanner:
             return self._decisions(control, record_position)
         if partition_of(control.account, self.partitions) != self.partition:
             return f"account {control.account[:100]} does not live on partition {self.partition}"
-        content = NOTHING_RESTATEMENT
+        content = NO_RESTATEMENT
         if isinstance(control, RestatementRecord) and not (control.begins or control.declined):
             try:
                 content = unpacked(control.content)

@@ -13,7 +13,7 @@ from schemas.reasons import Reason
 from schemas.restatement import RestatementContent
 from schemas.rollup import Deferred
 
-NOTHING_RESTATEMENT: Final = RestatementContent()
+NO_RESTATEMENT: Final = RestatementContent()
 
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
@@ -42,7 +42,7 @@ class AccountControl(NamedTuple):
     position: int
     stream_time_ms: int
     control: AccountControlRecord
-    content: RestatementContent = NOTHING_RESTATEMENT
+    content: RestatementContent = NO_RESTATEMENT
 
 
 class DedupDecisionStep(NamedTuple):

@@ -210,7 +210,7 @@ class Demo:
         if counters["received"] < self.story.traffic["sent"]:
             return f"{self.story.traffic['sent'] - counters['received']} events to be folded"
         if counters["deferred"]:
-            return f"{counters['deferred']} events older than the window to be judged"
+            return f"dedup decisions on {counters['deferred']} far-late events"
         if self._closed_ms is None:
             # All events are folded: move the clock until the last hour and report bucket are closed.
             self._closed_ms = (self.clock.now_ms() // plan.REPORT_INTERVAL_MS + 1) * plan.REPORT_INTERVAL_MS
