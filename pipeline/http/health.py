@@ -1,0 +1,78 @@
+"""`/healthz` and `/readyz`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from aggregators.instants import format_instant_ms
+from pipeline.http.dependencies import GatewayDependencies
+from pipeline.http.errors import json_answer
+from schemas.errors import TidemarkError
+from schemas.log import EVENTS_TOPIC
+
+CHECK_TIMEOUT_S: Final = 2.0
+
+
+class Health:
+    """`/healthz` and `/readyz`."""
+
+    def __init__(self, dependencies: GatewayDependencies) -> None:
+        self._dependencies = dependencies
+
+    async def alive(self, _request: Request) -> Response:
+        return json_answer({"status": "alive"})
+
+    async def ready(self, _request: Request) -> Response:
+        """503 if the log does not accept events. If only another store is down, the status is `degraded`."""
+        given = self._dependencies
+        checks: dict[str, Callable[[], Awaitable[dict[str, Any]]] | None] = {
+            "log": self._log,
+            "redis": self._redis if given.live else None,
+            "clickhouse": self._clickhouse if given.hourly or given.usage else None,
+        }
+        present = {name: check for name, check in checks.items() if check is not None}
+        outcomes = await asyncio.gather(*(_checked(check) for check in present.values()))
+        results = dict(zip(present, outcomes, strict=True))
+        ready = bool(results["log"]["ok"])
+        whole = all(outcome["ok"] for outcome in outcomes)
+        status = "ready" if whole else "degraded" if ready else "not_ready"
+        return json_answer({"status": status, "checks": results}, 200 if ready else 503)
+
+    async def _log(self) -> dict[str, Any]:
+        partitions = await self._dependencies.log.partition_count(EVENTS_TOPIC)
+        # The partition count may come from a cache, so `bounds` checks that the log answers.
+        await self._dependencies.log.bounds(EVENTS_TOPIC, 0)
+        return {"ok": partitions == self._dependencies.genesis.partitions, "partitions": partitions}
+
+    async def _redis(self) -> dict[str, Any]:
+        live = self._dependencies.live
+        assert live is not None  # noqa: S101  # `ready` checks Redis only with a live view
+        partitions = range(self._dependencies.genesis.partitions)
+        answers = await asyncio.gather(*(live.totals.account_totals(partition, []) for partition in partitions))
+        times_ms = [checkpoint.stream_time_ms for checkpoint, _ in answers if checkpoint is not None]
+        counted_up_to = format_instant_ms(min(times_ms)) if len(times_ms) == len(answers) else None
+        lag_s = (self._dependencies.clock.now_ms() - min(times_ms)) / 1000 if times_ms else None
+        return {"ok": True, "counted_up_to": counted_up_to, "lag_s": lag_s}
+
+    async def _clickhouse(self) -> dict[str, Any]:
+        given = self._dependencies
+        if given.hourly is not None:
+            times = [position.stream_time_ms for position in (await given.hourly.load_relayed()).values()]
+        else:
+            assert given.usage is not None  # noqa: S101  # `ready` checks ClickHouse only with a reader
+            times = [position.stream_time_ms for position in (await given.usage.archive_positions()).values()]
+        whole = len(times) == given.genesis.partitions
+        return {"ok": True, "complete_up_to": format_instant_ms(min(times)) if whole else None}
+
+
+async def _checked(check: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            return await check()
+    except (TidemarkError, TimeoutError, OSError) as error:
+        return {"ok": False, "problem": type(error).__name__}
