@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from pipeline.http import models
 from pipeline.http.api_keys import Role
@@ -47,7 +48,24 @@ class _Name(Convertor[str]):
         return value
 
 
+EVENTS_PATH: Final = "/v1/events"
+
 register_url_convertor("name", _Name())
+
+
+class _Gateway(FastAPI):
+    """Hands `POST /v1/events` past FastAPI's layers, which cost a tenth of the request's time and do nothing for it."""
+
+    def __init__(self, post_events: Handler, **more: Any) -> None:
+        super().__init__(**more)
+        self._post_events = post_events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == EVENTS_PATH and scope["method"] == "POST":
+            response = await self._post_events(Request(scope, receive))
+            await response(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = None) -> FastAPI:
@@ -73,7 +91,9 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
         yield
         await appender.close()
 
-    app = FastAPI(
+    post_events = answering(EVENTS_PATH, events.post, counted)
+    app = _Gateway(
+        post_events,
         title="Tidemark",
         version=version("tidemark"),
         description=DESCRIPTION,
@@ -87,8 +107,7 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     )
     app.state.dependencies = dependencies
     app.router.route_class = _answering_route(counted)
-    # A plain route: the request's body is not FastAPI's, and the hot path pays for nothing else.
-    app.router.routes.append(Route("/v1/events", answering("/v1/events", events.post, counted), methods=["POST"]))
+    app.router.routes.append(Route(EVENTS_PATH, post_events, methods=["POST"]))
 
     def get(path: str, handler: Callable[..., Any], summary: str, model: Any, *refusals: int, **more: Any) -> None:
         statuses: tuple[int | str, ...] = (*refusals, "default")
