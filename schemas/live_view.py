@@ -167,7 +167,10 @@ class LiveTotals(Protocol):
         ...
 
     async def ranking(self, partition: int, key: RankingKey, count: int) -> list[tuple[str, int]]:
-        """The accounts with the highest totals. Ranks by float; read the exact totals with `account_totals`."""
+        """Up to `count` accounts with the highest totals. Equal totals are sorted by the bytes of the account's name.
+
+        Ranks by float; read the exact totals with `account_totals`.
+        """
         ...
 
 

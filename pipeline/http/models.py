@@ -72,6 +72,25 @@ class CurrentUsage(Answer):
     meters: list[MeterValue]
 
 
+class TopAccount(Answer):
+    """One account and its total."""
+
+    account: str
+    value: Decimal
+
+
+class Top(Answer):
+    """The accounts with the greatest totals of a meter, greatest first."""
+
+    meter: str
+    unit: str
+    aggregation: str
+    period_start: Instant
+    compared: str = Field(description="Which accounts are compared.")
+    complete_up_to: Instant = Field(description="Everything that arrived before this instant is in the answer.")
+    accounts: list[TopAccount]
+
+
 class UsageRowAnswer(Answer):
     """The usage of one window and one combination of groups."""
 

@@ -15,6 +15,8 @@ from schemas.events import NAME_CHARACTERS_MAX
 
 INSTANT_LAST_MS: Final = 4_102_444_800_000  # 2100-01-01, within the range of ClickHouse's DateTime64
 
+TOP_ACCOUNTS_MAX: Final = 1_000
+
 # An error of this type has our own words; the library's words are replaced.
 _PLAIN: Final = "plain"
 _WORDS: Final[Mapping[str, str]] = {
@@ -82,6 +84,22 @@ class AccountParameters(Parameters):
     """The parameters of `GET /v1/usage/current`."""
 
     account: Annotated[Account, Field(description="The account, percent-encoded. Any name fits here.")]
+
+
+class TopOfMeterParameters(Parameters):
+    """The parameters of `GET /v1/meters/{meter}/top`."""
+
+    period: Annotated[
+        Instant | None,
+        Field(description="The start of the period. Without it, the current calendar month of UTC."),
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=TOP_ACCOUNTS_MAX, description="How many accounts.")] = 10
+
+
+class TopParameters(TopOfMeterParameters):
+    """The parameters of `GET /v1/usage/top`."""
+
+    meter: MeterSlug
 
 
 class UsageParameters(Parameters):

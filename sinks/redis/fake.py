@@ -290,7 +290,7 @@ class FakeTotals(_Store):
 
     async def ranking(self, partition: int, key: RankingKey, count: int) -> list[tuple[str, int]]:
         scores = self._server.at(partition).rankings.get(key, {})
-        return sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:count]
+        return sorted(scores.items(), key=lambda item: (-item[1], item[0].encode()))[:count]
 
 
 class FakeRebuilds(_Store):

@@ -107,7 +107,17 @@ class RedisTotals(Store):
         _, (flat,) = await self._space.read_live(
             partition, lambda keys: [("ZRANGE", keys.ranking(key), 0, count - 1, "REV", "WITHSCORES")]
         )
-        return [(account, int(float(score))) for account, score in zip(flat[::2], flat[1::2], strict=True)]
+        if not flat:
+            return []
+        # Redis sorts equal scores downwards by name. The first names of the last score may be behind the end.
+        last = flat[-1]
+        above = [(account, score) for account, score in zip(flat[::2], flat[1::2], strict=True) if score != last]
+        _, (tied,) = await self._space.read_live(
+            partition, lambda keys: [("ZRANGE", keys.ranking(key), last, last, "BYSCORE", "LIMIT", 0, count)]
+        )
+        scores = {**dict.fromkeys(tied, float(last)), **{account: float(score) for account, score in above}}
+        ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0].encode()))
+        return [(account, int(score)) for account, score in ranked[:count]]
 
 
 def account_state(text: str | None) -> AccountState:

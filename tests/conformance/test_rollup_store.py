@@ -58,6 +58,20 @@ async def test_a_commit_is_read_back_whole(rollup_store: LiveView) -> None:
     assert await rollup_store.state.load_checkpoint(1) is None
 
 
+async def test_equal_places_of_a_ranking_are_sorted_by_name_also_at_its_end(rollup_store: LiveView) -> None:
+    """Redis sorts equal scores downwards. The end of a short ranking must not depend on that."""
+    first = await started(rollup_store)
+    scores = {"d": 9, "c": 5, "b": 5, "é": 5, "z": 5, "a": 5, "e": 1}
+    ranked = changes(5, "acme", "1")._replace(rankings={RankingKey("tokens", 0): scores})
+    await rollup_store.state.commit(0, first, ranked)
+
+    answers = [await rollup_store.totals.ranking(0, RankingKey("tokens", 0), count) for count in range(9)]
+
+    names = [[account for account, _ in answer] for answer in answers]
+    assert names == [["d", "a", "b", "c", "z", "é", "e"][:count] for count in range(9)]
+    assert dict(answers[8]) == scores
+
+
 @pytest.mark.parametrize("account", ODD_ACCOUNTS)
 async def test_accounts_of_any_characters_and_totals_beyond_doubles_are_exact(
     rollup_store: LiveView, account: str
