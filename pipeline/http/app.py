@@ -30,6 +30,7 @@ from pipeline.http.events import EventsEndpoint
 from pipeline.http.health import Health
 from pipeline.http.openapi import DESCRIPTION, REFUSALS, document
 from pipeline.http.pages import Pages
+from pipeline.http.periods import PeriodsEndpoint
 from pipeline.http.queries import Parameters
 from pipeline.http.top import TopEndpoints
 from pipeline.http.usage import UsageEndpoints
@@ -79,6 +80,7 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     appender = Appender(dependencies.log, dependencies.genesis.partitions, counted)
     events = EventsEndpoint(dependencies, appender, counted)
     usage = UsageEndpoints(dependencies)
+    periods = PeriodsEndpoint(dependencies)
     tops = TopEndpoints(dependencies)
     health = Health(dependencies)
     pages = Pages(health)
@@ -119,6 +121,7 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     not_ready: dict[int | str, Any] = {503: {"model": models.Readiness, "description": "The log takes no events."}}
     get("/", pages.front, "What answers here, and whether it is well", models.Front)
     get("/v1/usage", usage.over_time, "Usage over time", models.UsageOverTime, 400, 401, 403, 404, 501, 503)
+    get("/v1/usage/periods", periods.periods, "Billing periods", models.Periods, 400, 401, 403, 404, 501, 503)
     current = ("Usage of the current period", models.CurrentUsage, 400, 401, 403, 501, 503)
     get("/v1/usage/current", usage.current, *current)
     get("/v1/accounts/{account:name}/usage", usage.current_by_path, *current)

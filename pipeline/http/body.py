@@ -22,6 +22,10 @@ REQUEST_EVENTS_MAX: Final = 10_000
 BODIES_BYTES_MAX: Final = 256 * 1024 * 1024
 BODY_TIMEOUT_S: Final = 30.0
 DISCARD_S: Final = 1.0
+# Both names mean the same (RFC 9110, 8.4.1.3).
+GZIP: Final = ("gzip", "x-gzip")
+# Each member copies the rest of the body.
+GZIP_MEMBERS_MAX: Final = 1_000
 
 SINGLE: Final = "application/cloudevents+json"
 BATCH: Final = "application/cloudevents-batch+json"
@@ -53,7 +57,7 @@ class Bodies:
         Raises `ApiError`: 413 too large, 415 unknown encoding, 400 invalid gzip, 408 too slow, 503 no room.
         """
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity", "gzip"):
+        if encoding not in ("", "identity", *GZIP):
             raise ApiError(
                 415, "unsupported_encoding", "send the body as it is or with Content-Encoding: gzip",
                 "content-encoding", {"Accept-Encoding": "gzip, identity"},
@@ -84,7 +88,7 @@ class Bodies:
                 raise ApiError(408, "too_slow", message) from None
             body = b"".join(parts)
             parts.clear()
-            if encoding == "gzip":
+            if encoding in GZIP:
                 body = self._inflated(body)
                 size += len(body)
                 self._bytes_in_use += len(body)
@@ -93,16 +97,26 @@ class Bodies:
             self._bytes_in_use -= size
 
     def _inflated(self, body: bytes) -> bytes:
-        inflater = zlib.decompressobj(wbits=31)
-        try:
-            plain = inflater.decompress(body, self._body_bytes_max + 1)
-        except zlib.error:
-            raise ApiError(400, "bad_gzip", "the body is not valid gzip", "content-encoding") from None
-        if len(plain) > self._body_bytes_max:
-            raise self._too_large()
-        if not inflater.eof or inflater.unused_data:
-            raise ApiError(400, "bad_gzip", "the gzip body ends early or has something behind it", "content-encoding")
-        return plain
+        """The content of a gzip body, which may have several members (RFC 1952, 2.2)."""
+        parts: list[bytes] = []
+        room = self._body_bytes_max
+        while body or not parts:
+            inflater = zlib.decompressobj(wbits=31)
+            try:
+                parts.append(inflater.decompress(body, room + 1))
+            except zlib.error:
+                message = "the gzip body has something behind it" if parts else "the body is not valid gzip"
+                raise ApiError(400, "bad_gzip", message, "content-encoding") from None
+            room -= len(parts[-1])
+            if room < 0:
+                raise self._too_large()
+            if not inflater.eof:
+                raise ApiError(400, "bad_gzip", "the gzip body ends early", "content-encoding")
+            if len(parts) >= GZIP_MEMBERS_MAX and inflater.unused_data:
+                message = f"the gzip body has more than {GZIP_MEMBERS_MAX} members"
+                raise ApiError(400, "bad_gzip", message, "content-encoding")
+            body = inflater.unused_data
+        return b"".join(parts)
 
     def _too_large(self) -> ApiError:
         message = f"the body is larger than {self._body_bytes_max} bytes: send fewer events at a time"

@@ -113,6 +113,31 @@ class UsageOverTime(Answer):
     group_by: list[str]
     complete_up_to: Instant | None = Field(description="Null if a part of the data has never been counted.")
     rows: list[UsageRowAnswer]
+    next_cursor: str = Field(default="", description="The `cursor` of the next page; absent on the last page.")
+
+
+class PeriodRow(Answer):
+    """What one billing period counted."""
+
+    period_start: Instant
+    period_end: Instant
+    state: Literal["open", "closed"] = Field(description="A closed period takes no more usage.")
+    value: Decimal = Field(description="All usage that is counted, and billed, in this period.")
+    carried_in: Decimal | None = Field(
+        description="Of `value`: usage of hours that ended before the period began, and that arrived after their own "
+        "period was closed. Null for `max`, `min` and `latest` without any."
+    )
+
+
+class Periods(Answer):
+    """What the billing periods of an account counted, oldest first."""
+
+    meter: str
+    unit: str
+    aggregation: str
+    account: str
+    complete_up_to: Instant | None = Field(description="Null if a part of the data has never been counted.")
+    periods: list[PeriodRow]
 
 
 class MeterAnswer(Answer):

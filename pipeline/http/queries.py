@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic_core import PydanticCustomError
 
 from aggregators.instants import parse_instant_us
-from schemas.analytics import Window
+from schemas.analytics import USAGE_ROWS_MAX, Window
 from schemas.clock import HOUR_MS, MILLISECOND_US
 from schemas.events import NAME_CHARACTERS_MAX
 
@@ -126,3 +126,19 @@ class UsageParameters(Parameters):
         ),
     ] = "UTC"
     group_by: Annotated[str, Field(description="The meter's dimensions and `account`, separated by commas.")] = ""
+    limit: Annotated[
+        int | None,
+        Field(ge=1, le=USAGE_ROWS_MAX, description="The rows of a page. Without it, the answer is whole or refused."),
+    ] = None
+    cursor: Annotated[
+        str | None, Field(max_length=16_384, description="The page behind the one whose `next_cursor` this is.")
+    ] = None
+
+
+class PeriodParameters(Parameters):
+    """The parameters of `GET /v1/usage/periods`."""
+
+    meter: MeterSlug
+    account: Annotated[Account | None, Field(description="Required; a key of one account asks for its own.")] = None
+    from_: Annotated[Instant, Field(alias="from", description="Periods that end after this instant.")]
+    to: Annotated[Instant, Field(description="Periods that begin before this instant.")]
