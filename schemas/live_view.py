@@ -129,6 +129,15 @@ class DeferredEvents(Protocol):
         ...
 
 
+class DedupMarks(Protocol):
+    """The marks of identities that arrived within the dedup window."""
+
+    async def marked(self, partition: int, marks: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Those of the marks (`aggregators.signing.mark`) that the fold would find at the checkpoint. Empty without a
+        checkpoint."""
+        ...
+
+
 class AccountDirectory(Protocol):
     """Bindings and closings of accounts, and which accounts wait for a restatement."""
 
@@ -192,6 +201,9 @@ class LiveView(Protocol):
 
     @property
     def deferred(self) -> DeferredEvents: ...
+
+    @property
+    def marks(self) -> DedupMarks: ...
 
     @property
     def accounts(self) -> AccountDirectory: ...

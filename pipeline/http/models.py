@@ -35,7 +35,7 @@ class EventResult(Answer):
 
     index: int = Field(description="The event's place in the request, from 0.")
     id: str | None = Field(description="The event's id; null if the id could not be read.")
-    status: Literal["accepted", "rejected", "unknown"]
+    status: Literal["accepted", "duplicate", "rejected", "unknown"]
     reason: str = Field(default="", description="Of a rejected event: one of the reasons in docs/errors.md.")
     field: str = Field(default="", description="Of a rejected event: the field that is the cause.")
     detail: str = Field(default="", description="Of a rejected or unknown event.")
@@ -47,6 +47,8 @@ class EventsAnswer(Answer):
 
     accepted: int
     rejected: int
+    duplicates: int = Field(default=0, description="With `verify=1`: events that arrived before; absent if 0.")
+    verified: bool = Field(default=False, description="Only with `verify=1`: whether Redis answered in time.")
     unknown: int = Field(default=0, description="Events that the log did not confirm; absent if 0.")
     unmetered: int = Field(default=0, description="Accepted events that no meter wants at the moment; absent if 0.")
     events: list[EventResult]

@@ -56,7 +56,7 @@ async def run_gateway(settings: Settings) -> None:
                 clock=base.clock,
                 keys=KeyFile(settings.api_keys),
                 meter_set=MeterSetInForce(view.state),
-                live=LiveUsage(view.accounts, view.deferred, view.totals),
+                live=LiveUsage(view.accounts, view.deferred, view.totals, view.marks),
                 usage=ClickHouseReader(clickhouse),
                 hourly=ClickHouseStore(clickhouse),
             )

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from aggregators.marks import lookups
 from schemas.errors import Transient
 from schemas.periods import AccountState
 from schemas.rollup import Checkpoint, Deferred, RankingKey, TotalKey, Waiting
@@ -15,6 +16,26 @@ from sinks.redis.keys import Keys, parse_total_member
 from sinks.redis.keyspace import LOOKS_MAX, Store
 
 decode_deferred: Final = msgspec.json.Decoder(Deferred).decode
+
+
+class RedisMarks(Store):
+    """Marks of identities that arrived before (`schemas.live_view.DedupMarks`)."""
+
+    async def marked(self, partition: int, marks: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+        _, checkpoint, _ = await self._space.read_at_checkpoint(partition)
+        wanted = lookups(checkpoint, marks) if checkpoint else {}
+        if not wanted:
+            return set()
+        _, answers = await self._space.read_live(
+            partition, lambda keys: [("SMISMEMBER", keys.mark(key), *members) for key, members in wanted.items()]
+        )
+        present = {
+            member
+            for members, answer in zip(wanted.values(), answers, strict=True)
+            for member, is_present in zip(members, answer, strict=True)
+            if is_present
+        }
+        return {(bucket_hash, member) for bucket_hash, member in marks if member in present}
 
 
 class RedisAccounts(Store):

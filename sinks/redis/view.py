@@ -5,7 +5,7 @@ from __future__ import annotations
 from sinks.redis.copies import RedisCopies
 from sinks.redis.generations import RedisGenerations, RedisRebuilds
 from sinks.redis.keyspace import Claim, Keyspace
-from sinks.redis.lookups import RedisAccounts, RedisDeferred, RedisTotals
+from sinks.redis.lookups import RedisAccounts, RedisDeferred, RedisMarks, RedisTotals
 from sinks.redis.outbox import RedisDrops, RedisOutbox, RedisReports
 from sinks.redis.state import RedisState
 
@@ -31,6 +31,7 @@ class RedisLiveView:
         self.drops = RedisDrops(self.keyspace)
         self.reports = RedisReports(self.keyspace)
         self.deferred = RedisDeferred(self.keyspace)
+        self.marks = RedisMarks(self.keyspace)
         self.accounts = RedisAccounts(self.keyspace)
         self.totals = RedisTotals(self.keyspace)
         self.rebuilds = RedisRebuilds(self.keyspace)
