@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 import msgspec
 from pydantic import ValidationError
 
-from schemas.events import EventStruct, UsageEvent, object_of, payload_of
+from schemas.events import BOTH_PAYLOADS, EventStruct, UsageEvent, object_of, payload_of
 from schemas.log import RECORD_EVENTS_MAX
 from schemas.reasons import Reason
 
@@ -60,6 +60,10 @@ class Raws:
         return _elements(self._value) if is_batch(self._value) else (self._value,)
 
 
+class _BadPayload(ValueError):
+    """What is wrong with `data_base64`, in words that tell a producer what to change."""
+
+
 class Decoded(NamedTuple):
     """A record's valid events by place, and why the others were rejected. `received` counts both.
 
@@ -94,15 +98,19 @@ def decode_again(raw: bytes) -> EventStruct:
 
 
 def _with_payload(event: EventStruct) -> EventStruct:
-    """The event with `data_base64` decoded to `data`. Raises `ValueError` if that is not a JSON object."""
+    """The event with `data_base64` decoded to `data`. Raises `_BadPayload` if that is not a JSON object."""
     if not event.data_base64:
         return event
-    payload = payload_of(event.data_base64)
     if event.data:
-        raise ValueError("data_base64: an event has `data` or `data_base64`, not both")
-    if levels(payload) > LEVELS_MAX:
-        raise ValueError(f"data_base64: nested more than {LEVELS_MAX} levels deep")
-    return msgspec.structs.replace(event, data=object_of(payload), data_base64=None)
+        raise _BadPayload(f"data_base64: {BOTH_PAYLOADS}")
+    try:
+        payload = payload_of(event.data_base64)
+        data = object_of(payload) if levels(payload) <= LEVELS_MAX else None
+    except ValueError as error:
+        raise _BadPayload(f"data_base64: {error}") from None
+    if data is None:
+        raise _BadPayload(f"data_base64: nested more than {LEVELS_MAX} levels deep")
+    return msgspec.structs.replace(event, data=data, data_base64=None)
 
 
 def _decode_fast(value: bytes, event_bytes_max: int, *, batch: bool) -> list[tuple[int, EventStruct]] | None:
@@ -151,6 +159,8 @@ def _decode_slowly(value: bytes, event_bytes_max: int) -> Decoded:
         try:
             raw.decode()
             events.append((index, _with_payload(_one_event(raw))))
+        except _BadPayload as error:
+            rejected.append(Rejected(index, Reason.BAD_FIELD, str(error), raw))
         except _DECODE_FAILURES as error:
             rejected.append(_explain(index, raw, error))
     return Decoded(events, rejected, len(parts), raws)

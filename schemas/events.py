@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 ID_CHARACTERS_MAX = 128
 NAME_CHARACTERS_MAX = 256
 TIME_CHARACTERS_MAX = 40
+BOTH_PAYLOADS = "an event has `data` or `data_base64`, not both"
 
 # Earlier times are a producer's mistake: no machine metered usage before 1970.
 TIME_MIN_US = 0
@@ -52,7 +53,7 @@ class UsageEvent(BaseModel):
         problem = ""
         try:
             if value and info.data.get("data"):
-                problem = "an event has `data` or `data_base64`, not both"
+                problem = BOTH_PAYLOADS
             elif value:
                 object_of(payload_of(value))
         except RecursionError:
