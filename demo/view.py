@@ -32,7 +32,7 @@ class Screen:
     def __init__(self, *, quiet: bool) -> None:
         console = Console(stderr=quiet)
         # A pipe has no width; the default of 80 columns would break the tables.
-        self.console = console if console.is_terminal else Console(stderr=quiet, width=130)
+        self.console = console if console.is_terminal else Console(stderr=quiet, width=100)
         self.phase = ""
         self.waiting = ""
 
@@ -107,10 +107,10 @@ def summary(story: Story, problems: list[str]) -> RenderableType:
     if story.report is not None:
         parts += [
             Text("\nThe reconciliation before the faults:"),
-            Text(render_table(story.report, rows_max=10, width=128)),
+            Text(render_table(story.report, rows_max=10)),
         ]
     if story.faulty_report is not None:
-        parts += [Text("After the two faults:"), Text(render_table(story.faulty_report, rows_max=10, width=128))]
+        parts += [Text("After the two faults:"), Text(render_table(story.faulty_report, rows_max=10))]
     parts += [Text(f"  found: {fault}") for fault in story.faults_found]
     if problems:
         parts.append(Text("\nNOT PROVEN: " + "; ".join(problems), style="bold red"))

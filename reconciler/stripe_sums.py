@@ -236,9 +236,10 @@ class StripeComparison:
         key, summary = compared.key, compared.answer.summary
         accounts = sorted({reported.intent.account for reported in compared.sent})
         shown = ", ".join(accounts[:3]) + (f" and {len(accounts) - 3} more" if len(accounts) > 3 else "")
+        meter = ", ".join(sorted({reported.intent.meter for reported in compared.sent}))
         row = Row(
-            Pair.STRIPE, cause, None, shown, key.event_name, key.period, None, "", key.stripe_customer,
-            decimal_text(compared.bounds.accepted, SCALE_MAX), summary.value if summary else "", detail,
+            Pair.STRIPE, cause, None, shown, meter, key.period, None, "", key.stripe_customer,
+            decimal_text(compared.bounds.accepted, SCALE_MAX), _found(summary), detail,
         )  # fmt: skip
         self.findings.add(row)
 
@@ -250,6 +251,14 @@ def _sent(sums: Iterable[StripeSum], ours: Iterable[ReportedIntent]) -> dict[Str
         if reported.attempt is not None:
             queues.setdefault((reported.intent.event_name, reported.attempt.stripe_customer), []).append(reported)
     return {key: [reported for reported in queues.get(key[:2], ()) if may_contain(key, reported)] for key in sums}
+
+
+def _found(summary: MeterSummary | None) -> str:
+    """Stripe's sum in the form of our quantities: Stripe writes 272 as "272.0"."""
+    if summary is None:
+        return ""
+    units = units_of(summary.value)
+    return decimal_text(int(units), SCALE_MAX) if units == int(units) else summary.value
 
 
 def _is_of(intent: Intent, livemode: bool, account: str) -> bool:

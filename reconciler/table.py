@@ -20,8 +20,9 @@ _VERDICTS: Final = {
 }
 
 
-def render_table(report: Report, *, rows_max: int = 50, width: int = 120, ascii_only: bool = False) -> str:
-    """The report as plain text: counts per pair of views, then up to `rows_max` rows, then the verdict.
+def render_table(report: Report, *, rows_max: int = 50, width: int = 100, ascii_only: bool = False) -> str:
+    """The report as plain text: counts per pair of views, then up to `rows_max` rows, then the verdict. What a detail
+    explains is printed once below the rows, under its number.
 
     No colours. `ascii_only` is for terminals without UTF-8.
     """
@@ -31,7 +32,9 @@ def render_table(report: Report, *, rows_max: int = 50, width: int = 120, ascii_
     console.print(_summaries(report, frame, ascii_only))
     shown = report.rows[:rows_max]
     if shown:
-        console.print(_rows(shown, frame, ascii_only))
+        numbers = {detail: number for number, detail in enumerate(dict.fromkeys(_detail(row) for row in shown), 1)}
+        console.print(_rows(shown, numbers, frame, ascii_only))
+        console.print(_notes(numbers))
     left = len(report.rows) - len(shown) + report.rows_left_off
     if left:
         console.print(f"and {left} more")
@@ -57,19 +60,25 @@ def _summaries(report: Report, frame: box.Box, ascii_only: bool) -> Table:
     return table
 
 
-def _rows(rows: tuple[Row, ...], frame: box.Box, ascii_only: bool) -> Table:
+def _rows(rows: tuple[Row, ...], numbers: dict[str, int], frame: box.Box, ascii_only: bool) -> Table:
     table = Table(box=frame, pad_edge=False, safe_box=ascii_only)
     for name in ("cause", "views", "account", "meter", "hour or period"):
         table.add_column(name, overflow="fold")
-    table.add_column("expected", justify="right", overflow="fold")
-    table.add_column("found", justify="right", overflow="fold")
-    table.add_column("detail", overflow="fold", ratio=1)
+    for name in ("expected", "found", "note"):
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         texts = (
-            row.cause.value, row.pair.value.replace("usage_events ↔ ", ""), _who(row), row.meter, _when(row),
-            row.expected, row.found, _detail(row),
+            row.cause.value, row.pair.value.replace("usage_events ↔ ", ""), _who(row),
+            f"{row.meter} {row.dimensions}".strip(), _when(row), row.expected, row.found, f"[{numbers[_detail(row)]}]",
         )  # fmt: skip
         table.add_row(*map(Text, map(_printable, texts)))
+    return table
+
+
+def _notes(numbers: dict[str, int]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for detail, number in numbers.items():
+        table.add_row(Text(f"[{number}]"), Text(_printable(detail)))
     return table
 
 
@@ -85,7 +94,7 @@ def _when(row: Row) -> str:
 
 def _detail(row: Row) -> str:
     where = f"partition {row.partition}: " if row.partition is not None and not row.account else ""
-    return f"{where}{row.dimensions} {row.detail}".strip()
+    return f"{where}{row.detail}"
 
 
 def _printable(text: str) -> str:

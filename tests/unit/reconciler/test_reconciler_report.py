@@ -70,6 +70,25 @@ def test_the_table_shows_counts_rows_verdict_and_the_number_of_omitted_rows() ->
     assert text.rstrip().endswith("drift: two views hold different counts")
 
 
+def test_the_table_fits_into_100_columns_and_explains_each_detail_once() -> None:
+    """A terminal that wraps a row makes the table unreadable, and a prose column grows to twelve lines."""
+    remedy = "missing in usage_events: Redis and usage_hourly agree. Replay the archive; " * 2
+    rows = [
+        row(cause, "acct_0219", pair)._replace(
+            meter="api_requests_of_a_long_name", stripe_customer="cus_acct_0219", dimensions='{"model":"large"}',
+            expected="1046322.000000000001", found="1049322.000000000001", detail=remedy,
+        )
+        for cause in (Cause.MISSING, Cause.REJECTED_BY_STRIPE)
+        for pair in Pair
+    ]  # fmt: skip
+
+    text = render_table(report_of(*rows))
+
+    assert max(map(len, text.splitlines())) <= 100
+    assert " ".join(text.split()).count("missing in usage_events") == 2
+    assert text.count("[1]") == len(rows) + 1
+
+
 def test_an_account_name_cannot_write_to_the_terminal() -> None:
     """Producers choose account names: escape sequences and markup appear as text."""
     hostile = "\x1b[31mred [bold]name[/bold]"
