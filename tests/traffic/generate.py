@@ -78,8 +78,8 @@ class Rates:
     """Share of each kind of traffic, 0 to 1; what is left is fresh, punctual and valid.
 
     `late` events are up to half a window old, `far_late` ones from a day older than the window to a month.
-    `timeless` events have no time. `shared_id` takes the id of another account's event. `single` is the share of records
-    that hold one event which is not in a list.
+    `timeless` events have no time. `shared_id` takes the id of another account's event. `single` is the share of
+    records that hold one event which is not in a list.
     """
 
     duplicate: float = 0.02
