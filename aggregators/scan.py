@@ -13,8 +13,7 @@ from pydantic import ValidationError
 
 from aggregators.decode import Raws, decode
 from aggregators.deferred import deferred_entry, far_late_us
-from aggregators.instants import parse_instant_us
-from aggregators.judge import WITHOUT_METERS, Home, judge, rules_at
+from aggregators.judge import WITHOUT_METERS, Home, event_time_us, judge, rules_at
 from aggregators.meters import Failure, compiled, definition_change, in_force_after
 from aggregators.partitioning import partition_of
 from aggregators.signing import signature_holds
@@ -142,15 +141,15 @@ class _Scanner:
         rules = rules_at(stream_time_ms, self.compiled, self.home)
         append = self.steps.append
         for place, event in decoded.events:
-            time_us = parse_instant_us(event.time)
+            time_us = event_time_us(event, stream_time_ms)
             contributions = judge(event, time_us, rules)
             if isinstance(contributions, Failure):
                 self._quarantine(base | place, *contributions, decoded.raws.parts[place])
                 continue
-            assert time_us is not None, "judge rejects an event without a time"  # noqa: S101 - an invariant, not input
+            assert time_us is not None, "judge rejects a malformed time"  # noqa: S101 - an invariant, not input
             arrival = Arrival(
                 base | place, stream_time_ms, event.subject, event.id, event.type, event.source,
-                time_us, event.data, contributions,
+                time_us, event.data or {}, contributions,
             )  # fmt: skip
             if time_us < earliest_us:
                 deferred = deferred_entry(arrival, decoded.raws.parts[place])

@@ -265,9 +265,9 @@ class Oracle:
         meter_set = self._meter_sets[place.partition]
         account, identifier = _names(body)
         try:
-            event = event_of(body, policy_of(meter_set, "event_bytes_max"))
+            event = event_of(body, policy_of(meter_set, "event_bytes_max"), log_ms)
             require_home(event.account, place.partition, self.partitions)
-            require_in_time(event, log_ms, policy_of(meter_set, "future_ms"))
+            require_in_time(event, log_ms, policy_of(meter_set, "future_ms"), policy_of(meter_set, "late_max_ms"))
             fed = contributions(event, meter_set)
         except RejectedError as rejected:
             self._conclude(place, Ruling("rejected", rejected.reason, account, identifier))

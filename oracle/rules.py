@@ -28,9 +28,10 @@ POLICY_DEFAULTS: Final = {
     "future_ms": 5 * MINUTE_MS,
     "grace_ms": HOUR_MS,
     "event_bytes_max": 65_536,
+    "late_max_ms": 35 * DAY_MS,
 }
 FIELD_CHARACTERS_MAX: Final = {"id": 128, "source": 256, "type": 256, "subject": 256, "time": 40}
-_REQUIRED_FIELDS: Final = {"specversion", *FIELD_CHARACTERS_MAX}
+_REQUIRED_FIELDS: Final = {"specversion", "id", "source", "type", "subject"}
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_MS: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
@@ -129,8 +130,11 @@ def _integer(text: str) -> int | Decimal:
     return int(text) if len(text) <= _INTEGER_DIGITS_MAX else _fraction(text)
 
 
-def event_of(body: object, event_bytes_max: int) -> Event:
-    """Check the envelope. Raises `RejectedError` with the first reason in the order of precedence."""
+def event_of(body: object, event_bytes_max: int, arrival_ms: int) -> Event:
+    """Check the envelope. Raises `RejectedError` with the first reason in the order of precedence.
+
+    The time of an event without a time is its arrival, the stream time of its record.
+    """
     if not isinstance(body, dict):
         raise RejectedError("not_an_event")
     try:
@@ -147,15 +151,18 @@ def event_of(body: object, event_bytes_max: int) -> Event:
         raise RejectedError("too_deep")
     if not body.keys() >= _REQUIRED_FIELDS:
         raise RejectedError("missing_field")
+    timeless = body.get("time") is None
     for field, characters_max in FIELD_CHARACTERS_MAX.items():
+        if field == "time" and timeless:
+            continue
         text = body[field]
         if not isinstance(text, str) or not 1 <= len(text) <= characters_max:
             raise RejectedError("bad_field")
-    data = body.get("data", {})
+    data = {} if body.get("data") is None else body["data"]
     if body["specversion"] != "1.0" or not isinstance(data, dict):
         raise RejectedError("bad_field")
     try:
-        time_us = time_us_of(body["time"])
+        time_us = arrival_ms * 1000 if timeless else time_us_of(body["time"])
     except ValueError:
         raise RejectedError("bad_time") from None
     return Event(body["subject"], body["id"], body["type"], time_us, data)
@@ -188,12 +195,15 @@ def require_home(account: str, partition: int, partitions: int) -> None:
         raise RejectedError("wrong_partition")
 
 
-def require_in_time(event: Event, log_ms: int, future_ms: int) -> None:
-    """Raise `RejectedError` for times before 1970 or after the future limit. Both limits are inclusive."""
+def require_in_time(event: Event, log_ms: int, future_ms: int, late_max_ms: int) -> None:
+    """Raise `RejectedError` for times before 1970, before the late limit or after the future limit. A time exactly at
+    a limit is accepted."""
     if event.time_us > (log_ms + future_ms) * 1000:
         raise RejectedError("too_far_in_future")
     if event.time_us < 0:
         raise RejectedError("too_far_in_past")
+    if event.time_us < (log_ms - late_max_ms) * 1000:
+        raise RejectedError("too_old")
 
 
 def contributions(event: Event, meter_set: Mapping[str, Any]) -> list[Contribution]:

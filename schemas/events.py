@@ -27,7 +27,9 @@ class UsageEvent(BaseModel):
     """One usage event. Extension attributes are allowed and ignored.
 
     `id` identifies the event within its account (`subject`): a UUID, or any other text of up to 128
-    characters, compared character by character. `time` is RFC 3339 with an offset; it is cut to microseconds.
+    characters, compared character by character. `time` is RFC 3339 with an offset; it is cut to microseconds. The time
+    of an event without `time` is its arrival in the log: the stream time at its record in `usage.events`. `time` and
+    `data` may be null, which means the same as absent.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -37,8 +39,8 @@ class UsageEvent(BaseModel):
     source: _Name
     type: _Name
     subject: _Name
-    time: _Time
-    data: dict[str, Any] = {}
+    time: _Time | None = None
+    data: dict[str, Any] | None = None
 
 
 _StructId = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARACTERS_MAX)]
@@ -54,5 +56,5 @@ class EventStruct(msgspec.Struct, gc=False, frozen=True):
     source: _StructName
     type: _StructName
     subject: _StructName
-    time: _StructTime
-    data: dict[str, Any] = {}
+    time: _StructTime | None = None
+    data: dict[str, Any] | None = None

@@ -92,6 +92,7 @@ class Policy(BaseModel):
 
     `deferred_max`: if this many events of a partition wait for their dedup decision, more far-late events are rejected.
     `keep_periods_ms`: how long a period's totals stay in the live view after its end, see `periods_kept_ms`.
+    `late_max_ms`: an event whose time is more than this before stream time is rejected as `too_old`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,6 +104,7 @@ class Policy(BaseModel):
     event_bytes_max: int = Field(default=65_536, ge=1_024, le=1_048_576)
     deferred_max: int = Field(default=100_000, ge=0, le=10_000_000)
     keep_periods_ms: int = Field(default=62 * DAY_MS, ge=0, le=36_600 * DAY_MS)
+    late_max_ms: int = Field(default=35 * DAY_MS, ge=HOUR_MS, le=36_600 * DAY_MS)
 
     @model_validator(mode="after")
     def _spans_divide(self) -> Self:

@@ -19,6 +19,7 @@ class Reason(StrEnum):
     BAD_TIME = "bad_time"
     TOO_FAR_IN_FUTURE = "too_far_in_future"
     TOO_FAR_IN_PAST = "too_far_in_past"
+    TOO_OLD = "too_old"
     TOO_MANY_DEFERRED = "too_many_deferred"
     MISSING_QUANTITY = "missing_quantity"
     BAD_QUANTITY = "bad_quantity"
@@ -45,6 +46,10 @@ REMEDIES: dict[Reason, str] = {
     Reason.BAD_TIME: "send an RFC 3339 time with an offset, such as 2026-11-21T10:00:00Z",
     Reason.TOO_FAR_IN_FUTURE: "correct the producer's clock, then redrive",
     Reason.TOO_FAR_IN_PAST: "the time is before 1970: correct the producer's clock",
+    Reason.TOO_OLD: (
+        "the time is more than policy.late_max_ms (35 days by default) ago: correct the time; if the usage is to be "
+        "billed now, raise policy.late_max_ms, then redrive"
+    ),
     Reason.TOO_MANY_DEFERRED: (
         "more than policy.deferred_max late events wait for the archive: repair it, then send the event under a new id"
     ),

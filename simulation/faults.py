@@ -53,6 +53,7 @@ class Fault(StrEnum):
     LATE = "a late event"
     FAR_LATE = "an event older than the dedup window"
     AHEAD = "an event from the future"
+    TIMELESS = "an event without a time"
     MALFORMED = "a malformed event"
     BROKEN_RECORD = "a record that is no JSON"
     FORGED_CONTROL = "a forged control record"
@@ -66,8 +67,9 @@ class Fault(StrEnum):
 OF_THE_TRAFFIC: Final = frozenset({
     Fault.PRODUCER_CRASH, Fault.METER_SET_CHANGED, Fault.BINDING_CHANGED, Fault.CUSTOMER_CHANGED, Fault.BINDING_LATE,
     Fault.PERIOD_CLOSED, Fault.DUPLICATE, Fault.OTHER_PRODUCER, Fault.OLD_DUPLICATE, Fault.RETRY_OTHER_TIME,
-    Fault.OTHER_PERIOD, Fault.CONFLICT, Fault.SHARED_ID, Fault.LATE, Fault.FAR_LATE, Fault.AHEAD, Fault.MALFORMED,
-    Fault.BROKEN_RECORD, Fault.FORGED_CONTROL, Fault.FOREIGN_TICK, Fault.WRONG_PARTITION, Fault.PERIOD_PASSED,
+    Fault.OTHER_PERIOD, Fault.CONFLICT, Fault.SHARED_ID, Fault.LATE, Fault.FAR_LATE, Fault.AHEAD, Fault.TIMELESS,
+    Fault.MALFORMED, Fault.BROKEN_RECORD, Fault.FORGED_CONTROL, Fault.FOREIGN_TICK, Fault.WRONG_PARTITION,
+    Fault.PERIOD_PASSED,
 })  # fmt: skip
 
 SERVICE_FAULTS: Final = {

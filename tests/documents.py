@@ -51,6 +51,7 @@ REDRIVE: Final[dict[Reason, str]] = {
     Reason.TOO_LARGE: "with a meter set that has a larger `policy.event_bytes_max`, if the entry was not cut",
     Reason.TOO_FAR_IN_FUTURE: "yes, when stream time is within `policy.future_ms` of the event's time",
     Reason.TOO_FAR_IN_PAST: "no: the time stays the same",
+    Reason.TOO_OLD: "with a meter set that has a larger `policy.late_max_ms`",
     Reason.TOO_MANY_DEFERRED: "no: the archive has the identity already and would call the event a duplicate",
     Reason.NEGATIVE_QUANTITY: "with a meter set in which the meter has `allow_negative`",
     Reason.BAD_FOR_ONE_METER: "see the reason in the detail",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 
+from aggregators.decode import decode, is_batch
 from aggregators.instants import format_instant_ms
 from aggregators.meters import definition_change
 from aggregators.partitioning import partition_of
@@ -189,8 +190,22 @@ async def redrive(settings: Settings, entries: Sequence[QuarantineEntry]) -> int
     async with _opened(settings) as base:
         count = await base.log.partition_count(INBOX_TOPIC)
         for entry in entries:
-            await base.log.append(INBOX_TOPIC, entry.partition % count, entry.value)
+            await base.log.append(INBOX_TOPIC, entry.partition % count, redriven(entry))
     return len(entries)
+
+
+def redriven(entry: QuarantineEntry) -> bytes:
+    """The bytes to append: those of the entry. An event without a time gets the time of its first arrival.
+
+    Otherwise each redrive would give the event a new time, and redrives more than a dedup window apart would count it
+    twice.
+    """
+    decoded = decode(entry.value, len(entry.value) + 1)
+    if is_batch(entry.value) or not decoded.events or decoded.events[0][1].time is not None:
+        return entry.value
+    # The last of two equal keys wins, so this time replaces a null.
+    time = format_instant_ms(entry.stream_time_ms).encode()
+    return entry.value.rstrip()[:-1] + b',"time":"' + time + b'"}'
 
 
 async def reconcile_deployment(

@@ -14,8 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aggregators.decode import decode, is_batch
-from aggregators.instants import parse_instant_us
-from aggregators.judge import WITHOUT_METERS, judge, rules_at
+from aggregators.judge import WITHOUT_METERS, event_time_us, judge, rules_at
 from aggregators.meters import CompiledMeterSet, Failure, compiled
 from aggregators.partitioning import partition_of
 from pipeline.http.api_keys import ApiKey, Role
@@ -54,6 +53,7 @@ class Judge:
     """Checks the events of one request with the fold's rules, the meter set and the request's key."""
 
     def __init__(self, meter_set: CompiledMeterSet, key: ApiKey, now_ms: int) -> None:
+        self._now_ms = now_ms
         self._rules = rules_at(now_ms, meter_set)
         self._key = key
         self._event_bytes_max = meter_set.meter_set.policy.event_bytes_max
@@ -71,7 +71,7 @@ class Judge:
         if not self._key.reaches(event.subject):
             detail = "subject: this key may write another account only"
             return Judged(raw, event.id, None, FORBIDDEN, detail)
-        contributions = judge(event, parse_instant_us(event.time), self._rules)
+        contributions = judge(event, event_time_us(event, self._now_ms), self._rules)
         if isinstance(contributions, Failure):
             return Judged(raw, event.id, event.subject, contributions.reason.value, contributions.detail)
         return Judged(raw, event.id, event.subject, metered=bool(contributions))
@@ -92,7 +92,7 @@ def field_of(reason: str, detail: str) -> str:
     """The field that caused a rejection. Empty if `detail` does not name a field."""
     if reason in (Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, FORBIDDEN):
         return detail.partition(":")[0]
-    if reason in (Reason.TOO_FAR_IN_FUTURE, Reason.TOO_FAR_IN_PAST):
+    if reason in (Reason.TOO_FAR_IN_FUTURE, Reason.TOO_FAR_IN_PAST, Reason.TOO_OLD):
         return "time"
     path = re.search(r"\$(\.[A-Za-z0-9_.-]+)$", detail)
     return f"data{path[1]}" if path else ""

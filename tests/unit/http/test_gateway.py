@@ -83,8 +83,21 @@ async def test_binary_mode_cannot_add_fields_after_its_data(gateway: Gateway) ->
     assert await gateway.stored() == []
 
 
+async def test_event_without_a_time_is_accepted_unchanged(gateway: Gateway) -> None:
+    """The event of OpenMeter's quickstart. The gateway adds no time: the log's arrival is the event's time."""
+    quickstart = {
+        "specversion": "1.0", "type": "request", "id": "00001", "source": "service-0", "subject": "customer-1",
+        "data": {"method": "GET", "route": "/hello", "duration_ms": "10"},
+    }  # fmt: skip
+
+    answer = await gateway.post([quickstart, {**quickstart, "id": "2", "time": None, "data": None}])
+
+    assert answer.status_code == 202
+    assert await gateway.stored() == [quickstart, {**quickstart, "id": "2", "time": None, "data": None}]
+
+
 REJECTED: Final = [
-    pytest.param(event(time=None), "missing_field", "time", id="missing time"),
+    pytest.param(event(source=None), "missing_field", "source", id="missing source"),
     pytest.param(event(""), "bad_field", "id", id="empty id"),
     pytest.param(event("i" * 10_000), "bad_field", "id", id="10 000 characters of id"),
     pytest.param(event(subject=7), "bad_field", "subject", id="subject is a number"),
@@ -94,6 +107,8 @@ REJECTED: Final = [
     pytest.param(event(time="9999-12-31T23:59:59Z"), "too_far_in_future", "time", id="year 9999"),
     pytest.param(event(time="2026-11-21T10:35:01Z"), "too_far_in_future", "time", id="just too far ahead"),
     pytest.param(event(time="1969-12-31T23:59:59Z"), "too_far_in_past", "time", id="just too old"),
+    pytest.param(event(time="2023-05-01T00:00:00Z"), "too_old", "time", id="2023"),
+    pytest.param(event(time="2026-10-17T10:29:59.999Z"), "too_old", "time", id="just over 35 days old"),
     pytest.param(event(data={"model": "small"}), "missing_quantity", "data.usage.tokens", id="no quantity"),
     pytest.param(tokens(-1), "negative_quantity", "data.usage.tokens", id="-1"),
     pytest.param(tokens(1.5), "too_many_digits", "data.usage.tokens", id="1.5"),

@@ -152,6 +152,7 @@ async def test_crash_at_every_await_is_resumed_while_traffic_goes_on(after: bool
 async def test_log_without_its_start_is_refused_with_the_missing_range() -> None:
     """The message states the missing range; the rebuild never guesses."""
     world = await RebuildWorld().loaded(0.7)
+    await world.tick()
     del world.log._partitions[EVENTS_TOPIC, 1].records[:5]
 
     with pytest.raises(
