@@ -163,27 +163,40 @@ class Oracle:
         binding: Mapping[str, Any],
         timestamp_ms: int | None = None,
         offset: int = -1,
+        *,
+        revision: int | None = None,
     ) -> None:
-        """Process a binding record.
+        """Process a binding record. Does nothing if a record of the account had this or a higher `revision`; by default
+        the revision is the next one.
 
         A late binding that can change counted periods takes effect at its instant, after `restatement`; from
         `begin_restatement` until then, events of the account are deferred. Other bindings take effect in the future.
         """
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
-        self.accounts.bind(account, binding, *self._there(partition), offset)
+        if self.accounts.is_newest(account, revision):
+            self.accounts.bind(account, binding, *self._there(partition), offset)
 
     def bind_from_the_start(self, account: str, known: Sequence[Mapping[str, Any]]) -> None:
         """Set the bindings that are in force before the first event."""
         self.accounts.from_the_start(account, known)
 
     def close(
-        self, partition: int, account: str, instant_ms: int, timestamp_ms: int | None = None, offset: int = -1
+        self,
+        partition: int,
+        account: str,
+        instant_ms: int,
+        timestamp_ms: int | None = None,
+        offset: int = -1,
+        *,
+        revision: int | None = None,
     ) -> None:
-        """Process a close record: close the account's period that contains `instant_ms` for later events."""
+        """Process a close record: close the account's period that contains `instant_ms` for later events. `revision`
+        is that of `bind`."""
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
-        self.accounts.close(account, instant_ms, offset, len(self._counted[account]))
+        if self.accounts.is_newest(account, revision):
+            self.accounts.close(account, instant_ms, offset, len(self._counted[account]))
 
     def begin_restatement(
         self, partition: int, account: str, answers: int, offset: int, timestamp_ms: int | None = None

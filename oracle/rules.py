@@ -304,17 +304,26 @@ def _minor(value: object, scale: int, *, allow_negative: bool) -> int:
 
 
 class Binding(NamedTuple):
-    """The rule for an account's periods from an instant on."""
+    """The rule for an account's periods from an instant on. `ends_period`: a period ends at that instant even if the
+    rule does not change, because another payer takes over."""
 
     effective_from_ms: int
     anchor_ms: int = 0
     interval: str = "month"
     interval_count: int = 1
+    ends_period: bool = False
+
+    @property
+    def rule(self) -> tuple[int, str, int]:
+        """Anchor, interval and count, which decide the boundaries of periods."""
+        return self[1:4]
 
 
 def binding_of(fields: Mapping[str, Any], earliest_ms: int = _FIRST_MS) -> Binding:
     """Read the JSON form of `schemas.periods.Binding`; the binding takes effect at `earliest_ms` or later."""
     cut = {name: fields[name] for name in ("anchor_ms", "interval", "interval_count") if name in fields}
+    if "anchor_ms" in cut:
+        cut["anchor_ms"] = cut["anchor_ms"] // MINUTE_MS * MINUTE_MS
     return Binding(max(int(fields["effective_from_ms"]), earliest_ms), **cut)
 
 
@@ -322,8 +331,8 @@ def period_containing(bindings: Sequence[Binding], instant_ms: int) -> tuple[int
     """The period that contains the instant, by bindings in ascending order of their effect."""
     start_ms, end_ms, rule = _FIRST_MS, _END_MS, Binding(_FIRST_MS)
     for binding in bindings:
-        if binding[1:] == rule[1:]:
-            continue  # anchor and interval do not change
+        if binding.rule == rule.rule and not binding.ends_period:
+            continue
         if binding.effective_from_ms > instant_ms:
             end_ms = binding.effective_from_ms
             break

@@ -36,6 +36,7 @@ from simulation.traffic import ORIGIN_MS
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeOutbox, FakeServer
 from tests.simulation.billing_mutants import BILLING
+from tests.simulation.binding_mutants import BINDINGS
 from tests.simulation.late_binding_mutants import LATE_BINDINGS
 from tests.simulation.mutant import RUNS_MAX, Method, Mutant, inner, runs_to_catch
 
@@ -302,6 +303,7 @@ MUTANTS: Final = (
     Mutant("cache survives its checkpoint", RollupProcessor, "start_offset", _cache_survives),
     Mutant("a lost quarantine entry", _ROLLUP, "quarantine", _quarantine_may_fail),
     *BILLING,
+    *BINDINGS,
     *LATE_BINDINGS,
 )  # fmt: skip
 

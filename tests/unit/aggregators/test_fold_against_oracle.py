@@ -150,7 +150,7 @@ async def _give_all_a_payer(world: World, oracle: Oracle) -> None:
     """Gives every account a payer, so that no binding causes a restatement."""
     for account in map(account_name, range(20)):
         partition, free = partition_of(account, PARTITIONS), Binding(effective_from_ms=0, billing=Billing.FREE)
-        await world.control(partition, BindingRecord(account=account, binding=free))
+        await world.control(partition, BindingRecord(account=account, revision=1, binding=free))
         oracle.bind(partition, account, free.model_dump(mode="json"), world.clock.ms)
 
 
@@ -160,7 +160,8 @@ async def _bind_or_close(world: World, oracle: Oracle, chance: random.Random) ->
     partition = partition_of(account, PARTITIONS)
     if chance.random() < 0.2:
         instant_ms = now_ms - chance.randrange(-2, 3) * 86_400_000
-        await world.control(partition, CloseRecord(account=account, instant_ms=instant_ms))
+        closed = CloseRecord(account=account, revision=world.revision(account) + 1, instant_ms=instant_ms)
+        await world.control(partition, closed)
         oracle.close(partition, account, instant_ms, now_ms)
         return
     binding = Binding(
@@ -170,7 +171,8 @@ async def _bind_or_close(world: World, oracle: Oracle, chance: random.Random) ->
         interval_count=chance.choice([1, 1, 1, 2]),
         billing=Billing.FREE,
     )
-    await world.control(partition, BindingRecord(account=account, binding=binding))
+    bound = BindingRecord(account=account, revision=world.revision(account) + 1, binding=binding)
+    await world.control(partition, bound)
     oracle.bind(partition, account, binding.model_dump(mode="json"), now_ms)
 
 

@@ -197,17 +197,22 @@ def test_a_customer_may_be_bound_for_usage_that_is_counted_already() -> None:
 
 
 def test_bindings_and_closings_of_an_account_are_bounded() -> None:
-    """An account that gets a binding every day and a closing every month needs no more memory than another account."""
+    """An account that gets another payer and a closing every day needs no more memory than another account."""
     state, stream_time_ms = NOTHING, at("2026-01-01")
     for day in range(400):
         stream_time_ms += DAY_MS
         anchor = monthly("2026-01-01").model_copy(
-            update={"effective_from_ms": stream_time_ms, "anchor_ms": stream_time_ms - day % 28 * DAY_MS}
+            update={
+                "effective_from_ms": stream_time_ms,
+                "anchor_ms": stream_time_ms - day % 28 * DAY_MS,
+                "billing": Billing.MAPPED,
+                "stripe_customer": f"cus_{day}",
+            }
         )
         state = with_binding(state, anchor, POLICY.future_ms, stream_time_ms)
         state = with_closing(state, stream_time_ms - DAY_MS, POLICY.window_ms, stream_time_ms)
 
-    assert len(state.bindings) == len(state.customers) == BINDINGS_MAX + 1
+    assert len(state.bindings) == len(state.customers) == len(state.payer_cuts_ms) == BINDINGS_MAX + 1
     assert len(state.closed_start_ms) <= 2 + POLICY.window_ms // DAY_MS
 
 
