@@ -62,7 +62,6 @@ class Settings(BaseSettings):
         default=8 * 1024 * 1024, ge=1024, description="Largest request body that the gateway reads, in bytes"
     )
 
-    flush_records_max: int = Field(default=40, ge=1, le=1000, description="Limit of records in a flush")
     flush_events_max: int = Field(
         default=40_000, ge=1, le=65_536, description="Limit of events in a flush; a flush ends between records"
     )

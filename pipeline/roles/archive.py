@@ -7,9 +7,6 @@ from pipeline.open import open_base, open_clickhouse_store
 from pipeline.roles.base import run_processor, runner_settings
 from pipeline.settings import Settings
 
-# Equals the queue limit, so a lagging archive inserts full batches.
-FLUSH_RECORDS_MAX = 200
-
 
 async def run_archive(settings: Settings, *, replay_from_start: bool = False) -> None:
     """Write every accepted event to ClickHouse until stopped."""
@@ -25,7 +22,7 @@ async def run_archive(settings: Settings, *, replay_from_start: bool = False) ->
         )
         linger_s = settings.archive_linger_s
         await run_processor(
-            base, archive, runner_settings(settings, ARCHIVE_GROUP, FLUSH_RECORDS_MAX, linger_s, linger_s)
+            base, archive, runner_settings(settings, ARCHIVE_GROUP, linger_s=linger_s, catch_up_linger_s=linger_s)
         )
     finally:
         await store.close()

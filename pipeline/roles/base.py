@@ -28,14 +28,14 @@ _log = logging.getLogger(__name__)
 def runner_settings(
     settings: Settings,
     group: str,
-    flush_records_max: int | None = None,
+    flush_events_max: int | None = None,
     linger_s: float = 0.0,
     catch_up_linger_s: float = 0.0,
 ) -> RunnerSettings:
     """The runner's settings for a consumer group."""
     return RunnerSettings(
         group,
-        flush_records_max=flush_records_max or settings.flush_records_max,
+        flush_events_max=flush_events_max or settings.flush_events_max,
         session_timeout_s=settings.session_timeout_s,
         heartbeat_interval_s=min(3.0, settings.session_timeout_s / 3),
         idle_interval_s=0.5,

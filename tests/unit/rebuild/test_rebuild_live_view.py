@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from schemas.errors import Fenced, OperatorNeeded
-from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
+from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, Record
 from tests.worlds.crashing import Crash
 from tests.worlds.deployment import hourly_relay
 from tests.worlds.rebuild import LIMITS, PARTITIONS, RebuildWorld
@@ -113,6 +113,21 @@ async def test_rebuild_overtakes_a_lagging_live_view_and_leaves_later_hours_to_t
         assert 0 <= stored.checkpoint.next_offset - before.next_offset <= LIMITS.records_max
         assert len({each.bucket_ms for each in stored.dirty}) <= 2
         assert len({each.bucket_ms for each in stored.reports}) <= 2
+    await world.assert_equal()
+
+
+async def test_a_log_that_returns_short_reads_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log limits the bytes of a read, so a read of few records is no attempt to swap that failed."""
+    world = await RebuildWorld().loaded(0.9)
+    read = world.log.read
+
+    async def one_at_a_time(topic: str, partition: int, offset: int, records_max: int = 500) -> list[Record]:
+        return await read(topic, partition, offset, min(1, records_max))
+
+    monkeypatch.setattr(world.log, "read", one_at_a_time)
+    monkeypatch.setattr("pipeline.rebuild.live_view.SWAP_REFUSALS_MAX", 3)
+
+    assert await world.rebuild().run() == 2
     await world.assert_equal()
 
 
