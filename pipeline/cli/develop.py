@@ -14,6 +14,9 @@ from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, data_dir, running, se
 from pipeline.local import DEV_FILE
 from schemas.errors import InvalidInput, Refused, Transient
 
+# Longer than the gateway's own limits, so that its answer is seen.
+GATEWAY_TIMEOUT_S = 30.0
+
 
 @click.command()
 @click.option("--kafka", is_flag=True, help="Start a real Apache Kafka broker instead of the embedded log.")
@@ -92,7 +95,7 @@ def _call(method: str, path: str, **arguments: Any) -> dict[str, Any]:
     url, key_text = _gateway()
     try:
         headers = {"authorization": f"Bearer {key_text}", **arguments.pop("headers", {})}
-        answer = httpx.request(method, url + path, headers=headers, **arguments)
+        answer = httpx.request(method, url + path, headers=headers, timeout=GATEWAY_TIMEOUT_S, **arguments)
     except httpx.HTTPError as error:
         raise Transient(f"the gateway at {url} did not answer: {error}") from error
     if answer.status_code in (401, 403):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.open import (
     open_base,
     open_live_view,
     open_stripe,
+    open_usage_reader,
 )
 from pipeline.settings import Settings
 from reconciler.causes import Verdict
@@ -33,6 +35,7 @@ from reconciler.table import render_table
 from reconciler.views import ReconcilePolicy, Views
 from schemas.control import BindingRecord, CloseRecord
 from schemas.errors import InvalidInput, Transient
+from schemas.live_view import LiveView
 from schemas.log import INBOX_TOPIC, REJECTED_TOPIC, Log, Record
 from schemas.periods import Binding
 from sinks.clickhouse.client import open_clickhouse
@@ -216,11 +219,15 @@ async def reconcile_deployment(
     stripe_reads_max: int,
     archive_wait_s: float = ReconcilePolicy().archive_wait_s,
 ) -> Report:
-    """Open the stores of the settings, reconcile them and close them."""
+    """Open the stores of the settings, reconcile them and close them.
+
+    Raises `Transient` if Redis or ClickHouse does not answer at the start.
+    """
     view = open_live_view(settings)
     clickhouse = open_clickhouse(settings.clickhouse_url)
     meters = open_stripe(settings)
     try:
+        await _check_answering(view, settings)
         async with _opened(settings) as base:
             views = Views(
                 live=view,
@@ -237,6 +244,21 @@ async def reconcile_deployment(
         await view.close()
         if meters is not None:
             await meters.close()
+
+
+async def _check_answering(view: LiveView, settings: Settings) -> None:
+    """Raise `Transient` if Redis or ClickHouse does not answer. Otherwise every read of every partition would wait."""
+    # A client of its own, because the reconciler's queries may take longer than a command should wait here.
+    reader = open_usage_reader(settings)
+    try:
+        checks = (view.state.load_checkpoint(0), reader.archive_positions())
+        results = await asyncio.gather(*checks, return_exceptions=True)
+    finally:
+        await reader.close()
+    for result in results:
+        # The report shows every other failure.
+        if isinstance(result, Transient):
+            raise result
 
 
 async def run_reconcile(

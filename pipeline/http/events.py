@@ -32,6 +32,8 @@ from schemas.reasons import REMEDIES, Reason
 
 JUDGED_AT_ONCE_MAX: Final = 500
 RETRY_AFTER_S: Final = 1.0
+# A log that does not answer must not hold back the answer about the other events.
+KEEP_TIMEOUT_S: Final = 2.0
 FORBIDDEN: Final = "forbidden_account"
 
 _anything: Final = msgspec.json.Decoder().decode
@@ -39,20 +41,25 @@ _log: Final = logging.getLogger(__name__)
 
 
 class Judged(NamedTuple):
-    """A checked event. `reason` is empty if the event is valid. `metered` is true if a meter counts the event."""
+    """A checked event. `reason` is empty if the event is valid. `unmetered` is true if no meter counts the event."""
 
     raw: bytes
     id: str | None
     account: str | None
     reason: str = ""
     detail: str = ""
-    metered: bool = False
+    unmetered: bool = False
 
 
 class Judge:
-    """Checks the events of one request with the fold's rules, the meter set and the request's key."""
+    """Checks the events of one request with the fold's rules, the meter set and the request's key.
 
-    def __init__(self, meter_set: CompiledMeterSet, key: ApiKey, now_ms: int) -> None:
+    Without a meter set it is unknown which events are unmetered; the fold checks every event again.
+    """
+
+    def __init__(self, known: CompiledMeterSet | None, key: ApiKey, now_ms: int) -> None:
+        meter_set = known or WITHOUT_METERS
+        self._is_known = known is not None
         self._now_ms = now_ms
         self._rules = rules_at(now_ms, meter_set)
         self._key = key
@@ -74,7 +81,7 @@ class Judge:
         contributions = judge(event, event_time_us(event, self._now_ms), self._rules)
         if isinstance(contributions, Failure):
             return Judged(raw, event.id, event.subject, contributions.reason.value, contributions.detail)
-        return Judged(raw, event.id, event.subject, metered=bool(contributions))
+        return Judged(raw, event.id, event.subject, unmetered=self._is_known and not contributions)
 
     def _rejected(self, raw: bytes, failure: Failure) -> Judged:
         try:
@@ -130,8 +137,12 @@ class EventsEndpoint:
             await append_all(self._keep(event) for event in judged if event.reason not in ("", FORBIDDEN))
         return self._answer(judged, durable)
 
-    async def _compiled(self) -> CompiledMeterSet:
-        meter_set = await self._dependencies.meter_set()
+    async def _compiled(self) -> CompiledMeterSet | None:
+        """The meter set, compiled. None if the gateway has never reached the store that has the meter set."""
+        try:
+            meter_set = await self._dependencies.meter_set()
+        except Transient:
+            return None
         if meter_set is None:
             return WITHOUT_METERS
         if self._meter_set is None or self._meter_set[0] is not meter_set:
@@ -143,7 +154,7 @@ class EventsEndpoint:
         partition = partition_of(judged.account or "", self._dependencies.genesis.partitions)
         log, origin = self._dependencies.log, ((Header.SOURCE, b"gateway"),)
         try:
-            async with asyncio.timeout(RETRY_AFTER_S * 10):
+            async with asyncio.timeout(KEEP_TIMEOUT_S):
                 # A client must not fill the quarantine with megabytes.
                 await append_entry(
                     log, partition, judged.reason, judged.detail, EVENTS_TOPIC, judged.raw, origin, cut=True
@@ -167,7 +178,7 @@ class EventsEndpoint:
                 answer |= {"detail": event.detail, "remedy": _remedy(event.reason)}
             elif next(confirmed):
                 answer["status"] = "accepted"
-                unmetered += not event.metered
+                unmetered += event.unmetered
             else:
                 remedy = "send the event again under the same id: the event is counted once in any case"
                 answer |= {"status": "unknown", "detail": "the log did not confirm it", "remedy": remedy}

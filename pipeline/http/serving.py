@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
 import uvicorn
@@ -33,7 +33,7 @@ class QuietServer(uvicorn.Server):
         yield
 
 
-def ops_app(metrics: Metrics, readiness: Callable[[], Readiness], refresh: Callable[[], None]) -> Starlette:
+def ops_app(metrics: Metrics, readiness: Callable[[], Awaitable[Readiness]], refresh: Callable[[], None]) -> Starlette:
     """The app with the three paths. `/healthz` answers 200. `/readyz` answers 503 if the role makes no progress.
 
     The app calls `refresh` before it renders `/metrics`, to set the gauges.
@@ -48,7 +48,7 @@ def ops_app(metrics: Metrics, readiness: Callable[[], Readiness], refresh: Calla
         return JSONResponse({"status": "alive"})
 
     async def readyz(_: Request) -> Response:
-        state = readiness()
+        state = await readiness()
         return JSONResponse({"ready": state.ready, **state.detail}, 200 if state.ready else 503)
 
     return Starlette(routes=[Route("/metrics", exposition), Route("/healthz", healthz), Route("/readyz", readyz)])

@@ -63,6 +63,7 @@ class _Transport(stripe.HTTPClient):
 
     def __init__(self, timeout_s: float, *, environment: bool) -> None:
         super().__init__()
+        self._timeout_s = timeout_s
         limits = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX)
         self._client = httpx.AsyncClient(timeout=timeout_s, limits=limits, trust_env=environment)
 
@@ -75,8 +76,10 @@ class _Transport(stripe.HTTPClient):
         behind a proxy's 5xx may be one that Stripe has stored, and the headers, because of Retry-After.
         """
         try:
-            response = await self._client.request(method, url, headers=dict(headers), content=post_data or None)
-        except httpx.HTTPError as error:
+            # The client's own limit is for each wait on the socket: an answer that trickles in would not reach it.
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._client.request(method, url, headers=dict(headers), content=post_data or None)
+        except (httpx.HTTPError, TimeoutError) as error:
             message = f"{type(error).__name__}: {error}"
             raise _no_answer(message) from error
         if not _is_stripes(response.status_code, response.content):
