@@ -139,7 +139,9 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "gauge", "Intents that are not settled. Grows over hours: Stripe refuses them, or the rate is too low."
     ),
     "tidemark_sink_held_intents": MetricSpec(
-        "gauge", "Held intents by the reason. `unmapped`: bind the account.", ("hold",)
+        "gauge",
+        "Held intents by the reason. `unmapped`: bind the account. `meter`, `account`: see the log.",
+        ("hold",),
     ),
     "tidemark_sink_results": MetricSpec(
         "gauge", "Answers of Stripe to this process, by result. `dead` needs an operator.", ("result",)

@@ -40,7 +40,7 @@ class Intent(_Frozen):
     bucket_start_ms: int
     bucket_end_ms: int
     delta_minor: int
-    scale: int
+    scale: Annotated[int, Field(ge=0, le=12)]
 
     @property
     def instant_ms(self) -> int:
@@ -101,11 +101,17 @@ class MeterEvent(NamedTuple):
 
 
 class SendStatus(StrEnum):
-    """The result of sending one meter event. It decides what the sender does next."""
+    """The result of sending one meter event. It decides what the sender does next.
+
+    `HOLD_METER`, `HOLD_ACCOUNT`: Stripe did not take the event and will take it when the meter, or the account's
+    customer, is corrected.
+    """
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
     RETRY = "retry"
+    HOLD_METER = "hold_meter"
+    HOLD_ACCOUNT = "hold_account"
     DEAD = "dead"
     STOP = "stop"
 
