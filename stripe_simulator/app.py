@@ -129,6 +129,7 @@ def create_app(simulator: Simulator) -> Starlette:
     """The application of one simulator, with the admin routes under `/_simulator/`."""
     routes = [Route(endpoint.path, _handler(simulator, endpoint), methods=[endpoint.method]) for endpoint in ENDPOINTS]
     app = Starlette(routes=[*routes, *admin.routes(simulator)])
+    app.router.redirect_slashes = False
     app.add_exception_handler(404, _unrecognized)
     app.add_exception_handler(405, _unrecognized)
     return app

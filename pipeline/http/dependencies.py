@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
+from fastapi import Depends, Security
+from fastapi.security import HTTPBearer
 from starlette.requests import Request
 
 from pipeline.http.api_keys import ApiKey, Keys, Role
@@ -74,3 +76,43 @@ def authorized(
     if account is not None and not key.reaches(account):
         raise ApiError(403, "forbidden", f"key {key.id} belongs to another account", "account")
     return key
+
+
+_BEARER: Final = HTTPBearer(
+    scheme_name="ApiKey",
+    description="`Authorization: Bearer tm_…`; `tidemark key create` makes a key.",
+    auto_error=False,
+)
+# Puts the scheme into `/openapi.json`; `authorized` reads the header.
+_Scheme = Annotated[object, Security(_BEARER)]
+
+
+async def _any_key(request: Request, _scheme: _Scheme) -> ApiKey:
+    return authorized(request.app.state.dependencies, request, None)
+
+
+async def _reader(request: Request, _scheme: _Scheme) -> ApiKey:
+    """A key that may read the account that the request names in its path or query, if it names one."""
+    account = request.path_params.get("account") or request.query_params.get("account")
+    return authorized(request.app.state.dependencies, request, Role.READ, account)
+
+
+async def _live(request: Request) -> LiveUsage:
+    live: LiveUsage | None = request.app.state.dependencies.live
+    if live is None:
+        raise ApiError(501, "not_configured", "this gateway has no Redis: set TIDEMARK_REDIS_URL")
+    return live
+
+
+async def _analytics(request: Request) -> UsageReader:
+    reader: UsageReader | None = request.app.state.dependencies.usage
+    if reader is None:
+        raise ApiError(501, "not_configured", "this gateway has no ClickHouse: set TIDEMARK_CLICKHOUSE_URL")
+    return reader
+
+
+# Parameters of handlers. They are checked in their order, and before the parameters of the query.
+AnyKey = Annotated[ApiKey, Depends(_any_key)]
+Reader = Annotated[ApiKey, Depends(_reader)]
+Live = Annotated[LiveUsage, Depends(_live)]
+Analytics = Annotated[UsageReader, Depends(_analytics)]

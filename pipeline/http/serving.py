@@ -51,7 +51,10 @@ def ops_app(metrics: Metrics, readiness: Callable[[], Awaitable[Readiness]], ref
         state = await readiness()
         return JSONResponse({"ready": state.ready, **state.detail}, 200 if state.ready else 503)
 
-    return Starlette(routes=[Route("/metrics", exposition), Route("/healthz", healthz), Route("/readyz", readyz)])
+    app = Starlette(routes=[Route("/metrics", exposition), Route("/healthz", healthz), Route("/readyz", readyz)])
+    # The redirect would go to http://, also behind a TLS proxy.
+    app.router.redirect_slashes = False
+    return app
 
 
 def stop_event() -> asyncio.Event:

@@ -1,4 +1,4 @@
-"""`GET /v1/usage` (ClickHouse, over time) and `GET /v1/accounts/{account}/usage` (Redis, the current period).
+"""`GET /v1/usage` (ClickHouse, over time) and `GET /v1/usage/current` (Redis, the current period).
 
 Every answer has `complete_up_to`: all events that arrived in the log before that instant are in the answer (I11).
 """
@@ -8,33 +8,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
-from starlette.requests import Request
+from fastapi import Query
 from starlette.responses import Response
 
 from aggregators.codec import parse_value
 from aggregators.deferred import complete_up_to_ms
-from aggregators.instants import format_instant_ms, parse_instant_us
+from aggregators.instants import format_instant_ms
 from aggregators.partitioning import partition_of
 from aggregators.periods import period_at
 from aggregators.quantities import decimal_text
-from pipeline.http.api_keys import ApiKey, Role
-from pipeline.http.dependencies import GatewayDependencies, LiveUsage, authorized
+from pipeline.http import models
+from pipeline.http.api_keys import ApiKey
+from pipeline.http.dependencies import Analytics, GatewayDependencies, Live, LiveUsage, Reader
 from pipeline.http.errors import ApiError, json_answer, retry_after
+from pipeline.http.queries import AccountParameters, UsageParameters
 from schemas.analytics import USAGE_ROWS_MAX, UsageQuery, UsageReader, UsageRow, Window
-from schemas.clock import DAY_MS, HOUR_MS, MILLISECOND_US
+from schemas.clock import DAY_MS
 from schemas.events import NAME_CHARACTERS_MAX
 from schemas.meters import Meter, MeterSet
 from schemas.periods import Period
 from schemas.rollup import Checkpoint, TotalKey, Waiting
 
-PARAMETERS: Final = ("meter", "account", "from", "to", "window", "timezone", "group_by")
 # Limit of reads for one answer. A binding between two reads may change the account's period, so the read repeats.
 READS_MAX: Final = 4
 SPAN_DAYS_MAX: Final = {Window.HOUR: 366, Window.DAY: 3_660, Window.MONTH: 36_600, None: 36_600}
-INSTANT_LAST_MS: Final = 4_102_444_800_000  # 2100-01-01, within the range of ClickHouse's DateTime64
 ACCOUNT_DIMENSION: Final = "account"
 
 
@@ -49,46 +49,51 @@ class _Counted(NamedTuple):
 
 
 class UsageEndpoints:
-    """The two handlers. An app has one object."""
+    """The handlers. An app has one object."""
 
     def __init__(self, dependencies: GatewayDependencies) -> None:
         self._dependencies = dependencies
 
-    async def over_time(self, request: Request) -> Response:
-        """Usage over time, from ClickHouse. `complete_up_to` is read before the rows, so the rows are never older."""
-        key = authorized(self._dependencies, request, Role.READ)
-        reader = self._dependencies.usage
-        if reader is None:
-            raise ApiError(501, "not_configured", "this gateway has no ClickHouse: set TIDEMARK_CLICKHOUSE_URL")
-        query, meter = usage_query(request, await self._dependencies.meter_set(), key)
+    async def over_time(
+        self, key: Reader, reader: Analytics, parameters: Annotated[UsageParameters, Query()]
+    ) -> Response:
+        """The usage of one meter over time, from ClickHouse. Rows are sorted by window and groups. Windows without
+        usage have no row."""
+        query, meter = usage_query(parameters, await self._dependencies.meter_set(), key)
+        # Read before the rows, so the rows are never older.
         complete_up_to_ms = await self._complete_up_to_ms(reader, query, meter)
         rows = await reader.usage(query, meter.aggregation)
         if len(rows) > USAGE_ROWS_MAX:
             message = f"the answer has more than {USAGE_ROWS_MAX} rows: ask for less time, or group by less"
             raise ApiError(400, "answer_too_large", message, "group_by" if query.group_by else "window")
-        return json_answer({
-            "meter": meter.slug,
-            "unit": meter.unit,
-            "aggregation": meter.aggregation.value,
-            "account": query.account,
-            "from": format_instant_ms(query.from_ms),
-            "to": format_instant_ms(query.to_ms),
-            "window": query.window.value if query.window else None,
-            "timezone": query.time_zone,
-            "group_by": list(query.group_by),
-            "complete_up_to": _instant(complete_up_to_ms),
-            "rows": [_row(row, meter) for row in _sorted(rows, query.group_by)],
-        })  # fmt: skip
+        return json_answer(
+            models.UsageOverTime.model_construct(
+                meter=meter.slug,
+                unit=meter.unit,
+                aggregation=meter.aggregation.value,
+                account=query.account,
+                from_=format_instant_ms(query.from_ms),
+                to=format_instant_ms(query.to_ms),
+                window=query.window.value if query.window else None,
+                timezone=query.time_zone,
+                group_by=list(query.group_by),
+                complete_up_to=_instant(complete_up_to_ms),
+                rows=[_row(row, meter) for row in _sorted(rows, query.group_by)],
+            )
+        )
 
-    async def current(self, request: Request) -> Response:
-        """The account's usage in the current period, from Redis."""
-        account: str = request.path_params["account"]
-        authorized(self._dependencies, request, Role.READ, account)
-        live = self._dependencies.live
-        if live is None:
-            raise ApiError(501, "not_configured", "this gateway has no Redis: set TIDEMARK_REDIS_URL")
+    async def current(self, _key: Reader, live: Live, parameters: Annotated[AccountParameters, Query()]) -> Response:
+        """The account's usage in the current period, live from Redis."""
+        return await self._current(live, parameters.account)
+
+    async def current_by_path(self, _key: Reader, live: Live, account: str) -> Response:
+        """The account's usage in the current period, live from Redis. A client may change the names `.` and `..` in a
+        path before it sends them; `/v1/usage/current` takes every name."""
         if not 0 < len(account) <= NAME_CHARACTERS_MAX:
             raise ApiError(400, "bad_parameter", f"must have 1 to {NAME_CHARACTERS_MAX} characters", "account")
+        return await self._current(live, account)
+
+    async def _current(self, live: LiveUsage, account: str) -> Response:
         period, before, waiting, checkpoint, totals = await self._counted(live, account)
         if (
             checkpoint.meter_set
@@ -96,22 +101,25 @@ class UsageEndpoints:
         ):
             message = "the log is far ahead of this gateway's clock: the live view no longer has the current period"
             raise ApiError(503, "not_live", f"{message}; use GET /v1/usage", headers=retry_after(60))
-        return json_answer({
-            "account": account,
-            "period_start": format_instant_ms(period.start_ms),
-            "period_end": format_instant_ms(period.end_ms),
-            "complete_up_to": format_instant_ms(complete_up_to_ms(before, waiting, checkpoint)),
-            **({"deferred": waiting.events} if waiting.events else {}),
-            "meters": [
-                {
-                    "meter": meter.slug,
-                    "value": _live_value(totals.get(meter.slug), meter),
-                    "unit": meter.unit,
-                    "aggregation": meter.aggregation.value,
-                }
-                for meter in (checkpoint.meter_set.meters if checkpoint.meter_set else ())
-            ],
-        })  # fmt: skip
+        deferred = {"deferred": waiting.events} if waiting.events else {}
+        return json_answer(
+            models.CurrentUsage(
+                account=account,
+                period_start=format_instant_ms(period.start_ms),
+                period_end=format_instant_ms(period.end_ms),
+                complete_up_to=format_instant_ms(complete_up_to_ms(before, waiting, checkpoint)),
+                **deferred,
+                meters=[
+                    models.MeterValue(
+                        meter=meter.slug,
+                        value=_live_value(totals.get(meter.slug), meter),
+                        unit=meter.unit,
+                        aggregation=meter.aggregation.value,
+                    )
+                    for meter in (checkpoint.meter_set.meters if checkpoint.meter_set else ())
+                ],
+            )
+        )
 
     async def _counted(self, live: LiveUsage, account: str) -> _Counted:
         """The account's period and the totals of that period. Reads again if a binding changed the period meanwhile."""
@@ -153,63 +161,27 @@ class UsageEndpoints:
         return min(known) if len(known) == len(times) else None
 
 
-def usage_query(request: Request, meter_set: MeterSet | None, key: ApiKey) -> tuple[UsageQuery, Meter]:
-    """The query and the meter of a request. Raises `ApiError` (400, 403, 404) with the parameter and the remedy."""
-    given = _parameters(request)
-    for name in ("meter", "from", "to"):
-        if not given.get(name):
-            raise _bad(name, f"is missing; the parameters are: {', '.join(PARAMETERS)}")
-    meter = meter_set.meter(given["meter"]) if meter_set else None
-    if meter is None:
-        message = f"no meter {given['meter'][:100]!r} in the meter set; GET /v1/meters lists them"
-        raise ApiError(404, "unknown_meter", message, "meter")
-    account = given.get("account", key.account)
-    if account is not None and not 0 < len(account) <= NAME_CHARACTERS_MAX:
-        raise _bad("account", f"must have 1 to {NAME_CHARACTERS_MAX} characters")
-    if account is not None and not key.reaches(account):
-        raise ApiError(403, "forbidden", f"key {key.id} belongs to another account", "account")
-    from_ms, to_ms = _whole_hour("from", given["from"]), _whole_hour("to", given["to"])
+def usage_query(parameters: UsageParameters, meter_set: MeterSet | None, key: ApiKey) -> tuple[UsageQuery, Meter]:
+    """The query and the meter of a request. Raises `ApiError` (400, 404) with the parameter and the remedy."""
+    meter = known_meter(meter_set, parameters.meter)
+    from_ms, to_ms, window = parameters.from_, parameters.to, parameters.window
     if from_ms >= to_ms:
         raise _bad("to", "must be later than `from`; the range is [from, to)")
-    window = _window(given.get("window"))
     if to_ms - from_ms > SPAN_DAYS_MAX[window] * DAY_MS:
         raise _bad("to", f"the range is longer than {SPAN_DAYS_MAX[window]} days: ask in parts or with a wider window")
-    time_zone = given.get("timezone", "UTC")
-    _check_time_zone(time_zone, from_ms, to_ms)
-    return UsageQuery(meter.slug, from_ms, to_ms, account, window, time_zone, _group_by(given, meter)), meter
+    _check_time_zone(parameters.timezone, from_ms, to_ms)
+    account = parameters.account if parameters.account is not None else key.account
+    group_by = _group_by(parameters.group_by, meter)
+    return UsageQuery(meter.slug, from_ms, to_ms, account, window, parameters.timezone, group_by), meter
 
 
-def _parameters(request: Request) -> dict[str, str]:
-    given: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        if name not in PARAMETERS:
-            raise _bad(name[:100], f"is not a parameter; they are: {', '.join(PARAMETERS)}")
-        if name in given:
-            raise _bad(name, "is given twice; group_by takes several names separated by commas")
-        given[name] = value
-    return given
-
-
-def _whole_hour(name: str, text: str) -> int:
-    instant_us = parse_instant_us(text)
-    if instant_us is None:
-        remedy = "write + as %2B in a URL" if " " in text else "such as 2026-11-21T10:00:00Z"
-        raise _bad(name, f"is not an RFC 3339 time with an offset: {remedy}")
-    instant_ms, rest_us = divmod(instant_us, MILLISECOND_US)
-    if rest_us or instant_ms % HOUR_MS:
-        raise _bad(name, "must be a whole hour of UTC: usage is kept by the hour")
-    if not 0 <= instant_ms <= INSTANT_LAST_MS:
-        raise _bad(name, "must lie between 1970 and 2100")
-    return instant_ms
-
-
-def _window(text: str | None) -> Window | None:
-    if text is None:
-        return None
-    try:
-        return Window(text)
-    except ValueError:
-        raise _bad("window", f"must be one of {', '.join(Window)}; leave it out for one total") from None
+def known_meter(meter_set: MeterSet | None, slug: str) -> Meter:
+    """The meter of this name. Raises `ApiError` 404 if the meter set has none."""
+    meter = meter_set.meter(slug) if meter_set else None
+    if meter is None:
+        message = f"no meter {slug[:100]!r} in the meter set; GET /v1/meters lists them"
+        raise ApiError(404, "unknown_meter", message, "meter")
+    return meter
 
 
 def _check_time_zone(name: str, from_ms: int, to_ms: int) -> None:
@@ -226,8 +198,7 @@ def _check_time_zone(name: str, from_ms: int, to_ms: int) -> None:
             raise _bad("timezone", message)
 
 
-def _group_by(given: Mapping[str, str], meter: Meter) -> tuple[str, ...]:
-    text = given.get("group_by", "")
+def _group_by(text: str, meter: Meter) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(",")) if text else ()
     known = (*sorted(meter.dimensions), ACCOUNT_DIMENSION)
     for name in names:
@@ -250,9 +221,10 @@ def _sorted(rows: Sequence[UsageRow], group_by: tuple[str, ...]) -> list[UsageRo
     return sorted(rows, key=lambda row: (row.window_start_ms or 0, *(row.groups.get(name, "") for name in group_by)))
 
 
-def _row(row: UsageRow, meter: Meter) -> dict[str, Any]:
+def _row(row: UsageRow, meter: Meter) -> models.UsageRowAnswer:
     value = decimal_text(row.value_minor, meter.scale)
-    return {"window_start": _instant(row.window_start_ms), "groups": dict(row.groups), "value": value}
+    window_start = _instant(row.window_start_ms)
+    return models.UsageRowAnswer.model_construct(window_start=window_start, groups=dict(row.groups), value=value)
 
 
 def _instant(instant_ms: int | None) -> str | None:

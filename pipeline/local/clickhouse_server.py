@@ -119,9 +119,11 @@ class Listener:
     def app(self) -> Starlette:
         """The ASGI application. To keep web pages out, requests for other host names than loopback's are refused."""
         routes = [Route("/", self._query, methods=["GET", "POST"]), Route("/ping", _ping, methods=["GET"])]
-        return Starlette(
+        app = Starlette(
             routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]
         )
+        app.router.redirect_slashes = False
+        return app
 
     def close(self) -> None:
         """Block until running statements end; waiting statements are dropped."""

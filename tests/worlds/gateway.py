@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from starlette.applications import Starlette
+from fastapi import FastAPI
 
 from aggregators.decode import decode
 from aggregators.partitioning import partition_of
@@ -49,7 +49,7 @@ class Gateway:
     """A gateway, its dependencies, and an API key of each kind."""
 
     world: World
-    app: Starlette
+    app: FastAPI
     client: httpx.AsyncClient
     clickhouse: FakeClickHouse
     keys: Mapping[str, str]

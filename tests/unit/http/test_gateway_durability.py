@@ -199,7 +199,7 @@ async def test_meters_are_listed_for_any_key(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        pytest.param("GET", "/", 404, "not_found", id="no such path"),
+        pytest.param("GET", "/v1/nothing", 404, "not_found", id="no such path"),
         pytest.param("GET", "/v1/events", 405, "method_not_allowed", id="reading events"),
         pytest.param("PUT", "/v1/usage", 405, "method_not_allowed", id="writing usage"),
     ],

@@ -1,0 +1,149 @@
+"""The bodies of the gateway's answers. `/openapi.json` is made from these models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Instant = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+Decimal = Annotated[str, Field(description="An exact decimal number as text.")]
+
+
+class Answer(BaseModel):
+    """A JSON object of an answer. A field that is not set is absent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ErrorBody(Answer):
+    """Why a whole request was refused."""
+
+    code: str = Field(description="A fixed word for programs.")
+    message: str = Field(description="What to do, for people.")
+    field: str = Field(default="", description="The parameter or header that is the cause; absent without one.")
+
+
+class ErrorAnswer(Answer):
+    """The answer to a request that was refused as a whole."""
+
+    error: ErrorBody
+
+
+class EventResult(Answer):
+    """What became of one event of a request."""
+
+    index: int = Field(description="The event's place in the request, from 0.")
+    id: str | None = Field(description="The event's id; null if the id could not be read.")
+    status: Literal["accepted", "rejected", "unknown"]
+    reason: str = Field(default="", description="Of a rejected event: one of the reasons in docs/errors.md.")
+    field: str = Field(default="", description="Of a rejected event: the field that is the cause.")
+    detail: str = Field(default="", description="Of a rejected or unknown event.")
+    remedy: str = Field(default="", description="Of a rejected or unknown event: what to do.")
+
+
+class EventsAnswer(Answer):
+    """What became of the events of a request, in their order."""
+
+    accepted: int
+    rejected: int
+    unknown: int = Field(default=0, description="Events that the log did not confirm; absent if 0.")
+    unmetered: int = Field(default=0, description="Accepted events that no meter wants at the moment; absent if 0.")
+    events: list[EventResult]
+
+
+class MeterValue(Answer):
+    """The total of one meter."""
+
+    meter: str
+    value: Decimal | None = Field(description="Null for `max`, `min` and `latest` without an event.")
+    unit: str
+    aggregation: str
+
+
+class CurrentUsage(Answer):
+    """An account's usage in its current period."""
+
+    account: str
+    period_start: Instant
+    period_end: Instant
+    complete_up_to: Instant = Field(description="Everything that arrived before this instant is in the answer.")
+    deferred: int = Field(default=0, description="Events that wait for a dedup decision; absent if 0.")
+    meters: list[MeterValue]
+
+
+class UsageRowAnswer(Answer):
+    """The usage of one window and one combination of groups."""
+
+    window_start: Instant | None = Field(description="Null without a window.")
+    groups: dict[str, str]
+    value: Decimal
+
+
+class UsageOverTime(Answer):
+    """The usage of one meter over time."""
+
+    meter: str
+    unit: str
+    aggregation: str
+    account: str | None
+    from_: Instant = Field(alias="from")
+    to: Instant
+    window: str | None
+    timezone: str
+    group_by: list[str]
+    complete_up_to: Instant | None = Field(description="Null if a part of the data has never been counted.")
+    rows: list[UsageRowAnswer]
+
+
+class MeterAnswer(Answer):
+    """One meter of the meter set."""
+
+    slug: str
+    event_type: str
+    aggregation: str
+    value_path: str | None
+    dimensions: list[str]
+    unit: str
+    scale: int
+    late: str
+    description: str
+
+
+class MetersAnswer(Answer):
+    """The meter set in force."""
+
+    version: int | None = Field(description="Null before the first meter set.")
+    meters: list[MeterAnswer]
+
+
+class Alive(Answer):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class Readiness(Answer):
+    """Whether the gateway takes events, and how far its stores have come."""
+
+    status: Literal["ready", "degraded", "not_ready"]
+    checks: dict[str, dict[str, Any]]
+
+
+class Links(Answer):
+    """Where to go on."""
+
+    docs: str
+    openapi: str
+    readiness: str
+    metrics: str
+
+
+class Front(Answer):
+    """What answers here."""
+
+    name: str
+    description: str
+    version: str
+    status: Literal["ready", "degraded", "not_ready"]
+    links: Links

@@ -1,0 +1,96 @@
+"""The OpenAPI document. FastAPI describes the routes; `POST /v1/events` reads its own body and is described here."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from pipeline.http.body import BATCH, LINES, PLAIN, SINGLE
+from pipeline.http.models import ErrorAnswer, EventsAnswer
+from schemas.events import UsageEvent
+
+DESCRIPTION: Final = (
+    "Tidemark counts usage events exactly, answers questions about usage, and bills it. Send CloudEvents to "
+    "`POST /v1/events`, and ask for totals under `/v1/usage`. Times are RFC 3339, and quantities are decimal text."
+)
+
+_MEANINGS: Final[dict[int | str, str]] = {
+    400: "A parameter, the path or the body is wrong: correct the request.",
+    401: "The request has no valid key.",
+    403: "The key may not do this.",
+    404: "There is no such meter.",
+    408: "The body took too long.",
+    413: "The body is too large, or has too many events.",
+    415: "Another content type, charset or encoding is needed.",
+    501: "This gateway was started without the store that answers.",
+    503: "A store does not answer at the moment: send the request again after `Retry-After`.",
+    "default": "Every other refusal.",
+}
+REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"description": meaning, "model": ErrorAnswer} for status, meaning in _MEANINGS.items()
+}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document of the app's routes and of `POST /v1/events`."""
+    openapi = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schemas: dict[str, Any] = openapi["components"]["schemas"]
+    event, answer = _schema(UsageEvent, schemas), _schema(EventsAnswer, schemas)
+    batch = {"type": "array", "items": event}
+    content: dict[str, Any] = {
+        SINGLE: {"schema": event},
+        BATCH: {"schema": batch},
+        PLAIN: {"schema": {"oneOf": [event, batch]}},
+        LINES[0]: {"schema": {"type": "string", "description": "One event per line."}},
+    }
+    results = {
+        202: "All events are accepted.",
+        207: "Some events are accepted, some rejected: look at `events`.",
+        400: "No event is accepted, or the body cannot be read.",
+        403: "The key may not send events, or none of these events.",
+        503: "Some events are `unknown`, or the gateway is full: send the same events again under the same ids.",
+    }
+    either = {"anyOf": [answer, _REFUSAL]}
+    responses = {
+        str(status): _response(meaning, answer if status < 300 else either) for status, meaning in results.items()
+    }
+    responses |= {str(status): _response(_MEANINGS[status], _REFUSAL) for status in (401, 408, 413, 415, "default")}
+    openapi["paths"]["/v1/events"] = {
+        "post": {
+            "summary": "Send events",
+            "description": "Takes CloudEvents 1.0, one or many, also in binary mode (`ce-` headers, and the body is "
+            "the event's `data`) and with `Content-Encoding: gzip`. The answer comes after the log has the events.",
+            "operationId": "send_events",
+            "requestBody": {"required": True, "content": content},
+            "responses": dict(sorted(responses.items())),
+            "security": [{"ApiKey": []}],
+        }
+    }
+    for path, media_type in _TEXTS.items():
+        openapi["paths"][path]["get"]["responses"]["200"]["content"] = {media_type: {"schema": {"type": "string"}}}
+    openapi["paths"] = {path: openapi["paths"][path] for path in sorted(openapi["paths"], key=_reading_order)}
+    return openapi
+
+
+# The answers that are not JSON. A browser gets the page `/` as HTML too.
+_TEXTS: Final = {"/docs": "text/html", "/metrics": "text/plain"}
+_REFUSAL: Final = {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}
+
+
+def _reading_order(path: str) -> tuple[bool, str]:
+    return not path.startswith("/v1"), path
+
+
+def _response(meaning: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": meaning, "content": {"application/json": {"schema": schema}}}
+
+
+def _schema(model: type[BaseModel], schemas: dict[str, Any]) -> dict[str, Any]:
+    """A reference to the model's schema, which is added to `schemas` with all that it refers to."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= schema.pop("$defs", {})
+    schemas[model.__name__] = schema
+    return {"$ref": f"#/components/schemas/{model.__name__}"}

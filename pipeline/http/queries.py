@@ -1,0 +1,110 @@
+"""The query parameters of the gateway's paths, and what is wrong with a query in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from aggregators.instants import parse_instant_us
+from schemas.analytics import Window
+from schemas.clock import HOUR_MS, MILLISECOND_US
+from schemas.events import NAME_CHARACTERS_MAX
+
+INSTANT_LAST_MS: Final = 4_102_444_800_000  # 2100-01-01, within the range of ClickHouse's DateTime64
+
+# An error of this type has our own words; the library's words are replaced.
+_PLAIN: Final = "plain"
+_WORDS: Final[Mapping[str, str]] = {
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "enum": "must be {expected}",
+}
+
+
+def query_problem(errors: Sequence[Mapping[str, Any]], parameters: Sequence[str]) -> tuple[str, str]:
+    """The parameter that is the cause of the first error, and what is wrong with it."""
+    first = errors[0]
+    field = ".".join(str(part) for part in first["loc"][1:])[:100]
+    if first["type"] == _PLAIN:
+        return field, str(first["msg"])
+    if first["type"] == "missing":
+        return field, f"is missing; the parameters are: {', '.join(parameters)}"
+    if first["type"] == "extra_forbidden":
+        return field, f"is not a parameter; they are: {', '.join(parameters)}"
+    words = _WORDS.get(first["type"], "is not a value of this parameter; /docs describes it")
+    return field, words.format_map({**first.get("ctx", {})}).replace("'", "")
+
+
+def plain(message: str) -> PydanticCustomError:
+    """An error of a validator whose message is shown to the client as it is."""
+    return PydanticCustomError(_PLAIN, "{message}", {"message": message})
+
+
+def _instant(text: object) -> int:
+    instant_us = parse_instant_us(str(text))
+    if instant_us is None:
+        remedy = "write + as %2B in a URL" if " " in str(text) else "such as 2026-11-21T10:00:00Z"
+        raise plain(f"is not an RFC 3339 time with an offset: {remedy}")
+    instant_ms = instant_us // MILLISECOND_US
+    if not 0 <= instant_ms <= INSTANT_LAST_MS:
+        raise plain("must lie between 1970 and 2100")
+    return instant_ms
+
+
+def _whole_hour(text: object) -> int:
+    instant_us = parse_instant_us(str(text))
+    if instant_us is not None and instant_us % (HOUR_MS * MILLISECOND_US):
+        raise plain("must be a whole hour of UTC: usage is kept by the hour")
+    return _instant(text)
+
+
+_TIME: Final = WithJsonSchema({"type": "string", "format": "date-time"})
+Instant = Annotated[int, BeforeValidator(_instant), _TIME]
+WholeHour = Annotated[int, BeforeValidator(_whole_hour), _TIME]
+Account = Annotated[str, Field(min_length=1, max_length=NAME_CHARACTERS_MAX)]
+MeterSlug = Annotated[str, Field(min_length=1, description="The meter's slug; `GET /v1/meters` lists them.")]
+
+
+class Parameters(BaseModel):
+    """The query parameters of a path. Others are refused, because a misspelt parameter would change the question."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AccountParameters(Parameters):
+    """The parameters of `GET /v1/usage/current`."""
+
+    account: Annotated[Account, Field(description="The account, percent-encoded. Any name fits here.")]
+
+
+class UsageParameters(Parameters):
+    """The parameters of `GET /v1/usage`."""
+
+    meter: MeterSlug
+    account: Annotated[
+        Account | None,
+        Field(description="One account. Without it, all accounts; a key of one account asks for its own."),
+    ] = None
+    from_: Annotated[
+        WholeHour, Field(alias="from", description="Event time, from this whole hour of UTC on. Write `+` as `%2B`.")
+    ]
+    to: Annotated[WholeHour, Field(description="Event time, up to but not including this whole hour of UTC.")]
+    window: Annotated[
+        Window | None,
+        Field(description="One row for each hour (up to 366 days), day or month. Without it, one total."),
+    ] = None
+    timezone: Annotated[
+        str,
+        Field(
+            max_length=100,
+            description="IANA name of the time zone of days and months, a whole number of hours from UTC.",
+        ),
+    ] = "UTC"
+    group_by: Annotated[str, Field(description="The meter's dimensions and `account`, separated by commas.")] = ""
