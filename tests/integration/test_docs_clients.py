@@ -81,7 +81,7 @@ def tokens_of(account: str, environment: dict[str, str]) -> str:
     answer = httpx.get(url, headers={"authorization": f"Bearer {environment['TIDEMARK_API_KEY']}"})
     if answer.status_code != 200:
         return ""
-    return next(meter["value"] for meter in answer.json()["meters"] if meter["meter"] == "tokens")
+    return str(next(meter["value"] for meter in answer.json()["meters"] if meter["meter"] == "tokens"))
 
 
 @pytest.mark.timeout(240)
