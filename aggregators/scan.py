@@ -5,6 +5,7 @@ This step does not depend on account states, so it reads no store. The archive r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -70,7 +71,8 @@ class Moment(NamedTuple):
 class Scan(NamedTuple):
     """The steps of a run of records, in log order. `state` is the log state after the last record.
 
-    `policies` (in force) and `raws` (bytes of the events) are by record offset. `moments` are all records.
+    `policies` (in force) and `raws` (bytes of the events) are by record offset. `moments` are all records. `skipped`
+    has the number of valid events (duplicates included) that a meter skipped for their data, by meter and reason.
     """
 
     steps: list[Step]
@@ -82,6 +84,7 @@ class Scan(NamedTuple):
     policies: dict[int, Policy]
     moments: Sequence[Moment] = ()
     raws: Mapping[int, Raws] = {}
+    skipped: Mapping[tuple[str, Reason], int] = {}
 
     def raw(self, position: int) -> bytes:
         """The original bytes of the event at a position of these records."""
@@ -121,6 +124,7 @@ class _Scanner:
         self.controls: list[ControlEntry] = []
         self.received = 0
         self.raws: dict[int, Raws] = {}
+        self.skipped: Counter[tuple[str, Reason]] = Counter()
 
     def take(self, record: Record) -> None:
         self.stream_time_ms = max(self.stream_time_ms, record.timestamp_ms)
@@ -139,7 +143,7 @@ class _Scanner:
             self._quarantine(base | rejected.place, rejected.reason, rejected.detail, rejected.raw)
         earliest_us = far_late_us(self.policy, stream_time_ms)
         rules = rules_at(stream_time_ms, self.compiled, self.home)
-        append = self.steps.append
+        tolerant, append = bool(self.compiled.tolerant), self.steps.append
         for place, event in decoded.events:
             time_us = event_time_us(event, stream_time_ms)
             contributions = judge(event, time_us, rules)
@@ -151,6 +155,10 @@ class _Scanner:
                 base | place, stream_time_ms, event.subject, event.id, event.type, event.source,
                 time_us, event.data or {}, contributions,
             )  # fmt: skip
+            if tolerant:
+                self.skipped.update(
+                    (slug, failure.reason) for slug, failure in self.compiled.skips(event.type, arrival.data)
+                )
             if time_us < earliest_us:
                 deferred = deferred_entry(arrival, decoded.raws.parts[place])
                 arrival = msgspec.structs.replace(arrival, deferred=deferred)
@@ -281,4 +289,5 @@ def scan(
         policies,
         moments,
         scanner.raws,
+        scanner.skipped,
     )

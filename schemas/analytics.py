@@ -225,7 +225,8 @@ class RecountKey(NamedTuple):
 
 
 class MeterSpan(NamedTuple):
-    """A meter and the positions `[from_position, before_position)` of one partition at which it was in force."""
+    """A meter and the positions `[from_position, before_position)` of one partition at which it was in force, with
+    these `on_bad` and `allow_negative`."""
 
     meter: Meter
     from_position: int

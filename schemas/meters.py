@@ -28,6 +28,13 @@ class LatePolicy(StrEnum):
     QUARANTINE = "quarantine"
 
 
+class OnBad(StrEnum):
+    """What becomes of an event that a meter wants and that has no valid quantity or dimension for the meter."""
+
+    REJECT_EVENT = "reject_event"
+    SKIP_METER = "skip_meter"
+
+
 class FilterOperator(StrEnum):
     """How a filter compares the text of a scalar."""
 
@@ -51,7 +58,8 @@ class Meter(BaseModel):
     """One meter: the events it wants and the quantity it takes from an event.
 
     `value_path` is the path of the quantity: a number or a decimal string, or the distinct value for `unique`; `count`
-    has none. `scale` is the number of decimal digits of the minor unit (I5).
+    has none. `scale` is the number of decimal digits of the minor unit (I5). If the meter cannot use an event's data,
+    `on_bad` says whether the event is rejected (it counts in no meter) or counts in its other meters only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +74,7 @@ class Meter(BaseModel):
     scale: int = Field(default=0, ge=0, le=12)
     allow_negative: bool = False
     late: LatePolicy = LatePolicy.CARRY_FORWARD
+    on_bad: OnBad = OnBad.REJECT_EVENT
     stripe_event_name: str | None = Field(default=None, max_length=100)
     description: str = Field(default="", max_length=1000)
 

@@ -39,7 +39,8 @@ _log: Final = logging.getLogger(__name__)
 
 
 class Judged(NamedTuple):
-    """A checked event. `reason` is empty if the event is valid. `metered` is true if a meter counts the event."""
+    """A checked event. `reason` is empty if the event is valid. `metered` is true if a meter counts the event.
+    `skipped` are the meters that do not count the event because of its data, by slug, and why."""
 
     raw: bytes
     id: str | None
@@ -47,6 +48,7 @@ class Judged(NamedTuple):
     reason: str = ""
     detail: str = ""
     metered: bool = False
+    skipped: Sequence[tuple[str, Failure]] = ()
 
 
 class Judge:
@@ -55,6 +57,7 @@ class Judge:
     def __init__(self, meter_set: CompiledMeterSet, key: ApiKey, now_ms: int) -> None:
         self._now_ms = now_ms
         self._rules = rules_at(now_ms, meter_set)
+        self._meters = meter_set
         self._key = key
         self._event_bytes_max = meter_set.meter_set.policy.event_bytes_max
 
@@ -74,7 +77,8 @@ class Judge:
         contributions = judge(event, event_time_us(event, self._now_ms), self._rules)
         if isinstance(contributions, Failure):
             return Judged(raw, event.id, event.subject, contributions.reason.value, contributions.detail)
-        return Judged(raw, event.id, event.subject, metered=bool(contributions))
+        skipped = self._meters.skips(event.type, event.data or {})
+        return Judged(raw, event.id, event.subject, metered=bool(contributions), skipped=skipped)
 
     def _rejected(self, raw: bytes, failure: Failure) -> Judged:
         try:
@@ -168,6 +172,8 @@ class EventsEndpoint:
             elif next(confirmed):
                 answer["status"] = "accepted"
                 unmetered += not event.metered
+                if event.skipped:
+                    answer["skipped"] = [_skipped(slug, failure) for slug, failure in event.skipped]
             else:
                 remedy = "send the event again under the same id: the event is counted once in any case"
                 answer |= {"status": "unknown", "detail": "the log did not confirm it", "remedy": remedy}
@@ -197,6 +203,12 @@ async def _judge_all(judge: Judge, raws: Sequence[bytes]) -> list[Judged]:
         # Let other requests run between the parts of a large request.
         await asyncio.sleep(0)
     return judged
+
+
+def _skipped(slug: str, failure: Failure) -> dict[str, str]:
+    """A meter that does not count an accepted event (`on_bad: skip_meter`), and why."""
+    field = field_of(failure.reason, failure.detail)
+    return {"meter": slug, "reason": failure.reason.value, **({"field": field} if field else {})}
 
 
 def _remedy(reason: str) -> str:
