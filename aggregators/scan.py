@@ -37,6 +37,7 @@ from schemas.log import Record, index_of, offset_of, position
 from schemas.meters import MeterSet, Policy
 from schemas.reasons import Reason
 from schemas.restatement import unpacked
+from schemas.validation import first_problem
 
 _RESTATEMENT: Final = ControlKind.RESTATEMENT.value.encode()
 
@@ -175,8 +176,11 @@ class _Scanner:
         try:
             kind = ControlKind(kind_text)
             control = CONTROL_CLASSES[kind].model_validate_json(value)
-        except (ValidationError, ValueError) as error:
-            return self._refuse(record, Reason.BAD_CONTROL, f"{kind_text[:50]}: {str(error)[:200]}")
+        except ValidationError as error:
+            field, message, _ = first_problem(error)
+            return self._refuse(record, Reason.BAD_CONTROL, f"{kind_text[:50]}: {field}: {message}"[:300])
+        except ValueError:
+            return self._refuse(record, Reason.BAD_CONTROL, f"{kind_text[:50]}: no such kind of control record")
         problem = self._apply(control, position(record.offset))
         if problem:
             return self._refuse(record, Reason.BAD_CONTROL, problem)
@@ -216,7 +220,7 @@ class _Scanner:
         try:
             after = in_force_after(self.meter_set, proposed)
         except ValidationError as error:
-            return f"retired: {error.errors(include_url=False)[0]['msg']}: too many meters were taken away"
+            return f"retired: {first_problem(error).message}: too many meters were taken away"
         if after is not self.meter_set:
             # All partitions share one object per meter set: comparing large meter sets is slow.
             self.compiled = compiled(after)

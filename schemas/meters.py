@@ -17,6 +17,7 @@ Slug = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Path = Annotated[str, StringConstraints(pattern=r"^\$(\.[A-Za-z_][A-Za-z0-9_-]{0,62}){1,8}$")]
 
 DIMENSION_CHARACTERS_MAX = 256
+RESERVED_DIMENSIONS = frozenset({"account"})
 QUANTITY_MINOR_MAX = 10**18 - 1
 GRACE_MAX_MS = 35 * DAY_MS
 
@@ -83,6 +84,14 @@ class Meter(BaseModel):
     def _in_one_order(cls, value: dict[str, str]) -> dict[str, str]:
         """Sorted by name, so that equal meters have equal texts."""
         return dict(sorted(value.items()))
+
+    @field_validator("dimensions")
+    @classmethod
+    def _no_reserved_name(cls, value: dict[str, str]) -> dict[str, str]:
+        """`group_by` groups by these names without a dimension."""
+        for name in RESERVED_DIMENSIONS & value.keys():
+            raise ValueError(f"a dimension cannot be called {name}: answers group by the account under that name")
+        return value
 
     @model_validator(mode="after")
     def _value_path_fits_the_aggregation(self) -> Self:

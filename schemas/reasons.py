@@ -38,7 +38,7 @@ _LEAVE_OUT = "To accept such events without counting them in the meter, set on_b
 
 REMEDIES: dict[Reason, str] = {
     Reason.BAD_ENCODING: "send UTF-8",
-    Reason.BAD_JSON: "send well-formed JSON; NaN and Infinity are not JSON",
+    Reason.BAD_JSON: ("send well-formed JSON with numbers of fewer than 4300 digits; NaN and Infinity are not JSON"),
     Reason.TOO_DEEP: "nest objects and lists at most a few hundred levels deep",
     Reason.TOO_LARGE: "keep the event below the meter set's policy.event_bytes_max",
     Reason.TOO_MANY_EVENTS: "put at most 65 536 events into one record",
