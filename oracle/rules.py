@@ -59,6 +59,7 @@ class Event(NamedTuple):
     account: str
     id: str
     type: str
+    source: str
     time_us: int
     data: dict[str, Any]
 
@@ -165,7 +166,7 @@ def event_of(body: object, event_bytes_max: int, arrival_ms: int) -> Event:
         time_us = arrival_ms * 1000 if timeless else time_us_of(body["time"])
     except ValueError:
         raise RejectedError("bad_time") from None
-    return Event(body["subject"], body["id"], body["type"], time_us, data)
+    return Event(body["subject"], body["id"], body["type"], body["source"], time_us, data)
 
 
 def time_us_of(text: str) -> int:

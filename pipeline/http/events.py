@@ -33,6 +33,8 @@ from schemas.reasons import REMEDIES, Reason
 JUDGED_AT_ONCE_MAX: Final = 500
 RETRY_AFTER_S: Final = 1.0
 FORBIDDEN: Final = "forbidden_account"
+UNMETERED: Final = "no meter counts the event, and its id is used up"
+UNMETERED_REMEDY: Final = "if it should count, correct its type or data, or add a meter; then send it under a new id"
 
 _anything: Final = msgspec.json.Decoder().decode
 _log: Final = logging.getLogger(__name__)
@@ -172,6 +174,7 @@ class EventsEndpoint:
             elif next(confirmed):
                 answer["status"] = "accepted"
                 unmetered += not event.metered
+                answer |= {} if event.metered else {"detail": UNMETERED, "remedy": UNMETERED_REMEDY}
                 if event.skipped:
                     answer["skipped"] = [_skipped(slug, failure) for slug, failure in event.skipped]
             else:

@@ -32,7 +32,13 @@ async def test_a_good_event_is_answered_after_it_is_in_the_log_byte_for_byte(gat
 
     assert answer.status_code == 202
     assert answer.json() == {
-        "accepted": 1, "rejected": 0, "unmetered": 1, "events": [{"index": 0, "id": "op-1", "status": "accepted"}],
+        "accepted": 1, "rejected": 0, "unmetered": 1, "events": [{
+            "index": 0, "id": "op-1", "status": "accepted",
+            "detail": "no meter counts the event, and its id is used up",
+            "remedy": (
+                "if it should count, correct its type or data, or add a meter; then send it under a new id"
+            ),
+        }],
     }  # fmt: skip
     records = await gateway.world.records(partition_of("acme", 2))
     assert records[-1].value == b"[" + raw.encode() + b"]"
