@@ -221,7 +221,8 @@ class Traffic:
             return {**sent.body, "time": time_text(midnight_ms - self._chance.choice((0, 1, 1000)), 0)}
         if draw < 0.93:
             self._faults.note(Fault.CONFLICT)
-            return {**sent.body, **self._payload()}
+            conflicting = {"source": "/another"} if self._chance.random() < 0.3 else self._payload()
+            return {**sent.body, **conflicting}
         self._faults.note(Fault.SHARED_ID)
         other = self._chance.choice([account for account in ACCOUNTS if account != sent.body["subject"]])
         return {**sent.body, "subject": other}
