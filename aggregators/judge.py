@@ -14,6 +14,7 @@ from schemas.clock import MILLISECOND_US
 from schemas.events import TIME_MIN_US, EventStruct
 from schemas.meters import MeterSet
 from schemas.reasons import Reason
+from schemas.validation import quoted
 
 # In force before the first meter set: no meters and the default policy.
 WITHOUT_METERS: Final = compiled(MeterSet(version=1, meters=()))
@@ -60,7 +61,7 @@ def judge(event: EventStruct, time_us: int | None, rules: Rules) -> tuple[Contri
     The order: form of the time, partition of the account, range of the time, quantities of the meters.
     """
     if time_us is None:
-        return Failure(Reason.BAD_TIME, f"time: {event.time!r}")
+        return Failure(Reason.BAD_TIME, f"time: {quoted(event.time or '')} is no RFC 3339 time with an offset")
     home = rules.home
     if home is not None and event.subject not in home.accounts:
         partition = partition_of(event.subject, home.partitions)

@@ -51,7 +51,8 @@ class Ruling(NamedTuple):
 
 
 class Duplicate(NamedTuple):
-    """An event whose identity arrived before. `conflict` is set if type or data differ from the first event."""
+    """An event whose identity arrived before. `conflict` is set if type, source or data differ from the first
+    event."""
 
     place: Place
     account: str
@@ -87,9 +88,9 @@ class _Winner(NamedTuple):
     time_us: int | None
 
     @property
-    def payload(self) -> tuple[str, str]:
-        """Type and data, which a duplicate must repeat."""
-        return self.event.type, canonical(self.event.data)
+    def payload(self) -> tuple[str, str, str]:
+        """Type, source and data, which a duplicate must repeat."""
+        return self.event.type, self.event.source, canonical(self.event.data)
 
 
 class Oracle:

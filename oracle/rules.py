@@ -59,6 +59,7 @@ class Event(NamedTuple):
     account: str
     id: str
     type: str
+    source: str
     time_us: int
     data: dict[str, Any]
 
@@ -165,7 +166,7 @@ def event_of(body: object, event_bytes_max: int, arrival_ms: int) -> Event:
         time_us = arrival_ms * 1000 if timeless else time_us_of(body["time"])
     except ValueError:
         raise RejectedError("bad_time") from None
-    return Event(body["subject"], body["id"], body["type"], time_us, data)
+    return Event(body["subject"], body["id"], body["type"], body["source"], time_us, data)
 
 
 def time_us_of(text: str) -> int:
@@ -207,18 +208,26 @@ def require_in_time(event: Event, log_ms: int, future_ms: int, late_max_ms: int)
 
 
 def contributions(event: Event, meter_set: Mapping[str, Any]) -> list[Contribution]:
-    """The contributions to all meters that want the event. Raises `RejectedError` if one of the meters rejects it."""
+    """The contributions to all meters that want the event. Raises `RejectedError` if one of the meters rejects it. A
+    meter with `on_bad: skip_meter` does not want an event that it would reject."""
     wanted = [
         meter
         for meter in meter_set["meters"]
         if meter["event_type"] == event.type and all(_passes(event.data, test) for test in meter.get("filters", ()))
     ]
-    try:
-        return [_contribution(event.data, meter) for meter in wanted]
-    except RejectedError:
-        if len(wanted) > 1:
-            raise RejectedError("bad_for_one_meter") from None
-        raise
+    good: list[Contribution] = []
+    bad: list[RejectedError] = []
+    for meter in wanted:
+        try:
+            good.append(_contribution(event.data, meter))
+        except RejectedError as rejected:
+            if meter.get("on_bad", "reject_event") == "reject_event":
+                bad.append(rejected)
+    if len(bad) == 1 and not good:
+        raise bad[0]
+    if bad:
+        raise RejectedError("bad_for_one_meter")
+    return good
 
 
 def _contribution(data: dict[str, Any], meter: Mapping[str, Any]) -> Contribution:

@@ -26,6 +26,7 @@ MetricName = Literal[
     "tidemark_partition_lag_records",
     "tidemark_partition_events",
     "tidemark_partition_stream_time_seconds",
+    "tidemark_skipped_events_total",
     "tidemark_relayed_cells_total",
     "tidemark_relayed_duplicates_total",
     "tidemark_relay_failures_total",
@@ -103,6 +104,12 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     "tidemark_partition_stream_time_seconds": MetricSpec(
         "gauge", "Stream time of the last commit, Unix time. Over a minute behind: there are no ticks, or no worker.",
         ("partition",),
+    ),
+    "tidemark_skipped_events_total": MetricSpec(
+        "counter",
+        "Events, repeats included, that a meter with `on_bad: skip_meter` did not count because of their data. They "
+        "count in their other meters. Grows: correct the producer.",
+        ("meter", "reason"),
     ),
     "tidemark_relayed_cells_total": MetricSpec("counter", "Cells written to `usage_hourly`."),
     "tidemark_relayed_duplicates_total": MetricSpec("counter", "Duplicates written to `usage_duplicates`."),

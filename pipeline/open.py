@@ -17,6 +17,7 @@ from schemas.control import Genesis
 from schemas.errors import InvalidInput
 from schemas.log import Log
 from schemas.meters import MeterSet
+from schemas.validation import first_problem
 
 if TYPE_CHECKING:
     from sinks.clickhouse.reader import ClickHouseReader
@@ -116,9 +117,8 @@ def read_meter_set(path: Path | None) -> MeterSet:
     except yaml.YAMLError as error:
         raise InvalidInput("meter_set", f"{source} is not YAML: {error}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "meter_set"
-        raise InvalidInput(f"{source.name}: {field}", first["msg"].removeprefix("Value error, ")) from error
+        problem = first_problem(error)
+        raise InvalidInput(f"{source.name}: {problem.field or 'meter_set'}", problem.message) from error
 
 
 async def meter_set_in_force(settings: Settings) -> MeterSet | None:
@@ -140,8 +140,8 @@ def following(current: MeterSet | None, path: Path | None) -> MeterSet:
     try:
         return successor(current, proposed)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise InvalidInput("retired", f"{first['msg']}: too many meters were taken away in this deployment") from error
+        message = f"{first_problem(error).message}: too many meters were taken away in this deployment"
+        raise InvalidInput("retired", message) from error
 
 
 async def apply_meter_set(base: Base, meter_set: MeterSet) -> None:

@@ -148,6 +148,8 @@ class _Building:
         self.meters: dict[str, list[tuple[int, int]]] = {}
         self.reported: dict[str, list[tuple[int, int]]] = {}
         self.definitions: dict[str, Meter] = {}
+        # The meter at the start of each of its spans, by slug and position.
+        self.opened: dict[tuple[str, int], Meter] = {}
         self.accounts: dict[str, AccountHistory] = {}
 
     def take(self, row: ControlRow) -> None:
@@ -172,7 +174,11 @@ class _Building:
         self.meter_set, self.policy = meter_set, meter_set.policy
         self.policies.append(meter_set.policy)
         self.graces.append((position, meter_set.policy.grace_ms))
-        _follow(self.meters, {meter.slug for meter in meter_set.meters}, position)
+        slugs = {meter.slug for meter in meter_set.meters}
+        # A span ends where the meter begins to judge values differently, because a recount must judge like the fold.
+        _follow(self.meters, slugs - {meter.slug for meter in meter_set.meters if self._judges_anew(meter)}, position)
+        _follow(self.meters, slugs, position)
+        self.opened.update(((meter.slug, position), meter) for meter in meter_set.meters)
         _follow(self.reported, {meter.slug for meter in meter_set.meters if meter.stripe_event_name}, position)
         self.definitions.update((meter.slug, meter) for meter in meter_set.meters)
 
@@ -181,6 +187,10 @@ class _Building:
         account = self.accounts.setdefault(name, AccountHistory())
         newest, account.revision = account.revision, max(account.revision, revision)
         return revision > newest
+
+    def _judges_anew(self, meter: Meter) -> bool:
+        before = self.definitions.get(meter.slug, meter)
+        return (before.on_bad, before.allow_negative) != (meter.on_bad, meter.allow_negative)
 
     def _bind(self, row: ControlRow, binding: Binding) -> None:
         """Place a binding, or let it wait if it needs a restatement or another binding of the account waits."""
@@ -283,7 +293,7 @@ class _Building:
         future_ms = max(policy.future_ms for policy in self.policies)
         return History(
             meters=tuple(
-                MeterSpan(self.definitions[slug], *span) for slug, spans in self.meters.items() for span in spans
+                MeterSpan(self.opened[slug, span[0]], *span) for slug, spans in self.meters.items() for span in spans
             ),
             reported={slug: tuple(Reported(*span) for span in spans) for slug, spans in self.reported.items()},
             graces=tuple(self.graces) or ((0, self.policy.grace_ms),),

@@ -50,7 +50,7 @@ class Fault(StrEnum):
     OLD_DUPLICATE = "the same event again after the dedup window"
     RETRY_OTHER_TIME = "the same event with another timestamp"
     OTHER_PERIOD = "the same event with a timestamp of another period"
-    CONFLICT = "the same id with another payload"
+    CONFLICT = "the same id with another source or payload"
     SHARED_ID = "another account uses the same id"
     LATE = "a late event"
     FAR_LATE = "an event older than the dedup window"

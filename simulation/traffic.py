@@ -48,9 +48,33 @@ METERS: Final[list[dict[str, Any]]] = [
      "allow_negative": True, "dimensions": {"currency": "$.currency"}, "stripe_event_name": "lowest"},
     {"slug": "users", "event_type": "request", "aggregation": "unique", "value_path": "$.user",
      "stripe_event_name": "users"},
+    {"slug": "weight", "event_type": "request", "aggregation": "sum", "value_path": "$.weight", "scale": 2,
+     "dimensions": {"kind": "$.kind"}, "on_bad": "skip_meter", "stripe_event_name": "weight"},
+    {"slug": "teams", "event_type": "request", "aggregation": "unique", "value_path": "$.team",
+     "on_bad": "skip_meter", "stripe_event_name": "teams"},
     {"slug": "seats", "event_type": "seats", "aggregation": "latest", "value_path": "$.seats", "late": "quarantine",
      "stripe_event_name": "seats"},
 ]  # fmt: skip
+# Few events have these, so that most events count in every meter. The meters of `weight` and `team` skip the bad ones.
+WEIGHTS: Final[tuple[Any, ...]] = (
+    1,
+    2.5,
+    "3.25",
+    0,
+    -4,
+    "1e1",
+    None,
+    0.125,
+    "heavy",
+    "007",
+    True,
+    {},
+    10**17,
+    "1" * 80,
+    "1e400",
+)
+TEAMS: Final[tuple[Any, ...]] = ("red", "blue", 7, None, "", 1.5, [], "t" * 300)
+KINDS: Final[tuple[Any, ...]] = ("big", "small", True, None, 1.5, {})
 LATER_METER: Final[dict[str, Any]] = {
     "slug": "views", "event_type": "view", "aggregation": "count", "stripe_event_name": "views"
 }  # fmt: skip
@@ -58,13 +82,16 @@ LATER_METER: Final[dict[str, Any]] = {
 
 def meter_set(version: int, report_interval_ms: int) -> dict[str, Any]:
     """The meter set as JSON. Version 2 adds a meter, 3 removes that meter, 4 adds it again with a longer grace and
-    takes older events."""
+    takes older events. The meter `weight` takes negative quantities from version 2 on, and does not skip in version 3.
+    """
     policy = {**POLICY, "report_interval_ms": report_interval_ms}
     if version == METER_SET_VERSIONS:
         policy["grace_ms"] *= 2
         policy["late_max_ms"] *= 2
     later = [] if version in (1, WITHOUT_A_METER) else [LATER_METER]
-    return {"version": version, "meters": METERS + later, "policy": policy}
+    changes = {"allow_negative": version > 1, "on_bad": "reject_event" if version == WITHOUT_A_METER else "skip_meter"}
+    meters = [meter | changes if meter["slug"] == "weight" else meter for meter in METERS]
+    return {"version": version, "meters": meters + later, "policy": policy}
 
 
 def customers(account: str) -> tuple[str, str]:
@@ -132,6 +159,9 @@ class Traffic:
                     "region": chance.choice(("eu", "us")),
                     "gb": f"{chance.randrange(5)}.{chance.randrange(1000):03d}",
                     "user": f"user-{chance.randrange(8)}",
+                    "weight": chance.choice(WEIGHTS if chance.random() < 0.2 else WEIGHTS[:4]),
+                    "kind": chance.choice(KINDS if chance.random() < 0.1 else KINDS[:2]),
+                    "team": chance.choice(TEAMS if chance.random() < 0.2 else TEAMS[:3]),
                 }
             case "sample":
                 data = {"gb": chance.choice((chance.randrange(50), f"{chance.randrange(50)}.5"))}
@@ -191,7 +221,8 @@ class Traffic:
             return {**sent.body, "time": time_text(midnight_ms - self._chance.choice((0, 1, 1000)), 0)}
         if draw < 0.93:
             self._faults.note(Fault.CONFLICT)
-            return {**sent.body, **self._payload()}
+            conflicting = {"source": "/another"} if self._chance.random() < 0.3 else self._payload()
+            return {**sent.body, **conflicting}
         self._faults.note(Fault.SHARED_ID)
         other = self._chance.choice([account for account in ACCOUNTS if account != sent.body["subject"]])
         return {**sent.body, "subject": other}

@@ -112,6 +112,9 @@ async def verify(world: World) -> None:
     _differ(world, "usage_hourly", _positive(_oracle_cells(oracle)), _positive(_hourly_cells(world)))
     _differ(world, "usage_events", _oracle_events(oracle), _archived(world))
     _differ(world, "usage_duplicates", _oracle_duplicates(oracle), dict.fromkeys(world.clickhouse.duplicates, 1))
+    conflicts = (await world.clickhouse.conflicts(len(world.clickhouse.duplicates))).rows
+    found = dict.fromkeys(((conflict.account, conflict.id) for conflict in conflicts), True)
+    _differ(world, "conflicts", dict.fromkeys(oracle.conflicts, True), found)
     _differ(world, "usage.rejected", _oracle_reasons(oracle), _quarantined(world))
     intents = {key: intent for key, intent in _intents(world).items() if not _replaced(world, intent)}
     _differ(world, "intents", _positive(_oracle_totals(oracle)), _positive(_intent_sums(intents)))

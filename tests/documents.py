@@ -43,18 +43,22 @@ OTHER_VARIABLES: Final = {
 _AS_IT_IS: Final = "no: the bytes stay the same"
 _BYTES: Final = frozenset({
     Reason.BAD_ENCODING, Reason.BAD_JSON, Reason.TOO_DEEP, Reason.TOO_MANY_EVENTS, Reason.NOT_AN_EVENT,
-    Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, Reason.MISSING_QUANTITY, Reason.BAD_QUANTITY,
-    Reason.TOO_MANY_DIGITS, Reason.QUANTITY_TOO_LARGE, Reason.BAD_DIMENSION,
+    Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME,
 })  # fmt: skip
+_VALUES: Final = frozenset({
+    Reason.MISSING_QUANTITY, Reason.BAD_QUANTITY, Reason.TOO_MANY_DIGITS, Reason.QUANTITY_TOO_LARGE,
+    Reason.BAD_DIMENSION, Reason.BAD_FOR_ONE_METER,
+})  # fmt: skip
+_SKIP: Final = "with a meter set in which the meter has `on_bad: skip_meter`"
 REDRIVE: Final[dict[Reason, str]] = {
     **dict.fromkeys(_BYTES, _AS_IT_IS),
+    **dict.fromkeys(_VALUES, _SKIP),
     Reason.TOO_LARGE: "with a meter set that has a larger `policy.event_bytes_max`, if the entry was not cut",
     Reason.TOO_FAR_IN_FUTURE: "yes, when stream time is within `policy.future_ms` of the event's time",
     Reason.TOO_FAR_IN_PAST: "no: the time stays the same",
     Reason.TOO_OLD: "with a meter set that has a larger `policy.late_max_ms`",
     Reason.TOO_MANY_DEFERRED: "no: the archive has the identity already and would call the event a duplicate",
-    Reason.NEGATIVE_QUANTITY: "with a meter set in which the meter has `allow_negative`",
-    Reason.BAD_FOR_ONE_METER: "see the reason in the detail",
+    Reason.NEGATIVE_QUANTITY: f"{_SKIP} or `allow_negative`",
     Reason.WRONG_PARTITION: "yes: `usage.inbox` is routed by account",
     Reason.FORGED_CONTROL: "no: the record would be read as an event and rejected again",
     Reason.BAD_CONTROL: "no: the record would be read as an event and rejected again",

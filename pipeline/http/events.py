@@ -35,13 +35,16 @@ RETRY_AFTER_S: Final = 1.0
 # A log that does not answer must not hold back the answer about the other events.
 KEEP_TIMEOUT_S: Final = 2.0
 FORBIDDEN: Final = "forbidden_account"
+UNMETERED: Final = "no meter counts the event, and its id is used up"
+UNMETERED_REMEDY: Final = "if it should count, correct its type or data, or add a meter; then send it under a new id"
 
 _anything: Final = msgspec.json.Decoder().decode
 _log: Final = logging.getLogger(__name__)
 
 
 class Judged(NamedTuple):
-    """A checked event. `reason` is empty if the event is valid. `unmetered` is true if no meter counts the event."""
+    """A checked event. `reason` is empty if the event is valid. `unmetered` is true if no meter counts the event.
+    `skipped` are the meters that do not count the event because of its data, by slug, and why."""
 
     raw: bytes
     id: str | None
@@ -49,6 +52,7 @@ class Judged(NamedTuple):
     reason: str = ""
     detail: str = ""
     unmetered: bool = False
+    skipped: Sequence[tuple[str, Failure]] = ()
 
 
 class Judge:
@@ -62,6 +66,7 @@ class Judge:
         self._is_known = known is not None
         self._now_ms = now_ms
         self._rules = rules_at(now_ms, meter_set)
+        self._meters = meter_set
         self._key = key
         self._event_bytes_max = meter_set.meter_set.policy.event_bytes_max
 
@@ -81,7 +86,10 @@ class Judge:
         contributions = judge(event, event_time_us(event, self._now_ms), self._rules)
         if isinstance(contributions, Failure):
             return Judged(raw, event.id, event.subject, contributions.reason.value, contributions.detail)
-        return Judged(raw, event.id, event.subject, unmetered=self._is_known and not contributions)
+        skipped = self._meters.skips(event.type, event.data or {})
+        return Judged(
+            raw, event.id, event.subject, unmetered=self._is_known and not contributions, skipped=skipped
+        )
 
     def _rejected(self, raw: bytes, failure: Failure) -> Judged:
         try:
@@ -179,6 +187,9 @@ class EventsEndpoint:
             elif next(confirmed):
                 answer["status"] = "accepted"
                 unmetered += event.unmetered
+                answer |= {"detail": UNMETERED, "remedy": UNMETERED_REMEDY} if event.unmetered else {}
+                if event.skipped:
+                    answer["skipped"] = [_skipped(slug, failure) for slug, failure in event.skipped]
             else:
                 remedy = "send the event again under the same id: the event is counted once in any case"
                 answer |= {"status": "unknown", "detail": "the log did not confirm it", "remedy": remedy}
@@ -208,6 +219,12 @@ async def _judge_all(judge: Judge, raws: Sequence[bytes]) -> list[Judged]:
         # Let other requests run between the parts of a large request.
         await asyncio.sleep(0)
     return judged
+
+
+def _skipped(slug: str, failure: Failure) -> dict[str, str]:
+    """A meter that does not count an accepted event (`on_bad: skip_meter`), and why."""
+    field = field_of(failure.reason, failure.detail)
+    return {"meter": slug, "reason": failure.reason.value, **({"field": field} if field else {})}
 
 
 def _remedy(reason: str) -> str:

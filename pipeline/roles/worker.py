@@ -25,6 +25,7 @@ from schemas.clock import HOUR_MS
 from schemas.errors import OperatorNeeded, Transient
 from schemas.live_view import CheckpointedState, LiveView
 from schemas.processing import Processor
+from schemas.reasons import Reason
 from schemas.rebuild import AnalyticalStore
 from schemas.snapshots import CopyableState, Snapshot
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
@@ -69,7 +70,13 @@ async def run_worker(
         limits = RollupSettings(settings.flush_events_max, settings.cache_entries_max, replay_from_start)
         metrics = Metrics()
         snapshots = _snapshots(settings, view.copies, clickhouse, metrics)
-        rollup = RollupProcessor(base.log, view.state, base.clock, settings.secret_bytes(), limits, snapshots)
+
+        def note_skipped(slug: str, reason: Reason, events: int) -> None:
+            metrics.add("tidemark_skipped_events_total", events, meter=slug, reason=reason)
+
+        rollup = RollupProcessor(
+            base.log, view.state, base.clock, settings.secret_bytes(), limits, snapshots, note_skipped
+        )
         outbox = OutboxCap(view.drops, settings.outbox_max, metrics)
         await run_processor(
             base,

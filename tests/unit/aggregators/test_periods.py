@@ -285,7 +285,7 @@ def test_bindings_and_closings_in_any_order_count_as_the_oracle_counts(steps: Se
                     counted = [each for each in counted if not moves or each[1] < state.pending.from_ms]
                 state = bindings_of.restated(state, restatement, offset, POLICY, log_ms)
         elif not bindings_of.is_waiting(state, log_ms):
-            event = rules.Event("acme", "1", "t", instant_ms * 1000, {})
+            event = rules.Event("acme", "1", "t", "s", instant_ms * 1000, {})
             expected = oracle._counting_period(event, [], log_ms, POLICY.grace_ms)
             own = period = period_at(state, instant_ms)
             if is_closed(state, own, POLICY.grace_ms, log_ms):

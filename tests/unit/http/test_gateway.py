@@ -12,6 +12,8 @@ import pytest
 
 from aggregators.partitioning import partition_of
 from pipeline.logs import quarantine
+from schemas.meters import MeterSet
+from tests.traffic.generate import METER_SET
 from tests.worlds.gateway import BODY_BYTES_MAX, NOW, Gateway, event, running, tokens
 
 
@@ -30,7 +32,13 @@ async def test_a_good_event_is_answered_after_it_is_in_the_log_byte_for_byte(gat
 
     assert answer.status_code == 202
     assert answer.json() == {
-        "accepted": 1, "rejected": 0, "unmetered": 1, "events": [{"index": 0, "id": "op-1", "status": "accepted"}],
+        "accepted": 1, "rejected": 0, "unmetered": 1, "events": [{
+            "index": 0, "id": "op-1", "status": "accepted",
+            "detail": "no meter counts the event, and its id is used up",
+            "remedy": (
+                "if it should count, correct its type or data, or add a meter; then send it under a new id"
+            ),
+        }],
     }  # fmt: skip
     records = await gateway.world.records(partition_of("acme", 2))
     assert records[-1].value == b"[" + raw.encode() + b"]"
@@ -301,3 +309,28 @@ async def test_an_accepted_line_is_one_event_and_leaves_its_neighbours_readable(
     accepted = [each["id"] for each in answer.json()["events"] if each["status"] == "accepted"]
     assert {"before", "after"} <= set(accepted)
     assert sorted(each["id"] for each in await gateway.stored()) == sorted(accepted)
+
+
+async def test_event_that_a_meter_skips_is_accepted_and_the_answer_names_the_meter(tmp_path: Path) -> None:
+    """`on_bad: skip_meter`: a missing user must not take the request's other meter with it, and must not be silent."""
+    meters = [
+        {**meter, "on_bad": "skip_meter"} if meter["slug"] == "active_users" else meter for meter in METER_SET["meters"]
+    ]
+    tolerant = MeterSet.model_validate({**METER_SET, "meters": meters})
+
+    async def in_force() -> MeterSet:
+        return tolerant
+
+    async with running(tmp_path, meter_set=in_force) as gateway:
+        answer = await gateway.post([
+            event("bad", type="api.request", data={"region": "eu"}),
+            event("good", type="api.request", data={"region": "eu", "user": "u"}),
+        ])  # fmt: skip
+
+        assert answer.status_code == 202
+        assert answer.json() == {"accepted": 2, "rejected": 0, "events": [
+            {"index": 0, "id": "bad", "status": "accepted", "skipped": [
+                {"meter": "active_users", "reason": "missing_quantity", "field": "data.user"},
+            ]},
+            {"index": 1, "id": "good", "status": "accepted"},
+        ]}  # fmt: skip

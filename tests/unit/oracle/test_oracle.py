@@ -116,6 +116,21 @@ def test_repeats_of_every_kind_are_duplicates_and_the_first_wins() -> None:
     assert oracle.order_sensitive == {("a", "1"), ("a", "4")}
 
 
+def test_same_id_of_another_source_or_type_is_a_conflict() -> None:
+    """The identity is (account, id) alone: the second operation is not counted, and that is reported."""
+    oracle = Oracle(METER_SET)
+    outcomes = feed(
+        oracle,
+        event({"gigabytes": 1}),
+        event({"gigabytes": 1}, source="another"),
+        event({"gigabytes": 1}, id="2"),
+        event({"gigabytes": 1}, id="2", type="page.viewed"),
+    )
+
+    assert outcomes == ["counted", "duplicate", "counted", "duplicate"]
+    assert oracle.conflicts == {("a", "1"), ("a", "2")}
+
+
 def test_rejected_event_leaves_no_mark() -> None:
     """A corrected event with the same id must count."""
     assert feed(Oracle(METER_SET), event({"gigabytes": -1}), event({"gigabytes": 1})) == [
