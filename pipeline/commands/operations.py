@@ -1,4 +1,4 @@
-"""The commands for meter sets, accounts, quarantine and reconciliation, as functions."""
+"""The commands for meter sets, quarantine and reconciliation, as functions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 
-from aggregators.instants import format_instant_ms
 from aggregators.meters import definition_change
-from aggregators.partitioning import partition_of
-from aggregators.periods import period_at
-from pipeline.logs.control_records import append_control
 from pipeline.logs.quarantine import Header
 from pipeline.open import (
     Base,
@@ -30,10 +26,8 @@ from reconciler.report import Report, gauge_values, to_json
 from reconciler.run import reconcile
 from reconciler.table import render_table
 from reconciler.views import ReconcilePolicy, Views
-from schemas.control import BindingRecord, CloseRecord
 from schemas.errors import InvalidInput, Transient
 from schemas.log import INBOX_TOPIC, REJECTED_TOPIC, Log, Record
-from schemas.periods import Binding
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
@@ -63,59 +57,6 @@ async def apply_meter_set_file(settings: Settings, path: Path) -> str:
     async with _opened(settings, create=True) as base:
         await apply_meter_set(base, proposed)
     return f"meter set version {proposed.version} with {len(proposed.meters)} meters is in the log of every partition"
-
-
-async def bind_account(settings: Settings, account: str, binding: Binding) -> str:
-    """Append a binding to the account's partition; returns a message with the offset."""
-    offset, partition = await _append(settings, BindingRecord(account=account, binding=binding))
-    return f"{account}: bound by record {offset} of partition {partition}; `tidemark account show` prints the start"
-
-
-async def _append(settings: Settings, record: BindingRecord | CloseRecord) -> tuple[int, int]:
-    async with _opened(settings) as base:
-        partition = partition_of(record.account, base.genesis.partitions)
-        return await append_control(base.log, settings.secret_bytes(), partition, record), partition
-
-
-async def show_account(settings: Settings, account: str) -> dict[str, object]:
-    """The bindings, customers and periods of an account in the live view, as a JSON object."""
-    view = open_live_view(settings)
-    try:
-        async with _opened(settings) as base:
-            partition = partition_of(account, base.genesis.partitions)
-            state = await view.accounts.account(partition, account)
-            period = period_at(state, base.clock.now_ms())
-    finally:
-        await view.close()
-    return {
-        "account": account,
-        "partition": partition,
-        "current_period": {"start": format_instant_ms(period.start_ms), "end": format_instant_ms(period.end_ms)},
-        "bindings": [
-            {
-                "effective_from": format_instant_ms(binding.effective_from_ms),
-                "anchor": format_instant_ms(binding.anchor_ms),
-                "interval": f"{binding.interval_count} {binding.interval}",
-            }
-            for binding in state.bindings
-        ],
-        "customers": [
-            {
-                "from": format_instant_ms(payer.from_ms),
-                "billing": payer.billing,
-                "stripe_customer": payer.stripe_customer,
-            }
-            for payer in state.customers
-        ],
-        "closed_periods": [format_instant_ms(start_ms) for start_ms in state.closed_start_ms],
-        "counting_again_from": format_instant_ms(state.pending.from_ms) if state.pending else None,
-    }
-
-
-async def close_account_period(settings: Settings, account: str, instant_ms: int) -> str:
-    """Append a close record to the account's partition; returns a message with the offset."""
-    offset, _ = await _append(settings, CloseRecord(account=account, instant_ms=instant_ms))
-    return f"{account}: the period that contains {format_instant_ms(instant_ms)} is closed from record {offset} on"
 
 
 class QuarantineEntry(NamedTuple):
