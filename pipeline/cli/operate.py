@@ -29,6 +29,24 @@ def instant_ms(field: str, text: str) -> int:
     return parsed // 1000
 
 
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before what cannot be undone. Raises `click.Abort` if the answer is no, and `InvalidInput` without `--yes` if
+    nobody can answer."""
+    if yes:
+        return
+    try:
+        agreed = click.confirm(question)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise InvalidInput("--yes", "this cannot be undone, and nobody answered: add --yes to do it") from None
+    if not agreed:
+        raise click.Abort
+
+
+_YES = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
 @click.group()
 def meters() -> None:
     """Show, check and apply the meter set."""
@@ -54,14 +72,22 @@ def meters_check(file: Path) -> None:
 
 @meters.command("apply")
 @click.argument("file", type=click.Path(path_type=Path))
-def meters_apply(file: Path) -> None:
+@_YES
+def meters_apply(file: Path, yes: bool) -> None:
     """Write a meter set into the log. In each partition it applies to all later events.
 
-    The version must be higher than the version in force, and existing meters must keep their definitions.
+    The version must be higher than the version in force, and existing meters must keep their definitions. Prints what
+    changes, and asks if a meter is taken away or reported to Stripe otherwise.
     """
-    from pipeline.commands.operations import apply_meter_set_file
+    from pipeline.commands.operations import apply_planned_meter_set, plan_meter_set
 
-    click.echo(run(apply_meter_set_file(settings(), file)))
+    deployment = settings()
+    plan = run(plan_meter_set(deployment, file))
+    for line in plan.lines:
+        click.echo(line)
+    if plan.is_final:
+        confirm("Apply? Usage until the next meter set is counted and reported so", yes=yes)
+    click.echo(run(apply_planned_meter_set(deployment, plan)))
 
 
 @meters.command("show")
@@ -81,24 +107,6 @@ def account_name(text: str) -> str:
     if not 1 <= len(text) <= NAME_CHARACTERS_MAX:
         raise InvalidInput("NAME", f"an account's name has 1 to {NAME_CHARACTERS_MAX} characters, this has {len(text)}")
     return text
-
-
-def confirm(question: str, *, yes: bool) -> None:
-    """Ask before what cannot be undone. Raises `click.Abort` if the answer is no, and `InvalidInput` without `--yes` if
-    nobody can answer."""
-    if yes:
-        return
-    try:
-        agreed = click.confirm(question)
-    except click.Abort:
-        if sys.stdin.isatty():
-            raise
-        raise InvalidInput("--yes", "this cannot be undone, and nobody answered: add --yes to do it") from None
-    if not agreed:
-        raise click.Abort
-
-
-_YES = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 @click.group()

@@ -28,6 +28,7 @@ from reconciler.table import render_table
 from reconciler.views import ReconcilePolicy, Views
 from schemas.errors import InvalidInput, Transient
 from schemas.log import INBOX_TOPIC, REJECTED_TOPIC, Log, Record
+from schemas.meters import Meter, MeterSet
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
@@ -44,19 +45,63 @@ async def _opened(settings: Settings, *, create: bool = False) -> AsyncIterator[
         await base.log.close()
 
 
-async def apply_meter_set_file(settings: Settings, path: Path) -> str:
-    """Apply a meter set file. Raises `InvalidInput` if the file contradicts the meter set in force."""
+class MeterSetPlan(NamedTuple):
+    """A meter set that is not applied yet. `lines` say what will change. `is_final`: usage will no longer be counted or
+    reported as before, so the command asks."""
+
+    proposed: MeterSet
+    lines: tuple[str, ...]
+    is_final: bool
+
+
+async def plan_meter_set(settings: Settings, path: Path) -> MeterSetPlan:
+    """Plan the application of a meter set file. Raises `InvalidInput` if it contradicts the meter set in force."""
     current = await meter_set_in_force(settings)
     proposed = following(current, path)
-    if current is not None:
-        change = definition_change(current, proposed)
-        if change:
-            raise InvalidInput(path.name, change)
-        if proposed.version <= current.version and proposed != current:
-            raise InvalidInput(f"{path.name}: version", f"must be above {current.version}, the version in force")
+    if current is None:
+        return MeterSetPlan(proposed, (), is_final=False)
+    change = definition_change(current, proposed)
+    if change:
+        raise InvalidInput(path.name, change)
+    if proposed.version <= current.version and proposed != current:
+        raise InvalidInput(f"{path.name}: version", f"must be above {current.version}, the version in force")
+    return meter_set_plan(current, proposed)
+
+
+def meter_set_plan(current: MeterSet, proposed: MeterSet) -> MeterSetPlan:
+    """What changes for usage from the record of the proposed meter set on."""
+    lines, is_final = [], False
+    for meter in current.meters:
+        after = proposed.meter(meter.slug)
+        name = meter.stripe_event_name
+        if after is None:
+            lines.append(f"- {meter.slug}: counted and reported no more")
+        elif name != after.stripe_event_name:
+            lines.append(f"~ {meter.slug}: reported to Stripe {_as(after)}, before {_as(meter)}")
+        is_final |= after is None or (name is not None and name != after.stripe_event_name)
+    lines += [
+        f"+ {meter.slug}: counted from now on, reported to Stripe {_as(meter)}"
+        for meter in proposed.meters
+        if current.meter(meter.slug) is None
+    ]
+    for setting, before in current.policy:
+        if before != (now := getattr(proposed.policy, setting)):
+            lines.append(f"~ policy.{setting}: {now}, before {before}")
+    return MeterSetPlan(proposed, tuple(lines), is_final)
+
+
+def _as(meter: Meter) -> str:
+    return f"as {meter.stripe_event_name}" if meter.stripe_event_name else "not at all"
+
+
+async def apply_planned_meter_set(settings: Settings, plan: MeterSetPlan) -> str:
+    """Append the meter set to every partition; returns a message."""
     async with _opened(settings, create=True) as base:
-        await apply_meter_set(base, proposed)
-    return f"meter set version {proposed.version} with {len(proposed.meters)} meters is in the log of every partition"
+        await apply_meter_set(base, plan.proposed)
+    return (
+        f"meter set version {plan.proposed.version} with {len(plan.proposed.meters)} meters is in the log of every "
+        "partition"
+    )
 
 
 class QuarantineEntry(NamedTuple):
