@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from asyncio import run
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from aggregators.instants import format_instant_ms, parse_instant_us
-from pipeline.cli.context import settings
+from pipeline.cli.context import confirm, settings
 from schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -27,21 +27,6 @@ def instant_ms(field: str, text: str) -> int:
     if parsed is None:
         raise InvalidInput(field, f"{text!r} is not RFC 3339 with an offset, such as 2026-11-01T00:00:00Z")
     return parsed // 1000
-
-
-def confirm(question: str, *, yes: bool) -> None:
-    """Ask before what cannot be undone. Raises `click.Abort` if the answer is no, and `InvalidInput` without `--yes` if
-    nobody can answer."""
-    if yes:
-        return
-    try:
-        agreed = click.confirm(question)
-    except click.Abort:
-        if sys.stdin.isatty():
-            raise
-        raise InvalidInput("--yes", "this cannot be undone, and nobody answered: add --yes to do it") from None
-    if not agreed:
-        raise click.Abort
 
 
 _YES = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -257,6 +242,8 @@ def quarantine_redrive(reason: str | None, limit: int, yes: bool) -> None:
     if not entries:
         click.echo("nothing to redrive")
         return
+    for cause, count in Counter(entry.reason for entry in entries).most_common():
+        click.echo(f"{count} events: {cause}")
     confirm(f"Send {len(entries)} events again?", yes=yes)
     click.echo(f"{run(redrive(deployment, entries))} events sent to usage.inbox")
 
