@@ -9,7 +9,7 @@ from aggregators.periods import cuts_of, is_closed, open_period, period_at
 from schemas.clock import MINUTE_MS
 from schemas.control import AccountControlRecord, BindingRecord, CloseRecord, RestatementRecord
 from schemas.meters import GRACE_MAX_MS, Policy
-from schemas.periods import INSTANT_MIN_MS, AccountState, Billing, Binding, Customer, PendingCut, Restatement
+from schemas.periods import INSTANT_MIN_MS, AccountState, Billing, Binding, Customer, PendingCut, Period, Restatement
 
 # An account keeps at most this many older bindings beside the last one. The periods of those dropped are long closed.
 BINDINGS_MAX: Final = 99
@@ -242,3 +242,10 @@ def customer_at(state: AccountState, instant_ms: int) -> Customer | None:
     """Who pays for usage at an instant, or None if no binding was in force."""
     customers = [customer for customer in state.customers if customer.from_ms <= instant_ms]
     return customers[-1] if customers else None
+
+
+def is_payable_in(state: AccountState, instant_ms: int, period: Period) -> bool:
+    """Whether usage at an instant may be carried to a period: another payer must not pay for it. Usage that nobody was
+    named for may be carried to any period."""
+    before, after = customer_at(state, instant_ms), customer_at(state, period.start_ms)
+    return before is None or before.billing is Billing.UNMAPPED or (after is not None and before[1:] == after[1:])

@@ -122,6 +122,11 @@ class Accounts:
         """How usage at an instant is billed by all bindings: mapped, free or unmapped."""
         return _paying(self._payers[account], instant_ms).billing
 
+    def is_billed_to_another(self, account: str, usage_ms: int, period_start_ms: int) -> bool:
+        """Whether somebody was named for usage at an instant, and another one pays for a period."""
+        paid, paying = (_paying(self._payers[account], instant_ms) for instant_ms in (usage_ms, period_start_ms))
+        return paid.billing != "unmapped" and paid[3:] != paying[3:]
+
     def is_newest(self, account: str, revision: int | None) -> bool:
         """Whether no binding or closing of the account with this or a higher revision was processed; counts the other
         records, which must not be processed. None stands for the next revision."""

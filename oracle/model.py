@@ -374,9 +374,14 @@ class Oracle:
             self._count(place, event, contribution, named, log_ms)
 
     def _counting_period(self, event: Event, fed: Sequence[Contribution], log_ms: int, grace_ms: int) -> Period | None:
-        """The period in which the event counts; None if its own is closed and a meter has the policy quarantine."""
-        period, late = self.accounts.counting_period(event.account, event.time_us // 1000, log_ms, grace_ms)
-        return None if late and any(contribution.quarantine for contribution in fed) else period
+        """The period in which the event counts; None if its own is closed, and a meter has the policy quarantine or
+        the usage would be carried to a period of another payer."""
+        time_ms = event.time_us // 1000
+        period, late = self.accounts.counting_period(event.account, time_ms, log_ms, grace_ms)
+        if not late:
+            return period
+        kept_out = any(contribution.quarantine for contribution in fed)
+        return None if kept_out or self.accounts.is_billed_to_another(event.account, time_ms, period[0]) else period
 
     def _count(self, place: Place, event: Event, contribution: Contribution, period: Period, log_ms: int) -> None:
         meter, aggregation = contribution.meter, contribution.aggregation

@@ -83,14 +83,15 @@ class CloseRecord(_Control):
 class DedupDecision(_Control):
     """Whether a deferred event is the first arrival of its identity, according to the archive.
 
-    `position`, `time_us` and `quarantine` (one of its meters quarantines late usage) are those of the event, so that
-    the archive can follow a decision without the event.
+    `position`, `time_us`, `metered` (a meter wants it) and `quarantine` (one of its meters quarantines late usage) are
+    those of the event, so that the archive can follow a decision without the event.
     """
 
     position: int = Field(ge=0, le=POSITION_MAX)
     account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
     time_us: int
     new: bool
+    metered: bool
     quarantine: bool
 
 

@@ -12,6 +12,7 @@ from schemas.clock import MINUTE_MS
 # 0001-01-01 and 9999-12-31, the years of `datetime`.
 INSTANT_MIN_MS = -62_135_596_800_000
 INSTANT_MAX_MS = 253_402_300_799_999
+INTERVAL_COUNT_MAX = 1200
 
 
 class Interval(StrEnum):
@@ -52,7 +53,7 @@ class Binding(BaseModel):
     effective_from_ms: int = Field(ge=INSTANT_MIN_MS, le=INSTANT_MAX_MS)
     anchor_ms: int = Field(default=0, ge=INSTANT_MIN_MS, le=INSTANT_MAX_MS)
     interval: Interval = Interval.MONTH
-    interval_count: int = Field(default=1, ge=1, le=1200)
+    interval_count: int = Field(default=1, ge=1, le=INTERVAL_COUNT_MAX)
     billing: Billing = Billing.UNMAPPED
     stripe_customer: str = Field(default="", max_length=255)
 

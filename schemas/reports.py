@@ -12,7 +12,7 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.clock import SECOND_MS
+from schemas.clock import MINUTE_MS, SECOND_MS
 from schemas.periods import Billing
 
 
@@ -45,8 +45,13 @@ class Intent(_Frozen):
     @property
     def instant_ms(self) -> int:
         """The instant of the usage: the last second of the bucket, moved into the period. The payer at this instant
-        pays, even if Stripe gets another timestamp."""
-        return max(min(self.bucket_end_ms, self.period_end_ms) - SECOND_MS, self.period_start_ms)
+        pays, even if Stripe gets another timestamp.
+
+        Stripe's period may begin some seconds after ours, which begins with the anchor's minute. So the earliest
+        instant is the last second of the period's first minute.
+        """
+        earliest_ms = self.period_start_ms + MINUTE_MS - SECOND_MS
+        return max(min(self.bucket_end_ms, self.period_end_ms) - SECOND_MS, earliest_ms)
 
 
 class Attempt(_Frozen):

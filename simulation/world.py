@@ -59,6 +59,7 @@ OUTAGE_S_MAX: Final = 1_500.0
 SECOND_S: Final = 1.0
 BROKEN_RECORDS: Final = (b"{", b"\xff\xfe", b"[1,", b"", b"[]")
 REPEATED_KINDS: Final = (*REPLAYED_KINDS, ControlKind.DEDUP_DECISION)
+OF_ACCOUNTS: Final = (ControlKind.BINDING, ControlKind.CLOSE)
 FAILOVER_S_MAX: Final = 1_800.0
 
 
@@ -172,12 +173,13 @@ class World:
         """Append control records again, at once or after later ones, like an outbox that delivers twice."""
         chance = self.chance("repeated")
         while True:
-            await asyncio.sleep(chance.expovariate(6 / SPAN_S))
+            await asyncio.sleep(chance.expovariate(12 / SPAN_S))
             partition = chance.randrange(PARTITIONS)
+            kinds = chance.choice((REPEATED_KINDS, OF_ACCOUNTS))
             again = [
                 record
                 for record in self.log.appended[EVENTS_TOPIC, partition]
-                if dict(record.headers).get(CONTROL_HEADER, b"").decode() in REPEATED_KINDS
+                if dict(record.headers).get(CONTROL_HEADER, b"").decode() in kinds
             ]
             if again and self.faults.strike(Fault.CONTROL_REPEATED, f"{self.clock.now_ms()}"):
                 record = chance.choice(again[-chance.choice((1, 5, 20)) :])

@@ -1,13 +1,17 @@
-"""Settings of the commands, with the defaults of a running `tidemark dev`."""
+"""What the commands share: settings, with the defaults of a running `tidemark dev`, and questions."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from pipeline.local import DEV_FILE
+from schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -47,3 +51,18 @@ def role_settings(**overrides: object) -> Settings:
         for name, value in document["environment"].items():
             os.environ.setdefault(name, value)
     return load_settings(**overrides)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before what cannot be undone. Raises `click.Abort` if the answer is no, and `InvalidInput` without `--yes` if
+    nobody can answer."""
+    if yes:
+        return
+    try:
+        agreed = click.confirm(question)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise InvalidInput("--yes", "nobody answered the question: add --yes to do it") from None
+    if not agreed:
+        raise click.Abort

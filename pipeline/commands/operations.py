@@ -1,4 +1,4 @@
-"""The commands for meter sets, accounts, quarantine and reconciliation, as functions."""
+"""The commands for meter sets, quarantine and reconciliation, as functions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 from aggregators.decode import decode, is_batch
 from aggregators.instants import format_instant_ms
 from aggregators.meters import definition_change
-from aggregators.partitioning import partition_of
-from aggregators.periods import period_at
-from pipeline.logs.control_records import append_control
 from pipeline.logs.quarantine import Header
 from pipeline.open import (
     Base,
@@ -33,11 +30,10 @@ from reconciler.report import Report, gauge_values, to_json
 from reconciler.run import reconcile
 from reconciler.table import render_table
 from reconciler.views import ReconcilePolicy, Views
-from schemas.control import BindingRecord, CloseRecord
 from schemas.errors import InvalidInput, Transient
 from schemas.live_view import LiveView
 from schemas.log import INBOX_TOPIC, REJECTED_TOPIC, Log, Record
-from schemas.periods import Binding
+from schemas.meters import Meter, MeterSet
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
@@ -54,72 +50,63 @@ async def _opened(settings: Settings, *, create: bool = False) -> AsyncIterator[
         await base.log.close()
 
 
-async def apply_meter_set_file(settings: Settings, path: Path) -> str:
-    """Apply a meter set file. Raises `InvalidInput` if the file contradicts the meter set in force."""
+class MeterSetPlan(NamedTuple):
+    """A meter set that is not applied yet. `lines` say what will change. `is_final`: usage will no longer be counted or
+    reported as before, so the command asks."""
+
+    proposed: MeterSet
+    lines: tuple[str, ...]
+    is_final: bool
+
+
+async def plan_meter_set(settings: Settings, path: Path) -> MeterSetPlan:
+    """Plan the application of a meter set file. Raises `InvalidInput` if it contradicts the meter set in force."""
     current = await meter_set_in_force(settings)
     proposed = following(current, path)
-    if current is not None:
-        change = definition_change(current, proposed)
-        if change:
-            raise InvalidInput(path.name, change)
-        if proposed.version <= current.version and proposed != current:
-            raise InvalidInput(f"{path.name}: version", f"must be above {current.version}, the version in force")
+    if current is None:
+        return MeterSetPlan(proposed, (), is_final=False)
+    change = definition_change(current, proposed)
+    if change:
+        raise InvalidInput(path.name, change)
+    if proposed.version <= current.version and proposed != current:
+        raise InvalidInput(f"{path.name}: version", f"must be above {current.version}, the version in force")
+    return meter_set_plan(current, proposed)
+
+
+def meter_set_plan(current: MeterSet, proposed: MeterSet) -> MeterSetPlan:
+    """What changes for usage from the record of the proposed meter set on."""
+    lines, is_final = [], False
+    for meter in current.meters:
+        after = proposed.meter(meter.slug)
+        name = meter.stripe_event_name
+        if after is None:
+            lines.append(f"- {meter.slug}: counted and reported no more")
+        elif name != after.stripe_event_name:
+            lines.append(f"~ {meter.slug}: reported to Stripe {_as(after)}, before {_as(meter)}")
+        is_final |= after is None or (name is not None and name != after.stripe_event_name)
+    lines += [
+        f"+ {meter.slug}: counted from now on, reported to Stripe {_as(meter)}"
+        for meter in proposed.meters
+        if current.meter(meter.slug) is None
+    ]
+    for setting, before in current.policy:
+        if before != (now := getattr(proposed.policy, setting)):
+            lines.append(f"~ policy.{setting}: {now}, before {before}")
+    return MeterSetPlan(proposed, tuple(lines), is_final)
+
+
+def _as(meter: Meter) -> str:
+    return f"as {meter.stripe_event_name}" if meter.stripe_event_name else "not at all"
+
+
+async def apply_planned_meter_set(settings: Settings, plan: MeterSetPlan) -> str:
+    """Append the meter set to every partition; returns a message."""
     async with _opened(settings, create=True) as base:
-        await apply_meter_set(base, proposed)
-    return f"meter set version {proposed.version} with {len(proposed.meters)} meters is in the log of every partition"
-
-
-async def bind_account(settings: Settings, account: str, binding: Binding) -> str:
-    """Append a binding to the account's partition; returns a message with the offset."""
-    offset, partition = await _append(settings, BindingRecord(account=account, binding=binding))
-    return f"{account}: bound by record {offset} of partition {partition}; `tidemark account show` prints the start"
-
-
-async def _append(settings: Settings, record: BindingRecord | CloseRecord) -> tuple[int, int]:
-    async with _opened(settings) as base:
-        partition = partition_of(record.account, base.genesis.partitions)
-        return await append_control(base.log, settings.secret_bytes(), partition, record), partition
-
-
-async def show_account(settings: Settings, account: str) -> dict[str, object]:
-    """The bindings, customers and periods of an account in the live view, as a JSON object."""
-    view = open_live_view(settings)
-    try:
-        async with _opened(settings) as base:
-            partition = partition_of(account, base.genesis.partitions)
-            state = await view.accounts.account(partition, account)
-            period = period_at(state, base.clock.now_ms())
-    finally:
-        await view.close()
-    return {
-        "account": account,
-        "partition": partition,
-        "current_period": {"start": format_instant_ms(period.start_ms), "end": format_instant_ms(period.end_ms)},
-        "bindings": [
-            {
-                "effective_from": format_instant_ms(binding.effective_from_ms),
-                "anchor": format_instant_ms(binding.anchor_ms),
-                "interval": f"{binding.interval_count} {binding.interval}",
-            }
-            for binding in state.bindings
-        ],
-        "customers": [
-            {
-                "from": format_instant_ms(payer.from_ms),
-                "billing": payer.billing,
-                "stripe_customer": payer.stripe_customer,
-            }
-            for payer in state.customers
-        ],
-        "closed_periods": [format_instant_ms(start_ms) for start_ms in state.closed_start_ms],
-        "counting_again_from": format_instant_ms(state.pending.from_ms) if state.pending else None,
-    }
-
-
-async def close_account_period(settings: Settings, account: str, instant_ms: int) -> str:
-    """Append a close record to the account's partition; returns a message with the offset."""
-    offset, _ = await _append(settings, CloseRecord(account=account, instant_ms=instant_ms))
-    return f"{account}: the period that contains {format_instant_ms(instant_ms)} is closed from record {offset} on"
+        await apply_meter_set(base, plan.proposed)
+    return (
+        f"meter set version {plan.proposed.version} with {len(plan.proposed.meters)} meters is in the log of every "
+        "partition"
+    )
 
 
 class QuarantineEntry(NamedTuple):

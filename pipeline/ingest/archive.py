@@ -127,7 +127,7 @@ def _row(arrival: Arrival, partition: int) -> EventRow:
 
 def _decision_row(placed: PlacedDedupDecision, partition: int) -> DedupDecisionRow:
     step, decision = placed.step, placed.step.decision
-    outcome = DedupOutcome.LATE if placed.closed and decision.quarantine else DedupOutcome.COUNTED
+    outcome = DedupOutcome.LATE if placed.kept_out else DedupOutcome.COUNTED
     return DedupDecisionRow(
         partition, decision.position, decision.account, step.position, step.stream_time_ms,
         outcome if decision.new else DedupOutcome.DUPLICATE,

@@ -242,7 +242,7 @@ class RollupProcessor:
 
 
 def _late(arrival: Arrival, scanned: Scan) -> Quarantined:
-    detail = f"{arrival.account}: its period is closed and a meter's late policy is quarantine"
+    detail = f"{arrival.account}: its period is closed; a meter's late policy is quarantine, or another payer took over"
     if arrival.deferred is not None:
         return _quarantined(arrival.deferred, Reason.PERIOD_CLOSED, detail)
     return Quarantined(

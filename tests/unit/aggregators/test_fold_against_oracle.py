@@ -108,7 +108,7 @@ class _Judge:
             if time_us < (self.oracle.stream_times[record.partition] - self.window_ms) * 1000:
                 decision = DedupDecision(
                     position=offset << 16 | index, account=judged.account, time_us=time_us,
-                    new=judged.outcome == "deferred", quarantine=body["type"] == "seats.changed",
+                    new=judged.outcome == "deferred", metered=True, quarantine=body["type"] == "seats.changed",
                 )  # fmt: skip
                 self.waiting[record.partition].append((place, decision))
 
@@ -128,7 +128,7 @@ class _Judge:
             # Decisions for events that do not exist or are not deferred: they change nothing.
             for position in (1 << 50, 0):
                 nowhere = DedupDecision(
-                    position=position, account=_home(partition), time_us=0, new=True, quarantine=False
+                    position=position, account=_home(partition), time_us=0, new=True, metered=True, quarantine=False
                 )
                 await self.world.control(partition, DedupDecisionRecord(decisions=(nowhere,)))
 
