@@ -7,6 +7,7 @@ a crash the same rows may be written again; the first arrival of an identity win
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -16,6 +17,7 @@ from aggregators.flush_plan import PlacedDedupDecision, place
 from aggregators.meters import in_force_after
 from aggregators.scan import LogState, scan
 from aggregators.steps import Arrival
+from pipeline.ingest.joint_inserts import JointInserts
 from pipeline.ingest.start_position import check_fresh, check_position
 from pipeline.logs.control_records import find_genesis
 from schemas.analytics import ArchivePosition, ArchiveStore, ControlRow, DedupDecisionRow, DedupOutcome, EventRow
@@ -26,6 +28,8 @@ from schemas.meters import MeterSet, Policy
 from schemas.periods import AccountState
 
 ARCHIVE_GROUP: Final = "tidemark-archive"
+# Limits the memory of a process with many partitions: more steps wait before they make rows.
+STEPS_AT_ONCE_MAX: Final = 8
 REMEDY: Final = (
     "Restore ClickHouse's tables, or replay the log from its start with `tidemark archive --replay-from-start`."
 )
@@ -40,7 +44,10 @@ class _Partition(NamedTuple):
 
 
 class ArchiveProcessor:
-    """The processor of the archive. Only accounts with bindings or closings have an account state."""
+    """The processor of the archive. Only accounts with bindings or closings have an account state.
+
+    The events of partitions whose steps run at the same time are inserted together.
+    """
 
     topic: Final = EVENTS_TOPIC
 
@@ -53,6 +60,8 @@ class ArchiveProcessor:
         self._events_max = events_max
         self._replay_from_start = replay_from_start
         self._partitions: dict[int, _Partition] = {}
+        self._events = JointInserts(store.insert_events)
+        self._steps = asyncio.Semaphore(STEPS_AT_ONCE_MAX)
 
     async def start_offset(self, partition: int) -> int:
         """The archive's position, which ClickHouse stores.
@@ -83,7 +92,14 @@ class ArchiveProcessor:
         return stored.next_offset
 
     async def step(self, partition: int, records: Sequence[Record]) -> None:
-        """Insert the events, then the dedup decisions and control records, then the position."""
+        """Insert the events, then the dedup decisions and control records, then the position.
+
+        May wait until fewer than `STEPS_AT_ONCE_MAX` steps of other partitions run.
+        """
+        async with self._steps:
+            await self._step(partition, records)
+
+    async def _step(self, partition: int, records: Sequence[Record]) -> None:
         left = [record for record in records if record.offset >= self._partitions[partition].next_offset]
         while left:
             reached = self._partitions[partition]
@@ -92,7 +108,7 @@ class ArchiveProcessor:
             arrivals = (placed.arrival for placed in placement.placed if not placed.kept_out)
             rows = [_row(arrival, partition) for arrival in arrivals if arrival.decision is None]
             if rows:
-                await self._store.insert_events(rows)
+                await self._events.insert(rows)
             if placement.decisions:
                 await self._store.insert_dedup_decisions(
                     [_decision_row(placed, partition) for placed in placement.decisions]
