@@ -34,7 +34,7 @@ class Bodies:
 
 @pytest.mark.parametrize(
     ("rows_max", "bytes_max", "expected"),
-    [(200_000, 1 << 20, [25]), (20, 1 << 20, [20, 5]), (200_000, 800, [10, 10, 5])],
+    [(200_000, 1 << 20, [25]), (20, 1 << 20, [20, 5]), (200_000, 1_000, [15, 10])],
     ids=["one insert", "by rows", "by bytes"],
 )
 async def test_rows_are_cut_into_inserts_by_number_and_bytes(
