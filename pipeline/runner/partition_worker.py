@@ -85,11 +85,14 @@ class PartitionWorker:
         """The worker calls `on_failure` with the error of a step or of `idle`, or if one of them takes too long. The
         worker calls `on_room` if the queue is no longer full, and `acknowledge` with the next offset after each step.
         `log_end` returns the last known end of the partition.
+
+        `behind` says whether the last step left records that had arrived.
         """
         self.processor = processor
         self.partition = partition
         self.next_offset = start_offset
         self.last_step_ms: int | None = None
+        self.behind = False
         self._last_delivered: int | None = None
         self._limits = limits
         self._clock = clock
@@ -230,6 +233,8 @@ class PartitionWorker:
             self._queue.popleft()
             self._queued_events -= record_events
             self._queued_bytes -= record_size
+        if records:
+            self.behind = bool(self._queue)
         if was_full and not self.full:
             self._on_room()
         return records
