@@ -18,7 +18,7 @@ class RelayPace:
     """Says which calls of a relay are due. Keeps one time per partition."""
 
     def __init__(self, behind: Callable[[int], bool], now_s: Callable[[], float] = time.monotonic) -> None:
-        """`behind` says whether more records of a partition wait than one flush takes."""
+        """`behind` says whether as many records of a partition wait as one flush takes."""
         self._behind = behind
         self._now_s = now_s
         self._not_before_s: dict[int, float] = {}

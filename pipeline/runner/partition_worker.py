@@ -85,14 +85,11 @@ class PartitionWorker:
         """The worker calls `on_failure` with the error of a step or of `idle`, or if one of them takes too long. The
         worker calls `on_room` if the queue is no longer full, and `acknowledge` with the next offset after each step.
         `log_end` returns the last known end of the partition.
-
-        `behind` says whether the last step left records that had arrived.
         """
         self.processor = processor
         self.partition = partition
         self.next_offset = start_offset
         self.last_step_ms: int | None = None
-        self.behind = False
         self._last_delivered: int | None = None
         self._limits = limits
         self._clock = clock
@@ -112,6 +109,12 @@ class PartitionWorker:
         """Whether the queue has reached a limit."""
         limits = self._limits
         return self._queued_events >= limits.queue_events_max or self._queued_bytes >= limits.queue_bytes_max
+
+    @property
+    def behind(self) -> bool:
+        """Whether as many records wait as a step takes."""
+        limits = self._limits
+        return self._queued_events >= limits.flush_events_max or self._queued_bytes >= limits.flush_bytes_max
 
     @property
     def queued_records(self) -> int:
@@ -204,14 +207,10 @@ class PartitionWorker:
         up to `catch_up_linger_s` if the log has more records."""
         loop, limits = asyncio.get_running_loop(), self._limits
         began_s = loop.time()
-        while (
-            self._queued_events < limits.flush_events_max
-            and self._queued_bytes < limits.flush_bytes_max
-            and not (self._closing or self.full)
-        ):
+        while not (self.behind or self._closing or self.full):
             self._arrived.clear()
-            behind = self._queue[-1].record.next_offset < self._log_end()
-            linger_s = limits.catch_up_linger_s if behind else limits.linger_s
+            at_end = self._queue[-1].record.next_offset >= self._log_end()
+            linger_s = limits.linger_s if at_end else limits.catch_up_linger_s
             left_s = began_s + linger_s - loop.time()
             if left_s <= 0:
                 return
@@ -233,8 +232,6 @@ class PartitionWorker:
             self._queue.popleft()
             self._queued_events -= record_events
             self._queued_bytes -= record_size
-        if records:
-            self.behind = bool(self._queue)
         if was_full and not self.full:
             self._on_room()
         return records

@@ -117,7 +117,7 @@ class Runner:
         return {pair.partition for pair in self._workers if topic in (None, pair.topic)}
 
     def behind(self, topic: str, partition: int) -> bool:
-        """Whether more records wait than a step takes. False for a partition that is not assigned."""
+        """Whether as many records wait as a step takes. False for a partition that is not assigned."""
         worker = self._workers.get(TP(topic, partition))
         return worker is not None and worker.behind
 

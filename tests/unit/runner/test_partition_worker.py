@@ -100,20 +100,23 @@ async def test_a_step_counts_the_events_of_a_batch_and_not_the_records() -> None
     assert await steps_of(batches) == [[0, 1], [2], [3], [4], [5]]
 
 
-async def test_a_worker_is_behind_while_a_step_leaves_records() -> None:
-    """Relays run less often meanwhile."""
+async def test_a_worker_is_behind_while_a_whole_step_waits() -> None:
+    """Relays run less often meanwhile. Records that arrive during a step are no lag yet."""
     steps = Steps()
     worker = worker_for(steps, [])
     worker.start()
-    worker.put([record_of(offset) for offset in range(4)], previous=None)
+    worker.put([record_of(offset) for offset in range(3)], previous=None)
     await until(lambda: len(steps.taken) == 1)
+    worker.put([record_of(3), record_of(4)], previous=2)
+    assert not worker.behind
+    worker.put([record_of(5)], previous=4)
     assert worker.behind
 
     steps.gate.set()
-    await until(lambda: worker.next_offset == 4)
+    await until(lambda: worker.next_offset == 6)
     await worker.close()
 
-    assert steps.taken == [[0, 1, 2], [3]]
+    assert steps.taken == [[0, 1, 2], [3, 4, 5]]
     assert not worker.behind
 
 
