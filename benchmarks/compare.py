@@ -114,13 +114,14 @@ async def compare(checkout: Path, shape: Shape, roles: list[str], rounds: int, f
         for role in sorted(roles, key=lambda name: name == "router"):
             pairs = []
             for number in range(1, rounds + 1):
-                rates = []
-                for code in (checkout, ROOT):
+                rates = {}
+                # Each goes first as often as the other: the machine may become slower all the time.
+                for code in (checkout, ROOT) if number % 2 else (ROOT, checkout):
                     if role == "router":
-                        rates.append(await router_rate(bench, shape, code))
+                        rates[code] = await router_rate(bench, shape, code)
                     else:
-                        rates.append(await reader_rate(bench, role, code))
-                pairs.append(Pair(*rates))
+                        rates[code] = await reader_rate(bench, role, code)
+                pairs.append(Pair(rates[checkout], rates[ROOT]))
                 say(f"{shape.name}, {role}, round {number}: {_line([pairs[-1]])}")
             print(f"{shape.name:8} {role:8} {_line(pairs)}", flush=True)
         feed.close()
