@@ -12,6 +12,7 @@ import asyncio
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -23,7 +24,7 @@ from benchmarks.__main__ import ACCOUNTS, latest_time_ms
 from benchmarks.broker import POLL_INTERVAL_S, Bench, Feed, Rate
 from benchmarks.figures import Report
 from benchmarks.machine import cpu_s, description
-from benchmarks.services import ROOT, SECRET, Services
+from benchmarks.services import ROOT, SECRET, Services, Stores
 from benchmarks.traffic import RECORD_EVENTS, Traffic
 from pipeline.clock import SystemClock
 from pipeline.ingest.router import ROUTER_GROUP
@@ -45,11 +46,18 @@ class Shape(NamedTuple):
     events: int
 
 
-class Pair(NamedTuple):
-    """The rates of one role of both checkouts, measured one after the other."""
+class Cost(NamedTuple):
+    """The rate of a role, and the processor time of Valkey and ClickHouse per event."""
 
-    before: Rate
-    after: Rate
+    rate: Rate
+    stores_us: float
+
+
+class Pair(NamedTuple):
+    """The costs of one role of both checkouts, measured one after the other."""
+
+    before: Cost
+    after: Cost
 
 
 def say(message: str) -> None:
@@ -57,7 +65,7 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-async def router_rate(bench: Bench, shape: Shape, checkout: Path) -> Rate:
+async def router_cost(bench: Bench, shape: Shape, checkout: Path) -> Cost:
     """Measure a router for `ROUTER_S` on an inbox with enough events. What is left is the next router's."""
     await asyncio.to_thread(bench.feed.send, shape.events * ROUTER_FACTOR, INBOX_TOPIC, single=shape.single)
     record_events = 1 if shape.single else RECORD_EVENTS
@@ -74,7 +82,8 @@ async def router_rate(bench: Bench, shape: Shape, checkout: Path) -> Rate:
                 first, last = (first if first[2] else now), now
             await asyncio.sleep(POLL_INTERVAL_S)
     events = (last[2] - first[2]) * record_events
-    return Rate(events / max(1e-3, last[0] - first[0]), (last[1] - first[1]) / max(1, events) * 1e6)
+    rate = Rate(events / max(1e-3, last[0] - first[0]), (last[1] - first[1]) / max(1, events) * 1e6)
+    return Cost(rate, 0.0)
 
 
 async def _inbox(bench: Bench, *, committed: bool) -> int:
@@ -88,16 +97,24 @@ async def _inbox(bench: Bench, *, committed: bool) -> int:
     return total
 
 
-async def reader_rate(bench: Bench, role: str, checkout: Path) -> Rate:
+async def reader_cost(bench: Bench, role: str, checkout: Path) -> Cost:
     """Measure a worker or an archive over all of `usage.events`; a worker's totals are compared with the traffic's."""
     with ExitStack() as stack:
         stores = bench.services.stores(stack)
+        began_s = _stores_cpu_s(stores)
         with bench.role(role, stores, checkout) as process:
             if role == "archive":
-                return await bench.archive(stores, process)
-            rate = await bench.worker(stores, process)
+                rate = await bench.archive(stores, process)
+            else:
+                rate = await bench.worker(stores, process)
+            stores_us = (_stores_cpu_s(stores) - began_s) / bench.feed.traffic.sent * 1e6
+        if role == "worker":
             await bench.verify(stores, f"{role} of {checkout}", archive=False)
-            return rate
+        return Cost(rate, stores_us)
+
+
+def _stores_cpu_s(stores: Stores) -> float:
+    return cpu_s(stores.valkey.pid or 0) + cpu_s(stores.clickhouse.pid or 0)
 
 
 async def compare(checkout: Path, shape: Shape, roles: list[str], rounds: int, folder: Path, report: Report) -> None:
@@ -114,13 +131,14 @@ async def compare(checkout: Path, shape: Shape, roles: list[str], rounds: int, f
         for role in sorted(roles, key=lambda name: name == "router"):
             pairs = []
             for number in range(1, rounds + 1):
-                rates = []
-                for code in (checkout, ROOT):
+                costs = {}
+                # Each goes first as often as the other: the machine may become slower all the time.
+                for code in (checkout, ROOT) if number % 2 else (ROOT, checkout):
                     if role == "router":
-                        rates.append(await router_rate(bench, shape, code))
+                        costs[code] = await router_cost(bench, shape, code)
                     else:
-                        rates.append(await reader_rate(bench, role, code))
-                pairs.append(Pair(*rates))
+                        costs[code] = await reader_cost(bench, role, code)
+                pairs.append(Pair(costs[checkout], costs[ROOT]))
                 say(f"{shape.name}, {role}, round {number}: {_line([pairs[-1]])}")
             print(f"{shape.name:8} {role:8} {_line(pairs)}", flush=True)
         feed.close()
@@ -128,16 +146,16 @@ async def compare(checkout: Path, shape: Shape, roles: list[str], rounds: int, f
 
 
 def _line(pairs: list[Pair]) -> str:
-    before, after = (
-        Rate(median(rate.events_per_s for rate in rates), median(rate.cpu_us for rate in rates))
-        for rates in zip(*pairs, strict=True)
-    )
-    wall = median(pair.after.events_per_s / pair.before.events_per_s for pair in pairs)
-    cpu = median(pair.before.cpu_us / max(0.01, pair.after.cpu_us) for pair in pairs)
-    return (
-        f"{before.events_per_s:9,.0f} → {after.events_per_s:9,.0f} events/s ({wall:5.2f} ×)   "
-        f"{before.cpu_us:6.1f} → {after.cpu_us:6.1f} µs of its processor ({cpu:5.2f} ×)"
-    )
+    def compared(measure: Callable[[Cost], float]) -> tuple[float, float, float]:
+        """The medians before and after, and the median of the pairs' ratios."""
+        before, after = [measure(pair.before) for pair in pairs], [measure(pair.after) for pair in pairs]
+        ratios = [new / max(0.01, old) for old, new in zip(before, after, strict=True)]
+        return median(before), median(after), median(ratios)
+
+    wall = "{:9,.0f} → {:9,.0f} events/s ({:5.2f} ×)".format(*compared(lambda cost: cost.rate.events_per_s))
+    own = "{:6.1f} → {:5.1f} µs own ({:4.2f} ×)".format(*compared(lambda cost: cost.rate.cpu_us))
+    stores = "{:5.1f} → {:5.1f} µs stores ({:4.2f} ×)".format(*compared(lambda cost: cost.stores_us))
+    return f"{wall}  {own}  {stores}"
 
 
 async def run(arguments: argparse.Namespace) -> int:

@@ -89,7 +89,8 @@ class Settings(BaseSettings):
         default=1.0,
         gt=0,
         le=60,
-        description="Seconds between two runs of the relays and the resolver",
+        description="Seconds between two runs of the relays and the resolver; `usage_hourly` is written every 10 "
+        "seconds while a partition is behind",
     )
     relay_cells_max: int = Field(
         default=50_000, ge=1, le=1_000_000, description="Limit of cells that a relay writes at once"

@@ -237,8 +237,7 @@ class _Partition:
         """
         partition, most = self._partition, self._rebuild.limits.cells_max
         live = await self._live()
-        while await self._duplicates.duplicates(partition):
-            pass
+        await self._duplicates.duplicates(partition)
         while True:
             checkpoint, cells = await self._built.outbox.dirty(partition, most)
             passed_ms = min(view.stream_time_ms for view in (checkpoint, live) if view) if checkpoint else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from pipeline.http.serving import Readiness, ops_app, serving, stop_event
@@ -49,13 +49,14 @@ async def run_processor(
     base: Base,
     processor: Processor,
     settings: RunnerSettings,
-    *beside: Awaitable[None],
+    beside: Callable[[Runner], Iterable[Awaitable[None]]] = lambda _runner: (),
     metrics: Metrics | None = None,
     refresh: Callable[[], None] = lambda: None,
     details: Callable[[], dict[str, Any]] = dict,
 ) -> None:
     """Run a processor, its operations pages and the background tasks until stopped. The first failure ends all.
 
+    `beside` makes the background tasks, which may ask the runner about its partitions.
     `refresh` updates gauges before each scrape; `details` returns additional fields for `/readyz`.
     """
     stop = stop_event()
@@ -73,7 +74,7 @@ async def run_processor(
 
     app = ops_app(counted, readiness, refreshed)
     async with serving(app, base.settings.metrics_host, base.settings.metrics_port):
-        loops = [asyncio.ensure_future(loop) for loop in beside]
+        loops = [asyncio.ensure_future(loop) for loop in beside(runner)]
         running = asyncio.create_task(runner.run(stop))
         await asyncio.wait({running, *loops}, return_when=asyncio.FIRST_COMPLETED)
         stop.set()

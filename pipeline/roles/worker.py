@@ -16,6 +16,7 @@ from pipeline.open import Base, open_base, open_live_view
 from pipeline.roles.base import relaying, run_processor, runner_settings
 from pipeline.rollup.outbox_cap import OutboxCap
 from pipeline.rollup.processor import ROLLUP_GROUP, RollupProcessor, RollupSettings
+from pipeline.rollup.relay_pace import RelayPace
 from pipeline.rollup.relays import HourlyRelay, ReportRelay
 from pipeline.rollup.resolver import Resolver
 from pipeline.rollup.restater import Restater
@@ -82,8 +83,20 @@ async def run_worker(
             base,
             around(rollup),
             runner_settings(settings, ROLLUP_GROUP, linger_s=LINGER_S, catch_up_linger_s=CATCH_UP_LINGER_S),
-            ticking(base),
-            *_relays(base, view, clickhouse, hourly, rollup, outbox, snapshots, metrics),
+            lambda runner: (
+                ticking(base),
+                *_relays(
+                    base,
+                    view,
+                    clickhouse,
+                    hourly,
+                    rollup,
+                    outbox,
+                    snapshots,
+                    metrics,
+                    RelayPace(partial(runner.behind, rollup.topic)),
+                ),
+            ),
             metrics=metrics,
             refresh=lambda: _gauges(rollup, metrics),
             details=lambda: outbox.details(rollup.owned()),
@@ -103,6 +116,7 @@ def _relays(
     outbox: OutboxCap,
     snapshots: Snapshots,
     metrics: Metrics,
+    pace: RelayPace,
 ) -> Iterator[Awaitable[None]]:
     """The background tasks of the rollup's state. A failure of one is counted and does not delay the others."""
     secret = base.settings.secret_bytes()
@@ -123,7 +137,10 @@ def _relays(
                 tables.set()
 
     async def relay_hourly(partition: int) -> None:
+        if not pace.due(partition):
+            return
         relayed = await hourly_relay.relay(partition)
+        pace.relayed(partition, complete=relayed.complete)
         metrics.add("tidemark_relayed_cells_total", relayed.cells)
         metrics.add("tidemark_relayed_duplicates_total", relayed.duplicates)
 

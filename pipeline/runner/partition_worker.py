@@ -111,6 +111,12 @@ class PartitionWorker:
         return self._queued_events >= limits.queue_events_max or self._queued_bytes >= limits.queue_bytes_max
 
     @property
+    def behind(self) -> bool:
+        """Whether as many records wait as a step takes."""
+        limits = self._limits
+        return self._queued_events >= limits.flush_events_max or self._queued_bytes >= limits.flush_bytes_max
+
+    @property
     def queued_records(self) -> int:
         """The number of records that wait for a step."""
         return len(self._queue)
@@ -201,14 +207,10 @@ class PartitionWorker:
         up to `catch_up_linger_s` if the log has more records."""
         loop, limits = asyncio.get_running_loop(), self._limits
         began_s = loop.time()
-        while (
-            self._queued_events < limits.flush_events_max
-            and self._queued_bytes < limits.flush_bytes_max
-            and not (self._closing or self.full)
-        ):
+        while not (self.behind or self._closing or self.full):
             self._arrived.clear()
-            behind = self._queue[-1].record.next_offset < self._log_end()
-            linger_s = limits.catch_up_linger_s if behind else limits.linger_s
+            at_end = self._queue[-1].record.next_offset >= self._log_end()
+            linger_s = limits.linger_s if at_end else limits.catch_up_linger_s
             left_s = began_s + linger_s - loop.time()
             if left_s <= 0:
                 return

@@ -116,6 +116,11 @@ class Runner:
         """The assigned partitions of `topic`. None stands for all topics."""
         return {pair.partition for pair in self._workers if topic in (None, pair.topic)}
 
+    def behind(self, topic: str, partition: int) -> bool:
+        """Whether as many records wait as a step takes. False for a partition that is not assigned."""
+        worker = self._workers.get(TP(topic, partition))
+        return worker is not None and worker.behind
+
     def progress(self) -> tuple[PartitionProgress, ...]:
         """The progress of each assigned partition."""
         ends = {} if self._app is None else self._app.consumer.ends

@@ -144,9 +144,11 @@ async def test_a_slow_partition_holds_back_neither_steps_nor_commits_of_the_othe
         (slow,) = (part for part in runner.progress() if part.partition == 1)
         assert slow.next_offset == 0
         assert slow.queued_records < 60
+        assert runner.behind(topic, 1)
 
         recorder.gates[1].set()
         await until(lambda: recorder.count == 800, "the slow partition")
+        assert not any(runner.behind(topic, partition) for partition in (*range(PARTITIONS), PARTITIONS))
 
     assert list(range(200)) == recorder.seen[1]
 

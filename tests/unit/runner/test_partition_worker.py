@@ -100,6 +100,26 @@ async def test_a_step_counts_the_events_of_a_batch_and_not_the_records() -> None
     assert await steps_of(batches) == [[0, 1], [2], [3], [4], [5]]
 
 
+async def test_a_worker_is_behind_while_a_whole_step_waits() -> None:
+    """Relays run less often meanwhile. Records that arrive during a step are no lag yet."""
+    steps = Steps()
+    worker = worker_for(steps, [])
+    worker.start()
+    worker.put([record_of(offset) for offset in range(3)], previous=None)
+    await until(lambda: len(steps.taken) == 1)
+    worker.put([record_of(3), record_of(4)], previous=2)
+    assert not worker.behind
+    worker.put([record_of(5)], previous=4)
+    assert worker.behind
+
+    steps.gate.set()
+    await until(lambda: worker.next_offset == 6)
+    await worker.close()
+
+    assert steps.taken == [[0, 1, 2], [3, 4, 5]]
+    assert not worker.behind
+
+
 async def test_a_lagging_worker_waits_for_a_full_flush() -> None:
     """Records that a busy process had no time to fetch join the same flush; at the log's end nothing waits."""
     steps, patient = Steps(), replace(LIMITS, catch_up_linger_s=600.0)
