@@ -22,7 +22,8 @@ from pipeline.http.api_keys import create_key
 from pipeline.local.kafka import LocalKafka
 from pipeline.local.processes import LocalProcess, free_port
 from pipeline.local.valkey import LocalValkey
-from tests.integration.deployment import Deployment, tidemark, until
+from tests.integration.deployment import Deployment, tidemark, traffic, until
+from tests.integration.exactness import check_exact
 from tests.services.clickhouse import RunningClickHouse
 
 INGEST_S_MAX: Final = 0.5
@@ -190,6 +191,31 @@ async def test_a_hanging_redis_delays_only_live_reads(
     (read_s,) = re.findall(r"^tidemark_gateway_meter_set_read_seconds (\S+)$", metrics, re.MULTILINE)
     assert abs(time.time() - float(read_s)) < 10
     assert restarted(deployment) == {}
+
+
+@pytest.mark.timeout(120)
+async def test_a_worker_ends_when_redis_hangs_for_long_and_goes_on_when_it_answers(
+    deployment: Deployment, own_valkey: LocalValkey
+) -> None:
+    """It is not wedged for ever, and what was in hand is counted once."""
+    worker = deployment.start("worker", TIDEMARK_STORE_TIMEOUT_S="1")
+    deployment.start("archive")
+    records = list(traffic(deployment, 1_000, seed=7))
+    await deployment.append_all(records[:20])
+    await deployment.folded_to(await deployment.ends())
+    appending = asyncio.create_task(deployment.append_all(records[20:]))
+    await asyncio.sleep(0.1)
+
+    async def has_restarted() -> bool:
+        return worker.starts > 1
+
+    with stopped(own_valkey):
+        await appending
+        await deployment.until(has_restarted, "the worker ends and starts again")
+
+    await deployment.at_rest()
+    await deployment.stop_roles()
+    await check_exact(deployment)
 
 
 @pytest.fixture
