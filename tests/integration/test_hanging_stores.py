@@ -323,6 +323,7 @@ async def said_of_a_hanging_store(
     for command, done in results.items():
         assert (done.returncode, "Traceback" in done.stdout + done.stderr) == (1, False), done.stdout + done.stderr
         said = done.stdout if command == "doctor" else done.stderr
+        assert len(done.stderr.splitlines()) == (command != "doctor"), done.stderr
         (lines[command],) = [line for line in said.splitlines() if f"{name} did not answer" in line]
     assert took_s < 15
     return lines
