@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import httpx
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from emitter import Emitter
 from pipeline.clock import SystemClock
@@ -22,6 +23,7 @@ from pipeline.http.api_keys import create_key
 from pipeline.local.kafka import LocalKafka
 from pipeline.local.processes import LocalProcess, free_port
 from pipeline.local.valkey import LocalValkey
+from pipeline.rollup.processor import ROLLUP_GROUP
 from tests.integration.deployment import Deployment, tidemark, traffic, until
 from tests.integration.exactness import check_exact
 from tests.services.clickhouse import RunningClickHouse
@@ -32,6 +34,7 @@ LIVE_S_MAX: Final = 2.0
 READY_S_MAX: Final = 2.5
 POST_S_MAX: Final = 8.5
 QUERY_TIMEOUT_S: Final = 2
+SESSION_TIMEOUT_S: Final = 6
 
 
 @contextlib.contextmanager
@@ -218,22 +221,32 @@ async def test_a_worker_ends_when_redis_hangs_for_long_and_goes_on_when_it_answe
     await check_exact(deployment)
 
 
+def members(broker: LocalKafka) -> list[str]:
+    """The ids of the members of the worker's group, which change with every new membership."""
+    admin = AdminClient({"bootstrap.servers": broker.url.removeprefix("kafka://")})
+    (group,) = admin.describe_consumer_groups([ROLLUP_GROUP]).values()
+    return [member.member_id for member in group.result().members]
+
+
 @pytest.fixture
 async def on_kafka(
     tmp_path: Path, own_valkey: LocalValkey, clickhouse_database: str
 ) -> AsyncIterator[tuple[Deployment, LocalKafka]]:
     """A deployment on a broker that the test may stop."""
     with LocalKafka(tmp_path / "kafka") as broker:
-        variables = {"TIDEMARK_SESSION_TIMEOUT_S": "6", "TIDEMARK_PARTITIONS": "2"}
+        variables = {"TIDEMARK_SESSION_TIMEOUT_S": str(SESSION_TIMEOUT_S), "TIDEMARK_PARTITIONS": "2"}
         async with Deployment(tmp_path / "one", own_valkey.url, clickhouse_database, broker.url, **variables) as made:
             yield made, broker
 
 
 @pytest.mark.timeout(150)
 async def test_a_hanging_broker_is_answered_in_time_and_delays_no_read(
-    on_kafka: tuple[Deployment, LocalKafka], callers: Callers
+    on_kafka: tuple[Deployment, LocalKafka], own_valkey: LocalValkey, callers: Callers
 ) -> None:
-    """No event can be taken; the client learns that before its own limit, and the repeated events count once."""
+    """No event can be taken; the client learns that before its own limit, and the repeated events count once.
+
+    Redis hangs afterwards, for longer than the group waits for a silent member.
+    """
     deployment, broker = on_kafka
     worker = deployment.start("worker", TIDEMARK_METRICS_PORT=str(port := free_port()))
     ops = callers(f"http://127.0.0.1:{port}", "")
@@ -274,6 +287,13 @@ async def test_a_hanging_broker_is_answered_in_time_and_delays_no_read(
         return (await ops.client.get("/readyz")).status_code == 200
 
     await until(is_ready, "the worker is ready again")
+    (member,) = await asyncio.to_thread(members, broker)
+    with stopped(own_valkey):
+        assert (await caller.post("without-redis", POST_S_MAX)).status_code == 202
+        await asyncio.sleep(SESSION_TIMEOUT_S + 2)
+    await caller.counts("acme", "13")
+    assert await asyncio.to_thread(members, broker) == [member], "the worker lost its place in the group"
+    assert worker.starts == 1
 
 
 @pytest.mark.timeout(120)
