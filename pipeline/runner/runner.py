@@ -26,6 +26,7 @@ from pipeline.runner.consumer import DeliveryMessage, PromptTables, RunnerApp
 from pipeline.runner.embedded import EmbeddedTransport
 from pipeline.runner.kafka import KafkaTransport
 from pipeline.runner.partition_worker import PartitionProgress, PartitionWorker, PartitionWorkerLimits
+from pipeline.runner.watchdog import BLOCKED_AFTER_S, watching
 from schemas.clock import Clock
 from schemas.errors import InvalidInput, TidemarkError, Transient
 from schemas.processing import Processor
@@ -310,10 +311,13 @@ async def run(
     await Runner(processors, log_url, clock, settings).run(stop)
 
 
-def run_in_loop(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine to its end in uvloop's event loop, which halves Faust's cost per record."""
+def run_in_loop(main: Coroutine[Any, Any, None], blocked_after_s: float = BLOCKED_AFTER_S) -> None:
+    """Run a coroutine to its end in uvloop's event loop, which halves Faust's cost per record.
+
+    A step that blocks the loop for `blocked_after_s` ends the process, see `watching`.
+    """
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, watching(runner.get_loop(), blocked_after_s):
         runner.run(main)
 
 

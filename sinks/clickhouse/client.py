@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 import threading
@@ -63,6 +64,9 @@ _READONLY: Final = 164
 _CODE: Final = re.compile(r"Code: (\d+)")
 
 Value = TypeVar("Value")
+
+# The driver logs errors that it also raises.
+logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
 
 
 class EngineConnection(Protocol):
