@@ -50,7 +50,12 @@ for command in (
 
 
 def main(command: click.Command = cli) -> None:
-    """The entry point of a command line. An error of the project becomes one line and an exit code."""
+    """The entry point of a command line. An error of the project becomes one line and an exit code.
+
+    Files that the command and its child processes create are for their owner only, because logs, databases and settings
+    hold secrets and usage.
+    """
+    os.umask(0o077)
     try:
         _check_text(sys.argv[1:])
         command(standalone_mode=False)

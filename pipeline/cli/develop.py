@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import httpx
 
 PORT: Final = click.IntRange(0, 65_535)
-METER_SET_FILE: Final = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+METER_SET_FILE: Final = click.Path(dir_okay=False, readable=True, path_type=Path)
 
 
 @click.command()
@@ -68,8 +68,9 @@ def _check_free(option: str, port: int) -> None:
 
 async def _dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | None, workers: int) -> None:
     from pipeline.http.serving import stop_event
-    from pipeline.local.dev import Dev, DevOptions, write_private
+    from pipeline.local.dev import Dev, DevOptions, private_folder, write_private
 
+    private_folder(data_dir())
     folder = data_dir() / "kafka-shape" if kafka else data_dir()
     options = DevOptions(folder, kafka, port, clickhouse_port, meter_set=meter_set_path, workers=workers)
     stop = stop_event()
@@ -233,7 +234,9 @@ def usage(
         for option, value in ranged.items():
             if value is not None:
                 raise InvalidInput(option, "needs a --meter; without one, the answer is the current period")
-        click.echo(json.dumps(_call("GET", f"/v1/accounts/{quote(account, safe='')}/usage"), indent=2))
+        # Clients take the accounts "." and ".." for steps in the path unless they are encoded.
+        segment = quote(account, safe="").replace(".", "%2E")
+        click.echo(json.dumps(_call("GET", f"/v1/accounts/{segment}/usage"), indent=2))
         return
     options = {
         "meter": meter, "account": account, "from": from_, "to": to, "window": window,

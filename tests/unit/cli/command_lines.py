@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from pipeline.cli import cli, main
+from pipeline.cli import main
 
 NOT_TEXT: Final = ("", "\0", "line\nfeed", "zwölf ☃ 𝟙", "\udcff", "a" * 100_000, "a%2Fb", "../..", "' OR 1=1 --", "{}")
 NUMBERS: Final = ("-1", "0", "9" * 30, "", "NaN", "1.5", "1e3", "0x10", " ", "\0")
@@ -33,15 +33,6 @@ class Result(NamedTuple):
     out: str
     err: str
     error: BaseException | None
-
-
-def leaves(command: click.Command = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """All commands that do something, with their words."""
-    if not isinstance(command, click.Group):
-        yield path, command
-        return
-    for name, child in sorted(command.commands.items()):
-        yield from leaves(child, (*path, name))
 
 
 def run(arguments: Sequence[str], stdin: str = "") -> Result:

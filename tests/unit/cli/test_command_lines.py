@@ -15,7 +15,8 @@ from pipeline.cli import cli
 from pipeline.local.processes import python
 from pipeline.open import DEFAULT_METER_SET, open_base
 from pipeline.settings import load_settings
-from tests.unit.cli.command_lines import ROLES, hostile, leaves, problems, run, valid
+from tests.documents import EXITS_WITH_1, leaves
+from tests.unit.cli.command_lines import ROLES, hostile, problems, run, valid
 
 LEAVES = [(words, command) for words, command in leaves(cli)]
 PARAMETERS = [
@@ -218,4 +219,5 @@ def test_every_command_was_driven() -> None:
     """The walk reaches each command, also those that are added later."""
     driven = {words for words, _ in LEAVES}
     assert {(role,) for role in ROLES} <= driven
+    assert {" ".join(words) for words in driven} <= set(EXITS_WITH_1)
     assert {("quarantine", "list"), ("account", "bind"), ("rebuild", "redis"), ("meters", "apply")} <= driven
