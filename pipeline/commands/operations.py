@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +41,7 @@ from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
 
 READ_RECORDS_MAX = 1_000
+_LOG = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
@@ -260,13 +263,18 @@ async def run_reconcile(
 ) -> tuple[int, str]:
     """Reconcile and return (exit code, report): 1 on drift, 0 otherwise.
 
-    Pushes the gauges to the Prometheus push gateway at the address `pushgateway` if it is not empty.
+    Pushes the gauges to the Prometheus push gateway at the address `pushgateway` if it is not empty. If the push fails,
+    the report is still returned, with exit code 1, and the reason is logged.
     """
     report = await reconcile_deployment(settings, from_ms, to_ms, stripe_reads_max=stripe_reads_max)
+    code = 1 if report.verdict is Verdict.DRIFT else 0
     if pushgateway:
-        push_gauges(report, pushgateway)
-    text = to_json(report) if as_json else render_table(report, rows_max=rows_max)
-    return (1 if report.verdict is Verdict.DRIFT else 0), text
+        try:
+            push_gauges(report, pushgateway)
+        except Transient as error:
+            code = 1
+            _LOG.error("the report is not pushed: %s", error)
+    return code, to_json(report) if as_json else render_table(report, rows_max=rows_max)
 
 
 def push_gauges(report: Report, address: str) -> None:
@@ -280,5 +288,5 @@ def push_gauges(report: Report, address: str) -> None:
         (gauges[key.name].labels(*(text for _, text in key.labels)) if names else gauges[key.name]).set(value)
     try:
         push_to_gateway(address, job="tidemark_reconcile", registry=registry)
-    except OSError as error:
-        raise Transient(f"the push gateway at {address} did not answer: {error}") from error
+    except (OSError, ValueError, HTTPException) as error:
+        raise Transient(f"the push gateway at {address[:100]!a} did not answer: {error}") from error

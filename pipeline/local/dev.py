@@ -76,7 +76,7 @@ class Dev:
 
     async def start(self) -> None:
         """Start everything; return when gateway and workers are ready. Raises `OperatorNeeded` or `Transient`."""
-        self.data_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(self.data_dir)
         await self._start_services(self._identity())
         self.environment.update(self.options.environment)
         await self._start_roles()
@@ -197,6 +197,13 @@ async def _counting(state: CheckpointedState, partitions: int) -> bool:
     """Whether every partition has folded its meter set. Only then is the first event metered."""
     checkpoints = [await state.load_checkpoint(partition) for partition in range(partitions)]
     return all(checkpoint is not None and checkpoint.meter_set is not None for checkpoint in checkpoints)
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder that only its owner can enter. Also narrows a folder that exists, such as one of an older run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    path.chmod(0o700)
 
 
 def write_private(path: Path, document: Mapping[str, Any]) -> None:
