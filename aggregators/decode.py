@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 import msgspec
 from pydantic import ValidationError
 
-from schemas.events import EventStruct, UsageEvent
+from schemas.events import EventStruct, UsageEvent, object_of, payload_of
 from schemas.log import RECORD_EVENTS_MAX
 from schemas.reasons import Reason
 from schemas.validation import first_problem, json_kind
@@ -95,13 +95,27 @@ def decode(value: bytes | None, event_bytes_max: int) -> Decoded:
 
 def decode_again(raw: bytes) -> EventStruct:
     """Decode one event that `decode` has accepted before."""
-    return _one_event(raw)
+    return _with_payload(_one_event(raw))
+
+
+def _with_payload(event: EventStruct) -> EventStruct:
+    """The event with `data_base64` decoded to `data`. Raises `ValueError` if that is not a JSON object."""
+    if not event.data_base64:
+        return event
+    payload = payload_of(event.data_base64)
+    if event.data:
+        raise ValueError("data_base64: an event has `data` or `data_base64`, not both")
+    if levels(payload) > LEVELS_MAX:
+        raise ValueError(f"data_base64: nested more than {LEVELS_MAX} levels deep")
+    return msgspec.structs.replace(event, data=object_of(payload), data_base64=None)
 
 
 def _decode_fast(value: bytes, event_bytes_max: int, *, batch: bool) -> list[tuple[int, EventStruct]] | None:
     try:
         value.decode()
         events = _batch_of_events(value) if batch else [_one_event(value)]
+        if any(event.data_base64 for event in events):
+            return None
         # Only brackets beyond those of flat events can nest. Counting brackets is cheap; measuring levels is not.
         flat = batch + len(events) + sum(1 for event in events if event.data)
         if value.count(b"{") + value.count(b"[") - flat > LEVELS_MAX - 2 and levels(value) > LEVELS_MAX + batch:
@@ -141,7 +155,7 @@ def _decode_slowly(value: bytes, event_bytes_max: int) -> Decoded:
             continue
         try:
             raw.decode()
-            events.append((index, _one_event(raw)))
+            events.append((index, _with_payload(_one_event(raw))))
         except _DECODE_FAILURES as error:
             rejected.append(_explain(index, raw, error))
     return Decoded(events, rejected, len(parts), raws)

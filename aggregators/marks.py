@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from schemas.rollup import MarkKey, MarkSlice
+from schemas.meters import Policy
+from schemas.rollup import Checkpoint, MarkKey, MarkSlice
 
 BUCKETS_MIN: Final = 64
 BUCKETS_MAX: Final = 1 << 24
@@ -57,6 +58,18 @@ def by_bucket(mark_slice: MarkSlice, marks: Iterable[tuple[int, int]]) -> dict[M
         else:
             buckets[number] = [member]
     return {MarkKey(mark_slice.start_ms, number): members for number, members in buckets.items()}
+
+
+def lookups(checkpoint: Checkpoint, marks: Sequence[tuple[int, int]]) -> dict[MarkKey, list[int]]:
+    """The sets and their members that show whether the marks were made within the window before a checkpoint."""
+    policy = checkpoint.meter_set.policy if checkpoint.meter_set else Policy()
+    slices = live_slices(checkpoint.slices, checkpoint.stream_time_ms, policy.window_ms)
+    return {
+        key: members
+        for mark_slice in slices
+        if mark_slice.members
+        for key, members in by_bucket(mark_slice, marks).items()
+    }
 
 
 def expired_keys(before: Sequence[MarkSlice], after: Sequence[MarkSlice]) -> list[MarkKey]:

@@ -12,6 +12,7 @@ from schemas.periods import Period
 
 # Limits the memory of one answer, in ClickHouse's client and in the gateway.
 USAGE_ROWS_MAX: Final = 100_000
+PERIODS_MAX: Final = 1_000
 
 
 class EventRow(NamedTuple):
@@ -194,7 +195,8 @@ class Window(StrEnum):
 
 class UsageQuery(NamedTuple):
     """A question about one meter. `account` None means all accounts. `[from_ms, to_ms)` is event time in whole hours.
-    `group_by` are declared dimensions, or `account`."""
+    `group_by` are declared dimensions, or `account`. `after` is the window and groups of a row, after which the answer
+    begins."""
 
     meter: str
     from_ms: int
@@ -203,6 +205,7 @@ class UsageQuery(NamedTuple):
     window: Window | None = None
     time_zone: str = "UTC"
     group_by: tuple[str, ...] = ()
+    after: tuple[int, tuple[str, ...]] | None = None
 
 
 class UsageRow(NamedTuple):
@@ -211,6 +214,24 @@ class UsageRow(NamedTuple):
     window_start_ms: int | None
     groups: Mapping[str, str]
     value_minor: int
+
+
+class PeriodQuery(NamedTuple):
+    """A question about the billing periods of one account that overlap `[from_ms, to_ms)`."""
+
+    meter: str
+    account: str
+    from_ms: int
+    to_ms: int
+
+
+class PeriodUsage(NamedTuple):
+    """A billing period, all usage that is counted in it, and of that the usage of hours that ended before the period
+    began, in minor units. None if no usage was carried into the period."""
+
+    period: Period
+    value_minor: int
+    carried_minor: int | None
 
 
 class RecountKey(NamedTuple):
@@ -283,6 +304,13 @@ class UsageReader(Protocol):
     ) -> Sequence[UsageRow]:
         """Answer from `usage_hourly` (exact view); unique per hour or day is counted over `usage_events`. One row more
         than `rows_max` means that there are more rows."""
+        ...
+
+    async def period_usage(
+        self, query: PeriodQuery, aggregation: Aggregation, rows_max: int = PERIODS_MAX
+    ) -> Sequence[PeriodUsage]:
+        """The periods with usage in `usage_hourly`, oldest first. One row more than `rows_max` means that there are
+        more."""
         ...
 
     async def recount_cells(self, request: RecountRequest) -> Mapping[RecountKey, int]:

@@ -6,10 +6,13 @@ decoder of the same contract. A property test checks that both accept and reject
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import base64
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 ID_CHARACTERS_MAX = 128
 NAME_CHARACTERS_MAX = 256
@@ -26,6 +29,8 @@ _Time = Annotated[str, Field(min_length=1, max_length=TIME_CHARACTERS_MAX)]
 class UsageEvent(BaseModel):
     """One usage event. Extension attributes are allowed and ignored.
 
+    `data_base64` is the base64 of a JSON object, which is then the data.
+
     `id` identifies the event within its account (`subject`): a UUID, or any other text of up to 128
     characters, compared character by character. `time` is RFC 3339 with an offset; it is cut to microseconds. The time
     of an event without `time` is its arrival in the log: the stream time at its record in `usage.events`. `time` and
@@ -41,6 +46,25 @@ class UsageEvent(BaseModel):
     subject: _Name
     time: _Time | None = None
     data: dict[str, Any] | None = None
+    data_base64: str | None = None
+
+    @field_validator("data_base64")
+    @classmethod
+    def _payload_is_an_object(cls, value: str | None, info: ValidationInfo) -> str | None:
+        problem = ""
+        try:
+            if value and info.data.get("data"):
+                problem = "an event has `data` or `data_base64`, not both"
+            elif value:
+                object_of(payload_of(value))
+        except RecursionError:
+            # The decoder limits the levels; here the result would depend on the caller's stack.
+            pass
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            raise PydanticCustomError("payload", "{problem}", {"problem": problem})
+        return value
 
 
 _StructId = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARACTERS_MAX)]
@@ -58,3 +82,25 @@ class EventStruct(msgspec.Struct, gc=False, frozen=True):
     subject: _StructName
     time: _StructTime | None = None
     data: dict[str, Any] | None = None
+    data_base64: str | None = None
+
+
+_any_object: Final = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
+
+
+def payload_of(data_base64: str) -> bytes:
+    """The bytes of `data_base64`. Raises `ValueError` if the text is not base64 (RFC 4648, 4)."""
+    try:
+        return base64.b64decode(data_base64, validate=True)
+    except ValueError:
+        raise ValueError("must be base64 (RFC 4648, section 4)") from None
+
+
+def object_of(payload: bytes) -> dict[str, Any]:
+    """The JSON object in the bytes of `data_base64`. Raises `ValueError` if the bytes are something else, and
+    `RecursionError` if they are nested too deep for the caller's stack."""
+    try:
+        payload.decode()
+        return _any_object(payload)
+    except (msgspec.MsgspecError, InvalidOperation, UnicodeDecodeError):
+        raise ValueError("must be the base64 of a JSON object: quantities are read from JSON") from None

@@ -129,6 +129,15 @@ class DeferredEvents(Protocol):
         ...
 
 
+class DedupMarks(Protocol):
+    """The marks of identities that arrived within the dedup window."""
+
+    async def marked(self, partition: int, marks: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Those of the marks (`aggregators.signing.mark`) that the fold would find at the checkpoint. Empty without a
+        checkpoint."""
+        ...
+
+
 class AccountDirectory(Protocol):
     """Bindings and closings of accounts, and which accounts wait for a restatement."""
 
@@ -167,7 +176,10 @@ class LiveTotals(Protocol):
         ...
 
     async def ranking(self, partition: int, key: RankingKey, count: int) -> list[tuple[str, int]]:
-        """The accounts with the highest totals. Ranks by float; read the exact totals with `account_totals`."""
+        """Up to `count` accounts with the highest totals. Equal totals are sorted by the bytes of the account's name.
+
+        Ranks by float; read the exact totals with `account_totals`.
+        """
         ...
 
 
@@ -189,6 +201,9 @@ class LiveView(Protocol):
 
     @property
     def deferred(self) -> DeferredEvents: ...
+
+    @property
+    def marks(self) -> DedupMarks: ...
 
     @property
     def accounts(self) -> AccountDirectory: ...

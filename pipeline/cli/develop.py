@@ -1,4 +1,4 @@
-"""Commands for application developers: dev, emit, usage, key."""
+"""Commands for application developers: dev, emit, usage, top, key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import click
 
@@ -238,9 +238,8 @@ def usage(
         for option, value in ranged.items():
             if value is not None:
                 raise InvalidInput(option, "needs a --meter; without one, the answer is the current period")
-        # Clients take the accounts "." and ".." for steps in the path unless they are encoded.
-        segment = quote(account, safe="").replace(".", "%2E")
-        click.echo(json.dumps(_call("GET", f"/v1/accounts/{segment}/usage"), indent=2))
+        # A path cannot carry every name: HTTP clients change `.` and `..`.
+        click.echo(json.dumps(_call("GET", f"/v1/usage/current?account={quote(account, safe='')}"), indent=2))
         return
     options = {
         "meter": meter, "account": account, "from": from_, "to": to, "window": window,
@@ -248,6 +247,22 @@ def usage(
     }  # fmt: skip
     parameters = {name: value for name, value in options.items() if value is not None}
     click.echo(json.dumps(_call("GET", "/v1/usage", params=parameters), indent=2))
+
+
+@click.command()
+@click.option("--meter", required=True, help="The meter's slug.")
+@click.option("--period", help="RFC 3339 start of the period. The current calendar month of UTC if unset.")
+@click.option("--limit", type=click.IntRange(1, 1_000), default=10, show_default=True, help="How many accounts.")
+def top(meter: str, period: str | None, limit: int) -> None:
+    """Print the accounts with the greatest usage of a meter as JSON, live from Redis.
+
+    Compares the accounts whose billing period starts at the same instant.
+
+    \b
+    tidemark top --meter tokens --limit 3
+    """
+    parameters = {"meter": meter, "limit": str(limit), **({"period": period} if period else {})}
+    click.echo(json.dumps(_call("GET", f"/v1/usage/top?{urlencode(parameters)}"), indent=2))
 
 
 @click.group()

@@ -30,7 +30,9 @@ from pipeline.http.events import EventsEndpoint
 from pipeline.http.health import Health
 from pipeline.http.openapi import DESCRIPTION, REFUSALS, document
 from pipeline.http.pages import Pages
+from pipeline.http.periods import PeriodsEndpoint
 from pipeline.http.queries import Parameters
+from pipeline.http.top import TopEndpoints
 from pipeline.http.usage import UsageEndpoints
 from pipeline.metrics import Metrics
 from schemas.meters import Meter
@@ -78,6 +80,8 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     appender = Appender(dependencies.log, dependencies.genesis.partitions, counted)
     events = EventsEndpoint(dependencies, appender, counted)
     usage = UsageEndpoints(dependencies)
+    periods = PeriodsEndpoint(dependencies)
+    tops = TopEndpoints(dependencies)
     health = Health(dependencies)
     pages = Pages(health)
 
@@ -117,9 +121,13 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     not_ready: dict[int | str, Any] = {503: {"model": models.Readiness, "description": "The log takes no events."}}
     get("/", pages.front, "What answers here, and whether it is well", models.Front)
     get("/v1/usage", usage.over_time, "Usage over time", models.UsageOverTime, 400, 401, 403, 404, 501, 503)
+    get("/v1/usage/periods", periods.periods, "Billing periods", models.Periods, 400, 401, 403, 404, 501, 503)
     current = ("Usage of the current period", models.CurrentUsage, 400, 401, 403, 501, 503)
     get("/v1/usage/current", usage.current, *current)
     get("/v1/accounts/{account:name}/usage", usage.current_by_path, *current)
+    top = ("The accounts with the greatest usage of a meter", models.Top, 400, 401, 403, 404, 501, 503)
+    get("/v1/usage/top", tops.top, *top)
+    get("/v1/meters/{meter:name}/top", tops.top_by_path, *top)
     get("/v1/meters", meters, "The meters of the meter set", models.MetersAnswer, 401)
     get("/healthz", health.alive, "Whether the process answers", models.Alive)
     get("/readyz", health.ready, "Whether the gateway takes events", models.Readiness, responses=not_ready)

@@ -8,29 +8,37 @@ import zlib
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Annotated, Final, NamedTuple
-from urllib.parse import unquote
 
 import msgspec
 from starlette.requests import Request
 
+from aggregators.binary_mode import structured
 from aggregators.decode import Rejected
 from pipeline.http.errors import ApiError, overloaded
+from pipeline.http.percent import decoded
 from schemas.reasons import Reason
 
 REQUEST_EVENTS_MAX: Final = 10_000
 BODIES_BYTES_MAX: Final = 256 * 1024 * 1024
 BODY_TIMEOUT_S: Final = 30.0
 DISCARD_S: Final = 1.0
+# Both names mean the same (RFC 9110, 8.4.1.3).
+GZIP: Final = ("gzip", "x-gzip")
+# Each member copies the rest of the body.
+GZIP_MEMBERS_MAX: Final = 1_000
 
 SINGLE: Final = "application/cloudevents+json"
 BATCH: Final = "application/cloudevents-batch+json"
 PLAIN: Final = "application/json"
 LINES: Final = ("application/x-ndjson", "application/ndjson")
+STRUCTURED: Final = "application/cloudevents"
 SUPPORTED: Final = (SINGLE, BATCH, PLAIN, LINES[0])
 
 _raws: Final = msgspec.json.Decoder(Annotated[list[msgspec.Raw], msgspec.Meta(max_length=REQUEST_EVENTS_MAX)]).decode
 _raw: Final = msgspec.json.Decoder(msgspec.Raw).decode
-_ATTRIBUTE: Final = re.compile(r"ce-([a-z0-9]{1,64})")
+_JSON_TYPE: Final = re.compile(r"(application|text)/([\w.+-]+\+)?json")
+_PREFIX: Final = b"ce-"
+_QUOTED: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 
 
 class Bodies:
@@ -49,7 +57,7 @@ class Bodies:
         Raises `ApiError`: 413 too large, 415 unknown encoding, 400 invalid gzip, 408 too slow, 503 no room.
         """
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity", "gzip"):
+        if encoding not in ("", "identity", *GZIP):
             raise ApiError(
                 415, "unsupported_encoding", "send the body as it is or with Content-Encoding: gzip",
                 "content-encoding", {"Accept-Encoding": "gzip, identity"},
@@ -80,7 +88,7 @@ class Bodies:
                 raise ApiError(408, "too_slow", message) from None
             body = b"".join(parts)
             parts.clear()
-            if encoding == "gzip":
+            if encoding in GZIP:
                 body = self._inflated(body)
                 size += len(body)
                 self._bytes_in_use += len(body)
@@ -89,16 +97,26 @@ class Bodies:
             self._bytes_in_use -= size
 
     def _inflated(self, body: bytes) -> bytes:
-        inflater = zlib.decompressobj(wbits=31)
-        try:
-            plain = inflater.decompress(body, self._body_bytes_max + 1)
-        except zlib.error:
-            raise ApiError(400, "bad_gzip", "the body is not valid gzip", "content-encoding") from None
-        if len(plain) > self._body_bytes_max:
-            raise self._too_large()
-        if not inflater.eof or inflater.unused_data:
-            raise ApiError(400, "bad_gzip", "the gzip body ends early or has something behind it", "content-encoding")
-        return plain
+        """The content of a gzip body, which may have several members (RFC 1952, 2.2)."""
+        parts: list[bytes] = []
+        room = self._body_bytes_max
+        while body or not parts:
+            inflater = zlib.decompressobj(wbits=31)
+            try:
+                parts.append(inflater.decompress(body, room + 1))
+            except zlib.error:
+                message = "the gzip body has something behind it" if parts else "the body is not valid gzip"
+                raise ApiError(400, "bad_gzip", message, "content-encoding") from None
+            room -= len(parts[-1])
+            if room < 0:
+                raise self._too_large()
+            if not inflater.eof:
+                raise ApiError(400, "bad_gzip", "the gzip body ends early", "content-encoding")
+            if len(parts) >= GZIP_MEMBERS_MAX and inflater.unused_data:
+                message = f"the gzip body has more than {GZIP_MEMBERS_MAX} members"
+                raise ApiError(400, "bad_gzip", message, "content-encoding")
+            body = inflater.unused_data
+        return b"".join(parts)
 
     def _too_large(self) -> ApiError:
         message = f"the body is larger than {self._body_bytes_max} bytes: send fewer events at a time"
@@ -132,13 +150,12 @@ def entries(request: Request, body: bytes) -> Entries:
     charset = re.search(r"charset\s*=\s*\"?([\w-]+)", parameters.lower())
     if charset and charset[1] not in ("utf-8", "utf8", "us-ascii"):
         raise ApiError(415, "unsupported_charset", "send UTF-8", "content-type")
-    if media_type not in (SINGLE, BATCH, PLAIN, *LINES) and not (
-        "ce-specversion" in request.headers and not media_type and not body
-    ):
-        message = f"content type {media_type[:100] or '(none)'!r} is not one of {', '.join(SUPPORTED)}"
-        raise ApiError(415, "unsupported_media_type", message, "content-type", {"Accept-Post": ", ".join(SUPPORTED)})
-    if "ce-specversion" in request.headers and media_type in (PLAIN, ""):
-        return _binary(request.headers.items(), body)
+    if "ce-specversion" in request.headers and not media_type.startswith(STRUCTURED):
+        if media_type and not _JSON_TYPE.fullmatch(media_type):
+            raise _unsupported(f"the data of an event in binary mode must be JSON, not {media_type[:100]!r}")
+        return _binary(request.headers.raw, body)
+    if media_type not in (SINGLE, BATCH, PLAIN, *LINES):
+        raise _unsupported(f"content type {media_type[:100] or '(none)'!r} is not one of {', '.join(SUPPORTED)}")
     if not body.strip():
         raise ApiError(400, "empty_body", "the body is empty: send at least one event")
     if media_type in LINES:
@@ -167,26 +184,40 @@ def _list(body: bytes) -> Entries:
         return Entries([], Rejected(0, Reason.BAD_JSON, str(error)[:200], body))
 
 
-def _binary(headers: Iterable[tuple[str, str]], body: bytes) -> Entries:
+def _binary(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Entries:
     """One event in CloudEvents' binary mode (HTTP binding 1.0.2, 3.1): `ce-` headers and a body that is `data`."""
-    attributes = {
-        shape[1]: unquote(value)
-        for name, value in headers
-        if (shape := _ATTRIBUTE.fullmatch(name)) and shape[1] not in ("data", "datacontenttype")
-    }
-    head = msgspec.json.encode(attributes)
-    if not body.strip():
-        return Entries([head])
+    attributes: dict[str, bytes] = {}
+    for header, raw in headers:
+        if not header.startswith(_PREFIX):
+            continue
+        name = header.removeprefix(_PREFIX).decode("latin-1")
+        text = decoded(_unquoted(raw))
+        problem = "is sent twice" if name in attributes else "is not percent-encoded UTF-8" if text is None else ""
+        if problem or text is None:
+            detail = f"{name[:64]}: the header ce-{name[:64]} {problem}"
+            return Entries([], Rejected(0, Reason.BAD_FIELD, detail, b"%s: %s" % (header, raw)))
+        attributes[name] = text.encode()
     try:
         body.decode()
-        data = bytes(_raw(body))
+        _raw(body or b"null")
     except UnicodeDecodeError as error:
         return Entries([], Rejected(0, Reason.BAD_ENCODING, f"not UTF-8 at byte {error.start}", body))
     except RecursionError:
         return Entries([], Rejected(0, Reason.TOO_DEEP, "nested too deep", body))
     except msgspec.MsgspecError as error:
-        return Entries([], Rejected(0, Reason.BAD_JSON, str(error)[:200], body))
-    return Entries([head[:-1] + (b"," if attributes else b"") + b'"data":' + data + b"}"])
+        if body.strip():
+            return Entries([], Rejected(0, Reason.BAD_JSON, str(error)[:200], body))
+    return Entries([structured(attributes.items(), body)])
+
+
+def _unquoted(value: bytes) -> bytes:
+    """A header's value without the double quotes that may surround it (RFC 9110, 5.6.4)."""
+    quoted = _QUOTED.fullmatch(value)
+    return re.sub(rb"\\(.)", rb"\1", quoted[1]) if quoted else value
+
+
+def _unsupported(message: str) -> ApiError:
+    return ApiError(415, "unsupported_media_type", message, "content-type", {"Accept-Post": ", ".join(SUPPORTED)})
 
 
 def _too_many() -> ApiError:

@@ -16,7 +16,7 @@ from pipeline.settings import Settings
 from schemas.analytics import HourlyStore, UsageReader
 from schemas.clock import Clock
 from schemas.control import Genesis
-from schemas.live_view import AccountDirectory, DeferredEvents, LiveTotals
+from schemas.live_view import AccountDirectory, DedupMarks, DeferredEvents, LiveTotals
 from schemas.log import Log
 from schemas.meters import MeterSet
 
@@ -26,11 +26,13 @@ KEY_CHARACTERS_MAX: Final = 256
 
 
 class LiveUsage(NamedTuple):
-    """The parts of the live view that answer current usage."""
+    """The parts of the live view that answer current usage, and which events arrived before. Without `marks` no event
+    can be verified."""
 
     accounts: AccountDirectory
     deferred: DeferredEvents
     totals: LiveTotals
+    marks: DedupMarks | None = None
 
 
 @dataclass(frozen=True, slots=True)

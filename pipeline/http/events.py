@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -21,7 +21,8 @@ from pipeline.http.api_keys import ApiKey, Role
 from pipeline.http.appender import Appender, Outgoing
 from pipeline.http.body import Bodies, entries
 from pipeline.http.dependencies import GatewayDependencies, authorized
-from pipeline.http.errors import json_answer, overloaded, retry_after
+from pipeline.http.errors import ApiError, json_answer, overloaded, retry_after
+from pipeline.http.verify import arrived_before
 from pipeline.logs.quarantine import Header, append_all, append_entry
 from pipeline.metrics import Metrics
 from schemas.errors import TidemarkError, Transient
@@ -87,9 +88,7 @@ class Judge:
         if isinstance(contributions, Failure):
             return Judged(raw, event.id, event.subject, contributions.reason.value, contributions.detail)
         skipped = self._meters.skips(event.type, event.data or {})
-        return Judged(
-            raw, event.id, event.subject, unmetered=self._is_known and not contributions, skipped=skipped
-        )
+        return Judged(raw, event.id, event.subject, unmetered=self._is_known and not contributions, skipped=skipped)
 
     def _rejected(self, raw: bytes, failure: Failure) -> Judged:
         try:
@@ -130,6 +129,7 @@ class EventsEndpoint:
     async def post(self, request: Request) -> Response:
         """Check and append the events of a request, and answer with the result of each event."""
         key = authorized(self._dependencies, request, Role.INGEST)
+        verify = _verify(request)
         async with self._bodies.read(request) as body:
             raws, unreadable = entries(request, body)
             if unreadable is not None:
@@ -138,12 +138,18 @@ class EventsEndpoint:
                 judge = Judge(await self._compiled(), key, self._dependencies.clock.now_ms())
                 judged = await _judge_all(judge, raws)
             good = [Outgoing(event.account, event.raw) for event in judged if not event.reason and event.account]
+            before: list[bool] | None = None
+            if verify:
+                identities = [(event.account or "", event.id or "") for event in judged if not event.reason]
+                # Before the append: afterwards the worker may have marked these very events.
+                before = await arrived_before(self._dependencies, identities)
             try:
                 durable = await self._appender.append(good)
             except Transient as full:
                 raise overloaded(f"{full}; nothing of this request was written", RETRY_AFTER_S) from full
             await append_all(self._keep(event) for event in judged if event.reason not in ("", FORBIDDEN))
-        return self._answer(judged, durable)
+        more: dict[str, Any] = {"verified": before is not None} if verify else {}
+        return self._answer(judged, zip(durable, before or [False] * len(durable), strict=True), more)
 
     async def _compiled(self) -> CompiledMeterSet | None:
         """The meter set, compiled. None if the gateway has never reached the store that has the meter set."""
@@ -172,8 +178,10 @@ class EventsEndpoint:
             self._metrics.add("tidemark_gateway_unkept_rejections_total")
             _log.warning("a rejected event could not be kept: %s", error)
 
-    def _answer(self, judged: Sequence[Judged], durable: Sequence[bool]) -> Response:
-        confirmed = iter(durable)
+    def _answer(
+        self, judged: Sequence[Judged], outcomes: Iterator[tuple[bool, bool]], more: Mapping[str, Any]
+    ) -> Response:
+        """`outcomes`: for each event without a reason, whether the log confirmed it, and whether it arrived before."""
         answers: list[dict[str, Any]] = []
         counts: Counter[tuple[str, str]] = Counter()
         unmetered = 0
@@ -184,12 +192,14 @@ class EventsEndpoint:
                 field = field_of(event.reason, event.detail)
                 answer |= {"field": field} if field else {}
                 answer |= {"detail": event.detail, "remedy": _remedy(event.reason)}
-            elif next(confirmed):
+            elif (outcome := next(outcomes)) == (True, False):
                 answer["status"] = "accepted"
                 unmetered += event.unmetered
                 answer |= {"detail": UNMETERED, "remedy": UNMETERED_REMEDY} if event.unmetered else {}
                 if event.skipped:
                     answer["skipped"] = [_skipped(slug, failure) for slug, failure in event.skipped]
+            elif outcome == (True, True):
+                answer["status"] = "duplicate"
             else:
                 remedy = "send the event again under the same id: the event is counted once in any case"
                 answer |= {"status": "unknown", "detail": "the log did not confirm it", "remedy": remedy}
@@ -197,17 +207,19 @@ class EventsEndpoint:
             answers.append(answer)
         for (status, reason), count in counts.items():
             self._metrics.add("tidemark_gateway_events_total", count, status=status, reason=reason)
-        accepted, unknown = counts["accepted", ""], counts["unknown", ""]
-        rejected = len(judged) - accepted - unknown
+        accepted, duplicates, unknown = (counts[status, ""] for status in ("accepted", "duplicate", "unknown"))
+        rejected = len(judged) - accepted - duplicates - unknown
         body: dict[str, Any] = {"accepted": accepted, "rejected": rejected}
+        body |= {"duplicates": duplicates} if duplicates else {}
         body |= {"unknown": unknown} if unknown else {}
         body |= {"unmetered": unmetered} if unmetered else {}
+        body |= more
         body["events"] = answers
         if unknown:
             return json_answer(body, 503, retry_after(RETRY_AFTER_S))
         if not rejected:
             return json_answer(body, 202)
-        if accepted:
+        if accepted or duplicates:
             return json_answer(body, 207)
         return json_answer(body, 403 if counts["rejected", FORBIDDEN] == rejected else 400)
 
@@ -225,6 +237,14 @@ def _skipped(slug: str, failure: Failure) -> dict[str, str]:
     """A meter that does not count an accepted event (`on_bad: skip_meter`), and why."""
     field = field_of(failure.reason, failure.detail)
     return {"meter": slug, "reason": failure.reason.value, **({"field": field} if field else {})}
+
+
+def _verify(request: Request) -> bool:
+    """The parameter `verify`. Raises `ApiError` if it is neither 0 nor 1."""
+    text = request.query_params.get("verify", "0") if request.scope["query_string"] else "0"
+    if text not in ("0", "1"):
+        raise ApiError(400, "bad_parameter", "verify: must be 1 or 0", "verify")
+    return text == "1"
 
 
 def _remedy(reason: str) -> str:

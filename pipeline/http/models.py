@@ -35,7 +35,7 @@ class EventResult(Answer):
 
     index: int = Field(description="The event's place in the request, from 0.")
     id: str | None = Field(description="The event's id; null if the id could not be read.")
-    status: Literal["accepted", "rejected", "unknown"]
+    status: Literal["accepted", "duplicate", "rejected", "unknown"]
     reason: str = Field(default="", description="Of a rejected event: one of the reasons in docs/errors.md.")
     field: str = Field(default="", description="Of a rejected event: the field that is the cause.")
     detail: str = Field(default="", description="Of a rejected or unknown event.")
@@ -47,6 +47,8 @@ class EventsAnswer(Answer):
 
     accepted: int
     rejected: int
+    duplicates: int = Field(default=0, description="With `verify=1`: events that arrived before; absent if 0.")
+    verified: bool = Field(default=False, description="Only with `verify=1`: whether Redis answered in time.")
     unknown: int = Field(default=0, description="Events that the log did not confirm; absent if 0.")
     unmetered: int = Field(default=0, description="Accepted events that no meter wants at the moment; absent if 0.")
     events: list[EventResult]
@@ -72,6 +74,25 @@ class CurrentUsage(Answer):
     meters: list[MeterValue]
 
 
+class TopAccount(Answer):
+    """One account and its total."""
+
+    account: str
+    value: Decimal
+
+
+class Top(Answer):
+    """The accounts with the greatest totals of a meter, greatest first."""
+
+    meter: str
+    unit: str
+    aggregation: str
+    period_start: Instant
+    compared: str = Field(description="Which accounts are compared.")
+    complete_up_to: Instant = Field(description="Everything that arrived before this instant is in the answer.")
+    accounts: list[TopAccount]
+
+
 class UsageRowAnswer(Answer):
     """The usage of one window and one combination of groups."""
 
@@ -94,6 +115,31 @@ class UsageOverTime(Answer):
     group_by: list[str]
     complete_up_to: Instant | None = Field(description="Null if a part of the data has never been counted.")
     rows: list[UsageRowAnswer]
+    next_cursor: str = Field(default="", description="The `cursor` of the next page; absent on the last page.")
+
+
+class PeriodRow(Answer):
+    """What one billing period counted."""
+
+    period_start: Instant
+    period_end: Instant
+    state: Literal["open", "closed"] = Field(description="A closed period takes no more usage.")
+    value: Decimal = Field(description="All usage that is counted, and billed, in this period.")
+    carried_in: Decimal | None = Field(
+        description="Of `value`: usage of hours that ended before the period began, and that arrived after their own "
+        "period was closed. Null for `max`, `min` and `latest` without any."
+    )
+
+
+class Periods(Answer):
+    """What the billing periods of an account counted, oldest first."""
+
+    meter: str
+    unit: str
+    aggregation: str
+    account: str
+    complete_up_to: Instant | None = Field(description="Null if a part of the data has never been counted.")
+    periods: list[PeriodRow]
 
 
 class MeterAnswer(Answer):

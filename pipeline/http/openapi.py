@@ -64,6 +64,7 @@ def document(app: FastAPI) -> dict[str, Any]:
             "description": "Takes CloudEvents 1.0, one or many, also in binary mode (`ce-` headers, and the body is "
             "the event's `data`) and with `Content-Encoding: gzip`. The answer comes after the log has the events.",
             "operationId": "send_events",
+            "parameters": [_VERIFY],
             "requestBody": {"required": True, "content": content},
             "responses": dict(sorted(responses.items())),
             "security": [{"ApiKey": []}],
@@ -75,6 +76,13 @@ def document(app: FastAPI) -> dict[str, Any]:
     return openapi
 
 
+_VERIFY: Final = {
+    "name": "verify",
+    "in": "query",
+    "required": False,
+    "description": "1: the status of an event that arrived before is `duplicate`, as far as the worker has counted.",
+    "schema": {"type": "string", "enum": ["0", "1"]},
+}
 # The answers that are not JSON. A browser gets the page `/` as HTML too.
 _TEXTS: Final = {"/docs": "text/html", "/metrics": "text/plain"}
 _REFUSAL: Final = {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}

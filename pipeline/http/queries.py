@@ -9,11 +9,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic_core import PydanticCustomError
 
 from aggregators.instants import parse_instant_us
-from schemas.analytics import Window
+from schemas.analytics import USAGE_ROWS_MAX, Window
 from schemas.clock import HOUR_MS, MILLISECOND_US
 from schemas.events import NAME_CHARACTERS_MAX
 
 INSTANT_LAST_MS: Final = 4_102_444_800_000  # 2100-01-01, within the range of ClickHouse's DateTime64
+
+TOP_ACCOUNTS_MAX: Final = 1_000
 
 # An error of this type has our own words; the library's words are replaced.
 _PLAIN: Final = "plain"
@@ -84,6 +86,22 @@ class AccountParameters(Parameters):
     account: Annotated[Account, Field(description="The account, percent-encoded. Any name fits here.")]
 
 
+class TopOfMeterParameters(Parameters):
+    """The parameters of `GET /v1/meters/{meter}/top`."""
+
+    period: Annotated[
+        Instant | None,
+        Field(description="The start of the period. Without it, the current calendar month of UTC."),
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=TOP_ACCOUNTS_MAX, description="How many accounts.")] = 10
+
+
+class TopParameters(TopOfMeterParameters):
+    """The parameters of `GET /v1/usage/top`."""
+
+    meter: MeterSlug
+
+
 class UsageParameters(Parameters):
     """The parameters of `GET /v1/usage`."""
 
@@ -108,3 +126,19 @@ class UsageParameters(Parameters):
         ),
     ] = "UTC"
     group_by: Annotated[str, Field(description="The meter's dimensions and `account`, separated by commas.")] = ""
+    limit: Annotated[
+        int | None,
+        Field(ge=1, le=USAGE_ROWS_MAX, description="The rows of a page. Without it, the answer is whole or refused."),
+    ] = None
+    cursor: Annotated[
+        str | None, Field(max_length=16_384, description="The page behind the one whose `next_cursor` this is.")
+    ] = None
+
+
+class PeriodParameters(Parameters):
+    """The parameters of `GET /v1/usage/periods`."""
+
+    meter: MeterSlug
+    account: Annotated[Account | None, Field(description="Required; a key of one account asks for its own.")] = None
+    from_: Annotated[Instant, Field(alias="from", description="Periods that end after this instant.")]
+    to: Annotated[Instant, Field(description="Periods that begin before this instant.")]

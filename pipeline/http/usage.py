@@ -5,10 +5,9 @@ Every answer has `complete_up_to`: all events that arrived in the log before tha
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 from fastapi import Query
@@ -22,10 +21,20 @@ from aggregators.periods import period_at
 from aggregators.quantities import decimal_text
 from pipeline.http import models
 from pipeline.http.api_keys import ApiKey
+from pipeline.http.cursors import continued, cursor_behind
 from pipeline.http.dependencies import Analytics, GatewayDependencies, Live, LiveUsage, Reader
 from pipeline.http.errors import ApiError, json_answer, retry_after
 from pipeline.http.queries import AccountParameters, UsageParameters
-from schemas.analytics import USAGE_ROWS_MAX, UsageQuery, UsageReader, UsageRow, Window
+from schemas.analytics import (
+    USAGE_ROWS_MAX,
+    ArchivePosition,
+    HourlyStore,
+    RelayPosition,
+    UsageQuery,
+    UsageReader,
+    UsageRow,
+    Window,
+)
 from schemas.clock import DAY_MS
 from schemas.events import NAME_CHARACTERS_MAX
 from schemas.meters import Meter, MeterSet
@@ -62,25 +71,28 @@ class UsageEndpoints:
         query, meter = usage_query(parameters, await self._dependencies.meter_set(), key)
         # Read before the rows, so the rows are never older.
         complete_up_to_ms = await self._complete_up_to_ms(reader, query, meter)
-        rows = await reader.usage(query, meter.aggregation)
-        if len(rows) > USAGE_ROWS_MAX:
-            message = f"the answer has more than {USAGE_ROWS_MAX} rows: ask for less time, or group by less"
-            raise ApiError(400, "answer_too_large", message, "group_by" if query.group_by else "window")
-        return json_answer(
-            models.UsageOverTime.model_construct(
-                meter=meter.slug,
-                unit=meter.unit,
-                aggregation=meter.aggregation.value,
-                account=query.account,
-                from_=format_instant_ms(query.from_ms),
-                to=format_instant_ms(query.to_ms),
-                window=query.window.value if query.window else None,
-                timezone=query.time_zone,
-                group_by=list(query.group_by),
-                complete_up_to=_instant(complete_up_to_ms),
-                rows=[_row(row, meter) for row in _sorted(rows, query.group_by)],
-            )
+        limit = parameters.limit or USAGE_ROWS_MAX
+        rows = await reader.usage(query, meter.aggregation, limit)
+        if len(rows) > limit and parameters.limit is None and parameters.cursor is None:
+            # Without a limit the client does not expect pages: a part of the answer would be taken for the whole.
+            message = f"the answer has more than {limit} rows: ask for pages with `limit`, or for less"
+            raise ApiError(400, "answer_too_large", message, "limit")
+        answer = models.UsageOverTime.model_construct(
+            meter=meter.slug,
+            unit=meter.unit,
+            aggregation=meter.aggregation.value,
+            account=query.account,
+            from_=format_instant_ms(query.from_ms),
+            to=format_instant_ms(query.to_ms),
+            window=query.window.value if query.window else None,
+            timezone=query.time_zone,
+            group_by=list(query.group_by),
+            complete_up_to=_instant(complete_up_to_ms),
+            rows=[_row(row, meter) for row in rows[:limit]],
         )
+        if len(rows) > limit:
+            answer = answer.model_copy(update={"next_cursor": cursor_behind(query, rows[limit - 1])})
+        return json_answer(answer)
 
     async def current(self, _key: Reader, live: Live, parameters: Annotated[AccountParameters, Query()]) -> Response:
         """The account's usage in the current period, live from Redis."""
@@ -145,20 +157,26 @@ class UsageEndpoints:
 
     async def _complete_up_to_ms(self, reader: UsageReader, query: UsageQuery, meter: Meter) -> int | None:
         """The stream time up to which the answer's stores are complete. None if a partition is missing in a store."""
-        hourly = self._dependencies.hourly
-        if hourly is None:
-            return None
-        # Distinct values are counted from usage_events, so the archive's position counts too.
-        if meter.aggregation.rule.distinct:
-            relayed, archived = await asyncio.gather(hourly.load_relayed(), reader.archive_positions())
-            views = [_stream_times(relayed), _stream_times(archived)]
-        else:
-            views = [_stream_times(await hourly.load_relayed())]
         partitions = self._dependencies.genesis.partitions
         wanted = range(partitions) if query.account is None else [partition_of(query.account, partitions)]
-        times = [view.get(partition) for view in views for partition in wanted]
-        known = [instant for instant in times if instant is not None]
-        return min(known) if len(known) == len(times) else None
+        relayed_ms = await relayed_up_to(self._dependencies.hourly, wanted)
+        if not meter.aggregation.rule.distinct or relayed_ms is None:
+            return relayed_ms
+        # Distinct values are counted from usage_events, so the archive's position counts too.
+        archived_ms = _least(await reader.archive_positions(), wanted)
+        return None if archived_ms is None else min(relayed_ms, archived_ms)
+
+
+async def relayed_up_to(hourly: HourlyStore | None, partitions: Collection[int]) -> int | None:
+    """The stream time up to which `usage_hourly` has all usage of the partitions. None if one was never relayed."""
+    return None if hourly is None else _least(await hourly.load_relayed(), partitions)
+
+
+def _least(
+    positions: Mapping[int, RelayPosition] | Mapping[int, ArchivePosition], partitions: Collection[int]
+) -> int | None:
+    times_ms = [positions[partition].stream_time_ms for partition in partitions if partition in positions]
+    return min(times_ms) if len(times_ms) == len(partitions) else None
 
 
 def usage_query(parameters: UsageParameters, meter_set: MeterSet | None, key: ApiKey) -> tuple[UsageQuery, Meter]:
@@ -172,7 +190,11 @@ def usage_query(parameters: UsageParameters, meter_set: MeterSet | None, key: Ap
     _check_time_zone(parameters.timezone, from_ms, to_ms)
     account = parameters.account if parameters.account is not None else key.account
     group_by = _group_by(parameters.group_by, meter)
-    return UsageQuery(meter.slug, from_ms, to_ms, account, window, parameters.timezone, group_by), meter
+    if meter.aggregation.rule.ordered and account is None and ACCOUNT_DIMENSION not in group_by:
+        message = f"a {meter.aggregation} meter has one value per account: name an account, or group by account"
+        raise _bad("account", message)
+    query = UsageQuery(meter.slug, from_ms, to_ms, account, window, parameters.timezone, group_by)
+    return continued(query, parameters.cursor) if parameters.cursor is not None else query, meter
 
 
 def known_meter(meter_set: MeterSet | None, slug: str) -> Meter:
@@ -211,14 +233,6 @@ def _group_by(text: str, meter: Meter) -> tuple[str, ...]:
 
 def _bad(field: str, message: str) -> ApiError:
     return ApiError(400, "bad_parameter", f"{field}: {message}", field)
-
-
-def _stream_times(positions: Mapping[int, Any]) -> dict[int, int]:
-    return {partition: position.stream_time_ms for partition, position in positions.items()}
-
-
-def _sorted(rows: Sequence[UsageRow], group_by: tuple[str, ...]) -> list[UsageRow]:
-    return sorted(rows, key=lambda row: (row.window_start_ms or 0, *(row.groups.get(name, "") for name in group_by)))
 
 
 def _row(row: UsageRow, meter: Meter) -> models.UsageRowAnswer:

@@ -11,8 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
+from aggregators.binary_mode import structured
 from aggregators.decode import decode
 from aggregators.partitioning import partition_of
 from pipeline.logs.batching import batches
@@ -22,8 +21,7 @@ from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, Log, Record
 
 ROUTER_GROUP: Final = "tidemark-router"
 _BINARY_PREFIX: Final = "ce_"
-
-_any_json: Final = msgspec.json.Decoder(msgspec.Raw)
+_STRUCTURED: Final = b"application/cloudevents"
 
 
 class RouterProcessor:
@@ -77,17 +75,10 @@ class RouterProcessor:
 def structured_value(record: Record) -> bytes:
     """The record's value as structured CloudEvents JSON. A binary-mode event is built from headers and value."""
     value = record.value or b""
-    attributes = {name.lower(): text for name, text in record.headers}
-    if _BINARY_PREFIX + "specversion" not in attributes:
+    headers = [(name.lower(), text) for name, text in record.headers]
+    names = {name for name, _ in headers}
+    is_structured = any(name == "content-type" and text.startswith(_STRUCTURED) for name, text in headers)
+    if _BINARY_PREFIX + "specversion" not in names or is_structured:
         return value
-    event: dict[str, object] = {
-        name.removeprefix(_BINARY_PREFIX): text.decode("utf-8", "replace")
-        for name, text in attributes.items()
-        if name.startswith(_BINARY_PREFIX)
-    }
-    if value:
-        try:
-            event["data"] = _any_json.decode(value)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            event["data"] = value.decode("utf-8", "replace")
-    return msgspec.json.encode(event)
+    prefixed = ((name, text) for name, text in headers if name.startswith(_BINARY_PREFIX))
+    return structured(((name.removeprefix(_BINARY_PREFIX), text) for name, text in prefixed), value)

@@ -112,7 +112,7 @@ async def run_gateway(settings: Settings) -> None:
                 clock=base.clock,
                 keys=KeyFile(settings.api_keys),
                 meter_set=meter_set,
-                live=LiveUsage(view.accounts, view.deferred, view.totals),
+                live=LiveUsage(view.accounts, view.deferred, view.totals, view.marks),
                 usage=ClickHouseReader(clickhouse),
                 hourly=ClickHouseStore(clickhouse),
                 meter_set_age_s=meter_set.age_s,

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 from schemas.aggregations import Aggregation, Value
 from schemas.analytics import (
     CONFLICT_FIELDS,
+    PERIODS_MAX,
     USAGE_ROWS_MAX,
     ArchivePosition,
     ArchiveStore,
@@ -25,6 +26,8 @@ from schemas.analytics import (
     EventRow,
     HourlyRow,
     HourlyStore,
+    PeriodQuery,
+    PeriodUsage,
     RecountKey,
     RecountRequest,
     RelayPosition,
@@ -152,6 +155,22 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
                 grouped.setdefault((window_start_ms(query, row.hour_ms), groups), []).append(row)
         return _answer(query, {key: _merged(rows, aggregation) for key, rows in grouped.items()})[: rows_max + 1]
 
+    async def period_usage(
+        self, query: PeriodQuery, aggregation: Aggregation, rows_max: int = PERIODS_MAX
+    ) -> Sequence[PeriodUsage]:
+        by_period: dict[int, list[HourlyRow]] = {}
+        for row in self.cells.values():
+            if (row.meter, row.account) == (query.meter, query.account) and not _emptied(row):
+                by_period.setdefault(row.period_start_ms, []).append(row)
+        answer = []
+        for start_ms, rows in sorted(by_period.items()):
+            end_ms = max(rows, key=lambda row: row.version).period_end_ms
+            carried = [row for row in rows if row.hour_ms + HOUR_MS <= start_ms]
+            if start_ms < query.to_ms and end_ms > query.from_ms:
+                carried_minor = _merged(carried, aggregation) if carried else None
+                answer.append(PeriodUsage(Period(start_ms, end_ms), _merged(rows, aggregation), carried_minor))
+        return answer[: rows_max + 1]
+
     def _usage_unique(self, query: UsageQuery) -> Sequence[UsageRow]:
         grouped: dict[tuple[int | None, tuple[str, ...]], set[tuple[str, str]]] = {}
         for arrived, event in self._counted():
@@ -271,10 +290,11 @@ def _merged(rows: Sequence[HourlyRow], aggregation: Aggregation) -> int:
 
 
 def _answer(query: UsageQuery, values: Mapping[tuple[int | None, tuple[str, ...]], int]) -> list[UsageRow]:
-    ordered = sorted(values.items(), key=lambda item: (item[0][0] or 0, item[0][1]))
+    ordered = sorted(((start_ms or 0, groups), start_ms, value) for (start_ms, groups), value in values.items())
     return [
-        UsageRow(start_ms, dict(zip(query.group_by, groups, strict=True)), value)
-        for (start_ms, groups), value in ordered
+        UsageRow(start_ms, dict(zip(query.group_by, key[1], strict=True)), value)
+        for key, start_ms, value in ordered
+        if query.after is None or key > query.after
     ]
 
 

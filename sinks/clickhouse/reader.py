@@ -12,12 +12,15 @@ import msgspec
 from schemas.aggregations import Aggregation
 from schemas.analytics import (
     CONFLICT_FIELDS,
+    PERIODS_MAX,
     USAGE_ROWS_MAX,
     ArchivePosition,
     Conflict,
     Conflicts,
     ControlRow,
     HourlyRow,
+    PeriodQuery,
+    PeriodUsage,
     RecountKey,
     RecountRequest,
     UsageQuery,
@@ -95,8 +98,13 @@ class ClickHouseReader(UsageReader):
         chosen = "hour_ms >= {from:Int64} AND hour_ms < {to:Int64}"
         if query.account is not None:
             chosen += " AND account = {account:String}"
+        behind = ""
+        if query.after is not None:
+            texts = "".join(f", {quoted_text(text)}" for text in query.after[1])
+            behind = f"HAVING tuple({keys}) > tuple({int(query.after[0])}{texts}) "
         rows = await self._clickhouse.rows(
-            f"SELECT {columns}, {value} FROM {source}{chosen} GROUP BY {keys} ORDER BY {keys} LIMIT {rows_max + 1}",  # noqa: S608  # quoted
+            f"SELECT {columns}, {value} FROM {source}{chosen} GROUP BY {keys} {behind}"  # noqa: S608  # quoted
+            f"ORDER BY {keys} LIMIT {rows_max + 1}",
             {"meter": query.meter, "from": query.from_ms, "to": query.to_ms, "account": query.account or ""},
         )
         return [
@@ -107,6 +115,29 @@ class ClickHouseReader(UsageReader):
             )
             for row in rows
         ]
+
+    async def period_usage(
+        self, query: PeriodQuery, aggregation: Aggregation, rows_max: int = PERIODS_MAX
+    ) -> Sequence[PeriodUsage]:
+        value = f"toInt256({aggregation.rule.merged_sql})"
+        # A row of an earlier hour belongs to both parts: to the whole, and to what was carried in.
+        parts = f"arrayJoin(if(hour_ms + {HOUR_MS} <= period_start_ms, [0, 1], [0])) AS part"
+        rows = await self._clickhouse.rows(
+            f"SELECT period_start_ms, argMax(period_end_ms, version), part, {value} FROM "  # noqa: S608  # constants
+            f"(SELECT *, {parts} FROM usage_hourly FINAL WHERE meter = {{meter:String}} "
+            f"AND account = {{account:String}} AND period_start_ms < {{to:Int64}} AND {NOT_EMPTIED}) "
+            f"GROUP BY period_start_ms, part "
+            f"HAVING argMax(period_end_ms, version) > {{from:Int64}} ORDER BY period_start_ms, part "
+            f"LIMIT {2 * rows_max + 2}",
+            {"meter": query.meter, "account": query.account, "from": query.from_ms, "to": query.to_ms},
+        )
+        periods: list[PeriodUsage] = []
+        for start_ms, end_ms, part, minor in rows:
+            if part:
+                periods[-1] = periods[-1]._replace(carried_minor=int(minor))
+            else:
+                periods.append(PeriodUsage(Period(start_ms, end_ms), int(minor), None))
+        return periods[: rows_max + 1]
 
     async def _meter_in_force(self, slug: str) -> tuple[Meter, str] | None:
         """A meter's definition and the SQL condition under which it was in force, from the archived meter sets."""

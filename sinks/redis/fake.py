@@ -8,6 +8,7 @@ from operator import itemgetter
 
 import msgspec
 
+from aggregators.marks import lookups
 from schemas.clock import HOUR_MS
 from schemas.errors import Fenced, OperatorNeeded
 from schemas.periods import AccountState
@@ -248,6 +249,17 @@ class FakeDeferred(_Store):
         return state.checkpoint, Waiting(len(times), min(times, default=None))
 
 
+class FakeMarks(_Store):
+    """Marks of identities that arrived before (`schemas.live_view.DedupMarks`)."""
+
+    async def marked(self, partition: int, marks: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+        state = self._server.at(partition)
+        wanted = lookups(state.checkpoint, marks) if state.checkpoint else {}
+        found = (state.marks.get(key, set()).intersection(members) for key, members in wanted.items())
+        present = set[int]().union(*found)
+        return {(bucket_hash, member) for bucket_hash, member in marks if member in present}
+
+
 class FakeAccounts(_Store):
     """Bindings and closings, and accounts that wait for a restatement (`schemas.live_view.AccountDirectory`)."""
 
@@ -290,7 +302,7 @@ class FakeTotals(_Store):
 
     async def ranking(self, partition: int, key: RankingKey, count: int) -> list[tuple[str, int]]:
         scores = self._server.at(partition).rankings.get(key, {})
-        return sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:count]
+        return sorted(scores.items(), key=lambda item: (-item[1], item[0].encode()))[:count]
 
 
 class FakeRebuilds(_Store):
@@ -410,6 +422,7 @@ class FakeLiveView:
         self.drops = FakeDrops(self.server)
         self.reports = FakeReports(self.server)
         self.deferred = FakeDeferred(self.server)
+        self.marks = FakeMarks(self.server)
         self.accounts = FakeAccounts(self.server)
         self.totals = FakeTotals(self.server)
         self.rebuilds = FakeRebuilds(self.server)

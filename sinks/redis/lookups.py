@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from aggregators.marks import lookups
 from schemas.errors import Transient
 from schemas.periods import AccountState
 from schemas.rollup import Checkpoint, Deferred, RankingKey, TotalKey, Waiting
@@ -15,6 +16,26 @@ from sinks.redis.keys import Keys, parse_total_member
 from sinks.redis.keyspace import LOOKS_MAX, Store
 
 decode_deferred: Final = msgspec.json.Decoder(Deferred).decode
+
+
+class RedisMarks(Store):
+    """Marks of identities that arrived before (`schemas.live_view.DedupMarks`)."""
+
+    async def marked(self, partition: int, marks: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+        _, checkpoint, _ = await self._space.read_at_checkpoint(partition)
+        wanted = lookups(checkpoint, marks) if checkpoint else {}
+        if not wanted:
+            return set()
+        _, answers = await self._space.read_live(
+            partition, lambda keys: [("SMISMEMBER", keys.mark(key), *members) for key, members in wanted.items()]
+        )
+        present = {
+            member
+            for members, answer in zip(wanted.values(), answers, strict=True)
+            for member, is_present in zip(members, answer, strict=True)
+            if is_present
+        }
+        return {(bucket_hash, member) for bucket_hash, member in marks if member in present}
 
 
 class RedisAccounts(Store):
@@ -107,7 +128,17 @@ class RedisTotals(Store):
         _, (flat,) = await self._space.read_live(
             partition, lambda keys: [("ZRANGE", keys.ranking(key), 0, count - 1, "REV", "WITHSCORES")]
         )
-        return [(account, int(float(score))) for account, score in zip(flat[::2], flat[1::2], strict=True)]
+        if not flat:
+            return []
+        # Redis sorts equal scores downwards by name. The first names of the last score may be behind the end.
+        last = flat[-1]
+        above = [(account, score) for account, score in zip(flat[::2], flat[1::2], strict=True) if score != last]
+        _, (tied,) = await self._space.read_live(
+            partition, lambda keys: [("ZRANGE", keys.ranking(key), last, last, "BYSCORE", "LIMIT", 0, count)]
+        )
+        scores = {**dict.fromkeys(tied, float(last)), **{account: float(score) for account, score in above}}
+        ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0].encode()))
+        return [(account, int(score)) for account, score in ranked[:count]]
 
 
 def account_state(text: str | None) -> AccountState:

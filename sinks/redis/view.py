@@ -6,7 +6,7 @@ from sinks.redis.client import SOCKET_TIMEOUT_S
 from sinks.redis.copies import RedisCopies
 from sinks.redis.generations import RedisGenerations, RedisRebuilds
 from sinks.redis.keyspace import Claim, Keyspace
-from sinks.redis.lookups import RedisAccounts, RedisDeferred, RedisTotals
+from sinks.redis.lookups import RedisAccounts, RedisDeferred, RedisMarks, RedisTotals
 from sinks.redis.outbox import RedisDrops, RedisOutbox, RedisReports
 from sinks.redis.state import RedisState
 
@@ -34,6 +34,7 @@ class RedisLiveView:
         self.drops = RedisDrops(self.keyspace)
         self.reports = RedisReports(self.keyspace)
         self.deferred = RedisDeferred(self.keyspace)
+        self.marks = RedisMarks(self.keyspace)
         self.accounts = RedisAccounts(self.keyspace)
         self.totals = RedisTotals(self.keyspace)
         self.rebuilds = RedisRebuilds(self.keyspace)

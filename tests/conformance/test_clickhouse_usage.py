@@ -11,6 +11,8 @@ from schemas.analytics import (
     ControlRow,
     DedupDecisionRow,
     DedupOutcome,
+    PeriodQuery,
+    PeriodUsage,
     UsageQuery,
     UsageRow,
     Window,
@@ -186,3 +188,99 @@ async def test_invalid_usage_query_is_refused(both: Both, change: dict[str, obje
 
     with pytest.raises(InvalidInput, match=message):
         await both.reader.usage(query, Aggregation.SUM)
+
+
+HOSTILE: tuple[str, ...] = (
+    "",
+    "\t",
+    "\n",
+    " ",
+    "'",
+    "\\",
+    "\\n",
+    "a",
+    "a'b",
+    "a\\'b",
+    "a\tb",
+    "a{b:String}",
+    "{",
+    "é",
+    "日",
+    "😀",
+)
+
+
+@pytest.mark.parametrize("window", [None, Window.DAY])
+async def test_pages_of_an_answer_are_the_answer(both: Both, window: Window | None) -> None:
+    """Every row once and in order, whatever the names of the groups contain."""
+    days = [ms("2026-11-20T05:00"), ms("2026-11-21T05:00")]
+    names = [name for name in HOSTILE if name]
+    cells = [
+        cell("tokens", 1, account=account, dimensions=json.dumps({"model": model}), hour_ms=hour_ms)
+        for account in names
+        for model in HOSTILE[:6]
+        for hour_ms in days
+    ]
+    await both.store.insert_hourly(cells)
+    query = UsageQuery(
+        "tokens", MONTH.start_ms, MONTH.end_ms, window=window, time_zone="Europe/Berlin", group_by=("account", "model")
+    )
+
+    whole = await both.reader.usage(query, Aggregation.SUM)
+    paged: list[UsageRow] = []
+    while page := await both.reader.usage(query, Aggregation.SUM, 10):
+        paged += page[:10]
+        last = paged[-1]
+        query = query._replace(after=(last.window_start_ms or 0, tuple(last.groups.values())))
+
+    assert len(whole) == len(names) * 6 * (2 if window else 1)
+    assert paged == whole
+
+
+@pytest.mark.parametrize("account", [name for name in HOSTILE if name])
+async def test_an_account_of_any_name_is_found(both: Both, account: str) -> None:
+    """A name in a statement is data."""
+    await both.store.insert_hourly([cell("tokens", 7, account=account), cell("tokens", 1, account="another")])
+
+    (row,) = await both.reader.usage(UsageQuery("tokens", MONTH.start_ms, MONTH.end_ms, account), Aggregation.SUM)
+    (period,) = await both.reader.period_usage(
+        PeriodQuery("tokens", account, MONTH.start_ms, MONTH.end_ms), Aggregation.SUM
+    )
+
+    assert (row.value_minor, period) == (7, PeriodUsage(MONTH, 7, None))
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "whole", "carried"),
+    [(Aggregation.SUM, 14, 9), (Aggregation.MAX, 6, 6), (Aggregation.MIN, 2, 3), (Aggregation.LATEST, 2, 6)],
+)
+async def test_a_period_shows_what_was_carried_into_it(
+    both: Both, aggregation: Aggregation, whole: int, carried: int
+) -> None:
+    """Late usage keeps its hour, which lies before the period that counts it. The latest version of a cell counts."""
+    before = MONTH.start_ms - HOUR_MS
+    late = [
+        cell("m", 3, aggregation=aggregation, hour_ms=before - HOUR_MS, latest=(1, 1)),
+        cell("m", 100, aggregation=aggregation, hour_ms=before, latest=(2, 1), version=1),
+        cell("m", 6, aggregation=aggregation, hour_ms=before, latest=(2, 2), version=2),
+    ]
+    own = [
+        cell("m", 3, aggregation=aggregation, hour_ms=MONTH.start_ms, latest=(3, 1)),
+        cell("m", 2, aggregation=aggregation, hour_ms=MONTH.start_ms + HOUR_MS, latest=(4, 1)),
+    ]
+    others = [
+        cell("m", 50, aggregation=aggregation, account="other"),
+        cell("another", 60, aggregation=aggregation),
+        cell("m", 70, aggregation=aggregation)._replace(period_start_ms=MONTH.end_ms, period_end_ms=MONTH.end_ms),
+    ]
+    await both.store.insert_hourly([*late, *own, *others])
+
+    async def periods(from_ms: int, to_ms: int) -> list[PeriodUsage]:
+        return [*await both.reader.period_usage(PeriodQuery("m", "acme", from_ms, to_ms), aggregation)]
+
+    expected = [PeriodUsage(MONTH, whole, carried)]
+    assert await periods(MONTH.start_ms, MONTH.end_ms) == expected
+    assert await periods(MONTH.end_ms - 1, MONTH.end_ms + 1) == expected
+    assert await periods(MONTH.start_ms - 1, MONTH.start_ms + 1) == expected
+    assert await periods(MONTH.end_ms, MONTH.end_ms + 1) == []
+    assert await periods(MONTH.start_ms - 1, MONTH.start_ms) == []

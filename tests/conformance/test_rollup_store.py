@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from pipeline.local.valkey import LocalValkey
@@ -20,6 +21,7 @@ from schemas.rollup import (
     DueTotal,
     Duplicate,
     MarkKey,
+    MarkSlice,
     RankingKey,
     ReadRequest,
     TotalKey,
@@ -56,6 +58,36 @@ async def test_a_commit_is_read_back_whole(rollup_store: LiveView) -> None:
     assert view.accounts == {"acme": commit.accounts["acme"], "nobody": AccountState()}
     assert await rollup_store.state.load_checkpoint(0) == commit.checkpoint
     assert await rollup_store.state.load_checkpoint(1) is None
+
+
+async def test_marks_are_found_in_the_slices_that_the_fold_reads(rollup_store: LiveView) -> None:
+    """A mark stands in one set of a slice: the bucket hash names the set."""
+    first = await started(rollup_store)
+    commit = changes(5)
+    live = MarkSlice(0, commit.checkpoint.stream_time_ms + 1, 64, 3)
+    kept = msgspec.structs.replace(commit.checkpoint, slices=(live,))
+    await rollup_store.state.commit(0, first, commit._replace(checkpoint=kept))
+    present = [(5, 1), (64 + 5, -(2**63)), (5, 2**63 - 1)]
+    absent = [(5, 2), (6, 2), (0, 7)]
+
+    assert set(present) == await rollup_store.marks.marked(0, [*absent, *present])
+    assert set() == await rollup_store.marks.marked(0, absent)
+    assert set() == await rollup_store.marks.marked(0, [])
+    assert set() == await rollup_store.marks.marked(1, present)
+
+
+async def test_equal_places_of_a_ranking_are_sorted_by_name_also_at_its_end(rollup_store: LiveView) -> None:
+    """Redis sorts equal scores downwards. The end of a short ranking must not depend on that."""
+    first = await started(rollup_store)
+    scores = {"d": 9, "c": 5, "b": 5, "é": 5, "z": 5, "a": 5, "e": 1}
+    ranked = changes(5, "acme", "1")._replace(rankings={RankingKey("tokens", 0): scores})
+    await rollup_store.state.commit(0, first, ranked)
+
+    answers = [await rollup_store.totals.ranking(0, RankingKey("tokens", 0), count) for count in range(9)]
+
+    names = [[account for account, _ in answer] for answer in answers]
+    assert names == [["d", "a", "b", "c", "z", "é", "e"][:count] for count in range(9)]
+    assert dict(answers[8]) == scores
 
 
 @pytest.mark.parametrize("account", ODD_ACCOUNTS)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import httpx
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from aggregators.decode import decode
 from aggregators.partitioning import partition_of
@@ -23,7 +24,7 @@ from schemas.log import REJECTED_TOPIC, Record
 from schemas.meters import MeterSet
 from sinks.clickhouse.fake import FakeClickHouse
 from tests.traffic.generate import METER_SET
-from tests.worlds.deployment import World
+from tests.worlds.deployment import SECRET, World
 
 NOW_MS: Final = 1_795_257_000_000
 NOW: Final = "2026-11-21T10:30:00Z"
@@ -115,11 +116,11 @@ async def running(tmp_path: Path, world: World | None = None, **changes: Any) ->
     given: dict[str, Any] = {
         "log": world.log,
         "genesis": Genesis(log_id=world.log_id, partitions=world.partitions),
-        "settings": Settings(body_bytes_max=BODY_BYTES_MAX),
+        "settings": Settings(body_bytes_max=BODY_BYTES_MAX, secret=SecretStr(SECRET.decode())),
         "clock": world.clock,
         "keys": KeyFile(path),
         "meter_set": in_force,
-        "live": LiveUsage(world.store.accounts, world.store.deferred, world.store.totals),
+        "live": LiveUsage(world.store.accounts, world.store.deferred, world.store.totals, world.store.marks),
         "usage": clickhouse,
         "hourly": clickhouse,
         **changes,

@@ -129,6 +129,7 @@ _VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner, max_size=3),
     max_leaves=8,
 )
+_PAYLOADS = st.just(...) | st.sampled_from(["e30=", "eyJhIjoxfQ==", "", "e30", "WzFd", "/w==", "e30=\n"])
 
 
 def contract_accepts(raw: bytes) -> bool:
@@ -141,7 +142,7 @@ def contract_accepts(raw: bytes) -> bool:
 
 
 @settings(max_examples=300, deadline=None)
-@given(changes=st.dictionaries(st.sampled_from([*GOOD, "extension"]), _VALUES | st.just(...), max_size=3))
+@given(changes=st.dictionaries(st.sampled_from([*GOOD, "extension", "data_base64"]), _VALUES | _PAYLOADS, max_size=3))
 def test_the_fast_decoder_and_the_contract_accept_the_same_events(changes: dict[str, Any]) -> None:
     """msgspec decodes on the hot path and pydantic is the contract: two decoders of one definition."""
     raw = encoded(**changes)

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from pipeline.cli import cli
 from pipeline.local.dev import write_private
-from tests.worlds.gateway import NOW, running
+from tests.worlds.gateway import NOW, event, running
 
 
 @pytest.fixture
@@ -50,7 +50,9 @@ def test_emit_exits_with_what_became_of_the_event(
     assert [entry] == json.loads(result.stdout)["events"]
 
 
-@pytest.mark.parametrize("account", ["acme", "a/b", "a%2Fb", "customer#billing", "a?b=c", "a b", "ä", "a+b", "..%2e"])
+@pytest.mark.parametrize(
+    "account", ["acme", "a/b", "a%2Fb", "customer#billing", "a?b=c", "a b", "ä", "a+b", "..%2e", ".", "..", "a\nb"]
+)
 async def test_usage_asks_for_the_account_that_was_named(answers: dict[str, Any], account: str, tmp_path: Any) -> None:
     """The path that the command sends leads to that account at a real gateway, and to no other."""
     CliRunner().invoke(cli, ["usage", "--account", account])
@@ -60,6 +62,21 @@ async def test_usage_asks_for_the_account_that_was_named(answers: dict[str, Any]
         await gateway.world.fold_all()
         answer = await gateway.get(path)
     assert (200, account) == (answer.status_code, answer.json()["account"])
+
+
+@pytest.mark.parametrize("period", ["", "2026-11-01T01:00:00+01:00"])
+async def test_top_asks_for_the_meter_and_period_that_were_named(
+    answers: dict[str, Any], period: str, tmp_path: Any
+) -> None:
+    """The request that the command sends is answered by a real gateway."""
+    CliRunner().invoke(cli, ["top", "--meter", "tokens", "--limit", "3", *(["--period", period] if period else [])])
+    ((_, path),) = answers["requests"]
+
+    async with running(tmp_path) as gateway:
+        await gateway.post(event())
+        await gateway.world.fold_all()
+        answer = await gateway.get(path)
+    assert [{"account": "acme", "value": "7"}] == answer.json()["accounts"]
 
 
 def test_a_file_with_a_secret_is_for_its_owner_only(tmp_path: Any) -> None:

@@ -220,6 +220,10 @@ REFUSED: Final = [
     pytest.param(b"{}", {"content_encoding": "br"}, 415, "unsupported_encoding", id="brotli"),
     pytest.param(b"{}", {"content_encoding": "gzip"}, 400, "bad_gzip", id="not gzip"),
     pytest.param(gzip.compress(b"{}" * 99)[:-9], {"content_encoding": "gzip"}, 400, "bad_gzip", id="cut gzip"),
+    pytest.param(gzip.compress(b"[]") + b"x", {"content_encoding": "gzip"}, 400, "bad_gzip", id="behind gzip"),
+    pytest.param(gzip.compress(b"") * 1_001, {"content_encoding": "gzip"}, 400, "bad_gzip", id="many members"),
+    pytest.param(gzip.compress(b"0" * 150_000) * 2, {"content_encoding": "gzip"}, 413, "body_too_large", id="members"),
+    pytest.param(b"", {"content_encoding": "gzip"}, 400, "bad_gzip", id="no member"),
     pytest.param(gzip.compress(b"0" * 9_000_000), {"content_encoding": "gzip"}, 413, "body_too_large", id="gzip bomb"),
     pytest.param(b" " * (BODY_BYTES_MAX + 1), {}, 413, "body_too_large", id="large body"),
     pytest.param(b"[" + b"1," * 10_000 + b"1]", {}, 413, "too_many_events", id="too many events"),
@@ -262,6 +266,18 @@ async def test_a_compressed_body_is_read(gateway: Gateway) -> None:
     answer = await gateway.post(gzip.compress(json.dumps(event()).encode()), content_encoding="gzip")
 
     assert answer.status_code == 202
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP"])
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+async def test_a_gzip_body_of_several_members_is_read(gateway: Gateway, encoding: str, size: int) -> None:
+    """RFC 1952, 2.2: members follow each other, as `cat a.gz b.gz` and some log shippers write them."""
+    plain = json.dumps([event("a"), event("b")]).encode()
+    members = [gzip.compress(plain[start : start + size]) for start in range(0, len(plain), size)]
+
+    answer = await gateway.post(b"".join([*members, gzip.compress(b"")]), content_encoding=encoding)
+
+    assert (answer.status_code, answer.json()["accepted"]) == (202, 2)
 
 
 async def test_an_empty_batch_is_accepted(gateway: Gateway) -> None:

@@ -9,16 +9,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from aggregators.codec import parse_cell_field, parse_cell_text
 from aggregators.periods import period_at
 from pipeline.http.dependencies import LiveUsage
-from schemas.analytics import HourlyRow, RelayPosition
+from schemas.analytics import RelayPosition
 from schemas.clock import DAY_MS
 from schemas.periods import AccountState, Binding
 from schemas.rollup import TotalKey
 from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer
 from tests.worlds.deployment import World
 from tests.worlds.gateway import NOW, NOW_MS, Gateway, event, running
+from tests.worlds.relay import relay
 
 
 @pytest.fixture
@@ -99,30 +99,6 @@ async def test_a_key_of_one_account_cannot_read_another(gateway: Gateway, path: 
     answer = await gateway.get(path, key="acme")
 
     assert answer.status_code == 403
-
-
-async def relay(gateway: Gateway) -> None:
-    """Folds, and relays into the fake of ClickHouse."""
-    await gateway.world.fold_all()
-    store = gateway.world.store
-    for partition in range(gateway.world.partitions):
-        checkpoint, cells = await store.outbox.dirty(partition, 1_000)
-        assert checkpoint is not None
-        rows = []
-        for cell in cells:
-            key = parse_cell_field(cell.key.field)
-            aggregation, scale, period_end_ms, value = parse_cell_text(cell.text)
-            rows.append(
-                HourlyRow(
-                    key.account, key.meter, key.period_start_ms, period_end_ms, key.hour_ms, key.dimensions,
-                    cell.key.bucket_ms, aggregation, scale, value.minor, value.time_us, value.position, partition,
-                    cell.version,
-                )
-            )  # fmt: skip
-        await gateway.clickhouse.insert_hourly(rows)
-        await gateway.clickhouse.save_relayed(
-            RelayPosition(partition, checkpoint.next_offset, checkpoint.stream_time_ms)
-        )
 
 
 async def test_usage_over_time_is_grouped_sorted_and_states_its_completeness(gateway: Gateway) -> None:

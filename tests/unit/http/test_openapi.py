@@ -17,6 +17,7 @@ from pipeline.http.serving import Readiness, ops_app
 from pipeline.metrics import Metrics
 from schemas.log import Log
 from tests.worlds.gateway import Gateway, event, running
+from tests.worlds.relay import relay
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 HTTP_API: Final = (ROOT / "docs" / "http-api.md").read_text()
@@ -87,7 +88,12 @@ ANSWERS: Final = [
     pytest.param("GET", "/v1/accounts/acme/usage", "/v1/accounts/{account}/usage", 200, id="current by path"),
     pytest.param("GET", f"/v1/usage?meter=tokens&window=day&{SPAN}", "/v1/usage", 200, id="over time"),
     pytest.param("GET", f"/v1/usage?meter=nothing&{SPAN}", "/v1/usage", 404, id="unknown meter"),
+    pytest.param("GET", f"/v1/usage?meter=tokens&limit=1&group_by=account&{SPAN}", "/v1/usage", 200, id="a page"),
+    pytest.param("GET", "/v1/usage/top?meter=tokens", "/v1/usage/top", 200, id="top"),
+    pytest.param("GET", "/v1/meters/tokens/top", "/v1/meters/{meter}/top", 200, id="top by path"),
+    pytest.param("GET", f"/v1/usage/periods?meter=tokens&account=acme&{SPAN}", "/v1/usage/periods", 200, id="periods"),
     pytest.param("POST", "/v1/events", "/v1/events", 207, id="events"),
+    pytest.param("POST", "/v1/events?verify=1", "/v1/events", 207, id="verified events"),
 ]
 
 
@@ -97,9 +103,9 @@ async def test_the_document_describes_what_the_gateway_answers(
 ) -> None:
     """A client that is generated from the document must be able to read every answer."""
     document = (await gateway.get("/openapi.json", key="")).json()
-    await gateway.post([event("1"), event("old", time="2026-11-02T00:00:00Z")])
-    await gateway.world.fold_all()
-    body = [event("2"), event("bad", time="no"), event("unmetered", type="nothing")]
+    await gateway.post([event("1"), event("b", subject="b"), event("old", time="2026-11-02T00:00:00Z")])
+    await relay(gateway)
+    body = [event("1"), event("2"), event("bad", time="no"), event("unmetered", type="nothing")]
     answer = await gateway.client.request(
         method, target, json=body if method == "POST" else None, headers=gateway.bearer("admin")
     )

@@ -1,0 +1,74 @@
+"""`GET /v1/usage/periods`: what each billing period of an account counted, and what was carried into it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Query
+from starlette.responses import Response
+
+from aggregators.instants import format_instant_ms
+from aggregators.partitioning import partition_of
+from aggregators.periods import is_closed
+from aggregators.quantities import decimal_text
+from pipeline.http import models
+from pipeline.http.dependencies import Analytics, GatewayDependencies, Live, Reader
+from pipeline.http.errors import ApiError, json_answer, retry_after
+from pipeline.http.queries import PeriodParameters
+from pipeline.http.usage import known_meter, relayed_up_to
+from schemas.analytics import PERIODS_MAX, PeriodQuery, PeriodUsage
+from schemas.meters import Meter
+
+
+class PeriodsEndpoint:
+    """The handler. An app has one object."""
+
+    def __init__(self, dependencies: GatewayDependencies) -> None:
+        self._dependencies = dependencies
+
+    async def periods(
+        self, key: Reader, reader: Analytics, live: Live, parameters: Annotated[PeriodParameters, Query()]
+    ) -> Response:
+        """What each billing period of an account counted of a meter, and of that what was carried in from earlier
+        periods. Periods without usage have no row."""
+        account = parameters.account if parameters.account is not None else key.account
+        if account is None:
+            raise ApiError(400, "bad_parameter", "account: is missing: periods belong to an account", "account")
+        if parameters.from_ >= parameters.to:
+            raise ApiError(400, "bad_parameter", "to: must be later than `from`; the range is [from, to)", "to")
+        meter = known_meter(await self._dependencies.meter_set(), parameters.meter)
+        partition = partition_of(account, self._dependencies.genesis.partitions)
+        # Read before the rows, so the rows are never older.
+        complete_up_to_ms = await relayed_up_to(self._dependencies.hourly, [partition])
+        query = PeriodQuery(meter.slug, account, parameters.from_, parameters.to)
+        periods = await reader.period_usage(query, meter.aggregation)
+        if len(periods) > PERIODS_MAX:
+            message = f"the answer has more than {PERIODS_MAX} periods: ask for less time"
+            raise ApiError(400, "answer_too_large", message, "to")
+        checkpoint, states = await live.accounts.accounts(partition, [account])
+        if checkpoint is None or checkpoint.meter_set is None:
+            message = "nothing has been counted on this account's partition yet: is a worker running?"
+            raise ApiError(503, "not_counted_yet", message, headers=retry_after(5))
+        grace_ms, now_ms = checkpoint.meter_set.policy.grace_ms, checkpoint.stream_time_ms
+        closed = [is_closed(states[account], row.period, grace_ms, now_ms) for row in periods]
+        return json_answer(
+            models.Periods(
+                meter=meter.slug,
+                unit=meter.unit,
+                aggregation=meter.aggregation.value,
+                account=account,
+                complete_up_to=None if complete_up_to_ms is None else format_instant_ms(complete_up_to_ms),
+                periods=[_row(row, meter, done) for row, done in zip(periods, closed, strict=True)],
+            )
+        )
+
+
+def _row(row: PeriodUsage, meter: Meter, closed: bool) -> models.PeriodRow:
+    carried = row.carried_minor if row.carried_minor is not None else meter.aggregation.rule.empty_minor
+    return models.PeriodRow(
+        period_start=format_instant_ms(row.period.start_ms),
+        period_end=format_instant_ms(row.period.end_ms),
+        state="closed" if closed else "open",
+        value=decimal_text(row.value_minor, meter.scale),
+        carried_in=None if carried is None else decimal_text(carried, meter.scale),
+    )
