@@ -100,7 +100,9 @@ RECORDS: Final[dict[Reason, list[bytes | tuple[bytes, Headers]]]] = {
         control("unheard_of", b"{}"),
         control("binding", b'{"account":7,"binding":{"effective_from_ms":"x"}}'),
         control("meter_set", b'{"meter_set":{"version":1,"meters":[{"slug":7}]}}'),
-        control_record(SECRET, HOME, BindingRecord(account=ELSEWHERE, revision=1, binding=Binding(effective_from_ms=0))),
+        control_record(
+            SECRET, HOME, BindingRecord(account=ELSEWHERE, revision=1, binding=Binding(effective_from_ms=0))
+        ),
         control_record(SECRET, HOME, MeterSetRecord(meter_set=METER_SET.model_copy(update={
             "version": 2, "meters": tuple(meter.model_copy(update={"scale": 5}) for meter in METER_SET.meters),
         }))),
