@@ -28,10 +28,17 @@ help: ## Say what the targets do
 	@$(BIN)/uv pip install --compile-bytecode --require-hashes -r requirements/development.lock
 	@touch $@
 
+.venv/.clients: .venv/.development requirements/clients/cloudevents-1.lock requirements/clients/javascript/package-lock.json
+	@echo "Installing the client libraries of docs/clients.md into .venv/clients"
+	@$(BIN)/uv pip install --quiet --require-hashes --target .venv/clients/cloudevents-1 -r requirements/clients/cloudevents-1.lock
+	@mkdir -p .venv/clients/javascript && cp requirements/clients/javascript/package*.json .venv/clients/javascript
+	@$(BIN)/npm ci --prefix .venv/clients/javascript --no-audit --no-fund --ignore-scripts --loglevel error
+	@touch $@
+
 demo: .venv/.runtime ## Run the whole pipeline on this machine, kill it, and prove the counts (ARGS=--json)
 	@$(BIN)/python -m demo $(ARGS)
 
-test: .venv/.development ## Run all tests on a real broker, Valkey and the ClickHouse engine (ARGS=-k name)
+test: .venv/.clients ## Run all tests on a real broker, Valkey and the ClickHouse engine (ARGS=-k name)
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: .venv/.development ## Lint, types and layer contracts

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Final
 
 from aggregators.periods import cuts_of, is_closed, open_period, period_at
 from schemas.clock import MINUTE_MS
-from schemas.control import AccountControlRecord, BindingRecord, RestatementRecord
+from schemas.control import AccountControlRecord, BindingRecord, CloseRecord, RestatementRecord
 from schemas.meters import GRACE_MAX_MS, Policy
-from schemas.periods import AccountState, Billing, Binding, Customer, PendingCut, Restatement
+from schemas.periods import INSTANT_MIN_MS, AccountState, Billing, Binding, Customer, PendingCut, Period, Restatement
 
 # An account keeps at most this many older bindings beside the last one. The periods of those dropped are long closed.
 BINDINGS_MAX: Final = 99
@@ -30,12 +31,24 @@ def apply(
     state: AccountState, record: AccountControlRecord, position: int, policy: Policy, stream_time_ms: int
 ) -> AccountState:
     """The account's state after one of its control records. The worker and the archive both call this function. The
-    reconciler (`reconciler/history.py`) and the oracle have separate rules, which check this function."""
-    if isinstance(record, BindingRecord):
-        return bound(state, record.binding, position, policy, stream_time_ms)
+    reconciler (`reconciler/history.py`) and the oracle have separate rules, which check this function.
+
+    A binding or closing that comes again after a later one changes nothing but the count of repeated records. A
+    restatement record names the record that it answers, so a repeated one answers nothing.
+    """
     if isinstance(record, RestatementRecord):
         return restated(state, record, position, policy, stream_time_ms)
+    if is_repeated(state, record):
+        return _with(state, repeated=state.repeated + 1)
+    state = _with(state, revision=record.revision)
+    if isinstance(record, BindingRecord):
+        return bound(state, record.binding, position, policy, stream_time_ms)
     return closed(state, record.instant_ms, position, policy, stream_time_ms)
+
+
+def is_repeated(state: AccountState, record: BindingRecord | CloseRecord) -> bool:
+    """Whether a record with this revision or a later one was applied to the account before."""
+    return record.revision <= state.revision
 
 
 def bound(state: AccountState, binding: Binding, position: int, policy: Policy, stream_time_ms: int) -> AccountState:
@@ -75,17 +88,18 @@ def restated(
         return state
     if record.declined:
         return _beyond(state, (_requested(pending), *pending.later), policy, stream_time_ms)
-    kept = tuple(old for old in state.bindings if old.effective_from_ms < pending.binding.effective_from_ms)
-    after = _with(
-        state,
-        bindings=(*kept[-BINDINGS_MAX:], pending.binding),
-        **_payers(state, _requested(pending)),
-        restatements=(
-            *state.restatements[-BINDINGS_MAX:],
-            Restatement(pending.from_ms, policy.report_bucket_ms(stream_time_ms)),
-        ),
-    )
+    restatement = Restatement(pending.from_ms, policy.report_bucket_ms(stream_time_ms))
+    after = _with(cut_in_the_past(state), restatements=(*state.restatements[-BINDINGS_MAX:], restatement))
     return _beyond(after, pending.later, policy, stream_time_ms)
+
+
+def cut_in_the_past(state: AccountState) -> AccountState:
+    """The state in which the pending binding has cut the past. Usage must be recounted in its periods first. Returns
+    `state` if no cut is pending."""
+    if state.pending is None:
+        return state
+    effective_ms = state.pending.binding.effective_from_ms
+    return _placed(state, _requested(state.pending), effective_ms, effective_ms)
 
 
 def _begun(
@@ -125,15 +139,17 @@ def _late(
     beyond_ms = _beyond_ms(policy.future_ms, stream_time_ms)
     if effective_ms >= beyond_ms or state.has_payer:
         return None
-    placed = binding.model_copy(update={"effective_from_ms": effective_ms})
-    kept = tuple(old for old in state.bindings if old.effective_from_ms < effective_ms)
+    after = _placed(state, binding, effective_ms, effective_ms)
     before_cuts, after_cuts = (
-        [cut for cut in cuts_of(bindings) if cut.from_ms < beyond_ms] for bindings in (state.bindings, (*kept, placed))
+        [cut for cut in cuts_of(cutting.bindings, cutting.payer_cuts_ms) if cut.from_ms < beyond_ms]
+        for cutting in (state, after)
     )
     if before_cuts == after_cuts:
         return None
     from_ms = period_at(state, effective_ms).start_ms
-    return PendingCut(position=position, from_ms=from_ms, requested_ms=binding.effective_from_ms, binding=placed)
+    return PendingCut(
+        position=position, from_ms=from_ms, requested_ms=binding.effective_from_ms, binding=after.bindings[-1]
+    )
 
 
 def _requested(pending: PendingCut) -> Binding:
@@ -165,21 +181,52 @@ def with_binding(state: AccountState, binding: Binding, future_ms: int, stream_t
     # If the running period is closed, a later period may contain carried usage: its start must not move.
     carried_ms = open_period(state, stream_time_ms).start_ms
     effective_ms = max(binding.effective_from_ms, beyond_ms, carried_ms)
-    kept = tuple(
-        old for old in state.bindings if old.effective_from_ms < effective_ms or old.effective_from_ms <= carried_ms
+    return _placed(state, binding, effective_ms, max(effective_ms, carried_ms + 1))
+
+
+def _placed(state: AccountState, binding: Binding, effective_ms: int, replaced_from_ms: int) -> AccountState:
+    """The state with a binding in effect from `effective_ms` on, instead of bindings and cuts from `replaced_from_ms`
+    on.
+
+    Another payer takes effect with the binding, and the period ends there: the usage before belongs to the payer
+    before, and the total of a maximum or of distinct values is that of one payer.
+    """
+    customers, is_cut = _named(state.customers, binding, effective_ms)
+    return _with(
+        state,
+        bindings=(
+            *[old for old in state.bindings if old.effective_from_ms < replaced_from_ms][-BINDINGS_MAX:],
+            binding.model_copy(update={"effective_from_ms": effective_ms}),
+        ),
+        customers=customers[-BINDINGS_MAX - 1 :],
+        payer_cuts_ms=(
+            *[cut_ms for cut_ms in state.payer_cuts_ms if cut_ms < replaced_from_ms][-BINDINGS_MAX:],
+            *([effective_ms] if is_cut else []),
+        ),
+        has_payer=state.has_payer or binding.billing is not Billing.UNMAPPED,
     )
-    placed = binding.model_copy(update={"effective_from_ms": effective_ms})
-    return _with(state, bindings=(*kept[-BINDINGS_MAX:], placed), **_payers(state, binding))
 
 
-def _payers(state: AccountState, binding: Binding) -> dict[str, object]:
-    """The fields of the state that say who pays: the customers, and whether any binding was ever mapped or free."""
-    last = Customer(binding.effective_from_ms, binding.billing, binding.stripe_customer)
-    before = tuple(customer for customer in state.customers if customer.from_ms < last.from_ms)
-    return {
-        "customers": (*before[-BINDINGS_MAX:], last),
-        "has_payer": state.has_payer or binding.billing is not Billing.UNMAPPED,
-    }
+def _named(customers: tuple[Customer, ...], binding: Binding, effective_ms: int) -> tuple[tuple[Customer, ...], bool]:
+    """The customers after a binding, and whether the payer changes where the binding takes effect.
+
+    The binding names the payer of all usage from `effective_ms` on, and of earlier usage only if nobody was named for
+    it and the record asked for that instant.
+    """
+    payer = Customer(effective_ms, binding.billing, binding.stripe_customer)
+    spans = [Customer(INSTANT_MIN_MS - 1, Billing.UNMAPPED, "")]
+    spans += [customer for customer in customers if customer.from_ms < effective_ms]
+    named: list[Customer] = []
+    for span, after in zip(spans, (*spans[1:], payer), strict=True):
+        asked_ms = max(span.from_ms, binding.effective_from_ms)
+        if span.billing is not Billing.UNMAPPED or span.from_ms < asked_ms:
+            named.append(span)
+        if span.billing is Billing.UNMAPPED and asked_ms < after.from_ms:
+            named.append(payer._replace(from_ms=asked_ms))
+    is_cut = named[-1][1:] != payer[1:]
+    named.append(payer)
+    changes = [after for before, after in pairwise(named) if after[1:] != before[1:]]
+    return tuple(changes), is_cut
 
 
 def with_closing(state: AccountState, instant_ms: int, window_ms: int, stream_time_ms: int) -> AccountState:
@@ -195,3 +242,10 @@ def customer_at(state: AccountState, instant_ms: int) -> Customer | None:
     """Who pays for usage at an instant, or None if no binding was in force."""
     customers = [customer for customer in state.customers if customer.from_ms <= instant_ms]
     return customers[-1] if customers else None
+
+
+def is_payable_in(state: AccountState, instant_ms: int, period: Period) -> bool:
+    """Whether usage at an instant may be carried to a period: another payer must not pay for it. Usage that nobody was
+    named for may be carried to any period."""
+    before, after = customer_at(state, instant_ms), customer_at(state, period.start_ms)
+    return before is None or before.billing is Billing.UNMAPPED or (after is not None and before[1:] == after[1:])

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from schemas.events import BOTH_PAYLOADS, EventStruct, UsageEvent, object_of, payload_of
 from schemas.log import RECORD_EVENTS_MAX
 from schemas.reasons import Reason
+from schemas.validation import first_problem, json_kind
 
 _DECODE_FAILURES: Final = (msgspec.MsgspecError, InvalidOperation, RecursionError, UnicodeDecodeError, ValueError)
 
@@ -35,6 +36,10 @@ LEVELS_MAX: Final = 200
 RECORD_LEVELS_MAX: Final = 500
 # Reads each byte once and never backtracks: a string that is not closed goes to the end of the text.
 _STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_DIGITS: Final = re.compile(rb"[0-9]++")
+# Python's limit for the conversion of texts to integers.
+INTEGER_DIGITS_MAX: Final = 4_300
+_FIELD_OF_AN_ERROR: Final = re.compile(r"`\$\.([A-Za-z]+)")
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"{}[]")
 
@@ -212,17 +217,28 @@ def _explain(index: int, raw: bytes, error: Exception) -> Rejected:
     except RecursionError:
         return Rejected(index, Reason.TOO_DEEP, "nested too deep", raw)
     except _DECODE_FAILURES as malformed:
-        return Rejected(index, Reason.BAD_JSON, str(malformed)[:200], raw)
+        return Rejected(index, Reason.BAD_JSON, _malformed(raw, malformed), raw)
     if not isinstance(document, dict):
-        return Rejected(index, Reason.NOT_AN_EVENT, f"a JSON {type(document).__name__}, not an object", raw)
+        return Rejected(index, Reason.NOT_AN_EVENT, f"a JSON object is needed, not {json_kind(document)}", raw)
     try:
         UsageEvent.model_validate(document)
     except ValidationError as invalid:
-        first = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])[:100]
-        reason = Reason.MISSING_FIELD if first["type"] == "missing" else Reason.BAD_FIELD
-        return Rejected(index, reason, f"{field}: {first['msg']}", raw)
-    return Rejected(index, Reason.BAD_FIELD, str(error)[:200], raw)
+        field, message, missing = first_problem(invalid)
+        return Rejected(index, Reason.MISSING_FIELD if missing else Reason.BAD_FIELD, f"{field}: {message}", raw)
+    # The contract sees the last of equal keys, the decoder all of them.
+    repeated = _FIELD_OF_AN_ERROR.search(str(error))
+    return Rejected(index, Reason.BAD_FIELD, f"{repeated[1] if repeated else 'the event'}: stands twice", raw)
+
+
+def _malformed(raw: bytes, error: Exception) -> str:
+    """Why bytes cannot be decoded as JSON, without the words of Python."""
+    digits = max((len(number[0]) for number in _DIGITS.finditer(_STRINGS.sub(b"", raw))), default=0)
+    if digits >= INTEGER_DIGITS_MAX:
+        return f"a number has {digits} digits, fewer than {INTEGER_DIGITS_MAX} are read"
+    if isinstance(error, InvalidOperation):
+        return "a number has an exponent that is too large to be read"
+    # The decoder's words for a text that ends too early.
+    return str(error)[:200].replace("Input data was truncated", "the JSON text ends too early")
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -54,7 +54,7 @@ def duplicate_of(event: Deferred) -> Duplicate:
         event.type,
         event.source,
         event.time_us,
-        normalised(decode_again(event.raw.encode()).data),
+        normalised(decode_again(event.raw.encode()).data or {}),
         event.stream_time_ms,
     )
 

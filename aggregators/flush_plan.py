@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from aggregators.bindings import apply, is_waiting
+from aggregators.bindings import apply, is_payable_in, is_waiting
 from aggregators.codec import CellKey, ReportKey, cell_field, report_field
 from aggregators.deferred import contributions_at, deferred_entry
 from aggregators.instants import hour_of_us
@@ -33,8 +33,8 @@ _Running = tuple[int, int, int, Period]
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
-    """An arrival with the period it counts in. `late`: the period of its event time was closed. `kept_out`: one of its
-    meters quarantines late events."""
+    """An arrival with the period it counts in. `late`: the period of its event time was closed. `kept_out`: it is late,
+    and one of its meters quarantines late events, or another payer would pay for it."""
 
     arrival: Arrival
     period: Period
@@ -43,10 +43,10 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
 
 
 class PlacedDedupDecision(NamedTuple):
-    """A dedup decision, and whether the period of its event's time was closed by then."""
+    """A dedup decision, and whether its event is late and kept out (`Placed`)."""
 
     step: DedupDecisionStep
-    closed: bool
+    kept_out: bool
 
 
 class Placement(NamedTuple):
@@ -154,10 +154,10 @@ def place(
             continue
         period = period_at(state, instant_ms)
         if is_closed(state, period, policy.grace_ms, step.stream_time_ms):
-            if quarantines_late(step.contributions):
+            carried = open_period(state, step.stream_time_ms)
+            if quarantines_late(step.contributions) or not is_payable_in(state, instant_ms, carried):
                 placed.append(Placed(step, period, late=True, kept_out=True))
             else:
-                carried = open_period(state, step.stream_time_ms)
                 placed.append(Placed(step, carried, late=True, kept_out=False))
         else:
             running[step.account] = (*period, period.end_ms + policy.grace_ms, period)
@@ -166,8 +166,11 @@ def place(
 
 
 def _placed_decision(step: DedupDecisionStep, state: AccountState, policy: Policy) -> PlacedDedupDecision:
-    period = period_at(state, step.decision.time_us // 1000)
-    return PlacedDedupDecision(step, is_closed(state, period, policy.grace_ms, step.stream_time_ms))
+    instant_ms, decision = step.decision.time_us // 1000, step.decision
+    if not decision.metered or not is_closed(state, period_at(state, instant_ms), policy.grace_ms, step.stream_time_ms):
+        return PlacedDedupDecision(step, kept_out=False)
+    payable = is_payable_in(state, instant_ms, open_period(state, step.stream_time_ms))
+    return PlacedDedupDecision(step, kept_out=decision.quarantine or not payable)
 
 
 def _decided(step: DedupDecisionStep, event: Deferred, state: AccountState, policy: Policy) -> Placed:
@@ -177,10 +180,11 @@ def _decided(step: DedupDecisionStep, event: Deferred, state: AccountState, poli
         contributions_at(event, step.meter_set), event, step.decision,
     )  # fmt: skip
     period = period_at(state, event.time_us // 1000)
-    late = is_closed(state, period, policy.grace_ms, step.stream_time_ms)
-    if late and event.quarantine:
+    if not is_closed(state, period, policy.grace_ms, step.stream_time_ms):
+        return Placed(arrival, period, late=False, kept_out=False)
+    if _placed_decision(step, state, policy).kept_out:
         return Placed(arrival, period, late=True, kept_out=True)
-    return Placed(arrival, open_period(state, step.stream_time_ms) if late else period, late=late, kept_out=False)
+    return Placed(arrival, open_period(state, step.stream_time_ms), late=True, kept_out=False)
 
 
 def plan(scan: Scan, placement: Placement, checkpoint: Checkpoint, hash_key: bytes) -> FlushPlan:

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from aggregators.quantities import minor_of, text_of
-from schemas.meters import FilterOperator, LatePolicy, Meter, MeterSet, path_keys
+from schemas.meters import FilterOperator, LatePolicy, Meter, MeterSet, OnBad, path_keys
 from schemas.reasons import Reason
 
 NO_DIMENSIONS: Final = "{}"
@@ -33,11 +33,16 @@ class Failure(NamedTuple):
     detail: str
 
 
+_Reader = Callable[[dict[str, Any]], Contribution | Failure | None]
+
+
 class CompiledMeterSet(NamedTuple):
-    """A meter set and its compiled meters by event type."""
+    """A meter set and its compiled meters by event type. `tolerant` are the meters that skip events which they cannot
+    use (`on_bad`), by slug; their readers in `by_type` do not want such events."""
 
     meter_set: MeterSet
-    by_type: dict[str, tuple[Callable[[dict[str, Any]], Contribution | Failure | None], ...]]
+    by_type: dict[str, tuple[_Reader, ...]]
+    tolerant: dict[str, tuple[tuple[str, _Reader], ...]]
 
     def contributions(self, event_type: str, data: dict[str, Any]) -> tuple[Contribution, ...] | Failure:
         """The event's contributions to all meters that want it, or why one fails; empty if no meter wants the event."""
@@ -58,14 +63,28 @@ class CompiledMeterSet(NamedTuple):
             return Failure(Reason.BAD_FOR_ONE_METER, f"{failure.reason}: {failure.detail}")
         return failure
 
+    def skips(self, event_type: str, data: dict[str, Any]) -> list[tuple[str, Failure]]:
+        """The meters that skip the event because of its data, by slug, and why. Call this for valid events only."""
+        readers = self.tolerant.get(event_type, ())
+        return [(slug, answer) for slug, reader in readers if isinstance(answer := reader(data), Failure)]
+
 
 @lru_cache(maxsize=64)
 def compiled(meter_set: MeterSet) -> CompiledMeterSet:
     """Compile a meter set; cached."""
-    by_type: dict[str, list[Callable[[dict[str, Any]], Contribution | Failure | None]]] = {}
+    by_type: dict[str, list[_Reader]] = {}
+    tolerant: dict[str, list[tuple[str, _Reader]]] = {}
     for meter in meter_set.meters:
-        by_type.setdefault(meter.event_type, []).append(_reader(meter))
-    return CompiledMeterSet(meter_set, {name: tuple(readers) for name, readers in by_type.items()})
+        reader = _reader(meter)
+        if meter.on_bad is OnBad.SKIP_METER:
+            tolerant.setdefault(meter.event_type, []).append((meter.slug, reader))
+            reader = _tolerant(reader)
+        by_type.setdefault(meter.event_type, []).append(reader)
+    return CompiledMeterSet(
+        meter_set,
+        {name: tuple(readers) for name, readers in by_type.items()},
+        {name: tuple(readers) for name, readers in tolerant.items()},
+    )
 
 
 def quarantines_late(contributions: tuple[Contribution, ...]) -> bool:
@@ -118,7 +137,15 @@ def in_force_after(current: MeterSet | None, proposed: MeterSet) -> MeterSet:
     return successor(current, proposed) if current is None or proposed.version > current.version else current
 
 
-def _reader(meter: Meter) -> Callable[[dict[str, Any]], Contribution | Failure | None]:
+def _tolerant(reader: _Reader) -> _Reader:
+    def read(data: dict[str, Any]) -> Contribution | None:
+        answer = reader(data)
+        return None if isinstance(answer, Failure) else answer
+
+    return read
+
+
+def _reader(meter: Meter) -> _Reader:
     passes = _filter(meter)
     dimensions_of = _dimensions(meter)
     value_keys = path_keys(meter.value_path) if meter.value_path else ()

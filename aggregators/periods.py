@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from aggregators.instants import civil_from_days, days_from_civil, month_days
-from schemas.clock import DAY_MS
+from schemas.clock import DAY_MS, MINUTE_MS
 from schemas.periods import INSTANT_MIN_MS, AccountState, Binding, Interval, Period
 
 
@@ -26,7 +26,7 @@ def period_at(state: AccountState, instant_ms: int) -> Period:
     """The account's period that contains the instant."""
     if not state.bindings:
         return _calendar_month(instant_ms // DAY_MS)
-    return _cut_period(cuts_of(state.bindings), instant_ms)
+    return _cut_period(cuts_of(state.bindings, state.payer_cuts_ms), instant_ms)
 
 
 def _cut_period(cuts: tuple[Cut, ...], instant_ms: int) -> Period:
@@ -39,13 +39,18 @@ def _cut_period(cuts: tuple[Cut, ...], instant_ms: int) -> Period:
 
 
 @lru_cache(maxsize=4096)
-def cuts_of(bindings: tuple[Binding, ...]) -> tuple[Cut, ...]:
-    """One cut per change of anchor or interval. A binding that only changes the customer does not end a period."""
+def cuts_of(bindings: tuple[Binding, ...], payer_cuts_ms: tuple[int, ...]) -> tuple[Cut, ...]:
+    """One cut for each change of anchor or interval, and for each instant of `payer_cuts_ms` within a period."""
     cuts = [_CALENDAR]
     for binding in bindings:
-        last = cuts[-1]
-        if (binding.anchor_ms, binding.interval, binding.interval_count) != last[1:]:
-            cuts.append(Cut(binding.effective_from_ms, binding.anchor_ms, binding.interval, binding.interval_count))
+        anchor_ms = binding.anchor_ms // MINUTE_MS * MINUTE_MS
+        if (anchor_ms, binding.interval, binding.interval_count) != cuts[-1][1:]:
+            cuts.append(Cut(binding.effective_from_ms, anchor_ms, binding.interval, binding.interval_count))
+    for from_ms in payer_cuts_ms:
+        before = [cut for cut in cuts if cut.from_ms <= from_ms]
+        last = before[-1]
+        if from_ms not in (last.from_ms, _anchored(*last[1:], from_ms).start_ms):
+            cuts[len(before) :] = [last._replace(from_ms=from_ms), *cuts[len(before) :]]
     return tuple(cuts)
 
 

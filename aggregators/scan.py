@@ -5,6 +5,7 @@ This step does not depend on account states, so it reads no store. The archive r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -13,8 +14,7 @@ from pydantic import ValidationError
 
 from aggregators.decode import Raws, decode
 from aggregators.deferred import deferred_entry, far_late_us
-from aggregators.instants import parse_instant_us
-from aggregators.judge import WITHOUT_METERS, Home, judge, rules_at
+from aggregators.judge import WITHOUT_METERS, Home, event_time_us, judge, rules_at
 from aggregators.meters import Failure, compiled, definition_change, in_force_after
 from aggregators.partitioning import partition_of
 from aggregators.signing import signature_holds
@@ -37,6 +37,7 @@ from schemas.log import Record, index_of, offset_of, position
 from schemas.meters import MeterSet, Policy
 from schemas.reasons import Reason
 from schemas.restatement import unpacked
+from schemas.validation import first_problem
 
 _RESTATEMENT: Final = ControlKind.RESTATEMENT.value.encode()
 
@@ -71,7 +72,8 @@ class Moment(NamedTuple):
 class Scan(NamedTuple):
     """The steps of a run of records, in log order. `state` is the log state after the last record.
 
-    `policies` (in force) and `raws` (bytes of the events) are by record offset. `moments` are all records.
+    `policies` (in force) and `raws` (bytes of the events) are by record offset. `moments` are all records. `skipped`
+    has the number of valid events (duplicates included) that a meter skipped for their data, by meter and reason.
     """
 
     steps: list[Step]
@@ -83,6 +85,7 @@ class Scan(NamedTuple):
     policies: dict[int, Policy]
     moments: Sequence[Moment] = ()
     raws: Mapping[int, Raws] = {}
+    skipped: Mapping[tuple[str, Reason], int] = {}
 
     def raw(self, position: int) -> bytes:
         """The original bytes of the event at a position of these records."""
@@ -122,6 +125,7 @@ class _Scanner:
         self.controls: list[ControlEntry] = []
         self.received = 0
         self.raws: dict[int, Raws] = {}
+        self.skipped: Counter[tuple[str, Reason]] = Counter()
 
     def take(self, record: Record) -> None:
         self.stream_time_ms = max(self.stream_time_ms, record.timestamp_ms)
@@ -140,18 +144,22 @@ class _Scanner:
             self._quarantine(base | rejected.place, rejected.reason, rejected.detail, rejected.raw)
         earliest_us = far_late_us(self.policy, stream_time_ms)
         rules = rules_at(stream_time_ms, self.compiled, self.home)
-        append = self.steps.append
+        tolerant, append = bool(self.compiled.tolerant), self.steps.append
         for place, event in decoded.events:
-            time_us = parse_instant_us(event.time)
+            time_us = event_time_us(event, stream_time_ms)
             contributions = judge(event, time_us, rules)
             if isinstance(contributions, Failure):
                 self._quarantine(base | place, *contributions, decoded.raws.parts[place])
                 continue
-            assert time_us is not None, "judge rejects an event without a time"  # noqa: S101 - an invariant, not input
+            assert time_us is not None, "judge rejects a malformed time"  # noqa: S101 - an invariant, not input
             arrival = Arrival(
                 base | place, stream_time_ms, event.subject, event.id, event.type, event.source,
-                time_us, event.data, contributions,
+                time_us, event.data or {}, contributions,
             )  # fmt: skip
+            if tolerant:
+                self.skipped.update(
+                    (slug, failure.reason) for slug, failure in self.compiled.skips(event.type, arrival.data)
+                )
             if time_us < earliest_us:
                 deferred = deferred_entry(arrival, decoded.raws.parts[place])
                 arrival = msgspec.structs.replace(arrival, deferred=deferred)
@@ -168,8 +176,11 @@ class _Scanner:
         try:
             kind = ControlKind(kind_text)
             control = CONTROL_CLASSES[kind].model_validate_json(value)
-        except (ValidationError, ValueError) as error:
-            return self._refuse(record, Reason.BAD_CONTROL, f"{kind_text[:50]}: {str(error)[:200]}")
+        except ValidationError as error:
+            field, message, _ = first_problem(error)
+            return self._refuse(record, Reason.BAD_CONTROL, f"{kind_text[:50]}: {field}: {message}"[:300])
+        except ValueError:
+            return self._refuse(record, Reason.BAD_CONTROL, f"{kind_text[:50]}: no such kind of control record")
         problem = self._apply(control, position(record.offset))
         if problem:
             return self._refuse(record, Reason.BAD_CONTROL, problem)
@@ -209,7 +220,7 @@ class _Scanner:
         try:
             after = in_force_after(self.meter_set, proposed)
         except ValidationError as error:
-            return f"retired: {error.errors(include_url=False)[0]['msg']}: too many meters were taken away"
+            return f"retired: {first_problem(error).message}: too many meters were taken away"
         if after is not self.meter_set:
             # All partitions share one object per meter set: comparing large meter sets is slow.
             self.compiled = compiled(after)
@@ -282,4 +293,5 @@ def scan(
         policies,
         moments,
         scanner.raws,
+        scanner.skipped,
     )

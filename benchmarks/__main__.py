@@ -48,6 +48,7 @@ class Plan(NamedTuple):
 QUICK = Plan(200_000, 2, 1_000_000, 100_000, 100_000, 500, 5, 5, growth.QUICK)
 FULL = Plan(1_000_000, 3, 10_000_000, 500_000, 1_000_000, 2_000, 15, 10, growth.FULL)
 ACCOUNTS = 2_000
+ACCOUNTS_MAX = 10_000_000
 
 
 def latest_time_ms(now_ms: int) -> int:
@@ -118,6 +119,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="end with one line of JSON instead of the table")
     parser.add_argument("--accounts", type=int, default=ACCOUNTS, help=f"how many accounts emit; {ACCOUNTS} by default")
     arguments = parser.parse_args()
+    if not 1 <= arguments.accounts <= ACCOUNTS_MAX:
+        parser.error(f"argument --accounts: must be from 1 to {ACCOUNTS_MAX}")
     began_s = time.monotonic()
 
     def say(message: str) -> None:

@@ -6,15 +6,17 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
 
+import msgspec
 from confluent_kafka import Producer
 
 from aggregators.codec import parse_value
 from benchmarks.figures import Figure, Report
 from benchmarks.machine import cpu_s, resident_bytes, spread
-from benchmarks.services import Process, Services, Stores
+from benchmarks.services import ROOT, Process, Services, Stores
 from benchmarks.traffic import RECORD_EVENTS, Traffic
 from pipeline.open import Base
 from schemas.aggregations import Aggregation
@@ -38,6 +40,7 @@ POLL_INTERVAL_S: Final = 0.1
 MEGABYTE: Final = 1024 * 1024
 SECTION: Final = "(b) Events per second of one process, real broker"
 
+_split: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _MERGED: Final = ", ".join(f"any(aggregation) = '{each}', {each.rule.merged_sql}" for each in Aggregation)
 HOURLY_TOTALS: Final = f"""
 SELECT account, meter, toInt64(multiIf({_MERGED}, 0)) FROM usage_hourly FINAL GROUP BY account, meter
@@ -61,17 +64,21 @@ class Feed:
             "message.max.bytes": 8 * 1024 * 1024, "queue.buffering.max.kbytes": 256 * 1024,
         })  # fmt: skip
 
-    def send(self, events: int) -> None:
-        """Produce `events` events and block until the broker has stored them. Raises RuntimeError after 60 s."""
+    def send(self, events: int, topic: str = EVENTS_TOPIC, *, single: bool = False) -> None:
+        """Produce `events` events and block until the broker has stored them. Raises RuntimeError after 60 s.
+
+        `single`: one event per record instead of a batch.
+        """
         producer = self._producer
         assert producer is not None, "the feed is closed"
         for batch in self.traffic.records(events // RECORD_EVENTS):
-            while True:
-                try:
-                    producer.produce(EVENTS_TOPIC, batch.value, partition=batch.partition)
-                    break
-                except BufferError:
-                    producer.poll(0.05)
+            for value in _split(batch.value) if single else [batch.value]:
+                while True:
+                    try:
+                        producer.produce(topic, bytes(value), partition=batch.partition)
+                        break
+                    except BufferError:
+                        producer.poll(0.05)
             producer.poll(0)
         if producer.flush(60):
             raise RuntimeError("the broker did not take the events within 60 s")
@@ -107,10 +114,13 @@ class Bench:
         self.bare_cpu_us = median(cpu)
         return wall
 
-    def role(self, name: str, stores: Stores) -> Process:
-        """A process of a role that reads the whole log into empty stores."""
-        environment = stores.environment(self.services.kafka.url)
-        return Process(["pipeline.cli", name, "--replay-from-start"], stores.folder / f"{name}.log", environment)
+    def role(self, name: str, stores: Stores, checkout: Path = ROOT) -> Process:
+        """A process of a role that reads the whole log into empty stores. `checkout` is the folder of its code."""
+        environment = {**stores.environment(self.services.kafka.url), "PYTHONPATH": str(checkout)}
+        arguments = ["pipeline.cli", name]
+        if name != "router":
+            arguments.append("--replay-from-start")
+        return Process(arguments, stores.folder / f"{name}.log", environment, checkout)
 
     async def counted(self, store: RedisLiveView) -> int:
         """The number of events that Redis has received."""

@@ -58,8 +58,8 @@ def consume(servers: str, partitions: int, events: int, redis_url: str, clickhou
         totals: dict[tuple[str, str, str], int] = {}
         for event in fresh:
             name = VALUES.get(event.type)
-            key = (event.subject, event.type, event.time[:13])
-            totals[key] = totals.get(key, 0) + (int(event.data[name]) if name else 1)
+            key = (event.subject, event.type, (event.time or "")[:13])
+            totals[key] = totals.get(key, 0) + (int((event.data or {})[name]) if name else 1)
         pipe = redis.pipeline(transaction=False)
         for (account, kind, hour), total in totals.items():
             pipe.hincrby(f"usage:{account}:{hour}", kind, total)

@@ -18,11 +18,17 @@ SECRET: Final = "benchmark-secret-of-32-characters"  # noqa: S105  of deployment
 
 
 class Process(LocalProcess):
-    """The process `python -m ARGUMENTS` in this repository."""
+    """The process `python -m ARGUMENTS` in a checkout of this repository."""
 
-    def __init__(self, arguments: Sequence[str], log_path: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log_path: Path,
+        environment: Mapping[str, str] | None = None,
+        checkout: Path = ROOT,
+    ) -> None:
         whole = {**os.environ, **(environment or {}), "TZ": "UTC", "PYTHONUNBUFFERED": "1"}
-        super().__init__(arguments[0], python(*arguments), log_path, environment=whole, cwd=ROOT)
+        super().__init__(arguments[0], python(*arguments), log_path, environment=whole, cwd=checkout)
 
     def result(self, timeout_s: float) -> Any:
         """Wait for the end; return the last line of output as JSON. Raises `OperatorNeeded` on exit code ≠ 0."""

@@ -108,8 +108,8 @@ class Demo:
                     answer = await client.post("/_simulator/customers", json={"id": customer, "name": account})
                     answer.raise_for_status()
                     partition = partition_of(account, base.genesis.partitions)
-                    for binding in plan.bindings(account, customer):
-                        record = BindingRecord(account=account, binding=binding)
+                    for revision, binding in enumerate(plan.bindings(account, customer), 1):
+                        record = BindingRecord(account=account, revision=revision, binding=binding)
                         await append_control(base.log, self.settings.secret_bytes(), partition, record)
         finally:
             await base.log.close()

@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from pipeline.cli import main
-from pipeline.cli.context import settings
+from pipeline.cli.context import role_settings
 from pipeline.roles.worker import run_worker
 from pipeline.rollup.processor import RollupProcessor
 from pipeline.runner.runner import run_in_loop
@@ -86,7 +86,7 @@ class CountedReplays:
 @click.option("--replay-from-start", is_flag=True)
 def worker(replay_from_start: bool) -> None:
     """Run the worker."""
-    chosen = settings()
+    chosen = role_settings()
     counter = ReplayCounter(chosen.data_dir)
     run_in_loop(
         run_worker(chosen, replay_from_start=replay_from_start, around=lambda rollup: CountedReplays(rollup, counter))

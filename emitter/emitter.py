@@ -97,10 +97,11 @@ class Emitter:
     ) -> str:
         """Queue one event for the sending thread and return the event's id.
 
-        If the operation has an id, pass it as `id`: a job that runs twice is then counted once. The default is a new
-        UUIDv7. `time` is when the usage happened (an aware datetime or RFC 3339 text); the default is now. `data` is
-        copied one level deep: do not change lists or dicts inside `data` afterwards. Raises `ValueError` for an invalid
-        argument, `QueueFull` (see `when_full`), and `RuntimeError` after `close`.
+        If the operation has an id, pass it as `id`: a job that runs twice is then counted once. The id must be unique
+        within the account, across all types and sources: of two events with one id, only the first is counted. The
+        default is a new UUIDv7. `time` is when the usage happened (an aware datetime or RFC 3339 text); the default is
+        now. `data` is copied one level deep: do not change lists or dicts inside `data` afterwards. Raises `ValueError`
+        for an invalid argument, `QueueFull` (see `when_full`), and `RuntimeError` after `close`.
         """
         if not 0 < len(type) <= NAME_CHARACTERS_MAX:
             raise ValueError(f"type must have 1 to {NAME_CHARACTERS_MAX} characters")

@@ -5,7 +5,7 @@ Written only from docs/invariants.md (I8, I9, S11). Times are int milliseconds U
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,17 +38,43 @@ class _Late(NamedTuple):
     times: int = 0
 
 
+class _Payer(NamedTuple):
+    """Whom a binding names, which was processed at stream time `log_ms`: for all usage from `from_ms` on, and since
+    `asked_ms` for usage that nobody was named for."""
+
+    log_ms: int
+    asked_ms: int
+    from_ms: int
+    billing: str
+    customer: str
+
+
+_NOBODY = _Payer(0, 0, 0, "unmapped", "")
+
+
+def _paying(payers: Sequence[_Payer], instant_ms: int) -> _Payer:
+    """Who pays at an instant after these bindings."""
+    paying = _NOBODY
+    for payer in payers:
+        if instant_ms >= payer.from_ms or (instant_ms >= payer.asked_ms and paying.billing == "unmapped"):
+            paying = payer
+    return paying
+
+
 class Accounts:
     """The accounts of a log. `serial` is the number of counted events of an account at some instant.
 
-    `declined` has the accounts whose restatement was declined.
+    `declined` has the accounts whose restatement was declined. `repeated` counts the bindings and closings that changed
+    nothing because their revision was not above the revisions before.
     """
 
     def __init__(self) -> None:
         self.declined: list[str] = []
+        self.repeated: Counter[str] = Counter()
+        self._revisions: dict[str, int] = {}
         self._bindings: dict[str, list[Binding]] = defaultdict(list)
         self._named: set[str] = set()
-        self._payers: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        self._payers: dict[str, list[_Payer]] = defaultdict(list)
         self._closed: dict[str, list[tuple[int, int]]] = defaultdict(list)
         self._late: dict[str, _Late] = {}
 
@@ -85,14 +111,31 @@ class Accounts:
         return account in self._late and log_ms < self._late[account].until_ms
 
     def payers(self, account: str, instant_ms: int, log_ms: int) -> set[str]:
-        """The possible payers of usage at an instant, by the bindings processed up to a stream time.
+        """The possible payers of usage at an instant, by the bindings processed up to a stream time. A binding at
+        exactly that stream time gives two possible payers."""
+        payers = self._payers[account]
+        before = [payer for payer in payers if payer.log_ms < log_ms]
+        by_then = [payer for payer in payers if payer.log_ms <= log_ms]
+        return {_paying(known, instant_ms).customer for known in (before, by_then)}
 
-        The last binding that applies names the payer. A binding at exactly that stream time gives two possible payers.
-        """
-        payers = [(stream_ms, payer) for stream_ms, from_ms, payer in self._payers[account] if from_ms <= instant_ms]
-        before = [payer for stream_ms, payer in payers if stream_ms < log_ms]
-        by_then = [payer for stream_ms, payer in payers if stream_ms <= log_ms]
-        return {*before[-1:], *by_then[-1:]}
+    def billing(self, account: str, instant_ms: int) -> str:
+        """How usage at an instant is billed by all bindings: mapped, free or unmapped."""
+        return _paying(self._payers[account], instant_ms).billing
+
+    def is_billed_to_another(self, account: str, usage_ms: int, period_start_ms: int) -> bool:
+        """Whether somebody was named for usage at an instant, and another one pays for a period."""
+        paid, paying = (_paying(self._payers[account], instant_ms) for instant_ms in (usage_ms, period_start_ms))
+        return paid.billing != "unmapped" and paid[3:] != paying[3:]
+
+    def is_newest(self, account: str, revision: int | None) -> bool:
+        """Whether no binding or closing of the account with this or a higher revision was processed; counts the other
+        records, which must not be processed. None stands for the next revision."""
+        last = self._revisions.get(account, 0)
+        if revision is not None and revision <= last:
+            self.repeated[account] += 1
+            return False
+        self._revisions[account] = last + 1 if revision is None else revision
+        return True
 
     def bind(self, account: str, fields: Fields, log_ms: int, policy: Policy, offset: int) -> None:
         """Process a binding: it waits for its restatement or for a pending one, or takes effect in the future."""
@@ -136,8 +179,7 @@ class Accounts:
             self._give_up(account, log_ms, policy)
             return False
         del self._late[account]
-        self._replace(account, binding_of(late.fields, late.effective_ms), late.effective_ms)
-        self._name(account, late.fields, log_ms)
+        self._take(account, late.fields, late.effective_ms, late.effective_ms, log_ms)
         for fields in late.later:
             self._place(account, fields, log_ms, policy)
         return True
@@ -155,18 +197,28 @@ class Accounts:
         the same or a later effect, except those that define the start of that period.
         """
         carrying_ms = self.carrying_period(account, log_ms)[0]
-        newest = binding_of(fields, max(_beyond_ms(log_ms, policy), carrying_ms))
-        self._replace(account, newest, max(newest.effective_from_ms, carrying_ms + 1))
-        self._name(account, fields, log_ms)
+        effective_ms = max(int(fields["effective_from_ms"]), _beyond_ms(log_ms, policy), carrying_ms)
+        self._take(account, fields, effective_ms, max(effective_ms, carrying_ms + 1), log_ms)
 
-    def _replace(self, account: str, newest: Binding, until_ms: int) -> None:
-        kept = [known for known in self._bindings[account] if known.effective_from_ms < until_ms]
-        self._bindings[account] = [*kept, newest]
-
-    def _name(self, account: str, fields: Fields, log_ms: int) -> None:
-        self._payers[account].append((log_ms, int(fields["effective_from_ms"]), fields.get("stripe_customer", "")))
-        if fields.get("billing", "unmapped") != "unmapped":
+    def _take(self, account: str, fields: Fields, effective_ms: int, until_ms: int, log_ms: int) -> None:
+        """Put a binding in force at an instant, instead of all bindings from `until_ms` on."""
+        self._bindings[account], payers = self._with(account, fields, effective_ms, until_ms, log_ms)
+        self._payers[account] = payers
+        if payers[-1].billing != "unmapped":
             self._named.add(account)
+
+    def _with(
+        self, account: str, fields: Fields, effective_ms: int, until_ms: int, log_ms: int
+    ) -> tuple[list[Binding], list[_Payer]]:
+        """The bindings and payers with another binding in force at an instant."""
+        billing, customer = fields.get("billing", "unmapped"), fields.get("stripe_customer", "")
+        named = _Payer(log_ms, int(fields["effective_from_ms"]), effective_ms, billing, customer)
+        payers = [*self._payers[account], named]
+        changes = _paying(payers, effective_ms - 1)[3:] != named[3:]
+        kept = [known for known in self._bindings[account] if known.effective_from_ms < until_ms]
+        # If the binding before it would end a period here in any case, the payer changes nothing.
+        ends = changes and period_containing(kept, effective_ms)[0] != effective_ms
+        return [*kept, binding_of(fields, effective_ms)._replace(ends_period=ends)], payers
 
     def _late_from(self, account: str, fields: Fields, log_ms: int, policy: Policy) -> int | None:
         """The instant from which a binding changes periods with counted usage, at the earliest the start of the first
@@ -183,8 +235,7 @@ class Accounts:
         beyond_ms = _beyond_ms(log_ms, policy)
         if effective_ms >= beyond_ms or account in self._named:
             return None
-        kept = [known for known in self._bindings[account] if known.effective_from_ms < effective_ms]
-        changed = [*kept, binding_of(fields, effective_ms)]
+        changed, _ = self._with(account, fields, effective_ms, effective_ms, log_ms)
         if _cuts(self._bindings[account], beyond_ms) == _cuts(changed, beyond_ms):
             return None
         return effective_ms
@@ -199,11 +250,11 @@ def _beyond_ms(log_ms: int, policy: Policy) -> int:
 
 
 def _cuts(bindings: Sequence[Binding], before_ms: int) -> list[Binding]:
-    """The bindings before an instant that change the anchor or interval of their predecessor."""
-    rule: tuple[Any, ...] = Binding(0)[1:]
+    """The bindings before an instant that end a period or change the rule of their predecessor."""
+    rule = Binding(0).rule
     cuts = []
     for binding in bindings:
-        if binding[1:] != rule and binding.effective_from_ms < before_ms:
-            cuts.append(binding)
-        rule = binding[1:]
+        if (binding.rule != rule or binding.ends_period) and binding.effective_from_ms < before_ms:
+            cuts.append(binding._replace(ends_period=False))
+        rule = binding.rule
     return cuts

@@ -51,7 +51,8 @@ class Ruling(NamedTuple):
 
 
 class Duplicate(NamedTuple):
-    """An event whose identity arrived before. `conflict` is set if type or data differ from the first event."""
+    """An event whose identity arrived before. `conflict` is set if type, source or data differ from the first
+    event."""
 
     place: Place
     account: str
@@ -87,9 +88,9 @@ class _Winner(NamedTuple):
     time_us: int | None
 
     @property
-    def payload(self) -> tuple[str, str]:
-        """Type and data, which a duplicate must repeat."""
-        return self.event.type, canonical(self.event.data)
+    def payload(self) -> tuple[str, str, str]:
+        """Type, source and data, which a duplicate must repeat."""
+        return self.event.type, self.event.source, canonical(self.event.data)
 
 
 class Oracle:
@@ -163,27 +164,40 @@ class Oracle:
         binding: Mapping[str, Any],
         timestamp_ms: int | None = None,
         offset: int = -1,
+        *,
+        revision: int | None = None,
     ) -> None:
-        """Process a binding record.
+        """Process a binding record. Does nothing if a record of the account had this or a higher `revision`; by default
+        the revision is the next one.
 
         A late binding that can change counted periods takes effect at its instant, after `restatement`; from
         `begin_restatement` until then, events of the account are deferred. Other bindings take effect in the future.
         """
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
-        self.accounts.bind(account, binding, *self._there(partition), offset)
+        if self.accounts.is_newest(account, revision):
+            self.accounts.bind(account, binding, *self._there(partition), offset)
 
     def bind_from_the_start(self, account: str, known: Sequence[Mapping[str, Any]]) -> None:
         """Set the bindings that are in force before the first event."""
         self.accounts.from_the_start(account, known)
 
     def close(
-        self, partition: int, account: str, instant_ms: int, timestamp_ms: int | None = None, offset: int = -1
+        self,
+        partition: int,
+        account: str,
+        instant_ms: int,
+        timestamp_ms: int | None = None,
+        offset: int = -1,
+        *,
+        revision: int | None = None,
     ) -> None:
-        """Process a close record: close the account's period that contains `instant_ms` for later events."""
+        """Process a close record: close the account's period that contains `instant_ms` for later events. `revision`
+        is that of `bind`."""
         self._require_home(partition, account)
         self._advance(partition, timestamp_ms)
-        self.accounts.close(account, instant_ms, offset, len(self._counted[account]))
+        if self.accounts.is_newest(account, revision):
+            self.accounts.close(account, instant_ms, offset, len(self._counted[account]))
 
     def begin_restatement(
         self, partition: int, account: str, answers: int, offset: int, timestamp_ms: int | None = None
@@ -265,9 +279,9 @@ class Oracle:
         meter_set = self._meter_sets[place.partition]
         account, identifier = _names(body)
         try:
-            event = event_of(body, policy_of(meter_set, "event_bytes_max"))
+            event = event_of(body, policy_of(meter_set, "event_bytes_max"), log_ms)
             require_home(event.account, place.partition, self.partitions)
-            require_in_time(event, log_ms, policy_of(meter_set, "future_ms"))
+            require_in_time(event, log_ms, policy_of(meter_set, "future_ms"), policy_of(meter_set, "late_max_ms"))
             fed = contributions(event, meter_set)
         except RejectedError as rejected:
             self._conclude(place, Ruling("rejected", rejected.reason, account, identifier))
@@ -360,9 +374,14 @@ class Oracle:
             self._count(place, event, contribution, named, log_ms)
 
     def _counting_period(self, event: Event, fed: Sequence[Contribution], log_ms: int, grace_ms: int) -> Period | None:
-        """The period in which the event counts; None if its own is closed and a meter has the policy quarantine."""
-        period, late = self.accounts.counting_period(event.account, event.time_us // 1000, log_ms, grace_ms)
-        return None if late and any(contribution.quarantine for contribution in fed) else period
+        """The period in which the event counts; None if its own is closed, and a meter has the policy quarantine or
+        the usage would be carried to a period of another payer."""
+        time_ms = event.time_us // 1000
+        period, late = self.accounts.counting_period(event.account, time_ms, log_ms, grace_ms)
+        if not late:
+            return period
+        kept_out = any(contribution.quarantine for contribution in fed)
+        return None if kept_out or self.accounts.is_billed_to_another(event.account, time_ms, period[0]) else period
 
     def _count(self, place: Place, event: Event, contribution: Contribution, period: Period, log_ms: int) -> None:
         meter, aggregation = contribution.meter, contribution.aggregation

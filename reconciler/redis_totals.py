@@ -69,13 +69,7 @@ class TotalsComparison:
                 self._unread(state, sum(len(fields) for fields in totals.values()), now.detail)
                 return []
             # A binding may have been folded after `state`: both sides use the periods of this checkpoint.
-            found = self._inside(
-                {
-                    (key.account, meter, now.history.period(*key)): parse_value(text).minor
-                    for key, fields in totals.items()
-                    for meter, text in fields.items()
-                }
-            )
+            found = self._inside(self._read_values(now, totals))
             expected = await self._expected(state, now, base, accounts)
             live_from_ms = now.checkpoint.stream_time_ms - now.history.kept_ms
             gone = {key for key in (*expected, *found) if key[2].end_ms <= live_from_ms}
@@ -91,6 +85,20 @@ class TotalsComparison:
             wanted |= appeared
         self._unread(state, len(wanted), f"new periods of {len(accounts)} accounts kept appearing")
         return []
+
+    def _read_values(self, now: PartitionState, totals: Mapping[TotalKey, Mapping[str, str]]) -> dict[TotalName, int]:
+        """The totals in minor units. A text that is no total is reported, and counts as missing."""
+        values: dict[TotalName, int] = {}
+        for key, fields in totals.items():
+            period = now.history.period(*key)
+            for meter, text in fields.items():
+                try:
+                    values[key.account, meter, period] = parse_value(text).minor
+                except (ValueError, TypeError):
+                    detail = f"Redis holds {text[:40]!r}, which is no total: rebuild the live view"
+                    row = Row(Pair.REDIS, Cause.UNCHECKED, now.partition, key.account, meter, period, detail=detail)
+                    self.findings.add(row)
+        return values
 
     async def _expected(
         self,

@@ -144,9 +144,10 @@ class _Run:
         if conflicts is None:
             return
         self.findings.left_off(Pair.DUPLICATES, Cause.CONFLICT, conflicts.events - len(conflicts.rows))
-        for account, event_id, count in conflicts.rows:
-            detail = f"event {event_id} came {count} more times with another payload; the first was counted"
-            self.findings.add(Row(Pair.DUPLICATES, Cause.CONFLICT, account=account, detail=detail))
+        for conflict in conflicts.rows:
+            other = " and ".join(conflict.differing)
+            detail = f"event {conflict.id} came {conflict.times} more times with another {other}; the first was counted"
+            self.findings.add(Row(Pair.DUPLICATES, Cause.CONFLICT, account=conflict.account, detail=detail))
 
     def _conserved(self, partition: int, checkpoint: Checkpoint) -> None:
         """Add a finding if the counters of the checkpoint do not add up (I1)."""

@@ -35,6 +35,7 @@ TOO_MANY_DEAD: Final = (
 )
 REJECTIONS_DAYS: Final = 30
 TRIES_MAX: Final = 3
+RETRY_AFTER_MAX_S: Final = 10.0
 
 
 class Answer(NamedTuple):
@@ -70,13 +71,20 @@ class StripeComparison:
     async def run(self, partitions: Iterable[int]) -> None:
         """Compare the sums that Stripe holds with the reports that were sent; differences go to the findings.
 
-        Raises `Transient`, `Refused` or `OperatorNeeded` if nothing could be compared at all.
+        The dead letters are known from the log, and are reported also if Stripe cannot be read. Raises `Transient` or
+        `OperatorNeeded` if the log cannot be read to its end.
         """
         meters = self.views.stripe
         if meters is None:
             self._unread("no Stripe key is set: TIDEMARK_STRIPE_API_KEY")
+            self._refused(self.index.reported())
             return
-        livemode, account = await meters.identity()
+        try:
+            livemode, account = await meters.identity()
+        except (Transient, Refused, OperatorNeeded, InvalidInput) as error:
+            self._unread(str(error))
+            self._refused(self.index.reported())
+            return
         sums = {key: None for reported in self._ours(livemode, account) for key in self._sums(reported)}
         read_from_ms = self.clock.now_ms()
         answers = await self._read(meters, list(sums))
@@ -152,7 +160,7 @@ class StripeComparison:
             except Transient as error:
                 detail = f"no answer after {TRIES_MAX} tries: {error}"
                 if attempt + 1 < TRIES_MAX:
-                    await self.clock.sleep(error.retry_after_s * 2**attempt)
+                    await self.clock.sleep(min(error.retry_after_s, RETRY_AFTER_MAX_S) * 2**attempt)
             except (InvalidInput, OperatorNeeded, Refused) as error:
                 return Answer(None, str(error))
         return Answer(None, detail)
@@ -195,7 +203,8 @@ class StripeComparison:
             try:
                 since_ms = self.clock.now_ms() - REJECTIONS_DAYS * DAY_MS
                 rejections = await self.views.rejections.rejections(since_ms)
-            except (Transient, Refused, OperatorNeeded):
+            except (Transient, Refused, OperatorNeeded, InvalidInput):
+                # The difference is reported all the same.
                 rejections = None
         for by_sign, compared in unequal:
             if by_sign is Cause.EXTRA and not (rejections and _may_lack_reductions(compared)):

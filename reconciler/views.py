@@ -129,9 +129,15 @@ def _behind(reached: ArchivePosition | None, checkpoint: Checkpoint) -> str:
 
 
 async def attempted(findings: Findings, pair: Pair, partition: int | None, work: Awaitable[T]) -> T | None:
-    """The result of a comparison. If a view does not answer or refuses, adds an `unchecked` row and returns None."""
+    """The result of a comparison. If a view does not answer, refuses, or holds what cannot be read, adds an `unchecked`
+    row and returns None. So one bad row does not end the comparison of the other partitions and views."""
     try:
         return await work
+    except ValueError as error:
+        # Parsing a text, a number or JSON that a store should not hold raises a kind of ValueError.
+        detail = f"a stored value cannot be read: {(str(error).splitlines() or [''])[0][:200]}"
+        findings.add(Row(pair, Cause.UNCHECKED, partition, detail=detail))
+        return None
     except (Transient, OperatorNeeded, Refused, InvalidInput) as error:
         findings.add(Row(pair, Cause.UNCHECKED, partition, detail=str(error)))
         return None

@@ -246,7 +246,8 @@ class RecountKey(NamedTuple):
 
 
 class MeterSpan(NamedTuple):
-    """A meter and the positions `[from_position, before_position)` of one partition at which it was in force."""
+    """A meter and the positions `[from_position, before_position)` of one partition at which it was in force, with
+    these `on_bad` and `allow_negative`."""
 
     meter: Meter
     from_position: int
@@ -274,10 +275,24 @@ class RecountRequest(NamedTuple):
     accounts: Sequence[str] | None = None
 
 
-class Conflicts(NamedTuple):
-    """`rows` are (account, event id, count); `events` is how many there are, at least as many as rows."""
+# What a repetition of an event does not change. Another time is a retry: the time is no part of the payload.
+CONFLICT_FIELDS: Final = ("type", "source", "data")
 
-    rows: Sequence[tuple[str, str, int]]
+
+class Conflict(NamedTuple):
+    """An identity that arrived `times` more times with another payload. `differing` are those of `CONFLICT_FIELDS` that
+    differ from the event that counts."""
+
+    account: str
+    id: str
+    times: int
+    differing: tuple[str, ...]
+
+
+class Conflicts(NamedTuple):
+    """`events` is how many conflicts there are, at least as many as rows."""
+
+    rows: Sequence[Conflict]
     events: int
 
 
@@ -317,8 +332,8 @@ class UsageReader(Protocol):
         ...
 
     async def conflicts(self, rows_max: int) -> Conflicts:
-        """Events that arrived again with another type or data: the first `rows_max` by account and id, and the number
-        of all."""
+        """Events that arrived again with another type, source or data: the first `rows_max` by account and id, and the
+        number of all."""
         ...
 
     async def controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:

@@ -59,16 +59,23 @@ class MeterSetRecord(_Control):
 
 
 class BindingRecord(_Control):
-    """A binding of one account, on the account's partition only."""
+    """A binding of one account, on the account's partition only.
+
+    The bindings and closings of an account share one sequence of revisions. A record whose revision is not above that
+    of the last one changes nothing: an outbox may append a record again after later ones.
+    """
 
     account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
+    revision: int = Field(ge=1, le=POSITION_MAX)
     binding: Binding
 
 
 class CloseRecord(_Control):
-    """Closes the account's period that contains `instant_ms`, before its grace has passed (I9)."""
+    """Closes the account's period that contains `instant_ms`, before its grace has passed (I9). `revision` is that of
+    `BindingRecord`: after a later binding, the same instant may lie in another period."""
 
     account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
+    revision: int = Field(ge=1, le=POSITION_MAX)
     instant_ms: int = Field(ge=INSTANT_MIN_MS, le=INSTANT_MAX_MS)
     reason: Literal["operator"] = "operator"
 
@@ -76,14 +83,15 @@ class CloseRecord(_Control):
 class DedupDecision(_Control):
     """Whether a deferred event is the first arrival of its identity, according to the archive.
 
-    `position`, `time_us` and `quarantine` (one of its meters quarantines late usage) are those of the event, so that
-    the archive can follow a decision without the event.
+    `position`, `time_us`, `metered` (a meter wants it) and `quarantine` (one of its meters quarantines late usage) are
+    those of the event, so that the archive can follow a decision without the event.
     """
 
     position: int = Field(ge=0, le=POSITION_MAX)
     account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
     time_us: int
     new: bool
+    metered: bool
     quarantine: bool
 
 

@@ -33,7 +33,9 @@ class UsageEvent(BaseModel):
     `data_base64` is the base64 of a JSON object, which is then the data.
 
     `id` identifies the event within its account (`subject`): a UUID, or any other text of up to 128
-    characters, compared character by character. `time` is RFC 3339 with an offset; it is cut to microseconds.
+    characters, compared character by character. `time` is RFC 3339 with an offset; it is cut to microseconds. The time
+    of an event without `time` is its arrival in the log: the stream time at its record in `usage.events`. `time` and
+    `data` may be null, which means the same as absent.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -43,8 +45,8 @@ class UsageEvent(BaseModel):
     source: _Name
     type: _Name
     subject: _Name
-    time: _Time
-    data: dict[str, Any] = {}
+    time: _Time | None = None
+    data: dict[str, Any] | None = None
     data_base64: str | None = None
 
     @field_validator("data_base64")
@@ -79,8 +81,8 @@ class EventStruct(msgspec.Struct, gc=False, frozen=True):
     source: _StructName
     type: _StructName
     subject: _StructName
-    time: _StructTime
-    data: dict[str, Any] = {}
+    time: _StructTime | None = None
+    data: dict[str, Any] | None = None
     data_base64: str | None = None
 
 

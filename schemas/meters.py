@@ -17,6 +17,7 @@ Slug = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Path = Annotated[str, StringConstraints(pattern=r"^\$(\.[A-Za-z_][A-Za-z0-9_-]{0,62}){1,8}$")]
 
 DIMENSION_CHARACTERS_MAX = 256
+RESERVED_DIMENSIONS = frozenset({"account"})
 QUANTITY_MINOR_MAX = 10**18 - 1
 GRACE_MAX_MS = 35 * DAY_MS
 
@@ -26,6 +27,13 @@ class LatePolicy(StrEnum):
 
     CARRY_FORWARD = "carry_forward"
     QUARANTINE = "quarantine"
+
+
+class OnBad(StrEnum):
+    """What becomes of an event that a meter wants and that has no valid quantity or dimension for the meter."""
+
+    REJECT_EVENT = "reject_event"
+    SKIP_METER = "skip_meter"
 
 
 class FilterOperator(StrEnum):
@@ -51,7 +59,8 @@ class Meter(BaseModel):
     """One meter: the events it wants and the quantity it takes from an event.
 
     `value_path` is the path of the quantity: a number or a decimal string, or the distinct value for `unique`; `count`
-    has none. `scale` is the number of decimal digits of the minor unit (I5).
+    has none. `scale` is the number of decimal digits of the minor unit (I5). If the meter cannot use an event's data,
+    `on_bad` says whether the event is rejected (it counts in no meter) or counts in its other meters only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +75,7 @@ class Meter(BaseModel):
     scale: int = Field(default=0, ge=0, le=12)
     allow_negative: bool = False
     late: LatePolicy = LatePolicy.CARRY_FORWARD
+    on_bad: OnBad = OnBad.REJECT_EVENT
     stripe_event_name: str | None = Field(default=None, max_length=100)
     description: str = Field(default="", max_length=1000)
 
@@ -74,6 +84,14 @@ class Meter(BaseModel):
     def _in_one_order(cls, value: dict[str, str]) -> dict[str, str]:
         """Sorted by name, so that equal meters have equal texts."""
         return dict(sorted(value.items()))
+
+    @field_validator("dimensions")
+    @classmethod
+    def _no_reserved_name(cls, value: dict[str, str]) -> dict[str, str]:
+        """`group_by` groups by these names without a dimension."""
+        for name in RESERVED_DIMENSIONS & value.keys():
+            raise ValueError(f"a dimension cannot be called {name}: answers group by the account under that name")
+        return value
 
     @model_validator(mode="after")
     def _value_path_fits_the_aggregation(self) -> Self:
@@ -92,6 +110,7 @@ class Policy(BaseModel):
 
     `deferred_max`: if this many events of a partition wait for their dedup decision, more far-late events are rejected.
     `keep_periods_ms`: how long a period's totals stay in the live view after its end, see `periods_kept_ms`.
+    `late_max_ms`: an event whose time is more than this before stream time is rejected as `too_old`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,6 +122,7 @@ class Policy(BaseModel):
     event_bytes_max: int = Field(default=65_536, ge=1_024, le=1_048_576)
     deferred_max: int = Field(default=100_000, ge=0, le=10_000_000)
     keep_periods_ms: int = Field(default=62 * DAY_MS, ge=0, le=36_600 * DAY_MS)
+    late_max_ms: int = Field(default=35 * DAY_MS, ge=HOUR_MS, le=36_600 * DAY_MS)
 
     @model_validator(mode="after")
     def _spans_divide(self) -> Self:

@@ -12,6 +12,7 @@ from schemas.clock import MINUTE_MS
 # 0001-01-01 and 9999-12-31, the years of `datetime`.
 INSTANT_MIN_MS = -62_135_596_800_000
 INSTANT_MAX_MS = 253_402_300_799_999
+INTERVAL_COUNT_MAX = 1200
 
 
 class Interval(StrEnum):
@@ -41,8 +42,10 @@ class Period(NamedTuple):
 class Binding(BaseModel):
     """An account's anchor, interval and Stripe customer from `effective_from_ms` on.
 
-    Instants are whole minutes because Stripe's meter summaries are minute-aligned
-    (docs.stripe.com/api/billing/meter-event-summary/list).
+    Periods begin at whole minutes, because Stripe's meter summaries are minute-aligned
+    (docs.stripe.com/api/billing/meter-event-summary/list). An anchor may have seconds, as a subscription's has. Periods
+    are counted from the start of the anchor's minute: a period that ended later than Stripe's would have usage of its
+    last seconds billed in Stripe's next period.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,11 +53,11 @@ class Binding(BaseModel):
     effective_from_ms: int = Field(ge=INSTANT_MIN_MS, le=INSTANT_MAX_MS)
     anchor_ms: int = Field(default=0, ge=INSTANT_MIN_MS, le=INSTANT_MAX_MS)
     interval: Interval = Interval.MONTH
-    interval_count: int = Field(default=1, ge=1, le=1200)
+    interval_count: int = Field(default=1, ge=1, le=INTERVAL_COUNT_MAX)
     billing: Billing = Billing.UNMAPPED
     stripe_customer: str = Field(default="", max_length=255)
 
-    @field_validator("effective_from_ms", "anchor_ms")
+    @field_validator("effective_from_ms")
     @classmethod
     def _whole_minutes(cls, value: int) -> int:
         if value % MINUTE_MS:
@@ -102,15 +105,20 @@ class AccountState(BaseModel):
     """The fold's state of one account: its bindings by effective date, and the periods that a record closed.
 
     No binding means calendar months (UTC) and an unmapped customer. `customers` are separate from `bindings`, because
-    a binding may change the customer of counted usage, but not its periods. `has_payer` becomes true with the first
-    mapped or free binding and stays true.
+    a binding may name the payer of counted usage that had none, but does not move its periods. At the instants
+    `payer_cuts_ms` another payer takes effect and the period ends. `has_payer` becomes true with the first mapped or
+    free binding and stays true. `revision` is that of the last binding or closing; `repeated` counts the records that
+    changed nothing because their revision was not higher.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bindings: tuple[Binding, ...] = ()
     customers: tuple[Customer, ...] = ()
+    payer_cuts_ms: tuple[int, ...] = ()
     has_payer: bool = False
     closed_start_ms: tuple[int, ...] = ()
     pending: PendingCut | None = None
     restatements: tuple[Restatement, ...] = ()
+    revision: int = 0
+    repeated: int = 0

@@ -19,6 +19,7 @@ class Reason(StrEnum):
     BAD_TIME = "bad_time"
     TOO_FAR_IN_FUTURE = "too_far_in_future"
     TOO_FAR_IN_PAST = "too_far_in_past"
+    TOO_OLD = "too_old"
     TOO_MANY_DEFERRED = "too_many_deferred"
     MISSING_QUANTITY = "missing_quantity"
     BAD_QUANTITY = "bad_quantity"
@@ -33,9 +34,11 @@ class Reason(StrEnum):
     PERIOD_CLOSED = "period_closed"
 
 
+_LEAVE_OUT = "To accept such events without counting them in the meter, set on_bad: skip_meter, or give it a filter"
+
 REMEDIES: dict[Reason, str] = {
     Reason.BAD_ENCODING: "send UTF-8",
-    Reason.BAD_JSON: "send well-formed JSON; NaN and Infinity are not JSON",
+    Reason.BAD_JSON: ("send well-formed JSON with numbers of fewer than 4300 digits; NaN and Infinity are not JSON"),
     Reason.TOO_DEEP: "nest objects and lists at most a few hundred levels deep",
     Reason.TOO_LARGE: "keep the event below the meter set's policy.event_bytes_max",
     Reason.TOO_MANY_EVENTS: "put at most 65 536 events into one record",
@@ -45,18 +48,28 @@ REMEDIES: dict[Reason, str] = {
     Reason.BAD_TIME: "send an RFC 3339 time with an offset, such as 2026-11-21T10:00:00Z",
     Reason.TOO_FAR_IN_FUTURE: "correct the producer's clock, then redrive",
     Reason.TOO_FAR_IN_PAST: "the time is before 1970: correct the producer's clock",
+    Reason.TOO_OLD: (
+        "the time is more than policy.late_max_ms (35 days by default) ago: correct the time; if the usage is to be "
+        "billed now, raise policy.late_max_ms, then redrive"
+    ),
     Reason.TOO_MANY_DEFERRED: (
         "more than policy.deferred_max late events wait for the archive: repair it, then send the event under a new id"
     ),
-    Reason.MISSING_QUANTITY: "add the value that the meter's value_path names",
-    Reason.BAD_QUANTITY: "send a finite number or a decimal string",
-    Reason.TOO_MANY_DIGITS: "send no more decimal digits than the meter's scale; nothing is rounded",
-    Reason.QUANTITY_TOO_LARGE: "keep one quantity below 10^18 minor units",
-    Reason.NEGATIVE_QUANTITY: "send a quantity of 0 or more, or set allow_negative on the meter",
-    Reason.BAD_DIMENSION: "send text, an integer or a boolean of at most 256 characters",
-    Reason.BAD_FOR_ONE_METER: "an event counts in all of its meters or in none: correct the value in the detail",
+    Reason.MISSING_QUANTITY: f"add the value that the meter's value_path names. {_LEAVE_OUT}",
+    Reason.BAD_QUANTITY: (
+        "send a finite number or a decimal string of at most 64 characters; for a unique meter, send text, an integer "
+        f"or a boolean of at most 256 characters. {_LEAVE_OUT}"
+    ),
+    Reason.TOO_MANY_DIGITS: (f"send no more decimal digits than the meter's scale; nothing is rounded. {_LEAVE_OUT}"),
+    Reason.QUANTITY_TOO_LARGE: f"keep one quantity below 10^18 minor units. {_LEAVE_OUT}",
+    Reason.NEGATIVE_QUANTITY: f"send a quantity of 0 or more, or set allow_negative on the meter. {_LEAVE_OUT}",
+    Reason.BAD_DIMENSION: f"send text, an integer or a boolean of at most 256 characters. {_LEAVE_OUT}",
+    Reason.BAD_FOR_ONE_METER: (
+        "an event counts in all of its meters or in none: correct the value in the detail. To count the event in the "
+        "other meters, set on_bad: skip_meter on the meter in the detail, or give that meter a filter"
+    ),
     Reason.WRONG_PARTITION: "write to usage.inbox, or key usage.events by murmur2 of the account; then redrive",
     Reason.FORGED_CONTROL: "control records are signed: write them with the tidemark command and TIDEMARK_SECRET",
     Reason.BAD_CONTROL: "the control record is signed but of an unknown form: use a matching version",
-    Reason.PERIOD_CLOSED: "the event's period is closed and its meter quarantines; bill it by hand",
+    Reason.PERIOD_CLOSED: "its period is closed, and its meter quarantines or another payer took over; bill it by hand",
 }

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.clock import SECOND_MS
+from schemas.clock import MINUTE_MS, SECOND_MS
 from schemas.periods import Billing
 
 
@@ -40,13 +40,18 @@ class Intent(_Frozen):
     bucket_start_ms: int
     bucket_end_ms: int
     delta_minor: int
-    scale: int
+    scale: Annotated[int, Field(ge=0, le=12)]
 
     @property
     def instant_ms(self) -> int:
         """The instant of the usage: the last second of the bucket, moved into the period. The payer at this instant
-        pays, even if Stripe gets another timestamp."""
-        return max(min(self.bucket_end_ms, self.period_end_ms) - SECOND_MS, self.period_start_ms)
+        pays, even if Stripe gets another timestamp.
+
+        Stripe's period may begin some seconds after ours, which begins with the anchor's minute. So the earliest
+        instant is the last second of the period's first minute.
+        """
+        earliest_ms = self.period_start_ms + MINUTE_MS - SECOND_MS
+        return max(min(self.bucket_end_ms, self.period_end_ms) - SECOND_MS, earliest_ms)
 
 
 class Attempt(_Frozen):
@@ -101,11 +106,17 @@ class MeterEvent(NamedTuple):
 
 
 class SendStatus(StrEnum):
-    """The result of sending one meter event. It decides what the sender does next."""
+    """The result of sending one meter event. It decides what the sender does next.
+
+    `HOLD_METER`, `HOLD_ACCOUNT`: Stripe did not take the event and will take it when the meter, or the account's
+    customer, is corrected.
+    """
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
     RETRY = "retry"
+    HOLD_METER = "hold_meter"
+    HOLD_ACCOUNT = "hold_account"
     DEAD = "dead"
     STOP = "stop"
 

@@ -7,6 +7,9 @@ import time
 
 import click
 
+from pipeline.cli import main
+from schemas.errors import InvalidInput
+from simulation.faults import Fault
 from simulation.report import Coverage, failure_text, replay_command
 from simulation.run import run_all, shrunk
 
@@ -14,11 +17,17 @@ STEPS = 40
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--seed", type=int, help="The first seed; later runs take the next seeds. Random if unset.")
-@click.option("--steps", default=STEPS, show_default=True, help="Number of batches per run.")
-@click.option("--runs", default=1, show_default=True, help="Number of runs.")
-@click.option("--processes", default=1, show_default=True, help="Number of runs at the same time.")
-@click.option("--only", multiple=True, help="Allow only this fault, with the name from the output of a failing run.")
+@click.option("--seed", type=click.IntRange(0), help="The first seed; later runs take the next seeds. Random if unset.")
+@click.option("--steps", type=click.IntRange(1), default=STEPS, show_default=True, help="Number of batches per run.")
+@click.option("--runs", type=click.IntRange(1), default=1, show_default=True, help="Number of runs.")
+@click.option(
+    "--processes", type=click.IntRange(1, 256), default=1, show_default=True, help="Number of runs at the same time."
+)
+@click.option(
+    "--only",
+    multiple=True,
+    help="Allow only this fault, with the name from the output of a failing run.",
+)
 @click.option("--shrink/--no-shrink", default=True, show_default=True, help="Search for fewer faults that still fail.")
 def simulate(seed: int | None, steps: int, runs: int, processes: int, only: tuple[str, ...], *, shrink: bool) -> None:
     """Run the whole pipeline under crashes, lost answers, rebalances and losses, and compare all views.
@@ -27,6 +36,9 @@ def simulate(seed: int | None, steps: int, runs: int, processes: int, only: tupl
     the whole run. After the faults the deployment must come to rest, and every view must equal the oracle's count of
     the log. Exits 1 at the first failing run.
     """
+    for name in only:
+        if name != "none" and name.partition("@")[0].upper() not in Fault.__members__:
+            raise InvalidInput("--only", f"{name!r} is no fault: copy the name from the output of a failing run")
     first = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     click.echo(f"{runs} runs of {steps} steps from seed {first}")
     coverage, began_s = Coverage(), time.monotonic()
@@ -48,4 +60,4 @@ def simulate(seed: int | None, steps: int, runs: int, processes: int, only: tupl
 
 
 if __name__ == "__main__":
-    simulate(prog_name="python -m simulation")
+    main(simulate)

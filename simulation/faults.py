@@ -41,6 +41,8 @@ class Fault(StrEnum):
     METER_SET_CHANGED = "the meter set changes"
     BINDING_CHANGED = "an account is bound"
     CUSTOMER_CHANGED = "an account gets another customer"
+    PAYER_CHANGED = "an account becomes free, or is billed again"
+    CONTROL_REPEATED = "a control record comes again, perhaps after later ones"
     BINDING_LATE = "a binding cuts usage that is counted already"
     PERIOD_CLOSED = "a period is closed by a record"
     DUPLICATE = "the same event again"
@@ -48,11 +50,12 @@ class Fault(StrEnum):
     OLD_DUPLICATE = "the same event again after the dedup window"
     RETRY_OTHER_TIME = "the same event with another timestamp"
     OTHER_PERIOD = "the same event with a timestamp of another period"
-    CONFLICT = "the same id with another payload"
+    CONFLICT = "the same id with another source or payload"
     SHARED_ID = "another account uses the same id"
     LATE = "a late event"
     FAR_LATE = "an event older than the dedup window"
     AHEAD = "an event from the future"
+    TIMELESS = "an event without a time"
     MALFORMED = "a malformed event"
     BROKEN_RECORD = "a record that is no JSON"
     FORGED_CONTROL = "a forged control record"
@@ -64,10 +67,12 @@ class Fault(StrEnum):
 
 # Faults caused by producers, operators or time. All other faults affect a service or a process.
 OF_THE_TRAFFIC: Final = frozenset({
-    Fault.PRODUCER_CRASH, Fault.METER_SET_CHANGED, Fault.BINDING_CHANGED, Fault.CUSTOMER_CHANGED, Fault.BINDING_LATE,
+    Fault.PRODUCER_CRASH, Fault.METER_SET_CHANGED, Fault.BINDING_CHANGED, Fault.CUSTOMER_CHANGED, Fault.PAYER_CHANGED,
+    Fault.CONTROL_REPEATED, Fault.BINDING_LATE,
     Fault.PERIOD_CLOSED, Fault.DUPLICATE, Fault.OTHER_PRODUCER, Fault.OLD_DUPLICATE, Fault.RETRY_OTHER_TIME,
-    Fault.OTHER_PERIOD, Fault.CONFLICT, Fault.SHARED_ID, Fault.LATE, Fault.FAR_LATE, Fault.AHEAD, Fault.MALFORMED,
-    Fault.BROKEN_RECORD, Fault.FORGED_CONTROL, Fault.FOREIGN_TICK, Fault.WRONG_PARTITION, Fault.PERIOD_PASSED,
+    Fault.OTHER_PERIOD, Fault.CONFLICT, Fault.SHARED_ID, Fault.LATE, Fault.FAR_LATE, Fault.AHEAD, Fault.TIMELESS,
+    Fault.MALFORMED, Fault.BROKEN_RECORD, Fault.FORGED_CONTROL, Fault.FOREIGN_TICK, Fault.WRONG_PARTITION,
+    Fault.PERIOD_PASSED,
 })  # fmt: skip
 
 SERVICE_FAULTS: Final = {

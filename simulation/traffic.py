@@ -23,6 +23,7 @@ ACCOUNTS: Final = ("ada", "bob", "cyd", "dora", "eve", "fay")
 FREE: Final = "fay"
 REPEATABLE_MAX: Final = 600
 LARGE_BATCHES: Final = 0.02
+TIMELESS: Final = 0.06
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 POLICY: Final[dict[str, int]] = {
@@ -30,6 +31,7 @@ POLICY: Final[dict[str, int]] = {
     "future_ms": 5 * MINUTE_MS,
     "grace_ms": 20 * MINUTE_MS,
     "event_bytes_max": 2_048,
+    "late_max_ms": 20 * DAY_MS,
 }
 METER_SET_VERSIONS: Final = 4
 WITHOUT_A_METER: Final = 3
@@ -46,21 +48,50 @@ METERS: Final[list[dict[str, Any]]] = [
      "allow_negative": True, "dimensions": {"currency": "$.currency"}, "stripe_event_name": "lowest"},
     {"slug": "users", "event_type": "request", "aggregation": "unique", "value_path": "$.user",
      "stripe_event_name": "users"},
+    {"slug": "weight", "event_type": "request", "aggregation": "sum", "value_path": "$.weight", "scale": 2,
+     "dimensions": {"kind": "$.kind"}, "on_bad": "skip_meter", "stripe_event_name": "weight"},
+    {"slug": "teams", "event_type": "request", "aggregation": "unique", "value_path": "$.team",
+     "on_bad": "skip_meter", "stripe_event_name": "teams"},
     {"slug": "seats", "event_type": "seats", "aggregation": "latest", "value_path": "$.seats", "late": "quarantine",
      "stripe_event_name": "seats"},
 ]  # fmt: skip
+# Few events have these, so that most events count in every meter. The meters of `weight` and `team` skip the bad ones.
+WEIGHTS: Final[tuple[Any, ...]] = (
+    1,
+    2.5,
+    "3.25",
+    0,
+    -4,
+    "1e1",
+    None,
+    0.125,
+    "heavy",
+    "007",
+    True,
+    {},
+    10**17,
+    "1" * 80,
+    "1e400",
+)
+TEAMS: Final[tuple[Any, ...]] = ("red", "blue", 7, None, "", 1.5, [], "t" * 300)
+KINDS: Final[tuple[Any, ...]] = ("big", "small", True, None, 1.5, {})
 LATER_METER: Final[dict[str, Any]] = {
     "slug": "views", "event_type": "view", "aggregation": "count", "stripe_event_name": "views"
 }  # fmt: skip
 
 
 def meter_set(version: int, report_interval_ms: int) -> dict[str, Any]:
-    """The meter set as JSON. Version 2 adds a meter, 3 removes that meter, 4 adds it again with a longer grace."""
+    """The meter set as JSON. Version 2 adds a meter, 3 removes that meter, 4 adds it again with a longer grace and
+    takes older events. The meter `weight` takes negative quantities from version 2 on, and does not skip in version 3.
+    """
     policy = {**POLICY, "report_interval_ms": report_interval_ms}
     if version == METER_SET_VERSIONS:
         policy["grace_ms"] *= 2
+        policy["late_max_ms"] *= 2
     later = [] if version in (1, WITHOUT_A_METER) else [LATER_METER]
-    return {"version": version, "meters": METERS + later, "policy": policy}
+    changes = {"allow_negative": version > 1, "on_bad": "reject_event" if version == WITHOUT_A_METER else "skip_meter"}
+    meters = [meter | changes if meter["slug"] == "weight" else meter for meter in METERS]
+    return {"version": version, "meters": meters + later, "policy": policy}
 
 
 def customers(account: str) -> tuple[str, str]:
@@ -69,7 +100,8 @@ def customers(account: str) -> tuple[str, str]:
 
 
 class Sent(NamedTuple):
-    """The first sending of an event: producer, time of sending, event time and JSON object."""
+    """The first sending of an event: producer, time of sending, event time (of sending if it has none) and JSON
+    object."""
 
     producer: str
     at_ms: int
@@ -111,6 +143,10 @@ class Traffic:
             "time": time_text(time_ms, self._chance.randrange(1000)),
             **self._payload(),
         }
+        if self._chance.random() < TIMELESS:
+            self._faults.note(Fault.TIMELESS)
+            time_ms = now_ms
+            _without_time(body, self._chance)
         self._sent.append(Sent(self._producer, now_ms, time_ms, body))
         return body
 
@@ -123,6 +159,9 @@ class Traffic:
                     "region": chance.choice(("eu", "us")),
                     "gb": f"{chance.randrange(5)}.{chance.randrange(1000):03d}",
                     "user": f"user-{chance.randrange(8)}",
+                    "weight": chance.choice(WEIGHTS if chance.random() < 0.2 else WEIGHTS[:4]),
+                    "kind": chance.choice(KINDS if chance.random() < 0.1 else KINDS[:2]),
+                    "team": chance.choice(TEAMS if chance.random() < 0.2 else TEAMS[:3]),
                 }
             case "sample":
                 data = {"gb": chance.choice((chance.randrange(50), f"{chance.randrange(50)}.5"))}
@@ -160,7 +199,8 @@ class Traffic:
         another time may have been counted and its mark may be gone.
         """
         old_ms = now_ms - WINDOW_MS - 10 * MINUTE_MS
-        old = [sent for sent in self._sent if max(sent.at_ms, sent.time_ms) < old_ms]
+        # Without a time, each arrival has a time of its own: only the dedup window finds such a repetition.
+        old = [sent for sent in self._sent if max(sent.at_ms, sent.time_ms) < old_ms and sent.body.get("time")]
         if old and self._chance.random() < 0.2:
             self._faults.note(Fault.OLD_DUPLICATE)
             return self._again(self._chance.choice(old)).body
@@ -173,14 +213,16 @@ class Traffic:
             return sent.body
         if draw < 0.7:
             self._faults.note(Fault.RETRY_OTHER_TIME)
-            return {**sent.body, "time": time_text(now_ms, self._chance.randrange(1000))}
+            again = {**sent.body, "time": time_text(now_ms, self._chance.randrange(1000))}
+            return _without_time(again, self._chance) if self._chance.random() < TIMELESS else again
         if draw < 0.8:
             self._faults.note(Fault.OTHER_PERIOD)
             midnight_ms = now_ms // DAY_MS * DAY_MS
             return {**sent.body, "time": time_text(midnight_ms - self._chance.choice((0, 1, 1000)), 0)}
         if draw < 0.93:
             self._faults.note(Fault.CONFLICT)
-            return {**sent.body, **self._payload()}
+            conflicting = {"source": "/another"} if self._chance.random() < 0.3 else self._payload()
+            return {**sent.body, **conflicting}
         self._faults.note(Fault.SHARED_ID)
         other = self._chance.choice([account for account in ACCOUNTS if account != sent.body["subject"]])
         return {**sent.body, "subject": other}
@@ -213,6 +255,15 @@ class Traffic:
             case _:
                 return self._chance.choice((None, 17, [], "event"))
         return body
+
+
+def _without_time(body: dict[str, Any], chance: random.Random) -> dict[str, Any]:
+    """Take the time out of an event: CloudEvents' `time` is optional, and null is the same as absent."""
+    if chance.random() < 0.5:
+        del body["time"]
+    else:
+        body["time"] = None
+    return body
 
 
 def time_text(instant_ms: int, more_us: int) -> str:

@@ -28,7 +28,7 @@ from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, Record, ind
 from schemas.reports import Attempt, Intent
 from simulation.faults import Fault
 from simulation.processes import SLOW_LATENCY_S, STALL_S_MAX
-from simulation.traffic import FREE, PARTITIONS, WITHOUT_A_METER, meter_set
+from simulation.traffic import PARTITIONS, WITHOUT_A_METER, meter_set
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -71,10 +71,15 @@ def _tell(oracle: Oracle, world: World, record: Record, version: int) -> int:
         case ControlKind.BINDING:
             bound = BindingRecord.model_validate_json(value)
             fields = bound.binding.model_dump(mode="json")
-            oracle.bind(record.partition, bound.account, fields, record.timestamp_ms, record.offset)
+            oracle.bind(
+                record.partition, bound.account, fields, record.timestamp_ms, record.offset, revision=bound.revision
+            )
         case ControlKind.CLOSE:
             closed = CloseRecord.model_validate_json(value)
-            oracle.close(record.partition, closed.account, closed.instant_ms, record.timestamp_ms, record.offset)
+            oracle.close(
+                record.partition, closed.account, closed.instant_ms, record.timestamp_ms, record.offset,
+                revision=closed.revision,
+            )  # fmt: skip
         case ControlKind.RESTATEMENT:
             restated = RestatementRecord.model_validate_json(value)
             answers, log_ms = offset_of(restated.position), record.timestamp_ms
@@ -102,10 +107,14 @@ async def verify(world: World) -> None:
     oracle = oracle_of(world)
     _checkpoints(world, oracle)
     _acknowledged(world, oracle)
+    _differ(world, "repeated control records", oracle.accounts.repeated, _repeated(world))
     _differ(world, "redis totals", _positive(_oracle_totals(oracle)), _positive(_redis_totals(world)))
     _differ(world, "usage_hourly", _positive(_oracle_cells(oracle)), _positive(_hourly_cells(world)))
     _differ(world, "usage_events", _oracle_events(oracle), _archived(world))
     _differ(world, "usage_duplicates", _oracle_duplicates(oracle), dict.fromkeys(world.clickhouse.duplicates, 1))
+    conflicts = (await world.clickhouse.conflicts(len(world.clickhouse.duplicates))).rows
+    found = dict.fromkeys(((conflict.account, conflict.id) for conflict in conflicts), True)
+    _differ(world, "conflicts", dict.fromkeys(oracle.conflicts, True), found)
     _differ(world, "usage.rejected", _oracle_reasons(oracle), _quarantined(world))
     intents = {key: intent for key, intent in _intents(world).items() if not _replaced(world, intent)}
     _differ(world, "intents", _positive(_oracle_totals(oracle)), _positive(_intent_sums(intents)))
@@ -183,6 +192,15 @@ def _oracle_cells(oracle: Oracle) -> dict[Any, int]:
     return {
         (account, meter, period[0], hour, dimensions, bucket): value
         for (account, meter, period, hour, dimensions, bucket), value in oracle.cells.items()
+    }
+
+
+def _repeated(world: World) -> dict[Any, int]:
+    return {
+        account: state.repeated
+        for stored in world.store.server.partitions.values()
+        for account, state in stored.accounts.items()
+        if state.repeated
     }
 
 
@@ -308,7 +326,7 @@ def _stripe(world: World, oracle: Oracle, intents: dict[str, Intent]) -> None:
     expected = {
         identifier: 1
         for identifier, intent in intents.items()
-        if intent.account != FREE and intent.period_start_ms <= now_ms
+        if intent.period_start_ms <= now_ms and oracle.accounts.billing(intent.account, intent.instant_ms) != "free"
     }
     # Usage carried into a period that begins in a few minutes may be there already: Stripe accepts such timestamps.
     early = {identifier for identifier, intent in intents.items() if now_ms < intent.period_start_ms}

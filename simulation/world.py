@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
@@ -13,7 +13,17 @@ from aggregators.partitioning import partition_of
 from pipeline.logs.batching import batches
 from pipeline.logs.control_records import append_control, append_everywhere
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from schemas.control import BindingRecord, CloseRecord, Control, Genesis, MeterSetRecord, Tick
+from schemas.control import (
+    CONTROL_HEADER,
+    REPLAYED_KINDS,
+    BindingRecord,
+    CloseRecord,
+    Control,
+    ControlKind,
+    Genesis,
+    MeterSetRecord,
+    Tick,
+)
 from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
 from schemas.meters import MeterSet
@@ -48,6 +58,8 @@ RESTART_S_MAX: Final = 30.0
 OUTAGE_S_MAX: Final = 1_500.0
 SECOND_S: Final = 1.0
 BROKEN_RECORDS: Final = (b"{", b"\xff\xfe", b"[1,", b"", b"[]")
+REPEATED_KINDS: Final = (*REPLAYED_KINDS, ControlKind.DEDUP_DECISION)
+OF_ACCOUNTS: Final = (ControlKind.BINDING, ControlKind.CLOSE)
 FAILOVER_S_MAX: Final = 1_800.0
 
 
@@ -78,6 +90,7 @@ class World:
         self.stripe.fault = StripeFaults(self.chance("stripe"), self.faults, self.rates.stripe)
         self.genesis = Genesis(log_id=f"log-{seed}", partitions=PARTITIONS, stripe_account="acct_simulated")
         self.meter_set_version = 0
+        self._revisions: Counter[str] = Counter()
         self.failures: list[Failure] = []
         self.acknowledged: list[bytes] = []
         self._sent: deque[Sent] = deque(maxlen=REPEATABLE_MAX)
@@ -145,17 +158,38 @@ class World:
             "stripe_customer": "" if account == FREE else customers(account)[0],
             **fields,
         }
-        await self.control(account, BindingRecord(account=account, binding=Binding.model_validate(binding)))
+        bound = Binding.model_validate(binding)
+        await self.control(account, BindingRecord(account=account, revision=self._revision(account), binding=bound))
+
+    def _revision(self, account: str) -> int:
+        self._revisions[account] += 1
+        return self._revisions[account]
 
     async def control(self, account: str, record: Control) -> None:
         """Append a control record to the account's partition."""
         await append_control(self.log, SECRET, partition_of(account, PARTITIONS), record)
 
+    async def _repeated(self) -> None:
+        """Append control records again, at once or after later ones, like an outbox that delivers twice."""
+        chance = self.chance("repeated")
+        while True:
+            await asyncio.sleep(chance.expovariate(12 / SPAN_S))
+            partition = chance.randrange(PARTITIONS)
+            kinds = chance.choice((REPEATED_KINDS, OF_ACCOUNTS))
+            again = [
+                record
+                for record in self.log.appended[EVENTS_TOPIC, partition]
+                if dict(record.headers).get(CONTROL_HEADER, b"").decode() in kinds
+            ]
+            if again and self.faults.strike(Fault.CONTROL_REPEATED, f"{self.clock.now_ms()}"):
+                record = chance.choice(again[-chance.choice((1, 5, 20)) :])
+                await self.log.append(EVENTS_TOPIC, partition, record.value or b"", headers=record.headers)
+
     async def safety(self) -> None:
         """The safety phase: traffic and all faults."""
         producers = [self._produce(f"producer-{number}", self.steps // 3 + 1) for number in range(3)]
         befalling = [
-            self._crashes(), self._rebalances(), self._operator(),
+            self._crashes(), self._rebalances(), self._operator(), self._repeated(),
             self._lost_seconds(), self._fail_over(), self._emptied(),
         ]  # fmt: skip
         tasks = [asyncio.ensure_future(work) for work in befalling]
@@ -297,13 +331,20 @@ class World:
                 interval = chance.choice((Interval.DAY, Interval.MONTH, Interval.WEEK))
                 anchor_ms = ORIGIN_MS // MINUTE_MS * MINUTE_MS + chance.randrange(0, 600) * MINUTE_MS
                 fields = {"interval": interval, "anchor_ms": anchor_ms, **self._effective(chance, now_ms)}
-                later = chance.random() < 0.5
-                if later and account != FREE and self.faults.strike(Fault.CUSTOMER_CHANGED, f"{now_ms}"):
+                change = chance.random()
+                if change < 0.4 and account != FREE and self.faults.strike(Fault.CUSTOMER_CHANGED, f"{now_ms}"):
                     fields["stripe_customer"] = customers(account)[1]
+                elif change < 0.7 and account != FREE and self.faults.strike(Fault.PAYER_CHANGED, f"{now_ms}"):
+                    fields |= {"billing": Billing.FREE, "stripe_customer": ""}
+                if chance.random() < 0.5:
+                    # Only the payer changes.
+                    fields |= {"interval": Interval.MONTH, "anchor_ms": 0}
                 await self.bind(account, **fields)
             elif draw < 0.6 and self.faults.strike(Fault.PERIOD_CLOSED, f"{now_ms}"):
                 instant_ms = now_ms - chance.choice((0, 0, 1)) * DAY_MS
-                await self.control(account, CloseRecord(account=account, instant_ms=instant_ms))
+                await self.control(
+                    account, CloseRecord(account=account, revision=self._revision(account), instant_ms=instant_ms)
+                )
             elif (
                 draw < 0.75
                 and self.meter_set_version < METER_SET_VERSIONS

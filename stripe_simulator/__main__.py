@@ -5,31 +5,52 @@ from __future__ import annotations
 import argparse
 import asyncio
 import socket
+import sqlite3
 import sys
 from pathlib import Path
 
 import uvicorn
 
 from stripe_simulator.app import create_app
-from stripe_simulator.clock import parse_clock
+from stripe_simulator.clock import Clock, parse_clock
 from stripe_simulator.simulator import Simulator, SimulatorSettings
 
 READY_PREFIX = "stripe simulator ready at "
+SECONDS_MAX = 10**9
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65_535:
+        raise argparse.ArgumentTypeError("must be from 0 to 65535")
+    return port
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= SECONDS_MAX:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {SECONDS_MAX} seconds")
+    return seconds
+
+
+def _clock(text: str) -> Clock:
+    try:
+        return parse_clock(text)
+    except (ValueError, OSError, ZeroDivisionError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{text[:100]!a} is no clock: {error}"[:300]) from error
 
 
 def _arguments() -> argparse.Namespace:
     defaults = SimulatorSettings()
     parser = argparse.ArgumentParser(prog="python -m stripe_simulator", description="A simulator of Stripe's meters.")
-    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one")
+    parser.add_argument("--port", type=_port, default=0, help="port on 127.0.0.1; 0 takes a free one")
     parser.add_argument("--state", type=Path, default=None, help="SQLite file that keeps the state over restarts")
-    parser.add_argument(
-        "--clock", type=parse_clock, default="system", help="system, or scaled:REAL_MS:SIMULATED_MS:FACTOR"
-    )
+    parser.add_argument("--clock", type=_clock, default="system", help="system, or scaled:REAL_MS:SIMULATED_MS:FACTOR")
     parser.add_argument("--account", default=defaults.account, help="the Stripe account id")
-    parser.add_argument("--summary-lag-s", type=float, default=defaults.summary_lag_s)
-    parser.add_argument("--validation-window-s", type=float, default=defaults.validation_window_s)
-    parser.add_argument("--validation-delay-s", type=float, default=defaults.validation_delay_s)
-    parser.add_argument("--latency-s", type=float, default=defaults.latency_s)
+    parser.add_argument("--summary-lag-s", type=_seconds, default=defaults.summary_lag_s)
+    parser.add_argument("--validation-window-s", type=_seconds, default=defaults.validation_window_s)
+    parser.add_argument("--validation-delay-s", type=_seconds, default=defaults.validation_delay_s)
+    parser.add_argument("--latency-s", type=_seconds, default=defaults.latency_s)
     return parser.parse_args()
 
 
@@ -59,4 +80,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(_arguments()))
+    try:
+        asyncio.run(_serve(_arguments()))
+    except (OSError, sqlite3.Error, ValueError) as failure:
+        sys.exit(f"stripe_simulator: correct --port or --state: {failure}")

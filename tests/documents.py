@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import click
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import SecretStr
 
-from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_OPERATOR
+from pipeline.cli import cli
+from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
 from pipeline.metrics import METRICS
 from pipeline.settings import Settings
 from reconciler.report import Findings, gauge_values
@@ -43,17 +45,22 @@ OTHER_VARIABLES: Final = {
 _AS_IT_IS: Final = "no: the bytes stay the same"
 _BYTES: Final = frozenset({
     Reason.BAD_ENCODING, Reason.BAD_JSON, Reason.TOO_DEEP, Reason.TOO_MANY_EVENTS, Reason.NOT_AN_EVENT,
-    Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, Reason.MISSING_QUANTITY, Reason.BAD_QUANTITY,
-    Reason.TOO_MANY_DIGITS, Reason.QUANTITY_TOO_LARGE, Reason.BAD_DIMENSION,
+    Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME,
 })  # fmt: skip
+_VALUES: Final = frozenset({
+    Reason.MISSING_QUANTITY, Reason.BAD_QUANTITY, Reason.TOO_MANY_DIGITS, Reason.QUANTITY_TOO_LARGE,
+    Reason.BAD_DIMENSION, Reason.BAD_FOR_ONE_METER,
+})  # fmt: skip
+_SKIP: Final = "with a meter set in which the meter has `on_bad: skip_meter`"
 REDRIVE: Final[dict[Reason, str]] = {
     **dict.fromkeys(_BYTES, _AS_IT_IS),
+    **dict.fromkeys(_VALUES, _SKIP),
     Reason.TOO_LARGE: "with a meter set that has a larger `policy.event_bytes_max`, if the entry was not cut",
     Reason.TOO_FAR_IN_FUTURE: "yes, when stream time is within `policy.future_ms` of the event's time",
     Reason.TOO_FAR_IN_PAST: "no: the time stays the same",
+    Reason.TOO_OLD: "with a meter set that has a larger `policy.late_max_ms`",
     Reason.TOO_MANY_DEFERRED: "no: the archive has the identity already and would call the event a duplicate",
-    Reason.NEGATIVE_QUANTITY: "with a meter set in which the meter has `allow_negative`",
-    Reason.BAD_FOR_ONE_METER: "see the reason in the detail",
+    Reason.NEGATIVE_QUANTITY: f"{_SKIP} or `allow_negative`",
     Reason.WRONG_PARTITION: "yes: `usage.inbox` is routed by account",
     Reason.FORGED_CONTROL: "no: the record would be read as an event and rejected again",
     Reason.BAD_CONTROL: "no: the record would be read as an event and rejected again",
@@ -64,6 +71,37 @@ _EXITS: Final = {
     "InvalidInput": EXIT_INPUT,
     "OperatorNeeded": EXIT_OPERATOR,
     "HeldUp": EXIT_OPERATOR,
+}
+# What exit code 1 means, by command; 0, 2, 3 and 130 mean the same for all commands.
+_UNANSWERED: Final = "a store or the log does not answer or refuses the credentials"
+_DRIFT: Final = f"drift; or {_UNANSWERED}"
+_ROLE: Final = "a failure that may pass: a supervisor starts the role again"
+EXITS_WITH_1: Final = {
+    "account bind": _UNANSWERED,
+    "account show": _UNANSWERED,
+    "archive": _ROLE,
+    "close-period": _UNANSWERED,
+    "dev": "a process did not start, or ended; its log is in the message",
+    "doctor": "a check failed",
+    "emit": "the log did not confirm the event, or the gateway did not answer or refused the key: send it again",
+    "gateway": _ROLE,
+    "key create": "the file cannot be written",
+    "key revoke": "the file cannot be written",
+    "meters apply": _UNANSWERED,
+    "meters check": "never",
+    "meters schema": "never",
+    "meters show": _UNANSWERED,
+    "quarantine list": _UNANSWERED,
+    "quarantine redrive": f"{_UNANSWERED}; repeat the command",
+    "rebuild archive": f"{_DRIFT}; repeat the command to go on",
+    "rebuild redis": f"{_DRIFT}; repeat the command to go on",
+    "rebuild usage_hourly": f"{_DRIFT}; repeat the command to go on",
+    "reconcile": f"{_DRIFT}; or the push gateway did not take the gauges",
+    "router": _ROLE,
+    "sink": _ROLE,
+    "top": "the gateway did not answer, or refused the key",
+    "usage": "the gateway did not answer, or refused the key",
+    "worker": _ROLE,
 }
 _STATUSES: Final = {
     "InvalidInput": "400",
@@ -77,6 +115,20 @@ _STATUSES: Final = {
 def _table(heads: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
     lines = [heads, ("---",) * len(heads), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def leaves(command: click.Command = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """All commands of the click tree that do something, with their words."""
+    if not isinstance(command, click.Group):
+        yield path, command
+        return
+    for name, child in sorted(command.commands.items()):
+        yield from leaves(child, (*path, name))
+
+
+def _exits() -> Iterator[tuple[str, ...]]:
+    for words, _ in leaves():
+        yield f"`tidemark {' '.join(words)}`", EXITS_WITH_1[" ".join(words)]
 
 
 def _default(value: Any) -> str:
@@ -191,9 +243,13 @@ def errors_page() -> str:
         "## Errors\n\nThe name of an error says what the caller must do. Every message has the remedy.\n\n"
         f"```\n{_tree()}\n```\n\n"
         + _table(("Error", "What to do", "Exit code", "HTTP status"), classes())
-        + f"\nA command exits with 0 on success, with {EXIT_FAILURE} on drift, on a finding of `doctor` and on a\n"
-        f"failure that may pass, with {EXIT_INPUT} on bad input and on an event that `emit` sent and the gateway\n"
-        f"rejected, with {EXIT_OPERATOR} if an operator must choose, and with 130 if it was interrupted.\n"
+        + "\n## Exit codes\n\n"
+        f"Every command exits with 0 on success, with {EXIT_INPUT} on a wrong argument, setting, file or event, with\n"
+        f"{EXIT_OPERATOR} if an operator must choose, and with {EXIT_INTERRUPTED} if it was interrupted, or asked and\n"
+        f"was not answered. Only {EXIT_FAILURE} depends on the command. An error is one line on stderr that names the\n"
+        "option, the field or the setting.\n\n"
+        + _table(("Command", f"{EXIT_FAILURE} means"), _exits())
+        + "\n`python -m demo`, `python -m simulation` and `python -m benchmarks` exit with 1 if a count is wrong.\n"
         "A role that ends with 3 ends with 3 again after a restart: see\n"
         "[runbook/refuses-to-start.md](runbook/refuses-to-start.md). The gateway's own codes are in\n"
         "[http-api.md](http-api.md#errors).\n\n"

@@ -33,6 +33,7 @@ class Hold(StrEnum):
     NONE = ""
     UNMAPPED = "unmapped"
     METER = "meter"
+    ACCOUNT = "account"
     EARLY = "early"
     UNKNOWN = "unknown"
 

@@ -27,7 +27,7 @@ from aggregators.quantities import decimal_text
 from aggregators.stripe_sums import StripeSum
 from pipeline.billing.concurrency import KeyedLocks, TokenBucket, all_or_first_error
 from pipeline.billing.ledger import PENDING_MAX, Hold, Pending, ReportLedger, SendQueue
-from pipeline.billing.lookup import READ_RECORDS_MAX, Presence, StripeLookup, sum_of
+from pipeline.billing.lookup import READ_RECORDS_MAX, LookupResult, Presence, StripeLookup, sum_of
 from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.log import REPORTS_TOPIC, Log, Record
@@ -84,6 +84,13 @@ class _Partition:
     caught_up: bool = False
 
 
+class _HeldMeter(NamedTuple):
+    """Why no event of a meter is sent, and when Stripe is asked again."""
+
+    detail: str
+    retry_at_ms: int
+
+
 class StripeSender:
     """The processor of `billing.reports`.
 
@@ -119,6 +126,7 @@ class StripeSender:
         self._lookup_lock = asyncio.Lock()
         self._identity: tuple[bool, str] | None = None
         self._ensured: set[str] = set()
+        self._held_meters: dict[str, _HeldMeter] = {}
         self._counts: Counter[str] = Counter()
 
     @property
@@ -233,6 +241,7 @@ class StripeSender:
         """Advance one intent as far as possible now: to its outcome, to a hold, or to its next try."""
         if pending.awaited_offset >= part.ledger.next_offset:
             return
+        was_refused = pending.hold is Hold.ACCOUNT
         pending.hold = Hold.NONE
         try:
             await self._check_mode(pending)
@@ -240,7 +249,9 @@ class StripeSender:
                 await self._begin(part, pending)
             elif self._is_stale(pending.attempt):
                 await self._resolve_by_lookup(part, pending, pending.attempt)
-            else:
+            elif was_refused and await self._rebound(part, pending, pending.attempt):
+                return
+            elif await self._ensure_meter(pending):
                 await self._send(part, pending, pending.attempt)
         except Transient as error:
             # Nothing is lost: a second copy of an attempt or outcome in the log is harmless.
@@ -288,16 +299,40 @@ class StripeSender:
             await self._write_attempt(part, pending, payer.stripe_customer, timestamp_s, value)
 
     async def _ensure_meter(self, pending: Pending) -> bool:
+        """Whether the meter takes events. If not, hold the intent. Asks Stripe once per meter and `hold_retry_ms`."""
         event_name = pending.intent.event_name
         if event_name in self._ensured:
             return True
-        try:
-            await self._meters.ensure_meter(event_name, pending.intent.meter)
-        except (OperatorNeeded, InvalidInput) as error:
-            # A fault of one meter must not stop the reports of others.
-            self._hold(pending, Hold.METER, str(error), self._policy.hold_retry_ms)
+        held = self._held_meters.get(event_name)
+        if held is None or held.retry_at_ms <= self._clock.now_ms():
+            try:
+                await self._meters.ensure_meter(event_name, pending.intent.meter)
+            except (OperatorNeeded, InvalidInput) as error:
+                # A fault of one meter must not stop the reports of others.
+                held = self._hold_meter(event_name, str(error))
+            else:
+                self._held_meters.pop(event_name, None)
+                self._ensured.add(event_name)
+                return True
+        self._hold(pending, Hold.METER, held.detail, held.retry_at_ms - self._clock.now_ms())
+        return False
+
+    def _hold_meter(self, event_name: str, detail: str) -> _HeldMeter:
+        self._ensured.discard(event_name)
+        held = _HeldMeter(detail, self._clock.now_ms() + self._policy.hold_retry_ms)
+        self._held_meters[event_name] = held
+        return held
+
+    async def _rebound(self, part: _Partition, pending: Pending, attempt: Attempt) -> bool:
+        """Whether another customer pays by now, after Stripe did not know the attempt's customer.
+
+        Then a new attempt replaces the attempt. The identifier stays the same, so Stripe takes one of them at most.
+        """
+        payer = await self._resolve(pending.intent, pending.intent.instant_ms)
+        customer = payer.stripe_customer if payer and payer.billing is Billing.MAPPED else ""
+        if customer in ("", attempt.stripe_customer):
             return False
-        self._ensured.add(event_name)
+        await self._write_attempt(part, pending, customer, attempt.timestamp_s, attempt.value)
         return True
 
     async def _write_attempt(
@@ -321,7 +356,11 @@ class StripeSender:
         """After Stripe's identifier window: settle the intent, append a new attempt, or put the intent on hold."""
         key, sums = sum_of(pending.intent, attempt), self._stale_sums(part)
         async with self._locks.hold((key.event_name, key.stripe_customer)), self._lookup_lock:
-            result = await self._lookup.look_up(pending.intent.identifier, key, sums)
+            try:
+                result = await self._lookup.look_up(pending.intent.identifier, key, sums)
+            except (InvalidInput, OperatorNeeded, Refused) as error:
+                # Stripe rejects the read of this one sum; all other events can still be sent.
+                result = LookupResult(Presence.UNKNOWN, f"Stripe's sum cannot be read: {error}")
             self._counts[f"looked_{result.presence}"] += 1
             if result.presence is Presence.PRESENT:
                 await self._settle(part, pending, OutcomeStatus.ACCEPTED, result.detail)
@@ -358,6 +397,11 @@ class StripeSender:
                 pending.in_doubt = True
                 self._bucket.pause(round(result.retry_after_s * SECOND_MS))
                 self._back_off(pending, result.detail, result.retry_after_s)
+            case SendStatus.HOLD_METER:
+                held = self._hold_meter(event.event_name, result.detail)
+                self._hold(pending, Hold.METER, held.detail, self._policy.hold_retry_ms)
+            case SendStatus.HOLD_ACCOUNT:
+                self._hold(pending, Hold.ACCOUNT, result.detail, self._policy.hold_retry_ms)
             case SendStatus.DEAD:
                 doubt = "; an earlier try got no clear answer, so Stripe may have it" if pending.in_doubt else ""
                 await self._settle(part, pending, OutcomeStatus.DEAD, result.detail + doubt)

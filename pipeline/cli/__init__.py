@@ -6,16 +6,22 @@ exit code for scripts (1 drift or failure, 2 bad input, 3 an operator must choos
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final, NoReturn
 
 import click
 
-from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_OPERATOR
+from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
 from pipeline.cli.develop import dev, emit, key, top, usage
 from pipeline.cli.operate import account, close_period, doctor, meters, quarantine, reconcile
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.roles import archive, gateway, router, sink, worker
 from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError
+
+LINE_MAX: Final = 1_000
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -44,20 +50,63 @@ for command in (
 
 
 def main(command: click.Command = cli) -> None:
-    """The entry point of a command line. An error of the project becomes one line and an exit code."""
+    """The entry point of a command line. An error of the project becomes one line and an exit code.
+
+    Files that the command and its child processes create are for their owner only, because logs, databases and settings
+    hold secrets and usage.
+    """
+    os.umask(0o077)
     try:
+        _check_text(sys.argv[1:])
         command(standalone_mode=False)
     except click.ClickException as error:
+        error.message = _line(error.message)
         error.show()
         sys.exit(EXIT_INPUT)
     except click.Abort:
-        sys.exit(130)
-    except InvalidInput as error:
-        click.echo(f"tidemark: {error}", err=True)
-        sys.exit(EXIT_INPUT)
+        sys.exit(EXIT_INTERRUPTED)
     except OperatorNeeded as error:
-        click.echo(f"tidemark: an operator must choose: {error}", err=True)
-        sys.exit(EXIT_OPERATOR)
+        _fail(f"an operator must choose: {error}", EXIT_OPERATOR)
     except TidemarkError as error:
-        click.echo(f"tidemark: {error}", err=True)
+        _fail(str(error), EXIT_INPUT if isinstance(error, InvalidInput) else EXIT_FAILURE)
+    except BrokenPipeError:
+        # The reader of a pipe, such as `head`, has ended. Python would write again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILURE)
+    except OSError as error:
+        _fail(f"{error.filename or 'the system refuses'}: {error.strerror or error}", EXIT_FAILURE)
+    except ValueError as error:
+        _fail(_field_error(error), EXIT_INPUT)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"tidemark: {_line(message)}", err=True)
+    sys.exit(code)
+
+
+def _line(message: str) -> str:
+    """A message as one line that a terminal can show; its middle is left out if it is long."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
+    return line if len(line) <= LINE_MAX else f"{line[: LINE_MAX // 2]} … {line[-LINE_MAX // 2 :]}"
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Refuse arguments that are not UTF-8: no account, meter or file of a deployment has such a name."""
+    for before, argument in pairwise(["", *arguments]):
+        try:
+            is_text = "\0" not in argument and argument.encode() is not None
+        except UnicodeEncodeError:
+            is_text = False
+        if not is_text:
+            raise InvalidInput(before if before.startswith("--") else "argument", f"{argument!a} is not UTF-8 text")
+
+
+def _field_error(error: ValueError) -> str:
+    """The first error of a pydantic model. Raises any other ValueError again: it is a defect."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        raise error
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or error.title
+    return f"{field}: {first['msg'].removeprefix('Value error, ')}"

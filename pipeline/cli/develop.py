@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode
 
 import click
@@ -14,13 +14,29 @@ from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, data_dir, running, se
 from pipeline.local import DEV_FILE
 from schemas.errors import InvalidInput, Refused, Transient
 
+if TYPE_CHECKING:
+    import httpx
+
+PORT: Final = click.IntRange(0, 65_535)
+METER_SET_FILE: Final = click.Path(dir_okay=False, readable=True, path_type=Path)
+# Longer than the gateway's own limits, so that its answer is seen.
+GATEWAY_TIMEOUT_S: Final = 30.0
+
 
 @click.command()
 @click.option("--kafka", is_flag=True, help="Start a real Apache Kafka broker instead of the embedded log.")
-@click.option("--port", default=8080, show_default=True, help="The gateway's port; 0 takes a free one.")
-@click.option("--clickhouse-port", default=8123, show_default=True, help="Read-only ClickHouse port; 0: a free one.")
-@click.option("--meters", "meter_set_path", type=click.Path(path_type=Path), help="A meter set file of your own.")
-@click.option("--workers", default=1, show_default=True, help="Worker processes (more than one needs --kafka).")
+@click.option("--port", type=PORT, default=8080, show_default=True, help="The gateway's port; 0 takes a free one.")
+@click.option(
+    "--clickhouse-port", type=PORT, default=8123, show_default=True, help="Read-only ClickHouse port; 0: a free one."
+)
+@click.option("--meters", "meter_set_path", type=METER_SET_FILE, help="A meter set file of your own.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Worker processes (more than one needs --kafka).",
+)
 def dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | None, workers: int) -> None:
     """Run everything on this machine until ctrl-C. Data stays in .tidemark/.
 
@@ -29,13 +45,34 @@ def dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | Non
     """
     if workers > 1 and not kafka:
         raise InvalidInput("--workers", "the embedded log has one reader per group; add --kafka")
+    for option, wanted in (("--port", port), ("--clickhouse-port", clickhouse_port)):
+        _check_free(option, wanted)
+    if meter_set_path is not None:
+        from pipeline.open import read_meter_set
+
+        # Before anything starts.
+        read_meter_set(meter_set_path)
     asyncio.run(_dev(kafka, port, clickhouse_port, meter_set_path, workers))
+
+
+def _check_free(option: str, port: int) -> None:
+    """Refuse a port that another process has, before anything starts. 0 is always free."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            message = f"port {port} cannot be used: {error.strerror}; stop the other process, or take 0 for a free port"
+            raise InvalidInput(option, message) from error
 
 
 async def _dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | None, workers: int) -> None:
     from pipeline.http.serving import stop_event
-    from pipeline.local.dev import Dev, DevOptions, write_private
+    from pipeline.local.dev import Dev, DevOptions, private_folder, write_private
 
+    private_folder(data_dir())
     folder = data_dir() / "kafka-shape" if kafka else data_dir()
     options = DevOptions(folder, kafka, port, clickhouse_port, meter_set=meter_set_path, workers=workers)
     stop = stop_event()
@@ -92,15 +129,46 @@ def _call(method: str, path: str, **arguments: Any) -> dict[str, Any]:
     url, key_text = _gateway()
     try:
         headers = {"authorization": f"Bearer {key_text}", **arguments.pop("headers", {})}
-        answer = httpx.request(method, url + path, headers=headers, **arguments)
+        # A redirect is not followed: it would send the key to another address, perhaps unencrypted.
+        answer = httpx.request(
+            method, url + path, headers=headers, timeout=GATEWAY_TIMEOUT_S, follow_redirects=False, **arguments
+        )
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise InvalidInput("TIDEMARK_GATEWAY_URL", f"cannot call {url}: {error}") from error
+    except UnicodeEncodeError as error:
+        raise InvalidInput("TIDEMARK_API_KEY", "must be ASCII, as `tidemark key create` prints it") from error
+    except httpx.LocalProtocolError as error:
+        raise InvalidInput("TIDEMARK_API_KEY", "must be one line, as `tidemark key create` prints it") from error
     except httpx.HTTPError as error:
         raise Transient(f"the gateway at {url} did not answer: {error}") from error
-    if answer.status_code in (401, 403):
-        raise Refused(answer.json()["error"]["message"])
-    document: dict[str, Any] = answer.json()
-    if answer.status_code >= 400 and "error" in document:
-        raise InvalidInput(document["error"].get("field", "request"), document["error"]["message"])
-    return document
+    return _document(url, answer)
+
+
+def _document(url: str, answer: httpx.Response) -> dict[str, Any]:
+    """The gateway's answer. Raises the error that it contains, and `Transient` if it is not an answer of a gateway."""
+    status = answer.status_code
+    if 300 <= status < 400:
+        target = answer.headers.get("location", "another address")
+        raise InvalidInput(
+            "TIDEMARK_GATEWAY_URL", f"{url} redirects to {target}: set the address of the gateway itself"
+        )
+    try:
+        document: Any = answer.json()
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise Transient(f"{url} answers {status} without JSON: is it the gateway, and is a proxy before it well?")
+    error = document.get("error")
+    if status < 400 or not isinstance(error, dict):
+        if status in (401, 403):
+            raise Refused(f"{url} answers {status}: correct TIDEMARK_API_KEY")
+        return document
+    message = str(error.get("message", status))
+    if status in (401, 403):
+        raise Refused(message)
+    if status == 429 or status >= 500:
+        raise Transient(message)
+    raise InvalidInput(str(error.get("field") or "request"), message)
 
 
 @click.command()
@@ -122,6 +190,8 @@ def emit(event_type: str, account: str, data: str, event_id: str | None, event_t
 
     try:
         body = json.loads(data)
+    except RecursionError as error:
+        raise InvalidInput("--data", "is nested too deeply") from error
     except ValueError as error:
         raise InvalidInput("--data", f"is not JSON: {error}") from error
     event = {
@@ -137,7 +207,7 @@ def emit(event_type: str, account: str, data: str, event_id: str | None, event_t
         "POST", "/v1/events", content=json.dumps(event), headers={"content-type": "application/cloudevents+json"}
     )
     click.echo(json.dumps(answer, indent=2))
-    statuses = {event["status"] for event in answer["events"]}
+    statuses = {event["status"] for event in answer.get("events", [])}
     if statuses != {"accepted"}:
         # A rejected event must be corrected; an event that the log did not confirm may be sent again under its id.
         raise SystemExit(EXIT_INPUT if "rejected" in statuses else EXIT_FAILURE)
@@ -164,6 +234,10 @@ def usage(
     if meter is None:
         if account is None:
             raise InvalidInput("--account", "give an account, or a --meter")
+        ranged = {"--from": from_, "--to": to, "--window": window, "--timezone": timezone, "--group-by": group_by}
+        for option, value in ranged.items():
+            if value is not None:
+                raise InvalidInput(option, "needs a --meter; without one, the answer is the current period")
         # A path cannot carry every name: HTTP clients change `.` and `..`.
         click.echo(json.dumps(_call("GET", f"/v1/usage/current?account={quote(account, safe='')}"), indent=2))
         return

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from asyncio import run
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from aggregators.instants import format_instant_ms, parse_instant_us
-from pipeline.cli.context import settings
+from pipeline.cli.context import confirm, settings
+from pipeline.cli.develop import METER_SET_FILE
 from schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from schemas.periods import Binding
+
+CUSTOMER: Final = re.compile(r"cus_[A-Za-z0-9_]+")
+COUNT: Final = click.IntRange(1)
 
 
 def instant_ms(field: str, text: str) -> int:
@@ -19,6 +29,9 @@ def instant_ms(field: str, text: str) -> int:
     if parsed is None:
         raise InvalidInput(field, f"{text!r} is not RFC 3339 with an offset, such as 2026-11-01T00:00:00Z")
     return parsed // 1000
+
+
+_YES = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 @click.group()
@@ -35,7 +48,7 @@ def meters_schema() -> None:
 
 
 @meters.command("check")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=METER_SET_FILE)
 def meters_check(file: Path) -> None:
     """Check a meter set file and print the first error. Does not apply the file."""
     from pipeline.open import read_meter_set
@@ -45,15 +58,23 @@ def meters_check(file: Path) -> None:
 
 
 @meters.command("apply")
-@click.argument("file", type=click.Path(path_type=Path))
-def meters_apply(file: Path) -> None:
+@click.argument("file", type=METER_SET_FILE)
+@_YES
+def meters_apply(file: Path, yes: bool) -> None:
     """Write a meter set into the log. In each partition it applies to all later events.
 
-    The version must be higher than the version in force, and existing meters must keep their definitions.
+    The version must be higher than the version in force, and existing meters must keep their definitions. Prints what
+    changes, and asks if a meter is taken away or reported to Stripe otherwise.
     """
-    from pipeline.commands.operations import apply_meter_set_file
+    from pipeline.commands.operations import apply_planned_meter_set, plan_meter_set
 
-    click.echo(run(apply_meter_set_file(settings(), file)))
+    deployment = settings()
+    plan = run(plan_meter_set(deployment, file))
+    for line in plan.lines:
+        click.echo(line)
+    if plan.is_final:
+        confirm("Apply? Usage until the next meter set is counted and reported so", yes=yes)
+    click.echo(run(apply_planned_meter_set(deployment, plan)))
 
 
 @meters.command("show")
@@ -66,6 +87,15 @@ def meters_show() -> None:
     click.echo(text)
 
 
+def account_name(text: str) -> str:
+    """Check an account's name. Raises `InvalidInput`."""
+    from schemas.events import NAME_CHARACTERS_MAX
+
+    if not 1 <= len(text) <= NAME_CHARACTERS_MAX:
+        raise InvalidInput("NAME", f"an account's name has 1 to {NAME_CHARACTERS_MAX} characters, this has {len(text)}")
+    return text
+
+
 @click.group()
 def account() -> None:
     """Bind accounts to billing periods and Stripe customers."""
@@ -73,56 +103,103 @@ def account() -> None:
 
 @account.command("bind")
 @click.argument("name")
-@click.option("--anchor", default="1970-01-01T00:00:00Z", show_default=True, help="The instant at which periods begin.")
+@click.option(
+    "--anchor",
+    default="1970-01-01T00:00:00Z",
+    show_default=True,
+    help="The instant from which periods are counted, such as a subscription's billing_cycle_anchor.",
+)
 @click.option("--interval", type=click.Choice(["day", "week", "month", "year"]), default="month", show_default=True)
 @click.option("--interval-count", default=1, show_default=True)
 @click.option("--from", "from_", help="The instant of effect; the earliest possible if unset.")
 @click.option("--customer", default="", help="The Stripe customer, cus_…; unmapped if unset.")
 @click.option("--free", is_flag=True, help="Never report this account to Stripe.")
+@click.option("--dry-run", is_flag=True, help="Print what the binding will do. Does not bind.")
+@_YES
 def account_bind(
-    name: str, anchor: str, interval: str, interval_count: int, from_: str | None, customer: str, free: bool
+    name: str,
+    anchor: str,
+    interval: str,
+    interval_count: int,
+    from_: str | None,
+    customer: str,
+    free: bool,
+    dry_run: bool,
+    yes: bool,
 ) -> None:
     """Set an account's period anchor and Stripe customer from an instant on.
 
-    A new anchor may take effect in the past if the affected periods are open and have no payer; their usage is counted
-    again. Otherwise the anchor takes effect after stream time plus the future limit. The customer pays for usage from
-    --from on, or for all unreported usage if --from is unset.
-    """
-    from pipeline.commands.operations import bind_account
-    from schemas.periods import Billing, Binding, Interval
+    Prints what the binding will do: when it takes effect, which period it ends, and who pays before and after. Asks if
+    the account has a payer: then the binding takes effect after all usage, and another payer ends the running period.
 
-    billing = Billing.FREE if free else Billing.MAPPED if customer else Billing.UNMAPPED
-    binding = Binding(
-        effective_from_ms=instant_ms("--from", from_) if from_ else 0,
+    A new anchor may take effect in the past if the affected periods are open and have no payer; their usage is counted
+    again. Usage that has no payer is billed to the customer from --from on, or all of it if --from is unset.
+    """  # fmt: skip
+    from pipeline.commands.accounts import append_planned, plan_binding
+
+    checked, binding = account_name(name), binding_of(anchor, interval, interval_count, from_, customer, free=free)
+    deployment = settings()
+    plan = run(plan_binding(deployment, checked, binding))
+    click.echo("\n".join(plan.lines))
+    if dry_run:
+        return
+    if plan.is_final:
+        confirm("Bind? It cannot be undone", yes=yes)
+    click.echo(run(append_planned(deployment, plan)))
+
+
+def binding_of(
+    anchor: str, interval: str, interval_count: int, from_: str | None, customer: str, *, free: bool
+) -> Binding:
+    """The binding of the options of `account bind`. Instants of effect are cut down to the minute. Raises
+    `InvalidInput` with the option."""
+    from schemas.clock import MINUTE_MS
+    from schemas.periods import INTERVAL_COUNT_MAX, Billing, Binding, Interval
+
+    if free and customer:
+        raise InvalidInput("--free", f"contradicts --customer {customer}: give one of them")
+    if customer and not CUSTOMER.fullmatch(customer):
+        raise InvalidInput("--customer", f"{customer!r} is no Stripe customer: give its id, which begins with cus_")
+    if not 1 <= interval_count <= INTERVAL_COUNT_MAX:
+        raise InvalidInput("--interval-count", f"{interval_count} is not from 1 to {INTERVAL_COUNT_MAX}")
+    return Binding(
+        effective_from_ms=instant_ms("--from", from_) // MINUTE_MS * MINUTE_MS if from_ else 0,
         anchor_ms=instant_ms("--anchor", anchor),
         interval=Interval(interval),
         interval_count=interval_count,
-        billing=billing,
+        billing=Billing.FREE if free else Billing.MAPPED if customer else Billing.UNMAPPED,
         stripe_customer=customer,
     )
-    click.echo(run(bind_account(settings(), name, binding)))
 
 
 @account.command("show")
 @click.argument("name")
 def account_show(name: str) -> None:
     """Print an account's bindings, closings and current period."""
-    from pipeline.commands.operations import show_account
+    from pipeline.commands.accounts import show_account
 
-    click.echo(json.dumps(run(show_account(settings(), name)), indent=2))
+    checked = account_name(name)
+    click.echo(json.dumps(run(show_account(settings(), checked)), indent=2))
 
 
 @click.command("close-period")
 @click.argument("name")
 @click.argument("instant")
-def close_period(name: str, instant: str) -> None:
+@_YES
+def close_period(name: str, instant: str, yes: bool) -> None:
     """Close the period of account NAME that contains INSTANT before its grace ends.
 
-    Later usage of the period follows the late policy of its meter: carry forward or quarantine. Cannot be undone.
+    Prints the period and its usage, and asks. Later usage of the period follows the late policy of its meter: carry
+    forward or quarantine. Cannot be undone. A period that has not begun cannot be closed.
     """
-    from pipeline.commands.operations import close_account_period
+    from pipeline.commands.accounts import append_planned, plan_closing
 
-    click.echo(run(close_account_period(settings(), name, instant_ms("INSTANT", instant))))
+    checked, at_ms = account_name(name), instant_ms("INSTANT", instant)
+    deployment = settings()
+    plan = run(plan_closing(deployment, checked, at_ms))
+    click.echo("\n".join(plan.lines))
+    confirm("Close the period? It cannot be opened again", yes=yes)
+    click.echo(run(append_planned(deployment, plan)))
 
 
 @click.group()
@@ -135,7 +212,7 @@ _REASON = click.option("--reason", help="Only entries with this reason, such as 
 
 @quarantine.command("list")
 @_REASON
-@click.option("--limit", default=50, show_default=True, help="Number of newest entries.")
+@click.option("--limit", type=COUNT, default=50, show_default=True, help="Number of newest entries.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def quarantine_list(reason: str | None, limit: int, as_json: bool) -> None:
     """Print quarantined events: position, reason and remedy."""
@@ -156,8 +233,8 @@ def quarantine_list(reason: str | None, limit: int, as_json: bool) -> None:
 
 @quarantine.command("redrive")
 @_REASON
-@click.option("--limit", default=10_000, show_default=True)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--limit", type=COUNT, default=10_000, show_default=True, help="Number of newest entries.")
+@_YES
 def quarantine_redrive(reason: str | None, limit: int, yes: bool) -> None:
     """Send quarantined events again through usage.inbox. Each event is counted at most once."""
     from pipeline.commands.operations import quarantined, redrive
@@ -167,8 +244,9 @@ def quarantine_redrive(reason: str | None, limit: int, yes: bool) -> None:
     if not entries:
         click.echo("nothing to redrive")
         return
-    if not yes:
-        click.confirm(f"Send {len(entries)} events again?", abort=True)
+    for cause, count in Counter(entry.reason for entry in entries).most_common():
+        click.echo(f"{count} events: {cause}")
+    confirm(f"Send {len(entries)} events again?", yes=yes)
     click.echo(f"{run(redrive(deployment, entries))} events sent to usage.inbox")
 
 
@@ -176,8 +254,16 @@ def quarantine_redrive(reason: str | None, limit: int, yes: bool) -> None:
 @click.option("--from", "from_", help="Only periods that end after this instant.")
 @click.option("--to", help="Only periods that begin before this instant.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--stripe-reads-max", default=2_000, show_default=True, help="Maximum number of reads from Stripe.")
-@click.option("--rows", default=50, show_default=True, help="Maximum number of differences to print.")
+@click.option(
+    "--stripe-reads-max",
+    type=click.IntRange(0),
+    default=2_000,
+    show_default=True,
+    help="Maximum number of reads from Stripe.",
+)
+@click.option(
+    "--rows", type=click.IntRange(0), default=50, show_default=True, help="Maximum number of differences to print."
+)
 @click.option("--pushgateway", default="", help="Also push the gauges to this Prometheus push gateway.")
 def reconcile(
     from_: str | None, to: str | None, as_json: bool, stripe_reads_max: int, rows: int, pushgateway: str

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.context import settings
+from pipeline.cli.context import confirm, role_settings
 from schemas.rebuild import Progress
 
 if TYPE_CHECKING:
@@ -97,12 +97,11 @@ def _rebuild(
     """Give a rebuild up, or ask, build and reconcile. Exits as `reconcile` does."""
     from pipeline.commands.operations import run_reconcile
 
-    deployment = settings()
+    deployment = role_settings()
     if abandon:
         click.echo(run(give_up(deployment)))
         return
-    if not yes:
-        click.confirm(question, abort=True)
+    confirm(question, yes=yes)
     click.echo(run(build(deployment, ProgressLines())), err=True)
     if reconcile_after:
         code, text = run(run_reconcile(deployment))

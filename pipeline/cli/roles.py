@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline.cli.context import settings
+from pipeline.cli.context import role_settings
 
 _REPLAY = click.option(
     "--replay-from-start",
@@ -23,7 +23,7 @@ def worker(replay_from_start: bool) -> None:
     from pipeline.roles.worker import run_worker
     from pipeline.runner.runner import run_in_loop
 
-    run_in_loop(run_worker(settings(), replay_from_start=replay_from_start))
+    run_in_loop(run_worker(role_settings(), replay_from_start=replay_from_start))
 
 
 @click.command()
@@ -33,7 +33,7 @@ def archive(replay_from_start: bool) -> None:
     from pipeline.roles.archive import run_archive
     from pipeline.runner.runner import run_in_loop
 
-    run_in_loop(run_archive(settings(), replay_from_start=replay_from_start))
+    run_in_loop(run_archive(role_settings(), replay_from_start=replay_from_start))
 
 
 @click.command()
@@ -42,7 +42,7 @@ def router() -> None:
     from pipeline.roles.router import run_router
     from pipeline.runner.runner import run_in_loop
 
-    run_in_loop(run_router(settings()))
+    run_in_loop(run_router(role_settings()))
 
 
 @click.command()
@@ -51,7 +51,7 @@ def sink() -> None:
     from pipeline.roles.sink import run_sink
     from pipeline.runner.runner import run_in_loop
 
-    run_in_loop(run_sink(settings()))
+    run_in_loop(run_sink(role_settings()))
 
 
 @click.command()
@@ -60,4 +60,4 @@ def gateway() -> None:
     from pipeline.roles.gateway import run_gateway
     from pipeline.runner.runner import run_in_loop
 
-    run_in_loop(run_gateway(settings()))
+    run_in_loop(run_gateway(role_settings()))

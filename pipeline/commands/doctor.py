@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from pipeline.clock import clock_from_text
@@ -25,15 +27,17 @@ class Finding(NamedTuple):
 
 
 async def diagnose(settings: Settings) -> list[Finding]:
-    """Run all checks. A check that raises gives a finding with status wrong."""
-    findings: list[Finding] = []
+    """Run all checks at the same time. A check that raises gives a finding with status wrong."""
     checks = {"meter_set": _meter_set, "log": _log, "redis": _redis, "clickhouse": _clickhouse, "stripe": _stripe}
-    for what, check in checks.items():
+
+    async def run(what: str, check: Callable[[Settings], Awaitable[list[Finding]]]) -> list[Finding]:
         try:
-            findings += await check(settings)
+            return await check(settings)
         except TidemarkError as error:
-            findings.append(Finding("wrong", what, str(error), "start it, or correct its setting"))
-    return findings
+            return [Finding("wrong", what, str(error), "start it, or correct its setting")]
+
+    results = await asyncio.gather(*(run(what, check) for what, check in checks.items()))
+    return [finding for findings in results for finding in findings]
 
 
 async def _meter_set(settings: Settings) -> list[Finding]:

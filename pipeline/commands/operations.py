@@ -1,19 +1,20 @@
-"""The commands for meter sets, accounts, quarantine and reconciliation, as functions."""
+"""The commands for meter sets, quarantine and reconciliation, as functions."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 
+from aggregators.decode import decode, is_batch
 from aggregators.instants import format_instant_ms
 from aggregators.meters import definition_change
-from aggregators.partitioning import partition_of
-from aggregators.periods import period_at
-from pipeline.logs.control_records import append_control
 from pipeline.logs.quarantine import Header
 from pipeline.open import (
     Base,
@@ -23,6 +24,7 @@ from pipeline.open import (
     open_base,
     open_live_view,
     open_stripe,
+    open_usage_reader,
 )
 from pipeline.settings import Settings
 from reconciler.causes import Verdict
@@ -30,15 +32,16 @@ from reconciler.report import Report, gauge_values, to_json
 from reconciler.run import reconcile
 from reconciler.table import render_table
 from reconciler.views import ReconcilePolicy, Views
-from schemas.control import BindingRecord, CloseRecord
 from schemas.errors import InvalidInput, Transient
+from schemas.live_view import LiveView
 from schemas.log import INBOX_TOPIC, REJECTED_TOPIC, Log, Record
-from schemas.periods import Binding
+from schemas.meters import Meter, MeterSet
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
 
 READ_RECORDS_MAX = 1_000
+_LOG = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
@@ -50,72 +53,63 @@ async def _opened(settings: Settings, *, create: bool = False) -> AsyncIterator[
         await base.log.close()
 
 
-async def apply_meter_set_file(settings: Settings, path: Path) -> str:
-    """Apply a meter set file. Raises `InvalidInput` if the file contradicts the meter set in force."""
+class MeterSetPlan(NamedTuple):
+    """A meter set that is not applied yet. `lines` say what will change. `is_final`: usage will no longer be counted or
+    reported as before, so the command asks."""
+
+    proposed: MeterSet
+    lines: tuple[str, ...]
+    is_final: bool
+
+
+async def plan_meter_set(settings: Settings, path: Path) -> MeterSetPlan:
+    """Plan the application of a meter set file. Raises `InvalidInput` if it contradicts the meter set in force."""
     current = await meter_set_in_force(settings)
     proposed = following(current, path)
-    if current is not None:
-        change = definition_change(current, proposed)
-        if change:
-            raise InvalidInput(path.name, change)
-        if proposed.version <= current.version and proposed != current:
-            raise InvalidInput(f"{path.name}: version", f"must be above {current.version}, the version in force")
+    if current is None:
+        return MeterSetPlan(proposed, (), is_final=False)
+    change = definition_change(current, proposed)
+    if change:
+        raise InvalidInput(path.name, change)
+    if proposed.version <= current.version and proposed != current:
+        raise InvalidInput(f"{path.name}: version", f"must be above {current.version}, the version in force")
+    return meter_set_plan(current, proposed)
+
+
+def meter_set_plan(current: MeterSet, proposed: MeterSet) -> MeterSetPlan:
+    """What changes for usage from the record of the proposed meter set on."""
+    lines, is_final = [], False
+    for meter in current.meters:
+        after = proposed.meter(meter.slug)
+        name = meter.stripe_event_name
+        if after is None:
+            lines.append(f"- {meter.slug}: counted and reported no more")
+        elif name != after.stripe_event_name:
+            lines.append(f"~ {meter.slug}: reported to Stripe {_as(after)}, before {_as(meter)}")
+        is_final |= after is None or (name is not None and name != after.stripe_event_name)
+    lines += [
+        f"+ {meter.slug}: counted from now on, reported to Stripe {_as(meter)}"
+        for meter in proposed.meters
+        if current.meter(meter.slug) is None
+    ]
+    for setting, before in current.policy:
+        if before != (now := getattr(proposed.policy, setting)):
+            lines.append(f"~ policy.{setting}: {now}, before {before}")
+    return MeterSetPlan(proposed, tuple(lines), is_final)
+
+
+def _as(meter: Meter) -> str:
+    return f"as {meter.stripe_event_name}" if meter.stripe_event_name else "not at all"
+
+
+async def apply_planned_meter_set(settings: Settings, plan: MeterSetPlan) -> str:
+    """Append the meter set to every partition; returns a message."""
     async with _opened(settings, create=True) as base:
-        await apply_meter_set(base, proposed)
-    return f"meter set version {proposed.version} with {len(proposed.meters)} meters is in the log of every partition"
-
-
-async def bind_account(settings: Settings, account: str, binding: Binding) -> str:
-    """Append a binding to the account's partition; returns a message with the offset."""
-    offset, partition = await _append(settings, BindingRecord(account=account, binding=binding))
-    return f"{account}: bound by record {offset} of partition {partition}; `tidemark account show` prints the start"
-
-
-async def _append(settings: Settings, record: BindingRecord | CloseRecord) -> tuple[int, int]:
-    async with _opened(settings) as base:
-        partition = partition_of(record.account, base.genesis.partitions)
-        return await append_control(base.log, settings.secret_bytes(), partition, record), partition
-
-
-async def show_account(settings: Settings, account: str) -> dict[str, object]:
-    """The bindings, customers and periods of an account in the live view, as a JSON object."""
-    view = open_live_view(settings)
-    try:
-        async with _opened(settings) as base:
-            partition = partition_of(account, base.genesis.partitions)
-            state = await view.accounts.account(partition, account)
-            period = period_at(state, base.clock.now_ms())
-    finally:
-        await view.close()
-    return {
-        "account": account,
-        "partition": partition,
-        "current_period": {"start": format_instant_ms(period.start_ms), "end": format_instant_ms(period.end_ms)},
-        "bindings": [
-            {
-                "effective_from": format_instant_ms(binding.effective_from_ms),
-                "anchor": format_instant_ms(binding.anchor_ms),
-                "interval": f"{binding.interval_count} {binding.interval}",
-            }
-            for binding in state.bindings
-        ],
-        "customers": [
-            {
-                "from": format_instant_ms(payer.from_ms),
-                "billing": payer.billing,
-                "stripe_customer": payer.stripe_customer,
-            }
-            for payer in state.customers
-        ],
-        "closed_periods": [format_instant_ms(start_ms) for start_ms in state.closed_start_ms],
-        "counting_again_from": format_instant_ms(state.pending.from_ms) if state.pending else None,
-    }
-
-
-async def close_account_period(settings: Settings, account: str, instant_ms: int) -> str:
-    """Append a close record to the account's partition; returns a message with the offset."""
-    offset, _ = await _append(settings, CloseRecord(account=account, instant_ms=instant_ms))
-    return f"{account}: the period that contains {format_instant_ms(instant_ms)} is closed from record {offset} on"
+        await apply_meter_set(base, plan.proposed)
+    return (
+        f"meter set version {plan.proposed.version} with {len(plan.proposed.meters)} meters is in the log of every "
+        "partition"
+    )
 
 
 class QuarantineEntry(NamedTuple):
@@ -189,8 +183,22 @@ async def redrive(settings: Settings, entries: Sequence[QuarantineEntry]) -> int
     async with _opened(settings) as base:
         count = await base.log.partition_count(INBOX_TOPIC)
         for entry in entries:
-            await base.log.append(INBOX_TOPIC, entry.partition % count, entry.value)
+            await base.log.append(INBOX_TOPIC, entry.partition % count, redriven(entry))
     return len(entries)
+
+
+def redriven(entry: QuarantineEntry) -> bytes:
+    """The bytes to append: those of the entry. An event without a time gets the time of its first arrival.
+
+    Otherwise each redrive would give the event a new time, and redrives more than a dedup window apart would count it
+    twice.
+    """
+    decoded = decode(entry.value, len(entry.value) + 1)
+    if is_batch(entry.value) or not decoded.events or decoded.events[0][1].time is not None:
+        return entry.value
+    # The last of two equal keys wins, so this time replaces a null.
+    time = format_instant_ms(entry.stream_time_ms).encode()
+    return entry.value.rstrip()[:-1] + b',"time":"' + time + b'"}'
 
 
 async def reconcile_deployment(
@@ -201,11 +209,15 @@ async def reconcile_deployment(
     stripe_reads_max: int,
     archive_wait_s: float = ReconcilePolicy().archive_wait_s,
 ) -> Report:
-    """Open the stores of the settings, reconcile them and close them."""
+    """Open the stores of the settings, reconcile them and close them.
+
+    Raises `Transient` if Redis or ClickHouse does not answer at the start.
+    """
     view = open_live_view(settings)
     clickhouse = open_clickhouse(settings.clickhouse_url)
     meters = open_stripe(settings)
     try:
+        await _check_answering(view, settings)
         async with _opened(settings) as base:
             views = Views(
                 live=view,
@@ -224,6 +236,21 @@ async def reconcile_deployment(
             await meters.close()
 
 
+async def _check_answering(view: LiveView, settings: Settings) -> None:
+    """Raise `Transient` if Redis or ClickHouse does not answer. Otherwise every read of every partition would wait."""
+    # A client of its own, because the reconciler's queries may take longer than a command should wait here.
+    reader = open_usage_reader(settings)
+    try:
+        checks = (view.state.load_checkpoint(0), reader.archive_positions())
+        results = await asyncio.gather(*checks, return_exceptions=True)
+    finally:
+        await reader.close()
+    for result in results:
+        # The report shows every other failure.
+        if isinstance(result, Transient):
+            raise result
+
+
 async def run_reconcile(
     settings: Settings,
     from_ms: int | None = None,
@@ -236,13 +263,18 @@ async def run_reconcile(
 ) -> tuple[int, str]:
     """Reconcile and return (exit code, report): 1 on drift, 0 otherwise.
 
-    Pushes the gauges to the Prometheus push gateway at the address `pushgateway` if it is not empty.
+    Pushes the gauges to the Prometheus push gateway at the address `pushgateway` if it is not empty. If the push fails,
+    the report is still returned, with exit code 1, and the reason is logged.
     """
     report = await reconcile_deployment(settings, from_ms, to_ms, stripe_reads_max=stripe_reads_max)
+    code = 1 if report.verdict is Verdict.DRIFT else 0
     if pushgateway:
-        push_gauges(report, pushgateway)
-    text = to_json(report) if as_json else render_table(report, rows_max=rows_max)
-    return (1 if report.verdict is Verdict.DRIFT else 0), text
+        try:
+            push_gauges(report, pushgateway)
+        except Transient as error:
+            code = 1
+            _LOG.error("the report is not pushed: %s", error)
+    return code, to_json(report) if as_json else render_table(report, rows_max=rows_max)
 
 
 def push_gauges(report: Report, address: str) -> None:
@@ -256,5 +288,5 @@ def push_gauges(report: Report, address: str) -> None:
         (gauges[key.name].labels(*(text for _, text in key.labels)) if names else gauges[key.name]).set(value)
     try:
         push_to_gateway(address, job="tidemark_reconcile", registry=registry)
-    except OSError as error:
-        raise Transient(f"the push gateway at {address} did not answer: {error}") from error
+    except (OSError, ValueError, HTTPException) as error:
+        raise Transient(f"the push gateway at {address[:100]!a} did not answer: {error}") from error

@@ -61,7 +61,7 @@ async def _opened(settings: Settings) -> AsyncIterator[_Opened]:
         await hourly.migrate()
         claim = RebuildClaim(uuid.uuid4().hex[:16], live.rebuilds.check_claim)
         await live.rebuilds.claim_rebuild(claim.token)
-        limits = RebuildLimits(settings.flush_records_max, settings.flush_events_max, settings.relay_cells_max)
+        limits = RebuildLimits(events_max=settings.flush_events_max, cells_max=settings.relay_cells_max)
         yield _Opened(
             base, live, claimed_store(hourly, claim), ClickHouseReader(clickhouse),
             ClickHouseStaging(clickhouse, claim), ClickHouseSnapshots(clickhouse),
@@ -119,9 +119,7 @@ async def give_up_hourly(settings: Settings) -> str:
 async def rebuild_archive_tables(settings: Settings, progress: Callable[[Progress], None]) -> str:
     """Run `ArchiveRebuild`; returns a message."""
     async with _opened(settings) as opened:
-        # Like the archive role, inserts at least 100 records at once: ClickHouse needs few, large inserts.
-        limits = opened.limits._replace(records_max=max(100, opened.limits.records_max))
-        await ArchiveRebuild(opened.base.log, opened.staging, opened.secret, limits, progress).run()
+        await ArchiveRebuild(opened.base.log, opened.staging, opened.secret, opened.limits, progress).run()
         return "usage_events, decisions and control_log are rebuilt from the log"
 
 

@@ -22,7 +22,8 @@ from schemas.log import EVENTS_TOPIC, Log
 PENDING_EVENTS_MAX: Final = 100_000
 PENDING_BYTES_MAX: Final = 64 * 1024 * 1024
 LINGER_S: Final = 0.002
-APPEND_TIMEOUT_S: Final = 30.0
+# With the write of rejected events, shorter than the emitter's limit for a request: the client must see the answer.
+APPEND_TIMEOUT_S: Final = 6.0
 
 _log: Final = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class _Waiting(NamedTuple):
     raw: bytes
     submission: _Submission
     number: int
+    deadline_s: float
 
 
 @dataclass(slots=True)
@@ -90,7 +92,8 @@ class Appender:
     async def append(self, events: Sequence[Outgoing]) -> list[bool]:
         """Append the events. Return in order whether the log confirmed the event.
 
-        False means that the event may be in the log; sending the event again under the same id is safe. Raises
+        Takes up to `append_timeout_s`, the wait behind other appends included. False means that the event may be in
+        the log; sending the event again under the same id is safe. Raises
         `Transient` if there is no room for the events; then no event is appended. The events are appended even if the
         caller is cancelled.
         """
@@ -104,10 +107,11 @@ class Appender:
             return []
         submission = _Submission(len(events))
         self._account_for(len(events), size)
+        deadline_s = asyncio.get_running_loop().time() + self._append_timeout_s
         touched = set()
         for index, (account, raw) in enumerate(events):
             partition = partition_of(account, self._partitions)
-            self._queues[partition].waiting.append(_Waiting(raw, submission, index))
+            self._queues[partition].waiting.append(_Waiting(raw, submission, index, deadline_s))
             touched.add(partition)
         for partition in touched:
             queue = self._queues[partition]
@@ -131,7 +135,8 @@ class Appender:
     async def _append_batch(self, partition: int, batch: Sequence[_Waiting]) -> None:
         durable = False
         try:
-            async with asyncio.timeout(self._append_timeout_s):
+            # The first event has waited longest. The driver may still append a record after the deadline.
+            async with asyncio.timeout_at(batch[0].deadline_s):
                 await self._log.append(EVENTS_TOPIC, partition, batch_value(waiting.raw for waiting in batch))
             durable = True
             self._metrics.observe("tidemark_gateway_append_events", len(batch))

@@ -39,8 +39,10 @@ class LiveUsage(NamedTuple):
 class GatewayDependencies:
     """The settings and stores of the gateway. The gateway closes none of them.
 
-    Each request calls `meter_set` once, so the call should answer from memory. If it returns None, there is no meter
-    set yet and valid events are accepted unmetered. Without `live` the gateway does not answer current usage. Without
+    Each request calls `meter_set` once, so the call must answer from memory. None means that there is no meter set yet:
+    valid events are accepted unmetered. `Transient` means that the meter set is not known yet: valid events are
+    accepted, and reads are answered with 503. `meter_set_age_s` returns the seconds since the meter set was last read
+    from its store, None before the first time. Without `live` the gateway does not answer current usage. Without
     `usage` the gateway does not answer usage over time. Without `hourly`, `complete_up_to` is null.
     """
 
@@ -53,6 +55,7 @@ class GatewayDependencies:
     live: LiveUsage | None = None
     usage: UsageReader | None = None
     hourly: HourlyStore | None = None
+    meter_set_age_s: Callable[[], float | None] | None = None
 
 
 def authorized(

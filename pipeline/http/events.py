@@ -14,8 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aggregators.decode import decode, is_batch
-from aggregators.instants import parse_instant_us
-from aggregators.judge import WITHOUT_METERS, judge, rules_at
+from aggregators.judge import WITHOUT_METERS, event_time_us, judge, rules_at
 from aggregators.meters import CompiledMeterSet, Failure, compiled
 from aggregators.partitioning import partition_of
 from pipeline.http.api_keys import ApiKey, Role
@@ -34,28 +33,41 @@ from schemas.reasons import REMEDIES, Reason
 
 JUDGED_AT_ONCE_MAX: Final = 500
 RETRY_AFTER_S: Final = 1.0
+# A log that does not answer must not hold back the answer about the other events.
+KEEP_TIMEOUT_S: Final = 2.0
 FORBIDDEN: Final = "forbidden_account"
+UNMETERED: Final = "no meter counts the event, and its id is used up"
+UNMETERED_REMEDY: Final = "if it should count, correct its type or data, or add a meter; then send it under a new id"
 
 _anything: Final = msgspec.json.Decoder().decode
 _log: Final = logging.getLogger(__name__)
 
 
 class Judged(NamedTuple):
-    """A checked event. `reason` is empty if the event is valid. `metered` is true if a meter counts the event."""
+    """A checked event. `reason` is empty if the event is valid. `unmetered` is true if no meter counts the event.
+    `skipped` are the meters that do not count the event because of its data, by slug, and why."""
 
     raw: bytes
     id: str | None
     account: str | None
     reason: str = ""
     detail: str = ""
-    metered: bool = False
+    unmetered: bool = False
+    skipped: Sequence[tuple[str, Failure]] = ()
 
 
 class Judge:
-    """Checks the events of one request with the fold's rules, the meter set and the request's key."""
+    """Checks the events of one request with the fold's rules, the meter set and the request's key.
 
-    def __init__(self, meter_set: CompiledMeterSet, key: ApiKey, now_ms: int) -> None:
+    Without a meter set it is unknown which events are unmetered; the fold checks every event again.
+    """
+
+    def __init__(self, known: CompiledMeterSet | None, key: ApiKey, now_ms: int) -> None:
+        meter_set = known or WITHOUT_METERS
+        self._is_known = known is not None
+        self._now_ms = now_ms
         self._rules = rules_at(now_ms, meter_set)
+        self._meters = meter_set
         self._key = key
         self._event_bytes_max = meter_set.meter_set.policy.event_bytes_max
 
@@ -72,10 +84,11 @@ class Judge:
         if not self._key.reaches(event.subject):
             detail = "subject: this key may write another account only"
             return Judged(raw, event.id, None, FORBIDDEN, detail)
-        contributions = judge(event, parse_instant_us(event.time), self._rules)
+        contributions = judge(event, event_time_us(event, self._now_ms), self._rules)
         if isinstance(contributions, Failure):
             return Judged(raw, event.id, event.subject, contributions.reason.value, contributions.detail)
-        return Judged(raw, event.id, event.subject, metered=bool(contributions))
+        skipped = self._meters.skips(event.type, event.data or {})
+        return Judged(raw, event.id, event.subject, unmetered=self._is_known and not contributions, skipped=skipped)
 
     def _rejected(self, raw: bytes, failure: Failure) -> Judged:
         try:
@@ -93,7 +106,7 @@ def field_of(reason: str, detail: str) -> str:
     """The field that caused a rejection. Empty if `detail` does not name a field."""
     if reason in (Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, FORBIDDEN):
         return detail.partition(":")[0]
-    if reason in (Reason.TOO_FAR_IN_FUTURE, Reason.TOO_FAR_IN_PAST):
+    if reason in (Reason.TOO_FAR_IN_FUTURE, Reason.TOO_FAR_IN_PAST, Reason.TOO_OLD):
         return "time"
     path = re.search(r"\$(\.[A-Za-z0-9_.-]+)$", detail)
     return f"data{path[1]}" if path else ""
@@ -138,8 +151,12 @@ class EventsEndpoint:
         more: dict[str, Any] = {"verified": before is not None} if verify else {}
         return self._answer(judged, zip(durable, before or [False] * len(durable), strict=True), more)
 
-    async def _compiled(self) -> CompiledMeterSet:
-        meter_set = await self._dependencies.meter_set()
+    async def _compiled(self) -> CompiledMeterSet | None:
+        """The meter set, compiled. None if the gateway has never reached the store that has the meter set."""
+        try:
+            meter_set = await self._dependencies.meter_set()
+        except Transient:
+            return None
         if meter_set is None:
             return WITHOUT_METERS
         if self._meter_set is None or self._meter_set[0] is not meter_set:
@@ -151,7 +168,7 @@ class EventsEndpoint:
         partition = partition_of(judged.account or "", self._dependencies.genesis.partitions)
         log, origin = self._dependencies.log, ((Header.SOURCE, b"gateway"),)
         try:
-            async with asyncio.timeout(RETRY_AFTER_S * 10):
+            async with asyncio.timeout(KEEP_TIMEOUT_S):
                 # A client must not fill the quarantine with megabytes.
                 await append_entry(
                     log, partition, judged.reason, judged.detail, EVENTS_TOPIC, judged.raw, origin, cut=True
@@ -177,7 +194,10 @@ class EventsEndpoint:
                 answer |= {"detail": event.detail, "remedy": _remedy(event.reason)}
             elif (outcome := next(outcomes)) == (True, False):
                 answer["status"] = "accepted"
-                unmetered += not event.metered
+                unmetered += event.unmetered
+                answer |= {"detail": UNMETERED, "remedy": UNMETERED_REMEDY} if event.unmetered else {}
+                if event.skipped:
+                    answer["skipped"] = [_skipped(slug, failure) for slug, failure in event.skipped]
             elif outcome == (True, True):
                 answer["status"] = "duplicate"
             else:
@@ -211,6 +231,12 @@ async def _judge_all(judge: Judge, raws: Sequence[bytes]) -> list[Judged]:
         # Let other requests run between the parts of a large request.
         await asyncio.sleep(0)
     return judged
+
+
+def _skipped(slug: str, failure: Failure) -> dict[str, str]:
+    """A meter that does not count an accepted event (`on_bad: skip_meter`), and why."""
+    field = field_of(failure.reason, failure.detail)
+    return {"meter": slug, "reason": failure.reason.value, **({"field": field} if field else {})}
 
 
 def _verify(request: Request) -> bool:

@@ -12,10 +12,13 @@ from starlette.responses import Response
 from aggregators.instants import format_instant_ms
 from pipeline.http.dependencies import GatewayDependencies
 from pipeline.http.errors import json_answer
-from schemas.errors import TidemarkError
+from pipeline.logs.answering import silent_partitions
+from schemas.errors import TidemarkError, Transient
 from schemas.log import EVENTS_TOPIC
 
 CHECK_TIMEOUT_S: Final = 2.0
+# Five reads of the meter set without an answer of Redis.
+METER_SET_AGE_S_MAX: Final = 10.0
 
 
 class Health:
@@ -28,10 +31,11 @@ class Health:
         return json_answer({"status": "alive"})
 
     async def ready(self, _request: Request) -> Response:
-        """503 if the log does not accept events. If only another store is down, the status is `degraded`."""
+        """503 if a partition of the log does not answer. If only another store is down, the status is `degraded`."""
         given = self._dependencies
         checks: dict[str, Callable[[], Awaitable[dict[str, Any]]] | None] = {
             "log": self._log,
+            "meter_set": self._meter_set if given.meter_set_age_s else None,
             "redis": self._redis if given.live else None,
             "clickhouse": self._clickhouse if given.hourly or given.usage else None,
         }
@@ -44,10 +48,23 @@ class Health:
         return json_answer({"status": status, "checks": results}, 200 if ready else 503)
 
     async def _log(self) -> dict[str, Any]:
-        partitions = await self._dependencies.log.partition_count(EVENTS_TOPIC)
-        # The partition count may come from a cache, so `bounds` checks that the log answers.
-        await self._dependencies.log.bounds(EVENTS_TOPIC, 0)
-        return {"ok": partitions == self._dependencies.genesis.partitions, "partitions": partitions}
+        given = self._dependencies
+        partitions = await given.log.partition_count(EVENTS_TOPIC)
+        if partitions != given.genesis.partitions:
+            return {"ok": False, "partitions": partitions}
+        silent = await silent_partitions(given.log, EVENTS_TOPIC, range(partitions))
+        if len(silent) == partitions:
+            raise Transient("no partition answers")
+        return {"ok": not silent, "partitions": partitions, **({"silent_partitions": silent} if silent else {})}
+
+    async def _meter_set(self) -> dict[str, Any]:
+        given = self._dependencies
+        assert given.meter_set_age_s is not None  # noqa: S101  # `ready` checks the meter set only with its age
+        age_s = given.meter_set_age_s()
+        return {
+            "ok": age_s is not None and age_s < METER_SET_AGE_S_MAX,
+            "age_s": None if age_s is None else round(age_s, 1),
+        }
 
     async def _redis(self) -> dict[str, Any]:
         live = self._dependencies.live

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
 import uvicorn
@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from pipeline.metrics import Metrics
+from schemas.errors import Transient
 
 
 class Readiness(NamedTuple):
@@ -33,7 +34,7 @@ class QuietServer(uvicorn.Server):
         yield
 
 
-def ops_app(metrics: Metrics, readiness: Callable[[], Readiness], refresh: Callable[[], None]) -> Starlette:
+def ops_app(metrics: Metrics, readiness: Callable[[], Awaitable[Readiness]], refresh: Callable[[], None]) -> Starlette:
     """The app with the three paths. `/healthz` answers 200. `/readyz` answers 503 if the role makes no progress.
 
     The app calls `refresh` before it renders `/metrics`, to set the gauges.
@@ -48,7 +49,7 @@ def ops_app(metrics: Metrics, readiness: Callable[[], Readiness], refresh: Calla
         return JSONResponse({"status": "alive"})
 
     async def readyz(_: Request) -> Response:
-        state = readiness()
+        state = await readiness()
         return JSONResponse({"ready": state.ready, **state.detail}, 200 if state.ready else 503)
 
     app = Starlette(routes=[Route("/metrics", exposition), Route("/healthz", healthz), Route("/readyz", readyz)])
@@ -67,14 +68,19 @@ def stop_event() -> asyncio.Event:
 
 @contextlib.asynccontextmanager
 async def serving(app: Starlette, host: str, port: int, **more: Any) -> AsyncIterator[int]:
-    """Serve an app in this loop during the block. Yields the port. Raises `OSError` if the port is in use.
+    """Serve an app in this loop during the block. Yields the port. Raises `Transient` if the port is in use.
 
     `more` are options of `uvicorn.Config`.
     """
     # asyncio sets TCP_NODELAY only if the protocol is IPPROTO_TCP. Otherwise an answer may wait 40 ms for an ACK.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        reason = f"cannot listen on {host}:{port}: {error.strerror}"
+        raise Transient(f"{reason}. Stop the process that has the port, or set another address") from error
     options: dict[str, Any] = {"timeout_graceful_shutdown": 5, **more}
     server = QuietServer(uvicorn.Config(app, log_level="warning", access_log=False, ws="none", **options))
     task = asyncio.create_task(server.serve(sockets=[listener]))

@@ -7,7 +7,8 @@ a crash the same rows may be written again; the first arrival of an identity win
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aggregators.bindings import apply
@@ -16,6 +17,7 @@ from aggregators.flush_plan import PlacedDedupDecision, place
 from aggregators.meters import in_force_after
 from aggregators.scan import LogState, scan
 from aggregators.steps import Arrival
+from pipeline.ingest.joint_inserts import JointInserts
 from pipeline.ingest.start_position import check_fresh, check_position
 from pipeline.logs.control_records import find_genesis
 from schemas.analytics import ArchivePosition, ArchiveStore, ControlRow, DedupDecisionRow, DedupOutcome, EventRow
@@ -26,6 +28,8 @@ from schemas.meters import MeterSet, Policy
 from schemas.periods import AccountState
 
 ARCHIVE_GROUP: Final = "tidemark-archive"
+# Limits the memory of a process with many partitions: more steps wait before they make rows.
+STEPS_AT_ONCE_MAX: Final = 8
 REMEDY: Final = (
     "Restore ClickHouse's tables, or replay the log from its start with `tidemark archive --replay-from-start`."
 )
@@ -39,8 +43,22 @@ class _Partition(NamedTuple):
     accounts: dict[str, AccountState]
 
 
+class _Rows(NamedTuple):
+    """The rows of a step, and what changes after they are stored."""
+
+    events: list[EventRow]
+    decisions: list[DedupDecisionRow]
+    controls: list[ControlRow]
+    next_offset: int
+    state: LogState
+    accounts: Mapping[str, AccountState]
+
+
 class ArchiveProcessor:
-    """The processor of the archive. Only accounts with bindings or closings have an account state."""
+    """The processor of the archive. Only accounts with bindings or closings have an account state.
+
+    The events of partitions whose steps run at the same time are inserted together.
+    """
 
     topic: Final = EVENTS_TOPIC
 
@@ -53,6 +71,8 @@ class ArchiveProcessor:
         self._events_max = events_max
         self._replay_from_start = replay_from_start
         self._partitions: dict[int, _Partition] = {}
+        self._events = JointInserts(store.insert_events)
+        self._steps = asyncio.Semaphore(STEPS_AT_ONCE_MAX)
 
     async def start_offset(self, partition: int) -> int:
         """The archive's position, which ClickHouse stores.
@@ -83,33 +103,50 @@ class ArchiveProcessor:
         return stored.next_offset
 
     async def step(self, partition: int, records: Sequence[Record]) -> None:
-        """Insert the events, then the dedup decisions and control records, then the position."""
+        """Insert the events, then the dedup decisions and control records, then the position.
+
+        May wait until fewer than `STEPS_AT_ONCE_MAX` steps of other partitions run.
+        """
+        async with self._steps:
+            await self._step(partition, records)
+
+    async def _step(self, partition: int, records: Sequence[Record]) -> None:
         left = [record for record in records if record.offset >= self._partitions[partition].next_offset]
         while left:
-            reached = self._partitions[partition]
-            scanned = scan(partition, reached.state, self._secret, left, events_max=self._events_max)
-            placement = place(scanned, reached.accounts)
-            arrivals = (placed.arrival for placed in placement.placed if not placed.kept_out)
-            rows = [_row(arrival, partition) for arrival in arrivals if arrival.decision is None]
-            if rows:
-                await self._store.insert_events(rows)
-            if placement.decisions:
-                await self._store.insert_dedup_decisions(
-                    [_decision_row(placed, partition) for placed in placement.decisions]
-                )
-            controls = [
-                ControlRow(partition, entry.position, entry.kind, entry.account, entry.stream_time_ms, entry.value)
-                for entry in scanned.controls
-                if entry.kind is not ControlKind.TICK
-            ]
-            if controls:
-                await self._store.insert_controls(controls)
+            rows = self._rows(partition, left)
+            if rows.events:
+                await self._events.insert(rows.events)
+            if rows.decisions:
+                await self._store.insert_dedup_decisions(rows.decisions)
+            if rows.controls:
+                await self._store.insert_controls(rows.controls)
             await self._store.save_position(
-                ArchivePosition(partition, scanned.next_offset, scanned.state.stream_time_ms, scanned.state.log_id)
+                ArchivePosition(partition, rows.next_offset, rows.state.stream_time_ms, rows.state.log_id)
             )
-            reached.accounts.update(placement.accounts)
-            self._partitions[partition] = _Partition(scanned.next_offset, scanned.state, reached.accounts)
-            left = [record for record in left if record.offset >= scanned.next_offset]
+            accounts = self._partitions[partition].accounts
+            accounts.update(rows.accounts)
+            self._partitions[partition] = _Partition(rows.next_offset, rows.state, accounts)
+            left = [record for record in left if record.offset >= rows.next_offset]
+
+    def _rows(self, partition: int, records: Sequence[Record]) -> _Rows:
+        """The rows of the first records. The decoded events are dropped here: they take more memory than the rows."""
+        reached = self._partitions[partition]
+        scanned = scan(partition, reached.state, self._secret, records, events_max=self._events_max)
+        placement = place(scanned, reached.accounts)
+        arrivals = (placed.arrival for placed in placement.placed if not placed.kept_out)
+        controls = [
+            ControlRow(partition, entry.position, entry.kind, entry.account, entry.stream_time_ms, entry.value)
+            for entry in scanned.controls
+            if entry.kind is not ControlKind.TICK
+        ]
+        return _Rows(
+            [_row(arrival, partition) for arrival in arrivals if arrival.decision is None],
+            [_decision_row(placed, partition) for placed in placement.decisions],
+            controls,
+            scanned.next_offset,
+            scanned.state,
+            placement.accounts,
+        )
 
     async def revoked(self, partition: int) -> None:
         self._partitions.pop(partition, None)
@@ -127,7 +164,7 @@ def _row(arrival: Arrival, partition: int) -> EventRow:
 
 def _decision_row(placed: PlacedDedupDecision, partition: int) -> DedupDecisionRow:
     step, decision = placed.step, placed.step.decision
-    outcome = DedupOutcome.LATE if placed.closed and decision.quarantine else DedupOutcome.COUNTED
+    outcome = DedupOutcome.LATE if placed.kept_out else DedupOutcome.COUNTED
     return DedupDecisionRow(
         partition, decision.position, decision.account, step.position, step.stream_time_ms,
         outcome if decision.new else DedupOutcome.DUPLICATE,

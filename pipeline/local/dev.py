@@ -6,7 +6,6 @@ into the data directory; commands in other terminals read the addresses from thi
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import secrets
@@ -60,12 +59,10 @@ class Dev:
         self.progress = progress
         self.data_dir = options.data_dir.resolve()
         self.environment: dict[str, str] = {}
-        self.supervisor = Supervisor(self.data_dir / "logs")
+        self.supervisor = Supervisor(self.data_dir / "logs", progress)
         self.api_key = ""
         self.clickhouse_read_only_url = ""
         self.stripe_url = ""
-        self._valkey: LocalValkey | None = None
-        self._kafka: LocalKafka | None = None
 
     @property
     def gateway_url(self) -> str:
@@ -79,7 +76,7 @@ class Dev:
 
     async def start(self) -> None:
         """Start everything; return when gateway and workers are ready. Raises `OperatorNeeded` or `Transient`."""
-        self.data_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(self.data_dir)
         await self._start_services(self._identity())
         self.environment.update(self.options.environment)
         await self._start_roles()
@@ -96,13 +93,13 @@ class Dev:
 
     async def _start_services(self, identity: dict[str, str]) -> None:
         self.progress("Starting Valkey (append-only file on)")
-        self._valkey = LocalValkey(self.data_dir / "valkey")
-        await asyncio.to_thread(self._valkey.start)
+        valkey = LocalValkey(self.data_dir / "valkey")
+        await self.supervisor.start_service("valkey", valkey)
         log_url = f"embedded://{self.data_dir / 'log.db'}"
         if self.options.kafka:
-            self._kafka = LocalKafka(self.data_dir / "kafka", progress=self.progress)
-            await asyncio.to_thread(self._kafka.start)
-            log_url = self._kafka.url
+            kafka = LocalKafka(self.data_dir / "kafka", progress=self.progress)
+            await self.supervisor.start_service("kafka", kafka)
+            log_url = kafka.url
         self.progress("Starting the ClickHouse engine (1 s)")
         clickhouse = await self._start_clickhouse()
         self.progress("Starting the Stripe simulator")
@@ -111,7 +108,7 @@ class Dev:
         self.environment = {
             "TIDEMARK_DATA_DIR": str(self.data_dir),
             "TIDEMARK_LOG_URL": log_url,
-            "TIDEMARK_REDIS_URL": self._valkey.url,
+            "TIDEMARK_REDIS_URL": valkey.url,
             "TIDEMARK_CLICKHOUSE_URL": clickhouse,
             "TIDEMARK_SECRET": identity["secret"],
             "TIDEMARK_CLOCK": self.options.clock,
@@ -128,7 +125,10 @@ class Dev:
         port, read_only = free_port(), self.options.clickhouse_port or free_port()
         arguments = ["pipeline.local.clickhouse_server", "--path", str(self.data_dir / "clickhouse")]
         self.supervisor.start(
-            "clickhouse", [*arguments, "--port", str(port), "--read-only-port", str(read_only)], {"TZ": "UTC"}
+            "clickhouse",
+            [*arguments, "--port", str(port), "--read-only-port", str(read_only)],
+            {"TZ": "UTC"},
+            service=True,
         )
         await self.supervisor.wait_ready("clickhouse", lambda: _answers(f"http://127.0.0.1:{port}/ping"))
         self.clickhouse_read_only_url = f"http://127.0.0.1:{read_only}"
@@ -144,6 +144,7 @@ class Dev:
                 "--account", SIMULATOR_ACCOUNT, *self.options.simulator_arguments,
             ],
             {},
+            service=True,
         )  # fmt: skip
         self.stripe_url = f"http://127.0.0.1:{port}"
         await self.supervisor.wait_ready("stripe", lambda: _answers(f"{self.stripe_url}/_simulator/state"))
@@ -190,16 +191,19 @@ class Dev:
         """Stop everything and keep the data. Safe to call twice."""
         (self.data_dir / DEV_FILE).unlink(missing_ok=True)
         await self.supervisor.stop()
-        if self._kafka is not None:
-            await asyncio.to_thread(self._kafka.stop)
-        if self._valkey is not None:
-            await asyncio.to_thread(self._valkey.stop)
 
 
 async def _counting(state: CheckpointedState, partitions: int) -> bool:
     """Whether every partition has folded its meter set. Only then is the first event metered."""
     checkpoints = [await state.load_checkpoint(partition) for partition in range(partitions)]
     return all(checkpoint is not None and checkpoint.meter_set is not None for checkpoint in checkpoints)
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder that only its owner can enter. Also narrows a folder that exists, such as one of an older run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    path.chmod(0o700)
 
 
 def write_private(path: Path, document: Mapping[str, Any]) -> None:

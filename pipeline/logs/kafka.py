@@ -48,9 +48,10 @@ logger = logging.getLogger(__name__)
 class KafkaLog:
     """A `schemas.log.Log` on Kafka: acks from all in-sync replicas, idempotent producer, read_committed reads."""
 
-    def __init__(self, servers: Sequence[str]) -> None:
-        """`servers` are `HOST:PORT` bootstrap addresses."""
+    def __init__(self, servers: Sequence[str], timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        """`servers` are `HOST:PORT` bootstrap addresses. `timeout_s` bounds each request with its repetitions."""
         self.servers = list(servers)
+        self._timeout_s = timeout_s
         self._producer: AIOKafkaProducer | None = None
         self._admin: AIOKafkaAdminClient | None = None
         self._consumer: AIOKafkaConsumer | None = None
@@ -68,7 +69,7 @@ class KafkaLog:
         """Connect. Raises `Transient` if no broker answers."""
         quieten()
         read_any_header_name()
-        timeout_ms = int(REQUEST_TIMEOUT_S * 1000)
+        timeout_ms = int(self._timeout_s * 1000)
         self._admin = AIOKafkaAdminClient(bootstrap_servers=self.servers, request_timeout_ms=timeout_ms)
         self._producer = self._new_producer()
         self._consumer = AIOKafkaConsumer(
@@ -151,19 +152,19 @@ class KafkaLog:
         """Append one record. Return its offset after all in-sync replicas have the record.
 
         Raises `InvalidInput` if the record is over the topic's size limit or the partition is unknown. Raises
-        `Transient` if the broker refuses or does not confirm within `REQUEST_TIMEOUT_S`. After `Transient` the record
+        `Transient` if the broker refuses or does not confirm within `timeout_s`. After `Transient` the record
         may be in the log, and a retry may append it again.
         """
         await self._check_partition(topic, partition)
         check_size(topic, await self._size_limit(topic), value, key, headers)
         producer = _running(self._producer)
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            async with asyncio.timeout(self._timeout_s):
                 sent = await producer.send_and_wait(
                     topic, value=value, key=key, partition=partition, headers=list(headers)
                 )
         except TimeoutError:
-            raise Transient(f"Kafka did not confirm a record of {topic}/{partition} in {REQUEST_TIMEOUT_S} s") from None
+            raise Transient(f"Kafka did not confirm a record of {topic}/{partition} in {self._timeout_s} s") from None
         except KafkaError as error:
             # KafkaTimeoutError is the client's timeout before the record was sent.
             if not error.retriable and not isinstance(error, KafkaTimeoutError):
@@ -186,7 +187,7 @@ class KafkaLog:
     async def read(self, topic: str, partition: int, offset: int, records_max: int = 500) -> list[Record]:
         """Up to `records_max` records from `offset` on. Empty at the end of the partition.
 
-        Raises `Transient` if records exist and the broker returns none within `REQUEST_TIMEOUT_S`.
+        Raises `Transient` if records exist and the broker returns none within `timeout_s`.
         """
         await self._check_partition(topic, partition)
         pair = TopicPartition(topic, partition)
@@ -195,7 +196,7 @@ class KafkaLog:
             messages = await self._fetch(pair, 0, records_max)
             if not messages:
                 end = (await self.bounds(topic, partition)).next
-                deadline = asyncio.get_running_loop().time() + REQUEST_TIMEOUT_S
+                deadline = asyncio.get_running_loop().time() + self._timeout_s
                 while not messages and self._read_positions[pair] < end:
                     if asyncio.get_running_loop().time() > deadline:
                         raise Transient(f"Kafka gave no records of {topic}/{partition} from {offset} in time")
@@ -220,7 +221,7 @@ class KafkaLog:
             compression_type="lz4",
             max_batch_size=PRODUCE_BATCH_BYTES,
             max_request_size=REQUEST_BYTES_MAX,
-            request_timeout_ms=int(REQUEST_TIMEOUT_S * 1000),
+            request_timeout_ms=int(self._timeout_s * 1000),
         )
         # An expired batch leaves a gap in the sequence numbers, and the broker then refuses all later batches of the
         # partition. So batches never expire; `append` limits the wait.
@@ -234,13 +235,13 @@ class KafkaLog:
         if self._renewal is None and self._producer is refused:
             self._renewal = asyncio.create_task(self._replace(refused))
         if self._renewal is not None:
-            await asyncio.wait({self._renewal}, timeout=REQUEST_TIMEOUT_S)
+            await asyncio.wait({self._renewal}, timeout=self._timeout_s)
 
     async def _replace(self, refused: AIOKafkaProducer) -> None:
         """Start a new producer. If the start fails, the next refused append tries again."""
         fresh = self._new_producer()
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            async with asyncio.timeout(self._timeout_s):
                 await self._retried(fresh.start, "start another producer")
         except BaseException as error:
             await fresh.stop()
@@ -319,7 +320,18 @@ class KafkaLog:
         raise Transient(f"topic {spec.name} was created, but has no leader for every partition yet")
 
     async def _retried(self, request: Callable[[], Awaitable[T]], what: str) -> T:
-        """Run a repeatable request up to `RETRIES_MAX` times. Raises `Transient` after the last failure."""
+        """Run a repeatable request up to `RETRIES_MAX` times. Raises `Transient` after the last failure, or after
+        `timeout_s` in all: a broker that hangs would otherwise take the client's timeout once per attempt.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._attempts(request, what)
+        except TimeoutError as error:
+            raise Transient(
+                f"Kafka did not answer in {self._timeout_s:g} s: could not {what}; check that it runs"
+            ) from error
+
+    async def _attempts(self, request: Callable[[], Awaitable[T]], what: str) -> T:
         for attempt in range(1, RETRIES_MAX + 1):
             try:
                 return await request()

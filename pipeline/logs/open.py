@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.logs.embedded import SqliteLog
-from pipeline.logs.kafka import KafkaLog
+from pipeline.logs.kafka import REQUEST_TIMEOUT_S, KafkaLog
 from schemas.clock import Clock
 from schemas.errors import InvalidInput
 from schemas.log import Log
@@ -14,15 +14,15 @@ EMBEDDED_SCHEME = "embedded://"
 KAFKA_SCHEME = "kafka://"
 
 
-def open_log(url: str, clock: Clock) -> Log:
+def open_log(url: str, clock: Clock, timeout_s: float = REQUEST_TIMEOUT_S) -> Log:
     """The log at `embedded://PATH` (relative or absolute) or `kafka://HOST:PORT[,HOST:PORT…]`. The caller starts it.
 
-    The embedded log takes stream time from `clock`; Kafka's brokers use their own clocks. Raises `InvalidInput` for
-    another URL.
+    The embedded log takes stream time from `clock`; Kafka's brokers use their own clocks. `timeout_s` bounds each
+    request to Kafka. Raises `InvalidInput` for another URL.
     """
     if url.startswith(EMBEDDED_SCHEME):
         return SqliteLog(embedded_path(url), clock)
-    return KafkaLog(kafka_servers(url))
+    return KafkaLog(kafka_servers(url), timeout_s)
 
 
 def embedded_path(url: str) -> Path:

@@ -213,8 +213,6 @@ class HourlyRebuild:
         """Relay cells and duplicates, and delete report entries, to keep the shadow copy small."""
         while not (await relay.relay(partition)).complete:
             pass
-        while await relay.duplicates(partition):
-            pass
         _, buckets = await reports.report_buckets(partition)
         for bucket_ms in buckets:
             while entries := (await reports.reports(partition, bucket_ms, self.limits.cells_max))[1]:

@@ -175,7 +175,8 @@ class _Partition:
                 await self._relay()
                 relayed_hour = checkpoint.stream_time_ms // HOUR_MS
             await self._report(checkpoint, swapped=False)
-            at_end = len(records) < rebuild.limits.records_max
+            # A short read is not the end: the log also limits the bytes of a read.
+            at_end = not records or offset >= (await rebuild.log.bounds(EVENTS_TOPIC, partition)).next
             # A live view that does not move is overtaken: otherwise the new generation would keep every hour since.
             if not at_end and (live is None or live.next_offset > checkpoint.next_offset):
                 continue
@@ -236,8 +237,7 @@ class _Partition:
         """
         partition, most = self._partition, self._rebuild.limits.cells_max
         live = await self._live()
-        while await self._duplicates.duplicates(partition):
-            pass
+        await self._duplicates.duplicates(partition)
         while True:
             checkpoint, cells = await self._built.outbox.dirty(partition, most)
             passed_ms = min(view.stream_time_ms for view in (checkpoint, live) if view) if checkpoint else 0

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Final
+
 from pipeline.ingest.archive import ARCHIVE_GROUP, ArchiveProcessor
 from pipeline.open import open_base, open_clickhouse_store
 from pipeline.roles.base import run_processor, runner_settings
 from pipeline.settings import Settings
 
-# Equals the queue limit, so a lagging archive inserts full batches.
-FLUSH_RECORDS_MAX = 200
+# Per partition; an insert has the events of several partitions. The queue has the next step while one is inserted.
+FLUSH_EVENTS_MAX: Final = 65_536
+FLUSH_BYTES_MAX: Final = 16 * 1024 * 1024
+QUEUE_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
 async def run_archive(settings: Settings, *, replay_from_start: bool = False) -> None:
@@ -20,12 +25,13 @@ async def run_archive(settings: Settings, *, replay_from_start: bool = False) ->
             base.log,
             store,
             settings.secret_bytes(),
-            events_max=settings.flush_events_max,
+            events_max=FLUSH_EVENTS_MAX,
             replay_from_start=replay_from_start,
         )
         linger_s = settings.archive_linger_s
+        limits = runner_settings(settings, ARCHIVE_GROUP, FLUSH_EVENTS_MAX, linger_s, linger_s)
         await run_processor(
-            base, archive, runner_settings(settings, ARCHIVE_GROUP, FLUSH_RECORDS_MAX, linger_s, linger_s)
+            base, archive, replace(limits, flush_bytes_max=FLUSH_BYTES_MAX, queue_bytes_max=QUEUE_BYTES_MAX)
         )
     finally:
         await store.close()

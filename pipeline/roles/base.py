@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from pipeline.http.serving import Readiness, ops_app, serving, stop_event
+from pipeline.logs.answering import silent_partitions
 from pipeline.metrics import Metrics
 from pipeline.open import Base
 from pipeline.runner.runner import Runner, RunnerSettings
@@ -28,14 +29,14 @@ _log = logging.getLogger(__name__)
 def runner_settings(
     settings: Settings,
     group: str,
-    flush_records_max: int | None = None,
+    flush_events_max: int | None = None,
     linger_s: float = 0.0,
     catch_up_linger_s: float = 0.0,
 ) -> RunnerSettings:
     """The runner's settings for a consumer group."""
     return RunnerSettings(
         group,
-        flush_records_max=flush_records_max or settings.flush_records_max,
+        flush_events_max=flush_events_max or settings.flush_events_max,
         session_timeout_s=settings.session_timeout_s,
         heartbeat_interval_s=min(3.0, settings.session_timeout_s / 3),
         idle_interval_s=0.5,
@@ -48,13 +49,14 @@ async def run_processor(
     base: Base,
     processor: Processor,
     settings: RunnerSettings,
-    *beside: Awaitable[None],
+    beside: Callable[[Runner], Iterable[Awaitable[None]]] = lambda _runner: (),
     metrics: Metrics | None = None,
     refresh: Callable[[], None] = lambda: None,
     details: Callable[[], dict[str, Any]] = dict,
 ) -> None:
     """Run a processor, its operations pages and the background tasks until stopped. The first failure ends all.
 
+    `beside` makes the background tasks, which may ask the runner about its partitions.
     `refresh` updates gauges before each scrape; `details` returns additional fields for `/readyz`.
     """
     stop = stop_event()
@@ -65,9 +67,14 @@ async def run_processor(
         _progress_gauges(runner, counted)
         refresh()
 
-    app = ops_app(counted, lambda: _readiness(runner, base.clock.now_ms(), details()), refreshed)
+    async def readiness() -> Readiness:
+        partitions = runner.assigned(processor.topic)
+        silent = await silent_partitions(base.log, processor.topic, partitions)
+        return _readiness(runner, base.clock.now_ms(), silent, details())
+
+    app = ops_app(counted, readiness, refreshed)
     async with serving(app, base.settings.metrics_host, base.settings.metrics_port):
-        loops = [asyncio.ensure_future(loop) for loop in beside]
+        loops = [asyncio.ensure_future(loop) for loop in beside(runner)]
         running = asyncio.create_task(runner.run(stop))
         await asyncio.wait({running, *loops}, return_when=asyncio.FIRST_COMPLETED)
         stop.set()
@@ -79,15 +86,20 @@ async def run_processor(
             raise failures[0]
 
 
-def _readiness(runner: Runner, now_ms: int, details: Mapping[str, Any]) -> Readiness:
-    """Ready if the role owns partitions and none is stuck: with a lag, and without a step for a minute."""
+def _readiness(runner: Runner, now_ms: int, silent: list[int], details: Mapping[str, Any]) -> Readiness:
+    """Ready if the role owns partitions, the log answers for all of them, and none is stuck.
+
+    A partition is stuck if it has a lag and had no step for a minute. The lag is that of the last fetch, so it does not
+    show that the log stopped answering.
+    """
     progress = runner.progress()
     stuck = [part.partition for part in progress if part.lag and now_ms - (part.last_step_ms or 0) > STUCK_AFTER_MS]
     partitions = [
         {"partition": part.partition, "next_offset": part.next_offset, "lag": part.lag, "queued": part.queued_records}
         for part in progress
     ]
-    return Readiness(bool(progress) and not stuck, {"partitions": partitions, "stuck": stuck, **details})
+    ready = bool(progress) and not stuck and not silent
+    return Readiness(ready, {"partitions": partitions, "stuck": stuck, "silent_partitions": silent, **details})
 
 
 def _progress_gauges(runner: Runner, metrics: Metrics) -> None:

@@ -4,39 +4,87 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+from collections.abc import Callable
+from typing import Final
 
 from pipeline.http.api_keys import KeyFile
 from pipeline.http.app import create_gateway
 from pipeline.http.dependencies import GatewayDependencies, LiveUsage
 from pipeline.http.serving import serving, stop_event
+from pipeline.metrics import Metrics
 from pipeline.open import open_base, open_live_view
 from pipeline.settings import Settings
-from schemas.errors import InvalidInput, Transient
+from schemas.errors import InvalidInput, TidemarkError, Transient
 from schemas.live_view import CheckpointedState
 from schemas.meters import MeterSet
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
 
+# A live read asks Redis up to three times; the first call without an answer ends the read.
+LIVE_READ_TIMEOUT_S: Final = 1.5
+REFRESH_INTERVAL_S: Final = 2.0
+FIRST_WAIT_S: Final = 0.2
+
+_log = logging.getLogger(__name__)
+
 
 class MeterSetInForce:
-    """The meter set of partition 0's checkpoint, reloaded every few seconds."""
+    """The meter set of partition 0's checkpoint, kept in memory. `refresh` reads it again and again.
 
-    def __init__(self, state: CheckpointedState, refresh_interval_s: float = 2.0) -> None:
+    If Redis does not answer, the meter set of the last read stays in force here. The worker decides with the log's own
+    meter set in any case.
+    """
+
+    def __init__(self, state: CheckpointedState, on_read: Callable[[], None] = lambda: None) -> None:
+        """`on_read` is called after each read that Redis answered."""
         self._state = state
-        self._refresh_interval_s = refresh_interval_s
+        self._on_read = on_read
         self._meter_set: MeterSet | None = None
-        self._known_until_s = 0.0
+        self._read_at_s: float | None = None
+        self._failure: type[TidemarkError] | None = None
 
     async def __call__(self) -> MeterSet | None:
-        """The meter set, or None before the first one. If Redis does not answer, the last known one."""
-        now_s = asyncio.get_running_loop().time()
-        if self._meter_set is None or now_s >= self._known_until_s:
-            self._known_until_s = now_s + self._refresh_interval_s
-            with contextlib.suppress(Transient):
-                checkpoint = await self._state.load_checkpoint(0)
-                self._meter_set = checkpoint.meter_set if checkpoint else self._meter_set
-        return self._meter_set
+        """The meter set, from memory. None if there is no meter set yet.
+
+        Without a meter set in memory the call asks Redis, for up to `FIRST_WAIT_S`, and not if the last read failed.
+        Raises `Transient` if Redis does not answer.
+        """
+        if self._meter_set is not None:
+            return self._meter_set
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_WAIT_S):
+                if self._failure is None:
+                    await self.read()
+                if self._failure is None:
+                    return self._meter_set
+        raise Transient("the meter set is not known yet, because Redis does not answer")
+
+    def age_s(self) -> float | None:
+        """Seconds since Redis last answered. None if Redis has never answered."""
+        return None if self._read_at_s is None else asyncio.get_running_loop().time() - self._read_at_s
+
+    async def read(self) -> None:
+        """Read the meter set once. A failure is logged, and the meter set stays."""
+        try:
+            checkpoint = await self._state.load_checkpoint(0)
+        except TidemarkError as error:
+            if type(error) is not self._failure:
+                level = logging.WARNING if isinstance(error, Transient) else logging.ERROR
+                _log.log(level, "the meter set cannot be read, the gateway goes on with the last one: %s", error)
+            self._failure = type(error)
+            return
+        self._failure = None
+        self._meter_set = checkpoint.meter_set if checkpoint else self._meter_set
+        self._read_at_s = asyncio.get_running_loop().time()
+        self._on_read()
+
+    async def refresh(self) -> None:
+        """Read the meter set every `REFRESH_INTERVAL_S`, for ever."""
+        while True:
+            await self.read()
+            await asyncio.sleep(REFRESH_INTERVAL_S)
 
 
 async def run_gateway(settings: Settings) -> None:
@@ -44,9 +92,17 @@ async def run_gateway(settings: Settings) -> None:
     if settings.api_keys is None:
         raise InvalidInput("TIDEMARK_API_KEYS", "is not set; name the file that `tidemark key create` writes to")
     base = await open_base(settings)
-    view = open_live_view(settings)
-    clickhouse = open_clickhouse(settings.clickhouse_url)
+    view = open_live_view(settings, LIVE_READ_TIMEOUT_S)
+    clickhouse = open_clickhouse(settings.clickhouse_url, timeout_s=settings.query_timeout_s, abandons=True)
     stop = stop_event()
+    metrics = Metrics()
+
+    def note_read() -> None:
+        metrics.set("tidemark_gateway_meter_set_read_seconds", base.clock.now_ms() / 1000)
+
+    meter_set = MeterSetInForce(view.state, note_read)
+    await meter_set.read()
+    tasks = [asyncio.create_task(stop.wait()), asyncio.create_task(meter_set.refresh())]
     try:
         app = create_gateway(
             GatewayDependencies(
@@ -55,15 +111,22 @@ async def run_gateway(settings: Settings) -> None:
                 settings=settings,
                 clock=base.clock,
                 keys=KeyFile(settings.api_keys),
-                meter_set=MeterSetInForce(view.state),
+                meter_set=meter_set,
                 live=LiveUsage(view.accounts, view.deferred, view.totals, view.marks),
                 usage=ClickHouseReader(clickhouse),
                 hourly=ClickHouseStore(clickhouse),
-            )
+                meter_set_age_s=meter_set.age_s,
+            ),
+            metrics,
         )
         async with serving(app, settings.gateway_host, settings.gateway_port):
-            await stop.wait()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[1].done():
+            tasks[1].result()
     finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         await clickhouse.close()
         await view.close()
         await base.log.close()

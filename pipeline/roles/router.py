@@ -12,8 +12,6 @@ async def run_router(settings: Settings) -> None:
     """Forward `usage.inbox` to `usage.events` until stopped."""
     base = await open_base(settings)
     try:
-        await run_processor(
-            base, RouterProcessor(base.log), runner_settings(settings, ROUTER_GROUP, flush_records_max=1000)
-        )
+        await run_processor(base, RouterProcessor(base.log), runner_settings(settings, ROUTER_GROUP))
     finally:
         await base.log.close()

@@ -43,7 +43,7 @@ async def run_sink(settings: Settings) -> None:
         await run_processor(
             base,
             sender,
-            runner_settings(settings, SINK_GROUP, flush_records_max=500),
+            runner_settings(settings, SINK_GROUP, flush_events_max=500),
             metrics=metrics,
             refresh=lambda: _gauges(sender, metrics),
         )

@@ -16,6 +16,7 @@ from pipeline.open import Base, open_base, open_live_view
 from pipeline.roles.base import relaying, run_processor, runner_settings
 from pipeline.rollup.outbox_cap import OutboxCap
 from pipeline.rollup.processor import ROLLUP_GROUP, RollupProcessor, RollupSettings
+from pipeline.rollup.relay_pace import RelayPace
 from pipeline.rollup.relays import HourlyRelay, ReportRelay
 from pipeline.rollup.resolver import Resolver
 from pipeline.rollup.restater import Restater
@@ -25,6 +26,7 @@ from schemas.clock import HOUR_MS
 from schemas.errors import OperatorNeeded, Transient
 from schemas.live_view import CheckpointedState, LiveView
 from schemas.processing import Processor
+from schemas.reasons import Reason
 from schemas.rebuild import AnalyticalStore
 from schemas.snapshots import CopyableState, Snapshot
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
@@ -69,14 +71,32 @@ async def run_worker(
         limits = RollupSettings(settings.flush_events_max, settings.cache_entries_max, replay_from_start)
         metrics = Metrics()
         snapshots = _snapshots(settings, view.copies, clickhouse, metrics)
-        rollup = RollupProcessor(base.log, view.state, base.clock, settings.secret_bytes(), limits, snapshots)
+
+        def note_skipped(slug: str, reason: Reason, events: int) -> None:
+            metrics.add("tidemark_skipped_events_total", events, meter=slug, reason=reason)
+
+        rollup = RollupProcessor(
+            base.log, view.state, base.clock, settings.secret_bytes(), limits, snapshots, note_skipped
+        )
         outbox = OutboxCap(view.drops, settings.outbox_max, metrics)
         await run_processor(
             base,
             around(rollup),
             runner_settings(settings, ROLLUP_GROUP, linger_s=LINGER_S, catch_up_linger_s=CATCH_UP_LINGER_S),
-            ticking(base),
-            *_relays(base, view, clickhouse, hourly, rollup, outbox, snapshots, metrics),
+            lambda runner: (
+                ticking(base),
+                *_relays(
+                    base,
+                    view,
+                    clickhouse,
+                    hourly,
+                    rollup,
+                    outbox,
+                    snapshots,
+                    metrics,
+                    RelayPace(partial(runner.behind, rollup.topic)),
+                ),
+            ),
             metrics=metrics,
             refresh=lambda: _gauges(rollup, metrics),
             details=lambda: outbox.details(rollup.owned()),
@@ -96,6 +116,7 @@ def _relays(
     outbox: OutboxCap,
     snapshots: Snapshots,
     metrics: Metrics,
+    pace: RelayPace,
 ) -> Iterator[Awaitable[None]]:
     """The background tasks of the rollup's state. A failure of one is counted and does not delay the others."""
     secret = base.settings.secret_bytes()
@@ -116,7 +137,10 @@ def _relays(
                 tables.set()
 
     async def relay_hourly(partition: int) -> None:
+        if not pace.due(partition):
+            return
         relayed = await hourly_relay.relay(partition)
+        pace.relayed(partition, complete=relayed.complete)
         metrics.add("tidemark_relayed_cells_total", relayed.cells)
         metrics.add("tidemark_relayed_duplicates_total", relayed.duplicates)
 

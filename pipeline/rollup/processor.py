@@ -8,7 +8,7 @@ The steps of a flush, and the state after a crash in each step:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aggregators.expiry import NEVER_MS, expire, looks_max, with_expired
@@ -62,7 +62,10 @@ class RollupProcessor:
         secret: bytes,
         settings: RollupSettings | None = None,
         snapshots: Snapshots | None = None,
+        note_skipped: Callable[[str, Reason, int], None] = lambda _slug, _reason, _events: None,
     ) -> None:
+        """`note_skipped` is called with a meter, a reason and the number of events that the meter skipped, after the
+        commit; it must not block."""
         self._log = log
         self._store = store
         self._clock = clock
@@ -70,6 +73,7 @@ class RollupProcessor:
         self._hash_key = hash_key(secret)
         self._settings = settings or RollupSettings()
         self._snapshots = snapshots
+        self._note_skipped = note_skipped
         self._checkpoints: dict[int, Checkpoint] = {}
         self._caches: dict[int, StateCache] = {}
 
@@ -162,6 +166,8 @@ class RollupProcessor:
         await quarantine(self._log, EVENTS_TOPIC, partition, [*scanned.quarantined, *kept_out])
         await self._commit(partition, checkpoint, changes)
         self._checkpoints[partition] = changes.checkpoint
+        for (slug, reason), events in scanned.skipped.items():
+            self._note_skipped(slug, reason, events)
         if due:
             cache.due_ms = expired.next_due_ms
         cache.apply(changes)
@@ -236,7 +242,7 @@ class RollupProcessor:
 
 
 def _late(arrival: Arrival, scanned: Scan) -> Quarantined:
-    detail = f"{arrival.account}: its period is closed and a meter's late policy is quarantine"
+    detail = f"{arrival.account}: its period is closed; a meter's late policy is quarantine, or another payer took over"
     if arrival.deferred is not None:
         return _quarantined(arrival.deferred, Reason.PERIOD_CLOSED, detail)
     return Quarantined(

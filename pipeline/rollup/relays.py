@@ -131,9 +131,9 @@ class HourlyRelay:
         self._checked[partition] = checkpoint
 
     async def duplicates(self, partition: int) -> int:
-        """Relay up to `DUPLICATES_AT_ONCE_MAX` duplicates. Returns how many."""
-        events = await self._outbox.duplicates(partition, DUPLICATES_AT_ONCE_MAX)
-        if events:
+        """Relay the duplicates until none is left, `DUPLICATES_AT_ONCE_MAX` at once. Returns how many."""
+        relayed = 0
+        while events := await self._outbox.duplicates(partition, DUPLICATES_AT_ONCE_MAX):
             rows = [
                 DuplicateRow(
                     event.account, event.id, event.type, event.source, event.time_us, event.data,
@@ -143,7 +143,10 @@ class HourlyRelay:
             ]  # fmt: skip
             await self._hourly.insert_duplicates(rows)
             await self._outbox.confirm_duplicates(partition, [event.position for event in events])
-        return len(events)
+            relayed += len(events)
+            if len(events) < DUPLICATES_AT_ONCE_MAX:
+                break
+        return relayed
 
     async def _save(self, position: RelayPosition) -> None:
         if self._saved.get(position.partition) != position:

@@ -142,5 +142,6 @@ def _decision(deferred: Deferred, first_position: int) -> DedupDecision:
         account=deferred.account,
         time_us=deferred.time_us,
         new=first_position == deferred.position,
+        metered=bool(deferred.contributions),
         quarantine=deferred.quarantine,
     )

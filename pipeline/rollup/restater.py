@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from aggregators.bindings import is_waiting
+from aggregators.bindings import cut_in_the_past, is_waiting
 from aggregators.codec import parse_value
 from aggregators.periods import open_period, period_at
 from aggregators.signing import distinct_member, hash_key
@@ -32,7 +32,7 @@ from schemas.errors import HeldUp, InvalidInput, OperatorNeeded, TidemarkError, 
 from schemas.live_view import AccountDirectory, DeferredEvents, LiveTotals
 from schemas.log import Log, offset_of, position
 from schemas.meters import MeterSet
-from schemas.periods import AccountState, Binding, PendingCut, Period
+from schemas.periods import AccountState, PendingCut, Period
 from schemas.rebuild import RowRecounts
 from schemas.restatement import RestatementCell, RestatementContent, RestatementDistinct, RestatementTotal, packed
 from schemas.rollup import Checkpoint, TotalKey
@@ -183,7 +183,7 @@ class Restater:
                 "the archive holds other usage of the account than was counted: put right what `tidemark reconcile` "
                 "names and bind the account once more"
             )
-        history = _bound(now.history, account, pending, state.bindings)
+        history = _bound(now.history, account, state)
         partition_state = PartitionState(now.partition, before, history)
         new = await self._cells(partition_state, account, pending)
         reported = await Recounter(self._reader).reported(partition_state, accounts=frozenset([account]))
@@ -252,11 +252,11 @@ def _starts(state: AccountState, pending: PendingCut, checkpoint: Checkpoint) ->
         start_ms = period_at(state, start_ms).end_ms
 
 
-def _bound(history: History, account: str, pending: PendingCut, bindings: Sequence[Binding]) -> History:
+def _bound(history: History, account: str, state: AccountState) -> History:
     """The history with the account's late binding in effect."""
+    after = cut_in_the_past(state)
     known = history.accounts.get(account, AccountHistory())
-    earlier = [binding for binding in bindings if binding.effective_from_ms < pending.binding.effective_from_ms]
-    bound = dataclasses.replace(known, bindings=(*earlier, pending.binding))
+    bound = dataclasses.replace(known, bindings=after.bindings, payer_cuts_ms=after.payer_cuts_ms)
     return dataclasses.replace(history, accounts={**history.accounts, account: bound})
 
 

@@ -4,7 +4,8 @@ Faust's code for positions and acknowledgements is replaced, because Faust commi
 fetched records around a rebalance. In this consumer
 
 - the runner sets the fetch position at every assignment;
-- a record has the offset of the record fetched before, so the runner detects a dropped record;
+- the records that a fetch returned of a partition are one Faust message, because Faust's cost is per message;
+- a message has the offset of the record fetched before, so the runner detects a dropped message;
 - a partition with a full queue is left out of the next fetch and does not block the other partitions.
 """
 
@@ -25,17 +26,20 @@ from schemas.log import Bounds, Record
 Fetched = tuple[dict[TP, list[Record]], dict[TP, int], dict[TP, int]]
 
 
-class Linked(NamedTuple):
-    """A record, and the offset of the record fetched before. None for the first record after an assignment."""
+class Delivery(NamedTuple):
+    """What one fetch returned of a partition: at least one record, in the log's order.
+
+    `previous` is the offset of the record fetched before. None after an assignment.
+    """
 
     previous: int | None
-    record: Record
+    records: list[Record]
 
 
-class LinkedMessage(ConsumerMessage):
-    """Faust's message with the driver's record."""
+class DeliveryMessage(ConsumerMessage):
+    """Faust's message of a delivery. The message's offset is the offset of the last record."""
 
-    linked: Linked
+    delivery: Delivery
 
 
 class Hooks(Protocol):
@@ -141,7 +145,7 @@ class RunnerConsumer:
 
     # Fetching
 
-    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Linked]]:
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Delivery]]:
         candidates = set(self._positions) & set(active_partitions or ())
         wanted = await self.hooks.fetchable(candidates, timeout)
         # A short fetch, so that partitions with a full queue are fetched soon after their queues have room.
@@ -151,41 +155,33 @@ class RunnerConsumer:
             return {}
         starts = {pair: self._starts[pair] for pair in positions}
         fetched, after, ends = await self.fetch(positions, timeout_s)
-        linked: dict[TP, list[Linked]] = {}
+        deliveries: dict[TP, list[Delivery]] = {}
         for pair, start in starts.items():
             if pair not in self._positions or self._starts[pair] != start:
                 continue  # the partition was revoked during the fetch, and maybe assigned again
             self.ends[pair] = ends.get(pair, self.ends.get(pair, 0))
             self._positions[pair] = after.get(pair, positions[pair])
             if records := fetched.get(pair):
-                linked[pair] = self._link(pair, records)
-        return linked
+                deliveries[pair] = [Delivery(self._previous[pair], records)]
+                self._previous[pair] = records[-1].offset
+        return deliveries
 
-    def _link(self, pair: TP, records: list[Record]) -> list[Linked]:
-        previous = self._previous[pair]
-        links = []
-        for record in records:
-            links.append(Linked(previous, record))
-            previous = record.offset
-        self._previous[pair] = previous
-        return links
-
-    def _to_message(self, tp: TP, linked: Linked) -> LinkedMessage:
-        record = linked.record
-        message = LinkedMessage(
-            record.topic,
-            record.partition,
-            record.offset,
-            record.timestamp_ms / 1000,
+    def _to_message(self, tp: TP, delivery: Delivery) -> DeliveryMessage:
+        last = delivery.records[-1]
+        message = DeliveryMessage(
+            last.topic,
+            last.partition,
+            last.offset,
+            last.timestamp_ms / 1000,
             1,
             None,
-            record.key,
-            record.value,
+            None,
+            None,
             None,
             tp=tp,
             generation_id=self.app.consumer_generation_id,
         )
-        message.linked = linked
+        message.delivery = delivery
         return message
 
     def highwater(self, tp: TP) -> int:
@@ -203,15 +199,17 @@ class RunnerConsumer:
 
     # Committing
 
+    def acknowledge(self, pair: TP, next_offset: int) -> None:
+        """Let the next commit move to `next_offset`. The runner acknowledges a partition's records in order.
+
+        A step may end in the middle of a delivery, so the runner acknowledges offsets and not Faust's messages.
+        """
+        self._acked[pair] = [next_offset]  # type: ignore[attr-defined]  # Faust's base consumer has it
+
     def _new_offset(self, tp: TP) -> int | None:
-        """The offset after the last acknowledged record. The runner acknowledges in order, so there are no gaps."""
+        """The offset to commit. None if nothing was acknowledged since the last commit."""
         acked: list[int] = self._acked[tp]  # type: ignore[attr-defined]  # Faust's base consumer has it
-        if not acked:
-            return None
-        following = max(acked) + 1
-        acked.clear()
-        self._acked_index[tp].clear()  # type: ignore[attr-defined]  # Faust's base consumer has it
-        return following
+        return acked.pop() if acked else None
 
 
 class SilentProducer(Producer):

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, NamedTuple
 
 from schemas.clock import Clock
 from schemas.errors import Transient
 from schemas.log import Record
 from schemas.processing import Processor
 
+# What the objects of a queued record take beside its bytes. Without it, a queue of tiny records would exceed its limit.
+RECORD_OVERHEAD_BYTES: Final = 300
+# Every CloudEvent in JSON has this attribute.
+_EVENT_ATTRIBUTE: Final = b'"specversion"'
+
 
 @dataclass(frozen=True, slots=True)
 class PartitionWorkerLimits:
     """The limits of a partition worker. `RunnerSettings` explains the fields."""
 
-    flush_records_max: int
+    flush_events_max: int
     flush_bytes_max: int
-    queue_records_max: int
+    queue_events_max: int
     queue_bytes_max: int
     idle_interval_s: float
     linger_s: float = 0.0
@@ -50,23 +55,19 @@ class PartitionProgress:
         return max(0, self.end_offset - self.next_offset)
 
 
-class Delivery(Protocol):
-    """A record that is not acknowledged yet."""
+class _Queued(NamedTuple):
+    """A record that waits for a step, with its number of events and bytes."""
 
-    @property
-    def record(self) -> Record:
-        """The driver's record."""
-        ...
-
-    def acknowledge(self) -> None:
-        """Let the group's committed offset pass the record."""
-        ...
+    record: Record
+    events: int
+    size: int
 
 
 class PartitionWorker:
     """Hands the records of a partition to the processor, in order and one step at a time.
 
-    The runner does not fetch for a worker whose queue has reached a limit. The last fetch may exceed the limit.
+    The runner does not fetch for a worker whose queue has reached a limit. Records that were already fetched may exceed
+    the limit.
     """
 
     def __init__(
@@ -78,10 +79,12 @@ class PartitionWorker:
         clock: Clock,
         on_failure: Callable[[BaseException], None],
         on_room: Callable[[], None],
+        acknowledge: Callable[[int], None],
         log_end: Callable[[], int] = lambda: 0,
     ) -> None:
         """The worker calls `on_failure` with the error of a step or of `idle`, or if one of them takes too long. The
-        worker calls `on_room` if the queue is no longer full. `log_end` returns the last known end of the partition.
+        worker calls `on_room` if the queue is no longer full, and `acknowledge` with the next offset after each step.
+        `log_end` returns the last known end of the partition.
         """
         self.processor = processor
         self.partition = partition
@@ -92,8 +95,10 @@ class PartitionWorker:
         self._clock = clock
         self._on_failure = on_failure
         self._on_room = on_room
+        self._acknowledge = acknowledge
         self._log_end = log_end
-        self._queue: deque[Delivery] = deque()
+        self._queue: deque[_Queued] = deque()
+        self._queued_events = 0
         self._queued_bytes = 0
         self._arrived = asyncio.Event()
         self._closing = False
@@ -103,7 +108,13 @@ class PartitionWorker:
     def full(self) -> bool:
         """Whether the queue has reached a limit."""
         limits = self._limits
-        return len(self._queue) >= limits.queue_records_max or self._queued_bytes >= limits.queue_bytes_max
+        return self._queued_events >= limits.queue_events_max or self._queued_bytes >= limits.queue_bytes_max
+
+    @property
+    def behind(self) -> bool:
+        """Whether as many records wait as a step takes."""
+        limits = self._limits
+        return self._queued_events >= limits.flush_events_max or self._queued_bytes >= limits.flush_bytes_max
 
     @property
     def queued_records(self) -> int:
@@ -114,8 +125,9 @@ class PartitionWorker:
         """Start the task."""
         self._task = asyncio.create_task(self._work(), name=f"worker {self.processor.topic}/{self.partition}")
 
-    def put(self, delivery: Delivery, previous: int | None) -> None:
-        """Queue a record. Raises `Transient` if the record fetched before, at offset `previous`, was not queued."""
+    def put(self, records: Sequence[Record], previous: int | None) -> None:
+        """Queue the records of one fetch. Raises `Transient` if the record fetched before, at offset `previous`, was
+        not queued."""
         if self._closing:
             return
         if previous != self._last_delivered:
@@ -123,16 +135,19 @@ class PartitionWorker:
                 f"{self.processor.topic}/{self.partition}: the record after offset {self._last_delivered} was lost "
                 "between the log and the processor; start the process again, it reads from its own position"
             )
-        self._last_delivered = delivery.record.offset
-        self._queue.append(delivery)
-        self._queued_bytes += _size(delivery.record)
+        self._last_delivered = records[-1].offset
+        for record in records:
+            queued = _Queued(record, _events(record), _size(record))
+            self._queue.append(queued)
+            self._queued_events += queued.events
+            self._queued_bytes += queued.size
         self._arrived.set()
 
     async def close(self, timeout_s: float | None = None) -> None:
         """Drop the queue, wait for the running step and stop. After `timeout_s` the step is cancelled."""
         self._closing = True
         self._queue.clear()
-        self._queued_bytes = 0
+        self._queued_events = self._queued_bytes = 0
         self._arrived.set()
         if self._task is not None and self._task is not asyncio.current_task():
             _, pending = await asyncio.wait({self._task}, timeout=timeout_s)
@@ -153,12 +168,11 @@ class PartitionWorker:
         while not self._closing:
             if self._queue:
                 await self._linger()
-            if batch := self._take():
+            if records := self._take():
                 with self._bounded():
-                    await self.processor.step(self.partition, [delivery.record for delivery in batch])
-                for delivery in batch:
-                    delivery.acknowledge()
-                self.next_offset = batch[-1].record.next_offset
+                    await self.processor.step(self.partition, records)
+                self.next_offset = records[-1].next_offset
+                self._acknowledge(self.next_offset)
                 self.last_step_ms = self._clock.now_ms()
             if not self._closing and loop.time() >= idle_at:
                 with self._bounded():
@@ -191,33 +205,44 @@ class PartitionWorker:
     async def _linger(self) -> None:
         """Wait for a fuller flush, because a large step costs little more than a small one. Waits up to `linger_s`, or
         up to `catch_up_linger_s` if the log has more records."""
-        loop = asyncio.get_running_loop()
+        loop, limits = asyncio.get_running_loop(), self._limits
         began_s = loop.time()
-        while len(self._queue) < self._limits.flush_records_max and not (self._closing or self.full):
+        while not (self.behind or self._closing or self.full):
             self._arrived.clear()
-            behind = self._queue[-1].record.next_offset < self._log_end()
-            linger_s = self._limits.catch_up_linger_s if behind else self._limits.linger_s
+            at_end = self._queue[-1].record.next_offset >= self._log_end()
+            linger_s = limits.linger_s if at_end else limits.catch_up_linger_s
             left_s = began_s + linger_s - loop.time()
             if left_s <= 0:
                 return
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), left_s)
 
-    def _take(self) -> list[Delivery]:
-        was_full = self.full
-        batch: list[Delivery] = []
-        size = 0
-        while self._queue and len(batch) < self._limits.flush_records_max:
-            record_size = _size(self._queue[0].record)
-            if batch and size + record_size > self._limits.flush_bytes_max:
-                break
-            batch.append(self._queue.popleft())
+    def _take(self) -> list[Record]:
+        """The records of the next step: as many whole records as the limits allow, and at least one."""
+        limits, was_full = self._limits, self.full
+        records: list[Record] = []
+        events = size = 0
+        while self._queue:
+            record, record_events, record_size = self._queue[0]
+            events += record_events
             size += record_size
-        self._queued_bytes -= size
+            if records and (events > limits.flush_events_max or size > limits.flush_bytes_max):
+                break
+            records.append(record)
+            self._queue.popleft()
+            self._queued_events -= record_events
+            self._queued_bytes -= record_size
         if was_full and not self.full:
             self._on_room()
-        return batch
+        return records
+
+
+def _events(record: Record) -> int:
+    """The number of events in a record, at least 1. The number only limits queues and steps, and counts text that
+    looks like an event's attribute: decoding the record would cost more than the step saves."""
+    return max(1, (record.value or b"").count(_EVENT_ATTRIBUTE))
 
 
 def _size(record: Record) -> int:
-    return len(record.value or b"") + len(record.key or b"")
+    headers = sum(len(name) + len(value) for name, value in record.headers) if record.headers else 0
+    return len(record.value or b"") + len(record.key or b"") + headers + RECORD_OVERHEAD_BYTES

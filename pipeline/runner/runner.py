@@ -22,13 +22,13 @@ from pipeline.ingest.start_position import check_position
 from pipeline.logs.client_messages import quieten
 from pipeline.logs.embedded import SqliteLog
 from pipeline.logs.open import EMBEDDED_SCHEME, embedded_path, kafka_servers
-from pipeline.runner.consumer import LinkedMessage, PromptTables, RunnerApp
+from pipeline.runner.consumer import DeliveryMessage, PromptTables, RunnerApp
 from pipeline.runner.embedded import EmbeddedTransport
 from pipeline.runner.kafka import KafkaTransport
 from pipeline.runner.partition_worker import PartitionProgress, PartitionWorker, PartitionWorkerLimits
+from pipeline.runner.watchdog import BLOCKED_AFTER_S, watching
 from schemas.clock import Clock
 from schemas.errors import InvalidInput, TidemarkError, Transient
-from schemas.log import Record
 from schemas.processing import Processor
 
 # A flush makes hundreds of thousands of objects and almost no cycles. With Python's threshold of 700 garbage collection
@@ -38,26 +38,32 @@ REMEDY: Final = (
     "Point the settings at the log that the position belongs to, or rebuild the state from the log's start or from the "
     "archive, and keep the log longer than the longest outage."
 )
+# Messages that the agent has not taken yet; each has the records of one partition from one fetch. At the limit Faust's
+# fetch loop waits. The agent queues the records at once, so the limit matters only if the event loop is busy.
+STREAM_MESSAGES_MAX: Final = 8
 # A client that does not answer must not delay the end of the process for longer.
 LEAVE_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerSettings:
-    """The settings of a consumer group. Sizes are per partition.
+    """The settings of a consumer group. Sizes are per partition, except `fetch_records_max`.
 
-    A step gets up to `flush_records_max` records and `flush_bytes_max` bytes, and at least one record. A partition with
-    `queue_records_max` records or `queue_bytes_max` bytes in the queue is not fetched. A dead worker's partitions stand
+    A step gets whole records with up to `flush_events_max` events and `flush_bytes_max` bytes, and at least one record.
+    A partition with `queue_events_max` events or `queue_bytes_max` bytes in the queue is not fetched. A record that is
+    no batch is one event. One fetch returns up to `fetch_records_max` records of all partitions, and up to
+    `fetch_bytes_max` bytes of each partition. A dead worker's partitions stand
     still for `session_timeout_s`. A call of `step` or `idle` that exceeds `step_timeout_s` ends the process, so the
     group moves the partitions. A step that is not full waits up to `linger_s` for more records, or `catch_up_linger_s`
     if the log has more records. A stop waits up to `stop_timeout_s` for the running steps.
     """
 
     group: str
-    flush_records_max: int = 20
+    flush_events_max: int = 20_000
     flush_bytes_max: int = 8 * 1024 * 1024
-    queue_records_max: int = 200
+    queue_events_max: int = 200_000
     queue_bytes_max: int = 32 * 1024 * 1024
+    fetch_records_max: int = 5_000
     fetch_bytes_max: int = 4 * 1024 * 1024
     commit_interval_s: float = 1.0
     session_timeout_s: float = 30.0
@@ -74,23 +80,10 @@ class RunnerSettings:
         """Raise `InvalidInput` for invalid or contradictory values."""
         if not self.group:
             raise InvalidInput("group", "a consumer group needs a name")
-        if self.flush_records_max < 1 or self.queue_records_max < 1:
-            raise InvalidInput("flush_records_max", "flush and queue must hold at least one record")
+        if min(self.flush_events_max, self.queue_events_max, self.fetch_records_max) < 1:
+            raise InvalidInput("flush_events_max", "flush, queue and fetch must hold at least one event")
         if self.heartbeat_interval_s * 2 > self.session_timeout_s:
             raise InvalidInput("heartbeat_interval_s", "at least two heartbeats must fit session_timeout_s")
-
-
-class _Delivery:
-    """A Faust event as the `Delivery` of a partition worker."""
-
-    __slots__ = ("_event", "record")
-
-    def __init__(self, event: Any, record: Record) -> None:
-        self._event = event
-        self.record = record
-
-    def acknowledge(self) -> None:
-        self._event.ack()
 
 
 class Runner:
@@ -105,9 +98,9 @@ class Runner:
         self._clock = clock
         self._settings = settings
         self._limits = PartitionWorkerLimits(
-            settings.flush_records_max,
+            settings.flush_events_max,
             settings.flush_bytes_max,
-            settings.queue_records_max,
+            settings.queue_events_max,
             settings.queue_bytes_max,
             settings.idle_interval_s,
             settings.linger_s,
@@ -123,6 +116,11 @@ class Runner:
     def assigned(self, topic: str | None = None) -> set[int]:
         """The assigned partitions of `topic`. None stands for all topics."""
         return {pair.partition for pair in self._workers if topic in (None, pair.topic)}
+
+    def behind(self, topic: str, partition: int) -> bool:
+        """Whether as many records wait as a step takes. False for a partition that is not assigned."""
+        worker = self._workers.get(TP(topic, partition))
+        return worker is not None and worker.behind
 
     def progress(self) -> tuple[PartitionProgress, ...]:
         """The progress of each assigned partition."""
@@ -174,7 +172,7 @@ class Runner:
         check_position(pair.topic, pair.partition, offset, bounds, REMEDY, whose)
         worker = PartitionWorker(
             processor, pair.partition, offset, self._limits, self._clock, self.fail, self._room.set,
-            lambda: consumer.highwater(pair),
+            lambda next_offset: consumer.acknowledge(pair, next_offset), lambda: consumer.highwater(pair),
         )  # fmt: skip
         self._workers[pair] = worker
         self._generations[pair] = generation
@@ -233,8 +231,8 @@ class Runner:
             agent_supervisor=CrashingSupervisor,
             TableManager=PromptTables,
             stream_wait_empty=False,
-            stream_buffer_maxsize=settings.queue_records_max,
-            broker_max_poll_records=settings.queue_records_max,
+            stream_buffer_maxsize=STREAM_MESSAGES_MAX,
+            broker_max_poll_records=settings.fetch_records_max,
             consumer_max_fetch_size=settings.fetch_bytes_max,
             broker_commit_interval=settings.commit_interval_s,
             broker_session_timeout=settings.session_timeout_s,
@@ -255,12 +253,12 @@ class Runner:
 
     async def _consume(self, stream: Any) -> None:
         async for event in stream.noack().events():
-            message: LinkedMessage = event.message
+            message: DeliveryMessage = event.message
             worker = self._workers.get(message.tp)
             if worker is None or self._generations[message.tp] != message.generation_id:
-                continue  # the partition was revoked; its new owner reads the record again
+                continue  # the partition was revoked; its new owner reads the records again
             try:
-                worker.put(_Delivery(event, message.linked.record), message.linked.previous)
+                worker.put(message.delivery.records, message.delivery.previous)
             except TidemarkError as error:
                 self.fail(error)
 
@@ -313,10 +311,13 @@ async def run(
     await Runner(processors, log_url, clock, settings).run(stop)
 
 
-def run_in_loop(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine to its end in uvloop's event loop, which halves Faust's cost per record."""
+def run_in_loop(main: Coroutine[Any, Any, None], blocked_after_s: float = BLOCKED_AFTER_S) -> None:
+    """Run a coroutine to its end in uvloop's event loop, which halves Faust's cost per record.
+
+    A step that blocks the loop for `blocked_after_s` ends the process, see `watching`.
+    """
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, watching(runner.get_loop(), blocked_after_s):
         runner.run(main)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +23,8 @@ from schemas.errors import HeldUp, InvalidInput, OperatorNeeded, Refused, Transi
 VERSION_MIN: Final = (25, 3)
 VERSION_MAX: Final = (26, 12)
 CONCURRENCY_MAX: Final = 32
+# Long enough for the largest insert and the statements of a rebuild.
+TIMEOUT_S: Final = 60.0
 
 # All settings that decide whether and when an insert is stored. Version 26.2 enabled asynchronous inserts and
 # deduplication of views by default (system.settings_changes).
@@ -61,6 +65,9 @@ _CODE: Final = re.compile(r"Code: (\d+)")
 
 Value = TypeVar("Value")
 
+# The driver logs errors that it also raises.
+logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
+
 
 class EngineConnection(Protocol):
     """One session of the engine in this process, with its own settings and database. Not safe for concurrent use."""
@@ -92,13 +99,17 @@ def connect_engine(path: str) -> EngineConnection:
 class ClickHouse:
     """Asynchronous calls to a ClickHouse server, run in `concurrency` threads. Each thread has its own client.
 
-    The first call connects. Calls beyond `concurrency` wait for a thread, without a limit on how many wait.
+    The first call connects. Calls beyond `concurrency` wait for a thread, without a limit on how many wait. With
+    `abandon_after_s`, for readers only, a call that takes longer, the wait for a thread included, raises `Transient`.
     Every method raises `Transient` if no answer came (the statement may have been executed), `Refused` if the
     credentials are wrong, and `HeldUp` if the server rejects the statement permanently or has an unsupported version.
     """
 
-    def __init__(self, connect: Callable[[str], Client], database: str, concurrency: int) -> None:
+    def __init__(
+        self, connect: Callable[[str], Client], database: str, concurrency: int, abandon_after_s: float | None = None
+    ) -> None:
         self.database = database
+        self._abandon_after_s = abandon_after_s
         self._connect = connect
         self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="clickhouse")
         self._local = threading.local()
@@ -156,7 +167,10 @@ class ClickHouse:
 
     async def _in_thread(self, run: Callable[[], Value]) -> Value:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, run)
+            async with asyncio.timeout(self._abandon_after_s):
+                return await asyncio.get_running_loop().run_in_executor(self._executor, run)
+        except TimeoutError as error:
+            raise Transient(f"ClickHouse did not answer in {self._abandon_after_s} s; check that it runs") from error
         except (ClickHouseError, OSError) as error:
             raise translated(error) from error
 
@@ -170,23 +184,27 @@ class ClickHouse:
         return client
 
 
-def open_clickhouse(url: str, *, concurrency: int = 4, timeout_s: int = 60) -> ClickHouse:
+def open_clickhouse(
+    url: str, *, concurrency: int = 4, timeout_s: float = TIMEOUT_S, abandons: bool = False
+) -> ClickHouse:
     """A ClickHouse by URL: `http://[user:password@]host:port[/database]` (or https), `chdb://PATH[?database=name]`.
 
+    `timeout_s` bounds each wait for a server. With `abandons`, for readers only, `timeout_s` bounds each whole call.
     Does no I/O; the first call connects. Raises `InvalidInput` if the URL or the concurrency is invalid.
     """
     if not 1 <= concurrency <= CONCURRENCY_MAX:
         raise InvalidInput("concurrency", f"must be 1 to {CONCURRENCY_MAX}")
     parts = urlsplit(url)
+    abandon_after_s = timeout_s if abandons else None
     if parts.scheme == "chdb":
         path = unquote(parts.netloc + parts.path)
         if not path:
             raise InvalidInput("clickhouse_url", "chdb:// needs a directory, such as chdb://.tidemark/clickhouse")
         database = parse_qs(parts.query).get("database", ["default"])[0]
-        return ClickHouse(lambda name: _connect_chdb(path, name), database, concurrency)
+        return ClickHouse(lambda name: _connect_chdb(path, name), database, concurrency, abandon_after_s)
     if parts.scheme in ("http", "https") and parts.hostname:
         database = unquote(parts.path.strip("/")) or "default"
-        return ClickHouse(lambda name: _connect_http(url, name, timeout_s), database, concurrency)
+        return ClickHouse(lambda name: _connect_http(url, name, timeout_s), database, concurrency, abandon_after_s)
     raise InvalidInput("clickhouse_url", "must be chdb://PATH or http://[user:password@]host:port[/database]")
 
 
@@ -194,7 +212,7 @@ def _connect_chdb(path: str, database: str) -> Client:
     return _checked(clickhouse_connect.get_client(interface="chdb", path=path, database=database, tz_mode="aware"))
 
 
-def _connect_http(url: str, database: str, timeout_s: int) -> Client:
+def _connect_http(url: str, database: str, timeout_s: float) -> Client:
     parts = urlsplit(url)
     client = clickhouse_connect.get_client(
         interface=parts.scheme,
@@ -204,8 +222,8 @@ def _connect_http(url: str, database: str, timeout_s: int) -> Client:
         password=unquote(parts.password or ""),
         database=database,
         compress=False,
-        connect_timeout=min(timeout_s, 10),
-        send_receive_timeout=timeout_s,
+        connect_timeout=math.ceil(min(timeout_s, 10)),
+        send_receive_timeout=math.ceil(timeout_s),
         # With a session, the server would run this client's calls one by one and lock it after a lost answer.
         autogenerate_session_id=False,
         tz_mode="aware",

@@ -12,10 +12,12 @@ from zoneinfo import ZoneInfo
 
 from schemas.aggregations import Aggregation, Value
 from schemas.analytics import (
+    CONFLICT_FIELDS,
     PERIODS_MAX,
     USAGE_ROWS_MAX,
     ArchivePosition,
     ArchiveStore,
+    Conflict,
     Conflicts,
     ControlRow,
     DedupDecisionRow,
@@ -235,11 +237,17 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
 
     async def conflicts(self, rows_max: int) -> Conflicts:
         counts: Counter[tuple[str, str]] = Counter()
+        fields: dict[tuple[str, str], set[str]] = {}
         for row in self.duplicates.values():
             first = self.events.get((row.account, row.id))
-            if first is not None and (first.type, first.data) != (row.type, row.data):
+            differing = [name for name in CONFLICT_FIELDS if first and getattr(first, name) != getattr(row, name)]
+            if differing:
                 counts[row.account, row.id] += 1
-        rows = [(account, event_id, count) for (account, event_id), count in sorted(counts.items())]
+                fields.setdefault((row.account, row.id), set()).update(differing)
+        rows = [
+            Conflict(*identity, count, tuple(name for name in CONFLICT_FIELDS if name in fields[identity]))
+            for identity, count in sorted(counts.items())
+        ]
         return Conflicts(rows[:rows_max], len(rows))
 
     async def controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:

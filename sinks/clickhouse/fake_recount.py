@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from decimal import Decimal, localcontext
-from typing import Any, NamedTuple
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -15,8 +16,11 @@ from schemas.analytics import EventRow, HourlyRow, RecountKey, RecountRequest
 from schemas.clock import HOUR_MS
 from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.log import POSITION_BITS
-from schemas.meters import FilterOperator, Meter
+from schemas.meters import FilterOperator, Meter, OnBad
 from schemas.periods import Period
+
+_QUANTITY: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,17})?")
+_EXACT: Final = Context(prec=100_000, Emax=MAX_EMAX, Emin=MIN_EMIN)
 
 
 class Feed(NamedTuple):
@@ -147,16 +151,20 @@ def _counted(events: Iterable[Counting], request: RecountRequest) -> list[_Count
         if request.accounts is not None and event.account not in request.accounts:
             continue
         for span in request.meters:
-            if _in_force(request, span.meter, arrived) and span.from_position <= event.position < span.before_position:
-                feed = feeds(event, span.meter)
+            judge = _at_arrival(request, span.meter, arrived)
+            if judge is not None and span.from_position <= event.position < span.before_position:
+                feed = feeds(event, judge)
                 if feed is not None:
                     contributions.append(_Counted(event, span.meter, _period(event, request), feed))
     return contributions
 
 
-def _in_force(request: RecountRequest, meter: Meter, position: int) -> bool:
-    spans = [span for span in request.meters if span.meter.slug == meter.slug]
-    return any(span.from_position <= position < span.before_position for span in spans)
+def _at_arrival(request: RecountRequest, meter: Meter, position: int) -> Meter | None:
+    """The meter as it was in force at an event's arrival."""
+    for span in request.meters:
+        if span.meter.slug == meter.slug and span.from_position <= position < span.before_position:
+            return span.meter
+    return None
 
 
 def _period(event: EventRow, request: RecountRequest) -> Period:
@@ -192,9 +200,11 @@ def _containing(instant_ms: int, boundaries: Sequence[Period]) -> Period:
 
 
 def feeds(event: EventRow, meter: Meter) -> Feed | None:
-    """The contribution of the event to the meter; None if the event does not pass the meter's type and filters.
+    """The contribution of the event to the meter; None if the event does not pass the meter's type and filters, or if
+    the meter skips the event because of its data.
 
-    Raises `OperatorNeeded` if the quantity is not exact: such an event is never archived.
+    Raises `OperatorNeeded` if the quantity is not exact and the meter does not skip such events: then they are never
+    archived.
     """
     if event.type != meter.event_type:
         return None
@@ -203,6 +213,8 @@ def feeds(event: EventRow, meter: Meter) -> Feed | None:
         equal = text_of_path(data, condition.path) in condition.values
         if equal is not (condition.operator in (FilterOperator.EQUAL, FilterOperator.IN)):
             return None
+    if meter.on_bad is OnBad.SKIP_METER and not _usable(data, meter):
+        return None
     values = {name: text_of_path(data, path) or "" for name, path in sorted(meter.dimensions.items())}
     dimensions = msgspec.json.encode(values).decode()
     if meter.value_path is None:
@@ -210,6 +222,24 @@ def feeds(event: EventRow, meter: Meter) -> Feed | None:
     if meter.aggregation is Aggregation.UNIQUE:
         return Feed(0, text_of_path(data, meter.value_path) or "", dimensions)
     return Feed(_minor(_at(data, meter.value_path), meter.scale), "", dimensions)
+
+
+def _usable(data: Any, meter: Meter) -> bool:
+    if any(text_of_path(data, path) is None for path in meter.dimensions.values()):
+        return False
+    if meter.value_path is None:
+        return True
+    if meter.aggregation is Aggregation.UNIQUE:
+        return bool(text_of_path(data, meter.value_path))
+    value = _at(data, meter.value_path)
+    if isinstance(value, str) and len(value) <= 64 and _QUANTITY.fullmatch(value):
+        value = Decimal(value)
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        return False
+    number = Decimal(value).normalize(_EXACT)
+    exponent = number.as_tuple().exponent
+    exact = number.is_zero() or (isinstance(exponent, int) and exponent + meter.scale >= 0)
+    return exact and number.copy_abs() < Decimal(10) ** (18 - meter.scale) and (meter.allow_negative or number >= 0)
 
 
 def _minor(value: Any, scale: int) -> int:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import zoneinfo
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any, Final
 
 import msgspec
 
 from schemas.aggregations import Aggregation
 from schemas.analytics import (
+    CONFLICT_FIELDS,
     PERIODS_MAX,
     USAGE_ROWS_MAX,
     ArchivePosition,
+    Conflict,
     Conflicts,
     ControlRow,
     HourlyRow,
@@ -231,7 +234,8 @@ class ClickHouseReader(UsageReader):
 
     async def conflicts(self, rows_max: int) -> Conflicts:
         rows = await self._clickhouse.rows(
-            "SELECT account, id, count() FROM duplicates WHERE conflict GROUP BY account, id ORDER BY account, id "
+            "SELECT account, id, count(), max(type != counted_type), max(source != counted_source), "
+            "max(data != counted_data) FROM duplicates WHERE conflict GROUP BY account, id ORDER BY account, id "
             "LIMIT {rows_max:UInt64}",
             {"rows_max": rows_max},
         )
@@ -239,7 +243,10 @@ class ClickHouseReader(UsageReader):
         if events >= rows_max:
             counted = await self._clickhouse.rows("SELECT uniqExact(account, id) FROM duplicates WHERE conflict")
             events = max(events, int(counted[0][0]))
-        return Conflicts([(str(account), str(event_id), int(count)) for account, event_id, count in rows], events)
+        conflicts = [
+            Conflict(str(row[0]), str(row[1]), int(row[2]), tuple(compress(CONFLICT_FIELDS, row[3:]))) for row in rows
+        ]
+        return Conflicts(conflicts, events)
 
     async def controls(self, partition: int, before_position: int) -> Sequence[ControlRow]:
         rows = await self._clickhouse.rows(

@@ -17,7 +17,7 @@ from schemas.aggregations import Aggregation
 from schemas.analytics import MeterSpan, RecountRequest
 from schemas.clock import HOUR_MS
 from schemas.errors import InvalidInput
-from schemas.meters import DIMENSION_CHARACTERS_MAX, Filter, FilterOperator, Meter, path_keys
+from schemas.meters import DIMENSION_CHARACTERS_MAX, Filter, FilterOperator, Meter, OnBad, path_keys
 from sinks.clickhouse.client import json_literal, quoted_name, quoted_text
 
 _STRING_OR_NUMBER: Final = r'("(?:[^"\\]|\\.)*")|(-?[0-9][0-9.eE+-]*)'
@@ -30,6 +30,9 @@ _NUMBERED: Final = (
 )
 _NUMBER_START: Final = '{"#":"'
 _NUMBER_TEXT: Final = r"^(-?)([0-9]+)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]+))?$"
+_QUANTITY_TEXT: Final = r"^-?(0|[1-9][0-9]*)([.][0-9]+)?([eE][+-]?[0-9]{1,18})?$"
+_QUANTITY_CHARACTERS_MAX: Final = 64
+_QUANTITY_DIGITS_MAX: Final = 18
 _CELL: Final = "meter, account, period_start_ms, hour_ms, dimensions, bucket_ms"
 _UNIQUE: Final = Aggregation.UNIQUE
 
@@ -119,7 +122,8 @@ def counted_events(condition: str) -> str:
 
 def distinct_source(meter: Meter, in_force: str) -> str:
     """SQL for (account, hour_ms, value, dimensions) of the events that a `unique` meter counts if `in_force` holds."""
-    wanted = _wanted(meter, in_force)
+    # The meter may have skipped events at some time. Other archived events are usable in any case.
+    wanted = _wanted(meter, in_force) + _usable(meter)
     dimensions = ", ".join(_dimension_texts(meter))
     return (
         "SELECT account, time_ms - positiveModulo(time_ms, " + str(HOUR_MS) + ") AS hour_ms, "
@@ -137,18 +141,22 @@ def _by_kind(spans: Sequence[MeterSpan]) -> tuple[list[tuple[int, Meter, str]], 
     """(index, meter, SQL condition under which it was in force): meters that merge by arithmetic, and unique ones."""
     numbered = []
     for number, meter in enumerate(_meters(spans)):
-        # A deferred event feeds the meters that were in force at its arrival and at its dedup decision.
-        in_force = " AND ".join(_within(column, spans, meter) for column in ("arrived", "position"))
-        numbered.append((number, meter, f"({in_force})"))
+        # A deferred event feeds the meters that were in force at its arrival and at its dedup decision. Its data is
+        # judged at its arrival.
+        arrived, decided = _within("arrived", spans, meter, judged=True), _within("position", spans, meter)
+        numbered.append((number, meter, f"({arrived} AND {decided})"))
     return (
         [entry for entry in numbered if entry[1].aggregation is not _UNIQUE],
         [entry for entry in numbered if entry[1].aggregation is _UNIQUE],
     )
 
 
-def _within(column: str, spans: Sequence[MeterSpan], meter: Meter) -> str:
+def _within(column: str, spans: Sequence[MeterSpan], meter: Meter, *, judged: bool = False) -> str:
+    """SQL: the column's position lies in a span of the meter. With `judged`, spans of a meter that skips events hold
+    only the events whose data the meter can use."""
     conditions = (
-        f"({column} >= {span.from_position} AND {column} < {span.before_position})"
+        f"({column} >= {span.from_position} AND {column} < {span.before_position}"
+        f"{_usable(span.meter) if judged and span.meter.on_bad is OnBad.SKIP_METER else ''})"
         for span in spans
         if span.meter.slug == meter.slug
     )
@@ -299,6 +307,34 @@ def _column(kind: str, path: str) -> str:
 def _wanted(meter: Meter, in_force: str) -> str:
     conditions = [f"type = {quoted_text(meter.event_type)}", in_force, *map(_passes, meter.filters)]
     return " AND ".join(conditions)
+
+
+def _usable(meter: Meter) -> str:
+    """SQL, beginning with AND: the meter gets its dimensions and a quantity or a distinct text from the event."""
+    texts = [f"isNotNull({_column('text', path)})" for path in meter.dimensions.values()]
+    if meter.value_path is not None and meter.aggregation is _UNIQUE:
+        texts.append(f"notEmpty(ifNull({_column('text', meter.value_path)}, ''))")
+    elif meter.value_path is not None:
+        texts.append(_is_quantity(meter, meter.value_path))
+    return "".join(f" AND {text}" for text in texts)
+
+
+def _is_quantity(meter: Meter, path: str) -> str:
+    """SQL: the number at the path is exact at the meter's scale, below 10^18 minor units and not negative unless the
+    meter allows that."""
+    number, raw = _column("number", path), _column("raw", path)
+    mantissa = f"replaceOne(extract({number}, '^-?([0-9.]+)'), '.', '')"
+    significant = f"replaceRegexpAll({mantissa}, '^0+|0+$', '')"
+    exponent = f"toInt64OrZero(replaceOne(extract({number}, '[eE](.+)$'), '+', ''))"
+    trailing = f"length(extract({mantissa}, '0*$')) - length(extract({number}, '[.]([0-9]+)'))"
+    shift = f"({exponent} + toInt64({trailing}) + {meter.scale})"
+    sign = "" if meter.allow_negative else f" AND NOT startsWith({number}, '-')"
+    return (
+        f"(match({number}, {quoted_text(_QUANTITY_TEXT)}) "
+        f"AND (startsWith({raw}, '{_NUMBER_START}') OR length({number}) <= {_QUANTITY_CHARACTERS_MAX}) "
+        f"AND (empty({significant}) OR ({shift} >= 0 AND length({significant}) + {shift} <= {_QUANTITY_DIGITS_MAX}"
+        f"{sign})))"
+    )
 
 
 def _passes(condition: Filter) -> str:

@@ -6,6 +6,7 @@ and ClickHouse parses this format about as fast as its own Native format.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
@@ -34,8 +35,12 @@ from sinks.clickhouse.table_marks import read_marks, whole_number
 EVENT_TIME_MIN_US: Final = -2_208_988_800_000_000
 EVENT_TIME_MAX_US: Final = 10_413_791_999_999_999
 
-# Rows per statement: keeps the body of a request at about 10 MB and a retry cheap.
-INSERT_ROWS_MAX: Final = 50_000
+# The limits of one insert. ClickHouse makes parts for each insert and merges small parts again and again, so a large
+# insert costs less per row. The limit of bytes bounds the memory of both sides.
+INSERT_ROWS_MAX: Final = 200_000
+INSERT_BYTES_MAX: Final = 64 * 1024 * 1024
+# So many rows are encoded without a break for the event loop, and may exceed `INSERT_BYTES_MAX` by their size.
+ENCODED_ROWS: Final = 1_000
 
 _ENCODER: Final = msgspec.json.Encoder()
 
@@ -43,7 +48,8 @@ _ENCODER: Final = msgspec.json.Encoder()
 class ClickHouseStore(ArchiveStore, HourlyStore):
     """Writes rows and positions. Several processes may write at once and may write the same rows.
 
-    A call with more than `INSERT_ROWS_MAX` rows runs several inserts: after `Transient`, repeat the whole call.
+    A call with more than `INSERT_ROWS_MAX` rows or `INSERT_BYTES_MAX` bytes runs several inserts: after `Transient`,
+    repeat the whole call.
     """
 
     def __init__(self, clickhouse: ClickHouse, beside: Mapping[str, str] | None = None) -> None:
@@ -153,9 +159,17 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         await self._clickhouse.close()
 
     async def _insert(self, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
-        for start in range(0, len(rows), INSERT_ROWS_MAX):
-            lines = _ENCODER.encode_lines(rows[start : start + INSERT_ROWS_MAX])
-            await self._clickhouse.insert_lines(self._table(table), columns, lines)
+        lines: list[bytes] = []
+        size = 0
+        for start in range(0, len(rows), ENCODED_ROWS):
+            lines.append(_ENCODER.encode_lines(rows[start : start + ENCODED_ROWS]))
+            size += len(lines[-1])
+            if size >= INSERT_BYTES_MAX or len(lines) * ENCODED_ROWS >= INSERT_ROWS_MAX:
+                await self._clickhouse.insert_lines(self._table(table), columns, b"".join(lines))
+                lines, size = [], 0
+            await asyncio.sleep(0)
+        if lines:
+            await self._clickhouse.insert_lines(self._table(table), columns, b"".join(lines))
 
 
 def check_times(rows: Sequence[EventRow] | Sequence[DuplicateRow]) -> None:

@@ -18,7 +18,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from schemas.errors import OperatorNeeded, Transient
 
 Command = tuple[str | bytes | int, ...]
-SOCKET_TIMEOUT_S = 30.0
+SOCKET_TIMEOUT_S: Final = 30.0
+CONNECT_TIMEOUT_S: Final = 5.0
 # One command with very many arguments would block the single-threaded server.
 ARGUMENTS_MAX: Final = 10_000
 # Retryable errors, mostly of a failover. redis-py maps known prefixes to classes and strips them from the text, so
@@ -55,7 +56,7 @@ class Connection:
             answers = [self._answer(connection) for _ in commands]
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
             self.reset()
-            raise Transient(f"{self._where} did not answer: {error}") from error
+            raise Transient(f"{self._where} did not answer: {error}; check that it runs") from error
         if any(isinstance(answer, _NOT_PRIMARY) for answer in answers):
             # This server is now a replica. A new connection reaches the primary through DNS or the load balancer; an
             # open one would stay with the replica. Connections in use elsewhere get the same error and reset too.
@@ -87,14 +88,15 @@ class Connection:
 class Server:
     """A Redis or Valkey server by URL: `redis://[user:password@]HOST:PORT[/DATABASE]`, `rediss://…`, `unix://PATH`."""
 
-    def __init__(self, url: str, connections_max: int = 256) -> None:
+    def __init__(self, url: str, connections_max: int = 256, timeout_s: float = SOCKET_TIMEOUT_S) -> None:
+        """`timeout_s` bounds each wait for the server."""
         parts = urlsplit(url)
         self.where = f"Redis at {parts.hostname or parts.path}:{parts.port or ''}".rstrip(":")
         self._pool = redis.ConnectionPool.from_url(
             url,
             max_connections=connections_max,
-            socket_timeout=SOCKET_TIMEOUT_S,
-            socket_connect_timeout=5.0,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=min(timeout_s, CONNECT_TIMEOUT_S),
             decode_responses=True,
             protocol=2,
         )

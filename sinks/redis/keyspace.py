@@ -17,7 +17,7 @@ from schemas.meters import MeterSet
 from schemas.rebuild import SUPERSEDED
 from schemas.rollup import Checkpoint
 from sinks.redis.checkpoints import read_checkpoint, stored_fields
-from sinks.redis.client import Command, Server, checked
+from sinks.redis.client import SOCKET_TIMEOUT_S, Command, Server, checked
 from sinks.redis.keys import Keys, literal
 
 T = TypeVar("T")
@@ -47,14 +47,24 @@ class Keyspace:
     """The keys under a namespace. Calls to the server block threads of its pool, not the event loop.
 
     With a `generation`, all calls use that generation, live or not. With a `claim`, guarded writes raise `Fenced` after
-    another command has claimed.
+    another command has claimed. `timeout_s` bounds each wait for the server. With `abandons`, `timeout_s` bounds each
+    whole call, the wait for a thread included; only callers that just read may abandon a call.
     """
 
     def __init__(
-        self, url: str, namespace: str, threads_max: int, generation: int | None = None, claim: Claim | None = None
+        self,
+        url: str,
+        namespace: str,
+        threads_max: int,
+        generation: int | None = None,
+        claim: Claim | None = None,
+        timeout_s: float = SOCKET_TIMEOUT_S,
+        abandons: bool = False,
     ) -> None:
         self.url = url
-        self.server = Server(url)
+        self.timeout_s = timeout_s
+        self.server = Server(url, timeout_s=timeout_s)
+        self._abandon_after_s = timeout_s if abandons else None
         self.namespace = namespace
         self.claim = claim
         self.rebuilding = f"{namespace}:rebuilding"
@@ -74,8 +84,12 @@ class Keyspace:
         return self._pinned is not None or keys.generation == self._live[partition]
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a blocking function in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        """Call a blocking function in a thread. Raises `Transient` if the call is abandoned."""
+        try:
+            async with asyncio.timeout(self._abandon_after_s):
+                return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        except TimeoutError as error:
+            raise Transient(f"{self.server.where} did not answer in {self._abandon_after_s} s") from error
 
     async def commands(self, commands: list[Command]) -> list[Any]:
         """The answers to these commands. Raises `Transient` and `OperatorNeeded`."""
@@ -187,9 +201,9 @@ class Keyspace:
         finally:
             connection.release()
 
-    def stop(self) -> None:
-        """Wait for running calls and release the threads."""
-        self._executor.shutdown(wait=True)
+    async def stop(self) -> None:
+        """Wait for running calls, for up to `timeout_s` each, and release the threads."""
+        await asyncio.to_thread(self._executor.shutdown, wait=True, cancel_futures=True)
 
 
 class Store:

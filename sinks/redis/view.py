@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sinks.redis.client import SOCKET_TIMEOUT_S
 from sinks.redis.copies import RedisCopies
 from sinks.redis.generations import RedisGenerations, RedisRebuilds
 from sinks.redis.keyspace import Claim, Keyspace
@@ -14,7 +15,7 @@ class RedisLiveView:
     """The whole live view on a server (`schemas.live_view.LiveView`). Blocking calls run in `threads_max` threads.
 
     With a `generation`, the view uses that generation, live or not. With a `claim`, guarded writes raise `Fenced` after
-    another rebuild command has claimed.
+    another rebuild command has claimed. `timeout_s` and `abandons`: see `Keyspace`.
     """
 
     def __init__(
@@ -24,8 +25,10 @@ class RedisLiveView:
         threads_max: int = 16,
         generation: int | None = None,
         claim: Claim | None = None,
+        timeout_s: float = SOCKET_TIMEOUT_S,
+        abandons: bool = False,
     ) -> None:
-        self.keyspace = Keyspace(url, namespace, threads_max, generation, claim)
+        self.keyspace = Keyspace(url, namespace, threads_max, generation, claim, timeout_s, abandons)
         self.state = RedisState(self.keyspace)
         self.outbox = RedisOutbox(self.keyspace)
         self.drops = RedisDrops(self.keyspace)
@@ -41,7 +44,14 @@ class RedisLiveView:
     def built(self, generation: int) -> RedisLiveView:
         """The view of a generation, with its own connections."""
         space = self.keyspace
-        return RedisLiveView(space.url, space.namespace, threads_max=4, generation=generation, claim=space.claim)
+        return RedisLiveView(
+            space.url,
+            space.namespace,
+            threads_max=4,
+            generation=generation,
+            claim=space.claim,
+            timeout_s=space.timeout_s,
+        )
 
     async def check(self) -> list[str]:
         return await self.keyspace.run(self._check)
@@ -64,6 +74,6 @@ class RedisLiveView:
 
     async def close(self) -> None:
         """Release connections and threads."""
-        self.keyspace.stop()
+        await self.keyspace.stop()
         self.state.close()
         self.keyspace.server.close()

@@ -6,32 +6,43 @@ The library's retries are off. The sender retries, because it knows when Stripe 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import httpx
 import stripe
 
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.reports import MeterEvent, MeterSummary, Rejection, SendResult, SendStatus
-from sinks.stripe.errors import Answer, classify, describe, is_refusal, is_retryable
+from sinks.stripe.answers import (
+    CUSTOMER_KEY,
+    VALUE_KEY,
+    Malformed,
+    Meter,
+    meter_of,
+    rejections_of,
+    rows_of,
+    summary_of,
+    text_of,
+)
+from sinks.stripe.errors import Answer, classify, describe, is_refusal, is_retryable, retry_after_s
 
 ERROR_REPORT: Final = "v1.billing.meter.error_report_triggered"
-CUSTOMER_KEY: Final = "stripe_customer_id"
-VALUE_KEY: Final = "value"
 PAGE_ROWS: Final = 100
 PAGES_MAX: Final = 100
 STORED_ERRORS_MAX: Final = 10_000
 CONNECTIONS_MAX: Final = 32
 FOREIGN_SHOWN_MAX: Final = 200
 _ERROR_NAMES: Final = ("type", "code")
-_METER_NAMES: Final = ("id", "status", "customer_mapping", "value_settings", "default_aggregation", "event_time_window")
+# What the library raises for JSON of another shape than Stripe's.
+_SHAPE_ERRORS: Final = (AttributeError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError)
+T = TypeVar("T")
 
 # With telemetry, the library writes an id into the home directory and reports latencies.
 stripe.enable_telemetry = False
@@ -63,6 +74,7 @@ class _Transport(stripe.HTTPClient):
 
     def __init__(self, timeout_s: float, *, environment: bool) -> None:
         super().__init__()
+        self._timeout_s = timeout_s
         limits = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX)
         self._client = httpx.AsyncClient(timeout=timeout_s, limits=limits, trust_env=environment)
 
@@ -75,8 +87,10 @@ class _Transport(stripe.HTTPClient):
         behind a proxy's 5xx may be one that Stripe has stored, and the headers, because of Retry-After.
         """
         try:
-            response = await self._client.request(method, url, headers=dict(headers), content=post_data or None)
-        except httpx.HTTPError as error:
+            # The client's own limit is for each wait on the socket: an answer that trickles in would not reach it.
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._client.request(method, url, headers=dict(headers), content=post_data or None)
+        except (httpx.HTTPError, TimeoutError) as error:
             message = f"{type(error).__name__}: {error}"
             raise _no_answer(message) from error
         if not _is_stripes(response.status_code, response.content):
@@ -112,44 +126,40 @@ class StripeClientMeters:
                 base_addresses={"api": base, "connect": base, "files": base, "meter_events": base},
             )
         self._account = ""
-        self._meters: dict[str, Any] = {}
+        self._meters: dict[str, Meter] = {}
         self._listing = asyncio.Lock()
         self._stored_errors: OrderedDict[str, int] = OrderedDict()
 
     async def identity(self) -> tuple[bool, str]:
         """(livemode, account id). Calls Stripe only the first time. Raises `Transient` or `Refused`."""
         if not self._account:
-            account = await self._read(self._stripe.v1.accounts.retrieve_current_async, "id")
-            self._account = str(account.id)
+            retrieve = self._stripe.v1.accounts.retrieve_current_async
+            self._account = await self._read(retrieve, lambda account: text_of(account, "id"))
         return self._livemode, self._account
 
     async def ensure_meter(self, event_name: str, display_name: str) -> str:
         """The id of the active meter of `event_name`; creates the meter (sum, no window) if it is missing.
 
         Raises `OperatorNeeded` if the existing meter aggregates differently or is deactivated, `Transient`, `Refused`.
+        The next call reads such a meter again, because an operator may have corrected it.
         """
         meter = await self._find_meter(event_name)
         if meter is None:
             meter = await self._create_meter(event_name, display_name)
-        if meter.status != "active":
-            raise OperatorNeeded(f"the Stripe meter of {event_name} ({meter.id}) is deactivated: reactivate it")
-        keys = (meter.customer_mapping.event_payload_key, meter.value_settings.event_payload_key)
-        raw = meter.default_aggregation.formula == "sum" and meter.event_time_window is None
-        if not raw or keys != (CUSTOMER_KEY, VALUE_KEY):
-            raise OperatorNeeded(
-                f"the Stripe meter of {event_name} ({meter.id}) must have formula sum, no event_time_window and the "
-                f"payload keys {CUSTOMER_KEY} and {VALUE_KEY}: use another stripe_event_name in the meter set"
-            )
-        return str(meter.id)
+        if meter.fault:
+            self._meters.pop(event_name, None)
+            raise OperatorNeeded(meter.fault)
+        return meter.id
 
     async def send(self, event: MeterEvent) -> SendResult:
         """Send one meter event under its identifier. Never raises for an answer of Stripe or a missing answer.
 
-        The Idempotency-Key is computed from the event and the number of its 5xx answers: Stripe stores a 500 under the
-        key and would repeat it for a day. A second key is harmless, because the identifier stays the same.
+        The Idempotency-Key is made of the identifier, a hash of the event and the number of its 5xx answers: Stripe
+        stores a 500 under the key and would repeat it for a day. A second key is harmless, because the identifier stays
+        the same. The key begins with the identifier, because error reports may have the key in its place.
         """
-        digest = hashlib.sha256("\n".join(map(str, event)).encode()).hexdigest()[:40]
-        key = f"{digest}-{self._stored_errors.get(digest, 0)}"
+        digest = hashlib.sha256("\n".join(map(str, event)).encode()).hexdigest()[:16]
+        key = f"{event.identifier}.{digest}.{self._stored_errors.get(digest, 0)}"
         try:
             taken = await self._stripe.v1.billing.meter_events.create_async(
                 {
@@ -164,7 +174,12 @@ class StripeClientMeters:
             answer = _answer(error)
             if answer.is_stored:
                 self._remember_stored_error(digest)
-            return classify(answer)
+            result = classify(answer)
+            if result.status is SendStatus.HOLD_METER:
+                self._meters.pop(event.event_name, None)
+            return result
+        except _SHAPE_ERRORS as error:
+            return classify(Answer(200, f"not an answer of Stripe: {error}", is_foreign=True))
         if getattr(taken, "identifier", None) != event.identifier:
             return classify(Answer(200, "not an answer to this meter event", is_foreign=True))
         self._stored_errors.pop(digest, None)
@@ -180,43 +195,38 @@ class StripeClientMeters:
         if meter is None:
             return MeterSummary("0", 0)
         try:
-            page = await self._read(
+            return await self._read(
                 lambda: self._stripe.v1.billing.meters.event_summaries.list_async(
-                    str(meter.id), {"customer": stripe_customer, "start_time": start_s, "end_time": end_s}
+                    meter.id, {"customer": stripe_customer, "start_time": start_s, "end_time": end_s}
                 ),
-                "data",
+                summary_of,
             )
         except InvalidInput as error:
             if error.field == "resource_missing":
                 return MeterSummary("0", 0)
             raise
-        total = sum((Decimal(repr(float(row.aggregated_value))) for row in page.data), Decimal(0))
-        return MeterSummary(format(total, "f"), len(page.data))
 
     async def rejections(self, since_ms: int) -> Sequence[Rejection]:
         """See `StripeRejections`. Raises `OperatorNeeded` if there are more than `PAGES_MAX` pages."""
         moment = datetime.fromtimestamp(since_ms // 1_000, UTC)
-        page = await self._read(
+        events, url = await self._read(
             lambda: self._stripe.v2.core.events.list_async(
                 {"types": [ERROR_REPORT], "created": {"gte": f"{moment:%Y-%m-%dT%H:%M:%SZ}"}, "limit": PAGE_ROWS}
             ),
-            "data",
-            "next_page_url",
+            _reports_of,
         )
-        events = list(page.data)
         for _ in range(PAGES_MAX):
-            url = page.next_page_url
             if not url:
                 break
-            page = await self._read(partial(self._get_page, url), "data", "next_page_url")
-            events.extend(page.data)
+            more, url = await self._read(partial(self._get_page, url), _reports_of)
+            events.extend(more)
         else:
             raise OperatorNeeded(f"Stripe has more than {PAGES_MAX * PAGE_ROWS} error reports: read a shorter span")
-        names = {str(meter.id): name for name, meter in self._meters.items()}
-        if any(str(event.related_object.id) not in names for event in events):
+        names = {meter.id: name for name, meter in self._meters.items()}
+        if any(str(getattr(getattr(event, "related_object", None), "id", "")) not in names for event in events):
             await self._list_meters()
-            names = {str(meter.id): name for name, meter in self._meters.items()}
-        return [row for event in reversed(events) for row in _rejections(event, names)]
+            names = {meter.id: name for name, meter in self._meters.items()}
+        return [row for event in reversed(events) for row in rejections_of(event, names)]
 
     async def close(self) -> None:
         """Close all connections. Safe to call twice."""
@@ -232,7 +242,7 @@ class StripeClientMeters:
             return await listing.list_async({"limit": PAGE_ROWS, "starting_after": after})
         return await listing.list_async({"limit": PAGE_ROWS})
 
-    async def _create_meter(self, event_name: str, display_name: str) -> Any:
+    async def _create_meter(self, event_name: str, display_name: str) -> Meter:
         try:
             return await self._read(
                 lambda: self._stripe.v1.billing.meters.create_async(
@@ -244,7 +254,7 @@ class StripeClientMeters:
                         "value_settings": {"event_payload_key": VALUE_KEY},
                     }
                 ),
-                *_METER_NAMES,
+                meter_of,
             )
         except InvalidInput:
             # Another process may have created the meter since this one listed the meters.
@@ -254,7 +264,7 @@ class StripeClientMeters:
                 raise
             return meter
 
-    async def _find_meter(self, event_name: str) -> Any:
+    async def _find_meter(self, event_name: str) -> Meter | None:
         async with self._listing:
             if event_name not in self._meters:
                 await self._list_meters()
@@ -262,18 +272,17 @@ class StripeClientMeters:
 
     async def _list_meters(self) -> None:
         """Read all meters. Of several meters with one event name, keep the active one, otherwise the newest."""
-        meters: dict[str, Any] = {}
+        meters: dict[str, Meter] = {}
         after = ""
         for _ in range(PAGES_MAX):
-            page = await self._read(partial(self._get_meters, after), "data", "has_more")
-            for meter in page.data:
-                known = meters.get(str(meter.event_name))
-                if known is None or (known.status != "active" and meter.status == "active"):
-                    meters[str(meter.event_name)] = meter
-            if not page.has_more:
+            page, after = await self._read(partial(self._get_meters, after), _meters_of)
+            for meter in page:
+                known = meters.get(meter.event_name)
+                if known is None or (meter.is_active and not known.is_active):
+                    meters[meter.event_name] = meter
+            if not after:
                 self._meters = meters
                 return
-            after = str(page.data[-1].id)
         raise OperatorNeeded(f"this Stripe account has more than {PAGES_MAX * PAGE_ROWS} meters")
 
     def _remember_stored_error(self, digest: str) -> None:
@@ -281,16 +290,35 @@ class StripeClientMeters:
         while len(self._stored_errors) > STORED_ERRORS_MAX:
             self._stored_errors.popitem(last=False)
 
-    async def _read(self, call: Callable[[], Awaitable[Any]], *names: str) -> Any:
-        """The answer to a call. Raises `Refused`, `InvalidInput`, `Transient` (also if an attribute is missing)."""
+    async def _read(self, call: Callable[[], Awaitable[Any]], parse: Callable[[Any], T]) -> T:
+        """What `parse` reads from the answer. Raises `Refused`, `InvalidInput`, and `Transient` also for an answer that
+        does not have Stripe's form."""
         try:
-            answer = await call()
+            return parse(await call())
         except stripe.StripeError as error:
             _raise(_answer(error), error)
-        missing = [name for name in names if not hasattr(answer, name)]
-        if missing:
-            raise Transient(f"not an answer of Stripe: it has no {', '.join(missing)}")
-        return answer
+        except _SHAPE_ERRORS as error:
+            raise Transient(f"not an answer of Stripe: {error}") from error
+
+
+def _meters_of(page: Any) -> tuple[list[Meter], str]:
+    """The meters of a page, and the id after which the next page begins; "" after the last page."""
+    rows = rows_of(page)
+    has_more = getattr(page, "has_more", None)
+    if not isinstance(has_more, bool):
+        raise Malformed("has_more is not a boolean")
+    meters = []
+    for row in rows:
+        # A row that cannot be read must not hide the other meters.
+        with contextlib.suppress(Malformed):
+            meters.append(meter_of(row))
+    return meters, text_of(rows[-1], "id") if has_more else ""
+
+
+def _reports_of(page: Any) -> tuple[list[Any], str]:
+    """The error reports of a page, and the URL of the next page; "" after the last page."""
+    url = getattr(page, "next_page_url", None)
+    return rows_of(page), url if isinstance(url, str) else ""
 
 
 def _answer(error: stripe.StripeError) -> Answer:
@@ -310,30 +338,5 @@ def _raise(answer: Answer, error: Exception) -> NoReturn:
     if is_refusal(answer):
         raise Refused(f"Stripe refuses the key, correct TIDEMARK_STRIPE_API_KEY: {describe(answer)}") from error
     if is_retryable(answer):
-        raise Transient(f"Stripe: {describe(answer)}", classify(answer).retry_after_s or 1.0) from error
+        raise Transient(f"Stripe: {describe(answer)}", retry_after_s(answer) or 1.0) from error
     raise InvalidInput(answer.code or "stripe", describe(answer)) from error
-
-
-def _rejections(event: Any, names: Mapping[str, str]) -> list[Rejection]:
-    data = event.data
-    rows = []
-    for kind in data.reason.error_types:
-        requests = [sample.request for sample in kind.sample_errors]
-        # Older reports contain the request's id and Idempotency-Key instead of the event's identifier.
-        identifiers = [getattr(request, "identifier", None) for request in requests]
-        rows.append(
-            Rejection(
-                report=str(event.id),
-                event_name=names.get(str(event.related_object.id), ""),
-                code=str(kind.code),
-                errors=int(kind.error_count),
-                identifiers=tuple(str(identifier) for identifier in identifiers if identifier),
-                window_start_ms=_instant_ms(str(data.validation_start)),
-                window_end_ms=_instant_ms(str(data.validation_end)),
-            )
-        )
-    return rows
-
-
-def _instant_ms(text: str) -> int:
-    return round(datetime.fromisoformat(text).timestamp() * 1_000)

@@ -14,6 +14,11 @@ from schemas.reports import SendResult, SendStatus
 
 DUPLICATE_PREFIX: Final = "An event already exists with identifier"
 DUPLICATE_CODE: Final = "duplicate_meter_event"
+NO_METER_PREFIX: Final = "No active meter"
+# Codes of the meter and of the customer: an operator corrects them in Stripe, and then the same event is taken.
+METER_CODES: Final = frozenset({"no_meter", "no_meter_found", "archived_meter"})
+CUSTOMER_CODES: Final = frozenset({"resource_missing", "meter_event_customer_not_found"})
+TEXT_MAX: Final = 500
 RETRY_AFTER_MAX_S: Final = 300.0
 
 
@@ -44,17 +49,23 @@ class Answer(NamedTuple):
 def classify(answer: Answer) -> SendResult:
     """What the sender does after this answer to one meter event.
 
-    Duplicate identifier: the event is delivered. 409, 429, 5xx, no answer or a foreign one: send the same event again.
-    401, 403: stop the sink. Any other answer: the event becomes a dead letter. Foreign answers never stop the sink and
+    Duplicate identifier: the event is delivered. 408, 409, 424, 429, 5xx, `Stripe-Should-Retry: true`, no answer or a
+    foreign one: send the same event again. 401, 403: stop the sink. An answer about the meter or the customer: hold the
+    events of the meter or of the account until an operator has corrected it. 400: the event itself is wrong and becomes
+    a dead letter. Any other answer is not about the event: hold the account. Foreign answers never stop the sink and
     never make a dead letter.
     """
     detail = describe(answer)
     if is_refusal(answer):
         return SendResult(SendStatus.STOP, detail)
     if is_retryable(answer):
-        return SendResult(SendStatus.RETRY, detail, _retry_after_s(answer))
+        return SendResult(SendStatus.RETRY, detail, retry_after_s(answer))
     if is_duplicate(answer):
         return SendResult(SendStatus.DUPLICATE, detail)
+    if answer.code in METER_CODES or answer.message.startswith(NO_METER_PREFIX):
+        return SendResult(SendStatus.HOLD_METER, detail)
+    if answer.code in CUSTOMER_CODES or answer.status != 400:
+        return SendResult(SendStatus.HOLD_ACCOUNT, detail)
     return SendResult(SendStatus.DEAD, detail)
 
 
@@ -65,27 +76,35 @@ def is_refusal(answer: Answer) -> bool:
 
 def is_retryable(answer: Answer) -> bool:
     """Whether the same call may succeed later. Stripe once sent rate limits as 400 with a code."""
-    if answer.is_foreign or answer.status in (0, 409, 429) or answer.status >= 500:
+    if answer.is_foreign or answer.status in (0, 408, 409, 424, 429) or answer.status >= 500:
         return True
-    return answer.code in ("rate_limit", "lock_timeout")
+    return answer.code in ("rate_limit", "lock_timeout") or answer.headers.get("stripe-should-retry") == "true"
 
 
 def is_duplicate(answer: Answer) -> bool:
-    """Whether Stripe has the identifier already. API v1 says so by a message without a code, v2 by a code."""
+    """Whether Stripe has the identifier already. API v1 says so by its message, v2 by a code."""
     if answer.status != 400 or answer.is_foreign:
         return False
-    return answer.code == DUPLICATE_CODE or (not answer.code and answer.message.startswith(DUPLICATE_PREFIX))
+    return answer.code == DUPLICATE_CODE or answer.message.startswith(DUPLICATE_PREFIX)
 
 
 def describe(answer: Answer) -> str:
-    """One line for people: status, code, message, the exceeded limit and the request id."""
+    """One line for people: status, code, message, the exceeded limit and the request id.
+
+    The line goes into the log as part of an outcome, so it is short and has no unprintable characters.
+    """
     parts = [f"HTTP {answer.status}" if answer.status else "no answer", answer.code, answer.message]
     parts.append(answer.headers.get("stripe-rate-limited-reason", ""))
     parts.append(answer.request_id)
-    return " · ".join(part for part in parts if part)
+    return " · ".join(_printable(part) for part in parts if part)
 
 
-def _retry_after_s(answer: Answer) -> float:
+def _printable(text: str) -> str:
+    shown = "".join(character if character.isprintable() else " " for character in text[:TEXT_MAX])
+    return shown + "…" * (len(text) > TEXT_MAX)
+
+
+def retry_after_s(answer: Answer) -> float:
     """The seconds of the Retry-After header; at least one second if the whole account exceeds a rate limit."""
     floor_s = 1.0 if answer.status == 429 and answer.code != "lock_timeout" else 0.0
     try:

@@ -11,7 +11,7 @@ from typing import Final
 
 from aggregators.meter_events import FUTURE_MAX_MS, PAST_MAX_MS
 from schemas.clock import DAY_MS, SECOND_MS, Clock
-from schemas.errors import InvalidInput, Refused, Transient
+from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.reports import MeterEvent, MeterSummary, Rejection, SendResult, SendStatus
 from sinks.stripe.errors import DUPLICATE_PREFIX, Answer, classify
 
@@ -58,7 +58,7 @@ class FakeStripe:
 
     `lag_ms`: the time from receipt until summaries contain an event. `fault` gives the failure of each send,
     `read_fault` whether the read call of this name fails. `conflicts` counts overlapping sends for one meter and
-    customer.
+    customer. `inactive` has the event names of deactivated meters.
     """
 
     clock: Clock
@@ -71,6 +71,7 @@ class FakeStripe:
     sends: list[MeterEvent] = field(default_factory=list)
     conflicts: int = 0
     key_is_valid: bool = True
+    inactive: set[str] = field(default_factory=set)
     _customers: set[str] = field(default_factory=set)
     _meters: set[str] = field(default_factory=set)
     _identifiers: dict[str, int] = field(default_factory=dict)
@@ -92,6 +93,8 @@ class FakeStripe:
     async def ensure_meter(self, event_name: str, display_name: str) -> str:
         """The id of the meter; creates it if it is missing."""
         self._check_read(f"ensure_meter {display_name}")
+        if event_name in self.inactive:
+            raise OperatorNeeded(f"the Stripe meter of {event_name} (mtr_{event_name}) is deactivated: reactivate it")
         self._meters.add(event_name)
         return f"mtr_{event_name}"
 
@@ -169,7 +172,7 @@ class FakeStripe:
         event_ms = event.timestamp_s * SECOND_MS
         if not now_ms - PAST_MAX_MS <= event_ms <= now_ms + FUTURE_MAX_MS:
             return Answer(400, "the timestamp is out of bounds", "timestamp_out_of_bounds")
-        if event.event_name not in self._meters:
+        if event.event_name not in self._meters or event.event_name in self.inactive:
             return Answer(400, f"No active meter found for event name {event.event_name}.")
         received_ms = self._identifiers.get(event.identifier)
         if received_ms is not None and received_ms > now_ms - IDENTIFIER_WINDOW_MS:

@@ -197,16 +197,20 @@ async def test_archived_events_are_identities_whose_first_arrival_is_below_the_p
 
 
 async def test_conflict_is_a_later_arrival_with_other_content(both: Both) -> None:
-    """The same id with another payload is a conflict; a retry with another timestamp or source is not (I3)."""
-    await both.store.insert_events([event(1, {"tokens": 1}, event_id="a"), event(2, {"tokens": 1}, event_id="b")])
+    """The same id with another type, source or data is a conflict: perhaps two operations have one id. A retry with
+    another timestamp is none (I3)."""
+    await both.store.insert_events([event(at, {"tokens": 1}, event_id=name) for at, name in enumerate("abc", start=1)])
     repeated = DuplicateRow(*event(5, {"tokens": 1}, event_id="a", time_ms=NOW_MS + 1)[:9])
     other_data = DuplicateRow(*event(6, {"tokens": 2}, event_id="b")[:9])
     other_type = DuplicateRow(*event(7, {"tokens": 1}, event_id="b", event_type="other")[:9])
+    other_source = DuplicateRow(*event(9, {"tokens": 1}, event_id="c")[:9])._replace(source="another")
     unknown = DuplicateRow(*event(8, {"tokens": 1}, event_id="never archived")[:9])
-    await both.store.insert_duplicates([repeated, other_data, other_type, unknown])
+    await both.store.insert_duplicates([repeated, other_data, other_type, other_source, unknown])
     await both.store.insert_duplicates([other_data])
 
-    assert await both.reader.conflicts(10) == ([("acme", "b", 2)], 1)
+    assert await both.reader.conflicts(10) == (
+        [("acme", "b", 2, ("type", "data")), ("acme", "c", 1, ("source",))], 2,
+    )  # fmt: skip
 
 
 async def test_conflicts_are_read_up_to_a_limit_and_all_are_counted(both: Both) -> None:
@@ -218,7 +222,7 @@ async def test_conflicts_are_read_up_to_a_limit_and_all_are_counted(both: Both) 
 
     answers = [await both.reader.conflicts(rows_max) for rows_max in (3, 4, 5)]
 
-    rows = [("acme", name, 1) for name in names]
+    rows = [("acme", name, 1, ("data",)) for name in names]
     assert answers == [(rows[:3], 4), (rows, 4), (rows, 4)]
 
 

@@ -16,22 +16,19 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline.clock import SystemClock
 from pipeline.local.kafka import LocalKafka
-from pipeline.logs import kafka
+from pipeline.logs.kafka import KafkaLog
 from pipeline.logs.open import kafka_servers, open_log
 from schemas.errors import InvalidInput, Transient
 from schemas.log import Record, TopicSpec
 
 
-async def test_a_record_with_a_lost_confirmation_is_in_the_log_and_a_retry_adds_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_record_with_a_lost_confirmation_is_in_the_log_and_a_retry_adds_another(tmp_path: Path) -> None:
     """`Transient` from an append says nothing about the record, so events are counted by identity, not by offset."""
     with LocalKafka(tmp_path / "kafka") as broker:
         patient = open_log(broker.url, SystemClock())
         await patient.start()
         await patient.create_topics([TopicSpec("t", partitions=1, retention_ms=-1)])
-        monkeypatch.setattr(kafka, "REQUEST_TIMEOUT_S", 3.0)
-        log = open_log(broker.url, SystemClock())
+        log = KafkaLog(kafka_servers(broker.url), timeout_s=3.0)
         await log.start()
         await log.append("t", 0, b"first")
 

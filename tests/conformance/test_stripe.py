@@ -171,17 +171,21 @@ async def test_unclear_answers_are_retried_and_count_once(world: World, fault: F
 @pytest.mark.parametrize(
     "event",
     [
-        _event(event_name="nobody"),
         _event(timestamp_s=NOW_S - 36 * 86_400),
         _event(timestamp_s=NOW_S + 360),
     ],
-    ids=["unknown meter", "too old", "too far ahead"],
+    ids=["too old", "too far ahead"],
 )
 async def test_event_that_stripe_never_accepts_is_dead(world: World, event: MeterEvent) -> None:
     """Retries would block its send queue for ever."""
     await world.meters.ensure_meter("tokens", "Tokens")
 
     assert (await world.meters.send(event)).status is SendStatus.DEAD
+
+
+async def test_event_of_an_unknown_meter_waits_for_the_meter(world: World) -> None:
+    """An operator can make or reactivate the meter, and then Stripe takes the event."""
+    assert (await world.meters.send(_event(event_name="nobody"))).status is SendStatus.HOLD_METER
 
 
 async def test_bad_key_stops_the_sender_and_refuses_reads(world: World) -> None:

@@ -67,10 +67,10 @@ def _tell(oracle: Oracle, secret: bytes, record: Record, version: int) -> int:
         case [MeterSetRecord(meter_set=MeterSet() as meter_set)] if meter_set.version > version:
             oracle.set_meter_set(partition, meter_set.model_dump(mode="json"), at)
             return meter_set.version
-        case [BindingRecord(account=account, binding=binding)]:
-            oracle.bind(partition, account, binding.model_dump(mode="json"), at, record.offset)
-        case [CloseRecord(account=account, instant_ms=instant_ms)]:
-            oracle.close(partition, account, instant_ms, at, record.offset)
+        case [BindingRecord(account=account, revision=revision, binding=binding)]:
+            oracle.bind(partition, account, binding.model_dump(mode="json"), at, record.offset, revision=revision)
+        case [CloseRecord(account=account, revision=revision, instant_ms=instant_ms)]:
+            oracle.close(partition, account, instant_ms, at, record.offset, revision=revision)
         case [RestatementRecord(account=account, position=bound_at, begins=True)]:
             oracle.begin_restatement(partition, account, offset_of(bound_at), record.offset, at)
         case [RestatementRecord(account=account, position=bound_at, declined=declined)]:

@@ -15,7 +15,7 @@ from oracle.rules import RejectedError, canonical, decode, time_us_of
 from schemas.log import EVENTS_TOPIC
 from tests.integration.deployment import Deployment
 
-VALID: Final = ("fresh", "duplicate", "retry", "conflict", "shared_id", "late", "ahead", "unmetered")
+VALID: Final = ("fresh", "duplicate", "retry", "conflict", "shared_id", "late", "ahead", "timeless", "unmetered")
 
 Words = tuple[str, str, str, int, str]
 
@@ -24,12 +24,13 @@ def in_mode(mode: int, body: bytes) -> tuple[bytes, dict[str, bytes]]:
     """(value, headers): structured and binary by hand, then binary and structured by the `cloudevents` package."""
     if mode == 0:
         return body, {"content-type": b"application/cloudevents+json"}
-    document = json.loads(body)
+    document = {name: value for name, value in json.loads(body).items() if value is not None}
     data = document.pop("data")
     if mode == 1:
         headers = {f"ce_{name}": str(text).encode() for name, text in document.items()}
         return json.dumps(data).encode(), {**headers, "content-type": b"application/json"}
-    event = CloudEvent({**document, "time": datetime.fromisoformat(document["time"])}, data)
+    time = {"time": datetime.fromisoformat(document["time"])} if "time" in document else {}
+    event = CloudEvent({**document, **time}, data)
     message = (to_binary if mode == 2 else to_structured)(event, JSONFormat())
     return message.value, message.headers
 
@@ -45,7 +46,7 @@ def words_of(values: Iterable[bytes]) -> set[Words]:
         for event in found:
             if isinstance(event, dict):
                 try:
-                    time_us = time_us_of(event["time"])
+                    time_us = time_us_of(event["time"]) if event.get("time") else -1
                     words.add((event["subject"], event["id"], event["type"], time_us, canonical(event["data"])))
                 except (KeyError, ValueError, TypeError):
                     continue

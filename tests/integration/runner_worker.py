@@ -103,7 +103,7 @@ async def main(log_url: str, topic: str, group: str, store_path: str, pause_s: f
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     settings = RunnerSettings(
         group,
-        flush_records_max=5,
+        flush_events_max=5,
         commit_interval_s=0.2,
         session_timeout_s=6,
         heartbeat_interval_s=0.5,

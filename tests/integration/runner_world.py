@@ -70,8 +70,8 @@ class Recorder:
 
 def settings_for(group: str) -> RunnerSettings:
     return RunnerSettings(
-        group, flush_records_max=5, queue_records_max=20, commit_interval_s=0.1, session_timeout_s=6,
-        heartbeat_interval_s=0.5, idle_interval_s=0.1,
+        group, flush_events_max=5, queue_events_max=20, fetch_records_max=20, commit_interval_s=0.1,
+        session_timeout_s=6, heartbeat_interval_s=0.5, idle_interval_s=0.1,
     )  # fmt: skip
 
 

@@ -108,7 +108,19 @@ ANSWERS: dict[str, list[list[object]]] = {
     ],
     "Distinct users by day": [["2026-11-20", 2]],
     "Duplicates": [["acme", "app", 2, "2026-11-20 10:00:01.500"]],
-    "Conflicts": [["acme", "e2", '{"tokens":2,"user":"u0"}', '{"tokens":200,"user":"u1"}', "2026-11-20 10:00:03.000"]],
+    "Conflicts": [
+        [
+            "acme",
+            "e2",
+            "llm.request",
+            "llm.request",
+            "app",
+            "app",
+            '{"tokens":2,"user":"u0"}',
+            '{"tokens":200,"user":"u1"}',
+            "2026-11-20 10:00:03.000",
+        ]
+    ],
     "Lateness": [["app", 5, [1, 4], 4]],
     "Usage that arrived after its period had closed": [
         ["acme", "tokens", "2026-10-31 20:00:00.000", "2026-11-01 00:00:00.000", 0.25]

@@ -97,7 +97,7 @@ async def bind_late(deployment: Deployment) -> None:
     at_ms = deployment.base.clock.now_ms() // MINUTE_MS * MINUTE_MS
     for account in sorted(LATE_ACCOUNTS):
         binding = Binding(effective_from_ms=at_ms, anchor_ms=at_ms, interval=Interval.DAY)
-        record = BindingRecord(account=account, binding=binding)
+        record = BindingRecord(account=account, revision=1, binding=binding)
         partition = partition_of(account, 4)
         await append_control(deployment.base.log, deployment.settings.secret_bytes(), partition, record)
 
@@ -113,11 +113,11 @@ async def bind_and_close(deployment: Deployment) -> None:
         secret = deployment.settings.secret_bytes()
         if number % 2:
             await append_control(
-                deployment.base.log, secret, partition, BindingRecord(account=account, binding=binding)
+                deployment.base.log, secret, partition, BindingRecord(account=account, revision=1, binding=binding)
             )
         if number % 3 == 0:
             await append_control(
-                deployment.base.log, secret, partition, CloseRecord(account=account, instant_ms=now_ms)
+                deployment.base.log, secret, partition, CloseRecord(account=account, revision=2, instant_ms=now_ms)
             )
 
 

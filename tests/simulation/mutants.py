@@ -23,6 +23,7 @@ import pipeline.ingest.archive
 import pipeline.rollup.processor
 import pipeline.rollup.relays
 import pipeline.rollup.resolver
+from aggregators.meters import CompiledMeterSet, Contribution, Failure
 from aggregators.steps import Arrival
 from pipeline.ingest.archive import ArchiveProcessor
 from pipeline.ingest.router import ROUTER_GROUP, RouterProcessor
@@ -36,6 +37,7 @@ from simulation.traffic import ORIGIN_MS
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeOutbox, FakeServer
 from tests.simulation.billing_mutants import BILLING
+from tests.simulation.binding_mutants import BINDINGS
 from tests.simulation.late_binding_mutants import LATE_BINDINGS
 from tests.simulation.mutant import RUNS_MAX, Method, Mutant, inner, runs_to_catch
 
@@ -226,6 +228,25 @@ def _versions_by_flush(original: Any) -> Any:
     return fold
 
 
+def _readers_clock(original: Any) -> Any:
+    return lambda event, _arrival_ms: original(event, _wall_clock_ms())
+
+
+def _without_late_limit(original: Any) -> Any:
+    return lambda *arguments: msgspec.structs.replace(original(*arguments), earliest_us=0)
+
+
+def _counts_what_it_cannot_use(original: Any) -> Any:
+    def contributions(self: Any, event_type: str, data: Any) -> Any:
+        answer = original(self, event_type, data)
+        if isinstance(answer, Failure):
+            return answer
+        skipped = [self.meter_set.meter(slug) for slug, _ in self.skips(event_type, data)]
+        return answer + tuple(Contribution(meter, 1, "1", "{}") for meter in skipped)
+
+    return contributions
+
+
 def _always_new(original: Any) -> Any:
     return lambda deferred, first: original(deferred, deferred.position if first else first)
 
@@ -299,9 +320,13 @@ MUTANTS: Final = (
         "decision before the archive has passed", pipeline.rollup.resolver, "position",
         lambda _made: lambda _offset: 1 << 60,
     ),
+    Mutant("the reader's clock for an event without a time", aggregators.scan, "event_time_us", _readers_clock),
+    Mutant("late without limit", aggregators.scan, "rules_at", _without_late_limit),
+    Mutant("count what a meter must skip", CompiledMeterSet, "contributions", _counts_what_it_cannot_use),
     Mutant("cache survives its checkpoint", RollupProcessor, "start_offset", _cache_survives),
     Mutant("a lost quarantine entry", _ROLLUP, "quarantine", _quarantine_may_fail),
     *BILLING,
+    *BINDINGS,
     *LATE_BINDINGS,
 )  # fmt: skip
 

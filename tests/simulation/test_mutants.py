@@ -16,6 +16,9 @@ QUICK = {
     "archive: position before rows",
     "a fresh identifier each send",
     "cache survives its checkpoint",
+    "a binding that comes again counts",
+    "another payer pays before the cut",
+    "another payer cuts no period",
 }
 
 

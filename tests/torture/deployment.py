@@ -79,7 +79,7 @@ class Tortured(Deployment):
                 binding = Binding(
                     effective_from_ms=0, billing=Billing.MAPPED, stripe_customer=customer_of(account)
                 )  # fmt: skip
-            record = BindingRecord(account=account, binding=binding)
+            record = BindingRecord(account=account, revision=1, binding=binding)
             partition = partition_of(account, PARTITIONS)
             await append_control(self.base.log, self.settings.secret_bytes(), partition, record)
         for name in WORKERS:

@@ -13,6 +13,7 @@ EVENT_FAULTS: Final = (
     "too_large",
     "too_far_in_future",
     "too_far_in_past",
+    "too_old",
     "missing_quantity",
     "bad_quantity",
     "too_many_digits",

@@ -77,9 +77,9 @@ Json = dict[str, Any]
 class Rates:
     """Share of each kind of traffic, 0 to 1; what is left is fresh, punctual and valid.
 
-    `late` events are up to half a window old, `far_late` ones from a day older than the window to years. `shared_id`
-    takes the id of another account's event. `single` is the share of records that hold one event which is not in a
-    list.
+    `late` events are up to half a window old, `far_late` ones from a day older than the window to a month.
+    `timeless` events have no time. `shared_id` takes the id of another account's event. `single` is the share of
+    records that hold one event which is not in a list.
     """
 
     duplicate: float = 0.02
@@ -89,6 +89,7 @@ class Rates:
     late: float = 0.03
     far_late: float = 0.0
     ahead: float = 0.01
+    timeless: float = 0.02
     unmetered: float = 0.02
     malformed: float = 0.02
     single: float = 0.1
@@ -213,6 +214,9 @@ class _Maker:
         if reason == "too_far_in_past":
             time = self.random.choice((rfc3339(-far_us), "0001-01-01T00:00:00Z"))
             return _encode(self.valid(account, time_us) | {"time": time})
+        if reason == "too_old":
+            age_us = self.random.randrange(36 * DAY_US, 900 * DAY_US)
+            return _encode(self.valid(account, time_us) | {"time": rfc3339(time_us - age_us)})
         if reason == "too_large":
             return _encode(self.valid(account, time_us) | {"extension": "x" * 100_000})
         if reason in ("missing_field", "bad_field", "bad_time"):
@@ -227,11 +231,15 @@ class _Maker:
 
     def bad_envelope(self, reason: str, event: Json) -> Json:
         if reason == "missing_field":
-            field = self.random.choice(("specversion", "id", "source", "type", "subject", "time"))
-            return {name: value for name, value in event.items() if name != field}
+            field = self.random.choice(("specversion", "id", "source", "type", "subject"))
+            return _without(event, field)
         if reason == "bad_time":
             return event | {"time": self.random.choice(BAD_TIMES)}
         return event | self.random.choice(BAD_FIELDS)
+
+
+def _without(event: Json, field: str) -> Json:
+    return {name: value for name, value in event.items() if name != field}
 
 
 def _encode(event: Json) -> bytes:
@@ -252,7 +260,18 @@ def events(
     Exact duplicates, retries and conflicts repeat one of the last 2 000 events.
     """
     maker, rates = _Maker(seed, accounts), rates or Rates()
-    kinds = ("duplicate", "retry", "conflict", "shared_id", "late", "far_late", "ahead", "unmetered", "malformed")
+    kinds = (
+        "duplicate",
+        "retry",
+        "conflict",
+        "shared_id",
+        "late",
+        "far_late",
+        "ahead",
+        "timeless",
+        "unmetered",
+        "malformed",
+    )
     weights = [getattr(rates, kind) for kind in kinds]
     recent: deque[Json] = deque(maxlen=2_000)
     for number in range(count):
@@ -289,11 +308,14 @@ def _event(maker: _Maker, kind: str, account: str, now_us: int, recent: deque[Js
         case "late":
             return maker.valid(account, now_us - maker.random.randrange(SECOND_US, WINDOW_US // 2))
         case "far_late":
-            age_us = WINDOW_US + maker.random.randrange(DAY_US, maker.random.choice((20, 20, 900)) * DAY_US)
+            age_us = WINDOW_US + maker.random.randrange(DAY_US, 30 * DAY_US)
             made = maker.unmetered if maker.random.random() < 0.1 else maker.valid
             return made(account, now_us - age_us)
         case "ahead":
             return maker.valid(account, now_us + maker.random.randrange(120 * SECOND_US))
+        case "timeless":
+            event = maker.valid(account, now_us)
+            return event | {"time": None} if maker.random.random() < 0.5 else _without(event, "time")
         case "unmetered":
             return maker.unmetered(account, now_us)
     return maker.valid(account, now_us - maker.random.randrange(30 * SECOND_US))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -39,6 +40,7 @@ class World:
         self.store: LiveView = store or FakeLiveView()
         self.partitions = partitions
         self.log_id = ""
+        self._revisions: Counter[str] = Counter()
 
     async def start(self, meter_set: Mapping[str, Any] | MeterSet) -> None:
         topics = Settings(partitions=self.partitions, retention_days=3650).topics()
@@ -49,6 +51,11 @@ class World:
     async def control(self, partition: int, control: Control) -> int:
         """Appends a control record; returns its offset."""
         return await append_control(self.log, SECRET, partition, control)
+
+    def revision(self, account: str) -> int:
+        """The revision of the account's next binding or closing."""
+        self._revisions[account] += 1
+        return self._revisions[account]
 
     async def records(self, partition: int, topic: str = EVENTS_TOPIC) -> list[Record]:
         """All records of a partition."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final, Self
 
 from pipeline.ingest.archive import ArchiveProcessor
+from pipeline.logs.control_records import find_genesis, tick
 from pipeline.rebuild.archive import ArchiveRebuild
 from pipeline.rebuild.hourly import HourlyRebuild
 from pipeline.rebuild.limits import RebuildLimits
@@ -90,6 +91,12 @@ class RebuildWorld:
             await self.log.append(
                 EVENTS_TOPIC, record.partition, record.value, key=record.key, headers=tuple(record.headers)
             )
+
+    async def tick(self) -> None:
+        """Appends a tick to every partition, as a worker does every minute."""
+        genesis = await find_genesis(self.log, SECRET, 0)
+        assert genesis is not None
+        await tick(self.log, SECRET, genesis)
 
     async def fold_all(self) -> RollupProcessor:
         """A new worker folds every partition to the log's end."""

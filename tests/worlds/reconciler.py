@@ -96,18 +96,22 @@ class Deployment:
     async def bind(self, account: str, **fields: Any) -> None:
         content = {"effective_from_ms": NOVEMBER_MS, "billing": Billing.MAPPED, **fields}
         binding = Binding.model_validate(content)
-        await self.world.control(self.partition(account), BindingRecord(account=account, binding=binding))
+        record = BindingRecord(account=account, revision=self.world.revision(account), binding=binding)
+        await self.world.control(self.partition(account), record)
 
     async def close_period(self, account: str, instant_ms: int) -> None:
-        await self.world.control(self.partition(account), CloseRecord(account=account, instant_ms=instant_ms))
+        record = CloseRecord(account=account, revision=self.world.revision(account), instant_ms=instant_ms)
+        await self.world.control(self.partition(account), record)
 
-    async def emit(self, account: str, *, at_ms: int | None = None, type_: str = "request", **data: Any) -> str:
+    async def emit(
+        self, account: str, *, at_ms: int | None = None, type_: str = "request", source: str = "/test", **data: Any
+    ) -> str:
         """Emits one event, now or at `at_ms`; returns its id."""
         self._events += 1
         event_id = str(data.pop("id", f"event-{self._events}"))
         instant_ms = self.clock.now_ms() if at_ms is None else at_ms
         body = {
-            "specversion": "1.0", "id": event_id, "source": "/test", "type": type_, "subject": account,
+            "specversion": "1.0", "id": event_id, "source": source, "type": type_, "subject": account,
             "time": rfc3339(instant_ms * 1000), "data": data,
         }  # fmt: skip
         await self.log.append(EVENTS_TOPIC, self.partition(account), json.dumps(body).encode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.logs.control_records import find_genesis, tick
 from pipeline.rebuild.live_view import LiveViewRebuild
 from pipeline.rollup.processor import RollupProcessor
 from pipeline.rollup.snapshots import Snapshots
@@ -43,9 +42,7 @@ class SnapshotWorld(RebuildWorld):
 
     async def remember(self) -> None:
         """Saves the live view for a comparison after the log has lost its start."""
-        genesis = await find_genesis(self.log, SECRET, 0)
-        assert genesis is not None
-        await tick(self.log, SECRET, genesis)
+        await self.tick()
         await self.work()
         self.whole = await self.straight()
 

@@ -14,7 +14,7 @@ CREATE TABLE IF NOT EXISTS usage_events
     position UInt64 CODEC(Delta, LZ4),
     stream_time_ms Int64 EPHEMERAL,
     stream_time DateTime64(3, 'UTC') DEFAULT fromUnixTimestamp64Milli(stream_time_ms, 'UTC') CODEC(Delta, LZ4),
-    payload_hash UInt64 MATERIALIZED cityHash64(toString(type), data),
+    payload_hash UInt64 MATERIALIZED cityHash64(toString(type), toString(source), data),
     version UInt64 MATERIALIZED bitNot(position),
     INDEX time_span time TYPE minmax GRANULARITY 4
 )
@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS usage_duplicates
     position UInt64,
     stream_time_ms Int64 EPHEMERAL,
     stream_time DateTime64(3, 'UTC') DEFAULT fromUnixTimestamp64Milli(stream_time_ms, 'UTC'),
-    payload_hash UInt64 MATERIALIZED cityHash64(toString(type), data)
+    payload_hash UInt64 MATERIALIZED cityHash64(toString(type), toString(source), data)
 )
 ENGINE = ReplacingMergeTree
 ORDER BY (partition, position);

@@ -53,7 +53,8 @@ FROM
     GROUP BY account, meter, period_start_ms, hour_ms, dimensions
 ) AS cells;
 
--- Every later arrival of an event; `conflict` marks one whose type or data differ from what was counted.
+-- Every later arrival of an event; `conflict` marks one whose type, source or data differ from what
+-- was counted: then two operations have one id, and one of them is not counted.
 CREATE OR REPLACE VIEW duplicates AS
 SELECT
     later.account AS account,
@@ -63,13 +64,18 @@ SELECT
     later.time AS time,
     later.data AS data,
     later.stream_time AS stream_time,
+    first.type AS counted_type,
+    first.source AS counted_source,
     first.data AS counted_data,
     first.time AS counted_time,
     first.position IS NOT NULL AND later.payload_hash != first.payload_hash AS conflict,
     later.partition AS partition,
     later.position AS position
 FROM (SELECT *, payload_hash FROM usage_duplicates FINAL) AS later
-LEFT JOIN (SELECT account, id, data, time, toNullable(position) AS position, payload_hash FROM usage_events FINAL) AS first
+LEFT JOIN
+(
+    SELECT account, id, type, source, data, time, toNullable(position) AS position, payload_hash FROM usage_events FINAL
+) AS first
     ON first.account = later.account AND first.id = later.id;
 
 CREATE OR REPLACE VIEW controls AS

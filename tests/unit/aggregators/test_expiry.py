@@ -54,10 +54,13 @@ async def months(seed: int, meter_set: Mapping[str, Any]) -> World:
         account = f"acct-{chance.randrange(25)}"
         partition = partition_of(account, PARTITIONS)
         if chance.random() < 0.3:
-            await world.control(partition, BindingRecord(account=account, binding=_binding(chance, world.clock.ms)))
+            binding = _binding(chance, world.clock.ms)
+            bound = BindingRecord(account=account, revision=world.revision(account), binding=binding)
+            await world.control(partition, bound)
         if chance.random() < 0.05:
             instant_ms = world.clock.ms - chance.randrange(20) * DAY_MS
-            await world.control(partition, CloseRecord(account=account, instant_ms=instant_ms))
+            closed = CloseRecord(account=account, revision=world.revision(account), instant_ms=instant_ms)
+            await world.control(partition, closed)
         if chance.random() < 0.2:
             await append_everywhere(world.log, SECRET, _tick(world))
             continue

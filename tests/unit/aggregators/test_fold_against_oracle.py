@@ -21,9 +21,10 @@ from tests.worlds.deployment import World
 
 MARCH_MS = 1_772_323_200_000  # 2026-03-01T00:00:00Z
 PARTITIONS = 3
-# Two hours, so marks expire within a run. The promise does not cover repetitions after that with another event time.
+# Two hours, so marks expire within a run. The promise does not cover repetitions after that with another event time,
+# and each arrival of an event without a time has another one.
 SHORT_WINDOW: Final = {**METER_SET, "policy": {**METER_SET["policy"], "window_ms": 2 * 3_600_000}}
-SHORT_RATES: Final = Rates(duplicate=0.1, retry=0, conflict=0, shared_id=0, ahead=0.05, far_late=0.05)
+SHORT_RATES: Final = Rates(duplicate=0.1, retry=0, conflict=0, shared_id=0, ahead=0.05, far_late=0.05, timeless=0)
 
 
 class Traffic(NamedTuple):
@@ -101,11 +102,13 @@ class _Judge:
             judged = self.oracle.rulings.get(place)
             if judged is None or judged.outcome not in ("deferred", "duplicate"):
                 continue
+            if body.get("time") is None:
+                continue
             time_us = time_us_of(body["time"])
             if time_us < (self.oracle.stream_times[record.partition] - self.window_ms) * 1000:
                 decision = DedupDecision(
                     position=offset << 16 | index, account=judged.account, time_us=time_us,
-                    new=judged.outcome == "deferred", quarantine=body["type"] == "seats.changed",
+                    new=judged.outcome == "deferred", metered=True, quarantine=body["type"] == "seats.changed",
                 )  # fmt: skip
                 self.waiting[record.partition].append((place, decision))
 
@@ -125,7 +128,7 @@ class _Judge:
             # Decisions for events that do not exist or are not deferred: they change nothing.
             for position in (1 << 50, 0):
                 nowhere = DedupDecision(
-                    position=position, account=_home(partition), time_us=0, new=True, quarantine=False
+                    position=position, account=_home(partition), time_us=0, new=True, metered=True, quarantine=False
                 )
                 await self.world.control(partition, DedupDecisionRecord(decisions=(nowhere,)))
 
@@ -147,7 +150,7 @@ async def _give_all_a_payer(world: World, oracle: Oracle) -> None:
     """Gives every account a payer, so that no binding causes a restatement."""
     for account in map(account_name, range(20)):
         partition, free = partition_of(account, PARTITIONS), Binding(effective_from_ms=0, billing=Billing.FREE)
-        await world.control(partition, BindingRecord(account=account, binding=free))
+        await world.control(partition, BindingRecord(account=account, revision=1, binding=free))
         oracle.bind(partition, account, free.model_dump(mode="json"), world.clock.ms)
 
 
@@ -157,7 +160,8 @@ async def _bind_or_close(world: World, oracle: Oracle, chance: random.Random) ->
     partition = partition_of(account, PARTITIONS)
     if chance.random() < 0.2:
         instant_ms = now_ms - chance.randrange(-2, 3) * 86_400_000
-        await world.control(partition, CloseRecord(account=account, instant_ms=instant_ms))
+        closed = CloseRecord(account=account, revision=world.revision(account) + 1, instant_ms=instant_ms)
+        await world.control(partition, closed)
         oracle.close(partition, account, instant_ms, now_ms)
         return
     binding = Binding(
@@ -167,7 +171,8 @@ async def _bind_or_close(world: World, oracle: Oracle, chance: random.Random) ->
         interval_count=chance.choice([1, 1, 1, 2]),
         billing=Billing.FREE,
     )
-    await world.control(partition, BindingRecord(account=account, binding=binding))
+    bound = BindingRecord(account=account, revision=world.revision(account) + 1, binding=binding)
+    await world.control(partition, bound)
     oracle.bind(partition, account, binding.model_dump(mode="json"), now_ms)
 
 

@@ -60,7 +60,7 @@ def test_filters_compare_texts(operator: str, values: list[str], data: dict[str,
     result = contributions(data, meter)
 
     assert (len(result) == 1 and not isinstance(result, Failure)) is passes
-    assert bool(rules.contributions(rules.Event("a", "1", "t", 0, data), {"meters": [meter]})) is passes
+    assert bool(rules.contributions(rules.Event("a", "1", "t", "s", 0, data), {"meters": [meter]})) is passes
 
 
 def test_all_filters_must_pass() -> None:
@@ -176,7 +176,7 @@ def test_any_event_contributes_what_the_oracle_says(data: dict[str, Any]) -> Non
         {**COUNT, "filters": [{"path": "$.v", "operator": "in", "values": ["1", "true", ""]}]},
     ]
     result = contributions(data, *meters)
-    event = rules.Event("acme", "1", "t", 0, data)
+    event = rules.Event("acme", "1", "t", "s", 0, data)
     if isinstance(result, Failure):
         with pytest.raises(rules.RejectedError, match=f"^{result.reason}$"):
             rules.contributions(event, {"meters": meters})

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from aggregators import bindings as bindings_of
 from aggregators.bindings import BINDINGS_MAX, customer_at, with_binding, with_closing
 from aggregators.periods import is_closed, open_period, period_at
-from oracle import rules
+from oracle import accounts, rules
 from oracle.model import Oracle
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.control import RestatementRecord
-from schemas.meters import Policy
+from schemas.meters import GRACE_MAX_MS, Policy
 from schemas.periods import AccountState, Billing, Binding, Interval, Period
 
 POLICY = Policy()
@@ -197,18 +197,24 @@ def test_a_customer_may_be_bound_for_usage_that_is_counted_already() -> None:
 
 
 def test_bindings_and_closings_of_an_account_are_bounded() -> None:
-    """An account that gets a binding every day and a closing every month needs no more memory than another account."""
+    """An account that gets another payer and a closing every day needs no more memory than another account."""
     state, stream_time_ms = NOTHING, at("2026-01-01")
     for day in range(400):
         stream_time_ms += DAY_MS
         anchor = monthly("2026-01-01").model_copy(
-            update={"effective_from_ms": stream_time_ms, "anchor_ms": stream_time_ms - day % 28 * DAY_MS}
+            update={
+                "effective_from_ms": stream_time_ms,
+                "anchor_ms": stream_time_ms - day % 28 * DAY_MS,
+                "billing": Billing.MAPPED,
+                "stripe_customer": f"cus_{day}",
+            }
         )
         state = with_binding(state, anchor, POLICY.future_ms, stream_time_ms)
         state = with_closing(state, stream_time_ms - DAY_MS, POLICY.window_ms, stream_time_ms)
 
-    assert len(state.bindings) == len(state.customers) == BINDINGS_MAX + 1
-    assert len(state.closed_start_ms) <= 2 + POLICY.window_ms // DAY_MS
+    assert len(state.bindings) == len(state.customers) == len(state.payer_cuts_ms) == BINDINGS_MAX + 1
+    # Every day is a period of its own, and a closing is kept until the greatest grace of any policy has passed.
+    assert len(state.closed_start_ms) <= 4 + GRACE_MAX_MS // DAY_MS
 
 
 class Step(NamedTuple):
@@ -233,6 +239,12 @@ STEPS = st.lists(
                     "interval": st.sampled_from(["day", "week", "month"]),
                     "interval_count": st.sampled_from([1, 1, 2]),
                     "billing": st.sampled_from([Billing.UNMAPPED, Billing.UNMAPPED, Billing.UNMAPPED, Billing.FREE]),
+                }
+            )
+            | st.fixed_dictionaries(
+                {
+                    "billing": st.just(Billing.MAPPED),
+                    "stripe_customer": st.sampled_from(["cus_1", "cus_2"]),
                 }
             ),
         ),
@@ -280,13 +292,21 @@ def test_bindings_and_closings_in_any_order_count_as_the_oracle_counts(steps: Se
                     counted = [each for each in counted if not moves or each[1] < state.pending.from_ms]
                 state = bindings_of.restated(state, restatement, offset, POLICY, log_ms)
         elif not bindings_of.is_waiting(state, log_ms):
-            event = rules.Event("acme", "1", "t", instant_ms * 1000, {})
+            event = rules.Event("acme", "1", "t", "s", instant_ms * 1000, {})
             expected = oracle._counting_period(event, [], log_ms, POLICY.grace_ms)
             own = period = period_at(state, instant_ms)
             if is_closed(state, own, POLICY.grace_ms, log_ms):
                 period = open_period(state, log_ms)
+                if not bindings_of.is_payable_in(state, instant_ms, period):
+                    assert expected is None
+                    continue
             assert period == expected
             counted.append((instant_ms if period == own else period.start_ms, period.start_ms))
         assert bindings_of.is_waiting(state, log_ms) == oracle.accounts.is_waiting("acme", log_ms)
     for instant_ms, start_ms in counted:
         assert period_at(state, instant_ms).start_ms == start_ms
+    for minutes in range(-4000, 60_000, 97):
+        instant_ms = at("2026-03-28") + minutes * MINUTE_MS
+        payer = customer_at(state, instant_ms)
+        paying = oracle.accounts._payers["acme"]
+        assert (payer[1:] if payer else ("unmapped", "")) == accounts._paying(paying, instant_ms)[3:]

@@ -115,7 +115,7 @@ async def test_view_that_went_back_bills_nobody_until_it_has_caught_up() -> None
         stored.event for stored in deployment.stripe.events[before:] if stored.event.timestamp_s * 1000 >= change_ms
     ]
     assert {event.stripe_customer for event in sent} == {"cus_new"}
-    assert {event.event_name for event in sent} == {"requests", "gigabytes", "users"}
+    assert {event.event_name for event in sent} == {"requests", "gigabytes", "users", "peak"}
 
 
 async def test_reports_of_an_emptied_view_wait_for_its_rebuild_and_no_longer() -> None:

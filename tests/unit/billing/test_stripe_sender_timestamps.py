@@ -25,7 +25,11 @@ OLD_MS = NOW_MS - 60 * DAY_MS
             PERIOD_END_MS - 1_000,
             PERIOD_END_MS - 1_000,
         ),
-        ({"period_start_ms": NOW_MS, "bucket_end_ms": NOW_MS - HOUR_MS}, NOW_MS, NOW_MS),
+        (
+            {"period_start_ms": NOW_MS, "bucket_end_ms": NOW_MS - HOUR_MS},
+            NOW_MS + MINUTE_MS - 1_000,
+            NOW_MS + MINUTE_MS - 1_000,
+        ),
         (
             {"period_start_ms": NOW_MS - 90 * DAY_MS, "bucket_end_ms": OLD_MS},
             NOW_MS - 34 * DAY_MS,

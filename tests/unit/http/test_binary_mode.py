@@ -200,7 +200,7 @@ async def test_a_json_payload_in_base64_is_counted_and_archived(gateway: Gateway
     if form == "inbox":
         forwarded = await through_the_inbox([], json.dumps(sent).encode())
         assert isinstance(forwarded, EventStruct)
-        assert normalised(forwarded.data) == '{"model":"small","usage":{"tokens":7.0}}'
+        assert normalised(forwarded.data or {}) == '{"model":"small","usage":{"tokens":7.0}}'
         return
     if form == "lines":
         answer = await gateway.post(json.dumps(sent).encode(), "application/x-ndjson")

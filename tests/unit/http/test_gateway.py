@@ -12,6 +12,8 @@ import pytest
 
 from aggregators.partitioning import partition_of
 from pipeline.logs import quarantine
+from schemas.meters import MeterSet
+from tests.traffic.generate import METER_SET
 from tests.worlds.gateway import BODY_BYTES_MAX, NOW, Gateway, event, running, tokens
 
 
@@ -30,7 +32,13 @@ async def test_a_good_event_is_answered_after_it_is_in_the_log_byte_for_byte(gat
 
     assert answer.status_code == 202
     assert answer.json() == {
-        "accepted": 1, "rejected": 0, "unmetered": 1, "events": [{"index": 0, "id": "op-1", "status": "accepted"}],
+        "accepted": 1, "rejected": 0, "unmetered": 1, "events": [{
+            "index": 0, "id": "op-1", "status": "accepted",
+            "detail": "no meter counts the event, and its id is used up",
+            "remedy": (
+                "if it should count, correct its type or data, or add a meter; then send it under a new id"
+            ),
+        }],
     }  # fmt: skip
     records = await gateway.world.records(partition_of("acme", 2))
     assert records[-1].value == b"[" + raw.encode() + b"]"
@@ -83,8 +91,21 @@ async def test_binary_mode_cannot_add_fields_after_its_data(gateway: Gateway) ->
     assert await gateway.stored() == []
 
 
+async def test_event_without_a_time_is_accepted_unchanged(gateway: Gateway) -> None:
+    """The event of OpenMeter's quickstart. The gateway adds no time: the log's arrival is the event's time."""
+    quickstart = {
+        "specversion": "1.0", "type": "request", "id": "00001", "source": "service-0", "subject": "customer-1",
+        "data": {"method": "GET", "route": "/hello", "duration_ms": "10"},
+    }  # fmt: skip
+
+    answer = await gateway.post([quickstart, {**quickstart, "id": "2", "time": None, "data": None}])
+
+    assert answer.status_code == 202
+    assert await gateway.stored() == [quickstart, {**quickstart, "id": "2", "time": None, "data": None}]
+
+
 REJECTED: Final = [
-    pytest.param(event(time=None), "missing_field", "time", id="missing time"),
+    pytest.param(event(source=None), "missing_field", "source", id="missing source"),
     pytest.param(event(""), "bad_field", "id", id="empty id"),
     pytest.param(event("i" * 10_000), "bad_field", "id", id="10 000 characters of id"),
     pytest.param(event(subject=7), "bad_field", "subject", id="subject is a number"),
@@ -94,6 +115,8 @@ REJECTED: Final = [
     pytest.param(event(time="9999-12-31T23:59:59Z"), "too_far_in_future", "time", id="year 9999"),
     pytest.param(event(time="2026-11-21T10:35:01Z"), "too_far_in_future", "time", id="just too far ahead"),
     pytest.param(event(time="1969-12-31T23:59:59Z"), "too_far_in_past", "time", id="just too old"),
+    pytest.param(event(time="2023-05-01T00:00:00Z"), "too_old", "time", id="2023"),
+    pytest.param(event(time="2026-10-17T10:29:59.999Z"), "too_old", "time", id="just over 35 days old"),
     pytest.param(event(data={"model": "small"}), "missing_quantity", "data.usage.tokens", id="no quantity"),
     pytest.param(tokens(-1), "negative_quantity", "data.usage.tokens", id="-1"),
     pytest.param(tokens(1.5), "too_many_digits", "data.usage.tokens", id="1.5"),
@@ -302,3 +325,28 @@ async def test_an_accepted_line_is_one_event_and_leaves_its_neighbours_readable(
     accepted = [each["id"] for each in answer.json()["events"] if each["status"] == "accepted"]
     assert {"before", "after"} <= set(accepted)
     assert sorted(each["id"] for each in await gateway.stored()) == sorted(accepted)
+
+
+async def test_event_that_a_meter_skips_is_accepted_and_the_answer_names_the_meter(tmp_path: Path) -> None:
+    """`on_bad: skip_meter`: a missing user must not take the request's other meter with it, and must not be silent."""
+    meters = [
+        {**meter, "on_bad": "skip_meter"} if meter["slug"] == "active_users" else meter for meter in METER_SET["meters"]
+    ]
+    tolerant = MeterSet.model_validate({**METER_SET, "meters": meters})
+
+    async def in_force() -> MeterSet:
+        return tolerant
+
+    async with running(tmp_path, meter_set=in_force) as gateway:
+        answer = await gateway.post([
+            event("bad", type="api.request", data={"region": "eu"}),
+            event("good", type="api.request", data={"region": "eu", "user": "u"}),
+        ])  # fmt: skip
+
+        assert answer.status_code == 202
+        assert answer.json() == {"accepted": 2, "rejected": 0, "events": [
+            {"index": 0, "id": "bad", "status": "accepted", "skipped": [
+                {"meter": "active_users", "reason": "missing_quantity", "field": "data.user"},
+            ]},
+            {"index": 1, "id": "good", "status": "accepted"},
+        ]}  # fmt: skip

@@ -162,6 +162,65 @@ async def test_a_log_that_disappears_later_makes_the_gateway_not_ready(tmp_path:
     assert (ready.status_code, ready.json()["checks"]["log"]) == (503, {"ok": False, "problem": "Transient"})
 
 
+@pytest.mark.parametrize("hangs", [True, False], ids=["hangs", "fails"])
+async def test_a_log_without_one_partition_makes_the_gateway_not_ready(tmp_path: Path, hangs: bool) -> None:
+    """Events of the accounts on that partition could not be taken. The answer comes before a load balancer gives up."""
+    world = World(NOW_MS)
+
+    class WithoutOne(FailingLog):
+        async def bounds(self, topic: str, partition: int) -> Bounds:
+            if partition == world.partitions - 1:
+                if hangs:
+                    await asyncio.Event().wait()
+                raise Transient("no leader")
+            return await world.log.bounds(topic, partition)
+
+    loop = asyncio.get_running_loop()
+    async with running(tmp_path, world, log=WithoutOne(world)) as gateway:
+        began_s = loop.time()
+        ready = await gateway.get("/readyz", key="")
+        took_s = loop.time() - began_s
+
+    assert (ready.status_code, ready.json()["status"], took_s < 2) == (503, "not_ready", True)
+    assert ready.json()["checks"]["log"] == {"ok": False, "partitions": 2, "silent_partitions": [1]}
+
+
+async def test_events_behind_an_append_that_hangs_wait_no_longer_than_the_limit() -> None:
+    """The limit is of the answer, not of each append in a row."""
+    world = World(NOW_MS)
+    await world.start(METER_SET)
+    log = FailingLog(world)
+    log.gate.clear()
+    appender = Appender(log, 2, Metrics(), append_timeout_s=0.3)
+    loop = asyncio.get_running_loop()
+
+    began_s = loop.time()
+    first = asyncio.create_task(appender.append([Outgoing("acme", b"{}")]))
+    await log.reached.wait()
+    behind = await appender.append([Outgoing("acme", b"{}")])
+
+    assert (await first, behind) == ([False], [False])
+    assert loop.time() - began_s < 0.55
+
+
+async def test_events_are_taken_while_the_meter_set_is_not_known(tmp_path: Path) -> None:
+    """The gateway started while Redis hung. No answer says what nobody knows: which events are unmetered."""
+
+    async def unknown() -> MeterSet | None:
+        raise Transient("not known yet")
+
+    async with running(tmp_path, meter_set=unknown, meter_set_age_s=lambda: None) as gateway:
+        posted = await gateway.post(event())
+        meters = await gateway.get("/v1/meters")
+        over_time = await gateway.get("/v1/usage", meter="tokens")
+        ready = await gateway.get("/readyz", key="")
+
+    assert (posted.status_code, "unmetered" in posted.json()) == (202, False)
+    assert (meters.status_code, over_time.status_code) == (503, 503)
+    assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+    assert ready.json()["checks"]["meter_set"] == {"ok": False, "age_s": None}
+
+
 async def test_a_defect_is_answered_without_a_stack_trace(tmp_path: Path) -> None:
     """The gateway's log has the trace; the client gets a sentence."""
 

@@ -229,7 +229,11 @@ async def test_a_slash_too_many_is_no_redirect(gateway: Gateway, path: str) -> N
 
 async def test_the_operators_app_of_a_role_redirects_nowhere() -> None:
     """The worker's and the sink's paths stand behind the same proxies."""
-    app = ops_app(Metrics(), lambda: Readiness(True, {}), lambda: None)
+
+    async def readiness() -> Readiness:
+        return Readiness(True, {})
+
+    app = ops_app(Metrics(), readiness, lambda: None)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://worker") as client:
         answer = await client.get("/healthz/")
 

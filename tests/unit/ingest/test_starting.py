@@ -119,8 +119,9 @@ async def test_a_full_cache_keeps_what_the_flush_needs() -> None:
         # A free account is never restated by a later binding.
         free = Binding(effective_from_ms=0, billing=Billing.FREE)
         daily = Binding(effective_from_ms=START_MS // HOUR_MS * HOUR_MS, anchor_ms=anchor_ms, interval=Interval.DAY)
-        for binding in (free, daily):
-            await append_control(world.log, SECRET, 0, BindingRecord(account=account, binding=binding))
+        for revision, binding in enumerate((free, daily), 1):
+            record = BindingRecord(account=account, revision=revision, binding=binding)
+            await append_control(world.log, SECRET, 0, record)
     await world.fold_all()
     world.clock.ms += 2 * HOUR_MS
     worker: RollupProcessor = world.rollup(RollupSettings(cache_entries_max=1))

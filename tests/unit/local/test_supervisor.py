@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from pipeline.local import supervisor as supervising
-from pipeline.local.processes import LocalProcess, python
+from pipeline.local.processes import LocalProcess, free_port, python
 from pipeline.local.supervisor import Supervisor
 from schemas.errors import OperatorNeeded, Transient
 from tests.integration.deployment import ROOT
@@ -77,6 +78,57 @@ async def test_process_that_dies_at_every_start_is_reported(running: Supervisor)
 
     with pytest.raises(OperatorNeeded, match=r"archive dies at its start \(exit 2\)(?s:.*)no-such-option"):
         await asyncio.wait_for(running.failure, PATIENCE_S)
+
+
+# Ends at once, with exit code 1, while nobody listens on the port.
+NEEDS_STORE = """
+import socket, sys, time
+
+while True:
+    socket.create_connection(("127.0.0.1", int(sys.argv[1]))).close()
+    time.sleep(0.01)
+"""
+
+
+async def test_role_that_ends_because_a_service_is_away_is_not_to_blame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service is named, when it ends and when it cannot come back."""
+    monkeypatch.setattr(supervising, "RESTART_DELAY_S", 0.05)
+    notices: list[str] = []
+    supervisor, port = Supervisor(tmp_path, notices.append), free_port()
+    (tmp_path / "role.py").write_text(NEEDS_STORE)
+    (tmp_path / "store.py").write_text("import http.server as s, sys; s.test(port=int(sys.argv[1]))")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    store = supervisor.start("store", ("store", str(port)), environment, service=True)
+    role = supervisor.start("worker", ("role", str(port)), environment)
+    try:
+        for kills in range(1, supervising.QUICK_DEATHS_MAX + 2):
+            await supervisor.wait_ready("store", lambda: _listens(port))
+            restarts = role.restarts
+            store.process.kill()
+
+            def is_back(before: int = restarts) -> bool:
+                return role.restarts > before
+
+            await supervisor.wait_ready("worker", is_back)
+            assert notices == ["store ended (exit -9); starting it again"] * kills
+
+        (tmp_path / "store.py").write_text("raise SystemExit('the disk is full')")
+        store.process.kill()
+
+        with pytest.raises(OperatorNeeded, match=r"store dies at its start \(exit 1\)(?s:.*)the disk is full"):
+            await asyncio.wait_for(supervisor.failure, PATIENCE_S)
+    finally:
+        await supervisor.stop()
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 async def test_process_that_cannot_be_restarted_is_reported(

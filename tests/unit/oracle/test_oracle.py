@@ -29,14 +29,17 @@ def only_meter(**fields: object) -> dict[str, Any]:
         pytest.param({"id": "", "time": "never"}, "bad_field", id="empty id"),
         pytest.param({"id": "x" * 129}, "bad_field", id="id of 129 characters"),
         pytest.param({"id": "ß" * 128}, "counted", id="id of 128 characters, not bytes"),
-        pytest.param({"data": None}, "bad_field", id="data null"),
+        pytest.param({"data": None, "type": "page.viewed"}, "unmetered", id="data null is no data"),
         pytest.param({"time": "2026-03-10T12:00:00"}, "bad_time", id="no offset"),
         pytest.param({"time": "2026-03-10t14:00:00.1234567+02:00"}, "counted", id="offset and seven digits"),
         pytest.param({"time": rfc3339(NOON * 1000 + 300_000_000)}, "counted", id="future limit itself"),
         pytest.param({"time": rfc3339(NOON * 1000 + 300_000_001)}, "too_far_in_future", id="just beyond the future"),
         pytest.param({"time": rfc3339((NOON - 72 * HOUR + 300_000) * 1000)}, "counted", id="window itself"),
         pytest.param({"time": rfc3339((NOON - 72 * HOUR + 300_000) * 1000 - 1)}, "deferred", id="just outside"),
-        pytest.param({"time": "1970-01-01T00:00:00Z"}, "deferred", id="first instant"),
+        pytest.param({"time": rfc3339((NOON - 35 * 24 * HOUR) * 1000)}, "deferred", id="late limit itself"),
+        pytest.param({"time": rfc3339((NOON - 35 * 24 * HOUR) * 1000 - 1)}, "too_old", id="just beyond the late limit"),
+        pytest.param({"time": "1970-01-01T00:00:00Z"}, "too_old", id="first instant"),
+        pytest.param({"time": None}, "counted", id="time null"),
         pytest.param({"time": "1969-12-31T23:59:59.999999Z"}, "too_far_in_past", id="just before 1970"),
         pytest.param({"time": "0001-01-01T00:00:00Z", "data": {}}, "too_far_in_past", id="time before quantity"),
         pytest.param({"extension": "x" * 70_000, "id": 7}, "too_large", id="size before fields"),
@@ -111,6 +114,21 @@ def test_repeats_of_every_kind_are_duplicates_and_the_first_wins() -> None:
     seats = event({"seats": 3}, id="3", type="seats.changed")
     feed(oracle, seats, seats, seats | {"id": "4"}, seats | {"id": "4", "time": rfc3339((NOON - HOUR) * 1000)})
     assert oracle.order_sensitive == {("a", "1"), ("a", "4")}
+
+
+def test_same_id_of_another_source_or_type_is_a_conflict() -> None:
+    """The identity is (account, id) alone: the second operation is not counted, and that is reported."""
+    oracle = Oracle(METER_SET)
+    outcomes = feed(
+        oracle,
+        event({"gigabytes": 1}),
+        event({"gigabytes": 1}, source="another"),
+        event({"gigabytes": 1}, id="2"),
+        event({"gigabytes": 1}, id="2", type="page.viewed"),
+    )
+
+    assert outcomes == ["counted", "duplicate", "counted", "duplicate"]
+    assert oracle.conflicts == {("a", "1"), ("a", "2")}
 
 
 def test_rejected_event_leaves_no_mark() -> None:

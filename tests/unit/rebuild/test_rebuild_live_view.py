@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from schemas.errors import Fenced, OperatorNeeded
-from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
+from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, Record
 from tests.worlds.crashing import Crash
 from tests.worlds.deployment import hourly_relay
 from tests.worlds.rebuild import LIMITS, PARTITIONS, RebuildWorld
@@ -116,6 +116,21 @@ async def test_rebuild_overtakes_a_lagging_live_view_and_leaves_later_hours_to_t
     await world.assert_equal()
 
 
+async def test_a_log_that_returns_short_reads_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log limits the bytes of a read, so a read of few records is no attempt to swap that failed."""
+    world = await RebuildWorld().loaded(0.9)
+    read = world.log.read
+
+    async def one_at_a_time(topic: str, partition: int, offset: int, records_max: int = 500) -> list[Record]:
+        return await read(topic, partition, offset, min(1, records_max))
+
+    monkeypatch.setattr(world.log, "read", one_at_a_time)
+    monkeypatch.setattr("pipeline.rebuild.live_view.SWAP_REFUSALS_MAX", 3)
+
+    assert await world.rebuild().run() == 2
+    await world.assert_equal()
+
+
 async def test_lost_or_wrong_rows_of_usage_hourly_are_written_again() -> None:
     """Every cell since the log began is relayed again, with versions above all older ones."""
     world = await RebuildWorld().loaded(0.9)
@@ -152,6 +167,7 @@ async def test_crash_at_every_await_is_resumed_while_traffic_goes_on(after: bool
 async def test_log_without_its_start_is_refused_with_the_missing_range() -> None:
     """The message states the missing range; the rebuild never guesses."""
     world = await RebuildWorld().loaded(0.7)
+    await world.tick()
     del world.log._partitions[EVENTS_TOPIC, 1].records[:5]
 
     with pytest.raises(

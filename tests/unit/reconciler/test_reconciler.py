@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import msgspec
 import pytest
 
 from aggregators.codec import parse_value
 from reconciler.causes import Cause, Pair, Verdict
+from reconciler.report import GaugeKey, gauge_values
 from reconciler.views import ReconcilePolicy
 from schemas.analytics import RecountKey
 from schemas.clock import HOUR_MS
@@ -349,6 +351,30 @@ async def test_one_id_with_two_payloads_is_a_conflict_and_no_drift() -> None:
     assert (row.cause, row.account) == (Cause.CONFLICT, "ada")
     assert event_id in row.detail
     assert report.verdict is Verdict.EQUAL
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        pytest.param({"source": "/another"}, "source", id="the first operation of two sources"),
+        pytest.param({"type_": "sample"}, "type", id="one operation under two types"),
+        pytest.param({"type_": "sample", "source": "/another", "gb": "2"}, "type and source and data", id="all"),
+    ],
+)
+async def test_one_id_of_two_types_or_sources_is_a_conflict(changes: dict[str, Any], differing: str) -> None:
+    """The second operation is not counted. The report says what differs, and a gauge counts it."""
+    deployment = await settled()
+    event_id = await deployment.emit("ada", gb="1", user="u", region="eu")
+    await deployment.emit("ada", id=event_id, **{"gb": "1", "user": "u", "region": "eu", **changes})
+    await deployment.settle()
+
+    report = await deployment.reconcile()
+
+    (row,) = report.rows
+    assert (row.cause, row.account) == (Cause.CONFLICT, "ada")
+    assert f"came 1 more times with another {differing}; the first was counted" in row.detail
+    labels = (("pair", "duplicates"), ("cause", "conflict"))
+    assert gauge_values(report)[GaugeKey("tidemark_reconcile_rows", labels)] == 1
 
 
 async def test_conflicts_beyond_the_reports_limit_are_counted_and_not_read() -> None:

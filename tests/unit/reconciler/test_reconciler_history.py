@@ -283,6 +283,8 @@ async def test_free_accounts_are_not_compared_with_stripe() -> None:
     """Free usage is counted and never sent."""
     deployment = await Deployment().start()
     await deployment.bind("ada", billing=Billing.FREE)
+    # The customer pays until the binding takes effect.
+    await deployment.advance(10 * MINUTE_MS)
     await some(deployment)
     await deployment.settle()
 

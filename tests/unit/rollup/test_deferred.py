@@ -163,7 +163,9 @@ async def test_decision_without_its_event_changes_nothing(changes: dict[str, Any
     await deployment.fold()
     before = await counters(deployment)
     _, (event,) = await deployment.store.deferred.deferred(deployment.partition("ada"), 10)
-    given = DedupDecision(position=event.position, account="ada", time_us=event.time_us, new=True, quarantine=False)
+    given = DedupDecision(
+        position=event.position, account="ada", time_us=event.time_us, new=True, metered=True, quarantine=False
+    )
     await deployment.world.control(
         deployment.partition("ada"), DedupDecisionRecord(decisions=(given.model_copy(update=changes),))
     )

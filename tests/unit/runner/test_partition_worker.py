@@ -4,112 +4,182 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from pipeline.clock import SystemClock
 from pipeline.logs.client_messages import REPEAT_AFTER_S, OncePerWhile
-from pipeline.runner.partition_worker import PartitionWorker, PartitionWorkerLimits
+from pipeline.runner.partition_worker import RECORD_OVERHEAD_BYTES, PartitionWorker, PartitionWorkerLimits
 from schemas.errors import Transient
 from schemas.log import Record
 from tests.worlds.runner import Steps, until
 
+# In these tests a record of one byte counts as 1 000 bytes.
+UNIT = 1_000
 LIMITS = PartitionWorkerLimits(
-    flush_records_max=3, flush_bytes_max=100, queue_records_max=5, queue_bytes_max=150, idle_interval_s=60.0
+    flush_events_max=3, flush_bytes_max=100 * UNIT, queue_events_max=5, queue_bytes_max=150 * UNIT, idle_interval_s=60.0
 )
+EVENT = b'{"specversion":"1.0"}'
 
 
-@dataclass
-class Parcel:
-    """A delivery that records its acknowledgement."""
-
-    record: Record
-    acknowledged: bool = False
-
-    def acknowledge(self) -> None:
-        self.acknowledged = True
+def record_of(offset: int, size: int = 1) -> Record:
+    return Record("t", 0, offset, 0, None, bytes(size * UNIT - RECORD_OVERHEAD_BYTES))
 
 
-def parcel(offset: int, size: int = 1) -> Parcel:
-    return Parcel(Record("t", 0, offset, 0, None, bytes(size)))
+def batch_of(offset: int, events: int) -> Record:
+    return Record("t", 0, offset, 0, None, b"[" + b",".join([EVENT] * events) + b"]")
 
 
-def worker_for(steps: Steps, failures: list[BaseException]) -> PartitionWorker:
-    return PartitionWorker(steps, 0, 0, LIMITS, SystemClock(), failures.append, lambda: None)
+def worker_for(
+    steps: Steps,
+    failures: list[BaseException],
+    limits: PartitionWorkerLimits = LIMITS,
+    acknowledge: Callable[[int], None] = lambda _next_offset: None,
+    log_end: Callable[[], int] = lambda: 0,
+) -> PartitionWorker:
+    return PartitionWorker(steps, 0, 0, limits, SystemClock(), failures.append, lambda: None, acknowledge, log_end)
+
+
+async def steps_of(records: list[Record]) -> list[list[int]]:
+    """The offsets of each step over records that arrived in one fetch."""
+    steps, acknowledged = Steps(), list[int]()
+    steps.gate.set()
+    worker = worker_for(steps, [], acknowledge=acknowledged.append)
+    worker.put(records, previous=None)
+
+    worker.start()
+    await until(lambda: worker.next_offset == len(records))
+    await worker.close()
+
+    assert acknowledged == [taken[-1] + 1 for taken in steps.taken]
+    return steps.taken
 
 
 async def test_a_lost_record_stops_the_worker_before_the_next_one_is_queued() -> None:
     """After any loss of a fetched record the count must not continue."""
     worker = worker_for(Steps(), [])
-    worker.put(parcel(0), previous=None)
+    worker.put([record_of(0), record_of(1)], previous=None)
 
-    with pytest.raises(Transient, match="after offset 0 was lost"):
-        worker.put(parcel(2), previous=1)
+    with pytest.raises(Transient, match="after offset 1 was lost"):
+        worker.put([record_of(4), record_of(5)], previous=3)
 
-    assert worker.queued_records == 1
+    assert worker.queued_records == 2
+
+
+async def test_gaps_between_offsets_are_no_loss() -> None:
+    """Transaction markers take offsets, within a fetch and between two of them."""
+    steps = Steps()
+    steps.gate.set()
+    worker = worker_for(steps, [])
+    worker.put([record_of(0), record_of(2)], previous=None)
+    worker.put([record_of(7)], previous=2)
+
+    worker.start()
+    await until(lambda: worker.next_offset == 8)
+    await worker.close()
+
+    assert steps.taken == [[0, 2, 7]]
 
 
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [([1] * 5, [[0, 1, 2], [3, 4]]), ([60, 60, 30], [[0], [1, 2]]), ([140, 1], [[0], [1]])],
-    ids=["by-records", "by-bytes", "one-over-the-limit"],
+    ids=["by-events", "by-bytes", "one-over-the-limit"],
 )
 async def test_a_step_takes_the_arrived_records_up_to_its_limits(sizes: list[int], expected: list[list[int]]) -> None:
     """Larger flushes cost less per event, and a single large record must still pass."""
-    steps = Steps()
-    steps.gate.set()
-    worker = worker_for(steps, [])
-    for offset, size in enumerate(sizes):
-        worker.put(parcel(offset, size), previous=offset - 1 if offset else None)
+    assert await steps_of([record_of(offset, size) for offset, size in enumerate(sizes)]) == expected
 
+
+async def test_a_step_counts_the_events_of_a_batch_and_not_the_records() -> None:
+    """A limit of records would let a thousand times more events pass in batches than one by one."""
+    batches = [batch_of(offset, events) for offset, events in enumerate([2, 1, 2, 2, 7, 1])]
+
+    assert await steps_of(batches) == [[0, 1], [2], [3], [4], [5]]
+
+
+async def test_a_worker_is_behind_while_a_whole_step_waits() -> None:
+    """Relays run less often meanwhile. Records that arrive during a step are no lag yet."""
+    steps = Steps()
+    worker = worker_for(steps, [])
     worker.start()
-    await until(lambda: worker.next_offset == len(sizes))
+    worker.put([record_of(offset) for offset in range(3)], previous=None)
+    await until(lambda: len(steps.taken) == 1)
+    worker.put([record_of(3), record_of(4)], previous=2)
+    assert not worker.behind
+    worker.put([record_of(5)], previous=4)
+    assert worker.behind
+
+    steps.gate.set()
+    await until(lambda: worker.next_offset == 6)
     await worker.close()
 
-    assert steps.taken == expected
+    assert steps.taken == [[0, 1, 2], [3, 4, 5]]
+    assert not worker.behind
 
 
 async def test_a_lagging_worker_waits_for_a_full_flush() -> None:
     """Records that a busy process had no time to fetch join the same flush; at the log's end nothing waits."""
     steps, patient = Steps(), replace(LIMITS, catch_up_linger_s=600.0)
     steps.gate.set()
-    failures: list[BaseException] = []
-    worker = PartitionWorker(steps, 0, 0, patient, SystemClock(), failures.append, lambda: None, lambda: 5)
-    worker.put(parcel(0), previous=None)
+    worker = worker_for(steps, [], patient, log_end=lambda: 5)
+    worker.put([record_of(0)], previous=None)
 
     worker.start()
     for offset in range(1, 5):
         await asyncio.sleep(0)
-        worker.put(parcel(offset), previous=offset - 1)
+        worker.put([record_of(offset)], previous=offset - 1)
     await until(lambda: worker.next_offset == 5)
     await worker.close()
 
     assert steps.taken == [[0, 1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize("sizes", [[1] * 5, [150]], ids=["by-records", "by-bytes"])
-async def test_a_worker_is_full_at_its_limits(sizes: list[int]) -> None:
+@pytest.mark.parametrize(
+    "records",
+    [
+        [record_of(offset) for offset in range(5)],
+        [batch_of(0, 5)],
+        [record_of(0, 150)],
+        [Record("t", 0, 0, 0, None, None, (("trace", bytes(150 * UNIT)),))],
+    ],
+    ids=["by-records", "by-events-of-a-batch", "by-bytes", "by-bytes-of-headers"],
+)
+async def test_a_worker_is_full_at_its_limits(records: list[Record]) -> None:
     """I11: the consumer does not fetch for a full worker."""
-    worker = worker_for(Steps(), [])
+    steps = Steps()
+    steps.gate.set()
+    worker = worker_for(steps, [])
     assert not worker.full
 
-    for offset, size in enumerate(sizes):
-        worker.put(parcel(offset, size), previous=offset - 1 if offset else None)
+    worker.put(records, previous=None)
+    assert worker.full
+
+    worker.start()
+    await until(lambda: worker.next_offset == len(records))
+    assert not worker.full
+    await worker.close()
+
+
+async def test_empty_records_fill_a_queue_too() -> None:
+    """Each record takes memory beside its bytes."""
+    worker = worker_for(Steps(), [], replace(LIMITS, queue_events_max=1_000_000))
+
+    worker.put([Record("t", 0, offset, 0, None, None) for offset in range(500)], previous=None)
 
     assert worker.full
 
 
 async def test_closing_drops_the_queue_and_waits_for_the_step() -> None:
     """A revoked partition's running step is committed and acknowledged; the queued records are neither."""
-    steps = Steps()
-    worker = worker_for(steps, [])
-    running, *queued = parcels = [parcel(offset) for offset in range(4)]
+    steps, acknowledged = Steps(), list[int]()
+    worker = worker_for(steps, [], acknowledge=acknowledged.append)
     worker.start()
-    worker.put(running, previous=None)
+    worker.put([record_of(offset) for offset in range(5)], previous=None)
     await until(lambda: bool(steps.taken))
-    for offset, waiting in enumerate(queued):
-        worker.put(waiting, previous=offset)
+    worker.put([record_of(5)], previous=4)
 
     closing = asyncio.create_task(worker.close())
     await asyncio.sleep(0)
@@ -117,22 +187,22 @@ async def test_closing_drops_the_queue_and_waits_for_the_step() -> None:
     steps.gate.set()
     await closing
 
-    assert steps.taken == [[0]]
-    assert [each.acknowledged for each in parcels] == [True, False, False, False]
+    assert steps.taken == [[0, 1, 2]]
+    assert acknowledged == [3]
 
 
 async def test_a_step_that_outlasts_an_orderly_stop_is_cancelled_and_not_acknowledged() -> None:
     """Its records are read again; the checkpoint in the store decides which of them still count."""
-    steps, hanging = Steps(), parcel(0)
+    steps, acknowledged = Steps(), list[int]()
     failures: list[BaseException] = []
-    worker = worker_for(steps, failures)
+    worker = worker_for(steps, failures, acknowledge=acknowledged.append)
     worker.start()
-    worker.put(hanging, previous=None)
+    worker.put([record_of(0)], previous=None)
     await until(lambda: bool(steps.taken))
 
     await worker.close(timeout_s=0.01)
 
-    assert not hanging.acknowledged
+    assert acknowledged == []
     assert failures == []
 
 
@@ -148,9 +218,11 @@ async def test_a_step_that_never_ends_is_reported_while_it_runs(between: bool) -
     """The process ends and others get its partitions; the Kafka group alone would not notice."""
     limits = replace(LIMITS, step_timeout_s=0.01, idle_interval_s=0.0 if between else 60.0)
     failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-    worker = PartitionWorker(WorkingBetween(), 0, 0, limits, SystemClock(), failure.set_result, lambda: None)
+    worker = PartitionWorker(
+        WorkingBetween(), 0, 0, limits, SystemClock(), failure.set_result, lambda: None, lambda _next_offset: None
+    )
     if not between:
-        worker.put(parcel(0), previous=None)
+        worker.put([record_of(0)], previous=None)
 
     worker.start()
     error = await asyncio.wait_for(failure, 10)
@@ -164,10 +236,8 @@ async def test_steps_in_time_are_not_reported() -> None:
     """Each step has the whole time limit for itself."""
     steps, failures = Steps(), list[BaseException]()
     steps.gate.set()
-    worker = PartitionWorker(
-        steps, 0, 0, replace(LIMITS, step_timeout_s=0.01), SystemClock(), failures.append, lambda: None
-    )
-    worker.put(parcel(0), previous=None)
+    worker = worker_for(steps, failures, replace(LIMITS, step_timeout_s=0.01))
+    worker.put([record_of(0)], previous=None)
 
     worker.start()
     await until(lambda: worker.next_offset == 1)

@@ -1,0 +1,303 @@
+"""The commands that bind accounts and close periods: each plans a record, says what it will do, and appends it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Final, NamedTuple
+
+from aggregators.bindings import apply, customer_at
+from aggregators.codec import parse_value
+from aggregators.instants import format_instant_ms
+from aggregators.meters import in_force_after
+from aggregators.partitioning import partition_of
+from aggregators.periods import is_closed, open_period, period_at
+from aggregators.quantities import decimal_text
+from pipeline.logs.control_records import append_control, read_control
+from pipeline.open import Base, open_base, open_live_view
+from pipeline.settings import Settings
+from schemas.clock import MINUTE_MS
+from schemas.control import BindingRecord, CloseRecord, ControlKind, MeterSetRecord, RestatementRecord
+from schemas.errors import InvalidInput, Transient
+from schemas.live_view import LiveView
+from schemas.log import EVENTS_TOPIC, Record, position
+from schemas.meters import MeterSet, Policy
+from schemas.periods import AccountState, Billing, Binding, Customer, Period
+from schemas.rollup import TotalKey
+
+# How many records a command reads that the worker has not folded yet.
+UNFOLDED_MAX: Final = 200_000
+READ_RECORDS_MAX: Final = 1_000
+_Control = MeterSetRecord | BindingRecord | CloseRecord | RestatementRecord
+NOBODY: Final = "nobody (its reports are held)"
+
+
+class Standing(NamedTuple):
+    """An account after all records of its partition below `next_offset`, folded or not."""
+
+    partition: int
+    next_offset: int
+    now_ms: int
+    state: AccountState
+    meter_set: MeterSet | None
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self.meter_set.policy if self.meter_set else Policy()
+
+
+class Plan(NamedTuple):
+    """A record that is not appended yet. `lines` say what it will do. `is_final`: what it does cannot be undone, so the
+    command asks. `after_offset`: the record was planned from all records below."""
+
+    partition: int
+    after_offset: int
+    record: BindingRecord | CloseRecord
+    lines: tuple[str, ...]
+    is_final: bool
+
+
+@contextlib.asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[tuple[Base, LiveView]]:
+    base = await open_base(settings, create=False)
+    try:
+        view = open_live_view(settings)
+        try:
+            yield base, view
+        finally:
+            await view.close()
+    finally:
+        await base.log.close()
+
+
+async def standing(base: Base, view: LiveView, account: str) -> Standing:
+    """The account's state in the live view, and in the records that the worker has not folded yet.
+
+    Raises `Transient` if those are more than `UNFOLDED_MAX`, or if the live view lost the partition's state.
+    """
+    partition = partition_of(account, base.genesis.partitions)
+    checkpoint, states = await view.accounts.accounts(partition, [account])
+    bounds = await base.log.bounds(EVENTS_TOPIC, partition)
+    offset = checkpoint.next_offset if checkpoint else bounds.first
+    if checkpoint is None and bounds.first > 0:
+        raise Transient(
+            f"the live view has no state of partition {partition}, and the log's start is gone: build the live view "
+            "again with `tidemark rebuild redis`, then repeat the command"
+        )
+    if bounds.next - offset > UNFOLDED_MAX:
+        raise Transient(
+            f"the worker has {bounds.next - offset} records of partition {partition} to fold: repeat the command when "
+            f"fewer than {UNFOLDED_MAX} are left"
+        )
+    now_ms = checkpoint.stream_time_ms if checkpoint else 0
+    known = Standing(partition, offset, now_ms, states[account], checkpoint.meter_set if checkpoint else None)
+    while known.next_offset < bounds.next and (
+        records := await base.log.read(EVENTS_TOPIC, partition, known.next_offset, READ_RECORDS_MAX)
+    ):
+        for record in records:
+            known = _after(known, base.settings.secret_bytes(), account, record)
+    return known._replace(now_ms=max(known.now_ms, base.clock.now_ms()))
+
+
+def _after(known: Standing, secret: bytes, account: str, record: Record) -> Standing:
+    """The account's standing after one more record."""
+    known = known._replace(next_offset=record.next_offset, now_ms=max(known.now_ms, record.timestamp_ms))
+    control = _control(secret, record)
+    if isinstance(control, MeterSetRecord):
+        return known._replace(meter_set=in_force_after(known.meter_set, control.meter_set))
+    if control is None or control.account != account:
+        return known
+    state = apply(known.state, control, position(record.offset), known.policy, known.now_ms)
+    return known._replace(state=state)
+
+
+def _control(secret: bytes, record: Record) -> MeterSetRecord | BindingRecord | CloseRecord | RestatementRecord | None:
+    if not record.headers:
+        return None
+    for kind in (ControlKind.METER_SET, ControlKind.BINDING, ControlKind.CLOSE, ControlKind.RESTATEMENT):
+        control = read_control(secret, record, kind)
+        if isinstance(control, _Control):
+            return control
+    return None
+
+
+async def plan_binding(settings: Settings, account: str, binding: Binding) -> Plan:
+    """Plan a binding of an account; nothing is written."""
+    async with _opened(settings) as (base, view):
+        return binding_plan(await standing(base, view, account), account, binding)
+
+
+def binding_plan(known: Standing, account: str, binding: Binding) -> Plan:
+    """The plan of a binding. `is_final` if the account has a payer: what the binding cuts or bills to another payer
+    stays so."""
+    record = BindingRecord(account=account, revision=known.state.revision + 1, binding=binding)
+    after = apply(known.state, record, position(known.next_offset), known.policy, known.now_ms)
+    lines = [f"{account}: binding {record.revision}"]
+    if binding.anchor_ms % MINUTE_MS:
+        minute_ms = binding.anchor_ms // MINUTE_MS * MINUTE_MS
+        lines.append(f"  anchor: {_text(binding.anchor_ms)}; periods are counted from {_text(minute_ms)}")
+    if after.pending is not None:
+        lines += _pending_lines(known.state, after, binding)
+    else:
+        lines += _binding_lines(known, after, binding)
+    return Plan(known.partition, known.next_offset, record, tuple(lines), is_final=known.state.has_payer)
+
+
+def _pending_lines(before: AccountState, after: AccountState, binding: Binding) -> list[str]:
+    pending = after.pending
+    assert pending is not None, "the caller has checked it"  # noqa: S101 - an invariant, not input
+    if before.pending is not None:
+        return ["  takes effect: after the recount of an earlier binding of the account has ended"]
+    effective_ms = pending.binding.effective_from_ms
+    since = _text(pending.from_ms)
+    return [
+        f"  takes effect: {_text(effective_ms)}; usage since {since} is counted again in the new periods",
+        f"  pays from then on: {_payer(Customer(effective_ms, binding.billing, binding.stripe_customer))}",
+    ]
+
+
+def _binding_lines(known: Standing, after: AccountState, binding: Binding) -> list[str]:
+    effective_ms = after.bindings[-1].effective_from_ms
+    cut, new = period_at(known.state, effective_ms), period_at(after, effective_ms)
+    lines = [f"  takes effect: {_text(effective_ms)}"]
+    if new.start_ms > cut.start_ms:
+        lines.append(f"  ends the period: {_span(cut)} at {_text(new.start_ms)}")
+    lines.append(f"  period from then on: {_span(new)}")
+    before_effect = customer_at(after, effective_ms - 1)
+    lines.append(f"  pays until then: {_payer(before_effect)}")
+    lines.append(f"  pays from then on: {_payer(customer_at(after, effective_ms))}")
+    filled = [customer for customer in after.customers if customer not in known.state.customers]
+    if filled and filled[0].from_ms < effective_ms and binding.billing is not Billing.UNMAPPED:
+        since_ms = filled[0].from_ms
+        since = f"since {_text(since_ms)}" if since_ms > 0 else "so far"
+        lines.append(f"  pays also: for usage {since} that nobody was named for ({_payer(filled[0])})")
+    if effective_ms > binding.effective_from_ms > 0 and before_effect and before_effect.billing is not Billing.UNMAPPED:
+        lines.append(f"  not from {_text(binding.effective_from_ms)}: that usage has a payer")
+    return lines
+
+
+def _text(instant_ms: int) -> str:
+    return format_instant_ms(instant_ms)
+
+
+def _span(period: Period) -> str:
+    return f"{_text(period.start_ms)} to {_text(period.end_ms)}"
+
+
+def _payer(customer: Customer | None) -> str:
+    if customer is None or customer.billing is Billing.UNMAPPED:
+        return NOBODY
+    return "nobody (free)" if customer.billing is Billing.FREE else customer.stripe_customer
+
+
+async def plan_closing(settings: Settings, account: str, instant_ms: int) -> Plan:
+    """Plan the closing of the account's period that contains the instant; nothing is written.
+
+    Raises `InvalidInput` for a period that has not begun or is closed already.
+    """
+    async with _opened(settings) as (base, view):
+        known = await standing(base, view, account)
+        key = TotalKey(account, period_at(known.state, instant_ms).start_ms)
+        _, totals = await view.totals.account_totals(known.partition, [key])
+    return closing_plan(known, account, instant_ms, totals[key])
+
+
+def closing_plan(known: Standing, account: str, instant_ms: int, totals: Mapping[str, str]) -> Plan:
+    """The plan of a closing. `totals` are the stored totals of the period by meter. Errors as `plan_closing`."""
+    period = period_at(known.state, instant_ms)
+    if period.start_ms > known.now_ms:
+        raise InvalidInput("INSTANT", f"the period {_span(period)} has not begun: close a period that has usage")
+    if is_closed(known.state, period, known.policy.grace_ms, known.now_ms):
+        raise InvalidInput("INSTANT", f"the period {_span(period)} is closed already: nothing is left to do")
+    record = CloseRecord(account=account, revision=known.state.revision + 1, instant_ms=instant_ms)
+    after = apply(known.state, record, position(known.next_offset), known.policy, known.now_ms)
+    running = ", which is still running" if period.end_ms > known.now_ms else ""
+    next_open = _span(open_period(after, known.now_ms))
+    lines = [
+        f"{account}: closes the period {_span(period)}{running}",
+        f"  pays: {_payer(customer_at(known.state, min(period.end_ms, known.now_ms) - 1))}",
+        *(f"  usage: {meter} {_amount(known.meter_set, meter, text)}" for meter, text in sorted(totals.items())),
+        *([] if totals else ["  usage: none so far"]),
+        f"  later usage: counted in {next_open}, or quarantined if its meter says so",
+    ]
+    return Plan(known.partition, known.next_offset, record, tuple(lines), is_final=True)
+
+
+def _amount(meter_set: MeterSet | None, slug: str, text: str) -> str:
+    meter = meter_set.meter(slug) if meter_set else None
+    return decimal_text(parse_value(text).minor, meter.scale if meter else 0)
+
+
+async def append_planned(settings: Settings, plan: Plan) -> str:
+    """Append a planned record; returns a message with the offset. Errors as `append_plan`."""
+    base = await open_base(settings, create=False)
+    try:
+        return await append_plan(base, plan)
+    finally:
+        await base.log.close()
+
+
+async def append_plan(base: Base, plan: Plan) -> str:
+    """Append a planned record; returns a message with the offset.
+
+    The log takes a record that was planned without knowledge of another one. So what came between is read back: if
+    another record of the account has the revision, that one counts and this one changes nothing. Then raises
+    `Transient`.
+    """
+    record, secret = plan.record, base.settings.secret_bytes()
+    offset = await append_control(base.log, secret, plan.partition, record)
+    between = plan.after_offset
+    while between < offset:
+        records = await base.log.read(EVENTS_TOPIC, plan.partition, between, READ_RECORDS_MAX)
+        for other in records:
+            if other.offset < offset and _precedes(_control(secret, other), record):
+                raise Transient(
+                    f"{record.account}: another command changed the account at the same time, by record "
+                    f"{other.offset} of partition {plan.partition}, and this one changed nothing: look at `tidemark "
+                    "account show`, and repeat the command if it is still needed"
+                )
+        between = records[-1].next_offset if records else offset
+    done = "bound" if isinstance(record, BindingRecord) else "its period is closed"
+    return f"{record.account}: {done} by record {offset} of partition {plan.partition}"
+
+
+def _precedes(other: _Control | None, record: BindingRecord | CloseRecord) -> bool:
+    """Whether an earlier record of the account has the same revision, or a higher one."""
+    if not isinstance(other, BindingRecord | CloseRecord) or other.account != record.account:
+        return False
+    return other.revision >= record.revision
+
+
+async def show_account(settings: Settings, account: str) -> dict[str, object]:
+    """The bindings, customers and periods of an account in the live view, as a JSON object."""
+    async with _opened(settings) as (base, view):
+        partition = partition_of(account, base.genesis.partitions)
+        state = await view.accounts.account(partition, account)
+        period = period_at(state, base.clock.now_ms())
+    return {
+        "account": account,
+        "partition": partition,
+        "revision": state.revision,
+        "repeated_records": state.repeated,
+        "current_period": {"start": format_instant_ms(period.start_ms), "end": format_instant_ms(period.end_ms)},
+        "bindings": [
+            {
+                "effective_from": format_instant_ms(binding.effective_from_ms),
+                "anchor": format_instant_ms(binding.anchor_ms),
+                "interval": f"{binding.interval_count} {binding.interval}",
+            }
+            for binding in state.bindings
+        ],
+        "customers": [
+            {
+                "from": format_instant_ms(payer.from_ms),
+                "billing": payer.billing,
+                "stripe_customer": payer.stripe_customer,
+            }
+            for payer in state.customers
+        ],
+        "payer_cuts": [format_instant_ms(cut_ms) for cut_ms in state.payer_cuts_ms],
+        "closed_periods": [format_instant_ms(start_ms) for start_ms in state.closed_start_ms],
+        "counting_again_from": format_instant_ms(state.pending.from_ms) if state.pending else None,
+    }

@@ -1,0 +1,90 @@
+"""What is wrong with a value that pydantic rejects, in the words of JSON instead of those of Python."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from pydantic import ValidationError
+
+FIELD_CHARACTERS_MAX: Final = 100
+TEXT_CHARACTERS_MAX: Final = 80
+
+_NEEDED: Final = {
+    "string_type": "a text",
+    "dict_type": "a JSON object",
+    "model_type": "a JSON object",
+    "model_attributes_type": "a JSON object",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+}
+_WORDS: Final = {
+    "missing": "the field is missing",
+    "extra_forbidden": "no such field: remove it or correct its name",
+    "int_parsing_size": "the number has too many digits",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "string_too_short": "must have {min_length} or more characters",
+    "string_too_long": "must have {max_length} or fewer characters, not {length}",
+    "string_pattern_mismatch": "{text} does not match the pattern {pattern}",
+    "too_short": "must have {min_length} or more entries",
+    "too_long": "must have {max_length} or fewer entries",
+    "value_error": "{error}",
+    "json_invalid": "not JSON: {error}",
+}
+
+
+class Problem(NamedTuple):
+    """The first thing that is wrong: the field's path with points (empty for the whole value), and what is wrong.
+    `missing` means that the field is not there."""
+
+    field: str
+    message: str
+    missing: bool = False
+
+
+def first_problem(error: ValidationError) -> Problem:
+    """The first problem of a rejected value."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"])[:FIELD_CHARACTERS_MAX]
+    message = _message(first["type"], first.get("ctx", {}), first["input"], first["msg"])
+    return Problem(field, message, first["type"] == "missing")
+
+
+def json_kind(value: object) -> str:
+    """What a decoded JSON value is: `null`, `a number`, `a text`, …"""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return "a text"
+    if isinstance(value, Mapping):
+        return "an object"
+    return "a list" if isinstance(value, list | tuple) else "a number"
+
+
+def quoted(text: str) -> str:
+    """A text as JSON, cut to `TEXT_CHARACTERS_MAX` characters. The end of a longer text is replaced by its length."""
+    if len(text) <= TEXT_CHARACTERS_MAX:
+        return json.dumps(text, ensure_ascii=False)
+    return f"{json.dumps(text[:TEXT_CHARACTERS_MAX], ensure_ascii=False)}… ({len(text)} characters)"
+
+
+def _message(kind: str, context: Mapping[str, Any], value: object, message: str) -> str:
+    if kind in _NEEDED:
+        return f"{_NEEDED[kind]} is needed, not {json_kind(value)}"
+    if kind in ("literal_error", "enum"):
+        return f"must be {str(context['expected']).replace(chr(39), chr(34))}"
+    if kind in _WORDS:
+        text = str(value)
+        return _WORDS[kind].format_map({**context, "text": quoted(text), "length": len(text)})
+    return message.replace("Input should be", "must be")

@@ -1,0 +1,206 @@
+"""`account bind` and `close-period`: wrong input is one line, and each says what it does before it does it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pytest
+
+from pipeline.cli import main
+from pipeline.cli.operate import binding_of
+from pipeline.commands.accounts import Plan, Standing, append_plan, binding_plan, closing_plan, standing
+from pipeline.logs.control_records import append_control
+from pipeline.open import Base
+from pipeline.settings import Settings
+from schemas.control import BindingRecord, Genesis
+from schemas.errors import InvalidInput, Transient
+from schemas.meters import MeterSet
+from schemas.periods import AccountState, Billing, Binding, Customer
+from tests.worlds.deployment import SECRET, World
+from tests.worlds.reconciler import METER_SET, START_MS
+
+FREE = Binding(effective_from_ms=0, billing=Billing.FREE)
+ACME = "acme"
+
+
+def at(text: str) -> int:
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) * 1000
+
+
+def mapped(customer: str = "cus_acme", **fields: Any) -> Binding:
+    content = {"effective_from_ms": 0, "billing": Billing.MAPPED, "stripe_customer": customer, **fields}
+    return Binding.model_validate(content)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("account|bind|acme|--customer|cus_1|--free", "--free: contradicts --customer cus_1"),
+        ("account|bind|acme|--customer|foo", "--customer: 'foo' is no Stripe customer"),
+        ("account|bind|acme|--customer|cus_", "--customer: 'cus_' is no Stripe customer"),
+        ("account|bind|acme|--customer|CUS_1", "--customer: "),
+        ("account|bind|acme|--interval-count|0", "--interval-count: 0 is not from 1 to 1200"),
+        ("account|bind|acme|--interval-count|-1", "--interval-count: -1 is not"),
+        ("account|bind|acme|--interval-count|1201", "--interval-count: 1201 is not"),
+        ("account|bind||--free", "NAME: an account's name has 1 to 256 characters, this has 0"),
+        (f"account|bind|{'a' * 257}|--free", "NAME: an account's name has 1 to 256 characters, this has 257"),
+        ("account|bind|acme|--anchor|2026-11-17", "--anchor: '2026-11-17' is not RFC 3339"),
+        ("account|bind|acme|--anchor|0000-11-17T00:00:00Z", "--anchor: "),
+        ("account|bind|acme|--anchor|", "--anchor: '' is not RFC 3339"),
+        ("account|bind|acme|--from|tomorrow", "--from: 'tomorrow' is not RFC 3339"),
+        ("account|show|", "NAME: "),
+        ("close-period||2026-11-17T00:00:00Z", "NAME: "),
+        ("close-period|acme|2026-11-17", "INSTANT: '2026-11-17' is not RFC 3339"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    arguments: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found before any setting is read."""
+    monkeypatch.setattr("sys.argv", ["tidemark", *arguments.split("|")])
+    with pytest.raises(SystemExit) as exited:
+        main()
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert exited.value.code == 2
+    assert line.startswith(f"tidemark: {said}")
+
+
+def test_an_anchor_keeps_its_seconds_and_an_instant_of_effect_is_cut_down() -> None:
+    """Rounded up, the last bucket would be billed in Stripe's next period."""
+    binding = binding_of(
+        "2026-11-17T12:34:33Z", "month", 1, "2026-11-20T10:00:59.999Z", "cus_1", free=False
+    )  # fmt: skip
+
+    assert (binding.anchor_ms, binding.effective_from_ms) == (at("2026-11-17T12:34:33"), at("2026-11-20T10:00"))
+
+
+def known(state: AccountState, now: str) -> Standing:
+    return Standing(0, 7, at(now), state, MeterSet.model_validate(METER_SET))
+
+
+def test_binding_says_which_period_it_ends_and_who_pays_before_and_after() -> None:
+    """The trial's end: the customer pays from the cut on, not from the instant that was asked for."""
+    trial = AccountState(customers=(Customer(0, Billing.FREE, ""),), has_payer=True, revision=4, bindings=(FREE,))
+    binding = mapped(effective_from_ms=at("2026-11-10T10:40"), anchor_ms=at("2026-11-10T10:40:33"))
+
+    plan = binding_plan(known(trial, "2026-11-10T10:40:12"), ACME, binding)
+
+    assert plan.record == BindingRecord(account=ACME, revision=5, binding=binding)
+    assert plan.is_final
+    assert plan.lines == (
+        "acme: binding 5",
+        "  anchor: 2026-11-10T10:40:33Z; periods are counted from 2026-11-10T10:40:00Z",
+        "  takes effect: 2026-11-10T10:46:00Z",
+        "  ends the period: 2026-11-01T00:00:00Z to 2026-12-01T00:00:00Z at 2026-11-10T10:46:00Z",
+        "  period from then on: 2026-11-10T10:46:00Z to 2026-12-10T10:40:00Z",
+        "  pays until then: nobody (free)",
+        "  pays from then on: cus_acme",
+        "  not from 2026-11-10T10:40:00Z: that usage has a payer",
+    )
+
+
+def test_first_customer_is_named_for_all_usage_without_a_question() -> None:
+    """Nothing was billed to anybody before."""
+    plan = binding_plan(known(AccountState(), "2026-11-10T10:40:12"), ACME, mapped())
+
+    assert not plan.is_final
+    assert "  pays also: for usage so far that nobody was named for (cus_acme)" in plan.lines
+    assert not any(line.startswith("  ends") for line in plan.lines)
+
+
+def test_late_anchor_says_what_is_counted_again() -> None:
+    binding = mapped(effective_from_ms=at("2026-11-05"), anchor_ms=at("2026-11-05"))
+
+    plan = binding_plan(known(AccountState(), "2026-11-10T10:40:12"), ACME, binding)
+
+    assert plan.lines[1:] == (
+        "  takes effect: 2026-11-05T00:00:00Z; usage since 2026-11-01T00:00:00Z is counted again in the new periods",
+        "  pays from then on: cus_acme",
+    )
+
+
+def test_closing_shows_the_period_and_its_usage() -> None:
+    """A running period is closed only after a question; its later usage goes to the next one."""
+    state = AccountState(customers=(Customer(0, Billing.MAPPED, "cus_acme"),), has_payer=True, revision=1)
+
+    plan = closing_plan(
+        known(state, "2026-11-10T10:40"), ACME, at("2026-11-02"), {"requests": "12", "gigabytes": "1500"}
+    )
+
+    assert plan.is_final
+    assert plan.record.revision == 2
+    assert plan.lines == (
+        "acme: closes the period 2026-11-01T00:00:00Z to 2026-12-01T00:00:00Z, which is still running",
+        "  pays: cus_acme",
+        "  usage: gigabytes 1.5",
+        "  usage: requests 12",
+        "  later usage: counted in 2026-12-01T00:00:00Z to 2027-01-01T00:00:00Z, or quarantined if its meter says so",
+    )
+
+
+@pytest.mark.parametrize(
+    ("instant", "said"),
+    [
+        pytest.param("2030-01-15T00:00:00", "2030-01-01T00:00:00Z to 2030-02-01T00:00:00Z has not begun", id="2030"),
+        pytest.param("2026-12-01T00:00:00", "has not begun", id="the next period"),
+        pytest.param("2026-10-31T23:59:59", "is closed already", id="closed by grace"),
+        pytest.param("2026-11-20T00:00:00", "is closed already", id="closed by a record"),
+    ],
+)
+def test_closing_a_period_that_has_not_begun_or_is_closed_is_refused(instant: str, said: str) -> None:
+    state = AccountState(closed_start_ms=(at("2026-11-01"),))
+    with pytest.raises(InvalidInput, match=said):
+        closing_plan(known(state, "2026-11-10T10:40"), ACME, at(instant), {})
+
+
+async def opened() -> tuple[World, Base]:
+    world = World(START_MS, partitions=1)
+    await world.start(METER_SET)
+    settings = Settings(secret=SECRET.decode())
+    return world, Base(settings, cast("Any", world.clock), world.log, Genesis(log_id=world.log_id, partitions=1))
+
+
+async def planned(world: World, base: Base, binding: Binding) -> Plan:
+    return binding_plan(await standing(base, world.store, ACME), ACME, binding)
+
+
+async def test_revision_counts_records_that_are_not_folded_yet() -> None:
+    """Two commands within a second: the live view knows neither of them, and the second must not be ignored."""
+    world, base = await opened()
+    for revision, binding in enumerate((FREE, mapped(), mapped("cus_new")), 1):
+        plan = await planned(world, base, binding)
+        assert plan.record.revision == revision
+        assert await append_plan(base, plan) == f"acme: bound by record {1 + revision} of partition 0"
+    assert (await standing(base, world.store, ACME)).state.revision == 3
+
+    await world.fold_all()
+    assert (await world.store.accounts.account(0, ACME)) == (await standing(base, world.store, ACME)).state
+    assert (await planned(world, base, FREE)).record.revision == 4
+
+
+async def test_of_two_operators_at_once_the_second_is_told_that_nothing_changed() -> None:
+    """Both have read the same state. The order in the log decides."""
+    world, base = await opened()
+    await append_plan(base, await planned(world, base, FREE))
+    first, second = await planned(world, base, mapped("cus_first")), await planned(world, base, mapped("cus_second"))
+
+    await append_plan(base, first)
+    with pytest.raises(Transient, match="by record 3 of partition 0, and this one changed nothing"):
+        await append_plan(base, second)
+
+    await world.fold_all()
+    state = await world.store.accounts.account(0, ACME)
+    assert state.customers[-1].stripe_customer == "cus_first"
+    assert (state.revision, state.repeated) == (2, 1)
+
+
+async def test_an_emptied_live_view_and_a_trimmed_log_do_not_restart_the_revisions() -> None:
+    """The record would have a revision that was used before, and would change nothing."""
+    world, base = await opened()
+    await append_control(world.log, SECRET, 0, BindingRecord(account=ACME, revision=1, binding=FREE))
+    world.log._partitions["usage.events", 0].records.pop(0)
+
+    with pytest.raises(Transient, match="rebuild redis"):
+        await standing(base, world.store, ACME)

@@ -1,0 +1,51 @@
+"""`meters apply` says what changes, and asks before usage is counted or reported otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.commands.operations import meter_set_plan
+from schemas.meters import MeterSet
+
+API = {"slug": "api", "event_type": "api", "aggregation": "count", "stripe_event_name": "api_calls"}
+SEATS = {"slug": "seats", "event_type": "seats", "aggregation": "latest", "value_path": "$.seats"}
+
+
+def meter_set(*meters: dict[str, Any], version: int = 1, **policy: int) -> MeterSet:
+    return MeterSet.model_validate({"version": version, "meters": meters, "policy": policy})
+
+
+@pytest.mark.parametrize(
+    ("meters", "policy", "lines", "is_final"),
+    [
+        pytest.param([API, SEATS], {}, (), False, id="nothing"),
+        pytest.param([API], {}, ("- seats: counted and reported no more",), True, id="a meter is taken away"),
+        pytest.param(
+            [{**API, "stripe_event_name": "calls"}, SEATS], {},
+            ("~ api: reported to Stripe as calls, before as api_calls",), True, id="another Stripe meter",
+        ),
+        pytest.param(
+            [{**API, "stripe_event_name": None}, SEATS], {},
+            ("~ api: reported to Stripe not at all, before as api_calls",), True, id="no Stripe meter",
+        ),
+        pytest.param(
+            [API, {**SEATS, "stripe_event_name": "seats"}], {},
+            ("~ seats: reported to Stripe as seats, before not at all",), False, id="a first Stripe meter",
+        ),
+        pytest.param(
+            [API, SEATS, {**API, "slug": "more", "stripe_event_name": "more"}], {},
+            ("+ more: counted from now on, reported to Stripe as more",), False, id="a new meter",
+        ),
+        pytest.param(
+            [API, SEATS], {"grace_ms": 7_200_000}, ("~ policy.grace_ms: 7200000, before 3600000",), False, id="policy",
+        ),
+    ],
+)  # fmt: skip
+def test_what_changes_is_said_and_what_ends_is_asked(
+    meters: list[dict[str, Any]], policy: dict[str, int], lines: tuple[str, ...], is_final: bool
+) -> None:
+    plan = meter_set_plan(meter_set(API, SEATS), meter_set(*meters, version=2, **policy))
+
+    assert (plan.lines, plan.is_final) == (lines, is_final)
