@@ -30,6 +30,14 @@ class ErrorAnswer(Answer):
     error: ErrorBody
 
 
+class SkippedMeter(Answer):
+    """A meter with `on_bad: skip_meter` that does not count an accepted event because of the event's data."""
+
+    meter: str
+    reason: str = Field(description="One of the reasons in docs/errors.md.")
+    field: str = Field(default="", description="The field that is the cause.")
+
+
 class EventResult(Answer):
     """What became of one event of a request."""
 
@@ -38,8 +46,9 @@ class EventResult(Answer):
     status: Literal["accepted", "duplicate", "rejected", "unknown"]
     reason: str = Field(default="", description="Of a rejected event: one of the reasons in docs/errors.md.")
     field: str = Field(default="", description="Of a rejected event: the field that is the cause.")
-    detail: str = Field(default="", description="Of a rejected or unknown event.")
-    remedy: str = Field(default="", description="Of a rejected or unknown event: what to do.")
+    detail: str = Field(default="", description="Of a rejected, unknown or unmetered event.")
+    remedy: str = Field(default="", description="Of a rejected, unknown or unmetered event: what to do.")
+    skipped: list[SkippedMeter] = Field(default=[], description="Meters that do not count the event; absent if none.")
 
 
 class EventsAnswer(Answer):

@@ -212,7 +212,9 @@ async def test_events_are_taken_while_the_meter_set_is_not_known(tmp_path: Path)
     async with running(tmp_path, meter_set=unknown, meter_set_age_s=lambda: None) as gateway:
         posted = await gateway.post(event())
         meters = await gateway.get("/v1/meters")
-        over_time = await gateway.get("/v1/usage", meter="tokens")
+        over_time = await gateway.get(
+            "/v1/usage", meter="tokens", from_="2026-11-21T00:00:00Z", to="2026-11-22T00:00:00Z"
+        )
         ready = await gateway.get("/readyz", key="")
 
     assert (posted.status_code, "unmetered" in posted.json()) == (202, False)
