@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import multiprocessing
 import multiprocessing.util
 import os
@@ -17,7 +18,9 @@ from emitter.encoding import ID_CHARACTERS_MAX, NAME_CHARACTERS_MAX, Event, chec
 from emitter.notices import Notices, OnDropped, OnRejected
 from emitter.pending import PendingEvents, Stats
 from emitter.sender import Sender, SenderSettings
-from emitter.transport import HttpTransport, Transport
+from emitter.transport import HttpTransport, Transport, exposes_key
+
+_log: Final = logging.getLogger("tidemark.emitter")
 
 
 class Emitter:
@@ -62,6 +65,8 @@ class Emitter:
             raise ValueError("batch_events_max, batch_bytes_max and queue_events_max must be 1 or more")
         if when_full not in ("block", "drop"):
             raise ValueError(f"when_full must be block or drop, not {when_full!r}")
+        if transport is None and exposes_key(gateway_url):
+            _log.warning("%s is not encrypted: everybody on the way can read the API key. Use https://", gateway_url)
         self._own_transport = HttpTransport(gateway_url, request_timeout_s) if transport is None else None
         self._transport = transport
         self._queue_events_max = queue_events_max

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import os
 import ssl
 from collections.abc import Mapping
@@ -33,6 +34,19 @@ class Transport(Protocol):
         events, so the caller repeats the request with the same ids.
         """
         ...
+
+
+def exposes_key(gateway_url: str) -> bool:
+    """Whether requests carry the key unencrypted to a public host: plain `http://`, and neither loopback, a private
+    address nor a name without a point, as services of one cluster have."""
+    parts = urlsplit(gateway_url)
+    host = parts.hostname or ""
+    if parts.scheme != "http" or ("." not in host.rstrip(".") and ":" not in host):
+        return False
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        return not host.endswith((".localhost", ".local", ".internal", ".test"))
 
 
 class HttpTransport:

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 import click
 
+from emitter.transport import exposes_key
 from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, data_dir, running, settings
 from pipeline.local import DEV_FILE
 from schemas.errors import InvalidInput, Refused, Transient
@@ -120,6 +121,10 @@ def _gateway() -> tuple[str, str]:
         )
     if not key_text:
         raise InvalidInput("TIDEMARK_API_KEY", "is not set; `tidemark key create` prints one")
+    if exposes_key(url):
+        click.echo(
+            f"tidemark: {url} is not encrypted: everybody on the way can read the API key. Use https://", err=True
+        )
     return url, key_text
 
 

@@ -22,7 +22,7 @@ from schemas.log import EVENTS_TOPIC, Log
 PENDING_EVENTS_MAX: Final = 100_000
 PENDING_BYTES_MAX: Final = 64 * 1024 * 1024
 LINGER_S: Final = 0.002
-# With the write of rejected events, shorter than the emitter's limit for a request: the client must see the answer.
+# Leaves time to write rejected events before the answer.
 APPEND_TIMEOUT_S: Final = 6.0
 
 _log: Final = logging.getLogger(__name__)

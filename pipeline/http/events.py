@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import re
 from collections import Counter
@@ -33,11 +34,13 @@ from schemas.reasons import REMEDIES, Reason
 
 JUDGED_AT_ONCE_MAX: Final = 500
 RETRY_AFTER_S: Final = 1.0
-# A log that does not answer must not hold back the answer about the other events.
-KEEP_TIMEOUT_S: Final = 2.0
+# From the end of the body on. Longer than the limit of an append, and shorter than the emitter's limit for a request:
+# if the log does not answer, the client must see this answer.
+ANSWER_TIMEOUT_S: Final = 8.0
 FORBIDDEN: Final = "forbidden_account"
 UNMETERED: Final = "no meter counts the event, and its id is used up"
 UNMETERED_REMEDY: Final = "if it should count, correct its type or data, or add a meter; then send it under a new id"
+UNKNOWN_METERS: Final = copy.copy(WITHOUT_METERS)
 
 _anything: Final = msgspec.json.Decoder().decode
 _log: Final = logging.getLogger(__name__)
@@ -57,15 +60,12 @@ class Judged(NamedTuple):
 
 
 class Judge:
-    """Checks the events of one request with the fold's rules, the meter set and the request's key.
+    """Checks the events of one request with the fold's rules, the meter set and the request's key."""
 
-    Without a meter set it is unknown which events are unmetered; the fold checks every event again.
-    """
-
-    def __init__(self, known: CompiledMeterSet | None, key: ApiKey, now_ms: int) -> None:
-        meter_set = known or WITHOUT_METERS
-        self._is_known = known is not None
+    def __init__(self, meter_set: CompiledMeterSet, key: ApiKey, now_ms: int) -> None:
         self._now_ms = now_ms
+        # The fold checks every event again, so a gateway that does not know the meters calls no event unmetered.
+        self._is_known = meter_set is not UNKNOWN_METERS
         self._rules = rules_at(now_ms, meter_set)
         self._meters = meter_set
         self._key = key
@@ -131,6 +131,7 @@ class EventsEndpoint:
         key = authorized(self._dependencies, request, Role.INGEST)
         verify = _verify(request)
         async with self._bodies.read(request) as body:
+            deadline_s = asyncio.get_running_loop().time() + ANSWER_TIMEOUT_S
             raws, unreadable = entries(request, body)
             if unreadable is not None:
                 judged = [Judged(unreadable.raw, None, None, unreadable.reason.value, unreadable.detail)]
@@ -147,28 +148,28 @@ class EventsEndpoint:
                 durable = await self._appender.append(good)
             except Transient as full:
                 raise overloaded(f"{full}; nothing of this request was written", RETRY_AFTER_S) from full
-            await append_all(self._keep(event) for event in judged if event.reason not in ("", FORBIDDEN))
+            await append_all(self._keep(event, deadline_s) for event in judged if event.reason not in ("", FORBIDDEN))
         more: dict[str, Any] = {"verified": before is not None} if verify else {}
         return self._answer(judged, zip(durable, before or [False] * len(durable), strict=True), more)
 
-    async def _compiled(self) -> CompiledMeterSet | None:
-        """The meter set, compiled. None if the gateway has never reached the store that has the meter set."""
+    async def _compiled(self) -> CompiledMeterSet:
+        """The meter set, compiled. `UNKNOWN_METERS` if the gateway has never reached the store of the meter set."""
         try:
             meter_set = await self._dependencies.meter_set()
         except Transient:
-            return None
+            return UNKNOWN_METERS
         if meter_set is None:
             return WITHOUT_METERS
         if self._meter_set is None or self._meter_set[0] is not meter_set:
             self._meter_set = (meter_set, compiled(meter_set))
         return self._meter_set[1]
 
-    async def _keep(self, judged: Judged) -> None:
+    async def _keep(self, judged: Judged, deadline_s: float) -> None:
         """Append a rejected event to `usage.rejected` unchanged, so that an operator can redrive the event."""
         partition = partition_of(judged.account or "", self._dependencies.genesis.partitions)
         log, origin = self._dependencies.log, ((Header.SOURCE, b"gateway"),)
         try:
-            async with asyncio.timeout(KEEP_TIMEOUT_S):
+            async with asyncio.timeout_at(deadline_s):
                 # A client must not fill the quarantine with megabytes.
                 await append_entry(
                     log, partition, judged.reason, judged.detail, EVENTS_TOPIC, judged.raw, origin, cut=True

@@ -49,6 +49,13 @@ def rows_of(page: object) -> list[Any]:
     return rows
 
 
+def account_of(answer: object) -> str:
+    """The id of the key's account. Raises `Malformed` for another object: the account is part of every identifier."""
+    if text_of(answer, "object") != "account":
+        raise Malformed("it is no account")
+    return text_of(answer, "id")
+
+
 def meter_of(row: object) -> Meter:
     """A meter of the list. A meter with unreadable settings has a fault. Raises `Malformed` without id and name."""
     identifier, event_name = text_of(row, "id"), text_of(row, "event_name")

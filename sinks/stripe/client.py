@@ -25,6 +25,7 @@ from sinks.stripe.answers import (
     VALUE_KEY,
     Malformed,
     Meter,
+    account_of,
     meter_of,
     rejections_of,
     rows_of,
@@ -134,7 +135,7 @@ class StripeClientMeters:
         """(livemode, account id). Calls Stripe only the first time. Raises `Transient` or `Refused`."""
         if not self._account:
             retrieve = self._stripe.v1.accounts.retrieve_current_async
-            self._account = await self._read(retrieve, lambda account: text_of(account, "id"))
+            self._account = await self._read(retrieve, account_of)
         return self._livemode, self._account
 
     async def ensure_meter(self, event_name: str, display_name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.http import events
 from pipeline.http.appender import Appender, Outgoing
 from pipeline.http.dependencies import LiveUsage
 from pipeline.metrics import METRICS, Metrics
@@ -201,6 +202,28 @@ async def test_events_behind_an_append_that_hangs_wait_no_longer_than_the_limit(
 
     assert (await first, behind) == ([False], [False])
     assert loop.time() - began_s < 0.55
+
+
+async def test_rejected_events_that_cannot_be_kept_delay_the_answer_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is of the answer, not of each part of a large request."""
+    monkeypatch.setattr(events, "ANSWER_TIMEOUT_S", 0.5)
+    world = World(NOW_MS)
+
+    class Hangs(FailingLog):
+        async def append(self, *_arguments: Any, **_more: Any) -> int:
+            await asyncio.Event().wait()
+            return 0
+
+    loop = asyncio.get_running_loop()
+    async with running(tmp_path, world, log=Hangs(world)) as gateway:
+        began_s = loop.time()
+        answer = await gateway.post([{"id": "broken"}] * 1_500)
+        took_s = loop.time() - began_s
+
+    assert (answer.status_code, answer.json()["rejected"]) == (400, 1_500)
+    assert took_s < 3
 
 
 async def test_events_are_taken_while_the_meter_set_is_not_known(tmp_path: Path) -> None:
