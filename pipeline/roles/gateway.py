@@ -23,7 +23,7 @@ from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
 
 # A live read asks Redis up to three times; the first call without an answer ends the read.
-LIVE_READ_TIMEOUT_S: Final = 1.5
+LIVE_READ_TIMEOUT_S: Final = 1.0
 REFRESH_INTERVAL_S: Final = 2.0
 FIRST_WAIT_S: Final = 0.2
 

@@ -58,6 +58,7 @@ def counted(folder: Path) -> str:
     return str(values.get("api_requests"))
 
 
+@pytest.mark.timeout(180)
 def test_killed_service_is_named_and_comes_back_and_a_lost_one_is_the_cause(tmp_path: Path) -> None:
     """The roles that end meanwhile are not to blame; at last Valkey cannot come back, and `dev` ends for its sake."""
     command = python("pipeline.cli", "dev", "--port", "0", "--clickhouse-port", "0")
@@ -85,7 +86,7 @@ def test_killed_service_is_named_and_comes_back_and_a_lost_one_is_the_cause(tmp_
     assert "worker" not in said
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 def test_killed_broker_is_named_and_comes_back(tmp_path: Path) -> None:
     """As Valkey."""
     with running_dev(tmp_path, "--kafka", "--port", "0", "--clickhouse-port", "0") as dev:

@@ -345,10 +345,12 @@ async def said_of_a_hanging_store(
         said = done.stdout if command == "doctor" else done.stderr
         assert len(done.stderr.splitlines()) == (command != "doctor"), done.stderr
         (lines[command],) = [line for line in said.splitlines() if f"{name} did not answer" in line]
-    assert took_s < 15
+    # Most of this is the start of Python on a busy machine. Without a limit, the calls would take minutes.
+    assert took_s < 45
     return lines
 
 
+@pytest.mark.timeout(120)
 async def test_commands_say_in_one_line_that_redis_hangs(deployment: Deployment, own_valkey: LocalValkey) -> None:
     """Within the limit, with the exit code of a failure that may pass."""
     commands = ("meters show", "account show acme", "doctor", "reconcile")
@@ -358,6 +360,7 @@ async def test_commands_say_in_one_line_that_redis_hangs(deployment: Deployment,
     assert all("check that it runs" in line for line in lines.values())
 
 
+@pytest.mark.timeout(120)
 async def test_commands_say_in_one_line_that_clickhouse_hangs(
     deployment: Deployment, clickhouse_server: RunningClickHouse
 ) -> None:
