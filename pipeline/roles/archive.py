@@ -11,7 +11,6 @@ from pipeline.roles.base import run_processor, runner_settings
 from pipeline.settings import Settings
 
 # Per partition; an insert has the events of several partitions. The queue has the next step while one is inserted.
-FLUSH_EVENTS_MAX: Final = 65_536
 FLUSH_BYTES_MAX: Final = 16 * 1024 * 1024
 QUEUE_BYTES_MAX: Final = 16 * 1024 * 1024
 
@@ -25,11 +24,11 @@ async def run_archive(settings: Settings, *, replay_from_start: bool = False) ->
             base.log,
             store,
             settings.secret_bytes(),
-            events_max=FLUSH_EVENTS_MAX,
+            events_max=settings.flush_events_max,
             replay_from_start=replay_from_start,
         )
         linger_s = settings.archive_linger_s
-        limits = runner_settings(settings, ARCHIVE_GROUP, FLUSH_EVENTS_MAX, linger_s, linger_s)
+        limits = runner_settings(settings, ARCHIVE_GROUP, linger_s=linger_s, catch_up_linger_s=linger_s)
         await run_processor(
             base, archive, replace(limits, flush_bytes_max=FLUSH_BYTES_MAX, queue_bytes_max=QUEUE_BYTES_MAX)
         )
