@@ -121,7 +121,11 @@ def _gateway() -> tuple[str, str]:
         )
     if not key_text:
         raise InvalidInput("TIDEMARK_API_KEY", "is not set; `tidemark key create` prints one")
-    if exposes_key(url):
+    try:
+        is_exposed = exposes_key(url)
+    except ValueError as error:
+        raise InvalidInput("TIDEMARK_GATEWAY_URL", f"cannot call {url}: {error}") from error
+    if is_exposed:
         click.echo(
             f"tidemark: {url} is not encrypted: everybody on the way can read the API key. Use https://", err=True
         )

@@ -86,6 +86,12 @@ def meter_set_plan(current: MeterSet, proposed: MeterSet) -> MeterSetPlan:
             lines.append(f"- {meter.slug}: counted and reported no more")
         elif name != after.stripe_event_name:
             lines.append(f"~ {meter.slug}: reported to Stripe {_as(after)}, before {_as(meter)}")
+        if after is not None:
+            lines += [
+                f"~ {meter.slug}: {field} {getattr(after, field)}, before {getattr(meter, field)}"
+                for field in ("on_bad", "allow_negative", "unit")
+                if getattr(after, field) != getattr(meter, field)
+            ]
         is_final |= after is None or (name is not None and name != after.stripe_event_name)
     lines += [
         f"+ {meter.slug}: counted from now on, reported to Stripe {_as(meter)}"

@@ -39,6 +39,10 @@ def meter_set(*meters: dict[str, Any], version: int = 1, **policy: int) -> Meter
             ("+ more: counted from now on, reported to Stripe as more",), False, id="a new meter",
         ),
         pytest.param(
+            [API, {**SEATS, "on_bad": "skip_meter"}], {},
+            ("~ seats: on_bad skip_meter, before reject_event",), False, id="what a bad value does",
+        ),
+        pytest.param(
             [API, SEATS], {"grace_ms": 7_200_000}, ("~ policy.grace_ms: 7200000, before 3600000",), False, id="policy",
         ),
     ],
