@@ -1,8 +1,8 @@
 """Exact prices, rounding, currencies, and the division of an amount over lines.
 
-Sources: docs.stripe.com, "currencies" (zero-decimal and special-case currencies, minimum charges); the API's
-`unit_amount_decimal` ("at most 12 decimal places"); "billing/taxes/tax-rates#rounding" (half is rounded up). Stripe
-documents no rounding of a negative half: the engine rounds half away from zero.
+Sources: docs.stripe.com, "currencies" (zero-decimal and special-case currencies, minimum charges, at most 12 digits);
+the API's `unit_amount_decimal` ("at most 12 decimal places"); "billing/taxes/tax-rates#rounding" (half is rounded up).
+Stripe documents no rounding of a negative half: the engine rounds half away from zero (undocumented).
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from fractions import Fraction
 from typing import Final
 
 DECIMAL_PLACES_MAX: Final = 12
+DIGITS_MAX: Final = 12
 
+# Stripe's API keeps two decimals for isk and ugx, which have no coins.
 ZERO_DECIMAL: Final = frozenset(
     ["bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"]
-)  # isk and ugx have no coins, but Stripe's API keeps two decimals for both.
+)
 THREE_DECIMAL: Final = frozenset(["bhd", "jod", "kwd", "omr", "tnd"])
 
 # The smallest charge in minor units ("currencies#minimum-and-maximum-charge-amounts").
@@ -27,15 +29,18 @@ def exact_amount(text: str | int | Decimal) -> Fraction:
     """A `unit_amount` or `unit_amount_decimal` in minor units.
 
     Raises:
-        ValueError: not a finite number, or more than 12 decimal places.
+        ValueError: no finite number, or more than 12 digits before or after the point.
     """
     try:
-        amount = Fraction(Decimal(text))
-    except (InvalidOperation, OverflowError) as error:
-        raise ValueError(f"{text!r} is not a finite number") from error
-    if (amount * 10**DECIMAL_PLACES_MAX).denominator != 1:
+        number = Decimal(text)
+    except InvalidOperation as error:
+        raise ValueError(f"{text!r} is not a number") from error
+    # The exponent is checked first: the integer of 1E+999999999 would fill the memory.
+    if not number.is_finite() or number.adjusted() >= DIGITS_MAX:
+        raise ValueError(f"{text!r} is not a number of at most {DIGITS_MAX} digits before the point")
+    if number and (number.adjusted() < -DECIMAL_PLACES_MAX or number != round(number, DECIMAL_PLACES_MAX)):
         raise ValueError(f"{text!r} has more than {DECIMAL_PLACES_MAX} decimal places")
-    return amount
+    return Fraction(number) if number else Fraction(0)
 
 
 def rounded(amount: Fraction | int) -> int:
