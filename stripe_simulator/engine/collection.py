@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 DAY_S: Final = 86_400
 INCOMPLETE_S: Final = 23 * 3600
 
-# The issuer will never accept these. Every other code, `expired_card` among them, is retried.
+# Stripe does not retry these without a new payment method. Every other code, `expired_card` among them, is retried.
 HARD_DECLINE_CODES: Final = frozenset(
     {
         "authentication_required",

@@ -88,8 +88,8 @@ def reinstated(grants: Sequence[Grant], draws: Iterable[Draw]) -> tuple[Grant, .
 
 def _changed(grants: Sequence[Grant], draws: Iterable[Draw], sign: int) -> tuple[Grant, ...]:
     amounts: dict[str, int] = {}
-    for each in draws:
-        amounts[each.grant] = amounts.get(each.grant, 0) + sign * each.amount
+    for entry in draws:
+        amounts[entry.grant] = amounts.get(entry.grant, 0) + sign * entry.amount
     return tuple(grant._replace(available=grant.available + amounts.get(grant.id, 0)) for grant in grants)
 
 

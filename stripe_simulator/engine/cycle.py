@@ -25,7 +25,8 @@ def cycle_lines(items: Sequence[Item], usages: Mapping[str, Usage], pending: Seq
     """The lines of the invoice at a period's boundary.
 
     Args:
-        items: the items that renew. A licensed item has its new period, and is billed in advance.
+        items: the items that renew, and the metered items that end. A licensed item has its new period, and is billed
+            in advance.
         usages: by item id, the ended period's usage of metered items, which are billed in arrears. An item without an
             entry has no usage line. Usage 0 has a line.
         pending: invoice items that wait for the next invoice, prorations among them.
@@ -105,22 +106,23 @@ def totals(
 ) -> Totals:
     """Add up an invoice: discounts, then credit grants, then tax, then the customer's balance.
 
-    `subtotal` contains item discounts and no invoice discounts, as the API says. `at` is the instant of finalization.
+    `discounts` are those of the subscription and the customer that are active for this invoice. `subtotal` contains
+    item discounts and no invoice discounts, as the API says. `at` is the instant of finalization.
     """
     parts = [Part(line.amount, line.product, line.discounts, line.discountable) for line in lines]
     cuts = apply(parts, discounts)
     nets = [line.amount - sum(cut.amount for cut in line_cuts) for line, line_cuts in zip(lines, cuts, strict=True)]
     draws = draw(grants, _credit_lines(lines, nets), at)
     credited = [0] * len(lines)
-    for each in draws:
-        credited[each.line] += each.amount
+    for entry in draws:
+        credited[entry.line] += entry.amount
     taxable = [net - credit for net, credit in zip(nets, credited, strict=True)]
     taxes = [tax_of(amount, tax_rate) if tax_rate else 0 for amount in taxable]
     exclusive = 0 if tax_rate and tax_rate.inclusive else sum(taxes)
     item_discounts = sum(cut.amount for line_cuts in cuts for cut in line_cuts if cut.item_level)
     settlement = settled(sum(taxable) + exclusive, starting_balance, charge_min)
     return Totals(
-        lines=tuple(LineTotals(*each) for each in zip(cuts, credited, taxable, taxes, strict=True)),
+        lines=tuple(LineTotals(*amounts) for amounts in zip(cuts, credited, taxable, taxes, strict=True)),
         draws=draws,
         subtotal=sum(line.amount for line in lines) - item_discounts,
         total_discount=sum(line.amount for line in lines) - sum(nets),

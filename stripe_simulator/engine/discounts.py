@@ -46,7 +46,7 @@ def discount_from(coupon: Coupon, start: int) -> Discount:
 
 def remaining(discounts: Sequence[Discount], at: int) -> tuple[Discount, ...]:
     """The discounts that the invoice after one of the instant `at` still has: without `once` and expired ones."""
-    return tuple(each for each in discounts if each.coupon.duration != "once" and each.active_at(at))
+    return tuple(discount for discount in discounts if discount.coupon.duration != "once" and discount.active_at(at))
 
 
 class Part(NamedTuple):

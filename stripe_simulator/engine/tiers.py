@@ -43,7 +43,10 @@ class Price(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """A part of a price that becomes an invoice line of its own. A flat amount has the quantity 0."""
+    """A part of a price that becomes an invoice line of its own.
+
+    A flat amount has the quantity 0. With `transform_quantity`, the quantity counts packages.
+    """
 
     quantity: Fraction
     unit_amount: Fraction
@@ -62,13 +65,16 @@ def charges(price: Price, quantity: Fraction | int) -> tuple[Charge, ...]:
     overage"). A fraction of a unit belongs to the tier of the unit that the fraction begins.
 
     Raises:
-        ValueError: the quantity is negative, or tiers are combined with `transform_quantity`.
+        ValueError: the quantity is negative, the last tier has a bound, or tiers are combined with
+            `transform_quantity`.
     """
     if quantity < 0:
         raise ValueError(f"a quantity of {quantity} cannot be charged")
     units = Fraction(quantity)
     if price.tiers and price.transform_quantity:
         raise ValueError("transform_quantity cannot be combined with tiers")
+    if price.tiers and price.tiers[-1].up_to is not None:
+        raise ValueError("the last tier must have up_to=inf")
     if price.transform_quantity:
         packages = units / price.transform_quantity.divide_by
         units = Fraction(-(-packages // 1) if price.transform_quantity.round == "up" else packages // 1)

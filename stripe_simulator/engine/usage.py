@@ -36,15 +36,18 @@ def aggregated_value(formula: Formula, sums: Iterable[UsageSum], period: Period)
         ValueError: a sum lies only partly within the period. The caller splits the hour in which a period ends.
     """
     within = []
-    for each in sums:
-        if each.period.end <= period.start or each.period.start >= period.end or not each.events:
+    for usage_sum in sums:
+        covered = usage_sum.period
+        if covered.end <= period.start or covered.start >= period.end or not usage_sum.events:
             continue
-        if each.period.start < period.start or each.period.end > period.end:
-            raise ValueError(f"the usage of {each.period} lies only partly within {period}")
-        within.append(each)
+        if covered.start < period.start or covered.end > period.end:
+            raise ValueError(f"the usage of {covered} lies only partly within {period}")
+        within.append(usage_sum)
     if formula == "last":
-        return max(within, key=lambda each: each.period).last if within else Fraction(0)
-    return sum((each.sum if formula == "sum" else Fraction(each.events) for each in within), Fraction(0))
+        return max(within, key=lambda usage_sum: usage_sum.period).last if within else Fraction(0)
+    if formula == "count":
+        return Fraction(sum(usage_sum.events for usage_sum in within))
+    return sum((usage_sum.sum for usage_sum in within), Fraction(0))
 
 
 class Usage(NamedTuple):

@@ -192,3 +192,5 @@ def test_impossible_quantities_are_refused() -> None:
         charges(price, -1)
     with pytest.raises(ValueError, match="cannot be combined"):
         charges(price._replace(transform_quantity=TransformQuantity(2, "up")), 1)
+    with pytest.raises(ValueError, match="up_to=inf"):
+        charges(tiered("graduated", (1, 1), (5, 1)), 6)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from stripe_simulator.engine.cycle import cycle_lines, totals
 from stripe_simulator.engine.lines import Item, Line
 from stripe_simulator.engine.periods import Period, period_containing
-from stripe_simulator.engine.proration import BillingMode, Debit, debits_of, prorate
-from tests.unit.stripe_engine.catalog import MONTH, amount, at, between, cents, flat, percent, seats
+from stripe_simulator.engine.proration import BillingMode, Debit, debits_of, net_amounts, prorate
+from tests.unit.stripe_engine.catalog import MONTH, YEAR, amount, at, between, cents, flat, percent, seats
 
 APRIL: Final = between("2027-04-01", "2027-05-01")
 FEBRUARY: Final = between("2027-02-01", "2027-03-01")
@@ -66,6 +66,39 @@ def test_an_unchanged_item_and_a_discount_alone_are_not_prorated() -> None:
     lines = prorate("classic", [ten, twenty], [ten._replace(discounts=(percent(50),)), more], at("2027-04-16")).lines
 
     assert [(line.item, line.amount) for line in lines] == [("si_2", -1000), ("si_2", 2000)]
+
+
+def test_mixed_intervals_share_no_coupon() -> None:
+    """Items that are billed for different periods are on different invoices: each invoice has the whole coupon."""
+    year = between("2027-01-01", "2028-01-01")
+    items = [
+        seats(flat("base", 36_500, YEAR), 1, year),
+        seats(flat("addon", 1000), 1, APRIL, "si_2"),
+        seats(flat("addon", 3000), 1, APRIL, "si_3"),
+    ]
+
+    assert net_amounts(items, [amount(500)], "flexible") == {"si_1": 36_000, "si_2": 875, "si_3": 2625}
+    assert net_amounts(items, [amount(500)], "classic") == {"si_1": 36_000, "si_2": 500, "si_3": 2500}
+
+
+def test_a_restart_credits_and_charges_every_item() -> None:
+    """Unchanged items begin the new period too, and the invoice discounts the full lines."""
+    ten, twenty = seats(flat("ten", 1000), 1, APRIL), seats(flat("twenty", 2000), 1, APRIL, "si_2")
+    now = between("2027-04-16", "2027-05-16")
+    new = [ten._replace(period=now), twenty._replace(period=now)]
+
+    result = prorate(
+        "flexible",
+        [ten, twenty],
+        new,
+        now.start,
+        discounts=[percent(10)],
+        debits=debits_of([ten, twenty], {"si_1": 100, "si_2": 200}),
+    )
+
+    assert cents(result.lines) == [-450, 1000, -900, 2000]
+    assert totals(result.lines, discounts=[percent(10)]).total == -450 + 900 - 900 + 1800
+    assert {debit.item.id: debit.net for debit in result.debits if debit.period == now} == {"si_1": 900, "si_2": 1800}
 
 
 def test_a_proration_is_never_discounted_again() -> None:
@@ -317,6 +350,25 @@ def test_rounding_costs_at_most_half_a_cent_for_each_line(history: list[Event], 
     subscription, model = run("flexible", history, scale, discount, nothing)
 
     assert abs(subscription.billed - model.owed) <= Fraction(subscription.line_count, 2)
+
+
+@given(changes=st.lists(st.tuples(st.integers(0, 30 * 86_400 - 1), st.integers(0, 9)), max_size=6))
+def test_any_order_of_proration_dates_bills_each_second_once(changes: list[tuple[int, int]]) -> None:
+    """A later request with an earlier `proration_date` replaces everything from that date on. A seat is 1 cent/s."""
+    item = seats(flat("seat", 30 * 86_400), 1, APRIL)
+    debits, billed = debits_of([item], {}), 30 * 86_400
+    timeline = {0: 1}
+    for second, quantity in changes:
+        result = prorate("flexible", [item], [item._replace(quantity=quantity)], APRIL.start + second, debits=debits)
+        if quantity != item.quantity:
+            timeline = {start: seats_then for start, seats_then in timeline.items() if start < second} | {
+                second: quantity
+            }
+        item, debits = item._replace(quantity=quantity), result.debits
+        billed += sum(cents(result.lines))
+
+    edges = [*sorted(timeline), 30 * 86_400]
+    assert billed == sum(timeline[start] * (end - start) for start, end in itertools.pairwise(edges))
 
 
 @given(first=st.integers(0, 99_999), second=st.integers(0, 99_999), seconds=st.integers(1, 30 * 86_400 - 1))
