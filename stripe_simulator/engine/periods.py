@@ -7,6 +7,7 @@ on the last day of a shorter month: February 28, then March 31.
 from __future__ import annotations
 
 import calendar
+import math
 from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Final, Literal, NamedTuple
@@ -83,21 +84,36 @@ class AnchorConfig(NamedTuple):
     second: int | None = None
 
 
-def anchor_of(config: AnchorConfig, start: int) -> int:
-    """An anchor at most two years before `start` that yields the boundaries of `config`.
+def anchor_of(config: AnchorConfig, recurrence: Recurrence, start: int) -> int:
+    """The `billing_cycle_anchor` of a monthly or yearly subscription that starts at `start`.
 
-    The anchor lies in a month that has `day_of_month` (January, unless the config names a month): from a February the
-    31st would be forgotten. The first boundary after `start` is `period_containing(anchor, …, start).end`.
+    The first full period begins within one period from `start`, on `day_of_month` or the last day of a shorter month.
+    The anchor can be later: the first boundary whose month has that day, so that the day is not forgotten. Stripe's
+    example: two-month periods from February with day 31 have the anchor August 31 and a first boundary in February.
     """
     moment = datetime.fromtimestamp(start, UTC)
-    year, month = moment.year - 1, config.month or 1
+    months = recurrence.interval_count * _MONTHS[recurrence.interval]
+    first = moment.year * 12 + moment.month - 1
+    # A month of the year fixes the boundaries only if the periods divide the year.
+    every = math.gcd(months, 12)
+    while (config.month and (first + 1 - config.month) % every) or _configured(config, moment, first) < start:
+        first += 1
+    for month in range(first, first + 13 * months, months):
+        if calendar.monthrange(month // 12, month % 12 + 1)[1] >= config.day_of_month:
+            return _configured(config, moment, month)
+    return _configured(config, moment, first)
+
+
+def _configured(config: AnchorConfig, start: datetime, month: int) -> int:
+    """The configured instant in a month, which is counted from the year 0."""
+    year, number = month // 12, month % 12 + 1
     return calendar.timegm(
-        moment.replace(
+        start.replace(
             year=year,
-            month=month,
-            day=min(config.day_of_month, calendar.monthrange(year, month)[1]),
-            hour=moment.hour if config.hour is None else config.hour,
-            minute=moment.minute if config.minute is None else config.minute,
-            second=moment.second if config.second is None else config.second,
+            month=number,
+            day=min(config.day_of_month, calendar.monthrange(year, number)[1]),
+            hour=start.hour if config.hour is None else config.hour,
+            minute=start.minute if config.minute is None else config.minute,
+            second=start.second if config.second is None else config.second,
         ).timetuple()
     )

@@ -78,7 +78,8 @@ def restarts_period(mode: BillingMode, before: Sequence[Item], after: Sequence[I
     """True when a change resets the billing cycle anchor to now although the request did not ask for that.
 
     Classic mode does so for another interval and for the step from free to paid. Flexible mode resets the anchor only
-    on request ("Reset the billing cycle anchor" in "billing-mode/compare").
+    on request ("Reset the billing cycle anchor" in "billing-mode/compare", "Change the billing period on existing
+    subscriptions" in "billing/subscriptions/billing-cycle").
     """
     if mode == "flexible" or not before or not after:
         return False

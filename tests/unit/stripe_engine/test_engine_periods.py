@@ -90,27 +90,61 @@ def test_added_months_keep_the_day_or_take_the_last(start: int, months: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("config", "recurrence", "start", "boundaries"),
+    ("config", "recurrence", "start", "anchor", "boundaries"),
     [
         pytest.param(
-            AnchorConfig(31), MONTH, "2027-02-10 09:00", ["2027-02-28 09:00", "2027-03-31 09:00"], id="last day"
+            AnchorConfig(31),
+            MONTH,
+            "2027-02-10 09:00",
+            "2027-03-31 09:00",
+            ["2027-02-28 09:00", "2027-03-31 09:00"],
+            id="last day of each month",
+        ),
+        pytest.param(
+            AnchorConfig(31),
+            Recurrence("month", 2),
+            "2027-02-10",
+            "2027-08-31",
+            ["2027-02-28", "2027-04-30"],
+            id="documented two months",
         ),
         pytest.param(
             AnchorConfig(1, hour=0, minute=0, second=0),
             MONTH,
             "2027-02-10 09:00:07",
+            "2027-03-01",
             ["2027-03-01", "2027-04-01"],
             id="hour-aligned",
         ),
-        pytest.param(AnchorConfig(15, month=7), YEAR, "2027-08-01", ["2028-07-15", "2029-07-15"], id="yearly in July"),
-        pytest.param(AnchorConfig(10), MONTH, "2027-02-10", ["2027-03-10", "2027-04-10"], id="starts on the day"),
+        pytest.param(
+            AnchorConfig(1, month=7),
+            YEAR,
+            "2027-08-01",
+            "2028-07-01",
+            ["2028-07-01", "2029-07-01"],
+            id="yearly in July",
+        ),
+        pytest.param(
+            AnchorConfig(1, month=7),
+            Recurrence("month", 3),
+            "2027-02-10",
+            "2027-04-01",
+            ["2027-04-01", "2027-07-01"],
+            id="quarters that include July",
+        ),
+        pytest.param(
+            AnchorConfig(31, month=2), YEAR, "2027-03-01", "2028-02-29", ["2028-02-29", "2029-02-28"], id="no such day"
+        ),
+        pytest.param(
+            AnchorConfig(10), MONTH, "2027-02-10", "2027-02-10", ["2027-03-10", "2027-04-10"], id="starts on the day"
+        ),
     ],
 )
 def test_an_anchor_from_a_configuration(
-    config: AnchorConfig, recurrence: Recurrence, start: str, boundaries: list[str]
+    config: AnchorConfig, recurrence: Recurrence, start: str, anchor: str, boundaries: list[str]
 ) -> None:
     """The first period ends at the first such day, and a short month does not shorten the later ones."""
-    anchor = anchor_of(config, at(start))
+    assert at(anchor) == anchor_of(config, recurrence, at(start))
 
-    first = period_containing(anchor, recurrence, at(start)).end
-    assert [at(text) for text in boundaries] == [first, period_containing(anchor, recurrence, first).end]
+    first = period_containing(at(anchor), recurrence, at(start)).end
+    assert [at(text) for text in boundaries] == [first, period_containing(at(anchor), recurrence, first).end]
