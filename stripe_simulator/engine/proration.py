@@ -83,12 +83,16 @@ def restarts_period(mode: BillingMode, before: Sequence[Item], after: Sequence[I
     """
     if mode == "flexible" or not before or not after:
         return False
-    intervals = {item.price.recurrence for item in before} == {item.price.recurrence for item in after}
-    return not intervals or (_is_free(before) and not _is_free(after))
+    if {item.price.recurrence for item in before} != {item.price.recurrence for item in after}:
+        return True
+    return all(_is_free(item) for item in before) and not all(_is_free(item) for item in after)
 
 
-def _is_free(items: Iterable[Item]) -> bool:
-    return not any(item.price.metered or exact_total(item.price, item.quantity) for item in items)
+def _is_free(item: Item) -> bool:
+    """Zero-amount prices and zero quantities are free. A metered price is free if no usage costs anything."""
+    if not item.price.metered:
+        return not exact_total(item.price, item.quantity)
+    return not item.price.unit_amount and not any(tier.unit_amount or tier.flat_amount for tier in item.price.tiers)
 
 
 def prorate(

@@ -276,6 +276,10 @@ def test_11_to_13_intervals() -> None:
         pytest.param(flat("free", 0), PRO, {"classic": True, "flexible": False}, id="19 free to paid"),
         pytest.param(PRO, flat("free", 0), {"classic": False, "flexible": False}, id="paid to free"),
         pytest.param(ESSENTIAL, PRO, {"classic": False, "flexible": False}, id="another amount"),
+        pytest.param(
+            metered("zero", 0), API_CALLS, {"classic": True, "flexible": False}, id="free usage to paid usage"
+        ),
+        pytest.param(API_CALLS, PRO, {"classic": False, "flexible": False}, id="paid usage to paid"),
     ],
 )
 def test_11_and_19_only_classic_restarts_the_period_by_itself(
