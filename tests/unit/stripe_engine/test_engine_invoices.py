@@ -392,6 +392,7 @@ def test_grace() -> None:
 
     assert automatically_finalizes_at(APRIL.start, APRIL, 72 * HOUR) == APRIL.start + 72 * HOUR
     assert automatically_finalizes_at(APRIL.start, day, HOUR) == APRIL.start + HOUR
+    assert automatically_finalizes_at(APRIL.start, day, 0) == APRIL.start
     for period, grace_s in ((day, 24 * HOUR), (APRIL, 72 * HOUR + 1), (APRIL, -1)):
         with pytest.raises(ValueError, match="is not possible"):
             automatically_finalizes_at(APRIL.start, period, grace_s)

@@ -315,6 +315,7 @@ def covers_each_second_once(subscription: Subscription) -> None:
         parts = sorted(debit.billed for debit in subscription.debits if debit.item.id == item.id)
         assert all(first.end == second.start for first, second in itertools.pairwise(parts))
         assert all(part.end <= item.period.end for part in parts[-1:])
+        assert all(part.start < part.end for part in parts)
 
 
 def nothing(_: Subscription) -> None:
