@@ -119,12 +119,13 @@ def test_a_first_period_that_ends_at_a_later_anchor(prorations: bool, expected: 
     assert cents(prorate("flexible", [], [item], start, prorations=prorations).lines) == expected
 
 
+@pytest.mark.parametrize("mode", ["classic", "flexible"])
 @pytest.mark.parametrize("moment", ["2027-04-01", "2027-05-01"])
-def test_the_edges_of_a_period(moment: str) -> None:
+def test_the_edges_of_a_period(moment: str, mode: BillingMode) -> None:
     """The first second credits and charges everything, and the end nothing."""
     before, after = seats(flat("a", 1000), 1, APRIL), seats(flat("b", 2000), 1, APRIL)
 
-    lines = prorate("flexible", [before], [after], at(moment), debits=debits_of([before], {})).lines
+    lines = prorate(mode, [before], [after], at(moment), debits=debits_of([before], {})).lines
 
     assert cents(lines) == ([-1000, 2000] if moment == "2027-04-01" else [])
 
