@@ -1,0 +1,114 @@
+"""What a quantity costs: per unit, graduated or volume tiers, packages.
+
+Source: docs.stripe.com, "products-prices/pricing-models" (tiered pricing, usage-based pricing) and the API's
+`transform_quantity` (not possible with tiers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Literal, NamedTuple
+
+from stripe_simulator.engine.amounts import rounded
+from stripe_simulator.engine.periods import Recurrence
+
+
+class Tier(NamedTuple):
+    """One tier. `up_to` is the last unit of the tier, and None means `inf`."""
+
+    up_to: int | None
+    unit_amount: Fraction = Fraction(0)
+    flat_amount: Fraction = Fraction(0)
+
+
+class TransformQuantity(NamedTuple):
+    """Units are sold in packages of `divide_by`."""
+
+    divide_by: int
+    round: Literal["up", "down"]
+
+
+class Price(NamedTuple):
+    """A recurring price. A price has either `unit_amount`, or `tiers` with a `tiers_mode`."""
+
+    id: str
+    recurrence: Recurrence
+    unit_amount: Fraction = Fraction(0)
+    product: str = ""
+    metered: bool = False
+    tiers: tuple[Tier, ...] = ()
+    tiers_mode: Literal["graduated", "volume"] | None = None
+    transform_quantity: TransformQuantity | None = None
+
+
+class Charge(NamedTuple):
+    """A part of a price that becomes an invoice line of its own.
+
+    A flat amount has the quantity 0. With `transform_quantity`, the quantity counts packages.
+    """
+
+    quantity: Fraction
+    unit_amount: Fraction
+    flat_amount: Fraction = Fraction(0)
+
+    @property
+    def exact(self) -> Fraction:
+        """The amount before rounding."""
+        return self.quantity * self.unit_amount + self.flat_amount
+
+
+def charges(price: Price, quantity: Fraction | int) -> tuple[Charge, ...]:
+    """The parts of `quantity`, one for each tier that the quantity enters.
+
+    A flat amount is a part of its own. The quantity 0 enters the first tier, so its flat amount is due ("fixed fee and
+    overage"). A fraction of a unit belongs to the tier of the unit that the fraction begins.
+
+    Raises:
+        ValueError: the quantity is negative, the last tier has a bound, or tiers are combined with
+            `transform_quantity`.
+    """
+    if quantity < 0:
+        raise ValueError(f"a quantity of {quantity} cannot be charged")
+    units = Fraction(quantity)
+    if price.tiers and price.transform_quantity:
+        raise ValueError("transform_quantity cannot be combined with tiers")
+    if price.tiers and price.tiers[-1].up_to is not None:
+        raise ValueError("the last tier must have up_to=inf")
+    if price.transform_quantity:
+        packages = units / price.transform_quantity.divide_by
+        units = Fraction(-(-packages // 1) if price.transform_quantity.round == "up" else packages // 1)
+    if not price.tiers:
+        return (Charge(units, price.unit_amount),)
+    return tuple(_volume(price, units) if price.tiers_mode == "volume" else _graduated(price, units))
+
+
+def _graduated(price: Price, units: Fraction) -> Iterator[Charge]:
+    below = Fraction(0)
+    for tier in price.tiers:
+        if units <= below and tier is not price.tiers[0]:
+            return
+        top = units if tier.up_to is None else min(units, Fraction(tier.up_to))
+        yield from _tier_charges(tier, top - below)
+        below = top if tier.up_to is None else Fraction(tier.up_to)
+
+
+def _volume(price: Price, units: Fraction) -> Iterator[Charge]:
+    tier = next(tier for tier in price.tiers if tier.up_to is None or units <= tier.up_to)
+    yield from _tier_charges(tier, units)
+
+
+def _tier_charges(tier: Tier, units: Fraction) -> Iterator[Charge]:
+    yield Charge(units, tier.unit_amount)
+    if tier.flat_amount:
+        yield Charge(Fraction(0), Fraction(0), tier.flat_amount)
+
+
+def exact_total(price: Price, quantity: Fraction | int) -> Fraction:
+    """The amount of `quantity` before rounding. Prorations start from this amount."""
+    return sum((charge.exact for charge in charges(price, quantity)), Fraction(0))
+
+
+def total(price: Price, quantity: Fraction | int) -> int:
+    """The amount of `quantity`: the sum of the lines, each rounded by itself."""
+    return sum(rounded(charge.exact) for charge in charges(price, quantity))
