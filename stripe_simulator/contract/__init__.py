@@ -1,0 +1,1 @@
+"""What the installed stripe-python says about requests and responses."""
