@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -139,14 +138,17 @@ class _Api:
             return Answer(stored.status, stored.body, headers)
         rejection = fault.reason or "meter_event_invalid_value" if fault and fault.kind is FaultKind.REJECTED else ""
         call = Call(request.path, params, ids, rejection)
-        with ExitStack() as held:
-            if key:
-                held.enter_context(simulator.idempotency.running(livemode, key))
-            if route.lock:
-                held.enter_context(simulator.limits.lock(route.lock(mode, call)))
-                if simulator.settings.latency_s:
-                    await asyncio.sleep(simulator.settings.latency_s)
+        name = route.lock(mode, call) if route.lock else ()
+        if name:
+            simulator.limits.lock(name)
+        simulator.idempotency.begin(livemode, key)
+        try:
+            if name and simulator.settings.latency_s:
+                await asyncio.sleep(simulator.settings.latency_s)
             answer = self._execute(mode, route, call, fault, request.id, key, asked)
+        finally:
+            simulator.idempotency.end(livemode, key)
+            simulator.limits.unlock(name)
         if fault and fault.kind is FaultKind.TIMEOUT_AFTER_COMMIT:
             raise _LostAnswer(simulator.settings.hold_s)
         if fault and fault.kind is FaultKind.CONNECTION_DROPPED_AFTER_COMMIT:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from stripe_simulator.errors import ApiError, idempotency_key_in_use, idempotency_mismatch
@@ -51,14 +49,13 @@ class Idempotency:
             raise idempotency_mismatch(key)
         return stored
 
-    @contextmanager
-    def running(self, livemode: bool, key: str) -> Iterator[None]:
-        """Mark a key as in use."""
+    def begin(self, livemode: bool, key: str) -> None:
+        """Mark a key as in use until `end`."""
         self._running.add((livemode, key))
-        try:
-            yield
-        finally:
-            self._running.discard((livemode, key))
+
+    def end(self, livemode: bool, key: str) -> None:
+        """The request with this key has ended."""
+        self._running.discard((livemode, key))
 
     def store(self, livemode: bool, key: str, answer: StoredAnswer) -> None:
         """Store the answer of an executed request, in the transaction of its changes if there is one."""

@@ -8,8 +8,7 @@ transaction. A line survives the death of the process once the transaction ended
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -51,29 +50,33 @@ class Journal:
         """What runs when the transaction has ended well."""
         self._after.append(function)
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All changes of the block are made and written, or none. A nested transaction joins the outer one."""
+    def transaction(self) -> Journal:
+        """`with journal.transaction():` makes and writes all changes of the block or none. A nested one joins."""
+        return self
+
+    def __enter__(self) -> None:
+        self._depth += 1
+
+    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
+        self._depth -= 1
         if self._depth:
-            yield
             return
-        self._depth = 1
         try:
-            yield
-            if self._records:
+            if error is None and self._records:
                 os.write(self._file, msgspec.json.encode(self._records) + b"\n")
-        except BaseException:
-            for function in reversed(self._undo):
-                function()
-            self._after.clear()
+        except BaseException as failure:
+            error = failure
             raise
         finally:
-            self._depth = 0
+            undo, self._undo = self._undo, []
+            after, self._after = self._after, []
             self._records.clear()
-            self._undo.clear()
-        waiting, self._after = self._after, []
-        for function in waiting:
-            function()
+            if error is not None:
+                for function in reversed(undo):
+                    function()
+        if error is None:
+            for function in after:
+                function()
 
     def open(self) -> None:
         """Restore the state from the file and write to the file from now on; nothing without a path.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from stripe_simulator.errors import conflict, rate_limited
@@ -55,13 +53,12 @@ class Limits:
         if not bucket.take(now_ms):
             raise rate_limited(reason)
 
-    @contextmanager
-    def lock(self, name: tuple[str, ...]) -> Iterator[None]:
-        """Lock a name during one request. Raises `ApiError` (409) if another request has locked the name."""
+    def lock(self, name: tuple[str, ...]) -> None:
+        """Lock a name until `unlock`. Raises `ApiError` (409) if another request has locked the name."""
         if name in self._locked:
             raise conflict()
         self._locked.add(name)
-        try:
-            yield
-        finally:
-            self._locked.discard(name)
+
+    def unlock(self, name: tuple[str, ...]) -> None:
+        """Release a locked name."""
+        self._locked.discard(name)

@@ -28,9 +28,7 @@ class Simulator:
     `violations` are the responses that differed from the SDK's shapes, with `check_responses`.
     """
 
-    def __init__(
-        self, clock: Clock, settings: SimulatorSettings = _DEFAULTS, state: Path | None = None
-    ) -> None:
+    def __init__(self, clock: Clock, settings: SimulatorSettings = _DEFAULTS, state: Path | None = None) -> None:
         self.clock = clock
         self.settings = settings
         self.journal = Journal(state)

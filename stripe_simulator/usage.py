@@ -162,7 +162,7 @@ class Usage:
             )  # fmt: skip
             # One job at a time for each mark: the job schedules the next one.
             before = len(self.events) - 1
-            if self._validated == before:
+            if self._validated == before and self._timing.patience_ms < self._timing.lag_ms:
                 self._schedule(VALIDATE)
             if self._added == before:
                 self._schedule(ADD_UP)
@@ -180,10 +180,10 @@ class Usage:
         now_ms = self._clockwork.now_ms()
         end = self._due(self._validated, now_ms - self._timing.patience_ms)
         codes = {str(place): code for place in range(self._validated, end) if (code := self._judge(self.events[place]))}
-        windows = set(self._rejected)
+        known = self._rejected.keys() if not codes else set(self._rejected)
         if end > self._validated:
             self._journal.change(f"{self._name}.validated", end, codes)
-        for start_ms in sorted(self._rejected.keys() - windows):
+        for start_ms in sorted(self._rejected.keys() - known) if codes else ():
             due_ms = start_ms + self._timing.window_ms + self._timing.validation_delay_ms
             self._clockwork.schedule(
                 due_ms, REPORT, {"start_ms": start_ms, "end_ms": start_ms + self._timing.window_ms}

@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from stripe_simulator.contract.compile import FOLDER
 from stripe_simulator.errors import ApiError, empty_parameter, missing_parameter, not_simulated, unknown_parameters
 
 Params = dict[str, Any]
@@ -22,7 +22,7 @@ _PAGE: Final = ["optional", "str"]
 
 @cache
 def _document() -> dict[str, Any]:
-    document: dict[str, Any] = msgspec.json.decode((FOLDER / "requests.json").read_bytes())
+    document: dict[str, Any] = msgspec.json.decode(Path(__file__).with_name("requests.json").read_bytes())
     return document
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-
-from stripe_simulator.contract.compile import FOLDER
 
 PROBLEMS_MAX = 20
 _EVENT: Final = "v2.core._event:Event"
@@ -24,7 +23,7 @@ _PLAIN: Final[Mapping[str, tuple[type, ...]]] = {
 
 @cache
 def _document() -> dict[str, Any]:
-    document: dict[str, Any] = msgspec.json.decode((FOLDER / "shapes.json").read_bytes())
+    document: dict[str, Any] = msgspec.json.decode(Path(__file__).with_name("shapes.json").read_bytes())
     return document
 
 

@@ -1,12 +1,8 @@
-"""Compiles the contract of the installed stripe-python into `requests.json` and `shapes.json`.
+"""Compiles the contract of the installed stripe-python into `requests.json` and `shapes.json` of the Stripe simulator.
 
-The compiler parses the SDK's source and does not import it. `python -m stripe_simulator.contract.compile` rewrites both
-files after an upgrade of the SDK; a test compares the files with a new compilation.
-
-A type is a name (`str`, `int`, `float`, `bool`, `decimal`, `any`) or a list whose first item says its kind:
-`["enum", values]`, `["list", type]`, `["map", type]`, `["object", definition]`, `["union", types]`,
-`["optional", type]` (may be absent or null), `["clear", type]` (`""` clears a parameter), `["expandable", type]` (an id
-or the object), `["page", type]` and `["page2", type]` (a list of API v1 or v2).
+The compiler parses the SDK's source, so it sees all annotations. `python -m tests.stripe_contract` rewrites both files
+after an upgrade of the SDK; a test compares the files with a new compilation. The simulator only reads the files.
+The form of a compiled type is described in `stripe_simulator/contract/__init__.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-FOLDER: Final = Path(__file__).parent
+FOLDER: Final = Path(__file__).parents[1] / "stripe_simulator" / "contract"
 Type = Any
 
 # The parts of the API that are compiled. All other routes are known by name only.
