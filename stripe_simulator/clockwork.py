@@ -7,8 +7,8 @@ is scheduled by the other.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -114,7 +114,7 @@ class Clockwork:
         return [(job.due_ms, clock, job.kind) for job, clock in sorted(jobs)]
 
     def _apply_schedule(self, number: int, due_ms: int, kind: str, arguments: dict[str, Any], clock: str) -> None:
-        tie = zlib.crc32(f"{self._seed}:{number}".encode())
+        tie = int.from_bytes(hashlib.blake2b(f"{self._seed}:{number}".encode(), digest_size=8).digest())
         heapq.heappush(self._queues.setdefault(clock, []), Job(due_ms, tie, number, kind, arguments))
         self._waiting.add(number)
         self._numbers = number

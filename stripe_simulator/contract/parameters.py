@@ -96,7 +96,10 @@ class _Coercion:
                 if not isinstance(value, dict):
                     raise _invalid("object", name, code="parameter_invalid")
                 # `""` as a value of a map removes the key, as in `metadata[colour]=`.
-                return {key: item if item == "" else self.value(item, kind[1], name) for key, item in value.items()}
+                return {
+                    key: item if item == "" else self.value(item, kind[1], f"{name}[{key}]")
+                    for key, item in value.items()
+                }
             case "object":
                 if not isinstance(value, dict):
                     raise _invalid("object", name, code="parameter_invalid")

@@ -21,9 +21,9 @@ class LocalStripe(LocalProcess):
     def __init__(self, folder: Path) -> None:
         self.url = ""
         folder.mkdir(parents=True, exist_ok=True)
-        options = ("--check-responses", "--summary-lag-s", "1", "--validation-window-s", "1", "--validation-delay-s", "0")
+        options = ("--summary-lag-s", "1", "--validation-window-s", "1", "--validation-delay-s", "0")
         super().__init__(
-            "the Stripe simulator", python("stripe_simulator", *options), folder / "simulator.log",
+            "the Stripe simulator", python("stripe_simulator", "--check-responses", *options), folder / "simulator.log",
             environment=clean_environment(), cwd=ROOT,
         )  # fmt: skip
 
