@@ -48,7 +48,7 @@ def _health(simulator: Simulator) -> dict[str, object]:
         "status": "ok",
         "now_ms": simulator.now_ms(),
         "account": simulator.settings.account,
-        "calls": simulator.calls,
+        "checked": sorted(simulator.checked),
         "violations": simulator.violations,
     }
 

@@ -190,9 +190,12 @@ class _Api:
         body = route.run(mode, call)
         if paths := call.params.get("expand"):
             body = expand(route.name, body, paths, mode.store.find)
-        if self._simulator.settings.check_responses and (problems := shapes.problems(route.name, body)):
-            self._simulator.violations += [f"{route.name} {problem}" for problem in problems]
-            raise ApiError(500, f"The response differs from Stripe's shape: {problems}", kind="api_error", stored=False)
+        if self._simulator.settings.check_responses:
+            self._simulator.checked.add(route.name)
+            if problems := shapes.problems(route.name, body):
+                self._simulator.violations += [f"{route.name} {problem}" for problem in problems]
+                message = f"The response differs from Stripe's shape: {problems}"
+                raise ApiError(500, message, kind="api_error", stored=False)
         return body
 
 

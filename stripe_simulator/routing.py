@@ -31,7 +31,7 @@ class Router:
         here, 404 for one that Stripe does not have."""
         node, ids = self._root, []
         for segment in path.split("/")[1:]:
-            below = node.get(segment)
+            below = node.get(segment) if segment else None
             if below is None and segment:
                 below = node.get(_ID)
                 ids.append(segment)

@@ -25,7 +25,7 @@ class Simulator:
     """State, clock, faults. Used by one event loop; `close()` releases the file.
 
     `state` is the journal from which the state is restored. Raises `ValueError` if the file is not a journal.
-    `violations` are the responses that differed from the SDK's shapes, with `check_responses`.
+    With `check_responses`, `checked` are the routes of the compared responses and `violations` the differences.
     """
 
     def __init__(self, clock: Clock, settings: SimulatorSettings = _DEFAULTS, state: Path | None = None) -> None:
@@ -38,6 +38,7 @@ class Simulator:
         self.limits = Limits(settings.rate_per_s, settings.meter_event_rate_per_s)
         self.faults = FaultPlan(settings.seed)
         self.calls: Counter[str] = Counter()
+        self.checked: set[str] = set()
         self.violations: list[str] = []
         self._requests = 0
         self.journal.open()

@@ -77,7 +77,7 @@ async def serve_simulator(
         await serving
         listener.close()
         simulator.close()
-        _check(simulator.violations, simulator.calls)
+        _check(simulator.violations, simulator.checked)
 
 
 @contextlib.contextmanager
@@ -88,12 +88,12 @@ def simulator_process(folder: Path, *arguments: str) -> Iterator[str]:
         url = process.wait_line(READY_PREFIX).removeprefix(READY_PREFIX)
         yield url
         health = httpx.get(f"{url}/_simulator/health", trust_env=False).json()
-    _check(health["violations"], health["calls"])
+    _check(health["violations"], health["checked"])
 
 
-def _check(violations: list[str], calls: Iterable[str]) -> None:
+def _check(violations: list[str], routes: Iterable[str]) -> None:
     assert violations == [], "responses differ from the shapes of the Stripe SDK"
-    COVERED.update(calls)
+    COVERED.update(routes)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -33,7 +33,7 @@ from tests.worlds.clock import ManualClock
     ],
     ids=[
         "nothing", "a value", "set", "one key of a map", "a new key", "a removed key", "a map from null",
-        "a map to null",         "a list",
+        "a map to null", "a list",
     ],
 )  # fmt: skip
 def test_previous_attributes_are_the_old_values_of_what_changed(old: Object, new: Object, expected: Object) -> None:
