@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -58,7 +59,7 @@ def _state(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
     wanted = {name: str(body[name]) for name in ("customer", "event_name", "identifier") if name in body}
     modes = (simulator.test, simulator.live)
     events = [
-        {**event.row(), "livemode": int(mode.livemode)}
+        {**asdict(event), "livemode": int(mode.livemode)}
         for mode in modes
         for event in mode.usage.events
         if all(getattr(event, name) == value for name, value in wanted.items())
@@ -126,7 +127,7 @@ def _inject(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
     """Add an unsent event: a copy of the event with this `identifier`, or one with the fields of the body."""
     mode = simulator.mode(_is_live(body))
     copied = mode.usage.latest_of(str(body.get("identifier", "")))
-    source = body if copied is None else copied.row()
+    source = body if copied is None else asdict(copied)
     event = meter_events.inject(
         mode,
         str(source["event_name"]),

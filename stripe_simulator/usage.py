@@ -6,10 +6,11 @@ stand in one list in the order of receipt; two marks move along it, one for the 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from decimal import Decimal, InvalidOperation
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from stripe_simulator.clockwork import Clockwork
@@ -21,6 +22,7 @@ DECIMAL_PLACES_MAX: Final = 12
 EXPONENT_MAX: Final = 30
 MINUTE_S: Final = 60
 HOUR_S: Final = 3_600
+_NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?$")
 WINDOW_S: Final = {"hour": HOUR_S, "day": 24 * HOUR_S}
 
 VALIDATE: Final = "usage.validate"
@@ -30,23 +32,22 @@ REPORT: Final = "usage.report"
 
 @dataclass(slots=True)
 class MeterEvent:
-    """A received meter event. `status` is received, accepted or rejected; `code` says why an event is rejected."""
+    """A meter event. `code` says why an event is or will be rejected; `injected` is 1 if no client sent the event.
 
-    seq: int
+    `Usage` sets `received_ms`, `seq` (from 1) and `status`: received, accepted or rejected.
+    """
+
     identifier: str
     event_name: str
     meter: str
     customer: str | None
     value: str | None
     timestamp_s: int
-    received_ms: int
     code: str = ""
     injected: int = 0
+    received_ms: int = 0
+    seq: int = 0
     status: str = "received"
-
-    def row(self) -> dict[str, Any]:
-        """The event as a JSON object."""
-        return asdict(self)
 
 
 @dataclass(slots=True)
@@ -79,13 +80,9 @@ class _Hour:
         self.minutes: dict[int, Cell] = {}
 
 
-def parts_of(value: str) -> Decimal | None:
-    """The number that a meter event's value denotes, or None if it is not a finite number."""
-    try:
-        number = Decimal(value)
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() else None
+def number_of(value: str) -> Decimal | None:
+    """The number that a meter event's value denotes, or None if the value is not a number."""
+    return Decimal(value) if _NUMBER.match(value) else None
 
 
 class UsageTiming(NamedTuple):
@@ -139,26 +136,12 @@ class Usage:
         place = self._latest.get(identifier)
         return None if place is None else self.events[place]
 
-    def receive(
-        self,
-        identifier: str,
-        event_name: str,
-        meter: str,
-        customer: str | None,
-        value: str | None,
-        timestamp_s: int,
-        *,
-        code: str = "",
-        injected: bool = False,
-    ) -> MeterEvent:
-        """Add an event whose identifier is free. With a `code` the validation rejects the event.
-
-        The last change of a request: a receipt is not undone.
-        """
+    def receive(self, event: MeterEvent) -> MeterEvent:
+        """Add an event whose identifier is free. The last change of a request: a receipt is not undone."""
         with self._journal.transaction():
             self._journal.change(
-                self._operation, identifier, event_name, meter, customer, value, timestamp_s,
-                self._clockwork.now_ms(), code, int(injected),
+                self._operation, event.identifier, event.event_name, event.meter, event.customer, event.value,
+                event.timestamp_s, event.code, event.injected, self._clockwork.now_ms(),
             )  # fmt: skip
             # One job at a time for each mark: the job schedules the next one.
             before = len(self.events) - 1
@@ -180,19 +163,17 @@ class Usage:
         now_ms = self._clockwork.now_ms()
         end = self._due(self._validated, now_ms - self._timing.patience_ms)
         codes = {str(place): code for place in range(self._validated, end) if (code := self._judge(self.events[place]))}
-        known = self._rejected.keys() if not codes else set(self._rejected)
+        reported = set(self._rejected) if codes else set()
         if end > self._validated:
             self._journal.change(f"{self._name}.validated", end, codes)
-        for start_ms in sorted(self._rejected.keys() - known) if codes else ():
-            due_ms = start_ms + self._timing.window_ms + self._timing.validation_delay_ms
-            self._clockwork.schedule(
-                due_ms, REPORT, {"start_ms": start_ms, "end_ms": start_ms + self._timing.window_ms}
-            )
+        for start_ms in sorted(self._rejected.keys() - reported) if codes else ():
+            end_ms = start_ms + self._timing.window_ms
+            arguments = {"start_ms": start_ms, "end_ms": end_ms}
+            self._clockwork.schedule(end_ms + self._timing.validation_delay_ms, REPORT, arguments)
         end = self._due(self._added, now_ms - self._timing.lag_ms)
         if end > self._added:
             self._journal.change(f"{self._name}.added", end)
-        if (self._validated if kind == VALIDATE else self._added) < len(self.events):
-            self._schedule(kind)
+        self._schedule(kind)
 
     def rejected(self, start_ms: int) -> list[MeterEvent]:
         """The rejected events that were received in the validation window that starts at `start_ms`."""
@@ -201,13 +182,8 @@ class Usage:
     def cells(self, meter: str, customer: str, start_s: int, end_s: int) -> Iterable[tuple[int, Cell]]:
         """(start of an hour, sums) over `[start_s, end_s)`, whose ends are whole minutes, in order of time."""
         hours = self._hours.get((meter, customer), {})
-        first = start_s // HOUR_S
-        spanned: Iterable[int] = range(first, -(-end_s // HOUR_S))
-        if -(-end_s // HOUR_S) - first > len(hours):
-            spanned = sorted(hour for hour in hours if first <= hour < -(-end_s // HOUR_S))
-        for hour in spanned:
-            if hour not in hours:
-                continue
+        first, last = start_s // HOUR_S, (end_s - 1) // HOUR_S
+        for hour in sorted(hour for hour in hours if first <= hour <= last):
             if start_s <= hour * HOUR_S and (hour + 1) * HOUR_S <= end_s:
                 yield hour * HOUR_S, hours[hour].whole
                 continue
@@ -239,33 +215,18 @@ class Usage:
             return "meter_event_customer_not_found"
         if event.value is None:
             return "meter_event_value_not_found"
-        number = parts_of(event.value)
+        number = number_of(event.value)
         if number is None:
             return "meter_event_invalid_value"
-        exponent = number.as_tuple().exponent
-        if isinstance(exponent, int) and (-exponent > DECIMAL_PLACES_MAX or number.adjusted() > EXPONENT_MAX):
+        if -int(number.as_tuple().exponent) > DECIMAL_PLACES_MAX or number.adjusted() > EXPONENT_MAX:
             return "meter_event_value_too_many_digits"
         return ""
 
-    def _apply_receive(
-        self,
-        identifier: str,
-        event_name: str,
-        meter: str,
-        customer: str | None,
-        value: str | None,
-        timestamp_s: int,
-        received_ms: int,
-        code: str,
-        injected: int,
-    ) -> None:
-        place = len(self.events)
-        self.events.append(
-            MeterEvent(
-                place + 1, identifier, event_name, meter, customer, value, timestamp_s, received_ms, code, injected
-            )
-        )
-        self._latest[identifier] = place
+    def _apply_receive(self, *fields: Any) -> None:
+        event = MeterEvent(*fields)
+        event.seq = len(self.events) + 1
+        self._latest[event.identifier] = len(self.events)
+        self.events.append(event)
 
     def _apply_validated(self, end: int, codes: dict[str, str]) -> None:
         for place in range(self._validated, end):
@@ -273,9 +234,8 @@ class Usage:
             event.code = codes.get(str(place), "")
             event.status = "rejected" if event.code else "accepted"
             if event.code:
-                self._rejected.setdefault(
-                    event.received_ms // self._timing.window_ms * self._timing.window_ms, []
-                ).append(event)
+                start_ms = event.received_ms // self._timing.window_ms * self._timing.window_ms
+                self._rejected.setdefault(start_ms, []).append(event)
         self._validated = end
 
     def _apply_added(self, end: int) -> None:

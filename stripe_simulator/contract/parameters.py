@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +15,8 @@ from stripe_simulator.errors import ApiError, empty_parameter, missing_parameter
 
 Params = dict[str, Any]
 
-_INTEGER: Final = re.compile(r"-?\d{1,18}$")
+_INTEGER: Final = re.compile(r"-?[0-9]{1,18}$")
+_DECIMAL: Final = re.compile(r"-?[0-9]{1,18}(\.[0-9]+)?$")
 _PAGE: Final = ["optional", "str"]
 
 
@@ -92,17 +92,15 @@ class _Coercion:
                 return _enum(value, kind[1], name)
             case "list":
                 return [self.value(item, kind[1], f"{name}[{n}]") for n, item in enumerate(_items(value, name))]
+            case "map" | "object" if not isinstance(value, dict):
+                raise _invalid("object", name, code="parameter_invalid")
             case "map":
-                if not isinstance(value, dict):
-                    raise _invalid("object", name, code="parameter_invalid")
                 # `""` as a value of a map removes the key, as in `metadata[colour]=`.
                 return {
                     key: item if item == "" else self.value(item, kind[1], f"{name}[{key}]")
                     for key, item in value.items()
                 }
             case "object":
-                if not isinstance(value, dict):
-                    raise _invalid("object", name, code="parameter_invalid")
                 return self.fields(value, _document()["definitions"][kind[1]], name)
         return self._union(value, kind[1], name)
 
@@ -147,23 +145,15 @@ def _boolean(value: Any, name: str, is_json: bool) -> bool:
 
 
 def _decimal(value: Any, name: str, _is_json: bool) -> Decimal:
-    try:
-        number = Decimal(value) if isinstance(value, str) else None
-    except InvalidOperation:
-        number = None
-    if number is None or not number.is_finite():
+    if not isinstance(value, str) or not _DECIMAL.match(value):
         raise _invalid("decimal", name, value)
-    return number
+    return Decimal(value)
 
 
 def _float(value: Any, name: str, is_json: bool) -> float:
-    try:
-        number = float(value) if isinstance(value, int | float if is_json else str) else math.nan
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise _invalid("float", name, value)
-    return number
+    if is_json and isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    return float(_decimal(value, name, is_json))
 
 
 def _anything(value: Any, _name: str, _is_json: bool) -> Any:

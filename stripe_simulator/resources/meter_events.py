@@ -9,7 +9,7 @@ from stripe_simulator.mode import Call, Mode, Route
 from stripe_simulator.resources.meters import active
 from stripe_simulator.store import Object
 from stripe_simulator.times import rfc3339, seconds_of
-from stripe_simulator.usage import ADD_UP, VALIDATE, MeterEvent, parts_of
+from stripe_simulator.usage import ADD_UP, VALIDATE, MeterEvent, number_of
 
 CREATE: Final = ("event_name", "identifier", "payload", "timestamp")
 PAST_MAX_S: Final = 35 * 86_400
@@ -62,7 +62,7 @@ def inject(mode: Mode, event_name: str, customer: str, value: str, timestamp_s: 
     if meter is None:
         raise ValueError(f"no active meter of event name {event_name}")
     identifier = f"injected_{len(mode.usage.events) + 1}"
-    return mode.usage.receive(identifier, event_name, meter["id"], customer, value, timestamp_s, injected=True)
+    return mode.usage.receive(MeterEvent(identifier, event_name, meter["id"], customer, value, timestamp_s, injected=1))
 
 
 def _receive(mode: Mode, call: Call, timestamp_s: int) -> MeterEvent:
@@ -83,7 +83,8 @@ def _receive(mode: Mode, call: Call, timestamp_s: int) -> MeterEvent:
         code = "duplicate_meter_event" if is_v2 else None
         raise ApiError(400, message, headers={"Stripe-Should-Retry": "false"}, code=code)
     customer = payload.get(meter["customer_mapping"]["event_payload_key"])
-    return mode.usage.receive(identifier, event_name, meter["id"], customer, value, timestamp_s, code=call.rejection)
+    event = MeterEvent(identifier, event_name, meter["id"], customer, value, timestamp_s, call.rejection)
+    return mode.usage.receive(event)
 
 
 def _check_timestamp(timestamp_s: int, now_s: int) -> None:
@@ -97,12 +98,11 @@ def _check_timestamp(timestamp_s: int, now_s: int) -> None:
 
 def _check_digits(value: str | None, key: str) -> None:
     """Since 2026-04-22.dahlia, more than 15 significant digits are refused. Final zeros count after the point."""
-    number = None if value is None else parts_of(value)
+    number = None if value is None else number_of(value)
     if number is None:
         return
     digits = "".join(map(str, number.as_tuple().digits)).lstrip("0")
-    exponent = number.as_tuple().exponent
-    significant = digits.rstrip("0") if isinstance(exponent, int) and exponent >= 0 else digits
+    significant = digits if "." in str(value) else digits.rstrip("0")
     if len(significant) > SIGNIFICANT_DIGITS_MAX:
         message = f"The meter event value {value} has more than {SIGNIFICANT_DIGITS_MAX} significant digits."
         raise ApiError(400, message, code="meter_event_value_too_many_digits", param=f"payload[{key}]")

@@ -77,7 +77,7 @@ async def serve_simulator(
         await serving
         listener.close()
         simulator.close()
-        _check(simulator.violations, simulator.checked)
+        check_shapes(simulator.violations, simulator.checked)
 
 
 @contextlib.contextmanager
@@ -88,10 +88,11 @@ def simulator_process(folder: Path, *arguments: str) -> Iterator[str]:
         url = process.wait_line(READY_PREFIX).removeprefix(READY_PREFIX)
         yield url
         health = httpx.get(f"{url}/_simulator/health", trust_env=False).json()
-    _check(health["violations"], health["checked"])
+    check_shapes(health["violations"], health["checked"])
 
 
-def _check(violations: list[str], routes: Iterable[str]) -> None:
+def check_shapes(violations: list[str], routes: Iterable[str]) -> None:
+    """Fail if a response differed from the SDK's shapes, and note the routes that were compared."""
     assert violations == [], "responses differ from the shapes of the Stripe SDK"
     COVERED.update(routes)
 

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from stripe_simulator import Simulator
 from stripe_simulator.contract.parameters import known_routes
 from stripe_simulator.errors import ApiError
 from stripe_simulator.expansion import expand
@@ -15,10 +16,14 @@ from stripe_simulator.registry import ROUTES
 from stripe_simulator.routing import Router
 from stripe_simulator.store import Object
 from tests.services.stripe_sdk import Sdk
-from tests.services.stripe_wire import DAY_S, METER, NOW_S, Wire
+from tests.services.stripe_wire import DAY_S, METER, NOW_MS, NOW_S, Wire
+from tests.worlds.clock import ManualClock
 
 EVENT = {"event_name": "tokens", "payload": {"stripe_customer_id": "cus_one", "value": "2"}}
 SDK_METER = {"display_name": "Tokens", "event_name": "tokens", "default_aggregation": {"formula": "sum"}}
+
+
+CURSORS = ("starting_after", "ending_before")
 
 
 def _nothing(_mode: Mode, _call: Call) -> Object:
@@ -162,12 +167,12 @@ async def test_rates_are_limited(wire: Wire, rates: tuple[int, int], calls: list
     assert results == expected
 
 
-def _customer_with_method(sdk: Sdk) -> Object:
+def _customer_with_method(simulator: Simulator) -> Object:
     """A customer, and a payment method as far as an expansion needs one."""
-    customer = sdk.simulator.create_customer(False, {})
-    sdk.simulator.test.store.put({"id": "pm_1", "object": "payment_method", "customer": customer["id"]})
+    customer = simulator.create_customer(False, {})
+    simulator.test.store.put({"id": "pm_1", "object": "payment_method", "customer": customer["id"]})
     customer["invoice_settings"]["default_payment_method"] = "pm_1"
-    return sdk.simulator.test.store.put(customer)
+    return simulator.test.store.put(customer)
 
 
 @pytest.mark.parametrize(
@@ -194,16 +199,17 @@ def _customer_with_method(sdk: Sdk) -> Object:
         "without data", "too deep", "a list that is not simulated",
     ],
 )  # fmt: skip
-async def test_expansion(sdk: Sdk, route: str, paths: list[str], expected: Any) -> None:
+def test_expansion(route: str, paths: list[str], expected: Any) -> None:
     """An id becomes its object, and a field that holds no id is refused with Stripe's text."""
-    customer = _customer_with_method(sdk)
+    simulator = Simulator(ManualClock(NOW_MS))
+    customer = _customer_with_method(simulator)
     body = customer if "{" in route else {"object": "list", "data": [customer], "has_more": False, "url": "/"}
     if isinstance(expected, str):
         with pytest.raises(ApiError) as raised:
-            expand(route, body, paths, sdk.simulator.test.store.find)
+            expand(route, body, paths, simulator.test.store.find)
         assert raised.value.message.startswith(expected)
         return
-    expanded = expand(route, body, paths, sdk.simulator.test.store.find)
+    expanded = expand(route, body, paths, simulator.test.store.find)
 
     found = expanded["data"][0] if "{" not in route else expanded
     if "method" in paths[0]:
@@ -259,7 +265,9 @@ async def test_lists_are_paged(sdk: Sdk, params: dict[str, Any], expected: tuple
         fields = {"name": str(number), "email": f"{'odd' if number % 2 else 'even'}@b.c"}
         identifiers.append((await sdk("v1.customers.create", fields))["id"])
         sdk.clock.advance(1_000)
-    cursors = {name: identifiers[int(params[name])] for name in ("starting_after", "ending_before") if name in params}
+    cursors: dict[str, Any] = {
+        name: identifiers[int(params[name])] for name in ("starting_after", "ending_before") if name in params
+    }
 
     assert await _ids(sdk, {**params, **cursors}) == (list(expected[0]), expected[1])
 

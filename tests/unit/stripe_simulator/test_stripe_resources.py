@@ -28,6 +28,7 @@ FULL = {
     "tax_exempt": "reverse",
     "invoice_settings": {"footer": "thanks", "custom_fields": [{"name": "PO", "value": "5"}]},
 }
+CURSORS = ("starting_after", "ending_before")
 METER = {"display_name": "Tokens", "event_name": "tokens", "default_aggregation": {"formula": "sum"}}
 
 
@@ -180,7 +181,9 @@ async def test_events_are_listed(sdk: Sdk, params: dict[str, Any], expected: str
     await sdk("v1.customers.update", first["id"], {"name": "three"})
     await sdk("v1.customers.delete", first["id"])
     ids = [event["id"] for event in (await sdk("v1.events.list"))["data"]][::-1]
-    cursors = {name: ids["abcd".index(params[name])] for name in ("starting_after", "ending_before") if name in params}
+    cursors: dict[str, Any] = {
+        name: ids["abcd".index(params[name])] for name in ("starting_after", "ending_before") if name in params
+    }
 
     listed = (await sdk("v1.events.list", {**params, **cursors}))["data"]
 

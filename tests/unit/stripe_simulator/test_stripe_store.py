@@ -14,6 +14,7 @@ from stripe_simulator.journal import Journal
 from stripe_simulator.mode import Mode
 from stripe_simulator.resources import meter_events
 from stripe_simulator.store import Object, previous_attributes
+from stripe_simulator.usage import MeterEvent
 from tests.services.stripe_wire import DAY_S, NOW_MS, NOW_S
 from tests.worlds.clock import ManualClock
 
@@ -125,11 +126,11 @@ def test_journal_replays_to_the_same_state(tmp_path: Path) -> None:
     simulator.create_customer(True, {}, "cus_one")
     for number in range(4):
         customer = "cus_one" if number % 2 else "cus_none"
-        mode.usage.receive(f"id-{number}", "tokens", "mtr", customer, "0.5", NOW_S - number)
+        mode.usage.receive(MeterEvent(f"id-{number}", "tokens", "mtr", customer, "0.5", NOW_S - number))
     simulator.catch_up()
     mode.store.save({**mode.fetch("customer", "cus_one"), "name": "Ada"})
     mode.store.delete(simulator.create_customer(False, {}))
-    mode.usage.receive("last", "tokens", "mtr", "cus_one", "7", NOW_S)
+    mode.usage.receive(MeterEvent("last", "tokens", "mtr", "cus_one", "7", NOW_S))
     mode.clockwork.set_time("clock_1", NOW_MS)
     lines = (tmp_path / "journal").read_bytes()
     simulator.close()

@@ -11,6 +11,7 @@ import pytest
 from stripe_simulator import Simulator, SimulatorSettings
 from stripe_simulator.resources.meter_event_summaries import aggregate
 from stripe_simulator.times import rfc3339
+from stripe_simulator.usage import MeterEvent
 from tests.services.stripe_sdk import Sdk
 from tests.services.stripe_wire import DAY_S, NOW_MS, NOW_S, Wire
 from tests.worlds.clock import ManualClock
@@ -102,7 +103,7 @@ async def test_validation_and_sums_follow_later(
     simulator = Simulator(ManualClock(NOW_MS), settings)
     simulator.create_customer(False, {}, "cus_one")
     usage = simulator.test.usage
-    usage.receive("one", "tokens", "mtr", "cus_one", "2", NOW_S)
+    usage.receive(MeterEvent("one", "tokens", "mtr", "cus_one", "2", NOW_S))
 
     assert isinstance(simulator.clock, ManualClock)
     simulator.clock.advance(at_s * 1_000)
@@ -152,7 +153,7 @@ def test_running_sums_equal_the_sums_of_the_events(formula: str, window: str, se
     chance = random.Random(f"{formula}{window}{seed}")
     simulator = Simulator(ManualClock(NOW_MS), SimulatorSettings(summary_lag_s=0))
     simulator.create_customer(False, {}, "cus_one")
-    events = []
+    events: list[tuple[int, Decimal]] = []
     for number in range(300):
         # Distinct timestamps: which of two events of one second is the last one is not defined.
         at_s = NOW_S - chance.randrange(3 * DAY_S)
@@ -160,7 +161,7 @@ def test_running_sums_equal_the_sums_of_the_events(formula: str, window: str, se
         if at_s in {known for known, _ in events}:
             continue
         events.append((at_s, value))
-        simulator.test.usage.receive(f"id-{number}", "tokens", "mtr", "cus_one", f"{value}", at_s)
+        simulator.test.usage.receive(MeterEvent(f"id-{number}", "tokens", "mtr", "cus_one", f"{value}", at_s))
     simulator.catch_up()
     meter = {"event_time_window": window or None, "default_aggregation": {"formula": formula}}
 
