@@ -7,6 +7,8 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from stripe_simulator.contract.parameters import api_version
 from stripe_simulator.journal import Journal
 
@@ -20,11 +22,7 @@ _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 
 def copied(value: Any) -> Any:
     """A deep copy of a JSON value."""
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [copied(item) for item in value]
-    return value
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(value))
 
 
 def previous_attributes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Object:
