@@ -25,7 +25,8 @@ class Simulator:
     """State, clock, faults. Used by one event loop; `close()` releases the file.
 
     `state` is the journal from which the state is restored. Raises `ValueError` if the file is not a journal.
-    With `check_responses`, `checked` are the routes of the compared responses and `violations` the differences.
+    `violations` are defects of the simulator: its exceptions and, with `check_responses`, the differences of responses
+    from the SDK's shapes. `checked` are the routes of the compared responses.
     """
 
     def __init__(self, clock: Clock, settings: SimulatorSettings = _DEFAULTS, state: Path | None = None) -> None:

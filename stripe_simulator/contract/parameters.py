@@ -85,9 +85,10 @@ class _Coercion:
             return _PLAIN[kind](value, name, self._is_json)
         match kind[0]:
             case "optional":
-                return self.value(value, kind[1], name)
+                # API v2 clears by null.
+                return None if value is None else self.value(value, kind[1], name)
             case "clear":
-                return None if value in ("", None) else self.value(value, kind[1], name)
+                return None if value == "" else self.value(value, kind[1], name)
             case "enum":
                 return _enum(value, kind[1], name)
             case "list":

@@ -93,7 +93,7 @@ def simulator_process(folder: Path, *arguments: str) -> Iterator[str]:
 
 def check_shapes(violations: list[str], routes: Iterable[str]) -> None:
     """Fail if a response differed from the SDK's shapes, and note the routes that were compared."""
-    assert violations == [], "responses differ from the shapes of the Stripe SDK"
+    assert violations == [], "the simulator has a defect, or its responses differ from the shapes of the Stripe SDK"
     COVERED.update(routes)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from stripe_simulator import Simulator
+from stripe_simulator import Simulator, create_app
 from stripe_simulator.contract.parameters import known_routes
 from stripe_simulator.errors import ApiError
 from stripe_simulator.expansion import expand
@@ -295,6 +295,47 @@ async def test_deleted_object_still_is_a_cursor(sdk: Sdk) -> None:
     await sdk("v1.customers.delete", bodies[1]["id"])
 
     assert await _ids(sdk, {"starting_after": bodies[1]["id"]}) == (["0"], False)
+
+
+async def _post(simulator: Simulator, run: Any, times: int = 1) -> list[httpx.Response]:
+    """Calls of `POST /v1/customers` with one key, answered by `run`."""
+    app = create_app(simulator, [Route("POST", "/v1/customers", run)])
+    headers = {"Authorization": "Bearer sk_test_one", "Idempotency-Key": "key"}
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://stripe.test", headers=headers) as http:
+        return [await http.post("/v1/customers") for _ in range(times)]
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["undone", "kept"])
+async def test_changes_before_an_error_are_undone_unless_they_belong_to_it(kept: bool) -> None:
+    """A declined card leaves a payment behind; any other 4xx leaves nothing. Both answers are stored."""
+    simulator = Simulator(ManualClock(NOW_MS))
+
+    def decline(mode: Mode, _call: Call) -> Object:
+        mode.store.save({"id": "pi_1", "object": "payment_intent"})
+        raise ApiError(402, "Your card was declined.", kind="card_error", code="card_declined", kept=kept)
+
+    first, again = await _post(simulator, decline, 2)
+
+    assert (first.status_code, again.json()) == (402, first.json())
+    assert again.headers["idempotent-replayed"] == "true"
+    assert len(list(simulator.test.store.newest("payment_intent"))) == kept
+    assert [event["type"] for event in simulator.test.store.newest("event")] == ["payment_intent.created"] * kept
+
+
+async def test_defect_of_a_resource_is_recorded_and_undone() -> None:
+    """A test that ends well in spite of it fails at the end of its block."""
+    simulator = Simulator(ManualClock(NOW_MS))
+
+    def fail(mode: Mode, _call: Call) -> Object:
+        mode.store.save({"id": "cus_1", "object": "customer"})
+        raise KeyError("nonsense")
+
+    (answer,) = await _post(simulator, fail)
+
+    assert answer.status_code == 500
+    assert simulator.violations == ["POST /v1/customers KeyError('nonsense')"]
+    assert list(simulator.test.store.newest("customer")) == []
 
 
 async def test_every_route_needs_a_key(wire: Wire) -> None:
