@@ -19,14 +19,7 @@ from stripe_simulator.authentication import livemode_of
 from stripe_simulator.bodies import Raw, parse_form, parse_json
 from stripe_simulator.contract import shapes
 from stripe_simulator.contract.parameters import coerce
-from stripe_simulator.errors import (
-    ApiError,
-    conflict,
-    forbidden,
-    rate_limited,
-    server_error,
-    unauthorized,
-)
+from stripe_simulator.errors import ApiError, conflict, forbidden, rate_limited, server_error, unauthorized
 from stripe_simulator.expansion import expand
 from stripe_simulator.faults import Fault, FaultKind
 from stripe_simulator.idempotency import StoredAnswer

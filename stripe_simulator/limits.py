@@ -9,30 +9,13 @@ from stripe_simulator.errors import conflict, rate_limited
 METER_EVENTS: Final = "/billing/meter_events"
 
 
-class _Bucket:
-    def __init__(self, per_s: int, now_ms: int) -> None:
-        self.per_s = per_s
-        self._thousandths = per_s * 1_000
-        self._at_ms = now_ms
-
-    def take(self, now_ms: int) -> bool:
-        """Take one token, if there is one."""
-        elapsed_ms = max(0, now_ms - self._at_ms)
-        self._thousandths = min(self.per_s * 1_000, self._thousandths + elapsed_ms * self.per_s)
-        self._at_ms = now_ms
-        if self._thousandths < 1_000:
-            return False
-        self._thousandths -= 1_000
-        return True
-
-
 class Limits:
     """The limits of both modes. A rate of 0 is no limit."""
 
     def __init__(self, per_s: int, meter_events_per_s: int) -> None:
         self._per_s = per_s
         self._meter_events_per_s = meter_events_per_s
-        self._buckets: dict[tuple[bool, str], _Bucket] = {}
+        self._buckets: dict[tuple[bool, str], tuple[int, int]] = {}
         self._locked: set[tuple[str, ...]] = set()
 
     def set(self, per_s: int, meter_events_per_s: int) -> None:
@@ -47,11 +30,12 @@ class Limits:
         if per_s <= 0:
             return
         reason = "endpoint-rate" if is_separate else "global-rate"
-        bucket = self._buckets.get((livemode, reason))
-        if bucket is None:
-            bucket = self._buckets[livemode, reason] = _Bucket(per_s, now_ms)
-        if not bucket.take(now_ms):
+        # Thousandths of requests that may still come, and the time at which this was so.
+        left, at_ms = self._buckets.get((livemode, reason), (per_s * 1_000, now_ms))
+        left = min(per_s * 1_000, left + max(0, now_ms - at_ms) * per_s)
+        if left < 1_000:
             raise rate_limited(reason)
+        self._buckets[livemode, reason] = (left - 1_000, now_ms)
 
     def lock(self, name: tuple[str, ...]) -> None:
         """Lock a name until `unlock`. Raises `ApiError` (409) if another request has locked the name."""

@@ -13,20 +13,9 @@ from stripe_simulator.store import Object
 
 INDEXED = {"customer": ("email",)}
 FIELDS: Final = (
-    "address",
-    "balance",
-    "business_name",
-    "description",
-    "email",
-    "individual_name",
-    "invoice_prefix",
-    "name",
-    "next_invoice_sequence",
-    "phone",
-    "preferred_locales",
-    "shipping",
-    "tax_exempt",
-)
+    "address", "balance", "business_name", "description", "email", "individual_name", "invoice_prefix", "name",
+    "next_invoice_sequence", "phone", "preferred_locales", "shipping", "tax_exempt",
+)  # fmt: skip
 UPDATE: Final = (*FIELDS, "invoice_settings", "metadata")
 CREATE: Final = (*UPDATE, "test_clock")
 _ADDRESS: Final = ("city", "country", "line1", "line2", "postal_code", "state")

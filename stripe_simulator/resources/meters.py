@@ -11,13 +11,9 @@ from stripe_simulator.store import Object
 
 INDEXED = {"billing.meter": ("event_name",)}
 CREATE: Final = (
-    "customer_mapping",
-    "default_aggregation",
-    "display_name",
-    "event_name",
-    "event_time_window",
-    "value_settings",
-)
+    "customer_mapping", "default_aggregation", "display_name", "event_name", "event_time_window", "value_settings",
+)  # fmt: skip
+_CUSTOMER_MAPPING: Final = {"event_payload_key": "stripe_customer_id", "type": "by_id"}
 _LABEL: Final = "billing meter"
 
 
@@ -31,9 +27,7 @@ def create(mode: Mode, call: Call) -> Object:
             "id": mode.store.new_id("mtr" if mode.livemode else "mtr_test", 20),
             "object": "billing.meter",
             "created": now_s,
-            "customer_mapping": params.get(
-                "customer_mapping", {"event_payload_key": "stripe_customer_id", "type": "by_id"}
-            ),
+            "customer_mapping": params.get("customer_mapping", _CUSTOMER_MAPPING),
             "default_aggregation": params["default_aggregation"],
             "display_name": params["display_name"],
             "event_name": params["event_name"],
