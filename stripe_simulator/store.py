@@ -117,8 +117,8 @@ class Store:
 
     def find(self, identifier: str) -> Object | None:
         """The object of any kind with this id; do not change it."""
-        found = (collection.objects.get(identifier) for collection in self._collections.values())
-        return next((body for body in found if body is not None), None)
+        bodies = (collection.objects.get(identifier) for collection in self._collections.values())
+        return next((body for body in bodies if body is not None), None)
 
     def edit(self, kind: str, identifier: str) -> Object | None:
         """A copy to change and to `save`."""

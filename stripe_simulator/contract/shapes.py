@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
+import re
+from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,11 @@ import msgspec
 
 PROBLEMS_MAX = 20
 _EVENT: Final = "v2.core._event:Event"
+_DECIMAL: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?$")
+_PAGES: Final = {
+    "page": {"object", "data", "has_more", "url"},
+    "page2": {"data", "next_page_url", "previous_page_url"},
+}
 _PLAIN: Final[Mapping[str, tuple[type, ...]]] = {
     "str": (str,),
     "int": (int,),
@@ -51,98 +57,79 @@ def fields_of(definition: str) -> Mapping[str, Any]:
 
 def problems(route: str, body: Any) -> list[str]:
     """What in a response differs from the SDK's shape, as `path: difference`; empty if nothing does."""
-    found: list[str] = []
-    _walk(body, route_type(route), "", found)
-    return found[:PROBLEMS_MAX]
+    return list(islice(_walk(body, route_type(route), ""), PROBLEMS_MAX))
 
 
-def _walk(value: Any, kind: Any, path: str, found: list[str]) -> None:
-    if isinstance(kind, str):
-        _walk_plain(value, kind, path, found)
-        return
-    match kind[0]:
+def _walk(value: Any, kind: Any, path: str) -> Iterator[str]:
+    match kind if isinstance(kind, str) else kind[0]:
         case "optional" | "expandable":
             if not (value is None if kind[0] == "optional" else isinstance(value, str)):
-                _walk(value, kind[1], path, found)
+                yield from _walk(value, kind[1], path)
         case "enum":
             if value not in kind[1] or isinstance(value, bool) != isinstance(kind[1][0], bool):
-                found.append(f"{path}: {value!r} is not one of {kind[1]}")
+                yield f"{path}: {value!r} is not one of {kind[1]}"
         case "list":
-            _walk_list(value, kind[1], path, found)
+            yield from _walk_list(value, kind[1], path)
         case "map":
             if not isinstance(value, dict):
-                found.append(f"{path}: want a map, got {value!r:.60}")
+                yield f"{path}: want a map, got {value!r:.60}"
                 return
             for key, item in value.items():
-                _walk(item, kind[1], f"{path}[{key}]", found)
+                yield from _walk(item, kind[1], f"{path}[{key}]")
         case "object":
-            _walk_object(value, kind[1], path, found)
-        case "page":
-            _walk_page(value, kind[1], path, found, {"object", "data", "has_more", "url"})
-        case "page2":
-            _walk_page(value, kind[1], path, found, {"data", "next_page_url", "previous_page_url"})
+            yield from _walk_object(value, kind[1], path)
+        case "page" | "page2":
+            yield from _walk_page(value, kind[1], path, _PAGES[kind[0]])
+        case "union":
+            attempts: list[list[str]] = [list(_walk(value, member, path)) for member in kind[1]]
+            yield from min(attempts, key=len)
         case _:
-            _walk_union(value, kind[1], path, found)
+            if not _is_plain(value, kind):
+                yield f"{path}: want {kind}, got {value!r:.60}"
 
 
-def _walk_plain(value: Any, kind: str, path: str, found: list[str]) -> None:
+def _is_plain(value: Any, kind: str) -> bool:
     if kind == "decimal":
-        try:
-            is_right = isinstance(value, str | Decimal) and Decimal(value).is_finite()
-        except InvalidOperation:
-            is_right = False
-    else:
-        is_right = isinstance(value, _PLAIN[kind]) and (kind in ("bool", "any") or not isinstance(value, bool))
-    if not is_right:
-        found.append(f"{path}: want {kind}, got {value!r:.60}")
+        return isinstance(value, str) and _DECIMAL.match(value) is not None
+    return isinstance(value, _PLAIN[kind]) and (kind in ("bool", "any") or not isinstance(value, bool))
 
 
-def _walk_list(value: Any, kind: Any, path: str, found: list[str]) -> None:
+def _walk_list(value: Any, kind: Any, path: str) -> Iterator[str]:
     if not isinstance(value, list):
-        found.append(f"{path}: want a list, got {value!r:.60}")
+        yield f"{path}: want a list, got {value!r:.60}"
         return
     for index, item in enumerate(value):
-        _walk(item, kind, f"{path}[{index}]", found)
+        yield from _walk(item, kind, f"{path}[{index}]")
 
 
-def _walk_page(value: Any, kind: Any, path: str, found: list[str], names: set[str]) -> None:
+def _walk_page(value: Any, kind: Any, path: str, names: set[str]) -> Iterator[str]:
     if not isinstance(value, dict) or set(value) != names or value.get("object", "list") != "list":
-        found.append(f"{path}: want a page with {sorted(names)}, got {value!r:.60}")
+        yield f"{path}: want a page with {sorted(names)}, got {value!r:.60}"
         return
-    _walk_list(value["data"], kind, f"{path}.data", found)
+    yield from _walk_list(value["data"], kind, f"{path}.data")
     if not isinstance(value.get("has_more", False), bool):
-        found.append(f"{path}.has_more: want bool")
+        yield f"{path}.has_more: want bool"
 
 
-def _walk_object(value: Any, definition: str, path: str, found: list[str]) -> None:
+def _walk_object(value: Any, definition: str, path: str) -> Iterator[str]:
     if not isinstance(value, dict):
-        found.append(f"{path}: want {definition}, got {value!r:.60}")
+        yield f"{path}: want {definition}, got {value!r:.60}"
         return
     if definition == _EVENT:
         definition = _document()["events"].get(value.get("type"), _EVENT)
     fields = fields_of(definition)
     if value.get("deleted") is True and "deleted" in fields:
         if set(value) != {"id", "object", "deleted"}:
-            found.append(f"{path}: a deleted object has the fields id, object and deleted")
+            yield f"{path}: a deleted object has the fields id, object and deleted"
         return
     for name, kind in fields.items():
         if name in value:
-            _walk(value[name], kind, f"{path}.{name}", found)
+            yield from _walk(value[name], kind, f"{path}.{name}")
         elif kind[0] != "optional":
-            found.append(f"{path}.{name}: missing")
-    found += [f"{path}.{name}: unknown field" for name in value if name not in fields]
+            yield f"{path}.{name}: missing"
+    for name in value:
+        if name not in fields:
+            yield f"{path}.{name}: unknown field"
     if value.get("object") == "event":
         snapshot = value["data"]["object"]
-        _walk_object(snapshot, _by_object_name()[snapshot["object"]], f"{path}.data.object", found)
-
-
-def _walk_union(value: Any, kinds: list[Any], path: str, found: list[str]) -> None:
-    attempts: list[list[str]] = []
-    for kind in kinds:
-        attempt: list[str] = []
-        _walk(value, kind, path, attempt)
-        if not attempt:
-            return
-        attempts.append(attempt)
-    shortest = min(attempts, key=len)
-    found += shortest
+        yield from _walk_object(snapshot, _by_object_name()[snapshot["object"]], f"{path}.data.object")
