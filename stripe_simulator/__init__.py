@@ -8,7 +8,8 @@ Stripe's documents or observed answers. README.md lists the choices for undocume
 from stripe_simulator.app import create_app
 from stripe_simulator.clock import Clock, parse_clock
 from stripe_simulator.faults import Fault, FaultKind, FaultPlan
-from stripe_simulator.simulator import Simulator, SimulatorSettings
+from stripe_simulator.settings import SimulatorSettings
+from stripe_simulator.simulator import Simulator
 
 __all__ = [
     "Clock",

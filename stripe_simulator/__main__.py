@@ -13,7 +13,8 @@ import uvicorn
 
 from stripe_simulator.app import create_app
 from stripe_simulator.clock import Clock, parse_clock
-from stripe_simulator.simulator import Simulator, SimulatorSettings
+from stripe_simulator.settings import SimulatorSettings
+from stripe_simulator.simulator import Simulator
 
 READY_PREFIX = "stripe simulator ready at "
 SECONDS_MAX = 10**9
@@ -33,6 +34,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _rate(text: str) -> int:
+    rate = int(text)
+    if rate < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return rate
+
+
 def _clock(text: str) -> Clock:
     try:
         return parse_clock(text)
@@ -42,15 +50,18 @@ def _clock(text: str) -> Clock:
 
 def _arguments() -> argparse.Namespace:
     defaults = SimulatorSettings()
-    parser = argparse.ArgumentParser(prog="python -m stripe_simulator", description="A simulator of Stripe's meters.")
+    parser = argparse.ArgumentParser(prog="python -m stripe_simulator", description="A simulator of Stripe.")
     parser.add_argument("--port", type=_port, default=0, help="port on 127.0.0.1; 0 takes a free one")
-    parser.add_argument("--state", type=Path, default=None, help="SQLite file that keeps the state over restarts")
+    parser.add_argument("--state", type=Path, default=None, help="journal file that keeps the state over restarts")
     parser.add_argument("--clock", type=_clock, default="system", help="system, or scaled:REAL_MS:SIMULATED_MS:FACTOR")
     parser.add_argument("--account", default=defaults.account, help="the Stripe account id")
     parser.add_argument("--summary-lag-s", type=_seconds, default=defaults.summary_lag_s)
     parser.add_argument("--validation-window-s", type=_seconds, default=defaults.validation_window_s)
     parser.add_argument("--validation-delay-s", type=_seconds, default=defaults.validation_delay_s)
     parser.add_argument("--latency-s", type=_seconds, default=defaults.latency_s)
+    parser.add_argument("--rate-per-s", type=_rate, default=defaults.rate_per_s, help="Stripe's rate limit; 0 for none")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="decides ids and the order of equal jobs")
+    parser.add_argument("--check-responses", action="store_true", help="answer 500 if a response is not as in the SDK")
     return parser.parse_args()
 
 
@@ -61,8 +72,14 @@ async def _serve(arguments: argparse.Namespace) -> None:
         validation_window_s=arguments.validation_window_s,
         validation_delay_s=arguments.validation_delay_s,
         latency_s=arguments.latency_s,
+        rate_per_s=arguments.rate_per_s,
+        seed=arguments.seed,
+        check_responses=arguments.check_responses,
     )
-    simulator = Simulator(arguments.clock, settings, arguments.state)
+    try:
+        simulator = Simulator(arguments.clock, settings, arguments.state)
+    except ValueError as error:
+        sys.exit(str(error))
     # asyncio sets TCP_NODELAY only on this socket type; without it, each answer waits 40 ms for an ACK.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -73,9 +90,11 @@ async def _serve(arguments: argparse.Namespace) -> None:
     config = uvicorn.Config(
         create_app(simulator), log_level="critical", access_log=False, lifespan="off", timeout_graceful_shutdown=1
     )
+    jobs = asyncio.create_task(simulator.run_jobs())
     try:
         await uvicorn.Server(config).serve(sockets=[listener])
     finally:
+        jobs.cancel()
         simulator.close()
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from stripe_simulator import meters
 from stripe_simulator.faults import Fault, FaultKind
+from stripe_simulator.resources import meter_events
 from stripe_simulator.simulator import Simulator
-from stripe_simulator.validation import settle
 
 ROWS_MAX = 100_000
 
@@ -24,6 +25,7 @@ def routes(simulator: Simulator) -> list[Route]:
         async def handle(request: Request) -> Response:
             try:
                 body = json.loads(await request.body() or b"{}")
+                simulator.catch_up()
                 return JSONResponse(run({**request.query_params, **body}))
             except (ValueError, TypeError, KeyError) as error:
                 return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status_code=400)
@@ -36,33 +38,40 @@ def routes(simulator: Simulator) -> list[Route]:
         Route("/_simulator/faults", guarded(lambda _: _faults(simulator)), methods=["GET"]),
         Route("/_simulator/faults", guarded(lambda body: _add_fault(simulator, body)), methods=["POST"]),
         Route("/_simulator/faults", guarded(lambda _: _clear_faults(simulator)), methods=["DELETE"]),
+        Route("/_simulator/settings", guarded(lambda body: _set(simulator, body)), methods=["POST"]),
         Route("/_simulator/meter_events", guarded(lambda body: _inject(simulator, body)), methods=["POST"]),
         Route("/_simulator/customers", guarded(lambda body: _customer(simulator, body)), methods=["POST"]),
     ]
 
 
 def _health(simulator: Simulator) -> dict[str, object]:
-    return {"status": "ok", "now_ms": simulator.now_ms(), "account": simulator.settings.account}
+    return {
+        "status": "ok",
+        "now_ms": simulator.now_ms(),
+        "account": simulator.settings.account,
+        "checked": sorted(simulator.checked),
+        "violations": simulator.violations,
+    }
 
 
 def _state(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
     """The whole state, or only the events of one `customer`, `event_name` or `identifier`."""
-    settle(simulator)
     wanted = {name: str(body[name]) for name in ("customer", "event_name", "identifier") if name in body}
-    where = "".join(f" AND {name} = ?" for name in wanted)
-    events = simulator.database.rows(
-        f"SELECT * FROM meter_events WHERE 1 = 1{where} ORDER BY seq LIMIT ?",  # noqa: S608 (names are ours)
-        (*wanted.values(), ROWS_MAX),
-    )
-    counts = simulator.database.rows("SELECT status, count(*) AS events FROM meter_events GROUP BY status")
+    modes = (simulator.test, simulator.live)
+    events = [
+        {**asdict(event), "livemode": int(mode.livemode)}
+        for mode in modes
+        for event in mode.usage.events
+        if all(getattr(event, name) == value for name, value in wanted.items())
+    ]
     return {
         "now_ms": simulator.now_ms(),
         "calls": simulator.calls,
         "faults_happened": simulator.faults.happened(),
-        "meter_event_counts": {row["status"]: row["events"] for row in counts},
-        "meter_events": [dict(event) for event in events],
-        "customers": [json.loads(row["body"]) for row in simulator.database.rows("SELECT body FROM customers")],
-        "meters": [json.loads(row["body"]) for row in simulator.database.rows("SELECT body FROM meters")],
+        "meter_event_counts": Counter(event.status for mode in modes for event in mode.usage.events),
+        "meter_events": events[:ROWS_MAX],
+        "customers": [body for mode in modes for body in mode.store.newest("customer")],
+        "meters": [body for mode in modes for body in mode.store.newest("billing.meter")],
     }
 
 
@@ -85,8 +94,7 @@ def _add_fault(simulator: Simulator, body: dict[str, object]) -> dict[str, objec
         contains=str(fields.pop("contains", "")),
         reason=str(fields.pop("reason", "")),
     )
-    if fields:
-        raise ValueError(f"unknown fields: {', '.join(sorted(fields))}")
+    _refuse_others(fields)
     simulator.faults.add(fault)
     return _faults(simulator)
 
@@ -96,38 +104,48 @@ def _clear_faults(simulator: Simulator) -> dict[str, object]:
     return _faults(simulator)
 
 
+def _set(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
+    """Change the lag of the summaries, or the rate limits, of the running simulator."""
+    fields = dict(body)
+    if "summary_lag_s" in fields:
+        lag_ms = round(float(str(fields.pop("summary_lag_s"))) * 1_000)
+        for mode in (simulator.test, simulator.live):
+            mode.usage.set_lag(lag_ms)
+    if "rate_per_s" in fields or "meter_event_rate_per_s" in fields:
+        rates = (int(str(fields.pop(name, 0))) for name in ("rate_per_s", "meter_event_rate_per_s"))
+        simulator.limits.set(*rates)
+    _refuse_others(fields)
+    return {"set": list(body)}
+
+
+def _refuse_others(fields: dict[str, object]) -> None:
+    if fields:
+        raise ValueError(f"unknown fields: {', '.join(sorted(fields))}")
+
+
 def _inject(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
     """Add an unsent event: a copy of the event with this `identifier`, or one with the fields of the body."""
-    livemode = str(body.get("livemode", "")).lower() in ("1", "true")
-    source = {**body}
-    copied = simulator.database.row(
-        "SELECT * FROM meter_events WHERE identifier = ? ORDER BY seq", (str(body.get("identifier", "")),)
-    )
-    if copied is not None:
-        livemode = bool(copied["livemode"])
-        source = {name: copied[name] for name in ("event_name", "customer", "value", "timestamp_s")}
-    meter = meters.active_meter(simulator, livemode, str(source["event_name"]))
-    if meter is None:
-        raise ValueError(f"no active meter of event name {source['event_name']}")
-    customer_key, value_key = meters.payload_keys(meter)
-    payload: dict[str, object] = {customer_key: str(source["customer"]), value_key: str(source["value"])}
-    sequence = meters.insert_event(
-        simulator,
-        livemode,
-        meter,
-        f"injected_{simulator.database.next_seq('meter_events')}",
-        payload,
+    mode = simulator.mode(_is_live(body))
+    copied = mode.usage.latest_of(str(body.get("identifier", "")))
+    source = body if copied is None else asdict(copied)
+    event = meter_events.inject(
+        mode,
+        str(source["event_name"]),
+        str(source["customer"]),
+        str(source["value"]),
         int(str(source["timestamp_s"])),
-        injected=True,
     )
-    return {"seq": sequence}
+    return {"seq": event.seq}
 
 
 def _customer(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
     """Create a customer with a given id, which Stripe's own API does not allow."""
-    livemode = str(body.get("livemode", "")).lower() in ("1", "true")
-    identifier = str(body["id"])
+    livemode, identifier = _is_live(body), str(body["id"])
     if simulator.customer_exists(livemode, identifier):
         return {"id": identifier, "created": False}
     simulator.create_customer(livemode, {"name": body.get("name")}, identifier)
     return {"id": identifier, "created": True}
+
+
+def _is_live(body: dict[str, object]) -> bool:
+    return str(body.get("livemode", "")).lower() in ("1", "true")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 class ApiError(Exception):
     """An answer other than 2xx.
 
-    `stored`: the answer is stored under the request's Idempotency-Key. Failed validation, conflicts and rate limits
-    are not stored (docs.stripe.com/api/idempotent_requests).
+    `stored`: the answer is stored under the request's Idempotency-Key if the error ends an executed request. Conflicts
+    and rate limits are not stored (docs.stripe.com/api/idempotent_requests). `kept`: the changes that the request made
+    before the error stay, as after a declined card.
     """
 
     def __init__(
@@ -21,7 +22,9 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
-        stored: bool = False,
+        fields: Mapping[str, object] | None = None,
+        stored: bool = True,
+        kept: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -30,11 +33,13 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.headers = dict(headers or {})
+        self.fields = dict(fields or {})
         self.stored = stored
+        self.kept = kept
 
     def body(self) -> dict[str, object]:
         """The JSON body, without fields that are not set, as at Stripe."""
-        error: dict[str, object] = {"message": self.message, "type": self.kind}
+        error: dict[str, object] = {"message": self.message, "type": self.kind, **self.fields}
         if self.code is not None:
             error["code"] = self.code
             error["doc_url"] = f"https://stripe.com/docs/error-codes/{self.code.replace('_', '-')}"
@@ -43,9 +48,22 @@ class ApiError(Exception):
         return {"error": error}
 
 
-def unknown_parameter(name: str) -> ApiError:
-    """The request has a parameter that the endpoint does not have."""
-    return ApiError(400, f"Received unknown parameter: {name}", code="parameter_unknown", param=name)
+def unrecognized(method: str, path: str) -> ApiError:
+    """Stripe has no such route."""
+    message = f"Unrecognized request URL ({method}: {path}). Please see https://stripe.com/docs or we can help at "
+    return ApiError(404, f"{message}https://support.stripe.com/.")
+
+
+def not_simulated(what: str) -> ApiError:
+    """Stripe has this route or parameter and the simulator has not."""
+    message = f"The Stripe simulator does not implement {what}."
+    return ApiError(501, message, kind="api_error", headers={"Stripe-Should-Retry": "false"}, stored=False)
+
+
+def unknown_parameters(names: Sequence[str]) -> ApiError:
+    """The request has parameters that the route does not have."""
+    message = f"Received unknown parameter{'s' if len(names) > 1 else ''}: {', '.join(names)}"
+    return ApiError(400, message, code="parameter_unknown", param=names[0])
 
 
 def missing_parameter(name: str) -> ApiError:
@@ -53,9 +71,18 @@ def missing_parameter(name: str) -> ApiError:
     return ApiError(400, f"Missing required param: {name}.", code="parameter_missing", param=name)
 
 
-def no_such(kind: str, identifier: str, param: str) -> ApiError:
-    """The object does not exist, or belongs to the other mode."""
-    return ApiError(404, f"No such {kind}: '{identifier}'", code="resource_missing", param=param)
+def empty_parameter(name: str) -> ApiError:
+    """The parameter is empty, and it cannot be cleared."""
+    message = (
+        f"You passed an empty string for '{name}'. We assume empty values are an attempt to unset a parameter; however "
+        f"'{name}' cannot be unset. You should remove '{name}' from your request or supply a non-empty value."
+    )
+    return ApiError(400, message, code="parameter_invalid_empty", param=name)
+
+
+def no_such(kind: str, identifier: str, param: str, status: int = 404) -> ApiError:
+    """The object does not exist, or belongs to the other mode. 404 for an id in the path, 400 for a parameter."""
+    return ApiError(status, f"No such {kind}: '{identifier}'", code="resource_missing", param=param)
 
 
 def unauthorized(message: str) -> ApiError:
@@ -75,6 +102,7 @@ def rate_limited(reason: str) -> ApiError:
         "Request rate limit exceeded. You can learn more about rate limits here https://stripe.com/docs/rate-limits.",
         code="lock_timeout" if reason == "lock_timeout" else "rate_limit",
         headers={} if reason == "lock_timeout" else {"Stripe-Rate-Limited-Reason": reason},
+        stored=False,
     )
 
 
@@ -84,6 +112,7 @@ def conflict() -> ApiError:
         409,
         "Too many concurrent requests for this customer and meter; send them one after the other.",
         code="too_many_concurrent_requests",
+        stored=False,
     )
 
 
@@ -104,4 +133,4 @@ def idempotency_mismatch(key: str) -> ApiError:
 
 def server_error() -> ApiError:
     """500, stored under the Idempotency-Key like every answer of an executed request."""
-    return ApiError(500, "An unknown error occurred", kind="api_error", stored=True)
+    return ApiError(500, "An unknown error occurred", kind="api_error")

@@ -54,6 +54,9 @@ def _texts(params: object) -> Iterator[str]:
     if isinstance(params, dict):
         for value in params.values():
             yield from _texts(value)
+    elif isinstance(params, list):
+        for value in params:
+            yield from _texts(value)
     elif params is not None:
         yield str(params)
 

@@ -13,6 +13,7 @@ pytest_plugins: list[str] = [
     "tests.services.kafka",
     "tests.services.stripe",
     "tests.services.stripe_wire",
+    "tests.services.stripe_sdk",
     "tests.services.valkey",
 ]
 # Each xdist worker starts its own services, and a single test of `tests/integration` keeps several processes busy.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Final
 
+import httpx
 import pytest
 import pytest_asyncio
 import uvicorn
@@ -16,10 +18,14 @@ import uvicorn
 from pipeline.local.processes import LocalProcess, python
 from stripe_simulator import Simulator, SimulatorSettings, create_app
 from stripe_simulator.__main__ import READY_PREFIX
+from stripe_simulator.registry import ROUTES
 from tests.worlds.clock import ManualClock
 
 ROOT = Path(__file__).parents[2]
 TEST_KEY = "sk_test_tidemark"
+
+# The routes of which a response was compared with the SDK's shapes, in this process.
+COVERED: Final[set[str]] = set()
 
 
 class _Server(uvicorn.Server):
@@ -51,8 +57,11 @@ class ServedSimulator:
 async def serve_simulator(
     clock: ManualClock, settings: SimulatorSettings, state: Path | None = None
 ) -> AsyncIterator[ServedSimulator]:
-    """Serve a fresh simulator on a free port of 127.0.0.1, in the running event loop."""
-    simulator = Simulator(clock, settings, state)
+    """Serve a fresh simulator on a free port of 127.0.0.1, in the running event loop.
+
+    Each response is compared with the SDK's shapes; a difference fails the test at the end of the block.
+    """
+    simulator = Simulator(clock, replace(settings, check_responses=True), state)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
@@ -68,14 +77,44 @@ async def serve_simulator(
         await serving
         listener.close()
         simulator.close()
+        check_shapes(simulator.violations, simulator.checked)
 
 
 @contextlib.contextmanager
 def simulator_process(folder: Path, *arguments: str) -> Iterator[str]:
     """`python -m stripe_simulator` with its log in `folder`; its URL once it is ready. Ended with the block."""
-    command = python("stripe_simulator", *arguments)
+    command = python("stripe_simulator", "--check-responses", *arguments)
     with LocalProcess("the Stripe simulator", command, folder / "simulator.log", cwd=ROOT) as process:
-        yield process.wait_line(READY_PREFIX).removeprefix(READY_PREFIX)
+        url = process.wait_line(READY_PREFIX).removeprefix(READY_PREFIX)
+        yield url
+        health = httpx.get(f"{url}/_simulator/health", trust_env=False).json()
+    check_shapes(health["violations"], health["checked"])
+
+
+def check_shapes(violations: list[str], routes: Iterable[str]) -> None:
+    """Fail if a response differed from the SDK's shapes, and note the routes that were compared."""
+    assert violations == [], "the simulator has a defect, or its responses differ from the shapes of the Stripe SDK"
+    COVERED.update(routes)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With `-n`, a worker hands its routes over."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["stripe_routes"] = sorted(COVERED)
+
+
+def pytest_testnodedown(node: Any) -> None:
+    """With `-n`, collect the routes of all workers."""
+    COVERED.update(getattr(node, "workeroutput", {}).get("stripe_routes", ()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many of the simulator's routes the run has covered."""
+    if COVERED:
+        covered, routes = len(COVERED), len(ROUTES)
+        terminalreporter.write_line(
+            f"Stripe simulator: responses of {covered} of {routes} routes compared with the SDK"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from stripe_simulator import Fault, FaultKind, Simulator, SimulatorSettings, forms, parse_clock
+from stripe_simulator import Fault, FaultKind, Simulator, SimulatorSettings, parse_clock
+from stripe_simulator.bodies import parse_form
 from stripe_simulator.errors import ApiError
 from tests.services.stripe import serve_simulator, simulator_process
 from tests.services.stripe_wire import DAY_S, EVENT, METER, NOW_MS, NOW_S, Wire
@@ -263,14 +264,14 @@ def test_scaled_clock_runs_from_its_origin() -> None:
 
 def test_form_brackets_nest() -> None:
     """Maps, indexed lists and appended lists."""
-    assert forms.parse("a[b][c]=1&d[0]=x&d[1]=y&e[]=z&f=") == {
+    assert parse_form("a[b][c]=1&d[0]=x&d[1]=y&e[]=z&f=") == {
         "a": {"b": {"c": "1"}},
         "d": {"0": "x", "1": "y"},
         "e": {"0": "z"},
         "f": "",
     }
     with pytest.raises(ApiError):
-        forms.parse("&".join(f"a{number}=1" for number in range(2_000)))
+        parse_form("&".join(f"a{number}=1" for number in range(2_000)))
 
 
 def test_two_simulators_share_nothing() -> None:

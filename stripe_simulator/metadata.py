@@ -1,0 +1,31 @@
+"""Metadata of objects (docs.stripe.com/api/metadata)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from stripe_simulator.errors import ApiError
+
+KEYS_MAX: Final = 50
+KEY_CHARACTERS_MAX: Final = 40
+VALUE_CHARACTERS_MAX: Final = 500
+
+
+def merged(old: Mapping[str, str], wanted: Mapping[str, str] | None) -> dict[str, str]:
+    """The metadata after a request: None clears all keys, an empty value removes its key. Raises `ApiError`."""
+    if wanted is None:
+        return {}
+    for key, value in wanted.items():
+        if len(key) > KEY_CHARACTERS_MAX:
+            message = f"Metadata keys can have up to {KEY_CHARACTERS_MAX} characters, but you passed in {len(key)}."
+            raise ApiError(400, message, param="metadata")
+        if len(value) > VALUE_CHARACTERS_MAX:
+            message = (
+                f"Metadata values can have up to {VALUE_CHARACTERS_MAX} characters, but you passed in {len(value)}."
+            )
+            raise ApiError(400, f"{message} Invalid value: {value[:20]}…", param=f"metadata[{key}]")
+    result = {key: value for key, value in {**old, **wanted}.items() if value != ""}
+    if len(result) > KEYS_MAX:
+        raise ApiError(400, f"You can have up to {KEYS_MAX} metadata keys.", param="metadata")
+    return result

@@ -1,0 +1,103 @@
+"""One mode of the account, live or test: what a resource works on, and the form of a resource's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from stripe_simulator.clock import Clock
+from stripe_simulator.clockwork import REAL, Clockwork
+from stripe_simulator.contract.parameters import Params
+from stripe_simulator.errors import no_such
+from stripe_simulator.journal import Journal
+from stripe_simulator.settings import SimulatorSettings
+from stripe_simulator.store import Object, Store
+from stripe_simulator.usage import Usage, UsageTiming
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request with a valid API key and checked parameters.
+
+    `ids` are the ids in the path, in order. `rejection` is the code of a fault that rejects a meter event later.
+    """
+
+    path: str
+    params: Params
+    ids: tuple[str, ...] = ()
+    rejection: str = ""
+
+    @property
+    def id(self) -> str:
+        """The first id in the path."""
+        return self.ids[0]
+
+
+class Route(NamedTuple):
+    """A route of a resource. `path` is as in the SDK, `takes` are the parameters that `run` implements.
+
+    `lock` names what only one request at a time may execute; a second one gets 409.
+    """
+
+    method: str
+    path: str
+    run: Callable[[Mode, Call], Object]
+    takes: Sequence[str] = ()
+    lock: Callable[[Mode, Call], tuple[str, ...]] | None = None
+
+    @property
+    def name(self) -> str:
+        """`METHOD PATH`, the key of the contract."""
+        return f"{self.method} {self.path}"
+
+
+Job = Callable[["Mode", dict[str, Any]], None]
+
+
+class Mode:
+    """The objects, the usage and the due jobs of one mode."""
+
+    def __init__(
+        self,
+        settings: SimulatorSettings,
+        clock: Clock,
+        journal: Journal,
+        livemode: bool,
+        jobs: Mapping[str, Job],
+        indexed: Mapping[str, Sequence[str]],
+    ) -> None:
+        name = "live" if livemode else "test"
+        seed = f"{settings.seed}:{name}"
+        self.settings = settings
+        self.livemode = livemode
+        self.journal = journal
+        handlers = {kind: _bound(job, self) for kind, job in jobs.items()}
+        self.clockwork = Clockwork(clock, journal, seed, handlers, name)
+        self.store = Store(journal, name, livemode, seed, self.now_s, indexed)
+        timing = UsageTiming(
+            settings.summary_lag_ms,
+            max(1, round(settings.validation_window_s * 1_000)),
+            round(settings.validation_delay_s * 1_000),
+        )
+        self.usage = Usage(journal, self.clockwork, name, lambda it: self.store.get("customer", it) is not None, timing)
+
+    def now_ms(self, clock: str = REAL) -> int:
+        """The time of the real clock or of a test clock, in milliseconds; inside a job the time of the job."""
+        return self.clockwork.now_ms(clock)
+
+    def now_s(self, clock: str = REAL) -> int:
+        """The same in whole seconds, Stripe's unit."""
+        return self.clockwork.now_ms(clock) // 1_000
+
+    def fetch(self, kind: str, identifier: str, label: str = "", param: str = "id") -> Object:
+        """A copy of an object to change and `store.save`. Raises `ApiError` if the mode has no such object: 404 for the
+        id of a path, 400 for another parameter. `label` is what Stripe calls the kind in the message."""
+        body = self.store.edit(kind, identifier)
+        if body is None:
+            raise no_such(label or kind.replace("_", " "), identifier, param, 404 if param == "id" else 400)
+        return body
+
+
+def _bound(job: Job, mode: Mode) -> Callable[[dict[str, Any]], None]:
+    return lambda arguments: job(mode, arguments)

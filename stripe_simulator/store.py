@@ -1,0 +1,235 @@
+"""The objects of one mode, in Stripe's JSON form, and the snapshot events that follow from saving them."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from stripe_simulator.contract.parameters import api_version
+from stripe_simulator.journal import Journal
+
+Object = dict[str, Any]
+Subscriber = Callable[[Object], None]
+
+# The beginning of an event's type, for the objects whose name it does not repeat.
+EVENT_FAMILY: Final = {"subscription": "customer.subscription"}
+_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def copied(value: Any) -> Any:
+    """A deep copy of a JSON value."""
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(value))
+
+
+def previous_attributes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Object:
+    """The old values of what changed, as in `event.data.previous_attributes`: maps by key, lists whole."""
+    changed: Object = {}
+    for name, value in new.items():
+        before = old.get(name)
+        if before is value or (before == value and name in old):
+            continue
+        both_maps = isinstance(before, dict) and isinstance(value, dict)
+        changed[name] = previous_attributes(before or {}, value) if both_maps else before
+    changed.update({name: old[name] for name in old.keys() - new.keys()})
+    return changed
+
+
+class _Collection:
+    """The objects of one kind in the order of their creation, and the indexed fields."""
+
+    def __init__(self, indexed: Sequence[str]) -> None:
+        self.objects: dict[str, Object] = {}
+        self.order: list[str] = []
+        self.places: dict[str, int] = {}
+        self.indices: dict[str, dict[Any, list[int]]] = {field: {} for field in indexed}
+
+    def put(self, identifier: str, body: Object | None) -> None:
+        """Set or remove an object. A removed object keeps its place in the order."""
+        old = self.objects.get(identifier)
+        if identifier not in self.places:
+            self.places[identifier] = len(self.order)
+            self.order.append(identifier)
+        place = self.places[identifier]
+        for field, index in self.indices.items():
+            before, after = old and old.get(field), body and body.get(field)
+            if before == after:
+                continue
+            if before is not None:
+                index[before].remove(place)
+            if after is not None:
+                insort(index.setdefault(after, []), place)
+        if body is None:
+            self.objects.pop(identifier, None)
+        else:
+            self.objects[identifier] = body
+
+
+class Store:
+    """All objects of one mode. A stored object is never changed in place: `edit`, change the copy, `save`.
+
+    `now_s` is the time of a clock. `subscribers` get every event after its transaction.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        name: str,
+        livemode: bool,
+        seed: str,
+        now_s: Callable[[str], int],
+        indexed: Mapping[str, Sequence[str]],
+    ) -> None:
+        self.subscribers: list[Subscriber] = []
+        # The id and the Idempotency-Key of the request in execution; both None for jobs.
+        self.request: dict[str, str | None] = {"id": None, "idempotency_key": None}
+        self._journal = journal
+        self._name = name
+        self._livemode = livemode
+        self._seed = seed
+        self._now_s = now_s
+        self._indexed = indexed
+        self._collections: dict[str, _Collection] = {}
+        self._ids = 0
+        journal.register(f"{name}.put", self._apply_put)
+        journal.register(f"{name}.event", self._apply_event)
+        journal.register(f"{name}.delete", self._apply_delete)
+        journal.register(f"{name}.ids", self._apply_ids)
+
+    def new_id(self, prefix: str, length: int = 14) -> str:
+        """A new id such as `cus_…`, which depends on the seed and on the number of ids before it."""
+        with self._journal.transaction():
+            self._journal.change(f"{self._name}.ids", self._ids + 1)
+        number = int.from_bytes(hashlib.sha256(f"{self._seed}:{prefix}:{self._ids}".encode()).digest())
+        digits = []
+        for _ in range(length):
+            number, digit = divmod(number, len(_ALPHABET))
+            digits.append(_ALPHABET[digit])
+        return f"{prefix}_{''.join(digits)}"
+
+    def get(self, kind: str, identifier: str) -> Object | None:
+        """The stored object; do not change it."""
+        collection = self._collections.get(kind)
+        return collection.objects.get(identifier) if collection else None
+
+    def find(self, identifier: str) -> Object | None:
+        """The object of any kind with this id; do not change it."""
+        bodies = (collection.objects.get(identifier) for collection in self._collections.values())
+        return next((body for body in bodies if body is not None), None)
+
+    def edit(self, kind: str, identifier: str) -> Object | None:
+        """A copy to change and to `save`."""
+        body = self.get(kind, identifier)
+        return None if body is None else copied(body)
+
+    def newest(self, kind: str, field: str = "", value: object = None) -> Iterator[Object]:
+        """The objects of a kind, newest first; with an indexed field, those that have this value."""
+        for _, body in self.from_place(kind, field, value):
+            yield body
+
+    def place(self, kind: str, identifier: str) -> int | None:
+        """The place of an object in the order of creation."""
+        collection = self._collections.get(kind)
+        return collection.places.get(identifier) if collection else None
+
+    def from_place(
+        self, kind: str, field: str = "", value: object = None, place: int | None = None, *, older: bool = True
+    ) -> Iterator[tuple[int, Object]]:
+        """(place, object) from next to a place on, backwards in time if `older`. Without a place from the newest."""
+        collection = self._collection(kind)
+        chosen: Sequence[int] = collection.indices[field].get(value, []) if field else range(len(collection.order))
+        start = len(chosen) if place is None else bisect_left(chosen, place)
+        newer = chosen[start + (start < len(chosen) and chosen[start] == place) :]
+        for number in chosen[:start][::-1] if older else newer:
+            body = collection.objects.get(collection.order[number])
+            if body is not None:
+                yield number, body
+
+    def is_indexed(self, kind: str, field: str) -> bool:
+        """Whether `newest` and `from_place` take this field."""
+        return field in self._indexed.get(kind, ())
+
+    def save(self, body: Object, *types: str) -> Object:
+        """Store an object and create its events: of these types, or `….created` or `….updated`.
+
+        Nothing is stored and no `….updated` is created if nothing changed. Returns the stored object.
+        """
+        kind, identifier = str(body["object"]), str(body["id"])
+        old = self.get(kind, identifier)
+        previous = None if old is None else previous_attributes(old, body)
+        if not types:
+            if old is not None and not previous:
+                return old
+            types = (f"{EVENT_FAMILY.get(kind, kind)}.{'created' if old is None else 'updated'}",)
+        with self._journal.transaction():
+            self.put(body)
+            for event_type in types:
+                self._create_event(event_type, body, previous)
+        return body
+
+    def put(self, body: Object) -> Object:
+        """Store an object without an event."""
+        with self._journal.transaction():
+            self._journal.change(f"{self._name}.put", body)
+        return body
+
+    def delete(self, body: Object) -> Object:
+        """Remove an object and create its `….deleted` event. Returns Stripe's answer to the deletion."""
+        kind, identifier = str(body["object"]), str(body["id"])
+        with self._journal.transaction():
+            self._create_event(f"{EVENT_FAMILY.get(kind, kind)}.deleted", body, None)
+            self._journal.change(f"{self._name}.delete", kind, identifier)
+        return {"id": identifier, "object": kind, "deleted": True}
+
+    def _create_event(self, event_type: str, body: Object, previous: Object | None) -> None:
+        clock = body.get("test_clock")
+        identifier = self.new_id("evt", 24)
+        event = {
+            "id": identifier,
+            "object": "event",
+            "api_version": api_version(),
+            "created": self._now_s(clock if isinstance(clock, str) else ""),
+            "livemode": self._livemode,
+            "pending_webhooks": 0,
+            "request": dict(self.request),
+            "type": event_type,
+        }
+        self._journal.change(f"{self._name}.event", event, body["object"], body["id"], previous)
+        self._journal.after(lambda: self._deliver(identifier))
+
+    def _deliver(self, identifier: str) -> None:
+        event = self.get("event", identifier)
+        if event is not None:
+            for subscriber in self.subscribers:
+                subscriber(event)
+
+    def _collection(self, kind: str) -> _Collection:
+        if kind not in self._collections:
+            self._collections[kind] = _Collection(self._indexed.get(kind, ()))
+        return self._collections[kind]
+
+    def _apply_put(self, body: Object) -> None:
+        collection, identifier = self._collection(body["object"]), body["id"]
+        old = collection.objects.get(identifier)
+        collection.put(identifier, body)
+        self._journal.undo(lambda: collection.put(identifier, old))
+
+    def _apply_event(self, event: Object, kind: str, identifier: str, previous: Object | None) -> None:
+        """The event contains the object as it is now, so the journal need not repeat the object."""
+        data: Object = {"object": self.get(kind, identifier)}
+        if previous:
+            data["previous_attributes"] = previous
+        self._apply_put({**event, "data": data})
+
+    def _apply_delete(self, kind: str, identifier: str) -> None:
+        collection = self._collection(kind)
+        old = collection.objects.get(identifier)
+        collection.put(identifier, None)
+        self._journal.undo(lambda: collection.put(identifier, old))
+
+    def _apply_ids(self, count: int) -> None:
+        before, self._ids = self._ids, count
+        self._journal.undo(lambda: setattr(self, "_ids", before))

@@ -1,0 +1,173 @@
+"""Meter events: limits of values, validation, lag, and running sums."""
+
+from __future__ import annotations
+
+import random
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from stripe_simulator import Simulator, SimulatorSettings
+from stripe_simulator.resources.meter_event_summaries import aggregate
+from stripe_simulator.times import rfc3339
+from stripe_simulator.usage import MeterEvent
+from tests.services.stripe_sdk import Sdk
+from tests.services.stripe_wire import DAY_S, NOW_MS, NOW_S, Wire
+from tests.worlds.clock import ManualClock
+
+METER = {"display_name": "Tokens", "event_name": "tokens", "default_aggregation": {"formula": "sum"}}
+HOUR_S = 3_600
+UNIT = 10**12
+
+
+def _event(value: str, **more: Any) -> dict[str, Any]:
+    return {"event_name": "tokens", "payload": {"stripe_customer_id": "cus_one", "value": value}, **more}
+
+
+@pytest.mark.parametrize(
+    ("value", "status"),
+    [
+        ("123456789012345", 200),
+        ("1234567890123456", 400),
+        ("1234567.12345678", 200),
+        ("1234567.123456789", 400),
+        ("-1234567.123456789", 400),
+        ("0.00000123456789", 200),
+        ("0000000000000000001", 200),
+        ("10000000000000000000", 200),
+        ("1.000000000000000", 400),
+        ("many", 200),
+        ("", 200),
+    ],
+    ids=[
+        "15 digits", "16 digits", "15 with a point", "16 with a point", "negative", "zeros before", "leading zeros",
+        "zeros at the end", "zeros after the point", "no number", "empty",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("version", ["v1", "v2"])
+async def test_values_have_at_most_fifteen_significant_digits(sdk: Sdk, version: str, value: str, status: int) -> None:
+    """A longer one is refused at once; what is no number is refused later."""
+    sdk.simulator.create_customer(False, {}, "cus_one")
+    await sdk("v1.billing.meters.create", METER)
+    service = f"{version}.billing.meter_events.create"
+    if status == 200:
+        assert (await sdk(service, _event(value)))["payload"]["value"] == value
+        return
+    error = await sdk.error(service, _event(value))
+
+    assert (error["status"], error["code"]) == (status, "meter_event_value_too_many_digits")
+    assert error["param"] == "payload[value]"
+    assert sdk.simulator.test.usage.events == []
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"event_name": "words"}, "no_meter"),
+        ({"identifier": "one"}, "duplicate_meter_event"),
+        ({"timestamp": "2026-10-17T11:59:59Z"}, "timestamp_too_far_in_past"),
+        ({"timestamp": "2026-11-21T12:05:01Z"}, "timestamp_in_future"),
+        ({"timestamp": "noon"}, None),
+    ],
+    ids=["unknown name", "duplicate", "too old", "too early", "no time"],
+)
+async def test_errors_of_the_second_api_have_codes(sdk: Sdk, change: dict[str, Any], code: str | None) -> None:
+    """API v2 takes JSON and RFC 3339 and names what is wrong."""
+    await sdk("v1.billing.meters.create", METER)
+    taken = await sdk("v2.billing.meter_events.create", _event("1", identifier="one"))
+
+    error = await sdk.error("v2.billing.meter_events.create", _event("1", **change))
+
+    assert (taken["object"], taken["timestamp"]) == ("v2.billing.meter_event", rfc3339(NOW_MS))
+    assert (error["status"], error.get("code")) == (400, code)
+
+
+@pytest.mark.parametrize(
+    ("lag_s", "delay_s", "at_s", "expected"),
+    [
+        (5, 5, 4, ("received", 0.0)),
+        (5, 5, 5, ("accepted", 2.0)),
+        (30, 5, 5, ("accepted", 0.0)),
+        (30, 5, 29, ("accepted", 0.0)),
+        (30, 5, 30, ("accepted", 2.0)),
+        (0, 5, 0, ("accepted", 2.0)),
+    ],
+    ids=["before", "at once", "validated first", "still lagging", "after the lag", "no lag"],
+)
+async def test_validation_and_sums_follow_later(
+    lag_s: int, delay_s: int, at_s: int, expected: tuple[str, float]
+) -> None:
+    """An event is answered, then validated, then part of the sum."""
+    settings = SimulatorSettings(summary_lag_s=lag_s, validation_delay_s=delay_s)
+    simulator = Simulator(ManualClock(NOW_MS), settings)
+    simulator.create_customer(False, {}, "cus_one")
+    usage = simulator.test.usage
+    usage.receive(MeterEvent("one", "tokens", "mtr", "cus_one", "2", NOW_S))
+
+    assert isinstance(simulator.clock, ManualClock)
+    simulator.clock.advance(at_s * 1_000)
+    simulator.catch_up()
+
+    total = sum(cell.total for _, cell in usage.cells("mtr", "cus_one", NOW_S - HOUR_S, NOW_S + HOUR_S))
+    assert (usage.events[0].status, total / UNIT) == expected
+
+
+async def test_lag_can_be_changed_while_it_runs(wire: Wire) -> None:
+    """Longer for the next events; shorter also for those that wait."""
+    await wire.http.post("/_simulator/settings", json={"summary_lag_s": 60})
+    await wire.send()
+    wire.clock.advance(59_000)
+    assert await wire.total() == [0.0]
+    await wire.send()
+    await wire.http.post("/_simulator/settings", json={"summary_lag_s": 10})
+    assert await wire.total() == [2.0]
+    wire.clock.advance(10_000)
+    assert await wire.total() == [4.0]
+
+    for body in ({"summary_lag_s": "long"}, {"colour": 1}):
+        assert (await wire.http.post("/_simulator/settings", json=body)).status_code == 400
+
+
+def _naive(events: list[tuple[int, Decimal]], formula: str, window_s: int, span: tuple[int, int]) -> Decimal:
+    """The aggregate of events in the order of receipt, from the definition."""
+    inside = [event for event in events if span[0] <= event[0] < span[1]]
+    if window_s:
+        inside = list({at_s // window_s: (at_s, value) for at_s, value in inside}.values())
+    match formula:
+        case "sum":
+            return sum((value for _, value in inside), Decimal(0))
+        case "count":
+            return Decimal(len(inside))
+        case _:
+            latest = max((at_s for at_s, _ in inside), default=0)
+            order = [value for at_s, value in inside if at_s == latest]
+            return order[-1] if order else Decimal(0)
+
+
+@pytest.mark.parametrize("window", ["", "hour", "day"])
+@pytest.mark.parametrize("formula", ["sum", "count", "last"])
+@pytest.mark.parametrize("seed", range(4))
+def test_running_sums_equal_the_sums_of_the_events(formula: str, window: str, seed: int) -> None:
+    """Over random events and spans of whole minutes, against the definition."""
+    chance = random.Random(f"{formula}{window}{seed}")
+    simulator = Simulator(ManualClock(NOW_MS), SimulatorSettings(summary_lag_s=0))
+    simulator.create_customer(False, {}, "cus_one")
+    events: list[tuple[int, Decimal]] = []
+    for number in range(300):
+        # Distinct timestamps: which of two events of one second is the last one is not defined.
+        at_s = NOW_S - chance.randrange(3 * DAY_S)
+        value = Decimal(chance.randrange(-(10**9), 10**9)).scaleb(-chance.randrange(7))
+        if at_s in {known for known, _ in events}:
+            continue
+        events.append((at_s, value))
+        simulator.test.usage.receive(MeterEvent(f"id-{number}", "tokens", "mtr", "cus_one", f"{value}", at_s))
+    simulator.catch_up()
+    meter = {"event_time_window": window or None, "default_aggregation": {"formula": formula}}
+
+    for _ in range(40):
+        start_s = NOW_S - chance.randrange(3 * DAY_S) // 60 * 60
+        span = (start_s, start_s + 60 * chance.randrange(1, 3 * 24 * 60))
+        cells = list(simulator.test.usage.cells("mtr", "cus_one", *span))
+        width_s = {"": 0, "hour": HOUR_S, "day": DAY_S}[window]
+        assert aggregate(meter, cells) == _naive(events, formula, width_s, span) * UNIT
