@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, Final
 
 from stripe_simulator.engine.amounts import rounded
 from stripe_simulator.engine.discounts import Discount
@@ -15,50 +15,37 @@ from stripe_simulator.mode import Mode
 from stripe_simulator.resources import coupons
 from stripe_simulator.store import Object
 
+_SHARED: Final = (
+    "amount", "currency", "description", "discountable", "discounts", "livemode", "metadata", "period", "pricing",
+    "quantity", "quantity_decimal",
+)  # fmt: skip
+
 
 def new_line(mode: Mode, invoice: Object, line: Line) -> Object:
-    """The line of a subscription item. Its discounts are those of the item: the invoice's are not repeated."""
-    item = mode.store.get("subscription_item", line.item) or {}
-    details = {
-        "invoice_item": None,
-        "proration": line.proration,
-        "proration_details": {"credited_items": None},
-        "subscription": invoice["parent"]["subscription_details"]["subscription"],
-        "subscription_item": line.item,
-    }
-    parent = {"invoice_item_details": None, "subscription_item_details": details, "type": "subscription_item_details"}
-    shared = _shared(mode, line, invoice["currency"], [] if line.proration else item.get("discounts", []))
-    return _line(mode, invoice, {**shared, "metadata": item.get("metadata", {})}, parent)
+    """The line of a subscription item, with the discounts and the metadata of the item."""
+    item = mode.store.get("subscription_item", line.item) or {"discounts": [], "metadata": {}}
+    shared = _shared(mode, line, invoice["currency"]) | {"metadata": item["metadata"]}
+    if not line.proration:
+        shared["discounts"] = item["discounts"]
+    return _line(mode, invoice, shared, owner_of(invoice) or None, line.item, None, line.proration)
 
 
 def line_of_item(mode: Mode, invoice: Object, item: Object) -> Object:
     """The line of an invoice item."""
-    details = {
-        "invoice_item": item["id"],
-        "proration": item["proration"],
-        "proration_details": {"credited_items": None},
-    }
-    source = (item["parent"] or {}).get("subscription_details", {})
-    details["subscription"] = source.get("subscription")
-    of_subscription = bool(source.get("subscription_item"))
-    if of_subscription:
-        details["subscription_item"] = source["subscription_item"]
-    kind, other = ("subscription_item_details", "invoice_item_details")[:: 1 if of_subscription else -1]
-    return _line(mode, invoice, item, {kind: details, other: None, "type": kind})
+    owner = (item["parent"] or {"subscription_details": {}})["subscription_details"]
+    subscription, subscription_item = owner.get("subscription"), owner.get("subscription_item")
+    return _line(mode, invoice, item, subscription, subscription_item, item["id"], item["proration"])
 
 
 def new_item(mode: Mode, customer: Object, line: Line, currency: str, **fields: Any) -> Object:
     """An invoice item, not yet stored. `fields` are those that the line does not give."""
-    created = mode.now_s(customer["test_clock"] or "")
     return {
         "id": mode.store.new_id("ii"),
         "object": "invoiceitem",
-        **_shared(mode, line, currency, []),
+        **_shared(mode, line, currency),
         "customer": customer["id"],
-        "date": created,
+        "date": mode.now_s(customer["test_clock"] or ""),
         "invoice": None,
-        "livemode": mode.livemode,
-        "metadata": {},
         "parent": None,
         "proration": line.proration,
         "tax_rates": [],
@@ -69,10 +56,9 @@ def new_item(mode: Mode, customer: Object, line: Line, currency: str, **fields: 
 
 def engine_line(mode: Mode, body: Object) -> Line:
     """The engine's form of an invoice line."""
-    pricing = body["pricing"] or {"price_details": {"price": "", "product": ""}}
+    pricing = body["pricing"] or {"price_details": {"price": "", "product": ""}, "unit_amount_decimal": None}
     price = mode.store.get("price", pricing["price_details"]["price"])
-    details = body["parent"]["subscription_item_details"] or body["parent"]["invoice_item_details"]
-    unit_amount = pricing.get("unit_amount_decimal")
+    details, unit_amount = details_of(body), pricing["unit_amount_decimal"]
     return Line(
         item=details.get("subscription_item") or "",
         price=pricing["price_details"]["price"],
@@ -83,58 +69,82 @@ def engine_line(mode: Mode, body: Object) -> Line:
         unit_amount=None if unit_amount is None else Fraction(unit_amount),
         proration=details["proration"],
         discountable=body["discountable"],
-        metered=bool(price and price["recurring"] and price["recurring"]["usage_type"] == "metered"),
+        metered=price is not None and (price["recurring"] or {}).get("usage_type") == "metered",
         discounts=discounts_of(mode, body["discounts"]),
     )
 
 
+def details_of(line: Object) -> Object:
+    """The details of a line's parent: a subscription item or an invoice item."""
+    details: Object = line["parent"][line["parent"]["type"]]
+    return details
+
+
+def owner_of(invoice: Object) -> str:
+    """The id of an invoice's subscription, or nothing."""
+    return str(invoice["parent"]["subscription_details"]["subscription"]) if invoice["parent"] else ""
+
+
 def discounts_of(mode: Mode, ids: Sequence[str]) -> tuple[Discount, ...]:
     """The engine's form of stored discounts."""
-    return tuple(coupons.engine_discount(mode, mode.fetch("discount", identifier)) for identifier in ids)
+    return tuple(coupons.discount_of(mode, identifier) for identifier in ids)
 
 
-def decimal_text(number: Fraction) -> str:
+def _decimal_text(number: Fraction) -> str:
     """A decimal as text. Quantities and unit amounts have at most 12 decimal places."""
-    return f"{(Decimal(number.numerator) / Decimal(number.denominator)).normalize():f}"
+    return f"{(Decimal(number.numerator) / number.denominator).normalize():f}"
 
 
-def _shared(mode: Mode, line: Line, currency: str, discounts: list[str]) -> Object:
+def _shared(mode: Mode, line: Line, currency: str) -> Object:
     """The fields that lines and invoice items have in common."""
-    product = mode.store.get("product", line.product) or {"name": line.product}
-    title = f"{rounded(line.quantity)} × {product['name']}"
+    product = mode.store.get("product", line.product)
+    title = f"{rounded(line.quantity)} × {product['name']}" if product else None
     if line.proration:
         title = f"{'Unused' if line.amount < 0 else 'Remaining'} time on {title}"
-    unit_amount = None if line.unit_amount is None else decimal_text(line.unit_amount)
-    pricing = {
-        "price_details": {"price": line.price, "product": line.product},
-        "type": "price_details",
-        "unit_amount_decimal": unit_amount,
-    }
+    unit_amount = None if line.unit_amount is None else _decimal_text(line.unit_amount)
+    details = {"price": line.price, "product": line.product}
     return {
         "amount": line.amount,
         "currency": currency,
         "description": title,
         "discountable": line.discountable,
-        "discounts": discounts,
-        "period": {"start": line.period.start, "end": line.period.end},
-        "pricing": pricing if line.price else None,
+        "discounts": [],
+        "livemode": mode.livemode,
+        "metadata": {},
+        "period": line.period._asdict(),
+        "pricing": {"price_details": details, "type": "price_details", "unit_amount_decimal": unit_amount}
+        if line.price
+        else None,
         "quantity": rounded(line.quantity),
-        "quantity_decimal": decimal_text(line.quantity),
+        "quantity_decimal": _decimal_text(line.quantity),
     }
 
 
-def _line(mode: Mode, invoice: Object, source: Object, parent: Object) -> Object:
-    names = ("amount", "currency", "description", "discountable", "discounts", "metadata", "period", "pricing")
+def _line(
+    mode: Mode,
+    invoice: Object,
+    source: Object,
+    subscription: str | None,
+    subscription_item: str | None,
+    invoice_item: str | None,
+    proration: bool,
+) -> Object:
+    details = {"invoice_item": invoice_item, "proration": proration, "proration_details": {"credited_items": None}}
+    details["subscription"] = subscription
+    kinds = ("subscription_item_details", "invoice_item_details")
+    if subscription_item:
+        details["subscription_item"] = subscription_item
+    else:
+        kinds = kinds[::-1]
     return {
         "id": mode.store.new_id("il"),
         "object": "line_item",
-        **{name: source[name] for name in (*names, "quantity", "quantity_decimal")},
+        **{name: source[name] for name in _SHARED},
         "discount_amounts": [],
         "invoice": invoice["id"],
-        "livemode": mode.livemode,
-        "parent": parent,
+        "parent": {kinds[0]: details, kinds[1]: None, "type": kinds[0]},
         "pretax_credit_amounts": [],
-        "subscription": (parent[parent["type"]] or {}).get("subscription"),
+        "subscription": subscription,
         "subtotal": source["amount"],
         "taxes": [],
     }

@@ -11,14 +11,22 @@ from typing import Any, Final
 
 from stripe_simulator import payments
 from stripe_simulator.engine.amounts import charge_min
-from stripe_simulator.engine.collection import INVOICE_MOVES, InvoiceStatus, advances, after_failure
+from stripe_simulator.engine.collection import INVOICE_MOVES, InvoiceStatus, advances, after_failure, is_charged
 from stripe_simulator.engine.cycle import totals
 from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import Period
 from stripe_simulator.errors import ApiError
-from stripe_simulator.invoice_lines import discounts_of, engine_line, line_of_item, new_item, new_line
-from stripe_simulator.mode import Mode
-from stripe_simulator.resources import balance_transactions, credit_grants, tax
+from stripe_simulator.invoice_lines import (
+    details_of,
+    discounts_of,
+    engine_line,
+    line_of_item,
+    new_item,
+    new_line,
+    owner_of,
+)
+from stripe_simulator.mode import Mode, new_object
+from stripe_simulator.resources import balance_transactions, coupons, credit_grants, tax
 from stripe_simulator.store import Object
 
 # Modules that follow a subscription's invoices, filled by `registry.py`. Each has functions of (mode, invoice):
@@ -29,6 +37,17 @@ LINES_SHOWN: Final = 10
 DAY_S: Final = 86_400
 FINALIZE: Final = "invoice.finalize"
 COLLECT: Final = "invoice.collect"
+# These invoices take the customer's pending items without a subscription too.
+_TAKES_ALL: Final = ("subscription_create", "subscription_cycle", "manual")
+
+
+class Drafted(Exception):
+    """Carries the first invoice that is created inside `journal.discarded`, with its lines: a preview."""
+
+    def __init__(self, invoice: Object, lines: Sequence[Object]) -> None:
+        super().__init__(invoice["id"])
+        self.invoice = invoice
+        self.lines = lines
 
 
 def subscription_invoice(
@@ -41,17 +60,22 @@ def subscription_invoice(
     period: Period | None = None,
     collect_now: bool = True,
 ) -> Object:
-    """Create an invoice of a subscription and return it as stored.
+    """Create an invoice of a subscription and return the invoice as stored.
 
     Pending invoice items come first. Without grace the invoice is final at once and, if it charges automatically,
     collected: not with `collect_now=False`, as for `payment_behavior=default_incomplete`. With grace it stays a draft
     until a job of the customer's clock. `reason` is a `billing_reason`. `period` is the invoice's, now by default.
+    Raises `Drafted` inside a preview.
     """
     customer = mode.fetch("customer", subscription["customer"])
-    invoice = new(mode, customer, subscription["currency"], reason, subscription, period)
-    bodies = [line_of_item(mode, invoice, item) for item in take_pending(mode, invoice, subscription["id"], reason)]
-    invoice["discounts"] = subscription["discounts"] or ([customer["discount"]["id"]] if customer["discount"] else [])
-    set_lines(mode, invoice, [*bodies, *(new_line(mode, invoice, line) for line in lines)])
+    invoice = new(mode, customer, subscription["currency"], reason, subscription)
+    if period:
+        invoice |= {"period_start": period.start, "period_end": period.end}
+    bodies = [line_of_item(mode, invoice, item) for item in take_pending(mode, invoice)]
+    bodies += [new_line(mode, invoice, line) for line in lines]
+    set_lines(mode, invoice, bodies)
+    if mode.journal.discards:
+        raise Drafted(invoice, bodies)
     behavior = (subscription.get("pause_collection") or {}).get("behavior")
     if behavior == "keep_as_draft" or (reason == "subscription_cycle" and not advances(subscription["status"])):
         return mode.store.save({**invoice, "auto_advance": False})
@@ -71,32 +95,22 @@ def pending_items(mode: Mode, subscription: Object, lines: Sequence[Line]) -> li
     return items
 
 
-def new(
-    mode: Mode,
-    customer: Object,
-    currency: str,
-    reason: str,
-    subscription: Object | None = None,
-    period: Period | None = None,
-) -> Object:
-    """A draft without lines, not yet stored."""
-    created = mode.now_s(customer["test_clock"] or "")
+def new(mode: Mode, customer: Object, currency: str, reason: str, subscription: Object | None = None) -> Object:
+    """A draft without lines, not yet stored. A subscription's discounts replace those of the customer."""
     owner = subscription or {}
     details = {"metadata": owner.get("metadata", {}), "subscription": owner.get("id")}
     parent = {"quote_details": None, "subscription_details": details, "type": "subscription_details"}
     automatic_tax = (owner.get("automatic_tax") or {}).get("enabled", False)
-    days = owner.get("days_until_due")
     zeros = (
         "amount_overpaid", "amount_paid", "amount_shipping", "attempt_count", "post_payment_credit_notes_amount",
         "pre_payment_credit_notes_amount",
     )  # fmt: skip
     nulls = (
-        "automatically_finalizes_at", "description", "effective_at", "ending_balance", "footer", "hosted_invoice_url",
-        "invoice_pdf", "next_payment_attempt", "number",
+        "automatically_finalizes_at", "default_payment_method", "description", "due_date", "effective_at",
+        "ending_balance", "footer", "hosted_invoice_url", "invoice_pdf", "next_payment_attempt", "number",
     )  # fmt: skip
-    return {
-        "id": mode.store.new_id("in"),
-        "object": "invoice",
+    invoice: Object = {
+        **new_object(mode, "invoice", "in", {}, customer["test_clock"] or ""),
         **dict.fromkeys(zeros, 0),
         **dict.fromkeys(nulls),
         "attempted": False,
@@ -104,45 +118,38 @@ def new(
         "automatic_tax": {"enabled": automatic_tax, "liability": None, "provider": None, "status": None},
         "billing_reason": reason,
         "collection_method": owner.get("collection_method", "charge_automatically"),
-        "created": created,
         "currency": currency,
         "customer": customer["id"],
         "customer_address": customer["address"],
         "customer_email": customer["email"],
         "customer_name": customer["name"],
-        "default_payment_method": None,
         "default_tax_rates": [],
-        "discounts": [],
-        "due_date": None if days is None else created + days * DAY_S,
         "issuer": {"type": "self"},
-        "livemode": mode.livemode,
-        "metadata": {},
         "parent": parent if subscription else None,
-        "payment_settings": {"default_mandate": None, "payment_method_options": None, "payment_method_types": None},
-        "period_end": period.end if period else created,
-        "period_start": period.start if period else created,
+        "payment_settings": dict.fromkeys(("default_mandate", "payment_method_options", "payment_method_types")),
         "status": "draft",
         "status_transitions": dict.fromkeys(("finalized_at", "marked_uncollectible_at", "paid_at", "voided_at")),
         "test_clock": customer["test_clock"],
     }
+    discount = customer["discount"]
+    source = owner if owner.get("discounts") else {"discounts": [discount["id"]] if discount else []}
+    invoice["discounts"] = list(coupons.discounts_of(mode, source, invoice["created"]))
+    if owner.get("days_until_due") is not None:
+        invoice["due_date"] = invoice["created"] + owner["days_until_due"] * DAY_S
+    return invoice | {"period_end": invoice["created"], "period_start": invoice["created"]}
 
 
-def take_pending(mode: Mode, invoice: Object, subscription: str, reason: str) -> list[Object]:
-    """The pending invoice items that the invoice takes, oldest first; they are pending no longer.
-
-    Items without a subscription go to the next scheduled or manual invoice, not to one for a change.
-    """
-    owners = {subscription, ""} if reason in ("subscription_create", "subscription_cycle", "manual") else {subscription}
+def take_pending(mode: Mode, invoice: Object) -> list[Object]:
+    """The pending invoice items that the invoice takes, oldest first; they are pending no longer."""
+    owners = {owner_of(invoice), ""} if invoice["billing_reason"] in _TAKES_ALL else {owner_of(invoice)}
     items = [
         item
         for item in mode.store.newest("invoiceitem", "customer", invoice["customer"])
         if item["invoice"] is None
         and item["currency"] == invoice["currency"]
-        and (item["parent"] or {}).get("subscription_details", {}).get("subscription", "") in owners
+        and (item["parent"] or {"subscription_details": {}})["subscription_details"].get("subscription", "") in owners
     ][::-1]
-    for item in items:
-        mode.store.put({**item, "invoice": invoice["id"]})
-    return items
+    return [mode.store.put({**item, "invoice": invoice["id"]}) for item in items]
 
 
 def lines_of(mode: Mode, invoice: Object) -> list[Object]:
@@ -151,38 +158,34 @@ def lines_of(mode: Mode, invoice: Object) -> list[Object]:
 
 
 def set_lines(mode: Mode, invoice: Object, bodies: Sequence[Object], *, final: bool = False) -> None:
-    """Set a draft's lines and amounts. Credit grants and the customer's balance are used only by the final amounts."""
+    """Set a draft's lines and amounts. Only the final amounts contain credit grants."""
     customer = mode.fetch("customer", invoice["customer"])
-    lines = [engine_line(mode, body) for body in bodies]
-    discounts = discounts_of(mode, invoice["discounts"])
+    lines, discounts = [engine_line(mode, body) for body in bodies], discounts_of(mode, invoice["discounts"])
     ids = dict(zip(discounts, invoice["discounts"], strict=True))
     for line, body in zip(lines, bodies, strict=True):
         ids.update(zip(line.discounts, body["discounts"], strict=True))
-    rate = tax.rate_of(mode, customer) if invoice["automatic_tax"]["enabled"] else None
+    applied = tax.rate_of(mode, customer) if invoice["automatic_tax"]["enabled"] else None
     result = totals(
         lines,
         discounts=discounts,
-        tax_rate=rate,
+        tax_rate=applied.rate if applied else None,
         grants=credit_grants.grants_of(mode, customer["id"], invoice["currency"]) if final else (),
         at=mode.now_s(customer["test_clock"] or ""),
         starting_balance=customer["balance"],
         charge_min=charge_min(invoice["currency"]),
     )
-    draws = credit_grants.apply(mode, invoice, bodies, result.draws)
+    credited = credit_grants.apply(mode, invoice, bodies, result.draws)
     for index, (body, part) in enumerate(zip(bodies, result.lines, strict=True)):
         cuts = [{"amount": cut.amount, "discount": ids[cut.discount]} for cut in part.cuts]
         body["discount_amounts"] = cuts
-        body["pretax_credit_amounts"] = [*({**cut, "type": "discount"} for cut in cuts), *draws.get(index, ())]
-        body["taxes"] = [_tax(part.tax, part.taxable, inclusive=rate.inclusive)] if rate else []
-    discount_amounts = _summed([cut for body in bodies for cut in body["discount_amounts"]], "discount")
-    pretax = [credit for body in bodies for credit in body["pretax_credit_amounts"]]
-    taxable = sum(part.taxable for part in result.lines)
-    due = {"status": "complete", "provider": "stripe"} if rate else {}
+        body["pretax_credit_amounts"] = [*({**cut, "type": "discount"} for cut in cuts), *credited.get(index, ())]
+        body["taxes"] = [tax_entry(part.tax, part.taxable, applied.id)] if applied else []
     mode.store.put({"object": "invoice_lines", "id": f"{invoice['id']}/lines", "data": bodies})
+    taxable = sum(part.taxable for part in result.lines)
     invoice |= {
         "amount_due": result.amount_due,
         "amount_remaining": result.amount_due,
-        "automatic_tax": invoice["automatic_tax"] | due,
+        "automatic_tax": invoice["automatic_tax"] | ({"status": "complete", "provider": "stripe"} if applied else {}),
         "lines": {
             "object": "list",
             "data": bodies[:LINES_SHOWN],
@@ -192,52 +195,32 @@ def set_lines(mode: Mode, invoice: Object, bodies: Sequence[Object], *, final: b
         "ending_balance": result.ending_balance if final else None,
         "starting_balance": result.starting_balance,
         "subtotal": result.subtotal,
-        "subtotal_excluding_tax": result.subtotal - (result.total_tax if rate and rate.inclusive else 0),
+        "subtotal_excluding_tax": result.subtotal,
         "total": result.total,
-        "total_discount_amounts": discount_amounts,
+        "total_discount_amounts": _summed(bodies, "discount_amounts"),
         "total_excluding_tax": result.total_excluding_tax,
-        "total_pretax_credit_amounts": _summed(pretax, "discount", "credit_balance_transaction"),
-        "total_taxes": [_tax(result.total_tax, taxable, inclusive=rate.inclusive)] if rate else [],
+        "total_pretax_credit_amounts": _summed(bodies, "pretax_credit_amounts"),
+        "total_taxes": [tax_entry(result.total_tax, taxable, applied.id)] if applied else [],
     }
-
-
-def _tax(amount: int, taxable: int, *, inclusive: bool) -> Object:
-    return {
-        "amount": amount,
-        "tax_behavior": "inclusive" if inclusive else "exclusive",
-        "tax_rate_details": None,
-        "taxability_reason": "standard_rated",
-        "taxable_amount": taxable,
-        "type": "tax_rate_details",
-    }
-
-
-def _summed(entries: Sequence[Object], *keys: str) -> list[Object]:
-    """The entries with the amounts of the same discount or credit added up."""
-    sums: dict[tuple[Any, ...], Object] = {}
-    for entry in entries:
-        key = tuple(entry.get(name) for name in keys)
-        sums[key] = {**entry, "amount": entry["amount"] + sums.get(key, {"amount": 0})["amount"]}
-    return list(sums.values())
 
 
 def schedule_finalization(mode: Mode, invoice: Object, due_s: int) -> Object:
     """Store a draft that becomes final by itself."""
-    invoice["automatically_finalizes_at"] = due_s
     mode.clockwork.schedule(due_s * 1_000, FINALIZE, {"invoice": invoice["id"]}, invoice["test_clock"] or "")
-    return mode.store.save(invoice)
+    return mode.store.save({**invoice, "automatically_finalizes_at": due_s})
 
 
 def advance(mode: Mode, draft: Object, *, collect_now: bool = True) -> Object:
     """Finalize a draft and, if it charges automatically, collect it. Returns the stored invoice."""
     invoice = finalize(mode, draft)
-    behavior = (_subscription(mode, invoice).get("pause_collection") or {}).get("behavior")
-    if invoice["status"] == "open" and behavior == "void":
-        return void(mode, invoice)
-    if invoice["status"] == "open" and behavior == "mark_uncollectible":
-        return mark_uncollectible(mode, invoice, "subscription_paused")
-    if invoice["status"] == "open" and invoice["collection_method"] == "charge_automatically" and collect_now:
-        collect(mode, invoice)
+    if invoice["status"] == "open":
+        behavior = (_subscription(mode, invoice).get("pause_collection") or {}).get("behavior")
+        if behavior == "void":
+            void(mode, invoice)
+        elif behavior == "mark_uncollectible":
+            mark_uncollectible(mode, invoice, "subscription_paused")
+        elif invoice["collection_method"] == "charge_automatically" and collect_now:
+            collect(mode, invoice)
     return mode.fetch("invoice", invoice["id"])
 
 
@@ -248,27 +231,21 @@ def finalize(mode: Mode, draft: Object) -> Object:
     for listener in LISTENERS if invoice["parent"] else ():
         fresh = listener.invoice_lines(mode, invoice)
         if fresh is not None:
-            kept = [body for body in bodies if body["parent"][body["parent"]["type"]]["invoice_item"]]
+            kept = [body for body in bodies if details_of(body)["invoice_item"]]
             bodies = [*kept, *(new_line(mode, invoice, line) for line in fresh)]
     set_lines(mode, invoice, bodies, final=True)
+    _use_balance(mode, invoice, "applied_to_invoice", invoice["ending_balance"] - invoice["starting_balance"])
     customer = mode.fetch("customer", invoice["customer"])
-    now_s = mode.now_s(customer["test_clock"] or "")
-    used = invoice["ending_balance"] - customer["balance"]
-    if used:
-        source = {"currency": invoice["currency"], "invoice": invoice["id"]}
-        balance_transactions.record(mode, customer, used, "applied_to_invoice", **source)
-        customer = mode.fetch("customer", customer["id"])
     number = customer["next_invoice_sequence"]
     mode.store.save({**customer, "currency": invoice["currency"], "next_invoice_sequence": number + 1})
     page = f"https://invoice.stripe.com/i/{mode.settings.account}/{invoice['id']}"
+    _move(mode, invoice, "open", "finalized_at")
     invoice |= {
         "automatically_finalizes_at": None,
-        "effective_at": now_s,
+        "effective_at": invoice["status_transitions"]["finalized_at"],
         "hosted_invoice_url": page,
         "invoice_pdf": f"{page}/pdf",
         "number": f"{customer['invoice_prefix']}-{number:04d}",
-        "status": "open",
-        "status_transitions": invoice["status_transitions"] | {"finalized_at": now_s},
     }
     mode.store.save(invoice, "invoice.finalized")
     return invoice if invoice["amount_due"] else settle(mode, invoice)
@@ -276,133 +253,54 @@ def finalize(mode: Mode, draft: Object) -> Object:
 
 def settle(mode: Mode, invoice: Object) -> Object:
     """Mark an invoice as paid, and tell the listeners."""
-    check_move(invoice, "paid")
-    paid_at = mode.now_s(invoice["test_clock"] or "")
-    invoice = {
-        **invoice,
-        "amount_paid": invoice["amount_paid"] + invoice["amount_remaining"],
-        "amount_remaining": 0,
-        "attempted": True,
-        "auto_advance": False,
-        "next_payment_attempt": None,
-        "status": "paid",
-        "status_transitions": invoice["status_transitions"] | {"paid_at": paid_at},
-    }
+    paid = invoice["amount_paid"] + invoice["amount_remaining"]
+    invoice = {**invoice, "amount_paid": paid, "amount_remaining": 0, "attempted": True}
+    _move(mode, invoice, "paid", "paid_at")
     mode.store.save(invoice, "invoice.paid", "invoice.payment_succeeded")
     return _told(mode, invoice, "invoice_paid")
 
 
 def collect(mode: Mode, invoice: Object, payment_method: str | None = None) -> payments.Outcome:
     """Charge an open invoice once. A declined automatic collection is tried again by the account's retry policy."""
-    method = payment_method or _payment_method(mode, invoice)
-    amount, currency = invoice["amount_remaining"], invoice["currency"]
-    outcome = payments.charge(mode, invoice["customer"], method, amount, currency, invoice=invoice["id"])
-    now_s = mode.now_s(invoice["test_clock"] or "")
-    if outcome.payment_intent:
-        _record_payment(mode, invoice, outcome, now_s)
-    invoice = {**invoice, "attempted": True, "attempt_count": invoice["attempt_count"] + 1}
-    if outcome.status == "succeeded":
-        settle(mode, invoice)
-        return outcome
-    _set_next_attempt(mode, invoice)
-    types = ["invoice.payment_failed"] + ["invoice.payment_action_required"] * (outcome.status == "requires_action")
-    mode.store.save(invoice, *types)
-    _told(mode, invoice, "invoice_failed")
+    amount, method = invoice["amount_remaining"], payment_method or _payment_method(mode, invoice)
+    outcome = payments.charge(mode, invoice["customer"], method, amount, invoice["currency"], invoice=invoice["id"])
+    _collected(mode, invoice, outcome)
     return outcome
+
+
+def payment_settled(mode: Mode, invoice: str, outcome: payments.Outcome) -> None:
+    """What a payment outside `collect` means for its invoice: the listener of `payments`."""
+    body = mode.store.edit("invoice", invoice)
+    if body and "paid" in INVOICE_MOVES[body["status"]]:
+        _collected(mode, body, outcome)
 
 
 def void(mode: Mode, invoice: Object) -> Object:
     """Void an open or uncollectible invoice. Balance and credit grants get back what the invoice used."""
     check_move(invoice, "void")
-    now_s = mode.now_s(invoice["test_clock"] or "")
     credit_grants.reinstate(mode, invoice)
-    used = (invoice["ending_balance"] or 0) - invoice["starting_balance"]
-    if used:
-        customer = mode.fetch("customer", invoice["customer"])
-        source = {"currency": invoice["currency"], "invoice": invoice["id"]}
-        balance_transactions.record(mode, customer, -used, "unapplied_from_invoice", **source)
-    moved = {"status": "void", "auto_advance": False, "next_payment_attempt": None, "amount_remaining": 0}
-    transitions = invoice["status_transitions"] | {"voided_at": now_s}
-    invoice = {**invoice, **moved, "status_transitions": transitions}
+    _use_balance(mode, invoice, "unapplied_from_invoice", invoice["starting_balance"] - invoice["ending_balance"])
+    intent = payments.intent_of(mode, invoice["customer"], invoice["id"])
+    if intent:
+        payments.cancel(mode, intent, "void_invoice")
+    invoice = {**invoice, "amount_remaining": 0}
+    _move(mode, invoice, "void", "voided_at")
     mode.store.save(invoice, "invoice.voided")
     return _told(mode, invoice, "invoice_voided")
 
 
-def mark_uncollectible(mode: Mode, invoice: Object, reason: str = "user_marked_uncollectible") -> Object:
-    """Write an open invoice off. It can still be paid or voided."""
+def mark_uncollectible(mode: Mode, invoice: Object, reason: str = "user_forgiven") -> Object:
+    """Write an open invoice off. The invoice can still be paid or voided."""
     check_move(invoice, "uncollectible")
-    now_s = mode.now_s(invoice["test_clock"] or "")
-    moved = {"status": "uncollectible", "auto_advance": False, "next_payment_attempt": None}
-    transitions = invoice["status_transitions"] | {"marked_uncollectible_at": now_s}
-    details = {"uncollectible": {"reason": reason}}
-    body = {**invoice, **moved, "status_transitions": transitions, "status_details": details}
-    return mode.store.save(body, "invoice.marked_uncollectible")
+    invoice = {**invoice, "status_details": {"uncollectible": {"reason": reason}}}
+    _move(mode, invoice, "uncollectible", "marked_uncollectible_at")
+    return mode.store.save(invoice, "invoice.marked_uncollectible")
 
 
 def check_move(invoice: Object, status: InvoiceStatus) -> None:
     """Raise Stripe's error if an invoice cannot get this status."""
     if status not in INVOICE_MOVES[invoice["status"]]:
         raise ApiError(400, f"This invoice is {invoice['status']} and cannot become {status}.", code="invoice_not_open")
-
-
-def _told(mode: Mode, invoice: Object, what: str) -> Object:
-    for listener in LISTENERS if invoice["parent"] else ():
-        getattr(listener, what)(mode, invoice)
-    return invoice
-
-
-def _subscription(mode: Mode, invoice: Object) -> Object:
-    if not invoice["parent"]:
-        return {}
-    return mode.store.get("subscription", invoice["parent"]["subscription_details"]["subscription"]) or {}
-
-
-def _payment_method(mode: Mode, invoice: Object) -> str | None:
-    """The payment method of the next attempt: the invoice's own, the subscription's, or the customer's."""
-    customer = mode.fetch("customer", invoice["customer"])
-    chosen: str | None = (
-        invoice["default_payment_method"]
-        or _subscription(mode, invoice).get("default_payment_method")
-        or customer["invoice_settings"]["default_payment_method"]
-    )
-    return chosen
-
-
-def _set_next_attempt(mode: Mode, invoice: Object) -> None:
-    if not invoice["auto_advance"] or invoice["collection_method"] != "charge_automatically":
-        return
-    status = _subscription(mode, invoice).get("status", "active")
-    first_s = invoice["status_transitions"]["finalized_at"]
-    after = after_failure(mode.settings.retry_policy, status, first_s, invoice["attempt_count"])
-    invoice["next_payment_attempt"] = after.next_payment_attempt
-    if after.next_payment_attempt is not None:
-        due_ms, clock = after.next_payment_attempt * 1_000, invoice["test_clock"] or ""
-        mode.clockwork.schedule(due_ms, COLLECT, {"invoice": invoice["id"]}, clock)
-    elif after.invoice == "uncollectible":
-        invoice |= {"status": "uncollectible", "auto_advance": False}
-
-
-def _record_payment(mode: Mode, invoice: Object, outcome: payments.Outcome, now_s: int) -> None:
-    paid = outcome.status == "succeeded"
-    payment = {"type": "payment_intent", "payment_intent": outcome.payment_intent}
-    body = {
-        "id": mode.store.new_id("inpay"),
-        "object": "invoice_payment",
-        "amount_paid": invoice["amount_remaining"] if paid else None,
-        "amount_requested": invoice["amount_remaining"],
-        "created": now_s,
-        "currency": invoice["currency"],
-        "invoice": invoice["id"],
-        "is_default": True,
-        "livemode": mode.livemode,
-        "payment": payment,
-        "status": "paid" if paid else "open",
-        "status_transitions": {"canceled_at": None, "paid_at": now_s if paid else None},
-    }
-    if paid:
-        mode.store.save(body, "invoice_payment.paid")
-    else:
-        mode.store.put(body)
 
 
 def run_finalize(mode: Mode, arguments: dict[str, Any]) -> None:
@@ -414,8 +312,117 @@ def run_finalize(mode: Mode, arguments: dict[str, Any]) -> None:
 
 def run_collect(mode: Mode, arguments: dict[str, Any]) -> None:
     """The job of a retry. After a hard decline nothing is charged without a new payment method."""
-    invoice = mode.store.edit("invoice", arguments["invoice"])
-    if invoice is None or invoice["status"] != "open" or not invoice["auto_advance"]:
+    invoice = mode.fetch("invoice", arguments["invoice"])
+    due = invoice["next_payment_attempt"] == mode.now_s(invoice["test_clock"] or "")
+    if invoice["status"] != "open" or not invoice["auto_advance"] or not due:
         return
-    if invoice["next_payment_attempt"] == mode.now_s(invoice["test_clock"] or ""):
+    intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {}
+    error = intent.get("last_payment_error") or {}
+    declined = (error.get("payment_method") or {}).get("id")
+    if is_charged(error.get("decline_code"), new_payment_method=declined != _payment_method(mode, invoice)):
         collect(mode, invoice)
+    else:
+        _failed(mode, {**invoice, "attempt_count": invoice["attempt_count"] + 1}, ())
+
+
+def _collected(mode: Mode, invoice: Object, outcome: payments.Outcome) -> None:
+    invoice = {**invoice, "attempted": True, "attempt_count": invoice["attempt_count"] + 1}
+    if outcome.payment_intent:
+        _record_payment(mode, invoice, outcome)
+    if outcome.status == "succeeded":
+        settle(mode, invoice)
+    elif outcome.status == "requires_action":
+        _failed(mode, invoice, ("invoice.payment_failed", "invoice.payment_action_required"))
+    else:
+        _failed(mode, invoice, ("invoice.payment_failed",))
+
+
+def _failed(mode: Mode, invoice: Object, types: Sequence[str]) -> None:
+    """Plan the next attempt, or end the collection by the account's policy."""
+    if invoice["auto_advance"] and invoice["status"] == "open":
+        status = _subscription(mode, invoice).get("status", "active")
+        first_s = invoice["status_transitions"]["finalized_at"]
+        after = after_failure(mode.settings.retry_policy, status, first_s, invoice["attempt_count"])
+        due_s = invoice["next_payment_attempt"] = after.next_payment_attempt
+        if due_s is not None:
+            mode.clockwork.schedule(due_s * 1_000, COLLECT, {"invoice": invoice["id"]}, invoice["test_clock"] or "")
+        elif after.invoice == "uncollectible":
+            invoice = mark_uncollectible(mode, invoice, "max_payment_attempts")
+    mode.store.save(invoice, *types)
+    _told(mode, invoice, "invoice_failed")
+
+
+def _record_payment(mode: Mode, invoice: Object, outcome: payments.Outcome) -> None:
+    """Store the invoice's InvoicePayment: one for all attempts with the same PaymentIntent."""
+    intent, paid = outcome.payment_intent, outcome.status == "succeeded"
+    stored = list(mode.store.newest("invoice_payment", "invoice", invoice["id"]))
+    clock = invoice["test_clock"] or ""
+    body = {**stored[0]} if stored else new_object(mode, "invoice_payment", "inpay", {}, clock)
+    body.pop("metadata", None)
+    body |= {
+        "amount_paid": invoice["amount_remaining"] if paid else None,
+        "amount_requested": invoice["amount_remaining"],
+        "currency": invoice["currency"],
+        "invoice": invoice["id"],
+        "is_default": True,
+        "payment": {"type": "payment_intent", "payment_intent": intent},
+        "status": "paid" if paid else "open",
+        "status_transitions": {"canceled_at": None, "paid_at": mode.now_s(clock) if paid else None},
+    }
+    if paid:
+        mode.store.save(body, "invoice_payment.paid")
+    else:
+        mode.store.put(body)
+
+
+def _use_balance(mode: Mode, invoice: Object, kind: str, amount: int) -> None:
+    if amount:
+        customer = mode.fetch("customer", invoice["customer"])
+        balance_transactions.record(mode, customer, amount, kind, invoice["currency"], invoice=invoice["id"])
+
+
+def _move(mode: Mode, invoice: Object, status: InvoiceStatus, stamp: str) -> None:
+    """Change the status of a copy; a closed invoice is not collected any more."""
+    check_move(invoice, status)
+    invoice["status"] = status
+    now_s = mode.now_s(invoice["test_clock"] or "")
+    invoice["status_transitions"] = invoice["status_transitions"] | {stamp: now_s}
+    if status != "open":
+        invoice |= {"auto_advance": False, "next_payment_attempt": None}
+
+
+def _told(mode: Mode, invoice: Object, what: str) -> Object:
+    for listener in LISTENERS if invoice["parent"] else ():
+        getattr(listener, what)(mode, invoice)
+    return invoice
+
+
+def _subscription(mode: Mode, invoice: Object) -> Object:
+    return mode.store.get("subscription", owner_of(invoice)) or {}
+
+
+def _payment_method(mode: Mode, invoice: Object) -> str | None:
+    """The payment method of the next attempt: the invoice's own, the subscription's, or the customer's."""
+    own = invoice["default_payment_method"] or _subscription(mode, invoice).get("default_payment_method")
+    return own or payments.default_method(mode, invoice["customer"])
+
+
+def tax_entry(amount: int, taxable: int, rate: str) -> Object:
+    """An entry of `taxes`: what a tax rate takes of an amount."""
+    return {
+        "amount": amount,
+        "tax_behavior": "exclusive",
+        "tax_rate_details": {"tax_rate": rate},
+        "taxability_reason": "standard_rated",
+        "taxable_amount": taxable,
+        "type": "tax_rate_details",
+    }
+
+
+def _summed(bodies: Sequence[Object], name: str) -> list[Object]:
+    """The entries of a field of all lines, with the amounts of the same discount or credit added up."""
+    sums: dict[object, Object] = {}
+    for entry in (entry for body in bodies for entry in body[name]):
+        key = entry.get("discount") or entry["credit_balance_transaction"]
+        sums[key] = {**entry, "amount": entry["amount"] + sums.get(key, {"amount": 0})["amount"]}
+    return list(sums.values())

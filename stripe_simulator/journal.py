@@ -8,7 +8,8 @@ transaction. A line survives the death of the process once the transaction ended
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,8 @@ class Journal:
         self._path = path
         self._file = -1
         self._appliers: dict[str, Applier] = {}
+        # True inside `discarded`.
+        self.discards = False
         self._depth = 0
         self._records: list[tuple[object, ...]] = []
         self._undo: list[Callable[[], None]] = []
@@ -77,6 +80,19 @@ class Journal:
         if error is None:
             for function in after:
                 function()
+
+    @contextmanager
+    def discarded(self) -> Iterator[None]:
+        """Undo the changes of the block when the block ends. Only inside a transaction."""
+        marks = len(self._records), len(self._undo), len(self._after)
+        self.discards = True
+        try:
+            yield
+        finally:
+            self.discards = False
+            for function in reversed(self._undo[marks[1] :]):
+                function()
+            del self._records[marks[0] :], self._undo[marks[1] :], self._after[marks[2] :]
 
     def open(self) -> None:
         """Restore the state from the file and write to the file from now on; nothing without a path.

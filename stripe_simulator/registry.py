@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from stripe_simulator import invoicing, payments
 from stripe_simulator.mode import Job, Route
 from stripe_simulator.resources import (
     account,
     balance_transactions,
     core_events,
+    coupons,
     credit_grants,
+    credit_notes,
     customers,
     events,
     invoiceitems,
@@ -18,6 +21,14 @@ from stripe_simulator.resources import (
     meter_event_summaries,
     meter_events,
     meters,
+    payment_intents,
+    payment_methods,
+    prices,
+    products,
+    promotion_codes,
+    refunds,
+    setup_intents,
+    tax,
 )
 
 _RESOURCES: Final[tuple[Any, ...]] = (
@@ -26,13 +37,18 @@ _RESOURCES: Final[tuple[Any, ...]] = (
     balance_transactions,
     invoices,
     invoiceitems,
+    credit_notes,
+    refunds,
     credit_grants,
+    products, prices, coupons, promotion_codes, payment_methods, payment_intents, setup_intents, tax,
     meters,
     meter_events,
     meter_event_summaries,
     events,
     core_events,
-)
+)  # fmt: skip
+
+payments.LISTENERS[:] = [invoicing.payment_settled]
 
 ROUTES: Final[Sequence[Route]] = [route for resource in _RESOURCES for route in resource.ROUTES]
 JOBS: Final[Mapping[str, Job]] = {

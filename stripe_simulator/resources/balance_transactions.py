@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from stripe_simulator.mode import Call, Mode, Route
+from typing import Final
+
+from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page
 from stripe_simulator.store import Object
 
-KIND = "customer_balance_transaction"
-PATH = "/v1/customers/{customer}/balance_transactions"
+KIND: Final = "customer_balance_transaction"
+PATH: Final = "/v1/customers/{customer}/balance_transactions"
 INDEXED = {KIND: ("customer",)}
 
 
@@ -15,32 +17,22 @@ def create(mode: Mode, call: Call) -> Object:
     """`POST /v1/customers/{customer}/balance_transactions`."""
     customer, params = mode.fetch("customer", call.id), call.params
     given = {"description": params.get("description"), "metadata": params.get("metadata") or {}}
-    return record(mode, customer, params["amount"], "adjustment", currency=params["currency"], **given)
+    return record(mode, customer, params["amount"], "adjustment", params["currency"], **given)
 
 
-def record(mode: Mode, customer: Object, amount: int, kind: str, *, currency: str, **fields: object) -> Object:
-    """Change a customer's balance by `amount` and store the transaction, which is returned."""
+def record(mode: Mode, customer: Object, amount: int, kind: str, currency: str, **fields: object) -> Object:
+    """Change a customer's balance by `amount`. Returns the stored transaction."""
     balance = customer["balance"] + amount
     mode.store.save({**customer, "balance": balance, "currency": customer["currency"] or currency})
-    body: Object = {
-        "id": mode.store.new_id("cbtxn"),
-        "object": KIND,
-        **dict.fromkeys(("checkout_session", "credit_note", "description", "invoice")),
-        "amount": amount,
-        "created": mode.now_s(customer["test_clock"] or ""),
-        "currency": currency,
-        "customer": customer["id"],
-        "ending_balance": balance,
-        "livemode": mode.livemode,
-        "metadata": {},
-        "type": kind,
-    }
-    return mode.store.put(body | fields)
+    nulls = dict.fromkeys(("checkout_session", "credit_note", "description", "invoice"))
+    body = new_object(mode, KIND, "cbtxn", {}, customer["test_clock"] or "") | nulls
+    body |= {"amount": amount, "currency": currency, "customer": customer["id"], "ending_balance": balance}
+    return mode.store.put(body | {"type": kind, **fields})
 
 
 def list_all(mode: Mode, call: Call) -> Object:
     """`GET /v1/customers/{customer}/balance_transactions`."""
-    return page(mode, call, KIND, {"customer": mode.fetch("customer", call.id)["id"]})
+    return page(mode, call, KIND, {"customer": call.id})
 
 
 ROUTES = (

@@ -1,36 +1,360 @@
-"""Invoices without a subscription, through stripe-python."""
+"""Invoices, invoice items, credit notes, refunds, grants and the customer's balance, through stripe-python."""
 
 from __future__ import annotations
 
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from stripe_simulator import invoicing
+from stripe_simulator.engine.lines import Line
+from stripe_simulator.engine.periods import Period
 from tests.services.stripe_sdk import Sdk
+from tests.services.stripe_wire import DAY_S, NOW_S
+
+GRANT = {"amount": {"type": "monetary", "monetary": {"currency": "usd", "value": 1}}, "name": "credit"}
+METERED = {"applicability_config": {"scope": {"price_type": "metered"}}}
+PERIOD = Period(NOW_S, NOW_S + 30 * DAY_S)
+
+
+async def customer_with_card(sdk: Sdk, card: str = "pm_card_visa", **fields: Any) -> str:
+    """A customer whose default payment method is a test card."""
+    customer = await sdk("v1.customers.create", {"email": "a@b.c", **fields})
+    if card:
+        method = await sdk("v1.payment_methods.attach", card, {"customer": customer["id"]})
+        settings = {"default_payment_method": method["id"]}
+        await sdk("v1.customers.update", customer["id"], {"invoice_settings": settings})
+    return str(customer["id"])
+
+
+async def draft_of(sdk: Sdk, customer: str, *amounts: int, **fields: Any) -> str:
+    """A draft with one item for each amount."""
+    for amount in amounts:
+        await sdk("v1.invoice_items.create", {"customer": customer, "amount": amount, "currency": "usd"})
+    params = {"customer": customer, "pending_invoice_items_behavior": "include", **fields}
+    return str((await sdk("v1.invoices.create", params))["id"])
+
+
+def subscription_of(sdk: Sdk, customer: str, **fields: Any) -> dict[str, Any]:
+    """A stored subscription, as far as invoices read it."""
+    body = {
+        "object": "subscription", "id": "sub_1", "customer": customer, "currency": "usd", "metadata": {},
+        "status": "active", "discounts": [], "automatic_tax": {"enabled": False}, "pause_collection": None,
+        "collection_method": "charge_automatically", "days_until_due": None, "default_payment_method": None, **fields,
+    }  # fmt: skip
+    return sdk.simulator.test.store.put(body)
+
+
+def invoice_of(sdk: Sdk, subscription: dict[str, Any], *lines: Line, **how: Any) -> str:
+    """What subscriptions call at a renewal."""
+    with sdk.simulator.journal.transaction():
+        invoice = invoicing.subscription_invoice(
+            sdk.simulator.test, subscription, lines, "subscription_cycle", period=PERIOD, **how
+        )
+    return str(invoice["id"])
+
+
+def line(amount: int, price: str = "price_1", **fields: Any) -> Line:
+    """A line of a subscription item."""
+    return Line("si_1", price, "prod_1", amount, Fraction(1), PERIOD, Fraction(amount), **fields)
+
+
+async def types_of(sdk: Sdk, beginning: str = "invoice") -> list[str]:
+    """The types of the events, oldest first."""
+    events = (await sdk("v1.events.list", {"limit": 100}))["data"][::-1]
+    return [event["type"] for event in events if event["type"].startswith(beginning)]
 
 
 async def test_invoice_is_paid_through_its_life(sdk: Sdk) -> None:
-    """Item, draft, finalized, declined, paid: with the events in this order."""
-    customer = await sdk("v1.customers.create", {"email": "a@b.c"})
-    await sdk("v1.invoice_items.create", {"customer": customer["id"], "amount": 1500, "currency": "usd"})
-    draft = await sdk("v1.invoices.create", {"customer": customer["id"], "pending_invoice_items_behavior": "include"})
-    assert (draft["status"], draft["total"], draft["amount_due"]) == ("draft", 1500, 1500)
+    """Item, draft, final, declined, paid with another card: with the events in this order."""
+    customer = await customer_with_card(sdk, "pm_card_chargeCustomerFail")
+    draft = await draft_of(sdk, customer, 1000, 500)
+    good = await sdk("v1.payment_methods.attach", "pm_card_visa", {"customer": customer})
 
-    final = await sdk("v1.invoices.finalize_invoice", draft["id"])
-    assert (final["status"], final["number"][-5:]) == ("open", "-0001")
-    error = await sdk.error("v1.invoices.pay", draft["id"], {"payment_method": "pm_card_chargeDeclined"})
-    assert (error["status"], error["code"], error["decline_code"]) == (402, "card_declined", "insufficient_funds")
-    paid = await sdk("v1.invoices.pay", draft["id"], {"payment_method": "pm_card_visa"})
+    final = await sdk("v1.invoices.finalize_invoice", draft)
+    error = await sdk.error("v1.invoices.pay", draft)
+    paid = await sdk("v1.invoices.pay", draft, {"payment_method": good["id"]})
 
+    assert (final["status"], final["number"][-5:], final["amount_due"]) == ("open", "-0001", 1500)
+    assert (error["status"], error["code"], error["decline_code"]) == (402, "card_declined", "generic_decline")
     assert (paid["status"], paid["amount_paid"], paid["amount_remaining"], paid["attempt_count"]) == (
-        "paid",
-        1500,
-        0,
-        2,
+        "paid", 1500, 0, 2,
+    )  # fmt: skip
+    assert await types_of(sdk) == [
+        "invoiceitem.created", "invoiceitem.created", "invoice.created", "invoice.finalized", "invoice.payment_failed",
+        "invoice_payment.paid", "invoice.paid", "invoice.payment_succeeded",
+    ]  # fmt: skip
+    (payment,) = (await sdk("v1.invoice_payments.list", {"invoice": draft}))["data"]
+    assert (payment["status"], payment["amount_paid"]) == ("paid", 1500)
+    assert (await sdk.error("v1.invoices.pay", draft))["message"] == "Invoice is already paid"
+
+
+async def test_invoice_without_card_is_refused(sdk: Sdk) -> None:
+    """The invoice stays open and can be paid outside of Stripe."""
+    draft = await draft_of(sdk, await customer_with_card(sdk, ""), 1500)
+
+    error = await sdk.error("v1.invoices.pay", draft)
+    assert (error["status"], error["code"]) == (400, "resource_missing")
+    assert (await sdk("v1.invoices.pay", draft, {"paid_out_of_band": True}))["status"] == "paid"
+
+
+async def test_balance_is_used_and_given_back(sdk: Sdk) -> None:
+    """A credit of 4749 lowers the invoice of 7900 to 3151 when the invoice becomes final, and voiding gives back."""
+    customer = await customer_with_card(sdk)
+    entry = await sdk("v1.customers.balance_transactions.create", customer, {"amount": -4749, "currency": "usd"})
+    assert (entry["type"], entry["ending_balance"]) == ("adjustment", -4749)
+    draft = await draft_of(sdk, customer, 7900)
+
+    final = await sdk("v1.invoices.finalize_invoice", draft)
+    assert (final["total"], final["amount_due"], final["starting_balance"], final["ending_balance"]) == (
+        7900, 3151, -4749, 0,
+    )  # fmt: skip
+    await sdk("v1.invoices.void_invoice", draft)
+
+    assert (await sdk("v1.customers.retrieve", customer))["balance"] == -4749
+    rows = (await sdk("v1.customers.balance_transactions.list", customer))["data"]
+    assert [(row["type"], row["amount"]) for row in rows] == [
+        ("unapplied_from_invoice", -4749), ("applied_to_invoice", 4749), ("adjustment", -4749),
+    ]  # fmt: skip
+
+
+async def test_negative_invoice_becomes_credit(sdk: Sdk) -> None:
+    """Scenario 9: an invoice of -710 is paid at once and lowers the next one of 6000 to 5290."""
+    customer = await customer_with_card(sdk)
+    first = await sdk("v1.invoices.finalize_invoice", await draft_of(sdk, customer, -2839, 2129))
+    assert (first["status"], first["amount_due"], first["ending_balance"]) == ("paid", 0, -710)
+
+    assert (await sdk("v1.invoices.pay", await draft_of(sdk, customer, 6000)))["amount_paid"] == 5290
+
+
+async def test_draft_follows_its_items(sdk: Sdk) -> None:
+    """Items are added to a draft and removed; a final invoice is not editable; lines have pages."""
+    customer = await customer_with_card(sdk)
+    draft = await draft_of(sdk, customer, *range(100, 1200, 100))
+    item = await sdk(
+        "v1.invoice_items.create", {"customer": customer, "amount": 50, "currency": "usd", "invoice": draft}
     )
-    events = (await sdk("v1.events.list", {"limit": 100}))["data"][::-1]
-    assert [event["type"] for event in events if event["type"].startswith("invoice")] == [
-        "invoiceitem.created",
-        "invoice.created",
-        "invoice.finalized",
-        "invoice.payment_failed",
-        "invoice_payment.paid",
-        "invoice.paid",
-        "invoice.payment_succeeded",
-    ]
+    body = await sdk("v1.invoices.retrieve", draft)
+    assert (body["total"], len(body["lines"]["data"]), body["lines"]["has_more"]) == (6650, 10, True)
+    lines = (await sdk("v1.invoices.line_items.list", draft, {"limit": 100}))["data"]
+    assert [entry["amount"] for entry in lines] == [*range(100, 1200, 100), 50]
+
+    await sdk("v1.invoice_items.delete", item["id"])
+    assert (await sdk("v1.invoices.retrieve", draft))["total"] == 6600
+    await sdk("v1.invoices.finalize_invoice", draft)
+    late = {"customer": customer, "amount": 50, "currency": "usd", "invoice": draft}
+    assert (await sdk.error("v1.invoice_items.create", late))["code"] == "invoice_not_editable"
+    assert (await sdk.error("v1.invoices.update", draft, {"footer": "x"}))["code"] == "invoice_not_editable"
+    assert (await sdk.error("v1.invoices.delete", draft))["code"] == "invoice_not_editable"
+
+
+async def test_deleted_draft_frees_its_items(sdk: Sdk) -> None:
+    """The next invoice takes them."""
+    customer = await customer_with_card(sdk)
+    draft = await draft_of(sdk, customer, 250)
+    assert (await sdk("v1.invoice_items.list", {"customer": customer, "pending": True}))["data"] == []
+
+    await sdk("v1.invoices.delete", draft)
+
+    assert len((await sdk("v1.invoice_items.list", {"customer": customer, "pending": True}))["data"]) == 1
+    again = await draft_of(sdk, customer, auto_advance=True)
+    assert (await sdk("v1.invoices.retrieve", again))["automatically_finalizes_at"] == NOW_S + 3_600
+    sdk.clock.advance(3_600_000)
+    assert (await sdk("v1.invoices.retrieve", again))["status"] == "paid"
+
+
+@pytest.mark.parametrize(
+    ("params", "code", "param"),
+    [
+        ({"amount": 1}, "parameter_missing", "currency"),
+        ({"currency": "usd"}, "parameter_missing", "amount"),
+        ({"amount": 1, "currency": "usd", "invoice": "in_none"}, "resource_missing", "invoice"),
+        ({"amount": 1, "currency": "usd", "pricing": {"price": "x"}}, "parameters_exclusive", "amount"),
+    ],
+    ids=["no currency", "no amount", "no invoice", "two amounts"],
+)
+async def test_wrong_items_are_refused(sdk: Sdk, params: dict[str, Any], code: str, param: str) -> None:
+    """400 with Stripe's code and parameter."""
+    customer = await customer_with_card(sdk, "")
+
+    error = await sdk.error("v1.invoice_items.create", {"customer": customer, **params})
+
+    assert (error["status"], error["code"], error["param"]) == (400, code, param)
+
+
+async def test_tax_is_added(sdk: Sdk) -> None:
+    """Scenario 4: 20 % exclusive tax on 4750 is 950, in total 5700."""
+    customer = await customer_with_card(sdk, address={"country": "AT"})
+    draft = await draft_of(sdk, customer, -5361, 10111, automatic_tax={"enabled": True})
+
+    body = await sdk("v1.invoices.retrieve", draft)
+
+    assert (body["subtotal"], body["total_taxes"][0]["amount"], body["total"]) == (4750, 950, 5700)
+    assert body["total_excluding_tax"] == 4750
+
+
+async def test_credit_note_before_the_payment_lowers_what_is_due(sdk: Sdk) -> None:
+    """And the second one, for the rest, pays the invoice."""
+    draft = await draft_of(sdk, await customer_with_card(sdk), 1000)
+    await sdk("v1.invoices.finalize_invoice", draft)
+
+    note = await sdk("v1.credit_notes.create", {"invoice": draft, "amount": 300})
+    body = await sdk("v1.invoices.retrieve", draft)
+    assert (note["type"], note["total"], note["number"][-6:]) == ("pre_payment", 300, "-CN-01")
+    assert (body["amount_due"], body["amount_remaining"], body["pre_payment_credit_notes_amount"]) == (700, 700, 300)
+    assert (await sdk.error("v1.credit_notes.create", {"invoice": draft, "amount": 701}))["param"] == "amount"
+    await sdk("v1.credit_notes.create", {"invoice": draft, "amount": 700})
+
+    assert (await sdk("v1.invoices.retrieve", draft))["status"] == "paid"
+
+
+async def test_credit_note_after_the_payment_gives_back(sdk: Sdk) -> None:
+    """To the balance and to the card; the sum must be the note's amount, and the refund is the note's."""
+    customer = await customer_with_card(sdk)
+    paid = await sdk("v1.invoices.pay", await draft_of(sdk, customer, 1000))
+    note = {"invoice": paid["id"], "amount": 300, "credit_amount": 200}
+    assert (await sdk.error("v1.credit_notes.create", note))["status"] == 400
+
+    body = await sdk("v1.credit_notes.create", {**note, "refund_amount": 100})
+
+    refund = await sdk("v1.refunds.retrieve", body["refunds"][0]["refund"])
+    assert (body["type"], refund["amount"], refund["status"]) == ("post_payment", 100, "succeeded")
+    assert (await sdk("v1.customers.retrieve", customer))["balance"] == -200
+    assert (await sdk("v1.invoices.retrieve", paid["id"]))["post_payment_credit_notes_amount"] == 300
+    rest = await sdk("v1.refunds.create", {"payment_intent": refund["payment_intent"]})
+    error = await sdk.error("v1.refunds.create", {"payment_intent": refund["payment_intent"]})
+    assert (rest["amount"], error["code"]) == (900, "charge_already_refunded")
+
+
+async def test_invoice_of_a_subscription_waits_for_its_grace(sdk: Sdk) -> None:
+    """A draft with pending prorations first; final and paid after the hour."""
+    subscription = subscription_of(sdk, await customer_with_card(sdk))
+    with sdk.simulator.journal.transaction():
+        invoicing.pending_items(
+            sdk.simulator.test,
+            subscription,
+            [line(-5361, proration=True, discountable=False), line(10111, proration=True, discountable=False)],
+        )
+
+    invoice = invoice_of(sdk, subscription, line(14900), draft_grace_s=3_600)
+
+    body = await sdk("v1.invoices.retrieve", invoice)
+    assert (body["status"], body["total"], body["automatically_finalizes_at"]) == ("draft", 19650, NOW_S + 3_600)
+    details = [(row["amount"], row["parent"]["subscription_item_details"]) for row in body["lines"]["data"]]
+    shown = [(amount, entry["proration"]) for amount, entry in details]
+    assert shown == [(-5361, True), (10111, True), (14900, False)]
+    sdk.clock.advance(3_600_000)
+    assert (await sdk("v1.invoices.list", {"subscription": "sub_1", "status": "paid"}))["data"][0][
+        "amount_paid"
+    ] == 19650
+
+
+async def test_failed_collection_is_retried_with_the_new_card(sdk: Sdk) -> None:
+    """Scenario 18: two attempts fail, the card is replaced, the third one charges 14900 once."""
+    customer = await customer_with_card(sdk, "pm_card_chargeCustomerFail")
+    invoice = invoice_of(sdk, subscription_of(sdk, customer), line(14900))
+    body = await sdk("v1.invoices.retrieve", invoice)
+    assert (body["status"], body["attempt_count"], body["next_payment_attempt"]) == ("open", 1, NOW_S + DAY_S)
+
+    sdk.clock.advance(DAY_S * 1_000)
+    body = await sdk("v1.invoices.retrieve", invoice)
+    assert (body["attempt_count"], body["next_payment_attempt"]) == (2, NOW_S + 3 * DAY_S)
+    good = await sdk("v1.payment_methods.attach", "pm_card_visa", {"customer": customer})
+    await sdk("v1.customers.update", customer, {"invoice_settings": {"default_payment_method": good["id"]}})
+    sdk.clock.advance(2 * DAY_S * 1_000)
+
+    body = await sdk("v1.invoices.retrieve", invoice)
+    assert (body["status"], body["attempt_count"], body["next_payment_attempt"]) == ("paid", 3, None)
+    assert len(await types_of(sdk, "charge.succeeded")) == 1
+
+
+async def test_collection_ends_after_the_last_retry(sdk: Sdk) -> None:
+    """Nine attempts within 14 days; the invoice stays open by default, and can be written off."""
+    customer = await customer_with_card(sdk, "pm_card_chargeCustomerFail")
+    invoice = invoice_of(sdk, subscription_of(sdk, customer), line(14900))
+    for _ in range(15):
+        sdk.clock.advance(DAY_S * 1_000)
+        body = await sdk("v1.invoices.retrieve", invoice)
+
+    assert (body["status"], body["attempt_count"], body["next_payment_attempt"]) == ("open", 9, None)
+    assert (await sdk("v1.invoices.mark_uncollectible", invoice))["status"] == "uncollectible"
+    assert (await sdk("v1.invoices.void_invoice", invoice))["status"] == "void"
+    assert (await sdk.error("v1.invoices.void_invoice", invoice))["status"] == 400
+
+
+@pytest.mark.parametrize(
+    ("behavior", "status"),
+    [("void", "void"), ("mark_uncollectible", "uncollectible"), ("keep_as_draft", "draft")],
+)
+async def test_paused_collection_decides_about_new_invoices(sdk: Sdk, behavior: str, status: str) -> None:
+    """Nothing is charged."""
+    subscription = subscription_of(sdk, await customer_with_card(sdk), pause_collection={"behavior": behavior})
+
+    invoice = invoice_of(sdk, subscription, line(14900))
+
+    assert (await sdk("v1.invoices.retrieve", invoice))["status"] == status
+    assert await types_of(sdk, "charge") == []
+
+
+@pytest.mark.parametrize(
+    ("coupon", "country", "due"),
+    [(None, None, 2000), ("TEN", None, 800), ("TEN", "AT", 960)],
+    ids=["plain", "10 % off", "10 % off and 20 % tax"],
+)
+async def test_grants_pay_metered_lines(sdk: Sdk, coupon: str | None, country: str | None, due: int) -> None:
+    """Scenario 22: 12000 of usage; C 3000 with priority 10, A 2000 promotional that expires, B 5000; a flat fee is not
+    paid by grants; voiding gives back."""
+    customer = await customer_with_card(sdk, "", **({"address": {"country": country}} if country else {}))
+    store, price = sdk.simulator.test.store, {"object": "price", "recurring": {"usage_type": "metered"}}
+    store.put({**price, "id": "price_m"})
+    discounts: list[str] = []
+    if coupon:
+        await sdk("v1.coupons.create", {"id": coupon, "percent_off": 10, "duration": "forever"})
+        store.put({"object": "discount", "id": "di_1", "start": 0, "end": None, "source": {"coupon": coupon}})
+        discounts = ["di_1"]
+    grants = [(2000, {"category": "promotional", "expires_at": NOW_S + DAY_S}), (5000, {}), (3000, {"priority": 10})]
+    ids = []
+    for value, fields in grants:
+        amount = {"type": "monetary", "monetary": {"currency": "usd", "value": value}}
+        grant = {"customer": customer, "category": "paid", **METERED, "amount": amount, **fields}
+        ids.append((await sdk("v1.billing.credit_grants.create", grant))["id"])
+    tax = {"enabled": bool(country)}
+    subscription = subscription_of(sdk, customer, discounts=discounts, automatic_tax=tax)
+
+    invoice = invoice_of(sdk, subscription, line(12000, "price_m", metered=True))
+
+    body = await sdk("v1.invoices.retrieve", invoice)
+    assert (body["amount_due"], body["status"]) == (due, "open")
+    drawn = [entry["amount"] for entry in body["total_pretax_credit_amounts"] if entry["type"] != "discount"]
+    assert drawn == [3000, 2000, 5000]
+    summary = {
+        "customer": customer,
+        "filter": {"type": "applicability_scope", "applicability_scope": METERED["applicability_config"]["scope"]},
+    }
+    (balance,) = (await sdk("v1.billing.credit_balance_summary.retrieve", summary))["balances"]
+    assert balance["available_balance"]["monetary"]["value"] == 0
+    await sdk("v1.invoices.void_invoice", invoice)
+    (balance,) = (await sdk("v1.billing.credit_balance_summary.retrieve", summary))["balances"]
+    assert balance["available_balance"]["monetary"]["value"] == 10000
+    entries = await sdk("v1.billing.credit_balance_transactions.list", {"customer": customer, "credit_grant": ids[2]})
+    assert [entry["type"] for entry in entries["data"]] == ["credit", "debit", "credit"]
+
+
+async def test_grants_end(sdk: Sdk) -> None:
+    """By expiry, by a request, and by voiding an unused one: the ledger is 0."""
+    customer = await customer_with_card(sdk, "")
+    grant = {**GRANT, **METERED, "customer": customer, "category": "paid"}
+    expiring = await sdk("v1.billing.credit_grants.create", {**grant, "expires_at": NOW_S + 60})
+    other = await sdk("v1.billing.credit_grants.create", grant)
+    third = await sdk("v1.billing.credit_grants.create", grant)
+
+    assert (await sdk("v1.billing.credit_grants.expire", other["id"]))["expires_at"] == NOW_S
+    assert (await sdk("v1.billing.credit_grants.void_grant", third["id"]))["voided_at"] == NOW_S
+    sdk.clock.advance(60_000)
+
+    for body, kind in ((expiring, "credits_expired"), (other, "credits_expired"), (third, "credits_voided")):
+        rows = await sdk(
+            "v1.billing.credit_balance_transactions.list", {"customer": customer, "credit_grant": body["id"]}
+        )
+        assert rows["data"][0]["debit"]["type"] == kind
