@@ -8,9 +8,13 @@ from typing import Any, Final
 from stripe_simulator.mode import Job, Route
 from stripe_simulator.resources import (
     account,
+    balance_transactions,
     core_events,
+    credit_grants,
     customers,
     events,
+    invoiceitems,
+    invoices,
     meter_event_summaries,
     meter_events,
     meters,
@@ -19,6 +23,10 @@ from stripe_simulator.resources import (
 _RESOURCES: Final[tuple[Any, ...]] = (
     account,
     customers,
+    balance_transactions,
+    invoices,
+    invoiceitems,
+    credit_grants,
     meters,
     meter_events,
     meter_event_summaries,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stripe_simulator.engine.collection import SMART_RETRIES, RetryPolicy
+
 
 @dataclass(frozen=True, slots=True)
 class SimulatorSettings:
@@ -14,7 +16,7 @@ class SimulatorSettings:
     of the same customer and meter gets 409. `keys`: the valid API keys; None accepts every well-formed key.
     `rate_per_s`, `meter_event_rate_per_s`: requests per second and mode, 0 for no limit; with the second at 0, meter
     events count against the first, as in a sandbox. `check_responses`: a response that differs from the SDK's shapes
-    becomes a 500 and is recorded.
+    becomes a 500 and is recorded. `retry_policy`: the account's retries of failed payments and what ends them.
     """
 
     account: str = "acct_simulator"
@@ -28,6 +30,7 @@ class SimulatorSettings:
     meter_event_rate_per_s: int = 0
     check_responses: bool = False
     seed: int = 0
+    retry_policy: RetryPolicy = SMART_RETRIES
 
     @property
     def summary_lag_ms(self) -> int:
