@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from stripe_simulator import invoicing
 from stripe_simulator.mode import Job, Route
 from stripe_simulator.resources import (
     account,
@@ -18,6 +19,11 @@ from stripe_simulator.resources import (
     meter_event_summaries,
     meter_events,
     meters,
+    subscription_cycle,
+    subscription_items,
+    subscription_schedules,
+    subscriptions,
+    test_clocks,
 )
 
 _RESOURCES: Final[tuple[Any, ...]] = (
@@ -27,6 +33,11 @@ _RESOURCES: Final[tuple[Any, ...]] = (
     invoices,
     invoiceitems,
     credit_grants,
+    test_clocks,
+    subscriptions,
+    subscription_items,
+    subscription_schedules,
+    subscription_cycle,
     meters,
     meter_events,
     meter_event_summaries,
@@ -41,3 +52,5 @@ JOBS: Final[Mapping[str, Job]] = {
 INDEXED: Final[Mapping[str, Sequence[str]]] = {
     kind: fields for resource in _RESOURCES for kind, fields in getattr(resource, "INDEXED", {}).items()
 }
+
+invoicing.LISTENERS[:] = [subscription_cycle]

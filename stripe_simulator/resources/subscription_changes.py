@@ -20,9 +20,9 @@ from stripe_simulator.engine.proration import Debit, debits_of, prorate, restart
 from stripe_simulator.engine.tiers import Price
 from stripe_simulator.engine.usage import Usage, swap_lines, usage_lines
 from stripe_simulator.errors import ApiError, no_such, not_simulated
-from stripe_simulator.invoice_lines import discounts_of
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Mode
+from stripe_simulator.resources import coupons
 from stripe_simulator.resources.meter_event_summaries import aggregate
 from stripe_simulator.resources.prices import engine_price
 from stripe_simulator.store import Object, copied
@@ -209,7 +209,10 @@ def invoice(mode: Mode, subscription: str, lines: Sequence[Line], reason: str, *
     body = mode.fetch("subscription", subscription)
     made = invoicing.subscription_invoice(mode, body, lines, reason, **how)
     # The payment may have changed the subscription.
-    mode.store.save({**mode.fetch("subscription", subscription), "latest_invoice": made["id"]})
+    body = mode.fetch("subscription", subscription)
+    if reason != "subscription_update" and made["subtotal"]:
+        body["discounts"] = coupons.remaining_after(mode, body, now_s(mode, body))
+    mode.store.save({**body, "latest_invoice": made["id"]})
     return made
 
 
@@ -353,7 +356,9 @@ def _engine_item(mode: Mode, subscription: Object, item: Object) -> Item:
 
 
 def _discounts(mode: Mode, subscription: Object, at: int) -> tuple[Discount, ...]:
-    return tuple(it for it in discounts_of(mode, subscription["discounts"]) if it.active_at(at))
+    customer = mode.fetch("customer", subscription["customer"])
+    ids = subscription["discounts"] or ([customer["discount"]["id"]] if customer["discount"] else [])
+    return tuple(coupons.discounts_of(mode, {"discounts": ids}, at).values())
 
 
 def _usage(mode: Mode, subscription: Object, item: Object, price: Price, until: int) -> Usage | None:

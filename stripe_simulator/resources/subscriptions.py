@@ -249,7 +249,11 @@ def _changed(mode: Mode, body: Object, params: Params, at: int) -> Object:
     if "metadata" in params:
         body["metadata"] = merged(body["metadata"], params["metadata"])
     if "discounts" in params:
-        body["discounts"] = coupons.redeem(mode, body["customer"], params["discounts"], at, subscription=body["id"])
+        entries = enumerate(params["discounts"] or ())
+        body["discounts"] = [
+            coupons.redeem(mode, entry, body["customer"], f"discounts[{number}]", subscription=body["id"])["id"]
+            for number, entry in entries
+        ]
     return body
 
 
