@@ -26,7 +26,7 @@ from stripe_simulator.resources import coupons
 from stripe_simulator.resources.meter_event_summaries import aggregate
 from stripe_simulator.resources.prices import engine_price
 from stripe_simulator.store import Object, copied
-from stripe_simulator.usage import DECIMAL_PLACES_MAX, MINUTE_S
+from stripe_simulator.usage import DECIMAL_PLACES_MAX
 
 SUBSCRIPTION_ITEM: Final = "subscription_item"
 NESTED_MAX: Final = 10
@@ -69,7 +69,13 @@ def items_of(mode: Mode, subscription: str) -> list[Object]:
 
 
 def plan(
-    mode: Mode, subscription: Object, wanted: Sequence[Params], at: int, *, prorations: bool = True, anchor_now: bool = False
+    mode: Mode,
+    subscription: Object,
+    wanted: Sequence[Params],
+    at: int,
+    *,
+    prorations: bool = True,
+    anchor_now: bool = False,
 ) -> Plan:
     """The change to the items that `wanted` describes, as in the parameter `items`. Raises `ApiError`."""
     before = items_of(mode, subscription["id"])
@@ -84,7 +90,8 @@ def plan(
     recurrences = {item.id: item.price.recurrence for item in old}
     for index, (body, item) in enumerate(zip(after, new, strict=True)):
         if is_trial:
-            body |= {"current_period_start": subscription["trial_start"], "current_period_end": subscription["trial_end"]}
+            start, end_s = subscription["trial_start"], subscription["trial_end"]
+            body |= {"current_period_start": start, "current_period_end": end_s}
         elif restarted or recurrences.get(item.id) != item.price.recurrence:
             whole = period_containing(anchor, item.price.recurrence, at)
             body |= {"current_period_start": max(at, whole.start), "current_period_end": whole.end}
@@ -154,7 +161,7 @@ def final_usage(mode: Mode, subscription: Object, at: int) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def credits(mode: Mode, subscription: Object, at: int) -> tuple[Line, ...]:
+def unused_time(mode: Mode, subscription: Object, at: int) -> tuple[Line, ...]:
     """The credits for the unused time of all licensed items, as for an immediate cancellation."""
     old = [_engine_item(mode, subscription, item) for item in items_of(mode, subscription["id"])]
     debits = [_debit(mode, row) for row in ledger(mode, subscription["id"])["debits"]]
@@ -162,7 +169,7 @@ def credits(mode: Mode, subscription: Object, at: int) -> tuple[Line, ...]:
     return prorate(subscription["billing_mode"]["type"], old, (), at, discounts=discounts, debits=debits).lines
 
 
-def trial_line(mode: Mode, item: Object) -> Line:
+def trial_line(item: Object) -> Line:
     """The line of a trial, which is free."""
     period = Period(item["current_period_start"], item["current_period_end"])
     engine = Item(item["id"], engine_price(item["price"]), period, item["quantity"])
@@ -242,7 +249,7 @@ def watch(mode: Mode, subscription: str) -> Object:
     """Schedule the next job of a subscription: at the next instant at which its state changes by itself."""
     body, notes = mode.fetch("subscription", subscription), ledger(mode, subscription)
     schedule = mode.store.get("subscription_schedule", body["schedule"] or "")
-    dues: list[int | None] = []
+    dues: list[Any] = []
     if body["status"] == "incomplete":
         dues = [expires_at(body["created"])]
     elif body["status"] == "paused":
@@ -254,7 +261,7 @@ def watch(mode: Mode, subscription: str) -> Object:
             body["trial_end"] and body["trial_end"] - WILL_END_S,
             (body["pause_collection"] or {}).get("resumes_at"),
             (body["pending_update"] or {}).get("expires_at"),
-            schedule and schedule["current_phase"]["end_date"],
+            schedule["current_phase"]["end_date"] if schedule else None,
         ]
     at = now_s(mode, body)
     due = min((due for due in dues if due and due > at), default=0)
@@ -293,7 +300,7 @@ def _after(mode: Mode, subscription: Object, before: list[Object], wanted: Seque
             "current_period_start": at, "current_period_end": at + 1,
         }  # fmt: skip
         if "price" in change or old is None:
-            price = _price(mode, subscription, change.get("price"), f"items[{index}][price]")
+            price = _price(mode, change.get("price"), f"items[{index}][price]")
             item |= {"price": price, "plan": _plan_of(price)}
         is_metered = item["price"]["recurring"]["usage_type"] == "metered"
         if is_metered and change.get("quantity") is not None:
@@ -313,7 +320,7 @@ def _after(mode: Mode, subscription: Object, before: list[Object], wanted: Seque
     return list(after.values())
 
 
-def _price(mode: Mode, subscription: Object, identifier: str | None, param: str) -> Object:
+def _price(mode: Mode, identifier: str | None, param: str) -> Object:
     if identifier is None:
         raise ApiError(400, "You must pass a price.", code="parameter_missing", param=param)
     price = mode.fetch("price", identifier, param=param)
@@ -331,7 +338,10 @@ def _price(mode: Mode, subscription: Object, identifier: str | None, param: str)
 def _plan_of(price: Object) -> Object:
     """The older form of a price, which an item still has."""
     recurring = price["recurring"]
-    same = ("id", "active", "billing_scheme", "created", "currency", "livemode", "metadata", "nickname", "product", "tiers_mode")
+    same = (
+        "id", "active", "billing_scheme", "created", "currency", "livemode", "metadata", "nickname", "product",
+        "tiers_mode",
+    )  # fmt: skip
     return {
         **{name: price[name] for name in same},
         "object": "plan",

@@ -50,7 +50,9 @@ def _run(mode: Mode, body: Object, at: int) -> None:
         mode.store.save(body, "customer.subscription.trial_will_end")
     if body["pause_collection"] and (body["pause_collection"]["resumes_at"] or at + 1) <= at:
         body = mode.store.save({**body, "pause_collection": None})
-    starts = [row["current_period_start"] for row in changes.items_of(mode, body["id"]) if row["current_period_end"] <= at]
+    starts = [
+        row["current_period_start"] for row in changes.items_of(mode, body["id"]) if row["current_period_end"] <= at
+    ]
     lines: Sequence[Line] = ()
     was_trial = body["status"] == "trialing" and body["trial_end"] <= at
     if was_trial:
@@ -151,10 +153,10 @@ def invoice_lines(mode: Mode, invoice: Object) -> list[Line] | None:
     own = [body for body in bodies if not body["parent"][body["parent"]["type"]]["invoice_item"]]
     lines: dict[object, Sequence[Line]] = {}
     for number, line in enumerate(engine_line(mode, body) for body in own):
-        key = (line.item, line.price, line.period) if line.metered else number
+        key: object = (line.item, line.price, line.period) if line.metered else number
         if key not in lines:
-            fresh = line.metered and changes.metered_lines(mode, invoice["customer"], *key)
-            lines[key] = fresh or (line,)
+            parts = (line.item, line.price, line.period)
+            lines[key] = changes.metered_lines(mode, invoice["customer"], *parts) if line.metered else (line,)
     return [line for group in lines.values() for line in group]
 
 

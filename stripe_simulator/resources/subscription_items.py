@@ -56,8 +56,8 @@ def list_all(mode: Mode, call: Call) -> Object:
 
 
 def _change(mode: Mode, subscription: Object, params: Params, wanted: Params) -> None:
-    item = {**wanted, **{name: params[name] for name in _OF_ITEM if name in params}}
-    shared = {name: params[name] for name in _OF_CHANGE if name in params}
+    item = wanted | {name: params[name] for name in _OF_ITEM if name in params}
+    shared: Params = {name: params[name] for name in _OF_CHANGE if name in params}
     subscriptions.change(mode, subscription, {**shared, "items": [item]})
 
 

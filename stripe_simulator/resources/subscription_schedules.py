@@ -31,7 +31,9 @@ def create(mode: Mode, call: Call) -> Object:
         raise ApiError(400, message, param="from_subscription")
     items = changes.items_of(mode, subscription["id"])
     span = (min(it["current_period_start"] for it in items), max(it["current_period_end"] for it in items))
-    phase_items = [{"price": it["price"]["id"], "metadata": it["metadata"], "quantity": it.get("quantity")} for it in items]
+    phase_items = [
+        {"price": it["price"]["id"], "metadata": it["metadata"], "quantity": it.get("quantity")} for it in items
+    ]
     phase = _phase(mode, {"items": phase_items}, *span)
     body: Object = {
         "id": mode.store.new_id("sub_sched"),
@@ -141,14 +143,14 @@ def move_on(mode: Mode, subscription: Object, at: int, *, at_boundary: bool) -> 
 def _plan(mode: Mode, subscription: Object, phase: Object, at: int, behavior: str) -> changes.Plan:
     """The change to the items of a phase. An item keeps its id if its price stays; the other ids are used again."""
     items = {item["id"]: item["price"]["id"] for item in changes.items_of(mode, subscription["id"])}
-    wanted, swapped = [], []
+    wanted: list[Params] = []
+    swapped: list[Params] = []
     for item in phase["items"]:
         same = next((key for key, price in items.items() if price == item["price"]), None)
         change = {name: item[name] for name in ("price", "quantity") if item.get(name) is not None}
         (wanted if same else swapped).append({**change, "id": same} if same else change)
         items.pop(same or "", None)
-    for change in swapped:
-        wanted.append({**change, "id": items.popitem()[0]} if items else change)
+    wanted += [{**change, "id": items.popitem()[0]} if items else change for change in swapped]
     wanted += [{"id": key, "deleted": True} for key in items]
     return changes.plan(mode, subscription, wanted, at, prorations=behavior != "none")
 
@@ -180,7 +182,12 @@ def _phase(mode: Mode, params: Params, start: int, end: int) -> Object:
     items = []
     for item in params["items"]:
         price = mode.fetch("price", item["price"], param="phases[items][price]")
-        body = {"billing_thresholds": None, "discounts": [], "metadata": item.get("metadata") or {}, "tax_rates": []}
+        body: Object = {
+            "billing_thresholds": None,
+            "discounts": [],
+            "metadata": item.get("metadata") or {},
+            "tax_rates": [],
+        }
         body |= {"plan": price["id"], "price": price["id"]}
         if price["recurring"]["usage_type"] == "licensed":
             body["quantity"] = item.get("quantity") or 1
@@ -218,7 +225,10 @@ ROUTES = (
     Route("GET", "/v1/subscription_schedules", list_all, (*LIST, "created", "customer")),
     Route("GET", "/v1/subscription_schedules/{schedule}", retrieve),
     Route(
-        "POST", "/v1/subscription_schedules/{schedule}", update, ("end_behavior", "metadata", "phases", "proration_behavior")
+        "POST",
+        "/v1/subscription_schedules/{schedule}",
+        update,
+        ("end_behavior", "metadata", "phases", "proration_behavior"),
     ),
     Route("POST", "/v1/subscription_schedules/{schedule}/cancel", cancel),
     Route("POST", "/v1/subscription_schedules/{schedule}/release", release),

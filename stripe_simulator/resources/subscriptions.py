@@ -30,7 +30,10 @@ UPDATE: Final = (
     *_SHARED, "billing_cycle_anchor[type]", "cancellation_details", "pause_collection", "proration_date",
 )  # fmt: skip
 # `pending_if_incomplete` takes only these.
-_PENDING: Final = {"items", "payment_behavior", "proration_behavior", "proration_date", "billing_cycle_anchor", "expand", "off_session"}
+_PENDING: Final = {
+    "items", "payment_behavior", "proration_behavior", "proration_date", "billing_cycle_anchor", "expand",
+    "off_session",
+}  # fmt: skip
 
 
 def create(mode: Mode, call: Call) -> Object:
@@ -51,20 +54,16 @@ def create(mode: Mode, call: Call) -> Object:
         body |= {"status": "trialing", "trial_start": at, "trial_end": trial_end}
     body["billing_mode"] |= {"type": params.get("billing_mode", {}).get("type", "flexible")}
     body["billing_cycle_anchor"] = _anchor(mode, body, params, at)
-    body = _changed(mode, body, params, at)
-    first = changes.plan(
-        mode, body, params["items"], at, prorations=params.get("proration_behavior") != "none"
-    )
+    body = _changed(mode, body, params)
+    first = changes.plan(mode, body, params["items"], at, prorations=params.get("proration_behavior") != "none")
     body["currency"] = first.state["items"][0]["price"]["currency"]
     lines = first.lines
     if body["status"] == "trialing":
         # A trial is invoiced with lines of 0.
-        lines = tuple(changes.trial_line(mode, item) for item in first.state["items"] if "quantity" in item)
-    changes.apply(mode, _cancel_at(mode, body, params, first.state["items"], at), first.state)
+        lines = tuple(changes.trial_line(item) for item in first.state["items"] if "quantity" in item)
+    changes.apply(mode, _cancel_at(body, params, first.state["items"], at), first.state)
     behavior = params.get("payment_behavior", "allow_incomplete")
-    made = changes.invoice(
-        mode, body["id"], lines, "subscription_create", collect_now=behavior != "default_incomplete"
-    )
+    made = changes.invoice(mode, body["id"], lines, "subscription_create", collect_now=behavior != "default_incomplete")
     _check_payment(mode, made, behavior)
     body = mode.fetch("subscription", body["id"])
     if body["status"] == "incomplete" and (body["collection_method"] == "send_invoice" or made["status"] == "draft"):
@@ -96,17 +95,17 @@ def change(mode: Mode, body: Object, params: Params) -> Object:
     if pending and (other := params.keys() - _PENDING):
         message = f"You cannot set `{min(other)}` together with `payment_behavior=pending_if_incomplete`."
         raise ApiError(400, message, param=min(other))
-    body = _cancel_at(mode, _changed(mode, body, params, now), params, changes.items_of(mode, body["id"]), now)
+    body = _cancel_at(_changed(mode, body, params), params, changes.items_of(mode, body["id"]), now)
     at = params.get("proration_date", now)
     behavior = params.get("proration_behavior", "create_prorations")
     if "trial_end" in params:
-        body = _trial(mode, body, params["trial_end"], now)
+        body = _trial(body, params["trial_end"], now)
     anchor_now = (params.get("billing_cycle_anchor") or {}).get("type") == "now" or params.get("trial_end") == "now"
     planned = changes.plan(
         mode, body, params.get("items") or (), at, prorations=behavior != "none", anchor_now=anchor_now
     )
     if pending and planned.lines and (planned.restarted or behavior == "always_invoice"):
-        return _pending(mode, body, planned, now)
+        return _pending(mode, body, planned)
     before = body["latest_invoice"]
     changes.commit(mode, body, planned, behavior, collect_now=params.get("payment_behavior") != "default_incomplete")
     latest = mode.fetch("subscription", body["id"])["latest_invoice"]
@@ -116,7 +115,7 @@ def change(mode: Mode, body: Object, params: Params) -> Object:
 
 
 def cancel(mode: Mode, call: Call) -> Object:
-    """`DELETE /v1/subscriptions/{subscription_exposed_id}`: now. Usage that no invoice has is billed only on request."""
+    """`DELETE /v1/subscriptions/{subscription_exposed_id}`: now. Open usage is billed only on request."""
     body, params = mode.fetch("subscription", call.id), call.params
     if body["status"] in changes.ENDED:
         raise ApiError(404, f"No such subscription: '{call.id}'", code="resource_missing", param="id")
@@ -125,7 +124,7 @@ def cancel(mode: Mode, call: Call) -> Object:
     at = changes.now_s(mode, body)
     lines = changes.final_usage(mode, body, at) if params.get("invoice_now") else ()
     if params.get("prorate"):
-        lines = (*changes.credits(mode, body, at), *lines)
+        lines = (*changes.unused_time(mode, body, at), *lines)
     body["cancellation_details"] |= params.get("cancellation_details") or {}
     changes.end(mode, body, at)
     if params.get("invoice_now"):
@@ -145,7 +144,7 @@ def pause(mode: Mode, call: Call) -> Object:
     credit_from = bill.get("unused_time_from", {"type": "now"})["type"]
     if credit_from == "item_current_period_start":
         raise not_simulated("a pause with unused_time_from[type]=item_current_period_start")
-    lines: tuple[Line, ...] = changes.credits(mode, body, at) if credit_from == "now" else ()
+    lines: tuple[Line, ...] = changes.unused_time(mode, body, at) if credit_from == "now" else ()
     if bill.get("outstanding_usage_through", {"type": "now"})["type"] == "now":
         lines += changes.final_usage(mode, body, at)
     subscription_cycle.pause(mode, body, at)
@@ -229,7 +228,7 @@ def _new(mode: Mode, customer: Object, at: int) -> Object:
     }
 
 
-def _changed(mode: Mode, body: Object, params: Params, at: int) -> Object:
+def _changed(mode: Mode, body: Object, params: Params) -> Object:
     """The body with the parameters that do not touch periods."""
     names = ("collection_method", "days_until_due", "default_payment_method", "description", "pause_collection")
     body |= {name: params[name] for name in names if name in params}
@@ -257,7 +256,7 @@ def _changed(mode: Mode, body: Object, params: Params, at: int) -> Object:
     return body
 
 
-def _cancel_at(mode: Mode, body: Object, params: Params, items: list[Object], at: int) -> Object:
+def _cancel_at(body: Object, params: Params, items: list[Object], at: int) -> Object:
     ends = [item["current_period_end"] for item in items]
     if "cancel_at_period_end" in params:
         is_set = params["cancel_at_period_end"]
@@ -295,7 +294,7 @@ def _check_future(moment: int, at: int, param: str) -> None:
         raise ApiError(400, f"Invalid timestamp: {param} must be an integer Unix timestamp in the future.", param=param)
 
 
-def _trial(mode: Mode, body: Object, trial_end: int | str, at: int) -> Object:
+def _trial(body: Object, trial_end: int | str, at: int) -> Object:
     """Move the end of a running trial, or end the trial now."""
     if body["status"] != "trialing":
         raise not_simulated("trial_end of a subscription that is not trialing")
@@ -305,7 +304,7 @@ def _trial(mode: Mode, body: Object, trial_end: int | str, at: int) -> Object:
     return {**body, "trial_end": trial_end, "billing_cycle_anchor": trial_end}
 
 
-def _pending(mode: Mode, body: Object, planned: changes.Plan, at: int) -> Object:
+def _pending(mode: Mode, body: Object, planned: changes.Plan) -> Object:
     """Invoice a change that takes effect when the invoice is paid."""
     identifier = body["id"]
     mode.store.save(body)
@@ -341,7 +340,9 @@ def _check_payment(mode: Mode, invoice: Object, behavior: str) -> None:
 
 
 def _scheduled(body: Object, what: str) -> ApiError:
-    message = f"The subscription is managed by the subscription schedule `{body['schedule']}`, and {what} is not allowed."
+    message = (
+        f"The subscription is managed by the subscription schedule `{body['schedule']}`, and {what} is not allowed."
+    )
     return ApiError(400, f"{message} Please update the schedule instead.")
 
 
@@ -351,7 +352,10 @@ ROUTES = (
     Route("GET", "/v1/subscriptions/{subscription_exposed_id}", retrieve),
     Route("POST", "/v1/subscriptions/{subscription_exposed_id}", update, UPDATE),
     Route(
-        "DELETE", "/v1/subscriptions/{subscription_exposed_id}", cancel, ("cancellation_details", "invoice_now", "prorate")
+        "DELETE",
+        "/v1/subscriptions/{subscription_exposed_id}",
+        cancel,
+        ("cancellation_details", "invoice_now", "prorate"),
     ),
     Route("POST", "/v1/subscriptions/{subscription}/pause", pause, ("bill_for", "invoicing_behavior", "type")),
     Route("POST", "/v1/subscriptions/{subscription}/resume", resume, ("billing_cycle_anchor", "payment_behavior")),
