@@ -17,7 +17,6 @@ from stripe_simulator.engine.discounts import Discount
 from stripe_simulator.engine.lines import Item, Line, licensed_line
 from stripe_simulator.engine.periods import Period, period_containing
 from stripe_simulator.engine.proration import Debit, debits_of, prorate, restarts_period
-from stripe_simulator.engine.tiers import Price
 from stripe_simulator.engine.usage import Usage, swap_lines, usage_lines
 from stripe_simulator.errors import ApiError, no_such, not_simulated
 from stripe_simulator.metadata import merged
@@ -40,7 +39,7 @@ _UNIT: Final = 10**DECIMAL_PLACES_MAX
 
 
 class Plan(NamedTuple):
-    """What a change bills and the state after the change: items, billing cycle anchor, debits, start of usage.
+    """What a change bills, and the state after the change as `state_of` describes it.
 
     `restarted`: the change starts a new period now, so it is invoiced at once.
     """
@@ -48,6 +47,14 @@ class Plan(NamedTuple):
     lines: tuple[Line, ...]
     state: Object
     restarted: bool = False
+
+
+class Preview(NamedTuple):
+    """The lines, the `billing_reason` and the period of an invoice that does not exist."""
+
+    lines: tuple[Line, ...]
+    reason: str
+    period: Period
 
 
 def ledger(mode: Mode, subscription: str) -> Object:
@@ -68,6 +75,17 @@ def items_of(mode: Mode, subscription: str) -> list[Object]:
     return [copied(row) for row in rows if "deleted" not in row][::-1]
 
 
+def state_of(mode: Mode, subscription: Object) -> Object:
+    """What the next change or renewal starts from: items, billing cycle anchor, debits, start of usage."""
+    notes = ledger(mode, subscription["id"])
+    return {
+        "items": items_of(mode, subscription["id"]),
+        "anchor": subscription["billing_cycle_anchor"],
+        "debits": notes["debits"],
+        "usage_from": notes["usage_from"],
+    }
+
+
 def plan(
     mode: Mode,
     subscription: Object,
@@ -78,9 +96,9 @@ def plan(
     anchor_now: bool = False,
 ) -> Plan:
     """The change to the items that `wanted` describes, as in the parameter `items`. Raises `ApiError`."""
-    before = items_of(mode, subscription["id"])
+    state = state_of(mode, subscription)
+    before = state["items"]
     after = _after(mode, subscription, before, wanted, at)
-    notes = ledger(mode, subscription["id"])
     old = [_engine_item(mode, subscription, item) for item in before]
     new = [_engine_item(mode, subscription, item) for item in after]
     billing_mode = subscription["billing_mode"]["type"]
@@ -89,20 +107,25 @@ def plan(
     anchor = at if restarted else subscription["billing_cycle_anchor"]
     recurrences = {item.id: item.price.recurrence for item in old}
     for index, (body, item) in enumerate(zip(after, new, strict=True)):
+        whole = item.period
         if is_trial:
-            start, end_s = subscription["trial_start"], subscription["trial_end"]
-            body |= {"current_period_start": start, "current_period_end": end_s}
+            whole = Period(subscription["trial_start"], subscription["trial_end"])
         elif restarted or recurrences.get(item.id) != item.price.recurrence:
             whole = period_containing(anchor, item.price.recurrence, at)
-            body |= {"current_period_start": max(at, whole.start), "current_period_end": whole.end}
+        if whole != item.period:
+            start = whole.start if is_trial else max(at, whole.start)
+            body |= {"current_period_start": start, "current_period_end": whole.end}
             new[index] = item._replace(period=whole)
-    state = {"items": after, "anchor": anchor, "debits": notes["debits"], "usage_from": notes["usage_from"]}
+    state |= {"items": after, "anchor": anchor}
     if is_trial:
-        return Plan((), state)
+        # A trial is invoiced with lines of 0.
+        free = [] if before else [licensed_line(item) for item in new if not item.price.metered]
+        return Plan(tuple(line._replace(amount=0, unit_amount=Fraction(0)) for line in free), state)
+    trial_ends = (mode.store.get("subscription", subscription["id"]) or {}).get("status") == "trialing"
     prorated = prorate(
-        billing_mode, old, new, at,
+        billing_mode, () if trial_ends else old, new, at,
         discounts=_discounts(mode, subscription, at),
-        debits=[_debit(mode, row) for row in notes["debits"]],
+        debits=[_debit(mode, row) for row in state["debits"]],
         prorations=prorations,
     )  # fmt: skip
     state["debits"] = [_row(debit) for debit in prorated.debits]
@@ -112,7 +135,7 @@ def plan(
         then = kept.get(item.id)
         if not item.price.metered or (then and (then.price, then.period) == (item.price, item.period)):
             continue
-        usage = _usage(mode, subscription, body, item.price, min(at, body["current_period_end"]))
+        usage = None if trial_ends else _usage(mode, subscription, state, body, min(at, body["current_period_end"]))
         state["usage_from"] = {**state["usage_from"], item.id: at}
         if usage and (restarted or body["current_period_end"] <= at):
             lines += usage_lines(item, usage)
@@ -121,19 +144,21 @@ def plan(
     return Plan(tuple(lines), state, restarted or any(not line.proration for line in prorated.lines))
 
 
-def renewal(mode: Mode, subscription: Object, at: int, *, usage_counts: bool = True) -> Plan:
-    """The lines and the state when the periods that end until `at` are renewed."""
-    items, notes = items_of(mode, subscription["id"]), ledger(mode, subscription["id"])
+def renewal(
+    mode: Mode, subscription: Object, at: int, state: Object | None = None, *, usage_counts: bool = True
+) -> Plan:
+    """The lines and the state when the periods that end until `at` are renewed. `state` is that of a plan."""
+    state = state or state_of(mode, subscription)
     usages: dict[str, Usage] = {}
     renewed = []
+    items = copied(state["items"])
     for body in items:
         if body["current_period_end"] > at:
             continue
         item = _engine_item(mode, subscription, body)
-        usage = _usage(mode, subscription, body, item.price, body["current_period_end"]) if usage_counts else None
-        if item.price.metered and usage:
+        if usage_counts and (usage := _usage(mode, subscription, state, body, body["current_period_end"])):
             usages[item.id] = usage
-        period = period_containing(subscription["billing_cycle_anchor"], item.price.recurrence, at)
+        period = period_containing(state["anchor"], item.price.recurrence, at)
         body |= {"current_period_start": period.start, "current_period_end": period.end}
         renewed.append(item._replace(period=period))
     lines = cycle_lines(renewed, usages)
@@ -142,22 +167,35 @@ def renewal(mode: Mode, subscription: Object, at: int, *, usage_counts: bool = T
         if not line.metered:
             cut_of[line.item] = cut_of.get(line.item, 0) + sum(cut.amount for cut in amounts.cuts)
     ends = {item.id for item in renewed}
-    debits = [row for row in notes["debits"] if row[0] not in ends] + [_row(it) for it in debits_of(renewed, cut_of)]
-    state = {
-        "items": items, "anchor": subscription["billing_cycle_anchor"], "debits": debits,
-        "usage_from": {key: value for key, value in notes["usage_from"].items() if key not in ends},
-    }  # fmt: skip
-    return Plan(lines, state)
+    debits = [row for row in state["debits"] if row[0] not in ends] + [_row(it) for it in debits_of(renewed, cut_of)]
+    usage_from = {key: value for key, value in state["usage_from"].items() if key not in ends}
+    return Plan(lines, {**state, "items": items, "debits": debits, "usage_from": usage_from})
+
+
+def preview(mode: Mode, subscription: Object, details: Params, *, recurring: bool = False) -> Preview:
+    """The next invoice of a subscription after the change in `details`, as in `subscription_details` of
+    `create_preview`. `recurring`: the invoice of the period after that, without prorations."""
+    at = details.get("proration_date") or now_s(mode, subscription)
+    behavior = details.get("proration_behavior", "create_prorations")
+    anchor_now = (details.get("billing_cycle_anchor") or {}).get("type") == "now"
+    wanted = details.get("items") or ()
+    change = plan(mode, subscription, wanted, at, prorations=behavior != "none", anchor_now=anchor_now)
+    if not recurring and change.lines and (change.restarted or behavior == "always_invoice"):
+        return Preview(change.lines, "subscription_update", Period(at, at))
+    moment = min(item["current_period_end"] for item in change.state["items"])
+    ended = renewal(mode, {**subscription, "billing_cycle_anchor": change.state["anchor"]}, moment, change.state)
+    start = min(item["current_period_start"] for item in change.state["items"])
+    lines = ended.lines if recurring else (*change.lines, *ended.lines)
+    return Preview(lines, "upcoming", Period(start, moment))
 
 
 def final_usage(mode: Mode, subscription: Object, at: int) -> tuple[Line, ...]:
     """The lines of the metered usage that no invoice has, until `at`."""
     lines: list[Line] = []
-    for body in items_of(mode, subscription["id"]):
-        item = _engine_item(mode, subscription, body)
-        usage = _usage(mode, subscription, body, item.price, min(at, body["current_period_end"]))
-        if item.price.metered and usage:
-            lines += usage_lines(item, usage)
+    state = state_of(mode, subscription)
+    for body in state["items"]:
+        usage = _usage(mode, subscription, state, body, min(at, body["current_period_end"]))
+        lines += usage_lines(_engine_item(mode, subscription, body), usage) if usage else ()
     return tuple(lines)
 
 
@@ -169,17 +207,19 @@ def unused_time(mode: Mode, subscription: Object, at: int) -> tuple[Line, ...]:
     return prorate(subscription["billing_mode"]["type"], old, (), at, discounts=discounts, debits=debits).lines
 
 
-def trial_line(item: Object) -> Line:
-    """The line of a trial, which is free."""
-    period = Period(item["current_period_start"], item["current_period_end"])
-    engine = Item(item["id"], engine_price(item["price"]), period, item["quantity"])
-    return licensed_line(engine)._replace(amount=0, unit_amount=Fraction(0))
-
-
 def hold(mode: Mode, subscription: Object, lines: Sequence[Line]) -> None:
     """Keep lines for the customer's next invoice of the subscription."""
     if lines:
         invoicing.pending_items(mode, subscription, lines)
+
+
+def has_pending(mode: Mode, subscription: Object) -> bool:
+    """Whether invoice items of the subscription wait for its next invoice."""
+    return any(
+        item["invoice"] is None
+        and ((item["parent"] or {}).get("subscription_details") or {}).get("subscription") == subscription["id"]
+        for item in mode.store.newest("invoiceitem", "customer", subscription["customer"])
+    )
 
 
 def metered_lines(mode: Mode, customer: str, item: str, price: str, period: Period) -> tuple[Line, ...]:
@@ -202,6 +242,8 @@ def apply(mode: Mode, subscription: Object, state: Object) -> Object:
     notes = ledger(mode, identifier)
     mode.store.put({**notes, "debits": state["debits"], "usage_from": state["usage_from"]})
     subscription["billing_cycle_anchor"] = state["anchor"]
+    if subscription["cancel_at_period_end"]:
+        subscription["cancel_at"] = max(item["current_period_end"] for item in state["items"])
     subscription["items"] = {
         "object": "list",
         "data": state["items"][:NESTED_MAX],
@@ -371,13 +413,13 @@ def _discounts(mode: Mode, subscription: Object, at: int) -> tuple[Discount, ...
     return tuple(coupons.discounts_of(mode, {"discounts": ids}, at).values())
 
 
-def _usage(mode: Mode, subscription: Object, item: Object, price: Price, until: int) -> Usage | None:
-    """The usage of a metered item in its period until an instant; None if no time of the period is left."""
-    start = max(item["current_period_start"], ledger(mode, subscription["id"])["usage_from"].get(item["id"], 0))
-    if not price.metered or start >= until:
+def _usage(mode: Mode, subscription: Object, state: Object, item: Object, until: int) -> Usage | None:
+    """The usage of a metered item in its period until an instant; None for another item or an empty span."""
+    start = max(item["current_period_start"], state["usage_from"].get(item["id"], 0))
+    if item["price"]["recurring"]["usage_type"] != "metered" or start >= until:
         return None
     period = Period(start, until)
-    return Usage(_value(mode, subscription["customer"], mode.fetch("price", price.id), period), period)
+    return Usage(_value(mode, subscription["customer"], item["price"], period), period)
 
 
 def _value(mode: Mode, customer: str, price: Object, period: Period) -> Fraction:

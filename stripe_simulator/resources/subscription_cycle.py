@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from stripe_simulator import invoicing
-from stripe_simulator.engine.collection import after_failure, after_payment, expired, expires_at
+from stripe_simulator import invoicing, payments
+from stripe_simulator.engine.collection import after_failure, after_payment, expired
 from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import Period
 from stripe_simulator.invoice_lines import engine_line
@@ -50,34 +50,35 @@ def _run(mode: Mode, body: Object, at: int) -> None:
         mode.store.save(body, "customer.subscription.trial_will_end")
     if body["pause_collection"] and (body["pause_collection"]["resumes_at"] or at + 1) <= at:
         body = mode.store.save({**body, "pause_collection": None})
-    starts = [
+    ended = [item for item in changes.items_of(mode, body["id"]) if item["current_period_end"] <= at]
         row["current_period_start"] for row in changes.items_of(mode, body["id"]) if row["current_period_end"] <= at
     ]
-    lines: Sequence[Line] = ()
     was_trial = body["status"] == "trialing" and body["trial_end"] <= at
     if was_trial:
         body = end_trial(mode, body, at)
+    lines: Sequence[Line] = ()
+    is_over = bool(body["cancel_at"] and body["cancel_at"] <= at)
+    if body["schedule"] and not is_over:
+        body, lines, is_over = subscription_schedules.move_on(mode, body, at, at_boundary=bool(ended))
     if body["status"] in ("canceled", "paused"):
         return
-    if body["cancel_at"] and body["cancel_at"] <= at:
+    if is_over:
         lines = () if was_trial else changes.final_usage(mode, body, at)
-        changes.end(mode, body, at)
-    else:
-        if body["schedule"]:
-            body, lines = subscription_schedules.move_on(mode, body, at, at_boundary=bool(starts))
-        if starts and body["status"] != "canceled":
-            renewed = changes.renewal(mode, body, at, usage_counts=not was_trial)
-            changes.apply(mode, body, renewed.state)
-            lines = [*lines, *renewed.lines]
-    if starts and (lines or body["status"] != "canceled"):
-        how = {"draft_grace_s": mode.settings.invoice_grace_s, "period": Period(min(starts), at)}
-        changes.invoice(mode, body["id"], lines, "subscription_cycle", **how)
+    elif ended:
+        renewed = changes.renewal(mode, body, at, usage_counts=not was_trial)
+        changes.apply(mode, body, renewed.state)
+        lines = [*lines, *renewed.lines]
+    if ended and (lines or not is_over or changes.has_pending(mode, body)):
+        period = Period(min(item["current_period_start"] for item in ended), at)
+        grace_s = mode.settings.invoice_grace_s
+        changes.invoice(mode, body["id"], lines, "subscription_cycle", draft_grace_s=grace_s, period=period)
+    if is_over:
+        changes.end(mode, mode.fetch("subscription", body["id"]), at)
 
 
 def end_trial(mode: Mode, subscription: Object, at: int) -> Object:
     """End a trial. Without a payment method, `trial_settings` can cancel or pause instead of billing."""
-    customer = mode.fetch("customer", subscription["customer"])
-    method = subscription["default_payment_method"] or customer["invoice_settings"]["default_payment_method"]
+    method = subscription["default_payment_method"] or payments.default_method(mode, subscription["customer"])
     behavior = subscription["trial_settings"]["end_behavior"]["missing_payment_method"]
     if method is None and subscription["collection_method"] == "charge_automatically" and behavior != "create_invoice":
         return changes.end(mode, subscription, at) if behavior == "cancel" else pause(mode, subscription, at, "trial")
@@ -158,11 +159,6 @@ def invoice_lines(mode: Mode, invoice: Object) -> list[Line] | None:
             parts = (line.item, line.price, line.period)
             lines[key] = changes.metered_lines(mode, invoice["customer"], *parts) if line.metered else (line,)
     return [line for group in lines.values() for line in group]
-
-
-def expiry(mode: Mode, subscription: Object) -> int:
-    """When a pending update or a resumption that begins now is given up."""
-    return expires_at(changes.now_s(mode, subscription))
 
 
 def _owner(mode: Mode, invoice: Object) -> tuple[Object | None, Object]:

@@ -86,7 +86,7 @@ def update(mode: Mode, call: Call) -> Object:
         now = next((phase for phase in body["phases"] if phase["start_date"] <= at < phase["end_date"]), None)
         if now is None:
             raise ApiError(400, "The phases of a schedule must include the current phase.", param="phases")
-        body["current_phase"] = {name: now[name] for name in ("start_date", "end_date")}
+        body["current_phase"] = _dates(now)
         behavior = params.get("proration_behavior", "create_prorations")
         change = _plan(mode, subscription, now, at, behavior)
         mode.store.save(body)
@@ -116,28 +116,34 @@ def list_all(mode: Mode, call: Call) -> Object:
     return page(mode, call, _KIND, {"customer": call.params.get("customer")})
 
 
-def move_on(mode: Mode, subscription: Object, at: int, *, at_boundary: bool) -> tuple[Object, Sequence[Line]]:
-    """Start the phase of this instant, or end the schedule. Returns the subscription and the lines of the change that
-    belong to the invoice of the period's boundary."""
+def move_on(mode: Mode, subscription: Object, at: int, *, at_boundary: bool) -> tuple[Object, Sequence[Line], bool]:
+    """Start the phase of this instant, or end the schedule.
+
+    Returns the subscription, the lines of the change that belong to the invoice of the period's boundary, and whether
+    the subscription ends with the schedule.
+    """
     body = mode.fetch(_KIND, subscription["schedule"])
     if at < body["current_phase"]["end_date"]:
-        return subscription, ()
+        return subscription, (), False
     phase = next((phase for phase in body["phases"] if phase["start_date"] <= at < phase["end_date"]), None)
     if phase is None and body["end_behavior"] == "cancel":
         moved = {"status": "completed", "completed_at": at, "current_phase": None}
         mode.store.save({**body, **moved}, f"{_KIND}.completed")
-        lines = changes.final_usage(mode, subscription, at)
-        return changes.end(mode, {**subscription, "schedule": None}, at, None), lines
+        return mode.store.save({**subscription, "schedule": None}), (), True
     if phase is None:
         _release(mode, body, subscription)
-        return mode.fetch("subscription", subscription["id"]), ()
-    mode.store.save({**body, "current_phase": {name: phase[name] for name in ("start_date", "end_date")}})
+        return mode.fetch("subscription", subscription["id"]), (), False
+    mode.store.save({**body, "current_phase": _dates(phase)})
     behavior = phase["proration_behavior"]
     change = _plan(mode, subscription, phase, at, behavior)
     if at_boundary:
-        return changes.apply(mode, subscription, change.state), change.lines
+        return changes.apply(mode, subscription, change.state), change.lines, False
     changes.commit(mode, subscription, change, behavior)
-    return mode.fetch("subscription", subscription["id"]), ()
+    return mode.fetch("subscription", subscription["id"]), (), False
+
+
+def _dates(phase: Object) -> Object:
+    return {name: phase[name] for name in ("start_date", "end_date")}
 
 
 def _plan(mode: Mode, subscription: Object, phase: Object, at: int, behavior: str) -> changes.Plan:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from stripe_simulator import payments
 from stripe_simulator.contract.parameters import Params
+from stripe_simulator.engine.collection import expires_at
 from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import AnchorConfig, anchor_of
 from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
@@ -57,13 +59,11 @@ def create(mode: Mode, call: Call) -> Object:
     body = _changed(mode, body, params)
     first = changes.plan(mode, body, params["items"], at, prorations=params.get("proration_behavior") != "none")
     body["currency"] = first.state["items"][0]["price"]["currency"]
-    lines = first.lines
-    if body["status"] == "trialing":
-        # A trial is invoiced with lines of 0.
-        lines = tuple(changes.trial_line(item) for item in first.state["items"] if "quantity" in item)
     changes.apply(mode, _cancel_at(body, params, first.state["items"], at), first.state)
     behavior = params.get("payment_behavior", "allow_incomplete")
-    made = changes.invoice(mode, body["id"], lines, "subscription_create", collect_now=behavior != "default_incomplete")
+    made = changes.invoice(
+        mode, body["id"], first.lines, "subscription_create", collect_now=behavior != "default_incomplete"
+    )
     _check_payment(mode, made, behavior)
     body = mode.fetch("subscription", body["id"])
     if body["status"] == "incomplete" and (body["collection_method"] == "send_invoice" or made["status"] == "draft"):
@@ -164,11 +164,13 @@ def resume(mode: Mode, call: Call) -> Object:
         raise not_simulated("resume with billing_cycle_anchor[type]=unchanged")
     at = changes.now_s(mode, body)
     planned = changes.plan(mode, body, (), at, prorations=False, anchor_now=True)
-    expires = subscription_cycle.expiry(mode, body)
+    expires = expires_at(changes.now_s(mode, body))
     mode.store.put({**changes.ledger(mode, call.id), "resuming": {"invoice": None, "expires_at": expires}})
     changes.apply(mode, body, planned.state)
     collect_now = params.get("payment_behavior") == "resume_on_payment_success"
-    made = changes.invoice(mode, call.id, planned.lines, "subscription_update", collect_now=collect_now)
+    # What was used before the pause is billed by the pause.
+    lines = [line for line in planned.lines if not line.metered]
+    made = changes.invoice(mode, call.id, lines, "subscription_update", collect_now=collect_now)
     notes = changes.ledger(mode, call.id)
     if notes["resuming"]:
         mode.store.put({**notes, "resuming": {"invoice": made["id"], "expires_at": expires}})
@@ -315,7 +317,7 @@ def _pending(mode: Mode, body: Object, planned: changes.Plan) -> Object:
         mode.store.put({**notes, "pending": {**notes["pending"], "invoice": made["id"]}})
         update = {
             "billing_cycle_anchor": planned.state["anchor"] if planned.restarted else None,
-            "expires_at": subscription_cycle.expiry(mode, body),
+            "expires_at": expires_at(changes.now_s(mode, body)),
             "subscription_items": planned.state["items"],
             "trial_end": None,
             "trial_from_plan": None,
@@ -328,15 +330,22 @@ def _check_payment(mode: Mode, invoice: Object, behavior: str) -> None:
     """Raise what Stripe answers when an invoice could not be paid; the change is undone then."""
     if invoice["status"] != "open" or invoice["collection_method"] != "charge_automatically":
         return
-    if behavior == "error_if_incomplete":
-        message = "Your card was declined."
-        raise ApiError(402, message, kind="card_error", code="card_declined")
-    customer = mode.fetch("customer", invoice["customer"])
     body = mode.fetch("subscription", invoice["parent"]["subscription_details"]["subscription"])
-    has_method = body["default_payment_method"] or customer["invoice_settings"]["default_payment_method"]
-    if behavior == "allow_incomplete" and not has_method and invoice["billing_reason"] == "subscription_create":
-        message = "This customer has no attached payment source or default payment method."
-        raise ApiError(400, message, code="resource_missing")
+    has_method = body["default_payment_method"] or payments.default_method(mode, invoice["customer"])
+    if behavior != "default_incomplete" and not has_method and invoice["billing_reason"] == "subscription_create":
+        raise ApiError(400, payments.NO_METHOD, code="resource_missing")
+    if behavior == "error_if_incomplete":
+        intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {}
+        error = intent.get("last_payment_error") or {}
+        fields = {"decline_code": error["decline_code"]} if error else {}
+        code = error.get("code", "subscription_payment_intent_requires_action")
+        raise ApiError(
+            402,
+            error.get("message", "Payment for this subscription requires additional user action."),
+            kind="card_error",
+            code=code,
+            fields=fields,
+        )
 
 
 def _scheduled(body: Object, what: str) -> ApiError:
