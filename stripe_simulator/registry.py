@@ -9,11 +9,19 @@ from stripe_simulator.mode import Job, Route
 from stripe_simulator.resources import (
     account,
     core_events,
+    coupons,
     customers,
     events,
     meter_event_summaries,
     meter_events,
     meters,
+    payment_intents,
+    payment_methods,
+    prices,
+    products,
+    promotion_codes,
+    setup_intents,
+    tax,
 )
 
 _RESOURCES: Final[tuple[Any, ...]] = (
@@ -24,6 +32,14 @@ _RESOURCES: Final[tuple[Any, ...]] = (
     meter_event_summaries,
     events,
     core_events,
+    products,
+    prices,
+    coupons,
+    promotion_codes,
+    payment_methods,
+    payment_intents,
+    setup_intents,
+    tax,
 )
 
 ROUTES: Final[Sequence[Route]] = [route for resource in _RESOURCES for route in resource.ROUTES]
