@@ -185,9 +185,7 @@ class _Api:
             mode.store.request = {"id": None, "idempotency_key": None}
 
     def _run(self, mode: Mode, route: Route, call: Call) -> Object:
-        body = route.run(mode, call)
-        if paths := call.params.get("expand"):
-            body = expand(route.name, body, paths, mode.store.find)
+        body = expand(route.name, route.run(mode, call), call.params.get("expand") or (), mode.store.find)
         if self._simulator.settings.check_responses:
             self._simulator.checked.add(route.name)
             if problems := shapes.problems(route.name, body):

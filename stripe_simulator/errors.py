@@ -37,15 +37,19 @@ class ApiError(Exception):
         self.stored = stored
         self.kept = kept
 
-    def body(self) -> dict[str, object]:
-        """The JSON body, without fields that are not set, as at Stripe."""
+    def details(self) -> dict[str, object]:
+        """The error without fields that are not set, as at Stripe."""
         error: dict[str, object] = {"message": self.message, "type": self.kind, **self.fields}
         if self.code is not None:
             error["code"] = self.code
             error["doc_url"] = f"https://stripe.com/docs/error-codes/{self.code.replace('_', '-')}"
         if self.param is not None:
             error["param"] = self.param
-        return {"error": error}
+        return error
+
+    def body(self) -> dict[str, object]:
+        """The JSON body."""
+        return {"error": self.details()}
 
 
 def unrecognized(method: str, path: str) -> ApiError:
@@ -69,6 +73,17 @@ def unknown_parameters(names: Sequence[str]) -> ApiError:
 def missing_parameter(name: str) -> ApiError:
     """A required parameter is missing."""
     return ApiError(400, f"Missing required param: {name}.", code="parameter_missing", param=name)
+
+
+def require_one(params: Mapping[str, object], *names: str) -> str:
+    """The one of these parameters that the request has. Raises `ApiError` if it has none or several."""
+    present = [name for name in names if params.get(name) is not None]
+    if len(present) > 1:
+        message = f"You may only specify one of these parameters: {', '.join(present)}."
+        raise ApiError(400, message, code="parameters_exclusive", param=present[0])
+    if not present:
+        raise missing_parameter(names[0])
+    return present[0]
 
 
 def empty_parameter(name: str) -> ApiError:

@@ -10,14 +10,27 @@ from stripe_simulator.errors import ApiError, not_simulated
 from stripe_simulator.store import Object, copied
 
 DEPTH_MAX: Final = 4
+# Fields that an object has only if the request expands them.
+INCLUDABLE: Final = {"price": "tiers", "coupon": "applies_to"}
 
 # Finds an object of any kind by its id.
 Find = Callable[[str], Object | None]
 
 
+def without_includable(value: Any) -> Any:
+    """A copy of a JSON value in which no object has its field of `INCLUDABLE`."""
+    if isinstance(value, dict):
+        kind = value.get("object")
+        hidden = INCLUDABLE.get(kind) if isinstance(kind, str) else None
+        return {name: without_includable(item) for name, item in value.items() if name != hidden}
+    if isinstance(value, list):
+        return [without_includable(item) for item in value]
+    return value
+
+
 def expand(route: str, body: Object, paths: Sequence[str], find: Find) -> Object:
     """A copy of an answer with the fields of `paths` expanded. Raises `ApiError` (400) for any other field."""
-    expanded: Object = copied(body)
+    expanded: Object = without_includable(body)
     for path in paths:
         steps = path.split(".")
         if len(steps) - (steps[0] == "data") > DEPTH_MAX:
@@ -39,7 +52,7 @@ class _Expansion:
             kind = kind[1]
         if kind[0] == "expandable":
             if isinstance(value, str):
-                value = copied(self._find(value))
+                value = without_includable(self._find(value))
             return self.walk(value, kind[1], steps, was_expandable=True)
         if kind[0] == "list":
             items = value or []
@@ -54,6 +67,10 @@ class _Expansion:
         if not steps and was_expandable:
             return value
         fields = fields_of(kind[1]) if kind[0] == "object" else {}
+        if len(steps) == 1 and steps[0] in INCLUDABLE.values() and "id" in fields and steps[0] in fields:
+            if isinstance(value, dict):
+                value[steps[0]] = copied(self._find(value["id"]) or {}).get(steps[0])
+            return value
         if not steps or steps[0] not in fields:
             raise self._refused()
         below = value.get(steps[0]) if isinstance(value, dict) else None

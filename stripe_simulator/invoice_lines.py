@@ -90,7 +90,7 @@ def engine_line(mode: Mode, body: Object) -> Line:
 
 def discounts_of(mode: Mode, ids: Sequence[str]) -> tuple[Discount, ...]:
     """The engine's form of stored discounts."""
-    return tuple(coupons.engine_discount(mode, mode.fetch("discount", identifier)) for identifier in ids)
+    return tuple(coupons.discount_of(mode, identifier) for identifier in ids)
 
 
 def decimal_text(number: Fraction) -> str:

@@ -158,7 +158,8 @@ def set_lines(mode: Mode, invoice: Object, bodies: Sequence[Object], *, final: b
     ids = dict(zip(discounts, invoice["discounts"], strict=True))
     for line, body in zip(lines, bodies, strict=True):
         ids.update(zip(line.discounts, body["discounts"], strict=True))
-    rate = tax.rate_of(mode, customer) if invoice["automatic_tax"]["enabled"] else None
+    applied = tax.rate_of(mode, customer) if invoice["automatic_tax"]["enabled"] else None
+    rate = applied and applied.rate
     result = totals(
         lines,
         discounts=discounts,

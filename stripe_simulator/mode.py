@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from stripe_simulator.clock import Clock
 from stripe_simulator.clockwork import REAL, Clockwork
 from stripe_simulator.contract.parameters import Params
-from stripe_simulator.errors import no_such
+from stripe_simulator.errors import ApiError, no_such
 from stripe_simulator.journal import Journal
+from stripe_simulator.metadata import merged
 from stripe_simulator.settings import SimulatorSettings
 from stripe_simulator.store import Object, Store
 from stripe_simulator.usage import Usage, UsageTiming
@@ -90,6 +91,10 @@ class Mode:
         """The same in whole seconds, Stripe's unit."""
         return self.clockwork.now_ms(clock) // 1_000
 
+    def clock_of(self, customer: str) -> str:
+        """The test clock of a customer, or the real clock."""
+        return (self.store.get("customer", customer) or {}).get("test_clock") or REAL
+
     def fetch(self, kind: str, identifier: str, label: str = "", param: str = "id") -> Object:
         """A copy of an object to change and `store.save`. Raises `ApiError` if the mode has no such object: 404 for the
         id of a path, 400 for another parameter. `label` is what Stripe calls the kind in the message."""
@@ -97,6 +102,26 @@ class Mode:
         if body is None:
             raise no_such(label or kind.replace("_", " "), identifier, param, 404 if param == "id" else 400)
         return body
+
+
+def new_object(mode: Mode, kind: str, prefix: str, params: Params, clock: str = REAL) -> Object:
+    """The fields that a new object of every kind has; a given `id` wins. Raises `ApiError` if the id exists."""
+    identifier = params.get("id") or mode.store.new_id(prefix)
+    if mode.store.get(kind, identifier):
+        message = f"{kind.capitalize()} already exists."
+        raise ApiError(400, message, code="resource_already_exists", param="id")
+    return {
+        "id": identifier,
+        "object": kind,
+        "created": mode.now_s(clock),
+        "livemode": mode.livemode,
+        "metadata": merged({}, params.get("metadata")),
+    }
+
+
+def retrieve(kind: str, label: str = "") -> Callable[[Mode, Call], Object]:
+    """The `run` of a route that answers with the object whose id is in the path."""
+    return lambda mode, call: mode.fetch(kind, call.id, label)
 
 
 def _bound(job: Job, mode: Mode) -> Callable[[dict[str, Any]], None]:

@@ -61,6 +61,11 @@ def page(
     return _page(call, objects)
 
 
+def listed(kind: str, *fields: str) -> Callable[[Mode, Call], Object]:
+    """The `run` of a route that lists a kind, filtered by parameters that are fields of the objects."""
+    return lambda mode, call: page(mode, call, kind, {field: call.params.get(field) for field in fields})
+
+
 def page_of(call: Call, rows: list[Object]) -> Object:
     """A page of rows that are no stored objects. `rows` is the whole list in the order of the answer."""
     places = {row["id"]: place for place, row in enumerate(rows)}

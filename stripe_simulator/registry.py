@@ -11,6 +11,7 @@ from stripe_simulator.resources import (
     account,
     balance_transactions,
     core_events,
+    coupons,
     credit_grants,
     customers,
     events,
@@ -19,10 +20,17 @@ from stripe_simulator.resources import (
     meter_event_summaries,
     meter_events,
     meters,
+    payment_intents,
+    payment_methods,
+    prices,
+    products,
+    promotion_codes,
+    setup_intents,
     subscription_cycle,
     subscription_items,
     subscription_schedules,
     subscriptions,
+    tax,
     test_clocks,
 )
 
@@ -43,6 +51,14 @@ _RESOURCES: Final[tuple[Any, ...]] = (
     meter_event_summaries,
     events,
     core_events,
+    products,
+    prices,
+    coupons,
+    promotion_codes,
+    payment_methods,
+    payment_intents,
+    setup_intents,
+    tax,
 )
 
 ROUTES: Final[Sequence[Route]] = [route for resource in _RESOURCES for route in resource.ROUTES]

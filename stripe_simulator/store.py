@@ -16,7 +16,7 @@ Object = dict[str, Any]
 Subscriber = Callable[[Object], None]
 
 # The beginning of an event's type, for the objects whose name it does not repeat.
-EVENT_FAMILY: Final = {"subscription": "customer.subscription"}
+EVENT_FAMILY: Final = {"subscription": "customer.subscription", "discount": "customer.discount"}
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -185,7 +185,8 @@ class Store:
         return {"id": identifier, "object": kind, "deleted": True}
 
     def _create_event(self, event_type: str, body: Object, previous: Object | None) -> None:
-        clock = body.get("test_clock")
+        owner = body if "test_clock" in body else self.get("customer", body.get("customer") or "") or {}
+        clock = owner.get("test_clock")
         identifier = self.new_id("evt", 24)
         event = {
             "id": identifier,

@@ -1,17 +1,141 @@
-"""Stand-in until the resources of coupons are merged."""
+"""Coupons, and the discounts that result from them (docs.stripe.com/api/coupons, /api/discounts)."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from fractions import Fraction
+from typing import Any, Final
 
-from stripe_simulator.engine.discounts import Coupon, Discount
-from stripe_simulator.mode import Mode
+from stripe_simulator.contract.parameters import Params
+from stripe_simulator.engine.discounts import Coupon, Discount, discount_from, remaining
+from stripe_simulator.errors import ApiError, missing_parameter, require_one
+from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
+from stripe_simulator.pagination import LIST, listed
 from stripe_simulator.store import Object
 
+FIELDS: Final = (
+    "amount_off", "applies_to", "currency", "duration", "duration_in_months", "max_redemptions", "name", "percent_off",
+    "redeem_by",
+)  # fmt: skip
+EXPIRE: Final = "coupon.expire"
+# The field that says whether a coupon or a promotion code can be redeemed, and the field of its end.
+_STATE: Final = {"coupon": ("valid", "redeem_by"), "promotion_code": ("active", "expires_at")}
+_OWNERS: Final = ("checkout_session", "invoice", "invoice_item", "subscription", "subscription_item")
 
-def engine_discount(mode: Mode, body: Object) -> Discount:
-    """The engine's form of a stored discount."""
-    coupon = mode.fetch("coupon", body["source"]["coupon"])
-    percent = None if coupon["percent_off"] is None else Fraction(str(coupon["percent_off"]))
-    form = Coupon(coupon["id"], percent, coupon["amount_off"], coupon["duration"], coupon["duration_in_months"])
-    return Discount(form, body["start"], body["end"])
+
+def create(mode: Mode, call: Call) -> Object:
+    """`POST /v1/coupons`."""
+    params = call.params
+    name = require_one(params, "percent_off", "amount_off")
+    if not 0 < params[name] <= (100 if name == "percent_off" else 10**12):
+        raise ApiError(400, f"Invalid {name}: {params[name]}", param=name)
+    if name == "amount_off" and "currency" not in params:
+        raise missing_parameter("currency")
+    if (params.get("duration") == "repeating") != ("duration_in_months" in params):
+        message = "`duration_in_months` must be set if `duration=repeating`, and cannot be set otherwise."
+        raise ApiError(400, message, param="duration_in_months")
+    identifier = params.get("id") or mode.store.new_id("", 8)[1:]
+    body = dict.fromkeys(FIELDS) | new_object(mode, "coupon", "", {**params, "id": identifier})
+    body |= {"times_redeemed": 0, "valid": True, "duration": "once"}
+    body |= {name: params[name] for name in FIELDS if name in params}
+    return mode.store.save(ending(mode, body))
+
+
+def ending(mode: Mode, body: Object) -> Object:
+    """Schedule the end of a new coupon or promotion code. Raises `ApiError` if the end has passed."""
+    kind, clock = body["object"], mode.clock_of(body.get("customer") or "")
+    param = _STATE[kind][1]
+    if body[param] is not None:
+        if body[param] <= mode.now_s(clock):
+            raise ApiError(400, f"{param} must be in the future.", param=param)
+        mode.clockwork.schedule(body[param] * 1_000, EXPIRE, {"kind": kind, "id": body["id"]}, clock)
+    return body
+
+
+def expire(mode: Mode, arguments: dict[str, Any]) -> None:
+    """The job at `redeem_by` or `expires_at`."""
+    kind = arguments["kind"]
+    mode.store.save({**mode.fetch(kind, arguments["id"]), _STATE[kind][0]: False})
+
+
+def redeem(mode: Mode, entry: Params, customer: str, param: str = "discounts[0]", **owner: str) -> Object:
+    """Store the discount of one entry of `discounts`: a coupon, a promotion code or an existing discount.
+
+    `param` is the entry's name in an error. `owner` is the field of the discount that names what is discounted, such as
+    `subscription`. Raises `ApiError` if the coupon or the code cannot be redeemed by the customer.
+    """
+    key = require_one(entry, "coupon", "promotion_code", "discount")
+    param = f"{param}[{key}]"
+    body = mode.fetch(key, entry[key], param=param)
+    if key == "discount":
+        return body
+    start = mode.now_s(mode.clock_of(customer))
+    coupon = mode.fetch("coupon", body["promotion"]["coupon"], param=param) if key == "promotion_code" else body
+    if body.get("customer") not in (None, customer):
+        raise ApiError(400, "This promotion code belongs to another customer.", param=param)
+    if body.get("restrictions", {}).get("first_time_transaction") and _has_paid(mode, customer):
+        raise ApiError(400, "This promotion code is for customers without prior transactions.", param=param)
+    for counted in [coupon] if coupon is body else [coupon, body]:
+        state, end = _STATE[counted["object"]]
+        if not counted[state] or (counted[end] is not None and counted[end] <= start):
+            message = f"The {key.replace('_', ' ')} {entry[key]} has expired or has been used up."
+            raise ApiError(400, message, code="coupon_expired", param=param)
+        times = counted["times_redeemed"] + 1
+        mode.store.save({**counted, "times_redeemed": times, state: times != counted["max_redemptions"]})
+    discount: Object = dict.fromkeys(_OWNERS) | {
+        "id": mode.store.new_id("di"),
+        "object": "discount",
+        "customer": customer,
+        "end": discount_from(engine_coupon(coupon), start).end,
+        "promotion_code": None if coupon is body else body["id"],
+        "source": {"coupon": coupon["id"], "type": "coupon"},
+        "start": start,
+    }
+    return mode.store.save(discount | owner)
+
+
+def engine_coupon(coupon: Object) -> Coupon:
+    """A stored coupon as the engine computes with it. The coupon must have its `applies_to`, as in the store."""
+    percent = coupon["percent_off"]
+    return Coupon(
+        id=coupon["id"],
+        percent_off=None if percent is None else Fraction(Decimal(str(percent))),
+        amount_off=coupon["amount_off"],
+        duration=coupon["duration"],
+        duration_in_months=coupon["duration_in_months"],
+        applies_to=frozenset((coupon["applies_to"] or {}).get("products", ())),
+    )
+
+
+def discount_of(mode: Mode, identifier: str) -> Discount:
+    """A stored discount as the engine computes with it."""
+    body = mode.fetch("discount", identifier, param="discounts")
+    return Discount(engine_coupon(mode.fetch("coupon", body["source"]["coupon"])), body["start"], body["end"])
+
+
+def discounts_of(mode: Mode, body: Object, at: int) -> dict[str, Discount]:
+    """By id and in order, the discounts of a subscription, item or invoice that an invoice of the instant `at` has."""
+    discounts = {identifier: discount_of(mode, identifier) for identifier in body["discounts"]}
+    return {identifier: discount for identifier, discount in discounts.items() if discount.active_at(at)}
+
+
+def remaining_after(mode: Mode, body: Object, at: int) -> list[str]:
+    """The ids of the discounts of `body` that are left after its invoice of the instant `at`. The others end."""
+    left = [identifier for identifier in body["discounts"] if remaining([discount_of(mode, identifier)], at)]
+    for identifier in body["discounts"]:
+        if identifier not in left:
+            mode.store.save(mode.fetch("discount", identifier), "customer.discount.deleted")
+    return left
+
+
+def _has_paid(mode: Mode, customer: str) -> bool:
+    intents = mode.store.newest("payment_intent", "customer", customer)
+    return any(intent["status"] == "succeeded" for intent in intents)
+
+
+JOBS = {EXPIRE: expire}
+ROUTES = (
+    Route("POST", "/v1/coupons", create, (*FIELDS, "id", "metadata")),
+    Route("GET", "/v1/coupons", listed("coupon"), (*LIST, "created")),
+    Route("GET", "/v1/coupons/{coupon}", retrieve("coupon")),
+)

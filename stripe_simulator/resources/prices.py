@@ -1,13 +1,184 @@
-"""Stand-in until the resource of prices is merged."""
+"""Prices (docs.stripe.com/api/prices)."""
 
 from __future__ import annotations
 
+from decimal import Decimal
+from typing import Final
+
+from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.amounts import exact_amount
 from stripe_simulator.engine.periods import Recurrence
-from stripe_simulator.engine.tiers import Price
+from stripe_simulator.engine.tiers import Price, Tier, TransformQuantity
+from stripe_simulator.errors import ApiError, missing_parameter, require_one
+from stripe_simulator.metadata import merged
+from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
+from stripe_simulator.pagination import LIST, page
+from stripe_simulator.resources import products
 from stripe_simulator.store import Object
+
+INDEXED = {"price": ("product", "lookup_key")}
+UPDATE: Final = ("active", "lookup_key", "metadata", "nickname", "tax_behavior", "transfer_lookup_key")
+CREATE: Final = (
+    *UPDATE, "billing_scheme", "currency", "product", "product_data", "recurring[interval]",
+    "recurring[interval_count]", "recurring[meter]", "recurring[usage_type]", "tiers", "tiers_mode",
+    "transform_quantity", "unit_amount", "unit_amount_decimal",
+)  # fmt: skip
+_GIVEN: Final = ("active", "billing_scheme", "nickname", "tax_behavior", "tiers_mode", "transform_quantity")
+FILTERS: Final = ("active", "currency", "product", "type")
+# A period has at most three years.
+_INTERVALS_MAX: Final = {"day": 1095, "week": 156, "month": 36, "year": 3}
+
+
+def create(mode: Mode, call: Call) -> Object:
+    """`POST /v1/prices`."""
+    params = call.params
+    currency = params["currency"].lower()
+    if len(currency) != 3 or not currency.isalpha():
+        raise ApiError(400, f"Invalid currency: {currency}.", param="currency")
+    amounts = _tiered(params) if params.get("billing_scheme") == "tiered" else _per_unit(params)
+    recurring = _recurring(mode, params["recurring"]) if "recurring" in params else None
+    if require_one(params, "product", "product_data") == "product":
+        product = mode.fetch("product", params["product"], param="product")
+    else:
+        product = products.new(mode, params["product_data"])
+    body: Object = {
+        "active": True,
+        "billing_scheme": "per_unit",
+        "custom_unit_amount": None,
+        "lookup_key": None,
+        "nickname": None,
+        "tax_behavior": "unspecified",
+        "tiers_mode": None,
+        "transform_quantity": None,
+        **{name: params[name] for name in _GIVEN if name in params},
+        **new_object(mode, "price", "price", params),
+        **amounts,
+        "currency": currency,
+        "product": product["id"],
+        "recurring": recurring,
+        "type": "recurring" if recurring else "one_time",
+    }
+    return mode.store.save(_with_key(mode, body, params))
+
+
+def update(mode: Mode, call: Call) -> Object:
+    """`POST /v1/prices/{price}`. What the price costs cannot change."""
+    body, params = mode.fetch("price", call.id), call.params
+    if params.get("tax_behavior", body["tax_behavior"]) != body["tax_behavior"] != "unspecified":
+        raise ApiError(400, "The tax behavior of a price cannot be changed.", param="tax_behavior")
+    body |= {name: params[name] for name in ("active", "nickname", "tax_behavior") if name in params}
+    body["metadata"] = merged(body["metadata"], params.get("metadata", {}))
+    return mode.store.save(_with_key(mode, body, params))
+
+
+def list_all(mode: Mode, call: Call) -> Object:
+    """`GET /v1/prices`."""
+    keys, recurring = call.params.get("lookup_keys"), call.params.get("recurring", {}).items()
+
+    def is_kept(price: Object) -> bool:
+        return (not keys or price["lookup_key"] in keys) and recurring <= (price["recurring"] or {}).items()
+
+    return page(mode, call, "price", {name: call.params.get(name) for name in FILTERS}, is_kept)
+
+
+def recurrence_of(price: Object) -> Recurrence:
+    """How often a price bills. A one-time price has no periods; one month stands for them."""
+    recurring = price["recurring"] or {"interval": "month", "interval_count": 1}
+    return Recurrence(recurring["interval"], recurring["interval_count"])
 
 
 def engine_price(price: Object) -> Price:
-    """A stored price as the engine computes with it."""
-    return Price(price["id"], Recurrence("month"), exact_amount(price["unit_amount_decimal"]), price["product"])
+    """A stored price as the engine computes with it. The price must have its `tiers`, as in the store."""
+    tiers = [
+        Tier(tier["up_to"], *(exact_amount(tier[f"{name}_amount_decimal"] or 0) for name in ("unit", "flat")))
+        for tier in price.get("tiers", ())
+    ]
+    transform = price["transform_quantity"]
+    return Price(
+        id=price["id"],
+        recurrence=recurrence_of(price),
+        unit_amount=exact_amount(price["unit_amount_decimal"] or 0),
+        product=price["product"],
+        metered=(price["recurring"] or {}).get("usage_type") == "metered",
+        tiers=tuple(tiers),
+        tiers_mode=price["tiers_mode"],
+        transform_quantity=TransformQuantity(**transform) if transform else None,
+    )
+
+
+def _refuse(params: Params, scheme: str, *names: str) -> None:
+    for name in names:
+        if name in params:
+            raise ApiError(400, f"`{name}` cannot be set if `billing_scheme={scheme}`.", param=name)
+
+
+def _per_unit(params: Params) -> Object:
+    _refuse(params, "per_unit", "tiers", "tiers_mode")
+    require_one(params, "unit_amount", "unit_amount_decimal")
+    return _amount(params, "unit_amount")
+
+
+def _tiered(params: Params) -> Object:
+    _refuse(params, "tiered", "unit_amount", "unit_amount_decimal", "transform_quantity")
+    for name in ("recurring", "tiers_mode", "tiers"):
+        if not params.get(name):
+            raise missing_parameter(name)
+    bounds = [tier["up_to"] for tier in params["tiers"]]
+    if bounds[-1] != "inf" or "inf" in bounds[:-1] or bounds[:-1] != sorted({0, *bounds[:-1]})[1:]:
+        message = "The tiers must be in ascending order of `up_to`, and the last one alone must be `inf`."
+        raise ApiError(400, message, param="tiers")
+    tiers: list[Object] = [
+        {"up_to": None if bound == "inf" else bound, **_amount(tier, "unit_amount"), **_amount(tier, "flat_amount")}
+        for bound, tier in zip(bounds, params["tiers"], strict=True)
+    ]
+    if any(tier["unit_amount_decimal"] is None and tier["flat_amount_decimal"] is None for tier in tiers):
+        raise ApiError(400, "Each tier must have a `unit_amount` or a `flat_amount`.", param="tiers")
+    return {"unit_amount": None, "unit_amount_decimal": None, "tiers": tiers}
+
+
+def _amount(params: Params, name: str) -> Object:
+    """An amount in both of its fields. The field for whole minor units is null for a fraction."""
+    given = [key for key in (name, f"{name}_decimal") if key in params]
+    if not given:
+        return {name: None, f"{name}_decimal": None}
+    key = require_one(params, *given)
+    try:
+        exact = exact_amount(params[key])
+    except ValueError as error:
+        raise ApiError(400, f"Invalid decimal: {error}", param=key) from error
+    if exact < 0:
+        raise ApiError(400, "Invalid non-negative integer", code="parameter_invalid_integer", param=key)
+    whole, text = int(exact) if exact.denominator == 1 else None, f"{Decimal(params[key]):f}"
+    return {name: whole, f"{name}_decimal": str(whole) if whole is not None else text.rstrip("0")}
+
+
+def _recurring(mode: Mode, params: Params) -> Object:
+    body = {"interval_count": 1, "meter": None, "trial_period_days": None, "usage_type": "licensed", **params}
+    if not 1 <= body["interval_count"] <= _INTERVALS_MAX[body["interval"]]:
+        message = "A period has at least one interval and at most three years."
+        raise ApiError(400, message, param="recurring[interval_count]")
+    if (body["usage_type"] == "metered") != (body["meter"] is not None):
+        message = "A price with `usage_type=metered` must have a meter, and no other price can have one."
+        raise ApiError(400, message, param="recurring[meter]")
+    if body["meter"] is not None:
+        mode.fetch("billing.meter", body["meter"], "billing meter", "recurring[meter]")
+    return body
+
+
+def _with_key(mode: Mode, body: Object, params: Params) -> Object:
+    """The price with its new lookup key. `transfer_lookup_key` takes the key from the price that has it."""
+    key = params.get("lookup_key", body["lookup_key"])
+    holder = next(mode.store.newest("price", "lookup_key", key), body) if key else body
+    if holder["id"] != body["id"]:
+        if not params.get("transfer_lookup_key"):
+            raise ApiError(400, f"The price {holder['id']} already uses that lookup key.", param="lookup_key")
+        mode.store.save({**holder, "lookup_key": None})
+    return {**body, "lookup_key": key}
+
+
+ROUTES = (
+    Route("POST", "/v1/prices", create, CREATE),
+    Route("GET", "/v1/prices", list_all, (*LIST, *FILTERS, "created", "lookup_keys", "recurring")),
+    Route("GET", "/v1/prices/{price}", retrieve("price")),
+    Route("POST", "/v1/prices/{price}", update, UPDATE),
+)

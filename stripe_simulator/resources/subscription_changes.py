@@ -107,15 +107,15 @@ def plan(
     anchor = at if restarted else subscription["billing_cycle_anchor"]
     recurrences = {item.id: item.price.recurrence for item in old}
     for index, (body, item) in enumerate(zip(after, new, strict=True)):
-        whole = item.period
         if is_trial:
             whole = Period(subscription["trial_start"], subscription["trial_end"])
         elif restarted or recurrences.get(item.id) != item.price.recurrence:
             whole = period_containing(anchor, item.price.recurrence, at)
-        if whole != item.period:
-            start = whole.start if is_trial else max(at, whole.start)
-            body |= {"current_period_start": start, "current_period_end": whole.end}
-            new[index] = item._replace(period=whole)
+        else:
+            continue
+        start = whole.start if is_trial else max(at, whole.start)
+        body |= {"current_period_start": start, "current_period_end": whole.end}
+        new[index] = item._replace(period=whole)
     state |= {"items": after, "anchor": anchor}
     if is_trial:
         # A trial is invoiced with lines of 0.

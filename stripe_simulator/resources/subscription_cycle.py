@@ -51,8 +51,6 @@ def _run(mode: Mode, body: Object, at: int) -> None:
     if body["pause_collection"] and (body["pause_collection"]["resumes_at"] or at + 1) <= at:
         body = mode.store.save({**body, "pause_collection": None})
     ended = [item for item in changes.items_of(mode, body["id"]) if item["current_period_end"] <= at]
-        row["current_period_start"] for row in changes.items_of(mode, body["id"]) if row["current_period_end"] <= at
-    ]
     was_trial = body["status"] == "trialing" and body["trial_end"] <= at
     if was_trial:
         body = end_trial(mode, body, at)

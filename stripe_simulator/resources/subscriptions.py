@@ -333,7 +333,9 @@ def _check_payment(mode: Mode, invoice: Object, behavior: str) -> None:
     body = mode.fetch("subscription", invoice["parent"]["subscription_details"]["subscription"])
     has_method = body["default_payment_method"] or payments.default_method(mode, invoice["customer"])
     if behavior != "default_incomplete" and not has_method and invoice["billing_reason"] == "subscription_create":
-        raise ApiError(400, payments.NO_METHOD, code="resource_missing")
+        raise ApiError(
+            400, "This customer has no attached payment source or default payment method.", code="resource_missing"
+        )
     if behavior == "error_if_incomplete":
         intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {}
         error = intent.get("last_payment_error") or {}

@@ -1,14 +1,54 @@
-"""Stand-in until the tax stub is merged."""
+"""Automatic tax: one exclusive rate for each country of a customer's address (docs.stripe.com/api/tax_rates)."""
 
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Final, NamedTuple
 
 from stripe_simulator.engine.taxes import TaxRate
-from stripe_simulator.mode import Mode
+from stripe_simulator.mode import Mode, Route, new_object, retrieve
+from stripe_simulator.pagination import LIST, listed
 from stripe_simulator.store import Object
 
+# Standard rates in percent. Customers of other countries pay no tax.
+RATES: Final = {"AT": 20, "DE": 19, "FR": 20, "GB": 20, "IE": 23, "IT": 22, "NL": 21}
 
-def rate_of(_mode: Mode, customer: Object) -> TaxRate | None:
-    """The tax rate of a customer's country."""
-    return TaxRate(Fraction(20)) if customer["address"] else None
+
+class AppliedRate(NamedTuple):
+    """A rate for the engine, and the id of the stored `tax_rate` for the invoice."""
+
+    rate: TaxRate
+    id: str
+
+
+def rate_of(mode: Mode, customer: Object) -> AppliedRate | None:
+    """The rate of a customer, or None. A customer who is `exempt` or `reverse` pays no tax."""
+    country = (customer["address"] or {}).get("country")
+    if country not in RATES or customer["tax_exempt"] != "none":
+        return None
+    stored = next(mode.store.newest("tax_rate", "country", country), None)
+    if stored is None:
+        stored = new_object(mode, "tax_rate", "txr", {}) | {
+            "active": True,
+            "country": country,
+            "description": None,
+            "display_name": "VAT",
+            "effective_percentage": float(RATES[country]),
+            "flat_amount": None,
+            "inclusive": False,
+            "jurisdiction": country,
+            "jurisdiction_level": "country",
+            "percentage": float(RATES[country]),
+            "rate_type": "percentage",
+            "state": None,
+            "tax_type": "vat",
+        }
+        mode.store.save(stored)
+    return AppliedRate(TaxRate(Fraction(RATES[country])), stored["id"])
+
+
+INDEXED = {"tax_rate": ("country",)}
+ROUTES = (
+    Route("GET", "/v1/tax_rates", listed("tax_rate"), (*LIST, "created")),
+    Route("GET", "/v1/tax_rates/{tax_rate}", retrieve("tax_rate")),
+)

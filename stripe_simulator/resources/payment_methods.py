@@ -1,0 +1,139 @@
+"""Payment methods: cards (docs.stripe.com/api/payment_methods)."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from stripe_simulator.contract.parameters import Params
+from stripe_simulator.errors import missing_parameter, no_such
+from stripe_simulator.mode import Call, Mode, Route, new_object
+from stripe_simulator.pagination import LIST, listed, page
+from stripe_simulator.resources.test_cards import BY_NUMBER, CARDS, Card, card_error, passes_luhn
+from stripe_simulator.store import Object
+
+INDEXED = {"payment_method": ("customer",)}
+CREATE: Final = (
+    "billing_details", "card[cvc]", "card[exp_month]", "card[exp_year]", "card[number]", "metadata", "type",
+)  # fmt: skip
+_LABEL: Final = "PaymentMethod"
+_YEARS_VALID: Final = 5
+
+
+def fingerprint(number: str) -> str:
+    """What is equal for two payment methods with one card number."""
+    return hashlib.sha256(number.encode()).hexdigest()[:16]
+
+
+_BY_FINGERPRINT: Final = {fingerprint(number): card for number, card in BY_NUMBER.items()}
+
+
+def card_of(method: Object) -> Card:
+    """How the card of a payment method behaves. A number that is no test card's is charged with success."""
+    return _BY_FINGERPRINT.get(method["card"]["fingerprint"], CARDS["pm_card_visa"])
+
+
+def create(mode: Mode, call: Call) -> Object:
+    """`POST /v1/payment_methods` with `type=card`. Stripe has no event for it."""
+    card = call.params.get("card") or {}
+    for name in ("number", "exp_month", "exp_year"):
+        if name not in card:
+            raise missing_parameter(f"card[{name}]")
+    if not passes_luhn(card["number"]):
+        raise card_error("incorrect_number", param="number")
+    return mode.store.put(_new(mode, call.params, card["number"], card["exp_year"], card["exp_month"]))
+
+
+def retrieve(mode: Mode, call: Call) -> Object:
+    """`GET /v1/payment_methods/{payment_method}`, and the same under the customer."""
+    method = mode.fetch("payment_method", call.ids[-1], _LABEL)
+    if len(call.ids) > 1 and method["customer"] != call.ids[0]:
+        raise no_such(_LABEL, method["id"], "payment_method")
+    return method
+
+
+def attach(mode: Mode, call: Call) -> Object:
+    """`POST /v1/payment_methods/{payment_method}/attach`."""
+    if "customer" not in call.params:
+        raise missing_parameter("customer")
+    mode.fetch("customer", call.params["customer"], param="customer")
+    return attached(mode, resolved(mode, call.id), call.params["customer"])
+
+
+def detach(mode: Mode, call: Call) -> Object:
+    """`POST /v1/payment_methods/{payment_method}/detach`. The payment method stops being the customer's default."""
+    method = mode.fetch("payment_method", call.id, _LABEL)
+    customer = mode.store.edit("customer", method["customer"] or "")
+    if customer and customer["invoice_settings"]["default_payment_method"] == method["id"]:
+        customer["invoice_settings"]["default_payment_method"] = None
+        mode.store.save(customer)
+    return mode.store.save({**method, "customer": None}, "payment_method.detached")
+
+
+def list_of_customer(mode: Mode, call: Call) -> Object:
+    """`GET /v1/customers/{customer}/payment_methods`."""
+    mode.fetch("customer", call.id)
+    return page(mode, call, "payment_method", {"customer": call.id, "type": call.params.get("type")})
+
+
+def resolved(mode: Mode, identifier: str, param: str = "id") -> Object:
+    """A copy of a payment method. The name of a test card, such as `pm_card_visa`, gives a new payment method."""
+    if identifier not in CARDS or mode.livemode:
+        return mode.fetch("payment_method", identifier, _LABEL, param)
+    year = datetime.fromtimestamp(mode.now_s(), UTC).year + _YEARS_VALID
+    return mode.store.put(_new(mode, {}, CARDS[identifier].number, year, 12))
+
+
+def attached(mode: Mode, method: Object, customer: str) -> Object:
+    """Give a customer a payment method. Raises `ApiError` (402) for a card that declines at once."""
+    if method["customer"] == customer:
+        return method
+    card = card_of(method)
+    if card.decline_code and not card.attaches:
+        raise card_error(card.decline_code)
+    return mode.store.save({**method, "customer": customer}, "payment_method.attached")
+
+
+def _new(mode: Mode, params: Params, number: str, year: int, month: int) -> Object:
+    now = datetime.fromtimestamp(mode.now_s(), UTC)
+    if not 1 <= month <= 12:
+        raise card_error("invalid_expiry_month", param="exp_month")
+    if (year, month) < (now.year, now.month):
+        raise card_error("invalid_expiry_year", param="exp_year")
+    details: dict[str, Any] = dict.fromkeys(("address", "email", "name", "phone", "tax_id"))
+    brand = BY_NUMBER[number].brand if number in BY_NUMBER else "visa"
+    return new_object(mode, "payment_method", "pm", {"metadata": params.get("metadata")}) | {
+        "allow_redisplay": "unspecified",
+        "billing_details": details | params.get("billing_details", {}),
+        "card": {
+            "brand": brand,
+            "checks": {"address_line1_check": None, "address_postal_code_check": None, "cvc_check": "pass"},
+            "country": "US",
+            "display_brand": brand,
+            "exp_month": month,
+            "exp_year": year,
+            "fingerprint": fingerprint(number),
+            "funding": "credit",
+            "generated_from": None,
+            "last4": number[-4:],
+            "networks": {"available": [brand], "preferred": None},
+            "three_d_secure_usage": {"supported": True},
+            "wallet": None,
+        },
+        "customer": None,
+        "type": "card",
+    }
+
+
+_ITEM: Final = "/v1/payment_methods/{payment_method}"
+_OF_CUSTOMER: Final = "/v1/customers/{customer}/payment_methods"
+ROUTES = (
+    Route("POST", "/v1/payment_methods", create, CREATE),
+    Route("GET", "/v1/payment_methods", listed("payment_method", "customer", "type"), (*LIST, "customer", "type")),
+    Route("GET", _ITEM, retrieve),
+    Route("POST", f"{_ITEM}/attach", attach, ("customer",)),
+    Route("POST", f"{_ITEM}/detach", detach),
+    Route("GET", _OF_CUSTOMER, list_of_customer, (*LIST, "type")),
+    Route("GET", f"{_OF_CUSTOMER}/{{payment_method}}", retrieve),
+)
