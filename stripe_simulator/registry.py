@@ -23,12 +23,18 @@ from stripe_simulator.resources import (
     meters,
     payment_intents,
     payment_methods,
+    previews,
     prices,
     products,
     promotion_codes,
     refunds,
     setup_intents,
+    subscription_cycle,
+    subscription_items,
+    subscription_schedules,
+    subscriptions,
     tax,
+    test_clocks,
 )
 
 _RESOURCES: Final[tuple[Any, ...]] = (
@@ -37,18 +43,29 @@ _RESOURCES: Final[tuple[Any, ...]] = (
     balance_transactions,
     invoices,
     invoiceitems,
+    previews,
     credit_notes,
     refunds,
     credit_grants,
-    products, prices, coupons, promotion_codes, payment_methods, payment_intents, setup_intents, tax,
+    test_clocks,
+    subscriptions,
+    subscription_items,
+    subscription_schedules,
+    subscription_cycle,
     meters,
     meter_events,
     meter_event_summaries,
     events,
     core_events,
-)  # fmt: skip
-
-payments.LISTENERS[:] = [invoicing.payment_settled]
+    products,
+    prices,
+    coupons,
+    promotion_codes,
+    payment_methods,
+    payment_intents,
+    setup_intents,
+    tax,
+)
 
 ROUTES: Final[Sequence[Route]] = [route for resource in _RESOURCES for route in resource.ROUTES]
 JOBS: Final[Mapping[str, Job]] = {
@@ -57,3 +74,6 @@ JOBS: Final[Mapping[str, Job]] = {
 INDEXED: Final[Mapping[str, Sequence[str]]] = {
     kind: fields for resource in _RESOURCES for kind, fields in getattr(resource, "INDEXED", {}).items()
 }
+
+payments.LISTENERS[:] = [invoicing.payment_settled]
+invoicing.LISTENERS[:] = [subscription_cycle]

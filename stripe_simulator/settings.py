@@ -17,6 +17,7 @@ class SimulatorSettings:
     `rate_per_s`, `meter_event_rate_per_s`: requests per second and mode, 0 for no limit; with the second at 0, meter
     events count against the first, as in a sandbox. `check_responses`: a response that differs from the SDK's shapes
     becomes a 500 and is recorded. `retry_policy`: the account's retries of failed payments and what ends them.
+    `invoice_grace_s`: how long the invoice of a cycle stays a draft.
     """
 
     account: str = "acct_simulator"
@@ -31,6 +32,7 @@ class SimulatorSettings:
     check_responses: bool = False
     seed: int = 0
     retry_policy: RetryPolicy = SMART_RETRIES
+    invoice_grace_s: int = 3_600
 
     @property
     def summary_lag_ms(self) -> int:

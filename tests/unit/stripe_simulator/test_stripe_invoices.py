@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from stripe_simulator import invoicing
-from stripe_simulator.engine.lines import Line
-from stripe_simulator.engine.periods import Period
+from stripe_simulator import payments
 from tests.services.stripe_sdk import Sdk
 from tests.services.stripe_wire import DAY_S, NOW_S
+from tests.unit.stripe_simulator.test_stripe_subscriptions import Shop, at
 
 GRANT = {"amount": {"type": "monetary", "monetary": {"currency": "usd", "value": 1}}, "name": "credit"}
-METERED = {"applicability_config": {"scope": {"price_type": "metered"}}}
-PERIOD = Period(NOW_S, NOW_S + 30 * DAY_S)
+METERED: dict[str, Any] = {"applicability_config": {"scope": {"price_type": "metered"}}}
+
+
+@pytest.fixture
+def shop(sdk: Sdk) -> Shop:
+    """A shop without a customer yet."""
+    return Shop(sdk)
 
 
 async def customer_with_card(sdk: Sdk, card: str = "pm_card_visa", **fields: Any) -> str:
@@ -36,28 +40,16 @@ async def draft_of(sdk: Sdk, customer: str, *amounts: int, **fields: Any) -> str
     return str((await sdk("v1.invoices.create", params))["id"])
 
 
-def subscription_of(sdk: Sdk, customer: str, **fields: Any) -> dict[str, Any]:
-    """A stored subscription, as far as invoices read it."""
-    body = {
-        "object": "subscription", "id": "sub_1", "customer": customer, "currency": "usd", "metadata": {},
-        "status": "active", "discounts": [], "automatic_tax": {"enabled": False}, "pause_collection": None,
-        "collection_method": "charge_automatically", "days_until_due": None, "default_payment_method": None, **fields,
-    }  # fmt: skip
-    return sdk.simulator.test.store.put(body)
-
-
-def invoice_of(sdk: Sdk, subscription: dict[str, Any], *lines: Line, **how: Any) -> str:
-    """What subscriptions call at a renewal."""
-    with sdk.simulator.journal.transaction():
-        invoice = invoicing.subscription_invoice(
-            sdk.simulator.test, subscription, lines, "subscription_cycle", period=PERIOD, **how
-        )
-    return str(invoice["id"])
-
-
-def line(amount: int, price: str = "price_1", **fields: Any) -> Line:
-    """A line of a subscription item."""
-    return Line("si_1", price, "prod_1", amount, Fraction(1), PERIOD, Fraction(amount), **fields)
+async def metered_price(sdk: Sdk) -> tuple[str, str]:
+    """A price of one cent per unit, and the event name of its meter."""
+    meter = {"display_name": "Calls", "event_name": "calls", "default_aggregation": {"formula": "sum"}}
+    recurring = {
+        "interval": "month",
+        "usage_type": "metered",
+        "meter": (await sdk("v1.billing.meters.create", meter))["id"],
+    }
+    params = {"currency": "usd", "product_data": {"name": "Calls"}, "unit_amount": 1, "recurring": recurring}
+    return str((await sdk("v1.prices.create", params))["id"]), "calls"
 
 
 async def types_of(sdk: Sdk, beginning: str = "invoice") -> list[str]:
@@ -227,117 +219,135 @@ async def test_credit_note_after_the_payment_gives_back(sdk: Sdk) -> None:
     assert (rest["amount"], error["code"]) == (900, "charge_already_refunded")
 
 
-async def test_invoice_of_a_subscription_waits_for_its_grace(sdk: Sdk) -> None:
-    """A draft with pending prorations first; final and paid after the hour."""
-    subscription = subscription_of(sdk, await customer_with_card(sdk))
-    with sdk.simulator.journal.transaction():
-        invoicing.pending_items(
-            sdk.simulator.test,
-            subscription,
-            [line(-5361, proration=True, discountable=False), line(10111, proration=True, discountable=False)],
-        )
+async def test_invoice_of_a_cycle_waits_for_its_grace(shop: Shop) -> None:
+    """A draft with the pending prorations first; final and paid after the hour."""
+    await shop.open("2027-02-01")
+    pro = await shop.price(14900)
+    await shop.subscribe({"price": await shop.price(7900)})
+    await shop.advance("2027-02-10")
+    await shop.change(price=pro)
+    await shop.advance("2027-03-01")
 
-    invoice = invoice_of(sdk, subscription, line(14900), draft_grace_s=3_600)
-
-    body = await sdk("v1.invoices.retrieve", invoice)
-    assert (body["status"], body["total"], body["automatically_finalizes_at"]) == ("draft", 19650, NOW_S + 3_600)
-    details = [(row["amount"], row["parent"]["subscription_item_details"]) for row in body["lines"]["data"]]
-    shown = [(amount, entry["proration"]) for amount, entry in details]
+    draft = (await shop.invoices())[-1]
+    assert (draft["status"], draft["automatically_finalizes_at"]) == ("draft", at("2027-03-01 01:00:00"))
+    shown = [(row["amount"], row["parent"]["subscription_item_details"]["proration"]) for row in draft["lines"]["data"]]
     assert shown == [(-5361, True), (10111, True), (14900, False)]
-    sdk.clock.advance(3_600_000)
-    assert (await sdk("v1.invoices.list", {"subscription": "sub_1", "status": "paid"}))["data"][0][
-        "amount_paid"
-    ] == 19650
+    assert await shop.pending() == []
+    await shop.advance("2027-03-01 01:00:00")
+    assert (await shop.amounts())[-1] == ("paid", 19650)
 
 
-async def test_failed_collection_is_retried_with_the_new_card(sdk: Sdk) -> None:
-    """Scenario 18: two attempts fail, the card is replaced, the third one charges 14900 once."""
-    customer = await customer_with_card(sdk, "pm_card_chargeCustomerFail")
-    invoice = invoice_of(sdk, subscription_of(sdk, customer), line(14900))
-    body = await sdk("v1.invoices.retrieve", invoice)
-    assert (body["status"], body["attempt_count"], body["next_payment_attempt"]) == ("open", 1, NOW_S + DAY_S)
+async def test_failed_collection_is_retried_with_the_new_card(shop: Shop) -> None:
+    """Scenario 18: two attempts fail, the card is replaced on day 4, the third attempt charges 14900 once."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(14900)})
+    await shop.use_card("pm_card_chargeCustomerFail")
+    await shop.advance("2027-03-03")
+    invoice = (await shop.invoices())[-1]
+    assert (invoice["status"], invoice["attempt_count"]) == ("open", 2)
+    assert invoice["next_payment_attempt"] == at("2027-03-04 01:00:00")
 
-    sdk.clock.advance(DAY_S * 1_000)
-    body = await sdk("v1.invoices.retrieve", invoice)
-    assert (body["attempt_count"], body["next_payment_attempt"]) == (2, NOW_S + 3 * DAY_S)
-    good = await sdk("v1.payment_methods.attach", "pm_card_visa", {"customer": customer})
-    await sdk("v1.customers.update", customer, {"invoice_settings": {"default_payment_method": good["id"]}})
-    sdk.clock.advance(2 * DAY_S * 1_000)
+    await shop.use_card("pm_card_visa")
+    await shop.advance("2027-03-05")
 
-    body = await sdk("v1.invoices.retrieve", invoice)
-    assert (body["status"], body["attempt_count"], body["next_payment_attempt"]) == ("paid", 3, None)
-    assert len(await types_of(sdk, "charge.succeeded")) == 1
+    invoice = (await shop.invoices())[-1]
+    assert (invoice["status"], invoice["attempt_count"], invoice["next_payment_attempt"]) == ("paid", 3, None)
+    assert len(await types_of(shop.sdk, "charge.succeeded")) == 2
 
 
-async def test_collection_ends_after_the_last_retry(sdk: Sdk) -> None:
-    """Nine attempts within 14 days; the invoice stays open by default, and can be written off."""
-    customer = await customer_with_card(sdk, "pm_card_chargeCustomerFail")
-    invoice = invoice_of(sdk, subscription_of(sdk, customer), line(14900))
-    for _ in range(15):
-        sdk.clock.advance(DAY_S * 1_000)
-        body = await sdk("v1.invoices.retrieve", invoice)
+async def test_hard_decline_is_not_charged_again(shop: Shop) -> None:
+    """Scenario 20: a lost card is asked once; the retries go on without a charge until there is a new card."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(14900)})
+    with shop.sdk.simulator.journal.transaction():
+        payments.decline_next(shop.sdk.simulator.test, shop.customer, "lost_card")
+    await shop.advance("2027-03-08 02:00:00")
 
-    assert (body["status"], body["attempt_count"], body["next_payment_attempt"]) == ("open", 9, None)
-    assert (await sdk("v1.invoices.mark_uncollectible", invoice))["status"] == "uncollectible"
-    assert (await sdk("v1.invoices.void_invoice", invoice))["status"] == "void"
-    assert (await sdk.error("v1.invoices.void_invoice", invoice))["status"] == 400
+    assert len(await types_of(shop.sdk, "charge.failed")) == 1
+    assert (await shop.invoices())[-1]["attempt_count"] == 5
+    await shop.use_card("pm_card_mastercard")
+    await shop.advance("2027-03-11")
+    assert (await shop.amounts())[-1] == ("paid", 14900)
+
+
+async def test_collection_ends_after_the_last_retry(shop: Shop) -> None:
+    """Nine attempts within 14 days; the invoice stays open by default, and can be written off and voided."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(14900)})
+    await shop.use_card("pm_card_chargeCustomerFail")
+    await shop.advance("2027-03-20")
+
+    invoice = (await shop.invoices())[-1]
+    assert (invoice["status"], invoice["attempt_count"], invoice["next_payment_attempt"]) == ("open", 9, None)
+    assert (await shop.sdk("v1.invoices.mark_uncollectible", invoice["id"]))["status"] == "uncollectible"
+    assert (await shop.sdk("v1.invoices.void_invoice", invoice["id"]))["status"] == "void"
+    assert (await shop.sdk.error("v1.invoices.void_invoice", invoice["id"]))["status"] == 400
 
 
 @pytest.mark.parametrize(
     ("behavior", "status"),
     [("void", "void"), ("mark_uncollectible", "uncollectible"), ("keep_as_draft", "draft")],
 )
-async def test_paused_collection_decides_about_new_invoices(sdk: Sdk, behavior: str, status: str) -> None:
+async def test_paused_collection_decides_about_new_invoices(shop: Shop, behavior: str, status: str) -> None:
     """Nothing is charged."""
-    subscription = subscription_of(sdk, await customer_with_card(sdk), pause_collection={"behavior": behavior})
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(14900)})
+    await shop.change(pause_collection={"behavior": behavior})
 
-    invoice = invoice_of(sdk, subscription, line(14900))
+    await shop.advance("2027-03-02")
 
-    assert (await sdk("v1.invoices.retrieve", invoice))["status"] == status
-    assert await types_of(sdk, "charge") == []
+    assert await shop.amounts() == [("paid", 14900), (status, 14900)]
 
 
 @pytest.mark.parametrize(
     ("coupon", "country", "due"),
-    [(None, None, 2000), ("TEN", None, 800), ("TEN", "AT", 960)],
+    [("", "", 2000), ("TEN", "", 800), ("TEN", "AT", 960)],
     ids=["plain", "10 % off", "10 % off and 20 % tax"],
 )
-async def test_grants_pay_metered_lines(sdk: Sdk, coupon: str | None, country: str | None, due: int) -> None:
-    """Scenario 22: 12000 of usage; C 3000 with priority 10, A 2000 promotional that expires, B 5000; a flat fee is not
-    paid by grants; voiding gives back."""
-    customer = await customer_with_card(sdk, "", **({"address": {"country": country}} if country else {}))
-    store, price = sdk.simulator.test.store, {"object": "price", "recurring": {"usage_type": "metered"}}
-    store.put({**price, "id": "price_m"})
-    discounts: list[str] = []
+async def test_grants_pay_metered_lines(shop: Shop, coupon: str, country: str, due: int) -> None:
+    """Scenario 22: 12000 of usage; C 3000 with priority 10, A 2000 promotional that expires, B 5000. Voiding gives
+    back."""
+    sdk, moment = shop.sdk, datetime.fromtimestamp(NOW_S, UTC)
+    await shop.open(moment.isoformat(" ")[:19])
+    await shop.use_card("pm_card_chargeCustomerFail")
+    params: dict[str, Any] = {}
+    if country:
+        await sdk("v1.customers.update", shop.customer, {"address": {"country": country}})
+        params["automatic_tax"] = {"enabled": True}
     if coupon:
         await sdk("v1.coupons.create", {"id": coupon, "percent_off": 10, "duration": "forever"})
-        store.put({"object": "discount", "id": "di_1", "start": 0, "end": None, "source": {"coupon": coupon}})
-        discounts = ["di_1"]
-    grants = [(2000, {"category": "promotional", "expires_at": NOW_S + DAY_S}), (5000, {}), (3000, {"priority": 10})]
+        params["discounts"] = [{"coupon": coupon}]
+    price, event_name = await metered_price(sdk)
+    await shop.subscribe({"price": price}, **params)
+    payload = {"stripe_customer_id": shop.customer, "value": "12000"}
+    await sdk("v1.billing.meter_events.create", {"event_name": event_name, "payload": payload, "timestamp": NOW_S + 60})
+    sdk.clock.advance(60_000)
+    grants = [
+        (2000, {"category": "promotional", "expires_at": NOW_S + 99 * DAY_S}),
+        (5000, {}),
+        (3000, {"priority": 10}),
+    ]
     ids = []
     for value, fields in grants:
         amount = {"type": "monetary", "monetary": {"currency": "usd", "value": value}}
-        grant = {"customer": customer, "category": "paid", **METERED, "amount": amount, **fields}
+        grant = {"customer": shop.customer, "category": "paid", **METERED, "amount": amount, **fields}
         ids.append((await sdk("v1.billing.credit_grants.create", grant))["id"])
-    tax = {"enabled": bool(country)}
-    subscription = subscription_of(sdk, customer, discounts=discounts, automatic_tax=tax)
 
-    invoice = invoice_of(sdk, subscription, line(12000, "price_m", metered=True))
+    await shop.advance((moment + timedelta(days=32)).isoformat(" ")[:19])
 
-    body = await sdk("v1.invoices.retrieve", invoice)
+    body = (await shop.invoices())[-1]
     assert (body["amount_due"], body["status"]) == (due, "open")
     drawn = [entry["amount"] for entry in body["total_pretax_credit_amounts"] if entry["type"] != "discount"]
     assert drawn == [3000, 2000, 5000]
-    summary = {
-        "customer": customer,
-        "filter": {"type": "applicability_scope", "applicability_scope": METERED["applicability_config"]["scope"]},
-    }
-    (balance,) = (await sdk("v1.billing.credit_balance_summary.retrieve", summary))["balances"]
-    assert balance["available_balance"]["monetary"]["value"] == 0
-    await sdk("v1.invoices.void_invoice", invoice)
-    (balance,) = (await sdk("v1.billing.credit_balance_summary.retrieve", summary))["balances"]
-    assert balance["available_balance"]["monetary"]["value"] == 10000
-    entries = await sdk("v1.billing.credit_balance_transactions.list", {"customer": customer, "credit_grant": ids[2]})
+    scope = METERED["applicability_config"]["scope"]
+    summary = {"customer": shop.customer, "filter": {"type": "applicability_scope", "applicability_scope": scope}}
+    for expected in (0, 10000):
+        (balance,) = (await sdk("v1.billing.credit_balance_summary.retrieve", summary))["balances"]
+        assert balance["available_balance"]["monetary"]["value"] == expected
+        if not expected:
+            await sdk("v1.invoices.void_invoice", body["id"])
+    wanted = {"customer": shop.customer, "credit_grant": ids[2]}
+    entries = await sdk("v1.billing.credit_balance_transactions.list", wanted)
     assert [entry["type"] for entry in entries["data"]] == ["credit", "debit", "credit"]
 
 

@@ -1,0 +1,64 @@
+"""Previews of invoices (docs.stripe.com/api/invoices/create_preview).
+
+A preview makes the change and lets time pass until the next invoice is drafted, and then undoes everything. So a change
+bills what its preview showed.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from stripe_simulator import invoicing
+from stripe_simulator.errors import ApiError, require_one
+from stripe_simulator.invoice_lines import details_of
+from stripe_simulator.mode import Call, Mode, Route
+from stripe_simulator.resources import subscription_changes, subscription_cycle, subscription_schedules, subscriptions
+from stripe_simulator.store import Object
+
+TAKES: Final = ("customer", "preview_mode", "schedule", "schedule_details", "subscription", "subscription_details")
+# More jobs than a subscription has between two invoices.
+JOBS_MAX: Final = 50
+
+
+def create(mode: Mode, call: Call) -> Object:
+    """`POST /v1/invoices/create_preview`. `recurring` leaves out prorations and pending invoice items."""
+    recurring = call.params.get("preview_mode") == "recurring"
+    with mode.journal.discarded():
+        try:
+            _until_the_invoice(mode, call, recurring=recurring)
+        except invoicing.Drafted as drafted:
+            invoice, lines = drafted.invoice, drafted.lines
+            if recurring:
+                lines = [line for line in lines if details_of(line)["invoice_item"] is None]
+                invoicing.set_lines(mode, invoice, lines)
+            return invoice | {"id": f"upcoming_{invoice['id']}", "lines": invoice["lines"]}
+    raise ApiError(404, "No upcoming invoices for customer", code="invoice_upcoming_none")
+
+
+def _until_the_invoice(mode: Mode, call: Call, *, recurring: bool) -> None:
+    params = call.params
+    change = dict(params.get("subscription_details", {}))
+    if recurring:
+        change |= {"proration_behavior": "none"}
+        change.pop("proration_date", None)
+    if "customer" in params and not params.keys() & {"subscription", "schedule"}:
+        subscriptions.create(mode, Call(call.path, {**change, "customer": params["customer"]}))
+        return
+    identifier = params[require_one(params, "subscription", "schedule")]
+    if "schedule" in params:
+        schedule = mode.fetch("subscription_schedule", identifier, param="schedule")
+        if "schedule_details" in params:
+            subscription_schedules.update(mode, Call(call.path, params["schedule_details"], (identifier,)))
+        identifier = schedule["subscription"]
+    body = mode.fetch("subscription", identifier or "", param="subscription")
+    if change:
+        subscriptions.change(mode, body, change)
+    for _ in range(JOBS_MAX):
+        due_s = subscription_changes.ledger(mode, identifier)["due"]
+        if not due_s:
+            return
+        mode.clockwork.set_time(body["test_clock"] or "", due_s * 1_000)
+        subscription_cycle.tick(mode, {"subscription": identifier})
+
+
+ROUTES = (Route("POST", "/v1/invoices/create_preview", create, TAKES),)

@@ -1,0 +1,173 @@
+"""What happens to a subscription by itself: renewal, end of a trial, cancellation, and the result of its invoices.
+
+The functions `invoice_…` are the listener of `invoicing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from stripe_simulator import invoicing, payments
+from stripe_simulator.engine.collection import after_failure, after_payment, expired
+from stripe_simulator.engine.lines import Line
+from stripe_simulator.engine.periods import Period
+from stripe_simulator.invoice_lines import engine_line
+from stripe_simulator.mode import Mode
+from stripe_simulator.resources import subscription_changes as changes
+from stripe_simulator.resources import subscription_schedules
+from stripe_simulator.store import Object
+
+INDEXED = {"subscription": ("customer",), "subscription_item": ("subscription",)}
+_PAUSES: Final = {"trial": "trial_end_without_payment_method", "failure": "final_payment_failure"}
+
+
+def tick(mode: Mode, arguments: dict[str, Any]) -> None:
+    """The job of a subscription: everything that is due at this instant, in Stripe's order."""
+    body = mode.fetch("subscription", arguments["subscription"])
+    at = changes.now_s(mode, body)
+    if body["status"] in ("incomplete", "paused"):
+        _give_up(mode, body)
+    elif body["status"] not in changes.ENDED:
+        _run(mode, body, at)
+    if mode.fetch("subscription", body["id"])["status"] not in changes.ENDED:
+        changes.watch(mode, body["id"])
+
+
+def _give_up(mode: Mode, subscription: Object) -> None:
+    """Void the invoice that was not paid within 23 hours. `invoice_voided` does the rest."""
+    invoice = mode.store.edit("invoice", subscription["latest_invoice"] or "")
+    if invoice and invoice["status"] == "open":
+        invoicing.void(mode, invoice)
+
+
+def _run(mode: Mode, body: Object, at: int) -> None:
+    pending = body["pending_update"]
+    if pending and pending["expires_at"] <= at:
+        _give_up(mode, body)
+        body = mode.fetch("subscription", body["id"])
+    if body["status"] == "trialing" and body["trial_end"] - changes.WILL_END_S == at:
+        mode.store.save(body, "customer.subscription.trial_will_end")
+    if body["pause_collection"] and (body["pause_collection"]["resumes_at"] or at + 1) <= at:
+        body = mode.store.save({**body, "pause_collection": None})
+    ended = [item for item in changes.items_of(mode, body["id"]) if item["current_period_end"] <= at]
+    was_trial = body["status"] == "trialing" and body["trial_end"] <= at
+    if was_trial:
+        body = end_trial(mode, body, at)
+    lines: Sequence[Line] = ()
+    is_over = bool(body["cancel_at"] and body["cancel_at"] <= at)
+    if body["schedule"] and not is_over:
+        body, lines, is_over = subscription_schedules.move_on(mode, body, at, at_boundary=bool(ended))
+    if body["status"] in ("canceled", "paused"):
+        return
+    if is_over:
+        lines = () if was_trial else changes.final_usage(mode, body, at)
+    elif ended:
+        renewed = changes.renewal(mode, body, at, usage_counts=not was_trial)
+        changes.apply(mode, body, renewed.state)
+        lines = [*lines, *renewed.lines]
+    if ended and (lines or not is_over or changes.has_pending(mode, body)):
+        period = Period(min(item["current_period_start"] for item in ended), at)
+        grace_s = mode.settings.invoice_grace_s
+        changes.invoice(mode, body["id"], lines, "subscription_cycle", draft_grace_s=grace_s, period=period)
+    if is_over:
+        changes.end(mode, mode.fetch("subscription", body["id"]), at)
+
+
+def end_trial(mode: Mode, subscription: Object, at: int) -> Object:
+    """End a trial. Without a payment method, `trial_settings` can cancel or pause instead of billing."""
+    method = subscription["default_payment_method"] or payments.default_method(mode, subscription["customer"])
+    behavior = subscription["trial_settings"]["end_behavior"]["missing_payment_method"]
+    if method is None and subscription["collection_method"] == "charge_automatically" and behavior != "create_invoice":
+        return changes.end(mode, subscription, at) if behavior == "cancel" else pause(mode, subscription, at, "trial")
+    return mode.store.save({**subscription, "status": "active"})
+
+
+def pause(mode: Mode, subscription: Object, at: int, why: str = "") -> Object:
+    """Pause a subscription; `why` is empty for a request."""
+    kind = {"type": _PAUSES.get(why, "pause_requested")}
+    details = {"paused": {"subscription": kind, "transitioned_at": at, "type": "subscription"}}
+    return mode.store.save(
+        {**subscription, "status": "paused", "status_details": details}, "customer.subscription.paused"
+    )
+
+
+def invoice_paid(mode: Mode, invoice: Object) -> None:
+    """A pending update is applied, a pause ends, a subscription becomes active."""
+    body, notes = _owner(mode, invoice)
+    if body is None:
+        return
+    pending, resuming = notes["pending"], notes["resuming"]
+    if pending and pending["invoice"] in (None, invoice["id"]):
+        mode.store.put({**notes, "pending": None})
+        stored = changes.apply(mode, {**body, "pending_update": None}, pending["state"])
+        if pending["invoice"]:
+            mode.store.save(stored, "customer.subscription.pending_update_applied")
+    elif resuming and resuming["invoice"] in (None, invoice["id"]):
+        mode.store.put({**notes, "resuming": None})
+        mode.store.save({**body, "status": "active", "status_details": None}, "customer.subscription.resumed")
+    else:
+        status = after_payment(body["status"], latest_invoice=_is_latest(mode, body, invoice)).subscription
+        mode.store.save({**body, "status": status})
+    changes.watch(mode, body["id"])
+
+
+def invoice_failed(mode: Mode, invoice: Object) -> None:
+    """The subscription follows the account's retry policy. A pending update and a pause stay as they are."""
+    body, notes = _owner(mode, invoice)
+    if body is None or notes["pending"] or notes["resuming"] or body["status"] in changes.ENDED:
+        return
+    policy, finalized_at = mode.settings.retry_policy, invoice["status_transitions"]["finalized_at"]
+    status = after_failure(policy, body["status"], finalized_at, invoice["attempt_count"]).subscription
+    at = changes.now_s(mode, body)
+    if status == "canceled":
+        changes.end(mode, body, at, "payment_failed")
+    elif status == "paused" != body["status"]:
+        pause(mode, body, at, "failure")
+    else:
+        mode.store.save({**body, "status": status})
+
+
+def invoice_voided(mode: Mode, invoice: Object) -> None:
+    """A pending update is dropped, a resumption fails, an incomplete subscription expires."""
+    body, notes = _owner(mode, invoice)
+    if body is None:
+        return
+    if notes["pending"] and notes["pending"]["invoice"] == invoice["id"]:
+        mode.store.put({**notes, "pending": None})
+        mode.store.save({**body, "pending_update": None}, "customer.subscription.pending_update_expired")
+    elif notes["resuming"] and notes["resuming"]["invoice"] == invoice["id"]:
+        mode.store.put({**notes, "resuming": None})
+    elif body["status"] == "incomplete":
+        mode.store.save({**body, "status": expired().subscription, "ended_at": changes.now_s(mode, body)})
+    elif body["status"] in ("past_due", "unpaid") and _is_latest(mode, body, invoice):
+        mode.store.save({**body, "status": "active"})
+
+
+def invoice_lines(mode: Mode, invoice: Object) -> list[Line] | None:
+    """The lines of a cycle's draft with the usage that arrived in the grace period; None without metered lines."""
+    if invoice["billing_reason"] != "subscription_cycle":
+        return None
+    bodies = invoicing.lines_of(mode, invoice)
+    own = [body for body in bodies if not body["parent"][body["parent"]["type"]]["invoice_item"]]
+    lines: dict[object, Sequence[Line]] = {}
+    for number, line in enumerate(engine_line(mode, body) for body in own):
+        key: object = (line.item, line.price, line.period) if line.metered else number
+        if key not in lines:
+            parts = (line.item, line.price, line.period)
+            lines[key] = changes.metered_lines(mode, invoice["customer"], *parts) if line.metered else (line,)
+    return [line for group in lines.values() for line in group]
+
+
+def _owner(mode: Mode, invoice: Object) -> tuple[Object | None, Object]:
+    identifier = invoice["parent"]["subscription_details"]["subscription"]
+    return mode.store.edit("subscription", identifier), changes.ledger(mode, identifier)
+
+
+def _is_latest(mode: Mode, subscription: Object, invoice: Object) -> bool:
+    places = [mode.store.place("invoice", it) or 0 for it in (subscription["latest_invoice"] or "", invoice["id"])]
+    return places[0] <= places[1]
+
+
+JOBS = {changes.TICK: tick}
+ROUTES = ()

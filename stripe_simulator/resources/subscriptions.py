@@ -1,0 +1,373 @@
+"""Subscriptions (docs.stripe.com/api/subscriptions). `subscription_changes` computes, `subscription_cycle` renews."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from stripe_simulator import payments
+from stripe_simulator.contract.parameters import Params
+from stripe_simulator.engine.collection import expires_at
+from stripe_simulator.engine.lines import Line
+from stripe_simulator.engine.periods import AnchorConfig, anchor_of
+from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
+from stripe_simulator.metadata import merged
+from stripe_simulator.mode import Call, Mode, Route
+from stripe_simulator.pagination import LIST, page
+from stripe_simulator.resources import coupons, subscription_cycle
+from stripe_simulator.resources import subscription_changes as changes
+from stripe_simulator.resources.prices import recurrence_of
+from stripe_simulator.store import Object
+
+DAY_S: Final = 86_400
+_SHARED: Final = (
+    "automatic_tax[enabled]", "cancel_at", "cancel_at_period_end", "collection_method", "days_until_due",
+    "default_payment_method", "description", "discounts", "items", "metadata", "off_session", "payment_behavior",
+    "payment_settings[save_default_payment_method]", "proration_behavior", "trial_end", "trial_settings",
+)  # fmt: skip
+CREATE: Final = (
+    *_SHARED, "billing_cycle_anchor", "billing_cycle_anchor_config", "billing_mode[type]", "currency", "customer",
+    "trial_period_days",
+)  # fmt: skip
+UPDATE: Final = (
+    *_SHARED, "billing_cycle_anchor[type]", "cancellation_details", "pause_collection", "proration_date",
+)  # fmt: skip
+# `pending_if_incomplete` takes only these.
+_PENDING: Final = {
+    "items", "payment_behavior", "proration_behavior", "proration_date", "billing_cycle_anchor", "expand",
+    "off_session",
+}  # fmt: skip
+
+
+def create(mode: Mode, call: Call) -> Object:
+    """`POST /v1/subscriptions`."""
+    params = call.params
+    if not params.get("customer"):
+        raise missing_parameter("customer")
+    if not params.get("items"):
+        raise missing_parameter("items")
+    customer = mode.fetch("customer", params["customer"], param="customer")
+    at = mode.now_s(customer["test_clock"] or "")
+    body = _new(mode, customer, at)
+    trial_end = params.get("trial_end")
+    if trial_end is None and params.get("trial_period_days"):
+        trial_end = at + params["trial_period_days"] * DAY_S
+    if trial_end not in (None, "now"):
+        _check_future(trial_end, at, "trial_end")
+        body |= {"status": "trialing", "trial_start": at, "trial_end": trial_end}
+    body["billing_mode"] |= {"type": params.get("billing_mode", {}).get("type", "flexible")}
+    body["billing_cycle_anchor"] = _anchor(mode, body, params, at)
+    body = _changed(mode, body, params)
+    first = changes.plan(mode, body, params["items"], at, prorations=params.get("proration_behavior") != "none")
+    body["currency"] = first.state["items"][0]["price"]["currency"]
+    changes.apply(mode, _cancel_at(body, params, first.state["items"], at), first.state)
+    behavior = params.get("payment_behavior", "allow_incomplete")
+    made = changes.invoice(
+        mode, body["id"], first.lines, "subscription_create", collect_now=behavior != "default_incomplete"
+    )
+    _check_payment(mode, made, behavior)
+    body = mode.fetch("subscription", body["id"])
+    if body["status"] == "incomplete" and (body["collection_method"] == "send_invoice" or made["status"] == "draft"):
+        mode.store.save({**body, "status": "active"})
+    if body["status"] == "trialing" and body["trial_end"] - at <= changes.WILL_END_S:
+        mode.store.save(body, "customer.subscription.trial_will_end")
+    return changes.watch(mode, body["id"])
+
+
+def retrieve(mode: Mode, call: Call) -> Object:
+    """`GET /v1/subscriptions/{subscription_exposed_id}`."""
+    return mode.fetch("subscription", call.id)
+
+
+def update(mode: Mode, call: Call) -> Object:
+    """`POST /v1/subscriptions/{subscription_exposed_id}`."""
+    return change(mode, mode.fetch("subscription", call.id), call.params)
+
+
+def change(mode: Mode, body: Object, params: Params) -> Object:
+    """Change a subscription as its route and those of its items do."""
+    now = changes.now_s(mode, body)
+    if body["status"] in changes.ENDED and params.keys() - {"cancellation_details", "metadata", "expand"}:
+        message = "A canceled subscription can only update its cancellation_details and metadata."
+        raise ApiError(400, message)
+    if body["schedule"] and params.keys() & {"cancel_at", "cancel_at_period_end"}:
+        raise _scheduled(body, "updating any cancelation behavior directly")
+    pending = params.get("payment_behavior") == "pending_if_incomplete"
+    if pending and (other := params.keys() - _PENDING):
+        message = f"You cannot set `{min(other)}` together with `payment_behavior=pending_if_incomplete`."
+        raise ApiError(400, message, param=min(other))
+    body = _cancel_at(_changed(mode, body, params), params, changes.items_of(mode, body["id"]), now)
+    at = params.get("proration_date", now)
+    behavior = params.get("proration_behavior", "create_prorations")
+    if "trial_end" in params:
+        body = _trial(body, params["trial_end"], now)
+    anchor_now = (params.get("billing_cycle_anchor") or {}).get("type") == "now" or params.get("trial_end") == "now"
+    planned = changes.plan(
+        mode, body, params.get("items") or (), at, prorations=behavior != "none", anchor_now=anchor_now
+    )
+    if pending and planned.lines and (planned.restarted or behavior == "always_invoice"):
+        return _pending(mode, body, planned)
+    before = body["latest_invoice"]
+    changes.commit(mode, body, planned, behavior, collect_now=params.get("payment_behavior") != "default_incomplete")
+    latest = mode.fetch("subscription", body["id"])["latest_invoice"]
+    if latest != before:
+        _check_payment(mode, mode.fetch("invoice", latest), params.get("payment_behavior", "allow_incomplete"))
+    return mode.fetch("subscription", body["id"])
+
+
+def cancel(mode: Mode, call: Call) -> Object:
+    """`DELETE /v1/subscriptions/{subscription_exposed_id}`: now. Open usage is billed only on request."""
+    body, params = mode.fetch("subscription", call.id), call.params
+    if body["status"] in changes.ENDED:
+        raise ApiError(404, f"No such subscription: '{call.id}'", code="resource_missing", param="id")
+    if body["schedule"]:
+        raise _scheduled(body, "canceling it directly")
+    at = changes.now_s(mode, body)
+    lines = changes.final_usage(mode, body, at) if params.get("invoice_now") else ()
+    if params.get("prorate"):
+        lines = (*changes.unused_time(mode, body, at), *lines)
+    body["cancellation_details"] |= params.get("cancellation_details") or {}
+    changes.end(mode, body, at)
+    if params.get("invoice_now"):
+        changes.invoice(mode, call.id, lines, "subscription_update")
+    else:
+        changes.hold(mode, body, lines)
+    return changes.watch(mode, call.id)
+
+
+def pause(mode: Mode, call: Call) -> Object:
+    """`POST /v1/subscriptions/{subscription}/pause`: no invoices until it resumes."""
+    body, params = mode.fetch("subscription", call.id), call.params
+    if body["billing_mode"]["type"] != "flexible" or body["status"] != "active" or body["schedule"]:
+        message = "Only an active subscription with flexible billing mode and without a schedule can be paused."
+        raise ApiError(400, message)
+    at, bill = changes.now_s(mode, body), params.get("bill_for") or {}
+    credit_from = bill.get("unused_time_from", {"type": "now"})["type"]
+    if credit_from == "item_current_period_start":
+        raise not_simulated("a pause with unused_time_from[type]=item_current_period_start")
+    lines: tuple[Line, ...] = changes.unused_time(mode, body, at) if credit_from == "now" else ()
+    if bill.get("outstanding_usage_through", {"type": "now"})["type"] == "now":
+        lines += changes.final_usage(mode, body, at)
+    subscription_cycle.pause(mode, body, at)
+    if lines and params.get("invoicing_behavior") == "invoice":
+        changes.invoice(mode, call.id, lines, "subscription_update")
+    else:
+        changes.hold(mode, body, lines)
+    return changes.watch(mode, call.id)
+
+
+def resume(mode: Mode, call: Call) -> Object:
+    """`POST /v1/subscriptions/{subscription}/resume` with a new period from now on."""
+    body, params = mode.fetch("subscription", call.id), call.params
+    if body["status"] != "paused":
+        raise ApiError(400, "You can only resume a subscription that is paused.")
+    if params.get("billing_cycle_anchor", {"type": "now"})["type"] != "now":
+        raise not_simulated("resume with billing_cycle_anchor[type]=unchanged")
+    at = changes.now_s(mode, body)
+    planned = changes.plan(mode, body, (), at, prorations=False, anchor_now=True)
+    expires = expires_at(changes.now_s(mode, body))
+    mode.store.put({**changes.ledger(mode, call.id), "resuming": {"invoice": None, "expires_at": expires}})
+    changes.apply(mode, body, planned.state)
+    collect_now = params.get("payment_behavior") == "resume_on_payment_success"
+    # What was used before the pause is billed by the pause.
+    lines = [line for line in planned.lines if not line.metered]
+    made = changes.invoice(mode, call.id, lines, "subscription_update", collect_now=collect_now)
+    notes = changes.ledger(mode, call.id)
+    if notes["resuming"]:
+        mode.store.put({**notes, "resuming": {"invoice": made["id"], "expires_at": expires}})
+    return changes.watch(mode, call.id)
+
+
+def list_all(mode: Mode, call: Call) -> Object:
+    """`GET /v1/subscriptions`: by default without canceled ones, and without those of test clocks."""
+    params = call.params
+    status, clock, price = params.get("status"), params.get("test_clock"), params.get("price")
+
+    def is_kept(body: Object) -> bool:
+        is_wanted = {None: body["status"] != "canceled", "all": True, "ended": body["status"] in changes.ENDED}
+        return (
+            is_wanted.get(status, body["status"] == status)
+            and (bool(params.get("customer")) or body["test_clock"] == clock)
+            and (price is None or any(item["price"]["id"] == price for item in changes.items_of(mode, body["id"])))
+        )
+
+    return page(mode, call, "subscription", {"customer": params.get("customer")}, is_kept)
+
+
+def _new(mode: Mode, customer: Object, at: int) -> Object:
+    nulls = (
+        "application", "application_fee_percent", "billing_cycle_anchor_config", "billing_thresholds", "cancel_at",
+        "canceled_at", "days_until_due", "default_payment_method", "default_source", "description", "ended_at",
+        "latest_invoice", "next_pending_invoice_item_invoice", "on_behalf_of", "pause_collection",
+        "pending_invoice_item_interval", "pending_setup_intent", "pending_update", "schedule", "status_details",
+        "transfer_data", "trial_end", "trial_start",
+    )  # fmt: skip
+    return {
+        "id": mode.store.new_id("sub"),
+        "object": "subscription",
+        **dict.fromkeys(nulls),
+        "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None},
+        "billing_mode": {"flexible": None, "type": "flexible", "updated_at": None},
+        "billing_schedules": [],
+        "cancel_at_period_end": False,
+        "cancellation_details": {"comment": None, "feedback": None, "reason": None},
+        "collection_method": "charge_automatically",
+        "created": at,
+        "customer": customer["id"],
+        "default_tax_rates": [],
+        "discounts": [],
+        "invoice_settings": {"account_tax_ids": None, "issuer": {"type": "self"}},
+        "livemode": mode.livemode,
+        "metadata": {},
+        "payment_settings": {
+            "payment_method_options": None,
+            "payment_method_types": None,
+            "save_default_payment_method": "off",
+        },
+        "start_date": at,
+        "status": "incomplete",
+        "test_clock": customer["test_clock"],
+        "trial_settings": {"end_behavior": {"missing_payment_method": "create_invoice"}},
+    }
+
+
+def _changed(mode: Mode, body: Object, params: Params) -> Object:
+    """The body with the parameters that do not touch periods."""
+    names = ("collection_method", "days_until_due", "default_payment_method", "description", "pause_collection")
+    body |= {name: params[name] for name in names if name in params}
+    if body["default_payment_method"]:
+        method = mode.fetch("payment_method", body["default_payment_method"], "PaymentMethod", "default_payment_method")
+        if method["customer"] != body["customer"]:
+            message = f"The customer does not have a payment method with the ID {method['id']}."
+            raise ApiError(400, message, code="resource_missing", param="default_payment_method")
+    if (body["collection_method"] == "send_invoice") != (body["days_until_due"] is not None):
+        message = "You must pass `days_until_due` with `collection_method=send_invoice`, and only with that."
+        raise ApiError(400, message, param="days_until_due")
+    if body["pause_collection"]:
+        body["pause_collection"] = {"resumes_at": None, **body["pause_collection"]}
+    for name in ("automatic_tax", "cancellation_details", "payment_settings", "trial_settings"):
+        if params.get(name):
+            body[name] = {**body[name], **params[name]}
+    if "metadata" in params:
+        body["metadata"] = merged(body["metadata"], params["metadata"])
+    if "discounts" in params:
+        entries = enumerate(params["discounts"] or ())
+        body["discounts"] = [
+            coupons.redeem(mode, entry, body["customer"], f"discounts[{number}]", subscription=body["id"])["id"]
+            for number, entry in entries
+        ]
+    return body
+
+
+def _cancel_at(body: Object, params: Params, items: list[Object], at: int) -> Object:
+    ends = [item["current_period_end"] for item in items]
+    if "cancel_at_period_end" in params:
+        is_set = params["cancel_at_period_end"]
+        reason = "cancellation_requested" if is_set else None
+        body |= {
+            "cancel_at_period_end": is_set,
+            "cancel_at": max(ends) if is_set else None,
+            "canceled_at": at if is_set else None,
+            "cancellation_details": {**body["cancellation_details"], "reason": reason},
+        }
+    if "cancel_at" in params:
+        moment: Any = params["cancel_at"]
+        moment = {"min_period_end": min(ends), "max_period_end": max(ends)}.get(moment, moment)
+        if moment is not None:
+            _check_future(moment, at, "cancel_at")
+        body |= {"cancel_at": moment, "canceled_at": moment and at}
+    return body
+
+
+def _anchor(mode: Mode, body: Object, params: Params, at: int) -> int:
+    """The billing cycle anchor of a new subscription: given, by day and time, or the end of the trial, or now."""
+    given, config = params.get("billing_cycle_anchor"), params.get("billing_cycle_anchor_config")
+    if given is not None:
+        _check_future(given, at, "billing_cycle_anchor")
+        return int(given)
+    if config:
+        body["billing_cycle_anchor_config"] = {**dict.fromkeys(("hour", "minute", "month", "second")), **config}
+        price = mode.fetch("price", params["items"][0].get("price", ""), param="items[0][price]")
+        return anchor_of(AnchorConfig(**config), recurrence_of(price), at)
+    return body["trial_end"] or at
+
+
+def _check_future(moment: int, at: int, param: str) -> None:
+    if moment <= at:
+        raise ApiError(400, f"Invalid timestamp: {param} must be an integer Unix timestamp in the future.", param=param)
+
+
+def _trial(body: Object, trial_end: int | str, at: int) -> Object:
+    """Move the end of a running trial, or end the trial now."""
+    if body["status"] != "trialing":
+        raise not_simulated("trial_end of a subscription that is not trialing")
+    if trial_end == "now":
+        return {**body, "status": "active", "trial_end": at}
+    _check_future(int(trial_end), at, "trial_end")
+    return {**body, "trial_end": trial_end, "billing_cycle_anchor": trial_end}
+
+
+def _pending(mode: Mode, body: Object, planned: changes.Plan) -> Object:
+    """Invoice a change that takes effect when the invoice is paid."""
+    identifier = body["id"]
+    mode.store.save(body)
+    mode.store.put({**changes.ledger(mode, identifier), "pending": {"invoice": None, "state": planned.state}})
+    made = changes.invoice(mode, identifier, planned.lines, "subscription_update")
+    notes = changes.ledger(mode, identifier)
+    if notes["pending"]:
+        mode.store.put({**notes, "pending": {**notes["pending"], "invoice": made["id"]}})
+        update = {
+            "billing_cycle_anchor": planned.state["anchor"] if planned.restarted else None,
+            "expires_at": expires_at(changes.now_s(mode, body)),
+            "subscription_items": planned.state["items"],
+            "trial_end": None,
+            "trial_from_plan": None,
+        }
+        mode.store.save({**mode.fetch("subscription", identifier), "pending_update": update})
+    return changes.watch(mode, identifier)
+
+
+def _check_payment(mode: Mode, invoice: Object, behavior: str) -> None:
+    """Raise what Stripe answers when an invoice could not be paid; the change is undone then."""
+    if invoice["status"] != "open" or invoice["collection_method"] != "charge_automatically":
+        return
+    body = mode.fetch("subscription", invoice["parent"]["subscription_details"]["subscription"])
+    has_method = body["default_payment_method"] or payments.default_method(mode, invoice["customer"])
+    if behavior != "default_incomplete" and not has_method and invoice["billing_reason"] == "subscription_create":
+        raise ApiError(
+            400, "This customer has no attached payment source or default payment method.", code="resource_missing"
+        )
+    if behavior == "error_if_incomplete":
+        intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {}
+        error = intent.get("last_payment_error") or {}
+        fields = {"decline_code": error["decline_code"]} if error else {}
+        code = error.get("code", "subscription_payment_intent_requires_action")
+        raise ApiError(
+            402,
+            error.get("message", "Payment for this subscription requires additional user action."),
+            kind="card_error",
+            code=code,
+            fields=fields,
+        )
+
+
+def _scheduled(body: Object, what: str) -> ApiError:
+    message = (
+        f"The subscription is managed by the subscription schedule `{body['schedule']}`, and {what} is not allowed."
+    )
+    return ApiError(400, f"{message} Please update the schedule instead.")
+
+
+ROUTES = (
+    Route("POST", "/v1/subscriptions", create, CREATE),
+    Route("GET", "/v1/subscriptions", list_all, (*LIST, "created", "customer", "price", "status", "test_clock")),
+    Route("GET", "/v1/subscriptions/{subscription_exposed_id}", retrieve),
+    Route("POST", "/v1/subscriptions/{subscription_exposed_id}", update, UPDATE),
+    Route(
+        "DELETE",
+        "/v1/subscriptions/{subscription_exposed_id}",
+        cancel,
+        ("cancellation_details", "invoice_now", "prorate"),
+    ),
+    Route("POST", "/v1/subscriptions/{subscription}/pause", pause, ("bill_for", "invoicing_behavior", "type")),
+    Route("POST", "/v1/subscriptions/{subscription}/resume", resume, ("billing_cycle_anchor", "payment_behavior")),
+)

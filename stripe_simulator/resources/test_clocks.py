@@ -1,0 +1,85 @@
+"""Test clocks (docs.stripe.com/api/test_clocks): time that a caller advances, for the customers of a clock."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from stripe_simulator.errors import ApiError
+from stripe_simulator.mode import Call, Mode, Route
+from stripe_simulator.pagination import LIST, page
+from stripe_simulator.store import Object
+
+ADVANCE: Final = "test_clock.advance"
+KEPT_S: Final = 30 * 86_400
+_KIND: Final = "test_helpers.test_clock"
+_READY: Final = {"status": "ready", "status_details": {}}
+
+
+def create(mode: Mode, call: Call) -> Object:
+    """`POST /v1/test_helpers/test_clocks`."""
+    if mode.livemode:
+        raise ApiError(400, "Test clocks are only available in test mode.")
+    body: Object = {
+        "id": mode.store.new_id("clock", 24),
+        "object": _KIND,
+        "created": mode.now_s(),
+        "deletes_after": mode.now_s() + KEPT_S,
+        "frozen_time": call.params["frozen_time"],
+        "livemode": False,
+        "name": call.params.get("name"),
+        **_READY,
+    }
+    mode.clockwork.set_time(body["id"], body["frozen_time"] * 1_000)
+    return mode.store.save(body)
+
+
+def retrieve(mode: Mode, call: Call) -> Object:
+    """`GET /v1/test_helpers/test_clocks/{test_clock}`."""
+    return mode.fetch(_KIND, call.id, "test clock")
+
+
+def advance(mode: Mode, call: Call) -> Object:
+    """`POST /v1/test_helpers/test_clocks/{test_clock}/advance`: answers `advancing`, and is `ready` soon after."""
+    clock, target = mode.fetch(_KIND, call.id, "test clock"), call.params["frozen_time"]
+    if clock["status"] != "ready":
+        raise ApiError(429, "Test clock advancement underway - cannot perform modifications.", code="lock_timeout")
+    if target <= clock["frozen_time"]:
+        message = "The frozen_time must be later than the current frozen_time of the test clock."
+        raise ApiError(400, message, param="frozen_time")
+    mode.clockwork.schedule(mode.now_ms(), ADVANCE, {"clock": call.id, "until_s": target})
+    details = {"advancing": {"target_frozen_time": target}}
+    clock |= {"status": "advancing", "status_details": details}
+    return mode.store.save(clock, "test_helpers.test_clock.advancing")
+
+
+def delete(mode: Mode, call: Call) -> Object:
+    """`DELETE /v1/test_helpers/test_clocks/{test_clock}`, with the customers of the clock."""
+    clock = mode.fetch(_KIND, call.id, "test clock")
+    for customer in list(mode.store.newest("customer")):
+        if customer["test_clock"] == call.id:
+            mode.store.delete(customer)
+    return mode.store.delete(clock)
+
+
+def list_all(mode: Mode, call: Call) -> Object:
+    """`GET /v1/test_helpers/test_clocks`."""
+    return page(mode, call, _KIND)
+
+
+def _run(mode: Mode, arguments: dict[str, Any]) -> None:
+    """Run the jobs of the clock in order until the target."""
+    identifier, until_s = arguments["clock"], arguments["until_s"]
+    mode.clockwork.run(identifier, until_s * 1_000)
+    clock = mode.store.edit(_KIND, identifier)
+    if clock is not None:
+        mode.store.save({**clock, "frozen_time": until_s, **_READY}, "test_helpers.test_clock.ready")
+
+
+JOBS = {ADVANCE: _run}
+ROUTES = (
+    Route("POST", "/v1/test_helpers/test_clocks", create, ("frozen_time", "name")),
+    Route("GET", "/v1/test_helpers/test_clocks", list_all, LIST),
+    Route("GET", "/v1/test_helpers/test_clocks/{test_clock}", retrieve),
+    Route("DELETE", "/v1/test_helpers/test_clocks/{test_clock}", delete),
+    Route("POST", "/v1/test_helpers/test_clocks/{test_clock}/advance", advance, ("frozen_time",)),
+)

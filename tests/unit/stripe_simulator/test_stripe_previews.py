@@ -1,0 +1,78 @@
+"""Previews of invoices: what a preview shows is what the change bills, and nothing changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.services.stripe_sdk import Sdk
+from tests.unit.stripe_simulator.test_stripe_subscriptions import Shop, at
+
+
+@pytest.fixture
+def shop(sdk: Sdk) -> Shop:
+    """A shop without a customer yet."""
+    return Shop(sdk)
+
+
+async def preview(shop: Shop, mode: str = "next", **details: Any) -> tuple[list[int], int]:
+    """The amounts of the lines, and the amount due."""
+    params: dict[str, Any] = {"subscription": shop.subscription, "preview_mode": mode}
+    if details:
+        params["subscription_details"] = details
+    invoice = await shop.sdk("v1.invoices.create_preview", params)
+    assert (invoice["status"], invoice["id"][:12], invoice["number"]) == ("draft", "upcoming_in_", None)
+    return [line["amount"] for line in invoice["lines"]["data"]], invoice["amount_due"]
+
+
+async def test_preview_is_what_the_change_bills(shop: Shop) -> None:
+    """Scenario 4: 4750 today for the remaining 19 days, and 14900 on March 1."""
+    await shop.open("2027-02-01")
+    pro = await shop.price(14900)
+    item = (await shop.subscribe({"price": await shop.price(7900)}))["items"]["data"][0]["id"]
+    await shop.advance("2027-02-10")
+    change: dict[str, Any] = {"items": [{"id": item, "price": pro}], "proration_date": at("2027-02-10")}
+    before = (await shop.get(), await shop.invoices(), (await shop.sdk("v1.events.list", {"limit": 100}))["data"])
+
+    assert await preview(shop) == ([7900], 7900)
+    assert await preview(shop, **change, proration_behavior="always_invoice") == ([-5361, 10111], 4750)
+    assert await preview(shop, **change) == ([-5361, 10111, 14900], 19650)
+    assert await preview(shop, **change, proration_behavior="none") == ([14900], 14900)
+    assert await preview(shop, "recurring", items=change["items"]) == ([14900], 14900)
+
+    after = (await shop.get(), await shop.invoices(), (await shop.sdk("v1.events.list", {"limit": 100}))["data"])
+    assert after == before
+    await shop.change(**change, proration_behavior="always_invoice")
+    assert (await shop.amounts())[-1] == ("paid", 4750)
+    assert await preview(shop) == ([14900], 14900)
+    await shop.advance("2027-03-02")
+    assert (await shop.amounts())[-1] == ("paid", 14900)
+
+
+async def test_preview_of_a_schedule_and_of_a_new_subscription(shop: Shop) -> None:
+    """Scenario 7: the downgrade is due on March 1 with 7900. A subscription can be shown before it exists."""
+    await shop.open("2027-02-01")
+    essential = await shop.price(7900)
+    await shop.subscribe({"price": await shop.price(14900)})
+    schedule = await shop.schedule(essential)
+
+    assert await preview(shop) == ([7900], 7900)
+    body = await shop.sdk("v1.invoices.create_preview", {"schedule": schedule})
+    assert (body["amount_due"], body["created"]) == (7900, at("2027-03-01"))
+    details = {"items": [{"price": essential, "quantity": 3}]}
+    body = await shop.sdk("v1.invoices.create_preview", {"customer": shop.customer, "subscription_details": details})
+    assert (body["amount_due"], body["billing_reason"]) == (23700, "subscription_create")
+    assert len((await shop.sdk("v1.subscriptions.list", {"customer": shop.customer}))["data"]) == 1
+
+
+async def test_preview_of_nothing_is_refused(shop: Shop) -> None:
+    """A subscription that ends has no next invoice; an unknown one is a 400."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(14900)})
+    await shop.change(cancel_at_period_end=True)
+
+    error = await shop.sdk.error("v1.invoices.create_preview", {"subscription": shop.subscription})
+    assert (error["status"], error["code"]) == (404, "invoice_upcoming_none")
+    error = await shop.sdk.error("v1.invoices.create_preview", {"subscription": "sub_none"})
+    assert (error["status"], error["code"], error["param"]) == (400, "resource_missing", "subscription")

@@ -1,0 +1,314 @@
+"""Subscriptions through stripe-python: the golden scenarios to the cent, on test clocks."""
+
+from __future__ import annotations
+
+import calendar
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tests.services.stripe_sdk import Sdk
+
+
+def at(text: str) -> int:
+    """The UTC second of a moment such as `2027-02-10` or `2027-01-12 10:30:17`."""
+    return calendar.timegm(datetime.fromisoformat(text).replace(tzinfo=UTC).timetuple())
+
+
+class Shop:
+    """A customer on a test clock, prices, and one subscription."""
+
+    def __init__(self, sdk: Sdk) -> None:
+        self.sdk = sdk
+        self.clock = self.customer = self.subscription = ""
+
+    async def open(self, start: str, card: str = "pm_card_visa") -> None:
+        """Freeze a clock at `start`, and give a new customer a card."""
+        clock = await self.sdk("v1.test_helpers.test_clocks.create", {"frozen_time": at(start)})
+        self.clock = clock["id"]
+        self.customer = (await self.sdk("v1.customers.create", {"test_clock": self.clock}))["id"]
+        if card:
+            await self.use_card(card)
+
+    async def use_card(self, card: str) -> str:
+        """Attach a card and make it the default."""
+        method = await self.sdk("v1.payment_methods.attach", card, {"customer": self.customer})
+        settings = {"invoice_settings": {"default_payment_method": method["id"]}}
+        await self.sdk("v1.customers.update", self.customer, settings)
+        return str(method["id"])
+
+    async def price(self, amount: int, interval: str = "month", **fields: Any) -> str:
+        """A price of a new product."""
+        recurring = {"interval": interval, **fields.pop("recurring", {})}
+        params = {"currency": "usd", "product_data": {"name": "Plan"}, "recurring": recurring, **fields}
+        if "tiers" not in fields:
+            params["unit_amount"] = amount
+        return str((await self.sdk("v1.prices.create", params))["id"])
+
+    async def subscribe(self, *items: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Subscribe the customer."""
+        body = {"customer": self.customer, "items": list(items), **params}
+        subscription: dict[str, Any] = await self.sdk("v1.subscriptions.create", body)
+        self.subscription = subscription["id"]
+        return subscription
+
+    async def get(self) -> dict[str, Any]:
+        """The subscription as it is now."""
+        subscription: dict[str, Any] = await self.sdk("v1.subscriptions.retrieve", self.subscription)
+        return subscription
+
+    async def change(self, **params: Any) -> dict[str, Any]:
+        """Update the subscription; `price` and `quantity` change its first item."""
+        item = {name: params.pop(name) for name in ("price", "quantity") if name in params}
+        if item:
+            params["items"] = [{"id": (await self.get())["items"]["data"][0]["id"], **item}]
+        changed: dict[str, Any] = await self.sdk("v1.subscriptions.update", self.subscription, params)
+        return changed
+
+    async def advance(self, to: str) -> None:
+        """Advance the clock."""
+        answer = await self.sdk("v1.test_helpers.test_clocks.advance", self.clock, {"frozen_time": at(to)})
+        assert answer["status"] == "advancing"
+        clock = await self.sdk("v1.test_helpers.test_clocks.retrieve", self.clock)
+        assert (clock["status"], clock["frozen_time"]) == ("ready", at(to))
+
+    async def invoices(self) -> list[dict[str, Any]]:
+        """All invoices, oldest first."""
+        page = await self.sdk("v1.invoices.list", {"customer": self.customer, "limit": 100})
+        return list(page["data"][::-1])
+
+    async def amounts(self) -> list[tuple[str, int]]:
+        """Status and amount due of all invoices."""
+        return [(invoice["status"], invoice["amount_due"]) for invoice in await self.invoices()]
+
+    async def pending(self) -> list[int]:
+        """The amounts of the pending invoice items, oldest first."""
+        page = await self.sdk("v1.invoice_items.list", {"customer": self.customer, "pending": True, "limit": 100})
+        return [item["amount"] for item in page["data"][::-1]]
+
+    async def schedule(self, price: str, quantity: int = 1) -> str:
+        """Change the first item at the end of the current period by a schedule."""
+        schedule = await self.sdk("v1.subscription_schedules.create", {"from_subscription": self.subscription})
+        (now,) = schedule["phases"]
+        first = {name: now[name] for name in ("start_date", "end_date")}
+        first["items"] = [{"price": item["price"], "quantity": item["quantity"]} for item in now["items"]]
+        phases = [first, {"items": [{"price": price, "quantity": quantity}]}]
+        await self.sdk("v1.subscription_schedules.update", schedule["id"], {"phases": phases})
+        return str(schedule["id"])
+
+
+@pytest.fixture
+def shop(sdk: Sdk) -> Shop:
+    """A shop without a customer yet."""
+    return Shop(sdk)
+
+
+def lines(invoice: dict[str, Any]) -> list[int]:
+    """The amounts of an invoice's lines."""
+    return [line["amount"] for line in invoice["lines"]["data"]]
+
+
+async def test_by_the_second(shop: Shop) -> None:
+    """Scenario 5: a change at 10:30:17 is not rounded to days."""
+    await shop.open("2027-01-01")
+    await shop.subscribe({"price": await shop.price(2900)})
+    await shop.advance("2027-01-12 10:30:17")
+    await shop.change(price=await shop.price(9900), proration_behavior="always_invoice")
+
+    latest = (await shop.invoices())[-1]
+    assert (lines(latest), latest["amount_due"], latest["status"]) == ([-1830, 6247], 4417, "paid")
+
+
+@pytest.mark.parametrize(("mode", "total"), [("flexible", 0), ("classic", -334)])
+async def test_documented_proration(shop: Shop, mode: str, total: int) -> None:
+    """Scenario 6: 10 to 20 without proration, and back. Flexible mode credits what was billed."""
+    await shop.open("2027-04-01")
+    ten, twenty = await shop.price(1000), await shop.price(2000)
+    await shop.subscribe({"price": ten}, billing_mode={"type": mode})
+    await shop.advance("2027-04-11")
+    await shop.change(price=twenty, proration_behavior="none")
+    await shop.advance("2027-04-21")
+    await shop.change(price=ten)
+
+    assert sum(await shop.pending()) == total
+
+
+async def test_upgrade_at_half(shop: Shop) -> None:
+    """Scenario 6: 10 to 20 at half of the period costs 5."""
+    await shop.open("2027-04-01")
+    await shop.subscribe({"price": await shop.price(1000)})
+    await shop.advance("2027-04-16")
+    await shop.change(price=await shop.price(2000))
+
+    assert await shop.pending() == [-500, 1000]
+
+
+async def test_downgrade_at_period_end(shop: Shop) -> None:
+    """Scenario 7: nothing now, the lower price from March 1 00:00:00."""
+    await shop.open("2027-02-01")
+    low, high = await shop.price(7900), await shop.price(14900)
+    await shop.subscribe({"price": high})
+    await shop.advance("2027-02-10")
+    schedule = await shop.schedule(low)
+    assert await shop.amounts() == [("paid", 14900)]
+    await shop.advance("2027-02-28 23:59:59")
+    assert (await shop.get())["items"]["data"][0]["price"]["id"] == high
+    await shop.advance("2027-03-01 02:00:00")
+
+    assert await shop.amounts() == [("paid", 14900), ("paid", 7900)]
+    assert (await shop.get())["items"]["data"][0]["price"]["id"] == low
+    (event,) = (await shop.sdk("v1.events.list", {"type": "subscription_schedule.updated", "limit": 1}))["data"]
+    assert event["created"] == at("2027-03-01")
+    assert (await shop.sdk("v1.subscription_schedules.retrieve", schedule))["status"] == "active"
+    await shop.advance("2027-04-01 02:00:00")
+    assert (await shop.sdk("v1.subscription_schedules.retrieve", schedule))["status"] == "released"
+    assert (await shop.amounts())[2:] == [("paid", 7900)]
+
+
+async def test_released_downgrade(shop: Shop) -> None:
+    """Scenario 7: released on February 20, so March costs what February did."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(14900)})
+    await shop.advance("2027-02-10")
+    schedule = await shop.schedule(await shop.price(7900))
+    await shop.advance("2027-02-20")
+    await shop.sdk("v1.subscription_schedules.release", schedule)
+    await shop.advance("2027-03-01 02:00:00")
+
+    assert await shop.amounts() == [("paid", 14900), ("paid", 14900)]
+
+
+async def test_immediate_downgrade(shop: Shop) -> None:
+    """Scenario 7, the other way: a credit now, which March 1 uses."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(14900)})
+    await shop.advance("2027-02-10")
+    await shop.change(price=await shop.price(7900))
+    assert sum(await shop.pending()) == -4750
+    await shop.advance("2027-03-01 02:00:00")
+
+    assert await shop.amounts() == [("paid", 14900), ("paid", 3150)]
+
+
+async def test_rapid_up_and_down(shop: Shop) -> None:
+    """Scenario 8: 60 seconds apart; the credit stays in the balance."""
+    await shop.open("2027-02-01")
+    low, high = await shop.price(7900), await shop.price(14900)
+    await shop.subscribe({"price": low})
+    await shop.advance("2027-02-10")
+    await shop.change(price=high, proration_behavior="always_invoice")
+    await shop.advance("2027-02-10 00:01:00")
+    await shop.change(price=low, proration_behavior="always_invoice")
+
+    up, down = (await shop.invoices())[1:]
+    assert (lines(up), up["amount_paid"]) == ([-5361, 10111], 4750)
+    assert (lines(down), down["amount_due"]) == ([-10110, 5361], 0)
+    assert (await shop.sdk("v1.customers.retrieve", shop.customer))["balance"] == -4749
+    await shop.advance("2027-03-01 02:00:00")
+    assert (await shop.amounts())[-1] == ("paid", 3151)
+
+
+async def test_seats(shop: Shop) -> None:
+    """Scenario 9: more seats now, fewer seats as a credit on the next invoice."""
+    await shop.open("2027-03-01")
+    await shop.subscribe({"price": await shop.price(1000), "quantity": 5})
+    await shop.advance("2027-03-11")
+    await shop.change(quantity=8, proration_behavior="always_invoice")
+    assert lines((await shop.invoices())[-1]) == [-3387, 5419]
+    await shop.advance("2027-03-21")
+    await shop.change(quantity=6)
+    assert await shop.pending() == [-2839, 2129]
+    await shop.advance("2027-04-01 02:00:00")
+
+    assert await shop.amounts() == [("paid", 5000), ("paid", 2032), ("paid", 5290)]
+
+
+async def test_two_seats_in_one_second(shop: Shop) -> None:
+    """Scenario 10: two steps of one cost what one step of two costs."""
+    await shop.open("2027-03-01")
+    await shop.subscribe({"price": await shop.price(1000), "quantity": 5})
+    await shop.advance("2027-03-11")
+    await shop.change(quantity=6, proration_behavior="always_invoice")
+    await shop.change(quantity=7, proration_behavior="always_invoice")
+
+    assert await shop.amounts() == [("paid", 5000), ("paid", 678), ("paid", 677)]
+
+
+async def test_monthly_to_annual_and_back(shop: Shop) -> None:
+    """Scenarios 11 to 13: a new period of a year, a location added inside it, and monthly again by a schedule."""
+    await shop.open("2027-06-01")
+    monthly, yearly = await shop.price(14900), await shop.price(154800, "year")
+    await shop.subscribe({"price": monthly, "quantity": 2})
+    await shop.advance("2027-06-11")
+    now = {"type": "now"}
+    body = await shop.change(price=yearly, billing_cycle_anchor=now, proration_behavior="always_invoice")
+    latest = (await shop.invoices())[-1]
+    assert (lines(latest), latest["amount_due"]) == ([-19867, 309600], 289733)
+    assert body["billing_cycle_anchor"] == at("2027-06-11")
+    assert body["items"]["data"][0]["current_period_end"] == at("2028-06-11")
+    await shop.advance("2027-09-09")
+    await shop.change(quantity=3, proration_behavior="always_invoice")
+    assert lines((await shop.invoices())[-1]) == [-233469, 350203]
+    await shop.schedule(monthly, 3)
+    await shop.advance("2028-06-11 02:00:00")
+
+    assert (await shop.amounts())[-2:] == [("paid", 116734), ("paid", 44700)]
+    assert (await shop.get())["items"]["data"][0]["current_period_end"] == at("2028-07-11")
+
+
+async def test_month_ends(shop: Shop) -> None:
+    """Scenario 14: a subscription of January 31 bills on the last day of February, and on March 31."""
+    await shop.open("2027-01-31")
+    await shop.subscribe({"price": await shop.price(9900)})
+    await shop.advance("2027-02-14")
+    await shop.change(price=await shop.price(14900), proration_behavior="always_invoice")
+    assert lines((await shop.invoices())[-1]) == [-4950, 7450]
+    ends = []
+    for day in ("2027-02-27", "2027-03-01", "2027-04-01"):
+        await shop.advance(day)
+        ends.append((await shop.get())["items"]["data"][0]["current_period_end"])
+
+    assert ends == [at("2027-02-28"), at("2027-03-31"), at("2027-04-30")]
+
+
+async def test_currency_without_decimals(shop: Shop) -> None:
+    """Scenario 14: yen, with 10 of 30 days left."""
+    await shop.open("2027-04-01")
+    await shop.subscribe({"price": await shop.price(1500, currency="jpy")})
+    await shop.advance("2027-04-21")
+    await shop.change(price=await shop.price(3000, currency="jpy"), proration_behavior="always_invoice")
+
+    assert lines((await shop.invoices())[-1]) == [-500, 1000]
+
+
+async def test_first_payment_declined(shop: Shop) -> None:
+    """Scenario 17: incomplete; 23 hours later expired, and the invoice void."""
+    await shop.open("2027-02-01", "pm_card_chargeCustomerFail")
+    body = await shop.subscribe({"price": await shop.price(14900)})
+    assert (body["status"], await shop.amounts()) == ("incomplete", [("open", 14900)])
+    await shop.advance("2027-02-01 22:59:59")
+    assert (await shop.get())["status"] == "incomplete"
+    await shop.advance("2027-02-01 23:00:00")
+
+    assert (await shop.get())["status"] == "incomplete_expired"
+    assert [status for status, _ in await shop.amounts()] == ["void"]
+
+
+async def test_renewal_with_insufficient_funds(shop: Shop) -> None:
+    """Scenario 18: past due after the renewal; a new card pays the open invoice once."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(14900)})
+    await shop.use_card("pm_card_chargeCustomerFail")
+    await shop.advance("2027-03-01 02:00:00")
+    assert (await shop.get())["status"] == "past_due"
+    await shop.advance("2027-03-02 02:00:00")
+    await shop.advance("2027-03-04 12:00:00")
+    await shop.use_card("pm_card_visa")
+    latest = (await shop.invoices())[-1]
+    await shop.sdk("v1.invoices.pay", latest["id"])
+
+    assert (await shop.get())["status"] == "active"
+    assert await shop.amounts() == [("paid", 14900), ("paid", 14900)]
+    charges = await shop.sdk("v1.events.list", {"type": "invoice.paid"})
+    assert len(charges["data"]) == 2
