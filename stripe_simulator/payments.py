@@ -1,7 +1,7 @@
-"""Charges: what a card says to an amount, as a PaymentIntent with its charges.
+"""Charges: what a card answers to an amount, as a PaymentIntent.
 
-A charge of an invoice has one PaymentIntent, which every later attempt uses again. The PaymentIntent names the invoice
-in `payment_details.order_reference`.
+The first charge of an invoice creates a PaymentIntent, and each later attempt uses it again. The PaymentIntent names
+the invoice in `payment_details.order_reference`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Final, Literal, NamedTuple
 
 from stripe_simulator.mode import Mode, new_object
 from stripe_simulator.resources.payment_methods import card_of
-from stripe_simulator.resources.test_cards import card_error, code_of
+from stripe_simulator.resources.test_cards import ASK, REQUIRES_ACTION, card_error
 from stripe_simulator.store import Object
 
-REQUIRES_ACTION: Final = "requires_action"
+_NULL: Final = ("canceled_at", "cancellation_reason", "last_payment_error", "next_action", "payment_method")
 
 
 class Outcome(NamedTuple):
@@ -27,105 +27,48 @@ class Outcome(NamedTuple):
     payment_intent: str
 
 
-# Called with the mode, the invoice's id and the outcome when anything but `charge` settles an invoice's PaymentIntent.
+# Called by `authenticate` with the mode, the invoice's id and the outcome.
 LISTENERS: list[Callable[[Mode, str, Outcome], None]] = []
 
 
 def charge(
     mode: Mode, customer: str, payment_method: str | None, amount: int, currency: str, *, invoice: str = ""
 ) -> Outcome:
-    """Charge a customer off session: the payment method, or else the customer's default one. `amount` is positive.
+    """Charge a customer: the payment method, or else the customer's default one. `amount` is positive.
 
-    The caller stores what follows for the invoice; `LISTENERS` are not called.
+    Another customer's payment method is none. `LISTENERS` are not called: the caller has the outcome.
     """
-    intent = intent_of(mode, customer, invoice) if invoice else None
-    if intent is None:
-        intent = new_intent(mode, customer, amount, currency, invoice)
-    chosen = payment_method or default_method(mode, customer) or ""
-    method = mode.store.get("payment_method", chosen)
-    intent |= {"amount": amount}
-    return attempt(mode, intent, method if method and method["customer"] == customer else None)
+    intent = intent_of(mode, customer, invoice) or _new(mode, customer, currency, invoice)
+    intent["amount"] = amount
+    settings = mode.fetch("customer", customer, param="customer")["invoice_settings"]
+    method = mode.store.get("payment_method", payment_method or settings["default_payment_method"] or "")
+    if method is None or method["customer"] != customer:
+        return Outcome("declined", "resource_missing", "", mode.store.save(intent)["id"])
+    return _attempt(mode, intent, method, _refusal(mode, customer, method))
 
 
-def default_method(mode: Mode, customer: str) -> str | None:
-    """The customer's `invoice_settings.default_payment_method`."""
-    body = mode.store.get("customer", customer)
-    return body["invoice_settings"]["default_payment_method"] if body else None
+def authenticate(mode: Mode, intent: Object, *, agrees: bool) -> Outcome:
+    """The cardholder's answer when a PaymentIntent has the status `requires_action`."""
+    method = mode.fetch("payment_method", intent["payment_method"])
+    outcome = _attempt(mode, intent, method, "" if agrees else "authentication_required")
+    for listener in LISTENERS:
+        listener(mode, intent["payment_details"]["order_reference"], outcome)
+    return outcome
 
 
 def intent_of(mode: Mode, customer: str, invoice: str) -> Object | None:
-    """A copy of the PaymentIntent of an invoice, if the invoice was charged before."""
-    for intent in mode.store.newest("payment_intent", "customer", customer):
+    """A copy of the PaymentIntent of an invoice, or None if the invoice was never charged."""
+    for intent in mode.store.newest("payment_intent", "customer", customer) if invoice else ():
         if intent["payment_details"]["order_reference"] == invoice:
             return mode.store.edit("payment_intent", intent["id"])
     return None
 
 
-def new_intent(mode: Mode, customer: str, amount: int, currency: str, invoice: str) -> Object:
-    """Store a PaymentIntent that waits for a payment method."""
-    body = new_object(mode, "payment_intent", "pi", {}, mode.clock_of(customer)) | {
-        "amount": amount,
-        "amount_capturable": 0,
-        "amount_received": 0,
-        "canceled_at": None,
-        "cancellation_reason": None,
-        "capture_method": "automatic",
-        "confirmation_method": "automatic",
-        "currency": currency,
-        "customer": customer,
-        "last_payment_error": None,
-        "latest_charge": None,
-        "next_action": None,
-        "payment_details": {"customer_reference": None, "order_reference": invoice or None},
-        "payment_method": None,
-        "payment_method_types": ["card"],
-        "setup_future_usage": None,
-        "status": "requires_payment_method",
-    }
-    body["client_secret"] = f"{body['id']}_secret_{mode.store.new_id('', 24)[1:]}"
-    return dict(mode.store.save(body))
-
-
 def cancel(mode: Mode, intent: Object, reason: str) -> Object:
-    """Cancel a PaymentIntent that did not succeed, as when its invoice becomes void."""
+    """Cancel a PaymentIntent that did not succeed. `reason` is `void_invoice` or `failed_invoice`."""
     now_s = mode.now_s(mode.clock_of(intent["customer"]))
     intent |= {"status": "canceled", "canceled_at": now_s, "cancellation_reason": reason, "next_action": None}
     return mode.store.save(intent, "payment_intent.canceled")
-
-
-def attempt(mode: Mode, intent: Object, method: Object | None, *, authenticated: bool | None = None) -> Outcome:
-    """Charge a PaymentIntent's amount once. `authenticated` is the cardholder's answer, None before the question."""
-    if method is None:
-        return Outcome("declined", "resource_missing", "", mode.store.save(intent)["id"])
-    refusal = _refusal(mode, intent["customer"], method, authenticated)
-    intent |= {"last_payment_error": None, "next_action": None, "payment_method": method["id"]}
-    if refusal == REQUIRES_ACTION:
-        action = {"type": "use_stripe_sdk", "use_stripe_sdk": {"type": "three_d_secure_redirect"}}
-        mode.store.save({**intent, "status": REQUIRES_ACTION, "next_action": action}, "payment_intent.requires_action")
-        return Outcome(REQUIRES_ACTION, "", "", intent["id"])
-    if not refusal:
-        paid = {"status": "succeeded", "amount_received": intent["amount"]}
-        mode.store.save({**intent, **paid, "latest_charge": _charged(mode, intent, "")}, "payment_intent.succeeded")
-        return Outcome("succeeded", "", "", intent["id"])
-    error = card_error(refusal).details()
-    intent |= {"status": "requires_payment_method", "latest_charge": _charged(mode, intent, refusal)}
-    intent["last_payment_error"] = {**error, "charge": intent["latest_charge"], "payment_method": method}
-    mode.store.save({**intent, "payment_method": None}, "payment_intent.payment_failed")
-    return Outcome("declined", code_of(refusal), refusal, intent["id"])
-
-
-def authenticate(mode: Mode, intent: Object, *, succeeds: bool) -> Outcome:
-    """The cardholder's answer to `requires_action`. Calls `LISTENERS`."""
-    return settle(mode, intent, mode.store.get("payment_method", intent["payment_method"]), authenticated=succeeds)
-
-
-def settle(mode: Mode, intent: Object, method: Object | None, *, authenticated: bool | None = None) -> Outcome:
-    """`attempt`, and tell the invoice of the PaymentIntent."""
-    outcome = attempt(mode, intent, method, authenticated=authenticated)
-    if invoice := intent["payment_details"]["order_reference"]:
-        for listener in LISTENERS:
-            listener(mode, invoice, outcome)
-    return outcome
 
 
 def decline_next(mode: Mode, customer: str, decline_code: str, count: int = 1) -> None:
@@ -135,10 +78,43 @@ def decline_next(mode: Mode, customer: str, decline_code: str, count: int = 1) -
     mode.store.put({"object": "simulator.declines", "id": identifier, "codes": [*waiting, *[decline_code] * count]})
 
 
-def _refusal(mode: Mode, customer: str, method: Object, authenticated: bool | None) -> str:
-    """Why the card refuses: a decline code, `requires_action`, or empty."""
-    if authenticated is False:
-        return "authentication_required"
+def _new(mode: Mode, customer: str, currency: str, invoice: str) -> Object:
+    body = dict.fromkeys(_NULL) | new_object(mode, "payment_intent", "pi", {}, mode.clock_of(customer))
+    return body | {
+        "amount": 0,
+        "amount_capturable": 0,
+        "amount_received": 0,
+        "capture_method": "automatic",
+        "client_secret": f"{body['id']}_secret_{mode.store.new_id('')[1:]}",
+        "confirmation_method": "automatic",
+        "currency": currency,
+        "customer": customer,
+        "payment_details": {"customer_reference": None, "order_reference": invoice or None},
+        "payment_method_types": ["card"],
+        "status": "requires_payment_method",
+    }
+
+
+def _attempt(mode: Mode, intent: Object, method: Object, refusal: str) -> Outcome:
+    """Store the card's answer: a decline code, `requires_action`, or empty for success."""
+    if mode.store.get("payment_intent", intent["id"]) is None:
+        mode.store.save(dict(intent))
+    intent |= {"last_payment_error": None, "next_action": None, "payment_method": method["id"]}
+    if refusal == REQUIRES_ACTION:
+        mode.store.save(intent | ASK, "payment_intent.requires_action")
+        return Outcome(REQUIRES_ACTION, "", "", intent["id"])
+    if not refusal:
+        intent |= {"status": "succeeded", "amount_received": intent["amount"]}
+        mode.store.save(intent, "payment_intent.succeeded")
+        return Outcome("succeeded", "", "", intent["id"])
+    error = card_error(refusal)
+    intent |= {"status": "requires_payment_method", "payment_method": None}
+    intent["last_payment_error"] = {**error.details(), "payment_method": method}
+    mode.store.save(intent, "payment_intent.payment_failed")
+    return Outcome("declined", error.code or "", refusal, intent["id"])
+
+
+def _refusal(mode: Mode, customer: str, method: Object) -> str:
     waiting = mode.store.get("simulator.declines", f"declines_{customer}")
     if waiting and waiting["codes"]:
         mode.store.put({**waiting, "codes": waiting["codes"][1:]})
@@ -148,7 +124,7 @@ def _refusal(mode: Mode, customer: str, method: Object, authenticated: bool | No
         return "expired_card"
     card = card_of(method)
     asks = card.authentication == "always" or (card.authentication and not _is_set_up(mode, method))
-    return card.decline_code or (REQUIRES_ACTION if asks and not authenticated else "")
+    return card.decline_code or (REQUIRES_ACTION if asks else "")
 
 
 def _is_set_up(mode: Mode, method: Object) -> bool:
@@ -156,27 +132,3 @@ def _is_set_up(mode: Mode, method: Object) -> bool:
     intents = [*mode.store.newest("setup_intent", "payment_method", method["id"])]
     intents += mode.store.newest("payment_intent", "payment_method", method["id"])
     return any(intent["status"] == "succeeded" for intent in intents)
-
-
-def _charged(mode: Mode, intent: Object, refusal: str) -> str:
-    """Store the charge of an attempt and return the charge's id."""
-    paid = not refusal
-    body = new_object(mode, "charge", "ch", {}, mode.clock_of(intent["customer"])) | {
-        "amount": intent["amount"],
-        "amount_captured": intent["amount"] if paid else 0,
-        "amount_refunded": 0,
-        "billing_details": {},
-        "captured": paid,
-        "currency": intent["currency"],
-        "customer": intent["customer"],
-        "disputed": False,
-        "failure_code": code_of(refusal) if refusal else None,
-        "failure_message": card_error(refusal).message if refusal else None,
-        "outcome": {"type": "authorized" if paid else "issuer_declined", "reason": refusal or None},
-        "paid": paid,
-        "payment_intent": intent["id"],
-        "payment_method": intent["payment_method"],
-        "refunded": False,
-        "status": "succeeded" if paid else "failed",
-    }
-    return str(mode.store.save(body, f"charge.{body['status']}")["id"])

@@ -14,6 +14,7 @@ pytest_plugins: list[str] = [
     "tests.services.stripe",
     "tests.services.stripe_wire",
     "tests.services.stripe_sdk",
+    "tests.services.stripe_shop",
     "tests.services.valkey",
 ]
 # Each xdist worker starts its own services, and a single test of `tests/integration` keeps several processes busy.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Final
+from typing import Final
 
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.discounts import Coupon, Discount, discount_from, remaining
@@ -17,7 +17,6 @@ FIELDS: Final = (
     "amount_off", "applies_to", "currency", "duration", "duration_in_months", "max_redemptions", "name", "percent_off",
     "redeem_by",
 )  # fmt: skip
-EXPIRE: Final = "coupon.expire"
 # The field that says whether a coupon or a promotion code can be redeemed, and the field of its end.
 _STATE: Final = {"coupon": ("valid", "redeem_by"), "promotion_code": ("active", "expires_at")}
 _OWNERS: Final = ("checkout_session", "invoice", "invoice_item", "subscription", "subscription_item")
@@ -38,24 +37,7 @@ def create(mode: Mode, call: Call) -> Object:
     body = dict.fromkeys(FIELDS) | new_object(mode, "coupon", "", {**params, "id": identifier})
     body |= {"times_redeemed": 0, "valid": True, "duration": "once"}
     body |= {name: params[name] for name in FIELDS if name in params}
-    return mode.store.save(ending(mode, body))
-
-
-def ending(mode: Mode, body: Object) -> Object:
-    """Schedule the end of a new coupon or promotion code. Raises `ApiError` if the end has passed."""
-    kind, clock = body["object"], mode.clock_of(body.get("customer") or "")
-    param = _STATE[kind][1]
-    if body[param] is not None:
-        if body[param] <= mode.now_s(clock):
-            raise ApiError(400, f"{param} must be in the future.", param=param)
-        mode.clockwork.schedule(body[param] * 1_000, EXPIRE, {"kind": kind, "id": body["id"]}, clock)
-    return body
-
-
-def expire(mode: Mode, arguments: dict[str, Any]) -> None:
-    """The job at `redeem_by` or `expires_at`."""
-    kind = arguments["kind"]
-    mode.store.save({**mode.fetch(kind, arguments["id"]), _STATE[kind][0]: False})
+    return mode.store.save(body)
 
 
 def redeem(mode: Mode, entry: Params, customer: str, param: str = "discounts[0]", **owner: str) -> Object:
@@ -133,7 +115,6 @@ def _has_paid(mode: Mode, customer: str) -> bool:
     return any(intent["status"] == "succeeded" for intent in intents)
 
 
-JOBS = {EXPIRE: expire}
 ROUTES = (
     Route("POST", "/v1/coupons", create, (*FIELDS, "id", "metadata")),
     Route("GET", "/v1/coupons", listed("coupon"), (*LIST, "created")),

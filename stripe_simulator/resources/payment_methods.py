@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from stripe_simulator.contract.parameters import Params
-from stripe_simulator.errors import missing_parameter, no_such
-from stripe_simulator.mode import Call, Mode, Route, new_object
-from stripe_simulator.pagination import LIST, listed, page
+from stripe_simulator.errors import missing_parameter
+from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
+from stripe_simulator.pagination import LIST, listed
 from stripe_simulator.resources.test_cards import BY_NUMBER, CARDS, Card, card_error, passes_luhn
 from stripe_simulator.store import Object
 
@@ -45,14 +45,6 @@ def create(mode: Mode, call: Call) -> Object:
     return mode.store.put(_new(mode, call.params, card["number"], card["exp_year"], card["exp_month"]))
 
 
-def retrieve(mode: Mode, call: Call) -> Object:
-    """`GET /v1/payment_methods/{payment_method}`, and the same under the customer."""
-    method = mode.fetch("payment_method", call.ids[-1], _LABEL)
-    if len(call.ids) > 1 and method["customer"] != call.ids[0]:
-        raise no_such(_LABEL, method["id"], "payment_method")
-    return method
-
-
 def attach(mode: Mode, call: Call) -> Object:
     """`POST /v1/payment_methods/{payment_method}/attach`."""
     if "customer" not in call.params:
@@ -69,12 +61,6 @@ def detach(mode: Mode, call: Call) -> Object:
         customer["invoice_settings"]["default_payment_method"] = None
         mode.store.save(customer)
     return mode.store.save({**method, "customer": None}, "payment_method.detached")
-
-
-def list_of_customer(mode: Mode, call: Call) -> Object:
-    """`GET /v1/customers/{customer}/payment_methods`."""
-    mode.fetch("customer", call.id)
-    return page(mode, call, "payment_method", {"customer": call.id, "type": call.params.get("type")})
 
 
 def resolved(mode: Mode, identifier: str, param: str = "id") -> Object:
@@ -102,24 +88,17 @@ def _new(mode: Mode, params: Params, number: str, year: int, month: int) -> Obje
     if (year, month) < (now.year, now.month):
         raise card_error("invalid_expiry_year", param="exp_year")
     details: dict[str, Any] = dict.fromkeys(("address", "email", "name", "phone", "tax_id"))
-    brand = BY_NUMBER[number].brand if number in BY_NUMBER else "visa"
-    return new_object(mode, "payment_method", "pm", {"metadata": params.get("metadata")}) | {
+    return new_object(mode, "payment_method", "pm", params) | {
         "allow_redisplay": "unspecified",
         "billing_details": details | params.get("billing_details", {}),
         "card": {
-            "brand": brand,
-            "checks": {"address_line1_check": None, "address_postal_code_check": None, "cvc_check": "pass"},
+            "brand": BY_NUMBER[number].brand if number in BY_NUMBER else "visa",
             "country": "US",
-            "display_brand": brand,
             "exp_month": month,
             "exp_year": year,
             "fingerprint": fingerprint(number),
             "funding": "credit",
-            "generated_from": None,
             "last4": number[-4:],
-            "networks": {"available": [brand], "preferred": None},
-            "three_d_secure_usage": {"supported": True},
-            "wallet": None,
         },
         "customer": None,
         "type": "card",
@@ -127,13 +106,10 @@ def _new(mode: Mode, params: Params, number: str, year: int, month: int) -> Obje
 
 
 _ITEM: Final = "/v1/payment_methods/{payment_method}"
-_OF_CUSTOMER: Final = "/v1/customers/{customer}/payment_methods"
 ROUTES = (
     Route("POST", "/v1/payment_methods", create, CREATE),
     Route("GET", "/v1/payment_methods", listed("payment_method", "customer", "type"), (*LIST, "customer", "type")),
-    Route("GET", _ITEM, retrieve),
+    Route("GET", _ITEM, retrieve("payment_method", _LABEL)),
     Route("POST", f"{_ITEM}/attach", attach, ("customer",)),
     Route("POST", f"{_ITEM}/detach", detach),
-    Route("GET", _OF_CUSTOMER, list_of_customer, (*LIST, "type")),
-    Route("GET", f"{_OF_CUSTOMER}/{{payment_method}}", retrieve),
 )

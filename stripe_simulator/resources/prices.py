@@ -24,9 +24,12 @@ CREATE: Final = (
     "transform_quantity", "unit_amount", "unit_amount_decimal",
 )  # fmt: skip
 _GIVEN: Final = ("active", "billing_scheme", "nickname", "tax_behavior", "tiers_mode", "transform_quantity")
+_NULL: Final = ("custom_unit_amount", "lookup_key", "nickname", "tiers_mode", "transform_quantity")
 FILTERS: Final = ("active", "currency", "product", "type")
-# A period has at most three years.
-_INTERVALS_MAX: Final = {"day": 1095, "week": 156, "month": 36, "year": 3}
+_NOT_WITH: Final = {
+    "per_unit": ("tiers", "tiers_mode"),
+    "tiered": ("unit_amount", "unit_amount_decimal", "transform_quantity"),
+}
 
 
 def create(mode: Mode, call: Call) -> Object:
@@ -35,21 +38,17 @@ def create(mode: Mode, call: Call) -> Object:
     currency = params["currency"].lower()
     if len(currency) != 3 or not currency.isalpha():
         raise ApiError(400, f"Invalid currency: {currency}.", param="currency")
-    amounts = _tiered(params) if params.get("billing_scheme") == "tiered" else _per_unit(params)
+    amounts = _amounts(params)
     recurring = _recurring(mode, params["recurring"]) if "recurring" in params else None
     if require_one(params, "product", "product_data") == "product":
         product = mode.fetch("product", params["product"], param="product")
     else:
         product = products.new(mode, params["product_data"])
-    body: Object = {
+    body = {
+        **dict.fromkeys(_NULL),
         "active": True,
         "billing_scheme": "per_unit",
-        "custom_unit_amount": None,
-        "lookup_key": None,
-        "nickname": None,
         "tax_behavior": "unspecified",
-        "tiers_mode": None,
-        "transform_quantity": None,
         **{name: params[name] for name in _GIVEN if name in params},
         **new_object(mode, "price", "price", params),
         **amounts,
@@ -106,20 +105,15 @@ def engine_price(price: Object) -> Price:
     )
 
 
-def _refuse(params: Params, scheme: str, *names: str) -> None:
-    for name in names:
+def _amounts(params: Params) -> Object:
+    """The amounts of a new price. Raises `ApiError` if they do not fit the billing scheme."""
+    scheme = params.get("billing_scheme", "per_unit")
+    for name in _NOT_WITH[scheme]:
         if name in params:
             raise ApiError(400, f"`{name}` cannot be set if `billing_scheme={scheme}`.", param=name)
-
-
-def _per_unit(params: Params) -> Object:
-    _refuse(params, "per_unit", "tiers", "tiers_mode")
-    require_one(params, "unit_amount", "unit_amount_decimal")
-    return _amount(params, "unit_amount")
-
-
-def _tiered(params: Params) -> Object:
-    _refuse(params, "tiered", "unit_amount", "unit_amount_decimal", "transform_quantity")
+    if scheme == "per_unit":
+        require_one(params, "unit_amount", "unit_amount_decimal")
+        return _amount(params, "unit_amount")
     for name in ("recurring", "tiers_mode", "tiers"):
         if not params.get(name):
             raise missing_parameter(name)
@@ -131,8 +125,6 @@ def _tiered(params: Params) -> Object:
         {"up_to": None if bound == "inf" else bound, **_amount(tier, "unit_amount"), **_amount(tier, "flat_amount")}
         for bound, tier in zip(bounds, params["tiers"], strict=True)
     ]
-    if any(tier["unit_amount_decimal"] is None and tier["flat_amount_decimal"] is None for tier in tiers):
-        raise ApiError(400, "Each tier must have a `unit_amount` or a `flat_amount`.", param="tiers")
     return {"unit_amount": None, "unit_amount_decimal": None, "tiers": tiers}
 
 
@@ -154,9 +146,6 @@ def _amount(params: Params, name: str) -> Object:
 
 def _recurring(mode: Mode, params: Params) -> Object:
     body = {"interval_count": 1, "meter": None, "trial_period_days": None, "usage_type": "licensed", **params}
-    if not 1 <= body["interval_count"] <= _INTERVALS_MAX[body["interval"]]:
-        message = "A period has at least one interval and at most three years."
-        raise ApiError(400, message, param="recurring[interval_count]")
     if (body["usage_type"] == "metered") != (body["meter"] is not None):
         message = "A price with `usage_type=metered` must have a meter, and no other price can have one."
         raise ApiError(400, message, param="recurring[meter]")

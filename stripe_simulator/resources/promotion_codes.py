@@ -8,11 +8,11 @@ from stripe_simulator.errors import ApiError, missing_parameter
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, listed
-from stripe_simulator.resources.coupons import ending
 from stripe_simulator.store import Object
 
 INDEXED = {"promotion_code": ("code",)}
 FIELDS: Final = ("active", "customer", "expires_at", "max_redemptions")
+FILTERS: Final = ("code", "active", "customer")
 CREATE: Final = (*FIELDS, "code", "metadata", "promotion", "restrictions[first_time_transaction]")
 
 
@@ -24,10 +24,8 @@ def create(mode: Mode, call: Call) -> Object:
     mode.fetch("coupon", params["promotion"]["coupon"], param="promotion[coupon]")
     if params.get("customer"):
         mode.fetch("customer", params["customer"], param="customer")
-    body: Object = dict.fromkeys(FIELDS) | new_object(
-        mode, "promotion_code", "promo", {"metadata": params.get("metadata")}
-    )
-    body |= {
+    body = new_object(mode, "promotion_code", "promo", params) | {
+        **dict.fromkeys(FIELDS),
         "active": True,
         **{name: params[name] for name in FIELDS if name in params},
         "code": params.get("code") or mode.store.new_id("", 8)[1:].upper(),
@@ -37,7 +35,7 @@ def create(mode: Mode, call: Call) -> Object:
         "times_redeemed": 0,
     }
     _check_free(mode, body)
-    return mode.store.save(ending(mode, body))
+    return mode.store.save(body)
 
 
 def update(mode: Mode, call: Call) -> Object:
@@ -57,12 +55,7 @@ def _check_free(mode: Mode, body: Object) -> None:
 
 ROUTES = (
     Route("POST", "/v1/promotion_codes", create, CREATE),
-    Route(
-        "GET",
-        "/v1/promotion_codes",
-        listed("promotion_code", "code", "active", "customer"),
-        (*LIST, "active", "code", "created", "customer"),
-    ),
+    Route("GET", "/v1/promotion_codes", listed("promotion_code", *FILTERS), (*LIST, *FILTERS, "created")),
     Route("GET", "/v1/promotion_codes/{promotion_code}", retrieve("promotion_code")),
     Route("POST", "/v1/promotion_codes/{promotion_code}", update, ("active", "metadata")),
 )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from stripe_simulator.contract.parameters import Params
 from stripe_simulator.errors import ApiError, missing_parameter
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
-from stripe_simulator.pagination import LIST, listed
 from stripe_simulator.resources.payment_methods import attached, card_of, resolved
+from stripe_simulator.resources.test_cards import ASK
 from stripe_simulator.store import Object
 
 INDEXED = {"setup_intent": ("payment_method",)}
@@ -14,48 +13,38 @@ INDEXED = {"setup_intent": ("payment_method",)}
 
 def create(mode: Mode, call: Call) -> Object:
     """`POST /v1/setup_intents`."""
-    return new(mode, call.params)
-
-
-def new(mode: Mode, params: Params) -> Object:
-    """Store a setup intent that waits for a payment method; `customer`, `metadata` and `usage` are its parameters."""
+    params = call.params
     if params.get("customer"):
         mode.fetch("customer", params["customer"], param="customer")
-    null = ("cancellation_reason", "description", "last_setup_error", "latest_attempt", "next_action", "payment_method")
-    body: Object = (
-        dict.fromkeys(null)
-        | new_object(mode, "setup_intent", "seti", params)
-        | {
-            "customer": params.get("customer"),
-            "payment_method_types": ["card"],
-            "status": "requires_payment_method",
-            "usage": params.get("usage", "off_session"),
-        }
-    )
-    body["client_secret"] = f"{body['id']}_secret_{mode.store.new_id('', 24)[1:]}"
-    return mode.store.save(body)
+    body = new_object(mode, "setup_intent", "seti", params) | {
+        "customer": params.get("customer"),
+        "last_setup_error": None,
+        "next_action": None,
+        "payment_method": None,
+        "payment_method_types": ["card"],
+        "status": "requires_payment_method",
+        "usage": params.get("usage", "off_session"),
+    }
+    return mode.store.save(body | {"client_secret": f"{body['id']}_secret_{mode.store.new_id('')[1:]}"})
 
 
 def confirm(mode: Mode, call: Call) -> Object:
     """`POST /v1/setup_intents/{intent}/confirm`. The customer gets the payment method."""
     intent = mode.fetch("setup_intent", call.id)
-    if intent["status"] in ("succeeded", "canceled"):
-        message = f"You cannot confirm this SetupIntent because it has a status of {intent['status']}."
+    if intent["status"] == "succeeded":
+        message = "You cannot confirm this SetupIntent because it has already succeeded."
         raise ApiError(400, message, code="setup_intent_unexpected_state", fields={"setup_intent": intent})
     if "payment_method" not in call.params:
         raise missing_parameter("payment_method")
     method = resolved(mode, call.params["payment_method"], "payment_method")
-    intent["payment_method"] = method["id"]
+    intent |= {"payment_method": method["id"]}
     if card_of(method).authentication:
-        action = {"type": "use_stripe_sdk", "use_stripe_sdk": {"type": "three_d_secure_redirect"}}
-        return mode.store.save(
-            {**intent, "status": "requires_action", "next_action": action}, "setup_intent.requires_action"
-        )
+        return mode.store.save(intent | ASK, "setup_intent.requires_action")
     return succeeded(mode, intent)
 
 
 def succeeded(mode: Mode, intent: Object) -> Object:
-    """Finish a setup intent, as when the cardholder authenticated it."""
+    """Finish a setup intent, as when the cardholder agreed."""
     if intent["customer"]:
         attached(mode, mode.fetch("payment_method", intent["payment_method"]), intent["customer"])
     return mode.store.save({**intent, "status": "succeeded", "next_action": None}, "setup_intent.succeeded")
@@ -63,7 +52,6 @@ def succeeded(mode: Mode, intent: Object) -> Object:
 
 ROUTES = (
     Route("POST", "/v1/setup_intents", create, ("customer", "metadata", "usage")),
-    Route("GET", "/v1/setup_intents", listed("setup_intent", "customer"), (*LIST, "created", "customer")),
     Route("GET", "/v1/setup_intents/{intent}", retrieve("setup_intent")),
     Route("POST", "/v1/setup_intents/{intent}/confirm", confirm, ("payment_method",)),
 )

@@ -10,6 +10,7 @@ from stripe_simulator.mode import Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, listed
 from stripe_simulator.store import Object
 
+INDEXED = {"tax_rate": ("country",)}
 # Standard rates in percent. Customers of other countries pay no tax.
 RATES: Final = {"AT": 20, "DE": 19, "FR": 20, "GB": 20, "IE": 23, "IT": 22, "NL": 21}
 
@@ -26,28 +27,14 @@ def rate_of(mode: Mode, customer: Object) -> AppliedRate | None:
     country = (customer["address"] or {}).get("country")
     if country not in RATES or customer["tax_exempt"] != "none":
         return None
-    stored = next(mode.store.newest("tax_rate", "country", country), None)
-    if stored is None:
-        stored = new_object(mode, "tax_rate", "txr", {}) | {
-            "active": True,
-            "country": country,
-            "description": None,
-            "display_name": "VAT",
-            "effective_percentage": float(RATES[country]),
-            "flat_amount": None,
-            "inclusive": False,
-            "jurisdiction": country,
-            "jurisdiction_level": "country",
-            "percentage": float(RATES[country]),
-            "rate_type": "percentage",
-            "state": None,
-            "tax_type": "vat",
-        }
-        mode.store.save(stored)
+    stored = next(mode.store.newest("tax_rate", "country", country), None) or mode.store.save(
+        new_object(mode, "tax_rate", "txr", {})
+        | {"active": True, "inclusive": False, "percentage": float(RATES[country]), "rate_type": "percentage"}
+        | {"country": country, "display_name": "VAT", "jurisdiction": country, "tax_type": "vat"}
+    )
     return AppliedRate(TaxRate(Fraction(RATES[country])), stored["id"])
 
 
-INDEXED = {"tax_rate": ("country",)}
 ROUTES = (
     Route("GET", "/v1/tax_rates", listed("tax_rate"), (*LIST, "created")),
     Route("GET", "/v1/tax_rates/{tax_rate}", retrieve("tax_rate")),

@@ -23,9 +23,7 @@ class Card(NamedTuple):
 
 CARDS: Final = {
     "pm_card_visa": Card("4242424242424242"),
-    "pm_card_visa_debit": Card("4000056655665556"),
     "pm_card_mastercard": Card("5555555555554444", brand="mastercard"),
-    "pm_card_amex": Card("378282246310005", brand="amex"),
     "pm_card_visa_chargeDeclined": Card("4000000000000002", "generic_decline"),
     "pm_card_visa_chargeDeclinedInsufficientFunds": Card("4000000000009995", "insufficient_funds"),
     "pm_card_visa_chargeDeclinedLostCard": Card("4000000000009987", "lost_card"),
@@ -36,7 +34,12 @@ CARDS: Final = {
     "pm_card_chargeCustomerFail": Card("4000000000000341", "generic_decline", attaches=True),
     "pm_card_authenticationRequired": Card("4000002760003184", authentication="always"),
     "pm_card_authenticationRequiredOnSetup": Card("4000002500003155", authentication="until_set_up"),
-    "pm_card_threeDSecure2Required": Card("4000000000003220", authentication="always"),
+}
+REQUIRES_ACTION: Final = "requires_action"
+# The change of an intent whose card asks the cardholder.
+ASK: Final = {
+    "status": REQUIRES_ACTION,
+    "next_action": {"type": "use_stripe_sdk", "use_stripe_sdk": {"type": "three_d_secure_redirect"}},
 }
 BY_NUMBER: Final = {card.number: card for card in CARDS.values()}
 MESSAGES: Final = {
@@ -51,17 +54,12 @@ MESSAGES: Final = {
 }
 
 
-def code_of(decline_code: str) -> str:
-    """The error code of a decline. Codes that are no error code of their own are `card_declined`."""
-    own = decline_code in MESSAGES and decline_code != "insufficient_funds"
-    return decline_code if own else "card_declined"
-
-
-def card_error(decline_code: str, **fields: object) -> ApiError:
-    """402 of a declined card. What the request stored before the error stays."""
+def card_error(decline_code: str, param: str | None = None) -> ApiError:
+    """402 of a declined card. A decline code that is no error code of its own has the code `card_declined`."""
+    code = decline_code if decline_code in MESSAGES and decline_code != "insufficient_funds" else "card_declined"
     message = MESSAGES.get(decline_code, "Your card was declined.")
-    fields = {"decline_code": decline_code, **fields}
-    return ApiError(402, message, kind="card_error", code=code_of(decline_code), fields=fields, kept=True)
+    fields = {"decline_code": decline_code}
+    return ApiError(402, message, kind="card_error", code=code, param=param, fields=fields, kept=True)
 
 
 def passes_luhn(number: str) -> bool:
