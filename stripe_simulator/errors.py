@@ -86,6 +86,15 @@ def require_one(params: Mapping[str, object], *names: str) -> str:
     return present[0]
 
 
+def require_positive(params: Mapping[str, int], *names: str, within: str = "") -> None:
+    """Raises `ApiError` if one of these parameters, parts of the map `within`, is below 1."""
+    for name in names:
+        if params.get(name, 1) < 1:
+            param = f"{within}[{name}]" if within else name
+            message = "This value must be greater than or equal to 1."
+            raise ApiError(400, message, code="parameter_invalid_integer", param=param)
+
+
 def empty_parameter(name: str) -> ApiError:
     """The parameter is empty, and it cannot be cleared."""
     message = (

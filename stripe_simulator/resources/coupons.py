@@ -8,7 +8,7 @@ from typing import Final
 
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.discounts import Coupon, Discount, discount_from, remaining
-from stripe_simulator.errors import ApiError, missing_parameter, require_one
+from stripe_simulator.errors import ApiError, missing_parameter, require_one, require_positive
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, listed
 from stripe_simulator.store import Object
@@ -26,17 +26,17 @@ def create(mode: Mode, call: Call) -> Object:
     """`POST /v1/coupons`."""
     params = call.params
     name = require_one(params, "percent_off", "amount_off")
-    if not 0 < params[name] <= (100 if name == "percent_off" else 10**12):
-        raise ApiError(400, f"Invalid {name}: {params[name]}", param=name)
+    require_positive(params, "amount_off", "duration_in_months", "max_redemptions")
+    if not 0 < params.get("percent_off", 100) <= 100:
+        raise ApiError(400, "Invalid percent_off: it must be above 0 and at most 100.", param="percent_off")
     if name == "amount_off" and "currency" not in params:
         raise missing_parameter("currency")
     if (params.get("duration") == "repeating") != ("duration_in_months" in params):
         message = "`duration_in_months` must be set if `duration=repeating`, and cannot be set otherwise."
         raise ApiError(400, message, param="duration_in_months")
     identifier = params.get("id") or mode.store.new_id("", 8)[1:]
-    body = dict.fromkeys(FIELDS) | new_object(mode, "coupon", "", {**params, "id": identifier})
-    body |= {"times_redeemed": 0, "valid": True, "duration": "once"}
-    body |= {name: params[name] for name in FIELDS if name in params}
+    body = new_object(mode, "coupon", "", {**params, "id": identifier}) | {name: params.get(name) for name in FIELDS}
+    body |= {"duration": params.get("duration", "once"), "times_redeemed": 0, "valid": True}
     return mode.store.save(body)
 
 

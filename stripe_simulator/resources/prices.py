@@ -9,7 +9,7 @@ from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.amounts import exact_amount
 from stripe_simulator.engine.periods import Recurrence
 from stripe_simulator.engine.tiers import Price, Tier, TransformQuantity
-from stripe_simulator.errors import ApiError, missing_parameter, require_one
+from stripe_simulator.errors import ApiError, missing_parameter, require_one, require_positive
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, page
@@ -23,8 +23,10 @@ CREATE: Final = (
     "recurring[interval_count]", "recurring[meter]", "recurring[usage_type]", "tiers", "tiers_mode",
     "transform_quantity", "unit_amount", "unit_amount_decimal",
 )  # fmt: skip
-_GIVEN: Final = ("active", "billing_scheme", "nickname", "tax_behavior", "tiers_mode", "transform_quantity")
-_NULL: Final = ("custom_unit_amount", "lookup_key", "nickname", "tiers_mode", "transform_quantity")
+_DEFAULTS: Final = {
+    "active": True, "billing_scheme": "per_unit", "nickname": None, "tax_behavior": "unspecified", "tiers_mode": None,
+    "transform_quantity": None,
+}  # fmt: skip
 FILTERS: Final = ("active", "currency", "product", "type")
 _NOT_WITH: Final = {
     "per_unit": ("tiers", "tiers_mode"),
@@ -45,14 +47,12 @@ def create(mode: Mode, call: Call) -> Object:
     else:
         product = products.new(mode, params["product_data"])
     body = {
-        **dict.fromkeys(_NULL),
-        "active": True,
-        "billing_scheme": "per_unit",
-        "tax_behavior": "unspecified",
-        **{name: params[name] for name in _GIVEN if name in params},
+        **{name: params.get(name, default) for name, default in _DEFAULTS.items()},
         **new_object(mode, "price", "price", params),
         **amounts,
         "currency": currency,
+        "custom_unit_amount": None,
+        "lookup_key": None,
         "product": product["id"],
         "recurring": recurring,
         "type": "recurring" if recurring else "one_time",
@@ -113,6 +113,7 @@ def _amounts(params: Params) -> Object:
             raise ApiError(400, f"`{name}` cannot be set if `billing_scheme={scheme}`.", param=name)
     if scheme == "per_unit":
         require_one(params, "unit_amount", "unit_amount_decimal")
+        require_positive(params.get("transform_quantity", {}), "divide_by", within="transform_quantity")
         return _amount(params, "unit_amount")
     for name in ("recurring", "tiers_mode", "tiers"):
         if not params.get(name):
@@ -146,6 +147,7 @@ def _amount(params: Params, name: str) -> Object:
 
 def _recurring(mode: Mode, params: Params) -> Object:
     body = {"interval_count": 1, "meter": None, "trial_period_days": None, "usage_type": "licensed", **params}
+    require_positive(params, "interval_count", within="recurring")
     if (body["usage_type"] == "metered") != (body["meter"] is not None):
         message = "A price with `usage_type=metered` must have a meter, and no other price can have one."
         raise ApiError(400, message, param="recurring[meter]")

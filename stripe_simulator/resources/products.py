@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from stripe_simulator.contract.parameters import Params
-from stripe_simulator.errors import ApiError
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, listed
@@ -29,14 +28,8 @@ def new(mode: Mode, params: Params) -> Object:
 
 def update(mode: Mode, call: Call) -> Object:
     """`POST /v1/products/{id}`."""
-    before, params = mode.fetch("product", call.id), call.params
-    body = _changed(before, params)
-    if "default_price" in params:
-        price = mode.fetch("price", params["default_price"], param="default_price")
-        if price["product"] != body["id"]:
-            message = f"The price {price['id']} does not belong to the product {body['id']}."
-            raise ApiError(400, message, param="default_price")
-        body["default_price"] = price["id"]
+    before = mode.fetch("product", call.id)
+    body = _changed(before, call.params)
     return before if body == before else mode.store.save({**body, "updated": mode.now_s()})
 
 
@@ -49,5 +42,5 @@ ROUTES = (
     Route("POST", "/v1/products", create, (*FIELDS, "id", "metadata")),
     Route("GET", "/v1/products", listed("product", "active"), (*LIST, "active", "created")),
     Route("GET", "/v1/products/{id}", retrieve("product")),
-    Route("POST", "/v1/products/{id}", update, (*FIELDS, "default_price", "metadata")),
+    Route("POST", "/v1/products/{id}", update, (*FIELDS, "metadata")),
 )

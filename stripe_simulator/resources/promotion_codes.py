@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from stripe_simulator.errors import ApiError, missing_parameter
+from stripe_simulator.errors import ApiError, missing_parameter, require_positive
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, listed
@@ -19,15 +19,15 @@ CREATE: Final = (*FIELDS, "code", "metadata", "promotion", "restrictions[first_t
 def create(mode: Mode, call: Call) -> Object:
     """`POST /v1/promotion_codes`."""
     params = call.params
+    require_positive(params, "max_redemptions")
     if not params["promotion"].get("coupon"):
         raise missing_parameter("promotion[coupon]")
     mode.fetch("coupon", params["promotion"]["coupon"], param="promotion[coupon]")
     if params.get("customer"):
         mode.fetch("customer", params["customer"], param="customer")
     body = new_object(mode, "promotion_code", "promo", params) | {
-        **dict.fromkeys(FIELDS),
-        "active": True,
-        **{name: params[name] for name in FIELDS if name in params},
+        **{name: params.get(name) for name in FIELDS},
+        "active": params.get("active", True),
         "code": params.get("code") or mode.store.new_id("", 8)[1:].upper(),
         "promotion": params["promotion"],
         "restrictions": {"minimum_amount": None, "minimum_amount_currency": None, "first_time_transaction": False}
