@@ -173,8 +173,8 @@ def _resend(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
 def _roll(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
     """Roll the signing secret of a `target`. The old one stays valid for `keep_s`, as chosen in Stripe's dashboard."""
     mode, target = simulator.mode(_is_live(body)), str(body["target"])
-    if mode.store.get(deliveries.SECRETS, target) is None:
-        raise ValueError(f"{target} has no signing secret")
+    if mode.store.find(target) is None:
+        raise ValueError(f"there is no {target}")
     return {"secret": deliveries.new_secret(mode, target, int(str(body.get("keep_s", 0))))}
 
 

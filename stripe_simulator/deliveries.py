@@ -68,7 +68,7 @@ def new_secret(mode: Mode, target: str, keep_s: int = 0) -> str:
     with mode.journal.transaction():
         secret = mode.store.new_id("whsec", 32)
         valid = [[old, min(until_ms or end_ms, end_ms)] for old, until_ms in _secrets(mode, target)]
-        mode.store.put({"id": target, "object": SECRETS, "secrets": [[secret, None], *valid]})
+        mode.store.put({"id": f"{target}.keys", "object": SECRETS, "keys": [[secret, None], *valid]})
     return secret
 
 
@@ -84,8 +84,11 @@ async def work(mode: Mode) -> None:
     connections: _Connections = {}
     try:
         while True:
-            await _attempt(mode, await mode.outbox.get(), connections)
-            mode.outbox.task_done()
+            identifier = await mode.outbox.get()
+            try:
+                await _attempt(mode, identifier, connections)
+            finally:
+                mode.outbox.task_done()
     finally:
         for _, writer, _ in connections.values():
             writer.close()
@@ -181,5 +184,5 @@ def _signature(mode: Mode, target: str, body: bytes) -> str:
 
 def _secrets(mode: Mode, target: str) -> list[tuple[str, int | None]]:
     """(secret, end of its validity), newest first. Stripe signs with every valid secret."""
-    secrets = (mode.store.get(SECRETS, target) or {}).get("secrets", ())
-    return [(secret, until_ms) for secret, until_ms in secrets if until_ms is None or until_ms > mode.now_ms()]
+    keys = (mode.store.get(SECRETS, f"{target}.keys") or {"keys": ()})["keys"]
+    return [(secret, until_ms) for secret, until_ms in keys if until_ms is None or until_ms > mode.now_ms()]

@@ -37,6 +37,7 @@ class Sdk:
     def __init__(self, simulator: Simulator, clock: ManualClock, url: str = "", *, key: str = TEST_KEY) -> None:
         self.simulator = simulator
         self.clock = clock
+        self.url = url
         self._is_async = not url
         self._transport: Any = _Transport(simulator)
         base = url or "http://stripe.test"
