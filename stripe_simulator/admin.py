@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import islice
 
@@ -38,7 +38,7 @@ def routes(simulator: Simulator) -> list[Route]:
         Route("/_simulator/health", guarded(lambda _: _health(simulator)), methods=["GET"]),
         Route("/_simulator/state", guarded(lambda body: _state(simulator, body)), methods=["GET"]),
         Route("/_simulator/faults", guarded(lambda _: _faults(simulator)), methods=["GET"]),
-        Route("/_simulator/faults", guarded(lambda body: _add_fault(simulator, body)), methods=["POST"]),
+        Route("/_simulator/faults", guarded(lambda body: add_fault(simulator, body)), methods=["POST"]),
         Route("/_simulator/faults", guarded(lambda _: _clear_faults(simulator)), methods=["DELETE"]),
         Route("/_simulator/settings", guarded(lambda body: _set(simulator, body)), methods=["POST"]),
         Route("/_simulator/meter_events", guarded(lambda body: _inject(simulator, body)), methods=["POST"]),
@@ -88,7 +88,8 @@ def _faults(simulator: Simulator) -> dict[str, object]:
     return {"waiting": waiting, "happened": simulator.faults.happened()}
 
 
-def _add_fault(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
+def add_fault(simulator: Simulator, body: Mapping[str, object]) -> dict[str, object]:
+    """Add a fault, and list the faults. Raises `ValueError` or `KeyError` for a body that is no fault."""
     fields = dict(body)
     fault = Fault(
         kind=FaultKind(str(fields.pop("kind"))),

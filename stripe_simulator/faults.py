@@ -86,9 +86,9 @@ class FaultPlan:
         if fault.count:
             self._waiting.append((fault, fault.count))
 
-    def clear(self) -> None:
-        """Delete the faults that have not happened yet."""
-        self._waiting.clear()
+    def clear(self, kind: str = "") -> None:
+        """Delete the faults that have not happened yet, of one kind or all."""
+        self._waiting = [(fault, left) for fault, left in self._waiting if kind and fault.kind != kind]
 
     def take(self, method: str, path: str, params: object, now_ms: int = 0) -> Fault | None:
         """The fault for this request or delivery, or None. Uses up one application of the fault."""

@@ -10,6 +10,7 @@ from stripe_simulator.mode import Job, Route, Subscriber
 from stripe_simulator.resources import (
     account,
     balance_transactions,
+    checkout_sessions,
     core_events,
     coupons,
     credit_grants,
@@ -26,6 +27,7 @@ from stripe_simulator.resources import (
     meters,
     payment_intents,
     payment_methods,
+    portal_sessions,
     previews,
     prices,
     products,
@@ -73,6 +75,8 @@ _RESOURCES: Final[tuple[Any, ...]] = (
     tax,
     webhook_endpoints,
     entitlements,
+    checkout_sessions,
+    portal_sessions,
 )
 
 ROUTES: Final[Sequence[Route]] = [route for resource in _RESOURCES for route in resource.ROUTES]

@@ -20,9 +20,11 @@ class SimulatorSettings:
     becomes a 500 and is recorded. `retry_policy`: the account's retries of failed payments and what ends them.
     `invoice_grace_s`: how long the invoice of a cycle stays a draft.
     `delivery_timeout_s`: the real time in which an endpoint must answer.
+    `pages_url`: where a browser finds the hosted pages.
     """
 
     account: str = "acct_simulator"
+    pages_url: str = "http://127.0.0.1:8420"
     summary_lag_s: float = 5.0
     validation_window_s: float = 10.0
     validation_delay_s: float = 5.0

@@ -125,6 +125,10 @@ class Store:
         body = self.get(kind, identifier)
         return None if body is None else copied(body)
 
+    def kinds(self) -> dict[str, int]:
+        """The number of objects of each kind."""
+        return {kind: len(collection.objects) for kind, collection in self._collections.items() if collection.objects}
+
     def newest(self, kind: str, field: str = "", value: object = None) -> Iterator[Object]:
         """The objects of a kind, newest first; with an indexed field, those that have this value."""
         for _, body in self.from_place(kind, field, value):
