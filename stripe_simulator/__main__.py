@@ -90,10 +90,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         check_responses=arguments.check_responses,
     )
-    try:
-        simulator = Simulator(arguments.clock, settings, arguments.state)
-    except ValueError as error:
-        sys.exit(str(error))
+    simulator = Simulator(arguments.clock, settings, arguments.state)
     listener.listen(512)
     sys.stdout.write(f"{READY_PREFIX}{url}\npages for a browser at {url}/_simulator/\n")
     sys.stdout.flush()

@@ -147,7 +147,8 @@ async def _post(connections: _Connections, url: str, signature: str, body: bytes
         status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
         answer = dict(line.split(": ", 1) for line in lines if ": " in line)
         await reader.readexactly(int(answer.get("content-length", 0)))
-        is_kept = "content-length" in answer and answer.get("connection") != "close"
+        # A server of HTTP/1.0 closes the connection without a word.
+        is_kept = status.startswith("http/1.1") and "content-length" in answer and answer.get("connection") != "close"
         return int(status.split(" ")[1])
     finally:
         if is_kept:

@@ -8,6 +8,7 @@ import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 pytest_plugins: list[str] = [
+    "tests.services.browser",
     "tests.services.clickhouse",
     "tests.services.clickhouse_stores",
     "tests.services.kafka",

@@ -109,7 +109,7 @@ def _invoice(mode: Mode, invoice: Object, request: Request, sent: Sent) -> Respo
             error = attempt(mode, lambda: payments.authenticate(mode, intent, agrees=agrees))
             problem = error.message if error else "" if agrees else MESSAGES[ASKS]
         else:
-            problem, question = _pay(mode, sent, pay)
+            problem, question = _pay(mode, sent, pay, keep=True)
             asks = bool(question)
         if not problem:
             return ui.back(request.url.path)
@@ -205,7 +205,7 @@ def _plan(mode: Mode, body: Object) -> Html:
     return h("section", h("p", h("strong", what), " ", ui.badge(body["status"])), h("p", text), change, class_="plan")
 
 
-def _pay(mode: Mode, sent: Sent, pay: Pay) -> tuple[str, Html]:
+def _pay(mode: Mode, sent: Sent, pay: Pay, *, keep: bool = False) -> tuple[str, Html]:
     """Pay with the card of the form: what went wrong in words, and the question to the cardholder."""
     if sent.get("action") == "refuse":
         return MESSAGES[ASKS], Html()
@@ -215,7 +215,7 @@ def _pay(mode: Mode, sent: Sent, pay: Pay) -> tuple[str, Html]:
     def prepare() -> None:
         method.update(mode.fetch("payment_method", sent.get("method", "")) if agreed else _method(mode, sent))
 
-    error = attempt(mode, prepare) or attempt(mode, lambda: pay(method, agreed))
+    error = attempt(mode, prepare) or attempt(mode, lambda: pay(method, agreed), keep=keep)
     if error is None:
         return "", Html()
     if error.code in (ASKS, "invoice_payment_intent_requires_action") and not agreed:

@@ -144,14 +144,14 @@ async def fields(request: Request) -> dict[str, str]:
     return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
 
 
-def attempt(mode: Mode, run: Callable[[], Any]) -> ApiError | None:
-    """Run in one transaction, as the API does. Returns the error, whose changes stay only if it is `kept`."""
+def attempt(mode: Mode, run: Callable[[], Any], *, keep: bool = False) -> ApiError | None:
+    """Run in one transaction. Returns the error, whose changes stay only with `keep`, and if the API keeps them too."""
     try:
         with mode.journal.transaction():
             try:
                 run()
             except ApiError as error:
-                if not error.kept:
+                if not (keep and error.kept):
                     raise
                 return error
     except ApiError as error:

@@ -160,8 +160,8 @@ def _object(_simulator: Simulator, mode: Mode, request: Request, _sent: object) 
     title = body["object"]
     deliveries = h("section", h("h2", "Deliveries"), _deliveries(mode, identifier)) if "event" in title else ""
     events = Html() if title == "event" else h("section", h("h2", "Events"), events)
-    subtitle = h("p", ui.link(title, _path(mode, f"objects/{title}")), " ", h("code", identifier))
-    return _shown(mode, title, subtitle, *urls, deliveries, events, h("h2", "JSON"), h("pre", shown, tabindex=0))
+    subtitle = h("p", ui.link(title, _path(mode, f"objects/{title}")))
+    return _shown(mode, identifier, subtitle, *urls, deliveries, events, h("h2", "JSON"), h("pre", shown, tabindex=0))
 
 
 def _is_page(body: Object, name: str) -> bool:
