@@ -115,7 +115,7 @@ def _invoice(mode: Mode, invoice: Object, request: Request, sent: Sent) -> Respo
             return ui.back(request.url.path)
         invoice, asks = mode.fetch("invoice", invoice["id"]), False
     currency = invoice["currency"]
-    rows = [(line["description"] or "–", ui.money(line["amount"], currency)) for line in lines_of(mode, invoice)]
+    rows = [(line["description"], ui.money(line["amount"], currency)) for line in lines_of(mode, invoice)]
     sums = {
         "Subtotal": invoice["subtotal"],
         "Discounts": -sum(entry["amount"] for entry in invoice["total_discount_amounts"]),
@@ -134,8 +134,8 @@ def _invoice(mode: Mode, invoice: Object, request: Request, sent: Sent) -> Respo
         ui.badge(invoice["status"]),
         class_="total",
     )
-    facts = h("p", f"For {invoice['customer_name'] or invoice['customer_email'] or invoice['customer']}, "
-              f"{ui.time(invoice['effective_at'], day_only=True)}.")  # fmt: skip
+    payer = invoice["customer_name"] or invoice["customer_email"] or invoice["customer"]
+    facts = h("p", f"{ui.time(invoice['effective_at'], day_only=True)}, for {payer}")
     body = (_question() if asks else _card_form(f"Pay {remaining}", sent, "")) if is_open else ""
     return _hosted(
         f"Invoice {invoice['number']}", _test_mode(mode), facts, due, ui.table(("What", "Amount"), rows, "No lines."),

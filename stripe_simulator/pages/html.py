@@ -115,7 +115,7 @@ def notice(text: str, kind: str = "bad") -> Html:
 def money(amount: int | None, currency: str | None) -> str:
     """An amount of minor units, as in `1,234.50 USD`."""
     if amount is None or currency is None:
-        return "–"
+        return ""
     places = exponent(currency)
     whole, rest = divmod(abs(amount), 10**places)
     cents = f".{rest:0{places}}" if places else ""
@@ -125,7 +125,7 @@ def money(amount: int | None, currency: str | None) -> str:
 def time(at_s: object, *, day_only: bool = False) -> str:
     """A UTC second, or the text of a time of API v2."""
     if not isinstance(at_s, int):
-        return str(at_s or "–")
+        return str(at_s or "")
     return (
         f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d}"
         if day_only

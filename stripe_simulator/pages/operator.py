@@ -86,9 +86,9 @@ def _path(mode: Mode, path: str) -> str:
 
 
 def _to(mode: Mode, identifier: object) -> Html:
-    """A link to an object, or a dash."""
+    """A link to an object, or nothing."""
     text = str(identifier or "")
-    return ui.link(text, _path(mode, f"object/{quote(text)}")) if text else Html("–")
+    return ui.link(text, _path(mode, f"object/{quote(text)}")) if text else Html()
 
 
 def _overview(simulator: Simulator, mode: Mode, _request: Request, _sent: object) -> Response:
@@ -96,7 +96,7 @@ def _overview(simulator: Simulator, mode: Mode, _request: Request, _sent: object
     rows = [(ui.link(kind, _path(mode, f"objects/{kind}")), f"{count:,}") for kind, count in sorted(kinds)]
     empty = ui.template("empty", url=simulator.settings.pages_url, mode=_name(mode))
     events = ui.table(*_event_rows(mode, islice(mode.store.from_place("event"), 5)), "No event yet.")
-    now = h("p", f"It is {ui.time(simulator.now_ms() // 1_000)} UTC. {len(simulator.faults.waiting())} faults wait.")
+    now = h("p", f"It is {ui.time(simulator.now_ms() // 1_000)} UTC. {len(simulator.faults.waiting())} faults are on.")
     latest = join(h("h2", "Latest events"), events) if kinds else ""
     return _shown(mode, "Objects", now, ui.table(("Kind", "Objects"), rows, empty), latest)
 
@@ -113,8 +113,8 @@ def _objects(_simulator: Simulator, mode: Mode, request: Request, _sent: object)
     rows = [
         (
             _to(mode, body["id"]),
-            next((str(body[name]) for name in _NAMES if body.get(name)), "–"),
-            ui.badge(body["status"]) if isinstance(body.get("status"), str) else "–",
+            next((str(body[name]) for name in _NAMES if body.get(name)), ""),
+            ui.badge(body["status"]) if isinstance(body.get("status"), str) else "",
             ui.money(_amount(body), body.get("currency")),
             _to(mode, body.get("customer")),
             ui.time(body.get("created")),
@@ -195,7 +195,7 @@ def _deliveries(mode: Mode, event: str) -> Html:
             for tried in delivery["attempts"]
         )
         rows.append(h("li", ui.badge(delivery["status"]), " ", url, *tries))
-    return h("ul", *rows, class_="plain") if rows else Html("–")
+    return h("ul", *rows, class_="plain") if rows else Html()
 
 
 def _timeline(_simulator: Simulator, mode: Mode, request: Request, _sent: object) -> Response:
@@ -227,7 +227,7 @@ def _faults(simulator: Simulator, mode: Mode, request: Request, sent: dict[str, 
     }
     rows = [
         (fault.kind, "for ever" if left < 0 else f"{left:,} ×", f"{fault.probability:.0%}",
-         "webhooks" if fault.kind.startswith("delivery_") else f"{fault.method} {fault.path}", fault.contains or "–",
+         "webhooks" if fault.kind.startswith("delivery_") else f"{fault.method} {fault.path}", fault.contains or "",
          ui.form(ui.button("Switch off", "action", "off", quiet=True), kind=fault.kind))
         for fault, left in simulator.faults.waiting()
     ]  # fmt: skip
@@ -252,7 +252,7 @@ def _clocks(simulator: Simulator, mode: Mode, request: Request, sent: dict[str, 
     rows = [
         (
             _to(mode, clock["id"]),
-            clock["name"] or "–",
+            clock["name"] or "",
             join(ui.time(clock["frozen_time"]), " ", ui.badge(clock["status"])),
             ui.time((mode.clockwork.next_due_ms(clock["id"]) or 0) // 1_000 or None),
             ui.template("clock", clock=clock["id"], now=ui.time(clock["frozen_time"])[:16].replace(" ", "T")),
