@@ -40,11 +40,16 @@ def charge(
     """
     intent = intent_of(mode, customer, invoice) or _new(mode, customer, currency, invoice)
     intent["amount"] = amount
-    settings = mode.fetch("customer", customer, param="customer")["invoice_settings"]
-    method = mode.store.get("payment_method", payment_method or settings["default_payment_method"] or "")
+    method = mode.store.get("payment_method", payment_method or default_method(mode, customer) or "")
     if method is None or method["customer"] != customer:
         return Outcome("declined", "resource_missing", "", mode.store.save(intent)["id"])
     return _attempt(mode, intent, method, _refusal(mode, customer, method))
+
+
+def default_method(mode: Mode, customer: str) -> str | None:
+    """The payment method that a customer's invoices charge, if the customer has one."""
+    settings: Object = mode.fetch("customer", customer, param="customer")["invoice_settings"]
+    return settings["default_payment_method"] or None
 
 
 def authenticate(mode: Mode, intent: Object, *, agrees: bool) -> Outcome:
