@@ -27,31 +27,22 @@ def new_line(mode: Mode, invoice: Object, line: Line) -> Object:
     shared = _shared(mode, line, invoice["currency"]) | {"metadata": item["metadata"]}
     if not line.proration:
         shared["discounts"] = item["discounts"]
-    return _line(mode, invoice, shared, owner_of(invoice) or None, line.item, None, line.proration)
+    return _line(mode, invoice, shared, owner_of(invoice) or None, line.item, None)
 
 
 def line_of_item(mode: Mode, invoice: Object, item: Object) -> Object:
     """The line of an invoice item."""
     owner = (item["parent"] or {"subscription_details": {}})["subscription_details"]
-    subscription, subscription_item = owner.get("subscription"), owner.get("subscription_item")
-    return _line(mode, invoice, item, subscription, subscription_item, item["id"], item["proration"])
+    return _line(mode, invoice, item, owner.get("subscription"), owner.get("subscription_item"), item["id"])
 
 
 def new_item(mode: Mode, customer: Object, line: Line, currency: str, **fields: Any) -> Object:
     """An invoice item, not yet stored. `fields` are those that the line does not give."""
     return {
-        "id": mode.store.new_id("ii"),
-        "object": "invoiceitem",
-        **_shared(mode, line, currency),
-        "customer": customer["id"],
-        "date": mode.now_s(customer["test_clock"] or ""),
-        "invoice": None,
-        "parent": None,
-        "proration": line.proration,
-        "tax_rates": [],
-        "test_clock": customer["test_clock"],
-        **fields,
-    }
+        "id": mode.store.new_id("ii"), "object": "invoiceitem", **_shared(mode, line, currency),
+        "customer": customer["id"], "date": mode.now_s(customer["test_clock"] or ""), "invoice": None, "parent": None,
+        "tax_rates": [], "test_clock": customer["test_clock"], **fields,
+    }  # fmt: skip
 
 
 def engine_line(mode: Mode, body: Object) -> Line:
@@ -103,48 +94,25 @@ def _shared(mode: Mode, line: Line, currency: str) -> Object:
         title = f"{'Unused' if line.amount < 0 else 'Remaining'} time on {title}"
     unit_amount = None if line.unit_amount is None else _decimal_text(line.unit_amount)
     details = {"price": line.price, "product": line.product}
+    pricing = {"price_details": details, "type": "price_details", "unit_amount_decimal": unit_amount}
     return {
-        "amount": line.amount,
-        "currency": currency,
-        "description": title,
-        "discountable": line.discountable,
-        "discounts": [],
-        "livemode": mode.livemode,
-        "metadata": {},
-        "period": line.period._asdict(),
-        "pricing": {"price_details": details, "type": "price_details", "unit_amount_decimal": unit_amount}
-        if line.price
-        else None,
-        "quantity": rounded(line.quantity),
+        "amount": line.amount, "currency": currency, "description": title, "discountable": line.discountable,
+        "discounts": [], "livemode": mode.livemode, "metadata": {}, "period": line.period._asdict(),
+        "pricing": pricing if line.price else None, "proration": line.proration, "quantity": rounded(line.quantity),
         "quantity_decimal": _decimal_text(line.quantity),
-    }
+    }  # fmt: skip
 
 
 def _line(
-    mode: Mode,
-    invoice: Object,
-    source: Object,
-    subscription: str | None,
-    subscription_item: str | None,
-    invoice_item: str | None,
-    proration: bool,
+    mode: Mode, invoice: Object, source: Object, owner: str | None, item: str | None, invoice_item: str | None
 ) -> Object:
-    details = {"invoice_item": invoice_item, "proration": proration, "proration_details": {"credited_items": None}}
-    details["subscription"] = subscription
-    kinds = ("subscription_item_details", "invoice_item_details")
-    if subscription_item:
-        details["subscription_item"] = subscription_item
-    else:
-        kinds = kinds[::-1]
+    details = {
+        "invoice_item": invoice_item, "proration": source["proration"], "proration_details": {"credited_items": None},
+        "subscription": owner, **({"subscription_item": item} if item else {}),
+    }  # fmt: skip
+    kinds = ("subscription_item_details", "invoice_item_details")[:: 1 if item else -1]
     return {
-        "id": mode.store.new_id("il"),
-        "object": "line_item",
-        **{name: source[name] for name in _SHARED},
-        "discount_amounts": [],
-        "invoice": invoice["id"],
-        "parent": {kinds[0]: details, kinds[1]: None, "type": kinds[0]},
-        "pretax_credit_amounts": [],
-        "subscription": subscription,
-        "subtotal": source["amount"],
-        "taxes": [],
-    }
+        "id": mode.store.new_id("il"), "object": "line_item", **{name: source[name] for name in _SHARED},
+        "discount_amounts": [], "invoice": invoice["id"], "pretax_credit_amounts": [], "subscription": owner,
+        "parent": {kinds[0]: details, kinds[1]: None, "type": kinds[0]}, "subtotal": source["amount"], "taxes": [],
+    }  # fmt: skip

@@ -24,7 +24,7 @@ from stripe_simulator.invoice_lines import (
     new_item,
     new_line,
     owner_of,
-)
+)  # fmt: skip
 from stripe_simulator.mode import Mode, new_object
 from stripe_simulator.resources import balance_transactions, coupons, credit_grants, tax
 from stripe_simulator.store import Object
@@ -37,6 +37,17 @@ LINES_SHOWN: Final = 10
 DAY_S: Final = 86_400
 FINALIZE: Final = "invoice.finalize"
 COLLECT: Final = "invoice.collect"
+_NULL: Final = (
+    "automatically_finalizes_at", "default_payment_method", "description", "due_date", "effective_at", "ending_balance",
+    "footer", "hosted_invoice_url", "invoice_pdf", "next_payment_attempt", "number",
+)  # fmt: skip
+_ZERO: Final = (
+    "amount_overpaid", "amount_paid", "amount_shipping", "attempt_count", "post_payment_credit_notes_amount",
+    "pre_payment_credit_notes_amount",
+)  # fmt: skip
+_STAMPS: Final = {
+    "open": "finalized_at", "uncollectible": "marked_uncollectible_at", "paid": "paid_at", "void": "voided_at",
+}  # fmt: skip
 # These invoices take the customer's pending items without a subscription too.
 _TAKES_ALL: Final = ("subscription_create", "subscription_cycle", "manual")
 
@@ -101,36 +112,17 @@ def new(mode: Mode, customer: Object, currency: str, reason: str, subscription: 
     details = {"metadata": owner.get("metadata", {}), "subscription": owner.get("id")}
     parent = {"quote_details": None, "subscription_details": details, "type": "subscription_details"}
     automatic_tax = (owner.get("automatic_tax") or {}).get("enabled", False)
-    zeros = (
-        "amount_overpaid", "amount_paid", "amount_shipping", "attempt_count", "post_payment_credit_notes_amount",
-        "pre_payment_credit_notes_amount",
-    )  # fmt: skip
-    nulls = (
-        "automatically_finalizes_at", "default_payment_method", "description", "due_date", "effective_at",
-        "ending_balance", "footer", "hosted_invoice_url", "invoice_pdf", "next_payment_attempt", "number",
-    )  # fmt: skip
     invoice: Object = {
-        **new_object(mode, "invoice", "in", {}, customer["test_clock"] or ""),
-        **dict.fromkeys(zeros, 0),
-        **dict.fromkeys(nulls),
-        "attempted": False,
-        "auto_advance": True,
+        **new_object(mode, "invoice", "in", {}, customer["test_clock"] or ""), **dict.fromkeys(_NULL),
+        **dict.fromkeys(_ZERO, 0), "attempted": False, "auto_advance": True,
         "automatic_tax": {"enabled": automatic_tax, "liability": None, "provider": None, "status": None},
-        "billing_reason": reason,
-        "collection_method": owner.get("collection_method", "charge_automatically"),
-        "currency": currency,
-        "customer": customer["id"],
-        "customer_address": customer["address"],
-        "customer_email": customer["email"],
-        "customer_name": customer["name"],
-        "default_tax_rates": [],
-        "issuer": {"type": "self"},
-        "parent": parent if subscription else None,
-        "payment_settings": dict.fromkeys(("default_mandate", "payment_method_options", "payment_method_types")),
-        "status": "draft",
-        "status_transitions": dict.fromkeys(("finalized_at", "marked_uncollectible_at", "paid_at", "voided_at")),
-        "test_clock": customer["test_clock"],
-    }
+        "billing_reason": reason, "collection_method": owner.get("collection_method", "charge_automatically"),
+        "currency": currency, "customer": customer["id"], "customer_address": customer["address"],
+        "customer_email": customer["email"], "customer_name": customer["name"], "default_tax_rates": [],
+        "issuer": {"type": "self"}, "parent": parent if subscription else None,
+        "payment_settings": {"payment_method_types": None}, "status": "draft",
+        "status_transitions": dict.fromkeys(_STAMPS.values()), "test_clock": customer["test_clock"],
+    }  # fmt: skip
     discount = customer["discount"]
     source = owner if owner.get("discounts") else {"discounts": [discount["id"]] if discount else []}
     invoice["discounts"] = list(coupons.discounts_of(mode, source, invoice["created"]))
@@ -181,24 +173,16 @@ def set_lines(mode: Mode, invoice: Object, bodies: Sequence[Object], *, final: b
         body["pretax_credit_amounts"] = [*({**cut, "type": "discount"} for cut in cuts), *credited.get(index, ())]
         body["taxes"] = [tax_entry(part.tax, part.taxable, applied.id)] if applied else []
     mode.store.put({"object": "invoice_lines", "id": f"{invoice['id']}/lines", "data": bodies})
-    taxable = sum(part.taxable for part in result.lines)
-    invoice |= {
-        "amount_due": result.amount_due,
+    taxable, url = sum(part.taxable for part in result.lines), f"/v1/invoices/{invoice['id']}/lines"
+    shown = {"object": "list", "data": bodies[:LINES_SHOWN], "has_more": len(bodies) > LINES_SHOWN, "url": url}
+    names = ("amount_due", "starting_balance", "subtotal", "total", "total_excluding_tax")
+    invoice |= {name: getattr(result, name) for name in names} | {
         "amount_remaining": result.amount_due,
         "automatic_tax": invoice["automatic_tax"] | ({"status": "complete", "provider": "stripe"} if applied else {}),
-        "lines": {
-            "object": "list",
-            "data": bodies[:LINES_SHOWN],
-            "has_more": len(bodies) > LINES_SHOWN,
-            "url": f"/v1/invoices/{invoice['id']}/lines",
-        },
         "ending_balance": result.ending_balance if final else None,
-        "starting_balance": result.starting_balance,
-        "subtotal": result.subtotal,
+        "lines": shown,
         "subtotal_excluding_tax": result.subtotal,
-        "total": result.total,
         "total_discount_amounts": _summed(bodies, "discount_amounts"),
-        "total_excluding_tax": result.total_excluding_tax,
         "total_pretax_credit_amounts": _summed(bodies, "pretax_credit_amounts"),
         "total_taxes": [tax_entry(result.total_tax, taxable, applied.id)] if applied else [],
     }
@@ -239,14 +223,12 @@ def finalize(mode: Mode, draft: Object) -> Object:
     number = customer["next_invoice_sequence"]
     mode.store.save({**customer, "currency": invoice["currency"], "next_invoice_sequence": number + 1})
     page = f"https://invoice.stripe.com/i/{mode.settings.account}/{invoice['id']}"
-    _move(mode, invoice, "open", "finalized_at")
+    _move(mode, invoice, "open")
     invoice |= {
-        "automatically_finalizes_at": None,
-        "effective_at": invoice["status_transitions"]["finalized_at"],
-        "hosted_invoice_url": page,
-        "invoice_pdf": f"{page}/pdf",
+        "automatically_finalizes_at": None, "effective_at": invoice["status_transitions"]["finalized_at"],
+        "hosted_invoice_url": page, "invoice_pdf": f"{page}/pdf",
         "number": f"{customer['invoice_prefix']}-{number:04d}",
-    }
+    }  # fmt: skip
     mode.store.save(invoice, "invoice.finalized")
     return invoice if invoice["amount_due"] else settle(mode, invoice)
 
@@ -255,7 +237,7 @@ def settle(mode: Mode, invoice: Object) -> Object:
     """Mark an invoice as paid, and tell the listeners."""
     paid = invoice["amount_paid"] + invoice["amount_remaining"]
     invoice = {**invoice, "amount_paid": paid, "amount_remaining": 0, "attempted": True}
-    _move(mode, invoice, "paid", "paid_at")
+    _move(mode, invoice, "paid")
     mode.store.save(invoice, "invoice.paid", "invoice.payment_succeeded")
     return _told(mode, invoice, "invoice_paid")
 
@@ -284,7 +266,7 @@ def void(mode: Mode, invoice: Object) -> Object:
     if intent:
         payments.cancel(mode, intent, "void_invoice")
     invoice = {**invoice, "amount_remaining": 0}
-    _move(mode, invoice, "void", "voided_at")
+    _move(mode, invoice, "void")
     mode.store.save(invoice, "invoice.voided")
     return _told(mode, invoice, "invoice_voided")
 
@@ -293,7 +275,7 @@ def mark_uncollectible(mode: Mode, invoice: Object, reason: str = "user_forgiven
     """Write an open invoice off. The invoice can still be paid or voided."""
     check_move(invoice, "uncollectible")
     invoice = {**invoice, "status_details": {"uncollectible": {"reason": reason}}}
-    _move(mode, invoice, "uncollectible", "marked_uncollectible_at")
+    _move(mode, invoice, "uncollectible")
     return mode.store.save(invoice, "invoice.marked_uncollectible")
 
 
@@ -322,22 +304,20 @@ def run_collect(mode: Mode, arguments: dict[str, Any]) -> None:
     if is_charged(error.get("decline_code"), new_payment_method=declined != _payment_method(mode, invoice)):
         collect(mode, invoice)
     else:
-        _failed(mode, {**invoice, "attempt_count": invoice["attempt_count"] + 1}, ())
+        _failed(mode, {**invoice, "attempt_count": invoice["attempt_count"] + 1})
 
 
 def _collected(mode: Mode, invoice: Object, outcome: payments.Outcome) -> None:
     invoice = {**invoice, "attempted": True, "attempt_count": invoice["attempt_count"] + 1}
-    if outcome.payment_intent:
-        _record_payment(mode, invoice, outcome)
+    _record_payment(mode, invoice, outcome)
     if outcome.status == "succeeded":
         settle(mode, invoice)
-    elif outcome.status == "requires_action":
-        _failed(mode, invoice, ("invoice.payment_failed", "invoice.payment_action_required"))
     else:
-        _failed(mode, invoice, ("invoice.payment_failed",))
+        asks = outcome.status == "requires_action"
+        _failed(mode, invoice, "invoice.payment_failed", *["invoice.payment_action_required"] * asks)
 
 
-def _failed(mode: Mode, invoice: Object, types: Sequence[str]) -> None:
+def _failed(mode: Mode, invoice: Object, *types: str) -> None:
     """Plan the next attempt, or end the collection by the account's policy."""
     if invoice["auto_advance"] and invoice["status"] == "open":
         status = _subscription(mode, invoice).get("status", "active")
@@ -354,21 +334,18 @@ def _failed(mode: Mode, invoice: Object, types: Sequence[str]) -> None:
 
 def _record_payment(mode: Mode, invoice: Object, outcome: payments.Outcome) -> None:
     """Store the invoice's InvoicePayment: one for all attempts with the same PaymentIntent."""
-    intent, paid = outcome.payment_intent, outcome.status == "succeeded"
+    paid = outcome.status == "succeeded"
     stored = list(mode.store.newest("invoice_payment", "invoice", invoice["id"]))
     clock = invoice["test_clock"] or ""
     body = {**stored[0]} if stored else new_object(mode, "invoice_payment", "inpay", {}, clock)
     body.pop("metadata", None)
     body |= {
-        "amount_paid": invoice["amount_remaining"] if paid else None,
-        "amount_requested": invoice["amount_remaining"],
-        "currency": invoice["currency"],
-        "invoice": invoice["id"],
-        "is_default": True,
-        "payment": {"type": "payment_intent", "payment_intent": intent},
+        "amount_paid": invoice["amount_remaining"] if paid else None, "amount_requested": invoice["amount_remaining"],
+        "currency": invoice["currency"], "invoice": invoice["id"], "is_default": True,
+        "payment": {"type": "payment_intent", "payment_intent": outcome.payment_intent},
         "status": "paid" if paid else "open",
         "status_transitions": {"canceled_at": None, "paid_at": mode.now_s(clock) if paid else None},
-    }
+    }  # fmt: skip
     if paid:
         mode.store.save(body, "invoice_payment.paid")
     else:
@@ -381,12 +358,12 @@ def _use_balance(mode: Mode, invoice: Object, kind: str, amount: int) -> None:
         balance_transactions.record(mode, customer, amount, kind, invoice["currency"], invoice=invoice["id"])
 
 
-def _move(mode: Mode, invoice: Object, status: InvoiceStatus, stamp: str) -> None:
+def _move(mode: Mode, invoice: Object, status: InvoiceStatus) -> None:
     """Change the status of a copy; a closed invoice is not collected any more."""
     check_move(invoice, status)
     invoice["status"] = status
-    now_s = mode.now_s(invoice["test_clock"] or "")
-    invoice["status_transitions"] = invoice["status_transitions"] | {stamp: now_s}
+    stamp = {_STAMPS[status]: mode.now_s(invoice["test_clock"] or "")}
+    invoice["status_transitions"] = invoice["status_transitions"] | stamp
     if status != "open":
         invoice |= {"auto_advance": False, "next_payment_attempt": None}
 
@@ -401,22 +378,19 @@ def _subscription(mode: Mode, invoice: Object) -> Object:
     return mode.store.get("subscription", owner_of(invoice)) or {}
 
 
-def _payment_method(mode: Mode, invoice: Object) -> str | None:
+def _payment_method(mode: Mode, invoice: Object) -> Any:
     """The payment method of the next attempt: the invoice's own, the subscription's, or the customer's."""
+    settings = mode.fetch("customer", invoice["customer"])["invoice_settings"]
     own = invoice["default_payment_method"] or _subscription(mode, invoice).get("default_payment_method")
-    return own or payments.default_method(mode, invoice["customer"])
+    return own or settings["default_payment_method"]
 
 
 def tax_entry(amount: int, taxable: int, rate: str) -> Object:
     """An entry of `taxes`: what a tax rate takes of an amount."""
     return {
-        "amount": amount,
-        "tax_behavior": "exclusive",
-        "tax_rate_details": {"tax_rate": rate},
-        "taxability_reason": "standard_rated",
-        "taxable_amount": taxable,
-        "type": "tax_rate_details",
-    }
+        "amount": amount, "tax_behavior": "exclusive", "tax_rate_details": {"tax_rate": rate},
+        "taxability_reason": "standard_rated", "taxable_amount": taxable, "type": "tax_rate_details",
+    }  # fmt: skip
 
 
 def _summed(bodies: Sequence[Object], name: str) -> list[Object]:

@@ -47,7 +47,7 @@ def charge(
 
 
 def default_method(mode: Mode, customer: str) -> str | None:
-    """The payment method that a customer's invoices charge, if the customer has one."""
+    """The payment method of a customer's invoices, if the customer has one."""
     settings: Object = mode.fetch("customer", customer, param="customer")["invoice_settings"]
     return settings["default_payment_method"] or None
 

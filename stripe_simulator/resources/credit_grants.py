@@ -145,20 +145,13 @@ def _money(value: int, currency: str) -> Object:
 
 
 def _record(mode: Mode, grant: Object, side: str, kind: str, amount: int, **source: Object) -> Object:
-    """Store an entry of the ledger. Two amounts of the same kind are never added outside the engine's draws."""
+    """Store an entry of the ledger: a credit or a debit."""
     now_s = _now_s(mode, grant)
     body = {
-        "id": mode.store.new_id("cbtxn"),
-        "object": ENTRY,
-        "created": now_s,
-        "credit": None,
-        "credit_grant": grant["id"],
-        "debit": None,
-        "effective_at": now_s,
-        "livemode": mode.livemode,
-        "test_clock": grant["test_clock"],
-        "type": side,
-    }
+        "id": mode.store.new_id("cbtxn"), "object": ENTRY, "created": now_s, "credit": None, "debit": None,
+        "credit_grant": grant["id"], "effective_at": now_s, "livemode": mode.livemode,
+        "test_clock": grant["test_clock"], "type": side,
+    }  # fmt: skip
     body[side] = {**source, "amount": _money(amount, grant["amount"]["monetary"]["currency"]), "type": kind}
     return mode.store.save(body)
 

@@ -252,7 +252,7 @@ async def test_failed_collection_is_retried_with_the_new_card(shop: Shop) -> Non
 
     invoice = (await shop.invoices())[-1]
     assert (invoice["status"], invoice["attempt_count"], invoice["next_payment_attempt"]) == ("paid", 3, None)
-    assert len(await types_of(shop.sdk, "charge.succeeded")) == 2
+    assert len(await types_of(shop.sdk, "payment_intent.succeeded")) == 2
 
 
 async def test_hard_decline_is_not_charged_again(shop: Shop) -> None:
@@ -263,7 +263,7 @@ async def test_hard_decline_is_not_charged_again(shop: Shop) -> None:
         payments.decline_next(shop.sdk.simulator.test, shop.customer, "lost_card")
     await shop.advance("2027-03-08 02:00:00")
 
-    assert len(await types_of(shop.sdk, "charge.failed")) == 1
+    assert len(await types_of(shop.sdk, "payment_intent.payment_failed")) == 1
     assert (await shop.invoices())[-1]["attempt_count"] == 5
     await shop.use_card("pm_card_mastercard")
     await shop.advance("2027-03-11")
