@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from stripe_simulator.errors import ApiError
-from stripe_simulator.mode import Call, Mode, Route
-from stripe_simulator.pagination import LIST, page
+from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
+from stripe_simulator.pagination import LIST, listed
 from stripe_simulator.store import Object
 
 ADVANCE: Final = "test_clock.advance"
@@ -19,23 +19,11 @@ def create(mode: Mode, call: Call) -> Object:
     """`POST /v1/test_helpers/test_clocks`."""
     if mode.livemode:
         raise ApiError(400, "Test clocks are only available in test mode.")
-    body: Object = {
-        "id": mode.store.new_id("clock", 24),
-        "object": _KIND,
-        "created": mode.now_s(),
-        "deletes_after": mode.now_s() + KEPT_S,
-        "frozen_time": call.params["frozen_time"],
-        "livemode": False,
-        "name": call.params.get("name"),
-        **_READY,
-    }
+    body = new_object(mode, _KIND, "clock", {}) | {"frozen_time": call.params["frozen_time"], **_READY}
+    del body["metadata"]
+    body |= {"deletes_after": mode.now_s() + KEPT_S, "name": call.params.get("name")}
     mode.clockwork.set_time(body["id"], body["frozen_time"] * 1_000)
     return mode.store.save(body)
-
-
-def retrieve(mode: Mode, call: Call) -> Object:
-    """`GET /v1/test_helpers/test_clocks/{test_clock}`."""
-    return mode.fetch(_KIND, call.id, "test clock")
 
 
 def advance(mode: Mode, call: Call) -> Object:
@@ -61,11 +49,6 @@ def delete(mode: Mode, call: Call) -> Object:
     return mode.store.delete(clock)
 
 
-def list_all(mode: Mode, call: Call) -> Object:
-    """`GET /v1/test_helpers/test_clocks`."""
-    return page(mode, call, _KIND)
-
-
 def _run(mode: Mode, arguments: dict[str, Any]) -> None:
     """Run the jobs of the clock in order until the target."""
     identifier, until_s = arguments["clock"], arguments["until_s"]
@@ -76,10 +59,11 @@ def _run(mode: Mode, arguments: dict[str, Any]) -> None:
 
 
 JOBS = {ADVANCE: _run}
+_PATH: Final = "/v1/test_helpers/test_clocks"
 ROUTES = (
-    Route("POST", "/v1/test_helpers/test_clocks", create, ("frozen_time", "name")),
-    Route("GET", "/v1/test_helpers/test_clocks", list_all, LIST),
-    Route("GET", "/v1/test_helpers/test_clocks/{test_clock}", retrieve),
-    Route("DELETE", "/v1/test_helpers/test_clocks/{test_clock}", delete),
-    Route("POST", "/v1/test_helpers/test_clocks/{test_clock}/advance", advance, ("frozen_time",)),
+    Route("POST", _PATH, create, ("frozen_time", "name")),
+    Route("GET", _PATH, listed(_KIND), LIST),
+    Route("GET", f"{_PATH}/{{test_clock}}", retrieve(_KIND, "test clock")),
+    Route("DELETE", f"{_PATH}/{{test_clock}}", delete),
+    Route("POST", f"{_PATH}/{{test_clock}}/advance", advance, ("frozen_time",)),
 )
