@@ -12,12 +12,12 @@ from typing import Any, Final, NamedTuple
 from stripe_simulator import invoicing
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.collection import expires_at
-from stripe_simulator.engine.cycle import cycle_lines, totals
+from stripe_simulator.engine.cycle import cycle_lines, threshold_reached, totals
 from stripe_simulator.engine.discounts import Discount
 from stripe_simulator.engine.lines import Item, Line, licensed_line
 from stripe_simulator.engine.periods import Period, period_containing
 from stripe_simulator.engine.proration import Debit, Prorated, debits_of, prorate, restarts_period
-from stripe_simulator.engine.usage import Usage, swap_lines, usage_lines
+from stripe_simulator.engine.usage import Usage, billed_by_threshold, swap_lines, usage_lines
 from stripe_simulator.errors import ApiError, missing_parameter, no_such, not_simulated
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Mode
@@ -34,8 +34,14 @@ ENDED: Final = ("canceled", "incomplete_expired")
 # Stripe announces the end of a trial three days before.
 WILL_END_S: Final = 3 * 86_400
 _LEDGER: Final = "subscription.ledger"
-_NOTES: Final = {"debits": [], "usage_from": {}, "job": 0, "due": 0, "pending": None, "resuming": None}
-_TAKES: Final = frozenset({"id", "price", "quantity", "deleted", "metadata"})
+# The parts of the ledger that a plan changes.
+_BILLED: Final = ("debits", "usage_from", "billed")
+_NOTES: Final = {
+    "debits": [], "usage_from": {}, "billed": {}, "job": 0, "due": 0, "pending": None, "resuming": None,
+}  # fmt: skip
+_TAKES: Final = frozenset({"id", "price", "quantity", "deleted", "metadata", "billing_thresholds"})
+# Stripe does not say how often it looks for thresholds that are reached.
+_LOOK_S: Final = 3_600
 _PLAN_FIELDS: Final = (
     "id", "active", "billing_scheme", "created", "currency", "livemode", "metadata", "nickname", "product",
     "tiers_mode",
@@ -56,8 +62,9 @@ class Plan(NamedTuple):
 def ledger(mode: Mode, subscription: str) -> Object:
     """A copy of what a subscription remembers beside its Stripe object; `mode.store.put` stores the copy.
 
-    `debits` is the engine's ledger, `usage_from` by metered item the second from which its price counts, `job` and
-    `due` the next job, `pending` a pending update's state and invoice, `resuming` the invoice that ends a pause.
+    `debits` is the engine's ledger; by metered item, `usage_from` is the second from which its price counts, and
+    `billed` the value and the amount of threshold invoices; `job` and `due` are the next job, `pending` a pending
+    update's state and invoice, `resuming` the invoice that ends a pause.
     """
     identifier = f"ledger_{subscription}"
     return mode.store.edit(_LEDGER, identifier) or {"id": identifier, "object": _LEDGER, **_NOTES}
@@ -70,9 +77,9 @@ def items_of(mode: Mode, subscription: str) -> list[Object]:
 
 
 def state_of(mode: Mode, subscription: Object) -> Object:
-    """What the next change or renewal starts from: items, billing cycle anchor, debits, start of usage."""
+    """What the next change or renewal starts from: items, billing cycle anchor, and what the ledger says of both."""
     notes = ledger(mode, subscription["id"])
-    state = {name: notes[name] for name in ("debits", "usage_from")}
+    state = {name: notes[name] for name in _BILLED}
     return {"items": items_of(mode, subscription["id"]), "anchor": subscription["billing_cycle_anchor"], **state}
 
 
@@ -115,6 +122,7 @@ def plan(
             continue
         usage = _usage(mode, subscription, state, body, min(at, body["current_period_end"]))
         state["usage_from"] = {**state["usage_from"], item.id: at}
+        state["billed"] = {**state["billed"], item.id: ("0", 0)}
         if usage and (restarted or body["current_period_end"] <= at):
             lines += usage_lines(item, usage)
         elif usage and behavior != "none":
@@ -145,8 +153,28 @@ def renewal(mode: Mode, subscription: Object, at: int, *, was_trial: bool) -> Pl
     ends = {item.id for item in renewed}
     state["debits"] = [row for row in state["debits"] if row[0] not in ends]
     state["debits"] += [_row(debit) for debit in debits_of(renewed, cut_of)]
-    state["usage_from"] = {key: start for key, start in state["usage_from"].items() if key not in ends}
+    for name in ("usage_from", "billed"):
+        state[name] = {key: value for key, value in state[name].items() if key not in ends}
     return Plan(lines, state)
+
+
+def threshold(mode: Mode, subscription: Object, at: int) -> Plan | None:
+    """The threshold invoice of this instant and the state after it, or None."""
+    state, limit = state_of(mode, subscription), (subscription["billing_thresholds"] or {}).get("amount_gte")
+    limits = {
+        item["id"]: item["billing_thresholds"]["usage_gte"] for item in state["items"] if item["billing_thresholds"]
+    }
+    used = [
+        (_engine_item(subscription, body), usage)
+        for body in state["items"]
+        if (usage := _usage(mode, subscription, state, body, min(at, body["current_period_end"])))
+    ]
+    discounts = _discounts(mode, subscription, at)
+    if not threshold_reached(used, amount_gte=limit, usage_gte=limits, discounts=discounts):
+        return None
+    after = {item.id: billed_by_threshold(item, usage) for item, usage in used}
+    state["billed"] = {key: (str(usage.billed_value), usage.billed_amount) for key, usage in after.items()}
+    return Plan(tuple(line for item, usage in used for line in usage_lines(item, usage)), state)
 
 
 def closing_lines(mode: Mode, subscription: Object, at: int, *, credit: bool, usage: bool) -> tuple[Line, ...]:
@@ -160,11 +188,12 @@ def closing_lines(mode: Mode, subscription: Object, at: int, *, credit: bool, us
     return tuple(lines)
 
 
-def metered_lines(mode: Mode, customer: str, item: str, price: str, period: Period) -> tuple[Line, ...]:
-    """The lines of a metered item's usage in `period` as it is now: a draft's lines are computed again when the draft
-    becomes final."""
-    body = mode.fetch("price", price)
-    usage = Usage(_value(mode, customer, body, period), period)
+def metered_lines(mode: Mode, customer: str, lines: Sequence[Line]) -> tuple[Line, ...]:
+    """The lines of one metered item and period with the usage as it is now: a draft's lines are computed again when the
+    draft becomes final. A negative line is what threshold invoices billed."""
+    body, (item, *_), period = mode.fetch("price", lines[0].price), lines[0], lines[0].period
+    billed = -sum(line.amount for line in lines if line.amount < 0)
+    usage = Usage(_value(mode, customer, body, period), period, billed_amount=billed)
     return usage_lines(Item(item, engine_price(body), period), usage)
 
 
@@ -175,8 +204,7 @@ def apply(mode: Mode, subscription: Object, state: Object) -> Object:
     gone = [{**item, "deleted": True} for item in items_of(mode, identifier) if item["id"] not in kept]
     for item in (*items, *gone):
         mode.store.put(item)
-    notes = {name: state[name] for name in ("debits", "usage_from")}
-    mode.store.put(ledger(mode, identifier) | notes)
+    mode.store.put(ledger(mode, identifier) | {name: state[name] for name in _BILLED})
     subscription["billing_cycle_anchor"] = state["anchor"]
     if subscription["cancel_at_period_end"]:
         subscription["cancel_at"] = max(item["current_period_end"] for item in items)
@@ -237,6 +265,8 @@ def watch(mode: Mode, subscription: str) -> Object:
             schedule["current_phase"]["end_date"] if schedule else None,
         ]
     at = now_s(mode, body)
+    if dues and has_thresholds(mode, body):
+        dues.append(at - at % _LOOK_S + _LOOK_S)
     due = min((due for due in dues if due and due > at), default=0)
     if due != notes["due"]:
         clock, arguments = body["test_clock"] or "", {"subscription": subscription}
@@ -244,6 +274,14 @@ def watch(mode: Mode, subscription: str) -> Object:
         job = mode.clockwork.schedule(due * 1_000, TICK, arguments, clock) if due else 0
         mode.store.put({**notes, "due": due, "job": job})
     return body
+
+
+def has_thresholds(mode: Mode, subscription: Object) -> bool:
+    """Whether usage can cause an invoice inside a period."""
+    if subscription["status"] not in ("active", "past_due"):
+        return False
+    items = items_of(mode, subscription["id"])
+    return bool(subscription["billing_thresholds"] or any(item["billing_thresholds"] for item in items))
 
 
 def now_s(mode: Mode, subscription: Object) -> int:
@@ -276,6 +314,7 @@ def _after(mode: Mode, subscription: Object, before: list[Object], wanted: Seque
             raise ApiError(400, "You cannot set the quantity for metered plans.", param=f"{param}[quantity]")
         else:
             item.pop("quantity", None)
+        item["billing_thresholds"] = change.get("billing_thresholds", item["billing_thresholds"])
         if "metadata" in change:
             item["metadata"] = merged(item["metadata"], change["metadata"])
         after[item["id"]] = item
@@ -340,7 +379,9 @@ def _usage(mode: Mode, subscription: Object, state: Object, item: Object, until:
     if item["price"]["recurring"]["usage_type"] != "metered" or start >= until:
         return None
     period = Period(start, until)
-    return Usage(_value(mode, subscription["customer"], item["price"], period), period)
+    value = _value(mode, subscription["customer"], item["price"], period)
+    billed, amount = state["billed"].get(item["id"], ("0", 0))
+    return Usage(value, period, Fraction(billed), amount)
 
 
 def _value(mode: Mode, customer: str, price: Object, period: Period) -> Fraction:

@@ -64,6 +64,9 @@ def _run(mode: Mode, body: Object, at: int) -> None:
         changes.invoice(mode, body["id"], lines, "subscription_cycle", draft_grace_s=grace_s, period=period)
     if is_over:
         changes.end(mode, mode.fetch("subscription", body["id"]), at)
+    elif changes.has_thresholds(mode, body) and (reached := changes.threshold(mode, body, at)):
+        changes.apply(mode, mode.fetch("subscription", body["id"]), reached.state)
+        changes.invoice(mode, body["id"], reached.lines, "subscription_threshold")
 
 
 def _end_trial(mode: Mode, subscription: Object, at: int) -> Object:
@@ -141,13 +144,14 @@ def invoice_lines(mode: Mode, invoice: Object) -> list[Line] | None:
         return None
     bodies = invoicing.lines_of(mode, invoice)
     own = [body for body in bodies if not details_of(body)["invoice_item"]]
-    lines: dict[object, Sequence[Line]] = {}
+    groups: dict[object, list[Line]] = {}
     for number, line in enumerate(engine_line(mode, body) for body in own):
-        parts = (line.item, line.price, line.period)
-        key: object = parts if line.metered else number
-        if key not in lines:
-            lines[key] = changes.metered_lines(mode, invoice["customer"], *parts) if line.metered else (line,)
-    return [line for group in lines.values() for line in group]
+        groups.setdefault((line.item, line.price, line.period) if line.metered else number, []).append(line)
+    return [
+        line
+        for group in groups.values()
+        for line in (changes.metered_lines(mode, invoice["customer"], group) if group[0].metered else group)
+    ]
 
 
 def _has_pending(mode: Mode, subscription: Object) -> bool:

@@ -20,9 +20,10 @@ from stripe_simulator.store import Object
 
 DAY_S: Final = 86_400
 _SHARED: Final = (
-    "automatic_tax[enabled]", "cancel_at", "cancel_at_period_end", "collection_method", "days_until_due",
-    "default_payment_method", "description", "discounts", "items", "metadata", "off_session", "payment_behavior",
-    "payment_settings[save_default_payment_method]", "proration_behavior", "trial_end", "trial_settings",
+    "automatic_tax[enabled]", "billing_thresholds[amount_gte]", "cancel_at", "cancel_at_period_end",
+    "collection_method", "days_until_due", "default_payment_method", "description", "discounts", "items", "metadata",
+    "off_session", "payment_behavior", "payment_settings[save_default_payment_method]", "proration_behavior",
+    "trial_end", "trial_settings",
 )  # fmt: skip
 CREATE: Final = (
     *_SHARED, "billing_cycle_anchor", "billing_cycle_anchor_config", "billing_mode[type]", "currency", "customer",
@@ -212,8 +213,13 @@ def _new(mode: Mode, customer: Object, at: int) -> Object:
 
 def _changed(mode: Mode, body: Object, params: Params) -> Object:
     """The body with the parameters that do not touch periods."""
-    names = ("collection_method", "days_until_due", "default_payment_method", "description", "pause_collection")
+    names = (
+        "billing_thresholds", "collection_method", "days_until_due", "default_payment_method", "description",
+        "pause_collection",
+    )  # fmt: skip
     body |= {name: params[name] for name in names if name in params}
+    if body["billing_thresholds"]:
+        body["billing_thresholds"] = {"reset_billing_cycle_anchor": None, **body["billing_thresholds"]}
     if body["default_payment_method"]:
         method = mode.fetch("payment_method", body["default_payment_method"], "PaymentMethod", "default_payment_method")
         if method["customer"] != body["customer"]:
@@ -313,21 +319,15 @@ def _check_payment(mode: Mode, invoice: Object, behavior: str) -> None:
     body = mode.fetch("subscription", invoice["parent"]["subscription_details"]["subscription"])
     has_method = body["default_payment_method"] or payments.default_method(mode, invoice["customer"])
     if behavior != "default_incomplete" and not has_method and invoice["billing_reason"] == "subscription_create":
-        raise ApiError(
-            400, "This customer has no attached payment source or default payment method.", code="resource_missing"
-        )
+        message = "This customer has no attached payment source or default payment method."
+        raise ApiError(400, message, code="resource_missing")
     if behavior == "error_if_incomplete":
         intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {}
         error = intent.get("last_payment_error") or {}
         fields = {"decline_code": error["decline_code"]} if error else {}
         code = error.get("code", "subscription_payment_intent_requires_action")
-        raise ApiError(
-            402,
-            error.get("message", "Payment for this subscription requires additional user action."),
-            kind="card_error",
-            code=code,
-            fields=fields,
-        )
+        message = error.get("message", "Payment for this subscription requires additional user action.")
+        raise ApiError(402, message, kind="card_error", code=code, fields=fields)
 
 
 def _scheduled(body: Object, what: str) -> ApiError:
