@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.services.stripe_sdk import Sdk
-from tests.unit.stripe_simulator.test_stripe_subscriptions import Shop, at
+from tests.services.stripe_shop import Shop, at
 
 
 @pytest.fixture
