@@ -29,7 +29,8 @@ def create(mode: Mode, call: Call) -> Object:
         try:
             _until_the_invoice(mode, call, recurring=recurring)
         except invoicing.Drafted as drafted:
-            invoice, lines = drafted.args
+            invoice: Object = drafted.args[0]
+            lines: list[Object] = drafted.args[1]
             if recurring:
                 lines = [line for line in lines if details_of(line)["invoice_item"] is None]
                 invoicing.set_lines(mode, invoice, lines)

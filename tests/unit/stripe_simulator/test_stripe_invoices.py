@@ -254,13 +254,11 @@ async def test_invoice_of_a_cycle_waits_for_its_grace(shop: Shop) -> None:
 async def test_usage_of_the_grace_period_counts(shop: Shop) -> None:
     """Scenario 25: 1000 calls, and 7 more that arrive at 00:20 with a timestamp inside the period, at 2 cents: 2014."""
     sdk, start = shop.sdk, datetime.fromtimestamp(NOW_S - 30 * DAY_S, UTC)
-    end = start + timedelta(
-        days=(start.replace(day=1) + timedelta(days=32)).replace(day=1).toordinal() - start.replace(day=1).toordinal()
-    )
     await shop.open(start.isoformat(" ")[:19])
     price, event_name = await metered_price(sdk, 2)
-    await shop.subscribe({"price": price})
-    inside = min(NOW_S, int(end.timestamp())) - 3_600
+    item = (await shop.subscribe({"price": price}))["items"]["data"][0]
+    end = datetime.fromtimestamp(item["current_period_end"], UTC)
+    inside = min(NOW_S, item["current_period_end"]) - 3_600
     for value, minutes in ((1000, 0), (7, 20)):
         await shop.advance((end + timedelta(minutes=minutes)).isoformat(" ")[:19])
         payload = {"stripe_customer_id": shop.customer, "value": str(value)}
@@ -357,11 +355,8 @@ async def test_grants_pay_metered_lines(shop: Shop, coupon: str, country: str, d
     payload = {"stripe_customer_id": shop.customer, "value": "12000"}
     await sdk("v1.billing.meter_events.create", {"event_name": event_name, "payload": payload, "timestamp": NOW_S + 60})
     sdk.clock.advance(60_000)
-    grants = [
-        (2000, {"category": "promotional", "expires_at": NOW_S + 99 * DAY_S}),
-        (5000, {}),
-        (3000, {"priority": 10}),
-    ]
+    promotional = {"category": "promotional", "expires_at": NOW_S + 99 * DAY_S}
+    grants: list[tuple[int, dict[str, Any]]] = [(2000, promotional), (5000, {}), (3000, {"priority": 10})]
     ids = []
     for value, fields in grants:
         amount = {"type": "monetary", "monetary": {"currency": "usd", "value": value}}
