@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
-from stripe_simulator import payments
+from stripe_simulator import invoicing, payments
+from stripe_simulator.engine.lines import Line
+from stripe_simulator.engine.periods import Period
 from tests.services.stripe_sdk import Sdk
 from tests.services.stripe_shop import Shop, at
 from tests.services.stripe_wire import DAY_S, NOW_S
@@ -398,3 +401,27 @@ async def test_grants_end(sdk: Sdk) -> None:
             "v1.billing.credit_balance_transactions.list", {"customer": customer, "credit_grant": body["id"]}
         )
         assert rows["data"][0]["debit"]["type"] == kind
+
+
+async def test_voiding_gives_an_expired_grant_nothing(shop: Shop) -> None:
+    """The ledger has the credit, and its expiry."""
+    sdk = shop.sdk
+    await shop.open("2027-02-01")
+    await shop.use_card("pm_card_chargeCustomerFail")
+    mode, end = sdk.simulator.test, at("2027-03-01")
+    price, _ = await metered_price(sdk)
+    await shop.subscribe({"price": price})
+    grant = {**GRANT, **METERED, "customer": shop.customer, "category": "paid", "expires_at": end + DAY_S}
+    await sdk("v1.billing.credit_grants.create", grant)
+    line = Line("si_1", price, "", 100, Fraction(100), Period(end - 60, end), Fraction(1), metered=True)
+    with sdk.simulator.journal.transaction():
+        subscription = mode.fetch("subscription", shop.subscription)
+        invoice = invoicing.subscription_invoice(mode, subscription, [line], "subscription_threshold")
+    assert (invoice["status"], invoice["amount_due"]) == ("open", 99)
+    await shop.advance("2027-03-03")
+
+    await sdk("v1.invoices.void_invoice", invoice["id"])
+
+    rows = (await sdk("v1.billing.credit_balance_transactions.list", {"customer": shop.customer}))["data"]
+    kinds = [row["credit"]["type"] if row["type"] == "credit" else row["debit"]["type"] for row in rows]
+    assert kinds == ["credits_expired", "credits_application_invoice_voided", "credits_applied", "credits_granted"]
