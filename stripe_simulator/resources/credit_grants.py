@@ -109,12 +109,14 @@ def apply(mode: Mode, invoice: Object, lines: Sequence[Object], draws: Sequence[
 
 
 def reinstate(mode: Mode, invoice: Object) -> None:
-    """Give back what a voided invoice drew."""
+    """Give back what a voided invoice drew. What a grant that has expired gets back expires at once."""
     for credit in invoice["total_pretax_credit_amounts"]:
         entry = mode.store.get(ENTRY, credit.get("credit_balance_transaction", ""))
         if entry:
             grant, source = mode.fetch(GRANT, entry["credit_grant"]), entry["debit"]["credits_applied"]
             _record(mode, grant, "credit", _VOIDED, credit["amount"], **{_VOIDED: source})
+            if grant["expires_at"] is not None and grant["expires_at"] <= _now_s(mode, grant):
+                _end(mode, grant, "credits_expired")
 
 
 def run_expire(mode: Mode, arguments: dict[str, Any]) -> None:
