@@ -71,16 +71,20 @@ def ledger(mode: Mode, subscription: str) -> Object:
 
 
 def items_of(mode: Mode, subscription: str) -> list[Object]:
-    """Copies of the items of a subscription, oldest first."""
+    """The items of a subscription, oldest first; do not change them."""
     rows = mode.store.newest(SUBSCRIPTION_ITEM, "subscription", subscription)
-    return [copied(row) for row in rows if "deleted" not in row][::-1]
+    return [row for row in rows if "deleted" not in row][::-1]
 
 
 def state_of(mode: Mode, subscription: Object) -> Object:
     """What the next change or renewal starts from: items, billing cycle anchor, and what the ledger says of both."""
     notes = ledger(mode, subscription["id"])
     state = {name: notes[name] for name in _BILLED}
-    return {"items": items_of(mode, subscription["id"]), "anchor": subscription["billing_cycle_anchor"], **state}
+    return {
+        "items": copied(items_of(mode, subscription["id"])),
+        "anchor": subscription["billing_cycle_anchor"],
+        **state,
+    }
 
 
 def plan(

@@ -18,7 +18,7 @@ from stripe_simulator.resources import subscription_changes as changes
 from stripe_simulator.resources import subscription_schedules
 from stripe_simulator.store import Object
 
-INDEXED = {"subscription": ("customer",), "subscription_item": ("subscription",)}
+INDEXED = {"subscription": ("customer", "test_clock"), "subscription_item": ("subscription",)}
 _PAUSES: Final = {"trial": "trial_end_without_payment_method", "failure": "final_payment_failure"}
 
 
@@ -102,6 +102,8 @@ def invoice_paid(mode: Mode, invoice: Object) -> None:
         mode.store.save({**body, "status": "active", "status_details": None}, "customer.subscription.resumed")
     else:
         status = after_payment(body["status"], latest_invoice=_is_latest(mode, body, invoice)).subscription
+        if status == body["status"]:
+            return
         mode.store.save({**body, "status": status})
     changes.watch(mode, body["id"])
 

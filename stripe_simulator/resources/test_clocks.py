@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from stripe_simulator.engine.periods import Recurrence, boundary
 from stripe_simulator.errors import ApiError
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, listed
+from stripe_simulator.resources.prices import recurrence_of
+from stripe_simulator.resources.subscription_changes import ENDED, items_of
 from stripe_simulator.store import Object
 
 ADVANCE: Final = "test_clock.advance"
@@ -34,6 +37,9 @@ def advance(mode: Mode, call: Call) -> Object:
     if target <= clock["frozen_time"]:
         message = "The frozen_time must be later than the current frozen_time of the test clock."
         raise ApiError(400, message, param="frozen_time")
+    if target > _latest(mode, clock):
+        message = "You cannot advance a test clock by more than two intervals of its shortest subscription."
+        raise ApiError(400, message, param="frozen_time")
     mode.clockwork.schedule(mode.now_ms(), ADVANCE, {"clock": call.id, "until_s": target})
     details = {"advancing": {"target_frozen_time": target}}
     clock |= {"status": "advancing", "status_details": details}
@@ -47,6 +53,16 @@ def delete(mode: Mode, call: Call) -> Object:
         if customer["test_clock"] == call.id:
             mode.store.delete(customer)
     return mode.store.delete(clock)
+
+
+def _latest(mode: Mode, clock: Object) -> int:
+    """Two intervals of the shortest subscription ahead, or two years."""
+    start = clock["frozen_time"]
+    recurrences = {Recurrence("year")}
+    for subscription in mode.store.newest("subscription", "test_clock", clock["id"]):
+        if subscription["status"] not in ENDED:
+            recurrences |= {recurrence_of(item["price"]) for item in items_of(mode, subscription["id"])}
+    return min(boundary(start, recurrence, 2) for recurrence in recurrences)
 
 
 def _run(mode: Mode, arguments: dict[str, Any]) -> None:
