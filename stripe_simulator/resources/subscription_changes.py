@@ -182,7 +182,12 @@ def threshold(mode: Mode, subscription: Object, at: int) -> Plan | None:
 
 
 def closing_lines(mode: Mode, subscription: Object, at: int, *, credit: bool, usage: bool) -> tuple[Line, ...]:
-    """What the end of all items at `at` bills: the credit for unused time, and the usage that no invoice has."""
+    """What the end of all items at `at` bills: the credit for unused time, and the usage that no invoice has.
+
+    A trial has neither.
+    """
+    if subscription["status"] == "trialing":
+        return ()
     state = state_of(mode, subscription)
     items = [_engine_item(subscription, body) for body in state["items"]]
     lines = list(_prorated(mode, subscription, state, items, (), at).lines) if credit else []

@@ -53,13 +53,15 @@ def _run(mode: Mode, body: Object, at: int) -> None:
     if body["status"] in ("canceled", "paused"):
         return
     if is_over:
-        lines = changes.closing_lines(mode, body, at, credit=False, usage=not was_trial)
+        # Inside a period, the unused time is always credited.
+        lines = changes.closing_lines(mode, body, at, credit=not ended, usage=not was_trial)
     elif ended:
         renewed = changes.renewal(mode, body, at, was_trial=was_trial)
         changes.apply(mode, body, renewed.state)
         lines = [*lines, *renewed.lines]
-    if ended and (lines or not is_over or _has_pending(mode, body)):
-        period = Period(min(item["current_period_start"] for item in ended), at)
+    if lines or (ended and (not is_over or _has_pending(mode, body))):
+        spans = ended or changes.items_of(mode, body["id"])
+        period = Period(min(item["current_period_start"] for item in spans), at)
         grace_s = mode.settings.invoice_grace_s
         changes.invoice(mode, body["id"], lines, "subscription_cycle", draft_grace_s=grace_s, period=period)
     if is_over:

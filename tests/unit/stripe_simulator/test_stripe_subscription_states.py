@@ -123,6 +123,21 @@ async def test_usage_threshold_of_an_item(shop: Shop) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("trial_days", "balance"), [(0, -2100), (20, 0)], ids=["unused time is credited", "a trial has no unused time"]
+)
+async def test_cancellation_inside_a_period(shop: Shop, trial_days: int, balance: int) -> None:
+    """`cancel_at` is an instant of its own."""
+    await shop.open("2027-02-01")
+    params = {"cancel_at": at("2027-02-08"), "billing_mode": {"type": "classic"}}
+    trial = {"trial_period_days": trial_days} if trial_days else {}
+    await shop.subscribe({"price": await shop.price(2800)}, **params, **trial)
+    await shop.advance("2027-02-08 02:00:00")
+
+    assert ((await shop.get())["status"], (await shop.get())["ended_at"]) == ("canceled", at("2027-02-08"))
+    assert (await shop.sdk("v1.customers.retrieve", shop.customer))["balance"] == balance
+
+
 async def test_trial(shop: Shop) -> None:
     """Scenario 15: free for 30 days; announced three days before the end, then billed."""
     await shop.open("2027-01-01")
