@@ -1,4 +1,4 @@
-"""`python -m stripe_simulator --port N [--state FILE] [--clock TEXT]`."""
+"""`python -m stripe_simulator --port N [--state FILE] [--clock TEXT]`, which is also `tidemark stripe-simulator`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import asyncio
 import socket
 import sqlite3
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import uvicorn
 
@@ -18,6 +20,12 @@ from stripe_simulator.simulator import Simulator
 
 READY_PREFIX = "stripe simulator ready at "
 SECONDS_MAX = 10**9
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line that names the argument, however long the argument is."""
+        self.exit(2, f"{self.prog}: {message[:300]}; see --help\n")
 
 
 def _port(text: str) -> int:
@@ -48,9 +56,9 @@ def _clock(text: str) -> Clock:
         raise argparse.ArgumentTypeError(f"{text[:100]!a} is no clock: {error}"[:300]) from error
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     defaults = SimulatorSettings()
-    parser = argparse.ArgumentParser(prog="python -m stripe_simulator", description="A simulator of Stripe.")
+    parser = _Parser(prog=program, description="A simulator of Stripe, with pages for a browser.")
     parser.add_argument("--port", type=_port, default=0, help="port on 127.0.0.1; 0 takes a free one")
     parser.add_argument("--state", type=Path, default=None, help="journal file that keeps the state over restarts")
     parser.add_argument("--clock", type=_clock, default="system", help="system, or scaled:REAL_MS:SIMULATED_MS:FACTOR")
@@ -62,11 +70,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rate-per-s", type=_rate, default=defaults.rate_per_s, help="Stripe's rate limit; 0 for none")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="decides ids and the order of equal jobs")
     parser.add_argument("--check-responses", action="store_true", help="answer 500 if a response is not as in the SDK")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
+    # asyncio sets TCP_NODELAY only on this socket type; without it, each answer waits 40 ms for an ACK.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", arguments.port))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     settings = SimulatorSettings(
+        pages_url=url,
         account=arguments.account,
         summary_lag_s=arguments.summary_lag_s,
         validation_window_s=arguments.validation_window_s,
@@ -80,26 +94,28 @@ async def _serve(arguments: argparse.Namespace) -> None:
         simulator = Simulator(arguments.clock, settings, arguments.state)
     except ValueError as error:
         sys.exit(str(error))
-    # asyncio sets TCP_NODELAY only on this socket type; without it, each answer waits 40 ms for an ACK.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", arguments.port))
     listener.listen(512)
-    sys.stdout.write(f"{READY_PREFIX}http://127.0.0.1:{listener.getsockname()[1]}\n")
+    sys.stdout.write(f"{READY_PREFIX}{url}\npages for a browser at {url}/_simulator/\n")
     sys.stdout.flush()
     config = uvicorn.Config(
         create_app(simulator), log_level="critical", access_log=False, lifespan="off", timeout_graceful_shutdown=1
     )
-    jobs = asyncio.create_task(simulator.run_jobs())
     try:
-        await uvicorn.Server(config).serve(sockets=[listener])
+        async with asyncio.TaskGroup() as tasks:
+            jobs = tasks.create_task(simulator.run_jobs())
+            await uvicorn.Server(config).serve(sockets=[listener])
+            jobs.cancel()
     finally:
-        jobs.cancel()
         simulator.close()
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None, program: str = "python -m stripe_simulator") -> None:
+    """Serve until a signal. Exits with 2 for a bad argument, with 1 for a port or file that cannot be used."""
     try:
-        asyncio.run(_serve(_arguments()))
+        asyncio.run(_serve(_arguments(arguments, program)))
     except (OSError, sqlite3.Error, ValueError) as failure:
-        sys.exit(f"stripe_simulator: correct --port or --state: {failure}")
+        sys.exit(f"{program}: correct --port or --state: {failure}")
+
+
+if __name__ == "__main__":
+    main()

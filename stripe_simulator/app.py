@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from starlette.applications import Starlette
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stripe_simulator import admin
 from stripe_simulator.authentication import livemode_of
-from stripe_simulator.bodies import Raw, parse_form, parse_json
+from stripe_simulator.bodies import BODY_BYTES_MAX, Raw, parse_form, parse_json
 from stripe_simulator.contract import shapes
 from stripe_simulator.contract.parameters import coerce
 from stripe_simulator.errors import ApiError, conflict, forbidden, rate_limited, server_error, unauthorized
@@ -24,12 +24,11 @@ from stripe_simulator.expansion import expand
 from stripe_simulator.faults import Fault, FaultKind
 from stripe_simulator.idempotency import StoredAnswer
 from stripe_simulator.mode import Call, Mode, Route
+from stripe_simulator.pages import hosted, operator
 from stripe_simulator.registry import ROUTES
 from stripe_simulator.routing import Router
 from stripe_simulator.simulator import Simulator
 from stripe_simulator.store import Object
-
-BODY_BYTES_MAX: Final = 1 << 20
 
 
 class Answer(NamedTuple):
@@ -63,9 +62,9 @@ class _Request(NamedTuple):
 
 
 def create_app(simulator: Simulator, routes: Sequence[Route] = ROUTES) -> ASGIApp:
-    """The application of one simulator, with the admin routes under `/_simulator/`."""
+    """The application of one simulator, with the admin routes and the pages under `/_simulator/`."""
     api = _Api(simulator, Router(routes))
-    pages = Starlette(routes=admin.routes(simulator))
+    pages = Starlette(routes=[*admin.routes(simulator), *hosted.routes(simulator), *operator.routes(simulator)])
     pages.router.redirect_slashes = False
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,12 +121,16 @@ class _Api:
         simulator = self._simulator
         route, ids = self._router.find(request.method, request.path)
         simulator.calls[route.name] += 1
-        livemode = livemode_of(request.header(b"authorization"), simulator.settings.keys)
-        mode = simulator.mode(livemode)
+        authorization = request.header(b"authorization")
+        if route.authenticate:
+            mode, key = route.authenticate((simulator.live, simulator.test), authorization), ""
+        else:
+            mode = simulator.mode(livemode_of(authorization, simulator.settings.keys))
+        livemode = mode.livemode
         simulator.catch_up()
         raw = await _raw(request)
         params = coerce(route.name, raw, route.takes)
-        fault = simulator.faults.take(request.method, request.path, params)
+        fault = simulator.faults.take(request.method, request.path, params, simulator.now_ms())
         _fail_before(fault, simulator.settings.hold_s)
         simulator.limits.check(livemode, request.path, simulator.now_ms())
         asked = [request.method, request.path, raw]

@@ -13,6 +13,7 @@ from stripe_simulator.errors import ApiError
 
 FIELDS_MAX = 1_000
 DEPTH_MAX = 8
+BODY_BYTES_MAX = 1 << 20
 
 Raw = dict[str, Any]
 

@@ -210,7 +210,7 @@ def finalize(mode: Mode, draft: Object) -> Object:
     customer = mode.fetch("customer", invoice["customer"])
     number = customer["next_invoice_sequence"]
     mode.store.save({**customer, "currency": invoice["currency"], "next_invoice_sequence": number + 1})
-    page = f"https://invoice.stripe.com/i/{mode.settings.account}/{invoice['id']}"
+    page = f"{mode.settings.pages_url}/_simulator/invoice/{invoice['id']}"
     _move(mode, invoice, "open")
     invoice |= {
         "automatically_finalizes_at": None, "effective_at": invoice["status_transitions"]["finalized_at"],

@@ -99,6 +99,7 @@ EXITS_WITH_1: Final = {
     "reconcile": f"{_DRIFT}; or the push gateway did not take the gauges",
     "router": _ROLE,
     "sink": _ROLE,
+    "stripe-simulator": "the port is taken, or the file cannot be used",
     "top": "the gateway did not answer, or refused the key",
     "usage": "the gateway did not answer, or refused the key",
     "worker": _ROLE,

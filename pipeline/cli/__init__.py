@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 import click
 
 from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
-from pipeline.cli.develop import dev, emit, key, top, usage
+from pipeline.cli.develop import dev, emit, key, stripe_simulator, top, usage
 from pipeline.cli.operate import account, close_period, doctor, meters, quarantine, reconcile
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.roles import archive, gateway, router, sink, worker
@@ -43,7 +43,7 @@ def cli() -> None:
 
 
 for command in (
-    dev, emit, usage, top, key, reconcile, quarantine, meters, account, close_period, doctor, rebuild,
+    dev, stripe_simulator, emit, usage, top, key, reconcile, quarantine, meters, account, close_period, doctor, rebuild,
     worker, archive, router, gateway, sink,
 ):  # fmt: skip
     cli.add_command(command)

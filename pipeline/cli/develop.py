@@ -1,4 +1,4 @@
-"""Commands for application developers: dev, emit, usage, top, key."""
+"""Commands for application developers: dev, stripe-simulator, emit, usage, top, key."""
 
 from __future__ import annotations
 
@@ -54,6 +54,18 @@ def dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | Non
         # Before anything starts.
         read_meter_set(meter_set_path)
     asyncio.run(_dev(kafka, port, clickhouse_port, meter_set_path, workers))
+
+
+@click.command("stripe-simulator", context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def stripe_simulator(arguments: tuple[str, ...]) -> None:
+    """Run only the Stripe simulator until ctrl-C, with pages for a browser; see --help.
+
+    Prints the address of the API and of the pages.
+    """
+    from stripe_simulator.__main__ import main
+
+    main(arguments, "tidemark stripe-simulator")
 
 
 def _check_free(option: str, port: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from stripe_simulator.errors import ApiError, missing_parameter
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.resources.payment_methods import attached, card_of, resolved
-from stripe_simulator.resources.test_cards import ASK
+from stripe_simulator.resources.test_cards import ASK, card_error
 from stripe_simulator.store import Object
 
 INDEXED = {"setup_intent": ("payment_method",)}
@@ -48,6 +48,17 @@ def succeeded(mode: Mode, intent: Object) -> Object:
     if intent["customer"]:
         attached(mode, mode.fetch("payment_method", intent["payment_method"]), intent["customer"])
     return mode.store.save({**intent, "status": "succeeded", "next_action": None}, "setup_intent.succeeded")
+
+
+def set_up(mode: Mode, method: Object, customer: str, *, agreed: bool) -> Object:
+    """Give a customer a card on a hosted page. Raises `ApiError` if the cardholder must agree and has not."""
+    intent = create(mode, Call("", {"customer": customer}))
+    intent = confirm(mode, Call("", {"payment_method": method["id"]}, (intent["id"],)))
+    if intent["status"] == "succeeded":
+        return intent
+    if not agreed:
+        raise card_error("authentication_required")
+    return succeeded(mode, mode.fetch("setup_intent", intent["id"]))
 
 
 ROUTES = (

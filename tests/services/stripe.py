@@ -61,9 +61,10 @@ async def serve_simulator(
 
     Each response is compared with the SDK's shapes; a difference fails the test at the end of the block.
     """
-    simulator = Simulator(clock, replace(settings, check_responses=True), state)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    simulator = Simulator(clock, replace(settings, check_responses=True, pages_url=url), state)
     config = uvicorn.Config(
         create_app(simulator), log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1
     )
@@ -71,13 +72,26 @@ async def serve_simulator(
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await server.ready.wait()
-        yield ServedSimulator(simulator, clock, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        async with running(simulator):
+            yield ServedSimulator(simulator, clock, url)
     finally:
         server.should_exit = True
         await serving
         listener.close()
         simulator.close()
         check_shapes(simulator.violations, simulator.checked)
+
+
+@contextlib.asynccontextmanager
+async def running(simulator: Simulator) -> AsyncIterator[None]:
+    """Run the simulator's due jobs and deliveries during the block."""
+    jobs = asyncio.create_task(simulator.run_jobs())
+    try:
+        yield
+    finally:
+        jobs.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await jobs
 
 
 @contextlib.contextmanager

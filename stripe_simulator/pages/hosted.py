@@ -1,0 +1,270 @@
+"""The pages that a payer sees: checkout, an invoice, and the portal with the card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from stripe_simulator import payments
+from stripe_simulator.errors import ApiError, no_such
+from stripe_simulator.invoicing import lines_of
+from stripe_simulator.mode import Call, Mode
+from stripe_simulator.pages import html as ui
+from stripe_simulator.pages.html import ROOT, Html, attempt, h, join
+from stripe_simulator.resources import checkout_sessions, invoices, payment_methods, portal_sessions
+from stripe_simulator.resources.subscription_changes import ENDED, items_of
+from stripe_simulator.resources.test_cards import CARDS, MESSAGES, card_error
+from stripe_simulator.simulator import Simulator
+from stripe_simulator.store import Object
+
+ASKS: Final = "authentication_required"
+Sent = dict[str, str]
+# Runs with the payment method of the form, and whether the cardholder has confirmed.
+Pay = Callable[[Object, bool], Any]
+
+
+def routes(simulator: Simulator) -> list[Route]:
+    """The routes of the hosted pages. A page is found in either mode by the id of its object."""
+    pages: dict[str, tuple[str, Callable[[Mode, Object, Request, Sent], Response]]] = {
+        "checkout": (checkout_sessions.KIND, _checkout),
+        "invoice": ("invoice", _invoice),
+        "portal": (portal_sessions.KIND, _portal),
+    }
+
+    def bound(kind: str, run: Callable[[Mode, Object, Request, Sent], Response]) -> Callable[..., Response]:
+        def handle(request: Request, sent: Sent) -> Response:
+            for mode in (simulator.test, simulator.live):
+                body = mode.store.edit(kind, request.path_params["id"])
+                if body is not None:
+                    return run(mode, body, request, sent)
+            raise no_such("page", request.path_params["id"], "id")
+
+        return handle
+
+    return [
+        *(
+            Route(f"{ROOT}/{name}/{{id}}", ui.handler(simulator, bound(*entry)), methods=["GET", "POST"])
+            for name, entry in pages.items()
+        ),
+        Route(f"{ROOT}/invoice/{{id}}/pdf", lambda request: ui.back(f"{ROOT}/invoice/{request.path_params['id']}")),
+    ]
+
+
+def _checkout(mode: Mode, session: Object, request: Request, sent: Sent) -> Response:
+    done = str(session["success_url"]).replace("{CHECKOUT_SESSION_ID}", session["id"])
+    if session["status"] != "open":
+        text = "This checkout is paid." if session["status"] == "complete" else "This checkout has expired."
+        onward = ui.link("Continue", done) if session["status"] == "complete" else ""
+        return ui.page("Checkout", h("h1", text), h("p", onward))
+    payer = {"email": sent.get("email") or session["customer_email"], "name": sent.get("name") or None}
+
+    def complete(method: Object, agreed: bool) -> None:
+        checkout_sessions.complete(mode, mode.fetch(session["object"], session["id"]), method, payer, agreed=agreed)
+
+    problem, asks = _pay(mode, sent, complete) if request.method == "POST" else ("", Html())
+    if request.method == "POST" and not problem and not asks:
+        return ui.back(done)
+    request_body, currency = checkout_sessions.request_of(mode, session["id"]), session["currency"]
+    rows = [(line["description"], ui.money(line["amount"], currency)) for line in request_body["lines"]]
+    total = ui.money(session["amount_total"], currency)
+    days = request_body["subscription"].get("trial_period_days")
+    titles = {"subscription": "Subscribe", "payment": "Pay", "setup": "Save a card"}
+    submit = f"{titles[session['mode']]} – {total}" if session["amount_total"] else titles[session["mode"]]
+    summary = "" if session["mode"] == "setup" else join(
+        ui.table(("What", "Amount"), rows, "Nothing is due today."),
+        h("p", "Due today ", h("strong", total), class_="total"),
+        h("p", f"Free for {days} days, then billed automatically.") if days else "",
+    )  # fmt: skip
+    more = "" if session["customer"] else _payer_fields(payer)
+    cancel = h("p", ui.link("Cancel", session["cancel_url"])) if session["cancel_url"] else ""
+    body = asks or _card_form(submit, sent, more)
+    return _hosted(titles[session["mode"]], _test_mode(mode), summary, ui.notice(problem), body, cancel, form_to=done)
+
+
+def _invoice(mode: Mode, invoice: Object, request: Request, sent: Sent) -> Response:
+    if invoice["status"] == "draft":
+        raise no_such("page", invoice["id"], "id")
+
+    def pay(method: Object, _agreed: bool) -> None:
+        # The card belongs to the customer only if the payment does not fail.
+        owned = mode.store.put({**method, "customer": invoice["customer"]})
+        try:
+            invoices.pay(mode, Call("", {"payment_method": owned["id"]}, (invoice["id"],)))
+        except ApiError as error:
+            if error.code != "invoice_payment_intent_requires_action":
+                mode.store.put(method)
+            raise
+
+    problem = ""
+    intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {"status": ""}
+    asks = intent["status"] == "requires_action" and invoice["status"] in ("open", "uncollectible")
+    if request.method == "POST":
+        if asks and sent.get("action") in ("confirm", "refuse"):
+            agrees = sent["action"] == "confirm"
+            error = attempt(mode, lambda: payments.authenticate(mode, intent, agrees=agrees))
+            problem = error.message if error else "" if agrees else MESSAGES[ASKS]
+        else:
+            problem, question = _pay(mode, sent, pay)
+            asks = bool(question)
+        if not problem:
+            return ui.back(request.url.path)
+        invoice, asks = mode.fetch("invoice", invoice["id"]), False
+    currency = invoice["currency"]
+    rows = [(line["description"] or "–", ui.money(line["amount"], currency)) for line in lines_of(mode, invoice)]
+    sums = {
+        "Subtotal": invoice["subtotal"],
+        "Discounts": -sum(entry["amount"] for entry in invoice["total_discount_amounts"]),
+        "Tax": sum(entry["amount"] for entry in invoice["total_taxes"]),
+        "Total": invoice["total"],
+        "Paid": invoice["amount_paid"],
+    }
+    rows += [(h("em", name), ui.money(amount, currency)) for name, amount in sums.items() if amount or name == "Total"]
+    remaining = ui.money(invoice["amount_remaining"], currency)
+    is_open = invoice["status"] in ("open", "uncollectible")
+    due = h(
+        "p",
+        "Due " if is_open else "Paid ",
+        h("strong", remaining if is_open else ui.money(invoice["amount_paid"], currency)),
+        " ",
+        ui.badge(invoice["status"]),
+        class_="total",
+    )
+    facts = h("p", f"For {invoice['customer_name'] or invoice['customer_email'] or invoice['customer']}, "
+              f"{ui.time(invoice['effective_at'], day_only=True)}.")  # fmt: skip
+    body = (_question() if asks else _card_form(f"Pay {remaining}", sent, "")) if is_open else ""
+    return _hosted(
+        f"Invoice {invoice['number']}", _test_mode(mode), facts, due, ui.table(("What", "Amount"), rows, "No lines."),
+        ui.notice(problem), body,
+    )  # fmt: skip
+
+
+def _portal(mode: Mode, session: Object, request: Request, sent: Sent) -> Response:
+    customer, problem, asks, note = session["customer"], "", Html(), ""
+    if request.method == "POST" and sent.get("action") in ("cancel", "keep"):
+        is_set, subscription = sent["action"] == "cancel", sent.get("subscription", "")
+        error = attempt(mode, lambda: portal_sessions.cancel_at_period_end(mode, customer, subscription, is_set=is_set))
+        if error is None:
+            return ui.back(request.url.path)
+        problem = error.message
+    elif request.method == "POST":
+        unpaid: list[Object] = []
+
+        def replace(method: Object, agreed: bool) -> None:
+            unpaid[:] = portal_sessions.replace_card(mode, customer, method, agreed=agreed)
+
+        problem, asks = _pay(mode, sent, replace)
+        if not problem and not asks and not unpaid:
+            return ui.back(f"{request.url.path}?saved")
+        if unpaid:
+            problem = f"The card is saved. The payment of {unpaid[0]['number']} failed: try another card."
+    elif "saved" in request.query_params:
+        note = "The new card is saved."
+    owner = mode.store.get("customer", customer)
+    if owner is None:
+        raise no_such("customer", customer, "id")
+    method = mode.store.get("payment_method", payments.default_method(mode, customer) or "")
+    card = _card(method["card"]) if method else "No card is saved."
+    bills = [
+        (ui.link(invoice["number"], f"{ROOT}/invoice/{invoice['id']}"), ui.time(invoice["created"], day_only=True),
+         ui.money(invoice["amount_due"], invoice["currency"]), ui.badge(invoice["status"]))
+        for invoice in mode.store.newest("invoice", "customer", customer) if invoice["number"]
+    ]  # fmt: skip
+    heads = ("Invoice", "Date", "Amount", "Status")
+    leave = h("p", ui.link("Back", session["return_url"])) if session["return_url"] else ""
+    plans = [_plan(mode, body) for body in mode.store.newest("subscription", "customer", customer)]
+    return _hosted(
+        "Your subscription", _test_mode(mode), ui.notice(problem), ui.notice(note, "good"),
+        *(plans or [h("p", "There is no subscription.", class_="empty")]), h("h2", "Card"), h("p", card),
+        asks or _card_form("Save this card", sent, ""), h("h2", "Invoices"), ui.table(heads, bills, "No invoice yet."),
+        leave,
+    )  # fmt: skip
+
+
+def _card(card: Object) -> str:
+    return f"{card['brand']} ···· {card['last4']}, expires {card['exp_month']:02}/{card['exp_year']}"
+
+
+def _plan(mode: Mode, body: Object) -> Html:
+    """A subscription, with the button that cancels it at the end of the period or keeps it."""
+    items = items_of(mode, body["id"])
+    names = [(mode.store.get("product", item["price"]["product"]) or {"name": "?"})["name"] for item in items]
+    what = ", ".join(f"{item.get('quantity') or 1} × {name}" for name, item in zip(names, items, strict=True))
+    if body["status"] in ENDED:
+        return h("section", h("strong", what), " ", ui.badge(body["status"]), class_="plan")
+    end = ui.time(body["cancel_at"] or max(item["current_period_end"] for item in items), day_only=True)
+    is_canceling = body["cancel_at"] is not None
+    text, label, action = (f"Ends on {end}.", "Keep the plan", "keep") if is_canceling else (
+        f"Renews on {end}.", "Cancel at the end of the period", "cancel"
+    )  # fmt: skip
+    change = ui.form(ui.button(label, "action", action, quiet=True), subscription=body["id"])
+    return h("section", h("p", h("strong", what), " ", ui.badge(body["status"])), h("p", text), change, class_="plan")
+
+
+def _pay(mode: Mode, sent: Sent, pay: Pay) -> tuple[str, Html]:
+    """Pay with the card of the form: what went wrong in words, and the question to the cardholder."""
+    if sent.get("action") == "refuse":
+        return MESSAGES[ASKS], Html()
+    method: Object = {}
+    agreed = sent.get("action") == "confirm"
+
+    def prepare() -> None:
+        method.update(mode.fetch("payment_method", sent.get("method", "")) if agreed else _method(mode, sent))
+
+    error = attempt(mode, prepare) or attempt(mode, lambda: pay(method, agreed))
+    if error is None:
+        return "", Html()
+    if error.code in (ASKS, "invoice_payment_intent_requires_action") and not agreed:
+        hidden = {name: sent[name] for name in ("email", "name") if name in sent}
+        return "", _question(method=method["id"], **hidden)
+    return error.message, Html()
+
+
+def _method(mode: Mode, sent: Sent) -> Object:
+    """A new payment method of the form. Raises `ApiError` (402) for a card that cannot be."""
+    number = re.sub(r"[ -]", "", sent.get("number", ""))
+    expiry = re.fullmatch(r"\s*([0-9]{1,2})\s*/?\s*((?:20)?[0-9]{2})\s*", sent.get("expiry", ""))
+    if not re.fullmatch(r"[0-9]{12,19}", number):
+        raise card_error("incorrect_number")
+    if expiry is None:
+        raise card_error("invalid_expiry_month")
+    if not re.fullmatch(r"[0-9]{3,4}", sent.get("cvc", "")):
+        raise card_error("incorrect_cvc")
+    card = {"number": number, "exp_month": int(expiry[1]), "exp_year": 2_000 + int(expiry[2]) % 100}
+    return payment_methods.create(mode, Call("", {"type": "card", "card": card}))
+
+
+def _question(**hidden: str) -> Html:
+    """What the bank of the cardholder asks."""
+    confirm, refuse = (
+        ui.button("Confirm the payment", "action", "confirm"),
+        ui.button("Refuse", "action", "refuse", quiet=True),
+    )
+    return h("section", h("h2", "Your bank asks you to confirm"), ui.form(confirm, refuse, **hidden), class_="plan")
+
+
+def _card_form(submit: str, sent: Sent, more: object) -> Html:
+    cards = [
+        (card.number, card.decline_code.replace("_", " ") or ("asks to confirm" if card.authentication else "succeeds"))
+        for card in CARDS.values()
+    ]
+    values = {name: sent.get(name, "") for name in ("number", "expiry", "cvc")}
+    return ui.template("card", submit=submit, more=more, cards=ui.table(("Number", "Charges"), cards, ""), **values)
+
+
+def _payer_fields(payer: dict[str, Any]) -> Html:
+    email = h("input", name="email", type="email", autocomplete="email", required=True, value=payer["email"] or "")
+    name = h("input", name="name", autocomplete="name", value=payer["name"] or "")
+    return join(h("label", "Email", email, class_="wide"), h("label", "Name", name, class_="wide"))
+
+
+def _test_mode(mode: Mode) -> Html:
+    return Html() if mode.livemode else h("p", ui.badge("test mode"))
+
+
+def _hosted(title: str, *children: object, form_to: str = "") -> Response:
+    return ui.page(title, h("article", h("h1", title), *children), form_to=form_to)

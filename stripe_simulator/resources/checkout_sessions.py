@@ -1,0 +1,189 @@
+"""Checkout sessions (docs.stripe.com/api/checkout/sessions). A session is completed on its hosted page."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from stripe_simulator import invoicing, payments
+from stripe_simulator.contract.parameters import Params
+from stripe_simulator.engine.tiers import total
+from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
+from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
+from stripe_simulator.pagination import LIST, listed
+from stripe_simulator.resources import customers, setup_intents, subscriptions
+from stripe_simulator.resources.payment_methods import attached
+from stripe_simulator.resources.prices import engine_price
+from stripe_simulator.resources.test_cards import card_error
+from stripe_simulator.store import Object
+
+KIND: Final = "checkout.session"
+# What the hosted page shows and what completion needs: {"lines": [...], "items": [...], "subscription": {...}}.
+REQUEST: Final = "simulator.checkout"
+EXPIRE: Final = "checkout.expire"
+OPEN_S: Final = 86_400
+INDEXED = {KIND: ("customer", "payment_intent", "subscription")}
+CREATE: Final = (
+    "automatic_tax[enabled]", "cancel_url", "client_reference_id", "currency", "customer", "customer_email",
+    "discounts", "expires_at", "line_items", "metadata", "mode", "subscription_data", "success_url",
+)  # fmt: skip
+_DATA: Final = {"description", "metadata", "trial_end", "trial_period_days"}
+_NULL: Final = (
+    "amount_subtotal", "amount_total", "cancel_url", "client_reference_id", "currency", "customer", "customer_details",
+    "customer_email", "invoice", "payment_intent", "setup_intent", "subscription", "success_url", "total_details",
+)  # fmt: skip
+
+
+def create(mode: Mode, call: Call) -> Object:
+    """`POST /v1/checkout/sessions`, for a hosted page. Stripe has no event for it."""
+    params = call.params
+    if params.get("customer"):
+        mode.fetch("customer", params["customer"], param="customer")
+    kind = params.get("mode")
+    for name in ("mode", "success_url", "currency" if kind == "setup" else "line_items"):
+        if not params.get(name):
+            raise missing_parameter(name)
+    if other := params.get("subscription_data", {}).keys() - _DATA:
+        raise not_simulated(f"subscription_data[{min(other)}] of a checkout session")
+    if kind != "subscription" and params.keys() & {"subscription_data", "discounts", "automatic_tax"}:
+        raise not_simulated(f"subscription_data, discounts or automatic_tax with mode={kind}")
+    body: Object = dict.fromkeys(_NULL) | new_object(mode, KIND, "cs_live" if mode.livemode else "cs_test", params)
+    body |= {name: params[name] for name in _NULL if name in params}
+    body |= {
+        "automatic_tax": {"enabled": params.get("automatic_tax", {}).get("enabled", False), "liability": None,
+                          "provider": None, "status": None},
+        "custom_fields": [],
+        "custom_text": dict.fromkeys(("after_submit", "shipping_address", "submit", "terms_of_service_acceptance")),
+        "expires_at": params.get("expires_at", body["created"] + OPEN_S),
+        "mode": kind, "payment_method_types": ["card"], "payment_status": "unpaid", "shipping_options": [],
+        "status": "open", "ui_mode": "hosted_page",
+        "url": f"{mode.settings.pages_url}/_simulator/checkout/{body['id']}",
+    }  # fmt: skip
+    items = [_item(mode, number, item) for number, item in enumerate(params.get("line_items", ()))]
+    data = {**params.get("subscription_data", {}), "items": items}
+    data |= {name: params[name] for name in ("automatic_tax", "discounts") if name in params}
+    lines = _priced(mode, body, data) if kind == "subscription" else _one_time(mode, body, items)
+    mode.store.put({"object": REQUEST, "id": f"{body['id']}/request", "lines": lines, "subscription": data})
+    mode.clockwork.schedule(body["expires_at"] * 1_000, EXPIRE, {"session": body["id"]})
+    return mode.store.put(body)
+
+
+def request_of(mode: Mode, session: str) -> Object:
+    """What a session sells: `lines` with description and amount, and the `subscription`'s parameters."""
+    return mode.fetch(REQUEST, f"{session}/request")
+
+
+def complete(mode: Mode, session: Object, method: Object, payer: Params, *, agreed: bool = False) -> Object:
+    """Pay an open session and complete it. `payer` has the `email` and `name` of a customer without an object.
+
+    `agreed`: the cardholder has confirmed. Raises `ApiError`, after which no change may stay: a decline, or
+    `authentication_required` if the cardholder must confirm first.
+    """
+    if session["status"] != "open":
+        raise ApiError(400, "This Checkout Session is no longer open.")
+    customer = session["customer"] or customers.new(mode, payer)["id"]
+    done: Object = {"customer": customer}
+    if session["mode"] == "setup":
+        done["setup_intent"] = setup_intents.set_up(mode, method, customer, agreed=agreed)["id"]
+    elif session["mode"] == "payment":
+        attached(mode, method, customer)
+        outcome = payments.charge(mode, customer, method["id"], session["amount_total"], session["currency"])
+        done["payment_intent"] = _paid(mode, outcome, agreed=agreed)
+    else:
+        done |= _subscribed(mode, request_of(mode, session["id"]), customer, method, agreed=agreed)
+    owner = mode.fetch("customer", customer)
+    details = {name: owner[name] for name in ("email", "name", "phone", "address", "tax_exempt")}
+    done["customer_details"] = {**details, "business_name": None, "individual_name": None, "tax_ids": None}
+    done |= {"payment_status": "paid" if session["amount_total"] else "no_payment_required"}
+    return mode.store.save({**session, **done, "status": "complete", "url": None}, "checkout.session.completed")
+
+
+def expire(mode: Mode, call: Call) -> Object:
+    """`POST /v1/checkout/sessions/{session}/expire`."""
+    session = mode.fetch(KIND, call.id)
+    if session["status"] != "open":
+        raise ApiError(400, "Only Checkout Sessions with a status of `open` can be expired.")
+    return mode.store.save({**session, "status": "expired", "url": None}, "checkout.session.expired")
+
+
+def _item(mode: Mode, number: int, item: Params) -> Object:
+    if other := item.keys() - {"price", "quantity"}:
+        raise not_simulated(f"line_items[{min(other)}] of a checkout session")
+    if "price" not in item:
+        raise missing_parameter(f"line_items[{number}][price]")
+    mode.fetch("price", item["price"], param=f"line_items[{number}][price]")
+    return dict(item)
+
+
+def _priced(mode: Mode, session: Object, data: Params) -> list[Object]:
+    """Set the session's amounts to those of the subscription's first invoice, and return its lines."""
+    with mode.journal.discarded():
+        customer = session["customer"] or customers.new(mode, {})["id"]
+        try:
+            subscriptions.create(mode, Call("", {**data, "customer": customer}))
+        except invoicing.Drafted as drafted:
+            invoice, lines = drafted.invoice, drafted.lines
+        else:
+            raise RuntimeError("a subscription was created without an invoice")
+    sums: dict[str, int] = {
+        name: sum(entry["amount"] for entry in invoice[name]) for name in ("total_discount_amounts", "total_taxes")
+    }
+    details = {"amount_discount": sums["total_discount_amounts"], "amount_shipping": 0}
+    session |= {
+        "amount_subtotal": invoice["subtotal"], "amount_total": invoice["total"], "currency": invoice["currency"],
+        "total_details": {**details, "amount_tax": sums["total_taxes"]},
+    }  # fmt: skip
+    return [{"description": line["description"], "amount": line["amount"]} for line in lines]
+
+
+def _one_time(mode: Mode, session: Object, items: list[Object]) -> list[Object]:
+    """The same for a session that sells once, and for a session that sets a card up: it has no amounts."""
+    lines: list[Object] = []
+    for item in items:
+        price, quantity = mode.fetch("price", item["price"]), item.get("quantity", 1)
+        if price["recurring"]:
+            message = "You specified `payment` mode but passed a recurring price. Either switch to `subscription` mode."
+            raise ApiError(400, message, param="line_items")
+        name = mode.fetch("product", price["product"])["name"]
+        lines.append({"description": f"{quantity} × {name}", "amount": total(engine_price(price), quantity)})
+        session["currency"] = price["currency"]
+    if lines:
+        amount = sum(line["amount"] for line in lines)
+        details = {"amount_discount": 0, "amount_shipping": 0, "amount_tax": 0}
+        session |= {"amount_subtotal": amount, "amount_total": amount, "total_details": details}
+    return lines
+
+
+def _subscribed(mode: Mode, request: Object, customer: str, method: Object, *, agreed: bool) -> Object:
+    attached(mode, method, customer)
+    params: dict[str, Any] = {**request["subscription"], "customer": customer, "default_payment_method": method["id"]}
+    params["payment_behavior"] = "default_incomplete"
+    subscription = subscriptions.create(mode, Call("", params))
+    invoice = mode.fetch("invoice", subscription["latest_invoice"])
+    if invoice["status"] == "open":
+        _paid(mode, invoicing.collect(mode, invoice), agreed=agreed)
+    return {"subscription": subscription["id"], "invoice": invoice["id"]}
+
+
+def _paid(mode: Mode, outcome: payments.Outcome, *, agreed: bool) -> str:
+    """The PaymentIntent of a payment that succeeded, with the cardholder's confirmation if the card asks."""
+    if outcome.status == "requires_action" and agreed:
+        outcome = payments.authenticate(mode, mode.fetch("payment_intent", outcome.payment_intent), agrees=True)
+    if outcome.status != "succeeded":
+        raise card_error(outcome.decline_code or "authentication_required")
+    return outcome.payment_intent
+
+
+def _run_expire(mode: Mode, arguments: dict[str, Any]) -> None:
+    if mode.fetch(KIND, arguments["session"])["status"] == "open":
+        expire(mode, Call("", {}, (arguments["session"],)))
+
+
+JOBS = {EXPIRE: _run_expire}
+_ITEM: Final = "/v1/checkout/sessions/{session}"
+_FILTERS: Final = ("customer", "payment_intent", "status", "subscription")
+ROUTES = (
+    Route("POST", "/v1/checkout/sessions", create, CREATE),
+    Route("GET", "/v1/checkout/sessions", listed(KIND, *_FILTERS), (*LIST, *_FILTERS, "created")),
+    Route("GET", _ITEM, retrieve(KIND)),
+    Route("POST", f"{_ITEM}/expire", expire),
+)

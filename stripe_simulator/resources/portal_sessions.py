@@ -1,0 +1,56 @@
+"""Sessions of the customer portal (docs.stripe.com/api/customer_portal/sessions), and what its hosted page changes."""
+
+from __future__ import annotations
+
+from stripe_simulator import invoicing
+from stripe_simulator.errors import missing_parameter
+from stripe_simulator.mode import Call, Mode, Route, new_object
+from stripe_simulator.resources import customers, setup_intents, subscriptions
+from stripe_simulator.store import Object
+
+KIND = "billing_portal.session"
+
+
+def create(mode: Mode, call: Call) -> Object:
+    """`POST /v1/billing_portal/sessions`. Stripe has no event for it."""
+    if not call.params.get("customer"):
+        raise missing_parameter("customer")
+    body = new_object(mode, KIND, "bps", {})
+    del body["metadata"]
+    body |= {
+        "configuration": "bpc_simulator", "customer": mode.fetch("customer", call.params["customer"])["id"],
+        "flow": None, "locale": None, "on_behalf_of": None, "return_url": call.params.get("return_url"),
+        "url": f"{mode.settings.pages_url}/_simulator/portal/{body['id']}",
+    }  # fmt: skip
+    return mode.store.put(body)
+
+
+def replace_card(mode: Mode, customer: str, method: Object, *, agreed: bool = False) -> list[Object]:
+    """Pay with a new card from now on, and pay each open invoice once. Returns the invoices that could not be paid.
+
+    `agreed`: the cardholder has confirmed. Raises `ApiError` for a card that declines at once, and with the code
+    `authentication_required` if the cardholder must confirm first.
+    """
+    setup_intents.set_up(mode, method, customer, agreed=agreed)
+    settings = {"invoice_settings": {"default_payment_method": method["id"]}}
+    customers.update(mode, Call("", settings, (customer,)))
+    for body in list(mode.store.newest("subscription", "customer", customer)):
+        if body["default_payment_method"]:
+            params = {"default_payment_method": method["id"]}
+            mode.store.save({**mode.fetch("subscription", body["id"]), **params})
+    due = [
+        mode.fetch("invoice", invoice["id"])
+        for invoice in mode.store.newest("invoice", "customer", customer)
+        if invoice["status"] == "open" and invoice["collection_method"] == "charge_automatically"
+    ]
+    return [invoice for invoice in due[::-1] if invoicing.collect(mode, invoice, method["id"]).status != "succeeded"]
+
+
+def cancel_at_period_end(mode: Mode, customer: str, subscription: str, *, is_set: bool) -> None:
+    """Cancel a subscription of the customer at the end of its period, or take that back."""
+    body = mode.fetch("subscription", subscription)
+    if body["customer"] == customer:
+        subscriptions.change(mode, body, {"cancel_at_period_end": is_set})
+
+
+ROUTES = (Route("POST", "/v1/billing_portal/sessions", create, ("customer", "return_url")),)
