@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
-from stripe_simulator import payments
+from stripe_simulator import invoicing, payments
+from stripe_simulator.engine.collection import RetryPolicy
+from stripe_simulator.engine.lines import Line
+from stripe_simulator.engine.periods import Period
 from tests.services.stripe_sdk import Sdk
+from tests.services.stripe_shop import Shop, at
 from tests.services.stripe_wire import DAY_S, NOW_S
-from tests.unit.stripe_simulator.test_stripe_subscriptions import Shop, at
 
 GRANT = {"amount": {"type": "monetary", "monetary": {"currency": "usd", "value": 1}}, "name": "credit"}
 METERED: dict[str, Any] = {"applicability_config": {"scope": {"price_type": "metered"}}}
@@ -40,15 +45,15 @@ async def draft_of(sdk: Sdk, customer: str, *amounts: int, **fields: Any) -> str
     return str((await sdk("v1.invoices.create", params))["id"])
 
 
-async def metered_price(sdk: Sdk) -> tuple[str, str]:
-    """A price of one cent per unit, and the event name of its meter."""
+async def metered_price(sdk: Sdk, cents: int = 1) -> tuple[str, str]:
+    """A price of some cents per unit, and the event name of its meter."""
     meter = {"display_name": "Calls", "event_name": "calls", "default_aggregation": {"formula": "sum"}}
     recurring = {
         "interval": "month",
         "usage_type": "metered",
         "meter": (await sdk("v1.billing.meters.create", meter))["id"],
     }
-    params = {"currency": "usd", "product_data": {"name": "Calls"}, "unit_amount": 1, "recurring": recurring}
+    params = {"currency": "usd", "product_data": {"name": "Calls"}, "unit_amount": cents, "recurring": recurring}
     return str((await sdk("v1.prices.create", params))["id"]), "calls"
 
 
@@ -137,23 +142,37 @@ async def test_draft_follows_its_items(sdk: Sdk) -> None:
     await sdk("v1.invoices.finalize_invoice", draft)
     late = {"customer": customer, "amount": 50, "currency": "usd", "invoice": draft}
     assert (await sdk.error("v1.invoice_items.create", late))["code"] == "invoice_not_editable"
-    assert (await sdk.error("v1.invoices.update", draft, {"footer": "x"}))["code"] == "invoice_not_editable"
-    assert (await sdk.error("v1.invoices.delete", draft))["code"] == "invoice_not_editable"
+    assert (await sdk.error("v1.invoices.update", draft, {"description": "x"}))["code"] == "invoice_not_editable"
+    assert (await sdk("v1.invoices.update", draft, {"metadata": {"a": "b"}}))["metadata"] == {"a": "b"}
 
 
-async def test_deleted_draft_frees_its_items(sdk: Sdk) -> None:
-    """The next invoice takes them."""
+async def test_draft_becomes_final_by_itself(sdk: Sdk) -> None:
+    """After an hour, if the draft has `auto_advance`."""
     customer = await customer_with_card(sdk)
-    draft = await draft_of(sdk, customer, 250)
+    draft = await draft_of(sdk, customer, 250, auto_advance=True)
     assert (await sdk("v1.invoice_items.list", {"customer": customer, "pending": True}))["data"] == []
+    assert (await sdk("v1.invoices.retrieve", draft))["automatically_finalizes_at"] == NOW_S + 3_600
 
-    await sdk("v1.invoices.delete", draft)
-
-    assert len((await sdk("v1.invoice_items.list", {"customer": customer, "pending": True}))["data"]) == 1
-    again = await draft_of(sdk, customer, auto_advance=True)
-    assert (await sdk("v1.invoices.retrieve", again))["automatically_finalizes_at"] == NOW_S + 3_600
     sdk.clock.advance(3_600_000)
-    assert (await sdk("v1.invoices.retrieve", again))["status"] == "paid"
+
+    assert (await sdk("v1.invoices.retrieve", draft))["status"] == "paid"
+
+
+async def test_authentication_ends_the_payment(sdk: Sdk) -> None:
+    """The invoice waits for the cardholder, and the answer outside of `pay` settles the invoice."""
+    customer = await customer_with_card(sdk, "pm_card_authenticationRequired")
+    draft = await draft_of(sdk, customer, 1500)
+
+    error = await sdk.error("v1.invoices.pay", draft)
+    assert (error["status"], error["code"]) == (402, "invoice_payment_intent_requires_action")
+    assert (await types_of(sdk))[-2:] == ["invoice.payment_failed", "invoice.payment_action_required"]
+    mode = sdk.simulator.test
+    with sdk.simulator.journal.transaction():
+        intent = payments.intent_of(mode, customer, draft)
+        assert intent is not None
+        payments.authenticate(mode, intent, agrees=True)
+
+    assert (await sdk("v1.invoices.retrieve", draft))["status"] == "paid"
 
 
 @pytest.mark.parametrize(
@@ -235,6 +254,25 @@ async def test_invoice_of_a_cycle_waits_for_its_grace(shop: Shop) -> None:
     assert await shop.pending() == []
     await shop.advance("2027-03-01 01:00:00")
     assert (await shop.amounts())[-1] == ("paid", 19650)
+
+
+async def test_usage_of_the_grace_period_counts(shop: Shop) -> None:
+    """Scenario 25: 1000 calls, and 7 more that arrive at 00:20 with a timestamp inside the period, at 2 cents: 2014."""
+    sdk, start = shop.sdk, datetime.fromtimestamp(NOW_S - 30 * DAY_S, UTC)
+    await shop.open(start.isoformat(" ")[:19])
+    price, event_name = await metered_price(sdk, 2)
+    item = (await shop.subscribe({"price": price}))["items"]["data"][0]
+    end = datetime.fromtimestamp(item["current_period_end"], UTC)
+    inside = min(NOW_S, item["current_period_end"]) - 3_600
+    for value, minutes in ((1000, 0), (7, 20)):
+        await shop.advance((end + timedelta(minutes=minutes)).isoformat(" ")[:19])
+        payload = {"stripe_customer_id": shop.customer, "value": str(value)}
+        await sdk("v1.billing.meter_events.create", {"event_name": event_name, "payload": payload, "timestamp": inside})
+        sdk.clock.advance(60_000)
+
+    await shop.advance((end + timedelta(hours=2)).isoformat(" ")[:19])
+
+    assert (await shop.amounts())[-1] == ("paid", 2014)
 
 
 async def test_failed_collection_is_retried_with_the_new_card(shop: Shop) -> None:
@@ -322,11 +360,8 @@ async def test_grants_pay_metered_lines(shop: Shop, coupon: str, country: str, d
     payload = {"stripe_customer_id": shop.customer, "value": "12000"}
     await sdk("v1.billing.meter_events.create", {"event_name": event_name, "payload": payload, "timestamp": NOW_S + 60})
     sdk.clock.advance(60_000)
-    grants = [
-        (2000, {"category": "promotional", "expires_at": NOW_S + 99 * DAY_S}),
-        (5000, {}),
-        (3000, {"priority": 10}),
-    ]
+    promotional = {"category": "promotional", "expires_at": NOW_S + 99 * DAY_S}
+    grants: list[tuple[int, dict[str, Any]]] = [(2000, promotional), (5000, {}), (3000, {"priority": 10})]
     ids = []
     for value, fields in grants:
         amount = {"type": "monetary", "monetary": {"currency": "usd", "value": value}}
@@ -368,3 +403,72 @@ async def test_grants_end(sdk: Sdk) -> None:
             "v1.billing.credit_balance_transactions.list", {"customer": customer, "credit_grant": body["id"]}
         )
         assert rows["data"][0]["debit"]["type"] == kind
+
+
+async def test_voiding_gives_an_expired_grant_nothing(shop: Shop) -> None:
+    """The ledger has the credit, and its expiry."""
+    sdk = shop.sdk
+    await shop.open("2027-02-01")
+    await shop.use_card("pm_card_chargeCustomerFail")
+    mode, end = sdk.simulator.test, at("2027-03-01")
+    price, _ = await metered_price(sdk)
+    await shop.subscribe({"price": price})
+    grant = {**GRANT, **METERED, "customer": shop.customer, "category": "paid", "expires_at": end + DAY_S}
+    await sdk("v1.billing.credit_grants.create", grant)
+    line = Line("si_1", price, "", 100, Fraction(100), Period(end - 60, end), Fraction(1), metered=True)
+    with sdk.simulator.journal.transaction():
+        subscription = mode.fetch("subscription", shop.subscription)
+        invoice = invoicing.subscription_invoice(mode, subscription, [line], "subscription_threshold")
+    assert (invoice["status"], invoice["amount_due"]) == ("open", 99)
+    await shop.advance("2027-03-03")
+
+    await sdk("v1.invoices.void_invoice", invoice["id"])
+
+    rows = (await sdk("v1.billing.credit_balance_transactions.list", {"customer": shop.customer}))["data"]
+    kinds = [row["credit"]["type"] if row["type"] == "credit" else row["debit"]["type"] for row in rows]
+    assert kinds == ["credits_expired", "credits_application_invoice_voided", "credits_applied", "credits_granted"]
+
+
+async def test_account_policy_writes_the_invoice_off(shop: Shop) -> None:
+    """Scenario 19: four attempts fail within 14 days, the invoice is uncollectible, and it can be paid later."""
+    policy = RetryPolicy(days=(3, 7, 14), subscription_end="past_due", invoice_end="uncollectible")
+    shop.sdk.simulator.test.settings = replace(shop.sdk.simulator.test.settings, retry_policy=policy)
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(14900)})
+    await shop.use_card("pm_card_chargeCustomerFail")
+    await shop.advance("2027-03-16")
+
+    invoice = (await shop.invoices())[-1]
+    assert (invoice["status"], invoice["attempt_count"]) == ("uncollectible", 4)
+    assert invoice["status_details"]["uncollectible"]["reason"] == "max_payment_attempts"
+    assert (await shop.get())["status"] == "past_due"
+    assert (await types_of(shop.sdk))[-2:] == ["invoice.marked_uncollectible", "invoice.payment_failed"]
+    card = await shop.use_card("pm_card_visa")
+    paid = await shop.sdk("v1.invoices.pay", invoice["id"], {"payment_method": card})
+    assert (paid["status"], paid["amount_paid"], (await shop.get())["status"]) == ("paid", 14900, "active")
+
+
+async def test_small_amount_becomes_debt(sdk: Sdk) -> None:
+    """30 cents are below the smallest charge of 50: they are paid with the next invoice."""
+    customer = await customer_with_card(sdk)
+
+    first = await sdk("v1.invoices.pay", await draft_of(sdk, customer, 30))
+    second = await sdk("v1.invoices.pay", await draft_of(sdk, customer, 70))
+
+    assert (first["status"], first["amount_paid"], first["ending_balance"]) == ("paid", 0, 30)
+    assert (second["total"], second["amount_paid"], second["ending_balance"]) == (70, 100, 0)
+
+
+async def test_deleted_customer_is_not_charged(shop: Shop) -> None:
+    """The retries of the open invoice end without an error."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(14900)})
+    await shop.use_card("pm_card_chargeCustomerFail")
+    await shop.advance("2027-03-01 12:00:00")
+    await shop.change(cancel_at_period_end=True)
+    invoice = (await shop.invoices())[-1]
+    await shop.sdk("v1.customers.delete", shop.customer)
+
+    await shop.advance("2027-03-04")
+
+    assert (await shop.sdk("v1.invoices.retrieve", invoice["id"]))["attempt_count"] == 1
