@@ -36,9 +36,7 @@ WILL_END_S: Final = 3 * 86_400
 _LEDGER: Final = "subscription.ledger"
 # The parts of the ledger that a plan changes.
 _BILLED: Final = ("debits", "usage_from", "billed")
-_NOTES: Final = {
-    "debits": [], "usage_from": {}, "billed": {}, "job": 0, "due": 0, "pending": None, "resuming": None,
-}  # fmt: skip
+_NOTES: Final = {"debits": [], "usage_from": {}, "billed": {}, "job": 0, "due": 0, "pending": None}
 _TAKES: Final = frozenset({"id", "price", "quantity", "deleted", "metadata", "billing_thresholds"})
 # Stripe does not say how often it looks for thresholds that are reached.
 _LOOK_S: Final = 3_600
@@ -63,8 +61,8 @@ def ledger(mode: Mode, subscription: str) -> Object:
     """A copy of what a subscription remembers beside its Stripe object; `mode.store.put` stores the copy.
 
     `debits` is the engine's ledger; by metered item, `usage_from` is the second from which its price counts, and
-    `billed` the value and the amount of threshold invoices; `job` and `due` are the next job, `pending` a pending
-    update's state and invoice, `resuming` the invoice that ends a pause.
+    `billed` the value and the amount of threshold invoices; `job` and `due` are the next job; `pending` is a change
+    that waits for its invoice: a pending update, or the end of a pause if it `resumes`.
     """
     identifier = f"ledger_{subscription}"
     return mode.store.edit(_LEDGER, identifier) or {"id": identifier, "object": _LEDGER, **_NOTES}
@@ -243,6 +241,23 @@ def commit(mode: Mode, subscription: Object, change: Plan, behavior: str, *, col
     return watch(mode, stored["id"])
 
 
+def commit_when_paid(
+    mode: Mode, subscription: Object, change: Plan, *, resumes: bool, collect_now: bool = True
+) -> Object:
+    """Invoice a change that takes effect when the invoice is paid within 23 hours. Returns the stored subscription."""
+    identifier, until = mode.store.save(subscription)["id"], expires_at(now_s(mode, subscription))
+    pending = {"state": change.state, "expires_at": until, "resumes": resumes, "invoice": None}
+    mode.store.put(ledger(mode, identifier) | {"pending": pending})
+    made = invoice(mode, identifier, change.lines, "subscription_update", collect_now=collect_now)
+    notes = ledger(mode, identifier)
+    if notes["pending"]:
+        mode.store.put(notes | {"pending": {**pending, "invoice": made["id"]}})
+        shown = {"billing_cycle_anchor": change.state["anchor"] if change.restarted else None, "expires_at": until}
+        shown |= {"subscription_items": change.state["items"], "trial_end": None, "trial_from_plan": None}
+        mode.store.save(mode.fetch("subscription", identifier) | {"pending_update": None if resumes else shown})
+    return watch(mode, identifier)
+
+
 def end(mode: Mode, subscription: Object, at: int, reason: str = "cancellation_requested") -> Object:
     """Cancel a subscription now, without any invoice. A schedule ends with its subscription."""
     schedule = mode.store.edit("subscription_schedule", subscription["schedule"] or "")
@@ -260,17 +275,18 @@ def watch(mode: Mode, subscription: str) -> Object:
     body, notes = mode.fetch("subscription", subscription), ledger(mode, subscription)
     schedule = mode.store.get("subscription_schedule", body["schedule"] or "")
     dues: list[Any] = []
+    pending_until = (notes["pending"] or {}).get("expires_at")
     if body["status"] == "incomplete":
         dues = [expires_at(body["created"])]
     elif body["status"] == "paused":
-        dues = [(notes["resuming"] or {}).get("expires_at")]
+        dues = [pending_until]
     elif body["status"] not in ENDED:
         dues = [
+            pending_until,
             *(item["current_period_end"] for item in items_of(mode, subscription)),
             body["cancel_at"],
             body["trial_end"] and body["trial_end"] - WILL_END_S,
             (body["pause_collection"] or {}).get("resumes_at"),
-            (body["pending_update"] or {}).get("expires_at"),
             schedule["current_phase"]["end_date"] if schedule else None,
         ]
     at = now_s(mode, body)

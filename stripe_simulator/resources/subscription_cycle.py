@@ -26,7 +26,8 @@ def tick(mode: Mode, arguments: dict[str, Any]) -> None:
     """The job of a subscription: everything that is due at this instant, in Stripe's order."""
     body = mode.fetch("subscription", arguments["subscription"])
     at = changes.now_s(mode, body)
-    if body["status"] in ("incomplete", "paused") or (body["pending_update"] or {}).get("expires_at") == at:
+    pending = changes.ledger(mode, body["id"])["pending"]
+    if body["status"] == "incomplete" or (pending and pending["expires_at"] == at):
         # Nobody paid within 23 hours: `invoice_voided` does the rest.
         invoice = mode.store.edit("invoice", body["latest_invoice"] or "")
         if invoice and invoice["status"] == "open":
@@ -93,15 +94,14 @@ def invoice_paid(mode: Mode, invoice: Object) -> None:
     body, notes = _owner(mode, invoice)
     if body is None:
         return
-    pending, resuming = notes["pending"], notes["resuming"]
+    pending = notes["pending"]
     if _concerns(pending, invoice):
         mode.store.put({**notes, "pending": None})
-        stored = changes.apply(mode, {**body, "pending_update": None}, pending["state"])
-        if pending["invoice"]:
-            mode.store.save(stored, "customer.subscription.pending_update_applied")
-    elif _concerns(resuming, invoice):
-        mode.store.put({**notes, "resuming": None})
-        mode.store.save({**body, "status": "active", "status_details": None}, "customer.subscription.resumed")
+        moved = {"status": "active", "status_details": None} if pending["resumes"] else {"pending_update": None}
+        stored = changes.apply(mode, body | moved, pending["state"])
+        if pending["resumes"] or pending["invoice"]:
+            event = "resumed" if pending["resumes"] else "pending_update_applied"
+            mode.store.save(stored, f"customer.subscription.{event}")
     else:
         status = after_payment(body["status"], latest_invoice=_is_latest(mode, body, invoice)).subscription
         if status == body["status"]:
@@ -113,7 +113,7 @@ def invoice_paid(mode: Mode, invoice: Object) -> None:
 def invoice_failed(mode: Mode, invoice: Object) -> None:
     """The subscription follows the account's retry policy. A pending update and a pause stay as they are."""
     body, notes = _owner(mode, invoice)
-    if body is None or _concerns(notes["pending"], invoice) or _concerns(notes["resuming"], invoice):
+    if body is None or _concerns(notes["pending"], invoice):
         return
     policy, finalized_at = mode.settings.retry_policy, invoice["status_transitions"]["finalized_at"]
     status = after_failure(policy, body["status"], finalized_at, invoice["attempt_count"]).subscription
@@ -133,9 +133,8 @@ def invoice_voided(mode: Mode, invoice: Object) -> None:
         return
     if _concerns(notes["pending"], invoice):
         mode.store.put({**notes, "pending": None})
-        mode.store.save({**body, "pending_update": None}, "customer.subscription.pending_update_expired")
-    elif _concerns(notes["resuming"], invoice):
-        mode.store.put({**notes, "resuming": None})
+        if not notes["pending"]["resumes"]:
+            mode.store.save({**body, "pending_update": None}, "customer.subscription.pending_update_expired")
     elif body["status"] == "incomplete":
         mode.store.save({**body, "status": expired().subscription, "ended_at": changes.now_s(mode, body)})
     elif body["status"] in ("past_due", "unpaid") and _is_latest(mode, body, invoice):
@@ -171,7 +170,7 @@ def _owner(mode: Mode, invoice: Object) -> tuple[Object | None, Object]:
 
 
 def _concerns(waiting: Object | None, invoice: Object) -> bool:
-    """Whether a pending update or a resumption waits for this invoice, which it does not know while it is created."""
+    """Whether a pending change waits for this invoice, whose id the change does not know until both are stored."""
     return waiting is not None and waiting["invoice"] in (None, invoice["id"])
 
 

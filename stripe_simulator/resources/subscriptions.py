@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from stripe_simulator import invoicing, payments
 from stripe_simulator.contract.parameters import Params
-from stripe_simulator.engine.collection import expires_at
 from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import AnchorConfig, anchor_of
 from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
@@ -106,7 +105,7 @@ def change(mode: Mode, body: Object, params: Params) -> Object:
     anchor_now = (params.get("billing_cycle_anchor") or {}).get("type") == "now" or params.get("trial_end") == "now"
     planned = changes.plan(mode, body, params.get("items") or (), at, behavior, anchor_now=anchor_now)
     if pending and planned.lines and (planned.restarted or behavior == "always_invoice"):
-        return _pending(mode, body, planned)
+        return changes.commit_when_paid(mode, body, planned, resumes=False)
     before = body["latest_invoice"]
     changes.commit(mode, body, planned, behavior, collect_now=params.get("payment_behavior") != "default_incomplete")
     latest = mode.fetch("subscription", body["id"])["latest_invoice"]
@@ -152,17 +151,11 @@ def resume(mode: Mode, call: Call) -> Object:
     if params.get("billing_cycle_anchor", {"type": "now"})["type"] != "now":
         raise not_simulated("resume with billing_cycle_anchor[type]=unchanged")
     at = changes.now_s(mode, body)
-    planned, expires = changes.plan(mode, body, (), at, "none", anchor_now=True), expires_at(at)
-    mode.store.put({**changes.ledger(mode, call.id), "resuming": {"invoice": None, "expires_at": expires}})
-    changes.apply(mode, body, planned.state)
-    collect_now = params.get("payment_behavior") == "resume_on_payment_success"
+    planned = changes.plan(mode, body, (), at, "none", anchor_now=True)
     # What was used before the pause is billed by the pause.
-    lines = [line for line in planned.lines if not line.metered]
-    made = changes.invoice(mode, call.id, lines, "subscription_update", collect_now=collect_now)
-    notes = changes.ledger(mode, call.id)
-    if notes["resuming"]:
-        mode.store.put({**notes, "resuming": {"invoice": made["id"], "expires_at": expires}})
-    return changes.watch(mode, call.id)
+    planned = planned._replace(lines=tuple(line for line in planned.lines if not line.metered))
+    collect_now = params.get("payment_behavior") == "resume_on_payment_success"
+    return changes.commit_when_paid(mode, body, planned, resumes=True, collect_now=collect_now)
 
 
 def list_all(mode: Mode, call: Call) -> Object:
@@ -290,26 +283,6 @@ def _trial(body: Object, trial_end: int | str, at: int) -> Object:
         return {**body, "status": "active", "trial_end": at}
     _check_future(int(trial_end), at, "trial_end")
     return {**body, "trial_end": trial_end, "billing_cycle_anchor": trial_end}
-
-
-def _pending(mode: Mode, body: Object, planned: changes.Plan) -> Object:
-    """Invoice a change that takes effect when the invoice is paid."""
-    identifier = body["id"]
-    mode.store.save(body)
-    mode.store.put({**changes.ledger(mode, identifier), "pending": {"invoice": None, "state": planned.state}})
-    made = changes.invoice(mode, identifier, planned.lines, "subscription_update")
-    notes = changes.ledger(mode, identifier)
-    if notes["pending"]:
-        mode.store.put({**notes, "pending": {**notes["pending"], "invoice": made["id"]}})
-        update = {
-            "billing_cycle_anchor": planned.state["anchor"] if planned.restarted else None,
-            "expires_at": expires_at(changes.now_s(mode, body)),
-            "subscription_items": planned.state["items"],
-            "trial_end": None,
-            "trial_from_plan": None,
-        }
-        mode.store.save({**mode.fetch("subscription", identifier), "pending_update": update})
-    return changes.watch(mode, identifier)
 
 
 def _check_payment(mode: Mode, invoice: Object, behavior: str) -> None:

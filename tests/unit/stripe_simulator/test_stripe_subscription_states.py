@@ -197,6 +197,22 @@ async def test_pause_and_resume(shop: Shop) -> None:
     assert (body["status"], body["items"]["data"][0]["current_period_end"]) == ("active", at("2027-04-08"))
 
 
+async def test_resumption_that_nobody_pays(shop: Shop) -> None:
+    """The invoice is void after 23 hours, the subscription stays paused, and can be resumed again."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(2800)})
+    await shop.sdk("v1.subscriptions.pause", shop.subscription, {"bill_for": {"unused_time_from": {"type": "none"}}})
+    await shop.advance("2027-03-08")
+    await shop.sdk("v1.subscriptions.resume", shop.subscription, {})
+    await shop.advance("2027-03-09")
+    assert ((await shop.get())["status"], (await shop.amounts())[-1][0]) == ("paused", "void")
+    params = {"payment_behavior": "resume_on_payment_success"}
+    body = await shop.sdk("v1.subscriptions.resume", shop.subscription, params)
+
+    assert (body["status"], body["billing_cycle_anchor"]) == ("active", at("2027-03-09"))
+    assert (await shop.amounts())[-1] == ("paid", 2800)
+
+
 @pytest.mark.parametrize(
     ("behavior", "status"), [("void", "void"), ("mark_uncollectible", "uncollectible"), ("keep_as_draft", "draft")]
 )
