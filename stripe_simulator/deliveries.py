@@ -38,20 +38,20 @@ def publish(mode: Mode, event: Object) -> None:
         asked = [target["url"], event["type"], event["id"]]
         fault = mode.faults.take(FaultKind.DELIVERY_DUPLICATED, "", asked, mode.now_ms())
         for copy in range(int(fault.reason or 2) if fault else 1):
-            create(mode, event, target["id"], mode.faults.delay_ms(asked, mode.now_ms()), is_copy=copy > 0)
+            _create(mode, event, target["id"], mode.faults.delay_ms(asked, mode.now_ms()), is_copy=copy > 0)
 
 
-def create(mode: Mode, event: Object, target: str, delay_ms: int = 0, *, is_copy: bool = False) -> Object:
+def _create(mode: Mode, event: Object, target: str, delay_ms: int, *, is_copy: bool) -> None:
     """A delivery whose first attempt is due after `delay_ms`. A copy does not count as a pending webhook."""
     body = {
         "id": mode.store.new_id("dlv"), "object": DELIVERY, "event": event["id"], "event_type": event["type"],
         "target": target, "is_copy": is_copy, "status": "pending", "due_ms": mode.now_ms() + delay_ms, "attempts": [],
     }  # fmt: skip
+    mode.store.put(body)
     if delay_ms:
         mode.clockwork.schedule(body["due_ms"], SEND, {"delivery": body["id"]})
     else:
         mode.journal.after(lambda: mode.outbox.put_nowait(body["id"]))
-    return mode.store.put(body)
 
 
 def pending(mode: Mode, event: str) -> int:

@@ -65,12 +65,6 @@ def create_destination(mode: Mode, call: Call) -> Object:
     return {**body, "webhook_endpoint": shown}
 
 
-def delete_destination(mode: Mode, call: Call) -> Object:
-    """`DELETE /v2/core/event_destinations/{id}`."""
-    mode.store.remove(DESTINATION, mode.fetch(DESTINATION, call.id, "event destination")["id"])
-    return {"id": call.id, "object": DESTINATION}
-
-
 def _checked(url: str, param: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -98,5 +92,4 @@ ROUTES = (
     Route("POST", "/v1/webhook_endpoints/{webhook_endpoint}", update, (*FIELDS, "disabled")),
     Route("DELETE", "/v1/webhook_endpoints/{webhook_endpoint}", delete),
     Route("POST", "/v2/core/event_destinations", create_destination, DESTINATION_CREATE),
-    Route("DELETE", "/v2/core/event_destinations/{id}", delete_destination),
 )
