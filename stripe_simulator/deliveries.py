@@ -37,7 +37,7 @@ def publish(mode: Mode, event: Object) -> None:
     for target in _targets(mode, event["type"], "snapshot" if event["object"] == "event" else "thin"):
         asked = [target["url"], event["type"], event["id"]]
         fault = mode.faults.take(FaultKind.DELIVERY_DUPLICATED, "", asked, mode.now_ms())
-        for copy in range(int(fault.reason or 2) if fault else 1):
+        for copy in range(fault.span()[0] if fault else 1):
             _create(mode, event, target["id"], mode.faults.delay_ms(asked, mode.now_ms()), is_copy=copy > 0)
 
 

@@ -66,8 +66,12 @@ def create_destination(mode: Mode, call: Call) -> Object:
 
 
 def _checked(url: str, param: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_good = False
+    if not is_good:
         message = "Invalid URL: An explicit scheme (such as https) must be provided."
         raise ApiError(400, message, code="url_invalid", param=param)
     return url
