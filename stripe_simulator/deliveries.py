@@ -145,7 +145,7 @@ async def _post(connections: _Connections, url: str, signature: str, body: bytes
         )
         writer.write(head.encode("latin-1") + body)
         status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
-        answer = dict(line.split(": ", 1) for line in lines if ": " in line)
+        answer = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
         await reader.readexactly(int(answer.get("content-length", 0)))
         is_kept = "content-length" in answer and answer.get("connection") != "close"
         return int(status.split(" ")[1])

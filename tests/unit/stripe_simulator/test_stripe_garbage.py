@@ -77,7 +77,7 @@ async def test_nothing_breaks_the_simulator(seed: int, tmp_path: Path) -> None:
     assert statuses[200] >= 10
     simulator.close()
     replayed = Simulator(ManualClock(NOW_MS), settings, tmp_path / "journal")
-    for kind in ("customer", "billing.meter", "event"):
+    for kind in ("customer", "billing.meter", "event", "webhook_endpoint", "simulator.delivery", "entitlements.feature"):
         assert list(replayed.test.store.newest(kind)) == list(simulator.test.store.newest(kind))
     assert replayed.test.usage.events == simulator.test.usage.events
     replayed.close()
