@@ -10,7 +10,7 @@ from stripe_simulator.engine.tiers import total
 from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, listed
-from stripe_simulator.resources import customers, setup_intents, subscriptions
+from stripe_simulator.resources import customers, previews, setup_intents, subscriptions
 from stripe_simulator.resources.payment_methods import attached
 from stripe_simulator.resources.prices import engine_price
 from stripe_simulator.resources.test_cards import card_error
@@ -118,12 +118,7 @@ def _priced(mode: Mode, session: Object, data: Params) -> list[Object]:
     """Set the session's amounts to those of the subscription's first invoice, and return its lines."""
     with mode.journal.discarded():
         customer = session["customer"] or customers.new(mode, {})["id"]
-        try:
-            subscriptions.create(mode, Call("", {**data, "customer": customer}))
-        except invoicing.Drafted as drafted:
-            invoice, lines = drafted.invoice, drafted.lines
-        else:
-            raise RuntimeError("a subscription was created without an invoice")
+        invoice = previews.create(mode, Call("", {"customer": customer, "subscription_details": data}))
     sums: dict[str, int] = {
         name: sum(entry["amount"] for entry in invoice[name]) for name in ("total_discount_amounts", "total_taxes")
     }
@@ -132,7 +127,7 @@ def _priced(mode: Mode, session: Object, data: Params) -> list[Object]:
         "amount_subtotal": invoice["subtotal"], "amount_total": invoice["total"], "currency": invoice["currency"],
         "total_details": {**details, "amount_tax": sums["total_taxes"]},
     }  # fmt: skip
-    return [{"description": line["description"], "amount": line["amount"]} for line in lines]
+    return [{"description": line["description"], "amount": line["amount"]} for line in invoice["lines"]["data"]]
 
 
 def _one_time(mode: Mode, session: Object, items: list[Object]) -> list[Object]:
