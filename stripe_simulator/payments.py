@@ -61,6 +61,13 @@ def authenticate(mode: Mode, intent: Object, *, agrees: bool) -> Outcome:
     return outcome
 
 
+def confirmed(mode: Mode, outcome: Outcome, *, agreed: bool) -> Outcome:
+    """The outcome of a charge on a hosted page, where the cardholder has `agreed` or was not asked yet."""
+    if outcome.status == REQUIRES_ACTION and agreed:
+        return authenticate(mode, mode.fetch("payment_intent", outcome.payment_intent), agrees=True)
+    return outcome
+
+
 def intent_of(mode: Mode, customer: str, invoice: str) -> Object | None:
     """A copy of the PaymentIntent of an invoice, or None if the invoice was never charged."""
     for intent in mode.store.newest("payment_intent", "customer", customer) if invoice else ():

@@ -80,10 +80,10 @@ def _checkout(mode: Mode, session: Object, request: Request, sent: Sent) -> Resp
         h("p", "Due today ", h("strong", total), class_="total"),
         h("p", f"Free for {days} days, then billed automatically.") if days else "",
     )  # fmt: skip
-    more = "" if session["customer"] else _payer_fields(payer)
+    more = "" if session["customer"] else ui.template("payer", email=payer["email"] or "", name=payer["name"] or "")
     cancel = h("p", ui.link("Cancel", session["cancel_url"])) if session["cancel_url"] else ""
     body = asks or _card_form(submit, sent, more)
-    return _hosted(titles[session["mode"]], _test_mode(mode), summary, ui.notice(problem), body, cancel, form_to=done)
+    return _hosted(mode, titles[session["mode"]], summary, ui.notice(problem), body, cancel, form_to=done)
 
 
 def _invoice(mode: Mode, invoice: Object, request: Request, sent: Sent) -> Response:
@@ -124,21 +124,15 @@ def _invoice(mode: Mode, invoice: Object, request: Request, sent: Sent) -> Respo
         "Paid": invoice["amount_paid"],
     }
     rows += [(h("em", name), ui.money(amount, currency)) for name, amount in sums.items() if amount or name == "Total"]
-    remaining = ui.money(invoice["amount_remaining"], currency)
     is_open = invoice["status"] in ("open", "uncollectible")
-    due = h(
-        "p",
-        "Due " if is_open else "Paid ",
-        h("strong", remaining if is_open else ui.money(invoice["amount_paid"], currency)),
-        " ",
-        ui.badge(invoice["status"]),
-        class_="total",
-    )
+    verb, amount = ("Due", invoice["amount_remaining"]) if is_open else ("Paid", invoice["amount_paid"])
+    shown = ui.money(amount, currency)
+    due = h("p", f"{verb} ", h("strong", shown), " ", ui.badge(invoice["status"]), class_="total")
     payer = invoice["customer_name"] or invoice["customer_email"] or invoice["customer"]
     facts = h("p", f"{ui.time(invoice['effective_at'], day_only=True)}, for {payer}")
-    body = (_question() if asks else _card_form(f"Pay {remaining}", sent, "")) if is_open else ""
+    body = (_question("", {}) if asks else _card_form(f"Pay {shown}", sent, "")) if is_open else ""
     return _hosted(
-        f"Invoice {invoice['number']}", _test_mode(mode), facts, due, ui.table(("What", "Amount"), rows, "No lines."),
+        mode, f"Invoice {invoice['number']}", facts, due, ui.table(("What", "Amount"), rows, "No lines."),
         ui.notice(problem), body,
     )  # fmt: skip
 
@@ -178,7 +172,7 @@ def _portal(mode: Mode, session: Object, request: Request, sent: Sent) -> Respon
     leave = h("p", ui.link("Back", session["return_url"])) if session["return_url"] else ""
     plans = [_plan(mode, body) for body in mode.store.newest("subscription", "customer", customer)]
     return _hosted(
-        "Your subscription", _test_mode(mode), ui.notice(problem), ui.notice(note, "good"),
+        mode, "Your subscription", ui.notice(problem), ui.notice(note, "good"),
         *(plans or [h("p", "There is no subscription.", class_="empty")]), h("h2", "Card"), h("p", card),
         asks or _card_form("Save this card", sent, ""), h("h2", "Invoices"), ui.table(heads, bills, "No invoice yet."),
         leave,
@@ -201,7 +195,7 @@ def _plan(mode: Mode, body: Object) -> Html:
     text, label, action = (f"Ends on {end}.", "Keep the plan", "keep") if is_canceling else (
         f"Renews on {end}.", "Cancel at the end of the period", "cancel"
     )  # fmt: skip
-    change = ui.form(ui.button(label, "action", action, quiet=True), subscription=body["id"])
+    change = ui.action(label, action, subscription=body["id"])
     return h("section", h("p", h("strong", what), " ", ui.badge(body["status"])), h("p", text), change, class_="plan")
 
 
@@ -214,13 +208,14 @@ def _pay(mode: Mode, sent: Sent, pay: Pay, *, keep: bool = False) -> tuple[str, 
 
     def prepare() -> None:
         method.update(mode.fetch("payment_method", sent.get("method", "")) if agreed else _method(mode, sent))
+        if method["customer"]:
+            raise card_error("card_declined")
 
     error = attempt(mode, prepare) or attempt(mode, lambda: pay(method, agreed), keep=keep)
     if error is None:
         return "", Html()
     if error.code in (ASKS, "invoice_payment_intent_requires_action") and not agreed:
-        hidden = {name: sent[name] for name in ("email", "name") if name in sent}
-        return "", _question(method=method["id"], **hidden)
+        return "", _question(method["id"], sent)
     return error.message, Html()
 
 
@@ -238,13 +233,9 @@ def _method(mode: Mode, sent: Sent) -> Object:
     return payment_methods.create(mode, Call("", {"type": "card", "card": card}))
 
 
-def _question(**hidden: str) -> Html:
+def _question(method: str, sent: Sent) -> Html:
     """What the bank of the cardholder asks."""
-    confirm, refuse = (
-        ui.button("Confirm the payment", "action", "confirm"),
-        ui.button("Refuse", "action", "refuse", quiet=True),
-    )
-    return h("section", h("h2", "Your bank asks you to confirm"), ui.form(confirm, refuse, **hidden), class_="plan")
+    return ui.template("question", method=method, email=sent.get("email", ""), name=sent.get("name", ""))
 
 
 def _card_form(submit: str, sent: Sent, more: object) -> Html:
@@ -256,15 +247,6 @@ def _card_form(submit: str, sent: Sent, more: object) -> Html:
     return ui.template("card", submit=submit, more=more, cards=ui.table(("Number", "Charges"), cards, ""), **values)
 
 
-def _payer_fields(payer: dict[str, Any]) -> Html:
-    email = h("input", name="email", type="email", autocomplete="email", required=True, value=payer["email"] or "")
-    name = h("input", name="name", autocomplete="name", value=payer["name"] or "")
-    return join(h("label", "Email", email, class_="wide"), h("label", "Name", name, class_="wide"))
-
-
-def _test_mode(mode: Mode) -> Html:
-    return Html() if mode.livemode else h("p", ui.badge("test mode"))
-
-
-def _hosted(title: str, *children: object, form_to: str = "") -> Response:
-    return ui.page(title, h("article", h("h1", title), *children), form_to=form_to)
+def _hosted(mode: Mode, title: str, *children: object, form_to: str = "") -> Response:
+    banner = "" if mode.livemode else h("p", ui.badge("test mode"))
+    return ui.page(title, h("article", h("h1", title), banner, *children), form_to=form_to)

@@ -22,6 +22,8 @@ from stripe_simulator.simulator import Simulator
 
 ROOT: Final = "/_simulator"
 _FOLDER: Final = Path(__file__).parent
+# The year 10000, which Python has no dates for.
+SECONDS_MAX: Final = 253_402_300_800
 _VOID: Final = frozenset(["input"])
 
 
@@ -31,7 +33,7 @@ class Html(str):
     __slots__ = ()
 
 
-def h(tag: str, *children: object, **attributes: object) -> Html:
+def h(tag: str, /, *children: object, **attributes: object) -> Html:
     """An element. `class_` is the attribute `class`; an attribute that is False is left out, and True has no value."""
     names = "".join(
         f" {name.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{escape(str(value))}"')
@@ -46,7 +48,7 @@ def join(*children: object) -> Html:
     return Html("".join(child if isinstance(child, Html) else escape(str(child)) for child in children))
 
 
-def template(name: str, **values: object) -> Html:
+def template(name: str, /, **values: object) -> Html:
     """A file of `templates/` with its values."""
     return Html(_template(name).substitute({key: join(value) for key, value in values.items()}))
 
@@ -91,15 +93,10 @@ def link(text: object, target: str) -> Html:
     return h("a", text, href=target)
 
 
-def button(text: str, name: str = "", value: str = "", *, quiet: bool = False) -> Html:
-    """A button that sends its form."""
-    return h("button", text, name=name or False, value=value, class_="quiet" if quiet else False)
-
-
-def form(*children: object, **hidden: str) -> Html:
-    """A form that posts to its own page."""
-    fields = (h("input", type="hidden", name=name, value=value) for name, value in hidden.items())
-    return h("form", *fields, *children, method="post")
+def action(label: str, name: str, /, **hidden: str) -> Html:
+    """A button that posts an action to its own page, with hidden fields."""
+    fields = (h("input", type="hidden", name=key, value=value) for key, value in hidden.items())
+    return h("form", *fields, h("button", label, name="action", value=name, class_="quiet"), method="post")
 
 
 def badge(status: str) -> Html:
@@ -124,13 +121,9 @@ def money(amount: int | None, currency: str | None) -> str:
 
 def time(at_s: object, *, day_only: bool = False) -> str:
     """A UTC second, or the text of a time of API v2."""
-    if not isinstance(at_s, int):
+    if not isinstance(at_s, int) or not 0 <= at_s < SECONDS_MAX:
         return str(at_s or "")
-    return (
-        f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d}"
-        if day_only
-        else f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%S}"
-    )
+    return f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%S}"[: 10 if day_only else None]
 
 
 async def fields(request: Request) -> dict[str, str]:
@@ -169,6 +162,9 @@ def handler(simulator: Simulator, run: Callable[[Request, dict[str, str]], Respo
             return run(request, sent)
         except ApiError as error:
             return page("Not possible", h("h1", "Not possible"), notice(error.message), status=error.status)
+        except Exception as error:
+            simulator.violations.append(f"{request.method} {request.url.path} {error!r}")
+            raise
 
     return handle
 

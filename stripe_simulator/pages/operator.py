@@ -33,6 +33,7 @@ _NAMES: Final = (
     "number", "name", "display_name", "nickname", "email", "code", "lookup_key", "description", "event_name", "type",
     "billing_reason", "url",
 )  # fmt: skip
+_AMOUNTS: Final = ("amount_due", "amount", "unit_amount", "amount_total", "balance")
 # An identifier in JSON that was escaped.
 _ID: Final = re.compile(r"&quot;(\w+_\w+)&quot;")
 _FAULT: Final = {
@@ -64,17 +65,11 @@ def _bound(run: Callable[..., Response], simulator: Simulator, name: str) -> Cal
 
 def _shown(mode: Mode, title: str, *children: object, status: int = 200) -> Response:
     """A page of the operator, with the navigation."""
-    current = title if title in ("Timeline", "Faults", "Clocks") else "Objects"
-    areas = {"Objects": "", "Timeline": "timeline", "Faults": "faults", "Clocks": "clocks"}
-    names = [h("a", name, href=_path(mode, path), **_current(name == current)) for name, path in areas.items()]
-    modes = [h("a", name, href=f"{ROOT}/{name}/", **_current(name == _name(mode))) for name in ("test", "live")]
-    brand = h("strong", "Stripe simulator")
-    nav = h("header", brand, h("nav", *names, aria_label="Areas"), h("nav", *modes, aria_label="Mode", class_="modes"))
+    marks = dict.fromkeys(("Objects", "Timeline", "Faults", "Clocks", "test", "live"), Html())
+    for current in (title if title in marks else "Objects", _name(mode)):
+        marks[current] = Html('aria-current="page"')
+    nav = ui.template("operator", mode=_name(mode), **marks)
     return ui.page(f"{title} – Stripe simulator", h("h1", title), *children, nav=nav, status=status)
-
-
-def _current(is_current: bool) -> dict[str, object]:
-    return {"aria_current": "page" if is_current else False}
 
 
 def _name(mode: Mode) -> str:
@@ -111,23 +106,14 @@ def _objects(_simulator: Simulator, mode: Mode, request: Request, _sent: object)
         raise no_such("kind of object", kind, "id")
     found, more = _slice(mode, kind, request)
     rows = [
-        (
-            _to(mode, body["id"]),
-            next((str(body[name]) for name in _NAMES if body.get(name)), ""),
-            ui.badge(body["status"]) if isinstance(body.get("status"), str) else "",
-            ui.money(_amount(body), body.get("currency")),
-            _to(mode, body.get("customer")),
-            ui.time(body.get("created")),
-        )
+        (_to(mode, body["id"]), next((str(body[name]) for name in _NAMES if body.get(name)), ""),
+         ui.badge(body["status"]) if isinstance(body.get("status"), str) else "",
+         next((ui.money(body[name], body.get("currency")) for name in _AMOUNTS if isinstance(body.get(name), int)), ""),
+         _to(mode, body.get("customer")), ui.time(body.get("created")))
         for _, body in found
-    ]
+    ]  # fmt: skip
     heads = ("Id", "Name", "Status", "Amount", "Customer", "Created")
     return _shown(mode, kind, ui.table(heads, rows, f"There is no object of the kind {kind} yet."), more)
-
-
-def _amount(body: Object) -> int | None:
-    names = ("amount_due", "amount", "unit_amount", "amount_total", "balance")
-    return next((body[name] for name in names if isinstance(body.get(name), int)), None)
 
 
 def _slice(mode: Mode, kind: str, request: Request) -> tuple[list[tuple[int, Object]], Html]:
@@ -154,18 +140,13 @@ def _object(_simulator: Simulator, mode: Mode, request: Request, _sent: object) 
     shown = Html(_ID.sub(linked, join(text)))
     about = ((place, event) for place, event in mode.store.from_place("event") if _subject(event) == identifier)
     events = ui.table(*_event_rows(mode, islice(about, ROWS)), "No event is about this object.")
-    urls = [
-        ui.link(f"Open its page: {name}", body[name]) for name in ("hosted_invoice_url", "url") if _is_page(body, name)
-    ]
+    pages = (body.get(name) or "" for name in ("hosted_invoice_url", "url"))
+    links = [h("p", ui.link("Open the page of the payer", url)) for url in pages if f"{ROOT}/" in url]
     title = body["object"]
     deliveries = h("section", h("h2", "Deliveries"), _deliveries(mode, identifier)) if "event" in title else ""
     events = Html() if title == "event" else h("section", h("h2", "Events"), events)
     subtitle = h("p", ui.link(title, _path(mode, f"objects/{title}")))
-    return _shown(mode, identifier, subtitle, *urls, deliveries, events, h("h2", "JSON"), h("pre", shown, tabindex=0))
-
-
-def _is_page(body: Object, name: str) -> bool:
-    return f"{ROOT}/" in (body.get(name) or "")
+    return _shown(mode, identifier, subtitle, *links, deliveries, events, h("h2", "JSON"), h("pre", shown, tabindex=0))
 
 
 def _subject(event: Object) -> object:
@@ -174,14 +155,10 @@ def _subject(event: Object) -> object:
 
 def _event_rows(mode: Mode, events: Iterable[tuple[int, Object]]) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
     rows: list[tuple[object, ...]] = [
-        (
-            ui.time(event["created"]),
-            ui.link(event["type"], _path(mode, f"object/{event['id']}")),
-            _to(mode, _subject(event)),
-            _deliveries(mode, event["id"]),
-        )
+        (ui.time(event["created"]), ui.link(event["type"], _path(mode, f"object/{event['id']}")),
+         _to(mode, _subject(event)), _deliveries(mode, event["id"]))
         for _, event in events
-    ]
+    ]  # fmt: skip
     return ("Time (UTC)", "Event", "Object", "Deliveries"), rows
 
 
@@ -212,23 +189,17 @@ def _faults(simulator: Simulator, mode: Mode, request: Request, sent: dict[str, 
             if action == "off":
                 simulator.faults.clear(FaultKind(sent["kind"]))
             else:
-                admin.add_fault(simulator, dict(sent))
+                admin.add_fault(simulator, sent)
             return ui.back(request.url.path)
         except (ValueError, KeyError) as error:
             problem = f"This fault cannot be switched: {error}"
     values = _FAULT | {name: value for name, value in sent.items() if name in _FAULT}
-    choices: dict[str, tuple[str, list[str]]] = {
-        "kinds": ("kind", [*FaultKind]),
-        "methods": ("method", ["POST", "GET", "DELETE"]),
-    }
-    selects = {
-        key: join(*(h("option", value, selected=value == values[name]) for value in options))
-        for key, (name, options) in choices.items()
-    }
+    for key, name, options in (("kinds", "kind", [*FaultKind]), ("methods", "method", ["POST", "GET", "DELETE"])):
+        values[key] = join(*(h("option", option, selected=option == values[name]) for option in options))
     rows = [
         (fault.kind, "for ever" if left < 0 else f"{left:,} ×", f"{fault.probability:.0%}",
          "webhooks" if fault.kind.startswith("delivery_") else f"{fault.method} {fault.path}", fault.contains or "",
-         ui.form(ui.button("Switch off", "action", "off", quiet=True), kind=fault.kind))
+         ui.action("Switch off", "off", kind=fault.kind))
         for fault, left in simulator.faults.waiting()
     ]  # fmt: skip
     heads = ("Fault", "Left", "Probability", "Requests", "Contains", "")
@@ -236,7 +207,7 @@ def _faults(simulator: Simulator, mode: Mode, request: Request, sent: dict[str, 
     return _shown(
         mode, "Faults", ui.notice(problem), h("p", "A fault hits requests or webhooks of both modes."),
         ui.table(heads, rows, "No fault is on: every request is answered."), h("h2", "Switch a fault on"),
-        ui.template("fault", **{**values, **selects}), h("h2", "What has happened"),
+        ui.template("fault", **values), h("h2", "What has happened"),
         ui.table(("Fault", "Times"), happened, "No fault has happened yet."), status=400 if problem else 200,
     )  # fmt: skip
 
@@ -250,15 +221,12 @@ def _clocks(simulator: Simulator, mode: Mode, request: Request, sent: dict[str, 
             return ui.back(request.url.path)
         problem = error.message
     rows = [
-        (
-            _to(mode, clock["id"]),
-            clock["name"] or "",
-            join(ui.time(clock["frozen_time"]), " ", ui.badge(clock["status"])),
-            ui.time((mode.clockwork.next_due_ms(clock["id"]) or 0) // 1_000 or None),
-            ui.template("clock", clock=clock["id"], now=ui.time(clock["frozen_time"])[:16].replace(" ", "T")),
-        )
+        (_to(mode, clock["id"]), clock["name"] or "",
+         join(ui.time(clock["frozen_time"]), " ", ui.badge(clock["status"])),
+         ui.time((mode.clockwork.next_due_ms(clock["id"]) or 0) // 1_000 or None),
+         ui.template("clock", clock=clock["id"], now=ui.time(clock["frozen_time"])[:16].replace(" ", "T")))
         for clock in islice(mode.store.newest(CLOCK), 100)
-    ]
+    ]  # fmt: skip
     empty = "There is no test clock. POST /v1/test_helpers/test_clocks creates one, and customers live on it."
     heads = ("Clock", "Name", "Time (UTC)", "Next job", "Advance")
     return _shown(mode, "Clocks", ui.notice(problem), ui.table(heads, rows, empty), status=400 if problem else 200)
@@ -266,12 +234,12 @@ def _clocks(simulator: Simulator, mode: Mode, request: Request, sent: dict[str, 
 
 def _advance(mode: Mode, sent: dict[str, Any]) -> None:
     clock, by = mode.fetch(CLOCK, sent.get("clock", ""), "test clock"), sent.get("by", "")
-    target = clock["frozen_time"] + _STEPS_S.get(by, 0)
-    if by == "month":
-        target = add_months(clock["frozen_time"], 1)
-    elif by == "until":
-        try:
+    try:
+        target = clock["frozen_time"] + _STEPS_S.get(by, 0)
+        if by == "month":
+            target = add_months(clock["frozen_time"], 1)
+        elif by == "until":
             target = int(datetime.fromisoformat(sent.get("until", "")).replace(tzinfo=UTC).timestamp())
-        except ValueError as error:
-            raise ApiError(400, "This is no time: use the form 2027-01-31T12:00.") from error
+    except (ValueError, OverflowError) as error:
+        raise ApiError(400, "This is no time: use the form 2027-01-31T12:00.") from error
     test_clocks.advance(mode, Call("", {"frozen_time": target}, (clock["id"],)))

@@ -161,8 +161,7 @@ def _subscribed(mode: Mode, request: Object, customer: str, method: Object, *, a
 
 def _paid(mode: Mode, outcome: payments.Outcome, *, agreed: bool) -> str:
     """The PaymentIntent of a payment that succeeded, with the cardholder's confirmation if the card asks."""
-    if outcome.status == "requires_action" and agreed:
-        outcome = payments.authenticate(mode, mode.fetch("payment_intent", outcome.payment_intent), agrees=True)
+    outcome = payments.confirmed(mode, outcome, agreed=agreed)
     if outcome.status != "succeeded":
         raise card_error(outcome.decline_code or "authentication_required")
     return outcome.payment_intent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stripe_simulator import invoicing
+from stripe_simulator import invoicing, payments
 from stripe_simulator.errors import missing_parameter
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import customers, setup_intents, subscriptions
@@ -43,7 +43,11 @@ def replace_card(mode: Mode, customer: str, method: Object, *, agreed: bool = Fa
         for invoice in mode.store.newest("invoice", "customer", customer)
         if invoice["status"] == "open" and invoice["collection_method"] == "charge_automatically"
     ]
-    return [invoice for invoice in due[::-1] if invoicing.collect(mode, invoice, method["id"]).status != "succeeded"]
+    outcomes = [
+        (invoice, payments.confirmed(mode, invoicing.collect(mode, invoice, method["id"]), agreed=agreed))
+        for invoice in due[::-1]
+    ]
+    return [invoice for invoice, outcome in outcomes if outcome.status != "succeeded"]
 
 
 def cancel_at_period_end(mode: Mode, customer: str, subscription: str, *, is_set: bool) -> None:
