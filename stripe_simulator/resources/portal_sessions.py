@@ -18,7 +18,7 @@ def create(mode: Mode, call: Call) -> Object:
     body = new_object(mode, KIND, "bps", {})
     del body["metadata"]
     body |= {
-        "configuration": "bpc_simulator", "customer": mode.fetch("customer", call.params["customer"])["id"],
+        "configuration": "bpc_simulator", "customer": mode.fetch("customer", call.params["customer"], param="customer")["id"],
         "flow": None, "locale": None, "on_behalf_of": None, "return_url": call.params.get("return_url"),
         "url": f"{mode.settings.pages_url}/_simulator/portal/{body['id']}",
     }  # fmt: skip
