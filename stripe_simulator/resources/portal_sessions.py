@@ -15,10 +15,11 @@ def create(mode: Mode, call: Call) -> Object:
     """`POST /v1/billing_portal/sessions`. Stripe has no event for it."""
     if not call.params.get("customer"):
         raise missing_parameter("customer")
+    customer = mode.fetch("customer", call.params["customer"], param="customer")
     body = new_object(mode, KIND, "bps", {})
     del body["metadata"]
     body |= {
-        "configuration": "bpc_simulator", "customer": mode.fetch("customer", call.params["customer"], param="customer")["id"],
+        "configuration": "bpc_simulator", "customer": customer["id"],
         "flow": None, "locale": None, "on_behalf_of": None, "return_url": call.params.get("return_url"),
         "url": f"{mode.settings.pages_url}/_simulator/portal/{body['id']}",
     }  # fmt: skip
