@@ -90,11 +90,12 @@ async def _serve(arguments: argparse.Namespace) -> None:
     config = uvicorn.Config(
         create_app(simulator), log_level="critical", access_log=False, lifespan="off", timeout_graceful_shutdown=1
     )
-    jobs = asyncio.create_task(simulator.run_jobs())
     try:
-        await uvicorn.Server(config).serve(sockets=[listener])
+        async with asyncio.TaskGroup() as tasks:
+            jobs = tasks.create_task(simulator.run_jobs())
+            await uvicorn.Server(config).serve(sockets=[listener])
+            jobs.cancel()
     finally:
-        jobs.cancel()
         simulator.close()
 
 

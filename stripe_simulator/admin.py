@@ -6,11 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import islice
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from stripe_simulator import deliveries
 from stripe_simulator.faults import Fault, FaultKind
 from stripe_simulator.resources import meter_events
 from stripe_simulator.simulator import Simulator
@@ -40,6 +42,9 @@ def routes(simulator: Simulator) -> list[Route]:
         Route("/_simulator/faults", guarded(lambda _: _clear_faults(simulator)), methods=["DELETE"]),
         Route("/_simulator/settings", guarded(lambda body: _set(simulator, body)), methods=["POST"]),
         Route("/_simulator/meter_events", guarded(lambda body: _inject(simulator, body)), methods=["POST"]),
+        Route("/_simulator/deliveries", guarded(lambda body: _deliveries(simulator, body)), methods=["GET"]),
+        Route("/_simulator/deliveries", guarded(lambda body: _resend(simulator, body)), methods=["POST"]),
+        Route("/_simulator/secrets", guarded(lambda body: _roll(simulator, body)), methods=["POST"]),
         Route("/_simulator/customers", guarded(lambda body: _customer(simulator, body)), methods=["POST"]),
     ]
 
@@ -93,6 +98,7 @@ def _add_fault(simulator: Simulator, body: dict[str, object]) -> dict[str, objec
         path=str(fields.pop("path", "/v1/billing/meter_events")),
         contains=str(fields.pop("contains", "")),
         reason=str(fields.pop("reason", "")),
+        until_ms=int(str(fields.pop("until_ms", 0))),
     )
     _refuse_others(fields)
     simulator.faults.add(fault)
@@ -145,6 +151,31 @@ def _customer(simulator: Simulator, body: dict[str, object]) -> dict[str, object
         return {"id": identifier, "created": False}
     simulator.create_customer(livemode, {"name": body.get("name")}, identifier)
     return {"id": identifier, "created": True}
+
+
+def _deliveries(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
+    """The deliveries of a mode, newest first, or those of one `event`."""
+    where = ("event", body["event"]) if "event" in body else ()
+    rows = simulator.mode(_is_live(body)).store.newest(deliveries.DELIVERY, *where)
+    return {"deliveries": list(islice(rows, ROWS_MAX))}
+
+
+def _resend(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
+    """Deliver an `event` again to the `target`, as from Stripe's dashboard."""
+    mode = simulator.mode(_is_live(body))
+    event, target = (mode.store.find(str(body[name])) for name in ("event", "target"))
+    if event is None or target is None:
+        raise ValueError("there is no such event or target")
+    with mode.journal.transaction():
+        return deliveries.create(mode, event, target["id"], is_copy=True)
+
+
+def _roll(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
+    """Roll the signing secret of a `target`. The old one stays valid for `keep_s`, as chosen in Stripe's dashboard."""
+    mode, target = simulator.mode(_is_live(body)), str(body["target"])
+    if mode.store.find(target) is None:
+        raise ValueError(f"there is no {target}")
+    return {"secret": deliveries.new_secret(mode, target, int(str(body.get("keep_s", 0))))}
 
 
 def _is_live(body: dict[str, object]) -> bool:

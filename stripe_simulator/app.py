@@ -122,12 +122,16 @@ class _Api:
         simulator = self._simulator
         route, ids = self._router.find(request.method, request.path)
         simulator.calls[route.name] += 1
-        livemode = livemode_of(request.header(b"authorization"), simulator.settings.keys)
-        mode = simulator.mode(livemode)
+        authorization = request.header(b"authorization")
+        if route.authenticate:
+            mode, key = route.authenticate((simulator.live, simulator.test), authorization), ""
+        else:
+            mode = simulator.mode(livemode_of(authorization, simulator.settings.keys))
+        livemode = mode.livemode
         simulator.catch_up()
         raw = await _raw(request)
         params = coerce(route.name, raw, route.takes)
-        fault = simulator.faults.take(request.method, request.path, params)
+        fault = simulator.faults.take(request.method, request.path, params, simulator.now_ms())
         _fail_before(fault, simulator.settings.hold_s)
         simulator.limits.check(livemode, request.path, simulator.now_ms())
         asked = [request.method, request.path, raw]

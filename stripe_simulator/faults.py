@@ -24,6 +24,9 @@ class FaultKind(StrEnum):
     UNAUTHORIZED = "unauthorized"
     FORBIDDEN = "forbidden"
     REJECTED = "rejected"
+    DELIVERY_DROPPED = "delivery_dropped"
+    DELIVERY_DUPLICATED = "delivery_duplicated"
+    DELIVERY_DELAYED = "delivery_delayed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,12 @@ class Fault:
 
     A request matches by method, by the beginning of its path and, if `contains` is set, by a parameter that contains
     this text. `reason` is the value of Stripe-Rate-Limited-Reason for `rate_limited`, and the error code for
-    `rejected`.
+    `rejected`. With `until_ms`, the fault ends then.
+
+    A `delivery_*` fault matches deliveries of webhooks; `contains` looks at the URL and at the event's type and id. A
+    dropped attempt fails: with a count until a retry, with `until_ms` for the window of an outage. `reason` is the
+    number of deliveries for `delivery_duplicated` (2), and for `delivery_delayed` the delay in seconds, as `60` or at
+    random as `0-60`, which reorders.
     """
 
     kind: FaultKind
@@ -42,10 +50,12 @@ class Fault:
     path: str = "/v1/billing/meter_events"
     contains: str = ""
     reason: str = ""
+    until_ms: int = 0
 
     def matches(self, method: str, path: str, params: object) -> bool:
-        """Whether the fault matches this request."""
-        if method != self.method or not path.startswith(self.path):
+        """Whether the fault matches this request, or this delivery if `method` is the fault's own kind."""
+        is_delivery = self.kind.startswith("delivery_")
+        if method != (self.kind if is_delivery else self.method) or not (is_delivery or path.startswith(self.path)):
             return False
         return not self.contains or any(self.contains in value for value in _texts(params))
 
@@ -80,9 +90,11 @@ class FaultPlan:
         """Delete the faults that have not happened yet."""
         self._waiting.clear()
 
-    def take(self, method: str, path: str, params: object) -> Fault | None:
-        """The fault for this request, or None. Uses up one application of the fault."""
+    def take(self, method: str, path: str, params: object, now_ms: int = 0) -> Fault | None:
+        """The fault for this request or delivery, or None. Uses up one application of the fault."""
         for index, (fault, left) in enumerate(self._waiting):
+            if 0 < fault.until_ms <= now_ms:
+                continue
             if not fault.matches(method, path, params) or self._random.random() >= fault.probability:
                 continue
             if left == 1:
@@ -92,6 +104,12 @@ class FaultPlan:
             self._happened[fault.kind] = self._happened.get(fault.kind, 0) + 1
             return fault
         return None
+
+    def delay_ms(self, asked: list[str], now_ms: int) -> int:
+        """The delay of a new delivery by a fault."""
+        fault = self.take(FaultKind.DELIVERY_DELAYED, "", asked, now_ms)
+        low, _, high = (fault.reason or "0-60").partition("-") if fault else ("0", "", "")
+        return round(1_000 * self._random.uniform(float(low), float(high or low)))
 
     def waiting(self) -> list[tuple[Fault, int]]:
         """The faults, with the number of times that they may still happen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from stripe_simulator.clock import Clock
 from stripe_simulator.clockwork import REAL, Clockwork
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.errors import ApiError, no_such
+from stripe_simulator.faults import FaultPlan
 from stripe_simulator.journal import Journal
 from stripe_simulator.metadata import merged
 from stripe_simulator.settings import SimulatorSettings
@@ -38,7 +40,8 @@ class Call:
 class Route(NamedTuple):
     """A route of a resource. `path` is as in the SDK, `takes` are the parameters that `run` implements.
 
-    `lock` names what only one request at a time may execute; a second one gets 409.
+    `lock` names what only one request at a time may execute; a second one gets 409. `authenticate` finds the mode of a
+    bearer token that is no API key; such a route has no Idempotency-Keys.
     """
 
     method: str
@@ -46,6 +49,7 @@ class Route(NamedTuple):
     run: Callable[[Mode, Call], Object]
     takes: Sequence[str] = ()
     lock: Callable[[Mode, Call], tuple[str, ...]] | None = None
+    authenticate: Callable[[Sequence[Mode], str], Mode] | None = None
 
     @property
     def name(self) -> str:
@@ -54,10 +58,14 @@ class Route(NamedTuple):
 
 
 Job = Callable[["Mode", dict[str, Any]], None]
+Subscriber = Callable[["Mode", Object], None]
 
 
 class Mode:
-    """The objects, the usage and the due jobs of one mode."""
+    """The objects, the usage and the due jobs of one mode.
+
+    `outbox` has the ids of the deliveries to attempt. `subscribers` get every snapshot event in its transaction.
+    """
 
     def __init__(
         self,
@@ -67,15 +75,20 @@ class Mode:
         livemode: bool,
         jobs: Mapping[str, Job],
         indexed: Mapping[str, Sequence[str]],
+        subscribers: Sequence[Subscriber],
+        faults: FaultPlan,
     ) -> None:
         name = "live" if livemode else "test"
         seed = f"{settings.seed}:{name}"
         self.settings = settings
         self.livemode = livemode
         self.journal = journal
+        self.faults = faults
+        self.outbox: asyncio.Queue[str] = asyncio.Queue()
         handlers = {kind: _bound(job, self) for kind, job in jobs.items()}
         self.clockwork = Clockwork(clock, journal, seed, handlers, name)
         self.store = Store(journal, name, livemode, seed, self.now_s, indexed)
+        self.store.subscribers += [_bound(subscriber, self) for subscriber in subscribers]
         timing = UsageTiming(
             settings.summary_lag_ms,
             max(1, round(settings.validation_window_s * 1_000)),
@@ -124,5 +137,5 @@ def retrieve(kind: str, label: str = "") -> Callable[[Mode, Call], Object]:
     return lambda mode, call: mode.fetch(kind, call.id, label)
 
 
-def _bound(job: Job, mode: Mode) -> Callable[[dict[str, Any]], None]:
-    return lambda arguments: job(mode, arguments)
+def _bound(function: Callable[[Mode, dict[str, Any]], None], mode: Mode) -> Callable[[dict[str, Any]], None]:
+    return lambda argument: function(mode, argument)

@@ -47,7 +47,7 @@ def page(
     def is_kept(body: Object) -> bool:
         return (
             all(body.get(field) == value for field, value in wanted.items())
-            and matches(body["created"], created)
+            and matches(body.get("created", 0), created)
             and keep(body)
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from stripe_simulator import invoicing, payments
-from stripe_simulator.mode import Job, Route
+from stripe_simulator.mode import Job, Route, Subscriber
 from stripe_simulator.resources import (
     account,
     balance_transactions,
@@ -15,9 +15,12 @@ from stripe_simulator.resources import (
     credit_grants,
     credit_notes,
     customers,
+    entitlements,
     events,
     invoiceitems,
     invoices,
+    meter_event_adjustments,
+    meter_event_stream,
     meter_event_summaries,
     meter_events,
     meters,
@@ -35,6 +38,7 @@ from stripe_simulator.resources import (
     subscriptions,
     tax,
     test_clocks,
+    webhook_endpoints,
 )
 
 _RESOURCES: Final[tuple[Any, ...]] = (
@@ -55,6 +59,8 @@ _RESOURCES: Final[tuple[Any, ...]] = (
     meters,
     meter_events,
     meter_event_summaries,
+    meter_event_adjustments,
+    meter_event_stream,
     events,
     core_events,
     products,
@@ -65,6 +71,8 @@ _RESOURCES: Final[tuple[Any, ...]] = (
     payment_intents,
     setup_intents,
     tax,
+    webhook_endpoints,
+    entitlements,
 )
 
 ROUTES: Final[Sequence[Route]] = [route for resource in _RESOURCES for route in resource.ROUTES]
@@ -74,6 +82,9 @@ JOBS: Final[Mapping[str, Job]] = {
 INDEXED: Final[Mapping[str, Sequence[str]]] = {
     kind: fields for resource in _RESOURCES for kind, fields in getattr(resource, "INDEXED", {}).items()
 }
+SUBSCRIBERS: Final[Sequence[Subscriber]] = [
+    subscriber for resource in _RESOURCES for subscriber in getattr(resource, "SUBSCRIBERS", ())
+]
 
 payments.LISTENERS[:] = [invoicing.payment_settled]
 invoicing.LISTENERS[:] = [subscription_cycle]

@@ -7,17 +7,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
+from stripe_simulator import deliveries
 from stripe_simulator.clock import Clock
 from stripe_simulator.faults import FaultPlan
 from stripe_simulator.idempotency import Idempotency
 from stripe_simulator.journal import Journal
 from stripe_simulator.limits import Limits
 from stripe_simulator.mode import Mode
-from stripe_simulator.registry import INDEXED, JOBS
+from stripe_simulator.registry import INDEXED, JOBS, SUBSCRIBERS
 from stripe_simulator.resources import customers
 from stripe_simulator.settings import SimulatorSettings
 
 TICK_S: Final = 0.02
+DELIVERIES_AT_ONCE: Final = 8
 _DEFAULTS: Final = SimulatorSettings()
 
 
@@ -33,16 +35,20 @@ class Simulator:
         self.clock = clock
         self.settings = settings
         self.journal = Journal(state)
-        self.test = Mode(settings, clock, self.journal, False, JOBS, INDEXED)
-        self.live = Mode(settings, clock, self.journal, True, JOBS, INDEXED)
+        self.faults = FaultPlan(settings.seed)
+        self.test, self.live = (
+            Mode(settings, clock, self.journal, livemode, JOBS, INDEXED, SUBSCRIBERS, self.faults)
+            for livemode in (False, True)
+        )
         self.idempotency = Idempotency(self.journal)
         self.limits = Limits(settings.rate_per_s, settings.meter_event_rate_per_s)
-        self.faults = FaultPlan(settings.seed)
         self.calls: Counter[str] = Counter()
         self.checked: set[str] = set()
         self.violations: list[str] = []
         self._requests = 0
         self.journal.open()
+        for mode in (self.test, self.live):
+            deliveries.requeue(mode)
 
     def close(self) -> None:
         """Close the state. Safe to call twice."""
@@ -67,10 +73,20 @@ class Simulator:
         self.live.clockwork.catch_up()
 
     async def run_jobs(self) -> None:
-        """Run due jobs until cancelled. Every request runs them too; this task serves what happens between requests."""
-        while True:
-            self.catch_up()
-            await asyncio.sleep(TICK_S)
+        """Run due jobs and send webhooks until cancelled. Every request runs due jobs too."""
+        async with asyncio.TaskGroup() as tasks:
+            for mode in (self.test, self.live):
+                for _ in range(DELIVERIES_AT_ONCE):
+                    tasks.create_task(deliveries.work(mode))
+            while True:
+                self.catch_up()
+                await asyncio.sleep(TICK_S)
+
+    async def delivered(self) -> None:
+        """Wait until every delivery that is due now was attempted. `run_jobs` must be running."""
+        self.catch_up()
+        await self.test.outbox.join()
+        await self.live.outbox.join()
 
     def create_customer(self, livemode: bool, fields: dict[str, Any], identifier: str = "") -> dict[str, Any]:
         """Add a customer and return its body in Stripe's form."""

@@ -71,7 +71,7 @@ class _Collection:
 class Store:
     """All objects of one mode. A stored object is never changed in place: `edit`, change the copy, `save`.
 
-    `now_s` is the time of a clock. `subscribers` get every event after its transaction.
+    `now_s` is the time of a clock. `subscribers` get every event in its transaction.
     """
 
     def __init__(
@@ -181,10 +181,22 @@ class Store:
         kind, identifier = str(body["object"]), str(body["id"])
         with self._journal.transaction():
             self._create_event(f"{EVENT_FAMILY.get(kind, kind)}.deleted", body, None)
+            return self.remove(kind, identifier)
+
+    def remove(self, kind: str, identifier: str) -> Object:
+        """Remove an object without an event. Returns Stripe's answer to the deletion."""
+        with self._journal.transaction():
             self._journal.change(f"{self._name}.delete", kind, identifier)
         return {"id": identifier, "object": kind, "deleted": True}
 
-    def _create_event(self, event_type: str, body: Object, previous: Object | None) -> None:
+    def announce(self, event_type: str, snapshot: Object, clock: str = "") -> None:
+        """Create an event about an object that has no id and is not stored."""
+        with self._journal.transaction():
+            self._create_event(event_type, {**snapshot, "test_clock": clock}, None, snapshot)
+
+    def _create_event(
+        self, event_type: str, body: Object, previous: Object | None, snapshot: Object | None = None
+    ) -> None:
         owner = body if "test_clock" in body else self.get("customer", body.get("customer") or "") or {}
         clock = owner.get("test_clock")
         identifier = self.new_id("evt", 24)
@@ -198,14 +210,12 @@ class Store:
             "request": dict(self.request),
             "type": event_type,
         }
-        self._journal.change(f"{self._name}.event", event, body["object"], body["id"], previous)
-        self._journal.after(lambda: self._deliver(identifier))
-
-    def _deliver(self, identifier: str) -> None:
-        event = self.get("event", identifier)
-        if event is not None:
-            for subscriber in self.subscribers:
-                subscriber(event)
+        if snapshot is None:
+            self._journal.change(f"{self._name}.event", event, body["object"], body["id"], previous)
+        else:
+            self.put({**event, "data": {"object": snapshot}})
+        for subscriber in self.subscribers:
+            subscriber(self._collections["event"].objects[identifier])
 
     def _collection(self, kind: str) -> _Collection:
         if kind not in self._collections:

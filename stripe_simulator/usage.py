@@ -34,7 +34,7 @@ REPORT: Final = "usage.report"
 class MeterEvent:
     """A meter event. `code` says why an event is or will be rejected; `injected` is 1 if no client sent the event.
 
-    `Usage` sets `received_ms`, `seq` (from 1) and `status`: received, accepted or rejected.
+    `Usage` sets `received_ms`, `seq` (from 1) and `status`: received, accepted, rejected or canceled.
     """
 
     identifier: str
@@ -125,6 +125,7 @@ class Usage:
         journal.register(self._operation, self._apply_receive)
         journal.register(f"{name}.validated", self._apply_validated)
         journal.register(f"{name}.added", self._apply_added)
+        journal.register(f"{name}.cancel", self._apply_cancel)
 
     def is_taken(self, identifier: str, now_ms: int) -> bool:
         """Whether an event of the last 24 h has this identifier. The identifier of a rejected event stays taken."""
@@ -150,6 +151,11 @@ class Usage:
             if self._added == before:
                 self._schedule(ADD_UP)
         return self.events[before]
+
+    def cancel(self, event: MeterEvent) -> None:
+        """Take an event out of the sums. The last change of a request, as `receive`."""
+        with self._journal.transaction():
+            self._journal.change(f"{self._name}.cancel", event.seq - 1)
 
     def set_lag(self, lag_ms: int) -> None:
         """Change the lag of the summaries for all events that the summaries do not contain yet."""
@@ -231,6 +237,8 @@ class Usage:
     def _apply_validated(self, end: int, codes: dict[str, str]) -> None:
         for place in range(self._validated, end):
             event = self.events[place]
+            if event.status == "canceled":
+                continue
             event.code = codes.get(str(place), "")
             event.status = "rejected" if event.code else "accepted"
             if event.code:
@@ -240,20 +248,35 @@ class Usage:
 
     def _apply_added(self, end: int) -> None:
         for place in range(self._added, end):
-            event = self.events[place]
-            if event.status != "accepted" or event.customer is None or event.value is None:
-                continue
-            hours = self._hours[event.meter, event.customer]
-            hour = hours.get(event.timestamp_s // HOUR_S)
-            if hour is None:
-                hour = hours[event.timestamp_s // HOUR_S] = _Hour()
-            value = int(Decimal(event.value).scaleb(DECIMAL_PLACES_MAX))
-            entry = (place, event.timestamp_s, value)
-            cell = Cell(value, 1, entry, entry)
-            hour.whole.add(cell)
-            minute = hour.minutes.get(event.timestamp_s // MINUTE_S)
-            if minute is None:
-                hour.minutes[event.timestamp_s // MINUTE_S] = cell
-            else:
-                minute.add(cell)
+            self._add(place)
         self._added = end
+
+    def _add(self, place: int) -> None:
+        event = self.events[place]
+        if event.status != "accepted" or event.customer is None or event.value is None:
+            return
+        hours = self._hours[event.meter, event.customer]
+        hour = hours.get(event.timestamp_s // HOUR_S)
+        if hour is None:
+            hour = hours[event.timestamp_s // HOUR_S] = _Hour()
+        value = int(Decimal(event.value).scaleb(DECIMAL_PLACES_MAX))
+        entry = (place, event.timestamp_s, value)
+        cell = Cell(value, 1, entry, entry)
+        hour.whole.add(cell)
+        minute = hour.minutes.get(event.timestamp_s // MINUTE_S)
+        if minute is None:
+            hour.minutes[event.timestamp_s // MINUTE_S] = cell
+        else:
+            minute.add(cell)
+
+    def _apply_cancel(self, place: int) -> None:
+        """Sums of the last event cannot be subtracted from, so the hour is added up again."""
+        event = self.events[place]
+        is_added, event.status = place < self._added and event.status == "accepted", "canceled"
+        if is_added and event.customer is not None:
+            hour = event.timestamp_s // HOUR_S
+            self._hours[event.meter, event.customer].pop(hour, None)
+            for number, other in enumerate(self.events[: self._added]):
+                same = (other.meter, other.customer) == (event.meter, event.customer)
+                if same and other.timestamp_s // HOUR_S == hour:
+                    self._add(number)

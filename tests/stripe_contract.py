@@ -227,6 +227,8 @@ def compile_contract() -> tuple[dict[str, Any], dict[str, Any]]:
             wanted = requests.type_of(annotations[0], scope)
             parameters[route] = (wanted[1] if wanted[0] == "optional" else wanted)[1]
         answers[route] = shapes.type_of(node.returns, scope)
+    # No route answers with a summary; an event contains it.
+    shapes.define(_find("ActiveEntitlementSummary", _Scope("stripe.entitlements._active_entitlement_summary")))
     events = _event_shapes(shapes)
     version = sdk_version()
     api_version = _api_version()

@@ -68,6 +68,9 @@ def _walk(value: Any, kind: Any, path: str) -> Iterator[str]:
         case "enum":
             if value not in kind[1] or isinstance(value, bool) != isinstance(kind[1][0], bool):
                 yield f"{path}: {value!r} is not one of {kind[1]}"
+        case "null":
+            if value != {}:
+                yield f"{path}: want nothing, got {value!r:.60}"
         case "list":
             yield from _walk_list(value, kind[1], path)
         case "map":

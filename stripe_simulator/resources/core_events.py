@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
 
+from stripe_simulator.deliveries import publish
 from stripe_simulator.errors import ApiError
 from stripe_simulator.mode import Call, Mode, Route
 from stripe_simulator.pagination import COMPARISONS, page_v2
@@ -101,7 +102,7 @@ def _create(mode: Mode, meter: str, events: Sequence[MeterEvent], window: dict[s
     }
     if meter:
         body["related_object"] = {"id": meter, "type": "billing.meter", "url": f"/v1/billing/meters/{meter}"}
-    mode.store.put(body)
+    publish(mode, mode.store.put(body))
 
 
 def _samples(code: str, events: Sequence[MeterEvent]) -> list[Object]:

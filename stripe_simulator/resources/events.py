@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from stripe_simulator.deliveries import pending
 from stripe_simulator.errors import ApiError
 from stripe_simulator.mode import Call, Mode, Route
 from stripe_simulator.pagination import LIST, page
@@ -18,11 +19,12 @@ def retrieve(mode: Mode, call: Call) -> Object:
     event = mode.fetch("event", call.id)
     if not _is_kept(mode, event):
         raise ApiError(404, f"No such event: '{call.id}'", code="resource_missing", param="id")
-    return event
+    return _shown(mode, event)
 
 
 def list_all(mode: Mode, call: Call) -> Object:
-    """`GET /v1/events`, for 30 days, newest first. A type may end with `*`."""
+    """`GET /v1/events`, for 30 days, newest first. A type may end with `*`. `delivery_success` is whether no webhook of
+    the event is pending or given up."""
     types = list(call.params.get("types", ()))
     if len(types) > TYPES_MAX:
         raise ApiError(400, f"You may pass at most {TYPES_MAX} types.", param="types")
@@ -31,7 +33,14 @@ def list_all(mode: Mode, call: Call) -> Object:
             message = "You may only specify one of these parameters: type, types."
             raise ApiError(400, message, param="type", code="parameters_exclusive")
         types = [call.params["type"]]
-    return page(mode, call, "event", keep=lambda event: _is_kept(mode, event) and is_of(event["type"], types))
+    wanted = call.params.get("delivery_success")
+
+    def keep(event: Object) -> bool:
+        is_wanted = _is_kept(mode, event) and is_of(event["type"], types)
+        return is_wanted and (wanted is None or (pending(mode, event["id"]) == 0) == wanted)
+
+    listed = page(mode, call, "event", keep=keep)
+    return {**listed, "data": [_shown(mode, event) for event in listed["data"]]}
 
 
 def is_of(event_type: str, types: list[str]) -> bool:
@@ -41,11 +50,15 @@ def is_of(event_type: str, types: list[str]) -> bool:
     )
 
 
+def _shown(mode: Mode, event: Object) -> Object:
+    return {**event, "pending_webhooks": pending(mode, event["id"])}
+
+
 def _is_kept(mode: Mode, event: Object) -> bool:
     return bool(event["created"] >= mode.now_s() - RETENTION_S)
 
 
 ROUTES = (
-    Route("GET", "/v1/events", list_all, (*LIST, "created", "type", "types")),
+    Route("GET", "/v1/events", list_all, (*LIST, "created", "delivery_success", "type", "types")),
     Route("GET", "/v1/events/{id}", retrieve),
 )

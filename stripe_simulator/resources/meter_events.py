@@ -68,14 +68,14 @@ def inject(mode: Mode, event_name: str, customer: str, value: str, timestamp_s: 
 def _receive(mode: Mode, call: Call, timestamp_s: int) -> MeterEvent:
     params = call.params
     is_v2 = call.path.startswith("/v2/")
-    _check_timestamp(timestamp_s, mode.now_s())
+    check_timestamp(timestamp_s, mode.now_s())
     event_name, payload = params["event_name"], params["payload"]
     meter = active(mode, event_name)
     if meter is None:
         message = f"No active meter found for event name {event_name}."
         raise ApiError(400, message, param="event_name", code="no_meter" if is_v2 else None)
     value = payload.get(meter["value_settings"]["event_payload_key"])
-    _check_digits(value, meter["value_settings"]["event_payload_key"])
+    check_digits(value, meter["value_settings"]["event_payload_key"])
     identifier = params.get("identifier") or f"{len(mode.usage.events) + 1:032x}"
     if mode.usage.is_taken(identifier, mode.now_ms()):
         # API v1 sends no code here, as observed; API v2 documents one.
@@ -87,7 +87,8 @@ def _receive(mode: Mode, call: Call, timestamp_s: int) -> MeterEvent:
     return mode.usage.receive(event)
 
 
-def _check_timestamp(timestamp_s: int, now_s: int) -> None:
+def check_timestamp(timestamp_s: int, now_s: int) -> None:
+    """Raise `ApiError` for a timestamp out of bounds."""
     if timestamp_s < now_s - PAST_MAX_S:
         message = "The timestamp is too far in the past: it must be within the past 35 calendar days."
         raise ApiError(400, message, code="timestamp_too_far_in_past", param="timestamp")
@@ -96,7 +97,7 @@ def _check_timestamp(timestamp_s: int, now_s: int) -> None:
         raise ApiError(400, message, code="timestamp_in_future", param="timestamp")
 
 
-def _check_digits(value: str | None, key: str) -> None:
+def check_digits(value: str | None, key: str) -> None:
     """Since 2026-04-22.dahlia, more than 15 significant digits are refused. Final zeros count after the point."""
     number = None if value is None else number_of(value)
     if number is None:

@@ -71,13 +71,26 @@ async def serve_simulator(
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await server.ready.wait()
-        yield ServedSimulator(simulator, clock, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        async with running(simulator):
+            yield ServedSimulator(simulator, clock, f"http://127.0.0.1:{listener.getsockname()[1]}")
     finally:
         server.should_exit = True
         await serving
         listener.close()
         simulator.close()
         check_shapes(simulator.violations, simulator.checked)
+
+
+@contextlib.asynccontextmanager
+async def running(simulator: Simulator) -> AsyncIterator[None]:
+    """Run the simulator's due jobs and deliveries during the block."""
+    jobs = asyncio.create_task(simulator.run_jobs())
+    try:
+        yield
+    finally:
+        jobs.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await jobs
 
 
 @contextlib.contextmanager

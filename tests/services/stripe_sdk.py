@@ -13,7 +13,7 @@ import pytest_asyncio
 import stripe
 
 from stripe_simulator import Simulator, SimulatorSettings, create_app
-from tests.services.stripe import TEST_KEY, check_shapes, serve_simulator
+from tests.services.stripe import TEST_KEY, check_shapes, running, serve_simulator
 from tests.services.stripe_wire import NOW_MS
 from tests.worlds.clock import ManualClock
 
@@ -37,6 +37,7 @@ class Sdk:
     def __init__(self, simulator: Simulator, clock: ManualClock, url: str = "", *, key: str = TEST_KEY) -> None:
         self.simulator = simulator
         self.clock = clock
+        self.url = url
         self._is_async = not url
         self._transport: Any = _Transport(simulator)
         base = url or "http://stripe.test"
@@ -58,7 +59,7 @@ class Sdk:
             answer = await operator.attrgetter(f"{name}_async")(self._client)(*arguments)
         else:
             answer = await asyncio.to_thread(operator.attrgetter(name)(self._client), *arguments)
-        return answer.to_dict()
+        return answer and answer.to_dict()
 
     async def error(self, name: str, *arguments: Any) -> dict[str, Any]:
         """The error of a call that must fail: status, type, code, param and message."""
@@ -77,7 +78,8 @@ async def sdk(request: pytest.FixtureRequest) -> AsyncIterator[Sdk]:
     if request.param:
         simulator = Simulator(clock, settings)
         sdk = Sdk(simulator, clock)
-        yield sdk
+        async with running(simulator):
+            yield sdk
         check_shapes(simulator.violations, simulator.checked)
     else:
         async with serve_simulator(clock, settings) as served:

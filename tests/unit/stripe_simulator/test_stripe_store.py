@@ -76,9 +76,9 @@ def test_failed_transaction_changes_nothing(tmp_path: Path) -> None:
     simulator = _simulator(tmp_path / "journal")
     mode = simulator.test
     kept = simulator.create_customer(False, {"name": "Ada", "email": "a@b.c"})
+    endpoint = {"id": "we_1", "object": "webhook_endpoint", "status": "enabled", "enabled_events": ["*"], "url": ""}
+    mode.store.put(endpoint)
     size = (tmp_path / "journal").stat().st_size
-    delivered: list[Object] = []
-    mode.store.subscribers.append(delivered.append)
 
     def fail() -> None:
         with mode.journal.transaction():
@@ -94,7 +94,9 @@ def test_failed_transaction_changes_nothing(tmp_path: Path) -> None:
     assert [body["name"] for body in mode.store.newest("customer")] == ["Ada"]
     assert [body["id"] for body in mode.store.newest("customer", "email", "a@b.c")] == [kept["id"]]
     assert list(mode.store.newest("customer", "email", "e@b.c")) == []
-    assert (_events(mode), delivered, mode.clockwork.waiting()) == (["customer.created"], [], [])
+    deliveries = list(mode.store.newest("simulator.delivery"))
+    assert (_events(mode), deliveries, mode.clockwork.waiting()) == (["customer.created"], [], [])
+    assert mode.outbox.empty()
     assert (tmp_path / "journal").stat().st_size == size
     untouched = _simulator()
     untouched.create_customer(False, {})

@@ -1,0 +1,110 @@
+"""Features, the features of products, and what customers are entitled to (docs.stripe.com/billing/entitlements)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from stripe_simulator.errors import ApiError
+from stripe_simulator.metadata import merged
+from stripe_simulator.mode import Call, Mode, Route
+from stripe_simulator.pagination import LIST, page
+from stripe_simulator.store import Object
+
+FEATURE: Final = "entitlements.feature"
+ACTIVE: Final = "entitlements.active_entitlement"
+INDEXED = {FEATURE: ("lookup_key",), ACTIVE: ("customer",), "product_feature": ("product",)}
+# Stripe documents "an active subscription". It was observed that a paused one keeps its entitlements.
+ENTITLING: Final = ("active", "trialing", "past_due", "paused")
+
+
+def create(mode: Mode, call: Call) -> Object:
+    """`POST /v1/entitlements/features`. A lookup key is unique."""
+    params = call.params
+    if any(mode.store.newest(FEATURE, "lookup_key", params["lookup_key"])):
+        message = f"A feature with the lookup key {params['lookup_key']} already exists."
+        raise ApiError(400, message, param="lookup_key", code="resource_already_exists")
+    body = {
+        "id": mode.store.new_id("feat"), "object": FEATURE, "active": True, "livemode": mode.livemode,
+        "lookup_key": params["lookup_key"], "metadata": merged({}, params.get("metadata", {})), "name": params["name"],
+    }  # fmt: skip
+    return mode.store.put(body)
+
+
+def list_all(mode: Mode, call: Call) -> Object:
+    """`GET /v1/entitlements/features`."""
+    return page(mode, call, FEATURE, {"lookup_key": call.params.get("lookup_key")})
+
+
+def attach(mode: Mode, call: Call) -> Object:
+    """`POST /v1/products/{product}/features`."""
+    mode.fetch("product", call.id)
+    feature = mode.fetch(FEATURE, call.params["entitlement_feature"], "feature", "entitlement_feature")
+    body = {"id": mode.store.new_id("prodft"), "object": "product_feature", "entitlement_feature": feature}
+    return _shown(mode.store.put({**body, "livemode": mode.livemode, "product": call.id}))
+
+
+def list_attached(mode: Mode, call: Call) -> Object:
+    """`GET /v1/products/{product}/features`."""
+    listed = page(mode, call, "product_feature", {"product": call.id})
+    return {**listed, "data": [_shown(body) for body in listed["data"]]}
+
+
+def detach(mode: Mode, call: Call) -> Object:
+    """`DELETE /v1/products/{product}/features/{id}`. Entitlements follow at the next change of a subscription."""
+    mode.fetch("product_feature", call.ids[1], "product feature")
+    return mode.store.remove("product_feature", call.ids[1])
+
+
+def list_active(mode: Mode, call: Call) -> Object:
+    """`GET /v1/entitlements/active_entitlements`."""
+    mode.fetch("customer", call.params["customer"], param="customer")
+    listed = page(mode, call, ACTIVE, {"customer": call.params["customer"]})
+    return {**listed, "data": [_shown(body) for body in listed["data"]]}
+
+
+def follow(mode: Mode, event: Object) -> None:
+    """Bring the entitlements of a customer in line with the subscriptions after a change of one of them."""
+    subscription = event["data"]["object"]
+    if subscription["object"] != "subscription" or not any(mode.store.newest("product_feature")):
+        return
+    customer = subscription["customer"]
+    indexed = ("customer", customer) if mode.store.is_indexed("subscription", "customer") else ()
+    wanted = {
+        attached["entitlement_feature"]["id"]: attached["entitlement_feature"]["lookup_key"]
+        for other in mode.store.newest("subscription", *indexed)
+        if other["customer"] == customer and other["status"] in ENTITLING
+        for item in other["items"]["data"]
+        for attached in mode.store.newest("product_feature", "product", item["price"]["product"])
+    }
+    active = {body["feature"]: body["id"] for body in mode.store.newest(ACTIVE, "customer", customer)}
+    if active.keys() == wanted.keys():
+        return
+    for feature in active.keys() - wanted.keys():
+        mode.store.remove(ACTIVE, active[feature])
+    for feature in sorted(wanted.keys() - active.keys()):
+        entitlement = {"id": mode.store.new_id("ent"), "object": ACTIVE, "customer": customer, "feature": feature}
+        mode.store.put({**entitlement, "livemode": mode.livemode, "lookup_key": wanted[feature]})
+    summary = {
+        "object": "entitlements.active_entitlement_summary",
+        "customer": customer,
+        "entitlements": list_active(mode, Call("/v1/entitlements/active_entitlements", {"customer": customer})),
+        "livemode": mode.livemode,
+    }
+    clock = subscription.get("test_clock") or ""
+    mode.store.announce("entitlements.active_entitlement_summary.updated", summary, clock)
+
+
+def _shown(body: Object) -> Object:
+    return {name: value for name, value in body.items() if name not in ("customer", "product")}
+
+
+SUBSCRIBERS = (follow,)
+ROUTES = (
+    Route("POST", "/v1/entitlements/features", create, ("lookup_key", "metadata", "name")),
+    Route("GET", "/v1/entitlements/features", list_all, (*LIST, "lookup_key")),
+    Route("GET", "/v1/entitlements/features/{id}", lambda mode, call: mode.fetch(FEATURE, call.id, "feature")),
+    Route("POST", "/v1/products/{product}/features", attach, ("entitlement_feature",)),
+    Route("GET", "/v1/products/{product}/features", list_attached, LIST),
+    Route("DELETE", "/v1/products/{product}/features/{id}", detach),
+    Route("GET", "/v1/entitlements/active_entitlements", list_active, (*LIST, "customer")),
+)

@@ -1,0 +1,102 @@
+"""Webhook endpoints (docs.stripe.com/api/webhook_endpoints), and API v2's event destinations for thin events."""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import urlsplit
+
+from stripe_simulator.contract.parameters import Params, api_version
+from stripe_simulator.deliveries import DELIVERY, DESTINATION, SEND, new_secret, publish
+from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
+from stripe_simulator.metadata import merged
+from stripe_simulator.mode import Call, Mode, Route
+from stripe_simulator.pagination import LIST, page
+from stripe_simulator.store import Object
+from stripe_simulator.times import rfc3339
+
+INDEXED = {DELIVERY: ("event",)}
+FIELDS: Final = ("description", "enabled_events", "metadata", "url")
+DESTINATION_CREATE: Final = ("enabled_events", "event_payload", "include", "name", "type", "webhook_endpoint")
+_KIND: Final = "webhook_endpoint"
+
+
+def create(mode: Mode, call: Call) -> Object:
+    """`POST /v1/webhook_endpoints`. Only this answer has the secret."""
+    version = call.params.get("api_version")
+    if version not in (None, api_version()):
+        raise not_simulated(f"events of the API version {version}")
+    body: Object = {
+        "id": mode.store.new_id("we"), "object": _KIND, "api_version": version, "application": None,
+        "created": mode.now_s(), "description": None, "livemode": mode.livemode, "metadata": {}, "status": "enabled",
+    }  # fmt: skip
+    mode.store.put(_changed(body, call.params))
+    return {**body, "secret": new_secret(mode, body["id"])}
+
+
+def update(mode: Mode, call: Call) -> Object:
+    """`POST /v1/webhook_endpoints/{webhook_endpoint}`."""
+    return mode.store.put(_changed(mode.fetch(_KIND, call.id), call.params))
+
+
+def delete(mode: Mode, call: Call) -> Object:
+    """`DELETE /v1/webhook_endpoints/{webhook_endpoint}`. Its deliveries fail at their next attempt."""
+    return mode.store.remove(_KIND, mode.fetch(_KIND, call.id)["id"])
+
+
+def create_destination(mode: Mode, call: Call) -> Object:
+    """`POST /v2/core/event_destinations`, of type `webhook_endpoint` only."""
+    params, now = call.params, rfc3339(mode.now_ms())
+    if params["type"] != "webhook_endpoint":
+        raise not_simulated(f"event destinations of type {params['type']}")
+    if not params.get("webhook_endpoint"):
+        raise missing_parameter("webhook_endpoint")
+    url, payload = _checked(params["webhook_endpoint"]["url"], "webhook_endpoint[url]"), params["event_payload"]
+    body: Object = {
+        "id": mode.store.new_id("ed_live" if mode.livemode else "ed_test", 24), "object": DESTINATION, "created": now,
+        "description": "", "enabled_events": params["enabled_events"], "event_payload": payload,
+        "events_from": ["self"], "livemode": mode.livemode, "metadata": {}, "name": params["name"],
+        "snapshot_api_version": api_version() if payload == "snapshot" else None, "status": "enabled",
+        "status_details": None, "type": "webhook_endpoint", "updated": now,
+    }  # fmt: skip
+    mode.store.put({**body, "url": url})
+    answer = {"signing_secret": new_secret(mode, body["id"]), "url": url}
+    include = params.get("include", ())
+    shown = {name: answer[name] if f"webhook_endpoint.{name}" in include else None for name in answer}
+    return {**body, "webhook_endpoint": shown}
+
+
+def delete_destination(mode: Mode, call: Call) -> Object:
+    """`DELETE /v2/core/event_destinations/{id}`."""
+    mode.store.remove(DESTINATION, mode.fetch(DESTINATION, call.id, "event destination")["id"])
+    return {"id": call.id, "object": DESTINATION}
+
+
+def _checked(url: str, param: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        message = "Invalid URL: An explicit scheme (such as https) must be provided."
+        raise ApiError(400, message, code="url_invalid", param=param)
+    return url
+
+
+def _changed(body: Object, params: Params) -> Object:
+    body |= {name: params[name] for name in FIELDS if name in params and name != "metadata"}
+    _checked(body["url"], "url")
+    if "disabled" in params:
+        body["status"] = "disabled" if params["disabled"] else "enabled"
+    if "metadata" in params:
+        body["metadata"] = merged(body["metadata"], params["metadata"])
+    return body
+
+
+SUBSCRIBERS = (publish,)
+JOBS = {SEND: lambda mode, arguments: mode.outbox.put_nowait(arguments["delivery"])}
+ROUTES = (
+    Route("POST", "/v1/webhook_endpoints", create, (*FIELDS, "api_version")),
+    Route("GET", "/v1/webhook_endpoints", lambda mode, call: page(mode, call, _KIND), LIST),
+    Route("GET", "/v1/webhook_endpoints/{webhook_endpoint}", lambda mode, call: mode.fetch(_KIND, call.id)),
+    Route("POST", "/v1/webhook_endpoints/{webhook_endpoint}", update, (*FIELDS, "disabled")),
+    Route("DELETE", "/v1/webhook_endpoints/{webhook_endpoint}", delete),
+    Route("POST", "/v2/core/event_destinations", create_destination, DESTINATION_CREATE),
+    Route("DELETE", "/v2/core/event_destinations/{id}", delete_destination),
+)
