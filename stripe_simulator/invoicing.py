@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from stripe_simulator import invoice_lines as form
 from stripe_simulator import payments
 from stripe_simulator.engine.amounts import charge_min
 from stripe_simulator.engine.collection import INVOICE_MOVES, InvoiceStatus, advances, after_failure, is_charged
@@ -16,15 +17,7 @@ from stripe_simulator.engine.cycle import totals
 from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import Period
 from stripe_simulator.errors import ApiError
-from stripe_simulator.invoice_lines import (
-    details_of,
-    discounts_of,
-    engine_line,
-    line_of_item,
-    new_item,
-    new_line,
-    owner_of,
-)  # fmt: skip
+from stripe_simulator.invoice_lines import owner_of
 from stripe_simulator.mode import Mode, new_object
 from stripe_simulator.resources import balance_transactions, coupons, credit_grants, tax
 from stripe_simulator.store import Object
@@ -53,12 +46,7 @@ _TAKES_ALL: Final = ("subscription_create", "subscription_cycle", "manual")
 
 
 class Drafted(Exception):
-    """Carries the first invoice that is created inside `journal.discarded`, with its lines: a preview."""
-
-    def __init__(self, invoice: Object, lines: Sequence[Object]) -> None:
-        super().__init__(invoice["id"])
-        self.invoice = invoice
-        self.lines = lines
+    """Carries the first invoice that is created inside `journal.discarded`, and its lines: a preview."""
 
 
 def subscription_invoice(
@@ -82,8 +70,8 @@ def subscription_invoice(
     invoice = new(mode, customer, subscription["currency"], reason, subscription)
     if period:
         invoice |= {"period_start": period.start, "period_end": period.end}
-    bodies = [line_of_item(mode, invoice, item) for item in take_pending(mode, invoice)]
-    bodies += [new_line(mode, invoice, line) for line in lines]
+    bodies = [form.line_of_item(mode, invoice, item) for item in take_pending(mode, invoice)]
+    bodies += [form.new_line(mode, invoice, line) for line in lines]
     set_lines(mode, invoice, bodies)
     if mode.journal.discards:
         raise Drafted(invoice, bodies)
@@ -102,7 +90,7 @@ def pending_items(mode: Mode, subscription: Object, lines: Sequence[Line]) -> li
     for line in lines:
         details = {"subscription": subscription["id"], "subscription_item": line.item or None}
         parent = {"subscription_details": details, "type": "subscription_details"}
-        items.append(mode.store.save(new_item(mode, customer, line, subscription["currency"], parent=parent)))
+        items.append(mode.store.save(form.new_item(mode, customer, line, subscription["currency"], parent=parent)))
     return items
 
 
@@ -152,7 +140,7 @@ def lines_of(mode: Mode, invoice: Object) -> list[Object]:
 def set_lines(mode: Mode, invoice: Object, bodies: Sequence[Object], *, final: bool = False) -> None:
     """Set a draft's lines and amounts. Only the final amounts contain credit grants."""
     customer = mode.fetch("customer", invoice["customer"])
-    lines, discounts = [engine_line(mode, body) for body in bodies], discounts_of(mode, invoice["discounts"])
+    lines, discounts = [form.engine_line(mode, body) for body in bodies], form.discounts_of(mode, invoice["discounts"])
     ids = dict(zip(discounts, invoice["discounts"], strict=True))
     for line, body in zip(lines, bodies, strict=True):
         ids.update(zip(line.discounts, body["discounts"], strict=True))
@@ -215,8 +203,8 @@ def finalize(mode: Mode, draft: Object) -> Object:
     for listener in LISTENERS if invoice["parent"] else ():
         fresh = listener.invoice_lines(mode, invoice)
         if fresh is not None:
-            kept = [body for body in bodies if details_of(body)["invoice_item"]]
-            bodies = [*kept, *(new_line(mode, invoice, line) for line in fresh)]
+            kept = [body for body in bodies if form.details_of(body)["invoice_item"]]
+            bodies = [*kept, *(form.new_line(mode, invoice, line) for line in fresh)]
     set_lines(mode, invoice, bodies, final=True)
     _use_balance(mode, invoice, "applied_to_invoice", invoice["ending_balance"] - invoice["starting_balance"])
     customer = mode.fetch("customer", invoice["customer"])
@@ -288,7 +276,7 @@ def check_move(invoice: Object, status: InvoiceStatus) -> None:
 def run_finalize(mode: Mode, arguments: dict[str, Any]) -> None:
     """The job that ends a draft's grace period."""
     invoice = mode.store.edit("invoice", arguments["invoice"])
-    if invoice and invoice["status"] == "draft" and invoice["auto_advance"]:
+    if invoice and invoice["status"] == "draft" and invoice["auto_advance"] and _has_customer(mode, invoice):
         advance(mode, invoice)
 
 
@@ -296,7 +284,7 @@ def run_collect(mode: Mode, arguments: dict[str, Any]) -> None:
     """The job of a retry. After a hard decline nothing is charged without a new payment method."""
     invoice = mode.fetch("invoice", arguments["invoice"])
     due = invoice["next_payment_attempt"] == mode.now_s(invoice["test_clock"] or "")
-    if invoice["status"] != "open" or not invoice["auto_advance"] or not due:
+    if invoice["status"] != "open" or not invoice["auto_advance"] or not due or not _has_customer(mode, invoice):
         return
     intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {}
     error = intent.get("last_payment_error") or {}
@@ -372,6 +360,10 @@ def _told(mode: Mode, invoice: Object, what: str) -> Object:
     for listener in LISTENERS if invoice["parent"] else ():
         getattr(listener, what)(mode, invoice)
     return invoice
+
+
+def _has_customer(mode: Mode, invoice: Object) -> bool:
+    return mode.store.get("customer", invoice["customer"]) is not None
 
 
 def _subscription(mode: Mode, invoice: Object) -> Object:

@@ -56,7 +56,8 @@ def redeem(mode: Mode, entry: Params, customer: str, param: str = "discounts[0]"
     if body.get("customer") not in (None, customer):
         raise ApiError(400, "This promotion code belongs to another customer.", param=param)
     if body.get("restrictions", {}).get("first_time_transaction") and _has_paid(mode, customer):
-        raise ApiError(400, "This promotion code is for customers without prior transactions.", param=param)
+        message = "This promotion code cannot be redeemed because the associated customer has prior transactions."
+        raise ApiError(400, message, param=param)
     for counted in [coupon] if coupon is body else [coupon, body]:
         state, end = _STATE[counted["object"]]
         if not counted[state] or (counted[end] is not None and counted[end] <= start):

@@ -14,7 +14,7 @@ from stripe_simulator.errors import ApiError, missing_parameter, require_one
 from stripe_simulator.invoice_lines import details_of, line_of_item, new_item
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Call, Mode, Route, retrieve
-from stripe_simulator.pagination import LIST, matches, page_of
+from stripe_simulator.pagination import LIST, page_of
 from stripe_simulator.resources.prices import engine_price
 from stripe_simulator.store import Object
 
@@ -57,14 +57,11 @@ def delete(mode: Mode, call: Call) -> Object:
 
 def list_all(mode: Mode, call: Call) -> Object:
     """`GET /v1/invoiceitems`."""
-    params = call.params
-    customer, invoice, pending = params.get("customer"), params.get("invoice"), params.get("pending")
+    customer, invoice, pending = (call.params.get(name) for name in ("customer", "invoice", "pending"))
     rows = [
         body
         for body in mode.store.newest("invoiceitem", "customer" if customer else "", customer)
-        if invoice in (None, body["invoice"])
-        and pending in (None, body["invoice"] is None)
-        and matches(body["date"], params.get("created"))
+        if invoice in (None, body["invoice"]) and pending in (None, body["invoice"] is None)
     ]
     return page_of(call, rows)
 
@@ -102,7 +99,7 @@ def _draft(mode: Mode, identifier: str | None) -> Object | None:
 
 ROUTES = (
     Route("POST", "/v1/invoiceitems", create, CREATE),
-    Route("GET", "/v1/invoiceitems", list_all, (*LIST, "created", "customer", "invoice", "pending")),
+    Route("GET", "/v1/invoiceitems", list_all, (*LIST, "customer", "invoice", "pending")),
     Route("GET", "/v1/invoiceitems/{invoiceitem}", retrieve("invoiceitem")),
     Route("DELETE", "/v1/invoiceitems/{invoiceitem}", delete),
 )

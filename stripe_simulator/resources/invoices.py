@@ -14,9 +14,9 @@ from stripe_simulator.resources.test_cards import card_error
 from stripe_simulator.store import Object
 
 INDEXED = {"invoice": ("customer",), "invoice_payment": ("invoice",)}
-FIELDS: Final = ("auto_advance", "collection_method", "default_payment_method", "description", "footer")
+FIELDS: Final = ("auto_advance", "default_payment_method", "description")
 FILTERS: Final = ("collection_method", "customer", "status")
-UPDATE: Final = (*FIELDS, "days_until_due", "metadata")
+UPDATE: Final = (*FIELDS, "metadata")
 CREATE: Final = (
     *UPDATE, "automatic_tax[enabled]", "currency", "customer", "pending_invoice_items_behavior", "subscription",
 )  # fmt: skip
@@ -43,25 +43,12 @@ def create(mode: Mode, call: Call) -> Object:
 
 
 def update(mode: Mode, call: Call) -> Object:
-    """`POST /v1/invoices/{invoice}`. A final invoice takes few parameters."""
+    """`POST /v1/invoices/{invoice}`. The description of a final invoice is fixed."""
     invoice = mode.fetch("invoice", call.id)
-    fixed = sorted(call.params.keys() - {"auto_advance", "default_payment_method", "expand", "metadata"})
-    if invoice["status"] != "draft" and fixed:
-        message = f"Finalized invoices can't be updated in this way: {fixed[0]}"
-        raise ApiError(400, message, code="invoice_not_editable", param=fixed[0])
+    if invoice["status"] != "draft" and "description" in call.params:
+        message = "Finalized invoices can't be updated in this way: description"
+        raise ApiError(400, message, code="invoice_not_editable", param="description")
     return _changed(mode, invoice, call)
-
-
-def delete(mode: Mode, call: Call) -> Object:
-    """`DELETE /v1/invoices/{invoice}`: only a draft without a subscription. Its items are pending again."""
-    invoice = mode.fetch("invoice", call.id)
-    if invoice["status"] != "draft" or invoice["parent"]:
-        message = "You can only delete draft invoices that are not of a subscription."
-        raise ApiError(400, message, code="invoice_not_editable")
-    for item in mode.store.newest("invoiceitem", "customer", invoice["customer"]):
-        if item["invoice"] == invoice["id"]:
-            mode.store.put({**item, "invoice": None})
-    return mode.store.delete(invoice)
 
 
 def finalize(mode: Mode, call: Call) -> Object:
@@ -116,8 +103,6 @@ def _changed(mode: Mode, invoice: Object, call: Call) -> Object:
     invoice |= {name: params[name] for name in FIELDS if name in params}
     if "metadata" in params:
         invoice["metadata"] = merged(invoice["metadata"], params["metadata"])
-    if "days_until_due" in params:
-        invoice["due_date"] = invoice["created"] + params["days_until_due"] * invoicing.DAY_S
     if params.get("auto_advance") and invoice["status"] == "draft" and not invoice["automatically_finalizes_at"]:
         due_s = mode.now_s(invoice["test_clock"] or "") + WAIT_S
         return invoicing.schedule_finalization(mode, invoice, due_s)
@@ -140,7 +125,6 @@ ROUTES = (
     Route("GET", "/v1/invoices", list_all, (*LIST, *FILTERS, "created", "subscription")),
     Route("GET", _ITEM, retrieve("invoice")),
     Route("POST", _ITEM, update, UPDATE),
-    Route("DELETE", _ITEM, delete),
     Route("POST", f"{_ITEM}/finalize", finalize, ("auto_advance",)),
     Route("POST", f"{_ITEM}/pay", pay, ("off_session", "paid_out_of_band", "payment_method")),
     Route("POST", f"{_ITEM}/void", void),

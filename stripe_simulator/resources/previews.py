@@ -15,7 +15,9 @@ from stripe_simulator.mode import Call, Mode, Route
 from stripe_simulator.resources import subscription_changes, subscription_cycle, subscription_schedules, subscriptions
 from stripe_simulator.store import Object
 
-TAKES: Final = ("customer", "preview_mode", "schedule", "schedule_details", "subscription", "subscription_details")
+TAKES: Final = (
+    "customer", "discounts", "preview_mode", "schedule", "schedule_details", "subscription", "subscription_details",
+)  # fmt: skip
 # More jobs than a subscription has between two invoices.
 JOBS_MAX: Final = 50
 
@@ -27,7 +29,8 @@ def create(mode: Mode, call: Call) -> Object:
         try:
             _until_the_invoice(mode, call, recurring=recurring)
         except invoicing.Drafted as drafted:
-            invoice, lines = drafted.invoice, drafted.lines
+            invoice: Object = drafted.args[0]
+            lines: list[Object] = drafted.args[1]
             if recurring:
                 lines = [line for line in lines if details_of(line)["invoice_item"] is None]
                 invoicing.set_lines(mode, invoice, lines)
@@ -37,7 +40,7 @@ def create(mode: Mode, call: Call) -> Object:
 
 def _until_the_invoice(mode: Mode, call: Call, *, recurring: bool) -> None:
     params = call.params
-    change = dict(params.get("subscription_details", {}))
+    change = {name: params[name] for name in ("discounts",) if name in params} | params.get("subscription_details", {})
     if recurring:
         change |= {"proration_behavior": "none"}
         change.pop("proration_date", None)

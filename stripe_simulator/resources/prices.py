@@ -157,12 +157,12 @@ def _recurring(mode: Mode, params: Params) -> Object:
 
 
 def _with_key(mode: Mode, body: Object, params: Params) -> Object:
-    """The price with its new lookup key. `transfer_lookup_key` takes the key from the price that has it."""
+    """The price with its new lookup key. `transfer_lookup_key` takes the key from its holder, even an archived one."""
     key = params.get("lookup_key", body["lookup_key"])
     holder = next(mode.store.newest("price", "lookup_key", key), body) if key else body
     if holder["id"] != body["id"]:
         if not params.get("transfer_lookup_key"):
-            raise ApiError(400, f"The price {holder['id']} already uses that lookup key.", param="lookup_key")
+            raise ApiError(400, f"A price (`{holder['id']}`) already uses that lookup key.", param="lookup_key")
         mode.store.save({**holder, "lookup_key": None})
     return {**body, "lookup_key": key}
 

@@ -1,6 +1,6 @@
 """The items of a subscription, what a change of the items bills, and the state from which later changes follow.
 
-`plan` and `renewal` compute and save nothing, so that previews use them too. `apply` saves their state.
+`plan` and `renewal` compute and save nothing. `apply` saves their state.
 """
 
 from __future__ import annotations
@@ -47,14 +47,6 @@ class Plan(NamedTuple):
     lines: tuple[Line, ...]
     state: Object
     restarted: bool = False
-
-
-class Preview(NamedTuple):
-    """The lines, the `billing_reason` and the period of an invoice that does not exist."""
-
-    lines: tuple[Line, ...]
-    reason: str
-    period: Period
 
 
 def ledger(mode: Mode, subscription: str) -> Object:
@@ -170,23 +162,6 @@ def renewal(
     debits = [row for row in state["debits"] if row[0] not in ends] + [_row(it) for it in debits_of(renewed, cut_of)]
     usage_from = {key: value for key, value in state["usage_from"].items() if key not in ends}
     return Plan(lines, {**state, "items": items, "debits": debits, "usage_from": usage_from})
-
-
-def preview(mode: Mode, subscription: Object, details: Params, *, recurring: bool = False) -> Preview:
-    """The next invoice of a subscription after the change in `details`, as in `subscription_details` of
-    `create_preview`. `recurring`: the invoice of the period after that, without prorations."""
-    at = details.get("proration_date") or now_s(mode, subscription)
-    behavior = details.get("proration_behavior", "create_prorations")
-    anchor_now = (details.get("billing_cycle_anchor") or {}).get("type") == "now"
-    wanted = details.get("items") or ()
-    change = plan(mode, subscription, wanted, at, prorations=behavior != "none", anchor_now=anchor_now)
-    if not recurring and change.lines and (change.restarted or behavior == "always_invoice"):
-        return Preview(change.lines, "subscription_update", Period(at, at))
-    moment = min(item["current_period_end"] for item in change.state["items"])
-    ended = renewal(mode, {**subscription, "billing_cycle_anchor": change.state["anchor"]}, moment, change.state)
-    start = min(item["current_period_start"] for item in change.state["items"])
-    lines = ended.lines if recurring else (*change.lines, *ended.lines)
-    return Preview(lines, "upcoming", Period(start, moment))
 
 
 def final_usage(mode: Mode, subscription: Object, at: int) -> tuple[Line, ...]:

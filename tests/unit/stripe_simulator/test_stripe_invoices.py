@@ -9,8 +9,8 @@ import pytest
 
 from stripe_simulator import payments
 from tests.services.stripe_sdk import Sdk
+from tests.services.stripe_shop import Shop, at
 from tests.services.stripe_wire import DAY_S, NOW_S
-from tests.unit.stripe_simulator.test_stripe_subscriptions import Shop, at
 
 GRANT = {"amount": {"type": "monetary", "monetary": {"currency": "usd", "value": 1}}, "name": "credit"}
 METERED: dict[str, Any] = {"applicability_config": {"scope": {"price_type": "metered"}}}
@@ -40,15 +40,15 @@ async def draft_of(sdk: Sdk, customer: str, *amounts: int, **fields: Any) -> str
     return str((await sdk("v1.invoices.create", params))["id"])
 
 
-async def metered_price(sdk: Sdk) -> tuple[str, str]:
-    """A price of one cent per unit, and the event name of its meter."""
+async def metered_price(sdk: Sdk, cents: int = 1) -> tuple[str, str]:
+    """A price of some cents per unit, and the event name of its meter."""
     meter = {"display_name": "Calls", "event_name": "calls", "default_aggregation": {"formula": "sum"}}
     recurring = {
         "interval": "month",
         "usage_type": "metered",
         "meter": (await sdk("v1.billing.meters.create", meter))["id"],
     }
-    params = {"currency": "usd", "product_data": {"name": "Calls"}, "unit_amount": 1, "recurring": recurring}
+    params = {"currency": "usd", "product_data": {"name": "Calls"}, "unit_amount": cents, "recurring": recurring}
     return str((await sdk("v1.prices.create", params))["id"]), "calls"
 
 
@@ -137,23 +137,37 @@ async def test_draft_follows_its_items(sdk: Sdk) -> None:
     await sdk("v1.invoices.finalize_invoice", draft)
     late = {"customer": customer, "amount": 50, "currency": "usd", "invoice": draft}
     assert (await sdk.error("v1.invoice_items.create", late))["code"] == "invoice_not_editable"
-    assert (await sdk.error("v1.invoices.update", draft, {"footer": "x"}))["code"] == "invoice_not_editable"
-    assert (await sdk.error("v1.invoices.delete", draft))["code"] == "invoice_not_editable"
+    assert (await sdk.error("v1.invoices.update", draft, {"description": "x"}))["code"] == "invoice_not_editable"
+    assert (await sdk("v1.invoices.update", draft, {"metadata": {"a": "b"}}))["metadata"] == {"a": "b"}
 
 
-async def test_deleted_draft_frees_its_items(sdk: Sdk) -> None:
-    """The next invoice takes them."""
+async def test_draft_becomes_final_by_itself(sdk: Sdk) -> None:
+    """After an hour, if the draft has `auto_advance`."""
     customer = await customer_with_card(sdk)
-    draft = await draft_of(sdk, customer, 250)
+    draft = await draft_of(sdk, customer, 250, auto_advance=True)
     assert (await sdk("v1.invoice_items.list", {"customer": customer, "pending": True}))["data"] == []
+    assert (await sdk("v1.invoices.retrieve", draft))["automatically_finalizes_at"] == NOW_S + 3_600
 
-    await sdk("v1.invoices.delete", draft)
-
-    assert len((await sdk("v1.invoice_items.list", {"customer": customer, "pending": True}))["data"]) == 1
-    again = await draft_of(sdk, customer, auto_advance=True)
-    assert (await sdk("v1.invoices.retrieve", again))["automatically_finalizes_at"] == NOW_S + 3_600
     sdk.clock.advance(3_600_000)
-    assert (await sdk("v1.invoices.retrieve", again))["status"] == "paid"
+
+    assert (await sdk("v1.invoices.retrieve", draft))["status"] == "paid"
+
+
+async def test_authentication_ends_the_payment(sdk: Sdk) -> None:
+    """The invoice waits for the cardholder, and the answer outside of `pay` settles the invoice."""
+    customer = await customer_with_card(sdk, "pm_card_authenticationRequired")
+    draft = await draft_of(sdk, customer, 1500)
+
+    error = await sdk.error("v1.invoices.pay", draft)
+    assert (error["status"], error["code"]) == (402, "invoice_payment_intent_requires_action")
+    assert (await types_of(sdk))[-2:] == ["invoice.payment_failed", "invoice.payment_action_required"]
+    mode = sdk.simulator.test
+    with sdk.simulator.journal.transaction():
+        intent = payments.intent_of(mode, customer, draft)
+        assert intent is not None
+        payments.authenticate(mode, intent, agrees=True)
+
+    assert (await sdk("v1.invoices.retrieve", draft))["status"] == "paid"
 
 
 @pytest.mark.parametrize(
@@ -235,6 +249,25 @@ async def test_invoice_of_a_cycle_waits_for_its_grace(shop: Shop) -> None:
     assert await shop.pending() == []
     await shop.advance("2027-03-01 01:00:00")
     assert (await shop.amounts())[-1] == ("paid", 19650)
+
+
+async def test_usage_of_the_grace_period_counts(shop: Shop) -> None:
+    """Scenario 25: 1000 calls, and 7 more that arrive at 00:20 with a timestamp inside the period, at 2 cents: 2014."""
+    sdk, start = shop.sdk, datetime.fromtimestamp(NOW_S - 30 * DAY_S, UTC)
+    await shop.open(start.isoformat(" ")[:19])
+    price, event_name = await metered_price(sdk, 2)
+    item = (await shop.subscribe({"price": price}))["items"]["data"][0]
+    end = datetime.fromtimestamp(item["current_period_end"], UTC)
+    inside = min(NOW_S, item["current_period_end"]) - 3_600
+    for value, minutes in ((1000, 0), (7, 20)):
+        await shop.advance((end + timedelta(minutes=minutes)).isoformat(" ")[:19])
+        payload = {"stripe_customer_id": shop.customer, "value": str(value)}
+        await sdk("v1.billing.meter_events.create", {"event_name": event_name, "payload": payload, "timestamp": inside})
+        sdk.clock.advance(60_000)
+
+    await shop.advance((end + timedelta(hours=2)).isoformat(" ")[:19])
+
+    assert (await shop.amounts())[-1] == ("paid", 2014)
 
 
 async def test_failed_collection_is_retried_with_the_new_card(shop: Shop) -> None:
@@ -322,11 +355,8 @@ async def test_grants_pay_metered_lines(shop: Shop, coupon: str, country: str, d
     payload = {"stripe_customer_id": shop.customer, "value": "12000"}
     await sdk("v1.billing.meter_events.create", {"event_name": event_name, "payload": payload, "timestamp": NOW_S + 60})
     sdk.clock.advance(60_000)
-    grants = [
-        (2000, {"category": "promotional", "expires_at": NOW_S + 99 * DAY_S}),
-        (5000, {}),
-        (3000, {"priority": 10}),
-    ]
+    promotional = {"category": "promotional", "expires_at": NOW_S + 99 * DAY_S}
+    grants: list[tuple[int, dict[str, Any]]] = [(2000, promotional), (5000, {}), (3000, {"priority": 10})]
     ids = []
     for value, fields in grants:
         amount = {"type": "monetary", "monetary": {"currency": "usd", "value": value}}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stripe_simulator import Simulator
 from tests.services.stripe_sdk import Sdk
-from tests.unit.stripe_simulator.test_stripe_subscriptions import Shop, at
+from tests.services.stripe_shop import Shop, at
+from tests.services.stripe_wire import NOW_MS
+from tests.worlds.clock import ManualClock
 
 
 @pytest.fixture
@@ -76,3 +80,39 @@ async def test_preview_of_nothing_is_refused(shop: Shop) -> None:
     assert (error["status"], error["code"]) == (404, "invoice_upcoming_none")
     error = await shop.sdk.error("v1.invoices.create_preview", {"subscription": "sub_none"})
     assert (error["status"], error["code"], error["param"]) == (400, "resource_missing", "subscription")
+
+
+async def test_preview_with_a_promotion(shop: Shop) -> None:
+    """The discount is in the preview, and the coupon is not redeemed."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(14900)})
+    await shop.sdk("v1.coupons.create", {"id": "FIFTH", "percent_off": 20, "duration": "forever"})
+    params = {"subscription": shop.subscription, "discounts": [{"coupon": "FIFTH"}]}
+
+    invoice = await shop.sdk("v1.invoices.create_preview", params)
+
+    assert (invoice["amount_due"], invoice["total_discount_amounts"][0]["amount"]) == (11920, 2980)
+    assert (await shop.sdk("v1.coupons.retrieve", "FIFTH"))["times_redeemed"] == 0
+
+
+def test_discarded_changes_are_not_in_the_file(tmp_path: Path) -> None:
+    """What comes before and after a discarded block is: the replay gives the same objects."""
+    state, clock = tmp_path / "state", ManualClock(NOW_MS)
+    simulator = Simulator(clock, state=state)
+    store, journal = simulator.test.store, simulator.journal
+    with journal.transaction():
+        store.save({"object": "customer", "id": "cus_1", "name": "before"})
+        with journal.discarded():
+            store.save({"object": "customer", "id": "cus_1", "name": "inside"})
+            store.save({"object": "customer", "id": "cus_2"})
+            simulator.test.clockwork.set_time("", NOW_MS + 1)
+        store.save({"object": "customer", "id": "cus_3"})
+    simulator.close()
+
+    restored = Simulator(clock, state=state)
+    for side in (simulator, restored):
+        assert [body["id"] for body in side.test.store.newest("customer")] == ["cus_3", "cus_1"]
+        assert side.test.store.get("customer", "cus_1") == {"object": "customer", "id": "cus_1", "name": "before"}
+        assert [event["type"] for event in side.test.store.newest("event")] == ["customer.created"] * 2
+        assert side.now_ms() == NOW_MS
+    restored.close()

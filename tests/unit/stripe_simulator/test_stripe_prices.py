@@ -167,6 +167,7 @@ async def test_lookup_key_moves_only_when_asked(sdk: Sdk) -> None:
     moved = await sdk("v1.prices.update", new["id"], {"lookup_key": "pro", "transfer_lookup_key": True})
 
     assert (refused["status"], refused["param"]) == (400, "lookup_key")
+    assert refused["message"] == f"A price (`{old['id']}`) already uses that lookup key."
     assert moved == {**new, "lookup_key": "pro"}
     assert (await sdk("v1.prices.list", {"lookup_keys": ["pro"]}))["data"] == [moved]
     assert (await sdk("v1.prices.retrieve", old["id"]))["lookup_key"] is None

@@ -7,6 +7,31 @@ import pytest
 from tests.services.stripe_shop import Shop, at, lines
 
 
+@pytest.mark.parametrize("country", ["US", "FR"])
+async def test_preview_is_what_the_change_bills(shop: Shop, country: str) -> None:
+    """Scenario 4: the sentence "47.50 today for the remaining 19 days", with 20 % tax in one country."""
+    await shop.open("2027-02-01")
+    await shop.sdk("v1.customers.update", shop.customer, {"address": {"country": country}})
+    low, high = await shop.price(7900), await shop.price(14900)
+    body = await shop.subscribe({"price": low}, automatic_tax={"enabled": True})
+    await shop.advance("2027-02-10")
+    items = [{"id": body["items"]["data"][0]["id"], "price": high}]
+    change = {"items": items, "proration_behavior": "always_invoice", "proration_date": at("2027-02-10")}
+    question = {"subscription": shop.subscription, "subscription_details": change}
+    now = await shop.sdk("v1.invoices.create_preview", question)
+    later = await shop.sdk("v1.invoices.create_preview", {**question, "preview_mode": "recurring"})
+    tax = 20 if country == "FR" else 0
+
+    assert (lines(now), now["total"]) == ([-5361, 10111], 4750 + 4750 * tax // 100)
+    assert (lines(later), later["total"]) == ([14900], 14900 + 14900 * tax // 100)
+    assert len(await shop.invoices()) == 1
+    await shop.sdk("v1.subscriptions.update", shop.subscription, change)
+    billed = (await shop.invoices())[-1]
+    assert (lines(billed), billed["total"]) == (lines(now), now["total"])
+    await shop.advance("2027-03-01 02:00:00")
+    assert (await shop.invoices())[-1]["total"] == later["total"]
+
+
 async def test_by_the_second(shop: Shop) -> None:
     """Scenario 5: a change at 10:30:17 is not rounded to days."""
     await shop.open("2027-01-01")
