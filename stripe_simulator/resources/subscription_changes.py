@@ -123,6 +123,9 @@ def plan(
     state["debits"] = [_row(debit) for debit in prorated.debits]
     lines = list(prorated.lines)
     kept = {item.id: item for item in new}
+    # An item that becomes metered counts from now on.
+    begun = [item.id for item in old if not item.price.metered and item.id in kept and kept[item.id].price.metered]
+    state["usage_from"] = {**state["usage_from"], **dict.fromkeys(begun, at)}
     for body, item in zip(before, old, strict=True):
         then = kept.get(item.id)
         if not item.price.metered or (then and (then.price, then.period) == (item.price, item.period)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.scenarios.vocabulary import Account, at, with_delivery_faults
@@ -64,7 +66,7 @@ async def test_02_packages_and_fractions_of_a_cent(account: Account) -> None:
 async def test_22_credit_grants(account: Account, coupon: int, country: str, due: int) -> None:
     """12000 of usage: paid credits of priority 10 first, then the promotion that expires, then the other paid ones."""
     await account.open("2027-11-01", country=country)
-    extra: dict[str, object] = {"automatic_tax": {"enabled": bool(country)}}
+    extra: dict[str, Any] = {"automatic_tax": {"enabled": bool(country)}}
     if coupon:
         extra["discounts"] = [{"coupon": await account.coupon(percent_off=coupon)}]
     await account.sign_up(await account.per_call(await account.meter(), "1"), **extra)
@@ -144,20 +146,21 @@ async def test_27_flat_to_metered(account: Account) -> None:
 
 
 async def test_27_the_shadow_month(account: Account) -> None:
-    """340 customers pay 9900 while their calls are metered beside: 3366000, and every metered line is 0."""
+    """34 customers pay 10 × 9900 while their calls are metered beside: 3366000, and every metered line is 0."""
     await account.open("2027-02-01")
     meter = await account.meter()
     flat, shadow = await account.plan(9900), await account.per_call(meter, "0")
-    for number in range(340):
+    for number in range(34):
         if number:
             await account.another_customer()
-        await account.sign_up(flat, shadow)
+        await account.sign_up(flat, shadow, seats=10)
     await account.use(240_000, "2027-02-01")
     await account.advance("2027-03-01 01:00:00")
+    await account.deliver()
 
     paid = await account.all_paid("subscription_cycle")
-    assert (len(paid), sum(invoice.due for invoice in paid)) == (340, 3_366_000)
-    assert {tuple(sorted(invoice.lines)) for invoice in paid} == {(0, 9900)}
+    assert (len(paid), sum(invoice.due for invoice in paid)) == (34, 3_366_000)
+    assert {tuple(sorted(invoice.lines)) for invoice in paid} == {(0, 99_000)}
 
 
 async def test_27_the_step_is_given_up(account: Account) -> None:

@@ -295,7 +295,8 @@ class Account:
             await self.sdk.simulator.delivered()
             self.sdk.clock.advance(900_000)
         await self.sdk.simulator.delivered()
-        journal, cursor = {}, {}
+        journal: dict[str, Any] = {}
+        cursor: dict[str, Any] = {}
         while True:
             page = await self.sdk("v1.events.list", {"limit": 100, **cursor})
             journal |= {event["id"]: event for event in page["data"]}
