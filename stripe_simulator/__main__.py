@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import socket
 import sqlite3
 import sys
@@ -18,6 +19,8 @@ from stripe_simulator.simulator import Simulator
 
 READY_PREFIX = "stripe simulator ready at "
 SECONDS_MAX = 10**9
+# Objects are JSON without cycles, and there can be millions of them: they are searched for garbage rarely.
+GARBAGE = (200_000, 20, 1_000)
 
 
 def _port(text: str) -> int:
@@ -66,6 +69,7 @@ def _arguments() -> argparse.Namespace:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
+    gc.set_threshold(*GARBAGE)
     settings = SimulatorSettings(
         account=arguments.account,
         summary_lag_s=arguments.summary_lag_s,
