@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from stripe_simulator.engine.credits import Draw, Grant
-from stripe_simulator.errors import ApiError
+from stripe_simulator.errors import ApiError, missing_parameter
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, listed, page
 from stripe_simulator.store import Object
@@ -29,9 +29,12 @@ def create(mode: Mode, call: Call) -> Object:
     clock = customer["test_clock"]
     body = new_object(mode, GRANT, "credgr", params, clock or "")
     defaults = {"category": "paid", "effective_at": body["created"], "expires_at": None, "name": None, "priority": 50}
+    if "monetary" not in params["amount"]:
+        raise missing_parameter("amount[monetary]")
     if params["amount"]["monetary"]["value"] <= 0:
         raise ApiError(400, "The amount of a credit grant must be positive.", param="amount[monetary][value]")
-    body = defaults | params | body | {"test_clock": clock, "updated": body["created"], "voided_at": None}
+    given = {name: params[name] for name in CREATE if name in params}
+    body = defaults | given | body | {"test_clock": clock, "updated": body["created"], "voided_at": None}
     mode.store.save(body)
     _record(mode, body, "credit", "credits_granted", body["amount"]["monetary"]["value"])
     if body["expires_at"] is not None:
@@ -55,8 +58,8 @@ def void(mode: Mode, call: Call) -> Object:
 
 def list_entries(mode: Mode, call: Call) -> Object:
     """`GET /v1/billing/credit_balance_transactions`."""
-    grants = {body["id"] for body in mode.store.newest(GRANT, "customer", call.params.get("customer"))}
-    where = {"credit_grant": call.params.get("credit_grant")}
+    customer, where = call.params.get("customer"), {"credit_grant": call.params.get("credit_grant")}
+    grants = {body["id"] for body in mode.store.newest(GRANT, "customer" if customer else "", customer)}
     return page(mode, call, ENTRY, where, lambda body: body["credit_grant"] in grants)
 
 
@@ -109,12 +112,14 @@ def apply(mode: Mode, invoice: Object, lines: Sequence[Object], draws: Sequence[
 
 
 def reinstate(mode: Mode, invoice: Object) -> None:
-    """Give back what a voided invoice drew."""
+    """Give back what a voided invoice drew. What a grant that has expired gets back expires at once."""
     for credit in invoice["total_pretax_credit_amounts"]:
         entry = mode.store.get(ENTRY, credit.get("credit_balance_transaction", ""))
         if entry:
             grant, source = mode.fetch(GRANT, entry["credit_grant"]), entry["debit"]["credits_applied"]
             _record(mode, grant, "credit", _VOIDED, credit["amount"], **{_VOIDED: source})
+            if grant["expires_at"] is not None and grant["expires_at"] <= _now_s(mode, grant):
+                _end(mode, grant, "credits_expired")
 
 
 def run_expire(mode: Mode, arguments: dict[str, Any]) -> None:

@@ -9,14 +9,19 @@ from __future__ import annotations
 from typing import Final
 
 from stripe_simulator import invoicing
-from stripe_simulator.errors import ApiError, require_one
+from stripe_simulator.errors import ApiError, not_simulated, require_one
 from stripe_simulator.invoice_lines import details_of
 from stripe_simulator.mode import Call, Mode, Route
 from stripe_simulator.resources import subscription_changes, subscription_cycle, subscription_schedules, subscriptions
 from stripe_simulator.store import Object
 
+_DETAILS: Final = (
+    "billing_cycle_anchor", "cancel_at", "cancel_at_period_end", "items", "proration_behavior", "proration_date",
+    "trial_end",
+)  # fmt: skip
 TAKES: Final = (
-    "customer", "discounts", "preview_mode", "schedule", "schedule_details", "subscription", "subscription_details",
+    "customer", "discounts", "preview_mode", "schedule", "schedule_details[end_behavior]", "schedule_details[phases]",
+    "schedule_details[proration_behavior]", "subscription", *(f"subscription_details[{name}]" for name in _DETAILS),
 )  # fmt: skip
 # More jobs than a subscription has between two invoices.
 JOBS_MAX: Final = 50
@@ -44,7 +49,12 @@ def _until_the_invoice(mode: Mode, call: Call, *, recurring: bool) -> None:
     if recurring:
         change |= {"proration_behavior": "none"}
         change.pop("proration_date", None)
-    if "customer" in params and not params.keys() & {"subscription", "schedule"}:
+    is_new = "customer" in params and not params.keys() & {"subscription", "schedule"}
+    anchor = change.get("billing_cycle_anchor", {})
+    if anchor.get("type") == "timestamp" and not is_new:
+        raise not_simulated("a preview of another billing_cycle_anchor than now")
+    if is_new:
+        change["billing_cycle_anchor"] = anchor.get("timestamp")
         subscriptions.create(mode, Call(call.path, {**change, "customer": params["customer"]}))
         return
     identifier = params[require_one(params, "subscription", "schedule")]

@@ -12,13 +12,13 @@ from typing import Any, Final, NamedTuple
 from stripe_simulator import invoicing
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.collection import expires_at
-from stripe_simulator.engine.cycle import cycle_lines, totals
+from stripe_simulator.engine.cycle import cycle_lines, threshold_reached, totals
 from stripe_simulator.engine.discounts import Discount
 from stripe_simulator.engine.lines import Item, Line, licensed_line
 from stripe_simulator.engine.periods import Period, period_containing
-from stripe_simulator.engine.proration import Debit, debits_of, prorate, restarts_period
-from stripe_simulator.engine.usage import Usage, swap_lines, usage_lines
-from stripe_simulator.errors import ApiError, no_such, not_simulated
+from stripe_simulator.engine.proration import Debit, Prorated, debits_of, prorate, restarts_period
+from stripe_simulator.engine.usage import Usage, billed_by_threshold, swap_lines, usage_lines
+from stripe_simulator.errors import ApiError, missing_parameter, no_such, not_simulated
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Mode
 from stripe_simulator.resources import coupons
@@ -33,9 +33,17 @@ TICK: Final = "subscription.tick"
 ENDED: Final = ("canceled", "incomplete_expired")
 # Stripe announces the end of a trial three days before.
 WILL_END_S: Final = 3 * 86_400
-_TAKES: Final = frozenset({"id", "price", "quantity", "deleted", "metadata"})
 _LEDGER: Final = "subscription.ledger"
-_UNIT: Final = 10**DECIMAL_PLACES_MAX
+# The parts of the ledger that a plan changes.
+_BILLED: Final = ("debits", "usage_from", "billed")
+_NOTES: Final = {"debits": [], "usage_from": {}, "billed": {}, "job": 0, "due": 0, "pending": None}
+_TAKES: Final = frozenset({"id", "price", "quantity", "deleted", "metadata", "billing_thresholds"})
+# Stripe does not say how often it looks for thresholds that are reached.
+_LOOK_S: Final = 3_600
+_PLAN_FIELDS: Final = (
+    "id", "active", "billing_scheme", "created", "currency", "livemode", "metadata", "nickname", "product",
+    "tiers_mode",
+)  # fmt: skip
 
 
 class Plan(NamedTuple):
@@ -52,106 +60,93 @@ class Plan(NamedTuple):
 def ledger(mode: Mode, subscription: str) -> Object:
     """A copy of what a subscription remembers beside its Stripe object; `mode.store.put` stores the copy.
 
-    `debits` is the engine's ledger, `usage_from` by metered item the second from which its price counts, `job` and
-    `due` the next job, `pending` a pending update's state and invoice, `resuming` the invoice that ends a pause.
+    `debits` is the engine's ledger; by metered item, `usage_from` is the second from which its price counts, and
+    `billed` the value and the amount of threshold invoices; `job` and `due` are the next job; `pending` is a change
+    that waits for its invoice: a pending update, or the end of a pause if it `resumes`.
     """
-    new = {"debits": [], "usage_from": {}, "job": 0, "due": 0, "pending": None, "resuming": None}
-    return mode.store.edit(_LEDGER, f"ledger_{subscription}") or {
-        "id": f"ledger_{subscription}", "object": _LEDGER, **new
-    }  # fmt: skip
+    identifier = f"ledger_{subscription}"
+    return mode.store.edit(_LEDGER, identifier) or {"id": identifier, "object": _LEDGER, **_NOTES}
 
 
 def items_of(mode: Mode, subscription: str) -> list[Object]:
-    """Copies of the items of a subscription, oldest first."""
+    """The items of a subscription, oldest first; do not change them."""
     rows = mode.store.newest(SUBSCRIPTION_ITEM, "subscription", subscription)
-    return [copied(row) for row in rows if "deleted" not in row][::-1]
+    return [row for row in rows if "deleted" not in row][::-1]
 
 
 def state_of(mode: Mode, subscription: Object) -> Object:
-    """What the next change or renewal starts from: items, billing cycle anchor, debits, start of usage."""
+    """What the next change or renewal starts from: items, billing cycle anchor, and what the ledger says of both."""
     notes = ledger(mode, subscription["id"])
+    state = {name: notes[name] for name in _BILLED}
     return {
-        "items": items_of(mode, subscription["id"]),
+        "items": copied(items_of(mode, subscription["id"])),
         "anchor": subscription["billing_cycle_anchor"],
-        "debits": notes["debits"],
-        "usage_from": notes["usage_from"],
+        **state,
     }
 
 
 def plan(
-    mode: Mode,
-    subscription: Object,
-    wanted: Sequence[Params],
-    at: int,
-    *,
-    prorations: bool = True,
-    anchor_now: bool = False,
+    mode: Mode, subscription: Object, wanted: Sequence[Params], at: int, behavior: str, *, anchor_now: bool = False
 ) -> Plan:
-    """The change to the items that `wanted` describes, as in the parameter `items`. Raises `ApiError`."""
+    """The change to the items that `wanted` describes, as in the parameter `items`. `behavior` is `proration_behavior`.
+
+    Raises `ApiError`.
+    """
     state = state_of(mode, subscription)
-    before = state["items"]
-    after = _after(mode, subscription, before, wanted, at)
-    old = [_engine_item(mode, subscription, item) for item in before]
-    new = [_engine_item(mode, subscription, item) for item in after]
-    billing_mode = subscription["billing_mode"]["type"]
-    is_trial = subscription["status"] == "trialing"
+    before, after = state["items"], _after(mode, subscription, state["items"], wanted, at)
+    old, new = ([_engine_item(subscription, item) for item in items] for items in (before, after))
+    is_trial, billing_mode = subscription["status"] == "trialing", subscription["billing_mode"]["type"]
     restarted = not is_trial and (anchor_now or restarts_period(billing_mode, old, new))
-    anchor = at if restarted else subscription["billing_cycle_anchor"]
+    state |= {"items": after, "anchor": at if restarted else state["anchor"]}
     recurrences = {item.id: item.price.recurrence for item in old}
     for index, (body, item) in enumerate(zip(after, new, strict=True)):
         if is_trial:
             whole = Period(subscription["trial_start"], subscription["trial_end"])
         elif restarted or recurrences.get(item.id) != item.price.recurrence:
-            whole = period_containing(anchor, item.price.recurrence, at)
+            whole = period_containing(state["anchor"], item.price.recurrence, at)
         else:
             continue
         start = whole.start if is_trial else max(at, whole.start)
         body |= {"current_period_start": start, "current_period_end": whole.end}
         new[index] = item._replace(period=whole)
-    state |= {"items": after, "anchor": anchor}
     if is_trial:
         # A trial is invoiced with lines of 0.
         free = [] if before else [licensed_line(item) for item in new if not item.price.metered]
         return Plan(tuple(line._replace(amount=0, unit_amount=Fraction(0)) for line in free), state)
-    trial_ends = (mode.store.get("subscription", subscription["id"]) or {}).get("status") == "trialing"
-    prorated = prorate(
-        billing_mode, () if trial_ends else old, new, at,
-        discounts=_discounts(mode, subscription, at),
-        debits=[_debit(mode, row) for row in state["debits"]],
-        prorations=prorations,
-    )  # fmt: skip
-    state["debits"] = [_row(debit) for debit in prorated.debits]
+    if (mode.store.get("subscription", subscription["id"]) or {}).get("status") == "trialing":
+        # The trial ends now: nothing was billed until now.
+        before, old = [], []
+    prorated = _prorated(mode, subscription, state, old, new, at, behavior != "none")
     lines = list(prorated.lines)
-    kept = {item.id: item for item in new}
+    kept = {item.id: (item.price, item.period) for item in new}
     # An item that becomes metered counts from now on.
-    begun = [item.id for item in old if not item.price.metered and item.id in kept and kept[item.id].price.metered]
+    metered = {item.id for item in new if item.price.metered}
+    begun = [item.id for item in old if not item.price.metered and item.id in metered]
     state["usage_from"] = {**state["usage_from"], **dict.fromkeys(begun, at)}
     for body, item in zip(before, old, strict=True):
-        then = kept.get(item.id)
-        if not item.price.metered or (then and (then.price, then.period) == (item.price, item.period)):
+        if not item.price.metered or kept.get(item.id) == (item.price, item.period):
             continue
-        usage = None if trial_ends else _usage(mode, subscription, state, body, min(at, body["current_period_end"]))
+        usage = _usage(mode, subscription, state, body, min(at, body["current_period_end"]))
         state["usage_from"] = {**state["usage_from"], item.id: at}
+        state["billed"] = {**state["billed"], item.id: ("0", 0)}
         if usage and (restarted or body["current_period_end"] <= at):
             lines += usage_lines(item, usage)
-        elif usage and prorations:
+        elif usage and behavior != "none":
             lines += swap_lines(billing_mode, item, usage)
+    state["debits"] = [_row(debit) for debit in prorated.debits]
     return Plan(tuple(lines), state, restarted or any(not line.proration for line in prorated.lines))
 
 
-def renewal(
-    mode: Mode, subscription: Object, at: int, state: Object | None = None, *, usage_counts: bool = True
-) -> Plan:
-    """The lines and the state when the periods that end until `at` are renewed. `state` is that of a plan."""
-    state = state or state_of(mode, subscription)
+def renewal(mode: Mode, subscription: Object, at: int, *, was_trial: bool) -> Plan:
+    """The lines and the state when the periods that end until `at` are renewed. The usage of a trial is free."""
+    state = state_of(mode, subscription)
     usages: dict[str, Usage] = {}
     renewed = []
-    items = copied(state["items"])
-    for body in items:
+    for body in state["items"]:
         if body["current_period_end"] > at:
             continue
-        item = _engine_item(mode, subscription, body)
-        if usage_counts and (usage := _usage(mode, subscription, state, body, body["current_period_end"])):
+        item = _engine_item(subscription, body)
+        if not was_trial and (usage := _usage(mode, subscription, state, body, body["current_period_end"])):
             usages[item.id] = usage
         period = period_containing(state["anchor"], item.price.recurrence, at)
         body |= {"current_period_start": period.start, "current_period_end": period.end}
@@ -162,79 +157,76 @@ def renewal(
         if not line.metered:
             cut_of[line.item] = cut_of.get(line.item, 0) + sum(cut.amount for cut in amounts.cuts)
     ends = {item.id for item in renewed}
-    debits = [row for row in state["debits"] if row[0] not in ends] + [_row(it) for it in debits_of(renewed, cut_of)]
-    usage_from = {key: value for key, value in state["usage_from"].items() if key not in ends}
-    return Plan(lines, {**state, "items": items, "debits": debits, "usage_from": usage_from})
+    state["debits"] = [row for row in state["debits"] if row[0] not in ends]
+    state["debits"] += [_row(debit) for debit in debits_of(renewed, cut_of)]
+    for name in ("usage_from", "billed"):
+        state[name] = {key: value for key, value in state[name].items() if key not in ends}
+    return Plan(lines, state)
 
 
-def final_usage(mode: Mode, subscription: Object, at: int) -> tuple[Line, ...]:
-    """The lines of the metered usage that no invoice has, until `at`."""
-    lines: list[Line] = []
+def threshold(mode: Mode, subscription: Object, at: int) -> Plan | None:
+    """The threshold invoice of this instant and the state after it, or None."""
+    state, limit = state_of(mode, subscription), (subscription["billing_thresholds"] or {}).get("amount_gte")
+    limits = {
+        item["id"]: item["billing_thresholds"]["usage_gte"] for item in state["items"] if item["billing_thresholds"]
+    }
+    used = [
+        (_engine_item(subscription, body), usage)
+        for body in state["items"]
+        if (usage := _usage(mode, subscription, state, body, min(at, body["current_period_end"])))
+    ]
+    discounts = _discounts(mode, subscription, at)
+    if not threshold_reached(used, amount_gte=limit, usage_gte=limits, discounts=discounts):
+        return None
+    after = {item.id: billed_by_threshold(item, usage) for item, usage in used}
+    state["billed"] = {key: (str(usage.billed_value), usage.billed_amount) for key, usage in after.items()}
+    return Plan(tuple(line for item, usage in used for line in usage_lines(item, usage)), state)
+
+
+def closing_lines(mode: Mode, subscription: Object, at: int, *, credit: bool, usage: bool) -> tuple[Line, ...]:
+    """What the end of all items at `at` bills: the credit for unused time, and the usage that no invoice has.
+
+    A trial has neither.
+    """
+    if subscription["status"] == "trialing":
+        return ()
     state = state_of(mode, subscription)
-    for body in state["items"]:
-        usage = _usage(mode, subscription, state, body, min(at, body["current_period_end"]))
-        lines += usage_lines(_engine_item(mode, subscription, body), usage) if usage else ()
+    items = [_engine_item(subscription, body) for body in state["items"]]
+    lines = list(_prorated(mode, subscription, state, items, (), at).lines) if credit else []
+    for body, item in zip(state["items"], items, strict=True) if usage else ():
+        used = _usage(mode, subscription, state, body, min(at, body["current_period_end"]))
+        lines += usage_lines(item, used) if used else ()
     return tuple(lines)
 
 
-def unused_time(mode: Mode, subscription: Object, at: int) -> tuple[Line, ...]:
-    """The credits for the unused time of all licensed items, as for an immediate cancellation."""
-    old = [_engine_item(mode, subscription, item) for item in items_of(mode, subscription["id"])]
-    debits = [_debit(mode, row) for row in ledger(mode, subscription["id"])["debits"]]
-    discounts = _discounts(mode, subscription, at)
-    return prorate(subscription["billing_mode"]["type"], old, (), at, discounts=discounts, debits=debits).lines
-
-
-def hold(mode: Mode, subscription: Object, lines: Sequence[Line]) -> None:
-    """Keep lines for the customer's next invoice of the subscription."""
-    if lines:
-        invoicing.pending_items(mode, subscription, lines)
-
-
-def has_pending(mode: Mode, subscription: Object) -> bool:
-    """Whether invoice items of the subscription wait for its next invoice."""
-    return any(
-        item["invoice"] is None
-        and ((item["parent"] or {}).get("subscription_details") or {}).get("subscription") == subscription["id"]
-        for item in mode.store.newest("invoiceitem", "customer", subscription["customer"])
-    )
-
-
-def metered_lines(mode: Mode, customer: str, item: str, price: str, period: Period) -> tuple[Line, ...]:
-    """The lines of a metered item's usage in `period` as it is now: a draft's lines are computed again when the draft
-    becomes final."""
-    body = mode.fetch("price", price)
-    value = _value(mode, customer, body, period)
-    return usage_lines(Item(item, engine_price(body), period), Usage(value, period))
+def metered_lines(mode: Mode, customer: str, lines: Sequence[Line]) -> tuple[Line, ...]:
+    """The lines of one metered item and period with the usage as it is now: a draft's lines are computed again when the
+    draft becomes final. A negative line is what threshold invoices billed."""
+    body, (item, *_), period = mode.fetch("price", lines[0].price), lines[0], lines[0].period
+    billed = -sum(line.amount for line in lines if line.amount < 0)
+    usage = Usage(_value(mode, customer, body, period), period, billed_amount=billed)
+    return usage_lines(Item(item, engine_price(body), period), usage)
 
 
 def apply(mode: Mode, subscription: Object, state: Object) -> Object:
     """Save the subscription with the state of a plan, and return the stored subscription."""
-    identifier = subscription["id"]
-    kept = {item["id"] for item in state["items"]}
-    for item in state["items"]:
+    identifier, items = subscription["id"], state["items"]
+    kept = {item["id"] for item in items}
+    gone = [{**item, "deleted": True} for item in items_of(mode, identifier) if item["id"] not in kept]
+    for item in (*items, *gone):
         mode.store.put(item)
-    for item in items_of(mode, identifier):
-        if item["id"] not in kept:
-            mode.store.put({**item, "deleted": True})
-    notes = ledger(mode, identifier)
-    mode.store.put({**notes, "debits": state["debits"], "usage_from": state["usage_from"]})
+    mode.store.put(ledger(mode, identifier) | {name: state[name] for name in _BILLED})
     subscription["billing_cycle_anchor"] = state["anchor"]
     if subscription["cancel_at_period_end"]:
-        subscription["cancel_at"] = max(item["current_period_end"] for item in state["items"])
-    subscription["items"] = {
-        "object": "list",
-        "data": state["items"][:NESTED_MAX],
-        "has_more": len(state["items"]) > NESTED_MAX,
-        "url": f"/v1/subscription_items?subscription={identifier}",
-    }
-    return mode.store.save(subscription)
+        subscription["cancel_at"] = max(item["current_period_end"] for item in items)
+    url = f"/v1/subscription_items?subscription={identifier}"
+    shown = {"object": "list", "data": items[:NESTED_MAX], "has_more": len(items) > NESTED_MAX, "url": url}
+    return mode.store.save({**subscription, "items": shown})
 
 
 def invoice(mode: Mode, subscription: str, lines: Sequence[Line], reason: str, **how: Any) -> Object:
     """Create an invoice of a stored subscription, which becomes its `latest_invoice`. `how` is for `invoicing`."""
-    body = mode.fetch("subscription", subscription)
-    made = invoicing.subscription_invoice(mode, body, lines, reason, **how)
+    made = invoicing.subscription_invoice(mode, mode.fetch("subscription", subscription), lines, reason, **how)
     # The payment may have changed the subscription.
     body = mode.fetch("subscription", subscription)
     if reason != "subscription_update" and made["subtotal"]:
@@ -249,11 +241,28 @@ def commit(mode: Mode, subscription: Object, change: Plan, behavior: str, *, col
     if change.lines and (change.restarted or behavior == "always_invoice"):
         invoice(mode, stored["id"], change.lines, "subscription_update", collect_now=collect_now)
     else:
-        hold(mode, stored, change.lines)
+        invoicing.pending_items(mode, stored, change.lines)
     return watch(mode, stored["id"])
 
 
-def end(mode: Mode, subscription: Object, at: int, reason: str | None = "cancellation_requested") -> Object:
+def commit_when_paid(
+    mode: Mode, subscription: Object, change: Plan, *, resumes: bool, collect_now: bool = True
+) -> Object:
+    """Invoice a change that takes effect when the invoice is paid within 23 hours. Returns the stored subscription."""
+    identifier, until = mode.store.save(subscription)["id"], expires_at(now_s(mode, subscription))
+    pending = {"state": change.state, "expires_at": until, "resumes": resumes, "invoice": None}
+    mode.store.put(ledger(mode, identifier) | {"pending": pending})
+    made = invoice(mode, identifier, change.lines, "subscription_update", collect_now=collect_now)
+    notes = ledger(mode, identifier)
+    if notes["pending"]:
+        mode.store.put(notes | {"pending": {**pending, "invoice": made["id"]}})
+        shown = {"billing_cycle_anchor": change.state["anchor"] if change.restarted else None, "expires_at": until}
+        shown |= {"subscription_items": change.state["items"], "trial_end": None, "trial_from_plan": None}
+        mode.store.save(mode.fetch("subscription", identifier) | {"pending_update": None if resumes else shown})
+    return watch(mode, identifier)
+
+
+def end(mode: Mode, subscription: Object, at: int, reason: str = "cancellation_requested") -> Object:
     """Cancel a subscription now, without any invoice. A schedule ends with its subscription."""
     schedule = mode.store.edit("subscription_schedule", subscription["schedule"] or "")
     if schedule:
@@ -270,66 +279,71 @@ def watch(mode: Mode, subscription: str) -> Object:
     body, notes = mode.fetch("subscription", subscription), ledger(mode, subscription)
     schedule = mode.store.get("subscription_schedule", body["schedule"] or "")
     dues: list[Any] = []
+    pending_until = (notes["pending"] or {}).get("expires_at")
     if body["status"] == "incomplete":
         dues = [expires_at(body["created"])]
     elif body["status"] == "paused":
-        dues = [notes["resuming"] and notes["resuming"]["expires_at"]]
+        dues = [pending_until]
     elif body["status"] not in ENDED:
         dues = [
+            pending_until,
             *(item["current_period_end"] for item in items_of(mode, subscription)),
             body["cancel_at"],
             body["trial_end"] and body["trial_end"] - WILL_END_S,
             (body["pause_collection"] or {}).get("resumes_at"),
-            (body["pending_update"] or {}).get("expires_at"),
             schedule["current_phase"]["end_date"] if schedule else None,
         ]
     at = now_s(mode, body)
+    if dues and has_thresholds(mode, body):
+        dues.append(at - at % _LOOK_S + _LOOK_S)
     due = min((due for due in dues if due and due > at), default=0)
     if due != notes["due"]:
+        clock, arguments = body["test_clock"] or "", {"subscription": subscription}
         mode.clockwork.cancel(notes["job"])
-        job = mode.clockwork.schedule(due * 1_000, TICK, {"subscription": subscription}, clock_of(body)) if due else 0
+        job = mode.clockwork.schedule(due * 1_000, TICK, arguments, clock) if due else 0
         mode.store.put({**notes, "due": due, "job": job})
     return body
 
 
+def has_thresholds(mode: Mode, subscription: Object) -> bool:
+    """Whether usage can cause an invoice inside a period."""
+    if subscription["status"] not in ("active", "past_due"):
+        return False
+    items = items_of(mode, subscription["id"])
+    return bool(subscription["billing_thresholds"] or any(item["billing_thresholds"] for item in items))
+
+
 def now_s(mode: Mode, subscription: Object) -> int:
     """The time of a subscription's clock in seconds."""
-    return mode.now_s(clock_of(subscription))
-
-
-def clock_of(subscription: Object) -> str:
-    """The test clock of a subscription, or the real clock."""
-    return subscription["test_clock"] or ""
+    return mode.now_s(subscription["test_clock"] or "")
 
 
 def _after(mode: Mode, subscription: Object, before: list[Object], wanted: Sequence[Params], at: int) -> list[Object]:
+    """The items after a change. A new item gets its period from `plan`."""
     after = {item["id"]: copied(item) for item in before}
     for index, change in enumerate(wanted):
+        param, identifier = f"items[{index}]", change.get("id")
         if other := change.keys() - _TAKES:
             raise not_simulated(f"subscription items with the parameter {min(other)}")
-        identifier = change.get("id")
         if identifier is not None and identifier not in after:
-            raise no_such("subscription item", identifier, f"items[{index}][id]", 400)
+            raise no_such("subscription item", identifier, f"{param}[id]", 400)
         if change.get("deleted"):
             del after[identifier]
             continue
-        old = after.get(identifier) if identifier else None
-        item = old or {
+        item = after.get(identifier or "") or {
             "id": mode.store.new_id("si"), "object": SUBSCRIPTION_ITEM, "billing_thresholds": None, "created": at,
             "discounts": [], "metadata": {}, "subscription": subscription["id"], "tax_rates": [],
             "current_period_start": at, "current_period_end": at + 1,
         }  # fmt: skip
-        if "price" in change or old is None:
-            price = _price(mode, change.get("price"), f"items[{index}][price]")
-            item |= {"price": price, "plan": _plan_of(price)}
-        is_metered = item["price"]["recurring"]["usage_type"] == "metered"
-        if is_metered and change.get("quantity") is not None:
-            message = "You cannot set the quantity for metered plans."
-            raise ApiError(400, message, param=f"items[{index}][quantity]")
-        if is_metered:
-            item.pop("quantity", None)
-        else:
+        if "price" in change or "price" not in item:
+            item |= _priced(mode, change.get("price"), f"{param}[price]")
+        if item["price"]["recurring"]["usage_type"] == "licensed":
             item["quantity"] = change.get("quantity", item.get("quantity", 1))
+        elif change.get("quantity") is not None:
+            raise ApiError(400, "You cannot set the quantity for metered plans.", param=f"{param}[quantity]")
+        else:
+            item.pop("quantity", None)
+        item["billing_thresholds"] = change.get("billing_thresholds", item["billing_thresholds"])
         if "metadata" in change:
             item["metadata"] = merged(item["metadata"], change["metadata"])
         after[item["id"]] = item
@@ -340,54 +354,51 @@ def _after(mode: Mode, subscription: Object, before: list[Object], wanted: Seque
     return list(after.values())
 
 
-def _price(mode: Mode, identifier: str | None, param: str) -> Object:
+def _priced(mode: Mode, identifier: str | None, param: str) -> Object:
+    """The fields of an item that follow from its price; `plan` is the older form of the price."""
     if identifier is None:
-        raise ApiError(400, "You must pass a price.", code="parameter_missing", param=param)
+        raise missing_parameter(param)
     price = mode.fetch("price", identifier, param=param)
-    if price["recurring"] is None:
-        message = (
-            "The price specified is set to `type=one_time` but this field only accepts prices with `type=recurring`."
-        )
-        raise ApiError(400, message, param=param)
-    if not price["active"]:
-        message = "The price specified is inactive. This field only accepts active prices."
-        raise ApiError(400, message, param=param)
-    return price
-
-
-def _plan_of(price: Object) -> Object:
-    """The older form of a price, which an item still has."""
     recurring = price["recurring"]
-    same = (
-        "id", "active", "billing_scheme", "created", "currency", "livemode", "metadata", "nickname", "product",
-        "tiers_mode",
-    )  # fmt: skip
-    return {
-        **{name: price[name] for name in same},
-        "object": "plan",
-        "amount": price["unit_amount"],
-        "amount_decimal": price["unit_amount_decimal"],
-        "transform_usage": price["transform_quantity"],
-        "trial_period_days": None,
-        **{name: recurring[name] for name in ("interval", "interval_count", "meter", "usage_type")},
-    }
+    if recurring is None or not price["active"]:
+        state = "set to `type=one_time`" if recurring is None else "inactive"
+        message = f"The price specified is {state}. This field only accepts active prices with `type=recurring`."
+        raise ApiError(400, message, param=param)
+    older = {
+        "object": "plan", "amount": price["unit_amount"], "amount_decimal": price["unit_amount_decimal"],
+        "transform_usage": price["transform_quantity"], **{name: price[name] for name in _PLAN_FIELDS}, **recurring,
+    }  # fmt: skip
+    return {"price": price, "plan": older}
 
 
-def _engine_item(mode: Mode, subscription: Object, item: Object) -> Item:
-    # The stored price has the tiers, the price inside the item has not.
-    price = engine_price(mode.fetch("price", item["price"]["id"]))
-    if subscription["status"] == "trialing":
-        period = Period(item["current_period_start"], item["current_period_end"])
-    else:
-        period = period_containing(
-            subscription["billing_cycle_anchor"], price.recurrence, item["current_period_end"] - 1
-        )
+def _engine_item(subscription: Object, item: Object) -> Item:
+    """An item as the engine computes with it. Its period is a whole one, also if the item began inside the period."""
+    price = engine_price(item["price"])
+    period = Period(item["current_period_start"], item["current_period_end"])
+    if subscription["status"] != "trialing":
+        period = period_containing(subscription["billing_cycle_anchor"], price.recurrence, period.end - 1)
     return Item(item["id"], price, period, item.get("quantity", 1))
 
 
+def _prorated(
+    mode: Mode,
+    subscription: Object,
+    state: Object,
+    old: Sequence[Item],
+    new: Sequence[Item],
+    at: int,
+    prorations: bool = True,
+) -> Prorated:
+    debits = [_debit(mode, row) for row in state["debits"]]
+    discounts = _discounts(mode, subscription, at)
+    billing_mode = subscription["billing_mode"]["type"]
+    return prorate(billing_mode, old, new, at, discounts=discounts, debits=debits, prorations=prorations)
+
+
 def _discounts(mode: Mode, subscription: Object, at: int) -> tuple[Discount, ...]:
-    customer = mode.fetch("customer", subscription["customer"])
-    ids = subscription["discounts"] or ([customer["discount"]["id"]] if customer["discount"] else [])
+    """The discounts of a subscription, or else of its customer."""
+    customer = mode.store.get("customer", subscription["customer"]) or {}
+    ids = subscription["discounts"] or ([customer["discount"]["id"]] if customer.get("discount") else [])
     return tuple(coupons.discounts_of(mode, {"discounts": ids}, at).values())
 
 
@@ -397,17 +408,20 @@ def _usage(mode: Mode, subscription: Object, state: Object, item: Object, until:
     if item["price"]["recurring"]["usage_type"] != "metered" or start >= until:
         return None
     period = Period(start, until)
-    return Usage(_value(mode, subscription["customer"], item["price"], period), period)
+    value = _value(mode, subscription["customer"], item["price"], period)
+    billed, amount = state["billed"].get(item["id"], ("0", 0))
+    return Usage(value, period, Fraction(billed), amount)
 
 
 def _value(mode: Mode, customer: str, price: Object, period: Period) -> Fraction:
     """Usage is known by minute: a minute belongs to the period in which it begins."""
     meter = mode.fetch("billing.meter", price["recurring"]["meter"])
     cells = list(mode.usage.cells(meter["id"], customer, period.start, period.end))
-    return Fraction(aggregate(meter, cells), _UNIT)
+    return Fraction(aggregate(meter, cells), 10**DECIMAL_PLACES_MAX)
 
 
 def _row(debit: Debit) -> list[Any]:
+    """A debit as JSON."""
     item = debit.item
     return [item.id, item.price.id, item.quantity, str(debit.net), *debit.period, *debit.billed]
 

@@ -12,13 +12,13 @@ from stripe_simulator import invoicing, payments
 from stripe_simulator.engine.collection import after_failure, after_payment, expired
 from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import Period
-from stripe_simulator.invoice_lines import engine_line
+from stripe_simulator.invoice_lines import details_of, engine_line, owner_of
 from stripe_simulator.mode import Mode
 from stripe_simulator.resources import subscription_changes as changes
 from stripe_simulator.resources import subscription_schedules
 from stripe_simulator.store import Object
 
-INDEXED = {"subscription": ("customer",), "subscription_item": ("subscription",)}
+INDEXED = {"subscription": ("customer", "test_clock"), "subscription_item": ("subscription",)}
 _PAUSES: Final = {"trial": "trial_end_without_payment_method", "failure": "final_payment_failure"}
 
 
@@ -26,34 +26,27 @@ def tick(mode: Mode, arguments: dict[str, Any]) -> None:
     """The job of a subscription: everything that is due at this instant, in Stripe's order."""
     body = mode.fetch("subscription", arguments["subscription"])
     at = changes.now_s(mode, body)
-    if body["status"] in ("incomplete", "paused"):
-        _give_up(mode, body)
-    elif body["status"] not in changes.ENDED:
+    pending = changes.ledger(mode, body["id"])["pending"]
+    if body["status"] == "incomplete" or (pending and pending["expires_at"] == at):
+        # Nobody paid within 23 hours: `invoice_voided` does the rest.
+        invoice = mode.store.edit("invoice", body["latest_invoice"] or "")
+        if invoice and invoice["status"] == "open":
+            invoicing.void(mode, invoice)
+        body = mode.fetch("subscription", body["id"])
+    if body["status"] in ("trialing", "active", "past_due", "unpaid"):
         _run(mode, body, at)
-    if mode.fetch("subscription", body["id"])["status"] not in changes.ENDED:
-        changes.watch(mode, body["id"])
-
-
-def _give_up(mode: Mode, subscription: Object) -> None:
-    """Void the invoice that was not paid within 23 hours. `invoice_voided` does the rest."""
-    invoice = mode.store.edit("invoice", subscription["latest_invoice"] or "")
-    if invoice and invoice["status"] == "open":
-        invoicing.void(mode, invoice)
+    changes.watch(mode, body["id"])
 
 
 def _run(mode: Mode, body: Object, at: int) -> None:
-    pending = body["pending_update"]
-    if pending and pending["expires_at"] <= at:
-        _give_up(mode, body)
-        body = mode.fetch("subscription", body["id"])
     if body["status"] == "trialing" and body["trial_end"] - changes.WILL_END_S == at:
         mode.store.save(body, "customer.subscription.trial_will_end")
-    if body["pause_collection"] and (body["pause_collection"]["resumes_at"] or at + 1) <= at:
+    if body["pause_collection"] and body["pause_collection"]["resumes_at"] == at:
         body = mode.store.save({**body, "pause_collection": None})
     ended = [item for item in changes.items_of(mode, body["id"]) if item["current_period_end"] <= at]
     was_trial = body["status"] == "trialing" and body["trial_end"] <= at
     if was_trial:
-        body = end_trial(mode, body, at)
+        body = _end_trial(mode, body, at)
     lines: Sequence[Line] = ()
     is_over = bool(body["cancel_at"] and body["cancel_at"] <= at)
     if body["schedule"] and not is_over:
@@ -61,20 +54,25 @@ def _run(mode: Mode, body: Object, at: int) -> None:
     if body["status"] in ("canceled", "paused"):
         return
     if is_over:
-        lines = () if was_trial else changes.final_usage(mode, body, at)
+        # Inside a period, the unused time is always credited.
+        lines = changes.closing_lines(mode, body, at, credit=not ended, usage=not was_trial)
     elif ended:
-        renewed = changes.renewal(mode, body, at, usage_counts=not was_trial)
+        renewed = changes.renewal(mode, body, at, was_trial=was_trial)
         changes.apply(mode, body, renewed.state)
         lines = [*lines, *renewed.lines]
-    if ended and (lines or not is_over or changes.has_pending(mode, body)):
-        period = Period(min(item["current_period_start"] for item in ended), at)
+    if lines or (ended and (not is_over or _has_pending(mode, body))):
+        spans = ended or changes.items_of(mode, body["id"])
+        period = Period(min(item["current_period_start"] for item in spans), at)
         grace_s = mode.settings.invoice_grace_s
         changes.invoice(mode, body["id"], lines, "subscription_cycle", draft_grace_s=grace_s, period=period)
     if is_over:
         changes.end(mode, mode.fetch("subscription", body["id"]), at)
+    elif changes.has_thresholds(mode, body) and (reached := changes.threshold(mode, body, at)):
+        changes.apply(mode, mode.fetch("subscription", body["id"]), reached.state)
+        changes.invoice(mode, body["id"], reached.lines, "subscription_threshold")
 
 
-def end_trial(mode: Mode, subscription: Object, at: int) -> Object:
+def _end_trial(mode: Mode, subscription: Object, at: int) -> Object:
     """End a trial. Without a payment method, `trial_settings` can cancel or pause instead of billing."""
     method = subscription["default_payment_method"] or payments.default_method(mode, subscription["customer"])
     behavior = subscription["trial_settings"]["end_behavior"]["missing_payment_method"]
@@ -87,9 +85,8 @@ def pause(mode: Mode, subscription: Object, at: int, why: str = "") -> Object:
     """Pause a subscription; `why` is empty for a request."""
     kind = {"type": _PAUSES.get(why, "pause_requested")}
     details = {"paused": {"subscription": kind, "transitioned_at": at, "type": "subscription"}}
-    return mode.store.save(
-        {**subscription, "status": "paused", "status_details": details}, "customer.subscription.paused"
-    )
+    body = {**subscription, "status": "paused", "status_details": details}
+    return mode.store.save(body, "customer.subscription.paused")
 
 
 def invoice_paid(mode: Mode, invoice: Object) -> None:
@@ -97,17 +94,18 @@ def invoice_paid(mode: Mode, invoice: Object) -> None:
     body, notes = _owner(mode, invoice)
     if body is None:
         return
-    pending, resuming = notes["pending"], notes["resuming"]
-    if pending and pending["invoice"] in (None, invoice["id"]):
+    pending = notes["pending"]
+    if _concerns(pending, invoice):
         mode.store.put({**notes, "pending": None})
-        stored = changes.apply(mode, {**body, "pending_update": None}, pending["state"])
-        if pending["invoice"]:
-            mode.store.save(stored, "customer.subscription.pending_update_applied")
-    elif resuming and resuming["invoice"] in (None, invoice["id"]):
-        mode.store.put({**notes, "resuming": None})
-        mode.store.save({**body, "status": "active", "status_details": None}, "customer.subscription.resumed")
+        moved = {"status": "active", "status_details": None} if pending["resumes"] else {"pending_update": None}
+        stored = changes.apply(mode, body | moved, pending["state"])
+        if pending["resumes"] or pending["invoice"]:
+            event = "resumed" if pending["resumes"] else "pending_update_applied"
+            mode.store.save(stored, f"customer.subscription.{event}")
     else:
         status = after_payment(body["status"], latest_invoice=_is_latest(mode, body, invoice)).subscription
+        if status == body["status"]:
+            return
         mode.store.save({**body, "status": status})
     changes.watch(mode, body["id"])
 
@@ -115,12 +113,12 @@ def invoice_paid(mode: Mode, invoice: Object) -> None:
 def invoice_failed(mode: Mode, invoice: Object) -> None:
     """The subscription follows the account's retry policy. A pending update and a pause stay as they are."""
     body, notes = _owner(mode, invoice)
-    if body is None or notes["pending"] or notes["resuming"] or body["status"] in changes.ENDED:
+    if body is None or _concerns(notes["pending"], invoice):
         return
     policy, finalized_at = mode.settings.retry_policy, invoice["status_transitions"]["finalized_at"]
     status = after_failure(policy, body["status"], finalized_at, invoice["attempt_count"]).subscription
     at = changes.now_s(mode, body)
-    if status == "canceled":
+    if status == "canceled" != body["status"]:
         changes.end(mode, body, at, "payment_failed")
     elif status == "paused" != body["status"]:
         pause(mode, body, at, "failure")
@@ -133,11 +131,10 @@ def invoice_voided(mode: Mode, invoice: Object) -> None:
     body, notes = _owner(mode, invoice)
     if body is None:
         return
-    if notes["pending"] and notes["pending"]["invoice"] == invoice["id"]:
+    if _concerns(notes["pending"], invoice):
         mode.store.put({**notes, "pending": None})
-        mode.store.save({**body, "pending_update": None}, "customer.subscription.pending_update_expired")
-    elif notes["resuming"] and notes["resuming"]["invoice"] == invoice["id"]:
-        mode.store.put({**notes, "resuming": None})
+        if not notes["pending"]["resumes"]:
+            mode.store.save({**body, "pending_update": None}, "customer.subscription.pending_update_expired")
     elif body["status"] == "incomplete":
         mode.store.save({**body, "status": expired().subscription, "ended_at": changes.now_s(mode, body)})
     elif body["status"] in ("past_due", "unpaid") and _is_latest(mode, body, invoice):
@@ -149,19 +146,32 @@ def invoice_lines(mode: Mode, invoice: Object) -> list[Line] | None:
     if invoice["billing_reason"] != "subscription_cycle":
         return None
     bodies = invoicing.lines_of(mode, invoice)
-    own = [body for body in bodies if not body["parent"][body["parent"]["type"]]["invoice_item"]]
-    lines: dict[object, Sequence[Line]] = {}
+    own = [body for body in bodies if not details_of(body)["invoice_item"]]
+    groups: dict[object, list[Line]] = {}
     for number, line in enumerate(engine_line(mode, body) for body in own):
-        key: object = (line.item, line.price, line.period) if line.metered else number
-        if key not in lines:
-            parts = (line.item, line.price, line.period)
-            lines[key] = changes.metered_lines(mode, invoice["customer"], *parts) if line.metered else (line,)
-    return [line for group in lines.values() for line in group]
+        groups.setdefault((line.item, line.price, line.period) if line.metered else number, []).append(line)
+    return [
+        line
+        for group in groups.values()
+        for line in (changes.metered_lines(mode, invoice["customer"], group) if group[0].metered else group)
+    ]
+
+
+def _has_pending(mode: Mode, subscription: Object) -> bool:
+    """Whether invoice items of the subscription wait for its next invoice."""
+    return any(
+        item["invoice"] is None and owner_of(item) == subscription["id"]
+        for item in mode.store.newest("invoiceitem", "customer", subscription["customer"])
+    )
 
 
 def _owner(mode: Mode, invoice: Object) -> tuple[Object | None, Object]:
-    identifier = invoice["parent"]["subscription_details"]["subscription"]
-    return mode.store.edit("subscription", identifier), changes.ledger(mode, identifier)
+    return mode.store.edit("subscription", owner_of(invoice)), changes.ledger(mode, owner_of(invoice))
+
+
+def _concerns(waiting: Object | None, invoice: Object) -> bool:
+    """Whether a pending change waits for this invoice, whose id the change does not know until both are stored."""
+    return waiting is not None and waiting["invoice"] in (None, invoice["id"])
 
 
 def _is_latest(mode: Mode, subscription: Object, invoice: Object) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from stripe_simulator import payments
+from stripe_simulator import invoicing, payments
 from stripe_simulator.contract.parameters import Params
-from stripe_simulator.engine.collection import expires_at
 from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import AnchorConfig, anchor_of
 from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
 from stripe_simulator.metadata import merged
-from stripe_simulator.mode import Call, Mode, Route
+from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, page
 from stripe_simulator.resources import coupons, subscription_cycle
 from stripe_simulator.resources import subscription_changes as changes
@@ -20,9 +19,10 @@ from stripe_simulator.store import Object
 
 DAY_S: Final = 86_400
 _SHARED: Final = (
-    "automatic_tax[enabled]", "cancel_at", "cancel_at_period_end", "collection_method", "days_until_due",
-    "default_payment_method", "description", "discounts", "items", "metadata", "off_session", "payment_behavior",
-    "payment_settings[save_default_payment_method]", "proration_behavior", "trial_end", "trial_settings",
+    "automatic_tax[enabled]", "billing_thresholds[amount_gte]", "cancel_at", "cancel_at_period_end",
+    "collection_method", "days_until_due", "default_payment_method", "description", "discounts", "items", "metadata",
+    "off_session", "payment_behavior", "payment_settings[save_default_payment_method]", "proration_behavior",
+    "trial_end", "trial_settings",
 )  # fmt: skip
 CREATE: Final = (
     *_SHARED, "billing_cycle_anchor", "billing_cycle_anchor_config", "billing_mode[type]", "currency", "customer",
@@ -30,6 +30,13 @@ CREATE: Final = (
 )  # fmt: skip
 UPDATE: Final = (
     *_SHARED, "billing_cycle_anchor[type]", "cancellation_details", "pause_collection", "proration_date",
+)  # fmt: skip
+_NULL: Final = (
+    "application", "application_fee_percent", "billing_cycle_anchor_config", "billing_thresholds", "cancel_at",
+    "canceled_at", "days_until_due", "default_payment_method", "default_source", "description", "ended_at",
+    "latest_invoice", "next_pending_invoice_item_invoice", "on_behalf_of", "pause_collection",
+    "pending_invoice_item_interval", "pending_setup_intent", "pending_update", "schedule", "status_details",
+    "transfer_data", "trial_end", "trial_start",
 )  # fmt: skip
 # `pending_if_incomplete` takes only these.
 _PENDING: Final = {
@@ -57,25 +64,20 @@ def create(mode: Mode, call: Call) -> Object:
     body["billing_mode"] |= {"type": params.get("billing_mode", {}).get("type", "flexible")}
     body["billing_cycle_anchor"] = _anchor(mode, body, params, at)
     body = _changed(mode, body, params)
-    first = changes.plan(mode, body, params["items"], at, prorations=params.get("proration_behavior") != "none")
-    body["currency"] = first.state["items"][0]["price"]["currency"]
-    changes.apply(mode, _cancel_at(body, params, first.state["items"], at), first.state)
+    first = changes.plan(mode, body, params["items"], at, params.get("proration_behavior", "create_prorations"))
+    items = first.state["items"]
+    body["currency"] = items[0]["price"]["currency"]
+    changes.apply(mode, _cancel_at(body, params, items, at), first.state)
     behavior = params.get("payment_behavior", "allow_incomplete")
-    made = changes.invoice(
-        mode, body["id"], first.lines, "subscription_create", collect_now=behavior != "default_incomplete"
-    )
+    collect_now = behavior != "default_incomplete"
+    made = changes.invoice(mode, body["id"], first.lines, "subscription_create", collect_now=collect_now)
     _check_payment(mode, made, behavior)
     body = mode.fetch("subscription", body["id"])
-    if body["status"] == "incomplete" and (body["collection_method"] == "send_invoice" or made["status"] == "draft"):
+    if body["status"] == "incomplete" and body["collection_method"] == "send_invoice":
         mode.store.save({**body, "status": "active"})
     if body["status"] == "trialing" and body["trial_end"] - at <= changes.WILL_END_S:
         mode.store.save(body, "customer.subscription.trial_will_end")
     return changes.watch(mode, body["id"])
-
-
-def retrieve(mode: Mode, call: Call) -> Object:
-    """`GET /v1/subscriptions/{subscription_exposed_id}`."""
-    return mode.fetch("subscription", call.id)
 
 
 def update(mode: Mode, call: Call) -> Object:
@@ -101,11 +103,9 @@ def change(mode: Mode, body: Object, params: Params) -> Object:
     if "trial_end" in params:
         body = _trial(body, params["trial_end"], now)
     anchor_now = (params.get("billing_cycle_anchor") or {}).get("type") == "now" or params.get("trial_end") == "now"
-    planned = changes.plan(
-        mode, body, params.get("items") or (), at, prorations=behavior != "none", anchor_now=anchor_now
-    )
+    planned = changes.plan(mode, body, params.get("items") or (), at, behavior, anchor_now=anchor_now)
     if pending and planned.lines and (planned.restarted or behavior == "always_invoice"):
-        return _pending(mode, body, planned)
+        return changes.commit_when_paid(mode, body, planned, resumes=False)
     before = body["latest_invoice"]
     changes.commit(mode, body, planned, behavior, collect_now=params.get("payment_behavior") != "default_incomplete")
     latest = mode.fetch("subscription", body["id"])["latest_invoice"]
@@ -121,17 +121,10 @@ def cancel(mode: Mode, call: Call) -> Object:
         raise ApiError(404, f"No such subscription: '{call.id}'", code="resource_missing", param="id")
     if body["schedule"]:
         raise _scheduled(body, "canceling it directly")
-    at = changes.now_s(mode, body)
-    lines = changes.final_usage(mode, body, at) if params.get("invoice_now") else ()
-    if params.get("prorate"):
-        lines = (*changes.unused_time(mode, body, at), *lines)
+    at, invoice_now = changes.now_s(mode, body), params.get("invoice_now", False)
+    lines = changes.closing_lines(mode, body, at, credit=params.get("prorate", False), usage=invoice_now)
     body["cancellation_details"] |= params.get("cancellation_details") or {}
-    changes.end(mode, body, at)
-    if params.get("invoice_now"):
-        changes.invoice(mode, call.id, lines, "subscription_update")
-    else:
-        changes.hold(mode, body, lines)
-    return changes.watch(mode, call.id)
+    return _close(mode, changes.end(mode, body, at), lines, invoice_now=invoice_now)
 
 
 def pause(mode: Mode, call: Call) -> Object:
@@ -144,15 +137,10 @@ def pause(mode: Mode, call: Call) -> Object:
     credit_from = bill.get("unused_time_from", {"type": "now"})["type"]
     if credit_from == "item_current_period_start":
         raise not_simulated("a pause with unused_time_from[type]=item_current_period_start")
-    lines: tuple[Line, ...] = changes.unused_time(mode, body, at) if credit_from == "now" else ()
-    if bill.get("outstanding_usage_through", {"type": "now"})["type"] == "now":
-        lines += changes.final_usage(mode, body, at)
-    subscription_cycle.pause(mode, body, at)
-    if lines and params.get("invoicing_behavior") == "invoice":
-        changes.invoice(mode, call.id, lines, "subscription_update")
-    else:
-        changes.hold(mode, body, lines)
-    return changes.watch(mode, call.id)
+    usage = bill.get("outstanding_usage_through", {"type": "now"})["type"] == "now"
+    lines = changes.closing_lines(mode, body, at, credit=credit_from == "now", usage=usage)
+    body = subscription_cycle.pause(mode, body, at)
+    return _close(mode, body, lines, invoice_now=bool(lines) and params.get("invoicing_behavior") == "invoice")
 
 
 def resume(mode: Mode, call: Call) -> Object:
@@ -163,18 +151,11 @@ def resume(mode: Mode, call: Call) -> Object:
     if params.get("billing_cycle_anchor", {"type": "now"})["type"] != "now":
         raise not_simulated("resume with billing_cycle_anchor[type]=unchanged")
     at = changes.now_s(mode, body)
-    planned = changes.plan(mode, body, (), at, prorations=False, anchor_now=True)
-    expires = expires_at(changes.now_s(mode, body))
-    mode.store.put({**changes.ledger(mode, call.id), "resuming": {"invoice": None, "expires_at": expires}})
-    changes.apply(mode, body, planned.state)
-    collect_now = params.get("payment_behavior") == "resume_on_payment_success"
+    planned = changes.plan(mode, body, (), at, "none", anchor_now=True)
     # What was used before the pause is billed by the pause.
-    lines = [line for line in planned.lines if not line.metered]
-    made = changes.invoice(mode, call.id, lines, "subscription_update", collect_now=collect_now)
-    notes = changes.ledger(mode, call.id)
-    if notes["resuming"]:
-        mode.store.put({**notes, "resuming": {"invoice": made["id"], "expires_at": expires}})
-    return changes.watch(mode, call.id)
+    planned = planned._replace(lines=tuple(line for line in planned.lines if not line.metered))
+    collect_now = params.get("payment_behavior") == "resume_on_payment_success"
+    return changes.commit_when_paid(mode, body, planned, resumes=True, collect_now=collect_now)
 
 
 def list_all(mode: Mode, call: Call) -> Object:
@@ -193,47 +174,45 @@ def list_all(mode: Mode, call: Call) -> Object:
     return page(mode, call, "subscription", {"customer": params.get("customer")}, is_kept)
 
 
+def _close(mode: Mode, body: Object, lines: tuple[Line, ...], *, invoice_now: bool) -> Object:
+    """Bill what a cancellation or a pause leaves, now or on the next invoice."""
+    if invoice_now:
+        changes.invoice(mode, body["id"], lines, "subscription_update")
+    else:
+        invoicing.pending_items(mode, body, lines)
+    return changes.watch(mode, body["id"])
+
+
 def _new(mode: Mode, customer: Object, at: int) -> Object:
-    nulls = (
-        "application", "application_fee_percent", "billing_cycle_anchor_config", "billing_thresholds", "cancel_at",
-        "canceled_at", "days_until_due", "default_payment_method", "default_source", "description", "ended_at",
-        "latest_invoice", "next_pending_invoice_item_invoice", "on_behalf_of", "pause_collection",
-        "pending_invoice_item_interval", "pending_setup_intent", "pending_update", "schedule", "status_details",
-        "transfer_data", "trial_end", "trial_start",
-    )  # fmt: skip
-    return {
-        "id": mode.store.new_id("sub"),
-        "object": "subscription",
-        **dict.fromkeys(nulls),
+    body = dict.fromkeys(_NULL) | new_object(mode, "subscription", "sub", {}, customer["test_clock"] or "")
+    body |= {name: [] for name in ("billing_schedules", "default_tax_rates", "discounts")}
+    return body | {
         "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None},
         "billing_mode": {"flexible": None, "type": "flexible", "updated_at": None},
-        "billing_schedules": [],
         "cancel_at_period_end": False,
         "cancellation_details": {"comment": None, "feedback": None, "reason": None},
         "collection_method": "charge_automatically",
-        "created": at,
         "customer": customer["id"],
-        "default_tax_rates": [],
-        "discounts": [],
         "invoice_settings": {"account_tax_ids": None, "issuer": {"type": "self"}},
-        "livemode": mode.livemode,
-        "metadata": {},
         "payment_settings": {
-            "payment_method_options": None,
-            "payment_method_types": None,
-            "save_default_payment_method": "off",
+            "payment_method_options": None, "payment_method_types": None, "save_default_payment_method": "off",
         },
         "start_date": at,
         "status": "incomplete",
         "test_clock": customer["test_clock"],
         "trial_settings": {"end_behavior": {"missing_payment_method": "create_invoice"}},
-    }
+    }  # fmt: skip
 
 
 def _changed(mode: Mode, body: Object, params: Params) -> Object:
     """The body with the parameters that do not touch periods."""
-    names = ("collection_method", "days_until_due", "default_payment_method", "description", "pause_collection")
+    names = (
+        "billing_thresholds", "collection_method", "days_until_due", "default_payment_method", "description",
+        "pause_collection",
+    )  # fmt: skip
     body |= {name: params[name] for name in names if name in params}
+    if body["billing_thresholds"]:
+        body["billing_thresholds"] = {"reset_billing_cycle_anchor": None, **body["billing_thresholds"]}
     if body["default_payment_method"]:
         method = mode.fetch("payment_method", body["default_payment_method"], "PaymentMethod", "default_payment_method")
         if method["customer"] != body["customer"]:
@@ -306,26 +285,6 @@ def _trial(body: Object, trial_end: int | str, at: int) -> Object:
     return {**body, "trial_end": trial_end, "billing_cycle_anchor": trial_end}
 
 
-def _pending(mode: Mode, body: Object, planned: changes.Plan) -> Object:
-    """Invoice a change that takes effect when the invoice is paid."""
-    identifier = body["id"]
-    mode.store.save(body)
-    mode.store.put({**changes.ledger(mode, identifier), "pending": {"invoice": None, "state": planned.state}})
-    made = changes.invoice(mode, identifier, planned.lines, "subscription_update")
-    notes = changes.ledger(mode, identifier)
-    if notes["pending"]:
-        mode.store.put({**notes, "pending": {**notes["pending"], "invoice": made["id"]}})
-        update = {
-            "billing_cycle_anchor": planned.state["anchor"] if planned.restarted else None,
-            "expires_at": expires_at(changes.now_s(mode, body)),
-            "subscription_items": planned.state["items"],
-            "trial_end": None,
-            "trial_from_plan": None,
-        }
-        mode.store.save({**mode.fetch("subscription", identifier), "pending_update": update})
-    return changes.watch(mode, identifier)
-
-
 def _check_payment(mode: Mode, invoice: Object, behavior: str) -> None:
     """Raise what Stripe answers when an invoice could not be paid; the change is undone then."""
     if invoice["status"] != "open" or invoice["collection_method"] != "charge_automatically":
@@ -333,21 +292,15 @@ def _check_payment(mode: Mode, invoice: Object, behavior: str) -> None:
     body = mode.fetch("subscription", invoice["parent"]["subscription_details"]["subscription"])
     has_method = body["default_payment_method"] or payments.default_method(mode, invoice["customer"])
     if behavior != "default_incomplete" and not has_method and invoice["billing_reason"] == "subscription_create":
-        raise ApiError(
-            400, "This customer has no attached payment source or default payment method.", code="resource_missing"
-        )
+        message = "This customer has no attached payment source or default payment method."
+        raise ApiError(400, message, code="resource_missing")
     if behavior == "error_if_incomplete":
         intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {}
         error = intent.get("last_payment_error") or {}
         fields = {"decline_code": error["decline_code"]} if error else {}
         code = error.get("code", "subscription_payment_intent_requires_action")
-        raise ApiError(
-            402,
-            error.get("message", "Payment for this subscription requires additional user action."),
-            kind="card_error",
-            code=code,
-            fields=fields,
-        )
+        message = error.get("message", "Payment for this subscription requires additional user action.")
+        raise ApiError(402, message, kind="card_error", code=code, fields=fields)
 
 
 def _scheduled(body: Object, what: str) -> ApiError:
@@ -357,17 +310,14 @@ def _scheduled(body: Object, what: str) -> ApiError:
     return ApiError(400, f"{message} Please update the schedule instead.")
 
 
+_PATH: Final = "/v1/subscriptions"
+_ITEM: Final = f"{_PATH}/{{subscription_exposed_id}}"
 ROUTES = (
-    Route("POST", "/v1/subscriptions", create, CREATE),
-    Route("GET", "/v1/subscriptions", list_all, (*LIST, "created", "customer", "price", "status", "test_clock")),
-    Route("GET", "/v1/subscriptions/{subscription_exposed_id}", retrieve),
-    Route("POST", "/v1/subscriptions/{subscription_exposed_id}", update, UPDATE),
-    Route(
-        "DELETE",
-        "/v1/subscriptions/{subscription_exposed_id}",
-        cancel,
-        ("cancellation_details", "invoice_now", "prorate"),
-    ),
-    Route("POST", "/v1/subscriptions/{subscription}/pause", pause, ("bill_for", "invoicing_behavior", "type")),
-    Route("POST", "/v1/subscriptions/{subscription}/resume", resume, ("billing_cycle_anchor", "payment_behavior")),
+    Route("POST", _PATH, create, CREATE),
+    Route("GET", _PATH, list_all, (*LIST, "created", "customer", "price", "status", "test_clock")),
+    Route("GET", _ITEM, retrieve("subscription")),
+    Route("POST", _ITEM, update, UPDATE),
+    Route("DELETE", _ITEM, cancel, ("cancellation_details", "invoice_now", "prorate")),
+    Route("POST", f"{_PATH}/{{subscription}}/pause", pause, ("bill_for", "invoicing_behavior", "type")),
+    Route("POST", f"{_PATH}/{{subscription}}/resume", resume, ("billing_cycle_anchor", "payment_behavior")),
 )

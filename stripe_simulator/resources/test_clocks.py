@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from stripe_simulator.engine.periods import Recurrence, boundary
 from stripe_simulator.errors import ApiError
-from stripe_simulator.mode import Call, Mode, Route
-from stripe_simulator.pagination import LIST, page
+from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
+from stripe_simulator.pagination import LIST, listed
+from stripe_simulator.resources.prices import recurrence_of
+from stripe_simulator.resources.subscription_changes import ENDED, items_of
 from stripe_simulator.store import Object
 
 ADVANCE: Final = "test_clock.advance"
@@ -19,23 +22,11 @@ def create(mode: Mode, call: Call) -> Object:
     """`POST /v1/test_helpers/test_clocks`."""
     if mode.livemode:
         raise ApiError(400, "Test clocks are only available in test mode.")
-    body: Object = {
-        "id": mode.store.new_id("clock", 24),
-        "object": _KIND,
-        "created": mode.now_s(),
-        "deletes_after": mode.now_s() + KEPT_S,
-        "frozen_time": call.params["frozen_time"],
-        "livemode": False,
-        "name": call.params.get("name"),
-        **_READY,
-    }
+    body = new_object(mode, _KIND, "clock", {}) | {"frozen_time": call.params["frozen_time"], **_READY}
+    del body["metadata"]
+    body |= {"deletes_after": mode.now_s() + KEPT_S, "name": call.params.get("name")}
     mode.clockwork.set_time(body["id"], body["frozen_time"] * 1_000)
     return mode.store.save(body)
-
-
-def retrieve(mode: Mode, call: Call) -> Object:
-    """`GET /v1/test_helpers/test_clocks/{test_clock}`."""
-    return mode.fetch(_KIND, call.id, "test clock")
 
 
 def advance(mode: Mode, call: Call) -> Object:
@@ -45,6 +36,9 @@ def advance(mode: Mode, call: Call) -> Object:
         raise ApiError(429, "Test clock advancement underway - cannot perform modifications.", code="lock_timeout")
     if target <= clock["frozen_time"]:
         message = "The frozen_time must be later than the current frozen_time of the test clock."
+        raise ApiError(400, message, param="frozen_time")
+    if target > _latest(mode, clock):
+        message = "You cannot advance a test clock by more than two intervals of its shortest subscription."
         raise ApiError(400, message, param="frozen_time")
     mode.clockwork.schedule(mode.now_ms(), ADVANCE, {"clock": call.id, "until_s": target})
     details = {"advancing": {"target_frozen_time": target}}
@@ -61,9 +55,14 @@ def delete(mode: Mode, call: Call) -> Object:
     return mode.store.delete(clock)
 
 
-def list_all(mode: Mode, call: Call) -> Object:
-    """`GET /v1/test_helpers/test_clocks`."""
-    return page(mode, call, _KIND)
+def _latest(mode: Mode, clock: Object) -> int:
+    """Two intervals of the shortest subscription ahead, or two years."""
+    start = clock["frozen_time"]
+    recurrences = {Recurrence("year")}
+    for subscription in mode.store.newest("subscription", "test_clock", clock["id"]):
+        if subscription["status"] not in ENDED:
+            recurrences |= {recurrence_of(item["price"]) for item in items_of(mode, subscription["id"])}
+    return min(boundary(start, recurrence, 2) for recurrence in recurrences)
 
 
 def _run(mode: Mode, arguments: dict[str, Any]) -> None:
@@ -76,10 +75,11 @@ def _run(mode: Mode, arguments: dict[str, Any]) -> None:
 
 
 JOBS = {ADVANCE: _run}
+_PATH: Final = "/v1/test_helpers/test_clocks"
 ROUTES = (
-    Route("POST", "/v1/test_helpers/test_clocks", create, ("frozen_time", "name")),
-    Route("GET", "/v1/test_helpers/test_clocks", list_all, LIST),
-    Route("GET", "/v1/test_helpers/test_clocks/{test_clock}", retrieve),
-    Route("DELETE", "/v1/test_helpers/test_clocks/{test_clock}", delete),
-    Route("POST", "/v1/test_helpers/test_clocks/{test_clock}/advance", advance, ("frozen_time",)),
+    Route("POST", _PATH, create, ("frozen_time", "name")),
+    Route("GET", _PATH, listed(_KIND), LIST),
+    Route("GET", f"{_PATH}/{{test_clock}}", retrieve(_KIND, "test clock")),
+    Route("DELETE", f"{_PATH}/{{test_clock}}", delete),
+    Route("POST", f"{_PATH}/{{test_clock}}/advance", advance, ("frozen_time",)),
 )

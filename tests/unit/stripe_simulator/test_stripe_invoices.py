@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
-from stripe_simulator import payments
+from stripe_simulator import invoicing, payments
+from stripe_simulator.engine.collection import RetryPolicy
+from stripe_simulator.engine.lines import Line
+from stripe_simulator.engine.periods import Period
 from tests.services.stripe_sdk import Sdk
 from tests.services.stripe_shop import Shop, at
 from tests.services.stripe_wire import DAY_S, NOW_S
@@ -398,3 +403,72 @@ async def test_grants_end(sdk: Sdk) -> None:
             "v1.billing.credit_balance_transactions.list", {"customer": customer, "credit_grant": body["id"]}
         )
         assert rows["data"][0]["debit"]["type"] == kind
+
+
+async def test_voiding_gives_an_expired_grant_nothing(shop: Shop) -> None:
+    """The ledger has the credit, and its expiry."""
+    sdk = shop.sdk
+    await shop.open("2027-02-01")
+    await shop.use_card("pm_card_chargeCustomerFail")
+    mode, end = sdk.simulator.test, at("2027-03-01")
+    price, _ = await metered_price(sdk)
+    await shop.subscribe({"price": price})
+    grant = {**GRANT, **METERED, "customer": shop.customer, "category": "paid", "expires_at": end + DAY_S}
+    await sdk("v1.billing.credit_grants.create", grant)
+    line = Line("si_1", price, "", 100, Fraction(100), Period(end - 60, end), Fraction(1), metered=True)
+    with sdk.simulator.journal.transaction():
+        subscription = mode.fetch("subscription", shop.subscription)
+        invoice = invoicing.subscription_invoice(mode, subscription, [line], "subscription_threshold")
+    assert (invoice["status"], invoice["amount_due"]) == ("open", 99)
+    await shop.advance("2027-03-03")
+
+    await sdk("v1.invoices.void_invoice", invoice["id"])
+
+    rows = (await sdk("v1.billing.credit_balance_transactions.list", {"customer": shop.customer}))["data"]
+    kinds = [row["credit"]["type"] if row["type"] == "credit" else row["debit"]["type"] for row in rows]
+    assert kinds == ["credits_expired", "credits_application_invoice_voided", "credits_applied", "credits_granted"]
+
+
+async def test_account_policy_writes_the_invoice_off(shop: Shop) -> None:
+    """Scenario 19: four attempts fail within 14 days, the invoice is uncollectible, and it can be paid later."""
+    policy = RetryPolicy(days=(3, 7, 14), subscription_end="past_due", invoice_end="uncollectible")
+    shop.sdk.simulator.test.settings = replace(shop.sdk.simulator.test.settings, retry_policy=policy)
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(14900)})
+    await shop.use_card("pm_card_chargeCustomerFail")
+    await shop.advance("2027-03-16")
+
+    invoice = (await shop.invoices())[-1]
+    assert (invoice["status"], invoice["attempt_count"]) == ("uncollectible", 4)
+    assert invoice["status_details"]["uncollectible"]["reason"] == "max_payment_attempts"
+    assert (await shop.get())["status"] == "past_due"
+    assert (await types_of(shop.sdk))[-2:] == ["invoice.marked_uncollectible", "invoice.payment_failed"]
+    card = await shop.use_card("pm_card_visa")
+    paid = await shop.sdk("v1.invoices.pay", invoice["id"], {"payment_method": card})
+    assert (paid["status"], paid["amount_paid"], (await shop.get())["status"]) == ("paid", 14900, "active")
+
+
+async def test_small_amount_becomes_debt(sdk: Sdk) -> None:
+    """30 cents are below the smallest charge of 50: they are paid with the next invoice."""
+    customer = await customer_with_card(sdk)
+
+    first = await sdk("v1.invoices.pay", await draft_of(sdk, customer, 30))
+    second = await sdk("v1.invoices.pay", await draft_of(sdk, customer, 70))
+
+    assert (first["status"], first["amount_paid"], first["ending_balance"]) == ("paid", 0, 30)
+    assert (second["total"], second["amount_paid"], second["ending_balance"]) == (70, 100, 0)
+
+
+async def test_deleted_customer_is_not_charged(shop: Shop) -> None:
+    """The retries of the open invoice end without an error."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(14900)})
+    await shop.use_card("pm_card_chargeCustomerFail")
+    await shop.advance("2027-03-01 12:00:00")
+    await shop.change(cancel_at_period_end=True)
+    invoice = (await shop.invoices())[-1]
+    await shop.sdk("v1.customers.delete", shop.customer)
+
+    await shop.advance("2027-03-04")
+
+    assert (await shop.sdk("v1.invoices.retrieve", invoice["id"]))["attempt_count"] == 1

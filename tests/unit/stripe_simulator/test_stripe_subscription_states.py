@@ -87,6 +87,57 @@ async def test_cancellation_at_period_end_bills_usage(shop: Shop) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("second", "invoices", "balance"),
+    [(15_000, [500_000, 500_000, 0], 0), (1, [500_000, 0], -99_960)],
+    ids=["reached twice", "cheaper by volume"],
+)
+async def test_thresholds(shop: Shop, second: int, invoices: list[int], balance: int) -> None:
+    """Scenario 3: the tiers go on over threshold invoices, and volume tiers can give back."""
+    await shop.open("2026-11-01")
+    tiers = [{"up_to": 10_000, "unit_amount": 50}, {"up_to": "inf", "unit_amount": 40}]
+    price = await shop.metered(await shop.meter(), billing_scheme="tiered", tiers_mode="volume", tiers=tiers)
+    await shop.subscribe({"price": price}, billing_thresholds={"amount_gte": 500_000})
+    for day, value in ((5, 10_000), (15, second)):
+        await shop.use(value, f"2026-11-{day:02d}")
+        await shop.advance(f"2026-11-{day:02d} 03:00:00")
+    await shop.advance("2026-12-01 02:00:00")
+
+    assert [due for _, due in await shop.amounts()][1:] == invoices
+    assert (await shop.sdk("v1.customers.retrieve", shop.customer))["balance"] == balance
+
+
+async def test_usage_threshold_of_an_item(shop: Shop) -> None:
+    """Units since the last threshold invoice."""
+    await shop.open("2026-11-01")
+    price = await shop.metered(await shop.meter(), 2)
+    await shop.subscribe({"price": price, "billing_thresholds": {"usage_gte": 1_000}})
+    await shop.use(1_200, "2026-11-05")
+    await shop.advance("2026-11-05 03:00:00")
+    await shop.use(900, "2026-11-06")
+    await shop.advance("2026-12-01 02:00:00")
+
+    assert [(one["billing_reason"], one["amount_due"]) for one in await shop.invoices()][1:] == [
+        ("subscription_threshold", 2400),
+        ("subscription_cycle", 1800),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trial_days", "balance"), [(0, -2100), (20, 0)], ids=["unused time is credited", "a trial has no unused time"]
+)
+async def test_cancellation_inside_a_period(shop: Shop, trial_days: int, balance: int) -> None:
+    """`cancel_at` is an instant of its own."""
+    await shop.open("2027-02-01")
+    params = {"cancel_at": at("2027-02-08"), "billing_mode": {"type": "classic"}}
+    trial = {"trial_period_days": trial_days} if trial_days else {}
+    await shop.subscribe({"price": await shop.price(2800)}, **params, **trial)
+    await shop.advance("2027-02-08 02:00:00")
+
+    assert ((await shop.get())["status"], (await shop.get())["ended_at"]) == ("canceled", at("2027-02-08"))
+    assert (await shop.sdk("v1.customers.retrieve", shop.customer))["balance"] == balance
+
+
 async def test_trial(shop: Shop) -> None:
     """Scenario 15: free for 30 days; announced three days before the end, then billed."""
     await shop.open("2027-01-01")
@@ -144,6 +195,22 @@ async def test_pause_and_resume(shop: Shop) -> None:
 
     body = await shop.get()
     assert (body["status"], body["items"]["data"][0]["current_period_end"]) == ("active", at("2027-04-08"))
+
+
+async def test_resumption_that_nobody_pays(shop: Shop) -> None:
+    """The invoice is void after 23 hours, the subscription stays paused, and can be resumed again."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(2800)})
+    await shop.sdk("v1.subscriptions.pause", shop.subscription, {"bill_for": {"unused_time_from": {"type": "none"}}})
+    await shop.advance("2027-03-08")
+    await shop.sdk("v1.subscriptions.resume", shop.subscription, {})
+    await shop.advance("2027-03-09")
+    assert ((await shop.get())["status"], (await shop.amounts())[-1][0]) == ("paused", "void")
+    params = {"payment_behavior": "resume_on_payment_success"}
+    body = await shop.sdk("v1.subscriptions.resume", shop.subscription, params)
+
+    assert (body["status"], body["billing_cycle_anchor"]) == ("active", at("2027-03-09"))
+    assert (await shop.amounts())[-1] == ("paid", 2800)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +346,7 @@ async def test_discounts(shop: Shop, duration: str, change: list[int], renewal: 
         ({}, 400, "resource_missing", None),
         ({"items": [{"price": "price_none"}]}, 400, "resource_missing", "items[0][price]"),
         ({"items": [{"quantity": 1}]}, 400, "parameter_missing", "items[0][price]"),
-        ({"items": [{"price": "x", "billing_thresholds": {"usage_gte": 1}}]}, 501, None, None),
+        ({"items": [{"price": "x", "tax_rates": ["txr_1"]}]}, 501, None, None),
         ({"trial_end": 1}, 400, None, "trial_end"),
         ({"collection_method": "send_invoice"}, 400, None, "days_until_due"),
         ({"default_payment_method": "pm_none"}, 400, "resource_missing", "default_payment_method"),
@@ -311,11 +378,13 @@ async def test_subscription_without_a_card(shop: Shop, params: dict[str, Any], s
     assert (body["status"], await shop.amounts()) == (status, [("open", 1000)])
 
 
-async def test_clock_refuses_the_past_and_shows_its_work(shop: Shop) -> None:
-    """`advancing`, then `ready`; a clock cannot go back."""
+async def test_clock_advances_by_two_intervals_at_most(shop: Shop) -> None:
+    """A clock cannot go back either; it is `advancing`, then `ready`."""
     await shop.open("2027-02-01")
-    error = await shop.sdk.error("v1.test_helpers.test_clocks.advance", shop.clock, {"frozen_time": at("2027-01-31")})
-    assert (error["status"], error["param"]) == (400, "frozen_time")
+    await shop.subscribe({"price": await shop.price(1000)})
+    for moment in ("2027-01-31", "2027-04-01 00:00:01"):
+        error = await shop.sdk.error("v1.test_helpers.test_clocks.advance", shop.clock, {"frozen_time": at(moment)})
+        assert (error["status"], error["param"]) == (400, "frozen_time")
     await shop.advance("2027-02-02")
     await shop.sdk("v1.test_helpers.test_clocks.delete", shop.clock)
 
