@@ -83,7 +83,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     try:
         simulator = Simulator(arguments.clock, settings, arguments.state)
     except ValueError as error:
-        sys.exit(str(error))
+        sys.exit(f"--state: {error}")
     # asyncio sets TCP_NODELAY only on this socket type; without it, each answer waits 40 ms for an ACK.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -43,7 +43,6 @@ def routes(simulator: Simulator) -> list[Route]:
         Route("/_simulator/settings", guarded(lambda body: _set(simulator, body)), methods=["POST"]),
         Route("/_simulator/meter_events", guarded(lambda body: _inject(simulator, body)), methods=["POST"]),
         Route("/_simulator/deliveries", guarded(lambda body: _deliveries(simulator, body)), methods=["GET"]),
-        Route("/_simulator/deliveries", guarded(lambda body: _resend(simulator, body)), methods=["POST"]),
         Route("/_simulator/secrets", guarded(lambda body: _roll(simulator, body)), methods=["POST"]),
         Route("/_simulator/customers", guarded(lambda body: _customer(simulator, body)), methods=["POST"]),
     ]
@@ -158,16 +157,6 @@ def _deliveries(simulator: Simulator, body: dict[str, object]) -> dict[str, obje
     where = ("event", body["event"]) if "event" in body else ()
     rows = simulator.mode(_is_live(body)).store.newest(deliveries.DELIVERY, *where)
     return {"deliveries": list(islice(rows, ROWS_MAX))}
-
-
-def _resend(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:
-    """Deliver an `event` again to the `target`, as from Stripe's dashboard."""
-    mode = simulator.mode(_is_live(body))
-    event, target = (mode.store.find(str(body[name])) for name in ("event", "target"))
-    if event is None or target is None:
-        raise ValueError("there is no such event or target")
-    with mode.journal.transaction():
-        return deliveries.create(mode, event, target["id"], is_copy=True)
 
 
 def _roll(simulator: Simulator, body: dict[str, object]) -> dict[str, object]:

@@ -37,21 +37,21 @@ def publish(mode: Mode, event: Object) -> None:
     for target in _targets(mode, event["type"], "snapshot" if event["object"] == "event" else "thin"):
         asked = [target["url"], event["type"], event["id"]]
         fault = mode.faults.take(FaultKind.DELIVERY_DUPLICATED, "", asked, mode.now_ms())
-        for copy in range(int(fault.reason or 2) if fault else 1):
-            create(mode, event, target["id"], mode.faults.delay_ms(asked, mode.now_ms()), is_copy=copy > 0)
+        for copy in range(fault.span()[0] if fault else 1):
+            _create(mode, event, target["id"], mode.faults.delay_ms(asked, mode.now_ms()), is_copy=copy > 0)
 
 
-def create(mode: Mode, event: Object, target: str, delay_ms: int = 0, *, is_copy: bool = False) -> Object:
+def _create(mode: Mode, event: Object, target: str, delay_ms: int, *, is_copy: bool) -> None:
     """A delivery whose first attempt is due after `delay_ms`. A copy does not count as a pending webhook."""
     body = {
         "id": mode.store.new_id("dlv"), "object": DELIVERY, "event": event["id"], "event_type": event["type"],
         "target": target, "is_copy": is_copy, "status": "pending", "due_ms": mode.now_ms() + delay_ms, "attempts": [],
     }  # fmt: skip
+    mode.store.put(body)
     if delay_ms:
         mode.clockwork.schedule(body["due_ms"], SEND, {"delivery": body["id"]})
     else:
         mode.journal.after(lambda: mode.outbox.put_nowait(body["id"]))
-    return mode.store.put(body)
 
 
 def pending(mode: Mode, event: str) -> int:
@@ -145,7 +145,7 @@ async def _post(connections: _Connections, url: str, signature: str, body: bytes
         )
         writer.write(head.encode("latin-1") + body)
         status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
-        answer = dict(line.split(": ", 1) for line in lines if ": " in line)
+        answer = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
         await reader.readexactly(int(answer.get("content-length", 0)))
         is_kept = "content-length" in answer and answer.get("connection") != "close"
         return int(status.split(" ")[1])

@@ -59,6 +59,13 @@ class Fault:
             return False
         return not self.contains or any(self.contains in value for value in _texts(params))
 
+    def span(self) -> tuple[int, int]:
+        """The two numbers of a `reason` such as `60` or `0-60`. Raises `ValueError`."""
+        low, _, high = (self.reason or ("2" if self.kind is FaultKind.DELIVERY_DUPLICATED else "0-60")).partition("-")
+        if int(high or low) < int(low):
+            raise ValueError(f"the reason {self.reason} is no range")
+        return int(low), int(high or low)
+
 
 def _texts(params: object) -> Iterator[str]:
     if isinstance(params, dict):
@@ -83,6 +90,8 @@ class FaultPlan:
         """Append a fault; earlier faults are applied first. Raises `ValueError` beyond `FAULTS_MAX` faults."""
         if len(self._waiting) >= FAULTS_MAX:
             raise ValueError(f"at most {FAULTS_MAX} faults may wait: clear some first")
+        if fault.kind in (FaultKind.DELIVERY_DUPLICATED, FaultKind.DELIVERY_DELAYED):
+            fault.span()
         if fault.count:
             self._waiting.append((fault, fault.count))
 
@@ -108,8 +117,8 @@ class FaultPlan:
     def delay_ms(self, asked: list[str], now_ms: int) -> int:
         """The delay of a new delivery by a fault."""
         fault = self.take(FaultKind.DELIVERY_DELAYED, "", asked, now_ms)
-        low, _, high = (fault.reason or "0-60").partition("-") if fault else ("0", "", "")
-        return round(1_000 * self._random.uniform(float(low), float(high or low)))
+        low, high = fault.span() if fault else (0, 0)
+        return self._random.randint(1_000 * low, 1_000 * high)
 
     def waiting(self) -> list[tuple[Fault, int]]:
         """The faults, with the number of times that they may still happen."""

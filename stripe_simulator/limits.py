@@ -7,6 +7,7 @@ from typing import Final
 from stripe_simulator.errors import conflict, rate_limited
 
 METER_EVENTS: Final = "/billing/meter_events"
+STREAM: Final = "/billing/meter_event_stream"
 
 
 class Limits:
@@ -27,7 +28,7 @@ class Limits:
         """Count a request. Raises `ApiError` (429) if the request exceeds a rate."""
         is_separate = self._meter_events_per_s > 0 and path.endswith(METER_EVENTS)
         per_s = self._meter_events_per_s if is_separate else self._per_s
-        if per_s <= 0:
+        if per_s <= 0 or path.endswith(STREAM):
             return
         reason = "endpoint-rate" if is_separate else "global-rate"
         # Thousandths of requests that may still come, and the time at which this was so.

@@ -270,13 +270,10 @@ class Usage:
             minute.add(cell)
 
     def _apply_cancel(self, place: int) -> None:
-        """Sums of the last event cannot be subtracted from, so the hour is added up again."""
+        """A cell keeps only its last value, so the customer's events are added up again."""
         event = self.events[place]
-        is_added, event.status = place < self._added and event.status == "accepted", "canceled"
-        if is_added and event.customer is not None:
-            hour = event.timestamp_s // HOUR_S
-            self._hours[event.meter, event.customer].pop(hour, None)
-            for number, other in enumerate(self.events[: self._added]):
-                same = (other.meter, other.customer) == (event.meter, event.customer)
-                if same and other.timestamp_s // HOUR_S == hour:
-                    self._add(number)
+        event.status = "canceled"
+        self._hours.pop((event.meter, event.customer or ""), None)
+        for number, other in enumerate(self.events[: self._added]):
+            if (other.meter, other.customer) == (event.meter, event.customer):
+                self._add(number)

@@ -11,6 +11,7 @@ from stripe_simulator.pagination import LIST, page
 from stripe_simulator.store import Object
 
 FEATURE: Final = "entitlements.feature"
+SUMMARY: Final = "entitlements.active_entitlement_summary"
 ACTIVE: Final = "entitlements.active_entitlement"
 INDEXED = {FEATURE: ("lookup_key",), ACTIVE: ("customer",), "product_feature": ("product",)}
 # Stripe documents "an active subscription". It was observed that a paused one keeps its entitlements.
@@ -43,18 +44,6 @@ def attach(mode: Mode, call: Call) -> Object:
     return _shown(mode.store.put({**body, "livemode": mode.livemode, "product": call.id}))
 
 
-def list_attached(mode: Mode, call: Call) -> Object:
-    """`GET /v1/products/{product}/features`."""
-    listed = page(mode, call, "product_feature", {"product": call.id})
-    return {**listed, "data": [_shown(body) for body in listed["data"]]}
-
-
-def detach(mode: Mode, call: Call) -> Object:
-    """`DELETE /v1/products/{product}/features/{id}`. Entitlements follow at the next change of a subscription."""
-    mode.fetch("product_feature", call.ids[1], "product feature")
-    return mode.store.remove("product_feature", call.ids[1])
-
-
 def list_active(mode: Mode, call: Call) -> Object:
     """`GET /v1/entitlements/active_entitlements`."""
     mode.fetch("customer", call.params["customer"], param="customer")
@@ -84,14 +73,9 @@ def follow(mode: Mode, event: Object) -> None:
     for feature in sorted(wanted.keys() - active.keys()):
         entitlement = {"id": mode.store.new_id("ent"), "object": ACTIVE, "customer": customer, "feature": feature}
         mode.store.put({**entitlement, "livemode": mode.livemode, "lookup_key": wanted[feature]})
-    summary = {
-        "object": "entitlements.active_entitlement_summary",
-        "customer": customer,
-        "entitlements": list_active(mode, Call("/v1/entitlements/active_entitlements", {"customer": customer})),
-        "livemode": mode.livemode,
-    }
-    clock = subscription.get("test_clock") or ""
-    mode.store.announce("entitlements.active_entitlement_summary.updated", summary, clock)
+    listed = list_active(mode, Call("/v1/entitlements/active_entitlements", {"customer": customer}))
+    summary = {"object": SUMMARY, "customer": customer, "entitlements": listed, "livemode": mode.livemode}
+    mode.store.announce(f"{SUMMARY}.updated", summary, subscription.get("test_clock") or "")
 
 
 def _shown(body: Object) -> Object:
@@ -102,9 +86,6 @@ SUBSCRIBERS = (follow,)
 ROUTES = (
     Route("POST", "/v1/entitlements/features", create, ("lookup_key", "metadata", "name")),
     Route("GET", "/v1/entitlements/features", list_all, (*LIST, "lookup_key")),
-    Route("GET", "/v1/entitlements/features/{id}", lambda mode, call: mode.fetch(FEATURE, call.id, "feature")),
     Route("POST", "/v1/products/{product}/features", attach, ("entitlement_feature",)),
-    Route("GET", "/v1/products/{product}/features", list_attached, LIST),
-    Route("DELETE", "/v1/products/{product}/features/{id}", detach),
     Route("GET", "/v1/entitlements/active_entitlements", list_active, (*LIST, "customer")),
 )

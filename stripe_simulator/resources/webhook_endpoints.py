@@ -65,15 +65,13 @@ def create_destination(mode: Mode, call: Call) -> Object:
     return {**body, "webhook_endpoint": shown}
 
 
-def delete_destination(mode: Mode, call: Call) -> Object:
-    """`DELETE /v2/core/event_destinations/{id}`."""
-    mode.store.remove(DESTINATION, mode.fetch(DESTINATION, call.id, "event destination")["id"])
-    return {"id": call.id, "object": DESTINATION}
-
-
 def _checked(url: str, param: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_good = False
+    if not is_good:
         message = "Invalid URL: An explicit scheme (such as https) must be provided."
         raise ApiError(400, message, code="url_invalid", param=param)
     return url
@@ -98,5 +96,4 @@ ROUTES = (
     Route("POST", "/v1/webhook_endpoints/{webhook_endpoint}", update, (*FIELDS, "disabled")),
     Route("DELETE", "/v1/webhook_endpoints/{webhook_endpoint}", delete),
     Route("POST", "/v2/core/event_destinations", create_destination, DESTINATION_CREATE),
-    Route("DELETE", "/v2/core/event_destinations/{id}", delete_destination),
 )

@@ -102,17 +102,3 @@ async def test_unknown_ids(sdk: Sdk, name: str, arguments: tuple[Any, ...], erro
     body = await sdk.error(f"v1.{name}", *arguments)
 
     assert (body["status"], body["param"], body["code"]) == (*error, "resource_missing")
-
-
-async def test_feature_leaves_a_product(sdk: Sdk) -> None:
-    """And the entitlement leaves at the next change of a subscription."""
-    await _setup(sdk)
-    _subscribe(sdk, "prod_pro")
-    listed = (await sdk("v1.products.features.list", "prod_pro"))["data"]
-    for attached in listed:
-        await sdk("v1.products.features.delete", "prod_pro", attached["id"])
-    assert (await sdk("v1.products.features.list", "prod_pro"))["data"] == []
-    _subscribe(sdk, "prod_pro", "past_due")
-
-    assert len(listed) == 2
-    assert await _active(sdk) == []

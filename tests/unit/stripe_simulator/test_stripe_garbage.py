@@ -22,6 +22,7 @@ VALUES = (
     "customer.*", str(NOW_S), str(NOW_S // 3_600 * 3_600), "2026-11-21T12:00:00Z", "9" * 30, "x" * 600,
     "data.test_clock",
 )  # fmt: skip
+KINDS = ("customer", "billing.meter", "event", "webhook_endpoint", "simulator.delivery", "entitlements.feature")
 KEYS = ("", "0", "1", "gte", "city", "formula", "value", "stripe_customer_id", "footer", "custom_fields", "[", "é")
 
 
@@ -77,7 +78,7 @@ async def test_nothing_breaks_the_simulator(seed: int, tmp_path: Path) -> None:
     assert statuses[200] >= 10
     simulator.close()
     replayed = Simulator(ManualClock(NOW_MS), settings, tmp_path / "journal")
-    for kind in ("customer", "billing.meter", "event"):
+    for kind in KINDS:
         assert list(replayed.test.store.newest(kind)) == list(simulator.test.store.newest(kind))
     assert replayed.test.usage.events == simulator.test.usage.events
     replayed.close()
