@@ -9,7 +9,8 @@ from stripe_simulator.errors import ApiError, no_such
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Call, Mode, Route
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.store import Object
+from stripe_simulator.resources.subscription_changes import ENDED, end
+from stripe_simulator.store import Object, copied
 
 INDEXED = {"customer": ("email",)}
 FIELDS: Final = (
@@ -77,8 +78,12 @@ def update(mode: Mode, call: Call) -> Object:
 
 
 def delete(mode: Mode, call: Call) -> Object:
-    """`DELETE /v1/customers/{customer}`."""
-    return mode.store.delete(mode.fetch("customer", call.id))
+    """`DELETE /v1/customers/{customer}`: the customer's subscriptions are canceled."""
+    body = mode.fetch("customer", call.id)
+    for subscription in list(mode.store.newest("subscription", "customer", call.id)):
+        if subscription["status"] not in ENDED:
+            end(mode, copied(subscription), mode.now_s(subscription["test_clock"] or ""))
+    return mode.store.delete(body)
 
 
 def list_all(mode: Mode, call: Call) -> Object:

@@ -147,8 +147,11 @@ def invoice_lines(mode: Mode, invoice: Object) -> list[Line] | None:
         return None
     bodies = invoicing.lines_of(mode, invoice)
     own = [body for body in bodies if not details_of(body)["invoice_item"]]
+    lines = [engine_line(mode, body) for body in own]
+    if not any(line.metered for line in lines):
+        return None
     groups: dict[object, list[Line]] = {}
-    for number, line in enumerate(engine_line(mode, body) for body in own):
+    for number, line in enumerate(lines):
         groups.setdefault((line.item, line.price, line.period) if line.metered else number, []).append(line)
     return [
         line

@@ -8,6 +8,7 @@ from stripe_simulator.engine.periods import Recurrence, boundary
 from stripe_simulator.errors import ApiError
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, listed
+from stripe_simulator.resources import customers
 from stripe_simulator.resources.prices import recurrence_of
 from stripe_simulator.resources.subscription_changes import ENDED, items_of
 from stripe_simulator.store import Object
@@ -51,7 +52,7 @@ def delete(mode: Mode, call: Call) -> Object:
     clock = mode.fetch(_KIND, call.id, "test clock")
     for customer in list(mode.store.newest("customer")):
         if customer["test_clock"] == call.id:
-            mode.store.delete(customer)
+            customers.delete(mode, Call(call.path, {}, (customer["id"],)))
     return mode.store.delete(clock)
 
 

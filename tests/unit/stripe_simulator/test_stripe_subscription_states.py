@@ -378,6 +378,16 @@ async def test_subscription_without_a_card(shop: Shop, params: dict[str, Any], s
     assert (body["status"], await shop.amounts()) == (status, [("open", 1000)])
 
 
+async def test_deletion_of_a_customer_cancels_subscriptions(shop: Shop) -> None:
+    """And the clock goes on without them."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(1000)})
+    await shop.sdk("v1.customers.delete", shop.customer)
+    await shop.advance("2027-03-01 02:00:00")
+
+    assert (await shop.get())["status"] == "canceled"
+
+
 async def test_clock_advances_by_two_intervals_at_most(shop: Shop) -> None:
     """A clock cannot go back either; it is `advancing`, then `ready`."""
     await shop.open("2027-02-01")
