@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import socket
 import sqlite3
 import sys
@@ -20,6 +21,8 @@ from stripe_simulator.simulator import Simulator
 
 READY_PREFIX = "stripe simulator ready at "
 SECONDS_MAX = 10**9
+# Objects are JSON without cycles, and there can be millions of them: they are searched for garbage rarely.
+GARBAGE = (200_000, 20, 1_000)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,6 +77,7 @@ def _arguments(arguments: Sequence[str] | None, program: str) -> argparse.Namesp
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
+    gc.set_threshold(*GARBAGE)
     # asyncio sets TCP_NODELAY only on this socket type; without it, each answer waits 40 ms for an ACK.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

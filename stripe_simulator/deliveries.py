@@ -98,7 +98,7 @@ async def _attempt(mode: Mode, identifier: str, connections: _Connections) -> No
     delivery, at_ms = mode.store.get(DELIVERY, identifier), mode.now_ms()
     if delivery is None or delivery["status"] != "pending" or delivery["due_ms"] > at_ms:
         return
-    target = mode.store.find(delivery["target"])
+    target = mode.store.get("webhook_endpoint", delivery["target"]) or mode.store.find(delivery["target"])
     if target is None or target["status"] != "enabled":
         # Stripe attempts no event again whose endpoint is gone at the time of the attempt.
         mode.store.put({**delivery, "status": "failed"})
@@ -108,7 +108,8 @@ async def _attempt(mode: Mode, identifier: str, connections: _Connections) -> No
     if mode.faults.take(FaultKind.DELIVERY_DROPPED, "", asked, at_ms):
         failure = "dropped by a fault"
     else:
-        body = _body(mode, mode.store.find(delivery["event"]) or {})
+        event = mode.store.get("event", delivery["event"]) or mode.store.find(delivery["event"])
+        body = _body(mode, event or {})
         try:
             async with asyncio.timeout(mode.settings.delivery_timeout_s):
                 status = await _post(connections, target["url"], _signature(mode, target["id"], body), body)

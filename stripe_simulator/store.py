@@ -17,7 +17,9 @@ Subscriber = Callable[[Object], None]
 
 # The beginning of an event's type, for the objects whose name it does not repeat.
 EVENT_FAMILY: Final = {"subscription": "customer.subscription", "discount": "customer.discount"}
-_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_ALPHABET: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+# A digit of an id for each byte.
+_DIGITS: Final = bytes(_ALPHABET[byte % len(_ALPHABET)] for byte in range(256))
 
 
 def copied(value: Any) -> Any:
@@ -100,15 +102,11 @@ class Store:
         journal.register(f"{name}.ids", self._apply_ids)
 
     def new_id(self, prefix: str, length: int = 14) -> str:
-        """A new id such as `cus_…`, which depends on the seed and on the number of ids before it."""
+        """A new id such as `cus_…`, which depends on the seed and on the number of ids before it. `length`: to 32."""
         with self._journal.transaction():
             self._journal.change(f"{self._name}.ids", self._ids + 1)
-        number = int.from_bytes(hashlib.sha256(f"{self._seed}:{prefix}:{self._ids}".encode()).digest())
-        digits = []
-        for _ in range(length):
-            number, digit = divmod(number, len(_ALPHABET))
-            digits.append(_ALPHABET[digit])
-        return f"{prefix}_{''.join(digits)}"
+        digest = hashlib.sha256(f"{self._seed}:{prefix}:{self._ids}".encode()).digest()
+        return f"{prefix}_{digest[:length].translate(_DIGITS).decode()}"
 
     def get(self, kind: str, identifier: str) -> Object | None:
         """The stored object; do not change it."""

@@ -68,9 +68,10 @@ def inject(mode: Mode, event_name: str, customer: str, value: str, timestamp_s: 
 def _receive(mode: Mode, call: Call, timestamp_s: int) -> MeterEvent:
     params = call.params
     is_v2 = call.path.startswith("/v2/")
-    check_timestamp(timestamp_s, mode.now_s())
     event_name, payload = params["event_name"], params["payload"]
     meter = active(mode, event_name)
+    customer = payload.get(meter["customer_mapping"]["event_payload_key"]) if meter else None
+    check_timestamp(timestamp_s, max(mode.now_s(), mode.now_s(mode.clock_of(customer or ""))))
     if meter is None:
         message = f"No active meter found for event name {event_name}."
         raise ApiError(400, message, param="event_name", code="no_meter" if is_v2 else None)
@@ -82,7 +83,6 @@ def _receive(mode: Mode, call: Call, timestamp_s: int) -> MeterEvent:
         message = f"An event already exists with identifier {identifier}."
         code = "duplicate_meter_event" if is_v2 else None
         raise ApiError(400, message, headers={"Stripe-Should-Retry": "false"}, code=code)
-    customer = payload.get(meter["customer_mapping"]["event_payload_key"])
     event = MeterEvent(identifier, event_name, meter["id"], customer, value, timestamp_s, call.rejection)
     return mode.usage.receive(event)
 

@@ -119,6 +119,10 @@ def plan(
     prorated = _prorated(mode, subscription, state, old, new, at, behavior != "none")
     lines = list(prorated.lines)
     kept = {item.id: (item.price, item.period) for item in new}
+    # An item that becomes metered counts from now on.
+    metered = {item.id for item in new if item.price.metered}
+    begun = [item.id for item in old if not item.price.metered and item.id in metered]
+    state["usage_from"] = {**state["usage_from"], **dict.fromkeys(begun, at)}
     for body, item in zip(before, old, strict=True):
         if not item.price.metered or kept.get(item.id) == (item.price, item.period):
             continue

@@ -108,7 +108,7 @@ class Shop:
         (now,) = schedule["phases"]
         first = {name: now[name] for name in ("start_date", "end_date")}
         first["items"] = [{"price": item["price"], "quantity": item["quantity"]} for item in now["items"]]
-        phases = [first, {"items": [{"price": price, "quantity": quantity}]}]
+        phases = [first, {"items": [{"price": price} | ({"quantity": quantity} if quantity else {})]}]
         await self.sdk("v1.subscription_schedules.update", schedule["id"], {"phases": phases})
         return str(schedule["id"])
 
