@@ -110,10 +110,7 @@ def read_meter_set(path: Path | None) -> MeterSet:
     """The meter set of a YAML file, or the default meter set. Raises `InvalidInput` with the field."""
     source = path or DEFAULT_METER_SET
     try:
-        document = yaml.safe_load(source.read_text())
-        if not isinstance(document, dict):
-            raise InvalidInput("meter_set", f"{source} must have the keys version and meters")
-        return MeterSet.model_validate(document)
+        return MeterSet.model_validate(yaml.safe_load(source.read_text()))
     except (UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput("meter_set", f"{source} is not YAML in UTF-8") from error
     except OSError as error:
