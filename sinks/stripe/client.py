@@ -155,9 +155,10 @@ class StripeClientMeters:
     async def send(self, event: MeterEvent) -> SendResult:
         """Send one meter event under its identifier. Never raises for an answer of Stripe or a missing answer.
 
-        The Idempotency-Key is made of the identifier, a hash of the event and the number of its 5xx answers: Stripe
-        stores a 500 under the key and would repeat it for a day. A second key is harmless, because the identifier stays
-        the same. The key begins with the identifier, because error reports may have the key in its place.
+        The Idempotency-Key is made of the identifier, a hash of the event and the number of its stored answers: Stripe
+        would repeat "No active meter" or a 500 for a day, also after an operator has repaired the meter. A second key
+        is harmless, because the identifier stays the same. The key begins with the identifier, because error reports
+        may have the key in its place.
         """
         digest = hashlib.sha256("\n".join(map(str, event)).encode()).hexdigest()[:16]
         key = f"{event.identifier}.{digest}.{self._stored_errors.get(digest, 0)}"

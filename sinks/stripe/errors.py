@@ -42,8 +42,12 @@ class Answer(NamedTuple):
 
     @property
     def is_stored(self) -> bool:
-        """Whether Stripe stores this answer under the Idempotency-Key and repeats it for at least 24 h."""
-        return self.status >= 500
+        """Whether Stripe may have stored this answer under the Idempotency-Key and would repeat it for at least 24 h.
+
+        Stripe stores answers of executed requests, 5xx included, and none for conflicts and rate limits
+        (docs.stripe.com/api/idempotent_requests).
+        """
+        return self.status >= 400 and self.status not in (409, 429)
 
 
 def classify(answer: Answer) -> SendResult:

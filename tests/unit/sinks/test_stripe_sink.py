@@ -149,18 +149,30 @@ async def test_retry_after_of_a_proxy_is_obeyed() -> None:
     await meters.close()
 
 
-async def test_key_changes_if_a_proxy_hides_a_server_error() -> None:
-    """The 502 may replace a 500 that Stripe stored under the Idempotency-Key and would repeat for a day."""
+@pytest.mark.parametrize(
+    ("status", "content", "changes"),
+    [
+        pytest.param(500, b'{"error": {"message": "An unknown error occurred"}}', True, id="a server error"),
+        pytest.param(502, HTML, True, id="a proxy that hides a server error"),
+        pytest.param(
+            400, b'{"error": {"message": "No active meter found"}}', True, id="a meter that is repaired later"
+        ),
+        pytest.param(409, b'{"error": {"code": "lock_timeout"}}', False, id="a conflict: nothing was executed"),
+        pytest.param(429, b'{"error": {"code": "rate_limit"}}', False, id="a rate limit: nothing was executed"),
+    ],
+)
+async def test_key_changes_after_an_answer_that_stripe_may_repeat(status: int, content: bytes, changes: bool) -> None:
+    """Stripe stores the answer of an executed request under the Idempotency-Key and would repeat it for a day."""
     keys: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         keys.append(request.headers["Idempotency-Key"])
-        return httpx.Response(502, content=HTML)
+        return httpx.Response(status, content=content)
 
-    meters = _answering(502, HTML)
+    meters = _answering(status, content)
     meters._transport._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
     for _ in range(2):
         await meters.send(EVENT)
     await meters.close()
 
-    assert keys[0] != keys[1]
+    assert (keys[0] != keys[1]) is changes
