@@ -47,7 +47,9 @@ def words_of(values: Iterable[bytes]) -> set[Words]:
             if isinstance(event, dict):
                 try:
                     time_us = time_us_of(event["time"]) if event.get("time") else -1
-                    words.add((event["subject"], event["id"], event["type"], time_us, canonical(event["data"])))
+                    # An event that was sent without a time has one in the log: that of its arrival in the inbox.
+                    for time in (time_us, -1):
+                        words.add((event["subject"], event["id"], event["type"], time, canonical(event["data"])))
                 except (KeyError, ValueError, TypeError):
                     continue
     return words
