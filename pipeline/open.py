@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -103,7 +104,7 @@ def open_stripe(settings: Settings) -> StripeClientMeters | None:
     from sinks.stripe.client import StripeClientMeters
 
     key = settings.stripe_api_key.get_secret_value()
-    return StripeClientMeters(key, settings.stripe_api_base or None) if key else None
+    return StripeClientMeters(key, settings.stripe_api_base or None, nonce=secrets.token_hex(4)) if key else None
 
 
 def read_meter_set(path: Path | None) -> MeterSet:

@@ -64,7 +64,7 @@ def test_rate_limits_wait_for_a_bounded_time(header: str, expected_s: float) -> 
 def test_key_without_a_mode_is_refused_before_anything_is_sent() -> None:
     """The mode is part of every identifier."""
     with pytest.raises(InvalidInput, match="TIDEMARK_STRIPE_API_KEY"):
-        StripeClientMeters("hunter2")
+        StripeClientMeters("hunter2", nonce="test")
 
 
 HTML = b"<html>we are moving</html>"
@@ -96,7 +96,7 @@ FOREIGN = [
 
 def _answering(status: int, body: bytes, headers: dict[str, str] | None = None) -> StripeClientMeters:
     """A client whose every request gets this answer."""
-    meters = StripeClientMeters("sk_test_x", "http://127.0.0.1:9")
+    meters = StripeClientMeters("sk_test_x", "http://127.0.0.1:9", nonce="test")
     answer = httpx.MockTransport(lambda _request: httpx.Response(status, content=body, headers=headers))
     meters._transport._client = httpx.AsyncClient(transport=answer)
     return meters
