@@ -46,14 +46,17 @@ def dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | Non
     """
     if workers > 1 and not kafka:
         raise InvalidInput("--workers", "the embedded log has one reader per group; add --kafka")
-    for option, wanted in (("--port", port), ("--clickhouse-port", clickhouse_port)):
-        _check_free(option, wanted)
     if meter_set_path is not None:
         from pipeline.open import read_meter_set
 
         # Before anything starts.
         read_meter_set(meter_set_path)
-    asyncio.run(_dev(kafka, port, clickhouse_port, meter_set_path, workers))
+    from pipeline.local.dev import locked_folder
+
+    with locked_folder(data_dir(), "TIDEMARK_DATA_DIR"):
+        for option, wanted in (("--port", port), ("--clickhouse-port", clickhouse_port)):
+            _check_free(option, wanted)
+        asyncio.run(_dev(kafka, port, clickhouse_port, meter_set_path, workers))
 
 
 def _check_free(option: str, port: int) -> None:
@@ -71,9 +74,8 @@ def _check_free(option: str, port: int) -> None:
 
 async def _dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | None, workers: int) -> None:
     from pipeline.http.serving import stop_event
-    from pipeline.local.dev import Dev, DevOptions, private_folder, write_private
+    from pipeline.local.dev import Dev, DevOptions, write_private
 
-    private_folder(data_dir())
     folder = data_dir() / "kafka-shape" if kafka else data_dir()
     options = DevOptions(folder, kafka, port, clickhouse_port, meter_set=meter_set_path, workers=workers)
     stop = stop_event()

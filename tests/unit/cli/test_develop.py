@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import cli
-from pipeline.local.dev import write_private
+from pipeline.local.dev import locked_folder, write_private
+from tests.unit.cli.command_lines import run
 from tests.worlds.gateway import NOW, event, running
 
 
@@ -89,3 +92,34 @@ def test_a_file_with_a_secret_is_for_its_owner_only(tmp_path: Any) -> None:
 
     assert path.stat().st_mode & 0o777 == 0o600
     assert json.loads(path.read_text())["api_key"] == "tm_secret"
+
+
+def test_second_dev_in_a_folder_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second Valkey on the first one's append-only file loses counts. The first one's dev.json must stay."""
+    monkeypatch.setenv("TIDEMARK_DATA_DIR", str(tmp_path))
+    (tmp_path / "dev.json").write_text("{}")
+    with locked_folder(tmp_path, "TIDEMARK_DATA_DIR"):
+        result = run(["dev", "--port", "0", "--clickhouse-port", "0"])
+        kafka = run(["dev", "--kafka", "--port", "0", "--clickhouse-port", "0"])
+
+    message = f"tidemark: TIDEMARK_DATA_DIR: process {os.getpid()} runs in {tmp_path} already: "
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert result.err.startswith(message)
+    assert kafka == result
+    assert {path.name for path in tmp_path.iterdir()} == {"dev.json", "lock"}
+    with locked_folder(tmp_path, "TIDEMARK_DATA_DIR"):
+        pass
+
+
+def test_data_folder_that_is_no_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The setting is wrong, so a supervisor need not try again."""
+    (tmp_path / "file").write_text("")
+    for path in ("file", "file/below"):
+        monkeypatch.setenv("TIDEMARK_DATA_DIR", str(tmp_path / path))
+
+        result = run(["dev", "--port", "0", "--clickhouse-port", "0"])
+
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert result.err.startswith(f"tidemark: TIDEMARK_DATA_DIR: {tmp_path / path} cannot be the data folder: ")
