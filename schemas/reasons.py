@@ -71,5 +71,8 @@ REMEDIES: dict[Reason, str] = {
     Reason.WRONG_PARTITION: "write to usage.inbox, or key usage.events by murmur2 of the account; then redrive",
     Reason.FORGED_CONTROL: "control records are signed: write them with the tidemark command and TIDEMARK_SECRET",
     Reason.BAD_CONTROL: "the control record is signed but of an unknown form: use a matching version",
-    Reason.PERIOD_CLOSED: "its period is closed, and its meter quarantines or another payer took over; bill it by hand",
+    Reason.PERIOD_CLOSED: (
+        "the detail says why the usage is not carried forward: the late policy of its meter, or another payer; "
+        "bill it by hand"
+    ),
 }

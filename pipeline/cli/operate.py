@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
+from click.core import ParameterSource
 
 from aggregators.instants import format_instant_ms, parse_instant_us
 from pipeline.cli.context import confirm, settings
@@ -138,6 +139,12 @@ def account_bind(
     from pipeline.commands.accounts import append_planned, plan_binding
 
     checked, binding = account_name(name), binding_of(anchor, interval, interval_count, from_, customer, free=free)
+    given = click.get_current_context().get_parameter_source
+    if all(
+        given(option) is ParameterSource.DEFAULT
+        for option in ("anchor", "interval", "interval_count", "customer", "free")
+    ):
+        raise InvalidInput("--customer", "give --customer or --free, or a period (--anchor, --interval)")
     deployment = settings()
     plan = run(plan_binding(deployment, checked, binding))
     click.echo("\n".join(plan.lines))
