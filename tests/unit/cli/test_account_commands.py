@@ -124,8 +124,8 @@ def test_first_customer_is_named_for_all_usage_without_a_question() -> None:
             0,
             (
                 (
-                    "  takes effect: 2026-11-01T00:00:00Z; usage since 2026-11-01T00:00:00Z, if there is any, is counted "
-                    "again in the new periods"
+                    "  takes effect: 2026-11-01T00:00:00Z; usage since 2026-11-01T00:00:00Z, if there is any, is "
+                    "counted again in the new periods"
                 ),
                 "  period from then on: 2026-11-01T00:00:00Z to 2026-11-17T12:34:00Z",
                 "  current period: 2026-11-17T12:34:00Z to 2026-12-17T12:34:00Z",
@@ -138,8 +138,8 @@ def test_first_customer_is_named_for_all_usage_without_a_question() -> None:
             at("2026-11-15"),
             (
                 (
-                    "  takes effect: 2026-11-15T00:00:00Z; usage since 2026-11-01T00:00:00Z, if there is any, is counted "
-                    "again in the new periods"
+                    "  takes effect: 2026-11-15T00:00:00Z; usage since 2026-11-01T00:00:00Z, if there is any, is "
+                    "counted again in the new periods"
                 ),
                 "  ends the period: 2026-11-01T00:00:00Z to 2026-12-01T00:00:00Z at 2026-11-15T00:00:00Z",
                 "  period from then on: 2026-11-15T00:00:00Z to 2026-11-17T12:34:00Z",
