@@ -34,6 +34,13 @@ class Reason(StrEnum):
     PERIOD_CLOSED = "period_closed"
 
 
+# A redrive sends the same bytes, so an event with one of these reasons is rejected again, or not counted.
+UNCHANGED_BY_REDRIVE = frozenset({
+    Reason.BAD_ENCODING, Reason.BAD_JSON, Reason.TOO_DEEP, Reason.TOO_MANY_EVENTS, Reason.NOT_AN_EVENT,
+    Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, Reason.TOO_FAR_IN_PAST, Reason.TOO_MANY_DEFERRED,
+    Reason.FORGED_CONTROL, Reason.BAD_CONTROL, Reason.PERIOD_CLOSED,
+})  # fmt: skip
+
 _LEAVE_OUT = "To accept such events without counting them in the meter, set on_bad: skip_meter, or give it a filter"
 
 REMEDIES: dict[Reason, str] = {

@@ -252,7 +252,7 @@ def test_account_is_bound_shown_and_its_period_closed(dev: RunningDev) -> None:
     listed = dev.run("quarantine", "list", "--reason", "period_closed")
     assert "too-late" in listed
     assert "bill it by hand" in listed
-    assert "not RFC 3339" in dev.run("close-period", "closing", "yesterday", code=2)
+    assert "no RFC 3339 time" in dev.run("close-period", "closing", "yesterday", code=2)
 
 
 def test_quarantined_event_is_listed_and_counted_after_its_redrive(dev: RunningDev) -> None:

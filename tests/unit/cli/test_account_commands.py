@@ -49,13 +49,13 @@ def mapped(customer: str = "cus_acme", **fields: Any) -> Binding:
         ("account|bind|acme|--from|2026-11-17T00:00:00Z|--yes", "--customer: give --customer or --free"),
         ("account|bind||--free", "NAME: an account's name has 1 to 256 characters, this has 0"),
         (f"account|bind|{'a' * 257}|--free", "NAME: an account's name has 1 to 256 characters, this has 257"),
-        ("account|bind|acme|--anchor|2026-11-17", "--anchor: '2026-11-17' is not RFC 3339"),
+        ("account|bind|acme|--anchor|2026-11-17", "--anchor: '2026-11-17' is no RFC 3339 time"),
         ("account|bind|acme|--anchor|0000-11-17T00:00:00Z", "--anchor: "),
-        ("account|bind|acme|--anchor|", "--anchor: '' is not RFC 3339"),
-        ("account|bind|acme|--from|tomorrow", "--from: 'tomorrow' is not RFC 3339"),
+        ("account|bind|acme|--anchor|", "--anchor: '' is no RFC 3339 time"),
+        ("account|bind|acme|--from|tomorrow", "--from: 'tomorrow' is no RFC 3339 time"),
         ("account|show|", "NAME: "),
         ("close-period||2026-11-17T00:00:00Z", "NAME: "),
-        ("close-period|acme|2026-11-17", "INSTANT: '2026-11-17' is not RFC 3339"),
+        ("close-period|acme|2026-11-17", "INSTANT: '2026-11-17' is no RFC 3339 time"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
