@@ -184,13 +184,19 @@ def _beyond_ms(future_ms: int, stream_time_ms: int) -> int:
 
 
 def with_binding(state: AccountState, binding: Binding, future_ms: int, stream_time_ms: int) -> AccountState:
-    """The state after a binding that leaves counted usage in its periods. The binding takes effect at a whole minute
-    after stream time + `future_ms`, not before the period that late usage is carried to. It replaces later bindings."""
-    beyond_ms = _beyond_ms(future_ms, stream_time_ms)
+    """The state after a binding that leaves counted usage in its periods. The binding takes effect at
+    `effect_after_usage_ms`. It replaces later bindings."""
+    effective_ms = effect_after_usage_ms(state, binding, future_ms, stream_time_ms)
     # If the running period is closed, a later period may contain carried usage: its start must not move.
     carried_ms = open_period(state, stream_time_ms).start_ms
-    effective_ms = max(binding.effective_from_ms, beyond_ms, carried_ms)
     return _placed(state, binding, effective_ms, max(effective_ms, carried_ms + 1))
+
+
+def effect_after_usage_ms(state: AccountState, binding: Binding, future_ms: int, stream_time_ms: int) -> int:
+    """The instant at which a binding takes effect that leaves counted usage in its periods: a whole minute after stream
+    time + `future_ms`, and not before the period that late usage is carried to."""
+    carried_ms = open_period(state, stream_time_ms).start_ms
+    return max(binding.effective_from_ms, _beyond_ms(future_ms, stream_time_ms), carried_ms)
 
 
 def _placed(state: AccountState, binding: Binding, effective_ms: int, replaced_from_ms: int) -> AccountState:

@@ -130,6 +130,11 @@ class QuarantineEntry(NamedTuple):
     value: bytes
     cut: bool
 
+    @property
+    def position(self) -> str:
+        """The identity as a text that a person can copy."""
+        return f"{self.topic}-{self.partition}@{self.offset}.{self.place}"
+
     def text(self) -> str:
         """The original bytes as text; invalid UTF-8 is replaced."""
         return self.value.decode("utf-8", "replace")

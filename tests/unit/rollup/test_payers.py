@@ -175,7 +175,9 @@ async def test_usage_that_arrives_after_grace_is_quarantined_and_not_billed_to_a
 
     assert await sent(world, "requests") == expected
     (rejected,) = await world.world.records(world.partition(EVE), REJECTED_TOPIC)
-    assert dict(rejected.headers)["tidemark-reason"] == b"period_closed"
+    headers = dict(rejected.headers)
+    assert headers["tidemark-reason"] == b"period_closed"
+    assert headers["tidemark-detail"] == b"eve: its period is closed, and another payer pays for the open period"
 
 
 async def test_late_usage_of_the_same_payer_is_carried_forward_as_before() -> None:
