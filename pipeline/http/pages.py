@@ -28,7 +28,7 @@ h2 {{ margin-top: 2.5rem; }} td {{ text-align: left; padding: .2em 1em .2em 0; v
 """
 _STATUS: Final = {
     "ready": "All is well: the gateway takes events and answers questions.",
-    "degraded": "The gateway takes events. A store does not answer at the moment, so some questions have no answer.",
+    "degraded": "The gateway takes events. Some questions have no answer at the moment.",
     "not_ready": "The gateway does not take events at the moment: the log does not answer.",
 }
 
@@ -41,7 +41,10 @@ class Pages:
 
     async def front(self, request: Request) -> Response:
         """What answers here, where to go on, and whether it is well. HTML for browsers, JSON for others."""
-        status = msgspec.json.decode((await self._health.ready(request)).body)["status"]
+        readiness = msgspec.json.decode((await self._health.ready(request)).body)
+        status = readiness["status"]
+        failing = [f"`{name}`" for name, check in readiness["checks"].items() if not check["ok"]]
+        problem = f" Failing: {', '.join(failing)}; `/readyz` says why." if failing else ""
         app = request.app
         links = models.Links(docs="/docs", openapi="/openapi.json", readiness="/readyz", metrics="/metrics")
         if "text/html" not in request.headers.get("accept", ""):
@@ -60,7 +63,7 @@ class Pages:
             )
         )
         body = f"<h1>{app.title} {escape(app.version)}</h1><p>{_text(app.description)}</p>"
-        body += f"<p><strong>{_STATUS[status]}</strong></p><ul>{items}</ul>"
+        body += f"<p><strong>{_text(_STATUS[status] + problem)}</strong></p><ul>{items}</ul>"
         return HTMLResponse(_PAGE.format(title=app.title, body=body), headers=_SECURITY)
 
     async def docs(self, request: Request) -> Response:
