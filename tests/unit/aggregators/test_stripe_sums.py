@@ -102,3 +102,5 @@ def test_least_and_greatest_sum_have_one_choice_of_events_however_many_there_are
         contained = asked.contained(Decimal(total))
         assert contained is not None
         assert (contained.certain, contained.possible, contained.tried) == (chosen, frozenset(), True)
+        between = asked.contained(Decimal(total) - Decimal(wanted) / 2)
+        assert between is None or not between.tried
