@@ -87,10 +87,10 @@ class SumBounds(NamedTuple):
             highest = sum(max(event.units, 0) for event in self.doubtful)
             if not self._holds(found, lowest, highest):
                 return None
-            step = min((abs(event.units) for event in self.doubtful), default=0)
-            if step and not self._holds(found, lowest + step, highest):
+            step = min(abs(event.units) for event in self.doubtful)
+            if self._holds(found, lowest, lowest) and not self._holds(found, lowest + step, highest):
                 return Contained(frozenset(event.identifier for event in self.doubtful if event.units < 0), frozenset())
-            if step and not self._holds(found, lowest, highest - step):
+            if self._holds(found, highest, highest) and not self._holds(found, lowest, highest - step):
                 return Contained(frozenset(event.identifier for event in self.doubtful if event.units > 0), frozenset())
             return Contained(frozenset(), self._identifiers((1 << len(self.doubtful)) - 1), tried=False)
         fitting = [masks for units, masks in sums.items() if self._holds(found, units, units)]

@@ -188,7 +188,6 @@ class StripeClientMeters:
             return classify(Answer(200, f"not an answer of Stripe: {error}", is_foreign=True))
         if getattr(taken, "identifier", None) != event.identifier:
             return classify(Answer(200, "not an answer to this meter event", is_foreign=True))
-        self._stored_errors.pop(digest, None)
         return SendResult(SendStatus.ACCEPTED)
 
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:

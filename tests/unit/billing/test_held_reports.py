@@ -68,7 +68,8 @@ async def test_reports_of_an_unknown_customer_are_sent_once_after_the_customer_e
     held = bench.sender.status().held
 
     bench.create_customer()
-    await bench.hours(6)
+    await bench.hours(1)
+    await bench.settle()
 
     assert held == {"account": 100}
     assert bench.counted() == {f"i{hour:03}": 1 for hour in range(100)}

@@ -18,6 +18,7 @@ DUPLICATE = "An event already exists with identifier x."
     ("answer", "expected"),
     [
         (Answer(400, DUPLICATE), SendStatus.DUPLICATE),
+        (Answer(402, "card", headers={"idempotent-replayed": "true"}), SendStatus.RETRY),
         (Answer(400, "anything", "duplicate_meter_event"), SendStatus.DUPLICATE),
         (Answer(400, DUPLICATE, "parameter_invalid"), SendStatus.DUPLICATE),
         (Answer(400, "No active meter found for event name x."), SendStatus.HOLD_METER),
@@ -176,3 +177,32 @@ async def test_key_changes_after_an_answer_that_stripe_may_repeat(status: int, c
     await meters.close()
 
     assert (keys[0] != keys[1]) is changes
+
+
+async def test_stored_answer_is_repeated_once_after_a_restart() -> None:
+    """A process that starts again does not know how many keys have a stored answer. The repeated answer proves nothing
+    about now, and no stored answer comes back after Stripe took the event."""
+    stored: dict[str, bytes] = {}
+    results: list[SendStatus] = []
+    replays: list[bool] = []
+    content, taken = b'{"error": {"code": "x"}}', b'{"object": "billing.meter_event", "identifier": "id-1"}'
+    status = 402
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        key = request.headers["Idempotency-Key"]
+        replays.append(key in stored)
+        if key in stored:
+            return httpx.Response(402, content=stored[key], headers={"Idempotent-Replayed": "true"})
+        if status == 402:
+            stored[key] = content
+        return httpx.Response(status, content=content if status == 402 else taken)
+
+    for nonce in ("a", "b"):
+        meters = StripeClientMeters("sk_test_x", "http://127.0.0.1:9", nonce=nonce)
+        meters._transport._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+        results += [(await meters.send(EVENT)).status for _ in range(5)]
+        await meters.close()
+        status = 200
+
+    assert replays == [False] * 5 + [True] + [False] * 4
+    assert results == [SendStatus.HOLD_ACCOUNT] * 5 + [SendStatus.RETRY] + [SendStatus.ACCEPTED] * 4
