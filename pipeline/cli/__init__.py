@@ -62,7 +62,7 @@ def main(command: click.Command = cli) -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         _help(error)
     except click.ClickException as error:
-        _fail(_usage_error(error), EXIT_INPUT)
+        _fail(f"{error.format_message().removesuffix('.')}; add -h for the help", EXIT_INPUT)
     except click.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except OperatorNeeded as error:
@@ -91,16 +91,7 @@ def _help(error: click.exceptions.NoArgsIsHelpError) -> None:
         click.echo(error.format_message())
         return
     names = ", ".join(sorted(context.command.commands))
-    _fail(f"Missing argument 'COMMAND': give one of {names} (see `{context.command_path} -h`)", EXIT_INPUT)
-
-
-def _usage_error(error: click.ClickException) -> str:
-    """What is wrong with the arguments, and where the help is."""
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    if context is None:
-        return error.format_message()
-    message = error.format_message().removesuffix(".")
-    return f"{message} (see `{context.command_path} -h`)"
+    _fail(f"Missing argument 'COMMAND': give one of {names}", EXIT_INPUT)
 
 
 def _line(message: str) -> str:
