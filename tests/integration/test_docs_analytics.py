@@ -150,7 +150,7 @@ async def test_one_accounts_events_come_latest_first(analysts: httpx.AsyncClient
 
     times, ids = [str(row[0]) for row in rows], [row[1] for row in rows]
     assert times == sorted(times, reverse=True)
-    assert (ids[0], ids[-1], sorted(ids)) == ("r4", "late", sorted({entry[1] for entry in EVENTS}))
+    assert (ids[0], ids[-1], sorted(map(str, ids))) == ("r4", "late", sorted({entry[1] for entry in EVENTS}))
 
 
 async def test_columns_of_the_views_are_those_documented(analysts: httpx.AsyncClient) -> None:
