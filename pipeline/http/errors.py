@@ -147,12 +147,18 @@ def check_encoding(scope: Mapping[str, Any]) -> None:
         names.add(name)
 
 
-async def http_exception(_request: Request, error: Exception) -> Response:
+def _methods(headers: Mapping[str, str] | None) -> str:
+    """The methods that a path takes, from the header `Allow`."""
+    allowed = (headers or {}).get("Allow", "")
+    return f"; it takes {', '.join(sorted(allowed.split(', ')))}" if allowed else ""
+
+
+async def http_exception(request: Request, error: Exception) -> Response:
     """Turn Starlette's errors, such as an unknown path, into the gateway's error answers."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = error.headers if isinstance(error, HTTPException) else None
     code, message = {
         404: ("not_found", NO_SUCH_PATH),
-        405: ("method_not_allowed", "this path does not take that method"),
+        405: ("method_not_allowed", f"this path does not take {request.method[:20]}{_methods(headers)}"),
     }.get(status, ("refused", "the request was refused"))
     return error_answer(ApiError(status, code, message, headers=headers))

@@ -163,6 +163,14 @@ class Periods(Answer):
     periods: list[PeriodRow]
 
 
+class FilterAnswer(Answer):
+    """A condition on an event's data: the meter counts only events that meet all of its conditions."""
+
+    path: str
+    operator: Literal["eq", "ne", "in", "not_in"]
+    values: list[str]
+
+
 class MeterAnswer(Answer):
     """One meter of the meter set."""
 
@@ -170,10 +178,12 @@ class MeterAnswer(Answer):
     event_type: str
     aggregation: str
     value_path: str | None
-    dimensions: list[str]
+    dimensions: list[str] = Field(description="The names for `group_by`.")
+    filters: list[FilterAnswer]
     unit: str
     scale: int
-    late: str
+    late: str = Field(description="`carry_forward` or `quarantine`: what becomes of usage of a closed period.")
+    on_bad: str = Field(description="`reject_event` or `skip_meter`: what becomes of data that the meter cannot use.")
     description: str
 
 

@@ -1,6 +1,7 @@
 """`GET /v1/usage` (ClickHouse, over time) and `GET /v1/usage/current` (Redis, the current period).
 
-Every answer has `complete_up_to`: all events that arrived in the log before that instant are in the answer (I11).
+Every answer has `complete_up_to`: all events that arrived in the log before that instant, and that are counted in the
+answer's periods or hours, are in the answer (I11).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pipeline.http.api_keys import ApiKey
 from pipeline.http.cursors import continued, cursor_behind
 from pipeline.http.dependencies import Analytics, GatewayDependencies, Live, LiveUsage, Reader
 from pipeline.http.errors import ApiError, json_answer, retry_after
-from pipeline.http.queries import AccountParameters, UsageParameters
+from pipeline.http.queries import AccountInPath, AccountParameters, UsageParameters
 from schemas.analytics import (
     USAGE_ROWS_MAX,
     ArchivePosition,
@@ -101,7 +102,7 @@ class UsageEndpoints:
         """The account's usage in the current period, live from Redis."""
         return await self._current(live, parameters.account)
 
-    async def current_by_path(self, _key: Reader, live: Live, account: str) -> Response:
+    async def current_by_path(self, _key: Reader, live: Live, account: AccountInPath) -> Response:
         """The account's usage in the current period, live from Redis. A client may change the names `.` and `..` in a
         path before it sends them; `/v1/usage/current` takes every name."""
         if not 0 < len(account) <= NAME_CHARACTERS_MAX:

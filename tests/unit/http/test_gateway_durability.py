@@ -281,7 +281,11 @@ async def test_meters_are_listed_for_any_key(gateway: Gateway) -> None:
     """A producer may ask which meters exist."""
     answer = await gateway.get("/v1/meters", key="ingest")
 
-    assert [each["slug"] for each in answer.json()["meters"]] == [each["slug"] for each in METER_SET["meters"]]
+    listed = answer.json()["meters"]
+    assert [each["slug"] for each in listed] == [each["slug"] for each in METER_SET["meters"]]
+    assert [each["filters"] for each in listed] == [
+        [{"operator": "eq", **condition} for condition in each.get("filters", ())] for each in METER_SET["meters"]
+    ]
     assert (await gateway.get("/v1/meters", key="")).status_code == 401
 
 
@@ -300,6 +304,9 @@ async def test_wrong_paths_and_methods_are_answered_in_json(
     answer = await gateway.client.request(method, path)
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    if status == 405:
+        allowed = ", ".join(sorted(answer.headers["allow"].split(", ")))
+        assert answer.json()["error"]["message"] == f"this path does not take {method}; it takes {allowed}"
 
 
 async def test_metrics_count_events_by_answer_in_the_apps_registry(gateway: Gateway) -> None:
