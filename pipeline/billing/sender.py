@@ -306,7 +306,7 @@ class StripeSender:
             return
         if timestamp_s is None:
             detail = "its period ended more than 35 days ago and Stripe no longer accepts it: add an invoice item"
-            detail += f"; before, it was held: {pending.detail}" if pending.detail else ""
+            detail += f"; before: {pending.detail}" if pending.detail else ""
             await self._settle(part, pending, OutcomeStatus.DEAD, detail)
             return
         if payer.billing is Billing.UNMAPPED or not payer.stripe_customer:
@@ -387,7 +387,7 @@ class StripeSender:
         if pending.in_doubt or pending.refused_at_ms is None:
             return False
         now_ms, policy = self._clock.now_ms(), self._policy
-        is_recent = now_ms - pending.refused_at_ms <= 2 * policy.hold_retry_max_ms
+        is_recent = 0 <= now_ms - pending.refused_at_ms <= 2 * policy.hold_retry_max_ms
         return is_recent and now_ms - attempt.attempted_at_ms >= policy.resend_window_ms // 2
 
     async def _resolve_by_lookup(self, part: _Partition, pending: Pending, attempt: Attempt, was_unknown: bool) -> None:
@@ -436,10 +436,10 @@ class StripeSender:
             if self._is_stale(attempt):
                 # Stripe's window ended during the wait (or a suspension): the next round looks the event up.
                 return
-            # The call may be cancelled while Stripe executes it.
+            # The call may be cancelled while Stripe executes it, and the outcome of an accepted event may get lost.
             was_in_doubt, pending.in_doubt, sent_at_ms = pending.in_doubt, True, self._clock.now_ms()
             result = await self._meters.send(event)
-            if result.status is not SendStatus.RETRY:
+            if result.status in (SendStatus.HOLD_METER, SendStatus.HOLD_ACCOUNT, SendStatus.DEAD):
                 pending.in_doubt = was_in_doubt
         self._counts[f"sent_{result.status}"] += 1
         match result.status:

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.billing.concurrency import TokenBucket
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
+from schemas.errors import Transient
 from schemas.periods import Billing
 from schemas.reports import Attempt, MeterEvent, OutcomeStatus
 from sinks.stripe.fake import FakeFault
@@ -125,6 +126,27 @@ async def test_refusal_after_a_lost_answer_is_no_proof() -> None:
 
     assert bench.counted() == {"one": 1}
     assert len([entry for entry in await bench.entries() if isinstance(entry, Attempt)]) == 1
+
+
+async def test_refusal_after_an_event_whose_outcome_could_not_be_written_is_no_proof() -> None:
+    """Stripe took the event, the log failed, and then the customer was deleted and restored days later."""
+    bench = WrongCustomer()
+    await bench.start()
+    bench.create_customer()
+    bench.log.hook = lambda value: ("before", Transient("no answer")) if b'"outcome"' in value else None
+    await bench.publish(make_intent("one"))
+    await bench.pump(3)
+    bench.log.hook = lambda _value: None
+    bench.is_known = False
+    bench.clock.advance(MINUTE_MS)
+    await bench.hours(20)
+
+    bench.clock.advance(5 * HOUR_MS)
+    bench.is_known = True
+    await bench.hours(30)
+
+    assert bench.counted() == {"one": 1}
+    assert (await bench.outcomes())["one"].status is OutcomeStatus.ACCEPTED
 
 
 async def test_doubt_that_stripes_sum_never_decides_ends_as_a_dead_letter() -> None:
