@@ -20,7 +20,7 @@ _VERDICTS: Final = {
 }
 WITHOUT_PERIODS: Final = (Pair.COUNTERS, Pair.DUPLICATES)
 NOTHING_IN_RANGE: Final = (
-    "equal, but no period with usage lies in the range: only counters and duplicates were compared"
+    "equal, but no period with usage lies in the range: no total was compared"
 )
 
 
