@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from pipeline.http.body import BATCH, LINES, PLAIN, SINGLE
-from pipeline.http.models import ErrorAnswer, EventsAnswer
+from pipeline.http.models import ErrorAnswer, EventsAnswer, Readiness
 from schemas.events import UsageEvent
 
 DESCRIPTION: Final = (
@@ -36,6 +36,9 @@ REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
 NO_TOP: Final[dict[int | str, dict[str, Any]]] = {
     404: REFUSALS[404]
     | {"description": "There is no such meter, or no account has usage in a period that starts at `period`."}
+}
+NOT_READY: Final[dict[int | str, dict[str, Any]]] = {
+    503: {"description": "The log takes no events.", "model": Readiness}
 }
 _KEY: Final = '-H "Authorization: Bearer $TIDEMARK_API_KEY"'
 _MONTH: Final = "from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z"
