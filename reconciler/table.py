@@ -19,9 +19,7 @@ _VERDICTS: Final = {
     Verdict.INCOMPLETE: "incomplete: no difference, but not everything could be compared",
 }
 WITHOUT_PERIODS: Final = (Pair.COUNTERS, Pair.DUPLICATES)
-NOTHING_IN_RANGE: Final = (
-    "equal, but no period with usage lies in the range: no total was compared"
-)
+NOTHING_IN_RANGE: Final = "equal, but no period with usage lies in the range: no total was compared"
 
 
 def render_table(report: Report, *, rows_max: int = 50, width: int = 100, ascii_only: bool = False) -> str:
