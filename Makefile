@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench mutants torture format clean
+.PHONY: help install demo test check bench mutants torture format clean
 
 help: ## Say what the targets do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,6 +34,8 @@ help: ## Say what the targets do
 	@mkdir -p .venv/clients/javascript && cp requirements/clients/javascript/package*.json .venv/clients/javascript
 	@$(BIN)/npm ci --prefix .venv/clients/javascript --no-audit --no-fund --ignore-scripts --loglevel error
 	@touch $@
+
+install: .venv/.runtime ## Install the command .venv/bin/tidemark and what it needs
 
 demo: .venv/.runtime ## Run the whole pipeline on this machine, kill it, and prove the counts (ARGS=--json)
 	@$(BIN)/python -m demo $(ARGS)

@@ -9,7 +9,17 @@ from aggregators.periods import cuts_of, is_closed, open_period, period_at
 from schemas.clock import MINUTE_MS
 from schemas.control import AccountControlRecord, BindingRecord, CloseRecord, RestatementRecord
 from schemas.meters import GRACE_MAX_MS, Policy
-from schemas.periods import INSTANT_MIN_MS, AccountState, Billing, Binding, Customer, PendingCut, Period, Restatement
+from schemas.periods import (
+    INSTANT_MIN_MS,
+    AccountState,
+    Billing,
+    Binding,
+    Customer,
+    Interval,
+    PendingCut,
+    Period,
+    Restatement,
+)
 
 # An account keeps at most this many older bindings beside the last one. The periods of those dropped are long closed.
 BINDINGS_MAX: Final = 99
@@ -147,9 +157,8 @@ def _late(
     if before_cuts == after_cuts:
         return None
     from_ms = period_at(state, effective_ms).start_ms
-    return PendingCut(
-        position=position, from_ms=from_ms, requested_ms=binding.effective_from_ms, binding=after.bindings[-1]
-    )
+    placed = binding.model_copy(update={"effective_from_ms": effective_ms})
+    return PendingCut(position=position, from_ms=from_ms, requested_ms=binding.effective_from_ms, binding=placed)
 
 
 def _requested(pending: PendingCut) -> Binding:
@@ -175,13 +184,19 @@ def _beyond_ms(future_ms: int, stream_time_ms: int) -> int:
 
 
 def with_binding(state: AccountState, binding: Binding, future_ms: int, stream_time_ms: int) -> AccountState:
-    """The state after a binding that leaves counted usage in its periods. The binding takes effect at a whole minute
-    after stream time + `future_ms`, not before the period that late usage is carried to. It replaces later bindings."""
-    beyond_ms = _beyond_ms(future_ms, stream_time_ms)
+    """The state after a binding that leaves counted usage in its periods. The binding takes effect at
+    `effect_after_usage_ms`. It replaces later bindings."""
+    effective_ms = effect_after_usage_ms(state, binding, future_ms, stream_time_ms)
     # If the running period is closed, a later period may contain carried usage: its start must not move.
     carried_ms = open_period(state, stream_time_ms).start_ms
-    effective_ms = max(binding.effective_from_ms, beyond_ms, carried_ms)
     return _placed(state, binding, effective_ms, max(effective_ms, carried_ms + 1))
+
+
+def effect_after_usage_ms(state: AccountState, binding: Binding, future_ms: int, stream_time_ms: int) -> int:
+    """The instant at which a binding takes effect that leaves counted usage in its periods: a whole minute after stream
+    time + `future_ms`, and not before the period that late usage is carried to."""
+    carried_ms = open_period(state, stream_time_ms).start_ms
+    return max(binding.effective_from_ms, _beyond_ms(future_ms, stream_time_ms), carried_ms)
 
 
 def _placed(state: AccountState, binding: Binding, effective_ms: int, replaced_from_ms: int) -> AccountState:
@@ -191,13 +206,14 @@ def _placed(state: AccountState, binding: Binding, effective_ms: int, replaced_f
     Another payer takes effect with the binding, and the period ends there: the usage before belongs to the payer
     before, and the total of a maximum or of distinct values is that of one payer.
     """
-    customers, is_cut = _named(state.customers, binding, effective_ms)
+    customers, is_cut = _named(state, binding, effective_ms)
+    bindings = [old for old in state.bindings if old.effective_from_ms < replaced_from_ms]
+    # Bindings that repeat the periods before them must not displace the one that begins the open period.
+    if not bindings or _rule(bindings[-1]) != _rule(binding):
+        bindings.append(binding.model_copy(update={"effective_from_ms": effective_ms}))
     return _with(
         state,
-        bindings=(
-            *[old for old in state.bindings if old.effective_from_ms < replaced_from_ms][-BINDINGS_MAX:],
-            binding.model_copy(update={"effective_from_ms": effective_ms}),
-        ),
+        bindings=tuple(bindings[-BINDINGS_MAX - 1 :]),
         customers=customers[-BINDINGS_MAX - 1 :],
         payer_cuts_ms=(
             *[cut_ms for cut_ms in state.payer_cuts_ms if cut_ms < replaced_from_ms][-BINDINGS_MAX:],
@@ -207,18 +223,33 @@ def _placed(state: AccountState, binding: Binding, effective_ms: int, replaced_f
     )
 
 
-def _named(customers: tuple[Customer, ...], binding: Binding, effective_ms: int) -> tuple[tuple[Customer, ...], bool]:
+def _rule(binding: Binding) -> tuple[int, Interval, int]:
+    return binding.anchor_ms // MINUTE_MS, binding.interval, binding.interval_count
+
+
+def _asked_ms(state: AccountState, asked_ms: int) -> int:
+    """The instant from which a binding names the payer of usage that nobody was named for.
+
+    Once an account had a payer, its counted usage stays in its periods. A period that was half one payer's could not be
+    divided, so the binding names the payer of whole periods.
+    """
+    period = period_at(state, asked_ms)
+    return asked_ms if not state.has_payer or period.start_ms == asked_ms else period.end_ms
+
+
+def _named(state: AccountState, binding: Binding, effective_ms: int) -> tuple[tuple[Customer, ...], bool]:
     """The customers after a binding, and whether the payer changes where the binding takes effect.
 
     The binding names the payer of all usage from `effective_ms` on, and of earlier usage only if nobody was named for
     it and the record asked for that instant.
     """
     payer = Customer(effective_ms, binding.billing, binding.stripe_customer)
+    from_ms = _asked_ms(state, binding.effective_from_ms)
     spans = [Customer(INSTANT_MIN_MS - 1, Billing.UNMAPPED, "")]
-    spans += [customer for customer in customers if customer.from_ms < effective_ms]
+    spans += [customer for customer in state.customers if customer.from_ms < effective_ms]
     named: list[Customer] = []
     for span, after in zip(spans, (*spans[1:], payer), strict=True):
-        asked_ms = max(span.from_ms, binding.effective_from_ms)
+        asked_ms = max(span.from_ms, from_ms)
         if span.billing is not Billing.UNMAPPED or span.from_ms < asked_ms:
             named.append(span)
         if span.billing is Billing.UNMAPPED and asked_ms < after.from_ms:

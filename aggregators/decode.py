@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 import msgspec
 from pydantic import ValidationError
 
+from aggregators.instants import format_instant_ms
 from schemas.events import BOTH_PAYLOADS, EventStruct, UsageEvent, object_of, payload_of
 from schemas.log import RECORD_EVENTS_MAX
 from schemas.reasons import Reason
@@ -100,6 +101,18 @@ def decode(value: bytes | None, event_bytes_max: int) -> Decoded:
 def decode_again(raw: bytes) -> EventStruct:
     """Decode one event that `decode` has accepted before."""
     return _with_payload(_one_event(raw))
+
+
+def timed(raw: bytes, event: EventStruct, arrival_ms: int) -> bytes:
+    """The bytes of an event, with the time of its arrival if it has none.
+
+    Whoever appends an event to the log a second time must use this function. Without it, the event would get a new time
+    from each append, and appends more than a dedup window apart would be counted twice.
+    """
+    if event.time is not None:
+        return raw
+    # The last of two equal keys wins, so this time replaces a null.
+    return raw.rstrip()[:-1] + b',"time":"' + format_instant_ms(arrival_ms).encode() + b'"}'
 
 
 def _with_payload(event: EventStruct) -> EventStruct:

@@ -69,6 +69,13 @@ def parse_instant_us(text: str) -> int | None:
     return _parse_slowly(text)
 
 
+def why_no_instant(text: str) -> str:
+    """Why `parse_instant_us` returns None for a text, in words that follow the text."""
+    if _SHAPE.fullmatch(text) is None:
+        return "is no RFC 3339 time with an offset"
+    return "names a day, a time of day or an offset that does not exist"
+
+
 @lru_cache(maxsize=16_384)
 def _minute_us(prefix: str) -> int | None:
     return _parse_slowly(prefix + "00Z")

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from aggregators.instants import format_instant_ms, parse_instant_us
+from aggregators.instants import format_instant_ms, parse_instant_us, why_no_instant
 from aggregators.meters import CompiledMeterSet, Contribution, Failure, compiled
 from aggregators.partitioning import partition_of
 from schemas.clock import MILLISECOND_US
@@ -61,7 +61,7 @@ def judge(event: EventStruct, time_us: int | None, rules: Rules) -> tuple[Contri
     The order: form of the time, partition of the account, range of the time, quantities of the meters.
     """
     if time_us is None:
-        return Failure(Reason.BAD_TIME, f"time: {quoted(event.time or '')} is no RFC 3339 time with an offset")
+        return Failure(Reason.BAD_TIME, f"time: {quoted(event.time or '')} {why_no_instant(event.time or '')}")
     home = rules.home
     if home is not None and event.subject not in home.accounts:
         partition = partition_of(event.subject, home.partitions)

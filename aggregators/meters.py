@@ -170,7 +170,8 @@ def _reader(meter: Meter) -> _Reader:
             return Contribution(meter, 0, text, dimensions)
         minor = minor_of(value, scale, allow_negative)
         if isinstance(minor, Reason):
-            return Failure(minor, f"{meter.slug}: {meter.value_path}")
+            most = f"at most {scale} decimal digits: " if minor is Reason.TOO_MANY_DIGITS else ""
+            return Failure(minor, f"{meter.slug}: {most}{meter.value_path}")
         return Contribution(meter, minor, "", dimensions)
 
     return read
@@ -221,7 +222,8 @@ def _dimensions(meter: Meter) -> Callable[[dict[str, Any]], str | Failure] | Non
         for keys in paths:
             text = text_of(data.get(keys[0]) if len(keys) == 1 else _lookup(data, keys))
             if text is None:
-                return Failure(Reason.BAD_DIMENSION, f"{meter.slug}: dimension {names[len(values)]}")
+                name = names[len(values)]
+                return Failure(Reason.BAD_DIMENSION, f"{meter.slug}: dimension {name}: {meter.dimensions[name]}")
             values.append(text)
         return encoded(tuple(values))
 

@@ -49,8 +49,8 @@ def supersedes(attempt: Attempt, known: Attempt | None) -> bool:
     """Whether `attempt` is in force after `known`: a compare-and-swap in the log's order.
 
     The first attempt fixes the bytes and starts Stripe's window. A sender that has not read the first attempt may
-    write another one, which changes nothing. Only an attempt made after a lookup at Stripe replaces an attempt, and
-    only the one that was looked up.
+    write another one, which changes nothing. Only an attempt made after a refusal by Stripe or a lookup at Stripe
+    replaces an attempt, and only the one that was refused or looked up.
     """
     return known is None or attempt.replaces_ms == known.attempted_at_ms
 

@@ -19,7 +19,8 @@ SCALE_MAX: Final = 12
 # allows for Stripe's other roundings: groups that are added first, and the text of the answer.
 DOUBLE_BITS: Final = 53
 ROUNDED_BESIDES: Final = 8
-# Up to this many different sums of doubtful events, every sum is tried; beyond, only the least and the greatest.
+# Up to this many different sums of doubtful events, every sum is tried; beyond, only the least and the greatest, each
+# of which only one choice of events has.
 TRIED_SUMS_MAX: Final = 4_096
 # Holds the 308 digits of the greatest double and the digits after its point.
 _DIGITS: Final = 400
@@ -86,6 +87,11 @@ class SumBounds(NamedTuple):
             highest = sum(max(event.units, 0) for event in self.doubtful)
             if not self._holds(found, lowest, highest):
                 return None
+            step = min(abs(event.units) for event in self.doubtful)
+            if self._holds(found, lowest, lowest) and not self._holds(found, lowest + step, highest):
+                return Contained(frozenset(event.identifier for event in self.doubtful if event.units < 0), frozenset())
+            if self._holds(found, highest, highest) and not self._holds(found, lowest, highest - step):
+                return Contained(frozenset(event.identifier for event in self.doubtful if event.units > 0), frozenset())
             return Contained(frozenset(), self._identifiers((1 << len(self.doubtful)) - 1), tried=False)
         fitting = [masks for units, masks in sums.items() if self._holds(found, units, units)]
         if not fitting:

@@ -24,7 +24,7 @@ from demo.view import Screen, summary
 from demo.worker import ReplayCounter
 from pipeline.clock import FileClock, ScaledClock, SystemClock, write_clock
 from pipeline.commands.operations import reconcile_deployment
-from pipeline.local.dev import Dev, DevOptions
+from pipeline.local.dev import Dev, DevOptions, locked_folder
 from pipeline.local.processes import LocalProcess, python
 from pipeline.logs.control_records import append_control
 from pipeline.open import open_base, open_live_view, read_meter_set
@@ -268,8 +268,8 @@ async def run_demo(*, as_json: bool, keep: Path | None, events: int, kills: int)
     folder = keep or Path(tempfile.mkdtemp(prefix="tidemark-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
     screen = Screen(quiet=as_json)
-    demo = Demo(folder, events, kills, screen)
-    story = await demo.run()
+    with locked_folder(folder / "data", "--keep"):
+        story = await Demo(folder, events, kills, screen).run()
     problems = verdict(story, kills)
     screen.print(summary(story, problems))
     if problems:

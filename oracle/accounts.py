@@ -212,7 +212,12 @@ class Accounts:
     ) -> tuple[list[Binding], list[_Payer]]:
         """The bindings and payers with another binding in force at an instant."""
         billing, customer = fields.get("billing", "unmapped"), fields.get("stripe_customer", "")
-        named = _Payer(log_ms, int(fields["effective_from_ms"]), effective_ms, billing, customer)
+        asked_ms = int(fields["effective_from_ms"])
+        start_ms, end_ms = self.period(account, asked_ms)
+        if account in self._named and start_ms != asked_ms:
+            # Usage of an account that had a payer is never divided again: only whole periods get a name.
+            asked_ms = end_ms
+        named = _Payer(log_ms, asked_ms, effective_ms, billing, customer)
         payers = [*self._payers[account], named]
         changes = _paying(payers, effective_ms - 1)[3:] != named[3:]
         kept = [known for known in self._bindings[account] if known.effective_from_ms < until_ms]

@@ -39,7 +39,7 @@ MetricName = Literal[
     "tidemark_sink_pending_intents",
     "tidemark_sink_held_intents",
     "tidemark_sink_results",
-    "tidemark_sink_unmapped_deadline_seconds",
+    "tidemark_sink_held_deadline_seconds",
 ]
 
 
@@ -147,14 +147,14 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_sink_held_intents": MetricSpec(
         "gauge",
-        "Held intents by the reason. `unmapped`: bind the account. `meter`, `account`: see the log.",
+        "Held intents by the reason. `unmapped`: bind the account. `meter`, `account`, `unknown`: see the log.",
         ("hold",),
     ),
     "tidemark_sink_results": MetricSpec(
         "gauge", "Answers of Stripe to this process, by result. `dead` needs an operator.", ("result",)
     ),
-    "tidemark_sink_unmapped_deadline_seconds": MetricSpec(
-        "gauge", "When Stripe will refuse the oldest report of an unmapped account, Unix time; absent without reports."
+    "tidemark_sink_held_deadline_seconds": MetricSpec(
+        "gauge", "When Stripe will refuse the first held report for its age, Unix time; absent without held reports."
     ),
 }  # fmt: skip
 

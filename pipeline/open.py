@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -103,17 +104,14 @@ def open_stripe(settings: Settings) -> StripeClientMeters | None:
     from sinks.stripe.client import StripeClientMeters
 
     key = settings.stripe_api_key.get_secret_value()
-    return StripeClientMeters(key, settings.stripe_api_base or None) if key else None
+    return StripeClientMeters(key, settings.stripe_api_base or None, nonce=secrets.token_hex(4)) if key else None
 
 
 def read_meter_set(path: Path | None) -> MeterSet:
     """The meter set of a YAML file, or the default meter set. Raises `InvalidInput` with the field."""
     source = path or DEFAULT_METER_SET
     try:
-        document = yaml.safe_load(source.read_text())
-        if not isinstance(document, dict):
-            raise InvalidInput("meter_set", f"{source} must have the keys version and meters")
-        return MeterSet.model_validate(document)
+        return MeterSet.model_validate(yaml.safe_load(source.read_text()))
     except (UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput("meter_set", f"{source} is not YAML in UTF-8") from error
     except OSError as error:

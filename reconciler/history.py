@@ -225,13 +225,15 @@ class _Building:
         self._set(account, binding, effective_ms, max(effective_ms, carrying_ms + 1))
 
     def _set(self, account: AccountHistory, binding: Binding, effective_ms: int, replacing_from_ms: int) -> None:
-        account.namings.append(Naming(binding.effective_from_ms, effective_ms, binding))
+        account.namings.append(Naming(_asked_ms(account, binding), effective_ms, binding))
         before, after = account.customer_at(effective_ms - 1), account.customer_at(effective_ms)
         cuts_ms = [] if _payer(before) == _payer(after) else [effective_ms]
         kept = [old for old in account.bindings if old.effective_from_ms < replacing_from_ms]
         kept_cuts_ms = [cut_ms for cut_ms in account.payer_cuts_ms if cut_ms < replacing_from_ms]
         placed = binding.model_copy(update={"effective_from_ms": effective_ms})
-        account.bindings = (*kept[-(BINDINGS_MAX - 1) :], placed)
+        # A binding that repeats the periods before it must not displace the one that begins the open period.
+        repeats = bool(kept) and cuttings((*kept, placed)) == cuttings(kept)
+        account.bindings = tuple(kept) if repeats else (*kept[-(BINDINGS_MAX - 1) :], placed)
         account.payer_cuts_ms = (*kept_cuts_ms[-(BINDINGS_MAX - 1) :], *cuts_ms)
         account.has_payer = account.has_payer or binding.billing != Billing.UNMAPPED
 
@@ -304,6 +306,14 @@ class _Building:
             to_ms=max(stream_time_ms, self.first_ms or 0) + future_ms,
             kept_ms=min(policy.periods_kept_ms for policy in self.policies[1:] or self.policies),
         )
+
+
+def _asked_ms(account: AccountHistory, binding: Binding) -> int:
+    """The instant from which a binding names the payer of unnamed usage: what it asked for, or the end of that period
+    if the account had a payer, because its counted usage stays in undivided periods."""
+    period = period_containing(account.cut, binding.effective_from_ms)
+    is_undivided = account.has_payer and period.start_ms < binding.effective_from_ms
+    return period.end_ms if is_undivided else binding.effective_from_ms
 
 
 def _payer(binding: Binding | None) -> tuple[Billing, str]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reconciler.causes import Cause, Verdict
+from reconciler.causes import Cause, Pair, Verdict
 from reconciler.report import Report, Row, instant_text
 
 _VERDICTS: Final = {
@@ -18,6 +18,8 @@ _VERDICTS: Final = {
     Verdict.DRIFT: "drift: two views hold different counts",
     Verdict.INCOMPLETE: "incomplete: no difference, but not everything could be compared",
 }
+WITHOUT_PERIODS: Final = (Pair.COUNTERS, Pair.DUPLICATES)
+NOTHING_IN_RANGE: Final = "equal, but no period with usage lies in the range: no total was compared"
 
 
 def render_table(report: Report, *, rows_max: int = 50, width: int = 100, ascii_only: bool = False) -> str:
@@ -45,9 +47,16 @@ def render_table(report: Report, *, rows_max: int = 50, width: int = 100, ascii_
     for cause, count in findings.items():
         if count:
             console.print(f"{count} x {cause.value}: an operator must act, but all views agree")
-    console.print(f"Verdict: {_VERDICTS[report.verdict]}")
+    console.print(f"Verdict: {NOTHING_IN_RANGE if _is_out_of_range(report) else _VERDICTS[report.verdict]}")
     text = out.getvalue()
     return text.replace("↔", "/").replace("…", "~") if ascii_only else text
+
+
+def _is_out_of_range(report: Report) -> bool:
+    """Whether a range was asked for and nothing in the range could be compared. Some pairs have no periods."""
+    is_limited = report.from_ms is not None or report.to_ms is not None
+    compared = sum(summary.compared for summary in report.summaries if summary.pair not in WITHOUT_PERIODS)
+    return is_limited and report.verdict is Verdict.EQUAL and not compared
 
 
 def _summaries(report: Report, frame: box.Box, ascii_only: bool) -> Table:

@@ -34,6 +34,13 @@ class Reason(StrEnum):
     PERIOD_CLOSED = "period_closed"
 
 
+# A redrive sends the same bytes, so an event with one of these reasons is rejected again, or not counted.
+UNCHANGED_BY_REDRIVE = frozenset({
+    Reason.BAD_ENCODING, Reason.BAD_JSON, Reason.TOO_DEEP, Reason.TOO_MANY_EVENTS, Reason.NOT_AN_EVENT,
+    Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, Reason.TOO_FAR_IN_PAST, Reason.TOO_MANY_DEFERRED,
+    Reason.FORGED_CONTROL, Reason.BAD_CONTROL, Reason.PERIOD_CLOSED,
+})  # fmt: skip
+
 _LEAVE_OUT = "To accept such events without counting them in the meter, set on_bad: skip_meter, or give it a filter"
 
 REMEDIES: dict[Reason, str] = {
@@ -71,5 +78,8 @@ REMEDIES: dict[Reason, str] = {
     Reason.WRONG_PARTITION: "write to usage.inbox, or key usage.events by murmur2 of the account; then redrive",
     Reason.FORGED_CONTROL: "control records are signed: write them with the tidemark command and TIDEMARK_SECRET",
     Reason.BAD_CONTROL: "the control record is signed but of an unknown form: use a matching version",
-    Reason.PERIOD_CLOSED: "its period is closed, and its meter quarantines or another payer took over; bill it by hand",
+    Reason.PERIOD_CLOSED: (
+        "the detail says why the usage is not carried forward: the late policy of its meter, or another payer; "
+        "bill it by hand"
+    ),
 }

@@ -57,8 +57,9 @@ class Intent(_Frozen):
 class Attempt(_Frozen):
     """Written before the first send: after a crash, the sender knows whether an event may have been sent.
 
-    The first attempt in the log is sent. If a lookup at Stripe does not find the event, a new attempt replaces the one
-    whose `attempted_at_ms` is `replaces_ms`. The new attempt counts only if the other one is in force.
+    The first attempt in the log is sent. If Stripe refused its event, or a lookup at Stripe does not find the event, a
+    new attempt replaces the one whose `attempted_at_ms` is `replaces_ms`. The new attempt counts only if the other one
+    is in force.
     """
 
     kind: Literal["attempt"] = "attempt"

@@ -91,6 +91,7 @@ EXITS_WITH_1: Final = {
     "meters check": "never",
     "meters schema": "never",
     "meters show": _UNANSWERED,
+    "periods": "the gateway did not answer, or refused the key",
     "quarantine list": _UNANSWERED,
     "quarantine redrive": f"{_UNANSWERED}; repeat the command",
     "rebuild archive": f"{_DRIFT}; repeat the command to go on",
@@ -247,8 +248,9 @@ def errors_page() -> str:
         + "\n## Exit codes\n\n"
         f"Every command exits with 0 on success, with {EXIT_INPUT} on a wrong argument, setting, file or event, with\n"
         f"{EXIT_OPERATOR} if an operator must choose, and with {EXIT_INTERRUPTED} if it was interrupted, or asked and\n"
-        f"was not answered. Only {EXIT_FAILURE} depends on the command. An error is one line on stderr that names the\n"
-        "option, the field or the setting.\n\n"
+        f"the answer was no. A command that asks where nobody can answer exits with {EXIT_INPUT}: add `--yes`. Only\n"
+        f"{EXIT_FAILURE} depends on the command. An error is one line on stderr that names the option, the field or\n"
+        "the setting.\n\n"
         + _table(("Command", f"{EXIT_FAILURE} means"), _exits())
         + "\n`python -m demo`, `python -m simulation` and `python -m benchmarks` exit with 1 if a count is wrong.\n"
         "A role that ends with 3 ends with 3 again after a restart: see\n"

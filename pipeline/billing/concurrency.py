@@ -18,10 +18,11 @@ class TokenBucket:
         self._clock = clock
         self._cost_ms = SECOND_MS / rate_per_s
         self._full_at_ms = 0.0
+        self._read_ms = 0
 
     async def take(self) -> None:
         """Wait until the next call may start."""
-        now_ms = self._clock.now_ms()
+        now_ms = self._now_ms()
         self._full_at_ms = max(self._full_at_ms, now_ms) + self._cost_ms
         wait_ms = self._full_at_ms - BURST_MS - now_ms
         if wait_ms > 0:
@@ -30,7 +31,14 @@ class TokenBucket:
     def pause(self, duration_ms: int) -> None:
         """Admit no call for `duration_ms`, because Stripe limits the whole account. 0 changes nothing."""
         if duration_ms:
-            self._full_at_ms = max(self._full_at_ms, self._clock.now_ms() + BURST_MS + duration_ms)
+            self._full_at_ms = max(self._full_at_ms, self._now_ms() + BURST_MS + duration_ms)
+
+    def _now_ms(self) -> int:
+        now_ms = self._clock.now_ms()
+        # If the clock was put back, the bucket moves back with it. Otherwise it would admit no call for as long.
+        self._full_at_ms -= max(self._read_ms - now_ms, 0)
+        self._read_ms = now_ms
+        return now_ms
 
 
 class KeyedLocks:

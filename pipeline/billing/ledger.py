@@ -42,8 +42,9 @@ class Hold(StrEnum):
 class Pending:
     """An intent without an outcome, and its progress.
 
-    `in_doubt`: Stripe may have received a send whose answer was lost. `awaited_offset`: the offset of this sender's own
-    attempt; the intent waits until the attempt was read back.
+    `in_doubt`: Stripe may have received a send whose answer was lost. `refused_at_ms`: when this sender last sent the
+    attempt and Stripe refused the event because of its meter or customer. `awaited_offset`: the offset of this sender's
+    own attempt; the intent waits until the attempt was read back.
     """
 
     intent: Intent
@@ -52,6 +53,7 @@ class Pending:
     not_before_ms: int = 0
     failures: int = 0
     in_doubt: bool = False
+    refused_at_ms: int | None = None
     awaited_offset: int = -1
     hold: Hold = Hold.NONE
     detail: str = ""
@@ -122,7 +124,9 @@ class ReportLedger:
         pending = self._pending.get(attempt.identifier)
         if pending is not None and supersedes(attempt, pending.attempt):
             pending.attempt = attempt
-            pending.in_doubt |= offset != pending.awaited_offset
+            # An attempt of this sender follows a proof that Stripe does not have the event.
+            pending.in_doubt = offset != pending.awaited_offset
+            pending.refused_at_ms = None
 
     def settle(self, identifier: str) -> None:
         """Remove a pending intent and keep its identifier as settled."""

@@ -18,7 +18,6 @@ from schemas.log import REPORTS_TOPIC, Log
 from schemas.periods import Period
 from schemas.reports import Attempt, Intent, ReportEntry, StripeMeters
 
-UNKNOWN_MAX: Final = 12
 READ_RECORDS_MAX: Final = 1_000
 
 
@@ -120,8 +119,6 @@ class StripeLookup:
         others = (reported for reported in sent if reported.intent.identifier != identifier)
         if any(_last_ms(reported) > settled_before_ms for reported in others):
             return _unknown("Stripe's summary may not show the latest sends yet")
-        if len(doubtful) > UNKNOWN_MAX:
-            return _unknown(f"{len(doubtful)} events of this customer and period are in doubt at once")
         start_s, end_s = key.period.start_ms // SECOND_MS, key.period.end_ms // SECOND_MS
         summary = await self._meters.summary(key.event_name, key.stripe_customer, start_s, end_s)
         await self._catch_up(index)

@@ -3,7 +3,8 @@
 The steps of an intent, and the state after a crash behind each step:
 1. The intent is in the log: nothing was sent, and the restart reads the intent again.
 2. The attempt is in the log: it may have been sent. Within Stripe's identifier window the same bytes are sent again
-   with the same identifier; later Stripe's summary decides.
+   with the same identifier; later Stripe's summary decides. A refusal by Stripe proves that Stripe does not have the
+   event, so the sender that was refused needs no summary.
 3. The attempt was read back and sent: as 2, and Stripe answers "already exists".
 4. The outcome is in the log: the intent is settled.
 
@@ -46,7 +47,8 @@ class SenderPolicy:
     """Limits of the sender.
 
     `rate_per_s`: Stripe allows 25/s for a sandbox and 1 000/s live. `queues_max`: concurrent calls. `round_s`: how
-    long one step or idle call may send. `settle_ms`: how long Stripe's summaries may lack a send.
+    long one step or idle call may send. `settle_ms`: how long Stripe's summaries may lack a send. `hold_retry_ms`: the
+    wait after a refusal; for a customer it doubles up to `hold_retry_max_ms`.
     """
 
     rate_per_s: float = 20.0
@@ -57,6 +59,7 @@ class SenderPolicy:
     resend_window_ms: int = RESEND_WINDOW_MS
     settle_ms: int = 15 * MINUTE_MS
     hold_retry_ms: int = MINUTE_MS
+    hold_retry_max_ms: int = 30 * MINUTE_MS
     look_retry_ms: int = 15 * MINUTE_MS
     pending_max: int = PENDING_MAX
 
@@ -64,13 +67,14 @@ class SenderPolicy:
 class SenderStatus(NamedTuple):
     """Values of the gauges and counters. `counts` are counted since the process started, by name.
 
-    `unmapped_deadline_ms` is when Stripe will refuse the first unmapped intent; None without unmapped intents.
+    `held_deadline_ms` is when Stripe will refuse the first held intent for its age; None without held intents. Intents
+    whose period has not begun do not count.
     """
 
     pending: int
     settled: int
     held: dict[str, int]
-    unmapped_deadline_ms: int | None
+    held_deadline_ms: int | None
     low_watermarks: dict[int, int]
     caught_up: bool
     counts: dict[str, int]
@@ -84,11 +88,12 @@ class _Partition:
     caught_up: bool = False
 
 
-class _HeldMeter(NamedTuple):
-    """Why no event of a meter is sent, and when Stripe is asked again."""
+class _Held(NamedTuple):
+    """Why no event of a meter or customer is sent, when Stripe is asked again, and how often it refused."""
 
     detail: str
     retry_at_ms: int
+    refusals: int = 1
 
 
 class StripeSender:
@@ -126,7 +131,9 @@ class StripeSender:
         self._lookup_lock = asyncio.Lock()
         self._identity: tuple[bool, str] | None = None
         self._ensured: set[str] = set()
-        self._held_meters: dict[str, _HeldMeter] = {}
+        self._held_meters: dict[str, _Held] = {}
+        self._held_customers: dict[tuple[str, str], _Held] = {}
+        self._round_ms = 0
         self._counts: Counter[str] = Counter()
 
     @property
@@ -174,12 +181,12 @@ class StripeSender:
         """The current values. Takes time in proportion to the pending intents."""
         parts = self._partitions.values()
         pending = [item for part in parts for item in part.ledger.pending()]
-        unmapped = [deadline_ms(item.intent) for item in pending if item.hold is Hold.UNMAPPED]
+        deadlines = [deadline_ms(item.intent) for item in pending if item.hold not in (Hold.NONE, Hold.EARLY)]
         return SenderStatus(
             pending=len(pending),
             settled=sum(part.ledger.settled for part in parts),
             held=dict(Counter(str(item.hold) for item in pending if item.hold)),
-            unmapped_deadline_ms=min(unmapped, default=None),
+            held_deadline_ms=min(deadlines, default=None),
             low_watermarks={part.number: part.ledger.low_watermark() for part in parts},
             caught_up=all(part.caught_up for part in parts),
             counts=dict(self._counts),
@@ -190,6 +197,9 @@ class StripeSender:
         if not part.caught_up:
             return
         now_ms = self._clock.now_ms()
+        if now_ms < self._round_ms - MINUTE_MS:
+            self._end_waits()
+        self._round_ms = now_ms
         part.ledger.forget_expired(now_ms)
         if part.ledger.has_doubts:
             await self._recall(part)
@@ -210,6 +220,16 @@ class StripeSender:
 
         await all_or_first_error(work() for _ in range(min(self._policy.queues_max, len(due))))
         self._lookup.forget()
+
+    def _end_waits(self) -> None:
+        """Try everything again, because the clock was put back: the ends of all waits are too late by as much."""
+        self._held_meters.clear()
+        self._held_customers.clear()
+        for part in self._partitions.values():
+            for pending in part.ledger.pending():
+                pending.not_before_ms = 0
+            for queue in part.ledger.queues.values():
+                queue.not_before_ms = 0
 
     async def _recall(self, part: _Partition) -> None:
         """Read the partition again from its first record, because an intent arrived whose outcome may be forgotten."""
@@ -241,16 +261,14 @@ class StripeSender:
         """Advance one intent as far as possible now: to its outcome, to a hold, or to its next try."""
         if pending.awaited_offset >= part.ledger.next_offset:
             return
-        was_refused = pending.hold is Hold.ACCOUNT
+        was_unknown = pending.hold is Hold.UNKNOWN
         pending.hold = Hold.NONE
         try:
             await self._check_mode(pending)
-            if pending.attempt is None:
+            if pending.attempt is None or self._is_void(pending, pending.attempt):
                 await self._begin(part, pending)
             elif self._is_stale(pending.attempt):
-                await self._resolve_by_lookup(part, pending, pending.attempt)
-            elif was_refused and await self._rebound(part, pending, pending.attempt):
-                return
+                await self._resolve_by_lookup(part, pending, pending.attempt, was_unknown)
             elif await self._ensure_meter(pending):
                 await self._send(part, pending, pending.attempt)
         except Transient as error:
@@ -288,13 +306,14 @@ class StripeSender:
             return
         if timestamp_s is None:
             detail = "its period ended more than 35 days ago and Stripe no longer accepts it: add an invoice item"
+            detail += f"; before: {pending.detail}" if pending.detail else ""
             await self._settle(part, pending, OutcomeStatus.DEAD, detail)
             return
         if payer.billing is Billing.UNMAPPED or not payer.stripe_customer:
             detail = "bind the account to a Stripe customer, or mark it free"
             self._hold(pending, Hold.UNMAPPED, detail, self._policy.hold_retry_ms)
             return
-        if await self._ensure_meter(pending):
+        if await self._ensure_meter(pending) and not self._is_held(pending, payer.stripe_customer):
             value = decimal_text(intent.delta_minor, intent.scale)
             await self._write_attempt(part, pending, payer.stripe_customer, timestamp_s, value)
 
@@ -317,23 +336,30 @@ class StripeSender:
         self._hold(pending, Hold.METER, held.detail, held.retry_at_ms - self._clock.now_ms())
         return False
 
-    def _hold_meter(self, event_name: str, detail: str) -> _HeldMeter:
+    def _hold_meter(self, event_name: str, detail: str) -> _Held:
         self._ensured.discard(event_name)
-        held = _HeldMeter(detail, self._clock.now_ms() + self._policy.hold_retry_ms)
+        held = _Held(detail, self._clock.now_ms() + self._policy.hold_retry_ms)
         self._held_meters[event_name] = held
         return held
 
-    async def _rebound(self, part: _Partition, pending: Pending, attempt: Attempt) -> bool:
-        """Whether another customer pays by now, after Stripe did not know the attempt's customer.
+    def _is_held(self, pending: Pending, customer: str) -> bool:
+        """Whether Stripe refused the meter's last event of this customer. If so, hold the intent until the next try.
 
-        Then a new attempt replaces the attempt. The identifier stays the same, so Stripe takes one of them at most.
+        Most intents of a refused customer thus get no attempt, so nothing about them can be in doubt.
         """
-        payer = await self._resolve(pending.intent, pending.intent.instant_ms)
-        customer = payer.stripe_customer if payer and payer.billing is Billing.MAPPED else ""
-        if customer in ("", attempt.stripe_customer):
+        held, now_ms = self._held_customers.get((pending.intent.event_name, customer)), self._clock.now_ms()
+        if held is None or held.retry_at_ms <= now_ms:
             return False
-        await self._write_attempt(part, pending, customer, attempt.timestamp_s, attempt.value)
+        self._hold(pending, Hold.ACCOUNT, held.detail, held.retry_at_ms - now_ms)
         return True
+
+    def _hold_customer(self, pending: Pending, customer: str, detail: str) -> None:
+        """Hold the intent, and the meter's other intents of the customer, twice as long as the last time."""
+        key, policy = (pending.intent.event_name, customer), self._policy
+        refusals = self._held_customers[key].refusals + 1 if key in self._held_customers else 1
+        wait_ms = min(policy.hold_retry_ms << min(refusals - 1, 30), policy.hold_retry_max_ms)
+        self._held_customers[key] = _Held(detail, self._clock.now_ms() + wait_ms, refusals)
+        self._hold(pending, Hold.ACCOUNT, detail, wait_ms)
 
     async def _write_attempt(
         self, part: _Partition, pending: Pending, customer: str, timestamp_s: int, value: str
@@ -352,8 +378,24 @@ class StripeSender:
     def _is_stale(self, attempt: Attempt) -> bool:
         return self._clock.now_ms() - attempt.attempted_at_ms >= self._policy.resend_window_ms
 
-    async def _resolve_by_lookup(self, part: _Partition, pending: Pending, attempt: Attempt) -> None:
-        """After Stripe's identifier window: settle the intent, append a new attempt, or put the intent on hold."""
+    def _is_void(self, pending: Pending, attempt: Attempt) -> bool:
+        """Whether a new attempt may replace this one without a lookup, because Stripe refused its event a moment ago.
+
+        Only if every answer to the attempt was a refusal. Another sender may send this attempt after that refusal.
+        Stripe still knows its event when the new attempt is sent, at most a resend window after it is written.
+        """
+        if pending.in_doubt or pending.refused_at_ms is None:
+            return False
+        now_ms, policy = self._clock.now_ms(), self._policy
+        is_recent = 0 <= now_ms - pending.refused_at_ms <= 2 * policy.hold_retry_max_ms
+        return is_recent and now_ms - attempt.attempted_at_ms >= policy.resend_window_ms // 2
+
+    async def _resolve_by_lookup(self, part: _Partition, pending: Pending, attempt: Attempt, was_unknown: bool) -> None:
+        """After Stripe's identifier window: settle the intent, append a new attempt, or put the intent on hold.
+
+        `was_unknown`: the last lookup did not decide either. An intent that Stripe refuses for its age becomes a dead
+        letter after the second such lookup, when a recent send can no longer be the reason.
+        """
         key, sums = sum_of(pending.intent, attempt), self._stale_sums(part)
         async with self._locks.hold((key.event_name, key.stripe_customer)), self._lookup_lock:
             try:
@@ -364,6 +406,11 @@ class StripeSender:
             self._counts[f"looked_{result.presence}"] += 1
             if result.presence is Presence.PRESENT:
                 await self._settle(part, pending, OutcomeStatus.ACCEPTED, result.detail)
+                return
+            is_over = event_time_s(pending.intent, pending.intent.period_end_ms, self._clock.now_ms()) is None
+            if result.presence is Presence.UNKNOWN and was_unknown and is_over:
+                detail = f"{result.detail}, and its period is too old; Stripe may have it"
+                await self._settle(part, pending, OutcomeStatus.DEAD, detail)
                 return
             if result.presence is Presence.UNKNOWN:
                 self._hold(pending, Hold.UNKNOWN, result.detail, self._policy.look_retry_ms)
@@ -383,25 +430,32 @@ class StripeSender:
     async def _send(self, part: _Partition, pending: Pending, attempt: Attempt) -> None:
         event = meter_event(pending.intent, attempt)
         async with self._locks.hold((event.event_name, event.stripe_customer)), self._slots:
+            if self._is_held(pending, event.stripe_customer):
+                return
             await self._bucket.take()
             if self._is_stale(attempt):
                 # Stripe's window ended during the wait (or a suspension): the next round looks the event up.
                 return
+            # The call may be cancelled while Stripe executes it, and the outcome of an accepted event may get lost.
+            was_in_doubt, pending.in_doubt, sent_at_ms = pending.in_doubt, True, self._clock.now_ms()
             result = await self._meters.send(event)
+            if result.status in (SendStatus.HOLD_METER, SendStatus.HOLD_ACCOUNT, SendStatus.DEAD):
+                pending.in_doubt = was_in_doubt
         self._counts[f"sent_{result.status}"] += 1
         match result.status:
             case SendStatus.ACCEPTED | SendStatus.DUPLICATE:
                 detail = "" if result.status is SendStatus.ACCEPTED else "Stripe already had it"
                 await self._settle(part, pending, OutcomeStatus.ACCEPTED, detail)
             case SendStatus.RETRY:
-                pending.in_doubt = True
                 self._bucket.pause(round(result.retry_after_s * SECOND_MS))
                 self._back_off(pending, result.detail, result.retry_after_s)
             case SendStatus.HOLD_METER:
+                pending.refused_at_ms = sent_at_ms
                 held = self._hold_meter(event.event_name, result.detail)
                 self._hold(pending, Hold.METER, held.detail, self._policy.hold_retry_ms)
             case SendStatus.HOLD_ACCOUNT:
-                self._hold(pending, Hold.ACCOUNT, result.detail, self._policy.hold_retry_ms)
+                pending.refused_at_ms = sent_at_ms
+                self._hold_customer(pending, event.stripe_customer, result.detail)
             case SendStatus.DEAD:
                 doubt = "; an earlier try got no clear answer, so Stripe may have it" if pending.in_doubt else ""
                 await self._settle(part, pending, OutcomeStatus.DEAD, result.detail + doubt)
@@ -420,6 +474,7 @@ class StripeSender:
         )
         await self._append(part, pending, outcome)
         part.ledger.settle(pending.intent.identifier)
+        self._held_customers.pop((pending.intent.event_name, outcome.stripe_customer), None)
         self._counts[f"outcome_{status}"] += 1
         if status is OutcomeStatus.DEAD:
             _LOG.error("a report of %s is a dead letter, a person must look: %s", pending.intent.account, detail)

@@ -1,4 +1,4 @@
-"""The `tidemark` command. One module per kind of user: roles, developers (dev, emit, usage, top), operators.
+"""The `tidemark` command. One module per kind of user: roles, developers (dev, emit, usage, periods, top), operators.
 
 Imported by no other package; may import all. Invariant: an error of the project is one line with the remedy, and an
 exit code for scripts (1 drift or failure, 2 bad input, 3 an operator must choose).
@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 import click
 
 from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
-from pipeline.cli.develop import dev, emit, key, stripe_simulator, top, usage
+from pipeline.cli.develop import dev, emit, key, periods, stripe_simulator, top, usage
 from pipeline.cli.operate import account, close_period, doctor, meters, quarantine, reconcile
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.roles import archive, gateway, router, sink, worker
@@ -43,7 +43,8 @@ def cli() -> None:
 
 
 for command in (
-    dev, stripe_simulator, emit, usage, top, key, reconcile, quarantine, meters, account, close_period, doctor, rebuild,
+    dev, stripe_simulator, emit, usage, periods, top, key, reconcile, quarantine, meters, account, close_period, doctor,
+    rebuild,
     worker, archive, router, gateway, sink,
 ):  # fmt: skip
     cli.add_command(command)
@@ -59,10 +60,10 @@ def main(command: click.Command = cli) -> None:
     try:
         _check_text(sys.argv[1:])
         command(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        _help(error)
     except click.ClickException as error:
-        error.message = _line(error.message)
-        error.show()
-        sys.exit(EXIT_INPUT)
+        _fail(f"{error.format_message().removesuffix('.')}; add -h for the help", EXIT_INPUT)
     except click.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except OperatorNeeded as error:
@@ -82,6 +83,16 @@ def main(command: click.Command = cli) -> None:
 def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"tidemark: {_line(message)}", err=True)
     sys.exit(code)
+
+
+def _help(error: click.exceptions.NoArgsIsHelpError) -> None:
+    """Print the help of `tidemark` alone. A group of commands that gets none of them is an error."""
+    context = error.ctx
+    if context is None or context.parent is None or not isinstance(context.command, click.Group):
+        click.echo(error.format_message())
+        return
+    names = ", ".join(sorted(context.command.commands))
+    _fail(f"Missing argument 'COMMAND': give one of {names}", EXIT_INPUT)
 
 
 def _line(message: str) -> str:

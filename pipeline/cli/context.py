@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 # A person waits for a command; a role has longer limits and a supervisor.
 STORE_TIMEOUT_S = 10
+# A process that has one of these is meant for a deployment of its own.
+DEPLOYMENT: Final = (
+    "TIDEMARK_LOG_URL", "TIDEMARK_REDIS_URL", "TIDEMARK_CLICKHOUSE_URL", "TIDEMARK_SECRET", "TIDEMARK_API_KEYS",
+)  # fmt: skip
+NO_DEV: Final = "is not set and no `tidemark dev` runs here"
 EXIT_FAILURE = 1
 EXIT_INPUT = 2
 EXIT_OPERATOR = 3
@@ -52,12 +57,19 @@ def settings() -> Settings:
 
 
 def role_settings(**overrides: object) -> Settings:
-    """The settings from the environment; a running `tidemark dev` gives the variables that are not set."""
+    """The settings from the environment; a running `tidemark dev` gives the variables that are not set.
+
+    Raises `InvalidInput` if neither names a deployment: the defaults are the files of a `dev`, which needs its servers.
+    """
     from pipeline.settings import load_settings
 
     if document := running():
         for name, value in document["environment"].items():
             os.environ.setdefault(name, str(value))
+    elif not any(name in os.environ for name in DEPLOYMENT):
+        raise InvalidInput(
+            DEPLOYMENT[0], f"{NO_DEV}; start it, or set the addresses and the secret of a deployment (docs/settings.md)"
+        )
     return load_settings(**overrides)
 
 
@@ -69,8 +81,11 @@ def confirm(question: str, *, yes: bool) -> None:
     try:
         agreed = click.confirm(question)
     except click.Abort:
-        if sys.stdin.isatty():
-            raise
-        raise InvalidInput("--yes", "nobody answered the question: add --yes to do it") from None
+        if not sys.stdin.isatty():
+            message = "nobody answered the question, so nothing was done: add --yes to do it"
+            raise InvalidInput("--yes", message) from None
+        agreed = False
+        click.echo(err=True)
     if not agreed:
+        click.echo("tidemark: nothing was done", err=True)
         raise click.Abort

@@ -1,9 +1,14 @@
-"""Commands for application developers: dev, stripe-simulator, emit, usage, top, key."""
+"""Commands for application developers: dev, stripe-simulator, emit, usage, periods, top, key."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode
@@ -11,7 +16,7 @@ from urllib.parse import quote, urlencode
 import click
 
 from emitter.transport import exposes_key
-from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, data_dir, running, settings
+from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, NO_DEV, data_dir, running, settings
 from pipeline.local import DEV_FILE
 from schemas.errors import InvalidInput, Refused, Transient
 
@@ -46,14 +51,17 @@ def dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | Non
     """
     if workers > 1 and not kafka:
         raise InvalidInput("--workers", "the embedded log has one reader per group; add --kafka")
-    for option, wanted in (("--port", port), ("--clickhouse-port", clickhouse_port)):
-        _check_free(option, wanted)
     if meter_set_path is not None:
         from pipeline.open import read_meter_set
 
         # Before anything starts.
         read_meter_set(meter_set_path)
-    asyncio.run(_dev(kafka, port, clickhouse_port, meter_set_path, workers))
+    from pipeline.local.dev import locked_folder
+
+    with locked_folder(data_dir(), "TIDEMARK_DATA_DIR"):
+        for option, wanted in (("--port", port), ("--clickhouse-port", clickhouse_port)):
+            _check_free(option, wanted)
+        asyncio.run(_dev(kafka, port, clickhouse_port, meter_set_path, workers))
 
 
 @click.command("stripe-simulator", context_settings={"ignore_unknown_options": True}, add_help_option=False)
@@ -83,9 +91,8 @@ def _check_free(option: str, port: int) -> None:
 
 async def _dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | None, workers: int) -> None:
     from pipeline.http.serving import stop_event
-    from pipeline.local.dev import Dev, DevOptions, private_folder, write_private
+    from pipeline.local.dev import Dev, DevOptions, write_private
 
-    private_folder(data_dir())
     folder = data_dir() / "kafka-shape" if kafka else data_dir()
     options = DevOptions(folder, kafka, port, clickhouse_port, meter_set=meter_set_path, workers=workers)
     stop = stop_event()
@@ -104,7 +111,18 @@ async def _dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Pat
         await instance.stop()
 
 
+def command_as_started() -> str:
+    """The command by which this process was started, without its arguments, for a shell in the same folder."""
+    started = Path(sys.argv[0])
+    if started.name != "tidemark":
+        return f"{shlex.quote(sys.executable)} -m pipeline.cli"
+    known = shutil.which("tidemark")
+    return "tidemark" if known is not None and Path(known).samefile(started) else shlex.quote(str(started))
+
+
 def _welcome(instance: Any) -> str:
+    command, folder = command_as_started(), os.environ.get("TIDEMARK_DATA_DIR")
+    data_dir_line = f"\n  export TIDEMARK_DATA_DIR={shlex.quote(str(Path(folder).absolute()))}" if folder else ""
     return f"""
 Tidemark is running.
   Gateway             {instance.gateway_url}
@@ -115,22 +133,19 @@ Tidemark is running.
   Data and logs       {instance.data_dir}
 
 In another terminal:
+  cd {shlex.quote(str(Path.cwd()))}{data_dir_line}
   export TIDEMARK_API_KEY={instance.api_key}
-  tidemark emit api.request --account acme --data '{{"method":"GET","region":"eu"}}'
-  tidemark usage --account acme
+  {command} emit api.request --account acme --data '{{"method":"GET","region":"eu"}}'
+  {command} usage --account acme
 Press ctrl-C to stop."""
 
 
 def _gateway() -> tuple[str, str]:
-    import os
-
     document = running() or {}
     url = os.environ.get("TIDEMARK_GATEWAY_URL") or document.get("gateway_url", "")
     key_text = os.environ.get("TIDEMARK_API_KEY") or document.get("api_key", "")
     if not url:
-        raise InvalidInput(
-            "TIDEMARK_GATEWAY_URL", "is not set and no `tidemark dev` runs here; start it, or set the URL"
-        )
+        raise InvalidInput("TIDEMARK_GATEWAY_URL", f"{NO_DEV}; start it, or set the URL")
     if not key_text:
         raise InvalidInput("TIDEMARK_API_KEY", "is not set; `tidemark key create` prints one")
     try:
@@ -189,7 +204,23 @@ def _document(url: str, answer: httpx.Response) -> dict[str, Any]:
         raise Refused(message)
     if status == 429 or status >= 500:
         raise Transient(message)
-    raise InvalidInput(str(error.get("field") or "request"), message)
+    field = str(error.get("field") or "request")
+    raise InvalidInput(field, message.removeprefix(f"{field}: "))
+
+
+def _print_answer(path: str, options: Mapping[str, str | int | None]) -> None:
+    """Print the answer to a question with the options that are set. An error names the option."""
+    parameters = {name: str(value) for name, value in options.items() if value is not None}
+    try:
+        # A path cannot carry every account: HTTP clients change `.` and `..`.
+        answer = _call("GET", f"{path}?{urlencode(parameters, quote_via=quote, safe='')}")
+    except InvalidInput as error:
+        if error.field not in options:
+            raise
+        # The gateway lists its parameters, which are no options.
+        message = error.message.partition("; the parameters are")[0]
+        raise InvalidInput(f"--{error.field.replace('_', '-')}", message) from error
+    click.echo(json.dumps(answer, indent=2))
 
 
 @click.command()
@@ -217,11 +248,11 @@ def emit(event_type: str, account: str, data: str, event_id: str | None, event_t
         raise InvalidInput("--data", f"is not JSON: {error}") from error
     event = {
         "specversion": "1.0",
-        "id": event_id or str(uuid.uuid4()),
+        "id": str(uuid.uuid4()) if event_id is None else event_id,
         "source": "tidemark-cli",
         "type": event_type,
         "subject": account,
-        "time": event_time or format_instant_ms(SystemClock().now_ms()),
+        "time": format_instant_ms(SystemClock().now_ms()) if event_time is None else event_time,
         "data": body,
     }
     answer = _call(
@@ -242,9 +273,11 @@ def emit(event_type: str, account: str, data: str, event_id: str | None, event_t
 @click.option("--window", type=click.Choice(["hour", "day", "month"]), help="One row per hour, day or month.")
 @click.option("--timezone", help="Time zone of the windows, such as Europe/Berlin.")
 @click.option("--group-by", help="Dimensions, separated by commas.")
+@click.option("--limit", type=click.IntRange(1), help="Rows of a page (with --meter). All rows if unset.")
+@click.option("--cursor", help="Print the page after the one with this next_cursor (with --meter).")
 def usage(
     account: str | None, meter: str | None, from_: str | None, to: str | None, window: str | None,
-    timezone: str | None, group_by: str | None,
+    timezone: str | None, group_by: str | None, limit: int | None, cursor: str | None,
 ) -> None:  # fmt: skip
     """Print usage from the gateway as JSON.
 
@@ -252,22 +285,34 @@ def usage(
     tidemark usage --account acme
     tidemark usage --meter api_requests --from 2026-11-01T00:00:00Z --to 2026-12-01T00:00:00Z --window day
     """
-    if meter is None:
-        if account is None:
-            raise InvalidInput("--account", "give an account, or a --meter")
-        ranged = {"--from": from_, "--to": to, "--window": window, "--timezone": timezone, "--group-by": group_by}
-        for option, value in ranged.items():
-            if value is not None:
-                raise InvalidInput(option, "needs a --meter; without one, the answer is the current period")
-        # A path cannot carry every name: HTTP clients change `.` and `..`.
-        click.echo(json.dumps(_call("GET", f"/v1/usage/current?account={quote(account, safe='')}"), indent=2))
-        return
-    options = {
+    options: dict[str, str | int | None] = {
         "meter": meter, "account": account, "from": from_, "to": to, "window": window,
-        "timezone": timezone, "group_by": group_by,
+        "timezone": timezone, "group_by": group_by, "limit": limit, "cursor": cursor,
     }  # fmt: skip
-    parameters = {name: value for name, value in options.items() if value is not None}
-    click.echo(json.dumps(_call("GET", "/v1/usage", params=parameters), indent=2))
+    if meter is not None:
+        _print_answer("/v1/usage", options)
+        return
+    if account is None:
+        raise InvalidInput("--account", "give an account, or a --meter")
+    for name, value in options.items():
+        if name != "account" and value is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise InvalidInput(option, "needs a --meter; without one, the answer is the current period")
+    _print_answer("/v1/usage/current", {"account": account})
+
+
+@click.command()
+@click.option("--account", required=True, help="The account.")
+@click.option("--meter", required=True, help="The meter's slug.")
+@click.option("--from", "from_", required=True, help="RFC 3339 instant: periods that end after it.")
+@click.option("--to", required=True, help="RFC 3339 instant: periods that begin before it.")
+def periods(account: str, meter: str, from_: str, to: str) -> None:
+    """Print what each billing period of an account counted of a meter, and what was carried in, as JSON.
+
+    \b
+    tidemark periods --account acme --meter tokens --from 2026-01-01T00:00:00Z --to 2027-01-01T00:00:00Z
+    """
+    _print_answer("/v1/usage/periods", {"meter": meter, "account": account, "from": from_, "to": to})
 
 
 @click.command()
@@ -282,8 +327,7 @@ def top(meter: str, period: str | None, limit: int) -> None:
     \b
     tidemark top --meter tokens --limit 3
     """
-    parameters = {"meter": meter, "limit": str(limit), **({"period": period} if period else {})}
-    click.echo(json.dumps(_call("GET", f"/v1/usage/top?{urlencode(parameters)}"), indent=2))
+    _print_answer("/v1/usage/top", {"meter": meter, "limit": limit, "period": period})
 
 
 @click.group()
@@ -292,6 +336,8 @@ def key() -> None:
 
 
 def _keys_file() -> Path:
+    if running() is None and "TIDEMARK_API_KEYS" not in os.environ:
+        raise InvalidInput("TIDEMARK_API_KEYS", f"{NO_DEV}; start it, or name the file that holds the keys' hashes")
     path = settings().api_keys
     if path is None:
         raise InvalidInput("TIDEMARK_API_KEYS", "is not set; name the file that holds the keys' hashes")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
+from click.core import ParameterSource
 
-from aggregators.instants import format_instant_ms, parse_instant_us
+from aggregators.instants import format_instant_ms, parse_instant_us, why_no_instant
 from pipeline.cli.context import confirm, settings
 from pipeline.cli.develop import METER_SET_FILE
 from schemas.errors import InvalidInput
@@ -27,7 +28,7 @@ def instant_ms(field: str, text: str) -> int:
     """Parse an RFC 3339 option to UTC milliseconds. Raises `InvalidInput`."""
     parsed = parse_instant_us(text)
     if parsed is None:
-        raise InvalidInput(field, f"{text!r} is not RFC 3339 with an offset, such as 2026-11-01T00:00:00Z")
+        raise InvalidInput(field, f"{text!r} {why_no_instant(text)}; write it as 2026-11-01T00:00:00Z")
     return parsed // 1000
 
 
@@ -112,7 +113,7 @@ def account() -> None:
 @click.option("--interval", type=click.Choice(["day", "week", "month", "year"]), default="month", show_default=True)
 @click.option("--interval-count", default=1, show_default=True)
 @click.option("--from", "from_", help="The instant of effect; the earliest possible if unset.")
-@click.option("--customer", default="", help="The Stripe customer, cus_…; unmapped if unset.")
+@click.option("--customer", help="The Stripe customer, cus_…; unmapped if unset.")
 @click.option("--free", is_flag=True, help="Never report this account to Stripe.")
 @click.option("--dry-run", is_flag=True, help="Print what the binding will do. Does not bind.")
 @_YES
@@ -122,7 +123,7 @@ def account_bind(
     interval: str,
     interval_count: int,
     from_: str | None,
-    customer: str,
+    customer: str | None,
     free: bool,
     dry_run: bool,
     yes: bool,
@@ -138,6 +139,12 @@ def account_bind(
     from pipeline.commands.accounts import append_planned, plan_binding
 
     checked, binding = account_name(name), binding_of(anchor, interval, interval_count, from_, customer, free=free)
+    given = click.get_current_context().get_parameter_source
+    if all(
+        given(option) is ParameterSource.DEFAULT
+        for option in ("anchor", "interval", "interval_count", "customer", "free")
+    ):
+        raise InvalidInput("--customer", "give --customer or --free, or a period (--anchor, --interval)")
     deployment = settings()
     plan = run(plan_binding(deployment, checked, binding))
     click.echo("\n".join(plan.lines))
@@ -149,26 +156,26 @@ def account_bind(
 
 
 def binding_of(
-    anchor: str, interval: str, interval_count: int, from_: str | None, customer: str, *, free: bool
+    anchor: str, interval: str, interval_count: int, from_: str | None, customer: str | None, *, free: bool
 ) -> Binding:
     """The binding of the options of `account bind`. Instants of effect are cut down to the minute. Raises
     `InvalidInput` with the option."""
     from schemas.clock import MINUTE_MS
     from schemas.periods import INTERVAL_COUNT_MAX, Billing, Binding, Interval
 
-    if free and customer:
+    if free and customer is not None:
         raise InvalidInput("--free", f"contradicts --customer {customer}: give one of them")
-    if customer and not CUSTOMER.fullmatch(customer):
+    if customer is not None and not CUSTOMER.fullmatch(customer):
         raise InvalidInput("--customer", f"{customer!r} is no Stripe customer: give its id, which begins with cus_")
     if not 1 <= interval_count <= INTERVAL_COUNT_MAX:
         raise InvalidInput("--interval-count", f"{interval_count} is not from 1 to {INTERVAL_COUNT_MAX}")
     return Binding(
-        effective_from_ms=instant_ms("--from", from_) // MINUTE_MS * MINUTE_MS if from_ else 0,
+        effective_from_ms=instant_ms("--from", from_) // MINUTE_MS * MINUTE_MS if from_ is not None else 0,
         anchor_ms=instant_ms("--anchor", anchor),
         interval=Interval(interval),
         interval_count=interval_count,
         billing=Billing.FREE if free else Billing.MAPPED if customer else Billing.UNMAPPED,
-        stripe_customer=customer,
+        stripe_customer=customer or "",
     )
 
 
@@ -208,6 +215,16 @@ def quarantine() -> None:
 
 
 _REASON = click.option("--reason", help="Only entries with this reason, such as wrong_partition.")
+# As `quarantine list` prints it: topic-partition@offset.place.
+POSITION: Final = re.compile(r".+-[0-9]+@[0-9]+\.[0-9]+")
+
+
+def _check_reason(reason: str | None) -> None:
+    """Raise `InvalidInput` for a reason that no entry can have."""
+    from schemas.reasons import Reason
+
+    if reason is not None and reason not in set(Reason):
+        raise InvalidInput("--reason", f"{reason!r} is no reason; the reasons are {', '.join(sorted(Reason))}")
 
 
 @quarantine.command("list")
@@ -219,28 +236,48 @@ def quarantine_list(reason: str | None, limit: int, as_json: bool) -> None:
     from pipeline.commands.operations import quarantined
     from schemas.reasons import REMEDIES, Reason
 
+    _check_reason(reason)
     for entry in run(quarantined(settings(), reason, limit)):
         if as_json:
             click.echo(json.dumps(entry.as_json()))
         else:
             known = entry.reason in set(Reason)
             click.echo(
-                f"{entry.topic}-{entry.partition}@{entry.offset}.{entry.place}  "
+                f"{entry.position}  "
                 f"{format_instant_ms(entry.stream_time_ms)}  {entry.reason}: {entry.detail}\n"
                 f"    {entry.text()[:160]}\n    → {REMEDIES[Reason(entry.reason)] if known else 'see the reason'}"
             )
 
 
 @quarantine.command("redrive")
+@click.argument("positions", nargs=-1)
 @_REASON
 @click.option("--limit", type=COUNT, default=10_000, show_default=True, help="Number of newest entries.")
 @_YES
-def quarantine_redrive(reason: str | None, limit: int, yes: bool) -> None:
-    """Send quarantined events again through usage.inbox. Each event is counted at most once."""
-    from pipeline.commands.operations import quarantined, redrive
+def quarantine_redrive(positions: tuple[str, ...], reason: str | None, limit: int, yes: bool) -> None:
+    """Send quarantined events again through usage.inbox. Each event is counted at most once.
 
+    POSITIONS are those that `quarantine list` prints. Without a position or a reason, leaves out the events that would
+    be rejected again as they are.
+    """
+    from pipeline.commands.operations import quarantined, redrive
+    from schemas.reasons import UNCHANGED_BY_REDRIVE
+
+    _check_reason(reason)
+    for position in positions:
+        if not POSITION.fullmatch(position):
+            raise InvalidInput("POSITIONS", f"{position!r} is no position, such as usage.events-0@17.0")
     deployment = settings()
     entries = [entry for entry in run(quarantined(deployment, reason, limit)) if not entry.cut]
+    if missing := sorted(set(positions) - {entry.position for entry in entries}):
+        raise InvalidInput("POSITIONS", f"{missing[0]} is not among the newest {limit} entries that are whole")
+    if positions:
+        entries = [entry for entry in entries if entry.position in positions]
+    elif reason is None:
+        kept = [entry for entry in entries if entry.reason not in UNCHANGED_BY_REDRIVE]
+        if len(kept) < len(entries):
+            click.echo(f"{len(entries) - len(kept)} events are left out: they would be rejected again as they are")
+        entries = kept
     if not entries:
         click.echo("nothing to redrive")
         return
@@ -274,11 +311,15 @@ def reconcile(
     """
     from pipeline.commands.operations import run_reconcile
 
+    from_ms = instant_ms("--from", from_) if from_ is not None else None
+    to_ms = instant_ms("--to", to) if to is not None else None
+    if from_ms is not None and to_ms is not None and to_ms <= from_ms:
+        raise InvalidInput("--to", f"{to} is not after --from {from_}: no period lies between them")
     code, text = run(
         run_reconcile(
             settings(),
-            instant_ms("--from", from_) if from_ else None,
-            instant_ms("--to", to) if to else None,
+            from_ms,
+            to_ms,
             as_json=as_json,
             stripe_reads_max=stripe_reads_max,
             rows_max=rows,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
+from itertools import pairwise
 from typing import Final, NamedTuple
 
-from aggregators.bindings import apply, customer_at
+from aggregators.bindings import apply, customer_at, cut_in_the_past, effect_after_usage_ms, is_payable_in
 from aggregators.codec import parse_value
 from aggregators.instants import format_instant_ms
 from aggregators.meters import in_force_after
 from aggregators.partitioning import partition_of
-from aggregators.periods import is_closed, open_period, period_at
+from aggregators.periods import cuts_of, is_closed, open_period, period_at
 from aggregators.quantities import decimal_text
 from pipeline.logs.control_records import append_control, read_control
 from pipeline.open import Base, open_base, open_live_view
@@ -21,8 +22,8 @@ from schemas.control import BindingRecord, CloseRecord, ControlKind, MeterSetRec
 from schemas.errors import InvalidInput, Transient
 from schemas.live_view import LiveView
 from schemas.log import EVENTS_TOPIC, Record, position
-from schemas.meters import MeterSet, Policy
-from schemas.periods import AccountState, Billing, Binding, Customer, Period
+from schemas.meters import LatePolicy, MeterSet, Policy
+from schemas.periods import INSTANT_MIN_MS, AccountState, Billing, Binding, Customer, Period
 from schemas.rollup import TotalKey
 
 # How many records a command reads that the worker has not folded yet.
@@ -134,47 +135,84 @@ def binding_plan(known: Standing, account: str, binding: Binding) -> Plan:
     record = BindingRecord(account=account, revision=known.state.revision + 1, binding=binding)
     after = apply(known.state, record, position(known.next_offset), known.policy, known.now_ms)
     lines = [f"{account}: binding {record.revision}"]
-    if binding.anchor_ms % MINUTE_MS:
-        minute_ms = binding.anchor_ms // MINUTE_MS * MINUTE_MS
-        lines.append(f"  anchor: {_text(binding.anchor_ms)}; periods are counted from {_text(minute_ms)}")
-    if after.pending is not None:
-        lines += _pending_lines(known.state, after, binding)
+    if known.state.pending is not None:
+        lines.append("  takes effect: after the recount of an earlier binding of the account has ended")
     else:
         lines += _binding_lines(known, after, binding)
     return Plan(known.partition, known.next_offset, record, tuple(lines), is_final=known.state.has_payer)
 
 
-def _pending_lines(before: AccountState, after: AccountState, binding: Binding) -> list[str]:
-    pending = after.pending
-    assert pending is not None, "the caller has checked it"  # noqa: S101 - an invariant, not input
-    if before.pending is not None:
-        return ["  takes effect: after the recount of an earlier binding of the account has ended"]
-    effective_ms = pending.binding.effective_from_ms
-    since = _text(pending.from_ms)
-    return [
-        f"  takes effect: {_text(effective_ms)}; usage since {since} is counted again in the new periods",
-        f"  pays from then on: {_payer(Customer(effective_ms, binding.billing, binding.stripe_customer))}",
-    ]
-
-
 def _binding_lines(known: Standing, after: AccountState, binding: Binding) -> list[str]:
-    effective_ms = after.bindings[-1].effective_from_ms
-    cut, new = period_at(known.state, effective_ms), period_at(after, effective_ms)
-    lines = [f"  takes effect: {_text(effective_ms)}"]
+    """What a binding changes. `after` is the state after its record."""
+    pending = after.pending
+    if pending is None:
+        effective_ms = effect_after_usage_ms(known.state, binding, known.policy.future_ms, known.now_ms)
+        recount = ""
+    else:
+        effective_ms = pending.binding.effective_from_ms
+        recount = f"; usage since {_text(pending.from_ms)}, if there is any, is counted again in the new periods"
+        after = cut_in_the_past(after)
+    cut, new, running = (
+        period_at(state, instant_ms)
+        for state, instant_ms in ((known.state, effective_ms), (after, effective_ms), (after, known.now_ms))
+    )
+    lines = [*_rule_lines(known.state, binding, effective_ms), f"  takes effect: {_text(effective_ms)}{recount}"]
     if new.start_ms > cut.start_ms:
         lines.append(f"  ends the period: {_span(cut)} at {_text(new.start_ms)}")
     lines.append(f"  period from then on: {_span(new)}")
-    before_effect = customer_at(after, effective_ms - 1)
-    lines.append(f"  pays until then: {_payer(before_effect)}")
-    lines.append(f"  pays from then on: {_payer(customer_at(after, effective_ms))}")
-    filled = [customer for customer in after.customers if customer not in known.state.customers]
-    if filled and filled[0].from_ms < effective_ms and binding.billing is not Billing.UNMAPPED:
-        since_ms = filled[0].from_ms
-        since = f"since {_text(since_ms)}" if since_ms > 0 else "so far"
-        lines.append(f"  pays also: for usage {since} that nobody was named for ({_payer(filled[0])})")
-    if effective_ms > binding.effective_from_ms > 0 and before_effect and before_effect.billing is not Billing.UNMAPPED:
-        lines.append(f"  not from {_text(binding.effective_from_ms)}: that usage has a payer")
+    if running.start_ms >= new.end_ms:
+        lines.append(f"  current period: {_span(running)}")
+    return [*lines, *_payer_lines(known.state, after, binding, effective_ms)]
+
+
+def _rule_lines(before: AccountState, binding: Binding, effective_ms: int) -> list[str]:
+    """The anchor and the interval of a binding, if the binding changes them or the anchor has seconds."""
+    old = [cut for cut in cuts_of(before.bindings, ()) if cut.from_ms <= effective_ms][-1]
+    minute_ms = binding.anchor_ms // MINUTE_MS * MINUTE_MS
+    anchor, lines = f"  anchor: {_text(binding.anchor_ms)}", []
+    if binding.anchor_ms != minute_ms:
+        anchor += f"; periods are counted from {_text(minute_ms)}"
+    if old.anchor_ms != minute_ms:
+        anchor += f"; this replaces {_text(old.anchor_ms)}"
+        # An operator who names a customer forgets the anchor, which has a default.
+        anchor += "" if binding.anchor_ms else ": give --anchor to keep the old one"
+    if anchor.count(";"):
+        lines.append(anchor)
+    old_interval, interval = (f"{rule.interval_count} {rule.interval}" for rule in (old, binding))
+    if interval != old_interval:
+        lines.append(f"  interval: {interval}; this replaces {old_interval}")
     return lines
+
+
+def _payer_lines(before: AccountState, after: AccountState, binding: Binding, effective_ms: int) -> list[str]:
+    """Who pays before and after a binding, and for which usage from before `effective_ms` that changes or does not."""
+    payer, until = customer_at(after, effective_ms), customer_at(after, effective_ms - 1)
+    is_same = _payer(payer) == _payer(until)
+    lines = [] if is_same else [f"  pays until then: {_payer(until)}"]
+    lines.append(f"  pays: {_payer(payer)}" if is_same else f"  pays from then on: {_payer(payer)}")
+    for span in _spans(before, after, effective_ms):
+        unpaid, paid = (_payer(customer_at(state, span.start_ms)) for state in (before, after))
+        if unpaid != paid:
+            lines.append(f"  also for: usage {_usage_of(span, effective_ms)} that nobody was named for")
+        elif paid != _payer(payer) and 0 < binding.effective_from_ms < span.end_ms:
+            asked = Period(max(span.start_ms, binding.effective_from_ms), span.end_ms)
+            lines.append(f"  not for usage {_usage_of(asked, effective_ms)}, which stays with {paid}")
+    return lines
+
+
+def _spans(before: AccountState, after: AccountState, end_ms: int) -> list[Period]:
+    """The spans before `end_ms` in which the payer is one in both states."""
+    named = {customer.from_ms for customer in (*before.customers, *after.customers) if customer.from_ms < end_ms}
+    starts = sorted({INSTANT_MIN_MS, *named})
+    return [Period(start_ms, next_ms) for start_ms, next_ms in pairwise([*starts, end_ms])]
+
+
+def _usage_of(span: Period, effective_ms: int) -> str:
+    """The span of usage from before a binding, in words."""
+    if span.start_ms > 0:
+        since = f"since {_text(span.start_ms)}"
+        return since if span.end_ms == effective_ms else f"{since} and before {_text(span.end_ms)}"
+    return "so far" if span.end_ms == effective_ms else f"before {_text(span.end_ms)}"
 
 
 def _text(instant_ms: int) -> str:
@@ -213,15 +251,40 @@ def closing_plan(known: Standing, account: str, instant_ms: int, totals: Mapping
     record = CloseRecord(account=account, revision=known.state.revision + 1, instant_ms=instant_ms)
     after = apply(known.state, record, position(known.next_offset), known.policy, known.now_ms)
     running = ", which is still running" if period.end_ms > known.now_ms else ""
-    next_open = _span(open_period(after, known.now_ms))
     lines = [
         f"{account}: closes the period {_span(period)}{running}",
         f"  pays: {_payer(customer_at(known.state, min(period.end_ms, known.now_ms) - 1))}",
         *(f"  usage: {meter} {_amount(known.meter_set, meter, text)}" for meter, text in sorted(totals.items())),
         *([] if totals else ["  usage: none so far"]),
-        f"  later usage: counted in {next_open}, or quarantined if its meter says so",
+        *_later_lines(after, period, known),
     ]
     return Plan(known.partition, known.next_offset, record, tuple(lines), is_final=True)
+
+
+def _later_lines(after: AccountState, period: Period, known: Standing) -> list[str]:
+    """What happens to usage of a closed period that arrives later, as `aggregators.flush_plan.place` decides."""
+    carried = open_period(after, known.now_ms)
+    follower = customer_at(after, carried.start_ms)
+    next_payers = [customer for customer in after.customers if customer.from_ms > carried.start_ms]
+    spans = [span for span in _spans(after, after, period.end_ms) if span.end_ms > period.start_ms]
+    lines, is_counted = [], False
+    for span in spans:
+        within = Period(max(span.start_ms, period.start_ms), span.end_ms)
+        later = "later usage" if len(spans) == 1 else f"later usage of {_span(within)}"
+        if not is_payable_in(after, within.start_ms, carried):
+            lines.append(f"  {later}: quarantined, because another payer follows: {_payer(follower)}")
+            continue
+        is_counted = True
+        lines.append(f"  {later}: counted in {_span(carried)}")
+        for payer in next_payers[:1]:
+            if not is_payable_in(after, within.start_ms, period_at(after, payer.from_ms)):
+                since = _text(payer.from_ms)
+                lines.append(f"  {later} that arrives after {since}: quarantined, because {_payer(payer)} pays then")
+    meters = known.meter_set.meters if known.meter_set else ()
+    keeping = [meter.slug for meter in meters if meter.late is LatePolicy.QUARANTINE]
+    if keeping and is_counted:
+        lines.append(f"  later usage with the meter {' or '.join(keeping)}: quarantined, by the meter's late policy")
+    return lines
 
 
 def _amount(meter_set: MeterSet | None, slug: str, text: str) -> str:

@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 
-from aggregators.decode import decode, is_batch
-from aggregators.instants import format_instant_ms
+from aggregators.decode import decode, is_batch, timed
 from aggregators.meters import definition_change
 from pipeline.logs.quarantine import Header
 from pipeline.open import (
@@ -131,6 +130,11 @@ class QuarantineEntry(NamedTuple):
     value: bytes
     cut: bool
 
+    @property
+    def position(self) -> str:
+        """The identity as a text that a person can copy."""
+        return f"{self.topic}-{self.partition}@{self.offset}.{self.place}"
+
     def text(self) -> str:
         """The original bytes as text; invalid UTF-8 is replaced."""
         return self.value.decode("utf-8", "replace")
@@ -194,17 +198,11 @@ async def redrive(settings: Settings, entries: Sequence[QuarantineEntry]) -> int
 
 
 def redriven(entry: QuarantineEntry) -> bytes:
-    """The bytes to append: those of the entry. An event without a time gets the time of its first arrival.
-
-    Otherwise each redrive would give the event a new time, and redrives more than a dedup window apart would count it
-    twice.
-    """
+    """The bytes to append: those of the entry. An event without a time gets the time of its first arrival."""
     decoded = decode(entry.value, len(entry.value) + 1)
-    if is_batch(entry.value) or not decoded.events or decoded.events[0][1].time is not None:
+    if is_batch(entry.value) or not decoded.events:
         return entry.value
-    # The last of two equal keys wins, so this time replaces a null.
-    time = format_instant_ms(entry.stream_time_ms).encode()
-    return entry.value.rstrip()[:-1] + b',"time":"' + time + b'"}'
+    return timed(entry.value, decoded.events[0][1], entry.stream_time_ms)
 
 
 async def reconcile_deployment(

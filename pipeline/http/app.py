@@ -28,7 +28,7 @@ from pipeline.http.dependencies import AnyKey, GatewayDependencies
 from pipeline.http.errors import Handler, answering, http_exception, json_answer
 from pipeline.http.events import EventsEndpoint
 from pipeline.http.health import Health
-from pipeline.http.openapi import DESCRIPTION, REFUSALS, document
+from pipeline.http.openapi import DESCRIPTION, NO_TOP, NOT_READY, REFUSALS, document
 from pipeline.http.pages import Pages
 from pipeline.http.periods import PeriodsEndpoint
 from pipeline.http.queries import Parameters
@@ -116,9 +116,9 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     def get(path: str, handler: Callable[..., Any], summary: str, model: Any, *refusals: int, **more: Any) -> None:
         statuses: tuple[int | str, ...] = (*refusals, "default")
         responses = {status: REFUSALS[status] for status in statuses} | more.pop("responses", {})
-        app.add_api_route(path, handler, summary=summary, response_model=model, responses=responses, **more)
+        more |= {"responses": responses, "response_description": _meaning(model, summary)}
+        app.add_api_route(path, handler, summary=summary, response_model=model, **more)
 
-    not_ready: dict[int | str, Any] = {503: {"model": models.Readiness, "description": "The log takes no events."}}
     get("/", pages.front, "What answers here, and whether it is well", models.Front)
     get("/v1/usage", usage.over_time, "Usage over time", models.UsageOverTime, 400, 401, 403, 404, 501, 503)
     get("/v1/usage/periods", periods.periods, "Billing periods", models.Periods, 400, 401, 403, 404, 501, 503)
@@ -126,11 +126,11 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     get("/v1/usage/current", usage.current, *current)
     get("/v1/accounts/{account:name}/usage", usage.current_by_path, *current)
     top = ("The accounts with the greatest usage of a meter", models.Top, 400, 401, 403, 404, 501, 503)
-    get("/v1/usage/top", tops.top, *top)
-    get("/v1/meters/{meter:name}/top", tops.top_by_path, *top)
+    get("/v1/usage/top", tops.top, *top, responses=NO_TOP)
+    get("/v1/meters/{meter:name}/top", tops.top_by_path, *top, responses=NO_TOP)
     get("/v1/meters", meters, "The meters of the meter set", models.MetersAnswer, 401)
     get("/healthz", health.alive, "Whether the process answers", models.Alive)
-    get("/readyz", health.ready, "Whether the gateway takes events", models.Readiness, responses=not_ready)
+    get("/readyz", health.ready, "Whether the gateway takes events", models.Readiness, responses=NOT_READY)
     get("/metrics", exposition, "Metrics in the format of Prometheus", None)
     get("/docs", pages.docs, "This description as a page", None)
     get("/openapi.json", pages.openapi, "This description as an OpenAPI document", dict[str, Any])
@@ -140,6 +140,12 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
             # Load balancers and link checkers ask with HEAD; the server leaves the body out.
             route.methods = {"GET", "HEAD"}
     return app
+
+
+def _meaning(model: Any, summary: str) -> str:
+    """What an answer is, in a sentence."""
+    described = isinstance(model, type) and issubclass(model, models.Answer)
+    return (model.__doc__ if described else "") or f"{summary}."
 
 
 async def meters(request: Request, _key: AnyKey) -> Response:
@@ -160,9 +166,11 @@ def _described(meter: Meter) -> models.MeterAnswer:
         aggregation=meter.aggregation.value,
         value_path=meter.value_path,
         dimensions=sorted(meter.dimensions),
+        filters=[models.FilterAnswer.model_validate(filter_.model_dump(mode="json")) for filter_ in meter.filters],
         unit=meter.unit,
         scale=meter.scale,
         late=meter.late.value,
+        on_bad=meter.on_bad.value,
         description=meter.description,
     )
 

@@ -148,7 +148,11 @@ class Appender:
                 await self._append_batch(partition, batch[half:])
                 return
             self._metrics.add("tidemark_gateway_append_failures_total")
-            _log.warning("an append of %d events was not confirmed: %s", len(batch), error or "timed out")
+            _log.warning(
+                "an append of %d events was not confirmed: %s",
+                len(batch),
+                str(error) or "the log did not answer in time",
+            )
         except Exception:  # noqa: BLE001  # an unexpected error must not let requests wait for ever
             self._metrics.add("tidemark_gateway_append_failures_total")
             _log.exception("an append of %d events failed", len(batch))

@@ -38,6 +38,12 @@ _raws: Final = msgspec.json.Decoder(Annotated[list[msgspec.Raw], msgspec.Meta(ma
 _raw: Final = msgspec.json.Decoder(msgspec.Raw).decode
 _JSON_TYPE: Final = re.compile(r"(application|text)/([\w.+-]+\+)?json")
 _PREFIX: Final = b"ce-"
+# What is wrong with a header, and its remedy.
+_TWICE: Final = ("is sent twice", "send the header once")
+_NOT_ENCODED: Final = (
+    "is not percent-encoded UTF-8",
+    "percent-encode the header's value as UTF-8 (in JavaScript: encodeURIComponent), or use the structured mode",
+)
 _QUOTED: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 
 
@@ -134,10 +140,13 @@ async def _discard(request: Request) -> None:
 
 
 class Entries(NamedTuple):
-    """The JSON of a request's events. `unreadable` has the reason if the body could not be split into events."""
+    """The JSON of a request's events. `unreadable` has the reason if the body could not be split into events. In binary
+    mode, `id` is then the text of the header `ce-id`, and `remedy` says how to repair a header."""
 
     raws: list[bytes]
     unreadable: Rejected | None = None
+    id: str | None = None
+    remedy: str = ""
 
 
 def entries(request: Request, body: bytes) -> Entries:
@@ -187,27 +196,40 @@ def _list(body: bytes) -> Entries:
 def _binary(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Entries:
     """One event in CloudEvents' binary mode (HTTP binding 1.0.2, 3.1): `ce-` headers and a body that is `data`."""
     attributes: dict[str, bytes] = {}
+    broken: list[tuple[Rejected, str]] = []
     for header, raw in headers:
         if not header.startswith(_PREFIX):
             continue
         name = header.removeprefix(_PREFIX).decode("latin-1")
         text = decoded(_unquoted(raw))
-        problem = "is sent twice" if name in attributes else "is not percent-encoded UTF-8" if text is None else ""
-        if problem or text is None:
-            detail = f"{name[:64]}: the header ce-{name[:64]} {problem}"
-            return Entries([], Rejected(0, Reason.BAD_FIELD, detail, b"%s: %s" % (header, raw)))
-        attributes[name] = text.encode()
+        if text is not None and name not in attributes:
+            attributes[name] = text.encode()
+            continue
+        problem, remedy = _TWICE if name in attributes else _NOT_ENCODED
+        detail = f"{name[:64]}: the header ce-{name[:64]} {problem}"
+        broken.append((Rejected(0, Reason.BAD_FIELD, detail, b"%s: %s" % (header, raw)), remedy))
+    event_id = attributes["id"].decode() if "id" in attributes else None
+    if broken:
+        unreadable, remedy = broken[0]
+        return Entries([], unreadable, event_id, remedy)
+    if (bad_data := _unreadable_data(body)) is not None:
+        return Entries([], bad_data, event_id)
+    return Entries([structured(attributes.items(), body)])
+
+
+def _unreadable_data(body: bytes) -> Rejected | None:
+    """Why the body is no `data` of an event in binary mode. None if the body is JSON or empty."""
     try:
         body.decode()
         _raw(body or b"null")
     except UnicodeDecodeError as error:
-        return Entries([], Rejected(0, Reason.BAD_ENCODING, f"not UTF-8 at byte {error.start}", body))
+        return Rejected(0, Reason.BAD_ENCODING, f"data: not UTF-8 at byte {error.start}", body)
     except RecursionError:
-        return Entries([], Rejected(0, Reason.TOO_DEEP, "nested too deep", body))
+        return Rejected(0, Reason.TOO_DEEP, "data: nested too deep", body)
     except msgspec.MsgspecError as error:
         if body.strip():
-            return Entries([], Rejected(0, Reason.BAD_JSON, str(error)[:200], body))
-    return Entries([structured(attributes.items(), body)])
+            return Rejected(0, Reason.BAD_JSON, f"data: {str(error)[:200]}", body)
+    return None
 
 
 def _unquoted(value: bytes) -> bytes:

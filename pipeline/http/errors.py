@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
@@ -23,6 +24,8 @@ from schemas.errors import InvalidInput, OperatorNeeded, Refused, TidemarkError,
 JSON: Final = "application/json"
 PARAMETERS_MAX: Final = 100
 NO_SUCH_PATH: Final = "no such path; /docs and docs/http-api.md list the paths"
+
+_STORE: Final = re.compile("Redis|ClickHouse|Kafka")
 
 _log: Final = logging.getLogger(__name__)
 
@@ -105,9 +108,10 @@ def _api_error(error: Exception, parameters: Sequence[str]) -> ApiError:
         return ApiError(403, "forbidden", str(error))
     if isinstance(error, Transient):
         _log.warning("a dependency did not answer: %s", error)
-        return ApiError(
-            503, "unavailable", "a store did not answer; try again", headers=retry_after(error.retry_after_s)
-        )
+        store = _STORE.search(str(error))
+        # The error's own text has addresses, which are no business of an application.
+        message = f"{store[0] if store else 'a store'} did not answer; send the request again"
+        return ApiError(503, "unavailable", message, headers=retry_after(error.retry_after_s))
     if isinstance(error, OperatorNeeded):
         _log.error("an operator is needed: %s", error)
         return ApiError(503, "unavailable", "this deployment needs its operator; see the gateway's log")
@@ -143,12 +147,18 @@ def check_encoding(scope: Mapping[str, Any]) -> None:
         names.add(name)
 
 
-async def http_exception(_request: Request, error: Exception) -> Response:
+def _methods(headers: Mapping[str, str] | None) -> str:
+    """The methods that a path takes, from the header `Allow`."""
+    allowed = (headers or {}).get("Allow", "")
+    return f"; it takes {', '.join(sorted(allowed.split(', ')))}" if allowed else ""
+
+
+async def http_exception(request: Request, error: Exception) -> Response:
     """Turn Starlette's errors, such as an unknown path, into the gateway's error answers."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = error.headers if isinstance(error, HTTPException) else None
     code, message = {
         404: ("not_found", NO_SUCH_PATH),
-        405: ("method_not_allowed", "this path does not take that method"),
+        405: ("method_not_allowed", f"this path does not take {request.method[:20]}{_methods(headers)}"),
     }.get(status, ("refused", "the request was refused"))
     return error_answer(ApiError(status, code, message, headers=headers))

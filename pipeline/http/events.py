@@ -48,7 +48,8 @@ _log: Final = logging.getLogger(__name__)
 
 class Judged(NamedTuple):
     """A checked event. `reason` is empty if the event is valid. `unmetered` is true if no meter counts the event.
-    `skipped` are the meters that do not count the event because of its data, by slug, and why."""
+    `skipped` are the meters that do not count the event because of its data, by slug, and why. `remedy` is empty
+    if the remedy of the reason fits."""
 
     raw: bytes
     id: str | None
@@ -57,6 +58,7 @@ class Judged(NamedTuple):
     detail: str = ""
     unmetered: bool = False
     skipped: Sequence[tuple[str, Failure]] = ()
+    remedy: str = ""
 
 
 class Judge:
@@ -108,6 +110,8 @@ def field_of(reason: str, detail: str) -> str:
         return detail.partition(":")[0]
     if reason in (Reason.TOO_FAR_IN_FUTURE, Reason.TOO_FAR_IN_PAST, Reason.TOO_OLD):
         return "time"
+    if reason in (Reason.BAD_JSON, Reason.BAD_ENCODING, Reason.TOO_DEEP):
+        return "data" if detail.startswith("data: ") else ""
     path = re.search(r"\$(\.[A-Za-z0-9_.-]+)$", detail)
     return f"data{path[1]}" if path else ""
 
@@ -132,9 +136,10 @@ class EventsEndpoint:
         verify = _verify(request)
         async with self._bodies.read(request) as body:
             deadline_s = asyncio.get_running_loop().time() + ANSWER_TIMEOUT_S
-            raws, unreadable = entries(request, body)
+            raws, unreadable, event_id, remedy = entries(request, body)
             if unreadable is not None:
-                judged = [Judged(unreadable.raw, None, None, unreadable.reason.value, unreadable.detail)]
+                event_id, reason = _text(event_id, ID_CHARACTERS_MAX), unreadable.reason.value
+                judged = [Judged(unreadable.raw, event_id, None, reason, unreadable.detail, remedy=remedy)]
             else:
                 judge = Judge(await self._compiled(), key, self._dependencies.clock.now_ms())
                 judged = await _judge_all(judge, raws)
@@ -177,7 +182,7 @@ class EventsEndpoint:
         except (TidemarkError, TimeoutError) as error:
             # The answer still reports the rejection, and the sender still has the event.
             self._metrics.add("tidemark_gateway_unkept_rejections_total")
-            _log.warning("a rejected event could not be kept: %s", error)
+            _log.warning("a rejected event could not be kept: %s", str(error) or "the log did not answer in time")
 
     def _answer(
         self, judged: Sequence[Judged], outcomes: Iterator[tuple[bool, bool]], more: Mapping[str, Any]
@@ -192,7 +197,7 @@ class EventsEndpoint:
                 answer |= {"status": "rejected", "reason": event.reason}
                 field = field_of(event.reason, event.detail)
                 answer |= {"field": field} if field else {}
-                answer |= {"detail": event.detail, "remedy": _remedy(event.reason)}
+                answer |= {"detail": event.detail, "remedy": event.remedy or _remedy(event.reason)}
             elif (outcome := next(outcomes)) == (True, False):
                 answer["status"] = "accepted"
                 unmetered += event.unmetered

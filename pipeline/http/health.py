@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -19,6 +20,10 @@ from schemas.log import EVENTS_TOPIC
 CHECK_TIMEOUT_S: Final = 2.0
 # Five reads of the meter set without an answer of Redis.
 METER_SET_AGE_S_MAX: Final = 10.0
+
+_STORES: Final = {"log": "the log", "meter_set": "Redis", "redis": "Redis", "clickhouse": "ClickHouse"}
+
+_log: Final = logging.getLogger(__name__)
 
 
 class Health:
@@ -40,7 +45,7 @@ class Health:
             "clickhouse": self._clickhouse if given.hourly or given.usage else None,
         }
         present = {name: check for name, check in checks.items() if check is not None}
-        outcomes = await asyncio.gather(*(_checked(check) for check in present.values()))
+        outcomes = await asyncio.gather(*(_checked(name, check) for name, check in present.items()))
         results = dict(zip(present, outcomes, strict=True))
         ready = bool(results["log"]["ok"])
         whole = all(outcome["ok"] for outcome in outcomes)
@@ -51,7 +56,8 @@ class Health:
         given = self._dependencies
         partitions = await given.log.partition_count(EVENTS_TOPIC)
         if partitions != given.genesis.partitions:
-            return {"ok": False, "partitions": partitions}
+            problem = f"the log has {partitions} partitions, and this deployment has {given.genesis.partitions}"
+            return {"ok": False, "partitions": partitions, "problem": problem}
         silent = await silent_partitions(given.log, EVENTS_TOPIC, range(partitions))
         if len(silent) == partitions:
             raise Transient("no partition answers")
@@ -61,10 +67,11 @@ class Health:
         given = self._dependencies
         assert given.meter_set_age_s is not None  # noqa: S101  # `ready` checks the meter set only with its age
         age_s = given.meter_set_age_s()
-        return {
-            "ok": age_s is not None and age_s < METER_SET_AGE_S_MAX,
-            "age_s": None if age_s is None else round(age_s, 1),
-        }
+        if age_s is None:
+            return {"ok": False, "age_s": None, "problem": "Redis has not answered since the gateway started"}
+        fresh = age_s < METER_SET_AGE_S_MAX
+        problem = {} if fresh else {"problem": f"Redis has not answered for {age_s:.0f} s"}
+        return {"ok": fresh, "age_s": round(age_s, 1), **problem}
 
     async def _redis(self) -> dict[str, Any]:
         live = self._dependencies.live
@@ -87,9 +94,13 @@ class Health:
         return {"ok": True, "complete_up_to": format_instant_ms(min(times)) if whole else None}
 
 
-async def _checked(check: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+async def _checked(name: str, check: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
             return await check()
-    except (TidemarkError, TimeoutError, OSError) as error:
-        return {"ok": False, "problem": type(error).__name__}
+    except (Transient, TimeoutError, OSError):
+        # The error's own text has addresses, and everybody may ask.
+        return {"ok": False, "problem": f"{_STORES[name]} does not answer"}
+    except TidemarkError as error:
+        _log.error("%s", error)
+        return {"ok": False, "problem": f"{_STORES[name]} rejects the gateway's requests; the gateway's log says why"}

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Instant = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Decimal = Annotated[str, Field(description="An exact decimal number as text.")]
 
+PeriodState = Annotated[Literal["open", "closed"], Field(description="A closed period takes no more usage.")]
+
 
 class Answer(BaseModel):
     """A JSON object of an answer. A field that is not set is absent."""
@@ -78,7 +80,15 @@ class CurrentUsage(Answer):
     account: str
     period_start: Instant
     period_end: Instant
-    complete_up_to: Instant = Field(description="Everything that arrived before this instant is in the answer.")
+    state: PeriodState
+    later_usage_in: Instant | None = Field(
+        default=None,
+        description="Only of a closed period: the start of the period that counts usage from now on. Null if usage is "
+        "quarantined, because another payer pays for that period. A meter with `late: quarantine` counts none.",
+    )
+    complete_up_to: Instant = Field(
+        description="Everything that arrived before this instant and is counted in this period is in the answer."
+    )
     deferred: int = Field(default=0, description="Events that wait for a dedup decision; absent if 0.")
     meters: list[MeterValue]
 
@@ -98,7 +108,9 @@ class Top(Answer):
     aggregation: str
     period_start: Instant
     compared: str = Field(description="Which accounts are compared.")
-    complete_up_to: Instant = Field(description="Everything that arrived before this instant is in the answer.")
+    complete_up_to: Instant = Field(
+        description="Everything that arrived before this instant and is counted in this period is in the answer."
+    )
     accounts: list[TopAccount]
 
 
@@ -132,7 +144,7 @@ class PeriodRow(Answer):
 
     period_start: Instant
     period_end: Instant
-    state: Literal["open", "closed"] = Field(description="A closed period takes no more usage.")
+    state: PeriodState
     value: Decimal = Field(description="All usage that is counted, and billed, in this period.")
     carried_in: Decimal | None = Field(
         description="Of `value`: usage of hours that ended before the period began, and that arrived after their own "
@@ -151,6 +163,14 @@ class Periods(Answer):
     periods: list[PeriodRow]
 
 
+class FilterAnswer(Answer):
+    """A condition on an event's data: the meter counts only events that meet all of its conditions."""
+
+    path: str
+    operator: Literal["eq", "ne", "in", "not_in"]
+    values: list[str]
+
+
 class MeterAnswer(Answer):
     """One meter of the meter set."""
 
@@ -158,10 +178,12 @@ class MeterAnswer(Answer):
     event_type: str
     aggregation: str
     value_path: str | None
-    dimensions: list[str]
+    dimensions: list[str] = Field(description="The names for `group_by`.")
+    filters: list[FilterAnswer]
     unit: str
     scale: int
-    late: str
+    late: str = Field(description="`carry_forward` or `quarantine`: what becomes of usage of a closed period.")
+    on_bad: str = Field(description="`reject_event` or `skip_meter`: what becomes of data that the meter cannot use.")
     description: str
 
 

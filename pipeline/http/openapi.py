@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -9,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from pipeline.http.body import BATCH, LINES, PLAIN, SINGLE
-from pipeline.http.models import ErrorAnswer, EventsAnswer
+from pipeline.http.models import ErrorAnswer, EventsAnswer, Readiness
 from schemas.events import UsageEvent
 
 DESCRIPTION: Final = (
@@ -31,6 +32,33 @@ _MEANINGS: Final[dict[int | str, str]] = {
 }
 REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"description": meaning, "model": ErrorAnswer} for status, meaning in _MEANINGS.items()
+}
+NO_TOP: Final[dict[int | str, dict[str, Any]]] = {
+    404: REFUSALS[404]
+    | {"description": "There is no such meter, or no account has usage in a period that starts at `period`."}
+}
+NOT_READY: Final[dict[int | str, dict[str, Any]]] = {
+    503: {"description": "The log takes no events.", "model": Readiness}
+}
+_KEY: Final = '-H "Authorization: Bearer $TIDEMARK_API_KEY"'
+_MONTH: Final = "from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z"
+_TARGETS: Final = {
+    "/v1/usage": f"/v1/usage?meter=tokens&account=acme&window=day&group_by=model&{_MONTH}",
+    "/v1/usage/current": "/v1/usage/current?account=acme",
+    "/v1/usage/periods": f"/v1/usage/periods?meter=tokens&account=acme&{_MONTH}",
+    "/v1/usage/top": "/v1/usage/top?meter=tokens&limit=10",
+    "/v1/meters": "/v1/meters",
+    "/v1/meters/{meter}/top": "/v1/meters/tokens/top",
+    "/v1/accounts/{account}/usage": "/v1/accounts/acme/usage",
+}
+# A command for each path that needs a key.
+EXAMPLES: Final[Mapping[str, str]] = {
+    "/v1/events": f"""curl "$GATEWAY/v1/events" \\
+  {_KEY} \\
+  -H "Content-Type: application/cloudevents+json" \\
+  -d '{{"specversion":"1.0","id":"job-4711","source":"docs","type":"llm.completion","subject":"acme",
+       "data":{{"tokens":120,"model":"small"}}}}'""",
+    **{path: f'curl "$GATEWAY{target}" \\\n  {_KEY}' for path, target in _TARGETS.items()},
 }
 
 
@@ -65,17 +93,24 @@ def document(app: FastAPI) -> dict[str, Any]:
             "the event's `data`) and with `Content-Encoding: gzip`. The answer comes after the log has the events.",
             "operationId": "send_events",
             "parameters": [_VERIFY],
-            "requestBody": {"required": True, "content": content},
+            "requestBody": {"required": True, "description": _BINARY_MODE, "content": content},
             "responses": dict(sorted(responses.items())),
             "security": [{"ApiKey": []}],
         }
     }
     for path, media_type in _TEXTS.items():
         openapi["paths"][path]["get"]["responses"]["200"]["content"] = {media_type: {"schema": {"type": "string"}}}
+    for path, command in EXAMPLES.items():
+        for operation in openapi["paths"][path].values():
+            operation["x-codeSamples"] = [{"lang": "Shell", "source": command}]
     openapi["paths"] = {path: openapi["paths"][path] for path in sorted(openapi["paths"], key=_reading_order)}
     return openapi
 
 
+_BINARY_MODE: Final = (
+    "In binary mode the request has the header `ce-specversion`, a JSON content type or none, the event's other "
+    "attributes in `ce-` headers as percent-encoded UTF-8, and the event's `data` as the body."
+)
 _VERIFY: Final = {
     "name": "verify",
     "in": "query",
@@ -88,8 +123,8 @@ _TEXTS: Final = {"/docs": "text/html", "/metrics": "text/plain"}
 _REFUSAL: Final = {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}
 
 
-def _reading_order(path: str) -> tuple[bool, str]:
-    return not path.startswith("/v1"), path
+def _reading_order(path: str) -> tuple[bool, bool, str]:
+    return not path.startswith("/v1"), path != "/v1/events", path
 
 
 def _response(meaning: str, schema: dict[str, Any]) -> dict[str, Any]:

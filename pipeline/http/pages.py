@@ -19,8 +19,15 @@ _PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-code {{ font: 14px/1.4 ui-monospace, monospace; background: #8881; padding: 0 .2em; }}
-h2 {{ margin-top: 2.5rem; }} td {{ text-align: left; padding: .2em 1em .2em 0; vertical-align: top; }}
+code, pre {{ font: .875em/1.4 ui-monospace, monospace; background: #8882; overflow-wrap: anywhere; }}
+code {{ padding: 0 .2em; }} pre {{ padding: .6em .8em; overflow-x: auto; }} a {{ overflow-wrap: anywhere; }}
+h2 {{ margin-top: 3rem; border-top: 1px solid #8886; padding-top: 1rem; font-size: 1.4rem; }} h3 {{ font-size: 1rem; }}
+h2 code {{ font-size: inherit; background: none; padding: 0; }}
+td {{ text-align: left; padding: .2em 1em .2em 0; vertical-align: top; }}
+@media (max-width: 40rem) {{
+tr {{ display: block; padding: .4em 0; }} td {{ display: inline; padding-right: .5em; }}
+td:last-child {{ display: block; padding: 0; }} pre {{ white-space: pre-wrap; }}
+}}
 :root {{ color-scheme: light dark; }}
 </style></head><body>
 {body}
@@ -28,7 +35,7 @@ h2 {{ margin-top: 2.5rem; }} td {{ text-align: left; padding: .2em 1em .2em 0; v
 """
 _STATUS: Final = {
     "ready": "All is well: the gateway takes events and answers questions.",
-    "degraded": "The gateway takes events. A store does not answer at the moment, so some questions have no answer.",
+    "degraded": "The gateway takes events. Some questions have no answer at the moment.",
     "not_ready": "The gateway does not take events at the moment: the log does not answer.",
 }
 
@@ -41,7 +48,10 @@ class Pages:
 
     async def front(self, request: Request) -> Response:
         """What answers here, where to go on, and whether it is well. HTML for browsers, JSON for others."""
-        status = msgspec.json.decode((await self._health.ready(request)).body)["status"]
+        readiness = msgspec.json.decode((await self._health.ready(request)).body)
+        status = readiness["status"]
+        failing = [f"`{name}`" for name, check in readiness["checks"].items() if not check["ok"]]
+        problem = f" Failing: {', '.join(failing)}; `/readyz` says why." if failing else ""
         app = request.app
         links = models.Links(docs="/docs", openapi="/openapi.json", readiness="/readyz", metrics="/metrics")
         if "text/html" not in request.headers.get("accept", ""):
@@ -60,7 +70,7 @@ class Pages:
             )
         )
         body = f"<h1>{app.title} {escape(app.version)}</h1><p>{_text(app.description)}</p>"
-        body += f"<p><strong>{_STATUS[status]}</strong></p><ul>{items}</ul>"
+        body += f"<p><strong>{_text(_STATUS[status] + problem)}</strong></p><ul>{items}</ul>"
         return HTMLResponse(_PAGE.format(title=app.title, body=body), headers=_SECURITY)
 
     async def docs(self, request: Request) -> Response:
@@ -81,6 +91,8 @@ def docs_page(openapi: Mapping[str, Any]) -> str:
     info = openapi["info"]
     body = [f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{_text(info['description'])}</p>"]
     body += ["<p>Every path under <code>/v1</code> needs the header <code>Authorization: Bearer tm_…</code>. "]
+    body += ["The examples need two variables:</p><pre>export GATEWAY=http://127.0.0.1:8080"]
+    body += ["export TIDEMARK_API_KEY=tm_…</pre><p>"]
     body += ['The same as an OpenAPI document: <a href="/openapi.json">/openapi.json</a>.</p><ul>']
     body += [
         f'<li><a href="#{_anchor(method, path)}">{method.upper()} {path}</a></li>' for path, method, _ in operations
@@ -93,12 +105,14 @@ def docs_page(openapi: Mapping[str, Any]) -> str:
 def _operation(path: str, method: str, operation: Mapping[str, Any]) -> str:
     parts = [f'<h2 id="{_anchor(method, path)}"><code>{method.upper()} {path}</code></h2>']
     parts += [f"<p><strong>{_text(operation['summary'])}</strong>. {_text(operation.get('description', ''))}</p>"]
+    for sample in operation.get("x-codeSamples", ()):
+        parts += [f"<h3>Example</h3><pre>{escape(sample['source'])}</pre>"]
     if parameters := operation.get("parameters"):
         rows = (
             (
                 f"<code>{escape(parameter['name'])}</code>",
                 "required" if parameter["required"] else "",
-                _type(parameter["schema"]),
+                _type(_without_null(parameter["schema"])),
                 _text(parameter.get("description", "")),
             )
             for parameter in parameters
@@ -106,8 +120,12 @@ def _operation(path: str, method: str, operation: Mapping[str, Any]) -> str:
         parts += ["<h3>Parameters</h3>", _table(rows)]
     if body := operation.get("requestBody"):
         forms = body["content"].items()
-        parts += ["<h3>Body</h3>"]
-        parts += [_table((f"<code>{escape(media)}</code>", _type(content["schema"])) for media, content in forms)]
+        parts += [f"<h3>Body</h3><p>{_text(body.get('description', ''))}</p>"]
+        rows_of_forms = (
+            (f"<code>{escape(media)}</code>", _type(form["schema"]), _text(form["schema"].get("description", "")))
+            for media, form in forms
+        )
+        parts += [_table(rows_of_forms)]
     answers = (
         (
             escape(status),
@@ -132,6 +150,12 @@ def _schema(name: str, schema: Mapping[str, Any]) -> str:
         for field, described in schema.get("properties", {}).items()
     )
     return f'<h3 id="{escape(name)}">{escape(name)}</h3><p>{_text(schema.get("description", ""))}</p>{_table(rows)}'
+
+
+def _without_null(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema of a parameter without null, which no query can send."""
+    choices = [choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"]
+    return {**schema, "anyOf": choices} if choices else schema
 
 
 def _type(schema: Mapping[str, Any]) -> str:

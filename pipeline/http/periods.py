@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from aggregators.instants import format_instant_ms
 from aggregators.partitioning import partition_of
-from aggregators.periods import is_closed
+from aggregators.periods import is_closed, period_at
 from aggregators.quantities import decimal_text
 from pipeline.http import models
 from pipeline.http.dependencies import Analytics, GatewayDependencies, Live, Reader
@@ -18,6 +18,7 @@ from pipeline.http.queries import PeriodParameters
 from pipeline.http.usage import known_meter, relayed_up_to
 from schemas.analytics import PERIODS_MAX, PeriodQuery, PeriodUsage
 from schemas.meters import Meter
+from schemas.periods import AccountState, Period
 
 
 class PeriodsEndpoint:
@@ -40,16 +41,21 @@ class PeriodsEndpoint:
         partition = partition_of(account, self._dependencies.genesis.partitions)
         # Read before the rows, so the rows are never older.
         complete_up_to_ms = await relayed_up_to(self._dependencies.hourly, [partition])
-        query = PeriodQuery(meter.slug, account, parameters.from_, parameters.to)
-        periods = await reader.period_usage(query, meter.aggregation)
+        _, states = await live.accounts.accounts(partition, [account])
+        # A row has the end that its period had when the row was written. A later binding may have moved the end.
+        from_ms = period_at(states[account], parameters.from_).start_ms
+        periods = await reader.period_usage(PeriodQuery(meter.slug, account, from_ms, parameters.to), meter.aggregation)
         if len(periods) > PERIODS_MAX:
             message = f"the answer has more than {PERIODS_MAX} periods: ask for less time"
             raise ApiError(400, "answer_too_large", message, "to")
+        # Read after the rows, so the account's state knows every period that has a row.
         checkpoint, states = await live.accounts.accounts(partition, [account])
         if checkpoint is None or checkpoint.meter_set is None:
             message = "nothing has been counted on this account's partition yet: is a worker running?"
             raise ApiError(503, "not_counted_yet", message, headers=retry_after(5))
         grace_ms, now_ms = checkpoint.meter_set.policy.grace_ms, checkpoint.stream_time_ms
+        periods = [row._replace(period=_present(row.period, states[account])) for row in periods]
+        periods = [row for row in periods if row.period.end_ms > parameters.from_]
         closed = [is_closed(states[account], row.period, grace_ms, now_ms) for row in periods]
         return json_answer(
             models.Periods(
@@ -61,6 +67,13 @@ class PeriodsEndpoint:
                 periods=[_row(row, meter, done) for row, done in zip(periods, closed, strict=True)],
             )
         )
+
+
+def _present(written: Period, state: AccountState) -> Period:
+    """The period with its present end. A period that starts before the oldest binding that the state keeps has ended
+    long ago, and its end stays as written."""
+    present = period_at(state, written.start_ms)
+    return present if present.start_ms == written.start_ms else written
 
 
 def _row(row: PeriodUsage, meter: Meter, closed: bool) -> models.PeriodRow:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
+from fastapi import Path
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
@@ -72,6 +73,8 @@ Instant = Annotated[int, BeforeValidator(_instant), _TIME]
 WholeHour = Annotated[int, BeforeValidator(_whole_hour), _TIME]
 Account = Annotated[str, Field(min_length=1, max_length=NAME_CHARACTERS_MAX)]
 MeterSlug = Annotated[str, Field(min_length=1, description="The meter's slug; `GET /v1/meters` lists them.")]
+AccountInPath = Annotated[str, Path(description="The account, percent-encoded as one part of the path.")]
+MeterInPath = Annotated[str, Path(description="The meter's slug; `GET /v1/meters` lists them.")]
 
 
 class Parameters(BaseModel):
@@ -139,6 +142,9 @@ class PeriodParameters(Parameters):
     """The parameters of `GET /v1/usage/periods`."""
 
     meter: MeterSlug
-    account: Annotated[Account | None, Field(description="Required; a key of one account asks for its own.")] = None
+    account: Annotated[
+        Account | None,
+        Field(description="The account. Without it, the account of the key; a key of all accounts must name one."),
+    ] = None
     from_: Annotated[Instant, Field(alias="from", description="Periods that end after this instant.")]
     to: Annotated[Instant, Field(description="Periods that begin before this instant.")]

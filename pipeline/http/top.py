@@ -17,7 +17,7 @@ from aggregators.quantities import decimal_text
 from pipeline.http import models
 from pipeline.http.dependencies import GatewayDependencies, Live, LiveUsage, Reader
 from pipeline.http.errors import ApiError, json_answer, retry_after
-from pipeline.http.queries import TopOfMeterParameters, TopParameters
+from pipeline.http.queries import MeterInPath, TopOfMeterParameters, TopParameters
 from pipeline.http.usage import known_meter
 from schemas.meters import Meter
 from schemas.periods import AccountState
@@ -46,7 +46,7 @@ class TopEndpoints:
         return await self._top(key, live, parameters.meter, parameters)
 
     async def top_by_path(
-        self, key: Reader, live: Live, meter: str, parameters: Annotated[TopOfMeterParameters, Query()]
+        self, key: Reader, live: Live, meter: MeterInPath, parameters: Annotated[TopOfMeterParameters, Query()]
     ) -> Response:
         """The same answer as `GET /v1/usage/top`."""
         return await self._top(key, live, meter, parameters)

@@ -1,30 +1,32 @@
 """`GET /v1/usage` (ClickHouse, over time) and `GET /v1/usage/current` (Redis, the current period).
 
-Every answer has `complete_up_to`: all events that arrived in the log before that instant are in the answer (I11).
+Every answer has `complete_up_to`: all events that arrived in the log before that instant, and that are counted in the
+answer's periods or hours, are in the answer (I11).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 from fastapi import Query
 from starlette.responses import Response
 
+from aggregators.bindings import is_payable_in
 from aggregators.codec import parse_value
 from aggregators.deferred import complete_up_to_ms
 from aggregators.instants import format_instant_ms
 from aggregators.partitioning import partition_of
-from aggregators.periods import period_at
+from aggregators.periods import is_closed, open_period, period_at
 from aggregators.quantities import decimal_text
 from pipeline.http import models
 from pipeline.http.api_keys import ApiKey
 from pipeline.http.cursors import continued, cursor_behind
 from pipeline.http.dependencies import Analytics, GatewayDependencies, Live, LiveUsage, Reader
 from pipeline.http.errors import ApiError, json_answer, retry_after
-from pipeline.http.queries import AccountParameters, UsageParameters
+from pipeline.http.queries import AccountInPath, AccountParameters, UsageParameters
 from schemas.analytics import (
     USAGE_ROWS_MAX,
     ArchivePosition,
@@ -37,8 +39,8 @@ from schemas.analytics import (
 )
 from schemas.clock import DAY_MS
 from schemas.events import NAME_CHARACTERS_MAX
-from schemas.meters import Meter, MeterSet
-from schemas.periods import Period
+from schemas.meters import Meter, MeterSet, Policy
+from schemas.periods import AccountState, Period
 from schemas.rollup import Checkpoint, TotalKey, Waiting
 
 # Limit of reads for one answer. A binding between two reads may change the account's period, so the read repeats.
@@ -50,7 +52,9 @@ ACCOUNT_DIMENSION: Final = "account"
 class _Counted(NamedTuple):
     """The data of an answer on current usage."""
 
+    state: AccountState
     period: Period
+    now_ms: int
     before: Checkpoint
     waiting: Waiting
     checkpoint: Checkpoint
@@ -98,7 +102,7 @@ class UsageEndpoints:
         """The account's usage in the current period, live from Redis."""
         return await self._current(live, parameters.account)
 
-    async def current_by_path(self, _key: Reader, live: Live, account: str) -> Response:
+    async def current_by_path(self, _key: Reader, live: Live, account: AccountInPath) -> Response:
         """The account's usage in the current period, live from Redis. A client may change the names `.` and `..` in a
         path before it sends them; `/v1/usage/current` takes every name."""
         if not 0 < len(account) <= NAME_CHARACTERS_MAX:
@@ -106,7 +110,8 @@ class UsageEndpoints:
         return await self._current(live, account)
 
     async def _current(self, live: LiveUsage, account: str) -> Response:
-        period, before, waiting, checkpoint, totals = await self._counted(live, account)
+        counted = await self._counted(live, account)
+        period, checkpoint, waiting = counted.period, counted.checkpoint, counted.waiting
         if (
             checkpoint.meter_set
             and period.end_ms + checkpoint.meter_set.policy.periods_kept_ms <= checkpoint.stream_time_ms
@@ -119,12 +124,13 @@ class UsageEndpoints:
                 account=account,
                 period_start=format_instant_ms(period.start_ms),
                 period_end=format_instant_ms(period.end_ms),
-                complete_up_to=format_instant_ms(complete_up_to_ms(before, waiting, checkpoint)),
+                **_state(counted),
+                complete_up_to=format_instant_ms(complete_up_to_ms(counted.before, waiting, checkpoint)),
                 **deferred,
                 meters=[
                     models.MeterValue(
                         meter=meter.slug,
-                        value=_live_value(totals.get(meter.slug), meter),
+                        value=_live_value(counted.totals.get(meter.slug), meter),
                         unit=meter.unit,
                         aggregation=meter.aggregation.value,
                     )
@@ -146,12 +152,12 @@ class UsageEndpoints:
             if first is None or checkpoint is None or before is None:
                 message = "nothing has been counted on this account's partition yet: is a worker running?"
                 raise ApiError(503, "not_counted_yet", message, headers=retry_after(5))
-            counted = _Counted(period, before, waiting, checkpoint, totals.get(total, {}))
+            counted = _Counted(states[account], period, now_ms, before, waiting, checkpoint, totals.get(total, {}))
             if (first.generation, first.next_offset) == (checkpoint.generation, checkpoint.next_offset):
                 return counted
             first, states = await live.accounts.accounts(partition, [account])
             if period_at(states[account], now_ms) == period:
-                return counted
+                return counted._replace(state=states[account])
         message = "the account's periods are changing: send the request again"
         raise ApiError(503, "not_live", message, headers=retry_after(1))
 
@@ -165,6 +171,17 @@ class UsageEndpoints:
         # Distinct values are counted from usage_events, so the archive's position counts too.
         archived_ms = _least(await reader.archive_positions(), wanted)
         return None if archived_ms is None else min(relayed_ms, archived_ms)
+
+
+def _state(counted: _Counted) -> dict[str, Any]:
+    """Whether the current period is open, and which period counts later usage if it is closed."""
+    state, stream_time_ms = counted.state, counted.checkpoint.stream_time_ms
+    policy = counted.checkpoint.meter_set.policy if counted.checkpoint.meter_set else Policy()
+    if not is_closed(state, counted.period, policy.grace_ms, stream_time_ms):
+        return {"state": "open"}
+    carried = open_period(state, stream_time_ms)
+    payable = is_payable_in(state, counted.now_ms, carried)
+    return {"state": "closed", "later_usage_in": format_instant_ms(carried.start_ms) if payable else None}
 
 
 async def relayed_up_to(hourly: HourlyStore | None, partitions: Collection[int]) -> int | None:

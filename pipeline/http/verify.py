@@ -38,7 +38,7 @@ async def arrived_before(dependencies: GatewayDependencies, identities: Sequence
         async with asyncio.timeout(VERIFY_TIMEOUT_S):
             marked = await _marked(marks, dependencies, set(identities))
     except (TidemarkError, TimeoutError) as error:
-        _log.warning("events could not be verified: %s", error or "Redis did not answer in time")
+        _log.warning("events could not be verified: %s", str(error) or "Redis did not answer in time")
         return None
     answer = []
     for identity in identities:

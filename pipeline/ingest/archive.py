@@ -30,6 +30,7 @@ from schemas.periods import AccountState
 ARCHIVE_GROUP: Final = "tidemark-archive"
 # Limits the memory of a process with many partitions: more steps wait before they make rows.
 STEPS_AT_ONCE_MAX: Final = 8
+REPLAYED_AT_ONCE_MAX: Final = 1_000
 REMEDY: Final = (
     "Restore ClickHouse's tables, or replay the log from its start with `tidemark archive --replay-from-start`."
 )
@@ -96,7 +97,7 @@ class ArchiveProcessor:
             )
         check_position(EVENTS_TOPIC, partition, stored.next_offset, bounds, REMEDY)
         rows = await self._store.load_controls(partition, position(stored.next_offset))
-        meter_set, accounts = _replayed(rows)
+        meter_set, accounts = await _replayed(rows)
         partitions = await self._log.partition_count(EVENTS_TOPIC)
         state = LogState(stored.log_id, partitions, stored.stream_time_ms, meter_set)
         self._partitions[partition] = _Partition(stored.next_offset, state, accounts)
@@ -171,11 +172,14 @@ def _decision_row(placed: PlacedDedupDecision, partition: int) -> DedupDecisionR
     )  # fmt: skip
 
 
-def _replayed(rows: Sequence[ControlRow]) -> tuple[MeterSet | None, dict[str, AccountState]]:
+async def _replayed(rows: Sequence[ControlRow]) -> tuple[MeterSet | None, dict[str, AccountState]]:
     """The meter set and the account states that result from the archive's control records."""
     meter_set: MeterSet | None = None
     accounts: dict[str, AccountState] = {}
-    for row in rows:
+    for number, row in enumerate(rows):
+        if number % REPLAYED_AT_ONCE_MAX == 0:
+            # A partition may have 500 000 bound accounts: the watchdog must not take the start for a blocked loop.
+            await asyncio.sleep(0)
         record = CONTROL_CLASSES[ControlKind(row.kind)].model_validate_json(row.value)
         if isinstance(record, MeterSetRecord):
             meter_set = in_force_after(meter_set, record.meter_set)

@@ -1,8 +1,9 @@
 """The router: forwards the events of `usage.inbox` in batches to the account's partition of `usage.events`.
 
 The inbox accepts CloudEvents' Kafka binding: structured (`content-type: application/cloudevents+json`, or a batch) and
-binary (`ce_…` headers). After a crash the router may forward events again; these are duplicates by identity. An
-unreadable event is forwarded unchanged, and the rollup rejects the event.
+binary (`ce_…` headers). After a crash the router may forward events again; these are duplicates by identity. So an
+event without a time gets the time of its arrival in the inbox, which the second forwarding repeats. An unreadable event
+is forwarded unchanged, and the rollup rejects the event.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from aggregators.binary_mode import structured
-from aggregators.decode import decode
+from aggregators.decode import decode, timed
 from aggregators.partitioning import partition_of
 from pipeline.logs.batching import batches
 from pipeline.logs.quarantine import RAW_BYTES_KEPT
@@ -50,7 +51,8 @@ class RouterProcessor:
                 continue
             parts = decoded.raws.parts
             readable += [
-                (partition_of(event.subject, self._partitions), parts[place]) for place, event in decoded.events
+                (partition_of(event.subject, self._partitions), timed(parts[place], event, record.timestamp_ms))
+                for place, event in decoded.events
             ]
             unreadable += [rejected.raw for rejected in decoded.rejected]
         appends = [self._forward(home, value) for home, value in batches(readable)]

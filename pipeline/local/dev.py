@@ -6,10 +6,12 @@ into the data directory; commands in other terminals read the addresses from thi
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -25,11 +27,13 @@ from pipeline.local.supervisor import Supervisor
 from pipeline.local.valkey import LocalValkey
 from pipeline.open import apply_meter_set, following, meter_set_in_force, open_base, open_live_view
 from pipeline.settings import Settings, load_settings
+from schemas.errors import InvalidInput
 from schemas.live_view import CheckpointedState
 
 SIMULATOR_KEY: Final = "sk_test_simulator"
 SIMULATOR_ACCOUNT: Final = "acct_simulator"
 API_KEYS_FILE: Final = "api_keys.jsonl"
+LOCK_FILE: Final = "lock"
 ROLES: Final = ("worker", "archive", "router", "sink", "gateway")
 
 
@@ -197,6 +201,31 @@ async def _counting(state: CheckpointedState, partitions: int) -> bool:
     """Whether every partition has folded its meter set. Only then is the first event metered."""
     checkpoints = [await state.load_checkpoint(partition) for partition in range(partitions)]
     return all(checkpoint is not None and checkpoint.meter_set is not None for checkpoint in checkpoints)
+
+
+@contextlib.contextmanager
+def locked_folder(path: Path, field: str) -> Iterator[None]:
+    """Make a private folder and lock it for this process until the block ends.
+
+    Two deployments on one folder would write the same append-only file. The kernel drops the lock when the process
+    dies. Raises `InvalidInput` of `field` at once if another process has the lock, or if the path cannot be a folder.
+    """
+    try:
+        private_folder(path)
+        lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        message = f"{path} cannot be the data folder: {error.strerror}; name a folder that this user may write"
+        raise InvalidInput(field, message) from error
+    with os.fdopen(lock, "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            message = f"process {file.read()} runs in {path} already: use that one, stop it, or name another folder"
+            raise InvalidInput(field, message) from error
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def private_folder(path: Path) -> None:

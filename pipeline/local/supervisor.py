@@ -20,6 +20,7 @@ RESTART_DELAY_S_MAX: Final = 10.0
 # A process that dies so often, so soon after its start, needs an operator.
 QUICK_DEATH_S: Final = 15.0
 QUICK_DEATHS_MAX: Final = 5
+KILLED: Final = f"exit {-signal.SIGKILL}"
 
 
 class Child:
@@ -37,7 +38,7 @@ class Child:
         """
         self.process = process
         self.restarts = 0
-        self.last_down_s = -math.inf
+        self.began_s = self.last_down_s = -math.inf
         self._on_failure = on_failure
         self._on_end = on_end
         self._is_excused = is_excused
@@ -57,14 +58,15 @@ class Child:
     async def _keep(self) -> None:
         """Restart the process when it ends. A failed start, for example without memory, counts as a quick death."""
         loop = asyncio.get_running_loop()
-        quick_deaths, began_s, end = 0, loop.time(), ""
+        quick_deaths, end = 0, ""
+        self.began_s = loop.time()
         while True:
             if not end:
                 code = await self.process.ended()
                 end = f"exit {code}"
                 self.last_down_s = loop.time()
-                quick = loop.time() - began_s < QUICK_DEATH_S and code != -signal.SIGKILL
-                if not self._is_excused(began_s):
+                quick = loop.time() - self.began_s < QUICK_DEATH_S and code != -signal.SIGKILL
+                if not self._is_excused(self.began_s):
                     quick_deaths = quick_deaths + 1 if quick else 0
             else:
                 quick_deaths += 1
@@ -78,7 +80,7 @@ class Child:
             self._on_end(end)
             self.restarts += 1
             await asyncio.sleep(min(RESTART_DELAY_S * 2**quick_deaths, RESTART_DELAY_S_MAX))
-            began_s, end = loop.time(), ""
+            self.began_s, end = loop.time(), ""
             try:
                 # A service blocks until it answers.
                 self._starting = asyncio.ensure_future(asyncio.to_thread(self.process.start))
@@ -111,6 +113,10 @@ class Child:
             self.process.kill()
 
 
+def _ended(process: LocalProcess, end: str) -> str:
+    return f"{process.name} ended ({end}); starting it again"
+
+
 class Supervisor:
     """The child processes of this process: roles, and the services that the roles use.
 
@@ -119,7 +125,7 @@ class Supervisor:
     """
 
     def __init__(self, log_dir: Path, notice: Callable[[str], None] = lambda _: None) -> None:
-        """`notice` gets a line when a service ended."""
+        """`notice` gets a line when a process ended, but not when a role ended because a service was away."""
         self._log_dir = log_dir
         self._notice = notice
         self.children: dict[str, Child] = {}
@@ -133,9 +139,7 @@ class Supervisor:
         self._log_dir.mkdir(parents=True, exist_ok=True)
         whole = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
         process = LocalProcess(name, python(*arguments), self._log_dir / f"{name}.log", environment=whole)
-        child = (
-            self._service(name, process) if service else Child(process, self._fail, is_excused=self._service_was_away)
-        )
+        child = self._service(name, process) if service else self._role(process)
         self.children[name] = child
         child.start()
         return child
@@ -147,16 +151,26 @@ class Supervisor:
         child.keep()
 
     def _service(self, name: str, process: LocalProcess) -> Child:
-        def on_end(end: str) -> None:
-            self._notice(f"{process.name} ended ({end}); starting it again")
-
-        self.services[name] = Child(process, self._fail, on_end)
+        self.services[name] = Child(process, self._fail, lambda end: self._notice(_ended(process, end)))
         return self.services[name]
+
+    def _role(self, process: LocalProcess) -> Child:
+        def on_end(end: str) -> None:
+            # While a service is away or starts, its roles end again and again. Nothing but a kill is news then.
+            if end == KILLED or not self._service_starts():
+                self._notice(_ended(process, end))
+
+        return Child(process, self._fail, on_end, self._service_was_away)
 
     def _service_was_away(self, since_s: float) -> bool:
         """Whether a service did not run at some time since `since_s`, or shortly before, when it was still starting."""
         services = self.services.values()
         return any(service.process.pid is None or service.last_down_s > since_s - QUICK_DEATH_S for service in services)
+
+    def _service_starts(self) -> bool:
+        """Whether a service does not run, or began to run a moment ago."""
+        since_s = asyncio.get_running_loop().time() - QUICK_DEATH_S
+        return any(child.process.pid is None or child.began_s > since_s for child in self.services.values())
 
     def _fail(self, message: str) -> None:
         if not self.failure.done():

@@ -15,6 +15,7 @@ from aggregators.expiry import NEVER_MS, expire, looks_max, with_expired
 from aggregators.flush_plan import place, plan
 from aggregators.fold import fold
 from aggregators.marks import unchanged_until_ms
+from aggregators.meters import quarantines_late
 from aggregators.restatement import replaced_reports, restatement_changes, restatement_of
 from aggregators.scan import LogState, Scan, scan
 from aggregators.signing import hash_key
@@ -242,12 +243,24 @@ class RollupProcessor:
 
 
 def _late(arrival: Arrival, scanned: Scan) -> Quarantined:
-    detail = f"{arrival.account}: its period is closed; a meter's late policy is quarantine, or another payer took over"
+    detail = f"{arrival.account}: its period is closed, and {_why_not_carried(arrival)}"
     if arrival.deferred is not None:
         return _quarantined(arrival.deferred, Reason.PERIOD_CLOSED, detail)
     return Quarantined(
         arrival.position, arrival.stream_time_ms, Reason.PERIOD_CLOSED, detail, scanned.raw(arrival.position)
     )
+
+
+def _why_not_carried(arrival: Arrival) -> str:
+    """Why late usage counts in no later period. At a decision, the meters of the event's arrival have decided."""
+    if arrival.decision is not None:
+        by_meter, name = arrival.decision.quarantine, "one of its meters"
+    else:
+        by_meter = quarantines_late(arrival.contributions)
+        name = " and ".join(
+            contribution.meter.slug for contribution in arrival.contributions if quarantines_late((contribution,))
+        )
+    return f"the late policy of {name} is quarantine" if by_meter else "another payer pays for the open period"
 
 
 def _refused(arrival: Arrival) -> Quarantined:

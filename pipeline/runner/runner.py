@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from schemas.clock import Clock
 from schemas.errors import InvalidInput, TidemarkError, Transient
 from schemas.processing import Processor
 
+LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # A flush makes hundreds of thousands of objects and almost no cycles. With Python's threshold of 700 garbage collection
 # would take a third of the time.
 COLLECTOR_THRESHOLDS: Final = (50_000, 20, 100)
@@ -312,10 +314,13 @@ async def run(
 
 
 def run_in_loop(main: Coroutine[Any, Any, None], blocked_after_s: float = BLOCKED_AFTER_S) -> None:
-    """Run a coroutine to its end in uvloop's event loop, which halves Faust's cost per record.
+    """Run a coroutine to its end in uvloop's event loop, which halves Faust's cost per record. Each line of the
+    process's log has its time in UTC.
 
     A step that blocks the loop for `blocked_after_s` ends the process, see `watching`.
     """
+    logging.basicConfig(format=LOG_FORMAT, datefmt="%Y-%m-%dT%H:%M:%SZ")
+    logging.Formatter.converter = time.gmtime
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, watching(runner.get_loop(), blocked_after_s):
         runner.run(main)

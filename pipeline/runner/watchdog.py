@@ -26,7 +26,8 @@ def watching(loop: asyncio.AbstractEventLoop, blocked_after_s: float = BLOCKED_A
     """Watch a loop of this thread during the block, from another thread.
 
     If the loop runs no callback for `blocked_after_s`, the stack of this thread is logged and the process ends with
-    `EXIT_CODE`. If a call into C also stops every other thread, `faulthandler` does the same after twice the time.
+    `EXIT_CODE`. If a call into C also stops every other thread, `faulthandler` does the same after twice the time. That
+    is wall-clock time: a process that SIGSTOP or `docker pause` stopped for longer ends too, and starts again.
     """
     stop = threading.Event()
     arguments = (loop, threading.get_ident(), blocked_after_s, stop)

@@ -31,6 +31,8 @@ _NUMBERED: Final = (
 _NUMBER_START: Final = '{"#":"'
 _NUMBER_TEXT: Final = r"^(-?)([0-9]+)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]+))?$"
 _QUANTITY_TEXT: Final = r"^-?(0|[1-9][0-9]*)([.][0-9]+)?([eE][+-]?[0-9]{1,18})?$"
+# A decimal text has an exponent of up to 17 digits (`aggregators/quantities.py`). The decoder limits those of numbers.
+_LONG_EXPONENT: Final = "[eE][+-]?[0-9]{18}$"
 _QUANTITY_CHARACTERS_MAX: Final = 64
 _QUANTITY_DIGITS_MAX: Final = 18
 _CELL: Final = "meter, account, period_start_ms, hour_ms, dimensions, bucket_ms"
@@ -331,7 +333,8 @@ def _is_quantity(meter: Meter, path: str) -> str:
     sign = "" if meter.allow_negative else f" AND NOT startsWith({number}, '-')"
     return (
         f"(match({number}, {quoted_text(_QUANTITY_TEXT)}) "
-        f"AND (startsWith({raw}, '{_NUMBER_START}') OR length({number}) <= {_QUANTITY_CHARACTERS_MAX}) "
+        f"AND (startsWith({raw}, '{_NUMBER_START}') OR (length({number}) <= {_QUANTITY_CHARACTERS_MAX} "
+        f"AND NOT match({number}, {quoted_text(_LONG_EXPONENT)}))) "
         f"AND (empty({significant}) OR ({shift} >= 0 AND length({significant}) + {shift} <= {_QUANTITY_DIGITS_MAX}"
         f"{sign})))"
     )

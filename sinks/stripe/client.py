@@ -107,13 +107,15 @@ class _Transport(stripe.HTTPClient):
 class StripeClientMeters:
     """Stripe's meters for one API key. For use in one event loop.
 
-    `api_base` is the URL of a simulator; None means Stripe. `timeout_s` bounds each call; Stripe may have executed a
+    `nonce` is a text of letters and digits that no other process uses. `api_base` is the URL of a simulator; None means
+    Stripe. `timeout_s` bounds each call; Stripe may have executed a
     call that timed out. Keys with the prefix `sk_live_` or `rk_live_` are of live mode.
     """
 
-    def __init__(self, api_key: str, api_base: str | None = None, *, timeout_s: float = 20.0) -> None:
+    def __init__(self, api_key: str, api_base: str | None = None, *, nonce: str, timeout_s: float = 20.0) -> None:
         if "_live_" not in api_key and "_test_" not in api_key:
             raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "use a key that starts with sk_test_, sk_live_ or rk_…")
+        self._nonce = nonce
         self._livemode = "_live_" in api_key
         self._transport = _Transport(timeout_s, environment=api_base is None)
         if api_base is None:
@@ -155,12 +157,15 @@ class StripeClientMeters:
     async def send(self, event: MeterEvent) -> SendResult:
         """Send one meter event under its identifier. Never raises for an answer of Stripe or a missing answer.
 
-        The Idempotency-Key is made of the identifier, a hash of the event and the number of its 5xx answers: Stripe
-        stores a 500 under the key and would repeat it for a day. A second key is harmless, because the identifier stays
-        the same. The key begins with the identifier, because error reports may have the key in its place.
+        The Idempotency-Key is made of the identifier, a hash of the event, and the nonce and number of its stored
+        answers: Stripe would repeat "No active meter" or a 500 for a day, also after an operator has repaired the
+        meter. A second key is harmless, because the identifier stays the same. The first key has no nonce, so two
+        processes that send one event at once have the same key; a restart repeats at most this one stored answer. The
+        key begins with the identifier, because error reports may have the key in its place.
         """
         digest = hashlib.sha256("\n".join(map(str, event)).encode()).hexdigest()[:16]
-        key = f"{event.identifier}.{digest}.{self._stored_errors.get(digest, 0)}"
+        stored = self._stored_errors.get(digest, 0)
+        key = f"{event.identifier}.{digest}" + (f".{self._nonce}.{stored}" if stored else "")
         try:
             taken = await self._stripe.v1.billing.meter_events.create_async(
                 {
@@ -183,7 +188,6 @@ class StripeClientMeters:
             return classify(Answer(200, f"not an answer of Stripe: {error}", is_foreign=True))
         if getattr(taken, "identifier", None) != event.identifier:
             return classify(Answer(200, "not an answer to this meter event", is_foreign=True))
-        self._stored_errors.pop(digest, None)
         return SendResult(SendStatus.ACCEPTED)
 
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:

@@ -42,18 +42,22 @@ class Answer(NamedTuple):
 
     @property
     def is_stored(self) -> bool:
-        """Whether Stripe stores this answer under the Idempotency-Key and repeats it for at least 24 h."""
-        return self.status >= 500
+        """Whether Stripe may have stored this answer under the Idempotency-Key and would repeat it for at least 24 h.
+
+        Stripe stores answers of executed requests, 5xx included, and none for conflicts and rate limits
+        (docs.stripe.com/api/idempotent_requests).
+        """
+        return self.status >= 400 and self.status not in (409, 429)
 
 
 def classify(answer: Answer) -> SendResult:
     """What the sender does after this answer to one meter event.
 
-    Duplicate identifier: the event is delivered. 408, 409, 424, 429, 5xx, `Stripe-Should-Retry: true`, no answer or a
-    foreign one: send the same event again. 401, 403: stop the sink. An answer about the meter or the customer: hold the
-    events of the meter or of the account until an operator has corrected it. 400: the event itself is wrong and becomes
-    a dead letter. Any other answer is not about the event: hold the account. Foreign answers never stop the sink and
-    never make a dead letter.
+    Duplicate identifier: the event is delivered. 408, 409, 424, 429, 5xx, `Stripe-Should-Retry: true`, no answer, a
+    foreign one, or a stored one that Stripe repeats (`Idempotent-Replayed: true`): send the same event again. 401, 403:
+    stop the sink. An answer about the meter or the customer: hold the events of the meter or of the account until an
+    operator has corrected it. 400: the event itself is wrong and becomes a dead letter. Any other answer is not about
+    the event: hold the account. Foreign answers never stop the sink and never make a dead letter.
     """
     detail = describe(answer)
     if is_refusal(answer):
@@ -75,7 +79,12 @@ def is_refusal(answer: Answer) -> bool:
 
 
 def is_retryable(answer: Answer) -> bool:
-    """Whether the same call may succeed later. Stripe once sent rate limits as 400 with a code."""
+    """Whether the same call may succeed later. Stripe once sent rate limits as 400 with a code.
+
+    A replayed answer is about an earlier request: Stripe may have taken the event since.
+    """
+    if answer.headers.get("idempotent-replayed") == "true":
+        return True
     if answer.is_foreign or answer.status in (0, 408, 409, 424, 429) or answer.status >= 500:
         return True
     return answer.code in ("rate_limit", "lock_timeout") or answer.headers.get("stripe-should-retry") == "true"

@@ -29,6 +29,7 @@ class FakeFault(StrEnum):
     CONFLICT = "conflict"
     UNAUTHORIZED = "unauthorized"
     BAD_REQUEST = "bad_request"
+    NO_CUSTOMER = "no_customer"
     REJECTED = "rejected"
 
 
@@ -38,6 +39,7 @@ _ANSWERS: Final[Mapping[FakeFault | None, Answer]] = {
     FakeFault.SERVER_ERROR: Answer(500, "An unknown error occurred"),
     FakeFault.RATE_LIMITED: Answer(429, "Request rate limit exceeded", "rate_limit"),
     FakeFault.CONFLICT: Answer(409, "conflict", "too_many_concurrent_requests"),
+    FakeFault.NO_CUSTOMER: Answer(400, "No such customer", "resource_missing"),
     FakeFault.BAD_REQUEST: Answer(400, "Invalid request", "parameter_invalid"),
 }
 FaultHook = Callable[[MeterEvent], FakeFault | None]

@@ -47,7 +47,7 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     )
     async with serve_simulator(clock, settings) as served:
         served.simulator.create_customer(False, {}, CUSTOMER)
-        client = StripeClientMeters(TEST_KEY, served.url, timeout_s=0.5)
+        client = StripeClientMeters(TEST_KEY, served.url, timeout_s=0.5, nonce="test")
 
         def fail_next(fault: FakeFault) -> None:
             served.simulator.faults.add(Fault(_KINDS[fault]))
@@ -282,7 +282,7 @@ async def test_injected_rejection_is_reported(world: World) -> None:
 
 async def test_read_without_an_answer_is_transient() -> None:
     """Nobody listens on the port: a failed read must not look like zero."""
-    client = StripeClientMeters(TEST_KEY, "http://127.0.0.1:9", timeout_s=1)
+    client = StripeClientMeters(TEST_KEY, "http://127.0.0.1:9", timeout_s=1, nonce="test")
     fake = FakeStripe(ManualClock(NOW_MS), read_fault=lambda _call: True)
 
     for meters in (client, fake):
@@ -301,7 +301,7 @@ async def test_sender_over_http_delivers_each_intent_once_through_a_storm() -> N
         for kind in (*_KINDS.values(), FaultKind.CONNECTION_DROPPED_AFTER_COMMIT):
             if kind not in (FaultKind.FORBIDDEN, FaultKind.REJECTED):
                 served.simulator.faults.add(Fault(kind, count=2, probability=0.5))
-        client = StripeClientMeters(TEST_KEY, served.url, timeout_s=0.3)
+        client = StripeClientMeters(TEST_KEY, served.url, timeout_s=0.3, nonce="test")
         bench.meters = client
         await bench.restart()
         intents = [make_intent(f"i{number}", "abcd"[number % 4], number + 1) for number in range(40)]

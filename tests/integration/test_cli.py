@@ -135,6 +135,18 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDev]:
     assert not (folder / ".tidemark" / "dev.json").exists()
 
 
+def test_second_dev_in_the_folder_is_refused_and_the_first_goes_on(dev: RunningDev) -> None:
+    """On free ports too: two Valkeys on one append-only file lose counts."""
+    before = (dev.folder / ".tidemark" / "dev.json").read_text()
+
+    said = dev.run("dev", "--port", "0", "--clickhouse-port", "0", code=2)
+
+    assert said.startswith("tidemark: TIDEMARK_DATA_DIR: process ")
+    assert said.count("\n") == 1
+    assert (dev.folder / ".tidemark" / "dev.json").read_text() == before
+    assert dev.live("nobody-yet")["api_requests"] == "0"
+
+
 def emit(dev: RunningDev, account: str, event_type: str, *more: str, data: str = "{}") -> Any:
     """Emit one event."""
     return dev.answer("emit", event_type, "--account", account, "--data", data, *more)
@@ -240,7 +252,7 @@ def test_account_is_bound_shown_and_its_period_closed(dev: RunningDev) -> None:
     listed = dev.run("quarantine", "list", "--reason", "period_closed")
     assert "too-late" in listed
     assert "bill it by hand" in listed
-    assert "not RFC 3339" in dev.run("close-period", "closing", "yesterday", code=2)
+    assert "no RFC 3339 time" in dev.run("close-period", "closing", "yesterday", code=2)
 
 
 def test_quarantined_event_is_listed_and_counted_after_its_redrive(dev: RunningDev) -> None:

@@ -5,82 +5,83 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 
-from schemas.aggregations import Aggregation
-from schemas.analytics import ControlRow, DuplicateRow, EventRow, HourlyRow
-from schemas.clock import HOUR_MS
-from schemas.meters import Meter, MeterSet
+from pipeline.ingest.archive import ArchiveProcessor
+from pipeline.open import read_meter_set
+from schemas.log import EVENTS_TOPIC
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.writer import ClickHouseStore
 from tests.services.clickhouse import RunningClickHouse
+from tests.worlds.deployment import SECRET, World, hourly_relay
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "analytics.md"
 EXAMPLES = dict(re.findall(r"^### (.+?)\n.*?```sql\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.S | re.M))
 
 
-def ms(text: str) -> int:
-    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) * 1000
+START = datetime(2026, 11, 2, 10, tzinfo=UTC)
+TWENTIETH = datetime(2026, 11, 20, 10, tzinfo=UTC)
+ELEVEN, NOON = TWENTIETH + timedelta(hours=1), TWENTIETH + timedelta(hours=2)
+
+# Arrival, id, type, data, and the seconds (or the time) by which the event is older. In the order of the log.
+EVENTS: list[tuple[datetime, str, str, dict[str, object], int | datetime]] = [
+    (START, "late", "llm.completion", {"tokens": 250, "model": "large"}, datetime(2026, 10, 31, 20, tzinfo=UTC)),
+    (TWENTIETH, "t1", "llm.completion", {"tokens": 1_500, "model": "large"}, 0),
+    (TWENTIETH, "t2", "llm.completion", {"tokens": 500, "model": "small"}, 0),
+    (TWENTIETH, "r1", "api.request", {"region": "eu", "method": "GET"}, 0),
+    (TWENTIETH, "r2", "api.request", {"region": "eu", "method": "GET"}, 0),
+    (TWENTIETH, "r3", "api.request", {"region": "eu", "method": "POST"}, 0),
+    (TWENTIETH, "u1", "user.active", {"user": "ada"}, 0),
+    (TWENTIETH, "u2", "user.active", {"user": "bob"}, 0),
+    (TWENTIETH, "g1", "storage.sampled", {"gigabytes": "9.5"}, 0),
+    (TWENTIETH, "s1", "seats.changed", {"seats": 9}, 0),
+    (TWENTIETH, "p1", "page.viewed", {}, 0),
+    (ELEVEN, "t1", "llm.completion", {"tokens": 1_500, "model": "large"}, 3_600),
+    (ELEVEN, "t2", "llm.completion", {"tokens": 200, "model": "small"}, 3_600),
+    (ELEVEN, "g2", "storage.sampled", {"gigabytes": 7}, 60),
+    (ELEVEN, "s2", "seats.changed", {"seats": 7}, 0),
+    (ELEVEN, "u3", "user.active", {"user": "ada"}, 0),
+    (NOON, "r4", "api.request", {"region": "us", "method": "GET"}, 0),
+]
 
 
-TEN = ms("2026-11-20T10:00")
-NOVEMBER = (ms("2026-11-01"), ms("2026-12-01"))
+def ms(instant: datetime) -> int:
+    return int(instant.timestamp()) * 1000
 
 
-def event(number: int, data: dict[str, object], event_type: str = "llm.request", account: str = "acme") -> EventRow:
-    at = TEN + number * 1000
-    text = json.dumps(data, separators=(",", ":"), sort_keys=True)
-    return EventRow(account, f"e{number}", event_type, "app", at * 1000, text, 3, number << 16, at + number * 500)
-
-
-def cell(meter: str, aggregation: Aggregation, value: int, hour_ms: int, scale: int = 0, **change: object) -> HourlyRow:
-    dimensions = '{"model":"large","region":"eu"}' if meter == "tokens" else "{}"
-    row = HourlyRow(
-        "acme", meter, *NOVEMBER, hour_ms, dimensions, hour_ms, aggregation, scale, value, hour_ms * 1000, 1, 3, 1
-    )
-    return row._replace(**change)  # type: ignore[arg-type]  # a test's own fields
+async def used(store: ClickHouseStore) -> None:
+    """What `tidemark dev` writes to ClickHouse for these events of one account, and for one event of another."""
+    world = World(ms(START), partitions=1)
+    await world.start(read_meter_set(None))
+    for arrival, event_id, event_type, data, age in EVENTS:
+        world.clock.ms = ms(arrival)
+        time = age if isinstance(age, datetime) else arrival - timedelta(seconds=age)
+        event = {
+            "specversion": "1.0", "id": event_id, "source": "app", "type": event_type, "subject": "acme",
+            "time": time.isoformat(), "data": data,
+        }  # fmt: skip
+        await world.log.append(EVENTS_TOPIC, 0, json.dumps(event).encode())
+    other = {**event, "id": "x", "type": "llm.completion", "subject": "globex", "data": {"tokens": 300}}
+    await world.log.append(EVENTS_TOPIC, 0, json.dumps(other).encode())
+    await world.fold_all()
+    relay = hourly_relay(world.store, store)
+    await relay.relay(0)
+    await relay.duplicates(0)
+    archive = ArchiveProcessor(world.log, store, SECRET)
+    await archive.start_offset(0)
+    await archive.step(0, await world.records(0))
 
 
 @pytest.fixture
 async def analysts(clickhouse_database: str, clickhouse_server: RunningClickHouse) -> AsyncIterator[httpx.AsyncClient]:
-    """The read-only address, on a database with some usage of every kind."""
-    clickhouse = open_clickhouse(clickhouse_database)
-    store = ClickHouseStore(clickhouse)
+    """The read-only address, on a database with usage of every meter of `tidemark dev`."""
+    store = ClickHouseStore(open_clickhouse(clickhouse_database))
     await store.migrate()
-    events = [event(number, {"user": f"u{number % 2}", "tokens": number}) for number in range(1, 5)]
-    await store.insert_events([*events, event(9, {}, "page.viewed")])
-    await store.insert_events(events)
-    await store.insert_duplicates(
-        [
-            DuplicateRow(*event(1, {"user": "u1", "tokens": 1})._replace(position=7 << 16)[:9]),
-            DuplicateRow(*event(2, {"user": "u1", "tokens": 200})._replace(position=8 << 16)[:9]),
-        ]
-    )
-    await store.insert_hourly(
-        [
-            cell("tokens", Aggregation.SUM, 1_500, TEN, 3),
-            cell("tokens", Aggregation.SUM, 500, TEN, 3, arrival_bucket_ms=TEN + HOUR_MS),
-            cell("tokens", Aggregation.SUM, 250, ms("2026-10-31T20:00"), 3),
-            cell("calls", Aggregation.COUNT, 3, TEN),
-            cell("calls", Aggregation.COUNT, 4, TEN + 2 * HOUR_MS),
-            cell("seats", Aggregation.MAX, 9, TEN),
-            cell("seats", Aggregation.MAX, 7, TEN + HOUR_MS),
-            cell("credit", Aggregation.MIN, 3, TEN),
-            cell("credit", Aggregation.MIN, -2, TEN, arrival_bucket_ms=TEN + HOUR_MS),
-            cell("credit", Aggregation.MIN, 1, TEN + HOUR_MS),
-            cell("disk", Aggregation.LATEST, 9, TEN),
-            cell("disk", Aggregation.LATEST, 7, TEN + HOUR_MS),
-        ]
-    )
-    meter = Meter(slug="calls", event_type="llm.request", aggregation=Aggregation.COUNT)
-    meter_set = json.dumps({"meter_set": MeterSet(version=1, meters=(meter,)).model_dump(mode="json")})
-    await store.insert_controls(
-        [ControlRow(3, 1, "meter_set", "", TEN, meter_set), ControlRow(3, 2, "tick", "", TEN, "{}")]
-    )
+    await used(store)
     await store.close()
     database = clickhouse_database.rsplit("/", 1)[1]
     async with httpx.AsyncClient(base_url=clickhouse_server.read_only_url, params={"database": database}) as client:
@@ -96,37 +97,37 @@ async def ask(analysts: httpx.AsyncClient, sql: str) -> list[list[object]]:
 
 
 ANSWERS: dict[str, list[list[object]]] = {
-    "Top accounts": [["acme", 2.25]],
-    "Usage by hour": [["2026-11-20 11:00:00", 3], ["2026-11-20 12:00:00", 0], ["2026-11-20 13:00:00", 4]],
-    "Usage by dimension": [["eu", "large", 2]],
+    "Top accounts": [["acme", 2_250], ["globex", 300]],
+    "Usage by hour": [["2026-11-20 11:00:00", 3], ["2026-11-20 12:00:00", 0], ["2026-11-20 13:00:00", 1]],
+    "Usage by dimension": [["eu", "GET", 2], ["eu", "POST", 1], ["us", "GET", 1]],
     "What an account will be billed for": [
-        ["calls", "count", 7],
-        ["credit", "min", -2],
-        ["disk", "latest", 7],
-        ["seats", "max", 9],
-        ["tokens", "sum", 2.25],
+        ["active_users", "unique", 2],
+        ["api_requests", "count", 4],
+        ["seats", "latest", 7],
+        ["storage_gb", "max", 9.5],
+        ["tokens", "sum", 2_250],
     ],
     "Distinct users by day": [["2026-11-20", 2]],
-    "Duplicates": [["acme", "app", 2, "2026-11-20 10:00:01.500"]],
+    "Duplicates": [["acme", "app", 2, "2026-11-20 11:00:00.000"]],
     "Conflicts": [
         [
             "acme",
-            "e2",
-            "llm.request",
-            "llm.request",
+            "t2",
+            "llm.completion",
+            "llm.completion",
             "app",
             "app",
-            '{"tokens":2,"user":"u0"}',
-            '{"tokens":200,"user":"u1"}',
-            "2026-11-20 10:00:03.000",
+            '{"model":"small","tokens":500}',
+            '{"model":"small","tokens":200}',
+            "2026-11-20 11:00:00.000",
         ]
     ],
-    "Lateness": [["app", 5, [1, 4], 4]],
+    "Lateness": [["app", 16, [0, 136_800], 136_800]],
     "Usage that arrived after its period had closed": [
-        ["acme", "tokens", "2026-10-31 20:00:00.000", "2026-11-01 00:00:00.000", 0.25]
+        ["acme", "tokens", "2026-10-31 20:00:00.000", "2026-11-01 00:00:00.000", 250]
     ],
-    "Unmetered types": [["page.viewed", 1, "2026-11-20 10:00:09.000000"]],
-    "Meter set history": [[1, "2026-11-20 10:00:00.000", 1]],
+    "Unmetered types": [["page.viewed", 1, "2026-11-20 10:00:00.000000"]],
+    "Meter set history": [[1, "2026-11-02 10:00:00.000", 5]],
 }
 
 
@@ -147,7 +148,9 @@ async def test_one_accounts_events_come_latest_first(analysts: httpx.AsyncClient
     """The last example, whose rows are long."""
     rows = await ask(analysts, EXAMPLES["One account's events"])
 
-    assert [row[1] for row in rows] == ["e9", "e4", "e3", "e2", "e1"]
+    times, ids = [str(row[0]) for row in rows], [row[1] for row in rows]
+    assert times == sorted(times, reverse=True)
+    assert (ids[0], ids[-1], sorted(map(str, ids))) == ("r4", "late", sorted({entry[1] for entry in EVENTS}))
 
 
 async def test_columns_of_the_views_are_those_documented(analysts: httpx.AsyncClient) -> None:
@@ -166,7 +169,7 @@ async def test_address_of_the_document_is_only_an_example(analysts: httpx.AsyncC
     """The curl line's query works as it is."""
     (sql,) = re.findall(r"\?query=(\S+)'", DOCUMENT.read_text())
 
-    assert (await analysts.get("/", params={**analysts.params, "query": sql.replace("+", " ")})).text == "5\n"
+    assert (await analysts.get("/", params={**analysts.params, "query": sql.replace("+", " ")})).text == "16\n"
 
 
 def _numbers(value: object) -> object:

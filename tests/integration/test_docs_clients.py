@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -75,13 +76,13 @@ def run(client: Client, environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def tokens_of(account: str, environment: dict[str, str]) -> str:
-    """The live tokens of an account, "" if nothing is counted yet."""
+def tokens_of(account: str, environment: dict[str, str]) -> Decimal | None:
+    """The live tokens of an account, None if nothing is counted yet."""
     url = f"{environment['GATEWAY']}/v1/accounts/{account}/usage"
     answer = httpx.get(url, headers={"authorization": f"Bearer {environment['TIDEMARK_API_KEY']}"})
     if answer.status_code != 200:
-        return ""
-    return str(next(meter["value"] for meter in answer.json()["meters"] if meter["meter"] == "tokens"))
+        return None
+    return Decimal(next(meter["value"] for meter in answer.json()["meters"] if meter["meter"] == "tokens"))
 
 
 @pytest.mark.timeout(240)
@@ -91,14 +92,14 @@ def test_every_client_of_the_page_is_counted_exactly_and_once(environment: dict[
     assert len(senders) == 5
     for client in [*senders.values(), *senders.values()]:
         run(client, environment)
-    expected = {account: client.tokens for account, client in senders.items()}
+    expected = {account: Decimal(client.tokens) for account, client in senders.items()}
     (reader,) = (client for client in CLIENTS if not client.tokens)
 
     deadline = time.monotonic() + COUNTED_S
     rows = counted = None
     while time.monotonic() < deadline:
         counted = {account: tokens_of(account, environment) for account in senders}
-        rows = dict(line.split() for line in run(reader, environment).splitlines())
+        rows = {account: Decimal(tokens) for account, tokens in map(str.split, run(reader, environment).splitlines())}
         if counted == rows == expected:
             break
         time.sleep(0.2)

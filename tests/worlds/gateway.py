@@ -19,9 +19,10 @@ from pipeline.http.api_keys import KeyFile, Role, create_key
 from pipeline.http.app import GatewayDependencies, create_gateway
 from pipeline.http.dependencies import LiveUsage
 from pipeline.settings import Settings
-from schemas.control import Genesis
+from schemas.control import BindingRecord, CloseRecord, Genesis
 from schemas.log import REJECTED_TOPIC, Record
 from schemas.meters import MeterSet
+from schemas.periods import Binding
 from sinks.clickhouse.fake import FakeClickHouse
 from tests.traffic.generate import METER_SET
 from tests.worlds.deployment import SECRET, World
@@ -68,6 +69,17 @@ class Gateway:
         """GET with an API key; `from_` stands for the parameter `from`."""
         given = {name.rstrip("_"): value for name, value in parameters.items()}
         return await self.client.get(path, params=given or None, headers=self.bearer(key))
+
+    async def bind(self, account: str, **fields: Any) -> None:
+        """Append a binding of the account."""
+        binding = Binding.model_validate(fields)
+        record = BindingRecord(account=account, revision=self.world.revision(account), binding=binding)
+        await self.world.control(partition_of(account, self.world.partitions), record)
+
+    async def close_period(self, account: str, instant_ms: int) -> None:
+        """Append a close record of the account's period that contains the instant."""
+        record = CloseRecord(account=account, revision=self.world.revision(account), instant_ms=instant_ms)
+        await self.world.control(partition_of(account, self.world.partitions), record)
 
     def bearer(self, key: str) -> dict[str, str]:
         """The header of one of the keys; no header for an empty name."""

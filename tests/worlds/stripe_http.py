@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from urllib.parse import parse_qs
@@ -23,10 +24,11 @@ class StripeOverHttp:
         self.fake = fake
         self.event_names = event_names
         self.hostile: Hostile = lambda _request: None
+        self._nonces = itertools.count()
 
     def client(self) -> StripeClientMeters:
-        """The product's client on this transport."""
-        meters = StripeClientMeters("sk_test_x", "http://127.0.0.1:9")
+        """The product's client on this transport, as in a new process."""
+        meters = StripeClientMeters("sk_test_x", "http://127.0.0.1:9", nonce=f"test{next(self._nonces)}")
         meters._transport._client = httpx.AsyncClient(transport=httpx.MockTransport(self.answer))
         return meters
 

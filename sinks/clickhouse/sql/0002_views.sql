@@ -16,13 +16,14 @@ SELECT
 FROM usage_events FINAL;
 
 -- One row per account, meter, period, hour and dimensions: arrival buckets are merged by the meter's aggregation.
+-- A later binding may end a period earlier or later: a row keeps the end that was known when its usage was counted.
 -- A restatement empties a cell by giving it a period that ends where it begins; such cells are left out.
 CREATE OR REPLACE VIEW usage AS
 SELECT
     account,
     meter,
     fromUnixTimestamp64Milli(period_start_ms, 'UTC') AS period_start,
-    fromUnixTimestamp64Milli(period_end_ms, 'UTC') AS period_end,
+    fromUnixTimestamp64Milli(period_end_ms, 'UTC') AS period_end_when_counted,
     fromUnixTimestamp64Milli(hour_ms, 'UTC') AS hour,
     JSONExtract(cells.dimensions, 'Map(String, String)') AS dimensions,
     kind AS aggregation,

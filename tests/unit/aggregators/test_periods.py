@@ -204,7 +204,7 @@ def test_bindings_and_closings_of_an_account_are_bounded() -> None:
         anchor = monthly("2026-01-01").model_copy(
             update={
                 "effective_from_ms": stream_time_ms,
-                "anchor_ms": stream_time_ms - day % 28 * DAY_MS,
+                "anchor_ms": stream_time_ms,
                 "billing": Billing.MAPPED,
                 "stripe_customer": f"cus_{day}",
             }

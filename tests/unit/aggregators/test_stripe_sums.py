@@ -89,3 +89,18 @@ def test_more_dead_letters_than_can_be_tried_match_any_sum_within_their_range() 
     assert (contained.certain, len(contained.possible), contained.tried) == (frozenset(), 700, False)
     assert asked.contained(Decimal(4)) is None
     assert asked.contained(Decimal(asked.gross + 1)) is None
+
+
+@pytest.mark.parametrize("signs", [(1, 1), (-1, -1), (1, -1)], ids=["positive", "negative", "both"])
+def test_least_and_greatest_sum_have_one_choice_of_events_however_many_there_are(signs: tuple[int, int]) -> None:
+    """Forty events that Stripe refused have more than a million million sums, and Stripe has none of them."""
+    units = [2**at * signs[at % 2] for at in range(40)]
+    asked = bounds(units, accepted=5)
+    for wanted in (1, -1):
+        chosen = frozenset(event.identifier for event in asked.doubtful if event.units * wanted > 0)
+        total = 5 + sum(unit for unit in units if unit * wanted > 0)
+        contained = asked.contained(Decimal(total))
+        assert contained is not None
+        assert (contained.certain, contained.possible, contained.tried) == (chosen, frozenset(), True)
+        between = asked.contained(Decimal(total) - Decimal(wanted) / 2)
+        assert between is None or not between.tried

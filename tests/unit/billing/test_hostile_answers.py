@@ -211,17 +211,23 @@ async def test_meter_that_is_deactivated_later_holds_its_traffic_and_makes_no_de
     assert set((await world.statuses()).values()) == {OutcomeStatus.ACCEPTED}
 
 
-async def test_corrected_customer_of_a_held_account_pays(world: World) -> None:
-    """The binding named a customer that Stripe does not have; the operator binds the right one."""
+async def test_usage_after_a_correction_goes_on_while_the_unknown_customers_report_is_held(world: World) -> None:
+    """The binding named a customer that Stripe does not have. The operator binds the right one for later usage, and
+    the report from before does not block it. The report keeps its customer (ADR 12)."""
     world.http.hostile = to_account_a(error(400, "resource_missing", "No such customer: 'cus_a'"))
     await world.publish()
     await world.run()
     held = world.held()
 
     world.bench.billing["a"] = (Billing.MAPPED, "cus_c")
-    await world.run(30, 2 * POLICY.hold_retry_ms)
+    await world.bench.publish(make_intent("later", "a", bucket=-1))
+    await world.run(30, 4 * POLICY.hold_retry_ms)
 
-    assert held == {"account": 1}
-    assert (await world.bench.outcomes())["a-tokens"].stripe_customer == "cus_c"
-    (event,) = [stored.event for stored in world.bench.stripe.events if stored.event.identifier == "a-tokens"]
-    assert event.stripe_customer == "cus_c"
+    assert held == world.held() == {"account": 1}
+    assert (await world.bench.outcomes())["later"].stripe_customer == "cus_c"
+    assert "a-tokens" not in await world.statuses()
+
+    world.http.hostile = lambda _request: None
+    await world.run(30, 4 * POLICY.hold_retry_ms)
+
+    assert (await world.bench.outcomes())["a-tokens"].stripe_customer == "cus_a"

@@ -205,7 +205,7 @@ async def test_unmapped_intent_is_on_hold_counted_and_sent_once_mapped() -> None
     status = bench.sender.status()
 
     assert (status.pending, status.held) == (1, {"unmapped": 1})
-    assert status.unmapped_deadline_ms == PERIOD_END_MS + 35 * DAY_MS
+    assert status.held_deadline_ms == PERIOD_END_MS + 35 * DAY_MS
     assert status.low_watermarks == {0: 0}
     assert bench.counted() == {"other": 1}
 

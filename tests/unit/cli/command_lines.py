@@ -112,7 +112,7 @@ def problems(result: Result) -> list[str]:
     if result.code not in (0, 1, 2, 3, 130):
         found.append(f"the exit code {result.code}")
     lines = result.err.strip().splitlines()
-    if len(lines) > 8 or len(result.err) > 1_500:
+    if len(lines) > (1 if result.code == 2 else 8) or len(result.err) > 1_500:
         found.append(f"{len(lines)} lines, {len(result.err)} characters: {result.err[:200]}")
     if result.code and not (result.err.strip() or result.out.strip()):
         found.append("silence")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
 
+from aggregators.instants import format_instant_ms
 from pipeline.cli import main
 from pipeline.cli.operate import binding_of
 from pipeline.commands.accounts import Plan, Standing, append_plan, binding_plan, closing_plan, standing
@@ -43,15 +45,17 @@ def mapped(customer: str = "cus_acme", **fields: Any) -> Binding:
         ("account|bind|acme|--interval-count|0", "--interval-count: 0 is not from 1 to 1200"),
         ("account|bind|acme|--interval-count|-1", "--interval-count: -1 is not"),
         ("account|bind|acme|--interval-count|1201", "--interval-count: 1201 is not"),
+        ("account|bind|acme", "--customer: give --customer or --free, or a period (--anchor, --interval)"),
+        ("account|bind|acme|--from|2026-11-17T00:00:00Z|--yes", "--customer: give --customer or --free"),
         ("account|bind||--free", "NAME: an account's name has 1 to 256 characters, this has 0"),
         (f"account|bind|{'a' * 257}|--free", "NAME: an account's name has 1 to 256 characters, this has 257"),
-        ("account|bind|acme|--anchor|2026-11-17", "--anchor: '2026-11-17' is not RFC 3339"),
+        ("account|bind|acme|--anchor|2026-11-17", "--anchor: '2026-11-17' is no RFC 3339 time"),
         ("account|bind|acme|--anchor|0000-11-17T00:00:00Z", "--anchor: "),
-        ("account|bind|acme|--anchor|", "--anchor: '' is not RFC 3339"),
-        ("account|bind|acme|--from|tomorrow", "--from: 'tomorrow' is not RFC 3339"),
+        ("account|bind|acme|--anchor|", "--anchor: '' is no RFC 3339 time"),
+        ("account|bind|acme|--from|tomorrow", "--from: 'tomorrow' is no RFC 3339 time"),
         ("account|show|", "NAME: "),
         ("close-period||2026-11-17T00:00:00Z", "NAME: "),
-        ("close-period|acme|2026-11-17", "INSTANT: '2026-11-17' is not RFC 3339"),
+        ("close-period|acme|2026-11-17", "INSTANT: '2026-11-17' is no RFC 3339 time"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
@@ -91,13 +95,16 @@ def test_binding_says_which_period_it_ends_and_who_pays_before_and_after() -> No
     assert plan.is_final
     assert plan.lines == (
         "acme: binding 5",
-        "  anchor: 2026-11-10T10:40:33Z; periods are counted from 2026-11-10T10:40:00Z",
+        (
+            "  anchor: 2026-11-10T10:40:33Z; periods are counted from 2026-11-10T10:40:00Z; "
+            "this replaces 1970-01-01T00:00:00Z"
+        ),
         "  takes effect: 2026-11-10T10:46:00Z",
         "  ends the period: 2026-11-01T00:00:00Z to 2026-12-01T00:00:00Z at 2026-11-10T10:46:00Z",
         "  period from then on: 2026-11-10T10:46:00Z to 2026-12-10T10:40:00Z",
         "  pays until then: nobody (free)",
         "  pays from then on: cus_acme",
-        "  not from 2026-11-10T10:40:00Z: that usage has a payer",
+        "  not for usage since 2026-11-10T10:40:00Z, which stays with nobody (free)",
     )
 
 
@@ -106,18 +113,110 @@ def test_first_customer_is_named_for_all_usage_without_a_question() -> None:
     plan = binding_plan(known(AccountState(), "2026-11-10T10:40:12"), ACME, mapped())
 
     assert not plan.is_final
-    assert "  pays also: for usage so far that nobody was named for (cus_acme)" in plan.lines
+    assert "  also for: usage so far that nobody was named for" in plan.lines
     assert not any(line.startswith("  ends") for line in plan.lines)
 
 
-def test_late_anchor_says_what_is_counted_again() -> None:
-    binding = mapped(effective_from_ms=at("2026-11-05"), anchor_ms=at("2026-11-05"))
+@pytest.mark.parametrize(
+    ("from_", "lines"),
+    [
+        pytest.param(
+            0,
+            (
+                (
+                    "  takes effect: 2026-11-01T00:00:00Z; usage since 2026-11-01T00:00:00Z, if there is any, is "
+                    "counted again in the new periods"
+                ),
+                "  period from then on: 2026-11-01T00:00:00Z to 2026-11-17T12:34:00Z",
+                "  current period: 2026-11-17T12:34:00Z to 2026-12-17T12:34:00Z",
+                "  pays: cus_acme",
+                "  also for: usage so far that nobody was named for",
+            ),
+            id="from the first open period",
+        ),
+        pytest.param(
+            at("2026-11-15"),
+            (
+                (
+                    "  takes effect: 2026-11-15T00:00:00Z; usage since 2026-11-01T00:00:00Z, if there is any, is "
+                    "counted again in the new periods"
+                ),
+                "  ends the period: 2026-11-01T00:00:00Z to 2026-12-01T00:00:00Z at 2026-11-15T00:00:00Z",
+                "  period from then on: 2026-11-15T00:00:00Z to 2026-11-17T12:34:00Z",
+                "  current period: 2026-11-17T12:34:00Z to 2026-12-17T12:34:00Z",
+                "  pays until then: nobody (its reports are held)",
+                "  pays from then on: cus_acme",
+            ),
+            id="from an instant",
+        ),
+    ],
+)
+def test_late_anchor_says_what_is_counted_again_and_who_pays_before_and_after(
+    from_: int, lines: tuple[str, ...]
+) -> None:
+    """The main case: the customer's subscription is known after the first usage."""
+    binding = mapped(effective_from_ms=from_, anchor_ms=at("2026-11-17T12:34:33"))
 
-    plan = binding_plan(known(AccountState(), "2026-11-10T10:40:12"), ACME, binding)
+    plan = binding_plan(known(AccountState(), "2026-11-30T10:40:12"), ACME, binding)
 
     assert plan.lines[1:] == (
-        "  takes effect: 2026-11-05T00:00:00Z; usage since 2026-11-01T00:00:00Z is counted again in the new periods",
-        "  pays from then on: cus_acme",
+        (
+            "  anchor: 2026-11-17T12:34:33Z; periods are counted from 2026-11-17T12:34:00Z; "
+            "this replaces 1970-01-01T00:00:00Z"
+        ),
+        *lines,
+    )
+
+
+def test_customer_of_usage_that_had_none_pays_for_all_of_it() -> None:
+    """Nothing of that usage stays with another payer. The periods stay, so nothing is counted again."""
+    binding = mapped(effective_from_ms=at("2025-12-05T12:34"))
+
+    plan = binding_plan(known(AccountState(), "2026-12-01T00:00:10"), ACME, binding)
+
+    assert plan.lines[-2:] == (
+        "  pays: cus_acme",
+        "  also for: usage since 2025-12-05T12:34:00Z that nobody was named for",
+    )
+
+
+def test_free_account_that_nobody_was_named_for_is_free_from_the_start() -> None:
+    plan = binding_plan(known(AccountState(), "2026-11-10T10:40:12"), ACME, FREE)
+
+    assert plan.lines[-2:] == (
+        "  pays: nobody (free)",
+        "  also for: usage so far that nobody was named for",
+    )
+
+
+def test_forgotten_anchor_is_named() -> None:
+    """A binding sets all of them, so a customer without an anchor takes the subscription's anchor away."""
+    old = mapped("cus_one", anchor_ms=at("2026-11-17T12:34:33"), interval="year")
+    customers = (Customer(0, Billing.MAPPED, "cus_one"),)
+    state = AccountState(bindings=(old,), customers=customers, has_payer=True, revision=1)
+
+    plan = binding_plan(known(state, "2026-11-30T10:40:12"), ACME, mapped("cus_one"))
+
+    assert plan.lines[1:] == (
+        "  anchor: 1970-01-01T00:00:00Z; this replaces 2026-11-17T12:34:00Z: give --anchor to keep the old one",
+        "  interval: 1 month; this replaces 1 year",
+        "  takes effect: 2026-11-30T10:46:00Z",
+        "  ends the period: 2026-11-17T12:34:00Z to 2027-11-17T12:34:00Z at 2026-11-30T10:46:00Z",
+        "  period from then on: 2026-11-30T10:46:00Z to 2026-12-01T00:00:00Z",
+        "  pays: cus_one",
+    )
+
+
+def test_effect_that_is_said_is_the_effect_of_the_record() -> None:
+    """Also if the binding changes no period and no payer, so that nothing in the state shows the instant."""
+    state = AccountState(customers=(Customer(0, Billing.FREE, ""),), has_payer=True, revision=1, bindings=(FREE,))
+
+    plan = binding_plan(known(state, "2026-11-10T10:40:12"), ACME, FREE)
+
+    assert plan.lines[1:] == (
+        "  takes effect: 2026-11-10T10:46:00Z",
+        "  period from then on: 2026-11-01T00:00:00Z to 2026-12-01T00:00:00Z",
+        "  pays: nobody (free)",
     )
 
 
@@ -136,8 +235,124 @@ def test_closing_shows_the_period_and_its_usage() -> None:
         "  pays: cus_acme",
         "  usage: gigabytes 1.5",
         "  usage: requests 12",
-        "  later usage: counted in 2026-12-01T00:00:00Z to 2027-01-01T00:00:00Z, or quarantined if its meter says so",
+        "  later usage: counted in 2026-12-01T00:00:00Z to 2027-01-01T00:00:00Z",
     )
+
+
+FOLLOWED = AccountState(
+    bindings=(FREE,), payer_cuts_ms=(at("2026-11-20"),), has_payer=True, revision=2,
+    customers=(Customer(0, Billing.FREE, ""), Customer(at("2026-11-20"), Billing.MAPPED, "cus_two")),
+)  # fmt: skip
+LATE = "  later usage"
+
+
+@pytest.mark.parametrize(
+    ("state", "now", "lines"),
+    [
+        pytest.param(
+            FOLLOWED,
+            "2026-11-20T00:10",
+            (f"{LATE}: quarantined, because another payer follows: cus_two",),
+            id="another payer has followed",
+        ),
+        pytest.param(
+            FOLLOWED,
+            "2026-11-19T23:58",
+            (f"{LATE}: quarantined, because another payer follows: cus_two",),
+            id="another payer will follow",
+        ),
+        pytest.param(
+            FOLLOWED.model_copy(update={"closed_start_ms": (at("2026-11-20"),)}),
+            "2026-11-20T00:10",
+            (f"{LATE}: quarantined, because another payer follows: cus_two",),
+            id="the next period is closed too",
+        ),
+        pytest.param(
+            FOLLOWED.model_copy(
+                update={"customers": (Customer(at("2026-11-20"), Billing.MAPPED, "cus_two"),), "has_payer": False}
+            ),
+            "2026-11-20T00:10",
+            (f"{LATE}: counted in 2026-11-20T00:00:00Z to 2026-12-01T00:00:00Z",),
+            id="nobody paid before",
+        ),
+        pytest.param(
+            FOLLOWED.model_copy(
+                update={
+                    "payer_cuts_ms": (at("2026-12-20"),),
+                    "customers": (Customer(0, Billing.FREE, ""), Customer(at("2026-12-20"), Billing.MAPPED, "cus_two")),
+                }
+            ),
+            "2026-11-20T00:10",
+            (
+                f"{LATE}: counted in 2026-12-01T00:00:00Z to 2026-12-20T00:00:00Z",
+                f"{LATE} that arrives after 2026-12-20T00:00:00Z: quarantined, because cus_two pays then",
+            ),
+            id="another payer follows later",
+        ),
+        pytest.param(
+            FOLLOWED.model_copy(
+                update={
+                    "payer_cuts_ms": (at("2026-12-01"),),
+                    "customers": (
+                        Customer(at("2026-11-15"), Billing.FREE, ""),
+                        Customer(at("2026-12-01"), Billing.MAPPED, "cus_two"),
+                    ),
+                }
+            ),
+            "2026-11-20T00:10",
+            (
+                (
+                    f"{LATE} of 2026-11-01T00:00:00Z to 2026-11-15T00:00:00Z: counted in 2026-12-01T00:00:00Z to "
+                    "2027-01-01T00:00:00Z"
+                ),
+                (
+                    f"{LATE} of 2026-11-15T00:00:00Z to 2026-12-01T00:00:00Z: quarantined, because another payer "
+                    "follows: cus_two"
+                ),
+            ),
+            id="nobody paid for the first half",
+        ),
+    ],
+)
+def test_closing_says_what_happens_to_later_usage(state: AccountState, now: str, lines: tuple[str, ...]) -> None:
+    """As the fold will decide: it carries no usage to a period that another payer pays for."""
+    plan = closing_plan(known(state, now), ACME, at("2026-11-16"), {})
+
+    assert plan.lines[-len(lines) :] == lines
+    assert sum(line.startswith(LATE) for line in plan.lines) == len(lines)
+
+
+def test_closing_names_the_meters_that_quarantine_late_usage() -> None:
+    meters = [{**meter, "late": "quarantine"} if meter["slug"] == "seats" else meter for meter in METER_SET["meters"]]
+    standing_now = known(AccountState(), "2026-11-10T10:40")._replace(
+        meter_set=MeterSet.model_validate({**METER_SET, "meters": meters})
+    )
+
+    plan = closing_plan(standing_now, ACME, at("2026-11-02"), {})
+
+    assert plan.lines[-1] == "  later usage with the meter seats: quarantined, by the meter's late policy"
+
+
+async def test_late_usage_goes_where_the_closing_said() -> None:
+    """The record is folded, and usage of the closed period arrives: the plan and the fold use the same rule."""
+    world, base = await opened()
+    await append_plan(base, await planned(world, base, FREE))
+    await world.fold_all()
+    await append_plan(base, await planned(world, base, mapped("cus_two")))
+    await world.fold_all()
+    before = await standing(base, world.store, ACME)
+    plan = closing_plan(before, ACME, START_MS, {})
+    assert plan.lines[-1] == "  later usage: quarantined, because another payer follows: cus_two"
+    await append_plan(base, plan)
+    event = {
+        "specversion": "1.0", "id": "late", "source": "s", "type": "seats", "subject": ACME, "data": {"seats": 3},
+        "time": format_instant_ms(START_MS),
+    }  # fmt: skip
+    await world.log.append("usage.events", 0, json.dumps(event).encode())
+    await world.fold_all()
+
+    (rejected,) = await world.log.read("usage.rejected", 0, 0, 10)
+    assert dict(rejected.headers)["tidemark-detail"].endswith(b"another payer pays for the open period")
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,8 @@ async def test_an_attribute_that_is_not_utf_8_is_rejected_not_repaired(
 
     assert (status, answer["events"][0]["reason"], answer["events"][0]["field"]) == (400, "bad_field", name)
     assert answer["events"][0]["detail"] == f"{name}: the header ce-{name} is not percent-encoded UTF-8"
+    assert "percent-encode the header's value" in answer["events"][0]["remedy"]
+    assert answer["events"][0]["id"] == (None if name == "id" else "b-1")
     assert await gateway.stored() == []
     assert isinstance(forwarded, str)
     assert forwarded.startswith("not UTF-8")
@@ -117,6 +119,7 @@ async def test_an_attribute_that_is_sent_twice_is_rejected(gateway: Gateway) -> 
 
     assert (status, answer["events"][0]["field"]) == (400, "subject")
     assert "is sent twice" in answer["events"][0]["detail"]
+    assert answer["events"][0]["remedy"] == "send the header once"
     assert isinstance(forwarded, str)
     assert forwarded.startswith("subject: ")
 
@@ -171,7 +174,9 @@ async def test_a_body_that_is_no_json_object_is_rejected_by_both(gateway: Gatewa
     status, answer = await by_http(gateway, attributes("ce-"), body)
     forwarded = await through_the_inbox(attributes("ce_"), body)
 
+    (result,) = answer["events"]
     assert (status, answer["rejected"]) == (400, 1)
+    assert (result["id"], result["field"]) == ("b-1", "data")
     assert isinstance(forwarded, str)
 
 

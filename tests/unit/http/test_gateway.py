@@ -122,7 +122,9 @@ REJECTED: Final = [
     pytest.param(tokens(1.5), "too_many_digits", "data.usage.tokens", id="1.5"),
     pytest.param(tokens("NaN"), "bad_quantity", "data.usage.tokens", id="NaN text"),
     pytest.param(tokens(10**18), "quantity_too_large", "data.usage.tokens", id="10^18"),
-    pytest.param(event(type="storage.sampled", data={"gigabytes": 1, "tier": []}), "bad_dimension", "", id="dimension"),
+    pytest.param(
+        event(type="storage.sampled", data={"gigabytes": 1, "tier": []}), "bad_dimension", "data.tier", id="dimension"
+    ),
     pytest.param(event(type="api.request", data={"region": "eu"}), "bad_for_one_meter", "data.user", id="one meter"),
     pytest.param(event(data={"x": "x" * 65_536}), "too_large", "", id="too large"),
     pytest.param([event()], "not_an_event", "", id="list in a list"),

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.worlds.gateway import NOW, Gateway, event, running
+from schemas.clock import DAY_MS
+from schemas.periods import Billing
+from tests.worlds.gateway import NOW, NOW_MS, Gateway, event, running
 from tests.worlds.relay import relay
 
 SPAN = {"from_": "2026-11-01T00:00:00Z", "to": "2026-12-01T00:00:00Z"}
@@ -52,6 +54,52 @@ async def test_a_past_period_is_answered_with_what_was_carried_into_it(gateway: 
             },
         ],
     }  # fmt: skip
+
+
+async def periods_of(gateway: Gateway, from_: str = "2026-01-01T00:00:00Z") -> list[tuple[str, ...]]:
+    """The periods of acme: start, end, state and value."""
+    answer = await gateway.get(
+        "/v1/usage/periods", meter="tokens", account="acme", from_=from_, to="2027-01-01T00:00:00Z"
+    )
+    names = ("period_start", "period_end", "state", "value")
+    return [tuple(row[name] for name in names) for row in answer.json()["periods"]]
+
+
+async def test_a_period_ends_where_another_payer_took_over_after_its_usage_was_written(gateway: Gateway) -> None:
+    """Two overlapping periods would both claim to be billed for the same days. The present end decides what `from`
+    finds, too."""
+    await gateway.bind("acme", effective_from_ms=0, billing=Billing.FREE)
+    await gateway.post(event("1"))
+    await relay(gateway)
+    await gateway.bind("acme", effective_from_ms=NOW_MS, billing=Billing.MAPPED, stripe_customer="cus_a")
+    await relay(gateway)
+    alone = await periods_of(gateway)
+    gateway.world.clock.ms += 60 * 60_000
+    await gateway.post(event("2", time="2026-11-21T11:00:00Z"))
+    await relay(gateway)
+
+    cut = "2026-11-21T10:36:00Z"
+    first = ("2026-11-01T00:00:00Z", cut, "open", "7")
+    second = (cut, "2026-12-01T00:00:00Z", "open", "7")
+    assert alone == [first]
+    assert await periods_of(gateway) == [first, second]
+    assert await periods_of(gateway, from_=cut) == [second]
+
+
+async def test_a_period_whose_end_was_moved_to_later_is_found_and_has_that_end(gateway: Gateway) -> None:
+    """A binding that was written ahead ends the period; a later binding replaces it."""
+    await gateway.bind("acme", effective_from_ms=NOW_MS + DAY_MS, anchor_ms=NOW_MS + DAY_MS)
+    await gateway.post(event("1"))
+    await relay(gateway)
+    short = await periods_of(gateway)
+    await gateway.bind("acme", effective_from_ms=NOW_MS + 3 * DAY_MS, anchor_ms=NOW_MS + 3 * DAY_MS)
+    await gateway.bind("acme", effective_from_ms=0)
+    await relay(gateway)
+
+    assert short == [("2026-11-01T00:00:00Z", "2026-11-22T10:30:00Z", "open", "7")]
+    assert await periods_of(gateway, from_="2026-11-23T00:00:00Z") == [
+        ("2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z", "open", "7")
+    ]
 
 
 @pytest.mark.parametrize(

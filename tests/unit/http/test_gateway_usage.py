@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from aggregators.instants import format_instant_ms
 from aggregators.periods import period_at
 from pipeline.http.dependencies import LiveUsage
 from schemas.analytics import RelayPosition
 from schemas.clock import DAY_MS
-from schemas.periods import AccountState, Binding
+from schemas.periods import AccountState, Billing, Binding
 from schemas.rollup import TotalKey
 from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer
 from tests.worlds.deployment import World
@@ -49,8 +50,44 @@ async def test_the_current_period_is_answered_from_the_live_view_with_exact_valu
         "account": "acme",
         "period_start": "2026-11-01T00:00:00Z",
         "period_end": "2026-12-01T00:00:00Z",
+        "state": "open",
         "complete_up_to": NOW,
     }
+
+
+@pytest.mark.parametrize(
+    ("paying", "later_usage_in"),
+    [
+        pytest.param(None, "2026-12-01T00:00:00Z", id="nobody was named"),
+        pytest.param(Billing.MAPPED, "2026-12-01T00:00:00Z", id="the same payer"),
+        pytest.param(Billing.FREE, None, id="another payer"),
+    ],
+)
+async def test_a_current_period_that_was_closed_early_says_where_later_usage_is_counted(
+    gateway: Gateway, paying: Billing | None, later_usage_in: str | None
+) -> None:
+    """A limit that reads the current period would not see the usage. The pointer is what the fold then does."""
+    december_ms = NOW_MS + 10 * DAY_MS - (NOW_MS + 10 * DAY_MS) % DAY_MS
+    if paying is not None:
+        await gateway.bind("acme", effective_from_ms=0, billing=Billing.MAPPED, stripe_customer="cus_a")
+        customer = "cus_a" if paying is Billing.MAPPED else ""
+        await gateway.bind("acme", effective_from_ms=december_ms, billing=paying, stripe_customer=customer)
+    gateway.world.clock.ms += 20 * 60_000
+    now = format_instant_ms(gateway.world.clock.ms)
+    await gateway.post(event("1", time=now))
+    await gateway.close_period("acme", gateway.world.clock.ms)
+    await gateway.post(event("2", time=now))
+    await gateway.world.fold_all()
+
+    current = (await gateway.get("/v1/usage/current", account="acme")).json()
+    await relay(gateway)
+    periods = await gateway.get(
+        "/v1/usage/periods", meter="tokens", account="acme", from_="2026-12-01T00:00:00Z", to="2027-01-01T00:00:00Z"
+    )
+
+    assert (current["state"], current["later_usage_in"]) == ("closed", later_usage_in)
+    assert {each["meter"]: each["value"] for each in current["meters"]}["tokens"] == "7"
+    assert [row["period_start"] for row in periods.json()["periods"]] == [later_usage_in] * (later_usage_in is not None)
 
 
 async def test_live_usage_reports_deferred_events_and_is_complete_up_to_their_arrival(

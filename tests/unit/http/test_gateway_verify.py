@@ -111,9 +111,9 @@ class _Marks:
 
 @pytest.mark.parametrize("error", [None, Transient("refused"), OperatorNeeded("a key has another type")])
 async def test_events_are_accepted_unverified_if_redis_does_not_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception | None
 ) -> None:
-    """Redis must not hold up the log. The answer says what is not known."""
+    """Redis must not hold up the log. The answer says what is not known, and the log why."""
     monkeypatch.setattr(verify, "VERIFY_TIMEOUT_S", 0.02)
     store = FakeLiveView()
     live = LiveUsage(store.accounts, store.deferred, store.totals, _Marks(error))
@@ -121,6 +121,8 @@ async def test_events_are_accepted_unverified_if_redis_does_not_answer(
         answer = await post(gateway, [event("1")])
 
     assert (answer.status_code, answer.json()["accepted"], answer.json()["verified"]) == (202, 1, False)
+    (line,) = caplog.messages
+    assert line == f"events could not be verified: {error or 'Redis did not answer in time'}"
 
 
 async def test_a_long_request_is_not_verified(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

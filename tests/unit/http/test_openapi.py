@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import AsyncIterator
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Final
@@ -115,6 +117,40 @@ async def test_the_document_describes_what_the_gateway_answers(
 
     assert answer.status_code == status
     assert schema_problems(answer.json(), schema, document) == []
+
+
+async def test_every_path_under_v1_has_an_example_that_works(gateway: Gateway) -> None:
+    """A reader copies it."""
+    await gateway.post(event())
+    await relay(gateway)
+    document = (await gateway.get("/openapi.json", key="")).json()
+    page = (await gateway.get("/docs", key="")).text
+    paths = {path: methods for path, methods in document["paths"].items() if path.startswith("/v1")}
+
+    assert len(paths) >= 8
+    for path, methods in paths.items():
+        (operation,) = methods.values()
+        (sample,) = operation["x-codeSamples"]
+        words = shlex.split(sample["source"])
+        content = words[words.index("-d") + 1] if "-d" in words else None
+        headers = dict(words[at + 1].split(": ", 1) for at, word in enumerate(words) if word == "-H")
+        assert headers.pop("Authorization") == "Bearer $TIDEMARK_API_KEY"
+        answer = await gateway.client.request(
+            "POST" if content else "GET", words[1].removeprefix("$GATEWAY"), content=content,
+            headers=headers | gateway.bearer("admin"),
+        )  # fmt: skip
+        assert answer.status_code == (202 if content else 200), (path, answer.text)
+        assert escape(sample["source"]) in page
+
+
+async def test_the_page_has_no_words_of_the_library(gateway: Gateway) -> None:
+    """They say nothing. No query can send null."""
+    page = (await gateway.get("/docs", key="")).text
+    operations = page.partition("<h2>Objects</h2>")[0]
+
+    assert "Successful Response" not in page
+    assert "null" not in operations
+    assert "binary mode" in operations.partition("<h3>Body</h3>")[2]
 
 
 async def test_every_path_under_v1_documents_its_key_and_its_refusals(gateway: Gateway) -> None:

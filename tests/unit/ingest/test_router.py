@@ -11,6 +11,7 @@ from aggregators.decode import decode
 from pipeline.ingest.router import RouterProcessor
 from pipeline.logs.fake import FakeLog
 from pipeline.settings import Settings
+from schemas.clock import DAY_MS
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from tests.worlds.clock import ManualClock
 
@@ -35,3 +36,27 @@ async def test_event_that_grows_beyond_the_record_limit_is_cut_and_others_are_fo
     forwarded = [decode(record.value or b"", 1 << 20) for record in await log.read(EVENTS_TOPIC, 0, 0)]
     assert sorted((each.received, len(each.rejected)) for each in forwarded) == [(1, 0), (1, 1)]
     assert [event.id for each in forwarded for _, event in each.events] == ["good"]
+
+
+async def test_a_router_that_forwards_again_after_days_forwards_the_same_event() -> None:
+    """Killed between the append and the commit, it starts three days later: with a new time for an event without one,
+    the event would be outside the dedup window and count twice."""
+    clock = ManualClock(1_795_262_400_000)
+    log = FakeLog(clock)
+    await log.create_topics(Settings(partitions=1).topics())
+    for time in ({}, {"time": None}):
+        event = {name: value for name, value in EVENT.items() if name != "time"} | time
+        await log.append(INBOX_TOPIC, 0, json.dumps(event).encode())
+    await log.append(INBOX_TOPIC, 0, json.dumps(EVENT).encode())
+    router = RouterProcessor(log)
+    await router.start_offset(0)
+    records = await log.read(INBOX_TOPIC, 0, 0)
+
+    await router.step(0, records)
+    clock.advance(4 * DAY_MS)
+    await router.step(0, records)
+
+    first, second = (record.value for record in await log.read(EVENTS_TOPIC, 0, 0))
+    assert first == second
+    times = [event.time for _, event in decode(first, 1 << 20).events]
+    assert times == ["2026-11-21T12:00:00Z", "2026-11-21T12:00:00Z", EVENT["time"]]

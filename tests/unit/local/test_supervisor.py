@@ -40,11 +40,17 @@ asyncio.run(main())
 """
 
 
+@pytest.fixture
+def notices() -> list[str]:
+    """What the fixture `running` has told a person."""
+    return []
+
+
 @pytest_asyncio.fixture
-async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Supervisor]:
+async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notices: list[str]) -> AsyncIterator[Supervisor]:
     """A supervisor with two roles."""
     monkeypatch.setattr(supervising, "RESTART_DELAY_S", 0.01)
-    supervisor = Supervisor(tmp_path)
+    supervisor = Supervisor(tmp_path, notices.append)
     for name in ("worker", "gateway"):
         supervisor.start(name, LASTS, {})
     yield supervisor
@@ -58,7 +64,7 @@ async def test_logs_of_roles_are_for_their_owner_only(running: Supervisor) -> No
     assert modes == {0o600}
 
 
-async def test_killed_processes_are_restarted(running: Supervisor) -> None:
+async def test_killed_processes_are_restarted_and_named(running: Supervisor, notices: list[str]) -> None:
     """However often they are killed."""
     for kills in (1, 2):
         for child in running.children.values():
@@ -70,6 +76,19 @@ async def test_killed_processes_are_restarted(running: Supervisor) -> None:
         await running.wait_ready("worker", are_back)
 
     assert not running.failure.done()
+    assert sorted(notices) == [
+        f"{name} ended (exit -9); starting it again" for name in ("gateway", "worker") for _ in range(2)
+    ]
+
+
+async def test_role_that_is_killed_while_a_service_is_away_is_named(running: Supervisor, notices: list[str]) -> None:
+    """No store kills a role."""
+    running.start("store", LASTS, {}, service=True)
+    for name in ("store", "worker"):
+        running.children[name].process.kill()
+
+    await running.wait_ready("worker", lambda: len(notices) == 2)
+    assert set(notices) == {f"{name} ended (exit -9); starting it again" for name in ("store", "worker")}
 
 
 async def test_process_that_dies_at_every_start_is_reported(running: Supervisor) -> None:

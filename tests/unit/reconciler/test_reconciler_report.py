@@ -89,6 +89,28 @@ def test_the_table_fits_into_100_columns_and_explains_each_detail_once() -> None
     assert text.count("[1]") == len(rows) + 1
 
 
+@pytest.mark.parametrize(
+    ("pair", "from_ms", "is_empty"),
+    [
+        pytest.param(Pair.COUNTERS, DECEMBER_MS, True, id="only the counters, which have no period"),
+        pytest.param(Pair.DUPLICATES, DECEMBER_MS, True, id="only duplicates"),
+        pytest.param(Pair.REDIS, NOVEMBER_MS, False, id="a period"),
+        pytest.param(Pair.COUNTERS, None, False, id="no range: nothing exists"),
+    ],
+)
+def test_the_verdict_on_a_range_without_usage_claims_no_comparison(
+    pair: Pair, from_ms: int | None, is_empty: bool
+) -> None:
+    """A typing error in the range must not look like a proof."""
+    findings = Findings(10)
+    findings.equal(pair, 8)
+
+    text = render_table(findings.report(0, from_ms, None))
+
+    assert ("no period with usage lies in the range" in text) == is_empty
+    assert ("every value that exists was compared" in text) != is_empty
+
+
 def test_an_account_name_cannot_write_to_the_terminal() -> None:
     """Producers choose account names: escape sequences and markup appear as text."""
     hostile = "\x1b[31mred [bold]name[/bold]"

@@ -175,7 +175,9 @@ async def test_usage_that_arrives_after_grace_is_quarantined_and_not_billed_to_a
 
     assert await sent(world, "requests") == expected
     (rejected,) = await world.world.records(world.partition(EVE), REJECTED_TOPIC)
-    assert dict(rejected.headers)["tidemark-reason"] == b"period_closed"
+    headers = dict(rejected.headers)
+    assert headers["tidemark-reason"] == b"period_closed"
+    assert headers["tidemark-detail"] == b"eve: its period is closed, and another payer pays for the open period"
 
 
 async def test_late_usage_of_the_same_payer_is_carried_forward_as_before() -> None:
@@ -326,3 +328,45 @@ async def test_usage_carried_into_a_period_is_billed_after_its_start_at_stripe()
     assert await sent(world, "requests") == {"cus_eve": 1}
     (event,) = [stored.event for stored in world.stripe.events if stored.event.event_name == "requests"]
     assert event.timestamp_s * 1000 - anchor_ms == 3_000
+
+
+@pytest.mark.parametrize(
+    ("asked_ms", "sums"),
+    [
+        pytest.param(TEN + 5 * MINUTE_MS, {"peak": {"cus_new": 10}, "gigabytes": {"cus_new": 14}}, id="the whole gap"),
+        pytest.param(TEN + 2 * HOUR_MS, {"peak": {}, "gigabytes": {}}, id="from its middle"),
+    ],
+)
+async def test_a_gap_between_two_payers_is_named_as_a_whole_or_waits(
+    asked_ms: int, sums: dict[str, dict[str, int]]
+) -> None:
+    """10 GB before the middle and 4 GB after it are one period: named from the middle, the new customer would pay no
+    `peak` at all, and in one report bucket 14 GB instead of 4. What is not named waits as unmapped, and is seen."""
+    world = await deployment()
+    await bound(world, "cus_old")
+    await until(world, TEN + 5 * MINUTE_MS)
+    await world.bind(EVE, effective_from_ms=0, billing=Billing.UNMAPPED, stripe_customer="")
+    await request(world, TEN + 20 * MINUTE_MS, gb="10")
+    await request(world, TEN + 2 * HOUR_MS + 10 * MINUTE_MS, gb="4")
+    await until(world, TEN + 3 * HOUR_MS)
+
+    await bound(world, "cus_new", asked_ms)
+
+    assert {meter: await sent(world, meter) for meter in sums} == sums
+
+
+async def test_a_binding_that_is_repeated_every_hour_does_not_move_the_period() -> None:
+    """A job that writes the same binding each hour: the limit of a hundred bindings must not drop the one that begins
+    the open period, or 10 GB and then 4 GB become two maxima."""
+    world = await deployment()
+    await bound(world, "cus_eve", TEN + 10 * MINUTE_MS, anchor_ms=TEN - 2 * DAY_MS)
+    await until(world, TEN + 30 * MINUTE_MS)
+    await request(world, TEN + 40 * MINUTE_MS, gb="10")
+    begun = period_at(await state(world), world.clock.ms)
+    for _ in range(120):
+        await until(world, world.clock.ms + HOUR_MS)
+        await bound(world, "cus_eve", world.clock.ms, anchor_ms=TEN - 2 * DAY_MS)
+    await request(world, world.clock.ms + 10 * MINUTE_MS, gb="4")
+
+    assert await sent(world, "peak") == {"cus_eve": 10}
+    assert period_at(await state(world), world.clock.ms) == begun

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,6 +70,15 @@ def test_busy_loop_is_not_blocked() -> None:
     output, errors = start("pass", pieces).communicate(timeout=20)
 
     assert (output, errors) == ("done\n", "")
+
+
+def test_each_line_of_a_roles_log_has_its_time() -> None:
+    """Otherwise the lines of several roles cannot be put in order."""
+    _, errors = start("pass", "__import__('logging').getLogger('pipeline.http').warning('late')").communicate(
+        timeout=20
+    )
+
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ WARNING pipeline.http: late\n", errors)
 
 
 def test_stopped_process_goes_on() -> None:

@@ -33,7 +33,7 @@ async def hanging(request: pytest.FixtureRequest) -> AsyncIterator[StripeClientM
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    client = StripeClientMeters("sk_test_hangs", f"http://127.0.0.1:{port}", timeout_s=TIMEOUT_S)
+    client = StripeClientMeters("sk_test_hangs", f"http://127.0.0.1:{port}", timeout_s=TIMEOUT_S, nonce="test")
     yield client
     await client.close()
     server.close()

@@ -18,6 +18,7 @@ DUPLICATE = "An event already exists with identifier x."
     ("answer", "expected"),
     [
         (Answer(400, DUPLICATE), SendStatus.DUPLICATE),
+        (Answer(402, "card", headers={"idempotent-replayed": "true"}), SendStatus.RETRY),
         (Answer(400, "anything", "duplicate_meter_event"), SendStatus.DUPLICATE),
         (Answer(400, DUPLICATE, "parameter_invalid"), SendStatus.DUPLICATE),
         (Answer(400, "No active meter found for event name x."), SendStatus.HOLD_METER),
@@ -64,7 +65,7 @@ def test_rate_limits_wait_for_a_bounded_time(header: str, expected_s: float) -> 
 def test_key_without_a_mode_is_refused_before_anything_is_sent() -> None:
     """The mode is part of every identifier."""
     with pytest.raises(InvalidInput, match="TIDEMARK_STRIPE_API_KEY"):
-        StripeClientMeters("hunter2")
+        StripeClientMeters("hunter2", nonce="test")
 
 
 HTML = b"<html>we are moving</html>"
@@ -96,7 +97,7 @@ FOREIGN = [
 
 def _answering(status: int, body: bytes, headers: dict[str, str] | None = None) -> StripeClientMeters:
     """A client whose every request gets this answer."""
-    meters = StripeClientMeters("sk_test_x", "http://127.0.0.1:9")
+    meters = StripeClientMeters("sk_test_x", "http://127.0.0.1:9", nonce="test")
     answer = httpx.MockTransport(lambda _request: httpx.Response(status, content=body, headers=headers))
     meters._transport._client = httpx.AsyncClient(transport=answer)
     return meters
@@ -149,18 +150,59 @@ async def test_retry_after_of_a_proxy_is_obeyed() -> None:
     await meters.close()
 
 
-async def test_key_changes_if_a_proxy_hides_a_server_error() -> None:
-    """The 502 may replace a 500 that Stripe stored under the Idempotency-Key and would repeat for a day."""
+@pytest.mark.parametrize(
+    ("status", "content", "changes"),
+    [
+        pytest.param(500, b'{"error": {"message": "An unknown error occurred"}}', True, id="a server error"),
+        pytest.param(502, HTML, True, id="a proxy that hides a server error"),
+        pytest.param(
+            400, b'{"error": {"message": "No active meter found"}}', True, id="a meter that is repaired later"
+        ),
+        pytest.param(409, b'{"error": {"code": "lock_timeout"}}', False, id="a conflict: nothing was executed"),
+        pytest.param(429, b'{"error": {"code": "rate_limit"}}', False, id="a rate limit: nothing was executed"),
+    ],
+)
+async def test_key_changes_after_an_answer_that_stripe_may_repeat(status: int, content: bytes, changes: bool) -> None:
+    """Stripe stores the answer of an executed request under the Idempotency-Key and would repeat it for a day."""
     keys: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         keys.append(request.headers["Idempotency-Key"])
-        return httpx.Response(502, content=HTML)
+        return httpx.Response(status, content=content)
 
-    meters = _answering(502, HTML)
+    meters = _answering(status, content)
     meters._transport._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
     for _ in range(2):
         await meters.send(EVENT)
     await meters.close()
 
-    assert keys[0] != keys[1]
+    assert (keys[0] != keys[1]) is changes
+
+
+async def test_stored_answer_is_repeated_once_after_a_restart() -> None:
+    """A process that starts again does not know how many keys have a stored answer. The repeated answer proves nothing
+    about now, and no stored answer comes back after Stripe took the event."""
+    stored: dict[str, bytes] = {}
+    results: list[SendStatus] = []
+    replays: list[bool] = []
+    content, taken = b'{"error": {"code": "x"}}', b'{"object": "billing.meter_event", "identifier": "id-1"}'
+    status = 402
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        key = request.headers["Idempotency-Key"]
+        replays.append(key in stored)
+        if key in stored:
+            return httpx.Response(402, content=stored[key], headers={"Idempotent-Replayed": "true"})
+        if status == 402:
+            stored[key] = content
+        return httpx.Response(status, content=content if status == 402 else taken)
+
+    for nonce in ("a", "b"):
+        meters = StripeClientMeters("sk_test_x", "http://127.0.0.1:9", nonce=nonce)
+        meters._transport._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+        results += [(await meters.send(EVENT)).status for _ in range(5)]
+        await meters.close()
+        status = 200
+
+    assert replays == [False] * 5 + [True] + [False] * 4
+    assert results == [SendStatus.HOLD_ACCOUNT] * 5 + [SendStatus.RETRY] + [SendStatus.ACCEPTED] * 4
