@@ -28,7 +28,8 @@ GARBAGE = (200_000, 20, 1_000)
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line that names the argument, however long the argument is."""
-        self.exit(2, f"{self.prog}: {message[:300]}; see --help\n")
+        text = "".join(character if character.isprintable() else " " for character in message[:300])
+        self.exit(2, f"{self.prog}: {text}; see --help\n")
 
 
 def _port(text: str) -> int:
