@@ -12,10 +12,11 @@ from tests.simulation.mutant import Mutant
 
 
 def _pays_before_the_cut(original: Any) -> Any:
-    def named(customers: Any, binding: Any, effective_ms: int) -> Any:
-        _, is_cut = original(customers, binding, effective_ms)
+    def named(state: Any, binding: Any, effective_ms: int) -> Any:
+        _, is_cut = original(state, binding, effective_ms)
         asked_ms = binding.effective_from_ms
-        return original([old for old in customers if old.from_ms < asked_ms], binding, asked_ms)[0], is_cut
+        before = tuple(old for old in state.customers if old.from_ms < asked_ms)
+        return original(state.model_copy(update={"customers": before}), binding, asked_ms)[0], is_cut
 
     return named
 
