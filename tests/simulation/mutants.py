@@ -42,6 +42,14 @@ from tests.simulation.late_binding_mutants import LATE_BINDINGS
 from tests.simulation.mutant import RUNS_MAX, Method, Mutant, inner, runs_to_catch
 
 
+def _without_bindings(original: Any) -> Any:
+    async def replayed(rows: Any) -> Any:
+        meter_set, _ = await original(rows)
+        return meter_set, {}
+
+    return replayed
+
+
 def _starts_at_committed(original: Method) -> Method:
     async def start_offset(self: RollupProcessor, partition: int) -> int:
         fenced: int = await original(self, partition)
@@ -308,7 +316,7 @@ MUTANTS: Final = (
     Mutant("archive: position before rows", ArchiveProcessor, "step", _archive_position_first),
     Mutant(
         "archive forgets bindings at a restart", pipeline.ingest.archive, "_replayed",
-        lambda made: lambda rows: (made(rows)[0], {}),
+        _without_bindings,
     ),
     Mutant(
         "a cell of its own for each report bucket", aggregators.fold._Fold, "_contribute", _cell_for_each_report_bucket,
