@@ -26,6 +26,10 @@ GARBAGE = (200_000, 20, 1_000)
 
 
 class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        """The help, with headings like those of the other commands."""
+        return super().format_help().replace("usage: ", "Usage: ", 1).replace("\noptions:\n", "\nOptions:\n", 1)
+
     def error(self, message: str) -> NoReturn:
         """One line that names the argument, however long the argument is."""
         text = "".join(character if character.isprintable() else " " for character in message[:300])

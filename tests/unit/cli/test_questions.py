@@ -108,7 +108,9 @@ EXAMPLES = {
     ("key", "revoke"): ["id"],
     ("periods",): ["--account", "a", "--meter", "m", "--from", "2026-11-01T00:00:00Z", "--to", "2026-12-01T00:00:00Z"],
 }  # fmt: skip
-WITHOUT_DEPLOYMENT = {("dev",), ("meters", "check"), ("meters", "schema"), *((role,) for role in ROLES)}
+WITHOUT_DEPLOYMENT = {
+    ("dev",), ("stripe-simulator",), ("meters", "check"), ("meters", "schema"), *((role,) for role in ROLES)
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [words for words, _ in leaves(cli) if words not in WITHOUT_DEPLOYMENT])
