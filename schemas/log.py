@@ -10,6 +10,7 @@ EVENTS_TOPIC: Final = "usage.events"
 INBOX_TOPIC: Final = "usage.inbox"
 REJECTED_TOPIC: Final = "usage.rejected"
 REPORTS_TOPIC: Final = "billing.reports"
+BILLING_EVENTS_TOPIC: Final = "billing.events"
 
 Headers = tuple[tuple[str, bytes], ...]
 

@@ -1,0 +1,81 @@
+"""The records of the topic `billing.events`: what Stripe says has happened, as it came.
+
+A record's value is an event as Stripe delivered or listed it, unchanged. A resync record is ours: it names an object
+that must be fetched although no event says so. The key is Stripe's customer, or the object's id if it has no customer,
+so the events of a customer are on one partition in the order of their arrival. The header `tidemark-via` says how the
+event came. Nothing but the ids and the type of an event is believed: the processor fetches the objects.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, NamedTuple, Protocol
+
+VIA_HEADER: Final = "tidemark-via"
+RESYNC_TYPE: Final = "tidemark.resync"
+EVENT_BYTES_MAX: Final = 1024 * 1024
+
+
+class Via(StrEnum):
+    """How an event came: delivered by Stripe, found in Stripe's list of events, or made by a resync."""
+
+    WEBHOOK = "webhook"
+    LIST = "list"
+    RESYNC = "resync"
+
+
+class ObjectKind(StrEnum):
+    """The kinds of Stripe object that the side tables mirror, by Stripe's name of the object."""
+
+    CUSTOMER = "customer"
+    SUBSCRIPTION = "subscription"
+    SCHEDULE = "subscription_schedule"
+    INVOICE = "invoice"
+
+
+class ObjectName(NamedTuple):
+    """One object at Stripe."""
+
+    kind: ObjectKind
+    id: str
+
+
+class StripeEvent(NamedTuple):
+    """What is believed of an event. `objects` must be fetched; none for a type that the side tables do not mirror.
+
+    `customer` is "" if the event names none. `idempotency_key` is that of the request that caused the event, or "".
+    """
+
+    id: str
+    type: str
+    created_s: int
+    customer: str
+    objects: tuple[ObjectName, ...]
+    idempotency_key: str = ""
+
+
+class StripeObjects(Protocol):
+    """Reads objects at Stripe. Every call may raise `Transient` if no answer came, and `Refused` if the key is wrong."""
+
+    async def fetch(self, name: ObjectName) -> dict[str, object] | None:
+        """The object as JSON, with all pages of its nested lists. None if Stripe says that it does not exist; a deleted
+        customer has `deleted: true`."""
+        ...
+
+    async def events(self, since_s: int, until_s: int) -> list[dict[str, object]]:
+        """The events created in `[since_s, until_s)` that Stripe keeps (30 days), oldest first, with all pages
+        (docs.stripe.com/api/events/list)."""
+        ...
+
+    async def names(self, kind: ObjectKind, after: str = "") -> list[tuple[ObjectName, str]]:
+        """One page of all objects of a kind, each with its customer; `after` is the id of the last one. Empty at the
+        end. Canceled subscriptions and deleted customers' subscriptions are among them."""
+        ...
+
+    async def touch(self, customer: str, beat: str) -> None:
+        """Set `metadata.tidemark_beat` of a customer, so that Stripe makes an event."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections. Safe to call twice."""
+        ...

@@ -1,0 +1,175 @@
+"""The side tables in SQL, and the protocol of their store.
+
+Every table has a class. *Mirror*: what Stripe holds; dropped and fetched again, the rows are the same. *Authoritative*:
+what people decided; only a backup restores it. *Ledger*: appended only. *Outbox*: what is still to be sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from schemas.billing_events import ObjectName, StripeEvent, Via
+from schemas.periods import Binding
+
+# A row of a mirror table, by column. Text, integers and None only: money in minor units, times in ms UTC.
+Row = Mapping[str, str | int | None]
+
+
+class Outcome(StrEnum):
+    """What became of an event. `HELD`: its customer belongs to no account yet; linking the customer re-reads it."""
+
+    APPLIED = "applied"
+    UNCHANGED = "unchanged"
+    IGNORED = "ignored"
+    HELD = "held"
+
+
+class Fetched(NamedTuple):
+    """An object fetched at Stripe. `fetch_seq` is what the store had before the fetch began, 0 without a row.
+
+    `rows` are all rows of the object by table; the object's own table has one. A object that does not exist at Stripe
+    any more has no rows, and its own row stays, marked as deleted.
+    """
+
+    name: ObjectName
+    fetch_seq: int
+    rows: Mapping[str, Sequence[Row]]
+
+
+class Arrived(NamedTuple):
+    """An event of the log with its place."""
+
+    event: StripeEvent
+    via: Via
+    offset: int
+
+
+class Step(NamedTuple):
+    """The events of one read of a partition, the objects fetched for them, and the position to move from and to."""
+
+    partition: int
+    believed_offset: int
+    next_offset: int
+    now_ms: int
+    arrived: Sequence[Arrived]
+    fetched: Sequence[Fetched]
+
+
+class Stale(Exception):
+    """An object was fetched again by someone else since its `fetch_seq` was read: fetch it again, then repeat."""
+
+
+class Link(NamedTuple):
+    """An account's Stripe customer from `starts_ms` on, until `ends_ms`; None: until another link."""
+
+    account: str
+    customer: str
+    starts_ms: int
+    ends_ms: int | None = None
+
+
+class DueBinding(NamedTuple):
+    """A binding that the usage log does not have yet. `revision` orders the bindings of an account."""
+
+    account: str
+    revision: int
+    binding: Binding
+
+
+class AuditRow(NamedTuple):
+    """Who changed what, and why: `actor` is a person or `stripe`; `cause` is the event's id or the command."""
+
+    account: str
+    seq: int
+    at_ms: int
+    actor: str
+    cause: str
+    entity: str
+    entity_id: str
+    before: str | None
+    after: str | None
+    reason: str
+
+
+class HeldEvent(NamedTuple):
+    """An event whose customer belongs to no account."""
+
+    event_id: str
+    type: str
+    customer: str
+    partition: int
+    offset: int
+
+
+class SideTables(Protocol):
+    """The store of the side tables. Every call may raise `Transient`; no call holds a lock when it returns."""
+
+    async def migrate(self, scope: str, log_id: str) -> None:
+        """Bring the schema to this version. `scope` is `test:acct_…` or `live:acct_…`. Raises `OperatorNeeded` if the
+        database belongs to another scope or log, or to a newer version."""
+        ...
+
+    async def position(self, partition: int) -> int | None:
+        """The next offset of `billing.events` to read, or None."""
+        ...
+
+    async def unknown(self, event_ids: Sequence[str]) -> set[str]:
+        """Those of the ids that were not processed, or are held."""
+        ...
+
+    async def fetch_seqs(self, names: Sequence[ObjectName]) -> dict[ObjectName, int]:
+        """The `fetch_seq` of each object, 0 without a row."""
+        ...
+
+    async def commit(self, step: Step) -> Mapping[str, Outcome]:
+        """Apply a step in one transaction: rows, audit, bindings to send, position. Returns the outcome by event id.
+
+        An event that was processed before changes nothing but the position. Raises `Stale` if an object's `fetch_seq`
+        moved, `Fenced` if the stored position is not the believed one; then nothing was written.
+        """
+        ...
+
+    async def link(self, account: str, customer: str, starts_ms: int, actor: str, reason: str, now_ms: int) -> Link:
+        """Link an account to a customer. The same link again changes nothing.
+
+        Raises `InvalidInput` if the customer belongs to another account at that time.
+        """
+        ...
+
+    async def links(self, account: str) -> Sequence[Link]:
+        """The links of an account, oldest first."""
+        ...
+
+    async def held(self, customer: str = "", limit: int = 1_000) -> Sequence[HeldEvent]:
+        """Held events, oldest first, of one customer if named."""
+        ...
+
+    async def due_bindings(self, limit: int = 500) -> Sequence[DueBinding]:
+        """Bindings to send, each account's in the order of their revisions."""
+        ...
+
+    async def sent(self, bindings: Sequence[DueBinding], now_ms: int) -> None:
+        """Mark bindings as sent."""
+        ...
+
+    async def audit(self, account: str, limit: int = 1_000) -> Sequence[AuditRow]:
+        """An account's audit rows, oldest first."""
+        ...
+
+    async def mirror(self) -> Mapping[str, Sequence[Row]]:
+        """All rows of the mirror tables without `fetch_seq` and `fetched_ms`, sorted by key: for comparisons."""
+        ...
+
+    async def cursor(self, name: str) -> int | None:
+        """The instant in seconds up to which a walker has read, or None."""
+        ...
+
+    async def move_cursor(self, name: str, until_s: int, now_ms: int) -> None:
+        """Move a walker's cursor."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections. Safe to call twice."""
+        ...
