@@ -85,8 +85,8 @@ class Settings(BaseSettings):
     stripe_account: str = Field(default="", description="The key's account, `acct_…`; the log's first record holds it")
     stripe_webhook_secrets: SecretStr = Field(
         default=SecretStr(""),
-        description="Signing secrets of the webhook endpoint, `whsec_…`, separated by commas: during a rotation both are "
-        "valid; the gateway takes no webhooks if unset",
+        description="Signing secrets of the webhook endpoint, `whsec_…`, separated by commas: during a rotation both "
+        "are valid; the gateway takes no webhooks if unset",
     )
     stripe_rate_per_s: float = Field(default=20.0, gt=0, le=1000, description="Limit of meter events sent per second")
 

@@ -55,7 +55,7 @@ class StripeEvent(NamedTuple):
 
 
 class StripeObjects(Protocol):
-    """Reads objects at Stripe. Every call may raise `Transient` if no answer came, and `Refused` if the key is wrong."""
+    """Reads objects at Stripe. Every call may raise `Transient` if no answer came, or `Refused` if the key is wrong."""
 
     async def fetch(self, name: ObjectName) -> dict[str, object] | None:
         """The object as JSON, with all pages of its nested lists. None if Stripe says that it does not exist; a deleted

@@ -8,13 +8,54 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
-from schemas.billing_events import ObjectName, StripeEvent, Via
+from schemas.billing_events import ObjectKind, ObjectName, StripeEvent, Via
 from schemas.periods import Binding
 
 # A row of a mirror table, by column. Text, integers and None only: money in minor units, times in ms UTC.
 Row = Mapping[str, str | int | None]
+
+
+# The columns of the mirror tables; the first is the key. `fetch_seq` and `fetched_ms` are the store's own, and only
+# tables of objects that are fetched by themselves have them.
+MIRROR_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "stripe_customers": (
+        "id", "email", "currency", "default_payment_method", "country", "tax_exempt", "created_ms", "deleted",
+    ),
+    "subscriptions": (
+        "id", "customer_id", "status", "billing_mode", "collection_method", "currency", "anchor_ms", "start_ms",
+        "trial_end_ms", "cancel_at_ms", "ended_ms", "pause_reason", "schedule_id", "pending_update_until_ms",
+        "latest_invoice_id", "default_payment_method", "discounts_json", "deleted",
+    ),
+    "subscription_items": (
+        "id", "subscription_id", "price_id", "meter_id", "usage_type", "interval", "interval_count", "quantity",
+        "period_start_ms", "period_end_ms",
+    ),
+    "subscription_schedules": (
+        "id", "customer_id", "subscription_id", "status", "end_behavior", "phases_json", "deleted",
+    ),
+    "invoices": (
+        "id", "customer_id", "subscription_id", "status", "billing_reason", "currency", "exponent", "subtotal_minor",
+        "tax_minor", "total_minor", "remaining_minor", "attempt_count", "next_attempt_ms", "created_ms", "finalizes_ms",
+        "finalized_ms", "paid_ms", "hosted_url", "deleted",
+    ),
+    "invoice_lines": (
+        "id", "invoice_id", "item_id", "price_id", "is_proration", "quantity", "amount_minor", "discount_minor",
+        "tax_minor", "start_ms", "end_ms",
+    ),
+}  # fmt: skip
+# The table of each object that is fetched, and the tables whose rows belong to one object, with the object's column.
+TABLE_OF: Final[Mapping[ObjectKind, str]] = {
+    ObjectKind.CUSTOMER: "stripe_customers",
+    ObjectKind.SUBSCRIPTION: "subscriptions",
+    ObjectKind.SCHEDULE: "subscription_schedules",
+    ObjectKind.INVOICE: "invoices",
+}
+PARTS_OF: Final[Mapping[ObjectKind, tuple[str, str]]] = {
+    ObjectKind.SUBSCRIPTION: ("subscription_items", "subscription_id"),
+    ObjectKind.INVOICE: ("invoice_lines", "invoice_id"),
+}
 
 
 class Outcome(StrEnum):
@@ -29,8 +70,8 @@ class Outcome(StrEnum):
 class Fetched(NamedTuple):
     """An object fetched at Stripe. `fetch_seq` is what the store had before the fetch began, 0 without a row.
 
-    `rows` are all rows of the object by table; the object's own table has one. A object that does not exist at Stripe
-    any more has no rows, and its own row stays, marked as deleted.
+    `rows` are all rows of the object by table; the object's own table has one. An object that does not exist at Stripe
+    any more has no rows, and its own row stays, with `deleted` 1.
     """
 
     name: ObjectName
@@ -71,10 +112,11 @@ class Link(NamedTuple):
 
 
 class DueBinding(NamedTuple):
-    """A binding that the usage log does not have yet. `revision` orders the bindings of an account."""
+    """A binding that the usage log may not have yet. `number` orders the bindings of an account in SQL; the revision of
+    its control record is chosen when the record is appended, because people bind and close too."""
 
     account: str
-    revision: int
+    number: int
     binding: Binding
 
 
@@ -101,6 +143,17 @@ class HeldEvent(NamedTuple):
     customer: str
     partition: int
     offset: int
+
+
+class Timeline(Protocol):
+    """Derives an account's bindings from what Stripe holds; a pure function that the store calls within `commit`."""
+
+    def __call__(
+        self, links: Sequence[Link], mirror: Mapping[str, Sequence[Row]], sent: Sequence[Binding], now_ms: int
+    ) -> Sequence[Binding]:
+        """The bindings that must be sent besides those that were planned before (`sent`), by effective date. `mirror`
+        has the rows of the account's customers. Equal inputs give an equal answer, and a second call gives nothing."""
+        ...
 
 
 class SideTables(Protocol):
@@ -147,7 +200,7 @@ class SideTables(Protocol):
         ...
 
     async def due_bindings(self, limit: int = 500) -> Sequence[DueBinding]:
-        """Bindings to send, each account's in the order of their revisions."""
+        """Bindings to send, each account's in the order of their numbers."""
         ...
 
     async def sent(self, bindings: Sequence[DueBinding], now_ms: int) -> None:
