@@ -65,6 +65,7 @@ REDRIVE: Final[dict[Reason, str]] = {
     Reason.FORGED_CONTROL: "no: the record would be read as an event and rejected again",
     Reason.BAD_CONTROL: "no: the record would be read as an event and rejected again",
     Reason.PERIOD_CLOSED: "no: a closed period stays closed",
+    Reason.BAD_STRIPE_EVENT: "no: `tidemark billing resync` reads the objects themselves",
 }
 
 _EXITS: Final = {
