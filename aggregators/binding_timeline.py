@@ -18,6 +18,9 @@ The rules, by what the mirror says of the customer that the account is linked to
 Of several subscriptions that bill, one with metered items wins over one without, and then the older one.
 `overlaps` finds those that cannot both be right. Instants of effect are cut down to the minute like anchors, and are
 never before the link.
+
+The first binding of an account is the one in force now. If it named who paid before a subscription that has begun, the
+fold would leave the usage since then with that payer (`docs/adr/0012-who-pays.md`).
 """
 
 from __future__ import annotations
@@ -104,12 +107,7 @@ def timeline(
     links: Sequence[Link], mirror: Mapping[str, Sequence[Row]], sent: Sequence[Binding], now_ms: int
 ) -> Sequence[Binding]:
     """The bindings to send besides those planned before (`schemas.side_tables.Timeline`)."""
-    wanted = _wanted(links, mirror, now_ms)
-    planned = _planned(sent)
-    if not wanted:
-        return ()
-    if not planned:
-        return _bindings(wanted, Rule())
+    wanted, planned = _wanted(links, mirror, now_ms), _planned(sent)
     instants = sorted({now_ms, *(payer.from_ms for payer in (*wanted, *planned) if payer.from_ms > now_ms)})
     for instant_ms in instants:
         want, plan = _at(wanted, instant_ms), _at(planned, instant_ms)

@@ -40,10 +40,9 @@ class BillingWorld(World):
         """The log for those who bind accounts."""
         return AccountLog(self.log, self.partitions, SECRET, self.clock)
 
-    async def link(self, account: str, customer: str) -> None:
-        """Link an account from now on."""
-        now_ms = self.clock.now_ms()
-        await self.tables.link(account, customer, now_ms, "tester", "", now_ms)
+    async def link(self, account: str, customer: str, starts_ms: int = 0) -> None:
+        """Link an account, for all usage that nobody was named for if no instant is given."""
+        await self.tables.link(account, customer, starts_ms, "tester", "", self.clock.now_ms())
 
     async def deliver(self, events: Iterable[Mapping[str, Any]], via: Via = Via.WEBHOOK) -> None:
         """Append events as the receiver does."""
