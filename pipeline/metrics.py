@@ -22,6 +22,7 @@ MetricName = Literal[
     "tidemark_gateway_append_events",
     "tidemark_gateway_unkept_rejections_total",
     "tidemark_gateway_meter_set_read_seconds",
+    "tidemark_webhook_deliveries_total",
     "tidemark_partition_next_offset",
     "tidemark_partition_lag_records",
     "tidemark_partition_events",
@@ -81,6 +82,12 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_gateway_unkept_rejections_total": MetricSpec(
         "counter", "Rejected events that could not be written to `usage.rejected`. Only their sender still has them."
+    ),
+    "tidemark_webhook_deliveries_total": MetricSpec(
+        "counter",
+        "Deliveries of Stripe that were answered by their content: `kept`, `bad_signature` (answered 400), or the "
+        "reason of the quarantine. If `bad_signature` grows and `kept` does not, the secret is wrong.",
+        ("outcome",),
     ),
     "tidemark_gateway_meter_set_read_seconds": MetricSpec(
         "gauge",

@@ -66,6 +66,7 @@ REDRIVE: Final[dict[Reason, str]] = {
     Reason.BAD_CONTROL: "no: the record would be read as an event and rejected again",
     Reason.PERIOD_CLOSED: "no: a closed period stays closed",
     Reason.BAD_STRIPE_EVENT: "no: `tidemark billing resync` reads the objects themselves",
+    Reason.FOREIGN_STRIPE_EVENT: "no: the event is not ours",
 }
 
 _EXITS: Final = {
