@@ -22,7 +22,8 @@ from aggregators.billing_events import read_event
 from aggregators.mirror import Rows, mirror_rows
 from aggregators.steps import Quarantined
 from pipeline.logs.quarantine import quarantine
-from schemas.billing_events import VIA_HEADER, ObjectName, StripeObjects, Via
+from pipeline.tasks import all_or_first_error
+from schemas.billing_events import VIA_HEADER, ObjectName, StripeEvent, StripeObjects, Via
 from schemas.clock import SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.log import BILLING_EVENTS_TOPIC, Log, Record, position
@@ -169,9 +170,7 @@ class BillingEventProcessor:
                     self._fetches["unreadable"] += 1
                     objects.errors[name] = error
 
-        async with asyncio.TaskGroup() as group:
-            for name in names:
-                group.create_task(fetch(name))
+        await all_or_first_error(fetch(name) for name in names)
         return objects
 
     async def _fetched(self, name: ObjectName) -> dict[str, object] | None:
@@ -220,6 +219,7 @@ def _read(records: Sequence[Record]) -> tuple[list[Arrived], dict[int, str]]:
     for record in records:
         try:
             event = read_event(record.value or b"")
+            _check_storable(event)
             via = Via(dict(record.headers).get(VIA_HEADER, Via.WEBHOOK.value.encode()).decode("utf-8", "replace"))
         except InvalidInput as error:
             poisoned[record.offset] = str(error)
@@ -228,3 +228,10 @@ def _read(records: Sequence[Record]) -> tuple[list[Arrived], dict[int, str]]:
         else:
             arrived.setdefault(event.id, Arrived(event, via, record.offset))
     return list(arrived.values()), poisoned
+
+
+def _check_storable(event: StripeEvent) -> None:
+    """Raise `InvalidInput` for a text that PostgreSQL does not store: it would stop the partition."""
+    for text in (event.id, event.type, event.customer, *(name.id for name in event.objects)):
+        if "\0" in text:
+            raise InvalidInput("event", "has a zero character in an id")

@@ -120,7 +120,7 @@ class Case(NamedTuple):
 def cases() -> dict[str, Case]:
     """The table."""
     trial = subscription(status="trialing", trial_end_ms=at("20T08:00:40"), anchor_ms=at("20T08:00:40"))
-    ended = {"status": "canceled", "ended_ms": at("09T11:00:59")}
+    ended: dict[str, Any] = {"status": "canceled", "ended_ms": at("09T11:00:59")}
     yearly = item("sub_0", "price_yearly", interval="year")
     ahead = [phase("05", "20"), phase("20", "30", "price_yearly")]
     second = subscription(id="sub_2", start_ms=at("06"), anchor_ms=at("06"))
