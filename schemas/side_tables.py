@@ -172,6 +172,10 @@ class SideTables(Protocol):
         """Those of the ids that were not processed, or are held."""
         ...
 
+    async def came_by(self, event_id: str) -> Via | None:
+        """How an event came that was processed; None if it was not."""
+        ...
+
     async def fetch_seqs(self, names: Sequence[ObjectName]) -> dict[ObjectName, int]:
         """The `fetch_seq` of each object, 0 without a row."""
         ...

@@ -12,7 +12,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, bindparam, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from schemas.billing_events import ObjectName
+from schemas.billing_events import ObjectName, Via
 from schemas.side_tables import (
     AuditRow,
     DueBinding,
@@ -58,6 +58,11 @@ class SqlSideTables(ABC):
             return set(event_ids) - {row["event_id"] for row in rows if row["outcome"] != Outcome.HELD}
 
         return await self._run(body)
+
+    async def came_by(self, event_id: str) -> Via | None:
+        wanted = select(processed_events.c.via).where(processed_events.c.event_id == event_id)
+        via = await self._run(lambda connection: connection.execute(wanted).scalar())
+        return None if via is None else Via(via)
 
     async def fetch_seqs(self, names: Sequence[ObjectName]) -> dict[ObjectName, int]:
         return await self._run(lambda connection: step.fetch_seqs(connection, names))
