@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from aggregators.meters import successor
+from pipeline.bindings import AccountLog
 from pipeline.clock import AnyClock, clock_from_text
 from pipeline.logs.control_records import ensure_deployment, ensure_meter_set
 from pipeline.logs.open import open_log
@@ -60,6 +61,11 @@ async def open_base(settings: Settings, *, create: bool = True) -> Base:
         await log.close()
         raise
     return Base(settings, clock, log, genesis)
+
+
+def account_log(base: Base) -> AccountLog:
+    """The log as those see it who append control records of accounts. Raises `InvalidInput` without a secret."""
+    return AccountLog(base.log, base.genesis.partitions, base.settings.secret_bytes(), base.clock)
 
 
 def open_live_view(settings: Settings, answers_within_s: float | None = None) -> RedisLiveView:

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from schemas.side_tables import MIRROR_COLUMNS, Link
 from sinks.sql.tables import account_customers, accounts, mirror
 
-# A statement has at most this many rows or values of a list: 21 columns each stay below SQLite's 32 766 parameters.
+# A statement names at most this many values of a list. PostgreSQL takes 65 535, SQLite 32 766.
 VALUES_MAX: Final = 1_000
 # Customers share this many locks, so that a long step stays below PostgreSQL's lock table (64 for each connection).
 CUSTOMER_LOCKS: Final = 512
@@ -53,10 +53,7 @@ def insert_new(connection: Connection, table: Table, rows: Sequence[Values]) -> 
     """Insert the rows whose key is new. Returns their number. Waits for a transaction that inserts the same key."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     key: Column[Any] = next(iter(table.primary_key))
-    return sum(
-        len(connection.execute(insert(table).values(chunk).on_conflict_do_nothing().returning(key)).all())
-        for chunk in chunks(rows)
-    )
+    return len(connection.execute(insert(table).on_conflict_do_nothing().returning(key), rows).all()) if rows else 0
 
 
 def lock_customers(connection: Connection, customers: set[str]) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from aggregators.instants import format_instant_ms
+from pipeline.bindings import AccountLog, Plan, Standing, append_plan, standing
 from pipeline.cli import main
 from pipeline.cli.operate import binding_of
-from pipeline.commands.accounts import Plan, Standing, append_plan, binding_plan, closing_plan, standing
+from pipeline.commands.accounts import binding_plan, closing_plan
 from pipeline.logs.control_records import append_control
-from pipeline.open import Base
-from pipeline.settings import Settings
-from schemas.control import BindingRecord, Genesis
+from schemas.control import BindingRecord
 from schemas.errors import InvalidInput, Transient
 from schemas.meters import MeterSet
 from schemas.periods import AccountState, Billing, Binding, Customer
@@ -370,14 +369,13 @@ def test_closing_a_period_that_has_not_begun_or_is_closed_is_refused(instant: st
         closing_plan(known(state, "2026-11-10T10:40"), ACME, at(instant), {})
 
 
-async def opened() -> tuple[World, Base]:
+async def opened() -> tuple[World, AccountLog]:
     world = World(START_MS, partitions=1)
     await world.start(METER_SET)
-    settings = Settings(secret=SECRET.decode())
-    return world, Base(settings, cast("Any", world.clock), world.log, Genesis(log_id=world.log_id, partitions=1))
+    return world, AccountLog(world.log, 1, SECRET, world.clock)
 
 
-async def planned(world: World, base: Base, binding: Binding) -> Plan:
+async def planned(world: World, base: AccountLog, binding: Binding) -> Plan:
     return binding_plan(await standing(base, world.store, ACME), ACME, binding)
 
 
