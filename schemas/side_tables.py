@@ -172,8 +172,8 @@ class SideTables(Protocol):
         """Those of the ids that were not processed, or are held."""
         ...
 
-    async def came_by(self, event_id: str) -> Via | None:
-        """How an event came that was processed; None if it was not."""
+    async def seen(self, event_ids: Sequence[str]) -> dict[str, Via]:
+        """Those of the ids that were committed with any outcome, also held ones, and how the events came."""
         ...
 
     async def fetch_seqs(self, names: Sequence[ObjectName]) -> dict[ObjectName, int]:

@@ -1,7 +1,7 @@
 """Finds the events that Stripe did not deliver: the walker over Stripe's list of events, and the canary.
 
 Stripe keeps its events for 30 days (docs.stripe.com/api/events). The walker reads the list from where it was before,
-and appends the events that were not processed. The canary is a customer of ours: a change of the customer makes an
+and appends the events that never came. The canary is a customer of ours: a change of the customer makes an
 event, and if the event does not come as a webhook within minutes, webhooks are lost.
 """
 
@@ -76,8 +76,8 @@ class Walker:
         ids, appended = list(wanted), 0
         for first in range(0, len(ids), CHUNK_EVENTS):
             chunk = ids[first : first + CHUNK_EVENTS]
-            unknown = await self._tables.unknown(chunk)
-            values = [wanted[event_id] for event_id in chunk if event_id in unknown]
+            seen = await self._tables.seen(chunk)
+            values = [wanted[event_id] for event_id in chunk if event_id not in seen]
             appended += await append_events(self._log, values, Via.LIST)
         return Walked(since_s, until_s, len(wanted), appended)
 
@@ -104,7 +104,7 @@ class Canary:
         while self._clock.now_ms() // SECOND_MS <= began_s + CANARY_PATIENCE_S:
             try:
                 event_id = event_id or await self._event_since(began_s)
-                if event_id and await self._tables.came_by(event_id) is Via.WEBHOOK:
+                if event_id and (await self._tables.seen([event_id])).get(event_id) is Via.WEBHOOK:
                     self.heard_s = self._clock.now_ms() // SECOND_MS
                     return True
             except Transient as error:

@@ -59,10 +59,12 @@ class SqlSideTables(ABC):
 
         return await self._run(body)
 
-    async def came_by(self, event_id: str) -> Via | None:
-        wanted = select(processed_events.c.via).where(processed_events.c.event_id == event_id)
-        via = await self._run(lambda connection: connection.execute(wanted).scalar())
-        return None if via is None else Via(via)
+    async def seen(self, event_ids: Sequence[str]) -> dict[str, Via]:
+        def body(connection: Connection) -> dict[str, Via]:
+            rows = rows_where(connection, processed_events, "event_id", set(event_ids))
+            return {row["event_id"]: Via(row["via"]) for row in rows}
+
+        return await self._run(body)
 
     async def fetch_seqs(self, names: Sequence[ObjectName]) -> dict[ObjectName, int]:
         return await self._run(lambda connection: step.fetch_seqs(connection, names))
