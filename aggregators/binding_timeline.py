@@ -105,7 +105,7 @@ class _Billed(NamedTuple):
 
 def timeline(
     links: Sequence[Link], mirror: Mapping[str, Sequence[Row]], sent: Sequence[Binding], now_ms: int
-) -> Sequence[Binding]:
+) -> list[Binding]:
     """The bindings to send besides those planned before (`schemas.side_tables.Timeline`)."""
     wanted, planned = _wanted(links, mirror, now_ms), _planned(sent)
     instants = sorted({now_ms, *(payer.from_ms for payer in (*wanted, *planned) if payer.from_ms > now_ms)})
@@ -114,7 +114,7 @@ def timeline(
         if want is not None and (plan is None or want.terms != plan.terms):
             break
     else:
-        return ()
+        return []
     begins_ms = instant_ms
     if instant_ms == now_ms:
         # If nothing says when the change was, it is now.
