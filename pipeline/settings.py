@@ -88,6 +88,11 @@ class Settings(BaseSettings):
         description="File with the signing secrets of the webhook endpoint, `whsec_…`, one on each line; a change "
         "needs no restart; the gateway takes no webhooks if unset",
     )
+    canary_customer: str = Field(
+        default="",
+        description="A Stripe customer of ours, `cus_…`, that is changed every 15 minutes: the change must arrive as a "
+        "webhook within two minutes; no canary if unset",
+    )
     stripe_rate_per_s: float = Field(default=20.0, gt=0, le=1000, description="Limit of meter events sent per second")
 
     gateway_host: str = Field(default="127.0.0.1", description="Address of the gateway")

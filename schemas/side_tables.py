@@ -172,6 +172,10 @@ class SideTables(Protocol):
         """Those of the ids that were not processed, or are held."""
         ...
 
+    async def seen(self, event_ids: Sequence[str]) -> dict[str, Via]:
+        """Those of the ids that were committed with any outcome, also held ones, and how the events came."""
+        ...
+
     async def fetch_seqs(self, names: Sequence[ObjectName]) -> dict[ObjectName, int]:
         """The `fetch_seq` of each object, 0 without a row."""
         ...

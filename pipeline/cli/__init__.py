@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 
 import click
 
+from pipeline.cli.billing import billing, webhooks
 from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
 from pipeline.cli.develop import dev, emit, key, periods, stripe_simulator, top, usage
 from pipeline.cli.operate import account, close_period, doctor, meters, quarantine, reconcile
@@ -44,7 +45,7 @@ def cli() -> None:
 
 for command in (
     dev, stripe_simulator, emit, usage, periods, top, key, reconcile, quarantine, meters, account, close_period, doctor,
-    rebuild,
+    rebuild, billing, webhooks,
     worker, archive, router, gateway, sink,
 ):  # fmt: skip
     cli.add_command(command)

@@ -12,7 +12,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, bindparam, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from schemas.billing_events import ObjectName
+from schemas.billing_events import ObjectName, Via
 from schemas.side_tables import (
     AuditRow,
     DueBinding,
@@ -56,6 +56,13 @@ class SqlSideTables(ABC):
         def body(connection: Connection) -> set[str]:
             rows = rows_where(connection, processed_events, "event_id", set(event_ids))
             return set(event_ids) - {row["event_id"] for row in rows if row["outcome"] != Outcome.HELD}
+
+        return await self._run(body)
+
+    async def seen(self, event_ids: Sequence[str]) -> dict[str, Via]:
+        def body(connection: Connection) -> dict[str, Via]:
+            rows = rows_where(connection, processed_events, "event_id", set(event_ids))
+            return {row["event_id"]: Via(row["via"]) for row in rows}
 
         return await self._run(body)
 
