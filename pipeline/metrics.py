@@ -41,6 +41,16 @@ MetricName = Literal[
     "tidemark_sink_held_intents",
     "tidemark_sink_results",
     "tidemark_sink_held_deadline_seconds",
+    "tidemark_mirror_events",
+    "tidemark_mirror_fetches",
+    "tidemark_mirror_delay_seconds",
+    "tidemark_mirror_held_events",
+    "tidemark_mirror_due_bindings",
+    "tidemark_mirror_due_binding_age_seconds",
+    "tidemark_mirror_recovered_events",
+    "tidemark_mirror_walked_seconds",
+    "tidemark_mirror_canary_heard_seconds",
+    "tidemark_mirror_canary_silent",
 ]
 
 
@@ -162,6 +172,53 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_sink_held_deadline_seconds": MetricSpec(
         "gauge", "When Stripe will refuse the first held report for its age, Unix time; absent without held reports."
+    ),
+    "tidemark_mirror_events": MetricSpec(
+        "gauge",
+        "Events of Stripe that this process has committed, by outcome. `held`: link the customer to an account. "
+        "`quarantined`: see `tidemark quarantine list`.",
+        ("outcome",),
+    ),
+    "tidemark_mirror_fetches": MetricSpec(
+        "gauge",
+        "Objects that this process has fetched at Stripe, by result. `unanswered` grows: Stripe does not answer. "
+        "`unreadable`: this version cannot read Stripe's answer.",
+        ("result",),
+    ),
+    "tidemark_mirror_delay_seconds": MetricSpec(
+        "gauge", "Time from the creation of the last event at Stripe to its commit. Grows: the role is behind."
+    ),
+    "tidemark_mirror_held_events": MetricSpec(
+        "gauge",
+        "Events of customers that belong to no account, up to 10 000; from the process that owns partition 0. Link "
+        "the customers: `tidemark billing status` names them.",
+    ),
+    "tidemark_mirror_due_bindings": MetricSpec(
+        "gauge",
+        "Bindings that wait to be sent to `usage.events`, up to 500; from the process that owns partition 0. Stays "
+        "above 0: the log or Redis does not answer.",
+    ),
+    "tidemark_mirror_due_binding_age_seconds": MetricSpec(
+        "gauge",
+        "For how long the oldest binding waits to be sent; absent if none waits. Grows: accounts go on with the payer "
+        "from before.",
+    ),
+    "tidemark_mirror_recovered_events": MetricSpec(
+        "gauge",
+        "Events that did not come as a webhook and were found in Stripe's list by this process. Grows: webhooks are "
+        "lost.",
+    ),
+    "tidemark_mirror_walked_seconds": MetricSpec(
+        "gauge",
+        "Up to when Stripe's list of events was read, Unix time. Over ten minutes old: Stripe does not answer.",
+    ),
+    "tidemark_mirror_canary_heard_seconds": MetricSpec(
+        "gauge", "When an event of the canary customer last came as a webhook, Unix time; absent if never."
+    ),
+    "tidemark_mirror_canary_silent": MetricSpec(
+        "gauge",
+        "1 if the last event of the canary customer did not come as a webhook within two minutes. Look at the endpoint "
+        "in Stripe's dashboard, at its secret, and at the gateway.",
     ),
 }  # fmt: skip
 

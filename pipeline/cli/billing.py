@@ -43,7 +43,9 @@ def webhooks_recover(since: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(walked._asdict()))
     else:
-        click.echo(f"{walked.listed} events concern the side tables; {walked.appended} never came, and are taken in now")
+        click.echo(
+            f"{walked.listed} events concern the side tables; {walked.appended} never came, and are taken in now"
+        )
 
 
 @click.group()
@@ -105,7 +107,9 @@ def billing_audit(name: str, limit: int, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(row._asdict()))
         else:
-            click.echo(f"{row.seq}  {format_instant_ms(row.at_ms)}  {row.actor}  {row.entity} {row.entity_id}  {row.cause}")
+            click.echo(
+                f"{row.seq}  {format_instant_ms(row.at_ms)}  {row.actor}  {row.entity} {row.entity_id}  {row.cause}"
+            )
             click.echo(f"    {row.before or '-'} → {row.after or '-'}  {row.reason}")
 
 

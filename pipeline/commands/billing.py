@@ -63,7 +63,9 @@ def span_s(field: str, text: str) -> int:
         raise InvalidInput(field, f"{text!r} is no span: write 90s, 30m, 72h or 30d")
     seconds = int(found[1]) * _UNITS_S[found[2]]
     if seconds > KEPT_S:
-        raise InvalidInput(field, f"{text} is longer than the 30 days for which Stripe lists events: use billing resync")
+        raise InvalidInput(
+            field, f"{text} is longer than the 30 days for which Stripe lists events: use billing resync"
+        )
     return seconds
 
 

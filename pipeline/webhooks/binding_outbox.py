@@ -53,7 +53,8 @@ class BindingOutbox:
         due = await self._tables.due_bindings(ROUND_BINDINGS_MAX)
         now_ms = self._accounts.clock.now_ms()
         self._seen_ms = {(one.account, one.number): self._seen_ms.get((one.account, one.number), now_ms) for one in due}
-        done, failed = 0, {}
+        done = 0
+        failed: dict[int, Transient] = {}
         for account, group in groupby(due, key=lambda one: one.account):
             partition = partition_of(account, self._accounts.partitions)
             if partition not in failed:
@@ -61,8 +62,8 @@ class BindingOutbox:
                     done += await self._send(account, list(group))
                 except Transient as error:
                     failed[partition] = error
-        for error in failed.values():
-            raise error
+        if failed:
+            raise next(iter(failed.values()))
         return done
 
     async def _send(self, account: str, due: Sequence[DueBinding]) -> int:
