@@ -14,7 +14,7 @@ from aggregators.partitioning import partition_of
 from aggregators.periods import cuts_of, is_closed, open_period, period_at
 from aggregators.quantities import decimal_text
 from pipeline.bindings import Plan, Standing, append_plan, planned, standing
-from pipeline.open import Base, account_log, open_base, open_live_view
+from pipeline.open import Base, account_log, open_base, open_live_view, open_side_tables
 from pipeline.settings import Settings
 from schemas.clock import MINUTE_MS
 from schemas.control import CloseRecord
@@ -23,6 +23,7 @@ from schemas.live_view import LiveView
 from schemas.meters import LatePolicy, MeterSet
 from schemas.periods import INSTANT_MIN_MS, AccountState, Billing, Binding, Customer, Period
 from schemas.rollup import TotalKey
+from schemas.side_tables import SideTables
 
 NOBODY: Final = "nobody (its reports are held)"
 
@@ -40,10 +41,32 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[Base, LiveView]]:
         await base.log.close()
 
 
-async def plan_binding(settings: Settings, account: str, binding: Binding) -> Plan:
-    """Plan a binding of an account; nothing is written."""
+async def plan_binding(settings: Settings, account: str, binding: Binding, *, force: bool = False) -> Plan:
+    """Plan a binding of an account; nothing is written.
+
+    Raises `InvalidInput` if the account is linked to a customer, unless `force`. Only a deployment with a
+    `postgresql://` server has links.
+    """
     async with _opened(settings) as (base, view):
+        if not force and settings.sql_url.startswith("postgresql://"):
+            tables = await open_side_tables(base)
+            try:
+                await check_unlinked(tables, account, base.clock.now_ms())
+            finally:
+                await tables.close()
         return binding_plan(await standing(account_log(base), view, account), account, binding)
+
+
+async def check_unlinked(tables: SideTables, account: str, now_ms: int) -> None:
+    """Raise `InvalidInput` if the account is linked to a customer now or later."""
+    for link in await tables.links(account):
+        if link.ends_ms is None or link.ends_ms > now_ms:
+            raise InvalidInput(
+                "NAME",
+                f"{account} is linked to {link.customer}, whose subscriptions say who pays: change them at Stripe, or "
+                "link another customer with `tidemark account link`. With --force the binding holds until the next "
+                "change at Stripe",
+            )
 
 
 def binding_plan(known: Standing, account: str, binding: Binding) -> Plan:

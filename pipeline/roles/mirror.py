@@ -55,7 +55,7 @@ async def run_mirror(settings: Settings) -> None:
         tables = await open_side_tables(base)
         stack.push_async_callback(tables.close)
 
-        processor = BillingEventProcessor(base.log, tables, objects, base.clock)
+        processor = BillingEventProcessor(base.log, tables, objects, base.clock, settings.canary_customer)
         outbox = BindingOutbox(tables, account_log(base), view)
         canary = Canary(settings.canary_customer, objects, tables, base.clock) if settings.canary_customer else None
         walker, metrics, held = Walker(base.log, objects, tables, base.clock), Metrics(), _Held(tables)
