@@ -1,4 +1,4 @@
-"""The demo's plan: three simulated hours around a month's end, at 300 times real speed."""
+"""The demo's plan: customers sign up; three simulated hours around a month's end at 300 times real speed; invoices."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Final
 
 from schemas.clock import HOUR_MS, MINUTE_MS
-from schemas.periods import Billing, Binding
 
 METER_SET: Final = Path(__file__).parent / "meters.yaml"
 FACTOR: Final = 300
 MONTH_END_MS: Final = 1_793_491_200_000  # 2026-11-01T00:00:00Z
 START_MS: Final = MONTH_END_MS - 70 * MINUTE_MS
 END_MS: Final = MONTH_END_MS + 110 * MINUTE_MS
+# The customers sign up in the hours before. Then, and when the invoices come, time is slower: a webhook may take real
+# seconds to arrive, and Stripe's signature expires after five minutes.
+SIGN_UP_MS: Final = START_MS - 4 * HOUR_MS
+BILLING_FACTOR: Final = 30
+# From here on, customers pay for their accounts. Bindings that come before this instant are in time.
+PAID_FROM_MS: Final = START_MS - 10 * MINUTE_MS
 # Grace is an hour. Five more minutes avoid a race at the end of grace.
 LATE_FROM_MS: Final = MONTH_END_MS + 65 * MINUTE_MS
 # The value in the demo's meter set. With whole hours, arrival hours and report buckets close together.
@@ -32,16 +37,40 @@ ACCOUNTS: Final = tuple(f"acct_{number:04d}" for number in range(220))
 # The features that a customer uses, by account number modulo three.
 FEATURES: Final = (("api", "completions", "page"), ("api", "login", "storage"), ("api", "completions", "seats"))
 FREE_ACCOUNTS: Final = frozenset(ACCOUNTS[:3])
-# Accounts with a period that begins in the middle of an hour.
+# Accounts whose billing period begins in the middle of an hour.
 ANCHORED_ACCOUNTS: Final = frozenset(ACCOUNTS[10:30])
 ANCHOR_MS: Final = MONTH_END_MS - 30 * MINUTE_MS
 
 
-def bindings(account: str, stripe_customer: str) -> tuple[Binding, ...]:
-    """The bindings of an account. They precede its first event."""
-    if account in FREE_ACCOUNTS:
-        return (Binding(effective_from_ms=0, billing=Billing.FREE),)
-    calendar = Binding(effective_from_ms=0, billing=Billing.MAPPED, stripe_customer=stripe_customer)
-    if account not in ANCHORED_ACCOUNTS:
-        return (calendar,)
-    return calendar, calendar.model_copy(update={"effective_from_ms": ANCHOR_MS, "anchor_ms": ANCHOR_MS})
+# What a subscription costs: a licensed price for a month in advance, and a metered price for each unit afterwards.
+CURRENCY: Final = "usd"
+BASE_CENTS: Final = 4_900
+METER: Final = "api_requests"
+UNIT_CENTS: Final = 3
+# The longest time that Stripe leaves the invoice of a period a draft. Shorter is enough if it is longer than the meter
+# set's grace and report interval together.
+INVOICE_GRACE_MS: Final = 72 * HOUR_MS
+INVOICES_FINAL_MS: Final = MONTH_END_MS + INVOICE_GRACE_MS + 30 * MINUTE_MS
+# Each paying account gets one.
+INVOICES: Final = len(ACCOUNTS) - len(FREE_ACCOUNTS)
+
+
+def anchor_ms(account: str) -> int:
+    """When the first billing period of an account's subscription ends."""
+    return ANCHOR_MS if account in ANCHORED_ACCOUNTS else MONTH_END_MS
+
+
+def bindings() -> dict[str, list[dict[str, object]]]:
+    """The bindings that must follow from the subscriptions, as the oracle reads them. Free accounts have none."""
+    return {
+        account: [
+            {
+                "effective_from_ms": PAID_FROM_MS,
+                "anchor_ms": anchor_ms(account),
+                "interval": "month",
+                "interval_count": 1,
+            }
+        ]
+        for account in ACCOUNTS
+        if account not in FREE_ACCOUNTS
+    }

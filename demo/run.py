@@ -12,10 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
-
-from aggregators.partitioning import partition_of
 from demo import plan
+from demo.billing import BillingWalk
 from demo.faults import lose_event, send_twice
 from demo.settled import unsettled_intents
 from demo.story import Story, verdict
@@ -26,13 +24,11 @@ from pipeline.clock import FileClock, ScaledClock, SystemClock, write_clock
 from pipeline.commands.operations import reconcile_deployment
 from pipeline.local.dev import Dev, DevOptions, locked_folder
 from pipeline.local.processes import LocalProcess, python
-from pipeline.logs.control_records import append_control
 from pipeline.open import open_base, open_live_view, read_meter_set
 from pipeline.settings import Settings
 from reconciler.causes import Cause, Pair
 from reconciler.report import Report
-from schemas.clock import MINUTE_MS
-from schemas.control import BindingRecord
+from schemas.clock import MINUTE_MS, SECOND_MS
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC
 from sinks.clickhouse.client import open_clickhouse
@@ -54,9 +50,8 @@ class Demo:
         self.screen = screen
         self.story = Story()
         self.chance = random.Random()
-        # The clock runs at real speed until the traffic starts.
         self._clock_path = folder / "clock"
-        write_clock(self._clock_path, ScaledClock(SystemClock().now_ms(), plan.START_MS - 10 * MINUTE_MS, 1))
+        self._go_on_to(plan.SIGN_UP_MS, plan.BILLING_FACTOR)
         self.clock = FileClock(self._clock_path)
         self.dev = Dev(
             DevOptions(
@@ -67,6 +62,7 @@ class Demo:
                 meter_set=plan.METER_SET,
                 modules={"worker": ("demo.worker",)},
                 environment=plan.ENVIRONMENT,
+                simulator_arguments=("--invoice-grace-s", str(plan.INVOICE_GRACE_MS // SECOND_MS)),
             ),
             screen.step,
         )
@@ -82,9 +78,11 @@ class Demo:
 
     async def run(self) -> Story:
         """Run the demo and stop everything at the end, also after an error."""
+        billing: BillingWalk | None = None
         try:
             await self.dev.start()
-            await self._bind_accounts()
+            billing = BillingWalk(self.dev, self.story, self.screen.step)
+            await billing.sign_up()
             beside = [asyncio.create_task(self._kill_at_random()), asyncio.create_task(self._watch())]
             with self.screen.live(self.story, self.clock):
                 await self._traffic()
@@ -93,26 +91,15 @@ class Demo:
             for task in beside:
                 task.cancel()
             await self._prove(expected)
+            self._go_on_to(max(plan.INVOICES_FINAL_MS, self.clock.now_ms()), plan.BILLING_FACTOR)
+            await billing.bill(expected.totals)
             await self._break_it()
+            await billing.lose_database()
         finally:
+            if billing is not None:
+                await billing.close()
             await self.dev.stop()
         return self.story
-
-    async def _bind_accounts(self) -> None:
-        self.screen.step(f"Making {len(plan.ACCOUNTS)} customers at Stripe and binding their accounts")
-        base = await open_base(self.settings)
-        try:
-            async with httpx.AsyncClient(base_url=self.dev.stripe_url) as client:
-                for account in plan.ACCOUNTS:
-                    customer = f"cus_{account}"
-                    answer = await client.post("/_simulator/customers", json={"id": customer, "name": account})
-                    answer.raise_for_status()
-                    partition = partition_of(account, base.genesis.partitions)
-                    for revision, binding in enumerate(plan.bindings(account, customer), 1):
-                        record = BindingRecord(account=account, revision=revision, binding=binding)
-                        await append_control(base.log, self.settings.secret_bytes(), partition, record)
-        finally:
-            await base.log.close()
 
     async def _traffic(self) -> None:
         document = {
@@ -139,7 +126,8 @@ class Demo:
     def _note_traffic(self, message: dict[str, Any]) -> None:
         if message.get("started") and not self._started:
             self._started = True
-            self._go_on_to(plan.START_MS)
+            # A slow machine may have signed up customers until later.
+            self._go_on_to(max(plan.START_MS, self.clock.now_ms()))
         if "emitted" in message:
             self.story.emitted = message["emitted"] + message["inbox"]
         if message.get("done"):
@@ -173,7 +161,11 @@ class Demo:
     async def _recount(self) -> Expected:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return await asyncio.get_running_loop().run_in_executor(
-                pool, recount, self.folder, read_meter_set(self.dev.options.meter_set), self.story.traffic["broken"]
+                pool,
+                recount,
+                self.folder,
+                read_meter_set(self.dev.options.meter_set),
+                self.story.traffic["broken"],
             )
 
     async def _settle_and_reconcile(self) -> None:
@@ -231,9 +223,9 @@ class Demo:
         pending = await unsettled_intents(log, self.settings.partitions)
         return f"Stripe: {pending} reports" if pending else ""
 
-    def _go_on_to(self, simulated_ms: int) -> None:
+    def _go_on_to(self, simulated_ms: int, factor: int = plan.FACTOR) -> None:
         """Set the simulated clock of all processes forward."""
-        write_clock(self._clock_path, ScaledClock(SystemClock().now_ms(), simulated_ms, plan.FACTOR))
+        write_clock(self._clock_path, ScaledClock(SystemClock().now_ms(), simulated_ms, factor))
 
     async def _prove(self, expected: Expected) -> None:
         self.screen.step("Comparing the live view with the oracle")
@@ -254,6 +246,7 @@ class Demo:
         # The reconciler does not compare recent events at Stripe: move the clock by half an hour.
         self._go_on_to(self.clock.now_ms() + 30 * MINUTE_MS)
         report = self.story.faulty_report = await self._reconcile()
+        self._go_on_to(self.clock.now_ms(), plan.BILLING_FACTOR)
         if any(row.account == account and row.cause is Cause.MISSING for row in report.rows):
             self.story.faults_found.append(f"event {event_id} of {account} is missing in ClickHouse")
         if any(

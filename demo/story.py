@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from demo.plan import INVOICES
 from demo.verify import Mismatch
 from reconciler.causes import Verdict
 from reconciler.report import Report
@@ -25,6 +26,15 @@ class Story:
     report: Report | None = None
     faulty_report: Report | None = None
     faults_found: list[str] = field(default_factory=list)
+    mirror_kills: int = 0
+    invoices: int = 0
+    invoice_mismatches: list[Mismatch] = field(default_factory=list)
+    webhooks_dropped: int = 0
+    webhooks_doubled: int = 0
+    webhooks_recovered: int = 0
+    mirror_rows: int = 0
+    resync_differences: int | None = None
+    rebound: int | None = None
 
     def result(self) -> dict[str, object]:
         """The results for the line of JSON."""
@@ -38,6 +48,11 @@ class Story:
             "oracle_mismatches": len(self.mismatches),
             "drift": self.report.differences if self.report else None,
             "injected_faults_found": len(self.faults_found),
+            "invoices": self.invoices,
+            "invoice_mismatches": len(self.invoice_mismatches),
+            "webhooks_dropped": self.webhooks_dropped,
+            "webhooks_doubled": self.webhooks_doubled,
+            "resync_differences": self.resync_differences,
             "events_per_s": round(self.traffic.get("sent", 0) / self.traffic_s) if self.traffic_s else 0,
         }
 
@@ -60,4 +75,19 @@ def verdict(story: Story, kills: int) -> list[str]:
         counters[name] for name in ("counted", "duplicate", "unmetered", "late", "rejected", "deferred")
     ):
         problems.append("the counters do not add up")
+    return problems + _billing_problems(story)
+
+
+def _billing_problems(story: Story) -> list[str]:
+    problems = []
+    if story.invoice_mismatches:
+        problems.append(f"{len(story.invoice_mismatches)} invoices differ from the oracle's")
+    if story.invoices != INVOICES:
+        problems.append(f"{story.invoices} invoices of the ended month instead of {INVOICES}")
+    if story.resync_differences != 0 or not story.mirror_rows:
+        problems.append(f"after the resync, {story.resync_differences} rows differ from the {story.mirror_rows} before")
+    if story.rebound != 0:
+        problems.append(f"{story.rebound} accounts were bound anew, although nothing had changed at Stripe")
+    if not (story.webhooks_dropped and story.webhooks_doubled and story.webhooks_recovered and story.mirror_kills):
+        problems.append("no webhook was dropped, doubled and recovered, or the mirror was not killed; run it again")
     return problems

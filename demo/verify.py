@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aggregators.codec import parse_value
-from demo.plan import ANCHOR_MS, ANCHORED_ACCOUNTS
+from demo import plan
 from oracle.producers import from_producer_files
 from pipeline.open import open_live_view
 from pipeline.settings import Settings
@@ -43,10 +43,8 @@ def recount(folder: Path, meter_set: MeterSet, broken: int) -> Expected:
     Call in a separate process: disables the garbage collector, which would take a quarter of the time.
     """
     gc.disable()
-    anchored = {"effective_from_ms": ANCHOR_MS, "anchor_ms": ANCHOR_MS, "interval": "month", "interval_count": 1}
-    bindings = {account: [anchored] for account in ANCHORED_ACCOUNTS}
     files = [folder / "application.jsonl", folder / "inbox.jsonl"]
-    oracle = from_producer_files(files, meter_set.model_dump(mode="json"), bindings)
+    oracle = from_producer_files(files, meter_set.model_dump(mode="json"), plan.bindings())
     counters = oracle.counter_sums()
     counters["received"] += broken
     counters["rejected"] += broken

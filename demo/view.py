@@ -98,11 +98,10 @@ def summary(story: Story, problems: list[str]) -> RenderableType:
         f"{story.kills}", f"times the worker was killed with kill -9; {story.replayed:,} events were replayed"
     )
     table.add_row(f"{len(story.mismatches)}", "values of the live view that differ from the oracle's recount")
+    _add_billing(table, story)
     parts: list[RenderableType] = [Text(), table]
-    if story.mismatches:
-        shown = "\n".join(
-            f"  {differing.name}: {differing.expected} ≠ {differing.found}" for differing in story.mismatches[:10]
-        )
+    if differing := [*story.mismatches[:10], *story.invoice_mismatches[:10]]:
+        shown = "\n".join(f"  {each.name}: {each.expected} ≠ {each.found}" for each in differing)
         parts.append(Text(shown))
     if story.report is not None:
         parts += [
@@ -115,5 +114,21 @@ def summary(story: Story, problems: list[str]) -> RenderableType:
     if problems:
         parts.append(Text("\nNOT PROVEN: " + "; ".join(problems), style="bold red"))
     else:
-        parts.append(Text("\nProven: nothing lost, nothing counted twice.", style="bold green"))
+        parts.append(
+            Text("\nProven: nothing lost, nothing counted twice, every invoice right to the cent.", style="bold green")
+        )
     return Group(*parts)
+
+
+def _add_billing(table: Table, story: Story) -> None:
+    """The rows about webhooks, invoices and the resync."""
+    table.add_row(
+        f"{story.webhooks_dropped:,}",
+        f"deliveries of webhooks were dropped, {story.webhooks_doubled:,} doubled, and the mirror was killed "
+        f"{story.mirror_kills} times",
+    )
+    table.add_row(f"{story.webhooks_recovered:,}", "events of Stripe's were found in Stripe's list and not delivered")
+    table.add_row(f"{story.invoices:,}", "invoices of the month that ended, of which")
+    table.add_row(f"{len(story.invoice_mismatches)}", "  differ from base price + units × price by the oracle")
+    table.add_row(f"{story.mirror_rows:,}", "rows of Stripe's objects before the SQL database was deleted, of which")
+    table.add_row(f"{story.resync_differences}", "  differ after the resync into an empty database")

@@ -76,6 +76,12 @@ def _arguments(arguments: Sequence[str] | None, program: str) -> argparse.Namesp
     parser.add_argument("--validation-delay-s", type=_seconds, default=defaults.validation_delay_s)
     parser.add_argument("--latency-s", type=_seconds, default=defaults.latency_s)
     parser.add_argument("--rate-per-s", type=_rate, default=defaults.rate_per_s, help="Stripe's rate limit; 0 for none")
+    parser.add_argument(
+        "--invoice-grace-s",
+        type=_seconds,
+        default=defaults.invoice_grace_s,
+        help="how long a cycle's invoice is a draft",
+    )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="decides ids and the order of equal jobs")
     parser.add_argument("--check-responses", action="store_true", help="answer 500 if a response is not as in the SDK")
     return parser.parse_args(arguments)
@@ -97,6 +103,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         latency_s=arguments.latency_s,
         rate_per_s=arguments.rate_per_s,
         seed=arguments.seed,
+        invoice_grace_s=int(arguments.invoice_grace_s),
         check_responses=arguments.check_responses,
     )
     simulator = Simulator(arguments.clock, settings, arguments.state)

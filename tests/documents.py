@@ -81,6 +81,7 @@ _ROLE: Final = "a failure that may pass: a supervisor starts the role again"
 EXITS_WITH_1: Final = {
     "account bind": _UNANSWERED,
     "account link": _UNANSWERED,
+    "account link-all": f"{_UNANSWERED}; repeat the command",
     "account show": _UNANSWERED,
     "archive": _ROLE,
     "billing audit": _UNANSWERED,

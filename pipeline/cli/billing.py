@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import getpass
 import json
 from asyncio import run
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.cli.context import settings
 from pipeline.cli.operate import COUNT, CUSTOMER, account, account_name, instant_ms
 from schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from pipeline.commands.billing import Wanted
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -124,15 +130,62 @@ def account_link(name: str, customer: str, from_: str | None, by: str | None, re
 
     Events of the customer that were held are processed. The same link again changes nothing.
     """
-    from aggregators.instants import format_instant_ms
-    from pipeline.commands.billing import link
     from schemas.clock import MINUTE_MS
+
+    from_ms = instant_ms("--from", from_) // MINUTE_MS * MINUTE_MS if from_ is not None else None
+    _link([_wanted(name, customer, from_ms)], by, reason)
+
+
+@account.command("link-all")
+@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--by", default=None, help="Who links; the user of this machine if unset.")
+@click.option("--reason", default="", help="Why, for the audit.")
+def account_link_all(path: Path, by: str | None, reason: str) -> None:
+    """Link the accounts of a CSV file PATH: in each line an account, its Stripe customer, and the instant from which
+    the link holds, which may be empty as in `account link`.
+
+    After a loss of the SQL database, run `billing resync` first. A link to a customer whose subscription is not known
+    makes the account free.
+    """
+    wanted: list[Wanted] = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for number, row in enumerate(csv.reader(file), start=1):
+                if row:
+                    wanted.append(_wanted_by(number, row))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InvalidInput("PATH", f"{str(path)!a} cannot be read as CSV in UTF-8: {error}") from error
+    _link(wanted, by, reason)
+
+
+def _wanted_by(number: int, row: Sequence[str]) -> Wanted:
+    """The link of a line of the file."""
+    from schemas.clock import MINUTE_MS
+
+    if len(row) not in (2, 3):
+        raise InvalidInput(f"line {number}", "write ACCOUNT,CUSTOMER or ACCOUNT,CUSTOMER,FROM")
+    name, customer, from_ = row[0], row[1], row[2] if row[2:] else ""
+    try:
+        from_ms = instant_ms("FROM", from_) // MINUTE_MS * MINUTE_MS if from_ else None
+        return _wanted(name, customer, from_ms)
+    except InvalidInput as error:
+        raise InvalidInput(f"line {number}", str(error)) from error
+
+
+def _wanted(name: str, customer: str, from_ms: int | None) -> Wanted:
+    from pipeline.commands.billing import Wanted
 
     checked = account_name(name)
     if not CUSTOMER.fullmatch(customer):
         raise InvalidInput("--customer", f"{customer!r} is no Stripe customer: give its id, which begins with cus_")
-    from_ms = instant_ms("--from", from_) // MINUTE_MS * MINUTE_MS if from_ is not None else None
-    made, released = run(link(settings(), checked, customer, from_ms, by or person(), reason))
-    click.echo(f"{checked}: linked to {made.customer} from {format_instant_ms(made.starts_ms)} on")
-    if released:
-        click.echo(f"{released} held events of {made.customer} are processed now")
+    return Wanted(checked, customer, from_ms)
+
+
+def _link(wanted: Sequence[Wanted], by: str | None, reason: str) -> None:
+    from aggregators.instants import format_instant_ms
+    from pipeline.commands.billing import link_accounts
+
+    for made, released in run(link_accounts(settings(), wanted, by or person(), reason)):
+        click.echo(f"{made.account}: linked to {made.customer} from {format_instant_ms(made.starts_ms)} on")
+        if released:
+            click.echo(f"{released} held events of {made.customer} are processed now")

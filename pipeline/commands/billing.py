@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import secrets
@@ -11,6 +12,7 @@ from typing import Final, NamedTuple
 from aggregators.instants import format_instant_ms
 from pipeline.open import Base, open_base, open_side_tables, open_stripe_objects
 from pipeline.settings import Settings
+from pipeline.tasks import all_or_first_error
 from pipeline.webhooks.held import append_held
 from pipeline.webhooks.resync import resync
 from pipeline.webhooks.walker import CURSOR, KEPT_S, Walked, Walker
@@ -23,6 +25,8 @@ from schemas.side_tables import AuditRow, HeldEvent, Link, SideTables
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
 _UNITS_S: Final = {"s": 1, "m": MINUTE_MS // SECOND_MS, "h": HOUR_MS // SECOND_MS, "d": DAY_MS // SECOND_MS}
 STATUS_ROWS_MAX: Final = 10_000
+# Of the store's connections, which each link needs one of.
+ACCOUNTS_AT_ONCE_MAX: Final = 8
 
 
 class Opened(NamedTuple):
@@ -41,6 +45,22 @@ class Status(NamedTuple):
     held: Sequence[HeldEvent]
     due_bindings: int
     rows: dict[str, int]
+
+
+class Wanted(NamedTuple):
+    """A link to make. Without `from_ms` the link holds from the start of the current minute on, or for an account
+    without a link, for all usage that nobody was named for."""
+
+    account: str
+    customer: str
+    from_ms: int | None = None
+
+
+class Linked(NamedTuple):
+    """A link that was made or was there, and how many held events of the customer are processed now."""
+
+    link: Link
+    released: int
 
 
 @contextlib.asynccontextmanager
@@ -95,13 +115,9 @@ async def run_resync(settings: Settings, account: str = "", name: str = "") -> t
 async def status(settings: Settings) -> Status:
     """How far the side tables are, and what waits."""
     async with opened(settings) as (base, tables, _):
-        lag = 0
-        for partition in range(base.genesis.partitions):
-            bounds = await base.log.bounds(BILLING_EVENTS_TOPIC, partition)
-            lag += bounds.next - max(await tables.position(partition) or 0, bounds.first)
         until_s = await tables.cursor(CURSOR)
         return Status(
-            lag,
+            await lag_events(base, tables),
             "" if until_s is None else format_instant_ms(until_s * SECOND_MS),
             await tables.held(limit=STATUS_ROWS_MAX),
             len(await tables.due_bindings(STATUS_ROWS_MAX)),
@@ -115,17 +131,39 @@ async def audit(settings: Settings, account: str, limit: int) -> Sequence[AuditR
         return await tables.audit(account, limit)
 
 
-async def link(
-    settings: Settings, account: str, customer: str, from_ms: int | None, actor: str, reason: str
-) -> tuple[Link, int]:
-    """Link an account to a customer, and have the customer's held events processed; returns the link and their number.
+async def lag_events(base: Base, tables: SideTables) -> int:
+    """How many events of all partitions have not been processed."""
+    lag = 0
+    for partition in range(base.genesis.partitions):
+        bounds = await base.log.bounds(BILLING_EVENTS_TOPIC, partition)
+        lag += bounds.next - max(await tables.position(partition) or 0, bounds.first)
+    return lag
 
-    Without `from_ms` the link holds from the start of the current minute on, or for an account without a link, for
-    all usage that nobody was named for.
+
+async def link_accounts(settings: Settings, wanted: Sequence[Wanted], actor: str, reason: str) -> list[Linked]:
+    """Link accounts to customers, and have the customers' held events processed; returns the links by account, each
+    account's in the order of `wanted`.
+
+    Raises `InvalidInput` for a link that cannot be, which names the customer. Some of the others are made then, and the
+    same links again change nothing.
     """
+    asked: dict[str, list[Wanted]] = {}
+    for each in wanted:
+        asked.setdefault(each.account, []).append(each)
+    made: dict[str, list[Linked]] = {account: [] for account in asked}
+    slots = asyncio.Semaphore(ACCOUNTS_AT_ONCE_MAX)
     async with opened(settings) as (base, tables, _):
-        now_ms = base.clock.now_ms()
-        if from_ms is None:
-            from_ms = now_ms // MINUTE_MS * MINUTE_MS if await tables.links(account) else 0
-        made = await tables.link(account, customer, from_ms, actor, reason, now_ms)
-        return made, await append_held(base.log, tables, customer)
+
+        async def link_account(account: str) -> None:
+            async with slots:
+                for each in asked[account]:
+                    now_ms = base.clock.now_ms()
+                    from_ms = each.from_ms
+                    if from_ms is None:
+                        from_ms = now_ms // MINUTE_MS * MINUTE_MS if await tables.links(account) else 0
+                    link = await tables.link(account, each.customer, from_ms, actor, reason, now_ms)
+                    released = await append_held(base.log, tables, each.customer)
+                    made[account].append(Linked(link, released))
+
+        await all_or_first_error(link_account(account) for account in asked)
+    return [linked for links in made.values() for linked in links]
