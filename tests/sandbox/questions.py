@@ -257,10 +257,67 @@ async def lists_of_api_v2(stage: Stage) -> None:
     stage.found("data", [sorted(event["data"]) if event.get("data") else None for event in events])
 
 
+async def usage_in_a_trial(stage: Stage) -> None:
+    """13: whether usage of a trial is billed when the trial ends."""
+    meter, event_name = await a_meter(stage, "trial")
+    clock = await a_clock(stage, start_s(stage))
+    customer = await a_customer(stage, clock)
+    items = [{"price": await a_price(stage, "100", meter)}]
+    body = {"customer": customer, "items": items, "trial_period_days": 5}
+    subscription = await stage.ask("v1.subscriptions.create", body)
+    at_s = start_s(stage) + DAY_S
+    await stage.ask(SEND, usage(event_name, customer, "3", at_s))
+    await stage.until(lambda: counted(stage, meter, customer, at_s, at_s + DAY_S), lambda it: it == 3)
+    await advance(stage, clock, start_s(stage) + 5 * DAY_S + 2 * HOUR_S)
+    begun = await stage.ask("v1.subscriptions.retrieve", subscription["id"])
+    invoice = await stage.say("invoice", "v1.invoices.retrieve", begun["latest_invoice"])
+    stage.found("total", invoice["total"])
+
+
+async def two_items_of_one_meter(stage: Stage) -> None:
+    """14: whether two items of a subscription may have prices of one meter."""
+    meter, _ = await a_meter(stage, "twice")
+    customer = await a_customer(stage, await a_clock(stage, start_s(stage)))
+    items = [{"price": await a_price(stage, cents, meter)} for cents in ("10", "20")]
+    await stage.status("subscription", "v1.subscriptions.create", {"customer": customer, "items": items})
+
+
+async def preview_with_usage(stage: Stage) -> None:
+    """15: whether a preview rates usage for an item that the subscription does not have yet."""
+    meter, event_name = await a_meter(stage, "preview")
+    clock = await a_clock(stage, start_s(stage))
+    customer = await a_customer(stage, clock)
+    flat, metered = await a_price(stage, "1500"), await a_price(stage, "100", meter)
+    subscription = await stage.ask("v1.subscriptions.create", {"customer": customer, "items": [{"price": flat}]})
+    await advance(stage, clock, start_s(stage) + 2 * DAY_S)
+    at_s = start_s(stage) + DAY_S
+    await stage.ask(SEND, usage(event_name, customer, "3", at_s))
+    await stage.until(lambda: counted(stage, meter, customer, at_s, at_s + DAY_S), lambda it: it == 3)
+    body = {"subscription": subscription["id"], "subscription_details": {"items": [{"price": metered}]}}
+    preview = await stage.say("preview", "v1.invoices.create_preview", body)
+    stage.found("lines", sorted([line["amount"], line["quantity"]] for line in preview["lines"]["data"]))
+
+
+async def seats_back(stage: Stage) -> None:
+    """16: what is billed for seats that were given up without proration and are taken again."""
+    clock = await a_clock(stage, start_s(stage))
+    customer = await a_customer(stage, clock)
+    items = [{"price": await a_price(stage, "3000"), "quantity": 5}]
+    subscription = await stage.ask("v1.subscriptions.create", {"customer": customer, "items": items})
+    item = subscription["items"]["data"][0]["id"]
+    for day, quantity, behavior in ((10, 2, "none"), (20, 5, "always_invoice")):
+        await advance(stage, clock, start_s(stage) + day * DAY_S)
+        change = {"items": [{"id": item, "quantity": quantity}], "proration_behavior": behavior}
+        changed = await stage.ask("v1.subscriptions.update", subscription["id"], change)
+    invoice = await stage.say("invoice", "v1.invoices.retrieve", changed["latest_invoice"])
+    stage.found("lines", [[line["amount"], line["quantity"]] for line in invoice["lines"]["data"]])
+
+
 QUESTIONS: Final = {
     step.__name__: step
     for step in (
         rejected_identifier, refused_or_reported, future_summary, negative_usage, summary_lag, finalization, rounding,
-        plan_changes, usage_on_a_clock, permissions, lists_of_api_v2,
+        plan_changes, usage_on_a_clock, permissions, lists_of_api_v2, usage_in_a_trial,
+        two_items_of_one_meter, preview_with_usage, seats_back,
     )
 }  # fmt: skip

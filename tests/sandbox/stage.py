@@ -56,11 +56,13 @@ class Simulated:
 class Sandbox:
     """A sandbox of Stripe's. Raises `ValueError` if the key could move money."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, url: str = "") -> None:
+        """`url` replaces Stripe's address."""
         if not re.fullmatch(r"(sk|rk)_test_\w+", key):
             raise ValueError(f"{VARIABLE} must begin with sk_test_ or rk_test_: the suite creates and deletes objects")
         stripe.enable_telemetry = False
-        self._client: Any = stripe.StripeClient(key, max_network_retries=2)
+        addresses: Any = {"api": url, "connect": url, "files": url, "meter_events": url} if url else {}
+        self._client: Any = stripe.StripeClient(key, max_network_retries=2, base_addresses=addresses)
 
     async def __call__(self, name: str, *arguments: Any) -> Any:
         """A call to Stripe."""

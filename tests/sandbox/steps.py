@@ -96,7 +96,7 @@ async def customer(stage: Stage) -> None:
     await stage.say("with a default card", "v1.customers.update", customer, settings)
 
 
-async def catalog(stage: Stage) -> None:
+async def prices(stage: Stage) -> None:
     """A meter, a licensed price, and a metered price in graduated tiers with fractions of a cent."""
     meter, event_name = await a_meter(stage, "calls")
     stage.keep("meter", meter)
@@ -252,7 +252,7 @@ async def webhooks(stage: Stage) -> None:
 STEPS: Final = {
     step.__name__: step
     for step in (
-        customer, catalog, subscribe, send_usage, seats, schedule, coupon, credit_grant, renewal, decline, entitlements,
+        customer, prices, subscribe, send_usage, seats, schedule, coupon, credit_grant, renewal, decline, entitlements,
         webhooks,
     )
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """The same steps on Stripe's sandbox and on the simulator. Without a key, on two simulators: that tests the suite.
 
 `TIDEMARK_STRIPE_SANDBOX_KEY=sk_test_… make test ARGS="tests/sandbox -n 0 -s"` takes a sandbox, prints what differs
-field by field, and fails if anything does.
+field by field, and fails if anything does. `docs/stripe-simulator.md` says what the answers settle.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -20,14 +21,15 @@ from tests.sandbox.compare import differences
 from tests.sandbox.questions import QUESTIONS
 from tests.sandbox.stage import VARIABLE, Sandbox, Simulated, Stage
 from tests.sandbox.steps import STEPS
-from tests.services.stripe import check_shapes, running
+from tests.services.stripe import check_shapes, running, serve_simulator
 from tests.services.stripe_sdk import Sdk
 from tests.services.stripe_wire import NOW_MS
 from tests.worlds.clock import ManualClock
 
 ALL: Final = STEPS | QUESTIONS
+PAGE: Final = Path(__file__).parents[2] / "docs" / "stripe-simulator.md"
 NOW_S: Final = NOW_MS // 1_000
-FEW: Final = {name: STEPS[name] for name in ("customer", "catalog", "subscribe", "seats")}
+FEW: Final = {name: STEPS[name] for name in ("customer", "prices", "subscribe", "seats")}
 
 
 @asynccontextmanager
@@ -133,6 +135,16 @@ async def test_a_step_that_fails_ends_no_other_step() -> None:
     assert any(line.startswith("subscribe: subscription.error: 'absent'") for line in found)
 
 
+async def test_the_client_of_the_sandbox() -> None:
+    """The client that calls Stripe, at the address of a simulator."""
+    async with serve_simulator(ManualClock(NOW_MS), SimulatorSettings(seed=1)) as served:
+        stage = Stage(Sandbox("sk_test_tidemark", served.url), NOW_S)
+        await stage.play(FEW)
+    whole = await played(NOW_S, 2, FEW)
+
+    assert (stage.failures, list(differences(stage.answers, whole.answers))) == ([], [])
+
+
 async def test_the_run_cleans_up() -> None:
     """Nothing stays but what Stripe never deletes, and that is inactive."""
     async with simulated(NOW_S, 1) as one:
@@ -156,3 +168,11 @@ def test_only_a_test_key_is_taken(key: str) -> None:
     with pytest.raises(ValueError, match="must begin with sk_test_ or rk_test_") as refused:
         Sandbox(key)
     assert key not in str(refused.value).replace("sk_test_ or", "")
+
+
+def test_every_question_has_its_step() -> None:
+    """The page names for each question the step that notes Stripe's answer."""
+    rows = re.findall(r"^\| (\d+) \|.*\| `(\w+)` \|$", PAGE.read_text(), re.M)
+
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+    assert {step for _, step in rows} == QUESTIONS.keys()
