@@ -58,7 +58,7 @@ mutants: .venv/.development ## Show that the simulation catches deliberate defec
 torture: .venv/.development ## Kill real processes and services at random under load, then compare all (8 minutes; ARGS=--seed 7)
 	@$(BIN)/python -m tests.torture $(ARGS)
 
-stripe-mock: .venv/.development ## Let Stripe's own mock server judge what is sent to Stripe (needs Go; 2 minutes)
+stripe-mock: .venv/.development ## Let Stripe's own mock server judge what is sent to Stripe (needs Go; 3 minutes)
 	@$(BIN)/python -m tests.stripe_mock $(ARGS)
 
 format: .venv/.development ## Format the code

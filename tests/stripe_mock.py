@@ -20,12 +20,13 @@ from typing import Final, NamedTuple
 import httpx
 
 from pipeline.local.processes import LocalProcess
+from tests.sandbox.stage import VARIABLE as SANDBOX
 from tests.services.stripe_requests import VARIABLE, Request, read
 
 ROOT: Final = Path(__file__).parents[1]
 VERSION: Final = "v0.203.0"
 FOLDER: Final = ROOT / ".tidemark" / "stripe-mock"
-SENDERS: Final = ("tests/scenarios", "tests/conformance/test_stripe.py", "tests/unit/stripe_simulator")
+SENDERS: Final = ("tests/scenarios", "tests/conformance/test_stripe.py", "tests/unit/stripe_simulator", "tests/sandbox")
 # A judge refuses this.
 MADE_UP: Final = Request("POST /v1/customers", "/v1/customers", "no_such_parameter=1")
 # Where Go's own installer puts it, which is not always on the PATH.
@@ -62,7 +63,7 @@ class Difference(NamedTuple):
 
 # The OpenAPI document of VERSION is that of 2026-08-26.dahlia and has API v1 only.
 NO_V2: Final = "stripe-mock has no API v2"
-NEWER: Final = "new in 2026-09-30.endive, stripe-mock has 2026-08-26.dahlia; right in the SDK's types"
+NEWER: Final = "new in endive, and stripe-mock has 2026-08-26.dahlia; right in the SDK's types"
 DIFFERENCES: Final = (
     Difference("GET /v2/", "Unrecognized request URL", NO_V2),
     Difference("POST /v2/", "Unrecognized request URL", NO_V2),
@@ -168,7 +169,10 @@ def note(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *SENDERS]
-    ended = subprocess.run(command, env={**os.environ, VARIABLE: str(path)}, cwd=ROOT, check=False)
+    environment = {**os.environ, VARIABLE: str(path)}
+    # Here the steps for a sandbox go to the simulator.
+    environment.pop(SANDBOX, None)
+    ended = subprocess.run(command, env=environment, cwd=ROOT, check=False)
     if ended.returncode:
         raise SystemExit("the tests that send the requests failed: see above")
 

@@ -122,6 +122,8 @@ class Stage:
                     await step(self)
                 except StepEnds as end:
                     self.failures.append(f"{name}: {end}")
+                except (LookupError, TypeError, ValueError) as error:
+                    self.failures.append(f"{name}: an answer is not as the step expects: {error!r}")
         finally:
             await self._clean()
 

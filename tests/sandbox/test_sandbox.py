@@ -135,6 +135,19 @@ async def test_a_step_that_fails_ends_no_other_step() -> None:
     assert any(line.startswith("subscribe: subscription.error: 'absent'") for line in found)
 
 
+async def test_an_answer_that_no_step_expects_is_reported() -> None:
+    """An answer without a field that a step reads ends that step only."""
+
+    async def reads_too_much(stage: Stage) -> None:
+        stage.found("a field", (await stage.ask("v1.accounts.retrieve_current"))["no_such_field"])
+
+    stage = await played(NOW_S, 1, {"reads_too_much": reads_too_much, "rounding": QUESTIONS["rounding"]})
+
+    assert [failure.partition(":")[0] for failure in stage.failures] == ["reads_too_much"]
+    assert "no_such_field" in stage.failures[0]
+    assert "rounding: 1 of 0.5" in stage.answers
+
+
 async def test_the_client_of_the_sandbox() -> None:
     """The client that calls Stripe, at the address of a simulator."""
     async with serve_simulator(ManualClock(NOW_MS), SimulatorSettings(seed=1)) as served:
