@@ -2,7 +2,7 @@
 
 It imports no other package of the project. Only tests, the local deployment and `python -m stripe_simulator` start it.
 The invariant: a change is in the state before its 2xx answer is sent, and nothing under `/v1` or `/v2` contradicts
-Stripe's documents or observed answers. README.md lists the choices for undocumented cases under "known differences".
+Stripe's documents or observed answers. The choices for undocumented cases are in docs/stripe-simulator.md.
 """
 
 from stripe_simulator.app import create_app

@@ -16,9 +16,10 @@ import pytest_asyncio
 import uvicorn
 
 from pipeline.local.processes import LocalProcess, python
-from stripe_simulator import Simulator, SimulatorSettings, create_app
+from stripe_simulator import Simulator, SimulatorSettings
 from stripe_simulator.__main__ import READY_PREFIX
 from stripe_simulator.registry import ROUTES
+from tests.services.stripe_requests import application
 from tests.worlds.clock import ManualClock
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ async def serve_simulator(
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     simulator = Simulator(clock, replace(settings, check_responses=True, pages_url=url), state)
     config = uvicorn.Config(
-        create_app(simulator), log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1
+        application(simulator), log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -12,8 +12,9 @@ import pytest
 import pytest_asyncio
 import stripe
 
-from stripe_simulator import Simulator, SimulatorSettings, create_app
+from stripe_simulator import Simulator, SimulatorSettings
 from tests.services.stripe import TEST_KEY, check_shapes, running, serve_simulator
+from tests.services.stripe_requests import application
 from tests.services.stripe_wire import NOW_MS
 from tests.worlds.clock import ManualClock
 
@@ -23,7 +24,7 @@ class _Transport(stripe.HTTPXClient):
 
     def __init__(self, simulator: Simulator) -> None:
         super().__init__(allow_sync_methods=True, verify_ssl_certs=False)
-        self._client_async = httpx.AsyncClient(transport=httpx.ASGITransport(create_app(simulator)))
+        self._client_async = httpx.AsyncClient(transport=httpx.ASGITransport(application(simulator)))
 
     def _get_request_args_kwargs(
         self, method: str, url: str, headers: Mapping[str, str], post_data: Any
