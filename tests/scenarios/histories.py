@@ -82,7 +82,7 @@ class History:
 
     def settings(self, seed: int) -> SimulatorSettings:
         """The account of this history."""
-        policy: Any = RetryPolicy(self.payments.days, self.payments.ends, self.payments.gives_up)  # type: ignore[arg-type]
+        policy = RetryPolicy(self.payments.days, self.payments.ends, self.payments.gives_up)  # type: ignore[arg-type]
         return SimulatorSettings(check_responses=True, seed=seed, summary_lag_s=0, retry_policy=policy)
 
     async def run(self) -> None:
