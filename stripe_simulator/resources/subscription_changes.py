@@ -128,7 +128,7 @@ def plan(
             continue
         usage = _usage(mode, subscription, state, body, min(at, body["current_period_end"]))
         state["usage_from"] = {**state["usage_from"], item.id: at}
-        state["billed"] = {**state["billed"], item.id: ("0", 0)}
+        state["billed"] = {**state["billed"], item.id: ["0", 0]}
         if usage and (restarted or body["current_period_end"] <= at):
             lines += usage_lines(item, usage)
         elif usage and behavior != "none":
@@ -179,21 +179,21 @@ def threshold(mode: Mode, subscription: Object, at: int) -> Plan | None:
     if not threshold_reached(used, amount_gte=limit, usage_gte=limits, discounts=discounts):
         return None
     after = {item.id: billed_by_threshold(item, usage) for item, usage in used}
-    state["billed"] = {key: (str(usage.billed_value), usage.billed_amount) for key, usage in after.items()}
+    state["billed"] = {key: [str(usage.billed_value), usage.billed_amount] for key, usage in after.items()}
     return Plan(tuple(line for item, usage in used for line in usage_lines(item, usage)), state)
 
 
 def closing_lines(mode: Mode, subscription: Object, at: int, *, credit: bool, usage: bool) -> tuple[Line, ...]:
     """What the end of all items at `at` bills: the credit for unused time, and the usage that no invoice has.
 
-    A trial has neither.
+    A trial has neither. The usage of a pause is free.
     """
     if subscription["status"] == "trialing":
         return ()
     state = state_of(mode, subscription)
     items = [_engine_item(subscription, body) for body in state["items"]]
     lines = list(_prorated(mode, subscription, state, items, (), at).lines) if credit else []
-    for body, item in zip(state["items"], items, strict=True) if usage else ():
+    for body, item in zip(state["items"], items, strict=True) if usage and subscription["status"] != "paused" else ():
         used = _usage(mode, subscription, state, body, min(at, body["current_period_end"]))
         lines += usage_lines(item, used) if used else ()
     return tuple(lines)

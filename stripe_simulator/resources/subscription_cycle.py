@@ -117,6 +117,8 @@ def invoice_failed(mode: Mode, invoice: Object) -> None:
         return
     policy, finalized_at = mode.settings.retry_policy, invoice["status_transitions"]["finalized_at"]
     status = after_failure(policy, body["status"], finalized_at, invoice["attempt_count"]).subscription
+    if status == "past_due" and not _is_latest(mode, body, invoice):
+        status = body["status"]
     at = changes.now_s(mode, body)
     if status == "canceled" != body["status"]:
         changes.end(mode, body, at, "payment_failed")
@@ -178,8 +180,13 @@ def _concerns(waiting: Object | None, invoice: Object) -> bool:
 
 
 def _is_latest(mode: Mode, subscription: Object, invoice: Object) -> bool:
-    places = [mode.store.place("invoice", it) or 0 for it in (subscription["latest_invoice"] or "", invoice["id"])]
-    return places[0] <= places[1]
+    """Whether no later invoice of the subscription is final: the latest one decides on `past_due`."""
+    final = (
+        other["id"]
+        for other in mode.store.newest("invoice", "customer", subscription["customer"])
+        if owner_of(other) == subscription["id"] and other["status"] != "draft"
+    )
+    return bool(next(final, invoice["id"]) == invoice["id"])
 
 
 JOBS = {changes.TICK: tick}

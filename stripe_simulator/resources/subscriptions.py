@@ -139,6 +139,9 @@ def pause(mode: Mode, call: Call) -> Object:
         raise not_simulated("a pause with unused_time_from[type]=item_current_period_start")
     usage = bill.get("outstanding_usage_through", {"type": "now"})["type"] == "now"
     lines = changes.closing_lines(mode, body, at, credit=credit_from == "now", usage=usage)
+    if credit_from == "now":
+        # A cancellation does not credit the same time again.
+        mode.store.put(changes.ledger(mode, body["id"]) | {"debits": []})
     body = subscription_cycle.pause(mode, body, at)
     return _close(mode, body, lines, invoice_now=bool(lines) and params.get("invoicing_behavior") == "invoice")
 

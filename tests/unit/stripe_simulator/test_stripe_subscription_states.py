@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -54,6 +55,8 @@ async def test_metered_price_is_swapped(shop: Shop, mode: str, pending: list[int
     await shop.advance("2026-11-11 10:30:00")
     await shop.change(price=await shop.metered(meter, unit_amount_decimal="0.04"))
     assert await shop.pending() == pending
+    notes = shop.sdk.simulator.test.store.get("subscription.ledger", f"ledger_{shop.subscription}")
+    assert json.loads(json.dumps(notes)) == notes, "a journal would bring back something else"
     await shop.use(350_000, "2026-11-15")
     await shop.advance("2026-12-01 02:00:00")
 
@@ -197,6 +200,21 @@ async def test_pause_and_resume(shop: Shop) -> None:
     assert (body["status"], body["items"]["data"][0]["current_period_end"]) == ("active", at("2027-04-08"))
 
 
+async def test_a_pause_is_credited_once(shop: Shop) -> None:
+    """The cancellation of a paused subscription bills neither time nor usage again."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(2800)}, {"price": await shop.metered(await shop.meter(), 2)})
+    await shop.use(100, "2027-02-01")
+    await shop.advance("2027-02-08")
+    await shop.sdk("v1.subscriptions.pause", shop.subscription, {})
+    await shop.use(30, "2027-02-08")
+    await shop.advance("2027-02-15")
+    await shop.sdk("v1.subscriptions.cancel", shop.subscription, {"prorate": True, "invoice_now": True})
+
+    assert [lines(invoice) for invoice in await shop.invoices()] == [[2800], [-2100, 200]]
+    assert (await shop.sdk("v1.customers.retrieve", shop.customer))["balance"] == -1900
+
+
 async def test_resumption_that_nobody_pays(shop: Shop) -> None:
     """The invoice is void after 23 hours, the subscription stays paused, and can be resumed again."""
     await shop.open("2027-02-01")
@@ -266,6 +284,31 @@ async def test_change_that_cannot_be_paid_is_undone(shop: Shop) -> None:
     assert (error["status"], error["type"], error["decline_code"]) == (402, "card_error", "generic_decline")
     assert (await shop.get())["items"]["data"][0]["price"]["id"] == low
     assert await shop.amounts() == [("paid", 7900)]
+
+
+async def test_the_latest_final_invoice_decides_on_past_due(shop: Shop) -> None:
+    """Neither a newer draft nor the retry of an older invoice counts."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(2800)})
+    await shop.advance("2027-02-28 12:00:00")
+    await shop.use_card("pm_card_chargeCustomerFail")
+    older = (await shop.change(quantity=80, proration_behavior="always_invoice"))["latest_invoice"]
+    assert (await shop.get())["status"] == "past_due"
+    await shop.use_card("pm_card_visa")
+    await shop.advance("2027-03-01 01:00:00")
+    assert ((await shop.get())["status"], [status for status, _ in await shop.amounts()][1:]) == (
+        "active", ["open", "paid"],
+    )  # fmt: skip
+    await shop.use_card("pm_card_chargeCustomerFail")
+    await shop.advance("2027-03-01 13:00:00")
+    assert ((await shop.get())["status"], [body["attempt_count"] for body in await shop.invoices()][1:]) == (
+        "active", [2, 1],
+    )  # fmt: skip
+    await shop.change(quantity=90, proration_behavior="always_invoice")
+    await shop.use_card("pm_card_visa")
+    await shop.advance("2027-04-01 00:30:00")
+    assert (await shop.get())["status"] == "active"
+    assert (await shop.sdk("v1.invoices.retrieve", older))["status"] == "paid"
 
 
 async def test_dunning_ends_with_cancellation(shop: Shop) -> None:
