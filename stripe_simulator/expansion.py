@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from stripe_simulator.contract.shapes import fields_of, route_type
+from stripe_simulator.contract import fields_of, route_type
 from stripe_simulator.errors import ApiError, not_simulated
 from stripe_simulator.store import Object, copied
 

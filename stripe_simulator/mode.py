@@ -89,11 +89,11 @@ class Mode:
         self.clockwork = Clockwork(clock, journal, seed, handlers, name)
         self.store = Store(journal, name, livemode, seed, self.now_s, indexed)
         self.store.subscribers += [_bound(subscriber, self) for subscriber in subscribers]
-        timing = UsageTiming(
-            settings.summary_lag_ms,
-            max(1, round(settings.validation_window_s * 1_000)),
-            round(settings.validation_delay_s * 1_000),
+        lag_ms, window_ms, delay_ms = (
+            round(1_000 * time_s)
+            for time_s in (settings.summary_lag_s, settings.validation_window_s, settings.validation_delay_s)
         )
+        timing = UsageTiming(lag_ms, max(1, window_ms), delay_ms)
         self.usage = Usage(journal, self.clockwork, name, lambda it: self.store.get("customer", it) is not None, timing)
 
     def now_ms(self, clock: str = REAL) -> int:

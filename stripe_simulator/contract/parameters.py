@@ -1,18 +1,25 @@
-"""Checks and converts the parameters of a request to the types of the SDK's `*Params` classes."""
+"""The parameters of a request: Stripe's form encoding `a[b][0]=c` of API v1 or JSON of API v2, converted to the types
+of the SDK's `*Params` classes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from decimal import Decimal
-from functools import cache
-from pathlib import Path
+from functools import lru_cache
 from typing import Any, Final
+from urllib.parse import unquote_plus
 
 import msgspec
 
-from stripe_simulator.errors import ApiError, empty_parameter, missing_parameter, not_simulated, unknown_parameters
+from stripe_simulator import contract
+from stripe_simulator.errors import ApiError, empty_parameter, missing_parameter, not_simulated
 
+FIELDS_MAX = 1_000
+DEPTH_MAX = 8
+BODY_BYTES_MAX = 1 << 20
+
+Raw = dict[str, Any]
 Params = dict[str, Any]
 
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}$")
@@ -20,21 +27,64 @@ _DECIMAL: Final = re.compile(r"-?[0-9]{1,18}(\.[0-9]+)?$")
 _PAGE: Final = ["optional", "str"]
 
 
-@cache
-def _document() -> dict[str, Any]:
-    document: dict[str, Any] = msgspec.json.decode(Path(__file__).with_name("requests.json").read_bytes())
-    return document
-
-
 def api_version() -> str:
     """Stripe's API version, as in `2026-10-28.endive`."""
-    return str(_document()["api"])
+    return str(contract.requests()["api"])
 
 
-def known_routes() -> Sequence[str]:
-    """`METHOD PATH` of every route of the SDK."""
-    routes: list[str] = _document()["known"]
-    return routes
+def parse_form(text: str) -> Raw:
+    """The nested fields of a form body or query string; lists are maps from index to value. Raises `ApiError` (400)."""
+    pairs = text.split("&") if text else ()
+    if len(pairs) > FIELDS_MAX:
+        raise ApiError(400, f"Invalid request body: more than {FIELDS_MAX} fields")
+    fields: Raw = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        _put(fields, _keys(name), _decoded(value), name)
+    return fields
+
+
+def _decoded(text: str) -> str:
+    if "%" not in text and "+" not in text:
+        return text
+    try:
+        return unquote_plus(text, errors="strict")
+    except UnicodeDecodeError as error:
+        raise ApiError(400, f"Invalid request body: {error}") from error
+
+
+def parse_json(body: bytes) -> Raw:
+    """The fields of a JSON body of API v2. Raises `ApiError` (400) if the body is not an object."""
+    try:
+        fields = msgspec.json.decode(body or b"{}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, f"Invalid request body: {error}") from error
+    if not isinstance(fields, dict):
+        raise ApiError(400, "Invalid request body: it must be a JSON object.")
+    return fields
+
+
+@lru_cache
+def _keys(encoded: str) -> list[str]:
+    name = _decoded(encoded)
+    head, *rest = name.split("[")
+    keys = [head]
+    for part in rest:
+        if not part.endswith("]"):
+            raise ApiError(400, f"Invalid parameter name: {name}")
+        keys.append(part[:-1])
+    if len(keys) > DEPTH_MAX:
+        raise ApiError(400, f"Invalid parameter name: {name}: nested too deeply")
+    return keys
+
+
+def _put(target: Raw, keys: Sequence[str], value: str, name: str) -> None:
+    for key in keys[:-1]:
+        below = target.setdefault(key or str(len(target)), {})
+        if not isinstance(below, dict):
+            raise ApiError(400, f"Invalid object: {name}", param=name)
+        target = below
+    target[keys[-1] or str(len(target))] = value
 
 
 def coerce(route: str, raw: Mapping[str, Any], takes: Collection[str]) -> Params:
@@ -44,7 +94,7 @@ def coerce(route: str, raw: Mapping[str, Any], takes: Collection[str]) -> Params
     `name[key]`; any other parameter of Stripe's is a 501. Raises `ApiError` in Stripe's order: unknown, mistyped,
     missing.
     """
-    document = _document()
+    document = contract.requests()
     definition = document["routes"].get(route)
     fields: dict[str, Any] = document["definitions"][definition] if definition else {}
     if route.startswith("GET /v2/") and "limit" in fields:
@@ -62,7 +112,8 @@ class _Coercion:
     def fields(self, raw: Mapping[str, Any], fields: Mapping[str, Any], prefix: str) -> Params:
         names = {key: f"{prefix}[{key}]" if prefix else key for key in raw}
         if unknown := [name for key, name in names.items() if key not in fields]:
-            raise unknown_parameters(unknown)
+            message = f"Received unknown parameter{'s' if len(unknown) > 1 else ''}: {', '.join(unknown)}"
+            raise ApiError(400, message, code="parameter_unknown", param=unknown[0])
         params: Params = {}
         for key, value in raw.items():
             self._check_taken(names[key], prefix)
@@ -102,7 +153,7 @@ class _Coercion:
                     for key, item in value.items()
                 }
             case "object":
-                return self.fields(value, _document()["definitions"][kind[1]], name)
+                return self.fields(value, contract.requests()["definitions"][kind[1]], name)
         return self._union(value, kind[1], name)
 
     def _union(self, value: Any, kinds: Sequence[Any], name: str) -> Any:

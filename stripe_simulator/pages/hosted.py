@@ -48,10 +48,10 @@ def routes(simulator: Simulator) -> list[Route]:
 
     return [
         *(
-            Route(f"{ROOT}/{name}/{{id}}", ui.handler(simulator, bound(*entry)), methods=["GET", "POST"])
+            Route(f"/{name}/{{id}}", ui.handler(simulator, bound(*entry)), methods=["GET", "POST"])
             for name, entry in pages.items()
         ),
-        Route(f"{ROOT}/invoice/{{id}}/pdf", lambda request: ui.back(f"{ROOT}/invoice/{request.path_params['id']}")),
+        Route("/invoice/{id}/pdf", lambda request: ui.back(f"{ROOT}/invoice/{request.path_params['id']}")),
     ]
 
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from stripe_simulator.bodies import BODY_BYTES_MAX
+from stripe_simulator.contract.parameters import BODY_BYTES_MAX
 from stripe_simulator.engine.amounts import exponent
 from stripe_simulator.errors import ApiError
 from stripe_simulator.mode import Mode

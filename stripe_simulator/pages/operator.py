@@ -14,11 +14,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from stripe_simulator import admin
 from stripe_simulator.deliveries import DELIVERY
 from stripe_simulator.engine.periods import add_months
 from stripe_simulator.errors import ApiError, no_such
-from stripe_simulator.faults import FaultKind
+from stripe_simulator.faults import Fault, FaultKind
 from stripe_simulator.mode import Call, Mode
 from stripe_simulator.pages import html as ui
 from stripe_simulator.pages.html import ROOT, Html, attempt, h, join
@@ -49,10 +48,10 @@ def routes(simulator: Simulator) -> list[Route]:
     }  # fmt: skip
     styles = {"Cache-Control": "max-age=60"}
     return [
-        Route(f"{ROOT}/", lambda _: RedirectResponse(f"{ROOT}/test/")),
-        Route(f"{ROOT}/style.css", lambda _: Response(ui.stylesheet(), media_type="text/css", headers=styles)),
+        Route("/", lambda _: RedirectResponse(f"{ROOT}/test/")),
+        Route("/style.css", lambda _: Response(ui.stylesheet(), media_type="text/css", headers=styles)),
         *(
-            Route(f"{ROOT}/{name}/{path}", ui.handler(simulator, _bound(run, simulator, name)), methods=["GET", "POST"])
+            Route(f"/{name}/{path}", ui.handler(simulator, _bound(run, simulator, name)), methods=["GET", "POST"])
             for name in ("test", "live")
             for path, run in pages.items()
         ),
@@ -91,7 +90,7 @@ def _overview(simulator: Simulator, mode: Mode, _request: Request, _sent: object
     rows = [(ui.link(kind, _path(mode, f"objects/{kind}")), f"{count:,}") for kind, count in sorted(kinds)]
     empty = ui.template("empty", url=simulator.settings.pages_url, mode=_name(mode))
     events = ui.table(*_event_rows(mode, islice(mode.store.from_place("event"), 5)), "No event yet.")
-    now = h("p", f"It is {ui.time(simulator.now_ms() // 1_000)} UTC. {len(simulator.faults.waiting())} faults are on.")
+    now = h("p", f"It is {ui.time(simulator.now_ms() // 1_000)} UTC. {len(simulator.faults.waiting)} faults are on.")
     latest = join(h("h2", "Latest events"), events) if kinds else ""
     return _shown(mode, "Objects", now, ui.table(("Kind", "Objects"), rows, empty), latest)
 
@@ -189,9 +188,9 @@ def _faults(simulator: Simulator, mode: Mode, request: Request, sent: dict[str, 
             if action == "off":
                 simulator.faults.clear(FaultKind(sent["kind"]))
             else:
-                admin.add_fault(simulator, sent)
+                simulator.faults.add(msgspec.convert(sent, Fault, strict=False))
             return ui.back(request.url.path)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, msgspec.ValidationError) as error:
             problem = f"This fault cannot be switched: {error}"
     values = _FAULT | {name: value for name, value in sent.items() if name in _FAULT}
     for key, name, options in (("kinds", "kind", [*FaultKind]), ("methods", "method", ["POST", "GET", "DELETE"])):
@@ -200,10 +199,10 @@ def _faults(simulator: Simulator, mode: Mode, request: Request, sent: dict[str, 
         (fault.kind, "for ever" if left < 0 else f"{left:,} ×", f"{fault.probability:.0%}",
          "webhooks" if fault.kind.startswith("delivery_") else f"{fault.method} {fault.path}", fault.contains or "",
          ui.action("Switch off", "off", kind=fault.kind))
-        for fault, left in simulator.faults.waiting()
+        for fault, left in simulator.faults.waiting
     ]  # fmt: skip
     heads = ("Fault", "Left", "Probability", "Requests", "Contains", "")
-    happened = [(kind, f"{count:,}") for kind, count in sorted(simulator.faults.happened().items())]
+    happened = [(kind, f"{count:,}") for kind, count in sorted(simulator.faults.happened.items())]
     return _shown(
         mode, "Faults", ui.notice(problem), h("p", "A fault hits requests or webhooks of both modes."),
         ui.table(heads, rows, "No fault is on: every request is answered."), h("h2", "Switch a fault on"),

@@ -29,6 +29,7 @@ from typing import Any, Final
 from stripe_simulator import Simulator, SimulatorSettings
 from tests.services.stripe import check_shapes, running
 from tests.services.stripe_sdk import Sdk
+from tests.services.stripe_shapes import problems
 from tests.services.stripe_wire import NOW_MS
 from tests.worlds.clock import ManualClock
 
@@ -425,9 +426,9 @@ def contents(simulator: Simulator) -> dict[str, Any]:
 async def live(seed: int, folder: Path) -> int:
     """One history with all checks. Returns the number of its lines. Raises `AssertionError` with the replay command."""
     path = folder / f"{seed}.journal"
-    settings = SimulatorSettings(check_responses=True, seed=seed)
+    settings = SimulatorSettings(seed=seed)
     clock = ManualClock(NOW_MS)
-    simulator = Simulator(clock, settings, path)
+    simulator = Simulator(clock, settings, path, problems)
     sdk = Sdk(simulator, clock)
     history = History(sdk, seed)
     try:
