@@ -95,7 +95,7 @@ class Clockwork:
         while (due_ms := self.next_due_ms(clock)) is not None and due_ms <= until_ms:
             job = self._queues[clock][0]
             before_ms = self._times_ms.get(clock)
-            self._times_ms[clock] = due_ms if before_ms is None else max(due_ms, before_ms)
+            self._times_ms[clock] = max(due_ms, before_ms or due_ms)
             try:
                 with self._journal.transaction():
                     self._journal.change(f"{self._name}.done", job.number)
@@ -127,11 +127,10 @@ class Clockwork:
     def _apply_time(self, clock: str, now_ms: int) -> None:
         before_ms = self._times_ms.get(clock)
         self._times_ms[clock] = now_ms
+        self._journal.undo(lambda: self._show(clock, before_ms))
 
-        def undo() -> None:
-            if before_ms is None:
-                self._times_ms.pop(clock, None)
-            else:
-                self._times_ms[clock] = before_ms
-
-        self._journal.undo(undo)
+    def _show(self, clock: str, now_ms: int | None) -> None:
+        if now_ms is None:
+            self._times_ms.pop(clock, None)
+        else:
+            self._times_ms[clock] = now_ms

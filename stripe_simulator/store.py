@@ -51,23 +51,18 @@ class _Collection:
 
     def put(self, identifier: str, body: Object | None) -> None:
         """Set or remove an object. A removed object keeps its place in the order."""
-        old = self.objects.get(identifier)
+        old = self.objects.pop(identifier, None)
         if identifier not in self.places:
             self.places[identifier] = len(self.order)
             self.order.append(identifier)
-        place = self.places[identifier]
+        if body is not None:
+            self.objects[identifier] = body
         for field, index in self.indices.items():
             before, after = old and old.get(field), body and body.get(field)
-            if before == after:
-                continue
-            if before is not None:
-                index[before].remove(place)
-            if after is not None:
-                insort(index.setdefault(after, []), place)
-        if body is None:
-            self.objects.pop(identifier, None)
-        else:
-            self.objects[identifier] = body
+            if before != after and before is not None:
+                index[before].remove(self.places[identifier])
+            if before != after and after is not None:
+                insort(index.setdefault(after, []), self.places[identifier])
 
 
 class Store:
@@ -96,10 +91,9 @@ class Store:
         self._indexed = indexed
         self._collections: dict[str, _Collection] = {}
         self._ids = 0
-        journal.register(f"{name}.put", self._apply_put)
-        journal.register(f"{name}.event", self._apply_event)
-        journal.register(f"{name}.delete", self._apply_delete)
-        journal.register(f"{name}.ids", self._apply_ids)
+        journal.register(f"{name}.put", lambda body: self._set(body["object"], body["id"], body))
+        journal.register(f"{name}.delete", lambda kind, identifier: self._set(kind, identifier, None))
+        journal.register(f"{name}.ids", self._set_ids)
 
     def new_id(self, prefix: str, length: int = 14) -> str:
         """A new id such as `cus_…`, which depends on the seed and on the number of ids before it. `length`: to 32."""
@@ -182,7 +176,7 @@ class Store:
         """Remove an object and create its `….deleted` event. Returns Stripe's answer to the deletion."""
         kind, identifier = str(body["object"]), str(body["id"])
         with self._journal.transaction():
-            self._create_event(f"{EVENT_FAMILY.get(kind, kind)}.deleted", body, None)
+            self._create_event(f"{EVENT_FAMILY.get(kind, kind)}.deleted", self.get(kind, identifier) or body)
             return self.remove(kind, identifier)
 
     def remove(self, kind: str, identifier: str) -> Object:
@@ -194,55 +188,35 @@ class Store:
     def announce(self, event_type: str, snapshot: Object, clock: str = "") -> None:
         """Create an event about an object that has no id and is not stored."""
         with self._journal.transaction():
-            self._create_event(event_type, {**snapshot, "test_clock": clock}, None, snapshot)
+            self._create_event(event_type, snapshot, clock=clock)
 
     def _create_event(
-        self, event_type: str, body: Object, previous: Object | None, snapshot: Object | None = None
+        self, event_type: str, body: Object, previous: Object | None = None, clock: str | None = None
     ) -> None:
-        owner = body if "test_clock" in body else self.get("customer", body.get("customer") or "") or {}
-        clock = owner.get("test_clock")
-        identifier = self.new_id("evt", 24)
+        if clock is None:
+            owner = body if "test_clock" in body else self.get("customer", body.get("customer") or "") or {}
+            clock = owner.get("test_clock")
         event = {
-            "id": identifier,
-            "object": "event",
-            "api_version": api_version(),
-            "created": self._now_s(clock if isinstance(clock, str) else ""),
-            "livemode": self._livemode,
-            "pending_webhooks": 0,
-            "request": dict(self.request),
-            "type": event_type,
-        }
-        if snapshot is None:
-            self._journal.change(f"{self._name}.event", event, body["object"], body["id"], previous)
-        else:
-            self.put({**event, "data": {"object": snapshot}})
+            "id": self.new_id("evt", 24), "object": "event", "api_version": api_version(),
+            "created": self._now_s(clock or ""), "livemode": self._livemode, "pending_webhooks": 0,
+            "request": dict(self.request), "type": event_type,
+            "data": {"object": body} | ({"previous_attributes": previous} if previous else {}),
+        }  # fmt: skip
+        self.put(event)
         for subscriber in self.subscribers:
-            subscriber(self._collections["event"].objects[identifier])
+            subscriber(event)
 
     def _collection(self, kind: str) -> _Collection:
         if kind not in self._collections:
             self._collections[kind] = _Collection(self._indexed.get(kind, ()))
         return self._collections[kind]
 
-    def _apply_put(self, body: Object) -> None:
-        collection, identifier = self._collection(body["object"]), body["id"]
+    def _set(self, kind: str, identifier: str, body: Object | None) -> None:
+        collection = self._collection(kind)
         old = collection.objects.get(identifier)
         collection.put(identifier, body)
         self._journal.undo(lambda: collection.put(identifier, old))
 
-    def _apply_event(self, event: Object, kind: str, identifier: str, previous: Object | None) -> None:
-        """The event contains the object as it is now, so the journal need not repeat the object."""
-        data: Object = {"object": self.get(kind, identifier)}
-        if previous:
-            data["previous_attributes"] = previous
-        self._apply_put({**event, "data": data})
-
-    def _apply_delete(self, kind: str, identifier: str) -> None:
-        collection = self._collection(kind)
-        old = collection.objects.get(identifier)
-        collection.put(identifier, None)
-        self._journal.undo(lambda: collection.put(identifier, old))
-
-    def _apply_ids(self, count: int) -> None:
+    def _set_ids(self, count: int) -> None:
         before, self._ids = self._ids, count
         self._journal.undo(lambda: setattr(self, "_ids", before))
