@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from stripe_simulator.errors import ApiError, conflict, rate_limited, unauthorized
@@ -66,16 +64,16 @@ class Limits:
             raise rate_limited(reason)
         self._buckets[livemode, reason] = (left - 1_000, now_ms)
 
-    @contextmanager
-    def locked(self, name: tuple[str, ...]) -> Iterator[None]:
-        """Lock a name during the block; `()` locks nothing. Raises `ApiError` (409) if the name is locked."""
+    def lock(self, name: tuple[str, ...]) -> None:
+        """Lock a name until `unlock`; `()` is never locked. Raises `ApiError` (409) if the name is locked."""
         if name in self._locked:
             raise conflict()
-        self._locked |= {name} if name else set()
-        try:
-            yield
-        finally:
-            self._locked.discard(name)
+        if name:
+            self._locked.add(name)
+
+    def unlock(self, name: tuple[str, ...]) -> None:
+        """Release a name."""
+        self._locked.discard(name)
 
 
 class StoredAnswer(NamedTuple):
@@ -118,14 +116,13 @@ class Idempotency:
             raise ApiError(400, f"{message}. {advice}", kind=kind)
         return stored
 
-    @contextmanager
-    def executing(self, livemode: bool, key: str) -> Iterator[None]:
-        """The key is in use during the block."""
+    def begin(self, livemode: bool, key: str) -> None:
+        """Mark a key as in use until `end`."""
         self._running.add((livemode, key))
-        try:
-            yield
-        finally:
-            self._running.discard((livemode, key))
+
+    def end(self, livemode: bool, key: str) -> None:
+        """The request with this key has ended."""
+        self._running.discard((livemode, key))
 
     def store(self, livemode: bool, key: str, answer: StoredAnswer) -> None:
         """Store the answer of an executed request, in the transaction of its changes if there is one."""
