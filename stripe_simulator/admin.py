@@ -44,11 +44,7 @@ def routes(simulator: Simulator) -> list[Route]:
 
 
 def _health(simulator: Simulator, _: object) -> object:
-    return {
-        "account": simulator.settings.account,
-        "checked": sorted(simulator.checked),
-        "violations": simulator.violations,
-    }
+    return {"checked": sorted(simulator.checked), "violations": simulator.violations}
 
 
 def _state(simulator: Simulator, _: object) -> object:

@@ -1,4 +1,4 @@
-"""What stands before the execution of a request: API keys, rate limits, names in execution, and stored answers.
+"""What stands before the execution of a request: API keys, rate limits, and stored answers.
 
 Sources: docs.stripe.com/api/authentication, docs.stripe.com/rate-limits, docs.stripe.com/api/idempotent_requests.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from stripe_simulator.errors import ApiError, conflict, rate_limited, unauthorized
-from stripe_simulator.journal import Journal
+from stripe_simulator.errors import ApiError, rate_limited, unauthorized
+from stripe_simulator.mode import Mode
+from stripe_simulator.store import Object
 
+ANSWER: Final = "simulator.answer"
 METER_EVENTS: Final = "/billing/meter_events"
 STREAM: Final = "/billing/meter_event_stream"
 KEY_CHARACTERS_MAX: Final = 255
@@ -39,10 +41,9 @@ def livemode_of(authorization: str) -> bool:
 
 
 class Limits:
-    """The rate limits of both modes, as token buckets of one second, and the locked names. A rate of 0 is no limit."""
+    """The rate limits of both modes, as token buckets of one second. A rate of 0 is no limit."""
 
     def __init__(self, per_s: int, meter_events_per_s: int) -> None:
-        self._locked: set[tuple[str, ...]] = set()
         self.set(per_s, meter_events_per_s)
 
     def set(self, per_s: int, meter_events_per_s: int) -> None:
@@ -64,70 +65,30 @@ class Limits:
             raise rate_limited(reason)
         self._buckets[livemode, reason] = (left - 1_000, now_ms)
 
-    def lock(self, name: tuple[str, ...]) -> None:
-        """Lock a name until `unlock`; `()` is never locked. Raises `ApiError` (409) if the name is locked."""
-        if name in self._locked:
-            raise conflict()
-        if name:
-            self._locked.add(name)
 
-    def unlock(self, name: tuple[str, ...]) -> None:
-        """Release a name."""
-        self._locked.discard(name)
+def stored_answer(mode: Mode, key: str, asked: list[Any]) -> Object | None:
+    """The answer that `store_answer` has stored under this Idempotency-Key for the same request, or None.
+
+    `asked` is the method, the path and the raw parameters. Raises `ApiError` for a key that is too long, in use, or
+    used with another request.
+    """
+    kind = "idempotency_error"
+    if len(key) > KEY_CHARACTERS_MAX:
+        raise ApiError(400, f"The Idempotency-Key is longer than {KEY_CHARACTERS_MAX} characters.", kind=kind)
+    if key in mode.running:
+        message = f"There is currently another in-progress request using this Idempotent Key: {key}"
+        raise ApiError(409, message, kind=kind, code="idempotency_key_in_use")
+    stored = mode.store.get(ANSWER, f"answer/{key}")
+    if stored is None or stored["at_ms"] <= mode.now_ms() - WINDOW_MS[stored["asked"][1][1:3]]:
+        return None
+    if stored["asked"] != asked:
+        message = "Keys for idempotent requests can only be used with the same parameters they were first used with"
+        advice = f"Try using a key other than '{key}' if you meant to execute a different request."
+        raise ApiError(400, f"{message}. {advice}", kind=kind)
+    return stored
 
 
-class StoredAnswer(NamedTuple):
-    """The answer to the first request with an Idempotency-Key, and what the request asked."""
-
-    request: list[Any]
-    status: int
-    body: Any
-    request_id: str
-    stored_ms: int
-
-
-class Idempotency:
-    """The stored answers of both modes and the Idempotency-Keys of requests in execution."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self._answers: dict[tuple[bool, str], StoredAnswer] = {}
-        self._running: set[tuple[bool, str]] = set()
-        journal.register("answer", self._apply)
-
-    def replay(self, livemode: bool, key: str, request: list[Any], now_ms: int) -> StoredAnswer | None:
-        """The stored answer to the same request, or None.
-
-        `request` is the method, the path and the raw parameters. Raises `ApiError` for a key that is too long, in use,
-        or used with another request.
-        """
-        kind = "idempotency_error"
-        if len(key) > KEY_CHARACTERS_MAX:
-            raise ApiError(400, f"The Idempotency-Key is longer than {KEY_CHARACTERS_MAX} characters.", kind=kind)
-        if (livemode, key) in self._running:
-            message = f"There is currently another in-progress request using this Idempotent Key: {key}"
-            raise ApiError(409, message, kind=kind, code="idempotency_key_in_use")
-        stored = self._answers.get((livemode, key))
-        if stored is None or stored.stored_ms <= now_ms - WINDOW_MS[str(stored.request[1])[1:3]]:
-            return None
-        if stored.request != request:
-            message = "Keys for idempotent requests can only be used with the same parameters they were first used with"
-            advice = f"Try using a key other than '{key}' if you meant to execute a different request."
-            raise ApiError(400, f"{message}. {advice}", kind=kind)
-        return stored
-
-    def begin(self, livemode: bool, key: str) -> None:
-        """Mark a key as in use until `end`."""
-        self._running.add((livemode, key))
-
-    def end(self, livemode: bool, key: str) -> None:
-        """The request with this key has ended."""
-        self._running.discard((livemode, key))
-
-    def store(self, livemode: bool, key: str, answer: StoredAnswer) -> None:
-        """Store the answer of an executed request, in the transaction of its changes if there is one."""
-        with self._journal.transaction():
-            self._journal.change("answer", livemode, key, *answer)
-
-    def _apply(self, livemode: bool, key: str, *answer: Any) -> None:
-        self._answers[livemode, key] = StoredAnswer(*answer)
+def store_answer(mode: Mode, key: str, asked: list[Any], status: int, body: Any, request_id: str) -> None:
+    """Store the answer of an executed request, in the transaction of its changes if there is one."""
+    answer = {"status": status, "body": body, "request": request_id, "at_ms": mode.now_ms()}
+    mode.store.put({"id": f"answer/{key}", "object": ANSWER, "asked": asked, **answer})

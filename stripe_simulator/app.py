@@ -17,7 +17,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stripe_simulator import admin
-from stripe_simulator.admission import StoredAnswer, livemode_of
+from stripe_simulator.admission import livemode_of, store_answer, stored_answer
 from stripe_simulator.contract.parameters import BODY_BYTES_MAX, Raw, coerce, parse_form, parse_json
 from stripe_simulator.errors import ApiError, conflict, rate_limited, unauthorized
 from stripe_simulator.expansion import expand
@@ -98,7 +98,6 @@ class _Api:
     async def _answer(self, scope: Scope, receive: Receive, authorization: str, request_id: str, key: str) -> _Answer:
         simulator, method, path = self._simulator, scope["method"], scope["path"]
         route, ids = self._router.find(method, path)
-        simulator.calls[route.name] += 1
         if route.authenticate:
             mode, key = route.authenticate((simulator.live, simulator.test), authorization), ""
         else:
@@ -110,21 +109,22 @@ class _Api:
         _fail_before(fault, simulator.settings.hold_s)
         simulator.limits.check(mode.livemode, path, simulator.now_ms())
         asked = [method, path, raw]
-        if key and (stored := simulator.idempotency.replay(mode.livemode, key, asked, simulator.now_ms())):
-            headers = {"Idempotent-Replayed": "true", "Original-Request": stored.request_id}
-            return _Answer(stored.status, stored.body, headers)
+        if key and (stored := stored_answer(mode, key, asked)):
+            headers = {"Idempotent-Replayed": "true", "Original-Request": stored["request"]}
+            return _Answer(stored["status"], stored["body"], headers)
         rejection = fault.reason or "meter_event_invalid_value" if fault and fault.kind is FaultKind.REJECTED else ""
         call = Call(path, params, ids, rejection)
         name = route.lock(mode, call) if route.lock else ()
-        simulator.limits.lock(name)
-        simulator.idempotency.begin(mode.livemode, key)
+        if name in mode.running:
+            raise conflict()
+        running = {key, name} - {"", ()}
+        mode.running |= running
         try:
             if name and simulator.settings.latency_s:
                 await asyncio.sleep(simulator.settings.latency_s)
             answer = self._execute(mode, route, call, fault, request_id, key, asked)
         finally:
-            simulator.idempotency.end(mode.livemode, key)
-            simulator.limits.unlock(name)
+            mode.running -= running
         if fault and fault.kind is FaultKind.TIMEOUT_AFTER_COMMIT:
             raise _LostAnswer(simulator.settings.hold_s)
         if fault and fault.kind is FaultKind.CONNECTION_DROPPED_AFTER_COMMIT:
@@ -138,8 +138,7 @@ class _Api:
 
         def store(answer: _Answer) -> _Answer:
             if key:
-                stored = StoredAnswer(asked, answer.status, answer.body, request_id, self._simulator.now_ms())
-                self._simulator.idempotency.store(mode.livemode, key, stored)
+                store_answer(mode, key, asked, answer.status, answer.body, request_id)
             return answer
 
         mode.store.request = {"id": request_id, "idempotency_key": key or None}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from stripe_simulator import deliveries
-from stripe_simulator.admission import Idempotency, Limits
+from stripe_simulator.admission import Limits
 from stripe_simulator.clock import Clock
 from stripe_simulator.faults import FaultPlan
 from stripe_simulator.journal import Journal
@@ -32,7 +31,7 @@ class Simulator:
 
     `state` is the journal from which the state is restored. Raises `ValueError` if the file is not a journal.
     A response that `check` objects to becomes a 500; `checked` are the routes of the checked responses. `violations`
-    are defects of the simulator: its exceptions and the objections. `calls` counts the requests of each route.
+    are defects of the simulator: its exceptions and the objections.
     """
 
     def __init__(
@@ -46,7 +45,6 @@ class Simulator:
         self.check = check
         self.checked: set[str] = set()
         self.violations: list[str] = []
-        self.calls: Counter[str] = Counter()
         self.clock = clock
         # The simulator's time in milliseconds.
         self.now_ms = clock.now_ms
@@ -57,7 +55,6 @@ class Simulator:
             Mode(settings, clock, self.journal, livemode, JOBS, INDEXED, subscribers, self.faults)
             for livemode in (False, True)
         )
-        self.idempotency = Idempotency(self.journal)
         self.limits = Limits(settings.rate_per_s, settings.meter_event_rate_per_s)
         self.journal.open()
         for mode in (self.test, self.live):

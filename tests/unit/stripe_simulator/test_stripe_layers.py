@@ -120,9 +120,9 @@ async def test_keys_are_kept_as_long_as_each_api_says(sdk: Sdk, service: str, da
 
 async def test_key_in_execution_is_a_conflict(wire: Wire) -> None:
     """409 for the second request while the first is being executed."""
-    wire.simulator.idempotency.begin(False, "key")
+    wire.simulator.test.running.add("key")
     answer = await wire.send("key")
-    wire.simulator.idempotency.end(False, "key")
+    wire.simulator.test.running.clear()
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "idempotency_key_in_use")
     assert (await wire.send("key")).status_code == 200
