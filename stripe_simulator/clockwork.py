@@ -43,7 +43,7 @@ class Clockwork:
         self._name = name
         self._queues: dict[str, list[Job]] = {REAL: []}
         self._waiting: set[int] = set()
-        self._times_ms: dict[str, int] = {}
+        self._times_ms: dict[str, int | None] = {}
         self._numbers = 0
         journal.register(f"{name}.schedule", self._apply_schedule)
         journal.register(f"{name}.done", self._apply_done)
@@ -127,10 +127,4 @@ class Clockwork:
     def _apply_time(self, clock: str, now_ms: int) -> None:
         before_ms = self._times_ms.get(clock)
         self._times_ms[clock] = now_ms
-        self._journal.undo(lambda: self._show(clock, before_ms))
-
-    def _show(self, clock: str, now_ms: int | None) -> None:
-        if now_ms is None:
-            self._times_ms.pop(clock, None)
-        else:
-            self._times_ms[clock] = now_ms
+        self._journal.undo(lambda: self._times_ms.update({clock: before_ms}))
