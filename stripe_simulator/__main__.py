@@ -39,17 +39,20 @@ def _clock(text: str) -> Clock:
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--port", type=click.IntRange(0, 65_535), default=0, help="Port on 127.0.0.1; 0 takes a free one.")
 @click.option("--state", type=click.Path(path_type=Path), help="Journal that keeps the state over restarts.")
-@click.option("--clock", type=_clock, default="system", help="system, scaled:REAL_MS:SIMULATED_MS:FACTOR or file:PATH.")
+@click.option(
+    "--clock", type=_clock, metavar="TEXT", default="system", help="Or scaled:REAL_MS:SIMULATED_MS:FACTOR, file:PATH."
+)
 @click.option("--account", default=_DEFAULTS.account, help="The Stripe account id.")
-@click.option("--summary-lag-s", type=_seconds, default=_DEFAULTS.summary_lag_s)
-@click.option("--validation-window-s", type=_seconds, default=_DEFAULTS.validation_window_s)
-@click.option("--validation-delay-s", type=_seconds, default=_DEFAULTS.validation_delay_s)
+@click.option("--summary-lag-s", type=_seconds, metavar="SECONDS", default=_DEFAULTS.summary_lag_s)
+@click.option("--validation-window-s", type=_seconds, metavar="SECONDS", default=_DEFAULTS.validation_window_s)
+@click.option("--validation-delay-s", type=_seconds, metavar="SECONDS", default=_DEFAULTS.validation_delay_s)
 @click.option("--rate-per-s", type=click.IntRange(0), default=_DEFAULTS.rate_per_s, help="Rate limit; 0 for none.")
 @click.option("--seed", type=int, default=_DEFAULTS.seed, help="Decides ids and the order of equal jobs.")
 @click.pass_obj
 def main(check: Check | None, /, port: int, state: Path | None, clock: Clock, **settings: Any) -> None:
     """Run a simulator of Stripe, with pages for a browser, until a signal.
 
+    \f
     The object of the click context is a check of all responses.
     """
     try:
