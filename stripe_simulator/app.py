@@ -71,10 +71,10 @@ class _Api:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._requests += 1
         request_id = f"req_{self._requests:014d}"
-        asked = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        key = asked.get(b"idempotency-key", "") if scope["method"] == "POST" else ""
+        received = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        key = received.get(b"idempotency-key", "") if scope["method"] == "POST" else ""
         try:
-            answer = await self._answer(scope, receive, asked.get(b"authorization", ""), request_id, key)
+            answer = await self._answer(scope, receive, received.get(b"authorization", ""), request_id, key)
         except ApiError as error:
             answer = _Answer.of(error)
         except _LostAnswer as lost:
@@ -87,11 +87,11 @@ class _Api:
         body = msgspec.json.encode(answer.body)
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Request-Id": request_id}
         headers |= answer.headers
-        if version := asked.get(b"stripe-version"):
+        if version := received.get(b"stripe-version"):
             headers["Stripe-Version"] = version
         if key and key.isprintable() and key.isascii():
             headers["Idempotency-Key"] = key
-        encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+        encoded = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
         await send({"type": "http.response.body", "body": body})
 
