@@ -7,17 +7,8 @@ Stripe's documents or observed answers. The choices for undocumented cases are i
 
 from stripe_simulator.app import create_app
 from stripe_simulator.clock import Clock, parse_clock
-from stripe_simulator.faults import Fault, FaultKind, FaultPlan
+from stripe_simulator.faults import Fault, FaultKind
 from stripe_simulator.settings import SimulatorSettings
 from stripe_simulator.simulator import Simulator
 
-__all__ = [
-    "Clock",
-    "Fault",
-    "FaultKind",
-    "FaultPlan",
-    "Simulator",
-    "SimulatorSettings",
-    "create_app",
-    "parse_clock",
-]
+__all__ = ["Clock", "Fault", "FaultKind", "Simulator", "SimulatorSettings", "create_app", "parse_clock"]

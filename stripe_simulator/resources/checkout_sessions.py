@@ -7,7 +7,7 @@ from typing import Any, Final
 from stripe_simulator import invoicing, payments
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.tiers import total
-from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
+from stripe_simulator.errors import ApiError, missing_parameter, not_simulated, require_urls
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, listed
 from stripe_simulator.resources import customers, previews, setup_intents, subscriptions
@@ -42,6 +42,7 @@ def create(mode: Mode, call: Call) -> Object:
     for name in ("mode", "success_url", "currency" if kind == "setup" else "line_items"):
         if not params.get(name):
             raise missing_parameter(name)
+    require_urls(params, "success_url", "cancel_url")
     if other := params.get("subscription_data", {}).keys() - _DATA:
         raise not_simulated(f"subscription_data[{min(other)}] of a checkout session")
     if kind != "subscription" and params.keys() & {"subscription_data", "discounts", "automatic_tax"}:

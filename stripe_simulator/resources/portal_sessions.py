@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stripe_simulator import invoicing, payments
-from stripe_simulator.errors import missing_parameter
+from stripe_simulator.errors import missing_parameter, require_urls
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import customers, setup_intents, subscriptions
 from stripe_simulator.store import Object
@@ -15,6 +15,7 @@ def create(mode: Mode, call: Call) -> Object:
     """`POST /v1/billing_portal/sessions`. Stripe has no event for it."""
     if not call.params.get("customer"):
         raise missing_parameter("customer")
+    require_urls(call.params, "return_url")
     customer = mode.fetch("customer", call.params["customer"], param="customer")
     body = new_object(mode, KIND, "bps", {})
     del body["metadata"]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import Final
-from urllib.parse import urlsplit
 
 from stripe_simulator.contract.parameters import Params, api_version
-from stripe_simulator.deliveries import DELIVERY, DESTINATION, SEND, new_secret, publish
-from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
+from stripe_simulator.deliveries import DELIVERY, DESTINATION, SEND, new_secret
+from stripe_simulator.errors import missing_parameter, not_simulated, require_urls
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Call, Mode, Route
 from stripe_simulator.pagination import LIST, page
@@ -50,7 +49,8 @@ def create_destination(mode: Mode, call: Call) -> Object:
         raise not_simulated(f"event destinations of type {params['type']}")
     if not params.get("webhook_endpoint"):
         raise missing_parameter("webhook_endpoint")
-    url, payload = _checked(params["webhook_endpoint"]["url"], "webhook_endpoint[url]"), params["event_payload"]
+    require_urls(params["webhook_endpoint"], "url", within="webhook_endpoint")
+    url, payload = params["webhook_endpoint"]["url"], params["event_payload"]
     body: Object = {
         "id": mode.store.new_id("ed_live" if mode.livemode else "ed_test", 24), "object": DESTINATION, "created": now,
         "description": "", "enabled_events": params["enabled_events"], "event_payload": payload,
@@ -65,21 +65,9 @@ def create_destination(mode: Mode, call: Call) -> Object:
     return {**body, "webhook_endpoint": shown}
 
 
-def _checked(url: str, param: str) -> str:
-    try:
-        parts = urlsplit(url)
-        is_good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        is_good = False
-    if not is_good:
-        message = "Invalid URL: An explicit scheme (such as https) must be provided."
-        raise ApiError(400, message, code="url_invalid", param=param)
-    return url
-
-
 def _changed(body: Object, params: Params) -> Object:
     body |= {name: params[name] for name in FIELDS if name in params and name != "metadata"}
-    _checked(body["url"], "url")
+    require_urls(body, "url")
     if "disabled" in params:
         body["status"] = "disabled" if params["disabled"] else "enabled"
     if "metadata" in params:
@@ -87,7 +75,6 @@ def _changed(body: Object, params: Params) -> Object:
     return body
 
 
-SUBSCRIBERS = (publish,)
 JOBS = {SEND: lambda mode, arguments: mode.outbox.put_nowait(arguments["delivery"])}
 ROUTES = (
     Route("POST", "/v1/webhook_endpoints", create, (*FIELDS, "api_version")),

@@ -23,6 +23,7 @@ from tests.sandbox.stage import VARIABLE, Sandbox, Simulated, Stage
 from tests.sandbox.steps import STEPS
 from tests.services.stripe import check_shapes, running, serve_simulator
 from tests.services.stripe_sdk import Sdk
+from tests.services.stripe_shapes import problems
 from tests.services.stripe_wire import NOW_MS
 from tests.worlds.clock import ManualClock
 
@@ -36,7 +37,7 @@ FEW: Final = {name: STEPS[name] for name in ("customer", "prices", "subscribe", 
 async def simulated(now_s: int, seed: int) -> AsyncIterator[Simulated]:
     """A simulator of its own with Stripe's lags."""
     clock = ManualClock(now_s * 1_000)
-    simulator = Simulator(clock, SimulatorSettings(check_responses=True, seed=seed))
+    simulator = Simulator(clock, SimulatorSettings(seed=seed), check=problems)
     sdk = Sdk(simulator, clock)
     async with running(simulator):
         yield Simulated(sdk)

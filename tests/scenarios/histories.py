@@ -35,6 +35,7 @@ from stripe_simulator.engine.collection import RetryPolicy
 from tests.scenarios.billing_model import DAY_S, HARD_DECLINE, Item, Metered, Model, Payments, Rate, Report
 from tests.services.stripe import check_shapes, running
 from tests.services.stripe_sdk import Sdk
+from tests.services.stripe_shapes import problems
 from tests.services.stripe_wire import NOW_MS
 from tests.worlds.clock import ManualClock
 
@@ -83,7 +84,7 @@ class History:
     def settings(self, seed: int) -> SimulatorSettings:
         """The account of this history."""
         policy = RetryPolicy(self.payments.days, self.payments.ends, self.payments.gives_up)  # type: ignore[arg-type]
-        return SimulatorSettings(check_responses=True, seed=seed, summary_lag_s=0, retry_policy=policy)
+        return SimulatorSettings(seed=seed, summary_lag_s=0, retry_policy=policy)
 
     async def run(self) -> None:
         """Live the history."""
@@ -588,7 +589,7 @@ async def live(seed: int, folder: Path) -> int:
     history = History(seed)
     settings = history.settings(seed)
     clock = ManualClock(NOW_MS)
-    simulator = Simulator(clock, settings, path)
+    simulator = Simulator(clock, settings, path, problems)
     sdk = history.sdk = Sdk(simulator, clock)
     try:
         async with running(simulator):

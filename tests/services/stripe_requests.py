@@ -17,11 +17,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stripe_simulator import Simulator, create_app
-from stripe_simulator.bodies import parse_form, parse_json
-from stripe_simulator.contract import parameters
-from stripe_simulator.registry import ROUTES
-from stripe_simulator.routing import Router
+from stripe_simulator import Simulator, contract, create_app
+from stripe_simulator.contract.parameters import parse_form, parse_json
+from stripe_simulator.registry import ROUTES, Router
 
 VARIABLE: Final = "STRIPE_REQUESTS"
 # Of these maps the caller chooses the keys.
@@ -72,7 +70,7 @@ def _form(value: str) -> str:
 
 @cache
 def _enum_values() -> frozenset[str]:
-    return frozenset(_literals(parameters._document()["definitions"]))
+    return frozenset(_literals(contract.requests()["definitions"]))
 
 
 def _literals(node: Any) -> Iterator[str]:

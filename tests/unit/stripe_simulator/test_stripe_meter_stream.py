@@ -14,6 +14,7 @@ import pytest_asyncio
 from stripe_simulator import Simulator, SimulatorSettings, create_app
 from tests.services.stripe import check_shapes
 from tests.services.stripe_sdk import Sdk
+from tests.services.stripe_shapes import problems
 from tests.services.stripe_wire import DAY_S, NOW_MS, NOW_S
 from tests.worlds.clock import ManualClock
 
@@ -129,7 +130,7 @@ async def test_stream_is_not_in_a_sandbox(sdk: Sdk) -> None:
 async def test_adjustment_cancels_an_event(formula: str, is_added: bool) -> None:
     """The sums are as if the event had not been sent, whether they contained it or not."""
     clock = ManualClock(NOW_MS)
-    simulator = Simulator(clock, SimulatorSettings(summary_lag_s=60, check_responses=True))
+    simulator = Simulator(clock, SimulatorSettings(summary_lag_s=60), check=problems)
     sdk = Sdk(simulator, clock)
     simulator.create_customer(False, {}, "cus_one")
     await sdk("v1.billing.meters.create", {**METER, "default_aggregation": {"formula": formula}})
