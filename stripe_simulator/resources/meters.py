@@ -1,102 +1,129 @@
-"""Billing meters (docs.stripe.com/api/billing/meter)."""
+"""Billing meters that add up, and their summaries (docs.stripe.com/api/billing/meter, …/meter-event-summary)."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from typing import Final
 
-from stripe_simulator.errors import ApiError
-from stripe_simulator.mode import Call, Mode, Route
-from stripe_simulator.pagination import LIST, page
+from stripe_simulator.errors import ApiError, no_such, not_simulated
+from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
+from stripe_simulator.pagination import LIST, listed, page_of
 from stripe_simulator.store import Object
+from stripe_simulator.usage import DECIMAL_PLACES_MAX, HOUR_S, MINUTE_S
 
-INDEXED = {"billing.meter": ("event_name",)}
-CREATE: Final = (
-    "customer_mapping", "default_aggregation", "display_name", "event_name", "event_time_window", "value_settings",
-)  # fmt: skip
-_CUSTOMER_MAPPING: Final = {"event_payload_key": "stripe_customer_id", "type": "by_id"}
+KIND: Final = "billing.meter"
+INDEXED = {KIND: ("event_name",)}
+UNIT: Final = 10**DECIMAL_PLACES_MAX
+_CREATE: Final = ("customer_mapping", "default_aggregation", "display_name", "event_name", "value_settings")
+_WIDTHS_S: Final = {"hour": HOUR_S, "day": 24 * HOUR_S}
 _LABEL: Final = "billing meter"
 
 
-def create(mode: Mode, call: Call) -> Object:
-    """`POST /v1/billing/meters`. One event name has at most one active meter."""
+def named(mode: Mode, event_name: str) -> Object | None:
+    """The active meter with this event name, or else the newest inactive one, or None. Do not change the meter."""
+    meters = mode.store.newest(KIND, "event_name", event_name)
+    return max(meters, key=lambda meter: bool(meter["status"] == "active"), default=None)
+
+
+def _create(mode: Mode, call: Call) -> Object:
     params = call.params
+    if params["default_aggregation"]["formula"] != "sum":
+        raise not_simulated("a meter with another formula than sum")
     _check_free(mode, params["event_name"])
-    now_s = mode.now_s()
-    return mode.store.save(
-        {
-            "id": mode.store.new_id("mtr" if mode.livemode else "mtr_test", 20),
-            "object": "billing.meter",
-            "created": now_s,
-            "customer_mapping": params.get("customer_mapping", _CUSTOMER_MAPPING),
-            "default_aggregation": params["default_aggregation"],
-            "display_name": params["display_name"],
-            "event_name": params["event_name"],
-            "event_time_window": params.get("event_time_window"),
-            "livemode": mode.livemode,
-            "status": "active",
-            "status_transitions": {"deactivated_at": None},
-            "updated": now_s,
-            "value_settings": params.get("value_settings", {"event_payload_key": "value"}),
-        }
-    )
+    body = new_object(mode, KIND, "mtr" if mode.livemode else "mtr_test", {})
+    del body["metadata"]
+    defaults = {
+        "customer_mapping": {"event_payload_key": "stripe_customer_id", "type": "by_id"}, "event_time_window": None,
+        "status": "active", "status_transitions": {"deactivated_at": None}, "updated": body["created"],
+        "value_settings": {"event_payload_key": "value"},
+    }  # fmt: skip
+    return mode.store.save(body | defaults | {name: params[name] for name in _CREATE if name in params})
 
 
-def retrieve(mode: Mode, call: Call) -> Object:
-    """`GET /v1/billing/meters/{id}`."""
-    return mode.fetch("billing.meter", call.id, _LABEL)
-
-
-def update(mode: Mode, call: Call) -> Object:
-    """`POST /v1/billing/meters/{id}`: only the display name can change."""
-    meter = mode.fetch("billing.meter", call.id, _LABEL)
+def _update(mode: Mode, call: Call) -> Object:
+    """Only the display name can change."""
+    meter = mode.fetch(KIND, call.id, _LABEL)
     if call.params.get("display_name", meter["display_name"]) == meter["display_name"]:
         return meter
     return mode.store.save({**meter, "display_name": call.params["display_name"], "updated": mode.now_s()})
 
 
-def deactivate(mode: Mode, call: Call) -> Object:
-    """`POST /v1/billing/meters/{id}/deactivate`."""
-    meter = mode.fetch("billing.meter", call.id, _LABEL)
-    return _turn(mode, meter, "inactive", {"deactivated_at": mode.now_s()}, "billing.meter.deactivated")
+def _deactivate(mode: Mode, call: Call) -> Object:
+    return _turn(mode, mode.fetch(KIND, call.id, _LABEL), "inactive", mode.now_s(), "billing.meter.deactivated")
 
 
-def reactivate(mode: Mode, call: Call) -> Object:
-    """`POST /v1/billing/meters/{id}/reactivate`."""
-    meter = mode.fetch("billing.meter", call.id, _LABEL)
+def _reactivate(mode: Mode, call: Call) -> Object:
+    meter = mode.fetch(KIND, call.id, _LABEL)
     if meter["status"] == "inactive":
         _check_free(mode, meter["event_name"])
-    return _turn(mode, meter, "active", {"deactivated_at": None}, "billing.meter.reactivated")
+    return _turn(mode, meter, "active", None, "billing.meter.reactivated")
 
 
-def list_all(mode: Mode, call: Call) -> Object:
-    """`GET /v1/billing/meters`."""
-    return page(mode, call, "billing.meter", {"status": call.params.get("status")})
-
-
-def active(mode: Mode, event_name: str) -> Object | None:
-    """The active meter with this event name, or None; do not change it."""
-    meters = mode.store.newest("billing.meter", "event_name", event_name)
-    return next((meter for meter in meters if meter["status"] == "active"), None)
-
-
-def _turn(mode: Mode, meter: Object, status: str, transitions: Object, event_type: str) -> Object:
+def _turn(mode: Mode, meter: Object, status: str, deactivated_at: int | None, event_type: str) -> Object:
     if meter["status"] == status:
         raise ApiError(400, f"The meter {meter['id']} is already {status}.")
-    meter |= {"status": status, "status_transitions": transitions, "updated": mode.now_s()}
-    return mode.store.save(meter, event_type)
+    transitions = {"deactivated_at": deactivated_at}
+    return mode.store.save(
+        {**meter, "status": status, "status_transitions": transitions, "updated": mode.now_s()}, event_type
+    )
 
 
 def _check_free(mode: Mode, event_name: str) -> None:
-    if active(mode, event_name) is not None:
+    meter = named(mode, event_name)
+    if meter and meter["status"] == "active":
         message = f"An active meter already exists for event name {event_name}."
         raise ApiError(400, message, param="event_name")
 
 
+def _summaries(mode: Mode, call: Call) -> Object:
+    """Newest first, over the events that are older than the lag. Without a window there is always one row."""
+    start_s, end_s, customer = (call.params[name] for name in ("start_time", "end_time", "customer"))
+    window = call.params.get("value_grouping_window", "")
+    meter = mode.fetch(KIND, call.id, _LABEL)
+    _check_span(start_s, end_s, window)
+    if mode.store.get("customer", customer) is None:
+        raise no_such("customer", customer, "customer")
+    width_s = _WIDTHS_S.get(window, 0)
+    values = Counter[int]() if window else Counter({start_s: 0})
+    for hour_s, value in mode.usage.sums(meter["id"], customer, start_s, end_s):
+        values[hour_s // width_s * width_s if window else start_s] += value
+    rows = [
+        {
+            "id": _summary_id(meter["id"], customer, begin_s, end_s),
+            "object": "billing.meter_event_summary",
+            "aggregated_value": value / UNIT,
+            "end_time": begin_s + width_s if window else end_s,
+            "livemode": meter["livemode"],
+            "meter": meter["id"],
+            "start_time": begin_s,
+        }
+        for begin_s, value in sorted(values.items(), reverse=True)
+    ]
+    return page_of(call, rows)
+
+
+def _summary_id(*parts: object) -> str:
+    return f"mtrusg_{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}"
+
+
+def _check_span(start_s: int, end_s: int, window: str) -> None:
+    width_s, name = _WIDTHS_S.get(window, MINUTE_S), window or "minute"
+    for param, instant_s in (("start_time", start_s), ("end_time", end_s)):
+        if instant_s % width_s:
+            raise ApiError(400, f"Invalid {param}: must be aligned with {name} boundaries.", param=param)
+    if start_s >= end_s:
+        raise ApiError(400, "Invalid end_time: must be after start_time.", param="end_time")
+
+
+_PATH: Final = "/v1/billing/meters"
+_SPAN: Final = ("customer", "start_time", "end_time", "value_grouping_window")
 ROUTES = (
-    Route("POST", "/v1/billing/meters", create, CREATE),
-    Route("GET", "/v1/billing/meters", list_all, (*LIST, "status")),
-    Route("GET", "/v1/billing/meters/{id}", retrieve),
-    Route("POST", "/v1/billing/meters/{id}", update, ("display_name",)),
-    Route("POST", "/v1/billing/meters/{id}/deactivate", deactivate),
-    Route("POST", "/v1/billing/meters/{id}/reactivate", reactivate),
+    Route("POST", _PATH, _create, _CREATE),
+    Route("GET", _PATH, listed(KIND, "status"), (*LIST, "status")),
+    Route("GET", f"{_PATH}/{{id}}", retrieve(KIND, _LABEL)),
+    Route("POST", f"{_PATH}/{{id}}", _update, ("display_name",)),
+    Route("POST", f"{_PATH}/{{id}}/deactivate", _deactivate),
+    Route("POST", f"{_PATH}/{{id}}/reactivate", _reactivate),
+    Route("GET", f"{_PATH}/{{id}}/event_summaries", _summaries, (*LIST, *_SPAN)),
 )

@@ -19,7 +19,7 @@ async def test_rejections_are_reported_as_one_thin_event_with_samples(wire: Wire
     assert (await wire.http.get("/v2/core/events")).json()["data"] == []
 
     wire.clock.advance(20_000)
-    query = {"types[0]": "v1.billing.meter.error_report_triggered", "object_id": wire.meter}
+    query = {"types[0]": "v1.billing.meter.error_report_triggered"}
     listed = (await wire.http.get("/v2/core/events", params=query)).json()
 
     (event,) = listed["data"]
@@ -75,22 +75,15 @@ async def test_summaries_group_and_page(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize(
-    ("formula", "window", "expected"),
-    [("sum", "", 6.0), ("count", "", 3.0), ("last", "", 3.0), ("sum", "hour", 5.0)],
-    ids=["sum", "count", "last", "sum of hourly overwrites"],
+    "change",
+    [{"default_aggregation[formula]": "count"}, {"event_time_window": "hour"}],
+    ids=["another formula", "overwritten values"],
 )
-async def test_formulas_aggregate_as_stripe_does(wire: Wire, formula: str, window: str, expected: float) -> None:
-    """With a time window, the value that was received last in an hour replaces earlier ones."""
-    meter = {"display_name": "M", "event_name": "m", "default_aggregation[formula]": formula}
-    wire.meter = (
-        await wire.post("/v1/billing/meters", {**meter, **({"event_time_window": window} if window else {})})
-    ).json()["id"]
-    for value, at_s in (("1", NOW_S), ("2", NOW_S + 60), ("3", NOW_S + 120)):
-        await wire.send(event_name="m", timestamp=str(at_s), **{"payload[value]": value})
-    if window:
-        await wire.send(event_name="m", timestamp=str(NOW_S - 3_600), **{"payload[value]": "2"})
+async def test_meters_that_do_not_add_up_are_not_simulated(wire: Wire, change: dict[str, str]) -> None:
+    """501: the product's meters add up."""
+    meter = {"display_name": "M", "event_name": "m", "default_aggregation[formula]": "sum"}
 
-    assert await wire.total() == [expected]
+    assert (await wire.post("/v1/billing/meters", {**meter, **change})).status_code == 501
 
 
 def _missing_and_unknown(body: dict[str, Any], shape: type) -> tuple[set[str], set[str]]:
@@ -124,7 +117,7 @@ async def test_core_events_page_by_url(wire: Wire) -> None:
         await wire.send(**{"payload[stripe_customer_id]": f"cus_none_{number}"})
         wire.clock.advance(20_000)
         await wire.http.get("/_simulator/state")
-    query = {"limit": "2", "object_id": wire.meter, "created[gte]": "2026-11-21T00:00:00Z"}
+    query = {"limit": "2", "created[gte]": "2026-11-21T00:00:00Z"}
     first = (await wire.http.get("/v2/core/events", params=query)).json()
     second = (await wire.http.get(first["next_page_url"])).json()
 
