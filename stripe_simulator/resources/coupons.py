@@ -1,4 +1,4 @@
-"""Coupons, and the discounts that result from them (docs.stripe.com/api/coupons, /api/discounts)."""
+"""Coupons, promotion codes, and the discounts that result (docs.stripe.com/api/coupons, …/promotion_codes)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import Final
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.discounts import Coupon, Discount, discount_from, remaining
 from stripe_simulator.errors import ApiError, missing_parameter, require_one, require_positive
-from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
-from stripe_simulator.pagination import LIST, listed
+from stripe_simulator.mode import Call, Mode, Route, new_object
+from stripe_simulator.resources.common import reads
 from stripe_simulator.store import Object
 
+INDEXED = {"promotion_code": ("code",)}
 FIELDS: Final = (
     "amount_off", "applies_to", "currency", "duration", "duration_in_months", "max_redemptions", "name", "percent_off",
     "redeem_by",
 )  # fmt: skip
+CODE: Final = ("active", "code", "customer", "expires_at", "max_redemptions")
 # The field that says whether a coupon or a promotion code can be redeemed, and the field of its end.
 _STATE: Final = {"coupon": ("valid", "redeem_by"), "promotion_code": ("active", "expires_at")}
 _OWNERS: Final = ("checkout_session", "invoice", "invoice_item", "subscription", "subscription_item")
 
 
-def create(mode: Mode, call: Call) -> Object:
-    """`POST /v1/coupons`."""
+def _create(mode: Mode, call: Call) -> Object:
     params = call.params
     name = require_one(params, "percent_off", "amount_off")
     require_positive(params, "amount_off", "duration_in_months", "max_redemptions")
@@ -38,6 +39,24 @@ def create(mode: Mode, call: Call) -> Object:
     body = new_object(mode, "coupon", "", {**params, "id": identifier}) | {name: params.get(name) for name in FIELDS}
     body |= {"duration": params.get("duration", "once"), "times_redeemed": 0, "valid": True}
     return mode.store.save(body)
+
+
+def _create_code(mode: Mode, call: Call) -> Object:
+    params = call.params
+    require_positive(params, "max_redemptions")
+    if not params["promotion"].get("coupon"):
+        raise missing_parameter("promotion[coupon]")
+    mode.fetch("coupon", params["promotion"]["coupon"], param="promotion[coupon]")
+    if params.get("customer"):
+        mode.fetch("customer", params["customer"], param="customer")
+    defaults = {"active": True, "code": mode.store.new_id("", 8)[1:].upper()}
+    body = new_object(mode, "promotion_code", "promo", params) | {name: params.get(name) for name in CODE}
+    body |= {name: default for name, default in defaults.items() if body[name] is None}
+    restrictions = {"minimum_amount": None, "minimum_amount_currency": None, "first_time_transaction": False}
+    body |= {"restrictions": restrictions | params.get("restrictions", {}), "times_redeemed": 0}
+    if any(other["active"] for other in mode.store.newest("promotion_code", "code", body["code"])):
+        raise ApiError(400, f"An active promotion code with `code: {body['code']}` already exists.", param="code")
+    return mode.store.save(body | {"promotion": params["promotion"]})
 
 
 def redeem(mode: Mode, entry: Params, customer: str, param: str = "discounts[0]", **owner: str) -> Object:
@@ -66,14 +85,11 @@ def redeem(mode: Mode, entry: Params, customer: str, param: str = "discounts[0]"
         times = counted["times_redeemed"] + 1
         mode.store.save({**counted, "times_redeemed": times, state: times != counted["max_redemptions"]})
     discount: Object = dict.fromkeys(_OWNERS) | {
-        "id": mode.store.new_id("di"),
-        "object": "discount",
-        "customer": customer,
+        "id": mode.store.new_id("di"), "object": "discount", "customer": customer, "start": start,
         "end": discount_from(engine_coupon(coupon), start).end,
         "promotion_code": None if coupon is body else body["id"],
         "source": {"coupon": coupon["id"], "type": "coupon"},
-        "start": start,
-    }
+    }  # fmt: skip
     return mode.store.save(discount | owner)
 
 
@@ -116,8 +132,10 @@ def _has_paid(mode: Mode, customer: str) -> bool:
     return any(intent["status"] == "succeeded" for intent in intents)
 
 
+_TAKES_CODE: Final = (*CODE, "metadata", "promotion", "restrictions[first_time_transaction]")
 ROUTES = (
-    Route("POST", "/v1/coupons", create, (*FIELDS, "id", "metadata")),
-    Route("GET", "/v1/coupons", listed("coupon"), (*LIST, "created")),
-    Route("GET", "/v1/coupons/{coupon}", retrieve("coupon")),
+    Route("POST", "/v1/coupons", _create, (*FIELDS, "id", "metadata")),
+    *reads("/v1/coupons/{coupon}", "coupon"),
+    Route("POST", "/v1/promotion_codes", _create_code, _TAKES_CODE),
+    *reads("/v1/promotion_codes/{promotion_code}", "promotion_code", "code", "active"),
 )

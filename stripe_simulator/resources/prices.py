@@ -1,4 +1,4 @@
-"""Prices (docs.stripe.com/api/prices)."""
+"""Products and their prices (docs.stripe.com/api/products, /api/prices)."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from stripe_simulator.engine.amounts import exact_amount
 from stripe_simulator.engine.periods import Recurrence
 from stripe_simulator.engine.tiers import Price, Tier, TransformQuantity
 from stripe_simulator.errors import ApiError, missing_parameter, require_one, require_positive
-from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources import products
+from stripe_simulator.resources.common import changed, reads
 from stripe_simulator.store import Object
 
 INDEXED = {"price": ("product", "lookup_key")}
-UPDATE: Final = ("active", "lookup_key", "metadata", "nickname", "tax_behavior", "transfer_lookup_key")
+PRODUCT: Final = ("active", "description", "name", "tax_code")
+UPDATE: Final = ("active", "lookup_key", "metadata", "nickname", "transfer_lookup_key")
 CREATE: Final = (
     *UPDATE, "billing_scheme", "currency", "product", "product_data", "recurring[interval]",
-    "recurring[interval_count]", "recurring[meter]", "recurring[usage_type]", "tiers", "tiers_mode",
+    "recurring[interval_count]", "recurring[meter]", "recurring[usage_type]", "tax_behavior", "tiers", "tiers_mode",
     "transform_quantity", "unit_amount", "unit_amount_decimal",
 )  # fmt: skip
 _DEFAULTS: Final = {
     "active": True, "billing_scheme": "per_unit", "nickname": None, "tax_behavior": "unspecified", "tiers_mode": None,
     "transform_quantity": None,
 }  # fmt: skip
-FILTERS: Final = ("active", "currency", "product", "type")
+FILTERS: Final = ("active", "product")
 _NOT_WITH: Final = {
     "per_unit": ("tiers", "tiers_mode"),
     "tiered": ("unit_amount", "unit_amount_decimal", "transform_quantity"),
@@ -45,7 +45,7 @@ def create(mode: Mode, call: Call) -> Object:
     if require_one(params, "product", "product_data") == "product":
         product = mode.fetch("product", params["product"], param="product")
     else:
-        product = products.new(mode, params["product_data"])
+        product = _new_product(mode, params["product_data"])
     body = {
         **{name: params.get(name, default) for name, default in _DEFAULTS.items()},
         **new_object(mode, "price", "price", params),
@@ -60,24 +60,34 @@ def create(mode: Mode, call: Call) -> Object:
     return mode.store.save(_with_key(mode, body, params))
 
 
-def update(mode: Mode, call: Call) -> Object:
-    """`POST /v1/prices/{price}`. What the price costs cannot change."""
-    body, params = mode.fetch("price", call.id), call.params
-    if params.get("tax_behavior", body["tax_behavior"]) != body["tax_behavior"] != "unspecified":
-        raise ApiError(400, "The tax behavior of a price cannot be changed.", param="tax_behavior")
-    body |= {name: params[name] for name in ("active", "nickname", "tax_behavior") if name in params}
-    body["metadata"] = merged(body["metadata"], params.get("metadata", {}))
-    return mode.store.save(_with_key(mode, body, params))
+def _update(mode: Mode, call: Call) -> Object:
+    """What the price costs cannot change."""
+    body = changed(mode.fetch("price", call.id), call.params, ("active", "nickname"))
+    return mode.store.save(_with_key(mode, body, call.params))
 
 
-def list_all(mode: Mode, call: Call) -> Object:
-    """`GET /v1/prices`."""
-    keys, recurring = call.params.get("lookup_keys"), call.params.get("recurring", {}).items()
+def _list(mode: Mode, call: Call) -> Object:
+    keys = call.params.get("lookup_keys")
+    where = {name: call.params.get(name) for name in FILTERS}
+    return page(mode, call, "price", where, lambda price: not keys or price["lookup_key"] in keys)
 
-    def is_kept(price: Object) -> bool:
-        return (not keys or price["lookup_key"] in keys) and recurring <= (price["recurring"] or {}).items()
 
-    return page(mode, call, "price", {name: call.params.get(name) for name in FILTERS}, is_kept)
+def _create_product(mode: Mode, call: Call) -> Object:
+    return _new_product(mode, call.params)
+
+
+def _new_product(mode: Mode, params: Params) -> Object:
+    """Store a product with the parameters of a creation, or those of a price's `product_data`."""
+    nulls = (*PRODUCT, "default_price", "package_dimensions", "shippable", "statement_descriptor", "unit_label", "url")
+    body: Object = dict.fromkeys(nulls) | new_object(mode, "product", "prod", params)
+    body |= {"active": True, "images": [], "marketing_features": [], "type": "service", "updated": body["created"]}
+    return mode.store.save(body | {name: params[name] for name in PRODUCT if name in params})
+
+
+def _update_product(mode: Mode, call: Call) -> Object:
+    before = mode.fetch("product", call.id)
+    after = changed(before, call.params, PRODUCT)
+    return before if after == before else mode.store.save({**after, "updated": mode.now_s()})
 
 
 def recurrence_of(price: Object) -> Recurrence:
@@ -168,8 +178,11 @@ def _with_key(mode: Mode, body: Object, params: Params) -> Object:
 
 
 ROUTES = (
+    Route("POST", "/v1/products", _create_product, (*PRODUCT, "id", "metadata")),
+    *reads("/v1/products/{id}", "product", "active"),
+    Route("POST", "/v1/products/{id}", _update_product, (*PRODUCT, "metadata")),
     Route("POST", "/v1/prices", create, CREATE),
-    Route("GET", "/v1/prices", list_all, (*LIST, *FILTERS, "created", "lookup_keys", "recurring")),
+    Route("GET", "/v1/prices", _list, (*LIST, *FILTERS, "created", "lookup_keys")),
     Route("GET", "/v1/prices/{price}", retrieve("price")),
-    Route("POST", "/v1/prices/{price}", update, UPDATE),
+    Route("POST", "/v1/prices/{price}", _update, UPDATE),
 )

@@ -1,0 +1,28 @@
+"""What most resources share: the two routes that read a kind of object, and a change of an object by parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stripe_simulator.contract.parameters import Params
+from stripe_simulator.metadata import merged
+from stripe_simulator.mode import Route, retrieve
+from stripe_simulator.pagination import LIST, listed
+from stripe_simulator.store import Object
+
+
+def reads(path: str, kind: str, *filters: str, label: str = "") -> tuple[Route, Route]:
+    """The routes that retrieve an object by `path`, as in `/v1/coupons/{coupon}`, and list all of its kind.
+
+    `filters` are fields of the objects. `label` is what Stripe calls the kind in an error.
+    """
+    return (
+        Route("GET", path, retrieve(kind, label)),
+        Route("GET", path.rpartition("/")[0], listed(kind, *filters), (*LIST, "created", *filters)),
+    )
+
+
+def changed(body: Object, params: Params, fields: Sequence[str]) -> Object:
+    """The object with those of `fields` and of the metadata that the parameters have. The object itself stays."""
+    after = {**body, **{name: params[name] for name in fields if name in params}}
+    return after | ({"metadata": merged(body["metadata"], params["metadata"])} if "metadata" in params else {})
