@@ -1,7 +1,7 @@
-"""Charges: what a card answers to an amount, as a PaymentIntent.
+"""Charges, as payment intents, and cards for later charges, as setup intents.
 
 The first charge of an invoice creates a PaymentIntent, and each later attempt uses it again. The PaymentIntent names
-the invoice in `payment_details.order_reference`.
+the invoice in `payment_details.order_reference`. Sources: docs.stripe.com/api/payment_intents, …/setup_intents.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
-from stripe_simulator.mode import Mode, new_object
-from stripe_simulator.resources.payment_methods import card_of
+from stripe_simulator.errors import ApiError, missing_parameter
+from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
+from stripe_simulator.resources.common import reads
+from stripe_simulator.resources.payment_methods import attached, card_of, resolved
 from stripe_simulator.resources.test_cards import ASK, REQUIRES_ACTION, card_error
 from stripe_simulator.store import Object
 
+INDEXED = {"payment_intent": ("customer", "payment_method"), "setup_intent": ("payment_method",)}
 _NULL: Final = ("canceled_at", "cancellation_reason", "last_payment_error", "next_action", "payment_method")
 
 
@@ -90,21 +93,62 @@ def decline_next(mode: Mode, customer: str, decline_code: str, count: int = 1) -
     mode.store.put({"object": "simulator.declines", "id": identifier, "codes": [*waiting, *[decline_code] * count]})
 
 
+def set_up(mode: Mode, method: Object, customer: str, *, agreed: bool) -> Object:
+    """Give a customer a card on a hosted page. Raises `ApiError` if the cardholder must agree and has not."""
+    intent = _create_setup(mode, Call("", {"customer": customer}))
+    intent = _confirm_setup(mode, Call("", {"payment_method": method["id"]}, (intent["id"],)))
+    if intent["status"] == "succeeded":
+        return intent
+    if not agreed:
+        raise card_error("authentication_required")
+    return finish_setup(mode, mode.fetch("setup_intent", intent["id"]))
+
+
+def finish_setup(mode: Mode, intent: Object) -> Object:
+    """Finish a setup intent, as when the cardholder agreed. The customer gets the payment method."""
+    if intent["customer"]:
+        attached(mode, mode.fetch("payment_method", intent["payment_method"]), intent["customer"])
+    return mode.store.save({**intent, "status": "succeeded", "next_action": None}, "setup_intent.succeeded")
+
+
+def _create_setup(mode: Mode, call: Call) -> Object:
+    params = call.params
+    if params.get("customer"):
+        mode.fetch("customer", params["customer"], param="customer")
+    body: Object = dict.fromkeys(("last_setup_error", "next_action", "payment_method"))
+    body |= new_object(mode, "setup_intent", "seti", params) | {
+        "customer": params.get("customer"), "payment_method_types": ["card"], "status": "requires_payment_method",
+        "usage": "off_session",
+    }  # fmt: skip
+    return mode.store.save(body | {"client_secret": _secret(mode, body)})
+
+
+def _confirm_setup(mode: Mode, call: Call) -> Object:
+    intent = mode.fetch("setup_intent", call.id)
+    if intent["status"] == "succeeded":
+        message = "You cannot confirm this SetupIntent because it has already succeeded."
+        raise ApiError(400, message, code="setup_intent_unexpected_state", fields={"setup_intent": intent})
+    if "payment_method" not in call.params:
+        raise missing_parameter("payment_method")
+    method = resolved(mode, call.params["payment_method"], "payment_method")
+    intent |= {"payment_method": method["id"]}
+    if card_of(method).authentication:
+        return mode.store.save(intent | ASK, "setup_intent.requires_action")
+    return finish_setup(mode, intent)
+
+
 def _new(mode: Mode, customer: str, currency: str, invoice: str) -> Object:
     body = dict.fromkeys(_NULL) | new_object(mode, "payment_intent", "pi", {}, mode.clock_of(customer))
     return body | {
-        "amount": 0,
-        "amount_capturable": 0,
-        "amount_received": 0,
-        "capture_method": "automatic",
-        "client_secret": f"{body['id']}_secret_{mode.store.new_id('')[1:]}",
-        "confirmation_method": "automatic",
-        "currency": currency,
-        "customer": customer,
-        "payment_details": {"customer_reference": None, "order_reference": invoice or None},
-        "payment_method_types": ["card"],
-        "status": "requires_payment_method",
-    }
+        "amount": 0, "amount_capturable": 0, "amount_received": 0, "capture_method": "automatic",
+        "client_secret": _secret(mode, body), "confirmation_method": "automatic", "currency": currency,
+        "customer": customer, "payment_details": {"customer_reference": None, "order_reference": invoice or None},
+        "payment_method_types": ["card"], "status": "requires_payment_method",
+    }  # fmt: skip
+
+
+def _secret(mode: Mode, intent: Object) -> str:
+    return f"{intent['id']}_secret_{mode.store.new_id('')[1:]}"
 
 
 def _attempt(mode: Mode, intent: Object, method: Object, refusal: str) -> Outcome:
@@ -144,3 +188,11 @@ def _is_set_up(mode: Mode, method: Object) -> bool:
     intents = [*mode.store.newest("setup_intent", "payment_method", method["id"])]
     intents += mode.store.newest("payment_intent", "payment_method", method["id"])
     return any(intent["status"] == "succeeded" for intent in intents)
+
+
+ROUTES = (
+    *reads("/v1/payment_intents/{intent}", "payment_intent", "customer"),
+    Route("POST", "/v1/setup_intents", _create_setup, ("customer", "metadata")),
+    Route("GET", "/v1/setup_intents/{intent}", retrieve("setup_intent")),
+    Route("POST", "/v1/setup_intents/{intent}/confirm", _confirm_setup, ("payment_method",)),
+)

@@ -10,7 +10,7 @@ from stripe_simulator.engine.tiers import total
 from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, listed
-from stripe_simulator.resources import customers, previews, setup_intents, subscriptions
+from stripe_simulator.resources import customers, previews, subscriptions
 from stripe_simulator.resources.payment_methods import attached
 from stripe_simulator.resources.prices import engine_price
 from stripe_simulator.resources.test_cards import card_error
@@ -83,7 +83,7 @@ def complete(mode: Mode, session: Object, method: Object, payer: Params, *, agre
     customer = session["customer"] or customers.new(mode, payer)["id"]
     done: Object = {"customer": customer}
     if session["mode"] == "setup":
-        done["setup_intent"] = setup_intents.set_up(mode, method, customer, agreed=agreed)["id"]
+        done["setup_intent"] = payments.set_up(mode, method, customer, agreed=agreed)["id"]
     elif session["mode"] == "payment":
         attached(mode, method, customer)
         outcome = payments.charge(mode, customer, method["id"], session["amount_total"], session["currency"])

@@ -18,7 +18,7 @@ def reads(path: str, kind: str, *filters: str, label: str = "") -> tuple[Route, 
     """
     return (
         Route("GET", path, retrieve(kind, label)),
-        Route("GET", path.rpartition("/")[0], listed(kind, *filters), (*LIST, "created", *filters)),
+        Route("GET", path.rpartition("/")[0], listed(kind, *filters), (*LIST, *filters)),
     )
 
 

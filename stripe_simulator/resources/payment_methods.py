@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.errors import missing_parameter
-from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
-from stripe_simulator.pagination import LIST, listed
-from stripe_simulator.resources.test_cards import BY_NUMBER, CARDS, Card, card_error, passes_luhn
+from stripe_simulator.mode import Call, Mode, Route, new_object
+from stripe_simulator.resources.common import reads
+from stripe_simulator.resources.test_cards import BY_NUMBER, CARDS, Card, card_error, check_number
 from stripe_simulator.store import Object
 
 INDEXED = {"payment_method": ("customer",)}
@@ -19,14 +19,6 @@ CREATE: Final = (
 )  # fmt: skip
 _LABEL: Final = "PaymentMethod"
 _YEARS_VALID: Final = 5
-
-
-def fingerprint(number: str) -> str:
-    """What is equal for two payment methods with one card number."""
-    return hashlib.sha256(number.encode()).hexdigest()[:16]
-
-
-_BY_FINGERPRINT: Final = {fingerprint(number): card for number, card in BY_NUMBER.items()}
 
 
 def card_of(method: Object) -> Card:
@@ -40,8 +32,7 @@ def create(mode: Mode, call: Call) -> Object:
     for name in ("number", "exp_month", "exp_year"):
         if name not in card:
             raise missing_parameter(f"card[{name}]")
-    if not passes_luhn(card["number"]):
-        raise card_error("incorrect_number", param="number")
+    check_number(card["number"])
     return mode.store.put(_new(mode, call.params, card["number"], card["exp_year"], card["exp_month"]))
 
 
@@ -51,16 +42,6 @@ def attach(mode: Mode, call: Call) -> Object:
         raise missing_parameter("customer")
     mode.fetch("customer", call.params["customer"], param="customer")
     return attached(mode, resolved(mode, call.id), call.params["customer"])
-
-
-def detach(mode: Mode, call: Call) -> Object:
-    """`POST /v1/payment_methods/{payment_method}/detach`. The payment method stops being the customer's default."""
-    method = mode.fetch("payment_method", call.id, _LABEL)
-    customer = mode.store.edit("customer", method["customer"] or "")
-    if customer and customer["invoice_settings"]["default_payment_method"] == method["id"]:
-        customer["invoice_settings"]["default_payment_method"] = None
-        mode.store.save(customer)
-    return mode.store.save({**method, "customer": None}, "payment_method.detached")
 
 
 def resolved(mode: Mode, identifier: str, param: str = "id") -> Object:
@@ -81,6 +62,16 @@ def attached(mode: Mode, method: Object, customer: str) -> Object:
     return mode.store.save({**method, "customer": customer}, "payment_method.attached")
 
 
+def _detach(mode: Mode, call: Call) -> Object:
+    """The payment method stops being the customer's default."""
+    method = mode.fetch("payment_method", call.id, _LABEL)
+    customer = mode.store.edit("customer", method["customer"] or "")
+    if customer and customer["invoice_settings"]["default_payment_method"] == method["id"]:
+        customer["invoice_settings"]["default_payment_method"] = None
+        mode.store.save(customer)
+    return mode.store.save({**method, "customer": None}, "payment_method.detached")
+
+
 def _new(mode: Mode, params: Params, number: str, year: int, month: int) -> Object:
     now = datetime.fromtimestamp(mode.now_s(), UTC)
     if not 1 <= month <= 12:
@@ -88,28 +79,25 @@ def _new(mode: Mode, params: Params, number: str, year: int, month: int) -> Obje
     if (year, month) < (now.year, now.month):
         raise card_error("invalid_expiry_year", param="exp_year")
     details: dict[str, Any] = dict.fromkeys(("address", "email", "name", "phone", "tax_id"))
+    number_fields = {"brand": BY_NUMBER[number].brand if number in BY_NUMBER else "visa", "last4": number[-4:]}
     return new_object(mode, "payment_method", "pm", params) | {
-        "allow_redisplay": "unspecified",
-        "billing_details": details | params.get("billing_details", {}),
-        "card": {
-            "brand": BY_NUMBER[number].brand if number in BY_NUMBER else "visa",
-            "country": "US",
-            "exp_month": month,
-            "exp_year": year,
-            "fingerprint": fingerprint(number),
-            "funding": "credit",
-            "last4": number[-4:],
-        },
-        "customer": None,
-        "type": "card",
-    }
+        "allow_redisplay": "unspecified", "billing_details": details | params.get("billing_details", {}),
+        "card": {"country": "US", "exp_month": month, "exp_year": year, "fingerprint": _fingerprint(number),
+                 "funding": "credit", **number_fields},
+        "customer": None, "type": "card",
+    }  # fmt: skip
 
 
+def _fingerprint(number: str) -> str:
+    """What is equal for two payment methods with one card number."""
+    return hashlib.sha256(number.encode()).hexdigest()[:16]
+
+
+_BY_FINGERPRINT: Final = {_fingerprint(number): card for number, card in BY_NUMBER.items()}
 _ITEM: Final = "/v1/payment_methods/{payment_method}"
 ROUTES = (
     Route("POST", "/v1/payment_methods", create, CREATE),
-    Route("GET", "/v1/payment_methods", listed("payment_method", "customer", "type"), (*LIST, "customer", "type")),
-    Route("GET", _ITEM, retrieve("payment_method", _LABEL)),
+    *reads(_ITEM, "payment_method", "customer", "type", label=_LABEL),
     Route("POST", f"{_ITEM}/attach", attach, ("customer",)),
-    Route("POST", f"{_ITEM}/detach", detach),
+    Route("POST", f"{_ITEM}/detach", _detach),
 )

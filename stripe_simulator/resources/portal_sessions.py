@@ -5,7 +5,7 @@ from __future__ import annotations
 from stripe_simulator import invoicing, payments
 from stripe_simulator.errors import missing_parameter
 from stripe_simulator.mode import Call, Mode, Route, new_object
-from stripe_simulator.resources import customers, setup_intents, subscriptions
+from stripe_simulator.resources import customers, subscriptions
 from stripe_simulator.store import Object
 
 KIND = "billing_portal.session"
@@ -32,7 +32,7 @@ def replace_card(mode: Mode, customer: str, method: Object, *, agreed: bool = Fa
     `agreed`: the cardholder has confirmed. Raises `ApiError` for a card that declines at once, and with the code
     `authentication_required` if the cardholder must confirm first.
     """
-    setup_intents.set_up(mode, method, customer, agreed=agreed)
+    payments.set_up(mode, method, customer, agreed=agreed)
     settings = {"invoice_settings": {"default_payment_method": method["id"]}}
     customers.update(mode, Call("", settings, (customer,)))
     for body in list(mode.store.newest("subscription", "customer", customer)):

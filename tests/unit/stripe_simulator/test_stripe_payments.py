@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from stripe_simulator import payments
-from stripe_simulator.resources import setup_intents
 from tests.services.stripe_sdk import Sdk
 from tests.services.stripe_wire import NOW_S
 
@@ -83,11 +82,13 @@ async def test_declined_card_cannot_be_attached(sdk: Sdk, card: str, code: str, 
     ("changes", "status", "code", "param"),
     [
         ({"number": "4242424242424241"}, 402, "incorrect_number", "number"),
+        ({"number": "4242abcd42424242"}, 402, "invalid_number", "number"),
+        ({"number": "42"}, 402, "invalid_number", "number"),
         ({"exp_month": 13}, 402, "invalid_expiry_month", "exp_month"),
         ({"exp_year": 2025}, 402, "invalid_expiry_year", "exp_year"),
         ({"number": None}, 400, "parameter_missing", "card[number]"),
     ],
-    ids=["check digit", "month", "past year", "no number"],
+    ids=["check digit", "letters", "too short", "month", "past year", "no number"],
 )
 async def test_wrong_cards_are_refused(sdk: Sdk, changes: dict[str, Any], status: int, code: str, param: str) -> None:
     """A mistake of the cardholder is a card error."""
@@ -224,7 +225,7 @@ async def test_setup_makes_a_card_ready(sdk: Sdk) -> None:
     )
     mode = sdk.simulator.test
     with mode.journal.transaction():
-        setup_intents.succeeded(mode, mode.fetch("setup_intent", intent["id"]))
+        payments.finish_setup(mode, mode.fetch("setup_intent", intent["id"]))
     done = await sdk("v1.setup_intents.retrieve", intent["id"], {"expand": ["payment_method"]})
     again = await sdk.error("v1.setup_intents.confirm", intent["id"], {"payment_method": "pm_card_visa"})
 
