@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from stripe_simulator.engine.periods import Recurrence, boundary
 from stripe_simulator.errors import ApiError
-from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
-from stripe_simulator.pagination import LIST, listed
+from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import customers
+from stripe_simulator.resources.common import reads
 from stripe_simulator.resources.prices import recurrence_of
 from stripe_simulator.resources.subscription_changes import ENDED, items_of
 from stripe_simulator.store import Object
@@ -16,6 +16,7 @@ from stripe_simulator.store import Object
 ADVANCE: Final = "test_clock.advance"
 KEPT_S: Final = 30 * 86_400
 _KIND: Final = "test_helpers.test_clock"
+_LABEL: Final = "test clock"
 _READY: Final = {"status": "ready", "status_details": {}}
 
 
@@ -32,7 +33,7 @@ def create(mode: Mode, call: Call) -> Object:
 
 def advance(mode: Mode, call: Call) -> Object:
     """`POST /v1/test_helpers/test_clocks/{test_clock}/advance`: answers `advancing`, and is `ready` soon after."""
-    clock, target = mode.fetch(_KIND, call.id, "test clock"), call.params["frozen_time"]
+    clock, target = mode.fetch(_KIND, call.id, _LABEL), call.params["frozen_time"]
     if clock["status"] != "ready":
         raise ApiError(429, "Test clock advancement underway - cannot perform modifications.", code="lock_timeout")
     if target <= clock["frozen_time"]:
@@ -47,9 +48,9 @@ def advance(mode: Mode, call: Call) -> Object:
     return mode.store.save(clock, "test_helpers.test_clock.advancing")
 
 
-def delete(mode: Mode, call: Call) -> Object:
-    """`DELETE /v1/test_helpers/test_clocks/{test_clock}`, with the customers of the clock."""
-    clock = mode.fetch(_KIND, call.id, "test clock")
+def _delete(mode: Mode, call: Call) -> Object:
+    """With the customers of the clock."""
+    clock = mode.fetch(_KIND, call.id, _LABEL)
     for customer in list(mode.store.newest("customer")):
         if customer["test_clock"] == call.id:
             customers.delete(mode, Call(call.path, {}, (customer["id"],)))
@@ -79,8 +80,7 @@ JOBS = {ADVANCE: _run}
 _PATH: Final = "/v1/test_helpers/test_clocks"
 ROUTES = (
     Route("POST", _PATH, create, ("frozen_time", "name")),
-    Route("GET", _PATH, listed(_KIND), LIST),
-    Route("GET", f"{_PATH}/{{test_clock}}", retrieve(_KIND, "test clock")),
-    Route("DELETE", f"{_PATH}/{{test_clock}}", delete),
+    *reads(f"{_PATH}/{{test_clock}}", _KIND, label=_LABEL),
+    Route("DELETE", f"{_PATH}/{{test_clock}}", _delete),
     Route("POST", f"{_PATH}/{{test_clock}}/advance", advance, ("frozen_time",)),
 )
