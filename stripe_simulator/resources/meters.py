@@ -7,8 +7,9 @@ from collections import Counter
 from typing import Final
 
 from stripe_simulator.errors import ApiError, no_such, not_simulated
-from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
-from stripe_simulator.pagination import LIST, listed, page_of
+from stripe_simulator.mode import Call, Mode, Route, new_object
+from stripe_simulator.pagination import LIST, page_of
+from stripe_simulator.resources.common import reads
 from stripe_simulator.store import Object
 from stripe_simulator.usage import DECIMAL_PLACES_MAX, HOUR_S, MINUTE_S
 
@@ -41,32 +42,15 @@ def _create(mode: Mode, call: Call) -> Object:
     return mode.store.save(body | defaults | {name: params[name] for name in _CREATE if name in params})
 
 
-def _update(mode: Mode, call: Call) -> Object:
-    """Only the display name can change."""
-    meter = mode.fetch(KIND, call.id, _LABEL)
-    if call.params.get("display_name", meter["display_name"]) == meter["display_name"]:
-        return meter
-    return mode.store.save({**meter, "display_name": call.params["display_name"], "updated": mode.now_s()})
-
-
-def _deactivate(mode: Mode, call: Call) -> Object:
-    return _turn(mode, mode.fetch(KIND, call.id, _LABEL), "inactive", mode.now_s(), "billing.meter.deactivated")
-
-
-def _reactivate(mode: Mode, call: Call) -> Object:
-    meter = mode.fetch(KIND, call.id, _LABEL)
-    if meter["status"] == "inactive":
-        _check_free(mode, meter["event_name"])
-    return _turn(mode, meter, "active", None, "billing.meter.reactivated")
-
-
-def _turn(mode: Mode, meter: Object, status: str, deactivated_at: int | None, event_type: str) -> Object:
+def _turn(mode: Mode, call: Call, status: str) -> Object:
+    meter, now_s, is_active = mode.fetch(KIND, call.id, _LABEL), mode.now_s(), status == "active"
     if meter["status"] == status:
         raise ApiError(400, f"The meter {meter['id']} is already {status}.")
-    transitions = {"deactivated_at": deactivated_at}
-    return mode.store.save(
-        {**meter, "status": status, "status_transitions": transitions, "updated": mode.now_s()}, event_type
-    )
+    if is_active:
+        _check_free(mode, meter["event_name"])
+    transitions = {"deactivated_at": None if is_active else now_s}
+    meter |= {"status": status, "status_transitions": transitions, "updated": now_s}
+    return mode.store.save(meter, f"billing.meter.{'reactivated' if is_active else 'deactivated'}")
 
 
 def _check_free(mode: Mode, event_name: str) -> None:
@@ -88,23 +72,15 @@ def _summaries(mode: Mode, call: Call) -> Object:
     values = Counter[int]() if window else Counter({start_s: 0})
     for hour_s, value in mode.usage.sums(meter["id"], customer, start_s, end_s):
         values[hour_s // width_s * width_s if window else start_s] += value
-    rows = [
-        {
-            "id": _summary_id(meter["id"], customer, begin_s, end_s),
-            "object": "billing.meter_event_summary",
-            "aggregated_value": value / UNIT,
-            "end_time": begin_s + width_s if window else end_s,
-            "livemode": meter["livemode"],
-            "meter": meter["id"],
-            "start_time": begin_s,
-        }
-        for begin_s, value in sorted(values.items(), reverse=True)
-    ]
+    rows = []
+    for begin_s, value in sorted(values.items(), reverse=True):
+        span_s = (begin_s, begin_s + width_s if window else end_s)
+        digest = hashlib.sha256(repr((meter["id"], customer, *span_s)).encode()).hexdigest()
+        rows.append({
+            "id": f"mtrusg_{digest[:24]}", "object": "billing.meter_event_summary", "aggregated_value": value / UNIT,
+            "end_time": span_s[1], "livemode": meter["livemode"], "meter": meter["id"], "start_time": begin_s,
+        })  # fmt: skip
     return page_of(call, rows)
-
-
-def _summary_id(*parts: object) -> str:
-    return f"mtrusg_{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}"
 
 
 def _check_span(start_s: int, end_s: int, window: str) -> None:
@@ -120,10 +96,8 @@ _PATH: Final = "/v1/billing/meters"
 _SPAN: Final = ("customer", "start_time", "end_time", "value_grouping_window")
 ROUTES = (
     Route("POST", _PATH, _create, _CREATE),
-    Route("GET", _PATH, listed(KIND, "status"), (*LIST, "status")),
-    Route("GET", f"{_PATH}/{{id}}", retrieve(KIND, _LABEL)),
-    Route("POST", f"{_PATH}/{{id}}", _update, ("display_name",)),
-    Route("POST", f"{_PATH}/{{id}}/deactivate", _deactivate),
-    Route("POST", f"{_PATH}/{{id}}/reactivate", _reactivate),
+    *reads(f"{_PATH}/{{id}}", KIND, "status", label=_LABEL),
+    Route("POST", f"{_PATH}/{{id}}/deactivate", lambda mode, call: _turn(mode, call, "inactive")),
+    Route("POST", f"{_PATH}/{{id}}/reactivate", lambda mode, call: _turn(mode, call, "active")),
     Route("GET", f"{_PATH}/{{id}}/event_summaries", _summaries, (*LIST, *_SPAN)),
 )
