@@ -10,9 +10,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
-from stripe_simulator.errors import ApiError, missing_parameter
+from stripe_simulator.errors import ApiError
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
-from stripe_simulator.resources.common import reads
+from stripe_simulator.resources.common import reads, require
 from stripe_simulator.resources.payment_methods import attached, card_of, resolved
 from stripe_simulator.resources.test_cards import ASK, REQUIRES_ACTION, card_error
 from stripe_simulator.store import Object
@@ -128,8 +128,7 @@ def _confirm_setup(mode: Mode, call: Call) -> Object:
     if intent["status"] == "succeeded":
         message = "You cannot confirm this SetupIntent because it has already succeeded."
         raise ApiError(400, message, code="setup_intent_unexpected_state", fields={"setup_intent": intent})
-    if "payment_method" not in call.params:
-        raise missing_parameter("payment_method")
+    require(call.params, "payment_method")
     method = resolved(mode, call.params["payment_method"], "payment_method")
     intent |= {"payment_method": method["id"]}
     if card_of(method).authentication:

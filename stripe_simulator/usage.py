@@ -95,8 +95,12 @@ class Usage:
         return event if event and event.received_ms > self._clockwork.now_ms() - IDENTIFIER_WINDOW_MS else None
 
     def receive(self, event: MeterEvent) -> MeterEvent:
-        """Add an event whose identifier is free. The last change of a request: a receipt is not undone."""
+        """Store an event whose identifier is free; an empty one is replaced. Returns the stored event.
+
+        The last change of a request: a receipt is not undone.
+        """
         now_ms, code = self._clockwork.now_ms(), event.code or self._judge(event)
+        identifier = event.identifier or f"{len(self.events) + 1:032x}"
         start_ms, end_ms = self._window(now_ms)
         with self._journal.transaction():
             if code and start_ms not in self._rejected:
@@ -106,7 +110,7 @@ class Usage:
             if self._added == len(self.events):
                 self._clockwork.schedule(now_ms + self._timing.lag_ms, ADD_UP, {})
             self._journal.change(
-                self._operation, event.identifier, event.event_name, event.meter, event.customer, event.value,
+                self._operation, identifier, event.event_name, event.meter, event.customer, event.value,
                 event.timestamp_s, code, event.injected, now_ms,
             )  # fmt: skip
         return self.events[-1]

@@ -7,10 +7,10 @@ from typing import Any, Final
 from stripe_simulator import invoicing, payments
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.tiers import total
-from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
+from stripe_simulator.errors import not_simulated
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import customers, previews, subscriptions
-from stripe_simulator.resources.common import reads
+from stripe_simulator.resources.common import check, reads, require
 from stripe_simulator.resources.payment_methods import attached
 from stripe_simulator.resources.prices import engine_price
 from stripe_simulator.resources.test_cards import card_error
@@ -44,8 +44,7 @@ def complete(mode: Mode, session: Object, method: Object, payer: Params, *, agre
     `agreed`: the cardholder has confirmed. Raises `ApiError`, after which no change may stay: a decline, or
     `authentication_required` if the cardholder must confirm first.
     """
-    if session["status"] != "open":
-        raise ApiError(400, "This Checkout Session is no longer open.")
+    check(session["status"] == "open", "This Checkout Session is no longer open.")
     customer = session["customer"] or customers.new(mode, payer)["id"]
     done: Object = {"customer": customer}
     if session["mode"] == "setup":
@@ -68,9 +67,7 @@ def _create(mode: Mode, call: Call) -> Object:
     params, kind = call.params, call.params.get("mode")
     if params.get("customer"):
         mode.fetch("customer", params["customer"], param="customer")
-    for name in ("mode", "success_url", "currency" if kind == "setup" else "line_items"):
-        if not params.get(name):
-            raise missing_parameter(name)
+    require(params, "mode", "success_url", "currency" if kind == "setup" else "line_items")
     if other := params.get("subscription_data", {}).keys() - _DATA:
         raise not_simulated(f"subscription_data[{min(other)}] of a checkout session")
     if kind != "subscription" and params.keys() & {"subscription_data", "discounts", "automatic_tax"}:
@@ -95,8 +92,7 @@ def _create(mode: Mode, call: Call) -> Object:
 
 def _expire(mode: Mode, call: Call) -> Object:
     session = mode.fetch(KIND, call.id)
-    if session["status"] != "open":
-        raise ApiError(400, "Only Checkout Sessions with a status of `open` can be expired.")
+    check(session["status"] == "open", "Only Checkout Sessions with a status of `open` can be expired.")
     return mode.store.save({**session, "status": "expired", "url": None}, "checkout.session.expired")
 
 
@@ -108,8 +104,7 @@ def _run_expire(mode: Mode, arguments: dict[str, Any]) -> None:
 def _item(mode: Mode, param: str, item: Params) -> Object:
     if other := item.keys() - {"price", "quantity"}:
         raise not_simulated(f"line_items[{min(other)}] of a checkout session")
-    if "price" not in item:
-        raise missing_parameter(f"{param}[price]")
+    require(item, "price", within=param)
     mode.fetch("price", item["price"], param=f"{param}[price]")
     return dict(item)
 
@@ -131,9 +126,8 @@ def _one_time(mode: Mode, session: Object, items: list[Object]) -> list[Object]:
     lines: list[Object] = []
     for item in items:
         price, quantity = mode.fetch("price", item["price"]), item.get("quantity", 1)
-        if price["recurring"]:
-            message = "You specified `payment` mode but passed a recurring price. Either switch to `subscription` mode."
-            raise ApiError(400, message, param="line_items")
+        message = "You specified `payment` mode but passed a recurring price. Either switch to `subscription` mode."
+        check(not price["recurring"], message, "line_items")
         name = mode.fetch("product", price["product"])["name"]
         lines.append({"description": f"{quantity} × {name}", "amount": total(engine_price(price), quantity)})
         session |= _amounts(price["currency"], sum(line["amount"] for line in lines))

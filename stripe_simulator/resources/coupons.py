@@ -8,9 +8,9 @@ from typing import Final
 
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.discounts import Coupon, Discount, discount_from, remaining
-from stripe_simulator.errors import ApiError, missing_parameter, require_one, require_positive
+from stripe_simulator.errors import require_one, require_positive
 from stripe_simulator.mode import Call, Mode, Route, new_object
-from stripe_simulator.resources.common import reads
+from stripe_simulator.resources.common import check, reads, require
 from stripe_simulator.store import Object
 
 INDEXED = {"promotion_code": ("code",)}
@@ -28,13 +28,13 @@ def _create(mode: Mode, call: Call) -> Object:
     params = call.params
     name = require_one(params, "percent_off", "amount_off")
     require_positive(params, "amount_off", "duration_in_months", "max_redemptions")
-    if not 0 < params.get("percent_off", 100) <= 100:
-        raise ApiError(400, "Invalid percent_off: it must be above 0 and at most 100.", param="percent_off")
-    if name == "amount_off" and "currency" not in params:
-        raise missing_parameter("currency")
-    if (params.get("duration") == "repeating") != ("duration_in_months" in params):
-        message = "`duration_in_months` must be set if `duration=repeating`, and cannot be set otherwise."
-        raise ApiError(400, message, param="duration_in_months")
+    is_percent = 0 < params.get("percent_off", 100) <= 100
+    check(is_percent, "Invalid percent_off: it must be above 0 and at most 100.", "percent_off")
+    if name == "amount_off":
+        require(params, "currency")
+    message = "`duration_in_months` must be set if `duration=repeating`, and cannot be set otherwise."
+    is_repeating = params.get("duration") == "repeating"
+    check(is_repeating == ("duration_in_months" in params), message, "duration_in_months")
     identifier = params.get("id") or mode.store.new_id("", 8)[1:]
     body = new_object(mode, "coupon", "", {**params, "id": identifier}) | {name: params.get(name) for name in FIELDS}
     body |= {"duration": params.get("duration", "once"), "times_redeemed": 0, "valid": True}
@@ -44,19 +44,17 @@ def _create(mode: Mode, call: Call) -> Object:
 def _create_code(mode: Mode, call: Call) -> Object:
     params = call.params
     require_positive(params, "max_redemptions")
-    if not params["promotion"].get("coupon"):
-        raise missing_parameter("promotion[coupon]")
+    require(params["promotion"], "coupon", within="promotion")
     mode.fetch("coupon", params["promotion"]["coupon"], param="promotion[coupon]")
     if params.get("customer"):
         mode.fetch("customer", params["customer"], param="customer")
     defaults = {"active": True, "code": mode.store.new_id("", 8)[1:].upper()}
     body = new_object(mode, "promotion_code", "promo", params) | {name: params.get(name) for name in CODE}
     body |= {name: default for name, default in defaults.items() if body[name] is None}
+    is_taken = any(other["active"] for other in mode.store.newest("promotion_code", "code", body["code"]))
+    check(not is_taken, f"An active promotion code with `code: {body['code']}` already exists.", "code")
     restrictions = {"minimum_amount": None, "minimum_amount_currency": None, "first_time_transaction": False}
-    body |= {"restrictions": restrictions | params.get("restrictions", {}), "times_redeemed": 0}
-    if any(other["active"] for other in mode.store.newest("promotion_code", "code", body["code"])):
-        raise ApiError(400, f"An active promotion code with `code: {body['code']}` already exists.", param="code")
-    return mode.store.save(body | {"promotion": params["promotion"]})
+    return mode.store.save(body | {"promotion": params["promotion"], "restrictions": restrictions, "times_redeemed": 0})
 
 
 def redeem(mode: Mode, entry: Params, customer: str, param: str = "discounts[0]", **owner: str) -> Object:
@@ -72,16 +70,13 @@ def redeem(mode: Mode, entry: Params, customer: str, param: str = "discounts[0]"
         return body
     start = mode.now_s(mode.clock_of(customer))
     coupon = mode.fetch("coupon", body["promotion"]["coupon"], param=param) if key == "promotion_code" else body
-    if body.get("customer") not in (None, customer):
-        raise ApiError(400, "This promotion code belongs to another customer.", param=param)
-    if body.get("restrictions", {}).get("first_time_transaction") and _has_paid(mode, customer):
-        message = "This promotion code cannot be redeemed because the associated customer has prior transactions."
-        raise ApiError(400, message, param=param)
+    is_free = body.get("customer") in (None, customer)
+    check(is_free, "This promotion code belongs to another customer.", param)
     for counted in [coupon] if coupon is body else [coupon, body]:
         state, end = _STATE[counted["object"]]
-        if not counted[state] or (counted[end] is not None and counted[end] <= start):
-            message = f"The {key.replace('_', ' ')} {entry[key]} has expired or has been used up."
-            raise ApiError(400, message, code="coupon_expired", param=param)
+        is_valid = counted[state] and (counted[end] is None or counted[end] > start)
+        message = f"The {key.replace('_', ' ')} {entry[key]} has expired or has been used up."
+        check(is_valid, message, param, "coupon_expired")
         times = counted["times_redeemed"] + 1
         mode.store.save({**counted, "times_redeemed": times, state: times != counted["max_redemptions"]})
     discount: Object = dict.fromkeys(_OWNERS) | {
@@ -127,15 +122,9 @@ def remaining_after(mode: Mode, body: Object, at: int) -> list[str]:
     return left
 
 
-def _has_paid(mode: Mode, customer: str) -> bool:
-    intents = mode.store.newest("payment_intent", "customer", customer)
-    return any(intent["status"] == "succeeded" for intent in intents)
-
-
-_TAKES_CODE: Final = (*CODE, "metadata", "promotion", "restrictions[first_time_transaction]")
 ROUTES = (
     Route("POST", "/v1/coupons", _create, (*FIELDS, "id", "metadata")),
     *reads("/v1/coupons/{coupon}", "coupon"),
-    Route("POST", "/v1/promotion_codes", _create_code, _TAKES_CODE),
+    Route("POST", "/v1/promotion_codes", _create_code, (*CODE, "metadata", "promotion")),
     *reads("/v1/promotion_codes/{promotion_code}", "promotion_code", "code", "active"),
 )

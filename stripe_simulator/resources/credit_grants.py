@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from stripe_simulator.engine.credits import Draw, Grant
-from stripe_simulator.errors import ApiError, missing_parameter, require_positive
+from stripe_simulator.errors import require_positive
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources.common import reads
+from stripe_simulator.resources.common import check, reads, require
 from stripe_simulator.store import Object
 
 GRANT: Final = "billing.credit_grant"
@@ -27,8 +27,7 @@ _VOIDED: Final = "credits_application_invoice_voided"
 def _create(mode: Mode, call: Call) -> Object:
     params = call.params
     customer, money = mode.fetch("customer", params.get("customer", ""), param="customer"), params["amount"]
-    if "monetary" not in money:
-        raise missing_parameter("amount[monetary]")
+    require(money, "monetary", within="amount")
     require_positive(money["monetary"], "value", within="amount[monetary]")
     clock = customer["test_clock"]
     body = new_object(mode, GRANT, "credgr", params, clock or "")
@@ -50,8 +49,8 @@ def _expire(mode: Mode, call: Call) -> Object:
 def _void(mode: Mode, call: Call) -> Object:
     """Only an unused grant."""
     body = mode.fetch(GRANT, call.id)
-    if _available(mode, body) != body["amount"]["monetary"]["value"]:
-        raise ApiError(400, "You cannot void a credit grant that was applied to an invoice.")
+    is_unused = _available(mode, body) == body["amount"]["monetary"]["value"]
+    check(is_unused, "You cannot void a credit grant that was applied to an invoice.")
     return _end(mode, {**body, "voided_at": _now_s(mode, body)}, "credits_voided")
 
 

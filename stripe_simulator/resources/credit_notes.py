@@ -10,10 +10,9 @@ from typing import Any, Final
 
 from stripe_simulator import invoicing
 from stripe_simulator.contract.parameters import Params
-from stripe_simulator.errors import ApiError, missing_parameter
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import balance_transactions
-from stripe_simulator.resources.common import reads
+from stripe_simulator.resources.common import check, reads, require
 from stripe_simulator.store import Object
 
 INDEXED = {"credit_note": ("invoice",), "refund": ("payment_intent",)}
@@ -23,17 +22,15 @@ _TOTALS: Final = ("amount", "subtotal", "subtotal_excluding_tax", "total", "tota
 
 def _create(mode: Mode, call: Call) -> Object:
     params = call.params
+    require(params, "amount")
     invoice = mode.fetch("invoice", params["invoice"], param="invoice")
-    is_open, total = invoice["status"] == "open", params.get("amount")
-    if not is_open and invoice["status"] != "paid":
-        raise ApiError(400, f"You can't create a credit note for a {invoice['status']} invoice.", param="invoice")
-    if total is None:
-        raise missing_parameter("amount")
+    is_open, total = invoice["status"] == "open", params["amount"]
+    message = f"You can't create a credit note for a {invoice['status']} invoice."
+    check(invoice["status"] in ("open", "paid"), message, "invoice")
     credited = invoice["post_payment_credit_notes_amount"]
     left = invoice["amount_remaining"] if is_open else invoice["amount_paid"] - credited
-    if not 0 < total <= left:
-        message = f"The credit note amount ({total}) must be positive and at most what is left of the invoice ({left})."
-        raise ApiError(400, message, param="amount")
+    message = f"The credit note amount ({total}) must be positive and at most what is left of the invoice ({left})."
+    check(0 < total <= left, message, "amount")
     note = _note(mode, params, invoice, total)
     if is_open:
         mode.store.save(note)
@@ -74,9 +71,8 @@ def _note(mode: Mode, params: Params, invoice: Object, total: int) -> Object:
 def _give_back(mode: Mode, params: Params, invoice: Object, note: Object) -> None:
     """Give a paid amount back; the note says how."""
     credit, refund = (params.get(name) or 0 for name in ("credit_amount", "refund_amount"))
-    if credit + refund != note["total"]:
-        message = f"The sum of credit amount and refund amount ({credit + refund}) must equal the credit note amount"
-        raise ApiError(400, f"{message} ({note['total']}).")
+    message = f"The sum of credit amount and refund amount ({credit + refund}) must equal the credit note amount"
+    check(credit + refund == note["total"], f"{message} ({note['total']}).")
     if credit:
         customer, source = mode.fetch("customer", note["customer"]), {"credit_note": note["id"]}
         entry = balance_transactions.record(
@@ -85,9 +81,9 @@ def _give_back(mode: Mode, params: Params, invoice: Object, note: Object) -> Non
         note["customer_balance_transaction"] = entry["id"]
     if refund:
         payment = next(mode.store.newest("invoice_payment", "invoice", invoice["id"]), None)
-        if payment is None:
-            raise ApiError(400, "This invoice was not paid by a payment that can be refunded.", param="refund_amount")
-        entry = _refund(mode, payment["payment"]["payment_intent"], refund)
+        intent: str = payment["payment"]["payment_intent"] if payment else ""
+        check(bool(intent), "This invoice was not paid by a payment that can be refunded.", "refund_amount")
+        entry = _refund(mode, intent, refund)
         note["refunds"] = [{"amount_refunded": refund, "refund": entry["id"], "type": "refund"}]
 
 
@@ -103,9 +99,8 @@ def _refund(mode: Mode, payment_intent: str, amount: int | None, **fields: Any) 
     done = sum(body["amount"] for body in mode.store.newest("refund", "payment_intent", payment_intent))
     left = intent["amount_received"] - done
     amount = left if amount is None else amount
-    if not 0 < amount <= left:
-        message, code = f"Refund amount ({amount}) is greater than what is left ({left}).", "charge_already_refunded"
-        raise ApiError(400, message, code=None if left else code, param="amount")
+    message = f"Refund amount ({amount}) is greater than what is left ({left})."
+    check(0 < amount <= left, message, "amount", None if left else "charge_already_refunded")
     body = new_object(mode, "refund", "re", {}, mode.clock_of(intent["customer"]))
     del body["livemode"]
     body |= {"amount": amount, "currency": intent["currency"], "customer": intent["customer"], "reason": None}

@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import Final
 
 from stripe_simulator.contract.parameters import Params
-from stripe_simulator.errors import ApiError, no_such
+from stripe_simulator.errors import no_such
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources.common import changed
+from stripe_simulator.resources.common import changed, check
 from stripe_simulator.resources.subscription_changes import ENDED, end
 from stripe_simulator.store import Object, copied
 
 INDEXED = {"customer": ("email",)}
 FIELDS: Final = ("address", "balance", "description", "email", "name", "phone", "tax_exempt")
-_UPDATE: Final = (*FIELDS, "invoice_settings[default_payment_method]", "metadata")
+_METHOD: Final = "invoice_settings[default_payment_method]"
+_UPDATE: Final = (*FIELDS, _METHOD, "metadata")
 _NULL: Final = (*FIELDS, "currency", "default_source", "discount", "shipping")
 _ADDRESS: Final = ("city", "country", "line1", "line2", "postal_code", "state")
 
 
 def create(mode: Mode, call: Call) -> Object:
-    """`POST /v1/customers`."""
     clock = call.params.get("test_clock")
     if clock is not None and mode.store.get("test_helpers.test_clock", clock) is None:
         raise no_such("test clock", clock, "test_clock", 400)
@@ -40,12 +40,11 @@ def new(mode: Mode, params: Params, identifier: str = "") -> Object:
 
 
 def update(mode: Mode, call: Call) -> Object:
-    """`POST /v1/customers/{customer}`."""
     return mode.store.save(_changed(mode, mode.fetch("customer", call.id), call.params))
 
 
 def delete(mode: Mode, call: Call) -> Object:
-    """`DELETE /v1/customers/{customer}`: the customer's subscriptions are canceled."""
+    """The customer's subscriptions are canceled."""
     body = mode.fetch("customer", call.id)
     for subscription in list(mode.store.newest("subscription", "customer", call.id)):
         if subscription["status"] not in ENDED:
@@ -68,24 +67,18 @@ def _list(mode: Mode, call: Call) -> Object:
 
 def _changed(mode: Mode, body: Object, params: Params) -> Object:
     email = params.get("email")
-    if email and "@" not in email:
-        raise ApiError(400, f"Invalid email address: {email}", code="email_invalid", param="email")
+    check(not email or "@" in email, f"Invalid email address: {email}", "email", "email_invalid")
     body = changed(body, params, FIELDS)
     # A cleared field has this value at Stripe, not null.
     body["tax_exempt"] = body["tax_exempt"] or "none"
     if params.get("address"):
         body["address"] = {name: params["address"].get(name) or None for name in _ADDRESS}
     settings = params.get("invoice_settings", {})
-    if settings.get("default_payment_method"):
-        _check_attached(mode, body, settings["default_payment_method"])
-    return body | {"invoice_settings": body["invoice_settings"] | settings}
-
-
-def _check_attached(mode: Mode, body: Object, method: str) -> None:
-    param = "invoice_settings[default_payment_method]"
-    if mode.fetch("payment_method", method, "PaymentMethod", param)["customer"] != body["id"]:
+    if method := settings.get("default_payment_method"):
+        owner = mode.fetch("payment_method", method, "PaymentMethod", _METHOD)["customer"]
         message = f"The payment method {method} must be attached to the customer {body['id']}."
-        raise ApiError(400, message, param=param)
+        check(owner == body["id"], message, _METHOD)
+    return body | {"invoice_settings": body["invoice_settings"] | settings}
 
 
 ROUTES = (

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from stripe_simulator.errors import ApiError
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources.common import reads
+from stripe_simulator.resources.common import check, reads
 from stripe_simulator.store import Object
 
 FEATURE: Final = "entitlements.feature"
@@ -21,9 +20,9 @@ ENTITLING: Final = ("active", "trialing", "past_due", "paused")
 def _create(mode: Mode, call: Call) -> Object:
     """A lookup key is unique."""
     params = call.params
-    if any(mode.store.newest(FEATURE, "lookup_key", params["lookup_key"])):
-        message = f"A feature with the lookup key {params['lookup_key']} already exists."
-        raise ApiError(400, message, param="lookup_key", code="resource_already_exists")
+    is_taken = any(mode.store.newest(FEATURE, "lookup_key", params["lookup_key"]))
+    message = f"A feature with the lookup key {params['lookup_key']} already exists."
+    check(not is_taken, message, "lookup_key", "resource_already_exists")
     body = new_object(mode, FEATURE, "feat", params)
     del body["created"]
     return mode.store.put(body | {"active": True, "lookup_key": params["lookup_key"], "name": params["name"]})

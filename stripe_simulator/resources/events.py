@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from stripe_simulator.deliveries import pending, publish
-from stripe_simulator.errors import ApiError, no_such
+from stripe_simulator.errors import no_such
 from stripe_simulator.mode import Call, Mode, Route
 from stripe_simulator.pagination import COMPARISONS, LIST, page, page_v2
+from stripe_simulator.resources.common import check
 from stripe_simulator.resources.meter_events import NO_METER
 from stripe_simulator.store import Object
 from stripe_simulator.times import milliseconds_of, rfc3339
@@ -38,9 +39,8 @@ def _list(mode: Mode, call: Call) -> Object:
     """A type may end with `*`. `delivery_success` is whether no webhook of the event is pending or given up."""
     types = _types(call)
     if "type" in call.params:
-        if types:
-            message = "You may only specify one of these parameters: type, types."
-            raise ApiError(400, message, param="type", code="parameters_exclusive")
+        message = "You may only specify one of these parameters: type, types."
+        check(not types, message, "type", "parameters_exclusive")
         types = [call.params["type"]]
     wanted = call.params.get("delivery_success")
 
@@ -65,8 +65,7 @@ def _list_thin(mode: Mode, call: Call) -> Object:
 
 def _types(call: Call) -> list[str]:
     types = list(call.params.get("types", ()))
-    if len(types) > TYPES_MAX:
-        raise ApiError(400, f"You may pass at most {TYPES_MAX} types.", param="types")
+    check(len(types) <= TYPES_MAX, f"You may pass at most {TYPES_MAX} types.", "types")
     return types
 
 

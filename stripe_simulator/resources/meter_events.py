@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from stripe_simulator.contract.parameters import Params
-from stripe_simulator.errors import ApiError, missing_parameter, unauthorized
+from stripe_simulator.errors import ApiError, unauthorized
 from stripe_simulator.mode import Call, Mode, Route
+from stripe_simulator.resources.common import check, require
 from stripe_simulator.resources.meters import named
 from stripe_simulator.store import Object
 from stripe_simulator.times import milliseconds_of, rfc3339, seconds_of
@@ -19,6 +20,7 @@ from stripe_simulator.usage import ADD_UP, MeterEvent, number_of
 _SESSION: Final = "v2.billing.meter_event_session"
 INDEXED = {_SESSION: ("authentication_token",)}
 NO_METER: Final = "no_meter"
+DUPLICATE: Final = "duplicate_meter_event"
 PAST_MAX_S: Final = 35 * 86_400
 FUTURE_MAX_S: Final = 300
 SIGNIFICANT_DIGITS_MAX: Final = 15
@@ -26,7 +28,7 @@ SESSION_MS: Final = 15 * 60_000
 STREAM_EVENTS_MAX: Final = 100
 _CREATE: Final = ("event_name", "identifier", "payload", "timestamp")
 # As observed, API v1 sends these errors without a code.
-_WITHOUT_CODE: Final = (NO_METER, "archived_meter", "duplicate_meter_event")
+_WITHOUT_CODE: Final = (NO_METER, "archived_meter", DUPLICATE)
 
 
 def inject(mode: Mode, event_name: str, customer: str, value: str, timestamp_s: int) -> MeterEvent:
@@ -41,93 +43,85 @@ def inject(mode: Mode, event_name: str, customer: str, value: str, timestamp_s: 
 def _create(mode: Mode, call: Call) -> Object:
     """Answers before the event counts. API v1 has seconds, API v2 has RFC 3339."""
     params, now_ms, is_v2 = call.params, mode.now_ms(), call.path.startswith("/v2/")
-    given = params.get("timestamp")
-    event, error = _read(mode, params, seconds_of(given, "timestamp") if given and is_v2 else given)
-    if mode.usage.latest_of(event.identifier):
-        message = f"An event already exists with identifier {event.identifier}."
-        headers = {"Stripe-Should-Retry": "false"}
-        error = error or ApiError(400, message, headers=headers, code="duplicate_meter_event")
-    if error:
+    event, meter = _read(mode, params)
+    try:
+        _check(mode, event, meter)
+        is_new = mode.usage.latest_of(event.identifier) is None
+        check(is_new, f"An event already exists with identifier {event.identifier}.", code=DUPLICATE)
+    except ApiError as error:
+        error.headers |= {"Stripe-Should-Retry": "false"} if error.code == DUPLICATE else {}
         error.code = None if error.code in _WITHOUT_CODE and not is_v2 else error.code
-        raise error
+        raise
     event.code = call.rejection
-    mode.usage.receive(event)
+    event = mode.usage.receive(event)
     return {
         "object": "v2.billing.meter_event" if is_v2 else "billing.meter_event",
-        "created": rfc3339(now_ms) if is_v2 else now_ms // 1_000,
-        "event_name": event.event_name,
-        "identifier": event.identifier,
-        "livemode": mode.livemode,
-        "payload": params["payload"],
-        "timestamp": (given or rfc3339(now_ms)) if is_v2 else event.timestamp_s,
-    }
+        "created": rfc3339(now_ms) if is_v2 else now_ms // 1_000, "event_name": event.event_name,
+        "identifier": event.identifier, "livemode": mode.livemode, "payload": params["payload"],
+        "timestamp": params.get("timestamp", rfc3339(now_ms)) if is_v2 else event.timestamp_s,
+    }  # fmt: skip
 
 
 def _lock(mode: Mode, call: Call) -> tuple[str, ...]:
     """The name of an event's lock: mode, event name and customer. Stripe executes one at a time."""
-    event, _ = _read(mode, call.params, 0)
+    event, _ = _read(mode, call.params)
     return (str(mode.livemode), event.event_name, event.customer or "")
 
 
 def _stream(mode: Mode, call: Call) -> Object:
     """What API v1 refuses at once is reported later; an event whose identifier is taken is dropped."""
-    if len(call.params["events"]) > STREAM_EVENTS_MAX:
-        raise ApiError(400, f"You may pass at most {STREAM_EVENTS_MAX} events.", param="events")
-    for params in call.params["events"]:
-        given = params.get("timestamp")
-        event, error = _read(mode, params, seconds_of(given, "timestamp") if given else None)
-        if mode.usage.latest_of(event.identifier) is None:
-            event.code = (error and error.code) or call.rejection
-            mode.usage.receive(event)
+    events = call.params["events"]
+    check(len(events) <= STREAM_EVENTS_MAX, f"You may pass at most {STREAM_EVENTS_MAX} events.", "events")
+    for event, meter in [_read(mode, params) for params in events]:
+        if mode.usage.latest_of(event.identifier):
+            continue
+        event.code = call.rejection
+        try:
+            _check(mode, event, meter)
+        except ApiError as error:
+            event.code = error.code or ""
+        mode.usage.receive(event)
     return {}
 
 
-def _read(mode: Mode, params: Params, timestamp_s: int | None) -> tuple[MeterEvent, ApiError | None]:
-    """An event, now without a timestamp, and what is wrong with the event at first sight."""
+def _read(mode: Mode, params: Params) -> tuple[MeterEvent, Object | None]:
+    """An event, unchecked, and its meter. The event is of now without a timestamp."""
     name, payload, meter = params["event_name"], params["payload"], named(mode, params["event_name"])
-    identifier = params.get("identifier") or f"{len(mode.usage.events) + 1:032x}"
+    timestamp, identifier = params.get("timestamp", mode.now_s()), params.get("identifier", "")
+    timestamp_s = seconds_of(timestamp, "timestamp") if isinstance(timestamp, str) else timestamp
     if meter is None:
-        return MeterEvent(identifier, name, "", None, None, timestamp_s or mode.now_s()), _no_meter(name, NO_METER)
-    value_key = meter["value_settings"]["event_payload_key"]
-    customer, value = payload.get(meter["customer_mapping"]["event_payload_key"]), payload.get(value_key)
-    now_s = max(mode.now_s(), mode.now_s(mode.clock_of(customer or "")))
-    timestamp_s = mode.now_s() if timestamp_s is None else timestamp_s
-    event = MeterEvent(identifier, name, meter["id"], customer, value, timestamp_s)
-    if meter["status"] != "active":
-        return event, _no_meter(name, "archived_meter")
-    return event, _bad_timestamp(timestamp_s, now_s) or _bad_digits(value, value_key)
+        return MeterEvent(identifier, name, "", None, None, timestamp_s), None
+    customer, value = (
+        payload.get(meter[field]["event_payload_key"]) for field in ("customer_mapping", "value_settings")
+    )
+    return MeterEvent(identifier, name, meter["id"], customer, value, timestamp_s), meter
 
 
-def _no_meter(event_name: str, code: str) -> ApiError:
-    return ApiError(400, f"No active meter found for event name {event_name}.", param="event_name", code=code)
+def _check(mode: Mode, event: MeterEvent, meter: Object | None) -> None:
+    """Raises `ApiError` for what Stripe sees at first sight."""
+    if meter is None or meter["status"] != "active":
+        message = f"No active meter found for event name {event.event_name}."
+        raise ApiError(400, message, code="archived_meter" if meter else NO_METER, param="event_name")
+    now_s = max(mode.now_s(), mode.now_s(mode.clock_of(event.customer or "")))
+    message = "The timestamp is too far in the past: it must be within the past 35 calendar days."
+    check(event.timestamp_s >= now_s - PAST_MAX_S, message, "timestamp", "timestamp_too_far_in_past")
+    message = "The timestamp is in the future: it must be at most 5 minutes ahead."
+    check(event.timestamp_s <= now_s + FUTURE_MAX_S, message, "timestamp", "timestamp_in_future")
+    message = f"The meter event value {event.value} has more than {SIGNIFICANT_DIGITS_MAX} significant digits."
+    param = f"payload[{meter['value_settings']['event_payload_key']}]"
+    is_short = _significant_digits(event.value or "") <= SIGNIFICANT_DIGITS_MAX
+    check(is_short, message, param, "meter_event_value_too_many_digits")
 
 
-def _bad_timestamp(timestamp_s: int, now_s: int) -> ApiError | None:
-    if timestamp_s < now_s - PAST_MAX_S:
-        message = "The timestamp is too far in the past: it must be within the past 35 calendar days."
-        return ApiError(400, message, code="timestamp_too_far_in_past", param="timestamp")
-    if timestamp_s > now_s + FUTURE_MAX_S:
-        message = "The timestamp is in the future: it must be at most 5 minutes ahead."
-        return ApiError(400, message, code="timestamp_in_future", param="timestamp")
-    return None
-
-
-def _bad_digits(value: str | None, key: str) -> ApiError | None:
-    """Since 2026-04-22.dahlia, more than 15 significant digits are refused. Final zeros count after the point."""
-    number = None if value is None else number_of(value)
-    if number is None:
-        return None
-    digits = "".join(map(str, number.as_tuple().digits)).lstrip("0")
-    significant = digits if "." in str(value) else digits.rstrip("0")
-    if len(significant) <= SIGNIFICANT_DIGITS_MAX:
-        return None
-    message = f"The meter event value {value} has more than {SIGNIFICANT_DIGITS_MAX} significant digits."
-    return ApiError(400, message, code="meter_event_value_too_many_digits", param=f"payload[{key}]")
+def _significant_digits(value: str) -> int:
+    """Since 2026-04-22.dahlia, more than 15 are refused. Final zeros count only after the point."""
+    number = number_of(value)
+    digits = "" if number is None else "".join(map(str, number.as_tuple().digits)).lstrip("0")
+    return len(digits if "." in value else digits.rstrip("0"))
 
 
 def _create_session(mode: Mode, _call: Call) -> Object:
-    if not mode.livemode:
-        raise ApiError(400, "Meter event streams are available in live mode only.")
+    check(mode.livemode, "Meter event streams are available in live mode only.")
     body = {
         "id": mode.store.new_id("mtr_session", 24), "object": _SESSION,
         "authentication_token": mode.store.new_id("mtr_token", 48), "created": rfc3339(mode.now_ms()),
@@ -151,16 +145,15 @@ def _authenticate(modes: Sequence[Mode], authorization: str) -> Mode:
 
 def _adjust(mode: Mode, call: Call) -> Object:
     """The event leaves the sums at once, and the answer says `pending`. Stripe cancels events of the last 24 h."""
-    identifier = (call.params.get("cancel") or {}).get("identifier")
-    if not identifier:
-        raise missing_parameter("cancel[identifier]")
-    event = mode.usage.latest_of(identifier)
-    if event is None or event.event_name != call.params["event_name"]:
-        message = f"No meter event of the last 24 hours has the identifier {identifier}."
+    params, cancel = call.params, call.params.get("cancel") or {}
+    require(cancel, "identifier", within="cancel")
+    event = mode.usage.latest_of(cancel["identifier"])
+    message = f"No meter event of the last 24 hours has the identifier {cancel['identifier']}."
+    if event is None or event.event_name != params["event_name"]:
         raise ApiError(400, message, code="resource_missing", param="cancel[identifier]")
     mode.usage.cancel(event)
-    body: dict[str, Any] = {"object": "billing.meter_event_adjustment", "cancel": {"identifier": identifier}}
-    return body | {"event_name": event.event_name, "livemode": mode.livemode, "status": "pending", "type": "cancel"}
+    body: dict[str, Any] = {"object": "billing.meter_event_adjustment", "cancel": cancel, "type": "cancel"}
+    return body | {"event_name": event.event_name, "livemode": mode.livemode, "status": "pending"}
 
 
 JOBS = {ADD_UP: lambda mode, _: mode.usage.add_up()}

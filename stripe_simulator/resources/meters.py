@@ -6,10 +6,10 @@ import hashlib
 from collections import Counter
 from typing import Final
 
-from stripe_simulator.errors import ApiError, no_such, not_simulated
+from stripe_simulator.errors import no_such, not_simulated
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page_of
-from stripe_simulator.resources.common import reads
+from stripe_simulator.resources.common import check, reads
 from stripe_simulator.store import Object
 from stripe_simulator.usage import DECIMAL_PLACES_MAX, HOUR_S, MINUTE_S
 
@@ -44,8 +44,7 @@ def _create(mode: Mode, call: Call) -> Object:
 
 def _turn(mode: Mode, call: Call, status: str) -> Object:
     meter, now_s, is_active = mode.fetch(KIND, call.id, _LABEL), mode.now_s(), status == "active"
-    if meter["status"] == status:
-        raise ApiError(400, f"The meter {meter['id']} is already {status}.")
+    check(meter["status"] != status, f"The meter {meter['id']} is already {status}.")
     if is_active:
         _check_free(mode, meter["event_name"])
     transitions = {"deactivated_at": None if is_active else now_s}
@@ -55,9 +54,8 @@ def _turn(mode: Mode, call: Call, status: str) -> Object:
 
 def _check_free(mode: Mode, event_name: str) -> None:
     meter = named(mode, event_name)
-    if meter and meter["status"] == "active":
-        message = f"An active meter already exists for event name {event_name}."
-        raise ApiError(400, message, param="event_name")
+    is_free = meter is None or meter["status"] != "active"
+    check(is_free, f"An active meter already exists for event name {event_name}.", "event_name")
 
 
 def _summaries(mode: Mode, call: Call) -> Object:
@@ -86,10 +84,8 @@ def _summaries(mode: Mode, call: Call) -> Object:
 def _check_span(start_s: int, end_s: int, window: str) -> None:
     width_s, name = _WIDTHS_S.get(window, MINUTE_S), window or "minute"
     for param, instant_s in (("start_time", start_s), ("end_time", end_s)):
-        if instant_s % width_s:
-            raise ApiError(400, f"Invalid {param}: must be aligned with {name} boundaries.", param=param)
-    if start_s >= end_s:
-        raise ApiError(400, "Invalid end_time: must be after start_time.", param="end_time")
+        check(instant_s % width_s == 0, f"Invalid {param}: must be aligned with {name} boundaries.", param)
+    check(start_s < end_s, "Invalid end_time: must be after start_time.", "end_time")
 
 
 _PATH: Final = "/v1/billing/meters"

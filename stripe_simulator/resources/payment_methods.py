@@ -7,9 +7,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from stripe_simulator.contract.parameters import Params
-from stripe_simulator.errors import missing_parameter
 from stripe_simulator.mode import Call, Mode, Route, new_object
-from stripe_simulator.resources.common import reads
+from stripe_simulator.resources.common import reads, require
 from stripe_simulator.resources.test_cards import BY_NUMBER, CARDS, Card, card_error, check_number
 from stripe_simulator.store import Object
 
@@ -27,19 +26,15 @@ def card_of(method: Object) -> Card:
 
 
 def create(mode: Mode, call: Call) -> Object:
-    """`POST /v1/payment_methods` with `type=card`. Stripe has no event for it."""
+    """Stripe has no event for it."""
     card = call.params.get("card") or {}
-    for name in ("number", "exp_month", "exp_year"):
-        if name not in card:
-            raise missing_parameter(f"card[{name}]")
+    require(card, "number", "exp_month", "exp_year", within="card")
     check_number(card["number"])
     return mode.store.put(_new(mode, call.params, card["number"], card["exp_year"], card["exp_month"]))
 
 
 def attach(mode: Mode, call: Call) -> Object:
-    """`POST /v1/payment_methods/{payment_method}/attach`."""
-    if "customer" not in call.params:
-        raise missing_parameter("customer")
+    require(call.params, "customer")
     mode.fetch("customer", call.params["customer"], param="customer")
     return attached(mode, resolved(mode, call.id), call.params["customer"])
 
@@ -79,11 +74,10 @@ def _new(mode: Mode, params: Params, number: str, year: int, month: int) -> Obje
     if (year, month) < (now.year, now.month):
         raise card_error("invalid_expiry_year", param="exp_year")
     details: dict[str, Any] = dict.fromkeys(("address", "email", "name", "phone", "tax_id"))
-    number_fields = {"brand": BY_NUMBER[number].brand if number in BY_NUMBER else "visa", "last4": number[-4:]}
     return new_object(mode, "payment_method", "pm", params) | {
         "allow_redisplay": "unspecified", "billing_details": details | params.get("billing_details", {}),
-        "card": {"country": "US", "exp_month": month, "exp_year": year, "fingerprint": _fingerprint(number),
-                 "funding": "credit", **number_fields},
+        "card": {"brand": BY_NUMBER.get(number, CARDS["pm_card_visa"]).brand, "country": "US", "exp_month": month,
+                 "exp_year": year, "fingerprint": _fingerprint(number), "funding": "credit", "last4": number[-4:]},
         "customer": None, "type": "card",
     }  # fmt: skip
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from stripe_simulator import invoicing, payments
-from stripe_simulator.errors import missing_parameter
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import customers, subscriptions
+from stripe_simulator.resources.common import require
 from stripe_simulator.store import Object
 
 KIND = "billing_portal.session"
@@ -44,8 +44,7 @@ def cancel_at_period_end(mode: Mode, customer: str, subscription: str, *, is_set
 
 def _create(mode: Mode, call: Call) -> Object:
     """Stripe has no event for it."""
-    if not call.params.get("customer"):
-        raise missing_parameter("customer")
+    require(call.params, "customer")
     customer = mode.fetch("customer", call.params["customer"], param="customer")
     body: Object = dict.fromkeys(("flow", "locale", "on_behalf_of")) | new_object(mode, KIND, "bps", {})
     del body["metadata"]

@@ -9,10 +9,10 @@ from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.amounts import exact_amount
 from stripe_simulator.engine.periods import Recurrence
 from stripe_simulator.engine.tiers import Price, Tier, TransformQuantity
-from stripe_simulator.errors import ApiError, missing_parameter, require_one, require_positive
+from stripe_simulator.errors import ApiError, require_one, require_positive
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources.common import changed, reads
+from stripe_simulator.resources.common import changed, check, reads, require
 from stripe_simulator.store import Object
 
 INDEXED = {"price": ("product", "lookup_key")}
@@ -24,22 +24,19 @@ CREATE: Final = (
     "transform_quantity", "unit_amount", "unit_amount_decimal",
 )  # fmt: skip
 _DEFAULTS: Final = {
-    "active": True, "billing_scheme": "per_unit", "nickname": None, "tax_behavior": "unspecified", "tiers_mode": None,
-    "transform_quantity": None,
+    "active": True, "billing_scheme": "per_unit", "custom_unit_amount": None, "lookup_key": None, "nickname": None,
+    "tax_behavior": "unspecified", "tiers_mode": None, "transform_quantity": None,
 }  # fmt: skip
 FILTERS: Final = ("active", "product")
 _NOT_WITH: Final = {
-    "per_unit": ("tiers", "tiers_mode"),
-    "tiered": ("unit_amount", "unit_amount_decimal", "transform_quantity"),
-}
+    "per_unit": ("tiers", "tiers_mode"), "tiered": ("unit_amount", "unit_amount_decimal", "transform_quantity"),
+}  # fmt: skip
 
 
 def create(mode: Mode, call: Call) -> Object:
-    """`POST /v1/prices`."""
     params = call.params
     currency = params["currency"].lower()
-    if len(currency) != 3 or not currency.isalpha():
-        raise ApiError(400, f"Invalid currency: {currency}.", param="currency")
+    check(len(currency) == 3 and currency.isalpha(), f"Invalid currency: {currency}.", "currency")
     amounts = _amounts(params)
     recurring = _recurring(mode, params["recurring"]) if "recurring" in params else None
     if require_one(params, "product", "product_data") == "product":
@@ -48,15 +45,9 @@ def create(mode: Mode, call: Call) -> Object:
         product = _new_product(mode, params["product_data"])
     body = {
         **{name: params.get(name, default) for name, default in _DEFAULTS.items()},
-        **new_object(mode, "price", "price", params),
-        **amounts,
-        "currency": currency,
-        "custom_unit_amount": None,
-        "lookup_key": None,
-        "product": product["id"],
-        "recurring": recurring,
-        "type": "recurring" if recurring else "one_time",
-    }
+        **new_object(mode, "price", "price", params), **amounts, "currency": currency, "product": product["id"],
+        "recurring": recurring, "type": "recurring" if recurring else "one_time",
+    }  # fmt: skip
     return mode.store.save(_with_key(mode, body, params))
 
 
@@ -70,10 +61,6 @@ def _list(mode: Mode, call: Call) -> Object:
     keys = call.params.get("lookup_keys")
     where = {name: call.params.get(name) for name in FILTERS}
     return page(mode, call, "price", where, lambda price: not keys or price["lookup_key"] in keys)
-
-
-def _create_product(mode: Mode, call: Call) -> Object:
-    return _new_product(mode, call.params)
 
 
 def _new_product(mode: Mode, params: Params) -> Object:
@@ -119,19 +106,16 @@ def _amounts(params: Params) -> Object:
     """The amounts of a new price. Raises `ApiError` if they do not fit the billing scheme."""
     scheme = params.get("billing_scheme", "per_unit")
     for name in _NOT_WITH[scheme]:
-        if name in params:
-            raise ApiError(400, f"`{name}` cannot be set if `billing_scheme={scheme}`.", param=name)
+        check(name not in params, f"`{name}` cannot be set if `billing_scheme={scheme}`.", name)
     if scheme == "per_unit":
         require_one(params, "unit_amount", "unit_amount_decimal")
         require_positive(params.get("transform_quantity", {}), "divide_by", within="transform_quantity")
         return _amount(params, "unit_amount")
-    for name in ("recurring", "tiers_mode", "tiers"):
-        if not params.get(name):
-            raise missing_parameter(name)
+    require(params, "recurring", "tiers_mode", "tiers")
     bounds = [tier["up_to"] for tier in params["tiers"]]
-    if bounds[-1] != "inf" or "inf" in bounds[:-1] or bounds[:-1] != sorted({0, *bounds[:-1]})[1:]:
-        message = "The tiers must be in ascending order of `up_to`, and the last one alone must be `inf`."
-        raise ApiError(400, message, param="tiers")
+    message = "The tiers must be in ascending order of `up_to`, and the last one alone must be `inf`."
+    is_last = bounds.count("inf") == 1 and bounds[-1] == "inf"
+    check(is_last and bounds[:-1] == sorted({0, *bounds[:-1]})[1:], message, "tiers")
     tiers: list[Object] = [
         {"up_to": None if bound == "inf" else bound, **_amount(tier, "unit_amount"), **_amount(tier, "flat_amount")}
         for bound, tier in zip(bounds, params["tiers"], strict=True)
@@ -149,8 +133,7 @@ def _amount(params: Params, name: str) -> Object:
         exact = exact_amount(params[key])
     except ValueError as error:
         raise ApiError(400, f"Invalid decimal: {error}", param=key) from error
-    if exact < 0:
-        raise ApiError(400, "Invalid non-negative integer", code="parameter_invalid_integer", param=key)
+    check(exact >= 0, "Invalid non-negative integer", key, "parameter_invalid_integer")
     whole, text = int(exact) if exact.denominator == 1 else None, f"{Decimal(params[key]):f}"
     return {name: whole, f"{name}_decimal": str(whole) if whole is not None else text.rstrip("0")}
 
@@ -158,9 +141,8 @@ def _amount(params: Params, name: str) -> Object:
 def _recurring(mode: Mode, params: Params) -> Object:
     body = {"interval_count": 1, "meter": None, "trial_period_days": None, "usage_type": "licensed", **params}
     require_positive(params, "interval_count", within="recurring")
-    if (body["usage_type"] == "metered") != (body["meter"] is not None):
-        message = "A price with `usage_type=metered` must have a meter, and no other price can have one."
-        raise ApiError(400, message, param="recurring[meter]")
+    message = "A price with `usage_type=metered` must have a meter, and no other price can have one."
+    check((body["usage_type"] == "metered") == (body["meter"] is not None), message, "recurring[meter]")
     if body["meter"] is not None:
         mode.fetch("billing.meter", body["meter"], "billing meter", "recurring[meter]")
     return body
@@ -171,14 +153,14 @@ def _with_key(mode: Mode, body: Object, params: Params) -> Object:
     key = params.get("lookup_key", body["lookup_key"])
     holder = next(mode.store.newest("price", "lookup_key", key), body) if key else body
     if holder["id"] != body["id"]:
-        if not params.get("transfer_lookup_key"):
-            raise ApiError(400, f"A price (`{holder['id']}`) already uses that lookup key.", param="lookup_key")
+        is_moved = params.get("transfer_lookup_key", False)
+        check(is_moved, f"A price (`{holder['id']}`) already uses that lookup key.", "lookup_key")
         mode.store.save({**holder, "lookup_key": None})
     return {**body, "lookup_key": key}
 
 
 ROUTES = (
-    Route("POST", "/v1/products", _create_product, (*PRODUCT, "id", "metadata")),
+    Route("POST", "/v1/products", lambda mode, call: _new_product(mode, call.params), (*PRODUCT, "id", "metadata")),
     *reads("/v1/products/{id}", "product", "active"),
     Route("POST", "/v1/products/{id}", _update_product, (*PRODUCT, "metadata")),
     Route("POST", "/v1/prices", create, CREATE),

@@ -8,7 +8,7 @@ from stripe_simulator.engine.periods import Recurrence, boundary
 from stripe_simulator.errors import ApiError
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import customers
-from stripe_simulator.resources.common import reads
+from stripe_simulator.resources.common import check, reads
 from stripe_simulator.resources.prices import recurrence_of
 from stripe_simulator.resources.subscription_changes import ENDED, items_of
 from stripe_simulator.store import Object
@@ -21,9 +21,7 @@ _READY: Final = {"status": "ready", "status_details": {}}
 
 
 def create(mode: Mode, call: Call) -> Object:
-    """`POST /v1/test_helpers/test_clocks`."""
-    if mode.livemode:
-        raise ApiError(400, "Test clocks are only available in test mode.")
+    check(not mode.livemode, "Test clocks are only available in test mode.")
     body = new_object(mode, _KIND, "clock", {}) | {"frozen_time": call.params["frozen_time"], **_READY}
     del body["metadata"]
     body |= {"deletes_after": mode.now_s() + KEPT_S, "name": call.params.get("name")}
@@ -32,19 +30,16 @@ def create(mode: Mode, call: Call) -> Object:
 
 
 def advance(mode: Mode, call: Call) -> Object:
-    """`POST /v1/test_helpers/test_clocks/{test_clock}/advance`: answers `advancing`, and is `ready` soon after."""
+    """Answers `advancing`; the clock is `ready` soon after."""
     clock, target = mode.fetch(_KIND, call.id, _LABEL), call.params["frozen_time"]
     if clock["status"] != "ready":
         raise ApiError(429, "Test clock advancement underway - cannot perform modifications.", code="lock_timeout")
-    if target <= clock["frozen_time"]:
-        message = "The frozen_time must be later than the current frozen_time of the test clock."
-        raise ApiError(400, message, param="frozen_time")
-    if target > _latest(mode, clock):
-        message = "You cannot advance a test clock by more than two intervals of its shortest subscription."
-        raise ApiError(400, message, param="frozen_time")
+    message = "The frozen_time must be later than the current frozen_time of the test clock."
+    check(target > clock["frozen_time"], message, "frozen_time")
+    message = "You cannot advance a test clock by more than two intervals of its shortest subscription."
+    check(target <= _latest(mode, clock), message, "frozen_time")
     mode.clockwork.schedule(mode.now_ms(), ADVANCE, {"clock": call.id, "until_s": target})
-    details = {"advancing": {"target_frozen_time": target}}
-    clock |= {"status": "advancing", "status_details": details}
+    clock |= {"status": "advancing", "status_details": {"advancing": {"target_frozen_time": target}}}
     return mode.store.save(clock, "test_helpers.test_clock.advancing")
 
 

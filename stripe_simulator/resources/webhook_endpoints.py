@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 from stripe_simulator.contract.parameters import Params, api_version
 from stripe_simulator.deliveries import DELIVERY, DESTINATION, SEND, new_secret, publish
-from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
+from stripe_simulator.errors import not_simulated
 from stripe_simulator.mode import Call, Mode, Route, new_object
-from stripe_simulator.resources.common import changed, reads
+from stripe_simulator.resources.common import changed, check, reads, require
 from stripe_simulator.store import Object
 from stripe_simulator.times import rfc3339
 
@@ -43,8 +43,7 @@ def _create_destination(mode: Mode, call: Call) -> Object:
     params, now = call.params, rfc3339(mode.now_ms())
     if params["type"] != "webhook_endpoint":
         raise not_simulated(f"event destinations of type {params['type']}")
-    if not params.get("webhook_endpoint"):
-        raise missing_parameter("webhook_endpoint")
+    require(params, "webhook_endpoint")
     url, payload = _checked(params["webhook_endpoint"]["url"], "webhook_endpoint[url]"), params["event_payload"]
     body: Object = {
         "id": mode.store.new_id("ed_live" if mode.livemode else "ed_test", 24), "object": DESTINATION, "created": now,
@@ -63,12 +62,10 @@ def _create_destination(mode: Mode, call: Call) -> Object:
 def _checked(url: str, param: str) -> str:
     try:
         parts = urlsplit(url)
-        is_good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_good = False
-    if not is_good:
-        message = "Invalid URL: An explicit scheme (such as https) must be provided."
-        raise ApiError(400, message, code="url_invalid", param=param)
+    check(is_good, "Invalid URL: An explicit scheme (such as https) must be provided.", param, "url_invalid")
     return url
 
 

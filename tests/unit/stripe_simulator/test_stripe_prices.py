@@ -295,7 +295,7 @@ async def test_promotion_code_is_for_one_customer_and_once(sdk: Sdk) -> None:
         "max_redemptions": 1,
         "expires_at": NOW_S + 100,
     }
-    code = await sdk("v1.promotion_codes.create", {**params, "restrictions": {"first_time_transaction": True}})
+    code = await sdk("v1.promotion_codes.create", params)
     taken = await sdk.error("v1.promotion_codes.create", params)
     with pytest.raises(ApiError):
         await discount(sdk, {"promotion_code": code["id"]})
