@@ -10,10 +10,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
-from stripe_simulator.errors import ApiError
-from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
-from stripe_simulator.resources.common import reads, require
-from stripe_simulator.resources.payment_methods import attached, card_of, resolved
+from stripe_simulator.mode import Mode, Route, new_object, retrieve
+from stripe_simulator.resources.common import reads
+from stripe_simulator.resources.payment_methods import attached, card_of
 from stripe_simulator.resources.test_cards import ASK, REQUIRES_ACTION, card_error
 from stripe_simulator.store import Object
 
@@ -94,46 +93,19 @@ def decline_next(mode: Mode, customer: str, decline_code: str, count: int = 1) -
 
 
 def set_up(mode: Mode, method: Object, customer: str, *, agreed: bool) -> Object:
-    """Give a customer a card on a hosted page. Raises `ApiError` if the cardholder must agree and has not."""
-    intent = _create_setup(mode, Call("", {"customer": customer}))
-    intent = _confirm_setup(mode, Call("", {"payment_method": method["id"]}, (intent["id"],)))
-    if intent["status"] == "succeeded":
-        return intent
-    if not agreed:
-        raise card_error("authentication_required")
-    return finish_setup(mode, mode.fetch("setup_intent", intent["id"]))
-
-
-def finish_setup(mode: Mode, intent: Object) -> Object:
-    """Finish a setup intent, as when the cardholder agreed. The customer gets the payment method."""
-    if intent["customer"]:
-        attached(mode, mode.fetch("payment_method", intent["payment_method"]), intent["customer"])
-    return mode.store.save({**intent, "status": "succeeded", "next_action": None}, "setup_intent.succeeded")
-
-
-def _create_setup(mode: Mode, call: Call) -> Object:
-    params = call.params
-    if params.get("customer"):
-        mode.fetch("customer", params["customer"], param="customer")
-    body: Object = dict.fromkeys(("last_setup_error", "next_action", "payment_method"))
-    body |= new_object(mode, "setup_intent", "seti", params) | {
-        "customer": params.get("customer"), "payment_method_types": ["card"], "status": "requires_payment_method",
-        "usage": "off_session",
-    }  # fmt: skip
-    return mode.store.save(body | {"client_secret": _secret(mode, body)})
-
-
-def _confirm_setup(mode: Mode, call: Call) -> Object:
-    intent = mode.fetch("setup_intent", call.id)
-    if intent["status"] == "succeeded":
-        message = "You cannot confirm this SetupIntent because it has already succeeded."
-        raise ApiError(400, message, code="setup_intent_unexpected_state", fields={"setup_intent": intent})
-    require(call.params, "payment_method")
-    method = resolved(mode, call.params["payment_method"], "payment_method")
-    intent |= {"payment_method": method["id"]}
+    """Give a customer a card on a hosted page, with a SetupIntent. Raises `ApiError` if the cardholder must agree and
+    has not."""
+    body: Object = dict.fromkeys(("last_setup_error", "next_action")) | new_object(mode, "setup_intent", "seti", {})
+    intent = mode.store.save(body | {
+        "client_secret": _secret(mode, body), "customer": customer, "payment_method": method["id"],
+        "payment_method_types": ["card"], "status": "requires_confirmation", "usage": "off_session",
+    })  # fmt: skip
     if card_of(method).authentication:
-        return mode.store.save(intent | ASK, "setup_intent.requires_action")
-    return finish_setup(mode, intent)
+        mode.store.save(intent | ASK, "setup_intent.requires_action")
+        if not agreed:
+            raise card_error("authentication_required")
+    attached(mode, method, customer)
+    return mode.store.save({**intent, "status": "succeeded"}, "setup_intent.succeeded")
 
 
 def _new(mode: Mode, customer: str, currency: str, invoice: str) -> Object:
@@ -191,7 +163,5 @@ def _is_set_up(mode: Mode, method: Object) -> bool:
 
 ROUTES = (
     *reads("/v1/payment_intents/{intent}", "payment_intent", "customer"),
-    Route("POST", "/v1/setup_intents", _create_setup, ("customer", "metadata")),
     Route("GET", "/v1/setup_intents/{intent}", retrieve("setup_intent")),
-    Route("POST", "/v1/setup_intents/{intent}/confirm", _confirm_setup, ("payment_method",)),
 )

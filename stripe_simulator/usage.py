@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
@@ -21,7 +21,7 @@ DECIMAL_PLACES_MAX: Final = 12
 # Sums stay finite as a double.
 EXPONENT_MAX: Final = 30
 MINUTE_S: Final = 60
-HOUR_S: Final = 3_600
+HOUR_MINUTES: Final = 60
 _NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?$")
 
 ADD_UP: Final = "usage.add_up"
@@ -138,14 +138,16 @@ class Usage:
         """The rejected events that were received in the validation window that starts at `start_ms`."""
         return [event for event in self._rejected.get(start_ms, ()) if event.status == "rejected"]
 
-    def sums(self, meter: str, customer: str, start_s: int, end_s: int) -> Iterable[tuple[int, int]]:
-        """(start of an hour, sum in multiples of 10^-12) of the hours with events within `[start_s, end_s)`, in order.
-        The ends are whole minutes."""
-        hours = self._sums.get((meter, customer), {})
-        for hour in sorted(hour for hour in hours if start_s // HOUR_S <= hour <= (end_s - 1) // HOUR_S):
-            minutes = hours[hour].items()
-            if parts := [part for minute, part in minutes if start_s <= minute * MINUTE_S < end_s]:
-                yield hour * HOUR_S, sum(parts)
+    def total(self, meter: str, customer: str, start_s: int, end_s: int) -> int:
+        """The sum, in multiples of 10^-12, of the events of the minutes that begin in `[start_s, end_s)`."""
+        first, last = -(-start_s // MINUTE_S), -(-end_s // MINUTE_S)
+        total = 0
+        for hour, minutes in self._sums.get((meter, customer), {}).items():
+            if first <= hour * HOUR_MINUTES and (hour + 1) * HOUR_MINUTES <= last:
+                total += sum(minutes.values())
+            elif first < (hour + 1) * HOUR_MINUTES and hour * HOUR_MINUTES < last:
+                total += sum(value for minute, value in minutes.items() if first <= minute < last)
+        return total
 
     def _window(self, received_ms: int) -> tuple[int, int]:
         """The validation window of an event."""
@@ -193,6 +195,6 @@ class Usage:
         event.status = "canceled"
 
     def _add(self, event: MeterEvent, sign: int) -> None:
-        minutes = self._sums[event.meter, event.customer].setdefault(event.timestamp_s // HOUR_S, {})
-        value = sign * int(Decimal(event.value or 0).scaleb(DECIMAL_PLACES_MAX))
-        minutes[event.timestamp_s // MINUTE_S] = minutes.get(event.timestamp_s // MINUTE_S, 0) + value
+        minute = event.timestamp_s // MINUTE_S
+        minutes = self._sums[event.meter, event.customer].setdefault(minute // HOUR_MINUTES, {})
+        minutes[minute] = minutes.get(minute, 0) + sign * int(Decimal(event.value or 0).scaleb(DECIMAL_PLACES_MAX))

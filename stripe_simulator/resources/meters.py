@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from typing import Final
 
 from stripe_simulator.errors import no_such, not_simulated
@@ -11,13 +10,12 @@ from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page_of
 from stripe_simulator.resources.common import check, reads
 from stripe_simulator.store import Object
-from stripe_simulator.usage import DECIMAL_PLACES_MAX, HOUR_S, MINUTE_S
+from stripe_simulator.usage import DECIMAL_PLACES_MAX, MINUTE_S
 
 KIND: Final = "billing.meter"
 INDEXED = {KIND: ("event_name",)}
 UNIT: Final = 10**DECIMAL_PLACES_MAX
 _CREATE: Final = ("customer_mapping", "default_aggregation", "display_name", "event_name", "value_settings")
-_WIDTHS_S: Final = {"hour": HOUR_S, "day": 24 * HOUR_S}
 _LABEL: Final = "billing meter"
 
 
@@ -59,41 +57,28 @@ def _check_free(mode: Mode, event_name: str) -> None:
 
 
 def _summaries(mode: Mode, call: Call) -> Object:
-    """Newest first, over the events that are older than the lag. Without a window there is always one row."""
+    """One row over the events that are older than the lag."""
     start_s, end_s, customer = (call.params[name] for name in ("start_time", "end_time", "customer"))
-    window = call.params.get("value_grouping_window", "")
     meter = mode.fetch(KIND, call.id, _LABEL)
-    _check_span(start_s, end_s, window)
+    for param, instant_s in (("start_time", start_s), ("end_time", end_s)):
+        check(instant_s % MINUTE_S == 0, f"Invalid {param}: must be aligned with minute boundaries.", param)
+    check(start_s < end_s, "Invalid end_time: must be after start_time.", "end_time")
     if mode.store.get("customer", customer) is None:
         raise no_such("customer", customer, "customer")
-    width_s = _WIDTHS_S.get(window, 0)
-    values = Counter[int]() if window else Counter({start_s: 0})
-    for hour_s, value in mode.usage.sums(meter["id"], customer, start_s, end_s):
-        values[hour_s // width_s * width_s if window else start_s] += value
-    rows = []
-    for begin_s, value in sorted(values.items(), reverse=True):
-        span_s = (begin_s, begin_s + width_s if window else end_s)
-        digest = hashlib.sha256(repr((meter["id"], customer, *span_s)).encode()).hexdigest()
-        rows.append({
-            "id": f"mtrusg_{digest[:24]}", "object": "billing.meter_event_summary", "aggregated_value": value / UNIT,
-            "end_time": span_s[1], "livemode": meter["livemode"], "meter": meter["id"], "start_time": begin_s,
-        })  # fmt: skip
-    return page_of(call, rows)
-
-
-def _check_span(start_s: int, end_s: int, window: str) -> None:
-    width_s, name = _WIDTHS_S.get(window, MINUTE_S), window or "minute"
-    for param, instant_s in (("start_time", start_s), ("end_time", end_s)):
-        check(instant_s % width_s == 0, f"Invalid {param}: must be aligned with {name} boundaries.", param)
-    check(start_s < end_s, "Invalid end_time: must be after start_time.", "end_time")
+    digest = hashlib.sha256(repr((meter["id"], customer, start_s, end_s)).encode()).hexdigest()
+    row = {
+        "id": f"mtrusg_{digest[:24]}", "object": "billing.meter_event_summary",
+        "aggregated_value": mode.usage.total(meter["id"], customer, start_s, end_s) / UNIT, "end_time": end_s,
+        "livemode": meter["livemode"], "meter": meter["id"], "start_time": start_s,
+    }  # fmt: skip
+    return page_of(call, [row])
 
 
 _PATH: Final = "/v1/billing/meters"
-_SPAN: Final = ("customer", "start_time", "end_time", "value_grouping_window")
 ROUTES = (
     Route("POST", _PATH, _create, _CREATE),
     *reads(f"{_PATH}/{{id}}", KIND, "status", label=_LABEL),
     Route("POST", f"{_PATH}/{{id}}/deactivate", lambda mode, call: _turn(mode, call, "inactive")),
     Route("POST", f"{_PATH}/{{id}}/reactivate", lambda mode, call: _turn(mode, call, "active")),
-    Route("GET", f"{_PATH}/{{id}}/event_summaries", _summaries, (*LIST, *_SPAN)),
+    Route("GET", f"{_PATH}/{{id}}/event_summaries", _summaries, (*LIST, "customer", "start_time", "end_time")),
 )

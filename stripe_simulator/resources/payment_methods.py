@@ -36,15 +36,7 @@ def create(mode: Mode, call: Call) -> Object:
 def attach(mode: Mode, call: Call) -> Object:
     require(call.params, "customer")
     mode.fetch("customer", call.params["customer"], param="customer")
-    return attached(mode, resolved(mode, call.id), call.params["customer"])
-
-
-def resolved(mode: Mode, identifier: str, param: str = "id") -> Object:
-    """A copy of a payment method. The name of a test card, such as `pm_card_visa`, gives a new payment method."""
-    if identifier not in CARDS or mode.livemode:
-        return mode.fetch("payment_method", identifier, _LABEL, param)
-    year = datetime.fromtimestamp(mode.now_s(), UTC).year + _YEARS_VALID
-    return mode.store.put(_new(mode, {}, CARDS[identifier].number, year, 12))
+    return attached(mode, _resolved(mode, call.id), call.params["customer"])
 
 
 def attached(mode: Mode, method: Object, customer: str) -> Object:
@@ -57,14 +49,12 @@ def attached(mode: Mode, method: Object, customer: str) -> Object:
     return mode.store.save({**method, "customer": customer}, "payment_method.attached")
 
 
-def _detach(mode: Mode, call: Call) -> Object:
-    """The payment method stops being the customer's default."""
-    method = mode.fetch("payment_method", call.id, _LABEL)
-    customer = mode.store.edit("customer", method["customer"] or "")
-    if customer and customer["invoice_settings"]["default_payment_method"] == method["id"]:
-        customer["invoice_settings"]["default_payment_method"] = None
-        mode.store.save(customer)
-    return mode.store.save({**method, "customer": None}, "payment_method.detached")
+def _resolved(mode: Mode, identifier: str) -> Object:
+    """A copy of a payment method. The name of a test card, such as `pm_card_visa`, gives a new payment method."""
+    if identifier not in CARDS or mode.livemode:
+        return mode.fetch("payment_method", identifier, _LABEL)
+    year = datetime.fromtimestamp(mode.now_s(), UTC).year + _YEARS_VALID
+    return mode.store.put(_new(mode, {}, CARDS[identifier].number, year, 12))
 
 
 def _new(mode: Mode, params: Params, number: str, year: int, month: int) -> Object:
@@ -93,5 +83,4 @@ ROUTES = (
     Route("POST", "/v1/payment_methods", create, CREATE),
     *reads(_ITEM, "payment_method", "customer", "type", label=_LABEL),
     Route("POST", f"{_ITEM}/attach", attach, ("customer",)),
-    Route("POST", f"{_ITEM}/detach", _detach),
 )

@@ -414,8 +414,8 @@ def _usage(mode: Mode, subscription: Object, state: Object, item: Object, until:
 
 def _value(mode: Mode, customer: str, price: Object, period: Period) -> Fraction:
     """Usage is known by minute: a minute belongs to the period in which it begins."""
-    sums = mode.usage.sums(price["recurring"]["meter"], customer, period.start, period.end)
-    return Fraction(sum(value for _, value in sums), 10**DECIMAL_PLACES_MAX)
+    total = mode.usage.total(price["recurring"]["meter"], customer, period.start, period.end)
+    return Fraction(total, 10**DECIMAL_PLACES_MAX)
 
 
 def _row(debit: Debit) -> list[Any]:
