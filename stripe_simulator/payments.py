@@ -1,7 +1,7 @@
 """Charges, as payment intents, and cards for later charges, as setup intents.
 
 The first charge of an invoice creates a PaymentIntent, and each later attempt uses it again. The PaymentIntent names
-the invoice in `payment_details.order_reference`. Sources: docs.stripe.com/api/payment_intents, …/setup_intents.
+the invoice in `payment_details.order_reference`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
-from stripe_simulator.mode import Mode, Route, new_object, retrieve
-from stripe_simulator.resources.common import reads
+from stripe_simulator.mode import Mode, new_object
+from stripe_simulator.resources.common import Object
 from stripe_simulator.resources.payment_methods import attached, card_of
 from stripe_simulator.resources.test_cards import ASK, REQUIRES_ACTION, card_error
-from stripe_simulator.store import Object
 
-INDEXED = {"payment_intent": ("customer", "payment_method"), "setup_intent": ("payment_method",)}
 _NULL: Final = ("canceled_at", "cancellation_reason", "last_payment_error", "next_action", "payment_method")
 
 
@@ -159,9 +157,3 @@ def _is_set_up(mode: Mode, method: Object) -> bool:
     intents = [*mode.store.newest("setup_intent", "payment_method", method["id"])]
     intents += mode.store.newest("payment_intent", "payment_method", method["id"])
     return any(intent["status"] == "succeeded" for intent in intents)
-
-
-ROUTES = (
-    *reads("/v1/payment_intents/{intent}", "payment_intent", "customer"),
-    Route("GET", "/v1/setup_intents/{intent}", retrieve("setup_intent")),
-)

@@ -101,11 +101,12 @@ class Usage:
         """
         now_ms, code = self._clockwork.now_ms(), event.code or self._judge(event)
         identifier = event.identifier or f"{len(self.events) + 1:032x}"
-        start_ms, end_ms = self._window(now_ms)
+        start_ms = self._window_start(now_ms)
         with self._journal.transaction():
             if code and start_ms not in self._rejected:
-                due_ms = end_ms + self._timing.validation_delay_ms
-                self._clockwork.schedule(due_ms, REPORT, {"start_ms": start_ms, "end_ms": end_ms})
+                end_ms = start_ms + self._timing.window_ms
+                arguments = {"start_ms": start_ms, "end_ms": end_ms}
+                self._clockwork.schedule(end_ms + self._timing.validation_delay_ms, REPORT, arguments)
             # One job at a time: the job schedules the next one.
             if self._added == len(self.events):
                 self._clockwork.schedule(now_ms + self._timing.lag_ms, ADD_UP, {})
@@ -149,10 +150,8 @@ class Usage:
                 total += sum(value for minute, value in minutes.items() if first <= minute < last)
         return total
 
-    def _window(self, received_ms: int) -> tuple[int, int]:
-        """The validation window of an event."""
-        start_ms = received_ms // self._timing.window_ms * self._timing.window_ms
-        return start_ms, start_ms + self._timing.window_ms
+    def _window_start(self, received_ms: int) -> int:
+        return received_ms // self._timing.window_ms * self._timing.window_ms
 
     def _schedule(self) -> None:
         if self._added < len(self.events):
@@ -180,7 +179,7 @@ class Usage:
         event.seq = len(self.events)
         if event.code:
             event.status = "rejected"
-            self._rejected[self._window(event.received_ms)[0]].append(event)
+            self._rejected[self._window_start(event.received_ms)].append(event)
 
     def _apply_added(self, end: int) -> None:
         for event in self.events[self._added : end]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any, Final
 
 from stripe_simulator import invoicing, payments
-from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.tiers import total
 from stripe_simulator.errors import not_simulated
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import customers, previews, subscriptions
-from stripe_simulator.resources.common import check, reads, require
+from stripe_simulator.resources.common import Object, Params, check, reads, require
 from stripe_simulator.resources.payment_methods import attached
 from stripe_simulator.resources.prices import engine_price
 from stripe_simulator.resources.test_cards import card_error
-from stripe_simulator.store import Object
 
 KIND: Final = "checkout.session"
 # What the hosted page shows and what completion needs: {"lines": [...], "items": [...], "subscription": {...}}.
@@ -24,9 +22,9 @@ OPEN_S: Final = 86_400
 INDEXED = {KIND: ("customer", "payment_intent", "subscription")}
 CREATE: Final = (
     "automatic_tax[enabled]", "cancel_url", "client_reference_id", "currency", "customer", "customer_email",
-    "discounts", "line_items", "metadata", "mode", "subscription_data", "success_url",
+    "discounts", "line_items", "metadata", "mode", "subscription_data[description]", "subscription_data[metadata]",
+    "subscription_data[trial_end]", "subscription_data[trial_period_days]", "success_url",
 )  # fmt: skip
-_DATA: Final = {"description", "metadata", "trial_end", "trial_period_days"}
 _NULL: Final = (
     "amount_subtotal", "amount_total", "cancel_url", "client_reference_id", "currency", "customer", "customer_details",
     "customer_email", "invoice", "payment_intent", "setup_intent", "subscription", "success_url", "total_details",
@@ -68,8 +66,6 @@ def _create(mode: Mode, call: Call) -> Object:
     if params.get("customer"):
         mode.fetch("customer", params["customer"], param="customer")
     require(params, "mode", "success_url", "currency" if kind == "setup" else "line_items")
-    if other := params.get("subscription_data", {}).keys() - _DATA:
-        raise not_simulated(f"subscription_data[{min(other)}] of a checkout session")
     if kind != "subscription" and params.keys() & {"subscription_data", "discounts", "automatic_tax"}:
         raise not_simulated(f"subscription_data, discounts or automatic_tax with mode={kind}")
     body: Object = dict.fromkeys(_NULL) | new_object(mode, KIND, "cs_live" if mode.livemode else "cs_test", params)

@@ -1,4 +1,4 @@
-"""What most resources share: the routes that read a kind of object, checks, and the change of an object."""
+"""What most resources share: types, the routes that read a kind of object, checks, and the change of an object."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Route, retrieve
 from stripe_simulator.pagination import LIST, listed
 from stripe_simulator.store import Object
+
+__all__ = ["Object", "Params", "changed", "check", "reads", "require"]
 
 
 def reads(path: str, kind: str, *filters: str, label: str = "") -> tuple[Route, Route]:

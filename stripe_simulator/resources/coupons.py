@@ -6,12 +6,10 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
-from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.discounts import Coupon, Discount, discount_from, remaining
 from stripe_simulator.errors import require_one, require_positive
 from stripe_simulator.mode import Call, Mode, Route, new_object
-from stripe_simulator.resources.common import check, reads, require
-from stripe_simulator.store import Object
+from stripe_simulator.resources.common import Object, Params, check, reads, require
 
 INDEXED = {"promotion_code": ("code",)}
 FIELDS: Final = (
@@ -48,9 +46,8 @@ def _create_code(mode: Mode, call: Call) -> Object:
     mode.fetch("coupon", params["promotion"]["coupon"], param="promotion[coupon]")
     if params.get("customer"):
         mode.fetch("customer", params["customer"], param="customer")
-    defaults = {"active": True, "code": mode.store.new_id("", 8)[1:].upper()}
     body = new_object(mode, "promotion_code", "promo", params) | {name: params.get(name) for name in CODE}
-    body |= {name: default for name, default in defaults.items() if body[name] is None}
+    body |= {"active": params.get("active", True), "code": body["code"] or mode.store.new_id("", 8)[1:].upper()}
     is_taken = any(other["active"] for other in mode.store.newest("promotion_code", "code", body["code"]))
     check(not is_taken, f"An active promotion code with `code: {body['code']}` already exists.", "code")
     restrictions = {"minimum_amount": None, "minimum_amount_currency": None, "first_time_transaction": False}
@@ -70,8 +67,7 @@ def redeem(mode: Mode, entry: Params, customer: str, param: str = "discounts[0]"
         return body
     start = mode.now_s(mode.clock_of(customer))
     coupon = mode.fetch("coupon", body["promotion"]["coupon"], param=param) if key == "promotion_code" else body
-    is_free = body.get("customer") in (None, customer)
-    check(is_free, "This promotion code belongs to another customer.", param)
+    check(body.get("customer") in (None, customer), "This promotion code belongs to another customer.", param)
     for counted in [coupon] if coupon is body else [coupon, body]:
         state, end = _STATE[counted["object"]]
         is_valid = counted[state] and (counted[end] is None or counted[end] > start)
@@ -90,14 +86,11 @@ def redeem(mode: Mode, entry: Params, customer: str, param: str = "discounts[0]"
 
 def engine_coupon(coupon: Object) -> Coupon:
     """A stored coupon as the engine computes with it. The coupon must have its `applies_to`, as in the store."""
-    percent = coupon["percent_off"]
+    percent, applies_to = coupon["percent_off"], coupon["applies_to"] or {}
     return Coupon(
-        id=coupon["id"],
         percent_off=None if percent is None else Fraction(Decimal(str(percent))),
-        amount_off=coupon["amount_off"],
-        duration=coupon["duration"],
-        duration_in_months=coupon["duration_in_months"],
-        applies_to=frozenset((coupon["applies_to"] or {}).get("products", ())),
+        applies_to=frozenset(applies_to.get("products", ())),
+        **{name: coupon[name] for name in ("id", "amount_off", "duration", "duration_in_months")},
     )
 
 

@@ -10,8 +10,7 @@ from stripe_simulator.engine.credits import Draw, Grant
 from stripe_simulator.errors import require_positive
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources.common import check, reads, require
-from stripe_simulator.store import Object
+from stripe_simulator.resources.common import Object, check, reads, require
 
 GRANT: Final = "billing.credit_grant"
 ENTRY: Final = "billing.credit_balance_transaction"

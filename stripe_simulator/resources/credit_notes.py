@@ -9,11 +9,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from stripe_simulator import invoicing
-from stripe_simulator.contract.parameters import Params
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import balance_transactions
-from stripe_simulator.resources.common import check, reads, require
-from stripe_simulator.store import Object
+from stripe_simulator.resources.common import Object, Params, check, reads, require
 
 INDEXED = {"credit_note": ("invoice",), "refund": ("payment_intent",)}
 CREATE: Final = ("amount", "credit_amount", "invoice", "memo", "metadata", "reason", "refund_amount")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from stripe_simulator.contract.parameters import Params
 from stripe_simulator.errors import no_such
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources.common import changed, check
+from stripe_simulator.resources.common import Params, changed, check
 from stripe_simulator.resources.subscription_changes import ENDED, end
 from stripe_simulator.store import Object, copied
 

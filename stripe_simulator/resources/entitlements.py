@@ -6,8 +6,7 @@ from typing import Final
 
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources.common import check, reads
-from stripe_simulator.store import Object
+from stripe_simulator.resources.common import Object, check, reads
 
 FEATURE: Final = "entitlements.feature"
 SUMMARY: Final = "entitlements.active_entitlement_summary"

@@ -8,8 +8,7 @@ from typing import Final
 from stripe_simulator.errors import no_such, not_simulated
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page_of
-from stripe_simulator.resources.common import check, reads
-from stripe_simulator.store import Object
+from stripe_simulator.resources.common import Object, check, reads
 from stripe_simulator.usage import DECIMAL_PLACES_MAX, MINUTE_S
 
 KIND: Final = "billing.meter"

@@ -6,11 +6,9 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from stripe_simulator.contract.parameters import Params
 from stripe_simulator.mode import Call, Mode, Route, new_object
-from stripe_simulator.resources.common import reads, require
+from stripe_simulator.resources.common import Object, Params, reads, require
 from stripe_simulator.resources.test_cards import BY_NUMBER, CARDS, Card, card_error, check_number
-from stripe_simulator.store import Object
 
 INDEXED = {"payment_method": ("customer",)}
 CREATE: Final = (

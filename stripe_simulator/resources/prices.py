@@ -5,15 +5,13 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Final
 
-from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.amounts import exact_amount
 from stripe_simulator.engine.periods import Recurrence
 from stripe_simulator.engine.tiers import Price, Tier, TransformQuantity
 from stripe_simulator.errors import ApiError, require_one, require_positive
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources.common import changed, check, reads, require
-from stripe_simulator.store import Object
+from stripe_simulator.resources.common import Object, Params, changed, check, reads, require
 
 INDEXED = {"price": ("product", "lookup_key")}
 PRODUCT: Final = ("active", "description", "name", "tax_code")
@@ -85,20 +83,17 @@ def recurrence_of(price: Object) -> Recurrence:
 
 def engine_price(price: Object) -> Price:
     """A stored price as the engine computes with it. The price must have its `tiers`, as in the store."""
-    tiers = [
-        Tier(tier["up_to"], *(exact_amount(tier[f"{name}_amount_decimal"] or 0) for name in ("unit", "flat")))
-        for tier in price.get("tiers", ())
-    ]
     transform = price["transform_quantity"]
     return Price(
-        id=price["id"],
         recurrence=recurrence_of(price),
         unit_amount=exact_amount(price["unit_amount_decimal"] or 0),
-        product=price["product"],
         metered=(price["recurring"] or {}).get("usage_type") == "metered",
-        tiers=tuple(tiers),
-        tiers_mode=price["tiers_mode"],
+        tiers=tuple(
+            Tier(tier["up_to"], *(exact_amount(tier[f"{name}_amount_decimal"] or 0) for name in ("unit", "flat")))
+            for tier in price.get("tiers", ())
+        ),
         transform_quantity=TransformQuantity(**transform) if transform else None,
+        **{name: price[name] for name in ("id", "product", "tiers_mode")},
     )
 
 

@@ -8,10 +8,9 @@ from stripe_simulator.engine.periods import Recurrence, boundary
 from stripe_simulator.errors import ApiError
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import customers
-from stripe_simulator.resources.common import check, reads
+from stripe_simulator.resources.common import Object, check, reads
 from stripe_simulator.resources.prices import recurrence_of
 from stripe_simulator.resources.subscription_changes import ENDED, items_of
-from stripe_simulator.store import Object
 
 ADVANCE: Final = "test_clock.advance"
 KEPT_S: Final = 30 * 86_400
