@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
 from stripe_simulator.mode import Mode, new_object
-from stripe_simulator.resources.common import Object
+from stripe_simulator.resources.conventions import Object
 from stripe_simulator.resources.payment_methods import attached, card_of
 from stripe_simulator.resources.test_cards import ASK, REQUIRES_ACTION, card_error
 

@@ -63,21 +63,21 @@ class UsageTiming(NamedTuple):
 
 
 class Usage:
-    """The usage of one mode. `customer_exists` serves the validation. Its jobs are `ADD_UP` and `REPORT`."""
+    """The usage of one mode. `has_customer` serves the validation. Its jobs are `ADD_UP` and `REPORT`."""
 
     def __init__(
         self,
         journal: Journal,
         clockwork: Clockwork,
         name: str,
-        customer_exists: Callable[[str], bool],
+        has_customer: Callable[[str], bool],
         timing: UsageTiming,
     ) -> None:
         self.events: list[MeterEvent] = []
         self._journal = journal
         self._clockwork = clockwork
         self._name = name
-        self._customer_exists = customer_exists
+        self._has_customer = has_customer
         self._timing = timing
         self._latest: dict[str, int] = {}
         self._added = 0
@@ -161,7 +161,7 @@ class Usage:
         """Why the event is rejected, or "" if it is accepted."""
         if not event.customer:
             return "meter_event_no_customer_defined"
-        if not self._customer_exists(event.customer):
+        if not self._has_customer(event.customer):
             return "meter_event_customer_not_found"
         if event.value is None:
             return "meter_event_value_not_found"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stripe_simulator.mode import Call, Mode, Route
-from stripe_simulator.resources.common import Object
+from stripe_simulator.resources.conventions import Object
 
 
 def _retrieve(mode: Mode, _call: Call) -> Object:

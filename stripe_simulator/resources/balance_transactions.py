@@ -6,7 +6,7 @@ from typing import Final
 
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources.common import Object
+from stripe_simulator.resources.conventions import Object
 
 KIND: Final = "customer_balance_transaction"
 PATH: Final = "/v1/customers/{customer}/balance_transactions"

@@ -9,7 +9,7 @@ from stripe_simulator.engine.tiers import total
 from stripe_simulator.errors import not_simulated
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import customers, previews, subscriptions
-from stripe_simulator.resources.common import Object, Params, check, reads, require
+from stripe_simulator.resources.conventions import Object, Params, check, reads, require
 from stripe_simulator.resources.payment_methods import attached
 from stripe_simulator.resources.prices import engine_price
 from stripe_simulator.resources.test_cards import card_error
@@ -110,9 +110,8 @@ def _priced(mode: Mode, session: Object, data: Params) -> list[Object]:
     with mode.journal.discarded():
         customer = session["customer"] or customers.new(mode, {})["id"]
         invoice = previews.create(mode, Call("", {"customer": customer, "subscription_details": data}))
-    discount, tax = (
-        sum(entry["amount"] for entry in invoice[name]) for name in ("total_discount_amounts", "total_taxes")
-    )
+    sums = (invoice["total_discount_amounts"], invoice["total_taxes"])
+    discount, tax = (sum(entry["amount"] for entry in entries) for entries in sums)
     session |= _amounts(invoice["currency"], invoice["subtotal"], discount, tax)
     return [{"description": line["description"], "amount": line["amount"]} for line in invoice["lines"]["data"]]
 
@@ -122,8 +121,7 @@ def _one_time(mode: Mode, session: Object, items: list[Object]) -> list[Object]:
     lines: list[Object] = []
     for item in items:
         price, quantity = mode.fetch("price", item["price"]), item.get("quantity", 1)
-        message = "You specified `payment` mode but passed a recurring price. Either switch to `subscription` mode."
-        check(not price["recurring"], message, "line_items")
+        check(not price["recurring"], "You specified `payment` mode but passed a recurring price.", "line_items")
         name = mode.fetch("product", price["product"])["name"]
         lines.append({"description": f"{quantity} × {name}", "amount": total(engine_price(price), quantity)})
         session |= _amounts(price["currency"], sum(line["amount"] for line in lines))

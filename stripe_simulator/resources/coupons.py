@@ -9,7 +9,7 @@ from typing import Final
 from stripe_simulator.engine.discounts import Coupon, Discount, discount_from, remaining
 from stripe_simulator.errors import require_one, require_positive
 from stripe_simulator.mode import Call, Mode, Route, new_object
-from stripe_simulator.resources.common import Object, Params, check, reads, require
+from stripe_simulator.resources.conventions import Object, Params, check, reads, require
 
 INDEXED = {"promotion_code": ("code",)}
 FIELDS: Final = (

@@ -10,7 +10,7 @@ from stripe_simulator.engine.credits import Draw, Grant
 from stripe_simulator.errors import require_positive
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources.common import Object, check, reads, require
+from stripe_simulator.resources.conventions import Object, check, reads, require
 
 GRANT: Final = "billing.credit_grant"
 ENTRY: Final = "billing.credit_balance_transaction"
@@ -72,16 +72,15 @@ def _summary(mode: Mode, call: Call) -> Object:
         {"available_balance": _money(usable[currency], currency), "ledger_balance": _money(total, currency)}
         for currency, total in totals.items()
     ]
-    fields = {"balances": balances, "customer": customer["id"], "livemode": mode.livemode}
-    return {"object": "billing.credit_balance_summary", **fields}
+    kind = "billing.credit_balance_summary"
+    return {"object": kind, "balances": balances, "customer": customer["id"], "livemode": mode.livemode}
 
 
 def grants_of(mode: Mode, customer: str, currency: str) -> list[Grant]:
     """The engine's form of a customer's grants, oldest first."""
-    names = ("priority", "category", "effective_at", "expires_at", "created")
+    names = ("id", "priority", "category", "effective_at", "expires_at", "created")
     return [
         Grant(
-            id=body["id"],
             available=_available(mode, body),
             prices=frozenset(price["id"] for price in body["applicability_config"]["scope"].get("prices") or ()),
             **{name: body[name] for name in names},
@@ -116,9 +115,10 @@ def reinstate(mode: Mode, invoice: Object) -> None:
 
 def _end(mode: Mode, body: Object, kind: str) -> Object:
     left = _available(mode, body)
-    if left:
-        _record(mode, body, "debit", kind, left)
-    return mode.store.save({**body, "updated": _now_s(mode, body)}) if left else body
+    if not left:
+        return body
+    _record(mode, body, "debit", kind, left)
+    return mode.store.save({**body, "updated": _now_s(mode, body)})
 
 
 def _now_s(mode: Mode, body: Object) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from stripe_simulator import invoicing
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import balance_transactions
-from stripe_simulator.resources.common import Object, Params, check, reads, require
+from stripe_simulator.resources.conventions import Object, Params, check, reads, require
 
 INDEXED = {"credit_note": ("invoice",), "refund": ("payment_intent",)}
 CREATE: Final = ("amount", "credit_amount", "invoice", "memo", "metadata", "reason", "refund_amount")
@@ -27,8 +27,7 @@ def _create(mode: Mode, call: Call) -> Object:
     check(invoice["status"] in ("open", "paid"), message, "invoice")
     credited = invoice["post_payment_credit_notes_amount"]
     left = invoice["amount_remaining"] if is_open else invoice["amount_paid"] - credited
-    message = f"The credit note amount ({total}) must be positive and at most what is left of the invoice ({left})."
-    check(0 < total <= left, message, "amount")
+    check(0 < total <= left, f"The credit note amount ({total}) must be positive and at most {left}.", "amount")
     note = _note(mode, params, invoice, total)
     if is_open:
         mode.store.save(note)
@@ -69,13 +68,13 @@ def _note(mode: Mode, params: Params, invoice: Object, total: int) -> Object:
 def _give_back(mode: Mode, params: Params, invoice: Object, note: Object) -> None:
     """Give a paid amount back; the note says how."""
     credit, refund = (params.get(name) or 0 for name in ("credit_amount", "refund_amount"))
-    message = f"The sum of credit amount and refund amount ({credit + refund}) must equal the credit note amount"
-    check(credit + refund == note["total"], f"{message} ({note['total']}).")
+    check(credit + refund == note["total"], f"Credit amount and refund amount must add up to {note['total']}.")
     if credit:
-        customer, source = mode.fetch("customer", note["customer"]), {"credit_note": note["id"]}
-        entry = balance_transactions.record(
-            mode, customer, -credit, "credit_note", note["currency"], invoice=invoice["id"], **source
+        customer, source = (
+            mode.fetch("customer", note["customer"]),
+            {"credit_note": note["id"], "invoice": invoice["id"]},
         )
+        entry = balance_transactions.record(mode, customer, -credit, "credit_note", note["currency"], **source)
         note["customer_balance_transaction"] = entry["id"]
     if refund:
         payment = next(mode.store.newest("invoice_payment", "invoice", invoice["id"]), None)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from stripe_simulator.errors import no_such
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources.common import Params, changed, check
+from stripe_simulator.resources.conventions import Params, changed, check
 from stripe_simulator.resources.subscription_changes import ENDED, end
 from stripe_simulator.store import Object, copied
 
@@ -20,9 +19,9 @@ _ADDRESS: Final = ("city", "country", "line1", "line2", "postal_code", "state")
 
 
 def create(mode: Mode, call: Call) -> Object:
-    clock = call.params.get("test_clock")
-    if clock is not None and mode.store.get("test_helpers.test_clock", clock) is None:
-        raise no_such("test clock", clock, "test_clock", 400)
+    """A customer of the real clock or of a test clock."""
+    if clock := call.params.get("test_clock"):
+        mode.fetch("test_helpers.test_clock", clock, "test clock", "test_clock")
     return new(mode, call.params)
 
 
@@ -39,6 +38,7 @@ def new(mode: Mode, params: Params, identifier: str = "") -> Object:
 
 
 def update(mode: Mode, call: Call) -> Object:
+    """Change the given fields."""
     return mode.store.save(_changed(mode, mode.fetch("customer", call.id), call.params))
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources.common import Object, check, reads
+from stripe_simulator.resources.conventions import Object, check, reads
 
 FEATURE: Final = "entitlements.feature"
 SUMMARY: Final = "entitlements.active_entitlement_summary"

@@ -14,7 +14,7 @@ from stripe_simulator.deliveries import pending, publish
 from stripe_simulator.errors import no_such
 from stripe_simulator.mode import Call, Mode, Route
 from stripe_simulator.pagination import COMPARISONS, LIST, page, page_v2
-from stripe_simulator.resources.common import Object, check
+from stripe_simulator.resources.conventions import Object, check
 from stripe_simulator.resources.meter_events import NO_METER
 from stripe_simulator.times import milliseconds_of, rfc3339
 from stripe_simulator.usage import REPORT, MeterEvent

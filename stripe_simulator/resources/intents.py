@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stripe_simulator.mode import Route, retrieve
-from stripe_simulator.resources.common import reads
+from stripe_simulator.resources.conventions import reads
 
 INDEXED = {"payment_intent": ("customer", "payment_method"), "setup_intent": ("payment_method",)}
 ROUTES = (

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from stripe_simulator.errors import ApiError, unauthorized
 from stripe_simulator.mode import Call, Mode, Route
-from stripe_simulator.resources.common import Object, Params, check, require
+from stripe_simulator.resources.conventions import Object, Params, check, require
 from stripe_simulator.resources.meters import named
 from stripe_simulator.times import milliseconds_of, rfc3339, seconds_of
 from stripe_simulator.usage import ADD_UP, MeterEvent, number_of

@@ -7,8 +7,7 @@ from typing import Final
 
 from stripe_simulator.errors import no_such, not_simulated
 from stripe_simulator.mode import Call, Mode, Route, new_object
-from stripe_simulator.pagination import LIST, page_of
-from stripe_simulator.resources.common import Object, check, reads
+from stripe_simulator.resources.conventions import Object, check, reads
 from stripe_simulator.usage import DECIMAL_PLACES_MAX, MINUTE_S
 
 KIND: Final = "billing.meter"
@@ -70,7 +69,7 @@ def _summaries(mode: Mode, call: Call) -> Object:
         "aggregated_value": mode.usage.total(meter["id"], customer, start_s, end_s) / UNIT, "end_time": end_s,
         "livemode": meter["livemode"], "meter": meter["id"], "start_time": start_s,
     }  # fmt: skip
-    return page_of(call, [row])
+    return {"object": "list", "url": call.path, "has_more": False, "data": [row]}
 
 
 _PATH: Final = "/v1/billing/meters"
@@ -79,5 +78,5 @@ ROUTES = (
     *reads(f"{_PATH}/{{id}}", KIND, "status", label=_LABEL),
     Route("POST", f"{_PATH}/{{id}}/deactivate", lambda mode, call: _turn(mode, call, "inactive")),
     Route("POST", f"{_PATH}/{{id}}/reactivate", lambda mode, call: _turn(mode, call, "active")),
-    Route("GET", f"{_PATH}/{{id}}/event_summaries", _summaries, (*LIST, "customer", "start_time", "end_time")),
+    Route("GET", f"{_PATH}/{{id}}/event_summaries", _summaries, ("customer", "start_time", "end_time")),
 )

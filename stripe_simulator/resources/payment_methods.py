@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from stripe_simulator.mode import Call, Mode, Route, new_object
-from stripe_simulator.resources.common import Object, Params, reads, require
+from stripe_simulator.resources.conventions import Object, Params, reads, require
 from stripe_simulator.resources.test_cards import BY_NUMBER, CARDS, Card, card_error, check_number
 
 INDEXED = {"payment_method": ("customer",)}
@@ -32,6 +32,7 @@ def create(mode: Mode, call: Call) -> Object:
 
 
 def attach(mode: Mode, call: Call) -> Object:
+    """Give a customer a payment method, also by the name of a test card."""
     require(call.params, "customer")
     mode.fetch("customer", call.params["customer"], param="customer")
     return attached(mode, _resolved(mode, call.id), call.params["customer"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from stripe_simulator import invoicing, payments
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import customers, subscriptions
-from stripe_simulator.resources.common import Object, require
+from stripe_simulator.resources.conventions import Object, require
 
 KIND = "billing_portal.session"
 

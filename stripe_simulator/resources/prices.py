@@ -11,7 +11,7 @@ from stripe_simulator.engine.tiers import Price, Tier, TransformQuantity
 from stripe_simulator.errors import ApiError, require_one, require_positive
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources.common import Object, Params, changed, check, reads, require
+from stripe_simulator.resources.conventions import Object, Params, changed, check, reads, require
 
 INDEXED = {"price": ("product", "lookup_key")}
 PRODUCT: Final = ("active", "description", "name", "tax_code")
@@ -32,6 +32,7 @@ _NOT_WITH: Final = {
 
 
 def create(mode: Mode, call: Call) -> Object:
+    """A price of a product that exists, or of a new one by `product_data`."""
     params = call.params
     currency = params["currency"].lower()
     check(len(currency) == 3 and currency.isalpha(), f"Invalid currency: {currency}.", "currency")

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from stripe_simulator.engine.taxes import TaxRate
 from stripe_simulator.mode import Mode, new_object
-from stripe_simulator.resources.common import Object, reads
+from stripe_simulator.resources.conventions import Object, reads
 
 INDEXED = {"tax_rate": ("country",)}
 # Standard rates in percent. Customers of other countries pay no tax.

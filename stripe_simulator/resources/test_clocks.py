@@ -8,7 +8,7 @@ from stripe_simulator.engine.periods import Recurrence, boundary
 from stripe_simulator.errors import ApiError
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import customers
-from stripe_simulator.resources.common import Object, check, reads
+from stripe_simulator.resources.conventions import Object, check, reads
 from stripe_simulator.resources.prices import recurrence_of
 from stripe_simulator.resources.subscription_changes import ENDED, items_of
 
@@ -20,6 +20,7 @@ _READY: Final = {"status": "ready", "status_details": {}}
 
 
 def create(mode: Mode, call: Call) -> Object:
+    """A clock that stands at `frozen_time`."""
     check(not mode.livemode, "Test clocks are only available in test mode.")
     body = new_object(mode, _KIND, "clock", {}) | {"frozen_time": call.params["frozen_time"], **_READY}
     del body["metadata"]
@@ -33,8 +34,7 @@ def advance(mode: Mode, call: Call) -> Object:
     clock, target = mode.fetch(_KIND, call.id, _LABEL), call.params["frozen_time"]
     if clock["status"] != "ready":
         raise ApiError(429, "Test clock advancement underway - cannot perform modifications.", code="lock_timeout")
-    message = "The frozen_time must be later than the current frozen_time of the test clock."
-    check(target > clock["frozen_time"], message, "frozen_time")
+    check(target > clock["frozen_time"], "The frozen_time must be later than the current one.", "frozen_time")
     message = "You cannot advance a test clock by more than two intervals of its shortest subscription."
     check(target <= _latest(mode, clock), message, "frozen_time")
     mode.clockwork.schedule(mode.now_ms(), ADVANCE, {"clock": call.id, "until_s": target})

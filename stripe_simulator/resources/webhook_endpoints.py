@@ -9,7 +9,7 @@ from stripe_simulator.contract.parameters import Params, api_version
 from stripe_simulator.deliveries import DELIVERY, DESTINATION, SEND, new_secret, publish
 from stripe_simulator.errors import not_simulated
 from stripe_simulator.mode import Call, Mode, Route, new_object
-from stripe_simulator.resources.common import Object, changed, check, reads, require
+from stripe_simulator.resources.conventions import Object, changed, check, reads, require
 from stripe_simulator.times import rfc3339
 
 INDEXED = {DELIVERY: ("event",)}
