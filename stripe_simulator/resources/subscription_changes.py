@@ -22,7 +22,6 @@ from stripe_simulator.errors import ApiError, missing_parameter, no_such, not_si
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Mode
 from stripe_simulator.resources import coupons
-from stripe_simulator.resources.meter_event_summaries import aggregate
 from stripe_simulator.resources.prices import engine_price
 from stripe_simulator.store import Object, copied
 from stripe_simulator.usage import DECIMAL_PLACES_MAX
@@ -415,9 +414,8 @@ def _usage(mode: Mode, subscription: Object, state: Object, item: Object, until:
 
 def _value(mode: Mode, customer: str, price: Object, period: Period) -> Fraction:
     """Usage is known by minute: a minute belongs to the period in which it begins."""
-    meter = mode.fetch("billing.meter", price["recurring"]["meter"])
-    cells = list(mode.usage.cells(meter["id"], customer, period.start, period.end))
-    return Fraction(aggregate(meter, cells), 10**DECIMAL_PLACES_MAX)
+    total = mode.usage.total(price["recurring"]["meter"], customer, period.start, period.end)
+    return Fraction(total, 10**DECIMAL_PLACES_MAX)
 
 
 def _row(debit: Debit) -> list[Any]:

@@ -6,9 +6,8 @@ from fractions import Fraction
 from typing import Final, NamedTuple
 
 from stripe_simulator.engine.taxes import TaxRate
-from stripe_simulator.mode import Mode, Route, new_object, retrieve
-from stripe_simulator.pagination import LIST, listed
-from stripe_simulator.store import Object
+from stripe_simulator.mode import Mode, new_object
+from stripe_simulator.resources.conventions import Object, reads
 
 INDEXED = {"tax_rate": ("country",)}
 # Standard rates in percent. Customers of other countries pay no tax.
@@ -35,7 +34,4 @@ def rate_of(mode: Mode, customer: Object) -> AppliedRate | None:
     return AppliedRate(TaxRate(Fraction(RATES[country])), stored["id"])
 
 
-ROUTES = (
-    Route("GET", "/v1/tax_rates", listed("tax_rate"), (*LIST, "created")),
-    Route("GET", "/v1/tax_rates/{tax_rate}", retrieve("tax_rate")),
-)
+ROUTES = reads("/v1/tax_rates/{tax_rate}", "tax_rate")

@@ -6,11 +6,9 @@ from typing import Final
 
 from stripe_simulator.contract.parameters import Params, api_version
 from stripe_simulator.deliveries import DELIVERY, DESTINATION, SEND, new_secret
-from stripe_simulator.errors import missing_parameter, not_simulated, require_urls
-from stripe_simulator.metadata import merged
-from stripe_simulator.mode import Call, Mode, Route
-from stripe_simulator.pagination import LIST, page
-from stripe_simulator.store import Object
+from stripe_simulator.errors import not_simulated, require_urls
+from stripe_simulator.mode import Call, Mode, Route, new_object
+from stripe_simulator.resources.conventions import Object, changed, reads, require
 from stripe_simulator.times import rfc3339
 
 INDEXED = {DELIVERY: ("event",)}
@@ -24,31 +22,26 @@ def create(mode: Mode, call: Call) -> Object:
     version = call.params.get("api_version")
     if version not in (None, api_version()):
         raise not_simulated(f"events of the API version {version}")
-    body: Object = {
-        "id": mode.store.new_id("we"), "object": _KIND, "api_version": version, "application": None,
-        "created": mode.now_s(), "description": None, "livemode": mode.livemode, "metadata": {}, "status": "enabled",
-    }  # fmt: skip
-    mode.store.put(_changed(body, call.params))
+    body = new_object(mode, _KIND, "we", {}) | {"api_version": version, "application": None, "status": "enabled"}
+    body = mode.store.put(_changed({**body, "description": None}, call.params))
     return {**body, "secret": new_secret(mode, body["id"])}
 
 
-def update(mode: Mode, call: Call) -> Object:
-    """`POST /v1/webhook_endpoints/{webhook_endpoint}`."""
+def _update(mode: Mode, call: Call) -> Object:
     return mode.store.put(_changed(mode.fetch(_KIND, call.id), call.params))
 
 
-def delete(mode: Mode, call: Call) -> Object:
-    """`DELETE /v1/webhook_endpoints/{webhook_endpoint}`. Its deliveries fail at their next attempt."""
+def _delete(mode: Mode, call: Call) -> Object:
+    """Its deliveries fail at their next attempt."""
     return mode.store.remove(_KIND, mode.fetch(_KIND, call.id)["id"])
 
 
-def create_destination(mode: Mode, call: Call) -> Object:
-    """`POST /v2/core/event_destinations`, of type `webhook_endpoint` only."""
+def _create_destination(mode: Mode, call: Call) -> Object:
+    """Of the type `webhook_endpoint` only."""
     params, now = call.params, rfc3339(mode.now_ms())
     if params["type"] != "webhook_endpoint":
         raise not_simulated(f"event destinations of type {params['type']}")
-    if not params.get("webhook_endpoint"):
-        raise missing_parameter("webhook_endpoint")
+    require(params, "webhook_endpoint")
     require_urls(params["webhook_endpoint"], "url", within="webhook_endpoint")
     url, payload = params["webhook_endpoint"]["url"], params["event_payload"]
     body: Object = {
@@ -66,21 +59,17 @@ def create_destination(mode: Mode, call: Call) -> Object:
 
 
 def _changed(body: Object, params: Params) -> Object:
-    body |= {name: params[name] for name in FIELDS if name in params and name != "metadata"}
-    require_urls(body, "url")
-    if "disabled" in params:
-        body["status"] = "disabled" if params["disabled"] else "enabled"
-    if "metadata" in params:
-        body["metadata"] = merged(body["metadata"], params["metadata"])
-    return body
+    after = changed(body, params, ("description", "enabled_events", "url"))
+    require_urls(after, "url")
+    return after | ({"status": "disabled" if params["disabled"] else "enabled"} if "disabled" in params else {})
 
 
 JOBS = {SEND: lambda mode, arguments: mode.outbox.put_nowait(arguments["delivery"])}
+_PATH: Final = "/v1/webhook_endpoints"
 ROUTES = (
-    Route("POST", "/v1/webhook_endpoints", create, (*FIELDS, "api_version")),
-    Route("GET", "/v1/webhook_endpoints", lambda mode, call: page(mode, call, _KIND), LIST),
-    Route("GET", "/v1/webhook_endpoints/{webhook_endpoint}", lambda mode, call: mode.fetch(_KIND, call.id)),
-    Route("POST", "/v1/webhook_endpoints/{webhook_endpoint}", update, (*FIELDS, "disabled")),
-    Route("DELETE", "/v1/webhook_endpoints/{webhook_endpoint}", delete),
-    Route("POST", "/v2/core/event_destinations", create_destination, DESTINATION_CREATE),
+    Route("POST", _PATH, create, (*FIELDS, "api_version")),
+    *reads(f"{_PATH}/{{webhook_endpoint}}", _KIND),
+    Route("POST", f"{_PATH}/{{webhook_endpoint}}", _update, (*FIELDS, "disabled")),
+    Route("DELETE", f"{_PATH}/{{webhook_endpoint}}", _delete),
+    Route("POST", "/v2/core/event_destinations", _create_destination, DESTINATION_CREATE),
 )
