@@ -1,6 +1,6 @@
 """Invoices from the draft to the payment: what subscriptions and the routes of invoices share.
 
-Money is computed by `engine.cycle.totals`. An invoice's lines are stored in one object of the kind `invoice_lines`; the
+Money is computed by `engine.totals`. An invoice's lines are stored in one object of the kind `invoice_lines`; the
 invoice itself shows the first ten.
 """
 
@@ -12,10 +12,10 @@ from typing import Any, Final
 from stripe_simulator import invoice_lines as form
 from stripe_simulator import payments
 from stripe_simulator.engine.amounts import charge_min
-from stripe_simulator.engine.collection import INVOICE_MOVES, InvoiceStatus, advances, after_failure, is_charged
-from stripe_simulator.engine.cycle import totals
+from stripe_simulator.engine.collection import DAY_S, HARD_DECLINE_CODES, INVOICE_MOVES, InvoiceStatus, after_failure
 from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import Period
+from stripe_simulator.engine.totals import totals
 from stripe_simulator.errors import ApiError
 from stripe_simulator.invoice_lines import owner_of
 from stripe_simulator.mode import Mode, new_object
@@ -23,11 +23,10 @@ from stripe_simulator.resources import balance_transactions, coupons, credit_gra
 from stripe_simulator.store import Object
 
 # Modules that follow a subscription's invoices, filled by `registry.py`. Each has functions of (mode, invoice):
-# `invoice_paid`, `invoice_failed` (after each failed attempt; `next_payment_attempt` is None after the last),
-# `invoice_voided`, and `invoice_lines`: the new lines of a draft that becomes final, or None if none changed.
+# `invoice_paid`, `invoice_voided`, and `invoice_failed`: after each failed attempt. After the last attempt,
+# `next_payment_attempt` is None.
 LISTENERS: list[Any] = []
 LINES_SHOWN: Final = 10
-DAY_S: Final = 86_400
 FINALIZE: Final = "invoice.finalize"
 COLLECT: Final = "invoice.collect"
 _NULL: Final = (
@@ -76,7 +75,8 @@ def subscription_invoice(
     if mode.journal.discards:
         raise Drafted(invoice, bodies)
     behavior = (subscription.get("pause_collection") or {}).get("behavior")
-    if behavior == "keep_as_draft" or (reason == "subscription_cycle" and not advances(subscription["status"])):
+    # The invoices of an unpaid subscription stay drafts.
+    if behavior == "keep_as_draft" or (reason == "subscription_cycle" and subscription["status"] == "unpaid"):
         return mode.store.save({**invoice, "auto_advance": False})
     if draft_grace_s:
         return schedule_finalization(mode, invoice, invoice["created"] + draft_grace_s)
@@ -119,17 +119,19 @@ def new(mode: Mode, customer: Object, currency: str, reason: str, subscription: 
     return invoice | {"period_end": invoice["created"], "period_start": invoice["created"]}
 
 
+def waiting_for(mode: Mode, customer: str, *owners: str) -> list[Object]:
+    """The pending invoice items of a customer's subscriptions, oldest first; an empty id: of no subscription."""
+    items = mode.store.newest("invoiceitem", "customer", customer)
+    return [item for item in items if item["invoice"] is None and owner_of(item) in owners][::-1]
+
+
 def take_pending(mode: Mode, invoice: Object) -> list[Object]:
     """The pending invoice items that the invoice takes, oldest first; they are pending no longer."""
-    owners = {owner_of(invoice), ""} if invoice["billing_reason"] in _TAKES_ALL else {owner_of(invoice)}
-    items = [
-        item
-        for item in mode.store.newest("invoiceitem", "customer", invoice["customer"])
-        if item["invoice"] is None
-        and item["currency"] == invoice["currency"]
-        and (item["parent"] or {"subscription_details": {}})["subscription_details"].get("subscription", "") in owners
-    ][::-1]
-    return [mode.store.put({**item, "invoice": invoice["id"]}) for item in items]
+    owners = (owner_of(invoice), *[""] * (invoice["billing_reason"] in _TAKES_ALL))
+    items = waiting_for(mode, invoice["customer"], *owners)
+    return [
+        mode.store.put({**item, "invoice": invoice["id"]}) for item in items if item["currency"] == invoice["currency"]
+    ]
 
 
 def lines_of(mode: Mode, invoice: Object) -> list[Object]:
@@ -140,15 +142,13 @@ def lines_of(mode: Mode, invoice: Object) -> list[Object]:
 def set_lines(mode: Mode, invoice: Object, bodies: Sequence[Object], *, final: bool = False) -> None:
     """Set a draft's lines and amounts. Only the final amounts contain credit grants."""
     customer = mode.fetch("customer", invoice["customer"])
-    lines, discounts = [form.engine_line(mode, body) for body in bodies], form.discounts_of(mode, invoice["discounts"])
+    discounts = [coupons.discount_of(mode, identifier) for identifier in invoice["discounts"]]
     ids = dict(zip(discounts, invoice["discounts"], strict=True))
-    for line, body in zip(lines, bodies, strict=True):
-        ids.update(zip(line.discounts, body["discounts"], strict=True))
     applied = tax.rate_of(mode, customer) if invoice["automatic_tax"]["enabled"] else None
     result = totals(
-        lines,
+        [form.engine_line(mode, body) for body in bodies],
         discounts=discounts,
-        tax_rate=applied.rate if applied else None,
+        tax_percentage=applied.percentage if applied else None,
         grants=credit_grants.grants_of(mode, customer["id"], invoice["currency"]) if final else (),
         at=mode.now_s(customer["test_clock"] or ""),
         starting_balance=customer["balance"],
@@ -200,11 +200,8 @@ def finalize(mode: Mode, draft: Object) -> Object:
     """Give a draft its final lines, amounts and number. An invoice without an amount due is paid at once."""
     check_move(draft, "open")
     invoice, bodies = {**draft}, lines_of(mode, draft)
-    for listener in LISTENERS if invoice["parent"] else ():
-        fresh = listener.invoice_lines(mode, invoice)
-        if fresh is not None:
-            kept = [body for body in bodies if form.details_of(body)["invoice_item"]]
-            bodies = [*kept, *(form.new_line(mode, invoice, line) for line in fresh)]
+    if invoice["billing_reason"] == "subscription_cycle":
+        bodies = form.with_late_usage(mode, invoice, bodies)
     set_lines(mode, invoice, bodies, final=True)
     _use_balance(mode, invoice, "applied_to_invoice", invoice["ending_balance"] - invoice["starting_balance"])
     customer = mode.fetch("customer", invoice["customer"])
@@ -288,11 +285,11 @@ def run_collect(mode: Mode, arguments: dict[str, Any]) -> None:
         return
     intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {}
     error = intent.get("last_payment_error") or {}
-    declined = (error.get("payment_method") or {}).get("id")
-    if is_charged(error.get("decline_code"), new_payment_method=declined != _payment_method(mode, invoice)):
-        collect(mode, invoice)
-    else:
+    is_same = (error.get("payment_method") or {}).get("id") == _payment_method(mode, invoice)
+    if is_same and error.get("decline_code") in HARD_DECLINE_CODES:
         _failed(mode, {**invoice, "attempt_count": invoice["attempt_count"] + 1})
+    else:
+        collect(mode, invoice)
 
 
 def _collected(mode: Mode, invoice: Object, outcome: payments.Outcome) -> None:

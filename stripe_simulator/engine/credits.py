@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
+from stripe_simulator.engine.lines import Line
+
 
 class Grant(NamedTuple):
     """A credit grant with what is left of it. `prices` empty means: all metered prices. `expires_at` None: never."""
@@ -23,14 +25,6 @@ class Grant(NamedTuple):
     expires_at: int | None = None
     created: int = 0
     prices: frozenset[str] = frozenset()
-
-
-class CreditLine(NamedTuple):
-    """A line as grants see it: `amount` is what discounts left. Only a metered line with a positive amount is paid."""
-
-    amount: int
-    price: str
-    metered: bool
 
 
 class Draw(NamedTuple):
@@ -61,14 +55,17 @@ def in_order(grants: Iterable[Grant], at: int) -> list[Grant]:
     )
 
 
-def draw(grants: Iterable[Grant], lines: Sequence[CreditLine], at: int) -> tuple[Draw, ...]:
-    """What each grant pays of each line. A grant pays the lines in the invoice's order (undocumented)."""
-    left = [line.amount if line.metered else 0 for line in lines]
+def draw(grants: Iterable[Grant], lines: Sequence[Line], nets: Sequence[int], at: int) -> tuple[Draw, ...]:
+    """What each grant pays of each line. A grant pays the lines in the invoice's order (undocumented).
+
+    `nets` are the amounts that discounts left. Only a metered line with a positive one is paid.
+    """
+    left = [max(0, net) if line.metered else 0 for line, net in zip(lines, nets, strict=True)]
     draws = []
     for grant in in_order(grants, at):
         available = grant.available
         for index, line in enumerate(lines):
-            amount = min(available, max(0, left[index])) if not grant.prices or line.price in grant.prices else 0
+            amount = min(available, left[index]) if not grant.prices or line.price in grant.prices else 0
             if amount:
                 draws.append(Draw(grant.id, index, amount))
                 available -= amount
@@ -76,36 +73,13 @@ def draw(grants: Iterable[Grant], lines: Sequence[CreditLine], at: int) -> tuple
     return tuple(draws)
 
 
-def drawn(grants: Sequence[Grant], draws: Iterable[Draw]) -> tuple[Grant, ...]:
-    """The grants after `draws`."""
-    return _changed(grants, draws, -1)
-
-
-def reinstated(grants: Sequence[Grant], draws: Iterable[Draw]) -> tuple[Grant, ...]:
-    """The grants after the invoice with `draws` was voided. A credit note does not give back."""
-    return _changed(grants, draws, 1)
-
-
-def _changed(grants: Sequence[Grant], draws: Iterable[Draw], sign: int) -> tuple[Grant, ...]:
-    amounts: dict[str, int] = {}
-    for entry in draws:
-        amounts[entry.grant] = amounts.get(entry.grant, 0) + sign * entry.amount
-    return tuple(grant._replace(available=grant.available + amounts.get(grant.id, 0)) for grant in grants)
-
-
-class Settlement(NamedTuple):
-    """`amount_due` is to be paid, and `ending_balance` is the customer's balance after the invoice."""
-
-    amount_due: int
-    ending_balance: int
-
-
-def settled(total: int, starting_balance: int, charge_min: int = 0) -> Settlement:
+def settled(total: int, starting_balance: int, charge_min: int = 0) -> tuple[int, int]:
     """Set an invoice's total off against the customer's balance (negative: credit; positive: debt).
 
-    A negative total becomes credit. An amount due below `charge_min` is not charged but becomes debt.
+    A negative total becomes credit. An amount due below `charge_min` is not charged but becomes debt. Returns the
+    amount due and the balance after the invoice.
     """
     owed = total + starting_balance
     if total < 0 or owed <= 0 or owed < charge_min:
-        return Settlement(0, owed)
-    return Settlement(owed, 0)
+        return 0, owed
+    return owed, 0

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from stripe_simulator.engine.amounts import rounded
-from stripe_simulator.engine.discounts import Discount, Part, apply
+from stripe_simulator.engine.discounts import Discount, apply
 from stripe_simulator.engine.lines import Item, Line, licensed_line
 from stripe_simulator.engine.periods import Period
 from stripe_simulator.engine.tiers import exact_total
@@ -47,18 +47,14 @@ def net_amounts(items: Sequence[Item], discounts: Sequence[Discount], mode: Bill
     Flexible mode divides a discount over the items that are billed for the same period. Classic mode takes the whole
     discount off each item: "−0.5 × (10 USD price − 5 USD coupon)" in "Credit prorations".
     """
-    licensed = [item for item in items if not item.price.metered]
     together: dict[object, list[Item]] = {}
-    for item in licensed:
-        together.setdefault(item.period if mode == "flexible" else item.id, []).append(item)
+    for item in items:
+        if not item.price.metered:
+            together.setdefault(item.period if mode == "flexible" else item.id, []).append(item)
     nets = {}
     for group in together.values():
-        exact = [exact_total(item.price, item.quantity) for item in group]
-        parts = [
-            Part(rounded(amount), item.price.product, item.discounts) for item, amount in zip(group, exact, strict=True)
-        ]
-        for item, amount, cuts in zip(group, exact, apply(parts, discounts), strict=True):
-            nets[item.id] = amount - sum(cut.amount for cut in cuts)
+        for item, cuts in zip(group, apply([licensed_line(item) for item in group], discounts), strict=True):
+            nets[item.id] = exact_total(item.price, item.quantity) - sum(cut.amount for cut in cuts)
     return nets
 
 
@@ -125,7 +121,8 @@ def prorate(
     lines: list[Line] = []
     for item_id in {**old, **new}:
         was, will_be = old.get(item_id), new.get(item_id)
-        if was and will_be and _billed_alike(was, will_be):
+        if was == will_be:
+            # A new discount alone creates no proration ("Discount changes and prorations").
             continue
         restarted = will_be is not None and will_be.period.start == at and (was is None or was.period != will_be.period)
         if not prorations and not restarted:
@@ -140,11 +137,6 @@ def prorate(
             lines.append(licensed_line(will_be) if restarted else _charge(will_be, nets_after[item_id], billed))
             ledger.append(Debit(will_be, nets_after[item_id], will_be.period, billed))
     return Prorated(tuple(lines), tuple(ledger))
-
-
-def _billed_alike(was: Item, will_be: Item) -> bool:
-    """A new discount alone creates no proration ("Discount changes and prorations")."""
-    return (was.price, was.quantity, was.period) == (will_be.price, will_be.quantity, will_be.period)
 
 
 def _until(ledger: list[Debit], item_id: str, at: int) -> list[Debit]:
@@ -170,6 +162,5 @@ def _credit(debit: Debit, at: int) -> Line:
 
 
 def _proration(item: Item, amount: int, period: Period) -> Line:
-    return licensed_line(item)._replace(
-        amount=amount, period=period, unit_amount=None, proration=True, discountable=False, discounts=()
-    )
+    line = licensed_line(item)
+    return line._replace(amount=amount, period=period, unit_amount=None, proration=True, discountable=False)

@@ -11,21 +11,19 @@ from typing import Any, Final, NamedTuple
 
 from stripe_simulator import invoicing
 from stripe_simulator.contract.parameters import Params
-from stripe_simulator.engine.collection import expires_at
-from stripe_simulator.engine.cycle import cycle_lines, threshold_reached, totals
+from stripe_simulator.engine.collection import INCOMPLETE_S
 from stripe_simulator.engine.discounts import Discount
-from stripe_simulator.engine.lines import Item, Line, licensed_line
+from stripe_simulator.engine.discounts import apply as cuts_of
+from stripe_simulator.engine.lines import Item, Line, Usage, cycle_lines, licensed_line, usage_lines
 from stripe_simulator.engine.periods import Period, period_containing
 from stripe_simulator.engine.proration import Debit, Prorated, debits_of, prorate, restarts_period
-from stripe_simulator.engine.usage import Usage, billed_by_threshold, swap_lines, usage_lines
 from stripe_simulator.errors import ApiError, missing_parameter, no_such, not_simulated
+from stripe_simulator.invoice_lines import usage_of
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Mode
 from stripe_simulator.resources import coupons
-from stripe_simulator.resources.meter_event_summaries import aggregate
 from stripe_simulator.resources.prices import engine_price
 from stripe_simulator.store import Object, copied
-from stripe_simulator.usage import DECIMAL_PLACES_MAX
 
 SUBSCRIPTION_ITEM: Final = "subscription_item"
 NESTED_MAX: Final = 10
@@ -35,11 +33,9 @@ ENDED: Final = ("canceled", "incomplete_expired")
 WILL_END_S: Final = 3 * 86_400
 _LEDGER: Final = "subscription.ledger"
 # The parts of the ledger that a plan changes.
-_BILLED: Final = ("debits", "usage_from", "billed")
-_NOTES: Final = {"debits": [], "usage_from": {}, "billed": {}, "job": 0, "due": 0, "pending": None}
-_TAKES: Final = frozenset({"id", "price", "quantity", "deleted", "metadata", "billing_thresholds"})
-# Stripe does not say how often it looks for thresholds that are reached.
-_LOOK_S: Final = 3_600
+_BILLED: Final = ("debits", "usage_from")
+_NOTES: Final = {"debits": [], "usage_from": {}, "job": 0, "due": 0, "pending": None}
+_TAKES: Final = frozenset({"id", "price", "quantity", "deleted", "metadata"})
 _PLAN_FIELDS: Final = (
     "id", "active", "billing_scheme", "created", "currency", "livemode", "metadata", "nickname", "product",
     "tiers_mode",
@@ -60,9 +56,9 @@ class Plan(NamedTuple):
 def ledger(mode: Mode, subscription: str) -> Object:
     """A copy of what a subscription remembers beside its Stripe object; `mode.store.put` stores the copy.
 
-    `debits` is the engine's ledger; by metered item, `usage_from` is the second from which its price counts, and
-    `billed` the value and the amount of threshold invoices; `job` and `due` are the next job; `pending` is a change
-    that waits for its invoice: a pending update, or the end of a pause if it `resumes`.
+    `debits` is the engine's ledger; `usage_from` is, by metered item, the second from which its price counts; `job` and
+    `due` are the next job; `pending` is a change that waits for its invoice: a pending update, or the end of a pause if
+    it `resumes`.
     """
     identifier = f"ledger_{subscription}"
     return mode.store.edit(_LEDGER, identifier) or {"id": identifier, "object": _LEDGER, **_NOTES}
@@ -70,19 +66,14 @@ def ledger(mode: Mode, subscription: str) -> Object:
 
 def items_of(mode: Mode, subscription: str) -> list[Object]:
     """The items of a subscription, oldest first; do not change them."""
-    rows = mode.store.newest(SUBSCRIPTION_ITEM, "subscription", subscription)
-    return [row for row in rows if "deleted" not in row][::-1]
+    return list(mode.store.newest(SUBSCRIPTION_ITEM, "subscription", subscription))[::-1]
 
 
 def state_of(mode: Mode, subscription: Object) -> Object:
     """What the next change or renewal starts from: items, billing cycle anchor, and what the ledger says of both."""
-    notes = ledger(mode, subscription["id"])
-    state = {name: notes[name] for name in _BILLED}
-    return {
-        "items": copied(items_of(mode, subscription["id"])),
-        "anchor": subscription["billing_cycle_anchor"],
-        **state,
-    }
+    notes, items = ledger(mode, subscription["id"]), copied(items_of(mode, subscription["id"]))
+    billed = {name: notes[name] for name in _BILLED}
+    return {"items": items, "anchor": subscription["billing_cycle_anchor"], **billed}
 
 
 def plan(
@@ -128,11 +119,11 @@ def plan(
             continue
         usage = _usage(mode, subscription, state, body, min(at, body["current_period_end"]))
         state["usage_from"] = {**state["usage_from"], item.id: at}
-        state["billed"] = {**state["billed"], item.id: ("0", 0)}
-        if usage and (restarted or body["current_period_end"] <= at):
+        ends = restarted or body["current_period_end"] <= at
+        # Flexible mode bills the usage until the change at the old price. Classic mode never bills this usage.
+        is_swapped = billing_mode == "flexible" and behavior != "none" and usage is not None and usage.value > 0
+        if usage and (ends or is_swapped):
             lines += usage_lines(item, usage)
-        elif usage and behavior != "none":
-            lines += swap_lines(billing_mode, item, usage)
     state["debits"] = [_row(debit) for debit in prorated.debits]
     return Plan(tuple(lines), state, restarted or any(not line.proration for line in prorated.lines))
 
@@ -152,35 +143,13 @@ def renewal(mode: Mode, subscription: Object, at: int, *, was_trial: bool) -> Pl
         body |= {"current_period_start": period.start, "current_period_end": period.end}
         renewed.append(item._replace(period=period))
     lines = cycle_lines(renewed, usages)
-    cut_of: dict[str, int] = {}
-    for line, amounts in zip(lines, totals(lines, discounts=_discounts(mode, subscription, at)).lines, strict=True):
-        if not line.metered:
-            cut_of[line.item] = cut_of.get(line.item, 0) + sum(cut.amount for cut in amounts.cuts)
+    cuts = zip(lines, cuts_of(lines, _discounts(mode, subscription, at)), strict=True)
+    discounted = {line.item: sum(cut.amount for cut in own) for line, own in cuts if not line.metered}
     ends = {item.id for item in renewed}
     state["debits"] = [row for row in state["debits"] if row[0] not in ends]
-    state["debits"] += [_row(debit) for debit in debits_of(renewed, cut_of)]
-    for name in ("usage_from", "billed"):
-        state[name] = {key: value for key, value in state[name].items() if key not in ends}
+    state["debits"] += [_row(debit) for debit in debits_of(renewed, discounted)]
+    state["usage_from"] = {key: value for key, value in state["usage_from"].items() if key not in ends}
     return Plan(lines, state)
-
-
-def threshold(mode: Mode, subscription: Object, at: int) -> Plan | None:
-    """The threshold invoice of this instant and the state after it, or None."""
-    state, limit = state_of(mode, subscription), (subscription["billing_thresholds"] or {}).get("amount_gte")
-    limits = {
-        item["id"]: item["billing_thresholds"]["usage_gte"] for item in state["items"] if item["billing_thresholds"]
-    }
-    used = [
-        (_engine_item(subscription, body), usage)
-        for body in state["items"]
-        if (usage := _usage(mode, subscription, state, body, min(at, body["current_period_end"])))
-    ]
-    discounts = _discounts(mode, subscription, at)
-    if not threshold_reached(used, amount_gte=limit, usage_gte=limits, discounts=discounts):
-        return None
-    after = {item.id: billed_by_threshold(item, usage) for item, usage in used}
-    state["billed"] = {key: (str(usage.billed_value), usage.billed_amount) for key, usage in after.items()}
-    return Plan(tuple(line for item, usage in used for line in usage_lines(item, usage)), state)
 
 
 def closing_lines(mode: Mode, subscription: Object, at: int, *, credit: bool, usage: bool) -> tuple[Line, ...]:
@@ -199,21 +168,14 @@ def closing_lines(mode: Mode, subscription: Object, at: int, *, credit: bool, us
     return tuple(lines)
 
 
-def metered_lines(mode: Mode, customer: str, lines: Sequence[Line]) -> tuple[Line, ...]:
-    """The lines of one metered item and period with the usage as it is now: a draft's lines are computed again when the
-    draft becomes final. A negative line is what threshold invoices billed."""
-    body, (item, *_), period = mode.fetch("price", lines[0].price), lines[0], lines[0].period
-    billed = -sum(line.amount for line in lines if line.amount < 0)
-    usage = Usage(_value(mode, customer, body, period), period, billed_amount=billed)
-    return usage_lines(Item(item, engine_price(body), period), usage)
-
-
 def apply(mode: Mode, subscription: Object, state: Object) -> Object:
     """Save the subscription with the state of a plan, and return the stored subscription."""
     identifier, items = subscription["id"], state["items"]
     kept = {item["id"] for item in items}
-    gone = [{**item, "deleted": True} for item in items_of(mode, identifier) if item["id"] not in kept]
-    for item in (*items, *gone):
+    for item in items_of(mode, identifier):
+        if item["id"] not in kept:
+            mode.store.remove(SUBSCRIPTION_ITEM, item["id"])
+    for item in items:
         mode.store.put(item)
     mode.store.put(ledger(mode, identifier) | {name: state[name] for name in _BILLED})
     subscription["billing_cycle_anchor"] = state["anchor"]
@@ -249,7 +211,7 @@ def commit_when_paid(
     mode: Mode, subscription: Object, change: Plan, *, resumes: bool, collect_now: bool = True
 ) -> Object:
     """Invoice a change that takes effect when the invoice is paid within 23 hours. Returns the stored subscription."""
-    identifier, until = mode.store.save(subscription)["id"], expires_at(now_s(mode, subscription))
+    identifier, until = mode.store.save(subscription)["id"], now_s(mode, subscription) + INCOMPLETE_S
     pending = {"state": change.state, "expires_at": until, "resumes": resumes, "invoice": None}
     mode.store.put(ledger(mode, identifier) | {"pending": pending})
     made = invoice(mode, identifier, change.lines, "subscription_update", collect_now=collect_now)
@@ -281,7 +243,7 @@ def watch(mode: Mode, subscription: str) -> Object:
     dues: list[Any] = []
     pending_until = (notes["pending"] or {}).get("expires_at")
     if body["status"] == "incomplete":
-        dues = [expires_at(body["created"])]
+        dues = [body["created"] + INCOMPLETE_S]
     elif body["status"] == "paused":
         dues = [pending_until]
     elif body["status"] not in ENDED:
@@ -294,8 +256,6 @@ def watch(mode: Mode, subscription: str) -> Object:
             schedule["current_phase"]["end_date"] if schedule else None,
         ]
     at = now_s(mode, body)
-    if dues and has_thresholds(mode, body):
-        dues.append(at - at % _LOOK_S + _LOOK_S)
     due = min((due for due in dues if due and due > at), default=0)
     if due != notes["due"]:
         clock, arguments = body["test_clock"] or "", {"subscription": subscription}
@@ -303,14 +263,6 @@ def watch(mode: Mode, subscription: str) -> Object:
         job = mode.clockwork.schedule(due * 1_000, TICK, arguments, clock) if due else 0
         mode.store.put({**notes, "due": due, "job": job})
     return body
-
-
-def has_thresholds(mode: Mode, subscription: Object) -> bool:
-    """Whether usage can cause an invoice inside a period."""
-    if subscription["status"] not in ("active", "past_due"):
-        return False
-    items = items_of(mode, subscription["id"])
-    return bool(subscription["billing_thresholds"] or any(item["billing_thresholds"] for item in items))
 
 
 def now_s(mode: Mode, subscription: Object) -> int:
@@ -343,7 +295,6 @@ def _after(mode: Mode, subscription: Object, before: list[Object], wanted: Seque
             raise ApiError(400, "You cannot set the quantity for metered plans.", param=f"{param}[quantity]")
         else:
             item.pop("quantity", None)
-        item["billing_thresholds"] = change.get("billing_thresholds", item["billing_thresholds"])
         if "metadata" in change:
             item["metadata"] = merged(item["metadata"], change["metadata"])
         after[item["id"]] = item
@@ -407,17 +358,7 @@ def _usage(mode: Mode, subscription: Object, state: Object, item: Object, until:
     start = max(item["current_period_start"], state["usage_from"].get(item["id"], 0))
     if item["price"]["recurring"]["usage_type"] != "metered" or start >= until:
         return None
-    period = Period(start, until)
-    value = _value(mode, subscription["customer"], item["price"], period)
-    billed, amount = state["billed"].get(item["id"], ("0", 0))
-    return Usage(value, period, Fraction(billed), amount)
-
-
-def _value(mode: Mode, customer: str, price: Object, period: Period) -> Fraction:
-    """Usage is known by minute: a minute belongs to the period in which it begins."""
-    meter = mode.fetch("billing.meter", price["recurring"]["meter"])
-    cells = list(mode.usage.cells(meter["id"], customer, period.start, period.end))
-    return Fraction(aggregate(meter, cells), 10**DECIMAL_PLACES_MAX)
+    return usage_of(mode, subscription["customer"], item["price"], Period(start, until))
 
 
 def _row(debit: Debit) -> list[Any]:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from stripe_simulator import invoicing, payments
-from stripe_simulator.engine.collection import after_failure, after_payment, expired
+from stripe_simulator.engine.collection import after_failure, after_payment
 from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import Period
-from stripe_simulator.invoice_lines import details_of, engine_line, owner_of
+from stripe_simulator.invoice_lines import owner_of
 from stripe_simulator.mode import Mode
 from stripe_simulator.resources import subscription_changes as changes
 from stripe_simulator.resources import subscription_schedules
@@ -60,16 +60,13 @@ def _run(mode: Mode, body: Object, at: int) -> None:
         renewed = changes.renewal(mode, body, at, was_trial=was_trial)
         changes.apply(mode, body, renewed.state)
         lines = [*lines, *renewed.lines]
-    if lines or (ended and (not is_over or _has_pending(mode, body))):
+    if lines or (ended and (not is_over or invoicing.waiting_for(mode, body["customer"], body["id"]))):
         spans = ended or changes.items_of(mode, body["id"])
         period = Period(min(item["current_period_start"] for item in spans), at)
         grace_s = mode.settings.invoice_grace_s
         changes.invoice(mode, body["id"], lines, "subscription_cycle", draft_grace_s=grace_s, period=period)
     if is_over:
         changes.end(mode, mode.fetch("subscription", body["id"]), at)
-    elif changes.has_thresholds(mode, body) and (reached := changes.threshold(mode, body, at)):
-        changes.apply(mode, mode.fetch("subscription", body["id"]), reached.state)
-        changes.invoice(mode, body["id"], reached.lines, "subscription_threshold")
 
 
 def _end_trial(mode: Mode, subscription: Object, at: int) -> Object:
@@ -103,7 +100,7 @@ def invoice_paid(mode: Mode, invoice: Object) -> None:
             event = "resumed" if pending["resumes"] else "pending_update_applied"
             mode.store.save(stored, f"customer.subscription.{event}")
     else:
-        status = after_payment(body["status"], latest_invoice=_is_latest(mode, body, invoice)).subscription
+        status = after_payment(body["status"], latest_invoice=_is_latest(mode, body, invoice))
         if status == body["status"]:
             return
         mode.store.save({**body, "status": status})
@@ -136,36 +133,9 @@ def invoice_voided(mode: Mode, invoice: Object) -> None:
         if not notes["pending"]["resumes"]:
             mode.store.save({**body, "pending_update": None}, "customer.subscription.pending_update_expired")
     elif body["status"] == "incomplete":
-        mode.store.save({**body, "status": expired().subscription, "ended_at": changes.now_s(mode, body)})
+        mode.store.save({**body, "status": "incomplete_expired", "ended_at": changes.now_s(mode, body)})
     elif body["status"] in ("past_due", "unpaid") and _is_latest(mode, body, invoice):
         mode.store.save({**body, "status": "active"})
-
-
-def invoice_lines(mode: Mode, invoice: Object) -> list[Line] | None:
-    """The lines of a cycle's draft with the usage that arrived in the grace period; None without metered lines."""
-    if invoice["billing_reason"] != "subscription_cycle":
-        return None
-    bodies = invoicing.lines_of(mode, invoice)
-    own = [body for body in bodies if not details_of(body)["invoice_item"]]
-    lines = [engine_line(mode, body) for body in own]
-    if not any(line.metered for line in lines):
-        return None
-    groups: dict[object, list[Line]] = {}
-    for number, line in enumerate(lines):
-        groups.setdefault((line.item, line.price, line.period) if line.metered else number, []).append(line)
-    return [
-        line
-        for group in groups.values()
-        for line in (changes.metered_lines(mode, invoice["customer"], group) if group[0].metered else group)
-    ]
-
-
-def _has_pending(mode: Mode, subscription: Object) -> bool:
-    """Whether invoice items of the subscription wait for its next invoice."""
-    return any(
-        item["invoice"] is None and owner_of(item) == subscription["id"]
-        for item in mode.store.newest("invoiceitem", "customer", subscription["customer"])
-    )
 
 
 def _owner(mode: Mode, invoice: Object) -> tuple[Object | None, Object]:

@@ -19,7 +19,7 @@ from stripe_simulator.store import Object
 
 DAY_S: Final = 86_400
 _SHARED: Final = (
-    "automatic_tax[enabled]", "billing_thresholds[amount_gte]", "cancel_at", "cancel_at_period_end",
+    "automatic_tax[enabled]", "cancel_at", "cancel_at_period_end",
     "collection_method", "days_until_due", "default_payment_method", "description", "discounts", "items", "metadata",
     "off_session", "payment_behavior", "payment_settings[save_default_payment_method]", "proration_behavior",
     "trial_end", "trial_settings",
@@ -207,12 +207,10 @@ def _new(mode: Mode, customer: Object, at: int) -> Object:
 def _changed(mode: Mode, body: Object, params: Params) -> Object:
     """The body with the parameters that do not touch periods."""
     names = (
-        "billing_thresholds", "collection_method", "days_until_due", "default_payment_method", "description",
+        "collection_method", "days_until_due", "default_payment_method", "description",
         "pause_collection",
     )  # fmt: skip
     body |= {name: params[name] for name in names if name in params}
-    if body["billing_thresholds"]:
-        body["billing_thresholds"] = {"reset_billing_cycle_anchor": None, **body["billing_thresholds"]}
     if body["default_payment_method"]:
         method = mode.fetch("payment_method", body["default_payment_method"], "PaymentMethod", "default_payment_method")
         if method["customer"] != body["customer"]:

@@ -418,7 +418,7 @@ async def test_voiding_gives_an_expired_grant_nothing(shop: Shop) -> None:
     line = Line("si_1", price, "", 100, Fraction(100), Period(end - 60, end), Fraction(1), metered=True)
     with sdk.simulator.journal.transaction():
         subscription = mode.fetch("subscription", shop.subscription)
-        invoice = invoicing.subscription_invoice(mode, subscription, [line], "subscription_threshold")
+        invoice = invoicing.subscription_invoice(mode, subscription, [line], "subscription_update")
     assert (invoice["status"], invoice["amount_due"]) == ("open", 99)
     await shop.advance("2027-03-03")
 
