@@ -364,11 +364,10 @@ def _usage(mode: Mode, subscription: Object, state: Object, item: Object, until:
 def _row(debit: Debit) -> list[Any]:
     """A debit as JSON."""
     item = debit.item
-    return [item.id, item.price.id, item.quantity, str(debit.net), *debit.period, *debit.billed]
+    return [item.id, item.price.id, item.quantity, str(debit.net), *item.period, *debit.billed]
 
 
 def _debit(mode: Mode, row: Sequence[Any]) -> Debit:
     item, price, quantity, net, *seconds = row
-    period = Period(*seconds[:2])
-    engine = Item(item, engine_price(mode.fetch("price", price)), period, quantity)
-    return Debit(engine, Fraction(net), period, Period(*seconds[2:]))
+    whole = Item(item, engine_price(mode.fetch("price", price)), Period(*seconds[:2]), quantity)
+    return Debit(whole, Fraction(net), Period(*seconds[2:]))

@@ -98,7 +98,10 @@ def test_a_restart_credits_and_charges_every_item() -> None:
 
     assert cents(result.lines) == [-450, 1000, -900, 2000]
     assert totals(result.lines, discounts=[percent(10)]).total == -450 + 900 - 900 + 1800
-    assert {debit.item.id: debit.net for debit in result.debits if debit.period == now} == {"si_1": 900, "si_2": 1800}
+    assert {debit.item.id: debit.net for debit in result.debits if debit.item.period == now} == {
+        "si_1": 900,
+        "si_2": 1800,
+    }
 
 
 def test_a_proration_is_never_discounted_again() -> None:
