@@ -45,18 +45,15 @@ def new_item(mode: Mode, customer: Object, line: Line, currency: str, **fields: 
 
 
 def engine_line(mode: Mode, body: Object) -> Line:
-    """The engine's form of an invoice line."""
-    pricing = body["pricing"] or {"price_details": {"price": "", "product": ""}, "unit_amount_decimal": None}
-    price = mode.store.get("price", pricing["price_details"]["price"])
-    details, unit_amount = details_of(body), pricing["unit_amount_decimal"]
+    """The engine's form of an invoice line, as `totals` needs it: with a rounded quantity and without a unit amount."""
+    sold = body["pricing"]["price_details"] if body["pricing"] else {"price": "", "product": ""}
+    price, details = mode.store.get("price", sold["price"]), details_of(body)
     return Line(
         item=details.get("subscription_item") or "",
-        price=pricing["price_details"]["price"],
-        product=pricing["price_details"]["product"],
+        **sold,
         amount=body["amount"],
-        quantity=Fraction(body["quantity_decimal"]),
+        quantity=Fraction(body["quantity"]),
         period=Period(**body["period"]),
-        unit_amount=None if unit_amount is None else Fraction(unit_amount),
         proration=details["proration"],
         discountable=body["discountable"],
         metered=price is not None and (price["recurring"] or {}).get("usage_type") == "metered",

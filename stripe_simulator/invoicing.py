@@ -62,8 +62,8 @@ def subscription_invoice(
 
     Pending invoice items come first. Without grace the invoice is final at once and, if it charges automatically,
     collected: not with `collect_now=False`, as for `payment_behavior=default_incomplete`. With grace it stays a draft
-    until a job of the customer's clock. `reason` is a `billing_reason`. `period` is the invoice's, now by default.
-    Raises `Drafted` inside a preview.
+    until a job of the customer's clock; an unpaid subscription's invoices stay drafts. `reason` is a `billing_reason`.
+    `period` is the invoice's, now by default. Raises `Drafted` inside a preview.
     """
     customer = mode.fetch("customer", subscription["customer"])
     invoice = new(mode, customer, subscription["currency"], reason, subscription)
@@ -74,9 +74,7 @@ def subscription_invoice(
     set_lines(mode, invoice, bodies)
     if mode.journal.discards:
         raise Drafted(invoice, bodies)
-    behavior = (subscription.get("pause_collection") or {}).get("behavior")
-    # The invoices of an unpaid subscription stay drafts.
-    if behavior == "keep_as_draft" or (reason == "subscription_cycle" and subscription["status"] == "unpaid"):
+    if reason == "subscription_cycle" and subscription["status"] == "unpaid":
         return mode.store.save({**invoice, "auto_advance": False})
     if draft_grace_s:
         return schedule_finalization(mode, invoice, invoice["created"] + draft_grace_s)
@@ -185,14 +183,8 @@ def schedule_finalization(mode: Mode, invoice: Object, due_s: int) -> Object:
 def advance(mode: Mode, draft: Object, *, collect_now: bool = True) -> Object:
     """Finalize a draft and, if it charges automatically, collect it. Returns the stored invoice."""
     invoice = finalize(mode, draft)
-    if invoice["status"] == "open":
-        behavior = (_subscription(mode, invoice).get("pause_collection") or {}).get("behavior")
-        if behavior == "void":
-            void(mode, invoice)
-        elif behavior == "mark_uncollectible":
-            mark_uncollectible(mode, invoice, "subscription_paused")
-        elif invoice["collection_method"] == "charge_automatically" and collect_now:
-            collect(mode, invoice)
+    if invoice["status"] == "open" and invoice["collection_method"] == "charge_automatically" and collect_now:
+        collect(mode, invoice)
     return mode.fetch("invoice", invoice["id"])
 
 

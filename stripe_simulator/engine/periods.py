@@ -59,11 +59,12 @@ def boundary(anchor: int, recurrence: Recurrence, index: int) -> int:
 def period_containing(anchor: int, recurrence: Recurrence, at: int) -> Period:
     """The period that contains the second `at`. The anchor may be later than `at`."""
     index = _index_near(anchor, recurrence, at)
-    while boundary(anchor, recurrence, index) > at:
-        index -= 1
-    while boundary(anchor, recurrence, index + 1) <= at:
-        index += 1
-    return Period(boundary(anchor, recurrence, index), boundary(anchor, recurrence, index + 1))
+    start, end = boundary(anchor, recurrence, index), boundary(anchor, recurrence, index + 1)
+    while start > at:
+        index, start, end = index - 1, boundary(anchor, recurrence, index - 1), start
+    while end <= at:
+        index, start, end = index + 1, end, boundary(anchor, recurrence, index + 2)
+    return Period(start, end)
 
 
 def _index_near(anchor: int, recurrence: Recurrence, at: int) -> int:

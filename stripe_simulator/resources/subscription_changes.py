@@ -232,7 +232,7 @@ def end(mode: Mode, subscription: Object, at: int, reason: str = "cancellation_r
         mode.store.save(schedule, "subscription_schedule.canceled")
     details = {**subscription["cancellation_details"], "reason": reason}
     moved = {"status": "canceled", "canceled_at": subscription["canceled_at"] or at, "ended_at": at, "schedule": None}
-    body = {**subscription, **moved, "cancellation_details": details, "pause_collection": None}
+    body = {**subscription, **moved, "cancellation_details": details}
     return mode.store.save(body, "customer.subscription.deleted")
 
 
@@ -252,7 +252,6 @@ def watch(mode: Mode, subscription: str) -> Object:
             *(item["current_period_end"] for item in items_of(mode, subscription)),
             body["cancel_at"],
             body["trial_end"] and body["trial_end"] - WILL_END_S,
-            (body["pause_collection"] or {}).get("resumes_at"),
             schedule["current_phase"]["end_date"] if schedule else None,
         ]
     at = now_s(mode, body)

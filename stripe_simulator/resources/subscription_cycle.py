@@ -41,8 +41,6 @@ def tick(mode: Mode, arguments: dict[str, Any]) -> None:
 def _run(mode: Mode, body: Object, at: int) -> None:
     if body["status"] == "trialing" and body["trial_end"] - changes.WILL_END_S == at:
         mode.store.save(body, "customer.subscription.trial_will_end")
-    if body["pause_collection"] and body["pause_collection"]["resumes_at"] == at:
-        body = mode.store.save({**body, "pause_collection": None})
     ended = [item for item in changes.items_of(mode, body["id"]) if item["current_period_end"] <= at]
     was_trial = body["status"] == "trialing" and body["trial_end"] <= at
     if was_trial:

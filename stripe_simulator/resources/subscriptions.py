@@ -29,7 +29,7 @@ CREATE: Final = (
     "trial_period_days",
 )  # fmt: skip
 UPDATE: Final = (
-    *_SHARED, "billing_cycle_anchor[type]", "cancellation_details", "pause_collection", "proration_date",
+    *_SHARED, "billing_cycle_anchor[type]", "cancellation_details", "proration_date",
 )  # fmt: skip
 _NULL: Final = (
     "application", "application_fee_percent", "billing_cycle_anchor_config", "billing_thresholds", "cancel_at",
@@ -133,12 +133,8 @@ def pause(mode: Mode, call: Call) -> Object:
     if body["billing_mode"]["type"] != "flexible" or body["status"] != "active" or body["schedule"]:
         message = "Only an active subscription with flexible billing mode and without a schedule can be paused."
         raise ApiError(400, message)
-    at, bill = changes.now_s(mode, body), params.get("bill_for") or {}
-    credit_from = bill.get("unused_time_from", {"type": "now"})["type"]
-    if credit_from == "item_current_period_start":
-        raise not_simulated("a pause with unused_time_from[type]=item_current_period_start")
-    usage = bill.get("outstanding_usage_through", {"type": "now"})["type"] == "now"
-    lines = changes.closing_lines(mode, body, at, credit=credit_from == "now", usage=usage)
+    at = changes.now_s(mode, body)
+    lines = changes.closing_lines(mode, body, at, credit=True, usage=True)
     body = subscription_cycle.pause(mode, body, at)
     return _close(mode, body, lines, invoice_now=bool(lines) and params.get("invoicing_behavior") == "invoice")
 
@@ -208,7 +204,6 @@ def _changed(mode: Mode, body: Object, params: Params) -> Object:
     """The body with the parameters that do not touch periods."""
     names = (
         "collection_method", "days_until_due", "default_payment_method", "description",
-        "pause_collection",
     )  # fmt: skip
     body |= {name: params[name] for name in names if name in params}
     if body["default_payment_method"]:
@@ -219,8 +214,6 @@ def _changed(mode: Mode, body: Object, params: Params) -> Object:
     if (body["collection_method"] == "send_invoice") != (body["days_until_due"] is not None):
         message = "You must pass `days_until_due` with `collection_method=send_invoice`, and only with that."
         raise ApiError(400, message, param="days_until_due")
-    if body["pause_collection"]:
-        body["pause_collection"] = {"resumes_at": None, **body["pause_collection"]}
     for name in ("automatic_tax", "cancellation_details", "payment_settings", "trial_settings"):
         if params.get(name):
             body[name] = {**body[name], **params[name]}
@@ -316,6 +309,6 @@ ROUTES = (
     Route("GET", _ITEM, retrieve("subscription")),
     Route("POST", _ITEM, update, UPDATE),
     Route("DELETE", _ITEM, cancel, ("cancellation_details", "invoice_now", "prorate")),
-    Route("POST", f"{_PATH}/{{subscription}}/pause", pause, ("bill_for", "invoicing_behavior", "type")),
+    Route("POST", f"{_PATH}/{{subscription}}/pause", pause, ("invoicing_behavior", "type")),
     Route("POST", f"{_PATH}/{{subscription}}/resume", resume, ("billing_cycle_anchor", "payment_behavior")),
 )

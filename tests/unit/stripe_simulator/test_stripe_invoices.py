@@ -323,21 +323,6 @@ async def test_collection_ends_after_the_last_retry(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize(
-    ("behavior", "status"),
-    [("void", "void"), ("mark_uncollectible", "uncollectible"), ("keep_as_draft", "draft")],
-)
-async def test_paused_collection_decides_about_new_invoices(shop: Shop, behavior: str, status: str) -> None:
-    """Nothing is charged."""
-    await shop.open("2027-02-01")
-    await shop.subscribe({"price": await shop.price(14900)})
-    await shop.change(pause_collection={"behavior": behavior})
-
-    await shop.advance("2027-03-02")
-
-    assert await shop.amounts() == [("paid", 14900), (status, 14900)]
-
-
-@pytest.mark.parametrize(
     ("coupon", "country", "due"),
     [("", "", 2000), ("TEN", "", 800), ("TEN", "AT", 960)],
     ids=["plain", "10 % off", "10 % off and 20 % tax"],

@@ -165,7 +165,8 @@ async def test_resumption_that_nobody_pays(shop: Shop) -> None:
     """The invoice is void after 23 hours, the subscription stays paused, and can be resumed again."""
     await shop.open("2027-02-01")
     await shop.subscribe({"price": await shop.price(2800)})
-    await shop.sdk("v1.subscriptions.pause", shop.subscription, {"bill_for": {"unused_time_from": {"type": "none"}}})
+    await shop.advance("2027-02-08")
+    await shop.sdk("v1.subscriptions.pause", shop.subscription, {})
     await shop.advance("2027-03-08")
     await shop.sdk("v1.subscriptions.resume", shop.subscription, {})
     await shop.advance("2027-03-09")
@@ -175,21 +176,6 @@ async def test_resumption_that_nobody_pays(shop: Shop) -> None:
 
     assert (body["status"], body["billing_cycle_anchor"]) == ("active", at("2027-03-09"))
     assert (await shop.amounts())[-1] == ("paid", 2800)
-
-
-@pytest.mark.parametrize(
-    ("behavior", "status"), [("void", "void"), ("mark_uncollectible", "uncollectible"), ("keep_as_draft", "draft")]
-)
-async def test_paused_collection(shop: Shop, behavior: str, status: str) -> None:
-    """The subscription stays active and is invoiced; `resumes_at` ends the pause."""
-    await shop.open("2027-02-01")
-    await shop.subscribe({"price": await shop.price(2800)})
-    await shop.change(pause_collection={"behavior": behavior, "resumes_at": at("2027-03-15")})
-    await shop.advance("2027-03-01 02:00:00")
-    assert ((await shop.get())["status"], (await shop.invoices())[-1]["status"]) == ("active", status)
-    await shop.advance("2027-04-01 02:00:00")
-
-    assert ((await shop.get())["pause_collection"], (await shop.amounts())[-1]) == (None, ("paid", 2800))
 
 
 async def test_pending_update(shop: Shop) -> None:
