@@ -6,7 +6,7 @@ invoice itself shows the first ten.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from stripe_simulator import invoice_lines as form
@@ -22,10 +22,8 @@ from stripe_simulator.mode import Mode, new_object
 from stripe_simulator.resources import balance_transactions, coupons, credit_grants, tax
 from stripe_simulator.store import Object
 
-# Modules that follow a subscription's invoices, filled by `registry.py`. Each has functions of (mode, invoice):
-# `invoice_paid`, `invoice_voided`, and `invoice_failed`: after each failed attempt. After the last attempt,
-# `next_payment_attempt` is None.
-LISTENERS: list[Any] = []
+# Called with a subscription's invoice that was paid, was voided, or could not be collected; filled by `registry.py`.
+LISTENERS: list[Callable[[Mode, Object], None]] = []
 LINES_SHOWN: Final = 10
 FINALIZE: Final = "invoice.finalize"
 COLLECT: Final = "invoice.collect"
@@ -216,7 +214,7 @@ def settle(mode: Mode, invoice: Object) -> Object:
     invoice = {**invoice, "amount_paid": paid, "amount_remaining": 0, "attempted": True}
     _move(mode, invoice, "paid")
     mode.store.save(invoice, "invoice.paid", "invoice.payment_succeeded")
-    return _told(mode, invoice, "invoice_paid")
+    return _told(mode, invoice)
 
 
 def collect(mode: Mode, invoice: Object, payment_method: str | None = None) -> payments.Outcome:
@@ -245,7 +243,7 @@ def void(mode: Mode, invoice: Object) -> Object:
     invoice = {**invoice, "amount_remaining": 0}
     _move(mode, invoice, "void")
     mode.store.save(invoice, "invoice.voided")
-    return _told(mode, invoice, "invoice_voided")
+    return _told(mode, invoice)
 
 
 def mark_uncollectible(mode: Mode, invoice: Object, reason: str = "user_forgiven") -> Object:
@@ -306,7 +304,7 @@ def _failed(mode: Mode, invoice: Object, *types: str) -> None:
         elif after.invoice == "uncollectible":
             invoice = mark_uncollectible(mode, invoice, "max_payment_attempts")
     mode.store.save(invoice, *types)
-    _told(mode, invoice, "invoice_failed")
+    _told(mode, invoice)
 
 
 def _record_payment(mode: Mode, invoice: Object, outcome: payments.Outcome) -> None:
@@ -345,9 +343,9 @@ def _move(mode: Mode, invoice: Object, status: InvoiceStatus) -> None:
         invoice |= {"auto_advance": False, "next_payment_attempt": None}
 
 
-def _told(mode: Mode, invoice: Object, what: str) -> Object:
+def _told(mode: Mode, invoice: Object) -> Object:
     for listener in LISTENERS if invoice["parent"] else ():
-        getattr(listener, what)(mode, invoice)
+        listener(mode, invoice)
     return invoice
 
 

@@ -32,9 +32,6 @@ ENDED: Final = ("canceled", "incomplete_expired")
 # Stripe announces the end of a trial three days before.
 WILL_END_S: Final = 3 * 86_400
 _LEDGER: Final = "subscription.ledger"
-# The parts of the ledger that a plan changes.
-_BILLED: Final = ("debits", "usage_from")
-_NOTES: Final = {"debits": [], "usage_from": {}, "job": 0, "due": 0, "pending": None}
 _TAKES: Final = frozenset({"id", "price", "quantity", "deleted", "metadata"})
 _PLAN_FIELDS: Final = (
     "id", "active", "billing_scheme", "created", "currency", "livemode", "metadata", "nickname", "product",
@@ -61,7 +58,9 @@ def ledger(mode: Mode, subscription: str) -> Object:
     it `resumes`.
     """
     identifier = f"ledger_{subscription}"
-    return mode.store.edit(_LEDGER, identifier) or {"id": identifier, "object": _LEDGER, **_NOTES}
+    return mode.store.edit(_LEDGER, identifier) or {
+        "id": identifier, "object": _LEDGER, "debits": [], "usage_from": {}, "job": 0, "due": 0, "pending": None,
+    }  # fmt: skip
 
 
 def items_of(mode: Mode, subscription: str) -> list[Object]:
@@ -72,7 +71,7 @@ def items_of(mode: Mode, subscription: str) -> list[Object]:
 def state_of(mode: Mode, subscription: Object) -> Object:
     """What the next change or renewal starts from: items, billing cycle anchor, and what the ledger says of both."""
     notes, items = ledger(mode, subscription["id"]), copied(items_of(mode, subscription["id"]))
-    billed = {name: notes[name] for name in _BILLED}
+    billed = {name: notes[name] for name in ("debits", "usage_from")}
     return {"items": items, "anchor": subscription["billing_cycle_anchor"], **billed}
 
 
@@ -107,23 +106,18 @@ def plan(
     if (mode.store.get("subscription", subscription["id"]) or {}).get("status") == "trialing":
         # The trial ends now: nothing was billed until now.
         before, old = [], []
-    prorated = _prorated(mode, subscription, state, old, new, at, behavior != "none")
-    lines = list(prorated.lines)
-    kept = {item.id: (item.price, item.period) for item in new}
-    # An item that becomes metered counts from now on.
-    metered = {item.id for item in new if item.price.metered}
-    begun = [item.id for item in old if not item.price.metered and item.id in metered]
-    state["usage_from"] = {**state["usage_from"], **dict.fromkeys(begun, at)}
+    prorated = _prorated(mode, subscription, state, old, new, at, credit=behavior != "none")
+    lines, kept = list(prorated.lines), {item.id: (item.price, item.period) for item in new}
     for body, item in zip(before, old, strict=True):
-        if not item.price.metered or kept.get(item.id) == (item.price, item.period):
+        if kept.get(item.id) == (item.price, item.period):
             continue
-        usage = _usage(mode, subscription, state, body, min(at, body["current_period_end"]))
-        state["usage_from"] = {**state["usage_from"], item.id: at}
-        ends = restarted or body["current_period_end"] <= at
-        # Flexible mode bills the usage until the change at the old price. Classic mode never bills this usage.
-        is_swapped = billing_mode == "flexible" and behavior != "none" and usage is not None and usage.value > 0
-        if usage and (ends or is_swapped):
-            lines += usage_lines(item, usage)
+        if usage := _usage(mode, subscription, state, body, at):
+            ends = restarted or body["current_period_end"] <= at
+            # Flexible mode bills the usage until the change at the old price. Classic mode never bills this usage.
+            is_swapped = billing_mode == "flexible" and behavior != "none" and usage.value > 0
+            lines += usage_lines(item, usage) if ends or is_swapped else ()
+        # What the item counts from now on belongs to its new price.
+        state["usage_from"][item.id] = at
     state["debits"] = [_row(debit) for debit in prorated.debits]
     return Plan(tuple(lines), state, restarted or any(not line.proration for line in prorated.lines))
 
@@ -137,7 +131,7 @@ def renewal(mode: Mode, subscription: Object, at: int, *, was_trial: bool) -> Pl
         if body["current_period_end"] > at:
             continue
         item = _engine_item(subscription, body)
-        if not was_trial and (usage := _usage(mode, subscription, state, body, body["current_period_end"])):
+        if not was_trial and (usage := _usage(mode, subscription, state, body, at)):
             usages[item.id] = usage
         period = period_containing(state["anchor"], item.price.recurrence, at)
         body |= {"current_period_start": period.start, "current_period_end": period.end}
@@ -161,11 +155,10 @@ def closing_lines(mode: Mode, subscription: Object, at: int, *, credit: bool, us
         return ()
     state = state_of(mode, subscription)
     items = [_engine_item(subscription, body) for body in state["items"]]
-    lines = list(_prorated(mode, subscription, state, items, (), at).lines) if credit else []
-    for body, item in zip(state["items"], items, strict=True) if usage else ():
-        used = _usage(mode, subscription, state, body, min(at, body["current_period_end"]))
-        lines += usage_lines(item, used) if used else ()
-    return tuple(lines)
+    lines = _prorated(mode, subscription, state, items, (), at, credit=True).lines if credit else ()
+    pairs = zip(items, state["items"], strict=True) if usage else ()
+    used = [(item, _usage(mode, subscription, state, body, at)) for item, body in pairs]
+    return (*lines, *(line for item, amount in used if amount for line in usage_lines(item, amount)))
 
 
 def apply(mode: Mode, subscription: Object, state: Object) -> Object:
@@ -177,7 +170,7 @@ def apply(mode: Mode, subscription: Object, state: Object) -> Object:
             mode.store.remove(SUBSCRIPTION_ITEM, item["id"])
     for item in items:
         mode.store.put(item)
-    mode.store.put(ledger(mode, identifier) | {name: state[name] for name in _BILLED})
+    mode.store.put(ledger(mode, identifier) | {name: state[name] for name in ("debits", "usage_from")})
     subscription["billing_cycle_anchor"] = state["anchor"]
     if subscription["cancel_at_period_end"]:
         subscription["cancel_at"] = max(item["current_period_end"] for item in items)
@@ -331,18 +324,12 @@ def _engine_item(subscription: Object, item: Object) -> Item:
 
 
 def _prorated(
-    mode: Mode,
-    subscription: Object,
-    state: Object,
-    old: Sequence[Item],
-    new: Sequence[Item],
-    at: int,
-    prorations: bool = True,
+    mode: Mode, subscription: Object, state: Object, old: Sequence[Item], new: Sequence[Item], at: int, *, credit: bool
 ) -> Prorated:
     debits = [_debit(mode, row) for row in state["debits"]]
     discounts = _discounts(mode, subscription, at)
-    billing_mode = subscription["billing_mode"]["type"]
-    return prorate(billing_mode, old, new, at, discounts=discounts, debits=debits, prorations=prorations)
+    kind = subscription["billing_mode"]["type"]
+    return prorate(kind, old, new, at, discounts=discounts, debits=debits, prorations=credit)
 
 
 def _discounts(mode: Mode, subscription: Object, at: int) -> tuple[Discount, ...]:
@@ -352,12 +339,13 @@ def _discounts(mode: Mode, subscription: Object, at: int) -> tuple[Discount, ...
     return tuple(coupons.discounts_of(mode, {"discounts": ids}, at).values())
 
 
-def _usage(mode: Mode, subscription: Object, state: Object, item: Object, until: int) -> Usage | None:
+def _usage(mode: Mode, subscription: Object, state: Object, item: Object, at: int) -> Usage | None:
     """The usage of a metered item in its period until an instant; None for another item or an empty span."""
     start = max(item["current_period_start"], state["usage_from"].get(item["id"], 0))
-    if item["price"]["recurring"]["usage_type"] != "metered" or start >= until:
+    period = Period(start, min(at, item["current_period_end"]))
+    if item["price"]["recurring"]["usage_type"] != "metered" or period.start >= period.end:
         return None
-    return usage_of(mode, subscription["customer"], item["price"], Period(start, until))
+    return usage_of(mode, subscription["customer"], item["price"], period)
 
 
 def _row(debit: Debit) -> list[Any]:
