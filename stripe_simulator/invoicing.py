@@ -159,12 +159,13 @@ def set_lines(mode: Mode, invoice: Object, bodies: Sequence[Object], *, final: b
     mode.store.put({"object": "invoice_lines", "id": f"{invoice['id']}/lines", "data": bodies})
     taxable, url = sum(part.taxable for part in result.lines), f"/v1/invoices/{invoice['id']}/lines"
     shown = {"object": "list", "data": bodies[:LINES_SHOWN], "has_more": len(bodies) > LINES_SHOWN, "url": url}
-    names = ("amount_due", "starting_balance", "subtotal", "total", "total_excluding_tax")
+    names = ("amount_due", "subtotal", "total", "total_excluding_tax")
     invoice |= {name: getattr(result, name) for name in names} | {
         "amount_remaining": result.amount_due,
         "automatic_tax": invoice["automatic_tax"] | ({"status": "complete", "provider": "stripe"} if applied else {}),
         "ending_balance": result.ending_balance if final else None,
         "lines": shown,
+        "starting_balance": customer["balance"],
         "subtotal_excluding_tax": result.subtotal,
         "total_discount_amounts": _summed(bodies, "discount_amounts"),
         "total_pretax_credit_amounts": _summed(bodies, "pretax_credit_amounts"),

@@ -30,7 +30,7 @@ class TransformQuantity(NamedTuple):
 
 
 class Price(NamedTuple):
-    """A recurring price. A price has either `unit_amount`, or `tiers` with a `tiers_mode`."""
+    """A price with a `unit_amount` and perhaps `transform_quantity`, or with a `tiers_mode` and `tiers` to infinity."""
 
     id: str
     recurrence: Recurrence
@@ -59,22 +59,12 @@ class Charge(NamedTuple):
 
 
 def charges(price: Price, quantity: Fraction | int) -> tuple[Charge, ...]:
-    """The parts of `quantity`, one for each tier that the quantity enters.
+    """The parts of `quantity`, which is not negative: one for each tier that the quantity enters.
 
     A flat amount is a part of its own. The quantity 0 enters the first tier, so its flat amount is due ("fixed fee and
     overage"). A fraction of a unit belongs to the tier of the unit that the fraction begins.
-
-    Raises:
-        ValueError: the quantity is negative, the last tier has a bound, or tiers are combined with
-            `transform_quantity`.
     """
-    if quantity < 0:
-        raise ValueError(f"a quantity of {quantity} cannot be charged")
     units = Fraction(quantity)
-    if price.tiers and price.transform_quantity:
-        raise ValueError("transform_quantity cannot be combined with tiers")
-    if price.tiers and price.tiers[-1].up_to is not None:
-        raise ValueError("the last tier must have up_to=inf")
     if price.transform_quantity:
         packages = units / price.transform_quantity.divide_by
         units = Fraction(-(-packages // 1) if price.transform_quantity.round == "up" else packages // 1)

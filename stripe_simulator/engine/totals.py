@@ -1,19 +1,92 @@
-"""How an invoice adds up.
+"""How an invoice adds up: discounts, then credit grants, then tax, then the customer's balance.
 
-Sources: docs.stripe.com, the API's invoice object (`subtotal`, `total`, `amount_due`) and
-"billing/taxes/tax-rates#rounding": exclusive tax is added and rounded for each line, half up.
+Sources: docs.stripe.com, the API's invoice object (`subtotal`, `total`, `amount_due`),
+"billing/subscriptions/usage-based/billing-credits" (grants apply when an invoice is finalized, only to lines of metered
+prices; order: priority, earliest expiry, promotional before paid, earliest effective date, creation),
+"billing/taxes/tax-rates#rounding" (exclusive tax is added and rounded for each line, half up) and
+"billing/customer/balance" (a negative balance is the customer's credit).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from stripe_simulator.engine.amounts import rounded
-from stripe_simulator.engine.credits import Draw, Grant, draw, settled
 from stripe_simulator.engine.discounts import Cut, Discount, apply
 from stripe_simulator.engine.lines import Line
+
+
+class Grant(NamedTuple):
+    """A credit grant with what is left of it. `prices` empty means: all metered prices. `expires_at` None: never."""
+
+    id: str
+    available: int
+    priority: int = 50
+    category: Literal["paid", "promotional"] = "paid"
+    effective_at: int = 0
+    expires_at: int | None = None
+    created: int = 0
+    prices: frozenset[str] = frozenset()
+
+
+class Draw(NamedTuple):
+    """What a grant pays of the line number `line`."""
+
+    grant: str
+    line: int
+    amount: int
+
+
+def in_order(grants: Iterable[Grant], at: int) -> list[Grant]:
+    """The usable grants at the instant `at`, in the order in which Stripe applies them."""
+    usable = (
+        grant
+        for grant in grants
+        if grant.available > 0 and grant.effective_at <= at and (grant.expires_at is None or at < grant.expires_at)
+    )
+    return sorted(
+        usable,
+        key=lambda grant: (
+            grant.priority,
+            grant.expires_at is None,
+            grant.expires_at or 0,
+            grant.category != "promotional",
+            grant.effective_at,
+            grant.created,
+        ),
+    )
+
+
+def draw(grants: Iterable[Grant], lines: Sequence[Line], nets: Sequence[int], at: int) -> tuple[Draw, ...]:
+    """What each grant pays of each line. A grant pays the lines in the invoice's order (undocumented).
+
+    `nets` are the amounts that discounts left. Only a metered line with a positive one is paid.
+    """
+    left = [max(0, net) if line.metered else 0 for line, net in zip(lines, nets, strict=True)]
+    draws = []
+    for grant in in_order(grants, at):
+        available = grant.available
+        for index, line in enumerate(lines):
+            amount = min(available, left[index]) if not grant.prices or line.price in grant.prices else 0
+            if amount:
+                draws.append(Draw(grant.id, index, amount))
+                available -= amount
+                left[index] -= amount
+    return tuple(draws)
+
+
+def settled(total: int, starting_balance: int, charge_min: int = 0) -> tuple[int, int]:
+    """Set an invoice's total off against the customer's balance (negative: credit; positive: debt).
+
+    A negative total becomes credit. An amount due below `charge_min` is not charged but becomes debt. Returns the
+    amount due and the balance after the invoice.
+    """
+    owed = total + starting_balance
+    if total < 0 or owed <= 0 or owed < charge_min:
+        return 0, owed
+    return owed, 0
 
 
 class LineTotals(NamedTuple):
@@ -34,7 +107,6 @@ class Totals(NamedTuple):
     total_excluding_tax: int
     total: int
     amount_due: int
-    starting_balance: int
     ending_balance: int
 
 
@@ -48,10 +120,7 @@ def totals(
     starting_balance: int = 0,
     charge_min: int = 0,
 ) -> Totals:
-    """Add up an invoice: discounts, then credit grants, then tax, then the customer's balance.
-
-    `discounts` are those that are active for this invoice. `at` is the instant of finalization.
-    """
+    """Add up an invoice. `discounts` are those that are active for this invoice, `at` the instant of finalization."""
     cuts = apply(lines, discounts)
     nets = [line.amount - sum(cut.amount for cut in line_cuts) for line, line_cuts in zip(lines, cuts, strict=True)]
     draws = draw(grants, lines, nets, at)
@@ -69,6 +138,5 @@ def totals(
         total_excluding_tax=sum(taxable),
         total=total,
         amount_due=amount_due,
-        starting_balance=starting_balance,
         ending_balance=ending_balance,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from stripe_simulator.engine.credits import Draw, Grant
+from stripe_simulator.engine.totals import Draw, Grant
 from stripe_simulator.errors import ApiError, missing_parameter
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, listed, page

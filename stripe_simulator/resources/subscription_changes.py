@@ -192,12 +192,17 @@ def invoice(mode: Mode, subscription: str, lines: Sequence[Line], reason: str, *
 
 def commit(mode: Mode, subscription: Object, change: Plan, behavior: str, *, collect_now: bool = True) -> Object:
     """Save a change and bill its lines by `proration_behavior`. Returns the stored subscription."""
-    stored = apply(mode, subscription, change.state)
-    if change.lines and (change.restarted or behavior == "always_invoice"):
-        invoice(mode, stored["id"], change.lines, "subscription_update", collect_now=collect_now)
+    now = bool(change.lines) and (change.restarted or behavior == "always_invoice")
+    return bill(mode, apply(mode, subscription, change.state), change.lines, now=now, collect_now=collect_now)
+
+
+def bill(mode: Mode, subscription: Object, lines: Sequence[Line], *, now: bool, collect_now: bool = True) -> Object:
+    """Bill lines by an invoice of now or by the next one. Returns the stored subscription."""
+    if now:
+        invoice(mode, subscription["id"], lines, "subscription_update", collect_now=collect_now)
     else:
-        invoicing.pending_items(mode, stored, change.lines)
-    return watch(mode, stored["id"])
+        invoicing.pending_items(mode, subscription, lines)
+    return watch(mode, subscription["id"])
 
 
 def commit_when_paid(

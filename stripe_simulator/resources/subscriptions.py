@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from stripe_simulator import invoicing, payments
+from stripe_simulator import payments
 from stripe_simulator.contract.parameters import Params
-from stripe_simulator.engine.lines import Line
+from stripe_simulator.engine.collection import DAY_S
 from stripe_simulator.engine.periods import AnchorConfig, anchor_of
 from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
 from stripe_simulator.metadata import merged
@@ -17,20 +17,16 @@ from stripe_simulator.resources import subscription_changes as changes
 from stripe_simulator.resources.prices import recurrence_of
 from stripe_simulator.store import Object
 
-DAY_S: Final = 86_400
 _SHARED: Final = (
-    "automatic_tax[enabled]", "cancel_at", "cancel_at_period_end",
-    "collection_method", "days_until_due", "default_payment_method", "description", "discounts", "items", "metadata",
-    "off_session", "payment_behavior", "payment_settings[save_default_payment_method]", "proration_behavior",
-    "trial_end", "trial_settings",
+    "automatic_tax[enabled]", "cancel_at", "cancel_at_period_end", "collection_method", "days_until_due",
+    "default_payment_method", "description", "discounts", "items", "metadata", "off_session", "payment_behavior",
+    "payment_settings[save_default_payment_method]", "proration_behavior", "trial_end", "trial_settings",
 )  # fmt: skip
 CREATE: Final = (
     *_SHARED, "billing_cycle_anchor", "billing_cycle_anchor_config", "billing_mode[type]", "currency", "customer",
     "trial_period_days",
 )  # fmt: skip
-UPDATE: Final = (
-    *_SHARED, "billing_cycle_anchor[type]", "cancellation_details", "proration_date",
-)  # fmt: skip
+UPDATE: Final = (*_SHARED, "billing_cycle_anchor[type]", "cancellation_details", "proration_date")
 _NULL: Final = (
     "application", "application_fee_percent", "billing_cycle_anchor_config", "billing_thresholds", "cancel_at",
     "canceled_at", "days_until_due", "default_payment_method", "default_source", "description", "ended_at",
@@ -38,6 +34,7 @@ _NULL: Final = (
     "pending_invoice_item_interval", "pending_setup_intent", "pending_update", "schedule", "status_details",
     "transfer_data", "trial_end", "trial_start",
 )  # fmt: skip
+_ANCHOR: Final = {"day_of_month": (1, 31), "hour": (0, 23), "minute": (0, 59), "month": (1, 12), "second": (0, 59)}
 # `pending_if_incomplete` takes only these.
 _PENDING: Final = {
     "items", "payment_behavior", "proration_behavior", "proration_date", "billing_cycle_anchor", "expand",
@@ -48,10 +45,9 @@ _PENDING: Final = {
 def create(mode: Mode, call: Call) -> Object:
     """`POST /v1/subscriptions`."""
     params = call.params
-    if not params.get("customer"):
-        raise missing_parameter("customer")
-    if not params.get("items"):
-        raise missing_parameter("items")
+    for name in ("customer", "items"):
+        if not params.get(name):
+            raise missing_parameter(name)
     customer = mode.fetch("customer", params["customer"], param="customer")
     at = mode.now_s(customer["test_clock"] or "")
     body = _new(mode, customer, at)
@@ -124,7 +120,7 @@ def cancel(mode: Mode, call: Call) -> Object:
     at, invoice_now = changes.now_s(mode, body), params.get("invoice_now", False)
     lines = changes.closing_lines(mode, body, at, credit=params.get("prorate", False), usage=invoice_now)
     body["cancellation_details"] |= params.get("cancellation_details") or {}
-    return _close(mode, changes.end(mode, body, at), lines, invoice_now=invoice_now)
+    return changes.bill(mode, changes.end(mode, body, at), lines, now=invoice_now)
 
 
 def pause(mode: Mode, call: Call) -> Object:
@@ -135,8 +131,8 @@ def pause(mode: Mode, call: Call) -> Object:
         raise ApiError(400, message)
     at = changes.now_s(mode, body)
     lines = changes.closing_lines(mode, body, at, credit=True, usage=True)
-    body = subscription_cycle.pause(mode, body, at)
-    return _close(mode, body, lines, invoice_now=bool(lines) and params.get("invoicing_behavior") == "invoice")
+    now = bool(lines) and params.get("invoicing_behavior") == "invoice"
+    return changes.bill(mode, subscription_cycle.pause(mode, body, at), lines, now=now)
 
 
 def resume(mode: Mode, call: Call) -> Object:
@@ -157,26 +153,14 @@ def resume(mode: Mode, call: Call) -> Object:
 def list_all(mode: Mode, call: Call) -> Object:
     """`GET /v1/subscriptions`: by default without canceled ones, and without those of test clocks."""
     params = call.params
-    status, clock, price = params.get("status"), params.get("test_clock"), params.get("price")
+    status, clock = params.get("status"), params.get("test_clock")
 
     def is_kept(body: Object) -> bool:
         is_wanted = {None: body["status"] != "canceled", "all": True, "ended": body["status"] in changes.ENDED}
-        return (
-            is_wanted.get(status, body["status"] == status)
-            and (bool(params.get("customer")) or body["test_clock"] == clock)
-            and (price is None or any(item["price"]["id"] == price for item in changes.items_of(mode, body["id"])))
-        )
+        on_clock = bool(params.get("customer")) or body["test_clock"] == clock
+        return on_clock and bool(is_wanted.get(status, body["status"] == status))
 
     return page(mode, call, "subscription", {"customer": params.get("customer")}, is_kept)
-
-
-def _close(mode: Mode, body: Object, lines: tuple[Line, ...], *, invoice_now: bool) -> Object:
-    """Bill what a cancellation or a pause leaves, now or on the next invoice."""
-    if invoice_now:
-        changes.invoice(mode, body["id"], lines, "subscription_update")
-    else:
-        invoicing.pending_items(mode, body, lines)
-    return changes.watch(mode, body["id"])
 
 
 def _new(mode: Mode, customer: Object, at: int) -> Object:
@@ -214,9 +198,15 @@ def _changed(mode: Mode, body: Object, params: Params) -> Object:
     if (body["collection_method"] == "send_invoice") != (body["days_until_due"] is not None):
         message = "You must pass `days_until_due` with `collection_method=send_invoice`, and only with that."
         raise ApiError(400, message, param="days_until_due")
-    for name in ("automatic_tax", "cancellation_details", "payment_settings", "trial_settings"):
+    for name in ("automatic_tax", "cancellation_details", "payment_settings"):
         if params.get(name):
             body[name] = {**body[name], **params[name]}
+    at_trial_end = params.get("trial_settings", {}).get("end_behavior", {})
+    if at_trial_end.get("billing_cycle_anchor", "now") != "now":
+        raise not_simulated("trial_settings[end_behavior][billing_cycle_anchor]=unchanged")
+    if "missing_payment_method" in at_trial_end:
+        name = "missing_payment_method"
+        body["trial_settings"] = {"end_behavior": {name: at_trial_end[name]}}
     if "metadata" in params:
         body["metadata"] = merged(body["metadata"], params["metadata"])
     if "discounts" in params:
@@ -241,6 +231,8 @@ def _cancel_at(body: Object, params: Params, items: list[Object], at: int) -> Ob
         }
     if "cancel_at" in params:
         moment: Any = params["cancel_at"]
+        if moment == "max_billed_until":
+            raise not_simulated("cancel_at=max_billed_until")
         moment = {"min_period_end": min(ends), "max_period_end": max(ends)}.get(moment, moment)
         if moment is not None:
             _check_future(moment, at, "cancel_at")
@@ -255,7 +247,11 @@ def _anchor(mode: Mode, body: Object, params: Params, at: int) -> int:
         _check_future(given, at, "billing_cycle_anchor")
         return int(given)
     if config:
-        body["billing_cycle_anchor_config"] = {**dict.fromkeys(("hour", "minute", "month", "second")), **config}
+        for name, (first, last) in _ANCHOR.items():
+            if not first <= config.get(name, first) <= last:
+                param = f"billing_cycle_anchor_config[{name}]"
+                raise ApiError(400, f"Invalid {param}: must be between {first} and {last}.", param=param)
+        body["billing_cycle_anchor_config"] = dict.fromkeys(_ANCHOR) | config
         price = mode.fetch("price", params["items"][0].get("price", ""), param="items[0][price]")
         return anchor_of(AnchorConfig(**config), recurrence_of(price), at)
     return body["trial_end"] or at
@@ -305,7 +301,7 @@ _PATH: Final = "/v1/subscriptions"
 _ITEM: Final = f"{_PATH}/{{subscription_exposed_id}}"
 ROUTES = (
     Route("POST", _PATH, create, CREATE),
-    Route("GET", _PATH, list_all, (*LIST, "created", "customer", "price", "status", "test_clock")),
+    Route("GET", _PATH, list_all, (*LIST, "created", "customer", "status", "test_clock")),
     Route("GET", _ITEM, retrieve("subscription")),
     Route("POST", _ITEM, update, UPDATE),
     Route("DELETE", _ITEM, cancel, ("cancellation_details", "invoice_now", "prorate")),

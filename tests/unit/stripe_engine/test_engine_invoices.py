@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stripe_simulator.engine.credits import Grant, draw, in_order, settled
 from stripe_simulator.engine.discounts import Coupon, Discount, apply, discount_from, remaining
 from stripe_simulator.engine.lines import Item, Line, cycle_lines, usage_lines
-from stripe_simulator.engine.totals import totals
+from stripe_simulator.engine.totals import Grant, draw, in_order, settled, totals
 from tests.unit.stripe_engine.catalog import amount, at, between, cents, flat, metered, percent, seats, used
 
 MARCH = between("2027-03-01", "2027-04-01")

@@ -17,13 +17,12 @@ from stripe_simulator.engine.collection import (
     after_failure,
     after_payment,
 )
-from stripe_simulator.engine.credits import Grant
 from stripe_simulator.engine.discounts import Coupon, discount_from, remaining
 from stripe_simulator.engine.lines import Item, Line, cycle_lines, usage_lines
 from stripe_simulator.engine.periods import boundary, period_containing
 from stripe_simulator.engine.proration import BillingMode, debits_of, prorate, restarts_period
 from stripe_simulator.engine.tiers import Price, TransformQuantity, total
-from stripe_simulator.engine.totals import totals
+from stripe_simulator.engine.totals import Grant, totals
 from tests.unit.stripe_engine.catalog import (
     API_CALLS,
     API_FEE,

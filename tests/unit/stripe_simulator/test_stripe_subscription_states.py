@@ -133,6 +133,15 @@ async def test_trial_without_a_card(shop: Shop, behavior: str, status: str, due:
     assert [amount for _, amount in await shop.amounts()] == [0, *due]
 
 
+async def test_trial_settings_keep_what_is_not_given(shop: Shop) -> None:
+    """Only the anchor at the trial's end is given: the default for a missing card stays."""
+    await shop.open("2027-01-01", "")
+    settings = {"end_behavior": {"billing_cycle_anchor": "now"}}
+    body = await shop.subscribe({"price": await shop.price(14900)}, trial_period_days=10, trial_settings=settings)
+
+    assert body["trial_settings"] == {"end_behavior": {"missing_payment_method": "create_invoice"}}
+
+
 @pytest.mark.parametrize("mode", ["flexible", "classic"])
 async def test_trial_ends_now(shop: Shop, mode: str) -> None:
     """The first period begins at once, and the unused trial is no credit."""
@@ -290,6 +299,11 @@ async def test_discounts(shop: Shop, duration: str, change: list[int], renewal: 
     assert [due for _, due in await shop.amounts()] == [8000, sum(change), renewal]
 
 
+def anchor(**fields: int) -> dict[str, Any]:
+    """An anchor by day and time."""
+    return {"billing_cycle_anchor_config": {"day_of_month": 1, **fields}}
+
+
 @pytest.mark.parametrize(
     ("params", "status", "code", "param"),
     [
@@ -298,11 +312,28 @@ async def test_discounts(shop: Shop, duration: str, change: list[int], renewal: 
         ({"items": [{"quantity": 1}]}, 400, "parameter_missing", "items[0][price]"),
         ({"items": [{"price": "x", "tax_rates": ["txr_1"]}]}, 501, None, None),
         ({"trial_end": 1}, 400, None, "trial_end"),
+        ({"cancel_at": "max_billed_until"}, 501, None, None),
+        (anchor(hour=24), 400, None, "billing_cycle_anchor_config[hour]"),
+        (anchor(day_of_month=0), 400, None, "billing_cycle_anchor_config[day_of_month]"),
+        ({"trial_settings": {"end_behavior": {"billing_cycle_anchor": "unchanged"}}}, 501, None, None),
         ({"collection_method": "send_invoice"}, 400, None, "days_until_due"),
         ({"default_payment_method": "pm_none"}, 400, "resource_missing", "default_payment_method"),
         ({"discounts": [{"coupon": "none"}]}, 400, "resource_missing", "discounts[0][coupon]"),
     ],
-    ids=["no card", "price", "no price", "not simulated", "past", "no days", "no method", "no coupon"],
+    ids=[
+        "no card",
+        "price",
+        "no price",
+        "not simulated",
+        "past",
+        "billed until",
+        "hour",
+        "day",
+        "anchor of a trial",
+        "no days",
+        "no method",
+        "no coupon",
+    ],
 )
 async def test_refused_subscriptions(shop: Shop, params: Any, status: int, code: str | None, param: str | None) -> None:
     """Stripe's status, code and parameter, and nothing is stored."""
