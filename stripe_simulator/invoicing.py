@@ -58,10 +58,9 @@ def subscription_invoice(
 ) -> Object:
     """Create an invoice of a subscription and return the invoice as stored.
 
-    Pending invoice items come first. Without grace the invoice is final at once and, if it charges automatically,
-    collected: not with `collect_now=False`, as for `payment_behavior=default_incomplete`. With grace it stays a draft
-    until a job of the customer's clock; an unpaid subscription's invoices stay drafts. `reason` is a `billing_reason`.
-    `period` is the invoice's, now by default. Raises `Drafted` inside a preview.
+    Pending invoice items come first. Without grace the invoice is final at once and, unless `collect_now` is False,
+    collected. An unpaid subscription's invoices stay drafts. `reason` is a `billing_reason`. `period` is now by
+    default. Raises `Drafted` inside a preview.
     """
     customer = mode.fetch("customer", subscription["customer"])
     invoice = new(mode, customer, subscription["currency"], reason, subscription)
@@ -79,15 +78,13 @@ def subscription_invoice(
     return advance(mode, mode.store.save(invoice), collect_now=collect_now)
 
 
-def pending_items(mode: Mode, subscription: Object, lines: Sequence[Line]) -> list[Object]:
+def add_pending(mode: Mode, subscription: Object, lines: Sequence[Line]) -> None:
     """Store lines, such as prorations, as invoice items for the subscription's next invoice."""
     customer = mode.fetch("customer", subscription["customer"])
-    items = []
     for line in lines:
         details = {"subscription": subscription["id"], "subscription_item": line.item or None}
         parent = {"subscription_details": details, "type": "subscription_details"}
-        items.append(mode.store.save(form.new_item(mode, customer, line, subscription["currency"], parent=parent)))
-    return items
+        mode.store.save(form.new_item(mode, customer, line, subscription["currency"], parent=parent))
 
 
 def new(mode: Mode, customer: Object, currency: str, reason: str, subscription: Object | None = None) -> Object:
@@ -199,23 +196,19 @@ def finalize(mode: Mode, draft: Object) -> Object:
     number = customer["next_invoice_sequence"]
     mode.store.save({**customer, "currency": invoice["currency"], "next_invoice_sequence": number + 1})
     page = f"{mode.settings.pages_url}/_simulator/invoice/{invoice['id']}"
-    _move(mode, invoice, "open")
     invoice |= {
-        "automatically_finalizes_at": None, "effective_at": invoice["status_transitions"]["finalized_at"],
+        "automatically_finalizes_at": None, "effective_at": mode.now_s(invoice["test_clock"] or ""),
         "hosted_invoice_url": page, "invoice_pdf": f"{page}/pdf",
         "number": f"{customer['invoice_prefix']}-{number:04d}",
     }  # fmt: skip
-    mode.store.save(invoice, "invoice.finalized")
+    invoice = _moved(mode, invoice, "open", "invoice.finalized")
     return invoice if invoice["amount_due"] else settle(mode, invoice)
 
 
 def settle(mode: Mode, invoice: Object) -> Object:
-    """Mark an invoice as paid, and tell the listeners."""
-    paid = invoice["amount_paid"] + invoice["amount_remaining"]
-    invoice = {**invoice, "amount_paid": paid, "amount_remaining": 0, "attempted": True}
-    _move(mode, invoice, "paid")
-    mode.store.save(invoice, "invoice.paid", "invoice.payment_succeeded")
-    return _told(mode, invoice)
+    """Mark an invoice as paid."""
+    fields = {"amount_paid": invoice["amount_paid"] + invoice["amount_remaining"], "attempted": True}
+    return _moved(mode, invoice, "paid", "invoice.paid", "invoice.payment_succeeded", amount_remaining=0, **fields)
 
 
 def collect(mode: Mode, invoice: Object, payment_method: str | None = None) -> payments.Outcome:
@@ -238,21 +231,15 @@ def void(mode: Mode, invoice: Object) -> Object:
     check_move(invoice, "void")
     credit_grants.reinstate(mode, invoice)
     _use_balance(mode, invoice, "unapplied_from_invoice", invoice["starting_balance"] - invoice["ending_balance"])
-    intent = payments.intent_of(mode, invoice["customer"], invoice["id"])
-    if intent:
+    if intent := payments.intent_of(mode, invoice["customer"], invoice["id"]):
         payments.cancel(mode, intent, "void_invoice")
-    invoice = {**invoice, "amount_remaining": 0}
-    _move(mode, invoice, "void")
-    mode.store.save(invoice, "invoice.voided")
-    return _told(mode, invoice)
+    return _moved(mode, invoice, "void", "invoice.voided", amount_remaining=0)
 
 
 def mark_uncollectible(mode: Mode, invoice: Object, reason: str = "user_forgiven") -> Object:
     """Write an open invoice off. The invoice can still be paid or voided."""
-    check_move(invoice, "uncollectible")
-    invoice = {**invoice, "status_details": {"uncollectible": {"reason": reason}}}
-    _move(mode, invoice, "uncollectible")
-    return mode.store.save(invoice, "invoice.marked_uncollectible")
+    details = {"uncollectible": {"reason": reason}}
+    return _moved(mode, invoice, "uncollectible", "invoice.marked_uncollectible", status_details=details)
 
 
 def check_move(invoice: Object, status: InvoiceStatus) -> None:
@@ -263,16 +250,14 @@ def check_move(invoice: Object, status: InvoiceStatus) -> None:
 
 def run_finalize(mode: Mode, arguments: dict[str, Any]) -> None:
     """The job that ends a draft's grace period."""
-    invoice = mode.store.edit("invoice", arguments["invoice"])
-    if invoice and invoice["status"] == "draft" and invoice["auto_advance"] and _has_customer(mode, invoice):
+    if invoice := _waiting(mode, arguments["invoice"], "draft"):
         advance(mode, invoice)
 
 
 def run_collect(mode: Mode, arguments: dict[str, Any]) -> None:
     """The job of a retry. After a hard decline nothing is charged without a new payment method."""
-    invoice = mode.fetch("invoice", arguments["invoice"])
-    due = invoice["next_payment_attempt"] == mode.now_s(invoice["test_clock"] or "")
-    if invoice["status"] != "open" or not invoice["auto_advance"] or not due or not _has_customer(mode, invoice):
+    invoice = _waiting(mode, arguments["invoice"], "open")
+    if invoice is None or invoice["next_payment_attempt"] != mode.now_s(invoice["test_clock"] or ""):
         return
     intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {}
     error = intent.get("last_payment_error") or {}
@@ -304,8 +289,7 @@ def _failed(mode: Mode, invoice: Object, *types: str) -> None:
             mode.clockwork.schedule(due_s * 1_000, COLLECT, {"invoice": invoice["id"]}, invoice["test_clock"] or "")
         elif after.invoice == "uncollectible":
             invoice = mark_uncollectible(mode, invoice, "max_payment_attempts")
-    mode.store.save(invoice, *types)
-    _told(mode, invoice)
+    _tell(mode, mode.store.save(invoice, *types))
 
 
 def _record_payment(mode: Mode, invoice: Object, outcome: payments.Outcome) -> None:
@@ -334,24 +318,30 @@ def _use_balance(mode: Mode, invoice: Object, kind: str, amount: int) -> None:
         balance_transactions.record(mode, customer, amount, kind, invoice["currency"], invoice=invoice["id"])
 
 
-def _move(mode: Mode, invoice: Object, status: InvoiceStatus) -> None:
-    """Change the status of a copy; a closed invoice is not collected any more."""
+def _moved(mode: Mode, invoice: Object, status: InvoiceStatus, *types: str, **fields: Any) -> Object:
+    """Save an invoice with another status, and tell the listeners. A closed invoice is not collected any more."""
     check_move(invoice, status)
-    invoice["status"] = status
     stamp = {_STAMPS[status]: mode.now_s(invoice["test_clock"] or "")}
-    invoice["status_transitions"] = invoice["status_transitions"] | stamp
+    fields |= {"status": status, "status_transitions": invoice["status_transitions"] | stamp}
     if status != "open":
-        invoice |= {"auto_advance": False, "next_payment_attempt": None}
-
-
-def _told(mode: Mode, invoice: Object) -> Object:
-    for listener in LISTENERS if invoice["parent"] else ():
-        listener(mode, invoice)
+        fields |= {"auto_advance": False, "next_payment_attempt": None}
+    invoice = mode.store.save({**invoice, **fields}, *types)
+    if status in ("paid", "void"):
+        _tell(mode, invoice)
     return invoice
 
 
-def _has_customer(mode: Mode, invoice: Object) -> bool:
-    return mode.store.get("customer", invoice["customer"]) is not None
+def _tell(mode: Mode, invoice: Object) -> None:
+    for listener in LISTENERS if invoice["parent"] else ():
+        listener(mode, invoice)
+
+
+def _waiting(mode: Mode, identifier: str, status: InvoiceStatus) -> Object | None:
+    """The invoice of a job, if the invoice still waits for the job and its customer was not deleted."""
+    invoice = mode.store.edit("invoice", identifier)
+    if invoice is None or mode.store.get("customer", invoice["customer"]) is None:
+        return None
+    return invoice if invoice["status"] == status and invoice["auto_advance"] else None
 
 
 def _subscription(mode: Mode, invoice: Object) -> Object:
@@ -360,9 +350,8 @@ def _subscription(mode: Mode, invoice: Object) -> Object:
 
 def _payment_method(mode: Mode, invoice: Object) -> Any:
     """The payment method of the next attempt: the invoice's own, the subscription's, or the customer's."""
-    settings = mode.fetch("customer", invoice["customer"])["invoice_settings"]
     own = invoice["default_payment_method"] or _subscription(mode, invoice).get("default_payment_method")
-    return own or settings["default_payment_method"]
+    return own or payments.default_method(mode, invoice["customer"])
 
 
 def tax_entry(amount: int, taxable: int, rate: str) -> Object:

@@ -201,7 +201,7 @@ def bill(mode: Mode, subscription: Object, lines: Sequence[Line], *, now: bool, 
     if now:
         invoice(mode, subscription["id"], lines, "subscription_update", collect_now=collect_now)
     else:
-        invoicing.pending_items(mode, subscription, lines)
+        invoicing.add_pending(mode, subscription, lines)
     return watch(mode, subscription["id"])
 
 
@@ -239,20 +239,17 @@ def watch(mode: Mode, subscription: str) -> Object:
     body, notes = mode.fetch("subscription", subscription), ledger(mode, subscription)
     schedule = mode.store.get("subscription_schedule", body["schedule"] or "")
     dues: list[Any] = []
-    pending_until = (notes["pending"] or {}).get("expires_at")
     if body["status"] == "incomplete":
         dues = [body["created"] + INCOMPLETE_S]
-    elif body["status"] == "paused":
-        dues = [pending_until]
-    elif body["status"] not in ENDED:
+    elif body["status"] not in (*ENDED, "paused"):
         dues = [
-            pending_until,
             *(item["current_period_end"] for item in items_of(mode, subscription)),
             body["cancel_at"],
             body["trial_end"] and body["trial_end"] - WILL_END_S,
             schedule["current_phase"]["end_date"] if schedule else None,
         ]
     at = now_s(mode, body)
+    dues.append((notes["pending"] or {}).get("expires_at"))
     due = min((due for due in dues if due and due > at), default=0)
     if due != notes["due"]:
         clock, arguments = body["test_clock"] or "", {"subscription": subscription}

@@ -283,11 +283,11 @@ def _check_payment(mode: Mode, invoice: Object, behavior: str) -> None:
         raise ApiError(400, message, code="resource_missing")
     if behavior == "error_if_incomplete":
         intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {}
-        error = intent.get("last_payment_error") or {}
-        fields = {"decline_code": error["decline_code"]} if error else {}
-        code = error.get("code", "subscription_payment_intent_requires_action")
-        message = error.get("message", "Payment for this subscription requires additional user action.")
-        raise ApiError(402, message, kind="card_error", code=code, fields=fields)
+        if error := intent.get("last_payment_error"):
+            fields = {"decline_code": error["decline_code"]}
+            raise ApiError(402, error["message"], kind="card_error", code=error["code"], fields=fields)
+        message = "Payment for this subscription requires additional user action."
+        raise ApiError(402, message, kind="card_error", code="subscription_payment_intent_requires_action")
 
 
 def _scheduled(body: Object, what: str) -> ApiError:
