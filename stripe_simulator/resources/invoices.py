@@ -14,11 +14,11 @@ from stripe_simulator.resources.test_cards import card_error
 from stripe_simulator.store import Object
 
 INDEXED = {"invoice": ("customer",), "invoice_payment": ("invoice",)}
-FIELDS: Final = ("auto_advance", "default_payment_method", "description")
+FIELDS: Final = ("auto_advance", "default_payment_method")
 FILTERS: Final = ("collection_method", "customer", "status")
 UPDATE: Final = (*FIELDS, "metadata")
 CREATE: Final = (
-    *UPDATE, "automatic_tax[enabled]", "currency", "customer", "pending_invoice_items_behavior", "subscription",
+    *UPDATE, "automatic_tax[enabled]", "currency", "customer", "pending_invoice_items_behavior",
 )  # fmt: skip
 # A manual invoice with `auto_advance` becomes final after an hour.
 WAIT_S: Final = 3_600
@@ -29,26 +29,18 @@ def create(mode: Mode, call: Call) -> Object:
     """`POST /v1/invoices`: a draft."""
     params = call.params
     customer = mode.fetch("customer", params.get("customer", ""), param="customer")
-    owner = params.get("subscription", "")
-    subscription = mode.fetch("subscription", owner, param="subscription") if owner else None
     currency = params.get("currency") or customer["currency"] or "usd"
-    invoice = invoicing.new(mode, customer, currency, "manual", subscription)
+    invoice = invoicing.new(mode, customer, currency, "manual")
     invoice |= {"auto_advance": False, "automatic_tax": invoice["automatic_tax"] | params.get("automatic_tax", {})}
-    takes = owner or params.get("pending_invoice_items_behavior") == "include"
+    takes = params.get("pending_invoice_items_behavior") == "include"
     items = invoicing.take_pending(mode, invoice) if takes else []
-    if owner and not items:
-        raise ApiError(400, "Nothing to invoice for subscription", code="invoice_no_subscription_line_items")
     invoicing.set_lines(mode, invoice, [line_of_item(mode, invoice, item) for item in items])
     return _changed(mode, invoice, call)
 
 
 def update(mode: Mode, call: Call) -> Object:
-    """`POST /v1/invoices/{invoice}`. The description of a final invoice is fixed."""
-    invoice = mode.fetch("invoice", call.id)
-    if invoice["status"] != "draft" and "description" in call.params:
-        message = "Finalized invoices can't be updated in this way: description"
-        raise ApiError(400, message, code="invoice_not_editable", param="description")
-    return _changed(mode, invoice, call)
+    """`POST /v1/invoices/{invoice}`."""
+    return _changed(mode, mode.fetch("invoice", call.id), call)
 
 
 def finalize(mode: Mode, call: Call) -> Object:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from stripe_simulator import payments
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.collection import DAY_S
-from stripe_simulator.engine.periods import AnchorConfig, anchor_of
+from stripe_simulator.engine.periods import anchor_of
 from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
@@ -22,9 +22,10 @@ _SHARED: Final = (
     "default_payment_method", "description", "discounts", "items", "metadata", "off_session", "payment_behavior",
     "payment_settings[save_default_payment_method]", "proration_behavior", "trial_end", "trial_settings",
 )  # fmt: skip
+_ANCHOR: Final = {"day_of_month": (1, 31), "hour": (0, 23), "minute": (0, 59), "second": (0, 59)}
 CREATE: Final = (
-    *_SHARED, "billing_cycle_anchor", "billing_cycle_anchor_config", "billing_mode[type]", "currency", "customer",
-    "trial_period_days",
+    *_SHARED, "billing_cycle_anchor", *(f"billing_cycle_anchor_config[{name}]" for name in _ANCHOR),
+    "billing_mode[type]", "currency", "customer", "trial_period_days",
 )  # fmt: skip
 UPDATE: Final = (*_SHARED, "billing_cycle_anchor[type]", "cancellation_details", "proration_date")
 _NULL: Final = (
@@ -34,7 +35,6 @@ _NULL: Final = (
     "pending_invoice_item_interval", "pending_setup_intent", "pending_update", "schedule", "status_details",
     "transfer_data", "trial_end", "trial_start",
 )  # fmt: skip
-_ANCHOR: Final = {"day_of_month": (1, 31), "hour": (0, 23), "minute": (0, 59), "month": (1, 12), "second": (0, 59)}
 # `pending_if_incomplete` takes only these.
 _PENDING: Final = {
     "items", "payment_behavior", "proration_behavior", "proration_date", "billing_cycle_anchor", "expand",
@@ -251,9 +251,9 @@ def _anchor(mode: Mode, body: Object, params: Params, at: int) -> int:
             if not first <= config.get(name, first) <= last:
                 param = f"billing_cycle_anchor_config[{name}]"
                 raise ApiError(400, f"Invalid {param}: must be between {first} and {last}.", param=param)
-        body["billing_cycle_anchor_config"] = dict.fromkeys(_ANCHOR) | config
+        body["billing_cycle_anchor_config"] = dict.fromkeys((*_ANCHOR, "month")) | config
         price = mode.fetch("price", params["items"][0].get("price", ""), param="items[0][price]")
-        return anchor_of(AnchorConfig(**config), recurrence_of(price), at)
+        return anchor_of(recurrence_of(price), at, **config)
     return body["trial_end"] or at
 
 
