@@ -6,7 +6,6 @@ Source: docs.stripe.com, "products-prices/pricing-models" (tiered pricing, usage
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
@@ -70,28 +69,17 @@ def charges(price: Price, quantity: Fraction | int) -> tuple[Charge, ...]:
         units = Fraction(-(-packages // 1) if price.transform_quantity.round == "up" else packages // 1)
     if not price.tiers:
         return (Charge(units, price.unit_amount),)
-    return tuple(_volume(price, units) if price.tiers_mode == "volume" else _graduated(price, units))
-
-
-def _graduated(price: Price, units: Fraction) -> Iterator[Charge]:
-    below = Fraction(0)
+    parts, below, is_volume = [], Fraction(0), price.tiers_mode == "volume"
     for tier in price.tiers:
-        if units <= below and tier is not price.tiers[0]:
-            return
         top = units if tier.up_to is None else min(units, Fraction(tier.up_to))
-        yield from _tier_charges(tier, top - below)
-        below = top if tier.up_to is None else Fraction(tier.up_to)
-
-
-def _volume(price: Price, units: Fraction) -> Iterator[Charge]:
-    tier = next(tier for tier in price.tiers if tier.up_to is None or units <= tier.up_to)
-    yield from _tier_charges(tier, units)
-
-
-def _tier_charges(tier: Tier, units: Fraction) -> Iterator[Charge]:
-    yield Charge(units, tier.unit_amount)
-    if tier.flat_amount:
-        yield Charge(Fraction(0), Fraction(0), tier.flat_amount)
+        if not is_volume or top == units:
+            parts.append(Charge(top - below, tier.unit_amount))
+            if tier.flat_amount:
+                parts.append(Charge(Fraction(0), Fraction(0), tier.flat_amount))
+        if top == units:
+            break
+        below = below if is_volume else top
+    return tuple(parts)
 
 
 def exact_total(price: Price, quantity: Fraction | int) -> Fraction:
