@@ -85,10 +85,9 @@ def change(mode: Mode, body: Object, params: Params) -> Object:
     """Change a subscription as its route and those of its items do."""
     now = changes.now_s(mode, body)
     if body["status"] in changes.ENDED and params.keys() - {"cancellation_details", "metadata", "expand"}:
-        message = "A canceled subscription can only update its cancellation_details and metadata."
-        raise ApiError(400, message)
-    if body["schedule"] and params.keys() & {"cancel_at", "cancel_at_period_end"}:
-        raise _scheduled(body, "updating any cancelation behavior directly")
+        raise ApiError(400, "A canceled subscription can only update its cancellation_details and metadata.")
+    if params.keys() & {"cancel_at", "cancel_at_period_end"}:
+        _refuse_scheduled(body, "updating any cancelation behavior directly")
     pending = params.get("payment_behavior") == "pending_if_incomplete"
     if pending and (other := params.keys() - _PENDING):
         message = f"You cannot set `{min(other)}` together with `payment_behavior=pending_if_incomplete`."
@@ -115,8 +114,7 @@ def cancel(mode: Mode, call: Call) -> Object:
     body, params = mode.fetch("subscription", call.id), call.params
     if body["status"] in changes.ENDED:
         raise ApiError(404, f"No such subscription: '{call.id}'", code="resource_missing", param="id")
-    if body["schedule"]:
-        raise _scheduled(body, "canceling it directly")
+    _refuse_scheduled(body, "canceling it directly")
     at, invoice_now = changes.now_s(mode, body), params.get("invoice_now", False)
     lines = changes.closing_lines(mode, body, at, credit=params.get("prorate", False), usage=invoice_now)
     body["cancellation_details"] |= params.get("cancellation_details") or {}
@@ -152,15 +150,13 @@ def resume(mode: Mode, call: Call) -> Object:
 
 def list_all(mode: Mode, call: Call) -> Object:
     """`GET /v1/subscriptions`: by default without canceled ones, and without those of test clocks."""
-    params = call.params
-    status, clock = params.get("status"), params.get("test_clock")
+    customer, status, clock = (call.params.get(name) for name in ("customer", "status", "test_clock"))
 
     def is_kept(body: Object) -> bool:
         is_wanted = {None: body["status"] != "canceled", "all": True, "ended": body["status"] in changes.ENDED}
-        on_clock = bool(params.get("customer")) or body["test_clock"] == clock
-        return on_clock and bool(is_wanted.get(status, body["status"] == status))
+        return bool(customer or body["test_clock"] == clock) and is_wanted.get(status, bool(body["status"] == status))
 
-    return page(mode, call, "subscription", {"customer": params.get("customer")}, is_kept)
+    return page(mode, call, "subscription", {"customer": customer}, is_kept)
 
 
 def _new(mode: Mode, customer: Object, at: int) -> Object:
@@ -168,27 +164,21 @@ def _new(mode: Mode, customer: Object, at: int) -> Object:
     body |= {name: [] for name in ("billing_schedules", "default_tax_rates", "discounts")}
     return body | {
         "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None},
-        "billing_mode": {"flexible": None, "type": "flexible", "updated_at": None},
-        "cancel_at_period_end": False,
+        "billing_mode": {"flexible": None, "type": "flexible", "updated_at": None}, "cancel_at_period_end": False,
         "cancellation_details": {"comment": None, "feedback": None, "reason": None},
-        "collection_method": "charge_automatically",
-        "customer": customer["id"],
+        "collection_method": "charge_automatically", "customer": customer["id"],
         "invoice_settings": {"account_tax_ids": None, "issuer": {"type": "self"}},
         "payment_settings": {
             "payment_method_options": None, "payment_method_types": None, "save_default_payment_method": "off",
         },
-        "start_date": at,
-        "status": "incomplete",
-        "test_clock": customer["test_clock"],
+        "start_date": at, "status": "incomplete", "test_clock": customer["test_clock"],
         "trial_settings": {"end_behavior": {"missing_payment_method": "create_invoice"}},
     }  # fmt: skip
 
 
 def _changed(mode: Mode, body: Object, params: Params) -> Object:
     """The body with the parameters that do not touch periods."""
-    names = (
-        "collection_method", "days_until_due", "default_payment_method", "description",
-    )  # fmt: skip
+    names = ("collection_method", "days_until_due", "default_payment_method", "description")
     body |= {name: params[name] for name in names if name in params}
     if body["default_payment_method"]:
         method = mode.fetch("payment_method", body["default_payment_method"], "PaymentMethod", "default_payment_method")
@@ -201,19 +191,17 @@ def _changed(mode: Mode, body: Object, params: Params) -> Object:
     for name in ("automatic_tax", "cancellation_details", "payment_settings"):
         if params.get(name):
             body[name] = {**body[name], **params[name]}
-    at_trial_end = params.get("trial_settings", {}).get("end_behavior", {})
-    if at_trial_end.get("billing_cycle_anchor", "now") != "now":
-        raise not_simulated("trial_settings[end_behavior][billing_cycle_anchor]=unchanged")
-    if "missing_payment_method" in at_trial_end:
-        name = "missing_payment_method"
-        body["trial_settings"] = {"end_behavior": {name: at_trial_end[name]}}
+    if "trial_settings" in params:
+        ends = body["trial_settings"]["end_behavior"] | params["trial_settings"]["end_behavior"]
+        if ends.pop("billing_cycle_anchor", "now") != "now":
+            raise not_simulated("trial_settings[end_behavior][billing_cycle_anchor]=unchanged")
+        body["trial_settings"] = {"end_behavior": ends}
     if "metadata" in params:
         body["metadata"] = merged(body["metadata"], params["metadata"])
     if "discounts" in params:
-        entries = enumerate(params["discounts"] or ())
         body["discounts"] = [
             coupons.redeem(mode, entry, body["customer"], f"discounts[{number}]", subscription=body["id"])["id"]
-            for number, entry in entries
+            for number, entry in enumerate(params["discounts"] or ())
         ]
     return body
 
@@ -222,13 +210,9 @@ def _cancel_at(body: Object, params: Params, items: list[Object], at: int) -> Ob
     ends = [item["current_period_end"] for item in items]
     if "cancel_at_period_end" in params:
         is_set = params["cancel_at_period_end"]
-        reason = "cancellation_requested" if is_set else None
-        body |= {
-            "cancel_at_period_end": is_set,
-            "cancel_at": max(ends) if is_set else None,
-            "canceled_at": at if is_set else None,
-            "cancellation_details": {**body["cancellation_details"], "reason": reason},
-        }
+        details = {**body["cancellation_details"], "reason": "cancellation_requested" if is_set else None}
+        body |= {"cancel_at_period_end": is_set, "cancellation_details": details}
+        body |= {"cancel_at": max(ends), "canceled_at": at} if is_set else {"cancel_at": None, "canceled_at": None}
     if "cancel_at" in params:
         moment: Any = params["cancel_at"]
         if moment == "max_billed_until":
@@ -251,9 +235,12 @@ def _anchor(mode: Mode, body: Object, params: Params, at: int) -> int:
             if not first <= config.get(name, first) <= last:
                 param = f"billing_cycle_anchor_config[{name}]"
                 raise ApiError(400, f"Invalid {param}: must be between {first} and {last}.", param=param)
+        recurrence = recurrence_of(mode.fetch("price", params["items"][0].get("price", ""), param="items[0][price]"))
+        if recurrence.interval not in ("month", "year"):
+            message = "billing_cycle_anchor_config needs prices that recur by month or year."
+            raise ApiError(400, message, param="billing_cycle_anchor_config")
         body["billing_cycle_anchor_config"] = dict.fromkeys((*_ANCHOR, "month")) | config
-        price = mode.fetch("price", params["items"][0].get("price", ""), param="items[0][price]")
-        return anchor_of(recurrence_of(price), at, **config)
+        return anchor_of(recurrence, at, **config)
     return body["trial_end"] or at
 
 
@@ -290,11 +277,10 @@ def _check_payment(mode: Mode, invoice: Object, behavior: str) -> None:
         raise ApiError(402, message, kind="card_error", code="subscription_payment_intent_requires_action")
 
 
-def _scheduled(body: Object, what: str) -> ApiError:
-    message = (
-        f"The subscription is managed by the subscription schedule `{body['schedule']}`, and {what} is not allowed."
-    )
-    return ApiError(400, f"{message} Please update the schedule instead.")
+def _refuse_scheduled(body: Object, what: str) -> None:
+    if body["schedule"]:
+        message = f"The subscription is managed by the subscription schedule `{body['schedule']}`, and {what}"
+        raise ApiError(400, f"{message} is not allowed. Please update the schedule instead.")
 
 
 _PATH: Final = "/v1/subscriptions"

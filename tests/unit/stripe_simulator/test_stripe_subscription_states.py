@@ -133,6 +133,19 @@ async def test_trial_without_a_card(shop: Shop, behavior: str, status: str, due:
     assert [amount for _, amount in await shop.amounts()] == [0, *due]
 
 
+async def test_anchor_by_day_and_time(shop: Shop) -> None:
+    """The first of each month at midnight; a weekly price has no such anchor."""
+    await shop.open("2027-02-15 09:30:07")
+    config = {"day_of_month": 1, "hour": 0, "minute": 0, "second": 0}
+    body = await shop.subscribe({"price": await shop.price(2800)}, billing_cycle_anchor_config=config)
+    assert body["billing_cycle_anchor"] == at("2027-03-01")
+
+    items = [{"price": await shop.price(700, "week")}]
+    params = {"customer": shop.customer, "items": items, "billing_cycle_anchor_config": config}
+    error = await shop.sdk.error("v1.subscriptions.create", params)
+    assert (error["status"], error["param"]) == (400, "billing_cycle_anchor_config")
+
+
 async def test_trial_settings_keep_what_is_not_given(shop: Shop) -> None:
     """Only the anchor at the trial's end is given: the default for a missing card stays."""
     await shop.open("2027-01-01", "")
