@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from stripe_simulator import invoicing, payments
+from stripe_simulator.contract.parameters import Params
 from stripe_simulator.errors import ApiError
 from stripe_simulator.invoice_lines import line_of_item, owner_of
 from stripe_simulator.metadata import merged
@@ -17,9 +19,7 @@ INDEXED = {"invoice": ("customer",), "invoice_payment": ("invoice",)}
 FIELDS: Final = ("auto_advance", "default_payment_method")
 FILTERS: Final = ("collection_method", "customer", "status")
 UPDATE: Final = (*FIELDS, "metadata")
-CREATE: Final = (
-    *UPDATE, "automatic_tax[enabled]", "currency", "customer", "pending_invoice_items_behavior",
-)  # fmt: skip
+CREATE: Final = (*UPDATE, "automatic_tax[enabled]", "currency", "customer", "pending_invoice_items_behavior")
 # A manual invoice with `auto_advance` becomes final after an hour.
 WAIT_S: Final = 3_600
 _ITEM: Final = "/v1/invoices/{invoice}"
@@ -35,12 +35,12 @@ def create(mode: Mode, call: Call) -> Object:
     takes = params.get("pending_invoice_items_behavior") == "include"
     items = invoicing.take_pending(mode, invoice) if takes else []
     invoicing.set_lines(mode, invoice, [line_of_item(mode, invoice, item) for item in items])
-    return _changed(mode, invoice, call)
+    return _changed(mode, invoice, params)
 
 
 def update(mode: Mode, call: Call) -> Object:
     """`POST /v1/invoices/{invoice}`."""
-    return _changed(mode, mode.fetch("invoice", call.id), call)
+    return _changed(mode, mode.fetch("invoice", call.id), call.params)
 
 
 def finalize(mode: Mode, call: Call) -> Object:
@@ -67,14 +67,9 @@ def pay(mode: Mode, call: Call) -> Object:
     return mode.fetch("invoice", call.id)
 
 
-def void(mode: Mode, call: Call) -> Object:
-    """`POST /v1/invoices/{invoice}/void`."""
-    return invoicing.void(mode, mode.fetch("invoice", call.id))
-
-
-def mark_uncollectible(mode: Mode, call: Call) -> Object:
-    """`POST /v1/invoices/{invoice}/mark_uncollectible`."""
-    return invoicing.mark_uncollectible(mode, mode.fetch("invoice", call.id))
+def closed(run: Callable[[Mode, Object], Object]) -> Callable[[Mode, Call], Object]:
+    """The `run` of a route that closes an invoice without a payment."""
+    return lambda mode, call: run(mode, mode.fetch("invoice", call.id))
 
 
 def list_all(mode: Mode, call: Call) -> Object:
@@ -89,9 +84,8 @@ def list_lines(mode: Mode, call: Call) -> Object:
     return page_of(call, invoicing.lines_of(mode, mode.fetch("invoice", call.id)))
 
 
-def _changed(mode: Mode, invoice: Object, call: Call) -> Object:
+def _changed(mode: Mode, invoice: Object, params: Params) -> Object:
     """Save an invoice with the parameters of a request."""
-    params = call.params
     invoice |= {name: params[name] for name in FIELDS if name in params}
     if "metadata" in params:
         invoice["metadata"] = merged(invoice["metadata"], params["metadata"])
@@ -119,8 +113,8 @@ ROUTES = (
     Route("POST", _ITEM, update, UPDATE),
     Route("POST", f"{_ITEM}/finalize", finalize, ("auto_advance",)),
     Route("POST", f"{_ITEM}/pay", pay, ("off_session", "paid_out_of_band", "payment_method")),
-    Route("POST", f"{_ITEM}/void", void),
-    Route("POST", f"{_ITEM}/mark_uncollectible", mark_uncollectible),
+    Route("POST", f"{_ITEM}/void", closed(invoicing.void)),
+    Route("POST", f"{_ITEM}/mark_uncollectible", closed(invoicing.mark_uncollectible)),
     Route("GET", f"{_ITEM}/lines", list_lines, LIST),
     Route("GET", "/v1/invoice_payments", listed("invoice_payment", "invoice", "status"), (*LIST, "invoice", "status")),
 )

@@ -40,10 +40,7 @@ _PLAN_FIELDS: Final = (
 
 
 class Plan(NamedTuple):
-    """What a change bills, and the state after the change as `state_of` describes it.
-
-    `restarted`: the change starts a new period now, so it is invoiced at once.
-    """
+    """What a change bills, and the state after it. A change that `restarted` a period is invoiced at once."""
 
     lines: tuple[Line, ...]
     state: Object
@@ -51,11 +48,10 @@ class Plan(NamedTuple):
 
 
 def ledger(mode: Mode, subscription: str) -> Object:
-    """A copy of what a subscription remembers beside its Stripe object; `mode.store.put` stores the copy.
+    """A copy of what a subscription remembers beside its Stripe object.
 
-    `debits` is the engine's ledger; `usage_from` is, by metered item, the second from which its price counts; `job` and
-    `due` are the next job; `pending` is a change that waits for its invoice: a pending update, or the end of a pause if
-    it `resumes`.
+    `debits` is the engine's ledger; `usage_from` has the second from which an item's price counts; `job` and `due` are
+    the next job; `pending` is a change that waits for its payment: an update, or the end of a pause if it `resumes`.
     """
     identifier = f"ledger_{subscription}"
     return mode.store.edit(_LEDGER, identifier) or {
@@ -78,10 +74,7 @@ def state_of(mode: Mode, subscription: Object) -> Object:
 def plan(
     mode: Mode, subscription: Object, wanted: Sequence[Params], at: int, behavior: str, *, anchor_now: bool = False
 ) -> Plan:
-    """The change to the items that `wanted` describes, as in the parameter `items`. `behavior` is `proration_behavior`.
-
-    Raises `ApiError`.
-    """
+    """The change to the items that `wanted`, the parameter `items`, describes. `behavior` is `proration_behavior`."""
     state = state_of(mode, subscription)
     before, after = state["items"], _after(mode, subscription, state["items"], wanted, at)
     old, new = ([_engine_item(subscription, item) for item in items] for items in (before, after))
@@ -100,8 +93,8 @@ def plan(
         body |= {"current_period_start": start, "current_period_end": whole.end}
         new[index] = item._replace(period=whole)
     if is_trial:
-        # A trial is invoiced with lines of 0.
-        free = [] if before else [licensed_line(item) for item in new if not item.price.metered]
+        # The first invoice of a trial has lines of 0.
+        free = [licensed_line(item) for item in new if not before and not item.price.metered]
         return Plan(tuple(line._replace(amount=0, unit_amount=Fraction(0)) for line in free), state)
     if (mode.store.get("subscription", subscription["id"]) or {}).get("status") == "trialing":
         # The trial ends now: nothing was billed until now.
@@ -147,11 +140,9 @@ def renewal(mode: Mode, subscription: Object, at: int, *, was_trial: bool) -> Pl
 
 
 def closing_lines(mode: Mode, subscription: Object, at: int, *, credit: bool, usage: bool) -> tuple[Line, ...]:
-    """What the end of all items at `at` bills: the credit for unused time, and the usage that no invoice has.
-
-    A trial has neither.
-    """
+    """What the end of all items at `at` bills: the credit for unused time, and the usage that no invoice has."""
     if subscription["status"] == "trialing":
+        # A trial has neither.
         return ()
     state = state_of(mode, subscription)
     items = [_engine_item(subscription, body) for body in state["items"]]
@@ -224,14 +215,21 @@ def commit_when_paid(
 
 def end(mode: Mode, subscription: Object, at: int, reason: str = "cancellation_requested") -> Object:
     """Cancel a subscription now, without any invoice. A schedule ends with its subscription."""
+    body = end_schedule(mode, subscription, "canceled")
+    body["cancellation_details"] = {**body["cancellation_details"], "reason": reason}
+    body |= {"status": "canceled", "canceled_at": body["canceled_at"] or at, "ended_at": at}
+    return mode.store.save(body, "customer.subscription.deleted")
+
+
+def end_schedule(mode: Mode, subscription: Object, status: str) -> Object:
+    """End a subscription's schedule as `canceled`, `completed` or `released`. Returns the subscription to save."""
     schedule = mode.store.edit("subscription_schedule", subscription["schedule"] or "")
     if schedule:
-        schedule |= {"status": "canceled", "canceled_at": at, "current_phase": None}
-        mode.store.save(schedule, "subscription_schedule.canceled")
-    details = {**subscription["cancellation_details"], "reason": reason}
-    moved = {"status": "canceled", "canceled_at": subscription["canceled_at"] or at, "ended_at": at, "schedule": None}
-    body = {**subscription, **moved, "cancellation_details": details}
-    return mode.store.save(body, "customer.subscription.deleted")
+        schedule |= {"status": status, f"{status}_at": now_s(mode, subscription), "current_phase": None}
+        if status == "released":
+            schedule |= {"released_subscription": subscription["id"], "subscription": None}
+        mode.store.save(schedule, f"subscription_schedule.{status}")
+    return {**subscription, "schedule": None}
 
 
 def watch(mode: Mode, subscription: str) -> Object:
@@ -358,5 +356,5 @@ def _row(debit: Debit) -> list[Any]:
 
 def _debit(mode: Mode, row: Sequence[Any]) -> Debit:
     item, price, quantity, net, *seconds = row
-    whole = Item(item, engine_price(mode.fetch("price", price)), Period(*seconds[:2]), quantity)
+    whole = Item(item, engine_price(mode.store.get("price", price) or {}), Period(*seconds[:2]), quantity)
     return Debit(whole, Fraction(net), Period(*seconds[2:]))

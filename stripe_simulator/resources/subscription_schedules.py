@@ -41,10 +41,7 @@ def create(mode: Mode, call: Call) -> Object:
         "default_settings": {
             "billing_cycle_anchor": "automatic", "invoice_settings": {"issuer": {"type": "self"}}, **settings,
         },
-        "end_behavior": "release",
-        "pause_schedules": [],
-        "phases": [phase],
-        "status": "active",
+        "end_behavior": "release", "pause_schedules": [], "phases": [phase], "status": "active",
         "subscription": subscription["id"],
     }  # fmt: skip
     mode.store.save({**subscription, "schedule": mode.store.save(body)["id"]})
@@ -73,10 +70,10 @@ def update(mode: Mode, call: Call) -> Object:
 
 def release(mode: Mode, call: Call) -> Object:
     """`POST /v1/subscription_schedules/{schedule}/release`: the subscription goes on as it is."""
-    body, subscription = _active(mode, call)
-    released = _release(mode, body, subscription)
+    _, subscription = _active(mode, call)
+    mode.store.save(changes.end_schedule(mode, subscription, "released"))
     changes.watch(mode, subscription["id"])
-    return released
+    return mode.fetch(_KIND, call.id)
 
 
 def cancel(mode: Mode, call: Call) -> Object:
@@ -96,19 +93,15 @@ def move_on(mode: Mode, subscription: Object, at: int, *, at_boundary: bool) -> 
     phase = _phase_at(body, at)
     if phase and _dates(phase) == body["current_phase"]:
         return subscription, (), False
-    if phase is None and body["end_behavior"] == "cancel":
-        moved = {"status": "completed", "completed_at": at, "current_phase": None}
-        mode.store.save({**body, **moved}, f"{_KIND}.completed")
-        return mode.store.save({**subscription, "schedule": None}), (), True
     if phase is None:
-        _release(mode, body, subscription)
-        return mode.fetch("subscription", subscription["id"]), (), False
+        is_over = body["end_behavior"] == "cancel"
+        ended = changes.end_schedule(mode, subscription, "completed" if is_over else "released")
+        return mode.store.save(ended), (), is_over
     mode.store.save({**body, "current_phase": _dates(phase)})
-    behavior = phase["proration_behavior"]
-    change = _plan(mode, subscription, phase, at, behavior)
+    change = _plan(mode, subscription, phase, at, phase["proration_behavior"])
     if at_boundary:
         return changes.apply(mode, subscription, change.state), change.lines, False
-    return changes.commit(mode, subscription, change, behavior), (), False
+    return changes.commit(mode, subscription, change, phase["proration_behavior"]), (), False
 
 
 def _phase_at(schedule: Object, at: int) -> Object | None:
@@ -143,7 +136,7 @@ def _phases(mode: Mode, wanted: Sequence[Params], start: int, at: int) -> list[O
         first, last = (at if params.get(key) == "now" else params.get(key) for key in ("start_date", "end_date"))
         first = start if first is None else first
         if last is None:
-            price = mode.fetch("price", params["items"][0]["price"], param=f"{prefix}[items][0][price]")
+            price = mode.fetch("price", params["items"][0].get("price", ""), param=f"{prefix}[items][0][price]")
             length = params.get("duration") or price["recurring"]
             last = boundary(first, Recurrence(length["interval"], length.get("interval_count", 1)), 1)
         if (number and first != start) or last <= first:
@@ -157,9 +150,9 @@ def _phases(mode: Mode, wanted: Sequence[Params], start: int, at: int) -> list[O
 def _phase(mode: Mode, params: Params, start: int, end: int) -> Object:
     items = []
     for item in params["items"]:
-        price = mode.fetch("price", item["price"], param="phases[items][price]")
-        body: Object = {"billing_thresholds": None, "discounts": [], "metadata": item.get("metadata") or {}}
-        body |= {"plan": price["id"], "price": price["id"], "tax_rates": []}
+        price = mode.fetch("price", item.get("price", ""), param="phases[items][price]")
+        body: Object = {"plan": price["id"], "price": price["id"], "metadata": item.get("metadata") or {}}
+        body |= {"billing_thresholds": None, "discounts": [], "tax_rates": []}
         if price["recurring"]["usage_type"] == "licensed":
             body["quantity"] = item.get("quantity") or 1
         items.append(body)
@@ -175,13 +168,6 @@ def _active(mode: Mode, call: Call) -> tuple[Object, Object]:
     if body["status"] != "active":
         raise ApiError(400, f"The subscription schedule {body['id']} is {body['status']} and cannot be changed.")
     return body, mode.fetch("subscription", body["subscription"])
-
-
-def _release(mode: Mode, body: Object, subscription: Object) -> Object:
-    mode.store.save({**subscription, "schedule": None})
-    moved = {"status": "released", "released_subscription": body["subscription"], "subscription": None}
-    moved |= {"released_at": changes.now_s(mode, subscription), "current_phase": None}
-    return mode.store.save({**body, **moved}, f"{_KIND}.released")
 
 
 _PATH: Final = "/v1/subscription_schedules"
