@@ -47,17 +47,20 @@ def new_item(mode: Mode, customer: Object, line: Line, currency: str, **fields: 
 def engine_line(mode: Mode, body: Object) -> Line:
     """The engine's form of an invoice line, as `totals` needs it: with a rounded quantity and without a unit amount."""
     sold = body["pricing"]["price_details"] if body["pricing"] else {"price": "", "product": ""}
-    price, details = mode.store.get("price", sold["price"]), details_of(body)
     return Line(
-        item=details.get("subscription_item") or "",
+        item=details_of(body).get("subscription_item") or "",
         **sold,
         amount=body["amount"],
         quantity=Fraction(body["quantity"]),
         period=Period(**body["period"]),
-        proration=details["proration"],
         discountable=body["discountable"],
-        metered=price is not None and (price["recurring"] or {}).get("usage_type") == "metered",
+        metered=_is_metered(mode, body),
     )
+
+
+def _is_metered(mode: Mode, body: Object) -> bool:
+    price = mode.store.get("price", body["pricing"]["price_details"]["price"]) if body["pricing"] else None
+    return price is not None and (price["recurring"] or {}).get("usage_type") == "metered"
 
 
 def details_of(line: Object) -> Object:
@@ -83,13 +86,13 @@ def with_late_usage(mode: Mode, invoice: Object, bodies: Sequence[Object]) -> li
     result: list[Object] = []
     renewed = set()
     for body in bodies:
-        line = engine_line(mode, body)
-        key = (line.item, line.price, line.period)
-        if not line.metered or details_of(body)["invoice_item"]:
+        if not _is_metered(mode, body) or details_of(body)["invoice_item"]:
             result.append(body)
-        elif key not in renewed:
+            continue
+        line = engine_line(mode, body)
+        if (line.item, line.price, line.period) not in renewed:
             # One line for each tier: the first of them stands for all.
-            renewed.add(key)
+            renewed.add((line.item, line.price, line.period))
             price = mode.fetch("price", line.price)
             usage = usage_of(mode, invoice["customer"], price, line.period)
             item = Item(line.item, engine_price(price), line.period)

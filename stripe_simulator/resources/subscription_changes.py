@@ -23,7 +23,7 @@ from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Mode
 from stripe_simulator.resources import coupons
 from stripe_simulator.resources.prices import engine_price
-from stripe_simulator.store import Object, copied
+from stripe_simulator.store import Object
 
 SUBSCRIPTION_ITEM: Final = "subscription_item"
 NESTED_MAX: Final = 10
@@ -66,9 +66,10 @@ def items_of(mode: Mode, subscription: str) -> list[Object]:
 
 def state_of(mode: Mode, subscription: Object) -> Object:
     """What the next change or renewal starts from: items, billing cycle anchor, and what the ledger says of both."""
-    notes, items = ledger(mode, subscription["id"]), copied(items_of(mode, subscription["id"]))
-    billed = {name: notes[name] for name in ("debits", "usage_from")}
-    return {"items": items, "anchor": subscription["billing_cycle_anchor"], **billed}
+    notes, anchor = ledger(mode, subscription["id"]), subscription["billing_cycle_anchor"]
+    # All items of one price share the stored price: a copy for each of them would fill the memory.
+    items = [{**item} for item in items_of(mode, subscription["id"])]
+    return {"items": items, "anchor": anchor, "debits": notes["debits"], "usage_from": notes["usage_from"]}
 
 
 def plan(
@@ -264,7 +265,7 @@ def now_s(mode: Mode, subscription: Object) -> int:
 
 def _after(mode: Mode, subscription: Object, before: list[Object], wanted: Sequence[Params], at: int) -> list[Object]:
     """The items after a change. A new item gets its period from `plan`."""
-    after = {item["id"]: copied(item) for item in before}
+    after = {item["id"]: {**item} for item in before}
     for index, change in enumerate(wanted):
         param, identifier = f"items[{index}]", change.get("id")
         if other := change.keys() - _TAKES:
@@ -301,7 +302,9 @@ def _priced(mode: Mode, identifier: str | None, param: str) -> Object:
     """The fields of an item that follow from its price; `plan` is the older form of the price."""
     if identifier is None:
         raise missing_parameter(param)
-    price = mode.fetch("price", identifier, param=param)
+    price = mode.store.get("price", identifier)
+    if price is None:
+        raise no_such("price", identifier, param, 400)
     recurring = price["recurring"]
     if recurring is None or not price["active"]:
         state = "set to `type=one_time`" if recurring is None else "inactive"

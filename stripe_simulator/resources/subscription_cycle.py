@@ -84,7 +84,7 @@ def pause(mode: Mode, subscription: Object, at: int, why: str = "pause_requested
 
 def follow(mode: Mode, invoice: Object) -> None:
     """The listener of `invoicing`: a subscription's invoice was paid, was voided, or could not be collected."""
-    body, notes = mode.store.edit("subscription", owner_of(invoice)), changes.ledger(mode, owner_of(invoice))
+    body, notes = mode.store.get("subscription", owner_of(invoice)), changes.ledger(mode, owner_of(invoice))
     pending, outcome = notes["pending"], invoice["status"]
     if body is None:
         return
