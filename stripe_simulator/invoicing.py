@@ -88,7 +88,7 @@ def add_pending(mode: Mode, subscription: Object, lines: Sequence[Line]) -> None
 
 
 def new(mode: Mode, customer: Object, currency: str, reason: str, subscription: Object | None = None) -> Object:
-    """A draft without lines, not yet stored. A subscription's discounts replace those of the customer."""
+    """A draft without lines, not yet stored."""
     owner = subscription or {}
     details = {"metadata": owner.get("metadata", {}), "subscription": owner.get("id")}
     parent = {"quote_details": None, "subscription_details": details, "type": "subscription_details"}
@@ -104,9 +104,7 @@ def new(mode: Mode, customer: Object, currency: str, reason: str, subscription: 
         "payment_settings": {"payment_method_types": None}, "status": "draft",
         "status_transitions": dict.fromkeys(_STAMPS.values()), "test_clock": customer["test_clock"],
     }  # fmt: skip
-    discount = customer["discount"]
-    source = owner if owner.get("discounts") else {"discounts": [discount["id"]] if discount else []}
-    invoice["discounts"] = list(coupons.discounts_of(mode, source, invoice["created"]))
+    invoice["discounts"] = list(coupons.discounts_of(mode, subscription or {"discounts": []}, invoice["created"]))
     if owner.get("days_until_due") is not None:
         invoice["due_date"] = invoice["created"] + owner["days_until_due"] * DAY_S
     return invoice | {"period_end": invoice["created"], "period_start": invoice["created"]}

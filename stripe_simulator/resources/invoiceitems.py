@@ -12,7 +12,7 @@ from stripe_simulator.errors import ApiError, missing_parameter
 from stripe_simulator.invoice_lines import details_of, line_of_item, new_item
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Call, Mode, Route, retrieve
-from stripe_simulator.pagination import LIST, page_of
+from stripe_simulator.pagination import LIST, page
 from stripe_simulator.store import Object
 
 INDEXED = {"invoiceitem": ("customer",)}
@@ -60,13 +60,9 @@ def delete(mode: Mode, call: Call) -> Object:
 
 def list_all(mode: Mode, call: Call) -> Object:
     """`GET /v1/invoiceitems`."""
-    customer, invoice, pending = (call.params.get(name) for name in ("customer", "invoice", "pending"))
-    rows = [
-        body
-        for body in mode.store.newest("invoiceitem", "customer" if customer else "", customer)
-        if invoice in (None, body["invoice"]) and pending in (None, body["invoice"] is None)
-    ]
-    return page_of(call, rows)
+    pending = call.params.get("pending")
+    where = {name: call.params.get(name) for name in ("customer", "invoice")}
+    return page(mode, call, "invoiceitem", where, lambda item: pending in (None, item["invoice"] is None))
 
 
 def _draft(mode: Mode, identifier: str | None) -> Object | None:

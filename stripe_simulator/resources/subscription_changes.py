@@ -12,7 +12,6 @@ from typing import Any, Final, NamedTuple
 from stripe_simulator import invoicing
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.collection import INCOMPLETE_S
-from stripe_simulator.engine.discounts import Discount
 from stripe_simulator.engine.discounts import apply as cuts_of
 from stripe_simulator.engine.lines import Item, Line, Usage, cycle_lines, licensed_line, usage_lines
 from stripe_simulator.engine.periods import Period, period_containing
@@ -131,7 +130,8 @@ def renewal(mode: Mode, subscription: Object, at: int, *, was_trial: bool) -> Pl
         body |= {"current_period_start": period.start, "current_period_end": period.end}
         renewed.append(item._replace(period=period))
     lines = cycle_lines(renewed, usages)
-    cuts = zip(lines, cuts_of(lines, _discounts(mode, subscription, at)), strict=True)
+    discounts = list(coupons.discounts_of(mode, subscription, at).values())
+    cuts = zip(lines, cuts_of(lines, discounts), strict=True)
     discounted = {line.item: sum(cut.amount for cut in own) for line, own in cuts if not line.metered}
     ends = {item.id for item in renewed}
     state["debits"] = [row for row in state["debits"] if row[0] not in ends]
@@ -330,16 +330,9 @@ def _prorated(
     mode: Mode, subscription: Object, state: Object, old: Sequence[Item], new: Sequence[Item], at: int, *, credit: bool
 ) -> Prorated:
     debits = [_debit(mode, row) for row in state["debits"]]
-    discounts = _discounts(mode, subscription, at)
+    discounts = list(coupons.discounts_of(mode, subscription, at).values())
     kind = subscription["billing_mode"]["type"]
     return prorate(kind, old, new, at, discounts=discounts, debits=debits, prorations=credit)
-
-
-def _discounts(mode: Mode, subscription: Object, at: int) -> tuple[Discount, ...]:
-    """The discounts of a subscription, or else of its customer."""
-    customer = mode.store.get("customer", subscription["customer"]) or {}
-    ids = subscription["discounts"] or ([customer["discount"]["id"]] if customer.get("discount") else [])
-    return tuple(coupons.discounts_of(mode, {"discounts": ids}, at).values())
 
 
 def _usage(mode: Mode, subscription: Object, state: Object, item: Object, at: int) -> Usage | None:
