@@ -8,11 +8,11 @@ from typing import Final
 from stripe_simulator import invoicing
 from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import Period
-from stripe_simulator.errors import ApiError, missing_parameter
 from stripe_simulator.invoice_lines import details_of, line_of_item, new_item
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Call, Mode, Route, retrieve
 from stripe_simulator.pagination import LIST, page
+from stripe_simulator.resources.common import check, require
 from stripe_simulator.store import Object
 
 INDEXED = {"invoiceitem": ("customer",)}
@@ -27,9 +27,7 @@ def create(mode: Mode, call: Call) -> Object:
     params = call.params
     customer = mode.fetch("customer", params.get("customer", ""), param="customer")
     draft = _draft(mode, params.get("invoice"))
-    for name in ("amount", "currency"):
-        if name not in params:
-            raise missing_parameter(name)
+    require(params, "amount", "currency")
     now_s = mode.now_s(customer["test_clock"] or "")
     period = Period(**params.get("period", {"start": now_s, "end": now_s}))
     discountable = params.get("discountable", params["amount"] >= 0)
@@ -70,9 +68,8 @@ def _draft(mode: Mode, identifier: str | None) -> Object | None:
     if identifier is None:
         return None
     invoice = mode.fetch("invoice", identifier, param="invoice")
-    if invoice["status"] != "draft":
-        message = "This invoice is no longer editable: only a draft can get or lose invoice items."
-        raise ApiError(400, message, code="invoice_not_editable", param="invoice")
+    message = "This invoice is no longer editable: only a draft can get or lose invoice items."
+    check(invoice["status"] == "draft", message, "invoice", "invoice_not_editable")
     return invoice
 
 

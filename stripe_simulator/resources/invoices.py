@@ -9,9 +9,9 @@ from stripe_simulator import invoicing, payments
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.errors import ApiError
 from stripe_simulator.invoice_lines import line_of_item, owner_of
-from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Call, Mode, Route, retrieve
 from stripe_simulator.pagination import LIST, listed, page, page_of
+from stripe_simulator.resources.common import changed, check
 from stripe_simulator.resources.test_cards import card_error
 from stripe_simulator.store import Object
 
@@ -53,8 +53,7 @@ def finalize(mode: Mode, call: Call) -> Object:
 def pay(mode: Mode, call: Call) -> Object:
     """`POST /v1/invoices/{invoice}/pay`. After a declined payment, the changes stay."""
     invoice = mode.fetch("invoice", call.id)
-    if invoice["status"] == "paid":
-        raise ApiError(400, "Invoice is already paid")
+    check(invoice["status"] != "paid", "Invoice is already paid")
     if invoice["status"] == "draft":
         invoice = invoicing.finalize(mode, invoice)
     if call.params.get("paid_out_of_band"):
@@ -86,9 +85,7 @@ def list_lines(mode: Mode, call: Call) -> Object:
 
 def _changed(mode: Mode, invoice: Object, params: Params) -> Object:
     """Save an invoice with the parameters of a request."""
-    invoice |= {name: params[name] for name in FIELDS if name in params}
-    if "metadata" in params:
-        invoice["metadata"] = merged(invoice["metadata"], params["metadata"])
+    invoice = changed(invoice, params, FIELDS)
     if params.get("auto_advance") and invoice["status"] == "draft" and not invoice["automatically_finalizes_at"]:
         due_s = mode.now_s(invoice["test_clock"] or "") + WAIT_S
         return invoicing.schedule_finalization(mode, invoice, due_s)

@@ -18,9 +18,9 @@ from stripe_simulator.engine.periods import Period, period_containing
 from stripe_simulator.engine.proration import Debit, Prorated, debits_of, prorate, restarts_period
 from stripe_simulator.errors import ApiError, missing_parameter, no_such, not_simulated
 from stripe_simulator.invoice_lines import usage_of
-from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Mode
 from stripe_simulator.resources import coupons
+from stripe_simulator.resources.common import changed, check
 from stripe_simulator.resources.prices import engine_price
 from stripe_simulator.store import Object
 
@@ -288,13 +288,10 @@ def _after(mode: Mode, subscription: Object, before: list[Object], wanted: Seque
             raise ApiError(400, "You cannot set the quantity for metered plans.", param=f"{param}[quantity]")
         else:
             item.pop("quantity", None)
-        if "metadata" in change:
-            item["metadata"] = merged(item["metadata"], change["metadata"])
-        after[item["id"]] = item
-    if not after:
-        raise ApiError(400, "A subscription must have at least one active plan. To cancel it, delete the subscription.")
-    if len({item["price"]["currency"] for item in after.values()}) > 1:
-        raise ApiError(400, "All prices on a subscription must have the same currency.", param="items")
+        after[item["id"]] = changed(item, change, ())
+    check(bool(after), "A subscription must have at least one active plan. To cancel it, delete the subscription.")
+    currencies = {item["price"]["currency"] for item in after.values()}
+    check(len(currencies) == 1, "All prices on a subscription must have the same currency.", "items")
     return list(after.values())
 
 
@@ -306,10 +303,9 @@ def _priced(mode: Mode, identifier: str | None, param: str) -> Object:
     if price is None:
         raise no_such("price", identifier, param, 400)
     recurring = price["recurring"]
-    if recurring is None or not price["active"]:
-        state = "set to `type=one_time`" if recurring is None else "inactive"
-        message = f"The price specified is {state}. This field only accepts active prices with `type=recurring`."
-        raise ApiError(400, message, param=param)
+    state = "set to `type=one_time`" if recurring is None else "inactive"
+    message = f"The price specified is {state}. This field only accepts active prices with `type=recurring`."
+    check(recurring is not None and price["active"], message, param)
     older = {
         "object": "plan", "amount": price["unit_amount"], "amount_decimal": price["unit_amount_decimal"],
         "transform_usage": price["transform_quantity"], **{name: price[name] for name in _PLAN_FIELDS}, **recurring,

@@ -8,11 +8,10 @@ from typing import Final
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import Recurrence, boundary
-from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
-from stripe_simulator.metadata import merged
-from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
-from stripe_simulator.pagination import LIST, listed
+from stripe_simulator.errors import ApiError, not_simulated
+from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import subscription_changes as changes
+from stripe_simulator.resources.common import changed, check, reads, require
 from stripe_simulator.store import Object
 
 INDEXED = {"subscription_schedule": ("customer",)}
@@ -24,12 +23,11 @@ _ITEM: Final = frozenset({"price", "quantity", "metadata"})
 
 def create(mode: Mode, call: Call) -> Object:
     """`POST /v1/subscription_schedules` with `from_subscription`: one phase, which is the current period."""
-    if "from_subscription" not in call.params:
-        raise missing_parameter("from_subscription")
+    require(call.params, "from_subscription")
     subscription = mode.fetch("subscription", call.params["from_subscription"], param="from_subscription")
-    if subscription["schedule"] or subscription["status"] in changes.ENDED:
-        message = "You cannot migrate a subscription that is already attached to a schedule or that has ended."
-        raise ApiError(400, message, param="from_subscription")
+    message = "You cannot migrate a subscription that is already attached to a schedule or that has ended."
+    is_free = not subscription["schedule"] and subscription["status"] not in changes.ENDED
+    check(is_free, message, "from_subscription")
     items = changes.items_of(mode, subscription["id"])
     span = (min(it["current_period_start"] for it in items), max(it["current_period_end"] for it in items))
     phase = _phase(mode, {"items": [{**it, "price": it["price"]["id"]} for it in items]}, *span)
@@ -52,9 +50,7 @@ def create(mode: Mode, call: Call) -> Object:
 def update(mode: Mode, call: Call) -> Object:
     """`POST /v1/subscription_schedules/{schedule}`: given phases replace all phases; past ones can be omitted."""
     (body, subscription), params = _active(mode, call), call.params
-    body["end_behavior"] = params.get("end_behavior", body["end_behavior"])
-    if "metadata" in params:
-        body["metadata"] = merged(body["metadata"], params["metadata"])
+    body = changed(body, params, ("end_behavior",))
     if "phases" not in params:
         return mode.store.save(body)
     at = changes.now_s(mode, subscription)
@@ -139,9 +135,8 @@ def _phases(mode: Mode, wanted: Sequence[Params], start: int, at: int) -> list[O
             price = mode.fetch("price", params["items"][0].get("price", ""), param=f"{prefix}[items][0][price]")
             length = params.get("duration") or price["recurring"]
             last = boundary(first, Recurrence(length["interval"], length.get("interval_count", 1)), 1)
-        if (number and first != start) or last <= first:
-            message = "A phase must begin at the end_date of the phase before it, and end after its start_date."
-            raise ApiError(400, message, param=f"{prefix}[start_date]" if last > first else f"{prefix}[end_date]")
+        check(not number or first == start, "A phase must begin at the end of the one before.", f"{prefix}[start_date]")
+        check(last > first, "A phase must end after its start_date.", f"{prefix}[end_date]")
         phases.append(_phase(mode, params, first, last))
         start = last
     return phases
@@ -165,16 +160,15 @@ def _phase(mode: Mode, params: Params, start: int, end: int) -> Object:
 def _active(mode: Mode, call: Call) -> tuple[Object, Object]:
     """The schedule of a path and its subscription. Raises `ApiError` if the schedule has ended."""
     body = mode.fetch(_KIND, call.id)
-    if body["status"] != "active":
-        raise ApiError(400, f"The subscription schedule {body['id']} is {body['status']} and cannot be changed.")
+    message = f"The subscription schedule {body['id']} is {body['status']} and cannot be changed."
+    check(body["status"] == "active", message)
     return body, mode.fetch("subscription", body["subscription"])
 
 
 _PATH: Final = "/v1/subscription_schedules"
 ROUTES = (
     Route("POST", _PATH, create, ("from_subscription",)),
-    Route("GET", _PATH, listed(_KIND, "customer"), (*LIST, "created", "customer")),
-    Route("GET", f"{_PATH}/{{schedule}}", retrieve(_KIND)),
+    *reads(f"{_PATH}/{{schedule}}", _KIND, "customer"),
     Route("POST", f"{_PATH}/{{schedule}}", update, ("end_behavior", "metadata", "phases", "proration_behavior")),
     Route("POST", f"{_PATH}/{{schedule}}/cancel", cancel),
     Route("POST", f"{_PATH}/{{schedule}}/release", release),

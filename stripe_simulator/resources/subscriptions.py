@@ -8,12 +8,12 @@ from stripe_simulator import payments
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.collection import DAY_S
 from stripe_simulator.engine.periods import anchor_of
-from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
-from stripe_simulator.metadata import merged
+from stripe_simulator.errors import ApiError, not_simulated
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, page
 from stripe_simulator.resources import coupons, subscription_cycle
 from stripe_simulator.resources import subscription_changes as changes
+from stripe_simulator.resources.common import changed, check, require
 from stripe_simulator.resources.prices import recurrence_of
 from stripe_simulator.store import Object
 
@@ -45,9 +45,7 @@ _PENDING: Final = {
 def create(mode: Mode, call: Call) -> Object:
     """`POST /v1/subscriptions`."""
     params = call.params
-    for name in ("customer", "items"):
-        if not params.get(name):
-            raise missing_parameter(name)
+    require(params, "customer", "items")
     customer = mode.fetch("customer", params["customer"], param="customer")
     at = mode.now_s(customer["test_clock"] or "")
     body = _new(mode, customer, at)
@@ -84,8 +82,8 @@ def update(mode: Mode, call: Call) -> Object:
 def change(mode: Mode, body: Object, params: Params) -> Object:
     """Change a subscription as its route and those of its items do."""
     now = changes.now_s(mode, body)
-    if body["status"] in changes.ENDED and params.keys() - {"cancellation_details", "metadata", "expand"}:
-        raise ApiError(400, "A canceled subscription can only update its cancellation_details and metadata.")
+    is_possible = body["status"] not in changes.ENDED or params.keys() <= {"cancellation_details", "metadata", "expand"}
+    check(is_possible, "A canceled subscription can only update its cancellation_details and metadata.")
     if params.keys() & {"cancel_at", "cancel_at_period_end"}:
         _refuse_scheduled(body, "updating any cancelation behavior directly")
     pending = params.get("payment_behavior") == "pending_if_incomplete"
@@ -124,9 +122,8 @@ def cancel(mode: Mode, call: Call) -> Object:
 def pause(mode: Mode, call: Call) -> Object:
     """`POST /v1/subscriptions/{subscription}/pause`: no invoices until it resumes."""
     body, params = mode.fetch("subscription", call.id), call.params
-    if body["billing_mode"]["type"] != "flexible" or body["status"] != "active" or body["schedule"]:
-        message = "Only an active subscription with flexible billing mode and without a schedule can be paused."
-        raise ApiError(400, message)
+    is_possible = body["billing_mode"]["type"] == "flexible" and body["status"] == "active" and not body["schedule"]
+    check(is_possible, "Only an active subscription in flexible billing mode without a schedule can be paused.")
     at = changes.now_s(mode, body)
     lines = changes.closing_lines(mode, body, at, credit=True, usage=True)
     now = bool(lines) and params.get("invoicing_behavior") == "invoice"
@@ -136,8 +133,7 @@ def pause(mode: Mode, call: Call) -> Object:
 def resume(mode: Mode, call: Call) -> Object:
     """`POST /v1/subscriptions/{subscription}/resume` with a new period from now on."""
     body, params = mode.fetch("subscription", call.id), call.params
-    if body["status"] != "paused":
-        raise ApiError(400, "You can only resume a subscription that is paused.")
+    check(body["status"] == "paused", "You can only resume a subscription that is paused.")
     if params.get("billing_cycle_anchor", {"type": "now"})["type"] != "now":
         raise not_simulated("resume with billing_cycle_anchor[type]=unchanged")
     at = changes.now_s(mode, body)
@@ -179,15 +175,14 @@ def _new(mode: Mode, customer: Object, at: int) -> Object:
 def _changed(mode: Mode, body: Object, params: Params) -> Object:
     """The body with the parameters that do not touch periods."""
     names = ("collection_method", "days_until_due", "default_payment_method", "description")
-    body |= {name: params[name] for name in names if name in params}
-    if body["default_payment_method"]:
-        method = mode.fetch("payment_method", body["default_payment_method"], "PaymentMethod", "default_payment_method")
-        if method["customer"] != body["customer"]:
-            message = f"The customer does not have a payment method with the ID {method['id']}."
-            raise ApiError(400, message, code="resource_missing", param="default_payment_method")
-    if (body["collection_method"] == "send_invoice") != (body["days_until_due"] is not None):
-        message = "You must pass `days_until_due` with `collection_method=send_invoice`, and only with that."
-        raise ApiError(400, message, param="days_until_due")
+    body, param = changed(body, params, names), "default_payment_method"
+    if body[param]:
+        method = mode.fetch("payment_method", body[param], "PaymentMethod", param)
+        message = f"The customer does not have a payment method with the ID {method['id']}."
+        check(method["customer"] == body["customer"], message, param, "resource_missing")
+    message = "You must pass `days_until_due` with `collection_method=send_invoice`, and only with that."
+    has_days = body["days_until_due"] is not None
+    check((body["collection_method"] == "send_invoice") == has_days, message, "days_until_due")
     for name in ("automatic_tax", "cancellation_details", "payment_settings"):
         if params.get(name):
             body[name] = {**body[name], **params[name]}
@@ -196,8 +191,6 @@ def _changed(mode: Mode, body: Object, params: Params) -> Object:
         if ends.pop("billing_cycle_anchor", "now") != "now":
             raise not_simulated("trial_settings[end_behavior][billing_cycle_anchor]=unchanged")
         body["trial_settings"] = {"end_behavior": ends}
-    if "metadata" in params:
-        body["metadata"] = merged(body["metadata"], params["metadata"])
     if "discounts" in params:
         body["discounts"] = [
             coupons.redeem(mode, entry, body["customer"], f"discounts[{number}]", subscription=body["id"])["id"]
@@ -232,21 +225,18 @@ def _anchor(mode: Mode, body: Object, params: Params, at: int) -> int:
         return int(given)
     if config:
         for name, (first, last) in _ANCHOR.items():
-            if not first <= config.get(name, first) <= last:
-                param = f"billing_cycle_anchor_config[{name}]"
-                raise ApiError(400, f"Invalid {param}: must be between {first} and {last}.", param=param)
+            param = f"billing_cycle_anchor_config[{name}]"
+            check(first <= config.get(name, first) <= last, f"Invalid {param}: must be {first} to {last}.", param)
         recurrence = recurrence_of(mode.fetch("price", params["items"][0].get("price", ""), param="items[0][price]"))
-        if recurrence.interval not in ("month", "year"):
-            message = "billing_cycle_anchor_config needs prices that recur by month or year."
-            raise ApiError(400, message, param="billing_cycle_anchor_config")
+        message, param = "A price that recurs by month or year is needed.", "billing_cycle_anchor_config"
+        check(recurrence.interval in ("month", "year"), message, param)
         body["billing_cycle_anchor_config"] = dict.fromkeys((*_ANCHOR, "month")) | config
         return anchor_of(recurrence, at, **config)
     return body["trial_end"] or at
 
 
 def _check_future(moment: int, at: int, param: str) -> None:
-    if moment <= at:
-        raise ApiError(400, f"Invalid timestamp: {param} must be an integer Unix timestamp in the future.", param=param)
+    check(moment > at, f"Invalid timestamp: {param} must be an integer Unix timestamp in the future.", param)
 
 
 def _trial(body: Object, trial_end: int | str, at: int) -> Object:
@@ -264,10 +254,10 @@ def _check_payment(mode: Mode, invoice: Object, behavior: str) -> None:
     if invoice["status"] != "open" or invoice["collection_method"] != "charge_automatically":
         return
     body = mode.fetch("subscription", invoice["parent"]["subscription_details"]["subscription"])
-    has_method = body["default_payment_method"] or payments.default_method(mode, invoice["customer"])
-    if behavior != "default_incomplete" and not has_method and invoice["billing_reason"] == "subscription_create":
+    if behavior != "default_incomplete" and invoice["billing_reason"] == "subscription_create":
+        method = body["default_payment_method"] or payments.default_method(mode, invoice["customer"])
         message = "This customer has no attached payment source or default payment method."
-        raise ApiError(400, message, code="resource_missing")
+        check(bool(method), message, code="resource_missing")
     if behavior == "error_if_incomplete":
         intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {}
         if error := intent.get("last_payment_error"):
@@ -278,9 +268,8 @@ def _check_payment(mode: Mode, invoice: Object, behavior: str) -> None:
 
 
 def _refuse_scheduled(body: Object, what: str) -> None:
-    if body["schedule"]:
-        message = f"The subscription is managed by the subscription schedule `{body['schedule']}`, and {what}"
-        raise ApiError(400, f"{message} is not allowed. Please update the schedule instead.")
+    message = f"The subscription is managed by the subscription schedule `{body['schedule']}`, and {what}"
+    check(not body["schedule"], f"{message} is not allowed. Please update the schedule instead.")
 
 
 _PATH: Final = "/v1/subscriptions"
