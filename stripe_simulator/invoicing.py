@@ -293,9 +293,11 @@ def _failed(mode: Mode, invoice: Object, *types: str) -> None:
 def _record_payment(mode: Mode, invoice: Object, outcome: payments.Outcome) -> None:
     """Store the invoice's InvoicePayment: one for all attempts with the same PaymentIntent."""
     paid = outcome.status == "succeeded"
-    stored = list(mode.store.newest("invoice_payment", "invoice", invoice["id"]))
-    clock = invoice["test_clock"] or ""
-    body = {**stored[0]} if stored else new_object(mode, "invoice_payment", "inpay", {}, clock)
+    clock, stored = (
+        invoice["test_clock"] or "",
+        next(mode.store.newest("invoice_payment", "invoice", invoice["id"]), None),
+    )
+    body = {**(stored or new_object(mode, "invoice_payment", "inpay", {}, clock))}
     body.pop("metadata", None)
     body |= {
         "amount_paid": invoice["amount_remaining"] if paid else None, "amount_requested": invoice["amount_remaining"],

@@ -15,10 +15,8 @@ INCOMPLETE_S: Final = 23 * 3600
 
 # Stripe does not retry these without a new payment method. Every other code, `expired_card` among them, is retried.
 HARD_DECLINE_CODES: Final = frozenset(
-    [
-        "authentication_required", "highest_risk_level", "incorrect_number", "lost_card", "pickup_card",
-        "revocation_of_all_authorizations", "revocation_of_authorization", "stolen_card", "transaction_not_allowed",
-    ]
+    ["authentication_required", "highest_risk_level", "incorrect_number", "lost_card", "pickup_card",
+     "revocation_of_all_authorizations", "revocation_of_authorization", "stolen_card", "transaction_not_allowed"]
 )  # fmt: skip
 
 InvoiceStatus = Literal["draft", "open", "paid", "uncollectible", "void"]
@@ -36,11 +34,7 @@ INVOICE_MOVES: Final[dict[InvoiceStatus, frozenset[InvoiceStatus]]] = {
 
 
 class RetryPolicy(NamedTuple):
-    """The account's settings for failed payments.
-
-    `days` are the days from the first failed attempt to each retry. `subscription_end` and `invoice_end` say what
-    becomes of both after the last retry.
-    """
+    """The days from the first failed attempt to each retry, and what becomes of both after the last retry."""
 
     days: tuple[int, ...]
     subscription_end: Literal["canceled", "unpaid", "past_due", "paused"] = "canceled"

@@ -76,10 +76,6 @@ def usage_lines(item: Item, usage: Usage) -> tuple[Line, ...]:
 
 
 def cycle_lines(items: Sequence[Item], usages: Mapping[str, Usage]) -> tuple[Line, ...]:
-    """The lines of the items that renew at a period's boundary.
-
-    A licensed item has its new period. `usages` has the ended period's usage by the id of a metered item: an item
-    without an entry has no line, and usage 0 has a line.
-    """
+    """The lines at a period's boundary: `items` with their new period, and by item id the usage of the ended one."""
     metered = [line for item in items if item.id in usages for line in usage_lines(item, usages[item.id])]
     return (*metered, *(licensed_line(item) for item in items if not item.price.metered))

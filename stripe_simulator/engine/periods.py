@@ -13,8 +13,9 @@ from typing import Final, Literal, NamedTuple
 
 Interval = Literal["day", "week", "month", "year"]
 
-_SECONDS: Final[dict[str, int]] = {"day": 86_400, "week": 7 * 86_400}
-_MONTHS: Final[dict[str, int]] = {"month": 1, "year": 12}
+# Exact for days and weeks; the mean of the calendar for months and years, which are computed by month.
+_SECONDS: Final = {"day": 86_400, "week": 7 * 86_400, "month": 2_629_746, "year": 31_556_952}
+_MONTHS: Final = {"month": 1, "year": 12}
 
 
 class Recurrence(NamedTuple):
@@ -55,28 +56,20 @@ def boundary(anchor: int, recurrence: Recurrence, index: int) -> int:
     Each boundary is computed from the anchor, so that a short month does not shorten the later ones.
     """
     steps = index * recurrence.interval_count
-    if recurrence.interval in _SECONDS:
-        return anchor + steps * _SECONDS[recurrence.interval]
-    return add_months(anchor, steps * _MONTHS[recurrence.interval])
+    if recurrence.interval in _MONTHS:
+        return add_months(anchor, steps * _MONTHS[recurrence.interval])
+    return anchor + steps * _SECONDS[recurrence.interval]
 
 
 def period_containing(anchor: int, recurrence: Recurrence, at: int) -> Period:
     """The period that contains the second `at`. The anchor may be later than `at`."""
-    index = _index_near(anchor, recurrence, at)
+    index = (at - anchor) // (_SECONDS[recurrence.interval] * recurrence.interval_count)
     start, end = boundary(anchor, recurrence, index), boundary(anchor, recurrence, index + 1)
     while start > at:
         index, start, end = index - 1, boundary(anchor, recurrence, index - 1), start
     while end <= at:
         index, start, end = index + 1, end, boundary(anchor, recurrence, index + 2)
     return Period(start, end)
-
-
-def _index_near(anchor: int, recurrence: Recurrence, at: int) -> int:
-    if recurrence.interval in _SECONDS:
-        return (at - anchor) // (_SECONDS[recurrence.interval] * recurrence.interval_count)
-    first, second = datetime.fromtimestamp(anchor, UTC), datetime.fromtimestamp(at, UTC)
-    months = (second.year - first.year) * 12 + second.month - first.month
-    return months // (_MONTHS[recurrence.interval] * recurrence.interval_count)
 
 
 def anchor_of(recurrence: Recurrence, start: int, day_of_month: int, **time: int) -> int:

@@ -60,10 +60,7 @@ def in_order(grants: Iterable[Grant], at: int) -> list[Grant]:
 
 
 def draw(grants: Iterable[Grant], lines: Sequence[Line], nets: Sequence[int], at: int) -> tuple[Draw, ...]:
-    """What each grant pays of each line. A grant pays the lines in the invoice's order (undocumented).
-
-    `nets` are the amounts that discounts left. Only a metered line with a positive one is paid.
-    """
+    """What each grant pays of the metered lines, in the invoice's order (undocumented). Discounts left `nets`."""
     left = [max(0, net) if line.metered else 0 for line, net in zip(lines, nets, strict=True)]
     draws = []
     for grant in in_order(grants, at):
@@ -78,10 +75,9 @@ def draw(grants: Iterable[Grant], lines: Sequence[Line], nets: Sequence[int], at
 
 
 def settled(total: int, starting_balance: int, charge_min: int = 0) -> tuple[int, int]:
-    """Set an invoice's total off against the customer's balance (negative: credit; positive: debt).
+    """The amount due and the customer's balance after an invoice (negative: credit; positive: debt).
 
-    A negative total becomes credit. An amount due below `charge_min` is not charged but becomes debt. Returns the
-    amount due and the balance after the invoice.
+    A negative total becomes credit. An amount due below `charge_min` is not charged but becomes debt.
     """
     owed = total + starting_balance
     if total < 0 or owed <= 0 or owed < charge_min:
