@@ -12,7 +12,7 @@ from stripe_simulator.invoice_lines import details_of, line_of_item, new_item
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Call, Mode, Route, retrieve
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources.common import check, require
+from stripe_simulator.resources.conventions import check, require
 from stripe_simulator.store import Object
 
 INDEXED = {"invoiceitem": ("customer",)}

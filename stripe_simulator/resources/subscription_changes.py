@@ -20,7 +20,7 @@ from stripe_simulator.errors import ApiError, missing_parameter, no_such, not_si
 from stripe_simulator.invoice_lines import usage_of
 from stripe_simulator.mode import Mode
 from stripe_simulator.resources import coupons
-from stripe_simulator.resources.common import changed, check
+from stripe_simulator.resources.conventions import changed, check
 from stripe_simulator.resources.prices import engine_price
 from stripe_simulator.store import Object
 

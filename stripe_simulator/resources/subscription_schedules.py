@@ -11,7 +11,7 @@ from stripe_simulator.engine.periods import Recurrence, boundary
 from stripe_simulator.errors import ApiError, not_simulated
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import subscription_changes as changes
-from stripe_simulator.resources.common import changed, check, reads, require
+from stripe_simulator.resources.conventions import changed, check, reads, require
 from stripe_simulator.store import Object
 
 INDEXED = {"subscription_schedule": ("customer",)}

@@ -13,7 +13,7 @@ from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, page
 from stripe_simulator.resources import coupons, subscription_cycle
 from stripe_simulator.resources import subscription_changes as changes
-from stripe_simulator.resources.common import changed, check, require
+from stripe_simulator.resources.conventions import changed, check, require
 from stripe_simulator.resources.prices import recurrence_of
 from stripe_simulator.store import Object
 

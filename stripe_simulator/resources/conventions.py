@@ -1,4 +1,4 @@
-"""What most resources share: types, the routes that read a kind of object, checks, and the change of an object."""
+"""The conventions of most resources: how objects are read, how parameters are checked, and how they change objects."""
 
 from __future__ import annotations
 
