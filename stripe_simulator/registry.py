@@ -28,7 +28,7 @@ SUBSCRIBERS: Final[Sequence[Subscriber]] = [
 ]
 
 payments.LISTENERS[:] = [invoicing.payment_settled]
-invoicing.LISTENERS[:] = [subscription_cycle]
+invoicing.LISTENERS[:] = [subscription_cycle.follow]
 
 
 class Router:

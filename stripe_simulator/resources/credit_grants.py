@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from stripe_simulator.engine.credits import Draw, Grant
+from stripe_simulator.engine.totals import Draw, Grant
 from stripe_simulator.errors import require_positive
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page

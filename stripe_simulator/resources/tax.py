@@ -5,7 +5,6 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Final, NamedTuple
 
-from stripe_simulator.engine.taxes import TaxRate
 from stripe_simulator.mode import Mode, new_object
 from stripe_simulator.resources.conventions import Object, reads
 
@@ -15,9 +14,9 @@ RATES: Final = {"AT": 20, "DE": 19, "FR": 20, "GB": 20, "IE": 23, "IT": 22, "NL"
 
 
 class AppliedRate(NamedTuple):
-    """A rate for the engine, and the id of the stored `tax_rate` for the invoice."""
+    """A rate in percent, and the id of the stored `tax_rate` for the invoice."""
 
-    rate: TaxRate
+    percentage: Fraction
     id: str
 
 
@@ -31,7 +30,7 @@ def rate_of(mode: Mode, customer: Object) -> AppliedRate | None:
         | {"active": True, "inclusive": False, "percentage": float(RATES[country]), "rate_type": "percentage"}
         | {"country": country, "display_name": "VAT", "jurisdiction": country, "tax_type": "vat"}
     )
-    return AppliedRate(TaxRate(Fraction(RATES[country])), stored["id"])
+    return AppliedRate(Fraction(RATES[country]), stored["id"])
 
 
 ROUTES = reads("/v1/tax_rates/{tax_rate}", "tax_rate")

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from stripe_simulator.engine.discounts import Part, apply
-from stripe_simulator.engine.taxes import tax_of
+from stripe_simulator.engine.discounts import apply
+from stripe_simulator.engine.lines import Line
+from stripe_simulator.engine.periods import Period
 from stripe_simulator.engine.tiers import total
+from stripe_simulator.engine.totals import totals
 from stripe_simulator.errors import ApiError
 from stripe_simulator.resources import coupons, tax
 from stripe_simulator.resources.prices import engine_price, recurrence_of
@@ -207,7 +209,7 @@ async def test_coupon_takes_off_what_it_says(
     stored = await discount(sdk, {"coupon": body["id"]})
 
     discounts = coupons.discounts_of(sdk.simulator.test, {"discounts": [stored["id"]]}, NOW_S)
-    parts = [Part(amount, f"p{number}") for number, amount in enumerate(amounts)]
+    parts = [Line("", "", f"p{number}", amount, Fraction(1), Period(0, 1)) for number, amount in enumerate(amounts)]
 
     taken = apply(parts, list(discounts.values()))
     assert [sum(cut.amount for cut in line) for line in taken] == cuts
@@ -346,9 +348,10 @@ async def test_tax_is_that_of_the_country(sdk: Sdk, customer: dict[str, Any], ta
 
     assert applied[0] == applied[1]
     rate = applied[0]
-    assert (rate and tax_of(4750, rate.rate)) == tax_of_4750
+    line = Line("", "", "", 4750, Fraction(1), Period(0, 1))
+    assert (rate and totals([line], tax_percentage=rate.percentage).total_tax) == tax_of_4750
     listed = (await sdk("v1.tax_rates.list"))["data"]
     assert [row["id"] for row in listed] == ([rate.id] if rate else [])
     if rate:
-        assert (await sdk("v1.tax_rates.retrieve", rate.id))["percentage"] == float(rate.rate.percentage)
-        assert rate.rate.percentage == Fraction(round(listed[0]["percentage"]))
+        assert (await sdk("v1.tax_rates.retrieve", rate.id))["percentage"] == float(rate.percentage)
+        assert rate.percentage == Fraction(round(listed[0]["percentage"]))

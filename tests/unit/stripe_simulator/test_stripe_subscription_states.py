@@ -91,42 +91,6 @@ async def test_cancellation_at_period_end_bills_usage(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize(
-    ("second", "invoices", "balance"),
-    [(15_000, [500_000, 500_000, 0], 0), (1, [500_000, 0], -99_960)],
-    ids=["reached twice", "cheaper by volume"],
-)
-async def test_thresholds(shop: Shop, second: int, invoices: list[int], balance: int) -> None:
-    """Scenario 3: the tiers go on over threshold invoices, and volume tiers can give back."""
-    await shop.open("2026-11-01")
-    tiers = [{"up_to": 10_000, "unit_amount": 50}, {"up_to": "inf", "unit_amount": 40}]
-    price = await shop.metered(await shop.meter(), billing_scheme="tiered", tiers_mode="volume", tiers=tiers)
-    await shop.subscribe({"price": price}, billing_thresholds={"amount_gte": 500_000})
-    for day, value in ((5, 10_000), (15, second)):
-        await shop.use(value, f"2026-11-{day:02d}")
-        await shop.advance(f"2026-11-{day:02d} 03:00:00")
-    await shop.advance("2026-12-01 02:00:00")
-
-    assert [due for _, due in await shop.amounts()][1:] == invoices
-    assert (await shop.sdk("v1.customers.retrieve", shop.customer))["balance"] == balance
-
-
-async def test_usage_threshold_of_an_item(shop: Shop) -> None:
-    """Units since the last threshold invoice."""
-    await shop.open("2026-11-01")
-    price = await shop.metered(await shop.meter(), 2)
-    await shop.subscribe({"price": price, "billing_thresholds": {"usage_gte": 1_000}})
-    await shop.use(1_200, "2026-11-05")
-    await shop.advance("2026-11-05 03:00:00")
-    await shop.use(900, "2026-11-06")
-    await shop.advance("2026-12-01 02:00:00")
-
-    assert [(one["billing_reason"], one["amount_due"]) for one in await shop.invoices()][1:] == [
-        ("subscription_threshold", 2400),
-        ("subscription_cycle", 1800),
-    ]
-
-
-@pytest.mark.parametrize(
     ("trial_days", "balance"), [(0, -2100), (20, 0)], ids=["unused time is credited", "a trial has no unused time"]
 )
 async def test_cancellation_inside_a_period(shop: Shop, trial_days: int, balance: int) -> None:
@@ -170,6 +134,28 @@ async def test_trial_without_a_card(shop: Shop, behavior: str, status: str, due:
 
     assert (await shop.get())["status"] == status
     assert [amount for _, amount in await shop.amounts()] == [0, *due]
+
+
+async def test_anchor_by_day_and_time(shop: Shop) -> None:
+    """The first of each month at midnight; a weekly price has no such anchor."""
+    await shop.open("2027-02-15 09:30:07")
+    config = {"day_of_month": 1, "hour": 0, "minute": 0, "second": 0}
+    body = await shop.subscribe({"price": await shop.price(2800)}, billing_cycle_anchor_config=config)
+    assert body["billing_cycle_anchor"] == at("2027-03-01")
+
+    items = [{"price": await shop.price(700, "week")}]
+    params = {"customer": shop.customer, "items": items, "billing_cycle_anchor_config": config}
+    error = await shop.sdk.error("v1.subscriptions.create", params)
+    assert (error["status"], error["param"]) == (400, "billing_cycle_anchor_config")
+
+
+async def test_trial_settings_keep_what_is_not_given(shop: Shop) -> None:
+    """Only the anchor at the trial's end is given: the default for a missing card stays."""
+    await shop.open("2027-01-01", "")
+    settings = {"end_behavior": {"billing_cycle_anchor": "now"}}
+    body = await shop.subscribe({"price": await shop.price(14900)}, trial_period_days=10, trial_settings=settings)
+
+    assert body["trial_settings"] == {"end_behavior": {"missing_payment_method": "create_invoice"}}
 
 
 @pytest.mark.parametrize("mode", ["flexible", "classic"])
@@ -219,7 +205,8 @@ async def test_resumption_that_nobody_pays(shop: Shop) -> None:
     """The invoice is void after 23 hours, the subscription stays paused, and can be resumed again."""
     await shop.open("2027-02-01")
     await shop.subscribe({"price": await shop.price(2800)})
-    await shop.sdk("v1.subscriptions.pause", shop.subscription, {"bill_for": {"unused_time_from": {"type": "none"}}})
+    await shop.advance("2027-02-08")
+    await shop.sdk("v1.subscriptions.pause", shop.subscription, {})
     await shop.advance("2027-03-08")
     await shop.sdk("v1.subscriptions.resume", shop.subscription, {})
     await shop.advance("2027-03-09")
@@ -229,21 +216,6 @@ async def test_resumption_that_nobody_pays(shop: Shop) -> None:
 
     assert (body["status"], body["billing_cycle_anchor"]) == ("active", at("2027-03-09"))
     assert (await shop.amounts())[-1] == ("paid", 2800)
-
-
-@pytest.mark.parametrize(
-    ("behavior", "status"), [("void", "void"), ("mark_uncollectible", "uncollectible"), ("keep_as_draft", "draft")]
-)
-async def test_paused_collection(shop: Shop, behavior: str, status: str) -> None:
-    """The subscription stays active and is invoiced; `resumes_at` ends the pause."""
-    await shop.open("2027-02-01")
-    await shop.subscribe({"price": await shop.price(2800)})
-    await shop.change(pause_collection={"behavior": behavior, "resumes_at": at("2027-03-15")})
-    await shop.advance("2027-03-01 02:00:00")
-    assert ((await shop.get())["status"], (await shop.invoices())[-1]["status"]) == ("active", status)
-    await shop.advance("2027-04-01 02:00:00")
-
-    assert ((await shop.get())["pause_collection"], (await shop.amounts())[-1]) == (None, ("paid", 2800))
 
 
 async def test_pending_update(shop: Shop) -> None:
@@ -383,6 +355,11 @@ async def test_discounts(shop: Shop, duration: str, change: list[int], renewal: 
     assert [due for _, due in await shop.amounts()] == [8000, sum(change), renewal]
 
 
+def anchor(**fields: int) -> dict[str, Any]:
+    """An anchor by day and time."""
+    return {"billing_cycle_anchor_config": {"day_of_month": 1, **fields}}
+
+
 @pytest.mark.parametrize(
     ("params", "status", "code", "param"),
     [
@@ -391,11 +368,28 @@ async def test_discounts(shop: Shop, duration: str, change: list[int], renewal: 
         ({"items": [{"quantity": 1}]}, 400, "parameter_missing", "items[0][price]"),
         ({"items": [{"price": "x", "tax_rates": ["txr_1"]}]}, 501, None, None),
         ({"trial_end": 1}, 400, None, "trial_end"),
+        ({"cancel_at": "max_billed_until"}, 501, None, None),
+        (anchor(hour=24), 400, None, "billing_cycle_anchor_config[hour]"),
+        (anchor(day_of_month=0), 400, None, "billing_cycle_anchor_config[day_of_month]"),
+        ({"trial_settings": {"end_behavior": {"billing_cycle_anchor": "unchanged"}}}, 501, None, None),
         ({"collection_method": "send_invoice"}, 400, None, "days_until_due"),
         ({"default_payment_method": "pm_none"}, 400, "resource_missing", "default_payment_method"),
         ({"discounts": [{"coupon": "none"}]}, 400, "resource_missing", "discounts[0][coupon]"),
     ],
-    ids=["no card", "price", "no price", "not simulated", "past", "no days", "no method", "no coupon"],
+    ids=[
+        "no card",
+        "price",
+        "no price",
+        "not simulated",
+        "past",
+        "billed until",
+        "hour",
+        "day",
+        "anchor of a trial",
+        "no days",
+        "no method",
+        "no coupon",
+    ],
 )
 async def test_refused_subscriptions(shop: Shop, params: Any, status: int, code: str | None, param: str | None) -> None:
     """Stripe's status, code and parameter, and nothing is stored."""
