@@ -76,8 +76,8 @@ class Settings(BaseSettings):
         default=30.0,
         gt=0,
         le=300,
-        description="Seconds after which a call to Kafka or Redis without an answer has failed; commands that do not "
-        "rebuild take 10 if this is not set",
+        description="Seconds after which a call to Kafka, Redis or PostgreSQL without an answer has failed; commands "
+        "that do not rebuild take 10 if this is not set",
     )
 
     stripe_api_key: SecretStr = Field(default=SecretStr(""), description="Stripe secret key; no reporting if unset")

@@ -151,8 +151,12 @@ class Timeline(Protocol):
     def __call__(
         self, links: Sequence[Link], mirror: Mapping[str, Sequence[Row]], sent: Sequence[Binding], now_ms: int
     ) -> Sequence[Binding]:
-        """The bindings that must be sent besides those that were planned before (`sent`), by effective date. `mirror`
-        has the rows of the account's customers. Equal inputs give an equal answer, and a second call gives nothing."""
+        """The bindings that must be sent besides those that were planned before, by effective date.
+
+        `sent` has those planned before, in the order of their planning. `mirror` has the rows of the account's
+        customers, except invoices and their lines: they decide no binding. Equal inputs give an equal answer, and a
+        second call gives nothing.
+        """
         ...
 
 
@@ -183,8 +187,10 @@ class SideTables(Protocol):
     async def commit(self, step: Step) -> Mapping[str, Outcome]:
         """Apply a step in one transaction: rows, audit, bindings to send, position. Returns the outcome by event id.
 
-        An event that was processed before changes nothing but the position. Raises `Stale` if an object's `fetch_seq`
-        moved, `Fenced` if the stored position is not the believed one; then nothing was written.
+        An event that was processed before changes nothing but the position, and has the outcome of that time. Raises
+        `Stale` if an object's `fetch_seq` moved, `Fenced` if the stored position is not the believed one; then nothing
+        was written. A partition without a position takes any. After `Transient` the step may have been written: then
+        a repeat raises `Fenced`, and `position` says so.
         """
         ...
 

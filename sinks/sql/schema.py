@@ -50,5 +50,5 @@ def claim_database(connection: Connection, scope: str, log_id: str) -> None:
         if held != ours:
             raise OperatorNeeded(
                 f"the SQL database belongs to the {what} {held}, this process to {ours}: set TIDEMARK_SQL_URL to the "
-                "database of this deployment, or to an empty one and run `tidemark billing resync`"
+                "database of this deployment, or to an empty one and resync from Stripe"
             )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from schemas.billing_events import ObjectKind, ObjectName, StripeEvent, Via
-from schemas.side_tables import Arrived, Fetched, SideTables, Step
+from schemas.side_tables import Arrived, Fetched, Row, SideTables, Step
 
 NOW_MS = 1_750_000_000_000
 ANCHOR_MS = 1_750_000_020_000 // 60_000 * 60_000
@@ -27,8 +27,15 @@ def event(number: int, *objects: ObjectName, customer: str = "cus_1") -> StripeE
 def fetched_subscription(fetch_seq: int = 0, number: int = 1, seats: Sequence[int] = (3,), **columns: Any) -> Fetched:
     """A subscription of `cus_1` with an item for each number of seats."""
     name = subscription(number)
-    row = {"id": name.id, "customer_id": "cus_1", "status": "active", "anchor_ms": ANCHOR_MS, "deleted": 0, **columns}
-    items = [
+    row: Row = {
+        "id": name.id,
+        "customer_id": "cus_1",
+        "status": "active",
+        "anchor_ms": ANCHOR_MS,
+        "deleted": 0,
+        **columns,
+    }
+    items: list[Row] = [
         {"id": f"si_{number}_{index}", "subscription_id": name.id, "quantity": quantity}
         for index, quantity in enumerate(seats)
     ]
@@ -38,8 +45,8 @@ def fetched_subscription(fetch_seq: int = 0, number: int = 1, seats: Sequence[in
 def fetched_invoice(fetch_seq: int = 0, number: int = 1, total_minor: int = 1900, customer: str = "cus_1") -> Fetched:
     """An invoice with one line."""
     name = invoice(number)
-    row = {"id": name.id, "customer_id": customer, "status": "draft", "total_minor": total_minor, "deleted": 0}
-    line = {"id": f"il_{number}", "invoice_id": name.id, "amount_minor": total_minor, "quantity": "1"}
+    row: Row = {"id": name.id, "customer_id": customer, "status": "draft", "total_minor": total_minor, "deleted": 0}
+    line: Row = {"id": f"il_{number}", "invoice_id": name.id, "amount_minor": total_minor, "quantity": "1"}
     return Fetched(name, fetch_seq, {"invoices": [row], "invoice_lines": [line]})
 
 

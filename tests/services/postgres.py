@@ -53,7 +53,7 @@ def postgres_url(postgres: LocalPostgres) -> Iterator[str]:
     """The URL of an empty database that no other test knows."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(postgres.url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
+        connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy".encode())
         yield postgres.url.removesuffix("/postgres") + f"/{name}"
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
