@@ -115,9 +115,7 @@ def account() -> None:
 @click.option("--from", "from_", help="The instant of effect; the earliest possible if unset.")
 @click.option("--customer", help="The Stripe customer, cus_…; unmapped if unset.")
 @click.option("--free", is_flag=True, help="Never report this account to Stripe.")
-@click.option(
-    "--force", is_flag=True, help="Bind an account that is linked to a customer too."
-)
+@click.option("--force", is_flag=True, help="Bind an account that is linked to a customer too.")
 @click.option("--dry-run", is_flag=True, help="Print what the binding will do. Does not bind.")
 @_YES
 def account_bind(

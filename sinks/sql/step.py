@@ -20,10 +20,9 @@ from schemas.side_tables import (
     Outcome,
     Stale,
     Step,
-    Timeline,
 )
 from sinks.sql import audit
-from sinks.sql.bindings import plan_bindings
+from sinks.sql.bindings import Planner, plan_bindings
 from sinks.sql.queries import (
     Head,
     Values,
@@ -61,7 +60,7 @@ class Work(NamedTuple):
     cause: str
 
 
-def commit(connection: Connection, step: Step, timeline: Timeline) -> dict[str, Outcome]:
+def commit(connection: Connection, step: Step, planner: Planner) -> dict[str, Outcome]:
     """Apply a step. See `schemas.side_tables.SideTables.commit`."""
     # Read before the locks, because the rows say which customers to lock. `_write` refuses a row that moved since.
     held = held_objects(connection, [fetched.name for fetched in step.fetched])
@@ -92,7 +91,7 @@ def commit(connection: Connection, step: Step, timeline: Timeline) -> dict[str, 
     _write(connection, works, step.now_ms)
     audit.append(connection, rows)
     if new:
-        plan_bindings(connection, heads, timeline, step.now_ms)
+        plan_bindings(connection, heads, planner, step.now_ms)
         save_heads(connection, heads)
     return outcomes
 

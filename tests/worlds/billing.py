@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from aggregators.binding_timeline import timeline
+from aggregators.binding_timeline import overlaps, timeline
 from aggregators.mirror import mirror_rows
 from aggregators.partitioning import partition_of
 from pipeline.bindings import AccountLog
@@ -28,7 +28,7 @@ class BillingWorld(World):
     def __init__(self, now_ms: int, partitions: int = 1, seed: int = 0) -> None:
         super().__init__(now_ms, partitions)
         self.stripe = StripeAccount(self.clock, seed)
-        self.tables: SideTables = FakeSideTables(timeline)
+        self.tables: SideTables = FakeSideTables(timeline, overlaps)
 
     async def open(self) -> None:
         """Make the log and the tables."""

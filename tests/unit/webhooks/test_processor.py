@@ -356,3 +356,22 @@ async def test_the_delay_is_that_of_the_last_event(signed: SignedUp) -> None:
     await signed.world.process(processor)
 
     assert processor.status().delay_s == pytest.approx(90, abs=1)
+
+
+async def test_two_subscriptions_that_bill_one_meter_are_shown_once(signed: SignedUp) -> None:
+    """The older one is followed, and nothing else may stop because Stripe is in a state that it should not be in."""
+    item = (signed.stripe.read(ObjectName(ObjectKind.SUBSCRIPTION, signed.subscription)) or {})["items"]["data"][0]
+    signed.world.clock.advance(3_600_000)
+    second = signed.stripe.subscribe(signed.customer, item["price"]["id"])
+    await signed.world.deliver(signed.stripe.happened())
+    await signed.world.process(records_max=1)
+    signed.stripe.change(second, metadata={"a": "b"})
+    await signed.world.deliver(signed.stripe.happened()[-1:])
+    await signed.world.process()
+
+    (row,) = await signed.world.tables.overlaps()
+    assert (row.account, row.entity_id) == (ACME, f"{signed.subscription} {second}")
+    assert row.reason.endswith(f"{signed.subscription} is followed")
+    assert row in await signed.world.tables.audit(ACME)
+    bindings = [due.binding for due in await signed.world.tables.due_bindings()]
+    assert [binding.anchor_ms for binding in bindings if binding.billing is Billing.MAPPED] == [START_MS]
