@@ -72,7 +72,7 @@ async def run_mirror(settings: Settings) -> None:
                 metrics.add("tidemark_relay_failures_total", view="bindings")
 
             return (
-                relaying(owned, lambda _: outbox.drain(), settings.relay_interval_s, on_failure=failed),
+                relaying(owned, lambda _: outbox.relay(), settings.relay_interval_s, on_failure=failed),
                 relaying(owned, lambda _: counted.count(), COUNT_INTERVAL_S),
                 recovery.run(),
             )

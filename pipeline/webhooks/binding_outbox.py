@@ -44,7 +44,7 @@ class BindingOutbox:
         self._seen_ms: dict[tuple[str, int], int] = {}
         self._sent = 0
 
-    async def drain(self) -> int:
+    async def relay(self) -> int:
         """One round; returns how many bindings are marked as sent.
 
         An account that fails does not hold up those of other partitions. Raises the first `Transient` after the round;

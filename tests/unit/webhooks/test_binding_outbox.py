@@ -51,7 +51,7 @@ def outbox(world: BillingWorld, tables: Any = None, log: Any = None) -> BindingO
 
 async def settle(world: BillingWorld) -> AccountState:
     """Drain until nothing is due; the account's state in the log."""
-    while await outbox(world).drain():
+    while await outbox(world).relay():
         pass
     assert await world.tables.due_bindings() == []
     await world.fold_all()
@@ -69,8 +69,8 @@ async def appended(world: BillingWorld) -> int:
 
 
 async def test_bindings_are_sent_once_in_their_order(world: BillingWorld) -> None:
-    assert await outbox(world).drain() == 2
-    assert await outbox(world).drain() == 0
+    assert await outbox(world).relay() == 2
+    assert await outbox(world).relay() == 0
 
     state = await settle(world)
     assert (payers(state), state.revision, await appended(world)) == ([Billing.FREE, Billing.MAPPED], 2, 2)
@@ -84,7 +84,7 @@ async def test_a_crash_at_any_call_leaves_what_was_planned(*, after: bool) -> No
         countdown = [calls]
         tables, log = (Crashing(inner, countdown, after=after) for inner in (world.tables, world.log))
         try:
-            await outbox(world, tables, log).drain()
+            await outbox(world, tables, log).relay()
             crashed = False
         except Crash:
             pass
@@ -96,7 +96,7 @@ async def test_a_crash_at_any_call_leaves_what_was_planned(*, after: bool) -> No
 
 async def test_two_processes_at_once_leave_what_was_planned(world: BillingWorld) -> None:
     """Both read the same standing, and one of them is told that its record changed nothing."""
-    results = await asyncio.gather(outbox(world).drain(), outbox(world).drain(), return_exceptions=True)
+    results = await asyncio.gather(outbox(world).relay(), outbox(world).relay(), return_exceptions=True)
 
     assert all(isinstance(result, int | Transient) for result in results)
     state = await settle(world)
@@ -130,7 +130,7 @@ async def test_a_person_in_between_makes_the_outbox_read_the_standing_anew(world
         plan = plan._replace(record=record)
 
     with pytest.raises(Transient, match="another command changed the account"):
-        await outbox(world, log=_Between(world, plan)).drain()
+        await outbox(world, log=_Between(world, plan)).relay()
 
     assert len(await world.tables.due_bindings()) == 2
     state = await settle(world)
@@ -156,6 +156,6 @@ async def test_a_failing_account_does_not_hold_up_other_partitions() -> None:
     world.log._partitions[EVENTS_TOPIC, partition_of("acme", 2)].records.pop(0)
 
     with pytest.raises(Transient, match="rebuild redis"):
-        await outbox(world).drain()
+        await outbox(world).relay()
 
     assert [due.account for due in await world.tables.due_bindings()] == ["acme"]

@@ -182,7 +182,7 @@ class Faulty:
         self.delivered += [event["id"] for event in now]
         await asyncio.gather(self.process(), self.process(), happen())
         if self.dice.random() < 0.5:
-            await asyncio.gather(self.drain(), self.drain())
+            await asyncio.gather(self.relay(), self.relay())
 
     async def process(self) -> None:
         """A process that may end at a call: the next process ends at a later one."""
@@ -201,7 +201,7 @@ class Faulty:
             self.crashes += isinstance(error, Crash)
             self.fenced += isinstance(error, Fenced)
 
-    async def drain(self) -> None:
+    async def relay(self) -> None:
         """A round of the outbox that may end at a call."""
         self.calls += 1
         countdown, after = [1 + self.calls % 17], self.dice.random() < 0.5
@@ -209,7 +209,7 @@ class Faulty:
             Slow(Crashing(inner, countdown, after=after), self.dice) for inner in (self.world.log, self.world.tables)
         )
         try:
-            await BindingOutbox(tables, self.world.accounts._replace(log=log), self.world.store).drain()
+            await BindingOutbox(tables, self.world.accounts._replace(log=log), self.world.store).relay()
         except (Crash, Transient) as error:
             self.crashes += isinstance(error, Crash)
 
@@ -233,7 +233,7 @@ async def settle(world: BillingWorld) -> None:
     for customer in sorted({event.customer for event in await world.tables.held()}):
         await append_held(world.log, world.tables, customer)
     await world.process()
-    while await BindingOutbox(world.tables, world.accounts, world.store).drain():
+    while await BindingOutbox(world.tables, world.accounts, world.store).relay():
         pass
     await world.fold_all()
 
