@@ -63,10 +63,12 @@ class BillingWorld(World):
         """A new process on the same stores."""
         return BillingEventProcessor(log or self.log, tables or self.tables, objects or self.stripe, self.clock)
 
-    async def process(self, processor: BillingEventProcessor | None = None, records_max: int = 100) -> None:
-        """Process every partition to the log's end."""
+    async def process(
+        self, processor: BillingEventProcessor | None = None, records_max: int = 100, *, backwards: bool = False
+    ) -> None:
+        """Process every partition to the log's end, the last one first if `backwards`."""
         running = processor or self.processor()
-        for partition in range(self.partitions):
+        for partition in sorted(range(self.partitions), reverse=backwards):
             offset = await running.start_offset(partition)
             while batch := await self.log.read(BILLING_EVENTS_TOPIC, partition, offset, records_max):
                 await running.step(partition, batch)
