@@ -213,9 +213,8 @@ class Faulty:
             for inner in (self.world.log, self.world.tables, self.world.stripe)
         )
         try:
-            await self.world.process(
-                self.world.processor(log, tables, objects), records_max=self.dice.choice([1, 3, 50])
-            )
+            process = self.world.processor(log, tables, objects)
+            await self.world.process(process, self.dice.choice([1, 3, 50]), backwards=backwards)
         except (Crash, Fenced, Transient) as error:
             self.crashes += isinstance(error, Crash)
             self.fenced += isinstance(error, Fenced)
