@@ -22,6 +22,7 @@ MetricName = Literal[
     "tidemark_gateway_append_events",
     "tidemark_gateway_unkept_rejections_total",
     "tidemark_gateway_meter_set_read_seconds",
+    "tidemark_webhook_deliveries_total",
     "tidemark_partition_next_offset",
     "tidemark_partition_lag_records",
     "tidemark_partition_events",
@@ -40,6 +41,17 @@ MetricName = Literal[
     "tidemark_sink_held_intents",
     "tidemark_sink_results",
     "tidemark_sink_held_deadline_seconds",
+    "tidemark_mirror_events",
+    "tidemark_mirror_fetches",
+    "tidemark_mirror_delay_seconds",
+    "tidemark_mirror_held_events",
+    "tidemark_mirror_overlaps",
+    "tidemark_mirror_due_bindings",
+    "tidemark_mirror_due_binding_age_seconds",
+    "tidemark_mirror_recovered_events",
+    "tidemark_mirror_walked_seconds",
+    "tidemark_mirror_canary_heard_seconds",
+    "tidemark_mirror_canary_silent",
 ]
 
 
@@ -81,6 +93,12 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_gateway_unkept_rejections_total": MetricSpec(
         "counter", "Rejected events that could not be written to `usage.rejected`. Only their sender still has them."
+    ),
+    "tidemark_webhook_deliveries_total": MetricSpec(
+        "counter",
+        "Deliveries of Stripe that were answered by their content: `kept`, `bad_signature` (answered 400), or the "
+        "reason of the quarantine. If `bad_signature` grows and `kept` does not, the secret is wrong.",
+        ("outcome",),
     ),
     "tidemark_gateway_meter_set_read_seconds": MetricSpec(
         "gauge",
@@ -155,6 +173,58 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_sink_held_deadline_seconds": MetricSpec(
         "gauge", "When Stripe will refuse the first held report for its age, Unix time; absent without held reports."
+    ),
+    "tidemark_mirror_events": MetricSpec(
+        "gauge",
+        "Events of Stripe that this process has committed, by outcome. `held`: link the customer to an account. "
+        "`quarantined`: see `tidemark quarantine list`.",
+        ("outcome",),
+    ),
+    "tidemark_mirror_fetches": MetricSpec(
+        "gauge",
+        "Objects that this process has fetched at Stripe, by result. `unanswered` grows: Stripe does not answer. "
+        "`unreadable`: this version cannot read Stripe's answer.",
+        ("result",),
+    ),
+    "tidemark_mirror_delay_seconds": MetricSpec(
+        "gauge", "Time from the creation of the last event at Stripe to its commit. Grows: the role is behind."
+    ),
+    "tidemark_mirror_held_events": MetricSpec(
+        "gauge",
+        "Events of customers that belong to no account, up to 10 000; from the process that owns partition 0. Link "
+        "the customers: `tidemark billing status` names them.",
+    ),
+    "tidemark_mirror_overlaps": MetricSpec(
+        "gauge",
+        "Pairs of subscriptions ever found that bill one meter twice, or meters in different periods, up to 1000; from "
+        "the process that owns partition 0. Grows: cancel one of the two; `tidemark billing audit` names them.",
+    ),
+    "tidemark_mirror_due_bindings": MetricSpec(
+        "gauge",
+        "Bindings that wait to be sent to `usage.events`, up to 500; from the process that owns partition 0. Stays "
+        "above 0: the log or Redis does not answer.",
+    ),
+    "tidemark_mirror_due_binding_age_seconds": MetricSpec(
+        "gauge",
+        "For how long the oldest binding waits to be sent; absent if none waits. Grows: accounts go on with the payer "
+        "from before.",
+    ),
+    "tidemark_mirror_recovered_events": MetricSpec(
+        "gauge",
+        "Events that did not come as a webhook and were found in Stripe's list by this process. Grows: webhooks are "
+        "lost.",
+    ),
+    "tidemark_mirror_walked_seconds": MetricSpec(
+        "gauge",
+        "Up to when Stripe's list of events was read, Unix time. Over ten minutes old: Stripe does not answer.",
+    ),
+    "tidemark_mirror_canary_heard_seconds": MetricSpec(
+        "gauge", "When an event of the canary customer last came as a webhook, Unix time; absent if never."
+    ),
+    "tidemark_mirror_canary_silent": MetricSpec(
+        "gauge",
+        "1 if the last event of the canary customer did not come as a webhook within two minutes. Look at the endpoint "
+        "in Stripe's dashboard, at its secret, and at the gateway.",
     ),
 }  # fmt: skip
 

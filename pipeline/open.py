@@ -1,4 +1,4 @@
-"""Opens the log, Redis, ClickHouse, Stripe and the meter set of the settings."""
+"""Opens the log, Redis, ClickHouse, PostgreSQL, Stripe and the meter set of the settings."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import yaml
 from pydantic import ValidationError
 
 from aggregators.meters import successor
+from pipeline.bindings import AccountLog
 from pipeline.clock import AnyClock, clock_from_text
 from pipeline.logs.control_records import ensure_deployment, ensure_meter_set
 from pipeline.logs.open import open_log
 from pipeline.settings import Settings
 from schemas.control import Genesis
-from schemas.errors import InvalidInput
+from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.log import Log
 from schemas.meters import MeterSet
 from schemas.validation import first_problem
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from sinks.clickhouse.reader import ClickHouseReader
     from sinks.clickhouse.writer import ClickHouseStore
     from sinks.redis.view import RedisLiveView
+    from sinks.sql.store import PostgresSideTables
     from sinks.stripe.client import StripeClientMeters
+    from sinks.stripe.objects import StripeClientObjects
 
 # A function imports its driver, so that a role without the driver starts faster.
 DEFAULT_METER_SET = Path(__file__).parent.parent / "schemas" / "meters.default.yaml"
@@ -60,6 +63,11 @@ async def open_base(settings: Settings, *, create: bool = True) -> Base:
         await log.close()
         raise
     return Base(settings, clock, log, genesis)
+
+
+def account_log(base: Base) -> AccountLog:
+    """The log as those see it who append control records of accounts. Raises `InvalidInput` without a secret."""
+    return AccountLog(base.log, base.genesis.partitions, base.settings.secret_bytes(), base.clock)
 
 
 def open_live_view(settings: Settings, answers_within_s: float | None = None) -> RedisLiveView:
@@ -105,6 +113,52 @@ def open_stripe(settings: Settings) -> StripeClientMeters | None:
 
     key = settings.stripe_api_key.get_secret_value()
     return StripeClientMeters(key, settings.stripe_api_base or None, nonce=secrets.token_hex(4)) if key else None
+
+
+async def check_stripe_key(base: Base, meters: StripeClientMeters) -> None:
+    """Raise `OperatorNeeded` if the key is for another mode or account of Stripe than the log, `Refused` if Stripe
+    refuses the key, `Transient` if Stripe does not answer."""
+    livemode, account = await meters.identity()
+    if (livemode, account) != (base.genesis.livemode, base.genesis.stripe_account):
+        raise OperatorNeeded(
+            f"the key is for {'live' if livemode else 'test'} mode of {account}, this log was made for "
+            f"{'live' if base.genesis.livemode else 'test'} mode of {base.genesis.stripe_account or 'no account'}: "
+            "use the matching key, or set TIDEMARK_STRIPE_ACCOUNT before the log is first made"
+        )
+
+
+def open_stripe_objects(settings: Settings) -> StripeClientObjects:
+    """The reader of Stripe's objects. Raises `InvalidInput` without a key."""
+    from sinks.stripe.objects import StripeClientObjects
+
+    key = settings.stripe_api_key.get_secret_value()
+    if not key:
+        raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; Stripe's objects cannot be read")
+    return StripeClientObjects(key, settings.stripe_api_base or None)
+
+
+async def open_side_tables(base: Base) -> PostgresSideTables:
+    """The side tables, after the migration of the tables.
+
+    Raises `InvalidInput` for `pgserver://`, which only `tidemark dev` can open, `OperatorNeeded` if the database
+    belongs to another Stripe account or log, `Transient` if the database does not answer.
+    """
+    if base.settings.sql_url.startswith("pgserver://"):
+        raise InvalidInput(
+            "TIDEMARK_SQL_URL",
+            "pgserver:// is a server that `tidemark dev` starts and owns; run that, or name a postgresql:// server",
+        )
+    from aggregators.binding_timeline import overlaps, timeline
+    from sinks.sql.store import PostgresSideTables
+
+    tables = PostgresSideTables(base.settings.sql_url, timeline, base.settings.store_timeout_s, overlaps=overlaps)
+    try:
+        mode = "live" if base.genesis.livemode else "test"
+        await tables.migrate(f"{mode}:{base.genesis.stripe_account}", base.genesis.log_id)
+    except BaseException:
+        await tables.close()
+        raise
+    return tables
 
 
 def read_meter_set(path: Path | None) -> MeterSet:

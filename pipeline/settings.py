@@ -76,17 +76,22 @@ class Settings(BaseSettings):
         default=30.0,
         gt=0,
         le=300,
-        description="Seconds after which a call to Kafka or Redis without an answer has failed; commands that do not "
-        "rebuild take 10 if this is not set",
+        description="Seconds after which a call to Kafka, Redis or PostgreSQL without an answer has failed; commands "
+        "that do not rebuild take 10 if this is not set",
     )
 
     stripe_api_key: SecretStr = Field(default=SecretStr(""), description="Stripe secret key; no reporting if unset")
     stripe_api_base: str = Field(default="", description="An address instead of Stripe's, such as the simulator's")
     stripe_account: str = Field(default="", description="The key's account, `acct_…`; the log's first record holds it")
-    stripe_webhook_secrets: SecretStr = Field(
-        default=SecretStr(""),
-        description="Signing secrets of the webhook endpoint, `whsec_…`, separated by commas: during a rotation both "
-        "are valid; the gateway takes no webhooks if unset",
+    stripe_webhook_secrets: Path | None = Field(
+        default=None,
+        description="File with the signing secrets of the webhook endpoint, `whsec_…`, one on each line; a change "
+        "needs no restart; the gateway takes no webhooks if unset",
+    )
+    canary_customer: str = Field(
+        default="",
+        description="A Stripe customer of ours, `cus_…`, that is changed every 15 minutes: the change must arrive as a "
+        "webhook within two minutes; no canary if unset",
     )
     stripe_rate_per_s: float = Field(default=20.0, gt=0, le=1000, description="Limit of meter events sent per second")
 
@@ -157,7 +162,7 @@ class Settings(BaseSettings):
             raise ValueError("must start with http:// or https://")
         return _address(value)
 
-    @field_validator("meters", "api_keys", mode="before")
+    @field_validator("meters", "api_keys", "stripe_webhook_secrets", mode="before")
     @classmethod
     def _unset_if_empty(cls, value: object) -> object:
         return None if value == "" else value

@@ -32,13 +32,16 @@ class Reason(StrEnum):
     FORGED_CONTROL = "forged_control"
     BAD_CONTROL = "bad_control"
     PERIOD_CLOSED = "period_closed"
+    BAD_STRIPE_EVENT = "bad_stripe_event"
+    FOREIGN_STRIPE_EVENT = "foreign_stripe_event"
 
 
 # A redrive sends the same bytes, so an event with one of these reasons is rejected again, or not counted.
 UNCHANGED_BY_REDRIVE = frozenset({
     Reason.BAD_ENCODING, Reason.BAD_JSON, Reason.TOO_DEEP, Reason.TOO_MANY_EVENTS, Reason.NOT_AN_EVENT,
     Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, Reason.TOO_FAR_IN_PAST, Reason.TOO_MANY_DEFERRED,
-    Reason.FORGED_CONTROL, Reason.BAD_CONTROL, Reason.PERIOD_CLOSED,
+    Reason.FORGED_CONTROL, Reason.BAD_CONTROL, Reason.PERIOD_CLOSED, Reason.BAD_STRIPE_EVENT,
+    Reason.FOREIGN_STRIPE_EVENT,
 })  # fmt: skip
 
 _LEAVE_OUT = "To accept such events without counting them in the meter, set on_bad: skip_meter, or give it a filter"
@@ -81,5 +84,12 @@ REMEDIES: dict[Reason, str] = {
     Reason.PERIOD_CLOSED: (
         "the detail says why the usage is not carried forward: the late policy of its meter, or another payer; "
         "bill it by hand"
+    ),
+    Reason.BAD_STRIPE_EVENT: (
+        "Stripe signed a body that this version cannot read: upgrade, then run `tidemark billing resync`"
+    ),
+    Reason.FOREIGN_STRIPE_EVENT: (
+        "the endpoint's secret belongs to another mode or account of Stripe than TIDEMARK_STRIPE_ACCOUNT: give every "
+        "deployment an endpoint and a secret of its own"
     ),
 }

@@ -58,6 +58,10 @@ PARTS_OF: Final[Mapping[ObjectKind, tuple[str, str]]] = {
 }
 
 
+# The entity of an audit row about two subscriptions that cannot both be right; `entity_id` has both ids.
+OVERLAP: Final = "overlap"
+
+
 class Outcome(StrEnum):
     """What became of an event. `HELD`: its customer belongs to no account yet; linking the customer re-reads it."""
 
@@ -151,8 +155,29 @@ class Timeline(Protocol):
     def __call__(
         self, links: Sequence[Link], mirror: Mapping[str, Sequence[Row]], sent: Sequence[Binding], now_ms: int
     ) -> Sequence[Binding]:
-        """The bindings that must be sent besides those that were planned before (`sent`), by effective date. `mirror`
-        has the rows of the account's customers. Equal inputs give an equal answer, and a second call gives nothing."""
+        """The bindings that must be sent besides those that were planned before, by effective date.
+
+        `sent` has those planned before, in the order of their planning. `mirror` has the rows of the account's
+        customers, except invoices and their lines: they decide no binding. Equal inputs give an equal answer, and a
+        second call gives nothing.
+        """
+        ...
+
+
+class Overlap(NamedTuple):
+    """Two subscriptions of a customer that bill at one time and cannot both be right; `subscription` is followed."""
+
+    customer: str
+    subscription: str
+    other: str
+    reason: str
+
+
+class Overlaps(Protocol):
+    """Finds overlaps among the subscriptions of an account; a pure function like `Timeline`, with its `mirror`."""
+
+    def __call__(self, mirror: Mapping[str, Sequence[Row]], now_ms: int) -> Sequence[Overlap]:
+        """The overlaps from now on. The store writes one audit row for each pair."""
         ...
 
 
@@ -172,6 +197,10 @@ class SideTables(Protocol):
         """Those of the ids that were not processed, or are held."""
         ...
 
+    async def seen(self, event_ids: Sequence[str]) -> dict[str, Via]:
+        """Those of the ids that were committed with any outcome, also held ones, and how the events came."""
+        ...
+
     async def fetch_seqs(self, names: Sequence[ObjectName]) -> dict[ObjectName, int]:
         """The `fetch_seq` of each object, 0 without a row."""
         ...
@@ -179,8 +208,10 @@ class SideTables(Protocol):
     async def commit(self, step: Step) -> Mapping[str, Outcome]:
         """Apply a step in one transaction: rows, audit, bindings to send, position. Returns the outcome by event id.
 
-        An event that was processed before changes nothing but the position. Raises `Stale` if an object's `fetch_seq`
-        moved, `Fenced` if the stored position is not the believed one; then nothing was written.
+        An event that was processed before changes nothing but the position, and has the outcome of that time. Raises
+        `Stale` if an object's `fetch_seq` moved, `Fenced` if the stored position is not the believed one; then nothing
+        was written. A partition without a position takes any. After `Transient` the step may have been written: then
+        a repeat raises `Fenced`, and `position` says so.
         """
         ...
 
@@ -209,6 +240,10 @@ class SideTables(Protocol):
 
     async def audit(self, account: str, limit: int = 1_000) -> Sequence[AuditRow]:
         """An account's audit rows, oldest first."""
+        ...
+
+    async def overlaps(self, limit: int = 1_000) -> Sequence[AuditRow]:
+        """The audit rows of subscriptions that overlap, of all accounts. An overlap gets one row, which stays."""
         ...
 
     async def mirror(self) -> Mapping[str, Sequence[Row]]:

@@ -12,6 +12,7 @@ pytest_plugins: list[str] = [
     "tests.services.clickhouse",
     "tests.services.clickhouse_stores",
     "tests.services.kafka",
+    "tests.services.postgres",
     "tests.services.stripe",
     "tests.services.stripe_wire",
     "tests.services.stripe_sdk",

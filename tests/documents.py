@@ -65,6 +65,8 @@ REDRIVE: Final[dict[Reason, str]] = {
     Reason.FORGED_CONTROL: "no: the record would be read as an event and rejected again",
     Reason.BAD_CONTROL: "no: the record would be read as an event and rejected again",
     Reason.PERIOD_CLOSED: "no: a closed period stays closed",
+    Reason.BAD_STRIPE_EVENT: "no: `tidemark billing resync` reads the objects themselves",
+    Reason.FOREIGN_STRIPE_EVENT: "no: the event is not ours",
 }
 
 _EXITS: Final = {
@@ -78,8 +80,12 @@ _DRIFT: Final = f"drift; or {_UNANSWERED}"
 _ROLE: Final = "a failure that may pass: a supervisor starts the role again"
 EXITS_WITH_1: Final = {
     "account bind": _UNANSWERED,
+    "account link": _UNANSWERED,
     "account show": _UNANSWERED,
     "archive": _ROLE,
+    "billing audit": _UNANSWERED,
+    "billing resync": f"{_UNANSWERED}; repeat the command with its --run to go on",
+    "billing status": _UNANSWERED,
     "close-period": _UNANSWERED,
     "dev": "a process did not start, or ended; its log is in the message",
     "doctor": "a check failed",
@@ -87,6 +93,7 @@ EXITS_WITH_1: Final = {
     "gateway": _ROLE,
     "key create": "the file cannot be written",
     "key revoke": "the file cannot be written",
+    "mirror": _ROLE,
     "meters apply": _UNANSWERED,
     "meters check": "never",
     "meters schema": "never",
@@ -103,6 +110,7 @@ EXITS_WITH_1: Final = {
     "stripe-simulator": "the port is taken, or the file cannot be used",
     "top": "the gateway did not answer, or refused the key",
     "usage": "the gateway did not answer, or refused the key",
+    "webhooks recover": f"{_UNANSWERED}; repeat the command",
     "worker": _ROLE,
 }
 _STATUSES: Final = {

@@ -1,9 +1,9 @@
-"""The sender's concurrency: a rate limit, a lock per meter and customer, and tasks that end together."""
+"""The sender's concurrency: a rate limit, and a lock per meter and customer."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from schemas.clock import SECOND_MS, Clock
@@ -59,14 +59,3 @@ class KeyedLocks:
             lock, holders = self._locks.pop(queue)
             if holders > 1:
                 self._locks[queue] = (lock, holders - 1)
-
-
-async def all_or_first_error(works: Iterable[Coroutine[None, None, None]]) -> None:
-    """Run the coroutines concurrently. On the first error, or when cancelled, cancel the others and wait for them."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

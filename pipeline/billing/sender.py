@@ -26,9 +26,10 @@ from typing import Final, NamedTuple
 from aggregators.meter_events import deadline_ms, event_time_s, meter_event, too_early_ms
 from aggregators.quantities import decimal_text
 from aggregators.stripe_sums import StripeSum
-from pipeline.billing.concurrency import KeyedLocks, TokenBucket, all_or_first_error
+from pipeline.billing.concurrency import KeyedLocks, TokenBucket
 from pipeline.billing.ledger import PENDING_MAX, Hold, Pending, ReportLedger, SendQueue
 from pipeline.billing.lookup import READ_RECORDS_MAX, LookupResult, Presence, StripeLookup, sum_of
+from pipeline.tasks import all_or_first_error
 from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.log import REPORTS_TOPIC, Log, Record

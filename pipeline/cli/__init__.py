@@ -14,11 +14,12 @@ from typing import Final, NoReturn
 
 import click
 
+from pipeline.cli.billing import billing, webhooks
 from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
 from pipeline.cli.develop import dev, emit, key, periods, stripe_simulator, top, usage
 from pipeline.cli.operate import account, close_period, doctor, meters, quarantine, reconcile
 from pipeline.cli.rebuild import rebuild
-from pipeline.cli.roles import archive, gateway, router, sink, worker
+from pipeline.cli.roles import archive, gateway, mirror, router, sink, worker
 from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError
 
 LINE_MAX: Final = 1_000
@@ -44,8 +45,8 @@ def cli() -> None:
 
 for command in (
     dev, stripe_simulator, emit, usage, periods, top, key, reconcile, quarantine, meters, account, close_period, doctor,
-    rebuild,
-    worker, archive, router, gateway, sink,
+    rebuild, billing, webhooks,
+    worker, archive, router, gateway, sink, mirror,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -115,6 +115,7 @@ def account() -> None:
 @click.option("--from", "from_", help="The instant of effect; the earliest possible if unset.")
 @click.option("--customer", help="The Stripe customer, cus_…; unmapped if unset.")
 @click.option("--free", is_flag=True, help="Never report this account to Stripe.")
+@click.option("--force", is_flag=True, help="Bind an account that is linked to a customer too.")
 @click.option("--dry-run", is_flag=True, help="Print what the binding will do. Does not bind.")
 @_YES
 def account_bind(
@@ -125,6 +126,7 @@ def account_bind(
     from_: str | None,
     customer: str | None,
     free: bool,
+    force: bool,
     dry_run: bool,
     yes: bool,
 ) -> None:
@@ -135,6 +137,8 @@ def account_bind(
 
     A new anchor may take effect in the past if the affected periods are open and have no payer; their usage is counted
     again. Usage that has no payer is billed to the customer from --from on, or all of it if --from is unset.
+
+    An account that is linked to a customer is bound by the customer's subscriptions, so this command refuses it.
     """  # fmt: skip
     from pipeline.commands.accounts import append_planned, plan_binding
 
@@ -146,7 +150,7 @@ def account_bind(
     ):
         raise InvalidInput("--customer", "give --customer or --free, or a period (--anchor, --interval)")
     deployment = settings()
-    plan = run(plan_binding(deployment, checked, binding))
+    plan = run(plan_binding(deployment, checked, binding, force=force))
     click.echo("\n".join(plan.lines))
     if dry_run:
         return

@@ -55,6 +55,18 @@ def sink() -> None:
 
 
 @click.command()
+def mirror() -> None:
+    """Mirror customers, subscriptions and invoices of Stripe in PostgreSQL, and bind accounts to who pays.
+
+    Reads the events of billing.events, which the gateway takes as webhooks, and Stripe's own list of events.
+    """
+    from pipeline.roles.mirror import run_mirror
+    from pipeline.runner.runner import run_in_loop
+
+    run_in_loop(run_mirror(role_settings()))
+
+
+@click.command()
 def gateway() -> None:
     """Serve the HTTP API: POST /v1/events, GET /v1/usage, GET /v1/accounts/{id}/usage."""
     from pipeline.roles.gateway import run_gateway

@@ -5,58 +5,27 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Final
 
-from aggregators.bindings import apply, customer_at, cut_in_the_past, effect_after_usage_ms, is_payable_in
+from aggregators.bindings import customer_at, cut_in_the_past, effect_after_usage_ms, is_payable_in
 from aggregators.codec import parse_value
 from aggregators.instants import format_instant_ms
-from aggregators.meters import in_force_after
 from aggregators.partitioning import partition_of
 from aggregators.periods import cuts_of, is_closed, open_period, period_at
 from aggregators.quantities import decimal_text
-from pipeline.logs.control_records import append_control, read_control
-from pipeline.open import Base, open_base, open_live_view
+from pipeline.bindings import Plan, Standing, append_plan, planned, standing
+from pipeline.open import Base, account_log, open_base, open_live_view, open_side_tables
 from pipeline.settings import Settings
 from schemas.clock import MINUTE_MS
-from schemas.control import BindingRecord, CloseRecord, ControlKind, MeterSetRecord, RestatementRecord
-from schemas.errors import InvalidInput, Transient
+from schemas.control import CloseRecord
+from schemas.errors import InvalidInput
 from schemas.live_view import LiveView
-from schemas.log import EVENTS_TOPIC, Record, position
-from schemas.meters import LatePolicy, MeterSet, Policy
+from schemas.meters import LatePolicy, MeterSet
 from schemas.periods import INSTANT_MIN_MS, AccountState, Billing, Binding, Customer, Period
 from schemas.rollup import TotalKey
+from schemas.side_tables import SideTables
 
-# How many records a command reads that the worker has not folded yet.
-UNFOLDED_MAX: Final = 200_000
-READ_RECORDS_MAX: Final = 1_000
-_Control = MeterSetRecord | BindingRecord | CloseRecord | RestatementRecord
 NOBODY: Final = "nobody (its reports are held)"
-
-
-class Standing(NamedTuple):
-    """An account after all records of its partition below `next_offset`, folded or not."""
-
-    partition: int
-    next_offset: int
-    now_ms: int
-    state: AccountState
-    meter_set: MeterSet | None
-
-    @property
-    def policy(self) -> Policy:
-        """The policy in force."""
-        return self.meter_set.policy if self.meter_set else Policy()
-
-
-class Plan(NamedTuple):
-    """A record that is not appended yet. `lines` say what it will do. `is_final`: what it does cannot be undone, so the
-    command asks. `after_offset`: the record was planned from all records below."""
-
-    partition: int
-    after_offset: int
-    record: BindingRecord | CloseRecord
-    lines: tuple[str, ...]
-    is_final: bool
 
 
 @contextlib.asynccontextmanager
@@ -72,74 +41,45 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[Base, LiveView]]:
         await base.log.close()
 
 
-async def standing(base: Base, view: LiveView, account: str) -> Standing:
-    """The account's state in the live view, and in the records that the worker has not folded yet.
+async def plan_binding(settings: Settings, account: str, binding: Binding, *, force: bool = False) -> Plan:
+    """Plan a binding of an account; nothing is written.
 
-    Raises `Transient` if those are more than `UNFOLDED_MAX`, or if the live view lost the partition's state.
+    Raises `InvalidInput` if the account is linked to a customer, unless `force`. Only a deployment with a
+    `postgresql://` server has links.
     """
-    partition = partition_of(account, base.genesis.partitions)
-    checkpoint, states = await view.accounts.accounts(partition, [account])
-    bounds = await base.log.bounds(EVENTS_TOPIC, partition)
-    offset = checkpoint.next_offset if checkpoint else bounds.first
-    if checkpoint is None and bounds.first > 0:
-        raise Transient(
-            f"the live view has no state of partition {partition}, and the log's start is gone: build the live view "
-            "again with `tidemark rebuild redis`, then repeat the command"
-        )
-    if bounds.next - offset > UNFOLDED_MAX:
-        raise Transient(
-            f"the worker has {bounds.next - offset} records of partition {partition} to fold: repeat the command when "
-            f"fewer than {UNFOLDED_MAX} are left"
-        )
-    now_ms = checkpoint.stream_time_ms if checkpoint else 0
-    known = Standing(partition, offset, now_ms, states[account], checkpoint.meter_set if checkpoint else None)
-    while known.next_offset < bounds.next and (
-        records := await base.log.read(EVENTS_TOPIC, partition, known.next_offset, READ_RECORDS_MAX)
-    ):
-        for record in records:
-            known = _after(known, base.settings.secret_bytes(), account, record)
-    return known._replace(now_ms=max(known.now_ms, base.clock.now_ms()))
-
-
-def _after(known: Standing, secret: bytes, account: str, record: Record) -> Standing:
-    """The account's standing after one more record."""
-    known = known._replace(next_offset=record.next_offset, now_ms=max(known.now_ms, record.timestamp_ms))
-    control = _control(secret, record)
-    if isinstance(control, MeterSetRecord):
-        return known._replace(meter_set=in_force_after(known.meter_set, control.meter_set))
-    if control is None or control.account != account:
-        return known
-    state = apply(known.state, control, position(record.offset), known.policy, known.now_ms)
-    return known._replace(state=state)
-
-
-def _control(secret: bytes, record: Record) -> MeterSetRecord | BindingRecord | CloseRecord | RestatementRecord | None:
-    if not record.headers:
-        return None
-    for kind in (ControlKind.METER_SET, ControlKind.BINDING, ControlKind.CLOSE, ControlKind.RESTATEMENT):
-        control = read_control(secret, record, kind)
-        if isinstance(control, _Control):
-            return control
-    return None
-
-
-async def plan_binding(settings: Settings, account: str, binding: Binding) -> Plan:
-    """Plan a binding of an account; nothing is written."""
     async with _opened(settings) as (base, view):
-        return binding_plan(await standing(base, view, account), account, binding)
+        if not force and settings.sql_url.startswith("postgresql://"):
+            tables = await open_side_tables(base)
+            try:
+                await check_unlinked(tables, account, base.clock.now_ms())
+            finally:
+                await tables.close()
+        return binding_plan(await standing(account_log(base), view, account), account, binding)
+
+
+async def check_unlinked(tables: SideTables, account: str, now_ms: int) -> None:
+    """Raise `InvalidInput` if the account is linked to a customer now or later."""
+    for link in await tables.links(account):
+        if link.ends_ms is None or link.ends_ms > now_ms:
+            raise InvalidInput(
+                "NAME",
+                f"{account} is linked to {link.customer}, whose subscriptions say who pays: change them at Stripe, or "
+                "link another customer with `tidemark account link`. With --force the binding holds until the next "
+                "change at Stripe",
+            )
 
 
 def binding_plan(known: Standing, account: str, binding: Binding) -> Plan:
     """The plan of a binding. `is_final` if the account has a payer: what the binding cuts or bills to another payer
     stays so."""
-    record = BindingRecord(account=account, revision=known.state.revision + 1, binding=binding)
-    after = apply(known.state, record, position(known.next_offset), known.policy, known.now_ms)
-    lines = [f"{account}: binding {record.revision}"]
+    plan = planned(known, account, binding)
+    after = known.after(plan.record)
+    lines = [f"{account}: binding {plan.record.revision}"]
     if known.state.pending is not None:
         lines.append("  takes effect: after the recount of an earlier binding of the account has ended")
     else:
         lines += _binding_lines(known, after, binding)
-    return Plan(known.partition, known.next_offset, record, tuple(lines), is_final=known.state.has_payer)
+    return plan._replace(lines=tuple(lines), is_final=known.state.has_payer)
 
 
 def _binding_lines(known: Standing, after: AccountState, binding: Binding) -> list[str]:
@@ -235,7 +175,7 @@ async def plan_closing(settings: Settings, account: str, instant_ms: int) -> Pla
     Raises `InvalidInput` for a period that has not begun or is closed already.
     """
     async with _opened(settings) as (base, view):
-        known = await standing(base, view, account)
+        known = await standing(account_log(base), view, account)
         key = TotalKey(account, period_at(known.state, instant_ms).start_ms)
         _, totals = await view.totals.account_totals(known.partition, [key])
     return closing_plan(known, account, instant_ms, totals[key])
@@ -249,7 +189,7 @@ def closing_plan(known: Standing, account: str, instant_ms: int, totals: Mapping
     if is_closed(known.state, period, known.policy.grace_ms, known.now_ms):
         raise InvalidInput("INSTANT", f"the period {_span(period)} is closed already: nothing is left to do")
     record = CloseRecord(account=account, revision=known.state.revision + 1, instant_ms=instant_ms)
-    after = apply(known.state, record, position(known.next_offset), known.policy, known.now_ms)
+    after = known.after(record)
     running = ", which is still running" if period.end_ms > known.now_ms else ""
     lines = [
         f"{account}: closes the period {_span(period)}{running}",
@@ -296,40 +236,9 @@ async def append_planned(settings: Settings, plan: Plan) -> str:
     """Append a planned record; returns a message with the offset. Errors as `append_plan`."""
     base = await open_base(settings, create=False)
     try:
-        return await append_plan(base, plan)
+        return await append_plan(account_log(base), plan)
     finally:
         await base.log.close()
-
-
-async def append_plan(base: Base, plan: Plan) -> str:
-    """Append a planned record; returns a message with the offset.
-
-    The log takes a record that was planned without knowledge of another one. So what came between is read back: if
-    another record of the account has the revision, that one counts and this one changes nothing. Then raises
-    `Transient`.
-    """
-    record, secret = plan.record, base.settings.secret_bytes()
-    offset = await append_control(base.log, secret, plan.partition, record)
-    between = plan.after_offset
-    while between < offset:
-        records = await base.log.read(EVENTS_TOPIC, plan.partition, between, READ_RECORDS_MAX)
-        for other in records:
-            if other.offset < offset and _precedes(_control(secret, other), record):
-                raise Transient(
-                    f"{record.account}: another command changed the account at the same time, by record "
-                    f"{other.offset} of partition {plan.partition}, and this one changed nothing: look at `tidemark "
-                    "account show`, and repeat the command if it is still needed"
-                )
-        between = records[-1].next_offset if records else offset
-    done = "bound" if isinstance(record, BindingRecord) else "its period is closed"
-    return f"{record.account}: {done} by record {offset} of partition {plan.partition}"
-
-
-def _precedes(other: _Control | None, record: BindingRecord | CloseRecord) -> bool:
-    """Whether an earlier record of the account has the same revision, or a higher one."""
-    if not isinstance(other, BindingRecord | CloseRecord) or other.account != record.account:
-        return False
-    return other.revision >= record.revision
 
 
 async def show_account(settings: Settings, account: str) -> dict[str, object]:

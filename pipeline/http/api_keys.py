@@ -9,11 +9,10 @@ from __future__ import annotations
 import fcntl
 import hmac
 import json
-import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from hashlib import blake2b
@@ -23,6 +22,7 @@ from typing import Final, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aggregators.instants import format_instant_ms
+from pipeline.http.watched_file import WatchedFile
 from schemas.clock import Clock
 from schemas.errors import InvalidInput
 from schemas.events import NAME_CHARACTERS_MAX
@@ -33,8 +33,6 @@ SECRET_BYTES: Final = 32
 
 _KEY: Final = re.compile(r"tm_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 _NOBODY: Final = "0" * 64
-
-_log: Final = logging.getLogger(__name__)
 
 
 class Role(StrEnum):
@@ -74,49 +72,24 @@ class Keys(Protocol):
 
 
 class KeyFile:
-    """The keys of a file. Reads the file again after a change. A missing file has no keys.
-
-    If the file becomes unreadable or malformed, the earlier keys stay valid and `problem` has the reason. So a mistake
-    in the file does not lock all producers out.
-    """
+    """The keys of a file, which is read again after a change. A missing file has no keys."""
 
     def __init__(self, path: Path) -> None:
         """Raises `InvalidInput` if the file is unreadable or malformed."""
-        self._path = path
-        self._stamp: tuple[int, ...] | None = None
-        self._keys: Mapping[str, ApiKey] = {}
-        self.problem = ""
-        self._reload()
-        if self.problem:
-            raise InvalidInput("TIDEMARK_API_KEYS", self.problem)
+        self._file = WatchedFile("TIDEMARK_API_KEYS", path, load_keys)
+
+    @property
+    def problem(self) -> str:
+        """Why the file's present content is not in force. "" if it is."""
+        return self._file.problem
 
     def verify(self, key: str) -> ApiKey | None:
-        self._reload()
+        keys = self._file.content()
         shape = _KEY.fullmatch(key)
-        stored = self._keys.get(shape[1]) if shape else None
+        stored = keys.get(shape[1]) if shape else None
         # An unknown id is compared too, so that the duration does not show whether an id exists.
         proved = hmac.compare_digest(_hash(shape[2] if shape else ""), stored.hash if stored else _NOBODY)
         return stored if proved else None
-
-    def _reload(self) -> None:
-        try:
-            status = self._path.stat()
-            stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
-        except FileNotFoundError:
-            stamp = (0, 0, 0, 0)
-        except OSError as error:
-            self.problem = f"{self._path} cannot be read: {error.strerror}"
-            return
-        if stamp == self._stamp:
-            return
-        try:
-            self._keys, self._stamp, self.problem = load_keys(self._path), stamp, ""
-        except InvalidInput as error:
-            # A file that cannot be opened may become readable without a change of the file, so the next call retries.
-            self._stamp = None if isinstance(error.__cause__, OSError) else stamp
-            if self.problem != error.message:
-                _log.error("%s; the keys read before stay in force", error.message)
-            self.problem = error.message
 
 
 def load_keys(path: Path) -> dict[str, ApiKey]:

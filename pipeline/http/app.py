@@ -7,7 +7,7 @@ docs/http-api.md describes every path; `/openapi.json` is made from the routes.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any, Final
@@ -34,6 +34,7 @@ from pipeline.http.periods import PeriodsEndpoint
 from pipeline.http.queries import Parameters
 from pipeline.http.top import TopEndpoints
 from pipeline.http.usage import UsageEndpoints
+from pipeline.http.webhooks import WebhookEndpoint
 from pipeline.metrics import Metrics
 from schemas.meters import Meter
 
@@ -51,20 +52,22 @@ class _Name(Convertor[str]):
 
 
 EVENTS_PATH: Final = "/v1/events"
+WEBHOOK_PATH: Final = "/v1/stripe/webhook"
 
 register_url_convertor("name", _Name())
 
 
 class _Gateway(FastAPI):
-    """Hands `POST /v1/events` past FastAPI's layers, which cost a tenth of the request's time and do nothing for it."""
+    """Hands some `POST` past FastAPI's layers, which cost a tenth of the request's time and do nothing for it."""
 
-    def __init__(self, post_events: Handler, **more: Any) -> None:
+    def __init__(self, posts: Mapping[str, Handler], **more: Any) -> None:
         super().__init__(**more)
-        self._post_events = post_events
+        self._posts = posts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == EVENTS_PATH and scope["method"] == "POST":
-            response = await self._post_events(Request(scope, receive))
+        post = self._posts.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if post is not None:
+            response = await post(Request(scope, receive))
             await response(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
@@ -95,9 +98,13 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
         yield
         await appender.close()
 
-    post_events = answering(EVENTS_PATH, events.post, counted)
+    webhooks = WebhookEndpoint(dependencies, counted)
+    posts = {
+        path: answering(path, handler, counted)
+        for path, handler in ((EVENTS_PATH, events.post), (WEBHOOK_PATH, webhooks.post))
+    }
     app = _Gateway(
-        post_events,
+        posts,
         title="Tidemark",
         version=version("tidemark"),
         description=DESCRIPTION,
@@ -111,7 +118,7 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     )
     app.state.dependencies = dependencies
     app.router.route_class = _answering_route(counted)
-    app.router.routes.append(Route(EVENTS_PATH, post_events, methods=["POST"]))
+    app.router.routes += [Route(path, post, methods=["POST"]) for path, post in posts.items()]
 
     def get(path: str, handler: Callable[..., Any], summary: str, model: Any, *refusals: int, **more: Any) -> None:
         statuses: tuple[int | str, ...] = (*refusals, "default")

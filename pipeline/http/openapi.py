@@ -98,6 +98,20 @@ def document(app: FastAPI) -> dict[str, Any]:
             "security": [{"ApiKey": []}],
         }
     }
+    received = {
+        "200": {"description": "The log or the quarantine has the delivery."},
+        **{str(status): _response(_MEANINGS[status], _REFUSAL) for status in (413, 501, 503, "default")},
+        "400": _response("None of the deployment's secrets signed the body.", _REFUSAL),
+    }
+    openapi["paths"]["/v1/stripe/webhook"] = {
+        "post": {
+            "summary": "Take a webhook of Stripe",
+            "description": "Only Stripe can call this: a signing secret of the deployment must have signed the body.",
+            "operationId": "take_webhook",
+            "requestBody": {"required": True, "content": {PLAIN: {"schema": {"type": "object"}}}},
+            "responses": dict(sorted(received.items())),
+        }
+    }
     for path, media_type in _TEXTS.items():
         openapi["paths"][path]["get"]["responses"]["200"]["content"] = {media_type: {"schema": {"type": "string"}}}
     for path, command in EXAMPLES.items():

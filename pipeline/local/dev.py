@@ -1,7 +1,7 @@
 """Runs a whole deployment on one machine, for `tidemark dev` and the demo.
 
-Starts Valkey, the ClickHouse engine, the Stripe simulator, optionally a Kafka broker, and the roles. Writes `dev.json`
-into the data directory; commands in other terminals read the addresses from this file.
+Starts Valkey, PostgreSQL, the ClickHouse engine, the Stripe simulator, optionally a Kafka broker, and the roles. Writes
+`dev.json` into the data directory; commands in other terminals read the addresses from this file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pipeline.clock import SystemClock
 from pipeline.http.api_keys import Role, create_key
 from pipeline.local import DEV_FILE
 from pipeline.local.kafka import LocalKafka
+from pipeline.local.postgres import LocalPostgres
 from pipeline.local.processes import free_port
 from pipeline.local.supervisor import Supervisor
 from pipeline.local.valkey import LocalValkey
@@ -34,7 +35,9 @@ SIMULATOR_KEY: Final = "sk_test_simulator"
 SIMULATOR_ACCOUNT: Final = "acct_simulator"
 API_KEYS_FILE: Final = "api_keys.jsonl"
 LOCK_FILE: Final = "lock"
-ROLES: Final = ("worker", "archive", "router", "sink", "gateway")
+WEBHOOK_SECRETS_FILE: Final = "webhook_secrets"
+WEBHOOK_PATH: Final = "/v1/stripe/webhook"
+ROLES: Final = ("worker", "archive", "router", "sink", "gateway", "mirror")
 
 
 @dataclass
@@ -104,23 +107,29 @@ class Dev:
             kafka = LocalKafka(self.data_dir / "kafka", progress=self.progress)
             await self.supervisor.start_service("kafka", kafka)
             log_url = kafka.url
+        self.progress("Starting PostgreSQL (1 s)")
+        postgres = LocalPostgres(self.data_dir / "postgres")
+        await self.supervisor.start_service("postgres", postgres)
         self.progress("Starting the ClickHouse engine (1 s)")
         clickhouse = await self._start_clickhouse()
         self.progress("Starting the Stripe simulator")
         await self._start_simulator()
         self.api_key = identity["api_key"]
+        gateway_port = str(self.options.gateway_port or free_port())
         self.environment = {
             "TIDEMARK_DATA_DIR": str(self.data_dir),
             "TIDEMARK_LOG_URL": log_url,
             "TIDEMARK_REDIS_URL": valkey.url,
             "TIDEMARK_CLICKHOUSE_URL": clickhouse,
+            "TIDEMARK_SQL_URL": postgres.url,
             "TIDEMARK_SECRET": identity["secret"],
             "TIDEMARK_CLOCK": self.options.clock,
             "TIDEMARK_STRIPE_API_KEY": SIMULATOR_KEY,
             "TIDEMARK_STRIPE_API_BASE": self.stripe_url,
             "TIDEMARK_STRIPE_ACCOUNT": SIMULATOR_ACCOUNT,
             "TIDEMARK_API_KEYS": str(self.data_dir / API_KEYS_FILE),
-            "TIDEMARK_GATEWAY_PORT": str(self.options.gateway_port or free_port()),
+            "TIDEMARK_GATEWAY_PORT": gateway_port,
+            **await self._webhooks(gateway_port),
         }
         if self.options.meter_set is not None:
             self.environment["TIDEMARK_METERS"] = str(self.options.meter_set)
@@ -152,6 +161,33 @@ class Dev:
         )  # fmt: skip
         self.stripe_url = f"http://127.0.0.1:{port}"
         await self.supervisor.wait_ready("stripe", lambda: _answers(f"{self.stripe_url}/_simulator/state"))
+
+    async def _webhooks(self, gateway_port: str) -> dict[str, str]:
+        """Have the simulator deliver to the gateway; the variables of the endpoint's secret and of the canary. The
+        first start makes endpoint and canary, a later start corrects the endpoint's port."""
+        path, state = self.data_dir / WEBHOOK_SECRETS_FILE, self.data_dir / "webhooks.json"
+        url = f"http://127.0.0.1:{gateway_port}{WEBHOOK_PATH}"
+        async with httpx.AsyncClient(
+            base_url=self.stripe_url, headers={"Authorization": f"Bearer {SIMULATOR_KEY}"}
+        ) as api:
+
+            async def post(where: str, **fields: str) -> dict[str, Any]:
+                answer = await api.post(where, data=fields)
+                answer.raise_for_status()
+                document: dict[str, Any] = answer.json()
+                return document
+
+            if state.exists():
+                known: dict[str, str] = json.loads(state.read_text())
+                await post(f"/v1/webhook_endpoints/{known['endpoint']}", url=url)
+            else:
+                canary = await post("/v1/customers", name="Tidemark's canary: shows that webhooks arrive")
+                endpoint = await post("/v1/webhook_endpoints", url=url, **{"enabled_events[]": "*"})
+                path.touch(mode=0o600)
+                path.write_text(f"{endpoint['secret']}\n")
+                known = {"endpoint": endpoint["id"], "canary": canary["id"]}
+                write_private(state, known)
+        return {"TIDEMARK_STRIPE_WEBHOOK_SECRETS": str(path), "TIDEMARK_CANARY_CUSTOMER": known["canary"]}
 
     async def _start_roles(self) -> None:
         self.progress("Preparing the log: topics, genesis records, meter set")

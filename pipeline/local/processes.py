@@ -41,6 +41,8 @@ class LocalProcess:
     On Linux the kernel kills the child when the parent dies. A process that has ended can start again.
     """
 
+    stop_signal: signal.Signals = signal.SIGTERM
+
     def __init__(
         self,
         name: str,
@@ -132,8 +134,8 @@ class LocalProcess:
         return pid is not None
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Send SIGTERM and wait; SIGKILL after `timeout_s`. Safe to call twice."""
-        if self.signal(signal.SIGTERM):
+        """Send `stop_signal` and wait; SIGKILL after `timeout_s`. Safe to call twice."""
+        if self.signal(self.stop_signal):
             try:
                 self.wait(timeout_s)
             except subprocess.TimeoutExpired:

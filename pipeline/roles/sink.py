@@ -8,10 +8,10 @@ from typing import Final
 from pipeline.billing.customers import BindingResolver
 from pipeline.billing.sender import SenderPolicy, StripeSender
 from pipeline.metrics import Metrics
-from pipeline.open import open_base, open_live_view, open_stripe
+from pipeline.open import check_stripe_key, open_base, open_live_view, open_stripe
 from pipeline.roles.base import run_processor, runner_settings
 from pipeline.settings import Settings
-from schemas.errors import InvalidInput, OperatorNeeded
+from schemas.errors import InvalidInput
 
 SINK_GROUP: Final = "tidemark-sink"
 
@@ -24,13 +24,7 @@ async def run_sink(settings: Settings) -> None:
     if meters is None:
         raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; the sink has nowhere to report to")
     try:
-        livemode, account = await meters.identity()
-        if (livemode, account) != (base.genesis.livemode, base.genesis.stripe_account):
-            raise OperatorNeeded(
-                f"the key is for {'live' if livemode else 'test'} mode of {account}, this log was made for "
-                f"{'live' if base.genesis.livemode else 'test'} mode of {base.genesis.stripe_account or 'no account'}: "
-                "use the matching key, or set TIDEMARK_STRIPE_ACCOUNT before the log is first made"
-            )
+        await check_stripe_key(base, meters)
         sender = StripeSender(
             base.log,
             meters,

@@ -1,4 +1,4 @@
-"""The only module that imports `stripe`: Stripe's meters API v1 as `StripeMeters` and `StripeRejections`.
+"""Stripe's meters API v1 as `StripeMeters` and `StripeRejections`.
 
 The library's retries are off. The sender retries, because it knows when Stripe forgets an identifier.
 """
@@ -8,17 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final
 
-import httpx
 import stripe
 
-from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
+from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.reports import MeterEvent, MeterSummary, Rejection, SendResult, SendStatus
 from sinks.stripe.answers import (
     CUSTOMER_KEY,
@@ -32,76 +30,13 @@ from sinks.stripe.answers import (
     summary_of,
     text_of,
 )
-from sinks.stripe.errors import Answer, classify, describe, is_refusal, is_retryable, retry_after_s
+from sinks.stripe.connection import SHAPE_ERRORS, answer_of, connected, read
+from sinks.stripe.errors import Answer, classify
 
 ERROR_REPORT: Final = "v1.billing.meter.error_report_triggered"
 PAGE_ROWS: Final = 100
 PAGES_MAX: Final = 100
 STORED_ERRORS_MAX: Final = 10_000
-CONNECTIONS_MAX: Final = 32
-FOREIGN_SHOWN_MAX: Final = 200
-_ERROR_NAMES: Final = ("type", "code")
-# What the library raises for JSON of another shape than Stripe's.
-_SHAPE_ERRORS: Final = (AttributeError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError)
-T = TypeVar("T")
-
-# With telemetry, the library writes an id into the home directory and reports latencies.
-stripe.enable_telemetry = False
-
-
-def _no_answer(message: str, status: int = 0, headers: Mapping[str, str] | None = None) -> stripe.StripeError:
-    make: Callable[..., stripe.StripeError] = stripe.APIConnectionError
-    return make(message, http_status=status, headers=headers, should_retry=False)
-
-
-def _is_stripes(status: int, content: bytes) -> bool:
-    """Whether a body has Stripe's form: a JSON object, which for a failure contains an error with a type or a code."""
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        return False
-    if not isinstance(body, dict) or not isinstance(body.get("object", ""), str):
-        return False
-    if 200 <= status < 300:
-        return True
-    error = body.get("error")
-    return isinstance(error, dict) and any(isinstance(error.get(name), str) and error[name] for name in _ERROR_NAMES)
-
-
-class _Transport(stripe.HTTPClient):
-    """The library's HTTP client over httpx, with limits. Proxies of the environment are used only if `environment`."""
-
-    name = "httpx"
-
-    def __init__(self, timeout_s: float, *, environment: bool) -> None:
-        super().__init__()
-        self._timeout_s = timeout_s
-        limits = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX)
-        self._client = httpx.AsyncClient(timeout=timeout_s, limits=limits, trust_env=environment)
-
-    async def request_async(
-        self, method: str, url: str, headers: Mapping[str, str], post_data: Any = None
-    ) -> tuple[bytes, int, Mapping[str, str]]:
-        """Send one request. Raises `APIConnectionError` if no complete answer in Stripe's form came.
-
-        The library would take a proxy's page for an error of Stripe, or fail on it. The error keeps the status, because
-        behind a proxy's 5xx may be one that Stripe has stored, and the headers, because of Retry-After.
-        """
-        try:
-            # The client's own limit is for each wait on the socket: an answer that trickles in would not reach it.
-            async with asyncio.timeout(self._timeout_s):
-                response = await self._client.request(method, url, headers=dict(headers), content=post_data or None)
-        except (httpx.HTTPError, TimeoutError) as error:
-            message = f"{type(error).__name__}: {error}"
-            raise _no_answer(message) from error
-        if not _is_stripes(response.status_code, response.content):
-            shown = response.content[:FOREIGN_SHOWN_MAX].decode(errors="replace")
-            raise _no_answer(f"not an answer of Stripe: {shown!r}", response.status_code, response.headers)
-        return response.content, response.status_code, response.headers
-
-    async def close_async(self) -> None:
-        """Close all connections."""
-        await self._client.aclose()
 
 
 class StripeClientMeters:
@@ -113,21 +48,9 @@ class StripeClientMeters:
     """
 
     def __init__(self, api_key: str, api_base: str | None = None, *, nonce: str, timeout_s: float = 20.0) -> None:
-        if "_live_" not in api_key and "_test_" not in api_key:
-            raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "use a key that starts with sk_test_, sk_live_ or rk_…")
         self._nonce = nonce
+        self._stripe, self._transport = connected(api_key, api_base, timeout_s)
         self._livemode = "_live_" in api_key
-        self._transport = _Transport(timeout_s, environment=api_base is None)
-        if api_base is None:
-            self._stripe = stripe.StripeClient(api_key, http_client=self._transport, max_network_retries=0)
-        else:
-            base = api_base.rstrip("/")
-            self._stripe = stripe.StripeClient(
-                api_key,
-                http_client=self._transport,
-                max_network_retries=0,
-                base_addresses={"api": base, "connect": base, "files": base, "meter_events": base},
-            )
         self._account = ""
         self._meters: dict[str, Meter] = {}
         self._listing = asyncio.Lock()
@@ -137,7 +60,7 @@ class StripeClientMeters:
         """(livemode, account id). Calls Stripe only the first time. Raises `Transient` or `Refused`."""
         if not self._account:
             retrieve = self._stripe.v1.accounts.retrieve_current_async
-            self._account = await self._read(retrieve, account_of)
+            self._account = await read(retrieve, account_of)
         return self._livemode, self._account
 
     async def ensure_meter(self, event_name: str, display_name: str) -> str:
@@ -177,14 +100,14 @@ class StripeClientMeters:
                 {"idempotency_key": key},
             )
         except stripe.StripeError as error:
-            answer = _answer(error)
+            answer = answer_of(error)
             if answer.is_stored:
                 self._remember_stored_error(digest)
             result = classify(answer)
             if result.status is SendStatus.HOLD_METER:
                 self._meters.pop(event.event_name, None)
             return result
-        except _SHAPE_ERRORS as error:
+        except SHAPE_ERRORS as error:
             return classify(Answer(200, f"not an answer of Stripe: {error}", is_foreign=True))
         if getattr(taken, "identifier", None) != event.identifier:
             return classify(Answer(200, "not an answer to this meter event", is_foreign=True))
@@ -200,7 +123,7 @@ class StripeClientMeters:
         if meter is None:
             return MeterSummary("0", 0)
         try:
-            return await self._read(
+            return await read(
                 lambda: self._stripe.v1.billing.meters.event_summaries.list_async(
                     meter.id, {"customer": stripe_customer, "start_time": start_s, "end_time": end_s}
                 ),
@@ -214,7 +137,7 @@ class StripeClientMeters:
     async def rejections(self, since_ms: int) -> Sequence[Rejection]:
         """See `StripeRejections`. Raises `OperatorNeeded` if there are more than `PAGES_MAX` pages."""
         moment = datetime.fromtimestamp(since_ms // 1_000, UTC)
-        events, url = await self._read(
+        events, url = await read(
             lambda: self._stripe.v2.core.events.list_async(
                 {"types": [ERROR_REPORT], "created": {"gte": f"{moment:%Y-%m-%dT%H:%M:%SZ}"}, "limit": PAGE_ROWS}
             ),
@@ -223,7 +146,7 @@ class StripeClientMeters:
         for _ in range(PAGES_MAX):
             if not url:
                 break
-            more, url = await self._read(partial(self._get_page, url), _reports_of)
+            more, url = await read(partial(self._get_page, url), _reports_of)
             events.extend(more)
         else:
             raise OperatorNeeded(f"Stripe has more than {PAGES_MAX * PAGE_ROWS} error reports: read a shorter span")
@@ -249,7 +172,7 @@ class StripeClientMeters:
 
     async def _create_meter(self, event_name: str, display_name: str) -> Meter:
         try:
-            return await self._read(
+            return await read(
                 lambda: self._stripe.v1.billing.meters.create_async(
                     {
                         "display_name": display_name,
@@ -280,7 +203,7 @@ class StripeClientMeters:
         meters: dict[str, Meter] = {}
         after = ""
         for _ in range(PAGES_MAX):
-            page, after = await self._read(partial(self._get_meters, after), _meters_of)
+            page, after = await read(partial(self._get_meters, after), _meters_of)
             for meter in page:
                 known = meters.get(meter.event_name)
                 if known is None or (meter.is_active and not known.is_active):
@@ -294,16 +217,6 @@ class StripeClientMeters:
         self._stored_errors[digest] = self._stored_errors.pop(digest, 0) + 1
         while len(self._stored_errors) > STORED_ERRORS_MAX:
             self._stored_errors.popitem(last=False)
-
-    async def _read(self, call: Callable[[], Awaitable[Any]], parse: Callable[[Any], T]) -> T:
-        """What `parse` reads from the answer. Raises `Refused`, `InvalidInput`, and `Transient` also for an answer that
-        does not have Stripe's form."""
-        try:
-            return parse(await call())
-        except stripe.StripeError as error:
-            _raise(_answer(error), error)
-        except _SHAPE_ERRORS as error:
-            raise Transient(f"not an answer of Stripe: {error}") from error
 
 
 def _meters_of(page: Any) -> tuple[list[Meter], str]:
@@ -324,24 +237,3 @@ def _reports_of(page: Any) -> tuple[list[Any], str]:
     """The error reports of a page, and the URL of the next page; "" after the last page."""
     url = getattr(page, "next_page_url", None)
     return rows_of(page), url if isinstance(url, str) else ""
-
-
-def _answer(error: stripe.StripeError) -> Answer:
-    detail = error.error
-    status = error.http_status or 0
-    return Answer(
-        status=status,
-        message=str((detail.message if detail else None) or error.user_message or ""),
-        code=str((detail.code if detail else None) or error.code or ""),
-        kind=str((detail.type if detail else None) or ""),
-        headers={str(name).lower(): str(value) for name, value in (error.headers or {}).items()},
-        is_foreign=isinstance(error, stripe.APIConnectionError),
-    )
-
-
-def _raise(answer: Answer, error: Exception) -> NoReturn:
-    if is_refusal(answer):
-        raise Refused(f"Stripe refuses the key, correct TIDEMARK_STRIPE_API_KEY: {describe(answer)}") from error
-    if is_retryable(answer):
-        raise Transient(f"Stripe: {describe(answer)}", retry_after_s(answer) or 1.0) from error
-    raise InvalidInput(answer.code or "stripe", describe(answer)) from error

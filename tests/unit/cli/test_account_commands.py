@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
+from aggregators.binding_timeline import timeline
 from aggregators.instants import format_instant_ms
+from pipeline.bindings import AccountLog, Plan, Standing, append_plan, standing
 from pipeline.cli import main
 from pipeline.cli.operate import binding_of
-from pipeline.commands.accounts import Plan, Standing, append_plan, binding_plan, closing_plan, standing
+from pipeline.commands.accounts import binding_plan, check_unlinked, closing_plan
 from pipeline.logs.control_records import append_control
-from pipeline.open import Base
-from pipeline.settings import Settings
-from schemas.control import BindingRecord, Genesis
+from schemas.control import BindingRecord
 from schemas.errors import InvalidInput, Transient
 from schemas.meters import MeterSet
 from schemas.periods import AccountState, Billing, Binding, Customer
+from sinks.sql.fake import FakeSideTables
 from tests.worlds.deployment import SECRET, World
 from tests.worlds.reconciler import METER_SET, START_MS
 
@@ -370,14 +371,13 @@ def test_closing_a_period_that_has_not_begun_or_is_closed_is_refused(instant: st
         closing_plan(known(state, "2026-11-10T10:40"), ACME, at(instant), {})
 
 
-async def opened() -> tuple[World, Base]:
+async def opened() -> tuple[World, AccountLog]:
     world = World(START_MS, partitions=1)
     await world.start(METER_SET)
-    settings = Settings(secret=SECRET.decode())
-    return world, Base(settings, cast("Any", world.clock), world.log, Genesis(log_id=world.log_id, partitions=1))
+    return world, AccountLog(world.log, 1, SECRET, world.clock)
 
 
-async def planned(world: World, base: Base, binding: Binding) -> Plan:
+async def planned(world: World, base: AccountLog, binding: Binding) -> Plan:
     return binding_plan(await standing(base, world.store, ACME), ACME, binding)
 
 
@@ -419,3 +419,24 @@ async def test_an_emptied_live_view_and_a_trimmed_log_do_not_restart_the_revisio
 
     with pytest.raises(Transient, match="rebuild redis"):
         await standing(base, world.store, ACME)
+
+
+@pytest.mark.parametrize(
+    ("links", "is_refused"),
+    [
+        pytest.param([], False, id="no link"),
+        pytest.param([(0, "cus_one")], True, id="linked"),
+        pytest.param([(START_MS + 60_000, "cus_one")], True, id="linked from later on"),
+    ],
+)
+async def test_an_account_that_stripe_binds_is_refused(links: list[tuple[int, str]], *, is_refused: bool) -> None:
+    """A person's binding would be undone by the next change at Stripe, without a word."""
+    tables = FakeSideTables(timeline)
+    await tables.migrate("test:acct_1", "log")
+    for starts_ms, customer in links:
+        await tables.link(ACME, customer, starts_ms, "tester", "", START_MS)
+    if not is_refused:
+        await check_unlinked(tables, ACME, START_MS)
+        return
+    with pytest.raises(InvalidInput, match=r"acme is linked to cus_one, .* With --force the binding holds until"):
+        await check_unlinked(tables, ACME, START_MS)

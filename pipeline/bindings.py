@@ -1,0 +1,173 @@
+"""How a control record of an account is appended: from the account's standing in the log, under the next revision.
+
+The commands of operators and the outbox of bindings both do so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from aggregators.bindings import apply
+from aggregators.meters import in_force_after
+from aggregators.partitioning import partition_of
+from pipeline.logs.control_records import append_control, read_control
+from schemas.clock import Clock
+from schemas.control import BindingRecord, CloseRecord, ControlKind, MeterSetRecord, RestatementRecord
+from schemas.errors import Transient
+from schemas.live_view import LiveView
+from schemas.log import EVENTS_TOPIC, Log, Record, position
+from schemas.meters import MeterSet, Policy
+from schemas.periods import AccountState, Binding
+
+# How many records are read that the worker has not folded yet.
+UNFOLDED_MAX: Final = 200_000
+READ_RECORDS_MAX: Final = 1_000
+_Control = MeterSetRecord | BindingRecord | CloseRecord | RestatementRecord
+
+
+class AccountLog(NamedTuple):
+    """The log of the accounts: its number of partitions, the deployment's secret, and the clock."""
+
+    log: Log
+    partitions: int
+    secret: bytes
+    clock: Clock
+
+
+class Standing(NamedTuple):
+    """An account after all records of its partition below `next_offset`, folded or not."""
+
+    partition: int
+    next_offset: int
+    now_ms: int
+    state: AccountState
+    meter_set: MeterSet | None
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self.meter_set.policy if self.meter_set else Policy()
+
+    def after(self, record: BindingRecord | CloseRecord) -> AccountState:
+        """The account's state after one more record."""
+        return apply(self.state, record, position(self.next_offset), self.policy, self.now_ms)
+
+
+class Plan(NamedTuple):
+    """A record that is not appended yet. `lines` say what it will do. `is_final`: what it does cannot be undone, so the
+    command asks. `after_offset`: the record was planned from all records below."""
+
+    partition: int
+    after_offset: int
+    record: BindingRecord | CloseRecord
+    lines: tuple[str, ...] = ()
+    is_final: bool = False
+
+
+async def standing(accounts: AccountLog, view: LiveView, account: str) -> Standing:
+    """The account's state in the live view, and in the records that the worker has not folded yet.
+
+    Raises `Transient` if those are more than `UNFOLDED_MAX`, or if the live view lost the partition's state.
+    """
+    partition = partition_of(account, accounts.partitions)
+    checkpoint, states = await view.accounts.accounts(partition, [account])
+    bounds = await accounts.log.bounds(EVENTS_TOPIC, partition)
+    offset = checkpoint.next_offset if checkpoint else bounds.first
+    if checkpoint is None and bounds.first > 0:
+        raise Transient(
+            f"the live view has no state of partition {partition}, and the log's start is gone: build the live view "
+            "again with `tidemark rebuild redis`, then repeat the command"
+        )
+    if bounds.next - offset > UNFOLDED_MAX:
+        raise Transient(
+            f"the worker has {bounds.next - offset} records of partition {partition} to fold: repeat the command when "
+            f"fewer than {UNFOLDED_MAX} are left"
+        )
+    now_ms = checkpoint.stream_time_ms if checkpoint else 0
+    known = Standing(partition, offset, now_ms, states[account], checkpoint.meter_set if checkpoint else None)
+    while known.next_offset < bounds.next and (
+        records := await accounts.log.read(EVENTS_TOPIC, partition, known.next_offset, READ_RECORDS_MAX)
+    ):
+        for record in records:
+            known = _after(known, accounts.secret, account, record)
+    return known._replace(now_ms=max(known.now_ms, accounts.clock.now_ms()))
+
+
+def planned(known: Standing, account: str, binding: Binding) -> Plan:
+    """The plan of a binding under the account's next revision, without words."""
+    record = BindingRecord(account=account, revision=known.state.revision + 1, binding=binding)
+    return Plan(known.partition, known.next_offset, record)
+
+
+def present(known: Standing, account: str, bindings: Sequence[Binding]) -> int:
+    """How many of the first of these bindings the account has: appending those in this order would change nothing."""
+    if known.state.pending is not None:
+        pending, wanted = known.state.pending, list(bindings)
+        asked = pending.binding.model_copy(update={"effective_from_ms": pending.requested_ms})
+        queue = [asked, *pending.later]
+        counts = range(min(len(queue), len(wanted)), 0, -1)
+        return next((count for count in counts if queue[-count:] == wanted[:count]), 0)
+    found, repeated = 0, known
+    for number, binding in enumerate(bindings, start=1):
+        repeated = repeated._replace(state=repeated.after(planned(repeated, account, binding).record))
+        if _content(repeated.state) == _content(known.state):
+            found = number
+    return found
+
+
+def _content(state: AccountState) -> AccountState:
+    return state.model_copy(update={"revision": 0, "repeated": 0})
+
+
+def _after(known: Standing, secret: bytes, account: str, record: Record) -> Standing:
+    """The account's standing after one more record."""
+    known = known._replace(next_offset=record.next_offset, now_ms=max(known.now_ms, record.timestamp_ms))
+    control = _control(secret, record)
+    if isinstance(control, MeterSetRecord):
+        return known._replace(meter_set=in_force_after(known.meter_set, control.meter_set))
+    if control is None or control.account != account:
+        return known
+    state = apply(known.state, control, position(record.offset), known.policy, known.now_ms)
+    return known._replace(state=state)
+
+
+def _control(secret: bytes, record: Record) -> MeterSetRecord | BindingRecord | CloseRecord | RestatementRecord | None:
+    if not record.headers:
+        return None
+    for kind in (ControlKind.METER_SET, ControlKind.BINDING, ControlKind.CLOSE, ControlKind.RESTATEMENT):
+        control = read_control(secret, record, kind)
+        if isinstance(control, _Control):
+            return control
+    return None
+
+
+async def append_plan(accounts: AccountLog, plan: Plan) -> str:
+    """Append a planned record; returns a message with the offset.
+
+    The log takes a record that was planned without knowledge of another one. So what came between is read back: if
+    another record of the account has the revision, that one counts and this one changes nothing. Then raises
+    `Transient`.
+    """
+    record = plan.record
+    offset = await append_control(accounts.log, accounts.secret, plan.partition, record)
+    between = plan.after_offset
+    while between < offset:
+        records = await accounts.log.read(EVENTS_TOPIC, plan.partition, between, READ_RECORDS_MAX)
+        for other in records:
+            if other.offset < offset and _precedes(_control(accounts.secret, other), record):
+                raise Transient(
+                    f"{record.account}: another command changed the account at the same time, by record "
+                    f"{other.offset} of partition {plan.partition}, and this one changed nothing: look at `tidemark "
+                    "account show`, and repeat the command if it is still needed"
+                )
+        between = records[-1].next_offset if records else offset
+    done = "bound" if isinstance(record, BindingRecord) else "its period is closed"
+    return f"{record.account}: {done} by record {offset} of partition {plan.partition}"
+
+
+def _precedes(other: _Control | None, record: BindingRecord | CloseRecord) -> bool:
+    """Whether an earlier record of the account has the same revision, or a higher one."""
+    if not isinstance(other, BindingRecord | CloseRecord) or other.account != record.account:
+        return False
+    return other.revision >= record.revision

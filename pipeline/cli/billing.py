@@ -1,0 +1,138 @@
+"""Commands about webhooks and side tables, for operators."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from asyncio import run
+from typing import Any
+
+import click
+
+from pipeline.cli.context import settings
+from pipeline.cli.operate import COUNT, CUSTOMER, account, account_name, instant_ms
+from schemas.errors import InvalidInput
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def person() -> str:
+    """Who runs this command, by the system's name of the user."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+@click.group()
+def webhooks() -> None:
+    """Find the events that Stripe did not deliver."""
+
+
+@webhooks.command("recover")
+@click.option("--since", default="72h", show_default=True, help="How far back: 90s, 30m, 72h, at most 30d.")
+@_JSON
+def webhooks_recover(since: str, as_json: bool) -> None:
+    """Read Stripe's list of events, and take in those that never came.
+
+    The role `mirror` does so every five minutes; this command reads an older span. Safe to repeat.
+    """
+    from pipeline.commands.billing import recover, span_s
+
+    walked = run(recover(settings(), span_s("--since", since)))
+    if as_json:
+        click.echo(json.dumps(walked._asdict()))
+    else:
+        click.echo(
+            f"{walked.listed} events concern the side tables; {walked.appended} never came, and are taken in now"
+        )
+
+
+@click.group()
+def billing() -> None:
+    """Look at the side tables, and fill them again from Stripe."""
+
+
+@billing.command("resync")
+@click.option("--account", "name", default="", help="Only the objects of this account's customers.")
+@click.option("--run", "run_name", default="", help="The name of an interrupted resync, to go on with it.")
+@_JSON
+def billing_resync(name: str, run_name: str, as_json: bool) -> None:
+    """Have every customer, subscription, schedule and invoice fetched again from Stripe.
+
+    Heals every gap, also one that is older than Stripe's list of events. Afterwards the mirror equals that of a fresh
+    database. Costs a call to Stripe for each object.
+    """
+    from pipeline.commands.billing import run_resync
+
+    made, counts = run(run_resync(settings(), account_name(name) if name else "", run_name))
+    if as_json:
+        click.echo(json.dumps({"run": made, "objects": counts}))
+    else:
+        listed = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        click.echo(f"resync {made}: {listed}; the role mirror fetches them, see tidemark billing status")
+
+
+@billing.command("status")
+@_JSON
+def billing_status(as_json: bool) -> None:
+    """Print how far the side tables are, and what waits for a person."""
+    from pipeline.commands.billing import status
+
+    found = run(status(settings()))
+    document: dict[str, Any] = {**found._asdict(), "held": [event._asdict() for event in found.held]}
+    if as_json:
+        click.echo(json.dumps(document))
+        return
+    click.echo(f"events to process: {found.lag_events}")
+    click.echo(f"Stripe's list of events was read up to: {found.walked_until or 'never'}")
+    click.echo(f"bindings to send: {found.due_bindings}")
+    click.echo("rows: " + ", ".join(f"{count} {table}" for table, count in found.rows.items()))
+    customers = sorted({event.customer for event in found.held})
+    click.echo(f"held events: {len(found.held)} of {len(customers)} customers without an account")
+    for customer in customers[:50]:
+        click.echo(f"    {customer}: tidemark account link NAME --customer {customer}")
+
+
+@billing.command("audit")
+@click.argument("name")
+@click.option("--limit", type=COUNT, default=1_000, show_default=True, help="Number of oldest rows.")
+@_JSON
+def billing_audit(name: str, limit: int, as_json: bool) -> None:
+    """Print what changed about account NAME, who or which event changed it, and why."""
+    from aggregators.instants import format_instant_ms
+    from pipeline.commands.billing import audit
+
+    for row in run(audit(settings(), account_name(name), limit)):
+        if as_json:
+            click.echo(json.dumps(row._asdict()))
+        else:
+            click.echo(
+                f"{row.seq}  {format_instant_ms(row.at_ms)}  {row.actor}  {row.entity} {row.entity_id}  {row.cause}"
+            )
+            click.echo(f"    {row.before or '-'} → {row.after or '-'}  {row.reason}")
+
+
+@account.command("link")
+@click.argument("name")
+@click.option("--customer", required=True, help="The Stripe customer, cus_….")
+@click.option("--from", "from_", help="The instant of effect; now, or for the first link all earlier usage too.")
+@click.option("--by", default=None, help="Who links; the user of this machine if unset.")
+@click.option("--reason", default="", help="Why, for the audit.")
+def account_link(name: str, customer: str, from_: str | None, by: str | None, reason: str) -> None:
+    """Link account NAME to a Stripe customer: from then on the customer's subscriptions say who pays, and when.
+
+    Events of the customer that were held are processed. The same link again changes nothing.
+    """
+    from aggregators.instants import format_instant_ms
+    from pipeline.commands.billing import link
+    from schemas.clock import MINUTE_MS
+
+    checked = account_name(name)
+    if not CUSTOMER.fullmatch(customer):
+        raise InvalidInput("--customer", f"{customer!r} is no Stripe customer: give its id, which begins with cus_")
+    from_ms = instant_ms("--from", from_) // MINUTE_MS * MINUTE_MS if from_ is not None else None
+    made, released = run(link(settings(), checked, customer, from_ms, by or person(), reason))
+    click.echo(f"{checked}: linked to {made.customer} from {format_instant_ms(made.starts_ms)} on")
+    if released:
+        click.echo(f"{released} held events of {made.customer} are processed now")

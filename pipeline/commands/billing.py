@@ -1,0 +1,131 @@
+"""The commands about webhooks and side tables: recover, resync, status, audit, and links of accounts to customers."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from typing import Final, NamedTuple
+
+from aggregators.instants import format_instant_ms
+from pipeline.open import Base, open_base, open_side_tables, open_stripe_objects
+from pipeline.settings import Settings
+from pipeline.webhooks.held import append_held
+from pipeline.webhooks.resync import resync
+from pipeline.webhooks.walker import CURSOR, KEPT_S, Walked, Walker
+from schemas.billing_events import StripeObjects
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
+from schemas.errors import InvalidInput
+from schemas.log import BILLING_EVENTS_TOPIC
+from schemas.side_tables import AuditRow, HeldEvent, Link, SideTables
+
+_SPAN: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
+_UNITS_S: Final = {"s": 1, "m": MINUTE_MS // SECOND_MS, "h": HOUR_MS // SECOND_MS, "d": DAY_MS // SECOND_MS}
+STATUS_ROWS_MAX: Final = 10_000
+
+
+class Opened(NamedTuple):
+    """What the commands need."""
+
+    base: Base
+    tables: SideTables
+    objects: StripeObjects
+
+
+class Status(NamedTuple):
+    """How far the side tables are. `lag_events` have not been processed. `walked_until` is "" before the first walk."""
+
+    lag_events: int
+    walked_until: str
+    held: Sequence[HeldEvent]
+    due_bindings: int
+    rows: dict[str, int]
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Opened]:
+    """The log, the side tables and Stripe's objects during the block."""
+    base = await open_base(settings, create=False)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(base.log.close)
+        tables = await open_side_tables(base)
+        stack.push_async_callback(tables.close)
+        objects = open_stripe_objects(settings)
+        stack.push_async_callback(objects.close)
+        yield Opened(base, tables, objects)
+
+
+def span_s(field: str, text: str) -> int:
+    """Seconds of a span such as `72h`, at most the 30 days that Stripe keeps events. Raises `InvalidInput`."""
+    found = _SPAN.fullmatch(text)
+    if found is None:
+        raise InvalidInput(field, f"{text!r} is no span: write 90s, 30m, 72h or 30d")
+    seconds = int(found[1]) * _UNITS_S[found[2]]
+    if seconds > KEPT_S:
+        raise InvalidInput(
+            field, f"{text} is longer than the 30 days for which Stripe lists events: use billing resync"
+        )
+    return seconds
+
+
+async def recover(settings: Settings, since_s: int) -> Walked:
+    """Append the events of the last `since_s` seconds that never came."""
+    async with opened(settings) as (base, tables, objects):
+        walker = Walker(base.log, objects, tables, base.clock)
+        return await walker.walk(base.clock.now_ms() // SECOND_MS - since_s)
+
+
+async def run_resync(settings: Settings, account: str = "", name: str = "") -> tuple[str, dict[str, int]]:
+    """Have all objects, or those of an account's customers, fetched again; returns the name and the counts by kind."""
+    async with opened(settings) as (base, tables, objects):
+        run, now_s = name or secrets.token_hex(4), base.clock.now_ms() // SECOND_MS
+        customers = [""]
+        if account:
+            customers = [link.customer for link in await tables.links(account)]
+            if not customers:
+                raise InvalidInput("--account", f"{account!r} is linked to no customer: tidemark account link")
+        counts: dict[str, int] = {}
+        for customer in customers:
+            for kind, count in (await resync(base.log, objects, tables, run, now_s, customer)).items():
+                counts[kind.value] = counts.get(kind.value, 0) + count
+        return run, counts
+
+
+async def status(settings: Settings) -> Status:
+    """How far the side tables are, and what waits."""
+    async with opened(settings) as (base, tables, _):
+        lag = 0
+        for partition in range(base.genesis.partitions):
+            bounds = await base.log.bounds(BILLING_EVENTS_TOPIC, partition)
+            lag += bounds.next - max(await tables.position(partition) or 0, bounds.first)
+        until_s = await tables.cursor(CURSOR)
+        return Status(
+            lag,
+            "" if until_s is None else format_instant_ms(until_s * SECOND_MS),
+            await tables.held(limit=STATUS_ROWS_MAX),
+            len(await tables.due_bindings(STATUS_ROWS_MAX)),
+            {table: len(rows) for table, rows in (await tables.mirror()).items()},
+        )
+
+
+async def audit(settings: Settings, account: str, limit: int) -> Sequence[AuditRow]:
+    """An account's audit rows, oldest first."""
+    async with opened(settings) as (_, tables, _objects):
+        return await tables.audit(account, limit)
+
+
+async def link(
+    settings: Settings, account: str, customer: str, from_ms: int | None, actor: str, reason: str
+) -> tuple[Link, int]:
+    """Link an account to a customer, and have the customer's held events processed; returns the link and their number.
+
+    Without `from_ms` the link holds from the start of the current minute on, or for an account without a link, for
+    all usage that nobody was named for.
+    """
+    async with opened(settings) as (base, tables, _):
+        now_ms = base.clock.now_ms()
+        if from_ms is None:
+            from_ms = now_ms // MINUTE_MS * MINUTE_MS if await tables.links(account) else 0
+        made = await tables.link(account, customer, from_ms, actor, reason, now_ms)
+        return made, await append_held(base.log, tables, customer)

@@ -1,0 +1,37 @@
+"""The fake of the side tables: the same transactions over SQLite in memory, without threads and without waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy import Connection, StaticPool, create_engine
+
+from schemas.side_tables import Overlaps, Timeline
+from sinks.sql.schema import claim_database
+from sinks.sql.side_tables import SqlSideTables, no_overlaps
+from sinks.sql.tables import metadata
+
+Answer = TypeVar("Answer")
+
+
+class FakeSideTables(SqlSideTables):
+    """An empty store. Each call runs its transaction at once, so no other call can come between."""
+
+    def __init__(self, timeline: Timeline, overlaps: Overlaps = no_overlaps) -> None:
+        super().__init__(timeline, overlaps)
+        self._engine = create_engine("sqlite://", poolclass=StaticPool)
+
+    async def migrate(self, scope: str, log_id: str) -> None:
+        def body(connection: Connection) -> None:
+            metadata.create_all(connection)
+            claim_database(connection, scope, log_id)
+
+        await self._run(body)
+
+    async def close(self) -> None:
+        """Keep the data: a process that ends does not empty the store."""
+
+    async def _run(self, body: Callable[[Connection], Answer]) -> Answer:
+        with self._engine.begin() as connection:
+            return body(connection)

@@ -1,0 +1,81 @@
+"""The transaction that links an account to a customer."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import Connection, insert
+
+from schemas.errors import InvalidInput
+from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS
+from schemas.side_tables import Link
+from sinks.sql import audit
+from sinks.sql.bindings import Planner, plan_bindings
+from sinks.sql.queries import insert_new, links_of, lock_accounts, lock_customers, rows_where, save_heads
+from sinks.sql.tables import account_customers, accounts
+
+COMMAND: Final = "account link"
+
+
+def link(
+    connection: Connection,
+    planner: Planner,
+    account: str,
+    customer: str,
+    starts_ms: int,
+    actor: str,
+    reason: str,
+    now_ms: int,
+) -> Link:
+    """Link an account to a customer and plan its bindings. See `schemas.side_tables.SideTables.link`."""
+    for field, value in (("account", account), ("customer", customer), ("actor", actor)):
+        if not value or "\0" in value:
+            raise InvalidInput(field, "must not be empty or have a NUL")
+    if not INSTANT_MIN_MS <= starts_ms <= INSTANT_MAX_MS:
+        raise InvalidInput("starts_ms", f"must be from {INSTANT_MIN_MS} to {INSTANT_MAX_MS}")
+    lock_customers(connection, {customer})
+    new = {"account": account, "created_ms": now_ms, "audit_seq": 0, "audit_hash": "", "binding_number": 0}
+    insert_new(connection, accounts, [new])
+    heads = lock_accounts(connection, {account})
+    before = links_of(connection, {account})[account]
+    for own in before:
+        if own.customer == customer and own.starts_ms <= starts_ms and (own.ends_ms is None or starts_ms < own.ends_ms):
+            return own
+        if own.starts_ms == starts_ms:
+            raise InvalidInput("starts_ms", f"account {account} has {own.customer} from then on; name a later instant")
+    connection.execute(insert(account_customers), {"account": account, "customer_id": customer, "starts_ms": starts_ms})
+    after = links_of(connection, {account})[account]
+    (made,) = (own for own in after if own.starts_ms == starts_ms)
+    _check_free(connection, made)
+    row = audit.next_row(
+        heads[account],
+        account,
+        now_ms,
+        actor=actor,
+        cause=COMMAND,
+        entity=("account_customer", customer),
+        before=[own._asdict() for own in before if own not in after],
+        after=[own._asdict() for own in after if own not in before],
+        reason=reason,
+    )
+    audit.append(connection, [(row, heads[account].audit_hash)])
+    plan_bindings(connection, heads, planner, now_ms)
+    save_heads(connection, heads)
+    return made
+
+
+def _check_free(connection: Connection, made: Link) -> None:
+    """Raise `InvalidInput` if the customer belongs to another account within the link's time."""
+    rows = rows_where(connection, account_customers, "customer_id", {made.customer})
+    others = links_of(connection, {row["account"] for row in rows} - {made.account})
+    for own in others.values():
+        for other in own:
+            if other.customer != made.customer:
+                continue
+            before_end = made.ends_ms is None or other.starts_ms < made.ends_ms
+            if before_end and (other.ends_ms is None or made.starts_ms < other.ends_ms):
+                raise InvalidInput(
+                    "customer",
+                    f"{made.customer} belongs to account {other.account} at that time; link {other.account} to "
+                    "another customer first",
+                )

@@ -1,0 +1,119 @@
+"""What several transactions read and lock. Every function runs within the caller's transaction, on either engine."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, Final
+
+from sqlalchemy import Column, Connection, Table, bindparam, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from schemas.side_tables import MIRROR_COLUMNS, Link
+from sinks.sql.tables import account_customers, accounts, mirror
+
+# A statement names at most this many values of a list. PostgreSQL takes 65 535, SQLite 32 766.
+VALUES_MAX: Final = 1_000
+# Customers share this many locks, so that a long step stays below PostgreSQL's lock table (64 for each connection).
+CUSTOMER_LOCKS: Final = 512
+# The first key of our advisory locks; it keeps them apart from those of other programs in the same database.
+LOCK_SPACE: Final = 0x71DE
+
+Values = dict[str, Any]
+
+
+@dataclass
+class Head:
+    """The ends of an account's sequences: its last audit row's number and hash, its last binding's number."""
+
+    audit_seq: int
+    audit_hash: str
+    binding_number: int
+
+
+def chunks(values: Collection[Any]) -> Iterator[list[Any]]:
+    """The values, sorted if they are a set, in lists that fit into a statement."""
+    listed = sorted(values) if isinstance(values, set | frozenset) else list(values)
+    for start in range(0, len(listed), VALUES_MAX):
+        yield listed[start : start + VALUES_MAX]
+
+
+def rows_where(connection: Connection, table: Table, column: str, values: Collection[str]) -> list[Values]:
+    """All rows of a table whose column has one of the values."""
+    return [
+        dict(row)
+        for chunk in chunks(values)
+        for row in connection.execute(select(table).where(table.c[column].in_(chunk))).mappings()
+    ]
+
+
+def insert_new(connection: Connection, table: Table, rows: Sequence[Values]) -> int:
+    """Insert the rows whose key is new. Returns their number. Waits for a transaction that inserts the same key."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    key: Column[Any] = next(iter(table.primary_key))
+    return len(connection.execute(insert(table).on_conflict_do_nothing().returning(key), rows).all()) if rows else 0
+
+
+def lock_customers(connection: Connection, customers: set[str]) -> None:
+    """Lock customers until the transaction ends, whether they are known or not. Call it before `lock_accounts`.
+
+    Without these locks, `link` could miss an event that is being held at the same time. In SQLite a transaction has the
+    whole database.
+    """
+    if connection.dialect.name != "postgresql":
+        return
+    numbers = sorted({zlib.crc32(customer.encode()) % CUSTOMER_LOCKS for customer in customers})
+    statement = "SELECT pg_advisory_xact_lock(:space, number) FROM unnest(CAST(:numbers AS integer[])) AS number"
+    connection.execute(text(statement), {"space": LOCK_SPACE, "numbers": numbers})
+
+
+def lock_accounts(connection: Connection, names: set[str]) -> dict[str, Head]:
+    """Lock accounts in ascending order until the transaction ends, and return the ends of their sequences."""
+    heads = {}
+    for chunk in chunks(names):
+        wanted = select(accounts).where(accounts.c.account.in_(chunk)).order_by(accounts.c.account).with_for_update()
+        for row in connection.execute(wanted):
+            heads[row.account] = Head(row.audit_seq, row.audit_hash, row.binding_number)
+    return heads
+
+
+def save_heads(connection: Connection, heads: Mapping[str, Head]) -> None:
+    """Write the ends of the sequences of locked accounts."""
+    if heads:
+        connection.execute(
+            update(accounts).where(accounts.c.account == bindparam("name")),
+            [{"name": account, **vars(head)} for account, head in sorted(heads.items())],
+        )
+
+
+def links_of(connection: Connection, names: set[str]) -> dict[str, list[Link]]:
+    """The links of each account, oldest first. A link ends where the account's next one starts."""
+    starts: dict[str, list[tuple[int, str]]] = {name: [] for name in sorted(names)}
+    for row in rows_where(connection, account_customers, "account", names):
+        starts[row["account"]].append((row["starts_ms"], row["customer_id"]))
+    links = {}
+    for account, own in starts.items():
+        own.sort()
+        ends = [start_ms for start_ms, _ in own[1:]]
+        links[account] = [
+            Link(account, customer, start_ms, end_ms) for (start_ms, customer), end_ms in zip_longest(own, ends)
+        ]
+    return links
+
+
+def mirror_row(table: str, row: Mapping[str, Any]) -> Values:
+    """A mirror row with all columns that Stripe's object decides, and none of the store's own."""
+    return {column: row.get(column) for column in MIRROR_COLUMNS[table]}
+
+
+def mirror_rows(connection: Connection) -> dict[str, list[Values]]:
+    """All rows of the mirror tables, by key."""
+    return {
+        name: sorted(
+            (mirror_row(name, dict(row)) for row in connection.execute(select(table)).mappings()),
+            key=lambda row: str(row[MIRROR_COLUMNS[name][0]]),
+        )
+        for name, table in mirror.items()
+    }

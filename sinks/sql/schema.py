@@ -1,0 +1,54 @@
+"""The schema's version and whose the database is."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, select, text
+
+from schemas.errors import OperatorNeeded
+from sinks.sql.queries import LOCK_SPACE, insert_new
+from sinks.sql.tables import meta
+
+# One above the locks of customers.
+MIGRATION_LOCK: Final = 1 << 20
+
+
+def migrate(connection: Connection, scope: str, log_id: str) -> None:
+    """Bring a PostgreSQL database to this version, in the caller's transaction. A second process waits.
+
+    Raises `OperatorNeeded`; see `schemas.side_tables.SideTables.migrate`.
+    """
+    connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK_SPACE}, {MIGRATION_LOCK})"))
+    config = Config()
+    config.set_main_option("script_location", "sinks.sql:migrations")
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in known:
+        raise OperatorNeeded(
+            f"the SQL database has migration {current}, which this version does not know: run the version that made "
+            "the migration, or restore a backup from before the upgrade"
+        )
+    # Another deployment's database is left as it is, also at an older version.
+    if inspect(connection).has_table(meta.name):
+        claim_database(connection, scope, log_id)
+    command.upgrade(config, "head")
+    claim_database(connection, scope, log_id)
+
+
+def claim_database(connection: Connection, scope: str, log_id: str) -> None:
+    """Note whose the database is, or raise `OperatorNeeded` if it belongs to another scope or log."""
+    insert_new(connection, meta, [{"one": 1, "scope": scope, "log_id": log_id}])
+    row = connection.execute(select(meta.c.scope, meta.c.log_id)).one()
+    for what, theirs, ours in (("Stripe account", row.scope, scope), ("log", row.log_id, log_id)):
+        if theirs != ours:
+            raise OperatorNeeded(
+                f"the SQL database belongs to the {what} {theirs}, this process to {ours}: set TIDEMARK_SQL_URL to the "
+                "database of this deployment, or to an empty one and resync from Stripe"
+            )

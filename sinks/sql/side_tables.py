@@ -1,0 +1,154 @@
+"""The side tables over any SQL engine: each call is one transaction, each transaction one synchronous function.
+
+`PostgresSideTables` and the simulation's fake differ only in how they run a function.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, bindparam, literal_column, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from schemas.billing_events import ObjectName, Via
+from schemas.side_tables import (
+    OVERLAP,
+    AuditRow,
+    DueBinding,
+    HeldEvent,
+    Link,
+    Outcome,
+    Overlap,
+    Overlaps,
+    Row,
+    Step,
+    Timeline,
+)
+from sinks.sql import links, step
+from sinks.sql.bindings import Planner, binding_of
+from sinks.sql.queries import links_of, mirror_rows, rows_where
+from sinks.sql.tables import account_bindings, audit, cursors, processed_events
+
+Answer = TypeVar("Answer")
+
+
+def no_overlaps(mirror: Mapping[str, Sequence[Row]], now_ms: int) -> Sequence[Overlap]:  # noqa: ARG001  # a protocol
+    """Finds none."""
+    return ()
+
+
+class SqlSideTables(ABC):
+    """What both stores share. Implements `schemas.side_tables.SideTables`, whose docstrings hold.
+
+    A commit whose answer was lost raises `Transient`, and may have been written. The caller reads `position` before a
+    repeat: the position is either the believed one (nothing was written) or the next one (all was). A caller that
+    repeats the step without looking gets `Fenced` if all was written, and `Transient` or the outcomes otherwise. The
+    outcomes of a lost answer are in `processed_events`: a step with the same events returns them.
+    """
+
+    def __init__(self, timeline: Timeline, overlaps: Overlaps = no_overlaps) -> None:
+        """`timeline` derives bindings; see `schemas.side_tables.Timeline`. Its `mirror` has no invoices and no lines:
+        an account may have years of them, and they decide no binding. `sent` is in the order of the numbers."""
+        self._planner = Planner(timeline, overlaps)
+
+    @abstractmethod
+    async def _run(self, body: Callable[[Connection], Answer]) -> Answer:
+        """Run a function in a transaction of its own."""
+
+    async def position(self, partition: int) -> int | None:
+        return await self._run(lambda connection: step.next_offset(connection, partition))
+
+    async def unknown(self, event_ids: Sequence[str]) -> set[str]:
+        def body(connection: Connection) -> set[str]:
+            rows = rows_where(connection, processed_events, "event_id", set(event_ids))
+            return set(event_ids) - {row["event_id"] for row in rows if row["outcome"] != Outcome.HELD}
+
+        return await self._run(body)
+
+    async def seen(self, event_ids: Sequence[str]) -> dict[str, Via]:
+        def body(connection: Connection) -> dict[str, Via]:
+            rows = rows_where(connection, processed_events, "event_id", set(event_ids))
+            return {row["event_id"]: Via(row["via"]) for row in rows}
+
+        return await self._run(body)
+
+    async def fetch_seqs(self, names: Sequence[ObjectName]) -> dict[ObjectName, int]:
+        return await self._run(lambda connection: step.fetch_seqs(connection, names))
+
+    async def commit(self, step_: Step) -> Mapping[str, Outcome]:
+        return await self._run(lambda connection: step.commit(connection, step_, self._planner))
+
+    async def link(self, account: str, customer: str, starts_ms: int, actor: str, reason: str, now_ms: int) -> Link:
+        return await self._run(
+            lambda connection: links.link(
+                connection, self._planner, account, customer, starts_ms, actor, reason, now_ms
+            )
+        )
+
+    async def links(self, account: str) -> Sequence[Link]:
+        return await self._run(lambda connection: links_of(connection, {account})[account])
+
+    async def held(self, customer: str = "", limit: int = 1_000) -> Sequence[HeldEvent]:
+        found = processed_events.c
+        wanted = select(found.event_id, found.type, found.customer_id, found.log_partition, found.log_offset)
+        # The text is in the statement because PostgreSQL finds the partial index only then.
+        wanted = wanted.where(found.outcome == literal_column("'held'")).order_by(
+            found.processed_ms, found.log_partition, found.log_offset, found.event_id
+        )
+        if customer:
+            wanted = wanted.where(found.customer_id == customer)
+        return await self._run(
+            lambda connection: [HeldEvent(*row) for row in connection.execute(wanted.limit(limit)).all()]
+        )
+
+    async def due_bindings(self, limit: int = 500) -> Sequence[DueBinding]:
+        due = account_bindings.c
+        wanted = select(account_bindings).where(due.sent_ms.is_(None)).order_by(due.account, due.number).limit(limit)
+        return await self._run(
+            lambda connection: [
+                DueBinding(row["account"], row["number"], binding_of(row))
+                for row in connection.execute(wanted).mappings()
+            ]
+        )
+
+    async def sent(self, bindings: Sequence[DueBinding], now_ms: int) -> None:
+        table = account_bindings
+        is_due = (table.c.account == bindparam("a")) & (table.c.number == bindparam("n")) & table.c.sent_ms.is_(None)
+        marks = [{"a": due.account, "n": due.number, "sent_ms": now_ms} for due in bindings]
+        if marks:
+            await self._run(lambda connection: connection.execute(update(table).where(is_due), marks))
+
+    async def audit(self, account: str, limit: int = 1_000) -> Sequence[AuditRow]:
+        return await self._audited(audit.c.account == account, limit)
+
+    async def overlaps(self, limit: int = 1_000) -> Sequence[AuditRow]:
+        # The text is in the statement because PostgreSQL finds the partial index only then.
+        return await self._audited(audit.c.entity == literal_column(f"'{OVERLAP}'"), limit)
+
+    async def _audited(self, where: ColumnElement[bool], limit: int) -> Sequence[AuditRow]:
+        row = audit.c
+        wanted = select(
+            row.account, row.seq, row.at_ms, row.actor, row.cause, row.entity, row.entity_id, row.before_json,
+            row.after_json, row.reason,
+        ).where(where).order_by(row.account, row.seq).limit(limit)  # fmt: skip
+        rows: Sequence[Any] = await self._run(lambda connection: connection.execute(wanted).all())
+        return [AuditRow(*found) for found in rows]
+
+    async def mirror(self) -> Mapping[str, Sequence[Row]]:
+        return await self._run(mirror_rows)
+
+    async def cursor(self, name: str) -> int | None:
+        wanted = select(cursors.c.until_s).where(cursors.c.name == name)
+        return await self._run(lambda connection: connection.execute(wanted).scalar())
+
+    async def move_cursor(self, name: str, until_s: int, now_ms: int) -> None:
+        values = {"until_s": until_s, "moved_ms": now_ms}
+
+        def body(connection: Connection) -> None:
+            insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+            row = insert(cursors).values(name=name, **values)
+            connection.execute(row.on_conflict_do_update(index_elements=["name"], set_=values))
+
+        await self._run(body)

@@ -1,0 +1,164 @@
+"""The side tables as SQLAlchemy sees them. `migrations/` makes the same tables in PostgreSQL; a test compares the two.
+
+Each table is marked with its class: *mirror*, *authoritative*, *ledger* or *outbox* (`schemas/side_tables.py`).
+Instants are ms UTC, spans are `[starts, ends)`. Integers have 64 bits in both engines.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, MetaData, Table, Text
+
+from schemas.billing_events import ObjectKind
+from schemas.side_tables import MIRROR_COLUMNS, OVERLAP, PARTS_OF, TABLE_OF, Outcome
+
+metadata: Final = MetaData()
+# A strict table of SQLite knows no BIGINT; its INTEGER has 64 bits.
+INTEGER: Final = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _table(name: str, *parts: Any) -> Table:
+    # SQLite checks types only in a strict table.
+    return Table(name, metadata, *parts, sqlite_strict=True)
+
+
+def _text(name: str, *, key: bool = False) -> Column[str]:
+    return Column(name, Text, primary_key=key, nullable=False)
+
+
+def _integer(name: str, *, key: bool = False, nullable: bool = False) -> Column[int]:
+    return Column(name, INTEGER, primary_key=key, nullable=nullable, autoincrement=False)
+
+
+_OUTCOMES: Final = ", ".join(f"'{outcome}'" for outcome in Outcome)
+
+# Authoritative. The database's only row of its kind: whose data it is.
+meta: Final = _table(
+    "meta",
+    _integer("one", key=True),
+    _text("scope"),
+    _text("log_id"),
+    CheckConstraint("one = 1", name="meta_has_one_row"),
+)
+# Authoritative. Where each reader of the log goes on.
+positions: Final = _table(
+    "positions", _text("reader", key=True), _integer("log_partition", key=True), _integer("next_offset")
+)
+# Ledger. Each event that was read, so that a second delivery changes nothing. `customer_id` is "" if none is known.
+processed_events: Final = _table(
+    "processed_events",
+    _text("event_id", key=True),
+    _text("type"),
+    _text("customer_id"),
+    _integer("created_s"),
+    _text("via"),
+    _text("outcome"),
+    _integer("log_partition"),
+    _integer("log_offset"),
+    _integer("processed_ms"),
+    CheckConstraint(f"outcome IN ({_OUTCOMES})", name="processed_events_outcome"),
+)
+# Only held events are ever looked for by another column than the key.
+Index(
+    "held_events",
+    processed_events.c.customer_id,
+    processed_events.c.processed_ms,
+    postgresql_where=processed_events.c.outcome == "held",
+    sqlite_where=processed_events.c.outcome == "held",
+)
+# Authoritative. A transaction that changes anything of an account locks the account's row first. The row has the ends
+# of the account's sequences: the last audit row's number and hash, and the last binding's number.
+accounts: Final = _table(
+    "accounts",
+    _text("account", key=True),
+    _integer("created_ms"),
+    _integer("audit_seq"),
+    _text("audit_hash"),
+    _integer("binding_number"),
+)
+# Authoritative. A link ends where the account's next link starts.
+account_customers: Final = _table(
+    "account_customers",
+    _text("account", key=True),
+    _integer("starts_ms", key=True),
+    _text("customer_id"),
+)
+Index("account_customers_by_customer", account_customers.c.customer_id)
+# Ledger and outbox. Every binding that was ever planned; `sent_ms` is NULL until the usage log has the binding.
+account_bindings: Final = _table(
+    "account_bindings",
+    _text("account", key=True),
+    _integer("number", key=True),
+    _integer("effective_from_ms"),
+    _integer("anchor_ms"),
+    _text("interval"),
+    _integer("interval_count"),
+    _text("billing"),
+    _text("stripe_customer"),
+    _integer("planned_ms"),
+    _integer("sent_ms", nullable=True),
+)
+Index(
+    "due_bindings",
+    account_bindings.c.account,
+    account_bindings.c.number,
+    postgresql_where=account_bindings.c.sent_ms.is_(None),
+    sqlite_where=account_bindings.c.sent_ms.is_(None),
+)
+# Ledger. Who changed what. Each row's hash covers the row and the hash of the account's row before.
+audit: Final = _table(
+    "audit",
+    _text("account", key=True),
+    _integer("seq", key=True),
+    _integer("at_ms"),
+    _text("actor"),
+    _text("cause"),
+    _text("entity"),
+    _text("entity_id"),
+    Column("before_json", Text),
+    Column("after_json", Text),
+    _text("reason"),
+    _text("hash"),
+)
+Index(
+    "audit_overlaps",
+    audit.c.account,
+    audit.c.seq,
+    postgresql_where=audit.c.entity == OVERLAP,
+    sqlite_where=audit.c.entity == OVERLAP,
+)
+# Authoritative. Up to where each walker has read Stripe's list of events.
+cursors: Final = _table("cursors", _text("name", key=True), _integer("until_s"), _integer("moved_ms"))
+
+_FETCHED: Final = frozenset(TABLE_OF.values())
+_COUNTS: Final = frozenset({"attempt_count", "deleted", "exponent", "interval_count", "is_proration"})
+# An item has a number of seats. A line may have a decimal fraction, so its quantity is text.
+_SEATS: Final = ("subscription_items", "quantity")
+
+
+def _mirror(name: str) -> Table:
+    """A mirror table. Only the key is required: Stripe may be in any state, and of an object that was gone before the
+    first fetch no more than the id is known."""
+    key, *others = MIRROR_COLUMNS[name]
+    columns: list[Column[Any]] = [_text(key, key=True)]
+    for other in others:
+        whole = other.endswith(("_ms", "_minor")) or other in _COUNTS or (name, other) == _SEATS
+        columns.append(Column(other, INTEGER if whole else Text()))
+    if name in _FETCHED:
+        columns += [_integer("fetch_seq"), _integer("fetched_ms")]
+    return _table(name, *columns)
+
+
+# Mirror. `fetch_seq` counts the fetches that were written, `fetched_ms` is the time of the last one.
+mirror: Final = {name: _mirror(name) for name in MIRROR_COLUMNS}
+for _name, _owner in (
+    *PARTS_OF.values(),
+    *((name, "customer_id") for name in TABLE_OF.values() if name != "stripe_customers"),
+):
+    Index(f"{_name}_by_{_owner}", mirror[_name].c[_owner])
+
+
+def customer_column(kind: ObjectKind) -> str:
+    """The column of a kind's own table that has the customer's id."""
+    return "id" if kind is ObjectKind.CUSTOMER else "customer_id"

@@ -1,0 +1,110 @@
+"""Stripe's objects as plain JSON, for the side tables (`StripeObjects`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+from urllib.parse import quote
+
+from schemas.billing_events import ObjectKind, ObjectName
+from schemas.errors import InvalidInput, OperatorNeeded
+from sinks.stripe.answers import Malformed
+from sinks.stripe.connection import connected, read
+
+PAGE_ROWS: Final = 100
+PART_PAGES_MAX: Final = 1_000
+EVENT_PAGES_MAX: Final = 5_000
+BEAT: Final = "tidemark_beat"
+
+_PATHS: Final[Mapping[ObjectKind, str]] = {
+    ObjectKind.CUSTOMER: "/v1/customers",
+    ObjectKind.SUBSCRIPTION: "/v1/subscriptions",
+    ObjectKind.SCHEDULE: "/v1/subscription_schedules",
+    ObjectKind.INVOICE: "/v1/invoices",
+}
+# The nested list of an object, of which Stripe shows the first ten.
+_PARTS: Final[Mapping[ObjectKind, str]] = {ObjectKind.SUBSCRIPTION: "items", ObjectKind.INVOICE: "lines"}
+
+
+class StripeClientObjects:
+    """Reads Stripe's objects with one API key. For use in one event loop."""
+
+    def __init__(self, api_key: str, api_base: str | None = None, *, timeout_s: float = 20.0) -> None:
+        """`api_base` is the URL of a simulator; None means Stripe. Raises `InvalidInput` for a key without a mode."""
+        self._stripe, self._transport = connected(api_key, api_base, timeout_s)
+
+    async def fetch(self, name: ObjectName) -> dict[str, object] | None:
+        """See `StripeObjects`. Costs one call, and one more per 100 parts beyond the first ten."""
+        path = f"{_PATHS[name.kind]}/{quote(name.id, safe='')}"
+        try:
+            found = await self._get(path)
+        except InvalidInput as error:
+            if error.field == "resource_missing":
+                return None
+            raise
+        part = _PARTS.get(name.kind)
+        if part and not found.get("deleted"):
+            found[part] = {**found[part], "data": await self._whole(name, path, found[part]), "has_more": False}
+        return found
+
+    async def _whole(self, name: ObjectName, path: str, listed: Mapping[str, Any]) -> list[Any]:
+        """All rows of a nested list. If Stripe shows a part only, the whole list is read: the part's order is not
+        documented, so a list that begins after its last row might leave rows out."""
+        if not listed["has_more"]:
+            return list(listed["data"])
+        options: dict[str, object] = {}
+        if name.kind is ObjectKind.SUBSCRIPTION:
+            path, options = "/v1/subscription_items", {"subscription": name.id}
+        else:
+            path = f"{path}/lines"
+        return [row async for row in self._rows(path, options, PART_PAGES_MAX)]
+
+    async def events(self, since_s: int, until_s: int) -> list[dict[str, object]]:
+        """See `StripeObjects`. Costs a call per 100 events. Raises `OperatorNeeded` beyond `EVENT_PAGES_MAX` pages."""
+        span = {"created": {"gte": since_s, "lt": until_s}}
+        return [event async for event in self._rows("/v1/events", span, EVENT_PAGES_MAX)][::-1]
+
+    async def names(self, kind: ObjectKind, after: str = "") -> list[tuple[ObjectName, str]]:
+        """See `StripeObjects`. Costs one call."""
+        options: dict[str, object] = {"limit": PAGE_ROWS, **({"starting_after": after} if after else {})}
+        if kind is ObjectKind.SUBSCRIPTION:
+            options["status"] = "all"
+        page = await self._get(_PATHS[kind], options)
+        return [(ObjectName(kind, row["id"]), _customer(row)) for row in page["data"]]
+
+    async def touch(self, customer: str, beat: str) -> None:
+        """See `StripeObjects`. Costs one call."""
+        await read(lambda: self._stripe.v1.customers.update_async(customer, {"metadata": {BEAT: beat}}), bool)
+
+    async def close(self) -> None:
+        """Close all connections. Safe to call twice."""
+        await self._transport.close_async()
+
+    async def _rows(self, path: str, options: Mapping[str, object], pages_max: int) -> AsyncIterator[Any]:
+        """The rows of all pages of a list."""
+        options = {**options, "limit": PAGE_ROWS}
+        for _ in range(pages_max):
+            page = await self._get(path, options)
+            for row in page["data"]:
+                yield row
+            if not page["has_more"] or not page["data"]:
+                return
+            options = {**options, "starting_after": page["data"][-1]["id"]}
+        raise OperatorNeeded(f"Stripe's list {path} has more than {pages_max * PAGE_ROWS} rows: read a shorter span")
+
+    async def _get(self, path: str, options: Mapping[str, object] | None = None) -> dict[str, Any]:
+        # The library would turn some texts into numbers; the mirror keeps what Stripe said.
+        return await read(lambda: self._stripe.raw_request_async("get", path, **(options or {})), _json)
+
+
+def _json(response: Any) -> dict[str, Any]:
+    document = json.loads(response.body)
+    if not isinstance(document, dict):
+        raise Malformed("not a JSON object")
+    return document
+
+
+def _customer(row: Mapping[str, Any]) -> str:
+    customer = row["id"] if row.get("object") == "customer" else row.get("customer")
+    return customer if isinstance(customer, str) else ""

@@ -1,0 +1,139 @@
+"""Reading Stripe's objects for the side tables: stripe-python over HTTP with the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from schemas.billing_events import ObjectKind, ObjectName
+from schemas.errors import InvalidInput, Refused, Transient
+from sinks.stripe.objects import StripeClientObjects
+from stripe_simulator import Fault, FaultKind
+from tests.services.stripe import TEST_KEY, ServedSimulator
+from tests.services.stripe_sdk import Sdk
+
+KINDS = (ObjectKind.CUSTOMER, ObjectKind.SUBSCRIPTION, ObjectKind.SCHEDULE, ObjectKind.INVOICE)
+
+
+@pytest_asyncio.fixture
+async def objects(served_simulator: ServedSimulator) -> AsyncIterator[StripeClientObjects]:
+    """The client, on the simulator."""
+    client = StripeClientObjects(TEST_KEY, served_simulator.url, timeout_s=2)
+    yield client
+    await client.close()
+
+
+@pytest_asyncio.fixture
+async def sdk(served_simulator: ServedSimulator) -> AsyncIterator[Sdk]:
+    """A second client, which does what a customer and the dashboard do."""
+    sdk = Sdk(served_simulator.simulator, served_simulator.clock)
+    yield sdk
+    await sdk.close()
+
+
+async def customer_of(sdk: Sdk, **fields: Any) -> str:
+    """A customer with a card."""
+    customer = (await sdk("v1.customers.create", fields))["id"]
+    method = await sdk("v1.payment_methods.attach", "pm_card_visa", {"customer": customer})
+    await sdk("v1.customers.update", customer, {"invoice_settings": {"default_payment_method": method["id"]}})
+    return str(customer)
+
+
+async def price_of(sdk: Sdk, number: int = 0) -> str:
+    """A monthly price."""
+    params = {"currency": "usd", "product_data": {"name": f"Plan {number}"}, "unit_amount": 100 + number}
+    return str((await sdk("v1.prices.create", {**params, "recurring": {"interval": "month"}}))["id"])
+
+
+async def test_every_kind_is_fetched_as_stripe_says(objects: StripeClientObjects, sdk: Sdk) -> None:
+    """Texts and numbers stay what they are: the mirror must not depend on the library's types."""
+    customer = await customer_of(sdk, name="Zoë")
+    price = await price_of(sdk)
+    made = await sdk("v1.subscriptions.create", {"customer": customer, "items": [{"price": price, "quantity": 3}]})
+    schedule = await sdk("v1.subscription_schedules.create", {"from_subscription": made["id"]})
+
+    fetched = {
+        name.kind: await objects.fetch(name)
+        for name in (
+            ObjectName(ObjectKind.CUSTOMER, customer),
+            ObjectName(ObjectKind.SUBSCRIPTION, made["id"]),
+            ObjectName(ObjectKind.SCHEDULE, schedule["id"]),
+            ObjectName(ObjectKind.INVOICE, made["latest_invoice"]),
+        )
+    }
+
+    found = {kind: body or {} for kind, body in fetched.items()}
+    assert {kind: kind.value for kind in KINDS} == {kind: body["object"] for kind, body in found.items()}
+    assert "Zoë" == found[ObjectKind.CUSTOMER]["name"]
+    assert "100" == found[ObjectKind.SUBSCRIPTION]["items"]["data"][0]["price"]["unit_amount_decimal"]  # type: ignore[index]
+    for kind in KINDS:
+        ((name, owner),) = await objects.names(kind)
+        assert (ObjectName(kind, str(found[kind]["id"])), customer) == (name, owner)
+        assert [] == await objects.names(kind, name.id)
+
+
+async def test_all_pages_of_a_nested_list_are_read(objects: StripeClientObjects, sdk: Sdk) -> None:
+    """Stripe shows ten rows of a nested list; a mirror that stops there loses the eleventh item for ever."""
+    customer = await customer_of(sdk)
+    items = [{"price": await price_of(sdk, number), "quantity": 1} for number in range(14)]
+    made = await sdk("v1.subscriptions.create", {"customer": customer, "items": items})
+
+    subscription = await objects.fetch(ObjectName(ObjectKind.SUBSCRIPTION, made["id"]))
+    invoice = await objects.fetch(ObjectName(ObjectKind.INVOICE, made["latest_invoice"]))
+
+    assert subscription is not None
+    assert invoice is not None
+    for body, part in ((subscription, "items"), (invoice, "lines")):
+        listed: Any = body[part]
+        assert (14, False) == (len({row["id"] for row in listed["data"]}), listed["has_more"])
+
+
+async def test_what_is_gone_is_told_apart_from_no_answer(
+    objects: StripeClientObjects, sdk: Sdk, served_simulator: ServedSimulator
+) -> None:
+    """A deleted object has its mark, an unknown one is None, and a failure is neither."""
+    customer = await customer_of(sdk)
+    name = ObjectName(ObjectKind.CUSTOMER, customer)
+    await sdk("v1.customers.delete", customer)
+    assert {"deleted": True}.items() <= (await objects.fetch(name) or {}).items()
+    assert None is await objects.fetch(ObjectName(ObjectKind.INVOICE, "in_unknown"))
+    with pytest.raises(InvalidInput):
+        await objects.fetch(ObjectName(ObjectKind.CUSTOMER, "../charges?x=1"))
+    for fault, error in ((FaultKind.SERVER_ERROR, Transient), (FaultKind.UNAUTHORIZED, Refused)):
+        served_simulator.simulator.faults.add(Fault(fault, method="GET", path="/v1/customers"))
+        with pytest.raises(error):
+            await objects.fetch(name)
+
+
+async def test_all_pages_of_lists_are_read_and_events_come_oldest_first(
+    objects: StripeClientObjects, sdk: Sdk, served_simulator: ServedSimulator
+) -> None:
+    """The walker and the resync must see everything."""
+    began_s = served_simulator.clock.now_ms() // 1000
+    customers = [(await sdk("v1.customers.create", {}))["id"] for _ in range(230)]
+
+    events = await objects.events(began_s, began_s + 1)
+    names, after = [], ""
+    while page := await objects.names(ObjectKind.CUSTOMER, after):
+        names += [name.id for name, _ in page]
+        after = names[-1]
+
+    assert customers == [event["data"]["object"]["id"] for event in events]  # type: ignore[index]
+    assert customers == names[::-1]
+    assert [] == await objects.events(began_s + 1, began_s + 2)
+
+
+async def test_a_touched_customer_makes_an_event(
+    objects: StripeClientObjects, sdk: Sdk, served_simulator: ServedSimulator
+) -> None:
+    """The canary waits for it."""
+    customer = await customer_of(sdk)
+    await objects.touch(customer, "17")
+    now_s = served_simulator.clock.now_ms() // 1000
+    last = (await objects.events(now_s, now_s + 1))[-1]
+    assert ("customer.updated", "17") == (last["type"], last["data"]["object"]["metadata"]["tidemark_beat"])  # type: ignore[index]
+    with pytest.raises(InvalidInput):
+        await objects.touch("cus_unknown", "17")

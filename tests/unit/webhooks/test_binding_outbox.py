@@ -1,0 +1,161 @@
+"""The outbox of bindings: a crash, a second process and a person in between leave what the side tables planned."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from aggregators.partitioning import partition_of
+from pipeline.bindings import Plan, append_plan, planned, standing
+from pipeline.webhooks.binding_outbox import BindingOutbox
+from schemas.clock import DAY_MS
+from schemas.control import CloseRecord
+from schemas.errors import Transient
+from schemas.log import EVENTS_TOPIC
+from schemas.periods import AccountState, Billing, Binding
+from tests.worlds.billing import BillingWorld
+from tests.worlds.crashing import Crash, Crashing
+from tests.worlds.reconciler import START_MS
+
+ACME = "acme"
+FREE = Binding(effective_from_ms=0, billing=Billing.FREE)
+
+
+async def trial() -> BillingWorld:
+    """`acme` is linked to a customer whose trial ends in two weeks: free now, mapped from then on."""
+    world = BillingWorld(START_MS)
+    await world.open()
+    customer = world.stripe.customer()
+    await world.link(ACME, customer)
+    price = world.stripe.price(meter=world.stripe.meter())
+    world.stripe.subscribe(customer, price, trial_end=START_MS // 1000 + 14 * DAY_MS // 1000)
+    await world.deliver(world.stripe.happened())
+    await world.process()
+    return world
+
+
+@pytest_asyncio.fixture
+async def world() -> BillingWorld:
+    """The world of `trial`."""
+    return await trial()
+
+
+def outbox(world: BillingWorld, tables: Any = None, log: Any = None) -> BindingOutbox:
+    """The outbox of a new process."""
+    accounts = world.accounts._replace(log=log or world.log)
+    return BindingOutbox(tables or world.tables, accounts, world.store)
+
+
+async def settle(world: BillingWorld) -> AccountState:
+    """Drain until nothing is due; the account's state in the log."""
+    while await outbox(world).relay():
+        pass
+    assert await world.tables.due_bindings() == []
+    await world.fold_all()
+    return await world.store.accounts.account(0, ACME)
+
+
+def payers(state: AccountState) -> list[Billing]:
+    """Who pays, in order."""
+    return [payer.billing for payer in state.customers]
+
+
+async def appended(world: BillingWorld) -> int:
+    """The number of records in the usage log after its first two."""
+    return (await world.log.bounds(EVENTS_TOPIC, 0)).next - 2
+
+
+async def test_bindings_are_sent_once_in_their_order(world: BillingWorld) -> None:
+    assert await outbox(world).relay() == 2
+    assert await outbox(world).relay() == 0
+
+    state = await settle(world)
+    assert (payers(state), state.revision, await appended(world)) == ([Billing.FREE, Billing.MAPPED], 2, 2)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
+async def test_a_crash_at_any_call_leaves_what_was_planned(*, after: bool) -> None:
+    calls, crashed = 0, True
+    while crashed:
+        calls, world = calls + 1, await trial()
+        countdown = [calls]
+        tables, log = (Crashing(inner, countdown, after=after) for inner in (world.tables, world.log))
+        try:
+            await outbox(world, tables, log).relay()
+            crashed = False
+        except Crash:
+            pass
+        state = await settle(world)
+        assert (payers(state), state.repeated) == ([Billing.FREE, Billing.MAPPED], 0), calls
+        assert await appended(world) == 2, calls
+    assert calls > 10
+
+
+async def test_two_processes_at_once_leave_what_was_planned(world: BillingWorld) -> None:
+    """Both read the same standing, and one of them is told that its record changed nothing."""
+    results = await asyncio.gather(outbox(world).relay(), outbox(world).relay(), return_exceptions=True)
+
+    assert all(isinstance(result, int | Transient) for result in results)
+    state = await settle(world)
+    assert payers(state) == [Billing.FREE, Billing.MAPPED]
+
+
+class _Between:
+    """A log before whose next append a person's command appends a record."""
+
+    def __init__(self, world: BillingWorld, plan: Plan) -> None:
+        self._world = world
+        self._plan: Plan | None = plan
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world.log, name)
+
+    async def append(self, *arguments: Any, **options: Any) -> int:
+        """Append, after the command the first time."""
+        plan, self._plan = self._plan, None
+        if plan is not None:
+            await append_plan(self._world.accounts, plan)
+        return await self._world.log.append(*arguments, **options)
+
+
+@pytest.mark.parametrize("does", ["binds", "closes"])
+async def test_a_person_in_between_makes_the_outbox_read_the_standing_anew(world: BillingWorld, does: str) -> None:
+    known = await standing(world.accounts, world.store, ACME)
+    plan = planned(known, ACME, FREE)
+    if does == "closes":
+        record = CloseRecord(account=ACME, revision=1, instant_ms=START_MS - 40 * DAY_MS)
+        plan = plan._replace(record=record)
+
+    with pytest.raises(Transient, match="another command changed the account"):
+        await outbox(world, log=_Between(world, plan)).relay()
+
+    assert len(await world.tables.due_bindings()) == 2
+    state = await settle(world)
+    assert payers(state) == [Billing.FREE, Billing.MAPPED]
+
+
+async def test_what_the_account_has_is_skipped_whoever_bound_it(world: BillingWorld) -> None:
+    """The side tables were lost and made again: they plan what the log has."""
+    for due in await world.tables.due_bindings():
+        known = await standing(world.accounts, world.store, ACME)
+        await append_plan(world.accounts, planned(known, ACME, due.binding))
+
+    state = await settle(world)
+    assert (state.revision, await appended(world)) == (2, 2)
+
+
+async def test_a_failing_account_does_not_hold_up_other_partitions() -> None:
+    """The live view of one partition is lost and its log trimmed; the other partition's account is bound."""
+    world = BillingWorld(START_MS, partitions=2)
+    await world.open()
+    for account in ("acme", "globex"):
+        await world.link(account, world.stripe.customer())
+    world.log._partitions[EVENTS_TOPIC, partition_of("acme", 2)].records.pop(0)
+
+    with pytest.raises(Transient, match="rebuild redis"):
+        await outbox(world).relay()
+
+    assert [due.account for due in await world.tables.due_bindings()] == ["acme"]

@@ -1,0 +1,377 @@
+"""The processor of `billing.events`: what Stripe holds becomes the mirror, whatever the events say."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from aggregators.billing_events import resync_record
+from pipeline.logs.quarantine import Header
+from pipeline.webhooks.held import append_held
+from pipeline.webhooks.processor import FETCH_TRIES_MAX, FETCHES_AT_ONCE_MAX, STALE_MAX, BillingEventProcessor
+from schemas.billing_events import VIA_HEADER, ObjectKind, ObjectName, Via
+from schemas.errors import Fenced, OperatorNeeded, Refused, Transient
+from schemas.log import BILLING_EVENTS_TOPIC, REJECTED_TOPIC, Record
+from schemas.periods import Billing
+from schemas.side_tables import Outcome, Stale, Step
+from tests.worlds.billing import BillingWorld
+from tests.worlds.reconciler import START_MS
+
+ACME = "acme"
+
+
+class SignedUp:
+    """A world whose account `acme` is linked to a customer with a metered subscription; nothing is delivered yet."""
+
+    def __init__(self, world: BillingWorld, customer: str, subscription: str) -> None:
+        self.world = world
+        self.stripe = world.stripe
+        self.customer = customer
+        self.subscription = subscription
+
+    def row(self, rows: Mapping[str, Sequence[Mapping[str, Any]]], table: str = "subscriptions") -> Mapping[str, Any]:
+        """The only row of a mirror table."""
+        (row,) = rows[table]
+        return row
+
+
+@pytest_asyncio.fixture
+async def signed() -> SignedUp:
+    """See `SignedUp`."""
+    world = BillingWorld(START_MS)
+    await world.open()
+    customer = world.stripe.customer()
+    await world.link(ACME, customer)
+    return SignedUp(world, customer, world.stripe.subscribe(customer, world.stripe.price(meter=world.stripe.meter())))
+
+
+async def quarantined(world: BillingWorld) -> list[dict[str, str]]:
+    """The headers of the quarantine's entries."""
+    records = await world.records(0, REJECTED_TOPIC)
+    return [{name: value.decode() for name, value in record.headers} for record in records]
+
+
+async def test_a_sign_up_becomes_the_mirror_and_a_binding(signed: SignedUp) -> None:
+    await signed.world.deliver(signed.stripe.happened())
+    await signed.world.process()
+
+    assert await signed.world.mirrored() == signed.world.expected()
+    due = await signed.world.tables.due_bindings()
+    assert [(each.binding.billing, each.binding.stripe_customer) for each in due] == [
+        (Billing.FREE, ""),
+        (Billing.MAPPED, signed.customer),
+    ]
+
+
+async def test_an_object_is_fetched_once_for_all_events_of_a_read(signed: SignedUp) -> None:
+    """A sign-up makes a dozen events about three objects, and Stripe limits the number of reads."""
+    await signed.world.deliver(signed.stripe.happened())
+    await signed.world.process()
+
+    assert len(signed.stripe.fetched) == len(set(signed.stripe.fetched)) == 3
+
+
+async def test_the_payload_of_an_event_is_not_believed(signed: SignedUp) -> None:
+    """An update that comes after the deletion would revive the subscription."""
+    before = signed.stripe.happened()
+    signed.stripe.cancel(signed.subscription)
+    known = {event["id"] for event in before}
+    after = [event for event in signed.stripe.happened() if event["id"] not in known]
+    await signed.world.deliver([*after, *before])
+    await signed.world.process(records_max=1)
+
+    assert signed.row(await signed.world.tables.mirror())["status"] == "canceled"
+
+
+async def test_an_event_that_comes_again_is_not_fetched_again(signed: SignedUp) -> None:
+    events = signed.stripe.happened()
+    await signed.world.deliver(events)
+    await signed.world.process()
+    fetched, audit = len(signed.stripe.fetched), await signed.world.tables.audit(ACME)
+    await signed.world.deliver([*events, *events], Via.LIST)
+    processor = signed.world.processor()
+    await signed.world.process(processor)
+
+    assert len(signed.stripe.fetched) == fetched
+    assert await signed.world.tables.audit(ACME) == audit
+    assert processor.status().outcomes["repeated"] == 2 * len(events)
+    assert await signed.world.tables.position(0) == 3 * len(events)
+
+
+async def test_events_of_a_stranger_are_held_until_the_customer_is_linked(signed: SignedUp) -> None:
+    """The mirror does not wait: it has the customer's rows, so the link binds at once."""
+    stranger = signed.stripe.customer()
+    signed.stripe.subscribe(stranger, signed.stripe.price(meter=signed.stripe.meter("more")))
+    await signed.world.deliver(signed.stripe.happened())
+    await signed.world.process()
+    held = await signed.world.tables.held()
+    assert {event.customer for event in held} == {stranger}
+    assert await signed.world.mirrored() == signed.world.expected()
+
+    await signed.world.link("globex", stranger)
+    due = [due for due in await signed.world.tables.due_bindings() if due.account == "globex"]
+    assert [each.binding.stripe_customer for each in due] == [stranger]
+    assert await append_held(signed.world.log, signed.world.tables, stranger) == len(held)
+    await signed.world.process()
+    assert await signed.world.tables.held() == []
+    causes = [row.cause for row in await signed.world.tables.audit("globex")]
+    assert sorted(causes[1:]) == sorted(event.event_id for event in held)
+
+
+async def test_the_canary_waits_for_no_account(signed: SignedUp) -> None:
+    canary = signed.stripe.customer()
+    await signed.stripe.touch(canary, "1")
+    await signed.world.deliver(event for event in signed.stripe.happened() if canary in json.dumps(event))
+    processor = BillingEventProcessor(
+        signed.world.log, signed.world.tables, signed.stripe, signed.world.clock, canary_customer=canary
+    )
+    await signed.world.process(processor)
+
+    assert await signed.world.tables.held() == []
+    assert processor.status().outcomes[Outcome.IGNORED] > 0
+    assert signed.stripe.fetched == []
+
+
+async def test_an_object_that_is_gone_stays_as_deleted(signed: SignedUp) -> None:
+    await signed.world.deliver(signed.stripe.happened())
+    await signed.world.process()
+    signed.stripe.delete(signed.customer)
+    await signed.world.deliver(signed.stripe.happened()[-3:])
+    await signed.world.process()
+
+    customer = signed.row(await signed.world.tables.mirror(), "stripe_customers")
+    assert (customer["deleted"], customer["email"]) == (1, None)
+    assert await signed.world.mirrored() == signed.world.expected()
+    assert [due.binding.billing for due in await signed.world.tables.due_bindings()][-1] is Billing.FREE
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        pytest.param(b"\xff", "body: is not JSON", id="no JSON"),
+        pytest.param(b"[]", "body: is not a JSON object", id="no object"),
+        pytest.param(b'{"object": "event", "id": "evt_1"}', "type: ", id="no type"),
+        pytest.param(
+            b'{"object": "event", "id": "evt_\\u0000", "type": "t", "created": 1, "data": {"object": {}}}',
+            "zero character", id="a character that cannot be stored",
+        ),
+    ],
+)  # fmt: skip
+async def test_an_unreadable_record_stops_nothing(signed: SignedUp, value: bytes, said: str) -> None:
+    await signed.world.append("x", value)
+    await signed.world.deliver(signed.stripe.happened())
+    processor = signed.world.processor()
+    await signed.world.process(processor)
+
+    (entry,) = await quarantined(signed.world)
+    assert (entry[Header.REASON], entry[Header.TOPIC], entry[Header.OFFSET]) == (
+        "bad_stripe_event", BILLING_EVENTS_TOPIC, "0",
+    )  # fmt: skip
+    assert said in entry[Header.DETAIL]
+    assert processor.status().outcomes["quarantined"] == 1
+    assert await signed.world.mirrored() == signed.world.expected()
+
+
+async def test_a_header_of_another_writer_is_unreadable(signed: SignedUp) -> None:
+    value = resync_record("r", ObjectName(ObjectKind.CUSTOMER, signed.customer), signed.customer, 1)
+    await signed.world.log.append(BILLING_EVENTS_TOPIC, 0, value, headers=((VIA_HEADER, b"\xff"),))
+    await signed.world.process()
+
+    (entry,) = await quarantined(signed.world)
+    assert entry[Header.DETAIL] == "tidemark-via: is none of webhook, list, resync"
+
+
+class Objects:
+    """The account at Stripe, some of whose answers are replaced."""
+
+    def __init__(self, signed: SignedUp, *answers: object, kind: ObjectKind = ObjectKind.SUBSCRIPTION) -> None:
+        self._signed = signed
+        self._answers = list(answers)
+        self._kind = kind
+        self.running = self.most = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._signed.stripe, name)
+
+    async def fetch(self, name: ObjectName) -> dict[str, object] | None:
+        """The next answer, or the object."""
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await self._signed.world.clock.sleep(0)
+        self.running -= 1
+        answer = self._answers.pop(0) if name.kind is self._kind and self._answers else None
+        if isinstance(answer, Exception):
+            raise answer
+        body = await self._signed.stripe.fetch(name)
+        return {**body, **answer} if body and isinstance(answer, dict) else body
+
+
+async def test_an_object_that_cannot_be_read_poisons_only_its_events(signed: SignedUp) -> None:
+    await signed.world.deliver(signed.stripe.happened())
+    await signed.world.process(signed.world.processor(objects=Objects(signed, {"start_date": "soon"})))
+
+    details = {entry[Header.DETAIL] for entry in await quarantined(signed.world)}
+    assert details == {f"{signed.subscription} start_date: is not an integer of 64 bits"}
+    mirror = await signed.world.tables.mirror()
+    assert (len(mirror["stripe_customers"]), len(mirror["subscriptions"])) == (1, 0)
+
+    value = resync_record("r", ObjectName(ObjectKind.SUBSCRIPTION, signed.subscription), signed.customer, 1)
+    await signed.world.append(signed.customer, value, Via.RESYNC)
+    await signed.world.process()
+    assert signed.row(await signed.world.tables.mirror())["status"] == "active"
+
+
+async def test_an_answer_that_is_late_is_waited_for(signed: SignedUp) -> None:
+    await signed.world.deliver(signed.stripe.happened())
+    answers = [Transient("no answer", retry_after_s=3)] * (FETCH_TRIES_MAX - 1)
+    processor = signed.world.processor(objects=Objects(signed, *answers))
+    await signed.world.process(processor)
+
+    assert processor.status().fetches["unanswered"] == FETCH_TRIES_MAX - 1
+    assert await signed.world.mirrored() == signed.world.expected()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        pytest.param(Transient("no answer"), Transient, "no answer", id="no answer"),
+        pytest.param(Refused("401"), OperatorNeeded, "TIDEMARK_STRIPE_API_KEY", id="the key is refused"),
+    ],
+)
+async def test_without_an_answer_nothing_is_written(
+    signed: SignedUp, error: Exception, raised: type[Exception], said: str
+) -> None:
+    """The records are read again after the restart."""
+    await signed.world.deliver(signed.stripe.happened())
+    objects = Objects(signed, *[error] * FETCH_TRIES_MAX)
+    with pytest.raises(raised, match=said):
+        await signed.world.process(signed.world.processor(objects=objects))
+
+    assert await signed.world.tables.position(0) is None
+    await signed.world.process()
+    assert await signed.world.mirrored() == signed.world.expected()
+
+
+async def test_fetches_at_once_are_limited(signed: SignedUp) -> None:
+    for _ in range(FETCHES_AT_ONCE_MAX * 2):
+        signed.stripe.customer()
+    await signed.world.deliver(signed.stripe.happened())
+    objects = Objects(signed)
+    await signed.world.process(signed.world.processor(objects=objects))
+
+    assert objects.most == FETCHES_AT_ONCE_MAX
+
+
+class Racing:
+    """The side tables, to whose first commits another process comes first."""
+
+    def __init__(self, inner: Any, times: int) -> None:
+        self._inner = inner
+        self._times = times
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def commit(self, step: Step) -> Mapping[str, Outcome]:
+        """Fail, or commit."""
+        if self._times:
+            self._times -= 1
+            raise Stale("another process fetched an object")
+        outcomes: Mapping[str, Outcome] = await self._inner.commit(step)
+        return outcomes
+
+
+async def test_an_object_that_somebody_else_fetched_is_fetched_again(signed: SignedUp) -> None:
+    await signed.world.deliver(signed.stripe.happened())
+    await signed.world.process(signed.world.processor(tables=Racing(signed.world.tables, STALE_MAX - 1)))
+
+    assert len(signed.stripe.fetched) == 3 * STALE_MAX
+    assert await signed.world.mirrored() == signed.world.expected()
+
+
+async def test_a_race_without_an_end_is_a_failure(signed: SignedUp) -> None:
+    await signed.world.deliver(signed.stripe.happened())
+    with pytest.raises(Transient, match="objects changed during each of 10 commits"):
+        await signed.world.process(signed.world.processor(tables=Racing(signed.world.tables, STALE_MAX)))
+
+
+async def test_a_process_that_lost_its_partition_is_fenced(signed: SignedUp) -> None:
+    await signed.world.deliver(signed.stripe.happened())
+    old = signed.world.processor()
+    await old.start_offset(0)
+    await signed.world.process()
+    await signed.world.deliver(signed.stripe.happened()[:1])
+    records: list[Record] = await signed.world.records(0, BILLING_EVENTS_TOPIC)
+    with pytest.raises(Fenced):
+        await old.step(0, records)
+
+
+async def test_records_below_the_position_are_not_read_again(signed: SignedUp) -> None:
+    """After a rebalance some come again, in other groups."""
+    await signed.world.deliver(signed.stripe.happened())
+    processor = signed.world.processor()
+    await signed.world.process(processor)
+    records = await signed.world.records(0, BILLING_EVENTS_TOPIC)
+    await processor.step(0, records)
+
+    assert await signed.world.tables.position(0) == records[-1].next_offset
+    assert processor.status().outcomes["repeated"] == 0
+
+
+async def test_events_that_the_log_deleted_before_they_were_read_are_told(
+    signed: SignedUp, caplog: pytest.LogCaptureFixture
+) -> None:
+    events = signed.stripe.happened()
+    await signed.world.deliver(events[:2])
+    await signed.world.process()
+    await signed.world.deliver(events)
+    del signed.world.log._partitions[BILLING_EVENTS_TOPIC, 0].records[:5]
+    with caplog.at_level(logging.ERROR):
+        await signed.world.process()
+
+    assert "the events from 2 to 5 are gone and were not read: run `tidemark billing resync`" in caplog.text
+    assert await signed.world.tables.position(0) == 2 + len(events)
+
+
+async def test_a_log_that_ends_before_the_position_is_not_this_one(signed: SignedUp) -> None:
+    await signed.world.deliver(signed.stripe.happened())
+    await signed.world.process()
+    partition = signed.world.log._partitions[BILLING_EVENTS_TOPIC, 0]
+    partition.records.clear()
+    partition.next_offset = 1
+    with pytest.raises(OperatorNeeded, match="TIDEMARK_SQL_URL or TIDEMARK_LOG_URL"):
+        await signed.world.processor().start_offset(0)
+
+
+async def test_the_delay_is_that_of_the_last_event(signed: SignedUp) -> None:
+    await signed.world.deliver(signed.stripe.happened())
+    signed.world.clock.advance(90_000)
+    processor = signed.world.processor()
+    assert processor.status().delay_s is None
+    await signed.world.process(processor)
+
+    assert processor.status().delay_s == pytest.approx(90, abs=1)
+
+
+async def test_two_subscriptions_that_bill_one_meter_are_shown_once(signed: SignedUp) -> None:
+    """The older one is followed, and nothing else may stop because Stripe is in a state that it should not be in."""
+    item = (signed.stripe.read(ObjectName(ObjectKind.SUBSCRIPTION, signed.subscription)) or {})["items"]["data"][0]
+    signed.world.clock.advance(3_600_000)
+    second = signed.stripe.subscribe(signed.customer, item["price"]["id"])
+    await signed.world.deliver(signed.stripe.happened())
+    await signed.world.process(records_max=1)
+    signed.stripe.change(second, metadata={"a": "b"})
+    await signed.world.deliver(signed.stripe.happened()[-1:])
+    await signed.world.process()
+
+    (row,) = await signed.world.tables.overlaps()
+    assert (row.account, row.entity_id) == (ACME, f"{signed.subscription} {second}")
+    assert row.reason.endswith(f"{signed.subscription} is followed")
+    assert row in await signed.world.tables.audit(ACME)
+    bindings = [due.binding for due in await signed.world.tables.due_bindings()]
+    assert [binding.anchor_ms for binding in bindings if binding.billing is Billing.MAPPED] == [START_MS]

@@ -1,0 +1,163 @@
+"""The Stripe simulator without HTTP: its routes as calls, and the objects that the side tables read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from schemas.billing_events import ObjectKind, ObjectName
+from stripe_simulator import Simulator, SimulatorSettings
+from stripe_simulator.errors import ApiError
+from stripe_simulator.mode import Call
+from stripe_simulator.registry import ROUTES
+from tests.worlds.clock import ManualClock
+
+RUN: Final = {route.name: route.run for route in ROUTES}
+READ: Final = {
+    ObjectKind.CUSTOMER: "GET /v1/customers/{customer}",
+    ObjectKind.SUBSCRIPTION: "GET /v1/subscriptions/{subscription_exposed_id}",
+    ObjectKind.SCHEDULE: "GET /v1/subscription_schedules/{schedule}",
+    ObjectKind.INVOICE: "GET /v1/invoices/{invoice}",
+}
+LIST: Final[dict[ObjectKind, tuple[str, dict[str, Any]]]] = {
+    ObjectKind.CUSTOMER: ("GET /v1/customers", {}),
+    ObjectKind.SUBSCRIPTION: ("GET /v1/subscriptions", {"status": "all"}),
+    ObjectKind.SCHEDULE: ("GET /v1/subscription_schedules", {}),
+    ObjectKind.INVOICE: ("GET /v1/invoices", {}),
+}
+
+
+class StripeAccount:
+    """One account in test mode, whose clock is the test's. Implements `StripeObjects` except `touch`."""
+
+    def __init__(self, clock: ManualClock, seed: int = 0) -> None:
+        self.clock = clock
+        self.simulator = Simulator(clock, SimulatorSettings(seed=seed))
+        self.fetched: list[ObjectName] = []
+
+    def call(self, route: str, params: dict[str, Any] | None = None, *ids: str) -> dict[str, Any]:
+        """Execute a route with converted parameters, after the jobs that are due."""
+        self.simulator.catch_up()
+        mode = self.simulator.test
+        with mode.journal.transaction():
+            return RUN[route](mode, Call("/", params or {}, ids))
+
+    def pages(self, route: str, params: dict[str, Any], *ids: str) -> Iterator[dict[str, Any]]:
+        """The rows of all pages of a list."""
+        after: dict[str, Any] = {}
+        while True:
+            page = self.call(route, {**params, **after, "limit": 100}, *ids)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            after = {"starting_after": page["data"][-1]["id"]}
+
+    def read(self, name: ObjectName) -> dict[str, Any] | None:
+        """The object with all rows of its nested list."""
+        try:
+            body = self.call(READ[name.kind], {}, name.id)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return None
+        if name.kind is ObjectKind.SUBSCRIPTION:
+            rows = list(self.pages("GET /v1/subscription_items", {"subscription": name.id}))
+            return {**body, "items": {**body["items"], "data": rows, "has_more": False}}
+        if name.kind is ObjectKind.INVOICE:
+            rows = list(self.pages("GET /v1/invoices/{invoice}/lines", {}, name.id))
+            return {**body, "lines": {**body["lines"], "data": rows, "has_more": False}}
+        return body
+
+    def listing(self) -> list[ObjectName]:
+        """All objects that Stripe lists."""
+        return [
+            ObjectName(kind, body["id"]) for kind, (route, params) in LIST.items() for body in self.pages(route, params)
+        ]
+
+    def happened(self) -> list[dict[str, Any]]:
+        """All events that Stripe keeps, oldest first."""
+        return list(self.pages("GET /v1/events", {}))[::-1]
+
+    async def fetch(self, name: ObjectName) -> dict[str, object] | None:
+        """The object, as the driver reads it."""
+        self.fetched.append(name)
+        return self.read(name)
+
+    async def events(self, since_s: int, until_s: int) -> list[dict[str, object]]:
+        """The events created in `[since_s, until_s)`."""
+        return [event for event in self.happened() if since_s <= event["created"] < until_s]
+
+    async def names(self, kind: ObjectKind, after: str = "") -> list[tuple[ObjectName, str]]:
+        """All objects of a kind as one page."""
+        if after:
+            return []
+        named = [name for name in self.listing() if name.kind is kind]
+        bodies = [(name, self.read(name) or {}) for name in named]
+        return [(name, str(body.get("customer") or name.id)) for name, body in bodies]
+
+    async def touch(self, customer: str, beat: str) -> None:
+        """Make an event."""
+        self.call("POST /v1/customers/{customer}", {"metadata": {"tidemark_beat": beat}}, customer)
+
+    async def close(self) -> None:
+        """Keep the state, as Stripe does."""
+
+    # Words for histories.
+
+    def meter(self, name: str = "calls") -> str:
+        """A new meter."""
+        params = {"display_name": name, "event_name": name, "default_aggregation": {"formula": "sum"}}
+        return str(self.call("POST /v1/billing/meters", params)["id"])
+
+    def price(self, *, meter: str = "", amount: int = 1000, interval: str = "month", count: int = 1) -> str:
+        """A price of a new product; metered with a meter."""
+        recurring: dict[str, Any] = {"interval": interval, "interval_count": count}
+        if meter:
+            recurring |= {"usage_type": "metered", "meter": meter}
+        params = {"currency": "usd", "unit_amount": amount, "product_data": {"name": "x"}, "recurring": recurring}
+        return str(self.call("POST /v1/prices", params)["id"])
+
+    def customer(self, card: str = "pm_card_visa") -> str:
+        """A new customer, with a card if one is named."""
+        customer = str(self.call("POST /v1/customers", {"email": "a@example.com"})["id"])
+        if card:
+            method = self.call("POST /v1/payment_methods/{payment_method}/attach", {"customer": customer}, card)
+            settings = {"invoice_settings": {"default_payment_method": method["id"]}}
+            self.call("POST /v1/customers/{customer}", settings, customer)
+        return customer
+
+    def subscribe(self, customer: str, *prices: str, **params: Any) -> str:
+        """A new subscription to prices."""
+        body = {"customer": customer, "items": [{"price": price} for price in prices], **params}
+        return str(self.call("POST /v1/subscriptions", body)["id"])
+
+    def change(self, subscription: str, **params: Any) -> None:
+        """Update a subscription."""
+        self.call("POST /v1/subscriptions/{subscription_exposed_id}", params, subscription)
+
+    def pause(self, subscription: str) -> None:
+        """Pause a subscription now."""
+        self.call("POST /v1/subscriptions/{subscription}/pause", {}, subscription)
+
+    def resume(self, subscription: str) -> None:
+        """Resume a paused subscription now."""
+        self.call("POST /v1/subscriptions/{subscription}/resume", {}, subscription)
+
+    def cancel(self, subscription: str) -> None:
+        """Cancel a subscription now."""
+        self.call("DELETE /v1/subscriptions/{subscription_exposed_id}", {}, subscription)
+
+    def schedule(self, subscription: str, *prices: str, **params: Any) -> str:
+        """Change to other prices at the end of the current period."""
+        schedule = self.call("POST /v1/subscription_schedules", {"from_subscription": subscription})
+        (now,) = schedule["phases"]
+        first = {name: now[name] for name in ("start_date", "end_date")}
+        first["items"] = [{name: item[name] for name in ("price", "quantity") if name in item} for item in now["items"]]
+        phases = [first, {"items": [{"price": price} for price in prices]}]
+        path = "POST /v1/subscription_schedules/{schedule}"
+        self.call(path, {"phases": phases, **params}, schedule["id"])
+        return str(schedule["id"])
+
+    def delete(self, customer: str) -> None:
+        """Delete a customer."""
+        self.call("DELETE /v1/customers/{customer}", {}, customer)
