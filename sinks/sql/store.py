@@ -66,6 +66,8 @@ class PostgresSideTables(SqlSideTables):
             pool_size=connections_max,
             max_overflow=0,
             pool_timeout=timeout_s,
+            # An error goes to the log; the values of a statement have people's addresses.
+            hide_parameters=True,
             connect_args={
                 "connect_timeout": max(1, round(min(timeout_s, CONNECT_TIMEOUT_S))),
                 "options": " ".join(f"-c {limit}={timeout_ms}" for limit in limits),
