@@ -70,8 +70,10 @@ class BindingOutbox:
         bindings = [one.binding for one in due]
         known = await standing(self._accounts, self._view, account)
         for binding in bindings[present(known, account, bindings) :]:
-            await append_plan(self._accounts, planned(known, account, binding))
-            known = await standing(self._accounts, self._view, account)
+            plan = planned(known, account, binding)
+            await append_plan(self._accounts, plan)
+            # The next append reads back from the same offset, so a record of somebody else is noticed.
+            known = known._replace(state=known.after(plan.record))
         await self._tables.sent(due, self._accounts.clock.now_ms())
         for one in due:
             self._seen_ms.pop((one.account, one.number), None)
